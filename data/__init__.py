@@ -1,0 +1,1 @@
+"""Small self-made data sets and the script that makes them; see DATASHEET.md here."""

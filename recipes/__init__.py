@@ -1,0 +1,1 @@
+"""Recipes: runnable scripts; see README.md here."""

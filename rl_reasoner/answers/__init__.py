@@ -1,0 +1,1 @@
+"""Is this maths answer right? Public: `verify`, `verify_many`."""

@@ -1,0 +1,30 @@
+"""Errors that are the user's to mend, and the hints in them.
+
+A `UserError` is shown as one panel without a traceback and ends a verb with exit code 2; every
+other exception is a fault of the work itself (exit code 1). Knows nothing of the other modules.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class UserError(Exception):
+    """A mistake in what the user gave: one or several messages, each naming place and mend."""
+
+    def __init__(self, *messages: str) -> None:
+        super().__init__("\n".join(messages))
+        self.messages: Sequence[str] = messages
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the known name nearest to `name`, or an empty string."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a `name` that is none of `known`: says what there is and what is near."""
+    names = sorted(known)
+    return UserError(
+        f"unknown {kind} {name!r}.{did_you_mean(name, names)} There are: {', '.join(names)}."
+    )

@@ -1,0 +1,234 @@
+"""Rewards: what a score is, how a reward is written, found by name, and called.
+
+A reward looks at one completion and says how good it is. Three outcomes are kept apart: a score,
+an abstention (`Score(None)`: this row cannot be judged, it leaves its group's mean), and a `Fault`
+(the reward itself failed; never mixed up with a low score). The decorator `@reward` turns a
+function of one completion into a batch reward that stock trl accepts as it is; any trl reward
+function is accepted here as it is. Knows nothing of models.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Self
+
+from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.paths import room
+
+Message = Mapping[str, Any]
+Completion = str | Sequence[Message]
+ENTRY_POINTS = "rl_reasoner.rewards"
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The verdict of a reward on one completion.
+
+    `value` None means abstention: the row cannot be judged. `reason` says in words why; `parts`
+    are named sub-scores for the ledger.
+    """
+
+    value: float | None
+    reason: str = ""
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A reward that failed on one row (exception or wrong type): kept apart from every score."""
+
+    message: str
+
+
+def text_of(completion: Completion) -> str:
+    """The plain text of a completion or prompt: itself, or a chat's message contents joined."""
+    if isinstance(completion, str):
+        return completion
+    return "\n".join(str(message.get("content") or "") for message in completion)
+
+
+def as_score(value: object, name: str) -> Score:
+    """`value` as a `Score`; raises TypeError naming the reward when it is no number or Score."""
+    if isinstance(value, Score):
+        return value
+    if value is None:
+        return Score(None, "the reward returned None")
+    if isinstance(value, (int, float)):
+        return Score(float(value))
+    if not isinstance(value, (str, bytes)) and hasattr(value, "__float__"):
+        return Score(float(value))  # numpy and torch scalars
+    raise TypeError(
+        f"reward {name!r} returned {type(value).__name__} ({value!r:.80}); "
+        "expected a float, a Score, or None to abstain"
+    )
+
+
+class Reward:
+    """A function of one completion, callable on batches in trl's form.
+
+    Made by `@reward`. Parameters of the function without a default are columns of the data set,
+    those with a default are options (`with_options`). Called with one completion
+    (`f("text", answer="4")`) it returns the `Score`; called in trl's form
+    (`f(completions=[...], answer=[...])`) it returns `list[float | None]`.
+    """
+
+    def __init__(self, fn: Callable[..., object], options: Mapping[str, Any] | None = None) -> None:
+        parameters = list(inspect.signature(fn).parameters.values())
+        if not parameters or parameters[0].name != "completion":
+            raise TypeError(f"reward {fn.__name__!r}: its first parameter must be `completion`")
+        self.fn = fn
+        self.name = self.__name__ = fn.__name__
+        self.__doc__ = fn.__doc__
+        self.__module__ = fn.__module__
+        self.columns = tuple(p.name for p in parameters[1:] if p.default is p.empty)
+        self.defaults = {p.name: p.default for p in parameters[1:] if p.default is not p.empty}
+        self.options = dict(options or {})
+        for option in self.options:
+            if option not in self.defaults:
+                raise unknown(f"option of reward {self.name}", option, self.defaults)
+
+    def with_options(self, **options: Any) -> Self:
+        """The same reward with some options set; an unknown option is a `UserError`."""
+        return type(self)(self.fn, {**self.options, **options})
+
+    def score(self, completion: Completion, **columns: Any) -> Score:
+        """The score of one completion; exceptions of the function pass through."""
+        return as_score(self.fn(text_of(completion), **columns, **self.options), self.name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if "completions" not in kwargs:
+            bound = inspect.signature(self.fn).bind(*args, **{**self.options, **kwargs})
+            return as_score(self.fn(*bound.args, **bound.kwargs), self.name)
+        completions = kwargs["completions"]
+        return [
+            self.score(completion, **self.row(kwargs, index)).value
+            for index, completion in enumerate(completions)
+        ]
+
+    def row(self, columns: Mapping[str, Any], index: int) -> dict[str, Any]:
+        """This reward's columns of row `index` out of a trl batch (`prompt` is in `prompts`)."""
+        values = {}
+        for name in self.columns:
+            source = "prompts" if name == "prompt" and "prompt" not in columns else name
+            if source not in columns:
+                raise KeyError(
+                    f"reward {self.name!r} needs the column {name!r}; "
+                    f"the data has {', '.join(sorted(columns))}"
+                )
+            value = columns[source][index]
+            values[name] = text_of(value) if name == "prompt" else value
+        return values
+
+    def __repr__(self) -> str:
+        return f"<reward {self.name}>"
+
+
+def reward(fn: Callable[..., object]) -> Reward:
+    """Turn a function of one completion into a `Reward` (see there)."""
+    return Reward(fn)
+
+
+def score_batch(
+    fn: Callable[..., Any], completions: Sequence[Completion], columns: Mapping[str, Sequence[Any]]
+) -> list[Score | Fault]:
+    """Score completions with a `Reward` or any trl reward function, row faults kept apart.
+
+    `columns` holds one value a row, with trl's `prompts` for the prompts. A `Reward` faults row by
+    row; a batch function that raises or returns the wrong number of values faults on all rows.
+    """
+    name = getattr(fn, "__name__", type(fn).__name__)
+    if isinstance(fn, Reward):
+        return [_one(fn, completion, columns, i) for i, completion in enumerate(completions)]
+    try:
+        values = fn(completions=completions, **columns)
+        if len(values) != len(completions):
+            raise ValueError(f"it returned {len(values)} values for {len(completions)} completions")
+        return [as_score(value, name) for value in values]
+    except Exception as error:
+        return [Fault(_described(name, error))] * len(completions)
+
+
+def _one(
+    fn: Reward, completion: Completion, columns: Mapping[str, Any], index: int
+) -> Score | Fault:
+    try:
+        return fn.score(completion, **fn.row(columns, index))
+    except Exception as error:
+        return Fault(_described(fn.name, error))
+
+
+def _described(name: str, error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    at = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"reward {name!r}: {type(error).__name__}: {error}{at}"
+
+
+# ---------------------------------------------------------------------------------- loading
+
+
+def shipped_rewards() -> list[str]:
+    """Names of the rewards that come with the package, in alphabetical order."""
+    return sorted(path.stem for path in room("rewards").glob("[a-z]*.py"))
+
+
+def load_reward(reference: str, options: Mapping[str, Any] | None = None) -> Callable[..., Any]:
+    """The reward that `reference` names, with `options` set.
+
+    Forms: the name of a shipped reward or of an entry point of the group `rl_reasoner.rewards`;
+    "package.module:function"; "path/file.py:function". Raises `UserError` where nothing is found,
+    the file has an error, or options are given to a function that takes none.
+    """
+    module, _, attribute = reference.rpartition(":")
+    if module:
+        found = _attribute(_module(module, reference), attribute, reference)
+    elif reference in shipped_rewards():
+        found = _attribute(_module(f"rl_reasoner.rewards.{reference}", reference), reference, "")
+    else:
+        points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+        if reference not in points:
+            if reference.endswith(".py"):
+                raise UserError(f"reward {reference!r} names no function: write {reference}:NAME")
+            raise unknown("reward", reference, [*shipped_rewards(), *points])
+        found = points[reference].load()
+    if not callable(found):
+        raise UserError(f"reward {reference!r} is {type(found).__name__}, not a function")
+    if not options:
+        return found
+    if not isinstance(found, Reward):
+        raise UserError(f"reward {reference!r} takes no options: only @reward functions do")
+    return found.with_options(**options)
+
+
+def _module(name: str, reference: str) -> ModuleType:
+    try:
+        if not name.endswith(".py"):
+            return importlib.import_module(name)
+        path = Path(name).expanduser().resolve()
+        if not path.is_file():
+            raise UserError(f"reward {reference!r}: there is no file {path}")
+        spec = importlib.util.spec_from_file_location(f"rl_reasoner_reward_{path.stem}", path)
+        if spec is None or spec.loader is None:
+            raise UserError(f"reward {reference!r}: {path} is no Python file")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        place = f"{error.filename}:{error.lineno}"
+        raise UserError(f"reward {reference!r}: syntax error at {place}: {error.msg}") from error
+    except (ImportError, ValueError) as error:
+        raise UserError(f"reward {reference!r}: cannot import {name}: {error}") from error
+    return module
+
+
+def _attribute(module: ModuleType, name: str, reference: str) -> Any:
+    if hasattr(module, name):
+        return getattr(module, name)
+    known = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
+    raise unknown(f"function of {reference.rpartition(':')[0]}", name, known)
