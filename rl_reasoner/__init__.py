@@ -1,35 +1,31 @@
 """rl-reasoner: reinforcement-learning fine-tuning for reasoning, in the GRPO style.
 
-The public face. Everything is imported on first use, so that `import rl_reasoner` is quick and
-needs neither torch nor transformers; the modules below own the parts, in the order of a run.
+The public face. What needs torch is imported on first use, so that `import rl_reasoner` is quick;
+`reward` and `evaluate` are imported at once, because a module of the same name would otherwise
+take the function's place in this namespace.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from rl_reasoner.evaluate import EvalResult, compare, evaluate
+from rl_reasoner.reward import Score, reward
 from rl_reasoner.version import __version__
 
 if TYPE_CHECKING:
     from rl_reasoner.answers import verify, verify_many
-    from rl_reasoner.evaluate import EvalResult, compare, evaluate
     from rl_reasoner.policy import Policy, open_policy
     from rl_reasoner.recipe import Recipe
-    from rl_reasoner.reward import Score, reward
     from rl_reasoner.stages import Run, train
     from rl_reasoner.trainer import GRPOConfig, GRPOTrainer
 
 _HOMES = {
-    "EvalResult": "evaluate",
     "GRPOConfig": "trainer",
     "GRPOTrainer": "trainer",
     "Policy": "policy",
     "Recipe": "recipe",
     "Run": "stages",
-    "Score": "reward",
-    "compare": "evaluate",
-    "evaluate": "evaluate",
     "open_policy": "policy",
-    "reward": "reward",
     "train": "stages",
     "verify": "answers",
     "verify_many": "answers",
