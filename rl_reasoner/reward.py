@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.paths import room
@@ -200,7 +200,7 @@ def load_reward(reference: str, options: Mapping[str, Any] | None = None) -> Cal
     if not callable(found):
         raise UserError(f"reward {reference!r} is {type(found).__name__}, not a function")
     if not options:
-        return found
+        return cast(Callable[..., Any], found)
     if not isinstance(found, Reward):
         raise UserError(f"reward {reference!r} takes no options: only @reward functions do")
     return found.with_options(**options)

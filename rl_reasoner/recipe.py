@@ -1,0 +1,302 @@
+"""The `Recipe`: what one run does, as a frozen pydantic schema, and its errors.
+
+YAML files and Python scripts are the same schema; flags override it by dotted path. A recipe
+knows nothing of torch: it is read, checked and shown before anything heavy is imported.
+`recipe_source.load_recipe` reads it and gives every mistake at once, each with its place.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
+
+
+TEMPLATES = ("auto", "plain", "chat", "boxed", "r1")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Lora(_Part):
+    """A low-rank adapter (peft) instead of training all weights."""
+
+    rank: int = Field(default=16, ge=1, description="rank r of the update")
+    alpha: int = Field(default=32, ge=1, description="scale: the update is multiplied by alpha / rank")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout before the update")
+    targets: str | tuple[str, ...] = Field(
+        default="all-linear", description="module names, or peft's 'all-linear'"
+    )
+
+
+class PolicySpec(_Part):
+    """Which policy is trained."""
+
+    source: str = Field(
+       default= description="scratch:moe-tiny, scratch:dense-tiny, a folder, a .gguf file or a hub id"
+    )
+    lora: Lora | None = Field(default=None, description="train a low-rank adapter only")
+
+
+class TaskData(_Part):
+    """Rows drawn from one of the built-in task generators (`rl_reasoner.tasks`)."""
+
+    task: str = Field(description="name of a generator, see `rl-reasoner list tasks`")
+    split: Literal["train", "validation", "test", "ood"] = "train"
+    count: int = Field(default=2000, ge=1, description="how many distinct problems")
+    seed: int = Field(default=0, description="seed of the draw")
+    levels: tuple[int, int] | None = Field(
+        default=None, description="smallest and largest level (problem size), both included"
+    )
+    direct: float = Field(
+        default=0.0, ge=0, le=1, description="sft: share of rows that answer without a chain of thought"
+    )
+    noise: float = Field(
+        default=0.0, ge=0, le=1, description="sft: share of chain steps whose result is random"
+    )
+
+
+class FileData(_Part):
+    """Rows from a JSONL, CSV or Parquet file, a shipped set, or a hub data set."""
+
+    path: str = Field(description="a file, the name of a set, or a hub id")
+    config: str | None = Field(default=None, description="hub data sets: configuration name")
+    split: str = Field(default="train", description="hub data sets: split")
+    columns: Mapping[str, str] = Field(
+       default= default_factory=dict,
+        description="our column (problem, answer, completion …) -> the column of the file",
+    )
+    limit: int | None = Field(default=None, ge=1, description="take only the first rows")
+    on_bad_row: Literal["skip", "stop"] = Field(
+        default="stop", description="what to do about rows that the lint finds bad"
+    )
+
+
+def _data_kind(value: Any) -> str:
+    keys = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
+    return "task" if "task" in keys else "file"
+
+
+Data = Annotated[
+    Annotated[TaskData, Tag("task")] | Annotated[FileData, Tag("file")],
+    Discriminator(_data_kind),
+    BeforeValidator(lambda value: {"path": value} if isinstance(value, str) else value),
+]
+
+
+class RewardSpec(_Part):
+    """One reward of the sum that GRPO maximises."""
+
+    weight: float = Field(default=1.0, description="factor in the total reward")
+    options: Mapping[str, Any] = Field(
+       default= default_factory=dict, description="options of the reward function"
+    )
+
+
+class Optim(_Part):
+    """AdamW and its learning-rate schedule."""
+
+    lr: float = Field(default=1e-6, gt=0, description="peak learning rate")
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: int = Field(default=0, ge=0, description="steps of linear warm-up")
+    final: float = Field(
+        default=0.0, ge=0, lt=1, description="linear schedule: learning rate at the end, as a share of lr"
+    )
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's betas")
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are clipped to this norm")
+
+
+class Group(_Part):
+    """Batch of one GRPO step: `prompts` prompts with `size` completions each."""
+
+    size: int = Field(default=8, ge=2, description="completions a prompt (G in the GRPO paper)")
+    prompts: int = Field(default=16, ge=1, description="prompts a step")
+    micro_batch: int | None = Field(
+        default=None, ge=1, description="completions in one forward pass (default: all of the step)"
+    )
+
+
+class Sampling(_Part):
+    """How completions are sampled in training."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0, description="0 = no limit")
+    max_tokens: int = Field(default=256, ge=1, description="longest completion, in tokens")
+
+
+class Loss(_Part):
+    """The GRPO loss; names as in trl."""
+
+    type: str = Field(default="dapo", description="trl's loss_type: dapo, grpo, bnpo, dr_grpo …")
+    beta: float = Field(default=0.0, ge=0, description="KL coefficient; 0 = no reference policy")
+    epsilon: float = Field(default=0.2, gt=0, description="lower clip range of the ratio")
+    epsilon_high: float | None = Field(default=None, gt=0, description="upper clip range (clip-higher)")
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    iterations: int = Field(default=1, ge=1, description="optimisation passes over one batch")
+
+
+class _Stage(_Part):
+    name: str = Field(default="", description="name of the stage and of its folder (default: its kind)")
+    steps: int = Field(default=100, ge=1, description="optimiser steps")
+    optim: Optim = Optim()
+    router_aux: float | None = Field(
+        default=None, ge=0, description="MoE load-balancing coefficient (default: the model's own)"
+    )
+    save_every: int = Field(default=100, ge=1, description="steps between checkpoints")
+    trainer: Mapping[str, Any] = Field(
+       default= default_factory=dict, description="further arguments of trl's config class, by name"
+    )
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if not self.name:
+            object.__setattr__(self, "name", self.kind)  # type: ignore[attr-defined]
+        return self
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, name: str) -> str:
+        if not name.replace("-", "").replace("_", "").isalnum() and name:
+            raise ValueError("use letters, digits, - and _ only: it becomes a folder's name")
+        return name
+
+
+class SftStage(_Stage):
+    """Supervised fine-tuning on completions (trl's SFTTrainer)."""
+
+    kind: Literal["sft"] = "sft"
+    data: Data | None = Field(default=None, description="rows with completions (default: the recipe's)")
+    batch: int = Field(default=64, ge=1, description="rows a step")
+    micro_batch: int | None = Field(default=None, ge=1, description="rows in one forward pass")
+    optim: Optim = Optim(lr=1e-5)
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.micro_batch and self.batch % self.micro_batch:
+            raise ValueError(f"batch {self.batch} is not a multiple of micro_batch")
+        return self
+
+
+class GrpoStage(_Stage):
+    """Group-relative policy optimization (DeepSeekMath, arXiv 2402.03300) on the rewards."""
+
+    kind: Literal["grpo"] = "grpo"
+    data: Data | None = Field(default=None, description="prompts (default: the recipe's)")
+    group: Group = Group()
+    sampling: Sampling = Sampling()
+    loss: Loss = Loss()
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        batch, micro = self.group.size * self.group.prompts, self.group.micro_batch
+        if micro and batch % micro:
+            raise ValueError(
+                f"group.size {self.group.size} x group.prompts {self.group.prompts} = {batch} "
+                f"completions a step, which is not a multiple of group.micro_batch {micro}"
+            )
+        return self
+
+
+Stage = Annotated[SftStage | GrpoStage, Field(discriminator="kind")]
+
+
+class Evals(_Part):
+    """Evaluations: before the first GRPO stage, after the last stage, and while training."""
+
+    sets: tuple[str, ...] = Field(default=(), description="sets evaluated before and after")
+    samples: int = Field(default=0, ge=0, description="also sample this many completions a problem")
+    temperature: float = Field(default=1.0, gt=0, description="temperature of the sampled completions")
+    forced: bool = Field(
+        default=False, description="also with the chain of thought forced, and with it left out"
+    )
+    limit: int | None = Field(default=None, ge=1, description="at most so many problems of each set")
+    max_tokens: int = Field(default=256, ge=1, description="longest completion, in tokens")
+    validation: str | None = Field(default=None, description="set evaluated greedily while GRPO trains")
+    every: int = Field(default=10, ge=1, description="steps between evaluations on `validation`")
+
+
+class RunSpec(_Part):
+    """Where and how the run happens."""
+
+    seed: int = 0
+    folder: str = Field(default="runs", description="run folders are made in here")
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+def _rewards(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        name: {"weight": spec} if isinstance(spec, (int, float)) else spec
+        for name, spec in value.items()
+    }
+
+
+class Recipe(_Part):
+    """One run: a policy, its data and rewards, and the stages it goes through.
+
+    Raises pydantic's `ValidationError` with all mistakes; `load_recipe` turns it into a
+    `UserError` whose messages name file and line.
+    """
+
+    name: str = Field(default="run", description="name of the run, part of its folder's name")
+    policy: Annotated[
+        PolicySpec,
+        BeforeValidator(lambda v: {"source": v} if isinstance(v, str) else v),
+    ] = Field(description="the policy that is trained")
+    data: Data | None = Field(
+        default=None, description="the rows that stages without data of their own use"
+    )
+    template: str = Field(
+        default="auto",
+        description="prompt template: auto, plain, chat, boxed, r1, or a text with {problem}",
+    )
+    rewards: Annotated[Mapping[str, RewardSpec], BeforeValidator(_rewards)] = Field(
+       default= default_factory=dict, description="reward -> weight, or {weight, options}"
+    )
+    stages: tuple[Stage, ...] = Field(description="what is done, in order")
+    evals: Evals = Evals()
+    run: RunSpec = RunSpec()
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if not self.stages:
+            raise ValueError("stages is empty: a recipe needs at least one stage")
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two stages have the same name: {', '.join(names)}")
+        for stage in self.stages:
+            if stage.data is None and self.data is None:
+                raise ValueError(f"stage {stage.name!r} has no data: give data to it or the recipe")
+            if stage.kind == "grpo" and not self.rewards:
+                raise ValueError(f"stage {stage.name!r} is a grpo stage: the recipe needs rewards")
+        if self.template not in TEMPLATES and "{problem}" not in self.template:
+            raise ValueError(
+                f"template {self.template!r} is none of {', '.join(TEMPLATES)} "
+                "and has no {problem} in it"
+            )
+        return self
+
+    def data_of(self, stage: SftStage | GrpoStage) -> TaskData | FileData:
+        """The rows that `stage` uses: its own, else the recipe's."""
+        data = stage.data or self.data
+        assert data is not None  # checked by the validator
+        return data
+
+    def to_yaml(self) -> str:
+        """The resolved recipe as YAML: every field, with its value."""
+        import yaml
+
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

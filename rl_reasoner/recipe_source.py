@@ -1,0 +1,346 @@
+"""Where recipes come from: Python scripts, YAML files and flags, and where in them a mistake lies.
+
+A recipe script has a function `recipe() -> Recipe`; a YAML file holds the same fields. Flags are
+dotted paths into the recipe (`--group.size 16`). A path is looked up in the recipe first, then by
+stage name (`--chains.steps 50`), then in the last stage that has such a field. Everything ends in
+one validation, whose mistakes are all reported at once with file and line, or the flag.
+"""
+
+import ast
+import runpy
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from rl_reasoner.errors import UserError, did_you_mean, unknown
+from rl_reasoner.paths import room
+from rl_reasoner.recipe import FileData, GrpoStage, Recipe, SftStage, TaskData
+
+Path_ = tuple[str | int, ...]
+Places = Mapping[Path_, str]
+_KINDS: dict[str, type[BaseModel]] = {
+    "task": TaskData,
+    "file": FileData,
+    "sft": SftStage,
+    "grpo": GrpoStage,
+}
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with the package, in alphabetical order."""
+    return sorted(p.stem for p in room("recipes").glob("[a-z]*.py"))
+
+
+def find_recipe(reference: str) -> Path:
+    """The file of a recipe given as a path, or as the name of a shipped one (with `.yaml` or not).
+
+    Raises `UserError` when there is none.
+    """
+    path = Path(reference).expanduser()
+    if path.is_file():
+        return path
+    for name in (reference, f"{reference}.py"):
+        shipped = room("recipes") / name
+        if Path(name).name == name and shipped.is_file():
+            return shipped
+    if path.suffix in (".py", ".yaml", ".yml") or len(path.parts) > 1:
+        near = did_you_mean(path.stem, shipped_recipes())
+        raise UserError(f"there is no recipe file {reference}.{near}")
+    raise unknown("recipe", reference, shipped_recipes())
+
+
+def load_recipe(reference: str, flags: Sequence[str] = ()) -> Recipe:
+    """The recipe that `reference` names, with `flags` applied.
+
+    Raises `UserError` with every mistake: its place, what was expected, the nearest spelling.
+    """
+    path = find_recipe(reference)
+    if path.suffix == ".py":
+        return apply_flags(run_script(path), flags)
+    data, places = read_yaml(path)
+    return apply_flags(validated(data, places, str(path)), flags)
+
+
+def run_script(path: Path) -> Recipe:
+    """The recipe made by the function `recipe()` of the script `path`."""
+    sys.path.insert(0, str(path.parent))
+    try:
+        names = runpy.run_path(str(path), run_name="rl_reasoner_recipe")
+    except SyntaxError as error:
+        raise UserError(f"{path}:{error.lineno}: syntax error: {error.msg}") from error
+    except (ImportError, NameError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(path.parent))
+    if not callable(names.get("recipe")):
+        raise UserError(f"{path} has no function `recipe()` that returns a Recipe")
+    return call_script(names["recipe"], path)
+
+
+def call_script(function: Callable[[], Recipe], path: Path) -> Recipe:
+    """Call a script's `recipe()`; a mistake in its `Recipe(...)` is given with file and line."""
+    try:
+        found = function()
+    except ValidationError as error:
+        text = path.read_text(encoding="utf-8")
+        raise _explained(error, python_places(text, str(path)), str(path)) from None
+    if not isinstance(found, Recipe):
+        raise UserError(f"{path}: recipe() returned {type(found).__name__}, not a Recipe")
+    return found
+
+
+def validated(data: Any, places: Places, source: str) -> Recipe:
+    """`data` as a Recipe; mistakes are a `UserError` with their places."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise _explained(error, places, source) from None
+
+
+# ------------------------------------------------------------------------------------ places
+
+
+def read_yaml(path: Path) -> tuple[Any, Places]:
+    """The content of a YAML file and the `file:line` of every key in it."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text file (UTF-8): {error.reason}") from error
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UserError(f"{path}:{line}: not valid YAML: {error.problem}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: a recipe is a mapping of fields, this is {type(data).__name__}")
+    return data, dict(_yaml_places(node, (), str(path)))
+
+
+def _yaml_places(node: yaml.Node | None, at: Path_, source: str) -> Iterator[tuple[Path_, str]]:
+    if node is None:  # an empty file
+        return
+    yield at, f"{source}:{node.start_mark.line + 1}"
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if key.value in seen:
+                line = key.start_mark.line + 1
+                raise UserError(f"{source}:{line}: the field {key.value!r} is there twice")
+            seen.add(key.value)
+            yield from _yaml_places(value, (*at, key.value), source)
+            yield (*at, key.value), f"{source}:{key.start_mark.line + 1}"
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield from _yaml_places(item, (*at, index), source)
+
+
+def python_places(text: str, source: str) -> Places:
+    """The `file:line` of every field written in the `Recipe(...)` call of a script."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Recipe":
+            return dict(_python_places(node, (), source))
+    return {}
+
+
+def _python_places(node: ast.expr, at: Path_, source: str) -> Iterator[tuple[Path_, str]]:
+    yield at, f"{source}:{node.lineno}"
+    if isinstance(node, ast.Call):
+        for keyword in node.keywords:
+            if keyword.arg:
+                yield from _python_places(keyword.value, (*at, keyword.arg), source)
+                yield (*at, keyword.arg), f"{source}:{keyword.lineno}"
+    elif isinstance(node, ast.Dict):
+        for key, value in zip(node.keys, node.values, strict=True):
+            if isinstance(key, ast.Constant):
+                yield from _python_places(value, (*at, key.value), source)  # type: ignore[arg-type]
+    elif isinstance(node, (ast.List, ast.Tuple)):
+        for index, item in enumerate(node.elts):
+            yield from _python_places(item, (*at, index), source)
+
+
+# ------------------------------------------------------------------------------------ errors
+
+
+def _explained(error: ValidationError, places: Places, source: str) -> UserError:
+    return UserError(*(_message(item, places, source) for item in error.errors()))
+
+
+def _message(item: Any, places: Places, source: str) -> str:
+    path, model = _located(item["loc"])
+    place = next((places[path[:n]] for n in range(len(path), -1, -1) if path[:n] in places), source)
+    dotted = ".".join(map(str, path)) or "recipe"
+    if item["type"] == "extra_forbidden":
+        known = list(model.model_fields) if model else []
+        return f"{place}: {dotted}: unknown field.{did_you_mean(str(path[-1]), known)}"
+    if item["type"] == "missing":
+        return f"{place}: {dotted}: this field is required"
+    given = item.get("input")
+    text = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "union_tag_invalid":
+        text += "." + did_you_mean(str(item["ctx"]["tag"]), _KINDS)
+    shown = f" (given: {given!r:.60})" if isinstance(given, (str, int, float, bool)) else ""
+    return f"{place}: {dotted}: {text[:1].lower()}{text[1:]}{shown}"
+
+
+def _located(loc: Sequence[str | int]) -> tuple[Path_, type[BaseModel] | None]:
+    """pydantic's location without the union tags in it, and the model that holds its last name."""
+    path: list[str | int] = []
+    model: type[BaseModel] | None = Recipe
+    holder: type[BaseModel] | None = Recipe
+    in_union = False
+    for part in loc:
+        if in_union and part in _KINDS:
+            model = holder = _KINDS[str(part)]
+            in_union = False
+            continue
+        path.append(part)
+        in_union = part == "data" or (path[0] == "stages" and len(path) == 2)
+        holder = model
+        if model is not None and isinstance(part, str):
+            field = model.model_fields.get(part)
+            inner = _model_in(field.annotation) if field else None
+            model = inner if field else model
+    return tuple(path), holder
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((m for arg in get_args(annotation) if (m := _model_in(arg))), None)
+
+
+# ------------------------------------------------------------------------------------- flags
+
+
+def apply_flags(recipe: Recipe, flags: Sequence[str]) -> Recipe:
+    """`recipe` with dotted-path flags applied (`["--group.size", "16", "--name=x"]`).
+
+    Raises `UserError` with every mistake in the flags at once.
+    """
+    if not flags:
+        return recipe
+    data = recipe.model_dump(mode="json")
+    places: dict[Path_, str] = {}
+    problems: list[str] = []
+    for flag, text in _pairs(flags):
+        try:
+            path = _set(data, flag, text)
+        except UserError as error:
+            problems += error.messages
+            continue
+        places[path] = f"--{flag} {text}"
+    if problems:
+        raise UserError(*problems)
+    return validated(data, places, "flags")
+
+
+def _pairs(flags: Sequence[str]) -> Iterator[tuple[str, str]]:
+    rest = list(flags)
+    while rest:
+        flag = rest.pop(0)
+        if not flag.startswith("--"):
+            raise UserError(f"expected a flag that starts with --, got {flag!r}")
+        name, equals, text = flag[2:].partition("=")
+        if not equals:
+            text = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
+        yield name.replace("-", "_") if "." not in name else name, text
+
+
+def _set(data: dict[str, Any], flag: str, text: str) -> Path_:
+    path = _resolve(data, flag)
+    holder: Any = data
+    for part in path[:-1]:
+        if holder[part] is None:
+            holder[part] = {}
+        holder = holder[part]
+    value = yaml.safe_load(text) if text else ""
+    last = path[-1]
+    current = holder.get(last) if isinstance(holder, dict) else holder[int(last)]
+    if isinstance(current, list) and isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    if isinstance(current, dict) and "source" in current and isinstance(value, str):
+        holder, last = current, "source"  # --policy NAME keeps the adapter's settings
+    if {last} & {"task", "path"} and not {last} & set(holder):
+        holder.clear()  # --data.path in place of a generator, and the other way round
+    holder[last] = value
+    return path
+
+
+def _resolve(data: dict[str, Any], flag: str) -> Path_:
+    """The path into the dumped recipe that `flag` means (see the module's docstring)."""
+    parts = flag.split(".")
+    stages = data["stages"]
+    names = {stage["name"]: index for index, stage in enumerate(stages)}
+    if parts[0] == "stages" and len(parts) > 2:
+        index = names.get(parts[1], int(parts[1]) if parts[1].isdigit() else -1)
+        parts = ["stages", str(index), *parts[2:]] if 0 <= index < len(stages) else parts
+    candidates: list[list[str]] = [parts] if data.get(parts[0]) is not None else []
+    if parts[0] in names and len(parts) > 1:
+        candidates.append(["stages", str(names[parts[0]]), *parts[1:]])
+    last = [i for i in reversed(range(len(stages))) if parts[0] in stages[i]]
+    # a stage's own data stand before the recipe's, when the recipe has none
+    given = [i for i in last if stages[i][parts[0]] is not None] or last
+    candidates += [["stages", str(given[0]), *parts]] if given else []
+    candidates += [parts] if parts[0] in Recipe.model_fields else []
+    for candidate in candidates:
+        if _known(candidate):
+            return tuple(int(p) if p.isdigit() and i == 1 else p for i, p in enumerate(candidate))
+    raise UserError(f"--{flag}: the recipe has no such field.{did_you_mean(flag, _paths(data))}")
+
+
+def _known(parts: Sequence[str]) -> bool:
+    models: list[type[BaseModel]] = [Recipe]
+    for index, part in enumerate(parts):
+        if parts[0] == "stages" and index == 1:
+            models = [SftStage, GrpoStage]
+            continue
+        fields = [m.model_fields[part] for m in models if part in m.model_fields]
+        if not fields:
+            return False
+        annotation = fields[0].annotation
+        if part in ("trainer", "options", "columns"):
+            return len(parts) == index + 2
+        if part == "rewards":
+            return len(parts) == index + 2 or parts[index + 2] in ("weight", "options")
+        inner = _model_in(annotation)
+        models = [TaskData, FileData] if part == "data" else [inner] if inner else []
+    return True
+
+
+def _paths(data: Mapping[str, Any], at: str = "") -> list[str]:
+    """Every flag that the dumped recipe takes, stages by their names."""
+    found = []
+    for key, value in data.items():
+        if key == "stages" and not at:
+            for stage in value:
+                found += _paths(stage, f"{stage['name']}.") + _paths(stage)
+        else:
+            found.append(f"{at}{key}")
+            found += _paths(value, f"{at}{key}.") if isinstance(value, dict) else []
+    return found
+
+
+def flag_table(recipe: Recipe) -> list[tuple[str, str, str]]:
+    """Every flag of a recipe: (flag, value now, what it means), for `train RECIPE --help`."""
+    rows = []
+    for prefix, part in [("", recipe), *((f"{s.name}.", s) for s in recipe.stages)]:
+        rows += list(_flag_rows(part, prefix))
+    return rows
+
+
+def _flag_rows(part: BaseModel, prefix: str) -> Iterator[tuple[str, str, str]]:
+    for name, field in type(part).model_fields.items():
+        value = getattr(part, name)
+        if isinstance(value, BaseModel):
+            yield from _flag_rows(value, f"{prefix}{name}.")
+        elif name not in ("stages", "kind"):
+            shown = (
+                {k: getattr(v, "weight", v) for k, v in value.items()}
+                if isinstance(value, Mapping)
+                else value
+            )
+            yield f"--{prefix}{name}", str(shown), field.description or ""
