@@ -19,7 +19,6 @@ from pydantic import (
     model_validator,
 )
 
-
 TEMPLATES = ("auto", "plain", "chat", "boxed", "r1")
 
 
@@ -31,7 +30,7 @@ class Lora(_Part):
     """A low-rank adapter (peft) instead of training all weights."""
 
     rank: int = Field(default=16, ge=1, description="rank r of the update")
-    alpha: int = Field(default=32, ge=1, description="scale: the update is multiplied by alpha / rank")
+    alpha: int = Field(default=32, ge=1, description="the update is scaled by alpha / rank")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout before the update")
     targets: str | tuple[str, ...] = Field(
         default="all-linear", description="module names, or peft's 'all-linear'"
@@ -42,7 +41,7 @@ class PolicySpec(_Part):
     """Which policy is trained."""
 
     source: str = Field(
-       default= description="scratch:moe-tiny, scratch:dense-tiny, a folder, a .gguf file or a hub id"
+        description="scratch:moe-tiny, scratch:dense-tiny, folder, .gguf file, hub id"
     )
     lora: Lora | None = Field(default=None, description="train a low-rank adapter only")
 
@@ -58,7 +57,7 @@ class TaskData(_Part):
         default=None, description="smallest and largest level (problem size), both included"
     )
     direct: float = Field(
-        default=0.0, ge=0, le=1, description="sft: share of rows that answer without a chain of thought"
+        default=0.0, ge=0, le=1, description="sft: share of rows without a chain of thought"
     )
     noise: float = Field(
         default=0.0, ge=0, le=1, description="sft: share of chain steps whose result is random"
@@ -72,7 +71,7 @@ class FileData(_Part):
     config: str | None = Field(default=None, description="hub data sets: configuration name")
     split: str = Field(default="train", description="hub data sets: split")
     columns: Mapping[str, str] = Field(
-       default= default_factory=dict,
+        default_factory=dict,
         description="our column (problem, answer, completion …) -> the column of the file",
     )
     limit: int | None = Field(default=None, ge=1, description="take only the first rows")
@@ -98,7 +97,7 @@ class RewardSpec(_Part):
 
     weight: float = Field(default=1.0, description="factor in the total reward")
     options: Mapping[str, Any] = Field(
-       default= default_factory=dict, description="options of the reward function"
+        default_factory=dict, description="options of the reward function"
     )
 
 
@@ -109,11 +108,11 @@ class Optim(_Part):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup: int = Field(default=0, ge=0, description="steps of linear warm-up")
     final: float = Field(
-        default=0.0, ge=0, lt=1, description="linear schedule: learning rate at the end, as a share of lr"
+        default=0.0, ge=0, lt=1, description="linear schedule: share of lr at the end"
     )
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's betas")
     weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are clipped to this norm")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="gradient norm is clipped to this")
 
 
 class Group(_Part):
@@ -141,13 +140,13 @@ class Loss(_Part):
     type: str = Field(default="dapo", description="trl's loss_type: dapo, grpo, bnpo, dr_grpo …")
     beta: float = Field(default=0.0, ge=0, description="KL coefficient; 0 = no reference policy")
     epsilon: float = Field(default=0.2, gt=0, description="lower clip range of the ratio")
-    epsilon_high: float | None = Field(default=None, gt=0, description="upper clip range (clip-higher)")
+    epsilon_high: float | None = Field(default=None, gt=0, description="upper clip range")
     scale_rewards: Literal["group", "batch", "none"] = "group"
     iterations: int = Field(default=1, ge=1, description="optimisation passes over one batch")
 
 
 class _Stage(_Part):
-    name: str = Field(default="", description="name of the stage and of its folder (default: its kind)")
+    name: str = Field(default="", description="its name and folder (default: its kind)")
     steps: int = Field(default=100, ge=1, description="optimiser steps")
     optim: Optim = Optim()
     router_aux: float | None = Field(
@@ -155,7 +154,7 @@ class _Stage(_Part):
     )
     save_every: int = Field(default=100, ge=1, description="steps between checkpoints")
     trainer: Mapping[str, Any] = Field(
-       default= default_factory=dict, description="further arguments of trl's config class, by name"
+        default_factory=dict, description="further arguments of trl's config class, by name"
     )
 
     @model_validator(mode="after")
@@ -176,7 +175,7 @@ class SftStage(_Stage):
     """Supervised fine-tuning on completions (trl's SFTTrainer)."""
 
     kind: Literal["sft"] = "sft"
-    data: Data | None = Field(default=None, description="rows with completions (default: the recipe's)")
+    data: Data | None = Field(default=None, description="rows with completions")
     batch: int = Field(default=64, ge=1, description="rows a step")
     micro_batch: int | None = Field(default=None, ge=1, description="rows in one forward pass")
     optim: Optim = Optim(lr=1e-5)
@@ -215,14 +214,14 @@ class Evals(_Part):
     """Evaluations: before the first GRPO stage, after the last stage, and while training."""
 
     sets: tuple[str, ...] = Field(default=(), description="sets evaluated before and after")
-    samples: int = Field(default=0, ge=0, description="also sample this many completions a problem")
-    temperature: float = Field(default=1.0, gt=0, description="temperature of the sampled completions")
+    samples: int = Field(default=0, ge=0, description="also sample so many completions")
+    temperature: float = Field(default=1.0, gt=0, description="temperature of those samples")
     forced: bool = Field(
         default=False, description="also with the chain of thought forced, and with it left out"
     )
-    limit: int | None = Field(default=None, ge=1, description="at most so many problems of each set")
+    limit: int | None = Field(default=None, ge=1, description="at most so many problems a set")
     max_tokens: int = Field(default=256, ge=1, description="longest completion, in tokens")
-    validation: str | None = Field(default=None, description="set evaluated greedily while GRPO trains")
+    validation: str | None = Field(default=None, description="set evaluated while GRPO trains")
     every: int = Field(default=10, ge=1, description="steps between evaluations on `validation`")
 
 
@@ -264,7 +263,7 @@ class Recipe(_Part):
         description="prompt template: auto, plain, chat, boxed, r1, or a text with {problem}",
     )
     rewards: Annotated[Mapping[str, RewardSpec], BeforeValidator(_rewards)] = Field(
-       default= default_factory=dict, description="reward -> weight, or {weight, options}"
+        default_factory=dict, description="reward -> weight, or {weight, options}"
     )
     stages: tuple[Stage, ...] = Field(description="what is done, in order")
     evals: Evals = Evals()
