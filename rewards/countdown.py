@@ -1,0 +1,101 @@
+"""Countdown: any expression that reaches the target out of the given numbers is right.
+
+An example of a reward for a task with many right answers: it checks the answer instead of comparing
+it with one. The answer is read by a small parser, bounded in length and depth, in exact fractions;
+nothing a model writes is ever evaluated as code.
+"""
+
+import re
+from collections import Counter
+from fractions import Fraction
+
+from rl_reasoner.reward import Score, reward
+
+MAX_CHARS = 200
+MAX_DEPTH = 30
+_ANSWER = re.compile(r"<answer>([^<]*)</answer>|\\boxed\{([^{}]*)\}")
+_NUMBER = re.compile(r"[0-9]+")
+_TOKEN = re.compile(r"[0-9]+|\S")
+
+
+@reward
+def countdown(completion: str, numbers: list[int], target: int) -> Score:
+    """1.0 when the answer, an expression with + - * / of `numbers`, has the value `target`.
+
+    Each number may be used as often as it is given, at most. The answer is the content of the last
+    `<answer>...</answer>` or `\\boxed{...}`, or else the last line with text.
+    """
+    marked = _ANSWER.findall(completion)
+    lines = completion.strip().splitlines()
+    text = ("".join(marked[-1]) if marked else lines[-1] if lines else "").strip()
+    if len(text) > MAX_CHARS:
+        return Score(0.0, f"the answer has {len(text)} characters, at most {MAX_CHARS} are read")
+    try:
+        value, used = _Expression(text).read()
+    except ValueError as error:
+        return Score(0.0, f"{text!r} is no expression: {error}")
+    given = Counter(int(number) for number in numbers)
+    for number, times in Counter(used).items():
+        if times > given[number]:
+            return Score(0.0, f"{text} uses {number} {times}x, it is given {given[number]}x")
+    if value != target:
+        return Score(0.0, f"{text} is {value}, the target is {target}")
+    return Score(1.0, f"{text} is the target {target}")
+
+
+class _Expression:
+    """Recursive descent: a sum of products of numbers and of sums in parentheses."""
+
+    def __init__(self, text: str) -> None:
+        self.tokens: list[str] = [*_TOKEN.findall(text), ""]  # the empty token is the end
+        self.at = 0
+        self.depth = 0
+        self.used: list[int] = []
+
+    def read(self) -> tuple[Fraction, list[int]]:
+        """The value and the numbers used; raises ValueError where the text is no expression."""
+        value = self.sum()
+        if token := self.tokens[self.at]:
+            raise ValueError(f"it goes on with {token!r}")
+        return value, self.used
+
+    def take(self, allowed: str) -> str:
+        """The next token, passed over, if it is one of the characters `allowed`, or else ''."""
+        token = self.tokens[self.at]
+        if not token or token not in allowed:
+            return ""
+        self.at += 1
+        return token
+
+    def sum(self) -> Fraction:
+        value = self.product()
+        while operator := self.take("+-"):
+            term = self.product()
+            value += term if operator == "+" else -term
+        return value
+
+    def product(self) -> Fraction:
+        value = self.factor()
+        while operator := self.take("*/"):
+            factor = self.factor()
+            if operator == "/" and not factor:
+                raise ValueError("it divides by zero")
+            value = value * factor if operator == "*" else value / factor
+        return value
+
+    def factor(self) -> Fraction:
+        if self.take("("):
+            self.depth += 1
+            if self.depth > MAX_DEPTH:
+                raise ValueError(f"more than {MAX_DEPTH} parentheses are open")
+            value = self.sum()
+            if not self.take(")"):
+                raise ValueError("a parenthesis is not closed")
+            self.depth -= 1
+            return value
+        token = self.tokens[self.at]
+        if not _NUMBER.fullmatch(token):
+            raise ValueError(f"where a number should be there is {token or 'nothing'!r}")
+        self.at += 1
+        self.used.append(int(token))
+        return Fraction(self.used[-1])
