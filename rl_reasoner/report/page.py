@@ -1,0 +1,395 @@
+"""The report page from a `Run`: overview, what the gain is, results, how to get them again.
+
+The stages' own sections are in `stages`. No scripts; the page's content security policy forbids
+them, and every request.
+"""
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rl_reasoner.report import charts
+from rl_reasoner.report.charts import Bar
+from rl_reasoner.report.gain import Figures, explain, mode_name, moved, split_mode
+from rl_reasoner.report.html import (
+    Child,
+    Element,
+    document,
+    duration,
+    h,
+    percent,
+    plain,
+    short,
+    signed,
+    span,
+    table,
+)
+from rl_reasoner.report.read import Evaluation, Run, SetResult, number
+from rl_reasoner.report.stages import figure, stage_section
+from rl_reasoner.report.style import STYLE
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+_MODES = ("", "chain-forced", "direct-forced", "sampled")
+_PROBLEMS_SHOWN = 3
+
+
+def page(run: Run) -> str:
+    """The whole page as HTML text; the same run gives the same text."""
+    sections = [
+        _overview(run),
+        _gain(run),
+        _results(run),
+        *[stage_section(stage) for stage in run.stages],
+        _same_problem(run),
+        _reproduce(run),
+    ]
+    root = h(
+        "html",
+        h(
+            "head",
+            h("meta", charset="utf-8"),
+            h("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+            h("meta", name="viewport", content="width=device-width, initial-scale=1"),
+            h("meta", name="color-scheme", content="light dark"),
+            h("link", rel="icon", href="data:,"),
+            h("title", f"{run.name} – run report"),
+            h("style", STYLE),
+        ),
+        h("body", h("main", sections), h("footer", "Made by rl-reasoner from this run's folder.")),
+        lang="en",
+    )
+    charts.number_ids(root)
+    return document(root)
+
+
+def _eval(run: Run, name: str) -> Evaluation | None:
+    return next((e for e in run.evals if e.name == name), None)
+
+
+def _ends(run: Run) -> tuple[Mapping[str, SetResult], Mapping[str, SetResult]]:
+    """The figures before and after, empty where there are none."""
+    before, after = _eval(run, "before"), _eval(run, "after")
+    return before.sets if before else {}, after.sets if after else {}
+
+
+def _main_set(run: Run) -> str | None:
+    """The first set evaluated as it is (no mode), of those after training when there are any."""
+    before, after = _ends(run)
+    return next((name for name in (*after, *before) if not split_mode(name)[1]), None)
+
+
+# --- overview
+
+
+def _overview(run: Run) -> Element:
+    facts = [(name, value) for name, value in _facts(run) if value]
+    return h(
+        "header",
+        h("p", "Run report", class_="eyebrow"),
+        h("h1", run.name),
+        h("p", _policy_line(run), class_="lead"),
+        h(
+            "div",
+            _headline(run),
+            h("dl", [h("div", h("dt", name), h("dd", value)) for name, value in facts])
+            if facts
+            else None,
+            class_="hero",
+        ),
+        h("p", f"Could not be read in full: {', '.join(run.unreadable)}.", class_="warning")
+        if run.unreadable
+        else None,
+    )
+
+
+def _policy_line(run: Run) -> str:
+    facts = run.lock.get("policy")
+    facts = facts if isinstance(facts, dict) else {}
+    parts = [_policy_name(run)]
+    total, active = number(facts.get("parameters")), number(facts.get("active_parameters"))
+    if total is not None:
+        parts.append(f"{short(total)} parameters")
+    if active is not None and active != total:
+        parts.append(f"{short(active)} active per token")
+    return " · ".join(part for part in parts if part)
+
+
+def _policy_name(run: Run) -> str:
+    source = run.recipe.get("policy")
+    if isinstance(source, dict):
+        source = source.get("source")
+    return str(source or next((e.policy for e in run.evals), ""))
+
+
+def _facts(run: Run) -> Iterator[tuple[str, str]]:
+    yield "Device", _inline(run.lock.get("device"))
+    yield "Seed", _inline(run.lock.get("seed"))
+    seconds = sum(stage.seconds() for stage in run.stages)
+    yield "Training time", duration(seconds) if seconds else ""
+    steps = [f"{s.metrics[-1]['step']:,} {s.name}" for s in run.stages if s.metrics]
+    yield "Steps", ", ".join(steps)
+    rollouts = [stage.rollouts for stage in run.stages if stage.rollouts]
+    if rollouts:
+        yield "Completions", f"{sum(r.completions for r in rollouts):,}"
+        for title, outcome in (("Abstentions", "abstain"), ("Reward faults", "fault")):
+            count = sum(c[outcome] for r in rollouts for c in r.outcomes.values())
+            yield title, f"{count:,}"
+
+
+def _headline(run: Run) -> Element | None:
+    name = _main_set(run)
+    if name is None:
+        return None
+    before, after = (sets.get(name) for sets in _ends(run))
+    shown = [(label, r) for label, r in (("before", before), ("after", after)) if r is not None]
+    numbers: list[Child] = []
+    for label, result in shown:
+        if numbers:
+            numbers.append(h("span", "→", class_="arrow", aria_label="to"))
+        numbers.append(
+            h(
+                "span",
+                h("span", percent(result.accuracy), class_="big"),
+                h("span", f"{label} · {span(result.interval)}".rstrip(" ·"), class_="under"),
+                class_=f"value {label}",
+            )
+        )
+    greedy = "greedy " if shown[-1][1].temperature == 0 else ""
+    return h(
+        "div",
+        h("p", f"{name} · {greedy}accuracy", class_="label"),
+        h("p", *numbers, class_="numbers"),
+        h("p", _chip(before, after), " ", _size(shown[-1][1]), class_="under"),
+        class_="headline",
+    )
+
+
+def _size(result: SetResult) -> str:
+    problems = "" if result.problems is None else f"{result.problems:,} problems, "
+    kind = "Wilson 95% intervals" if result.samples == 1 else "95% intervals"
+    return problems + kind if result.interval else problems.rstrip(", ")
+
+
+def _chip(before: SetResult | None, after: SetResult | None) -> Element | None:
+    """Whether the two intervals meet, in two words."""
+    if before is None or after is None:
+        return None
+    match moved(before, after):
+        case "rose":
+            return h("span", "intervals apart", class_="chip good")
+        case "fell":
+            return h("span", "intervals apart", class_="chip bad")
+        case "unknown":
+            return None
+        case _:
+            return h("span", "intervals overlap", class_="chip")
+
+
+# --- what the gain is
+
+
+def _gain(run: Run) -> Element | None:
+    before, after = _ends(run)
+    blocks = []
+    for base in dict.fromkeys(split_mode(name)[0] for name in after):
+        first, last = _by_mode(before, base), _by_mode(after, base)
+        if len(first.keys() & last.keys()) >= 2 and "" in first and "" in last:
+            blocks.append(_gain_of_set(base, first, last, _cause(run)))
+    if not blocks:
+        return None
+    note = (
+        "Intervals that overlap do not prove that nothing changed: a paired test on the same "
+        "problems sees more (rl-reasoner compare)."
+    )
+    return h(
+        "section",
+        h("h2", "What the gain is"),
+        *blocks,
+        h("p", note, class_="note"),
+        id="gain",
+    )
+
+
+def _cause(run: Run) -> str:
+    """What lies between the two evaluations: a run evaluates before its first GRPO stage."""
+    stages = run.recipe.get("stages")
+    kinds = (
+        [s.get("kind") for s in stages if isinstance(s, dict)] if isinstance(stages, list) else []
+    )
+    between = kinds[kinds.index("grpo") :] if "grpo" in kinds else []
+    return "GRPO" if set(between) == {"grpo"} else "Training"
+
+
+def _by_mode(sets: Mapping[str, SetResult], base: str) -> Figures:
+    found = {split_mode(n)[1]: result for n, result in sets.items() if split_mode(n)[0] == base}
+    order = [m for m in _MODES if m in found] + [m for m in found if m not in _MODES]
+    return {mode: found[mode] for mode in order}
+
+
+def _gain_of_set(base: str, before: Figures, after: Figures, by: str) -> Element:
+    rows: list[list[Child]] = []
+    for mode in [m for m in before if m in after]:
+        a, b = before[mode], after[mode]
+        points = signed(100 * (b.accuracy - a.accuracy))
+        rows.append([mode_name(mode, b), _with_interval(a), _with_interval(b), points, _chip(a, b)])
+    first, last = before[""], after[""]
+    if first.thinking is not None and last.thinking is not None:
+        shares = [percent(first.thinking), percent(last.thinking)]
+        rise = signed(100 * (last.thinking - first.thinking))
+        rows.append(["Share of thinking", *shares, rise, None])
+    if first.mean_length is not None and last.mean_length is not None:
+        lengths = [f"{first.mean_length:.1f}", f"{last.mean_length:.1f}"]
+        more = signed(last.mean_length - first.mean_length)
+        rows.append(["Mean length, tokens", *lengths, more, None])
+    headline, *sentences = explain(before, after, by=by)
+    return h(
+        "div",
+        h("h3", base),
+        h("div", h("p", h("strong", headline)), [h("p", s) for s in sentences], class_="callout"),
+        table(["", "Before", "After", "Change", ""], rows),
+    )
+
+
+def _with_interval(result: SetResult | None) -> list[Element | str | None]:
+    if result is None:
+        return ["–"]
+    return [percent(result.accuracy), h("span", span(result.interval), class_="interval")]
+
+
+# --- results
+
+
+def _results(run: Run) -> Element | None:
+    names = list(dict.fromkeys(name for e in reversed(run.evals) for name in e.sets))
+    if not names:
+        return None
+    groups = [
+        (n, [Bar(e.name, e.sets[n].accuracy, e.sets[n].interval) for e in run.evals if n in e.sets])
+        for n in names
+    ]
+    drawings = [charts.bars("Accuracy", groups, note="lines are 95% intervals")]
+    drawings += [
+        charts.pass_at_k(f"pass@k on {name}", curves) for name, curves in _pass_curves(run, names)
+    ]
+    return h(
+        "section",
+        h("h2", "Evaluations"),
+        h("div", [figure(drawing) for drawing in drawings], class_="charts"),
+        _results_table(run, names),
+        id="evaluations",
+    )
+
+
+def _pass_curves(
+    run: Run, names: Sequence[str]
+) -> Iterator[tuple[str, list[tuple[str, Sequence[int], Sequence[float]]]]]:
+    for name in names:
+        found = [(e.name, e.sets[name].pass_at) for e in run.evals if name in e.sets]
+        curves = [(label, list(c), list(c.values())) for label, c in found if len(c) >= 2]
+        if curves:
+            yield name, list(curves)
+
+
+def _results_table(run: Run, names: Sequence[str]) -> Element:
+    head = ["Set", "Evaluation", "Problems", "Samples", "Accuracy", "Truncated", "Mean length"]
+    rows: list[list[Child]] = []
+    for name in names:
+        for e in run.evals:
+            if name in e.sets:
+                result = e.sets[name]
+                counts = [short(result.problems), short(result.samples)]
+                lengths = [percent(result.truncated), short(result.mean_length)]
+                rows.append([name, e.name, *counts, _with_interval(result), *lengths])
+    return table(head, rows, numeric_from=2)
+
+
+def _same_problem(run: Run) -> Element | None:
+    """The first problems of the main set with the first completion of each evaluation."""
+    name = _main_set(run)
+    answers: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
+    for e in run.evals:
+        for row in e.rows.get(name or "", []):
+            answers.setdefault(str(row.get("problem", "")), []).append((e.name, row))
+    shared = [(p, found) for p, found in answers.items() if len(found) >= 2][:_PROBLEMS_SHOWN]
+    if not shared:
+        return None
+    return h(
+        "section",
+        h("h2", "The same problem, before and after"),
+        [
+            h(
+                "article",
+                h("pre", problem, class_="prompt"),
+                h("div", [_answer(label, row) for label, row in found], class_="beside"),
+                class_="problem",
+            )
+            for problem, found in shared
+        ],
+        id="problems",
+    )
+
+
+def _answer(label: str, row: Mapping[str, Any]) -> Element:
+    def first(key: str) -> Any:
+        values = row.get(key)
+        return values[0] if isinstance(values, list) and values else None
+
+    score = number(first("scores"))
+    reason = str(first("reasons") or "")
+    tone = "chip" if score is None else "chip good" if score > 0 else "chip bad"
+    return h(
+        "div",
+        h("p", label, " ", h("span", f"score {short(score)}", class_=tone), class_="label"),
+        h("pre", str(first("completions") or "")),
+        h("p", reason, class_="note") if reason else None,
+        class_="sample",
+    )
+
+
+# --- how to get it again
+
+
+def _reproduce(run: Run) -> Element | None:
+    command = run.lock.get("command")
+    if isinstance(command, list):
+        command = shlex.join(str(word) for word in command)
+    rows: list[list[Child]] = [
+        [name, h("code", value)]
+        for name, value in _flat(run.lock)
+        if name.partition(".")[0] != "command"
+    ]
+    if not (command or rows or run.recipe_text):
+        return None
+    return h(
+        "section",
+        h("h2", "How to get it again"),
+        h("pre", str(command), class_="command") if command else None,
+        h(
+            "details",
+            h("summary", "Versions, data and hardware (lock.json)"),
+            table(["", ""], rows, numeric_from=9),
+        )
+        if rows
+        else None,
+        h("details", h("summary", "Resolved recipe (recipe.yaml)"), h("pre", run.recipe_text))
+        if run.recipe_text
+        else None,
+        id="reproduce",
+    )
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The leaves of nested mappings as ("data.train.sha256", "…")."""
+    for name, item in value.items():
+        if isinstance(item, dict) and item:
+            yield from _flat(item, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", _inline(item)
+
+
+def _inline(value: Any) -> str:
+    """A value on one line: text as it is, anything else as JSON; empty for None."""
+    if value is None or isinstance(value, str):
+        return plain(value or "")
+    return json.dumps(value, ensure_ascii=False)
