@@ -1,0 +1,66 @@
+"""Write the data sets of this folder, byte for byte the same on every machine.
+
+    python data/make.py            writes every file
+    python data/make.py --check    writes nothing; exit code 1 where a file differs
+
+The task sets come from the generators of `rl_reasoner.tasks`, `programming.jsonl` from the
+`programming_*.py` files beside this one. `word_problems.jsonl` is written by hand: it is its own
+source, and only brought into the common form. DATASHEET.md says what the sets are for.
+"""
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import programming
+
+from rl_reasoner.tasks import TASKS, generate
+
+HERE = Path(__file__).resolve().parent
+COUNTS = {"train": 200, "validation": 200, "test": 500, "ood": 300}
+MODULAR_COUNTS = {"train": 200, "validation": 400, "test": 1000, "ood": 500}  # the quickstart's
+
+
+def jsonl(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """The rows as UTF-8 JSONL: one object a line, fields in the order they come in."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def files() -> dict[str, bytes]:
+    """Every data file by name, with its content."""
+    made = {}
+    for task in TASKS:
+        counts = MODULAR_COUNTS if task == "modular" else COUNTS
+        for split, count in counts.items():
+            problems = generate(task, split=split, count=count)
+            made[f"{task}_{split}.jsonl"] = jsonl(problem.row() for problem in problems)
+    for subject in ("numbers", "text", "lists"):
+        importlib.import_module(f"programming_{subject}")  # it adds its problems
+    made["programming.jsonl"] = jsonl(programming.PROBLEMS)
+    words = (HERE / "word_problems.jsonl").read_text(encoding="utf-8").splitlines()
+    made["word_problems.jsonl"] = jsonl(json.loads(line) for line in words)
+    return made
+
+
+def main() -> int:
+    """Write or check the files; the exit code is 1 where a check finds one that differs."""
+    parser = argparse.ArgumentParser(description="Write the data sets of this folder.")
+    parser.add_argument("--check", action="store_true", help="compare only, write nothing")
+    check = parser.parse_args().check
+    differing = []
+    for name, content in files().items():
+        path = HERE / name
+        if not path.exists() or path.read_bytes() != content:
+            differing.append(name)
+            if not check:
+                path.write_bytes(content)
+    print(f"{'differing' if check else 'written'}: {', '.join(differing) or 'none'}")
+    return 1 if check and differing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
