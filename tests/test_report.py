@@ -4,12 +4,14 @@ import json
 import math
 import random
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,8 +19,9 @@ from hypothesis import strategies as st
 from rl_reasoner.errors import UserError
 from rl_reasoner.report import write_report
 from rl_reasoner.report.gain import explain, moved
-from rl_reasoner.report.html import document, duration, h, plain, short
+from rl_reasoner.report.html import document, h
 from rl_reasoner.report.read import SetResult, read_run
+from rl_reasoner.report.text import duration, plain, short
 
 HOSTILE = "</script></pre><img src=x onerror=alert(1)><b>\x00\x1b[31m\ud800 & \"'"
 
@@ -190,3 +193,349 @@ def make_run(folder: Path, *, steps: int = 60) -> Path:
     ]
     lines(folder / "stages" / "2-grpo" / "rollouts.jsonl", rows)
     return folder
+
+
+class Parsed(HTMLParser):
+    """The page as a browser's parser sees it: tags, attributes, ids, texts."""
+
+    VOID = frozenset({"meta", "link", "br"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.texts: list[str] = []
+        self.open: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.texts)
+
+    def values(self, name: str) -> list[str]:
+        return [value for key, value in self.attributes if key == name]
+
+
+def report(folder: Path) -> tuple[str, Parsed]:
+    page = write_report(folder).read_text(encoding="utf-8")
+    return page, Parsed(page)
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_whole_run_gives_a_whole_page(tmp_path: Path) -> None:
+    page, parsed = report(make_run(tmp_path))
+    assert parsed.open == []
+    for shown in (
+        "modular-r1-zero",
+        "scratch:moe-tiny · 3.15M parameters · 1.2M active per token",
+        "13.0%",
+        "74.5%",
+        "intervals apart",
+        "400 problems, Wilson 95% intervals",
+        "40 sft, 60 grpo",
+        "Chain forced",
+        "pass@k on modular_test@sampled",
+        "Stage 1 · sft",
+        "Stage 2 · grpo",
+        "KL to the reference",
+        "Expert load, layer 1",
+        "Accuracy on modular_test",
+        "Time of a step",
+        "math_answer: timed out after 5 s",
+        "expected 6, got 3",
+        "The same problem, before and after",
+        "rl-reasoner train recipes/modular.py --run.seed 7",
+        "sha256:9f86d081884c7d65",
+    ):
+        assert shown in parsed.text, shown
+    assert 'name="viewport"' in page
+    assert "prefers-color-scheme: dark" in page
+    drawings = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert len(drawings) >= 15
+    assert not re.search(r"(fill|stroke): ?#", "".join(drawings))  # every colour is the page's
+
+
+def test_ids_are_unique_and_references_resolve(tmp_path: Path) -> None:
+    page, parsed = report(make_run(tmp_path))
+    ids = parsed.values("id")
+    assert len(ids) == len(set(ids))
+    references = re.findall(r"url\(#([^)]+)\)", page)
+    references += [v[1:] for v in parsed.values("href") if v.startswith("#")]
+    assert references
+    assert set(references) <= set(ids)
+
+
+def test_page_asks_for_nothing_from_outside(tmp_path: Path) -> None:
+    page, parsed = report(make_run(tmp_path))
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "@import" not in page
+    assert "script" not in parsed.tags
+    assert all(v.startswith("#") for v in re.findall(r"url\(([^)]*)\)", page))
+    assert all(v.startswith(("#", "data:")) for v in parsed.values("href") + parsed.values("src"))
+    assert any(v.startswith("default-src 'none'") for v in parsed.values("content"))
+
+
+def test_same_folder_same_bytes_whatever_the_plot_settings(tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    first = write_report(folder).read_bytes()
+    with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "red", "svg.hashsalt": "x"}):
+        backend = matplotlib.rcParams["backend"]
+        assert write_report(folder).read_bytes() == first
+        assert matplotlib.rcParams["font.size"] == 20
+        assert matplotlib.rcParams["backend"] == backend
+
+
+def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, steps=3)
+    row = rollout(3, 0, 0, False) | {
+        "prompt": [{"role": "user", "content": HOSTILE}],
+        "completion": HOSTILE * 2000,
+        "answer": HOSTILE,
+        "scores": {HOSTILE: {"value": None, "reason": HOSTILE, "outcome": "fault"}},
+    }
+    lines(folder / "stages" / "2-grpo" / "rollouts.jsonl", [row])
+    metrics: dict[str, Any] = {
+        "step": 1,
+        "loss": 1.0,
+        f"rewards/{HOSTILE}/mean": 0.1,
+        "reward": 1.0,
+    }
+    metrics |= {f"eval/{HOSTILE}/accuracy": 0.5, f"experts/load/{HOSTILE}": [0.5, 0.5]}
+    metrics |= {f"timing/{HOSTILE}": 1.0, "rewards/other/mean": 0.1}
+    lines(folder / "stages" / "2-grpo" / "metrics.jsonl", [metrics, metrics | {"step": 2}])
+    sets = {HOSTILE: figures(0.5), f"{HOSTILE}@{HOSTILE}": figures(0.5)}
+    rows = [{"problem": HOSTILE, "completions": [HOSTILE], "scores": [0], "reasons": [HOSTILE]}]
+    for name in ("before", "after"):
+        edit(folder / "evals" / f"{name}.json", sets=sets, rows={HOSTILE: rows})
+    edit(folder / "lock.json", device=HOSTILE, command=[HOSTILE], **{HOSTILE: HOSTILE})
+    (folder / "recipe.yaml").write_text(json.dumps({"name": HOSTILE, "policy": HOSTILE}))
+    page, parsed = report(folder)
+    assert not {"img", "script"} & set(parsed.tags)
+    assert not [name for name, _ in parsed.attributes if name.startswith("on")]
+    assert parsed.open == []
+    assert parsed.text.count("<img src=x onerror=alert(1)>") > 20
+    assert not re.search("[\x00-\x08\x0b-\x1f]", page)
+    assert "more characters" in parsed.text
+
+
+@pytest.mark.parametrize(
+    ("missing", "still"),
+    [
+        (["recipe.yaml"], "74.5%"),
+        (["lock.json"], "74.5%"),
+        (["evals/after.json"], "13.0%"),
+        (["evals"], "Stage 2 · grpo"),
+        (["evals", "stages/2-grpo"], "Stage 1 · sft"),
+        (["stages/2-grpo/metrics.jsonl"], "expected 6, got 3"),
+        (["stages/2-grpo/rollouts.jsonl"], "KL to the reference"),
+        (["stages", "evals", "lock.json"], "modular-r1-zero"),
+        (["stages", "evals", "recipe.yaml"], "sha256:9f86d081884c7d65"),
+    ],
+)
+def test_missing_parts_are_absent(tmp_path: Path, missing: list[str], still: str) -> None:
+    folder = make_run(tmp_path, steps=4)
+    for part in missing:
+        path = folder / part
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    _, parsed = report(folder)
+    assert still in parsed.text
+    assert "None" not in parsed.text
+    assert "Could not be read" not in parsed.text
+
+
+def test_a_folder_that_is_no_run_is_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a run folder"):
+        write_report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, steps=4)
+    metrics = folder / "stages" / "2-grpo" / "metrics.jsonl"
+    odd = '{"step": 5, "reward": NaN, "kl": Infinity, "experts/load/layer0": ["x"], "loss": "x"}\n'
+    metrics.write_text(metrics.read_text() + odd + '{"step": 6, "rew')
+    (folder / "evals" / "after.json").write_text("{")
+    (folder / "evals" / "odd.json").write_text('{"sets": {"a": {"accuracy": null}, "b": 3}}')
+    (folder / "recipe.yaml").write_text("a: [")
+    _, parsed = report(folder)
+    assert "stages/2-grpo/metrics.jsonl (1 lines)" in parsed.text
+    assert "evals/after.json" in parsed.text
+    assert "recipe.yaml" in parsed.text
+    assert "13.0%" in parsed.text
+    assert "nan" not in parsed.text
+
+
+def test_rollouts_are_counted_whole_and_kept_in_part(tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path))
+    kept = run.stages[1].rollouts
+    assert kept is not None
+    assert kept.completions == 120
+    assert kept.outcomes["math_answer"]["fault"] == 12
+    assert [step for step, _ in kept.steps] == [1, 60]
+    for _, groups in kept.steps:
+        assert [(len(g.samples), g.hidden) for g in groups] == [(8, 2)] * 3
+
+
+def test_a_resumed_step_counts_once_and_rare_logging_counts_whole_time(tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    rows = [{"step": s, "reward": r, "step_time": 2.0} for s, r in ((10, 1), (20, 9), (20, 2))]
+    lines(folder / "stages" / "2-grpo" / "metrics.jsonl", rows)
+    stage = read_run(folder).stages[1]
+    assert stage.series("reward") == ([10, 20], [1.0, 2.0])
+    assert stage.seconds() == 40.0
+
+
+def test_report_needs_no_torch(tmp_path: Path) -> None:
+    make_run(tmp_path, steps=2)
+    code = (
+        "import sys; from pathlib import Path; from rl_reasoner.report import write_report;"
+        f"write_report(Path({str(tmp_path)!r}));"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# --- what the gain is
+
+
+def result(accuracy: float, n: int = 400, **more: Any) -> SetResult:
+    low, high = wilson(accuracy, n)
+    return SetResult(accuracy, (low, high), temperature=0.0, **more)
+
+
+def say(before: dict[str, SetResult], after: dict[str, SetResult]) -> str:
+    return " ".join(explain(before, after, by="GRPO"))
+
+
+def test_a_behaviour_selected_is_told_from_a_skill_added() -> None:
+    before = {"": result(0.13, thinking=0.06), "chain-forced": result(0.74)}
+    selected = say(before, {"": result(0.745, thinking=0.98), "chain-forced": result(0.75)})
+    assert "GRPO selected a behaviour the policy already had (thinking first: 6.0%" in selected
+    assert "did not measurably add skill" in selected
+    assert "74.0% before and 75.0% after" in selected
+    added = say(before, {"": result(0.9, thinking=0.98), "chain-forced": result(0.91)})
+    assert "made the thinking itself better" in added
+    assert "selected" not in added
+    open_ = say(before, {"": result(0.745, thinking=0.98), "chain-forced": result(0.79)})
+    assert "not settled" in open_
+    assert "selected" not in open_
+
+
+def test_thinking_is_named_only_where_its_share_rose() -> None:
+    before = {"": result(0.13, thinking=0.9), "chain-forced": result(0.74)}
+    after = {"": result(0.74, thinking=0.91), "chain-forced": result(0.74)}
+    assert "thinking first" not in say(before, after)
+    assert "selected a behaviour" in say(before, after)
+
+
+def test_a_gain_beyond_the_forced_chain_is_not_put_down_to_it() -> None:
+    before = {"": result(0.1, thinking=0.0), "chain-forced": result(0.3)}
+    words = say(before, {"": result(0.9, thinking=1.0), "chain-forced": result(0.31)})
+    assert "does not account for the gain" in words
+    assert "selected" not in words
+
+
+def test_what_was_not_measured_is_said() -> None:
+    assert "cannot be told apart" in say({"": result(0.1)}, {"": result(0.9)})
+    bare = {"": SetResult(0.1)}
+    assert "without intervals nothing more can be said" in say(bare, {"": SetResult(0.9)})
+    assert explain({}, {"": result(0.5)}, by="GRPO") == []
+
+
+def test_other_modes_speak_when_their_intervals_are_apart() -> None:
+    before = {"": result(0.5), "direct-forced": result(0.2), "sampled": result(0.3)}
+    after = {"": result(0.5), "direct-forced": result(0.1), "sampled": result(0.6)}
+    words = say(before, after)
+    assert "this run shows no change" in words
+    assert "With direct answers forced, accuracy fell from 20.0% to 10.0%" in words
+    assert "Sampled accuracy rose from 30.0% to 60.0%" in words
+
+
+shares = st.floats(0, 1)
+results = st.builds(result, shares, st.integers(5, 3000), thinking=shares)
+
+
+@given(results, results)
+def test_moves_mirror_each_other(a: SetResult, b: SetResult) -> None:
+    mirror = {"rose": "fell", "fell": "rose"}
+    assert moved(b, a) == mirror.get(moved(a, b), moved(a, b))
+
+
+@given(st.floats(0, 0.5), st.floats(0.2, 1), shares, st.floats(-0.1, 0.1), st.integers(50, 1000))
+def test_selected_is_said_only_of_a_gain_that_the_forced_chain_covers(
+    before: float, after: float, chain: float, shift: float, n: int
+) -> None:
+    forced = result(chain, n), result(min(1.0, max(0.0, chain + shift)), n)
+    words = say(
+        {"": result(before, n), "chain-forced": forced[0]},
+        {"": result(after, n), "chain-forced": forced[1]},
+    )
+    before_high, after_low = wilson(before, n)[1], wilson(after, n)[0]
+    chain_low, chain_high = wilson(chain, n)
+    covered = after_low > before_high and after_low <= chain_high
+    back_low, back_high = wilson(forced[1].accuracy, n)
+    same = chain_low <= forced[1].accuracy <= chain_high and back_low <= chain <= back_high
+    assert ("selected a behaviour" in words) == (covered and same)
+
+
+# --- texts and figures
+
+
+@given(st.text(st.characters(), max_size=40), st.text(st.characters(), max_size=40))
+def test_any_text_comes_back_from_the_page_as_text(text: str, value: str) -> None:
+    page = document(h("html", h("p", text, h("i"), text, title=value)))
+    page.encode()
+    parsed = Parsed(page)
+    assert parsed.tags == ["html", "p", "i"]
+    assert "".join(parsed.texts).strip("\n") == (plain(text) * 2).strip("\n")
+    assert parsed.values("title") == [plain(value)]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "–"),
+        (0, "0"),
+        (0.01234, "0.0123"),
+        (-0.5, "−0.5"),
+        (99.96, "100"),
+        (3141.6, "3,142"),
+        (12_345, "12.3k"),
+        (999_999, "1,000k"),
+        (3_145_728, "3.15M"),
+        (7.2e9, "7.2B"),
+        (1e300, "1e+288T"),
+    ],
+)
+def test_short_figures(value: float | None, shown: str) -> None:
+    assert short(value) == shown
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (0.04, 59.96, 60, 187, 7500)] == [
+        "0.0 s",
+        "1 min 00 s",
+        "1 min 00 s",
+        "3 min 07 s",
+        "2 h 05 min",
+    ]

@@ -20,7 +20,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from rl_reasoner.report.html import Element, percent, plain, short
+from rl_reasoner.report.html import Element
+from rl_reasoner.report.text import percent, plain, short
 
 Axes: TypeAlias = Any  # matplotlib's own classes are untyped here
 WIDTH, HEIGHT = 4.8, 2.6  # inches of 72 px

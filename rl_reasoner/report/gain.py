@@ -12,8 +12,8 @@ Between the two lies "not settled".
 from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
-from rl_reasoner.report.html import percent
 from rl_reasoner.report.read import SetResult
+from rl_reasoner.report.text import percent
 
 Move: TypeAlias = Literal["rose", "fell", "within", "unsettled", "unknown"]
 Figures: TypeAlias = Mapping[str, SetResult]  # one set's figures by mode; "" is the set as it is

@@ -12,22 +12,11 @@ from typing import Any
 from rl_reasoner.report import charts
 from rl_reasoner.report.charts import Bar
 from rl_reasoner.report.gain import Figures, explain, mode_name, moved, split_mode
-from rl_reasoner.report.html import (
-    Child,
-    Element,
-    document,
-    duration,
-    h,
-    percent,
-    plain,
-    short,
-    signed,
-    span,
-    table,
-)
+from rl_reasoner.report.html import Child, Element, document, h, table
 from rl_reasoner.report.read import Evaluation, Run, SetResult, number
 from rl_reasoner.report.stages import figure, stage_section
 from rl_reasoner.report.style import STYLE
+from rl_reasoner.report.text import duration, percent, plain, short, signed, span
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _MODES = ("", "chain-forced", "direct-forced", "sampled")

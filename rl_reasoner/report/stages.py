@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 from rl_reasoner.report import charts
 from rl_reasoner.report.charts import Chart, Line
-from rl_reasoner.report.html import Child, Element, duration, h, percent, short, signed, table
+from rl_reasoner.report.html import Child, Element, h, table
 from rl_reasoner.report.read import Group, Rollouts, Sample, Stage, interval
+from rl_reasoner.report.text import duration, percent, short, signed
 
 _LAYERS_SHOWN = 6
 _FAULTS_SHOWN = 5
