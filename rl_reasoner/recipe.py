@@ -43,7 +43,9 @@ class PolicySpec(_Part):
     source: str = Field(
         description="scratch:moe-tiny, scratch:dense-tiny, folder, .gguf file, hub id"
     )
-    lora: Lora | None = Field(default=None, description="train a low-rank adapter only")
+    lora: Lora | None = Field(
+        default=None, description="train a low-rank adapter, merged at the end of each stage"
+    )
 
 
 class TaskData(_Part):
@@ -221,6 +223,7 @@ class Evals(_Part):
     )
     limit: int | None = Field(default=None, ge=1, description="at most so many problems a set")
     max_tokens: int = Field(default=256, ge=1, description="longest completion, in tokens")
+    reward: str = Field(default="math_answer", description="the reward that judges answers")
     validation: str | None = Field(default=None, description="set evaluated while GRPO trains")
     every: int = Field(default=10, ge=1, description="steps between evaluations on `validation`")
 
@@ -229,7 +232,9 @@ class RunSpec(_Part):
     """Where and how the run happens."""
 
     seed: int = 0
-    folder: str = Field(default="runs", description="run folders are made in here")
+    folder: str | None = Field(
+        default=None, description="the run's folder (default: runs/NAME-TIME)"
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 

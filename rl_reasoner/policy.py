@@ -1,0 +1,276 @@
+"""Opening a policy: scratch models, folders, hub ids and GGUF files; dtype, device, LoRA.
+
+A `Policy` is a causal language model of transformers with its tokenizer. `scratch:NAME` builds a
+small random one from a config, with a byte-level tokenizer of its own; everything else goes through
+`from_pretrained`. A policy that is saved opens with `AutoModelForCausalLM.from_pretrained`.
+Knows nothing of rewards.
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.moe import parameter_counts
+from rl_reasoner.recipe import Lora
+
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+_TINY = {
+    "hidden_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 24,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.05,
+    "use_cache": True,
+}
+SCRATCH = {
+    "moe-tiny": (
+        "Qwen3MoeConfig",
+        {
+            **_TINY,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": True,
+            "moe_intermediate_size": 96,
+            "intermediate_size": 192,
+            "decoder_sparse_step": 1,
+            "router_aux_loss_coef": 0.001,
+        },
+    ),
+    "dense-tiny": ("Qwen3Config", {**_TINY, "intermediate_size": 384}),
+}
+
+
+@dataclass
+class Policy:
+    """A causal language model with its tokenizer; `source` says where it came from."""
+
+    model: Any
+    tokenizer: Any
+    source: str
+
+    @property
+    def parameters(self) -> tuple[int, int]:
+        """(total, active for one token) number of parameters."""
+        return parameter_counts(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the model lies on."""
+        device: torch.device = next(iter(self.model.parameters())).device
+        return device
+
+    def save(self, folder: Path) -> None:
+        """Write model and tokenizer to `folder`, in safetensors."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def choose_device(wanted: str = "auto") -> str:
+    """The device to use: `wanted`, or for "auto" CUDA, else Apple's MPS, else the CPU.
+
+    Raises `UserError` when the wanted one is not there.
+    """
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if wanted == "auto":
+        return next(name for name, found in there.items() if found)
+    if not there[wanted]:
+        raise UserError(f"device {wanted!r} is not on this machine; there is: {choose_device()}")
+    return wanted
+
+
+def choose_precision(wanted: str, device: str) -> str:
+    """ "fp32" or "bf16" (mixed: weights stay in fp32, the passes run in bf16).
+
+    "auto" is bf16 on CUDA cards that have it, fp32 elsewhere: on CPUs bf16 is seldom faster, and
+    in a mixture of experts it flips routing decisions between rollout and training.
+    """
+    if wanted != "auto":
+        return wanted
+    return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def open_policy(source: str, *, seed: int = 0, device: str = "auto") -> Policy:
+    """Open the policy that `source` names, in fp32, on `device`.
+
+    `source`: "scratch:moe-tiny", "scratch:dense-tiny", a folder (also a run folder or a peft
+    adapter), a `.gguf` file (converted once, kept in the cache folder), or a hub id. `seed` sets
+    the weights of scratch models. Raises `UserError` when it cannot be opened.
+    """
+    if source.startswith("scratch:"):
+        policy = _scratch(source.removeprefix("scratch:"), seed)
+    elif source.endswith(".gguf"):
+        policy = _pretrained(str(convert_gguf(Path(source))), source)
+    else:
+        policy = _pretrained(str(_policy_folder(Path(source)) or source), source)
+    policy.model.to(choose_device(device))
+    return policy
+
+
+def add_lora(policy: Policy, lora: Lora, seed: int) -> None:
+    """Put a fresh low-rank adapter on the policy's model; `seed` sets its first weights."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        policy.model = get_peft_model(policy.model, config)
+
+
+def _policy_folder(path: Path) -> Path | None:
+    """The folder with the weights: `path` itself, or `policy/` in a run folder."""
+    if not path.is_dir():
+        return None
+    if (path / "recipe.yaml").is_file():
+        if not (path / "policy" / "config.json").is_file():
+            raise UserError(f"the run {path} has no finished policy/ yet: resume it first")
+        return path / "policy"
+    return path
+
+
+# ----------------------------------------------------------------------------------- scratch
+
+
+def _scratch(name: str, seed: int) -> Policy:
+    if name not in SCRATCH:
+        raise unknown("scratch policy", f"scratch:{name}", [f"scratch:{n}" for n in SCRATCH])
+    tokenizer = byte_tokenizer()
+    kind, settings = SCRATCH[name]
+    config = getattr(transformers, kind)(
+        **settings,
+        vocab_size=len(tokenizer),
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config)
+    return Policy(model, tokenizer, f"scratch:{name}")
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer with one token a byte, plus the think and answer tags as single tokens.
+
+    Any text goes through it and back unchanged; the tags are ordinary tokens, kept when decoding.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(["<pad>", "<eos>", *TAGS, *alphabet])}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=None))
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    core.decoder = decoders.ByteLevel()
+    core.add_tokens(list(TAGS))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", padding_side="left"
+    )
+
+
+# -------------------------------------------------------------------------------- pretrained
+
+
+def _pretrained(path: str, source: str) -> Policy:
+    folder = Path(path)
+    try:
+        if (folder / "adapter_config.json").is_file():
+            from peft import AutoPeftModelForCausalLM
+
+            model = AutoPeftModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        where = "is a folder without a model in it" if folder.is_dir() else "cannot be opened"
+        raise UserError(f"policy {source!r} {where}: {_first_line(error)}") from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"policy {source!r} has no tokenizer: {_first_line(error)}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return Policy(model, tokenizer, source)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+# -------------------------------------------------------------------------------------- gguf
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: `$RL_REASONER_CACHE`, else `~/.cache/rl-reasoner`."""
+    return Path(os.environ.get("RL_REASONER_CACHE", "~/.cache/rl-reasoner")).expanduser()
+
+
+def convert_gguf(file: Path) -> Path:
+    """The safetensors folder of a GGUF file; made once, kept under the file's hash.
+
+    Two things that the plain conversion loses are mended: the digit splitting of tokenizers whose
+    GGUF type is `smollm`, and a pad token that is the end-of-sequence token (training would then
+    mask the end of every completion). Raises `UserError` when the file cannot be read.
+    """
+    if not file.is_file():
+        raise UserError(f"there is no policy file {file}")
+    with file.open("rb") as handle:
+        if handle.read(4) != b"GGUF":
+            raise UserError(f"{file} is no GGUF file (its first bytes are not 'GGUF')")
+        handle.seek(0)
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()[:16]
+    folder = cache_folder() / f"{file.stem}-{digest}"
+    if (folder / "config.json").is_file():
+        return folder
+    from transformers import GgufConfig
+
+    place = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    config = GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        **place, dtype=torch.float32, quantization_config=config
+    )
+    tokenizer = AutoTokenizer.from_pretrained(**place)
+    if _gguf_text(file, "tokenizer.ggml.pre") == "smollm":
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+            ]
+        )
+    free = tokenizer.unk_token or tokenizer.bos_token
+    if tokenizer.pad_token in (None, tokenizer.eos_token) and free:
+        tokenizer.pad_token = free
+    model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    partial.rename(folder)
+    return folder
+
+
+def _gguf_text(file: Path, key: str) -> str:
+    from gguf import GGUFReader
+
+    field = GGUFReader(file).fields.get(key)
+    return bytes(field.parts[-1]).decode() if field is not None else ""

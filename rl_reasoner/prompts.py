@@ -1,0 +1,209 @@
+"""Rows of data and the prompts made from them.
+
+Rows are plain dicts with `problem` and `answer` (and what else the file holds), from the task
+generators, from JSONL, CSV or Parquet files, from the shipped sets, or from a hub through
+`datasets`. Each load is linted: every bad row is named. A template turns a problem into the prompt,
+a text or a chat. Knows nothing of models.
+"""
+
+import csv
+import json
+import os
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rl_reasoner.errors import UserError, did_you_mean
+from rl_reasoner.paths import room
+from rl_reasoner.recipe import FileData, TaskData
+from rl_reasoner.tasks import generate, noisy_chain
+
+Row = dict[str, Any]
+Prompt = str | list[dict[str, str]]
+
+# The template of DeepSeek-R1-Zero (arXiv 2501.12948, table 1).
+R1_TEMPLATE = (
+    "A conversation between User and Assistant. The user asks a question, and the Assistant solves "
+    "it. The assistant first thinks about the reasoning process in the mind and then provides the "
+    "user with the answer. The reasoning process and answer are enclosed within <think> </think> "
+    "and <answer> </answer> tags, respectively, i.e., <think> reasoning process here </think> "
+    "<answer> answer here </answer>. User: {problem}. Assistant:"
+)
+BOXED_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
+
+
+def render(problem: str, template: str, tokenizer: Any) -> Prompt:
+    """The prompt for `problem`: a text, or a chat for the templates "chat" and "boxed".
+
+    "auto" is "chat" where the tokenizer has a chat template, else "plain".
+    """
+    if template == "auto":
+        template = "chat" if getattr(tokenizer, "chat_template", None) else "plain"
+    if template == "plain":
+        return problem
+    if template == "chat":
+        return [{"role": "user", "content": problem}]
+    if template == "boxed":
+        return [{"role": "user", "content": f"{problem}\n{BOXED_INSTRUCTION}"}]
+    return (R1_TEMPLATE if template == "r1" else template).replace("{problem}", problem)
+
+
+def completion_of(row: Row) -> str:
+    """The completion that supervised training learns: the row's own, or made of chain and answer.
+
+    Raises `UserError` for a row that has neither.
+    """
+    if row.get("completion"):
+        return str(row["completion"])
+    chain = row.get("chain", row.get("solution"))
+    if chain is None:
+        raise UserError(
+            f"row {row.get('id', row['problem'])!r:.60} has no completion, chain or solution: "
+            "a sft stage needs one of these columns"
+        )
+    return f"<think>{chain}</think><answer>{row['answer']}</answer>"
+
+
+# -------------------------------------------------------------------------------------- rows
+
+
+def load_rows(data: TaskData | FileData) -> list[Row]:
+    """The rows that `data` describes, linted.
+
+    Raises `UserError` for a missing or unreadable file, and for bad rows unless they are skipped.
+    """
+    if isinstance(data, TaskData):
+        return _task_rows(data)
+    rows = [_renamed(row, data.columns) for row in read_rows(data.path, data.config, data.split)]
+    good, problems = lint(rows, data.path)
+    if problems and (data.on_bad_row == "stop" or not good):
+        shown = problems[:10] + ([f"and {len(problems) - 10} more"] if problems[10:] else [])
+        raise UserError(*shown, "mend the rows, or set on_bad_row to 'skip'")
+    return good[: data.limit]
+
+
+def _task_rows(data: TaskData) -> list[Row]:
+    levels = range(data.levels[0], data.levels[1] + 1) if data.levels else None
+    problems = generate(
+        data.task, split=data.split, count=data.count, seed=data.seed, levels=levels
+    )
+    rng = random.Random(f"{data.seed}")
+    rows = []
+    for problem in problems:
+        row = problem.row()
+        if data.noise:
+            row["chain"], answer = noisy_chain(problem, data.noise, rng)
+            row["completion"] = f"<think>{row['chain']}</think><answer>{answer}</answer>"
+        if rng.random() < data.direct:
+            row["completion"] = f"<think></think><answer>{row['answer']}</answer>"
+        rows.append(row)
+    return rows
+
+
+def lint(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
+    """(good rows, one message for each bad one): missing columns, empty and contradicting answers.
+
+    Where one problem stands with different answers, the rows after the first are bad.
+    """
+    good: list[Row] = []
+    problems = []
+    answers: dict[str, tuple[str, int]] = {}
+    for number, row in enumerate(rows, 1):
+        missing = [name for name in ("problem", "answer") if row.get(name) is None]
+        if missing:
+            hint = did_you_mean(missing[0], row) or f" It has: {', '.join(map(str, row))}."
+            problems.append(f"{source}, row {number}: no column {missing[0]!r}.{hint}")
+            continue
+        answer, problem = str(row["answer"]).strip(), str(row["problem"])
+        first, at = answers.setdefault(" ".join(problem.lower().split()), (answer, number))
+        if not answer:
+            problems.append(f"{source}, row {number}: the answer is empty")
+        elif first != answer:
+            problems.append(
+                f"{source}, row {number}: the same problem as row {at}, "
+                f"but another answer ({answer!r:.40} against {first!r:.40})"
+            )
+        else:
+            good.append({**row, "problem": problem, "answer": answer})
+    return good, problems
+
+
+def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
+    taken = {theirs: ours for ours, theirs in columns.items()}
+    return {taken.get(name, name): value for name, value in row.items() if name not in columns}
+
+
+# ------------------------------------------------------------------------------------- files
+
+
+def set_names() -> list[str]:
+    """Names of the sets that are here: shipped ones, and those in `$RL_REASONER_DATA`."""
+    return sorted({path.stem for folder in _set_folders() for path in folder.glob("*.jsonl")})
+
+
+def _set_folders() -> list[Path]:
+    own = os.environ.get("RL_REASONER_DATA")
+    return [room("data"), *([Path(own).expanduser()] if own else [])]
+
+
+def find_set(name: str) -> Path | None:
+    """The file of a set: a path, or the name of a set that is here; None where there is none."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    named = (folder / f"{name}.jsonl" for folder in _set_folders())
+    return next((file for file in named if file.is_file()), None)
+
+
+def read_rows(name: str, config: str | None = None, split: str = "train") -> list[Row]:
+    """The rows of a file, a shipped set or a hub data set, as they are.
+
+    Raises `UserError` when it is not found, empty, or broken (with the line).
+    """
+    path = find_set(name)
+    if path is None:
+        return _hub_rows(name, config, split)
+    if path.suffix == ".csv":
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    elif path.suffix == ".parquet":
+        from datasets import Dataset
+
+        rows = list(Dataset.from_parquet(str(path)))
+    else:
+        rows = list(_json_lines(path))
+    if not rows:
+        raise UserError(f"{path} is empty: expected one JSON object a line")
+    return rows
+
+
+def _json_lines(path: Path) -> Iterator[Row]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{path}, line {number}: not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise UserError(f"{path}, line {number}: expected a JSON object, got {row!r:.40}")
+            yield row
+
+
+def _hub_rows(name: str, config: str | None, split: str) -> list[Row]:
+    looks_like_file = Path(name).suffix in (".jsonl", ".json", ".csv", ".parquet")
+    if looks_like_file or name.count("/") != 1:
+        near = did_you_mean(Path(name).stem, set_names())
+        raise UserError(f"there is no data file or set {name!r}.{near}")
+    from datasets import load_dataset
+
+    try:
+        return [dict(row) for row in load_dataset(name, config, split=split)]
+    except Exception as error:  # the hub's own errors are many and share no base class
+        first = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"data set {name!r} (split {split!r}): neither a file here nor to be had from the hub: "
+            f"{type(error).__name__}: {first}"
+        ) from error

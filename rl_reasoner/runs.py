@@ -1,0 +1,170 @@
+"""The run folder: its layout, its lock, what it records, and what is finished in it.
+
+    recipe.yaml lock.json evals/*.json stages/1-NAME/{checkpoints,metrics.jsonl,rollouts.jsonl,
+    policy} policy/ report.html
+
+Files that say something is finished are written to a temporary name and renamed, so that a run that
+is killed at any moment holds only whole ones. Knows nothing of torch.
+"""
+
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from rl_reasoner.errors import UserError
+from rl_reasoner.prompts import find_set
+from rl_reasoner.recipe import FileData, Recipe
+from rl_reasoner.recipe_source import read_yaml, validated
+from rl_reasoner.version import __version__
+
+_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "sympy")
+
+
+class RunFolder:
+    """One run's folder, held by one process at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: IO[str] | None = None
+
+    @classmethod
+    def create(cls, recipe: Recipe) -> "RunFolder":
+        """A new folder for `recipe`, locked. Raises `UserError` when it exists or can't be made."""
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        path = Path(recipe.run.folder or f"runs/{recipe.name}-{stamp}").expanduser()
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(
+                f"the run folder {path} exists already; continue it with --resume {path}, "
+                "or choose another one with --run.folder"
+            )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            run = cls(path)
+            run.lock()
+            write_text(path / "recipe.yaml", recipe.to_yaml())
+        except OSError as error:
+            raise UserError(f"cannot write to the run folder {path}: {error.strerror}") from error
+        return run
+
+    @classmethod
+    def reopen(cls, path: Path) -> tuple["RunFolder", Recipe]:
+        """The run in `path`, locked, with its recipe. Raises `UserError` when there is none."""
+        if not (path / "recipe.yaml").is_file():
+            raise UserError(f"{path} is no run folder: it has no recipe.yaml")
+        data, places = read_yaml(path / "recipe.yaml")
+        recipe = validated(data, places, str(path / "recipe.yaml"))
+        run = cls(path)
+        try:
+            run.lock()
+        except OSError as error:
+            raise UserError(f"cannot write to the run folder {path}: {error.strerror}") from error
+        return run, recipe
+
+    def lock(self) -> None:
+        """Hold the folder until the process ends. Raises `UserError` when another one does."""
+        self._lock = (self.path / ".lock").open("a")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another process is training in {self.path}") from error
+
+    def release(self) -> None:
+        """Give the folder up."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def stage(self, index: int, name: str) -> Path:
+        """The folder of a stage, counted from 1; made when it is not there."""
+        folder = self.path / "stages" / f"{index}-{name}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def eval_file(self, name: str) -> Path:
+        """The file of the evaluation `name`."""
+        return self.path / "evals" / f"{name}.json"
+
+    def write_lock(self, recipe: Recipe, facts: Mapping[str, Any]) -> None:
+        """Write lock.json: versions, commit, data hashes, machine and `facts`."""
+        versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+        lock = {
+            "rl_reasoner": __version__,
+            "python": platform.python_version(),
+            "versions": versions,
+            "machine": f"{platform.platform()}, {os.cpu_count()} cores",
+            "commit": _commit(),
+            "seed": recipe.run.seed,
+            "data": _data_hashes(recipe),
+            "command": " ".join(["rl-reasoner", *sys.argv[1:]]),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            **facts,
+        }
+        write_text(self.path / "lock.json", json.dumps(lock, indent=2, ensure_ascii=False))
+
+
+def _commit() -> str | None:
+    """The git commit of the project's checkout, with `+` when it is changed; None outside one."""
+    here = Path(__file__).resolve().parent
+    try:
+        git = ["git", "-C", str(here)]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        if commit.returncode:
+            return None
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True)
+    except OSError:
+        return None
+    return commit.stdout.strip() + ("+" if changed.returncode else "")
+
+
+def _data_hashes(recipe: Recipe) -> dict[str, str]:
+    """SHA-256 of every data file that the recipe names, by path; generators by their settings."""
+    sources = [recipe.data, *(stage.data for stage in recipe.stages)]
+    names = [data.path for data in sources if isinstance(data, FileData)]
+    names += [*recipe.evals.sets, *([recipe.evals.validation] if recipe.evals.validation else [])]
+    files = {name: find_set(name) for name in names}
+    return {
+        name: hashlib.sha256(file.read_bytes()).hexdigest() if file else "from the hub"
+        for name, file in files.items()
+    }
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: to a temporary name, synced, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.part")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append rows to a JSONL file, one write for all of them."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
+def keep_rows_until(path: Path, step: int) -> None:
+    """Drop the rows after `step`, and a torn last line, from a JSONL file that is continued."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if row.get("step", 0) <= step:
+            kept.append(line)
+    write_text(path, "".join(f"{line}\n" for line in kept))

@@ -1,0 +1,445 @@
+"""The stages of a run, one after the other: supervised fine-tuning and GRPO, each resumable.
+
+`train(recipe)` makes the run folder, opens the policy, takes it through the stages, evaluates it
+before the first GRPO stage and at the end, and writes the report. What is finished is never done
+again: `resume` continues after the last finished stage, inside a stage from its last checkpoint.
+The trainers are trl's SFTTrainer and our GRPOTrainer; this module knows recipes, they do not.
+"""
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import datasets
+import transformers
+from datasets import Dataset
+from transformers import PrinterCallback, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from rl_reasoner.checkpoints import last_checkpoint
+from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.evaluate import EvalResult, evaluate, evaluate_recipe, set_rows
+from rl_reasoner.live import LiveView
+from rl_reasoner.policy import Policy, add_lora, choose_device, choose_precision, open_policy
+from rl_reasoner.prompts import Row, completion_of, load_rows, render
+from rl_reasoner.recipe import GrpoStage, Optim, Recipe, SftStage
+from rl_reasoner.report import write_report
+from rl_reasoner.reward import Fault, load_reward, score_batch
+from rl_reasoner.runs import RunFolder, append_rows, keep_rows_until
+from rl_reasoner.trainer import GRPOConfig, GRPOTrainer
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop; its state is saved in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder))
+        self.folder = folder
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, its policy, its evaluations by name, its report."""
+
+    folder: Path
+    policy: Policy
+    evals: Mapping[str, EvalResult]
+    report: Path
+
+
+def train(
+    recipe: Recipe, *, resume: Path | None = None, quiet: bool = False, command: str | None = None
+) -> Run:
+    """Run `recipe` to its end, or continue the run in the folder `resume` (its own recipe holds).
+
+    Raises `UserError` for what the user can mend (before anything is loaded where possible),
+    `Interrupted` when it was asked to stop, `RewardsFailed` when all reward calls of a step failed.
+    """
+    quiet_libraries()
+    if resume is not None:
+        run, saved = RunFolder.reopen(resume)
+        if saved != recipe:
+            raise UserError(f"the recipe is not the one that the run {resume} began with")
+    work = _prepared(recipe)
+    if resume is None:
+        run = RunFolder.create(recipe)
+    try:
+        with LiveView(quiet=quiet) as view, _Stop(view) as stop:
+            session = _Session(recipe, run, view, stop, work)
+            return session.go(command)
+    except KeyboardInterrupt as error:
+        raise Interrupted(run.path) from error
+    finally:
+        run.release()
+
+
+def quiet_libraries() -> None:
+    """Turn off the progress bars and advice of datasets and transformers: we show our own."""
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+
+# ------------------------------------------------------------------------------ preparation
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is read before any model is loaded: rows by stage, and the reward functions."""
+
+    rows: list[list[Row]]
+    rewards: list[Callable[..., Any]]
+
+
+def _prepared(recipe: Recipe) -> _Work:
+    """Read all data and rewards of the recipe; every mistake in them is a `UserError`."""
+    choose_device(recipe.run.device)
+    load_reward(recipe.evals.reward)
+    rewards = [load_reward(name, spec.options) for name, spec in recipe.rewards.items()]
+    rows = [load_rows(recipe.data_of(stage)) for stage in recipe.stages]
+    for name in {*recipe.evals.sets, *filter(None, [recipe.evals.validation])}:
+        set_rows(name, 1)
+    for stage, found in zip(recipe.stages, rows, strict=True):
+        if stage.kind == "grpo":
+            _check_rewards(rewards, found[0])
+        else:
+            completion_of(found[0])
+    return _Work(rows, rewards)
+
+
+def _check_rewards(rewards: list[Callable[..., Any]], row: Row) -> None:
+    """Call every reward once on a real row, with its answer as the completion."""
+    columns = {key: [value] for key, value in row.items() if key != "completion"}
+    columns["prompts"] = [row["problem"]]
+    for function in rewards:
+        outcome = score_batch(function, [str(row["answer"])], columns)[0]
+        if isinstance(outcome, Fault):
+            raise UserError(f"a trial call failed: {outcome.message}")
+
+
+class _Stop:
+    """SIGINT and SIGTERM: the first one asks for a stop after the step, the second stops at once.
+
+    Outside of a training step the first one stops at once too: nothing is lost there.
+    """
+
+    def __init__(self, view: LiveView) -> None:
+        self.view = view
+        self.asked = False
+        self.in_training = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Stop":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._before[number] = signal.signal(number, self._handle)
+            except ValueError:  # not the main thread: the caller's own handlers hold
+                break
+        return self
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked or not self.in_training:
+            raise KeyboardInterrupt
+        self.asked = True
+        self.view.note("stopping after this step; once more stops at once")
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+# ---------------------------------------------------------------------------------- session
+
+
+class _Session:
+    """One process's way through the stages of a run."""
+
+    def __init__(
+        self, recipe: Recipe, run: RunFolder, view: LiveView, stop: _Stop, work: _Work
+    ) -> None:
+        self.recipe = recipe
+        self.run = run
+        self.view = view
+        self.stop = stop
+        self.work = work
+        self.device = choose_device(recipe.run.device)
+        self.precision = choose_precision(recipe.run.precision, self.device)
+        self.evals: dict[str, EvalResult] = {}
+
+    def go(self, command: str | None) -> Run:
+        """All stages and evaluations that are not finished yet, then the report."""
+        recipe, run = self.recipe, self.run
+        seed = recipe.run.seed
+        finished = [i for i in range(len(recipe.stages)) if self._done(i).is_file()]
+        start = self._done(finished[-1]).parent / "policy" if finished else recipe.policy.source
+        policy = open_policy(str(start), seed=seed, device=self.device)
+        self._lock(policy, command)
+        first = next((i for i, s in enumerate(recipe.stages) if s.kind == "grpo"), 0)
+        for index, stage in enumerate(recipe.stages):
+            if index == first:
+                self._evaluate("before", policy, skip=index < len(finished))
+            if index < len(finished):
+                self.view.note(f"stage {stage.name}: finished before")
+                continue
+            self._stage(index, stage, policy)
+        self._evaluate("after", policy)
+        policy.source = recipe.policy.source
+        policy.save(run.path / "policy")
+        report = write_report(run.path)
+        return Run(run.path, policy, self.evals, report)
+
+    def _done(self, index: int) -> Path:
+        folder = self.run.path / "stages" / f"{index + 1}-{self.recipe.stages[index].name}"
+        return folder / "done.json"
+
+    def _lock(self, policy: Policy, command: str | None) -> None:
+        if (self.run.path / "lock.json").is_file():
+            return
+        total, active = policy.parameters
+        facts = {
+            "device": self.device,
+            "precision": self.precision,
+            "policy": {
+                "source": self.recipe.policy.source,
+                "parameters": total,
+                "active_parameters": active,
+            },
+        }
+        self.run.write_lock(self.recipe, facts | ({"command": command} if command else {}))
+        size = f"{total / 1e6:.2f}M parameters"
+        size += f", {active / 1e6:.2f}M active" if active != total else ""
+        self.view.note(f"{policy.source}: {size}; {self.device}, {self.precision}")
+
+    def _evaluate(self, name: str, policy: Policy, skip: bool = False) -> None:
+        file, evals = self.run.eval_file(name), self.recipe.evals
+        if not evals.sets or (skip and not file.is_file()):
+            return
+        if file.is_file():
+            self.evals[name] = EvalResult.load(file)
+            return
+        with self.view.task(f"evaluate {name}") as progress:
+            result = evaluate_recipe(
+                policy, evals, self.recipe.template, self.recipe.run.seed, progress
+            )
+        result.name, result.policy = name, str(self.run.path)
+        result.save(file)
+        self.evals[name] = result
+
+    def _stage(self, index: int, stage: SftStage | GrpoStage, policy: Policy) -> None:
+        folder = self.run.stage(index + 1, stage.name)
+        started = time.monotonic()
+        checkpoints = folder / "checkpoints"
+        at = last_checkpoint(checkpoints, self.view.note)
+        for name in ("metrics.jsonl", "rollouts.jsonl"):
+            keep_rows_until(folder / name, at[1] if at else 0)
+        if self.recipe.policy.lora:
+            add_lora(policy, self.recipe.policy.lora, self.recipe.run.seed)
+        build = self._sft if isinstance(stage, SftStage) else self._grpo
+        trainer = build(stage, index, policy, folder)  # type: ignore[arg-type]
+        self.view.start_stage(stage.name, index + 1, len(self.recipe.stages), stage.steps)
+        trainer.add_callback(_Recorder(self, stage, policy, folder, trainer))
+        trainer.remove_callback(PrinterCallback)  # metrics go to the recorder alone
+        with self._training(), _unmarked(policy.model):
+            trainer.train(resume_from_checkpoint=str(at[0]) if at else None)
+        if self.stop.asked:
+            raise Interrupted(self.run.path)
+        if self.recipe.policy.lora:
+            policy.model.save_pretrained(folder / "adapter")
+            policy.model = policy.model.merge_and_unload()
+        policy.save(folder / "policy")
+        seconds = time.monotonic() - started
+        done = {"steps": stage.steps, "seconds": round(seconds, 1)}
+        (folder / "done.json").write_text(json.dumps(done), encoding="utf-8")
+        self.view.finish_stage()
+
+    @contextmanager
+    def _training(self) -> Iterator[None]:
+        self.stop.in_training = True
+        try:
+            yield
+        finally:
+            self.stop.in_training = False
+
+    # ------------------------------------------------------------------------- the trainers
+
+    def _common(self, stage: SftStage | GrpoStage, folder: Path, config: type) -> dict[str, Any]:
+        """The arguments that both of trl's config classes share."""
+        known = {field.name for field in fields(config)}
+        for name in stage.trainer:
+            if name not in known:
+                raise unknown(f"argument of {config.__name__} (stage {stage.name})", name, known)
+        schedule, arguments = _schedule(stage.optim)
+        optim = stage.optim
+        return {
+            "output_dir": str(folder / "checkpoints"),
+            "max_steps": stage.steps,
+            "learning_rate": optim.lr,
+            "lr_scheduler_type": schedule,
+            "lr_scheduler_kwargs": arguments,
+            "warmup_steps": optim.warmup,
+            "adam_beta1": optim.betas[0],
+            "adam_beta2": optim.betas[1],
+            "weight_decay": optim.weight_decay,
+            "max_grad_norm": optim.max_grad_norm,
+            "router_aux_loss_coef": stage.router_aux,
+            "seed": self.recipe.run.seed,
+            "bf16": self.precision == "bf16",
+            "use_cpu": self.device == "cpu",
+            "gradient_checkpointing": self.device != "cpu",
+            "logging_steps": 1,
+            "save_strategy": "steps",
+            "save_steps": stage.save_every,
+            "save_total_limit": 2,
+            "report_to": "none",
+            "disable_tqdm": True,
+        }
+
+    def _sft(self, stage: SftStage, index: int, policy: Policy, folder: Path) -> SFTTrainer:
+        micro = stage.micro_batch or stage.batch
+        rows = [self._supervised(row, policy) for row in self.work.rows[index]]
+        arguments = {
+            **self._common(stage, folder, SFTConfig),
+            "per_device_train_batch_size": micro,
+            "gradient_accumulation_steps": stage.batch // micro,
+            "max_length": None,
+            **stage.trainer,
+        }
+        return SFTTrainer(
+            policy.model,
+            args=SFTConfig(**arguments),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=policy.tokenizer,
+        )
+
+    def _supervised(self, row: Row, policy: Policy) -> dict[str, Any]:
+        prompt = render(row["problem"], self.recipe.template, policy.tokenizer)
+        completion = completion_of(row)
+        if isinstance(prompt, str):
+            return {"prompt": prompt, "completion": completion}
+        return {"prompt": prompt, "completion": [{"role": "assistant", "content": completion}]}
+
+    def _grpo(self, stage: GrpoStage, index: int, policy: Policy, folder: Path) -> GRPOTrainer:
+        batch = stage.group.size * stage.group.prompts
+        micro = stage.group.micro_batch or batch
+        rows = [
+            {
+                **{key: value for key, value in row.items() if key != "completion"},
+                "prompt": render(row["problem"], self.recipe.template, policy.tokenizer),
+            }
+            for row in self.work.rows[index]
+        ]
+        sampling, loss = stage.sampling, stage.loss
+        arguments = {
+            **self._common(stage, folder, GRPOConfig),
+            "per_device_train_batch_size": micro,
+            "gradient_accumulation_steps": batch // micro,
+            "num_generations": stage.group.size,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "max_completion_length": sampling.max_tokens,
+            "loss_type": loss.type,
+            "beta": loss.beta,
+            "epsilon": loss.epsilon,
+            "epsilon_high": loss.epsilon_high,
+            "scale_rewards": loss.scale_rewards,
+            "num_iterations": loss.iterations,
+            "reward_weights": [spec.weight for spec in self.recipe.rewards.values()],
+            **stage.trainer,
+        }
+        trainer = GRPOTrainer(
+            policy.model,
+            reward_funcs=self.work.rewards,
+            args=GRPOConfig(**arguments),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=policy.tokenizer,
+        )
+        trainer.rollout_sink = lambda found: append_rows(folder / "rollouts.jsonl", found)
+        return trainer
+
+
+@contextmanager
+def _unmarked(model: Any) -> Iterator[None]:
+    """Take off what trl leaves on a model: its own `forward`, and router logits switched on.
+
+    The next stage would wrap the forward again, and generation with router logits on crashes for
+    padded batches (load_balancing_loss_func meets a mask that is longer than the cached step).
+    """
+    try:
+        yield
+    finally:
+        for module in model.modules():
+            vars(module).pop("forward", None)
+        text_config = model.config.get_text_config()
+        if getattr(text_config, "output_router_logits", False):
+            text_config.output_router_logits = False
+
+
+def _schedule(optim: Optim) -> tuple[str, dict[str, float]]:
+    """transformers' scheduler name and arguments for a schedule that ends at `final` times lr."""
+    if optim.schedule == "linear":
+        return "polynomial", {"lr_end": optim.final * optim.lr, "power": 1.0}
+    if optim.schedule == "cosine":
+        return "cosine_with_min_lr", {"min_lr_rate": optim.final}
+    return "constant_with_warmup", {}
+
+
+class _Recorder(TrainerCallback):  # type: ignore[misc]
+    """Writes metrics.jsonl, feeds the live view, evaluates while training, and stops when asked."""
+
+    def __init__(
+        self,
+        session: _Session,
+        stage: SftStage | GrpoStage,
+        policy: Policy,
+        folder: Path,
+        trainer: Any,
+    ) -> None:
+        self.session = session
+        self.stage = stage
+        self.policy = policy
+        self.folder = folder
+        self.trainer = trainer
+        self.validated: dict[str, Any] = {}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        evals = self.session.recipe.evals
+        if self.stage.kind == "grpo" and evals.validation and state.global_step % evals.every == 0:
+            self.validated = self._validate(evals.validation)
+        if self.session.stop.asked:
+            control.should_save = control.should_training_stop = True
+
+    def _validate(self, name: str) -> dict[str, Any]:
+        recipe = self.session.recipe
+        found = evaluate(
+            self.policy,
+            [name],
+            max_tokens=recipe.evals.max_tokens,
+            template=recipe.template,
+            limit=recipe.evals.limit,
+            reward=recipe.evals.reward,
+        )
+        figures = found.sets[name]
+        return {f"eval/{name}/{key}": figures[key] for key in ("accuracy", "interval")}
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if not logs or "train_runtime" in logs:  # the closing summary is no step
+            return
+        row = {"step": state.global_step, **logs, **self.validated}
+        self.validated = {}
+        if isinstance(self.trainer, GRPOTrainer):
+            stage = self.stage
+            seconds = sum(v for key, v in row.items() if key.startswith("timing/"))
+            tokens = row.get("completions/mean_length", 0.0) * stage.group.size
+            if seconds and isinstance(stage, GrpoStage):
+                row["tokens_per_second"] = tokens * stage.group.prompts / seconds
+            loads = enumerate(self.trainer.last_expert_load)
+            row |= {f"experts/load/layer{layer}": shares for layer, shares in loads}
+        append_rows(self.folder / "metrics.jsonl", [row])
+        self.session.view.update(row, state.global_step)

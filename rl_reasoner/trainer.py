@@ -1,0 +1,206 @@
+"""`GRPOTrainer` and `GRPOConfig`: drop-ins for trl's, same arguments, same gradients.
+
+A subclass that calls `super()` and adds what a run needs: a reward that faults takes out its row
+instead of the run, every score is kept with its reason, the time of a step is split, expert load is
+counted. The internals of trl that it leans on are named in tests/test_trainer.py. Knows nothing of
+recipes.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import trl
+from accelerate.utils import gather_object
+from torch import nn
+from trl.trainer.utils import is_async_callable  # the test by which trl picks its async path
+
+from rl_reasoner.moe import ExpertLoad
+from rl_reasoner.reward import Fault, Score, score_batch, text_of
+
+RolloutSink = Callable[[list[dict[str, Any]]], None]
+
+
+class RewardsFailed(RuntimeError):
+    """Every reward call of a step faulted: going on would train on nothing."""
+
+
+@dataclass
+class GRPOConfig(trl.GRPOConfig):  # type: ignore[misc]
+    """trl's `GRPOConfig`, with defaults that also run on a CPU.
+
+    Where trl would turn bf16 on (nothing said about precision) and the machine has no accelerator,
+    this stays in fp32, because trl's own default does not start there.
+    """
+
+    def __post_init__(self) -> None:
+        accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
+        if self.bf16 is None and not accelerated:
+            self.bf16 = False
+        super().__post_init__()
+
+
+class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
+    """trl's `GRPOTrainer` with rewards that cannot end the run by themselves.
+
+    `rollout_sink`, when set, is called once a generation batch, on the main process, with one dict
+    a completion: step, group, prompt, completion, answer, reward, scores (value, reason, outcome by
+    reward), advantage, truncated. Metric names are trl's; added are `timing/generation`,
+    `timing/reward`, `timing/training` (seconds a step), `rewards/<name>/faults` and
+    `experts/max_over_mean`.
+    """
+
+    rollout_sink: RolloutSink | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._scores: list[list[Score | Fault]] = []
+        self._spent = {"generation": 0.0, "reward": 0.0, "training": 0.0}  # seconds, this step
+        self._counted = 0.0  # of generation and reward, already taken out of the training time
+        self.expert_load = ExpertLoad(self.model)
+        self.last_expert_load: list[list[float]] = []
+
+    # ------------------------------------------------------------------------------- rewards
+
+    def _calculate_rewards(
+        self,
+        inputs: list[dict[str, Any]],
+        prompts: list[Any],
+        completions: list[Any],
+        completion_ids_list: list[list[int]],
+    ) -> torch.Tensor:
+        started = time.perf_counter()
+        plain = [
+            f
+            for f in self.reward_funcs
+            if not isinstance(f, nn.Module) and not is_async_callable(f)
+        ]
+        if len(plain) == len(self.reward_funcs) and self.environments is None:
+            rewards = self._isolated(inputs, prompts, completions, completion_ids_list)
+        else:
+            self._scores = []
+            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._spent["reward"] += time.perf_counter() - started
+        return rewards
+
+    def _isolated(
+        self,
+        inputs: list[dict[str, Any]],
+        prompts: list[Any],
+        completions: list[Any],
+        completion_ids_list: list[list[int]],
+    ) -> torch.Tensor:
+        """Rewards of shape (rows of all processes, reward functions); NaN where a row has none."""
+        skipped = ("prompt", "completion", "completion_ids")
+        columns = {key: [row[key] for row in inputs] for key in inputs[0] if key not in skipped}
+        columns |= {"prompts": prompts, "completion_ids": completion_ids_list}
+        extras = {
+            "trainer_state": self.state,
+            "log_extra": self._log_completion_extra,
+            "log_metric": self._log_metric,
+        }
+        self._scores = [
+            score_batch(f, completions, {**columns, **extras}) for f in self.reward_funcs
+        ]
+        table = [[_number(score) for score in scores] for scores in self._scores]
+        faults = [sum(isinstance(s, Fault) for s in scores) for scores in self._scores]
+        for name, count in zip(self.reward_func_names, faults, strict=True):
+            self._log_metric(f"rewards/{name}/faults", float(count))
+        if prompts and all(count == len(prompts) for count in faults):
+            first = self._scores[0][0]
+            raise RewardsFailed(first.message if isinstance(first, Fault) else "no reward")
+        rewards = torch.tensor(table, dtype=torch.float32, device=self.accelerator.device).T
+        return self.accelerator.gather(rewards.contiguous())
+
+    # --------------------------------------------------------------------------- the rollouts
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        started = time.perf_counter()
+        out = super()._generate(prompts)
+        self._spent["generation"] += time.perf_counter() - started
+        return out
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        if self.rollout_sink is not None and self.model.training and self._scores:
+            rows = gather_object(self._rollout_rows(inputs, output))
+            if self.accelerator.is_main_process:
+                self.rollout_sink(rows)
+        return output
+
+    def _rollout_rows(
+        self, inputs: list[dict[str, Any]], output: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        lengths = output["completion_mask"].sum(1).tolist()
+        ids = output["completion_ids"].tolist()
+        texts = self.processing_class.batch_decode(
+            [row[:length] for row, length in zip(ids, lengths, strict=True)],
+            skip_special_tokens=True,
+        )
+        advantages = output["advantages"].tolist()
+        weights = self.reward_weights.tolist()
+        rows = []
+        for i, row in enumerate(inputs):
+            scores = [scores[i] for scores in self._scores]
+            values = [_number(score) for score in scores]
+            known = [w * v for w, v in zip(weights, values, strict=True) if v == v]
+            rows.append(
+                {
+                    "step": self.state.global_step + 1,
+                    "group": i // self.num_generations,
+                    "prompt": text_of(row["prompt"]),
+                    "completion": texts[i],
+                    "answer": row.get("answer"),
+                    "reward": sum(known) if known else None,
+                    "scores": {
+                        name: _described(score)
+                        for name, score in zip(self.reward_func_names, scores, strict=True)
+                    },
+                    "advantage": advantages[i],
+                    "truncated": ids[i][lengths[i] - 1] not in self.eos_token_ids,
+                }
+            )
+        return rows
+
+    # ---------------------------------------------------------------------------- the metrics
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        started = time.perf_counter()
+        output = super().training_step(model, inputs, num_items_in_batch)
+        spent = self._spent
+        elsewhere = spent["generation"] + spent["reward"] - self._counted
+        spent["training"] += time.perf_counter() - started - elsewhere
+        self._counted += elsewhere
+        if self._step % self.current_gradient_accumulation_steps == 0:  # the step is complete
+            for part, seconds in spent.items():
+                self._metrics["train"][f"timing/{part}"].append(seconds)
+                spent[part] = 0.0
+            self._counted = 0.0
+        return output
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.model.training and (load := self.expert_load.take()):
+            self.last_expert_load = load
+            worst = max(max(shares) * len(shares) for shares in load)
+            self._metrics["train"]["experts/max_over_mean"].append(worst)
+        super().log(logs, start_time)
+
+
+def _number(score: Score | Fault) -> float:
+    """The value of a score; NaN for abstentions, faults and values that are no finite number."""
+    value = None if isinstance(score, Fault) else score.value
+    return value if value is not None and abs(value) < 1e30 else float("nan")
+
+
+def _described(score: Score | Fault) -> dict[str, Any]:
+    if isinstance(score, Fault):
+        return {"value": None, "reason": score.message, "outcome": "fault"}
+    value = score.value if _number(score) == _number(score) else None
+    reason = score.reason
+    if score.value is not None and value is None:
+        reason = f"not a usable number: {score.value}. {reason}".strip()
+    outcome = "abstain" if value is None else "score"
+    described: dict[str, Any] = {"value": value, "reason": reason, "outcome": outcome}
+    return {**described, "parts": dict(score.parts)} if score.parts else described
