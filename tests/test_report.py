@@ -17,20 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl_reasoner.errors import UserError
+from rl_reasoner.evaluate import wilson
 from rl_reasoner.report import write_report
-from rl_reasoner.report.gain import explain, moved
 from rl_reasoner.report.html import document, h
-from rl_reasoner.report.read import SetResult, read_run
+from rl_reasoner.report.read import read_run
 from rl_reasoner.report.text import duration, plain, short
 
 HOSTILE = "</script></pre><img src=x onerror=alert(1)><b>\x00\x1b[31m\ud800 & \"'"
-
-
-def wilson(share: float, n: int) -> list[float]:
-    z = 1.96
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return [middle - half, middle + half]
 
 
 def figures(accuracy: float, n: int = 400, **more: Any) -> dict[str, Any]:
@@ -38,7 +31,7 @@ def figures(accuracy: float, n: int = 400, **more: Any) -> dict[str, Any]:
         "problems": n,
         "samples": 1,
         "accuracy": accuracy,
-        "interval": wilson(accuracy, n),
+        "interval": wilson(accuracy * n, n),
         "truncated": 0.01,
         "mean_length": 22.0 + 30 * accuracy,
         "temperature": 0.0,
@@ -117,7 +110,7 @@ def grpo_metrics(steps: int, rng: random.Random) -> list[dict[str, Any]]:
         }
         if step % max(1, steps // 8) == 0:
             row["eval/modular_test/accuracy"] = share
-            row["eval/modular_test/interval"] = wilson(share, 200)
+            row["eval/modular_test/interval"] = wilson(share * 200, 200)
         rows.append(row)
     return rows
 
@@ -405,6 +398,18 @@ def test_a_resumed_step_counts_once_and_rare_logging_counts_whole_time(tmp_path:
     assert stage.seconds() == 40.0
 
 
+def test_a_long_run_gives_a_small_page_that_keeps_its_spikes(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, steps=3000)
+    metrics = folder / "stages" / "2-grpo" / "metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    rows[1234]["grad_norm"] = 9000.0
+    lines(metrics, rows)
+    page, _ = report(folder)
+    assert len(page) < 600_000
+    norms = [figure for figure in page.split("<figure>") if "Gradient norm" in figure]
+    assert re.search(r">[3-9],000</text>", norms[1])  # the axis reaches up to the spike
+
+
 def test_report_needs_no_torch(tmp_path: Path) -> None:
     make_run(tmp_path, steps=2)
     code = (
@@ -413,89 +418,6 @@ def test_report_needs_no_torch(tmp_path: Path) -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-# --- what the gain is
-
-
-def result(accuracy: float, n: int = 400, **more: Any) -> SetResult:
-    low, high = wilson(accuracy, n)
-    return SetResult(accuracy, (low, high), temperature=0.0, **more)
-
-
-def say(before: dict[str, SetResult], after: dict[str, SetResult]) -> str:
-    return " ".join(explain(before, after, by="GRPO"))
-
-
-def test_a_behaviour_selected_is_told_from_a_skill_added() -> None:
-    before = {"": result(0.13, thinking=0.06), "chain-forced": result(0.74)}
-    selected = say(before, {"": result(0.745, thinking=0.98), "chain-forced": result(0.75)})
-    assert "GRPO selected a behaviour the policy already had (thinking first: 6.0%" in selected
-    assert "did not measurably add skill" in selected
-    assert "74.0% before and 75.0% after" in selected
-    added = say(before, {"": result(0.9, thinking=0.98), "chain-forced": result(0.91)})
-    assert "made the thinking itself better" in added
-    assert "selected" not in added
-    open_ = say(before, {"": result(0.745, thinking=0.98), "chain-forced": result(0.79)})
-    assert "not settled" in open_
-    assert "selected" not in open_
-
-
-def test_thinking_is_named_only_where_its_share_rose() -> None:
-    before = {"": result(0.13, thinking=0.9), "chain-forced": result(0.74)}
-    after = {"": result(0.74, thinking=0.91), "chain-forced": result(0.74)}
-    assert "thinking first" not in say(before, after)
-    assert "selected a behaviour" in say(before, after)
-
-
-def test_a_gain_beyond_the_forced_chain_is_not_put_down_to_it() -> None:
-    before = {"": result(0.1, thinking=0.0), "chain-forced": result(0.3)}
-    words = say(before, {"": result(0.9, thinking=1.0), "chain-forced": result(0.31)})
-    assert "does not account for the gain" in words
-    assert "selected" not in words
-
-
-def test_what_was_not_measured_is_said() -> None:
-    assert "cannot be told apart" in say({"": result(0.1)}, {"": result(0.9)})
-    bare = {"": SetResult(0.1)}
-    assert "without intervals nothing more can be said" in say(bare, {"": SetResult(0.9)})
-    assert explain({}, {"": result(0.5)}, by="GRPO") == []
-
-
-def test_other_modes_speak_when_their_intervals_are_apart() -> None:
-    before = {"": result(0.5), "direct-forced": result(0.2), "sampled": result(0.3)}
-    after = {"": result(0.5), "direct-forced": result(0.1), "sampled": result(0.6)}
-    words = say(before, after)
-    assert "this run shows no change" in words
-    assert "With direct answers forced, accuracy fell from 20.0% to 10.0%" in words
-    assert "Sampled accuracy rose from 30.0% to 60.0%" in words
-
-
-shares = st.floats(0, 1)
-results = st.builds(result, shares, st.integers(5, 3000), thinking=shares)
-
-
-@given(results, results)
-def test_moves_mirror_each_other(a: SetResult, b: SetResult) -> None:
-    mirror = {"rose": "fell", "fell": "rose"}
-    assert moved(b, a) == mirror.get(moved(a, b), moved(a, b))
-
-
-@given(st.floats(0, 0.5), st.floats(0.2, 1), shares, st.floats(-0.1, 0.1), st.integers(50, 1000))
-def test_selected_is_said_only_of_a_gain_that_the_forced_chain_covers(
-    before: float, after: float, chain: float, shift: float, n: int
-) -> None:
-    forced = result(chain, n), result(min(1.0, max(0.0, chain + shift)), n)
-    words = say(
-        {"": result(before, n), "chain-forced": forced[0]},
-        {"": result(after, n), "chain-forced": forced[1]},
-    )
-    before_high, after_low = wilson(before, n)[1], wilson(after, n)[0]
-    chain_low, chain_high = wilson(chain, n)
-    covered = after_low > before_high and after_low <= chain_high
-    back_low, back_high = wilson(forced[1].accuracy, n)
-    same = chain_low <= forced[1].accuracy <= chain_high and back_low <= chain <= back_high
-    assert ("selected a behaviour" in words) == (covered and same)
 
 
 # --- texts and figures

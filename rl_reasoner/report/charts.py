@@ -25,6 +25,7 @@ from rl_reasoner.report.text import percent, plain, short
 
 Axes: TypeAlias = Any  # matplotlib's own classes are untyped here
 WIDTH, HEIGHT = 4.8, 2.6  # inches of 72 px
+_POINTS = 150  # along the x axis: more would not be seen
 
 _VARIABLES = ("ink", "soft", "grid", "before", "c1", "c2", "c3", "c4", "c5", "c6")
 _MARKS = {name: f"#0102{0x10 + index:02x}" for index, name in enumerate(_VARIABLES)}
@@ -102,31 +103,34 @@ def curve(title: str, lines: Sequence[Line], *, share: bool = False, note: str =
             axes.set_ylim(bottom=0)
         svg = _svg(figure, title)
     legend = [(line.label, colour(i)) for i, line in enumerate(lines)] if len(lines) > 1 else []
-    means = _running_mean(lines[0].values)
+    _, means = _running_mean(lines[0].values)
     ends = [percent(v) if share else short(v) for v in (means[0], means[-1])]
     return Chart(title, svg, " → ".join(ends), note, legend)
 
 
-def stack(title: str, steps: Sequence[int], parts: Sequence[Line], *, note: str = "") -> Chart:
-    """Areas on top of each other, in seconds."""
+def stack(
+    title: str, labels: Sequence[str], steps: Sequence[int], rows: Sequence[Sequence[float]]
+) -> Chart:
+    """Areas on top of each other: at each step one row of seconds, a figure a label."""
     with _style():
         figure, axes = _axes("step")
-        marks = [_MARKS[colour(i)] for i in range(len(parts))]
-        axes.stackplot(steps, [p.values for p in parts], colors=marks, alpha=0.75, linewidth=0)
+        marks = [_MARKS[colour(i)] for i in range(len(labels))]
+        areas = list(
+            zip(*_means([[s, *row] for s, row in zip(steps, rows, strict=True)]), strict=True)
+        )
+        axes.stackplot(areas[0], areas[1:], colors=marks, alpha=0.75, linewidth=0)
         axes.set_ylim(bottom=0)
         svg = _svg(figure, title)
-    total = sum(sum(part.values) for part in parts) or 1.0
-    legend = [
-        (f"{part.label} {100 * sum(part.values) / total:.0f}%", colour(i))
-        for i, part in enumerate(parts)
+    sums = [sum(row[i] for row in rows) for i in range(len(labels))]
+    parts = [
+        f"{label} {100 * s / (sum(sums) or 1):.0f}%" for label, s in zip(labels, sums, strict=True)
     ]
-    return Chart(title, svg, "", note, legend)
+    return Chart(title, svg, "", "seconds", [(part, colour(i)) for i, part in enumerate(parts)])
 
 
 def heat_map(title: str, steps: Sequence[int], rows: Sequence[Sequence[float]], note: str) -> Chart:
     """Shares of experts (one list a step); the full colour is twice the fair share or more."""
     experts = len(rows[0])
-    columns = _thinned(rows, 120)
     with _style():
         figure, axes = _axes("step")
         axes.grid(visible=False)
@@ -134,7 +138,7 @@ def heat_map(title: str, steps: Sequence[int], rows: Sequence[Sequence[float]], 
             "tint", [(0.23, 0.44, 0.86, a) for a in (0.0, 1.0)]
         )
         axes.imshow(
-            list(zip(*columns, strict=True)),
+            list(zip(*_means(rows), strict=True)),
             cmap=tint,
             vmin=0,
             vmax=2 / experts,
@@ -235,27 +239,52 @@ def _axes(label: str, *, share: bool = False, height: float = HEIGHT) -> tuple[A
 
 
 def _draw_line(axes: Axes, line: Line, mark: str) -> None:
+    steps = line.steps
     if line.band is not None:
-        axes.fill_between(line.steps, *line.band, color=mark, alpha=0.16, linewidth=0)
+        low, high = line.band
+        parts = _parts(len(steps))
+        lows, highs = [min(low[i:j]) for i, j in parts], [max(high[i:j]) for i, j in parts]
+        at = [steps[i] for i, _ in parts]
+        axes.fill_between(at, lows, highs, color=mark, alpha=0.16, linewidth=0)
     marker = {"marker": "o", "markersize": 3.5} if len(line.values) <= 12 else {}
-    smooth = _running_mean(line.values)
-    if smooth != list(line.values):
-        axes.plot(line.steps, line.values, color=mark, linewidth=0.8, alpha=0.3)
-    axes.plot(line.steps, smooth, color=mark, linewidth=1.8, **marker)
+    places, means = _running_mean(line.values)
+    if means != list(line.values):
+        kept = _extremes(line.values)
+        raw = [steps[i] for i in kept], [line.values[i] for i in kept]
+        axes.plot(*raw, color=mark, linewidth=0.8, alpha=0.3)
+    axes.plot([steps[i] for i in places], means, color=mark, linewidth=1.8, **marker)
 
 
-def _running_mean(values: Sequence[float]) -> list[float]:
-    """Each value's mean with its neighbours: a fifteenth of all, none while they are few."""
-    reach = len(values) // 30
-    parts = [values[max(0, i - reach) : i + reach + 1] for i in range(len(values))]
-    return [sum(part) / len(part) for part in parts]
+def _parts(count: int) -> list[tuple[int, int]]:
+    """(start, end) of at most `_POINTS` even parts of `count` things."""
+    size = max(1, -(-count // _POINTS))
+    return [(i, min(i + size, count)) for i in range(0, count, size)]
 
 
-def _thinned(rows: Sequence[Sequence[float]], columns: int) -> list[list[float]]:
-    """`rows` as at most `columns` rows, each the mean of neighbours."""
-    size = -(-len(rows) // columns)
-    parts = [rows[i : i + size] for i in range(0, len(rows), size)]
+def _extremes(values: Sequence[float]) -> list[int]:
+    """Where each part has its lowest and its highest value: no spike is lost to thinning."""
+    kept = set()
+    for i, j in _parts(len(values)):
+        part = sorted(range(i, j), key=lambda at: values[at])
+        kept |= {part[0], part[-1]}
+    return sorted(kept)
+
+
+def _means(rows: Sequence[Sequence[float]]) -> list[list[float]]:
+    """The mean row of each part of `rows`."""
+    parts = [rows[i:j] for i, j in _parts(len(rows))]
     return [[sum(values) / len(part) for values in zip(*part, strict=True)] for part in parts]
+
+
+def _running_mean(values: Sequence[float]) -> tuple[list[int], list[float]]:
+    """Places along `values`, first and last among them, and the mean around each.
+
+    A mean is over a fifteenth of all values; while they are few, over the one alone.
+    """
+    reach = len(values) // 30
+    places = sorted({i for i, _ in _parts(len(values))} | {len(values) - 1})
+    windows = [values[max(0, i - reach) : i + reach + 1] for i in places]
+    return places, [sum(window) / len(window) for window in windows]
 
 
 def _shortened(name: str, most: int = 44) -> str:
@@ -299,15 +328,16 @@ def _strip(root: Element) -> None:
         element.tail = None
         for name, value in list(element.attrib.items()):
             del element.attrib[name]
-            element.set(name.rpartition("}")[2], _tight(value))
+            element.set(name.rpartition("}")[2], _tight(value, path=name == "d"))
         if element.tag == "text" and "style" in element.attrib:
             element.set(
                 "style", re.sub(r"font(-family)?:[^;]*;", _font_size, element.get("style", ""))
             )
 
 
-def _tight(value: str) -> str:
-    """An attribute's value without the spaces that only lay it out."""
+def _tight(value: str, *, path: bool) -> str:
+    """An attribute's value without spaces that only lay it out; a path's to a hundredth of a px."""
+    value = re.sub(r"\d+\.\d{3,}", lambda n: f"{float(n.group()):.2f}", value) if path else value
     value = re.sub(r"rotate\(-0 [^)]*\)", "", " ".join(value.split()))
     return value.replace("base64, ", "base64,")
 

@@ -147,11 +147,9 @@ def _timing(stage: Stage) -> Iterator[Chart]:
     keys = stage.keys("timing/")
     rows = list(_complete(stage, keys))
     if keys and len(rows) >= 2:
-        parts = [
-            Line(key.removeprefix("timing/"), [], [values[i] for _, values in rows])
-            for i, key in enumerate(keys)
-        ]
-        yield charts.stack("Time of a step", [step for step, _ in rows], parts, note="seconds")
+        labels = [key.removeprefix("timing/") for key in keys]
+        steps, seconds = zip(*rows, strict=True)
+        yield charts.stack("Time of a step", labels, steps, seconds)
 
 
 def _complete(stage: Stage, keys: list[str]) -> Iterator[tuple[int, list[float]]]:

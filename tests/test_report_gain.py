@@ -1,0 +1,90 @@
+"""The report's words on a gain say what the figures support and nothing else."""
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rl_reasoner.evaluate import wilson
+from rl_reasoner.report.gain import explain, moved
+from rl_reasoner.report.read import SetResult
+
+
+def result(accuracy: float, n: int = 400, **more: Any) -> SetResult:
+    low, high = wilson(accuracy * n, n)
+    return SetResult(accuracy, (low, high), temperature=0.0, **more)
+
+
+def say(before: dict[str, SetResult], after: dict[str, SetResult]) -> str:
+    return " ".join(explain(before, after, by="GRPO"))
+
+
+def test_a_behaviour_selected_is_told_from_a_skill_added() -> None:
+    before = {"": result(0.13, thinking=0.06), "chain-forced": result(0.74)}
+    selected = say(before, {"": result(0.745, thinking=0.98), "chain-forced": result(0.75)})
+    assert "GRPO selected a behaviour the policy already had (thinking first: 6.0%" in selected
+    assert "did not measurably add skill" in selected
+    assert "74.0% before and 75.0% after" in selected
+    added = say(before, {"": result(0.9, thinking=0.98), "chain-forced": result(0.91)})
+    assert "made the thinking itself better" in added
+    assert "selected" not in added
+    open_ = say(before, {"": result(0.745, thinking=0.98), "chain-forced": result(0.79)})
+    assert "not settled" in open_
+    assert "selected" not in open_
+
+
+def test_thinking_is_named_only_where_its_share_rose() -> None:
+    before = {"": result(0.13, thinking=0.9), "chain-forced": result(0.74)}
+    after = {"": result(0.74, thinking=0.91), "chain-forced": result(0.74)}
+    assert "thinking first" not in say(before, after)
+    assert "selected a behaviour" in say(before, after)
+
+
+def test_a_gain_beyond_the_forced_chain_is_not_put_down_to_it() -> None:
+    before = {"": result(0.1, thinking=0.0), "chain-forced": result(0.3)}
+    words = say(before, {"": result(0.9, thinking=1.0), "chain-forced": result(0.31)})
+    assert "does not account for the gain" in words
+    assert "selected" not in words
+
+
+def test_what_was_not_measured_is_said() -> None:
+    assert "cannot be told apart" in say({"": result(0.1)}, {"": result(0.9)})
+    bare = {"": SetResult(0.1)}
+    assert "without intervals nothing more can be said" in say(bare, {"": SetResult(0.9)})
+    assert explain({}, {"": result(0.5)}, by="GRPO") == []
+
+
+def test_other_modes_speak_when_their_intervals_are_apart() -> None:
+    before = {"": result(0.5), "direct-forced": result(0.2), "sampled": result(0.3)}
+    after = {"": result(0.5), "direct-forced": result(0.1), "sampled": result(0.6)}
+    words = say(before, after)
+    assert "this run shows no change" in words
+    assert "With direct answers forced, accuracy fell from 20.0% to 10.0%" in words
+    assert "Sampled accuracy rose from 30.0% to 60.0%" in words
+
+
+shares = st.floats(0, 1)
+results = st.builds(result, shares, st.integers(5, 3000), thinking=shares)
+
+
+@given(results, results)
+def test_moves_mirror_each_other(a: SetResult, b: SetResult) -> None:
+    mirror = {"rose": "fell", "fell": "rose"}
+    assert moved(b, a) == mirror.get(moved(a, b), moved(a, b))
+
+
+@given(st.floats(0, 0.5), st.floats(0.2, 1), shares, st.floats(-0.1, 0.1), st.integers(50, 1000))
+def test_selected_is_said_only_of_a_gain_that_the_forced_chain_covers(
+    before: float, after: float, chain: float, shift: float, n: int
+) -> None:
+    forced = result(chain, n), result(min(1.0, max(0.0, chain + shift)), n)
+    words = say(
+        {"": result(before, n), "chain-forced": forced[0]},
+        {"": result(after, n), "chain-forced": forced[1]},
+    )
+    before_high, after_low = wilson(before * n, n)[1], wilson(after * n, n)[0]
+    chain_low, chain_high = wilson(chain * n, n)
+    covered = after_low > before_high and after_low <= chain_high
+    back_low, back_high = wilson(forced[1].accuracy * n, n)
+    same = chain_low <= forced[1].accuracy <= chain_high and back_low <= chain <= back_high
+    assert ("selected a behaviour" in words) == (covered and same)
