@@ -41,8 +41,8 @@ def files() -> dict[str, bytes]:
     for subject in ("numbers", "text", "lists"):
         importlib.import_module(f"programming_{subject}")  # it adds its problems
     made["programming.jsonl"] = jsonl(programming.PROBLEMS)
-    words = (HERE / "word_problems.jsonl").read_text(encoding="utf-8").splitlines()
-    made["word_problems.jsonl"] = jsonl(json.loads(line) for line in words)
+    with (HERE / "word_problems.jsonl").open(encoding="utf-8") as lines:
+        made["word_problems.jsonl"] = jsonl(json.loads(line) for line in lines)
     return made
 
 

@@ -25,6 +25,8 @@ OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = 
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
     ast.Mod: operator.mod,
+    ast.FloorDiv: lambda a, b: Fraction(a // b),
+    ast.Pow: lambda a, b: Fraction(a) ** int(b),
 }
 tasks = st.sampled_from(sorted(TASKS))
 splits = st.sampled_from(SPLITS)
