@@ -368,6 +368,8 @@ def test_countdown_says_why(countdown: Reward) -> None:
         "'7/(5-5)' is no expression: it divides by zero",
         "'5+7)' is no expression: it goes on with ')'",
     ]
+    deep = "(" * 40 + "5*7-3" + ")" * 40
+    assert "more than 30 parentheses are open" in countdown(deep, [5, 7, 3], 32).reason
 
 
 @settings(deadline=None, max_examples=50)
