@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.prompts import Row, lint, read_rows, render
+from rl_reasoner.prompts import Row, load_rows, render, set_data
 from rl_reasoner.recipe import Evals
 from rl_reasoner.reward import Fault, load_reward, score_batch
 from rl_reasoner.runs import write_text
@@ -27,6 +27,12 @@ Mode = Literal["greedy", "sampled", "chain-forced", "direct-forced"]
 Progress = Callable[[str, int, int], None]  # set, done, of
 _Z = 1.959963984540054  # the 97.5% point of the normal distribution
 _SHOWN = 8  # rows of each set kept in the result's JSON, to look at
+_FORCES: Mapping[str, Literal["chain", "direct"] | None] = {
+    "greedy": None,
+    "sampled": None,
+    "chain-forced": "chain",
+    "direct-forced": "direct",
+}
 _EMPTY_CHAIN = "<think></think>"
 
 
@@ -71,7 +77,7 @@ def pass_at_k(n: int, right: int, k: int) -> float:
 def mcnemar(only_a: int, only_b: int) -> float:
     """Exact two-sided p-value of McNemar's test: problems that only one of the two has right."""
     n = only_a + only_b
-    tail = sum(math.comb(n, i) for i in range(min(only_a, only_b) + 1)) / 2**n
+    tail: float = sum(math.comb(n, i) for i in range(min(only_a, only_b) + 1)) / 2**n
     return min(1.0, 2 * tail)
 
 
@@ -170,7 +176,8 @@ def _paired(name: str, a: Sequence[Row], b: Sequence[Row]) -> dict[str, Any]:
 
 
 def _share(row: Row) -> float:
-    return sum(score == 1.0 for score in row["scores"]) / len(row["scores"])
+    right: int = sum(score == 1.0 for score in row["scores"])
+    return right / len(row["scores"])
 
 
 # ---------------------------------------------------------------------------------- sampling
@@ -197,6 +204,7 @@ def evaluate(
     entry of its own; with it, `samples` counts for the mode "sampled". Raises `UserError`.
     """
     from rl_reasoner.policy import open_policy
+    from rl_reasoner.rollouts import sample
 
     opened = open_policy(policy) if isinstance(policy, str) else policy
     heat = temperature if temperature is not None else 1.0 if samples > 1 else 0.0
@@ -211,23 +219,42 @@ def evaluate(
         },
     )
     judge = load_reward(reward)
+    for mode in modes or ():
+        if mode not in _FORCES:
+            raise unknown("mode", mode, _FORCES)
     for name in sets:
         rows = set_rows(name, limit)
+        prompts = [render(row["problem"], template, opened.tokenizer) for row in rows]
         for mode in modes or ["greedy"]:
             label = name if mode == "greedy" else f"{name}@{mode}"
             many = mode == "sampled" or not modes
-            outs = _sample(
+            count = samples if many else 1
+            outs = sample(
                 opened,
-                [render(row["problem"], template, opened.tokenizer) for row in rows],
-                mode,
-                samples if many else 1,
-                heat if many else 0.0,
-                max_tokens,
-                seed,
-                lambda done, of, label=label: progress(label, done, of) if progress else None,
+                prompts,
+                samples=count,
+                temperature=heat if many else 0.0,
+                max_tokens=max_tokens,
+                seed=seed,
+                force=_FORCES[mode],
+                progress=_counter(progress, label, count * len(rows)),
             )
-            result.sets[label], result.rows[label] = _scored(rows, outs, judge)
+            figures, result.rows[label] = _scored(rows, outs, judge)
+            result.sets[label] = {**figures, "temperature": heat if many else 0.0}
     return result
+
+
+def _counter(progress: Progress | None, label: str, of: int) -> Callable[[int], None] | None:
+    if progress is None:
+        return None
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        progress(label, done, of)
+
+    return count
 
 
 def evaluate_recipe(
@@ -254,48 +281,7 @@ def evaluate_recipe(
 
 def set_rows(name: str, limit: int | None = None) -> list[Row]:
     """The problems of a set; raises `UserError` when it is unknown or a row is bad."""
-    rows = read_rows(name, None, "test")
-    good, problems = lint(rows, name)
-    if problems:
-        raise UserError(*problems[:10])
-    return good[:limit]
-
-
-def _sample(
-    policy: "Policy",
-    prompts: Sequence[Any],
-    mode: Mode,
-    samples: int,
-    temperature: float,
-    max_tokens: int,
-    seed: int,
-    progress: Callable[[int, int], None],
-) -> "list[list[Rollout]]":
-    from rl_reasoner.rollouts import sample
-
-    forces: Mapping[str, Literal["chain", "direct"]] = {
-        "chain-forced": "chain",
-        "direct-forced": "direct",
-    }
-    if mode not in ("greedy", "sampled", *forces):
-        raise unknown("mode", mode, ["greedy", "sampled", *forces])
-    done = 0
-
-    def count(more: int) -> None:
-        nonlocal done
-        done += more
-        progress(done, len(prompts) * samples)
-
-    return sample(
-        policy,
-        prompts,
-        samples=samples,
-        temperature=temperature,
-        max_tokens=max_tokens,
-        seed=seed,
-        force=forces.get(mode),
-        progress=count,
-    )
+    return load_rows(set_data(name))[:limit]
 
 
 def _scored(

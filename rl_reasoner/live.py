@@ -134,6 +134,18 @@ class LiveView:
             )
         self._draw()
 
+    def progress(self, label: str, done: int, of: int) -> None:
+        """Show how far some work beside the stages is (an evaluation): `done` items `of` so many."""
+        now = self._clock()
+        if self._live is not None:
+            row = Table.grid(padding=(0, 2))
+            bar = ProgressBar(total=of, completed=done, width=30)
+            row.add_row(Text(plain(label), style="bold"), bar, f"{done:,}/{of:,}")
+            self._live.update(row if done < of else Text(""), refresh=True)
+        elif now - self._line_at >= SECONDS_BETWEEN_LINES:
+            self._line_at = now
+            self._say(f"{plain(label)}: {done:,}/{of:,}")
+
     def note(self, text: str) -> None:
         """Say `text` once, above the view."""
         self._say(plain(text))

@@ -19,10 +19,18 @@ def routers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     an expert count (`num_experts` or `n_routed_experts`), in Qwen3-MoE, Mixtral, OLMoE, DeepSeek.
     """
     for name, module in model.named_modules():
-        experts = getattr(module, "num_experts", None) or getattr(module, "n_routed_experts", None)
+        experts = expert_count(module)
         weight = getattr(module, "weight", None)
         if experts and isinstance(weight, torch.Tensor) and tuple(weight.shape[:1]) == (experts,):
             yield name, module
+
+
+def expert_count(router: nn.Module) -> int:
+    """How many experts a router chooses from; 0 for a module that is no router."""
+    for name in ("num_experts", "n_routed_experts"):
+        if isinstance(count := getattr(router, name, None), int):
+            return count
+    return 0
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
@@ -44,7 +52,7 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
 
 
 class ExpertLoad:
-    """Counts which experts the routers choose while its hooks are on.
+    """Counts which experts the routers choose in passes with gradients, while its hooks are on.
 
     `take()` gives the shares since the last call: one list of n shares, summing to 1, a layer.
     """
@@ -52,17 +60,17 @@ class ExpertLoad:
     def __init__(self, model: nn.Module) -> None:
         self._counts: dict[str, torch.Tensor] = {}
         self._handles = [
-            module.register_forward_hook(self._hook(name)) for name, module in routers(model)
+            module.register_forward_hook(self._hook(name, expert_count(module)))
+            for name, module in routers(model)
         ]
 
-    def _hook(self, name: str) -> Any:
+    def _hook(self, name: str, experts: int) -> Any:
         def count(module: nn.Module, inputs: Any, output: Any) -> None:
             parts = output if isinstance(output, tuple) else (output,)
             chosen = next((t for t in parts if not t.is_floating_point()), None)
-            if chosen is None or not module.training:
+            if chosen is None or not torch.is_grad_enabled():  # rollouts do not count
                 return
-            experts = module.weight.shape[0]
-            counts = torch.bincount(chosen.reshape(-1), minlength=int(experts)).cpu()
+            counts = torch.bincount(chosen.reshape(-1), minlength=experts).cpu()
             self._counts[name] = self._counts.get(name, torch.zeros_like(counts)) + counts
 
         return count

@@ -19,6 +19,12 @@ from rl_reasoner.paths import room
 from rl_reasoner.recipe import FileData, TaskData
 from rl_reasoner.tasks import generate, noisy_chain
 
+HUB_SETS = {
+    "gsm8k": FileData(
+        path="openai/gsm8k", config="main", split="test", columns={"problem": "question"}
+    ),
+    "math500": FileData(path="HuggingFaceH4/MATH-500", split="test"),
+}
 Row = dict[str, Any]
 Prompt = str | list[dict[str, str]]
 
@@ -148,12 +154,22 @@ def _set_folders() -> list[Path]:
 
 
 def find_set(name: str) -> Path | None:
-    """The file of a set: a path, or the name of a set that is here; None where there is none."""
+    """The file of a set: a path, or the name of a set that is here; None where there is none.
+
+    NAME stands for NAME.jsonl or NAME_test.jsonl.
+    """
     path = Path(name).expanduser()
     if path.is_file():
         return path
-    named = (folder / f"{name}.jsonl" for folder in _set_folders())
+    named = (folder / f"{n}.jsonl" for folder in _set_folders() for n in (name, f"{name}_test"))
     return next((file for file in named if file.is_file()), None)
+
+
+def set_data(name: str) -> FileData:
+    """Where the problems of an evaluation set come from: a file here, else the hub."""
+    if find_set(name) is None and name in HUB_SETS:
+        return HUB_SETS[name]
+    return FileData(path=name, split="test")
 
 
 def read_rows(name: str, config: str | None = None, split: str = "train") -> list[Row]:

@@ -10,6 +10,7 @@ function is accepted here as it is. Knows nothing of models.
 import importlib
 import importlib.util
 import inspect
+import math
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -152,7 +153,7 @@ def score_batch(
             raise ValueError(f"it returned {len(values)} values for {len(completions)} completions")
         return [as_score(value, name) for value in values]
     except Exception as error:
-        return [Fault(_described(name, error))] * len(completions)
+        return [_fault(name, error)] * len(completions)
 
 
 def _one(
@@ -161,13 +162,39 @@ def _one(
     try:
         return fn.score(completion, **fn.row(columns, index))
     except Exception as error:
-        return Fault(_described(fn.name, error))
+        return _fault(fn.name, error)
 
 
-def _described(name: str, error: Exception) -> str:
+def _fault(name: str, error: Exception) -> Fault:
     frames = traceback.extract_tb(error.__traceback__)
     at = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    return f"reward {name!r}: {type(error).__name__}: {error}{at}"
+    return Fault(f"reward {name!r}: {type(error).__name__}: {error}{at}")
+
+
+def usable(outcome: Score | Fault) -> float:
+    """The number that training uses: NaN for faults, abstentions, and what is not finite or huge.
+
+    1e30 is the bound: the variance of larger rewards overflows in float32.
+    """
+    value = None if isinstance(outcome, Fault) else outcome.value
+    return value if value is not None and abs(value) < 1e30 else float("nan")
+
+
+def described(outcome: Score | Fault) -> dict[str, Any]:
+    """The outcome as JSON values: value, reason, outcome ("score", "abstain", "fault"), parts."""
+    if isinstance(outcome, Fault):
+        return {"value": None, "reason": outcome.message, "outcome": "fault"}
+    number = usable(outcome)
+    value = None if math.isnan(number) else number
+    reason = outcome.reason
+    if value is None and outcome.value is not None:
+        reason = f"not a usable number: {outcome.value}. {reason}".strip()
+    row: dict[str, Any] = {
+        "value": value,
+        "reason": reason,
+        "outcome": "abstain" if value is None else "score",
+    }
+    return {**row, "parts": dict(outcome.parts)} if outcome.parts else row
 
 
 # ---------------------------------------------------------------------------------- loading

@@ -16,8 +16,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import datasets
-import transformers
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
@@ -26,7 +24,14 @@ from rl_reasoner.checkpoints import last_checkpoint
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.evaluate import EvalResult, evaluate, evaluate_recipe, set_rows
 from rl_reasoner.live import LiveView
-from rl_reasoner.policy import Policy, add_lora, choose_device, choose_precision, open_policy
+from rl_reasoner.policy import (
+    Policy,
+    add_lora,
+    choose_device,
+    choose_precision,
+    open_policy,
+    quiet_libraries,
+)
 from rl_reasoner.prompts import Row, completion_of, load_rows, render
 from rl_reasoner.recipe import GrpoStage, Optim, Recipe, SftStage
 from rl_reasoner.report import write_report
@@ -77,13 +82,6 @@ def train(
         raise Interrupted(run.path) from error
     finally:
         run.release()
-
-
-def quiet_libraries() -> None:
-    """Turn off the progress bars and advice of datasets and transformers: we show our own."""
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
 
 
 # ------------------------------------------------------------------------------ preparation
@@ -223,10 +221,10 @@ class _Session:
         if file.is_file():
             self.evals[name] = EvalResult.load(file)
             return
-        with self.view.task(f"evaluate {name}") as progress:
-            result = evaluate_recipe(
-                policy, evals, self.recipe.template, self.recipe.run.seed, progress
-            )
+        self.view.note(f"evaluating ({name})")
+        result = evaluate_recipe(
+            policy, evals, self.recipe.template, self.recipe.run.seed, self.view.progress
+        )
         result.name, result.policy = name, str(self.run.path)
         result.save(file)
         self.evals[name] = result
@@ -433,12 +431,12 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
             return
         row = {"step": state.global_step, **logs, **self.validated}
         self.validated = {}
-        if isinstance(self.trainer, GRPOTrainer):
-            stage = self.stage
+        if isinstance(self.stage, GrpoStage):
+            group = self.stage.group
             seconds = sum(v for key, v in row.items() if key.startswith("timing/"))
-            tokens = row.get("completions/mean_length", 0.0) * stage.group.size
-            if seconds and isinstance(stage, GrpoStage):
-                row["tokens_per_second"] = tokens * stage.group.prompts / seconds
+            tokens = row.get("completions/mean_length", 0.0) * group.size * group.prompts
+            if seconds:
+                row["tokens_per_second"] = tokens / seconds
             loads = enumerate(self.trainer.last_expert_load)
             row |= {f"experts/load/layer{layer}": shares for layer, shares in loads}
         append_rows(self.folder / "metrics.jsonl", [row])

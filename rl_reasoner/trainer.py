@@ -18,7 +18,7 @@ from torch import nn
 from trl.trainer.utils import is_async_callable  # the test by which trl picks its async path
 
 from rl_reasoner.moe import ExpertLoad
-from rl_reasoner.reward import Fault, Score, score_batch, text_of
+from rl_reasoner.reward import Fault, Score, described, score_batch, text_of, usable
 
 RolloutSink = Callable[[list[dict[str, Any]]], None]
 
@@ -37,7 +37,7 @@ class GRPOConfig(trl.GRPOConfig):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
-        if self.bf16 is None and not accelerated:
+        if getattr(self, "bf16", None) is None and not accelerated:
             self.bf16 = False
         super().__post_init__()
 
@@ -104,7 +104,7 @@ class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
         self._scores = [
             score_batch(f, completions, {**columns, **extras}) for f in self.reward_funcs
         ]
-        table = [[_number(score) for score in scores] for scores in self._scores]
+        table = [[usable(score) for score in scores] for scores in self._scores]
         faults = [sum(isinstance(s, Fault) for s in scores) for scores in self._scores]
         for name, count in zip(self.reward_func_names, faults, strict=True):
             self._log_metric(f"rewards/{name}/faults", float(count))
@@ -112,7 +112,8 @@ class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
             first = self._scores[0][0]
             raise RewardsFailed(first.message if isinstance(first, Fault) else "no reward")
         rewards = torch.tensor(table, dtype=torch.float32, device=self.accelerator.device).T
-        return self.accelerator.gather(rewards.contiguous())
+        gathered: torch.Tensor = self.accelerator.gather(rewards.contiguous())
+        return gathered
 
     # --------------------------------------------------------------------------- the rollouts
 
@@ -123,7 +124,7 @@ class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
         return out
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        output = super()._generate_and_score_completions(inputs)
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if self.rollout_sink is not None and self.model.training and self._scores:
             rows = gather_object(self._rollout_rows(inputs, output))
             if self.accelerator.is_main_process:
@@ -144,7 +145,7 @@ class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
         rows = []
         for i, row in enumerate(inputs):
             scores = [scores[i] for scores in self._scores]
-            values = [_number(score) for score in scores]
+            values = [usable(score) for score in scores]
             known = [w * v for w, v in zip(weights, values, strict=True) if v == v]
             rows.append(
                 {
@@ -155,7 +156,7 @@ class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
                     "answer": row.get("answer"),
                     "reward": sum(known) if known else None,
                     "scores": {
-                        name: _described(score)
+                        name: described(score)
                         for name, score in zip(self.reward_func_names, scores, strict=True)
                     },
                     "advantage": advantages[i],
@@ -186,21 +187,3 @@ class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
             worst = max(max(shares) * len(shares) for shares in load)
             self._metrics["train"]["experts/max_over_mean"].append(worst)
         super().log(logs, start_time)
-
-
-def _number(score: Score | Fault) -> float:
-    """The value of a score; NaN for abstentions, faults and values that are no finite number."""
-    value = None if isinstance(score, Fault) else score.value
-    return value if value is not None and abs(value) < 1e30 else float("nan")
-
-
-def _described(score: Score | Fault) -> dict[str, Any]:
-    if isinstance(score, Fault):
-        return {"value": None, "reason": score.message, "outcome": "fault"}
-    value = score.value if _number(score) == _number(score) else None
-    reason = score.reason
-    if score.value is not None and value is None:
-        reason = f"not a usable number: {score.value}. {reason}".strip()
-    outcome = "abstain" if value is None else "score"
-    described: dict[str, Any] = {"value": value, "reason": reason, "outcome": outcome}
-    return {**described, "parts": dict(score.parts)} if score.parts else described

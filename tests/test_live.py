@@ -132,3 +132,14 @@ def test_sparkline() -> None:
     assert sparkline([float("nan")]) == ""
     assert sparkline([3, 3]) == "▁▁"
     assert sparkline([0, float("inf"), 0.5, 1]) == "▁ ▅█"
+
+
+def test_progress_of_other_work_is_one_line_every_few_seconds() -> None:
+    now = [0.0]
+    console = Console(file=io.StringIO(), width=100)
+    with LiveView(console=console, clock=lambda: now[0]) as view:
+        for done in range(1, 11):
+            now[0] += 2.0
+            view.progress("modular_test", done, 10)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines == ["modular_test: 3/10", "modular_test: 6/10", "modular_test: 9/10"]

@@ -1,0 +1,46 @@
+# Needs git, make and Python >= 3.11. Everything is installed into .venv, nothing outside of it.
+PYTHON ?= python3
+PY := .venv/bin/python
+RUN := .venv/bin/rl-reasoner
+TESTS ?= tests
+
+.PHONY: quickstart test lint bench real clean
+
+quickstart: .venv/user  ## install, then the main job: train a tiny mixture of experts to think
+	$(RUN) train quickstart
+
+test: .venv/dev  ## install, then run the tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --cov --cov-report=term --cov-fail-under=85 $(TESTS)
+
+lint: .venv/dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+bench: .venv/dev  ## speed against peers, on this machine
+	for bench in benchmarks/*.py; do $(PY) $$bench || exit 1; done
+
+real: .venv/dev  ## 20 GRPO steps of a real model on real rows; DATA is a folder with gsm8k_train.jsonl
+	$(PY) benchmarks/real/fetch_smollm2.py .cache/smollm2
+	RL_REASONER_DATA=$(DATA) $(RUN) train gsm8k --policy .cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \
+	  --data.path $(DATA)/gsm8k_train.jsonl --steps 20 --group.size 4 --group.prompts 4 \
+	  --group.micro_batch 8 --sampling.max_tokens 160 --evals.max_tokens 160 --evals.limit 50
+
+DATA ?= ../shared/data
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "rl-reasoner needs Python >= 3.11; name one with: make PYTHON=python3.12"; exit 2; }
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; \
+	  echo "python3 -m venv is missing; on Debian and Ubuntu: sudo apt install python3-venv"; exit 2; }
+
+.venv/user: .venv/bin/python pyproject.toml
+	$(PY) -m pip install --quiet -e .
+	@touch $@
+
+.venv/dev: .venv/bin/python pyproject.toml
+	$(PY) -m pip install --quiet -e '.[dev]'
+	@touch $@ .venv/user
+
+clean:
+	rm -rf .venv build dist *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis

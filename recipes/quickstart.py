@@ -1,0 +1,62 @@
+"""Quickstart: a tiny mixture of experts learns to think before it answers.
+
+    python recipes/quickstart.py                 # or: rl-reasoner train quickstart
+    python recipes/quickstart.py --run.seed 1 --grpo.steps 30
+
+The policy (0.54M parameters, 8 experts, 2 active) learns chains of modular arithmetic from scratch
+in `chains`. In `habit` it is given a bad habit on purpose: on 60% of the rows it answers at once,
+without a chain. GRPO then rewards right answers, checked by sympy, and nothing else; that is enough
+for the policy to drop the habit. The report says what of the gain is skill and what is selection.
+Simplified against DeepSeek-R1-Zero (arXiv 2501.12948): one task, no format reward, no KL term.
+"""
+
+from rl_reasoner import Recipe
+from rl_reasoner.cli import main_of
+
+
+def recipe() -> Recipe:
+    """The recipe; its settings were chosen on the validation split."""
+    return Recipe(
+        name="quickstart",
+        policy="scratch:moe-tiny",
+        template="plain",
+        rewards={"math_answer": 1.0},
+        stages=[
+            {
+                "kind": "sft",
+                "name": "chains",
+                "data": {"task": "modular", "count": 20000},
+                "steps": 400,
+                "batch": 64,
+                "optim": {"lr": 5e-3, "schedule": "linear", "warmup": 50, "final": 0.1},
+            },
+            {
+                "kind": "sft",
+                "name": "habit",
+                "data": {"task": "modular", "count": 5000, "seed": 1, "direct": 0.6},
+                "steps": 80,
+                "batch": 64,
+                "optim": {"lr": 1.5e-3, "schedule": "linear", "final": 0.2},
+            },
+            {
+                "kind": "grpo",
+                "data": {"task": "modular", "count": 2000, "seed": 2},
+                "steps": 60,
+                "group": {"size": 8, "prompts": 16},
+                "sampling": {"max_tokens": 64},
+                "optim": {"lr": 1e-4, "betas": (0.9, 0.99)},
+                "router_aux": 0.0,
+            },
+        ],
+        evals={
+            "sets": ["modular_test", "modular_ood"],
+            "samples": 4,
+            "forced": True,
+            "max_tokens": 96,
+            "validation": "modular_validation",
+        },
+    )
+
+
+if __name__ == "__main__":
+    main_of(__file__)

@@ -1,0 +1,108 @@
+"""The command line `rl-reasoner`: which verb, with which arguments, and how it ends.
+
+`--help` never loads torch. Exit codes: 0 done, 1 the work failed, 2 the user's mistake, 3 every
+reward call failed, 130 interrupted. `rl-reasoner train quickstart` and `python
+recipes/quickstart.py` come through here alike.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, NoReturn
+
+import tyro
+from rich.panel import Panel
+from rich.text import Text
+from tyro.conf import subcommand
+
+from rl_reasoner import verbs
+from rl_reasoner.errors import UserError
+from rl_reasoner.verbs import err, new_table, out
+
+Verb = (
+    Annotated[verbs.Train, subcommand("train")]
+    | Annotated[verbs.Eval, subcommand("eval")]
+    | Annotated[verbs.Compare, subcommand("compare")]
+    | Annotated[verbs.Chat, subcommand("chat")]
+    | Annotated[verbs.Score, subcommand("score")]
+    | Annotated[verbs.List, subcommand("list")]
+    | Annotated[verbs.Copy, subcommand("copy")]
+    | Annotated[verbs.Report, subcommand("report")]
+    | Annotated[verbs.Export, subcommand("export")]
+    | Annotated[verbs.Env, subcommand("env")]
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb in `argv` (default: the command line) and return the exit code."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    try:
+        verb_of(given).run()
+    except UserError as error:
+        lines = Text("\n".join(error.messages))
+        err.print(Panel(lines, title="cannot go on", title_align="left", border_style="red"))
+        return 2
+    except KeyboardInterrupt as error:
+        folder = getattr(error, "folder", None)
+        go_on = f"; continue with: rl-reasoner train --resume {folder}" if folder else ""
+        err.print(f"interrupted{go_on}", soft_wrap=True)
+        return 130
+    except RuntimeError as error:
+        if type(error).__name__ != "RewardsFailed":
+            raise
+        err.print(Panel(Text(str(error)), title="every reward call of a step failed"))
+        return 3
+    return 0
+
+
+def main_of(script: str) -> NoReturn:
+    """What a recipe script does when it is run: `rl-reasoner train SCRIPT` with its own flags."""
+    raise SystemExit(main(["train", script, *sys.argv[1:]]))
+
+
+def verb_of(argv: Sequence[str]) -> Any:
+    """The verb with its arguments; `--help` and mistakes in flags end the process, as tyro does."""
+    known, flags = _split_flags(argv) if argv[:1] == ["train"] else (list(argv), [])
+    description = "Reinforcement-learning fine-tuning for reasoning."
+    try:
+        verb = tyro.cli(Verb, args=known, prog="rl-reasoner", description=description)
+    except SystemExit as end:
+        if end.code == 0 and argv[:1] == ["train"]:
+            _recipe_help(known)
+        raise
+    if isinstance(verb, verbs.Train):
+        verb.flags = flags
+    return verb
+
+
+def _split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(what `train` itself takes, the recipe's flags with their values)."""
+    known: list[str] = []
+    flags: list[str] = []
+    rest = list(argv)
+    while rest:
+        token = rest.pop(0)
+        own = token.partition("=")[0] in ("--resume", "--quiet", "--json", "--help", "-h")
+        kept = known if own or not token.startswith("--") else flags
+        kept.append(token)
+        takes_value = token == "--resume" or (kept is flags and "=" not in token)
+        if takes_value and rest and not rest[0].startswith("--"):
+            kept.append(rest.pop(0))
+    return known, flags
+
+
+def _recipe_help(argv: Sequence[str]) -> None:
+    """The flags of the recipe named in `train RECIPE --help`, with their values."""
+    from rl_reasoner.recipe_source import flag_table, load_recipe, shipped_recipes
+
+    named = [token for token in argv[1:] if not token.startswith("-")]
+    if not named:
+        out.print(f"recipes: {', '.join(shipped_recipes())}")
+        return
+    table = new_table("flag", "value", "meaning")
+    for row in flag_table(load_recipe(named[0])):
+        table.add_row(*map(Text, row))
+    out.print(table)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,456 @@
+"""The verbs of `rl-reasoner`, each a dataclass of its arguments with a `run`.
+
+Nothing heavy is imported before a verb needs it. Results go to standard output, all else to
+standard error. `cli.py` parses the command line into these and turns errors into exit codes.
+"""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from rl_reasoner.errors import UserError, did_you_mean, unknown
+from rl_reasoner.paths import room
+
+err = Console(stderr=True)
+out = Console()
+
+Json = FlagCreatePairsOff[
+    Annotated[bool, arg(help="print one JSON object and nothing else on standard output")]
+]
+
+
+def emit(as_json: bool, value: Mapping[str, Any], shown: Any) -> None:
+    """Print a verb's result: `value` as JSON, or what a reader sees (`shown`)."""
+    if as_json:
+        print(json.dumps(value, ensure_ascii=False))
+    else:
+        out.print(shown)
+
+
+@dataclass
+class Train:
+    """Run a recipe. Each of its fields is a flag: --group.size 16, --run.seed 1 …"""
+
+    recipe: Positional[Annotated[str | None, arg(metavar="RECIPE")]] = None
+    """a recipe's name, script or YAML file"""
+    resume: Annotated[Path | None, arg(metavar="RUN")] = None
+    """continue the run in this folder"""
+    quiet: FlagCreatePairsOff[bool] = False
+    """no live view"""
+    json: Json = False
+    flags: tyro.conf.Suppress[list[str]] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Train; prints what came of it."""
+        from rl_reasoner.recipe_source import load_recipe
+
+        if self.resume is not None:
+            recipe = self._resumed(self.resume)
+        elif self.recipe is None:
+            raise UserError("train what? Give a recipe, or --resume RUN. See: rl-reasoner list")
+        else:
+            recipe = load_recipe(self.recipe, self.flags)
+        from rl_reasoner.stages import train
+
+        command = "rl-reasoner train " + " ".join([self.recipe or "", *self.flags])
+        done = train(recipe, resume=self.resume, quiet=self.quiet, command=command.strip())
+        value = {
+            "run": str(done.folder),
+            "policy": str(done.folder / "policy"),
+            "report": str(done.report),
+            "evals": {name: result.sets for name, result in done.evals.items()},
+        }
+        shown = Text.assemble(
+            *(f"\n{name}\n{result.table()}\n" for name, result in done.evals.items()),
+            f"\npolicy  {done.folder / 'policy'}\nreport  {done.report}",
+        )
+        emit(self.json, value, shown)
+
+    def _resumed(self, folder: Path) -> Any:
+        from rl_reasoner.recipe_source import load_recipe
+
+        if self.flags:
+            raise UserError(
+                f"a run continues with the recipe it began with: {self.flags[0]} cannot be given "
+                "together with --resume"
+            )
+        if not (folder / "recipe.yaml").is_file():
+            raise UserError(f"{folder} is no run folder: it has no recipe.yaml")
+        return load_recipe(str(folder / "recipe.yaml"))
+
+
+@dataclass
+class Eval:
+    """Evaluate a policy on sets of problems, with 95% intervals."""
+
+    policy: Positional[str]
+    """a run or policy folder, a .gguf file, a hub id"""
+    sets: str
+    """names or files of sets, with commas between"""
+    samples: int = 1
+    """completions a problem: 1 is greedy, more are sampled"""
+    seed: int = 0
+    temperature: float | None = None
+    """sampling temperature (default 1.0)"""
+    max_tokens: int = 256
+    """longest completion, in tokens"""
+    template: str | None = None
+    """prompt template (default: the one of the run, else auto)"""
+    limit: int | None = None
+    """only the first problems of each set"""
+    reward: str = "math_answer"
+    """the reward that judges answers"""
+    data_dir: Path | None = None
+    """folder with sets as NAME.jsonl"""
+    out: Path | None = None
+    """save the result here (JSON)"""
+    json: Json = False
+
+    def run(self) -> None:
+        """Evaluate and print the table."""
+        from rl_reasoner.evaluate import evaluate
+
+        if self.data_dir is not None:
+            if not self.data_dir.is_dir():
+                raise UserError(f"--data-dir: there is no folder {self.data_dir}")
+            os.environ["RL_REASONER_DATA"] = str(self.data_dir)
+        _quiet()
+        result = evaluate(
+            self.policy,
+            [name.strip() for name in self.sets.split(",")],
+            self.samples,
+            self.seed,
+            temperature=self.temperature,
+            max_tokens=self.max_tokens,
+            template=self.template or _template_of(self.policy),
+            limit=self.limit,
+            reward=self.reward,
+        )
+        if self.out is not None:
+            result.save(self.out)
+        emit(self.json, result.to_json(), result.table())
+
+
+@dataclass
+class Compare:
+    """Compare two saved evaluations, paired by problem."""
+
+    a: Positional[Path]
+    """the first result (JSON of eval --out, or of a run's evals/)"""
+    b: Positional[Path]
+    """the second one"""
+    json: Json = False
+
+    def run(self) -> None:
+        """Print the differences b - a."""
+        from rl_reasoner.evaluate import EvalResult, compare
+
+        found = compare(EvalResult.load(self.a), EvalResult.load(self.b))
+        table = new_table("set", "problems", "difference", "95% interval", "only a", "only b", "p")
+        for name, entry in found.items():
+            low, high = entry["interval"]
+            rest = [str(entry.get("only_a", "")), str(entry.get("only_b", ""))]
+            p = f"{entry['p']:.2g}" if "p" in entry else ""
+            span = f"[{low:+.1%}, {high:+.1%}]"
+            table.add_row(
+                name, str(entry["problems"]), f"{entry['difference']:+.1%}", span, *rest, p
+            )
+        emit(self.json, found, table)
+
+
+@dataclass
+class Chat:
+    """Talk to a policy: type a problem, see its thinking and its answer."""
+
+    policy: Positional[str]
+    """a run or policy folder, a .gguf file, a hub id"""
+    temperature: float = 0.0
+    max_tokens: int = 512
+    """longest completion, in tokens"""
+    template: str | None = None
+    """prompt template (default: the one of the run, else auto)"""
+
+    def run(self) -> None:
+        """Read problems from standard input, one a line, until its end."""
+        from rl_reasoner.policy import open_policy
+        from rl_reasoner.prompts import render
+        from rl_reasoner.rollouts import sample
+
+        _quiet()
+        policy = open_policy(self.policy)
+        template = self.template or _template_of(self.policy)
+        asking = sys.stdin.isatty()
+        if asking:
+            err.print("type a problem; an empty line or Ctrl-D ends", style="dim")
+        while line := _next_line(asking):
+            prompt = render(line, template, policy.tokenizer)
+            [[rollout]] = sample(
+                policy, [prompt], temperature=self.temperature, max_tokens=self.max_tokens
+            )
+            out.print(_thinking_apart(rollout.text))
+
+
+@dataclass
+class Score:
+    """Run a reward on saved completions: FILE.jsonl with `completion` and the reward's columns."""
+
+    reward: Positional[str]
+    """a reward's name, MODULE:FUNCTION or FILE.py:FUNCTION"""
+    file: Positional[str]
+    """JSONL, CSV or Parquet"""
+    disagree: str | None = None
+    """a second reward: list only the rows where the two differ"""
+    out: Path | None = None
+    """where all scores are written (default: FILE.scores.jsonl)"""
+    json: Json = False
+
+    def run(self) -> None:
+        """Score every row, print a table, write all scores."""
+        from rl_reasoner.prompts import read_rows
+        from rl_reasoner.runs import write_text
+
+        rows = read_rows(self.file)
+        mine = _scores(self.reward, rows, self.file)
+        other = _scores(self.disagree, rows, self.file) if self.disagree else None
+        entries = []
+        for index, row in enumerate(rows):
+            entry = {"row": index + 1, "id": row.get("id"), self.reward: mine[index]}
+            if other is not None and self.disagree:
+                entry[self.disagree] = other[index]
+                if mine[index]["value"] == other[index]["value"]:
+                    continue
+            entries.append(entry)
+        target = self.out or Path(f"{self.file}.scores.jsonl")
+        write_text(target, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in entries))
+        values = [s["value"] for s in mine if s["value"] is not None]
+        summary = {
+            "rows": len(rows),
+            "mean": sum(values) / len(values) if values else None,
+            "abstained": sum(s["outcome"] == "abstain" for s in mine),
+            "faults": sum(s["outcome"] == "fault" for s in mine),
+            "written": str(target),
+        }
+        if self.disagree:
+            summary["disagree"] = len(entries)
+        emit(self.json, summary, _score_table(entries, rows, summary))
+
+
+@dataclass
+class List:
+    """What there is: recipes, rewards, sets, policies, tasks."""
+
+    kind: Positional[Annotated[str | None, arg(metavar="KIND")]] = None
+    """one of these kinds only"""
+    json: Json = False
+
+    def run(self) -> None:
+        """Print the names, by kind."""
+        from rl_reasoner.prompts import set_names
+        from rl_reasoner.recipe_source import shipped_recipes
+        from rl_reasoner.reward import shipped_rewards
+        from rl_reasoner.tasks import TASKS
+
+        found = {
+            "recipes": shipped_recipes(),
+            "rewards": shipped_rewards(),
+            "sets": set_names(),
+            "policies": ["scratch:dense-tiny", "scratch:moe-tiny"],
+            "tasks": sorted(TASKS),
+        }
+        if self.kind is not None and self.kind not in found:
+            raise unknown("kind", self.kind, found)
+        chosen = {self.kind: found[self.kind]} if self.kind else found
+        table = new_table("kind", "names")
+        for kind, names in chosen.items():
+            table.add_row(kind, ", ".join(names))
+        emit(self.json, chosen, table)
+
+
+@dataclass
+class Copy:
+    """Copy a shipped recipe or reward here, to change it."""
+
+    name: Positional[str]
+    """quickstart, quickstart.yaml, rewards/length …"""
+    to: Positional[Path] = Path()
+    """a folder or a file name"""
+
+    def run(self) -> None:
+        """Copy one file; never overwrites."""
+        from rl_reasoner.recipe_source import find_recipe
+
+        if self.name.startswith("rewards/"):
+            stem = self.name.removeprefix("rewards/").removesuffix(".py")
+            source = room("rewards") / f"{stem}.py"
+            if not source.is_file() or stem == "__init__":
+                from rl_reasoner.reward import shipped_rewards
+
+                raise unknown("reward", stem, shipped_rewards())
+        else:
+            source = find_recipe(self.name)
+        target = self.to / source.name if self.to.is_dir() else self.to
+        if target.exists():
+            raise UserError(f"{target} exists already; give another name")
+        shutil.copyfile(source, target)
+        err.print(f"copied to {target}; run it with: rl-reasoner train {target}")
+
+
+@dataclass
+class Report:
+    """Write report.html of a run again."""
+
+    run_folder: Positional[Path]
+    """the run's folder"""
+    json: Json = False
+
+    def run(self) -> None:
+        """Write the page and print its path."""
+        from rl_reasoner.report import write_report
+
+        if not (self.run_folder / "recipe.yaml").is_file():
+            raise UserError(f"{self.run_folder} is no run folder: it has no recipe.yaml")
+        path = write_report(self.run_folder)
+        emit(self.json, {"report": str(path)}, str(path))
+
+
+@dataclass
+class Export:
+    """Write a policy to a folder that opens anywhere in transformers."""
+
+    policy: Positional[str]
+    """a run or policy folder (adapters are merged), a .gguf file, a hub id"""
+    to: Positional[Path]
+    """a new folder"""
+    dtype: str = "fp32"
+    """fp32 or bf16"""
+    json: Json = False
+
+    def run(self) -> None:
+        """Open, merge, convert, save."""
+        if self.to.exists():
+            raise UserError(f"{self.to} exists already; give a new folder")
+        if self.dtype not in ("fp32", "bf16"):
+            raise unknown("dtype", self.dtype, ["fp32", "bf16"])
+        import torch
+
+        from rl_reasoner.policy import open_policy
+
+        _quiet()
+        policy = open_policy(self.policy, device="cpu")
+        if hasattr(policy.model, "merge_and_unload"):
+            policy.model = policy.model.merge_and_unload()
+        policy.model.to(torch.bfloat16 if self.dtype == "bf16" else torch.float32)
+        policy.save(self.to)
+        emit(self.json, {"policy": str(self.to)}, str(self.to))
+
+
+@dataclass
+class Env:
+    """Versions, device and precision on this machine: what a bug report needs."""
+
+    json: Json = False
+
+    def run(self) -> None:
+        """Print what is here."""
+        import importlib.metadata
+        import platform
+
+        import torch
+
+        from rl_reasoner.policy import choose_device, choose_precision
+        from rl_reasoner.version import __version__
+
+        device = choose_device()
+        names = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "sympy")
+        value = {
+            "rl_reasoner": __version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "cores": os.cpu_count(),
+            "device": device,
+            "card": torch.cuda.get_device_name() if device == "cuda" else None,
+            "precision": choose_precision("auto", device),
+            **{name: importlib.metadata.version(name) for name in names},
+        }
+        table = new_table("what", "here")
+        for key, here in value.items():
+            table.add_row(key, "none" if here is None else str(here))
+        emit(self.json, value, table)
+
+
+# ----------------------------------------------------------------------------------- helpers
+
+
+def new_table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _quiet() -> None:
+    from rl_reasoner.policy import quiet_libraries
+
+    quiet_libraries()
+
+
+def _template_of(policy: str) -> str:
+    """The prompt template that a run's policy was trained with; "auto" for others."""
+    recipe = Path(policy) / "recipe.yaml"
+    if not recipe.is_file():
+        return "auto"
+    from rl_reasoner.recipe_source import load_recipe
+
+    return load_recipe(str(recipe)).template
+
+
+def _next_line(asking: bool) -> str:
+    try:
+        return input("problem> " if asking else "").strip()
+    except EOFError:
+        return ""
+
+
+def _thinking_apart(text: str) -> Text:
+    thinking, closing, answer = text.rpartition("</think>")
+    if not closing:
+        return Text(text)
+    return Text.assemble((thinking + closing, "dim"), answer)
+
+
+def _scores(reward: str, rows: Sequence[dict[str, Any]], source: str) -> list[dict[str, Any]]:
+    from rl_reasoner.reward import described, load_reward, score_batch
+
+    for number, row in enumerate(rows, 1):
+        if row.get("completion") is None:
+            near = did_you_mean("completion", row)
+            raise UserError(f"{source}, row {number}: no column 'completion'.{near}")
+    columns: dict[str, list[Any]] = {key: [row.get(key) for row in rows] for key in rows[0]}
+    columns["prompts"] = columns.get("prompt", columns.get("problem", [""] * len(rows)))
+    scores = score_batch(load_reward(reward), columns.pop("completion"), columns)
+    return [described(score) for score in scores]
+
+
+def _score_table(
+    entries: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], summary: Mapping[str, Any]
+) -> Table:
+    names = [key for key in entries[0] if key not in ("row", "id")] if entries else []
+    table = new_table("row", *names, "reason", "completion")
+    table.caption = ", ".join(f"{key}: {value}" for key, value in summary.items())
+    for entry in entries[:50]:
+        values = [str(entry[name]["value"]) for name in names]
+        reasons = "; ".join(entry[name]["reason"] for name in names)
+        end = str(rows[entry["row"] - 1]["completion"])[-80:]
+        table.add_row(str(entry["row"]), *values, Text(reasons), Text(end))
+    return table
