@@ -1,0 +1,182 @@
+"""What happens in the process forked for one test: read the job, enter the jail, run the program.
+
+Roles: `script` runs a whole program, `call` calls one of its functions and writes the answer,
+`serve` answers a judge's questions about it, `judge` runs a test's text against it. The program is
+free to break everything in here: nothing in this process is believed, its output and answers are
+only data, and expected values are never in it. Exit codes other than 0 tell failures apart.
+"""
+
+import atexit
+import builtins
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, NoReturn
+
+from rl_reasoner.sandbox import data, jail, remote
+
+FAILED, OUT_OF_MEMORY, GONE, BROKEN = 1, 86, 87, 88
+_PLAIN_RECURSION = 1000
+
+
+@dataclass
+class Cell:
+    """One process to be: its role, the descriptors of its payload and streams, and further ones.
+
+    A stream of -1 stays the zygote's own (/dev/null). The further descriptors become 3, 4, ...
+    """
+
+    role: Callable[[dict[str, Any], str], int]
+    payload: int
+    stdin: int
+    stdout: int
+    stderr: int
+    further: list[int]
+
+
+def main(cell: Cell, built: jail.Jail, box: str, limits: jail.Limits) -> NoReturn:
+    """Become the process that `cell` describes, and end with it."""
+    try:
+        payload = json.loads(_read_all(cell.payload))
+        stdin = _read_all(cell.stdin) if cell.role is script else None
+        streams = [cell.stdin, cell.stdout, cell.stderr]
+        _arrange([0 if s < 0 else s for s in streams] + cell.further)
+        source = payload["source"].encode("utf-8", "surrogatepass")
+        built.enter(box, source if cell.role is not judge else b"", stdin, limits)
+        _fresh_streams()
+        code = cell.role(payload, f"{box}/main.py")
+    except MemoryError:
+        code = OUT_OF_MEMORY
+    except BaseException as error:
+        code = BROKEN
+        os.write(2, f"sandbox: {type(error).__name__}: {error}\n".encode())
+    os._exit(code)
+
+
+def _read_all(descriptor: int) -> bytes:
+    return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+
+
+def _arrange(descriptors: list[int]) -> None:
+    """Make `descriptors` 0, 1, 2 ... and close every other."""
+    high = [os.dup2(d, 200 + i) for i, d in enumerate(descriptors)]
+    for target, descriptor in enumerate(high):
+        os.dup2(descriptor, target)
+    os.closerange(len(high), 65536)
+
+
+def _fresh_streams() -> None:
+    options: dict[str, Any] = {"encoding": "utf-8", "closefd": False}
+    sys.stdin = sys.__stdin__ = open(0, errors="surrogateescape", **options)  # type: ignore[misc]
+    sys.stdout = sys.__stdout__ = open(1, "w", errors="surrogateescape", **options)  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = open(2, "w", errors="backslashreplace", buffering=1, **options)  # type: ignore[misc]
+
+
+# ---------------------------------------------------------------------------------- roles
+
+
+def script(payload: dict[str, Any], path: str) -> int:
+    """Run the program as `python main.py` would, to its exit handlers; returns the exit code."""
+    code = _execute(payload["source"], path, "__main__")[1]
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    return max(code, _flush())
+
+
+def call(payload: dict[str, Any], path: str) -> int:
+    """Run the program, call the function asked for, and write its value to descriptor 3."""
+    namespace, code = _execute(payload["source"], path, "main")
+    if code:
+        _flush()
+        return code
+    try:
+        answer = data.encode(_call(namespace, payload))
+    except data.NotData as error:
+        print(f"the answer is no plain data: {error}", file=sys.stderr)
+        code = FAILED
+    except BaseException as error:
+        code = _report(error)
+    else:
+        _write_all(3, data.dump(answer))
+    _flush()
+    return code
+
+
+def _call(namespace: dict[str, Any], payload: dict[str, Any]) -> object:
+    head, *rest = payload["call"].split(".")
+    target = namespace[head] if head in namespace else getattr(builtins, head)
+    for name in rest:
+        target = getattr(target() if isinstance(target, type) else target, name)
+    arguments = data.decode(payload["args"])
+    return target(*arguments, **data.decode(payload["kwargs"]))
+
+
+def serve(payload: dict[str, Any], path: str) -> int:
+    """Run the program, then answer the judge on descriptor 3 until it has no more questions."""
+    namespace, code = _execute(payload["source"], path, "main")
+    if code:
+        _flush()
+        return code
+    remote.Server(namespace, remote.Channel(3)).run()
+    return _flush()
+
+
+def judge(payload: dict[str, Any], path: str) -> int:
+    """Run a test's text against the program on descriptor 4; the verdict goes to descriptor 3."""
+    sys.setrecursionlimit(10 * _PLAIN_RECURSION)
+    try:
+        verdict = remote.judge(payload["source"], remote.Channel(4))
+    except remote.Gone:
+        return GONE
+    _write_all(3, verdict.encode())
+    return 0
+
+
+# ---------------------------------------------------------------------------------- running
+
+
+def _execute(source: str, path: str, name: str) -> tuple[dict[str, Any], int]:
+    """Run `source` as a fresh module `name`; its namespace and the exit code so far."""
+    module = ModuleType(name)
+    namespace = module.__dict__
+    namespace.update(__file__=path, __builtins__=builtins)
+    for mine in [key for key in sys.modules if key.startswith("rl_reasoner")]:
+        del sys.modules[mine]
+    sys.modules[name] = sys.modules["__main__"] = module
+    sys.path.insert(0, os.getcwd())  # noqa: PTH109 - a zygote does not load pathlib
+    sys.setrecursionlimit(_PLAIN_RECURSION + 8)
+    try:
+        exec(compile(source, path, "exec", dont_inherit=True), namespace)  # noqa: S102 - in the jail
+    except BaseException as error:
+        return namespace, _report(error)
+    return namespace, 0
+
+
+def _report(error: BaseException) -> int:
+    """Say on standard error what Python would say of `error`; the exit code it means."""
+    if isinstance(error, SystemExit):
+        if error.code is None or isinstance(error.code, int):
+            return (error.code or 0) & 0xFF
+        print(error.code, file=sys.stderr)
+        return FAILED
+    trace = error.__traceback__
+    sys.excepthook(type(error), error, trace.tb_next if trace else None)
+    return OUT_OF_MEMORY if isinstance(error, MemoryError) else FAILED
+
+
+def _flush() -> int:
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):
+        return FAILED
+    return 0
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    while content:
+        content = content[os.write(descriptor, content) :]

@@ -1,0 +1,274 @@
+"""Plain data on the wire between the host, a judge and a program.
+
+Values travel as JSON trees in which every JSON object is a tag for what JSON lacks (tuples, sets,
+dictionaries with any keys, bytes, large integers ...). The encoder may run inside a hostile program:
+what it says is only ever an answer, so it is free to be generous with subclasses. The decoder and
+`equal` run on the safe side: they trust nothing, execute nothing of the value, and never build a
+hash table from a hostile value's own hashes. Knows nothing of the other modules.
+"""
+
+import base64
+import builtins
+import json
+import math
+from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+Tree = Any  # what json.loads returns; objects hold exactly one tag
+MAX_BYTES = 8 << 20
+MAX_DEPTH = 200
+MAX_DIGITS = 10_000
+_PLAIN_INT = 1 << 63
+
+
+class NotData(Exception):
+    """A value that is no plain data (its type's name), or one nested too deeply."""
+
+
+class Malformed(Exception):
+    """Bytes or a tree that no honest encoder wrote."""
+
+
+def encode(value: object, refer: Callable[[object], Tree] | None = None, depth: int = 0) -> Tree:
+    """`value` as a tree. What is no plain data goes to `refer`, or raises `NotData` without one.
+
+    Subclasses of plain types travel as the plain type; numpy scalars and arrays as numbers and
+    lists.
+    """
+    if depth > MAX_DEPTH:
+        raise NotData("data nested too deeply")
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        number = int.__int__(value)
+        return number if -_PLAIN_INT < number < _PLAIN_INT else {"i": format(number, "x")}
+    if isinstance(value, float):
+        return float.__float__(value)
+    if isinstance(value, list):
+        return [encode(item, refer, depth + 1) for item in list.__iter__(value)]
+    return _encode_tagged(value, refer, depth + 1)
+
+
+def _encode_tagged(value: object, refer: Callable[[object], Tree] | None, depth: int) -> Tree:
+    if isinstance(value, tuple):
+        return {"t": [encode(item, refer, depth) for item in tuple.__iter__(value)]}
+    if isinstance(value, dict):
+        pairs = dict.items(value)
+        return {"d": [[encode(k, refer, depth), encode(v, refer, depth)] for k, v in pairs]}
+    if isinstance(value, (set, frozenset)):
+        items = [encode(item, refer, depth) for item in list(value)]
+        return {"s" if isinstance(value, set) else "f": items}
+    if isinstance(value, (bytes, bytearray)):
+        return {"b": base64.b64encode(value).decode()}
+    if isinstance(value, complex):
+        return {"c": [value.real, value.imag]}
+    if isinstance(value, range):
+        return {"r": [encode(part) for part in (value.start, value.stop, value.step)]}
+    if isinstance(value, Fraction):
+        return {"q": [encode(value.numerator), encode(value.denominator)]}
+    if isinstance(value, Decimal):
+        return {"D": str(value)}
+    if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
+        return {"T": value.__name__}
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        return encode(value.tolist(), refer, depth)
+    if refer is None:
+        raise NotData(type(value).__name__)
+    return refer(value)
+
+
+def decode(tree: Tree, refer: Callable[[str, Any], object] | None = None) -> Any:
+    """The value of a tree; `refer(tag, argument)` resolves tags that are no data.
+
+    Raises `Malformed` for anything that `encode` does not write. Builds sets and dictionaries, so
+    it is for use inside a jail or on trees of one's own: the host compares trees with `equal`.
+    """
+    if isinstance(tree, list):
+        return [decode(item, refer) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    tag, body = _tag(tree)
+    try:
+        if tag == "t":
+            return tuple(decode(item, refer) for item in _items(body))
+        if tag == "d":
+            return {decode(key, refer): decode(value, refer) for key, value in _items(body)}
+        if tag == "s":
+            return {decode(item, refer) for item in _items(body)}
+        if tag == "f":
+            return frozenset(decode(item, refer) for item in _items(body))
+        if tag == "r":
+            return range(*(decode(part) for part in _items(body)))
+        if tag in _SCALARS:
+            return _SCALARS[tag](body)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise Malformed(f"bad {tag!r}") from error
+    if refer is None:
+        raise Malformed(f"unknown tag {tag!r}")
+    return refer(tag, body)
+
+
+def dump(tree: Tree) -> bytes:
+    """A tree as bytes (ASCII JSON; nan and infinities by Python's names)."""
+    return json.dumps(tree, separators=(",", ":")).encode()
+
+
+def load(raw: bytes) -> Tree:
+    """The tree in `raw`; raises `Malformed` for bad, too large or too deep input."""
+    if len(raw) > MAX_BYTES:
+        raise Malformed(f"more than {MAX_BYTES} bytes")
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise Malformed("no JSON") from error
+
+
+def equal(tree: Tree, expected: Tree, tolerance: float = 0.0, loose: bool = False) -> bool:
+    """Whether two trees stand for equal values, as Python's `==` says for plain data.
+
+    `tolerance` is allowed between numbers, absolutely or relative to the expected one. `loose`
+    lets tuples equal lists (an expectation that came from JSON). Raises `Malformed`.
+    """
+    try:
+        return _equal(tree, expected, tolerance, loose)
+    except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
+        raise Malformed(str(error)) from error
+
+
+def _equal(tree: Tree, expected: Tree, tolerance: float, loose: bool) -> bool:
+    kind, body = _kind(tree, loose)
+    other, wanted = _kind(expected, loose)
+    if kind != other:
+        return False
+    if kind == "number":
+        return _numbers_equal(body, wanted, tolerance)
+    if kind in ("list", "t"):
+        return len(body) == len(wanted) and all(
+            _equal(a, b, tolerance, loose) for a, b in zip(body, wanted, strict=True)
+        )
+    if kind == "s":
+        return len(body) == len(wanted) and (
+            {_canonical(item) for item in body} == {_canonical(item) for item in wanted}
+        )
+    if kind == "d":
+        ours, theirs = _by_key(body), _by_key(wanted)
+        return ours.keys() == theirs.keys() and all(
+            _equal(value, theirs[key], tolerance, loose) for key, value in ours.items()
+        )
+    return bool(body == wanted)
+
+
+def _kind(tree: Tree, loose: bool) -> tuple[str, Any]:
+    """The kind of value a tree stands for, and its content ready to compare."""
+    if tree is None or isinstance(tree, str):
+        return type(tree).__name__, tree
+    if isinstance(tree, (bool, int, float)):
+        return "number", tree
+    if isinstance(tree, list):
+        return "list", tree
+    tag, body = _tag(tree)
+    if tag in ("i", "c", "q", "D"):
+        return "number", _SCALARS[tag](body)
+    if tag == "t":
+        return "list" if loose else "t", _items(body)
+    if tag in ("s", "f"):
+        return "s", _items(body)
+    if tag == "d":
+        return tag, _items(body)
+    if tag == "r":
+        return tag, range(*(decode(part) for part in _items(body)))
+    return tag, body
+
+
+def _numbers_equal(a: Any, b: Any, tolerance: float) -> bool:
+    if a == b:
+        return True
+    if not tolerance or isinstance(a, Decimal) or isinstance(b, Decimal):
+        return False
+    try:
+        return bool(abs(a - b) <= tolerance * max(1.0, abs(b)))  # False for nan
+    except OverflowError:
+        return False
+
+
+def _by_key(pairs: list[Any]) -> dict[str, Tree]:
+    table = {_canonical(key): value for key, value in pairs}
+    if len(table) != len(pairs):
+        raise Malformed("a dictionary with a key twice")
+    return table
+
+
+def _canonical(tree: Tree) -> str:
+    """A text that is the same for keys that are equal: hashed in place of the value itself."""
+    kind, body = _kind(tree, loose=False)
+    if kind == "number":
+        if isinstance(body, float) and math.isnan(body):
+            raise Malformed("nan as a key")
+        if isinstance(body, (int, float, Fraction)) and body == body // 1:
+            return f"n{int(body):x}"
+        return f"n{body!r}"
+    if kind in ("list", "t"):
+        return f"{kind}({','.join(_canonical(item) for item in body)})"
+    if kind == "s":
+        return f"s({','.join(sorted(_canonical(item) for item in body))})"
+    return f"{kind}{body!r}"
+
+
+def _tag(tree: Any) -> tuple[str, Any]:
+    if not isinstance(tree, dict) or len(tree) != 1:
+        raise Malformed("an object must hold one tag")
+    return next(iter(tree.items()))
+
+
+def _items(body: Any) -> list[Any]:
+    if not isinstance(body, list):
+        raise Malformed("a list was expected")
+    return body
+
+
+def _integer(body: Any) -> int:
+    return int(body, 16) if isinstance(body, str) else int(body)
+
+
+def _complex(body: Any) -> complex:
+    real, imaginary = _items(body)
+    return complex(float(real), float(imaginary))
+
+
+def _fraction(body: Any) -> Fraction:
+    top, bottom = (decode(part) for part in _items(body))
+    if max(abs(top), abs(bottom)).bit_length() > 4 * MAX_DIGITS:
+        raise ValueError("too many digits")
+    return Fraction(top, bottom)
+
+
+def _decimal(body: Any) -> Decimal:
+    number = Decimal(body) if len(body) <= MAX_DIGITS else Decimal("nan")
+    if not number.is_finite() or abs(number.adjusted()) > MAX_DIGITS:
+        raise ValueError("no finite decimal of reasonable size")
+    return number
+
+
+def _bytes(body: Any) -> bytes:
+    return base64.b64decode(body, validate=True)
+
+
+def _builtin_type(body: Any) -> type:
+    found = getattr(builtins, body, None)
+    if not isinstance(found, type):
+        raise ValueError("no builtin type")
+    return found
+
+
+_SCALARS: dict[str, Callable[[Any], Any]] = {
+    "i": _integer,
+    "c": _complex,
+    "q": _fraction,
+    "D": _decimal,
+    "b": _bytes,
+    "T": _builtin_type,
+}

@@ -1,0 +1,247 @@
+"""What each form of test asks of the sandbox, and the verdict on what came back.
+
+A test becomes a plan before anything runs: mistakes in it are the user's and raise `UserError`.
+The plan keeps what is expected; only its `inputs` go to the jail. `verdict` decides in the host, on
+data alone: nothing that comes back says "passed". An assertion of the form `f(ARGS) == LITERAL` is
+planned as a call, so that even its comparison happens here.
+"""
+
+import ast
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from rl_reasoner.errors import UserError, did_you_mean
+from rl_reasoner.sandbox import child, data, zygote
+from rl_reasoner.sandbox.host import MAX_OUTPUT, Finished
+
+Verdict = Literal["passed", "failed", "error", "timeout", "memory", "crash", "refused"]
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+_VERDICTS: tuple[Verdict, ...] = ("passed", "failed", "error", "memory")
+_STDIO_KEYS = ("stdin", "stdout", "tolerance")
+_CALL_KEYS = ("call", "args", "kwargs", "expected", "tolerance")
+
+
+class Plan(Protocol):
+    """One test, ready to run."""
+
+    @property
+    def mode(self) -> bytes:
+        """The zygote's mode for it."""
+
+    @property
+    def text(self) -> str:
+        """The code in the test itself, where it has any."""
+
+    def inputs(self, program: str) -> list[bytes]:
+        """What goes into the jail to run it on `program`."""
+
+    def verdict(self, finished: Finished) -> Verdict:
+        """The verdict on a run that ended by itself with exit status 0."""
+
+
+@dataclass(frozen=True)
+class Stdio:
+    """A whole program: what it reads, and what it must print."""
+
+    stdin: str
+    stdout: str
+    tolerance: float
+    mode: bytes = zygote.SCRIPT
+    text: str = ""
+
+    def inputs(self, program: str) -> list[bytes]:
+        return [_payload(program), self.stdin.encode("utf-8", "surrogatepass")]
+
+    def verdict(self, finished: Finished) -> Verdict:
+        if len(finished.stdout) > MAX_OUTPUT:
+            return "failed"
+        try:
+            said = finished.stdout.decode()
+        except UnicodeDecodeError:
+            return "failed"
+        return "passed" if same_output(said, self.stdout, self.tolerance) else "failed"
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of one of the program's functions, and the value it must return."""
+
+    name: str
+    args: data.Tree
+    kwargs: data.Tree
+    expected: data.Tree
+    tolerance: float
+    loose: bool  # tuples equal lists
+    mode: bytes = zygote.CALL
+    text: str = ""
+
+    def inputs(self, program: str) -> list[bytes]:
+        return [_payload(program, call=self.name, args=self.args, kwargs=self.kwargs)]
+
+    def verdict(self, finished: Finished) -> Verdict:
+        if not finished.answer:
+            return "crash"  # it left before it answered
+        try:
+            answer = data.load(finished.answer)
+            right = data.equal(answer, self.expected, self.tolerance, self.loose)
+        except data.Malformed:
+            return "refused"
+        return "passed" if right else "failed"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A test's text, to be run by a judge against the program."""
+
+    text: str
+    mode: bytes = zygote.JUDGED
+
+    def inputs(self, program: str) -> list[bytes]:
+        return [_payload(program), _payload(self.text)]
+
+    def verdict(self, finished: Finished) -> Verdict:
+        for verdict in _VERDICTS:  # the judge wrote it: no program can reach its descriptor
+            if finished.answer == verdict.encode():
+                return verdict
+        return "crash"
+
+
+def judge(plan: Plan, finished: Finished, cpu_s: float) -> Verdict:
+    """The verdict on a finished run of `plan` that was allowed `cpu_s` seconds of CPU."""
+    for ended in (finished.first, finished.second):
+        if ended.how == zygote.DEADLINE or ended.cpu_s > cpu_s * 1.1 + 0.1:
+            return "timeout"
+        if ended.how == zygote.QUOTA or ended.code == child.OUT_OF_MEMORY:
+            return "memory"
+    first = finished.first
+    if first.how != zygote.EXITED or first.code == child.GONE:
+        return _why_gone(plan, finished)
+    if first.code:
+        return "error"
+    return plan.verdict(finished)
+
+
+def _why_gone(plan: Plan, finished: Finished) -> Verdict:
+    """Why a program died, or left its judge alone."""
+    if plan.mode != zygote.JUDGED or finished.first.code != child.GONE:
+        return "crash"
+    program = finished.second
+    return "error" if program.how == zygote.EXITED and program.code == child.FAILED else "crash"
+
+
+def same_output(said: str, expected: str, tolerance: float = 0.0) -> bool:
+    """Whether two outputs agree as judges of programming contests see it.
+
+    White space at the ends of lines and empty lines at the end do not count. With a tolerance,
+    numbers may differ by it (absolutely, or relative to the expected one) and the outputs are
+    compared token by token.
+    """
+    if _lines(said) == _lines(expected):
+        return True
+    if not tolerance:
+        return False
+    ours, theirs = said.split(), expected.split()
+    return len(ours) == len(theirs) and all(
+        a == b or _near(a, b, tolerance) for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def _lines(text: str) -> list[str]:
+    lines = [line.rstrip() for line in text.split("\n")]
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines
+
+
+def _near(said: str, expected: str, tolerance: float) -> bool:
+    if len(said) > 400 or not (_NUMBER.fullmatch(said) and _NUMBER.fullmatch(expected)):
+        return False
+    a, b = float(said), float(expected)
+    return abs(a - b) <= tolerance * max(1.0, abs(b))  # False for the difference of infinities
+
+
+# -------------------------------------------------------------------------------- planning
+
+
+def plan(test: object, place: str) -> Plan:
+    """The plan of one test; `place` names it in the `UserError` for a test of no known form."""
+    if isinstance(test, str):
+        return _plan_code(test, place)
+    if not isinstance(test, Mapping):
+        raise UserError(
+            f"{place} is {type(test).__name__}: expected code (str), "
+            '{"stdin", "stdout"} or {"call", "args", "expected"}'
+        )
+    keys = _CALL_KEYS if "call" in test or "expected" in test else _STDIO_KEYS
+    for key in test:
+        if key not in keys:
+            hint = did_you_mean(str(key), keys)
+            raise UserError(f"{place} has the unknown key {key!r}.{hint} Known: {', '.join(keys)}.")
+    tolerance = test.get("tolerance") or 0.0
+    if not isinstance(tolerance, (int, float)) or not 0 <= tolerance < float("inf"):
+        raise UserError(f"{place}: tolerance must be a number >= 0, not {tolerance!r}")
+    if keys is _CALL_KEYS:
+        return _plan_call(test, place, float(tolerance))
+    return Stdio(_text(test, "stdin", place), _text(test, "stdout", place), float(tolerance))
+
+
+def _text(test: Mapping[Any, Any], key: str, place: str) -> str:
+    value = test.get(key, "" if key == "stdin" else None)
+    if not isinstance(value, str):
+        raise UserError(f"{place}: {key} must be a str, not {type(value).__name__}")
+    return value
+
+
+def _plan_call(test: Mapping[Any, Any], place: str, tolerance: float) -> Call:
+    name = test.get("call")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise UserError(f'{place}: call must be "function" or "Class.method", not {name!r}')
+    if "expected" not in test:
+        raise UserError(f"{place} calls {name} without saying what is expected")
+    args, kwargs = test.get("args") or [], test.get("kwargs") or {}
+    if not isinstance(args, (list, tuple)) or not isinstance(kwargs, Mapping):
+        raise UserError(f"{place}: args must be a list and kwargs a dict")
+    try:
+        trees = [data.encode(value) for value in (list(args), dict(kwargs), test["expected"])]
+    except data.NotData as error:
+        raise UserError(f"{place} holds {error}, which is no plain data") from error
+    return Call(name, *trees, tolerance, loose=True)
+
+
+def _plan_code(text: str, place: str) -> Plan:
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise UserError(f"{place} is no Python: {error}") from error
+    return _as_call(tree) or Judged(text)
+
+
+def _as_call(tree: ast.Module) -> Call | None:
+    """The call that `assert f(LITERALS) == LITERAL` stands for; None for any other code."""
+    match tree.body:
+        case [
+            ast.Assert(
+                test=ast.Compare(
+                    left=ast.Call(func=ast.Name(id=name), args=args, keywords=keywords),
+                    ops=[ast.Eq()],
+                    comparators=[expected],
+                )
+            )
+        ] if all(word.arg for word in keywords):
+            try:
+                values = [ast.literal_eval(node) for node in args]
+                named = {str(word.arg): ast.literal_eval(word.value) for word in keywords}
+                trees = [data.encode(v) for v in (values, named, ast.literal_eval(expected))]
+            except (ValueError, TypeError, data.NotData, RecursionError, MemoryError):
+                return None
+            return Call(name, *trees, 0.0, loose=False)
+    return None
+
+
+def _payload(source: str, **more: Any) -> bytes:
+    return data.dump({"source": source, **more})
+
+

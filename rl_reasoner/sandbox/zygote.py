@@ -1,0 +1,270 @@
+"""The server in the jail: started once, it forks one fresh process for each test.
+
+Started by `host` as a bare interpreter (`python -I -S`, empty environment) with one end of a
+socket pair. It builds its jail, then answers jobs one at a time: descriptors go to the forked
+process, what comes back is how that process ended. It never reads a program, a test or an answer.
+It ends, and everything in it, when the host's end of the socket closes.
+"""
+
+import contextlib
+import errno
+import gc
+import os
+import resource
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from dataclasses import dataclass
+
+from rl_reasoner.sandbox import child, jail, linux
+
+# mode, wall seconds, CPU seconds, memory bytes
+JOB = struct.Struct("!cddQ")
+# wall seconds, then for each of two processes: how it ended, code, CPU seconds, switches
+DONE = struct.Struct("!dcidqcidq")
+SCRIPT, CALL, JUDGED = b"s", b"c", b"j"
+EXITED, SIGNALLED, DEADLINE, QUOTA, NONE = b"e", b"s", b"d", b"q", b"-"
+MAX_DESCRIPTORS = 8
+
+_PRELOAD = """
+    math re collections itertools functools heapq bisect string random operator typing dataclasses
+    decimal fractions datetime json copy enum abc cmath io array queue threading contextlib types
+    site ast
+"""
+_LOOK_EVERY_S = 0.05
+_GRACE_S = 0.1
+
+
+@dataclass
+class Ended:
+    """How a process ended, by whose doing, and what it used."""
+
+    how: bytes
+    code: int
+    cpu_s: float
+    switches: int  # times it was made to wait for a processor
+
+
+def main(level: str, packages: list[str], scratch: str, control: int) -> None:
+    """Serve jobs at `level` until the socket `control` closes; never returns."""
+    sock = socket.socket(fileno=control)
+    try:
+        if level == "namespaces":
+            jail.isolate()
+            pid = os.fork()
+            if pid:
+                sock.close()
+                os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0xFF)
+            linux.die_with_parent(signal.SIGKILL)
+        _preload(packages)
+        built = jail.build(level, packages, scratch)
+    except (OSError, RuntimeError, ImportError, StopIteration) as error:
+        sock.sendall(f"{type(error).__name__}: {error}".encode()[:500])
+        os._exit(1)
+    gc.collect()
+    gc.freeze()
+    sock.sendall(b"ready")
+    try:
+        _serve(sock, built)
+    finally:
+        if scratch:
+            remove_tree(scratch)
+        os._exit(0)
+
+
+def _preload(packages: list[str]) -> None:
+    """Load what programs commonly import, so that a fork has it already."""
+    linux.one_arena()
+    for name in _PRELOAD.split():
+        __import__(name)
+    sys.modules["site"].setquit()
+    if packages:
+        os.environ["OPENBLAS_NUM_THREADS"] = "1"
+        sys.path.extend(sorted({os.path.dirname(path) for path in packages}))
+        for path in packages:
+            with contextlib.suppress(ImportError):
+                __import__(os.path.basename(path))
+    os.environ.clear()
+    sys.dont_write_bytecode = True
+    sys.argv = ["main.py"]
+
+
+def _serve(sock: socket.socket, built: jail.Jail) -> None:
+    number = 0
+    while True:
+        raw, descriptors, _, _ = socket.recv_fds(sock, JOB.size, MAX_DESCRIPTORS)
+        if len(raw) != JOB.size:
+            return
+        mode, wall_s, cpu_s, memory = JOB.unpack(raw)
+        limits = jail.Limits(cpu_s, memory)
+        number += 1
+        boxes = [built.box(2 * number + part) for part in range(2 if mode == JUDGED else 1)]
+        try:
+            pids = _start(mode, built, boxes, descriptors, limits)
+            began = time.monotonic()
+            ended = _watch(pids, began + wall_s, sock, built, boxes)
+        finally:
+            for box in boxes if built.scratch else []:
+                remove_tree(box)
+        if ended is None:
+            return
+        first, second = (ended + [Ended(NONE, 0, 0.0, 0)])[:2]
+        took = time.monotonic() - began
+        fields = (f for e in (first, second) for f in (e.how, e.code, e.cpu_s, e.switches))
+        sock.sendall(DONE.pack(took, *fields))
+
+
+def _start(
+    mode: bytes, built: jail.Jail, boxes: list[str], descriptors: list[int], limits: jail.Limits
+) -> list[int]:
+    """Fork the processes of a job (a judge comes before its program); closes `descriptors`."""
+    if mode == JUDGED:
+        test, verdict, *descriptors = descriptors
+        ours, theirs = socket.socketpair()
+        cells = [
+            child.Cell(child.judge, test, -1, -1, -1, [verdict, ours.fileno()]),
+            child.Cell(child.serve, *descriptors, [theirs.fileno()]),
+        ]
+        close = [test, verdict, ours.detach(), theirs.detach(), *descriptors]
+    elif mode == CALL:
+        *streams, result = close = descriptors
+        cells = [child.Cell(child.call, *streams, [result])]
+    else:
+        close = descriptors
+        cells = [child.Cell(child.script, *descriptors, [])]
+    pids = []
+    for cell, box in zip(cells, boxes, strict=True):
+        pid = os.fork()
+        if not pid:
+            child.main(cell, built, box, limits)
+        pids.append(pid)
+    for descriptor in close:
+        os.close(descriptor)
+    return pids
+
+
+def _watch(
+    pids: list[int], deadline: float, sock: socket.socket, built: jail.Jail, boxes: list[str]
+) -> list[Ended] | None:
+    """Wait for the first process, then end them all; None when the host has gone."""
+    watched = list(zip(pids, boxes, strict=True)) if built.scratch else []
+    how, first = _await(pids[0], deadline, sock, watched)
+    ended = {pids[0]: first} if first else {}
+    if first and first.code == child.GONE and len(pids) > 1:
+        _, second = _await(pids[1], time.monotonic() + _GRACE_S, sock, [])
+        if second:
+            ended[pids[1]] = second
+    for pid in pids:
+        if pid not in ended:
+            os.kill(pid, signal.SIGKILL)
+            ended[pid] = _reap(pid)
+            ended[pid].how = how if how in (DEADLINE, QUOTA) else NONE
+    if os.getpid() == 1:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(-1, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+    return None if how == NONE else [ended[pid] for pid in pids]
+
+
+def _await(
+    pid: int, deadline: float, sock: socket.socket, watched: list[tuple[int, str]]
+) -> tuple[bytes, Ended | None]:
+    """Why waiting for `pid` is over: it ended, the deadline, a quota, or the host is gone (NONE)."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    handle = _handle(pid)
+    if handle is not None:
+        poll.register(handle, select.POLLIN)
+    longest = 0.002 if handle is None else _LOOK_EVERY_S if watched else 3600.0
+    try:
+        while True:
+            left = min(longest, max(0.0, deadline - time.monotonic()))
+            if any(ready == sock.fileno() for ready, _ in poll.poll(left * 1000)):
+                return NONE, None
+            found, status, usage = os.wait4(pid, os.WNOHANG)
+            if found:
+                return EXITED, _ended(status, usage)
+            if time.monotonic() >= deadline:
+                return DEADLINE, None
+            if any(_too_much(*pair) for pair in watched):
+                return QUOTA, None
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _handle(pid: int) -> int | None:
+    """A descriptor that becomes readable when `pid` ends; None where the system has none."""
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSYS, errno.EPERM):
+            raise
+        return None
+
+
+def _reap(pid: int) -> Ended:
+    _, status, usage = os.wait4(pid, 0)
+    return _ended(status, usage)
+
+
+def _ended(status: int, usage: resource.struct_rusage) -> Ended:
+    code = os.waitstatus_to_exitcode(status)
+    cpu_s = usage.ru_utime + usage.ru_stime
+    return Ended(EXITED if code >= 0 else SIGNALLED, abs(code), cpu_s, usage.ru_nivcsw)
+
+
+# -------------------------------------------------------------------- boxes on the host's disk
+
+
+def _too_much(pid: int, box: str) -> bool:
+    """Whether a program has passed its share of disk or of threads, where no mount caps them."""
+    size = files = 0
+    folders = [f"{box}/work"]
+    while folders:
+        try:
+            entries = list(os.scandir(folders.pop()))
+        except OSError:
+            continue
+        files += len(entries)
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                size += entry.stat(follow_symlinks=False).st_blocks * 512
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+        if size > jail.QUOTA_BYTES or files > jail.QUOTA_FILES:
+            return True
+    try:
+        with open(f"/proc/{pid}/status", "rb") as status:
+            threads = status.read().partition(b"\nThreads:")[2].split(maxsplit=1)[0]
+    except (OSError, IndexError):
+        return False
+    return int(threads) > jail.MAX_THREADS
+
+
+def remove_tree(top: str) -> None:
+    """Remove a folder that a hostile program may have filled: any depth, any permissions.
+
+    Every folder is first lifted to lie directly in `top`, so that no path grows long.
+    """
+    lifted = 0
+    folders = [top]
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            os.chmod(folder, 0o700)
+            for entry in list(os.scandir(folder)):
+                if not entry.is_dir(follow_symlinks=False):
+                    os.unlink(entry.path)
+                    continue
+                lifted += 1
+                folders.append(f"{top}/.{lifted}")
+                os.chmod(entry.path, 0o700)
+                os.rename(entry.path, folders[-1])
+    for folder in reversed(folders):
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
