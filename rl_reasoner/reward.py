@@ -15,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -33,12 +34,27 @@ class Score:
     """The verdict of a reward on one completion.
 
     `value` None means abstention: the row cannot be judged. `reason` says in words why; `parts`
-    are named sub-scores for the ledger.
+    are named sub-scores for the ledger. Scalars of numpy and torch become floats; what is no number
+    raises TypeError here, in the reward that made it, and not where the score is used.
     """
 
     value: float | None
     reason: str = ""
     parts: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.value is not None:
+            object.__setattr__(self, "value", _number(self.value, "value of a Score"))
+        parts = {
+            name: _number(part, f"part {name!r} of a Score") for name, part in self.parts.items()
+        }
+        object.__setattr__(self, "parts", parts)
+
+
+def _number(value: object, what: str) -> float:
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
+        raise TypeError(f"the {what} is {type(value).__name__} ({value!r:.80}), not a number")
+    return float(cast(float, value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +77,8 @@ def as_score(value: object, name: str) -> Score:
         return value
     if value is None:
         return Score(None, "the reward returned None")
-    if isinstance(value, (int, float)):
-        return Score(float(value))
     if not isinstance(value, (str, bytes)) and hasattr(value, "__float__"):
-        return Score(float(value))  # numpy and torch scalars
+        return Score(float(value))  # numpy and torch scalars too
     raise TypeError(
         f"reward {name!r} returned {type(value).__name__} ({value!r:.80}); "
         "expected a float, a Score, or None to abstain"
@@ -81,7 +95,10 @@ class Reward:
     """
 
     def __init__(self, fn: Callable[..., object], options: Mapping[str, Any] | None = None) -> None:
-        parameters = list(inspect.signature(fn).parameters.values())
+        catch_all = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        parameters = [
+            p for p in inspect.signature(fn).parameters.values() if p.kind not in catch_all
+        ]
         if not parameters or parameters[0].name != "completion":
             raise TypeError(f"reward {fn.__name__!r}: its first parameter must be `completion`")
         self.fn = fn
@@ -106,6 +123,7 @@ class Reward:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if "completions" not in kwargs:
             bound = inspect.signature(self.fn).bind(*args, **{**self.options, **kwargs})
+            bound.arguments["completion"] = text_of(bound.arguments["completion"])
             return as_score(self.fn(*bound.args, **bound.kwargs), self.name)
         completions = kwargs["completions"]
         return [
@@ -142,33 +160,42 @@ def score_batch(
     """Score completions with a `Reward` or any trl reward function, row faults kept apart.
 
     `columns` holds one value a row, with trl's `prompts` for the prompts. A `Reward` faults row by
-    row; a batch function that raises or returns the wrong number of values faults on all rows.
+    row; a batch function that raises or returns the wrong number of values faults on all rows, one
+    that returns a wrong value on the row of that value.
     """
     name = getattr(fn, "__name__", type(fn).__name__)
     if isinstance(fn, Reward):
-        return [_one(fn, completion, columns, i) for i, completion in enumerate(completions)]
+        calls = [partial(_of_row, fn, columns, i, text) for i, text in enumerate(completions)]
+        return [_kept(name, call) for call in calls]
     try:
         values = fn(completions=completions, **columns)
         if len(values) != len(completions):
             raise ValueError(f"it returned {len(values)} values for {len(completions)} completions")
-        return [as_score(value, name) for value in values]
     except Exception as error:
         return [_fault(name, error)] * len(completions)
+    return [_kept(name, partial(as_score, value, name)) for value in values]
 
 
-def _one(
-    fn: Reward, completion: Completion, columns: Mapping[str, Any], index: int
-) -> Score | Fault:
+def _of_row(fn: Reward, columns: Mapping[str, Any], index: int, completion: Completion) -> Score:
+    return fn.score(completion, **fn.row(columns, index))
+
+
+def _kept(name: str, call: Callable[[], Score]) -> Score | Fault:
+    """The score that `call` gives, or the fault that it ends in."""
     try:
-        return fn.score(completion, **fn.row(columns, index))
+        return call()
     except Exception as error:
-        return _fault(fn.name, error)
+        return _fault(name, error)
 
 
 def _fault(name: str, error: Exception) -> Fault:
+    return Fault(f"reward {name!r}: {type(error).__name__}: {error}{_at(error)}")
+
+
+def _at(error: Exception) -> str:
+    """` at FILE:LINE` of the place where `error` was raised."""
     frames = traceback.extract_tb(error.__traceback__)
-    at = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    return Fault(f"reward {name!r}: {type(error).__name__}: {error}{at}")
+    return f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
 
 
 def usable(outcome: Score | Fault) -> float:
@@ -194,7 +221,8 @@ def described(outcome: Score | Fault) -> dict[str, Any]:
         "reason": reason,
         "outcome": "abstain" if value is None else "score",
     }
-    return {**row, "parts": dict(outcome.parts)} if outcome.parts else row
+    parts = {name: part if math.isfinite(part) else None for name, part in outcome.parts.items()}
+    return {**row, "parts": parts} if parts else row
 
 
 # ---------------------------------------------------------------------------------- loading
@@ -223,7 +251,11 @@ def load_reward(reference: str, options: Mapping[str, Any] | None = None) -> Cal
             if reference.endswith(".py"):
                 raise UserError(f"reward {reference!r} names no function: write {reference}:NAME")
             raise unknown("reward", reference, [*shipped_rewards(), *points])
-        found = points[reference].load()
+        try:
+            found = points[reference].load()
+        except (ImportError, AttributeError) as error:
+            target = points[reference].value
+            raise UserError(f"reward {reference!r}: cannot load {target}: {error}") from error
     if not callable(found):
         raise UserError(f"reward {reference!r} is {type(found).__name__}, not a function")
     if not options:
@@ -249,8 +281,11 @@ def _module(name: str, reference: str) -> ModuleType:
     except SyntaxError as error:
         place = f"{error.filename}:{error.lineno}"
         raise UserError(f"reward {reference!r}: syntax error at {place}: {error.msg}") from error
-    except (ImportError, ValueError) as error:
-        raise UserError(f"reward {reference!r}: cannot import {name}: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # whatever the module's own code raises
+        what = f"{type(error).__name__}: {error}{_at(error)}"
+        raise UserError(f"reward {reference!r}: cannot import {name}: {what}") from error
     return module
 
 

@@ -1,0 +1,78 @@
+"""What several test files share: a reward of their own, tiny recipes, and weights to compare."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from rl_reasoner.recipe import Recipe
+
+REWARD = '''
+from rl_reasoner import Score, reward
+
+
+@reward
+def near(completion: str, answer: str) -> Score:
+    """1 where the answer stands in the completion, else the share of its characters from 0 to 9."""
+    if answer in completion:
+        return Score(1.0, "the answer is in it")
+    digits = sum(c.isdigit() for c in completion)
+    return Score(0.5 * digits / max(1, len(completion)), f"{digits} digits", {"digits": digits})
+'''
+
+
+def reward_file(folder: Path, source: str = REWARD) -> str:
+    """The reference of the reward `near`, written to a file in `folder`."""
+    path = folder / "near.py"
+    path.write_text(source, encoding="utf-8")
+    return f"{path}:near"
+
+
+def sft(**changes: Any) -> dict[str, Any]:
+    """Three supervised steps on modular chains."""
+    data = {"task": "modular", "count": 64}
+    stage = {"kind": "sft", "data": data, "steps": 3, "batch": 8, "optim": {"lr": 5e-3}}
+    return {**stage, **changes}
+
+
+def grpo(**changes: Any) -> dict[str, Any]:
+    """Three GRPO steps of 2 prompts with 4 completions each."""
+    stage = {
+        "kind": "grpo",
+        "data": {"task": "modular", "count": 64, "seed": 2},
+        "steps": 3,
+        "group": {"size": 4, "prompts": 2},
+        "sampling": {"max_tokens": 8},
+        "optim": {"lr": 1e-3},
+    }
+    return {**stage, **changes}
+
+
+def recipe(folder: Path, *stages: dict[str, Any], **changes: Any) -> Recipe:
+    """A run in `folder`/run; the reward's file lies in `folder`."""
+    near = reward_file(folder)
+    evals = {"sets": ["modular_test"], "limit": 4, "max_tokens": 8, "reward": near}
+    fields = {
+        "name": "tiny",
+        "policy": "scratch:moe-tiny",
+        "template": "plain",
+        "rewards": {near: 1.0},
+        "stages": list(stages),
+        "run": {"folder": str(folder / "run"), "device": "cpu"},
+        **changes,
+        "evals": {**evals, **changes.get("evals", {})},
+    }
+    return Recipe.model_validate(fields)
+
+
+def weights(policy: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a saved policy, by name."""
+    tensors: dict[str, torch.Tensor] = load_file(policy / "model.safetensors")
+    return tensors
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether two saved policies are equal bit by bit."""
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
