@@ -5,9 +5,11 @@ knows nothing of torch: it is read, checked and shown before anything heavy is i
 `recipe_source.load_recipe` reads it and gives every mistake at once, each with its place.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
+import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -20,6 +22,22 @@ from pydantic import (
 )
 
 TEMPLATES = ("auto", "plain", "chat", "boxed", "r1")
+
+
+class RecipeLoader(yaml.SafeLoader):
+    """Safe YAML in which `1e-6` is a number, as in Python; YAML 1.1 asks for a point in it."""
+
+
+class RecipeDumper(yaml.SafeDumper):
+    """Writes what `RecipeLoader` reads back."""
+
+
+for _kind in (RecipeLoader, RecipeDumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+\Z"),
+        list("-+0123456789"),
+    )
 
 
 class _Part(BaseModel):
@@ -301,6 +319,5 @@ class Recipe(_Part):
 
     def to_yaml(self) -> str:
         """The resolved recipe as YAML: every field, with its value."""
-        import yaml
-
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        data = self.model_dump(mode="json")
+        return yaml.dump(data, Dumper=RecipeDumper, sort_keys=False, allow_unicode=True)

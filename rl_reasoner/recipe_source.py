@@ -9,16 +9,26 @@ one validation, whose mistakes are all reported at once with file and line, or t
 import ast
 import runpy
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from traceback import extract_tb
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from rl_reasoner.errors import UserError, did_you_mean, unknown
 from rl_reasoner.paths import room
-from rl_reasoner.recipe import FileData, GrpoStage, Recipe, SftStage, TaskData
+from rl_reasoner.recipe import (
+    FileData,
+    GrpoStage,
+    Recipe,
+    RecipeLoader,
+    RewardSpec,
+    SftStage,
+    TaskData,
+)
 
 Path_ = tuple[str | int, ...]
 Places = Mapping[Path_, str]
@@ -66,28 +76,30 @@ def load_recipe(reference: str, flags: Sequence[str] = ()) -> Recipe:
 
 
 def run_script(path: Path) -> Recipe:
-    """The recipe made by the function `recipe()` of the script `path`."""
+    """The recipe made by the function `recipe()` of the script `path`.
+
+    Raises `UserError` with file and line, for what the script itself raises too.
+    """
     sys.path.insert(0, str(path.parent))
     try:
         names = runpy.run_path(str(path), run_name="rl_reasoner_recipe")
-    except SyntaxError as error:
-        raise UserError(f"{path}:{error.lineno}: syntax error: {error.msg}") from error
-    except (ImportError, NameError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove(str(path.parent))
-    if not callable(names.get("recipe")):
-        raise UserError(f"{path} has no function `recipe()` that returns a Recipe")
-    return call_script(names["recipe"], path)
-
-
-def call_script(function: Callable[[], Recipe], path: Path) -> Recipe:
-    """Call a script's `recipe()`; a mistake in its `Recipe(...)` is given with file and line."""
-    try:
-        found = function()
+        if not callable(names.get("recipe")):
+            raise UserError(f"{path} has no function `recipe()` that returns a Recipe")
+        found = names["recipe"]()
+    except UserError:
+        raise
     except ValidationError as error:
         text = path.read_text(encoding="utf-8")
         raise _explained(error, python_places(text, str(path)), str(path)) from None
+    except SyntaxError as error:
+        place = f"{error.filename}:{error.lineno}"
+        raise UserError(f"{place}: syntax error: {error.msg}") from error
+    except Exception as error:
+        lines = [f":{f.lineno}" for f in extract_tb(error.__traceback__) if f.filename == str(path)]
+        place = f"{path}{lines[-1] if lines else ''}"
+        raise UserError(f"{place}: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(path.parent))
     if not isinstance(found, Recipe):
         raise UserError(f"{path}: recipe() returned {type(found).__name__}, not a Recipe")
     return found
@@ -108,13 +120,17 @@ def read_yaml(path: Path) -> tuple[Any, Places]:
     """The content of a YAML file and the `file:line` of every key in it."""
     try:
         text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
+        node = yaml.compose(text, Loader=RecipeLoader)
+        data = yaml.load(text, Loader=RecipeLoader)  # noqa: S506 (it is a SafeLoader)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a text file (UTF-8): {error.reason}") from error
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UserError(f"{path}:{line}: not valid YAML: {error.problem}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        reason = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise UserError(f"{place}: not valid YAML: {reason}") from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: a recipe is a mapping of fields, this is {type(data).__name__}")
     return data, dict(_yaml_places(node, (), str(path)))
@@ -171,7 +187,9 @@ def _explained(error: ValidationError, places: Places, source: str) -> UserError
 
 def _message(item: Any, places: Places, source: str) -> str:
     path, model = _located(item["loc"])
-    place = next((places[path[:n]] for n in range(len(path), -1, -1) if path[:n] in places), source)
+    above = (places[path[:n]] for n in range(len(path), -1, -1) if path[:n] in places)
+    below = ", ".join(where for at, where in places.items() if at[: len(path)] == path)
+    place = next(above, below or source)
     dotted = ".".join(map(str, path)) or "recipe"
     if item["type"] == "extra_forbidden":
         known = list(model.model_fields) if model else []
@@ -219,65 +237,95 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 def apply_flags(recipe: Recipe, flags: Sequence[str]) -> Recipe:
     """`recipe` with dotted-path flags applied (`["--group.size", "16", "--name=x"]`).
 
-    Raises `UserError` with every mistake in the flags at once.
+    Their order does not matter, but the last one of the same name holds. Raises `UserError` with
+    every mistake in the flags at once.
     """
     if not flags:
         return recipe
     data = recipe.model_dump(mode="json")
-    places: dict[Path_, str] = {}
+    found: list[tuple[Path_, Any, str]] = []
     problems: list[str] = []
     for flag, text in _pairs(flags):
         try:
-            path = _set(data, flag, text)
+            path, annotation = _resolve(data, flag)
+            value = _read(flag, text, annotation)
+            found.append((path, value, f"--{flag}" if text is None else f"--{flag} {text}"))
         except UserError as error:
             problems += error.messages
-            continue
-        places[path] = f"--{flag} {text}"
+    # a whole before its parts, and the kind of data before its settings
+    found.sort(key=lambda f: (len(f[0]), f[0][-1] not in ("task", "path")))
+    for path, value, _ in found:
+        _set(data, path, value)
+    try:
+        changed = validated(data, {path: place for path, _, place in found}, "flags")
+    except UserError as error:
+        problems += error.messages
     if problems:
         raise UserError(*problems)
-    return validated(data, places, "flags")
+    return changed
 
 
-def _pairs(flags: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _pairs(flags: Sequence[str]) -> Iterator[tuple[str, str | None]]:
     rest = list(flags)
     while rest:
         flag = rest.pop(0)
         if not flag.startswith("--"):
             raise UserError(f"expected a flag that starts with --, got {flag!r}")
         name, equals, text = flag[2:].partition("=")
-        if not equals:
-            text = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
-        yield name.replace("-", "_") if "." not in name else name, text
+        name = name.replace("-", "_") if "." not in name else name
+        if equals:
+            yield name, text
+        else:
+            yield name, rest.pop(0) if rest and not rest[0].startswith("--") else None
 
 
-def _set(data: dict[str, Any], flag: str, text: str) -> Path_:
-    path = _resolve(data, flag)
+def _read(flag: str, text: str | None, annotation: Any) -> Any:
+    """The value that a flag's text means for a field of this type.
+
+    Numbers and words are left to the schema, lists may be written with commas, all else is YAML.
+    """
+    kinds = get_args(annotation) if get_origin(annotation) not in (tuple, Literal) else ()
+    kinds = kinds or (annotation,)
+    if text is None:
+        if bool in kinds or Any in kinds:
+            return True
+        raise UserError(f"--{flag}: expected a value after it")
+    if NoneType in kinds and text.lower() in ("", "~", "none", "null"):
+        return None
+    if any(get_origin(kind) is tuple for kind in kinds) and not text.startswith("["):
+        items = [item.strip() for item in text.split(",") if item.strip()]
+        return text if str in kinds else items
+    if all(k in (str, int, float, bool, NoneType) or get_origin(k) is Literal for k in kinds):
+        return text
+    try:
+        return yaml.load(text, Loader=RecipeLoader)  # noqa: S506 (it is a SafeLoader)
+    except yaml.YAMLError as error:
+        raise UserError(f"--{flag} {text}: cannot be read as YAML") from error
+
+
+def _set(data: dict[str, Any], path: Path_, value: Any) -> None:
+    """Write `value` into the dumped recipe at `path`; what is missing on the way is made."""
     holder: Any = data
     for part in path[:-1]:
-        if holder[part] is None:
+        if isinstance(holder, dict) and not isinstance(holder.get(part), (dict, list)):
             holder[part] = {}
         holder = holder[part]
-    value = yaml.safe_load(text) if text else ""
     last = path[-1]
-    current = holder.get(last) if isinstance(holder, dict) else holder[int(last)]
-    if isinstance(current, list) and isinstance(value, str):
-        value = [part.strip() for part in value.split(",") if part.strip()]
-    if isinstance(current, dict) and "source" in current and isinstance(value, str):
-        holder, last = current, "source"  # --policy NAME keeps the adapter's settings
-    if {last} & {"task", "path"} and not {last} & set(holder):
+    if last == "policy" and isinstance(value, str):
+        holder, last = holder[last], "source"  # --policy NAME keeps the adapter's settings
+    if last in ("task", "path") and last not in holder:
         holder.clear()  # --data.path in place of a generator, and the other way round
     holder[last] = value
-    return path
 
 
-def _resolve(data: dict[str, Any], flag: str) -> Path_:
-    """The path into the dumped recipe that `flag` means (see the module's docstring)."""
+def _resolve(data: dict[str, Any], flag: str) -> tuple[Path_, Any]:
+    """The path into the dumped recipe that `flag` means (see the module's docstring), its type."""
     parts = flag.split(".")
     stages = data["stages"]
     names = {stage["name"]: index for index, stage in enumerate(stages)}
-    if parts[0] == "stages" and len(parts) > 2:
-        index = names.get(parts[1], int(parts[1]) if parts[1].isdigit() else -1)
-        parts = ["stages", str(index), *parts[2:]] if 0 <= index < len(stages) else parts
+    if parts[0] == "stages" and len(parts) > 1:
+        index = names.get(parts[1], int(parts[1]) if parts[1].isdecimal() else -1)
+        parts = ["stages", str(index), *parts[2:]] if 0 <= index < len(stages) else [flag]
     candidates: list[list[str]] = [parts] if data.get(parts[0]) is not None else []
     if parts[0] in names and len(parts) > 1:
         candidates.append(["stages", str(names[parts[0]]), *parts[1:]])
@@ -287,28 +335,32 @@ def _resolve(data: dict[str, Any], flag: str) -> Path_:
     candidates += [["stages", str(given[0]), *parts]] if given else []
     candidates += [parts] if parts[0] in Recipe.model_fields else []
     for candidate in candidates:
-        if _known(candidate):
-            return tuple(int(p) if p.isdigit() and i == 1 else p for i, p in enumerate(candidate))
-    raise UserError(f"--{flag}: the recipe has no such field.{did_you_mean(flag, _paths(data))}")
+        annotation = _annotation(candidate, [Recipe])
+        if annotation is not None:
+            path = tuple(int(p) if p.isdecimal() and i == 1 else p for i, p in enumerate(candidate))
+            return path, annotation
+    known = [f"--{path}" for path in _paths(data)] + ["--resume", "--quiet", "--json"]
+    raise UserError(f"--{flag}: the recipe has no such field.{did_you_mean(f'--{flag}', known)}")
 
 
-def _known(parts: Sequence[str]) -> bool:
-    models: list[type[BaseModel]] = [Recipe]
-    for index, part in enumerate(parts):
-        if parts[0] == "stages" and index == 1:
-            models = [SftStage, GrpoStage]
-            continue
-        fields = [m.model_fields[part] for m in models if part in m.model_fields]
-        if not fields:
-            return False
-        annotation = fields[0].annotation
-        if part in ("trainer", "options", "columns"):
-            return len(parts) == index + 2
-        if part == "rewards":
-            return len(parts) == index + 2 or parts[index + 2] in ("weight", "options")
-        inner = _model_in(annotation)
-        models = [TaskData, FileData] if part == "data" else [inner] if inner else []
-    return True
+def _annotation(parts: Sequence[str], models: Sequence[type[BaseModel]]) -> Any:
+    """The type of the field at `parts`, `Any` where every value is taken; None: no such field."""
+    name, *rest = parts
+    fields = [model.model_fields[name] for model in models if name in model.model_fields]
+    if not fields:
+        return None
+    annotation = fields[0].annotation
+    if not rest:
+        return annotation
+    if name in ("trainer", "options", "columns"):
+        return Any if len(rest) == 1 else None
+    inner: Sequence[type[BaseModel]] = [m] if (m := _model_in(annotation)) else []
+    if name == "data":
+        inner = [TaskData, FileData]
+    elif name in ("stages", "rewards"):  # their parts have a number or a name
+        inner = [SftStage, GrpoStage] if name == "stages" else [RewardSpec]
+        rest = rest[1:]
+    return _annotation(rest, inner) if rest else Any
 
 
 def _paths(data: Mapping[str, Any], at: str = "") -> list[str]:
