@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.prompts import Row, load_rows, render, set_data
+from rl_reasoner.prompts import Row, load_rows, read_rows, render, set_data
 from rl_reasoner.recipe import Evals
-from rl_reasoner.reward import Fault, load_reward, score_batch
+from rl_reasoner.reward import described, load_reward, score_batch
 from rl_reasoner.runs import write_text
 
 if TYPE_CHECKING:
@@ -121,8 +121,7 @@ class EvalResult:
             result = cls(**{**data, "rows": {}})
             every = path.with_suffix(".rows.jsonl")
             if every.is_file():
-                for line in every.read_text(encoding="utf-8").splitlines():
-                    row = json.loads(line)
+                for row in read_rows(str(every)):
                     result.rows.setdefault(row.pop("set"), []).append(row)
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{path} is no evaluation result: {error}") from error
@@ -207,7 +206,10 @@ def evaluate(
     from rl_reasoner.rollouts import sample
 
     opened = open_policy(policy) if isinstance(policy, str) else policy
-    heat = temperature if temperature is not None else 1.0 if samples > 1 else 0.0
+    if samples < 1:
+        raise UserError(f"samples is {samples}; it must be at least 1")
+    drawn = samples > 1 or bool(modes)
+    heat = temperature if temperature is not None else 1.0 if drawn else 0.0
     result = EvalResult(
         opened.source,
         settings={
@@ -294,14 +296,14 @@ def _scored(
     verdicts = iter(score_batch(judge, [out.text for out in flat], columns))
     scored = []
     for row, group in zip(rows, outs, strict=True):
-        marks = [next(verdicts) for _ in group]
+        marks = [described(next(verdicts)) for _ in group]
         scored.append(
             {
                 "problem": row["problem"],
                 "answer": row["answer"],
                 "completions": [out.text for out in group],
-                "scores": [None if isinstance(m, Fault) else m.value for m in marks],
-                "reasons": [m.message if isinstance(m, Fault) else m.reason for m in marks],
+                "scores": [mark["value"] for mark in marks],
+                "reasons": [mark["reason"] for mark in marks],
             }
         )
     return _figures(scored, flat), scored

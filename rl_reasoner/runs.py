@@ -26,6 +26,7 @@ from rl_reasoner.recipe import FileData, Recipe
 from rl_reasoner.recipe_source import read_yaml, validated
 from rl_reasoner.version import __version__
 
+_ESCAPED = "backslashreplace"  # lone surrogates, which UTF-8 lacks, become JSON's own \ud800
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "sympy")
 
 
@@ -141,7 +142,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all: to a temporary name, synced, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.part")
-    with partial.open("w", encoding="utf-8") as file:
+    with partial.open("w", encoding="utf-8", errors=_ESCAPED) as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -151,7 +152,7 @@ def write_text(path: Path, text: str) -> None:
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append rows to a JSONL file, one write for all of them."""
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    with path.open("a", encoding="utf-8") as file:
+    with path.open("a", encoding="utf-8", errors=_ESCAPED) as file:
         file.write(text)
 
 
@@ -160,7 +161,7 @@ def keep_rows_until(path: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").split("\n"):  # not splitlines: U+2028 is text
         try:
             row = json.loads(line)
         except ValueError:
