@@ -8,6 +8,7 @@ a text or a chat. Knows nothing of models.
 
 import csv
 import json
+import logging
 import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,8 @@ HUB_SETS = {
     ),
     "math500": FileData(path="HuggingFaceH4/MATH-500", split="test"),
 }
+_SHOWN = 10  # bad rows named in a message; the others are counted
+_log = logging.getLogger(__name__)
 Row = dict[str, Any]
 Prompt = str | list[dict[str, str]]
 
@@ -62,7 +65,7 @@ def completion_of(row: Row) -> str:
     """
     if row.get("completion"):
         return str(row["completion"])
-    chain = row.get("chain", row.get("solution"))
+    chain = row.get("solution") if row.get("chain") is None else row["chain"]
     if chain is None:
         raise UserError(
             f"row {row.get('id', row['problem'])!r:.60} has no completion, chain or solution: "
@@ -77,15 +80,23 @@ def completion_of(row: Row) -> str:
 def load_rows(data: TaskData | FileData) -> list[Row]:
     """The rows that `data` describes, linted.
 
-    Raises `UserError` for a missing or unreadable file, and for bad rows unless they are skipped.
+    Raises `UserError` for a missing or unreadable file, a column that `columns` names and the file
+    lacks, and for bad rows, unless they are skipped: then they are named in a warning.
     """
     if isinstance(data, TaskData):
         return _task_rows(data)
-    rows = [_renamed(row, data.columns) for row in read_rows(data.path, data.config, data.split)]
-    good, problems = lint(rows, data.path)
-    if problems and (data.on_bad_row == "stop" or not good):
-        shown = problems[:10] + ([f"and {len(problems) - 10} more"] if problems[10:] else [])
+    rows = read_rows(data.path, data.config, data.split)
+    _check_columns(rows, data)
+    good, problems = lint([_renamed(row, data.columns) for row in rows], data.path)
+    shown = problems[:_SHOWN]
+    if problems[_SHOWN:]:
+        shown.append(f"and {len(problems) - _SHOWN} more")
+    if problems and data.on_bad_row == "stop":
         raise UserError(*shown, "mend the rows, or set on_bad_row to 'skip'")
+    if not good:
+        raise UserError(*shown, f"{data.path}: no good row is left")
+    if problems:
+        _log.warning("\n".join([*shown, f"{data.path}: {len(problems)} bad rows are skipped"]))
     return good[: data.limit]
 
 
@@ -116,16 +127,22 @@ def lint(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
     problems = []
     answers: dict[str, tuple[str, int]] = {}
     for number, row in enumerate(rows, 1):
-        missing = [name for name in ("problem", "answer") if row.get(name) is None]
+        missing = [name for name in ("problem", "answer") if name not in row]
         if missing:
-            hint = did_you_mean(missing[0], row) or f" It has: {', '.join(map(str, row))}."
+            names = [str(name) for name in row]
+            hint = did_you_mean(missing[0], names) or f" It has: {', '.join(names)}."
             problems.append(f"{source}, row {number}: no column {missing[0]!r}.{hint}")
             continue
-        answer, problem = str(row["answer"]).strip(), str(row["problem"])
+        problem, answer = (
+            "" if row[name] is None else str(row[name]) for name in ("problem", "answer")
+        )
+        answer = answer.strip()
+        if not answer or not problem.strip():
+            empty = "problem" if answer else "answer"
+            problems.append(f"{source}, row {number}: the {empty} is empty")
+            continue
         first, at = answers.setdefault(" ".join(problem.lower().split()), (answer, number))
-        if not answer:
-            problems.append(f"{source}, row {number}: the answer is empty")
-        elif first != answer:
+        if first != answer:
             problems.append(
                 f"{source}, row {number}: the same problem as row {at}, "
                 f"but another answer ({answer!r:.40} against {first!r:.40})"
@@ -135,9 +152,17 @@ def lint(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
     return good, problems
 
 
+def _check_columns(rows: Sequence[Row], data: FileData) -> None:
+    there = {str(name): None for row in rows for name in row}
+    lacking = [name for name in data.columns.values() if name not in there]
+    if lacking:
+        hint = did_you_mean(lacking[0], there) or f" It has: {', '.join(there)}."
+        raise UserError(f"{data.path}: no column {lacking[0]!r}, which columns names.{hint}")
+
+
 def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
-    taken = {theirs: ours for ours, theirs in columns.items()}
-    return {taken.get(name, name): value for name, value in row.items() if name not in columns}
+    kept = {name: value for name, value in row.items() if name not in columns}
+    return kept | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
 
 
 # ------------------------------------------------------------------------------------- files
@@ -180,18 +205,38 @@ def read_rows(name: str, config: str | None = None, split: str = "train") -> lis
     path = find_set(name)
     if path is None:
         return _hub_rows(name, config, split)
-    if path.suffix == ".csv":
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    elif path.suffix == ".parquet":
-        from datasets import Dataset
-
-        rows = list(Dataset.from_parquet(str(path)))
-    else:
-        rows = list(_json_lines(path))
+    readers = {".csv": _csv_rows, ".parquet": _parquet_rows}
+    try:
+        rows = list(readers.get(path.suffix, _json_lines)(path))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     if not rows:
-        raise UserError(f"{path} is empty: expected one JSON object a line")
+        raise UserError(f"{path} is empty: there is no row in it")
     return rows
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets begin with a mark
+        reader = csv.DictReader(file, strict=True)
+        try:
+            for row in reader:
+                if None in row:
+                    raise UserError(f"{path}, line {reader.line_num}: more values than columns")
+                yield row
+        except csv.Error as error:
+            raise UserError(f"{path}, line {reader.line_num + 1}: not CSV: {error}") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not a text file (UTF-8): {error.reason}") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    from datasets import Dataset
+
+    try:
+        yield from Dataset.from_parquet(str(path))
+    except Exception as error:  # pyarrow's and datasets' own errors share no base class
+        cause = error.__cause__ or error
+        raise UserError(f"{path}: not Parquet: {_first_line(cause)}") from error
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
@@ -201,7 +246,7 @@ def _json_lines(path: Path) -> Iterator[Row]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}, line {number}: not JSON: {error}") from error
             if not isinstance(row, dict):
                 raise UserError(f"{path}, line {number}: expected a JSON object, got {row!r:.40}")
@@ -218,8 +263,11 @@ def _hub_rows(name: str, config: str | None, split: str) -> list[Row]:
     try:
         return [dict(row) for row in load_dataset(name, config, split=split)]
     except Exception as error:  # the hub's own errors are many and share no base class
-        first = str(error).strip().split("\n")[0]
         raise UserError(
             f"data set {name!r} (split {split!r}): neither a file here nor to be had from the hub: "
-            f"{type(error).__name__}: {first}"
+            f"{type(error).__name__}: {_first_line(error)}"
         ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
