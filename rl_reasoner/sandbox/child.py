@@ -8,6 +8,7 @@ only data, and expected values are never in it. Exit codes other than 0 tell fai
 
 import atexit
 import builtins
+import gc
 import json
 import os
 import sys
@@ -81,10 +82,14 @@ def _fresh_streams() -> None:
 
 def script(payload: dict[str, Any], path: str) -> int:
     """Run the program as `python main.py` would, to its exit handlers; returns the exit code."""
-    code = _execute(payload["source"], path, "__main__")[1]
+    namespace, code = _execute(payload["source"], path, "__main__")
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    return max(code, _flush())
+    code = code or _flush()
+    namespace.clear()  # files left open are written as their objects go
+    gc.collect()
+    _flush()
+    return code
 
 
 def call(payload: dict[str, Any], path: str) -> int:
@@ -169,11 +174,13 @@ def _report(error: BaseException) -> int:
 
 
 def _flush() -> int:
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except (OSError, ValueError, AttributeError):
-        return FAILED
+    """Write what the standard streams hold back, also those that the program replaced."""
+    for stream in {sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__} - {None}:
+        try:
+            if not getattr(stream, "closed", False):
+                stream.flush()
+        except Exception:
+            return FAILED
     return 0
 
 

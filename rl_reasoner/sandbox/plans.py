@@ -135,17 +135,19 @@ def _why_gone(plan: Plan, finished: Finished) -> Verdict:
 def same_output(said: str, expected: str, tolerance: float = 0.0) -> bool:
     """Whether two outputs agree as judges of programming contests see it.
 
-    White space at the ends of lines and empty lines at the end do not count. With a tolerance,
-    numbers may differ by it (absolutely, or relative to the expected one) and the outputs are
-    compared token by token.
+    White space at the ends of lines and empty lines at the end never count. Where the expected
+    output has no indented line and no run of spaces, so that its layout says nothing, words may
+    also be on other lines. With a tolerance, numbers may differ by it, absolutely or relative to
+    the expected one.
     """
-    if _lines(said) == _lines(expected):
+    wanted = _lines(expected)
+    if _lines(said) == wanted:
         return True
-    if not tolerance:
+    if not tolerance and any("  " in line or line[:1].isspace() for line in wanted):
         return False
     ours, theirs = said.split(), expected.split()
     return len(ours) == len(theirs) and all(
-        a == b or _near(a, b, tolerance) for a, b in zip(ours, theirs, strict=True)
+        a == b or (tolerance and _near(a, b, tolerance)) for a, b in zip(ours, theirs, strict=True)
     )
 
 
