@@ -1,0 +1,80 @@
+"""Boxes in a text: the last `\\boxed{...}` or `\\fbox{...}`, and those it forms one list with."""
+
+import re
+from dataclasses import dataclass
+
+from rl_reasoner.answers.lexer import closing_brace
+from rl_reasoner.answers.tree import Unreadable
+
+MAX_JOINED = 60
+MAX_GAP = 90
+_BOX = re.compile(r"\\+(?:boxed|fbox|framebox)(?![a-zA-Z])\s*")
+_BARE = re.compile(r"\\?[^\s${}\\]+")
+_DELIMITERS = re.compile(r"\$|\\[()\[\],;:! ]|\\q?quad|~|\\displaystyle|\*\*|\\left|\\right|\s+")
+_LABEL = re.compile(r"[A-Za-z](?:_\{?\w{1,4}\}?)?(?:\([A-Za-z]\))?=")
+_JOINT = re.compile(
+    r"(?:[a-z]{1,12})?(?:[,;、，；&]+|(?:[,;]?(?:and|or|和|或|或者|与|及)))"
+    r"(?:possibly|maybe|perhaps|also|alternatively|else|even|probably)?,?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Boxes:
+    """Contents of the last box and of the boxes joined to it, first to last.
+
+    `closed` is False where the last box never closes; `joined_by_or` where one joint was "or".
+    """
+
+    contents: tuple[str, ...]
+    closed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Box:
+    start: int
+    end: int
+    content: str
+
+
+def last_boxes(text: str) -> Boxes | None:
+    """The boxes that end `text`; None where it has no box. Linear in the length of `text`."""
+    starts = [match.span() for match in _BOX.finditer(text)]
+    if not starts:
+        return None
+    last = _box(text, *starts[-1])
+    if last is None:
+        return Boxes((), closed=False)
+    group = [last]
+    for span in reversed(starts[:-1]):
+        if group[0].start - span[1] > MAX_GAP + 400 or len(group) >= MAX_JOINED:
+            break
+        box = _box(text, *span, within=group[0].start)
+        if box is None or not _joins(text[box.end : group[0].start]):
+            break
+        group.insert(0, box)
+    return Boxes(tuple(box.content for box in group))
+
+
+def _box(text: str, start: int, after: int, within: int | None = None) -> _Box | None:
+    stop = len(text) if within is None else within
+    if text[after : after + 1] != "{":
+        bare = _BARE.match(text, after)
+        if bare is None or within is not None:
+            return None
+        return _Box(start, bare.end(), bare[0].rstrip(".,;"))
+    try:
+        end = closing_brace(text[after:stop], 0) + after
+    except Unreadable:
+        return None
+    return _Box(start, end + 1, text[after + 1 : end])
+
+
+def _joins(gap: str) -> bool:
+    """Whether `gap` is only a joint: a comma, "and", "or" or a wide space, with a label allowed."""
+    if len(gap) > MAX_GAP or "\n\n" in gap:
+        return False
+    wide = re.search(r"\\q?quad", gap) is not None
+    bare = re.sub(r"\\text(?:rm|bf)?\s*\{([^{}]*)\}", r"\1", gap)
+    bare = _DELIMITERS.sub("", bare)
+    bare = _LABEL.sub("", bare)
+    return (wide and not bare) or _JOINT.fullmatch(bare.lower()) is not None

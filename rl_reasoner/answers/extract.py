@@ -1,0 +1,414 @@
+"""Which text of a completion, or of a gold, is the answer.
+
+In this order: what follows the reasoning, up to a chat marker; the last box; `<answer>`; `####`; a
+cue such as "the answer is"; a last line that is only an expression; the only mathematics of a
+concluding last sentence. Only the end of a long text is looked at. `Found.texts` are readings of
+one place, the likeliest first; a place that gives none is no answer, with `trouble` saying why.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rl_reasoner.answers.boxes import last_boxes
+from rl_reasoner.answers.statements import read
+from rl_reasoner.answers.tree import Unreadable
+from rl_reasoner.answers.lexer import closing_brace
+from rl_reasoner.answers.wording import choice, is_wordy, meant, unstyled
+
+TAIL = 20_000
+MAX_GOLD = 5_000
+MAX_SENTENCE = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The answer's text (several readings of one place), the rule that found it, or the trouble.
+
+    `several` holds the contents of joined boxes, of which `texts` is the list.
+    """
+
+    texts: tuple[str, ...]
+    rule: str
+    trouble: str = ""
+
+
+_THINK = re.compile(
+    r"<(/?)(?:think|thinking|thought|thoughts|reasoning|reason|scratchpad|analysis)>"
+    r"|\[(/?)THINK\]|<\|(begin|end)_of_thought\|>|◁(/?)think▷",
+    re.IGNORECASE,
+)
+_MARKER = re.compile(
+    r"<\|(?:im_start|im_end|endoftext|eot_id|end|user|end_of_text|start_header_id|eom_id|"
+    r"end▁of▁sentence|assistant|begin_of_text)\|>|</s>|<\uff5cend▁of▁sentence\uff5c>|<eos>|"
+    r"<end_of_turn>|\[/?INST\]"
+)
+_LEADING = re.compile(
+    r"\s*(?:<\|(?:im_start|begin_of_text|start_header_id|end_header_id|assistant|begin_of_solution"
+    r")\|>|<s>|assistant(?=\s*\n|<\|))\s*"
+)
+_TAG = re.compile(r"<(/?)(?:final_)?answer>", re.IGNORECASE)
+_REFUSAL = re.compile(
+    r"\b(?:not (?:sure|certain|clear|known|possible|able|determin)|unsure|uncertain|unclear|"
+    r"don'?t know|do not know|cannot|can'?t|can not|unable|no idea|impossible to|guess|depends|"
+    r"unknown|not enough)|不知道|不确定|无法|不清楚",
+    re.IGNORECASE,
+)
+_CUE = re.compile(
+    r"(?:(?:\b(?:(?:final|correct|right|best|exact|numerical|simplified|required|desired)\s+)*"
+    r"(?:answer|ans)\b\.?(?:\s+(?:to|for|of|in)\s(?:[^.:\n=]|\.(?=\d)){0,70}?)?[\s*_]*"
+    r"(?:(?:is|are|was|would\s+be|will\s+be|should\s+be|must\s+be|equals|comes?\s+(?:out\s+)?to)"
+    r"\b[\s*_]*[:：]?|[:：=]|(?=\$|\\\(|\\\[)|-(?=\s)|→|->))"
+    r"|\b(?:correct|right|best)\s+(?:option|choice)\s+is\b\s*:?"
+    r"|(?:最终|最后|正确|故|所以|因此)?(?:答案|选项)(?:应该?)?[\s*_]*(?:是|为|:|：|等于|选)[\s*_]*[:：]?"
+    r"|(?:^|\n)\s*\**答\**\s*[:：]|(?:故|应|所以|因此)选(?:择)?[:：]?|最终结果(?:是|为|：|:)"
+    r"|\br[ée]ponse\s*(?:finale\s*)?(?:est|:)|\brespuesta\s*(?:final\s*)?(?:es|:)"
+    r"|\bantwort\s*(?:ist|lautet|:)|\brisposta\s*(?:è|:)|\bresposta\s*(?:é|:)|ответ\s*[:：—–-]"
+    r"|答えは|答え[:：]|정답(?:은|:)|답(?:은|:))",
+    re.IGNORECASE,
+)
+_HEADING = re.compile(
+    r"(?:^|\n)[ \t#*_>✅✓☑-]*(?:the\s+)?(?:final\s+|correct\s+)?(?:answer|result|最终答案|答案)"
+    r"[ \t#*_:：]*(?=\n)",
+    re.IGNORECASE,
+)
+_THINK_IT_IS = re.compile(
+    r"\b(?:I\s+(?:think|believe)|I'd\s+say)\s+(?:it'?s|it\s+is|the\s+\w+\s+is)\s+"
+    r"(?=\(?[A-J]\)?[.\s]*$)"
+)
+_OPTION_IS = re.compile(
+    r"\b(?:option|choice)\s*\(?([A-J])\)?\s+is\s+(?:the\s+)?(?:correct|right|best|answer)",
+    re.IGNORECASE,
+)
+_IS_THE_ANSWER = re.compile(
+    r"\s(?:is|are)\s+(?:therefore\s+)?(?:the|our|my)\s+(?:final\s+|correct\s+)?(?:answer|solution)s?\b"
+)
+_NOT_ASSERTED = re.compile(
+    r"\b(?:if|whether|suppose|assume|assuming|doubt|unless|why|how|wonder|what|isn'?t|not|"
+    r"don'?t\s+know|unsure|sure\s+(?:if|that)|false\s+that|once|when|until|before)\b[^.\n]*$",
+    re.IGNORECASE,
+)
+_MINERVA = re.compile(r"final answer:\s*the final answer is", re.IGNORECASE)
+_CONCLUDING = re.compile(
+    r"^[\W_]*(?:so|thus|hence|therefore|then|finally|consequently|accordingly|in conclusion|we find|"
+    r"we get|we have|we obtain|this gives|donc|en conclusion|因此|所以|故|综上|于是|最终|那么|"
+    r"结论)(?![a-z])|结论\*{0,2}[:：]|\b(?:is|are|equals?|be|identity|multiplying|with|:)\b[^$*]{0,40}(?:\$|\*\*)|:\s*(?:\$|\*\*)",
+    re.IGNORECASE,
+)
+_FILLER = re.compile(
+    r"^(?:[\s:：,*_#>]|\\n)*(?:(?:simply|just|therefore|thus|hence|probably|likely|definitely|for sure"
+    r"|certainly|clearly|indeed|also|now|then|given by|as follows|the following|below|equal to|"
+    r"approximately|about|exactly|either|only|actually|that|option|choice|选项)\b[\s:：,]*)*",
+    re.IGNORECASE,
+)
+_SENTENCE_PART = re.compile(
+    r"\$\$.*?\$\$|\$[^$\n]*\$|\\\[.*?\\\]|\\\(.*?\\\)|\\begin\{.*?\\end\{[a-z*]+\}"
+    r"|[.!?。！？](?=[\s\"*]|$)|[。！？]|\n",
+    re.DOTALL,
+)
+_SPAN = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<!\\)\$([^$\n]+)\$", re.DOTALL)
+_BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
+_REMARK = re.compile(
+    r",?\s+(?:because|since|as|which|so|where|when|if|for|after|before|it|not|non|but|given|"
+    r"obtained|found|according|due|that|I|we|thus|hence|rounded|with|from|this|meaning|这|因为|pour|"
+    r"car|by|in|on|at|and\s+(?:this|that|it))\b|\s+[(（—–]|\s-\s|[;；]|,(?=\s*[a-z]{3,})|[，,](?=[\u4e00-\u9fff])"
+)
+_COPULA = re.compile(r"\b(?:is|are|equals?|was|be|est|es|ist|of)\b\s*:?|是|为|等于|[:：]|=")
+_NUMBER = re.compile(
+    r"[-−]?(?:[$€£¥]\s?)?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?(?:\s?[%$€£])?"
+)
+_PICTURE = re.compile(
+    r"\[asy\].*|\\includegraphics.*|!\[[^\]]*\](?:\([^)]*\))?|<(?:image|img|figure)[^>]*>|"
+    r"[(\[]?\s*(?:see|refer to|shown in|as shown in|in)?\s*(?:the\s+)?(?:attached\s+)?"
+    r"(?:figure|fig|diagram|picture|graph|image|drawing|illustration)s?\.?\s*"
+    r"(?:\d+(?:\.\d+)*)?\s*(?:above|below|shown|attached)?\s*[)\]]?|(?:见|如)(?:下|右|左|上|附)?图(?:所示)?\d*",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+# ---------------------------------------------------------------------- completions
+
+
+def answer_of(completion: str) -> Found:
+    """The answer of a completion: its readings and the rule, or the trouble ("no final answer")."""
+    text = spoken(completion)
+    if text is None:
+        return Found((), "", "no final answer: the reasoning never ends")
+    text = text[-TAIL:]
+    boxes = last_boxes(text)
+    if boxes is not None:
+        override = _MINERVA.search(text, text.rfind("boxed"))
+        if override is not None:
+            found = after_cue(text, override.end())
+            if found:
+                return Found(found, "final answer after the last box")
+        if not boxes.closed:
+            return Found((), "", "no final answer: the last box never closes")
+        return _boxed(boxes.contents)
+    for rule in (tagged, hashed, cued, last_line, last_sentence):
+        result = rule(text)
+        if result is not None:
+            return result
+    return Found((), "", "no final answer")
+
+
+def spoken(completion: str) -> str | None:
+    """The completion without its reasoning and what follows a chat marker; None if unfinished."""
+    text = completion
+    lead = _LEADING.match(text)
+    while lead:
+        text = text[lead.end() :]
+        lead = _LEADING.match(text)
+    marker = _MARKER.search(text)
+    if marker:
+        text = text[: marker.start()]
+    last = None
+    for match in _THINK.finditer(text):
+        last = match
+    if last is None:
+        return text
+    ends = "/" in (last[1], last[2], last[4]) or last[3] == "end"
+    return text[last.end() :] if ends else None
+
+
+def _boxed(contents: tuple[str, ...]) -> Found:
+    if len(contents) == 1:
+        content = contents[0]
+        if not unstyled(re.sub(r"\\[,;:! ]|\\q?quad|[{}~]", "", content)).strip(" .,;:"):
+            return Found((), "", "no final answer: the last box is empty")
+        return Found((content,), "last box")
+    return Found((" , ".join(contents),), f"last {len(contents)} boxes, joined")
+
+
+def tagged(text: str) -> Found | None:
+    """The last `<answer>...</answer>`."""
+    tags = list(_TAG.finditer(text))
+    closing = [at for at, tag in enumerate(tags) if tag[1]]
+    if not tags:
+        return None
+    if not closing or closing[-1] == 0 or not tags[-1][1]:
+        return Found((), "", "no final answer: an answer tag that never closes")
+    inside = text[tags[closing[-1] - 1].end() : tags[closing[-1]].start()].strip()
+    if not inside:
+        return Found((), "", "no final answer: the answer tag is empty")
+    lines = [line for line in inside.splitlines() if line.strip()]
+    inner = cued(inside)
+    if inner is not None and inner.texts:
+        return Found(inner.texts, "answer tag")
+    return Found(phrase(inside if len(lines) < 2 or readable(inside) else lines[-1]), "answer tag")
+
+
+def hashed(text: str) -> Found | None:
+    """`#### x`, where x is no heading."""
+    at = text.rfind("####")
+    if at < 0:
+        return None
+    line, _, rest = text[at:].lstrip("#").partition("\n")
+    inside = line.strip().strip("*_ ")
+    if not inside or not (readable(inside) or not rest.strip()):
+        return None
+    return Found(phrase(inside), "#### mark")
+
+
+def cued(text: str) -> Found | None:
+    """What follows the last cue that asserts something."""
+    cues: list[tuple[int, int, int]] = [(m.start(), m.end(), 0) for m in _CUE.finditer(text)]
+    cues += [(m.start(), m.end(), 0) for m in _HEADING.finditer(text)]
+    cues += [(m.start(), m.end(), 0) for m in _THINK_IT_IS.finditer(text)]
+    cues += [(m.start(), m.start(), 1) for m in _IS_THE_ANSWER.finditer(text)]
+    cues += [(m.start(), m.end(), 2) for m in _OPTION_IS.finditer(text)]
+    for start, end, kind in sorted(cues, reverse=True):
+        line = text[max(0, text.rfind("\n", 0, start), start - 300) : start]
+        if _NOT_ASSERTED.search(line) or line.count('"') % 2:
+            continue
+        if kind == 1:
+            found = before_cue(line)
+        elif kind == 2:
+            option = _OPTION_IS.match(text, start)
+            found = (option[1].upper(),) if option else ()
+        else:
+            found = after_cue(text, end)
+        if found:
+            return Found(found, "cue")
+        if kind == 0 and not text[end:].strip(" *_:#\n"):
+            return Found((), "", "no final answer: cut off after the cue")
+    return None
+
+
+def after_cue(text: str, at: int) -> tuple[str, ...]:
+    """Readings of what a cue introduces; empty where it introduces nothing."""
+    rest = text[at : at + MAX_SENTENCE]
+    sentence = next(_sentences(_FILLER.sub("", rest).lstrip()), "")
+    if re.match(r"\s*(?:not|no longer|neither)\b", sentence) or _REFUSAL.search(sentence):
+        return ()
+    if sentence.strip(" *_$\\[]()") == "":
+        return ()
+    return phrase(sentence)
+
+
+def before_cue(line: str) -> tuple[str, ...]:
+    """Readings of the subject of "... is the answer"."""
+    sentence = re.split(r"[.!?]\s", line)[-1]
+    sentence = re.sub(
+        r"^\s*(?:so|thus|therefore|hence|and|then|finally)\b,?\s*",
+        "",
+        sentence,
+        flags=re.IGNORECASE,
+    )
+    if readable(sentence) and not _REFUSAL.search(sentence):
+        return (sentence,)
+    spans = [m for m in _SPAN.finditer(sentence)]
+    return (sentence[spans[0].start() : spans[0].end()],) if len(spans) == 1 else ()
+
+
+def last_line(text: str) -> Found | None:
+    """A last line (or displayed formula) that is only an expression, or one or a few words."""
+    body = re.sub(r"(?:\s|```\w*|---+|\*\*\*+)+$", "", text)
+    for closer, opener in (("\\]", "\\["), ("$$", "$$")):
+        if body.rstrip(". ").endswith(closer):
+            end = body.rfind(closer)
+            start = body.rfind(opener, 0, end)
+            if start >= 0 and readable(body[start + 2 : end]):
+                return Found((body[start + 2 : end],), "last displayed formula")
+    line = body.rpartition("\n")[2].strip()
+    line = re.sub(r"^(?:[>#]+\s*|\*\*(?=.*\*\*$)|=>\s*)|\*\*\.?$", "", line).strip()
+    if not line or len(line) > 400:
+        return None
+    reading = read(meant(line.rstrip(".。")))
+    if reading.trees and sum(token.kind == "word" for token in reading.tokens) <= 2:
+        return Found((line,), "last line")
+    if is_wordy(line) and len(line.split()) <= (5 if body.strip() == line else 3):
+        return Found((line,), "last line")
+    if choice(line) is not None and len(line) <= 60:
+        return Found((line,), "last line")
+    return None
+
+
+def last_sentence(text: str) -> Found | None:
+    """The only mathematics or bold text of a last sentence that concludes something."""
+    sentences = [s for s in _sentences(text[-MAX_SENTENCE:].strip()) if s.strip()]
+    if not sentences or sentences[-1].rstrip().endswith("?"):
+        return None
+    last = sentences[-1]
+    if not _CONCLUDING.search(last) or _REFUSAL.search(last) or _NOT_ASSERTED.search(last):
+        return None
+    spans = [m[0] for m in _SPAN.finditer(last)] + [m[1] for m in _BOLD.finditer(last)]
+    if len(spans) == 1 and readable(spans[0]):
+        return Found((spans[0],), "only formula of the last sentence")
+    return None
+
+
+# ---------------------------------------------------------------------- phrases
+
+
+def _sentences(text: str) -> Iterator[str]:
+    """The sentences of `text`; formulas are kept whole."""
+    start = 0
+    for match in _SENTENCE_PART.finditer(text):
+        if match[0][0] in ".!?。！？\n":
+            if text[start : match.start()].strip():
+                yield text[start : match.end()].rstrip("\n")
+                start = match.end()
+            elif match[0] == "\n":
+                start = match.end()
+    if text[start:].strip():
+        yield text[start:]
+
+
+def readable(text: str) -> bool:
+    """Whether `text` is mathematics by itself, or a set phrase for some."""
+    reading = read(meant(text.strip().rstrip(".。")))
+    return bool(reading.trees) and sum(token.kind == "word" for token in reading.tokens) <= 5
+
+
+def phrase(sentence: str) -> tuple[str, ...]:
+    """Readings of a short sentence that holds an answer: itself, then what it boils down to."""
+    whole = sentence.strip().strip("*_").strip().rstrip(".。!！").strip("*_ ")
+    if readable(whole):
+        return (whole,)
+    readings = [whole]
+    cut = _REMARK.search(whole, 1)
+    while cut is not None and len(readings) < 4:
+        head = whole[: cut.start()].rstrip(" ,*_:")
+        if readable(head) or choice(head) is not None:
+            return (head, whole)
+        if is_wordy(head):
+            readings.append(head)
+        cut = _REMARK.search(whole, cut.end())
+    reduced = _reduced(whole)
+    return (*readings, reduced) if reduced else tuple(readings)
+
+
+def _reduced(sentence: str) -> str:
+    """The one value that a sentence states: behind its verb, or its only formula or number."""
+    if _REFUSAL.search(sentence):
+        return ""
+    for match in reversed(list(_COPULA.finditer(sentence))):
+        tail = sentence[match.end() :].strip(" *_")
+        if tail and readable(tail):
+            return tail
+    spans = [m[0] for m in _SPAN.finditer(sentence)]
+    if len(spans) == 1:
+        return spans[0] if readable(spans[0]) else ""
+    bold = _BOLD.findall(sentence)
+    if len(bold) == 1 and readable(bold[0]):
+        return str(bold[0])
+    if spans:
+        return ""
+    numbers = _NUMBER.findall(sentence)
+    money = [number for number in numbers if re.search(r"[$€£¥]", number)]
+    if len(numbers) == 1 or len(money) == 1:
+        return (money or numbers)[0]
+    return ""
+
+
+# ---------------------------------------------------------------------- golds
+
+
+def gold_of(answer: str) -> Found:
+    """The final part of a gold, or the trouble that makes it unusable."""
+    if not answer.strip():
+        return Found((), "", "the gold is empty")
+    if any(unicodedata.category(c) == "Cc" and c not in "\t\n\r" for c in answer[:MAX_GOLD]):
+        return Found((), "", "the gold has control characters")
+    text = answer
+    boxes = last_boxes(text[-TAIL:])
+    if boxes is not None and not boxes.closed:
+        return Found((), "", "the gold has a box that does not close")
+    if boxes is not None:
+        found = _boxed(boxes.contents)
+        if not found.texts:
+            return Found((), "", "the gold has an empty box")
+        text, rule = found.texts[0], "box"
+    elif "####" in text:
+        text, rule = text.rpartition("####")[2], "#### mark"
+    else:
+        rule = "whole"
+    trouble = gold_trouble(text.strip())
+    return Found((), "", trouble) if trouble else Found((text.strip(),), rule)
+
+
+def gold_trouble(text: str) -> str:
+    """Why a gold cannot be judged, or an empty string."""
+    if len(text) > MAX_GOLD:
+        return f"the gold is longer than {MAX_GOLD} characters"
+    if not any(char.isalnum() or char in "∞∅" for char in text):
+        inner = text.strip("$ ")
+        return "" if inner in (r"\{\}", "{}") else "the gold is only punctuation"
+    if _PICTURE.fullmatch(text.strip(" .$")):
+        return "the gold is only a picture"
+    at = text.find("{")
+    while at >= 0:
+        if at and text[at - 1] == "\\":
+            at = text.find("{", at + 1)
+            continue
+        try:
+            at = text.find("{", closing_brace(text, at))
+        except Unreadable:
+            return "the gold has a group that does not close"
+    if len(re.findall(r"\\begin\{", text)) > len(re.findall(r"\\end\{", text)):
+        return "the gold has an environment that does not end"
+    if re.search(r"\\[dtc]?frac\s*(?:\{[^{}]*\})?\s*$", text):
+        return "the gold has a fraction without its parts"
+    return ""

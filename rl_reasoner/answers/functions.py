@@ -1,0 +1,240 @@
+"""Values of named functions and large operators, for `values.Evaluator`.
+
+Whole-number functions are exact on rationals; the others go through mpmath, each behind a bound on
+its argument. An unknown function gets a pseudo-random value that depends on its name and arguments,
+so that f(x) equals f(x) and nothing else.
+"""
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from rl_reasoner.answers.arithmetic import (
+    MAX_EXPONENT,
+    MAX_FACTORIAL,
+    TooLarge,
+    Undefined,
+    Value,
+    added,
+    multiplied,
+)
+from rl_reasoner.answers.tree import Node
+
+if TYPE_CHECKING:
+    from rl_reasoner.answers.values import Evaluator
+
+MAX_TERMS = 1_000
+_TRIGONOMETRIC = frozenset("sin cos tan cot sec csc".split())
+_PLAIN = {
+    "arcsin": "asin", "arccos": "acos", "arctan": "atan", "arccot": "acot", "arcsec": "asec",
+    "arccsc": "acsc", "arcsinh": "asinh", "arccosh": "acosh", "arctanh": "atanh", "sinh": "sinh",
+    "cosh": "cosh", "tanh": "tanh", "coth": "coth", "sech": "sech", "csch": "csch", "erf": "erf",
+}  # fmt: skip
+
+
+def applied(ev: "Evaluator", node: Node) -> Value:
+    """The value of the function call `node`; raises `Undefined` and `TooLarge`."""
+    name = node.name
+    if name.startswith("?"):
+        return ev.opaque(name, [ev.value(arg) for arg in node.args])
+    if name in _TRIGONOMETRIC:
+        return trigonometric(ev, name, node.args)
+    values = [ev.value(arg) for arg in node.args]
+    if name == "det":
+        return determinant(ev, values[0])
+    if any(isinstance(value, tuple) for value in values):
+        raise Undefined(f"{name} of a matrix")
+    if name in _WHOLE:
+        return _WHOLE[name](ev, values)
+    if len(values) != 1:
+        raise Undefined(f"{name} of {len(values)} arguments")
+    if name in _SINGLE:
+        return _SINGLE[name](ev, values[0])
+    if name in _PLAIN:
+        return elementary(ev, name, values[0])
+    raise Undefined(f"the function {name}")
+
+
+def trigonometric(ev: "Evaluator", name: str, args: tuple[Node, ...]) -> Value:
+    """sin, cos and the like; degrees inside the argument are turned into radians."""
+    if len(args) != 1:
+        raise Undefined(f"{name} of {len(args)} arguments")
+    outer, ev.in_angle = ev.in_angle, True
+    degrees = args[0].op == "quantity" and args[0].name == "degree^1"
+    angle = ev.number(ev.value(args[0]))
+    ev.in_angle = outer
+    if degrees:
+        angle = angle * ev.mp.pi / 180
+    if abs(angle) > 10**12:
+        raise TooLarge("the angle of a trigonometric function")
+    below = {"tan": "cos", "sec": "cos", "cot": "sin", "csc": "sin"}.get(name)
+    if below and abs(getattr(ev.mp, below)(angle)) < ev.mp.mpf(10) ** (6 - ev.digits):
+        raise Undefined(f"a pole of {name}")
+    value = getattr(ev.mp, name)(angle)
+    return Fraction(0) if abs(value) < ev.mp.mpf(10) ** (6 - ev.digits) else value
+
+
+def elementary(ev: "Evaluator", name: str, value: Value) -> Value:
+    """An inverse or hyperbolic function."""
+    number = ev.number(value)
+    if abs(number) > MAX_EXPONENT:
+        raise TooLarge(f"the argument of {name}")
+    return getattr(ev.mp, _PLAIN[name])(number)
+
+
+def exponential(ev: "Evaluator", value: Value) -> Value:
+    """e to the power of `value`."""
+    number = ev.number(value)
+    if abs(number) > MAX_EXPONENT:
+        raise TooLarge("the argument of exp")
+    return ev.mp.exp(number)
+
+
+def logarithm(ev: "Evaluator", values: list[Value]) -> Value:
+    """The natural logarithm, or that to the base in the second place."""
+    if len(values) > 2 or values[0] == 0 or values[-1] in (0, 1) and len(values) == 2:
+        raise Undefined("a logarithm without value")
+    top = ev.mp.log(ev.number(values[0]))
+    return top if len(values) == 1 else top / ev.mp.log(ev.number(values[1]))
+
+
+def rounded(direction: str) -> Callable[["Evaluator", Value], Value]:
+    """The floor or ceiling function."""
+
+    def apply(ev: "Evaluator", value: Value) -> Value:
+        if isinstance(value, Fraction):
+            return Fraction(math.floor(value) if direction == "floor" else math.ceil(value))
+        number = ev.mp.re(value) if ev.is_real(value) else value
+        whole = ev.mp.nint(number)
+        if abs(number - whole) < ev.mp.mpf(10) ** (10 - ev.digits) * (1 + abs(whole)):
+            return whole
+        return getattr(ev.mp, direction if direction == "floor" else "ceil")(number)
+
+    return apply
+
+
+def gamma(ev: "Evaluator", argument: Any) -> Any:
+    """The gamma function away from its poles."""
+    if abs(argument) > MAX_FACTORIAL:
+        raise TooLarge(f"a gamma function beyond {MAX_FACTORIAL}")
+    if argument == ev.mp.floor(argument.real) and argument.real <= 0:
+        raise Undefined("a pole of the gamma function")
+    return ev.mp.gamma(argument)
+
+
+def binomial(ev: "Evaluator", values: list[Value]) -> Value:
+    """n over k; exact for whole numbers, through the gamma function otherwise."""
+    if len(values) != 2:
+        raise Undefined("a binomial coefficient of two numbers")
+    n, k = values
+    whole = all(isinstance(v, Fraction) and v.denominator == 1 for v in values)
+    if whole and n >= 0:
+        if not 0 <= k <= n:
+            return Fraction(0)
+        if min(k, n - k) > MAX_FACTORIAL or n > MAX_FACTORIAL**2:
+            raise TooLarge("a binomial coefficient past its bound")
+        return Fraction(math.comb(int(n), int(k)))
+    a, b = ev.number(n), ev.number(k)
+    return gamma(ev, a + 1) / (gamma(ev, b + 1) * gamma(ev, a - b + 1))
+
+
+def whole_numbers(values: list[Value], name: str) -> list[int]:
+    """`values` as integers; raises `Undefined` where one is none."""
+    if not all(isinstance(value, Fraction) and value.denominator == 1 for value in values):
+        raise Undefined(f"{name} of something that is no whole number")
+    return [int(value) for value in values]
+
+
+def remainder(ev: "Evaluator", values: list[Value]) -> Value:
+    """a mod b with the sign of b."""
+    if len(values) != 2 or values[1] == 0:
+        raise Undefined("mod of two numbers, the second not 0")
+    a, b = values
+    if isinstance(a, Fraction) and isinstance(b, Fraction):
+        return a - b * math.floor(a / b)
+    a, b = ev.number(a), ev.number(b)
+    return a - b * ev.mp.floor(ev.mp.re(a / b))
+
+
+def extreme(pick: Callable[[list[Any]], Any]) -> Callable[["Evaluator", list[Value]], Value]:
+    """max or min of real numbers."""
+
+    def apply(ev: "Evaluator", values: list[Value]) -> Value:
+        if not all(ev.is_real(value) for value in values):
+            raise Undefined("an order among complex numbers")
+        if all(isinstance(value, Fraction) for value in values):
+            return pick(values)
+        return pick([ev.mp.re(ev.number(value)) for value in values])
+
+    return apply
+
+
+def signum(ev: "Evaluator", value: Value) -> Value:
+    """-1, 0 or 1."""
+    return Fraction((ev.number(value).real > 0) - (ev.number(value).real < 0))
+
+
+def determinant(ev: "Evaluator", matrix: Value) -> Value:
+    """The determinant of a square matrix of at most 6 rows, by cofactors."""
+    if not isinstance(matrix, tuple) or len(matrix) != len(matrix[0]) or len(matrix) > 6:
+        raise Undefined("the determinant of a square matrix of at most 6 rows")
+    if len(matrix) == 1:
+        return matrix[0][0]
+    terms = []
+    for column, entry in enumerate(matrix[0]):
+        minor = tuple(row[:column] + row[column + 1 :] for row in matrix[1:])
+        part = multiplied(ev, entry, determinant(ev, minor))
+        terms.append(multiplied(ev, part, Fraction((-1) ** column)))
+    return added(ev, terms)
+
+
+def summed(ev: "Evaluator", node: Node) -> Value:
+    """The value of a sum or product over few whole numbers; else one made of its parts."""
+    kind, _, variable = node.name.partition(" ")
+    body, lower, upper = node.args
+    bounds = [None if b.op == "set" or b.name == "inf" else ev.value(b) for b in (lower, upper)]
+    outer = ev.at.get(variable)
+    low, high = bounds
+    finite = all(isinstance(b, Fraction) and b.denominator == 1 for b in bounds)
+    result: Value
+    if kind in ("sum", "prod") and variable and finite and 0 <= high - low <= MAX_TERMS:
+        result = Fraction(kind == "prod")
+        for term in range(int(low), int(high) + 1):
+            ev.at[variable] = Fraction(term)
+            value = ev.value(body)
+            result = added(ev, [result, value]) if kind == "sum" else multiplied(ev, result, value)
+    else:
+        parts = [bound for bound in bounds if bound is not None]
+        for point in (Fraction(13, 7), Fraction(29, 11)):
+            ev.at[variable] = point
+            parts.append(ev.value(body))
+        marks = "".join(bound.name or bound.op for bound in (lower, upper) if bound.op != "num")
+        result = ev.opaque(f"{kind}{len(parts)}{'inf' if 'inf' in marks else ''}", parts)
+    ev.at.pop(variable, None)
+    if outer is not None:
+        ev.at[variable] = outer
+    return result
+
+
+_WHOLE: dict[str, Callable[["Evaluator", list[Value]], Value]] = {
+    "gcd": lambda ev, values: Fraction(math.gcd(*whole_numbers(values, "gcd"))),
+    "lcm": lambda ev, values: Fraction(math.lcm(*whole_numbers(values, "lcm"))),
+    "mod": remainder,
+    "binom": binomial,
+    "max": extreme(max),
+    "min": extreme(min),
+    "log": logarithm,
+    "ln": logarithm,
+    "lg": lambda ev, values: logarithm(ev, [*values, Fraction(10)]),
+}
+_SINGLE: dict[str, Callable[["Evaluator", Value], Value]] = {
+    "exp": exponential,
+    "abs": lambda ev, value: abs(value),
+    "floor": rounded("floor"),
+    "ceil": rounded("ceil"),
+    "sign": signum,
+    "Re": lambda ev, value: ev.mp.re(ev.number(value)),
+    "Im": lambda ev, value: ev.mp.im(ev.number(value)),
+    "arg": lambda ev, value: ev.mp.arg(ev.number(value)),
+}

@@ -1,0 +1,425 @@
+"""Text of one answer into tokens: LaTeX, plain ASCII mathematics and the words between.
+
+The grammar itself is in `parser`. Spellings that mean the same give the same tokens (`\\dfrac` and
+`\\frac`, `\\le` and `<=`, `\\text{cm}` and cm after a number). Where one spelling has two honest
+meanings the lexer takes one, notes the doubt, and takes the other when it is asked to (`Doubt`).
+Work is linear in the length of the text.
+"""
+
+import re
+from enum import StrEnum
+from typing import NamedTuple
+
+from rl_reasoner.answers.glyphs import GREEK_NAMES, ascii_mathematics
+from rl_reasoner.answers.tree import Unreadable
+from rl_reasoner.answers.units import LETTER_RUNS, MONEY, SOFT
+
+MAX_TOKENS = 2500
+
+
+class Doubt(StrEnum):
+    """A spelling with a second meaning."""
+
+    GROUPED = "digits in brackets joined by a comma: a list, or thousands"
+    EULER = "2e-1: a power of ten, or Euler's number"
+    SOFT_UNIT = "5 m: a product, or metres"
+
+
+class Token(NamedTuple):
+    """A token: `kind` is num, based, let, fn, word, cmd, rel, sep, op or money."""
+
+    kind: str
+    text: str
+    space: bool = False
+
+
+FUNCTIONS = frozenset(
+    "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc asin acos atan sinh cosh tanh"
+    " coth sech csch arcsinh arccosh arctanh asinh acosh atanh log ln lg exp max min gcd lcm det"
+    " sqrt abs floor ceil arg Re Im sgn sign erf tg ctg arctg".split()
+)
+_STYLE = frozenset(
+    "left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr displaystyle textstyle"
+    " limits nolimits mathstrut strut hfill hline nonumber phantom boxed fbox beginboxed bf it rm"
+    " scriptstyle mleft mright middle null relax ensuremath mathop mathrel mathbin mathord"
+    " mathopen mathclose rule centering large Large small tiny normalsize".split()
+)
+_TEXTS = frozenset(
+    "text textbf textit textrm textnormal textsf texttt mbox hbox mathrm mathbf mathit mathsf mathtt"
+    " mathnormal boldsymbol bm pmb emph underline operatorname uline textup mathcal mathscr"
+    " mathfrak textsc".split()
+)
+_RELATIONS = {
+    "le": "<=", "leq": "<=", "leqslant": "<=", "leqq": "<=", "ge": ">=", "geq": ">=",
+    "geqslant": ">=", "geqq": ">=", "lt": "<", "gt": ">", "ne": "!=", "neq": "!=", "approx": "~",
+    "simeq": "~", "thickapprox": "~", "doteq": "~", "in": "in", "equiv": "=", "colon=": "=",
+    "coloneqq": "=", "iff": "iff", "Leftrightarrow": "iff", "implies": "then", "sim": "like",
+    "Rightarrow": "then", "to": "to", "rightarrow": "to", "longrightarrow": "to", "mapsto": "to",
+    "notin": "notin", "subset": "sub", "subseteq": "sub", "cong": "like", "propto": "like",
+    "perp": "perp", "parallel": "parallel",
+}  # fmt: skip
+_PLAIN = {
+    "times": "*", "cdot": "*", "ast": "*", "div": "/", "lbrace": "\\{", "rbrace": "\\}",
+    "lbrack": "[", "rbrack": "]", "lparen": "(", "rparen": ")", "vert": "|", "lvert": "|",
+    "rvert": "|", "mid": "|", "Vert": "|", "lVert": "|", "rVert": "|", "colon": ":",
+    "prime": "'", "slash": "/", "pmod": "pmod", "centerdot": "*", "bullet": "*",
+    "langle": "\\<", "rangle": "\\>", "lang": "\\<", "rang": "\\>",
+}  # fmt: skip
+_CONNECT = {"and": "and", "or": "or", "land": "and", "lor": "or", "wedge": "and", "vee": "or"}
+_CHINESE = {"和": "and", "或": "or", "与": "and", "及": "and", "或者": "or", "以及": "and"}
+_ALIAS = {
+    "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom",
+    "varnothing": "emptyset", "cbrt": "ucbrt", "infin": "infty", "degree": "circ", "smallsetminus":
+    "setminus", "bigcup": "cup", "bigcap": "cap", "dots": "ldots", "cdots": "ldots", "dotsc":
+    "ldots", "dotso": "ldots", "bmod": "mod", "iint": "int", "oint": "int", "dotsb": "ldots",
+    "widehat": "hat", "widetilde": "tilde", "bar": "overline", "overrightarrow": "vec",
+}  # fmt: skip
+_SMALL_WORDS = frozenset(
+    "yes no odd all for the if is of any at by to as it an not but nor per its one two six ten so we"
+    " be do he she his her red day may jan feb mar apr jun jul aug sep oct nov dec mon tue wed thu"
+    " fri sat sun am pm st nd rd th non nan via sum true out off on up from each km".split()
+)
+_CONSTANTS = {
+    "infinity": "infty",
+    "infty": "infty",
+    "oo": "infty",
+    "Infinity": "infty",
+    "mod": "mod",
+}
+
+_GROUP = re.compile(
+    r"\d{1,3}(?:(?P<s>,\\!\s?|\{,\}\s?|\\!\s?,\s?|\{\\,\}|\\[,;: ]|[,~  ])\d{3})"
+    r"(?:(?P=s)\d{3})*(?!\d|,\d|\s\d)(?:\.\d+)?"
+)
+_SEPARATORS = re.compile(r"[^\d.]")
+_REPEATING = re.compile(
+    r"(\d*)\.(\d*)(?:\\(?:overline|bar|overbar)\s*(?:\{\s*(\d+)\s*\}|(\d))|\((\d+)\)(?![\d(])"
+    r"|\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?)"
+)
+_ELLIPSIS = re.compile(r"(\d+)\.(\d+)\s*(?:\\(?:ldots|dots|cdots)(?![a-z])|\.\.\.+)")
+_NUMBER = re.compile(r"\d+\.?\d*(?!\.\d)|\.\d+|\d+")
+_SCIENTIFIC = re.compile(r"(?:\d+\.?\d*|\.\d+)[eE]([+-]?)(\d{1,4})(?![\d.])")
+_BASED = re.compile(
+    r"\(?(?P<d>[0-9A-Z]*\d[0-9A-Z]*)\)?\s*_\s*(?:\{\s*(?:\\text\s*\{|\\mathrm\s*\{)?\s*\(?(?:base\s*)?"
+    r"(?P<b>\d+|two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen)\)?\s*\}?\s*\}|(?P<c>\d+))"
+)
+_BASE_WORDS = {
+    "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
+    "ten": 10, "twelve": 12, "sixteen": 16,
+}  # fmt: skip
+_RUN = re.compile(r"[a-zA-Z]+")
+_WORD = re.compile(r"[^\W\d_]+(?:[-'][^\W\d_]+)*")
+_APPLIED = re.compile(r"(arcsin|arccos|arctan|sin|cos|tan|cot|sec|csc|ln|log)([a-z]|theta|alpha)$")
+_UNIT_FRACTION = re.compile(
+    r"\\[dt]?frac\s*\{\s*\\(?:text|mathrm)\s*\{([^{}\d]*)\}\s*\}\s*"
+    r"\{\s*\\(?:text|mathrm)\s*\{([^{}\d]*)\}\s*\}"
+)
+_NOISE = re.compile(
+    r"\\(?:left|right)\s*\.(?!\d)|\\(?:hspace|vspace|kern|hskip|label|tag|color)\*?\s*\{[^{}]*\}"
+    r"|\$\$|(?<!\\)\\[()\[\]]|\\textcolor\s*\{[^{}]*\}"
+)
+_GLUED_SPACE = re.compile(r"(\\q?quad)(?=[a-zA-Z])")
+_DOLLAR = re.compile(r"(?<!\\)\$")
+_ROW_GAP = re.compile(r"\s*\[-?[\d.]+\s*(?:pt|em|ex|mm|cm)\]")
+_STYLED_LETTERS_KEPT = frozenset("eid")
+
+
+class _Lexer:
+    """State of one scan; `choose` are the doubts to settle the second way."""
+
+    def __init__(self, choose: frozenset[Doubt]) -> None:
+        self.choose = choose
+        self.tokens: list[Token] = []
+        self.doubts: set[Doubt] = set()
+        self.depth = 0
+        self.space = False
+
+    def put(self, kind: str, text: str) -> None:
+        self.tokens.append(Token(kind, text, self.space))
+        self.space = False
+        if len(self.tokens) > MAX_TOKENS:
+            raise Unreadable(f"more than {MAX_TOKENS} tokens")
+
+    def after_value(self) -> bool:
+        """Whether the last token ends a value, so that a unit may follow."""
+        if not self.tokens:
+            return False
+        last = self.tokens[-1]
+        return last.kind in ("num", "word", "based") or last.text in (")", "}", "]", "|", "/", "pi")
+
+    def scan(self, text: str, in_text: bool = False) -> None:
+        position = 0
+        while position < len(text):
+            char = text[position]
+            if char in " \t\r\n~":
+                self.space = True
+                position += 1
+            elif char == "\\":
+                position = self.command(text, position)
+            elif char.isdigit() or (char == "." and text[position + 1 : position + 2].isdigit()):
+                position = self.number(text, position)
+            elif char == "(" and (match := _BASED.match(text, position)):
+                position = self.based(match)
+            elif char.isalpha():
+                position = self.run(text, position, in_text)
+            else:
+                position = self.sign(text, position)
+
+    def number(self, text: str, at: int) -> int:
+        """Scan the number at `at`; returns the position behind it."""
+        if match := _BASED.match(text, at):
+            return self.based(match)
+        if (match := _REPEATING.match(text, at)) is not None:
+            whole, fixed, *cycles = match.groups()
+            cycle = cycles[0] or cycles[1] or cycles[2] or "".join(c or "" for c in cycles[3:])
+            self.put("repeat", f"{whole or 0}.{fixed}|{cycle}")
+            return match.end()
+        if (match := _ELLIPSIS.match(text, at)) and (tail := _period(match[2])):
+            self.put("repeat", f"{match[1]}.{match[2][: -2 * tail]}|{match[2][-tail:]}")
+            return match.end()
+        if (match := _GROUP.match(text, at)) and self.is_group(text, match):
+            self.put("num", _SEPARATORS.sub("", match[0]))
+            return match.end()
+        if match := _SCIENTIFIC.match(text, at):
+            doubtful = bool(match[1]) and "." not in match[0]
+            if doubtful:
+                self.doubts.add(Doubt.EULER)
+            if not doubtful or (match[1] == "-") != (Doubt.EULER in self.choose):
+                self.put("num", match[0].lower())
+                return match.end()
+        match = _NUMBER.match(text, at)
+        if match is None:
+            raise Unreadable(f"no number at {text[at : at + 12]!r}")
+        self.put("num", match[0])
+        return match.end()
+
+    def is_group(self, text: str, match: re.Match[str]) -> bool:
+        """Whether the digit groups of `match` are one number in the reading asked for."""
+        if match["s"] in " ~" and (re.match(r"\s*(/|\\[dt]?frac)", text[match.end() :][:12])):
+            return False  # a mixed number with a long numerator
+        if match["s"] != "," or self.depth == 0:
+            return match[0][0] != "0" or match["s"] not in ", "
+        self.doubts.add(Doubt.GROUPED)
+        return Doubt.GROUPED in self.choose
+
+    def based(self, match: re.Match[str]) -> int:
+        base = match["b"] or match["c"]
+        value = _BASE_WORDS.get(base) or int(base[:4])
+        if not 2 <= value <= 36 or any(int(d, 36) >= value for d in match["d"]):
+            raise Unreadable(f"{match[0]!r} is no number in that base")
+        self.put("based", f"{match['d']}_{value}")
+        return match.end()
+
+    def run(self, text: str, at: int, in_text: bool) -> int:
+        """Scan a run of letters: a function, a unit, a word, or single letters."""
+        match = (_WORD if in_text or not text[at].isascii() else _RUN).match(text, at)
+        if match is None:
+            self.put("word", text[at])
+            return at + 1
+        run, end = match[0], match.end()
+        if run.lower() in _CONNECT or run in _CHINESE:
+            self.put("sep", _CONNECT.get(run.lower()) or _CHINESE[run])
+        elif run.lower() in ("percent", "pct", "percentage"):
+            self.put("op", "%")
+        elif run in _CONSTANTS:
+            self.put("cmd", _CONSTANTS[run])
+        elif in_text or not run.isascii():
+            self.put("word", run)
+        elif self.is_unit(run, text, end):
+            power = re.match(r"([23])(?!\d)", text[end : end + 2])
+            self.put("word", run + (f"^{power[1]}" if power else ""))
+            end += bool(power)
+        elif run in FUNCTIONS:
+            self.put("fn", run)
+        elif run in GREEK_NAMES:
+            self.put("let", run.removeprefix("var"))
+        elif applied := _APPLIED.match(run):
+            self.put("fn", applied[1])
+            self.put("let", applied[2])
+        elif len(run) > 3 or run.lower() in _SMALL_WORDS:
+            self.put("word", run)
+        else:
+            self.single_letters(run, text, end)
+        return end
+
+    def is_unit(self, run: str, text: str, end: int) -> bool:
+        known = run in LETTER_RUNS or (len(run) > 3 and run.lower() in LETTER_RUNS)
+        return known and self.after_value() and text[end : end + 1] != "("
+
+    def single_letters(self, run: str, text: str, end: int) -> None:
+        if len(run) == 1 and run in SOFT and self.space and self.after_value():
+            self.doubts.add(Doubt.SOFT_UNIT)
+            if Doubt.SOFT_UNIT in self.choose:
+                self.put("word", run)
+                return
+        for letter in run:
+            self.put("let", letter)
+
+    def command(self, text: str, at: int) -> int:
+        """Scan a command with its name; returns the position behind it."""
+        match = _RUN.match(text, at + 1)
+        if match is None:
+            return self.escaped(text, at)
+        name, end = _ALIAS.get(match[0], match[0]), match.end()
+        if name in _TEXTS:
+            return self.styled(name, text, end)
+        if name in _STYLE:
+            pass
+        elif name in _RELATIONS:
+            self.put("rel", _RELATIONS[name])
+        elif name in _CONNECT:
+            self.put("sep", _CONNECT[name])
+        elif name in _PLAIN:
+            self.op(_PLAIN[name])
+        elif name in ("quad", "qquad"):
+            self.put("sep", "quad")
+        elif name in FUNCTIONS and name != "sqrt":
+            self.put("fn", name)
+        elif name in GREEK_NAMES:
+            self.put("let", name.removeprefix("var"))
+        elif name == "mathbb":
+            group = re.compile(r"\s*\{?\s*([A-Z])\s*\}?").match(text, end)
+            self.put("cmd", f"bb{group[1] if group else ''}")
+            end = group.end() if group else end
+        elif name in ("begin", "end"):
+            return self.environment(name, text, end)
+        elif name in ("dollar", "euro", "pounds"):
+            self.put("money", {"dollar": "$", "euro": "€", "pounds": "£"}[name])
+        else:
+            self.put("cmd", name)
+        return end
+
+    def escaped(self, text: str, at: int) -> int:
+        char = text[at + 1 : at + 2]
+        if char in ("{", "}"):
+            self.op("\\" + char)
+        elif char == "|":
+            self.op("|")
+        elif char == "\\":
+            self.put("sep", "row")
+            gap = _ROW_GAP.match(text, at + 2)
+            return gap.end() if gap else at + 2
+        elif char == "%":
+            self.put("op", "%")
+        elif char == "$":
+            self.put("money", "$")
+        elif char and char in ",;:! >/":
+            self.space = True
+        return at + 2
+
+    def styled(self, name: str, text: str, at: int) -> int:
+        """Scan the argument of a text or font command as words, letters or mathematics."""
+        while at < len(text) and text[at] == " ":
+            at += 1
+        if text[at : at + 1] != "{":
+            return at  # the next token is styled; styling does not matter
+        end = closing_brace(text, at)
+        inner = text[at + 1 : end].strip("~ ")
+        if len(inner) == 1 and inner.isalpha() and inner.isascii():
+            unit = inner in SOFT and inner not in _STYLED_LETTERS_KEPT and self.after_value()
+            self.put("word" if unit else "let", inner)
+        elif match := re.match(_BASED, inner + text[end + 1 : end + 12]):
+            self.based(match)
+            end += max(0, match.end() - len(inner))
+        elif inner in FUNCTIONS or (name == "operatorname" and inner.rstrip("*") in FUNCTIONS):
+            self.put("fn", inner.rstrip("*"))
+        elif name in ("mathrm", "mathbf", "mathit", "boldsymbol", "bm", "mathsf") and (
+            len(inner) < 3 and inner.isupper()
+        ):
+            self.scan(inner)
+        else:
+            worded = bool(re.search(r"[^\W\d_]{2}", re.sub(r"\\[a-zA-Z]+", "", inner)))
+            self.space = self.space or text[at + 1 : at + 2] in (" ", "~")
+            self.scan(inner, in_text=worded)
+            self.space = self.space or text[end - 1 : end] == " "
+        return end + 1
+
+    def environment(self, name: str, text: str, at: int) -> int:
+        group = re.compile(r"\s*\{([a-zA-Z]+)\*?\}(\s*\[[^\]]*\])?").match(text, at)
+        if group is None:
+            raise Unreadable("an environment without a name")
+        end = group.end()
+        if name == "begin" and group[1] in ("array", "tabular", "alignedat"):
+            columns = re.compile(r"\s*\{[^{}]*\}").match(text, end)
+            end = columns.end() if columns else end
+        self.put("cmd", f"{name}:{group[1]}")
+        return end
+
+    def op(self, text: str) -> None:
+        self.depth += (text in ("(", "[", "{", "\\{")) - (text in (")", "]", "}", "\\}"))
+        self.put("op", text)
+
+    def sign(self, text: str, at: int) -> int:
+        """Scan a sign of one to three characters."""
+        for sign, kind, meaning in _SIGNS:
+            if text.startswith(sign, at):
+                self.put(kind, meaning)
+                return at + len(sign)
+        char = text[at]
+        if char in MONEY:
+            self.put("money", char)
+        elif char in ",;&":
+            self.put("sep", char)
+        elif char in "<>=":
+            self.put("rel", char)
+        elif char in '"`$':
+            pass
+        elif char in "+-*/^_!'()[]{}|:%?.#@":
+            self.op(char)
+        else:
+            raise Unreadable(f"the character {char!r}")
+        return at + 1
+
+
+_SIGNS = (
+    ("<=", "rel", "<="), (">=", "rel", ">="), ("=<", "rel", "<="), ("=>", "rel", ">="),
+    ("!=", "rel", "!="), ("<>", "rel", "!="), ("==", "rel", "="), ("**", "op", "^"),
+    ("+/-", "cmd", "pm"), ("||", "sep", "or"), ("&&", "sep", "and"),
+)  # fmt: skip
+
+
+def _period(digits: str) -> int:
+    """Length of the cycle at the end of `digits`, seen twice (a single digit three times), or 0."""
+    for size in range(1, len(digits) // 2 + 1):
+        times = 3 if size == 1 else 2
+        if len(digits) >= size * times and digits.endswith(digits[-size:] * times):
+            return size
+    return 0
+
+
+def closing_brace(text: str, at: int) -> int:
+    """Index of the brace that closes the one at `at`; raises `Unreadable` where there is none."""
+    depth, position = 0, at
+    while position < len(text):
+        char = text[position]
+        if char == "\\":
+            position += 1
+        elif char == "{":
+            depth += 1
+        elif char == "}":
+            depth -= 1
+            if depth == 0:
+                return position
+        position += 1
+    raise Unreadable("a group that does not close")
+
+
+def clean(text: str) -> str:
+    """`text` without mathematics delimiters and spacing that carries no meaning."""
+    text = ascii_mathematics(text)
+    if text.count("$") % 2:  # an odd dollar beside a digit is money
+        text = re.sub(r"(?<!\\)\$(?=\s*[\d.])|(?<=\d)\$", r"\\dollar ", text, count=1)
+    text = _DOLLAR.sub(" ", text)
+    if "\\" in text:
+        text = _UNIT_FRACTION.sub(r"\\text{ \1/\2}", _NOISE.sub(" ", text))
+        text = _GLUED_SPACE.sub(r"\1 ", text)
+    return text
+
+
+def tokens_of(
+    text: str, choose: frozenset[Doubt] = frozenset()
+) -> tuple[tuple[Token, ...], frozenset[Doubt]]:
+    """Tokens of `text` (already `clean`) and the doubts met; raises `Unreadable`."""
+    lexer = _Lexer(choose)
+    lexer.scan(text)
+    return tuple(lexer.tokens), frozenset(lexer.doubts)

@@ -1,0 +1,658 @@
+"""Tokens of an expression into a tree, by recursive descent.
+
+Numbers, letters, LaTeX and ASCII operators, functions, brackets, matrices. What is above an
+expression (lists, relations, labels, units) is in `statements`, which completes this class. Depth
+is bounded; nothing is evaluated here.
+"""
+
+from fractions import Fraction
+
+from rl_reasoner.answers.lexer import Token
+from rl_reasoner.answers.tree import EMPTY, INFINITY, REALS, Node, Unreadable, integer, spelled
+
+MAX_DEPTH = 60
+_END = Token("end", "")
+_CALLED = frozenset("fgFG")
+_CALLED_ON_NAMES = frozenset("hpqrsuvwyHPQRSTVWABCENMLKI")
+_ACCENTS = frozenset(
+    "overline vec hat tilde dot ddot underline overbrace overleftrightarrow".split()
+)
+_NAMED = frozenset("angle triangle measuredangle odot square parallelogram Delta_".split())
+_FUNCTION_NAMES = {
+    "asin": "arcsin", "acos": "arccos", "atan": "arctan", "asinh": "arcsinh", "acosh": "arccosh",
+    "atanh": "arctanh", "tg": "tan", "ctg": "cot", "arctg": "arctan", "sgn": "sign",
+}  # fmt: skip
+_INVERSES = {"sin": "arcsin", "cos": "arccos", "tan": "arctan", "sinh": "arcsinh",
+             "cosh": "arccosh", "tanh": "arctanh"}  # fmt: skip
+_CONSTANTS = {"pi": "pi", "e": "e", "i": "i"}
+_MATRICES = frozenset("matrix pmatrix bmatrix Bmatrix vmatrix Vmatrix smallmatrix array".split())
+_CLOSERS = frozenset((")", "]", "}", "\\}", "\\>"))
+
+
+def decimal_node(text: str) -> Node:
+    """The exact node of a number as the lexer gives it: `12`, `.5`, `3.2e5`."""
+    if len(text) > 3000:
+        raise Unreadable("a number of more than 3000 digits")
+    mantissa, _, exponent = text.partition("e")
+    if exponent and abs(int(exponent)) > 3000:
+        raise Unreadable("a power of ten beyond 3000")
+    whole, point, fraction = mantissa.partition(".")
+    number = Fraction(int(whole or "0") * 10 ** len(fraction) + int(fraction or "0"), 1)
+    number *= Fraction(10) ** (int(exponent or "0") - len(fraction))
+    digits = len((whole + fraction).lstrip("0")) if fraction or exponent else 0
+    return Node("num", number=number, digits=digits if point or exponent else 0)
+
+
+def repeating_node(text: str) -> Node:
+    """The exact node of a repeating decimal `whole.fixed|cycle`."""
+    head, _, cycle = text.partition("|")
+    whole, _, fixed = head.partition(".")
+    if len(text) > 300:
+        raise Unreadable("a repeating decimal of more than 300 digits")
+    nines = (10 ** len(cycle) - 1) * 10 ** len(fixed)
+    number = Fraction(int(whole + fixed)) / 10 ** len(fixed) + Fraction(int(cycle), nines)
+    return Node("num", number=number)
+
+
+def add(*terms: Node) -> Node:
+    """The sum of `terms`, nested sums made flat."""
+    flat = [part for term in terms for part in (term.args if term.op == "add" else (term,))]
+    return flat[0] if len(flat) == 1 else Node("add", tuple(flat))
+
+
+def multiply(*factors: Node) -> Node:
+    """The product of `factors`, nested products made flat."""
+    flat = [
+        part for factor in factors for part in (factor.args if factor.op == "mul" else (factor,))
+    ]
+    return flat[0] if len(flat) == 1 else Node("mul", tuple(flat))
+
+
+def negative(node: Node) -> Node:
+    """Minus `node`; the sign of a number goes into the number."""
+    if node.op == "num" and node.number is not None:
+        return Node("num", number=-node.number, digits=node.digits)
+    return Node("neg", (node,))
+
+
+class Expressions:
+    """The expression half of the parser: a position in the tokens and the rules."""
+
+    def __init__(self, tokens: tuple[Token, ...]) -> None:
+        self.tokens = list(tokens)
+        self.at = 0
+        self.depth = 0
+        self.bars = 0  # open absolute values
+        self.outward = 0  # open intervals of the form ]a, b[
+
+    # ------------------------------------------------------------------ tokens
+
+    @property
+    def now(self) -> Token:
+        return self.tokens[self.at] if self.at < len(self.tokens) else _END
+
+    def ahead(self, by: int = 1) -> Token:
+        return self.tokens[self.at + by] if self.at + by < len(self.tokens) else _END
+
+    def take(self, *texts: str) -> bool:
+        """Step over the next token if it is an operator or command out of `texts`."""
+        if self.now.kind in ("op", "cmd", "rel", "sep") and self.now.text in texts:
+            self.at += 1
+            return True
+        return False
+
+    def need(self, *texts: str) -> str:
+        text = self.now.text
+        if not self.take(*texts):
+            raise Unreadable(f"expected {' or '.join(texts)}, found {text or 'the end'!r}")
+        return text
+
+    def listing(self, *closers: str) -> Node:
+        """A list of statements up to one of `closers` (not taken); see `statements`."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ sums and products
+
+    def sets(self) -> Node:
+        """Sums joined by union, intersection and difference, from left to right."""
+        left = self.sum()
+        while self.now.kind in ("cmd", "let") or self.now.text == "\\":
+            if self.take("cup") or self.letter_union():
+                left = Node("union", (left, self.sum()))
+            elif self.take("cap"):
+                left = Node("cap", (left, self.sum()))
+            elif self.take("setminus", "backslash"):
+                left = Node("minus", (left, self.sum()))
+            else:
+                break
+        return left
+
+    def letter_union(self) -> bool:
+        """A capital U between two brackets is a union."""
+        if self.now.text == "U" and self.ahead().text in ("(", "[", "\\{", "{"):
+            self.at += 1
+            return True
+        return False
+
+    def sum(self) -> Node:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise Unreadable(f"nested deeper than {MAX_DEPTH}")
+        left = self.signed()
+        while True:
+            if self.take("+"):
+                left = add(left, self.signed())
+            elif self.now.text == "-" and self.now.kind == "op":
+                self.at += 1
+                right = self.signed()
+                of_sets = left.op == "reals" and right.op == "set"
+                left = Node("minus", (left, right)) if of_sets else add(left, negative(right))
+            elif self.now.text in ("pm", "mp") and self.now.kind == "cmd":
+                sign = self.now.text
+                self.at += 1
+                left = Node("pm", (left, self.signed()), name=sign)
+            else:
+                break
+        self.depth -= 1
+        return left
+
+    def signed(self) -> Node:
+        if self.take("+"):
+            return self.signed()
+        if self.now.kind == "op" and self.now.text == "-":
+            self.at += 1
+            return negative(self.signed())
+        if self.now.text in ("pm", "mp") and self.now.kind == "cmd":
+            sign = self.now.text
+            self.at += 1
+            return Node("pm", (self.signed(),), name=sign)
+        return self.product()
+
+    def product(self) -> Node:
+        left = self.factor()
+        while True:
+            if self.take("*"):
+                left = multiply(left, self.signed_factor())
+            elif self.take("/"):
+                left = Node("div", (left, self.signed_factor()))
+            elif self.take("mod"):
+                left = Node("call", (left, self.signed_factor()), name="mod")
+            elif self.starts_factor():
+                left = multiply(left, self.factor())
+            else:
+                return left
+
+    def signed_factor(self) -> Node:
+        if self.now.kind == "op" and self.now.text in "+-":
+            minus = self.now.text == "-"
+            self.at += 1
+            node = self.signed_factor()
+            return negative(node) if minus else node
+        return self.factor()
+
+    def starts_factor(self) -> bool:
+        """Whether a factor can follow without an operator."""
+        kind, text, _ = self.now
+        if kind in ("num", "based", "repeat", "let", "fn"):
+            return not (text == "U" and self.ahead().text in ("(", "[", "\\{", "{"))
+        if kind == "op":
+            bar = text == "|" and self.bars == 0
+            square = text == "[" and not self.outward
+            return bar or square or (text in ("(", "{", "\\<") and not self.is_remark())
+        if kind == "cmd":
+            return text not in (
+                "cup", "cap", "setminus", "backslash", "pm", "mp", "mod", "choose", "over", "rfloor",
+                "rceil", "circ", "pmod", "not",
+            ) and not text.startswith("end:")  # fmt: skip
+        return False
+
+    def is_remark(self) -> bool:
+        """Whether an opening bracket holds words or `mod n`: no factor, a remark or unit."""
+        first = self.ahead()
+        return self.now.text == "(" and (first.kind == "word" or first.text in ("mod", "~"))
+
+    # ------------------------------------------------------------------ powers and names
+
+    def factor(self) -> Node:
+        return self.power(self.postfix(self.atom()))
+
+    def power(self, base: Node) -> Node:
+        """`base` with exponents, degrees, primes and factorials behind it."""
+        while self.now.kind == "op" and self.now.text == "^":
+            self.at += 1
+            if self.take("circ"):
+                base = Node("deg", (base,))
+                continue
+            if self.now.text == "{" and self.ahead().text in ("circ", "'"):
+                degree = self.ahead().text == "circ"
+                self.at += 2
+                self.skip_to_close()
+                base = Node("deg", (base,)) if degree else self.primed(base)
+                continue
+            exponent = self.exponent()
+            base = self.postfix(Node("pow", (base, exponent)))
+        return base
+
+    def skip_to_close(self) -> None:
+        while self.now.text in ("'", "circ"):
+            self.at += 1
+        self.need("}")
+
+    def exponent(self) -> Node:
+        if self.now.kind == "op" and self.now.text in ("-", "+"):
+            return self.signed_factor()
+        node = self.atom()
+        if self.now.kind == "op" and self.now.text == "^":
+            return self.power(node)
+        return self.postfix(node)
+
+    def primed(self, node: Node) -> Node:
+        if node.op != "sym":
+            raise Unreadable("a prime after something that is no name")
+        return self.called(Node("sym", name=node.name + "'"))
+
+    def postfix(self, node: Node) -> Node:
+        while True:
+            if self.take("!"):
+                node = Node("fact", (node,))
+            elif self.now.kind == "op" and self.now.text == "'":
+                self.at += 1
+                node = self.primed(node)
+            else:
+                return node
+
+    def argument(self) -> Node:
+        """The argument of a command: a braced group, or one token (one digit of a number)."""
+        if self.take("{"):
+            return self.group("}")
+        token = self.now
+        if token.kind == "num" and len(token.text) > 1 and token.text.isdigit():
+            self.tokens[self.at] = Token("num", token.text[1:])
+            return decimal_node(token.text[0])
+        return self.atom()
+
+    def group(self, closer: str) -> Node:
+        """What is inside a brace that opened, with infix `choose` and `over`."""
+        if self.take(closer):
+            return EMPTY
+        node = self.listing(closer, "choose", "over")
+        if self.take("choose"):
+            node = Node("call", (node, self.listing(closer)), name="binom")
+        elif self.take("over"):
+            node = Node("div", (node, self.listing(closer)))
+        self.need(closer)
+        return Node("set", node.args) if node.op == "list" and closer == "}" else node
+
+    def called(self, node: Node) -> Node:
+        """`node`, or the unknown function of that name applied to the brackets behind it."""
+        if self.now.text != "(" or self.now.kind != "op" or node.op not in ("sym", "index"):
+            return node
+        name = node.name
+        if name[:1] in _CALLED or name.endswith("'") or self.names_in_brackets(name):
+            self.at += 1
+            inside = self.listing(")")
+            self.need(")")
+            arguments = inside.args if inside.op == "list" else (inside,)
+            return Node("call", (*node.args, *arguments), name="?" + name)
+        return node
+
+    def names_in_brackets(self, name: str) -> bool:
+        if name[:1] not in _CALLED_ON_NAMES:
+            return False
+        end = self.at + 1
+        while end < len(self.tokens) and (
+            self.tokens[end].kind in ("let", "num", "word") or self.tokens[end].text in (",", "cap")
+        ):
+            end += 1
+        closed = end < len(self.tokens) and self.tokens[end].text == ")"
+        single = [token for token in self.tokens[self.at + 1 : end] if token.text != ","]
+        return closed and 1 <= len(single) <= 4
+
+    def subscript(self, name: str) -> Node:
+        """The letter `name` with the index that follows, a name of its own."""
+        if self.now.kind != "op" or self.now.text != "_":
+            return Node("sym", name=name)
+        self.at += 1
+        braced = self.take("{")
+        start = self.at
+        if not braced:
+            token = self.now
+            self.at += 1
+            if token.kind not in ("num", "let", "word", "cmd"):
+                raise Unreadable("an index that is no name")
+            if token.kind != "let":
+                return Node("sym", name=f"{name}_{token.text}")
+            return Node("index", (Node("sym", name=token.text),), name=name)
+        depth = 1
+        while depth and self.at < len(self.tokens):
+            depth += (self.now.text == "{") - (self.now.text == "}")
+            self.at += 1
+        inside = self.tokens[start : self.at - 1]
+        if depth or not inside:
+            raise Unreadable("an index that does not close")
+        if any(token.kind == "word" for token in inside) or all(
+            token.kind in ("num", "sep") or token.text == "'" for token in inside
+        ):
+            return Node("sym", name=f"{name}_{''.join(token.text for token in inside)}")
+        return self.reparsed_index(name, tuple(inside))
+
+    def reparsed_index(self, name: str, inside: tuple[Token, ...]) -> Node:
+        as_names = [Token("let", t.text + "\u0307") if t.text in ("i", "e") else t for t in inside]
+        inner = type(self)(tuple(as_names))
+        inner.depth = self.depth + 1
+        if inner.depth > MAX_DEPTH:
+            raise Unreadable(f"nested deeper than {MAX_DEPTH}")
+        return Node("index", (inner.listing(),), name=name)
+
+    # ------------------------------------------------------------------ atoms
+
+    def atom(self) -> Node:
+        kind, text, _ = self.now
+        self.at += 1
+        if kind == "num":
+            return self.mixed(decimal_node(text))
+        if kind == "repeat":
+            return repeating_node(text)
+        if kind == "based":
+            digits, _, base = text.partition("_")
+            return Node("based", name=text, number=Fraction(int(digits, int(base))))
+        if kind == "let":
+            if text in _CONSTANTS and self.now.text != "_":
+                return Node("const", name=_CONSTANTS[text])
+            return self.called(self.postfix(self.subscript(text)))
+        if kind == "fn":
+            return self.function(_FUNCTION_NAMES.get(text, text))
+        if kind == "cmd":
+            return self.named(text)
+        if kind == "op":
+            return self.bracket(text)
+        raise Unreadable(f"{text or 'the end'!r} where a value should be")
+
+    def mixed(self, whole: Node) -> Node:
+        """`whole`, or the mixed number that it begins (`4 1/3`, `4\\frac13`)."""
+        if whole.digits or whole.number is None or whole.number.denominator != 1:
+            return whole
+        start = self.at
+        if self.now.kind == "cmd" and self.now.text == "frac":
+            self.at += 1
+            part = Node("div", (self.argument(), self.argument()))
+        elif self.now.kind == "num" and self.now.space and self.ahead().text == "/":
+            top = decimal_node(self.now.text)
+            self.at += 2
+            if self.now.kind != "num":
+                self.at = start
+                return whole
+            part = Node("div", (top, decimal_node(self.now.text)))
+            self.at += 1
+        else:
+            return whole
+        top, bottom = part.args
+        if (
+            top.number is not None
+            and bottom.number is not None
+            and not (top.digits or bottom.digits)
+            and 0 < top.number < bottom.number
+        ):
+            return Node("num", number=whole.number + top.number / bottom.number)
+        self.at = start
+        return whole
+
+    def named(self, name: str) -> Node:
+        """The atom that the command `name` (already taken) begins."""
+        if name == "frac":
+            return Node("div", (self.argument(), self.argument()))
+        if name in ("sqrt", "usqrt", "ucbrt"):
+            return self.root(name)
+        if name == "binom":
+            return Node("call", (self.argument(), self.argument()), name="binom")
+        if name == "infty":
+            return INFINITY
+        if name == "emptyset":
+            return EMPTY
+        if name.startswith("bb"):
+            return REALS if name == "bbR" else Node("sym", name=name)
+        if name in ("lfloor", "lceil"):
+            inside = self.listing("r" + name[1:])
+            self.need("r" + name[1:])
+            return Node("call", (inside,), name=name[1:])
+        if name in ("sum", "prod", "int", "lim"):
+            return self.big(name)
+        if name.startswith("begin:"):
+            return self.environment(name[6:])
+        if name in _ACCENTS:
+            return self.called(self.subscript(f"{name} {spelled(self.argument())}"))
+        if name in _NAMED:
+            return Node("call", (self.product(),), name="?" + name)
+        if name == "not":
+            raise Unreadable("a negated sign")
+        if name == "textcircled":
+            return Node("call", (self.argument(),), name="?circled")
+        return self.subscript("\\" + name)
+
+    def root(self, name: str) -> Node:
+        degree: Node = integer(3 if name == "ucbrt" else 2)
+        if self.take("["):
+            degree = self.listing("]")
+            self.need("]")
+        if name == "sqrt" and self.now.kind != "num":
+            inside = self.argument()
+        elif self.take("{"):
+            inside = self.group("}")
+        else:
+            inside = self.atom()
+        if inside.op in ("set", "list", "rel"):
+            raise Unreadable("a root of something that is no number")
+        return Node("pow", (inside, Node("div", (integer(1), degree))))
+
+    def function(self, name: str) -> Node:
+        """A known function with its power, base and argument."""
+        power: Node | None = None
+        base: Node | None = None
+        while self.now.kind == "op" and self.now.text in "^_":
+            if self.take("^"):
+                power = self.exponent_of_function()
+            else:
+                self.at += 1
+                base = self.argument_or_number()
+        if name == "sqrt":
+            inside = self.group_or_product()
+            return Node("pow", (inside, Node("div", (integer(1), integer(2)))))
+        minus_one = power is not None and power.number == -1
+        if minus_one and name in _INVERSES:
+            name, power = _INVERSES[name], None
+        arguments = self.arguments()
+        if base is not None and name == "log":
+            arguments = (*arguments, base)
+        elif base is not None:
+            name = f"?{name}_{spelled(base)}"
+        node = Node("call", arguments, name=name)
+        return node if power is None else Node("pow", (node, power))
+
+    def exponent_of_function(self) -> Node:
+        return self.group("}") if self.take("{") else self.exponent()
+
+    def argument_or_number(self) -> Node:
+        return self.group("}") if self.take("{") else self.atom()
+
+    def group_or_product(self) -> Node:
+        arguments = self.arguments()
+        if len(arguments) != 1:
+            raise Unreadable("a root of several things")
+        return arguments[0]
+
+    def arguments(self) -> tuple[Node, ...]:
+        """Arguments of a function: in brackets, or the factors that follow."""
+        for opener, closer in (("(", ")"), ("{", "}"), ("\\{", "\\}"), ("[", "]")):
+            if self.now.kind == "op" and self.now.text == opener:
+                self.at += 1
+                inside = self.listing(closer)
+                self.need(closer)
+                return inside.args if inside.op in ("list", "set") else (inside,)
+        if self.now.kind == "op" and self.now.text == "|":
+            return (self.factor(),)
+        if self.now.kind == "op" and self.now.text == "-":
+            return (self.signed_factor(),)
+        inside = self.factor()
+        while self.starts_factor() and self.now.kind != "fn" and self.now.text not in ("(", "["):
+            inside = multiply(inside, self.factor())
+        if self.now.text == "/" and self.ahead().kind == "num" and _only_pi(inside):
+            self.at += 1
+            inside = Node("div", (inside, self.factor()))
+        return (inside,)
+
+    # ------------------------------------------------------------------ brackets
+
+    def bracket(self, opener: str) -> Node:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise Unreadable(f"nested deeper than {MAX_DEPTH}")
+        if opener == "|":
+            node = self.absolute()
+        elif opener == "{":
+            node = self.braces("}")
+        elif opener == "\\{":
+            node = self.braces("\\}")
+        elif opener in ("(", "[", "]", "\\<"):
+            node = self.sequence(opener)
+        elif opener == "?":
+            raise Unreadable("a question mark")
+        else:
+            raise Unreadable(f"{opener!r} where a value should be")
+        self.depth -= 1
+        return node
+
+    def absolute(self) -> Node:
+        self.bars += 1
+        inside = self.listing("|")
+        self.need("|")
+        self.bars -= 1
+        name = "det" if inside.op == "matrix" else "abs"
+        return Node("call", (inside,), name=name)
+
+    def braces(self, closer: str) -> Node:
+        """A set, or the group of TeX that has one member and no backslash."""
+        if self.take(closer):
+            return EMPTY
+        bars, self.bars = self.bars, 0
+        node = self.builder(closer)
+        if node is None and closer == "}":
+            node = self.group(closer)
+        elif node is None:
+            inside = self.listing(closer)
+            self.need(closer)
+            node = Node("set", inside.args if inside.op == "list" else (inside,))
+        self.bars = bars
+        return node
+
+    def builder(self, closer: str) -> Node | None:
+        """`{x | condition}` as its condition; None where the braces hold something else."""
+        end, names = self.at, 0
+        while end < min(len(self.tokens), self.at + 8) and self.tokens[end].text not in ("|", ":"):
+            token = self.tokens[end]
+            simple = token.kind in ("let", "num") or token.text in (
+                "in",
+                "_",
+                "(",
+                ")",
+                ",",
+                "{",
+                "}",
+            )
+            if not simple and not token.text.startswith("bb"):
+                return None
+            names += token.kind == "let"
+            end += 1
+        if end >= len(self.tokens) or self.tokens[end].text not in ("|", ":") or not names:
+            return None
+        subject = type(self)(tuple(self.tokens[self.at : end])).listing()
+        self.at = end + 1
+        condition = self.listing(closer)
+        self.need(closer)
+        return Node("builder", (subject, condition))
+
+    def sequence(self, opener: str) -> Node:
+        """What is between round, square or angle brackets: a group, a tuple or an interval."""
+        bars, self.bars = self.bars, 0
+        closers = ("[", "]") if opener == "]" else (")", "]", "[", "\\>", "\\}")
+        closers = closers if opener in "[]" or opener == "(" else ("\\>",)
+        if self.now.text in closers:
+            raise Unreadable("empty brackets")
+        self.outward += opener == "]"
+        inside = self.listing(*closers)
+        closer = self.need(*closers)
+        self.outward -= opener == "]"
+        self.bars = bars
+        if opener == "\\<":
+            opener, closer = "(", ")"
+        if opener == "]":
+            opener, closer = "(", ")" if closer == "[" else "]"
+        elif closer == "[":
+            closer = ")"
+        if inside.op != "list":
+            if (opener + closer) not in ("()", "[]"):
+                raise Unreadable("brackets of two kinds around one thing")
+            return inside
+        return Node("seq", inside.args, name=opener + closer)
+
+    # ------------------------------------------------------------------ large operators, matrices
+
+    def big(self, name: str) -> Node:
+        """A sum, product, integral or limit as a node of op `sum`, named `kind variable`."""
+        lower = upper = EMPTY
+        variable = ""
+        self.take("limits")
+        while self.now.kind == "op" and self.now.text in ("_", "^"):
+            if self.take("_"):
+                bound = self.group("}") if self.take("{") else self.atom()
+                if bound.op == "rel" and bound.args[0].op in ("sym", "const"):
+                    variable, lower = bound.args[0].name, bound.args[1]
+                else:
+                    lower = bound
+            else:
+                self.at += 1
+                upper = self.argument_or_number()
+        body = self.product() if name != "int" else self.sum()
+        if name == "int":
+            body, variable = _differential(body)
+        if name == "lim" and not variable:
+            raise Unreadable("a limit without its variable")
+        return Node("sum", (body, lower, upper), name=f"{name} {variable}")
+
+    def environment(self, name: str) -> Node:
+        rows: list[list[Node]] = [[]]
+        while not self.take(f"end:{name}"):
+            if self.take("row"):
+                rows.append([])
+            elif self.take("&"):
+                continue
+            elif self.now.kind == "end":
+                raise Unreadable("an environment that does not end")
+            else:
+                rows[-1].append(self.listing("&", "row", f"end:{name}"))
+        rows = [row for row in rows if row]
+        if not rows:
+            raise Unreadable("an empty environment")
+        if name not in _MATRICES:
+            lines = tuple(
+                row[0] if len(row) == 1 else Node("seq", tuple(row), "row") for row in rows
+            )
+            return lines[0] if len(lines) == 1 else Node("list", lines, name="and")
+        if len({len(row) for row in rows}) != 1:
+            raise Unreadable("a matrix with rows of different lengths")
+        matrix = Node("matrix", tuple(Node("seq", tuple(row), "row") for row in rows))
+        return Node("call", (matrix,), name="det") if name == "vmatrix" else matrix
+
+
+def _only_pi(node: Node) -> bool:
+    return node.op in ("const", "num") or (node.op == "mul" and all(map(_only_pi, node.args)))
+
+
+def _differential(body: Node) -> tuple[Node, str]:
+    """An integrand without its trailing `d x`, and the variable."""
+    factors = list(body.args) if body.op == "mul" else [body]
+    if body.op == "add":
+        head, variable = _differential(body.args[-1])
+        return add(*body.args[:-1], head), variable
+    if len(factors) >= 2 and factors[-2].name == "d" and factors[-1].op in ("sym", "const"):
+        return multiply(*factors[:-2]) if factors[:-2] else integer(1), factors[-1].name
+    raise Unreadable("an integral without its differential")

@@ -1,0 +1,259 @@
+"""Questions about the shape of an answer's tree: its label, its members, its unit, its bounds.
+
+Pure and structural, except that a chain of equalities is checked for being one value. `compare`
+asks these questions of both sides and holds the parts against each other.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import TypeVar
+
+from rl_reasoner.answers.arithmetic import TooLarge, Undefined
+from rl_reasoner.answers.tree import Node, is_label, letters, spelled, walk
+from rl_reasoner.answers.values import equal
+
+_T = TypeVar("_T")
+MAX_EXPANDED = 16
+_INFINITE = Node("const", name="inf")
+_ORDER = frozenset({"<", "<=", ">", ">="})
+
+
+class Inconsistent(ValueError):
+    """A chain of equalities whose members differ in value."""
+
+
+def attempted(compute: Callable[[], _T]) -> _T | None:
+    """The result of `compute`, or None where a value is undefined or past a bound."""
+    try:
+        return compute()
+    except (Undefined, TooLarge, ZeroDivisionError, OverflowError):
+        return None
+
+
+def single(node: Node) -> Node:
+    """The only member of a list or set of one; any other node itself."""
+    while node.op in ("list", "set") and len(node.args) == 1:
+        node = node.args[0]
+    return node
+
+
+def labelled(node: Node) -> tuple[Node | None, Node]:
+    """The label of `node` (None without one) and what it stands for.
+
+    `x = 5`, `5 = x`, `x in S`, `x = 1 or 2`; several assignments have the tuple of their names. A
+    chain stands for its last member; raises `Inconsistent` where its members differ.
+    """
+    if node.op == "list":
+        return _list_label(node)
+    if node.op != "rel":
+        return None, node
+    signs = node.name.split()
+    if signs == ["in"] and is_label(node.args[0]):
+        return node.args[0], node.args[1]
+    if not set(signs) <= {"=", "~"}:
+        return None, node
+    parts = list(node.args)
+    label: Node | None = None
+    if is_label(parts[0]) and not letters(parts[0]) & letters(parts[-1]):
+        label = parts.pop(0)
+        signs.pop(0)
+    elif len(parts) == 2 and is_label(parts[1]) and not letters(parts[0]) & letters(parts[1]):
+        return parts[1], parts[0]
+    body = _chain_value(parts, signs, labelled=label is not None)
+    return (label, body) if body is not None else (None, node)
+
+
+def _chain_value(parts: list[Node], signs: list[str], *, labelled: bool) -> Node | None:
+    """The value of a chain: its last exact member. None for an equation."""
+    exact = [parts[0]]
+    for part, sign in zip(parts[1:], signs, strict=True):
+        if sign == "~" and not (_is_decimal(exact[-1]) and not _is_decimal(part)):
+            continue
+        exact = [*exact, part] if sign == "=" else [part]
+    last = exact[-1]
+    for part in exact[:-1]:
+        if labelled and letters(part) - letters(last):
+            continue  # a formula before its value
+        if last.op in ("list", "set", "seq", "matrix", "pm", "rel") or part.op == last.op == "rel":
+            continue
+        if not attempted(lambda part=part: equal(_bare(part), _bare(last))):  # type: ignore[misc]
+            if letters(part) or letters(last):
+                return None
+            raise Inconsistent("the members of the chain differ")
+    return last
+
+
+def _bare(node: Node) -> Node:
+    return node.args[0] if node.op == "quantity" and node.name != "percent^1" else node
+
+
+def _is_decimal(node: Node) -> bool:
+    return any(part.op == "num" and part.digits for part in walk(node))
+
+
+def _list_label(node: Node) -> tuple[Node | None, Node]:
+    parts = [labelled(arg) if arg.op == "rel" else (None, arg) for arg in node.args]
+    labels = [label for label, _ in parts if label is not None]
+    bodies = tuple(body for _, body in parts)
+    if not labels or parts[0][0] is None:
+        return None, node
+    names = {spelled(label) for label in labels}
+    if len(names) == 1 and not any(body.op == "rel" for body in bodies):
+        return labels[0], Node("list", bodies, name=node.name)
+    if len(labels) == len(parts) == len(names):
+        return Node("seq", tuple(labels), name="names"), Node("list", bodies, name=node.name)
+    return None, node
+
+
+def assignments(node: Node) -> list[tuple[str, Node]]:
+    """Names and values of `x = 6, y = 1` or `(x, y) = (6, 1)`; empty where it is neither."""
+    label, body = labelled(node)
+    if label is None or label.op != "seq" or body.op not in ("seq", "list"):
+        return []
+    if len(label.args) != len(body.args):
+        return []
+    return [(spelled(name), value) for name, value in zip(label.args, body.args, strict=True)]
+
+
+def base(name: str) -> str:
+    """A name without its index."""
+    return name.partition("_")[0]
+
+
+def same_label(left: Node, right: Node) -> bool:
+    """Whether two labels agree: one name, or one of them with arguments the other leaves out."""
+    if spelled(left) == spelled(right):
+        return True
+    pair = {left.op: left, right.op: right}
+    if set(pair) == {"call", "sym"}:
+        return pair["call"].name.lstrip("?") == pair["sym"].name
+    return False
+
+
+def has_sign_pair(node: Node) -> bool:
+    """Whether a plus-minus sign occurs in a value, tuple or assignment."""
+    return node.op not in ("list", "set") and any(part.op == "pm" for part in walk(node))
+
+
+def members(node: Node) -> list[Node]:
+    """The members of a list or set, plus-minus signs expanded; a value is its own member."""
+    parts = node.args if node.op in ("list", "set") else (node,)
+    return [member for part in parts for member in _expanded(part)]
+
+
+def _expanded(node: Node) -> list[Node]:
+    if not has_sign_pair(node):
+        return [node]
+    if node.op == "seq":
+        options = [_expanded(arg) for arg in node.args]
+        rows = list(product(*options))[:MAX_EXPANDED]
+        return [Node("seq", row, name=node.name) for row in rows]
+    return [_signed(node, upper=True), _signed(node, upper=False)]
+
+
+def _signed(node: Node, *, upper: bool) -> Node:
+    """`node` with every plus-minus sign read as its upper (or lower) sign."""
+    if not node.args:
+        return node
+    args = tuple(_signed(arg, upper=upper) for arg in node.args)
+    if node.op != "pm":
+        return Node(node.op, args, node.name, node.number, node.digits)
+    last = args[-1] if (node.name == "pm") == upper else Node("neg", (args[-1],))
+    return last if len(args) == 1 else Node("add", (args[0], last))
+
+
+def flat_union(node: Node) -> list[Node]:
+    """The parts of nested unions."""
+    if node.op != "union":
+        return [node]
+    return [part for arg in node.args for part in flat_union(arg)]
+
+
+def is_interval(node: Node) -> bool:
+    """Whether brackets can only be an interval: of two kinds, or with an infinite end."""
+    return (
+        node.op == "seq"
+        and len(node.args) == 2
+        and (
+            node.name in ("(]", "[)")
+            or any(part.op == "const" and part.name == "inf" for a in node.args for part in walk(a))
+        )
+    )
+
+
+def ascending(node: Node) -> Node:
+    """A chain of inequalities turned so that its signs are < and <=, if they all point one way."""
+    signs = node.name.split()
+    if not set(signs) <= {">", ">="}:
+        return node
+    turned = " ".join("<" if sign == ">" else "<=" for sign in reversed(signs))
+    return Node("rel", node.args[::-1], name=turned)
+
+
+def bounds_of(node: Node) -> Node | None:
+    """A condition on one name with ends of any kind, as the interval it describes."""
+    if node.op == "seq" and len(node.args) == 2:
+        return node
+    if node.op == "rel" and node.name == "in":
+        return bounds_of(node.args[1])
+    if node.op != "rel" or not set(node.name.split()) <= _ORDER:
+        return None
+    chain = ascending(node)
+    signs = chain.name.split()
+    if not set(signs) <= {"<", "<="}:
+        return None
+    if len(signs) == 2 and is_label(chain.args[1]):
+        name = ("(" if signs[0] == "<" else "[") + (")" if signs[1] == "<" else "]")
+        return Node("seq", (chain.args[0], chain.args[2]), name=name)
+    if len(signs) == 1 and is_label(chain.args[0]):
+        closer = ")" if signs[0] == "<" else "]"
+        return Node("seq", (Node("neg", (_INFINITE,)), chain.args[1]), name="(" + closer)
+    if len(signs) == 1 and is_label(chain.args[1]):
+        opener = "(" if signs[0] == "<" else "["
+        return Node("seq", (chain.args[0], _INFINITE), name=opener + ")")
+    return None
+
+
+def as_matrix(node: Node, other: Node) -> Node:
+    """Nested square brackets as a matrix where the other side is one."""
+    rows = node.args
+    nested = node.op == "seq" and node.name == "[]" and all(r.op == "seq" for r in rows)
+    if other.op != "matrix" or not nested or len({len(row.args) for row in rows}) != 1:
+        return node
+    return Node("matrix", tuple(Node("seq", row.args, "row") for row in rows))
+
+
+def split_unit(node: Node) -> tuple[str, Node]:
+    """The unit of a value ("" without one) and the value."""
+    return (node.name, node.args[0]) if node.op == "quantity" else ("", node)
+
+
+def bases(nodes: Sequence[Node]) -> list[list[str]]:
+    """For each tree the bases of its numbers that are written with one."""
+    return [
+        sorted(part.name.rpartition("_")[2] for part in walk(node) if part.op == "based")
+        for node in nodes
+    ]
+
+
+def needs_assumptions(node: Node) -> bool:
+    """Whether equality may hang on letters being whole numbers, or on a sum in letters.
+
+    Fixed points cannot settle these, so that sympy is asked.
+    """
+    for part in walk(node):
+        inside = any(letters(arg) for arg in part.args)
+        whole = part.op == "fact" or part.name in ("mod", "binom", "floor", "ceil", "gcd", "lcm")
+        power = part.op == "pow" and letters(part.args[1]) and _negative_base(part.args[0])
+        if part.op == "sum" or (inside and (whole or power or _turns(part))):
+            return True
+    return False
+
+
+def _negative_base(node: Node) -> bool:
+    return node.op == "neg" or (node.number is not None and node.number < 0)
+
+
+def _turns(node: Node) -> bool:
+    """A trigonometric function of whole or half turns of a letter."""
+    return node.name in ("sin", "cos", "tan") and any(part.name == "pi" for part in walk(node))

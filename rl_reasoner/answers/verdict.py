@@ -1,0 +1,139 @@
+"""The verdict on one answer: gold and completion read, compared, and the reason in words.
+
+`fast_verdict` never leaves this process and is bounded by construction. Where only sympy could
+settle equality it says so in `Verdict.undecided`; `judge` is asked then, by the package's face.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from rl_reasoner.answers.arithmetic import TooLarge
+from rl_reasoner.answers.compare import Comparison
+from rl_reasoner.answers.extract import Found, answer_of, gold_of
+from rl_reasoner.answers.shapes import Inconsistent
+from rl_reasoner.answers.statements import Reading, read
+from rl_reasoner.answers.tree import Node
+from rl_reasoner.answers.wording import (
+    choice,
+    choice_letters,
+    is_wordy,
+    meant,
+    number_word,
+    time_of_day,
+    words,
+)
+
+SHOWN = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """1.0, 0.0 or None with its reason; `undecided` are pairs that sympy may still find equal."""
+
+    value: float | None
+    reason: str
+    undecided: tuple[tuple[Node, Node], ...] = ()
+
+
+def fast_verdict(completion: str, answer: str) -> Verdict:
+    """The verdict that needs no other process. Never raises on strings."""
+    gold = gold_found(answer)
+    if gold.trouble:
+        return Verdict(None, f"abstained: {gold.trouble}")
+    found = answer_of(completion)
+    if not found.texts:
+        return Verdict(0.0, found.trouble)
+    undecided: list[tuple[Node, Node]] = []
+    trouble = ""
+    for text in found.texts:
+        how, pairs, why = compared(gold.texts[0], text)
+        if how:
+            return Verdict(1.0, f"{found.rule} {shown(text)}, gold {shown(gold.texts[0])}: {how}")
+        undecided += pairs
+        trouble = trouble or why
+    said = f"{found.rule} {shown(found.texts[0])}, gold {shown(gold.texts[0])}: "
+    return Verdict(0.0, said + (trouble or "not equal"), tuple(undecided))
+
+
+@lru_cache(maxsize=2048)
+def gold_found(answer: str) -> Found:
+    """The gold's final part (cached: a group of completions shares it)."""
+    return gold_of(answer)
+
+
+def shown(text: str) -> str:
+    """`text` as a reason quotes it: one line, cut at `SHOWN` characters."""
+    line = " ".join(text.split())
+    return repr(line if len(line) <= SHOWN else line[: SHOWN - 1] + "…")
+
+
+@lru_cache(maxsize=8192)
+def compared(gold: str, given: str) -> tuple[str, tuple[tuple[Node, Node], ...], str]:
+    """How two answer texts are equal (empty: not), undecided pairs, and the trouble if any."""
+    gold, given = gold.strip(), given.strip()
+    if gold == given:
+        return "same text", (), ""
+    gold, given = meant(gold), meant(given)
+    if gold == given:
+        return "same meaning", (), ""
+    decided = by_choice(gold, given)
+    if decided is not None:
+        return (decided, (), "") if decided else ("", (), "another choice")
+    left, right = read(gold), read(given)
+    if left.tokens and left.tokens == right.tokens:
+        return "same spelling", (), ""
+    how = by_words(gold, given, left, right)
+    if how:
+        return how, (), ""
+    return by_trees(left, right)
+
+
+def by_choice(gold: str, given: str) -> str | None:
+    """How two multiple choices are equal; "" where they differ, None where the gold is none."""
+    wanted = choice(gold)
+    several = choice_letters(gold)
+    if several and len(several) > 1:
+        return "same choices" if choice_letters(given) == several else None
+    if wanted is None:
+        return None
+    letter, option = wanted
+    answered = choice(given)
+    if answered is None:
+        if option and words(option) == words(given):
+            return "text of the choice"
+        return None if not option else ""
+    if answered[0] != letter:
+        return ""
+    return f"same choice {letter}"
+
+
+def by_words(gold: str, given: str, left: Reading, right: Reading) -> str:
+    """How two texts are equal as words, times of day or a number spelled out."""
+    time = time_of_day(gold)
+    if time:
+        return "same time" if time == time_of_day(given) else ""
+    if left.trees and right.trees and not (is_wordy(gold) and is_wordy(given)):
+        return ""
+    if words(gold) and words(gold) == words(given):
+        return "same words"
+    spelled_out = number_word(given)
+    return "same number in words" if spelled_out and spelled_out == gold.strip("$ ") else ""
+
+
+def by_trees(left: Reading, right: Reading) -> tuple[str, tuple[tuple[Node, Node], ...], str]:
+    """Every reading of one against every reading of the other."""
+    if not left.trees or not right.trees:
+        side, trouble = ("gold", left.trouble) if not left.trees else ("answer", right.trouble)
+        return "", (), f"not equal as text (the {side} is no mathematics: {trouble})"
+    comparison = Comparison()
+    trouble = ""
+    for gold in left.trees:
+        for given in right.trees:
+            try:
+                how = comparison.same(gold, given)
+            except (Inconsistent, TooLarge, RecursionError) as error:
+                trouble = trouble or str(error)
+                continue
+            if how:
+                return how, (), ""
+    return "", tuple(comparison.undecided[:4]), trouble

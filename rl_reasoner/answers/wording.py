@@ -1,0 +1,190 @@
+"""Answers that are words: texts, yes and no, choices, dates, times of day, set phrases.
+
+Everything here works on spelling; whether two texts mean one thing beyond case, styling, articles
+and full stops is not asked.
+"""
+
+import re
+
+from rl_reasoner.answers.glyphs import ascii_mathematics
+
+_PHRASES = {
+    r"\mathbb{R}": (
+        "all real numbers|all reals|real numbers|the set of all real numbers|any real number|"
+        "every real number|the real numbers|reals|all real values|the set of real numbers|"
+        "set of all real numbers|set of real numbers|all x|全体实数|实数集|all real number|"
+        "r (all real numbers)|all real x|all real numbers x|x is any real number|所有实数"
+    ),
+    r"\emptyset": (
+        "no solution|no solutions|no real solution|no real solutions|empty set|null set|"
+        "there is no solution|there are no solutions|no solution exists|无解|空集|has no solution|"
+        "no real roots|no roots|no solutions exist|there are no real solutions|the empty set|void set"
+    ),
+    r"\mathrm{DNE}": (
+        "dne|does not exist|undefined|not defined|doesn't exist|do not exist|不存在|"
+        "the limit does not exist|limit does not exist|is undefined|无意义|d.n.e|nonexistent|"
+        "it does not exist|无定义|not exist"
+    ),
+    r"\infty": (
+        "infinity|inf|positive infinity|plus infinity|+infinity|infinite|正无穷|正无穷大|无穷大|"
+        "+inf|oo|+oo"
+    ),
+    r"-\infty": "negative infinity|minus infinity|-infinity|-inf|负无穷|负无穷大|-oo",
+    "yes": "是|是的|yes",
+    "no": "否|不是|no",
+}
+_MEANING = {
+    phrase: meaning for meaning, phrases in _PHRASES.items() for phrase in phrases.split("|")
+}
+_TEXT_COMMAND = re.compile(
+    r"\\(?:text(?:bf|it|rm|normal|sf|tt|up|sc)?|mathrm|mathbf|mathit|mathsf|mbox|hbox|emph|bm|"
+    r"boldsymbol|operatorname|underline|pmb|mathtt|textsc)\s*\*?(?=\s*\{)"
+)
+_SPACING = re.compile(r"\\(?:[,;:! ]|q?quad(?![a-zA-Z])|left(?![a-zA-Z])|right(?![a-zA-Z]))|~")
+_DECORATION = re.compile(r"\$|\*\*|`|\"|(?<!\\)\\[()\[\]]|\\displaystyle|^[#>\s]+")
+_ARTICLE = re.compile(r"^(?:the|a|an)\s+(?=\S)", re.IGNORECASE)
+_LONG_WORD = re.compile(r"(?<![\\a-zA-Z])[^\W\d_]{2,}")
+_WORDS_ONLY = re.compile(r"[^\W\d_]+(?:[\s'.,&/-]+[^\W\d_]+)*")
+_TIME = re.compile(
+    r"(?<![\d:])(\d{1,2})(?::(\d{2}))?(?::(\d{2}))?\s*([ap])\s?\.?\s?m\b\.?", re.IGNORECASE
+)
+_MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec"
+_MONTH = re.compile(
+    r"\b(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)(?:[a-z]{0,6})\b\.?", re.IGNORECASE
+)
+_CHOICE = re.compile(
+    r"^(?:(?:the\s+)?(?:correct\s+)?(?:answer|option|choice|选项|答案|选)\s*(?:is|[:：是为])?\s*)?"
+    r"(?:\(([A-J])\)|\[([A-J])\]|([A-J])(?![\w'^_({\[+*/=<>!|]))\s*"
+    r"(?:[.:,;)、-]|\s|$)\s*(.*)$",
+    re.DOTALL,
+)
+_SECOND_CHOICE = re.compile(r"^(?:(?:and|or|和|或|&|/)\b|\(?[A-J]\)?(?:[.,:;)\s]|$))")
+_NUMBER_WORDS = {
+    word: str(number)
+    for number, word in enumerate(
+        [
+            "zero",
+            "one",
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "eight",
+            "nine",
+            "ten",
+            "eleven",
+            "twelve",
+            "thirteen",
+            "fourteen",
+            "fifteen",
+            "sixteen",
+            "seventeen",
+            "eighteen",
+            "nineteen",
+            "twenty",
+        ]  # fmt: skip
+    )
+}
+
+
+def unstyled(text: str) -> str:
+    """`text` without styling commands, dollars, bold marks and needless white space."""
+    text = _DECORATION.sub(" ", ascii_mathematics(text))
+    if "\\" in text:
+        text = _SPACING.sub(" ", text)
+        if _TEXT_COMMAND.search(text):
+            text = _TEXT_COMMAND.sub(" ", text)
+            text = re.sub(r"(?<![\\_^}])\s?\{([^{}\\]*)\}", r" \1", text)
+    return " ".join(text.split())
+
+
+def _folded(match: re.Match[str]) -> str:
+    return match[0].lower()
+
+
+def words(text: str) -> str:
+    """`text` as it is compared with another text: words in lower case, single letters kept.
+
+    Surrounding articles and the final stop are dropped.
+    """
+    plain = unstyled(text).strip(" .,;:!?")
+    plain = _LONG_WORD.sub(_folded, plain).replace("'", "'")
+    return _ARTICLE.sub("", plain).strip(" .,;:!?'()") if plain else ""
+
+
+def meant(text: str) -> str:
+    """`text`, or the mathematics or word that a set phrase in it stands for."""
+    if len(text) > 80:
+        return text
+    plain = unstyled(text).strip(" .,;:!?").lower().removeprefix("the ")
+    return _MEANING.get(plain, text)
+
+
+def is_wordy(text: str) -> bool:
+    """Whether `text` is words and nothing else, one of them of three letters at least."""
+    plain = unstyled(text).strip(" .,;:!?()")
+    if not _WORDS_ONLY.fullmatch(plain):
+        return False
+    return any(
+        len(word) > 2 and (not word.isascii() or re.search("[aeiouyAEIOUY]", word))
+        for word in re.findall(r"[^\W\d_]+", plain)
+    ) or plain.lower() in ("yes", "no")
+
+
+def number_word(text: str) -> str:
+    """The digits for a number spelled as one word ("seven"), or an empty string."""
+    return _NUMBER_WORDS.get(words(text), "")
+
+
+def time_of_day(text: str) -> str:
+    """`text` with its time of day spelled one way ("4:45pm"), or an empty string without one."""
+    plain = unstyled(text)
+    if len(plain) > 120 or not _TIME.search(plain):
+        return ""
+
+    def spelled(match: re.Match[str]) -> str:
+        minute, second = match[2] or "00", f":{match[3]}" if match[3] else ""
+        return f"{int(match[1])}:{minute}{second}{match[4].lower()}m"
+
+    return dated(words(_TIME.sub(spelled, plain)))
+
+
+def dated(text: str) -> str:
+    """`text` with a date in it spelled one way (words in order of the alphabet)."""
+    if not _MONTH.search(text) or not re.search(r"\d", text):
+        return text
+    text = _MONTH.sub(lambda m: m[1].lower(), text)
+    text = re.sub(r"(?<=\d)(?:st|nd|rd|th)\b", "", text.lower())
+    return " ".join(sorted(re.findall(r"[\w:]+", re.sub(r"\b(?:of|on|the|at)\b", " ", text))))
+
+
+def choice(text: str) -> tuple[str, str] | None:
+    """The letter of a multiple choice and the option text behind it; None where it is no choice.
+
+    `B`, `(B)`, `B.`, `B. any text`, "Option B". Two letters are no choice.
+    """
+    if len(text) > 400:
+        return None
+    plain = unstyled(text).strip()
+    found = _CHOICE.match(plain)
+    if found is None:
+        return None
+    letter = found[1] or found[2] or found[3]
+    rest = found[4].strip()
+    if _SECOND_CHOICE.match(rest):
+        return None
+    marked = bool(found[1] or found[2]) or not plain.startswith(letter)
+    if not marked and rest and plain[1:2] not in ".:),;、" and not rest[0].isalpha():
+        return None
+    return letter, rest
+
+
+def choice_letters(text: str) -> str:
+    """Several choices in order of the alphabet ("ACD" for `A, C, D`), or an empty string."""
+    plain = unstyled(text).strip(" .()")
+    if not re.fullmatch(r"\(?[A-J]\)?(?:(?:\s|,|;|、|and|和|&)*\(?[A-J]\)?){1,9}", plain):
+        return ""
+    found = [char for char in plain if char.isupper()]
+    return "".join(sorted(found)) if len(set(found)) == len(found) else ""
