@@ -57,6 +57,7 @@ class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._scores: list[list[Score | Fault]] = []
+        self._sampled: list[tuple[str, list[int]]] = []  # text and token ids of each completion
         self._spent = {"generation": 0.0, "reward": 0.0, "training": 0.0}  # seconds, this step
         self._counted = 0.0  # of generation and reward, already taken out of the training time
         self.expert_load = ExpertLoad(self.model)
@@ -104,6 +105,7 @@ class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
         self._scores = [
             score_batch(f, completions, {**columns, **extras}) for f in self.reward_funcs
         ]
+        self._sampled = list(zip(map(text_of, completions), completion_ids_list, strict=True))
         table = [[usable(score) for score in scores] for scores in self._scores]
         faults = [sum(isinstance(s, Fault) for s in scores) for scores in self._scores]
         for name, count in zip(self.reward_func_names, faults, strict=True):
@@ -134,16 +136,10 @@ class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
     def _rollout_rows(
         self, inputs: list[dict[str, Any]], output: dict[str, Any]
     ) -> list[dict[str, Any]]:
-        lengths = output["completion_mask"].sum(1).tolist()
-        ids = output["completion_ids"].tolist()
-        texts = self.processing_class.batch_decode(
-            [row[:length] for row, length in zip(ids, lengths, strict=True)],
-            skip_special_tokens=True,
-        )
         advantages = output["advantages"].tolist()
         weights = self.reward_weights.tolist()
         rows = []
-        for i, row in enumerate(inputs):
+        for i, (row, (text, ids)) in enumerate(zip(inputs, self._sampled, strict=True)):
             scores = [scores[i] for scores in self._scores]
             values = [usable(score) for score in scores]
             known = [w * v for w, v in zip(weights, values, strict=True) if v == v]
@@ -152,7 +148,7 @@ class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
                     "step": self.state.global_step + 1,
                     "group": i // self.num_generations,
                     "prompt": text_of(row["prompt"]),
-                    "completion": texts[i],
+                    "completion": text,
                     "answer": row.get("answer"),
                     "reward": sum(known) if known else None,
                     "scores": {
@@ -160,7 +156,7 @@ class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
                         for name, score in zip(self.reward_func_names, scores, strict=True)
                     },
                     "advantage": advantages[i],
-                    "truncated": ids[i][lengths[i] - 1] not in self.eos_token_ids,
+                    "truncated": not ids or ids[-1] not in self.eos_token_ids,
                 }
             )
         return rows

@@ -1,0 +1,423 @@
+"""The trainer: trl's gradients bit by bit, rewards that fail, and what it leans on in trl."""
+
+import ast
+import inspect
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import trl
+from datasets import Dataset
+from transformers import TrainerCallback
+
+import rl_reasoner.trainer as trainer_module
+from rl_reasoner import GRPOConfig, GRPOTrainer, Score, open_policy, reward
+from rl_reasoner.trainer import RewardsFailed
+
+PROBLEMS = [f"{a}+{b}=" for a in range(3) for b in range(4)]
+Weights = dict[str, torch.Tensor]
+
+
+@reward
+def digits(completion: str, answer: str) -> Score:
+    """The share of digits in the completion, and 1 more for the answer."""
+    share = sum(c.isdigit() for c in completion) / max(1, len(completion))
+    return Score(share + (answer in completion), f"{share:.0%} digits")
+
+
+class Log(TrainerCallback):  # type: ignore[misc]
+    """Keeps what the trainer logs."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if "train_runtime" not in logs:
+            self.rows.append(dict(logs))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved policy: the reference of the KL term is loaded from there."""
+    path = tmp_path_factory.mktemp("policy")
+    open_policy("scratch:moe-tiny", seed=5, device="cpu").save(path)
+    return path
+
+
+def build(
+    kind: type[trl.GRPOTrainer], folder: Path, rewards: Any, output: Path, **changes: Any
+) -> Any:
+    """A trainer of 2 prompts x 4 completions a step on the policy in `folder`."""
+    policy = open_policy(str(folder), device="cpu")
+    answers = [str(ast.literal_eval(p[0]) + ast.literal_eval(p[2])) for p in PROBLEMS]
+    arguments = {
+        "output_dir": str(output),
+        "max_steps": 2,
+        "per_device_train_batch_size": 8,
+        "num_generations": 4,
+        "max_completion_length": 8,
+        "learning_rate": 1e-3,
+        "temperature": 1.0,
+        "logging_steps": 1,
+        "seed": 7,
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        **changes,
+    }
+    return kind(
+        policy.model,
+        reward_funcs=rewards,
+        args=GRPOConfig(**arguments),
+        train_dataset=Dataset.from_dict({"prompt": PROBLEMS, "answer": answers}),
+        processing_class=policy.tokenizer,
+    )
+
+
+def trained(trainer: Any) -> tuple[Weights, list[dict[str, Any]]]:
+    """The weights after training, and what was logged."""
+    log = Log()
+    trainer.add_callback(log)
+    trainer.train()
+    return {n: p.detach().clone() for n, p in trainer.model.named_parameters()}, log.rows
+
+
+def rollouts(trainer: Any) -> list[dict[str, Any]]:
+    """Train and give every rollout row."""
+    rows: list[dict[str, Any]] = []
+    trainer.rollout_sink = rows.extend
+    trainer.train()
+    return rows
+
+
+# --------------------------------------------------------------------------- equal to trl's own
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"beta": 0.04},
+        {"loss_type": "grpo", "scale_rewards": "none", "epsilon_high": 0.28},
+        {"num_iterations": 2, "max_steps": 4},
+        {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+        {"per_device_train_batch_size": 4, "steps_per_generation": 4, "max_steps": 3},
+        {"mask_truncated_completions": True, "max_completion_length": 24},
+        {"router_aux_loss_coef": 0.0, "top_k": 50, "top_p": 0.9},
+    ],
+    ids=lambda changes: "-".join(changes) or "plain",
+)
+def test_the_weights_are_those_of_stock_trl(
+    changes: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    stock, theirs = trained(build(trl.GRPOTrainer, folder, digits, tmp_path, **changes))
+    start = dict(open_policy(str(folder), device="cpu").model.named_parameters())
+    ours = build(GRPOTrainer, folder, digits, tmp_path, **changes)
+    ours.rollout_sink = lambda rows: None
+    found, logged = trained(ours)
+    assert any(not torch.equal(start[name], stock[name]) for name in stock), "nothing was learned"
+    for name in stock:
+        assert torch.equal(stock[name], found[name]), name
+    assert len(theirs) == len(logged)
+    for a, b in zip(theirs, logged, strict=True):
+        assert a.keys() <= b.keys()
+        steady = [key for key in a if "time" not in key and "runtime" not in key]
+        assert [a[key] for key in steady] == [b[key] for key in steady]
+
+
+def test_the_config_is_trls_and_starts_on_a_cpu(tmp_path: Path) -> None:
+    config = GRPOConfig(output_dir=str(tmp_path))
+    assert isinstance(config, trl.GRPOConfig)
+    assert config.bf16 is torch.cuda.is_available() or torch.backends.mps.is_available()
+    ours = inspect.signature(GRPOConfig).parameters
+    assert list(ours) == list(inspect.signature(trl.GRPOConfig).parameters)
+    theirs = inspect.signature(trl.GRPOConfig).parameters
+    assert [p.default for p in ours.values()] == [p.default for p in theirs.values()]
+
+
+# ------------------------------------------------------------------------------- the contract
+
+# Everything of trl that rl_reasoner/trainer.py touches through `self`.
+ATTRIBUTES = {
+    "accelerator",
+    "current_gradient_accumulation_steps",
+    "environments",
+    "eos_token_ids",
+    "model",
+    "num_generations",
+    "reward_func_names",
+    "reward_funcs",
+    "reward_weights",
+    "state",
+    "_metrics",
+    "_step",
+}
+CALLED = {"_log_completion_extra": ["column", "values"], "_log_metric": ["name", "value"]}
+OVERRIDDEN = {
+    "_calculate_rewards": ["inputs", "prompts", "completions", "completion_ids_list"],
+    "_generate": ["prompts"],
+    "_generate_and_score_completions": ["inputs"],
+    "training_step": ["model", "inputs", "num_items_in_batch"],
+    "log": ["logs", "start_time"],
+}
+
+
+def leaned_on() -> set[str]:
+    """The names that trainer.py takes from `self` and does not define."""
+    [body] = [
+        node
+        for node in ast.parse(Path(trainer_module.__file__).read_text()).body
+        if isinstance(node, ast.ClassDef) and node.name == "GRPOTrainer"
+    ]
+    of_self = [
+        node
+        for node in ast.walk(body)
+        if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "self"
+    ]
+    own = {node.attr for node in of_self if isinstance(node.ctx, ast.Store)}
+    own |= {node.name for node in body.body if isinstance(node, ast.FunctionDef)}
+    own |= {node.target.id for node in body.body if isinstance(node, ast.AnnAssign)}  # type: ignore[union-attr]
+    return {node.attr for node in of_self} - own
+
+
+def test_every_internal_of_trl_that_the_trainer_leans_on(folder: Path, tmp_path: Path) -> None:
+    assert leaned_on() == ATTRIBUTES | CALLED.keys(), "the list in this test is out of date"
+    stock = build(trl.GRPOTrainer, folder, digits, tmp_path)
+    stock.train()  # some are set only then
+    assert {name for name in ATTRIBUTES if not hasattr(stock, name)} == set()
+    for name, parameters in {**CALLED, **OVERRIDDEN}.items():
+        found = list(inspect.signature(getattr(trl.GRPOTrainer, name)).parameters)
+        assert found == ["self", *parameters], name
+    own = {n for n, v in vars(GRPOTrainer).items() if callable(v) and hasattr(trl.GRPOTrainer, n)}
+    assert own - {"__init__"} == OVERRIDDEN.keys()
+
+
+def test_trl_gives_its_rows_as_the_trainer_reads_them(folder: Path, tmp_path: Path) -> None:
+    seen: dict[str, Any] = {}
+
+    class Spy(GRPOTrainer):
+        def _generate_and_score_completions(self, inputs: Any) -> Any:
+            output = super()._generate_and_score_completions(inputs)
+            seen.update(output, inputs=inputs)
+            return output
+
+    Spy.__name__ = "GRPOTrainer"
+    trainer = build(Spy, folder, digits, tmp_path, max_steps=1)
+    assert isinstance(trainer._metrics["train"], dict) and trainer._step == 0
+    trainer.train()
+    assert len(seen["inputs"]) == 8 and {"prompt", "answer"} <= seen["inputs"][0].keys()
+    problems = [row["prompt"] for row in seen["inputs"]]
+    assert problems == [problems[0]] * 4 + [problems[4]] * 4, "groups lie together"
+    assert seen["completion_ids"].shape == seen["completion_mask"].shape
+    assert seen["advantages"].shape == (8,)
+
+
+# --------------------------------------------------------------------------- rewards that fail
+
+
+def raises_sometimes(completion: str) -> float:
+    if len(completion) % 2:
+        raise ZeroDivisionError("odd length")
+    return float(completion.count("a"))
+
+
+def nan(completion: str) -> float:
+    return math.nan if len(completion) % 2 else 1.0
+
+
+def infinite(completion: str) -> float:
+    return math.inf if len(completion) % 2 else -math.inf
+
+
+def huge(completion: str) -> float:
+    return 1e38 if len(completion) % 2 else 0.0
+
+
+def text(completion: str) -> object:
+    return "1.0" if len(completion) % 2 else 0.0
+
+
+def nothing(completion: str) -> None:
+    return None
+
+
+@pytest.mark.parametrize("scale", ["group", "none"])
+@pytest.mark.parametrize(
+    ("function", "outcome", "reason"),
+    [
+        (raises_sometimes, "fault", "'raises_sometimes': ZeroDivisionError: odd length at test_"),
+        (nan, "abstain", "not a usable number: nan"),
+        (infinite, "abstain", "not a usable number: inf"),
+        (huge, "abstain", "not a usable number: 1e+38"),
+        (text, "fault", "'text' returned str ('1.0')"),
+        (nothing, "abstain", "returned None"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_reward_without_a_number_takes_out_its_row(
+    function: Callable[[str], object],
+    outcome: str,
+    reason: str,
+    scale: str,
+    folder: Path,
+    tmp_path: Path,
+) -> None:
+    trainer = build(
+        GRPOTrainer, folder, reward(function), tmp_path, scale_rewards=scale, max_steps=3
+    )
+    log = Log()
+    trainer.add_callback(log)
+    rows = rollouts(trainer)
+    assert trainer.state.global_step == 3, "the run goes on"
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+    assert len(rows) == 24
+    found = [row["scores"][function.__name__] for row in rows]
+    bad = [score for score in found if score["outcome"] == outcome]
+    assert bad and any(reason in score["reason"] for score in bad)
+    for row, score in zip(rows, found, strict=True):
+        if score["outcome"] != "score":
+            assert row["reward"] is None and row["advantage"] == 0.0
+    json.dumps(rows, allow_nan=False)
+    faults = sum(score["outcome"] == "fault" for score in found)
+    assert sum(row[f"rewards/{function.__name__}/faults"] for row in log.rows) == faults
+
+
+def test_a_bad_row_of_a_batch_function_spares_the_others(folder: Path, tmp_path: Path) -> None:
+    def batch(completions: list[str], **kwargs: Any) -> list[object]:
+        return [{}, *(float(len(c)) for c in completions[1:])]
+
+    rows = rollouts(build(GRPOTrainer, folder, batch, tmp_path))
+    assert [r["scores"]["batch"]["outcome"] for r in rows[:8]] == ["fault"] + ["score"] * 7
+    assert rows[0]["advantage"] == 0.0 and any(r["advantage"] for r in rows[1:4])
+
+
+@pytest.mark.parametrize("decorated", [True, False], ids=["decorated", "trl's form"])
+def test_when_every_reward_call_faults_the_run_ends(
+    decorated: bool, folder: Path, tmp_path: Path
+) -> None:
+    def broken(completion: str = "", **kwargs: Any) -> float:
+        raise OSError("the judge is away")
+
+    function = reward(broken) if decorated else broken
+    with pytest.raises(RewardsFailed, match=r"'broken': OSError: the judge is away"):
+        build(GRPOTrainer, folder, function, tmp_path).train()
+
+
+def test_one_reward_that_only_faults_leaves_the_other(folder: Path, tmp_path: Path) -> None:
+    def broken(completions: list[str], **kwargs: Any) -> list[float]:
+        raise OSError("the judge is away")
+
+    alone, _ = trained(build(GRPOTrainer, folder, [digits], tmp_path))
+    both = build(GRPOTrainer, folder, [digits, broken], tmp_path)
+    found, log = trained(both)
+    assert all(torch.equal(alone[name], found[name]) for name in alone)
+    assert [row["rewards/broken/faults"] for row in log] == [8.0, 8.0]
+    assert [row["rewards/digits/faults"] for row in log] == [0.0, 0.0]
+
+
+def test_weights_of_rewards_count_and_abstentions_do_not(folder: Path, tmp_path: Path) -> None:
+    def half(completions: list[str], **kwargs: Any) -> list[float | None]:
+        return [None if len(c) % 2 else 1.0 for c in completions]
+
+    rows = rollouts(
+        build(GRPOTrainer, folder, [digits, half], tmp_path, reward_weights=[2.0, -1.0])
+    )
+    for row in rows:
+        first, second = row["scores"]["digits"]["value"], row["scores"]["half"]["value"]
+        assert row["reward"] == pytest.approx(2 * first - (second or 0.0))
+
+
+def test_async_rewards_go_trls_own_way(folder: Path, tmp_path: Path) -> None:
+    async def later(completions: list[str], **kwargs: Any) -> list[float]:
+        return [float(len(c)) for c in completions]
+
+    stock, _ = trained(build(trl.GRPOTrainer, folder, later, tmp_path))
+    found, _ = trained(build(GRPOTrainer, folder, later, tmp_path))
+    assert all(torch.equal(stock[name], found[name]) for name in stock)
+
+
+# ----------------------------------------------------------------------- rollouts and metrics
+
+
+def test_rollouts_tell_what_was_sampled_and_what_it_was_worth(folder: Path, tmp_path: Path) -> None:
+    trainer = build(GRPOTrainer, folder, digits, tmp_path, max_completion_length=40)
+    rows = rollouts(trainer)
+    assert [row["step"] for row in rows] == [1] * 8 + [2] * 8
+    assert [row["group"] for row in rows] == ([0] * 4 + [1] * 4) * 2
+    for start in range(0, 16, 4):
+        group = rows[start : start + 4]
+        assert len({(row["prompt"], row["answer"]) for row in group}) == 1
+        rewards = torch.tensor([row["reward"] for row in group])
+        expected = (rewards - rewards.mean()) / (rewards.std() + 1e-4)
+        assert torch.tensor([r["advantage"] for r in group]).tolist() == pytest.approx(
+            expected.tolist(), abs=1e-4
+        )
+    for row in rows:
+        assert ast.literal_eval(row["prompt"][0]) + int(row["prompt"][2]) == int(row["answer"])
+        score = digits(row["completion"], answer=row["answer"])
+        assert row["scores"]["digits"]["value"] == pytest.approx(score.value)
+        assert row["scores"]["digits"]["reason"] == score.reason
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_rollouts_are_whole_where_truncated_ones_are_masked(
+    masked: bool, folder: Path, tmp_path: Path
+) -> None:
+    """Texts and `truncated` are of what was sampled, whatever the loss leaves out."""
+    changes = {"mask_truncated_completions": masked, "max_completion_length": 60, "max_steps": 1}
+    trainer = build(GRPOTrainer, folder, digits, tmp_path, **changes)
+    log = Log()
+    trainer.add_callback(log)
+    rows = rollouts(trainer)
+    share = sum(row["truncated"] for row in rows) / len(rows)
+    assert 0 < share < 1, "the case has both"
+    assert share == pytest.approx(log.rows[0]["completions/clipped_ratio"])
+    for row in rows:
+        assert row["completion"]
+        value = digits(row["completion"], answer=row["answer"]).value
+        assert row["scores"]["digits"]["value"] == pytest.approx(value)
+
+
+def test_metrics_of_a_step(folder: Path, tmp_path: Path) -> None:
+    trainer = build(
+        GRPOTrainer,
+        folder,
+        digits,
+        tmp_path,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        max_steps=3,
+    )
+    _, log = trained(trainer)
+    assert len(log) == 3
+    for row in log:
+        parts = [row[f"timing/{part}"] for part in ("generation", "reward", "training")]
+        assert all(part > 0 for part in parts)
+        assert row["experts/max_over_mean"] >= 1.0
+        assert {"reward", "reward_std", "completions/mean_length", "grad_norm"} <= row.keys()
+    assert len(trainer.last_expert_load) == 2
+    for shares in trainer.last_expert_load:
+        assert len(shares) == 8 and sum(shares) == pytest.approx(1.0)
+
+
+def test_evaluation_by_trl_itself_writes_no_rollouts(folder: Path, tmp_path: Path) -> None:
+    trainer = build(GRPOTrainer, folder, digits, tmp_path, per_device_eval_batch_size=8)
+    rows: list[dict[str, Any]] = []
+    trainer.rollout_sink = rows.extend
+    held_out = Dataset.from_dict({"prompt": PROBLEMS[:4], "answer": ["0", "1", "2", "3"]})
+    found = trainer.evaluate(eval_dataset=held_out)
+    assert found["eval_rewards/digits/mean"] >= 0 and rows == []
+
+
+def test_a_dense_policy_has_no_expert_load(tmp_path: Path) -> None:
+    open_policy("scratch:dense-tiny", device="cpu").save(tmp_path / "dense")
+    trainer = build(GRPOTrainer, tmp_path / "dense", digits, tmp_path, max_steps=1)
+    _, log = trained(trainer)
+    assert trainer.last_expert_load == [] and "experts/max_over_mean" not in log[0]
