@@ -5,9 +5,10 @@ reward call failed, 130 interrupted. `rl-reasoner train quickstart` and `python
 recipes/quickstart.py` come through here alike.
 """
 
+import errno
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_args
 
 import tyro
 from rich.panel import Panel
@@ -15,7 +16,7 @@ from rich.text import Text
 from tyro.conf import subcommand
 
 from rl_reasoner import verbs
-from rl_reasoner.errors import UserError
+from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.verbs import err, new_table, out
 
 Verb = (
@@ -30,6 +31,7 @@ Verb = (
     | Annotated[verbs.Export, subcommand("export")]
     | Annotated[verbs.Env, subcommand("env")]
 )
+_UNWRITABLE = (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,8 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         verb_of(given).run()
     except UserError as error:
-        lines = Text("\n".join(error.messages))
-        err.print(Panel(lines, title="cannot go on", title_align="left", border_style="red"))
+        _say("cannot go on", "\n".join(error.messages))
+        return 2
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        _say("cannot go on", f"{error.filename or 'writing a file'}: {error.strerror}")
         return 2
     except KeyboardInterrupt as error:
         folder = getattr(error, "folder", None)
@@ -49,9 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if type(error).__name__ != "RewardsFailed":
             raise
-        err.print(Panel(Text(str(error)), title="every reward call of a step failed"))
+        _say("every reward call of a step failed", str(error))
         return 3
     return 0
+
+
+def _say(title: str, text: str) -> None:
+    """A panel on a terminal; elsewhere plain lines, so that paths in them stay whole."""
+    if err.is_terminal:
+        err.print(Panel(Text(text), title=title, title_align="left", border_style="red"))
+    else:
+        err.print(Text(f"{title}: {text}"), soft_wrap=True)
 
 
 def main_of(script: str) -> NoReturn:
@@ -61,6 +75,9 @@ def main_of(script: str) -> NoReturn:
 
 def verb_of(argv: Sequence[str]) -> Any:
     """The verb with its arguments; `--help` and mistakes in flags end the process, as tyro does."""
+    names = [get_args(verb)[1].name for verb in get_args(Verb)]
+    if argv and argv[0] not in names and not argv[0].startswith("-"):
+        raise unknown("verb", argv[0], names)
     known, flags = _split_flags(argv) if argv[:1] == ["train"] else (list(argv), [])
     description = "Reinforcement-learning fine-tuning for reasoning."
     try:
@@ -99,6 +116,7 @@ def _recipe_help(argv: Sequence[str]) -> None:
         out.print(f"recipes: {', '.join(shipped_recipes())}")
         return
     table = new_table("flag", "value", "meaning")
+    table.columns[0].no_wrap = True
     for row in flag_table(load_recipe(named[0])):
         table.add_row(*map(Text, row))
     out.print(table)

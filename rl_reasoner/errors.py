@@ -23,8 +23,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a `name` that is none of `known`: says what there is and what is near."""
+    """The error for a `name` that is none of `known`: says what is near and what there is.
+
+    More than 40 names are not listed.
+    """
     names = sorted(known)
-    return UserError(
-        f"unknown {kind} {name!r}.{did_you_mean(name, names)} There are: {', '.join(names)}."
-    )
+    there = f" There are: {', '.join(names)}." if len(names) <= 40 else ""
+    return UserError(f"unknown {kind} {name!r}.{did_you_mean(name, names)}{there}")

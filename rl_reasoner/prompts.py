@@ -17,7 +17,7 @@ from typing import Any
 
 from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.paths import room
-from rl_reasoner.recipe import FileData, TaskData
+from rl_reasoner.recipe import FileData, TaskData, checked_template
 from rl_reasoner.tasks import generate, noisy_chain
 
 HUB_SETS = {
@@ -45,8 +45,13 @@ BOXED_INSTRUCTION = "Please reason step by step, and put your final answer withi
 def render(problem: str, template: str, tokenizer: Any) -> Prompt:
     """The prompt for `problem`: a text, or a chat for the templates "chat" and "boxed".
 
-    "auto" is "chat" where the tokenizer has a chat template, else "plain".
+    "auto" is "chat" where the tokenizer has a chat template, else "plain". Raises `UserError` for
+    a template that is no name of one and has no {problem} in it.
     """
+    try:
+        checked_template(template)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     if template == "auto":
         template = "chat" if getattr(tokenizer, "chat_template", None) else "plain"
     if template == "plain":

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -22,6 +23,15 @@ from pydantic import (
 )
 
 TEMPLATES = ("auto", "plain", "chat", "boxed", "r1")
+
+
+def checked_template(template: str) -> str:
+    """`template`; raises ValueError when it is no template's name and has no {problem} in it."""
+    if template not in TEMPLATES and "{problem}" not in template:
+        raise ValueError(
+            f"template {template!r} is none of {', '.join(TEMPLATES)} and has no {{problem}} in it"
+        )
+    return template
 
 
 class RecipeLoader(yaml.SafeLoader):
@@ -281,7 +291,7 @@ class Recipe(_Part):
     data: Data | None = Field(
         default=None, description="the rows that stages without data of their own use"
     )
-    template: str = Field(
+    template: Annotated[str, AfterValidator(checked_template)] = Field(
         default="auto",
         description="prompt template: auto, plain, chat, boxed, r1, or a text with {problem}",
     )
@@ -304,11 +314,6 @@ class Recipe(_Part):
                 raise ValueError(f"stage {stage.name!r} has no data: give data to it or the recipe")
             if stage.kind == "grpo" and not self.rewards:
                 raise ValueError(f"stage {stage.name!r} is a grpo stage: the recipe needs rewards")
-        if self.template not in TEMPLATES and "{problem}" not in self.template:
-            raise ValueError(
-                f"template {self.template!r} is none of {', '.join(TEMPLATES)} "
-                "and has no {problem} in it"
-            )
         return self
 
     def data_of(self, stage: SftStage | GrpoStage) -> TaskData | FileData:

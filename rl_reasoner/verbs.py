@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,8 +34,9 @@ def emit(as_json: bool, value: Mapping[str, Any], shown: Any) -> None:
     """Print a verb's result: `value` as JSON, or what a reader sees (`shown`)."""
     if as_json:
         print(json.dumps(value, ensure_ascii=False))
-    else:
-        out.print(shown)
+    else:  # a text goes out as it is: no markup, no line broken
+        whole = not isinstance(shown, Table)
+        out.print(shown, markup=False, highlight=False, soft_wrap=whole)
 
 
 @dataclass
@@ -71,11 +72,9 @@ class Train:
             "report": str(done.report),
             "evals": {name: result.sets for name, result in done.evals.items()},
         }
-        shown = Text.assemble(
-            *(f"\n{name}\n{result.table()}\n" for name, result in done.evals.items()),
-            f"\npolicy  {done.folder / 'policy'}\nreport  {done.report}",
-        )
-        emit(self.json, value, shown)
+        tables = [f"\n{name}\n{result.table()}\n" for name, result in done.evals.items()]
+        ends = f"\npolicy  {done.folder / 'policy'}\nreport  {done.report}"
+        emit(self.json, value, "".join([*tables, ends]))
 
     def _resumed(self, folder: Path) -> Any:
         from rl_reasoner.recipe_source import load_recipe
@@ -87,7 +86,13 @@ class Train:
             )
         if not (folder / "recipe.yaml").is_file():
             raise UserError(f"{folder} is no run folder: it has no recipe.yaml")
-        return load_recipe(str(folder / "recipe.yaml"))
+        begun = load_recipe(str(folder / "recipe.yaml"))
+        if self.recipe is not None and (asked := load_recipe(self.recipe).name) != begun.name:
+            raise UserError(
+                f"{folder} is a run of the recipe {begun.name!r}, not of {asked!r}: "
+                "to continue it, give --resume alone"
+            )
+        return begun
 
 
 @dataclass
@@ -121,6 +126,8 @@ class Eval:
         """Evaluate and print the table."""
         from rl_reasoner.evaluate import evaluate
 
+        _check_numbers(self.temperature, self.samples, self.max_tokens, self.limit)
+        target = _writable(self.out) if self.out is not None else None
         if self.data_dir is not None:
             if not self.data_dir.is_dir():
                 raise UserError(f"--data-dir: there is no folder {self.data_dir}")
@@ -137,8 +144,8 @@ class Eval:
             limit=self.limit,
             reward=self.reward,
         )
-        if self.out is not None:
-            result.save(self.out)
+        if target is not None:
+            result.save(target)
         emit(self.json, result.to_json(), result.table())
 
 
@@ -176,6 +183,7 @@ class Chat:
     policy: Positional[str]
     """a run or policy folder, a .gguf file, a hub id"""
     temperature: float = 0.0
+    """0 is greedy"""
     max_tokens: int = 512
     """longest completion, in tokens"""
     template: str | None = None
@@ -187,18 +195,19 @@ class Chat:
         from rl_reasoner.prompts import render
         from rl_reasoner.rollouts import sample
 
+        _check_numbers(self.temperature, self.max_tokens)
         _quiet()
         policy = open_policy(self.policy)
         template = self.template or _template_of(self.policy)
         asking = sys.stdin.isatty()
         if asking:
             err.print("type a problem; an empty line or Ctrl-D ends", style="dim")
-        while line := _next_line(asking):
+        for line in _lines(asking):
             prompt = render(line, template, policy.tokenizer)
             [[rollout]] = sample(
                 policy, [prompt], temperature=self.temperature, max_tokens=self.max_tokens
             )
-            out.print(_thinking_apart(rollout.text))
+            emit(False, {}, _thinking_apart(rollout.text))
 
 
 @dataclass
@@ -221,6 +230,9 @@ class Score:
         from rl_reasoner.runs import write_text
 
         rows = read_rows(self.file)
+        target = _writable(self.out or Path(f"{self.file}.scores.jsonl"))
+        if target.resolve() == Path(self.file).resolve():
+            raise UserError(f"--out {target}: this is the file that is scored")
         mine = _scores(self.reward, rows, self.file)
         other = _scores(self.disagree, rows, self.file) if self.disagree else None
         entries = []
@@ -231,7 +243,6 @@ class Score:
                 if mine[index]["value"] == other[index]["value"]:
                     continue
             entries.append(entry)
-        target = self.out or Path(f"{self.file}.scores.jsonl")
         write_text(target, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in entries))
         values = [s["value"] for s in mine if s["value"] is not None]
         summary = {
@@ -302,6 +313,7 @@ class Copy:
         target = self.to / source.name if self.to.is_dir() else self.to
         if target.exists():
             raise UserError(f"{target} exists already; give another name")
+        _writable(target).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
         err.print(f"copied to {target}; run it with: rl-reasoner train {target}")
 
@@ -320,6 +332,7 @@ class Report:
 
         if not (self.run_folder / "recipe.yaml").is_file():
             raise UserError(f"{self.run_folder} is no run folder: it has no recipe.yaml")
+        _writable(self.run_folder / "report.html")
         path = write_report(self.run_folder)
         emit(self.json, {"report": str(path)}, str(path))
 
@@ -342,6 +355,7 @@ class Export:
             raise UserError(f"{self.to} exists already; give a new folder")
         if self.dtype not in ("fp32", "bf16"):
             raise unknown("dtype", self.dtype, ["fp32", "bf16"])
+        _writable(self.to)
         import torch
 
         from rl_reasoner.policy import open_policy
@@ -415,11 +429,35 @@ def _template_of(policy: str) -> str:
     return load_recipe(str(recipe)).template
 
 
-def _next_line(asking: bool) -> str:
-    try:
-        return input("problem> " if asking else "").strip()
-    except EOFError:
-        return ""
+def _check_numbers(temperature: float | None, *counts: int | None) -> None:
+    for count in counts:
+        if count is not None and count < 1:
+            raise UserError(f"{count} completions, tokens or problems: expected 1 or more")
+    if temperature is not None and not 0 <= temperature < float("inf"):
+        raise UserError(f"--temperature {temperature}: expected 0 or more")
+
+
+def _writable(path: Path) -> Path:
+    """`path`, where a file or folder can be made; raises `UserError` before any work is done."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give a name for the file")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"cannot write {path}: {folder} is no folder that can be written to")
+    return path
+
+
+def _lines(asking: bool) -> Iterator[str]:
+    """The problems on standard input; an empty line ends them where they are typed."""
+    while True:
+        try:
+            line = input("problem> " if asking else "").strip()
+        except EOFError:
+            return
+        if line:
+            yield line
+        elif asking:
+            return
 
 
 def _thinking_apart(text: str) -> Text:
@@ -430,15 +468,19 @@ def _thinking_apart(text: str) -> Text:
 
 
 def _scores(reward: str, rows: Sequence[dict[str, Any]], source: str) -> list[dict[str, Any]]:
-    from rl_reasoner.reward import described, load_reward, score_batch
+    from rl_reasoner.reward import Reward, described, load_reward, score_batch
 
+    function = load_reward(reward)
+    needed = function.columns if isinstance(function, Reward) else ()
     for number, row in enumerate(rows, 1):
-        if row.get("completion") is None:
-            near = did_you_mean("completion", row)
-            raise UserError(f"{source}, row {number}: no column 'completion'.{near}")
+        for name in ("completion", *needed):
+            if row.get(name) is None and name != "prompt":
+                near = did_you_mean(name, row)
+                by = "" if name == "completion" else f", which the reward {reward} needs"
+                raise UserError(f"{source}, row {number}: no column {name!r}{by}.{near}")
     columns: dict[str, list[Any]] = {key: [row.get(key) for row in rows] for key in rows[0]}
     columns["prompts"] = columns.get("prompt", columns.get("problem", [""] * len(rows)))
-    scores = score_batch(load_reward(reward), columns.pop("completion"), columns)
+    scores = score_batch(function, columns.pop("completion"), columns)
     return [described(score) for score in scores]
 
 
