@@ -32,7 +32,7 @@ def recipe() -> Recipe:
             {
                 "kind": "grpo",
                 "data": {"task": "modular", "count": 4000, "seed": 2},
-                "steps": 150,
+                "steps": 120,
                 "group": {"size": 8, "prompts": 16},
                 "sampling": {"max_tokens": 64},
                 "optim": {"lr": 2e-4, "betas": (0.9, 0.99)},

@@ -7,7 +7,7 @@ The policy (0.54M parameters, 8 experts, 2 active) learns chains of modular arit
 in `chains`. In `habit` it is given a bad habit on purpose: on 60% of the rows it answers at once,
 without a chain. GRPO then rewards right answers, checked by sympy, and nothing else; that is enough
 for the policy to drop the habit. The report says what of the gain is skill and what is selection.
-Simplified against DeepSeek-R1-Zero (arXiv 2501.12948): one task, no format reward, no KL term.
+Simplified against DeepSeek-R1-Zero (arXiv 2501.12948): one task, no format reward, small groups.
 """
 
 from rl_reasoner import Recipe
@@ -45,6 +45,7 @@ def recipe() -> Recipe:
                 "group": {"size": 8, "prompts": 16},
                 "sampling": {"max_tokens": 64},
                 "optim": {"lr": 1e-4, "betas": (0.9, 0.99)},
+                "loss": {"beta": 0.001},
                 "router_aux": 0.0,
             },
         ],

@@ -135,7 +135,7 @@ class LiveView:
         self._draw()
 
     def progress(self, label: str, done: int, of: int) -> None:
-        """Show how far some work beside the stages is (an evaluation): `done` items `of` so many."""
+        """Show how far work beside the stages is (an evaluation): `done` items `of` so many."""
         now = self._clock()
         if self._live is not None:
             row = Table.grid(padding=(0, 2))

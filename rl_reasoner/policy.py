@@ -8,6 +8,7 @@ Knows nothing of rewards.
 
 import hashlib
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,7 @@ def choose_precision(wanted: str, device: str) -> str:
 
 def quiet_libraries() -> None:
     """Turn off the progress bars and advice of datasets and transformers: we show our own."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\.")
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()

@@ -333,6 +333,12 @@ class _Session:
             for row in self.work.rows[index]
         ]
         sampling, loss = stage.sampling, stage.loss
+        if loss.beta and not self.recipe.policy.lora:
+            # trl loads the reference from where the model says it came from: that must be the
+            # policy as it enters this stage, not the one that the first stage opened
+            if not (folder / "reference" / "config.json").is_file():
+                policy.save(folder / "reference")
+            policy.model.config.name_or_path = str(folder / "reference")
         arguments = {
             **self._common(stage, folder, GRPOConfig),
             "per_device_train_batch_size": micro,
