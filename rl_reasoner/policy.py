@@ -8,6 +8,7 @@ Knows nothing of rewards.
 
 import hashlib
 import os
+import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import datasets
 import torch
 import transformers
+from safetensors import SafetensorError
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -212,13 +214,20 @@ def _pretrained(path: str, source: str) -> Policy:
             model = AutoPeftModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         else:
             model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         where = "is a folder without a model in it" if folder.is_dir() else "cannot be opened"
         raise UserError(f"policy {source!r} {where}: {_first_line(error)}") from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"policy {source!r} has no tokenizer: {_first_line(error)}") from error
+    if not tokenizer("1", add_special_tokens=False)["input_ids"]:
+        # transformers makes up an empty one where the folder holds no tokenizer files
+        raise UserError(f"policy {source!r} has no tokenizer: no files of one are there")
+    if tokenizer.eos_token is None:
+        raise UserError(
+            f"policy {source!r}: its tokenizer has no end-of-sequence token to end a completion"
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return Policy(model, tokenizer, source)
@@ -253,6 +262,21 @@ def convert_gguf(file: Path) -> Path:
     folder = cache_folder() / f"{file.stem}-{digest}"
     if (folder / "config.json").is_file():
         return folder
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    try:
+        _convert(file, partial)
+    except Exception as error:  # the readers' own errors are many and share no base class
+        what = f"{type(error).__name__}: {_first_line(error)}"
+        raise UserError(f"{file} cannot be read or converted: {what}") from error
+    else:
+        if not folder.exists():  # another process may have been quicker
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _convert(file: Path, folder: Path) -> None:
     from transformers import GgufConfig
 
     place = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
@@ -272,11 +296,8 @@ def convert_gguf(file: Path) -> Path:
     if tokenizer.pad_token in (None, tokenizer.eos_token) and free:
         tokenizer.pad_token = free
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    partial.rename(folder)
-    return folder
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def _gguf_text(file: Path, key: str) -> str:
