@@ -11,6 +11,7 @@ MAX_GAP = 90
 _BOX = re.compile(r"\\+(?:boxed|fbox|framebox)(?![a-zA-Z])\s*")
 _BARE = re.compile(r"\\?[^\s${}\\]+")
 _DELIMITERS = re.compile(r"\$|\\[()\[\],;:! ]|\\q?quad|~|\\displaystyle|\*\*|\\left|\\right|\s+")
+_STRAY = re.compile(r"\{([^{}\\]+)\\\}(?=[\s$.]*$)")
 _LABEL = re.compile(r"[A-Za-z](?:_\{?\w{1,4}\}?)?(?:\([A-Za-z]\))?=")
 _JOINT = re.compile(
     r"(?:[a-z]{1,12})?(?:[,;、，；&]+|(?:[,;]?(?:and|or|和|或|或者|与|及)))"
@@ -65,7 +66,8 @@ def _box(text: str, start: int, after: int, within: int | None = None) -> _Box |
     try:
         end = closing_brace(text[after:stop], 0) + after
     except Unreadable:
-        return None
+        stray = _STRAY.match(text, after)  # a backslash before the closing brace
+        return _Box(start, stray.end(), stray[1]) if stray and within is None else None
     return _Box(start, end + 1, text[after + 1 : end])
 
 

@@ -27,7 +27,7 @@ from rl_reasoner.answers.shapes import (
     single,
     split_unit,
 )
-from rl_reasoner.answers.tree import Node, integer
+from rl_reasoner.answers.tree import Node, integer, letters
 from rl_reasoner.answers.values import equal, proportional
 
 MAX_STEPS = 6_000
@@ -82,6 +82,8 @@ class Comparison:
             return self.equations(gold[0], given[0])
         plain, other = (given[2], gold) if gold[1] is not None else (gold[2], given)
         if plain.op == "rel":
+            if gold[1] is not None and not letters(gold[2]) and plain.name == "=":
+                return ""  # an equation that still has to be solved
             return self.equations(gold[0], given[0]) or self.relations(gold[0], given[0]) or ""
         pairs = given_pairs or gold_pairs
         if pairs and other[0].op == "list" and plain.op in ("seq", "list", "set"):
@@ -173,7 +175,7 @@ class Comparison:
             return self.in_order(gold.args, given.args) if given.op == "list" else ""
         if not pairs and given.op == "seq":
             return ""
-        if not gold.args and not given.args:
+        if gold.op == given.op == "set" and not gold.args + given.args:
             return "both empty"
         return self.multiset((gold,), (given,))
 
@@ -277,6 +279,6 @@ _EQUATED = frozenset({"=", "!=", *_FLIPPED})
 
 def _is_set(node: Node) -> bool:
     if node.op == "list":
-        first = node.args[0]
-        return first.op == "rel" and bool(set(first.name.split()) & {*_FLIPPED, "!=", "in"})
+        signs = {sign for arg in node.args if arg.op == "rel" for sign in arg.name.split()}
+        return bool(signs & {*_FLIPPED, "!="})
     return node.op in _SETS or is_interval(node)

@@ -62,7 +62,7 @@ _CUE = re.compile(
     r"\b[\s*_]*[:：]?|[:：=]|(?=\$|\\\(|\\\[)|-(?=\s)|→|->))"
     r"|\b(?:correct|right|best)\s+(?:option|choice)\s+is\b\s*:?"
     r"|(?:最终|最后|正确|故|所以|因此)?(?:答案|选项)(?:应该?)?[\s*_]*(?:是|为|:|：|等于|选)[\s*_]*[:：]?"
-    r"|(?:^|\n)\s*\**答\**\s*[:：]|(?:故|应|所以|因此)选(?:择)?[:：]?|最终结果(?:是|为|：|:)"
+    r"|(?:^|\n)\s*\**答\**\s*[:：]|结论[*_\s]*[:：]|(?:故|应|所以|因此)选(?:择)?[:：]?|最终结果(?:是|为|：|:)"
     r"|\br[ée]ponse\s*(?:finale\s*)?(?:est|:)|\brespuesta\s*(?:final\s*)?(?:es|:)"
     r"|\bantwort\s*(?:ist|lautet|:)|\brisposta\s*(?:è|:)|\bresposta\s*(?:é|:)|ответ\s*[:：—–-]"
     r"|答えは|答え[:：]|정답(?:은|:)|답(?:은|:))",
@@ -86,16 +86,17 @@ _IS_THE_ANSWER = re.compile(
 )
 _NOT_ASSERTED = re.compile(
     r"\b(?:if|whether|suppose|assume|assuming|doubt|unless|why|how|wonder|what|isn'?t|not|"
-    r"don'?t\s+know|unsure|sure\s+(?:if|that)|false\s+that|once|when|until|before)\b[^.\n]*$",
+    r"don'?t\s+know|unsure|sure\s+(?:if|that)|false\s+that)\b[^.,;\n]*$",
     re.IGNORECASE,
 )
 _MINERVA = re.compile(r"final answer:\s*the final answer is", re.IGNORECASE)
 _CONCLUDING = re.compile(
-    r"^[\W_]*(?:so|thus|hence|therefore|then|finally|consequently|accordingly|in conclusion|we find|"
+    r"(?:^|\s)(?:因此|所以|综上|故)|^[\W_]*(?:so|thus|hence|therefore|then|finally|consequently|accordingly|in conclusion|we find|"
     r"we get|we have|we obtain|this gives|donc|en conclusion|因此|所以|故|综上|于是|最终|那么|"
     r"结论)(?![a-z])|结论\*{0,2}[:：]|\b(?:is|are|equals?|be|identity|multiplying|with|:)\b[^$*]{0,40}(?:\$|\*\*)|:\s*(?:\$|\*\*)",
     re.IGNORECASE,
 )
+_ENDS_IN_FORMULA = re.compile(r"\b(?:is|are|equals)\s*:?\s*(\$[^$\n]+\$|\\\(.+?\\\))[\s.]*$")
 _FILLER = re.compile(
     r"^(?:[\s:：,*_#>]|\\n)*(?:(?:simply|just|therefore|thus|hence|probably|likely|definitely|for sure"
     r"|certainly|clearly|indeed|also|now|then|given by|as follows|the following|below|equal to|"
@@ -240,7 +241,7 @@ def after_cue(text: str, at: int) -> tuple[str, ...]:
     """Readings of what a cue introduces; empty where it introduces nothing."""
     rest = text[at : at + MAX_SENTENCE]
     sentence = next(_sentences(_FILLER.sub("", rest).lstrip()), "")
-    if re.match(r"\s*(?:not|no longer|neither)\b", sentence) or _REFUSAL.search(sentence):
+    if re.match(r"\s*(?:not|no longer|neither)\b", sentence):
         return ()
     if sentence.strip(" *_$\\[]()") == "":
         return ()
@@ -296,6 +297,9 @@ def last_sentence(text: str) -> Found | None:
     spans = [m[0] for m in _SPAN.finditer(last)] + [m[1] for m in _BOLD.finditer(last)]
     if len(spans) == 1 and readable(spans[0]):
         return Found((spans[0],), "only formula of the last sentence")
+    ending = _ENDS_IN_FORMULA.search(last)
+    if ending and readable(ending[1]):
+        return Found((ending[1],), "formula that ends the last sentence")
     return None
 
 

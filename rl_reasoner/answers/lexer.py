@@ -88,7 +88,7 @@ _CONSTANTS = {
 }
 
 _GROUP = re.compile(
-    r"\d{1,3}(?:(?P<s>,\\!\s?|\{,\}\s?|\\!\s?,\s?|\{\\,\}|\\[,;: ]|[,~  ])\d{3})"
+    r"\d{1,3}(?:(?P<s>,\\!\s?|\s?\{\s?,\s?\}\s?|\\!\s?,\s?|\{\\,\}|\\[,;: ]|[,~  ])\d{3})"
     r"(?:(?P=s)\d{3})*(?!\d|,\d|\s\d)(?:\.\d+)?"
 )
 _SEPARATORS = re.compile(r"[^\d.]")
@@ -102,6 +102,9 @@ _SCIENTIFIC = re.compile(r"(?:\d+\.?\d*|\.\d+)[eE]([+-]?)(\d{1,4})(?![\d.])")
 _BASED = re.compile(
     r"\(?(?P<d>[0-9A-Z]*\d[0-9A-Z]*)\)?\s*_\s*(?:\{\s*(?:\\text\s*\{|\\mathrm\s*\{)?\s*\(?(?:base\s*)?"
     r"(?P<b>\d+|two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen)\)?\s*\}?\s*\}|(?P<c>\d+))"
+)
+_LETTERED = re.compile(
+    r"(?P<d>[A-F][0-9A-F]*\d[0-9A-F]*)_(?:\{(?P<b>1[1-6])\}|(?P<c>1[1-6]))(?!\d)"
 )
 _BASE_WORDS = {
     "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
@@ -159,6 +162,8 @@ class _Lexer:
             elif char.isdigit() or (char == "." and text[position + 1 : position + 2].isdigit()):
                 position = self.number(text, position)
             elif char == "(" and (match := _BASED.match(text, position)):
+                position = self.based(match)
+            elif char.isupper() and (match := _LETTERED.match(text, position)):
                 position = self.based(match)
             elif char.isalpha():
                 position = self.run(text, position, in_text)
@@ -236,7 +241,7 @@ class _Lexer:
         elif applied := _APPLIED.match(run):
             self.put("fn", applied[1])
             self.put("let", applied[2])
-        elif len(run) > 3 or run.lower() in _SMALL_WORDS:
+        elif len(run) > 3 or (run.lower() in _SMALL_WORDS and not run.isupper()):
             self.put("word", run)
         else:
             self.single_letters(run, text, end)
@@ -321,6 +326,8 @@ class _Lexer:
         elif match := re.match(_BASED, inner + text[end + 1 : end + 12]):
             self.based(match)
             end += max(0, match.end() - len(inner))
+        elif self.is_unit(inner, " ", 0):
+            self.put("word", inner)
         elif inner in FUNCTIONS or (name == "operatorname" and inner.rstrip("*") in FUNCTIONS):
             self.put("fn", inner.rstrip("*"))
         elif name in ("mathrm", "mathbf", "mathit", "boldsymbol", "bm", "mathsf") and (
@@ -406,7 +413,7 @@ def closing_brace(text: str, at: int) -> int:
 
 def clean(text: str) -> str:
     """`text` without mathematics delimiters and spacing that carries no meaning."""
-    text = ascii_mathematics(text)
+    text = ascii_mathematics(text).replace("per cent", "percent")
     if text.count("$") % 2:  # an odd dollar beside a digit is money
         text = re.sub(r"(?<!\\)\$(?=\s*[\d.])|(?<=\d)\$", r"\\dollar ", text, count=1)
     text = _DOLLAR.sub(" ", text)

@@ -197,7 +197,8 @@ class Expressions:
             return not (text == "U" and self.ahead().text in ("(", "[", "\\{", "{"))
         if kind == "op":
             bar = text == "|" and self.bars == 0
-            square = text == "[" and not self.outward
+            square = text == "[" and not self.outward and self.ahead().kind not in ("end", "sep")
+            square = square and self.ahead().text not in (")", "]", "cup", "cap")
             return bar or square or (text in ("(", "{", "\\<") and not self.is_remark())
         if kind == "cmd":
             return text not in (
@@ -546,9 +547,10 @@ class Expressions:
 
     def builder(self, closer: str) -> Node | None:
         """`{x | condition}` as its condition; None where the braces hold something else."""
-        end, names = self.at, 0
-        while end < min(len(self.tokens), self.at + 8) and self.tokens[end].text not in ("|", ":"):
+        end, names, depth = self.at, 0, 0
+        while end < min(len(self.tokens), self.at + 10) and self.tokens[end].text not in ("|", ":"):
             token = self.tokens[end]
+            depth += (token.text in ("(", "{")) - (token.text in (")", "}"))
             simple = token.kind in ("let", "num") or token.text in (
                 "in",
                 "_",
@@ -558,7 +560,7 @@ class Expressions:
                 "{",
                 "}",
             )
-            if not simple and not token.text.startswith("bb"):
+            if depth < 0 or not (simple or token.text.startswith("bb")):
                 return None
             names += token.kind == "let"
             end += 1
@@ -575,7 +577,7 @@ class Expressions:
         bars, self.bars = self.bars, 0
         closers = ("[", "]") if opener == "]" else (")", "]", "[", "\\>", "\\}")
         closers = closers if opener in "[]" or opener == "(" else ("\\>",)
-        if self.now.text in closers:
+        if self.now.text in (")", "]", "\\>"):
             raise Unreadable("empty brackets")
         self.outward += opener == "]"
         inside = self.listing(*closers)

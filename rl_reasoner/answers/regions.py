@@ -192,6 +192,9 @@ def _relation(node: Node) -> Region | None:
     if signs == ["!="] and node.args[1].op == "list":
         parts = [Node("rel", (node.args[0], arg), "!=") for arg in node.args[1].args]
         return _joined([_region(part) for part in parts], "cap")
+    if signs == ["="] and is_label(node.args[0]):
+        end = end_of(node.args[1])
+        return Region((Piece(end, True, end, True),), spelled(node.args[0]))
     if not set(signs) <= _ORDERS | {"="} or not set(signs) & _ORDERS:
         return None
     pairs = zip(node.args, signs, node.args[1:], strict=False)
@@ -226,11 +229,11 @@ def _solved(left: Node, sign: str, right: Node) -> Region | None:
     """The region of `left sign right`, affine in one name or in the size of such a thing."""
     sides = ((left, sign, right), (right, _FLIPPED[sign], left))
     for side, order, other in sides:
-        if is_label(side) and not letters(other):
-            return Region(_ray(order, end_of(other)), spelled(side))
-    for side, order, other in sides:
         if side.op == "call" and side.name == "abs" and not letters(other):
             return _absolute(side.args[0], order, other)
+    for side, order, other in sides:
+        if is_label(side) and not letters(other):
+            return Region(_ray(order, end_of(other)), spelled(side))
     names = letters(left) | letters(right)
     if len(names) != 1 or any(part.op in ("index", "sum") for part in walk(left)):
         return None

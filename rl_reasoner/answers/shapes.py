@@ -54,13 +54,20 @@ def labelled(node: Node) -> tuple[Node | None, Node]:
         return None, node
     parts = list(node.args)
     label: Node | None = None
-    if is_label(parts[0]) and not letters(parts[0]) & letters(parts[-1]):
+    if is_label(parts[0]) and not _mentions(parts[-1], parts[0]):
         label = parts.pop(0)
         signs.pop(0)
-    elif len(parts) == 2 and is_label(parts[1]) and not letters(parts[0]) & letters(parts[1]):
+    elif len(parts) == 2 and is_label(parts[1]) and not _mentions(parts[0], parts[1]):
         return parts[1], parts[0]
     body = _chain_value(parts, signs, labelled=label is not None)
     return (label, body) if body is not None else (None, node)
+
+
+def _mentions(body: Node, label: Node) -> bool:
+    """Whether `body` has the label's own name in it, so that it is no definition."""
+    if label.op in ("call", "index"):
+        return any(part.op == label.op and part.name == label.name for part in walk(body))
+    return bool(letters(label) & letters(body))
 
 
 def _chain_value(parts: list[Node], signs: list[str], *, labelled: bool) -> Node | None:

@@ -39,7 +39,7 @@ class Statements(Expressions):
         joins: list[str] = []
         while self.now.kind == "sep" and self.now.text not in closers:
             join = self.joint(closers)
-            if self.at_end(closers):
+            if self.now.text != "[" and self.at_end(closers):
                 break  # a trailing separator
             joins.append(join)
             members.append(self.statement(closers))

@@ -291,7 +291,7 @@ def approximates(decimal: Node, exact: Node) -> bool:
     parts = [b] if isinstance(b, Fraction) else [ev.mp.re(b), ev.mp.im(b)]
     if all(part == int(part) for part in parts if abs(part) < 10**40):
         return False
-    return near(ev, a, b, 6)
+    return near(ev, ev.number(a), ev.number(b), 6)
 
 
 def equal(left: Node, right: Node) -> str:

@@ -16,8 +16,10 @@ from rl_reasoner.answers.tree import Node
 from rl_reasoner.answers.wording import (
     choice,
     choice_letters,
+    dated,
     is_wordy,
     meant,
+    name_list,
     number_word,
     time_of_day,
     words,
@@ -83,8 +85,8 @@ def compared(gold: str, given: str) -> tuple[str, tuple[tuple[Node, Node], ...],
     if left.tokens and left.tokens == right.tokens:
         return "same spelling", (), ""
     how = by_words(gold, given, left, right)
-    if how:
-        return how, (), ""
+    if how is not None:
+        return how, (), "" if how else "not equal as text"
     return by_trees(left, right)
 
 
@@ -107,17 +109,21 @@ def by_choice(gold: str, given: str) -> str | None:
     return f"same choice {letter}"
 
 
-def by_words(gold: str, given: str, left: Reading, right: Reading) -> str:
-    """How two texts are equal as words, times of day or a number spelled out."""
+def by_words(gold: str, given: str, left: Reading, right: Reading) -> str | None:
+    """How two texts are equal as words or times; "" where they differ, None for mathematics."""
     time = time_of_day(gold)
     if time:
         return "same time" if time == time_of_day(given) else ""
     if left.trees and right.trees and not (is_wordy(gold) and is_wordy(given)):
-        return ""
-    if words(gold) and words(gold) == words(given):
+        return None
+    wanted, answered = dated(words(gold)), dated(words(given))
+    if wanted and wanted == answered:
         return "same words"
-    spelled_out = number_word(given)
-    return "same number in words" if spelled_out and spelled_out == gold.strip("$ ") else ""
+    if name_list(gold) and name_list(gold) == name_list(given):
+        return "same names"
+    if number_word(given) and number_word(given) == gold.strip("$ "):
+        return "same number in words"
+    return None
 
 
 def by_trees(left: Reading, right: Reading) -> tuple[str, tuple[tuple[Node, Node], ...], str]:

@@ -48,14 +48,14 @@ _WORDS_ONLY = re.compile(r"[^\W\d_]+(?:[\s'.,&/-]+[^\W\d_]+)*")
 _TIME = re.compile(
     r"(?<![\d:])(\d{1,2})(?::(\d{2}))?(?::(\d{2}))?\s*([ap])\s?\.?\s?m\b\.?", re.IGNORECASE
 )
-_MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec"
+_CLOCK = re.compile(r"\d{1,2}:0\d(?::\d{2})?")
 _MONTH = re.compile(
     r"\b(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)(?:[a-z]{0,6})\b\.?", re.IGNORECASE
 )
 _CHOICE = re.compile(
-    r"^(?:(?:the\s+)?(?:correct\s+)?(?:answer|option|choice|选项|答案|选)\s*(?:is|[:：是为])?\s*)?"
+    r"^(?i:(?:the\s+)?(?:correct\s+)?(?:answer|option|choice|选项|答案|选)\s*(?:is|[:：是为])?\s*)?"
     r"(?:\(([A-J])\)|\[([A-J])\]|([A-J])(?![\w'^_({\[+*/=<>!|]))\s*"
-    r"(?:[.:,;)、-]|\s|$)\s*(.*)$",
+    r"(?:[.,;)、-]|:(?=\s|$)|\s|$)\s*(.*)$",
     re.DOTALL,
 )
 _SECOND_CHOICE = re.compile(r"^(?:(?:and|or|和|或|&|/)\b|\(?[A-J]\)?(?:[.,:;)\s]|$))")
@@ -141,6 +141,8 @@ def number_word(text: str) -> str:
 def time_of_day(text: str) -> str:
     """`text` with its time of day spelled one way ("4:45pm"), or an empty string without one."""
     plain = unstyled(text)
+    if _CLOCK.fullmatch(plain):
+        return plain
     if len(plain) > 120 or not _TIME.search(plain):
         return ""
 
@@ -158,6 +160,14 @@ def dated(text: str) -> str:
     text = _MONTH.sub(lambda m: m[1].lower(), text)
     text = re.sub(r"(?<=\d)(?:st|nd|rd|th)\b", "", text.lower())
     return " ".join(sorted(re.findall(r"[\w:]+", re.sub(r"\b(?:of|on|the|at)\b", " ", text))))
+
+
+def name_list(text: str) -> tuple[str, ...]:
+    """The names of a list of words in order of the alphabet; empty where it is no such list."""
+    parts = re.split(r"\s*,\s*(?:and\s+)?|\s+and\s+|、|和", unstyled(text).strip(" ."))
+    if len(parts) < 2 or not all(is_wordy(part) for part in parts):
+        return ()
+    return tuple(sorted(words(part) for part in parts))
 
 
 def choice(text: str) -> tuple[str, str] | None:

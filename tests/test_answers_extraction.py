@@ -1,0 +1,228 @@
+"""Which text of a completion is the answer: every rule of the policy, true and false rows."""
+
+import pytest
+
+from rl_reasoner.answers import verify
+
+RIGHT = [
+    # reasoning and chat markers
+    (r"<think>maybe \boxed{5}</think>It is \boxed{7}.", "7"),
+    (r"maybe 5</think>The answer is 7", "7"),
+    (r"<think>a</think><think>b</think>\boxed{7}", "7"),
+    (r"<thinking>\boxed{5}</thinking>\boxed{7}", "7"),
+    ("The answer is 7.<|im_end|>\n<|im_start|>user\nThe answer is 9.", "7"),
+    (r"<|im_start|>assistant" + "\n" + r"\boxed{7}<|im_end|>", "7"),
+    ("\\boxed{7}</s>\\boxed{8}", "7"),
+    ("\\boxed{7}<|endoftext|>The answer is 8", "7"),
+    # boxes
+    (r"\boxed{5}, no: \boxed{7}.", "7"),
+    (r"First \boxed{3}. Then \boxed{4}. So we get \boxed{7}", "7"),
+    (r"\fbox{7}", "7"),
+    (r"\boxed{\frac{1}{2}}", "0.5"),
+    (r"\boxed{\boxed{7}}", "7"),
+    (r"\boxed {7}", "7"),
+    (r"\boxed{x = 7}", "7"),
+    (r"$$\boxed{7}$$ I hope this helps with question 12.", "7"),
+    (r"\boxed{n = 3 \cdot 5 = 15}", "15"),
+    (r"\boxed{7}. Note that 9 is wrong.", "7"),
+    (r"the answer is 5, \boxed{7}", "7"),
+    (r"\boxed{ 7 }", "7"),
+    (r"$\boxed{28}$ percent", r"28\%"),
+    (r"\boxed{\text{Friday}}", "Friday"),
+    # several boxes
+    (r"$\boxed{-2}$ and $\boxed{1}$", "1, -2"),
+    (r"$\boxed{-2} \quad \text{and} \quad \boxed{1}$", "1,-2"),
+    (r"$\boxed{1}$, $\boxed{2}$, $\boxed{3}$", r"\{1,2,3\}"),
+    (r"\boxed{x=1} or \boxed{x=2}", "x=1, x=2"),
+    (r"$\boxed{1} \quad \boxed{2}$", "1, 2"),
+    (r"$x = \boxed{1}$ and $y = \boxed{2}$", "1, 2"),
+    (r"$\boxed{1}$ 和 $\boxed{2}$", "1, 2"),
+    (r"\boxed{10} and then \boxed{42}", "42"),
+    # tags and marks
+    ("<answer>7</answer>", "7"),
+    ("<answer>5</answer> no <answer>7</answer>", "7"),
+    ("<answer>\n7\n</answer>", "7"),
+    ("<answer> $7$ </answer>", "7"),
+    ("<answer>We get $17$ in all</answer>", "17"),
+    ("<answer>The answer is 17.</answer>", "17"),
+    ("<answer>17 apples</answer>", "17"),
+    (r"<answer>\boxed{7}</answer>", "7"),
+    ("<answer>x = 7</answer>", "7"),
+    ("<answer>(B) 35</answer>", "B"),
+    ("<think>hm</think>\n<answer>7</answer>", "7"),
+    ("3 + 4 = 7\n#### 7", "7"),
+    ("#### 1,234", "1234"),
+    ("Sum.\n#### $18", "18"),
+    ("#### 5\nwait\n#### 7", "7"),
+    # cues
+    ("The answer is 7", "7"),
+    ("The answer is 7.", "7"),
+    ("The answer is $7$.", "7"),
+    ("the final answer is: $7$", "7"),
+    ("Final answer: 7", "7"),
+    ("Final Answer: 7\n", "7"),
+    ("**Final Answer:** 7", "7"),
+    ("**Answer:** $7$", "7"),
+    ("**Answer**: 7", "7"),
+    ("**Final Answer**\n\n7", "7"),
+    ("### Final Answer\n\n$7$", "7"),
+    ("## Answer\n7", "7"),
+    ("# Answer: 7", "7"),
+    ("Answer: **7**", "7"),
+    ("So the answer is **7**.", "7"),
+    ("Therefore, the answer is 7 because 3 + 4 = 7.", "7"),
+    ("The answer is 7, which is prime.", "7"),
+    ("The answer is 7 (since 3 + 4 = 7).", "7"),
+    ("The answer is 7 apples.", "7"),
+    ("The answer is $1,000.", "1000"),
+    ("The answer is 5. Wait, no. The answer is 7.", "7"),
+    ("The correct answer is 7.", "7"),
+    ("The answer to the question is 7.", "7"),
+    ("The answer is x = 7.", "7"),
+    ("The answer is \\(7\\).", "7"),
+    ("The answer is\n\\[ 7 \\]", "7"),
+    ("The answer is:\n\n$$7$$", "7"),
+    ("Answer: 7\n\nExplanation: 3 + 4 = 7 and 2 * 5 = 10.", "7"),
+    ("The answer is (B).", "B"),
+    ("The answer is B", "B"),
+    ("The correct answer is B. Paris", "B"),
+    ("The correct option is B.", "B"),
+    ("Option B is correct.", "B"),
+    ("Answer: B) 12", "B"),
+    ("The answer is Friday.", "Friday"),
+    ("The answer is **Friday**, because Monday is past.", "Friday"),
+    ("The answer is yes.", "yes"),
+    ("The answer is 3/4.", "0.75"),
+    ("The answer is $\\frac{3}{4}$ of the pizza.", "3/4"),
+    ("The answer is (1, 2).", "(1,2)"),
+    ("The answer is 40%.", "40%"),
+    ("The answer is 4:45 PM.", "4:45 p.m."),
+    ("The answer is 1, 2, and 3.", "1,2,3"),
+    ("The answer is 6 or 7.", "6, 7"),
+    ("答案是7", "7"),
+    ("答案是 7。", "7"),
+    ("答案：7", "7"),
+    ("答案:7", "7"),
+    ("**答案：** 7", "7"),
+    ("所以答案是$7$。", "7"),
+    ("最终答案：7个", "7"),
+    ("答案为７。", "7"),
+    ("因此，答案是B。", "B"),
+    ("故选B。", "B"),
+    ("Final Answer: The final answer is $7$. I hope it is correct.", "7"),
+    ("Final Answer: The largest $n$ is 34.", "34"),
+    # last line
+    ("First compute 3+4.\n7", "7"),
+    ("So\n$7$", "7"),
+    ("So\n$x = 7$", "7"),
+    ("So\n\\[ x = 7 \\]", "7"),
+    ("7", "7"),
+    ("**7**", "7"),
+    ("$\\frac{1}{2}$", "0.5"),
+    ("Adding up:\n**7**", "7"),
+    ("Adding up:\n7.", "7"),
+    ("B", "B"),
+    ("Friday", "Friday"),
+    ("(1, 2)", "(1,2)"),
+]
+
+WRONG = [
+    # nothing to find
+    ("", "7"),
+    ("   ", "7"),
+    ("I am not sure.", "7"),
+    ("I'm not sure, it could be 7 or 8.", "7"),
+    ("I cannot solve this.", "7"),
+    ("There are 7 days in a week and so on.", "7"),
+    ("We add 3 and 4 and get 7, then we go on to", "7"),
+    ("The question asks: what is 3 + 4 = 7?", "7"),
+    ('You wrote: "the answer is 7". I do not agree.', "7"),
+    ("I do not know whether the answer is 7", "7"),
+    ("If the answer is 7 then something is wrong.", "7"),
+    ("The answer is not 7.", "7"),
+    ("The answer is unknown.", "7"),
+    ("The answer is", "7"),
+    ("The answer is $", "7"),
+    ("So the final answer is:", "7"),
+    ("Let x = 7. Then we", "7"),
+    # unfinished reasoning
+    (r"<think>The answer is \boxed{7}", "7"),
+    ("<think>The answer is 7", "7"),
+    (r"<think>\boxed{7}</think>", "7"),
+    (r"<think>\boxed{7}</think> Some other text.", "7"),
+    (r"\boxed{5}</think>", "5"),
+    # boxes
+    (r"\boxed{7} then \boxed{}", "7"),
+    (r"\boxed{7} then \boxed{ }", "7"),
+    (r"\boxed{7} then \boxed{\text{}}", "7"),
+    (r"\boxed{7} then \boxed{8", "7"),
+    (r"\boxed{7} then \boxed{\frac{1}{2", "7"),
+    (r"\boxed{7", "7"),
+    (r"\boxed{", "7"),
+    (r"\boxed{7}. No: \boxed{8}", "7"),
+    (r"\boxed{6} or \boxed{7}", "7"),
+    (r"\boxed{7} or \boxed{6}", "7"),
+    (r"\boxed{6} or maybe \boxed{7}", "7"),
+    (r"$\boxed{6}$, $\boxed{7}$", "7"),
+    (r"\boxed{6 \text{ or } 7}", "7"),
+    (r"\boxed{6 or 7}", "7"),
+    (r"\boxed{11, 12, 13}", "12"),
+    (r"\boxed{6, 7}", "7"),
+    (r"\boxed{7 \text{ (perhaps 9)}}", "7"),
+    (r"\boxed{1}, \boxed{2}", "1, 2, 3"),
+    (r"\boxed{n = 3 \cdot 5 = 16}", "16"),
+    (r"\boxed{\text{the answer is not } 7}", "7"),
+    # tags, marks and cues
+    ("<answer></answer>", "7"),
+    ("<answer>7</answer><answer>8</answer>", "7"),
+    ("<answer>6 or 7</answer>", "7"),
+    ("<answer>7", "7"),
+    ("#### 7\n#### 8", "7"),
+    ("The answer is 6 or 7.", "7"),
+    ("The answer is 7. No, the answer is 8.", "7"),
+    ("答案是7或8", "7"),
+    ("The answer is A or B.", "B"),
+    ("Answer: 6, 7", "7"),
+    ("The answer is 8.<|im_end|>The answer is 7.", "7"),
+]
+
+GOLDS = [
+    ("$7$", "7"),
+    (r"\boxed{7}", "7"),
+    (r"We add: $3+4=\boxed{7}$.", "7"),
+    ("3 + 4 = 7\n#### 7", "7"),
+    ("It costs <<3*4=12>>12 dollars.\n#### 1,234", "1234"),
+    (r"\boxed{1} and \boxed{2}", "1, 2"),
+    (r"$\frac{1}{2}$", "0.5"),
+    (r"\(7\)", "7"),
+    (r"\[7\]", "7"),
+    ("7.", "7"),
+    (r"$125$ miles", "125"),
+]
+
+
+@pytest.mark.parametrize(("completion", "gold"), RIGHT)
+def test_found(completion: str, gold: str) -> None:
+    score = verify(completion, gold)
+    assert score.value == 1.0, score.reason
+
+
+@pytest.mark.parametrize(("completion", "gold"), WRONG)
+def test_not_an_answer(completion: str, gold: str) -> None:
+    score = verify(completion, gold)
+    assert score.value == 0.0, score.reason
+    assert score.reason
+
+
+@pytest.mark.parametrize(("gold", "answer"), GOLDS)
+def test_final_part_of_the_gold(gold: str, answer: str) -> None:
+    assert verify(rf"\boxed{{{answer}}}", gold).value == 1.0
+    assert verify(rf"\boxed{{{answer}9}}", gold).value == 0.0
+
+
+def test_the_reason_names_the_place_and_both_texts() -> None:
+    reason = verify(r"So \boxed{\frac12}.", "0.5").reason
+    assert "last box" in reason
+    assert r"'\\frac12'" in reason
+    assert "'0.5'" in reason
+    assert "exact value" in reason
