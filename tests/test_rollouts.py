@@ -1,0 +1,178 @@
+"""Completions outside of training: greedy and sampled, forced, and without a trace left."""
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rl_reasoner import Policy, open_policy
+from rl_reasoner.rollouts import Rollout, eos_ids, prompt_ids, sample
+
+PROMPTS = ["1+1=", "(12+34)*5%10=", "7=", "0*0+0="]
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return open_policy("scratch:moe-tiny", seed=2, device="cpu")
+
+
+def by_hand(policy: Policy, prompt: str, limit: int) -> list[int]:
+    """Greedy decoding, one whole forward pass a token, no cache and no padding."""
+    ids = policy.tokenizer(prompt)["input_ids"]
+    found: list[int] = []
+    with torch.no_grad():
+        while len(found) < limit and not set(found) & set(eos_ids(policy)):
+            logits = policy.model(input_ids=torch.tensor([ids + found])).logits[0, -1]
+            found.append(int(logits.argmax()))
+    return found
+
+
+def test_greedy_is_the_likeliest_token_each_time_whatever_the_batch(policy: Policy) -> None:
+    groups = sample(policy, PROMPTS, max_tokens=12)
+    for prompt, [rollout] in zip(PROMPTS, groups, strict=True):
+        ids = by_hand(policy, prompt, 12)
+        assert rollout.text == policy.tokenizer.decode(ids, skip_special_tokens=True)
+        assert rollout.tokens == len(ids)
+        assert rollout.truncated == (ids[-1] not in eos_ids(policy))
+    assert sample(policy, PROMPTS[1:2], max_tokens=12) == [groups[1]]
+
+
+def test_samples_follow_the_seed_and_the_policy(policy: Policy) -> None:
+    one, again, other = (
+        sample(policy, PROMPTS, samples=5, temperature=1.0, max_tokens=6, seed=s) for s in (1, 1, 2)
+    )
+    assert one == again != other
+    assert [len(group) for group in one] == [5] * 4
+    first = {rollout.text[:1] for group in one for rollout in group}
+    assert len(first) > 5
+    cold = sample(policy, PROMPTS, samples=2, temperature=1e-4, max_tokens=6, seed=3)
+    greedy = sample(policy, PROMPTS, max_tokens=6)
+    assert cold == [[group[0]] * 2 for group in greedy]
+
+
+def test_sampling_is_from_the_whole_distribution(policy: Policy) -> None:
+    """No top-k or nucleus of a generation config cuts the tail: pass@k would be wrong with it."""
+    policy.model.generation_config.update(top_k=1, top_p=0.1, do_sample=True)
+    try:
+        groups = sample(policy, ["1="], samples=200, temperature=1.0, max_tokens=1)
+    finally:
+        policy.model.generation_config.update(top_k=50, top_p=1.0, do_sample=False)
+    with torch.no_grad():
+        ids = policy.tokenizer("1=", return_tensors="pt")["input_ids"]
+        chances = policy.model(input_ids=ids).logits[0, -1].softmax(-1)
+    by_text: dict[str, float] = {}  # bytes that are no text by themselves look alike
+    for token, chance in enumerate(chances.tolist()):
+        text = policy.tokenizer.decode([token], skip_special_tokens=True)
+        by_text[text] = by_text.get(text, 0.0) + chance
+    expected = sum(1 - (1 - chance) ** 200 for chance in by_text.values())
+    kinds = len({rollout.text for rollout in groups[0]})
+    assert 0.8 * expected < kinds < 1.2 * expected
+
+
+def test_forced_starts_are_part_of_the_text(policy: Policy) -> None:
+    for force, start in (("chain", "<think>"), ("direct", "<think></think>")):
+        for [rollout] in sample(policy, PROMPTS, max_tokens=6, force=force):  # type: ignore[arg-type]
+            assert rollout.text.startswith(start) and rollout.tokens <= 6
+
+
+def test_a_forced_chain_does_not_close_at_once(policy: Policy) -> None:
+    closing = policy.tokenizer.convert_tokens_to_ids("</think>")
+
+    def only_closing(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return output.index_fill(-1, torch.tensor([closing]), 50.0)
+
+    handle = policy.model.lm_head.register_forward_hook(only_closing)
+    try:
+        [[chain]] = sample(policy, ["1="], max_tokens=3, force="chain")
+        [[direct]] = sample(policy, ["1="], max_tokens=3)
+    finally:
+        handle.remove()
+    assert direct.text == "</think>" * 3
+    assert chain.text.startswith("<think>") and chain.text.endswith("</think>" * 2)
+    assert not chain.text.startswith("<think></think>")
+
+
+def test_sampling_leaves_no_trace(policy: Policy) -> None:
+    """Evaluating between two training steps must not change the second one."""
+    policy.model.train()
+    torch.manual_seed(9)
+    random.seed(9)
+    np.random.seed(9)
+    expected = (torch.rand(3).tolist(), random.random(), np.random.rand())
+    torch.manual_seed(9)
+    random.seed(9)
+    np.random.seed(9)
+    before = [p.clone() for p in policy.model.parameters()]
+    sample(policy, PROMPTS, samples=3, temperature=1.0, max_tokens=5)
+    assert (torch.rand(3).tolist(), random.random(), np.random.rand()) == expected
+    assert policy.model.training, "in training mode as before"
+    assert all(torch.equal(a, b) for a, b in zip(before, policy.model.parameters(), strict=True))
+    assert all(p.grad is None for p in policy.model.parameters())
+    policy.model.eval()
+    sample(policy, PROMPTS[:1], max_tokens=1)
+    assert not policy.model.training
+
+
+def test_order_and_progress_over_several_batches(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = sample(policy, PROMPTS, samples=3, max_tokens=5)
+    done: list[int] = []
+    monkeypatch.setattr("rl_reasoner.rollouts._BATCH_TOKENS", 40)
+    small = sample(policy, PROMPTS, samples=3, max_tokens=5, progress=done.append)
+    assert small == whole
+    assert sum(done) == 12 and len(done) > 3
+
+
+def test_a_prompt_beyond_the_budget_still_goes_alone(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rl_reasoner.rollouts._BATCH_TOKENS", 1)
+    assert len(sample(policy, PROMPTS, max_tokens=2)) == 4
+    assert sample(policy, [], max_tokens=2) == []
+
+
+def test_every_end_of_the_model_ends_a_completion(policy: Policy) -> None:
+    """A chat model names two end tokens; the tokenizer knows one of them."""
+    config = policy.model.generation_config
+    letter = policy.tokenizer.convert_tokens_to_ids("x")
+    before = config.eos_token_id
+    handle = policy.model.lm_head.register_forward_hook(
+        lambda module, inputs, output: output.index_fill(-1, torch.tensor([letter]), 50.0)
+    )
+    try:
+        config.eos_token_id = [policy.tokenizer.eos_token_id, letter]
+        assert eos_ids(policy) == [policy.tokenizer.eos_token_id, letter]
+        assert sample(policy, ["1="], max_tokens=4) == [[Rollout("x", 1, False)]]
+        config.eos_token_id = None
+        assert eos_ids(policy) == [policy.tokenizer.eos_token_id]
+        assert sample(policy, ["1="], max_tokens=4) == [[Rollout("xxxx", 4, True)]]
+    finally:
+        config.eos_token_id = before
+        handle.remove()
+
+
+def test_ending_exactly_at_the_limit_is_not_cut_off(policy: Policy) -> None:
+    end = policy.tokenizer.eos_token_id
+    handle = policy.model.lm_head.register_forward_hook(
+        lambda module, inputs, output: output.index_fill(-1, torch.tensor([end]), 50.0)
+    )
+    try:
+        assert sample(policy, ["1="], max_tokens=1) == [[Rollout("", 1, False)]]
+    finally:
+        handle.remove()
+
+
+def test_a_chat_goes_through_its_template(policy: Policy) -> None:
+    policy.tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    try:
+        ids = prompt_ids(policy, [{"role": "user", "content": "1+1="}], "<think>")
+    finally:
+        policy.tokenizer.chat_template = None
+    assert policy.tokenizer.decode(ids) == "[user]1+1=[assistant]<think>"
+    assert prompt_ids(policy, "1+1=", "<think>") == policy.tokenizer("1+1=<think>")["input_ids"]
