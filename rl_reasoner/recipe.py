@@ -39,9 +39,15 @@ class RecipeLoader(yaml.SafeLoader):
 
 
 class RecipeDumper(yaml.SafeDumper):
-    """Writes what `RecipeLoader` reads back."""
+    """Writes what `RecipeLoader` reads back, with the characters that YAML folds escaped."""
 
 
+def _text(dumper: RecipeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if set(text) & set("\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+RecipeDumper.add_representer(str, _text)
 for _kind in (RecipeLoader, RecipeDumper):
     _kind.add_implicit_resolver(
         "tag:yaml.org,2002:float",

@@ -157,7 +157,10 @@ def _yaml_places(node: yaml.Node | None, at: Path_, source: str) -> Iterator[tup
 def python_places(text: str, source: str) -> Places:
     """The `file:line` of every field written in the `Recipe(...)` call of a script."""
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Recipe":
+        if isinstance(node, ast.Call) and "Recipe" in (
+            getattr(node.func, "id", ""),  # Recipe(...)
+            getattr(node.func, "attr", ""),  # rl_reasoner.Recipe(...)
+        ):
             return dict(_python_places(node, (), source))
     return {}
 
@@ -313,6 +316,8 @@ def _set(data: dict[str, Any], path: Path_, value: Any) -> None:
     last = path[-1]
     if last == "policy" and isinstance(value, str):
         holder, last = holder[last], "source"  # --policy NAME keeps the adapter's settings
+    if last == "data" and isinstance(value, str):
+        value = {"path": value}
     if last in ("task", "path") and last not in holder:
         holder.clear()  # --data.path in place of a generator, and the other way round
     holder[last] = value

@@ -1,0 +1,51 @@
+"""Hints in errors: the nearest name where one is near, silence where none is."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rl_reasoner.errors import UserError, did_you_mean, unknown
+from rl_reasoner.paths import room
+
+NAMES = ["temperature", "max_tokens", "micro_batch", "on_bad_row", "scale_rewards"]
+
+
+@given(st.sampled_from(NAMES), st.data())
+def test_one_wrong_key_still_finds_the_name(name: str, data: st.DataObject) -> None:
+    at = data.draw(st.integers(0, len(name) - 1))
+    typed = data.draw(
+        st.sampled_from([name[:at] + name[at + 1 :], name[:at] + "x" + name[at:], name.upper()[:0]])
+    )
+    hint = did_you_mean(typed, NAMES)
+    assert hint == (f" Did you mean {name!r}?" if typed else "")
+
+
+def test_nothing_near_means_no_hint() -> None:
+    assert did_you_mean("zzzzz", NAMES) == ""
+    assert did_you_mean("temperature", []) == ""
+
+
+def test_unknown_names_what_there_is_in_order() -> None:
+    error = unknown("reward", "lenght", ["length", "boxed"])
+    assert str(error) == "unknown reward 'lenght'. Did you mean 'length'? There are: boxed, length."
+
+
+def test_a_long_list_of_names_is_not_printed() -> None:
+    names = [f"argument_{n}" for n in range(41)]
+    assert str(unknown("argument", "argument_x", names)).startswith("unknown argument 'argument_x'")
+    assert "There are" not in str(unknown("argument", "argument_x", names))
+    assert "There are" in str(unknown("argument", "argument_x", names[:40]))
+
+
+def test_every_message_is_kept_apart() -> None:
+    error = UserError("one", "two")
+    assert error.messages == ("one", "two")
+    assert str(error) == "one\ntwo"
+
+
+def test_rooms_are_found_and_a_missing_one_is_named() -> None:
+    assert (room("data") / "modular_test.jsonl").is_file()
+    assert (room("recipes") / "quickstart.py").is_file()
+    assert (room("rewards") / "length.py").is_file()
+    with pytest.raises(FileNotFoundError, match="'cellar'"):
+        room("cellar")
