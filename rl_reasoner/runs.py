@@ -161,7 +161,8 @@ def keep_rows_until(path: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").split("\n"):  # not splitlines: U+2028 is text
+    text = path.read_text(encoding="utf-8", errors="replace")  # it may be torn within a letter
+    for line in text.split("\n"):  # not splitlines: U+2028 is text
         try:
             row = json.loads(line)
         except ValueError:

@@ -1,0 +1,158 @@
+"""The run folder: one holder at a time, whole files, and a record of what it was made from."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import grpo, recipe, sft
+
+from rl_reasoner.errors import UserError
+from rl_reasoner.prompts import find_set
+from rl_reasoner.runs import RunFolder, append_rows, keep_rows_until, write_text
+
+
+def lines(path: Path) -> list[object]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+# ------------------------------------------------------------------------------------ folders
+
+
+def test_created_once_and_reopened_with_its_recipe(tmp_path: Path) -> None:
+    wanted = recipe(tmp_path, sft(), grpo())
+    run = RunFolder.create(wanted)
+    assert run.path == tmp_path / "run" and (run.path / "recipe.yaml").is_file()
+    run.release()
+    with pytest.raises(UserError, match=r"exists already; continue it with --resume .*/run"):
+        RunFolder.create(wanted)
+    again, found = RunFolder.reopen(run.path)
+    assert found == wanted and again.path == run.path
+    again.release()
+
+
+def test_a_folder_of_other_things_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="exists already"):
+        RunFolder.create(recipe(tmp_path, sft()))
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+    with pytest.raises(UserError, match=r"is no run folder: it has no recipe\.yaml"):
+        RunFolder.reopen(tmp_path / "run")
+
+
+def test_an_empty_folder_is_taken_and_a_file_is_not(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    RunFolder.create(recipe(tmp_path, sft())).release()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="exists already"):
+        RunFolder.create(recipe(tmp_path, sft(), run={"folder": str(tmp_path / "file")}))
+    with pytest.raises(UserError, match=r"cannot write to the run folder .*: Not a directory"):
+        RunFolder.create(recipe(tmp_path, sft(), run={"folder": str(tmp_path / "file" / "run")}))
+
+
+def test_held_by_one_process_at_a_time(tmp_path: Path) -> None:
+    run = RunFolder.create(recipe(tmp_path, sft()))
+    code = (
+        "import sys, pathlib, rl_reasoner.runs as r\n"
+        "try:\n    r.RunFolder.reopen(pathlib.Path(sys.argv[1]))\n"
+        "except Exception as e:\n    print(e)\nelse:\n    print('taken')"
+    )
+
+    def other() -> str:
+        command = [sys.executable, "-c", code, str(run.path)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert other() == f"another process is training in {run.path}"
+    run.release()
+    assert other() == "taken", "and the lock of a process that ended holds nobody up"
+    run.lock()
+    run.release()
+
+
+def test_a_damaged_recipe_is_named(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("policy: [\n")
+    with pytest.raises(UserError, match=r"recipe\.yaml:2: not valid YAML"):
+        RunFolder.reopen(tmp_path)
+
+
+# --------------------------------------------------------------------------------------- lock
+
+
+def test_the_lock_says_what_the_run_was_made_from(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text('{"problem": "1+1=", "answer": "2"}\n')
+    wanted = recipe(
+        tmp_path,
+        sft(),
+        grpo(data=str(tmp_path / "mine.jsonl")),
+        run={"folder": str(tmp_path / "run"), "seed": 11},
+    )
+    run = RunFolder.create(wanted)
+    run.write_lock(wanted, {"device": "cpu"})
+    run.release()
+    lock = json.loads((run.path / "lock.json").read_text())
+    assert lock["seed"] == 11 and lock["device"] == "cpu"
+    assert {"torch", "transformers", "trl", "sympy"} <= lock["versions"].keys()
+    test = find_set("modular_test")
+    assert test is not None
+    assert lock["data"] == {
+        str(tmp_path / "mine.jsonl"): hashlib.sha256(
+            (tmp_path / "mine.jsonl").read_bytes()
+        ).hexdigest(),
+        "modular_test": hashlib.sha256(test.read_bytes()).hexdigest(),
+    }
+    assert lock["commit"] is None or len(lock["commit"].rstrip("+")) == 40
+
+
+# -------------------------------------------------------------------------------------- files
+
+
+texts = st.text(
+    st.characters(), max_size=30
+)  # with lone surrogates, line separators, control characters
+rows = st.lists(st.fixed_dictionaries({"step": st.integers(1, 9), "text": texts}), max_size=8)
+
+
+@given(written=rows, step=st.integers(0, 9), torn=st.integers(0, 60))
+def test_rows_up_to_a_step_are_kept_whatever_stands_in_them(
+    written: list[dict[str, object]],
+    step: int,
+    torn: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    path = tmp_path_factory.mktemp("rows") / "metrics.jsonl"
+    append_rows(path, written)
+    if torn:  # a last line that was cut off by a kill
+        with path.open("ab") as file:
+            file.write(('{"step": 1, "text": "' + "é" * 40).encode()[:torn])
+    keep_rows_until(path, step)
+    assert lines(path) == [row for row in written if row["step"] <= step]  # type: ignore[operator]
+    append_rows(path, [{"step": step + 1}])
+    assert lines(path)[-1] == {"step": step + 1}
+
+
+def test_a_file_that_is_not_there_stays_so(tmp_path: Path) -> None:
+    keep_rows_until(tmp_path / "metrics.jsonl", 3)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "deep" / "file.json"
+    write_text(path, "old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    monkeypatch.undo()
+    write_text(path, "new")
+    assert path.read_text() == "new" and [p.name for p in path.parent.iterdir()] == ["file.json"]
