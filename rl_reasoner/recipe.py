@@ -173,7 +173,9 @@ class Sampling(_Part):
 class Loss(_Part):
     """The GRPO loss; names as in trl."""
 
-    type: str = Field(default="dapo", description="trl's loss_type: dapo, grpo, bnpo, dr_grpo …")
+    type: Literal["dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"] = Field(
+        default="dapo", description="trl's loss_type: how the loss of the tokens is averaged"
+    )
     beta: float = Field(default=0.0, ge=0, description="KL coefficient; 0 = no reference policy")
     epsilon: float = Field(default=0.2, gt=0, description="lower clip range of the ratio")
     epsilon_high: float | None = Field(default=None, gt=0, description="upper clip range")

@@ -7,6 +7,7 @@ one validation, whose mistakes are all reported at once with file and line, or t
 """
 
 import ast
+import re
 import runpy
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -203,6 +204,8 @@ def _message(item: Any, places: Places, source: str) -> str:
     text = str(item["msg"]).removeprefix("Value error, ")
     if item["type"] == "union_tag_invalid":
         text += "." + did_you_mean(str(item["ctx"]["tag"]), _KINDS)
+    if item["type"] == "literal_error":
+        text += "." + did_you_mean(str(given), re.findall("'([^']*)'", item["ctx"]["expected"]))
     shown = f" (given: {given!r:.60})" if isinstance(given, (str, int, float, bool)) else ""
     return f"{place}: {dotted}: {text[:1].lower()}{text[1:]}{shown}"
 

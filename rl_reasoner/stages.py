@@ -98,6 +98,7 @@ class _Work:
 def _prepared(recipe: Recipe) -> _Work:
     """Read all data and rewards of the recipe; every mistake in them is a `UserError`."""
     choose_device(recipe.run.device)
+    _check_arguments(recipe)
     load_reward(recipe.evals.reward)
     rewards = [load_reward(name, spec.options) for name, spec in recipe.rewards.items()]
     rows = [load_rows(recipe.data_of(stage)) for stage in recipe.stages]
@@ -107,8 +108,19 @@ def _prepared(recipe: Recipe) -> _Work:
         if stage.kind == "grpo":
             _check_rewards(rewards, found[0])
         else:
-            completion_of(found[0])
+            for row in found:
+                completion_of(row)
     return _Work(rows, rewards)
+
+
+def _check_arguments(recipe: Recipe) -> None:
+    """Every further argument of a stage must be one of its trainer's config class."""
+    for stage in recipe.stages:
+        config = SFTConfig if stage.kind == "sft" else GRPOConfig
+        known = {field.name for field in fields(config)}
+        for name in stage.trainer:
+            if name not in known:
+                raise unknown(f"argument of {config.__name__} (stage {stage.name})", name, known)
 
 
 def _check_rewards(rewards: list[Callable[..., Any]], row: Row) -> None:
@@ -266,12 +278,8 @@ class _Session:
 
     # ------------------------------------------------------------------------- the trainers
 
-    def _common(self, stage: SftStage | GrpoStage, folder: Path, config: type) -> dict[str, Any]:
+    def _common(self, stage: SftStage | GrpoStage, folder: Path) -> dict[str, Any]:
         """The arguments that both of trl's config classes share."""
-        known = {field.name for field in fields(config)}
-        for name in stage.trainer:
-            if name not in known:
-                raise unknown(f"argument of {config.__name__} (stage {stage.name})", name, known)
         schedule, arguments = _schedule(stage.optim)
         optim = stage.optim
         return {
@@ -302,7 +310,7 @@ class _Session:
         micro = stage.micro_batch or stage.batch
         rows = [self._supervised(row, policy) for row in self.work.rows[index]]
         arguments = {
-            **self._common(stage, folder, SFTConfig),
+            **self._common(stage, folder),
             "per_device_train_batch_size": micro,
             "gradient_accumulation_steps": stage.batch // micro,
             "max_length": None,
@@ -340,7 +348,7 @@ class _Session:
                 policy.save(folder / "reference")
             policy.model.config.name_or_path = str(folder / "reference")
         arguments = {
-            **self._common(stage, folder, GRPOConfig),
+            **self._common(stage, folder),
             "per_device_train_batch_size": micro,
             "gradient_accumulation_steps": batch // micro,
             "num_generations": stage.group.size,
