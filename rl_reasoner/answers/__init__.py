@@ -1,7 +1,15 @@
-"""Is this maths answer right? Public: `verify`, `verify_many`."""
+"""Is this maths answer right? `verify` for one completion, `verify_many` for a batch.
+
+What counts as right is told in `docs/verifier.md`. The way of an answer: `extract` finds its text,
+`statements` reads it into a tree, `compare` holds it against the gold's, `verdict` puts the result
+in words. All of that is plain, bounded work in this process. Only where letters must be whole
+numbers, or sums and integrals are involved, is sympy asked (`judge`), in a process that is killed at
+its deadline (`pool`, `worker`). `batch` spreads many rows over such processes.
+"""
 
 from collections.abc import Sequence
 
+from rl_reasoner.answers.batch import settled, verified
 from rl_reasoner.answers.verdict import fast_verdict
 from rl_reasoner.reward import Score
 
@@ -9,9 +17,13 @@ __all__ = ["verify", "verify_many"]
 
 
 def verify(completion: str, answer: str, *, timeout_s: float = 5.0) -> Score:
-    """Whether `completion` answers with `answer`."""
-    verdict = fast_verdict(completion, answer)
-    return Score(verdict.value, verdict.reason)
+    """Whether the final answer of `completion` equals the gold `answer`.
+
+    The value is 1.0 (equal), 0.0 (not equal, or no usable final answer) or None (the gold cannot be
+    judged); the reason says what was extracted and which rule decided. `timeout_s` (seconds) bounds
+    sympy's second opinion, which few rows need. Never raises on strings; works from any thread.
+    """
+    return settled(fast_verdict(completion, answer), timeout_s)
 
 
 def verify_many(
@@ -21,5 +33,10 @@ def verify_many(
     timeout_s: float = 5.0,
     workers: int | None = None,
 ) -> list[Score]:
-    """`verify` on each pair."""
-    return [verify(c, a) for c, a in zip(completions, answers, strict=True)]
+    """`verify` on each pair, in order, on `workers` processes (all cores by default).
+
+    A small batch is done in this process, because that is quicker. `timeout_s` is a row's. A row
+    whose worker dies is tried once more, then abstains with the reason. Raises ValueError where the
+    two sequences differ in length.
+    """
+    return verified(list(zip(completions, answers, strict=True)), timeout_s, workers)

@@ -1,0 +1,167 @@
+"""Rows on worker processes: sympy's second opinion for one verdict, and batches on all cores."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from rl_reasoner.answers.judge import admissible, packed
+from rl_reasoner.answers.pool import Pool, Worker, WorkerDied, WorkerLate, cores, pool
+from rl_reasoner.answers.tree import Node
+from rl_reasoner.answers.verdict import Verdict, fast_verdict
+from rl_reasoner.reward import Score
+
+Row = tuple[str, str]
+PARALLEL_FROM = 1_000
+BLOCK_ROWS = 64
+BLOCK_CHARACTERS = 200_000
+ATTEMPTS = 2
+MAX_REPLIES = 4_096
+JUDGE_S = 2.0
+"""Seconds that sympy gets for one pair, its start not counted."""
+
+
+def settled(verdict: Verdict, timeout_s: float) -> Score:
+    """The score of a verdict, sympy asked where it is undecided; bounded by `timeout_s` seconds."""
+    reason = verdict.reason
+    deadline = time.monotonic() + timeout_s
+    for left, right in verdict.undecided:
+        if not admissible(left, right):
+            reason += "; past the bounds for sympy"
+            continue
+        try:
+            equal, error = _remembered(left, right, deadline)
+        except WorkerLate:
+            return Score(0.0, f"{reason}; sympy did not decide in time")
+        except WorkerDied as death:
+            return Score(None, f"abstained: sympy's worker died {ATTEMPTS} times ({death})")
+        if equal:
+            place = reason.rpartition(": ")[0]
+            return Score(1.0, f"{place}: equal by sympy")
+        reason += f"; sympy cannot tell ({error})" if error else "; not equal by sympy"
+    return Score(verdict.value, reason)
+
+
+def _remembered(left: Node, right: Node, deadline: float) -> list[Any]:
+    """`_judged`, replies kept: a group of completions repeats its answers."""
+    if (left, right) not in _REPLIES:
+        reply = _judged(left, right, deadline)
+        if len(_REPLIES) >= MAX_REPLIES:
+            _REPLIES.clear()
+        _REPLIES[left, right] = reply
+        return reply
+    return _REPLIES[left, right]
+
+
+def _judged(left: Node, right: Node, deadline: float) -> list[Any]:
+    """Sympy's reply on one pair; a death of the worker is answered by one more attempt."""
+    request = {"kind": "judge", "left": packed(left), "right": packed(right), "timeout_s": JUDGE_S}
+    for attempt in range(ATTEMPTS):
+        try:
+            with pool().lease(deadline) as worker:
+                if not worker.served:
+                    warm = {"kind": "judge", "left": packed(_ONE), "right": packed(_ONE)}
+                    worker.send({**warm, "timeout_s": deadline - time.monotonic()}, deadline)
+                    worker.receive(deadline)
+                worker.send(request, deadline)
+                reply: list[Any] = worker.receive(min(deadline, time.monotonic() + JUDGE_S))
+                return reply
+        except WorkerDied:
+            if attempt + 1 == ATTEMPTS:
+                raise
+    raise AssertionError("unreachable")
+
+
+_ONE = Node("sym", name="x")
+_REPLIES: dict[tuple[Node, Node], list[Any]] = {}
+
+
+# ---------------------------------------------------------------------- batches
+
+
+def verified(rows: Sequence[Row], timeout_s: float, workers: int | None) -> list[Score]:
+    """Scores of `rows` in order; see `verify_many`."""
+    count = workers or cores()
+    if count == 1 or (len(rows) < PARALLEL_FROM and workers is None):
+        return [settled(fast_verdict(*row), timeout_s) for row in rows]
+    batch = _Batch(rows, timeout_s, pool(count))
+    with ThreadPoolExecutor(count) as threads:
+        for work in [threads.submit(batch.run) for _ in range(count)]:
+            work.result()
+        list(threads.map(batch.settle, batch.undecided))
+    return batch.scores()
+
+
+class _Batch:
+    """The state of one batch: rows waiting, verdicts given, attempts made."""
+
+    def __init__(self, rows: Sequence[Row], timeout_s: float, workers: Pool) -> None:
+        self.rows = rows
+        self.timeout_s = timeout_s
+        self.pool = workers
+        self.lock = threading.Lock()
+        self.waiting = deque(range(len(rows)))
+        self.deaths = [0] * len(rows)
+        self.given: list[Score | None] = [None] * len(rows)
+        self.undecided: list[int] = []
+
+    def scores(self) -> list[Score]:
+        """The finished scores."""
+        return [score for score in self.given if score is not None]
+
+    def run(self) -> None:
+        """One thread's work: blocks of rows to a worker until none is waiting."""
+        while block := self._block():
+            done = 0
+            try:
+                with self.pool.lease(time.monotonic() + 3600) as worker:
+                    for done in self._answers(worker, block):
+                        pass
+            except WorkerDied as death:
+                self._failed(block[done:], f"its worker died {ATTEMPTS} times ({death})", ATTEMPTS)
+            except WorkerLate:
+                self._failed(block[done:], f"it took longer than {self.timeout_s} s", 1)
+
+    def _block(self) -> list[int]:
+        """The next rows to send together, few and short enough for one request."""
+        with self.lock:
+            block: list[int] = []
+            size = 0
+            share = max(1, min(BLOCK_ROWS, len(self.waiting) // 8))
+            while self.waiting and len(block) < share and size < BLOCK_CHARACTERS:
+                block.append(self.waiting.popleft())
+                size += len(self.rows[block[-1]][0])
+            return block
+
+    def _answers(self, worker: Worker, block: list[int]) -> Any:
+        """Send `block` and store each reply; yields how many are stored."""
+        request = {
+            "kind": "verify",
+            "rows": [self.rows[index] for index in block],
+            "timeout_s": self.timeout_s,
+        }
+        worker.send(request, time.monotonic() + self.timeout_s + 5)
+        for done, index in enumerate(block, start=1):
+            wait = self.timeout_s + (5 if not worker.served else 0)
+            value, reason, undecided = worker.receive(time.monotonic() + wait)
+            self.given[index] = Score(value, reason)
+            if undecided:
+                self.undecided.append(index)
+            yield done
+
+    def _failed(self, rest: list[int], why: str, attempts: int) -> None:
+        """The first row of `rest` was at work: once more, or an abstention; the others wait again."""
+        with self.lock:
+            first, *others = rest
+            self.deaths[first] += 1
+            self.waiting.extendleft(reversed(others))
+            if self.deaths[first] >= attempts:
+                self.given[first] = Score(None, f"abstained: {why}")
+            else:
+                self.waiting.appendleft(first)
+
+    def settle(self, index: int) -> None:
+        """Ask sympy about a row that the fast verdict left open."""
+        self.given[index] = settled(fast_verdict(*self.rows[index]), self.timeout_s)
