@@ -183,9 +183,7 @@ def _plans(program: str, tests: Sequence[Test], place: str) -> list[Plan]:
     return [plan(test, f"test {index}{place}") for index, test in enumerate(tests)]
 
 
-def _run(
-    program: str, plans: Sequence[Plan], settings: _Settings, leases: Leases
-) -> SandboxResult:
+def _run(program: str, plans: Sequence[Plan], settings: _Settings, leases: Leases) -> SandboxResult:
     """Run one program on its tests, one after the other."""
     began = time.monotonic()
     science = wants_science(program, *(each.text for each in plans))
@@ -222,9 +220,7 @@ def _run_test(
     return "crash", None
 
 
-def _attempt(
-    leased: Zygote, each: Plan, inputs: Sequence[bytes], settings: _Settings
-) -> Finished:
+def _attempt(leased: Zygote, each: Plan, inputs: Sequence[bytes], settings: _Settings) -> Finished:
     """One run; a second one, with more wall time, where the machine was too busy for the first."""
     limit = settings.timeout_s
     finished = leased.run(each.mode, inputs, limit, limit, settings.memory)

@@ -6,6 +6,8 @@ free to break everything in here: nothing in this process is believed, its outpu
 only data, and expected values are never in it. Exit codes other than 0 tell failures apart.
 """
 
+# ruff: noqa: PTH - a zygote does not load pathlib, which each fork would pay for
+
 import atexit
 import builtins
 import gc
@@ -28,14 +30,13 @@ _PLAIN_RECURSION = 1000
 class Cell:
     """One process to be: its role, the descriptors of its payload and streams, and further ones.
 
-    A stream of -1 stays the zygote's own (/dev/null). The further descriptors become 3, 4, ...
+    `streams` are standard input, output and error, or none: then they stay the zygote's own
+    (/dev/null). The further descriptors become 3, 4, ...
     """
 
     role: Callable[[dict[str, Any], str], int]
     payload: int
-    stdin: int
-    stdout: int
-    stderr: int
+    streams: list[int]
     further: list[int]
 
 
@@ -43,9 +44,8 @@ def main(cell: Cell, built: jail.Jail, box: str, limits: jail.Limits) -> NoRetur
     """Become the process that `cell` describes, and end with it."""
     try:
         payload = json.loads(_read_all(cell.payload))
-        stdin = _read_all(cell.stdin) if cell.role is script else None
-        streams = [cell.stdin, cell.stdout, cell.stderr]
-        _arrange([0 if s < 0 else s for s in streams] + cell.further)
+        stdin = _read_all(cell.streams[0]) if cell.role is script else None
+        _arrange((cell.streams or [0, 1, 2]) + cell.further)
         source = payload["source"].encode("utf-8", "surrogatepass")
         built.enter(box, source if cell.role is not judge else b"", stdin, limits)
         _fresh_streams()
@@ -71,10 +71,15 @@ def _arrange(descriptors: list[int]) -> None:
 
 
 def _fresh_streams() -> None:
-    options: dict[str, Any] = {"encoding": "utf-8", "closefd": False}
-    sys.stdin = sys.__stdin__ = open(0, errors="surrogateescape", **options)  # type: ignore[misc]
-    sys.stdout = sys.__stdout__ = open(1, "w", errors="surrogateescape", **options)  # type: ignore[misc]
-    sys.stderr = sys.__stderr__ = open(2, "w", errors="backslashreplace", buffering=1, **options)  # type: ignore[misc]
+    streams = (
+        ("stdin", "r", "surrogateescape", -1),
+        ("stdout", "w", "surrogateescape", -1),
+        ("stderr", "w", "backslashreplace", 1),
+    )
+    for number, (name, mode, errors, buffering) in enumerate(streams):
+        stream = open(number, mode, buffering, "utf-8", errors, closefd=False)  # noqa: SIM115
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
 
 
 # ---------------------------------------------------------------------------------- roles
@@ -152,9 +157,10 @@ def _execute(source: str, path: str, name: str) -> tuple[dict[str, Any], int]:
     for mine in [key for key in sys.modules if key.startswith("rl_reasoner")]:
         del sys.modules[mine]
     sys.modules[name] = sys.modules["__main__"] = module
-    sys.path.insert(0, os.getcwd())  # noqa: PTH109 - a zygote does not load pathlib
+    sys.path.insert(0, os.getcwd())
     sys.setrecursionlimit(_PLAIN_RECURSION + 8)
     try:
+        source = source.removeprefix("\ufeff")  # as Python does with a file
         exec(compile(source, path, "exec", dont_inherit=True), namespace)  # noqa: S102 - in the jail
     except BaseException as error:
         return namespace, _report(error)
@@ -175,9 +181,9 @@ def _report(error: BaseException) -> int:
 
 def _flush() -> int:
     """Write what the standard streams hold back, also those that the program replaced."""
-    for stream in {sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__} - {None}:
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
         try:
-            if not getattr(stream, "closed", False):
+            if stream is not None and not getattr(stream, "closed", False):
                 stream.flush()
         except Exception:
             return FAILED

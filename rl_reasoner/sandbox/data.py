@@ -1,10 +1,11 @@
 """Plain data on the wire between the host, a judge and a program.
 
 Values travel as JSON trees in which every JSON object is a tag for what JSON lacks (tuples, sets,
-dictionaries with any keys, bytes, large integers ...). The encoder may run inside a hostile program:
-what it says is only ever an answer, so it is free to be generous with subclasses. The decoder and
-`equal` run on the safe side: they trust nothing, execute nothing of the value, and never build a
-hash table from a hostile value's own hashes. Knows nothing of the other modules.
+dictionaries with any keys, bytes, large integers ...). The encoder may run inside a hostile
+program: what it says is only ever an answer, so it is free to be generous with subclasses. The
+decoder and `equal` run on the safe side: they trust nothing, execute nothing of the value, and
+`equal` never builds a hash table from a hostile value's own hashes. Knows nothing of the other
+modules.
 """
 
 import base64
@@ -21,6 +22,7 @@ MAX_BYTES = 8 << 20
 MAX_DEPTH = 200
 MAX_DIGITS = 10_000
 _PLAIN_INT = 1 << 63
+_BUILTIN_TYPES = {kind for kind in vars(builtins).values() if isinstance(kind, type)}
 
 
 class NotData(Exception):
@@ -72,7 +74,7 @@ def _encode_tagged(value: object, refer: Callable[[object], Tree] | None, depth:
         return {"q": [encode(value.numerator), encode(value.denominator)]}
     if isinstance(value, Decimal):
         return {"D": str(value)}
-    if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
+    if isinstance(value, type) and value in _BUILTIN_TYPES:
         return {"T": value.__name__}
     if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
         return encode(value.tolist(), refer, depth)

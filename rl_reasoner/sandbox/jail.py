@@ -7,6 +7,8 @@ Runs with the standard library alone and loads as little of it as it can: every 
 fork time.
 """
 
+# ruff: noqa: PTH - a zygote does not load pathlib, which each fork would pay for
+
 import os
 import resource
 import signal
@@ -121,6 +123,7 @@ def build(level: str, packages: list[str], scratch: str) -> Jail:
     code = b""
     if level != "process":
         machine = os.uname().machine
+        _hide_host_name()
         if not seccomp.supported(machine):
             raise RuntimeError(f"no system-call filter for {machine}")
         code = seccomp.program(machine, level, _PID_MARK)
@@ -170,7 +173,7 @@ def _inside(path: str, folder: str) -> bool:
 def _make_root(readable: list[str], packages: list[str]) -> None:
     """A root of its own: read-only libraries, five devices, a mount point for boxes, no more."""
     linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
-    places = ("/tmp", "/mnt", "/media", "/srv", "/opt", "/home", "/var")  # noqa: S108
+    places = ("/tmp", "/mnt", "/media", "/srv", "/opt", "/home", "/var")
     root = next(p for p in places if os.path.isdir(p) and not any(_inside(r, p) for r in readable))
     flags = linux.MS_NOSUID | linux.MS_NODEV
     linux.mount("root", root, "tmpfs", flags, "size=4m,nr_inodes=4096,mode=755")
@@ -222,7 +225,9 @@ def _bind(source: str, target: str) -> None:
 def _outer_rules(readable: list[str], packages: list[str], scratch: str) -> list[tuple[str, int]]:
     """Landlock for a whole zygote: the libraries without site-packages, and all its boxes.
 
-    /proc is for the zygote, which counts threads there; programs lose it when they enter.
+    A library folder with site-packages cannot be listed itself: imports do without, from the list
+    that the zygote's own imports left in `sys.path_importer_cache`. /proc is for the zygote, which
+    counts threads there; programs lose it when they enter.
     """
     rules = [(scratch, linux.MAY_CHANGE), ("/proc", linux.MAY_READ)]
     for path in readable:
@@ -230,7 +235,6 @@ def _outer_rules(readable: list[str], packages: list[str], scratch: str) -> list
         if not any(name in names for name in _HIDDEN):
             rules.append((path, linux.MAY_READ))
             continue
-        rules.append((path, linux.MAY_LIST))
         rules += [(f"{path}/{name}", linux.MAY_READ) for name in names if name not in _HIDDEN]
     rules += [(path, linux.MAY_READ) for path in packages]
     return rules + _device_rules()
@@ -238,6 +242,13 @@ def _outer_rules(readable: list[str], packages: list[str], scratch: str) -> list
 
 def _device_rules() -> list[tuple[str, int]]:
     return [(path, linux.MAY_USE) for path in _DEVICES if os.path.exists(path)]
+
+
+def _hide_host_name() -> None:
+    """Let `platform` work without the system call, which only a UTS namespace makes harmless."""
+    seen = os.uname()
+    told = os.uname_result((seen.sysname, "sandbox", seen.release, seen.version, seen.machine))
+    os.uname = lambda: told
 
 
 def _write(path: str, content: bytes) -> None:

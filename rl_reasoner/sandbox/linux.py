@@ -126,7 +126,6 @@ def install_filter(program: bytes) -> None:
 _WRITE_FILE, _READ_FILE, _READ_DIR, _TRUNCATE = 1 << 1, 1 << 2, 1 << 3, 1 << 14
 _ON_FILES = _WRITE_FILE | _READ_FILE | _TRUNCATE
 _FS_RIGHTS = (13, 14, 15, 15, 16)  # number of rights on files that versions 1 to 5 know
-MAY_LIST = _READ_DIR
 MAY_READ = _READ_FILE | _READ_DIR
 MAY_USE = _READ_FILE | _WRITE_FILE  # devices
 # Read, write, remove and make folders and files (also by symlink, rename and truncate).

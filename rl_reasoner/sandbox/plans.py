@@ -210,7 +210,7 @@ def _plan_call(test: Mapping[Any, Any], place: str, tolerance: float) -> Call:
         trees = [data.encode(value) for value in (list(args), dict(kwargs), test["expected"])]
     except data.NotData as error:
         raise UserError(f"{place} holds {error}, which is no plain data") from error
-    return Call(name, *trees, tolerance, loose=True)
+    return Call(name, trees[0], trees[1], trees[2], tolerance, loose=True)
 
 
 def _plan_code(text: str, place: str) -> Plan:
@@ -239,11 +239,9 @@ def _as_call(tree: ast.Module) -> Call | None:
                 trees = [data.encode(v) for v in (values, named, ast.literal_eval(expected))]
             except (ValueError, TypeError, data.NotData, RecursionError, MemoryError):
                 return None
-            return Call(name, *trees, 0.0, loose=False)
+            return Call(name, trees[0], trees[1], trees[2], 0.0, loose=False)
     return None
 
 
 def _payload(source: str, **more: Any) -> bytes:
     return data.dump({"source": source, **more})
-
-

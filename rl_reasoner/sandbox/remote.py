@@ -14,10 +14,11 @@ import os
 import struct
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 from rl_reasoner.sandbox import data
 
+_SETTLE = "__settle__"
 _LENGTH = struct.Struct("!I")
 # Names that tests use without importing them, and that no task asks to write: the judge's own.
 _KNOWN = {
@@ -137,7 +138,8 @@ class Server:
         if verb == "attribute":
             return getattr(target, rest[0])
         if verb == "set":
-            return setattr(target, rest[0], rest[1])
+            setattr(target, rest[0], rest[1])
+            return None
         if verb == "item":
             return target[rest[0]]
         if verb == "put":
@@ -197,7 +199,9 @@ def _run_test(test: str, asking: "_Judge") -> str:
         tree = ast.parse(test)
         namespace: dict[str, Any] = {"__name__": "test", "__builtins__": builtins}
         asking.define(_names(tree), namespace)
-        exec(compile(tree, "test", "exec"), namespace)  # noqa: S102 - a data set's test, in a jail
+        namespace[_SETTLE] = asking.settle
+        code = compile(ast.fix_missing_locations(_settling(tree)), "test", "exec")
+        exec(code, namespace)  # noqa: S102 - a data set's test, in a jail
     except AssertionError:
         return "failed"
     except MemoryError:
@@ -215,6 +219,7 @@ class _Judge:
         self._channel = channel
         self._functions: list[Callable[..., object]] = []
         self._proxies: dict[int, Proxy] = {}
+        self._changes: list[tuple[Any, Any]] = []
 
     def define(self, names: dict[str, bool], namespace: dict[str, Any]) -> None:
         """Put what the test needs and does not define into its namespace.
@@ -239,12 +244,12 @@ class _Judge:
         return self._value(self._exchange([verb, *trees]))
 
     def call(self, target: "Proxy", args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a function of the program; arguments it changed in place are changed here too."""
+        """Call a function of the program; what it changed in place changes here with `settle`."""
         trees = [self._encode(value) for value in args]
         named = [[name, self._encode(value)] for name, value in kwargs.items()]
         answer = self._exchange(["call", self._encode(target), trees, named])
         value = self._value(answer)
-        self._update(answer[2], args, kwargs)
+        self._note(answer[2], args, kwargs)
         return value
 
     def _exchange(self, request: list[Any]) -> list[Any]:
@@ -278,13 +283,25 @@ class _Judge:
             raise _exception(answer[1], str(answer[2]))
         raise self._malformed()
 
-    def _update(self, changed: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _note(self, changed: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:
             found = [(args[p] if isinstance(p, int) else kwargs[p], tree) for p, tree in changed]
         except (TypeError, ValueError, LookupError) as error:
             raise self._malformed() from error
-        for given, tree in found:
-            _replace(given, self._decode(tree))
+        self._changes += [(given, self._decode(tree)) for given, tree in found]
+
+    def settle(self) -> None:
+        """Change the arguments that calls of the statement before have changed.
+
+        Not sooner: in `assert f(x) == sorted(x)` the right side is about x as it was given.
+        """
+        changes, self._changes = self._changes, []
+        for given, now in changes:
+            if isinstance(given, list) and isinstance(now, list):
+                given[:] = now
+            elif isinstance(given, (dict, set)) and type(now) is type(given):
+                given.clear()
+                given.update(now)
 
     def _malformed(self) -> Gone:
         self.gone = True
@@ -360,17 +377,13 @@ class Proxy:
         return str(_owner(self).ask("text", self))
 
     def __eq__(self, other: object) -> bool:
-        if self is other:
-            return True
-        _refuse()
+        return self is other or _refuse()
 
     def __ne__(self, other: object) -> bool:
-        if self is other:
-            return False
-        _refuse()
+        return self is not other and _refuse()
 
     def __bool__(self) -> bool:
-        _refuse()
+        return _refuse()
 
     __hash__ = object.__hash__
 
@@ -380,16 +393,8 @@ def _owner(proxy: Proxy) -> _Judge:
     return owner
 
 
-def _refuse() -> NoReturn:
+def _refuse() -> bool:
     raise TypeError("the program's value is no plain data")
-
-
-def _replace(given: Any, now: Any) -> None:
-    if isinstance(given, list) and isinstance(now, list):
-        given[:] = now
-    elif isinstance(given, (dict, set)) and type(now) is type(given):
-        given.clear()
-        given.update(now)
 
 
 def _exception(names: list[Any], message: str) -> Exception:
@@ -402,6 +407,23 @@ def _exception(names: list[Any], message: str) -> Exception:
             except TypeError:
                 break
     return RuntimeError(message)
+
+
+def _settling(tree: ast.Module) -> ast.Module:
+    """The test with a call of `settle` before each of its statements."""
+    for node in list(ast.walk(tree)):
+        for name in ("body", "orelse", "finalbody"):
+            block = getattr(node, name, None)
+            if isinstance(block, list):
+                setattr(node, name, [part for each in block for part in (*_settle(each), each)])
+    return tree
+
+
+def _settle(statement: ast.stmt) -> list[ast.stmt]:
+    match statement:
+        case ast.Expr(value=ast.Constant()) | ast.ImportFrom(module="__future__"):
+            return []  # what must come first
+    return [ast.Expr(ast.Call(ast.Name(_SETTLE, ast.Load()), [], []))]
 
 
 def _names(tree: ast.Module) -> dict[str, bool]:

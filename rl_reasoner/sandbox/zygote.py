@@ -6,6 +6,8 @@ process, what comes back is how that process ended. It never reads a program, a 
 It ends, and everything in it, when the host's end of the socket closes.
 """
 
+# ruff: noqa: PTH - a zygote does not load pathlib, which each fork would pay for
+
 import contextlib
 import errno
 import gc
@@ -35,6 +37,7 @@ _PRELOAD = """
     site ast
 """
 _LOOK_EVERY_S = 0.05
+_MAX_DEPTH = 64
 _GRACE_S = 0.1
 
 
@@ -90,6 +93,7 @@ def _preload(packages: list[str]) -> None:
     os.environ.clear()
     sys.dont_write_bytecode = True
     sys.argv = ["main.py"]
+    sys.orig_argv = ["python", "main.py"]
 
 
 def _serve(sock: socket.socket, built: jail.Jail) -> None:
@@ -111,7 +115,7 @@ def _serve(sock: socket.socket, built: jail.Jail) -> None:
                 remove_tree(box)
         if ended is None:
             return
-        first, second = (ended + [Ended(NONE, 0, 0.0, 0)])[:2]
+        first, second = [*ended, Ended(NONE, 0, 0.0, 0)][:2]
         took = time.monotonic() - began
         fields = (f for e in (first, second) for f in (e.how, e.code, e.cpu_s, e.switches))
         sock.sendall(DONE.pack(took, *fields))
@@ -125,16 +129,16 @@ def _start(
         test, verdict, *descriptors = descriptors
         ours, theirs = socket.socketpair()
         cells = [
-            child.Cell(child.judge, test, -1, -1, -1, [verdict, ours.fileno()]),
-            child.Cell(child.serve, *descriptors, [theirs.fileno()]),
+            child.Cell(child.judge, test, [], [verdict, ours.fileno()]),
+            child.Cell(child.serve, descriptors[0], descriptors[1:], [theirs.fileno()]),
         ]
         close = [test, verdict, ours.detach(), theirs.detach(), *descriptors]
     elif mode == CALL:
-        *streams, result = close = descriptors
-        cells = [child.Cell(child.call, *streams, [result])]
+        payload, *streams, result = close = descriptors
+        cells = [child.Cell(child.call, payload, streams, [result])]
     else:
         close = descriptors
-        cells = [child.Cell(child.script, *descriptors, [])]
+        cells = [child.Cell(child.script, descriptors[0], descriptors[1:], [])]
     pids = []
     for cell, box in zip(cells, boxes, strict=True):
         pid = os.fork()
@@ -174,7 +178,7 @@ def _watch(
 def _await(
     pid: int, deadline: float, sock: socket.socket, watched: list[tuple[int, str]]
 ) -> tuple[bytes, Ended | None]:
-    """Why waiting for `pid` is over: it ended, the deadline, a quota, or the host is gone (NONE)."""
+    """Why waiting for `pid` is over: its end, the deadline, a quota, or the host's end (NONE)."""
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     handle = _handle(pid)
@@ -223,21 +227,27 @@ def _ended(status: int, usage: resource.struct_rusage) -> Ended:
 
 
 def _too_much(pid: int, box: str) -> bool:
-    """Whether a program has passed its share of disk or of threads, where no mount caps them."""
+    """Whether a program has passed its share of disk or of threads, where no mount caps them.
+
+    A folder that is very deep or cannot be looked into counts as too much.
+    """
     size = files = 0
-    folders = [f"{box}/work"]
+    folders = [(f"{box}/work", 0)]
     while folders:
+        folder, depth = folders.pop()
         try:
-            entries = list(os.scandir(folders.pop()))
-        except OSError:
+            entries = list(os.scandir(folder))
+        except FileNotFoundError:
             continue
+        except OSError:
+            return True
         files += len(entries)
         for entry in entries:
             with contextlib.suppress(OSError):
                 size += entry.stat(follow_symlinks=False).st_blocks * 512
                 if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
-        if size > jail.QUOTA_BYTES or files > jail.QUOTA_FILES:
+                    folders.append((entry.path, depth + 1))
+        if size > jail.QUOTA_BYTES or files > jail.QUOTA_FILES or depth > _MAX_DEPTH:
             return True
     try:
         with open(f"/proc/{pid}/status", "rb") as status:
