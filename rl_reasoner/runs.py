@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -77,6 +78,11 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"another process is training in {self.path}") from error
+
+    def discard(self) -> None:
+        """Remove the folder of a run in which nothing was done: no evaluation, no stage begun."""
+        if not (self.path / "evals").exists() and not (self.path / "stages").exists():
+            shutil.rmtree(self.path)
 
     def release(self) -> None:
         """Give the folder up."""

@@ -80,6 +80,10 @@ def train(
             return session.go(command)
     except KeyboardInterrupt as error:
         raise Interrupted(run.path) from error
+    except UserError:
+        if resume is None:
+            run.discard()
+        raise
     finally:
         run.release()
 

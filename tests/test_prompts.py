@@ -133,7 +133,7 @@ def test_a_mapped_column_that_is_not_there_is_told(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------ lint
 
 
-BAD = [
+BAD: list[dict[str, Any]] = [
     {"problem": "a", "answer": "1"},
     {"problm": "b", "answer": "1"},  # a column with a typo
     {"problem": "c", "answer": " "},  # empty
@@ -165,7 +165,7 @@ def test_every_bad_row_is_named_and_the_good_ones_kept() -> None:
 def test_lint_never_lets_two_answers_of_one_problem_through(
     pairs: list[tuple[str, str]],
 ) -> None:
-    rows = [{"problem": problem, "answer": answer} for problem, answer in pairs]
+    rows: list[dict[str, Any]] = [{"problem": p, "answer": a} for p, a in pairs]
     good, problems = lint(rows, "x")
     assert len(good) + len(problems) == len(rows)
     for problem in {row["problem"] for row in good}:
@@ -192,7 +192,7 @@ def test_skip_goes_on_with_the_good_rows_and_says_which_are_left_out(
 
 
 def test_skip_with_no_good_row_stops(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", [{"problem": "a", "answer": ""}] * 30)
+    path = write(tmp_path / "a.jsonl", [{**ROWS[0], "answer": ""} for _ in range(30)])
     found = refused(path, on_bad_row="skip")
     assert found[9:] == [
         "a.jsonl, row 10: the answer is empty",
@@ -344,8 +344,9 @@ def test_each_template_makes_its_prompt() -> None:
     assert render("p", "chat", PLAIN) == [{"role": "user", "content": "p"}]
     assert render("p", "auto", PLAIN) == "p"
     assert render("p", "auto", CHATTY) == [{"role": "user", "content": "p"}]
-    [message] = render("p", "boxed", CHATTY)
-    assert isinstance(message, dict)
+    boxed = render("p", "boxed", CHATTY)
+    assert isinstance(boxed, list)
+    [message] = boxed
     assert message["content"].startswith("p\n")
     assert message["content"].endswith("\\boxed{}.")
     assert "User: p. Assistant:" in str(render("p", "r1", CHATTY))

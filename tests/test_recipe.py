@@ -154,7 +154,7 @@ def test_defaults_are_written_out(tmp_path: Path) -> None:
 
 def test_a_recipe_cannot_be_changed() -> None:
     with pytest.raises(ValidationError):
-        small().name = "other"  # type: ignore[misc]
+        small().name = "other"
 
 
 # ----------------------------------------------------------------------------------------- flags
