@@ -6,7 +6,8 @@ free to break everything in here: nothing in this process is believed, its outpu
 only data, and expected values are never in it. Exit codes other than 0 tell failures apart.
 """
 
-# ruff: noqa: PTH - a zygote does not load pathlib, which each fork would pay for
+# A zygote does not load pathlib: each fork would pay for it.
+# ruff: noqa: PTH109
 
 import atexit
 import builtins

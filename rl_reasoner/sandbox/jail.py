@@ -7,7 +7,8 @@ Runs with the standard library alone and loads as little of it as it can: every 
 fork time.
 """
 
-# ruff: noqa: PTH - a zygote does not load pathlib, which each fork would pay for
+# A zygote does not load pathlib: each fork would pay for it.
+# ruff: noqa: PTH102, PTH103, PTH110, PTH112, PTH114, PTH115, PTH116, PTH120, PTH123, PTH208, PTH211
 
 import os
 import resource

@@ -6,7 +6,8 @@ process, what comes back is how that process ended. It never reads a program, a 
 It ends, and everything in it, when the host's end of the socket closes.
 """
 
-# ruff: noqa: PTH - a zygote does not load pathlib, which each fork would pay for
+# A zygote does not load pathlib: each fork would pay for it.
+# ruff: noqa: PTH101, PTH104, PTH106, PTH108, PTH119, PTH120, PTH123
 
 import contextlib
 import errno

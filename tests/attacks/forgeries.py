@@ -96,7 +96,7 @@ def f(n): return C()
     "deep_value": "def f(n):\n    x = []\n    for _ in range(100000): x = [x]\n    return x",
     "huge_value": "def f(n): return 'x' * (64 << 20)",
     "huge_number": "def f(n): return 10 ** 100000",
-    "colliding_keys": "def f(n): return {i * (2 ** 61 - 1): 0 for i in range(20000)}",
+    "colliding_keys": "def f(n): return {i * (2 ** 61 - 1): 0 for i in range(5000)}",
     "assertion_error": "def f(n): raise AssertionError",
     "stop_iteration": "def f(n): raise StopIteration",
     "generator_exit": "def f(n): raise GeneratorExit",
