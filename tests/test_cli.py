@@ -1,0 +1,261 @@
+"""The command line: every verb, what it prints and writes, and its exit code."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROWS, Cli, lines, run_outside, stock
+
+# --------------------------------------------------------------------------------------- no torch
+
+
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["train", "--help"], ["train", "quickstart", "--help"], ["list"]]
+)
+def test_help_and_list_load_nothing_heavy(argv: list[str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "rl_reasoner.cli", *argv],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "rl_reasoner.verbs" in loaded  # the list of modules is the real one
+    roots = {name.partition(".")[0] for name in loaded}
+    heavy = {
+        "torch",
+        "transformers",
+        "trl",
+        "peft",
+        "accelerate",
+        "datasets",
+        "sympy",
+        "matplotlib",
+    }
+    assert not roots & heavy
+
+
+def test_help_names_every_verb_and_every_flag_of_the_recipe(cli: Cli) -> None:
+    ended = cli("--help")
+    assert ended.code == 0
+    for verb in ("train", "eval", "compare", "chat", "score", "list", "copy", "report", "env"):
+        assert f"• {verb} " in ended.out
+    ended = cli("train", "quickstart", "--help")
+    assert ended.code == 0
+    for flag in ("--grpo.group.size", "--habit.optim.max_grad_norm", "--run.folder", "--resume"):
+        assert flag in ended.out
+    assert "quickstart" in cli("train", "--help").out
+
+
+# ------------------------------------------------------------------------------- verbs that train
+
+
+def test_train_prints_one_json_object_and_makes_the_run(trained: Path) -> None:
+    value = json.loads((trained / "train.json").read_text(encoding="utf-8"))
+    assert value["run"] == "run"
+    assert set(value["evals"]) == {"before", "after"}
+    for result in value["evals"].values():
+        assert result["modular_test"]["problems"] == 2
+    for part in ("recipe.yaml", "lock.json", "policy/config.json", "report.html"):
+        assert (trained / "run" / part).is_file()
+
+
+def test_resume_of_a_finished_run_changes_nothing_and_shows_it(here: Path, cli: Cli) -> None:
+    before = (here / "run/policy/model.safetensors").read_bytes()
+    ended = cli("train", "--resume", "run", "--quiet")
+    assert ended.code == 0
+    assert "modular_test" in ended.out
+    assert str(Path("run/report.html")) in ended.out
+    assert (here / "run/policy/model.safetensors").read_bytes() == before
+    assert cli("train", "tiny.yaml", "--resume", "run", "--quiet", "--json").code == 0
+
+
+def test_report_is_written_again(here: Path, cli: Cli) -> None:
+    (here / "run/report.html").unlink()
+    ended = cli("report", "run", "--json")
+    assert ended.code == 0
+    assert json.loads(ended.out) == {"report": str(Path("run/report.html"))}
+    assert (here / "run/report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_export_opens_anywhere(here: Path, cli: Cli) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    ended = cli("export", "run", "out/policy", "--dtype", "bf16", "--json")
+    assert ended.code == 0
+    assert json.loads(ended.out) == {"policy": str(Path("out/policy"))}
+    model = AutoModelForCausalLM.from_pretrained(here / "out/policy", dtype="auto")
+    assert model.dtype == torch.bfloat16
+    assert AutoTokenizer.from_pretrained(here / "out/policy").decode([2]) == "<think>"
+
+
+def test_eval_saves_what_compare_reads(here: Path, cli: Cli) -> None:
+    options = ["--sets", "modular_test", "--limit", "3", "--max-tokens", "4"]
+    options += ["--reward", "rewards.py:fine"]
+    ended = cli("eval", "run", *options, "--out", "a.json", "--json")
+    assert ended.code == 0
+    value = json.loads(ended.out)
+    assert value["sets"]["modular_test"]["problems"] == 3
+    assert value["settings"]["template"] == "plain"  # the one of the run
+    table = cli("eval", "run/policy", *options, "--samples", "2", "--out", "b.json").out
+    assert "modular_test" in table
+    assert "95% interval" in table
+    ended = cli("compare", "a.json", "a.json", "--json")
+    assert ended.code == 0
+    assert json.loads(ended.out)["modular_test"]["difference"] == 0.0
+    ended = cli("compare", "a.json", "b.json")
+    assert ended.code == 0
+    assert "difference" in ended.out
+
+
+def test_eval_takes_sets_from_a_folder(
+    here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RL_REASONER_DATA", "")  # so that what the verb sets is undone afterwards
+    (here / "sets").mkdir()
+    (here / "sets/own.jsonl").write_text(lines(*ROWS[:2]), encoding="utf-8")
+    ended = cli(
+        *("eval", "run", "--sets", "own,saved.jsonl", "--data-dir", "sets", "--max-tokens", "4"),
+        *("--reward", "rewards.py:fine", "--json"),
+    )
+    found = json.loads(ended.out)["sets"]
+    assert {name: entry["problems"] for name, entry in found.items()} == {
+        "own": 2,
+        "saved.jsonl": 3,
+    }
+
+
+def test_chat_answers_every_line_that_is_piped_in(here: Path, cli: Cli) -> None:
+    alone = cli("chat", "run", "--max-tokens", "4", stdin="1+1=\n")
+    ended = cli("chat", "run", "--max-tokens", "4", stdin="1+1=\n\n  \n1+1=\n")
+    assert ended.code == alone.code == 0
+    assert alone.out.strip()
+    assert ended.out == alone.out * 2  # empty lines are no problems, and greedy answers are equal
+    assert cli("chat", "run", stdin="").out == ""
+
+
+def test_env_says_what_is_here(cli: Cli) -> None:
+    ended = cli("env", "--json")
+    assert ended.code == 0
+    value = json.loads(ended.out)
+    import torch
+
+    assert value["torch"] == torch.__version__
+    assert value["cores"] == os.cpu_count()
+    assert value["device"] in ("cpu", "cuda", "mps")
+    assert "transformers" in cli("env").out
+
+
+# ------------------------------------------------------------------------- verbs that do not train
+
+
+def test_list_names_what_there_is(cli: Cli) -> None:
+    value = json.loads(cli("list", "--json").out)
+    assert {"gsm8k", "noisy_start", "quickstart"} <= set(value["recipes"])
+    assert {"boxed", "countdown", "format_tags", "length"} <= set(value["rewards"])
+    assert {"modular_test", "modular_ood", "word_problems", "programming"} <= set(value["sets"])
+    assert value["policies"] == ["scratch:dense-tiny", "scratch:moe-tiny"]
+    assert "countdown" in value["tasks"]
+    only = cli("list", "rewards")
+    assert only.code == 0
+    assert "boxed" in only.out
+    assert "quickstart" not in only.out
+
+
+def test_copy_gives_recipes_and_rewards_and_never_overwrites(tmp_path: Path, cli: Cli) -> None:
+    assert cli("copy", "quickstart").code == 0
+    assert cli("copy", "quickstart.yaml", "mine.yaml").code == 0
+    assert cli("copy", "rewards/length", "new/folder/short.py").code == 0
+    from rl_reasoner.recipe_source import load_recipe
+
+    assert load_recipe(str(tmp_path / "quickstart.py")) == load_recipe(str(tmp_path / "mine.yaml"))
+    assert "def length" in (tmp_path / "new/folder/short.py").read_text(encoding="utf-8")
+    (tmp_path / "quickstart.py").write_text("mine", encoding="utf-8")
+    ended = cli("copy", "quickstart")
+    assert ended.code == 2
+    assert "exists already" in ended.err
+    assert (tmp_path / "quickstart.py").read_text(encoding="utf-8") == "mine"
+
+
+def test_score_writes_every_score_and_says_the_mean(tmp_path: Path, cli: Cli) -> None:
+    stock(tmp_path)
+    ended = cli("score", "boxed", "saved.jsonl", "--json")
+    assert ended.code == 0
+    assert json.loads(ended.out) == {
+        "rows": 3,
+        "mean": pytest.approx(1 / 3),
+        "abstained": 0,
+        "faults": 0,
+        "written": "saved.jsonl.scores.jsonl",
+    }
+    text = (tmp_path / "saved.jsonl.scores.jsonl").read_text(encoding="utf-8")
+    scores = [json.loads(line) for line in text.splitlines()]
+    assert [(s["row"], s["id"], s["boxed"]["value"]) for s in scores] == [
+        (1, 7, 1.0),
+        (2, 8, 0.0),
+        (3, 9, 0.0),
+    ]
+    table = cli("score", "boxed", "saved.jsonl")
+    assert "no \\boxed{}" in table.out
+    assert "mean: 0.33" in table.out
+
+
+def test_score_disagree_lists_only_the_rows_that_differ(tmp_path: Path, cli: Cli) -> None:
+    stock(tmp_path)
+    ended = cli(
+        *("score", "boxed", "saved.jsonl", "--disagree", "rewards.py:fine"),
+        *("--out", "out/differ.jsonl", "--json"),
+    )
+    assert ended.code == 0
+    assert json.loads(ended.out)["disagree"] == 1
+    [row] = (tmp_path / "out/differ.jsonl").read_text(encoding="utf-8").splitlines()
+    entry = json.loads(row)
+    assert entry["id"] == 7
+    assert (entry["boxed"]["value"], entry["rewards.py:fine"]["value"]) == (1.0, 0.0)
+
+
+def test_score_counts_faults_and_abstentions_apart(tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / "r.py").write_text(
+        "from rl_reasoner import reward\n@reward\ndef f(completion, answer):\n"
+        "    return 1 / (int(answer) - 4) if answer != '6' else None\n",
+        encoding="utf-8",
+    )
+    (tmp_path / "saved.jsonl").write_text(lines(*ROWS), encoding="utf-8")
+    value = json.loads(cli("score", "r.py:f", "saved.jsonl", "--json").out)
+    assert (value["mean"], value["abstained"], value["faults"]) == (-0.5, 1, 1)
+
+
+def test_output_in_a_pipe_is_not_broken_into_lines(tmp_path: Path, cli: Cli) -> None:
+    deep = tmp_path / ("a" * 90) / ("b" * 90)
+    deep.mkdir(parents=True)
+    ended = cli("train", deep / "no.yaml")
+    assert ended.code == 2
+    assert str(deep / "no.yaml") in ended.err
+
+
+def test_the_exit_code_reaches_the_shell(tmp_path: Path) -> None:
+    done = run_outside(tmp_path, "list", "nothing")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("cannot go on: unknown kind 'nothing'")
+    assert run_outside(tmp_path, "list", "--json").returncode == 0
+
+
+def test_a_script_runs_itself_with_flags(tmp_path: Path) -> None:
+    stock(tmp_path)
+    script = "from rl_reasoner import Recipe\nfrom rl_reasoner.cli import main_of\n"
+    script += (
+        "def recipe():\n    return Recipe(policy='a', stages=[{'kind': 'sft', 'data': 'b'}])\n"
+    )
+    script += "if __name__ == '__main__':\n    main_of(__file__)\n"
+    (tmp_path / "mine.py").write_text(script, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "mine.py", "--stepz", "3"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "Did you mean '--steps'?" in done.stderr
