@@ -11,7 +11,11 @@ from conftest import ROWS, TINY, Cli, lines
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    """Every file below `folder` with its bytes, and every folder."""
+    return {
+        str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b""
+        for p in folder.rglob("*")
+    }
 
 
 Setup = Callable[[Path], object]
