@@ -96,12 +96,7 @@ def run(
     """
     plans = _plans(program, tests, "")
     settings = _settings(timeout_s, memory_mb, min_level, allow_weak, stop_early)
-    leases = Leases()
-    try:
-        return _run(program, plans, settings, leases)
-    except BaseException:
-        leases.cancel()
-        raise
+    return _run(program, plans, settings, Leases())
 
 
 def run_many(

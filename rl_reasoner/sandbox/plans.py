@@ -177,8 +177,10 @@ def plan(test: object, place: str) -> Plan:
             f"{place} is {type(test).__name__}: expected code (str), "
             '{"stdin", "stdout"} or {"call", "args", "expected"}'
         )
-    keys = _CALL_KEYS if "call" in test or "expected" in test else _STDIO_KEYS
-    for key in test:
+    # Tables give every row all columns: a key without a value is one the test does not have.
+    given = {key for key, value in test.items() if value is not None}
+    keys = _CALL_KEYS if given & {"call", "expected"} else _STDIO_KEYS
+    for key in given:
         if key not in keys:
             hint = did_you_mean(str(key), keys)
             raise UserError(f"{place} has the unknown key {key!r}.{hint} Known: {', '.join(keys)}.")
@@ -191,7 +193,7 @@ def plan(test: object, place: str) -> Plan:
 
 
 def _text(test: Mapping[Any, Any], key: str, place: str) -> str:
-    value = test.get(key, "" if key == "stdin" else None)
+    value = "" if key == "stdin" and test.get(key) is None else test.get(key)
     if not isinstance(value, str):
         raise UserError(f"{place}: {key} must be a str, not {type(value).__name__}")
     return value

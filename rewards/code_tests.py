@@ -1,0 +1,99 @@
+"""Code tests: does the program in a completion pass its tests, run in the sandbox?
+
+The program is a fenced block of the completion, taken after the reasoning where there is any. Tests
+are of any form `rl_reasoner.sandbox` knows: code that asserts, what to read and print, or calls
+with their expected values. A sandbox that cannot be had abstains: that is not the program's fault.
+"""
+
+import re
+from collections.abc import Sequence
+
+from rl_reasoner import sandbox
+from rl_reasoner.errors import unknown
+from rl_reasoner.reward import Score, reward
+
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*([\w+-]*)[^`]*")
+_PYTHON = {"", "python", "python3", "py", "py3"}
+_EXTRACT = ("last", "first", "only", "whole")
+_CREDIT = ("all", "fraction")
+
+
+@reward
+def code_tests(
+    completion: str,
+    tests: Sequence[sandbox.Test],
+    extract: str = "last",
+    credit: str = "all",
+    timeout_s: float = 5.0,
+    memory_mb: int = 512,
+    min_level: str = "landlock",
+) -> Score:
+    """1.0 when the program passes all `tests`, else 0.0; with credit="fraction" the share passed.
+
+    `extract` says which closed Python block is the program: "last", "first", "only" (there must be
+    one), or "whole" (the completion itself is the program). `timeout_s` (seconds) and `memory_mb`
+    are per test.
+    """
+    if credit not in _CREDIT:
+        raise unknown("credit of code_tests", credit, _CREDIT)
+    program = program_of(completion, extract)
+    if program is None:
+        return Score(0.0, "no closed Python block")
+    try:
+        result = sandbox.run(
+            program,
+            [tests] if isinstance(tests, str) else tests,
+            timeout_s=timeout_s,
+            memory_mb=memory_mb,
+            min_level=min_level,
+            stop_early=credit == "all",
+        )
+    except sandbox.SandboxUnavailable as error:
+        return Score(None, str(error))
+    return _score(result, credit)
+
+
+def program_of(completion: str, extract: str) -> str | None:
+    """The program in a completion by the policy `extract` (see `code_tests`); None for none."""
+    if extract not in _EXTRACT:
+        raise unknown("extract of code_tests", extract, _EXTRACT)
+    text = completion.rpartition("</think>")[2]
+    if extract == "whole":
+        return text
+    found = [code for language, code in _blocks(text) if language.lower() in _PYTHON]
+    if not found or (extract == "only" and len(found) > 1):
+        return None
+    return found[0] if extract == "first" else found[-1]
+
+
+def _blocks(text: str) -> list[tuple[str, str]]:
+    """Language and content of each closed fenced block, in one pass over the lines.
+
+    A fence with a language inside a block starts anew: the block before it was never closed.
+    """
+    found: list[tuple[str, str]] = []
+    opened: tuple[str, str] | None = None  # fence and language
+    lines: list[str] = []
+    for line in text.split("\n"):
+        fence, language = match.groups() if (match := _FENCE.fullmatch(line)) else ("", "")
+        if opened and fence.startswith(opened[0]) and not language:
+            found.append((opened[1], "\n".join(lines)))
+            opened = None
+        elif fence and (language or not opened):
+            opened, lines = (fence, language), []
+        else:
+            lines.append(line)
+    return found
+
+
+def _score(result: sandbox.SandboxResult, credit: str) -> Score:
+    count, passed = len(result.verdicts), result.verdicts.count("passed")
+    parts: dict[str, float] = {"passed": passed, "tests": count}
+    if result.passed:
+        return Score(1.0, f"passes all {count} tests", parts)
+    at, verdict = next((i, v) for i, v in enumerate(result.verdicts) if v != "passed")
+    said = result.stderr.strip().rpartition("\n")[2][:200]
+    reason = f"test {at + 1} of {count}: {verdict}" + (f" ({said})" if said else "")
+    if credit == "all":
+        return Score(0.0, reason, parts)
+    return Score(passed / count, f"passes {passed} of {count}; {reason}", parts)
