@@ -166,7 +166,7 @@ def powered(ev: Precision, base: Value, exponent: Value) -> Value:
 
 
 def _negative_real(ev: Precision, value: Any) -> bool:
-    return ev.mp.im(value) == 0 and ev.mp.re(value) < 0
+    return bool(ev.mp.im(value) == 0 and ev.mp.re(value) < 0)
 
 
 def exact_power(base: Fraction, exponent: Fraction) -> Fraction | None:

@@ -19,6 +19,7 @@ BLOCK_ROWS = 64
 BLOCK_CHARACTERS = 200_000
 ATTEMPTS = 2
 MAX_REPLIES = 4_096
+LEASE_S = 3_600.0
 JUDGE_S = 2.0
 """Seconds that sympy gets for one pair, its start not counted."""
 
@@ -114,15 +115,13 @@ class _Batch:
     def run(self) -> None:
         """One thread's work: blocks of rows to a worker until none is waiting."""
         while block := self._block():
-            done = 0
             try:
-                with self.pool.lease(time.monotonic() + 3600) as worker:
-                    for done in self._answers(worker, block):
-                        pass
+                with self.pool.lease(time.monotonic() + LEASE_S) as worker:
+                    self._answer(worker, block)
             except WorkerDied as death:
-                self._failed(block[done:], f"its worker died {ATTEMPTS} times ({death})", ATTEMPTS)
+                self._failed(block, f"its worker died {ATTEMPTS} times ({death})", ATTEMPTS)
             except WorkerLate:
-                self._failed(block[done:], f"it took longer than {self.timeout_s} s", 1)
+                self._failed(block, f"it took longer than {self.timeout_s} s", 1)
 
     def _block(self) -> list[int]:
         """The next rows to send together, few and short enough for one request."""
@@ -135,26 +134,25 @@ class _Batch:
                 size += len(self.rows[block[-1]][0])
             return block
 
-    def _answers(self, worker: Worker, block: list[int]) -> Any:
-        """Send `block` and store each reply; yields how many are stored."""
+    def _answer(self, worker: Worker, block: list[int]) -> None:
+        """Send `block` and store each reply."""
         request = {
             "kind": "verify",
             "rows": [self.rows[index] for index in block],
             "timeout_s": self.timeout_s,
         }
         worker.send(request, time.monotonic() + self.timeout_s + 5)
-        for done, index in enumerate(block, start=1):
+        for index in block:
             wait = self.timeout_s + (5 if not worker.served else 0)
             value, reason, undecided = worker.receive(time.monotonic() + wait)
             self.given[index] = Score(value, reason)
             if undecided:
                 self.undecided.append(index)
-            yield done
 
-    def _failed(self, rest: list[int], why: str, attempts: int) -> None:
-        """The first row of `rest` was at work: once more, or an abstention; the others wait again."""
+    def _failed(self, block: list[int], why: str, attempts: int) -> None:
+        """The first open row was at work: once more, or an abstention. The others wait again."""
         with self.lock:
-            first, *others = rest
+            first, *others = [index for index in block if self.given[index] is None]
             self.deaths[first] += 1
             self.waiting.extendleft(reversed(others))
             if self.deaths[first] >= attempts:

@@ -7,7 +7,6 @@
 from collections.abc import Sequence
 
 from rl_reasoner.answers.arithmetic import TooLarge
-from rl_reasoner.answers.parser import add, multiply, negative
 from rl_reasoner.answers.regions import region, same_region
 from rl_reasoner.answers.shapes import (
     as_matrix,
@@ -27,7 +26,7 @@ from rl_reasoner.answers.shapes import (
     single,
     split_unit,
 )
-from rl_reasoner.answers.tree import Node, integer, letters
+from rl_reasoner.answers.tree import Node, add, integer, letters, multiply, negative
 from rl_reasoner.answers.values import equal, proportional
 
 MAX_STEPS = 6_000

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rl_reasoner.answers.boxes import last_boxes
+from rl_reasoner.answers.lexer import closing_brace
 from rl_reasoner.answers.statements import read
 from rl_reasoner.answers.tree import Unreadable
-from rl_reasoner.answers.lexer import closing_brace
 from rl_reasoner.answers.wording import choice, is_wordy, meant, unstyled
 
 TAIL = 20_000
@@ -57,7 +57,7 @@ _REFUSAL = re.compile(
 )
 _CUE = re.compile(
     r"(?:(?:\b(?:(?:final|correct|right|best|exact|numerical|simplified|required|desired)\s+)*"
-    r"(?:answer|ans)\b\.?(?:\s+(?:to|for|of|in)\s(?:[^.:\n=]|\.(?=\d)){0,70}?)?[\s*_]*"
+    r"(?:answer|ans)\b\.?(?:\s+(?:to|for|of|in)\s(?:[^.:\n=]|\.(?=\d)){0,70}?)?[\s*_}]*"
     r"(?:(?:is|are|was|would\s+be|will\s+be|should\s+be|must\s+be|equals|comes?\s+(?:out\s+)?to)"
     r"\b[\s*_]*[:：]?|[:：=]|(?=\$|\\\(|\\\[)|-(?=\s)|→|->))"
     r"|\b(?:correct|right|best)\s+(?:option|choice)\s+is\b\s*:?"
@@ -91,16 +91,16 @@ _NOT_ASSERTED = re.compile(
 )
 _MINERVA = re.compile(r"final answer:\s*the final answer is", re.IGNORECASE)
 _CONCLUDING = re.compile(
-    r"(?:^|\s)(?:因此|所以|综上|故)|^[\W_]*(?:so|thus|hence|therefore|then|finally|consequently|accordingly|in conclusion|we find|"
-    r"we get|we have|we obtain|this gives|donc|en conclusion|因此|所以|故|综上|于是|最终|那么|"
-    r"结论)(?![a-z])|结论\*{0,2}[:：]|\b(?:is|are|equals?|be|identity|multiplying|with|:)\b[^$*]{0,40}(?:\$|\*\*)|:\s*(?:\$|\*\*)",
+    r"(?:^|\s)(?:因此|所以|综上|故)|^[\W_]*(?:so|thus|hence|therefore|then|finally|consequently|"
+    r"accordingly|in conclusion|we find|we get|we have|we obtain|this gives|donc|en conclusion|"
+    r"于是|最终|那么)(?![a-z])|\b(?:is|are|equals?|be)\b[^$*]{0,40}(?:\$|\*\*)|:\s*(?:\$|\*\*)",
     re.IGNORECASE,
 )
 _ENDS_IN_FORMULA = re.compile(r"\b(?:is|are|equals)\s*:?\s*(\$[^$\n]+\$|\\\(.+?\\\))[\s.]*$")
 _FILLER = re.compile(
-    r"^(?:[\s:：,*_#>]|\\n)*(?:(?:simply|just|therefore|thus|hence|probably|likely|definitely|for sure"
-    r"|certainly|clearly|indeed|also|now|then|given by|as follows|the following|below|equal to|"
-    r"approximately|about|exactly|either|only|actually|that|option|choice|选项)\b[\s:：,]*)*",
+    r"^(?:[\s:：,*_#>}]|\\n)*(?:(?:simply|just|therefore|thus|hence|probably|likely|definitely|"
+    r"for sure|certainly|clearly|indeed|also|now|then|given by|as follows|the following|below|"
+    r"equal to|approximately|about|exactly|either|only|actually|that|option|choice|选项)\b[\s:：,]*)*",
     re.IGNORECASE,
 )
 _SENTENCE_PART = re.compile(
@@ -119,11 +119,22 @@ _COPULA = re.compile(r"\b(?:is|are|equals?|was|be|est|es|ist|of)\b\s*:?|是|为|
 _NUMBER = re.compile(
     r"[-−]?(?:[$€£¥]\s?)?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?(?:\s?[%$€£])?"
 )
+_WORDED = re.compile(
+    r"(?:\\text(?:bf)?\s*\{)?(?!.*\b(?:not|no|never|neither)\b)[A-Za-z ]{2,40}(?::|\bis\b)"
+    r"\s*\}?\s*(.+)$"
+)
+_HEDGE = re.compile(
+    r"[\s,(（—–-]*(?:but\s+|though\s+|although\s+|and\s+)?(?:it\s+|this\s+)?"
+    r"(?:or|perhaps|maybe|possibly|might|could|may|alternatively|或)\b",
+    re.IGNORECASE,
+)
 _PICTURE = re.compile(
     r"\[asy\].*|\\includegraphics.*|!\[[^\]]*\](?:\([^)]*\))?|<(?:image|img|figure)[^>]*>|"
-    r"[(\[]?\s*(?:see|refer to|shown in|as shown in|in)?\s*(?:the\s+)?(?:attached\s+)?"
-    r"(?:figure|fig|diagram|picture|graph|image|drawing|illustration)s?\.?\s*"
-    r"(?:\d+(?:\.\d+)*)?\s*(?:above|below|shown|attached)?\s*[)\]]?|(?:见|如)(?:下|右|左|上|附)?图(?:所示)?\d*",
+    r"[(\[]?\s*(?:see|refer to|shown in|as shown in|in)\s+(?:the\s+)?(?:attached\s+|above\s+)?"
+    r"(?:figure|fig|diagram|picture|graph|image|drawing|illustration)s?\.?\s*(?:\d+(?:\.\d+)*)?\s*"
+    r"(?:above|below|shown|attached)?\s*[)\]]?|"
+    r"[(\[]?\s*(?:figure|fig\.?|diagram|image)\s*(?:\d+(?:\.\d+)*)?\s*[)\]]?|"
+    r"[(\[](?:picture|graph|drawing)[)\]]|(?:见|如)(?:下|右|左|上|附)?图(?:所示)?\d*",
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -176,9 +187,11 @@ def spoken(completion: str) -> str | None:
 def _boxed(contents: tuple[str, ...]) -> Found:
     if len(contents) == 1:
         content = contents[0]
-        if not unstyled(re.sub(r"\\[,;:! ]|\\q?quad|[{}~]", "", content)).strip(" .,;:"):
+        if not unstyled(re.sub(r"\\[,;:! ]|\\q?quad|~", "", content)).strip(" .,;:"):
             return Found((), "", "no final answer: the last box is empty")
-        return Found((content,), "last box")
+        behind = _WORDED.match(content)
+        texts = (content, behind[1]) if behind and readable(behind[1]) else (content,)
+        return Found(texts, "last box")
     return Found((" , ".join(contents),), f"last {len(contents)} boxes, joined")
 
 
@@ -259,7 +272,7 @@ def before_cue(line: str) -> tuple[str, ...]:
     )
     if readable(sentence) and not _REFUSAL.search(sentence):
         return (sentence,)
-    spans = [m for m in _SPAN.finditer(sentence)]
+    spans = list(_SPAN.finditer(sentence))
     return (sentence[spans[0].start() : spans[0].end()],) if len(spans) == 1 else ()
 
 
@@ -335,6 +348,9 @@ def phrase(sentence: str) -> tuple[str, ...]:
     cut = _REMARK.search(whole, 1)
     while cut is not None and len(readings) < 4:
         head = whole[: cut.start()].rstrip(" ,*_:")
+        if _HEDGE.match(whole[cut.start() :]) and re.search(r"\d", whole[cut.start() :]):
+            second = _HEDGE.sub(" or ", whole[cut.start() :], count=1)
+            return (head + re.sub(r"[()（）]|\bbe\b", " ", second),)
         if readable(head) or choice(head) is not None:
             return (head, whole)
         if is_wordy(head):
@@ -363,7 +379,7 @@ def _reduced(sentence: str) -> str:
     numbers = _NUMBER.findall(sentence)
     money = [number for number in numbers if re.search(r"[$€£¥]", number)]
     if len(numbers) == 1 or len(money) == 1:
-        return (money or numbers)[0]
+        return str((money or numbers)[0])
     return ""
 
 
@@ -413,6 +429,8 @@ def gold_trouble(text: str) -> str:
             return "the gold has a group that does not close"
     if len(re.findall(r"\\begin\{", text)) > len(re.findall(r"\\end\{", text)):
         return "the gold has an environment that does not end"
+    if len(re.findall(r"\\left(?![a-z])", text)) > len(re.findall(r"\\right(?![a-z])", text)):
+        return "the gold has a bracket that does not close"
     if re.search(r"\\[dtc]?frac\s*(?:\{[^{}]*\})?\s*$", text):
         return "the gold has a fraction without its parts"
     return ""

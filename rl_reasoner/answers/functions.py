@@ -19,13 +19,13 @@ from rl_reasoner.answers.arithmetic import (
     added,
     multiplied,
 )
-from rl_reasoner.answers.tree import Node
+from rl_reasoner.answers.tree import Node, names
 
 if TYPE_CHECKING:
     from rl_reasoner.answers.values import Evaluator
 
 MAX_TERMS = 1_000
-_TRIGONOMETRIC = frozenset("sin cos tan cot sec csc".split())
+_TRIGONOMETRIC = names("sin cos tan cot sec csc")
 _PLAIN = {
     "arcsin": "asin", "arccos": "acos", "arctan": "atan", "arccot": "acot", "arcsec": "asec",
     "arccsc": "acsc", "arcsinh": "asinh", "arccosh": "acosh", "arctanh": "atanh", "sinh": "sinh",
@@ -93,7 +93,7 @@ def exponential(ev: "Evaluator", value: Value) -> Value:
 
 def logarithm(ev: "Evaluator", values: list[Value]) -> Value:
     """The natural logarithm, or that to the base in the second place."""
-    if len(values) > 2 or values[0] == 0 or values[-1] in (0, 1) and len(values) == 2:
+    if len(values) > 2 or values[0] == 0 or (values[-1] in (0, 1) and len(values) == 2):
         raise Undefined("a logarithm without value")
     top = ev.mp.log(ev.number(values[0]))
     return top if len(values) == 1 else top / ev.mp.log(ev.number(values[1]))
@@ -193,7 +193,11 @@ def summed(ev: "Evaluator", node: Node) -> Value:
     """The value of a sum or product over few whole numbers; else one made of its parts."""
     kind, _, variable = node.name.partition(" ")
     body, lower, upper = node.args
-    bounds = [None if b.op == "set" or b.name == "inf" else ev.value(b) for b in (lower, upper)]
+    open_ended = [b.op == "set" or b.name == "inf" for b in (lower, upper)]
+    bounds: list[Value] = [
+        None if is_open else ev.value(b)
+        for b, is_open in zip((lower, upper), open_ended, strict=True)
+    ]
     outer = ev.at.get(variable)
     low, high = bounds
     finite = all(isinstance(b, Fraction) and b.denominator == 1 for b in bounds)

@@ -1,15 +1,15 @@
 """Sympy's second opinion on two expressions, inside a worker process only.
 
-Trees are turned into sympy objects one operation at a time (never from text), behind bounds on size,
-letters, exponents and factorials. The letters of counting (k, m, n, ...) stand for positive whole
-numbers, others for real ones. Sympy may only find equality: what it cannot show is not equal.
+Trees are turned into sympy objects one operation at a time (never from text), behind bounds on
+size, letters, exponents and factorials. The letters of counting (k, m, n, ...) stand for positive
+whole numbers, others for real ones. Sympy may only find equality: what it cannot show is not equal.
 """
 
 from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
-from rl_reasoner.answers.tree import Node, letters, walk
+from rl_reasoner.answers.tree import Node, letters, names, walk
 
 MAX_NODES = 150
 MAX_LETTERS = 6
@@ -121,9 +121,9 @@ _NAMES = {
     "arcsin": "asin", "arccos": "acos", "arctan": "atan", "ln": "log", "abs": "Abs", "binom":
     "binomial", "ceil": "ceiling", "mod": "Mod", "max": "Max", "min": "Min",
 }  # fmt: skip
-_KNOWN = frozenset(
+_KNOWN = names(
     "asin acos atan sin cos tan cot sec csc sinh cosh tanh log exp Abs binomial floor ceiling Mod"
-    " Max Min factorial gcd lcm sign erf".split()
+    " Max Min factorial gcd lcm sign erf"
 )
 
 

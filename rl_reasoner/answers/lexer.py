@@ -12,7 +12,21 @@ from typing import NamedTuple
 
 from rl_reasoner.answers.glyphs import GREEK_NAMES, ascii_mathematics
 from rl_reasoner.answers.tree import Unreadable
-from rl_reasoner.answers.units import LETTER_RUNS, MONEY, SOFT
+from rl_reasoner.answers.units import CURRENCIES, LETTER_RUNS, MONEY, SOFT
+from rl_reasoner.answers.vocabulary import (
+    ALIAS,
+    BASE_WORDS,
+    CHINESE,
+    CONNECT,
+    CONSTANTS,
+    FUNCTIONS,
+    PLAIN,
+    RELATIONS,
+    SIGNS,
+    SMALL_WORDS,
+    STYLE,
+    TEXTS,
+)
 
 MAX_TOKENS = 2500
 
@@ -33,60 +47,6 @@ class Token(NamedTuple):
     space: bool = False
 
 
-FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc asin acos atan sinh cosh tanh"
-    " coth sech csch arcsinh arccosh arctanh asinh acosh atanh log ln lg exp max min gcd lcm det"
-    " sqrt abs floor ceil arg Re Im sgn sign erf tg ctg arctg".split()
-)
-_STYLE = frozenset(
-    "left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr displaystyle textstyle"
-    " limits nolimits mathstrut strut hfill hline nonumber phantom boxed fbox beginboxed bf it rm"
-    " scriptstyle mleft mright middle null relax ensuremath mathop mathrel mathbin mathord"
-    " mathopen mathclose rule centering large Large small tiny normalsize".split()
-)
-_TEXTS = frozenset(
-    "text textbf textit textrm textnormal textsf texttt mbox hbox mathrm mathbf mathit mathsf mathtt"
-    " mathnormal boldsymbol bm pmb emph underline operatorname uline textup mathcal mathscr"
-    " mathfrak textsc".split()
-)
-_RELATIONS = {
-    "le": "<=", "leq": "<=", "leqslant": "<=", "leqq": "<=", "ge": ">=", "geq": ">=",
-    "geqslant": ">=", "geqq": ">=", "lt": "<", "gt": ">", "ne": "!=", "neq": "!=", "approx": "~",
-    "simeq": "~", "thickapprox": "~", "doteq": "~", "in": "in", "equiv": "=", "colon=": "=",
-    "coloneqq": "=", "iff": "iff", "Leftrightarrow": "iff", "implies": "then", "sim": "like",
-    "Rightarrow": "then", "to": "to", "rightarrow": "to", "longrightarrow": "to", "mapsto": "to",
-    "notin": "notin", "subset": "sub", "subseteq": "sub", "cong": "like", "propto": "like",
-    "perp": "perp", "parallel": "parallel",
-}  # fmt: skip
-_PLAIN = {
-    "times": "*", "cdot": "*", "ast": "*", "div": "/", "lbrace": "\\{", "rbrace": "\\}",
-    "lbrack": "[", "rbrack": "]", "lparen": "(", "rparen": ")", "vert": "|", "lvert": "|",
-    "rvert": "|", "mid": "|", "Vert": "|", "lVert": "|", "rVert": "|", "colon": ":",
-    "prime": "'", "slash": "/", "pmod": "pmod", "centerdot": "*", "bullet": "*",
-    "langle": "\\<", "rangle": "\\>", "lang": "\\<", "rang": "\\>",
-}  # fmt: skip
-_CONNECT = {"and": "and", "or": "or", "land": "and", "lor": "or", "wedge": "and", "vee": "or"}
-_CHINESE = {"和": "and", "或": "or", "与": "and", "及": "and", "或者": "or", "以及": "and"}
-_ALIAS = {
-    "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom",
-    "varnothing": "emptyset", "cbrt": "ucbrt", "infin": "infty", "degree": "circ", "smallsetminus":
-    "setminus", "bigcup": "cup", "bigcap": "cap", "dots": "ldots", "cdots": "ldots", "dotsc":
-    "ldots", "dotso": "ldots", "bmod": "mod", "iint": "int", "oint": "int", "dotsb": "ldots",
-    "widehat": "hat", "widetilde": "tilde", "bar": "overline", "overrightarrow": "vec",
-}  # fmt: skip
-_SMALL_WORDS = frozenset(
-    "yes no odd all for the if is of any at by to as it an not but nor per its one two six ten so we"
-    " be do he she his her red day may jan feb mar apr jun jul aug sep oct nov dec mon tue wed thu"
-    " fri sat sun am pm st nd rd th non nan via sum true out off on up from each km".split()
-)
-_CONSTANTS = {
-    "infinity": "infty",
-    "infty": "infty",
-    "oo": "infty",
-    "Infinity": "infty",
-    "mod": "mod",
-}
-
 _GROUP = re.compile(
     r"\d{1,3}(?:(?P<s>,\\!\s?|\s?\{\s?,\s?\}\s?|\\!\s?,\s?|\{\\,\}|\\[,;: ]|[,~  ])\d{3})"
     r"(?:(?P=s)\d{3})*(?!\d|,\d|\s\d)(?:\.\d+)?"
@@ -104,12 +64,8 @@ _BASED = re.compile(
     r"(?P<b>\d+|two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen)\)?\s*\}?\s*\}|(?P<c>\d+))"
 )
 _LETTERED = re.compile(
-    r"(?P<d>[A-F][0-9A-F]*\d[0-9A-F]*)_(?:\{(?P<b>1[1-6])\}|(?P<c>1[1-6]))(?!\d)"
+    r"(?P<d>[A-F](?=[0-9A-F])[0-9A-F]+)_(?:\{(?P<b>1[1-6])\}|(?P<c>1[1-6]))(?!\d)"
 )
-_BASE_WORDS = {
-    "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
-    "ten": 10, "twelve": 12, "sixteen": 16,
-}  # fmt: skip
 _RUN = re.compile(r"[a-zA-Z]+")
 _WORD = re.compile(r"[^\W\d_]+(?:[-'][^\W\d_]+)*")
 _APPLIED = re.compile(r"(arcsin|arccos|arctan|sin|cos|tan|cot|sec|csc|ln|log)([a-z]|theta|alpha)$")
@@ -121,6 +77,14 @@ _NOISE = re.compile(
     r"\\(?:left|right)\s*\.(?!\d)|\\(?:hspace|vspace|kern|hskip|label|tag|color)\*?\s*\{[^{}]*\}"
     r"|\$\$|(?<!\\)\\[()\[\]]|\\textcolor\s*\{[^{}]*\}"
 )
+_BASE_TEXT = re.compile(r"\\(?:text|mathrm)\s*\{([^{}]*\bbase\b[^{}]*)\}")
+_IN_BASE = re.compile(
+    r"\s*(?:_\s*\{\s*base|\(\s*base|\bin\s+base|\bbase)[\s-]*(\d+|two|three|four|five|six|seven|eight|nine"
+    r"|ten|twelve|sixteen)\b\s*[})]?"
+)
+_HEX_TEXT = re.compile(r"(?<=\d)\\(?:mathrm|text)\s*\{([A-F]+)\}(?=\s*_)")
+_DEGREE = re.compile(r"\^?\s*\{?\s*\\(?:text|math)?(?:degree(?![a-z])|(?:text|rm)\s*\{o\})\s*\}?")
+_POINT = re.compile(r"\.(?:\d|\\(?:overline|bar|dot)\b)")
 _GLUED_SPACE = re.compile(r"(\\q?quad)(?=[a-zA-Z])")
 _DOLLAR = re.compile(r"(?<!\\)\$")
 _ROW_GAP = re.compile(r"\s*\[-?[\d.]+\s*(?:pt|em|ex|mm|cm)\]")
@@ -150,6 +114,11 @@ class _Lexer:
         last = self.tokens[-1]
         return last.kind in ("num", "word", "based") or last.text in (")", "}", "]", "|", "/", "pi")
 
+    def after_degree(self) -> bool:
+        """Whether a degree sign has just ended."""
+        texts = [token.text for token in self.tokens[-2:]]
+        return texts[-1:] == ["circ"] or texts == ["circ", "}"]
+
     def scan(self, text: str, in_text: bool = False) -> None:
         position = 0
         while position < len(text):
@@ -159,11 +128,11 @@ class _Lexer:
                 position += 1
             elif char == "\\":
                 position = self.command(text, position)
-            elif char.isdigit() or (char == "." and text[position + 1 : position + 2].isdigit()):
+            elif char.isdigit() or (char == "." and _POINT.match(text, position)):
                 position = self.number(text, position)
-            elif char == "(" and (match := _BASED.match(text, position)):
-                position = self.based(match)
-            elif char.isupper() and (match := _LETTERED.match(text, position)):
+            elif (char == "(" and (match := _BASED.match(text, position))) or (
+                char.isupper() and (match := _LETTERED.match(text, position))
+            ):
                 position = self.based(match)
             elif char.isalpha():
                 position = self.run(text, position, in_text)
@@ -209,7 +178,7 @@ class _Lexer:
 
     def based(self, match: re.Match[str]) -> int:
         base = match["b"] or match["c"]
-        value = _BASE_WORDS.get(base) or int(base[:4])
+        value = BASE_WORDS.get(base) or int(base[:4])
         if not 2 <= value <= 36 or any(int(d, 36) >= value for d in match["d"]):
             raise Unreadable(f"{match[0]!r} is no number in that base")
         self.put("based", f"{match['d']}_{value}")
@@ -222,14 +191,16 @@ class _Lexer:
             self.put("word", text[at])
             return at + 1
         run, end = match[0], match.end()
-        if run.lower() in _CONNECT or run in _CHINESE:
-            self.put("sep", _CONNECT.get(run.lower()) or _CHINESE[run])
+        if run.lower() in CONNECT or run in CHINESE:
+            self.put("sep", CONNECT.get(run.lower()) or CHINESE[run])
         elif run.lower() in ("percent", "pct", "percentage"):
             self.put("op", "%")
-        elif run in _CONSTANTS:
-            self.put("cmd", _CONSTANTS[run])
+        elif run in CONSTANTS:
+            self.put("cmd", CONSTANTS[run])
         elif in_text or not run.isascii():
             self.put("word", run)
+        elif run in CURRENCIES:
+            self.put("word", run.lower())
         elif self.is_unit(run, text, end):
             power = re.match(r"([23])(?!\d)", text[end : end + 2])
             self.put("word", run + (f"^{power[1]}" if power else ""))
@@ -241,7 +212,7 @@ class _Lexer:
         elif applied := _APPLIED.match(run):
             self.put("fn", applied[1])
             self.put("let", applied[2])
-        elif len(run) > 3 or (run.lower() in _SMALL_WORDS and not run.isupper()):
+        elif len(run) > 3 or (run.lower() in SMALL_WORDS and not run.isupper()):
             self.put("word", run)
         else:
             self.single_letters(run, text, end)
@@ -252,6 +223,9 @@ class _Lexer:
         return known and self.after_value() and text[end : end + 1] != "("
 
     def single_letters(self, run: str, text: str, end: int) -> None:
+        if run in ("C", "F") and self.after_degree():
+            self.put("word", run)
+            return
         if len(run) == 1 and run in SOFT and self.space and self.after_value():
             self.doubts.add(Doubt.SOFT_UNIT)
             if Doubt.SOFT_UNIT in self.choose:
@@ -265,17 +239,17 @@ class _Lexer:
         match = _RUN.match(text, at + 1)
         if match is None:
             return self.escaped(text, at)
-        name, end = _ALIAS.get(match[0], match[0]), match.end()
-        if name in _TEXTS:
+        name, end = ALIAS.get(match[0], match[0]), match.end()
+        if name in TEXTS:
             return self.styled(name, text, end)
-        if name in _STYLE:
+        if name in STYLE:
             pass
-        elif name in _RELATIONS:
-            self.put("rel", _RELATIONS[name])
-        elif name in _CONNECT:
-            self.put("sep", _CONNECT[name])
-        elif name in _PLAIN:
-            self.op(_PLAIN[name])
+        elif name in RELATIONS:
+            self.put("rel", RELATIONS[name])
+        elif name in CONNECT:
+            self.put("sep", CONNECT[name])
+        elif name in PLAIN:
+            self.op(PLAIN[name])
         elif name in ("quad", "qquad"):
             self.put("sep", "quad")
         elif name in FUNCTIONS and name != "sqrt":
@@ -286,6 +260,8 @@ class _Lexer:
             group = re.compile(r"\s*\{?\s*([A-Z])\s*\}?").match(text, end)
             self.put("cmd", f"bb{group[1] if group else ''}")
             end = group.end() if group else end
+        elif name in ("R", "Z", "N", "Q", "C"):
+            self.put("cmd", f"bb{name}")
         elif name in ("begin", "end"):
             return self.environment(name, text, end)
         elif name in ("dollar", "euro", "pounds"):
@@ -322,6 +298,7 @@ class _Lexer:
         inner = text[at + 1 : end].strip("~ ")
         if len(inner) == 1 and inner.isalpha() and inner.isascii():
             unit = inner in SOFT and inner not in _STYLED_LETTERS_KEPT and self.after_value()
+            unit = unit or (inner in "CF" and self.after_degree())
             self.put("word" if unit else "let", inner)
         elif match := re.match(_BASED, inner + text[end + 1 : end + 12]):
             self.based(match)
@@ -358,7 +335,7 @@ class _Lexer:
 
     def sign(self, text: str, at: int) -> int:
         """Scan a sign of one to three characters."""
-        for sign, kind, meaning in _SIGNS:
+        for sign, kind, meaning in SIGNS:
             if text.startswith(sign, at):
                 self.put(kind, meaning)
                 return at + len(sign)
@@ -376,13 +353,6 @@ class _Lexer:
         else:
             raise Unreadable(f"the character {char!r}")
         return at + 1
-
-
-_SIGNS = (
-    ("<=", "rel", "<="), (">=", "rel", ">="), ("=<", "rel", "<="), ("=>", "rel", ">="),
-    ("!=", "rel", "!="), ("<>", "rel", "!="), ("==", "rel", "="), ("**", "op", "^"),
-    ("+/-", "cmd", "pm"), ("||", "sep", "or"), ("&&", "sep", "and"),
-)  # fmt: skip
 
 
 def _period(digits: str) -> int:
@@ -417,7 +387,11 @@ def clean(text: str) -> str:
     if text.count("$") % 2:  # an odd dollar beside a digit is money
         text = re.sub(r"(?<!\\)\$(?=\s*[\d.])|(?<=\d)\$", r"\\dollar ", text, count=1)
     text = _DOLLAR.sub(" ", text)
+    if "base" in text:
+        text = _BASE_TEXT.sub(r" \1 ", text)
+        text = _IN_BASE.sub(r"_{\1}", text)
     if "\\" in text:
+        text = _HEX_TEXT.sub(r"\1", _DEGREE.sub(r"^\\circ ", text))
         text = _UNIT_FRACTION.sub(r"\\text{ \1/\2}", _NOISE.sub(" ", text))
         text = _GLUED_SPACE.sub(r"\1 ", text)
     return text

@@ -1,23 +1,34 @@
 """Tokens of an expression into a tree, by recursive descent.
 
-Numbers, letters, LaTeX and ASCII operators, functions, brackets, matrices. What is above an
-expression (lists, relations, labels, units) is in `statements`, which completes this class. Depth
-is bounded; nothing is evaluated here.
+Numbers, letters, operators and functions; brackets and matrices are in `brackets`, what is above
+an expression (lists, relations, labels, units) in `statements`. Depth is bounded; nothing is
+evaluated.
 """
 
 from fractions import Fraction
 
+from rl_reasoner.answers.brackets import Brackets
 from rl_reasoner.answers.lexer import Token
-from rl_reasoner.answers.tree import EMPTY, INFINITY, REALS, Node, Unreadable, integer, spelled
+from rl_reasoner.answers.tree import (
+    EMPTY,
+    INFINITY,
+    REALS,
+    Node,
+    Unreadable,
+    add,
+    decimal_node,
+    integer,
+    multiply,
+    names,
+    negative,
+    repeating_node,
+    spelled,
+)
 
-MAX_DEPTH = 60
-_END = Token("end", "")
 _CALLED = frozenset("fgFG")
 _CALLED_ON_NAMES = frozenset("hpqrsuvwyHPQRSTVWABCENMLKI")
-_ACCENTS = frozenset(
-    "overline vec hat tilde dot ddot underline overbrace overleftrightarrow".split()
-)
-_NAMED = frozenset("angle triangle measuredangle odot square parallelogram Delta_".split())
+_ACCENTS = names("overline vec hat tilde dot ddot underline overbrace overleftrightarrow")
+_NAMED = names("angle triangle measuredangle odot square parallelogram")
 _FUNCTION_NAMES = {
     "asin": "arcsin", "acos": "arccos", "atan": "arctan", "asinh": "arcsinh", "acosh": "arccosh",
     "atanh": "arctanh", "tg": "tan", "ctg": "cot", "arctg": "arctan", "sgn": "sign",
@@ -25,91 +36,10 @@ _FUNCTION_NAMES = {
 _INVERSES = {"sin": "arcsin", "cos": "arccos", "tan": "arctan", "sinh": "arcsinh",
              "cosh": "arccosh", "tanh": "arctanh"}  # fmt: skip
 _CONSTANTS = {"pi": "pi", "e": "e", "i": "i"}
-_MATRICES = frozenset("matrix pmatrix bmatrix Bmatrix vmatrix Vmatrix smallmatrix array".split())
-_CLOSERS = frozenset((")", "]", "}", "\\}", "\\>"))
 
 
-def decimal_node(text: str) -> Node:
-    """The exact node of a number as the lexer gives it: `12`, `.5`, `3.2e5`."""
-    if len(text) > 3000:
-        raise Unreadable("a number of more than 3000 digits")
-    mantissa, _, exponent = text.partition("e")
-    if exponent and abs(int(exponent)) > 3000:
-        raise Unreadable("a power of ten beyond 3000")
-    whole, point, fraction = mantissa.partition(".")
-    number = Fraction(int(whole or "0") * 10 ** len(fraction) + int(fraction or "0"), 1)
-    number *= Fraction(10) ** (int(exponent or "0") - len(fraction))
-    digits = len((whole + fraction).lstrip("0")) if fraction or exponent else 0
-    return Node("num", number=number, digits=digits if point or exponent else 0)
-
-
-def repeating_node(text: str) -> Node:
-    """The exact node of a repeating decimal `whole.fixed|cycle`."""
-    head, _, cycle = text.partition("|")
-    whole, _, fixed = head.partition(".")
-    if len(text) > 300:
-        raise Unreadable("a repeating decimal of more than 300 digits")
-    nines = (10 ** len(cycle) - 1) * 10 ** len(fixed)
-    number = Fraction(int(whole + fixed)) / 10 ** len(fixed) + Fraction(int(cycle), nines)
-    return Node("num", number=number)
-
-
-def add(*terms: Node) -> Node:
-    """The sum of `terms`, nested sums made flat."""
-    flat = [part for term in terms for part in (term.args if term.op == "add" else (term,))]
-    return flat[0] if len(flat) == 1 else Node("add", tuple(flat))
-
-
-def multiply(*factors: Node) -> Node:
-    """The product of `factors`, nested products made flat."""
-    flat = [
-        part for factor in factors for part in (factor.args if factor.op == "mul" else (factor,))
-    ]
-    return flat[0] if len(flat) == 1 else Node("mul", tuple(flat))
-
-
-def negative(node: Node) -> Node:
-    """Minus `node`; the sign of a number goes into the number."""
-    if node.op == "num" and node.number is not None:
-        return Node("num", number=-node.number, digits=node.digits)
-    return Node("neg", (node,))
-
-
-class Expressions:
-    """The expression half of the parser: a position in the tokens and the rules."""
-
-    def __init__(self, tokens: tuple[Token, ...]) -> None:
-        self.tokens = list(tokens)
-        self.at = 0
-        self.depth = 0
-        self.bars = 0  # open absolute values
-        self.outward = 0  # open intervals of the form ]a, b[
-
-    # ------------------------------------------------------------------ tokens
-
-    @property
-    def now(self) -> Token:
-        return self.tokens[self.at] if self.at < len(self.tokens) else _END
-
-    def ahead(self, by: int = 1) -> Token:
-        return self.tokens[self.at + by] if self.at + by < len(self.tokens) else _END
-
-    def take(self, *texts: str) -> bool:
-        """Step over the next token if it is an operator or command out of `texts`."""
-        if self.now.kind in ("op", "cmd", "rel", "sep") and self.now.text in texts:
-            self.at += 1
-            return True
-        return False
-
-    def need(self, *texts: str) -> str:
-        text = self.now.text
-        if not self.take(*texts):
-            raise Unreadable(f"expected {' or '.join(texts)}, found {text or 'the end'!r}")
-        return text
-
-    def listing(self, *closers: str) -> Node:
-        """A list of statements up to one of `closers` (not taken); see `statements`."""
-        raise NotImplementedError
+class Expressions(Brackets):
+    """The expression half of the grammar: sums, products, powers, names, functions."""
 
     # ------------------------------------------------------------------ sums and products
 
@@ -135,9 +65,7 @@ class Expressions:
         return False
 
     def sum(self) -> Node:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise Unreadable(f"nested deeper than {MAX_DEPTH}")
+        self.descend()
         left = self.signed()
         while True:
             if self.take("+"):
@@ -202,8 +130,8 @@ class Expressions:
             return bar or square or (text in ("(", "{", "\\<") and not self.is_remark())
         if kind == "cmd":
             return text not in (
-                "cup", "cap", "setminus", "backslash", "pm", "mp", "mod", "choose", "over", "rfloor",
-                "rceil", "circ", "pmod", "not",
+                "cup", "cap", "setminus", "backslash", "pm", "mp", "mod", "choose", "over",
+                "rfloor", "rceil", "circ", "pmod", "not",
             ) and not text.startswith("end:")  # fmt: skip
         return False
 
@@ -340,9 +268,8 @@ class Expressions:
     def reparsed_index(self, name: str, inside: tuple[Token, ...]) -> Node:
         as_names = [Token("let", t.text + "\u0307") if t.text in ("i", "e") else t for t in inside]
         inner = type(self)(tuple(as_names))
-        inner.depth = self.depth + 1
-        if inner.depth > MAX_DEPTH:
-            raise Unreadable(f"nested deeper than {MAX_DEPTH}")
+        inner.depth = self.depth
+        inner.descend()
         return Node("index", (inner.listing(),), name=name)
 
     # ------------------------------------------------------------------ atoms
@@ -501,160 +428,6 @@ class Expressions:
             inside = Node("div", (inside, self.factor()))
         return (inside,)
 
-    # ------------------------------------------------------------------ brackets
-
-    def bracket(self, opener: str) -> Node:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise Unreadable(f"nested deeper than {MAX_DEPTH}")
-        if opener == "|":
-            node = self.absolute()
-        elif opener == "{":
-            node = self.braces("}")
-        elif opener == "\\{":
-            node = self.braces("\\}")
-        elif opener in ("(", "[", "]", "\\<"):
-            node = self.sequence(opener)
-        elif opener == "?":
-            raise Unreadable("a question mark")
-        else:
-            raise Unreadable(f"{opener!r} where a value should be")
-        self.depth -= 1
-        return node
-
-    def absolute(self) -> Node:
-        self.bars += 1
-        inside = self.listing("|")
-        self.need("|")
-        self.bars -= 1
-        name = "det" if inside.op == "matrix" else "abs"
-        return Node("call", (inside,), name=name)
-
-    def braces(self, closer: str) -> Node:
-        """A set, or the group of TeX that has one member and no backslash."""
-        if self.take(closer):
-            return EMPTY
-        bars, self.bars = self.bars, 0
-        node = self.builder(closer)
-        if node is None and closer == "}":
-            node = self.group(closer)
-        elif node is None:
-            inside = self.listing(closer)
-            self.need(closer)
-            node = Node("set", inside.args if inside.op == "list" else (inside,))
-        self.bars = bars
-        return node
-
-    def builder(self, closer: str) -> Node | None:
-        """`{x | condition}` as its condition; None where the braces hold something else."""
-        end, names, depth = self.at, 0, 0
-        while end < min(len(self.tokens), self.at + 10) and self.tokens[end].text not in ("|", ":"):
-            token = self.tokens[end]
-            depth += (token.text in ("(", "{")) - (token.text in (")", "}"))
-            simple = token.kind in ("let", "num") or token.text in (
-                "in",
-                "_",
-                "(",
-                ")",
-                ",",
-                "{",
-                "}",
-            )
-            if depth < 0 or not (simple or token.text.startswith("bb")):
-                return None
-            names += token.kind == "let"
-            end += 1
-        if end >= len(self.tokens) or self.tokens[end].text not in ("|", ":") or not names:
-            return None
-        subject = type(self)(tuple(self.tokens[self.at : end])).listing()
-        self.at = end + 1
-        condition = self.listing(closer)
-        self.need(closer)
-        return Node("builder", (subject, condition))
-
-    def sequence(self, opener: str) -> Node:
-        """What is between round, square or angle brackets: a group, a tuple or an interval."""
-        bars, self.bars = self.bars, 0
-        closers = ("[", "]") if opener == "]" else (")", "]", "[", "\\>", "\\}")
-        closers = closers if opener in "[]" or opener == "(" else ("\\>",)
-        if self.now.text in (")", "]", "\\>"):
-            raise Unreadable("empty brackets")
-        self.outward += opener == "]"
-        inside = self.listing(*closers)
-        closer = self.need(*closers)
-        self.outward -= opener == "]"
-        self.bars = bars
-        if opener == "\\<":
-            opener, closer = "(", ")"
-        if opener == "]":
-            opener, closer = "(", ")" if closer == "[" else "]"
-        elif closer == "[":
-            closer = ")"
-        if inside.op != "list":
-            if (opener + closer) not in ("()", "[]"):
-                raise Unreadable("brackets of two kinds around one thing")
-            return inside
-        return Node("seq", inside.args, name=opener + closer)
-
-    # ------------------------------------------------------------------ large operators, matrices
-
-    def big(self, name: str) -> Node:
-        """A sum, product, integral or limit as a node of op `sum`, named `kind variable`."""
-        lower = upper = EMPTY
-        variable = ""
-        self.take("limits")
-        while self.now.kind == "op" and self.now.text in ("_", "^"):
-            if self.take("_"):
-                bound = self.group("}") if self.take("{") else self.atom()
-                if bound.op == "rel" and bound.args[0].op in ("sym", "const"):
-                    variable, lower = bound.args[0].name, bound.args[1]
-                else:
-                    lower = bound
-            else:
-                self.at += 1
-                upper = self.argument_or_number()
-        body = self.product() if name != "int" else self.sum()
-        if name == "int":
-            body, variable = _differential(body)
-        if name == "lim" and not variable:
-            raise Unreadable("a limit without its variable")
-        return Node("sum", (body, lower, upper), name=f"{name} {variable}")
-
-    def environment(self, name: str) -> Node:
-        rows: list[list[Node]] = [[]]
-        while not self.take(f"end:{name}"):
-            if self.take("row"):
-                rows.append([])
-            elif self.take("&"):
-                continue
-            elif self.now.kind == "end":
-                raise Unreadable("an environment that does not end")
-            else:
-                rows[-1].append(self.listing("&", "row", f"end:{name}"))
-        rows = [row for row in rows if row]
-        if not rows:
-            raise Unreadable("an empty environment")
-        if name not in _MATRICES:
-            lines = tuple(
-                row[0] if len(row) == 1 else Node("seq", tuple(row), "row") for row in rows
-            )
-            return lines[0] if len(lines) == 1 else Node("list", lines, name="and")
-        if len({len(row) for row in rows}) != 1:
-            raise Unreadable("a matrix with rows of different lengths")
-        matrix = Node("matrix", tuple(Node("seq", tuple(row), "row") for row in rows))
-        return Node("call", (matrix,), name="det") if name == "vmatrix" else matrix
-
 
 def _only_pi(node: Node) -> bool:
     return node.op in ("const", "num") or (node.op == "mul" and all(map(_only_pi, node.args)))
-
-
-def _differential(body: Node) -> tuple[Node, str]:
-    """An integrand without its trailing `d x`, and the variable."""
-    factors = list(body.args) if body.op == "mul" else [body]
-    if body.op == "add":
-        head, variable = _differential(body.args[-1])
-        return add(*body.args[:-1], head), variable
-    if len(factors) >= 2 and factors[-2].name == "d" and factors[-1].op in ("sym", "const"):
-        return multiply(*factors[:-2]) if factors[:-2] else integer(1), factors[-1].name
-    raise Unreadable("an integral without its differential")

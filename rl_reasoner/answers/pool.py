@@ -1,8 +1,8 @@
 """Killable worker processes: started when first needed, kept, recycled, never waited for too long.
 
 A worker is a fresh interpreter (`worker`) behind two pipes, never a fork, so that it is safe after
-CUDA was initialised, in notebooks and in scripts without a main guard. The deadline is kept here, by
-the parent, with a kill. Usable from any thread; a forked child starts with no workers of its own.
+CUDA was initialised, in notebooks and in scripts without a main guard. The deadline is kept here,
+by the parent, with a kill. Usable from any thread; a forked child starts with no workers.
 """
 
 import atexit
@@ -49,7 +49,7 @@ class Worker:
         self.served = 0
 
     def send(self, request: dict[str, Any], deadline: float) -> None:
-        """Write one request; raises `WorkerDied` or `WorkerLate` (`deadline`: monotonic seconds)."""
+        """Write one request by `deadline` (monotonic s); raises `WorkerDied` or `WorkerLate`."""
         data = json.dumps(request).encode() + b"\n"
         at = 0
         while at < len(data):

@@ -11,8 +11,7 @@ from fractions import Fraction
 from typing import Any
 
 from rl_reasoner.answers.arithmetic import Precision, TooLarge, Undefined
-from rl_reasoner.answers.parser import add, negative
-from rl_reasoner.answers.tree import Node, is_label, letters, spelled, walk
+from rl_reasoner.answers.tree import Node, add, is_label, letters, negative, spelled, walk
 from rl_reasoner.answers.values import Evaluator, constant, near
 
 _EV = Precision()

@@ -45,6 +45,8 @@ def labelled(node: Node) -> tuple[Node | None, Node]:
     """
     if node.op == "list":
         return _list_label(node)
+    if node.op in ("mul", "call"):
+        return _named_point(node)
     if node.op != "rel":
         return None, node
     signs = node.name.split()
@@ -61,6 +63,19 @@ def labelled(node: Node) -> tuple[Node | None, Node]:
         return parts[1], parts[0]
     body = _chain_value(parts, signs, labelled=label is not None)
     return (label, body) if body is not None else (None, node)
+
+
+def _named_point(node: Node) -> tuple[Node | None, Node]:
+    """`P(3, -2)` as the tuple with the label P."""
+    if node.op == "mul" and len(node.args) == 2:
+        name, body = node.args
+        if name.op == "sym" and name.name[:1].isupper() and body.op == "seq" and body.name == "()":
+            return name, body
+    if node.op == "call" and node.name[:1] == "?" and node.name[1:2].isupper():
+        numbers = all(not letters(arg) for arg in node.args)
+        if len(node.args) > 1 and numbers:
+            return Node("sym", name=node.name[1:]), Node("seq", node.args, "()")
+    return None, node
 
 
 def _mentions(body: Node, label: Node) -> bool:

@@ -10,14 +10,14 @@ from functools import lru_cache
 from itertools import combinations
 
 from rl_reasoner.answers.lexer import Doubt, Token, clean, tokens_of
-from rl_reasoner.answers.parser import Expressions, negative
-from rl_reasoner.answers.tree import Node, Unreadable, spelled
+from rl_reasoner.answers.parser import Expressions
+from rl_reasoner.answers.tree import Node, Unreadable, names, negative, spelled
 from rl_reasoner.answers.units import MONEY, canonical_unit, is_known_unit
 
 MAX_MEMBERS = 60
 MAX_LENGTH = 4000
 _LOOSE_TO_TIGHT = (";", "or", "and", "quad", "row", ",")
-_HEDGED = frozenset("approximately about around roughly exactly only just simply nearly".split())
+_HEDGED = names("approximately about around roughly exactly only just simply nearly")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,8 @@ class Statements(Expressions):
         self.depth += 1
         members = [self.statement(closers)]
         joins: list[str] = []
-        while self.now.kind == "sep" and self.now.text not in closers:
-            join = self.joint(closers)
+        while self.goes_on(members[-1], closers):
+            join = self.joint(closers) if self.now.kind == "sep" else "and"
             if self.now.text != "[" and self.at_end(closers):
                 break  # a trailing separator
             joins.append(join)
@@ -49,6 +49,12 @@ class Statements(Expressions):
             raise Unreadable(f"{self.now.text!r} after a whole statement")
         self.depth -= 1
         return members[0] if not joins else grouped(members, joins)
+
+    def goes_on(self, last: Node, closers: tuple[str, ...]) -> bool:
+        """Whether another member follows: a separator, or the rest of "2 hours 30 minutes"."""
+        if self.now.kind == "num":
+            return last.op == "quantity" and is_known_unit(last.name)
+        return self.now.kind == "sep" and self.now.text not in closers
 
     def at_end(self, closers: tuple[str, ...]) -> bool:
         if self.now.kind == "op" and self.now.text == "." and self.ahead().kind == "end":
@@ -108,7 +114,7 @@ class Statements(Expressions):
         node, degrees = _hoisted(node)
         after = self.unit_after(closers)
         if degrees:
-            after = f"degree {after}".replace("degree C", "celsius").replace("degree F", "degf")
+            after = {"C": "celsius", "F": "fahrenheit"}.get(after, f"degree {after}")
         if unit and after and canonical_unit(unit) != canonical_unit(after):
             after = f"{unit} {after}"
         unit = after or unit
@@ -154,7 +160,7 @@ class Statements(Expressions):
                 continue
             if kind == "op" and text == "%":
                 text = "percent"
-            elif kind == "op" and text == "pmod" or (text == "(" and self.ahead().text == "mod"):
+            elif (kind == "op" and text == "pmod") or (text == "(" and self.ahead().text == "mod"):
                 return f"{' '.join(parts)} {self.modulus()}"
             elif kind == "op" and text == "(" and self.is_remark():
                 self.remark()

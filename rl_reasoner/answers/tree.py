@@ -1,4 +1,4 @@
-"""The small tree an answer is read into, and questions about it that need no arithmetic.
+"""The small tree an answer is read into: making it, and questions that need no arithmetic.
 
 One node type with an operation name; `lexer` and `parser` build it, `values`, `regions` and
 `compare` look at it, `judge` hands it to sympy. Trees are immutable, hashable and plain data.
@@ -36,9 +36,60 @@ REALS = Node("reals", name="R")
 EMPTY = Node("set")
 
 
+def names(text: str) -> frozenset[str]:
+    """The words of `text`, for tables of names."""
+    return frozenset(text.split())
+
+
 def integer(value: int) -> Node:
     """The exact whole number `value` as a node."""
     return Node("num", number=Fraction(value))
+
+
+def decimal_node(text: str) -> Node:
+    """The exact node of a number as the lexer gives it: `12`, `.5`, `3.2e5`."""
+    if len(text) > 3000:
+        raise Unreadable("a number of more than 3000 digits")
+    mantissa, _, exponent = text.partition("e")
+    if exponent and abs(int(exponent)) > 3000:
+        raise Unreadable("a power of ten beyond 3000")
+    whole, point, fraction = mantissa.partition(".")
+    number = Fraction(int(whole or "0") * 10 ** len(fraction) + int(fraction or "0"), 1)
+    number *= Fraction(10) ** (int(exponent or "0") - len(fraction))
+    digits = len((whole + fraction).lstrip("0")) if fraction or exponent else 0
+    return Node("num", number=number, digits=digits if point or exponent else 0)
+
+
+def repeating_node(text: str) -> Node:
+    """The exact node of a repeating decimal `whole.fixed|cycle`."""
+    head, _, cycle = text.partition("|")
+    whole, _, fixed = head.partition(".")
+    if len(text) > 300:
+        raise Unreadable("a repeating decimal of more than 300 digits")
+    nines = (10 ** len(cycle) - 1) * 10 ** len(fixed)
+    number = Fraction(int(whole + fixed)) / 10 ** len(fixed) + Fraction(int(cycle), nines)
+    return Node("num", number=number)
+
+
+def add(*terms: Node) -> Node:
+    """The sum of `terms`, nested sums made flat."""
+    flat = [part for term in terms for part in (term.args if term.op == "add" else (term,))]
+    return flat[0] if len(flat) == 1 else Node("add", tuple(flat))
+
+
+def multiply(*factors: Node) -> Node:
+    """The product of `factors`, nested products made flat."""
+    flat = [
+        part for factor in factors for part in (factor.args if factor.op == "mul" else (factor,))
+    ]
+    return flat[0] if len(flat) == 1 else Node("mul", tuple(flat))
+
+
+def negative(node: Node) -> Node:
+    """Minus `node`; the sign of a number goes into the number."""
+    if node.op == "num" and node.number is not None:
+        return Node("num", number=-node.number, digits=node.digits)
+    return Node("neg", (node,))
 
 
 def walk(node: Node) -> Iterator[Node]:

@@ -8,6 +8,8 @@ unit ("people", "as required") stay themselves, without plural and articles.
 import re
 from functools import lru_cache
 
+from rl_reasoner.answers.tree import names
+
 _ALIASES = """
 mm millimeter millimetre 毫米
 cm centimeter centimetre 厘米
@@ -22,7 +24,7 @@ mg milligram 毫克
 g gram gramme gm 克
 kg kilogram kilo 千克 公斤
 ton tonne 吨
-lb pound lbs
+pound lb lbs £ gbp sterling
 oz ounce
 ml milliliter millilitre mL 毫升
 l liter litre L 升
@@ -37,10 +39,9 @@ year yr yrs 年
 dollar $ usd US$ bucks 美元
 cent ¢
 euro € eur 欧元
-sterling £ gbp
 yuan ¥ rmb cny 元 块
 rupee ₹ rs inr
-yen 日元
+yen 日元 jpy
 degree deg ° 度
 radian rad
 celsius °c degc
@@ -73,9 +74,8 @@ _POWERS = {
     "立方": 3,
 }
 _COMPOUND = {"mph": "mile/hour", "kph": "km/hour", "kmh": "km/hour", "mps": "m/second"}
-_EMPTY = frozenset(
-    "a an the of in all total only about approximately around exactly roughly is are".split()
-)
+_DEGREES_OF = re.compile(r"\bdegrees?\s+(celsius|fahrenheit)\b", re.IGNORECASE)
+_EMPTY = names("a an the of in all total only about approximately around exactly roughly is are")
 _CASED = {"N", "J", "W", "V", "A", "K", "L", "T", "C", "F"}
 
 
@@ -94,15 +94,18 @@ def _names() -> dict[str, str]:
 
 
 _NAMES = _names()
-SOFT = frozenset("m g s h L l N J W V A K".split())
+SOFT = names("m g s h L l N J W V A K")
 """Letters that may be a bare unit after a number and a space, or a variable."""
 
 LETTER_RUNS = frozenset(
-    name for name in _NAMES if name.isalpha() and name.isascii() and 2 <= len(name)
+    name for name in _NAMES if name.isalpha() and name.isascii() and len(name) >= 2
 ) | frozenset(_COMPOUND)
 """Spellings of at least two letters that the lexer reads as a unit after a number."""
 
-MONEY = {"$": "dollar", "€": "euro", "£": "sterling", "¥": "yuan", "₹": "rupee", "¢": "cent"}
+MONEY = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yuan", "₹": "rupee", "¢": "cent"}
+
+CURRENCIES = frozenset({"USD", "EUR", "GBP", "CNY", "RMB", "INR", "JPY"})
+"""Codes of money, read as words wherever they stand."""
 
 _PART = re.compile(r"[a-zA-Z°Ω$€£¥₹¢\u4e00-\u9fff'’-]+|\^|\*|/|-?\d+|[()]")
 
@@ -133,6 +136,7 @@ def canonical_unit(text: str) -> str:
         text = text.replace(chinese, power)
     for name, spelled in _COMPOUND.items():
         text = re.sub(rf"\b{name}\b", spelled, text)
+    text = _DEGREES_OF.sub(r"\1", text)
     powers: dict[str, int] = {}
     sign, pending, last = 1, 1, ""
     parts = _PART.findall(text)

@@ -176,7 +176,7 @@ def point_of(name: str, index: int) -> Fraction:
     return 4 + 5 * unit if index % 7 == 5 else -(2 + 3 * unit)
 
 
-def near(ev: Evaluator, left: Value, right: Value, exponent: int) -> bool:
+def near(ev: Precision, left: Value, right: Value, exponent: int) -> bool:
     """Whether two numbers agree to a relative 10**-`exponent` (no absolute tolerance)."""
     if isinstance(left, Fraction) and isinstance(right, Fraction):
         return left == right
@@ -185,7 +185,7 @@ def near(ev: Evaluator, left: Value, right: Value, exponent: int) -> bool:
     return bool(abs(a - b) <= scale * ev.mp.mpf(10) ** -exponent)
 
 
-def same_value(ev: Evaluator, left: Value, right: Value, exponent: int) -> bool:
+def same_value(ev: Precision, left: Value, right: Value, exponent: int) -> bool:
     """`near` for numbers and, entry by entry, for matrices of one shape."""
     if isinstance(left, tuple) or isinstance(right, tuple):
         return (

@@ -4,6 +4,7 @@
 settle equality it says so in `Verdict.undecided`; `judge` is asked then, by the package's face.
 """
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -82,6 +83,8 @@ def compared(gold: str, given: str) -> tuple[str, tuple[tuple[Node, Node], ...],
     if decided is not None:
         return (decided, (), "") if decided else ("", (), "another choice")
     left, right = read(gold), read(given)
+    if left.trees and left.trees[0].op == "ratio" and not right.trees:
+        right = read(re.sub(r"\bto\b", ":", given))
     if left.tokens and left.tokens == right.tokens:
         return "same spelling", (), ""
     how = by_words(gold, given, left, right)

@@ -18,7 +18,7 @@ _PHRASES = {
     r"\emptyset": (
         "no solution|no solutions|no real solution|no real solutions|empty set|null set|"
         "there is no solution|there are no solutions|no solution exists|无解|空集|has no solution|"
-        "no real roots|no roots|no solutions exist|there are no real solutions|the empty set|void set"
+        "no real roots|no roots|no solutions exist|there are no real solutions|void set"
     ),
     r"\mathrm{DNE}": (
         "dne|does not exist|undefined|not defined|doesn't exist|do not exist|不存在|"
@@ -42,6 +42,10 @@ _TEXT_COMMAND = re.compile(
 )
 _SPACING = re.compile(r"\\(?:[,;:! ]|q?quad(?![a-zA-Z])|left(?![a-zA-Z])|right(?![a-zA-Z]))|~")
 _DECORATION = re.compile(r"\$|\*\*|`|\"|(?<!\\)\\[()\[\]]|\\displaystyle|^[#>\s]+")
+_ALL_EXCEPT = re.compile(
+    r"(?:all|any) real (?:numbers?|values)(?: x)?,? (?:except|but|other than)"
+    r"(?: for)?(?: x ?=)? (.+)"
+)
 _ARTICLE = re.compile(r"^(?:the|a|an)\s+(?=\S)", re.IGNORECASE)
 _LONG_WORD = re.compile(r"(?<![\\a-zA-Z])[^\W\d_]{2,}")
 _WORDS_ONLY = re.compile(r"[^\W\d_]+(?:[\s'.,&/-]+[^\W\d_]+)*")
@@ -55,7 +59,7 @@ _MONTH = re.compile(
 _CHOICE = re.compile(
     r"^(?i:(?:the\s+)?(?:correct\s+)?(?:answer|option|choice|选项|答案|选)\s*(?:is|[:：是为])?\s*)?"
     r"(?:\(([A-J])\)|\[([A-J])\]|([A-J])(?![\w'^_({\[+*/=<>!|]))\s*"
-    r"(?:[.,;)、-]|:(?=\s|$)|\s|$)\s*(.*)$",
+    r"(?:[.,;)、]|\s-\s|:(?=\s|$)|\s|$)\s*(.*)$",
     re.DOTALL,
 )
 _SECOND_CHOICE = re.compile(r"^(?:(?:and|or|和|或|&|/)\b|\(?[A-J]\)?(?:[.,:;)\s]|$))")
@@ -84,14 +88,14 @@ _NUMBER_WORDS = {
             "eighteen",
             "nineteen",
             "twenty",
-        ]  # fmt: skip
+        ]
     )
 }
 
 
 def unstyled(text: str) -> str:
     """`text` without styling commands, dollars, bold marks and needless white space."""
-    text = _DECORATION.sub(" ", ascii_mathematics(text))
+    text = _DECORATION.sub(" ", ascii_mathematics(text).replace("\\!", "").replace("{:}", ":"))
     if "\\" in text:
         text = _SPACING.sub(" ", text)
         if _TEXT_COMMAND.search(text):
@@ -109,16 +113,21 @@ def words(text: str) -> str:
 
     Surrounding articles and the final stop are dropped.
     """
-    plain = unstyled(text).strip(" .,;:!?")
+    plain = unstyled(text).strip(" .,;:!")
     plain = _LONG_WORD.sub(_folded, plain).replace("'", "'")
-    return _ARTICLE.sub("", plain).strip(" .,;:!?'()") if plain else ""
+    return _ARTICLE.sub("", plain).strip(" .,;:!'()") if plain else ""
 
 
 def meant(text: str) -> str:
     """`text`, or the mathematics or word that a set phrase in it stands for."""
     if len(text) > 80:
         return text
-    plain = unstyled(text).strip(" .,;:!?").lower().removeprefix("the ")
+    if text.strip(" $") in (r"\mathbf{R}", r"\mathrm{R}", r"\mathbf R"):
+        return r"\mathbb{R}"
+    plain = unstyled(text).strip(" .,;:!").lower().removeprefix("the ")
+    left_out = _ALL_EXCEPT.fullmatch(plain)
+    if left_out:
+        return rf"\mathbb{{R}} \setminus \{{{left_out[1]}\}}"
     return _MEANING.get(plain, text)
 
 
