@@ -1,7 +1,7 @@
 """GSM8K: a real small instruct model on real word problems.
 
     rl-reasoner train gsm8k                                  # from the hub, on a GPU
-    rl-reasoner train gsm8k --policy MODEL.gguf --data.path train.jsonl --evals.sets test.jsonl
+    rl-reasoner train gsm8k --policy MODEL.gguf --data.path train.jsonl --data.columns {}
 
 SmolLM2-135M-Instruct (Apache-2.0) gets few of these problems right, so many groups have no right
 answer and teach nothing: a small reward for a boxed answer keeps a signal. `make real` runs 20

@@ -290,7 +290,8 @@ def _read(flag: str, text: str | None, annotation: Any) -> Any:
 
     Numbers and words are left to the schema, lists may be written with commas, all else is YAML.
     """
-    kinds = get_args(annotation) if get_origin(annotation) not in (tuple, Literal) else ()
+    whole = (tuple, Literal, Mapping)  # their arguments are not alternatives
+    kinds = () if get_origin(annotation) in whole else get_args(annotation)
     kinds = kinds or (annotation,)
     if text is None:
         if bool in kinds or Any in kinds:

@@ -237,6 +237,16 @@ def test_the_order_of_flags_does_not_matter() -> None:
     assert apply_flags(back, ["--data.task", "gcd"]).stages[0].data == TaskData(task="gcd")
 
 
+def test_a_mapping_by_flag_replaces_it_or_one_of_its_entries() -> None:
+    flags = ["--data.columns", "{problem: q}", "--data.columns.answer", "a"]
+    data = apply_flags(load_recipe("gsm8k"), flags).data
+    assert isinstance(data, FileData)
+    assert data.columns == {"problem": "q", "answer": "a"}
+    emptied = apply_flags(load_recipe("gsm8k"), ["--data.columns", "{}"]).data
+    assert isinstance(emptied, FileData)
+    assert emptied.columns == {}
+
+
 def test_a_policy_by_flag_keeps_the_adapter() -> None:
     recipe = small(policy={"source": "a", "lora": {"rank": 3}})
     changed = apply_flags(recipe, ["--policy", "b"])
