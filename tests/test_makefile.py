@@ -1,0 +1,53 @@
+"""The Makefile on machines that lack something: it says what, ends with 2, and leaves nothing."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+def make(folder: Path, python: str, *targets: str) -> subprocess.CompletedProcess[str]:
+    """`make` in a folder with the project's Makefile, with a Python that this script acts out."""
+    shutil.copy(ROOT / "Makefile", folder)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    script = folder / "acted"
+    script.write_text(f"#!/bin/sh\n{python}\n", encoding="utf-8")
+    script.chmod(0o755)
+    command = ["make", "PYTHON=./acted", *targets]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("target", ["quickstart", "test", "lint"])
+def test_a_python_that_is_too_old_is_said(target: str, tmp_path: Path) -> None:
+    done = make(tmp_path, '[ "$1" = -c ] && exit 1; mkdir .venv', target)
+    assert done.returncode == 2
+    assert "needs Python >= 3.11" in done.stdout
+    assert "make PYTHON=" in done.stdout
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_a_python_without_venv_is_said_with_what_to_install(tmp_path: Path) -> None:
+    acted = '[ "$1" = -c ] && exit 0; mkdir -p .venv/bin; touch .venv/bin/python; exit 1'
+    done = make(tmp_path, acted, "quickstart")
+    assert done.returncode == 2
+    assert "sudo apt install python3-venv" in done.stdout
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_quickstart_installs_and_then_trains(tmp_path: Path) -> None:
+    done = make(tmp_path, "exit 1", "--dry-run", "quickstart")
+    assert done.returncode == 0
+    install, train = done.stdout.index("pip install"), done.stdout.index("train quickstart")
+    assert install < train
+
+
+def test_clean_removes_the_environment(tmp_path: Path) -> None:
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / "runs").mkdir()
+    assert make(tmp_path, "exit 1", "clean").returncode == 0
+    assert not (tmp_path / ".venv").exists()
+    assert (tmp_path / "runs").exists()  # results are the user's
