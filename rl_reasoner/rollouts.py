@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 
+from rl_reasoner.errors import UserError
 from rl_reasoner.policy import Policy
 from rl_reasoner.prompts import Prompt
 
@@ -28,10 +29,18 @@ class Rollout:
 
 
 def prompt_ids(policy: Policy, prompt: Prompt, prefix: str = "") -> list[int]:
-    """The token ids of a prompt, with the start of the completion (`prefix`) behind it."""
+    """The token ids of a prompt, with the start of the completion (`prefix`) behind it.
+
+    Raises `UserError` for a chat that the policy's tokenizer has no template for.
+    """
     tokenizer = policy.tokenizer
     if isinstance(prompt, str):
         return list(tokenizer(prompt + prefix)["input_ids"])
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"the tokenizer of {policy.source} has no chat template: "
+            "choose the prompt template plain, r1 or a text with {problem} in it"
+        )
     text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
     return list(tokenizer(text + prefix, add_special_tokens=False)["input_ids"])
 

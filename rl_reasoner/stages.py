@@ -11,17 +11,19 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from datasets import Dataset
-from transformers import PrinterCallback, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback, TrainerState
+from trl import SFTTrainer
+from trl.trainer.utils import is_async_callable
 
 from rl_reasoner.checkpoints import last_checkpoint
-from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.configs import check_configs, config
+from rl_reasoner.errors import UserError
 from rl_reasoner.evaluate import EvalResult, evaluate, evaluate_recipe, set_rows
 from rl_reasoner.live import LiveView
 from rl_reasoner.policy import (
@@ -33,11 +35,12 @@ from rl_reasoner.policy import (
     quiet_libraries,
 )
 from rl_reasoner.prompts import Row, completion_of, load_rows, render
-from rl_reasoner.recipe import GrpoStage, Optim, Recipe, SftStage
+from rl_reasoner.recipe import GrpoStage, Recipe, SftStage
 from rl_reasoner.report import write_report
 from rl_reasoner.reward import Fault, load_reward, score_batch
-from rl_reasoner.runs import RunFolder, append_rows, keep_rows_until
-from rl_reasoner.trainer import GRPOConfig, GRPOTrainer
+from rl_reasoner.rollouts import prompt_ids
+from rl_reasoner.runs import RunFolder, append_rows, keep_rows_until, write_text
+from rl_reasoner.trainer import GRPOTrainer
 
 
 class Interrupted(KeyboardInterrupt):
@@ -67,14 +70,14 @@ def train(
     `Interrupted` when it was asked to stop, `RewardsFailed` when all reward calls of a step failed.
     """
     quiet_libraries()
-    if resume is not None:
-        run, saved = RunFolder.reopen(resume)
-        if saved != recipe:
-            raise UserError(f"the recipe is not the one that the run {resume} began with")
     work = _prepared(recipe)
     if resume is None:
-        run = RunFolder.create(recipe)
+        run, saved = RunFolder.create(recipe), recipe
+    else:
+        run, saved = RunFolder.reopen(resume)
     try:
+        if saved != recipe:
+            raise UserError(f"the recipe is not the one that the run {resume} began with")
         with LiveView(quiet=quiet) as view, _Stop(view) as stop:
             session = _Session(recipe, run, view, stop, work)
             return session.go(command)
@@ -102,7 +105,7 @@ class _Work:
 def _prepared(recipe: Recipe) -> _Work:
     """Read all data and rewards of the recipe; every mistake in them is a `UserError`."""
     choose_device(recipe.run.device)
-    _check_arguments(recipe)
+    check_configs(recipe)
     load_reward(recipe.evals.reward)
     rewards = [load_reward(name, spec.options) for name, spec in recipe.rewards.items()]
     rows = [load_rows(recipe.data_of(stage)) for stage in recipe.stages]
@@ -117,24 +120,28 @@ def _prepared(recipe: Recipe) -> _Work:
     return _Work(rows, rewards)
 
 
-def _check_arguments(recipe: Recipe) -> None:
-    """Every further argument of a stage must be one of its trainer's config class."""
-    for stage in recipe.stages:
-        config = SFTConfig if stage.kind == "sft" else GRPOConfig
-        known = {field.name for field in fields(config)}
-        for name in stage.trainer:
-            if name not in known:
-                raise unknown(f"argument of {config.__name__} (stage {stage.name})", name, known)
-
-
 def _check_rewards(rewards: list[Callable[..., Any]], row: Row) -> None:
-    """Call every reward once on a real row, with its answer as the completion."""
+    """Call every reward once on a real row, with its answer as the completion.
+
+    A function of trl's own form may want chats or plain texts, which one is known only when the
+    policy is open: it has to take one of them. Async ones are left to the trainer.
+    """
     columns = {key: [value] for key, value in row.items() if key != "completion"}
-    columns["prompts"] = [row["problem"]]
+    columns |= {"completion_ids": [[0]], "trainer_state": TrainerState()}
+    columns |= dict.fromkeys(("log_extra", "log_metric"), lambda *logged: None)  # type: ignore[arg-type]
+    prompt, answer = row["problem"], str(row["answer"])
+    chat = [{"role": "user", "content": prompt}], [{"role": "assistant", "content": answer}]
     for function in rewards:
-        outcome = score_batch(function, [str(row["answer"])], columns)[0]
-        if isinstance(outcome, Fault):
-            raise UserError(f"a trial call failed: {outcome.message}")
+        if is_async_callable(function):
+            continue
+        faults = []
+        for asked, said in ((prompt, answer), chat):
+            [outcome] = score_batch(function, [said], {**columns, "prompts": [asked]})
+            if not isinstance(outcome, Fault):
+                break
+            faults.append(outcome.message)
+        else:
+            raise UserError(f"a trial call failed: {faults[0]}")
 
 
 class _Stop:
@@ -193,6 +200,7 @@ class _Session:
         finished = [i for i in range(len(recipe.stages)) if self._done(i).is_file()]
         start = self._done(finished[-1]).parent / "policy" if finished else recipe.policy.source
         policy = open_policy(str(start), seed=seed, device=self.device)
+        prompt_ids(policy, render("", recipe.template, policy.tokenizer))  # can it be rendered?
         self._lock(policy, command)
         first = next((i for i, s in enumerate(recipe.stages) if s.kind == "grpo"), 0)
         for index, stage in enumerate(recipe.stages):
@@ -260,7 +268,10 @@ class _Session:
         trainer.add_callback(_Recorder(self, stage, policy, folder, trainer))
         trainer.remove_callback(PrinterCallback)  # metrics go to the recorder alone
         with self._training(), _unmarked(policy.model):
-            trainer.train(resume_from_checkpoint=str(at[0]) if at else None)
+            if at:
+                _load(policy, at[0])
+            if not at or at[1] < stage.steps:  # from its last step, trl would take one more
+                trainer.train(resume_from_checkpoint=str(at[0]) if at else None)
         if self.stop.asked:
             raise Interrupted(self.run.path)
         if self.recipe.policy.lora:
@@ -269,7 +280,7 @@ class _Session:
         policy.save(folder / "policy")
         seconds = time.monotonic() - started
         done = {"steps": stage.steps, "seconds": round(seconds, 1)}
-        (folder / "done.json").write_text(json.dumps(done), encoding="utf-8")
+        write_text(folder / "done.json", json.dumps(done))
         self.view.finish_stage()
 
     @contextmanager
@@ -282,47 +293,11 @@ class _Session:
 
     # ------------------------------------------------------------------------- the trainers
 
-    def _common(self, stage: SftStage | GrpoStage, folder: Path) -> dict[str, Any]:
-        """The arguments that both of trl's config classes share."""
-        schedule, arguments = _schedule(stage.optim)
-        optim = stage.optim
-        return {
-            "output_dir": str(folder / "checkpoints"),
-            "max_steps": stage.steps,
-            "learning_rate": optim.lr,
-            "lr_scheduler_type": schedule,
-            "lr_scheduler_kwargs": arguments,
-            "warmup_steps": optim.warmup,
-            "adam_beta1": optim.betas[0],
-            "adam_beta2": optim.betas[1],
-            "weight_decay": optim.weight_decay,
-            "max_grad_norm": optim.max_grad_norm,
-            "router_aux_loss_coef": stage.router_aux,
-            "seed": self.recipe.run.seed,
-            "bf16": self.precision == "bf16",
-            "use_cpu": self.device == "cpu",
-            "gradient_checkpointing": self.device != "cpu",
-            "logging_steps": 1,
-            "save_strategy": "steps",
-            "save_steps": stage.save_every,
-            "save_total_limit": 2,
-            "report_to": "none",
-            "disable_tqdm": True,
-        }
-
     def _sft(self, stage: SftStage, index: int, policy: Policy, folder: Path) -> SFTTrainer:
-        micro = stage.micro_batch or stage.batch
         rows = [self._supervised(row, policy) for row in self.work.rows[index]]
-        arguments = {
-            **self._common(stage, folder),
-            "per_device_train_batch_size": micro,
-            "gradient_accumulation_steps": stage.batch // micro,
-            "max_length": None,
-            **stage.trainer,
-        }
         return SFTTrainer(
             policy.model,
-            args=SFTConfig(**arguments),
+            args=config(self.recipe, stage, folder),
             train_dataset=Dataset.from_list(rows),
             processing_class=policy.tokenizer,
         )
@@ -335,8 +310,6 @@ class _Session:
         return {"prompt": prompt, "completion": [{"role": "assistant", "content": completion}]}
 
     def _grpo(self, stage: GrpoStage, index: int, policy: Policy, folder: Path) -> GRPOTrainer:
-        batch = stage.group.size * stage.group.prompts
-        micro = stage.group.micro_batch or batch
         rows = [
             {
                 **{key: value for key, value in row.items() if key != "completion"},
@@ -344,40 +317,33 @@ class _Session:
             }
             for row in self.work.rows[index]
         ]
-        sampling, loss = stage.sampling, stage.loss
-        if loss.beta and not self.recipe.policy.lora:
+        if stage.loss.beta and not self.recipe.policy.lora:
             # trl loads the reference from where the model says it came from: that must be the
             # policy as it enters this stage, not the one that the first stage opened
-            if not (folder / "reference" / "config.json").is_file():
-                policy.save(folder / "reference")
+            policy.save(folder / "reference")
             policy.model.config.name_or_path = str(folder / "reference")
-        arguments = {
-            **self._common(stage, folder),
-            "per_device_train_batch_size": micro,
-            "gradient_accumulation_steps": batch // micro,
-            "num_generations": stage.group.size,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "max_completion_length": sampling.max_tokens,
-            "loss_type": loss.type,
-            "beta": loss.beta,
-            "epsilon": loss.epsilon,
-            "epsilon_high": loss.epsilon_high,
-            "scale_rewards": loss.scale_rewards,
-            "num_iterations": loss.iterations,
-            "reward_weights": [spec.weight for spec in self.recipe.rewards.values()],
-            **stage.trainer,
-        }
         trainer = GRPOTrainer(
             policy.model,
             reward_funcs=self.work.rewards,
-            args=GRPOConfig(**arguments),
+            args=config(self.recipe, stage, folder),
             train_dataset=Dataset.from_list(rows),
             processing_class=policy.tokenizer,
         )
         trainer.rollout_sink = lambda found: append_rows(folder / "rollouts.jsonl", found)
         return trainer
+
+
+def _load(policy: Policy, checkpoint: Path) -> None:
+    """Put the weights of a checkpoint into the policy's model.
+
+    The trainer's own loading passes over fused experts: files hold them one by one, and only
+    `from_pretrained` puts them together.
+    """
+    if (checkpoint / "adapter_config.json").is_file():
+        policy.model.load_adapter(str(checkpoint), "default", is_trainable=True)
+    else:
+        saved = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=policy.model.dtype)
+        policy.model.load_state_dict(saved.state_dict())
 
 
 @contextmanager
@@ -395,15 +361,6 @@ def _unmarked(model: Any) -> Iterator[None]:
         text_config = model.config.get_text_config()
         if getattr(text_config, "output_router_logits", False):
             text_config.output_router_logits = False
-
-
-def _schedule(optim: Optim) -> tuple[str, dict[str, float]]:
-    """transformers' scheduler name and arguments for a schedule that ends at `final` times lr."""
-    if optim.schedule == "linear":
-        return "polynomial", {"lr_end": optim.final * optim.lr, "power": 1.0}
-    if optim.schedule == "cosine":
-        return "cosine_with_min_lr", {"min_lr_rate": optim.final}
-    return "constant_with_warmup", {}
 
 
 class _Recorder(TrainerCallback):  # type: ignore[misc]

@@ -49,9 +49,9 @@ def grpo(**changes: Any) -> dict[str, Any]:
     return {**stage, **changes}
 
 
-def recipe(folder: Path, *stages: dict[str, Any], **changes: Any) -> Recipe:
+def recipe(folder: Path, *stages: dict[str, Any], source: str = REWARD, **changes: Any) -> Recipe:
     """A run in `folder`/run; the reward's file lies in `folder`."""
-    near = reward_file(folder)
+    near = reward_file(folder, source)
     evals = {"sets": ["modular_test"], "limit": 4, "max_tokens": 8, "reward": near}
     fields = {
         "name": "tiny",

@@ -1,0 +1,106 @@
+"""The trainers' config objects, made from the stages of a recipe.
+
+A translation and nothing else: our names and defaults into those of trl's config classes. What trl
+refuses is said before anything is loaded (`check_configs`). Knows recipes, not runs.
+"""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from trl import SFTConfig
+
+from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.policy import choose_device, choose_precision
+from rl_reasoner.recipe import GrpoStage, Optim, Recipe, SftStage
+from rl_reasoner.trainer import GRPOConfig
+
+
+def check_configs(recipe: Recipe) -> None:
+    """Make the config of every stage; raises `UserError` for arguments that trl does not take."""
+    for stage in recipe.stages:
+        kind = SFTConfig if stage.kind == "sft" else GRPOConfig
+        known = {field.name for field in fields(kind)}
+        for name in stage.trainer:
+            if name not in known:
+                raise unknown(f"argument of {kind.__name__} (stage {stage.name})", name, known)
+        try:
+            config(recipe, stage, Path())
+        except (ValueError, TypeError) as error:
+            raise UserError(f"stage {stage.name}: {error}") from error
+
+
+def config(recipe: Recipe, stage: SftStage | GrpoStage, folder: Path) -> SFTConfig | GRPOConfig:
+    """The config of trl's trainer for `stage`, whose checkpoints lie in `folder`."""
+    common = _common(recipe, stage, folder)
+    if isinstance(stage, SftStage):
+        return SFTConfig(**{**common, **_sft(stage), **stage.trainer})
+    weights = [spec.weight for spec in recipe.rewards.values()]
+    return GRPOConfig(**{**common, **_grpo(stage), "reward_weights": weights, **stage.trainer})
+
+
+def _common(recipe: Recipe, stage: SftStage | GrpoStage, folder: Path) -> dict[str, Any]:
+    schedule, arguments = _schedule(stage.optim)
+    optim = stage.optim
+    device = choose_device(recipe.run.device)
+    return {
+        "output_dir": str(folder / "checkpoints"),
+        "max_steps": stage.steps,
+        "learning_rate": optim.lr,
+        "lr_scheduler_type": schedule,
+        "lr_scheduler_kwargs": arguments,
+        "warmup_steps": optim.warmup,
+        "adam_beta1": optim.betas[0],
+        "adam_beta2": optim.betas[1],
+        "weight_decay": optim.weight_decay,
+        "max_grad_norm": optim.max_grad_norm,
+        "router_aux_loss_coef": stage.router_aux,
+        "seed": recipe.run.seed,
+        "bf16": choose_precision(recipe.run.precision, device) == "bf16",
+        "use_cpu": device == "cpu",
+        "gradient_checkpointing": device != "cpu",
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": stage.save_every,
+        "save_total_limit": 2,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def _sft(stage: SftStage) -> dict[str, Any]:
+    micro = stage.micro_batch or stage.batch
+    return {
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": stage.batch // micro,
+        "max_length": None,
+    }
+
+
+def _grpo(stage: GrpoStage) -> dict[str, Any]:
+    batch = stage.group.size * stage.group.prompts
+    micro = stage.group.micro_batch or batch
+    return {
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": batch // micro,
+        "num_generations": stage.group.size,
+        "temperature": stage.sampling.temperature,
+        "top_p": stage.sampling.top_p,
+        "top_k": stage.sampling.top_k,
+        "max_completion_length": stage.sampling.max_tokens,
+        "loss_type": stage.loss.type,
+        "beta": stage.loss.beta,
+        "epsilon": stage.loss.epsilon,
+        "epsilon_high": stage.loss.epsilon_high,
+        "scale_rewards": stage.loss.scale_rewards,
+        "num_iterations": stage.loss.iterations,
+    }
+
+
+def _schedule(optim: Optim) -> tuple[str, dict[str, float]]:
+    """transformers' scheduler name and arguments for a schedule that ends at `final` times lr."""
+    if optim.schedule == "linear":
+        return "polynomial", {"lr_end": optim.final * optim.lr, "power": 1.0}
+    if optim.schedule == "cosine":
+        return "cosine_with_min_lr", {"min_lr_rate": optim.final}
+    return "constant_with_warmup", {}
