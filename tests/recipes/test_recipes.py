@@ -1,0 +1,75 @@
+"""Every shipped recipe runs as it is started, with two steps a stage and small evaluations.
+
+`gsm8k` needs a real model: tests/test_real.py runs it.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from rl_reasoner.cli import main
+from rl_reasoner.recipe_source import load_recipe, shipped_recipes
+
+SMALL = {
+    "quickstart": [
+        *("--chains.steps", "2", "--chains.data.count", "200", "--chains.batch", "8"),
+        *("--habit.steps", "2", "--habit.data.count", "100", "--habit.batch", "8"),
+    ],
+    "noisy_start": [
+        *("--careless.steps", "2", "--careless.data.count", "200", "--careless.batch", "8"),
+    ],
+}
+GRPO = [
+    *("--grpo.steps", "2", "--grpo.data.count", "50"),
+    *("--grpo.group.size", "4", "--grpo.group.prompts", "2", "--grpo.sampling.max_tokens", "12"),
+    *("--evals.limit", "4", "--evals.max_tokens", "12", "--evals.every", "1"),
+    *("--run.device", "cpu"),
+]
+
+
+def looked_over(folder: Path, name: str) -> None:
+    """The finished run in `folder` is one of the recipe `name`."""
+    AutoModelForCausalLM.from_pretrained(folder / "policy")
+    recipe = load_recipe(name)
+    finished = sorted(p.parent.name for p in (folder / "stages").glob("*/done.json"))
+    assert finished == [f"{i}-{stage.name}" for i, stage in enumerate(recipe.stages, 1)]
+    for stage in (folder / "stages").iterdir():
+        steps = [json.loads(line)["step"] for line in (stage / "metrics.jsonl").open()]
+        assert steps == [1, 2]
+    for file in ("before.json", "after.json"):
+        sets: dict[str, Any] = json.loads((folder / "evals" / file).read_text())["sets"]
+        for wanted in recipe.evals.sets:
+            assert sets[wanted]["problems"] == 4
+            assert sets[f"{wanted}@sampled"]["samples"] == recipe.evals.samples
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert name in page and "<svg" in page
+
+
+def test_every_recipe_is_run_here_or_with_a_real_model() -> None:
+    assert {*SMALL, "gsm8k"} == set(shipped_recipes())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_by_name(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    assert main(["train", name, "--json", *SMALL[name], *GRPO, "--run.folder", str(folder)]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["run"] == str(folder) and shown["evals"].keys() == {"before", "after"}
+    looked_over(folder, name)
+
+
+def test_as_a_script_in_a_folder_of_ones_own(tmp_path: Path) -> None:
+    """`python recipes/noisy_start.py`: runs go to runs/ in the working folder."""
+    script = Path(__file__).parents[2] / "recipes" / "noisy_start.py"
+    command = [sys.executable, str(script), *SMALL["noisy_start"], *GRPO]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    [folder] = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("noisy_start-")
+    assert "modular_test" in done.stdout and "policy" in done.stdout
+    looked_over(folder, "noisy_start")
