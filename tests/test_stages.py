@@ -426,6 +426,37 @@ def test_a_stop_at_any_step_costs_nothing(
     assert handler is signal.default_int_handler, "the caller's own handler is back"
 
 
+@pytest.mark.parametrize(
+    ("source", "stage"),
+    [
+        ({"source": "scratch:moe-tiny", "lora": {"rank": 4}}, {"loss": {"beta": 0.04}}),
+        ({"source": "scratch:moe-tiny"}, {"loss": {"beta": 0.04}}),
+        ({"source": "scratch:dense-tiny"}, {"group": {"size": 4, "prompts": 2, "micro_batch": 4}}),
+    ],
+    ids=["adapter", "reference", "micro-batches"],
+)
+def test_a_stopped_run_of_another_kind_continues_to_the_same_weights(
+    source: dict[str, Any], stage: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+        stages = sft(), grpo(steps=4, save_every=2, **stage)
+        wanted = recipe(tmp_path / name, *stages, policy=source, evals={"sets": ()})
+        if name == "stopped":
+            signals_at(monkeypatch, ("grpo", 3), signal.SIGINT, signal.SIGINT)
+            with pytest.raises(Interrupted):
+                train(wanted, quiet=True)
+            monkeypatch.undo()
+            train(wanted, resume=tmp_path / name / "run", quiet=True)
+        else:
+            train(wanted, quiet=True)
+        found.append(tmp_path / name / "run")
+    assert same(found[0] / "policy", found[1] / "policy")
+    metrics = [untimed(run / "stages" / "2-grpo" / "metrics.jsonl") for run in found]
+    assert metrics[0] == metrics[1]
+
+
 @pytest.mark.parametrize("call", [1, 2], ids=["before", "after"])
 def test_a_stop_while_evaluating_costs_nothing(
     call: int, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
