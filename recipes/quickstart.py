@@ -1,13 +1,10 @@
 """Quickstart: a tiny mixture of experts learns to think before it answers.
 
-    python recipes/quickstart.py                 # or: rl-reasoner train quickstart
-    python recipes/quickstart.py --run.seed 1 --grpo.steps 30
+    python recipes/quickstart.py --run.seed 1    # or: rl-reasoner train quickstart
 
-The policy (0.54M parameters, 8 experts, 2 active) learns chains of modular arithmetic from scratch
-in `chains`. In `habit` it is given a bad habit on purpose: on 60% of the rows it answers at once,
-without a chain. GRPO then rewards right answers, checked by sympy, and nothing else; that is enough
-for the policy to drop the habit. The report says what of the gain is skill and what is selection.
-Simplified against DeepSeek-R1-Zero (arXiv 2501.12948): one task, no format reward, small groups.
+The policy (0.54M parameters, 8 experts, 2 active) learns chains of modular arithmetic in `chains`.
+`habit` gives it a bad habit: 60% of its rows answer at once. GRPO rewards right answers alone; that
+drops the habit and adds no skill, as the report says. Like R1-Zero (arXiv 2501.12948), but small.
 """
 
 from rl_reasoner import Recipe
