@@ -2,10 +2,10 @@
 
     python recipes/skill.py                      # or: rl-reasoner train skill
 
-The cold start stops in the middle of learning: the policy always writes a chain of thought, but many
-of its steps are wrong, also when it decodes greedily. There is no habit to drop and no noise to
-clean away; what GRPO gains on greedy accuracy it gains in the steps themselves. The report shows
-pass@k too: GRPO makes right steps likelier where they were already sometimes right.
+The cold start stops in the middle of learning: the policy always writes a chain of thought, but
+many of its steps are wrong, also when it decodes greedily. There is no habit to drop and no noise
+to clean away: what GRPO gains on greedy accuracy it gains in the steps. The report shows pass@k
+too: steps become likelier that were already sometimes right; no new ones are found.
 What was tried before this setting, and failed, is in recipes/README.md.
 """
 

@@ -1,0 +1,90 @@
+"""The figures of the recipes' table: run the tiny recipes and print them as Markdown.
+
+    python benchmarks/recipes.py [FOLDER] [--seeds 0,1,2] [--only quickstart,noisy_start,skill]
+
+Each recipe is run as a user runs it, by `rl-reasoner train NAME --run.seed S`, into FOLDER/NAME-S
+(default runs/figures); a run that is finished there is not done again, one that was interrupted is
+continued. Seconds are the wall time of the whole command, on an otherwise idle machine please.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+RECIPES = ("quickstart", "noisy_start", "skill")
+
+
+def run(name: str, seed: int, folder: Path) -> dict[str, Any]:
+    """Run a recipe with a seed, if it is not finished yet; its evaluations and its wall time."""
+    target = folder / f"{name}-{seed}"
+    clock = folder / f"{name}-{seed}.seconds"
+    if not (target / "report.html").is_file():
+        command = [sys.executable, "-m", "rl_reasoner.cli", "train"]
+        fresh = not (target / "recipe.yaml").is_file()
+        command += (
+            [name, "--run.seed", str(seed), "--run.folder", str(target)]
+            if fresh
+            else ["--resume", str(target)]
+        )
+        started = time.monotonic()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        before = float(clock.read_text()) if clock.is_file() and not fresh else 0.0
+        clock.write_text(f"{before + time.monotonic() - started:.0f}\n")
+    evals = {
+        when: json.loads((target / "evals" / f"{when}.json").read_text())["sets"]
+        for when in ("before", "after")
+    }
+    return {**evals, "seconds": float(clock.read_text())}
+
+
+def span(figures: dict[str, Any]) -> str:
+    """An accuracy with its interval, in percent."""
+    low, high = figures["interval"]
+    return f"{figures['accuracy']:.1%} [{low:.1%}, {high:.1%}]"
+
+
+def rows(name: str, seed: int, found: dict[str, Any]) -> list[str]:
+    """The Markdown rows of one run: every set, before and after."""
+    lines = []
+    for label, before in found["before"].items():
+        after = found["after"][label]
+        thinking = f"{before.get('thinking', 0):.0%} → {after.get('thinking', 0):.0%}"
+        length = f"{before['mean_length']:.1f} → {after['mean_length']:.1f}"
+        first, last = before.get("pass_at", {}), after.get("pass_at", {})
+        top = max(first, key=int, default="")
+        passes = f"pass@{top} {first[top]:.1%} → {last[top]:.1%}" if top else ""
+        lines.append(
+            f"| {name} | {seed} | {label} | {span(before)} | {span(after)} | {thinking} "
+            f"| {length} | {passes} |"
+        )
+    return lines
+
+
+def main() -> None:
+    """Run what is asked and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("runs/figures"))
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--only", default=",".join(RECIPES))
+    asked = parser.parse_args()
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
+    print("| recipe | seed | set | before GRPO | after GRPO | thinks | tokens | best of k |")
+    print("|---|---|---|---|---|---|---|---|")
+    seconds = []
+    for name in asked.only.split(","):
+        for seed in map(int, asked.seeds.split(",")):
+            found = run(name, seed, asked.folder)
+            seconds.append(f"{name} seed {seed}: {found['seconds']:.0f} s")
+            print("\n".join(rows(name, seed, found)), flush=True)
+    print("\nwall time: " + "; ".join(seconds))
+
+
+if __name__ == "__main__":
+    main()
