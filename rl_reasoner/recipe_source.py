@@ -340,8 +340,7 @@ def _resolve(data: dict[str, Any], flag: str) -> tuple[Path_, Any]:
         candidates.append(["stages", str(names[parts[0]]), *parts[1:]])
     last = [i for i in reversed(range(len(stages))) if parts[0] in stages[i]]
     # a stage's own data stand before the recipe's, when the recipe has none
-    given = [i for i in last if stages[i][parts[0]] is not None] or last
-    candidates += [["stages", str(given[0]), *parts]] if given else []
+    candidates += [["stages", str(last[0]), *parts]] if last else []
     candidates += [parts] if parts[0] in Recipe.model_fields else []
     for candidate in candidates:
         annotation = _annotation(candidate, [Recipe])

@@ -236,6 +236,8 @@ def test_output_in_a_pipe_is_not_broken_into_lines(tmp_path: Path, cli: Cli) -> 
     ended = cli("train", deep / "no.yaml")
     assert ended.code == 2
     assert str(deep / "no.yaml") in ended.err
+    ended = cli("export", "scratch:dense-tiny", deep / "policy")
+    assert ended.out == f"{deep / 'policy'}\n"
 
 
 def test_the_exit_code_reaches_the_shell(tmp_path: Path) -> None:
