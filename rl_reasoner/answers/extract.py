@@ -20,6 +20,7 @@ from rl_reasoner.answers.wording import choice, is_wordy, meant, unstyled
 TAIL = 20_000
 MAX_GOLD = 5_000
 MAX_SENTENCE = 2_000
+MAX_CUES = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,8 @@ _ENDS_IN_FORMULA = re.compile(r"\b(?:is|are|equals)\s*:?\s*(\$[^$\n]+\$|\\\(.+?\
 _FILLER = re.compile(
     r"^(?:[\s:：,*_#>}]|\\n)*(?:(?:simply|just|therefore|thus|hence|probably|likely|definitely|"
     r"for sure|certainly|clearly|indeed|also|now|then|given by|as follows|the following|below|"
-    r"equal to|approximately|about|exactly|either|only|actually|that|option|choice|选项)\b[\s:：,]*)*",
+    r"equal to|approximately|about|exactly|either|only|actually|that|option|choice|选项)\b"
+    r"[\s:：,]*)*",
     re.IGNORECASE,
 )
 _SENTENCE_PART = re.compile(
@@ -108,6 +110,7 @@ _SENTENCE_PART = re.compile(
     r"|[.!?。！？](?=[\s\"*]|$)|[。！？]|\n",
     re.DOTALL,
 )
+_RULE = re.compile(r"^\s*(?:```\w*|-{3,}|\*{3,}|_{3,}|={3,})\s*$")
 _SPAN = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<!\\)\$([^$\n]+)\$", re.DOTALL)
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
 _REMARK = re.compile(
@@ -167,14 +170,11 @@ def answer_of(completion: str) -> Found:
 
 def spoken(completion: str) -> str | None:
     """The completion without its reasoning and what follows a chat marker; None if unfinished."""
-    text = completion
-    lead = _LEADING.match(text)
-    while lead:
-        text = text[lead.end() :]
-        lead = _LEADING.match(text)
-    marker = _MARKER.search(text)
-    if marker:
-        text = text[: marker.start()]
+    start = 0
+    while lead := _LEADING.match(completion, start):
+        start = lead.end()
+    marker = _MARKER.search(completion, start)
+    text = completion[start : marker.start() if marker else None]
     last = None
     for match in _THINK.finditer(text):
         last = match
@@ -189,7 +189,7 @@ def _boxed(contents: tuple[str, ...]) -> Found:
         content = contents[0]
         if not unstyled(re.sub(r"\\[,;:! ]|\\q?quad|~", "", content)).strip(" .,;:"):
             return Found((), "", "no final answer: the last box is empty")
-        behind = _WORDED.match(content)
+        behind = _WORDED.match(content) if len(content) < 400 else None
         texts = (content, behind[1]) if behind and readable(behind[1]) else (content,)
         return Found(texts, "last box")
     return Found((" , ".join(contents),), f"last {len(contents)} boxes, joined")
@@ -232,7 +232,7 @@ def cued(text: str) -> Found | None:
     cues += [(m.start(), m.end(), 0) for m in _THINK_IT_IS.finditer(text)]
     cues += [(m.start(), m.start(), 1) for m in _IS_THE_ANSWER.finditer(text)]
     cues += [(m.start(), m.end(), 2) for m in _OPTION_IS.finditer(text)]
-    for start, end, kind in sorted(cues, reverse=True):
+    for start, end, kind in sorted(cues, reverse=True)[:MAX_CUES]:
         line = text[max(0, text.rfind("\n", 0, start), start - 300) : start]
         if _NOT_ASSERTED.search(line) or line.count('"') % 2:
             continue
@@ -278,7 +278,10 @@ def before_cue(line: str) -> tuple[str, ...]:
 
 def last_line(text: str) -> Found | None:
     """A last line (or displayed formula) that is only an expression, or one or a few words."""
-    body = re.sub(r"(?:\s|```\w*|---+|\*\*\*+)+$", "", text)
+    lines = text.rstrip().splitlines()
+    while lines and not _RULE.sub("", lines[-1]).strip():
+        lines.pop()
+    body = "\n".join(lines).rstrip()
     for closer, opener in (("\\]", "\\["), ("$$", "$$")):
         if body.rstrip(". ").endswith(closer):
             end = body.rfind(closer)
@@ -341,7 +344,7 @@ def readable(text: str) -> bool:
 
 def phrase(sentence: str) -> tuple[str, ...]:
     """Readings of a short sentence that holds an answer: itself, then what it boils down to."""
-    whole = sentence.strip().strip("*_").strip().rstrip(".。!！").strip("*_ ")
+    whole = " ".join(sentence[:MAX_SENTENCE].split()).strip("*_ ").rstrip(".。!！").strip("*_ ")
     if readable(whole):
         return (whole,)
     readings = [whole]
@@ -364,7 +367,7 @@ def _reduced(sentence: str) -> str:
     """The one value that a sentence states: behind its verb, or its only formula or number."""
     if _REFUSAL.search(sentence):
         return ""
-    for match in reversed(list(_COPULA.finditer(sentence))):
+    for match in list(_COPULA.finditer(sentence))[:-5:-1]:
         tail = sentence[match.end() :].strip(" *_")
         if tail and readable(tail):
             return tail
@@ -416,7 +419,7 @@ def gold_trouble(text: str) -> str:
     if not any(char.isalnum() or char in "∞∅" for char in text):
         inner = text.strip("$ ")
         return "" if inner in (r"\{\}", "{}") else "the gold is only punctuation"
-    if _PICTURE.fullmatch(text.strip(" .$")):
+    if _PICTURE.fullmatch(" ".join(text.split()).strip(" .$")):
         return "the gold is only a picture"
     at = text.find("{")
     while at >= 0:

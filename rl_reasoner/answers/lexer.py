@@ -60,7 +60,7 @@ _ELLIPSIS = re.compile(r"(\d+)\.(\d+)\s*(?:\\(?:ldots|dots|cdots)(?![a-z])|\.\.\
 _NUMBER = re.compile(r"\d+\.?\d*(?!\.\d)|\.\d+|\d+")
 _SCIENTIFIC = re.compile(r"(?:\d+\.?\d*|\.\d+)[eE]([+-]?)(\d{1,4})(?![\d.])")
 _BASED = re.compile(
-    r"\(?(?P<d>[0-9A-Z]*\d[0-9A-Z]*)\)?\s*_\s*(?:\{\s*(?:\\text\s*\{|\\mathrm\s*\{)?\s*\(?(?:base\s*)?"
+    r"\(?(?P<d>(?=[A-Z]*\d)[0-9A-Z]+)\)?\s*_\s*(?:\{\s*(?:\\text\s*\{|\\mathrm\s*\{)?\s*\(?(?:base\s*)?"
     r"(?P<b>\d+|two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen)\)?\s*\}?\s*\}|(?P<c>\d+))"
 )
 _LETTERED = re.compile(
@@ -383,7 +383,7 @@ def closing_brace(text: str, at: int) -> int:
 
 def clean(text: str) -> str:
     """`text` without mathematics delimiters and spacing that carries no meaning."""
-    text = ascii_mathematics(text).replace("per cent", "percent")
+    text = " ".join(ascii_mathematics(text).split()).replace("per cent", "percent")
     if text.count("$") % 2:  # an odd dollar beside a digit is money
         text = re.sub(r"(?<!\\)\$(?=\s*[\d.])|(?<=\d)\$", r"\\dollar ", text, count=1)
     text = _DOLLAR.sub(" ", text)

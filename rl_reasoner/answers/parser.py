@@ -121,6 +121,8 @@ class Expressions(Brackets):
     def starts_factor(self) -> bool:
         """Whether a factor can follow without an operator."""
         kind, text, _ = self.now
+        if kind in ("num", "based", "repeat") and self.ahead(-1).kind == "num":
+            return False  # two numbers side by side are no product
         if kind in ("num", "based", "repeat", "let", "fn"):
             return not (text == "U" and self.ahead().text in ("(", "[", "\\{", "{"))
         if kind == "op":

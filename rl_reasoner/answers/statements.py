@@ -11,11 +11,12 @@ from itertools import combinations
 
 from rl_reasoner.answers.lexer import Doubt, Token, clean, tokens_of
 from rl_reasoner.answers.parser import Expressions
-from rl_reasoner.answers.tree import Node, Unreadable, names, negative, spelled
+from rl_reasoner.answers.tree import Node, Unreadable, depth, names, negative, spelled
 from rl_reasoner.answers.units import MONEY, canonical_unit, is_known_unit
 
 MAX_MEMBERS = 60
 MAX_LENGTH = 4000
+MAX_TREE_DEPTH = 120
 _LOOSE_TO_TIGHT = (";", "or", "and", "quad", "row", ",")
 _HEDGED = names("approximately about around roughly exactly only just simply nearly")
 
@@ -279,6 +280,8 @@ def read(text: str) -> Reading:
     for choose in choices:
         try:
             tree = _tree(tokens if not choose else tokens_of(cleaned, choose)[0])
+            if depth(tree) > MAX_TREE_DEPTH:
+                raise Unreadable(f"nested deeper than {MAX_TREE_DEPTH}")
         except (Unreadable, RecursionError) as error:
             trouble = trouble or str(error)
             continue

@@ -101,6 +101,15 @@ def walk(node: Node) -> Iterator[Node]:
         stack.extend(top.args)
 
 
+def depth(node: Node) -> int:
+    """Number of levels of `node`, found without recursion."""
+    level, deepest = [node], 0
+    while level:
+        level = [arg for part in level for arg in part.args]
+        deepest += 1
+    return deepest
+
+
 def letters(node: Node) -> frozenset[str]:
     """Names of the free letters, and of the unknown functions with a mark before them."""
     found: set[str] = set()

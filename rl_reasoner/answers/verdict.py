@@ -40,6 +40,13 @@ class Verdict:
 
 def fast_verdict(completion: str, answer: str) -> Verdict:
     """The verdict that needs no other process. Never raises on strings."""
+    try:
+        return _verdict(completion, answer)
+    except Exception as error:  # the promise to callers; a fault of this package, never expected
+        return Verdict(0.0, f"fault: {type(error).__name__}: {error}")
+
+
+def _verdict(completion: str, answer: str) -> Verdict:
     gold = gold_found(answer)
     if gold.trouble:
         return Verdict(None, f"abstained: {gold.trouble}")

@@ -9,7 +9,8 @@ FUNCTIONS = names(
 )
 STYLE = names(
     "left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr displaystyle"
-    " textstyle limits nolimits mathstrut strut hfill hline nonumber phantom boxed fbox beginboxed bf"
+    " textstyle limits nolimits mathstrut strut hfill hline"
+    " nonumber phantom boxed fbox beginboxed bf"
     " it rm scriptstyle mleft mright middle null relax ensuremath mathop mathrel mathbin mathord"
     " mathopen mathclose rule centering large Large small tiny normalsize"
 )

@@ -95,7 +95,8 @@ _NUMBER_WORDS = {
 
 def unstyled(text: str) -> str:
     """`text` without styling commands, dollars, bold marks and needless white space."""
-    text = _DECORATION.sub(" ", ascii_mathematics(text).replace("\\!", "").replace("{:}", ":"))
+    text = " ".join(ascii_mathematics(text).split())
+    text = _DECORATION.sub(" ", text.replace("\\!", "").replace("{:}", ":"))
     if "\\" in text:
         text = _SPACING.sub(" ", text)
         if _TEXT_COMMAND.search(text):
