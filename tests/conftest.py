@@ -30,6 +30,13 @@ def wordy(completion: str, answer: str) -> str:
     return "very good"
 
 
+@reward
+def picky(completion: str, answer: str) -> float:
+    if completion != answer:
+        raise ValueError("not the answer")
+    return 1.0
+
+
 number = 3
 """
 TINY = """

@@ -1,5 +1,6 @@
 """The command line: every verb, what it prints and writes, and its exit code."""
 
+import errno
 import json
 import os
 import subprocess
@@ -238,6 +239,46 @@ def test_output_in_a_pipe_is_not_broken_into_lines(tmp_path: Path, cli: Cli) -> 
     assert str(deep / "no.yaml") in ended.err
     ended = cli("export", "scratch:dense-tiny", deep / "policy")
     assert ended.out == f"{deep / 'policy'}\n"
+
+
+def test_a_reward_that_fails_on_every_completion_ends_with_three(here: Path, cli: Cli) -> None:
+    ended = cli(
+        *("train", "tiny.yaml", "--quiet", "--run.folder", "new", "--evals.sets", "[]"),
+        *("--rewards", "{'rewards.py:picky': 1}"),
+    )
+    assert ended.code == 3
+    assert "every reward call of a step failed" in ended.err
+    assert "not the answer" in ended.err
+
+
+def test_an_interrupt_ends_with_130(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(verb: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rl_reasoner.verbs.List.run", interrupted)
+    ended = cli("list")
+    assert ended.code == 130
+    assert ended.err == "interrupted\n"
+
+
+def test_a_fault_of_the_work_is_not_shown_as_the_user_s_mistake(
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object) -> None:
+        raise OSError(errno.EIO, "the disk is broken")
+
+    stock(tmp_path)
+    monkeypatch.setattr("rl_reasoner.runs.write_text", broken)
+    with pytest.raises(OSError, match="the disk is broken"):
+        cli("score", "boxed", "saved.jsonl")
+
+
+def test_on_a_terminal_a_mistake_is_a_panel(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then writes as to a terminal
+    ended = cli("list", "nothing")
+    assert ended.code == 2
+    assert "╭─ cannot go on" in ended.err
+    assert "unknown kind 'nothing'" in ended.err
 
 
 def test_the_exit_code_reaches_the_shell(tmp_path: Path) -> None:
