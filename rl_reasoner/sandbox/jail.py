@@ -10,6 +10,7 @@ fork time.
 # A zygote does not load pathlib: each fork would pay for it.
 # ruff: noqa: PTH102, PTH103, PTH110, PTH112, PTH114, PTH115, PTH116, PTH120, PTH123, PTH208, PTH211
 
+import math
 import os
 import resource
 import signal
@@ -128,7 +129,8 @@ def build(level: str, packages: list[str], scratch: str) -> Jail:
         if not seccomp.supported(machine):
             raise RuntimeError(f"no system-call filter for {machine}")
         code = seccomp.program(machine, level, _PID_MARK)
-    private = level != "process" and _count_is_private(uid)
+    own_count = level == "namespaces" or uid is not None
+    private = level != "process" and own_count and _count_is_private(uid)
     return Jail(level, readable, scratch, uid, private, own_memory, code)
 
 
@@ -312,7 +314,7 @@ def _in_fork(action: Callable[[], None]) -> bool:
 
 def _limit(limits: Limits, own_memory: int, private_count: bool) -> None:
     wanted = {
-        resource.RLIMIT_CPU: int(limits.cpu_s) + 1,
+        resource.RLIMIT_CPU: math.ceil(limits.cpu_s),
         resource.RLIMIT_FSIZE: QUOTA_BYTES,
         resource.RLIMIT_NOFILE: MAX_OPEN_FILES,
         resource.RLIMIT_CORE: 0,

@@ -9,6 +9,7 @@ import ctypes
 import os
 import stat
 import struct
+import sys
 from collections.abc import Iterable
 
 CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS = 0x00020000, 0x02000000, 0x04000000
@@ -30,12 +31,9 @@ _RULE_PATH_BENEATH = 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
-_libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
-_libc.mount.argtypes = [
-    *[ctypes.c_char_p] * 3,
-    ctypes.c_ulong,
-    ctypes.c_char_p,
-]
+if sys.platform == "linux":
+    _libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
+    _libc.mount.argtypes = [*[ctypes.c_char_p] * 3, ctypes.c_ulong, ctypes.c_char_p]
 
 
 def _checked(result: int, what: str) -> int:
@@ -73,8 +71,9 @@ def set_hostname(name: str) -> None:
 
 
 def die_with_parent(signal: int) -> None:
-    """Ask for `signal` when the parent ends; a change of user forgets it."""
-    _checked(_libc.prctl(_PR_SET_PDEATHSIG, signal, 0, 0, 0), "PR_SET_PDEATHSIG")
+    """Ask for `signal` when the parent ends, on Linux; a change of user forgets it."""
+    if sys.platform == "linux":
+        _checked(_libc.prctl(_PR_SET_PDEATHSIG, signal, 0, 0, 0), "PR_SET_PDEATHSIG")
 
 
 def hide_memory() -> None:
@@ -84,7 +83,8 @@ def hide_memory() -> None:
 
 def one_arena() -> None:
     """Keep malloc to one arena: each further one reserves 64 MB of address space a thread."""
-    _libc.mallopt(_M_ARENA_MAX, 1)
+    if hasattr(_libc, "mallopt"):
+        _libc.mallopt(_M_ARENA_MAX, 1)
 
 
 def drop_bounding_set() -> None:

@@ -8,6 +8,7 @@ planned as a call, so that even its comparison happens here.
 
 import ast
 import re
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -112,7 +113,9 @@ class Judged:
 def judge(plan: Plan, finished: Finished, cpu_s: float) -> Verdict:
     """The verdict on a finished run of `plan` that was allowed `cpu_s` seconds of CPU."""
     for ended in (finished.first, finished.second):
-        if ended.how == zygote.DEADLINE or ended.cpu_s > cpu_s * 1.1 + 0.1:
+        killed = ended.how == zygote.SIGNALLED and ended.code in (signal.SIGKILL, signal.SIGXCPU)
+        spent = ended.cpu_s > cpu_s * (0.9 if killed else 1.1) + (0.0 if killed else 0.1)
+        if spent or ended.how == zygote.DEADLINE:
             return "timeout"
         if ended.how == zygote.QUOTA or ended.code == child.OUT_OF_MEMORY:
             return "memory"

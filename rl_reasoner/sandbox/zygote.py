@@ -53,29 +53,32 @@ class Ended:
 
 
 def main(level: str, packages: list[str], scratch: str, control: int) -> None:
-    """Serve jobs at `level` until the socket `control` closes; never returns."""
+    """Serve jobs at `level` until the socket `control` closes; never returns.
+
+    A second process stays outside the jail, and clears `scratch` away when the first has ended.
+    """
     sock = socket.socket(fileno=control)
     try:
         if level == "namespaces":
             jail.isolate()
-            pid = os.fork()
-            if pid:
-                sock.close()
-                os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0xFF)
-            linux.die_with_parent(signal.SIGKILL)
+        pid = os.fork()
+        if pid:
+            sock.close()
+            os.waitpid(pid, 0)
+            if scratch:
+                remove_tree(scratch)
+            os._exit(0)
+        linux.die_with_parent(signal.SIGKILL)
         _preload(packages)
         built = jail.build(level, packages, scratch)
-    except (OSError, RuntimeError, ImportError, StopIteration) as error:
-        sock.sendall(f"{type(error).__name__}: {error}".encode()[:500])
-        os._exit(1)
-    gc.collect()
-    gc.freeze()
-    sock.sendall(b"ready")
-    try:
+        gc.collect()
+        gc.freeze()
+        sock.sendall(b"ready")
         _serve(sock, built)
+    except (OSError, RuntimeError, ImportError, StopIteration) as error:
+        with contextlib.suppress(OSError):
+            sock.sendall(f"{type(error).__name__}: {error}".encode()[:500])
     finally:
-        if scratch:
-            remove_tree(scratch)
         os._exit(0)
 
 
