@@ -23,6 +23,10 @@ SMALL = {
     "noisy_start": [
         *("--careless.steps", "2", "--careless.data.count", "200", "--careless.batch", "8"),
     ],
+    "skill": [
+        *("--half_learned.steps", "2", "--half_learned.data.count", "200"),
+        *("--half_learned.batch", "8"),
+    ],
 }
 GRPO = [
     *("--grpo.steps", "2", "--grpo.data.count", "50"),
