@@ -1,9 +1,8 @@
 """Rows on worker processes: sympy's second opinion for one verdict, and batches on all cores."""
 
-import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,11 +14,12 @@ from rl_reasoner.reward import Score
 
 Row = tuple[str, str]
 PARALLEL_FROM = 1_000
-BLOCK_ROWS = 64
+BLOCK_ROWS = 128
 BLOCK_CHARACTERS = 200_000
 ATTEMPTS = 2
 MAX_REPLIES = 4_096
 LEASE_S = 3_600.0
+START_S = 10.0
 JUDGE_S = 2.0
 """Seconds that sympy gets for one pair, its start not counted."""
 
@@ -30,7 +30,7 @@ def settled(verdict: Verdict, timeout_s: float) -> Score:
     deadline = time.monotonic() + timeout_s
     for left, right in verdict.undecided:
         if not admissible(left, right):
-            reason += "; past the bounds for sympy"
+            reason += "; outside what sympy is asked"
             continue
         try:
             equal, error = _remembered(left, right, deadline)
@@ -96,15 +96,17 @@ def verified(rows: Sequence[Row], timeout_s: float, workers: int | None) -> list
 
 
 class _Batch:
-    """The state of one batch: rows waiting, verdicts given, attempts made."""
+    """The state of one batch: blocks of rows waiting, scores given.
+
+    A block whose worker dies or is late comes back row by row, so that only a row that fails alone
+    as well abstains.
+    """
 
     def __init__(self, rows: Sequence[Row], timeout_s: float, workers: Pool) -> None:
         self.rows = rows
         self.timeout_s = timeout_s
         self.pool = workers
-        self.lock = threading.Lock()
-        self.waiting = deque(range(len(rows)))
-        self.deaths = [0] * len(rows)
+        self.blocks = deque(self._cut())
         self.given: list[Score | None] = [None] * len(rows)
         self.undecided: list[int] = []
 
@@ -112,27 +114,32 @@ class _Batch:
         """The finished scores."""
         return [score for score in self.given if score is not None]
 
+    def _cut(self) -> Iterator[list[int]]:
+        """The rows in blocks, few and short enough for one request."""
+        most = max(1, min(BLOCK_ROWS, len(self.rows) // 16))
+        block: list[int] = []
+        size = 0
+        for index, (completion, _) in enumerate(self.rows):
+            block.append(index)
+            size += len(completion)
+            if len(block) >= most or size >= BLOCK_CHARACTERS:
+                yield block
+                block, size = [], 0
+        if block:
+            yield block
+
     def run(self) -> None:
-        """One thread's work: blocks of rows to a worker until none is waiting."""
-        while block := self._block():
+        """One thread's work: blocks to a worker until none is waiting."""
+        while True:
+            try:
+                block = self.blocks.popleft()
+            except IndexError:
+                return
             try:
                 with self.pool.lease(time.monotonic() + LEASE_S) as worker:
                     self._answer(worker, block)
-            except WorkerDied as death:
-                self._failed(block, f"its worker died {ATTEMPTS} times ({death})", ATTEMPTS)
-            except WorkerLate:
-                self._failed(block, f"it took longer than {self.timeout_s} s", 1)
-
-    def _block(self) -> list[int]:
-        """The next rows to send together, few and short enough for one request."""
-        with self.lock:
-            block: list[int] = []
-            size = 0
-            share = max(1, min(BLOCK_ROWS, len(self.waiting) // 8))
-            while self.waiting and len(block) < share and size < BLOCK_CHARACTERS:
-                block.append(self.waiting.popleft())
-                size += len(self.rows[block[-1]][0])
-            return block
+            except (WorkerDied, WorkerLate) as failure:
+                self._failed(block, failure)
 
     def _answer(self, worker: Worker, block: list[int]) -> None:
         """Send `block` and store each reply."""
@@ -141,24 +148,23 @@ class _Batch:
             "rows": [self.rows[index] for index in block],
             "timeout_s": self.timeout_s,
         }
-        worker.send(request, time.monotonic() + self.timeout_s + 5)
+        start_s = 0.0 if worker.served else START_S
+        worker.send(request, time.monotonic() + self.timeout_s + start_s)
         for index in block:
-            wait = self.timeout_s + (5 if not worker.served else 0)
-            value, reason, undecided = worker.receive(time.monotonic() + wait)
+            deadline = time.monotonic() + self.timeout_s + start_s
+            value, reason, undecided = worker.receive(deadline)
             self.given[index] = Score(value, reason)
             if undecided:
                 self.undecided.append(index)
+            start_s = 0.0
 
-    def _failed(self, block: list[int], why: str, attempts: int) -> None:
-        """The first open row was at work: once more, or an abstention. The others wait again."""
-        with self.lock:
-            first, *others = [index for index in block if self.given[index] is None]
-            self.deaths[first] += 1
-            self.waiting.extendleft(reversed(others))
-            if self.deaths[first] >= attempts:
-                self.given[first] = Score(None, f"abstained: {why}")
-            else:
-                self.waiting.appendleft(first)
+    def _failed(self, block: list[int], failure: WorkerDied | WorkerLate) -> None:
+        """Open rows of a block once more, each alone; a row that was alone abstains."""
+        if len(block) > 1:
+            self.blocks.extend([index] for index in block if self.given[index] is None)
+            return
+        why = f"its worker failed {ATTEMPTS} times ({failure})"
+        self.given[block[0]] = Score(None, f"abstained: {why}")
 
     def settle(self, index: int) -> None:
         """Ask sympy about a row that the fast verdict left open."""

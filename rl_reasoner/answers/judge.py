@@ -23,8 +23,10 @@ class Unsuited(ValueError):
 
 
 def admissible(left: Node, right: Node) -> bool:
-    """Whether both sides are inside the bounds for sympy."""
+    """Whether both sides are inside the bounds for sympy, and name no unknown function."""
     nodes = [*walk(left), *walk(right)]
+    if any(node.op == "index" or node.name.startswith("?") for node in nodes):
+        return False  # their structure has been compared already
     if len(nodes) > MAX_NODES or len(letters(left) | letters(right)) > MAX_LETTERS:
         return False
     for node in nodes:
@@ -62,8 +64,8 @@ def to_sympy(node: Node) -> Any:
 
     if node.number is not None:
         return sympy.Rational(node.number.numerator, node.number.denominator)
-    if node.op in ("sym", "index"):
-        return symbol(node)
+    if node.op == "sym":
+        return symbol(node.name)
     if node.op == "const":
         return {"pi": sympy.pi, "e": sympy.E, "i": sympy.I, "inf": sympy.oo}[node.name]
     if node.op == "sum":
@@ -76,13 +78,10 @@ def to_sympy(node: Node) -> Any:
     raise Unsuited(node.op)
 
 
-def symbol(node: Node) -> Any:
+def symbol(name: str) -> Any:
     """A letter as a symbol: whole and positive for the letters of counting, else real."""
     import sympy
 
-    name = node.name.rstrip("\u0307")
-    if node.op == "index":
-        return sympy.Function(f"{name}_")(to_sympy(node.args[0]))
     if name[:1] in _COUNTING:
         return sympy.Symbol(name, integer=True, positive=True)
     return sympy.Symbol(name, real=True)
@@ -94,7 +93,7 @@ def large(node: Node) -> Any:
 
     kind, _, name = node.name.partition(" ")
     body, lower, upper = node.args
-    variable = symbol(Node("sym", name=name))
+    variable = symbol(name)
     inside = to_sympy(body)
     if name == "i":
         inside = inside.subs(sympy.I, variable)
@@ -130,8 +129,6 @@ _KNOWN = names(
 def _called(name: str, parts: list[Any]) -> Any:
     import sympy
 
-    if name.startswith("?"):
-        return sympy.Function(name[1:])(*parts)
     name = _NAMES.get(name, name)
     if name not in _KNOWN:
         raise Unsuited(name)

@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from contextlib import suppress
 from typing import Any, TextIO
 
@@ -18,18 +19,25 @@ from rl_reasoner.answers.judge import symbolically_equal, unpacked
 from rl_reasoner.answers.verdict import fast_verdict
 
 MEMORY_BYTES = 2 << 30
+FLUSH_S = 0.01
 
 
 def answered(request: dict[str, Any], out: TextIO) -> None:
     """Answer one request with one JSON line a row, or one for a judgement."""
-    signal.alarm(int(request["timeout_s"]) + 2)
+    limit = int(request["timeout_s"]) + 2
+    signal.alarm(limit)
     if request["kind"] == "judge":
         _put(out, _judged(request))
     else:
+        flushed = time.monotonic()
         for completion, answer in request["rows"]:
-            signal.alarm(int(request["timeout_s"]) + 2)
             verdict = fast_verdict(completion, answer)
             _put(out, [verdict.value, verdict.reason, bool(verdict.undecided)])
+            if time.monotonic() - flushed > FLUSH_S:
+                out.flush()
+                signal.alarm(limit)
+                flushed = time.monotonic()
+    out.flush()
     signal.alarm(0)
 
 
@@ -43,7 +51,6 @@ def _judged(request: dict[str, Any]) -> list[Any]:
 
 def _put(out: TextIO, reply: list[Any]) -> None:
     out.write(json.dumps(reply) + "\n")
-    out.flush()
 
 
 def main() -> None:
