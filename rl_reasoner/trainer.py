@@ -8,7 +8,7 @@ recipes.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from trl.trainer.utils import is_async_callable  # the test by which trl picks i
 
 from rl_reasoner.moe import ExpertLoad
 from rl_reasoner.reward import Fault, Score, described, score_batch, text_of, usable
+from rl_reasoner.training_pass import TrainingPass
 
 RolloutSink = Callable[[list[dict[str, Any]]], None]
 
@@ -32,8 +33,24 @@ class GRPOConfig(trl.GRPOConfig):  # type: ignore[misc]
     """trl's `GRPOConfig`, with defaults that also run on a CPU.
 
     Where trl would turn bf16 on (nothing said about precision) and the machine has no accelerator,
-    this stays in fp32, because trl's own default does not start there.
+    this stays in fp32, because trl's own default does not start there. The fields below turn one
+    speed-up off each; none of them changes a gradient (docs/trainer.md).
     """
+
+    share_prompts: bool = field(
+        default=True,
+        metadata={"help": "Compute a group's prompt once, and no padding, in the training pass."},
+    )
+    skip_zero_advantage: bool = field(
+        default=True,
+        metadata={"help": "Do not compute rows without advantage where they add exactly nothing."},
+    )
+    regroup_rows: bool = field(
+        default=True,
+        metadata={
+            "help": "Keep a group's rows together in the micro-batches of an optimizer step."
+        },
+    )
 
     def __post_init__(self) -> None:
         accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
@@ -42,7 +59,7 @@ class GRPOConfig(trl.GRPOConfig):  # type: ignore[misc]
         super().__post_init__()
 
 
-class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
+class GRPOTrainer(TrainingPass):
     """trl's `GRPOTrainer` with rewards that cannot end the run by themselves.
 
     `rollout_sink`, when set, is called once a generation batch, on the main process, with one dict

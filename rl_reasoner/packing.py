@@ -1,0 +1,366 @@
+"""A batch of completions as one row without padding, in which each prompt stands once.
+
+A group's rows share their prompt. `pack` lays out `[prompt, row, row, ...]` of all groups one after
+the other: the prompt without its last token, then for each row that last token and the completion
+without its own last (each position predicts the next token, so every scored token has its position
+and nothing else is computed). Rows attend to their prompt and to themselves; gradients of all rows
+flow through the one prompt. Position ids are those of the row alone, whatever the padding was.
+
+The attention is transformers' attention interface: `attention_of` switches a model to it, and a
+pass that is given `packed=layout` attends by that layout. Models whose attention is something else
+(see `obstacle` and `agrees`) are left to the caller's plain path. Knows tensors and modules;
+nothing of trainers.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+NAME = "rl_reasoner_packed"
+# Rotary embeddings that depend on the length of the batch's longest row, not on positions alone.
+_ROPE_BY_LENGTH = ("dynamic", "longrope")
+_LAYERS = ("full_attention", "sliding_attention")
+
+
+class Unsupported(Exception):
+    """The model's attention is more than a layout can do; the message names what."""
+
+
+class Layout(Protocol):
+    """What a pass with `packed=` is given: it attends for every layer."""
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int
+    ) -> Tensor:
+        """(1, heads, N, d), (1, kv heads, N, d), (1, kv heads, N, e) -> (1, N, heads, e).
+
+        `window` 0 means no sliding window.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Group:
+    """One prompt's place in the packed row: `prompt` tokens at `start`, then the rows' lengths."""
+
+    start: int
+    prompt: int
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows packed for one pass; N tokens, M scored ones.
+
+    `input_ids`, `position_ids`, `weights` (how many rows a token stands for): (1, N).
+    `scored` (M,): positions whose next token is scored; `labels` (1, M): those tokens; `places`
+    (M,): where they lie in the flattened (rows, width) table that the rows came from.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    weights: Tensor
+    scored: Tensor
+    labels: Tensor
+    places: Tensor
+    groups: tuple[Group, ...]
+
+    @cached_property
+    def _paddings(self) -> list[tuple[Tensor, Tensor]]:
+        """For each group: positions of its rows as a padded table (flat), and which of it is real.
+
+        Counted from the first row's start.
+        """
+        device = self.input_ids.device
+        found = []
+        for group in self.groups:
+            lengths = torch.tensor(group.rows)
+            starts = lengths.cumsum(0) - lengths
+            columns = torch.arange(int(lengths.max()))
+            real = columns < lengths[:, None]
+            index = torch.where(real, starts[:, None] + columns, 0)
+            flat = real.flatten().nonzero().squeeze(1)
+            found.append((index.flatten().to(device), flat.to(device)))
+        return found
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int
+    ) -> Tensor:
+        """Causal attention of prompts, and of rows to their prompt and themselves."""
+        parts = []
+        for group, (index, real) in zip(self.groups, self._paddings, strict=True):
+            first, middle = group.start, group.start + group.prompt
+            end = middle + sum(group.rows)
+            prompt = _part((query, key, value), first, middle)
+            if group.prompt:
+                parts.append(_prompt_attention(prompt, scale, window))
+            rows = _part((query, key, value), middle, end)
+            table = (len(group.rows), index, real)
+            parts.append(_row_attention(rows, prompt, table, scale, window))
+        return torch.cat(parts, dim=2).transpose(1, 2)
+
+
+Three = tuple[Tensor, Tensor, Tensor]  # queries, keys, values
+
+
+def _part(tensors: Three, start: int, end: int) -> Three:
+    query, key, value = (tensor[:, :, start:end] for tensor in tensors)
+    return query, key, value
+
+
+def _prompt_attention(prompt: Three, scale: float, window: int) -> Tensor:
+    query, key, value = prompt
+    length = query.shape[2]
+    cut = window and length > window
+    return scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=visible(0, length, length, window, query.device) if cut else None,
+        is_causal=not cut,
+        scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def _row_attention(
+    rows: Three, prompt: Three, table: tuple[int, Tensor, Tensor], scale: float, window: int
+) -> Tensor:
+    """Rows, padded for this alone to one length, attend to `prompt` and to themselves."""
+    count, index, real = table
+    width, shared = index.shape[0] // count, prompt[1].shape[2]
+    query, key, value = (  # (1, h, M, d) -> (rows, h, width, d)
+        tensor[0].index_select(1, index).view(-1, count, width, tensor.shape[3]).transpose(0, 1)
+        for tensor in rows
+    )
+    keys, values = (
+        torch.cat((before.expand(count, -1, -1, -1), own), dim=2)
+        for before, own in zip(prompt[1:], (key, value), strict=True)
+    )
+    out = scaled_dot_product_attention(
+        query,
+        keys,
+        values,
+        attn_mask=visible(shared, width, shared + width, window, query.device),
+        scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return out.transpose(0, 1).flatten(1, 2).index_select(1, real).unsqueeze(0)
+
+
+def visible(offset: int, queries: int, keys: int, window: int, device: torch.device) -> Tensor:
+    """(queries, keys) bool: whether query i, at position `offset` + i, sees key j."""
+    distance = torch.arange(offset, offset + queries, device=device)[:, None] - torch.arange(
+        keys, device=device
+    )
+    seen = distance >= 0
+    return seen & (distance < window) if window else seen
+
+
+# ------------------------------------------------------------------------------------- packing
+
+
+def pack(
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    width: int,
+    *,
+    keep: Tensor | None = None,
+    whole: bool = False,
+) -> Packed | None:
+    """Pack rows of left-padded prompts and right-padded completions (the last `width` columns).
+
+    `input_ids`, `attention_mask`: (B, P + width). `keep` (B,) bool: rows to pack, all by default.
+    `whole` also packs the last token of every row, and rows without a completion, which nothing
+    is scored on: the router losses of mixtures of experts count them. None where no row is left.
+    """
+    edge = input_ids.shape[1] - width
+    lengths = attention_mask[:, edge:].sum(1).tolist()
+    prompts = attention_mask[:, :edge].sum(1).tolist()
+    ids = input_ids.tolist()
+    wanted = [True] * len(ids) if keep is None else keep.tolist()
+    members: dict[tuple[int, ...], list[int]] = {}
+    for row, (length, prompt) in enumerate(zip(lengths, prompts, strict=True)):
+        if wanted[row] and prompt and (length or whole):
+            members.setdefault(tuple(ids[row][edge - prompt : edge]), []).append(row)
+    if not members:
+        return None
+    packing = _Packing(whole)
+    for shared, rows in members.items():
+        completions = {row: ids[row][edge : edge + lengths[row]] for row in rows}
+        packing.add(shared, completions, width)
+    return packing.packed(input_ids.device)
+
+
+class _Packing:
+    """Lists that grow group by group, before they become tensors."""
+
+    def __init__(self, whole: bool) -> None:
+        self.whole = whole
+        self.ids: list[int] = []
+        self.positions: list[int] = []
+        self.weights: list[int] = []
+        self.scored: list[int] = []
+        self.labels: list[int] = []
+        self.places: list[int] = []
+        self.groups: list[Group] = []
+
+    def add(self, prompt: Sequence[int], completions: dict[int, list[int]], width: int) -> None:
+        """One group: its prompt, and its completions by their row in the table of `width`."""
+        start, shared = len(self.ids), len(prompt) - 1
+        self._tokens(prompt[:-1], 0, len(completions))
+        rows = []
+        for row, completion in completions.items():
+            tokens = [prompt[-1], *(completion if self.whole else completion[:-1])]
+            at = len(self.ids)
+            self.scored += range(at, at + len(completion))
+            self.labels += completion
+            self.places += range(row * width, row * width + len(completion))
+            self._tokens(tokens, shared, 1)
+            rows.append(len(tokens))
+        self.groups.append(Group(start, shared, tuple(rows)))
+
+    def _tokens(self, tokens: Sequence[int], position: int, weight: int) -> None:
+        self.ids += tokens
+        self.positions += range(position, position + len(tokens))
+        self.weights += [weight] * len(tokens)
+
+    def packed(self, device: torch.device) -> Packed:
+        """The lists as tensors."""
+        row = (self.ids, self.positions, self.weights, self.labels)
+        ids, positions, weights, labels = (torch.tensor([x], device=device) for x in row)
+        scored, places = (torch.tensor(x, device=device) for x in (self.scored, self.places))
+        return Packed(ids, positions, weights, scored, labels, places, tuple(self.groups))
+
+
+# ----------------------------------------------------------------------------------- the model
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    packed: Layout | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface; `packed` comes from the call of the model."""
+    if packed is None:
+        raise Unsupported("layers that do not hand their arguments on to the attention")
+    for name in ("softcap", "s_aux", "position_bias"):
+        if others.get(name) is not None:
+            raise Unsupported(f"attention with {name}")
+    if dropout:
+        raise Unsupported("attention dropout")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    layer = getattr(module, "layer_idx", None)
+    if layer is None:
+        raise Unsupported("attention layers without a number")
+    return packed.attend(layer, query, key, value, scale, sliding_window or 0), None
+
+
+AttentionInterface.register(NAME, _attention)
+
+
+def _select(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+    """Leave only the scored positions in a backbone's output, so that the LM head scores no others.
+
+    The hidden states become (1, M, hidden).
+    """
+    if isinstance(packed := kwargs.get("packed"), Packed):
+        output.last_hidden_state = output.last_hidden_state.index_select(1, packed.scored)
+    return output
+
+
+def prepare(causal_lm: nn.Module) -> None:
+    """Make passes with `packed=` end in the hidden states of the scored positions alone."""
+    backbone: nn.Module = causal_lm.base_model  # type: ignore[assignment]
+    backbone.register_forward_hook(_select, with_kwargs=True)
+
+
+@contextmanager
+def attention_of(causal_lm: nn.Module) -> Iterator[None]:
+    """Inside, the model attends by the layout that each pass is given as `packed=`.
+
+    Backward passes that recompute (gradient checkpointing) belong inside too.
+    """
+    config: Any = causal_lm.config
+    text = config.get_text_config()
+    before = text._attn_implementation
+    text._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        text._attn_implementation = before
+
+
+def obstacle(causal_lm: nn.Module) -> str | None:
+    """What, by its config and modules, keeps a model from being packed exactly; None if nothing."""
+    config: Any = causal_lm.config
+    text = config.get_text_config()
+    if text is not config:
+        return "a model of more than text"
+    if not getattr(causal_lm, "_supports_attention_backend", False):
+        return "a model without transformers' attention interface"
+    kinds = set(getattr(text, "layer_types", None) or ()) - set(_LAYERS)
+    if kinds:
+        return f"layers of the kind {min(kinds)}"
+    rope = getattr(text, "rope_parameters", None) or {}
+    if rope.get("rope_type") in _ROPE_BY_LENGTH:
+        return f"rotary embeddings of the type {rope['rope_type']}"
+    if any(isinstance(m, nn.Dropout) and m.p > 0 for m in causal_lm.modules()):
+        return "dropout"
+    return None
+
+
+def agrees(causal_lm: nn.Module) -> bool:
+    """Whether packed hidden states of `causal_lm` (see `prepare`) are those of the rows alone.
+
+    Two prompts with two rows each: one pass over 22 tokens and four over 8. Proves the layers; for
+    what only long rows show, see `obstacle`.
+    """
+    device = next(causal_lm.parameters()).device
+    config: Any = causal_lm.config
+    rows = torch.arange(32, device=device).reshape(4, 8).mul(7)
+    rows = rows.remainder(config.get_text_config().vocab_size)
+    rows[1::2, :4] = rows[::2, :4]
+    backbone: Any = causal_lm.base_model
+    with torch.no_grad():
+        packed = pack(rows, torch.ones_like(rows), 4)
+        assert packed is not None
+        with attention_of(causal_lm):
+            found = backbone(**arguments(packed)).last_hidden_state[0]
+        alone = torch.cat(
+            [
+                backbone(input_ids=row[None], use_cache=False).last_hidden_state[0, 3:-1]
+                for row in rows
+            ]
+        )
+    worst = (found - alone).abs().max() / alone.abs().max()
+    return bool(worst < (1e-3 if found.dtype == torch.float32 else 0.1))
+
+
+def arguments(packed: Packed) -> dict[str, Any]:
+    """The arguments of a packed pass, for a backbone or a whole model (which also wants labels).
+
+    The attention mask does not mask: it holds the tokens' weights, by which the router losses of
+    mixtures of experts count.
+    """
+    return {
+        "input_ids": packed.input_ids,
+        "position_ids": packed.position_ids,
+        "attention_mask": packed.weights,
+        "use_cache": False,
+        "packed": packed,
+    }

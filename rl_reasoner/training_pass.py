@@ -1,0 +1,290 @@
+"""The training pass: trl's loss and gradients, without the work that changes neither.
+
+`TrainingPass` overrides the one method of trl's trainer that runs the model on completions and
+leaves every loss to trl. Three speed-ups, each a field of the config:
+
+- `share_prompts`: rows are packed without padding, each prompt computed once (rl_reasoner.packing),
+  the LM head on completion positions only;
+- `skip_zero_advantage`: rows that cannot move the policy are not computed; only where that is exact
+  (no KL, router or entropy term, no entropy quantile);
+- `regroup_rows`: within one optimizer step, the micro-batches are refilled so that rows of a group
+  lie together; only for losses that do not depend on how a step is split.
+
+What cannot be packed exactly goes trl's own way, said once in the log. Metrics are trl's; `entropy`
+is the mean over the rows that were computed, and the micro-batches it is a mean of are ours.
+"""
+
+import logging
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+import trl
+from accelerate.utils import DistributedType
+from peft import PeftModel
+from torch import Tensor, nn
+
+from rl_reasoner import packing
+
+logger = logging.getLogger(__name__)
+
+# Each row's weight in the step does not depend on the rows beside it.
+_ROW_BY_ROW = ("grpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo", "luspo")
+_TOGETHER = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+
+def base_of(model: nn.Module) -> nn.Module:
+    """The causal language model inside wrappers of accelerate and adapters of peft."""
+    inner = getattr(model, "module", model)
+    base: nn.Module = inner.get_base_model() if isinstance(inner, PeftModel) else inner
+    return base
+
+
+class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
+    """trl's trainer with a packed pass over completions; see the module's docstring."""
+
+    _buffered_inputs: list[dict[str, Any]] | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._open: ExitStack | None = None  # in a training step: what its backward pass needs
+        self._inputs: dict[str, Any] | None = None  # of the loss that is being computed
+        self._moved = False  # whether a row of this optimizer step was computed
+        self._packs = False
+        if self._on("share_prompts"):
+            reason = self._prepare_packing()
+            self._packs = reason is None
+            if reason:
+                logger.warning("share_prompts: trl's own training pass is used, for %s", reason)
+
+    def _on(self, name: str) -> bool:
+        """Whether a speed-up is on; a config of trl's own has none of the fields: all are."""
+        return bool(getattr(self.args, name, True))
+
+    def _prepare_packing(self) -> str | None:
+        """Get the models ready; the reason why the plain pass has to be used, or None."""
+        args = self.args
+        if self.accelerator.distributed_type not in _TOGETHER:
+            return f"training under {self.accelerator.distributed_type.value}"
+        if args.torch_compile:
+            return "torch_compile"
+        if args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get(
+            "use_reentrant"
+        ):
+            return "reentrant gradient checkpointing"
+        if isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning:
+            return "prompt-learning adapters"
+        for model in filter(None, (self.model, self.ref_model)):
+            base = base_of(model)
+            if found := packing.obstacle(base):
+                return found
+            packing.prepare(base)
+            try:
+                agrees = packing.agrees(base)
+            except Exception as error:  # code of any model's own
+                return f"a model that cannot be packed ({type(error).__name__}: {error})"
+            if not agrees:
+                return "a model whose packed rows differ from the rows alone"
+        return None
+
+    # ------------------------------------------------------------------------------ the pass
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: nn.Module,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **multimodal: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Log-probs and entropies (B, logits_to_keep), zero behind the end of a row; router loss.
+
+        As trl's, with the prompts shared.
+        """
+        if not self._packs or any(value is not None for value in multimodal.values()):
+            plain: tuple[Tensor, Tensor | None, Tensor | None] = (
+                super()._get_per_token_logps_and_entropies(
+                    model,
+                    input_ids,
+                    attention_mask,
+                    logits_to_keep,
+                    batch_size,
+                    compute_entropy,
+                    compute_aux_loss,
+                    **multimodal,
+                )
+            )
+            return plain
+        rows = input_ids.shape[0]
+        size = batch_size or rows
+        parts = [
+            self._packed_pass(
+                model,
+                input_ids[start : start + size],
+                attention_mask[start : start + size],
+                logits_to_keep,
+                compute_aux_loss,
+            )
+            for start in range(0, rows, size)
+        ]
+        logps, entropies, losses = zip(*parts, strict=True)
+        aux = torch.stack(losses).mean() if compute_aux_loss else None
+        return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, aux
+
+    def _packed_pass(
+        self, model: nn.Module, ids: Tensor, mask: Tensor, width: int, aux: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        keep = self._kept(mask, width)
+        packed = packing.pack(ids, mask, width, keep=keep, whole=aux)
+        shape = (ids.shape[0], width)
+        if packed is None:
+            logps = torch.zeros(shape, device=ids.device, requires_grad=torch.is_grad_enabled())
+            return self._filled(logps, keep), torch.full(shape, torch.nan, device=ids.device), None
+        with ExitStack() as stack:
+            # a pass with gradients may be recomputed in its backward: attention stays as it is
+            held = self._open if torch.is_grad_enabled() and self._open else stack
+            held.enter_context(packing.attention_of(base_of(model)))
+            stack.enter_context(self.accelerator.autocast())
+            out = model(
+                **packing.arguments(packed),
+                shift_labels=packed.labels,
+                fused_lm_head=True,
+                **({"output_router_logits": True} if aux else {}),
+            )
+        logps = self._filled(_table(out.log_probs, packed, shape), keep)
+        entropies = None  # the head of the reference gives none
+        if out.entropy is not None:
+            entropies = _table(out.entropy, packed, shape)
+            if keep is not None:
+                entropies = torch.where(keep[:, None], entropies, out.entropy.detach().mean())
+        return logps, entropies, out.aux_loss
+
+    def _filled(self, logps: Tensor, keep: Tensor | None) -> Tensor:
+        """Rows that were not computed get their old log-probs: a ratio of 1, times nothing."""
+        old = None if self._inputs is None else self._inputs.get("old_per_token_logps")
+        return logps if keep is None or old is None else torch.where(keep[:, None], logps, old)
+
+    # ---------------------------------------------------------------------------- the skipping
+
+    @property
+    def _skips(self) -> bool:
+        """Whether a row without advantage adds exactly nothing to the loss."""
+        return bool(
+            self._packs
+            and self._on("skip_zero_advantage")
+            and self.beta == 0.0
+            and not self.aux_loss_enabled
+            and not self._entropy_bonus_enabled
+            and self.top_entropy_quantile == 1.0
+        )
+
+    def _kept(self, mask: Tensor, width: int) -> Tensor | None:
+        """(B,) bool: the rows of the current loss that have to be computed; None for all.
+
+        Where a whole optimizer step has none, its shortest row is computed all the same, so that
+        every parameter gets the zero gradient that trl gives it.
+        """
+        if self._inputs is None or not (self._skips and torch.is_grad_enabled()):
+            return None
+        keep = moves(self._inputs["advantages"])
+        if keep.all():
+            self._moved = True
+            return None
+        alone = self.accelerator.num_processes == 1
+        if not keep.any() and not (alone and (self._moved or not self.accelerator.sync_gradients)):
+            lengths = mask[:, -width:].sum(1)
+            keep[lengths.masked_fill(lengths == 0, mask.shape[1] + 1).argmin()] = True
+        self._moved = self._moved or bool(keep.any())
+        return keep
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        self._inputs = inputs if self.model.training else None
+        try:
+            loss: Tensor = super()._compute_loss(model, inputs)
+        finally:
+            self._inputs = None
+        return loss
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        with ExitStack() as self._open:
+            output = super().training_step(model, inputs, num_items_in_batch)
+        self._open = None
+        if self.accelerator.sync_gradients:
+            self._moved = False
+        return output
+
+    # --------------------------------------------------------------------------- the regrouping
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        before = self._buffered_inputs
+        inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)
+        if self._buffered_inputs is None or self._buffered_inputs is before or not self._regroups:
+            return inputs
+        size = self._window
+        self._buffered_inputs = [
+            batch
+            for start in range(0, len(self._buffered_inputs), size)
+            for batch in regrouped(self._buffered_inputs[start : start + size], self._skips)
+        ]
+        current: dict[str, Any] = self._buffered_inputs[self._step % self.args.steps_per_generation]
+        return current
+
+    @property
+    def _window(self) -> int:
+        """How many buffered micro-batches belong to one optimizer step; 1 where it varies."""
+        steps, accumulated = self.args.steps_per_generation, self.args.gradient_accumulation_steps
+        if steps % accumulated == 0:
+            return int(accumulated)
+        return int(steps) if accumulated % steps == 0 else 1
+
+    @property
+    def _regroups(self) -> bool:
+        """Whether the step's gradient is the same however its rows are split."""
+        return bool(
+            self._packs
+            and self._on("regroup_rows")
+            and self.loss_type in _ROW_BY_ROW
+            and not self.aux_loss_enabled
+            and not self._entropy_bonus_enabled
+            and self.top_entropy_quantile == 1.0
+        )
+
+
+def moves(advantages: Tensor) -> Tensor:
+    """(B,) bool for advantages (B,) or (B, T): the rows that are not zero throughout."""
+    return advantages.reshape(advantages.shape[0], -1).ne(0).any(1)
+
+
+def regrouped(batches: list[dict[str, Any]], flat_last: bool) -> list[dict[str, Any]]:
+    """Micro-batches of the same sizes with the same rows, a group's rows together by length.
+
+    `flat_last` puts the rows without advantage at the end. Values without a row dimension stay.
+    """
+    joined = {
+        key: torch.cat([batch[key] for batch in batches])
+        for key, value in batches[0].items()
+        if isinstance(value, Tensor) and value.dim()
+    }
+    prompts = [tuple(row) for row in joined["prompt_ids"].tolist()]
+    number = {prompt: i for i, prompt in reversed(list(enumerate(prompts)))}
+    lengths = joined["completion_mask"].sum(1).tolist()
+    still = (~moves(joined["advantages"])).tolist() if flat_last else [False] * len(prompts)
+    order = sorted(
+        range(len(prompts)), key=lambda row: (still[row], number[prompts[row]], lengths[row])
+    )
+    index = torch.tensor(order, device=joined["prompt_ids"].device)
+    sizes = [batch["prompt_ids"].shape[0] for batch in batches]
+    split = {key: torch.split(value[index], sizes) for key, value in joined.items()}
+    return [
+        {**batch, **{key: parts[i] for key, parts in split.items()}}
+        for i, batch in enumerate(batches)
+    ]
+
+
+def _table(values: Tensor, packed: packing.Packed, shape: tuple[int, int]) -> Tensor:
+    """(1, M) values of scored positions as the (B, T) table they came from, zero elsewhere."""
+    table = values.new_zeros(shape[0] * shape[1])
+    return table.index_copy(0, packed.places, values.flatten()).view(shape)
