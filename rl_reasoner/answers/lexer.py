@@ -171,8 +171,10 @@ class _Lexer:
         """Whether the digit groups of `match` are one number in the reading asked for."""
         if match["s"] in " ~" and (re.match(r"\s*(/|\\[dt]?frac)", text[match.end() :][:12])):
             return False  # a mixed number with a long numerator
+        if match[0][0] == "0" and match["s"] in ", ":
+            return False
         if match["s"] != "," or self.depth == 0:
-            return match[0][0] != "0" or match["s"] not in ", "
+            return True
         self.doubts.add(Doubt.GROUPED)
         return Doubt.GROUPED in self.choose
 

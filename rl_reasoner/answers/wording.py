@@ -47,6 +47,7 @@ _ALL_EXCEPT = re.compile(
     r"(?: for)?(?: x ?=)? (.+)"
 )
 _ARTICLE = re.compile(r"^(?:the|a|an)\s+(?=\S)", re.IGNORECASE)
+_CLOSING = re.compile(r"(?<=[^\W\d_])!+$|\.+$")
 _LONG_WORD = re.compile(r"(?<![\\a-zA-Z])[^\W\d_]{2,}")
 _WORDS_ONLY = re.compile(r"[^\W\d_]+(?:[\s'.,&/-]+[^\W\d_]+)*")
 _TIME = re.compile(
@@ -114,9 +115,10 @@ def words(text: str) -> str:
 
     Surrounding articles and the final stop are dropped.
     """
-    plain = unstyled(text).strip(" .,;:!")
-    plain = _LONG_WORD.sub(_folded, plain).replace("'", "'")
-    return _ARTICLE.sub("", plain).strip(" .,;:!'()") if plain else ""
+    plain = _CLOSING.sub("", unstyled(text).strip(" ,;:"))
+    if plain.startswith("(") and plain.endswith(")"):
+        plain = plain[1:-1]
+    return _ARTICLE.sub("", _LONG_WORD.sub(_folded, plain)).strip("' ")
 
 
 def meant(text: str) -> str:

@@ -1,0 +1,157 @@
+"""The verifier's worker processes: real kills, threads, forked and spawned parents, exit."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from rl_reasoner.answers import verify, verify_many
+
+pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds workers in /proc")
+
+NEEDS_SYMPY = [
+    (r"\boxed{\sum_{k=1}^{n} k}", r"\frac{n(n+1)}{2}", 1.0),
+    (r"\boxed{\cos(n\pi)}", "(-1)^n", 1.0),
+    (r"\boxed{\int_0^1 x^2 dx}", r"\frac13", 1.0),
+    (r"\boxed{\sum_{n=1}^{\infty}\frac{1}{n^2}}", r"\frac{\pi^2}{6}", 1.0),
+    (r"\boxed{\sum_{k=1}^{n} k}", r"\frac{n(n-1)}{2}", 0.0),
+]
+
+
+def workers_of(parent: int) -> list[int]:
+    """Process ids of the living workers whose parent is `parent`."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rpartition(")")[2].split()
+            command = status.with_name("cmdline").read_bytes()
+        except OSError:
+            continue
+        if int(fields[1]) == parent and fields[0] != "Z" and b"answers.worker" in command:
+            found.append(int(status.parent.name))
+    return found
+
+
+def values(pairs: list[tuple[str, str, float]]) -> list[float | None]:
+    return [verify(completion, gold).value for completion, gold, _ in pairs]
+
+
+def batch(size: int) -> tuple[list[str], list[str], list[float]]:
+    """Distinct rows with known verdicts, every third wrong."""
+    completions = [rf"so \boxed{{\frac{{{i}}}{{7}}+\sqrt{{{i + 2}}}}}" for i in range(size)]
+    golds = [rf"\sqrt{{{i + 2}}}+\frac{{{i + (i % 3 == 0)}}}{{7}}" for i in range(size)]
+    return completions, golds, [float(i % 3 != 0) for i in range(size)]
+
+
+def test_sympy_decides_what_fixed_points_cannot() -> None:
+    assert values(NEEDS_SYMPY) == [expected for *_, expected in NEEDS_SYMPY]
+    assert "sympy" in verify(*NEEDS_SYMPY[0][:2]).reason
+
+
+def test_the_same_from_eight_threads_at_once() -> None:
+    with ThreadPoolExecutor(8) as threads:
+        for given in threads.map(lambda _: values(NEEDS_SYMPY[:3]), range(8)):
+            assert given == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_the_same_in_a_child_of_either_kind(method: str) -> None:
+    assert values(NEEDS_SYMPY[:1]) == [1.0]  # so that a forked child inherits pipes
+    context = multiprocessing.get_context(method)
+    with context.Pool(1) as child:
+        assert child.apply(values, (NEEDS_SYMPY[:3],)) == [1.0, 1.0, 1.0]
+    assert values(NEEDS_SYMPY[1:2]) == [1.0]  # the parent's worker still answers the parent
+
+
+def test_a_batch_on_processes_equals_one_by_one() -> None:
+    completions, golds, expected = batch(200)
+    scores = verify_many(completions, golds, workers=2)
+    assert [score.value for score in scores] == expected
+    assert scores[5] == verify(completions[5], golds[5])
+
+
+def test_a_batch_asks_sympy_too() -> None:
+    completions = [completion for completion, *_ in NEEDS_SYMPY]
+    golds = [gold for _, gold, _ in NEEDS_SYMPY]
+    scores = verify_many(completions, golds, workers=2)
+    assert [score.value for score in scores] == [expected for *_, expected in NEEDS_SYMPY]
+
+
+def test_lengths_must_agree() -> None:
+    with pytest.raises(ValueError, match="argument"):
+        verify_many(["a"], [])
+
+
+def test_kill_9_in_the_middle_of_a_batch_changes_no_score() -> None:
+    completions, golds, expected = batch(1_200)
+    verify_many(completions[:200], golds[:200], workers=2)
+    killed = threading.Thread(target=lambda: os.kill(workers_of(os.getpid())[0], signal.SIGKILL))
+    timer = threading.Timer(0.02, killed.start)
+    timer.start()
+    scores = verify_many(completions, golds, workers=2)
+    timer.join()
+    killed.join()
+    assert [score.value for score in scores] == expected
+
+
+def test_workers_that_always_die_give_abstentions_with_the_reason() -> None:
+    completions, golds, expected = batch(20)
+    stop = threading.Event()
+
+    def slay() -> None:
+        while not stop.is_set():
+            for process in workers_of(os.getpid()):
+                os.kill(process, signal.SIGKILL)
+
+    slayer = threading.Thread(target=slay)
+    slayer.start()
+    try:
+        scores = verify_many(completions, golds, workers=2)
+        alone = verify(r"\boxed{\sum_{k=1}^{m} k^2}", "m")
+    finally:
+        stop.set()
+        slayer.join()
+    for score, value in zip(scores, expected, strict=True):
+        assert score.value == value or (score.value is None and "worker failed" in score.reason)
+    assert alone.value is None
+    assert "died 2 times" in alone.reason
+    assert verify(r"\boxed{\sum_{k=1}^{m} k}", r"\frac{m(m+1)}{2}").value == 1.0
+
+
+def test_a_deadline_that_passes_is_a_zero_with_the_reason() -> None:
+    score = verify(r"\boxed{\sum_{k=1}^{n} \frac{1}{k^5+k+1}}", r"\frac{n}{7}", timeout_s=0.001)
+    assert score.value == 0.0
+    assert "in time" in score.reason
+
+
+def test_nothing_heavy_is_imported_and_no_worker_outlives_its_parent(tmp_path: Path) -> None:
+    script = tmp_path / "no_main_guard.py"
+    script.write_text(
+        "import sys, os, json, pathlib\n"
+        "from rl_reasoner.answers import verify, verify_many\n"
+        "verify(r'\\boxed{\\sqrt{8}}', r'2\\sqrt2')\n"
+        "heavy = [name for name in ('torch', 'sympy') if name in sys.modules]\n"
+        "verify(r'\\boxed{\\cos(n\\pi)}', '(-1)^n')\n"
+        "pids = [int(p.name) for p in pathlib.Path('/proc').glob('[0-9]*')\n"
+        "        if (p / 'stat').exists()\n"
+        "        and (p / 'stat').read_text().rpartition(')')[2].split()[1] == str(os.getpid())]\n"
+        "print(json.dumps([heavy, pids]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=120
+    )
+    heavy, pids = json.loads(done.stdout)
+    assert heavy == []
+    assert len(pids) == 1
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{pids[0]}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{pids[0]}").exists()
