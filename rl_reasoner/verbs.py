@@ -188,9 +188,10 @@ class Chat:
     """longest completion, in tokens"""
     template: str | None = None
     """prompt template (default: the one of the run, else auto)"""
+    json: Json = False
 
     def run(self) -> None:
-        """Read problems from standard input, one a line, until its end."""
+        """Read problems from standard input, one a line, until its end; one result a line."""
         from rl_reasoner.policy import open_policy
         from rl_reasoner.prompts import render
         from rl_reasoner.rollouts import sample
@@ -207,7 +208,10 @@ class Chat:
             [[rollout]] = sample(
                 policy, [prompt], temperature=self.temperature, max_tokens=self.max_tokens
             )
-            emit(False, {}, _thinking_apart(rollout.text))
+            thinking, answer = _thinking_apart(rollout.text)
+            value = {"problem": line, "thinking": thinking, "answer": answer}
+            shown = Text.assemble((thinking, "dim"), answer)
+            emit(self.json, {**value, "truncated": rollout.truncated}, shown)
 
 
 @dataclass
@@ -460,11 +464,10 @@ def _lines(asking: bool) -> Iterator[str]:
             return
 
 
-def _thinking_apart(text: str) -> Text:
+def _thinking_apart(text: str) -> tuple[str, str]:
+    """(all up to the closing think tag, what is behind it); without the tag all is answer."""
     thinking, closing, answer = text.rpartition("</think>")
-    if not closing:
-        return Text(text)
-    return Text.assemble((thinking + closing, "dim"), answer)
+    return thinking + closing, answer
 
 
 def _scores(reward: str, rows: Sequence[dict[str, Any]], source: str) -> list[dict[str, Any]]:

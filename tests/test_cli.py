@@ -140,6 +140,13 @@ def test_chat_answers_every_line_that_is_piped_in(here: Path, cli: Cli) -> None:
     assert cli("chat", "run", stdin="").out == ""
 
 
+def test_chat_prints_one_object_a_problem(here: Path, cli: Cli) -> None:
+    said = cli("chat", "run", "--max-tokens", "4", "--json", stdin="1+1=\n2+2=\n").out
+    rows = [json.loads(line) for line in said.splitlines()]
+    assert [row["problem"] for row in rows] == ["1+1=", "2+2="]
+    assert all(set(row) == {"problem", "thinking", "answer", "truncated"} for row in rows)
+
+
 def test_env_says_what_is_here(cli: Cli) -> None:
     ended = cli("env", "--json")
     assert ended.code == 0
