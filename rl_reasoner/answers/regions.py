@@ -239,18 +239,20 @@ def _solved(left: Node, sign: str, right: Node) -> Region | None:
     (name,) = names
     slope, start = _affine(add(left, negative(right)), name)
     order = sign if slope > 0 else _FLIPPED[sign]
-    return Region(_ray(order, _EV.number(-start / slope)), name)
+    return Region(_ray(order, -start / slope), name)
 
 
-def _affine(node: Node, name: str) -> tuple[Fraction, Fraction]:
+def _affine(node: Node, name: str) -> tuple[Any, Any]:
     """Slope and value at 0 of an expression affine in `name`; raises `Undefined` else."""
-    values = [Evaluator({name: Fraction(x)}).value(node) for x in (0, 1, 2, 5)]
-    start, slope = values[0], values[1] - values[0]
-    ev = Evaluator({})
-    straight = near(ev, values[2], start + 2 * slope, 35) and near(
-        ev, values[3], start + 5 * slope, 35
+    values = [_EV.number(Evaluator({name: Fraction(x)}).value(node)) for x in (0, 1, 2, 5)]
+    if not all(_EV.is_real(value) for value in values):
+        raise Undefined("not real")
+    start = _EV.mp.re(values[0])
+    slope = _EV.mp.re(values[1]) - start
+    straight = all(
+        near(_EV, _EV.mp.re(values[at]), start + x * slope, 35) for at, x in ((2, 2), (3, 5))
     )
-    if not straight or slope == 0 or not ev.is_real(slope):
+    if not straight or slope == 0:
         raise Undefined("not affine")
     return slope, start
 

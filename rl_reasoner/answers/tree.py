@@ -50,6 +50,8 @@ def decimal_node(text: str) -> Node:
     """The exact node of a number as the lexer gives it: `12`, `.5`, `3.2e5`."""
     if len(text) > 3000:
         raise Unreadable("a number of more than 3000 digits")
+    if text.isdecimal():
+        return Node("num", number=Fraction(int(text)))
     mantissa, _, exponent = text.partition("e")
     if exponent and abs(int(exponent)) > 3000:
         raise Unreadable("a power of ten beyond 3000")

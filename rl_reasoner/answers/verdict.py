@@ -27,6 +27,7 @@ from rl_reasoner.answers.wording import (
 )
 
 SHOWN = 80
+_BOLD = re.compile(r"^\*\*([^*]+)\*\*$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def shown(text: str) -> str:
 @lru_cache(maxsize=8192)
 def compared(gold: str, given: str) -> tuple[str, tuple[tuple[Node, Node], ...], str]:
     """How two answer texts are equal (empty: not), undecided pairs, and the trouble if any."""
-    gold, given = gold.strip(), given.strip()
+    gold, given = _BOLD.sub(r"\1", gold.strip()), _BOLD.sub(r"\1", given.strip())
     if gold == given:
         return "same text", (), ""
     gold, given = meant(gold), meant(given)
