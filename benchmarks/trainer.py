@@ -1,0 +1,322 @@
+"""GRPO steps of stock trl and of this project on the same model, data and seeds: CPU time, memory.
+
+    python benchmarks/trainer.py                       # the three cases, training pass and whole step
+    python benchmarks/trainer.py --cases dense --modes replay --repeats 3 --threads 1
+    python benchmarks/trainer.py --scaling             # group size, completion and prompt length
+
+Cases: `dense` (3.4M parameters, Llama), `moe` (4.1M, Qwen3-MoE, 8 experts), `smollm` (the shape of
+SmolLM2-135M, random weights; GSM8K questions where ../shared/data has them). Modes: `replay` trains
+on the same ready-made completions (40 to 254 tokens, 115 on average), so that only the training pass
+differs; `full` also samples, with so many end tokens that lengths come out alike. `--flat` is the
+share of groups whose rewards are all equal. Both sides: fp32, no gradient checkpointing, same
+micro-batches. Each measurement is a process of its own (peak memory), sides in turn; times are
+process CPU time of steps after the first; tokens are completion tokens.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+CASES: dict[str, dict[str, Any]] = {
+    "dense": {"prompts": 8, "steps": 3},
+    "moe": {"prompts": 8, "steps": 3},
+    "smollm": {"prompts": 4, "steps": 2},
+}
+GROUP, MICRO, LONGEST, PROMPT = 8, 16, 254, 128
+GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_train.jsonl"
+
+
+# --------------------------------------------------------------------------------- one process
+
+
+def model_of(case: str) -> Any:
+    """The case's model with random weights, the same each time."""
+    import torch
+    import transformers
+
+    tiny = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 8}
+    tiny |= {"num_key_value_heads": 4, "vocab_size": 264, "max_position_embeddings": 4096}
+    if case == "dense":
+        config = transformers.LlamaConfig(**tiny, intermediate_size=704, tie_word_embeddings=True)
+    elif case == "moe":
+        experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
+        config = transformers.Qwen3MoeConfig(
+            **tiny, **experts, head_dim=32, norm_topk_prob=True, tie_word_embeddings=True
+        )
+    else:
+        config = transformers.LlamaConfig(
+            vocab_size=49152,
+            hidden_size=576,
+            intermediate_size=1536,
+            num_hidden_layers=30,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            max_position_embeddings=8192,
+            rope_theta=100000,
+            tie_word_embeddings=True,
+        )
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
+def prompts_of(case: str, count: int, length: int) -> list[str]:
+    """Prompts of about `length` bytes, a token each."""
+    import numpy as np
+
+    if case == "smollm" and GSM8K.is_file():
+        lines = GSM8K.read_text(encoding="utf-8").splitlines()
+        rows = (json.loads(line) for line in lines)
+        questions = [str(row.get("question") or row.get("problem")) for row in rows]
+        near = [q for q in questions if 0.75 * length < len(q.encode()) < 1.25 * length]
+        if len(near) >= count:
+            return near[:count]
+    random = np.random.default_rng(0)
+    letters = np.array(list("abcdefghij 0123456789+-="))
+    lengths = random.integers(length * 3 // 4, length * 5 // 4, count)
+    return ["".join(random.choice(letters, size)) for size in lengths]
+
+
+def trainer_of(args: argparse.Namespace) -> Any:
+    """The side's trainer on the case; completions come from a table in the mode `replay`."""
+    import numpy as np
+    import trl
+    from datasets import Dataset
+
+    from rl_reasoner import GRPOConfig, GRPOTrainer
+    from rl_reasoner.policy import byte_tokenizer
+
+    kind, configured = (
+        (trl.GRPOTrainer, trl.GRPOConfig) if args.side == "trl" else (GRPOTrainer, GRPOConfig)
+    )
+
+    class Replay(kind):  # type: ignore[misc,valid-type]
+        def _generate_single_turn(self, prompt_ids: Any, *others: Any) -> Any:
+            random = np.random.default_rng(self._step)
+            spread = random.lognormal(np.log(0.4), 0.45, len(prompt_ids)) * args.longest
+            lengths = np.clip(spread, args.longest * 0.16, args.longest).astype(int)
+            end = self.eos_token_ids[0]
+            return [[*random.integers(8, 250, n - 1).tolist(), end] for n in lengths], None
+
+    names = prompts_of(args.case, 64, args.prompt)
+    share = round(args.prompts * args.flat)  # of each step's prompts, the first ones
+    flat = {name for i, name in enumerate(names) if i % args.prompts < share}
+
+    def reward(completions: list[str], prompts: list[str], **columns: Any) -> list[float]:
+        return [
+            0.5 if p in flat else sum(c.encode()) % 97 / 97
+            for c, p in zip(completions, prompts, strict=True)
+        ]
+
+    tokenizer = byte_tokenizer()
+    model = model_of(args.case)
+    rows = args.prompts * args.group
+    config = configured(
+        tempfile.mkdtemp(),
+        max_steps=args.steps + 1,
+        per_device_train_batch_size=min(args.micro, rows),
+        gradient_accumulation_steps=max(1, rows // args.micro),
+        num_generations=args.group,
+        max_completion_length=args.longest,
+        learning_rate=1e-6,
+        temperature=1.0,
+        router_aux_loss_coef=0.0 if args.case == "moe" else None,
+        shuffle_dataset=False,
+        seed=3,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        logging_steps=1,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    chosen = Replay if args.mode == "replay" else kind
+    chosen.__name__ = "GRPOTrainer"
+    trainer = chosen(
+        model,
+        reward_funcs=reward,
+        args=config,
+        train_dataset=Dataset.from_dict({"prompt": names}),
+        processing_class=tokenizer,
+    )
+    ends = max(1, round(model.config.vocab_size * 2.2 / args.longest))
+    trainer.eos_token_ids = [1, *range(model.config.vocab_size - ends, model.config.vocab_size)]
+    trainer.generation_config.eos_token_id = trainer.eos_token_ids
+    trainer.generation_kwargs["eos_token_id"] = trainer.eos_token_ids
+    return trainer
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """CPU seconds a step, by part, and the process's peak memory."""
+    import torch
+    from transformers import TrainerCallback
+
+    torch.set_num_threads(args.threads)
+    trainer = trainer_of(args)
+    steps: list[dict[str, float]] = []
+    spent = {"generation": 0.0}
+    generate = trainer._generate_single_turn
+
+    def timed(*arguments: Any) -> Any:
+        started = time.process_time()
+        found = generate(*arguments)
+        spent["generation"] = time.process_time() - started
+        spent["tokens"] = sum(map(len, found[0]))
+        return found
+
+    trainer._generate_single_turn = timed
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, *others: Any, **kwargs: Any) -> None:
+            self.started = time.process_time()
+
+        def on_step_end(self, *others: Any, **kwargs: Any) -> None:
+            whole = time.process_time() - self.started
+            steps.append({**spent, "step": whole, "training": whole - spent["generation"]})
+
+        def on_log(self, *others: Any, logs: Any = None, **kwargs: Any) -> None:
+            if "grad_norm" in logs:
+                steps[-1]["grad_norm"] = logs["grad_norm"]
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    trainer.add_callback(Clock())
+    trainer.train()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"steps": steps[1:], "peak_mb": peak, "before_mb": before}
+
+
+# ---------------------------------------------------------------------------------- the tables
+
+
+def run(side: str, case: str, mode: str, args: argparse.Namespace) -> dict[str, Any]:
+    """One measurement in a process of its own."""
+    settings = {
+        "side": side,
+        "case": case,
+        "mode": mode,
+        "prompts": args.prompts or CASES[case]["prompts"],
+        "steps": args.steps or CASES[case]["steps"],
+        **{k: getattr(args, k) for k in ("group", "micro", "longest", "prompt", "flat", "threads")},
+    }
+    given = [f"--{key}={value}" for key, value in settings.items()]
+    done = subprocess.run(
+        [sys.executable, __file__, "--worker", *given],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(args.threads)},
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def compare(case: str, mode: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Both sides in turn, `--repeats` times: medians, and the ratio of each repeat."""
+    pairs = [{s: run(s, case, mode, args) for s in ("trl", "ours")} for _ in range(args.repeats)]
+
+    def part(result: dict[str, Any], name: str) -> float:
+        return statistics.median(step[name] for step in result["steps"])
+
+    def rate(result: dict[str, Any]) -> float:
+        return statistics.median(step["step"] / step["tokens"] for step in result["steps"])
+
+    ratios = {
+        "training": [part(p["trl"], "training") / part(p["ours"], "training") for p in pairs],
+        "memory": [p["ours"]["peak_mb"] / p["trl"]["peak_mb"] for p in pairs],
+    }
+    if mode == "full":
+        ratios["step, per token"] = [rate(p["trl"]) / rate(p["ours"]) for p in pairs]
+        ratios["generation, per token"] = [
+            statistics.median(s["generation"] / s["tokens"] for s in p["trl"]["steps"])
+            / statistics.median(s["generation"] / s["tokens"] for s in p["ours"]["steps"])
+            for p in pairs
+        ]
+    return {"case": case, "mode": mode, "flat": args.flat, "pairs": pairs, "ratios": ratios}
+
+
+def show(result: dict[str, Any]) -> None:
+    """One comparison as lines of a table."""
+    what = f"{result['case']:7}{result['mode']:7} flat {result['flat']:.1f}"
+    for name, values in result["ratios"].items():
+        low, high = min(values), max(values)
+        sides = ""
+        if name in ("training",):
+            first = [
+                statistics.median(s["training"] for s in result["pairs"][0][side]["steps"])
+                for side in ("trl", "ours")
+            ]
+            sides = f"  ({first[0]:.2f} s -> {first[1]:.2f} s)"
+        if name == "memory":
+            first = [result["pairs"][0][side]["peak_mb"] for side in ("trl", "ours")]
+            sides = f"  ({first[0]:.0f} MB -> {first[1]:.0f} MB)"
+        median = statistics.median(values)
+        print(f"{what}  {name:24}{median:6.2f}x  [{low:.2f}, {high:.2f}]{sides}", flush=True)
+
+
+def scaling(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The dense case along group size, completion length and prompt length, one at a time."""
+    found = []
+    args.prompts, args.steps = 4, 1
+    for name, values in {
+        "group": (4, 16, 64),
+        "longest": (64, 256, 1024),
+        "prompt": (64, 256, 1024),
+    }.items():
+        for value in values:
+            before = getattr(args, name)
+            setattr(args, name, value)
+            result = compare("dense", "replay", args)
+            setattr(args, name, before)
+            found.append({"along": name, "value": value, **result})
+            print(f"{name} = {value}: ", end="")
+            show(result)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument(
+        "--modes", nargs="+", choices=("replay", "full"), default=["replay", "full"]
+    )
+    parser.add_argument("--flat", type=float, default=0.5, help="share of groups without advantage")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--prompts", type=int, help="prompts a step")
+    parser.add_argument("--steps", type=int, help="measured steps")
+    parser.add_argument("--group", type=int, default=GROUP)
+    parser.add_argument("--micro", type=int, default=MICRO)
+    parser.add_argument("--longest", type=int, default=LONGEST, help="longest completion, tokens")
+    parser.add_argument("--prompt", type=int, default=PROMPT, help="mean prompt, tokens")
+    parser.add_argument("--scaling", action="store_true")
+    parser.add_argument("--json", type=Path, help="also write everything measured to this file")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    for name in ("side", "case", "mode"):
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        print(json.dumps(measure(args)))
+        return
+    if args.scaling:
+        results = scaling(args)
+    else:
+        results = []
+        for case in args.cases:
+            for mode in args.modes:
+                results.append(compare(case, mode, args))
+                show(results[-1])
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
