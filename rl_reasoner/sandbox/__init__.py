@@ -43,7 +43,7 @@ __all__ = [
 
 Test = str | Mapping[str, Any]
 _TAIL = 4000
-_STARVED_SWITCHES = 3
+_OFTEN = 10
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,10 @@ def call(
     if finished is None or verdict not in ("passed", "failed"):
         said = _tail(finished.stderr) if finished else ""
         raise RuntimeError(f"{name}: {verdict} {said}".strip())
-    return data.decode(data.load(finished.answer))
+    try:
+        return data.decode(data.load(finished.answer))
+    except (data.Malformed, RecursionError) as error:
+        raise RuntimeError(f"{name}: {error}") from error
 
 
 def _settings(
@@ -218,17 +221,23 @@ def _run_test(
 def _attempt(leased: Zygote, each: Plan, inputs: Sequence[bytes], settings: _Settings) -> Finished:
     """One run; a second one, with more wall time, where the machine was too busy for the first."""
     limit = settings.timeout_s
-    finished = leased.run(each.mode, inputs, limit, limit, settings.memory)
-    late = finished.first.how == zygote.DEADLINE
-    used = finished.first.cpu_s + finished.second.cpu_s
-    switches = finished.first.switches + finished.second.switches
-    if late and used < 0.9 * limit and (switches >= _STARVED_SWITCHES or _busy()):
-        finished = leased.run(each.mode, inputs, 5 * limit + 5, limit, settings.memory)
+    finished = leased.run(each.mode, inputs, wall_s=limit, cpu_s=limit, memory=settings.memory)
+    if finished.first.how == zygote.DEADLINE and _starved(finished, limit):
+        longer = 5 * limit + 5
+        finished = leased.run(each.mode, inputs, wall_s=longer, cpu_s=limit, memory=settings.memory)
     return finished
 
 
-def _busy() -> bool:
-    return os.getloadavg()[0] > 2 * processors()
+def _starved(finished: Finished, limit: float) -> bool:
+    """Whether a program that ran out of wall time wanted more of the processor than it got.
+
+    It was made to wait often, or used a good part of what a busy machine leaves to each process: a
+    program that slept did neither.
+    """
+    used = finished.first.cpu_s + finished.second.cpu_s
+    switches = finished.first.switches + finished.second.switches
+    share = min(1.0, processors() / max(1.0, os.getloadavg()[0]))
+    return used < 0.9 * limit and (switches >= _OFTEN or used >= 0.2 * share * limit)
 
 
 def _tail(raw: bytes) -> str:

@@ -52,6 +52,14 @@ class Ended:
     switches: int  # times it was made to wait for a processor
 
 
+@dataclass
+class Deadline:
+    """When a job is over: a moment of the monotonic clock, or CPU seconds of one process."""
+
+    at: float
+    cpu_s: float
+
+
 def main(level: str, packages: list[str], scratch: str, control: int) -> None:
     """Serve jobs at `level` until the socket `control` closes; never returns.
 
@@ -113,7 +121,8 @@ def _serve(sock: socket.socket, built: jail.Jail) -> None:
         try:
             pids = _start(mode, built, boxes, descriptors, limits)
             began = time.monotonic()
-            ended = _watch(pids, began + wall_s, sock, built, boxes)
+            watched = list(zip(pids, boxes, strict=True)) if built.scratch else []
+            ended = _watch(pids, Deadline(began + wall_s, cpu_s), sock, watched)
         finally:
             for box in boxes if built.scratch else []:
                 remove_tree(box)
@@ -155,14 +164,14 @@ def _start(
 
 
 def _watch(
-    pids: list[int], deadline: float, sock: socket.socket, built: jail.Jail, boxes: list[str]
+    pids: list[int], deadline: Deadline, sock: socket.socket, watched: list[tuple[int, str]]
 ) -> list[Ended] | None:
     """Wait for the first process, then end them all; None when the host has gone."""
-    watched = list(zip(pids, boxes, strict=True)) if built.scratch else []
-    how, first = _await(pids[0], deadline, sock, watched)
+    how, first = _await(pids, deadline, sock, watched)
     ended = {pids[0]: first} if first else {}
     if first and first.code == child.GONE and len(pids) > 1:
-        _, second = _await(pids[1], time.monotonic() + _GRACE_S, sock, [])
+        grace = Deadline(time.monotonic() + _GRACE_S, deadline.cpu_s)
+        _, second = _await(pids[1:], grace, sock, [])
         if second:
             ended[pids[1]] = second
     for pid in pids:
@@ -180,30 +189,38 @@ def _watch(
 
 
 def _await(
-    pid: int, deadline: float, sock: socket.socket, watched: list[tuple[int, str]]
+    pids: list[int], deadline: Deadline, sock: socket.socket, watched: list[tuple[int, str]]
 ) -> tuple[bytes, Ended | None]:
-    """Why waiting for `pid` is over: its end, the deadline, a quota, or the host's end (NONE)."""
+    """Why waiting for the first process is over: its end, a limit, or the host's end (NONE)."""
     poll = select.poll()
     poll.register(sock, select.POLLIN)
-    handle = _handle(pid)
+    handle = _handle(pids[0])
     if handle is not None:
         poll.register(handle, select.POLLIN)
-    longest = 0.002 if handle is None else _LOOK_EVERY_S if watched else 3600.0
+    longest = 0.002 if handle is None else _LOOK_EVERY_S
     try:
         while True:
-            left = min(longest, max(0.0, deadline - time.monotonic()))
+            left = min(longest, max(0.0, deadline.at - time.monotonic()))
             if any(ready == sock.fileno() for ready, _ in poll.poll(left * 1000)):
                 return NONE, None
-            found, status, usage = os.wait4(pid, os.WNOHANG)
+            found, status, usage = os.wait4(pids[0], os.WNOHANG)
             if found:
                 return EXITED, _ended(status, usage)
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= deadline.at or any(_used(p) > deadline.cpu_s for p in pids):
                 return DEADLINE, None
             if any(_too_much(*pair) for pair in watched):
                 return QUOTA, None
     finally:
         if handle is not None:
             os.close(handle)
+
+
+def _used(pid: int) -> float:
+    """CPU seconds that a running process has used; 0 where the system does not tell."""
+    try:
+        return time.clock_gettime((~pid << 3) | 2)  # CPUCLOCK_SCHED of that process
+    except OSError:
+        return 0.0
 
 
 def _handle(pid: int) -> int | None:

@@ -94,7 +94,7 @@ def f(n): return C()
     "function": "def f(n): return lambda *a: True",
     "recursive_value": "def f(n):\n    x = []\n    x.append(x)\n    return x",
     "deep_value": "def f(n):\n    x = []\n    for _ in range(100000): x = [x]\n    return x",
-    "huge_value": "def f(n): return 'x' * (64 << 20)",
+    "huge_value": "def f(n): return 'x' * (12 << 20)",
     "huge_number": "def f(n): return 10 ** 100000",
     "colliding_keys": "def f(n): return {i * (2 ** 61 - 1): 0 for i in range(5000)}",
     "assertion_error": "def f(n): raise AssertionError",

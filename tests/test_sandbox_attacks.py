@@ -1,0 +1,83 @@
+"""Escapes are contained, forgeries earn nothing, honest programs pass: as root and as anybody."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attacks import escapes, forgeries, honest, stage
+
+from rl_reasoner import sandbox
+from rl_reasoner.sandbox import levels
+
+HERE = Path(__file__).resolve().parent
+COUNT = len(escapes.ESCAPES) + len(forgeries.FUNCTIONS) + len(forgeries.SCRIPTS)
+QUICK = ("escapes/files", "escapes/network", "escapes/processes", "forged/a", "honest/c")
+
+
+def judged(level: str, groups: tuple[str, ...], command: list[str]) -> dict[str, Any]:
+    """What the corpus came to at `level` when started by `command`."""
+    found = sandbox.strength()
+    if levels.LEVELS.index(found.level) > levels.LEVELS.index(level):
+        pytest.skip(str(found))
+    environment = {"PATH": os.environ["PATH"], levels.LIMIT_VARIABLE: level}
+    done = subprocess.run(
+        [*command, str(HERE / "attacks" / "stage.py"), *groups],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told: dict[str, Any] = json.loads(done.stdout)
+    assert told["level"] == level
+    return told
+
+
+def as_ordinary_user() -> list[str]:
+    """A command line that starts Python as an ordinary user."""
+    if os.geteuid():
+        return [sys.executable]
+    needed = ",".join({sys.base_prefix, sys.prefix, str(HERE.parent)})
+    return [sys.executable, str(HERE / "attacks" / "ordinary.py"), needed, sys.executable]
+
+
+def test_the_corpus_at_the_strongest_level() -> None:
+    told = judged("namespaces", (), [sys.executable])
+    assert COUNT >= 60 and told["ran"] == COUNT + len(honest.HONEST)
+    assert told["wrong"] == {}
+
+
+def test_the_corpus_as_an_ordinary_user_without_namespaces() -> None:
+    told = judged("landlock", (), as_ordinary_user())
+    assert told["ran"] == COUNT + len(honest.HONEST)
+    assert told["wrong"] == {}
+
+
+def test_what_is_quick_as_an_ordinary_user_with_namespaces() -> None:
+    assert judged("namespaces", QUICK, as_ordinary_user())["wrong"] == {}
+
+
+def test_what_is_quick_without_namespaces() -> None:
+    assert judged("landlock", QUICK, [sys.executable])["wrong"] == {}
+
+
+@pytest.mark.parametrize("level", ["namespaces", "landlock"])
+def test_that_a_file_exists_shows_only_where_the_level_says_so(
+    level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(levels.LIMIT_VARIABLE, level)
+    found = sandbox.strength()
+    if found.level != level:
+        pytest.skip(str(found))
+    with stage.staged() as scene:
+        seen = [scene.attack(program) for program in escapes.STAT.values()]
+    assert any(seen) is any("stat" in gap for gap in found.gaps)
+
+
+def test_an_ordinary_user_is_ordinary() -> None:
+    code = "import os, sys; sys.exit(os.geteuid() == 0 or os.access('/etc/shadow', os.R_OK))"
+    assert subprocess.run([*as_ordinary_user(), "-c", code], check=False).returncode == 0
