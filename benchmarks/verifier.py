@@ -2,13 +2,13 @@
 
     python benchmarks/verifier.py ROWS.jsonl [--limit N] [--many N] [--fuzz N]
 
-A row has `gold`, `completion` and `expected` (true or false); rows with `"disputed": true` are left
-out. Both verifiers start with empty caches and see each row once, in the main thread (Math-Verify
-works nowhere else). CPU time is this process's and its worker's, both started before. `--many` times
-`verify_many` on N distinct made rows, on one and on two processes, wall clock, workers started
-before. `--fuzz` judges N mutations of the rows from the main thread, from 8 threads at once and
-from a spawned child, and prints faults, the longest call, memory and workers left. Math-Verify is
-optional (`pip install math-verify`).
+A row has `gold`, `completion` and `expected` (true or false); rows with `"disputed": true` are
+left out. Both verifiers start with empty caches and see each row once, in the main thread
+(Math-Verify works nowhere else). CPU time is this process's and its worker's, both started before.
+`--many` times `verify_many` on N distinct made rows, on one and on two processes, wall clock,
+workers started before. `--fuzz` judges N mutations of the rows from the main thread, from 8 threads
+at once and from a spawned child, and prints faults, the longest call, memory and workers left.
+Math-Verify is optional (`pip install math-verify`).
 """
 
 import argparse

@@ -201,13 +201,84 @@ GOLDS = [
 ]
 
 
-@pytest.mark.parametrize(("completion", "gold"), RIGHT)
+MORE_RIGHT = [
+    (r"\boxed{5 million}", "5000000"), (r"\boxed{3万}", "30000"),
+    (r"\boxed{2x=6 \Rightarrow x=3}", "3"), (r"\boxed{2x = 6 \implies x = 3}", "3"),
+    (r"\boxed{C_{10}^{3}}", "120"), (r"\boxed{\mathrm{C}_{10}^{3}}", "120"),
+    (r"\boxed{\log 100}", "2"), (r"\boxed{\log 5}", r"\log_{10} 5"),
+    (r"\boxed{\log 5}", r"\ln 5"), ("Therefore, $x = 7$.", "7"),
+    ("So the final answer should be 7.", "7"), ("Our answer is 7.", "7"),
+    ("My final answer: 7", "7"), ("Answer: The total is 7.", "7"),
+    ("Answer: The total cost is $7.", "7"), ("The answer is thus 7.", "7"),
+    ("Hence the required answer is $7$.", "7"), ("**Final answer: 7**", "7"),
+    ("__Answer:__ 7", "7"), ("Answer - 7", "7"), ("ANSWER: 7", "7"), ("Final Answer = 7", "7"),
+    (r"\textbf{Answer:} $7$", "7"), (r"$$\text{Answer} = 7$$", "7"), ("> **Answer:** 7", "7"),
+    ("- **Answer:** 7", "7"), ("1. **Answer:** 7", "7"), ("The answer is option B.", "B"),
+    ("The answer is (B) because it fits.", "B"), ("**B**", "B"), ("Answer: **B. Paris**", "B"),
+    ("The correct choice is (B).", "B"), ("So the answer is **(B)**.", "B"),
+    ("正确答案是（B）。", "B"),
+    ("因此选B。", "B"), ("答案选B", "B"), ("故答案为：B.", "B"), ("答案是 B。因为", "B"),
+    ("答：一共有7个。", "7"),
+    ("答：7个", "7"), (r"所以，最终答案是 \(7\)。", "7"), ("答案是：**7**", "7"),
+    ("最终答案：\n\n7", "7"),
+    ("### 答案\n7", "7"), ("**最终答案**\n\n$7$", "7"), ("答案应为7。", "7"), ("答案等于7", "7"),
+    (r"The answer is $\frac{1}{2}$, or 0.5.", "1/2"), ("The answer is 0.5 (or 1/2).", "1/2"),
+    ("The answer is 6. Or 7?", "6"), ("The answer is: Yes, it is.", "yes"),
+    ("Answer: No.", "no"), ("Yes.", "yes"), ("The answer is x = 2 or x = 3.", "x=2 or x=3"),
+    (r"The solutions are $\boxed{2}$ and $\boxed{3}$.", "2, 3"),
+    ("The answer is $(2, 3)$.", "(2,3)"), ("<answer>The result is 12</answer>", "12"),
+    (r"<answer>\(12\)</answer>", "12"), ("<answer>\n**12**\n</answer>", "12"),
+    ("<ANSWER>12</ANSWER>", "12"), ("<answer> x = 12 </answer> done.", "12"), ("#### 12.", "12"),
+    ("####12", "12"), ("#### 12\n\nThe end.", "12"), ("#### Step 1\nThe answer is 12", "12"),
+    ("#### Final Answer\n12", "12"), ("#### Answer: 12", "12"), ("### 12", "12"),
+    ("#### 12 apples", "12"), ("#### $12$", "12"), ("#### **12**", "12"), ("```\n7\n```", "7"),
+    ("text\n\n---\n7\n---", "7"), ("So:\n\\[\n7\n\\]", "7"), ("So:\n$$7$$", "7"),
+    ("So\n$$\n\\begin{aligned} x &= 3+4 \\\\ &= 7 \\end{aligned}\n$$", "7"),
+    ("<think>x</think>\n\n7", "7"), (r"<think>a <think> b </think> \boxed{7}", "7"),
+    (r"<think></think>\boxed{7}", "7"), (r"<reasoning>\boxed{5}</reasoning>\boxed{7}", "7"),
+    (r"The final answer is $\boxed{7}$. I hope it is correct.", "7"), (r"\(\boxed{7}\)", "7"),
+    (r"**\boxed{7}**", "7"), (r"\boxed{\mathbf{7}}", "7"), (r"\boxed{7.}", "7"),
+    (r"\boxed{7,}", "7"), (r"\boxed{{7}}", "7"), (r"\boxed{\$7}", "7"), (r"\boxed 7", "7"),
+    (r"$\boxed7$", "7"), (r"\boxed{\displaystyle 7}", "7"), (r"\boxed{\text{seven}}", "7"),
+    (r"\\boxed{7}", "7"), (r"\boxed{7}}", "7"), ("\\boxed{\n7\n}", "7"),
+    (r"\boxed{\dfrac{14}{2}}", "7"), (r"\boxed{x=7\text{ or }x=7}", "7"),
+    (r"\boxed{7},\boxed{7}", "7"), (r"\boxed{7/1}", "7"),
+    (r"\boxed{\frac{1}{2}}}", r"\frac{1}{2}"), ("5", "5"), (r"\boxed{x²}", "x^2"),
+    (r"\boxed{10²}", "100"), (r"\boxed{H_2O}", "H_2O"),
+    ("The capital is Paris.\n\nAnswer: Paris", "Paris"),
+    (r"\boxed{\text{New York}}", "New York"), (r"\boxed{New\ York}", "New York"),
+    (r"\boxed{blue}", "blue"),
+]  # fmt: skip
+
+MORE_WRONG = [
+    (r"\boxed{5 million}", "5"), (r"\boxed{5 squared}", "5"),
+    (r"\boxed{5 \text{ less than } x}", "5"), (r"\boxed{\log 5}", r"\log_2 5"),
+    ("The problem says the side is $7$.", "7"),
+    ("We compute. The problem says that the side is $7$.", "7"), ("Let $x = 7$.", "7"),
+    ("First we add. We have $3+4=7$. Then", "7"), ("I think the answer might be 7.", "7"),
+    ("It could be that the answer is 7 or 8.", "7"), ("We get 7 in total.", "7"),
+    ("7 because 3+4=7", "7"), ("一共有7个。", "7"), ("我不确定，可能是7。", "7"),
+    ("题目问：3+4=7对吗？", "7"),
+    ("The answer is 6 (perhaps 9).", "6"), ("The answer is 6, or maybe 7.", "6"),
+    ("The answer is 6 but it could be 7.", "6"), ("The answer is either 6 or 7.", "6"),
+    ("The answer is 6/7.", "6"), ("The answer is no.", "yes"),
+    ("<answer>12 or 13</answer>", "12"), ("<answer>I don't know</answer>", "12"),
+    ("<answer>11</answer> The answer is 12.", "12"), (r"\boxed{7} <think>", "7"),
+    (r"\boxed{7}\n\nWait, actually \boxed{8}", "7"), (r"\boxed{?}", "7"), (r"\boxed{...}", "7"),
+    (r"\boxed{\_\_}", "7"), (r"\boxed{\text{7 or 8}}", "7"),
+    (r"\boxed{7}\text{ or }\boxed{8}", "7"), (r"\boxed{answer}", "7"),
+    (r"\boxed{\text{Answer}}", "7"), (r"\boxed{your answer}", "7"),
+    (r"\boxed{\frac{1}{2}", r"\frac{1}{2}"), ("Answer: London", "Paris"), (r"\boxed{on}", "no"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("completion", "gold"), RIGHT + MORE_RIGHT)
 def test_found(completion: str, gold: str) -> None:
     score = verify(completion, gold)
     assert score.value == 1.0, score.reason
 
 
-@pytest.mark.parametrize(("completion", "gold"), WRONG)
+@pytest.mark.parametrize(("completion", "gold"), WRONG + MORE_WRONG)
 def test_not_an_answer(completion: str, gold: str) -> None:
     score = verify(completion, gold)
     assert score.value == 0.0, score.reason

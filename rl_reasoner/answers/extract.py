@@ -57,7 +57,7 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _CUE = re.compile(
-    r"(?:(?:\b(?:(?:final|correct|right|best|exact|numerical|simplified|required|desired)\s+)*"
+    r"(?:(?:(?<![a-zA-Z])(?:(?:final|correct|right|best|exact|numerical|simplified|required|desired)\s+)*"
     r"(?:answer|ans)\b\.?(?:\s+(?:to|for|of|in)\s(?:[^.:\n=]|\.(?=\d)){0,70}?)?[\s*_}]*"
     r"(?:(?:is|are|was|would\s+be|will\s+be|should\s+be|must\s+be|equals|comes?\s+(?:out\s+)?to)"
     r"\b[\s*_]*[:：]?|[:：=]|(?=\$|\\\(|\\\[)|-(?=\s)|→|->))"
@@ -92,9 +92,13 @@ _NOT_ASSERTED = re.compile(
 )
 _MINERVA = re.compile(r"final answer:\s*the final answer is", re.IGNORECASE)
 _CONCLUDING = re.compile(
-    r"(?:^|\s)(?:因此|所以|综上|故)|^[\W_]*(?:so|thus|hence|therefore|then|finally|consequently|"
-    r"accordingly|in conclusion|we find|we get|we have|we obtain|this gives|donc|en conclusion|"
-    r"于是|最终|那么)(?![a-z])|\b(?:is|are|equals?|be)\b[^$*]{0,40}(?:\$|\*\*)|:\s*(?:\$|\*\*)",
+    r"(?:^|\s)(?:因此|所以|综上|故)|^[\W_]*(?i:so|thus|hence|therefore|consequently|in conclusion|"
+    r"donc|en conclusion|于是|最终)(?![a-z])|[$)]\s+(?:So|Thus|Hence|Therefore)\b"
+)
+_STATING = re.compile(r"\b(?:is|are|equals?|we find that)\b|:", re.IGNORECASE)
+_REPORTED = re.compile(
+    r"\b(?:problem|question|given|says?|states?|asks?|asked|told|suppose|let|assume|would|could|might"
+    r"|maybe|perhaps|guess|think|example|hint|recall|wrong|incorrect|if)\b",
     re.IGNORECASE,
 )
 _ENDS_IN_FORMULA = re.compile(r"\b(?:is|are|equals)\s*:?\s*(\$[^$\n]+\$|\\\(.+?\\\))[\s.]*$")
@@ -307,8 +311,11 @@ def last_sentence(text: str) -> Found | None:
     sentences = [s for s in _sentences(text[-MAX_SENTENCE:].strip()) if s.strip()]
     if not sentences or sentences[-1].rstrip().endswith("?"):
         return None
-    last = sentences[-1]
-    if not _CONCLUDING.search(last) or _REFUSAL.search(last) or _NOT_ASSERTED.search(last):
+    last = sentences[-1].replace("to the problem", "")
+    if len(sentences) == 1 and last.startswith("$") and not read(last).trees:
+        return Found((last,), "whole text")
+    concluding = _CONCLUDING.search(last) or (len(sentences) == 1 and _STATING.search(last))
+    if not concluding or _REFUSAL.search(last) or _REPORTED.search(last):
         return None
     spans = [m[0] for m in _SPAN.finditer(last)] + [m[1] for m in _BOLD.finditer(last)]
     if len(spans) == 1 and readable(spans[0]):

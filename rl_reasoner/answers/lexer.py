@@ -15,6 +15,7 @@ from rl_reasoner.answers.tree import Unreadable
 from rl_reasoner.answers.units import CURRENCIES, LETTER_RUNS, MONEY, SOFT
 from rl_reasoner.answers.vocabulary import (
     ALIAS,
+    ALIGNED,
     BASE_WORDS,
     CHINESE,
     CONNECT,
@@ -37,6 +38,7 @@ class Doubt(StrEnum):
     GROUPED = "digits in brackets joined by a comma: a list, or thousands"
     EULER = "2e-1: a power of ten, or Euler's number"
     SOFT_UNIT = "5 m: a product, or metres"
+    COMMON_LOG = "log without a base: natural, or of base ten"
 
 
 class Token(NamedTuple):
@@ -100,6 +102,7 @@ class _Lexer:
         self.doubts: set[Doubt] = set()
         self.depth = 0
         self.space = False
+        self.aligned = False  # inside an environment whose & only aligns
 
     def put(self, kind: str, text: str) -> None:
         self.tokens.append(Token(kind, text, self.space))
@@ -208,7 +211,7 @@ class _Lexer:
             self.put("word", run + (f"^{power[1]}" if power else ""))
             end += bool(power)
         elif run in FUNCTIONS:
-            self.put("fn", run)
+            self.function(run, text, end)
         elif run in GREEK_NAMES:
             self.put("let", run.removeprefix("var"))
         elif applied := _APPLIED.match(run):
@@ -219,6 +222,12 @@ class _Lexer:
         else:
             self.single_letters(run, text, end)
         return end
+
+    def function(self, name: str, text: str, end: int) -> None:
+        if name == "log" and text[end : end + 2].lstrip()[:1] != "_":
+            self.doubts.add(Doubt.COMMON_LOG)
+            name = "lg" if Doubt.COMMON_LOG in self.choose else name
+        self.put("fn", name)
 
     def is_unit(self, run: str, text: str, end: int) -> bool:
         known = run in LETTER_RUNS or (len(run) > 3 and run.lower() in LETTER_RUNS)
@@ -255,7 +264,7 @@ class _Lexer:
         elif name in ("quad", "qquad"):
             self.put("sep", "quad")
         elif name in FUNCTIONS and name != "sqrt":
-            self.put("fn", name)
+            self.function(name, text, end)
         elif name in GREEK_NAMES:
             self.put("let", name.removeprefix("var"))
         elif name == "mathbb":
@@ -328,6 +337,8 @@ class _Lexer:
         if name == "begin" and group[1] in ("array", "tabular", "alignedat"):
             columns = re.compile(r"\s*\{[^{}]*\}").match(text, end)
             end = columns.end() if columns else end
+        if group[1] in ALIGNED:
+            self.aligned = name == "begin"
         self.put("cmd", f"{name}:{group[1]}")
         return end
 
@@ -344,6 +355,8 @@ class _Lexer:
         char = text[at]
         if char in MONEY:
             self.put("money", char)
+        elif char == "&" and self.aligned:
+            pass
         elif char in ",;&":
             self.put("sep", char)
         elif char in "<>=":

@@ -264,8 +264,21 @@ class Expressions(Brackets):
         if any(token.kind == "word" for token in inside) or all(
             token.kind in ("num", "sep") or token.text == "'" for token in inside
         ):
-            return Node("sym", name=f"{name}_{''.join(token.text for token in inside)}")
+            index = "".join(token.text for token in inside)
+            if name == "C" and index.isdecimal() and self.now.text == "^":
+                return self.combinations(int(index[:9]))
+            return Node("sym", name=f"{name}_{index}")
         return self.reparsed_index(name, tuple(inside))
+
+    def combinations(self, total: int) -> Node:
+        """`C_{10}^{3}` as a binomial coefficient; the power of a constant where it is none."""
+        at = self.at
+        self.at += 1
+        chosen = self.exponent()
+        if chosen.number is not None and chosen.number <= total:
+            return Node("call", (integer(total), chosen), name="binom")
+        self.at = at
+        return Node("sym", name=f"C_{total}")
 
     def reparsed_index(self, name: str, inside: tuple[Token, ...]) -> Node:
         as_names = [Token("let", t.text + "\u0307") if t.text in ("i", "e") else t for t in inside]

@@ -11,13 +11,27 @@ from itertools import combinations
 
 from rl_reasoner.answers.lexer import Doubt, Token, clean, tokens_of
 from rl_reasoner.answers.parser import Expressions
-from rl_reasoner.answers.tree import Node, Unreadable, depth, names, negative, spelled
+from rl_reasoner.answers.tree import (
+    Node,
+    Unreadable,
+    depth,
+    integer,
+    multiply,
+    names,
+    negative,
+    spelled,
+)
 from rl_reasoner.answers.units import MONEY, canonical_unit, is_known_unit
 
 MAX_MEMBERS = 60
 MAX_LENGTH = 4000
 MAX_TREE_DEPTH = 120
 _LOOSE_TO_TIGHT = (";", "or", "and", "quad", "row", ",")
+_SCALES = {
+    "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
+    "dozen": 12, "百": 100, "千": 1000, "万": 10**4, "亿": 10**8,
+}  # fmt: skip
+_POWER_WORDS = frozenset({"squared", "cubed", "factorial"})
 _HEDGED = names("approximately about around roughly exactly only just simply nearly")
 
 
@@ -83,6 +97,8 @@ class Statements(Expressions):
             signs.append(self.now.text)
             self.at += 1
             members.append(self.operand(closers))
+            if signs[-1] == "then":  # of an implication only the end counts
+                members, signs = members[-1:], []
         if not signs:
             return members[0]
         if all(sign == ":" for sign in signs):
@@ -112,12 +128,17 @@ class Statements(Expressions):
         node = self.sets()
         if minus:
             node = negative(node)
+        while self.now.kind == "word" and self.now.text.lower() in _SCALES:
+            node = multiply(node, integer(_SCALES[self.now.text.lower()]))
+            self.at += 1
         node, degrees = _hoisted(node)
         after = self.unit_after(closers)
         if degrees:
             after = {"C": "celsius", "F": "fahrenheit"}.get(after, f"degree {after}")
         if unit and after and canonical_unit(unit) != canonical_unit(after):
             after = f"{unit} {after}"
+        if after.split(" ")[0] in _POWER_WORDS:
+            raise Unreadable("a power in words")
         unit = after or unit
         return Node("quantity", (node,), name=canonical_unit(unit)) if unit else node
 
@@ -183,7 +204,7 @@ class Statements(Expressions):
             return True
         if kind == "num":
             return parts[-1] in ("^", "{", "-") and len(text) == 1
-        return (kind == "let" and text not in ("pi",)) or (kind == "cmd" and text == "circ")
+        return (kind == "let" and parts[-1] in ("/", "*", "per")) or text == "circ"
 
     def modulus(self) -> str:
         """`(mod n)` as a unit of its own."""

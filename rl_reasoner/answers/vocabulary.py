@@ -7,6 +7,7 @@ FUNCTIONS = names(
     " tanh coth sech csch arcsinh arccosh arctanh asinh acosh atanh log ln lg exp max min gcd lcm"
     " det sqrt abs floor ceil arg Re Im sgn sign erf tg ctg arctg"
 )
+ALIGNED = names("align aligned alignat alignedat gather gathered split eqnarray multline equation")
 STYLE = names(
     "left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr displaystyle"
     " textstyle limits nolimits mathstrut strut hfill hline"
