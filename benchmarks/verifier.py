@@ -60,6 +60,7 @@ def math_verify() -> Callable[[str, str], bool | None] | None:
         return None
 
     def judge(completion: str, gold: str) -> bool | None:
+        """Right, wrong, or None where it raised."""
         try:
             boxed = gold if "boxed" in gold else rf"\boxed{{{gold.strip('$')}}}"
             return bool(other.verify(other.parse(boxed), other.parse(completion)))

@@ -33,6 +33,7 @@ class _Contexts(threading.local):
         self.made: dict[int, Any] = {}
 
     def get(self, digits: int) -> Any:
+        """The context of that precision."""
         if digits not in self.made:
             from mpmath.ctx_mp import MPContext
 

@@ -10,6 +10,7 @@ class Brackets(Cursor):
     """Groups, sets, tuples, intervals, absolute values; sums and integrals; environments."""
 
     def bracket(self, opener: str) -> Node:
+        """What begins with the bracket `opener` (already taken)."""
         self.descend()
         if opener == "|":
             node = self.absolute()
@@ -27,6 +28,7 @@ class Brackets(Cursor):
         return node
 
     def absolute(self) -> Node:
+        """An absolute value, or the determinant of a matrix."""
         self.bars += 1
         inside = self.listing("|")
         self.need("|")
@@ -125,6 +127,7 @@ class Brackets(Cursor):
         return Node("sum", (body, lower, upper), name=f"{name} {variable}")
 
     def environment(self, name: str) -> Node:
+        """A matrix, or the lines of another environment as a list."""
         rows: list[list[Node]] = [[]]
         while not self.take(f"end:{name}"):
             if self.take("row"):

@@ -25,10 +25,7 @@ MAX_CUES = 50
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The answer's text (several readings of one place), the rule that found it, or the trouble.
-
-    `several` holds the contents of joined boxes, of which `texts` is the list.
-    """
+    """The answer's text (several readings of one place), the rule that found it, or the trouble."""
 
     texts: tuple[str, ...]
     rule: str

@@ -103,6 +103,7 @@ def rounded(direction: str) -> Callable[["Evaluator", Value], Value]:
     """The floor or ceiling function."""
 
     def apply(ev: "Evaluator", value: Value) -> Value:
+        """The rounded value, exact on fractions."""
         if isinstance(value, Fraction):
             return Fraction(math.floor(value) if direction == "floor" else math.ceil(value))
         number = ev.mp.re(value) if ev.is_real(value) else value
@@ -161,6 +162,7 @@ def extreme(pick: Callable[[list[Any]], Any]) -> Callable[["Evaluator", list[Val
     """max or min of real numbers."""
 
     def apply(ev: "Evaluator", values: list[Value]) -> Value:
+        """The picked value."""
         if not all(ev.is_real(value) for value in values):
             raise Undefined("an order among complex numbers")
         if all(isinstance(value, Fraction) for value in values):

@@ -105,6 +105,7 @@ class _Lexer:
         self.aligned = False  # inside an environment whose & only aligns
 
     def put(self, kind: str, text: str) -> None:
+        """Add a token."""
         self.tokens.append(Token(kind, text, self.space))
         self.space = False
         if len(self.tokens) > MAX_TOKENS:
@@ -123,6 +124,7 @@ class _Lexer:
         return texts[-1:] == ["circ"] or texts == ["circ", "}"]
 
     def scan(self, text: str, in_text: bool = False) -> None:
+        """Read `text` into tokens; inside a text command runs of letters are words."""
         position = 0
         while position < len(text):
             char = text[position]
@@ -182,6 +184,7 @@ class _Lexer:
         return Doubt.GROUPED in self.choose
 
     def based(self, match: re.Match[str]) -> int:
+        """Add a number with its base; returns the position behind it."""
         base = match["b"] or match["c"]
         value = BASE_WORDS.get(base) or int(base[:4])
         if not 2 <= value <= 36 or any(int(d, 36) >= value for d in match["d"]):
@@ -224,16 +227,19 @@ class _Lexer:
         return end
 
     def function(self, name: str, text: str, end: int) -> None:
+        """Add a function, a logarithm without a base with its doubt."""
         if name == "log" and text[end : end + 2].lstrip()[:1] != "_":
             self.doubts.add(Doubt.COMMON_LOG)
             name = "lg" if Doubt.COMMON_LOG in self.choose else name
         self.put("fn", name)
 
     def is_unit(self, run: str, text: str, end: int) -> bool:
+        """Whether a run of letters is a unit where it stands."""
         known = run in LETTER_RUNS or (len(run) > 3 and run.lower() in LETTER_RUNS)
         return known and self.after_value() and text[end : end + 1] != "("
 
     def single_letters(self, run: str, text: str, end: int) -> None:
+        """Add a short run as letters, or one letter as a unit."""
         if run in ("C", "F") and self.after_degree():
             self.put("word", run)
             return
@@ -282,6 +288,7 @@ class _Lexer:
         return end
 
     def escaped(self, text: str, at: int) -> int:
+        """Scan a backslash with a sign; returns the position behind it."""
         char = text[at + 1 : at + 2]
         if char in ("{", "}"):
             self.op("\\" + char)
@@ -330,6 +337,7 @@ class _Lexer:
         return end + 1
 
     def environment(self, name: str, text: str, at: int) -> int:
+        """Scan the begin or end of an environment."""
         group = re.compile(r"\s*\{([a-zA-Z]+)\*?\}(\s*\[[^\]]*\])?").match(text, at)
         if group is None:
             raise Unreadable("an environment without a name")
@@ -343,6 +351,7 @@ class _Lexer:
         return end
 
     def op(self, text: str) -> None:
+        """Add an operator and count brackets."""
         self.depth += (text in ("(", "[", "{", "\\{")) - (text in (")", "]", "}", "\\}"))
         self.put("op", text)
 

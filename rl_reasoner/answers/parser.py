@@ -65,6 +65,7 @@ class Expressions(Brackets):
         return False
 
     def sum(self) -> Node:
+        """Products joined by plus, minus and plus-minus."""
         self.descend()
         left = self.signed()
         while True:
@@ -85,6 +86,7 @@ class Expressions(Brackets):
         return left
 
     def signed(self) -> Node:
+        """A product with its signs."""
         if self.take("+"):
             return self.signed()
         if self.now.kind == "op" and self.now.text == "-":
@@ -97,6 +99,7 @@ class Expressions(Brackets):
         return self.product()
 
     def product(self) -> Node:
+        """Factors joined by signs, or by standing side by side."""
         left = self.factor()
         while True:
             if self.take("*"):
@@ -111,6 +114,7 @@ class Expressions(Brackets):
                 return left
 
     def signed_factor(self) -> Node:
+        """A factor with its signs."""
         if self.now.kind == "op" and self.now.text in "+-":
             minus = self.now.text == "-"
             self.at += 1
@@ -145,6 +149,7 @@ class Expressions(Brackets):
     # ------------------------------------------------------------------ powers and names
 
     def factor(self) -> Node:
+        """An atom with what is behind it."""
         return self.power(self.postfix(self.atom()))
 
     def power(self, base: Node) -> Node:
@@ -165,11 +170,13 @@ class Expressions(Brackets):
         return base
 
     def skip_to_close(self) -> None:
+        """Step over marks up to the closing brace."""
         while self.now.text in ("'", "circ"):
             self.at += 1
         self.need("}")
 
     def exponent(self) -> Node:
+        """What is raised: a group, a whole number, or one atom."""
         if self.now.kind == "op" and self.now.text in ("-", "+"):
             return self.signed_factor()
         node = self.atom()
@@ -178,11 +185,13 @@ class Expressions(Brackets):
         return self.postfix(node)
 
     def primed(self, node: Node) -> Node:
+        """A name with a prime."""
         if node.op != "sym":
             raise Unreadable("a prime after something that is no name")
         return self.called(Node("sym", name=node.name + "'"))
 
     def postfix(self, node: Node) -> Node:
+        """`node` with factorials and primes."""
         while True:
             if self.take("!"):
                 node = Node("fact", (node,))
@@ -228,6 +237,7 @@ class Expressions(Brackets):
         return node
 
     def names_in_brackets(self, name: str) -> bool:
+        """Whether brackets hold few names or numbers, so that the letter is a function."""
         if name[:1] not in _CALLED_ON_NAMES:
             return False
         end = self.at + 1
@@ -281,6 +291,7 @@ class Expressions(Brackets):
         return Node("sym", name=f"C_{total}")
 
     def reparsed_index(self, name: str, inside: tuple[Token, ...]) -> Node:
+        """An index that is an expression, its i and e plain letters."""
         as_names = [Token("let", t.text + "\u0307") if t.text in ("i", "e") else t for t in inside]
         inner = type(self)(tuple(as_names))
         inner.depth = self.depth
@@ -290,6 +301,7 @@ class Expressions(Brackets):
     # ------------------------------------------------------------------ atoms
 
     def atom(self) -> Node:
+        """The smallest part of an expression."""
         kind, text, _ = self.now
         self.at += 1
         if kind == "num":
@@ -373,6 +385,7 @@ class Expressions(Brackets):
         return self.subscript("\\" + name)
 
     def root(self, name: str) -> Node:
+        """A root of any degree."""
         degree: Node = integer(3 if name == "ucbrt" else 2)
         if self.take("["):
             degree = self.listing("]")
@@ -412,12 +425,15 @@ class Expressions(Brackets):
         return node if power is None else Node("pow", (node, power))
 
     def exponent_of_function(self) -> Node:
+        """The power written on a function."""
         return self.group("}") if self.take("{") else self.exponent()
 
     def argument_or_number(self) -> Node:
+        """A braced group, or one atom."""
         return self.group("}") if self.take("{") else self.atom()
 
     def group_or_product(self) -> Node:
+        """The one argument of a root."""
         arguments = self.arguments()
         if len(arguments) != 1:
             raise Unreadable("a root of several things")

@@ -72,6 +72,7 @@ class Statements(Expressions):
         return self.now.kind == "sep" and self.now.text not in closers
 
     def at_end(self, closers: tuple[str, ...]) -> bool:
+        """Whether the list ends here, a final full stop aside."""
         if self.now.kind == "op" and self.now.text == "." and self.ahead().kind == "end":
             self.at += 1
         return self.now.kind == "end" or (self.now.kind != "word" and self.now.text in closers)
@@ -116,6 +117,7 @@ class Statements(Expressions):
         return True
 
     def operand(self, closers: tuple[str, ...]) -> Node:
+        """An expression with what belongs to it before and behind: money, units, remarks."""
         minus = False
         while self.now.kind == "word" and self.now.text.lower() in _HEDGED:
             self.at += 1

@@ -43,6 +43,7 @@ class Evaluator(Precision):
         self.in_angle = False
 
     def value(self, node: Node) -> Value:
+        """The value of `node`; raises `Undefined` and `TooLarge`."""
         method = getattr(self, f"_{node.op}", None)
         if method is None:
             raise Undefined(f"{node.op} has no value")

@@ -159,6 +159,7 @@ def time_of_day(text: str) -> str:
         return ""
 
     def spelled(match: re.Match[str]) -> str:
+        """The time, spelled one way."""
         minute, second = match[2] or "00", f":{match[3]}" if match[3] else ""
         return f"{int(match[1])}:{minute}{second}{match[4].lower()}m"
 
