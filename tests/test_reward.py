@@ -351,7 +351,7 @@ def test_trains_in_stock_trl_and_in_ours(trainer: type, chat: bool, tmp_path: Pa
     prompts = [[{"role": "user", "content": t}] for t in texts] if chat else texts
     rows = {"prompt": prompts, "answer": [str(2 * i) for i in range(4)]}
     before = {name: p.clone() for name, p in policy.model.named_parameters()}
-    arguments = {"output_dir": str(tmp_path), "max_steps": 2, "learning_rate": 1e-2}
+    arguments: dict[str, Any] = {"output_dir": str(tmp_path), "max_steps": 2, "learning_rate": 1e-2}
     arguments |= {"per_device_train_batch_size": 8, "num_generations": 4, "use_cpu": True}
     arguments |= {"max_completion_length": 6, "bf16": False, "report_to": "none"}
     arguments |= {"save_strategy": "no", "disable_tqdm": True}

@@ -1,5 +1,6 @@
 """What several test files share: a reward of their own, tiny recipes, and weights to compare."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,20 @@ def near(completion: str, answer: str) -> Score:
     digits = sum(c.isdigit() for c in completion)
     return Score(0.5 * digits / max(1, len(completion)), f"{digits} digits", {"digits": digits})
 '''
+
+
+# The same reward, which at its TRAP_AT-th call in the trainer sends a signal to its process.
+TRAPPED = (
+    REWARD.replace("from rl_reasoner", "import os\nimport signal\n\nfrom rl_reasoner", 1).replace(
+        "    if answer",
+        """    global CALLS
+    CALLS += 1
+    if str(CALLS) == os.environ.get("TRAP_AT"):
+        os.kill(os.getpid(), int(os.environ["TRAP_SIGNAL"]))
+    if answer""",
+    )
+    + "\n\nCALLS = 0\n"
+)
 
 
 def reward_file(folder: Path, source: str = REWARD) -> str:
@@ -76,3 +91,25 @@ def same(one: Path, other: Path) -> bool:
     """Whether two saved policies are equal bit by bit."""
     a, b = weights(one), weights(other)
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def untimed(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file without what the clock says.
+
+    And without the tokens seen so far: trl's SFTTrainer counts them anew after a resume.
+    """
+    timed = ("time", "timing/", "tokens_per_second", "num_tokens")
+    return [{k: v for k, v in row.items() if not any(t in k for t in timed)} for row in rows(path)]
+
+
+def two_stages(folder: Path, **changes: Any) -> Recipe:
+    """Three supervised and seven GRPO steps, with every kind of evaluation."""
+    evals = {"samples": 2, "forced": True, "validation": "modular_validation", "every": 2}
+    return recipe(
+        folder, sft(), grpo(steps=7, save_every=2), source=TRAPPED, **{"evals": evals, **changes}
+    )

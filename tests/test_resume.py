@@ -1,0 +1,292 @@
+"""A run that was killed, stopped or damaged continues to the same weights, bit by bit."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import TRAPPED, grpo, recipe, rows, same, sft, two_stages, untimed
+
+from rl_reasoner import Run, train
+from rl_reasoner.cli import main
+from rl_reasoner.errors import UserError
+from rl_reasoner.live import LiveView
+from rl_reasoner.runs import RunFolder
+from rl_reasoner.stages import Interrupted
+
+
+def signals_at(monkeypatch: pytest.MonkeyPatch, at: tuple[str, int], *numbers: int) -> None:
+    """Send signals to this process when the step `at` = (stage, step) is shown."""
+    update, start = LiveView.update, LiveView.start_stage
+    now = [""]
+
+    def started(view: LiveView, name: str, *of: int) -> None:
+        now[0] = name
+        start(view, name, *of)
+
+    def shown(view: LiveView, metrics: Any, step: int) -> None:
+        update(view, metrics, step)
+        if (now[0], step) == at:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(LiveView, "start_stage", started)
+    monkeypatch.setattr(LiveView, "update", shown)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The uninterrupted run that the others are held against."""
+    return train(two_stages(tmp_path_factory.mktemp("whole")), quiet=True)
+
+
+# ------------------------------------------------------------------------- kill -9 and resuming
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the same run, killed with signal 9 while step 6 of grpo is scored."""
+    folder = tmp_path_factory.mktemp("killed")
+    (folder / "recipe.yaml").write_text(two_stages(folder).to_yaml())
+    calls = 1 + 8 * 5 + 3  # the trial call, five steps, and into the sixth
+    trap = {"TRAP_AT": str(calls), "TRAP_SIGNAL": str(int(signal.SIGKILL))}
+    command = [sys.executable, "-m", "rl_reasoner.cli", "train", str(folder / "recipe.yaml")]
+    done = subprocess.run(command, env={**os.environ, **trap}, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert len(rows(folder / "run" / "stages" / "2-grpo" / "metrics.jsonl")) == 5
+    return folder / "run"
+
+
+def copied(killed: Path, folder: Path) -> Path:
+    shutil.copytree(killed, folder / "run")
+    return folder / "run"
+
+
+def resumed(folder: Path) -> Run:
+    run, saved = RunFolder.reopen(folder)
+    run.release()
+    return train(saved, resume=folder)
+
+
+def held_against(whole: Run, folder: Path) -> None:
+    """Weights, metrics and rollouts equal to those of the uninterrupted run."""
+    assert same(folder / "policy", whole.folder / "policy")
+    for stage in ("1-sft", "2-grpo"):
+        name = Path("stages") / stage / "metrics.jsonl"
+        assert untimed(folder / name) == untimed(whole.folder / name)
+    name = Path("stages") / "2-grpo" / "rollouts.jsonl"
+    assert rows(folder / name) == rows(whole.folder / name)
+    for file in ("before.json", "after.json"):
+        ours, theirs = (
+            json.loads((p / "evals" / file).read_text()) for p in (folder, whole.folder)
+        )
+        assert ours["sets"] == theirs["sets"]
+
+
+def test_a_killed_run_continues_to_the_same_weights(
+    killed: Path, whole: Run, tmp_path: Path
+) -> None:
+    folder = copied(killed, tmp_path)
+    assert not (folder / "policy").exists() and not (folder / "stages/2-grpo/done.json").exists()
+    resumed(folder)
+    held_against(whole, folder)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def flip(file: Path) -> None:
+    body = bytearray(file.read_bytes())
+    body[len(body) // 2] ^= 1
+    file.write_bytes(body)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [("model.safetensors", cut), ("optimizer.pt", flip), ("trainer_state.json", cut)],
+)
+def test_a_damaged_checkpoint_is_passed_over_and_said(
+    name: str,
+    damage: Callable[[Path], None],
+    killed: Path,
+    whole: Run,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = copied(killed, tmp_path)
+    damage(folder / "stages" / "2-grpo" / "checkpoints" / "checkpoint-4" / name)
+    resumed(folder)
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "checkpoint checkpoint-4 is damaged (" in shown
+    assert "going back to the one before" in shown
+    held_against(whole, folder)
+
+
+def test_without_any_whole_checkpoint_the_stage_begins_anew(
+    killed: Path, whole: Run, tmp_path: Path
+) -> None:
+    folder = copied(killed, tmp_path)
+    for checkpoint in (folder / "stages" / "2-grpo" / "checkpoints").glob("checkpoint-*"):
+        cut(checkpoint / "model.safetensors")
+    resumed(folder)
+    held_against(whole, folder)
+
+
+def test_two_processes_in_one_folder(killed: Path, tmp_path: Path) -> None:
+    folder = copied(killed, tmp_path)
+    run, _ = RunFolder.reopen(folder)
+    command = [sys.executable, "-m", "rl_reasoner.cli", "train", "--resume", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    run.release()
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"another process is training in {folder}" in " ".join(done.stderr.split())
+    assert not (folder / "policy").exists()
+
+
+def test_a_finished_run_is_not_trained_again(whole: Run, tmp_path: Path) -> None:
+    folder = copied(whole.folder, tmp_path)
+    (folder / "report.html").unlink()
+    run = resumed(folder)
+    held_against(whole, folder)
+    assert run.report.is_file() and run.evals.keys() == {"before", "after"}
+
+
+def test_a_run_continues_with_its_own_recipe_alone(killed: Path, tmp_path: Path) -> None:
+    folder = copied(killed, tmp_path)
+    with pytest.raises(UserError, match="is not the one that the run"):
+        train(two_stages(tmp_path, name="other"), resume=folder, quiet=True)
+    resumed(folder)  # and the folder is free again
+
+
+# ------------------------------------------------------------------------------- interruptions
+
+
+def test_ctrl_c_in_the_middle_of_grpo(
+    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "r.yaml").write_text(two_stages(tmp_path).to_yaml())
+    # while the fifth step is scored; the 20 calls of an evaluation do not reach so far
+    monkeypatch.setenv("TRAP_AT", str(1 + 8 * 4 + 3))
+    monkeypatch.setenv("TRAP_SIGNAL", str(int(signal.SIGINT)))
+    assert main(["train", str(tmp_path / "r.yaml")]) == 130
+    shown = capsys.readouterr()
+    run = tmp_path / "run"
+    assert f"interrupted; continue with: rl-reasoner train --resume {run}" in shown.err
+    assert "Traceback" not in shown.err
+    metrics = rows(run / "stages" / "2-grpo" / "metrics.jsonl")
+    assert len(metrics) == 5, "the step is taken to its end"
+    assert (run / "stages" / "2-grpo" / "checkpoints" / "checkpoint-5").is_dir()
+    monkeypatch.delenv("TRAP_AT")
+    assert main(["train", "--resume", str(run)]) == 0
+    held_against(whole, run)
+
+
+@pytest.mark.parametrize(
+    ("at", "signals"),
+    [
+        (("sft", 1), [signal.SIGINT]),
+        (("sft", 3), [signal.SIGTERM]),
+        (("grpo", 3), [signal.SIGINT, signal.SIGINT]),
+        (("grpo", 7), [signal.SIGINT]),
+    ],
+    ids=["sft", "last step of sft", "twice", "last step"],
+)
+def test_a_stop_at_any_step_costs_nothing(
+    at: tuple[str, int],
+    signals: list[signal.Signals],
+    whole: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wanted = two_stages(tmp_path)
+    signals_at(monkeypatch, at, *signals)
+    with pytest.raises(Interrupted) as caught:
+        train(wanted, quiet=True)
+    assert caught.value.folder == tmp_path / "run"
+    monkeypatch.undo()
+    train(wanted, resume=tmp_path / "run", quiet=True)
+    held_against(whole, tmp_path / "run")
+    handler = signal.getsignal(signal.SIGINT)
+    assert handler is signal.default_int_handler, "the caller's own handler is back"
+
+
+@pytest.mark.parametrize(
+    ("source", "stage"),
+    [
+        ({"source": "scratch:moe-tiny", "lora": {"rank": 4}}, {"loss": {"beta": 0.04}}),
+        ({"source": "scratch:moe-tiny"}, {"loss": {"beta": 0.04}}),
+        ({"source": "scratch:dense-tiny"}, {"group": {"size": 4, "prompts": 2, "micro_batch": 4}}),
+    ],
+    ids=["adapter", "reference", "micro-batches"],
+)
+def test_a_stopped_run_of_another_kind_continues_to_the_same_weights(
+    source: dict[str, Any], stage: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+        stages = sft(), grpo(steps=4, save_every=2, **stage)
+        wanted = recipe(tmp_path / name, *stages, policy=source, evals={"sets": ()})
+        if name == "stopped":
+            signals_at(monkeypatch, ("grpo", 3), signal.SIGINT, signal.SIGINT)
+            with pytest.raises(Interrupted):
+                train(wanted, quiet=True)
+            monkeypatch.undo()
+            train(wanted, resume=tmp_path / name / "run", quiet=True)
+        else:
+            train(wanted, quiet=True)
+        found.append(tmp_path / name / "run")
+    assert same(found[0] / "policy", found[1] / "policy")
+    metrics = [untimed(run / "stages" / "2-grpo" / "metrics.jsonl") for run in found]
+    assert metrics[0] == metrics[1]
+
+
+@pytest.mark.parametrize("call", [1, 2], ids=["before", "after"])
+def test_a_stop_while_evaluating_costs_nothing(
+    call: int, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = two_stages(tmp_path)
+    calls = [0]
+
+    def progress(view: LiveView, label: str, done: int, of: int) -> None:
+        if label.endswith("@sampled") and done == of:
+            calls[0] += 1
+            if calls[0] == call:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(LiveView, "progress", progress)
+    with pytest.raises(Interrupted):
+        train(wanted, quiet=True)
+    assert [(tmp_path / "run/evals" / f"{n}.json").exists() for n in ("before", "after")] == [
+        call == 2,
+        False,
+    ]
+    train(wanted, resume=tmp_path / "run", quiet=True)
+    held_against(whole, tmp_path / "run")
+
+
+def test_a_reward_that_breaks_down_ends_the_run_and_can_be_mended(
+    whole: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    down = TRAPPED.replace(
+        "    if answer",
+        f"    if CALLS > 1 + 8 * 4 and os.path.exists({str(tmp_path / 'down')!r}):\n"
+        '        raise ConnectionError("the judge is away")\n    if answer',
+    )
+    wanted = two_stages(tmp_path)
+    (tmp_path / "near.py").write_text(down)
+    (tmp_path / "r.yaml").write_text(wanted.to_yaml())
+    (tmp_path / "down").touch()
+    assert main(["train", str(tmp_path / "r.yaml")]) == 3
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "every reward call of a step failed" in shown and "the judge is away" in shown
+    (tmp_path / "down").unlink()
+    train(wanted, resume=tmp_path / "run", quiet=True)
+    held_against(whole, tmp_path / "run")
