@@ -167,7 +167,7 @@ def test_a_fork_of_this_process_has_zygotes_of_its_own() -> None:
 def test_numpy_and_sympy_are_there_for_programs_and_tests_that_import_them() -> None:
     pytest.importorskip("numpy")
     program = "def f(n):\n    import numpy as np\n    return np.arange(n)"
-    tests = [
+    tests: list[sandbox.Test] = [
         {"call": "f", "args": [3], "expected": [0, 1, 2]},
         "import numpy as np\nassert np.array_equal(np.array(f(3)), np.arange(3))",
     ]

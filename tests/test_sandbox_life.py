@@ -1,0 +1,211 @@
+"""Nothing is left behind: after batches, interrupts, kills; and a busy machine fails no program."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rl_reasoner import sandbox
+from rl_reasoner.sandbox import host, levels
+
+LEVELS = ["namespaces", "landlock"]
+HOSTILE = [
+    "import os; os._exit(0)",
+    "while True: pass",
+    "x = bytearray(4 << 30)",
+    "import os; os.fork()",
+    "import os, signal; os.kill(os.getppid(), 9)",
+    "import ctypes; ctypes.string_at(0)",
+    "while True: print('x' * 1_000_000)",
+    "def f(x): return type('A', (int,), {'__eq__': lambda s, o: True})()",
+    "for i in range(10 ** 6): open(str(i), 'w')",
+    "raise SystemExit(0)",
+]
+
+
+@pytest.fixture(params=LEVELS)
+def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv(levels.LIMIT_VARIABLE, request.param)
+    if sandbox.strength().level != request.param:
+        pytest.skip(str(sandbox.strength()))
+    return str(request.param)
+
+
+def below(pid: int) -> dict[int, str]:
+    """The processes that come from `pid`, with their state."""
+    found: dict[int, tuple[int, str]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        found[int(path.parent.name)] = (int(parent), state)
+    family, grown = {pid}, True
+    while grown:
+        more = {child for child, (parent, _) in found.items() if parent in family} - family
+        family, grown = family | more, bool(more)
+    return {each: found[each][1] for each in family - {pid}}
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def boxes() -> list[Path]:
+    """What is left of programs' work folders on the host."""
+    return [box for each in host.pool._all if each.scratch for box in Path(each.scratch).iterdir()]
+
+
+def batch(count: int) -> tuple[list[str], list[list[sandbox.Test]], list[bool]]:
+    """Programs, a tenth of them hostile, with tests of all forms and whether each shall pass."""
+    choose = random.Random(1)
+    programs, tests, right = [], [], []
+    for n in range(count):
+        k = choose.randrange(1000)
+        kind = choose.choices(["hostile", "wrong", "right"], [1, 3, 6])[0]
+        wrong, good = f"def f(x): return x + {k} + 1", f"def f(x): return x + {k}"
+        hostile = HOSTILE[n % len(HOSTILE)]
+        programs.append({"hostile": hostile, "wrong": wrong, "right": good}[kind])
+        right.append(kind == "right")
+        forms: list[sandbox.Test] = [
+            {"call": "f", "args": [n], "expected": n + k},
+            f"assert f({n}) == {n + k}",
+            f"def check(c):\n    assert c({n}) == {n + k}\ncheck(f)",
+        ]
+        tests.append([choose.choice(forms)])
+    return programs, tests, right
+
+
+def test_a_batch_with_hostile_programs_is_judged_right_and_leaks_nothing(level: str) -> None:
+    programs, tests, right = batch(150)
+    sandbox.run_many(programs[:20], tests[:20], timeout_s=0.3)  # zygotes have started
+    descriptors, processes = open_files(), below(os.getpid())
+    results = sandbox.run_many(programs, tests, timeout_s=0.3)
+    assert [r.passed for r in results] == right
+    assert open_files() == descriptors
+    after = below(os.getpid())
+    assert len(after) == len(processes) and "Z" not in after.values()
+    assert boxes() == []
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_or_killed_host_leaves_nothing_behind(
+    level: str, how: signal.Signals, tmp_path: Path
+) -> None:
+    code = """
+import signal, sys
+from rl_reasoner import sandbox
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sandbox.strength()
+endless = ["while True: pass", "import time; time.sleep(99)"] * 8
+print("ready", flush=True)
+try:
+    sandbox.run_many(endless, [[{"stdout": ""}]] * 16, workers=2, timeout_s=60)
+except KeyboardInterrupt:
+    sys.exit(0 if sandbox.run("print(1)", [{"stdout": "1"}]).passed else 1)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )
+    assert process.stdout and process.stdout.readline() == b"ready\n"
+    while len(below(process.pid)) < 4:
+        time.sleep(0.02)
+    started = set(below(process.pid))
+    process.send_signal(how)
+    assert process.wait(timeout=30) == (0 if how == signal.SIGINT else -signal.SIGKILL)
+    process.stdout.close()
+    gone_by = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in started) or list(tmp_path.iterdir()):
+        assert time.monotonic() < gone_by, (started, list(tmp_path.iterdir()))
+        time.sleep(0.05)
+
+
+def test_zygotes_end_with_the_process_that_started_them(level: str, tmp_path: Path) -> None:
+    code = "from rl_reasoner import sandbox; sandbox.run('print(1)', [{'stdout': '1'}])"
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_zygote_that_dies_is_replaced(level: str) -> None:
+    one: list[sandbox.Test] = [{"stdout": "1"}]
+    assert sandbox.run("print(1)", one).passed
+    victim = host.pool.take(level, science=False)
+    os.killpg(victim._process.pid, signal.SIGKILL)
+    host.pool.give_back(victim)
+    assert sandbox.run("print(1)", one).passed
+
+
+@pytest.mark.parametrize("folders", ["deep", "closed", "many"])
+def test_work_folders_of_any_shape_are_removed(level: str, folders: str) -> None:
+    programs = {
+        "deep": "import os\nfor _ in range(60): os.mkdir('d'); os.chdir('d')",
+        "closed": "import os\nos.mkdir('a'); open('a/f', 'w').close(); os.mkdir('a/b', 0)",
+        "many": "import os\nfor i in range(500): os.mkdir(str(i)); open(f'{i}/f', 'w').close()",
+    }
+    assert sandbox.run(programs[folders], [{"stdout": ""}]).passed
+    assert boxes() == []
+
+
+def test_a_busy_machine_fails_no_good_program() -> None:
+    burn = (
+        "import time; t = time.process_time()\nwhile time.process_time() - t < 0.4: pass\nprint(1)"
+    )
+    burners = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        for _ in range(4 * host.processors())
+    ]
+    try:
+        results = sandbox.run_many([burn] * 4, [[{"stdout": "1"}]] * 4, timeout_s=0.8)
+    finally:
+        for each in burners:
+            each.kill()
+            each.wait()
+    assert [r.verdicts for r in results] == [["passed"]] * 4
+
+
+def test_wall_time_is_held_where_the_program_only_sleeps() -> None:
+    result = sandbox.run("import time; time.sleep(600)", [{"stdout": ""}], timeout_s=0.3)
+    assert result.verdicts == ["timeout"]
+
+
+# ------------------------------------------------------------------------------- code sets
+
+SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+SETS = {"humaneval": 4, "mbpp": 16, "leetcode_200": 4, "code_contests_stdio": 16}
+
+
+def wrong_variants(row: dict[str, Any]) -> list[str]:
+    """Programs that do not solve a row: nothing, None, an exception, a loop, all words printed."""
+    name = (row["entry_point"] or "main").split(".")[-1]
+    method = f"def {name}(self, *a, **k): return None" if "Solution" in str(row) else ""
+    shapes = ["return None", "raise ValueError", "print(a, k, True, 'passed')"]
+    made = [f"def {name}(*a, **k): {shape}" for shape in shapes]
+    made += [f"class Solution:\n    {method}"] if method else []
+    said = " ".join(str(t.get("stdin")) for t in row["tests"] if isinstance(t, dict))
+    return [*made, "", f"print({said!r})", "import os; os._exit(0)", "while True: pass"]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", SETS)
+def test_references_pass_and_wrong_programs_fail(name: str) -> None:
+    path = SHARED / f"{name}.jsonl"
+    if not path.is_file():
+        pytest.skip(f"needs {path}")
+    rows = [json.loads(line) for line in path.read_text().splitlines()][:: SETS[name]]
+    tests = [row["tests"] for row in rows]
+    results = sandbox.run_many([row["reference_solution"] for row in rows], tests, timeout_s=10)
+    assert [r["id"] for r, got in zip(rows, results, strict=True) if not got.passed] == []
+    pairs = [(p, row["tests"][:1]) for row in rows[::4] for p in wrong_variants(row)]
+    programs, firsts = zip(*pairs, strict=True)
+    wrong = sandbox.run_many(programs, firsts, timeout_s=0.3)
+    assert [p for p, got in zip(programs, wrong, strict=True) if got.passed] == []

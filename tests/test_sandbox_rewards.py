@@ -1,0 +1,124 @@
+"""The rewards that run code: what counts as the program, credit, abstentions, held-back tests."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rl_reasoner import sandbox
+from rl_reasoner.errors import UserError
+from rl_reasoner.reward import Fault, load_reward, score_batch
+from rl_reasoner.rewards.code_tests import program_of
+
+code_tests = load_reward("code_tests")
+no_hardcode = load_reward("no_hardcode")
+TESTS: list[Any] = [{"call": "f", "args": [2], "expected": 4}, "assert f(3) == 9"]
+SQUARE = "def f(x): return x * x"
+LIST = "def f(x): return {2: 4, 3: 9}[x]"
+GENERATOR = """
+import random
+def generate(seed):
+    numbers = random.Random(seed).sample(range(10, 99), 3)
+    return [{"call": "f", "args": [n], "expected": n * n} for n in numbers]
+"""
+
+
+def fenced(program: str, language: str = "python") -> str:
+    return f"Here it is.\n```{language}\n{program}\n```\nDone."
+
+
+@pytest.mark.parametrize(
+    ("text", "extract", "program"),
+    [
+        (fenced("a"), "last", "a"),
+        (fenced("a", ""), "last", "a"),
+        (fenced("a", "Python3"), "last", "a"),
+        (fenced("a") + "\n" + fenced("b"), "last", "b"),
+        (fenced("a") + "\n" + fenced("b"), "first", "a"),
+        (fenced("a") + "\n" + fenced("b"), "only", None),
+        (fenced("a") + "\n" + fenced("out", "text"), "last", "a"),
+        (fenced("a") + "\n" + fenced("out", "text"), "only", "a"),
+        ("<think>" + fenced("a") + "</think>" + fenced("b"), "first", "b"),
+        ("<think>" + fenced("a") + "</think> nothing", "last", None),
+        ("```python\na", "last", None),
+        ("```python\na\n```python\nb\n```", "last", "b"),
+        ("~~~py\na\n```\nb\n~~~", "last", "a\n```\nb"),
+        ("````\na\n```\nb\n````", "last", "a\n```\nb"),
+        ("say ```a``` inline", "last", None),
+        ("  ```python \n  a\n  ```  ", "last", "  a"),
+        ("", "last", None),
+        ("a", "whole", "a"),
+        ("<think>x</think>a", "whole", "a"),
+    ],
+)
+def test_which_part_of_a_completion_is_the_program(
+    text: str, extract: str, program: str | None
+) -> None:
+    assert program_of(text, extract) == program
+
+
+@given(st.text(alphabet="`~ \npya", max_size=60))
+def test_any_text_has_a_program_or_none(text: str) -> None:
+    for extract in ("last", "first", "only", "whole"):
+        found = program_of(text, extract)
+        assert found is None or found in text
+
+
+def test_credit_is_all_or_nothing_or_the_share() -> None:
+    half = fenced("def f(x): return 4")
+    share = code_tests.with_options(credit="fraction")  # type: ignore[attr-defined]
+    assert [code_tests(fenced(p), tests=TESTS).value for p in (SQUARE, LIST)] == [1.0, 1.0]
+    assert code_tests(half, tests=TESTS).value == 0.0
+    assert share(half, tests=TESTS).value == 0.5
+    assert share(half, tests=TESTS).parts == {"passed": 1, "tests": 2}
+    assert "test 2 of 2: failed" in code_tests(half, tests=TESTS).reason
+    assert code_tests("no code", tests=TESTS).value == 0.0
+    assert "ZeroDivisionError" in code_tests(fenced("1 / 0"), tests=TESTS).reason
+
+
+def test_tests_come_in_every_form_and_as_tables_give_them() -> None:
+    program = "n = int(input())\nprint(n / 3)"
+    row = {"stdin": "1", "stdout": "0.33333", "tolerance": 1e-3, "call": None, "args": None}
+    assert code_tests(fenced(program), tests=[row]).value == 1.0
+    assert code_tests(fenced(SQUARE), tests="assert f(2) == 4").value == 1.0
+
+
+def test_hostile_programs_earn_nothing() -> None:
+    for program in ("import os; os._exit(0)", "raise SystemExit", "def f(x): return __import__"):
+        assert code_tests(fenced(program), tests=TESTS).value == 0.0
+
+
+def test_a_sandbox_that_cannot_be_had_abstains(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unavailable(*args: Any, **options: Any) -> None:
+        raise sandbox.SandboxUnavailable("none here")
+
+    monkeypatch.setattr(sandbox, "run", unavailable)
+    assert code_tests(fenced(SQUARE), tests=TESTS).value is None
+    assert code_tests(fenced(SQUARE), tests=TESTS).reason == "none here"
+    assert no_hardcode(fenced(SQUARE), tests=TESTS, generator=GENERATOR).value is None
+
+
+def test_a_wrong_test_of_the_data_is_a_fault_of_its_row_alone() -> None:
+    columns = {"tests": [TESTS, [{"call": "f", "arg": [2]}], TESTS]}
+    scores = score_batch(code_tests, [fenced(SQUARE)] * 3, columns)
+    assert isinstance(scores[1], Fault) and "Did you mean 'args'" in scores[1].message
+    assert [s.value for s in scores if not isinstance(s, Fault)] == [1.0, 1.0]
+
+
+def test_mistakes_in_options_are_told() -> None:
+    with pytest.raises(UserError, match="Did you mean 'fraction'"):
+        code_tests(fenced(SQUARE), tests=TESTS, credit="fractions")
+    with pytest.raises(UserError, match="extract"):
+        code_tests(fenced(SQUARE), tests=TESTS, extract="best")
+
+
+def test_hard_coded_answers_do_not_pass_fresh_tests() -> None:
+    row: dict[str, Any] = {"tests": TESTS, "generator": GENERATOR}
+    assert no_hardcode(fenced(SQUARE), **row).value == 1.0
+    assert no_hardcode(fenced(LIST), **row).value == 0.0
+    assert no_hardcode(fenced("def f(x): return 1"), **row).value is None
+    assert no_hardcode("no code", **row).value is None
+    assert no_hardcode(fenced(SQUARE), tests=TESTS, generator=None).value is None
+    with pytest.raises(RuntimeError, match="NameError"):
+        no_hardcode(fenced(SQUARE), tests=TESTS, generator="def generate(seed): return missing")
