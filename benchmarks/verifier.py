@@ -26,8 +26,6 @@ from typing import Any
 
 from rl_reasoner.answers import verify, verify_many
 from rl_reasoner.answers.pool import pool
-from rl_reasoner.answers.statements import read
-from rl_reasoner.answers.verdict import compared
 
 Row = dict[str, Any]
 
@@ -93,10 +91,10 @@ def measured(name: str, judge: Callable[[str, str], bool | None], rows: Sequence
     return rate
 
 
-def made(count: int) -> tuple[list[str], list[str]]:
-    """Distinct ordinary rows: fractions, surds and polynomials, every third one wrong."""
+def made(count: int, first: int) -> tuple[list[str], list[str]]:
+    """Distinct ordinary rows from number `first` on; a third of them are wrong."""
     completions, golds = [], []
-    for i in range(count):
+    for i in range(first, first + count):
         wrong = int(i % 3 == 0)
         forms = (
             (rf"\frac{{{2 * i + 2}}}{{14}}", rf"\frac{{{i + 1 + wrong}}}{{7}}"),
@@ -112,14 +110,12 @@ def made(count: int) -> tuple[list[str], list[str]]:
 
 def scaled(count: int) -> None:
     """Print rows per second of `verify_many` on one and on two processes, the best of three."""
-    completions, golds = made(count)
-    rates = {}
+    rates, attempt = {}, 0
     for workers in (1, 2):
         best = 0.0
         for _ in range(3):
-            pool().close()
-            compared.cache_clear()
-            read.cache_clear()
+            attempt += 1
+            completions, golds = made(count, first=attempt * count)
             verify_many(completions[:64], golds[:64], workers=workers)
             start = time.perf_counter()
             verify_many(completions, golds, workers=workers)

@@ -23,7 +23,7 @@ _JOINT = re.compile(
 class Boxes:
     """Contents of the last box and of the boxes joined to it, first to last.
 
-    `closed` is False where the last box never closes; `joined_by_or` where one joint was "or".
+    `closed` is False where the last box never closes.
     """
 
     contents: tuple[str, ...]

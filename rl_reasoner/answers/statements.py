@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
 
-from rl_reasoner.answers.lexer import Doubt, Token, clean, tokens_of
+from rl_reasoner.answers.lexer import Token, clean, tokens_of
 from rl_reasoner.answers.parser import Expressions
 from rl_reasoner.answers.tree import (
     Node,
@@ -26,6 +26,7 @@ from rl_reasoner.answers.units import MONEY, canonical_unit, is_known_unit
 MAX_MEMBERS = 60
 MAX_LENGTH = 4000
 MAX_TREE_DEPTH = 120
+CACHED_LENGTH = 400
 _LOOSE_TO_TIGHT = (";", "or", "and", "quad", "row", ",")
 _SCALES = {
     "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
@@ -284,12 +285,15 @@ def _tree(tokens: tuple[Token, ...]) -> Node:
     return parser.listing()
 
 
-@lru_cache(maxsize=8192)
 def read(text: str) -> Reading:
     """Every reading of `text` as mathematics; `trees` is empty where there is none.
 
-    The result is cached: a group of completions shares its gold, and answers repeat.
+    Readings of short texts are cached: a group of completions shares its gold, and answers repeat.
     """
+    return _cached(text) if len(text) <= CACHED_LENGTH else _readings(text)
+
+
+def _readings(text: str) -> Reading:
     if len(text) > MAX_LENGTH:
         return Reading((), (), f"longer than {MAX_LENGTH} characters")
     trees: list[Node] = []
@@ -313,4 +317,4 @@ def read(text: str) -> Reading:
     return Reading(tuple(trees), tokens, "" if trees else trouble)
 
 
-__all__ = ["Doubt", "Reading", "Statements", "read"]
+_cached = lru_cache(maxsize=8192)(_readings)

@@ -10,9 +10,9 @@ from functools import lru_cache
 
 from rl_reasoner.answers.arithmetic import TooLarge
 from rl_reasoner.answers.compare import Comparison
-from rl_reasoner.answers.extract import Found, answer_of, gold_of
+from rl_reasoner.answers.extract import answer_of, gold_of
 from rl_reasoner.answers.shapes import Inconsistent
-from rl_reasoner.answers.statements import Reading, read
+from rl_reasoner.answers.statements import CACHED_LENGTH, Reading, read
 from rl_reasoner.answers.tree import Node
 from rl_reasoner.answers.wording import (
     choice,
@@ -27,6 +27,7 @@ from rl_reasoner.answers.wording import (
 )
 
 SHOWN = 80
+CACHED_GOLD = 20_000
 _BOLD = re.compile(r"^\*\*([^*]+)\*\*$")
 
 
@@ -39,6 +40,10 @@ class Verdict:
     undecided: tuple[tuple[Node, Node], ...] = ()
 
 
+Outcome = tuple[str, tuple[tuple[Node, Node], ...], str]
+"""How two texts are equal (empty: not), the pairs only sympy may settle, the trouble if any."""
+
+
 def fast_verdict(completion: str, answer: str) -> Verdict:
     """The verdict that needs no other process. Never raises on strings."""
     try:
@@ -48,7 +53,7 @@ def fast_verdict(completion: str, answer: str) -> Verdict:
 
 
 def _verdict(completion: str, answer: str) -> Verdict:
-    gold = gold_found(answer)
+    gold = _gold_of(answer) if len(answer) <= CACHED_GOLD else gold_of(answer)
     if gold.trouble:
         return Verdict(None, f"abstained: {gold.trouble}")
     found = answer_of(completion)
@@ -66,21 +71,19 @@ def _verdict(completion: str, answer: str) -> Verdict:
     return Verdict(0.0, said + (trouble or "not equal"), tuple(undecided))
 
 
-@lru_cache(maxsize=2048)
-def gold_found(answer: str) -> Found:
-    """The gold's final part (cached: a group of completions shares it)."""
-    return gold_of(answer)
-
-
 def shown(text: str) -> str:
     """`text` as a reason quotes it: one line, cut at `SHOWN` characters."""
     line = " ".join(text.split())
     return repr(line if len(line) <= SHOWN else line[: SHOWN - 1] + "…")
 
 
-@lru_cache(maxsize=8192)
-def compared(gold: str, given: str) -> tuple[str, tuple[tuple[Node, Node], ...], str]:
+def compared(gold: str, given: str) -> Outcome:
     """How two answer texts are equal (empty: not), undecided pairs, and the trouble if any."""
+    short = len(gold) + len(given) <= 2 * CACHED_LENGTH
+    return _cached(gold, given) if short else _compared(gold, given)
+
+
+def _compared(gold: str, given: str) -> Outcome:
     gold, given = _BOLD.sub(r"\1", gold.strip()), _BOLD.sub(r"\1", given.strip())
     if gold == given:
         return "same text", (), ""
@@ -137,7 +140,7 @@ def by_words(gold: str, given: str, left: Reading, right: Reading) -> str | None
     return None
 
 
-def by_trees(left: Reading, right: Reading) -> tuple[str, tuple[tuple[Node, Node], ...], str]:
+def by_trees(left: Reading, right: Reading) -> Outcome:
     """The readings of one against those of the other; two unlikely readings never meet."""
     if not left.trees or not right.trees:
         side, trouble = ("gold", left.trouble) if not left.trees else ("answer", right.trouble)
@@ -155,3 +158,7 @@ def by_trees(left: Reading, right: Reading) -> tuple[str, tuple[tuple[Node, Node
         if how:
             return how, (), ""
     return "", tuple(comparison.undecided[:4]), trouble
+
+
+_gold_of = lru_cache(maxsize=2048)(gold_of)
+_cached = lru_cache(maxsize=8192)(_compared)

@@ -6,6 +6,7 @@ its input ends. Two kinds: "verify", a block of rows, answered row by row by the
 whose parent has died in the middle of a request.
 """
 
+import gc
 import json
 import os
 import resource
@@ -59,6 +60,7 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.setrecursionlimit(5_000)
+    gc.set_threshold(100_000)  # trees have no cycles; sympy's are few
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     for line in sys.stdin:
