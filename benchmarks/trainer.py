@@ -1,16 +1,16 @@
-"""GRPO steps of stock trl and of this project on the same model, data and seeds: CPU time, memory.
+"""GRPO steps of stock trl and of this project on the same model, data and seeds.
 
-    python benchmarks/trainer.py                       # the three cases, training pass and whole step
+    python benchmarks/trainer.py                       # the three cases, both modes
     python benchmarks/trainer.py --cases dense --modes replay --repeats 3 --threads 1
     python benchmarks/trainer.py --scaling             # group size, completion and prompt length
 
-Cases: `dense` (3.4M parameters, Llama), `moe` (4.1M, Qwen3-MoE, 8 experts), `smollm` (the shape of
-SmolLM2-135M, random weights; GSM8K questions where ../shared/data has them). Modes: `replay` trains
-on the same ready-made completions (40 to 254 tokens, 115 on average), so that only the training pass
-differs; `full` also samples, with so many end tokens that lengths come out alike. `--flat` is the
-share of groups whose rewards are all equal. Both sides: fp32, no gradient checkpointing, same
-micro-batches. Each measurement is a process of its own (peak memory), sides in turn; times are
-process CPU time of steps after the first; tokens are completion tokens.
+Cases: `dense` (3.4M parameters, Llama), `moe` (4.1M, Qwen3-MoE, 8 experts), `smollm` (the shape
+of SmolLM2-135M, random weights; GSM8K questions where ../shared/data has them). Modes: `replay`
+trains on the same ready-made completions (40 to 254 tokens, 115 on average), so that only the
+training pass differs; `full` also samples, with so many end tokens that lengths come out alike.
+`--flat` is the share of groups whose rewards are all equal. Both sides: fp32, no gradient
+checkpointing, same micro-batches. Each measurement is a process of its own (peak memory), sides in
+turn; times are process CPU time of the steps after the first; tokens are completion tokens.
 """
 
 import argparse

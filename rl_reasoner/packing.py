@@ -100,7 +100,7 @@ class Packed:
             end = middle + sum(group.rows)
             prompt = _part((query, key, value), first, middle)
             if group.prompt:
-                parts.append(_prompt_attention(prompt, scale, window))
+                parts.append(prompt_attention(prompt, scale, window))
             rows = _part((query, key, value), middle, end)
             table = (len(group.rows), index, real)
             parts.append(_row_attention(rows, prompt, table, scale, window))
@@ -115,7 +115,8 @@ def _part(tensors: Three, start: int, end: int) -> Three:
     return query, key, value
 
 
-def _prompt_attention(prompt: Three, scale: float, window: int) -> Tensor:
+def prompt_attention(prompt: Three, scale: float, window: int) -> Tensor:
+    """Causal attention of one sequence to itself: three (1, heads, N, d) -> (1, heads, N, d)."""
     query, key, value = prompt
     length = query.shape[2]
     cut = window and length > window

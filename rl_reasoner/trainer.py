@@ -6,6 +6,7 @@ counted. The internals of trl that it leans on are named in tests/test_trainer.p
 recipes.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,12 +16,15 @@ import torch
 import trl
 from accelerate.utils import gather_object
 from torch import nn
+from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import is_async_callable  # the test by which trl picks its async path
 
+from rl_reasoner.engine import Sampling, generate
 from rl_reasoner.moe import ExpertLoad
 from rl_reasoner.reward import Fault, Score, described, score_batch, text_of, usable
-from rl_reasoner.training_pass import TrainingPass
+from rl_reasoner.training_pass import TrainingPass, base_of
 
+logger = logging.getLogger(__name__)
 RolloutSink = Callable[[list[dict[str, Any]]], None]
 
 
@@ -34,7 +38,8 @@ class GRPOConfig(trl.GRPOConfig):  # type: ignore[misc]
 
     Where trl would turn bf16 on (nothing said about precision) and the machine has no accelerator,
     this stays in fp32, because trl's own default does not start there. The fields below turn one
-    speed-up off each; none of them changes a gradient (docs/trainer.md).
+    speed-up off each: none changes a gradient, and the rollouts keep their distribution, not their
+    random numbers (docs/trainer.md).
     """
 
     share_prompts: bool = field(
@@ -50,6 +55,11 @@ class GRPOConfig(trl.GRPOConfig):  # type: ignore[misc]
         metadata={
             "help": "Keep a group's rows together in the micro-batches of an optimizer step."
         },
+    )
+
+    fast_rollouts: bool = field(
+        default=True,
+        metadata={"help": "Sample with rl_reasoner.engine where trl would call `generate`."},
     )
 
     def __post_init__(self) -> None:
@@ -77,6 +87,11 @@ class GRPOTrainer(TrainingPass):
         self._sampled: list[tuple[str, list[int]]] = []  # text and token ids of each completion
         self._spent = {"generation": 0.0, "reward": 0.0, "training": 0.0}  # seconds, this step
         self._counted = 0.0  # of generation and reward, already taken out of the training time
+        self._evaluated = 0  # batches sampled since the last training one
+        reason = self._no_engine()
+        if reason and self._on("fast_rollouts"):
+            logger.warning("fast_rollouts: transformers' generate is used, for %s", reason)
+        self._samples = reason is None and self._on("fast_rollouts")
         self.expert_load = ExpertLoad(self.model)
         self.last_expert_load: list[list[float]] = []
 
@@ -135,6 +150,64 @@ class GRPOTrainer(TrainingPass):
         return gathered
 
     # --------------------------------------------------------------------------- the rollouts
+
+    def _no_engine(self) -> str | None:
+        """What of the settings the sampling engine does not do, or None."""
+        if self.use_vllm:
+            return "vLLM"
+        if self.use_transformers_continuous_batching:
+            return "continuous batching"
+        if self.tools or self.rollout_func is not None or self.environment_factories is not None:
+            return "tools, environments or a rollout function"
+        for name, value in (self.args.generation_kwargs or {}).items():
+            if value is not None:
+                return f"generation_kwargs ({name})"
+        if self.args.cache_implementation is not None:
+            return "cache_implementation"
+        return self._obstacle
+
+    def _generate_single_turn(
+        self,
+        prompt_ids: list[list[int]],
+        images: Any,
+        multimodal_fields: dict[str, Any],
+        num_generations: int,
+        has_tool_images: bool = False,
+    ) -> tuple[list[list[int]], list[list[float]] | None]:
+        """Token ids of a completion for each row, and the log-probs that they were drawn with.
+
+        A row's randomness follows from (seed, train or eval, step, prompt, index in the group).
+        """
+        if not self._samples or images is not None or multimodal_fields:
+            found: tuple[list[list[int]], list[list[float]] | None] = super()._generate_single_turn(
+                prompt_ids, images, multimodal_fields, num_generations, has_tool_images
+            )
+            return found
+        train = self.model.training
+        self._evaluated = 0 if train else self._evaluated + 1
+        part = self._step % self.args.gradient_accumulation_steps if train else self._evaluated
+        batch = (self.args.seed, int(train), self.state.global_step, part)
+        first = self.accelerator.process_index * len(prompt_ids)
+        rows = range(first, first + len(prompt_ids))
+        with (
+            self.accelerator.autocast(),
+            disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
+        ):
+            completions = generate(
+                base_of(self.model),
+                prompt_ids,
+                [(*batch, row // num_generations, row % num_generations) for row in rows],
+                Sampling(
+                    max_tokens=self.max_completion_length,
+                    ends=tuple(self.eos_token_ids),
+                    temperature=self.temperature,
+                    top_k=self.top_k,
+                    top_p=self.top_p,
+                    min_p=self.min_p,
+                    repetition_penalty=self.repetition_penalty,
+                ),
+            )
+        return [c.ids for c in completions], [c.logps for c in completions]
 
     def _generate(self, prompts: list[Any]) -> Any:
         started = time.perf_counter()

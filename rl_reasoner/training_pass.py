@@ -50,19 +50,19 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
         self._open: ExitStack | None = None  # in a training step: what its backward pass needs
         self._inputs: dict[str, Any] | None = None  # of the loss that is being computed
         self._moved = False  # whether a row of this optimizer step was computed
-        self._packs = False
-        if self._on("share_prompts"):
-            reason = self._prepare_packing()
-            self._packs = reason is None
-            if reason:
-                logger.warning("share_prompts: trl's own training pass is used, for %s", reason)
+        self._obstacle = self._prepare_packing()
+        if self._obstacle and self._on("share_prompts"):
+            logger.warning("share_prompts: trl's own training pass is used, for %s", self._obstacle)
+        self._packs = self._obstacle is None and self._on("share_prompts")
 
     def _on(self, name: str) -> bool:
         """Whether a speed-up is on; a config of trl's own has none of the fields: all are."""
         return bool(getattr(self.args, name, True))
 
     def _prepare_packing(self) -> str | None:
-        """Get the models ready; the reason why the plain pass has to be used, or None."""
+        """Get the models ready; what they cannot be packed for, or None."""
+        if not (self._on("share_prompts") or self._on("fast_rollouts")):
+            return "both speed-ups being off"
         args = self.args
         if self.accelerator.distributed_type not in _TOGETHER:
             return f"training under {self.accelerator.distributed_type.value}"

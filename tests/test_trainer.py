@@ -15,9 +15,9 @@ import trl
 from datasets import Dataset
 from transformers import TrainerCallback
 
-import rl_reasoner.trainer as trainer_module
 from rl_reasoner import GRPOConfig, GRPOTrainer, Score, open_policy, reward
 from rl_reasoner.trainer import RewardsFailed
+from rl_reasoner.training_pass import TrainingPass
 
 PROBLEMS = [f"{a}+{b}=" for a in range(3) for b in range(4)]
 Weights = dict[str, torch.Tensor]
@@ -149,25 +149,72 @@ def test_the_config_is_trls_and_starts_on_a_cpu(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------------- the contract
 
-# Everything of trl that rl_reasoner/trainer.py touches through `self`.
+# Everything of trl that trainer.py and training_pass.py touch through `self`.
 ATTRIBUTES = {
     "accelerator",
+    "args",
+    "aux_loss_enabled",
+    "beta",
     "current_gradient_accumulation_steps",
+    "environment_factories",
     "environments",
     "eos_token_ids",
+    "loss_type",
+    "max_completion_length",
+    "min_p",
     "model",
     "num_generations",
+    "ref_model",
+    "repetition_penalty",
     "reward_func_names",
     "reward_funcs",
     "reward_weights",
+    "rollout_func",
     "state",
+    "temperature",
+    "tools",
+    "top_entropy_quantile",
+    "top_k",
+    "top_p",
+    "use_transformers_continuous_batching",
+    "use_vllm",
+    "_buffered_inputs",
+    "_entropy_bonus_enabled",
     "_metrics",
     "_step",
 }
 CALLED = {"_log_completion_extra": ["column", "values"], "_log_metric": ["name", "value"]}
 OVERRIDDEN = {
+    "_compute_loss": ["model", "inputs"],
+    "_get_per_token_logps_and_entropies": [
+        "model",
+        "input_ids",
+        "attention_mask",
+        "logits_to_keep",
+        "batch_size",
+        "compute_entropy",
+        "compute_aux_loss",
+        "pixel_values",
+        "image_grid_thw",
+        "num_images",
+        "pixel_attention_mask",
+        "spatial_shapes",
+        "num_tiles",
+        "image_sizes",
+        "token_type_ids",
+        "mm_token_type_ids",
+        "image_position_ids",
+    ],
+    "_prepare_inputs": ["generation_batch"],
     "_calculate_rewards": ["inputs", "prompts", "completions", "completion_ids_list"],
     "_generate": ["prompts"],
+    "_generate_single_turn": [
+        "prompt_ids",
+        "images",
+        "multimodal_fields",
+        "num_generations",
+        "has_tool_images",
+    ],
     "_generate_and_score_completions": ["inputs"],
     "training_step": ["model", "inputs", "num_items_in_batch"],
     "log": ["logs", "start_time"],
@@ -175,21 +222,19 @@ OVERRIDDEN = {
 
 
 def leaned_on() -> set[str]:
-    """The names that trainer.py takes from `self` and does not define."""
-    [body] = [
-        node
-        for node in ast.parse(Path(trainer_module.__file__).read_text()).body
-        if isinstance(node, ast.ClassDef) and node.name == "GRPOTrainer"
-    ]
-    of_self = [
-        node
-        for node in ast.walk(body)
-        if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "self"
-    ]
-    own = {node.attr for node in of_self if isinstance(node.ctx, ast.Store)}
-    own |= {node.name for node in body.body if isinstance(node, ast.FunctionDef)}
-    own |= {node.target.id for node in body.body if isinstance(node, ast.AnnAssign)}  # type: ignore[union-attr]
-    return {node.attr for node in of_self} - own
+    """The names that our two trainer classes take from `self` and do not define."""
+    used: set[str] = set()
+    own: set[str] = set()
+    for kind in (GRPOTrainer, TrainingPass):
+        [body] = ast.parse(inspect.getsource(kind)).body
+        assert isinstance(body, ast.ClassDef)
+        for node in ast.walk(body):
+            if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "self":
+                used.add(node.attr)
+                own |= {node.attr} if isinstance(node.ctx, ast.Store) else set()
+        own |= {node.name for node in body.body if isinstance(node, ast.FunctionDef)}
+    own |= {"rollout_sink"}
+    return used - own | {"_buffered_inputs"}
 
 
 def test_every_internal_of_trl_that_the_trainer_leans_on(folder: Path, tmp_path: Path) -> None:
@@ -200,7 +245,8 @@ def test_every_internal_of_trl_that_the_trainer_leans_on(folder: Path, tmp_path:
     for name, parameters in {**CALLED, **OVERRIDDEN}.items():
         found = list(inspect.signature(getattr(trl.GRPOTrainer, name)).parameters)
         assert found == ["self", *parameters], name
-    own = {n for n, v in vars(GRPOTrainer).items() if callable(v) and hasattr(trl.GRPOTrainer, n)}
+    ours = {**vars(TrainingPass), **vars(GRPOTrainer)}
+    own = {n for n, v in ours.items() if callable(v) and hasattr(trl.GRPOTrainer, n)}
     assert own - {"__init__"} == OVERRIDDEN.keys()
 
 

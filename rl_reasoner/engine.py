@@ -1,0 +1,372 @@
+"""Sampling of many completions at once, for the training step.
+
+`generate` runs each distinct prompt once, whatever the number of its rows; rows then advance
+together, one token a pass. Keys and values of a prompt are kept once and shared by its rows; those
+of the rows lie in buffers made at the start, so that a step copies nothing; a row that ends leaves
+the batch at once, the last row takes its place. What is sampled is distributed as by transformers'
+`generate` with the same settings (its own logits processors are used), and the log-probability of
+each token under that distribution is kept.
+
+Randomness is counted, not streamed: token t of a row is drawn with the t-th number of a generator
+that is keyed by the row's own key (Philox), so a completion does not depend on the rows beside it,
+beyond the rounding of its logits. The global generators are not touched. Knows models of
+transformers and the attention of rl_reasoner.packing; nothing of trainers.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from rl_reasoner.packing import attention_of, prompt_attention
+
+_PREFILL = 8192  # prompt tokens of one pass
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What to draw: trl's names, transformers' meanings; temperature 0 is greedy."""
+
+    max_tokens: int
+    ends: tuple[int, ...]
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+
+    def processors(self) -> LogitsProcessorList:
+        """transformers' processors, in its order."""
+        found: list[Any] = []
+        if self.repetition_penalty != 1.0:
+            found.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
+        if self.temperature not in (0.0, 1.0):
+            found.append(TemperatureLogitsWarper(float(self.temperature)))
+        if self.top_k and self.temperature:
+            found.append(TopKLogitsWarper(self.top_k))
+        if self.top_p < 1.0 and self.temperature:
+            found.append(TopPLogitsWarper(self.top_p))
+        if self.min_p is not None and self.temperature:
+            found.append(MinPLogitsWarper(self.min_p))
+        return LogitsProcessorList(found)
+
+
+@dataclass
+class Completion:
+    """Token ids up to and with the end token, and the log-probability each was drawn with."""
+
+    ids: list[int]
+    logps: list[float]
+
+
+def generate(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    keys: Sequence[Sequence[int]],
+    sampling: Sampling,
+) -> list[Completion]:
+    """One completion for each of `prompts`, of which equal ones are run once; a key for each.
+
+    `model` is a causal language model that `packing.obstacle` finds nothing against. A key is any
+    sequence of numbers >= 0. Greedy where the temperature is 0.
+    """
+    with torch.no_grad(), attention_of(model):
+        return _Batch(model, prompts, keys, sampling).run()
+
+
+def uniforms(keys: Sequence[Sequence[int]], count: int) -> Tensor:
+    """(len(keys), count) float32 in [0, 1): each row's numbers follow from its key alone."""
+    rows = [
+        np.random.Generator(np.random.Philox(np.random.SeedSequence(list(key)))).random(
+            count, dtype=np.float32
+        )
+        for key in keys
+    ]
+    return torch.from_numpy(np.stack(rows))
+
+
+def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """(n,) indices from (n, V) probabilities by inversion: the first whose cumulated share is more.
+
+    `uniform` (n,) in [0, 1). Never one with probability 0.
+    """
+    cumulated = probabilities.cumsum(-1)
+    total = cumulated[:, -1]
+    below = torch.nextafter(total, torch.zeros_like(total))
+    wanted = torch.minimum(uniform * total, below)
+    return torch.searchsorted(cumulated, wanted[:, None], right=True).squeeze(1)
+
+
+# ------------------------------------------------------------------------------------- the keys
+
+
+class _Prefill:
+    """The layout of prompts packed into one row; `caches` gets their keys and values."""
+
+    def __init__(self, lengths: Sequence[int], first: int, caches: "_Caches") -> None:
+        self.lengths = lengths
+        self.first = first
+        self.caches = caches
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int
+    ) -> Tensor:
+        """Causal attention within each prompt."""
+        outs = []
+        parts = (torch.split(t, list(self.lengths), dim=2) for t in (query, key, value))
+        for number, (q, k, v) in enumerate(zip(*parts, strict=True), self.first):
+            self.caches.store_prompt(layer, number, k[0], v[0])
+            outs.append(prompt_attention((q, k, v), scale, window))
+        return torch.cat(outs, dim=2).transpose(1, 2)
+
+
+class _Caches:
+    """Keys and values of every layer: of the prompts, and of the rows that are alive.
+
+    The layout of a pass over one new token of each row: (rows, heads, 1, d).
+    """
+
+    def __init__(self, lengths: Sequence[int], groups: Tensor, capacity: int) -> None:
+        self.lengths = torch.tensor(lengths)
+        self.capacity = capacity
+        self.rows = len(groups)  # rows that buffers were made for
+        self.prompt: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> (prompts, kv heads, P, d)
+        self.own: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> (rows, kv heads, capacity, d)
+        self.time = 0  # tokens in `own`
+        self._place(groups)
+
+    def _place(self, groups: Tensor) -> None:
+        """Give each row a slot beside the other rows of its prompt; `groups` (rows,)."""
+        counts = torch.bincount(groups, minlength=len(self.lengths))
+        order = groups.argsort(stable=True)
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(len(groups)) - (counts.cumsum(0) - counts)[groups[order]]
+        self.slots = int(counts.max())
+        self.place = groups * self.slots + rank  # row -> slot
+        self.row = torch.zeros(len(self.lengths) * self.slots, dtype=torch.long)  # slot -> row
+        self.row[self.place] = torch.arange(len(groups))
+        longest = int(self.lengths.max())
+        short = torch.arange(longest) >= self.lengths[:, None]
+        self.padding = short[:, None, None, :] if short.any() else None
+
+    def store_prompt(self, layer: int, number: int, key: Tensor, value: Tensor) -> None:
+        """Keep (kv heads, length, d) of one prompt, padded on the right to the longest."""
+        if layer not in self.prompt:
+            shape = (len(self.lengths), key.shape[0], int(self.lengths.max()))
+            self.prompt[layer] = (
+                key.new_zeros(*shape, key.shape[-1]),
+                value.new_zeros(*shape, value.shape[-1]),
+            )
+        for buffer, tensor in zip(self.prompt[layer], (key, value), strict=True):
+            buffer[number, :, : tensor.shape[1]] = tensor
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int
+    ) -> Tensor:
+        """Each row attends to its prompt and to its own tokens, with the new one."""
+        rows, heads = query.shape[:2]
+        shared = key.shape[1]
+        if layer not in self.own:
+            self.own[layer] = (
+                key.new_empty(self.rows, shared, self.capacity, key.shape[-1]),
+                value.new_empty(self.rows, shared, self.capacity, value.shape[-1]),
+            )
+        for buffer, tensor in zip(self.own[layer], (key, value), strict=True):
+            buffer[:rows, :, self.time] = tensor[:, :, 0]
+        first = max(0, self.time + 1 - window) if window else 0
+        keys, values = (
+            t.view(-1, *t.shape[2:])[: rows * shared, first : self.time + 1]
+            for t in self.own[layer]
+        )
+        query = query.reshape(rows, shared, heads // shared, -1) * scale
+        before = self._scores(layer, query, window)  # (rows, kv heads, queries, P)
+        own = torch.bmm(query.flatten(0, 1), keys.transpose(1, 2)).view(*before.shape[:3], -1)
+        scores = torch.cat((before, own), dim=-1)
+        weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+        there, here = torch.split(weights, [before.shape[-1], own.shape[-1]], dim=-1)
+        out = torch.bmm(here.flatten(0, 1), values).view(*before.shape[:3], -1)
+        out = out + self._weighted(layer, there)
+        return out.reshape(rows, 1, heads, -1)
+
+    def _scores(self, layer: int, query: Tensor, window: int) -> Tensor:
+        keys = self.prompt[layer][0]
+        scores = self._by_prompt(query) @ keys.transpose(2, 3)
+        if self.padding is not None:
+            scores = scores.masked_fill(self.padding.to(scores.device), -torch.inf)
+        if window:
+            columns = torch.arange(keys.shape[2])
+            far = columns <= (self.lengths + self.time - window)[:, None]
+            scores = scores.masked_fill(far[:, None, None, :].to(scores.device), -torch.inf)
+        return self._by_row(scores)
+
+    def _weighted(self, layer: int, weights: Tensor) -> Tensor:
+        return self._by_row(self._by_prompt(weights) @ self.prompt[layer][1])
+
+    def _by_prompt(self, tensor: Tensor) -> Tensor:
+        """(rows, kv heads, queries, x) -> (prompts, kv heads, slots * queries, x)."""
+        table = tensor[self.row.to(tensor.device)].unflatten(0, (-1, self.slots))  # type: ignore[no-untyped-call]
+        return table.transpose(1, 2).flatten(2, 3)  # type: ignore[no-any-return]
+
+    def _by_row(self, tensor: Tensor) -> Tensor:
+        """The way back."""
+        table = tensor.unflatten(2, (self.slots, -1)).transpose(1, 2)  # type: ignore[no-untyped-call]
+        return table.flatten(0, 1)[self.place.to(tensor.device)]  # type: ignore[no-any-return]
+
+    def evict(self, holes: Tensor, movers: Tensor, groups: Tensor) -> Tensor:
+        """Rows `movers` take the places `holes`; prompts without a row are dropped.
+
+        `groups` (rows left,) are the rows' prompts; they are returned by their new numbers.
+        """
+        renumbered: Tensor
+        if len(holes):
+            for buffers in self.own.values():
+                for buffer in buffers:
+                    buffer[holes, :, : self.time] = buffer[movers, :, : self.time]
+        kept, renumbered = torch.unique(groups, return_inverse=True)
+        if len(kept) < len(self.lengths):
+            self.lengths = self.lengths[kept]
+            longest = int(self.lengths.max())
+            for layer, (key, value) in self.prompt.items():
+                at = kept.to(key.device)
+                self.prompt[layer] = (key[at][:, :, :longest], value[at][:, :, :longest])
+        self._place(renumbered)
+        return renumbered
+
+
+# ------------------------------------------------------------------------------------ the batch
+
+
+class _Batch:
+    """The rows of one call, from their prompts to their last tokens."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        prompts: Sequence[Sequence[int]],
+        keys: Sequence[Sequence[int]],
+        sampling: Sampling,
+    ) -> None:
+        self.model = model
+        self.sampling = sampling
+        self.device = next(model.parameters()).device
+        numbers: dict[tuple[int, ...], int] = {}
+        members = [numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts]
+        self.prompts = list(numbers)
+        self.groups = torch.tensor(members)  # of the live rows
+        self.order = torch.arange(len(prompts))  # live row -> row
+        self.lengths = torch.tensor([len(prompt) for prompt in prompts])
+        self.caches = _Caches([len(p) for p in self.prompts], self.groups, sampling.max_tokens)
+        self.ids = torch.zeros(len(prompts), sampling.max_tokens, dtype=torch.long)
+        self.logps = torch.zeros(len(prompts), sampling.max_tokens)
+        self.uniforms = uniforms(keys, sampling.max_tokens) if sampling.temperature else None
+        self.processors = sampling.processors()
+        self.ends = torch.tensor(sampling.ends)
+        self.counts = torch.zeros(len(prompts), dtype=torch.long)
+        self.seen = self._padded(prompts) if sampling.repetition_penalty != 1.0 else None
+
+    def run(self) -> list[Completion]:
+        """Prompts, then token by token until no row is left."""
+        logits = torch.cat(list(self._prefill()))[self.groups.to(self.device)]
+        while True:
+            tokens = self._sample(logits.float())
+            tokens = self._leave(tokens)
+            if not len(tokens):
+                break
+            logits = self._step(tokens)
+        table = zip(self.ids.tolist(), self.logps.tolist(), self.counts.tolist(), strict=True)
+        return [Completion(ids[:count], logps[:count]) for ids, logps, count in table]
+
+    def _prefill(self) -> Iterator[Tensor]:
+        """Logits (prompts, V) behind each prompt, in passes of at most `_PREFILL` tokens."""
+        first = 0
+        while first < len(self.prompts):
+            last, size = first + 1, len(self.prompts[first])
+            while last < len(self.prompts) and size + len(self.prompts[last]) <= _PREFILL:
+                size += len(self.prompts[last])
+                last += 1
+            chunk = self.prompts[first:last]
+            lengths = [len(prompt) for prompt in chunk]
+            positions = [position for length in lengths for position in range(length)]
+            ends = torch.tensor(lengths).cumsum(0) - 1
+            yield self._logits(
+                [[token for prompt in chunk for token in prompt]],
+                [positions],
+                packed=_Prefill(lengths, first, self.caches),
+                logits_to_keep=ends.to(self.device),
+            )[0]
+            first = last
+
+    def _step(self, tokens: Tensor) -> Tensor:
+        positions = self.lengths[self.order] + self.caches.time
+        logits = self._logits(tokens[:, None], positions[:, None], packed=self.caches)
+        self.caches.time += 1
+        return logits[:, -1]
+
+    def _logits(self, ids: Any, positions: Any, **layout: Any) -> Tensor:
+        logits: Tensor = self.model(
+            input_ids=torch.as_tensor(ids, device=self.device),
+            position_ids=torch.as_tensor(positions, device=self.device),
+            use_cache=False,
+            **layout,
+        ).logits
+        return logits
+
+    def _sample(self, logits: Tensor) -> Tensor:
+        """Draw (rows,) tokens, and write them down."""
+        tokens: Tensor
+        step = self.caches.time
+        seen: Any = None
+        if self.seen is not None:
+            width = self.seen.shape[1] - self.sampling.max_tokens + step
+            seen = self.seen[self.order, :width].to(self.device)
+        scores = self.processors(seen, logits)
+        logps = scores.log_softmax(-1)
+        if self.uniforms is None:
+            tokens = scores.argmax(-1)
+        else:
+            uniform = self.uniforms[self.order, step].to(self.device)
+            tokens = draw(logps.exp(), uniform)
+        chosen = logps.gather(1, tokens[:, None]).squeeze(1).cpu()
+        tokens = tokens.cpu()
+        self.ids[self.order, step] = tokens
+        self.logps[self.order, step] = chosen
+        self.counts[self.order] = step + 1
+        if self.seen is not None:
+            self.seen[self.order, self.seen.shape[1] - self.sampling.max_tokens + step] = tokens
+        return tokens
+
+    def _leave(self, tokens: Tensor) -> Tensor:
+        """Take the rows that ended out of the batch; the tokens of those left, in their order."""
+        if self.caches.time + 1 == self.sampling.max_tokens:
+            return tokens[:0]
+        alive = ~torch.isin(tokens, self.ends)
+        left = int(alive.sum())
+        if left in (0, len(tokens)):
+            return tokens[:left]
+        rows = torch.arange(len(tokens))
+        holes = rows[:left][~alive[:left]]
+        movers = rows[left:][alive[left:]]
+        for row in (tokens, self.order, self.groups):
+            row[holes] = row[movers]
+        self.order = self.order[:left]
+        self.groups = self.caches.evict(holes, movers, self.groups[:left])
+        return tokens[:left]
+
+    def _padded(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """(rows, longest prompt + max_tokens): left padding repeats the row's own first token."""
+        longest = max(map(len, prompts))
+        rows = [
+            [*[p[0]] * (longest - len(p)), *p, *[0] * self.sampling.max_tokens] for p in prompts
+        ]
+        return torch.tensor(rows)

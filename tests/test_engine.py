@@ -1,0 +1,198 @@
+"""The sampling engine: transformers' tokens where greedy, exact probabilities where drawn."""
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from rl_reasoner.engine import Sampling, draw, generate, uniforms
+
+KINDS = ("llama", "mistral", "qwen3_moe", "gpt2")
+VOCABULARY = 40
+END = 1
+
+
+def model_of(kind: str, seed: int = 0, vocabulary: int = VOCABULARY) -> Any:
+    """A tiny model with grouped queries, a sliding window, experts, or learned positions."""
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64}
+    common = {"vocab_size": vocabulary, "hidden_size": 32, "num_hidden_layers": 2, **heads}
+    common |= {"initializer_range": 0.3, "pad_token_id": 0, "eos_token_id": END, "bos_token_id": 2}
+    config = {
+        "llama": lambda: transformers.LlamaConfig(**common),
+        "mistral": lambda: transformers.MistralConfig(**common, sliding_window=5),
+        "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
+            **common, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, head_dim=8
+        ),
+        "gpt2": lambda: transformers.GPT2Config(
+            vocab_size=vocabulary,
+            n_layer=2,
+            n_embd=32,
+            n_head=4,
+            initializer_range=0.3,
+            eos_token_id=END,
+            bos_token_id=2,
+        ),
+    }[kind]()
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def prompts_of(count: int, rows: int) -> list[list[int]]:
+    """`count` prompts of unequal lengths, `rows` times each."""
+    random = torch.Generator().manual_seed(3)
+    found = []
+    for _ in range(count):
+        length = int(torch.randint(1, 12, (), generator=random))
+        found.append(torch.randint(3, VOCABULARY, (length,), generator=random).tolist())
+    return [prompt for prompt in found for _ in range(rows)]
+
+
+def theirs(model: Any, prompt: list[int], tokens: int, **options: Any) -> list[int]:
+    """What transformers generates for one prompt."""
+    settings = GenerationConfig(
+        max_new_tokens=tokens, do_sample=False, eos_token_id=END, pad_token_id=0, **options
+    )
+    out = model.generate(torch.tensor([prompt]), generation_config=settings)
+    return out[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_greedy_tokens_are_those_of_generate(kind: str) -> None:
+    """50 prompts of unequal lengths for each of four families, rows ending at different times."""
+    model = model_of(kind)
+    prompts = prompts_of(50, 1)
+    sampling = Sampling(max_tokens=16, ends=(END,), temperature=0.0)
+    found = generate(model, prompts, [[i] for i in range(50)], sampling)
+    lengths = {len(completion.ids) for completion in found}
+    assert len(lengths) > 1, "rows end at different times"
+    for prompt, completion in zip(prompts, found, strict=True):
+        assert completion.ids == theirs(model, prompt, 16), prompt
+
+
+def test_a_repetition_penalty_counts_prompt_and_completion() -> None:
+    model = model_of("llama")
+    prompts = prompts_of(12, 1)
+    sampling = Sampling(max_tokens=12, ends=(END,), temperature=0.0, repetition_penalty=1.7)
+    found = generate(model, prompts, [[i] for i in range(12)], sampling)
+    plain = [theirs(model, prompt, 12) for prompt in prompts]
+    expected = [theirs(model, prompt, 12, repetition_penalty=1.7) for prompt in prompts]
+    assert [completion.ids for completion in found] == expected != plain
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"temperature": 0.6}, {"top_k": 3}, {"top_p": 0.7}, {"min_p": 0.2, "temperature": 1.4}],
+    ids=str,
+)
+def test_samples_follow_the_exact_probabilities(options: dict[str, Any]) -> None:
+    """Chi-square over all completions of two tokens, of 4000 rows with one prompt."""
+    vocabulary, rows = 6, 4000
+    model = model_of("llama", vocabulary=vocabulary)
+    prompt = [3, 4, 5]
+    sampling = Sampling(max_tokens=2, ends=(END,), **options)
+    found = generate(model, [prompt] * rows, [[7, i] for i in range(rows)], sampling)
+    exact = exact_probabilities(model, prompt, sampling, vocabulary)
+    counts = dict.fromkeys(exact, 0)
+    for completion in found:
+        key = tuple(completion.ids)
+        counts[key] += 1
+        assert sum(completion.logps) == pytest.approx(float(exact[key].log()), abs=1e-4)
+    expected = {key: float(p) * rows for key, p in exact.items() if p > 0}
+    assert all(counts[key] == 0 for key in counts if key not in expected)
+    big = {key for key in expected if expected[key] >= 5}
+    cells = [(counts[k], expected[k]) for k in big]
+    rest = [k for k in expected if k not in big]
+    if sum(expected[k] for k in rest) >= 5:
+        cells.append((sum(counts[k] for k in rest), sum(expected[k] for k in rest)))
+    statistic = sum((n - e) ** 2 / e for n, e in cells)
+    freedom = len(cells) - 1
+    # Wilson and Hilferty's normal approximation: beyond 4.5 standard deviations is no chance
+    ratio = statistic / freedom
+    deviation = (ratio ** (1 / 3) - (1 - 2 / (9 * freedom))) / (2 / (9 * freedom)) ** 0.5
+    assert freedom >= 2 and deviation < 4.5
+
+
+def exact_probabilities(
+    model: Any, prompt: list[int], sampling: Sampling, vocabulary: int
+) -> dict[tuple[int, ...], torch.Tensor]:
+    """The probability of every completion of at most two tokens, by transformers' processors."""
+
+    def after(ids: list[int]) -> torch.Tensor:
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[:, -1].float()
+        processed: torch.Tensor = sampling.processors()(torch.tensor([ids]), logits)
+        return processed.softmax(-1)[0]
+
+    first = after(prompt)
+    found: dict[tuple[int, ...], torch.Tensor] = {(END,): first[END]}
+    for token in range(vocabulary):
+        if token != END:
+            second = after([*prompt, token])
+            found |= {(token, other): first[token] * second[other] for other in range(vocabulary)}
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_completion_does_not_depend_on_the_rows_beside_it(kind: str) -> None:
+    model = model_of(kind, seed=2)
+    prompts = prompts_of(5, 4)
+    keys = [[9, i // 4, i % 4] for i in range(20)]
+    sampling = Sampling(max_tokens=10, ends=(END, 5, 6))
+    together = [c.ids for c in generate(model, prompts, keys, sampling)]
+    alone = [
+        generate(model, [prompt], [key], sampling)[0].ids
+        for prompt, key in zip(prompts, keys, strict=True)
+    ]
+    back = generate(model, prompts[::-1], keys[::-1], sampling)
+    assert together == alone == [c.ids for c in back][::-1]
+    other = generate(model, prompts, [[8, *key[1:]] for key in keys], sampling)
+    assert together != [c.ids for c in other]
+    assert len({len(ids) for ids in together}) > 2 and together[0] != together[1]
+
+
+def test_the_global_generators_are_not_touched() -> None:
+    model = model_of("llama")
+    before = torch.random.get_rng_state()
+    generate(model, prompts_of(2, 2), [[i] for i in range(4)], Sampling(4, (END,)))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_log_probabilities_are_those_of_a_plain_pass() -> None:
+    model = model_of("qwen3_moe", seed=4)
+    prompts = prompts_of(4, 3)
+    sampling = Sampling(max_tokens=8, ends=(END,), temperature=0.8)
+    for prompt, completion in zip(
+        prompts, generate(model, prompts, [[i] for i in range(12)], sampling), strict=True
+    ):
+        ids = torch.tensor([[*prompt, *completion.ids]])
+        with torch.no_grad():
+            logps = (model(ids).logits[0, len(prompt) - 1 : -1] / 0.8).log_softmax(-1)
+        alone = logps.gather(1, torch.tensor(completion.ids)[:, None]).squeeze(1)
+        assert completion.logps == pytest.approx(alone.tolist(), abs=1e-4)
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 0.0, 0.1, 0.5, 1.0, 1e-30, 3.0]), min_size=1, max_size=9),
+    st.floats(0, 1, exclude_max=True, width=32),
+)
+def test_drawing_inverts_the_cumulated_shares(weights: list[float], uniform: float) -> None:
+    total = sum(weights)
+    if total == 0:
+        return
+    probabilities = torch.tensor([weights])
+    [index] = draw(probabilities, torch.tensor([uniform])).tolist()
+    assert weights[index] > 0
+    below, reached = sum(weights[:index]), sum(weights[: index + 1])
+    assert below - 1e-5 <= uniform * total <= reached + 1e-5
+
+
+def test_uniforms_follow_from_their_key_alone() -> None:
+    one = uniforms([[1, 2], [1, 3]], 8)
+    assert torch.equal(one[1], uniforms([[1, 3]], 8)[0])
+    assert torch.equal(one[1, :4], uniforms([[1, 3]], 4)[0])
+    assert one.unique().numel() == 16 and bool(((one >= 0) & (one < 1)).all())
