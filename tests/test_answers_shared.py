@@ -33,7 +33,7 @@ def test_public_rows_are_judged_right_here_and_in_threads() -> None:
     assert right / len(rows) >= 0.99
     assert false_positives == 0
     with ThreadPoolExecutor(4) as threads:
-        again = threads.map(lambda row: verify(row["completion"], row["gold"]).value, rows)  # type: ignore[arg-type]
+        again = threads.map(lambda row: verify(row["completion"], row["gold"]).value, rows)
         assert list(again) == given
 
 
