@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from rl_reasoner.prefix_attention import prefix_attention
+
 NAME = "rl_reasoner_packed"
 # Rotary embeddings that depend on the length of the batch's longest row, not on positions alone.
 _ROPE_BY_LENGTH = ("dynamic", "longrope")
@@ -94,6 +96,9 @@ class Packed:
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int
     ) -> Tensor:
         """Causal attention of prompts, and of rows to their prompt and themselves."""
+        if query.device.type == "cpu" and not window and key.shape[-1] == value.shape[-1]:
+            segments = [(group.start, group.prompt, group.rows) for group in self.groups]
+            return prefix_attention(query, key, value, segments, scale).transpose(1, 2)
         parts = []
         for group, (index, real) in zip(self.groups, self._paddings, strict=True):
             first, middle = group.start, group.start + group.prompt
