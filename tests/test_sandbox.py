@@ -209,6 +209,37 @@ def test_what_is_expected_is_not_given_to_the_process_of_the_program(
     assert given and not any(b"tangerine" in each for each in given)
 
 
+@pytest.mark.parametrize(
+    "test",
+    [
+        "assert sorted([2, 1]) == [1, 2]",
+        {"call": "sorted", "args": [[2, 1]], "expected": [1, 2]},
+        "def check(candidate):\n    assert candidate([2, 1]) == [1, 2]\ncheck(sorted)",
+        "x = sorted([2, 1])\nassert x == [1, 2]",
+    ],
+)
+def test_a_builtin_does_not_pass_for_the_program_of_the_same_name(test: Any) -> None:
+    mine = "def sorted(x): return [min(x), max(x)]"
+    programs = [mine, "def sorted(x): return x", "def other(x): return x", "", "1 / 0", "def ("]
+    results = sandbox.run_many(programs, [[test]] * len(programs))
+    assert [r.passed for r in results[:2]] == [True, False]
+    assert not any(r.passed for r in results[2:])
+
+
+def test_a_test_uses_its_own_builtins_and_modules_not_the_programs() -> None:
+    fake = "def f(x): return 0\nabs = sorted = all = len = max = lambda *a: 0\n"
+    fake += "class math:\n    isclose = staticmethod(lambda *a: True)\nCounter = dict.fromkeys"
+    tests: list[sandbox.Test] = [
+        "assert abs(f(2) - 4) < 1e-6",
+        "assert math.isclose(f(2), 4)",
+        "assert Counter([f(2)]) == Counter([4])",
+        "def check(c):\n    assert max(abs(c(n) - n * n) for n in (1, 2)) < 1\ncheck(f)",
+        "def check(c, own):\n    assert own([c(2)]) == [4]\ncheck(f, sorted)",
+    ]
+    assert sandbox.run(fake, tests).verdicts == ["failed"] * 5
+    assert sandbox.run(SQUARE.replace("class", "import math\nclass"), tests).passed
+
+
 # ------------------------------------------------------------------------------- mistakes
 
 
@@ -270,8 +301,8 @@ def test_a_lower_level_can_be_had_and_weak_ones_only_when_asked_for(
     found = sandbox.strength()
     if found.level != level:
         pytest.skip(f"{level}: {found.tried[level]}")
-    one: list[Any] = [{"stdin": "2", "stdout": "4"}, {"call": "int", "args": ["4"], "expected": 4}]
-    square = "try: print(int(input()) ** 2)\nexcept EOFError: pass"
+    one: list[Any] = [{"stdin": "2", "stdout": "4"}, {"call": "f", "args": [4], "expected": 4}]
+    square = "def f(n): return n\nif __name__ == '__main__': print(int(input()) ** 2)"
     assert found.gaps
     if level == "landlock":
         assert sandbox.run(square, one).level == "landlock"

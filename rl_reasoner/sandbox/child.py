@@ -119,7 +119,9 @@ def call(payload: dict[str, Any], path: str) -> int:
 
 def _call(namespace: dict[str, Any], payload: dict[str, Any]) -> object:
     head, *rest = payload["call"].split(".")
-    target = namespace[head] if head in namespace else getattr(builtins, head)
+    if head not in namespace:
+        raise NameError(f"name {head!r} is not defined")  # a builtin would pass for the program
+    target = namespace[head]
     for name in rest:
         target = getattr(target() if isinstance(target, type) else target, name)
     arguments = data.decode(payload["args"])

@@ -27,6 +27,7 @@ from rl_reasoner.sandbox.data import MAX_BYTES
 MAX_OUTPUT = 4 << 20
 _START_S = 60.0
 _GRACE_S = 5.0
+_PASSED_ON = ("LD_LIBRARY_PATH",)  # some Pythons do not start without; programs do not see it
 _SCIENCE = ("numpy", "sympy", "mpmath")
 _SCIENCE_IMPORT = re.compile(r"^\s*(?:import|from)\s+(?:numpy|sympy|mpmath)\b", re.MULTILINE)
 # The sandbox's own modules under their own names, without what their packages import.
@@ -79,7 +80,7 @@ class Zygote:
             with theirs:
                 self._process = subprocess.Popen(
                     command,
-                    env={},
+                    env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
                     cwd="/",
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,

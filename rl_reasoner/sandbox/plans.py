@@ -21,6 +21,7 @@ Verdict = Literal["passed", "failed", "error", "timeout", "memory", "crash", "re
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _VERDICTS: tuple[Verdict, ...] = ("passed", "failed", "error", "memory")
+_LONG_ANSWER = 1 << 16
 _STDIO_KEYS = ("stdin", "stdout", "tolerance")
 _CALL_KEYS = ("call", "args", "kwargs", "expected", "tolerance")
 
@@ -85,6 +86,9 @@ class Call:
     def verdict(self, finished: Finished) -> Verdict:
         if not finished.answer:
             return "crash"  # it left before it answered
+        size = len(finished.answer)
+        if size > _LONG_ANSWER and size > 8 * len(data.dump(self.expected)):
+            return "refused" if size > data.MAX_BYTES else "failed"  # without reading it all
         try:
             answer = data.load(finished.answer)
             right = data.equal(answer, self.expected, self.tolerance, self.loose)

@@ -198,7 +198,7 @@ def _run_test(test: str, asking: "_Judge") -> str:
     try:
         tree = ast.parse(test)
         namespace: dict[str, Any] = {"__name__": "test", "__builtins__": builtins}
-        asking.define(_names(tree), namespace)
+        asking.define(tree, namespace)
         namespace[_SETTLE] = asking.settle
         code = compile(ast.fix_missing_locations(_settling(tree)), "test", "exec")
         exec(code, namespace)  # noqa: S102 - a data set's test, in a jail
@@ -221,22 +221,36 @@ class _Judge:
         self._proxies: dict[int, Proxy] = {}
         self._changes: list[tuple[Any, Any]] = []
 
-    def define(self, names: dict[str, bool], namespace: dict[str, Any]) -> None:
+    def define(self, tree: ast.Module, namespace: dict[str, Any]) -> None:
         """Put what the test needs and does not define into its namespace.
 
-        `names` says of each name whether the test takes attributes of it: such names of standard
-        modules are the judge's own modules, for the program's could be anything.
+        Builtins stay the judge's own, and so do standard modules of which the test takes
+        attributes, for the program's could be anything. Only where a test names nothing else of
+        the program is what it calls a builtin the program's, which then must have it: what it
+        hands to its own functions (`check(sorted)`), or else all it uses.
         """
-        for name, dotted in names.items():
-            module = _ALIASES.get(name, name)
-            if dotted and (name in _ALIASES or name in sys.stdlib_module_names):
-                namespace[name] = importlib.import_module(module)
-            elif name in _KNOWN:
-                namespace[name] = getattr(importlib.import_module(_KNOWN[name]), name)
-            else:
-                answer = self._exchange(["get", name])
-                if answer[0] == "value":
-                    namespace[name] = self._decode(answer[1])
+        used, dotted, handed = _names(tree)
+        own = used & set(dir(builtins))
+        asked = [self._define(name, name in dotted, namespace) for name in sorted(used - own)]
+        if not any(asked) and own:
+            named = handed & own or own
+            asked = [self._define(name, False, namespace) for name in sorted(named)]
+            if not any(asked):
+                raise NameError(f"the program defines none of {', '.join(sorted(named))}")
+        self._exchange(["get", ""])  # a program that does not load passes nothing
+
+    def _define(self, name: str, dotted: bool, namespace: dict[str, Any]) -> bool:
+        """Give one name its value; whether that is the program's."""
+        if dotted and (name in _ALIASES or name in sys.stdlib_module_names):
+            namespace[name] = importlib.import_module(_ALIASES.get(name, name))
+        elif name in _KNOWN:
+            namespace[name] = getattr(importlib.import_module(_KNOWN[name]), name)
+        else:
+            answer = self._exchange(["get", name])
+            if answer[0] == "value" and len(answer) == 3:
+                namespace[name] = self._decode(answer[1])
+                return True
+        return False
 
     def ask(self, verb: str, target: "Proxy", *rest: object) -> Any:
         """What the program answers to `verb`; raises what it raised, as the builtin exception."""
@@ -426,19 +440,24 @@ def _settle(statement: ast.stmt) -> list[ast.stmt]:
     return [ast.Expr(ast.Call(ast.Name(_SETTLE, ast.Load()), [], []))]
 
 
-def _names(tree: ast.Module) -> dict[str, bool]:
-    """Names a test uses and neither defines at its top nor finds among the builtins.
+def _names(tree: ast.Module) -> tuple[set[str], set[str], set[str]]:
+    """Names a test uses and does not define at its top; of those it takes attributes; it hands on.
 
-    The value says whether an attribute is taken of the name anywhere.
+    Handed on are the arguments of calls, at the top of the test, of functions it defines itself.
     """
-    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    bound = _bound(tree)
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - bound
     dotted = {
         node.value.id
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
     }
-    wanted = sorted(used - _bound(tree) - set(dir(builtins)))
-    return {name: name in dotted for name in wanted}
+    handed: set[str] = set()
+    for statement in tree.body:
+        match statement:
+            case ast.Expr(value=ast.Call(func=ast.Name(id=name), args=args)) if name in bound:
+                handed |= {argument.id for argument in args if isinstance(argument, ast.Name)}
+    return used, dotted, handed & used
 
 
 def _bound(tree: ast.AST) -> set[str]:
