@@ -72,7 +72,7 @@ def prompts_of(case: str, count: int, length: int) -> list[str]:
     import numpy as np
 
     if case == "smollm" and GSM8K.is_file():
-        lines = GSM8K.read_text(encoding="utf-8").splitlines()
+        lines = GSM8K.read_text(encoding="utf-8").rstrip("\n").split("\n")
         rows = (json.loads(line) for line in lines)
         questions = [str(row.get("question") or row.get("problem")) for row in rows]
         near = [q for q in questions if 0.75 * length < len(q.encode()) < 1.25 * length]

@@ -21,6 +21,7 @@ from trl.trainer.utils import is_async_callable  # the test by which trl picks i
 
 from rl_reasoner.engine import Sampling, generate
 from rl_reasoner.moe import ExpertLoad
+from rl_reasoner.resume import ExactResume
 from rl_reasoner.reward import Fault, Score, described, score_batch, text_of, usable
 from rl_reasoner.training_pass import TrainingPass, base_of
 
@@ -69,7 +70,7 @@ class GRPOConfig(trl.GRPOConfig):  # type: ignore[misc]
         super().__post_init__()
 
 
-class GRPOTrainer(TrainingPass):
+class GRPOTrainer(TrainingPass, ExactResume):
     """trl's `GRPOTrainer` with rewards that cannot end the run by themselves.
 
     `rollout_sink`, when set, is called once a generation batch, on the main process, with one dict
@@ -266,6 +267,13 @@ class GRPOTrainer(TrainingPass):
                 spent[part] = 0.0
             self._counted = 0.0
         return output
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """As trl's, without a trace in the training's random states and times."""
+        spent = dict(self._spent)
+        found = super().evaluate(*args, **kwargs)
+        self._spent = spent
+        return found
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.model.training and (load := self.expert_load.take()):

@@ -16,6 +16,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, Score, open_policy, reward
+from rl_reasoner.resume import ExactResume
 from rl_reasoner.trainer import RewardsFailed
 from rl_reasoner.training_pass import TrainingPass
 
@@ -149,7 +150,7 @@ def test_the_config_is_trls_and_starts_on_a_cpu(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------------- the contract
 
-# Everything of trl that trainer.py and training_pass.py touch through `self`.
+# Everything of trl that trainer.py, training_pass.py and resume.py touch through `self`.
 ATTRIBUTES = {
     "accelerator",
     "args",
@@ -164,6 +165,7 @@ ATTRIBUTES = {
     "min_p",
     "model",
     "num_generations",
+    "num_iterations",
     "ref_model",
     "repetition_penalty",
     "reward_func_names",
@@ -185,6 +187,11 @@ ATTRIBUTES = {
 }
 CALLED = {"_log_completion_extra": ["column", "values"], "_log_metric": ["name", "value"]}
 OVERRIDDEN = {
+    "_get_train_sampler": ["dataset"],
+    "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
+    "_load_optimizer_and_scheduler": ["checkpoint"],
+    "_save_rng_state": ["output_dir"],
+    "evaluate": ["eval_dataset", "ignore_keys", "metric_key_prefix"],
     "_compute_loss": ["model", "inputs"],
     "_get_per_token_logps_and_entropies": [
         "model",
@@ -225,7 +232,7 @@ def leaned_on() -> set[str]:
     """The names that our two trainer classes take from `self` and do not define."""
     used: set[str] = set()
     own: set[str] = set()
-    for kind in (GRPOTrainer, TrainingPass):
+    for kind in (GRPOTrainer, TrainingPass, ExactResume):
         [body] = ast.parse(inspect.getsource(kind)).body
         assert isinstance(body, ast.ClassDef)
         for node in ast.walk(body):
@@ -234,7 +241,7 @@ def leaned_on() -> set[str]:
                 own |= {node.attr} if isinstance(node.ctx, ast.Store) else set()
         own |= {node.name for node in body.body if isinstance(node, ast.FunctionDef)}
     own |= {"rollout_sink"}
-    return used - own | {"_buffered_inputs"}
+    return used - own | {"_buffered_inputs", "_step"}
 
 
 def test_every_internal_of_trl_that_the_trainer_leans_on(folder: Path, tmp_path: Path) -> None:
@@ -245,7 +252,7 @@ def test_every_internal_of_trl_that_the_trainer_leans_on(folder: Path, tmp_path:
     for name, parameters in {**CALLED, **OVERRIDDEN}.items():
         found = list(inspect.signature(getattr(trl.GRPOTrainer, name)).parameters)
         assert found == ["self", *parameters], name
-    ours = {**vars(TrainingPass), **vars(GRPOTrainer)}
+    ours = {**vars(TrainingPass), **vars(ExactResume), **vars(GRPOTrainer)}
     own = {n for n, v in ours.items() if callable(v) and hasattr(trl.GRPOTrainer, n)}
     assert own - {"__init__"} == OVERRIDDEN.keys()
 

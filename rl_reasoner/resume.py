@@ -1,0 +1,109 @@
+"""Exact resume: what trl's trainer forgets between a checkpoint and the run that continues it.
+
+A run that is killed and resumed has to end with the weights of the run that was not. For that, on
+top of what transformers keeps (weights, optimizer, scheduler, random states): how many
+micro-batches are done, the completions that were sampled but not yet trained on, the place of the
+sampler after whole epochs, and mixtures of experts, whose files hold the experts one by one. The
+first two are kept in the file of the random states, so that one checksum and one reader cover all.
+Evaluation leaves every random state as it was: turning it on changes no training number.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import trl
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+from transformers.trainer_pt_utils import safe_globals
+
+from rl_reasoner.moe import routers
+
+_KEY = "rl_reasoner"  # in the file of the random states
+
+
+class ExactResume(trl.GRPOTrainer):  # type: ignore[misc]
+    """trl's trainer with whole checkpoints and isolated evaluation; see the module's docstring."""
+
+    _buffered_inputs: list[dict[str, Any]] | None
+    _step: int
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        self._sampler = super()._get_train_sampler(dataset)
+        return self._sampler
+
+    def _random_file(self, folder: str) -> Path:
+        many = self.args.world_size > 1
+        name = f"rng_state_{self.args.process_index}.pth" if many else "rng_state.pth"
+        return Path(folder) / name
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        file = self._random_file(output_dir)
+        state = _load(file)
+        every = self.args.steps_per_generation * self.num_iterations
+        left = self._buffered_inputs if self._step % every else None
+        state[_KEY] = {"step": self._step, "buffered": left}
+        partial = file.with_suffix(".part")
+        torch.save(state, partial)
+        partial.replace(file)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        file = self._random_file(checkpoint)
+        kept = _load(file).get(_KEY) if file.is_file() else None
+        if kept is None:  # a checkpoint of trl's own
+            kept = {"step": self.state.global_step * self.args.gradient_accumulation_steps}
+        self._step = kept["step"]
+        self._buffered_inputs = _moved(kept.get("buffered"), self.accelerator.device)
+        generator = getattr(self._sampler, "generator", None)
+        if generator is not None:
+            for _ in range(int(self.state.epoch or 0)):  # each whole epoch drew one permutation
+                torch.randperm(self._sampler.num_samples, generator=generator)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        target = self.model if model is None else model
+        if isinstance(target, PeftModel) or not any(True for _ in routers(target)):
+            return
+        saved = AutoModelForCausalLM.from_pretrained(resume_from_checkpoint, dtype=target.dtype)
+        target.load_state_dict(saved.state_dict())
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """As trl's; the random states are the same before and after."""
+        with same_random_states():
+            return super().evaluate(*args, **kwargs)
+
+
+def _load(file: Path) -> dict[str, Any]:
+    with safe_globals():
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    return state
+
+
+def _moved(batches: Any, device: torch.device) -> Any:
+    """The buffered micro-batches on the device they are trained on."""
+    if batches is None:
+        return None
+    return [
+        {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+        for batch in batches
+    ]
+
+
+@contextmanager
+def same_random_states() -> Iterator[None]:
+    """Put the random states of Python, numpy and torch back afterwards."""
+    python, legacy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)
