@@ -102,23 +102,19 @@ def test_kill_9_in_the_middle_of_a_batch_changes_no_score() -> None:
     assert [score.value for score in scores] == expected
 
 
-def test_workers_that_always_die_give_abstentions_with_the_reason() -> None:
+def test_workers_that_always_die_give_abstentions_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     completions, golds, expected = batch(20)
-    stop = threading.Event()
-
-    def slay() -> None:
-        while not stop.is_set():
-            for process in workers_of(os.getpid()):
-                os.kill(process, signal.SIGKILL)
-
-    slayer = threading.Thread(target=slay)
-    slayer.start()
-    try:
-        scores = verify_many(completions, golds, workers=2)
-        alone = verify(r"\boxed{\sum_{k=1}^{m} k^2}", "m")
-    finally:
-        stop.set()
-        slayer.join()
+    dying = tmp_path / "python"
+    dying.write_text("#!/bin/sh\nkill -9 $$\n")
+    dying.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(dying))
+    for process in workers_of(os.getpid()):  # those that wait from earlier calls
+        os.kill(process, signal.SIGKILL)
+    scores = verify_many(completions, golds, workers=2)
+    alone = verify(r"\boxed{\sum_{k=1}^{m} k^2}", "m")
+    monkeypatch.undo()
     for score, value in zip(scores, expected, strict=True):
         assert score.value == value or (score.value is None and "worker failed" in score.reason)
     assert alone.value is None
