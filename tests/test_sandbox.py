@@ -226,6 +226,23 @@ def test_a_builtin_does_not_pass_for_the_program_of_the_same_name(test: Any) -> 
     assert not any(r.passed for r in results[2:])
 
 
+def test_tests_may_be_test_cases_or_guarded_as_scripts() -> None:
+    case = """
+import unittest
+class Squares(unittest.TestCase):
+    def test_small(self):
+        self.assertEqual(f(3), 9)
+        self.assertRaises(TypeError, f, None)
+if __name__ == "__main__":
+    unittest.main()
+"""
+    guarded = "def test():\n    assert f(3) == 9\nif __name__ == '__main__':\n    test()"
+    programs = [SQUARE, "def f(x): return 8", "def f(x): return type('A', (), {})()", ""]
+    results = sandbox.run_many(programs, [[case, guarded]] * 4)
+    assert results[0].verdicts == ["passed", "passed"]
+    assert not any("passed" in r.verdicts for r in results[1:])
+
+
 def test_a_test_uses_its_own_builtins_and_modules_not_the_programs() -> None:
     fake = "def f(x): return 0\nabs = sorted = all = len = max = lambda *a: 0\n"
     fake += "class math:\n    isclose = staticmethod(lambda *a: True)\nCounter = dict.fromkeys"
@@ -250,6 +267,7 @@ def test_a_test_uses_its_own_builtins_and_modules_not_the_programs() -> None:
         ("assert f(1) == 1", "must be a list"),
         ([7], "test 0 is int"),
         (["assert f(1) =="], "test 0 is no Python"),
+        (["def check(candidate):\n    assert candidate(1) == 1"], "defines check and runs nothing"),
         ([{"stdin": "", "stdot": "7"}], "Did you mean 'stdout'?"),
         ([{"stdin": ""}], "stdout must be a str"),
         ([{"stdin": 7, "stdout": "7"}], "stdin must be a str, not int"),

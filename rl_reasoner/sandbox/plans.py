@@ -227,7 +227,28 @@ def _plan_code(text: str, place: str) -> Plan:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"{place} is no Python: {error}") from error
+    if defined := _only_defined(tree):
+        raise UserError(
+            f"{place} defines {', '.join(defined)} and runs nothing: any program would pass. "
+            "Call what it defines, as in check(f)"
+        )
     return _as_call(tree) or Judged(text)
+
+
+def _only_defined(tree: ast.Module) -> list[str]:
+    """What a test defines, where it does nothing else; nothing for a test that runs."""
+    defined = []
+    for statement in tree.body:
+        match statement:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                defined.append(statement.name)
+            case ast.Import() | ast.ImportFrom() | ast.Assign() | ast.AnnAssign():
+                pass
+            case ast.Expr(value=ast.Constant()):
+                pass
+            case _:
+                return []
+    return defined
 
 
 def _as_call(tree: ast.Module) -> Call | None:

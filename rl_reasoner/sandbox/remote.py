@@ -14,6 +14,7 @@ import os
 import struct
 import sys
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 from rl_reasoner.sandbox import data
@@ -197,13 +198,18 @@ def judge(test: str, channel: Channel) -> str:
 def _run_test(test: str, asking: "_Judge") -> str:
     try:
         tree = ast.parse(test)
-        namespace: dict[str, Any] = {"__name__": "test", "__builtins__": builtins}
+        module = ModuleType("__main__")
+        sys.modules["__main__"] = module  # where unittest.main() looks for test cases
+        namespace = module.__dict__
+        namespace["__builtins__"] = builtins
         asking.define(tree, namespace)
         namespace[_SETTLE] = asking.settle
         code = compile(ast.fix_missing_locations(_settling(tree)), "test", "exec")
         exec(code, namespace)  # noqa: S102 - a data set's test, in a jail
     except AssertionError:
         return "failed"
+    except SystemExit as end:  # the test's own: no exception of the program arrives as this
+        return "failed" if end.code else "passed"
     except MemoryError:
         return "memory"
     except BaseException:
@@ -447,6 +453,7 @@ def _names(tree: ast.Module) -> tuple[set[str], set[str], set[str]]:
     """
     bound = _bound(tree)
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - bound
+    used = {name for name in used if not name.startswith("__")}
     dotted = {
         node.value.id
         for node in ast.walk(tree)
