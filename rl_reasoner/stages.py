@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback,
 from trl import SFTTrainer
 from trl.trainer.utils import is_async_callable
 
+from rl_reasoner import sandbox
 from rl_reasoner.checkpoints import last_checkpoint
 from rl_reasoner.configs import check_configs, config
 from rl_reasoner.errors import UserError
@@ -227,6 +228,7 @@ class _Session:
         facts = {
             "device": self.device,
             "precision": self.precision,
+            "sandbox": str(sandbox.strength()),
             "policy": {
                 "source": self.recipe.policy.source,
                 "parameters": total,

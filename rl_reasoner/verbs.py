@@ -375,7 +375,7 @@ class Export:
 
 @dataclass
 class Env:
-    """Versions, device and precision on this machine: what a bug report needs."""
+    """Versions, device, precision, sandbox on this machine: what a bug report needs."""
 
     json: Json = False
 
@@ -386,6 +386,7 @@ class Env:
 
         import torch
 
+        from rl_reasoner import sandbox
         from rl_reasoner.policy import choose_device, choose_precision
         from rl_reasoner.version import __version__
 
@@ -399,6 +400,7 @@ class Env:
             "device": device,
             "card": torch.cuda.get_device_name() if device == "cuda" else None,
             "precision": choose_precision("auto", device),
+            "sandbox": str(sandbox.strength()),
             **{name: importlib.metadata.version(name) for name in names},
         }
         table = new_table("what", "here")
