@@ -153,9 +153,12 @@ def test_env_says_what_is_here(cli: Cli) -> None:
     value = json.loads(ended.out)
     import torch
 
+    from rl_reasoner import sandbox
+
     assert value["torch"] == torch.__version__
     assert value["cores"] == os.cpu_count()
     assert value["device"] in ("cpu", "cuda", "mps")
+    assert value["sandbox"] == str(sandbox.strength())
     assert "transformers" in cli("env").out
 
 
