@@ -62,6 +62,8 @@ class Train:
             raise UserError("train what? Give a recipe, or --resume RUN. See: rl-reasoner list")
         else:
             recipe = load_recipe(self.recipe, self.flags)
+        if not self.quiet:
+            err.print("loading torch and transformers", style="dim")
         from rl_reasoner.stages import train
 
         command = "rl-reasoner train " + " ".join([self.recipe or "", *self.flags])
