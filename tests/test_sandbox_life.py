@@ -145,6 +145,15 @@ def test_a_zygote_that_dies_is_replaced(level: str) -> None:
     assert sandbox.run("print(1)", one).passed
 
 
+def test_a_zygote_that_cannot_be_started_is_told(
+    level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "pool", host.Pool())
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(sandbox.SandboxUnavailable, match="/nowhere/python does not start"):
+        sandbox.run("print(1)", [{"stdout": "1"}])
+
+
 @pytest.mark.parametrize("folders", ["deep", "closed", "many"])
 def test_work_folders_of_any_shape_are_removed(level: str, folders: str) -> None:
     programs = {

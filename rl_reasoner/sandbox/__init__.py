@@ -20,6 +20,7 @@ from rl_reasoner.sandbox.host import (
     Finished,
     Leases,
     Lost,
+    NotStarted,
     Overdue,
     Zygote,
     processors,
@@ -213,7 +214,7 @@ def _run_test(
         except Overdue:
             return "timeout", None
         except Lost as error:
-            if leases.cancelled or (last and "start" in str(error)):
+            if leases.cancelled or (last and isinstance(error, NotStarted)):
                 raise SandboxUnavailable(str(error)) from error
     return "crash", None
 

@@ -46,6 +46,10 @@ class Lost(Exception):
     """A zygote that did not start, ended, or did not answer."""
 
 
+class NotStarted(Lost):
+    """A zygote that did not start; says why."""
+
+
 class Overdue(Lost):
     """A zygote that did not answer in time."""
 
@@ -91,12 +95,12 @@ class Zygote:
         except OSError as error:
             self._socket.close()
             self._clean()
-            raise Lost(f"{command[0]} does not start: {error.strerror}") from error
+            raise NotStarted(f"{command[0]} does not start: {error.strerror}") from error
         try:
             self._socket.settimeout(_START_S)
             said = self._receive(5, exact=False)
             if said != b"ready":
-                raise Lost(said.decode(errors="replace") or "it ended while starting")
+                raise NotStarted(said.decode(errors="replace") or "it ended while starting")
         except BaseException:
             self.kill()
             raise
