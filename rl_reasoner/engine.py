@@ -5,7 +5,8 @@ together, one token a pass. Keys and values of a prompt are kept once and shared
 of the rows lie in buffers made at the start, so that a step copies nothing; a row that ends leaves
 the batch at once, the last row takes its place. What is sampled is distributed as by transformers'
 `generate` with the same settings (its own logits processors are used), and the log-probability of
-each token under that distribution is kept.
+each token under that distribution is kept. A row whose logits are not numbers ends there, with an
+end token and the log-probability NaN.
 
 Randomness is counted, not streamed: token t of a row is drawn with the t-th number of a generator
 that is keyed by the row's own key (Philox), so a completion does not depend on the rows beside it,
@@ -332,12 +333,15 @@ class _Batch:
             seen = self.seen[self.order, :width].to(self.device)
         scores = self.processors(seen, logits)
         logps = scores.log_softmax(-1)
+        broken = logps.isnan().any(-1)  # a row without a distribution: it ends here
+        logps[broken] = -torch.inf
+        logps[broken, self.sampling.ends[0]] = 0.0
         if self.uniforms is None:
-            tokens = scores.argmax(-1)
+            tokens = logps.argmax(-1)
         else:
             uniform = self.uniforms[self.order, step].to(self.device)
             tokens = draw(logps.exp(), uniform)
-        chosen = logps.gather(1, tokens[:, None]).squeeze(1).cpu()
+        chosen = logps.gather(1, tokens[:, None]).squeeze(1).masked_fill(broken, torch.nan).cpu()
         tokens = tokens.cpu()
         self.ids[self.order, step] = tokens
         self.logps[self.order, step] = chosen

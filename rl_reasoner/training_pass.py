@@ -136,34 +136,53 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
 
     def _packed_pass(
         self, model: nn.Module, ids: Tensor, mask: Tensor, width: int, aux: bool
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Log-probs, entropies (B, width), None from a head that gives none; router loss or zero.
+
+        A row with a log-prob that is not finite is left out, and the pass is done without it: its
+        ratio is 1, it gives no gradient, and the weights stay finite.
+        """
         keep = self._kept(mask, width)
-        packed = packing.pack(ids, mask, width, keep=keep, whole=aux)
         shape = (ids.shape[0], width)
+        while (packed := packing.pack(ids, mask, width, keep=keep, whole=aux)) is not None:
+            out = self._forward(model, packed, aux)
+            broken = packed.places[~out.log_probs[0].isfinite()] // width
+            if not len(broken):
+                break
+            keep = torch.ones_like(ids[:, 0], dtype=torch.bool) if keep is None else keep
+            keep[broken] = False
+            count = len(torch.unique(broken))
+            self._metrics["train"]["rows/not_finite"].append(float(count))
+            logger.warning("%d rows left out: log-probabilities that are not finite", count)
         if packed is None:
             logps = torch.zeros(shape, device=ids.device, requires_grad=torch.is_grad_enabled())
-            return self._filled(logps, keep), torch.full(shape, torch.nan, device=ids.device), None
+            entropies = torch.full(shape, torch.nan if self._skips else 0.0, device=ids.device)
+            return self._filled(logps, keep), entropies, logps.new_zeros(())
+        logps = self._filled(_table(out.log_probs, packed, shape), keep)
+        router = out.aux_loss if aux else logps.new_zeros(())
+        if out.entropy is None:
+            return logps, None, router
+        entropies = _table(out.entropy, packed, shape)
+        if keep is not None:
+            entropies = torch.where(keep[:, None], entropies, out.entropy.detach().mean())
+        return logps, entropies, router
+
+    def _forward(self, model: nn.Module, packed: packing.Packed, aux: bool) -> Any:
+        """trl's fused head on a packed row: `log_probs` and `entropy` (1, M), `aux_loss`."""
         with ExitStack() as stack:
             # a pass with gradients may be recomputed in its backward: attention stays as it is
             held = self._open if torch.is_grad_enabled() and self._open else stack
             held.enter_context(packing.attention_of(base_of(model)))
             stack.enter_context(self.accelerator.autocast())
-            out = model(
+            return model(
                 **packing.arguments(packed),
                 shift_labels=packed.labels,
                 fused_lm_head=True,
                 **({"output_router_logits": True} if aux else {}),
             )
-        logps = self._filled(_table(out.log_probs, packed, shape), keep)
-        entropies = None  # the head of the reference gives none
-        if out.entropy is not None:
-            entropies = _table(out.entropy, packed, shape)
-            if keep is not None:
-                entropies = torch.where(keep[:, None], entropies, out.entropy.detach().mean())
-        return logps, entropies, out.aux_loss
 
     def _filled(self, logps: Tensor, keep: Tensor | None) -> Tensor:
-        """Rows that were not computed get their old log-probs: a ratio of 1, times nothing."""
+        """Rows that were not computed get their old log-probs: a ratio of 1, no gradient."""
         old = None if self._inputs is None else self._inputs.get("old_per_token_logps")
         return logps if keep is None or old is None else torch.where(keep[:, None], logps, old)
 

@@ -1,5 +1,6 @@
 """The sampling engine: transformers' tokens where greedy, exact probabilities where drawn."""
 
+import math
 from typing import Any
 
 import pytest
@@ -174,6 +175,25 @@ def test_log_probabilities_are_those_of_a_plain_pass() -> None:
             logps = (model(ids).logits[0, len(prompt) - 1 : -1] / 0.8).log_softmax(-1)
         alone = logps.gather(1, torch.tensor(completion.ids)[:, None]).squeeze(1)
         assert completion.logps == pytest.approx(alone.tolist(), abs=1e-4)
+
+
+def test_a_row_without_numbers_ends_and_spares_the_others() -> None:
+    model = model_of("llama")
+    prompts, keys = [[3, 4], [3, 39], [5]], [[0], [1], [2]]
+    sampling = Sampling(max_tokens=6, ends=(END,))
+    whole = generate(model, prompts, keys, sampling)
+
+    def poison(module: Any, arguments: Any, output: torch.Tensor) -> torch.Tensor:
+        prompts_alone = arguments[0].shape[0] == 1 and arguments[0].shape[1] > 1
+        there = (arguments[0] == 39) & prompts_alone
+        return output.masked_fill(there[..., None], torch.nan)
+
+    model.model.embed_tokens.register_forward_hook(poison)
+    found = generate(model, prompts, keys, sampling)
+    assert found[1].ids == [END] and math.isnan(found[1].logps[0])
+    for row in (0, 2):
+        assert found[row].ids == whole[row].ids
+        assert found[row].logps == pytest.approx(whole[row].logps, abs=1e-5)
 
 
 @given(

@@ -18,6 +18,7 @@ from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy
 OFF = {"share_prompts": False, "skip_zero_advantage": False, "regroup_rows": False}
 PROMPTS = ["1+1=", "Is it?", "7", "a longer prompt, of thirty chars", "22*3=", "x"]
 Gradients = list[dict[str, torch.Tensor]]
+POISON = 100  # a token of some of the completions
 TOLERANCE = 1e-5  # relative, of every parameter's gradient in fp32
 
 
@@ -297,6 +298,25 @@ def test_learned_positions_are_those_of_the_row_alone(policies: Policies, tmp_pa
         alone = logits.log_softmax(-1).gather(1, torch.tensor(end)[:, None]).squeeze(1)
         assert torch.allclose(found[i, : len(end)], alone, atol=1e-5)
         assert not found[i, len(end) :].any()
+
+
+@pytest.mark.parametrize("changes", [{}, {"beta": 0.04}, {"num_iterations": 2}], ids=str)
+def test_a_row_that_is_not_finite_is_left_out_and_the_weights_stay_finite(
+    changes: dict[str, Any], policies: Policies, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token of some completions is made to give NaN."""
+    forward = torch.nn.Embedding.forward
+
+    def poisoned(self: torch.nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
+        return forward(self, ids).masked_fill((ids == POISON)[..., None], torch.nan)
+
+    monkeypatch.setattr(torch.nn.Embedding, "forward", poisoned)
+    stock, _, _ = gradients(trl.GRPOTrainer, policies("dense"), tmp_path, never_flat, **changes)
+    ours, logs, _ = gradients(GRPOTrainer, policies("dense"), tmp_path, never_flat, **changes)
+    assert any(g.isnan().any() for g in stock[0].values()), "trl's gradients are gone"
+    assert all(g.isfinite().all() for step in ours for g in step.values())
+    assert any(g.any() for g in ours[0].values()), "the other rows still teach"
+    assert sum(row.get("rows/not_finite") or 0 for row in logs) > 0
 
 
 @pytest.mark.parametrize(
