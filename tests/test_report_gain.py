@@ -63,6 +63,12 @@ def test_other_modes_speak_when_their_intervals_are_apart() -> None:
     assert "Sampled accuracy rose from 30.0% to 60.0%" in words
 
 
+def test_at_the_edge_of_the_scale_a_move_of_one_problem_is_no_move() -> None:
+    before = {"": result(0.268, 1000), "chain-forced": result(0.999, 1000)}
+    after = {"": result(1.0, 1000), "chain-forced": result(1.0, 1000)}
+    assert "selected a behaviour the policy already had" in say(before, after)
+
+
 shares = st.floats(0, 1)
 results = st.builds(result, shares, st.integers(5, 3000), thinking=shares)
 
@@ -86,5 +92,6 @@ def test_selected_is_said_only_of_a_gain_that_the_forced_chain_covers(
     chain_low, chain_high = wilson(chain * n, n)
     covered = after_low > before_high and after_low <= chain_high
     back_low, back_high = wilson(forced[1].accuracy * n, n)
-    same = chain_low <= forced[1].accuracy <= chain_high and back_low <= chain <= back_high
+    narrower = min(chain_high - chain_low, back_high - back_low)
+    same = abs(forced[1].accuracy - chain) <= narrower / 2
     assert ("selected a behaviour" in words) == (covered and same)

@@ -37,7 +37,10 @@ def mode_name(mode: str, result: SetResult) -> str:
 
 
 def moved(before: SetResult, after: SetResult) -> Move:
-    """How accuracy moved, measured against both intervals; "unknown" where one is missing."""
+    """How accuracy moved, measured against both intervals; "unknown" where one is missing.
+
+    "within" is a move no larger than half of the narrower interval.
+    """
     a, b = before.interval, after.interval
     if a is None or b is None:
         return "unknown"
@@ -45,8 +48,8 @@ def moved(before: SetResult, after: SetResult) -> Move:
         return "rose"
     if b[1] < a[0]:
         return "fell"
-    mutual = a[0] <= after.accuracy <= a[1] and b[0] <= before.accuracy <= b[1]
-    return "within" if mutual else "unsettled"
+    half = min(a[1] - a[0], b[1] - b[0]) / 2
+    return "within" if abs(after.accuracy - before.accuracy) <= half else "unsettled"
 
 
 def explain(before: Figures, after: Figures, *, by: str) -> list[str]:
