@@ -22,7 +22,10 @@ from rl_reasoner.tasks import TASKS, generate
 
 HERE = Path(__file__).resolve().parent
 COUNTS = {"train": 200, "validation": 200, "test": 500, "ood": 300}
-MODULAR_COUNTS = {"train": 200, "validation": 400, "test": 1000, "ood": 500}  # the quickstart's
+COUNTS_OF = {  # where a recipe needs others
+    "modular": {"train": 200, "validation": 400, "test": 1000, "ood": 500},
+    "functions": {"validation": 200, "test": 400},
+}
 
 
 def jsonl(rows: Iterable[Mapping[str, Any]]) -> bytes:
@@ -34,8 +37,7 @@ def files() -> dict[str, bytes]:
     """Every data file by name, with its content."""
     made = {}
     for task in TASKS:
-        counts = MODULAR_COUNTS if task == "modular" else COUNTS
-        for split, count in counts.items():
+        for split, count in COUNTS_OF.get(task, COUNTS).items():
             problems = generate(task, split=split, count=count)
             made[f"{task}_{split}.jsonl"] = jsonl(problem.row() for problem in problems)
     for subject in ("numbers", "text", "lists"):

@@ -6,7 +6,8 @@ with their expected values. A sandbox that cannot be had abstains: that is not t
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rl_reasoner import sandbox
 from rl_reasoner.errors import unknown
@@ -34,23 +35,38 @@ def code_tests(
     one), or "whole" (the completion itself is the program). `timeout_s` (seconds) and `memory_mb`
     are per test.
     """
+    limits = {"timeout_s": timeout_s, "memory_mb": memory_mb, "min_level": min_level}
+    [score] = _scores([completion], [{"tests": tests}], extract=extract, credit=credit, **limits)
+    return score
+
+
+@code_tests.batch
+def _scores(
+    completions: Sequence[str],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    extract: str,
+    credit: str,
+    **limits: Any,
+) -> list[Score]:
+    """The scores of a batch, on all processors; what is twice in it is run once."""
     if credit not in _CREDIT:
         raise unknown("credit of code_tests", credit, _CREDIT)
-    program = program_of(completion, extract)
-    if program is None:
-        return Score(0.0, "no closed Python block")
+    programs = [program_of(completion, extract) for completion in completions]
+    pairs = [(program, repr(row["tests"])) for program, row in zip(programs, rows, strict=True)]
+    firsts = {pair: i for i, pair in reversed([*enumerate(pairs)]) if pair[0] is not None}
+    tests = [rows[i]["tests"] for i in firsts.values()]
     try:
-        result = sandbox.run(
-            program,
-            [tests] if isinstance(tests, str) else tests,
-            timeout_s=timeout_s,
-            memory_mb=memory_mb,
-            min_level=min_level,
+        results = sandbox.run_many(
+            [program for program, _ in firsts if program is not None],
+            [[own] if isinstance(own, str) else own for own in tests],
             stop_early=credit == "all",
+            **limits,
         )
     except sandbox.SandboxUnavailable as error:
-        return Score(None, str(error))
-    return _score(result, credit)
+        return [Score(None, str(error))] * len(completions)
+    scores = {pair: _score(result, credit) for pair, result in zip(firsts, results, strict=True)}
+    return [scores.get(pair, Score(0.0, "no closed Python block")) for pair in pairs]
 
 
 def program_of(completion: str, extract: str) -> str | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from rl_reasoner.code_rows import continued
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.prompts import Row, load_rows, read_rows, render, set_data
 from rl_reasoner.recipe import Evals
@@ -193,6 +194,7 @@ def evaluate(
     template: str = "auto",
     limit: int | None = None,
     reward: str = "math_answer",
+    reward_options: Mapping[str, Any] | None = None,
     modes: Sequence[Mode] | None = None,
     progress: Progress | None = None,
 ) -> EvalResult:
@@ -218,9 +220,10 @@ def evaluate(
             "max_tokens": max_tokens,
             "template": template,
             "reward": reward,
+            **({"reward_options": dict(reward_options)} if reward_options else {}),
         },
     )
-    judge = load_reward(reward)
+    judge = load_reward(reward, reward_options)
     for mode in modes or ():
         if mode not in _FORCES:
             raise unknown("mode", mode, _FORCES)
@@ -276,6 +279,7 @@ def evaluate_recipe(
         template=template,
         limit=evals.limit,
         reward=evals.reward,
+        reward_options=evals.reward_options,
         modes=modes,
         progress=progress,
     )
@@ -293,14 +297,15 @@ def _scored(
     spread = [row for row, group in zip(rows, outs, strict=True) for _ in group]
     columns = {key: [row.get(key) for row in spread] for key in rows[0]}
     columns["prompts"] = columns["problem"]
-    verdicts = iter(score_batch(judge, [out.text for out in flat], columns))
+    texts = [continued(row, out.text) for row, out in zip(spread, flat, strict=True)]
+    verdicts = iter(score_batch(judge, texts, columns))
     scored = []
     for row, group in zip(rows, outs, strict=True):
         marks = [described(next(verdicts)) for _ in group]
         scored.append(
             {
                 "problem": row["problem"],
-                "answer": row["answer"],
+                "answer": row.get("answer", ""),
                 "completions": [out.text for out in group],
                 "scores": [mark["value"] for mark in marks],
                 "reasons": [mark["reason"] for mark in marks],

@@ -1,9 +1,9 @@
 """Rows of data and the prompts made from them.
 
-Rows are plain dicts with `problem` and `answer` (and what else the file holds), from the task
-generators, from JSONL, CSV or Parquet files, from the shipped sets, or from a hub through
-`datasets`. Each load is linted: every bad row is named. A template turns a problem into the prompt,
-a text or a chat. Knows nothing of models.
+Rows are plain dicts with `problem` and `answer`, or `tests` for programs (and what else the file
+holds), from the task generators, from JSONL, CSV or Parquet files, from the shipped sets, or from
+a hub through `datasets`. Each load is linted: every bad row is named. A template turns a problem
+into the prompt, a text or a chat. Knows nothing of models.
 """
 
 import csv
@@ -15,16 +15,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rl_reasoner.code_rows import code_row
 from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.paths import room
 from rl_reasoner.recipe import FileData, TaskData, checked_template
-from rl_reasoner.tasks import generate, noisy_chain
+from rl_reasoner.tasks import careless, generate
 
 HUB_SETS = {
     "gsm8k": FileData(
         path="openai/gsm8k", config="main", split="test", columns={"problem": "question"}
     ),
     "math500": FileData(path="HuggingFaceH4/MATH-500", split="test"),
+    "humaneval": FileData(path="openai/openai_humaneval", split="test", columns={"tests": "test"}),
+    "mbpp": FileData(
+        path="google-research-datasets/mbpp",
+        config="full",
+        split="test",
+        columns={"problem": "text", "tests": "test_list"},
+    ),
 }
 _SHOWN = 10  # bad rows named in a message; the others are counted
 _log = logging.getLogger(__name__)
@@ -115,8 +123,9 @@ def _task_rows(data: TaskData) -> list[Row]:
     for problem in problems:
         row = problem.row()
         if data.noise:
-            row["chain"], answer = noisy_chain(problem, data.noise, rng)
-            row["completion"] = f"<think>{row['chain']}</think><answer>{answer}</answer>"
+            row |= careless(problem, data.noise, rng)
+        if data.direct and not problem.chain:
+            raise UserError(f"task {data.task!r} has no chain of thought: direct must be 0")
         if rng.random() < data.direct:
             row["completion"] = f"<think></think><answer>{row['answer']}</answer>"
         rows.append(row)
@@ -126,25 +135,30 @@ def _task_rows(data: TaskData) -> list[Row]:
 def lint(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
     """(good rows, one message for each bad one): missing columns, empty and contradicting answers.
 
-    Where one problem stands with different answers, the rows after the first are bad.
+    Where one problem stands with different answers, the rows after the first are bad. A row with
+    `tests` needs no answer (see `code_rows`).
     """
     good: list[Row] = []
     problems = []
     answers: dict[str, tuple[str, int]] = {}
-    for number, row in enumerate(rows, 1):
-        missing = [name for name in ("problem", "answer") if name not in row]
+    for number, row in enumerate(map(code_row, rows), 1):
+        judged_by = "tests" if row.get("answer") is None and row.get("tests") else "answer"
+        missing = [name for name in ("problem", judged_by) if name not in row]
         if missing:
             names = [str(name) for name in row]
             hint = did_you_mean(missing[0], names) or f" It has: {', '.join(names)}."
             problems.append(f"{source}, row {number}: no column {missing[0]!r}.{hint}")
             continue
         problem, answer = (
-            "" if row[name] is None else str(row[name]) for name in ("problem", "answer")
+            "" if row[name] is None else str(row[name]) for name in ("problem", judged_by)
         )
         answer = answer.strip()
         if not answer or not problem.strip():
             empty = "problem" if answer else "answer"
             problems.append(f"{source}, row {number}: the {empty} is empty")
+            continue
+        if judged_by == "tests":
+            good.append({**row, "problem": problem})
             continue
         first, at = answers.setdefault(" ".join(problem.lower().split()), (answer, number))
         if first != answer:

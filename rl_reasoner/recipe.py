@@ -96,7 +96,7 @@ class TaskData(_Part):
         default=0.0, ge=0, le=1, description="sft: share of rows without a chain of thought"
     )
     noise: float = Field(
-        default=0.0, ge=0, le=1, description="sft: share of chain steps whose result is random"
+        default=0.0, ge=0, le=1, description="sft: share of random steps, or of wrong programs"
     )
 
 
@@ -260,6 +260,9 @@ class Evals(_Part):
     limit: int | None = Field(default=None, ge=1, description="at most so many problems a set")
     max_tokens: int = Field(default=256, ge=1, description="longest completion, in tokens")
     reward: str = Field(default="math_answer", description="the reward that judges answers")
+    reward_options: Mapping[str, Any] = Field(
+        default_factory=dict, description="options of that reward"
+    )
     validation: str | None = Field(default=None, description="set evaluated while GRPO trains")
     every: int = Field(default=10, ge=1, description="steps between evaluations on `validation`")
 

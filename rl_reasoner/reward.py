@@ -14,6 +14,7 @@ import math
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import entry_points
@@ -108,13 +109,25 @@ class Reward:
         self.columns = tuple(p.name for p in parameters[1:] if p.default is p.empty)
         self.defaults = {p.name: p.default for p in parameters[1:] if p.default is not p.empty}
         self.options = dict(options or {})
+        self._many: Callable[..., Sequence[object]] | None = None
         for option in self.options:
             if option not in self.defaults:
                 raise unknown(f"option of reward {self.name}", option, self.defaults)
 
     def with_options(self, **options: Any) -> Self:
         """The same reward with some options set; an unknown option is a `UserError`."""
-        return type(self)(self.fn, {**self.options, **options})
+        chosen = type(self)(self.fn, {**self.options, **options})
+        chosen._many = self._many
+        return chosen
+
+    def batch(self, many: Callable[..., Sequence[object]]) -> Callable[..., Sequence[object]]:
+        """Decorator for a function that scores a whole batch as this one would row by row.
+
+        It is called as `many(completions, rows, **options)`, each row a dict of this reward's
+        columns, with every option. Where it raises, the rows are scored one by one.
+        """
+        self._many = many
+        return many
 
     def score(self, completion: Completion, **columns: Any) -> Score:
         """The score of one completion; exceptions of the function pass through."""
@@ -125,11 +138,17 @@ class Reward:
             bound = inspect.signature(self.fn).bind(*args, **{**self.options, **kwargs})
             bound.arguments["completion"] = text_of(bound.arguments["completion"])
             return as_score(self.fn(*bound.args, **bound.kwargs), self.name)
-        completions = kwargs["completions"]
-        return [
-            self.score(completion, **self.row(kwargs, index)).value
-            for index, completion in enumerate(completions)
-        ]
+        scores = self.scores(kwargs["completions"], kwargs)
+        return [score.value for score in scores]
+
+    def scores(self, completions: Sequence[Completion], columns: Mapping[str, Any]) -> list[Score]:
+        """The scores of a batch in trl's form; exceptions of the function pass through."""
+        rows = [self.row(columns, index) for index in range(len(completions))]
+        if self._many is None:
+            return [self.score(text, **row) for text, row in zip(completions, rows, strict=True)]
+        texts = [text_of(completion) for completion in completions]
+        values = self._many(texts, rows, **{**self.defaults, **self.options})
+        return [as_score(value, self.name) for _, value in zip(texts, values, strict=True)]
 
     def row(self, columns: Mapping[str, Any], index: int) -> dict[str, Any]:
         """This reward's columns of row `index` out of a trl batch (`prompt` is in `prompts`)."""
@@ -165,6 +184,9 @@ def score_batch(
     """
     name = getattr(fn, "__name__", type(fn).__name__)
     if isinstance(fn, Reward):
+        if fn._many is not None:
+            with suppress(Exception):  # the rows one by one say which is at fault
+                return [*fn.scores(completions, columns)]
         calls = [partial(_of_row, fn, columns, i, text) for i, text in enumerate(completions)]
         return [_kept(name, call) for call in calls]
     try:

@@ -107,7 +107,7 @@ def _prepared(recipe: Recipe) -> _Work:
     """Read all data and rewards of the recipe; every mistake in them is a `UserError`."""
     choose_device(recipe.run.device)
     check_configs(recipe)
-    load_reward(recipe.evals.reward)
+    load_reward(recipe.evals.reward, recipe.evals.reward_options)
     rewards = [load_reward(name, spec.options) for name, spec in recipe.rewards.items()]
     rows = [load_rows(recipe.data_of(stage)) for stage in recipe.stages]
     for name in {*recipe.evals.sets, *filter(None, [recipe.evals.validation])}:
@@ -122,7 +122,7 @@ def _prepared(recipe: Recipe) -> _Work:
 
 
 def _check_rewards(rewards: list[Callable[..., Any]], row: Row) -> None:
-    """Call every reward once on a real row, with its answer as the completion.
+    """Call every reward once on a real row, with its answer (if any) as the completion.
 
     A function of trl's own form may want chats or plain texts, which one is known only when the
     policy is open: it has to take one of them. Async ones are left to the trainer.
@@ -130,7 +130,7 @@ def _check_rewards(rewards: list[Callable[..., Any]], row: Row) -> None:
     columns = {key: [value] for key, value in row.items() if key != "completion"}
     columns |= {"completion_ids": [[0]], "trainer_state": TrainerState()}
     columns |= dict.fromkeys(("log_extra", "log_metric"), lambda *logged: None)  # type: ignore[arg-type]
-    prompt, answer = row["problem"], str(row["answer"])
+    prompt, answer = row["problem"], str(row.get("answer", ""))
     chat = [{"role": "user", "content": prompt}], [{"role": "assistant", "content": answer}]
     for function in rewards:
         if is_async_callable(function):
@@ -382,6 +382,10 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
         self.folder = folder
         self.trainer = trainer
         self.validated: dict[str, Any] = {}
+        self.begun = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.begun = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         evals = self.session.recipe.evals
@@ -399,6 +403,7 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
             template=recipe.template,
             limit=recipe.evals.limit,
             reward=recipe.evals.reward,
+            reward_options=recipe.evals.reward_options,
         )
         figures = found.sets[name]
         return {f"eval/{name}/{key}": figures[key] for key in ("accuracy", "interval")}
@@ -406,7 +411,8 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not logs or "train_runtime" in logs:  # the closing summary is no step
             return
-        row = {"step": state.global_step, **logs, **self.validated}
+        seconds = time.perf_counter() - self.begun  # of a step of sft: grpo logs its own
+        row = {"step": state.global_step, "step_time": seconds, **logs, **self.validated}
         self.validated = {}
         if isinstance(self.stage, GrpoStage):
             group = self.stage.group

@@ -8,61 +8,17 @@ same on every platform and Python version: choices come from SHA-256, not from `
 Standard library only; knows nothing of models, prompts or rewards.
 """
 
-import hashlib
 import itertools
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence, Set
 
+from rl_reasoner.code_tasks import FUNCTIONS
 from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.problems import Pick, Problem, Task, digest, picker
 
 SPLITS = ("train", "validation", "test", "ood")
 _SHARES = {"train": 70, "validation": 80}  # percent of the keys, cumulated; the rest is test
 _PATIENCE = 2000  # draws without a new problem before the rest is counted out
-Pick = Callable[[int], int]  # pick(n) is a number in range(n)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One problem: its text, a chain of thought that solves it, and the answer.
-
-    `level` is the task's measure of difficulty. `key` writes operands and operators in canonical
-    form: problems that differ only by `3+4` against `4+3` share it, and so share a split.
-    """
-
-    task: str
-    problem: str
-    chain: str
-    answer: str
-    level: int
-    key: str
-
-    def row(self) -> dict[str, Any]:
-        """The problem as a row of a data set (JSON values only)."""
-        row: dict[str, Any] = {
-            "id": f"{self.task}-{_hash(self.problem) % 16**10:010x}",
-            "problem": self.problem,
-            "answer": self.answer,
-            "chain": self.chain,
-            "task": self.task,
-            "level": self.level,
-        }
-        if self.task == "countdown":  # what its reward needs
-            numbers, _, target = self.problem.partition("->")
-            row |= {"numbers": [int(n) for n in numbers.split(",")], "target": int(target)}
-        return row
-
-
-@dataclass(frozen=True)
-class Task:
-    """A kind of problem: `make(level, pick)` writes one, or None where the choices give none."""
-
-    name: str
-    about: str
-    levels: range
-    ood: range
-    make: Callable[[int, Pick], Problem | None]
 
 
 def generate(
@@ -104,7 +60,7 @@ def generate(
 
 def _draws(task: Task, seed: str, levels: range) -> Iterator[Problem]:
     """Problems of any split without end, each level as often as the others."""
-    picks = (_picker(f"{seed}|{number}") for number in itertools.count())
+    picks = (picker(f"{seed}|{number}") for number in itertools.count())
     for pick in picks:
         level = levels[pick(len(levels))]
         problem = task.make(level, pick)
@@ -128,7 +84,7 @@ def _levels(task: Task, split: str, levels: range | None) -> range:
 def _belongs(problem: Problem, split: str) -> bool:
     if split == "ood":  # by its levels
         return True
-    percent = _hash(f"split|{problem.task}|{problem.key}") % 100
+    percent = digest(f"split|{problem.task}|{problem.key}") % 100
     return split == next((name for name, end in _SHARES.items() if percent < end), "test")
 
 
@@ -145,26 +101,10 @@ def _rest(task: Task, split: str, levels: range, found: Set[str], count: int) ->
             f"task {task.name!r}, split {split!r}, levels {levels[0]} to {levels[-1]}: there are "
             f"{len(found) + len(rest)} distinct problems, asked were {len(found) + count}"
         )
-    return sorted(rest.values(), key=lambda problem: _hash(f"rest|{problem.key}"))[:count]
+    return sorted(rest.values(), key=lambda problem: digest(f"rest|{problem.key}"))[:count]
 
 
 # ---------------------------------------------------------------------------------- choices
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest(), "big")
-
-
-def _picker(text: str) -> Pick:
-    """Choices out of 256 bits made from `text`; a problem needs far fewer than it holds."""
-    number = _hash(text)
-
-    def pick(n: int) -> int:
-        nonlocal number
-        number, choice = divmod(number, n)
-        return choice
-
-    return pick
 
 
 def _every(task: Task, level: int) -> Iterator[Problem]:
@@ -327,7 +267,26 @@ def _countdown(level: int, pick: Pick) -> Problem | None:
         return None
     text = f"{','.join(map(str, numbers))}->{target}"
     key = f"{','.join(map(str, sorted(numbers)))}->{target}"
-    return Problem("countdown", text, ";".join(steps), answer, level, key)
+    columns = {"numbers": numbers, "target": target}  # what its reward needs
+    return Problem("countdown", text, ";".join(steps), answer, level, key, columns)
+
+
+def _careless_chain(problem: Problem, share: float, rng: random.Random) -> dict[str, str]:
+    """The chain and completion of a `modular` problem as a careless writer gives them.
+
+    Each step's result is, with probability `share`, a random digit (the right one in one case of
+    ten); the next step goes on from it, and the answer is the last result.
+    """
+    steps, result = [], problem.chain[0]
+    for step in problem.chain.split(";"):
+        operator, operand = step[1], step[2]
+        right = str(_apply(int(result), operator, int(operand)) % 10)
+        wrong = rng.random() < share
+        steps.append(f"{result}{operator}{operand}=")
+        result = str(int(rng.random() * 10)) if wrong else right
+        steps[-1] += result
+    chain = ";".join(steps)
+    return {"chain": chain, "completion": f"<think>{chain}</think><answer>{result}</answer>"}
 
 
 _TASKS = (
@@ -337,6 +296,7 @@ _TASKS = (
         range(2, 6),
         range(6, 8),
         _modular,
+        _careless_chain,
     ),
     Task(
         "chain_sum",
@@ -380,24 +340,19 @@ _TASKS = (
         range(5, 7),
         _countdown,
     ),
+    FUNCTIONS,
 )
 TASKS: Mapping[str, Task] = {task.name: task for task in _TASKS}
 
 
-def noisy_chain(problem: Problem, share: float, rng: random.Random) -> tuple[str, str]:
-    """The chain and answer of a `modular` problem as a careless writer gives them.
+def careless(problem: Problem, share: float, rng: random.Random) -> dict[str, str]:
+    """The columns of the problem's row that a careless writer changes, as the task has it.
 
-    Each step's result is, with probability `share`, a random digit (the right one in one case of
-    ten); the next step goes on from it, and the answer is the last result.
+    `share` (0 to 1) is how careless: the share of wrong steps in `modular`, of wrong programs in
+    `functions`. Raises `UserError` for a task that has no such writer.
     """
-    if problem.task != "modular":
-        raise UserError(f"noisy_chain is for the task 'modular', not for {problem.task!r}")
-    steps, result = [], problem.chain[0]
-    for step in problem.chain.split(";"):
-        operator, operand = step[1], step[2]
-        right = str(_apply(int(result), operator, int(operand)) % 10)
-        wrong = rng.random() < share
-        steps.append(f"{result}{operator}{operand}=")
-        result = str(int(rng.random() * 10)) if wrong else right
-        steps[-1] += result
-    return ";".join(steps), result
+    writer = TASKS[problem.task].careless
+    if writer is None:
+        able = ", ".join(task.name for task in _TASKS if task.careless)
+        raise UserError(f"task {problem.task!r} has no noise; the tasks that have: {able}")
+    return writer(problem, share, rng)

@@ -14,12 +14,15 @@ import pytest
 from test_tasks import value
 
 from rl_reasoner.paths import room
-from rl_reasoner.tasks import SPLITS, TASKS
+from rl_reasoner.tasks import TASKS
 
 DATA = room("data")
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 COUNTS = {"train": 200, "validation": 200, "test": 500, "ood": 300}
-MODULAR = {"train": 200, "validation": 400, "test": 1000, "ood": 500}
+COUNTS_OF = {
+    "modular": {"train": 200, "validation": 400, "test": 1000, "ood": 500},
+    "functions": {"validation": 200, "test": 400},
+}
 RUN_ALL = """
 import json, sys
 faults = []
@@ -69,7 +72,7 @@ def test_a_changed_file_is_found_and_restored(tmp_path: Path) -> None:
 
 def test_every_file_is_made_and_described() -> None:
     names = {path.name for path in DATA.glob("*.jsonl")}
-    expected = {f"{task}_{split}.jsonl" for task in TASKS for split in SPLITS}
+    expected = {f"{task}_{split}.jsonl" for task in TASKS for split in COUNTS_OF.get(task, COUNTS)}
     assert names == expected | {"word_problems.jsonl", "programming.jsonl"}
     sheet = (DATA / "DATASHEET.md").read_text(encoding="utf-8")
     for name in [*TASKS, "word_problems.jsonl", "programming.jsonl"]:
@@ -84,15 +87,18 @@ def test_every_file_is_made_and_described() -> None:
 def test_task_sets_are_distinct_well_formed_and_apart(task: str) -> None:
     seen: set[str] = set()
     total = 0
-    for split, count in (MODULAR if task == "modular" else COUNTS).items():
+    for split, count in COUNTS_OF.get(task, COUNTS).items():
         rows = rows_of(f"{task}_{split}.jsonl")
         levels = TASKS[task].ood if split == "ood" else TASKS[task].levels
-        extra = {"numbers", "target"} if task == "countdown" else set()
+        extra = {"countdown": {"numbers", "target"}, "functions": {"completion", "tests"}}
+        fields = {"id", "problem", "answer", "task", "level"} | extra.get(task, {"chain"})
+        fields |= {"chain"} if task == "countdown" else set()
         for row in rows:
-            assert set(row) == {"id", "problem", "answer", "chain", "task", "level"} | extra
+            assert set(row) == fields
             assert row["task"] == task
             assert row["level"] in levels
-            assert all(isinstance(row[name], str) and row[name] for name in ("answer", "chain"))
+            texts = [row[name] for name in ("answer", "chain", "completion") if name in row]
+            assert all(isinstance(text, str) and text for text in texts)
         assert len(rows) == count
         total += count
         seen |= {row["problem"] for row in rows} | {row["id"] for row in rows}

@@ -93,7 +93,8 @@ def test_a_sandbox_that_cannot_be_had_abstains(monkeypatch: pytest.MonkeyPatch) 
     def unavailable(*args: Any, **options: Any) -> None:
         raise sandbox.SandboxUnavailable("none here")
 
-    monkeypatch.setattr(sandbox, "run", unavailable)
+    for name in ("run", "run_many"):
+        monkeypatch.setattr(sandbox, name, unavailable)
     assert code_tests(fenced(SQUARE), tests=TESTS).value is None
     assert code_tests(fenced(SQUARE), tests=TESTS).reason == "none here"
     assert no_hardcode(fenced(SQUARE), tests=TESTS, generator=GENERATOR).value is None

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.reward import Reward, load_reward, score_batch
-from rl_reasoner.tasks import SPLITS, TASKS, Problem, generate, noisy_chain
+from rl_reasoner.tasks import SPLITS, TASKS, Problem, careless, generate
 
 OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: operator.add,
@@ -28,7 +28,9 @@ OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = 
     ast.FloorDiv: lambda a, b: Fraction(a // b),
     ast.Pow: lambda a, b: Fraction(a) ** int(b),
 }
+MATHS = sorted({*TASKS} - {"functions"})  # its own tests are in test_code_tasks.py
 tasks = st.sampled_from(sorted(TASKS))
+maths = st.sampled_from(MATHS)
 splits = st.sampled_from(SPLITS)
 seeds = st.integers(0, 10**6)
 
@@ -90,14 +92,14 @@ def steps_hold(problem: Problem) -> bool:
 
 
 @settings(deadline=None, max_examples=60)
-@given(tasks, splits, seeds)
+@given(maths, splits, seeds)
 def test_answers_and_steps_are_right(task: str, split: str, seed: int) -> None:
     for problem in generate(task, split=split, count=10, seed=seed):
         assert is_right(problem), problem
         assert steps_hold(problem), problem
 
 
-@pytest.mark.parametrize("task", sorted(TASKS))
+@pytest.mark.parametrize("task", MATHS)
 def test_the_chain_ends_in_the_answer(task: str) -> None:
     for split in SPLITS:
         for problem in generate(task, split=split, count=50):
@@ -141,7 +143,7 @@ def test_modular_is_written_as_promised() -> None:
     assert {"(d+d)", "((d+d)*d-d)", "(d*d*d)", "((d-d+d)*d)"} <= shapes
 
 
-@pytest.mark.parametrize("task", sorted(TASKS))
+@pytest.mark.parametrize("task", MATHS)
 def test_few_plain_characters(task: str) -> None:
     used: set[str] = set()
     for split in SPLITS:
@@ -155,7 +157,7 @@ def test_few_plain_characters(task: str) -> None:
 
 
 @settings(deadline=None, max_examples=40)
-@given(tasks, seeds, seeds)
+@given(maths, seeds, seeds)
 def test_no_seed_mixes_the_splits(task: str, one: int, other: int) -> None:
     for a, b in combinations(SPLITS, 2):
         first = generate(task, split=a, count=60, seed=one)
@@ -201,7 +203,7 @@ def test_problems_that_only_swap_operands_share_a_split() -> None:
                 assert split_of[f"({a}{sign}{b})%10="] == split_of[f"({b}{sign}{a})%10="]
 
 
-@pytest.mark.parametrize("task", sorted(TASKS))
+@pytest.mark.parametrize("task", MATHS)
 def test_ood_is_harder(task: str) -> None:
     test = generate(task, split="test", count=200)
     ood = generate(task, split="ood", count=200)
@@ -226,6 +228,7 @@ FIRST = {  # the first training problem of seed 0; a change here changes every r
     "gcd": ("gcd(266,140)=", "266%140=126;140%126=14;126%14=0", "14"),
     "base": ("6=?_2", "6/2=3r0;3/2=1r1;1/2=0r1", "110_2"),
     "countdown": ("11,4,3->45", "11+4=15;3*15=45", "3*(11+4)"),
+    "functions": ("f(x): negate, add 9. f(-8)=17 f(-5)=14\n", "", "def f(x):x=-x;x+=9;return x"),
 }
 
 
@@ -255,8 +258,12 @@ def test_rows_are_plain_json() -> None:
     for task in TASKS:
         row = generate(task, split="test", count=1)[0].row()
         assert json.loads(json.dumps(row)) == row
-        extra = ["numbers", "target"] if task == "countdown" else []
-        assert list(row) == ["id", "problem", "answer", "chain", "task", "level", *extra]
+        extra = {"countdown": ["numbers", "target"], "functions": ["completion", "tests"]}
+        chain = [] if task == "functions" else ["chain"]
+        assert list(row) == [
+            *("id", "problem", "answer", *chain, "task", "level"),
+            *extra.get(task, []),
+        ]
 
 
 @pytest.mark.parametrize(
@@ -281,30 +288,33 @@ def test_mistakes_are_named(arguments: dict[str, object], message: str) -> None:
 @given(st.sampled_from(["train", "ood"]), seeds, st.floats(0, 1))
 def test_a_noisy_chain_goes_on_from_what_it_wrote(split: str, seed: int, share: float) -> None:
     (problem,) = generate("modular", split=split, count=1, seed=seed)
-    chain, answer = noisy_chain(problem, share, random.Random(seed))
+    changed = careless(problem, share, random.Random(seed))
+    chain = changed["chain"]
     steps, clean = chain.split(";"), problem.chain.split(";")
     assert [step[1:4] for step in steps] == [step[1:4] for step in clean]  # operator, operand, =
     assert all(before[-1] == after[0] for before, after in pairwise(steps))
-    assert answer == steps[-1][-1]
+    assert changed == {
+        "chain": chain,
+        "completion": f"<think>{chain}</think><answer>{steps[-1][-1]}</answer>",
+    }
 
 
 def test_noise_has_the_share_it_is_given() -> None:
     rng = random.Random(7)
     wrong = steps = 0
     for problem in generate("modular", split="train", count=3000):
-        assert noisy_chain(problem, 0.0, rng) == (problem.chain, problem.answer)
-        chain, _ = noisy_chain(problem, 0.2, rng)
-        for step in chain.split(";"):
+        assert careless(problem, 0.0, rng)["chain"] == problem.chain
+        for step in careless(problem, 0.2, rng)["chain"].split(";"):
             left, result = step.split("=")
             steps += 1
             wrong += value(left) % 10 != int(result)
     assert wrong / steps == pytest.approx(0.2 * 0.9, abs=0.015)  # one random digit of ten is right
 
 
-def test_noise_is_for_modular_chains_only() -> None:
+def test_noise_is_for_the_tasks_that_have_it() -> None:
     (problem,) = generate("gcd", split="train", count=1)
-    with pytest.raises(UserError, match="'modular', not for 'gcd'"):
-        noisy_chain(problem, 0.5, random.Random(0))
+    with pytest.raises(UserError, match=r"'gcd' has no noise; .* modular, functions"):
+        careless(problem, 0.5, random.Random(0))
 
 
 # ------------------------------------------------------------------------- countdown reward

@@ -27,6 +27,9 @@ SMALL = {
         *("--half_learned.steps", "2", "--half_learned.data.count", "200"),
         *("--half_learned.batch", "8"),
     ],
+    "code_tiny": [
+        *("--careless.steps", "2", "--careless.data.count", "50", "--careless.batch", "8"),
+    ],
 }
 GRPO = [
     *("--grpo.steps", "2", "--grpo.data.count", "50"),
@@ -55,7 +58,7 @@ def looked_over(folder: Path, name: str) -> None:
 
 
 def test_every_recipe_is_run_here_or_with_a_real_model() -> None:
-    assert {*SMALL, "gsm8k"} == set(shipped_recipes())
+    assert {*SMALL, "gsm8k", "code_mbpp"} == set(shipped_recipes())
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -77,3 +80,27 @@ def test_as_a_script_in_a_folder_of_ones_own(tmp_path: Path) -> None:
     assert folder.name.startswith("noisy_start-")
     assert "modular_test" in done.stdout and "policy" in done.stdout
     looked_over(folder, "noisy_start")
+
+
+def test_mbpp_rows_with_a_tiny_policy(tmp_path: Path) -> None:
+    """`code_mbpp` on rows of a file: no model or data set is fetched."""
+    rows = [
+        {
+            "prompt": f"Write a function to add {n} to a number.",
+            "tests": [f"assert add_{n}({at}) == {at + n}" for at in range(3)],
+        }
+        for n in range(8)
+    ]
+    file, folder = tmp_path / "mbpp.jsonl", tmp_path / "run"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    flags = [
+        *("--policy", "scratch:dense-tiny", "--data.path", str(file), "--data.columns", "{}"),
+        *("--template", "plain", "--evals.sets", f"[{file}]", "--run.folder", str(folder)),
+        *("--grpo.group.micro_batch", "8", *GRPO),
+    ]
+    flags = [flag for flag in flags if flag not in ("--grpo.data.count", "50")]
+    assert main(["train", "code_mbpp", *flags, "--json"]) == 0
+    first = json.loads((folder / "stages" / "1-grpo" / "rollouts.jsonl").open().readline())
+    assert "must satisfy this test:\nassert add_" in json.dumps(first).replace("\\n", "\n")
+    sets = json.loads((folder / "evals" / "after.json").read_text())["sets"]
+    assert sets[str(file)]["judged"] == 1.0

@@ -1,0 +1,79 @@
+"""What a made-up problem and the task that writes it are; `tasks` and `code_tasks` hold the tasks.
+
+Choices come from SHA-256, not from `random`: problems are the same everywhere.
+"""
+
+import hashlib
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Pick = Callable[[int], int]  # pick(n) is a number in range(n)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem: its text, a chain of thought that solves it ("" for none), and the answer.
+
+    `level` is the task's measure of difficulty. `key` writes operands and operators in canonical
+    form: problems that differ only by `3+4` against `4+3` share it, and so share a split.
+    `columns` is what the task's rows have besides, such as what a reward needs.
+    """
+
+    task: str
+    problem: str
+    chain: str
+    answer: str
+    level: int
+    key: str
+    columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def row(self) -> dict[str, Any]:
+        """The problem as a row of a data set (JSON values only)."""
+        row = {
+            "id": f"{self.task}-{digest(self.problem) % 16**10:010x}",
+            "problem": self.problem,
+            "answer": self.answer,
+            "chain": self.chain,
+            "task": self.task,
+            "level": self.level,
+            **self.columns,
+        }
+        return row if self.chain else {k: v for k, v in row.items() if k != "chain"}
+
+
+# A careless writer: (problem, how careless from 0 to 1, choices) -> the columns it changes.
+Careless = Callable[[Problem, float, random.Random], dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of problem: `make(level, pick)` writes one, or None where the choices give none.
+
+    `careless`, where there is one, writes its completions with faults.
+    """
+
+    name: str
+    about: str
+    levels: range
+    ood: range
+    make: Callable[[int, Pick], Problem | None]
+    careless: Careless | None = None
+
+
+def digest(text: str) -> int:
+    """A number of 256 bits made from `text`."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest(), "big")
+
+
+def picker(text: str) -> Pick:
+    """Choices out of 256 bits made from `text`; a problem needs far fewer than it holds."""
+    number = digest(text)
+
+    def pick(n: int) -> int:
+        nonlocal number
+        number, choice = divmod(number, n)
+        return choice
+
+    return pick

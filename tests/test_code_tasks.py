@@ -1,0 +1,248 @@
+"""The task `functions` and rows of code sets: programs and tests that mean what they say."""
+
+import ast
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rl_reasoner import sandbox
+from rl_reasoner.code_rows import code_row, continued
+from rl_reasoner.errors import UserError
+from rl_reasoner.prompts import lint, load_rows, set_data
+from rl_reasoner.recipe import TaskData
+from rl_reasoner.reward import Fault, Reward, load_reward, score_batch
+from rl_reasoner.tasks import SPLITS, Problem, careless, generate
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+WORDS: list[tuple[str, Callable[[int, int, int], tuple[int, int]]]] = [
+    (r"add (\w)", lambda x, y, n: (x + n, y)),
+    (r"subtract (\w)", lambda x, y, n: (x - n, y)),
+    (r"times (\w)", lambda x, y, n: (x * n, y)),
+    (r"at most (\w)", lambda x, y, n: (x if x < n else n, y)),
+    (r"at least (\w)", lambda x, y, n: (x if x > n else n, y)),
+    (r"remainder by (\w)", lambda x, y, n: (x - n * (x // n), y)),
+    (r"square", lambda x, y, n: (x**2, y)),
+    (r"absolute", lambda x, y, n: (x if x > 0 else -x, y)),
+    (r"negate", lambda x, y, n: (0 - x, y)),
+    (r"swap", lambda x, y, n: (y, x)),
+]
+PROBLEMS = [p for split in SPLITS for p in generate("functions", split=split, count=60)]
+HUMANEVAL = {
+    "problem": 'import math\n\n\ndef area(r: float) -> float:\n    """The area."""\n',
+    "entry_point": "area",
+    "tests": ["assert area(0) == 0.0"],
+}
+code_tests = load_reward("code_tests")
+
+
+def meant(problem: Problem, arguments: list[int]) -> int:
+    """What the specification's words come to."""
+    x, y = (*arguments, 0)[:2]
+    for words in problem.problem.partition(": ")[2].partition(". ")[0].split(", "):
+        [(found, apply)] = [(m, a) for text, a in WORDS if (m := re.fullmatch(text, words))]
+        n = (*found.groups(), "0")[0]
+        x, y = apply(x, y, y if n == "y" else int(n))
+    return x
+
+
+# -------------------------------------------------------------------------------- the task
+
+
+def test_tests_and_examples_are_what_the_words_say_and_apart() -> None:
+    for problem in PROBLEMS:
+        tests = problem.columns["tests"]
+        seen = re.findall(r"f\(([-\d,]+)\)=(-?\d+)", problem.problem)
+        cases = [([*map(int, inputs.split(","))], int(out)) for inputs, out in seen]
+        assert len(cases) == 2 and len(tests) == 3
+        cases += [(test["args"], test["expected"]) for test in tests]
+        assert len({tuple(arguments) for arguments, _ in cases}) == 5, problem
+        for arguments, value in cases:
+            assert meant(problem, arguments) == value, problem
+
+
+def test_reference_programs_pass_in_the_sandbox() -> None:
+    some = PROBLEMS[::8]
+    results = sandbox.run_many([p.answer for p in some], [p.columns["tests"] for p in some])
+    assert [result.verdicts for result in results] == [["passed"] * 3] * len(some)
+
+
+def test_a_program_without_one_of_its_operations_fails() -> None:
+    shorter, tests = [], []
+    for problem in PROBLEMS[::20]:
+        head, _, body = problem.answer.partition(":")
+        steps = body.split(";")[:-1]
+        for place in range(len(steps)):
+            rest = [*steps[:place], *steps[place + 1 :], "return x"]
+            shorter.append(f"{head}:{';'.join(rest)}")
+            tests.append(problem.columns["tests"])
+    results = sandbox.run_many(shorter, tests, stop_early=True)
+    assert not [p for p, result in zip(shorter, results, strict=True) if result.passed]
+
+
+def test_functions_that_do_the_same_share_a_split() -> None:
+    split_of: dict[str, str] = {}
+    for split in ("train", "validation", "test"):
+        for problem in generate("functions", split=split, count=300):
+            assert split_of.setdefault(problem.key, split) == split
+    inputs = [[x] for x in range(-9, 10)]
+    by_values: dict[tuple[int, ...], set[str]] = {}
+    for problem in generate("functions", split="train", count=1500, distinct=False):
+        if problem.problem.startswith("f(x):"):
+            values = tuple(meant(problem, given) for given in inputs)
+            by_values.setdefault(values, set()).add(problem.key)
+    assert all(len(keys) == 1 for keys in by_values.values())
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.sampled_from(PROBLEMS), st.integers(0, 10**6), st.floats(0, 1))
+def test_a_careless_program_has_one_step_changed(problem: Problem, seed: int, share: float) -> None:
+    program = careless(problem, share, random.Random(seed)).get("completion", problem.answer)
+    ast.parse(program)
+    steps, right = program.split(";"), problem.answer.split(";")
+    steps[0], right[0] = (each[0].partition(":")[2] for each in (steps, right))
+    assert len(steps) == len(right) and program.split(":")[0] == problem.answer.split(":")[0]
+    assert sum(a != b for a, b in zip(steps, right, strict=True)) <= 1
+
+
+def test_noise_is_the_share_of_programs_and_leaves_answer_and_tests_alone() -> None:
+    clean = load_rows(TaskData(task="functions", count=400))
+    noisy = load_rows(TaskData(task="functions", count=400, noise=0.5))
+    wrong = sum(row["completion"] != row["answer"] for row in noisy)
+    assert 0.38 < wrong / 400 < 0.55  # a random operation is now and then the right one
+    assert all(row["completion"] == row["answer"] for row in clean)
+    for name in ("problem", "answer", "tests"):
+        assert [row[name] for row in noisy] == [row[name] for row in clean]
+
+
+def test_there_is_no_chain_to_leave_out() -> None:
+    with pytest.raises(UserError, match="'functions' has no chain of thought"):
+        load_rows(TaskData(task="functions", count=3, direct=0.5))
+
+
+# ------------------------------------------------------------------------ scoring in batches
+
+
+def test_a_batch_is_scored_as_its_rows_are() -> None:
+    rows = PROBLEMS[:6]
+    texts = [p.answer for p in rows] + ["def f(*a): return 0", "not python", rows[0].answer, ""]
+    tests = [p.columns["tests"] for p in rows] + [rows[0].columns["tests"]] * 4
+    whole = code_tests.with_options(extract="whole")  # type: ignore[attr-defined]
+    scores = score_batch(whole, texts, {"tests": tests})
+    assert scores == [whole(text, tests=own) for text, own in zip(texts, tests, strict=True)]
+    values = [s.value for s in scores if not isinstance(s, Fault)]
+    assert values == [1.0] * 6 + [0.0, 0.0, 1.0, 0.0]
+    assert whole(completions=texts, tests=tests) == values
+
+
+def test_what_is_twice_in_a_batch_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    run_many = sandbox.run_many
+
+    def counted(programs: list[str], *args: Any, **options: Any) -> Any:
+        ran.extend(programs)
+        return run_many(programs, *args, **options)
+
+    monkeypatch.setattr(sandbox, "run_many", counted)
+    whole = code_tests.with_options(extract="whole")  # type: ignore[attr-defined]
+    one, other = PROBLEMS[0], PROBLEMS[1]
+    tests = [one.columns["tests"]] * 3 + [other.columns["tests"]]
+    score_batch(whole, [one.answer, one.answer, "x", one.answer], {"tests": tests})
+    assert ran == [one.answer, "x", one.answer]
+
+
+def test_a_batch_scorer_that_raises_leaves_the_rows_to_be_scored_one_by_one() -> None:
+    def half(completion: str, factor: float = 0.5) -> float:
+        return len(completion) * factor
+
+    made = Reward(half)
+    made.batch(lambda texts, rows, factor: [len(texts[0]) / (len(texts) - 2)] * len(texts))
+    assert score_batch(made, ["ab", "c"], {}) == [made("ab"), made("c")]
+    assert made(completions=["ab", "c", "d"]) == [2.0, 2.0, 2.0]
+    assert made.with_options(factor=1.0)(completions=["ab", "c", "d"]) == [2.0, 2.0, 2.0]
+
+
+# --------------------------------------------------------------------------- rows of code sets
+
+
+def test_code_rows_need_no_answer_and_prompt_is_their_problem() -> None:
+    good, problems = lint([{"prompt": "Add.", "tests": ["assert add(1, 2) == 3"]}], "x")
+    assert problems == []
+    assert good[0]["problem"].startswith("Add.\n") and "prompt" not in good[0]
+    _, problems = lint([{"prompt": "Add.", "tests": []}, {"tests": ["assert f()"]}], "x")
+    assert [p.split(": ")[1].split(".")[0] for p in problems] == [
+        "no column 'problem'",
+        "no column 'problem'",
+    ]
+    kept = {"problem": "1+1=", "prompt": "p", "answer": "2"}
+    assert lint([kept], "x") == ([kept], [])
+
+
+@pytest.mark.parametrize(
+    ("problem", "tests", "shown"),
+    [
+        ("Write a function to add.", ["assert add(1, 2) == 3", "assert add(0, 0) == 0"], True),
+        ("Write a function to sort.", ["assert sorted(order([2, 1])) == [1, 2]"], True),
+        ("Write `add(a, b)`.", ["assert add(1, 2) == 3"], False),
+        ("Write a function.", [{"call": "f", "args": [], "expected": 1}], False),
+        ("Print it.", [{"stdin": "1", "stdout": "1"}], False),
+    ],
+)
+def test_a_function_that_has_no_name_gets_its_first_test(
+    problem: str, tests: list[Any], shown: bool
+) -> None:
+    made = code_row({"problem": problem, "tests": tests})
+    test = f"\nThe solution must satisfy this test:\n{tests[0]}"
+    assert made["problem"] == problem + (test if shown else "")
+    assert code_row(made) == made
+
+
+def test_humaneval_check_is_called() -> None:
+    check = "def check(candidate):\n    assert candidate(0) == 0\n"
+    made = code_row({"prompt": "p", "entry_point": "area", "tests": check})
+    assert made["tests"] == [f"{check}\n\ncheck(area)"]
+    assert code_row(made)["tests"] == made["tests"]
+
+
+@pytest.mark.parametrize(
+    ("completion", "value"),
+    [
+        ("    return math.pi * r * r\n", 1.0),
+        ("    return math.pi * r * r\n\n\nprint(area(", 1.0),  # it goes on until it is cut off
+        ("```python\ndef area(r):\n    return math.pi * r * r\n```", 1.0),
+        ("Here:\n```python\n    return math.pi * r * r\n```\nDone.", 1.0),
+        ("<think>```python\nno\n```</think>```\ndef area(r): return 0.0\n```", 1.0),
+        ("<think>hm</think>    return 0.0", 1.0),
+        ("    return 1.0", 0.0),
+        ("```python\ndef area(r):\n    return 1.0\n```", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_completions_of_a_program_go_on_from_it_or_write_it_anew(
+    completion: str, value: float
+) -> None:
+    assert code_tests(continued(HUMANEVAL, completion), tests=HUMANEVAL["tests"]).value == value
+
+
+def test_other_completions_come_back_as_they_are() -> None:
+    for row in ({"problem": "Write `area`."}, {**HUMANEVAL, "entry_point": "other"}):
+        assert continued(row, "    return 1") == "    return 1"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the public sets are not beside the repository")
+@pytest.mark.parametrize("name", ["humaneval", "mbpp", "code_contests_stdio", "programming"])
+def test_public_code_sets_load_and_their_references_score(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RL_REASONER_DATA", str(SHARED))
+    rows = load_rows(set_data(name))
+    some = rows[:: max(1, len(rows) // 5)]
+    for form in ("```python\n{}\n```", "text\n```python\n{}\n```\nmore"):
+        texts = [continued(row, form.format(row["reference_solution"])) for row in some]
+        scores = score_batch(code_tests, texts, {"tests": [row["tests"] for row in some]})
+        assert [s for s in scores if isinstance(s, Fault) or s.value != 1.0] == []
