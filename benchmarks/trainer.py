@@ -84,6 +84,31 @@ def prompts_of(case: str, count: int, length: int) -> list[str]:
     return ["".join(random.choice(letters, size)) for size in lengths]
 
 
+def config_of(args: argparse.Namespace, configured: Any) -> Any:
+    """The same settings for both sides."""
+    rows = args.prompts * args.group
+    return configured(
+        tempfile.mkdtemp(),
+        max_steps=args.steps + 1,
+        per_device_train_batch_size=min(args.micro, rows),
+        gradient_accumulation_steps=max(1, rows // args.micro),
+        num_generations=args.group,
+        max_completion_length=args.longest,
+        learning_rate=1e-6,
+        temperature=1.0,
+        router_aux_loss_coef=0.0 if args.case == "moe" else None,
+        shuffle_dataset=False,
+        seed=3,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        logging_steps=1,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+
+
 def trainer_of(args: argparse.Namespace) -> Any:
     """The side's trainer on the case; completions come from a table in the mode `replay`."""
     import numpy as np
@@ -117,33 +142,12 @@ def trainer_of(args: argparse.Namespace) -> Any:
 
     tokenizer = byte_tokenizer()
     model = model_of(args.case)
-    rows = args.prompts * args.group
-    config = configured(
-        tempfile.mkdtemp(),
-        max_steps=args.steps + 1,
-        per_device_train_batch_size=min(args.micro, rows),
-        gradient_accumulation_steps=max(1, rows // args.micro),
-        num_generations=args.group,
-        max_completion_length=args.longest,
-        learning_rate=1e-6,
-        temperature=1.0,
-        router_aux_loss_coef=0.0 if args.case == "moe" else None,
-        shuffle_dataset=False,
-        seed=3,
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        logging_steps=1,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-    )
     chosen = Replay if args.mode == "replay" else kind
     chosen.__name__ = "GRPOTrainer"
     trainer = chosen(
         model,
         reward_funcs=reward,
-        args=config,
+        args=config_of(args, configured),
         train_dataset=Dataset.from_dict({"prompt": names}),
         processing_class=tokenizer,
     )
