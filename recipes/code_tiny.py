@@ -2,7 +2,7 @@
 
     python recipes/code_tiny.py                  # or: rl-reasoner train code_tiny
 
-The cold start learns from programs of which 40% have one operation or constant at random. GRPO's
+The cold start learns from programs of which 30% have one operation or constant at random. GRPO's
 only reward is that a program passes its three tests in the sandbox: the tests are not in the
 prompt, and no reference program is used. The report shows pass@1 and pass@4 on specifications that
 the policy has never seen: as in noisy_start, what changes is how often it does what it can.
@@ -24,9 +24,9 @@ def recipe() -> Recipe:
             {
                 "kind": "sft",
                 "name": "careless",
-                "data": {"task": "functions", "count": 6000, "noise": 0.4},
+                "data": {"task": "functions", "count": 4000, "noise": 0.3},
                 "steps": 400,
-                "batch": 64,
+                "batch": 32,
                 "optim": {"lr": 5e-3, "schedule": "linear", "warmup": 50, "final": 0.1},
             },
             {

@@ -20,13 +20,14 @@ from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Self, cast
+from typing import Any, Self, TypeVar, cast
 
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.paths import room
 
 Message = Mapping[str, Any]
 Completion = str | Sequence[Message]
+_Many = TypeVar("_Many", bound=Callable[..., Sequence[object]])
 ENTRY_POINTS = "rl_reasoner.rewards"
 
 
@@ -120,7 +121,7 @@ class Reward:
         chosen._many = self._many
         return chosen
 
-    def batch(self, many: Callable[..., Sequence[object]]) -> Callable[..., Sequence[object]]:
+    def batch(self, many: _Many) -> _Many:
         """Decorator for a function that scores a whole batch as this one would row by row.
 
         It is called as `many(completions, rows, **options)`, each row a dict of this reward's
