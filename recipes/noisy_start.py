@@ -32,10 +32,10 @@ def recipe() -> Recipe:
             {
                 "kind": "grpo",
                 "data": {"task": "modular", "count": 4000, "seed": 2},
-                "steps": 120,
+                "steps": 180,
                 "group": {"size": 8, "prompts": 16},
                 "sampling": {"max_tokens": 64},
-                "optim": {"lr": 2e-4, "betas": (0.9, 0.99)},
+                "optim": {"lr": 1.5e-4, "betas": (0.9, 0.99)},
                 "router_aux": 0.0,
             },
         ],
