@@ -16,6 +16,7 @@ from tiny import reward_file
 from rl_reasoner import EvalResult, Policy, compare, evaluate, open_policy
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluate import Mode, clustered, mcnemar, pass_at_k, wilson
+from rl_reasoner.rollouts import Rollout
 
 Z = 1.959963984540054
 counts = st.integers(0, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
@@ -246,6 +247,46 @@ def test_texts_of_every_kind_survive_saving(tmp_path: Path) -> None:
     row = {"problem": odd, "answer": "1", "completions": [odd], "scores": [1.0], "reasons": [odd]}
     result = EvalResult("p", rows={"s": [row, row]})
     assert EvalResult.load(result.save(tmp_path / "e.json")).rows == result.rows
+
+
+def test_programs_are_run_and_pass_at_k_is_of_their_tests(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows without answers; one program is to be continued, the other to be written in a block."""
+    begun = {
+        "prompt": "def double(n):\n",
+        "entry_point": "double",
+        "tests": "def check(candidate):\n    assert candidate(4) == 8",
+    }
+    asked = {"prompt": "Print twice the number.", "tests": [{"stdin": "4", "stdout": "8"}]}
+    file = tmp_path / "code.jsonl"
+    file.write_text(f"{json.dumps(begun)}\n{json.dumps(asked)}\n")
+    texts = [
+        ["    return 2 * n", "    return n"],
+        ["```python\nprint(2 * int(input()))\n```", "```python\nprint(8)\n```"],
+    ]
+
+    def said(policy: Policy, prompts: list[Any], **settings: Any) -> list[list[Rollout]]:
+        assert prompts == [begun["prompt"], asked["prompt"]]
+        return [[Rollout(text, 1, False) for text in group] for group in texts]
+
+    monkeypatch.setattr("rl_reasoner.rollouts.sample", said)
+    result = evaluate(policy, [str(file)], 2, reward="code_tests", template="plain")
+    figures = result.sets[str(file)]
+    assert (figures["judged"], figures["accuracy"]) == (1.0, 0.75)
+    assert figures["pass_at"] == {"1": 0.75, "2": 1.0}
+    assert [row["scores"] for row in result.rows[str(file)]] == [[1.0, 0.0], [1.0, 1.0]]
+    whole = evaluate(
+        policy,
+        [str(file)],
+        2,
+        reward="code_tests",
+        reward_options={"extract": "only", "credit": "fraction"},
+        template="plain",
+    )
+    assert whole.settings["reward_options"] == {"extract": "only", "credit": "fraction"}
+    with pytest.raises(UserError, match="Did you mean 'extract'"):
+        evaluate(policy, [str(file)], reward="code_tests", reward_options={"extrct": "only"})
 
 
 def test_truncation_is_counted(policy: Policy, near: str, monkeypatch: pytest.MonkeyPatch) -> None:
