@@ -13,7 +13,7 @@ from rl_reasoner.cli import main_of
 
 
 def recipe() -> Recipe:
-    """The recipe; its settings were chosen on the validation split."""
+    """The recipe; its settings are not tuned yet (the validation split is there for that)."""
     whole = {"extract": "whole", "timeout_s": 2.0}
     return Recipe(
         name="code_tiny",
@@ -24,18 +24,18 @@ def recipe() -> Recipe:
             {
                 "kind": "sft",
                 "name": "careless",
-                "data": {"task": "functions", "count": 4000, "noise": 0.3},
-                "steps": 400,
+                "data": {"task": "functions", "count": 8000, "noise": 0.3},
+                "steps": 800,
                 "batch": 32,
                 "optim": {"lr": 5e-3, "schedule": "linear", "warmup": 50, "final": 0.1},
             },
             {
                 "kind": "grpo",
                 "data": {"task": "functions", "count": 1000, "seed": 2},
-                "steps": 80,
+                "steps": 120,
                 "group": {"size": 8, "prompts": 16},
                 "sampling": {"max_tokens": 64},
-                "optim": {"lr": 3e-4, "betas": (0.9, 0.99)},
+                "optim": {"lr": 2e-4, "betas": (0.9, 0.99)},
                 "router_aux": 0.0,
             },
         ],
