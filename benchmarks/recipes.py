@@ -33,7 +33,9 @@ def run(name: str, seed: int, folder: Path) -> dict[str, Any]:
             else ["--resume", str(target)]
         )
         started = time.monotonic()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        # one thread: another number of them rounds otherwise, and training takes another course
+        one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=one_thread)
         before = float(clock.read_text()) if clock.is_file() and not fresh else 0.0
         clock.write_text(f"{before + time.monotonic() - started:.0f}\n")
     evals = {
