@@ -450,7 +450,7 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("reference", "says"),
     [
-        ("quickstrat", "unknown recipe 'quickstrat'. Did you mean 'quickstart'? There are: gsm8k,"),
+        ("quickstrat", "unknown recipe 'quickstrat'. Did you mean 'quickstart'? There are: "),
         ("quikstart.yaml", "there is no recipe file quikstart.yaml. Did you mean 'quickstart'?"),
         ("some/where.py", "there is no recipe file some/where.py."),
     ],

@@ -131,6 +131,7 @@ def test_levels_mean_what_they_say() -> None:
                     "gcd": steps,
                     "base": len(re.split("_", problem.key)[0]),
                     "countdown": numbers - 1,
+                    "functions": re.split("[:.] ", problem.problem)[1].count(",") + 1,
                 }
                 assert measured[task] == problem.level, problem
 
