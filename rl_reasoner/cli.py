@@ -16,8 +16,8 @@ from rich.text import Text
 from tyro.conf import subcommand
 
 from rl_reasoner import verbs
+from rl_reasoner.console import err, new_table, out
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.verbs import err, new_table, out
 
 Verb = (
     Annotated[verbs.Train, subcommand("train")]

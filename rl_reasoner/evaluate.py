@@ -207,9 +207,8 @@ def evaluate(
     from rl_reasoner.policy import open_policy
     from rl_reasoner.rollouts import sample
 
+    judge = _judge(reward, reward_options, samples, modes or ())
     opened = open_policy(policy) if isinstance(policy, str) else policy
-    if samples < 1:
-        raise UserError(f"samples is {samples}; it must be at least 1")
     drawn = samples > 1 or bool(modes)
     heat = temperature if temperature is not None else 1.0 if drawn else 0.0
     result = EvalResult(
@@ -223,10 +222,6 @@ def evaluate(
             **({"reward_options": dict(reward_options)} if reward_options else {}),
         },
     )
-    judge = load_reward(reward, reward_options)
-    for mode in modes or ():
-        if mode not in _FORCES:
-            raise unknown("mode", mode, _FORCES)
     for name in sets:
         rows = set_rows(name, limit)
         prompts = [render(row["problem"], template, opened.tokenizer) for row in rows]
@@ -247,6 +242,18 @@ def evaluate(
             figures, result.rows[label] = _scored(rows, outs, judge)
             result.sets[label] = {**figures, "temperature": heat if many else 0.0}
     return result
+
+
+def _judge(
+    reward: str, options: Mapping[str, Any] | None, samples: int, modes: Sequence[Mode]
+) -> Callable[..., Any]:
+    """The reward that judges; every mistake in what was asked, before a policy is opened."""
+    if samples < 1:
+        raise UserError(f"samples is {samples}; it must be at least 1")
+    for mode in modes:
+        if mode not in _FORCES:
+            raise unknown("mode", mode, _FORCES)
+    return load_reward(reward, options)
 
 
 def _counter(progress: Progress | None, label: str, of: int) -> Callable[[int], None] | None:

@@ -14,29 +14,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
+from rl_reasoner.console import emit, err, new_table
 from rl_reasoner.errors import UserError, did_you_mean, unknown
 from rl_reasoner.paths import room
-
-err = Console(stderr=True)
-out = Console()
 
 Json = FlagCreatePairsOff[
     Annotated[bool, arg(help="print one JSON object and nothing else on standard output")]
 ]
-
-
-def emit(as_json: bool, value: Mapping[str, Any], shown: Any) -> None:
-    """Print a verb's result: `value` as JSON, or what a reader sees (`shown`)."""
-    if as_json:
-        print(json.dumps(value, ensure_ascii=False))
-    else:  # a text goes out as it is: no markup, no line broken
-        whole = not isinstance(shown, Table)
-        out.print(shown, markup=False, highlight=False, soft_wrap=whole)
 
 
 @dataclass
@@ -412,13 +400,6 @@ class Env:
 
 
 # ----------------------------------------------------------------------------------- helpers
-
-
-def new_table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
 
 
 def _quiet() -> None:
