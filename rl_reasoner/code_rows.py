@@ -2,16 +2,25 @@
 
 A code row has a `problem` and `tests` (of the forms that `rl_reasoner.sandbox` knows), and needs no
 answer. Code sets call the problem `prompt`, give HumanEval's `check` without its call, or do not
-say what the function is to be called; `code_row` mends that. Runs nothing.
+say what the function is to be called; `code_row` mends that. `continuing` lets a reward judge a
+completion that goes on from its prompt, in training as in evaluation; `as_dataset` keeps the values
+in tests as they are. Runs nothing.
 """
 
 import builtins
+import json
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rl_reasoner.reward import Completion, Reward, Score, text_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _CALLED = re.compile(r"\b([A-Za-z_]\w*)\s*\(")
 _FENCE = re.compile(r"^ {0,3}(?:```|~~~)[ \t]*(?:py|python|py3|python3)?[ \t]*$", re.I | re.M)
+_BEGUN = ("problem", "entry_point")
 
 
 def code_row(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,3 +75,58 @@ def _body(text: str) -> str:
     lines = text.split("\n")
     rest = (at for at, line in enumerate(lines) if at and line.strip() and not line[0].isspace())
     return "\n".join(lines[: next(rest, len(lines))])
+
+
+class Continuing(Reward):
+    """A reward for programs that reads the completion of a begun program as the whole program.
+
+    It looks at the columns `problem` and `entry_point` where the data has them (see `continued`).
+    """
+
+    def row(self, columns: Mapping[str, Any], index: int) -> dict[str, Any]:
+        """The reward's columns, with the program that was begun."""
+        begun = {name: columns[name][index] if name in columns else None for name in _BEGUN}
+        return {**super().row(columns, index), **begun}
+
+    def score(self, completion: Completion, **columns: Any) -> Score:
+        """The score of one completion."""
+        begun = {name: columns.pop(name, None) for name in _BEGUN}
+        return super().score(continued(begun, text_of(completion)), **columns)
+
+    def scores(self, completions: Sequence[Completion], columns: Mapping[str, Any]) -> list[Score]:
+        """The scores of a batch in trl's form."""
+        if self._many is None:
+            return super().scores(completions, columns)
+        rows = [self.row(columns, index) for index in range(len(completions))]
+        whole = [continued(r, text_of(c)) for r, c in zip(rows, completions, strict=True)]
+        return super().scores(whole, columns)
+
+
+def continuing(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` as a `Continuing`, where it is a reward that runs tests; else as it is."""
+    if not isinstance(function, Reward) or "tests" not in function.columns:
+        return function
+    made = Continuing(function.fn, function.options)
+    made._many = function._many
+    return made
+
+
+def as_dataset(rows: Sequence[Mapping[str, Any]]) -> "Dataset":
+    """`rows` as a data set of datasets', with their `tests` unchanged.
+
+    Arrow has one type a column: it would refuse tests of several forms, make `1` of one test `1.0`
+    for the `2.5` of another, and add to each test the keys of the others. So tests lie in it as
+    JSON, and are read when a row is taken.
+    """
+    from datasets import Dataset
+
+    if not any("tests" in row for row in rows):
+        return Dataset.from_list([*rows])
+    kept = [{**row, "tests": json.dumps(row.get("tests"))} for row in rows]
+    return Dataset.from_list(kept).with_transform(_read)
+
+
+def _read(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Columns of rows as they are taken, with their tests (where these are asked for) read."""
+    read = {name: [*map(json.loads, batch[name])] for name in ("tests",) if name in batch}
+    return {**batch, **read}

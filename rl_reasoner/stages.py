@@ -23,6 +23,7 @@ from trl.trainer.utils import is_async_callable
 
 from rl_reasoner import sandbox
 from rl_reasoner.checkpoints import last_checkpoint
+from rl_reasoner.code_rows import as_dataset, continuing
 from rl_reasoner.configs import check_configs, config
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluate import EvalResult, evaluate, evaluate_recipe, set_rows
@@ -108,7 +109,7 @@ def _prepared(recipe: Recipe) -> _Work:
     choose_device(recipe.run.device)
     check_configs(recipe)
     load_reward(recipe.evals.reward, recipe.evals.reward_options)
-    rewards = [load_reward(name, spec.options) for name, spec in recipe.rewards.items()]
+    rewards = [continuing(load_reward(n, spec.options)) for n, spec in recipe.rewards.items()]
     rows = [load_rows(recipe.data_of(stage)) for stage in recipe.stages]
     for name in {*recipe.evals.sets, *filter(None, [recipe.evals.validation])}:
         set_rows(name, 1)
@@ -328,7 +329,7 @@ class _Session:
             policy.model,
             reward_funcs=self.work.rewards,
             args=config(self.recipe, stage, folder),
-            train_dataset=Dataset.from_list(rows),
+            train_dataset=as_dataset(rows),
             processing_class=policy.tokenizer,
         )
         trainer.rollout_sink = lambda found: append_rows(folder / "rollouts.jsonl", found)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl_reasoner import sandbox
-from rl_reasoner.code_rows import code_row, continued
+from rl_reasoner.code_rows import as_dataset, code_row, continued, continuing
 from rl_reasoner.errors import UserError
 from rl_reasoner.problems import Problem
 from rl_reasoner.prompts import lint, load_rows, set_data
@@ -233,6 +233,47 @@ def test_completions_of_a_program_go_on_from_it_or_write_it_anew(
 def test_other_completions_come_back_as_they_are() -> None:
     for row in ({"problem": "Write `area`."}, {**HUMANEVAL, "entry_point": "other"}):
         assert continued(row, "    return 1") == "    return 1"
+
+
+def test_a_reward_of_tests_reads_a_continuation_with_its_beginning() -> None:
+    """As in evaluation: text by text, in batches, as a chat, where the data has the columns."""
+    whole = continuing(code_tests)
+    texts = ["    return math.pi * r * r\n", "    return 1.0", "```python\narea = abs\n```"]
+    columns = {name: [HUMANEVAL[name]] * 3 for name in HUMANEVAL}
+    found = score_batch(whole, texts, columns)
+    assert [s.value for s in found if not isinstance(s, Fault)] == [1.0, 0.0, 1.0]
+    chats = [[{"role": "assistant", "content": text}] for text in texts]
+    assert score_batch(whole, chats, columns) == found
+    assert whole(completions=texts, **columns) == [1.0, 0.0, 1.0]
+    [alone] = score_batch(whole.with_options(credit="fraction"), texts[:1], columns)  # type: ignore[attr-defined]
+    assert alone == found[0]
+    bare = score_batch(whole, texts, {"tests": columns["tests"]})
+    assert [s.value for s in bare if not isinstance(s, Fault)] == [0.0, 0.0, 1.0]
+    near = load_reward("math_answer")
+    assert continuing(near) is near, "a reward without tests is left alone"
+
+
+def test_one_row_that_cannot_be_judged_does_not_take_the_beginning_from_the_others() -> None:
+    """The batch raises; then each row is judged by itself, still as a whole program."""
+    columns = {name: [HUMANEVAL[name]] * 2 for name in HUMANEVAL}
+    columns["tests"] = [HUMANEVAL["tests"], [3]]
+    found = score_batch(continuing(code_tests), ["    return 0.0"] * 2, columns)
+    assert not isinstance(found[0], Fault) and found[0].value == 1.0
+    assert isinstance(found[1], Fault)
+
+
+def test_tests_of_every_form_are_in_a_data_set_as_they_were() -> None:
+    tests: list[Any] = [
+        [{"call": "f", "args": [1], "expected": 2}, {"call": "f", "args": [0.5], "expected": 1.0}],
+        [{"call": "f", "args": ["x", [2**70]], "expected": {"a": None}, "tolerance": 0.1}],
+        [{"stdin": "1", "stdout": "2"}, "assert f(1) == 2"],
+        "assert f(1) == 2",
+    ]
+    rows = [{"problem": str(n), "tests": own} for n, own in enumerate(tests)]
+    made = as_dataset(rows)
+    assert repr([*made]) == repr(rows) and made["problem"][:2] == ["0", "1"]
+    assert made.column_names == ["problem", "tests"]
+    assert [*as_dataset([{"problem": "1"}])] == [{"problem": "1"}]
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the public sets are not beside the repository")
