@@ -1,0 +1,127 @@
+"""Killable worker processes: one interpreter behind two pipes, and a deadline for everything.
+
+A worker is a fresh interpreter that runs one module, never a fork, so that it is safe after CUDA
+was initialised, in notebooks and in scripts without a main guard. Requests and replies are JSON
+lines. The deadline is kept here, by the parent, with a kill. The verifier (`answers.pool`) and
+rewards (`isolation`) stand on it.
+"""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from typing import Any
+
+RECYCLE_AFTER = 20_000
+_READ = 65_536
+
+
+class WorkerDied(RuntimeError):
+    """The worker's process ended in the middle of a request."""
+
+
+class WorkerLate(TimeoutError):
+    """The worker did not answer by the deadline, and was killed."""
+
+
+class Worker:
+    """One process that runs `module`, and its pipes; used by one thread at a time.
+
+    It leads a process group of its own: Ctrl-C does not reach it, and a kill takes what it started
+    along. What it prints is lost, or with `shown` goes to this process's standard error.
+    """
+
+    def __init__(self, module: str, *arguments: str, shown: bool = False) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None if shown else subprocess.DEVNULL,
+            bufsize=0,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.into, self.out = self.process.stdin.fileno(), self.process.stdout.fileno()
+        os.set_blocking(self.into, False)
+        self.buffer = b""
+        self.served = 0
+        self.stopped = False
+
+    def send(self, request: dict[str, Any], deadline: float) -> None:
+        """Write one request by `deadline` (monotonic s); raises `WorkerDied` or `WorkerLate`."""
+        data = memoryview(json.dumps(request).encode() + b"\n")
+        at = 0
+        while at < len(data):
+            self._wait(self.into, select.POLLOUT, deadline)
+            try:
+                at += os.write(self.into, data[at : at + _READ])
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise self._died() from error
+
+    def receive(self, deadline: float) -> Any:
+        """The next reply; raises `WorkerDied` or `WorkerLate`."""
+        while b"\n" not in self.buffer:
+            self._wait(self.out, select.POLLIN, deadline)
+            data = os.read(self.out, _READ)
+            if not data:
+                raise self._died()
+            self.buffer += data
+        line, _, self.buffer = self.buffer.partition(b"\n")
+        self.served += 1
+        return json.loads(line)
+
+    def _died(self) -> WorkerDied:
+        """The error for a closed pipe; a process that is ending is left to end in its own way."""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(0.5)
+        self.stop()
+        return WorkerDied(self.end)
+
+    def _wait(self, fd: int, event: int, deadline: float) -> None:
+        poll = select.poll()
+        poll.register(fd, event)
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            self.stop()
+            raise WorkerLate("no reply by the deadline")
+
+    def stop(self) -> None:
+        """Kill the process with all that it started and close the pipes; may be called again."""
+        if not self.stopped:
+            self.stopped = True
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(5)
+        self.forget()
+
+    @property
+    def end(self) -> str:
+        """How the process ended, in words: its signal or exit code; empty while it runs."""
+        code = self.process.returncode
+        if code is None:
+            return ""
+        if code >= 0:
+            return f"exit code {code}"
+        with suppress(ValueError):
+            return f"killed by {signal.Signals(-code).name}"
+        return f"killed by signal {-code}"
+
+    def forget(self) -> None:
+        """Close this side of the pipes."""
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+
+    @property
+    def usable(self) -> bool:
+        """Whether the worker can take another request."""
+        return self.served < RECYCLE_AFTER and self.process.poll() is None
