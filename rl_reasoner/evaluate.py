@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rl_reasoner.code_rows import continued
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.prompts import Row, load_rows, read_rows, render, set_data
+from rl_reasoner.prompts import Row, load_rows, read_rows, render
 from rl_reasoner.recipe import Evals
 from rl_reasoner.reward import described, load_reward, score_batch
 from rl_reasoner.runs import write_text
+from rl_reasoner.sets import set_data
 
 if TYPE_CHECKING:
     from rl_reasoner.policy import Policy

@@ -9,7 +9,6 @@ into the prompt, a text or a chat. Knows nothing of models.
 import csv
 import json
 import logging
-import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,23 +16,10 @@ from typing import Any
 
 from rl_reasoner.code_rows import code_row
 from rl_reasoner.errors import UserError, did_you_mean
-from rl_reasoner.paths import room
 from rl_reasoner.recipe import FileData, TaskData, checked_template
+from rl_reasoner.sets import find_set, set_names
 from rl_reasoner.tasks import careless, generate
 
-HUB_SETS = {
-    "gsm8k": FileData(
-        path="openai/gsm8k", config="main", split="test", columns={"problem": "question"}
-    ),
-    "math500": FileData(path="HuggingFaceH4/MATH-500", split="test"),
-    "humaneval": FileData(path="openai/openai_humaneval", split="test", columns={"tests": "test"}),
-    "mbpp": FileData(
-        path="google-research-datasets/mbpp",
-        config="full",
-        split="test",
-        columns={"problem": "text", "tests": "test_list"},
-    ),
-}
 _SHOWN = 10  # bad rows named in a message; the others are counted
 _log = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -185,35 +171,6 @@ def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
 
 
 # ------------------------------------------------------------------------------------- files
-
-
-def set_names() -> list[str]:
-    """Names of the sets that are here: shipped ones, and those in `$RL_REASONER_DATA`."""
-    return sorted({path.stem for folder in _set_folders() for path in folder.glob("*.jsonl")})
-
-
-def _set_folders() -> list[Path]:
-    own = os.environ.get("RL_REASONER_DATA")
-    return [room("data"), *([Path(own).expanduser()] if own else [])]
-
-
-def find_set(name: str) -> Path | None:
-    """The file of a set: a path, or the name of a set that is here; None where there is none.
-
-    NAME stands for NAME.jsonl or NAME_test.jsonl.
-    """
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    named = (folder / f"{n}.jsonl" for folder in _set_folders() for n in (name, f"{name}_test"))
-    return next((file for file in named if file.is_file()), None)
-
-
-def set_data(name: str) -> FileData:
-    """Where the problems of an evaluation set come from: a file here, else the hub."""
-    if find_set(name) is None and name in HUB_SETS:
-        return HUB_SETS[name]
-    return FileData(path=name, split="test")
 
 
 def read_rows(name: str, config: str | None = None, split: str = "train") -> list[Row]:

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.prompts import find_set
 from rl_reasoner.recipe import FileData, Recipe
 from rl_reasoner.recipe_source import read_yaml, validated
+from rl_reasoner.sets import find_set
 from rl_reasoner.version import __version__
 
 _ESCAPED = "backslashreplace"  # lone surrogates, which UTF-8 lacks, become JSON's own \ud800

@@ -261,9 +261,9 @@ class List:
 
     def run(self) -> None:
         """Print the names, by kind."""
-        from rl_reasoner.prompts import set_names
         from rl_reasoner.recipe_source import shipped_recipes
         from rl_reasoner.reward import shipped_rewards
+        from rl_reasoner.sets import set_names
         from rl_reasoner.tasks import TASKS
 
         found = {

@@ -29,13 +29,15 @@ def file(tmp_path: Path) -> Path:
 def test_training_continues_the_begun_program(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the policy says is replaced by `return 1`, which is right for the begun program alone."""
+    """All completions are made `return 1`, which is right for the begun program alone."""
     monkeypatch.setattr(
         "transformers.PreTrainedTokenizerFast.batch_decode",
         lambda self, ids, **kwargs: ["    return 1\n"] * len(ids),
     )
     stage = grpo(steps=1, data={"path": str(file)}, group={"size": 2, "prompts": 3})
-    run = train(recipe(tmp_path, stage, rewards={"code_tests": 1.0}, evals={"sets": []}), quiet=True)
+    run = train(
+        recipe(tmp_path, stage, rewards={"code_tests": 1.0}, evals={"sets": []}), quiet=True
+    )
     kept = rows(run.folder / "stages" / "1-grpo" / "rollouts.jsonl")
     scores = {row["prompt"]: row["scores"]["code_tests"] for row in kept}
     assert len(kept) == 6

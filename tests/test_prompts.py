@@ -16,15 +16,13 @@ from hypothesis import strategies as st
 from rl_reasoner.errors import UserError
 from rl_reasoner.prompts import (
     completion_of,
-    find_set,
     lint,
     load_rows,
     read_rows,
     render,
-    set_data,
-    set_names,
 )
 from rl_reasoner.recipe import FileData, TaskData
+from rl_reasoner.sets import find_set, set_data, set_names
 from rl_reasoner.tasks import generate
 
 ROWS = [{"problem": "1+1=", "answer": "2"}, {"problem": "2+3=", "answer": "5"}]
