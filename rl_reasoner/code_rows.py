@@ -8,12 +8,13 @@ in tests as they are. Runs nothing.
 """
 
 import builtins
+import functools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rl_reasoner.reward import Completion, Reward, Score, text_of
+from rl_reasoner.reward import Reward
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -77,37 +78,37 @@ def _body(text: str) -> str:
     return "\n".join(lines[: next(rest, len(lines))])
 
 
-class Continuing(Reward):
-    """A reward for programs that reads the completion of a begun program as the whole program.
+def continuing(
+    function: Callable[..., Any], rows: Sequence[Mapping[str, Any]]
+) -> Callable[..., Any]:
+    """`function`, reading a completion as the whole program where `rows` begin programs.
 
-    It looks at the columns `problem` and `entry_point` where the data has them (see `continued`).
+    That is for rewards that run tests; others, and rows without an `entry_point`, get `function` as
+    it is. What comes back takes the columns `problem` and `entry_point` too (see `continued`).
     """
-
-    def row(self, columns: Mapping[str, Any], index: int) -> dict[str, Any]:
-        """The reward's columns, with the program that was begun."""
-        begun = {name: columns[name][index] if name in columns else None for name in _BEGUN}
-        return {**super().row(columns, index), **begun}
-
-    def score(self, completion: Completion, **columns: Any) -> Score:
-        """The score of one completion."""
-        begun = {name: columns.pop(name, None) for name in _BEGUN}
-        return super().score(continued(begun, text_of(completion)), **columns)
-
-    def scores(self, completions: Sequence[Completion], columns: Mapping[str, Any]) -> list[Score]:
-        """The scores of a batch in trl's form."""
-        if self._many is None:
-            return super().scores(completions, columns)
-        rows = [self.row(columns, index) for index in range(len(completions))]
-        whole = [continued(r, text_of(c)) for r, c in zip(rows, completions, strict=True)]
-        return super().scores(whole, columns)
-
-
-def continuing(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` as a `Continuing`, where it is a reward that runs tests; else as it is."""
     if not isinstance(function, Reward) or "tests" not in function.columns:
         return function
-    made = Continuing(function.fn, function.options)
-    made._many = function._many
+    if not any(row.get("entry_point") for row in rows):
+        return function
+    fn, many, taken = function.fn, function._many, function.columns
+
+    @functools.wraps(fn)
+    def judged(completion: str, **columns: Any) -> object:
+        begun = {name: columns[name] for name in _BEGUN}
+        kept = {n: value for n, value in columns.items() if n in taken or n not in _BEGUN}
+        return fn(continued(begun, completion), **kept)
+
+    made = Reward(judged, function.options)
+    made.columns = tuple(dict.fromkeys((*taken, *_BEGUN)))
+    if many is not None:
+
+        @made.batch
+        def together(
+            completions: Sequence[str], rows: Sequence[Mapping[str, Any]], **options: Any
+        ) -> Sequence[object]:
+            whole = [continued(row, text) for row, text in zip(rows, completions, strict=True)]
+            return many(whole, rows, **options)
+
     return made
 
 
@@ -120,9 +121,10 @@ def as_dataset(rows: Sequence[Mapping[str, Any]]) -> "Dataset":
     """
     from datasets import Dataset
 
-    if not any("tests" in row for row in rows):
+    names = dict.fromkeys(name for row in rows for name in row)
+    if "tests" not in names:
         return Dataset.from_list([*rows])
-    kept = [{**row, "tests": json.dumps(row.get("tests"))} for row in rows]
+    kept = [{**dict.fromkeys(names), **row, "tests": json.dumps(row.get("tests"))} for row in rows]
     return Dataset.from_list(kept).with_transform(_read)
 
 

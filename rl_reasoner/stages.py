@@ -109,7 +109,7 @@ def _prepared(recipe: Recipe) -> _Work:
     choose_device(recipe.run.device)
     check_configs(recipe)
     load_reward(recipe.evals.reward, recipe.evals.reward_options)
-    rewards = [continuing(load_reward(n, spec.options)) for n, spec in recipe.rewards.items()]
+    rewards = [load_reward(name, spec.options) for name, spec in recipe.rewards.items()]
     rows = [load_rows(recipe.data_of(stage)) for stage in recipe.stages]
     for name in {*recipe.evals.sets, *filter(None, [recipe.evals.validation])}:
         set_rows(name, 1)
@@ -327,7 +327,7 @@ class _Session:
             policy.model.config.name_or_path = str(folder / "reference")
         trainer = GRPOTrainer(
             policy.model,
-            reward_funcs=self.work.rewards,
+            reward_funcs=[continuing(reward, rows) for reward in self.work.rewards],
             args=config(self.recipe, stage, folder),
             train_dataset=as_dataset(rows),
             processing_class=policy.tokenizer,

@@ -237,8 +237,8 @@ def test_other_completions_come_back_as_they_are() -> None:
 
 
 def test_a_reward_of_tests_reads_a_continuation_with_its_beginning() -> None:
-    """As in evaluation: text by text, in batches, as a chat, where the data has the columns."""
-    whole = continuing(code_tests)
+    """As in evaluation: in batches, row by row, as a chat."""
+    whole = continuing(code_tests, [HUMANEVAL])
     texts = ["    return math.pi * r * r\n", "    return 1.0", "```python\narea = abs\n```"]
     columns = {name: [HUMANEVAL[name]] * 3 for name in HUMANEVAL}
     found = score_batch(whole, texts, columns)
@@ -246,19 +246,20 @@ def test_a_reward_of_tests_reads_a_continuation_with_its_beginning() -> None:
     chats = [[{"role": "assistant", "content": text}] for text in texts]
     assert score_batch(whole, chats, columns) == found
     assert whole(completions=texts, **columns) == [1.0, 0.0, 1.0]
-    [alone] = score_batch(whole.with_options(credit="fraction"), texts[:1], columns)  # type: ignore[attr-defined]
-    assert alone == found[0]
-    bare = score_batch(whole, texts, {"tests": columns["tests"]})
-    assert [s.value for s in bare if not isinstance(s, Fault)] == [0.0, 0.0, 1.0]
+    shares = continuing(code_tests.with_options(credit="fraction"), [HUMANEVAL])  # type: ignore[attr-defined]
+    assert score_batch(shares, texts[:1], columns) == found[:1]
+
+
+def test_rewards_and_rows_without_a_begun_program_are_left_alone() -> None:
     near = load_reward("math_answer")
-    assert continuing(near) is near, "a reward without tests is left alone"
+    assert continuing(near, [HUMANEVAL]) is near
+    assert continuing(code_tests, [{"problem": "Write `area`.", "tests": []}]) is code_tests
 
 
-def test_one_row_that_cannot_be_judged_does_not_take_the_beginning_from_the_others() -> None:
-    """The batch raises; then each row is judged by itself, still as a whole program."""
+def test_a_reward_with_a_batch_that_raises_judges_the_rest_row_by_row() -> None:
     columns = {name: [HUMANEVAL[name]] * 2 for name in HUMANEVAL}
     columns["tests"] = [HUMANEVAL["tests"], [3]]
-    found = score_batch(continuing(code_tests), ["    return 0.0"] * 2, columns)
+    found = score_batch(continuing(code_tests, [HUMANEVAL]), ["    return 0.0"] * 2, columns)
     assert not isinstance(found[0], Fault) and found[0].value == 1.0
     assert isinstance(found[1], Fault)
 
@@ -273,7 +274,8 @@ def test_tests_of_every_form_are_in_a_data_set_as_they_were() -> None:
     rows = [{"problem": str(n), "tests": own} for n, own in enumerate(tests)]
     made = as_dataset(rows)
     assert repr([*made]) == repr(rows) and made["problem"][:2] == ["0", "1"]
-    assert made.column_names == ["problem", "tests"]
+    [plain, begun] = as_dataset([rows[0], {**rows[1], "entry_point": "f"}])
+    assert plain["entry_point"] is None and begun["entry_point"] == "f"
     assert [*as_dataset([{"problem": "1"}])] == [{"problem": "1"}]
 
 
