@@ -30,3 +30,14 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     names = sorted(known)
     there = f" There are: {', '.join(names)}." if len(names) <= 40 else ""
     return UserError(f"unknown {kind} {name!r}.{did_you_mean(name, names)}{there}")
+
+
+class RunStopped(RuntimeError):
+    """A run that cannot go on by itself: shown as one panel, without a traceback.
+
+    `title` heads the panel; `code` is the exit code. `folder`, where known, is what to resume.
+    """
+
+    title = "the run stopped"
+    code = 1
+    folder: str | None = None

@@ -4,9 +4,11 @@ A reward looks at one completion and says how good it is. Three outcomes are kep
 an abstention (`Score(None)`: this row cannot be judged, it leaves its group's mean), and a `Fault`
 (the reward itself failed; never mixed up with a low score). The decorator `@reward` turns a
 function of one completion into a batch reward that stock trl accepts as it is; any trl reward
-function is accepted here as it is. Knows nothing of models.
+function is accepted here as it is. Where and under which limits a reward runs is `isolation`'s to
+say. Knows nothing of models.
 """
 
+import asyncio
 import importlib
 import importlib.util
 import inspect
@@ -14,21 +16,25 @@ import math
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
 
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.paths import room
+
+if TYPE_CHECKING:
+    from rl_reasoner.isolation import Limits
 
 Message = Mapping[str, Any]
 Completion = str | Sequence[Message]
 _Many = TypeVar("_Many", bound=Callable[..., Sequence[object]])
 ENTRY_POINTS = "rl_reasoner.rewards"
+FILE_MODULE = "rl_reasoner_reward_"
+"""The modules of rewards named as "path/file.py:function" are called this and the file's stem."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +43,14 @@ class Score:
 
     `value` None means abstention: the row cannot be judged. `reason` says in words why; `parts`
     are named sub-scores for the ledger. Scalars of numpy and torch become floats; what is no number
-    raises TypeError here, in the reward that made it, and not where the score is used.
+    raises TypeError here, in the reward that made it, and not where the score is used. `seconds` is
+    what the call took, set by whoever measured it.
     """
 
     value: float | None
     reason: str = ""
     parts: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = field(default=0.0, compare=False, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.value is not None:
@@ -61,9 +69,18 @@ def _number(value: object, what: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A reward that failed on one row (exception or wrong type): kept apart from every score."""
+    """A reward that failed on one row: kept apart from every score.
+
+    `kind`: it raised ("exception"), gave no number or not one a row ("value"), ran past its
+    deadline ("timeout"), or its process ended ("crash").
+    """
 
     message: str
+    kind: Literal["exception", "value", "timeout", "crash"] = "exception"
+    seconds: float = field(default=0.0, compare=False, repr=False, kw_only=True)
+
+
+Outcome = Score | Fault
 
 
 def text_of(completion: Completion) -> str:
@@ -130,15 +147,29 @@ class Reward:
         self._many = many
         return many
 
+    @property
+    def many(self) -> Callable[..., Sequence[object]] | None:
+        """The function of a whole batch, where `batch` gave one."""
+        return self._many
+
+    @property
+    def is_async(self) -> bool:
+        """Whether the function is a coroutine: its rows are judged at the same time."""
+        return inspect.iscoroutinefunction(self.fn)
+
+    def result(self, completion: Completion, **columns: Any) -> Any:
+        """What the function itself returns for one completion; a coroutine's is to be awaited."""
+        return self.fn(text_of(completion), **columns, **self.options)
+
     def score(self, completion: Completion, **columns: Any) -> Score:
         """The score of one completion; exceptions of the function pass through."""
-        return as_score(self.fn(text_of(completion), **columns, **self.options), self.name)
+        return as_score(_finished(self.result(completion, **columns)), self.name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if "completions" not in kwargs:
             bound = inspect.signature(self.fn).bind(*args, **{**self.options, **kwargs})
             bound.arguments["completion"] = text_of(bound.arguments["completion"])
-            return as_score(self.fn(*bound.args, **bound.kwargs), self.name)
+            return as_score(_finished(self.fn(*bound.args, **bound.kwargs)), self.name)
         scores = self.scores(kwargs["completions"], kwargs)
         return [score.value for score in scores]
 
@@ -174,54 +205,45 @@ def reward(fn: Callable[..., object]) -> Reward:
     return Reward(fn)
 
 
+def _finished(value: Any) -> Any:
+    """`value`, or the result of a coroutine, waited for."""
+    if not inspect.iscoroutine(value):
+        return value
+    with ThreadPoolExecutor(1) as thread:  # there may be a running loop here, as in notebooks
+        return thread.submit(asyncio.run, value).result()
+
+
 def score_batch(
-    fn: Callable[..., Any], completions: Sequence[Completion], columns: Mapping[str, Sequence[Any]]
-) -> list[Score | Fault]:
+    fn: Callable[..., Any],
+    completions: Sequence[Completion],
+    columns: Mapping[str, Any],
+    limits: "Limits | None" = None,
+) -> list[Outcome]:
     """Score completions with a `Reward` or any trl reward function, row faults kept apart.
 
-    `columns` holds one value a row, with trl's `prompts` for the prompts. A `Reward` faults row by
-    row; a batch function that raises or returns the wrong number of values faults on all rows, one
-    that returns a wrong value on the row of that value.
+    `columns` holds one value a row, with trl's `prompts` for the prompts. The function runs in a
+    killable process under `limits` where it can (`isolation`); a row that faults is tried once
+    more, alone where the whole batch failed; a wrong value is a fault at once.
     """
-    name = getattr(fn, "__name__", type(fn).__name__)
-    if isinstance(fn, Reward):
-        if fn._many is not None:
-            with suppress(Exception):  # the rows one by one say which is at fault
-                return [*fn.scores(completions, columns)]
-        calls = [partial(_of_row, fn, columns, i, text) for i, text in enumerate(completions)]
-        return [_kept(name, call) for call in calls]
-    try:
-        values = fn(completions=completions, **columns)
-        if len(values) != len(completions):
-            raise ValueError(f"it returned {len(values)} values for {len(completions)} completions")
-    except Exception as error:
-        return [_fault(name, error)] * len(completions)
-    return [_kept(name, partial(as_score, value, name)) for value in values]
+    from rl_reasoner.isolation import Limits, runner_of  # it knows rewards, so it comes after them
+
+    return runner_of(fn, limits or Limits()).outcomes(completions, columns)
 
 
-def _of_row(fn: Reward, columns: Mapping[str, Any], index: int, completion: Completion) -> Score:
-    return fn.score(completion, **fn.row(columns, index))
+def faulted(
+    name: str, error: BaseException, kind: Literal["exception", "value"] = "exception"
+) -> Fault:
+    """The fault for an exception of the reward `name`, with its place."""
+    return Fault(f"reward {name!r}: {type(error).__name__}: {error}{_at(error)}", kind)
 
 
-def _kept(name: str, call: Callable[[], Score]) -> Score | Fault:
-    """The score that `call` gives, or the fault that it ends in."""
-    try:
-        return call()
-    except Exception as error:
-        return _fault(name, error)
-
-
-def _fault(name: str, error: Exception) -> Fault:
-    return Fault(f"reward {name!r}: {type(error).__name__}: {error}{_at(error)}")
-
-
-def _at(error: Exception) -> str:
+def _at(error: BaseException) -> str:
     """` at FILE:LINE` of the place where `error` was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     return f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
 
 
-def usable(outcome: Score | Fault) -> float:
+def usable(outcome: Outcome) -> float:
     """The number that training uses: NaN for faults, abstentions, and what is not finite or huge.
 
     1e30 is the bound: the variance of larger rewards overflows in float32.
@@ -230,7 +252,7 @@ def usable(outcome: Score | Fault) -> float:
     return value if value is not None and abs(value) < 1e30 else float("nan")
 
 
-def described(outcome: Score | Fault) -> dict[str, Any]:
+def described(outcome: Outcome) -> dict[str, Any]:
     """The outcome as JSON values: value, reason, outcome ("score", "abstain", "fault"), parts."""
     if isinstance(outcome, Fault):
         return {"value": None, "reason": outcome.message, "outcome": "fault"}
@@ -265,9 +287,9 @@ def load_reward(reference: str, options: Mapping[str, Any] | None = None) -> Cal
     """
     module, _, attribute = reference.rpartition(":")
     if module:
-        found = _attribute(_module(module, reference), attribute, reference)
+        found = _attribute(module_of(module, reference), attribute, reference)
     elif reference in shipped_rewards():
-        found = _attribute(_module(f"rl_reasoner.rewards.{reference}", reference), reference, "")
+        found = _attribute(module_of(f"rl_reasoner.rewards.{reference}", reference), reference, "")
     else:
         points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
         if reference not in points:
@@ -288,14 +310,15 @@ def load_reward(reference: str, options: Mapping[str, Any] | None = None) -> Cal
     return found.with_options(**options)
 
 
-def _module(name: str, reference: str) -> ModuleType:
+def module_of(name: str, reference: str) -> ModuleType:
+    """The module `name`, or the one in the file of that name; raises `UserError`."""
     try:
         if not name.endswith(".py"):
             return importlib.import_module(name)
         path = Path(name).expanduser().resolve()
         if not path.is_file():
             raise UserError(f"reward {reference!r}: there is no file {path}")
-        spec = importlib.util.spec_from_file_location(f"rl_reasoner_reward_{path.stem}", path)
+        spec = importlib.util.spec_from_file_location(f"{FILE_MODULE}{path.stem}", path)
         if spec is None or spec.loader is None:
             raise UserError(f"reward {reference!r}: {path} is no Python file")
         module = importlib.util.module_from_spec(spec)

@@ -1,0 +1,416 @@
+"""Where a reward runs, and what becomes of its faults: deadlines, one retry, the circuit breaker.
+
+A reward runs in a worker process of its own, kept between batches, killed when it is late and
+started anew when it died. One that cannot leave the trainer's process (it holds state, a lock, a
+model) runs on a thread of it: its exceptions and hangs are caught all the same, a crash or its
+memory are not; this is said once, by name. The rewards that come with the package run at once:
+they are bounded, or have killable processes of their own. Every row that faults is tried once more;
+where a batch form failed, each of its rows alone (not where it gave a wrong value). `Breaker` stops
+a run whose reward broke down.
+"""
+
+import atexit
+import base64
+import dataclasses
+import logging
+import os
+import pickle
+import queue
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rl_reasoner.errors import RunStopped
+from rl_reasoner.reward import Completion, Fault, Outcome, Reward, Score, faulted
+from rl_reasoner.reward_calls import name_of, one_by_one, outcomes, packed, shipped
+from rl_reasoner.workers import Worker, WorkerDied, WorkerLate
+
+logger = logging.getLogger(__name__)
+LOAD_S = 300.0
+"""Seconds that a worker may take to start and to import the reward's module."""
+_OF_TRL = ("trainer_state", "log_extra", "log_metric")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a reward may take: seconds a row, seconds a batch (each of two tries), MiB a process.
+
+    With `apart` False everything runs in the caller's process, on a thread.
+    """
+
+    timeout_s: float = 60.0
+    batch_timeout_s: float = 600.0
+    memory_mb: int = 8192
+    apart: bool = True
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The rows of one call, as they are sent: completions, columns by name, trl's extras."""
+
+    completions: Sequence[Completion]
+    columns: Mapping[str, Any]
+    extras: Mapping[str, Any]
+
+    def only(self, rows: Sequence[int]) -> "_Work":
+        """The same for some rows."""
+        columns = {name: [values[i] for i in rows] for name, values in self.columns.items()}
+        return _Work([self.completions[i] for i in rows], columns, self.extras)
+
+
+# ------------------------------------------------------------------------- the two places
+
+
+class _Process:
+    """A reward in a worker process."""
+
+    def __init__(self, reward: Mapping[str, Any], limits: Limits) -> None:
+        self.limits = limits
+        self.extras: Mapping[str, Any] = {}
+        self.worker = Worker("rl_reasoner.reward_worker", str(limits.memory_mb), shown=True)
+        deadline = time.monotonic() + LOAD_S
+        self.worker.send({"reward": reward}, deadline)
+        reply = self.worker.receive(deadline)
+        if "failed" in reply:
+            self.worker.stop()
+            raise ImportError(f"a worker process cannot load it ({reply['failed']})")
+
+    def send(self, work: _Work, deadline: float) -> None:
+        """Begin with the rows of `work`."""
+        self.extras = work.extras
+        state = work.extras.get("trainer_state")
+        request = {
+            "rows": base64.b64encode(pickle.dumps((work.completions, work.columns))).decode(),
+            "state": _plain(state) if work.extras else None,
+            "timeout_s": self.limits.timeout_s,
+        }
+        self.worker.send(request, deadline)
+
+    def receive(self, deadline: float) -> Outcome:
+        """The outcome of the next row."""
+        kind, *rest = self.worker.receive(deadline)
+        if kind == "fault":
+            return Fault(rest[0], rest[1], seconds=rest[2])
+        return Score(rest[0], rest[1], rest[2], seconds=rest[3])
+
+    def finish(self, deadline: float) -> None:
+        """Take over what the function logged through trl's arguments."""
+        for kind, name, value in self.worker.receive(deadline)["logged"]:
+            self.extras[f"log_{kind}"](name, value)
+
+    @property
+    def usable(self) -> bool:
+        """Whether it takes another batch."""
+        return self.worker.usable
+
+    def stop(self) -> None:
+        """Kill the process."""
+        self.worker.stop()
+
+
+class _Thread:
+    """A reward on a thread of this process; one that is late is left behind, not killed."""
+
+    usable = True
+
+    def __init__(self, fn: Callable[..., Any], limits: Limits) -> None:
+        self.fn = fn
+        self.limits = limits
+        self.thread: threading.Thread | None = None
+        self.found: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
+
+    def send(self, work: _Work, deadline: float) -> None:
+        """Begin with the rows of `work`."""
+        if self.thread is not None and self.thread.is_alive():
+            raise WorkerLate("an earlier call has not returned")
+        found = self.found = queue.SimpleQueue()
+
+        def judge() -> None:
+            columns = {**work.columns, **work.extras}
+            try:
+                for outcome in outcomes(self.fn, work.completions, columns, self.limits.timeout_s):
+                    found.put(outcome)
+            except BaseException as error:  # handed on: KeyboardInterrupt and SystemExit
+                found.put(error)
+
+        self.thread = threading.Thread(target=judge, name="rl_reasoner reward", daemon=True)
+        self.thread.start()
+
+    def receive(self, deadline: float) -> Outcome:
+        """The outcome of the next row."""
+        try:
+            found = self.found.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            raise WorkerLate("no reply by the deadline") from None
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    def finish(self, deadline: float) -> None:
+        """Wait for the thread, which has nothing left to do."""
+        if self.thread is not None:
+            self.thread.join(max(0.0, deadline - time.monotonic()))
+
+    def stop(self) -> None:
+        """A thread cannot be stopped."""
+
+
+def _plain(state: Any) -> dict[str, Any]:
+    """The fields of trl's trainer state that are plain values."""
+    fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)} if state else {}
+    return {k: v for k, v in fields.items() if isinstance(v, (int, float, str, bool, type(None)))}
+
+
+# ------------------------------------------------------------------------------- the runner
+
+
+class Runner:
+    """One reward with its place; calls from several threads wait for each other."""
+
+    def __init__(self, fn: Callable[..., Any], limits: Limits) -> None:
+        self.limits = limits
+        self.name = name_of(fn)
+        self.alone = one_by_one(fn)
+        self.shipped = shipped(fn)
+        self._fn = weakref.ref(fn) if _weak(fn) else lambda: fn
+        self._lock = threading.Lock()
+        self._place: _Process | _Thread | None = None
+        self._packed = packed(fn) if limits.apart and not self.shipped else "isolate_rewards is off"
+        self._here = isinstance(self._packed, str)
+        if self._here and limits.apart and not self.shipped:
+            self._say(str(self._packed))
+
+    def outcomes(
+        self, completions: Sequence[Completion], columns: Mapping[str, Any]
+    ) -> list[Outcome]:
+        """The outcome of each row, in order."""
+        fn = self._function()
+        if self.shipped:
+            return list(outcomes(fn, completions, columns, self.limits.timeout_s))
+        if not completions:
+            return []
+        try:
+            work = self._work(fn, completions, columns)
+        except KeyError as error:  # a column that the data lacks
+            return [faulted(self.name, error)] * len(completions)
+        with self._lock:
+            rows = range(len(completions))
+            found: dict[int, Outcome] = {}
+            self._judge([list(rows)], work, found)
+            again = [i for i in rows if self._retried(found[i])]
+            self._judge([again] if self.alone else [[i] for i in again], work, found)
+            return [found[i] for i in rows]
+
+    def _retried(self, outcome: Outcome) -> bool:
+        """Whether a second try may help; a late call on a thread is still running."""
+        if not isinstance(outcome, Fault) or outcome.kind == "value":
+            return False
+        return not (self._here and outcome.kind == "timeout")
+
+    def _function(self) -> Callable[..., Any]:
+        fn = self._fn()
+        assert fn is not None  # the caller holds it
+        return fn
+
+    def _work(
+        self, fn: Callable[..., Any], completions: Sequence[Completion], columns: Mapping[str, Any]
+    ) -> _Work:
+        """What is sent: of our own rewards the columns they name; all of them to trl's form."""
+        if isinstance(fn, Reward):
+            for index in range(len(completions)):
+                fn.row(columns, index)  # raises where one is missing
+            wanted = {"prompts" if n == "prompt" and n not in columns else n for n in fn.columns}
+            return _Work(completions, {name: columns[name] for name in wanted}, {})
+        extras = {name: columns[name] for name in _OF_TRL if name in columns}
+        rest = {name: values for name, values in columns.items() if name not in extras}
+        return _Work(completions, rest, extras)
+
+    def _judge(self, blocks: list[list[int]], work: _Work, found: dict[int, Outcome]) -> None:
+        """Outcomes for all rows of `blocks`, a request each; a failure ends one row, or its block.
+
+        What has no outcome when the batch's time is up is a fault.
+        """
+        ends = time.monotonic() + self.limits.batch_timeout_s
+        for block in blocks:
+            waiting = deque(block)
+            while waiting:
+                try:
+                    self._request(waiting, work, found, ends)
+                except (WorkerLate, WorkerDied) as failure:
+                    over = not self.alone or time.monotonic() >= ends
+                    for index in list(waiting) if over else [waiting[0]]:
+                        found[index] = self._fault(failure, time.monotonic() >= ends)
+                        waiting.popleft()
+
+    def _request(
+        self, waiting: deque[int], work: _Work, found: dict[int, Outcome], ends: float
+    ) -> None:
+        """Send the waiting rows and take their outcomes, each off `waiting`."""
+        each = self.limits.timeout_s if self.alone or len(waiting) == 1 else float("inf")
+        place = self._ready()
+        try:
+            rows = list(waiting)
+            place.send(work.only(rows), min(ends, time.monotonic() + LOAD_S))
+            for index in rows:
+                found[index] = place.receive(min(ends, time.monotonic() + each))
+                waiting.popleft()
+            place.finish(min(ends, time.monotonic() + LOAD_S))
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            if self._here:
+                raise
+            self._move_here(f"its rows cannot be sent to another process ({error})")
+        except BaseException:
+            place.stop()
+            if place is self._place:
+                self._place = None if isinstance(place, _Process) else place
+            raise
+
+    def _ready(self) -> _Process | _Thread:
+        """The place, started where it is not there yet."""
+        if self._place is not None and self._place.usable:
+            return self._place
+        if self._place is not None:
+            self._place.stop()
+        if not self._here:
+            assert isinstance(self._packed, dict)
+            try:
+                self._place = _Process(self._packed, self.limits)
+                return self._place
+            except ImportError as error:
+                self._move_here(str(error))
+        self._place = _Thread(self._function(), self.limits)
+        return self._place
+
+    def _move_here(self, why: str) -> None:
+        self.close()
+        self._here = True
+        self._say(why)
+
+    def _say(self, why: str) -> None:
+        logger.warning(
+            "reward %r runs inside this process, on a thread: %s. Its exceptions and hangs are "
+            "caught, a crash of it is not; a function of a module or file runs apart",
+            self.name,
+            why,
+        )
+
+    def _fault(self, failure: WorkerLate | WorkerDied, over: bool) -> Fault:
+        if isinstance(failure, WorkerDied):
+            return Fault(f"reward {self.name!r}: its process ended ({failure})", "crash")
+        if over:
+            seconds = self.limits.batch_timeout_s
+            said = f"the batch was not done within {seconds:g} s"
+        elif "earlier" in str(failure):
+            return Fault(f"reward {self.name!r}: {failure}", "timeout")
+        else:
+            seconds = self.limits.timeout_s
+            said = f"no reply within {seconds:g} s"
+        return Fault(f"reward {self.name!r}: {said}", "timeout", seconds=seconds)
+
+    def close(self) -> None:
+        """Kill the worker, if there is one."""
+        if self._place is not None:
+            self._place.stop()
+            self._place = None
+
+    def forget(self) -> None:
+        """Leave the worker to the parent: this process is a fork of it."""
+        if isinstance(self._place, _Process):
+            self._place.worker.forget()
+
+
+def _weak(fn: Callable[..., Any]) -> bool:
+    try:
+        weakref.ref(fn)
+    except TypeError:
+        return False
+    return True
+
+
+_RUNNERS: dict[int, Runner] = {}
+_LOCK = threading.Lock()
+
+
+def runner_of(fn: Callable[..., Any], limits: Limits) -> Runner:
+    """The runner of `fn`, made on first use and closed when `fn` is gone."""
+    key = id(fn)
+    with _LOCK:
+        found = _RUNNERS.get(key)
+        if found is not None and found.limits == limits and found._fn() is fn:
+            return found
+        if found is not None:
+            found.close()
+        made = _RUNNERS[key] = Runner(fn, limits)
+        if found is None and _weak(fn):
+            weakref.finalize(fn, _drop, key)
+        return made
+
+
+def _drop(key: int) -> None:
+    gone = _RUNNERS.pop(key, None)
+    if gone is not None:
+        gone.close()
+
+
+def _after_fork() -> None:
+    global _LOCK
+    _LOCK = threading.Lock()
+    for inherited in _RUNNERS.values():
+        inherited.forget()
+    _RUNNERS.clear()
+
+
+@atexit.register
+def close_all() -> None:
+    """End every worker; the next call of a reward starts its own again."""
+    for runner in list(_RUNNERS.values()):
+        runner.close()
+    _RUNNERS.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+# ------------------------------------------------------------------------ the circuit breaker
+
+
+class RewardsFailed(RunStopped):
+    """A reward broke down: going on would train on nothing, or on something else."""
+
+    title = "a reward broke down"
+    code = 3
+
+
+class Breaker:
+    """Counts the faults of each reward; raises `RewardsFailed` when one has broken down.
+
+    That is: more than half of its last `WINDOW` calls faulted, or all calls of all rewards in one
+    step did.
+    """
+
+    WINDOW = 256
+    SHARE = 0.5
+
+    def __init__(self) -> None:
+        self._last: dict[str, deque[bool]] = {}
+
+    def add(self, step: int, faults: Mapping[str, Sequence[bool]], said: Iterator[str]) -> None:
+        """Take one step's calls into account: by reward, whether each row faulted.
+
+        `said` are fault messages with their rows, for the error.
+        """
+        broken = []
+        for name, flags in faults.items():
+            last = self._last.setdefault(name, deque(maxlen=self.WINDOW))
+            last.extend(flags)
+            if sum(last) > self.SHARE * self.WINDOW:
+                broken.append(f"{name}: {sum(last)} of its last {len(last)} calls faulted")
+        rows = [flag for flags in faults.values() for flag in flags]
+        if rows and all(rows):
+            broken = [f"every reward call of step {step} failed ({len(rows)} calls)"]
+        if broken:
+            raise RewardsFailed("\n".join([*broken, *said]))

@@ -1,0 +1,286 @@
+"""How a reward is called on rows, and how it travels to another process.
+
+`outcomes` is the one place where a user's reward function runs: the same code in a worker, on a
+thread and in the caller's own process (`isolation` picks which). `packed` says how a worker gets
+the function: by its name in a module, by its file, or by value (cloudpickle) where it holds no
+state; a reason in words where it cannot leave the process.
+"""
+
+import asyncio
+import base64
+import dis
+import enum
+import inspect
+import pickle
+import re
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from typing import Any
+
+import cloudpickle
+
+from rl_reasoner.reward import (
+    FILE_MODULE,
+    Completion,
+    Fault,
+    Outcome,
+    Reward,
+    as_score,
+    faulted,
+    module_of,
+)
+
+CONCURRENT = 16
+"""Rows that an asynchronous reward judges at the same time."""
+MOST_BYTES = 1 << 20
+"""What a function sent by value may weigh: code and constants, not a model."""
+_SHIPPED = "rl_reasoner.rewards."
+_CONSTANTS = (str, bytes, int, float, complex, bool, type(None), Path, re.Pattern, enum.Enum)
+
+
+# ------------------------------------------------------------------------------ calling rewards
+
+
+def name_of(fn: Callable[..., Any]) -> str:
+    """The reward's name in messages, ledger and metrics."""
+    return str(getattr(fn, "__name__", type(fn).__name__))
+
+
+def one_by_one(fn: Callable[..., Any]) -> bool:
+    """Whether `fn` judges row by row, so that each row has a deadline and a fault of its own."""
+    return isinstance(fn, Reward) and fn.many is None and not fn.is_async
+
+
+def shipped(fn: Callable[..., Any]) -> bool:
+    """Whether `fn` comes with the package: bounded, or with killable processes of its own."""
+    return isinstance(fn, Reward) and fn.__module__.startswith(_SHIPPED)
+
+
+def outcomes(
+    fn: Callable[..., Any],
+    completions: Sequence[Completion],
+    columns: Mapping[str, Any],
+    timeout_s: float,
+) -> Iterator[Outcome]:
+    """The outcome of each row in order, with its seconds; each as soon as it is known.
+
+    A batch form counts its seconds in equal shares. `timeout_s` bounds each row of an asynchronous
+    reward, here; all else is bounded by whoever waits for this iterator.
+    """
+    if not isinstance(fn, Reward):
+        yield from _batch(fn, completions, columns)
+    elif fn.is_async:
+        yield from asyncio.run(_gathered(fn, completions, columns, timeout_s))
+    else:
+        yield from _rows(fn, completions, columns)
+
+
+def _rows(
+    fn: Reward, completions: Sequence[Completion], columns: Mapping[str, Any]
+) -> Iterator[Outcome]:
+    started = time.perf_counter()
+    if fn.many is not None:
+        try:
+            yield from _shared(fn.scores(completions, columns), started)
+            return
+        except Exception:
+            started = time.perf_counter()  # the rows one by one say which is at fault
+    for index, completion in enumerate(completions):
+        outcome: Outcome
+        try:
+            outcome = _scored(fn.result(completion, **fn.row(columns, index)), fn.name)
+        except Exception as error:
+            outcome = faulted(fn.name, error)
+        now = time.perf_counter()
+        yield replace(outcome, seconds=now - started)
+        started = now
+
+
+async def _gathered(
+    fn: Reward, completions: Sequence[Completion], columns: Mapping[str, Any], timeout_s: float
+) -> list[Outcome]:
+    """The rows of an asynchronous reward, `CONCURRENT` at a time, each under its deadline."""
+    free = asyncio.Semaphore(CONCURRENT)
+
+    async def one(index: int, completion: Completion) -> Outcome:
+        async with free:
+            started = time.perf_counter()
+            try:
+                result = fn.result(completion, **fn.row(columns, index))
+                outcome = _scored(await asyncio.wait_for(result, timeout_s), fn.name)
+            except TimeoutError:
+                said = f"reward {fn.name!r}: no reply within {timeout_s:g} s"
+                outcome = Fault(said, "timeout")
+            except Exception as error:
+                outcome = faulted(fn.name, error)
+            return replace(outcome, seconds=time.perf_counter() - started)
+
+    return list(await asyncio.gather(*(one(i, text) for i, text in enumerate(completions))))
+
+
+def _batch(
+    fn: Callable[..., Any], completions: Sequence[Completion], columns: Mapping[str, Any]
+) -> Iterator[Outcome]:
+    """A function of trl's own form: all rows at once, a bad value faults its row alone."""
+    name, started = name_of(fn), time.perf_counter()
+    try:
+        values = fn(completions=completions, **columns)
+        if inspect.isawaitable(values):
+            values = asyncio.run(_awaited(values))
+    except Exception as error:
+        yield from _shared([faulted(name, error)] * len(completions), started)
+        return
+    try:
+        values = list(values)
+        if len(values) != len(completions):
+            raise ValueError(f"it returned {len(values)} values for {len(completions)} completions")
+    except (TypeError, ValueError) as error:
+        yield from _shared([faulted(name, error, "value")] * len(completions), started)
+        return
+    yield from _shared([_scored(value, name) for value in values], started)
+
+
+async def _awaited(value: Awaitable[Any]) -> Any:
+    return await value
+
+
+def _scored(value: object, name: str) -> Outcome:
+    try:
+        return as_score(value, name)
+    except Exception as error:  # an object's own __float__ may raise anything
+        return faulted(name, error, "value")
+
+
+def _shared(found: Sequence[Outcome], started: float) -> Iterator[Outcome]:
+    """`found`, the time since `started` in equal shares."""
+    each = (time.perf_counter() - started) / max(1, len(found))
+    return (replace(outcome, seconds=each) for outcome in found)
+
+
+# ---------------------------------------------------------------------------- rewards that travel
+
+
+def packed(fn: Callable[..., Any]) -> dict[str, Any] | str:
+    """What a worker needs to have `fn` (JSON values for `unpacked`), or why it can't have it."""
+    target = fn.fn if isinstance(fn, Reward) else fn
+    options = fn.options if isinstance(fn, Reward) else {}
+    place = _place(target)
+    try:
+        if place is not None:
+            return {**place, "options": _text(pickle.dumps(options))}
+        if held := _held(target, set()):
+            return held
+        value = cloudpickle.dumps(fn)
+    except Exception as error:  # locks, sockets, anything that refuses
+        return f"it cannot be sent to another process ({type(error).__name__}: {error})"
+    if len(value) > MOST_BYTES:
+        return f"what it holds is {len(value) / (1 << 20):.0f} MB"
+    return {"value": _text(value)}
+
+
+def unpacked(place: Mapping[str, Any]) -> Callable[..., Any]:
+    """The reward that `packed` described, in this process."""
+    if "value" in place:
+        value: Callable[..., Any] = pickle.loads(_bytes(place["value"]))  # noqa: S301 (the parent's)
+        return value
+    found: Any = module_of(place["module"], place["module"])
+    for part in place["name"].split("."):
+        found = getattr(found, part)
+    options = pickle.loads(_bytes(place["options"]))  # noqa: S301 (the parent's)
+    reward: Callable[..., Any] = found.with_options(**options) if options else found
+    return reward
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _bytes(text: str) -> bytes:
+    return base64.b64decode(text)
+
+
+def _place(target: Any) -> dict[str, str] | None:
+    """Module (or file) and name under which another interpreter finds the function `target`."""
+    name = str(getattr(target, "__qualname__", "<none>"))
+    module = str(getattr(target, "__module__", None))
+    if "<" in name or module in ("__main__", "__mp_main__"):
+        return None
+    own = module.startswith(FILE_MODULE)  # another file may have taken its place in sys.modules
+    space = target.__globals__ if own else vars(sys.modules.get(module, object))
+    first, *rest = name.split(".")
+    found: Any = space.get(first)
+    for part in rest:
+        found = getattr(found, part, None)
+    if found is not target and getattr(found, "fn", None) is not target:
+        return None
+    file = space.get("__file__")
+    if not own:
+        spec = space.get("__spec__")
+        if spec is not None and spec.origin == file:
+            return {"module": module, "name": name}
+    return {"module": file, "name": name} if file and file.endswith(".py") else None
+
+
+def _held(value: Any, seen: set[int]) -> str:
+    """What of `value` would not be the same thing in another process, in words; empty if nothing.
+
+    A function by value takes copies of what it names along: right for constants, functions and
+    modules, wrong for what it changes (a counter, a list) and for what is alive (a lock, a model).
+    """
+    if id(value) in seen or isinstance(value, (*_CONSTANTS, ModuleType, type, BuiltinFunctionType)):
+        return ""
+    seen.add(id(value))
+    if isinstance(value, (tuple, frozenset)):
+        return next(filter(None, (_held(item, seen) for item in value)), "")
+    if isinstance(value, partial):
+        return _held((value.func, *value.args, *value.keywords.values()), seen)
+    if isinstance(value, Reward):
+        return _held((value.fn, value.many), seen)
+    if not isinstance(value, FunctionType):
+        return f"it holds a {type(value).__name__}"
+    if _place(value) is not None or value.__module__.partition(".")[0] in sys.stdlib_module_names:
+        return ""
+    return _held_by(value, seen)
+
+
+def _held_by(function: FunctionType, seen: set[int]) -> str:
+    """`_held` for a function: what it rebinds, its defaults, its closure, the globals it names."""
+    code = function.__code__
+    for name, writes in _names(code):
+        outer = name in code.co_freevars or name in function.__globals__
+        if writes and outer:
+            return f"it changes {name}"
+    found = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
+    values = {name: _cell(cell) for name, cell in found.items()}
+    values |= {n: function.__globals__[n] for n, _ in _names(code) if n in function.__globals__}
+    values |= {"its defaults": function.__defaults__ or ()}
+    values |= function.__kwdefaults__ or {}
+    values |= vars(function)
+    for name, value in values.items():
+        if why := _held(value, seen):
+            return why if " (" in why else f"{why} ({name})"
+    return ""
+
+
+def _cell(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not bound yet
+        return None
+
+
+def _names(code: CodeType) -> Iterator[tuple[str, bool]]:
+    """Global and captured names in `code` and the functions within it, and whether written to."""
+    for step in dis.get_instructions(code):
+        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            yield str(step.argval), False
+        elif step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL", "STORE_DEREF", "DELETE_DEREF"):
+            yield str(step.argval), True
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)

@@ -1,0 +1,91 @@
+"""A worker process of one reward: `python -m rl_reasoner.reward_worker MEMORY_MB`.
+
+Reads requests as JSON lines from its standard input: first the reward (`reward_calls.packed`), then
+batches of rows, each row answered by a line on the pipe that was its standard output; what the
+reward prints goes to standard error. The reward runs on the main thread, so that it may use
+signals. Memory is capped by the operating system. When the parent is gone the process ends.
+"""
+
+import base64
+import json
+import os
+import pickle
+import resource
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from types import SimpleNamespace
+from typing import Any, TextIO
+
+from rl_reasoner.reward import Fault, Outcome
+from rl_reasoner.reward_calls import outcomes, unpacked
+
+_WATCH_S = 1.0
+
+
+def line_of(outcome: Outcome) -> list[Any]:
+    """An outcome as JSON values; `outcome_of` in `isolation` reads it."""
+    if isinstance(outcome, Fault):
+        return ["fault", outcome.message, outcome.kind, outcome.seconds]
+    return ["score", outcome.value, outcome.reason, dict(outcome.parts), outcome.seconds]
+
+
+def _loaded(request: dict[str, Any], out: TextIO) -> Any:
+    """The reward; says whether it could be had."""
+    try:
+        found = unpacked(request["reward"])
+    except BaseException as error:  # a module may raise anything, SystemExit too
+        _put(out, {"failed": f"{type(error).__name__}: {error}"})
+        return None
+    _put(out, {"loaded": True})
+    return found
+
+
+def _judge(fn: Any, request: dict[str, Any], out: TextIO) -> None:
+    completions, columns = pickle.loads(base64.b64decode(request["rows"]))  # noqa: S301 (the parent's)
+    logged: list[list[Any]] = []
+    if request["state"] is not None:  # what trl hands to functions of its own form
+        columns["trainer_state"] = SimpleNamespace(**request["state"])
+        columns["log_metric"] = lambda name, value: logged.append(["metric", name, float(value)])
+        columns["log_extra"] = lambda column, values: logged.append(["extra", column, [*values]])
+    for outcome in outcomes(fn, completions, columns, request["timeout_s"]):
+        _put(out, line_of(outcome))
+    _put(out, {"logged": logged})
+
+
+def _put(out: TextIO, reply: Any) -> None:
+    out.write(json.dumps(reply, default=str) + "\n")
+    out.flush()
+
+
+def _watch(parent: int) -> None:
+    """End this process, and what it started, when its parent is gone."""
+    while os.getppid() == parent:
+        time.sleep(_WATCH_S)
+    with suppress(OSError):
+        os.killpg(os.getpid(), signal.SIGKILL)
+
+
+def main() -> None:
+    """Serve one reward until the input ends."""
+    cap = int(sys.argv[1]) << 20
+    with suppress(ValueError, OSError):  # macOS has no such limit
+        resource.setrlimit(resource.RLIMIT_DATA, (cap, cap))
+    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    lines = os.fdopen(os.dup(0), encoding="utf-8")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    fn: Any = None
+    for line in lines:
+        request = json.loads(line)
+        if "reward" in request:
+            fn = _loaded(request, out)
+        else:
+            _judge(fn, request, out)
+
+
+if __name__ == "__main__":
+    main()
