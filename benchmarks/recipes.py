@@ -1,6 +1,6 @@
 """The figures of the recipes' table: run the tiny recipes and print them as Markdown.
 
-    python benchmarks/recipes.py [FOLDER] [--seeds 0,1,2] [--only quickstart,noisy_start,skill]
+    python benchmarks/recipes.py [FOLDER] [--seeds 0,1,2] [--only quickstart,noisy_start,skill,code_tiny]
 
 Each recipe is run as a user runs it, by `rl-reasoner train NAME --run.seed S`, into FOLDER/NAME-S
 (default runs/figures); a run that is finished there is not done again, one that was interrupted is
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-RECIPES = ("quickstart", "noisy_start", "skill")
+RECIPES = ("quickstart", "noisy_start", "skill", "code_tiny")
 
 
 def run(name: str, seed: int, folder: Path) -> dict[str, Any]:
