@@ -46,6 +46,7 @@ class Sampling:
     top_p: float = 1.0
     min_p: float | None = None
     repetition_penalty: float = 1.0
+    begin_suppress: tuple[int, ...] = ()  # token ids that may not come first
 
     def processors(self) -> LogitsProcessorList:
         """transformers' processors, in its order."""
@@ -331,6 +332,8 @@ class _Batch:
         if self.seen is not None:
             width = self.seen.shape[1] - self.sampling.max_tokens + step
             seen = self.seen[self.order, :width].to(self.device)
+        if not step and self.sampling.begin_suppress:
+            logits[:, list(self.sampling.begin_suppress)] = -torch.inf
         scores = self.processors(seen, logits)
         logps = scores.log_softmax(-1)
         broken = logps.isnan().any(-1)  # a row without a distribution: it ends here
