@@ -1,31 +1,35 @@
 """Completions for prompts, outside the training step: for evaluation, chat and checks.
 
-Generation is transformers' `generate`, in batches of equal-length-sorted prompts under a token
-budget. Randomness is the caller's seed alone: the global generators are as they were afterwards, so
-that evaluating in the middle of training changes no training number. Knows nothing of rewards.
+Sampling is the training step's engine (`rl_reasoner.engine`) where it can run the model, else
+transformers' `generate`; batches hold prompts of similar length, under a budget of memory. A
+completion follows from the seed, its prompt and its index among the prompt's samples, so that
+asking for more of them adds to those before; the global generators are not touched, so that
+evaluating in the middle of training changes no training number. Knows nothing of rewards.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 
+from rl_reasoner import engine, packing
 from rl_reasoner.errors import UserError
 from rl_reasoner.policy import Policy
 from rl_reasoner.prompts import Prompt
+from rl_reasoner.sample_cache import Rollout, SampleCache
+
+__all__ = ["Force", "Rollout", "eos_ids", "prompt_ids", "sample", "weights_hash"]
 
 Force = Literal["chain", "direct"]
-_BATCH_TOKENS = 32_768  # prompt and completion tokens of one batch, padding included
-
-
-@dataclass(frozen=True, slots=True)
-class Rollout:
-    """One completion: its text, its length in tokens, and whether it was cut off at the limit."""
-
-    text: str
-    tokens: int
-    truncated: bool
+_BATCH_BYTES = 2 << 30  # keys and values of one batch
+_BATCH_ROWS = 512
+_PREFIXES = {"chain": "<think>", "direct": "<think></think>", None: ""}
+_runs: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()  # models the engine has tried
 
 
 def prompt_ids(policy: Policy, prompt: Prompt, prefix: str = "") -> list[int]:
@@ -45,6 +49,28 @@ def prompt_ids(policy: Policy, prompt: Prompt, prefix: str = "") -> list[int]:
     return list(tokenizer(text + prefix, add_special_tokens=False)["input_ids"])
 
 
+def eos_ids(policy: Policy) -> list[int]:
+    """Every token id that ends a completion: the tokenizer's, and the model's own ones."""
+    declared = policy.model.generation_config.eos_token_id
+    others = [] if declared is None else [declared] if isinstance(declared, int) else declared
+    return list(dict.fromkeys([policy.tokenizer.eos_token_id, *others]))
+
+
+def weights_hash(policy: Policy) -> str:
+    """SHA-256 over weights, config and tokenizer: what a completion depends on, but its prompt."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(policy.model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(memoryview(flat.numpy()))
+    config = policy.model.config.to_dict()
+    for name in ("_name_or_path", "transformers_version", "dtype", "use_cache"):
+        config.pop(name, None)
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    digest.update(policy.tokenizer.backend_tokenizer.to_str().encode())
+    return digest.hexdigest()
+
+
 def sample(
     policy: Policy,
     prompts: Sequence[Prompt],
@@ -55,83 +81,193 @@ def sample(
     seed: int = 0,
     force: Force | None = None,
     progress: Callable[[int], None] | None = None,
+    cache: SampleCache | None = None,
 ) -> list[list[Rollout]]:
-    """`samples` completions for each prompt; greedy at temperature 0.
+    """`samples` completions for each prompt; greedy (all the same one) at temperature 0.
 
     `force` "chain" begins each completion with an open `<think>` that may not close at once;
     "direct" begins it with an empty one. What was forced is part of the returned text. `progress`
-    is called with the number of completions done since the last call.
+    is called with the number of completions done since the last call. What `cache` holds is not
+    drawn again, what is drawn is kept in it batch by batch.
     """
-    prefix = {"chain": "<think>", "direct": "<think></think>", None: ""}[force]
-    ids = [prompt_ids(policy, prompt, prefix) for prompt in prompts]
-    found: list[list[Rollout]] = [[] for _ in prompts]
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    jobs = [index for index in order for _ in range(samples)]
-    model = policy.model
+    ids = [prompt_ids(policy, prompt, _PREFIXES[force]) for prompt in prompts]
+    drawer = _Drawer(policy, temperature, max_tokens, seed, force)
+    count = samples if temperature else 1
+    jobs = [(index, number) for index in range(len(ids)) for number in range(count)]
+    found = _kept(drawer, jobs, ids, cache)
+    if progress and found:
+        progress(len(found) * samples // count)
+    left = sorted((job for job in jobs if job not in found), key=lambda job: len(ids[job[0]]))
+    with _at_rest(policy.model):
+        for batch in drawer.batches(left, ids):
+            outs = drawer.draw([(ids[index], number) for index, number in batch])
+            drawn = dict(zip(batch, outs, strict=True))
+            if cache is not None:
+                cache.keep((drawer.key(cache, ids[i], n), out) for (i, n), out in drawn.items())
+            found |= drawn
+            if progress:
+                progress(len(batch) * samples // count)
+    return [
+        [found[index, number % count] for number in range(samples)] for index in range(len(ids))
+    ]
+
+
+def _kept(
+    drawer: "_Drawer",
+    jobs: Sequence[tuple[int, int]],
+    ids: Sequence[list[int]],
+    cache: SampleCache | None,
+) -> dict[tuple[int, int], Rollout]:
+    """What the cache holds of the completions that are asked for."""
+    if cache is None:
+        return {}
+    keys = {job: drawer.key(cache, ids[job[0]], job[1]) for job in jobs}
+    kept = cache.kept([*keys.values()])
+    return {job: kept[key] for job, key in keys.items() if key in kept}
+
+
+@contextmanager
+def _at_rest(model: nn.Module) -> Any:
+    """The model without dropout and gradients; as it was afterwards."""
     was_training = model.training
     model.eval()
-    devices = [policy.device] if policy.device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
-            torch.manual_seed(seed)
-            for batch in _batches(jobs, ids, max_tokens):
-                outs = _generate(policy, [ids[i] for i in batch], temperature, max_tokens, force)
-                for index, out in zip(batch, outs, strict=True):
-                    found[index].append(_rollout(policy, out, prefix, max_tokens))
-                if progress:
-                    progress(len(batch))
+        with torch.no_grad():
+            yield
     finally:
         model.train(was_training)
-    return found
 
 
-def _batches(jobs: Sequence[int], ids: Sequence[list[int]], max_tokens: int) -> list[list[int]]:
-    batches: list[list[int]] = []
-    for index in jobs:  # sorted by length: the newest is the longest of its batch
-        width = len(ids[index]) + max_tokens
-        if not batches or (len(batches[-1]) + 1) * width > _BATCH_TOKENS:
-            batches.append([])
-        batches[-1].append(index)
-    return batches
+class _Drawer:
+    """Draws completions of one policy with one set of sampling parameters."""
+
+    def __init__(
+        self, policy: Policy, temperature: float, max_tokens: int, seed: int, force: Force | None
+    ) -> None:
+        self.policy = policy
+        self.model: Any = policy.model
+        if hasattr(self.model, "get_base_model"):  # an adapter lies in the layers of its base
+            self.model = self.model.get_base_model()
+        self.seed = seed
+        self.prefix = _PREFIXES[force]
+        closing = policy.tokenizer("</think>", add_special_tokens=False)["input_ids"][:1]
+        self.sampling = engine.Sampling(
+            max_tokens=max_tokens,
+            ends=tuple(eos_ids(policy)),
+            temperature=temperature,
+            begin_suppress=tuple(closing) if force == "chain" else (),
+        )
+        self.by_engine = _engine_runs(self.model)
+
+    def key(self, cache: SampleCache, ids: Sequence[int], number: int) -> str:
+        """The key of a completion in the cache. Greedy ones have no seed."""
+        settings = {
+            "temperature": self.sampling.temperature,
+            "max_tokens": self.sampling.max_tokens,
+            "ends": self.sampling.ends,
+            "prefix": self.prefix,
+            "begin_suppress": self.sampling.begin_suppress,
+            "sampler": "engine" if self.by_engine else "generate",
+        }
+        return cache.key([*ids], settings, self.seed if self.sampling.temperature else None, number)
+
+    def batches(
+        self, jobs: Sequence[tuple[int, int]], ids: Sequence[list[int]]
+    ) -> list[list[tuple[int, int]]]:
+        """`jobs`, sorted by the length of their prompts, in batches that the memory holds."""
+        budget = _BATCH_BYTES // _token_bytes(self.model)
+        batches: list[list[tuple[int, int]]] = []
+        for index, number in jobs:  # the newest is the longest of its batch
+            width = len(ids[index]) + self.sampling.max_tokens
+            full = not batches or len(batches[-1]) == _BATCH_ROWS
+            if full or (len(batches[-1]) + 1) * width > budget:
+                batches.append([])
+            batches[-1].append((index, number))
+        return batches
+
+    def draw(self, jobs: Sequence[tuple[list[int], int]]) -> list[Rollout]:
+        """One completion for each (prompt, index among the prompt's samples)."""
+        keys = [(self.seed, number, *_numbers(ids)) for ids, number in jobs]
+        rows = [ids for ids, _ in jobs]
+        if self.by_engine:
+            outs = [c.ids for c in engine.generate(self.model, rows, keys, self.sampling)]
+        else:
+            outs = self._by_transformers(rows, keys)
+        return [self._rollout(out) for out in outs]
+
+    def _by_transformers(
+        self, rows: Sequence[list[int]], keys: Sequence[tuple[int, ...]]
+    ) -> list[list[int]]:
+        width, pad = max(map(len, rows)), self.policy.tokenizer.pad_token_id
+        device = self.policy.device
+        padded = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        heat = self.sampling.temperature
+        options: dict[str, Any] = (
+            {"do_sample": True, "temperature": heat, "top_k": 0, "top_p": 1.0}
+            if heat
+            else {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+        )
+        if self.sampling.begin_suppress:
+            options["begin_suppress_tokens"] = list(self.sampling.begin_suppress)
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(_numbers([n for key in keys for n in key])[0])
+            out = self.policy.model.generate(
+                input_ids=padded,
+                attention_mask=mask.to(device),
+                max_new_tokens=self.sampling.max_tokens,
+                eos_token_id=list(self.sampling.ends),
+                pad_token_id=pad,
+                **options,
+            )
+        return out[:, width:].tolist()  # type: ignore[no-any-return]
+
+    def _rollout(self, ids: list[int]) -> Rollout:
+        ends = set(self.sampling.ends)
+        length = next((n + 1 for n, token in enumerate(ids) if token in ends), len(ids))
+        text = self.policy.tokenizer.decode(ids[:length], skip_special_tokens=True)
+        truncated = length == self.sampling.max_tokens and ids[length - 1] not in ends
+        return Rollout(self.prefix + text, length, truncated)
 
 
-def eos_ids(policy: Policy) -> list[int]:
-    """Every token id that ends a completion: the tokenizer's, and the model's own ones."""
-    declared = policy.model.generation_config.eos_token_id
-    others = [] if declared is None else [declared] if isinstance(declared, int) else declared
-    return list(dict.fromkeys([policy.tokenizer.eos_token_id, *others]))
+def _numbers(ids: Sequence[int]) -> tuple[int, ...]:
+    """Two numbers below 2^32 that stand for a sequence."""
+    digest = hashlib.sha256(json.dumps([*ids]).encode()).digest()
+    return int.from_bytes(digest[:4]), int.from_bytes(digest[4:8])
 
 
-def _generate(
-    policy: Policy, ids: list[list[int]], temperature: float, max_tokens: int, force: Force | None
-) -> list[list[int]]:
-    tokenizer = policy.tokenizer
-    width = max(map(len, ids))
-    pad = tokenizer.pad_token_id
-    rows = torch.tensor([[pad] * (width - len(row)) + row for row in ids], device=policy.device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids])
-    options: dict[str, Any] = (
-        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-        if temperature
-        else {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
-    )
-    if force == "chain":
-        closing = tokenizer("</think>", add_special_tokens=False)["input_ids"][:1]
-        options["begin_suppress_tokens"] = closing
-    out = policy.model.generate(
-        input_ids=rows,
-        attention_mask=mask.to(policy.device),
-        max_new_tokens=max_tokens,
-        eos_token_id=eos_ids(policy),
-        pad_token_id=pad,
-        **options,
-    )
-    return out[:, width:].tolist()  # type: ignore[no-any-return]
+def _token_bytes(model: Any) -> int:
+    """Bytes that keys and values of one token take in all layers."""
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    shared = getattr(config, "num_key_value_heads", None) or heads
+    return int(2 * config.num_hidden_layers * shared * width * model.dtype.itemsize)
 
 
-def _rollout(policy: Policy, ids: list[int], prefix: str, max_tokens: int) -> Rollout:
-    ends = set(eos_ids(policy))
-    length = next((n + 1 for n, token in enumerate(ids) if token in ends), len(ids))
-    text = policy.tokenizer.decode(ids[:length], skip_special_tokens=True)
-    truncated = length == max_tokens and ids[length - 1] not in ends
-    return Rollout(prefix + text, length, truncated)
+def _engine_runs(model: Any) -> bool:
+    """Whether the engine can run `model`: its tokens are held against plain passes, once."""
+    if model not in _runs:
+        with _at_rest(model):
+            try:
+                _runs[model] = packing.obstacle(model) is None and _agrees(model)
+            except Exception:  # code of any model's own
+                _runs[model] = False
+    return _runs[model]
+
+
+def _agrees(model: Any) -> bool:
+    """Whether greedy completions of two prompts have the log-probs of one plain pass over each."""
+    size = model.config.get_text_config().vocab_size
+    prompts = [[7 % size, 11 % size, 13 % size], [5 % size, 3 % size]]
+    sampling = engine.Sampling(max_tokens=3, ends=(-1,), temperature=0.0)
+    outs = engine.generate(model, prompts, [(0,), (1,)], sampling)
+    for prompt, out in zip(prompts, outs, strict=True):
+        ids = torch.tensor([prompt + out.ids], device=model.device)
+        logps = model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
+        plain = logps[len(prompt) - 1 : -1].gather(1, ids[0, len(prompt) :, None]).squeeze(1)
+        worst = (plain.cpu() - torch.tensor(out.logps)).abs().max()
+        if not worst < (1e-3 if model.dtype == torch.float32 else 0.1):
+            return False
+    return True

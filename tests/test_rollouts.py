@@ -118,10 +118,10 @@ def test_sampling_leaves_no_trace(policy: Policy) -> None:
 def test_order_and_progress_over_several_batches(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = sample(policy, PROMPTS, samples=3, max_tokens=5)
+    whole = sample(policy, PROMPTS, samples=3, temperature=1.0, max_tokens=5)
     done: list[int] = []
-    monkeypatch.setattr("rl_reasoner.rollouts._BATCH_TOKENS", 40)
-    small = sample(policy, PROMPTS, samples=3, max_tokens=5, progress=done.append)
+    monkeypatch.setattr("rl_reasoner.rollouts._BATCH_BYTES", 40 * 1536)
+    small = sample(policy, PROMPTS, samples=3, temperature=1.0, max_tokens=5, progress=done.append)
     assert small == whole
     assert sum(done) == 12 and len(done) > 3
 
@@ -129,7 +129,7 @@ def test_order_and_progress_over_several_batches(
 def test_a_prompt_beyond_the_budget_still_goes_alone(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rl_reasoner.rollouts._BATCH_TOKENS", 1)
+    monkeypatch.setattr("rl_reasoner.rollouts._BATCH_BYTES", 1)
     assert len(sample(policy, PROMPTS, max_tokens=2)) == 4
     assert sample(policy, [], max_tokens=2) == []
 

@@ -1,0 +1,80 @@
+"""Completions that were drawn once and are kept: an interrupted evaluation goes on where it was.
+
+A completion's key is a hash over who drew it (`identity`: for a policy the hash of its weights),
+its prompt (token ids), the sampling parameters, the seed and its index among the prompt's samples.
+So a changed token, weight or parameter misses, and more samples of a prompt only add. The store is
+SQLite: what was committed survives a kill at any moment, and several processes may share it. Knows
+nothing of torch.
+"""
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+from rl_reasoner.errors import UserError
+
+_AT_ONCE = 500  # keys of one question to SQLite
+_WAIT_S = 60.0  # for another process that is writing
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One completion: its text, its length in tokens, and whether it was cut off at the limit."""
+
+    text: str
+    tokens: int
+    truncated: bool
+
+
+class SampleCache:
+    """The completions of one drawer, in the file `FOLDER/IDENTITY.sqlite`."""
+
+    def __init__(self, folder: Path, identity: str) -> None:
+        self.identity = identity
+        self.file = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.sqlite"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with closing(self._open()) as store, store:
+                store.execute("CREATE TABLE IF NOT EXISTS samples (key TEXT PRIMARY KEY, value)")
+        except (OSError, sqlite3.Error) as error:
+            raise UserError(f"the cache of samples {self.file} cannot be used: {error}") from error
+
+    def _open(self) -> sqlite3.Connection:
+        store = sqlite3.connect(self.file, timeout=_WAIT_S)
+        store.execute("PRAGMA synchronous = FULL")
+        return store
+
+    def key(self, prompt: Any, settings: Mapping[str, Any], seed: int | None, index: int) -> str:
+        """The key of sample `index` of `prompt` (token ids, or what a server is sent)."""
+        parts = [self.identity, prompt, dict(settings), seed, index]
+        text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def kept(self, keys: Sequence[str]) -> dict[str, Rollout]:
+        """Those of the completions that are here, by key."""
+        found: dict[str, Rollout] = {}
+        with closing(self._open()) as store:
+            for first in range(0, len(keys), _AT_ONCE):
+                some = keys[first : first + _AT_ONCE]
+                marks = ",".join("?" * len(some))
+                asked = f"SELECT key, value FROM samples WHERE key IN ({marks})"
+                for key, value in store.execute(asked, some):
+                    found[key] = Rollout(*json.loads(value))
+        return found
+
+    def keep(self, drawn: Iterable[tuple[str, Rollout]]) -> None:
+        """Keep completions: they are on the disk when this returns. A key's first one holds."""
+        rows = [(key, json.dumps(astuple(rollout))) for key, rollout in drawn]
+        with closing(self._open()) as store, store:
+            store.executemany("INSERT OR IGNORE INTO samples VALUES (?, ?)", rows)
+
+    def __len__(self) -> int:
+        """How many completions are kept."""
+        with closing(self._open()) as store:
+            [[count]] = store.execute("SELECT count(*) FROM samples")
+        return int(count)
