@@ -23,14 +23,14 @@ def near(completion: str, answer: str) -> Score:
 '''
 
 
-# The same reward, which at its TRAP_AT-th call in the trainer sends a signal to its process.
+# The same reward, which at its TRAP_AT-th call for the trainer sends a signal to the trainer.
 TRAPPED = (
     REWARD.replace("from rl_reasoner", "import os\nimport signal\n\nfrom rl_reasoner", 1).replace(
         "    if answer",
         """    global CALLS
     CALLS += 1
     if str(CALLS) == os.environ.get("TRAP_AT"):
-        os.kill(os.getpid(), int(os.environ["TRAP_SIGNAL"]))
+        os.kill(os.getppid(), int(os.environ["TRAP_SIGNAL"]))
     if answer""",
     )
     + "\n\nCALLS = 0\n"
