@@ -36,6 +36,13 @@ class ExactResume(trl.GRPOTrainer):  # type: ignore[misc]
         self._sampler = super()._get_train_sampler(dataset)
         return self._sampler
 
+    def _own_state(self) -> dict[str, Any]:
+        """What else a checkpoint keeps, by name: nothing here."""
+        return {}
+
+    def _restore_own_state(self, state: dict[str, Any]) -> None:
+        """Take back what `_own_state` gave."""
+
     def _random_file(self, folder: str) -> Path:
         many = self.args.world_size > 1
         name = f"rng_state_{self.args.process_index}.pth" if many else "rng_state.pth"
@@ -47,7 +54,7 @@ class ExactResume(trl.GRPOTrainer):  # type: ignore[misc]
         state = _load(file)
         every = self.args.steps_per_generation * self.num_iterations
         left = self._buffered_inputs if self._step % every else None
-        state[_KEY] = {"step": self._step, "buffered": left}
+        state[_KEY] = {"step": self._step, "buffered": left, **self._own_state()}
         partial = file.with_suffix(".part")
         torch.save(state, partial)
         partial.replace(file)
@@ -62,6 +69,7 @@ class ExactResume(trl.GRPOTrainer):  # type: ignore[misc]
             kept = {"step": self.state.global_step * self.args.gradient_accumulation_steps}
         self._step = kept["step"]
         self._buffered_inputs = _moved(kept.get("buffered"), self.accelerator.device)
+        self._restore_own_state(kept)
         generator = getattr(self._sampler, "generator", None)
         if generator is not None:
             for _ in range(int(self.state.epoch or 0)):  # each whole epoch drew one permutation

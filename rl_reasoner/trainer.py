@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import trl
 from accelerate.utils import gather_object
 from torch import nn
 from trl.models.utils import disable_gradient_checkpointing
@@ -21,6 +20,8 @@ from trl.trainer.utils import is_async_callable  # the test by which trl picks i
 
 from rl_reasoner.engine import Sampling, generate
 from rl_reasoner.moe import ExpertLoad
+from rl_reasoner.objective import Objective, ObjectiveConfig, row_means, trained_tokens
+from rl_reasoner.prompt_choice import PromptChoice
 from rl_reasoner.resume import ExactResume
 from rl_reasoner.reward import Fault, Score, described, score_batch, text_of, usable
 from rl_reasoner.training_pass import TrainingPass, base_of
@@ -34,8 +35,8 @@ class RewardsFailed(RuntimeError):
 
 
 @dataclass
-class GRPOConfig(trl.GRPOConfig):  # type: ignore[misc]
-    """trl's `GRPOConfig`, with defaults that also run on a CPU.
+class GRPOConfig(ObjectiveConfig):
+    """trl's `GRPOConfig`, with algorithms by name, and defaults that also run on a CPU.
 
     Where trl would turn bf16 on (nothing said about precision) and the machine has no accelerator,
     this stays in fp32, because trl's own default does not start there. The fields below turn one
@@ -70,7 +71,7 @@ class GRPOConfig(trl.GRPOConfig):  # type: ignore[misc]
         super().__post_init__()
 
 
-class GRPOTrainer(TrainingPass, ExactResume):
+class GRPOTrainer(PromptChoice, Objective, TrainingPass, ExactResume):
     """trl's `GRPOTrainer` with rewards that cannot end the run by themselves.
 
     `rollout_sink`, when set, is called once a generation batch, on the main process, with one dict
@@ -105,6 +106,9 @@ class GRPOTrainer(TrainingPass, ExactResume):
         completions: list[Any],
         completion_ids_list: list[list[int]],
     ) -> torch.Tensor:
+        if self._replay is not None:  # scored before
+            self._sampled = list(zip(map(text_of, completions), completion_ids_list, strict=True))
+            return self._kept_rewards(self._kept_scores(self._replay))
         started = time.perf_counter()
         plain = [
             f
@@ -117,7 +121,7 @@ class GRPOTrainer(TrainingPass, ExactResume):
             self._scores = []
             rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self._spent["reward"] += time.perf_counter() - started
-        return rewards
+        return self._kept_rewards(rewards)
 
     def _isolated(
         self,
@@ -143,7 +147,7 @@ class GRPOTrainer(TrainingPass, ExactResume):
         faults = [sum(isinstance(s, Fault) for s in scores) for scores in self._scores]
         for name, count in zip(self.reward_func_names, faults, strict=True):
             self._log_metric(f"rewards/{name}/faults", float(count))
-        if prompts and all(count == len(prompts) for count in faults):
+        if not self._drawn and prompts and all(count == len(prompts) for count in faults):
             first = self._scores[0][0]
             raise RewardsFailed(first.message if isinstance(first, Fault) else "no reward")
         rewards = torch.tensor(table, dtype=torch.float32, device=self.accelerator.device).T
@@ -179,6 +183,8 @@ class GRPOTrainer(TrainingPass, ExactResume):
 
         A row's randomness follows from (seed, train or eval, step, prompt, index in the group).
         """
+        if self._replay is not None:  # sampled before
+            return self._kept_completions(self._replay)
         if not self._samples or images is not None or multimodal_fields:
             found: tuple[list[list[int]], list[list[float]] | None] = super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images
@@ -188,7 +194,7 @@ class GRPOTrainer(TrainingPass, ExactResume):
         self._evaluated = 0 if train else self._evaluated + 1
         part = self._step % self.args.gradient_accumulation_steps if train else self._evaluated
         batch = (self.args.seed, int(train), self.state.global_step, part)
-        first = self.accelerator.process_index * len(prompt_ids)
+        first = self._drawn + self.accelerator.process_index * len(prompt_ids)
         rows = range(first, first + len(prompt_ids))
         with (
             self.accelerator.autocast(),
@@ -227,12 +233,13 @@ class GRPOTrainer(TrainingPass, ExactResume):
     def _rollout_rows(
         self, inputs: list[dict[str, Any]], output: dict[str, Any]
     ) -> list[dict[str, Any]]:
-        advantages = output["advantages"].tolist()
+        advantages = row_means(output["advantages"], trained_tokens(output)).tolist()
         weights = self.reward_weights.tolist()
+        table = self._rewards[len(inputs) * self.accelerator.process_index :].tolist()
         rows = []
         for i, (row, (text, ids)) in enumerate(zip(inputs, self._sampled, strict=True)):
             scores = [scores[i] for scores in self._scores]
-            values = [usable(score) for score in scores]
+            values = [usable(s) if v == v else v for s, v in zip(scores, table[i], strict=True)]
             known = [w * v for w, v in zip(weights, values, strict=True) if v == v]
             rows.append(
                 {
@@ -244,6 +251,10 @@ class GRPOTrainer(TrainingPass, ExactResume):
                     "reward": sum(known) if known else None,
                     "scores": {
                         name: described(score)
+                        for name, score in zip(self.reward_func_names, scores, strict=True)
+                    },
+                    "seconds": {
+                        name: score.seconds
                         for name, score in zip(self.reward_func_names, scores, strict=True)
                     },
                     "advantage": advantages[i],

@@ -189,12 +189,17 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
     # ---------------------------------------------------------------------------- the skipping
 
     @property
+    def _kl_in_loss(self) -> bool:
+        """Whether a row without advantage has a loss all the same."""
+        return bool(self.beta != 0.0)
+
+    @property
     def _skips(self) -> bool:
         """Whether a row without advantage adds exactly nothing to the loss."""
         return bool(
             self._packs
             and self._on("skip_zero_advantage")
-            and self.beta == 0.0
+            and not self._kl_in_loss
             and not self.aux_loss_enabled
             and not self._entropy_bonus_enabled
             and self.top_entropy_quantile == 1.0

@@ -16,13 +16,16 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, Score, open_policy, reward
+from rl_reasoner.objective import Objective, ObjectiveConfig
+from rl_reasoner.prompt_choice import PromptChoice
 from rl_reasoner.resume import ExactResume
 from rl_reasoner.trainer import RewardsFailed
 from rl_reasoner.training_pass import TrainingPass
 
 PROBLEMS = [f"{a}+{b}=" for a in range(3) for b in range(4)]
 Weights = dict[str, torch.Tensor]
-SPEED_UPS = [field.name for field in fields(GRPOConfig)][len(fields(trl.GRPOConfig)) :]
+OURS = [field.name for field in fields(GRPOConfig)][len(fields(trl.GRPOConfig)) :]
+SPEED_UPS = [field.name for field in fields(GRPOConfig)][len(fields(ObjectiveConfig)) :]
 PLAIN = dict.fromkeys(SPEED_UPS, False)  # bit by bit is trl's own path; the others: gradients
 
 
@@ -143,7 +146,7 @@ def test_the_config_is_trls_and_starts_on_a_cpu(tmp_path: Path) -> None:
     assert config.bf16 is torch.cuda.is_available() or torch.backends.mps.is_available()
     ours = inspect.signature(GRPOConfig).parameters
     theirs = inspect.signature(trl.GRPOConfig).parameters
-    assert list(ours) == [*theirs, *SPEED_UPS]
+    assert list(ours) == [*theirs, *OURS]
     assert all(ours[name].default is True for name in SPEED_UPS)
     assert [ours[name].default for name in theirs] == [p.default for p in theirs.values()]
 
@@ -160,11 +163,14 @@ ATTRIBUTES = {
     "environment_factories",
     "environments",
     "eos_token_ids",
+    "importance_sampling_level",
     "loss_type",
     "max_completion_length",
     "min_p",
     "model",
+    "multi_objective_aggregation",
     "num_generations",
+    "num_generations_eval",
     "num_iterations",
     "ref_model",
     "repetition_penalty",
@@ -172,17 +178,21 @@ ATTRIBUTES = {
     "reward_funcs",
     "reward_weights",
     "rollout_func",
+    "scale_rewards",
     "state",
     "temperature",
     "tools",
     "top_entropy_quantile",
     "top_k",
     "top_p",
+    "train_dataset",
     "use_transformers_continuous_batching",
     "use_vllm",
     "_buffered_inputs",
     "_entropy_bonus_enabled",
+    "_logs",
     "_metrics",
+    "_pending_extra_logs",
     "_step",
 }
 CALLED = {"_log_completion_extra": ["column", "values"], "_log_metric": ["name", "value"]}
@@ -229,10 +239,10 @@ OVERRIDDEN = {
 
 
 def leaned_on() -> set[str]:
-    """The names that our two trainer classes take from `self` and do not define."""
+    """The names that our trainer classes take from `self` and do not define."""
     used: set[str] = set()
     own: set[str] = set()
-    for kind in (GRPOTrainer, TrainingPass, ExactResume):
+    for kind in (GRPOTrainer, PromptChoice, Objective, TrainingPass, ExactResume):
         [body] = ast.parse(inspect.getsource(kind)).body
         assert isinstance(body, ast.ClassDef)
         for node in ast.walk(body):
@@ -241,7 +251,7 @@ def leaned_on() -> set[str]:
                 own |= {node.attr} if isinstance(node.ctx, ast.Store) else set()
         own |= {node.name for node in body.body if isinstance(node, ast.FunctionDef)}
     own |= {"rollout_sink"}
-    return used - own | {"_buffered_inputs", "_step"}
+    return used - own | {"_buffered_inputs", "_step", "beta"}
 
 
 def test_every_internal_of_trl_that_the_trainer_leans_on(folder: Path, tmp_path: Path) -> None:
@@ -252,7 +262,8 @@ def test_every_internal_of_trl_that_the_trainer_leans_on(folder: Path, tmp_path:
     for name, parameters in {**CALLED, **OVERRIDDEN}.items():
         found = list(inspect.signature(getattr(trl.GRPOTrainer, name)).parameters)
         assert found == ["self", *parameters], name
-    ours = {**vars(TrainingPass), **vars(ExactResume), **vars(GRPOTrainer)}
+    kinds = (TrainingPass, ExactResume, Objective, PromptChoice, GRPOTrainer)
+    ours = {name: value for kind in kinds for name, value in vars(kind).items()}
     own = {n for n, v in ours.items() if callable(v) and hasattr(trl.GRPOTrainer, n)}
     assert own - {"__init__"} == OVERRIDDEN.keys()
 
