@@ -75,6 +75,7 @@ ALGORITHMS: Mapping[str, Algorithm] = {
         "Back to basics, arXiv 2402.14740: the leave-one-out estimator, with the KL in the reward",
         {
             "loss_type": "luspo",  # summed over a row's tokens, mean over rows
+            "scale_rewards": "none",
             "importance_sampling_level": "sequence",
             "multi_objective_aggregation": "sum_then_normalize",
             **_KL_REWARD,
@@ -85,6 +86,7 @@ ALGORITHMS: Mapping[str, Algorithm] = {
         "r - beta * (sum of k1 from the token on), normalised over all tokens of the batch",
         "REINFORCE++, arXiv 2501.03262: token advantage eq. 8, KL eq. 9, normalisation eq. 10",
         {
+            "scale_rewards": "batch",
             **_TOKEN_RATIO,
             "multi_objective_aggregation": "sum_then_normalize",
             **_KL_REWARD,
@@ -96,6 +98,7 @@ ALGORITHMS: Mapping[str, Algorithm] = {
         "r - mean of the group, normalised over all tokens of the batch",
         "REINFORCE++, arXiv 2501.03262: the variant with baseline (KL as k2 in the loss)",
         {
+            "scale_rewards": "batch",
             **_TOKEN_RATIO,
             "multi_objective_aggregation": "sum_then_normalize",
             "kl_in": "loss",
@@ -107,17 +110,19 @@ ALGORITHMS: Mapping[str, Algorithm] = {
 }
 
 
-def settings(name: str, said: Mapping[str, Any]) -> dict[str, Any]:
+def settings(
+    name: str, said: Mapping[str, Any], called: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """All fields that the algorithm `name` sets, given the fields that the user `said`.
 
     Raises `UserError` for a name that is none, and for said values that contradict the algorithm,
-    all of them in one error.
+    all of them in one error. `called` is what the user knows fields by, where it is not the key.
     """
     if name not in ALGORITHMS:
         raise unknown("algorithm", name, ALGORITHMS)
     found = ALGORITHMS[name]
     against = [
-        f"{key} is {said[key]!r}, but algorithm {name!r} has {value!r}"
+        f"{(called or {}).get(key, key)} is {said[key]!r}, but algorithm {name!r} has {value!r}"
         for key, value in found.fixed.items()
         if key in said and said[key] != value
     ]

@@ -12,7 +12,7 @@ from trl import SFTConfig
 
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.policy import choose_device, choose_precision
-from rl_reasoner.recipe import GrpoStage, Optim, Recipe, SftStage
+from rl_reasoner.recipe import TRL_NAMES, GrpoStage, Optim, Recipe, SftStage
 from rl_reasoner.trainer import GRPOConfig
 
 
@@ -24,9 +24,11 @@ def check_configs(recipe: Recipe) -> None:
         for name in stage.trainer:
             if name not in known:
                 raise unknown(f"argument of {kind.__name__} (stage {stage.name})", name, known)
+        if "algorithm" in stage.trainer:
+            raise UserError(f"stage {stage.name}: name the algorithm as loss.algorithm")
         try:
             config(recipe, stage, Path())
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, UserError) as error:
             raise UserError(f"stage {stage.name}: {error}") from error
 
 
@@ -88,12 +90,8 @@ def _grpo(stage: GrpoStage) -> dict[str, Any]:
         "top_p": stage.sampling.top_p,
         "top_k": stage.sampling.top_k,
         "max_completion_length": stage.sampling.max_tokens,
-        "loss_type": stage.loss.type,
-        "beta": stage.loss.beta,
-        "epsilon": stage.loss.epsilon,
-        "epsilon_high": stage.loss.epsilon_high,
-        "scale_rewards": stage.loss.scale_rewards,
-        "num_iterations": stage.loss.iterations,
+        "prompt_schedule": stage.group.schedule,
+        **{TRL_NAMES.get(name, name): value for name, value in stage.loss},
     }
 
 

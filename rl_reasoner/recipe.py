@@ -22,6 +22,19 @@ from pydantic import (
     model_validator,
 )
 
+from rl_reasoner.algorithms import ALGORITHMS, settings
+from rl_reasoner.errors import UserError
+
+# Fields of `Loss` that trl's config has by another name.
+TRL_NAMES = {
+    "type": "loss_type",
+    "ratio": "importance_sampling_level",
+    "aggregation": "multi_objective_aggregation",
+    "iterations": "num_iterations",
+    "kl_ratio": "use_bias_correction_kl",
+    "mask_truncated": "mask_truncated_completions",
+}
+_NAMES = ", ".join(ALGORITHMS)
 TEMPLATES = ("auto", "plain", "chat", "boxed", "r1")
 
 
@@ -159,6 +172,9 @@ class Group(_Part):
     micro_batch: int | None = Field(
         default=None, ge=1, description="completions in one forward pass (default: all of the step)"
     )
+    schedule: bool = Field(
+        default=False, description="draw prompts that are neither too easy nor too hard more often"
+    )
 
 
 class Sampling(_Part):
@@ -171,16 +187,66 @@ class Sampling(_Part):
 
 
 class Loss(_Part):
-    """The GRPO loss; names as in trl."""
+    """The GRPO loss, and the algorithm it belongs to; values as in trl.
 
+    A named algorithm sets the fields that are left out, and refuses those that contradict it.
+    """
+
+    algorithm: str | None = Field(
+        default=None, description=f"sets the fields below as its paper does: {_NAMES}"
+    )
     type: Literal["dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"] = Field(
         default="dapo", description="trl's loss_type: how the loss of the tokens is averaged"
     )
-    beta: float = Field(default=0.0, ge=0, description="KL coefficient; 0 = no reference policy")
+    ratio: Literal["token", "sequence"] = Field(
+        default="token", description="one ratio to the sampling policy a token, or a completion"
+    )
     epsilon: float = Field(default=0.2, gt=0, description="lower clip range of the ratio")
     epsilon_high: float | None = Field(default=None, gt=0, description="upper clip range")
-    scale_rewards: Literal["group", "batch", "none"] = "group"
+    scale_rewards: Literal["group", "batch", "none"] = Field(
+        default="group", description="whose standard deviation divides the advantages"
+    )
+    aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = Field(
+        default="sum_then_normalize", description="several rewards: normalised together, or each"
+    )
     iterations: int = Field(default=1, ge=1, description="optimisation passes over one batch")
+    beta: float = Field(default=0.0, ge=0, description="KL coefficient; 0 = no reference policy")
+    kl_estimator: Literal["k1", "k2", "k3"] = Field(
+        default="k3", description="how the KL is estimated at a token"
+    )
+    kl_in: Literal["loss", "reward"] = Field(
+        default="loss", description="where beta times the KL stands"
+    )
+    kl_ratio: bool = Field(
+        default=True, description="in the loss: times the ratio, for an unbiased gradient of k3"
+    )
+    mask_truncated: bool = Field(
+        default=False, description="overlong filtering: cut-off completions do not train"
+    )
+    overlong_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="soft overlong punishment over this last share of max_tokens; 0 = off",
+    )
+    dynamic_sampling: int = Field(
+        default=0, ge=0, description="rounds in which groups of equal rewards are replaced; 0 = off"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, data: Any) -> Any:
+        name = data.get("algorithm") if isinstance(data, Mapping) else None
+        if not isinstance(name, str):
+            return data
+        own = {field: TRL_NAMES.get(field, field) for field in cls.model_fields}
+        said = {own[field]: value for field, value in data.items() if field in own}
+        ours = {trl: field for field, trl in own.items()}
+        try:
+            found = settings(name, said, ours)
+        except UserError as error:
+            raise ValueError(str(error)) from error
+        return {**data, **{ours[trl]: value for trl, value in found.items()}}
 
 
 class _Stage(_Part):
