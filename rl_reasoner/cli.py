@@ -15,14 +15,14 @@ from rich.panel import Panel
 from rich.text import Text
 from tyro.conf import subcommand
 
-from rl_reasoner import verbs
+from rl_reasoner import eval_verbs, verbs
 from rl_reasoner.console import err, new_table, out
 from rl_reasoner.errors import UserError, unknown
 
 Verb = (
     Annotated[verbs.Train, subcommand("train")]
-    | Annotated[verbs.Eval, subcommand("eval")]
-    | Annotated[verbs.Compare, subcommand("compare")]
+    | Annotated[eval_verbs.Eval, subcommand("eval")]
+    | Annotated[eval_verbs.Compare, subcommand("compare")]
     | Annotated[verbs.Chat, subcommand("chat")]
     | Annotated[verbs.Score, subcommand("score")]
     | Annotated[verbs.List, subcommand("list")]

@@ -1,33 +1,35 @@
-"""Evaluation: sampling, scoring and the statistics of a policy on sets of problems.
+"""Evaluation: a policy's completions on sets of problems, judged, with figures and their intervals.
 
-Every accuracy comes with a 95% interval: Wilson's for one completion a problem, clustered by
-problem for several. A set may be evaluated in several modes, shown behind its name: greedy (no
-suffix), `@sampled`, `@chain-forced`, `@direct-forced`. Knows nothing of training; torch is imported
-when something is sampled, not before.
+A set may be evaluated in several modes, shown behind its name: greedy (no suffix), `@sampled`,
+`@chain-forced`, `@direct-forced`; `@clean` is the part of a set that no training row overlaps.
+Sampling is `rollouts`' or `servers`', judging `scoring`'s, figures are `figures`'; what a result
+was measured with is in its `manifest`. Knows nothing of training; torch is imported when something
+is sampled, not before.
 """
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rl_reasoner.code_rows import continued
+from rl_reasoner.comparison import compare_rows
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.prompts import Row, load_rows, read_rows, render
-from rl_reasoner.recipe import Evals
-from rl_reasoner.reward import described, load_reward, score_batch
+from rl_reasoner.figures import figures_of
+from rl_reasoner.prompts import Prompt, Row, load_rows, read_rows, render
+from rl_reasoner.recipe import Evals, FileData
+from rl_reasoner.reward import load_reward
 from rl_reasoner.runs import write_text
+from rl_reasoner.sample_cache import SampleCache
+from rl_reasoner.scoring import Judge
+from rl_reasoner.servers import Server
 from rl_reasoner.sets import set_data
 
 if TYPE_CHECKING:
     from rl_reasoner.policy import Policy
-    from rl_reasoner.rollouts import Rollout
 
 Mode = Literal["greedy", "sampled", "chain-forced", "direct-forced"]
 Progress = Callable[[str, int, int], None]  # set, done, of
-_Z = 1.959963984540054  # the 97.5% point of the normal distribution
 _SHOWN = 8  # rows of each set kept in the result's JSON, to look at
 _FORCES: Mapping[str, Literal["chain", "direct"] | None] = {
     "greedy": None,
@@ -35,52 +37,6 @@ _FORCES: Mapping[str, Literal["chain", "direct"] | None] = {
     "chain-forced": "chain",
     "direct-forced": "direct",
 }
-_EMPTY_CHAIN = "<think></think>"
-
-
-# -------------------------------------------------------------------------------- statistics
-
-
-def wilson(right: float, n: int) -> tuple[float, float]:
-    """Wilson's 95% score interval for `right` successes in `n` trials (Wilson 1927)."""
-    if n == 0:
-        return 0.0, 1.0
-    p, z2 = right / n, _Z * _Z
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def clustered(shares: Sequence[float]) -> tuple[float, float]:
-    """95% interval of the mean of per-problem shares, problems being the independent units.
-
-    Normal, with the standard error sd / sqrt(problems); where all shares are equal there is no
-    spread to go by, and Wilson's interval over the problems is given.
-    """
-    n = len(shares)
-    mean = sum(shares) / n if n else 0.0
-    variance = sum((share - mean) ** 2 for share in shares) / (n - 1) if n > 1 else 0.0
-    if variance == 0.0:
-        return wilson(mean * n, n)
-    half = _Z * math.sqrt(variance / n)
-    return max(0.0, mean - half), min(1.0, mean + half)
-
-
-def pass_at_k(n: int, right: int, k: int) -> float:
-    """Unbiased estimate of the chance that one of k samples is right, from `right` of `n`.
-
-    1 - C(n - right, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374, equation 1).
-    """
-    if not 0 < k <= n:
-        raise ValueError(f"pass@{k} cannot be estimated from {n} samples")
-    return 1.0 - math.comb(n - right, k) / math.comb(n, k)
-
-
-def mcnemar(only_a: int, only_b: int) -> float:
-    """Exact two-sided p-value of McNemar's test: problems that only one of the two has right."""
-    n = only_a + only_b
-    tail: float = sum(math.comb(n, i) for i in range(min(only_a, only_b) + 1)) / 2**n
-    return min(1.0, 2 * tail)
 
 
 # ------------------------------------------------------------------------------------ result
@@ -91,7 +47,8 @@ class EvalResult:
     """Figures of one policy on several sets.
 
     `sets`: set (with mode suffix) -> problems, samples, accuracy, interval, truncated, …; `rows`:
-    set -> every row with its completions, scores and reasons.
+    set -> every row with its completions, scores and reasons; `manifest`: what it was measured
+    with.
     """
 
     policy: str
@@ -99,6 +56,7 @@ class EvalResult:
     settings: dict[str, Any] = field(default_factory=dict)
     sets: dict[str, dict[str, Any]] = field(default_factory=dict)
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    manifest: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON values, with the first few rows of each set."""
@@ -130,63 +88,48 @@ class EvalResult:
         return result
 
     def table(self) -> str:
-        """The figures as a text table, one line a set."""
+        """The figures as a text table: one line a set, and one for each estimate at several k."""
         lines = [
-            f"{'set':32} {'problems':>8} {'samples':>7} {'accuracy':>8}  95% interval   cut off"
+            f"{'set':32} {'problems':>8} {'samples':>7} {'accuracy':>8}  {'95% interval':16}"
+            f" {'cut off':>7} {'no answer':>9} {'abstained':>9}"
         ]
         for name, s in self.sets.items():
-            low, high = s["interval"]
+            shares = [s.get(key) for key in ("truncated", "no_answer", "abstained")]
+            texts = ["–" if share is None else f"{share:.1%}" for share in shares]
             lines.append(
                 f"{name:32} {s['problems']:8d} {s['samples']:7d} {s['accuracy']:8.1%}"
-                f"  [{low:.1%}, {high:.1%}]  {s['truncated']:.1%}"
+                f"  {_span(s['interval']):16} {texts[0]:>7} {texts[1]:>9} {texts[2]:>9}"
             )
+            for kind, title in (("pass_at", "pass"), ("maj_at", "maj")):
+                for k, value in s.get(kind, {}).items():
+                    interval = s.get(f"{kind}_interval", {}).get(k)
+                    shown = "" if k == "1" else f"{f'  {title}@{k}':49} {value:8.1%}"
+                    lines += [f"{shown}  {_span(interval) if interval else ''}"] if shown else []
         return "\n".join(lines)
+
+
+def _span(interval: Sequence[float]) -> str:
+    return f"[{interval[0]:.1%}, {interval[1]:.1%}]"
 
 
 def compare(a: EvalResult, b: EvalResult) -> dict[str, dict[str, Any]]:
     """b against a, paired by problem, for every set that both have.
 
-    A set's entry: `problems`, `difference` (b - a), its 95% `interval` (paired), `only_a`, `only_b`
-    and McNemar's exact `p` (sets with one completion a problem). Raises `UserError` when no set is
-    in both, or a common set has other problems in the one than in the other.
+    A set's entry: `problems`, `difference` (b - a), its 95% `interval`, `test` (McNemar's exact one
+    for one completion a problem, else a paired bootstrap), `p`, `p_holm` (adjusted for the number
+    of sets), `detectable` (the least true difference that this many problems would show 4 times
+    in 5), `flips` (rows whose verdict changed, with reasons). Raises `UserError` when no set is in
+    both, or a common set has other problems in the one than in the other.
     """
-    common = [name for name in a.rows if name in b.rows]
-    if not common:
-        raise UserError("the two results have no set in common")
-    return {name: _paired(name, a.rows[name], b.rows[name]) for name in common}
-
-
-def _paired(name: str, a: Sequence[Row], b: Sequence[Row]) -> dict[str, Any]:
-    if [row["problem"] for row in a] != [row["problem"] for row in b]:
-        raise UserError(f"set {name!r} holds other problems in the one result than in the other")
-    pairs = [(_share(x), _share(y)) for x, y in zip(a, b, strict=True)]
-    differences = [y - x for x, y in pairs]
-    n = len(pairs)
-    mean = sum(differences) / n
-    spread = math.sqrt(sum((d - mean) ** 2 for d in differences) / max(1, n - 1) / n)
-    entry: dict[str, Any] = {
-        "problems": n,
-        "difference": mean,
-        "interval": [max(-1.0, mean - _Z * spread), min(1.0, mean + _Z * spread)],
-    }
-    if all(len(row["scores"]) == 1 for row in [*a, *b]):
-        only_a = sum(x > y for x, y in pairs)
-        only_b = sum(y > x for x, y in pairs)
-        entry |= {"only_a": only_a, "only_b": only_b, "p": mcnemar(only_a, only_b)}
-    return entry
-
-
-def _share(row: Row) -> float:
-    right: int = sum(score == 1.0 for score in row["scores"])
-    return right / len(row["scores"])
+    return compare_rows(a.rows, b.rows)
 
 
 # ---------------------------------------------------------------------------------- sampling
 
 
 def evaluate(
-    policy: "Policy | str",
-    sets: Sequence[str],
+    policy: "Policy | Server | str",
+    sets: Sequence[str | FileData],
     samples: int = 1,
     seed: int = 0,
     *,
@@ -194,21 +137,27 @@ def evaluate(
     max_tokens: int = 256,
     template: str = "auto",
     limit: int | None = None,
-    reward: str = "math_answer",
+    reward: str | None = None,
     reward_options: Mapping[str, Any] | None = None,
     modes: Sequence[Mode] | None = None,
     progress: Progress | None = None,
+    cache: Path | None = None,
+    trained_on: Sequence[Row] | None = None,
 ) -> EvalResult:
     """Sample and score completions of `policy` (or of the one its name opens) on `sets`.
 
-    A set is the name of one that is here, a file or a hub id. One sample a problem is greedy,
-    several are drawn at `temperature` (default 1.0). `modes` asks for several passes, each with an
-    entry of its own; with it, `samples` counts for the mode "sampled". Raises `UserError`.
+    A set is the name of one that is here, a file or a hub id, or a `FileData` with its columns. One
+    sample a problem is greedy, several are drawn at `temperature` (default 1.0). `reward` judges;
+    by default `code_tests` where a set's rows have tests, else `math_answer`. `modes` asks for
+    several passes, each with an entry of its own; with it, `samples` counts for the mode "sampled".
+    `cache` is a folder that keeps what was drawn (see `sample_cache`). `trained_on` are rows that
+    the policy was trained on: overlaps are counted and the rest reported as `@clean`. Raises
+    `UserError`.
     """
+    _check(samples, modes or ())
+    check_judge(reward, reward_options)
     from rl_reasoner.policy import open_policy
-    from rl_reasoner.rollouts import sample
 
-    judge = _judge(reward, reward_options, samples, modes or ())
     opened = open_policy(policy) if isinstance(policy, str) else policy
     drawn = samples > 1 or bool(modes)
     heat = temperature if temperature is not None else 1.0 if drawn else 0.0
@@ -219,42 +168,129 @@ def evaluate(
             "temperature": heat,
             "max_tokens": max_tokens,
             "template": template,
-            "reward": reward,
+            "reward": reward or "by the rows",
             **({"reward_options": dict(reward_options)} if reward_options else {}),
         },
     )
-    for name in sets:
-        rows = set_rows(name, limit)
-        prompts = [render(row["problem"], template, opened.tokenizer) for row in rows]
-        for mode in modes or ["greedy"]:
-            label = name if mode == "greedy" else f"{name}@{mode}"
-            many = mode == "sampled" or not modes
-            count = samples if many else 1
-            outs = sample(
-                opened,
-                prompts,
-                samples=count,
-                temperature=heat if many else 0.0,
-                max_tokens=max_tokens,
-                seed=seed,
-                force=_FORCES[mode],
-                progress=_counter(progress, label, count * len(rows)),
-            )
-            figures, result.rows[label] = _scored(rows, outs, judge)
-            result.sets[label] = {**figures, "temperature": heat if many else 0.0}
+    session = _Session(opened, result, samples, heat, modes or (), progress, cache)
+    for which in sets:
+        data = set_data(which) if isinstance(which, str) else which
+        rows = load_rows(data)[:limit]
+        session.set(which if isinstance(which, str) else which.path, data, rows, trained_on)
+    session.finish()
     return result
 
 
-def _judge(
-    reward: str, options: Mapping[str, Any] | None, samples: int, modes: Sequence[Mode]
-) -> Callable[..., Any]:
-    """The reward that judges; every mistake in what was asked, before a policy is opened."""
+def check_judge(reward: str | None, options: Mapping[str, Any] | None) -> None:
+    """Raise `UserError` where the reward that is to judge cannot be had, or not with `options`."""
+    if reward is not None:
+        load_reward(reward, options)
+    elif options:
+        raise UserError("options of a reward are given, but not the reward they are for")
+
+
+def _check(samples: int, modes: Sequence[Mode]) -> None:
     if samples < 1:
         raise UserError(f"samples is {samples}; it must be at least 1")
     for mode in modes:
         if mode not in _FORCES:
             raise unknown("mode", mode, _FORCES)
-    return load_reward(reward, options)
+
+
+class _Session:
+    """One evaluation: a policy taken through its sets, the result growing."""
+
+    def __init__(
+        self,
+        policy: "Policy | Server",
+        result: EvalResult,
+        samples: int,
+        heat: float,
+        modes: Sequence[Mode],
+        progress: Progress | None,
+        cache: Path | None,
+    ) -> None:
+        self.policy = policy
+        self.result = result
+        self.samples = samples
+        self.heat = heat
+        self.modes: Sequence[Mode] = modes or ("greedy",)
+        self.given = bool(modes)
+        self.progress = progress
+        self.example: Prompt | None = None
+        self.sets: dict[str, Any] = {}
+        self.weights: str | None = None
+        self.cache: SampleCache | None = None
+        if cache is not None:
+            self.cache = SampleCache(cache, self._identity())
+
+    def _identity(self) -> str:
+        if isinstance(self.policy, Server):
+            return self.policy.source
+        from rl_reasoner.rollouts import weights_hash
+
+        self.weights = weights_hash(self.policy)
+        return self.weights
+
+    def set(
+        self, name: str, data: FileData, rows: Sequence[Row], trained_on: Sequence[Row] | None
+    ) -> None:
+        """Evaluate one set in all modes."""
+        settings = self.result.settings
+        reward = settings["reward"] if settings["reward"] != "by the rows" else None
+        judge = Judge(rows, reward, settings.get("reward_options"))
+        template = settings["template"]
+        if isinstance(self.policy, Server) and template == "auto":
+            template = "chat"
+        prompts = [render(row["problem"], template, self.policy.tokenizer) for row in rows]
+        self.example = self.example or prompts[0]
+        self.sets[name] = (data, rows, judge.name)
+        for mode in self.modes:
+            label = name if mode == "greedy" else f"{name}@{mode}"
+            many = mode == "sampled" or not self.given
+            outs = self._draw(prompts, label, many, _FORCES[mode])
+            scored = self.result.rows[label] = judge.scored(rows, outs)
+            heat = self.heat if many else 0.0
+            shared = {"temperature": heat, "reward": judge.name}
+            self.result.sets[label] = {**figures_of(scored), **shared}
+            if trained_on is not None:
+                _mark(self.result, label, trained_on)
+
+    def _draw(
+        self,
+        prompts: Sequence[Prompt],
+        label: str,
+        many: bool,
+        force: Literal["chain", "direct"] | None,
+    ) -> Any:
+        count = self.samples if many else 1
+        options: dict[str, Any] = {
+            "samples": count,
+            "temperature": self.heat if many else 0.0,
+            "max_tokens": self.result.settings["max_tokens"],
+            "seed": self.result.settings["seed"],
+            "force": force,
+            "progress": _counter(self.progress, label, count * len(prompts)),
+            "cache": self.cache,
+        }
+        if isinstance(self.policy, Server):
+            return self.policy.sample(prompts, **options)
+        from rl_reasoner.rollouts import sample
+
+        return sample(self.policy, prompts, **options)
+
+    def finish(self) -> None:
+        """Write the manifest."""
+        from rl_reasoner.manifest import manifest, of_policy, of_set
+
+        template = self.result.settings["template"]
+        if isinstance(self.policy, Server):
+            facts: Row = {"server": self.policy.base, "model": self.policy.model}
+            facts |= {"template": template, "prompt_example": {"prompt": self.example}}
+        else:
+            facts = of_policy(self.policy, self.weights, template, self.example or "")
+        sets = {name: of_set(*parts) for name, parts in self.sets.items()}
+        self.result.manifest = manifest(facts, sets, self.result.settings["seed"])
 
 
 def _counter(progress: Progress | None, label: str, of: int) -> Callable[[int], None] | None:
@@ -268,6 +304,54 @@ def _counter(progress: Progress | None, label: str, of: int) -> Callable[[int], 
         progress(label, done, of)
 
     return count
+
+
+def _mark(result: EvalResult, label: str, trained_on: Sequence[Row]) -> None:
+    """Note at each row of a set what it shares with training rows; add the figures `@clean`."""
+    from rl_reasoner.contamination import overlap
+
+    found = overlap(trained_on, result.rows[label])
+    for row, hit in zip(result.rows[label], found.hits, strict=True):
+        row["overlap"] = hit
+    result.sets[label]["contamination"] = found.counts()
+    _add_clean(result, label)
+
+
+def _add_clean(result: EvalResult, label: str) -> None:
+    """The figures of the rows that no training row overlaps, beside those of all."""
+    rows = result.rows[label]
+    clean = [row for row in rows if not (row["overlap"] or {}).get("contaminated")]
+    if clean:
+        same = {key: result.sets[label][key] for key in ("temperature", "reward")}
+        result.sets[f"{label}@clean"] = {**figures_of(clean), **same}
+
+
+def replay(
+    saved: EvalResult, reward: str | None = None, reward_options: Mapping[str, Any] | None = None
+) -> EvalResult:
+    """The saved completions judged again, by the same reward or another: no model is needed.
+
+    The figures are made anew; settings and manifest stay, with this machine's verifier noted.
+    Raises `UserError` for a result without rows.
+    """
+    from rl_reasoner.manifest import verifier_version
+
+    whole = all("tokens" in row for rows in saved.rows.values() for row in rows)
+    if not saved.rows or not whole:
+        raise UserError("the result has no rows that can be judged: is its .rows.jsonl beside it?")
+    options = reward_options if reward is not None else saved.settings.get("reward_options")
+    made = EvalResult(saved.policy, saved.name, dict(saved.settings))
+    made.manifest = {**saved.manifest, "replayed_with_verifier": verifier_version()}
+    for label, rows in saved.rows.items():
+        before = saved.sets[label]
+        judge = Judge(rows, reward or before.get("reward"), options)
+        made.rows[label] = judge.judged_again(rows)
+        same = {"temperature": before["temperature"], "reward": judge.name}
+        made.sets[label] = {**figures_of(made.rows[label]), **same}
+        if "contamination" in before:
+            made.sets[label]["contamination"] = before["contamination"]
+            _add_clean(made, label)
+    return made
 
 
 def evaluate_recipe(
@@ -296,54 +380,3 @@ def evaluate_recipe(
 def set_rows(name: str, limit: int | None = None) -> list[Row]:
     """The problems of a set; raises `UserError` when it is unknown or a row is bad."""
     return load_rows(set_data(name))[:limit]
-
-
-def _scored(
-    rows: Sequence[Row], outs: "Sequence[Sequence[Rollout]]", judge: Callable[..., Any]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    flat = [out for group in outs for out in group]
-    spread = [row for row, group in zip(rows, outs, strict=True) for _ in group]
-    columns = {key: [row.get(key) for row in spread] for key in rows[0]}
-    columns["prompts"] = columns["problem"]
-    texts = [continued(row, out.text) for row, out in zip(spread, flat, strict=True)]
-    verdicts = iter(score_batch(judge, texts, columns))
-    scored = []
-    for row, group in zip(rows, outs, strict=True):
-        marks = [described(next(verdicts)) for _ in group]
-        scored.append(
-            {
-                "problem": row["problem"],
-                "answer": row.get("answer", ""),
-                "completions": [out.text for out in group],
-                "scores": [mark["value"] for mark in marks],
-                "reasons": [mark["reason"] for mark in marks],
-            }
-        )
-    return _figures(scored, flat), scored
-
-
-def _figures(scored: Sequence[Row], flat: "Sequence[Rollout]") -> dict[str, Any]:
-    shares = [_share(row) for row in scored]
-    samples = len(scored[0]["scores"])
-    n = len(shares)
-    interval = wilson(sum(shares), n) if samples == 1 else clustered(shares)
-    texts = [out.text for out in flat]
-    figures: dict[str, Any] = {
-        "problems": n,
-        "samples": samples,
-        "accuracy": sum(shares) / n,
-        "interval": list(interval),
-        "truncated": sum(out.truncated for out in flat) / len(flat),
-        "mean_length": sum(out.tokens for out in flat) / len(flat),
-        "judged": sum(s is not None for row in scored for s in row["scores"]) / len(flat),
-    }
-    if any("<think>" in text for text in texts):
-        chains = sum("<think>" in text and _EMPTY_CHAIN not in text for text in texts)
-        figures["thinking"] = chains / len(texts)
-    if samples > 1:
-        counts = [round(share * samples) for share in shares]
-        ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= samples]
-        figures["pass_at"] = {
-            str(k): sum(pass_at_k(samples, right, k) for right in counts) / n for k in ks
-        }
-    return figures

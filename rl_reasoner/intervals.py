@@ -94,30 +94,28 @@ def _ways(others: Sequence[int], silent: int, size: int, most: int) -> Mapping[i
     return {ties: ways for (taken, ties), ways in counts.items() if taken == size}
 
 
-def bootstrap(values: Sequence[float], seed: int = 0) -> Interval:
+def bootstrap(values: Sequence[float], seed: int = 0, repeats: int = _REPEATS) -> Interval:
     """95% percentile interval of the mean over problems, by resampling problems (Efron 1979).
 
     Where all values are equal nothing can be resampled: Wilson's interval for shares of 0 to 1.
     """
     if not values or min(values) == max(values):
         return wilson(math.fsum(values), len(values))
-    low, high = np.quantile(_resampled(values, seed), [0.025, 0.975])
+    low, high = np.quantile(_resampled(values, seed, repeats), [0.025, 0.975])
     return float(low), float(high)
 
 
-def bootstrap_p(differences: Sequence[float], seed: int = 0) -> float:
+def bootstrap_p(differences: Sequence[float], seed: int = 0, repeats: int = _REPEATS) -> float:
     """Two-sided p-value of "the mean difference is 0", by resampling the centred differences."""
     mean = math.fsum(differences) / len(differences)
-    moved = np.abs(_resampled([d - mean for d in differences], seed))
-    return (1 + int((moved >= abs(mean) - 1e-12).sum())) / (_REPEATS + 1)
+    moved = np.abs(_resampled([d - mean for d in differences], seed, repeats))
+    return (1 + int((moved >= abs(mean) - 1e-12).sum())) / (repeats + 1)
 
 
-def _resampled(values: Sequence[float], seed: int) -> np.ndarray:
+def _resampled(values: Sequence[float], seed: int, repeats: int) -> np.ndarray:
     """(repeats,) means of resamples: how often each distinct value is drawn is multinomial."""
     distinct, counts = np.unique(np.asarray(values, dtype=float), return_counts=True)
-    drawn = np.random.default_rng(seed).multinomial(
-        len(values), counts / len(values), size=_REPEATS
-    )
+    drawn = np.random.default_rng(seed).multinomial(len(values), counts / len(values), size=repeats)
     means: np.ndarray = drawn @ distinct / len(values)
     return means
 

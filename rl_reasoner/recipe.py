@@ -325,7 +325,9 @@ class Evals(_Part):
     )
     limit: int | None = Field(default=None, ge=1, description="at most so many problems a set")
     max_tokens: int = Field(default=256, ge=1, description="longest completion, in tokens")
-    reward: str = Field(default="math_answer", description="the reward that judges answers")
+    reward: str | None = Field(
+        default=None, description="the reward that judges (default: by the rows' tests or answers)"
+    )
     reward_options: Mapping[str, Any] = Field(
         default_factory=dict, description="options of that reward"
     )

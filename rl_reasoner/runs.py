@@ -102,13 +102,8 @@ class RunFolder:
 
     def write_lock(self, recipe: Recipe, facts: Mapping[str, Any]) -> None:
         """Write lock.json: versions, commit, data hashes, machine and `facts`."""
-        versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
         lock = {
-            "rl_reasoner": __version__,
-            "python": platform.python_version(),
-            "versions": versions,
-            "machine": f"{platform.platform()}, {os.cpu_count()} cores",
-            "commit": _commit(),
+            **made_with(),
             "seed": recipe.run.seed,
             "data": _data_hashes(recipe),
             "command": " ".join(["rl-reasoner", *sys.argv[1:]]),
@@ -116,6 +111,17 @@ class RunFolder:
             **facts,
         }
         write_text(self.path / "lock.json", json.dumps(lock, indent=2, ensure_ascii=False))
+
+
+def made_with() -> dict[str, Any]:
+    """Versions, machine and commit: what a result depends on beside its inputs."""
+    return {
+        "rl_reasoner": __version__,
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "machine": f"{platform.platform()}, {os.cpu_count()} cores",
+        "commit": _commit(),
+    }
 
 
 def _commit() -> str | None:

@@ -26,7 +26,7 @@ from rl_reasoner.checkpoints import last_checkpoint
 from rl_reasoner.code_rows import as_dataset, continuing
 from rl_reasoner.configs import check_configs, config
 from rl_reasoner.errors import UserError
-from rl_reasoner.evaluate import EvalResult, evaluate, evaluate_recipe, set_rows
+from rl_reasoner.evaluate import EvalResult, check_judge, evaluate, evaluate_recipe, set_rows
 from rl_reasoner.live import LiveView
 from rl_reasoner.policy import (
     Policy,
@@ -108,7 +108,7 @@ def _prepared(recipe: Recipe) -> _Work:
     """Read all data and rewards of the recipe; every mistake in them is a `UserError`."""
     choose_device(recipe.run.device)
     check_configs(recipe)
-    load_reward(recipe.evals.reward, recipe.evals.reward_options)
+    check_judge(recipe.evals.reward, recipe.evals.reward_options)
     rewards = [load_reward(name, spec.options) for name, spec in recipe.rewards.items()]
     rows = [load_rows(recipe.data_of(stage)) for stage in recipe.stages]
     for name in {*recipe.evals.sets, *filter(None, [recipe.evals.validation])}:

@@ -18,13 +18,10 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
+from rl_reasoner.arguments import Json, check_numbers, quiet, template_of, writable
 from rl_reasoner.console import emit, err, new_table
 from rl_reasoner.errors import UserError, did_you_mean, unknown
 from rl_reasoner.paths import room
-
-Json = FlagCreatePairsOff[
-    Annotated[bool, arg(help="print one JSON object and nothing else on standard output")]
-]
 
 
 @dataclass
@@ -86,87 +83,6 @@ class Train:
 
 
 @dataclass
-class Eval:
-    """Evaluate a policy on sets of problems, with 95% intervals."""
-
-    policy: Positional[str]
-    """a run or policy folder, a .gguf file, a hub id"""
-    sets: str
-    """names or files of sets, with commas between"""
-    samples: int = 1
-    """completions a problem: 1 is greedy, more are sampled"""
-    seed: int = 0
-    temperature: float | None = None
-    """sampling temperature (default 1.0)"""
-    max_tokens: int = 256
-    """longest completion, in tokens"""
-    template: str | None = None
-    """prompt template (default: the one of the run, else auto)"""
-    limit: int | None = None
-    """only the first problems of each set"""
-    reward: str = "math_answer"
-    """the reward that judges answers"""
-    data_dir: Path | None = None
-    """folder with sets as NAME.jsonl"""
-    out: Path | None = None
-    """save the result here (JSON)"""
-    json: Json = False
-
-    def run(self) -> None:
-        """Evaluate and print the table."""
-        from rl_reasoner.evaluate import evaluate
-
-        _check_numbers(self.temperature, self.samples, self.max_tokens, self.limit)
-        target = _writable(self.out) if self.out is not None else None
-        if self.data_dir is not None:
-            if not self.data_dir.is_dir():
-                raise UserError(f"--data-dir: there is no folder {self.data_dir}")
-            os.environ["RL_REASONER_DATA"] = str(self.data_dir)
-        _quiet()
-        result = evaluate(
-            self.policy,
-            [name.strip() for name in self.sets.split(",")],
-            self.samples,
-            self.seed,
-            temperature=self.temperature,
-            max_tokens=self.max_tokens,
-            template=self.template or _template_of(self.policy),
-            limit=self.limit,
-            reward=self.reward,
-        )
-        if target is not None:
-            result.save(target)
-        emit(self.json, result.to_json(), result.table())
-
-
-@dataclass
-class Compare:
-    """Compare two saved evaluations, paired by problem."""
-
-    a: Positional[Path]
-    """the first result (JSON of eval --out, or of a run's evals/)"""
-    b: Positional[Path]
-    """the second one"""
-    json: Json = False
-
-    def run(self) -> None:
-        """Print the differences b - a."""
-        from rl_reasoner.evaluate import EvalResult, compare
-
-        found = compare(EvalResult.load(self.a), EvalResult.load(self.b))
-        table = new_table("set", "problems", "difference", "95% interval", "only a", "only b", "p")
-        for name, entry in found.items():
-            low, high = entry["interval"]
-            rest = [str(entry.get("only_a", "")), str(entry.get("only_b", ""))]
-            p = f"{entry['p']:.2g}" if "p" in entry else ""
-            span = f"[{low:+.1%}, {high:+.1%}]"
-            table.add_row(
-                name, str(entry["problems"]), f"{entry['difference']:+.1%}", span, *rest, p
-            )
-        emit(self.json, found, table)
-
-
-@dataclass
 class Chat:
     """Talk to a policy: type a problem, see its thinking and its answer."""
 
@@ -186,10 +102,10 @@ class Chat:
         from rl_reasoner.prompts import render
         from rl_reasoner.rollouts import sample
 
-        _check_numbers(self.temperature, self.max_tokens)
-        _quiet()
+        check_numbers(self.temperature, self.max_tokens)
+        quiet()
         policy = open_policy(self.policy)
-        template = self.template or _template_of(self.policy)
+        template = self.template or template_of(self.policy)
         asking = sys.stdin.isatty()
         if asking:
             err.print("type a problem; an empty line or Ctrl-D ends", style="dim")
@@ -224,7 +140,7 @@ class Score:
         from rl_reasoner.runs import write_text
 
         rows = read_rows(self.file)
-        target = _writable(self.out or Path(f"{self.file}.scores.jsonl"))
+        target = writable(self.out or Path(f"{self.file}.scores.jsonl"))
         if target.resolve() == Path(self.file).resolve():
             raise UserError(f"--out {target}: this is the file that is scored")
         mine = _scores(self.reward, rows, self.file)
@@ -307,7 +223,7 @@ class Copy:
         target = self.to / source.name if self.to.is_dir() else self.to
         if target.exists():
             raise UserError(f"{target} exists already; give another name")
-        _writable(target).parent.mkdir(parents=True, exist_ok=True)
+        writable(target).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
         err.print(f"copied to {target}; run it with: rl-reasoner train {target}")
 
@@ -326,7 +242,7 @@ class Report:
 
         if not (self.run_folder / "recipe.yaml").is_file():
             raise UserError(f"{self.run_folder} is no run folder: it has no recipe.yaml")
-        _writable(self.run_folder / "report.html")
+        writable(self.run_folder / "report.html")
         path = write_report(self.run_folder)
         emit(self.json, {"report": str(path)}, str(path))
 
@@ -349,12 +265,12 @@ class Export:
             raise UserError(f"{self.to} exists already; give a new folder")
         if self.dtype not in ("fp32", "bf16"):
             raise unknown("dtype", self.dtype, ["fp32", "bf16"])
-        _writable(self.to)
+        writable(self.to)
         import torch
 
         from rl_reasoner.policy import open_policy
 
-        _quiet()
+        quiet()
         policy = open_policy(self.policy, device="cpu")
         if hasattr(policy.model, "merge_and_unload"):
             policy.model = policy.model.merge_and_unload()
@@ -400,40 +316,6 @@ class Env:
 
 
 # ----------------------------------------------------------------------------------- helpers
-
-
-def _quiet() -> None:
-    from rl_reasoner.policy import quiet_libraries
-
-    quiet_libraries()
-
-
-def _template_of(policy: str) -> str:
-    """The prompt template that a run's policy was trained with; "auto" for others."""
-    recipe = Path(policy) / "recipe.yaml"
-    if not recipe.is_file():
-        return "auto"
-    from rl_reasoner.recipe_source import load_recipe
-
-    return load_recipe(str(recipe)).template
-
-
-def _check_numbers(temperature: float | None, *counts: int | None) -> None:
-    for count in counts:
-        if count is not None and count < 1:
-            raise UserError(f"{count} completions, tokens or problems: expected 1 or more")
-    if temperature is not None and not 0 <= temperature < float("inf"):
-        raise UserError(f"--temperature {temperature}: expected 0 or more")
-
-
-def _writable(path: Path) -> Path:
-    """`path`, where a file or folder can be made; raises `UserError` before any work is done."""
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: give a name for the file")
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"cannot write {path}: {folder} is no folder that can be written to")
-    return path
 
 
 def _lines(asking: bool) -> Iterator[str]:

@@ -1,110 +1,21 @@
-"""Evaluation: the statistics by enumeration, and a tiny policy taken through sets and modes."""
+"""Evaluation: a tiny policy taken through sets and modes, saved, compared and judged again."""
 
 import json
 import math
-from fractions import Fraction
-from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import reward_file
 
 from rl_reasoner import EvalResult, Policy, compare, evaluate, open_policy
 from rl_reasoner.errors import UserError
-from rl_reasoner.evaluate import Mode, clustered, mcnemar, pass_at_k, wilson
+from rl_reasoner.evaluate import Mode
+from rl_reasoner.intervals import Z, mcnemar, wilson
 from rl_reasoner.rollouts import Rollout
-
-Z = 1.959963984540054
-counts = st.integers(0, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
-
-
-# -------------------------------------------------------------------------------- statistics
-
-
-@given(counts.filter(lambda c: c[1] > 0))
-def test_wilson_bounds_are_where_the_score_test_is_at_its_limit(count: tuple[int, int]) -> None:
-    right, n = count
-    low, high = wilson(right, n)
-    share = right / n
-    assert 0.0 <= low <= share + 1e-12 and share - 1e-12 <= high <= 1.0
-    for bound in (low, high):  # the p that solve (share - p)^2 = Z^2 p (1 - p) / n
-        assert (share - bound) ** 2 == pytest.approx(Z**2 * bound * (1 - bound) / n, abs=1e-9)
-    if right < n:
-        assert high > share
-    if right > 0:
-        assert low < share
-
-
-@pytest.mark.parametrize(
-    ("right", "n", "interval"),
-    # by hand: 0 of n gives [0, z²/(n+z²)], and half of n is symmetric around 1/2
-    [
-        (0, 10, (0.0, Z**2 / (10 + Z**2))),
-        (10, 10, (10 / (10 + Z**2), 1.0)),
-        (50, 100, (0.5 - 0.5 * Z / math.sqrt(100 + Z**2), 0.5 + 0.5 * Z / math.sqrt(100 + Z**2))),
-        (0, 0, (0.0, 1.0)),
-    ],
-)
-def test_wilson_by_hand(right: int, n: int, interval: tuple[float, float]) -> None:
-    assert wilson(right, n) == pytest.approx(interval, abs=1e-12)
-
-
-@given(st.integers(1, 8).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))))
-def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(case: tuple[int, int]) -> None:
-    n, right = case
-    marks = [i < right for i in range(n)]
-    for k in range(1, n + 1):
-        hits = [any(chosen) for chosen in combinations(marks, k)]
-        assert pass_at_k(n, right, k) == pytest.approx(sum(hits) / len(hits), abs=1e-12)
-
-
-@pytest.mark.parametrize("k", [0, -1, 5])
-def test_pass_at_k_wants_enough_samples(k: int) -> None:
-    with pytest.raises(ValueError, match=f"pass@{k} cannot be estimated from 4 samples"):
-        pass_at_k(4, 2, k)
-
-
-@settings(max_examples=40)
-@given(st.integers(0, 5), st.integers(0, 5))
-def test_mcnemar_counts_the_outcomes_that_are_no_likelier(only_a: int, only_b: int) -> None:
-    """Every way that fair coins could fall for the discordant problems."""
-    n = only_a + only_b
-    extreme = abs(only_a - only_b)
-    ways = [abs(2 * sum(coins) - n) >= extreme for coins in product((0, 1), repeat=n)]
-    assert Fraction(mcnemar(only_a, only_b)).limit_denominator(2**12) == Fraction(
-        sum(ways), len(ways)
-    )
-
-
-def test_mcnemar_of_many_problems() -> None:
-    assert mcnemar(3000, 3000) == 1.0
-    assert 0.0 <= mcnemar(0, 5000) < 1e-300
-    assert mcnemar(60, 90) == mcnemar(90, 60) == pytest.approx(0.0180, abs=5e-4)
-
-
-@given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=2, max_size=60))
-def test_clustered_is_the_normal_interval_over_problems(shares: list[float]) -> None:
-    low, high = clustered(shares)
-    tensor = torch.tensor(shares, dtype=torch.float64)
-    mean = tensor.mean().item()
-    error = Z * tensor.std().item() / math.sqrt(len(shares))
-    if len(set(shares)) == 1:
-        assert (low, high) == wilson(mean * len(shares), len(shares))
-        assert low < high, "no spread seen is not certainty"
-    else:
-        assert low == pytest.approx(max(0.0, mean - error), abs=1e-9)
-        assert high == pytest.approx(min(1.0, mean + error), abs=1e-9)
-
-
-def test_many_samples_of_few_problems_are_not_many_problems() -> None:
-    shares = [1.0] * 5 + [0.0] * 5  # 8 samples each: 40 of 80 right
-    low, high = clustered(shares)
-    assert high - low > 1.9 * (wilson(40, 80)[1] - wilson(40, 80)[0])
-
 
 # ----------------------------------------------------------------------------------- a policy
 
@@ -337,7 +248,7 @@ def test_several_samples_are_compared_by_shares() -> None:
     a = result_of([[1.0, 0.0], [0.0, None]])
     b = result_of([[1.0, 1.0], [0.0, 1.0]])
     found = compare(a, b)["s"]
-    assert found["difference"] == 0.5 and "p" not in found
+    assert found["difference"] == 0.5 and found["test"] == "paired bootstrap"
 
 
 def test_what_cannot_be_compared(tmp_path: Path) -> None:

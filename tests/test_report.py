@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.evaluate import wilson
+from rl_reasoner.intervals import wilson
 from rl_reasoner.report import write_report
 from rl_reasoner.report.html import document, h
 from rl_reasoner.report.read import read_run

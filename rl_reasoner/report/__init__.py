@@ -1,14 +1,16 @@
-"""`report.html` from a run folder: one self-contained page, readable offline and on a phone.
+"""Pages to look at: `report.html` of a run folder, and pages of evaluations.
 
-`read` takes the folder apart, `gain` words what the figures support, `charts` draws inline SVG,
-`html` builds escaped elements, `text` writes figures, `page` and `stages` put the page together
-and `style` is its style sheet. Knows nothing of torch. A part that the folder lacks (an interrupted
-run, a run without GRPO) is absent from the page; the same folder always gives the same bytes.
+One self-contained file each, readable offline and on a phone. `read` takes a folder apart, `gain`
+words what the figures support, `charts` draws inline SVG, `html` builds escaped elements, `text`
+writes figures, `page` and `stages` put a run's page together, `evaluation` that of saved results;
+`style` is the style sheet. Knows nothing of torch. A part that is lacking (an interrupted run, a
+run without GRPO) is absent from the page; the same files always give the same bytes.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["write_report"]
+__all__ = ["write_evaluation", "write_report"]
 
 
 def write_report(folder: Path) -> Path:
@@ -22,4 +24,17 @@ def write_report(folder: Path) -> Path:
 
     target = folder / "report.html"
     write_text(target, page(read_run(folder)))
+    return target
+
+
+def write_evaluation(files: Sequence[Path], target: Path) -> Path:
+    """Write the page of one saved evaluation, or of two held against each other, to `target`.
+
+    Raises `UserError` when a file is no evaluation result.
+    """
+    from rl_reasoner.evaluate import EvalResult
+    from rl_reasoner.report.evaluation import evaluation_page
+    from rl_reasoner.runs import write_text
+
+    write_text(target, evaluation_page([EvalResult.load(file) for file in files]))
     return target

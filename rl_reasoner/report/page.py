@@ -33,6 +33,12 @@ def page(run: Run) -> str:
         _same_problem(run),
         _reproduce(run),
     ]
+    footer = "Made by rl-reasoner from this run's folder."
+    return shell(f"{run.name} – run report", sections, footer)
+
+
+def shell(title: str, sections: Sequence[Element | None], footer: str) -> str:
+    """A whole page as HTML text: head, sections, footer; ids of its charts made unique."""
     root = h(
         "html",
         h(
@@ -42,10 +48,10 @@ def page(run: Run) -> str:
             h("meta", name="viewport", content="width=device-width, initial-scale=1"),
             h("meta", name="color-scheme", content="light dark"),
             h("link", rel="icon", href="data:,"),
-            h("title", f"{run.name} – run report"),
+            h("title", title),
             h("style", STYLE),
         ),
-        h("body", h("main", sections), h("footer", "Made by rl-reasoner from this run's folder.")),
+        h("body", h("main", sections), h("footer", footer)),
         lang="en",
     )
     charts.number_ids(root)
@@ -345,7 +351,7 @@ def _reproduce(run: Run) -> Element | None:
         command = shlex.join(str(word) for word in command)
     rows: list[list[Child]] = [
         [name, h("code", value)]
-        for name, value in _flat(run.lock)
+        for name, value in flat(run.lock)
         if name.partition(".")[0] != "command"
     ]
     if not (command or rows or run.recipe_text):
@@ -368,11 +374,11 @@ def _reproduce(run: Run) -> Element | None:
     )
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """The leaves of nested mappings as ("data.train.sha256", "…")."""
     for name, item in value.items():
         if isinstance(item, dict) and item:
-            yield from _flat(item, f"{prefix}{name}.")
+            yield from flat(item, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", _inline(item)
 

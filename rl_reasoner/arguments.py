@@ -1,0 +1,87 @@
+"""What several verbs of the command line share: kinds of arguments, and the checks of them.
+
+Every check comes before any work and raises `UserError`.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import FlagCreatePairsOff, arg
+
+from rl_reasoner.errors import UserError
+
+Json = FlagCreatePairsOff[
+    Annotated[bool, arg(help="print one JSON object and nothing else on standard output")]
+]
+
+
+def quiet() -> None:
+    """Silence the libraries' own progress bars and advice."""
+    from rl_reasoner.policy import quiet_libraries
+
+    quiet_libraries()
+
+
+def template_of(policy: str) -> str:
+    """The prompt template that a run's policy was trained with; "auto" for others."""
+    recipe = Path(policy) / "recipe.yaml"
+    if not recipe.is_file():
+        return "auto"
+    from rl_reasoner.recipe_source import load_recipe
+
+    return load_recipe(str(recipe)).template
+
+
+def check_numbers(temperature: float | None, *counts: int | None) -> None:
+    """Raise `UserError` for a count below 1 or a temperature that is none."""
+    for count in counts:
+        if count is not None and count < 1:
+            raise UserError(f"{count} completions, tokens or problems: expected 1 or more")
+    if temperature is not None and not 0 <= temperature < float("inf"):
+        raise UserError(f"--temperature {temperature}: expected 0 or more")
+
+
+def writable(path: Path) -> Path:
+    """`path`, where a file or folder can be made; raises `UserError` before any work is done."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give a name for the file")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"cannot write {path}: {folder} is no folder that can be written to")
+    return path
+
+
+def data_folder(folder: Path | None) -> None:
+    """Make `folder` the one that sets are looked for in; raises `UserError` where it is none."""
+    if folder is not None:
+        if not folder.is_dir():
+            raise UserError(f"--data-dir: there is no folder {folder}")
+        os.environ["RL_REASONER_DATA"] = str(folder)
+
+
+def options_of(flag: str, text: str) -> dict[str, Any]:
+    """Options given as a JSON object or as NAME=VALUE,NAME=VALUE (values as JSON, else texts)."""
+    if not text.strip():
+        return {}
+    if not text.lstrip().startswith("{"):
+        pairs = [part.partition("=") for part in text.split(",")]
+        if any(not equals for _, equals, _ in pairs):
+            raise UserError(f"{flag} {text!r}: expected a JSON object or NAME=VALUE,NAME=VALUE")
+        return {name.strip(): _value(value.strip()) for name, _, value in pairs}
+    try:
+        found: Any = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{flag}: not JSON: {error}") from error
+    if not isinstance(found, Mapping):
+        raise UserError(f"{flag}: expected a JSON object, got {text!r:.60}")
+    return dict(found)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

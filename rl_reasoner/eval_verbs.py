@@ -1,0 +1,253 @@
+"""The verbs of evaluation, `eval` and `compare`: see `verbs` for the others.
+
+Nothing heavy is imported before a verb needs it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from rl_reasoner.arguments import (
+    Json,
+    check_numbers,
+    data_folder,
+    options_of,
+    quiet,
+    template_of,
+    writable,
+)
+from rl_reasoner.console import emit, err, new_table
+from rl_reasoner.errors import UserError
+
+if TYPE_CHECKING:
+    from rl_reasoner.evaluate import EvalResult
+    from rl_reasoner.recipe import FileData
+
+_FLIPS_SHOWN = 10
+
+
+@dataclass
+class Eval:
+    """Evaluate a policy on sets of problems, with 95% intervals."""
+
+    policy: Positional[Annotated[str | None, arg(metavar="POLICY")]] = None
+    """a run or policy folder, a .gguf file, a hub id; with --server the model's name there"""
+    sets: str | None = None
+    """names or files of sets or hub ids, with commas between; see: rl-reasoner list sets"""
+    samples: int = 1
+    """completions a problem: 1 is greedy, more are sampled"""
+    seed: int = 0
+    temperature: float | None = None
+    """sampling temperature (default 1.0)"""
+    max_tokens: int = 256
+    """longest completion, in tokens"""
+    template: str | None = None
+    """prompt template (default: the one of the run, else auto)"""
+    limit: int | None = None
+    """only the first problems of each set"""
+    reward: str | None = None
+    """the reward that judges (default: code_tests where rows have tests, else math_answer)"""
+    reward_options: str = ""
+    """options of that reward: extract=whole,timeout_s=2 or a JSON object"""
+    data_dir: Path | None = None
+    """folder with sets as NAME.jsonl"""
+    columns: str = ""
+    """for files and hub ids: problem=question,answer=final"""
+    config: str | None = None
+    """for hub ids: configuration"""
+    split: str = "test"
+    """for hub ids: split"""
+    server: str | None = None
+    """URL of an OpenAI-compatible server that has the model"""
+    trained_on: str | None = None
+    """files or sets that the policy was trained on: overlaps are counted"""
+    decontaminated: FlagCreatePairsOff[bool] = False
+    """count overlaps with the data of the run in POLICY, and report on the clean rest too"""
+    no_cache: FlagCreatePairsOff[bool] = False
+    """draw everything anew, and keep nothing"""
+    replay: Path | None = None
+    """judge the completions of this saved result again: no policy is needed"""
+    out: Path | None = None
+    """save the result here (JSON); its page goes beside it (HTML)"""
+    json: Json = False
+
+    def run(self) -> None:
+        """Evaluate and print the table."""
+        check_numbers(self.temperature, self.samples, self.max_tokens, self.limit)
+        target = writable(self.out) if self.out is not None else None
+        data_folder(self.data_dir)
+        result = self._replayed(self.replay) if self.replay is not None else self._evaluated()
+        if target is not None:
+            from rl_reasoner.report import write_evaluation
+
+            result.save(target)
+            write_evaluation([target], target.with_suffix(".html"))
+        emit(self.json, result.to_json(), result.table())
+
+    def _replayed(self, file: Path) -> "EvalResult":
+        from rl_reasoner.evaluate import EvalResult, replay
+
+        if self.policy is not None or self.sets is not None:
+            raise UserError("--replay judges what was saved: POLICY and --sets are not for it")
+        options = options_of("--reward-options", self.reward_options)
+        return replay(EvalResult.load(file), self.reward, options or None)
+
+    def _evaluated(self) -> "EvalResult":
+        from rl_reasoner.evaluate import evaluate
+
+        if self.policy is None or self.sets is None:
+            raise UserError("evaluate what? Give POLICY and --sets, or --replay FILE")
+        options = options_of("--reward-options", self.reward_options)
+        sets = [self._set(name.strip()) for name in self.sets.split(",")]
+        trained_on = self._training_rows(self.policy)
+        policy: Any = self.policy
+        if self.server is not None:
+            from rl_reasoner.servers import Server
+
+            policy = Server(self.server, self.policy)
+        else:
+            quiet()
+        with _shown(self.json) as progress:
+            return evaluate(
+                policy,
+                sets,
+                self.samples,
+                self.seed,
+                temperature=self.temperature,
+                max_tokens=self.max_tokens,
+                template=self.template or template_of(self.policy),
+                limit=self.limit,
+                reward=self.reward,
+                reward_options=options or None,
+                progress=progress,
+                cache=None if self.no_cache else _cache(),
+                trained_on=trained_on,
+            )
+
+    def _set(self, name: str) -> "str | FileData":
+        from rl_reasoner.recipe import FileData
+        from rl_reasoner.sets import CARDS
+
+        columns = options_of("--columns", self.columns)
+        if name in CARDS or not (columns or self.config or self.split != "test"):
+            return name
+        return FileData(path=name, config=self.config, split=self.split, columns=columns)
+
+    def _training_rows(self, policy: str) -> list[dict[str, Any]] | None:
+        """The rows that the policy was trained on, where overlaps are asked for."""
+        from rl_reasoner.prompts import load_rows
+        from rl_reasoner.recipe import FileData
+
+        if self.trained_on is not None:
+            names = [name.strip() for name in self.trained_on.split(",")]
+            files = [FileData(path=name, on_bad_row="skip") for name in names]
+            return [row for data in files for row in load_rows(data)]
+        if not self.decontaminated:
+            return None
+        recipe = Path(policy) / "recipe.yaml"
+        if not recipe.is_file():
+            raise UserError(
+                f"--decontaminated: {policy} is no run folder; say with --trained-on FILE,FILE "
+                "what the policy was trained on"
+            )
+        from rl_reasoner.recipe_source import load_recipe
+
+        run = load_recipe(str(recipe))
+        return [row for stage in run.stages for row in load_rows(run.data_of(stage))]
+
+
+def _cache() -> Path:
+    from rl_reasoner.policy import cache_folder
+
+    return cache_folder() / "samples"
+
+
+class _shown:
+    """A progress bar for each set on a terminal, nothing elsewhere."""
+
+    def __init__(self, as_json: bool) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self.bars = Progress(
+            *columns, TimeRemainingColumn(), console=err, disable=as_json or not err.is_terminal
+        )
+        self.tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> Any:
+        self.bars.__enter__()
+        return self.step
+
+    def __exit__(self, *exc: Any) -> None:
+        self.bars.__exit__(*exc)
+
+    def step(self, label: str, done: int, of: int) -> None:
+        """Move the bar of the set `label`."""
+        if label not in self.tasks:
+            self.tasks[label] = self.bars.add_task(label, total=of)
+        self.bars.update(self.tasks[label], completed=done)
+
+
+@dataclass
+class Compare:
+    """Compare two saved evaluations, paired by problem."""
+
+    a: Positional[Path]
+    """the first result (JSON of eval --out, or of a run's evals/)"""
+    b: Positional[Path]
+    """the second one"""
+    out: Path | None = None
+    """write a page with both and the rows that flipped here (HTML)"""
+    json: Json = False
+
+    def run(self) -> None:
+        """Print the differences b - a."""
+        from rl_reasoner.evaluate import EvalResult, compare
+
+        target = writable(self.out) if self.out is not None else None
+        found = compare(EvalResult.load(self.a), EvalResult.load(self.b))
+        if target is not None:
+            from rl_reasoner.report import write_evaluation
+
+            write_evaluation([self.a, self.b], target)
+        emit(self.json, found, _compared(found))
+        if not self.json:
+            for name, entry in found.items():
+                _print_flips(name, entry["flips"])
+
+
+def _compared(found: Mapping[str, Mapping[str, Any]]) -> Any:
+    heads = ["set", "problems", "difference", "95% interval", "p", "p (Holm)", "detectable", "test"]
+    table = new_table(*heads)
+    for name, entry in found.items():
+        low, high = entry["interval"]
+        counts = (
+            f" ({entry['only_a']} only a, {entry['only_b']} only b)" if "only_a" in entry else ""
+        )
+        table.add_row(
+            name,
+            str(entry["problems"]),
+            f"{entry['difference']:+.1%}",
+            f"[{low:+.1%}, {high:+.1%}]",
+            f"{entry['p']:.2g}",
+            f"{entry['p_holm']:.2g}",
+            f"±{entry['detectable']:.1%}",
+            entry["test"] + counts,
+        )
+    return table
+
+
+def _print_flips(name: str, flips: Sequence[Mapping[str, Any]]) -> None:
+    if not flips:
+        return
+    table = new_table("row", "problem", "a", "b", "reason of a", "reason of b")
+    table.title = f"{name}: rows that flipped"
+    for flip in flips[:_FLIPS_SHOWN]:
+        reasons = [str(flip[side].get("reason", ""))[:100] for side in ("a", "b")]
+        shares = [f"{flip[side]['share']:.0%}" for side in ("a", "b")]
+        table.add_row(str(flip["id"] or flip["row"]), flip["problem"][:80], *shares, *reasons)
+    if len(flips) > _FLIPS_SHOWN:
+        table.caption = f"{len(flips) - _FLIPS_SHOWN} more: see --json or --out"
+    err.print(table)

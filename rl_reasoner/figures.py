@@ -1,0 +1,146 @@
+"""From the scored rows of a set to its figures: what is shown, saved and compared.
+
+A scored row is a dict with `problem`, `answer`, and a list with one value a sample for each of
+`completions`, `scores`, `reasons`, `outcomes` ("score", "abstain", "fault"), `tokens`, `truncated`;
+where answers were sorted into classes of equal ones, also `classes` (0: right, above: wrong, -1: no
+answer). A completion is right when its score is 1.0; what abstained or failed is not right, and is
+counted. Pure; the statistics are `intervals`'.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+from rl_reasoner.intervals import (
+    bootstrap,
+    clustered,
+    majority_at_k,
+    pass_at_k,
+    standard_error,
+    wilson,
+)
+
+Row = Mapping[str, Any]
+_EMPTY_CHAIN = "<think></think>"
+_SILENT = ("no final answer", "no closed Python block")  # how the shipped rewards' reasons begin
+_GROUPED_BY = ("level", "subject")
+_MOST_GROUPS = 24
+_BINS = 5  # of lengths, with as many completions each
+
+
+def share(row: Row) -> float:
+    """The share of a row's completions that are right."""
+    right: int = sum(score == 1.0 for score in row["scores"])
+    return right / len(row["scores"])
+
+
+def figures_of(rows: Sequence[Row]) -> dict[str, Any]:
+    """All figures of a set, as JSON values. `rows` have the same number of samples each."""
+    samples = len(rows[0]["scores"])
+    figures = {**_accuracy(rows), **_shares(rows), **_lengths(rows)}
+    if samples > 1:
+        figures |= _at_k(rows, samples)
+    groups = {name: _groups(rows, name) for name in _GROUPED_BY}
+    found = {name: group for name, group in groups.items() if group}
+    return {**figures, **({"by": found} if found else {})}
+
+
+def _accuracy(rows: Sequence[Row]) -> dict[str, Any]:
+    shares = [share(row) for row in rows]
+    samples, n = len(rows[0]["scores"]), len(rows)
+    interval = wilson(sum(shares), n) if samples == 1 else clustered(shares)
+    found: dict[str, Any] = {
+        "problems": n,
+        "samples": samples,
+        "accuracy": math.fsum(shares) / n,
+        "interval": [*interval],
+    }
+    return found | ({"standard_error": standard_error(shares)} if samples > 1 else {})
+
+
+def _shares(rows: Sequence[Row]) -> dict[str, Any]:
+    """What became of the completions, as shares of all."""
+    count = sum(len(row["scores"]) for row in rows)
+    outcomes = Counter(outcome for row in rows for outcome in row["outcomes"])
+    silent = sum(reason.startswith(_SILENT) for row in rows for reason in row["reasons"])
+    texts = [text for row in rows for text in row["completions"]]
+    found = {
+        "truncated": sum(cut for row in rows for cut in row["truncated"]) / count,
+        "no_answer": silent / count,
+        "abstained": outcomes["abstain"] / count,
+        "faults": outcomes["fault"] / count,
+        "judged": sum(score is not None for row in rows for score in row["scores"]) / count,
+    }
+    if any("<think>" in text for text in texts):
+        chains = sum("<think>" in text and _EMPTY_CHAIN not in text for text in texts)
+        found["thinking"] = chains / count
+    return found
+
+
+def _lengths(rows: Sequence[Row]) -> dict[str, Any]:
+    """Lengths in tokens, and how often completions of a length are right."""
+    marks = sorted(
+        (tokens, score == 1.0)
+        for row in rows
+        for tokens, score in zip(row["tokens"], row["scores"], strict=True)
+    )
+    tokens = [length for length, _ in marks]
+    n = len(tokens)
+    edges = sorted({round(n * part / _BINS) for part in range(_BINS + 1)})
+    bins = [marks[i:j] for i, j in pairwise(edges)]
+    return {
+        "mean_length": sum(tokens) / n,
+        "length": {
+            "median": median(tokens),
+            "p95": tokens[min(n - 1, math.ceil(0.95 * n) - 1)],
+            "longest": tokens[-1],
+        },
+        "by_length": [
+            {
+                "tokens": [some[0][0], some[-1][0]],
+                "completions": len(some),
+                "accuracy": sum(right for _, right in some) / len(some),
+                "interval": [*wilson(sum(right for _, right in some), len(some))],
+            }
+            for some in bins
+        ],
+    }
+
+
+def _at_k(rows: Sequence[Row], samples: int) -> dict[str, Any]:
+    """pass@k and, where answers were sorted into classes, maj@k, with bootstrap intervals."""
+    ks = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k <= samples]
+    right = [round(share(row) * samples) for row in rows]
+    passes = {k: [pass_at_k(samples, count, k) for count in right] for k in ks}
+    found = _curve("pass_at", passes)
+    if all("classes" in row for row in rows):
+        votes = {k: [_majority(row["classes"], k) for row in rows] for k in ks}
+        found |= _curve("maj_at", votes)
+    return found
+
+
+def _curve(name: str, values: Mapping[int, Sequence[float]]) -> dict[str, Any]:
+    return {
+        name: {str(k): math.fsum(each) / len(each) for k, each in values.items()},
+        f"{name}_interval": {str(k): [*bootstrap(each)] for k, each in values.items()},
+    }
+
+
+def _majority(classes: Sequence[int], k: int) -> float:
+    counts = Counter(classes)
+    others = [count for number, count in counts.items() if number > 0]
+    return majority_at_k(counts[0], others, counts[-1], k)
+
+
+def _groups(rows: Sequence[Row], column: str) -> dict[str, Any]:
+    """Accuracy by the values of a column; empty where it says nothing or too much."""
+    parts: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.get(column) not in (None, ""):
+            parts.setdefault(str(row[column]), []).append(row)
+    if not 1 < len(parts) <= _MOST_GROUPS:
+        return {}
+    return {value: _accuracy(part) for value, part in sorted(parts.items())}

@@ -1,0 +1,88 @@
+"""What a figure was measured with: the manifest that goes into every evaluation's result.
+
+It holds no clock time, so that the same evaluation writes the same file. With it another machine
+can draw the same completions, and anyone can judge the saved ones again.
+"""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rl_reasoner.prompts import Prompt, Row
+from rl_reasoner.recipe import FileData
+from rl_reasoner.runs import made_with
+from rl_reasoner.sets import card_of, find_set
+
+if TYPE_CHECKING:
+    from rl_reasoner.policy import Policy
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 of JSON values."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def verifier_version() -> str:
+    """A hash over the sources of the maths verifier: it changes when a verdict might."""
+    folder = Path(__file__).parent / "answers"
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def of_policy(policy: "Policy", weights: str | None, template: str, example: Prompt) -> Row:
+    """The facts of a policy: weights (their hash, where it was made), template, device."""
+    import torch
+
+    from rl_reasoner.rollouts import prompt_ids
+
+    chat = getattr(policy.tokenizer, "chat_template", None)
+    card = torch.cuda.get_device_name() if policy.device.type == "cuda" else None
+    return {
+        "weights_sha256": weights,
+        "dtype": str(policy.model.dtype).removeprefix("torch."),
+        "parameters": policy.parameters[0],
+        "device": card or str(policy.device.type),
+        "threads": torch.get_num_threads(),
+        "template": template,
+        "chat_template_sha256": digest_of(chat) if chat else None,
+        "prompt_example": {"prompt": example, "token_ids": prompt_ids(policy, example)},
+    }
+
+
+def of_set(data: FileData, rows: Sequence[Row], judge: str) -> Row:
+    """The facts of a set: where it came from, its licence, a hash of the rows that were used."""
+    file = find_set(data.path)
+    card = card_of(data.path)
+    facts: dict[str, Any] = {
+        "source": str(file) if file else f"hub: {data.path} {data.config or ''} {data.split}",
+        "problems": len(rows),
+        "rows_sha256": digest_of(rows),
+        "reward": judge,
+    }
+    if card is not None:
+        facts |= {"licence": card.licence, "defects": card.defects}
+    if judge == "code_tests":
+        from rl_reasoner import sandbox
+
+        facts["sandbox"] = sandbox.strength().level
+    return facts
+
+
+def manifest(policy: Mapping[str, Any], sets: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """The whole manifest: what was measured, on what, with which versions, where."""
+    return {
+        **made_with(),
+        "verifier": verifier_version(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "seed": seed,
+        "policy": dict(policy),
+        "sets": dict(sets),
+    }

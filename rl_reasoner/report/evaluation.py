@@ -1,0 +1,339 @@
+"""The page of one saved evaluation, or of two held against each other.
+
+Figures with their intervals, pass@k and maj@k, right answers by length, tables by level and
+subject, overlaps with training data, completions with the reasons of their scores, the manifest;
+for two results also the paired comparison with the rows that flipped. Pure: results in, text out.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rl_reasoner.evaluate import EvalResult, compare
+from rl_reasoner.report import charts
+from rl_reasoner.report.charts import Bar, Chart
+from rl_reasoner.report.html import Child, Element, h, table
+from rl_reasoner.report.page import flat, shell
+from rl_reasoner.report.stages import figure
+from rl_reasoner.report.text import percent, short, signed, span
+
+_ROWS_SHOWN = 12  # of a set
+_COMPLETIONS_SHOWN = 4  # of a row
+_CHARACTERS_SHOWN = 4000  # of a completion
+_FLIPS_SHOWN = 20
+
+Named = Sequence[tuple[str, EvalResult]]
+
+
+def evaluation_page(results: Sequence[EvalResult]) -> str:
+    """The page of one or two results as HTML text; the same results give the same text."""
+    labels = ["result"] if len(results) == 1 else ["a", "b"]
+    named = list(zip(labels, results, strict=True))
+    sections = [
+        _header(named),
+        _comparison(*results) if len(results) == 2 else None,
+        _tables(named),
+        _curves(named),
+        *[_parts(result) for result in results[-1:]],
+        *[_viewer(result) for result in results[-1:]],
+        *[_manifest(label, result) for label, result in named],
+    ]
+    title = f"{results[-1].policy} – evaluation"
+    return shell(title, sections, "Made by rl-reasoner from saved completions.")
+
+
+def _header(named: Named) -> Element:
+    eyebrow = "Evaluation" if len(named) == 1 else "Evaluations, compared"
+    lines = [
+        f"{label}: {result.policy}" if len(named) > 1 else result.policy for label, result in named
+    ]
+    settings = named[-1][1].settings
+    told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
+    return h(
+        "header",
+        h("p", eyebrow, class_="eyebrow"),
+        [h("h1", line) for line in lines],
+        h("p", told, class_="lead"),
+    )
+
+
+# --- figures
+
+
+def _tables(named: Named) -> Element:
+    names = dict.fromkeys(name for _, result in named for name in result.sets)
+    head = ["Set", "Result", "Problems", "Samples", "Accuracy", "Cut off", "No answer"]
+    head += ["Abstained", "Faults", "Mean length"]
+    rows: list[list[Child]] = []
+    for name in names:
+        for label, result in named:
+            s = result.sets.get(name)
+            if s is None:
+                continue
+            shares = [
+                percent(s.get(key)) for key in ("truncated", "no_answer", "abstained", "faults")
+            ]
+            counts = [f"{s['problems']:,}", str(s["samples"])]
+            row: list[Child] = [name, label, *counts, _accuracy(s), *shares]
+            rows.append([*row, short(s.get("mean_length"))])
+    return h(
+        "section",
+        h("h2", "Figures"),
+        table(head, rows, numeric_from=2),
+        h(
+            "p",
+            "95% intervals: Wilson's for one completion a problem, clustered by problem for "
+            "several. Completions that are cut off, have no answer or could not be judged are not "
+            "right; their shares are told.",
+            class_="note",
+        ),
+        id="figures",
+    )
+
+
+def _accuracy(s: Mapping[str, Any]) -> list[Element | str | None]:
+    low, high = s["interval"]
+    return [percent(s["accuracy"]), h("span", span((low, high)), class_="interval")]
+
+
+def _curves(named: Named) -> Element | None:
+    drawings = [figure(drawing) for drawing in _drawings(named)]
+    if not drawings:
+        return None
+    return h("section", h("h2", "Curves"), h("div", drawings, class_="charts"), id="curves")
+
+
+def _drawings(named: Named) -> Iterator[Chart]:
+    names = list(dict.fromkeys(name for _, result in named for name in result.sets))
+    groups = [
+        (
+            name,
+            [_bar(label, r.sets[name]) for label, r in named if name in r.sets],
+        )
+        for name in names
+    ]
+    yield charts.bars("Accuracy", groups, note="lines are 95% intervals")
+    for name in names:
+        curves = [
+            (f"{kind}@k {label}" if len(named) > 1 else f"{kind}@k", ks, values)
+            for label, result in named
+            for kind in ("pass", "maj")
+            for ks, values in [_points(result.sets.get(name, {}), f"{kind}_at")]
+            if len(ks) > 1
+        ]
+        if curves:
+            yield charts.pass_at_k(f"pass@k and maj@k on {name}", curves)
+    for name in names:
+        label, result = next((label, r) for label, r in reversed(named) if name in r.sets)
+        bins = result.sets[name].get("by_length", [])
+        if len(bins) > 1:
+            lengths = [
+                (f"{b['tokens'][0]} to {b['tokens'][1]} tokens", [_bar(label, b)]) for b in bins
+            ]
+            title = f"Right answers by length on {name}"
+            yield charts.bars(title, lengths, note="fifths of all completions")
+
+
+def _bar(label: str, s: Mapping[str, Any]) -> Bar:
+    low, high = s["interval"]
+    return Bar(label, s["accuracy"], (low, high))
+
+
+def _points(s: Mapping[str, Any], kind: str) -> tuple[list[int], list[float]]:
+    curve = s.get(kind, {})
+    return [int(k) for k in curve], list(curve.values())
+
+
+def _parts(result: EvalResult) -> Element | None:
+    """Tables at k, by level and subject, and of overlaps, of every set that has them."""
+    blocks: list[Element] = []
+    for name, s in result.sets.items():
+        blocks += _at_k(name, s)
+        for column, groups in s.get("by", {}).items():
+            rows: list[list[Child]] = [
+                [value, f"{g['problems']:,}", _accuracy(g)] for value, g in groups.items()
+            ]
+            blocks += [
+                h("h3", f"{name} by {column}"),
+                table([column, "Problems", "Accuracy"], rows),
+            ]
+        if "contamination" in s:
+            counts = s["contamination"]
+            heads = [key.replace("_", " ") for key in counts]
+            values: list[Child] = [f"{value:,}" for value in counts.values()]
+            blocks += [
+                h("h3", f"{name}: overlap with the training rows"),
+                table(heads, [values], numeric_from=0),
+            ]
+    return h("section", h("h2", "In detail"), blocks, id="detail") if blocks else None
+
+
+def _at_k(name: str, s: Mapping[str, Any]) -> list[Element]:
+    kinds = [kind for kind in ("pass", "maj") if len(s.get(f"{kind}_at", {})) > 1]
+    if not kinds:
+        return []
+    rows: list[list[Child]] = []
+    for k in s[f"{kinds[0]}_at"]:
+        cells: list[Child] = [k]
+        for kind in kinds:
+            low, high = s[f"{kind}_at_interval"][k]
+            value = percent(s[f"{kind}_at"][k])
+            cells.append([value, h("span", span((low, high)), class_="interval")])
+        rows.append(cells)
+    heads = ["k", *(f"{kind}@k" for kind in kinds)]
+    note = "pass@k by the unbiased estimator, maj@k exact over classes of equal answers; bootstrap"
+    return [h("h3", f"{name} at k"), table(heads, rows), h("p", note, class_="note")]
+
+
+# --- comparison
+
+
+def _comparison(a: EvalResult, b: EvalResult) -> Element:
+    found = compare(a, b)
+    head = [
+        "Set",
+        "Problems",
+        "b − a, points",
+        "95% interval",
+        "p",
+        "p (Holm)",
+        "Detectable",
+        "Test",
+    ]
+    rows: list[list[Child]] = []
+    for name, entry in found.items():
+        low, high = (signed(100 * end) for end in entry["interval"])
+        rows.append(
+            [
+                name,
+                f"{entry['problems']:,}",
+                signed(100 * entry["difference"]),
+                f"{low} to {high}",
+                f"{entry['p']:.2g}",
+                f"{entry['p_holm']:.2g}",
+                f"±{100 * entry['detectable']:.1f}",
+                entry["test"],
+            ]
+        )
+    return h(
+        "section",
+        h("h2", "Comparison, paired by problem"),
+        table(head, rows),
+        h(
+            "p",
+            "Detectable: the least true difference that this many problems show 4 times in 5. "
+            "Holm: adjusted for the number of sets.",
+            class_="note",
+        ),
+        [_flipped(name, entry["flips"]) for name, entry in found.items() if entry["flips"]],
+        id="comparison",
+    )
+
+
+def _flipped(name: str, flips: Sequence[Mapping[str, Any]]) -> Element:
+    blocks: list[Element] = [h("h3", f"{name}: rows that flipped")]
+    for flip in flips[:_FLIPS_SHOWN]:
+        tone = "good" if flip["difference"] > 0 else "bad"
+        sides = [
+            _said(f"{side}: {percent(flip[side]['share'])} right", flip[side], tone="")
+            for side in ("a", "b")
+        ]
+        change = signed(100 * flip["difference"], 0)
+        blocks.append(_row(flip["problem"], str(flip["answer"]), [(tone, change)], sides))
+    if len(flips) > _FLIPS_SHOWN:
+        blocks.append(h("p", f"{len(flips) - _FLIPS_SHOWN} more are not shown.", class_="note"))
+    return h("div", blocks)
+
+
+# --- completions
+
+
+def _viewer(result: EvalResult) -> Element | None:
+    blocks: list[Element] = []
+    for name, rows in result.rows.items():
+        blocks.append(h("h3", name))
+        for row in _mixed(rows):
+            marks = [
+                ("good" if s == 1.0 else "even" if s is None else "bad", f"score {short(s)}")
+                for s in row["scores"]
+            ]
+            blocks.append(_row(row["problem"], str(row.get("answer", "")), marks, _samples(row)))
+    if not blocks:
+        return None
+    return h("section", h("h2", "Completions"), blocks, id="completions")
+
+
+def _mixed(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Some rows of a set: as many with a wrong completion as without, in their order."""
+    wrong = [i for i, row in enumerate(rows) if any(score != 1.0 for score in row["scores"])]
+    right = [i for i in range(len(rows)) if i not in set(wrong)]
+    half = _ROWS_SHOWN // 2
+    chosen = (
+        wrong[: max(half, _ROWS_SHOWN - len(right))] + right[: max(half, _ROWS_SHOWN - len(wrong))]
+    )
+    return [rows[i] for i in sorted(chosen)]
+
+
+def _samples(row: Mapping[str, Any]) -> list[Element]:
+    found = []
+    for index, text in enumerate(row["completions"][:_COMPLETIONS_SHOWN]):
+        score = row["scores"][index]
+        tokens = row["tokens"][index] if "tokens" in row else None
+        cut = "truncated" in row and row["truncated"][index]
+        label = f"score {short(score)}" + (f" · {tokens} tokens" if tokens is not None else "")
+        tone = "good" if score == 1.0 else "bad"
+        said = {"completion": text, "reason": row["reasons"][index]}
+        found.append(_said(label + (" · cut off" if cut else ""), said, tone))
+    return found
+
+
+def _said(label: str, said: Mapping[str, Any], tone: str) -> Element:
+    text = str(said.get("completion", ""))
+    more = len(text) - _CHARACTERS_SHOWN
+    shown = text if more <= 0 else f"{text[:_CHARACTERS_SHOWN]}\n… {more:,} more characters"
+    reason = str(said.get("reason") or "")
+    return h(
+        "div",
+        h("p", h("span", label, class_=f"chip {tone}".strip()), class_="label"),
+        h("pre", shown),
+        h("p", reason, class_="note") if reason else None,
+        class_="sample",
+    )
+
+
+def _row(
+    problem: str, answer: str, marks: Sequence[tuple[str, str]], samples: Sequence[Element]
+) -> Element:
+    lines = problem.strip().splitlines() or [""]
+    return h(
+        "details",
+        h(
+            "summary",
+            h("span", lines[0][:160], class_="title"),
+            h(
+                "span",
+                [h("i", class_=f"mark {t}", title=said) for t, said in marks],
+                class_="marks",
+            ),
+        ),
+        h("pre", problem, class_="prompt"),
+        h("p", "Expected answer: ", h("code", answer), class_="note") if answer else None,
+        h("div", samples, class_="beside"),
+        class_="group",
+    )
+
+
+def _manifest(label: str, result: EvalResult) -> Element | None:
+    rows: list[list[Child]] = [[name, h("code", value)] for name, value in flat(result.manifest)]
+    if not rows:
+        return None
+    title = "Manifest" if label == "result" else f"Manifest of {label}"
+    return h(
+        "section",
+        h("h2", title),
+        h(
+            "details",
+            h("summary", "What it was measured with"),
+            table(["", ""], rows, numeric_from=9),
+        ),
+        id=f"manifest-{label}",
+    )

@@ -1,0 +1,173 @@
+"""A policy behind an OpenAI-compatible server: vLLM, `transformers serve`, llama.cpp and others.
+
+One request is one completion, several are under way at once; prompts that repeat are the server's
+own to share. Requests that fail in a way that may pass (no connection, a broken one, statuses 408,
+409, 429 and from 500 up) are sent again by the `openai` client, with growing pauses. What arrives
+is kept at once, so that a server that dies loses nothing. Knows nothing of torch.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from rl_reasoner.errors import UserError
+from rl_reasoner.prompts import Prompt
+from rl_reasoner.sample_cache import Rollout, SampleCache
+
+_RETRIES = 8
+_TIMEOUT_S = 600.0
+
+
+class ServerFailed(RuntimeError):
+    """The server could not be reached, or did not answer, after all retries."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """The model `model` at `url`; the key is in `$OPENAI_API_KEY`, where one is needed.
+
+    `tokenizer` is None: the server has it. Its own defaults hold for what the OpenAI interface does
+    not name (top-k, repetition penalty).
+    """
+
+    url: str
+    model: str
+    concurrency: int = 16
+    tokenizer: None = None
+
+    @property
+    def source(self) -> str:
+        """How results name this policy."""
+        return f"{self.model} at {self.base}"
+
+    @property
+    def base(self) -> str:
+        """The URL that the interface's paths follow; `/v1` where the given one has no path."""
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise UserError(f"server {self.url!r}: expected a URL such as http://localhost:8000/v1")
+        return self.url.rstrip("/") if parts.path.strip("/") else f"{self.url.rstrip('/')}/v1"
+
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        samples: int = 1,
+        temperature: float = 0.0,
+        max_tokens: int = 256,
+        seed: int = 0,
+        force: str | None = None,
+        progress: Callable[[int], None] | None = None,
+        cache: SampleCache | None = None,
+    ) -> list[list[Rollout]]:
+        """`samples` completions for each prompt, as `rollouts.sample` gives them.
+
+        Raises `UserError` where a start is to be forced (a chat has none), where the client is not
+        installed or the server refuses a request; `ServerFailed` when it is gone.
+        """
+        if force:
+            raise UserError(f"a server's completions cannot be forced to a start ({force})")
+        count = samples if temperature else 1
+        settings = {"temperature": temperature, "max_tokens": max_tokens}
+        keep = cache or _Nothing()
+        keys = {
+            (index, number): keep.key(prompt, settings, seed if temperature else None, number)
+            for index, prompt in enumerate(prompts)
+            for number in range(count)
+        }
+        kept = keep.kept([*keys.values()])
+        found = {job: kept[key] for job, key in keys.items() if key in kept}
+        if progress and found:
+            progress(len(found) * samples // count)
+        left = [job for job in keys if job not in found]
+        for job, rollout in self._drawn(left, prompts, settings, seed):
+            keep.keep([(keys[job], rollout)])
+            found[job] = rollout
+            if progress:
+                progress(samples // count)
+        return [[found[i, n % count] for n in range(samples)] for i in range(len(prompts))]
+
+    def _drawn(
+        self,
+        jobs: Sequence[tuple[int, int]],
+        prompts: Sequence[Prompt],
+        settings: Mapping[str, Any],
+        seed: int,
+    ) -> Iterator[tuple[tuple[int, int], Rollout]]:
+        """Completions for (prompt's index, sample's number), each as it arrives."""
+        if not jobs:
+            return
+        with self._client() as client, ThreadPoolExecutor(self.concurrency) as threads:
+            asked = {
+                threads.submit(
+                    self._ask, client, prompts[i], settings, _seed(seed, prompts[i], n)
+                ): (i, n)
+                for i, n in jobs
+            }
+            try:
+                for done in as_completed(asked):
+                    yield asked[done], done.result()
+            except BaseException:
+                threads.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    @contextmanager
+    def _client(self) -> Iterator[Any]:
+        try:
+            import openai
+        except ImportError as error:
+            raise UserError(
+                "evaluating through a server needs the openai client: "
+                "pip install 'rl-reasoner[server]'"
+            ) from error
+        key = os.environ.get("OPENAI_API_KEY") or "none"
+        made = openai.OpenAI(
+            base_url=self.base, api_key=key, max_retries=_RETRIES, timeout=_TIMEOUT_S
+        )
+        try:
+            with made as client:
+                yield client
+        except openai.APIStatusError as error:
+            if error.status_code >= 500:
+                raise ServerFailed(f"{self.source}: {error}") from error
+            raise UserError(f"{self.source} refuses the request: {error}") from error
+        except openai.APIError as error:
+            raise ServerFailed(f"{self.source}: {error}") from error
+
+    def _ask(self, client: Any, prompt: Prompt, settings: Mapping[str, Any], seed: int) -> Rollout:
+        """One request. Its seed differs from sample to sample, and is the same in every retry."""
+        options = {"model": self.model, "seed": seed, **settings}
+        if isinstance(prompt, str):
+            reply = client.completions.create(prompt=prompt, **options)
+            text = reply.choices[0].text
+        else:
+            reply = client.chat.completions.create(messages=prompt, **options)
+            text = reply.choices[0].message.content
+        tokens = reply.usage.completion_tokens if reply.usage else 0
+        return Rollout(text or "", tokens, reply.choices[0].finish_reason == "length")
+
+
+class _Nothing(SampleCache):
+    """A cache that keeps nothing: its keys only tell completions apart."""
+
+    def __init__(self) -> None:
+        self.identity = ""
+
+    def kept(self, keys: Sequence[str]) -> dict[str, Rollout]:
+        """Nothing."""
+        return {}
+
+    def keep(self, drawn: Any) -> None:
+        """Nothing is kept."""
+
+
+def _seed(seed: int, prompt: Prompt, number: int) -> int:
+    """The seed of one request, below 2^31."""
+    digest = hashlib.sha256(json.dumps([seed, prompt, number]).encode()).digest()
+    return int.from_bytes(digest[:4]) >> 1

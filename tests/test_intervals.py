@@ -1,0 +1,207 @@
+"""The statistics of evaluations against scipy, statsmodels and enumeration."""
+
+import math
+from collections import Counter
+from fractions import Fraction
+from itertools import combinations, product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from statsmodels.regression.linear_model import OLS
+from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+from rl_reasoner.intervals import (
+    Z,
+    bootstrap,
+    bootstrap_p,
+    clustered,
+    detectable,
+    holm,
+    majority_at_k,
+    mcnemar,
+    pass_at_k,
+    standard_error,
+    wilson,
+)
+
+counts = st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
+sampled = st.integers(1, 40).flatmap(
+    lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))
+)
+shares = st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), min_size=2, max_size=80)
+
+
+@given(counts)
+def test_wilson_is_statsmodels(count: tuple[int, int]) -> None:
+    right, n = count
+    reference = proportion_confint(right, n, alpha=0.05, method="wilson")
+    assert wilson(right, n) == pytest.approx(reference, abs=1e-12)
+
+
+def test_wilson_without_trials_knows_nothing() -> None:
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+@given(sampled)
+def test_pass_at_k_is_the_hypergeometric_chance(case: tuple[int, int, int]) -> None:
+    n, right, k = case
+    reference = 1 - stats.hypergeom.pmf(0, n, right, k)
+    assert pass_at_k(n, right, k) == pytest.approx(reference, abs=1e-12)
+
+
+@given(st.integers(1, 8).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))))
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(case: tuple[int, int]) -> None:
+    n, right = case
+    marks = [i < right for i in range(n)]
+    for k in range(1, n + 1):
+        hits = [any(chosen) for chosen in combinations(marks, k)]
+        assert pass_at_k(n, right, k) == pytest.approx(sum(hits) / len(hits), abs=1e-12)
+
+
+@pytest.mark.parametrize("k", [0, -1, 5])
+def test_estimates_want_enough_samples(k: int) -> None:
+    with pytest.raises(ValueError, match=f"pass@{k} cannot be estimated from 4 samples"):
+        pass_at_k(4, 2, k)
+    with pytest.raises(ValueError, match=f"maj@{k} cannot be computed from 4 samples"):
+        majority_at_k(2, [1], 1, k)
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(0, 4), st.lists(st.integers(1, 3), max_size=3), st.integers(0, 2), st.integers(1, 9)
+)
+def test_majority_is_the_mean_over_all_subsets(
+    right: int, others: list[int], silent: int, k: int
+) -> None:
+    """Each subset votes; a tie is won as often as the right class is among the first."""
+    votes = [0] * right + [i for i, size in enumerate(others, 1) for _ in range(size)]
+    everyone = [*votes, *[-1] * silent]
+    if k > len(everyone):
+        return
+    won = []
+    for chosen in combinations(everyone, k):
+        tally = Counter(vote for vote in chosen if vote >= 0)
+        most = max(tally.values(), default=0)
+        first = [vote for vote, count in tally.items() if count == most]
+        won.append(Fraction(int(0 in first), max(1, len(first))))
+    expected = float(sum(won, Fraction(0)) / len(won))
+    assert majority_at_k(right, others, silent, k) == pytest.approx(expected, abs=1e-12)
+
+
+def test_majority_of_all_samples_is_their_vote() -> None:
+    assert majority_at_k(3, [2, 2], 5, 12) == 1.0
+    assert majority_at_k(2, [2], 0, 4) == 0.5
+    assert majority_at_k(2, [3], 0, 5) == 0.0
+    assert majority_at_k(0, [], 4, 4) == 0.0, "nobody said anything"
+    assert majority_at_k(20, [1] * 44, 0, 64) == 1.0
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_mcnemar_is_statsmodels(only_a: int, only_b: int) -> None:
+    reference = reference_mcnemar([[7, only_a], [only_b, 5]], exact=True).pvalue
+    assert mcnemar(only_a, only_b) == pytest.approx(reference, abs=1e-12)
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 5), st.integers(0, 5))
+def test_mcnemar_counts_the_outcomes_that_are_no_likelier(only_a: int, only_b: int) -> None:
+    """Every way that fair coins could fall for the discordant problems."""
+    n = only_a + only_b
+    extreme = abs(only_a - only_b)
+    ways = [abs(2 * sum(coins) - n) >= extreme for coins in product((0, 1), repeat=n)]
+    found = Fraction(mcnemar(only_a, only_b)).limit_denominator(2**12)
+    assert found == Fraction(sum(ways), len(ways))
+
+
+def test_mcnemar_of_many_problems() -> None:
+    assert mcnemar(3000, 3000) == 1.0
+    assert 0.0 <= mcnemar(0, 5000) < 1e-300
+
+
+@settings(max_examples=40)
+@given(st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=3, max_size=30))
+def test_the_error_is_the_cluster_robust_one(groups: list[list[bool]]) -> None:
+    """Of the mean over all samples: a regression on a constant, problems being the clusters."""
+    means = [sum(group) / 4 for group in groups]
+    flat = np.array(groups, dtype=float).ravel()
+    clusters = np.repeat(np.arange(len(groups)), 4)
+    fitted = OLS(flat, np.ones_like(flat)).fit(
+        cov_type="cluster", cov_kwds={"groups": clusters, "use_correction": True}
+    )
+    assert standard_error(means) == pytest.approx(float(fitted.bse[0]), abs=1e-12)
+
+
+@given(shares)
+def test_clustered_is_the_normal_interval_over_problems(values: list[float]) -> None:
+    low, high = clustered(values)
+    mean = math.fsum(values) / len(values)
+    if len(set(values)) == 1:
+        assert (low, high) == wilson(mean * len(values), len(values))
+        assert low < high, "no spread seen is not certainty"
+    else:
+        error = Z * float(stats.sem(values))
+        assert low == pytest.approx(max(0.0, mean - error), abs=1e-12)
+        assert high == pytest.approx(min(1.0, mean + error), abs=1e-12)
+
+
+def test_many_samples_of_few_problems_are_not_many_problems() -> None:
+    low, high = clustered([1.0] * 5 + [0.0] * 5)  # 8 samples each: 40 of 80 right
+    assert high - low > 1.9 * (wilson(40, 80)[1] - wilson(40, 80)[0])
+
+
+def test_the_bootstrap_is_scipys() -> None:
+    values = np.random.default_rng(3).choice([0.0, 0.3, 0.7, 1.0], 150).tolist()
+    reference = stats.bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=20_000, rng=np.random.default_rng(4)
+    ).confidence_interval
+    assert bootstrap(values) == pytest.approx(tuple(reference), abs=4e-3)
+    assert bootstrap(values) == bootstrap(values) != bootstrap(values, seed=1)
+    assert bootstrap([1.0] * 20) == wilson(20, 20), "nothing to resample is not certainty"
+
+
+@pytest.mark.parametrize(("k", "hard"), [(1, 0.5), (4, 0.3)])
+def test_bootstrap_intervals_cover_as_often_as_they_say(k: int, hard: float) -> None:
+    """pass@k of 8 samples of 150 problems whose chances are known: 93 to 97 of 100 intervals."""
+    rng = np.random.default_rng(k)
+    covered, rounds = 0, 1000
+    for round_ in range(rounds):
+        chances = rng.beta(hard, 1.0, 150)  # another draw of problems each time
+        right = rng.binomial(8, chances)
+        low, high = bootstrap(
+            [pass_at_k(8, int(count), k) for count in right], round_, repeats=1000
+        )
+        truth = 1 - math.gamma(1 + k) * math.gamma(hard + 1) / math.gamma(hard + 1 + k)
+        covered += low <= truth <= high  # E[(1-p)^k] of a beta(a, 1) is B(a, 1+k) / B(a, 1)
+    assert 0.93 <= covered / rounds <= 0.97
+
+
+def test_a_test_by_bootstrap_errs_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    found = [
+        bootstrap_p(rng.choice([-0.5, 0.0, 0.25, 0.25], 80).tolist(), i, 1000) for i in range(400)
+    ]
+    assert 0.025 <= np.mean(np.array(found) < 0.05) <= 0.085
+    assert bootstrap_p([0.25] * 30 + [0.0] * 10) < 1e-3
+    assert bootstrap_p([0.0] * 10) == 1.0
+
+
+@settings(max_examples=25)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_is_statsmodels(p_values: list[float]) -> None:
+    reference = multipletests(p_values, method="holm")[1]
+    assert holm(p_values) == pytest.approx(reference, abs=1e-12)
+
+
+def test_the_detectable_difference_is_found_four_times_in_five() -> None:
+    """By a normal test at level 5%, of differences with that spread and mean."""
+    spread = [0.5, -0.5] * 60
+    shift = detectable(spread)
+    rng = np.random.default_rng(5)
+    draws = rng.normal(shift, np.std(spread, ddof=1), (4000, 120))
+    errors = draws.std(axis=1, ddof=1) / math.sqrt(120)
+    assert np.mean(np.abs(draws.mean(axis=1)) > Z * errors) == pytest.approx(0.8, abs=0.025)
