@@ -1,0 +1,264 @@
+"""Dynamic sampling and the prompt schedule in the trainer: shapes, cost, resume, processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset, IterableDataset
+from test_trainer_resume import EVAL, killed, same, weights
+
+from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy
+from rl_reasoner.errors import UserError
+from rl_reasoner.prompt_choice import PromptChoice
+from rl_reasoner.prompt_schedule import PromptSchedule
+
+PROMPTS = [f"{a}+{b}=" for a in range(6) for b in range(4)]
+HARD = {p for p in PROMPTS if p[0] in "0123"}  # whose completions all score the same
+Rows = list[dict[str, Any]]
+
+
+def judged(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    """0 for a hard prompt; else something that hardly any two completions share."""
+    for name in ("log_extra", "log_metric"):
+        assert name in columns
+    columns["log_extra"]("said", [f"{p}{c}" for p, c in zip(prompts, completions, strict=True)])
+    return [
+        0.0 if p in HARD else sum(map(ord, c)) % 97 / 97
+        for p, c in zip(prompts, completions, strict=True)
+    ]
+
+
+def build(folder: Path, rewards: Any = judged, prompts: Any = PROMPTS, **changes: Any) -> Any:
+    """Three prompts a step with four completions each, in one micro-batch where not changed."""
+    opened = open_policy("scratch:dense-tiny", seed=5, device="cpu")
+    arguments = {
+        "output_dir": str(folder),
+        "max_steps": 2,
+        "per_device_train_batch_size": 12,
+        "num_generations": 4,
+        "max_completion_length": 5,
+        "learning_rate": 3e-3,
+        "logging_steps": 1,
+        "seed": 7,
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        **changes,
+    }
+    data = prompts if isinstance(prompts, IterableDataset) else Dataset.from_dict(prompted(prompts))
+    return GRPOTrainer(
+        opened.model,
+        reward_funcs=rewards,
+        args=GRPOConfig(**arguments),
+        train_dataset=data,
+        eval_dataset=data if "eval_steps" in changes else None,
+        processing_class=opened.tokenizer,
+    )
+
+
+def prompted(prompts: list[str]) -> dict[str, list[str]]:
+    return {"prompt": list(prompts), "note": [f"about {p}" for p in prompts]}
+
+
+def logged(trainer: Any) -> Rows:
+    return [row for row in trainer.state.log_history if "reward" in row]
+
+
+def groups(rows: Rows) -> list[list[dict[str, Any]]]:
+    return [rows[i : i + 4] for i in range(0, len(rows), 4)]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3},
+        {"per_device_train_batch_size": 4, "steps_per_generation": 6, "num_iterations": 2},
+        {"fast_rollouts": False},
+        {"prompt_schedule": True},
+    ],
+    ids=str,
+)
+def test_flat_groups_are_replaced_by_other_prompts(changes: dict[str, Any], tmp_path: Path) -> None:
+    trainer = build(tmp_path, dynamic_sampling=30, **changes)
+    rows: Rows = []
+    trainer.rollout_sink = rows.extend
+    trainer.train()
+    batch = trainer.args.generation_batch_size
+    assert rows and len(rows) % batch == 0, "the batch keeps its shape"
+    for start in range(0, len(rows), batch):
+        kept = groups(rows[start : start + batch])
+        prompts = [group[0]["prompt"] for group in kept]
+        assert len(set(prompts)) == len(prompts) and not set(prompts) & HARD
+        for group in kept:
+            assert {row["prompt"] for row in group} == {group[0]["prompt"]}
+            assert any(row["advantage"] for row in group)
+            for row in group:  # the row, its completion and its score have stayed together
+                score = sum(map(ord, row["completion"])) % 97 / 97
+                assert row["scores"]["judged"]["value"] == pytest.approx(score)
+    first = logged(trainer)[0]
+    assert first["dynamic_sampling/kept"] == 1 and first["dynamic_sampling/refills"] >= 1
+    assert 0 < first["dynamic_sampling/thrown_away"] < 1
+    sampled = batch / (1 - first["dynamic_sampling/thrown_away"])
+    assert sampled == pytest.approx(round(sampled)) and round(sampled) % 4 == 0
+    mean = sum(len(row["scores"]) and row["reward"] for row in rows[:batch]) / batch
+    assert first["reward"] == pytest.approx(mean, abs=1e-5)
+    extra = list(trainer._logs["extra"]["said"])
+    assert extra == [row["prompt"] + row["completion"] for row in rows[-batch:]]
+
+
+def test_the_rounds_are_capped_and_their_cost_is_told(tmp_path: Path) -> None:
+    trainer = build(tmp_path, lambda completions, **_: [0.0] * len(completions), dynamic_sampling=2)
+    trainer.train()
+    first, second = logged(trainer)
+    for row in (first, second):
+        assert row["dynamic_sampling/refills"] == 2 and row["dynamic_sampling/kept"] == 0
+        assert row["dynamic_sampling/thrown_away"] == pytest.approx(2 / 3)
+        assert row["frac_reward_zero_std"] == 1
+    assert second["num_tokens"] > 1.8 * first["num_tokens"], "tokens thrown away are counted"
+    assert first["num_tokens"] > 3 * 12 * 5
+
+
+def test_without_other_prompts_the_flat_groups_stay(tmp_path: Path) -> None:
+    trainer = build(tmp_path, prompts=PROMPTS[:4], dynamic_sampling=9, max_steps=1)
+    rows: Rows = []
+    trainer.rollout_sink = rows.extend
+    trainer.train()
+    assert len(rows) == 12 and all(row["advantage"] == 0 for row in rows)
+    [row] = logged(trainer)
+    assert row["dynamic_sampling/refills"] == 1, "one prompt of four was left to try"
+
+
+def test_the_first_completions_are_those_of_a_run_without_it(tmp_path: Path) -> None:
+    """Nothing is refilled where every group varies: the same weights, bit by bit."""
+    found = []
+    for rounds in (0, 5):
+        trainer = build(tmp_path, prompts=PROMPTS[16:], dynamic_sampling=rounds)
+        trainer.train()
+        found.append(weights(trainer))
+    assert same(*found)
+    assert [row["dynamic_sampling/refills"] for row in logged(trainer)] == [0, 0]
+
+
+def test_the_punishment_for_length_makes_no_group_vary(tmp_path: Path) -> None:
+    trainer = build(tmp_path, dynamic_sampling=30, overlong_share=0.8, max_steps=1)
+    rows: Rows = []
+    trainer.rollout_sink = rows.extend
+    trainer.train()
+    assert not {row["prompt"] for row in rows} & HARD
+
+
+@pytest.mark.parametrize("name", ["dynamic_sampling", "prompt_schedule"])
+def test_rows_that_have_no_number_are_refused(name: str, tmp_path: Path) -> None:
+    stream = IterableDataset.from_generator(lambda: iter([{"prompt": "1+1="}]))
+    with pytest.raises(UserError, match=f"{name}.*must not be iterable"):
+        build(tmp_path, prompts=stream, **{name: 1})
+
+
+# ---------------------------------------------------------------------------------- the schedule
+
+
+def test_the_schedule_draws_by_what_was_scored_and_leaves_evaluation_alone(tmp_path: Path) -> None:
+    """A schedule beside the trainer, told the same rewards, wants the same prompts."""
+    evaluated = []
+    for scheduled in (False, True):
+        changes = {**EVAL, "eval_steps": 4, "per_device_eval_batch_size": 4}
+        changes |= {"max_steps": 8, "learning_rate": 0.0, "prompt_schedule": scheduled}
+        trainer = build(tmp_path, **changes)
+        rows: Rows = []
+        trainer.rollout_sink = rows.extend
+        trainer.train()
+        evaluated.append(
+            [r["eval_reward"] for r in trainer.state.log_history if "eval_reward" in r]
+        )
+    assert len(evaluated[0]) == 2 and evaluated[0] == evaluated[1]
+    beside = PromptSchedule(len(PROMPTS))
+    for step in range(8):
+        wanted = beside.order((7, 2, step))[:3]
+        batch = groups(rows)[3 * step : 3 * step + 3]
+        assert [group[0]["prompt"] for group in batch] == [PROMPTS[i] for i in wanted]
+        beside.update(wanted, torch.tensor([[row["reward"] for row in group] for group in batch]))
+    assert torch.allclose(beside.counts, trainer._schedule.counts, atol=1e-5)
+    assert len({beside.probabilities()[i].item() for i in range(24)}) > 3, "it has learned"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dynamic_sampling": 3},
+        {"prompt_schedule": True},
+        {"prompt_schedule": True, "dynamic_sampling": 2, "steps_per_generation": 4},
+        {"algorithm": "dapo", "num_iterations": 2, "steps_per_generation": 4, **EVAL},
+    ],
+    ids=str,
+)
+def test_a_killed_run_is_resumed_to_the_same_weights(
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import test_trainer_resume
+
+    def small(policy: str, folder: Path, **changes: Any) -> Any:
+        size = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+        steps = {"max_steps": 6, "save_steps": 2, "save_strategy": "steps"}
+        return build(folder, **{**size, **steps, **changes})
+
+    monkeypatch.setattr(test_trainer_resume, "build", small)
+    torch.set_num_threads(1)
+    whole = small("", tmp_path / "whole", **changes)
+    whole.train()
+    killed("", tmp_path / "killed", 6, changes)
+    resumed = small("", tmp_path / "killed", **changes)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed._initial_global_step == 4
+    assert same(weights(whole), weights(resumed))
+    if resumed._schedule:
+        assert torch.equal(whole._schedule.counts, resumed._schedule.counts)
+
+
+# ----------------------------------------------------------------------------- two processes
+
+
+def test_two_processes_keep_groups_whole_and_end(tmp_path: Path) -> None:
+    """Groups of six in batches of nine rows a process: groups lie across the processes."""
+    here = Path(__file__).parent
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--master-port", str(20000 + os.getpid() % 20000), __file__, str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(here)}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=240, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
+    assert len(rows) == 2 * 18
+    for start in range(0, len(rows), 6):
+        group = rows[start : start + 6]
+        assert len({row["prompt"] for row in group}) == 1 and group[0]["prompt"] not in HARD
+        for row in group:
+            score = sum(map(ord, row["completion"])) % 97 / 97
+            assert row["scores"]["judged"]["value"] == pytest.approx(score)
+        values = [row["reward"] for row in group]
+        mean = sum(values) / 6
+        assert all((row["advantage"] > 0) == (row["reward"] > mean) for row in group)
+
+
+def distributed(folder: Path) -> None:
+    """What each of the two processes does."""
+    trainer = build(folder, per_device_train_batch_size=9, num_generations=6, dynamic_sampling=30)
+    assert isinstance(trainer, PromptChoice) and trainer.accelerator.num_processes == 2
+    rows: Rows = []
+    trainer.rollout_sink = rows.extend
+    trainer.train()
+    if trainer.accelerator.is_main_process:
+        (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    distributed(Path(sys.argv[1]))
