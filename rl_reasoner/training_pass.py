@@ -25,6 +25,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from rl_reasoner import packing
+from rl_reasoner.lm_head import fused_head
 
 logger = logging.getLogger(__name__)
 
@@ -174,6 +175,8 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
             held = self._open if torch.is_grad_enabled() and self._open else stack
             held.enter_context(packing.attention_of(base_of(model)))
             stack.enter_context(self.accelerator.autocast())
+            if not self._entropy_bonus_enabled:
+                stack.enter_context(fused_head())
             return model(
                 **packing.arguments(packed),
                 shift_labels=packed.labels,

@@ -1,0 +1,126 @@
+"""The LM head on a CPU: log-probabilities of given tokens, without a table of logits.
+
+trl's fused head goes over the vocabulary in wide tiles, with a dozen passes over each tile where
+no Triton is. Here a tile stays in the processor's cache and is passed over four times, and the
+forward pass also keeps the expected row of the head's weight, E_p[w] (N, H): it gives the entropy,
+log Z - h.E_p[w], and in the backward pass the hidden states' gradient, g (w_y - E_p[w]), without a
+product of its own. `fused_head` puts it in the place of trl's, for fp32 on a CPU; anything else
+(other types, autocast, bias, softcap, entropies with a gradient) stays with trl's.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl.trainer import utils as trl_head
+
+_TILE = 1 << 20  # numbers in a tile of logits: 4 MB
+_TOKENS = 4096  # in a tile
+_theirs = trl_head._ChunkedLogProbFunction
+
+
+class _HeadLogProbs(torch.autograd.Function):
+    """Of hidden states (N, H), weight (V, H), targets (N,): log-probs and entropies (N,)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        parts = [_statistics(rows * scale, weight) for rows in torch.split(hidden, _TOKENS)]
+        log_z, expected = (torch.cat(part) for part in zip(*parts, strict=True))
+        chosen = (hidden * weight[targets]).sum(1) * scale
+        entropy = log_z - (hidden * expected).sum(1) * scale
+        ctx.save_for_backward(hidden, weight, targets, log_z, expected)
+        ctx.scale = scale
+        ctx.mark_non_differentiable(entropy)
+        ctx.set_materialize_grads(False)
+        return chosen - log_z, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, log_z, expected = ctx.saved_tensors
+        if grads[0] is None:
+            return None, None, None, None
+        grad = (grads[0] * ctx.scale)[:, None]  # of the target's scaled logit
+        by_hidden = by_weight = None
+        if ctx.needs_input_grad[0]:
+            by_hidden = (weight[targets] - expected) * grad
+        if ctx.needs_input_grad[1]:
+            by_weight = torch.zeros_like(weight).index_add_(0, targets, hidden * grad)
+            for at in range(0, len(hidden), _TOKENS):
+                rows = slice(at, at + _TOKENS)
+                _subtract_expected(
+                    by_weight, hidden[rows], weight, log_z[rows], grad[rows], ctx.scale
+                )
+        return by_hidden, by_weight, None, None
+
+
+def _tiles(count: int, vocabulary: int) -> Iterator[slice]:
+    width = max(_TILE // max(count, 1), 256)
+    for start in range(0, vocabulary, width):
+        yield slice(start, min(start + width, vocabulary))
+
+
+def _statistics(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """log Z (n,) of the logits of scaled hidden states (n, H), and E_p[w] (n, H)."""
+    largest = hidden.new_full((len(hidden), 1), -torch.inf)
+    total, expected = torch.zeros_like(largest), torch.zeros_like(hidden)
+    for part in _tiles(len(hidden), len(weight)):
+        tile = hidden @ weight[part].t()
+        top = torch.maximum(largest, tile.amax(1, keepdim=True))
+        shrunk = (largest - top).exp_()
+        tile.sub_(top).exp_()
+        total.mul_(shrunk).add_(tile.sum(1, keepdim=True))
+        expected.mul_(shrunk).addmm_(tile, weight[part])
+        largest = top
+    return (largest + total.log()).squeeze(1), expected.div_(total)
+
+
+def _subtract_expected(
+    by_weight: Tensor, hidden: Tensor, weight: Tensor, log_z: Tensor, grad: Tensor, scale: float
+) -> None:
+    """Take each word's share of `grad` (n, 1), by its probability, out of its row's gradient."""
+    scaled = hidden * scale
+    for part in _tiles(len(hidden), len(weight)):
+        tile = scaled @ weight[part].t()
+        tile.sub_(log_z[:, None]).exp_().mul_(grad)
+        by_weight[part].addmm_(tile.t(), hidden, alpha=-1)
+
+
+class _Head:
+    """Takes trl's function's place: the same call, ours where it can be."""
+
+    @staticmethod
+    def apply(
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        chunk_size: int,
+        softcap: float | None = None,
+        logit_scale: float = 1.0,
+        outputs: tuple[str, ...] = (),
+    ) -> Any:
+        """As trl's ChunkedLogProbFunction: log-probs, entropies, three outputs not asked for."""
+        plain = bias is None and softcap is None and set(outputs) <= {"log_probs", "entropy"}
+        fp32 = hidden.dtype == weight.dtype == torch.float32
+        if hidden.device.type == "cpu" and plain and fp32 and not torch.is_autocast_enabled("cpu"):
+            logps, entropy = _HeadLogProbs.apply(  # type: ignore[no-untyped-call]
+                hidden, weight, targets, logit_scale / temperature
+            )
+            return logps, entropy, None, None, None
+        given = (bias, targets, temperature, chunk_size, softcap, logit_scale, outputs)
+        return _theirs.apply(hidden, weight, *given)
+
+
+@contextmanager
+def fused_head() -> Iterator[None]:
+    """Inside, models with trl's fused head are scored by this one; entropies have no gradient."""
+    trl_head._ChunkedLogProbFunction = _Head
+    try:
+        yield
+    finally:
+        trl_head._ChunkedLogProbFunction = _theirs
