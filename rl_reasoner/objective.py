@@ -273,7 +273,8 @@ def _with_punishment(reward_funcs: Any, args: ObjectiveConfig) -> tuple[list[Any
     """The reward functions and a config with the soft overlong punishment (DAPO, equation 13)."""
     longest = args.max_completion_length
     punishment = get_soft_overlong_punishment(longest, round(args.overlong_share * longest))
-    functions = [*reward_funcs] if isinstance(reward_funcs, list) else [reward_funcs]
+    given = [] if reward_funcs is None else reward_funcs
+    functions = [*given] if isinstance(given, list) else [given]
     args = copy.copy(args)
     if args.reward_weights is not None:
         args.reward_weights = [*args.reward_weights, 1.0]

@@ -1,7 +1,7 @@
 """Advantages and KL estimators against references written from the papers' equations."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -123,10 +123,14 @@ def test_normalising_over_processes_is_normalising_the_whole_batch() -> None:
     sums = [torch.stack([known.sum(), (filled * known).sum()])]
     sums.append(((filled - sums[0][1] / sums[0][0]) * known).square().sum())
     for half in (slice(0, 3), slice(3, 6)):
-        totals = iter(sums)
-        part = whitened(values[half], mask[half], lambda value, totals=totals: next(totals))
+        part = whitened(values[half], mask[half], totals(iter(sums)))
         assert torch.allclose(part, whole[half], atol=1e-6)
     assert not whole[1].any()
+
+
+def totals(sums: Iterator[Tensor]) -> Callable[[Tensor], Tensor]:
+    """What adding up over the processes gives, call by call."""
+    return lambda value: next(sums)
 
 
 def test_equal_rewards_give_no_advantage_but_for_rounding() -> None:
@@ -163,8 +167,6 @@ def test_the_soft_overlong_punishment_is_equation_13(longest: int, cache: int, l
 
 
 # --------------------------------------------------------------------------- the KL estimators
-
-Policy = Callable[[Tensor], Tensor]
 
 
 def expected_gradient(

@@ -267,7 +267,7 @@ def test_our_kl_term_weighs_tokens_as_trl_weighs_its_own(
 
     def gradient(loss: torch.Tensor) -> torch.Tensor:
         trainer.model.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
 
     for loss_type in ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo"):
