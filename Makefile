@@ -4,7 +4,7 @@ PY := .venv/bin/python
 RUN := .venv/bin/rl-reasoner
 TESTS ?= tests
 
-.PHONY: quickstart test lint bench real clean
+.PHONY: quickstart test lint bench real conformance clean
 
 quickstart: .venv/user  ## install, then the main job: train a tiny mixture of experts to think
 	$(RUN) train quickstart
@@ -25,6 +25,10 @@ real: .venv/dev  ## 20 GRPO steps of a real model on real rows; DATA is a folder
 	RL_REASONER_DATA=$(DATA) $(RUN) train gsm8k --policy .cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \
 	  --data.path $(DATA)/gsm8k_train.jsonl --data.columns {} --steps 20 --group.size 4 --group.prompts 4 \
 	  --group.micro_batch 8 --sampling.max_tokens 160 --evals.max_tokens 160 --evals.limit 50
+
+conformance: .venv/dev  ## trl's own tests of its GRPO trainer, on ours; TRL is a folder with trl's tests
+	@test -d "$(TRL)" || { echo "say where trl lies: make conformance TRL=path (git clone of huggingface/trl)"; exit 2; }
+	$(PY) tests/conformance $(TRL)
 
 DATA ?= ../shared/data
 
