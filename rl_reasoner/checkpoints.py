@@ -1,10 +1,13 @@
 """Which checkpoint a run continues from.
 
-A checkpoint that was cut off while it was written (killed, disk full) or damaged is passed over,
-with a word about it, and the one before is used. Knows nothing of rewards.
+A checkpoint is sealed with the checksums of its files when it is complete. One that was cut off
+while it was written (killed, disk full) or damaged since, be it by one bit, is passed over, with a
+word about it, and the one before is used. Knows nothing of rewards.
 """
 
+import hashlib
 import json
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,13 +19,40 @@ from transformers.trainer_pt_utils import safe_globals
 # Zip files with checksums. The random states are one file a process (rng_state.pth, rng_state_0.pth
 # …); without them transformers would go on with other random numbers, and say so only in its log.
 _ZIPPED = ("optimizer.pt", "scheduler.pt", "rng_state*.pth")
+_SEAL = "checksums.json"
+
+
+def seal(checkpoint: Path) -> None:
+    """Write the checksums (BLAKE2b) of a complete checkpoint's files into it, in one go."""
+    sums = {
+        str(file.relative_to(checkpoint)): _checksum(file)
+        for file in sorted(checkpoint.rglob("*"))
+        if file.is_file() and file.name != _SEAL
+    }
+    partial = checkpoint / f".{_SEAL}.part"
+    partial.write_text(json.dumps(sums, indent=1), encoding="utf-8")
+    partial.replace(checkpoint / _SEAL)
+
+
+def drop_damaged(folder: Path) -> None:
+    """Remove the checkpoints in `folder` that are not whole: they take room and are of no use."""
+    for path in folder.glob("checkpoint-*"):
+        if _damage(path) is not None:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _checksum(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "blake2b").hexdigest()
 
 
 def last_checkpoint(folder: Path, note: Callable[[str], None]) -> tuple[Path, int] | None:
     """The newest whole checkpoint in `folder` and its step, or None. `note` hears of damaged ones.
 
-    Whole means: weights whose every tensor lies inside the file; optimizer, scheduler and random
-    states that pass their checksums; a readable trainer state (the file that is written last).
+    Whole means: every file as it was sealed; weights whose every tensor lies inside the file;
+    optimizer, scheduler and random states that pass their own checksums; a readable trainer state.
+    A checkpoint without a seal (killed right before it, or of trl's own) has to pass all but the
+    first.
     """
     found = [
         (int(path.name.rpartition("-")[2]), path)
@@ -39,6 +69,8 @@ def last_checkpoint(folder: Path, note: Callable[[str], None]) -> tuple[Path, in
 
 def _damage(path: Path) -> str | None:
     try:
+        if found := _broken_seal(path):
+            return found
         json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
         weights = list(path.glob("*.safetensors"))
         if not weights:
@@ -57,6 +89,18 @@ def _damage(path: Path) -> str | None:
                     return f"{file.name}: {damage}"
     except (OSError, ValueError, SafetensorError) as error:
         return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _broken_seal(path: Path) -> str | None:
+    """The first file that is not as it was sealed; None where there is no seal."""
+    if not (path / _SEAL).is_file():
+        return None
+    for name, checksum in json.loads((path / _SEAL).read_text(encoding="utf-8")).items():
+        if not (path / name).is_file():
+            return f"no {name}"
+        if _checksum(path / name) != checksum:
+            return f"{name} fails its checksum"
     return None
 
 

@@ -1,7 +1,7 @@
 """The command line `rl-reasoner`: which verb, with which arguments, and how it ends.
 
-`--help` never loads torch. Exit codes: 0 done, 1 the work failed, 2 the user's mistake, 3 every
-reward call failed, 130 interrupted. `rl-reasoner train quickstart` and `python
+`--help` never loads torch. Exit codes: 0 done, 1 the work failed, 2 the user's mistake, 3 a
+reward broke down, 130 interrupted. `rl-reasoner train quickstart` and `python
 recipes/quickstart.py` come through here alike.
 """
 
@@ -17,7 +17,7 @@ from tyro.conf import subcommand
 
 from rl_reasoner import eval_verbs, verbs
 from rl_reasoner.console import err, new_table, out
-from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.errors import RunStopped, UserError, unknown
 
 Verb = (
     Annotated[verbs.Train, subcommand("train")]
@@ -52,11 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         go_on = f"; continue with: rl-reasoner train --resume {folder}" if folder else ""
         err.print(f"interrupted{go_on}", soft_wrap=True)
         return 130
-    except RuntimeError as error:
-        if type(error).__name__ != "RewardsFailed":
-            raise
-        _say("every reward call of a step failed", str(error))
-        return 3
+    except RunStopped as error:
+        go_on = f"\ncontinue with: rl-reasoner train --resume {error.folder}" if error.folder else ""
+        _say(error.title, f"{error}{go_on}")
+        return error.code
     return 0
 
 

@@ -169,10 +169,11 @@ def packed(fn: Callable[..., Any]) -> dict[str, Any] | str:
     """What a worker needs to have `fn` (JSON values for `unpacked`), or why it can't have it."""
     target = fn.fn if isinstance(fn, Reward) else fn
     options = fn.options if isinstance(fn, Reward) else {}
-    place = _place(target)
+    place = _place(target, fn.many if isinstance(fn, Reward) else None)
     try:
         if place is not None:
-            return {**place, "options": _text(pickle.dumps(options))}
+            decorated = isinstance(fn, Reward)
+            return {**place, "decorated": decorated, "options": _text(pickle.dumps(options))}
         if held := _held(target, set()):
             return held
         value = cloudpickle.dumps(fn)
@@ -192,8 +193,10 @@ def unpacked(place: Mapping[str, Any]) -> Callable[..., Any]:
     for part in place["name"].split("."):
         found = getattr(found, part)
     options = pickle.loads(_bytes(place["options"]))  # noqa: S301 (the parent's)
-    reward: Callable[..., Any] = found.with_options(**options) if options else found
-    return reward
+    if place["decorated"]:
+        return (found if isinstance(found, Reward) else Reward(found)).with_options(**options)
+    plain: Callable[..., Any] = found
+    return plain
 
 
 def _text(data: bytes) -> str:
@@ -204,8 +207,11 @@ def _bytes(text: str) -> bytes:
     return base64.b64decode(text)
 
 
-def _place(target: Any) -> dict[str, str] | None:
-    """Module (or file) and name under which another interpreter finds the function `target`."""
+def _place(target: Any, many: Any = None) -> dict[str, str] | None:
+    """Module (or file) and name under which another interpreter finds the function `target`.
+
+    None too where it would be found there without its batch form `many`.
+    """
     name = str(getattr(target, "__qualname__", "<none>"))
     module = str(getattr(target, "__module__", None))
     if "<" in name or module in ("__main__", "__mp_main__"):
@@ -217,6 +223,8 @@ def _place(target: Any) -> dict[str, str] | None:
     for part in rest:
         found = getattr(found, part, None)
     if found is not target and getattr(found, "fn", None) is not target:
+        return None
+    if many is not None and getattr(found, "many", None) is not many:
         return None
     file = space.get("__file__")
     if not own:

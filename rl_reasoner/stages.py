@@ -7,26 +7,26 @@ The trainers are trl's SFTTrainer and our GRPOTrainer; this module knows recipes
 """
 
 import json
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback, TrainerState
 from trl import SFTTrainer
-from trl.trainer.utils import is_async_callable
 
 from rl_reasoner import sandbox
-from rl_reasoner.checkpoints import last_checkpoint
+from rl_reasoner.checkpoints import last_checkpoint, seal
 from rl_reasoner.code_rows import as_dataset, continuing
 from rl_reasoner.configs import check_configs, config
-from rl_reasoner.errors import UserError
+from rl_reasoner.errors import RunStopped, UserError
 from rl_reasoner.evaluate import EvalResult, check_judge, evaluate, evaluate_recipe, set_rows
+from rl_reasoner.faults import LastStep, SkipBadSteps, disk_is_full, stopped_by_full_disk
+from rl_reasoner.ledger import Ledger, scores_of
 from rl_reasoner.live import LiveView
 from rl_reasoner.policy import (
     Policy,
@@ -39,9 +39,10 @@ from rl_reasoner.policy import (
 from rl_reasoner.prompts import Row, completion_of, load_rows, render
 from rl_reasoner.recipe import GrpoStage, Recipe, SftStage
 from rl_reasoner.report import write_report
-from rl_reasoner.reward import Fault, load_reward, score_batch
+from rl_reasoner.reward import Fault, load_reward, score_batch, text_of
 from rl_reasoner.rollouts import prompt_ids
 from rl_reasoner.runs import RunFolder, append_rows, keep_rows_until, write_text
+from rl_reasoner.stopping import StepGivenUp, Stop
 from rl_reasoner.trainer import GRPOTrainer
 
 
@@ -69,7 +70,8 @@ def train(
     """Run `recipe` to its end, or continue the run in the folder `resume` (its own recipe holds).
 
     Raises `UserError` for what the user can mend (before anything is loaded where possible),
-    `Interrupted` when it was asked to stop, `RewardsFailed` when all reward calls of a step failed.
+    `Interrupted` when it was asked to stop, `RunStopped` when it cannot go on by itself (a reward
+    broke down, the training diverged, the disk is full); each leaves a checkpoint to resume from.
     """
     quiet_libraries()
     work = _prepared(recipe)
@@ -80,11 +82,14 @@ def train(
     try:
         if saved != recipe:
             raise UserError(f"the recipe is not the one that the run {resume} began with")
-        with LiveView(quiet=quiet) as view, _Stop(view) as stop:
+        with LiveView(quiet=quiet) as view, Stop(view.note) as stop:
             session = _Session(recipe, run, view, stop, work)
             return session.go(command)
     except KeyboardInterrupt as error:
         raise Interrupted(run.path) from error
+    except RunStopped as error:
+        error.folder = str(run.path)
+        raise
     except UserError:
         if resume is None:
             run.discard()
@@ -126,7 +131,7 @@ def _check_rewards(rewards: list[Callable[..., Any]], row: Row) -> None:
     """Call every reward once on a real row, with its answer (if any) as the completion.
 
     A function of trl's own form may want chats or plain texts, which one is known only when the
-    policy is open: it has to take one of them. Async ones are left to the trainer.
+    policy is open: it has to take one of them.
     """
     columns = {key: [value] for key, value in row.items() if key != "completion"}
     columns |= {"completion_ids": [[0]], "trainer_state": TrainerState()}
@@ -134,8 +139,6 @@ def _check_rewards(rewards: list[Callable[..., Any]], row: Row) -> None:
     prompt, answer = row["problem"], str(row.get("answer", ""))
     chat = [{"role": "user", "content": prompt}], [{"role": "assistant", "content": answer}]
     for function in rewards:
-        if is_async_callable(function):
-            continue
         faults = []
         for asked, said in ((prompt, answer), chat):
             [outcome] = score_batch(function, [said], {**columns, "prompts": [asked]})
@@ -146,37 +149,6 @@ def _check_rewards(rewards: list[Callable[..., Any]], row: Row) -> None:
             raise UserError(f"a trial call failed: {faults[0]}")
 
 
-class _Stop:
-    """SIGINT and SIGTERM: the first one asks for a stop after the step, the second stops at once.
-
-    Outside of a training step the first one stops at once too: nothing is lost there.
-    """
-
-    def __init__(self, view: LiveView) -> None:
-        self.view = view
-        self.asked = False
-        self.in_training = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "_Stop":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._before[number] = signal.signal(number, self._handle)
-            except ValueError:  # not the main thread: the caller's own handlers hold
-                break
-        return self
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked or not self.in_training:
-            raise KeyboardInterrupt
-        self.asked = True
-        self.view.note("stopping after this step; once more stops at once")
-
-    def __exit__(self, *exc: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
 # ---------------------------------------------------------------------------------- session
 
 
@@ -184,7 +156,7 @@ class _Session:
     """One process's way through the stages of a run."""
 
     def __init__(
-        self, recipe: Recipe, run: RunFolder, view: LiveView, stop: _Stop, work: _Work
+        self, recipe: Recipe, run: RunFolder, view: LiveView, stop: Stop, work: _Work
     ) -> None:
         self.recipe = recipe
         self.run = run
@@ -263,14 +235,18 @@ class _Session:
         at = last_checkpoint(checkpoints, self.view.note)
         for name in ("metrics.jsonl", "rollouts.jsonl"):
             keep_rows_until(folder / name, at[1] if at else 0)
+        self.ledger = Ledger.open(folder, at[1] if at else 0)
         if self.recipe.policy.lora:
             add_lora(policy, self.recipe.policy.lora, self.recipe.run.seed)
         build = self._sft if isinstance(stage, SftStage) else self._grpo
         trainer = build(stage, index, policy, folder)  # type: ignore[arg-type]
         self.view.start_stage(stage.name, index + 1, len(self.recipe.stages), stage.steps)
+        trainer.add_callback(SkipBadSteps(trainer))
+        last_step = LastStep(trainer)
+        trainer.add_callback(last_step)
         trainer.add_callback(_Recorder(self, stage, policy, folder, trainer))
         trainer.remove_callback(PrinterCallback)  # metrics go to the recorder alone
-        with self._training(), _unmarked(policy.model):
+        with self._training(last_step, checkpoints), _unmarked(policy.model):
             if at:
                 _load(policy, at[0])
             if not at or at[1] < stage.steps:  # from its last step, trl would take one more
@@ -287,12 +263,22 @@ class _Session:
         self.view.finish_stage()
 
     @contextmanager
-    def _training(self) -> Iterator[None]:
-        self.stop.in_training = True
+    def _training(self, last_step: LastStep, checkpoints: Path) -> Iterator[None]:
+        """Signals and faults while a trainer trains: what ends a step early leaves a checkpoint."""
+        self.stop.last_step = last_step
         try:
-            yield
-        finally:
-            self.stop.in_training = False
+            try:
+                yield
+            except (RunStopped, StepGivenUp):
+                self.stop.last_step = None  # from here on a signal stops at once
+                last_step.save()
+                raise
+            finally:
+                self.stop.last_step = None
+        except Exception as error:
+            if not disk_is_full(error):
+                raise
+            raise stopped_by_full_disk(checkpoints, error) from error
 
     # ------------------------------------------------------------------------- the trainers
 
@@ -332,8 +318,20 @@ class _Session:
             train_dataset=as_dataset(rows),
             processing_class=policy.tokenizer,
         )
-        trainer.rollout_sink = lambda found: append_rows(folder / "rollouts.jsonl", found)
+        numbers = {text_of(row["prompt"]): i for i, row in reversed([*enumerate(rows)])}
+        trainer.rollout_sink = partial(self._keep, folder, numbers)
         return trainer
+
+    def _keep(self, folder: Path, numbers: Mapping[str, int], found: list[dict[str, Any]]) -> None:
+        """Write a batch's rollouts, each with the number of its row, and its scores."""
+        self.ledger.append([*scores_of(found, self.recipe.run.seed, numbers.get)])
+        rows = [{**row, "row": numbers.get(row["prompt"])} for row in found]
+        append_rows(folder / "rollouts.jsonl", [_without_seconds(row) for row in rows])
+
+
+def _without_seconds(row: dict[str, Any]) -> dict[str, Any]:
+    """A rollout without what the clock says: it is the same in a run that was resumed."""
+    return {key: value for key, value in row.items() if key != "seconds"}
 
 
 def _load(policy: Policy, checkpoint: Path) -> None:
@@ -394,6 +392,12 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
             self.validated = self._validate(evals.validation)
         if self.session.stop.asked:
             control.should_save = control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.accelerator.wait_for_everyone()
+        if state.is_world_process_zero:
+            self.session.ledger.sync()
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     def _validate(self, name: str) -> dict[str, Any]:
         recipe = self.session.recipe

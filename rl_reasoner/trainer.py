@@ -16,26 +16,23 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import is_async_callable  # the test by which trl picks its async path
 
-from rl_reasoner.engine import Sampling, generate
+from rl_reasoner.engine import Sampling, generate, generates_as_transformers
 from rl_reasoner.moe import ExpertLoad
 from rl_reasoner.objective import Objective, ObjectiveConfig, row_means, trained_tokens
 from rl_reasoner.prompt_choice import PromptChoice
 from rl_reasoner.resume import ExactResume
-from rl_reasoner.reward import Fault, Score, described, score_batch, text_of, usable
+from rl_reasoner.reward import described, text_of, usable
+from rl_reasoner.rewarding import Rewarding, RewardingConfig
 from rl_reasoner.training_pass import TrainingPass, base_of
 
 logger = logging.getLogger(__name__)
 RolloutSink = Callable[[list[dict[str, Any]]], None]
-
-
-class RewardsFailed(RuntimeError):
-    """Every reward call of a step faulted: going on would train on nothing."""
+_PARTS = ("generation", "reward", "training")  # of a step's time
 
 
 @dataclass
-class GRPOConfig(ObjectiveConfig):
+class GRPOConfig(ObjectiveConfig, RewardingConfig):
     """trl's `GRPOConfig`, with algorithms by name, and defaults that also run on a CPU.
 
     Where trl would turn bf16 on (nothing said about precision) and the machine has no accelerator,
@@ -71,7 +68,7 @@ class GRPOConfig(ObjectiveConfig):
         super().__post_init__()
 
 
-class GRPOTrainer(PromptChoice, Objective, TrainingPass, ExactResume):
+class GRPOTrainer(PromptChoice, Objective, Rewarding, TrainingPass, ExactResume):
     """trl's `GRPOTrainer` with rewards that cannot end the run by themselves.
 
     `rollout_sink`, when set, is called once a generation batch, on the main process, with one dict
@@ -85,9 +82,8 @@ class GRPOTrainer(PromptChoice, Objective, TrainingPass, ExactResume):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._scores: list[list[Score | Fault]] = []
         self._sampled: list[tuple[str, list[int]]] = []  # text and token ids of each completion
-        self._spent = {"generation": 0.0, "reward": 0.0, "training": 0.0}  # seconds, this step
+        self._spent = dict.fromkeys(_PARTS, 0.0)  # seconds, this step
         self._counted = 0.0  # of generation and reward, already taken out of the training time
         self._evaluated = 0  # batches sampled since the last training one
         reason = self._no_engine()
@@ -110,49 +106,10 @@ class GRPOTrainer(PromptChoice, Objective, TrainingPass, ExactResume):
             self._sampled = list(zip(map(text_of, completions), completion_ids_list, strict=True))
             return self._kept_rewards(self._kept_scores(self._replay))
         started = time.perf_counter()
-        plain = [
-            f
-            for f in self.reward_funcs
-            if not isinstance(f, nn.Module) and not is_async_callable(f)
-        ]
-        if len(plain) == len(self.reward_funcs) and self.environments is None:
-            rewards = self._isolated(inputs, prompts, completions, completion_ids_list)
-        else:
-            self._scores = []
-            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        self._spent["reward"] += time.perf_counter() - started
-        return self._kept_rewards(rewards)
-
-    def _isolated(
-        self,
-        inputs: list[dict[str, Any]],
-        prompts: list[Any],
-        completions: list[Any],
-        completion_ids_list: list[list[int]],
-    ) -> torch.Tensor:
-        """Rewards of shape (rows of all processes, reward functions); NaN where a row has none."""
-        skipped = ("prompt", "completion", "completion_ids")
-        columns = {key: [row[key] for row in inputs] for key in inputs[0] if key not in skipped}
-        columns |= {"prompts": prompts, "completion_ids": completion_ids_list}
-        extras = {
-            "trainer_state": self.state,
-            "log_extra": self._log_completion_extra,
-            "log_metric": self._log_metric,
-        }
-        self._scores = [
-            score_batch(f, completions, {**columns, **extras}) for f in self.reward_funcs
-        ]
         self._sampled = list(zip(map(text_of, completions), completion_ids_list, strict=True))
-        table = [[usable(score) for score in scores] for scores in self._scores]
-        faults = [sum(isinstance(s, Fault) for s in scores) for scores in self._scores]
-        for name, count in zip(self.reward_func_names, faults, strict=True):
-            self._log_metric(f"rewards/{name}/faults", float(count))
-        if not self._drawn and prompts and all(count == len(prompts) for count in faults):
-            first = self._scores[0][0]
-            raise RewardsFailed(first.message if isinstance(first, Fault) else "no reward")
-        rewards = torch.tensor(table, dtype=torch.float32, device=self.accelerator.device).T
-        gathered: torch.Tensor = self.accelerator.gather(rewards.contiguous())
-        return gathered
+        rewards = self._rewarded(inputs, prompts, completions, completion_ids_list)
+        self._spend("reward", started)
+        return self._kept_rewards(rewards)
 
     # --------------------------------------------------------------------------- the rollouts
 
@@ -185,7 +142,8 @@ class GRPOTrainer(PromptChoice, Objective, TrainingPass, ExactResume):
         """
         if self._replay is not None:  # sampled before
             return self._kept_completions(self._replay)
-        if not self._samples or images is not None or multimodal_fields:
+        own = generates_as_transformers(base_of(self.model))
+        if not (self._samples and own) or images is not None or multimodal_fields:
             found: tuple[list[list[int]], list[list[float]] | None] = super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images
             )
@@ -219,7 +177,7 @@ class GRPOTrainer(PromptChoice, Objective, TrainingPass, ExactResume):
     def _generate(self, prompts: list[Any]) -> Any:
         started = time.perf_counter()
         out = super()._generate(prompts)
-        self._spent["generation"] += time.perf_counter() - started
+        self._spend("generation", started)
         return out
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -264,6 +222,11 @@ class GRPOTrainer(PromptChoice, Objective, TrainingPass, ExactResume):
         return rows
 
     # ---------------------------------------------------------------------------- the metrics
+
+    def _spend(self, part: str, started: float) -> None:
+        """Count the time since `started`; also in a trainer that was not initialised, as trl's."""
+        spent = self.__dict__.setdefault("_spent", dict.fromkeys(_PARTS, 0.0))
+        spent[part] += time.perf_counter() - started
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Any:
         started = time.perf_counter()

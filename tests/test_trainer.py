@@ -3,7 +3,6 @@
 import ast
 import inspect
 import json
-import math
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -13,19 +12,21 @@ import pytest
 import torch
 import trl
 from datasets import Dataset
+from failing_rewards import huge, infinite, nan, nothing, raises_sometimes, text
 from transformers import TrainerCallback
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, Score, open_policy, reward
-from rl_reasoner.objective import Objective, ObjectiveConfig
+from rl_reasoner.isolation import RewardsFailed
+from rl_reasoner.objective import Objective
 from rl_reasoner.prompt_choice import PromptChoice
 from rl_reasoner.resume import ExactResume
-from rl_reasoner.trainer import RewardsFailed
+from rl_reasoner.rewarding import Rewarding
 from rl_reasoner.training_pass import TrainingPass
 
 PROBLEMS = [f"{a}+{b}=" for a in range(3) for b in range(4)]
 Weights = dict[str, torch.Tensor]
 OURS = [field.name for field in fields(GRPOConfig)][len(fields(trl.GRPOConfig)) :]
-SPEED_UPS = [field.name for field in fields(GRPOConfig)][len(fields(ObjectiveConfig)) :]
+SPEED_UPS = list(vars(GRPOConfig)["__annotations__"])
 PLAIN = dict.fromkeys(SPEED_UPS, False)  # bit by bit is trl's own path; the others: gradients
 
 
@@ -242,7 +243,7 @@ def leaned_on() -> set[str]:
     """The names that our trainer classes take from `self` and do not define."""
     used: set[str] = set()
     own: set[str] = set()
-    for kind in (GRPOTrainer, PromptChoice, Objective, TrainingPass, ExactResume):
+    for kind in (GRPOTrainer, PromptChoice, Objective, Rewarding, TrainingPass, ExactResume):
         [body] = ast.parse(inspect.getsource(kind)).body
         assert isinstance(body, ast.ClassDef)
         for node in ast.walk(body):
@@ -262,7 +263,7 @@ def test_every_internal_of_trl_that_the_trainer_leans_on(folder: Path, tmp_path:
     for name, parameters in {**CALLED, **OVERRIDDEN}.items():
         found = list(inspect.signature(getattr(trl.GRPOTrainer, name)).parameters)
         assert found == ["self", *parameters], name
-    kinds = (TrainingPass, ExactResume, Objective, PromptChoice, GRPOTrainer)
+    kinds = (TrainingPass, ExactResume, Rewarding, Objective, PromptChoice, GRPOTrainer)
     ours = {name: value for kind in kinds for name, value in vars(kind).items()}
     own = {n for n, v in ours.items() if callable(v) and hasattr(trl.GRPOTrainer, n)}
     assert own - {"__init__"} == OVERRIDDEN.keys()
@@ -291,37 +292,15 @@ def test_trl_gives_its_rows_as_the_trainer_reads_them(folder: Path, tmp_path: Pa
 # --------------------------------------------------------------------------- rewards that fail
 
 
-def raises_sometimes(completion: str) -> float:
-    if len(completion) % 2:
-        raise ZeroDivisionError("odd length")
-    return float(completion.count("a"))
-
-
-def nan(completion: str) -> float:
-    return math.nan if len(completion) % 2 else 1.0
-
-
-def infinite(completion: str) -> float:
-    return math.inf if len(completion) % 2 else -math.inf
-
-
-def huge(completion: str) -> float:
-    return 1e38 if len(completion) % 2 else 0.0
-
-
-def text(completion: str) -> object:
-    return "1.0" if len(completion) % 2 else 0.0
-
-
-def nothing(completion: str) -> None:
-    return None
-
-
 @pytest.mark.parametrize("scale", ["group", "none"])
 @pytest.mark.parametrize(
     ("function", "outcome", "reason"),
     [
-        (raises_sometimes, "fault", "'raises_sometimes': ZeroDivisionError: odd length at test_"),
+        (
+            raises_sometimes,
+            "fault",
+            "'raises_sometimes': ZeroDivisionError: odd length at failing_",
+        ),
         (nan, "abstain", "not a usable number: nan"),
         (infinite, "abstain", "not a usable number: inf"),
         (huge, "abstain", "not a usable number: 1e+38"),
@@ -401,15 +380,6 @@ def test_weights_of_rewards_count_and_abstentions_do_not(folder: Path, tmp_path:
     for row in rows:
         first, second = row["scores"]["digits"]["value"], row["scores"]["half"]["value"]
         assert row["reward"] == pytest.approx(2 * first - (second or 0.0))
-
-
-def test_async_rewards_go_trls_own_way(folder: Path, tmp_path: Path) -> None:
-    async def later(completions: list[str], **kwargs: Any) -> list[float]:
-        return [float(len(c)) for c in completions]
-
-    stock, _ = trained(build(trl.GRPOTrainer, folder, later, tmp_path))
-    found, _ = trained(build(GRPOTrainer, folder, later, tmp_path, **PLAIN))
-    assert all(torch.equal(stock[name], found[name]) for name in stock)
 
 
 # ----------------------------------------------------------------------- rollouts and metrics

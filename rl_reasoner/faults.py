@@ -1,0 +1,176 @@
+"""Faults in the middle of a run: what a trainer does about them, whichever trainer it is.
+
+A gradient that is not finite: the step is left out and recorded, and the run stops after so many in
+a row. A run that has to stop in the middle of a step (a reward broke down, the machine is taken
+away): the step is given up, and the checkpoint holds the state after the one before, exactly. A
+full disk: the half-written checkpoint goes, the last good one stays. Knows nothing of recipes.
+"""
+
+import copy
+import errno
+import logging
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import TrainerCallback
+
+from rl_reasoner.checkpoints import drop_damaged
+from rl_reasoner.errors import RunStopped
+
+logger = logging.getLogger(__name__)
+MOST_SKIPPED = 10
+
+
+class Diverged(RunStopped):
+    """Step after step has gradients that are not finite."""
+
+    title = "the training has diverged"
+
+
+class DiskFull(RunStopped):
+    """Nothing more can be written."""
+
+    title = "the disk is full"
+
+
+class SkipBadSteps(TrainerCallback):  # type: ignore[misc]
+    """Leaves out optimizer steps whose gradients are not finite.
+
+    Weights, moments and the optimizer's step count stay as they are; the learning rate goes on.
+    `skipped` counts them; a trainer with trl's metrics logs each as `steps/skipped`. Raises
+    `Diverged` after `most` in a row.
+    """
+
+    def __init__(self, trainer: Any, most: int = MOST_SKIPPED) -> None:
+        self.trainer = trainer
+        self.most = most
+        self.skipped = 0
+        self.in_a_row = 0
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        optimizer = kwargs["optimizer"]
+        if self._finite(optimizer):
+            self.in_a_row = 0
+            return
+        optimizer.zero_grad(set_to_none=True)  # a parameter without a gradient is passed over
+        self.skipped += 1
+        self.in_a_row += 1
+        self.trainer._metrics["train"]["steps/skipped"].append(1.0)
+        step = state.global_step + 1
+        logger.warning("step %d is left out: its gradients are not finite", step)
+        if self.in_a_row >= self.most:
+            raise Diverged(
+                f"the gradients of {self.in_a_row} steps in a row, up to step {step}, are not "
+                "finite: lower the learning rate, or look at the rewards and log-probabilities"
+            )
+
+    def _finite(self, optimizer: Any) -> bool:
+        """Whether all gradients of all processes are finite."""
+        gradients = [
+            p.grad
+            for group in optimizer.param_groups
+            for p in group["params"]
+            if p.grad is not None
+        ]
+        if not gradients:
+            return True
+        accelerator = self.trainer.accelerator
+        worst = torch.stack([g.detach().abs().max().float() for g in gradients]).max()
+        bad = (~worst.isfinite()).float().to(accelerator.device)
+        return bool(accelerator.reduce(bad, "sum") == 0)
+
+
+class LastStep(TrainerCallback):  # type: ignore[misc]
+    """Knows the state after the last whole step, so that the one at hand can be given up.
+
+    What a checkpoint keeps beside weights and optimizer: the random states, the micro-batches done,
+    the completions not trained on yet, what else the trainer keeps of its own. `busy` is True while
+    the optimizer changes weights: a step cannot be given up then.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self.busy = False
+        self.kept: dict[str, Any] | None = None
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.busy = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._remember()
+        self.busy = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.busy = False
+        self.kept = None
+
+    def _remember(self) -> None:
+        trainer = self.trainer
+        own: dict[str, Any] = getattr(trainer, "_own_state", dict)()
+        self.kept = {
+            "random": _random_states(),
+            "step": getattr(trainer, "_step", None),
+            "buffered": getattr(trainer, "_buffered_inputs", None),
+            "own": copy.deepcopy(own),
+        }
+
+    def save(self) -> bool:
+        """Write the checkpoint of the last whole step; False where there was none in this process.
+
+        The trainer cannot train on afterwards.
+        """
+        trainer, kept = self.trainer, self.kept
+        if kept is None:
+            return False
+        trainer._step, trainer._buffered_inputs = kept["step"], kept["buffered"]
+        if kept["own"]:
+            trainer._restore_own_state(kept["own"])
+        _set_random_states(kept["random"])
+        trainer.model.zero_grad()
+        trainer._save_checkpoint(trainer.model, trial=None)
+        trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
+        return True
+
+
+def _random_states() -> tuple[Any, ...]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+
+
+def _set_random_states(states: tuple[Any, ...]) -> None:
+    python, legacy, cpu, cuda = states
+    random.setstate(python)
+    np.random.set_state(legacy)
+    torch.set_rng_state(cpu)
+    if cuda is not None:
+        torch.cuda.set_rng_state_all(cuda)
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether `error`, or what it came from, says that nothing more can be written.
+
+    torch's and safetensors' writers say so in words only.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(said in str(seen) for said in ("No space left", "os error 28", "os error 122")):
+            return True
+        if "PytorchStreamWriter failed" in str(seen) or "iostream error" in str(seen):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def stopped_by_full_disk(checkpoints: Path, error: BaseException) -> DiskFull:
+    """Take away what was half written; the error that ends the run."""
+    drop_damaged(checkpoints)
+    left = sorted(
+        int(p.name[11:]) for p in checkpoints.glob("checkpoint-*") if p.name[11:].isdigit()
+    )
+    last = f"the checkpoint of step {left[-1]} is whole" if left else "there was no checkpoint yet"
+    return DiskFull(f"{type(error).__name__} while writing to {checkpoints}: {last}")

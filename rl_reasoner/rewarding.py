@@ -1,0 +1,154 @@
+"""The trainer's rewards: every kind of them scored row by row, faults counted, a breaker behind.
+
+Functions, asynchronous ones and our own go through `score_batch`: in processes of their own, under
+limits. Reward models are called as trl calls them. Only rewards of environments are left to trl
+altogether. Knows nothing of recipes.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import trl
+from torch import Tensor, nn
+
+from rl_reasoner.isolation import Breaker, Limits
+from rl_reasoner.reward import Fault, Outcome, Score, score_batch, usable
+
+logger = logging.getLogger(__name__)
+_SHOWN = 5  # faults told when a run stops
+
+
+@dataclass
+class RewardingConfig(trl.GRPOConfig):  # type: ignore[misc]
+    """trl's config with the limits of rewards."""
+
+    isolate_rewards: bool = field(
+        default=True,
+        metadata={"help": "Run reward functions in killable processes of their own."},
+    )
+    reward_timeout_s: float = field(
+        default=60.0, metadata={"help": "Seconds for a reward's call on one completion."}
+    )
+    reward_batch_timeout_s: float = field(
+        default=600.0, metadata={"help": "Seconds for all calls of a reward on one batch."}
+    )
+    reward_memory_mb: int = field(
+        default=8192, metadata={"help": "Memory that a reward's process may take, in MiB."}
+    )
+
+
+class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
+    """trl's trainer with rewards that cannot end the run by themselves."""
+
+    _drawn: int  # rows scored for this batch before those at hand
+    _scores: list[list[Outcome]]  # by reward, of the last rows scored
+    # trl's own tests score with trainers that were never initialised
+    _limits = Limits()
+    _breaker: Breaker | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._scores = []
+        self._breaker = Breaker()
+        given = {
+            name: getattr(self.args, f"reward_{name}")
+            for name in ("timeout_s", "batch_timeout_s", "memory_mb")
+            if hasattr(self.args, f"reward_{name}")  # a config of trl's own has none
+        }
+        self._limits = Limits(**given, apart=getattr(self.args, "isolate_rewards", True))
+
+    def _rewarded(
+        self,
+        inputs: list[dict[str, Any]],
+        prompts: list[Any],
+        completions: list[Any],
+        completion_ids_list: list[list[int]],
+    ) -> Tensor:
+        """Rewards of shape (rows of all processes, reward functions); NaN where a row has none."""
+        if self.environments is not None:
+            self._scores = []
+            of_trl: Tensor = super()._calculate_rewards(
+                inputs, prompts, completions, completion_ids_list
+            )
+            return of_trl
+        skipped = ("prompt", "completion", "completion_ids")
+        columns = {key: [row[key] for row in inputs] for key in inputs[0] if key not in skipped}
+        columns |= {"prompts": prompts, "completion_ids": completion_ids_list}
+        columns |= {
+            "trainer_state": self.state,
+            "log_extra": self._log_completion_extra,
+            "log_metric": self._log_metric,
+        }
+        models = self._of_models(inputs, prompts, completions, completion_ids_list)
+        self._scores = [
+            models[i] if i in models else score_batch(f, completions, columns, self._limits)
+            for i, f in enumerate(self.reward_funcs)
+        ]
+        self._warn_of_unscored(columns, prompts, completions)
+        return self._gathered()
+
+    def _warn_of_unscored(
+        self, columns: dict[str, Any], prompts: list[Any], completions: list[Any]
+    ) -> None:
+        """trl's warning for a row that no reward gave a number; a fault has been told already."""
+        for i, scores in enumerate(zip(*self._scores, strict=True)):
+            if all(isinstance(s, Score) and usable(s) != usable(s) for s in scores):
+                row = {k: v[i] for k, v in columns.items() if isinstance(v, list)}
+                row |= {"prompt": prompts[i], "completion": completions[i]}
+                logger.warning(
+                    "All reward functions returned None for the following kwargs:\n%s", row
+                )
+                return
+
+    def _of_models(
+        self,
+        inputs: list[dict[str, Any]],
+        prompts: list[Any],
+        completions: list[Any],
+        completion_ids_list: list[list[int]],
+    ) -> dict[int, list[Outcome]]:
+        """The scores of the reward models, by their place among the rewards, through trl."""
+        places = [i for i, f in enumerate(self.reward_funcs) if isinstance(f, nn.Module)]
+        if not places:
+            return {}
+        names = ("reward_funcs", "reward_processing_classes", "reward_func_names")
+        whole = {name: getattr(self, name) for name in names}
+        try:
+            for name, values in whole.items():
+                setattr(self, name, [values[i] for i in places])
+            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        finally:
+            for name, values in whole.items():
+                setattr(self, name, values)
+        first = self.accelerator.process_index * len(prompts)
+        rows = rewards[first : first + len(prompts)].T.tolist()
+        return {i: [Score(value) for value in row] for i, row in zip(places, rows, strict=True)}
+
+    def _gathered(self) -> Tensor:
+        """The rewards of all processes; each counts the same faults, and stops at the same step."""
+        device = self.accelerator.device
+        values = [[usable(score) for score in scores] for scores in self._scores]
+        faults = [[float(isinstance(s, Fault)) for s in scores] for scores in self._scores]
+        for name, flags in zip(self.reward_func_names, faults, strict=True):
+            self._log_metric(f"rewards/{name}/faults", sum(flags))
+        table = torch.tensor([*values, *faults], dtype=torch.float32, device=device).T
+        gathered: Tensor = self.accelerator.gather(table.contiguous())
+        rewards, failed = gathered.chunk(2, dim=1)
+        if self._breaker is not None and self.model.training and not self._drawn:
+            told = (column.bool().tolist() for column in failed.T)
+            counted = dict(zip(self.reward_func_names, told, strict=True))
+            self._breaker.add(self.state.global_step + 1, counted, self._told())
+        return rewards.contiguous()
+
+    def _told(self) -> Iterator[str]:
+        """The first faults of the rows at hand, for whoever has to mend the reward."""
+        found = (
+            f"row {i + 1} of the batch: {score.message}"
+            for scores in self._scores
+            for i, score in enumerate(scores)
+            if isinstance(score, Fault)
+        )
+        yield from (message for message, _ in zip(found, range(_SHOWN), strict=False))

@@ -1,0 +1,73 @@
+"""Being asked to stop: Ctrl-C, a pre-emption, the end of a time slot.
+
+SIGINT asks for a stop after the step; once more stops at once. SIGTERM and SIGUSR1, which
+schedulers send before they take the machine away, ask for the same, but do not wait longer than a
+grace period: then the step is given up, and the checkpoint is that of the step before
+(`faults.LastStep`). Outside of a training step every signal stops at once: nothing is lost there.
+"""
+
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from rl_reasoner.faults import LastStep
+
+GRACE_S = 5.0
+"""Seconds that a step may go on after SIGTERM; SLURM and Kubernetes kill after 30."""
+_BUSY_S = 0.2  # until the next look, while the optimizer changes weights
+
+
+class StepGivenUp(KeyboardInterrupt):
+    """The step at hand would take longer than there is time for."""
+
+
+class Stop:
+    """The signals, as a context manager around a run.
+
+    `asked` says that the run is to stop after this step; `last_step` is there while one trains.
+    """
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self.note = note
+        self.asked = False
+        self.last_step: LastStep | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Stop":
+        handlers = {
+            signal.SIGINT: self._asked,
+            signal.SIGTERM: self._taken_away,
+            signal.SIGUSR1: self._taken_away,
+            signal.SIGALRM: self._out_of_time,
+        }
+        for number, handler in handlers.items():
+            try:
+                self._before[number] = signal.signal(number, handler)
+            except ValueError:  # not the main thread: the caller's own handlers hold
+                break
+        return self
+
+    def _asked(self, number: int, frame: FrameType | None) -> None:
+        if self.asked or self.last_step is None:
+            raise KeyboardInterrupt
+        self.asked = True
+        self.note("stopping after this step; once more stops at once")
+
+    def _taken_away(self, number: int, frame: FrameType | None) -> None:
+        self._asked(number, frame)
+        signal.setitimer(signal.ITIMER_REAL, GRACE_S)
+
+    def _out_of_time(self, number: int, frame: FrameType | None) -> None:
+        if self.last_step is None:
+            return
+        if self.last_step.busy:
+            signal.setitimer(signal.ITIMER_REAL, _BUSY_S)
+            return
+        raise StepGivenUp
+
+    def __exit__(self, *exc: object) -> None:
+        if self._before:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
