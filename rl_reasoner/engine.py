@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import (
+    GenerationMixin,
     LogitsProcessorList,
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
@@ -33,6 +34,7 @@ from transformers import (
 from rl_reasoner.packing import attention_of, prompt_attention
 
 _PREFILL = 8192  # prompt tokens of one pass
+_GENERATE = GenerationMixin.generate
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,11 @@ def generate(
     """
     with torch.no_grad(), attention_of(model):
         return _Batch(model, prompts, keys, sampling).run()
+
+
+def generates_as_transformers(model: nn.Module) -> bool:
+    """Whether `model.generate` is transformers' own, which `generate` here stands in for."""
+    return getattr(getattr(model, "generate", None), "__func__", None) is _GENERATE
 
 
 def uniforms(keys: Sequence[Sequence[int]], count: int) -> Tensor:

@@ -157,6 +157,8 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
             logger.warning("%d rows left out: log-probabilities that are not finite", count)
         if packed is None:
             logps = torch.zeros(shape, device=ids.device, requires_grad=torch.is_grad_enabled())
+            if self.accelerator.num_processes > 1:  # the others wait for every gradient of ours
+                logps = logps + sum(p.flatten()[0] * 0.0 for p in model.parameters())
             entropies = torch.full(shape, torch.nan if self._skips else 0.0, device=ids.device)
             return self._filled(logps, keep), entropies, logps.new_zeros(())
         logps = self._filled(_table(out.log_probs, packed, shape), keep)

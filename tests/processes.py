@@ -1,0 +1,122 @@
+"""Tiny trainers in forked processes: one alone or several of one job, killed or not."""
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from datasets import Dataset
+from transformers import TrainerCallback
+
+from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy
+
+PROMPTS = [f"{a}+{b}=" for a in range(2) for b in range(4)]
+Weights = dict[str, torch.Tensor]
+
+
+def letters(completions: list[str], **columns: Any) -> list[float]:
+    """How many different letters a completion has."""
+    return [len(set(c)) / 8 for c in completions]
+
+
+class Kill(TrainerCallback):  # type: ignore[misc]
+    """Ends the job as `kill -9` does, before the optimizer's step number `at`."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step + 1 == self.at and args.process_index == 0:
+            os.killpg(0, signal.SIGKILL)
+
+
+def build(policy: str, folder: Path, reward: Any = letters, **changes: Any) -> GRPOTrainer:
+    """Two prompts a step and eight in the data: an epoch is four steps where not changed."""
+    opened = open_policy(policy, seed=5, device="cpu")
+    arguments = {
+        "output_dir": str(folder),
+        "max_steps": 7,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "num_generations": 4,
+        "max_completion_length": 6,
+        "learning_rate": 3e-3,
+        "save_steps": 2,
+        "seed": 7,
+        "use_cpu": True,
+        "ddp_backend": "gloo" if "WORLD_SIZE" in os.environ else None,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "isolate_rewards": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        **changes,
+    }
+    data = Dataset.from_dict({"prompt": PROMPTS})
+    return GRPOTrainer(
+        opened.model,
+        reward_funcs=reward,
+        args=GRPOConfig(**arguments),
+        train_dataset=data,
+        eval_dataset=data if "eval_steps" in changes else None,
+        processing_class=opened.tokenizer,
+    )
+
+
+def weights(trainer: GRPOTrainer) -> Weights:
+    """The parameters as they are now, by name."""
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
+def same(one: Weights, other: Weights) -> bool:
+    """Whether two sets of weights are equal bit by bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+def together(count: int, job: Callable[[int], None]) -> list[int]:
+    """Run `job(rank)` in `count` processes of one group over gloo; how each ended.
+
+    The numbers are those of `os.waitpid`: 0, or the signal that ended it.
+    """
+    torch.set_num_threads(1)  # a process with more of them cannot be forked safely
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    group = 0
+    children = []
+    for rank in range(count):
+        child = os.fork()
+        if child == 0:
+            os.setpgid(0, group)
+            _run(job, rank, count, port)
+        group = group or child
+        os.setpgid(child, group)
+        children.append(child)
+    return [os.waitpid(child, 0)[1] for child in children]
+
+
+def _run(job: Callable[[int], None], rank: int, count: int, port: int) -> None:
+    """The life of a child: it never returns."""
+    code = 1
+    try:
+        PartialState._reset_state()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        if count > 1:
+            numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
+            os.environ |= {name: str(number) for name, number in numbers.items()}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
+            os.environ["LOCAL_WORLD_SIZE"] = str(count)
+        job(rank)
+        if count > 1:
+            torch.distributed.barrier()
+        code = 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        os._exit(code)

@@ -1,0 +1,149 @@
+"""Two processes of one job on a CPU: the gradients of one, none waits for ever, exact resume."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from processes import Kill, Weights, build, same, together, weights
+from transformers import TrainerCallback
+
+PLAIN = {"save_strategy": "no", "logging_steps": 1}
+
+
+class Gradients(TrainerCallback):  # type: ignore[misc]
+    """Keeps the gradients of every optimizer step."""
+
+    def __init__(self) -> None:
+        self.steps: list[Weights] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        named = kwargs["model"].named_parameters()
+        self.steps.append({n.removeprefix("module."): p.grad.clone() for n, p in named})
+
+
+def tens(completions: list[str], prompts: list[str], **columns: Any) -> list[float]:
+    """Groups of every other prompt are flat."""
+    return [
+        1.0 if int(prompt[2]) % 2 else len(set(completion)) / 8
+        for completion, prompt in zip(completions, prompts, strict=True)
+    ]
+
+
+def gradients(folder: Path, policy: str, processes: int, **changes: Any) -> list[list[Weights]]:
+    """The gradients of two steps on the same rows, by process."""
+
+    def job(rank: int) -> None:
+        trainer = build(
+            policy,
+            folder,
+            reward=tens,
+            **{
+                "max_steps": 2,
+                "gradient_accumulation_steps": 1,
+                "per_device_train_batch_size": 8 // processes,
+                "save_strategy": "no",
+                "shuffle_dataset": False,
+                "max_grad_norm": 0.0,
+                "optim": "sgd",
+                **changes,
+            },
+        )
+        kept = Gradients()
+        trainer.add_callback(kept)
+        trainer.train()
+        torch.save(kept.steps, folder / f"{processes}-{rank}.pt")
+
+    assert together(processes, job) == [0] * processes
+    return [torch.load(folder / f"{processes}-{rank}.pt") for rank in range(processes)]
+
+
+@pytest.mark.parametrize(
+    ("policy", "changes"),
+    [
+        ("scratch:dense-tiny", {"loss_type": "grpo"}),
+        ("scratch:dense-tiny", {"loss_type": "dapo", "num_iterations": 2}),
+        ("scratch:moe-tiny", {"router_aux_loss_coef": 0.0}),
+        ("scratch:dense-tiny", {"share_prompts": False}),
+    ],
+    ids=str,
+)
+def test_two_processes_have_the_gradients_of_one(
+    policy: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    """Of the two groups of each step one is flat: only one process has rows that teach."""
+    [alone] = gradients(tmp_path, policy, 1, **changes)
+    both = gradients(tmp_path, policy, 2, **changes)
+    assert len(alone) == 2 and any(g.any() for g in alone[0].values())
+    for found in both:
+        for ours, theirs in zip(found, alone, strict=True):
+            whole = sum(float(g.norm()) ** 2 for g in theirs.values()) ** 0.5
+            for name, gradient in theirs.items():
+                error = float((ours[name] - gradient).norm())
+                assert error <= 1e-5 * float(gradient.norm()) + 1e-6 * whole, name
+
+
+def test_rows_without_numbers_on_one_process_stop_neither(tmp_path: Path) -> None:
+    """All rows of the second process have no log-probability: the first trains on its own."""
+
+    def job(rank: int) -> None:
+        trainer = build(
+            "scratch:dense-tiny", tmp_path, max_steps=2, gradient_accumulation_steps=1, **PLAIN
+        )
+        if rank == 1:
+            embedding = trainer.model.get_input_embeddings()
+            embedding.register_forward_hook(lambda *call: call[-1] * torch.nan)
+        trainer.train()
+        left_out = [row.get("rows/not_finite") for row in trainer.state.log_history]
+        assert rank == 0 or any(left_out), "the second process had rows with numbers"
+        torch.save(weights(trainer), tmp_path / f"{rank}.pt")
+
+    before = weights(build("scratch:dense-tiny", tmp_path, **PLAIN))
+    assert together(2, job) == [0, 0]
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert same(first, second) and not same(first, before)
+    assert all(w.isfinite().all() for w in first.values())
+
+
+def trained(folder: Path, name: str, resume: bool, kill: int | None, **changes: Any) -> Weights:
+    """The final weights of a run of two processes; nothing of one that is killed."""
+
+    def job(rank: int) -> None:
+        trainer = build("scratch:dense-tiny", folder / name, **changes)
+        if kill is not None:
+            trainer.add_callback(Kill(kill))
+        trainer.train(resume_from_checkpoint=resume)
+        lost = resume and not 0 < trainer._initial_global_step < changes["max_steps"]
+        assert not lost, "there was no checkpoint, or no step was lost"
+        torch.save(weights(trainer), folder / f"{name}-{rank}.pt")
+
+    ended = together(2, job)
+    if kill is not None:
+        assert ended == [signal.SIGKILL] * 2
+        return {}
+    assert ended == [0, 0]
+    first, second = (torch.load(folder / f"{name}-{rank}.pt") for rank in (0, 1))
+    assert same(first, second), "the processes have different weights"
+    return first  # type: ignore[no-any-return]
+
+
+EVAL = {"eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 4}
+
+
+@pytest.mark.parametrize(
+    ("at", "changes"),
+    [
+        (4, {"save_steps": 3, "max_steps": 6}),  # the second epoch begins at step 3
+        (5, {"steps_per_generation": 4, "num_iterations": 3, "max_steps": 6, "save_steps": 3}),
+        (4, {"steps_per_generation": 4, "save_steps": 3, "max_steps": 5, **EVAL}),
+    ],
+    ids=str,
+)
+def test_a_killed_job_of_two_processes_is_resumed_to_the_same_weights(
+    at: int, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    whole = trained(tmp_path, "whole", False, None, **changes)
+    trained(tmp_path, "killed", False, at, **changes)
+    resumed = trained(tmp_path, "killed", True, None, **changes)
+    assert same(whole, resumed)
