@@ -4,7 +4,7 @@ PY := .venv/bin/python
 RUN := .venv/bin/rl-reasoner
 TESTS ?= tests
 
-.PHONY: quickstart test lint bench real conformance clean
+.PHONY: quickstart test lint bench real conformance resume-matrix clean
 
 quickstart: .venv/user  ## install, then the main job: train a tiny mixture of experts to think
 	$(RUN) train quickstart
@@ -29,6 +29,9 @@ real: .venv/dev  ## 20 GRPO steps of a real model on real rows; DATA is a folder
 conformance: .venv/dev  ## trl's own tests of its GRPO trainer, on ours; TRL is a folder with trl's tests
 	@test -d "$(TRL)" || { echo "say where trl lies: make conformance TRL=path (git clone of huggingface/trl)"; exit 2; }
 	$(PY) tests/conformance $(TRL)
+
+resume-matrix: .venv/dev  ## kill -9 and resume at every point of the matrix; `make test` has some of them
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m matrix tests/test_trainer_processes.py
 
 DATA ?= ../shared/data
 

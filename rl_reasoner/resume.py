@@ -8,6 +8,7 @@ first two are kept in the file of the random states, so that one checksum and on
 Evaluation leaves every random state as it was: turning it on changes no training number.
 """
 
+import logging
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +22,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 from transformers.trainer_pt_utils import safe_globals
 
+from rl_reasoner.checkpoints import last_checkpoint
+from rl_reasoner.errors import UserError
 from rl_reasoner.moe import routers
 
+logger = logging.getLogger(__name__)
 _KEY = "rl_reasoner"  # in the file of the random states
 
 
@@ -31,6 +35,15 @@ class ExactResume(trl.GRPOTrainer):  # type: ignore[misc]
 
     _buffered_inputs: list[dict[str, Any]] | None
     _step: int
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **options: Any) -> Any:
+        """As trl's; with `True` the last whole checkpoint is used, damaged ones are passed over."""
+        if resume_from_checkpoint is True:
+            found = last_checkpoint(Path(self.args.output_dir), logger.warning)
+            if found is None:
+                raise UserError(f"there is no whole checkpoint in {self.args.output_dir}")
+            resume_from_checkpoint = str(found[0])
+        return super().train(resume_from_checkpoint, **options)
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         self._sampler = super()._get_train_sampler(dataset)
@@ -54,10 +67,12 @@ class ExactResume(trl.GRPOTrainer):  # type: ignore[misc]
         state = _load(file)
         every = self.args.steps_per_generation * self.num_iterations
         left = self._buffered_inputs if self._step % every else None
-        state[_KEY] = {"step": self._step, "buffered": left, **self._own_state()}
+        own = {"processes": self.args.world_size, **self._own_state()}
+        state[_KEY] = {"step": self._step, "buffered": left, **own}
         partial = file.with_suffix(".part")
         torch.save(state, partial)
         partial.replace(file)
+        self.accelerator.wait_for_everyone()  # the trainer state, written next, says: complete
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -65,7 +80,16 @@ class ExactResume(trl.GRPOTrainer):  # type: ignore[misc]
             return
         file = self._random_file(checkpoint)
         kept = _load(file).get(_KEY) if file.is_file() else None
-        if kept is None:  # a checkpoint of trl's own
+        if kept is not None and kept.get("processes", 1) != self.args.world_size:
+            logger.warning(
+                "%s was written by %d processes, not %d: the run goes on with new completions, "
+                "not exactly as it would have",
+                checkpoint,
+                kept.get("processes", 1),
+                self.args.world_size,
+            )
+            kept = None
+        if kept is None:  # a checkpoint of trl's own, or of another number of processes
             kept = {"step": self.state.global_step * self.args.gradient_accumulation_steps}
         self._step = kept["step"]
         self._buffered_inputs = _moved(kept.get("buffered"), self.accelerator.device)

@@ -34,7 +34,9 @@ class Kill(TrainerCallback):  # type: ignore[misc]
             os.killpg(0, signal.SIGKILL)
 
 
-def build(policy: str, folder: Path, reward: Any = letters, **changes: Any) -> GRPOTrainer:
+def build(
+    policy: str, folder: Path, reward: Any = letters, prompts: int = 8, **changes: Any
+) -> GRPOTrainer:
     """Two prompts a step and eight in the data: an epoch is four steps where not changed."""
     opened = open_policy(policy, seed=5, device="cpu")
     arguments = {
@@ -56,7 +58,7 @@ def build(policy: str, folder: Path, reward: Any = letters, **changes: Any) -> G
         "disable_tqdm": True,
         **changes,
     }
-    data = Dataset.from_dict({"prompt": PROMPTS})
+    data = Dataset.from_dict({"prompt": PROMPTS[:prompts]})
     return GRPOTrainer(
         opened.model,
         reward_funcs=reward,
@@ -75,6 +77,32 @@ def weights(trainer: GRPOTrainer) -> Weights:
 def same(one: Weights, other: Weights) -> bool:
     """Whether two sets of weights are equal bit by bit."""
     return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+def trained(
+    count: int, folder: Path, resume: bool = False, kill: int | None = None, **changes: Any
+) -> Weights:
+    """The final weights of a run of `count` processes in `folder`; nothing of one that is killed.
+
+    With `kill` it ends before that step as by kill -9; with `resume` it goes on from a checkpoint.
+    """
+
+    def job(rank: int) -> None:
+        trainer = build("scratch:dense-tiny", folder, **changes)
+        if kill is not None:
+            trainer.add_callback(Kill(kill))
+        trainer.train(resume_from_checkpoint=resume)
+        assert not resume or 0 < trainer._initial_global_step < changes["max_steps"]
+        torch.save(weights(trainer), folder / f"{rank}.pt")
+
+    ended = together(count, job)
+    if kill is not None:
+        assert ended == [signal.SIGKILL] * count
+        return {}
+    assert ended == [0] * count
+    found: list[Weights] = [torch.load(folder / f"{rank}.pt") for rank in range(count)]
+    assert all(same(found[0], other) for other in found), "the processes have different weights"
+    return found[0]
 
 
 def together(count: int, job: Callable[[int], None]) -> list[int]:

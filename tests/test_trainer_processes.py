@@ -1,15 +1,14 @@
 """Two processes of one job on a CPU: the gradients of one, none waits for ever, exact resume."""
 
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from processes import Kill, Weights, build, same, together, weights
+from processes import Weights, build, same, together, trained, weights
 from transformers import TrainerCallback
 
-PLAIN = {"save_strategy": "no", "logging_steps": 1}
+PLAIN: dict[str, Any] = {"save_strategy": "no", "logging_steps": 1}
 
 
 class Gradients(TrainerCallback):  # type: ignore[misc]
@@ -106,28 +105,6 @@ def test_rows_without_numbers_on_one_process_stop_neither(tmp_path: Path) -> Non
     assert all(w.isfinite().all() for w in first.values())
 
 
-def trained(folder: Path, name: str, resume: bool, kill: int | None, **changes: Any) -> Weights:
-    """The final weights of a run of two processes; nothing of one that is killed."""
-
-    def job(rank: int) -> None:
-        trainer = build("scratch:dense-tiny", folder / name, **changes)
-        if kill is not None:
-            trainer.add_callback(Kill(kill))
-        trainer.train(resume_from_checkpoint=resume)
-        lost = resume and not 0 < trainer._initial_global_step < changes["max_steps"]
-        assert not lost, "there was no checkpoint, or no step was lost"
-        torch.save(weights(trainer), folder / f"{name}-{rank}.pt")
-
-    ended = together(2, job)
-    if kill is not None:
-        assert ended == [signal.SIGKILL] * 2
-        return {}
-    assert ended == [0, 0]
-    first, second = (torch.load(folder / f"{name}-{rank}.pt") for rank in (0, 1))
-    assert same(first, second), "the processes have different weights"
-    return first  # type: ignore[no-any-return]
-
-
 EVAL = {"eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 4}
 
 
@@ -143,7 +120,31 @@ EVAL = {"eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size":
 def test_a_killed_job_of_two_processes_is_resumed_to_the_same_weights(
     at: int, changes: dict[str, Any], tmp_path: Path
 ) -> None:
-    whole = trained(tmp_path, "whole", False, None, **changes)
-    trained(tmp_path, "killed", False, at, **changes)
-    resumed = trained(tmp_path, "killed", True, None, **changes)
+    whole = trained(2, tmp_path / "whole", **changes)
+    trained(2, tmp_path / "killed", kill=at, **changes)
+    resumed = trained(2, tmp_path / "killed", resume=True, **changes)
+    assert same(whole, resumed)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("evaluates", [False, True])
+@pytest.mark.parametrize("iterations", [1, 3])
+@pytest.mark.parametrize("generation", [1, 4])
+def test_the_whole_matrix_of_resumed_runs(
+    generation: int, iterations: int, evaluates: bool, processes: int, tmp_path: Path
+) -> None:
+    """Killed in the second epoch, resumed from a checkpoint within it."""
+    epoch = 2 * iterations
+    changes: dict[str, Any] = {
+        "steps_per_generation": generation,
+        "num_iterations": iterations,
+        "prompts": 4 * processes,
+        "save_steps": epoch + 1,
+        "max_steps": epoch + 3,
+        **(EVAL if evaluates else {}),
+    }
+    whole = trained(processes, tmp_path / "whole", **changes)
+    trained(processes, tmp_path / "killed", kill=epoch + 3, **changes)
+    resumed = trained(processes, tmp_path / "killed", resume=True, **changes)
     assert same(whole, resumed)

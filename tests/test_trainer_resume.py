@@ -1,90 +1,30 @@
 """Killed and resumed runs end with the weights of the run that was not, bit by bit."""
 
-import os
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
-from transformers import TrainerCallback
+from processes import Kill, build, same, together, weights
 
-from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy
-
-PROMPTS = [f"{a}+{b}=" for a in range(2) for b in range(4)]
-Weights = dict[str, torch.Tensor]
-
-
-def letters(completions: list[str], **columns: Any) -> list[float]:
-    return [len(set(c)) / 8 for c in completions]
-
-
-class Kill(TrainerCallback):  # type: ignore[misc]
-    """Ends the process as `kill -9` does, before the optimizer's step number `at`."""
-
-    def __init__(self, at: int) -> None:
-        self.at = at
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step + 1 == self.at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-def build(policy: str, folder: Path, **changes: Any) -> GRPOTrainer:
-    """Two prompts a step and eight in the data: an epoch is four steps where not changed."""
-    opened = open_policy(policy, seed=5, device="cpu")
-    arguments = {
-        "output_dir": str(folder),
-        "max_steps": 7,
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 2,
-        "num_generations": 4,
-        "max_completion_length": 6,
-        "learning_rate": 3e-3,
-        "save_steps": 2,
-        "seed": 7,
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "report_to": "none",
-        "disable_tqdm": True,
-        **changes,
-    }
-    data = Dataset.from_dict({"prompt": PROMPTS})
-    return GRPOTrainer(
-        opened.model,
-        reward_funcs=letters,
-        args=GRPOConfig(**arguments),
-        train_dataset=data,
-        eval_dataset=data if "eval_steps" in changes else None,
-        processing_class=opened.tokenizer,
-    )
-
-
-def weights(trainer: GRPOTrainer) -> Weights:
-    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+from rl_reasoner import open_policy
+from rl_reasoner.errors import UserError
 
 
 def killed(policy: str, folder: Path, at: int, changes: dict[str, Any]) -> None:
     """Train in a process of its own until it is killed in step `at`."""
-    child = os.fork()
-    if child == 0:
-        try:
-            trainer = build(policy, folder, **changes)
-            trainer.add_callback(Kill(at))
-            trainer.train()
-        finally:
-            os._exit(1)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+
+    def job(rank: int) -> None:
+        trainer = build(policy, folder, **changes)
+        trainer.add_callback(Kill(at))
+        trainer.train()
+
+    assert together(1, job) == [signal.SIGKILL]
 
 
-def same(one: Weights, other: Weights) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
-
-
-PLAIN = {"fast_rollouts": False, "share_prompts": False}
-EVAL = {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 8}
+PLAIN: dict[str, Any] = {"fast_rollouts": False, "share_prompts": False}
+EVAL: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 8}
 
 
 @pytest.mark.parametrize(
@@ -131,7 +71,7 @@ def test_a_mixture_of_experts_is_resumed_to_the_same_weights(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_evaluation_changes_no_training_number(fast: bool, tmp_path: Path) -> None:
-    changes = {"max_steps": 3, "save_strategy": "no", "fast_rollouts": fast}
+    changes: dict[str, Any] = {"max_steps": 3, "save_strategy": "no", "fast_rollouts": fast}
     without = build("scratch:dense-tiny", tmp_path, **changes)
     without.train()
     with_eval = build("scratch:dense-tiny", tmp_path, **changes, **EVAL)
@@ -139,3 +79,16 @@ def test_evaluation_changes_no_training_number(fast: bool, tmp_path: Path) -> No
     evaluated = [row for row in with_eval.state.log_history if "eval_reward" in row]
     assert len(evaluated) == 3
     assert same(weights(without), weights(with_eval))
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    trainer = build("scratch:dense-tiny", tmp_path, max_steps=4)
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        trainer.train(resume_from_checkpoint=True)
+    trainer.train()
+    damaged = tmp_path / "checkpoint-4" / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    resumed = build("scratch:dense-tiny", tmp_path, max_steps=4)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed._initial_global_step == 2
+    assert same(weights(trainer), weights(resumed))
