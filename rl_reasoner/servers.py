@@ -75,7 +75,7 @@ class Server:
             raise UserError(f"a server's completions cannot be forced to a start ({force})")
         count = samples if temperature else 1
         settings = {"temperature": temperature, "max_tokens": max_tokens}
-        keep = cache or _Nothing()
+        keep = _Nothing() if cache is None else cache
         keys = {
             (index, number): keep.key(prompt, settings, seed if temperature else None, number)
             for index, prompt in enumerate(prompts)
@@ -148,9 +148,11 @@ class Server:
             text = reply.choices[0].text
         else:
             reply = client.chat.completions.create(messages=prompt, **options)
-            text = reply.choices[0].message.content
+            message = reply.choices[0].message
+            thoughts = getattr(message, "reasoning_content", None)  # some servers set it apart
+            text = (f"<think>{thoughts}</think>" if thoughts else "") + (message.content or "")
         tokens = reply.usage.completion_tokens if reply.usage else 0
-        return Rollout(text or "", tokens, reply.choices[0].finish_reason == "length")
+        return Rollout(text, tokens, reply.choices[0].finish_reason == "length")
 
 
 class _Nothing(SampleCache):
