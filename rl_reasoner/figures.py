@@ -8,6 +8,7 @@ counted. Pure; the statistics are `intervals`'.
 """
 
 import math
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -28,6 +29,7 @@ _EMPTY_CHAIN = "<think></think>"
 _SILENT = ("no final answer", "no closed Python block")  # how the shipped rewards' reasons begin
 _GROUPED_BY = ("level", "subject")
 _MOST_GROUPS = 24
+_LONG = 200  # bytes, from which on a text can be said to repeat itself
 _BINS = 5  # of lengths, with as many completions each
 
 
@@ -72,12 +74,19 @@ def _shares(rows: Sequence[Row]) -> dict[str, Any]:
         "no_answer": silent / count,
         "abstained": outcomes["abstain"] / count,
         "faults": outcomes["fault"] / count,
+        "repeating": sum(map(repeats, texts)) / count,
         "judged": sum(score is not None for row in rows for score in row["scores"]) / count,
     }
     if any("<think>" in text for text in texts):
         chains = sum("<think>" in text and _EMPTY_CHAIN not in text for text in texts)
         found["thinking"] = chains / count
     return found
+
+
+def repeats(text: str) -> bool:
+    """Whether a long text says the same again and again: it packs to an eighth of its size."""
+    data = text.encode("utf-8", "surrogatepass")
+    return len(data) >= _LONG and len(zlib.compress(data)) * 8 < len(data)
 
 
 def _lengths(rows: Sequence[Row]) -> dict[str, Any]:

@@ -168,6 +168,14 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         file.write(text)
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file that this program wrote; none where there is no file."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: U+2028 is text
+    return [json.loads(line) for line in lines if line]
+
+
 def keep_rows_until(path: Path, step: int) -> None:
     """Drop the rows after `step`, and a torn last line, from a JSONL file that is continued."""
     if not path.is_file():

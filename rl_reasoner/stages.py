@@ -41,9 +41,10 @@ from rl_reasoner.recipe import GrpoStage, Recipe, SftStage
 from rl_reasoner.report import write_report
 from rl_reasoner.reward import Fault, load_reward, score_batch, text_of
 from rl_reasoner.rollouts import prompt_ids
-from rl_reasoner.runs import RunFolder, append_rows, keep_rows_until, write_text
+from rl_reasoner.runs import RunFolder, append_rows, keep_rows_until, read_lines, write_text
 from rl_reasoner.stopping import StepGivenUp, Stop
 from rl_reasoner.trainer import GRPOTrainer
+from rl_reasoner.validation import Watch, overlap_notes, overlaps
 
 
 class Interrupted(KeyboardInterrupt):
@@ -176,6 +177,7 @@ class _Session:
         policy = open_policy(str(start), seed=seed, device=self.device)
         prompt_ids(policy, render("", recipe.template, policy.tokenizer))  # can it be rendered?
         self._lock(policy, command)
+        self._overlaps()
         first = next((i for i, s in enumerate(recipe.stages) if s.kind == "grpo"), 0)
         for index, stage in enumerate(recipe.stages):
             if index == first:
@@ -212,6 +214,17 @@ class _Session:
         size = f"{total / 1e6:.2f}M parameters"
         size += f", {active / 1e6:.2f}M active" if active != total else ""
         self.view.note(f"{policy.source}: {size}; {self.device}, {self.precision}")
+
+    def _overlaps(self) -> None:
+        """Warn, once a run, of evaluated problems that are trained on; say which they are."""
+        file, evals = self.run.path / "contamination.json", self.recipe.evals
+        names = list(dict.fromkeys([*evals.sets, *filter(None, [evals.validation])]))
+        if not names or file.is_file():
+            return
+        found = overlaps([row for rows in self.work.rows for row in rows], names)
+        write_text(file, json.dumps(found, indent=1, ensure_ascii=False))
+        for note in overlap_notes(found):
+            self.view.note(note)
 
     def _evaluate(self, name: str, policy: Policy, skip: bool = False) -> None:
         file, evals = self.run.eval_file(name), self.recipe.evals
@@ -382,14 +395,19 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
         self.trainer = trainer
         self.validated: dict[str, Any] = {}
         self.begun = 0.0
+        self.rows = read_lines(folder / "metrics.jsonl")
+        name = session.recipe.evals.validation if stage.kind == "grpo" else None
+        self.watch = Watch(folder, name, session.view.note) if name else None
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.begun = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         evals = self.session.recipe.evals
-        if self.stage.kind == "grpo" and evals.validation and state.global_step % evals.every == 0:
-            self.validated = self._validate(evals.validation)
+        if self.watch is not None and state.global_step % evals.every == 0:
+            kept = self.policy if state.is_world_process_zero else None
+            figures = self._validate(self.watch.name)
+            self.validated = self.watch.take(figures, state.global_step, kept)
         if self.session.stop.asked:
             control.should_save = control.should_training_stop = True
 
@@ -410,14 +428,16 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
             reward=recipe.evals.reward,
             reward_options=recipe.evals.reward_options,
         )
-        figures = found.sets[name]
-        return {f"eval/{name}/{key}": figures[key] for key in ("accuracy", "interval")}
+        return found.sets[name]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not logs or "train_runtime" in logs:  # the closing summary is no step
             return
         seconds = time.perf_counter() - self.begun  # of a step of sft: grpo logs its own
         row = {"step": state.global_step, "step_time": seconds, **logs, **self.validated}
+        self.rows.append(row)
+        if self.watch is not None and self.validated:
+            row["alarms"] = self.watch.alarms(self.rows)
         self.validated = {}
         if isinstance(self.stage, GrpoStage):
             group = self.stage.group

@@ -93,12 +93,13 @@ class Rollouts:
 
 @dataclass(frozen=True)
 class Stage:
-    """One folder of `stages/`; `metrics` has one mapping a step, rising."""
+    """One folder of `stages/`; `metrics` has one mapping a step, rising; `best` may be empty."""
 
     index: int
     name: str
     metrics: list[Metrics]
     rollouts: Rollouts | None
+    best: Metrics = field(default_factory=dict)
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """The steps at which `key` was logged as a finite number, and its values there."""
@@ -244,6 +245,9 @@ def _stage(folder: Path, unreadable: list[str]) -> Stage:
         name=name,
         metrics=[by_step[step] for step in sorted(by_step)],
         rollouts=_rollouts(rollouts, unreadable) if rollouts.is_file() else None,
+        best=_mapping(
+            _json(folder.parent.parent, f"stages/{folder.name}/best/evaluation.json", unreadable)
+        ),
     )
 
 

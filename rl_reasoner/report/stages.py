@@ -6,7 +6,7 @@ from typing import NamedTuple
 from rl_reasoner.report import charts
 from rl_reasoner.report.charts import Chart, Line
 from rl_reasoner.report.html import Child, Element, h, table
-from rl_reasoner.report.read import Group, Rollouts, Sample, Stage, interval
+from rl_reasoner.report.read import Group, Rollouts, Sample, Stage, interval, number
 from rl_reasoner.report.text import duration, percent, short, signed
 
 _LAYERS_SHOWN = 6
@@ -57,11 +57,27 @@ def stage_section(stage: Stage) -> Element | None:
         "section",
         h("h2", f"Stage {stage.index} · {stage.name}"),
         h("p", f"{steps}, {duration(seconds)}" if seconds else steps, class_="under"),
+        *_warnings(stage),
         h("div", [figure(drawing) for drawing in drawings], class_="charts") if drawings else None,
         *(_rewards(stage.rollouts) if stage.rollouts else []),
         _samples(stage.rollouts) if stage.rollouts else None,
         id=f"stage-{stage.index}",
     )
+
+
+def _warnings(stage: Stage) -> Iterator[Element]:
+    """The best policy of the stage, and the alarms of its evaluations with the steps they stood."""
+    if stage.best:
+        told = f"Best by the lower bound on {stage.best.get('set')}: step {stage.best.get('step')}"
+        accuracy = percent(number(stage.best.get("accuracy")))
+        yield h("p", f"{told}, accuracy {accuracy}; it is kept in best/.", class_="note")
+    alarms: dict[str, tuple[int, str]] = {}  # kind -> first step, newest words
+    for row in stage.metrics:
+        found = row.get("alarms")
+        for kind, text in found.items() if isinstance(found, dict) else []:
+            alarms[kind] = (alarms.get(kind, (row["step"], ""))[0], str(text))
+    for step, text in alarms.values():
+        yield h("p", f"Alarm, first at step {step}: {text}", class_="warning")
 
 
 def figure(drawing: Chart) -> Element:

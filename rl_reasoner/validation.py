@@ -1,0 +1,147 @@
+"""Held-out evaluations while GRPO trains: the best policy so far, and alarms.
+
+The policy whose accuracy has the highest lower bound is kept in the stage's folder `best/`: among
+many evaluations the highest figure is partly luck, the bound allows for it. Alarms say when
+training makes the figure that it maximises better and not the one that is wanted (Goodhart's law),
+or when cut-off, length or repetition run away. Knows metrics and policies; nothing of trainers.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, variance
+from typing import TYPE_CHECKING, Any
+
+from rl_reasoner.contamination import overlap
+from rl_reasoner.evaluate import set_rows
+from rl_reasoner.prompts import Row
+from rl_reasoner.runs import write_text
+
+if TYPE_CHECKING:
+    from rl_reasoner.policy import Policy
+
+Metrics = Mapping[str, Any]
+SHOWN = ("accuracy", "interval", "truncated", "mean_length", "repeating")  # of each evaluation
+_SURE = 3.0  # standard errors that a mean reward must have risen by
+_CUT_OFF = 0.25  # share of completions cut off that is too much, where it has doubled
+_LONGER = 2.0  # times as long as at the start
+_REPEATING = 0.15  # rise of the share of completions that repeat themselves
+
+
+class Watch:
+    """The held-out evaluations of one stage."""
+
+    def __init__(self, folder: Path, name: str, note: Callable[[str], None]) -> None:
+        self.folder = folder
+        self.name = name
+        self.note = note
+        self.raised: set[str] = set()
+
+    def take(self, figures: Metrics, step: int, policy: "Policy | None") -> dict[str, Any]:
+        """The metrics of an evaluation after `step`; keeps `policy` where it is the best so far."""
+        found = {key: figures[key] for key in SHOWN}
+        if policy is not None and found["interval"][0] > self.best().get("bound", -1.0):
+            self._keep(found, step, policy)
+        return {f"eval/{self.name}/{key}": value for key, value in found.items()}
+
+    def best(self) -> dict[str, Any]:
+        """Step, accuracy, interval and bound of the best policy so far; empty for none."""
+        file = self.folder / "best" / "evaluation.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+    def _keep(self, found: Metrics, step: int, policy: "Policy") -> None:
+        """Put the policy in the place of the best one; a kill leaves the old or the new one."""
+        fresh, best = self.folder / ".best.part", self.folder / "best"
+        shutil.rmtree(fresh, ignore_errors=True)
+        policy.save(fresh)
+        facts = {"set": self.name, "step": step, "bound": found["interval"][0]}
+        kept = {key: found[key] for key in ("accuracy", "interval")}
+        write_text(fresh / "evaluation.json", json.dumps({**facts, **kept}))
+        shutil.rmtree(best, ignore_errors=True)
+        fresh.rename(best)
+
+    def alarms(self, rows: Sequence[Metrics]) -> dict[str, str]:
+        """The alarms that the stage's metrics (one row a step) raise now; new ones are noted."""
+        found = alarms(rows, self.name)
+        for kind, text in found.items():
+            if kind not in self.raised:
+                self.note(f"alarm: {text}")
+        self.raised = set(found)
+        return found
+
+
+def alarms(rows: Sequence[Metrics], name: str) -> dict[str, str]:
+    """Alarms by kind, from the metrics of all steps so far and the evaluations on set `name`.
+
+    The last stretch between two evaluations is held against the first one; there must be three.
+    """
+    key = f"eval/{name}"
+    ends = [i for i, row in enumerate(rows) if f"{key}/accuracy" in row]
+    if len(ends) < 3:
+        return {}
+    first, last = rows[: ends[0] + 1], rows[ends[-2] + 1 : ends[-1] + 1]
+    start, now = rows[ends[0]], rows[ends[-1]]
+    before, after = start[f"{key}/accuracy"], now[f"{key}/accuracy"]
+    flat = after <= before < 0.98
+    said = f"accuracy on {name} went from {before:.1%} to {after:.1%}"
+    found = {}
+    if flat and _rose(
+        *([row["reward"] for row in part if "reward" in row] for part in (first, last))
+    ):
+        found["reward"] = f"the reward rises, and {said}: is the reward being gamed?"
+    cut = [_mean(part, "completions/clipped_ratio") for part in (first, last)]
+    if cut[1] > max(_CUT_OFF, 2 * cut[0]):
+        found["cut off"] = f"{cut[1]:.0%} of the completions are cut off, at first {cut[0]:.0%}"
+    length = [_mean(part, "completions/mean_length") for part in (first, last)]
+    if flat and length[1] > _LONGER * max(1.0, length[0]):
+        found["length"] = (
+            f"completions grew from {length[0]:.0f} to {length[1]:.0f} tokens, and {said}"
+        )
+    loops = [row.get(f"{key}/repeating", 0.0) for row in (start, now)]
+    if loops[1] > loops[0] + _REPEATING:
+        found["repetition"] = f"{loops[1]:.0%} of the answers on {name} repeat themselves"
+    return found
+
+
+def _rose(before: Sequence[float], after: Sequence[float]) -> bool:
+    """Whether a mean rose by more than what its steps' spread explains."""
+    parts = [[v for v in values if math.isfinite(v)] for values in (before, after)]
+    if not all(parts):
+        return False
+    spread = sum(variance(p) / len(p) if len(p) > 1 else 0.0 for p in parts)
+    return fmean(parts[1]) - fmean(parts[0]) > max(1e-3, _SURE * math.sqrt(spread))
+
+
+def _mean(rows: Sequence[Metrics], key: str) -> float:
+    values = [row[key] for row in rows if isinstance(row.get(key), int | float)]
+    return fmean(values) if values else 0.0
+
+
+def overlaps(rows: Sequence[Row], sets: Sequence[str]) -> dict[str, Any]:
+    """What training rows share with evaluation sets: counts, and which rows of a set they are.
+
+    Equal texts and shared runs of 13 words; near copies are `rl-reasoner eval`'s to find.
+    """
+    found = {}
+    for name in sets:
+        held_out = set_rows(name)
+        shared = overlap(rows, held_out, near=False)
+        marked = [
+            {"row": i, "id": row.get("id"), **hit}
+            for i, (row, hit) in enumerate(zip(held_out, shared.hits, strict=True))
+            if hit
+        ]
+        found[name] = {**shared.counts(), "overlapping": marked}
+    return found
+
+
+def overlap_notes(found: Mapping[str, Any]) -> list[str]:
+    """One warning for each set of which problems were trained on."""
+    return [
+        f"{name}: {counts['contaminated']:,} of its {counts['rows']:,} problems are in the "
+        "training data; see contamination.json, and evaluate with --decontaminated"
+        for name, counts in found.items()
+        if counts["contaminated"]
+    ]
