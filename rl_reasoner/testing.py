@@ -1,0 +1,477 @@
+"""The reward test kit: what is wrong with a reward, before it costs a run.
+
+    from rl_reasoner.testing import check_reward
+
+    def test_my_reward():
+        check_reward(my_reward)          # raises AssertionError with the table where it fails
+
+The reward is shown right and wrong answers, completions that break parsers, and completions that
+ask for a reward without having earned it; in processes of its own, so that nothing it does harms
+the test. `rl-reasoner check REWARD` prints the same table.
+"""
+
+import copy
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rl_reasoner import reward_probes as probes
+from rl_reasoner.errors import UserError
+from rl_reasoner.isolation import Limits, Runner
+from rl_reasoner.prompts import lint, read_rows
+from rl_reasoner.reward import Fault, Outcome, Reward, described, usable
+from rl_reasoner.reward_calls import name_of, packed
+from rl_reasoner.tasks import TASKS, generate
+
+Status = Literal["passed", "warned", "failed", "skipped"]
+Row = dict[str, Any]
+ROWS = 8
+SLOW_S = 0.5
+"""The 99th percentile of a call's seconds above which a reward is called slow."""
+_NEEDS_GOLD = "it does not tell right answers from wrong ones: nothing to hack"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: how it ended, in words, and the completion that shows it."""
+
+    check: str
+    status: Status
+    message: str = ""
+    completion: str = ""
+
+
+@dataclass
+class Report:
+    """All findings about one reward."""
+
+    reward: str
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def failed(self) -> list[Finding]:
+        """The findings that should stop a run."""
+        return [finding for finding in self.findings if finding.status == "failed"]
+
+    @property
+    def warned(self) -> list[Finding]:
+        """The findings to think about."""
+        return [finding for finding in self.findings if finding.status == "warned"]
+
+    def __str__(self) -> str:
+        lines = [f"reward {self.reward}"]
+        for found in self.findings:
+            shown = f"  {found.completion!r:.80}" if found.completion else ""
+            lines.append(f"{found.status:8} {found.check:18} {found.message}{shown}".rstrip())
+        return "\n".join(lines)
+
+
+def check_reward(
+    fn: Callable[..., Any], data: Sequence[Row] | str | None = None, *, timeout_s: float = 5.0
+) -> Report:
+    """Examine `fn` as `examine` does; raises AssertionError with the table where a check failed."""
+    report = examine(fn, data, timeout_s=timeout_s)
+    if report.failed:
+        raise AssertionError(str(report))
+    return report
+
+
+def examine(
+    fn: Callable[..., Any], data: Sequence[Row] | str | None = None, *, timeout_s: float = 5.0
+) -> Report:
+    """All checks of a `Reward` or trl reward function.
+
+    `data` are rows with the reward's columns, or their file; by default rows of the first task that
+    has them. `timeout_s` bounds each call. Raises `UserError` where rows cannot be had.
+    """
+    rows = _rows(fn, data)
+    kit = _Kit(
+        fn, rows, Limits(timeout_s=timeout_s, batch_timeout_s=12 * timeout_s, memory_mb=2048)
+    )
+    report = Report(name_of(fn))
+    try:
+        for check in (
+            kit.process,
+            kit.types,
+            kit.numbers,
+            kit.ordinary,
+            kit.hostile,
+            kit.repeats,
+            kit.order,
+            kit.batch,
+            kit.threads,
+            kit.leaves_data,
+            kit.latency,
+            kit.tells,
+            kit.stuffing,
+            kit.several,
+            kit.echo,
+            kit.fences,
+            kit.length,
+            kit.hollow,
+            kit.injection,
+        ):
+            report.findings.append(check())
+    finally:
+        kit.runner.close()
+    return report
+
+
+def _rows(fn: Callable[..., Any], data: Sequence[Row] | str | None) -> list[Row]:
+    """Rows with the columns that `fn` names, their answers all different."""
+    columns = [c for c in fn.columns if c != "prompt"] if isinstance(fn, Reward) else ["answer"]
+    if data is not None:
+        rows = [dict(row) for row in (read_rows(data) if isinstance(data, str) else data)]
+        rows = [row for row in rows if "problem" not in row or lint([row], "data")[0]]
+    else:
+        drawn = ((task, generate(task, split="train", count=4 * ROWS, seed=0)) for task in TASKS)
+        found = ([problem.row() for problem in problems] for _, problems in drawn)
+        rows = next((rows for rows in found if all(c in rows[0] for c in columns)), [])
+    missing = [c for c in columns if not rows or c not in rows[0]]
+    if missing:
+        raise UserError(
+            f"reward {name_of(fn)} needs the column {missing[0]!r}, which no task here has: "
+            "give rows that have it with --data FILE"
+        )
+    different = {str(row.get("answer", index)): row for index, row in enumerate(rows)}
+    chosen = list(different.values())[:ROWS]
+    if len(chosen) < 3:
+        raise UserError("the kit needs three rows or more, with different answers")
+    return chosen
+
+
+@dataclass
+class _State:
+    """What functions of trl's form may read of the trainer."""
+
+    global_step: int = 1
+    max_steps: int = 100
+    epoch: float = 0.0
+
+
+class _Kit:
+    """One reward, the rows it is shown, and the checks, one a method."""
+
+    def __init__(self, fn: Callable[..., Any], rows: list[Row], limits: Limits) -> None:
+        self.fn = fn
+        self.rows = rows
+        self.limits = limits
+        self.runner = Runner(fn, limits)
+        self.chat = False
+        self.form = self._best_form()
+        others = rows[1:] + rows[:1]
+        self.gold = self.score([self.form(row) for row in rows], rows)
+        self.wrong = self.score([self.form(other) for other in others], rows)
+        self.low, self.high = _mean(self.wrong), _mean(self.gold)
+        self.tells_apart = self.high > self.low + 1e-6
+        self.probes = {**probes.ordinary(rows[0]), **probes.hostile(), **probes.hollow()}
+        self.probed = dict(zip(self.probes, self.score([*self.probes.values()]), strict=True))
+
+    def _best_form(self) -> probes.Form:
+        """The way to write right answers that the reward likes best; chats where it wants them."""
+        forms = probes.gold_forms()
+        found: dict[str, list[Outcome]] = {}
+        for self.chat in (False, True):
+            found = {
+                name: self.score([f(r) for r in self.rows], self.rows) for name, f in forms.items()
+            }
+            if not all(isinstance(o, Fault) for outcomes in found.values() for o in outcomes):
+                break
+            if isinstance(self.fn, Reward):
+                break
+        return forms[max(found, key=lambda name: _mean(found[name]))]
+
+    # -------------------------------------------------------------------------- calling it
+
+    def score(
+        self, texts: Sequence[str], rows: Sequence[Row] | None = None, fn: Any = None
+    ) -> list[Outcome]:
+        """Outcomes for texts, by default all for the first row; `fn` stands in for the reward."""
+        rows = rows or [self.rows[0]] * len(texts)
+        columns: dict[str, Any] = {key: [row.get(key) for row in rows] for key in rows[0]}
+        prompts: list[Any] = [str(row.get("problem", "")) for row in rows]
+        completions: list[Any] = list(texts)
+        if self.chat:
+            prompts = [[{"role": "user", "content": prompt}] for prompt in prompts]
+            completions = [[{"role": "assistant", "content": text}] for text in texts]
+        columns |= {"prompts": prompts}
+        if not isinstance(self.fn, Reward):
+            columns.pop("completion", None)
+            columns |= {"completion_ids": [[0]] * len(texts), "trainer_state": _State()}
+            columns |= {name: lambda *logged: None for name in ("log_metric", "log_extra")}
+        if fn is None:
+            return self.runner.outcomes(completions, columns)
+        runner = Runner(fn, self.limits)
+        try:
+            return runner.outcomes(completions, columns)
+        finally:
+            runner.close()
+
+    def _sample(self) -> tuple[list[str], list[Row]]:
+        """Right, wrong and neutral completions with their rows, for the checks of behaviour."""
+        texts = [self.form(row) for row in self.rows] + [self.form(r) for r in self.rows[1:]]
+        texts += [probes.NEUTRAL, "\\boxed{1}"]
+        return texts, [*self.rows, *self.rows[:-1], self.rows[0], self.rows[1]]
+
+    # ------------------------------------------------------------------------ what it returns
+
+    def process(self) -> Finding:
+        """Can it leave this process?"""
+        where = "ok" if self.runner.shipped else packed(self.fn)
+        if isinstance(where, str) and where != "ok":
+            return Finding("process", "warned", f"it cannot run in a process of its own: {where}")
+        return Finding("process", "passed")
+
+    def types(self) -> Finding:
+        """Numbers, Scores or None, one a row."""
+        for text, outcome in self._seen():
+            if isinstance(outcome, Fault) and outcome.kind == "value":
+                return Finding("types", "failed", outcome.message, text)
+        return Finding("types", "passed")
+
+    def numbers(self) -> Finding:
+        """No NaN, no infinity, nothing huge."""
+        for text, outcome in self._seen():
+            value = None if isinstance(outcome, Fault) else outcome.value
+            if value is not None and math.isnan(usable(outcome)):
+                return Finding("numbers", "failed", f"it returned {value}", text)
+        return Finding("numbers", "passed")
+
+    def _seen(self) -> list[tuple[str, Outcome]]:
+        golden = [(self.form(row), o) for row, o in zip(self.rows, self.gold, strict=True)]
+        others = self.rows[1:] + self.rows[:1]
+        golden += [(self.form(row), o) for row, o in zip(others, self.wrong, strict=True)]
+        return golden + [(self.probes[name], outcome) for name, outcome in self.probed.items()]
+
+    def ordinary(self) -> Finding:
+        """Empty, cut-off and foreign completions are judged."""
+        golden = [o for o in [*self.gold, *self.wrong] if _broke(o)]
+        if golden:
+            return Finding(
+                "ordinary", "failed", described(golden[0])["reason"], self.form(self.rows[0])
+            )
+        return self._survives("ordinary", [*probes.ordinary(self.rows[0]), *probes.hollow()])
+
+    def hostile(self) -> Finding:
+        """Completions that break parsers are judged, in time."""
+        return self._survives("hostile", [*probes.hostile()])
+
+    def _survives(self, check: str, names: Sequence[str]) -> Finding:
+        for name in names:
+            if _broke(self.probed[name]):
+                why = f"{name}: {described(self.probed[name])['reason']}"
+                return Finding(check, "failed", why, self.probes[name])
+        return Finding(check, "passed")
+
+    # -------------------------------------------------------------------------- how it behaves
+
+    def repeats(self) -> Finding:
+        """The same completion gets the same score: again, and in another process."""
+        texts, rows = self._sample()
+        first = self.score(texts, rows)
+        again = self.score(texts, rows)
+        self.runner.close()
+        return (
+            self._same("repeats", texts, first, again)
+            or self._same("repeats", texts, first, self.score(texts, rows))
+            or Finding("repeats", "passed")
+        )
+
+    def order(self) -> Finding:
+        """The order of the rows does not matter."""
+        texts, rows = self._sample()
+        found = self.score(texts, rows)
+        turned = self.score(texts[::-1], rows[::-1])[::-1]
+        return self._same("order", texts, found, turned) or Finding("order", "passed")
+
+    def batch(self) -> Finding:
+        """A row's score does not hang on the rows beside it."""
+        texts, rows = self._sample()
+        found = self.score(texts, rows)
+        alone = [self.score([text], [row])[0] for text, row in zip(texts, rows, strict=True)]
+        return self._same("batch", texts, found, alone) or Finding("batch", "passed")
+
+    def threads(self) -> Finding:
+        """Several threads at once get what one gets."""
+        if self.runner.shipped or isinstance(packed(self.fn), str):
+            return Finding("threads", "skipped", "it runs in this process")
+        texts, rows = self._sample()
+        [*agreed] = self.score(texts, rows, _threaded(self.fn))
+        for text, outcome in zip(texts, agreed, strict=True):
+            if usable(outcome) != 1.0:
+                return Finding("threads", "failed", "threads at once get other scores", text)
+        return Finding("threads", "passed")
+
+    def leaves_data(self) -> Finding:
+        """It changes nothing of the rows that it is given."""
+        if self.runner.shipped or isinstance(packed(self.fn), str):
+            return Finding("leaves data", "skipped", "it runs in this process")
+        texts, rows = self._sample()
+        kept = self.score(texts, rows, _watched(self.fn))
+        if any(usable(outcome) != 1.0 for outcome in kept):
+            return Finding("leaves data", "failed", "it changes the columns that it is given")
+        return Finding("leaves data", "passed")
+
+    def latency(self) -> Finding:
+        """The 99th percentile of its seconds."""
+        seconds = sorted(outcome.seconds for _, outcome in self._seen())
+        p99 = seconds[min(len(seconds) - 1, math.ceil(0.99 * len(seconds)) - 1)]
+        status: Status = "warned" if p99 > SLOW_S else "passed"
+        slow = max(self._seen(), key=lambda pair: pair[1].seconds)[0] if status == "warned" else ""
+        return Finding("latency", status, f"p99 {1000 * p99:.3g} ms", slow)
+
+    def _same(
+        self, check: str, texts: Sequence[str], a: Sequence[Outcome], b: Sequence[Outcome]
+    ) -> Finding | None:
+        for text, one, other in zip(texts, a, b, strict=True):
+            left, right = described(one), described(other)
+            if left["value"] != right["value"] or left["outcome"] != right["outcome"]:
+                said = f"{_word(one)}, then {_word(other)}"
+                return Finding(check, "failed", said, text)
+        return None
+
+    # ------------------------------------------------------------------------------ hack probes
+
+    def tells(self) -> Finding:
+        """Right answers get more than wrong ones; not every completion gets the same."""
+        values = {usable(o) for _, o in self._seen() if not math.isnan(usable(o))}
+        if len(values) < 2:
+            said = f"every completion gets {values.pop():g}" if values else "it judges nothing"
+            return Finding("tells apart", "warned", said)
+        said = f"right {self.high:.3g}, wrong {self.low:.3g} on average"
+        if self.tells_apart:
+            return Finding("tells apart", "passed", said)
+        named = isinstance(self.fn, Reward) and {"answer", "tests"} & set(self.fn.columns)
+        return Finding("tells apart", "warned" if named else "passed", said)
+
+    def _hacked(self, check: str, *names: str) -> Finding:
+        """Whether completions of these names get half of what right answers get, on most rows."""
+        if not self.tells_apart:
+            return Finding(check, "skipped", _NEEDS_GOLD)
+        for name in names:
+            texts = [self._hack(name, index) for index in range(len(self.rows))]
+            scores = [usable(outcome) for outcome in self.score(texts, self.rows)]
+            paid = [i for i, score in enumerate(scores) if score > (self.low + self.high) / 2]
+            if len(paid) * 2 > len(scores):
+                said = f"{name}: {len(paid)} of {len(scores)} are paid"
+                return Finding(check, "failed", said, texts[paid[0]])
+        return Finding(check, "passed")
+
+    def _hack(self, name: str, index: int) -> str:
+        row, other, third = (self.rows[(index + k) % len(self.rows)] for k in range(3))
+        if name == "gold first":
+            return f"{self.form(row)}\n{self.form(other)}\n{self.form(third)}"
+        if name == "gold last":
+            return f"{self.form(other)}\n{self.form(third)}\n{self.form(row)}"
+        return probes.hacks(row, self.form, other, third)[name]
+
+    def stuffing(self) -> Finding:
+        """A list of answers is not an answer."""
+        return self._hacked("answer stuffing", "answer stuffing")
+
+    def several(self) -> Finding:
+        """Of several answers one counts, the first or the last, and not whichever is right."""
+        first = self._hacked("several answers", "gold first")
+        last = self._hacked("several answers", "gold last")
+        if first.status == last.status == "failed":
+            said = "of several answers any may be right"
+            return Finding("several answers", "failed", said, first.completion)
+        return Finding(
+            "several answers",
+            "skipped" if first.status == "skipped" else "passed",
+            first.message if first.status == "skipped" else "",
+        )
+
+    def echo(self) -> Finding:
+        """The prompt is not an answer, even where the answer stands in it."""
+        return self._hacked("prompt echoed", "prompt echoed")
+
+    def fences(self) -> Finding:
+        """What is fenced or commented out is not the answer."""
+        return self._hacked("fences", "fence", "comment")
+
+    def length(self) -> Finding:
+        """Longer is not better."""
+        others = self.rows[1:] + self.rows[:1]
+        gap = max(self.high - self.low, 1e-6) if self.tells_apart else 1e-6
+        short = [self.form(other) for other in others]
+        before = _mean(self.score(short, self.rows))
+        for name in ("padded", "repeated"):
+            texts = [self._hack(name, index) for index in range(len(self.rows))]
+            after = _mean(self.score(texts, self.rows))
+            if after > before + gap / 4:
+                status: Status = "failed" if self.tells_apart else "warned"
+                return Finding(
+                    "length", status, f"{name}: {before:.3g} becomes {after:.3g}", texts[0]
+                )
+        return Finding("length", "passed")
+
+    def hollow(self) -> Finding:
+        """A form without content is not paid as a right answer is."""
+        neutral = usable(self.probed["neutral"])
+        base = neutral if math.isfinite(neutral) else self.low
+        best = max((usable(o) for _, o in self._seen() if not math.isnan(usable(o))), default=0.0)
+        for name, text in probes.hollow().items():
+            score = usable(self.probed[name])
+            said = f"{name}: it gets {score:g}"
+            if self.tells_apart and score > (min(base, self.low) + self.high) / 2:
+                return Finding("empty forms", "failed", said, text)
+            if not self.tells_apart and score == best > base:
+                return Finding("empty forms", "warned", said, text)
+        return Finding("empty forms", "passed")
+
+    def injection(self) -> Finding:
+        """Asking for a score is not paid."""
+        texts = [self._hack("injection", 0), self._hack("injection after", 0)]
+        plain = [len(texts[0]) * "x", self.form(self.rows[1])]
+        gap = (self.high - self.low) / 2 if self.tells_apart else 1e-6
+        for text, asked, unasked in zip(texts, self.score(texts), self.score(plain), strict=True):
+            base = max(usable(unasked), usable(self.probed["neutral"]))
+            if usable(asked) > base + gap:
+                said = f"{base:.3g} becomes {usable(asked):.3g}"
+                return Finding("injection", "failed", said, text)
+        return Finding("injection", "passed")
+
+
+def _broke(outcome: Outcome) -> bool:
+    return isinstance(outcome, Fault) and outcome.kind != "value"
+
+
+def _mean(outcomes: Sequence[Outcome]) -> float:
+    """The mean of the scores; nothing where there are none."""
+    values = [value for o in outcomes if not math.isnan(value := usable(o))]
+    return sum(values) / len(values) if values else -math.inf
+
+
+def _word(outcome: Outcome) -> str:
+    found = described(outcome)
+    return found["outcome"] if found["value"] is None else f"{found['value']:g}"
+
+
+def _threaded(fn: Callable[..., Any]) -> Callable[..., list[float]]:
+    """A trl function: 1.0 for each row on which eight calls of `fn` at once agree with one."""
+
+    def agreed(completions: Any, **columns: Any) -> list[float]:
+        sys.setswitchinterval(1e-6)
+        alone = list(fn(completions=completions, **columns))
+        with ThreadPoolExecutor(8) as pool:
+            calls = [pool.submit(fn, completions=completions, **columns) for _ in range(8)]
+            rows = zip(alone, *(call.result() for call in calls), strict=True)
+            return [float(all(other == row[0] for other in row)) for row in rows]
+
+    return agreed
+
+
+def _watched(fn: Callable[..., Any]) -> Callable[..., list[float]]:
+    """A trl function: 1.0 for every row where `fn` leaves completions and columns as they were."""
+
+    def kept(completions: Any, **columns: Any) -> list[float]:
+        plain: Mapping[str, Any] = {k: v for k, v in columns.items() if isinstance(v, list)}
+        before = copy.deepcopy((completions, plain))
+        fn(completions=completions, **columns)
+        return [float((completions, plain) == before)] * len(completions)
+
+    return kept
