@@ -1,0 +1,275 @@
+"""Results that are saved: judged again without a model, compared, and shown on a page."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Cli
+from tiny import reward_file
+
+from rl_reasoner import EvalResult, Policy, compare, evaluate, open_policy
+from rl_reasoner.errors import UserError
+from rl_reasoner.evaluate import replay
+from rl_reasoner.figures import figures_of
+from rl_reasoner.intervals import holm
+from rl_reasoner.report.evaluation import evaluation_page
+from rl_reasoner.rollouts import Rollout
+from rl_reasoner.scoring import classes
+
+ROWS = [
+    {"id": "a", "problem": "Half of one?", "answer": "1/2", "level": "easy", "subject": "halves"},
+    {"id": "b", "problem": "Two and two?", "answer": "4", "level": "easy", "subject": "sums"},
+    {"id": "c", "problem": "Three and three?", "answer": "6", "level": "hard", "subject": "sums"},
+]
+WORDS = "Let me think about this problem for a while, and then see."
+SAID = [
+    [r"\boxed{0.5}", r"\boxed{\frac{2}{4}}", r"\boxed{2}", WORDS],
+    [r"\boxed{5}", "the answer is 5.0", r"\boxed{4}", r"\boxed{10/2}"],
+    [WORDS, WORDS, WORDS, r"\boxed{6}"],
+]
+
+
+@pytest.fixture
+def policy() -> Policy:
+    return open_policy("scratch:dense-tiny", device="cpu")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "sums.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
+    return path
+
+
+def said(monkeypatch: pytest.MonkeyPatch, texts: list[list[str]]) -> None:
+    """Let the policy say `texts`, one group a problem; the last of each is cut off."""
+
+    def sample(policy: Policy, prompts: list[Any], **settings: Any) -> list[list[Rollout]]:
+        return [
+            [Rollout(text, 3 + n, n == len(group) - 1) for n, text in enumerate(group)]
+            for group in texts
+        ]
+
+    monkeypatch.setattr("rl_reasoner.rollouts.sample", sample)
+
+
+@pytest.fixture
+def result(policy: Policy, file: Path, monkeypatch: pytest.MonkeyPatch) -> EvalResult:
+    said(monkeypatch, SAID)
+    return evaluate(policy, [str(file)], 4)
+
+
+# ------------------------------------------------------------------------------------ figures
+
+
+def test_equal_answers_vote_together_whatever_their_spelling(result: EvalResult) -> None:
+    [rows] = result.rows.values()
+    assert [row["classes"] for row in rows] == [[0, 0, 1, -1], [1, 1, 0, 1], [-1, -1, -1, 0]]
+    [figures] = result.sets.values()
+    assert figures["maj_at"]["4"] == pytest.approx(2 / 3)  # 1/2 and 6 win, 5 beats 4
+    assert figures["maj_at"]["1"] == pytest.approx(figures["accuracy"]) == 4 / 12
+    assert figures["pass_at"] == {
+        "1": pytest.approx(1 / 3),
+        "2": pytest.approx((5 / 6 + 1) / 3),
+        "4": 1.0,
+    }
+    low, high = figures["pass_at_interval"]["2"]
+    assert low < figures["pass_at"]["2"] < high
+
+
+def test_all_that_became_of_the_completions_is_told(result: EvalResult) -> None:
+    [figures] = result.sets.values()
+    assert figures["no_answer"] == 4 / 12 and figures["abstained"] == figures["faults"] == 0.0
+    assert figures["truncated"] == 3 / 12 and figures["mean_length"] == 4.5
+    assert figures["length"] == {"median": 4.5, "p95": 6, "longest": 6}
+    bins = figures["by_length"]
+    assert sum(b["completions"] for b in bins) == 12
+    assert sum(b["completions"] * b["accuracy"] for b in bins) == pytest.approx(4)
+    assert {k: v["problems"] for k, v in figures["by"]["level"].items()} == {"easy": 2, "hard": 1}
+    assert figures["by"]["subject"]["sums"]["accuracy"] == 0.25
+    assert "pass@4" in result.table() and "maj@2" in result.table()
+
+
+def test_classes_need_no_transitive_spelling() -> None:
+    assert classes(["1", "2", "1.0", ""], [0.0, 0.0, 0.0, None]) == [1, 2, 1, -1]
+    assert classes([], []) == []
+
+
+# ------------------------------------------------------------------------------------- replay
+
+
+def test_a_replay_gives_the_same_figures_without_a_model(
+    result: EvalResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = EvalResult.load(result.save(tmp_path / "saved.json"))
+    monkeypatch.setattr("rl_reasoner.policy.open_policy", pytest.fail)
+    again = replay(saved)
+    assert again.sets == result.sets and again.rows == result.rows
+    assert again.manifest.pop("replayed_with_verifier") == result.manifest["verifier"]
+    assert again.manifest == result.manifest
+    near = replay(saved, reward_file(tmp_path))
+    [figures] = near.sets.values()
+    assert figures["reward"].endswith("near.py:near")
+    assert figures["accuracy"] == pytest.approx(2 / 12), "the answer stands in two completions"
+
+
+def test_programs_are_replayed_with_their_tests(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"prompt": "def one():\n", "entry_point": "one", "tests": ["assert one() == 1"]}
+    file = tmp_path / "code.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    said(monkeypatch, [["    return 1", "    return 2"]])
+    result = evaluate(policy, [str(file)], 2)
+    file.unlink()
+    again = replay(EvalResult.load(result.save(tmp_path / "code.json")))
+    assert again.sets == result.sets
+    assert again.rows[str(file)][0]["scores"] == [1.0, 0.0]
+
+
+def test_what_cannot_be_replayed(result: EvalResult, tmp_path: Path) -> None:
+    path = result.save(tmp_path / "saved.json")
+    path.with_suffix(".rows.jsonl").unlink()
+    with pytest.raises(UserError, match=r"no rows that can be judged: is its \.rows\.jsonl"):
+        replay(EvalResult.load(path))
+
+
+# -------------------------------------------------------------------------- clean parts of sets
+
+
+def test_the_clean_part_of_a_set(
+    policy: Policy, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said(monkeypatch, SAID)
+    trained_on = [{"problem": "other"}, {"problem": "two AND two?"}]
+    result = evaluate(policy, [str(file)], 4, trained_on=trained_on)
+    name = str(file)
+    assert result.sets[name]["contamination"]["contaminated"] == 1
+    clean = result.sets[f"{name}@clean"]
+    assert clean["problems"] == 2 and clean["accuracy"] == pytest.approx(3 / 8)
+    assert result.rows[name][1]["overlap"]["train_row"] == 1
+    assert [row["overlap"] for row in result.rows[name][::2]] == [None, None]
+    saved = EvalResult.load(result.save(tmp_path / "saved.json"))
+    assert replay(saved).sets == result.sets
+
+
+# ------------------------------------------------------------------------------------ compare
+
+
+def of(*scores: list[float]) -> EvalResult:
+    rows = {
+        f"s{n}": [
+            {
+                "problem": str(i),
+                "answer": "1",
+                "completions": ["text"],
+                "scores": [score],
+                "reasons": [f"reason {score}"],
+            }
+            for i, score in enumerate(some)
+        ]
+        for n, some in enumerate(scores)
+    }
+    return EvalResult("p", rows=rows)
+
+
+def test_flips_have_their_reasons_and_several_sets_are_several_tests() -> None:
+    a = of([1.0] * 4 + [0.0] * 12, [1.0] * 8 + [0.0] * 8)
+    b = of([0.0] + [1.0] * 15, [1.0] * 9 + [0.0] * 7)
+    found = compare(a, b)
+    one, two = found["s0"], found["s1"]
+    assert (one["only_a"], one["only_b"], two["only_b"]) == (1, 12, 1)
+    assert [one["p_holm"], two["p_holm"]] == holm([one["p"], two["p"]])
+    assert one["p_holm"] == pytest.approx(2 * one["p"]) and two["p_holm"] == 1.0
+    assert len(one["flips"]) == 13 and [flip["row"] for flip in two["flips"]] == [8]
+    [flip] = two["flips"]
+    assert (flip["a"]["reason"], flip["b"]["reason"]) == ("reason 0.0", "reason 1.0")
+    assert flip["difference"] == 1.0
+    spread = math.sqrt((1 - 1 / 16) / 15 / 16)
+    assert two["detectable"] == pytest.approx((1.959963984540054 + 0.8416212335729143) * spread)
+
+
+# ------------------------------------------------------------------------------------- the page
+
+
+def test_the_page_shows_it_all_and_escapes_what_models_say(
+    result: EvalResult, policy: Policy, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostile = "<script>alert(1)</script>\u202e"
+    said(monkeypatch, [[hostile] * 4, SAID[1], SAID[2]])
+    other = evaluate(policy, [str(file)], 4, trained_on=[ROWS[0]])
+    page = evaluation_page([other])
+    assert "<script" not in page and "\u202e" not in page and "&lt;script&gt;" in page
+    for text in (
+        "pass@k",
+        "maj@k",
+        "by level",
+        "overlap with the training rows",
+        "no final answer",
+    ):
+        assert text in page, text
+    assert other.manifest["policy"]["prompt_example"]["prompt"] in page
+    assert page == evaluation_page([other])
+    both = evaluation_page([result, other])
+    assert "rows that flipped" in both and "Detectable" in both
+    for text in re.findall(r'(?:src|href)="([^"]*)"', both):
+        assert text.startswith(("data:", "#"))
+
+
+# ---------------------------------------------------------------------------------- the commands
+
+
+def test_eval_replays_and_compare_writes_a_page(
+    result: EvalResult, cli: Cli, tmp_path: Path
+) -> None:
+    result.save(tmp_path / "a.json")
+    ended = cli("eval", "--replay", "a.json", "--out", "b.json", "--json")
+    assert ended.code == 0
+    assert json.loads(ended.out)["sets"] == json.loads((tmp_path / "a.json").read_text())["sets"]
+    assert "Completions" in (tmp_path / "b.html").read_text()
+    ended = cli("compare", "a.json", "b.json", "--out", "both.html")
+    assert ended.code == 0 and "paired bootstrap" in ended.out
+    assert "Comparison" in (tmp_path / "both.html").read_text()
+    assert cli("eval", "x", "--sets", "y", "--replay", "a.json").code == 2
+    assert "--sets, or --replay" in cli("eval").err
+
+
+def test_eval_takes_options_columns_and_training_rows(cli: Cli, tmp_path: Path) -> None:
+    rows = [{"question": f"{n}+1=", "final": str(n + 1)} for n in range(3)]
+    (tmp_path / "mine.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (tmp_path / "train.jsonl").write_text('{"problem": "1+1=", "answer": "2"}\n')
+    given = ["eval", "scratch:dense-tiny", "--sets", "mine.jsonl", "--max-tokens", "2"]
+    given += ["--columns", "problem=question,answer=final", "--no-cache", "--json"]
+    ended = cli(*given, "--trained-on", "train.jsonl", "--reward", "math_answer")
+    assert ended.code == 0, ended.err
+    sets = json.loads(ended.out)["sets"]
+    assert sets["mine.jsonl"]["contamination"]["exact"] == 1
+    assert sets["mine.jsonl@clean"]["problems"] == 2
+    options = ["--reward", "math_answer", "--reward-options"]
+    ended = cli(*given, *options, '{"timeout_s": 2}')
+    assert json.loads(ended.out)["settings"]["reward_options"] == {"timeout_s": 2}
+    assert cli(*given, *options, "timeout_s=2").code == 0
+    assert "Did you mean 'timeout_s'" in cli(*given, *options, "timeout=2").err
+    assert "not the reward they are for" in cli(*given, "--reward-options", "extract=last").err
+    assert "NAME=VALUE" in cli(*given, *options, "timeout_s").err
+    assert "is no run folder" in cli(*given, "--decontaminated").err
+
+
+def test_eval_knows_what_a_run_was_trained_on(cli: Cli, here: Path) -> None:
+    given = ["--sets", "modular_test", "--limit", "2", "--max-tokens", "2", "--no-cache", "--json"]
+    ended = cli("eval", "run", *given, "--decontaminated", "--reward", "rewards.py:fine")
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["sets"]["modular_test"]["contamination"]["rows"] == 2
+
+
+def test_figures_of_one_row_of_one_sample() -> None:
+    row = {
+        "problem": "p", "answer": "1", "completions": ["x"], "scores": [None], "reasons": ["why"],
+        "outcomes": ["fault"], "tokens": [0], "truncated": [False],
+    }  # fmt: skip
+    figures = figures_of([row])
+    assert figures["accuracy"] == 0.0 and figures["faults"] == 1.0 and figures["judged"] == 0.0
+    assert figures["interval"][1] < 1.0
