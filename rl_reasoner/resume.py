@@ -36,14 +36,16 @@ class ExactResume(trl.GRPOTrainer):  # type: ignore[misc]
     _buffered_inputs: list[dict[str, Any]] | None
     _step: int
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **options: Any) -> Any:
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *others: Any, **named: Any
+    ) -> Any:
         """As trl's; with `True` the last whole checkpoint is used, damaged ones are passed over."""
         if resume_from_checkpoint is True:
             found = last_checkpoint(Path(self.args.output_dir), logger.warning)
             if found is None:
                 raise UserError(f"there is no whole checkpoint in {self.args.output_dir}")
             resume_from_checkpoint = str(found[0])
-        return super().train(resume_from_checkpoint, **options)
+        return super().train(resume_from_checkpoint, *others, **named)
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         self._sampler = super()._get_train_sampler(dataset)

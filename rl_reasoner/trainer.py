@@ -20,11 +20,12 @@ from trl.models.utils import disable_gradient_checkpointing
 from rl_reasoner.engine import Sampling, generate, generates_as_transformers
 from rl_reasoner.moe import ExpertLoad
 from rl_reasoner.objective import Objective, ObjectiveConfig, row_means, trained_tokens
+from rl_reasoner.old_log_probs import OldLogProbs, OldLogProbsConfig
 from rl_reasoner.prompt_choice import PromptChoice
 from rl_reasoner.resume import ExactResume
 from rl_reasoner.reward import described, text_of, usable
 from rl_reasoner.rewarding import Rewarding, RewardingConfig
-from rl_reasoner.training_pass import TrainingPass, base_of
+from rl_reasoner.training_pass import base_of
 
 logger = logging.getLogger(__name__)
 RolloutSink = Callable[[list[dict[str, Any]]], None]
@@ -32,7 +33,7 @@ _PARTS = ("generation", "reward", "training")  # of a step's time
 
 
 @dataclass
-class GRPOConfig(ObjectiveConfig, RewardingConfig):
+class GRPOConfig(ObjectiveConfig, RewardingConfig, OldLogProbsConfig):
     """trl's `GRPOConfig`, with algorithms by name, and defaults that also run on a CPU.
 
     Where trl would turn bf16 on (nothing said about precision) and the machine has no accelerator,
@@ -68,7 +69,7 @@ class GRPOConfig(ObjectiveConfig, RewardingConfig):
         super().__post_init__()
 
 
-class GRPOTrainer(PromptChoice, Objective, Rewarding, TrainingPass, ExactResume):
+class GRPOTrainer(PromptChoice, Objective, Rewarding, OldLogProbs, ExactResume):
     """trl's `GRPOTrainer` with rewards that cannot end the run by themselves.
 
     `rollout_sink`, when set, is called once a generation batch, on the main process, with one dict

@@ -222,6 +222,35 @@ def test_gradients_are_those_of_stock_trl(name: str, policies: Policies, tmp_pat
         assert a.keys() <= b.keys()
 
 
+APART: dict[str, Any] = {"gradient_accumulation_steps": 1, "steps_per_generation": 3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reward", "rows"),
+    [
+        # a generation of 12 rows in 3 micro-batches
+        ({"num_iterations": 2, "max_steps": 2}, half_flat, 0),  # the policy has not moved yet
+        ({**APART, "skip_zero_advantage": False}, always_flat, 8),
+        (APART, always_flat, 0),
+        ({**APART, "beta": 0.1}, always_flat, 8),
+    ],
+    ids=str,
+)
+def test_old_log_probs_are_computed_for_no_row_that_has_them(
+    changes: dict[str, Any], reward: Any, rows: int, policies: Policies, tmp_path: Path
+) -> None:
+    passed: list[int] = []
+
+    class Counted(GRPOTrainer):
+        def _packed_pass(self, model: Any, ids: Any, *others: Any) -> Any:
+            if not torch.is_grad_enabled() and model is self.model:
+                passed.append(len(ids))
+            return super()._packed_pass(model, ids, *others)
+
+    gradients(Counted, policies("dense"), tmp_path, reward, **changes)
+    assert sum(passed) == rows
+
+
 @pytest.mark.parametrize("aux", [0.0, 0.01])
 @pytest.mark.parametrize("beta", [0.0, 0.04])
 def test_gradients_of_a_mixture_of_experts(
