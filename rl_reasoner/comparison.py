@@ -10,8 +10,7 @@ from typing import Any
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.figures import Row, share
-from rl_reasoner.intervals import Z, bootstrap, bootstrap_p, detectable, holm, mcnemar
-from rl_reasoner.intervals import standard_error as error_of
+from rl_reasoner.intervals import bootstrap_p, detectable, holm, mcnemar, paired
 
 _FLIPS_SHOWN = 50
 
@@ -37,24 +36,21 @@ def _paired(name: str, a: Sequence[Row], b: Sequence[Row]) -> dict[str, Any]:
     differences = [y - x for x, y in pairs]
     n = len(pairs)
     mean = sum(differences) / n
-    entry: dict[str, Any] = {"problems": n, "difference": mean}
+    entry: dict[str, Any] = {
+        "problems": n,
+        "difference": mean,
+        "interval": [*paired(differences)],
+    }
     if all(len(row["scores"]) == 1 for row in [*a, *b]):
         only_a, only_b = (sum(d < 0 for d in differences), sum(d > 0 for d in differences))
-        half = Z * error_of(differences)
         entry |= {
-            "interval": [max(-1.0, mean - half), min(1.0, mean + half)],
             "test": "McNemar, exact",
             "p": mcnemar(only_a, only_b),
             "only_a": only_a,
             "only_b": only_b,
         }
     else:
-        spread = min(differences) < max(differences)
-        entry |= {
-            "interval": [*bootstrap(differences)] if spread else [mean, mean],
-            "test": "paired bootstrap",
-            "p": bootstrap_p(differences),
-        }
+        entry |= {"test": "paired bootstrap", "p": bootstrap_p(differences)}
     return {**entry, "detectable": detectable(differences), "flips": _flips(a, b, differences)}
 
 

@@ -127,12 +127,32 @@ def mcnemar(only_a: int, only_b: int) -> float:
     return min(1.0, 2 * tail)
 
 
+def paired(differences: Sequence[float], seed: int = 0) -> Interval:
+    """95% interval of the mean of paired differences: normal for -1, 0 and 1, else by bootstrap.
+
+    Where all differences are equal there is no spread to go by: as far to both sides as Wilson's
+    interval for none of so many.
+    """
+    n, mean = len(differences), math.fsum(differences) / len(differences)
+    if min(differences) == max(differences):
+        half = wilson(0, n)[1]
+    elif set(differences) <= {-1.0, 0.0, 1.0}:
+        half = Z * standard_error(differences)
+    else:
+        return bootstrap(differences, seed)
+    return max(-1.0, mean - half), min(1.0, mean + half)
+
+
 def detectable(differences: Sequence[float]) -> float:
     """The least true difference that a paired test of this many problems finds 4 times in 5.
 
-    (z_0.975 + z_0.8) standard errors of the paired differences: level 5%, power 80%.
+    (z_0.975 + z_0.8) standard errors of the paired differences: level 5%, power 80%. Where all are
+    equal, so many pairs may differ as Wilson's interval for none allows.
     """
-    return min(1.0, (Z + _Z80) * standard_error(differences))
+    error = standard_error(differences)
+    if error == 0.0:
+        error = math.sqrt(wilson(0, len(differences))[1] / len(differences))
+    return min(1.0, (Z + _Z80) * error)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

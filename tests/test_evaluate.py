@@ -236,7 +236,7 @@ def test_comparison_is_paired(pairs: list[tuple[bool, bool]]) -> None:
     assert found["p"] == mcnemar(only_a, only_b)
     n = len(pairs)
     variance = (only_a + only_b - (only_b - only_a) ** 2 / n) / (n - 1)  # of values -1, 0, 1
-    half = Z * math.sqrt(max(0.0, variance) / n)
+    half = Z * math.sqrt(variance / n) if len(set(pairs)) > 1 and variance > 0 else wilson(0, n)[1]
     low, high = found["interval"]
     assert low == pytest.approx(max(-1.0, found["difference"] - half), abs=1e-9)
     assert high == pytest.approx(min(1.0, found["difference"] + half), abs=1e-9)

@@ -24,6 +24,7 @@ from rl_reasoner.intervals import (
     holm,
     majority_at_k,
     mcnemar,
+    paired,
     pass_at_k,
     standard_error,
     wilson,
@@ -195,6 +196,23 @@ def test_a_test_by_bootstrap_errs_as_often_as_it_says() -> None:
 def test_holm_is_statsmodels(p_values: list[float]) -> None:
     reference = multipletests(p_values, method="holm")[1]
     assert holm(p_values) == pytest.approx(reference, abs=1e-12)
+
+
+@given(st.lists(st.sampled_from([-1.0, 0.0, 1.0]), min_size=2, max_size=80))
+def test_paired_intervals_are_normal_and_never_without_width(differences: list[float]) -> None:
+    low, high = paired(differences)
+    mean = math.fsum(differences) / len(differences)
+    assert low <= mean <= high and low < high
+    if len(set(differences)) > 1:
+        half = Z * float(stats.sem(differences))
+        bounds = (max(-1.0, mean - half), min(1.0, mean + half))
+        assert (low, high) == pytest.approx(bounds, abs=1e-12)
+
+
+def test_pairs_that_are_all_alike_do_not_prove_that_nothing_changed() -> None:
+    assert paired([0.0] * 20) == (-wilson(0, 20)[1], wilson(0, 20)[1])
+    assert detectable([0.0] * 20) > 0.2 > detectable([0.0] * 2000)
+    assert paired([0.25, -0.5, 0.0, 0.75]) == bootstrap([0.25, -0.5, 0.0, 0.75])
 
 
 def test_the_detectable_difference_is_found_four_times_in_five() -> None:
