@@ -9,6 +9,7 @@ counted. Pure; the statistics are `intervals`'.
 
 import math
 import zlib
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -30,7 +31,7 @@ _SILENT = ("no final answer", "no closed Python block")  # how the shipped rewar
 _GROUPED_BY = ("level", "subject")
 _MOST_GROUPS = 24
 _LONG = 200  # bytes, from which on a text can be said to repeat itself
-_BINS = 5  # of lengths, with as many completions each
+_BINS = 5  # of lengths, with about as many completions each
 
 
 def share(row: Row) -> float:
@@ -98,7 +99,8 @@ def _lengths(rows: Sequence[Row]) -> dict[str, Any]:
     )
     tokens = [length for length, _ in marks]
     n = len(tokens)
-    edges = sorted({round(n * part / _BINS) for part in range(_BINS + 1)})
+    cuts = [tokens[round(n * part / _BINS)] for part in range(1, _BINS)]  # equal lengths together
+    edges = sorted({0, n, *(bisect_left(tokens, cut) for cut in cuts)})
     bins = [marks[i:j] for i, j in pairwise(edges)]
     return {
         "mean_length": sum(tokens) / n,

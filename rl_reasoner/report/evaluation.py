@@ -42,16 +42,15 @@ def evaluation_page(results: Sequence[EvalResult]) -> str:
 
 
 def _header(named: Named) -> Element:
-    eyebrow = "Evaluation" if len(named) == 1 else "Evaluations, compared"
-    lines = [
-        f"{label}: {result.policy}" if len(named) > 1 else result.policy for label, result in named
-    ]
+    title = named[0][1].policy if len(named) == 1 else "Two evaluations"
+    lines = [f"{label}: {result.policy}" for label, result in named] if len(named) > 1 else []
     settings = named[-1][1].settings
     told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
     return h(
         "header",
-        h("p", eyebrow, class_="eyebrow"),
-        [h("h1", line) for line in lines],
+        h("p", "Evaluation", class_="eyebrow"),
+        h("h1", title),
+        [h("p", line, class_="lead") for line in lines],
         h("p", told, class_="lead"),
     )
 
@@ -126,11 +125,13 @@ def _drawings(named: Named) -> Iterator[Chart]:
         label, result = next((label, r) for label, r in reversed(named) if name in r.sets)
         bins = result.sets[name].get("by_length", [])
         if len(bins) > 1:
-            lengths = [
-                (f"{b['tokens'][0]} to {b['tokens'][1]} tokens", [_bar(label, b)]) for b in bins
-            ]
+            lengths = [(_tokens(*b["tokens"]), [_bar(label, b)]) for b in bins]
             title = f"Right answers by length on {name}"
-            yield charts.bars(title, lengths, note="fifths of all completions")
+            yield charts.bars(title, lengths, note="about a fifth of the completions each")
+
+
+def _tokens(shortest: int, longest: int) -> str:
+    return f"{shortest} tokens" if shortest == longest else f"{shortest} to {longest} tokens"
 
 
 def _bar(label: str, s: Mapping[str, Any]) -> Bar:
