@@ -99,7 +99,7 @@ def _lengths(rows: Sequence[Row]) -> dict[str, Any]:
     )
     tokens = [length for length, _ in marks]
     n = len(tokens)
-    cuts = [tokens[round(n * part / _BINS)] for part in range(1, _BINS)]  # equal lengths together
+    cuts = [tokens[n * part // _BINS] for part in range(1, _BINS)]  # equal lengths together
     edges = sorted({0, n, *(bisect_left(tokens, cut) for cut in cuts)})
     bins = [marks[i:j] for i, j in pairwise(edges)]
     return {
