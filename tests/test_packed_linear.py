@@ -1,0 +1,42 @@
+"""Linear layers with packed weights: the same products, and nothing left behind."""
+
+import pytest
+import torch
+from torch import nn
+
+from rl_reasoner.packed_linear import packed_linears
+
+
+@pytest.mark.parametrize("rows", [1, 3, 16, 200])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_products_are_those_of_the_plain_layers(rows: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(33, 70, bias), nn.SiLU(), nn.Linear(70, 5, bias))
+    given = torch.randn(2, rows, 33)
+    with torch.no_grad():
+        plain = model(given)
+        with packed_linears(model):
+            assert "forward" in model[0].__dict__  # or this test compares nothing
+            found = model(given)
+            strided = model(given.transpose(0, 1))
+        torch.testing.assert_close(found, plain)
+        torch.testing.assert_close(strided, plain.transpose(0, 1))
+
+
+def test_layers_are_as_before_when_it_is_over() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(ZeroDivisionError), packed_linears(model), packed_linears(model):
+        raise ZeroDivisionError
+    assert "forward" not in model[0].__dict__
+    model(torch.ones(1, 4)).sum().backward()
+    assert model[0].weight.grad is not None
+
+
+def test_other_types_and_subclasses_are_left_alone() -> None:
+    class Own(nn.Linear):
+        def forward(self, given: torch.Tensor) -> torch.Tensor:
+            return super().forward(given) + 1
+
+    model = nn.Sequential(nn.Linear(4, 4).bfloat16(), Own(4, 4))
+    with packed_linears(model):
+        assert not any("forward" in layer.__dict__ for layer in model)
