@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 CASES: dict[str, dict[str, Any]] = {
-    "dense": {"prompts": 8, "steps": 3},
-    "moe": {"prompts": 8, "steps": 3},
-    "smollm": {"prompts": 4, "steps": 2},
+    "dense": {"prompts": 8, "steps": 2},
+    "moe": {"prompts": 8, "steps": 2},
+    "smollm": {"prompts": 2, "steps": 1},
 }
 GROUP, MICRO, LONGEST, PROMPT = 8, 16, 254, 128
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_train.jsonl"
