@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -179,23 +179,40 @@ class List:
         """Print the names, by kind."""
         from rl_reasoner.recipe_source import shipped_recipes
         from rl_reasoner.reward import shipped_rewards
-        from rl_reasoner.sets import set_names
+        from rl_reasoner.sets import CARDS, card_of, set_names
         from rl_reasoner.tasks import TASKS
 
         found = {
             "recipes": shipped_recipes(),
             "rewards": shipped_rewards(),
-            "sets": set_names(),
+            "sets": sorted({*set_names(), *CARDS}),
             "policies": ["scratch:dense-tiny", "scratch:moe-tiny"],
             "tasks": sorted(TASKS),
         }
         if self.kind is not None and self.kind not in found:
             raise unknown("kind", self.kind, found)
-        chosen = {self.kind: found[self.kind]} if self.kind else found
+        chosen: dict[str, Any] = {self.kind: found[self.kind]} if self.kind else found
+        if self.kind == "sets":
+            cards = {name: card for name in found["sets"] if (card := card_of(name))}
+            told = {n: {**asdict(c), "hub": c.hub and c.hub.path} for n, c in cards.items()}
+            emit(self.json, {**chosen, "cards": told}, _card_table(found["sets"], cards))
+            return
         table = new_table("kind", "names")
         for kind, names in chosen.items():
             table.add_row(kind, ", ".join(names))
         emit(self.json, chosen, table)
+
+
+def _card_table(names: Sequence[str], cards: Mapping[str, Any]) -> Table:
+    from rl_reasoner.sets import find_set
+
+    table = new_table("set", "problems", "what", "licence", "from", "defects")
+    for name in names:
+        card = cards.get(name)
+        place = "here" if find_set(name) else "hub" if card and card.hub else "not here"
+        facts = (str(card.size), card.about, card.licence) if card else ("", "", "")
+        table.add_row(name, *facts, place, card.defects if card else "")
+    return table
 
 
 @dataclass
@@ -230,20 +247,24 @@ class Copy:
 
 @dataclass
 class Report:
-    """Write report.html of a run again."""
+    """Write report.html of a run again, or the page of a saved evaluation."""
 
-    run_folder: Positional[Path]
-    """the run's folder"""
+    source: Positional[Annotated[Path, arg(metavar="RUN")]]
+    """the run's folder, or the JSON file of an evaluation"""
     json: Json = False
 
     def run(self) -> None:
         """Write the page and print its path."""
-        from rl_reasoner.report import write_report
+        from rl_reasoner.report import write_evaluation, write_report
 
-        if not (self.run_folder / "recipe.yaml").is_file():
-            raise UserError(f"{self.run_folder} is no run folder: it has no recipe.yaml")
-        writable(self.run_folder / "report.html")
-        path = write_report(self.run_folder)
+        if self.source.suffix == ".json":
+            target = writable(self.source.with_suffix(".html"))
+            path = write_evaluation([self.source], target)
+        elif (self.source / "recipe.yaml").is_file():
+            writable(self.source / "report.html")
+            path = write_report(self.source)
+        else:
+            raise UserError(f"{self.source} is no run folder: it has no recipe.yaml")
         emit(self.json, {"report": str(path)}, str(path))
 
 

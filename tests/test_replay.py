@@ -234,6 +234,9 @@ def test_eval_replays_and_compare_writes_a_page(
     assert ended.code == 0 and "paired bootstrap" in ended.out
     assert "Comparison" in (tmp_path / "both.html").read_text()
     assert cli("eval", "x", "--sets", "y", "--replay", "a.json").code == 2
+    assert Path(cli("report", "a.json").out.strip()).read_text() == (
+        evaluation_page([EvalResult.load(tmp_path / "a.json")])
+    )
     assert "--sets, or --replay" in cli("eval").err
 
 
@@ -273,3 +276,10 @@ def test_figures_of_one_row_of_one_sample() -> None:
     figures = figures_of([row])
     assert figures["accuracy"] == 0.0 and figures["faults"] == 1.0 and figures["judged"] == 0.0
     assert figures["interval"][1] < 1.0
+
+
+def test_the_cards_of_sets_are_listed(cli: Cli) -> None:
+    value = json.loads(cli("list", "sets", "--json").out)
+    assert {"gsm8k", "cmath", "modular_test"} <= set(value["sets"])
+    assert value["cards"]["gsm8k"]["licence"] == "MIT"
+    assert "word problems of primary school" in cli("list", "sets").out

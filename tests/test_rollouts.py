@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rl_reasoner import Policy, open_policy
-from rl_reasoner.rollouts import Rollout, eos_ids, prompt_ids, sample
+from rl_reasoner.rollouts import Rollout, _engine_runs, eos_ids, prompt_ids, sample
 
 PROMPTS = ["1+1=", "(12+34)*5%10=", "7=", "0*0+0="]
 
@@ -37,6 +37,45 @@ def test_greedy_is_the_likeliest_token_each_time_whatever_the_batch(policy: Poli
         assert rollout.tokens == len(ids)
         assert rollout.truncated == (ids[-1] not in eos_ids(policy))
     assert sample(policy, PROMPTS[1:2], max_tokens=12) == [groups[1]]
+
+
+@pytest.mark.parametrize("force", [None, "chain", "direct"])
+@pytest.mark.parametrize("source", ["scratch:moe-tiny", "scratch:dense-tiny"])
+def test_greedy_is_what_transformers_generates(
+    source: str, force: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of the engine, and of `generate` where the engine cannot run a model."""
+    policy = open_policy(source, seed=4, device="cpu")
+    ours = sample(policy, PROMPTS, max_tokens=10, force=force)
+    monkeypatch.setattr("rl_reasoner.engine.generate", None)  # an error where it is still called
+    monkeypatch.setattr("rl_reasoner.rollouts._engine_runs", lambda model: False)
+    assert sample(policy, PROMPTS, max_tokens=10, force=force) == ours
+
+
+def test_samples_of_transformers_repeat_too(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rl_reasoner.rollouts._engine_runs", lambda model: False)
+    state = torch.get_rng_state()
+    one, again, other = (
+        sample(policy, PROMPTS, samples=3, temperature=1.0, max_tokens=5, seed=s) for s in (1, 1, 2)
+    )
+    assert one == again != other
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_model_that_the_engine_gets_wrong_is_left_to_transformers() -> None:
+    """A layer that looks at the whole row: the engine's passes see a token of it."""
+    policy = open_policy("scratch:dense-tiny", seed=4, device="cpu")
+
+    def looks_around(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return output + output.cumsum(1)
+
+    handle = policy.model.model.layers[0].register_forward_hook(looks_around)
+    try:
+        assert not _engine_runs(policy.model)
+    finally:
+        handle.remove()
 
 
 def test_samples_follow_the_seed_and_the_policy(policy: Policy) -> None:
