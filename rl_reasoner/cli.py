@@ -15,7 +15,7 @@ from rich.panel import Panel
 from rich.text import Text
 from tyro.conf import subcommand
 
-from rl_reasoner import eval_verbs, verbs
+from rl_reasoner import eval_verbs, reward_verbs, verbs
 from rl_reasoner.console import err, new_table, out
 from rl_reasoner.errors import RunStopped, UserError, unknown
 
@@ -24,7 +24,9 @@ Verb = (
     | Annotated[eval_verbs.Eval, subcommand("eval")]
     | Annotated[eval_verbs.Compare, subcommand("compare")]
     | Annotated[verbs.Chat, subcommand("chat")]
-    | Annotated[verbs.Score, subcommand("score")]
+    | Annotated[reward_verbs.Score, subcommand("score")]
+    | Annotated[reward_verbs.Check, subcommand("check")]
+    | Annotated[reward_verbs.Why, subcommand("why")]
     | Annotated[verbs.List, subcommand("list")]
     | Annotated[verbs.Copy, subcommand("copy")]
     | Annotated[verbs.Report, subcommand("report")]
@@ -53,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         err.print(f"interrupted{go_on}", soft_wrap=True)
         return 130
     except RunStopped as error:
-        go_on = f"\ncontinue with: rl-reasoner train --resume {error.folder}" if error.folder else ""
+        go_on = (
+            f"\ncontinue with: rl-reasoner train --resume {error.folder}" if error.folder else ""
+        )
         _say(error.title, f"{error}{go_on}")
         return error.code
     return 0

@@ -10,7 +10,7 @@ import ast
 import re
 import runpy
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from traceback import extract_tb
 from types import NoneType
@@ -180,6 +180,28 @@ def _python_places(node: ast.expr, at: Path_, source: str) -> Iterator[tuple[Pat
     elif isinstance(node, (ast.List, ast.Tuple)):
         for index, item in enumerate(node.elts):
             yield from _python_places(item, (*at, index), source)
+
+
+def place_of(reference: str, flags: Sequence[str] = ()) -> Callable[[Path_], str]:
+    """A function from the path of a field to where it is set: a flag, or file and line.
+
+    For mistakes that show only when the recipe is put to work. What is not written down itself has
+    the place of what it is part of.
+    """
+    path = find_recipe(reference)
+    if path.suffix == ".py":
+        places = dict(python_places(path.read_text(encoding="utf-8"), str(path)))
+    else:
+        places = dict(read_yaml(path)[1])
+    data = load_recipe(reference).model_dump(mode="json")
+    for flag, text in _pairs(flags):
+        places[_resolve(data, flag)[0]] = f"--{flag}" if text is None else f"--{flag} {text}"
+
+    def place(field: Path_) -> str:
+        above = (places[field[:n]] for n in range(len(field), 0, -1) if field[:n] in places)
+        return next(above, str(path))
+
+    return place
 
 
 # ------------------------------------------------------------------------------------ errors

@@ -8,7 +8,7 @@ The trainers are trl's SFTTrainer and our GRPOTrainer; this module knows recipes
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback, TrainerState
+from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
 from trl import SFTTrainer
 
 from rl_reasoner import sandbox
 from rl_reasoner.checkpoints import last_checkpoint, seal
 from rl_reasoner.code_rows import as_dataset, continuing
-from rl_reasoner.configs import check_configs, config
+from rl_reasoner.configs import config
 from rl_reasoner.errors import RunStopped, UserError
-from rl_reasoner.evaluate import EvalResult, check_judge, evaluate, evaluate_recipe, set_rows
+from rl_reasoner.evaluate import EvalResult, evaluate, evaluate_recipe
 from rl_reasoner.faults import LastStep, SkipBadSteps, disk_is_full, stopped_by_full_disk
 from rl_reasoner.ledger import Ledger, scores_of
 from rl_reasoner.live import LiveView
@@ -36,10 +36,11 @@ from rl_reasoner.policy import (
     open_policy,
     quiet_libraries,
 )
-from rl_reasoner.prompts import Row, completion_of, load_rows, render
+from rl_reasoner.preflight import Where, Work, inspected, prepared
+from rl_reasoner.prompts import Row, completion_of, render
 from rl_reasoner.recipe import GrpoStage, Recipe, SftStage
 from rl_reasoner.report import write_report
-from rl_reasoner.reward import Fault, load_reward, score_batch, text_of
+from rl_reasoner.reward import text_of
 from rl_reasoner.rollouts import prompt_ids
 from rl_reasoner.runs import RunFolder, append_rows, keep_rows_until, read_lines, write_text
 from rl_reasoner.stopping import StepGivenUp, Stop
@@ -66,7 +67,12 @@ class Run:
 
 
 def train(
-    recipe: Recipe, *, resume: Path | None = None, quiet: bool = False, command: str | None = None
+    recipe: Recipe,
+    *,
+    resume: Path | None = None,
+    quiet: bool = False,
+    command: str | None = None,
+    where: Where | None = None,
 ) -> Run:
     """Run `recipe` to its end, or continue the run in the folder `resume` (its own recipe holds).
 
@@ -75,7 +81,7 @@ def train(
     broke down, the training diverged, the disk is full); each leaves a checkpoint to resume from.
     """
     quiet_libraries()
-    work = _prepared(recipe)
+    work = prepared(recipe, where)
     if resume is None:
         run, saved = RunFolder.create(recipe), recipe
     else:
@@ -99,57 +105,6 @@ def train(
         run.release()
 
 
-# ------------------------------------------------------------------------------ preparation
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What is read before any model is loaded: rows by stage, and the reward functions."""
-
-    rows: list[list[Row]]
-    rewards: list[Callable[..., Any]]
-
-
-def _prepared(recipe: Recipe) -> _Work:
-    """Read all data and rewards of the recipe; every mistake in them is a `UserError`."""
-    choose_device(recipe.run.device)
-    check_configs(recipe)
-    check_judge(recipe.evals.reward, recipe.evals.reward_options)
-    rewards = [load_reward(name, spec.options) for name, spec in recipe.rewards.items()]
-    rows = [load_rows(recipe.data_of(stage)) for stage in recipe.stages]
-    for name in {*recipe.evals.sets, *filter(None, [recipe.evals.validation])}:
-        set_rows(name, 1)
-    for stage, found in zip(recipe.stages, rows, strict=True):
-        if stage.kind == "grpo":
-            _check_rewards(rewards, found[0])
-        else:
-            for row in found:
-                completion_of(row)
-    return _Work(rows, rewards)
-
-
-def _check_rewards(rewards: list[Callable[..., Any]], row: Row) -> None:
-    """Call every reward once on a real row, with its answer (if any) as the completion.
-
-    A function of trl's own form may want chats or plain texts, which one is known only when the
-    policy is open: it has to take one of them.
-    """
-    columns = {key: [value] for key, value in row.items() if key != "completion"}
-    columns |= {"completion_ids": [[0]], "trainer_state": TrainerState()}
-    columns |= dict.fromkeys(("log_extra", "log_metric"), lambda *logged: None)  # type: ignore[arg-type]
-    prompt, answer = row["problem"], str(row.get("answer", ""))
-    chat = [{"role": "user", "content": prompt}], [{"role": "assistant", "content": answer}]
-    for function in rewards:
-        faults = []
-        for asked, said in ((prompt, answer), chat):
-            [outcome] = score_batch(function, [said], {**columns, "prompts": [asked]})
-            if not isinstance(outcome, Fault):
-                break
-            faults.append(outcome.message)
-        else:
-            raise UserError(f"a trial call failed: {faults[0]}")
-
-
 # ---------------------------------------------------------------------------------- session
 
 
@@ -157,7 +112,7 @@ class _Session:
     """One process's way through the stages of a run."""
 
     def __init__(
-        self, recipe: Recipe, run: RunFolder, view: LiveView, stop: Stop, work: _Work
+        self, recipe: Recipe, run: RunFolder, view: LiveView, stop: Stop, work: Work
     ) -> None:
         self.recipe = recipe
         self.run = run
@@ -176,6 +131,7 @@ class _Session:
         start = self._done(finished[-1]).parent / "policy" if finished else recipe.policy.source
         policy = open_policy(str(start), seed=seed, device=self.device)
         prompt_ids(policy, render("", recipe.template, policy.tokenizer))  # can it be rendered?
+        self._inspect(policy)
         self._lock(policy, command)
         self._overlaps()
         first = next((i for i, s in enumerate(recipe.stages) if s.kind == "grpo"), 0)
@@ -191,6 +147,15 @@ class _Session:
         policy.save(run.path / "policy")
         report = write_report(run.path)
         return Run(run.path, policy, self.evals, report)
+
+    def _inspect(self, policy: Policy) -> None:
+        """Say what is doubtful about the run; raises `UserError` for what cannot work."""
+        notices = inspected(self.recipe, self.work, policy, self.run.path)
+        if failed := [str(notice) for notice in notices if notice.status == "failed"]:
+            raise UserError(*failed)
+        for notice in notices:
+            if notice.status == "warned":
+                self.view.note(str(notice))
 
     def _done(self, index: int) -> Path:
         folder = self.run.path / "stages" / f"{index + 1}-{self.recipe.stages[index].name}"

@@ -4,7 +4,6 @@ Nothing heavy is imported before a verb needs it. Results go to standard output,
 standard error. `cli.py` parses the command line into these and turns errors into exit codes.
 """
 
-import json
 import os
 import shutil
 import sys
@@ -20,7 +19,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from rl_reasoner.arguments import Json, check_numbers, quiet, template_of, writable
 from rl_reasoner.console import emit, err, new_table
-from rl_reasoner.errors import UserError, did_you_mean, unknown
+from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.paths import room
 
 
@@ -39,20 +38,24 @@ class Train:
 
     def run(self) -> None:
         """Train; prints what came of it."""
-        from rl_reasoner.recipe_source import load_recipe
+        from rl_reasoner.recipe_source import load_recipe, place_of
 
+        where = None
         if self.resume is not None:
             recipe = self._resumed(self.resume)
         elif self.recipe is None:
             raise UserError("train what? Give a recipe, or --resume RUN. See: rl-reasoner list")
         else:
             recipe = load_recipe(self.recipe, self.flags)
+            where = place_of(self.recipe, self.flags)
         if not self.quiet:
             err.print("loading torch and transformers", style="dim")
         from rl_reasoner.stages import train
 
         command = "rl-reasoner train " + " ".join([self.recipe or "", *self.flags])
-        done = train(recipe, resume=self.resume, quiet=self.quiet, command=command.strip())
+        done = train(
+            recipe, resume=self.resume, quiet=self.quiet, command=command.strip(), where=where
+        )
         value = {
             "run": str(done.folder),
             "policy": str(done.folder / "policy"),
@@ -118,53 +121,6 @@ class Chat:
             value = {"problem": line, "thinking": thinking, "answer": answer}
             shown = Text.assemble((thinking, "dim"), answer)
             emit(self.json, {**value, "truncated": rollout.truncated}, shown)
-
-
-@dataclass
-class Score:
-    """Run a reward on saved completions: FILE.jsonl with `completion` and the reward's columns."""
-
-    reward: Positional[str]
-    """a reward's name, MODULE:FUNCTION or FILE.py:FUNCTION"""
-    file: Positional[str]
-    """JSONL, CSV or Parquet"""
-    disagree: str | None = None
-    """a second reward: list only the rows where the two differ"""
-    out: Path | None = None
-    """where all scores are written (default: FILE.scores.jsonl)"""
-    json: Json = False
-
-    def run(self) -> None:
-        """Score every row, print a table, write all scores."""
-        from rl_reasoner.prompts import read_rows
-        from rl_reasoner.runs import write_text
-
-        rows = read_rows(self.file)
-        target = writable(self.out or Path(f"{self.file}.scores.jsonl"))
-        if target.resolve() == Path(self.file).resolve():
-            raise UserError(f"--out {target}: this is the file that is scored")
-        mine = _scores(self.reward, rows, self.file)
-        other = _scores(self.disagree, rows, self.file) if self.disagree else None
-        entries = []
-        for index, row in enumerate(rows):
-            entry = {"row": index + 1, "id": row.get("id"), self.reward: mine[index]}
-            if other is not None and self.disagree:
-                entry[self.disagree] = other[index]
-                if mine[index]["value"] == other[index]["value"]:
-                    continue
-            entries.append(entry)
-        write_text(target, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in entries))
-        values = [s["value"] for s in mine if s["value"] is not None]
-        summary = {
-            "rows": len(rows),
-            "mean": sum(values) / len(values) if values else None,
-            "abstained": sum(s["outcome"] == "abstain" for s in mine),
-            "faults": sum(s["outcome"] == "fault" for s in mine),
-            "written": str(target),
-        }
-        if self.disagree:
-            summary["disagree"] = len(entries)
-        emit(self.json, summary, _score_table(entries, rows, summary))
 
 
 @dataclass
@@ -356,34 +312,3 @@ def _thinking_apart(text: str) -> tuple[str, str]:
     """(all up to the closing think tag, what is behind it); without the tag all is answer."""
     thinking, closing, answer = text.rpartition("</think>")
     return thinking + closing, answer
-
-
-def _scores(reward: str, rows: Sequence[dict[str, Any]], source: str) -> list[dict[str, Any]]:
-    from rl_reasoner.reward import Reward, described, load_reward, score_batch
-
-    function = load_reward(reward)
-    needed = function.columns if isinstance(function, Reward) else ()
-    for number, row in enumerate(rows, 1):
-        for name in ("completion", *needed):
-            if row.get(name) is None and name != "prompt":
-                near = did_you_mean(name, row)
-                by = "" if name == "completion" else f", which the reward {reward} needs"
-                raise UserError(f"{source}, row {number}: no column {name!r}{by}.{near}")
-    columns: dict[str, list[Any]] = {key: [row.get(key) for row in rows] for key in rows[0]}
-    columns["prompts"] = columns.get("prompt", columns.get("problem", [""] * len(rows)))
-    scores = score_batch(function, columns.pop("completion"), columns)
-    return [described(score) for score in scores]
-
-
-def _score_table(
-    entries: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], summary: Mapping[str, Any]
-) -> Table:
-    names = [key for key in entries[0] if key not in ("row", "id")] if entries else []
-    table = new_table("row", *names, "reason", "completion")
-    table.caption = ", ".join(f"{key}: {value}" for key, value in summary.items())
-    for entry in entries[:50]:
-        values = [str(entry[name]["value"]) for name in names]
-        reasons = "; ".join(entry[name]["reason"] for name in names)
-        end = str(rows[entry["row"] - 1]["completion"])[-80:]
-        table.add_row(str(entry["row"]), *values, Text(reasons), Text(end))
-    return table

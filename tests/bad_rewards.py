@@ -4,18 +4,20 @@ import ctypes
 import random
 import re
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from rl_reasoner import Score, reward
 from rl_reasoner.answers import verify
 
 EXPECTED: dict[str, str] = {}
+_Any = TypeVar("_Any", bound=Callable[..., Any])
 
 
-def found_by(check: str) -> Any:
+def found_by(check: str) -> Callable[[_Any], _Any]:
     """Register a reward under the check that finds its defect."""
 
-    def register(function: Any) -> Any:
+    def register(function: _Any) -> _Any:
         EXPECTED[function.__name__] = check
         return function
 

@@ -1,0 +1,364 @@
+"""What is checked before a run costs anything.
+
+`prepared` reads all data and rewards of a recipe; every mistake in them is told at once, each with
+its place in the recipe. `inspected` looks at the opened policy and the machine: room on the disk
+and in memory, end and padding tokens, prompts that do not fit, settings far from those that work.
+`rehearsed` samples a few groups and scores them: what share is cut off, which rewards fault, how
+many groups would teach nothing. `rl-reasoner check RECIPE` does all three, `train` the first two.
+"""
+
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import TrainerState
+
+from rl_reasoner import sandbox
+from rl_reasoner.code_rows import continuing
+from rl_reasoner.configs import check_configs
+from rl_reasoner.errors import UserError
+from rl_reasoner.evaluate import check_judge, set_rows
+from rl_reasoner.isolation import Limits
+from rl_reasoner.policy import Policy, choose_device
+from rl_reasoner.prompts import Row, completion_of, load_rows, render
+from rl_reasoner.recipe import GrpoStage, Recipe, SftStage
+from rl_reasoner.reward import Fault, Reward, load_reward, score_batch, usable
+from rl_reasoner.rollouts import prompt_ids, sample
+
+Where = Callable[[tuple[str | int, ...]], str]
+_LOOKED_AT = 256  # rows whose prompts are measured
+_REHEARSED = 8  # rows that are sampled
+_SMALL = 50_000_000  # parameters; smaller models bear larger learning rates
+# Learning rates that recipes train with, from a tenth of the smallest to ten times the largest:
+# (stage, small model) -> lowest, highest. recipes/README.md has the measured results.
+_RATES = {
+    ("sft", True): (1e-5, 5e-2),
+    ("sft", False): (1e-7, 5e-4),
+    ("grpo", True): (1e-6, 3e-3),
+    ("grpo", False): (1e-8, 2e-5),
+}
+_LORA_RATE = 20.0  # adapters bear rates that much larger
+_ADAM_BYTES = 8  # two moments in fp32
+
+
+@dataclass(frozen=True)
+class Notice:
+    """One check of a run to come: how it ended, what was found, and what mends it."""
+
+    check: str
+    status: Literal["passed", "warned", "failed"]
+    message: str
+    mend: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.check}: {self.message}" + (f" ({self.mend})" if self.mend else "")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is read before any model is loaded: rows by stage, and the reward functions."""
+
+    rows: list[list[Row]]
+    rewards: list[Callable[..., Any]]
+
+
+# ------------------------------------------------------------------------------ data and rewards
+
+
+def prepared(recipe: Recipe, where: Where | None = None) -> Work:
+    """Read all data and rewards of the recipe; every mistake in them is one `UserError`.
+
+    `where` gives the place of a field, for the messages.
+    """
+    problems: list[str] = []
+
+    @contextmanager
+    def field(*path: str | int) -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            place = where(path) if where else ""
+            problems.extend(f"{place}{': ' if place else ''}{m}" for m in error.messages)
+
+    rewards: list[Callable[..., Any]] = []
+    rows: list[list[Row]] = []
+    with field("run", "device"):
+        choose_device(recipe.run.device)
+    if not problems:
+        with field("stages"):  # what the trainers' configs refuse
+            check_configs(recipe)
+    with field("evals", "reward"):
+        check_judge(recipe.evals.reward, recipe.evals.reward_options)
+    for name, spec in recipe.rewards.items():
+        with field("rewards", name):
+            rewards.append(load_reward(name, spec.options))
+    for index, name in enumerate(recipe.evals.sets):
+        with field("evals", "sets", index):
+            set_rows(name, 1)
+    if recipe.evals.validation:
+        with field("evals", "validation"):
+            set_rows(recipe.evals.validation, 1)
+    for index, stage in enumerate(recipe.stages):
+        with field(*(("stages", index, "data") if stage.data else ("data",))):
+            rows.append(load_rows(recipe.data_of(stage)))
+            if stage.kind == "sft":
+                for row in rows[-1]:
+                    completion_of(row)
+    if not problems:
+        for found, stage in zip(rows, recipe.stages, strict=True):
+            for name, function in zip(recipe.rewards, rewards, strict=True):
+                if stage.kind == "grpo":
+                    with field("rewards", name):
+                        _try_reward(function, found[0])
+    if problems:
+        raise UserError(*dict.fromkeys(problems))
+    return Work(rows, rewards)
+
+
+def _try_reward(function: Callable[..., Any], row: Row) -> None:
+    """Call a reward once on a real row, with its answer (if any) as the completion.
+
+    A function of trl's own form may want chats or plain texts, which one is known only when the
+    policy is open: it has to take one of them.
+    """
+    columns = {key: [value] for key, value in row.items() if key != "completion"}
+    columns |= {"completion_ids": [[0]], "trainer_state": TrainerState()}
+    columns |= dict.fromkeys(("log_extra", "log_metric"), lambda *logged: None)  # type: ignore[arg-type]
+    prompt, answer = row["problem"], str(row.get("answer", ""))
+    chat = [{"role": "user", "content": prompt}], [{"role": "assistant", "content": answer}]
+    faults = []
+    for asked, said in ((prompt, answer), chat):
+        [outcome] = score_batch(function, [said], {**columns, "prompts": [asked]})
+        if not isinstance(outcome, Fault):
+            return
+        faults.append(outcome.message)
+        if isinstance(function, Reward):
+            break
+    raise UserError(f"a trial call failed: {faults[0]}")
+
+
+# ---------------------------------------------------------------------------- policy and machine
+
+
+def inspected(recipe: Recipe, work: Work, policy: Policy, folder: Path) -> list[Notice]:
+    """The checks of the opened policy and of the machine; those that passed are among them."""
+    found = [_disk(recipe, policy, folder), _memory(recipe, policy), _tokens(policy)]
+    found.append(_sandbox(recipe))
+    for stage, rows in zip(recipe.stages, work.rows, strict=True):
+        found.append(_rate(recipe, stage, policy))
+        if isinstance(stage, GrpoStage):
+            found += [_batch(stage), _prompts(recipe, stage, rows, policy)]
+    return found
+
+
+def _disk(recipe: Recipe, policy: Policy, folder: Path) -> Notice:
+    """Two checkpoints kept and one being written, and a policy a stage and at the end."""
+    weights = sum(p.numel() * p.element_size() for p in policy.model.parameters())
+    trained = _trained(recipe, policy)
+    checkpoint = weights + trained * _ADAM_BYTES
+    need = 3 * checkpoint + (len(recipe.stages) + 1) * weights
+    place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(place).free
+    said = f"{_size(need)} for checkpoints and policies, {_size(free)} free in {place}"
+    if need > free:
+        return Notice("disk", "failed", said, "make room, or choose another --run.folder")
+    if need > 0.5 * free:
+        return Notice("disk", "warned", said, "make room, or choose another --run.folder")
+    return Notice("disk", "passed", said)
+
+
+def _memory(recipe: Recipe, policy: Policy) -> Notice:
+    """Weights, gradients, moments, the reference, and the activations of one forward pass.
+
+    Activations are an estimate: about 20 values a token, layer and hidden unit, and fp32 logits.
+    """
+    config = policy.model.config.get_text_config()
+    weights = sum(p.numel() * p.element_size() for p in policy.model.parameters())
+    trained = _trained(recipe, policy)
+    need = weights + trained * (_ADAM_BYTES + 4)
+    tokens = 0
+    for stage in recipe.stages:
+        if isinstance(stage, GrpoStage):
+            rows = stage.group.micro_batch or stage.group.size * stage.group.prompts
+            tokens = max(tokens, rows * 2 * stage.sampling.max_tokens)
+    width = 20 * config.num_hidden_layers * config.hidden_size + 2 * min(config.vocab_size, 50_000)
+    need += tokens * width * 4
+    if not recipe.policy.lora and any(s.kind == "grpo" and s.loss.beta for s in recipe.stages):
+        need += weights
+    there = _memory_of(choose_device(recipe.run.device))
+    if there is None:
+        return Notice("memory", "passed", f"about {_size(need)}; what is there is not known")
+    said = f"about {_size(need)}, {_size(there)} there"
+    mend = "a smaller group.micro_batch or sampling.max_tokens, or policy.lora"
+    if weights + trained * (_ADAM_BYTES + 4) > there:
+        return Notice("memory", "failed", f"{said}: weights and optimizer alone do not fit", mend)
+    return Notice(
+        "memory", "warned" if need > 0.9 * there else "passed", said, mend * (need > there)
+    )
+
+
+def _trained(recipe: Recipe, policy: Policy) -> int:
+    """How many parameters are trained; an adapter's from its rank, as for square matrices."""
+    total = sum(p.numel() for p in policy.model.parameters())
+    lora = recipe.policy.lora
+    if not lora:
+        return int(total)
+    hidden = policy.model.config.get_text_config().hidden_size
+    return int(total * min(1.0, 2 * lora.rank / hidden))
+
+
+def _memory_of(device: str) -> int | None:
+    """Bytes that are free on the device, or None."""
+    if device == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        named = {line.split(":")[0]: line.split()[1] for line in lines}
+        free = int(named["MemAvailable"]) << 10
+    except (OSError, ValueError, KeyError):
+        return None  # not Linux
+    with suppress(OSError, ValueError):
+        free = min(free, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    return free
+
+
+def _tokens(policy: Policy) -> Notice:
+    """A completion needs a token to end with, a batch one to pad with."""
+    tokenizer = policy.tokenizer
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    if end is None:
+        mend = "give the policy's tokenizer an eos_token"
+        return Notice("tokens", "failed", "the tokenizer has no end token: nothing ends", mend)
+    vocabulary = policy.model.config.get_text_config().vocab_size
+    if end >= vocabulary:
+        said = f"the end token {end} is outside the model's {vocabulary} tokens"
+        return Notice("tokens", "failed", said, "use the tokenizer that belongs to the model")
+    if pad is None:
+        return Notice("tokens", "warned", "the tokenizer has no padding token: the end token pads")
+    return Notice("tokens", "passed", f"end {end}, padding {pad}")
+
+
+def _sandbox(recipe: Recipe) -> Notice:
+    """Rewards that run programs need a sandbox."""
+    runs = {"code_tests", "no_hardcode"} & {*recipe.rewards, recipe.evals.reward}
+    try:
+        strength = str(sandbox.strength())
+    except sandbox.SandboxUnavailable as error:
+        if runs:
+            return Notice("sandbox", "failed", str(error), "see docs/sandbox.md")
+        return Notice("sandbox", "passed", "none here, and no reward that needs one")
+    return Notice("sandbox", "passed", strength.partition("\n")[0])
+
+
+def _rate(recipe: Recipe, stage: SftStage | GrpoStage, policy: Policy) -> Notice:
+    """The learning rate beside those that the shipped recipes train with."""
+    low, high = _RATES[stage.kind, policy.parameters[0] < _SMALL]
+    high *= _LORA_RATE if recipe.policy.lora else 1.0
+    said = f"stage {stage.name}: {stage.optim.lr:g}"
+    if low <= stage.optim.lr <= high:
+        return Notice("learning rate", "passed", said)
+    mend = f"recipes of this size train with {low * 10:g} to {high / 10:g}"
+    return Notice("learning rate", "warned", said, mend)
+
+
+def _batch(stage: GrpoStage) -> Notice:
+    size, prompts = stage.group.size, stage.group.prompts
+    said = f"stage {stage.name}: {prompts} prompts x {size} completions"
+    if size < 4 or prompts < 4:
+        mend = "with fewer than 4 of either, a step's gradient is mostly noise"
+        return Notice("batch", "warned", said, mend)
+    return Notice("batch", "passed", said)
+
+
+def _prompts(recipe: Recipe, stage: GrpoStage, rows: list[Row], policy: Policy) -> Notice:
+    """Prompt and completion have to fit into the positions that the model knows."""
+    prompts = (render(r["problem"], recipe.template, policy.tokenizer) for r in rows[:_LOOKED_AT])
+    lengths = sorted(len(prompt_ids(policy, prompt)) for prompt in prompts)
+    places = getattr(policy.model.config.get_text_config(), "max_position_embeddings", math.inf)
+    longest = stage.sampling.max_tokens
+    said = f"stage {stage.name}: up to {lengths[-1]} tokens, completions up to {longest}"
+    too_long = sum(length + longest > places for length in lengths)
+    if too_long:
+        said += f", the model takes {places}: {too_long} of {len(lengths)} prompts do not fit"
+        return Notice("prompts", "failed", said, "a smaller sampling.max_tokens, or shorter rows")
+    return Notice("prompts", "passed", said)
+
+
+def _size(count: float) -> str:
+    return f"{count / (1 << 30):.1f} GB" if count >= 1 << 30 else f"{count / (1 << 20):.0f} MB"
+
+
+# ------------------------------------------------------------------------------------ rehearsal
+
+
+def rehearsed(recipe: Recipe, work: Work, policy: Policy) -> list[Notice]:
+    """Sample a group for each of a few rows of every grpo stage, and score it."""
+    found = []
+    for stage, rows in zip(recipe.stages, work.rows, strict=True):
+        if isinstance(stage, GrpoStage):
+            found += _rehearse(recipe, stage, work.rewards, rows[:_REHEARSED], policy)
+    return found
+
+
+def _rehearse(
+    recipe: Recipe,
+    stage: GrpoStage,
+    rewards: Sequence[Callable[..., Any]],
+    rows: list[Row],
+    policy: Policy,
+) -> list[Notice]:
+    prompts = [render(row["problem"], recipe.template, policy.tokenizer) for row in rows]
+    heat, size = stage.sampling.temperature, stage.group.size
+    drawn = sample(
+        policy, prompts, samples=size, temperature=heat, max_tokens=stage.sampling.max_tokens
+    )
+    flat = [rollout for group in drawn for rollout in group]
+    spread = [row for row in rows for _ in range(size)]
+    columns: dict[str, Any] = {k: [r.get(k) for r in spread] for k in rows[0] if k != "completion"}
+    columns |= {"completion_ids": [[0]] * len(flat), "trainer_state": TrainerState()}
+    columns |= dict.fromkeys(("log_extra", "log_metric"), lambda *logged: None)
+    columns["prompts"] = [prompt for prompt in prompts for _ in range(size)]
+    chat = not isinstance(prompts[0], str)
+    texts = [[{"role": "assistant", "content": r.text}] if chat else r.text for r in flat]
+    totals = [0.0] * len(flat)
+    found = []
+    for (name, spec), function in zip(recipe.rewards.items(), rewards, strict=True):
+        scores = score_batch(continuing(function, rows), texts, columns, Limits())
+        faults = [score for score in scores if isinstance(score, Fault)]
+        values = [0.0 if math.isnan(value := usable(score)) else value for score in scores]
+        totals = [t + spec.weight * value for t, value in zip(totals, values, strict=True)]
+        mean = sum(values) / len(values)
+        said = f"{name}: mean {mean:.3g} on {len(values)} completions, {len(faults)} faults"
+        if faults:
+            status: Literal["warned", "failed"] = (
+                "failed" if len(faults) * 2 > len(scores) else "warned"
+            )
+            found.append(
+                Notice("reward", status, f"{said}; {faults[0].message}", "mend the reward")
+            )
+        else:
+            found.append(Notice("reward", "passed", said))
+    cut = sum(rollout.truncated for rollout in flat) / len(flat)
+    groups = [totals[i : i + size] for i in range(0, len(totals), size)]
+    same = sum(max(group) - min(group) < 1e-9 for group in groups) / len(groups)
+    return [*found, _cut_off(stage, cut), _taught(stage, same, len(groups))]
+
+
+def _cut_off(stage: GrpoStage, share: float) -> Notice:
+    said = f"stage {stage.name}: {share:.0%} of the completions are cut off"
+    if share > 0.5:
+        return Notice("truncation", "warned", said, "a larger sampling.max_tokens")
+    return Notice("truncation", "passed", said)
+
+
+def _taught(stage: GrpoStage, share: float, groups: int) -> Notice:
+    said = f"stage {stage.name}: {share:.0%} of {groups} groups have equal rewards"
+    if share > 0.75:
+        mend = "they teach nothing: easier or harder rows, larger groups, or a stage of sft before"
+        return Notice("variance", "warned", said, mend)
+    return Notice("variance", "passed", said)

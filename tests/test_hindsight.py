@@ -1,0 +1,98 @@
+"""Looking back at a run: why a step was as it was, what another reward would say."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import Cli
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from rl_reasoner.hindsight import kendall, pearson
+from rl_reasoner.ledger import digest, entries
+
+pairs = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=12)
+
+
+@given(pairs)
+def test_the_figures_are_those_of_scipy(found: list[tuple[float, float]]) -> None:
+    left, right = zip(*found, strict=True)
+    if len(set(left)) == 1 or len(set(right)) == 1:
+        assert kendall(found) is None and pearson(found) is None
+    else:
+        assert kendall(found) == pytest.approx(stats.kendalltau(left, right).statistic, abs=1e-9)
+        assert pearson(found) == pytest.approx(stats.pearsonr(left, right).statistic, abs=1e-9)
+
+
+def test_why_shows_a_group_and_the_numbers_of_the_batch(here: Path, cli: Cli) -> None:
+    value = json.loads(cli("why", "run", "--step", "1", "--row", "2", "--json").out)
+    assert (value["stage"], value["step"], value["row"]) == ("grpo", 1, 2)
+    assert [row["number"] for row in value["group"]] == [1, 2]
+    for row in value["group"]:
+        assert row["prompt"] == value["prompt"] and "rewards.py" not in row["scores"]
+        assert row["scores"]["fine"]["reason"] == "by its length"
+        assert row["reward"] == len(row["completion"]) % 2
+    assert value["batch"]["step"] == 1 and "reward" in value["batch"]
+    assert value["seconds"]["fine"] > 0
+    shown = cli("why", "run", "--step", "1", "--row", "2").out
+    assert value["prompt"] in shown and "by its length" in shown and "timing/reward" in shown
+    most = json.loads(cli("why", "run", "--step", "1", "--json").out)
+    rows = most["group"]
+    asked = next(row for row in rows if row["number"] == most["row"])
+    assert abs(asked["advantage"]) == max(abs(row["advantage"]) for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("why", "run", "--step", "9"), ("there is no step 9", "up to 1")),
+        (("why", "run", "--step", "1", "--row", "7"), ("has the rows 1 to 4",)),
+        (("why", "run", "--step", "1", "--stage", "grop"), ("'grop'", "'grpo'")),
+        (("why", "saved.jsonl", "--step", "1"), ("no run folder",)),
+        (("score", "length"), ("--rescore",)),
+        (("score", "length", "saved.jsonl", "--rescore", "run"), ("--rescore",)),
+        (("score", "countdown", "--rescore", "run"), ("'numbers'",)),
+        (("check", "lenght"), ("'length'",)),
+        (("check", "tiny.yaml", "--data", "saved.jsonl"), ("--data",)),
+    ],
+    ids=" ".join,
+)
+def test_mistakes(argv: tuple[str, ...], words: tuple[str, ...], here: Path, cli: Cli) -> None:
+    ended = cli(*argv)
+    assert ended.code == 2 and "Traceback" not in ended.err
+    assert all(word in ended.err for word in words), ended.err
+
+
+def test_the_runs_own_reward_changes_nothing(here: Path, cli: Cli) -> None:
+    found = json.loads(cli("score", "rewards.py:fine", "--rescore", "run", "--json").out)
+    assert (found["rows"], found["changed"], found["flipped"]) == (4, 0, 0)
+    assert found["mean"]["then"] == found["mean"]["now"]
+
+
+def test_the_opposite_reward_flips_every_row_that_moved(here: Path, cli: Cli) -> None:
+    (here / "rewards.py").write_text(
+        (here / "rewards.py").read_text()
+        + "\n\n@reward\ndef against(completion: str, answer: str) -> float:\n"
+        "    return 1.0 - len(completion) % 2\n"
+    )
+    ended = cli("score", "rewards.py:against", "--rescore", "run", "--json", "--out", "flips.jsonl")
+    found = json.loads(ended.out)
+    rollouts = [
+        json.loads(line)
+        for line in (here / "run/stages/2-grpo/rollouts.jsonl").read_text().splitlines()
+    ]
+    moved = sum(row["advantage"] != 0 for row in rollouts)
+    assert found["changed"] == 4 and found["flipped"] == moved
+    assert len((here / "flips.jsonl").read_text().splitlines()) == moved
+    if moved:
+        assert found["correlation"] == pytest.approx(-1.0)
+
+
+def test_the_ledger_of_a_run_has_every_score(here: Path) -> None:
+    stage = here / "run" / "stages" / "2-grpo"
+    rollouts = [json.loads(line) for line in (stage / "rollouts.jsonl").read_text().splitlines()]
+    found = list(entries(stage))
+    assert [row["hash"] for row in found] == [digest(row["completion"]) for row in rollouts]
+    assert [row["row"] for row in found] == [row["row"] for row in rollouts]
+    assert all(row["seconds"] > 0 and row["reward"] == "fine" for row in found)

@@ -1,0 +1,140 @@
+"""What is checked before a run: mistakes with their places, room, tokens, prompts, a rehearsal."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Cli, stock
+from tiny import grpo, recipe, sft
+
+from rl_reasoner import open_policy
+from rl_reasoner.errors import UserError
+from rl_reasoner.preflight import Notice, inspected, prepared, rehearsed
+from rl_reasoner.recipe import Recipe
+
+
+def notices(wanted: Recipe, folder: Path, change: Callable[[Any], None] = lambda p: None) -> Any:
+    """The notices about a recipe, by check; of several, the worst."""
+    policy = open_policy(wanted.policy.source, device="cpu")
+    change(policy)
+    found: dict[str, Notice] = {}
+    order = ("passed", "warned", "failed")
+    for notice in inspected(wanted, prepared(wanted), policy, folder):
+        before = found.get(notice.check)
+        if before is None or order.index(before.status) < order.index(notice.status):
+            found[notice.check] = notice
+    return found
+
+
+def test_every_mistake_at_once_each_with_its_place(tmp_path: Path, cli: Cli) -> None:
+    stock(tmp_path)
+    text = (tmp_path / "tiny.yaml").read_text()
+    text = text.replace('"rewards.py:fine": 1', '"rewards.py:fien": 1')
+    text = text.replace("[modular_test]", "[modlar_test]")
+    text = text.replace("task: modular, count: 8, seed: 1", "path: rowz.jsonl")
+    (tmp_path / "tiny.yaml").write_text(text)
+    for verb in (("train", "tiny.yaml", "--name", "x"), ("check", "tiny.yaml")):
+        ended = cli(*verb)
+        assert ended.code == 2
+        lines = {line: i for i, line in enumerate(text.splitlines(), 1)}
+        for what, said in (("rewards:", "'fine'"), ("sets:", "'modular_test'"), ("rowz", "rowz")):
+            [number] = [i for line, i in lines.items() if what in line]
+            assert any(
+                f"tiny.yaml:{number}: " in line and said in line for line in ended.err.splitlines()
+            ), ended.err
+    ended = cli("train", "tiny.yaml", "--evals.validation", "nonne")
+    assert "--evals.validation nonne: " in ended.err
+
+
+def test_places_in_a_script(tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / "r.py").write_text(
+        "from rl_reasoner import Recipe\n\n\ndef recipe() -> Recipe:\n    return Recipe(\n"
+        '        policy="scratch:dense-tiny",\n        rewards={"boxd": 1.0},\n'
+        '        stages=[{"kind": "grpo", "data": {"task": "modular"}}],\n    )\n'
+    )
+    ended = cli("train", "r.py")
+    assert ended.code == 2 and "r.py:7: unknown reward 'boxd'" in ended.err
+
+
+def test_a_reward_that_fails_on_the_data_is_told_with_its_place(tmp_path: Path, cli: Cli) -> None:
+    stock(tmp_path)
+    text = (tmp_path / "tiny.yaml").read_text()
+    (tmp_path / "tiny.yaml").write_text(text.replace("rewards.py:fine", "rewards.py:wordy", 1))
+    ended = cli("train", "tiny.yaml")
+    assert ended.code == 2 and "tiny.yaml:5: a trial call failed" in ended.err
+
+
+def test_a_sound_recipe_passes(tmp_path: Path) -> None:
+    stage = grpo(group={"size": 4, "prompts": 4})
+    found = notices(recipe(tmp_path, sft(), stage), tmp_path)
+    assert {notice.status for notice in found.values()} == {"passed"}
+    assert found.keys() >= {"disk", "memory", "tokens", "sandbox", "learning rate", "prompts"}
+
+
+def test_what_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = grpo(sampling={"max_tokens": 100_000})
+    found = notices(recipe(tmp_path, long), tmp_path)
+    assert found["prompts"].status == "failed" and "do not fit" in found["prompts"].message
+
+    class Usage:
+        free = 1 << 20
+
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage)
+    monkeypatch.setattr("rl_reasoner.preflight._memory_of", lambda device: 1 << 20)
+    found = notices(recipe(tmp_path, grpo()), tmp_path)
+    assert found["disk"].status == "failed" and "1 MB free" in found["disk"].message
+    assert found["memory"].status == "failed" and "do not fit" in found["memory"].message
+
+
+def test_doubtful_settings_are_told(tmp_path: Path) -> None:
+    hot = grpo(optim={"lr": 0.5}, group={"size": 2, "prompts": 1})
+    found = notices(recipe(tmp_path, hot), tmp_path)
+    assert found["learning rate"].status == found["batch"].status == "warned"
+    assert "recipes of this size" in found["learning rate"].mend
+
+
+def test_tokens_that_are_missing_or_outside(tmp_path: Path) -> None:
+    def no_end(policy: Any) -> None:
+        policy.tokenizer.eos_token = None
+
+    def outside(policy: Any) -> None:
+        policy.model.config.vocab_size = 1
+
+    wanted = recipe(tmp_path, grpo())
+    assert "no end token" in notices(wanted, tmp_path, no_end)["tokens"].message
+    assert "outside" in notices(wanted, tmp_path, outside)["tokens"].message
+
+
+def test_a_run_that_cannot_work_is_refused_before_it_begins(tmp_path: Path, cli: Cli) -> None:
+    stock(tmp_path)
+    ended = cli("train", "tiny.yaml", "--sampling.max_tokens", "100000")
+    assert ended.code == 2 and "do not fit" in ended.err and not (tmp_path / "run").exists()
+
+
+def test_a_rehearsal_tells_what_the_first_steps_would_show(tmp_path: Path) -> None:
+    wanted = recipe(tmp_path, grpo(sampling={"max_tokens": 2}))
+    policy = open_policy(wanted.policy.source, device="cpu")
+    found = {notice.check: notice for notice in rehearsed(wanted, prepared(wanted), policy)}
+    assert found["truncation"].status == "warned" and "cut off" in found["truncation"].message
+    assert "32 completions, 0 faults" in found["reward"].message
+    assert found["variance"].message.endswith("of 8 groups have equal rewards")
+
+
+def test_a_reward_that_faults_on_what_is_sampled_fails(tmp_path: Path, cli: Cli) -> None:
+    stock(tmp_path)
+    text = (tmp_path / "tiny.yaml").read_text()
+    (tmp_path / "tiny.yaml").write_text(text.replace("rewards.py:fine", "rewards.py:picky", 1))
+    ended = cli("check", "tiny.yaml", "--json")
+    assert ended.code == 2 and "not the answer" in ended.err
+    found = json.loads(ended.out)["notices"]
+    assert [n["status"] for n in found if n["check"] == "reward"] == ["failed"]
+
+
+def test_data_rows_are_linted_together_with_the_rest(tmp_path: Path) -> None:
+    (tmp_path / "plain.jsonl").write_text('{"problem": "1+1=", "answer": "2"}\n')
+    wanted = recipe(tmp_path, sft(data=str(tmp_path / "plain.jsonl")), rewards={"lenght": 1.0})
+    with pytest.raises(UserError) as caught:
+        prepared(wanted)
+    assert len(caught.value.messages) == 2

@@ -1,0 +1,84 @@
+"""The reward test kit: it finds planted defects and passes what is sound."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import bad_rewards
+import pytest
+from conftest import Cli
+
+from rl_reasoner.errors import UserError
+from rl_reasoner.reward import load_reward
+from rl_reasoner.testing import check_reward, examine
+
+CODE = [
+    {
+        "problem": f"double {i}",
+        "answer": f"def f(x):\n    return x * {i}",
+        "completion": f"```python\ndef f(x):\n    return x * {i}\n```",
+        "tests": [{"call": "f", "args": [3], "expected": 3 * i}],
+        "generator": "def generate(seed):\n"
+        f"    return [{{'call': 'f', 'args': [seed % 9], 'expected': seed % 9 * {i}}}]",
+    }
+    for i in range(2, 8)
+]
+
+
+@pytest.mark.parametrize("name", bad_rewards.EXPECTED)
+def test_a_planted_defect_is_found(name: str) -> None:
+    report = examine(getattr(bad_rewards, name), timeout_s=1.0)
+    check = bad_rewards.EXPECTED[name]
+    found = {finding.check: finding for finding in [*report.failed, *report.warned]}
+    assert check in found, str(report)
+    if found[check].status == "failed":
+        with pytest.raises(AssertionError, match=f"failed +{check}"):
+            check_reward(getattr(bad_rewards, name), timeout_s=1.0)
+
+
+@pytest.mark.parametrize("name", ["math_answer", "format_tags", "boxed", "length", "countdown"])
+def test_shipped_rewards_pass(name: str) -> None:
+    report = check_reward(load_reward(name))
+    assert "failed" not in str(report)
+
+
+@pytest.mark.parametrize("name", ["code_tests", "no_hardcode"])
+def test_shipped_rewards_for_programs_pass(name: str) -> None:
+    report = check_reward(load_reward(name), CODE)
+    [tells] = [f for f in report.findings if f.check == "tells apart"]
+    if name == "code_tests":
+        assert tells.message == "right 1, wrong 0 on average"
+
+
+def test_functions_of_trls_form_for_chats() -> None:
+    def chats(completions: Any, answer: Any, trainer_state: Any, **kwargs: Any) -> list[float]:
+        assert trainer_state.global_step >= 0
+        texts = [completion[0]["content"] for completion in completions]
+        return [
+            float(f"<answer>{a}</answer>" in t and t.count("<answer>") == 1)
+            for t, a in zip(texts, answer, strict=True)
+        ]
+
+    report = examine(chats)
+    [tells] = [f for f in report.findings if f.check == "tells apart"]
+    assert tells.status == "passed" and tells.message.startswith("right 1")
+
+
+def test_rows_that_cannot_be_had() -> None:
+    with pytest.raises(UserError, match="needs the column 'generator', which no task here has"):
+        examine(load_reward("no_hardcode"))
+    with pytest.raises(UserError, match="three rows"):
+        examine(load_reward("math_answer"), [{"problem": "1+1=", "answer": "2"}])
+
+
+def test_the_command(tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / "r.py").write_text(
+        "from rl_reasoner import reward\n\n@reward\ndef loose(completion: str, answer: str):\n"
+        "    return float(answer in completion)\n"
+    )
+    ended = cli("check", "r.py:loose", "--json")
+    assert ended.code == 2 and "fails: answer stuffing" in ended.err
+    found = {row["check"]: row for row in json.loads(ended.out)["findings"]}
+    assert found["prompt echoed"]["status"] == "failed" and found["types"]["status"] == "passed"
+    ended = cli("check", "boxed")
+    assert ended.code == 0 and "hostile" in ended.out
