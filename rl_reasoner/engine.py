@@ -14,32 +14,90 @@ beyond the rounding of its logits. The global generators are not touched. Knows 
 transformers and the attention of rl_reasoner.packing; nothing of trainers.
 """
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import (
-    GenerationMixin,
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
+from transformers.generation import StopStringCriteria, logits_process
 
+from rl_reasoner.packed_linear import packed_linears
 from rl_reasoner.packing import attention_of, prompt_attention
+from rl_reasoner.routing import SampledRoutes
 
 _PREFILL = 8192  # prompt tokens of one pass
 _GENERATE = GenerationMixin.generate
 
+HANDLED = frozenset(
+    {
+        "do_sample",
+        "temperature",
+        "top_k",
+        "top_p",
+        "top_h",
+        "min_p",
+        "typical_p",
+        "epsilon_cutoff",
+        "eta_cutoff",
+        "repetition_penalty",
+        "no_repeat_ngram_size",
+        "bad_words_ids",
+        "sequence_bias",
+        "suppress_tokens",
+        "begin_suppress_tokens",
+        "min_length",
+        "min_new_tokens",
+        "max_new_tokens",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "exponential_decay_length_penalty",
+        "renormalize_logits",
+        "remove_invalid_values",
+        "stop_strings",
+        "pad_token_id",
+        "bos_token_id",
+    }
+)
+"""Arguments of `generate` that the engine heeds, or that change nothing here."""
+_ELSEWHERE = (
+    "num_beams",
+    "num_return_sequences",
+    "guidance_scale",
+    "watermarking_config",
+    "penalty_alpha",
+    "dola_layers",
+    "max_time",
+    "prompt_lookup_num_tokens",
+    "token_healing",
+    "constraints",
+    "force_words_ids",
+)
+# processors that do not look at the tokens before
+_BY_LOGITS = (
+    logits_process.TemperatureLogitsWarper,
+    logits_process.TopKLogitsWarper,
+    logits_process.TopPLogitsWarper,
+    logits_process.TopHLogitsWarper,
+    logits_process.MinPLogitsWarper,
+    logits_process.TypicalLogitsWarper,
+    logits_process.EpsilonLogitsWarper,
+    logits_process.EtaLogitsWarper,
+    logits_process.SuppressTokensLogitsProcessor,
+    logits_process.InfNanRemoveLogitsProcessor,
+    logits_process.LogitNormalization,
+)
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """What to draw: trl's names, transformers' meanings; temperature 0 is greedy."""
+    """What to draw: trl's names, transformers' meanings; temperature 0 is greedy.
+
+    `config` stands for all of transformers' settings (`HANDLED`), instead of the fields before it.
+    """
 
     max_tokens: int
     ends: tuple[int, ...]
@@ -49,21 +107,43 @@ class Sampling:
     min_p: float | None = None
     repetition_penalty: float = 1.0
     begin_suppress: tuple[int, ...] = ()  # token ids that may not come first
+    config: GenerationConfig | None = None
+    stop: StopStringCriteria | None = None
 
-    def processors(self) -> LogitsProcessorList:
-        """transformers' processors, in its order."""
-        found: list[Any] = []
-        if self.repetition_penalty != 1.0:
-            found.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
-        if self.temperature not in (0.0, 1.0):
-            found.append(TemperatureLogitsWarper(float(self.temperature)))
-        if self.top_k and self.temperature:
-            found.append(TopKLogitsWarper(self.top_k))
-        if self.top_p < 1.0 and self.temperature:
-            found.append(TopPLogitsWarper(self.top_p))
-        if self.min_p is not None and self.temperature:
-            found.append(MinPLogitsWarper(self.min_p))
-        return LogitsProcessorList(found)
+    @property
+    def settings(self) -> GenerationConfig:
+        """The settings in transformers' form."""
+        if self.config is not None:
+            return self.config
+        return GenerationConfig(
+            do_sample=bool(self.temperature),
+            temperature=float(self.temperature) or None,
+            top_k=self.top_k or 0,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+        )
+
+    def processors(self, model: Any, length: int) -> LogitsProcessorList:
+        """What `model.generate` does with the logits behind a prompt of `length` tokens."""
+        settings = copy.copy(self.settings)
+        settings.max_length = length + self.max_tokens
+        settings._eos_token_tensor = torch.tensor(self.ends, device=model.device)
+        found: LogitsProcessorList = model._get_logits_processor(
+            settings, input_ids_seq_length=length, device=model.device
+        )
+        return found
+
+
+def unhandled(given: Mapping[str, Any], settings: GenerationConfig) -> str | None:
+    """The first setting that the engine does not do: of those `given`, or of all `settings`."""
+    for name, value in given.items():
+        if value is not None and name not in HANDLED:
+            return f"generation_kwargs ({name})"
+    for name in _ELSEWHERE:
+        if getattr(settings, name, None) not in (None, False, 0, 1):
+            return f"the setting {name} of generate"
+    return None
 
 
 @dataclass
@@ -79,14 +159,15 @@ def generate(
     prompts: Sequence[Sequence[int]],
     keys: Sequence[Sequence[int]],
     sampling: Sampling,
+    routes: SampledRoutes | None = None,
 ) -> list[Completion]:
     """One completion for each of `prompts`, of which equal ones are run once; a key for each.
 
     `model` is a causal language model that `packing.obstacle` finds nothing against. A key is any
-    sequence of numbers >= 0. Greedy where the temperature is 0.
+    sequence of numbers >= 0. Greedy where the temperature is 0. `routes` gets the experts chosen.
     """
-    with torch.no_grad(), attention_of(model):
-        return _Batch(model, prompts, keys, sampling).run()
+    with torch.no_grad(), attention_of(model), packed_linears(model):
+        return _Batch(model, prompts, keys, sampling, routes).run()
 
 
 def generates_as_transformers(model: nn.Module) -> bool:
@@ -265,9 +346,11 @@ class _Batch:
         prompts: Sequence[Sequence[int]],
         keys: Sequence[Sequence[int]],
         sampling: Sampling,
+        routes: SampledRoutes | None,
     ) -> None:
         self.model = model
         self.sampling = sampling
+        self.routes = routes
         self.device = next(model.parameters()).device
         numbers: dict[tuple[int, ...], int] = {}
         members = [numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts]
@@ -278,15 +361,20 @@ class _Batch:
         self.caches = _Caches([len(p) for p in self.prompts], self.groups, sampling.max_tokens)
         self.ids = torch.zeros(len(prompts), sampling.max_tokens, dtype=torch.long)
         self.logps = torch.zeros(len(prompts), sampling.max_tokens)
-        self.uniforms = uniforms(keys, sampling.max_tokens) if sampling.temperature else None
-        self.processors = sampling.processors()
+        sampled = sampling.settings.do_sample
+        self.uniforms = uniforms(keys, sampling.max_tokens) if sampled else None
+        lengths = sorted(set(self.lengths.tolist()))
+        self.processors = {length: sampling.processors(model, length) for length in lengths}
         self.ends = torch.tensor(sampling.ends)
         self.counts = torch.zeros(len(prompts), dtype=torch.long)
-        self.seen = self._padded(prompts) if sampling.repetition_penalty != 1.0 else None
+        looks = any(not isinstance(p, _BY_LOGITS) for p in self.processors[lengths[0]])
+        self.seen = self._padded(prompts) if looks or sampling.stop else None
 
     def run(self) -> list[Completion]:
         """Prompts, then token by token until no row is left."""
         logits = torch.cat(list(self._prefill()))[self.groups.to(self.device)]
+        if self.routes is not None:
+            self.routes.start(self.groups, self.sampling.max_tokens)
         while True:
             tokens = self._sample(logits.float())
             tokens = self._leave(tokens)
@@ -314,12 +402,16 @@ class _Batch:
                 packed=_Prefill(lengths, first, self.caches),
                 logits_to_keep=ends.to(self.device),
             )[0]
+            if self.routes is not None:
+                self.routes.prompts(lengths)
             first = last
 
     def _step(self, tokens: Tensor) -> Tensor:
         positions = self.lengths[self.order] + self.caches.time
         logits = self._logits(tokens[:, None], positions[:, None], packed=self.caches)
         self.caches.time += 1
+        if self.routes is not None:
+            self.routes.step(self.order, self.caches.time)
         return logits[:, -1]
 
     def _logits(self, ids: Any, positions: Any, **layout: Any) -> Tensor:
@@ -335,13 +427,9 @@ class _Batch:
         """Draw (rows,) tokens, and write them down."""
         tokens: Tensor
         step = self.caches.time
-        seen: Any = None
-        if self.seen is not None:
-            width = self.seen.shape[1] - self.sampling.max_tokens + step
-            seen = self.seen[self.order, :width].to(self.device)
         if not step and self.sampling.begin_suppress:
             logits[:, list(self.sampling.begin_suppress)] = -torch.inf
-        scores = self.processors(seen, logits)
+        scores = self._processed(logits)
         logps = scores.log_softmax(-1)
         broken = logps.isnan().any(-1)  # a row without a distribution: it ends here
         logps[broken] = -torch.inf
@@ -360,11 +448,40 @@ class _Batch:
             self.seen[self.order, self.seen.shape[1] - self.sampling.max_tokens + step] = tokens
         return tokens
 
+    def _processed(self, logits: Tensor) -> Tensor:
+        """(rows, V) the logits behind transformers' processors, each row's as if it were alone."""
+        if self.seen is None:
+            by_logits: Tensor = next(iter(self.processors.values()))(None, logits)
+            return by_logits
+        scores = torch.empty_like(logits)
+        for length, rows, ids in self._rows_seen(self.caches.time):
+            rows = rows.to(self.device)
+            scores[rows] = self.processors[length](ids, logits[rows])
+        return scores
+
+    def _rows_seen(self, step: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Live rows by the length of their prompts: length, places, ids with `step` drawn ones."""
+        assert self.seen is not None
+        longest = self.seen.shape[1] - self.sampling.max_tokens
+        lengths = self.lengths[self.order]
+        for length in sorted(set(lengths.tolist())):
+            rows = (lengths == length).nonzero().flatten()
+            ids = self.seen[self.order[rows], longest - length : longest + step]
+            yield length, rows, ids.to(self.device)
+
+    def _stopped(self, tokens: Tensor) -> Tensor:
+        """(rows,) bool: the rows that end with `tokens`."""
+        found = torch.isin(tokens, self.ends)
+        if self.sampling.stop is not None:
+            for _, rows, ids in self._rows_seen(self.caches.time + 1):
+                found[rows] |= self.sampling.stop(ids, None).cpu()
+        return found
+
     def _leave(self, tokens: Tensor) -> Tensor:
         """Take the rows that ended out of the batch; the tokens of those left, in their order."""
         if self.caches.time + 1 == self.sampling.max_tokens:
             return tokens[:0]
-        alive = ~torch.isin(tokens, self.ends)
+        alive = ~self._stopped(tokens)
         left = int(alive.sum())
         if left in (0, len(tokens)):
             return tokens[:left]
@@ -378,7 +495,7 @@ class _Batch:
         return tokens[:left]
 
     def _padded(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """(rows, longest prompt + max_tokens): left padding repeats the row's own first token."""
+        """(rows, longest prompt + max_tokens): the prompts end in the same column."""
         longest = max(map(len, prompts))
         rows = [
             [*[p[0]] * (longest - len(p)), *p, *[0] * self.sampling.max_tokens] for p in prompts

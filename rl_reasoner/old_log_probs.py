@@ -12,17 +12,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import trl
 from torch import Tensor, nn
 
-from rl_reasoner.training_pass import TrainingPass, moves
+from rl_reasoner.router_replay import RouterReplay, RouterReplayConfig
+from rl_reasoner.training_pass import moves
 
 _OLD = "old_per_token_logps"
 
 
 @dataclass
-class OldLogProbsConfig(trl.GRPOConfig):  # type: ignore[misc]
-    """trl's config with a switch."""
+class OldLogProbsConfig(RouterReplayConfig):
+    """A config with a switch more."""
 
     reuse_log_probs: bool = field(
         default=True,
@@ -30,7 +30,7 @@ class OldLogProbsConfig(trl.GRPOConfig):  # type: ignore[misc]
     )
 
 
-class OldLogProbs(TrainingPass):
+class OldLogProbs(RouterReplay):
     """The training pass with old log-probs where they cost nothing; see the module's docstring."""
 
     _penalises: bool  # whether the rewards need the log-probs of the sampled rows
@@ -77,7 +77,8 @@ class OldLogProbs(TrainingPass):
             assert self._buffered_inputs is not None
             on_policy = self.current_gradient_accumulation_steps - self._done
             for batch in self._buffered_inputs[on_policy:]:
-                batch[_OLD] = self._now(batch)
+                if _OLD not in batch:
+                    batch[_OLD] = self._now(batch)
         return inputs
 
     def _now(self, batch: dict[str, Any]) -> Tensor:
@@ -88,7 +89,8 @@ class OldLogProbs(TrainingPass):
         logps = torch.zeros(ids.shape[0], width, device=ids.device)
         rows = moves(batch["advantages"]) if self._skips else torch.ones_like(ids[:, 0]).bool()
         if rows.any():
-            with torch.no_grad():
+            moving = rows.nonzero().flatten().tolist()
+            with torch.no_grad(), self._routes_of(batch, moving):
                 found, _, _ = super()._get_per_token_logps_and_entropies(
                     self.model, ids[rows], mask[rows], width
                 )

@@ -8,16 +8,19 @@ recipes.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import nn
+from transformers import GenerationConfig
+from transformers.generation import StopStringCriteria
 from trl.models.utils import disable_gradient_checkpointing
 
-from rl_reasoner.engine import Sampling, generate, generates_as_transformers
+from rl_reasoner.engine import Sampling, generate, generates_as_transformers, unhandled
 from rl_reasoner.moe import ExpertLoad
 from rl_reasoner.objective import Objective, ObjectiveConfig, row_means, trained_tokens
 from rl_reasoner.old_log_probs import OldLogProbs, OldLogProbsConfig
@@ -62,6 +65,14 @@ class GRPOConfig(ObjectiveConfig, RewardingConfig, OldLogProbsConfig):
         metadata={"help": "Sample with rl_reasoner.engine where trl would call `generate`."},
     )
 
+    correct_sampling: bool = field(
+        default=False,
+        metadata={
+            "help": "Weigh tokens by their probability in training over that in sampling, where "
+            "the engine samples: trl's vllm_importance_sampling_mode and _clip_* say how."
+        },
+    )
+
     def __post_init__(self) -> None:
         accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
         if getattr(self, "bf16", None) is None and not accelerated:
@@ -80,6 +91,7 @@ class GRPOTrainer(PromptChoice, Objective, Rewarding, OldLogProbs, ExactResume):
     """
 
     rollout_sink: RolloutSink | None = None
+    use_vllm: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -90,7 +102,9 @@ class GRPOTrainer(PromptChoice, Objective, Rewarding, OldLogProbs, ExactResume):
         reason = self._no_engine()
         if reason and self._on("fast_rollouts"):
             logger.warning("fast_rollouts: transformers' generate is used, for %s", reason)
-        self._samples = reason is None and self._on("fast_rollouts")
+        self._sampling = self._how() if reason is None and self._on("fast_rollouts") else None
+        if self._sampling is None and self._corrects:
+            logger.warning("correct_sampling: left out, no log-probs are kept while sampling")
         self.expert_load = ExpertLoad(self.model)
         self.last_expert_load: list[list[float]] = []
 
@@ -122,12 +136,52 @@ class GRPOTrainer(PromptChoice, Objective, Rewarding, OldLogProbs, ExactResume):
             return "continuous batching"
         if self.tools or self.rollout_func is not None or self.environment_factories is not None:
             return "tools, environments or a rollout function"
-        for name, value in (self.args.generation_kwargs or {}).items():
-            if value is not None:
-                return f"generation_kwargs ({name})"
         if self.args.cache_implementation is not None:
             return "cache_implementation"
-        return self._obstacle
+        if self._obstacle is not None:
+            return self._obstacle
+        return unhandled(self.args.generation_kwargs or {}, self._settings())
+
+    def _settings(self) -> GenerationConfig:
+        """trl's settings of `generate`, with the model's own where trl says nothing."""
+        model: Any = base_of(self.model)
+        settings: GenerationConfig = model._prepare_generation_config(self.generation_config)[0]
+        return settings
+
+    def _how(self) -> Sampling:
+        """What the engine draws."""
+        settings = self._settings()
+        stop = settings.stop_strings
+        return Sampling(
+            max_tokens=settings.max_new_tokens,
+            ends=tuple(self.eos_token_ids),
+            config=settings,
+            stop=None if stop is None else StopStringCriteria(self._tokenizer, stop),
+        )
+
+    @property
+    def _samples(self) -> bool:
+        """Whether the engine samples: not where a model has a `generate` of its own."""
+        return self._sampling is not None and generates_as_transformers(base_of(self.model))
+
+    @property
+    def _corrects(self) -> bool:
+        return bool(getattr(self.args, "correct_sampling", False))
+
+    @contextmanager
+    def _corrected(self) -> Iterator[None]:
+        """While it lasts, trl corrects for the engine's log-probs as it does for vLLM's."""
+        vllm = self.use_vllm
+        self.use_vllm = vllm or (self._corrects and self._samples)
+        try:
+            yield
+        finally:
+            self.use_vllm = vllm
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        with self._corrected():
+            loss: torch.Tensor = super()._compute_loss(model, inputs)
+        return loss
 
     def _generate_single_turn(
         self,
@@ -143,8 +197,8 @@ class GRPOTrainer(PromptChoice, Objective, Rewarding, OldLogProbs, ExactResume):
         """
         if self._replay is not None:  # sampled before
             return self._kept_completions(self._replay)
-        own = generates_as_transformers(base_of(self.model))
-        if not (self._samples and own) or images is not None or multimodal_fields:
+        how = self._sampling if self._samples else None
+        if how is None or images is not None or multimodal_fields:
             found: tuple[list[list[int]], list[list[float]] | None] = super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images
             )
@@ -158,20 +212,14 @@ class GRPOTrainer(PromptChoice, Objective, Rewarding, OldLogProbs, ExactResume):
         with (
             self.accelerator.autocast(),
             disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
+            self._sampled_routes() as routes,
         ):
             completions = generate(
                 base_of(self.model),
                 prompt_ids,
                 [(*batch, row // num_generations, row % num_generations) for row in rows],
-                Sampling(
-                    max_tokens=self.max_completion_length,
-                    ends=tuple(self.eos_token_ids),
-                    temperature=self.temperature,
-                    top_k=self.top_k,
-                    top_p=self.top_p,
-                    min_p=self.min_p,
-                    repetition_penalty=self.repetition_penalty,
-                ),
+                how,
+                routes,
             )
         return [c.ids for c in completions], [c.logps for c in completions]
 
@@ -182,7 +230,8 @@ class GRPOTrainer(PromptChoice, Objective, Rewarding, OldLogProbs, ExactResume):
         return out
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        with self._corrected():
+            output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if self.rollout_sink is not None and self.model.training and self._scores:
             rows = gather_object(self._rollout_rows(inputs, output))
             if self.accelerator.is_main_process:

@@ -35,8 +35,13 @@ class Kill(TrainerCallback):  # type: ignore[misc]
 
 
 def build(
-    policy: str, folder: Path, reward: Any = letters, prompts: int = 8, **changes: Any
-) -> GRPOTrainer:
+    policy: str,
+    folder: Path,
+    reward: Any = letters,
+    prompts: int = 8,
+    kind: type[GRPOTrainer] = GRPOTrainer,
+    **changes: Any,
+) -> Any:
     """Two prompts a step and eight in the data: an epoch is four steps where not changed."""
     opened = open_policy(policy, seed=5, device="cpu")
     arguments = {
@@ -59,7 +64,7 @@ def build(
         **changes,
     }
     data = Dataset.from_dict({"prompt": PROMPTS[:prompts]})
-    return GRPOTrainer(
+    return kind(
         opened.model,
         reward_funcs=reward,
         args=GRPOConfig(**arguments),

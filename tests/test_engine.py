@@ -9,8 +9,10 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers.generation import StopStringCriteria
 
-from rl_reasoner.engine import Sampling, draw, generate, uniforms
+from rl_reasoner import open_policy
+from rl_reasoner.engine import Sampling, draw, generate, unhandled, uniforms
 
 KINDS = ("llama", "mistral", "qwen3_moe", "gpt2")
 VOCABULARY = 40
@@ -20,7 +22,8 @@ END = 1
 def model_of(kind: str, seed: int = 0, vocabulary: int = VOCABULARY) -> Any:
     """A tiny model with grouped queries, a sliding window, experts, or learned positions."""
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64}
-    common = {"vocab_size": vocabulary, "hidden_size": 32, "num_hidden_layers": 2, **heads}
+    common: dict[str, Any] = {"vocab_size": vocabulary, "hidden_size": 32, **heads}
+    common |= {"num_hidden_layers": 2}
     common |= {"initializer_range": 0.3, "pad_token_id": 0, "eos_token_id": END, "bos_token_id": 2}
     config = {
         "llama": lambda: transformers.LlamaConfig(**common),
@@ -86,6 +89,57 @@ def test_a_repetition_penalty_counts_prompt_and_completion() -> None:
 
 @pytest.mark.parametrize(
     "options",
+    [
+        {"no_repeat_ngram_size": 2},
+        {"bad_words_ids": [[3], [7, 8]], "suppress_tokens": [5, 9]},
+        {"begin_suppress_tokens": list(range(20))},
+        {"min_new_tokens": 9, "sequence_bias": [[[4], 3.0]]},
+        {"forced_eos_token_id": END, "repetition_penalty": 1.3},
+        {"exponential_decay_length_penalty": (4, 2.0), "min_length": 12},
+    ],
+    ids=str,
+)
+def test_other_settings_do_what_they_do_in_generate(options: dict[str, Any]) -> None:
+    """Rows of unequal prompts side by side, each as `generate` has it alone."""
+    model = model_of("llama")
+    prompts = prompts_of(12, 1)
+    settings = GenerationConfig(max_new_tokens=12, do_sample=False, **options)
+    assert unhandled(options, settings) is None
+    sampling = Sampling(max_tokens=12, ends=(END,), config=settings)
+    found = generate(model, prompts, [[i] for i in range(12)], sampling)
+    expected = [theirs(model, prompt, 12, **options) for prompt in prompts]
+    plain = [theirs(model, prompt, 12) for prompt in prompts]
+    assert [completion.ids for completion in found] == expected != plain
+
+
+def test_stop_strings_end_a_row_as_in_generate() -> None:
+    policy = open_policy("scratch:dense-tiny", seed=2, device="cpu")
+    prompts = [policy.tokenizer(text)["input_ids"] for text in ("1+1=", "so", "what is it?")]
+    keys = [[0], [1], [2]]
+    ends = (policy.tokenizer.eos_token_id,)
+    free = generate(policy.model, prompts, keys, Sampling(24, ends, temperature=0.0))
+    strings = [policy.tokenizer.decode(free[0].ids[3:5]), policy.tokenizer.decode(free[1].ids[6:8])]
+    settings = GenerationConfig(max_new_tokens=24, do_sample=False, stop_strings=strings)
+    stop = StopStringCriteria(policy.tokenizer, strings)
+    found = generate(policy.model, prompts, keys, Sampling(24, ends, config=settings, stop=stop))
+    for prompt, completion in zip(prompts, found, strict=True):
+        out = policy.model.generate(
+            torch.tensor([prompt]), generation_config=settings, tokenizer=policy.tokenizer
+        )
+        assert completion.ids == out[0, len(prompt) :].tolist()
+    assert [len(c.ids) for c in found] != [len(c.ids) for c in free]
+
+
+def test_what_the_engine_does_not_do_is_named() -> None:
+    assert unhandled({"num_beams": 2}, GenerationConfig()) == "generation_kwargs (num_beams)"
+    assert unhandled({}, GenerationConfig(guidance_scale=2.0)) == (
+        "the setting guidance_scale of generate"
+    )
+    assert unhandled({"eos_token_id": None, "top_k": 3}, GenerationConfig(num_beams=1)) is None
+
+
+@pytest.mark.parametrize(
+    "options",
     [{}, {"temperature": 0.6}, {"top_k": 3}, {"top_p": 0.7}, {"min_p": 0.2, "temperature": 1.4}],
     ids=str,
 )
@@ -125,7 +179,9 @@ def exact_probabilities(
     def after(ids: list[int]) -> torch.Tensor:
         with torch.no_grad():
             logits = model(torch.tensor([ids])).logits[:, -1].float()
-        processed: torch.Tensor = sampling.processors()(torch.tensor([ids]), logits)
+        processed: torch.Tensor = sampling.processors(model, len(prompt))(
+            torch.tensor([ids]), logits
+        )
         return processed.softmax(-1)[0]
 
     first = after(prompt)

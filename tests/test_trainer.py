@@ -27,7 +27,7 @@ from rl_reasoner.training_pass import TrainingPass
 PROBLEMS = [f"{a}+{b}=" for a in range(3) for b in range(4)]
 Weights = dict[str, torch.Tensor]
 OURS = [field.name for field in fields(GRPOConfig)][len(fields(trl.GRPOConfig)) :]
-SPEED_UPS = list(vars(GRPOConfig)["__annotations__"])
+SPEED_UPS = [name for name in vars(GRPOConfig)["__annotations__"] if name != "correct_sampling"]
 PLAIN = dict.fromkeys(SPEED_UPS, False)  # bit by bit is trl's own path; the others: gradients
 
 
@@ -165,28 +165,24 @@ ATTRIBUTES = {
     "environment_factories",
     "environments",
     "eos_token_ids",
+    "generation_config",
     "importance_sampling_level",
     "loss_type",
     "max_completion_length",
-    "min_p",
     "model",
     "multi_objective_aggregation",
     "num_generations",
     "num_generations_eval",
     "num_iterations",
     "ref_model",
-    "repetition_penalty",
     "reward_func_names",
     "reward_funcs",
     "reward_weights",
     "rollout_func",
     "scale_rewards",
     "state",
-    "temperature",
     "tools",
     "top_entropy_quantile",
-    "top_k",
-    "top_p",
     "train_dataset",
     "use_transformers_continuous_batching",
     "use_vllm",
@@ -197,6 +193,7 @@ ATTRIBUTES = {
     "_metrics",
     "_pending_extra_logs",
     "_step",
+    "_tokenizer",
 }
 CALLED = {"_log_completion_extra": ["column", "values"], "_log_metric": ["name", "value"]}
 OVERRIDDEN = {
@@ -266,7 +263,7 @@ def leaned_on() -> set[str]:
                 own |= {node.attr} if isinstance(node.ctx, ast.Store) else set()
         own |= {node.name for node in body.body if isinstance(node, ast.FunctionDef)}
     own |= {"rollout_sink", "__dict__"}
-    return used - own | {"_buffered_inputs", "_step", "beta"}
+    return used - own | {"_buffered_inputs", "_step", "beta", "use_vllm"}
 
 
 def test_every_internal_of_trl_that_the_trainer_leans_on(folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,128 @@
+"""How the trainer samples: trl's settings through the engine, correction, overlapped rewards."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from processes import build
+from transformers import GenerationMixin
+
+from rl_reasoner import GRPOTrainer
+
+SHORT: dict[str, Any] = {"max_steps": 2, "save_strategy": "no", "logging_steps": 1}
+
+
+class Seen(GRPOTrainer):
+    """Keeps what sampling and scoring gave."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.outputs: list[dict[str, Any]] = []
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        self.outputs.append(output)
+        return output
+
+
+Seen.__name__ = "GRPOTrainer"
+
+
+@pytest.mark.parametrize("mode", ["truncate", "mask"])
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_sampling_is_corrected_with_the_engines_log_probs(
+    level: str, mode: str, tmp_path: Path
+) -> None:
+    """top_k makes sampling another distribution than the one that is trained."""
+    most = 0.18 if level == "token" else 3.2e-5
+    trainer = build(
+        "scratch:dense-tiny",
+        tmp_path,
+        kind=Seen,
+        correct_sampling=True,
+        vllm_importance_sampling_mode=f"{level}_{mode}",
+        vllm_importance_sampling_clip_max=most,
+        top_k=20,
+        **SHORT,
+    )
+    trainer.train()
+    assert not trainer.use_vllm
+    changed: list[bool] = []
+    for output in trainer.outputs:
+        mask = output["completion_mask"]
+        diff = (output["old_per_token_logps"] - output["sampling_per_token_logps"]) * mask
+        assert (diff < 0)[mask.bool()].all(), "top-k makes every token that is drawn likelier"
+        exact = (diff.sum(1, keepdim=True) if level == "sequence" else diff).exp()
+        clipped = exact.clamp(max=most)
+        expected = clipped if mode == "truncate" else exact.where(exact <= most, 0.0)
+        torch.testing.assert_close(output["importance_sampling_ratio"], expected)
+        changed += (expected != exact).expand_as(mask)[mask.bool()].tolist()
+    assert True in changed and False in changed
+    mean = trainer.state.log_history[0]["sampling/importance_sampling_ratio/mean"]
+    assert 0 < mean < 1
+
+
+def test_the_correction_weighs_the_gradient(tmp_path: Path) -> None:
+    """Without a filter the ratio is 1, and the weights are the same; with one they are not."""
+    found = {}
+    for top_k in (0, 20):
+        for correct in (False, True):
+            changes = {"correct_sampling": correct, "top_k": top_k, "optim": "sgd", **SHORT}
+            trainer = build("scratch:dense-tiny", tmp_path, **changes)
+            trainer.train()
+            found[top_k, correct] = torch.cat([p.flatten() for p in trainer.model.parameters()])
+    torch.testing.assert_close(found[0, False], found[0, True], atol=1e-7, rtol=1e-5)
+    assert (found[20, False] - found[20, True]).abs().max() > 1e-4
+
+
+def test_settings_of_generate_reach_the_engine(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokens = list(range(10, 200))
+    with caplog.at_level(logging.WARNING, logger="rl_reasoner"):
+        trainer = build(
+            "scratch:dense-tiny",
+            tmp_path,
+            kind=Seen,
+            generation_kwargs={"suppress_tokens": tokens, "min_new_tokens": 3},
+            **SHORT,
+        )
+    assert "fast_rollouts" not in caplog.text and trainer._samples
+    trainer.train()
+    for output in trainer.outputs:
+        assert not torch.isin(output["completion_ids"], torch.tensor(tokens)).any()
+        assert (output["completion_mask"].sum(1) >= 3).all()
+
+
+def test_what_the_engine_does_not_do_goes_trls_way_by_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="rl_reasoner"):
+        trainer = build(
+            "scratch:dense-tiny",
+            tmp_path,
+            generation_kwargs={"num_beams": 2},
+            correct_sampling=True,
+            **SHORT,
+        )
+    assert "generate is used, for generation_kwargs (num_beams)" in caplog.text
+    assert "correct_sampling: left out" in caplog.text
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+def test_a_generate_of_the_models_own_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def generate(self: Any, input_ids: torch.Tensor, **settings: Any) -> torch.Tensor:
+        calls.append(len(input_ids))
+        return torch.cat([input_ids, input_ids[:, :1].expand(-1, 3)], dim=1)
+
+    trainer = build("scratch:dense-tiny", tmp_path, **SHORT)
+    monkeypatch.setattr(GenerationMixin, "generate", generate)
+    trainer.train()
+    assert calls == [8] * 2  # a generation a step
