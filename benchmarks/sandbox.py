@@ -195,9 +195,14 @@ def stress(count: int) -> None:
         wrong = sum(got.passed != want for got, want in zip(results, right, strict=True))
         resident = int(Path("/proc/self/statm").read_text().split()[1]) >> 8
         files = len(list(Path("/proc/self/fd").iterdir()))
+        children = sum(
+            len(task.joinpath("children").read_text().split())
+            for task in Path("/proc/self/task").iterdir()
+        )
         print(
             f"{attempt}: {wrong} of {count} verdicts wrong, {count / took:.0f} a second, "
-            f"{files} open files, {resident} MB resident, {len(host.pool._all)} zygotes"
+            f"{files} open files, {resident} MB resident, "
+            f"{children} child processes, {len(host.pool._all)} zygotes"
         )
 
 
