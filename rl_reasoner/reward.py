@@ -282,9 +282,12 @@ def load_reward(reference: str, options: Mapping[str, Any] | None = None) -> Cal
     """The reward that `reference` names, with `options` set.
 
     Forms: the name of a shipped reward or of an entry point of the group `rl_reasoner.rewards`;
-    "package.module:function"; "path/file.py:function". Raises `UserError` where nothing is found,
-    the file has an error, or options are given to a function that takes none.
+    "package.module:function"; "path/file.py:function"; "https://…" (`http_reward`). Raises
+    `UserError` where nothing is found, the file has an error, or options are given to a function
+    that takes none.
     """
+    if reference.startswith(("http://", "https://")):
+        return _over_http(reference, options or {})
     module, _, attribute = reference.rpartition(":")
     if module:
         found = _attribute(module_of(module, reference), attribute, reference)
@@ -308,6 +311,16 @@ def load_reward(reference: str, options: Mapping[str, Any] | None = None) -> Cal
     if not isinstance(found, Reward):
         raise UserError(f"reward {reference!r} takes no options: only @reward functions do")
     return found.with_options(**options)
+
+
+def _over_http(url: str, options: Mapping[str, Any]) -> Callable[..., Any]:
+    from rl_reasoner.http_reward import http_reward  # it brings httpx along
+
+    known = list(inspect.signature(http_reward).parameters)[1:]
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of reward {url}", option, known)
+    return http_reward(url, **options)
 
 
 def module_of(name: str, reference: str) -> ModuleType:

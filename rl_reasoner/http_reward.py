@@ -1,0 +1,93 @@
+"""Rewards over HTTP: a judge that runs somewhere else, named in a recipe by its URL.
+
+    rewards:
+      "https://judge.example/score": {weight: 1.0, options: {columns: [answer], timeout_s: 20}}
+
+Each completion is one POST of JSON, `{"completion": …, "answer": …}` with the columns asked for;
+the reply is a number, or `{"value": number or null, "reason": text, "parts": {name: number}}`.
+Sixteen requests are under way at most (`reward_calls.CONCURRENT`). What may pass by itself (no
+connection, a time-out, 429, 5xx) is tried again after a random, growing pause.
+"""
+
+import os
+import ssl
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import httpx
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
+from tenacity.wait import wait_random_exponential
+
+from rl_reasoner.errors import UserError
+from rl_reasoner.reward import Reward, Score
+
+_LONGEST_PAUSE_S = 10.0
+
+
+class _Busy(RuntimeError):
+    """The server says that it may be better later."""
+
+
+def http_reward(
+    url: str,
+    columns: Sequence[str] = ("answer",),
+    timeout_s: float = 20.0,
+    attempts: int = 4,
+    token: str | None = None,
+) -> Reward:
+    """The reward that a POST to `url` gives, of a completion with these columns.
+
+    `timeout_s` bounds each attempt, `token` names the environment variable with a bearer token.
+    Raises `UserError` where the variable is not set or a number makes no sense.
+    """
+    if attempts < 1 or timeout_s <= 0:
+        raise UserError(f"reward {url}: attempts and timeout_s must be positive")
+    if token is not None and token not in os.environ:
+        raise UserError(f"reward {url}: the environment variable {token} is not set")
+
+    async def judge(completion: str, **row: Any) -> Score:
+        return await _asked(url, {"completion": completion, **row}, timeout_s, attempts, token)
+
+    where = httpx.URL(url)
+    judge.__name__ = (where.host + where.path).rstrip("/").replace("/", "_")
+    made = Reward(judge)
+    made.columns = tuple(columns)
+    return made
+
+
+async def _asked(
+    url: str, body: Mapping[str, Any], timeout_s: float, attempts: int, token: str | None
+) -> Score:
+    """The server's verdict; raises what the last attempt ended in."""
+    headers = {"Authorization": f"Bearer {os.environ[token]}"} if token else {}
+    again = AsyncRetrying(
+        stop=stop_after_attempt(attempts),
+        wait=wait_random_exponential(multiplier=0.1, max=_LONGEST_PAUSE_S),
+        retry=retry_if_exception_type((httpx.TransportError, _Busy)),
+        reraise=True,
+    )
+    async with httpx.AsyncClient(verify=_certificates(), timeout=timeout_s) as client:
+        async for attempt in again:
+            with attempt:
+                reply = await client.post(url, json=body, headers=headers)
+                if reply.status_code == 429 or reply.status_code >= 500:
+                    raise _Busy(f"{url} answers {reply.status_code}")
+                reply.raise_for_status()
+                return _score(reply.json())
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    """Made once: it reads all root certificates."""
+    return httpx.create_ssl_context()
+
+
+def _score(said: Any) -> Score:
+    """The reply as a Score; raises TypeError or ValueError where it is none."""
+    if isinstance(said, (int, float)):
+        return Score(float(said))
+    if not isinstance(said, dict) or "value" not in said:
+        raise ValueError(f"the reply is no number and has no value: {str(said)[:80]}")
+    return Score(said["value"], str(said.get("reason", "")), said.get("parts") or {})

@@ -1,0 +1,130 @@
+"""Rewards over HTTP, against a server that fails in every way a judge does."""
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, ClassVar
+
+import pytest
+
+from rl_reasoner.errors import UserError
+from rl_reasoner.isolation import Limits
+from rl_reasoner.reward import Fault, Score, load_reward, score_batch
+from rl_reasoner.reward_calls import CONCURRENT, packed
+
+
+class Judge(BaseHTTPRequestHandler):
+    """Does what the completion says; counts calls and how many are under way."""
+
+    calls: ClassVar[Counter[str]] = Counter()
+    now = most = 0
+    lock = threading.Lock()
+    seen: ClassVar[list[dict[str, Any]]] = []
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        text = body["completion"]
+        with self.lock:
+            Judge.seen.append({**body, "token": self.headers.get("Authorization")})
+            Judge.calls[text] += 1
+            Judge.now += 1
+            Judge.most = max(Judge.most, Judge.now)
+        try:
+            self.reply(text, body)
+        finally:
+            with self.lock:
+                Judge.now -= 1
+
+    def reply(self, text: str, body: dict[str, Any]) -> None:
+        first = self.calls[text] == 1
+        if text == "slow":
+            time.sleep(3)
+        if text == "hang up" and first:
+            self.connection.close()
+            return
+        code = {"busy": 429, "broken": 500}.get(text, 200) if first else 200
+        code = {"always broken": 503, "not found": 404}.get(text, code)
+        said: Any = {
+            "value": float(text == body["answer"]),
+            "reason": "compared",
+            "parts": {"a": 1},
+        }
+        said = {
+            "bare": 0.5,
+            "abstain": {"value": None},
+            "words": "good",
+            "text": {"value": "1"},
+        }.get(text, said)
+        if text.startswith("wait"):
+            time.sleep(0.05)
+        data = json.dumps(said).encode()
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    """The judge's address."""
+    Judge.calls, Judge.seen, Judge.most = Counter(), [], 0
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Judge)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/score"
+    server.shutdown()
+
+
+def test_what_passes_by_itself_is_tried_again_and_the_rest_is_a_fault(url: str) -> None:
+    reward = load_reward(url, {"timeout_s": 1.0, "attempts": 2})
+    assert isinstance(packed(reward), dict), "it runs in a process of its own"
+    texts = ["4", "5", "bare", "abstain", "busy", "broken", "hang up"]
+    texts += ["slow", "always broken", "not found", "words", "text"]
+    found = score_batch(reward, texts, {"answer": ["4"] * len(texts), "other": texts})
+    values = [o.value if isinstance(o, Score) else o.message for o in found]
+    assert values[:7] == [1.0, 0.0, 0.5, None, 0.0, 0.0, 0.0]
+    for message, why in zip(
+        values[7:], ("Timeout", "answers 503", "404", "no number", "not a number"), strict=True
+    ):
+        assert why in str(message)
+    assert found[0] == Score(1.0, "compared", {"a": 1.0})
+    assert Judge.calls["busy"] == Judge.calls["broken"] == Judge.calls["hang up"] == 2
+    assert {frozenset(body) for body in Judge.seen} == {
+        frozenset(("completion", "answer", "token"))
+    }
+
+
+def test_so_many_at_a_time_and_no_more(url: str) -> None:
+    reward = load_reward(url, {"columns": ["answer"]})
+    texts = [f"wait {i}" for i in range(64)]
+    found = score_batch(reward, texts, {"answer": ["4"] * 64})
+    assert not any(isinstance(o, Fault) for o in found)
+    assert 2 < Judge.most <= CONCURRENT
+
+
+def test_a_judge_that_is_away_is_a_fault_and_costs_seconds_only() -> None:
+    reward = load_reward("http://127.0.0.1:9/score", {"attempts": 2})
+    started = time.monotonic()
+    [found] = score_batch(reward, ["4"], {"answer": ["4"]}, Limits(timeout_s=10))
+    assert isinstance(found, Fault) and "ConnectError" in found.message
+    assert time.monotonic() - started < 20
+
+
+def test_a_token_comes_from_the_environment(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="JUDGE_TOKEN is not set"):
+        load_reward(url, {"token": "JUDGE_TOKEN"})
+    monkeypatch.setenv("JUDGE_TOKEN", "secret")
+    score_batch(load_reward(url, {"token": "JUDGE_TOKEN"}), ["4"], {"answer": ["4"]})
+    assert Judge.seen[-1]["token"] == "Bearer secret"
+
+
+def test_options_are_checked(url: str) -> None:
+    with pytest.raises(UserError, match=r"'atempts'.*Did you mean 'attempts'"):
+        load_reward(url, {"atempts": 2})
+    with pytest.raises(UserError, match="must be positive"):
+        load_reward(url, {"attempts": 0})
