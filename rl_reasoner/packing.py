@@ -50,11 +50,15 @@ class Layout(Protocol):
 
 @dataclass(frozen=True)
 class Group:
-    """One prompt's place in the packed row: `prompt` tokens at `start`, then the rows' lengths."""
+    """One prompt's place in the packed row: `prompt` tokens at `start`, then the rows' lengths.
+
+    `members`: which rows of the table they are.
+    """
 
     start: int
     prompt: int
     rows: tuple[int, ...]
+    members: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -231,7 +235,7 @@ class _Packing:
             self.places += range(row * width, row * width + len(completion))
             self._tokens(tokens, shared, 1)
             rows.append(len(tokens))
-        self.groups.append(Group(start, shared, tuple(rows)))
+        self.groups.append(Group(start, shared, tuple(rows), tuple(completions)))
 
     def _tokens(self, tokens: Sequence[int], position: int, weight: int) -> None:
         self.ids += tokens

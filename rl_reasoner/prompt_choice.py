@@ -28,6 +28,7 @@ from rl_reasoner.advantages import total_rewards, varied
 from rl_reasoner.errors import UserError
 from rl_reasoner.prompt_schedule import PromptSchedule
 from rl_reasoner.reward import Fault, Score
+from rl_reasoner.routing import Routes, joined
 
 
 @dataclass
@@ -39,6 +40,7 @@ class Sampled:
     logps: list[float] | None
     scores: list[Score | Fault] = field(default_factory=list)
     logged: dict[str, Any] = field(default_factory=dict)  # what rewards logged about it
+    routes: Routes | None = None  # the experts that it was sampled with
 
 
 @dataclass
@@ -54,6 +56,7 @@ class PromptChoice(trl.GRPOTrainer):  # type: ignore[misc]
 
     _scores: list[list[Score | Fault]]  # by reward, of the last rows scored
     _rewards: Tensor  # of the last rows scored, on all processes
+    _routes: Routes | None  # the experts of the last rows sampled
     _punishes: bool  # whether the last reward is the one for length
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -199,6 +202,7 @@ class PromptChoice(trl.GRPOTrainer):  # type: ignore[misc]
                 logps[i] if logps else None,
                 [scores[i] for scores in self._scores],
                 {name: values[i] for name, values in logged.items() if len(values) == len(rows)},
+                self._routes.rows([i]) if self._routes is not None else None,
             )
             for i, row in enumerate(rows)
         ]
@@ -207,6 +211,8 @@ class PromptChoice(trl.GRPOTrainer):  # type: ignore[misc]
 
     def _kept_completions(self, kept: Kept) -> tuple[list[list[int]], list[list[float]] | None]:
         """What sampling gives for the batch that was kept."""
+        routes = [sampled.routes for sampled in kept.rows if sampled.routes is not None]
+        self._routes = joined(routes) if routes else None
         logps = [sampled.logps for sampled in kept.rows if sampled.logps is not None]
         return [sampled.ids for sampled in kept.rows], logps or None
 

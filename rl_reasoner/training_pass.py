@@ -290,7 +290,8 @@ def moves(advantages: Tensor) -> Tensor:
 def regrouped(batches: list[dict[str, Any]], flat_last: bool) -> list[dict[str, Any]]:
     """Micro-batches of the same sizes with the same rows, a group's rows together by length.
 
-    `flat_last` puts the rows without advantage at the end. Values without a row dimension stay.
+    `flat_last` puts the rows without advantage at the end. Lists have an entry a row; values
+    without a row dimension stay.
     """
     joined = {
         key: torch.cat([batch[key] for batch in batches])
@@ -305,8 +306,11 @@ def regrouped(batches: list[dict[str, Any]], flat_last: bool) -> list[dict[str, 
         range(len(prompts)), key=lambda row: (still[row], number[prompts[row]], lengths[row])
     )
     index = torch.tensor(order, device=joined["prompt_ids"].device)
-    sizes = [batch["prompt_ids"].shape[0] for batch in batches]
-    split = {key: torch.split(value[index], sizes) for key, value in joined.items()}
+    orders = torch.split(index, [batch["prompt_ids"].shape[0] for batch in batches])
+    split: dict[str, list[Any]] = {k: [value[o] for o in orders] for k, value in joined.items()}
+    for key in (key for key, value in batches[0].items() if isinstance(value, list)):
+        entries = [entry for batch in batches for entry in batch[key]]
+        split[key] = [[entries[row] for row in o.tolist()] for o in orders]
     return [
         {**batch, **{key: parts[i] for key, parts in split.items()}}
         for i, batch in enumerate(batches)

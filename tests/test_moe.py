@@ -4,56 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mixtures import FAMILIES, SIZES, model_of
 
 from rl_reasoner import open_policy
 from rl_reasoner.moe import ExpertLoad, parameter_counts, routers
 from rl_reasoner.policy import SCRATCH
-
-SIZES = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "intermediate_size": 24,
-}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "Qwen3Moe": {
-        "head_dim": 8,
-        "num_experts": 6,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 12,
-        "norm_topk_prob": True,
-        "decoder_sparse_step": 1,
-    },
-    "Mixtral": {"num_local_experts": 6, "num_experts_per_tok": 2},
-    "Olmoe": {"num_experts": 6, "num_experts_per_tok": 2},
-    "DeepseekV3": {
-        "num_key_value_heads": 2,
-        "n_routed_experts": 6,
-        "num_experts_per_tok": 2,
-        "n_group": 1,
-        "topk_group": 1,
-        "n_shared_experts": 1,
-        "first_k_dense_replace": 1,
-        "moe_intermediate_size": 12,
-        "q_lora_rank": 8,
-        "kv_lora_rank": 8,
-        "qk_rope_head_dim": 8,
-        "qk_nope_head_dim": 8,
-        "v_head_dim": 8,
-    },
-}
-
-
-def model_of(family: str, **changes: Any) -> Any:
-    config = getattr(transformers, f"{family}Config")(**{**SIZES, **FAMILIES[family], **changes})
-    torch.manual_seed(0)
-    return transformers.AutoModelForCausalLM.from_config(config)
-
 
 # ---------------------------------------------------------------------------------- the layer
 
@@ -133,7 +90,8 @@ def test_active_parameters_leave_out_unchosen_experts_alone(family: str) -> None
     sparse = len(list(routers(model)))
     assert sparse == (1 if family == "DeepseekV3" else 2)
     assert total == sum(p.numel() for p in model.parameters())
-    assert total - active == sparse * (6 - 2) * 3 * 16 * width
+    biases = 2 * width + 16 if family == "GptOss" else 0
+    assert total - active == sparse * (6 - 2) * (3 * 16 * width + biases)
 
 
 # --------------------------------------------------------------------------------------- load

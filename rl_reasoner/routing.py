@@ -1,0 +1,307 @@
+"""The choices of a mixture's routers, read off while it runs or put in from outside.
+
+`Routing` hooks the routers of one model. While it records, every pass gives its top-k choices;
+while it replays, the experts are those given and the gates are computed anew from the live logits,
+so that gradients flow through them. How logits become gates is not written down by family: one of
+`RULES` has to give the router's own gates, which is tried when the hooks are put on.
+
+`Routes` are the choices of rows, a prompt's own and those of its completion, without padding; they
+are laid out for a packed pass or a padded one, and read back from either. Knows modules and
+tensors; nothing of trainers.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rl_reasoner.moe import expert_count, routers
+from rl_reasoner.packing import Packed
+
+Rule = Callable[[Tensor, Tensor], Tensor]  # logits (N, experts), choices (N, k) -> gates (N, k)
+
+
+def _softmax(logits: Tensor, chosen: Tensor) -> Tensor:
+    return logits.softmax(-1, dtype=torch.float32).gather(1, chosen)
+
+
+def _sigmoid(logits: Tensor, chosen: Tensor) -> Tensor:
+    return logits.sigmoid().gather(1, chosen)
+
+
+def _normalised(rule: Rule) -> Rule:
+    def gates(logits: Tensor, chosen: Tensor) -> Tensor:
+        values = rule(logits, chosen)
+        return values / values.sum(-1, keepdim=True)
+
+    return gates
+
+
+def _softmax_of_chosen(logits: Tensor, chosen: Tensor) -> Tensor:
+    return logits.gather(1, chosen).softmax(-1, dtype=logits.dtype)
+
+
+RULES: tuple[Rule, ...] = (
+    _normalised(_softmax),  # Qwen3-MoE, Mixtral
+    _softmax,  # Qwen2-MoE, OLMoE, DeepSeek-V2
+    _normalised(_sigmoid),  # DeepSeek-V3
+    _sigmoid,
+    _softmax_of_chosen,  # GPT-OSS
+)
+
+
+class NoReplay(Exception):
+    """The model's routers are not of a kind that can be replayed; the message names why."""
+
+
+def gate_rule(router: nn.Module) -> Rule:
+    """The rule of `RULES` that gives the router's own gates, times its `routed_scaling_factor`.
+
+    Tried on random weights: those of the model may be all alike. Raises `NoReplay` if none does.
+    """
+    kind = type(router).__name__
+    weight: Any = router.weight
+    scale = float(getattr(router, "routed_scaling_factor", None) or 1.0)
+    random = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(n, weight.shape[1], generator=random) for n in (32, len(weight)))
+    given = {
+        name: t.detach().float() for name, t in router.named_parameters() if name != "weight"
+    } | {"weight": w.to(weight.device)}
+    with torch.no_grad():
+        output = torch.func.functional_call(router, given, (x.to(weight.device),))
+        if not isinstance(output, tuple) or len(output) != 3:
+            raise NoReplay(f"routers of the kind {kind}")
+        logits, gates, chosen = output
+        if logits.shape != (32, expert_count(router)) or chosen.is_floating_point():
+            raise NoReplay(f"routers of the kind {kind}")
+        errors = [float((rule(logits, chosen) * scale - gates).abs().max()) for rule in RULES]
+    best = min(range(len(RULES)), key=errors.__getitem__)
+    if not errors[best] < 1e-5:
+        raise NoReplay(f"gates of the kind that {kind} computes")
+    rule = RULES[best]
+    return rule if scale == 1.0 else lambda logits, chosen: rule(logits, chosen) * scale
+
+
+class Routing:
+    """Hooks on the routers of `model`; one object a model. Raises `NoReplay`.
+
+    Choices of a pass over N tokens are a tensor (N, layers, k) of `dtype`; `unknown` in it stands
+    for "as the router itself chooses".
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        found = [router for _, router in routers(model)]
+        if not found:
+            raise NoReplay("a model without experts")
+        rules = [gate_rule(router) for router in found]
+        self.dtype = torch.uint8 if max(map(expert_count, found)) < 256 else torch.int16
+        self.unknown = torch.iinfo(self.dtype).max
+        self.layers = len(found)
+        self._passes: list[Tensor] | None = None  # recorded ones
+        self._layers: list[Tensor] = []  # of the pass that is being recorded
+        self._given: Tensor | None = None
+        self._flips: list[Tensor] = []  # (2,) each: flipped, known
+        self._handles = [
+            router.register_forward_hook(self._hook(layer, rule))
+            for layer, (router, rule) in enumerate(zip(found, rules, strict=True))
+        ]
+
+    def _hook(self, layer: int, rule: Rule) -> Any:
+        def look(module: nn.Module, inputs: Any, output: Any) -> Any:
+            logits, gates, chosen = output
+            if self._given is not None:
+                given = self._given[:, layer]
+                known = given[:, :1] != self.unknown
+                wanted = torch.where(known, given.long(), chosen)
+                self._count(chosen, wanted, known)
+                return logits, rule(logits, wanted).to(gates.dtype), wanted
+            if self._passes is not None:
+                self._layers.append(chosen.detach().to(self.dtype))
+                if layer == self.layers - 1:
+                    self._passes.append(torch.stack(self._layers, 1))
+                    self._layers = []
+            return output
+
+        return look
+
+    def _count(self, chosen: Tensor, wanted: Tensor, known: Tensor) -> None:
+        """Flips: tokens whose set of experts would have been another one."""
+        with torch.no_grad():
+            other = (chosen.sort(-1).values != wanted.sort(-1).values).any(-1)
+            self._flips.append(torch.stack((other.sum(), known.sum())))
+
+    @contextmanager
+    def record(self) -> Iterator[list[Tensor]]:
+        """Inside, the choices of every pass are appended to the list that it gives."""
+        before = self._passes
+        self._passes, self._layers = [], []
+        try:
+            yield self._passes
+        finally:
+            self._passes = before
+
+    @contextmanager
+    def replay(self, choices: Tensor) -> Iterator[None]:
+        """Inside, each pass over N tokens takes `choices` (N, layers, k).
+
+        Backward passes that recompute (gradient checkpointing) belong inside too.
+        """
+        before = self._given
+        self._given = choices
+        try:
+            yield
+        finally:
+            self._given = before
+
+    def take_flips(self) -> float | None:
+        """The share of replayed choices that would have been others; then counting starts anew."""
+        if not self._flips:
+            return None
+        flipped, known = torch.stack(self._flips).sum(0).tolist()
+        self._flips.clear()
+        return float(flipped / max(known, 1))
+
+    def remove(self) -> None:
+        """Take the hooks off the model."""
+        for handle in self._handles:
+            handle.remove()
+
+
+# -------------------------------------------------------------------------------------- the rows
+
+
+@dataclass(frozen=True)
+class Routes:
+    """The choices of rows.
+
+    Of row i, `prompts[i]` (P - 1, layers, k) are those of its prompt without the last token,
+    `completions[i]` (n, layers, k) those of that last token and of the completion without its own
+    last: the positions that predict the completion. Rows of a group may share one prompt's tensor.
+    What is missing at the end of either is as the router chooses.
+    """
+
+    prompts: list[Tensor]
+    completions: list[Tensor]
+
+    def rows(self, index: Sequence[int]) -> "Routes":
+        """The routes of some rows, in the order of `index`."""
+        return Routes([self.prompts[i] for i in index], [self.completions[i] for i in index])
+
+    @property
+    def size(self) -> int:
+        """Bytes in memory; what rows share counts once."""
+        tensors = {t.data_ptr(): t.nbytes for t in (*self.prompts, *self.completions)}
+        return sum(tensors.values())
+
+    def packed(self, packed: Packed, routing: Routing) -> Tensor:
+        """(N, layers, k) for a packed pass over these rows."""
+        parts: list[Tensor] = []
+        for group in packed.groups:
+            parts.append(_fitted(self.prompts[group.members[0]], group.prompt, routing))
+            for row, length in zip(group.members, group.rows, strict=True):
+                parts.append(_fitted(self.completions[row], length, routing))
+        return torch.cat(parts).to(packed.input_ids.device)
+
+    def padded(self, mask: Tensor, width: int, routing: Routing) -> Tensor:
+        """(B * S, layers, k) for a pass over left-padded prompts and `width` right-padded columns.
+
+        `mask` (B, S) is 0 at padding, whose choices are the router's.
+        """
+        edge = mask.shape[1] - width
+        parts: list[Tensor] = []
+        for row, prompt in enumerate(mask[:, :edge].sum(1).tolist()):
+            own = self.prompts[row]
+            parts.append(_fitted(own[:0], edge - prompt, routing))
+            parts.append(_fitted(own, prompt - 1, routing))
+            parts.append(_fitted(self.completions[row], width + 1, routing))
+        return torch.cat(parts).to(mask.device)
+
+
+def joined(parts: Sequence[Routes]) -> Routes:
+    """The rows of all `parts`, one after the other."""
+    return Routes(
+        [tensor for part in parts for tensor in part.prompts],
+        [tensor for part in parts for tensor in part.completions],
+    )
+
+
+def _fitted(choices: Tensor, length: int, routing: Routing) -> Tensor:
+    """`choices` (n, layers, k) cut or filled to `length` tokens."""
+    if len(choices) >= length:
+        return choices[:length]
+    shape = (length - len(choices), *choices.shape[1:])
+    return torch.cat((choices, choices.new_full(shape, routing.unknown)))
+
+
+def from_packed(choices: Tensor, packed: Packed, rows: int) -> Routes:
+    """The routes of `rows` rows from the choices of a packed pass; empty where a row is not in it.
+
+    On the CPU, where they wait for the passes to come.
+    """
+    choices = choices.cpu()
+    none = choices[:0]
+    found = Routes([none] * rows, [none] * rows)
+    for group in packed.groups:
+        end = group.start + group.prompt
+        prompt = choices[group.start : end].clone()
+        for row, length in zip(group.members, group.rows, strict=True):
+            found.prompts[row] = prompt
+            found.completions[row] = choices[end : end + length].clone()
+            end += length
+    return found
+
+
+def from_padded(choices: Tensor, prompts: Sequence[int], lengths: Sequence[int]) -> Routes:
+    """The routes of rows from choices (B, S, layers, k) of left-padded prompts and completions.
+
+    `prompts`, `lengths`: tokens of each row's prompt and completion; S may lack the last column.
+    """
+    choices = choices.cpu()
+    edge = max(prompts)
+    rows = list(zip(choices, prompts, lengths, strict=True))
+    return Routes(
+        [row[edge - prompt : edge - 1].clone() for row, prompt, _ in rows],
+        [row[edge - 1 : edge - 1 + length].clone() for row, _, length in rows],
+    )
+
+
+class SampledRoutes:
+    """The routes of rows while they are sampled: passes over whole prompts, then token by token.
+
+    Prompts are run once for all their rows; rows are numbered as they were given.
+    """
+
+    def __init__(self, passes: list[Tensor]) -> None:
+        self._passes = passes  # of `Routing.record`; emptied here
+        self._prompts: list[Tensor] = []
+        self._groups: list[int] = []
+        self._own = torch.empty(0)  # (rows, tokens, layers, k)
+        self._counts = torch.empty(0)
+
+    def prompts(self, lengths: Sequence[int]) -> None:
+        """A pass over whole prompts of these lengths is done."""
+        taken = self._passes.pop().cpu()
+        self._prompts += [part.clone() for part in torch.split(taken, list(lengths))]
+
+    def start(self, groups: Tensor, tokens: int) -> None:
+        """All prompts are done; `groups` (rows,): whose prompt; at most `tokens` are to come."""
+        last = torch.stack([prompt[-1] for prompt in self._prompts])
+        self._own = last.new_empty(len(groups), tokens, *last.shape[1:])
+        self._own[:, 0] = last[groups]
+        self._counts = torch.ones(len(groups), dtype=torch.long)
+        self._groups = groups.tolist()
+        self._prompts = [prompt[:-1] for prompt in self._prompts]
+
+    def step(self, order: Tensor, time: int) -> None:
+        """A pass over token number `time`, from 1, of the rows `order` is done."""
+        self._own[order, time] = self._passes.pop().cpu()
+        self._counts[order] = time + 1
+
+    def routes(self) -> Routes:
+        """The routes of all rows."""
+        table = zip(self._own, self._counts.tolist(), strict=True)
+        own = [row[:count].clone() for row, count in table]
+        return Routes([self._prompts[group] for group in self._groups], own)
