@@ -3,7 +3,7 @@
 A step of sampling multiplies a few rows with each weight, and torch's product spends much of that
 time on bringing the weight into its kernel's order. Inside `packed_linears` oneDNN has done so
 beforehand, which needs a copy of the weights while it lasts. The products are the same up to
-rounding. For fp32 on a CPU, without gradients; other layers are left as they are.
+rounding. For fp32 on a CPU, without gradients; other layers, and small models, are left as they are.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+_WORTH = 64 << 20  # bytes of weights from which it pays: smaller ones stay in the cache anyway
 _ROWS = 16  # the number of rows that weights are laid out for; any number may come
 
 
@@ -20,6 +21,8 @@ def packed_linears(model: nn.Module) -> Iterator[None]:
     """Inside, the model's plain linear layers use packed weights: do not change the weights."""
     able = torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu")  # type: ignore[no-untyped-call]
     layers = [m for m in model.modules() if able and isinstance(m, nn.Linear) and _fits(m)]
+    if sum(layer.weight.nbytes for layer in layers) < _WORTH:
+        layers = []
     for layer in layers:
         layer.__dict__["forward"] = _packed(layer)  # before the class's own, for this instance
     try:

@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from rl_reasoner import packed_linear
 from rl_reasoner.packed_linear import packed_linears
+
+
+@pytest.fixture(autouse=True)
+def _small_models_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_linear, "_WORTH", 0)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 16, 200])
@@ -40,3 +46,10 @@ def test_other_types_and_subclasses_are_left_alone() -> None:
     model = nn.Sequential(nn.Linear(4, 4).bfloat16(), Own(4, 4))
     with packed_linears(model):
         assert not any("forward" in layer.__dict__ for layer in model)
+
+
+def test_small_models_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_linear, "_WORTH", 4 * 16 + 1)
+    model = nn.Sequential(nn.Linear(4, 4))
+    with packed_linears(model):
+        assert "forward" not in model[0].__dict__
