@@ -3,7 +3,8 @@
 A step of sampling multiplies a few rows with each weight, and torch's product spends much of that
 time on bringing the weight into its kernel's order. Inside `packed_linears` oneDNN has done so
 beforehand, which needs a copy of the weights while it lasts. The products are the same up to
-rounding. For fp32 on a CPU, without gradients; other layers, and small models, are left as they are.
+rounding. For fp32 on a CPU, without gradients; other layers are left as they are, and so are small
+models.
 """
 
 from collections.abc import Callable, Iterator
