@@ -14,136 +14,23 @@ beyond the rounding of its logits. The global generators are not touched. Knows 
 transformers and the attention of rl_reasoner.packing; nothing of trainers.
 """
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
-from transformers.generation import StopStringCriteria, logits_process
+from transformers import GenerationMixin
 
 from rl_reasoner.packed_linear import packed_linears
 from rl_reasoner.packing import attention_of, prompt_attention
 from rl_reasoner.routing import SampledRoutes
+from rl_reasoner.sampling import Sampling, looks_back
 
 _PREFILL = 8192  # prompt tokens of one pass
 _GENERATE = GenerationMixin.generate
-
-HANDLED = frozenset(
-    {
-        "do_sample",
-        "temperature",
-        "top_k",
-        "top_p",
-        "top_h",
-        "min_p",
-        "typical_p",
-        "epsilon_cutoff",
-        "eta_cutoff",
-        "repetition_penalty",
-        "no_repeat_ngram_size",
-        "bad_words_ids",
-        "sequence_bias",
-        "suppress_tokens",
-        "begin_suppress_tokens",
-        "min_length",
-        "min_new_tokens",
-        "max_new_tokens",
-        "forced_bos_token_id",
-        "forced_eos_token_id",
-        "exponential_decay_length_penalty",
-        "renormalize_logits",
-        "remove_invalid_values",
-        "stop_strings",
-        "pad_token_id",
-        "bos_token_id",
-    }
-)
-"""Arguments of `generate` that the engine heeds, or that change nothing here."""
-_ELSEWHERE = (
-    "num_beams",
-    "num_return_sequences",
-    "guidance_scale",
-    "watermarking_config",
-    "penalty_alpha",
-    "dola_layers",
-    "max_time",
-    "prompt_lookup_num_tokens",
-    "token_healing",
-    "constraints",
-    "force_words_ids",
-)
-# processors that do not look at the tokens before
-_BY_LOGITS = (
-    logits_process.TemperatureLogitsWarper,
-    logits_process.TopKLogitsWarper,
-    logits_process.TopPLogitsWarper,
-    logits_process.TopHLogitsWarper,
-    logits_process.MinPLogitsWarper,
-    logits_process.TypicalLogitsWarper,
-    logits_process.EpsilonLogitsWarper,
-    logits_process.EtaLogitsWarper,
-    logits_process.SuppressTokensLogitsProcessor,
-    logits_process.InfNanRemoveLogitsProcessor,
-    logits_process.LogitNormalization,
-)
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """What to draw: trl's names, transformers' meanings; temperature 0 is greedy.
-
-    `config` stands for all of transformers' settings (`HANDLED`), instead of the fields before it.
-    """
-
-    max_tokens: int
-    ends: tuple[int, ...]
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float = 1.0
-    min_p: float | None = None
-    repetition_penalty: float = 1.0
-    begin_suppress: tuple[int, ...] = ()  # token ids that may not come first
-    config: GenerationConfig | None = None
-    stop: StopStringCriteria | None = None
-
-    @property
-    def settings(self) -> GenerationConfig:
-        """The settings in transformers' form."""
-        if self.config is not None:
-            return self.config
-        return GenerationConfig(
-            do_sample=bool(self.temperature),
-            temperature=float(self.temperature) or None,
-            top_k=self.top_k or 0,
-            top_p=self.top_p,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
-        )
-
-    def processors(self, model: Any, length: int) -> LogitsProcessorList:
-        """What `model.generate` does with the logits behind a prompt of `length` tokens."""
-        settings = copy.copy(self.settings)
-        settings.max_length = length + self.max_tokens
-        settings._eos_token_tensor = torch.tensor(self.ends, device=model.device)
-        found: LogitsProcessorList = model._get_logits_processor(
-            settings, input_ids_seq_length=length, device=model.device
-        )
-        return found
-
-
-def unhandled(given: Mapping[str, Any], settings: GenerationConfig) -> str | None:
-    """The first setting that the engine does not do: of those `given`, or of all `settings`."""
-    for name, value in given.items():
-        if value is not None and name not in HANDLED:
-            return f"generation_kwargs ({name})"
-    for name in _ELSEWHERE:
-        if getattr(settings, name, None) not in (None, False, 0, 1):
-            return f"the setting {name} of generate"
-    return None
+Ended = Callable[[list[tuple[int, list[int]]]], None]
 
 
 @dataclass
@@ -160,14 +47,16 @@ def generate(
     keys: Sequence[Sequence[int]],
     sampling: Sampling,
     routes: SampledRoutes | None = None,
+    ended: Ended | None = None,
 ) -> list[Completion]:
     """One completion for each of `prompts`, of which equal ones are run once; a key for each.
 
     `model` is a causal language model that `packing.obstacle` finds nothing against. A key is any
     sequence of numbers >= 0. Greedy where the temperature is 0. `routes` gets the experts chosen.
+    `ended` hears of rows, and their token ids, as soon as they are complete.
     """
     with torch.no_grad(), attention_of(model), packed_linears(model):
-        return _Batch(model, prompts, keys, sampling, routes).run()
+        return _Batch(model, prompts, keys, sampling, routes, ended).run()
 
 
 def generates_as_transformers(model: nn.Module) -> bool:
@@ -347,8 +236,10 @@ class _Batch:
         keys: Sequence[Sequence[int]],
         sampling: Sampling,
         routes: SampledRoutes | None,
+        ended: Ended | None,
     ) -> None:
         self.model = model
+        self.ended = ended
         self.sampling = sampling
         self.routes = routes
         self.device = next(model.parameters()).device
@@ -367,7 +258,7 @@ class _Batch:
         self.processors = {length: sampling.processors(model, length) for length in lengths}
         self.ends = torch.tensor(sampling.ends)
         self.counts = torch.zeros(len(prompts), dtype=torch.long)
-        looks = any(not isinstance(p, _BY_LOGITS) for p in self.processors[lengths[0]])
+        looks = looks_back(self.processors[lengths[0]])
         self.seen = self._padded(prompts) if looks or sampling.stop else None
 
     def run(self) -> list[Completion]:
@@ -479,9 +370,11 @@ class _Batch:
 
     def _leave(self, tokens: Tensor) -> Tensor:
         """Take the rows that ended out of the batch; the tokens of those left, in their order."""
-        if self.caches.time + 1 == self.sampling.max_tokens:
-            return tokens[:0]
-        alive = ~self._stopped(tokens)
+        last = self.caches.time + 1 == self.sampling.max_tokens
+        alive = torch.zeros_like(tokens).bool() if last else ~self._stopped(tokens)
+        if self.ended is not None and not alive.all():
+            gone = self.order[~alive].tolist()
+            self.ended([(row, self.ids[row, : self.counts[row]].tolist()) for row in gone])
         left = int(alive.sum())
         if left in (0, len(tokens)):
             return tokens[:left]

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 import trl
 from torch import Tensor, nn
+from trl.data_utils import is_conversational
 
+from rl_reasoner.early_rewards import EarlyRewards
 from rl_reasoner.isolation import Breaker, Limits
-from rl_reasoner.reward import Fault, Outcome, Score, score_batch, usable
+from rl_reasoner.reward import Fault, Outcome, Reward, Score, score_batch, usable
 
 logger = logging.getLogger(__name__)
 _SHOWN = 5  # faults told when a run stops
@@ -28,6 +30,10 @@ class RewardingConfig(trl.GRPOConfig):  # type: ignore[misc]
     isolate_rewards: bool = field(
         default=True,
         metadata={"help": "Run reward functions in killable processes of their own."},
+    )
+    overlap_rewards: bool = field(
+        default=True,
+        metadata={"help": "Score completions while others are being sampled (@reward functions)."},
     )
     reward_timeout_s: float = field(
         default=60.0, metadata={"help": "Seconds for a reward's call on one completion."}
@@ -52,6 +58,9 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._scores = []
+        self._at_hand: list[dict[str, Any]] = []  # that are sampled and scored
+        self._early: EarlyRewards | None = None
+        self._beside = 0.0  # seconds of this step that rewards ran beside the sampling
         self._breaker = Breaker()
         given = {
             name: getattr(self.args, f"reward_{name}")
@@ -74,21 +83,69 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
                 inputs, prompts, completions, completion_ids_list
             )
             return of_trl
-        skipped = ("prompt", "completion", "completion_ids")
-        columns = {key: [row[key] for row in inputs] for key in inputs[0] if key not in skipped}
-        columns |= {"prompts": prompts, "completion_ids": completion_ids_list}
-        columns |= {
+        columns = {
+            **self._columns(inputs, prompts, completion_ids_list),
             "trainer_state": self.state,
             "log_extra": self._log_completion_extra,
             "log_metric": self._log_metric,
         }
-        models = self._of_models(inputs, prompts, completions, completion_ids_list)
+        found = self._of_models(inputs, prompts, completions, completion_ids_list)
+        early, self._early = self._early, None
+        begun = early.rewards if early else {}
+        for i, f in enumerate(self.reward_funcs):
+            if i not in found and i not in begun:
+                found[i] = score_batch(f, completions, columns, self._limits)
+        if early:
+            found |= early.collect(completions)
+            self._beside += early.seconds if self.model.training else 0.0
         self._scores = [
-            models[i] if i in models else score_batch(f, completions, columns, self._limits)
+            found[i] if i in found else score_batch(f, completions, columns, self._limits)
             for i, f in enumerate(self.reward_funcs)
         ]
         self._warn_of_unscored(columns, prompts, completions)
         return self._gathered()
+
+    @staticmethod
+    def _columns(
+        inputs: list[dict[str, Any]], prompts: list[Any], completion_ids: list[list[int]]
+    ) -> dict[str, list[Any]]:
+        """The columns that rewards see, a value for each row."""
+        skipped = ("prompt", "completion", "completion_ids")
+        columns = {key: [row[key] for row in inputs] for key in inputs[0] if key not in skipped}
+        return {**columns, "prompts": prompts, "completion_ids": completion_ids}
+
+    # ------------------------------------------------------------------- beside the sampling
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._at_hand = inputs
+        try:
+            output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        finally:
+            if self._early:  # sampling or scoring broke off
+                self._early.close()
+                self._early = None
+        return output
+
+    def _begin_early(self) -> EarlyRewards | None:
+        """Rewards for the rows that are about to be sampled; None where they have to wait."""
+        ours = {i: f for i, f in enumerate(self.reward_funcs) if isinstance(f, Reward)}
+        if not ours or not getattr(self.args, "overlap_rewards", True):
+            return None
+        prompts = [row["prompt"] for row in self._at_hand]
+        chats = is_conversational({"prompt": prompts[0]})
+        templates = ("response_template", "response_schema")
+        if chats and any(getattr(self._tokenizer, name, None) is not None for name in templates):
+            return None  # trl reads these completions by a template
+
+        def read(ids: list[list[int]]) -> list[Any]:
+            texts: list[str] = self.processing_class.batch_decode(ids, skip_special_tokens=True)
+            return [[{"role": "assistant", "content": t}] for t in texts] if chats else texts
+
+        columns = self._columns(self._at_hand, prompts, [[] for _ in prompts])
+        self._early = EarlyRewards(ours, columns, read, self._limits)
+        return self._early
+
+    # ------------------------------------------------------------------------ what comes of it
 
     def _warn_of_unscored(
         self, columns: dict[str, Any], prompts: list[Any], completions: list[Any]

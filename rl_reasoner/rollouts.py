@@ -22,6 +22,7 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.policy import Policy
 from rl_reasoner.prompts import Prompt
 from rl_reasoner.sample_cache import Rollout, SampleCache
+from rl_reasoner.sampling import Sampling
 
 __all__ = ["Force", "Rollout", "eos_ids", "prompt_ids", "sample", "weights_hash"]
 
@@ -151,7 +152,7 @@ class _Drawer:
         self.seed = seed
         self.prefix = _PREFIXES[force]
         closing = policy.tokenizer("</think>", add_special_tokens=False)["input_ids"][:1]
-        self.sampling = engine.Sampling(
+        self.sampling = Sampling(
             max_tokens=max_tokens,
             ends=tuple(eos_ids(policy)),
             temperature=temperature,
@@ -261,7 +262,7 @@ def _agrees(model: Any) -> bool:
     """Whether greedy completions of two prompts have the log-probs of one plain pass over each."""
     size = model.config.get_text_config().vocab_size
     prompts = [[7 % size, 11 % size, 13 % size], [5 % size, 3 % size]]
-    sampling = engine.Sampling(max_tokens=3, ends=(-1,), temperature=0.0)
+    sampling = Sampling(max_tokens=3, ends=(-1,), temperature=0.0)
     outs = engine.generate(model, prompts, [(0,), (1,)], sampling)
     for prompt, out in zip(prompts, outs, strict=True):
         ids = torch.tensor([prompt + out.ids], device=model.device)

@@ -20,14 +20,15 @@ from transformers import GenerationConfig
 from transformers.generation import StopStringCriteria
 from trl.models.utils import disable_gradient_checkpointing
 
-from rl_reasoner.engine import Sampling, generate, generates_as_transformers, unhandled
+from rl_reasoner.engine import generate, generates_as_transformers
 from rl_reasoner.moe import ExpertLoad
 from rl_reasoner.objective import Objective, ObjectiveConfig, row_means, trained_tokens
 from rl_reasoner.old_log_probs import OldLogProbs, OldLogProbsConfig
-from rl_reasoner.prompt_choice import PromptChoice
+from rl_reasoner.prompt_choice import Kept, PromptChoice
 from rl_reasoner.resume import ExactResume
 from rl_reasoner.reward import described, text_of, usable
 from rl_reasoner.rewarding import Rewarding, RewardingConfig
+from rl_reasoner.sampling import Sampling, unhandled
 from rl_reasoner.training_pass import base_of
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,8 @@ class GRPOTrainer(PromptChoice, Objective, Rewarding, OldLogProbs, ExactResume):
     `rollout_sink`, when set, is called once a generation batch, on the main process, with one dict
     a completion: step, group, prompt, completion, answer, reward, scores (value, reason, outcome by
     reward), advantage, truncated. Metric names are trl's; added are `timing/generation`,
-    `timing/reward`, `timing/training` (seconds a step), `rewards/<name>/faults` and
+    `timing/reward`, `timing/training` (seconds a step), `overlapped_time/reward` (seconds that
+    rewards ran beside the sampling, in none of these), `rewards/<name>/faults` and
     `experts/max_over_mean`.
     """
 
@@ -125,6 +127,10 @@ class GRPOTrainer(PromptChoice, Objective, Rewarding, OldLogProbs, ExactResume):
         rewards = self._rewarded(inputs, prompts, completions, completion_ids_list)
         self._spend("reward", started)
         return self._kept_rewards(rewards)
+
+    def _sample(self, rows: list[dict[str, Any]]) -> Kept:
+        self._at_hand = rows
+        return super()._sample(rows)
 
     # --------------------------------------------------------------------------- the rollouts
 
@@ -209,6 +215,7 @@ class GRPOTrainer(PromptChoice, Objective, Rewarding, OldLogProbs, ExactResume):
         batch = (self.args.seed, int(train), self.state.global_step, part)
         first = self._drawn + self.accelerator.process_index * len(prompt_ids)
         rows = range(first, first + len(prompt_ids))
+        early = self._begin_early()
         with (
             self.accelerator.autocast(),
             disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
@@ -220,6 +227,7 @@ class GRPOTrainer(PromptChoice, Objective, Rewarding, OldLogProbs, ExactResume):
                 [(*batch, row // num_generations, row % num_generations) for row in rows],
                 how,
                 routes,
+                None if early is None else early.add,
             )
         return [c.ids for c in completions], [c.logps for c in completions]
 
@@ -289,6 +297,8 @@ class GRPOTrainer(PromptChoice, Objective, Rewarding, OldLogProbs, ExactResume):
             for part, seconds in spent.items():
                 self._metrics["train"][f"timing/{part}"].append(seconds)
                 spent[part] = 0.0
+            self._metrics["train"]["overlapped_time/reward"].append(self._beside)
+            self._beside = 0.0
             self._counted = 0.0
         return output
 

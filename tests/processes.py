@@ -40,6 +40,8 @@ def build(
     reward: Any = letters,
     prompts: int = 8,
     kind: type[GRPOTrainer] = GRPOTrainer,
+    chats: bool = False,
+    columns: dict[str, list[Any]] | None = None,
     **changes: Any,
 ) -> Any:
     """Two prompts a step and eight in the data: an epoch is four steps where not changed."""
@@ -63,7 +65,11 @@ def build(
         "disable_tqdm": True,
         **changes,
     }
-    data = Dataset.from_dict({"prompt": PROMPTS[:prompts]})
+    texts: list[Any] = PROMPTS[:prompts]
+    if chats:
+        opened.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+        texts = [[{"role": "user", "content": text}] for text in texts]
+    data = Dataset.from_dict({"prompt": texts, **(columns or {})})
     return kind(
         opened.model,
         reward_funcs=reward,

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation import StopStringCriteria
 
 from rl_reasoner import open_policy
-from rl_reasoner.engine import Sampling, draw, generate, unhandled, uniforms
+from rl_reasoner.engine import draw, generate, uniforms
+from rl_reasoner.sampling import Sampling, unhandled
 
 KINDS = ("llama", "mistral", "qwen3_moe", "gpt2")
 VOCABULARY = 40

@@ -1,6 +1,7 @@
 """How the trainer samples: trl's settings through the engine, correction, overlapped rewards."""
 
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 from processes import build
 from transformers import GenerationMixin
 
-from rl_reasoner import GRPOTrainer
+from rl_reasoner import GRPOTrainer, reward
+from rl_reasoner.early_rewards import EarlyRewards
+from rl_reasoner.policy import byte_tokenizer
 
 SHORT: dict[str, Any] = {"max_steps": 2, "save_strategy": "no", "logging_steps": 1}
 
@@ -126,3 +129,95 @@ def test_a_generate_of_the_models_own_is_used(
     monkeypatch.setattr(GenerationMixin, "generate", generate)
     trainer.train()
     assert calls == [8] * 2  # a generation a step
+
+
+# ------------------------------------------------------------------- rewards beside the sampling
+
+
+@reward
+def waits(completion: str, number: int) -> float | None:
+    """Takes a while, abstains on some rows and fails on others."""
+    time.sleep(0.002)
+    kinds = len(set(completion))
+    if kinds % 5 == 4:
+        return None
+    return kinds / (number if kinds % 5 else 0)
+
+
+@reward
+def in_batches(completion: str) -> float:
+    """The number of different letters."""
+    return float(len(set(completion)))
+
+
+SIZES: list[int] = []
+
+
+@in_batches.batch
+def _in_batches(completions: list[str], rows: list[dict[str, Any]]) -> list[float]:
+    SIZES.append(len(completions))
+    return [float(len(set(c))) for c in completions]
+
+
+def plain(completions: list[str], **columns: Any) -> list[float]:
+    """A reward in trl's form: it waits for the whole batch."""
+    SIZES.append(-len(completions))
+    return [len(c) / 8 for c in completions]
+
+
+@pytest.mark.parametrize("chats", [False, True])
+@pytest.mark.parametrize("changes", [{}, {"dynamic_sampling": 2}], ids=str)
+def test_overlapped_rewards_are_the_same_rewards(
+    chats: bool, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    tokenizer = byte_tokenizer()
+    few = {*range(80, 92), tokenizer.eos_token_id}  # so that rows end at different times
+    others = [token for token in range(len(tokenizer)) if token not in few]
+    weights = {}
+    rows: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+    sizes = {}
+    for overlap in (False, True):
+        SIZES.clear()
+        trainer = build(
+            "scratch:dense-tiny",
+            tmp_path,
+            reward=[waits, in_batches, plain],
+            columns={"number": list(range(2, 10))},
+            chats=chats,
+            overlap_rewards=overlap,
+            max_completion_length=24,
+            generation_kwargs={"suppress_tokens": others},
+            **{**SHORT, "max_steps": 3, **changes},
+        )
+        trainer.rollout_sink = rows[overlap].extend
+        trainer.train()
+        weights[overlap] = torch.cat([p.flatten() for p in trainer.model.parameters()])
+        sizes[overlap] = list(SIZES)
+        assert (trainer.state.log_history[0]["overlapped_time/reward"] > 0) == overlap
+    assert torch.equal(weights[False], weights[True])
+    for one, other in zip(rows[False], rows[True], strict=True):
+        del one["seconds"], other["seconds"]
+        assert one == other
+    found = [row["scores"]["waits"]["outcome"] for row in rows[True]]
+    assert {"score", "abstain", "fault"} == set(found)
+    ours = {overlap: [n for n in sizes[overlap] if n > 0] for overlap in sizes}
+    assert sum(ours[True]) == sum(ours[False]) and len(ours[True]) > len(ours[False])
+    assert [n for n in sizes[True] if n < 0] == [n for n in sizes[False] if n < 0]
+
+
+def test_sampling_that_breaks_off_leaves_no_reward_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = build("scratch:dense-tiny", tmp_path, reward=in_batches, **SHORT)
+    left = EarlyRewards.add
+
+    def breaks(self: EarlyRewards, ended: Any) -> None:
+        left(self, ended)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(EarlyRewards, "add", breaks)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        trainer.train()
+    monkeypatch.undo()
+    trainer.train()
+    assert trainer.state.global_step == 2

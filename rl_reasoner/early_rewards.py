@@ -1,0 +1,92 @@
+"""Rewards of completions that are done while others are still being sampled.
+
+The sampling engine says which rows have ended; our own rewards score them on threads beside it, the
+rows that have gathered meanwhile in one call. A reward of a completion sees nothing but its row, so
+its scores are those it would have given afterwards. Knows nothing of models.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from rl_reasoner.isolation import Limits
+from rl_reasoner.reward import Completion, Outcome, Reward, score_batch
+
+
+class EarlyRewards:
+    """The scores of one batch of completions, begun before the last of them is there.
+
+    `rewards` by their place among all; `columns` hold a value for each row of the batch; `read`
+    makes completions of token ids.
+    """
+
+    def __init__(
+        self,
+        rewards: Mapping[int, Reward],
+        columns: Mapping[str, Sequence[Any]],
+        read: Callable[[list[list[int]]], list[Completion]],
+        limits: Limits,
+    ) -> None:
+        self.rewards = rewards
+        self.columns = columns
+        self.read = read
+        self.limits = limits
+        self.ids: dict[int, list[int]] = {}
+        self.completions: dict[int, Completion] = {}
+        self.found: dict[int, dict[int, Outcome]] = {place: {} for place in rewards}
+        self.seconds = 0.0  # that rewards ran while nobody waited for them
+        self._waited_since: float | None = None
+        self._lock = threading.Lock()
+        self._waiting: dict[int, list[int]] = {place: [] for place in rewards}
+        self._calls: list[Future[None]] = []
+        self._threads = ThreadPoolExecutor(len(rewards), thread_name_prefix="early rewards")
+
+    def add(self, ended: list[tuple[int, list[int]]]) -> None:
+        """Rows that are complete: number and token ids of each."""
+        texts = self.read([ids for _, ids in ended])
+        for (row, ids), text in zip(ended, texts, strict=True):
+            self.ids[row], self.completions[row] = ids, text
+        with self._lock:
+            for rows in self._waiting.values():
+                rows += [row for row, _ in ended]
+        self._calls += [self._threads.submit(self._score, place) for place in self.rewards]
+
+    def _score(self, place: int) -> None:
+        """Score all rows that wait for the reward at `place`."""
+        with self._lock:
+            rows, self._waiting[place] = self._waiting[place], []
+        if not rows:
+            return
+        started = time.perf_counter()
+        columns = {
+            name: [self.ids[row] if name == "completion_ids" else values[row] for row in rows]
+            for name, values in self.columns.items()
+        }
+        texts = [self.completions[row] for row in rows]
+        outcomes = score_batch(self.rewards[place], texts, columns, self.limits)
+        self.found[place] |= dict(zip(rows, outcomes, strict=True))
+        with self._lock:
+            until = self._waited_since or time.perf_counter()
+            self.seconds += max(0.0, until - started)
+
+    def collect(self, completions: Sequence[Completion]) -> dict[int, list[Outcome]]:
+        """The scores by place, each in the order of the rows; waits for those still to come.
+
+        Nothing where `completions` are not the ones that were scored.
+        """
+        self._waited_since = time.perf_counter()
+        try:
+            for call in self._calls:
+                call.result()
+        finally:
+            self.close()
+        if [self.completions.get(row) for row in range(len(completions))] != [*completions]:
+            return {}
+        rows = range(len(completions))
+        return {place: [scores[row] for row in rows] for place, scores in self.found.items()}
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        self._threads.shutdown(wait=False, cancel_futures=True)

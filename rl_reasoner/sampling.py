@@ -1,0 +1,132 @@
+"""What to draw: the settings of sampling, in transformers' words and with its own processors.
+
+Which of `generate`'s settings rl_reasoner.engine heeds is said here (`HANDLED`, `unhandled`). Knows
+nothing of trainers.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessorList
+from transformers.generation import StopStringCriteria, logits_process
+
+HANDLED = frozenset(
+    {
+        "do_sample",
+        "temperature",
+        "top_k",
+        "top_p",
+        "top_h",
+        "min_p",
+        "typical_p",
+        "epsilon_cutoff",
+        "eta_cutoff",
+        "repetition_penalty",
+        "no_repeat_ngram_size",
+        "bad_words_ids",
+        "sequence_bias",
+        "suppress_tokens",
+        "begin_suppress_tokens",
+        "min_length",
+        "min_new_tokens",
+        "max_new_tokens",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "exponential_decay_length_penalty",
+        "renormalize_logits",
+        "remove_invalid_values",
+        "stop_strings",
+        "pad_token_id",
+        "bos_token_id",
+    }
+)
+"""Arguments of `generate` that the engine heeds, or that change nothing here."""
+_ELSEWHERE = (
+    "num_beams",
+    "num_return_sequences",
+    "guidance_scale",
+    "watermarking_config",
+    "penalty_alpha",
+    "dola_layers",
+    "max_time",
+    "prompt_lookup_num_tokens",
+    "token_healing",
+    "constraints",
+    "force_words_ids",
+)
+# processors that do not look at the tokens before
+_BY_LOGITS = (
+    logits_process.TemperatureLogitsWarper,
+    logits_process.TopKLogitsWarper,
+    logits_process.TopPLogitsWarper,
+    logits_process.TopHLogitsWarper,
+    logits_process.MinPLogitsWarper,
+    logits_process.TypicalLogitsWarper,
+    logits_process.EpsilonLogitsWarper,
+    logits_process.EtaLogitsWarper,
+    logits_process.SuppressTokensLogitsProcessor,
+    logits_process.InfNanRemoveLogitsProcessor,
+    logits_process.LogitNormalization,
+)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What to draw: trl's names, transformers' meanings; temperature 0 is greedy.
+
+    `config` stands for all of transformers' settings (`HANDLED`), instead of the fields before it.
+    """
+
+    max_tokens: int
+    ends: tuple[int, ...]
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    begin_suppress: tuple[int, ...] = ()  # token ids that may not come first
+    config: GenerationConfig | None = None
+    stop: StopStringCriteria | None = None
+
+    @property
+    def settings(self) -> GenerationConfig:
+        """The settings in transformers' form."""
+        if self.config is not None:
+            return self.config
+        return GenerationConfig(
+            do_sample=bool(self.temperature),
+            temperature=float(self.temperature) or None,
+            top_k=self.top_k or 0,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+        )
+
+    def processors(self, model: Any, length: int) -> LogitsProcessorList:
+        """What `model.generate` does with the logits behind a prompt of `length` tokens."""
+        settings = copy.copy(self.settings)
+        settings.max_length = length + self.max_tokens
+        settings._eos_token_tensor = torch.tensor(self.ends, device=model.device)
+        found: LogitsProcessorList = model._get_logits_processor(
+            settings, input_ids_seq_length=length, device=model.device
+        )
+        return found
+
+
+def unhandled(given: Mapping[str, Any], settings: GenerationConfig) -> str | None:
+    """The first setting that the engine does not do: of those `given`, or of all `settings`."""
+    for name, value in given.items():
+        if value is not None and name not in HANDLED:
+            return f"generation_kwargs ({name})"
+    for name in _ELSEWHERE:
+        if getattr(settings, name, None) not in (None, False, 0, 1):
+            return f"the setting {name} of generate"
+    return None
+
+
+def looks_back(processors: LogitsProcessorList) -> bool:
+    """Whether one of them may look at the tokens before, or count them."""
+    return any(not isinstance(processor, _BY_LOGITS) for processor in processors)
