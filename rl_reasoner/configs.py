@@ -91,6 +91,7 @@ def _grpo(stage: GrpoStage) -> dict[str, Any]:
         "top_k": stage.sampling.top_k,
         "max_completion_length": stage.sampling.max_tokens,
         "prompt_schedule": stage.group.schedule,
+        "router_replay": stage.router_replay,
         **{TRL_NAMES.get(name, name): value for name, value in stage.loss},
     }
 

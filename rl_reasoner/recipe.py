@@ -299,6 +299,9 @@ class GrpoStage(_Stage):
     group: Group = Group()
     sampling: Sampling = Sampling()
     loss: Loss = Loss()
+    router_replay: bool = Field(
+        default=True, description="MoE: train with the experts that each completion was sampled by"
+    )
 
     @model_validator(mode="after")
     def _divides(self) -> Self:

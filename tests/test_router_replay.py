@@ -1,0 +1,300 @@
+"""Router replay: the same numbers where nothing flips, the sampled experts where something does."""
+
+import logging
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mixtures import FAMILIES, model_of
+from peft import LoraConfig
+from processes import Kill, build, same, together, weights
+from torch import Tensor
+
+from rl_reasoner import GRPOTrainer
+from rl_reasoner.engine import generate
+from rl_reasoner.moe import routers
+from rl_reasoner.routing import NoReplay, Routes, Routing, SampledRoutes
+from rl_reasoner.sampling import Sampling
+
+IDS = torch.arange(24).reshape(2, 12)
+
+
+def chosen_of(model: Any, ids: Tensor) -> Tensor:
+    """The choices (B, S, layers, k) of a plain pass, read off without `Routing`."""
+    seen: list[Tensor] = []
+    handles = [
+        router.register_forward_hook(lambda m, i, output: seen.append(output[2]))
+        for _, router in routers(model)
+    ]
+    with torch.no_grad():
+        model(input_ids=ids)
+    for handle in handles:
+        handle.remove()
+    return torch.stack(seen, 1).unflatten(0, tuple(ids.shape))  # type: ignore[no-untyped-call, no-any-return]
+
+
+# -------------------------------------------------------------------------------- the routers
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_replaying_a_models_own_choices_changes_no_bit(family: str) -> None:
+    model = model_of(family).eval()
+    plain = model(input_ids=IDS).logits
+    routing = Routing(model)
+    with routing.record() as passes:
+        assert torch.equal(model(input_ids=IDS).logits, plain)
+    assert torch.equal(passes[0].long(), chosen_of(model, IDS).flatten(0, 1))
+    with routing.replay(passes[0]):
+        assert torch.equal(model(input_ids=IDS).logits, plain)
+    assert routing.take_flips() == 0.0
+    assert routing.take_flips() is None, "counting starts anew"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_replayed_experts_are_taken_and_their_gates_have_gradients(family: str) -> None:
+    """Against a router whose choices are made by force: a large bias on its own logits."""
+    model = model_of(family).eval()
+    routing = Routing(model)
+    plain = model(input_ids=IDS).logits
+    count = sum(1 for _ in routers(model))
+    choices = torch.tensor([1, 4], dtype=routing.dtype).expand(24, count, 2)
+    with routing.replay(choices):
+        logits = model(input_ids=IDS).logits
+        logits.logsumexp(-1).sum().backward()
+        assert torch.equal(chosen_of(model, IDS).long().flatten(0, 1), choices.long())
+    assert not torch.allclose(logits, plain)
+    assert routing.take_flips() > 0.5  # type: ignore[operator]
+    for name, router in routers(model):
+        assert router.weight.grad.abs().max() > 0, name  # type: ignore[union-attr, operator]
+    routing.remove()
+    assert torch.equal(model(input_ids=IDS).logits, plain)
+
+
+def test_unknown_choices_are_the_routers() -> None:
+    model = model_of("Qwen3Moe").eval()
+    routing = Routing(model)
+    own = chosen_of(model, IDS).flatten(0, 1)
+    choices = torch.full_like(own, routing.unknown)
+    choices[3] = torch.tensor([0, 5])
+    with routing.replay(choices.to(routing.dtype)):
+        found = chosen_of(model, IDS).flatten(0, 1)
+    assert found[3].tolist() == [[0, 5], [0, 5]]
+    assert torch.equal(found[:3], own[:3]), "tokens before it are untouched"
+
+
+def test_more_than_255_experts_fit() -> None:
+    model = model_of("Qwen3Moe", num_experts=300)
+    routing = Routing(model)
+    with routing.record() as passes:
+        plain = model(input_ids=IDS).logits
+    assert passes[0].dtype == torch.int16 and passes[0].max() > 255
+    with routing.replay(passes[0]):
+        assert torch.equal(model(input_ids=IDS).logits, plain)
+
+
+def test_gates_of_an_unknown_kind_are_refused() -> None:
+    class Squared(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.num_experts = 4
+            self.weight = torch.nn.Parameter(torch.zeros(4, 8))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            logits = x @ self.weight.T
+            values, chosen = logits.square().topk(2)
+            return logits, values, chosen
+
+    model = torch.nn.Sequential(Squared())
+    with pytest.raises(NoReplay, match="Squared"):
+        Routing(model)
+    with pytest.raises(NoReplay, match="without experts"):
+        Routing(torch.nn.Linear(2, 2))
+
+
+# ------------------------------------------------------------------------------- the sampling
+
+
+def test_the_engine_keeps_what_a_plain_pass_chooses_and_prompts_once() -> None:
+    model = model_of("Qwen3Moe", eos_token_id=1, pad_token_id=0, bos_token_id=2).eval()
+    prompts = [prompt for prompt in ([5, 6, 7, 8], [9, 10], [3]) for _ in range(3)]
+    routing = Routing(model)
+    sampling = Sampling(max_tokens=7, ends=(*range(12),))
+    with routing.record() as passes:
+        routes = SampledRoutes(passes)
+        found = generate(model, prompts, [[i] for i in range(9)], sampling, routes)
+    assert len({len(completion.ids) for completion in found}) > 2, "rows end at different times"
+    kept = routes.routes()
+    for prompt, completion, before, own in zip(
+        prompts, found, kept.prompts, kept.completions, strict=True
+    ):
+        expected = chosen_of(model, torch.tensor([prompt + completion.ids[:-1]]))[0]
+        both = torch.cat((before, own)).long()
+        assert torch.equal(both.sort(-1).values, expected.sort(-1).values)
+    assert len({t.data_ptr() for t in kept.prompts if len(t)}) == 2, "one a group"
+    tokens = sum(len(c.ids) for c in found) + 3 + 1
+    assert kept.size == tokens * 2 * 2  # layers, choices: a byte each
+
+
+# -------------------------------------------------------------------------------- the trainer
+
+CASES: dict[str, dict[str, Any]] = {
+    "packed": {},
+    "padded": {"share_prompts": False},
+    "transformers' generate": {"share_prompts": False, "fast_rollouts": False},
+    "checkpointing": {"gradient_checkpointing": True},
+    "dynamic sampling": {"dynamic_sampling": 2},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_nothing_changes_where_nothing_flips(name: str, tmp_path: Path) -> None:
+    """fp32: the weights of a run with replay are those of a run without, bit by bit."""
+    runs = []
+    for replay in (True, False):
+        changes: dict[str, Any] = {
+            "max_steps": 3,
+            "save_strategy": "no",
+            "logging_steps": 1,
+            **CASES[name],
+        }
+        trainer = build("scratch:moe-tiny", tmp_path, router_replay=replay, **changes)
+        trainer.train()
+        runs.append(trainer)
+    assert same(weights(runs[0]), weights(runs[1]))
+    flips, none = (
+        [row.get("router_replay/flips") for row in run.state.log_history[:3]] for run in runs
+    )
+    assert flips == [0.0] * 3 and none == [None] * 3
+    assert runs[0].state.log_history[0]["router_replay/megabytes"] > 0
+
+
+PAIR = (3, 5)
+
+
+def forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on completions are said to have been sampled with one pair of experts."""
+
+    def routes(sampled: SampledRoutes) -> Routes:
+        found = honest(sampled)
+        for tensor in (*found.prompts, *found.completions):
+            tensor[:] = torch.tensor(PAIR, dtype=torch.uint8)
+        return found
+
+    honest = SampledRoutes.routes
+    monkeypatch.setattr(SampledRoutes, "routes", routes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"share_prompts": False},
+        {"gradient_checkpointing": True},
+        {"num_iterations": 2, "steps_per_generation": 4},
+        {"router_aux_loss_coef": 0.0, "skip_zero_advantage": True},
+        {"dynamic_sampling": 2},
+    ],
+    ids=str,
+)
+def test_training_takes_the_sampled_experts(
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Passes with gradients and those without, with prompts shared or not, and computed anew."""
+    forced(monkeypatch)
+    trainer = build(
+        "scratch:moe-tiny", tmp_path, max_steps=2, save_strategy="no", logging_steps=1, **changes
+    )
+    before = weights(trainer)
+    trainer.train()
+    after = weights(trainer)
+    for row in trainer.state.log_history[:2]:
+        assert row["router_replay/flips"] > 0.5
+    for name, new in after.items():
+        rows = (new - before[name]).flatten(1).abs().amax(1) if new.dim() > 1 else new
+        if "experts.gate_up_proj" in name:
+            assert rows[list(PAIR)].min() > 1e-5, "their experts learn"
+            # the last token of a row, which predicts nothing, is routed as the router wants
+            others = [i for i in range(8) if i not in PAIR]
+            assert changes.get("router_aux_loss_coef") is None or rows[others].max() == 0
+        if "gate.weight" in name:
+            assert rows[list(PAIR)].min() > 1e-5, "so does the router"
+
+
+def test_replay_reaches_adapters_and_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LoRA with a KL term: the reference is the policy without its adapter, on the same experts."""
+    forced(monkeypatch)
+    adapter = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    adapted: Any = partial(GRPOTrainer, peft_config=adapter)
+    trainer = build(
+        "scratch:moe-tiny",
+        tmp_path,
+        max_steps=1,
+        save_strategy="no",
+        beta=0.04,
+        logging_steps=1,
+        kind=adapted,
+    )
+    trainer.train()
+    row = trainer.state.log_history[0]
+    assert row["router_replay/flips"] > 0.5
+    assert row["kl"] == pytest.approx(0.0, abs=1e-7), "the adapter starts at zero"
+
+
+def test_choices_that_sampling_does_not_tell_come_from_the_first_pass(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def roll(prompts: list[str], trainer: GRPOTrainer) -> dict[str, Any]:
+        ids = [trainer.processing_class(prompt)["input_ids"] for prompt in prompts]
+        drawn = [[20 + i, 30 + i, 1] for i in range(len(prompts))]
+        logps = [[-1.0] * 3 for _ in prompts]
+        return {"prompt_ids": ids, "completion_ids": drawn, "logprobs": logps}
+
+    told: Any = partial(GRPOTrainer, rollout_func=roll)
+    changes: dict[str, Any] = {
+        "num_iterations": 2,
+        "max_steps": 4,
+        "save_strategy": "no",
+        "logging_steps": 1,
+    }
+    with caplog.at_level(logging.WARNING):
+        trainer = build("scratch:moe-tiny", tmp_path, kind=told, **changes)
+    assert "router_replay: no choices come from sampling, for tools" in caplog.text
+    trainer.train()
+    flips = ["router_replay/flips" in row for row in trainer.state.log_history[:4]]
+    assert flips == [False, True, False, True], "each batch is trained on twice"
+
+
+def test_a_killed_run_keeps_the_experts_of_its_completions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between two steps of one generation, with experts that a router would not choose."""
+    torch.set_num_threads(1)
+    forced(monkeypatch)
+    changes: dict[str, Any] = {"steps_per_generation": 8, "max_steps": 4, "save_steps": 1}
+    whole = build("scratch:moe-tiny", tmp_path / "whole", **changes)
+    whole.train()
+
+    def job(rank: int) -> None:
+        trainer = build("scratch:moe-tiny", tmp_path / "killed", **changes)
+        trainer.add_callback(Kill(3))
+        trainer.train()
+
+    assert together(1, job) == [signal.SIGKILL]
+    resumed = build("scratch:moe-tiny", tmp_path / "killed", **changes)
+    resumed.train(resume_from_checkpoint=True)
+    assert same(weights(whole), weights(resumed))
+
+
+def test_dense_policies_have_nothing_to_replay(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        trainer = build("scratch:dense-tiny", tmp_path, max_steps=1, save_strategy="no")
+    trainer.train()
+    assert "router_replay" not in caplog.text
+    assert not any("router_replay" in key for row in trainer.state.log_history for key in row)
