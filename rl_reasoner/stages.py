@@ -219,7 +219,6 @@ class _Session:
         build = self._sft if isinstance(stage, SftStage) else self._grpo
         trainer = build(stage, index, policy, folder)  # type: ignore[arg-type]
         self.view.start_stage(stage.name, index + 1, len(self.recipe.stages), stage.steps)
-        trainer.add_callback(SkipBadSteps(trainer))
         last_step = LastStep(trainer)
         trainer.add_callback(last_step)
         trainer.add_callback(_Recorder(self, stage, policy, folder, trainer))
@@ -262,12 +261,14 @@ class _Session:
 
     def _sft(self, stage: SftStage, index: int, policy: Policy, folder: Path) -> SFTTrainer:
         rows = [self._supervised(row, policy) for row in self.work.rows[index]]
-        return SFTTrainer(
+        trainer = SFTTrainer(
             policy.model,
             args=config(self.recipe, stage, folder),
             train_dataset=Dataset.from_list(rows),
             processing_class=policy.tokenizer,
         )
+        trainer.add_callback(SkipBadSteps(trainer))
+        return trainer
 
     def _supervised(self, row: Row, policy: Policy) -> dict[str, Any]:
         prompt = render(row["problem"], self.recipe.template, policy.tokenizer)

@@ -21,6 +21,8 @@ from transformers.generation import StopStringCriteria
 from trl.models.utils import disable_gradient_checkpointing
 
 from rl_reasoner.engine import generate, generates_as_transformers
+from rl_reasoner.faults import SkipBadSteps
+from rl_reasoner.memory import SmallerPieces
 from rl_reasoner.moe import ExpertLoad
 from rl_reasoner.objective import Objective, ObjectiveConfig, row_means, trained_tokens
 from rl_reasoner.old_log_probs import OldLogProbs, OldLogProbsConfig
@@ -81,7 +83,7 @@ class GRPOConfig(ObjectiveConfig, RewardingConfig, OldLogProbsConfig):
         super().__post_init__()
 
 
-class GRPOTrainer(PromptChoice, Objective, Rewarding, OldLogProbs, ExactResume):
+class GRPOTrainer(SmallerPieces, PromptChoice, Objective, Rewarding, OldLogProbs, ExactResume):
     """trl's `GRPOTrainer` with rewards that cannot end the run by themselves.
 
     `rollout_sink`, when set, is called once a generation batch, on the main process, with one dict
@@ -109,6 +111,7 @@ class GRPOTrainer(PromptChoice, Objective, Rewarding, OldLogProbs, ExactResume):
             logger.warning("correct_sampling: left out, no log-probs are kept while sampling")
         self.expert_load = ExpertLoad(self.model)
         self.last_expert_load: list[list[float]] = []
+        self.add_callback(SkipBadSteps(self))
 
     # ------------------------------------------------------------------------------- rewards
 

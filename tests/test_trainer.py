@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, Score, open_policy, reward
 from rl_reasoner.isolation import RewardsFailed
+from rl_reasoner.memory import SmallerPieces
 from rl_reasoner.objective import Objective
 from rl_reasoner.old_log_probs import OldLogProbs
 from rl_reasoner.prompt_choice import PromptChoice
@@ -203,6 +204,7 @@ OVERRIDDEN = {
     "_save_rng_state": ["output_dir"],
     "evaluate": ["eval_dataset", "ignore_keys", "metric_key_prefix"],
     "_compute_loss": ["model", "inputs"],
+    "compute_loss": ["model", "inputs", "return_outputs", "num_items_in_batch"],
     "_get_per_token_logps_and_entropies": [
         "model",
         "input_ids",
@@ -244,6 +246,7 @@ KINDS = (
     OldLogProbs,
     ExactResume,
     Rewarding,
+    SmallerPieces,
     Objective,
     PromptChoice,
     GRPOTrainer,
