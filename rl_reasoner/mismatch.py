@@ -1,0 +1,269 @@
+"""How far a rollout and the training pass of one model are apart: log-probabilities and experts.
+
+The same completions are sampled token by token, with a cache, and then passed over as whole rows;
+both by the same weights, so every difference is one of arithmetic. In a mixture of experts a
+difference of rounding can flip a token's choice of experts, and then its log-probability moves by
+tenths of a nat: `measure` gives both without and with router replay. Knows models; nothing of
+trainers.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig
+
+from rl_reasoner.engine import generate
+from rl_reasoner.moe import routers
+from rl_reasoner.packing import Unsupported, obstacle
+from rl_reasoner.routing import NoReplay, Routes, Routing, SampledRoutes, from_padded
+from rl_reasoner.sampling import Sampling
+
+_ROWS = 16  # of one pass
+
+
+@dataclass(frozen=True)
+class Gap:
+    """|log-prob in training - log-prob in sampling| over the tokens of the completions, in nats.
+
+    `flips`: the share of tokens of which a layer took other experts than in sampling; None for a
+    model without experts. `router_gradient`: the norm of the routers' gradient of the mean
+    log-prob; None likewise.
+    """
+
+    largest: float
+    mean: float
+    flips: float | None
+    router_gradient: float | None
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """The gap of `tokens` sampled tokens, as it is, and with router replay where that is there."""
+
+    tokens: int
+    plain: Gap
+    replayed: Gap | None
+
+
+@dataclass(frozen=True)
+class _Rollout:
+    """A sampled row: its tokens, their log-probs."""
+
+    prompt: list[int]
+    ids: list[int]
+    logps: list[float]
+
+
+def measure(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    *,
+    ends: Sequence[int],
+    max_tokens: int = 64,
+    temperature: float = 1.0,
+    seed: int = 0,
+    autocast: torch.dtype | None = None,
+) -> Mismatch:
+    """Sample a completion for each of `prompts`, pass over them, and compare.
+
+    `autocast`: the type in which a model that is kept in fp32 computes. The weights are not
+    changed; the gradients are left as they were.
+    """
+    try:
+        routing = Routing(model) if any(True for _ in routers(model)) else None
+    except NoReplay:
+        routing = None
+    device = next(model.parameters()).device.type
+    cast = torch.autocast(device, autocast) if autocast is not None else nullcontext()
+    sampling = Sampling(max_tokens=max_tokens, ends=tuple(ends), temperature=temperature)
+    try:
+        with cast:
+            rows, routes = _sampled(model, prompts, sampling, seed, routing)
+        plain = _gap(model, rows, temperature, routing, routes, False, cast)
+        replayed = None
+        if routing is not None:
+            replayed = _gap(model, rows, temperature, routing, routes, True, cast)
+    finally:
+        if routing is not None:
+            routing.remove()
+    return Mismatch(sum(len(row.ids) for row in rows), plain, replayed)
+
+
+# ------------------------------------------------------------------------------------- sampling
+
+_Sampled = tuple[list[_Rollout], Routes | None]
+
+
+def _sampled(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    seed: int,
+    routing: Routing | None,
+) -> _Sampled:
+    """By the engine, as the trainer does; by transformers where that is nothing for the engine."""
+    if obstacle(model) is None:
+        with suppress(Unsupported):
+            return _by_engine(model, prompts, sampling, seed, routing)
+    return _by_transformers(model, prompts, sampling, seed, routing)
+
+
+def _by_engine(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    seed: int,
+    routing: Routing | None,
+) -> _Sampled:
+    keys = [(seed, row) for row in range(len(prompts))]
+    with _recording(routing) as passes:
+        routes = SampledRoutes(passes) if routing is not None else None
+        found = generate(model, prompts, keys, sampling, routes)
+    rows = [_Rollout(list(p), c.ids, c.logps) for p, c in zip(prompts, found, strict=True)]
+    return rows, routes.routes() if routes is not None else None
+
+
+def _by_transformers(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    seed: int,
+    routing: Routing | None,
+) -> _Sampled:
+    """For models that the engine does not do; on the CPU the random state is put back."""
+    longest = max(map(len, prompts))
+    padded = [[sampling.ends[0]] * (longest - len(p)) + list(p) for p in prompts]
+    mask = [[0] * (longest - len(p)) + [1] * len(p) for p in prompts]
+    settings = GenerationConfig(
+        max_new_tokens=sampling.max_tokens,
+        do_sample=True,
+        temperature=sampling.temperature,
+        top_k=0,
+        eos_token_id=list(sampling.ends),
+        pad_token_id=sampling.ends[0],
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    with torch.random.fork_rng(), _recording(routing) as passes, torch.no_grad():
+        torch.manual_seed(seed)
+        out = model.generate(
+            torch.tensor(padded, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
+            generation_config=settings,
+        )
+    drawn = out.sequences[:, longest:]
+    logps = torch.stack(out.scores, 1).float().log_softmax(-1).gather(2, drawn[:, :, None])
+    rows = []
+    for prompt, ids, values in zip(prompts, drawn.tolist(), logps.squeeze(2).tolist(), strict=True):
+        end = next((i for i, token in enumerate(ids) if token in sampling.ends), len(ids) - 1) + 1
+        rows.append(_Rollout(list(prompt), ids[:end], values[:end]))
+    if routing is None:
+        return rows, None
+    table = torch.cat([choices.unflatten(0, (len(rows), -1)) for choices in passes], 1)  # type: ignore[no-untyped-call]
+    return rows, from_padded(table, [len(p) for p in prompts], [len(row.ids) for row in rows])
+
+
+def _recording(routing: Routing | None) -> AbstractContextManager[list[Tensor]]:
+    return routing.record() if routing is not None else nullcontext([])
+
+
+# -------------------------------------------------------------------------------------- the pass
+
+
+def _gap(
+    model: nn.Module,
+    rows: list[_Rollout],
+    temperature: float,
+    routing: Routing | None,
+    routes: Routes | None,
+    replay: bool,
+    cast: AbstractContextManager[Any],
+) -> Gap:
+    """Pass over `rows`, right-padded, a few at a time."""
+    weights: list[Any] = [r.weight for _, r in routers(model)] if routing is not None else []
+    apart, flipped = [], []
+    gradient = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
+    total = sum(len(row.ids) for row in rows)
+    for start in range(0, len(rows), _ROWS):
+        part = rows[start : start + _ROWS]
+        ids, mask = _table(part, next(model.parameters()).device)
+        own = routes.rows(range(start, start + len(part))) if routes is not None else None
+        with _watched(model) as chosen, cast:
+            if routing is not None and own is not None and replay:
+                with routing.replay(_laid_out(own, mask, routing)):
+                    logps = _log_probs(model, ids, mask, part, temperature)
+            else:
+                logps = _log_probs(model, ids, mask, part, temperature)
+        sampled = torch.tensor([value for row in part for value in row.logps])
+        apart.append((logps.detach().float().cpu() - sampled).abs())
+        if routing is not None and own is not None:
+            known = _laid_out(own, mask, routing)
+            flipped.append(_flipped(torch.stack(chosen, 1), known, routing.unknown))
+            grads = torch.autograd.grad(logps.sum() / total, weights)
+            gradient = [a + b.float() for a, b in zip(gradient, grads, strict=True)]
+    gaps = torch.cat(apart)
+    return Gap(
+        float(gaps.max()),
+        float(gaps.mean()),
+        float(torch.cat(flipped).float().mean()) if flipped else None,
+        float(torch.cat([g.flatten() for g in gradient]).norm()) if gradient else None,
+    )
+
+
+def _table(rows: list[_Rollout], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and mask (B, S) of rows, right-padded; the last token of a row predicts nothing."""
+    whole = [row.prompt + row.ids[:-1] for row in rows]
+    longest = max(map(len, whole))
+    ids = [row + [0] * (longest - len(row)) for row in whole]
+    mask = [[1] * len(row) + [0] * (longest - len(row)) for row in whole]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def _laid_out(routes: Routes, mask: Tensor, routing: Routing) -> Tensor:
+    """(B * S, layers, k) for right-padded rows."""
+    layers = [torch.cat(pair) for pair in zip(routes.prompts, routes.completions, strict=True)]
+    width = mask.shape[1]
+    rows = [
+        torch.cat((row, row.new_full((width - len(row), *row.shape[1:]), routing.unknown)))
+        for row in layers
+    ]
+    return torch.cat(rows).to(mask.device)
+
+
+def _log_probs(
+    model: Any, ids: Tensor, mask: Tensor, rows: list[_Rollout], temperature: float
+) -> Tensor:
+    """(tokens,) of all rows' completions, one row after the other."""
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    found = []
+    for row, own in zip(rows, logits, strict=True):
+        start = len(row.prompt) - 1
+        scores = own[start : start + len(row.ids)].float() / temperature
+        targets = torch.tensor(row.ids, device=scores.device)
+        found.append(scores.log_softmax(-1).gather(1, targets[:, None]).squeeze(1))
+    return torch.cat(found)
+
+
+@contextmanager
+def _watched(model: nn.Module) -> Iterator[list[Tensor]]:
+    """The choices (N, k) of every layer that runs inside, as the experts get them."""
+    chosen: list[Tensor] = []
+    handles = [
+        router.register_forward_hook(lambda m, i, output: chosen.append(output[2]))
+        for _, router in routers(model)
+    ]
+    try:
+        yield chosen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _flipped(chosen: Tensor, sampled: Tensor, unknown: int) -> Tensor:
+    """(tokens,) bool: whether a layer took another set of experts, where the set is known."""
+    other = chosen.sort(-1).values != sampled.long().sort(-1).values
+    return other.any(-1).any(-1)[sampled[:, 0, 0] != unknown]
