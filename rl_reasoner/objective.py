@@ -195,7 +195,10 @@ class Objective(trl.GRPOTrainer):  # type: ignore[misc]
                 old, _, _ = self._get_per_token_logps_and_entropies(
                     self.model, ids, attended, mask.shape[1], self.args.per_device_train_batch_size
                 )
-        found = maths.kl_estimate((old - output["ref_per_token_logps"]) * mask, self._estimator)
+        apart = (old - output["ref_per_token_logps"]).nan_to_num(
+            nan=0.0
+        )  # of a row to be taken out
+        found = maths.kl_estimate(apart * mask, self._estimator)
         added, count = self._total(torch.stack([(found * mask).sum(), mask.sum()]))
         mode = "train" if self.model.training else "eval"
         self._metrics[mode]["kl"].append((added / count.clamp(min=1.0)).item())

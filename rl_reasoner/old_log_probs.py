@@ -101,7 +101,8 @@ class OldLogProbs(RouterReplay):
         loss: Tensor = super()._compute_loss(model, inputs)
         if self.model.training and self._defers and _OLD not in inputs:
             assert self._fresh is not None
-            inputs[_OLD] = self._fresh.detach()  # in the buffer: the iterations to come find it
+            # in the buffer, where the iterations to come find it; rows without numbers stay so
+            inputs[_OLD] = self._fresh.detach().masked_fill(self._lost[:, None], torch.nan)
         self._fresh = None
         return loss
 

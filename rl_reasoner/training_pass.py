@@ -141,9 +141,11 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
         """Log-probs, entropies (B, width), None from a head that gives none; router loss or zero.
 
         A row with a log-prob that is not finite is left out, and the pass is done without it: its
-        ratio is 1, it gives no gradient, and the weights stay finite.
+        ratio is 1, it gives no gradient, and the weights stay finite. Without gradients, where its
+        log-probs are to be compared with later ones, they are NaN: `take_out` sees to the row.
         """
         keep = self._kept(mask, width)
+        self._lost = torch.zeros_like(ids[:, 0], dtype=torch.bool)
         shape = (ids.shape[0], width)
         while (packed := packing.pack(ids, mask, width, keep=keep, whole=aux)) is not None:
             out = self._forward(model, packed, aux)
@@ -152,6 +154,7 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
                 break
             keep = torch.ones_like(ids[:, 0], dtype=torch.bool) if keep is None else keep
             keep[broken] = False
+            self._lost[broken] = True
             count = len(torch.unique(broken))
             self._metrics["train"]["rows/not_finite"].append(float(count))
             logger.warning("%d rows left out: log-probabilities that are not finite", count)
@@ -159,9 +162,13 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
             logps = torch.zeros(shape, device=ids.device, requires_grad=torch.is_grad_enabled())
             if self.accelerator.num_processes > 1:  # the others wait for every gradient of ours
                 logps = logps + sum(p.flatten()[0] * 0.0 for p in model.parameters())
+            if not torch.is_grad_enabled():
+                logps[self._lost] = torch.nan
             entropies = torch.full(shape, torch.nan if self._skips else 0.0, device=ids.device)
             return self._filled(logps, keep), entropies, logps.new_zeros(())
         logps = self._filled(_table(out.log_probs, packed, shape), keep)
+        if not torch.is_grad_enabled():
+            logps[self._lost] = torch.nan
         router = out.aux_loss if aux else logps.new_zeros(())
         if out.entropy is None:
             return logps, None, router
@@ -250,6 +257,7 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         before = self._buffered_inputs
         inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)
+        take_out(inputs)
         if self._buffered_inputs is None or self._buffered_inputs is before or not self._regroups:
             return inputs
         size = self._window
@@ -259,6 +267,7 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
             for batch in regrouped(self._buffered_inputs[start : start + size], self._skips)
         ]
         current: dict[str, Any] = self._buffered_inputs[self._step % self.args.steps_per_generation]
+        take_out(current)
         return current
 
     @property
@@ -280,6 +289,21 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
             and not self._entropy_bonus_enabled
             and self.top_entropy_quantile == 1.0
         )
+
+
+def take_out(batch: dict[str, Any]) -> None:
+    """Rows that another pass could not give a log-prob to leave the batch: no token, no advantage.
+
+    In place, so that a buffered batch is without them ever after.
+    """
+    found = (batch.get(name) for name in ("old_per_token_logps", "ref_per_token_logps"))
+    tables = [table for table in found if table is not None]
+    for bad in [~table.isfinite().all(1) for table in tables]:
+        if bad.any():
+            for table in tables:
+                table[bad] = 0.0
+            batch["completion_mask"][bad] = 0
+            batch["advantages"][bad] = 0.0
 
 
 def moves(advantages: Tensor) -> Tensor:

@@ -348,6 +348,53 @@ def test_a_row_that_is_not_finite_is_left_out_and_the_weights_stay_finite(
     assert sum(row.get("rows/not_finite") or 0 for row in logs) > 0
 
 
+def poisoned(when: Callable[[Any], bool]) -> type[GRPOTrainer]:
+    """Our trainer; the token POISON gives NaN in a model's embedding where `when(trainer)`."""
+
+    class Poisoned(GRPOTrainer):
+        def _packed_pass(self, model: Any, *others: Any) -> Any:
+            def hook(embedding: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+                bad = (inputs[0] == POISON)[..., None] & when(self)
+                return output.masked_fill(bad, torch.nan)
+
+            self.now = "reference" if model is self.ref_model else "policy"
+            handle = model.get_input_embeddings().register_forward_hook(hook)
+            try:
+                return super()._packed_pass(model, *others)
+            finally:
+                handle.remove()
+
+    return Poisoned
+
+
+def test_a_row_without_reference_is_taken_out(policies: Policies, tmp_path: Path) -> None:
+    kind = poisoned(lambda trainer: trainer.now == "reference")
+    ours, logs, _ = gradients(kind, policies("dense"), tmp_path, never_flat, beta=0.04)
+    assert sum(row.get("rows/not_finite") or 0 for row in logs) > 0
+    assert all(g.isfinite().all() for step in ours for g in step.values())
+    assert max(row["kl"] for row in logs if "kl" in row) < 0.1, "no made-up distance"
+
+
+@pytest.mark.parametrize("changes", [{"num_iterations": 2}, {**APART, "max_steps": 3}], ids=str)
+def test_a_row_that_had_no_log_prob_stays_out(
+    changes: dict[str, Any], policies: Policies, tmp_path: Path
+) -> None:
+    """Its old log-prob is not known: it does not come back when it has numbers again."""
+    always, _, _ = gradients(
+        poisoned(lambda trainer: True), policies("dense"), tmp_path, never_flat, **changes
+    )
+    first, logs, _ = gradients(
+        poisoned(lambda trainer: trainer.state.global_step == 0),
+        policies("dense"),
+        tmp_path,
+        never_flat,
+        **changes,
+    )
+    assert sum(row.get("rows/not_finite") or 0 for row in logs) > 0
+    assert worst(always, first) <= TOLERANCE
+    assert all(g.isfinite().all() for step in first for g in step.values())
+
+
 @pytest.mark.parametrize(
     ("kind", "changes", "reason"),
     [("gemma2", {}, "softcap"), ("dense", {"lora": 0.1}, "dropout")],

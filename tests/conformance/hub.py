@@ -155,23 +155,24 @@ class RemoteForCausalLM(LlamaForCausalLM):
 
 
 def build(folder: Path) -> None:
-    """Write `hub/` and `wide/` as huggingface_hub caches them, and `data/`, below `folder`.
+    """Write `hub/` and `wide/` below `folder`: models as huggingface_hub caches them, data sets.
 
     `wide/` has models whose tokenizer is as wide as Qwen's, and the numbers of its words; they are
-    slow, and only for tests that spell such numbers out.
+    slow, and only for tests that spell such numbers out; its data sets are short.
     """
     for name in LANGUAGE:
         _snapshot(folder / "hub", f"tiny-{name}", partial(_language, name))
         if name.startswith("Qwen"):
             _snapshot(folder / "wide", f"tiny-{name}", partial(_language, name, wide=True))
     _snapshot(folder / "hub", "tiny-RemoteForCausalLM", _remote)
-    _texts(folder / "data" / "zen")
+    _texts(folder / "hub" / "zen", PROMPTS)
+    _texts(folder / "wide" / "zen", PROMPTS[:4])
 
 
 def data_folder(folder: Path, name: str) -> Path | None:
-    """Where the data set of that name lies in what `build` made, or None."""
+    """Where the data set of that name lies in `hub/` or `wide/`, or None."""
     owner, _, short = name.partition("/")
-    path = folder / "data" / short
+    path = folder / short
     return path if owner == OWNER and path.is_dir() else None
 
 
@@ -277,11 +278,11 @@ def _bytes() -> dict[int, str]:
     return table | {byte: chr(256 + place) for place, byte in enumerate(others)}
 
 
-def _texts(folder: Path) -> None:
+def _texts(folder: Path, texts: list[str]) -> None:
     """`zen`: prompts as plain text and as chats, in a file for each config and split."""
-    chats = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    chats = [[{"role": "user", "content": text}] for text in texts]
     for config, prompts in (
-        ("standard_prompt_only", PROMPTS),
+        ("standard_prompt_only", texts),
         ("conversational_prompt_only", chats),
     ):
         parts = DatasetDict(

@@ -38,7 +38,7 @@ if edge := os.environ.get("CONFORMANCE_EDGE"):
 
     def load_dataset(path: str, name: str | None = None, **options: Any) -> Any:
         """As datasets', with the data sets that hub.py made under their names on the hub."""
-        folder = data_folder(Path(edge), path)
+        folder = data_folder(Path(constants.HF_HUB_CACHE), path)
         return (
             load(path, name, **options)
             if folder is None
@@ -52,5 +52,7 @@ if edge := os.environ.get("CONFORMANCE_EDGE"):
 def numbers_of_tokens(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Models as wide as Qwen's where a test spells out the numbers of Qwen's tokens."""
     source = inspect.getsource(request.function)
-    if edge and ("15164" in source or "all_masked" in source):  # the latter: an end token is no chance
+    if edge and (
+        "15164" in source or "all_masked" in source
+    ):  # the latter: an end token is no chance
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(Path(edge) / "wide"))
