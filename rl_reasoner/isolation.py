@@ -111,6 +111,10 @@ class _Process:
         """Kill the process."""
         self.worker.stop()
 
+    def give_up(self) -> None:
+        """Kill the process while another thread waits for it: that thread hears of its death."""
+        self.worker.kill()
+
 
 class _Thread:
     """A reward on a thread of this process; one that is late is left behind, not killed."""
@@ -158,6 +162,10 @@ class _Thread:
     def stop(self) -> None:
         """A thread cannot be stopped."""
 
+    def give_up(self) -> None:
+        """End the waiting of another thread; the call itself goes on."""
+        self.found.put(WorkerDied("given up"))
+
 
 def _plain(state: Any) -> dict[str, Any]:
     """The fields of trl's trainer state that are plain values."""
@@ -179,6 +187,7 @@ class Runner:
         self._fn = weakref.ref(fn) if _weak(fn) else lambda: fn
         self._lock = threading.Lock()
         self._place: _Process | _Thread | None = None
+        self._given_up = False
         self._packed = packed(fn) if limits.apart and not self.shipped else "isolate_rewards is off"
         self._here = isinstance(self._packed, str)
         if self._here and limits.apart and not self.shipped:
@@ -271,6 +280,8 @@ class Runner:
 
     def _ready(self) -> _Process | _Thread:
         """The place, started where it is not there yet."""
+        if self._given_up:
+            raise WorkerDied("given up")
         if self._place is not None and self._place.usable:
             return self._place
         if self._place is not None:
@@ -317,6 +328,12 @@ class Runner:
             self._place.stop()
             self._place = None
 
+    def give_up(self) -> None:
+        """End all calls under way, whichever thread waits for them; there are no further ones."""
+        self._given_up = True
+        if self._place is not None:
+            self._place.give_up()
+
     def forget(self) -> None:
         """Leave the worker to the parent: this process is a fork of it."""
         if isinstance(self._place, _Process):
@@ -354,6 +371,14 @@ def _drop(key: int) -> None:
     gone = _RUNNERS.pop(key, None)
     if gone is not None:
         gone.close()
+
+
+def give_up_all() -> None:
+    """End all calls under way, so that nobody waits for them; the next ones start anew."""
+    with _LOCK:
+        for runner in _RUNNERS.values():
+            runner.give_up()
+        _RUNNERS.clear()
 
 
 def _after_fork() -> None:

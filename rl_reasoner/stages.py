@@ -26,6 +26,7 @@ from rl_reasoner.configs import config
 from rl_reasoner.errors import RunStopped, UserError
 from rl_reasoner.evaluate import EvalResult, evaluate, evaluate_recipe
 from rl_reasoner.faults import LastStep, SkipBadSteps, disk_is_full, stopped_by_full_disk
+from rl_reasoner.isolation import give_up_all
 from rl_reasoner.ledger import Ledger, scores_of
 from rl_reasoner.live import LiveView
 from rl_reasoner.policy import (
@@ -93,6 +94,7 @@ def train(
             session = _Session(recipe, run, view, stop, work)
             return session.go(command)
     except KeyboardInterrupt as error:
+        give_up_all()
         raise Interrupted(run.path) from error
     except RunStopped as error:
         error.folder = str(run.path)
@@ -248,6 +250,7 @@ class _Session:
                 yield
             except (RunStopped, StepGivenUp):
                 self.stop.last_step = None  # from here on a signal stops at once
+                give_up_all()  # a thread may be waiting for a reward
                 last_step.save()
                 raise
             finally:

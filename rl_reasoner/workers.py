@@ -78,6 +78,13 @@ class Worker:
         self.served += 1
         return json.loads(line)
 
+    def kill(self) -> None:
+        """Kill the process with all that it started; the pipes stay open."""
+        if not self.stopped:
+            self.stopped = True
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
     def _died(self) -> WorkerDied:
         """The error for a closed pipe; a process that is ending is left to end in its own way."""
         with suppress(subprocess.TimeoutExpired):
@@ -94,10 +101,7 @@ class Worker:
 
     def stop(self) -> None:
         """Kill the process with all that it started and close the pipes; may be called again."""
-        if not self.stopped:
-            self.stopped = True
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+        self.kill()
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(5)
         self.forget()

@@ -16,7 +16,14 @@ from typing import Any
 
 import pytest
 
-from rl_reasoner.isolation import Breaker, Limits, RewardsFailed, close_all, runner_of
+from rl_reasoner.isolation import (
+    Breaker,
+    Limits,
+    RewardsFailed,
+    close_all,
+    give_up_all,
+    runner_of,
+)
 from rl_reasoner.reward import Fault, Outcome, Reward, Score, load_reward, reward, score_batch
 from rl_reasoner.reward_calls import packed
 
@@ -393,3 +400,18 @@ def test_the_breaker_trips_over_half_of_a_window_or_a_whole_step() -> None:
     with pytest.raises(RewardsFailed, match=r"every reward call of step 1 failed \(4 calls\)"):
         Breaker().add(1, {"f": [True] * 2, "g": [True] * 2}, iter(()))
     Breaker().add(1, {"f": [True] * 2, "g": [True, False]}, iter(()))
+
+
+@pytest.mark.parametrize("here", [False, True], ids=["process", "thread"])
+def test_calls_under_way_can_be_given_up_from_another_thread(
+    here: bool, faulty: Callable[[str], Any]
+) -> None:
+    row = faulty("row")
+    limits = Limits(timeout_s=40.0, apart=not here)
+    score_batch(row, ["warm"], {}, limits)
+    threading.Timer(0.5, give_up_all).start()
+    started = time.monotonic()
+    found = score_batch(row, ["hang", "ab"], {}, limits)
+    assert time.monotonic() - started < 10
+    assert all(isinstance(o, Fault) and "given up" in o.message for o in found[1:])
+    assert shown(score_batch(row, ["ab"], {}, limits)) == [2.0], "the next ones start anew"
