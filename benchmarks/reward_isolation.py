@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="also write everything measured to this file")
     args = parser.parse_args()
-    found = {way: [] for way in WAYS}  # type: dict[str, list[dict[str, float]]]
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     for _ in range(args.repeats):
         for way in WAYS:
             found[way].append(measure(way, args.steps))

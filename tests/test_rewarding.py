@@ -1,5 +1,6 @@
 """Rewards in the trainer: every kind of them trains as in trl, and is written down."""
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import transformers
 import trl
 from test_trainer import PLAIN, build, digits, trained
 
-from rl_reasoner import GRPOTrainer, open_policy
+from rl_reasoner import GRPOTrainer, open_policy, reward
+from rl_reasoner.isolation import Limits, RewardsFailed
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +68,51 @@ def test_a_reward_model_beside_a_function_trains_as_in_trl_and_is_written_down(
     for row in rows:
         values = [score["value"] for score in row["scores"].values()]
         assert row["reward"] == pytest.approx(sum(values))
+
+
+@reward
+def now_and_then(completion: str) -> float | None:
+    """Abstains on every third length."""
+    return None if len(completion) % 3 == 0 else float(completion.count("a"))
+
+
+@pytest.mark.parametrize("scale", ["group", "none"])
+def test_a_row_that_abstains_leaves_the_mean_of_its_group(
+    scale: str, folder: Path, tmp_path: Path
+) -> None:
+    trainer = build(GRPOTrainer, folder, now_and_then, tmp_path, scale_rewards=scale, max_steps=4)
+    rows: list[dict[str, Any]] = []
+    trainer.rollout_sink = rows.extend
+    trainer.train()
+    abstained = [row for row in rows if row["reward"] is None]
+    assert 0 < len(abstained) < len(rows)
+    for start in range(0, len(rows), 4):
+        group = rows[start : start + 4]
+        known = [row["reward"] for row in group if row["reward"] is not None]
+        for row in group:
+            if row["reward"] is None or len(known) < 2:
+                assert row["advantage"] == pytest.approx(0.0, abs=1e-6)
+                continue
+            spread = statistics.stdev(known) + 1e-4 if scale == "group" else 1.0
+            wanted = (row["reward"] - statistics.mean(known)) / spread
+            assert row["advantage"] == pytest.approx(wanted, abs=1e-4)
+
+
+def test_limits_come_from_the_config(folder: Path, tmp_path: Path) -> None:
+    limits = {"reward_timeout_s": 3.0, "reward_batch_timeout_s": 9.0, "reward_memory_mb": 777}
+    trainer = build(GRPOTrainer, folder, digits, tmp_path, **limits, isolate_rewards=False)
+    assert trainer._limits == Limits(3.0, 9.0, 777, apart=False)
+
+
+def test_the_breaker_stops_the_training_of_a_drop_in(folder: Path, tmp_path: Path) -> None:
+    @reward
+    def broken(completion: str) -> float:
+        raise OSError("the judge is away")
+
+    trainer = build(GRPOTrainer, folder, [digits, broken], tmp_path, max_steps=40)
+    with pytest.raises(
+        RewardsFailed, match=r"broken: 1\d\d of its last 1\d\d calls faulted"
+    ) as caught:
+        trainer.train()
+    assert "row 1 of the batch: reward 'broken': OSError: the judge is away" in str(caught.value)
+    assert trainer.state.global_step == 16, "more than half of 256 calls"
