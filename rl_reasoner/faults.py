@@ -88,11 +88,13 @@ class LastStep(TrainerCallback):  # type: ignore[misc]
 
     What a checkpoint keeps beside weights and optimizer: the random states, the micro-batches done,
     the completions not trained on yet, what else the trainer keeps of its own. `busy` is True while
-    the optimizer changes weights: a step cannot be given up then.
+    the optimizer changes weights: a step cannot be given up then. Nor can it with several processes
+    (`alone` is False): they would not be at the same place.
     """
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
+        self.alone = trainer.accelerator.num_processes == 1
         self.busy = False
         self.kept: dict[str, Any] | None = None
 

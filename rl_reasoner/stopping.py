@@ -59,7 +59,7 @@ class Stop:
         signal.setitimer(signal.ITIMER_REAL, GRACE_S)
 
     def _out_of_time(self, number: int, frame: FrameType | None) -> None:
-        if self.last_step is None:
+        if self.last_step is None or not self.last_step.alone:
             return
         if self.last_step.busy:
             signal.setitimer(signal.ITIMER_REAL, _BUSY_S)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -156,7 +157,7 @@ def test_a_scheduler_that_warns_gets_a_checkpoint(
 def test_a_step_is_not_given_up_while_the_optimizer_changes_weights() -> None:
     from rl_reasoner.stopping import StepGivenUp, Stop
 
-    last_step = LastStep(object())
+    last_step = LastStep(SimpleNamespace(accelerator=SimpleNamespace(num_processes=1)))
     with Stop(lambda text: None) as stop:
         stop.last_step = last_step
         last_step.on_pre_optimizer_step(None, None, None)
