@@ -254,7 +254,8 @@ class GRPOTrainer(SmallerPieces, PromptChoice, Objective, Rewarding, OldLogProbs
     ) -> list[dict[str, Any]]:
         advantages = row_means(output["advantages"], trained_tokens(output)).tolist()
         weights = self.reward_weights.tolist()
-        table = self._rewards[len(inputs) * self.accelerator.process_index :].tolist()
+        first = len(inputs) * self.accelerator.process_index
+        table = self._rewards[first:].tolist()
         rows = []
         for i, (row, (text, ids)) in enumerate(zip(inputs, self._sampled, strict=True)):
             scores = [scores[i] for scores in self._scores]
@@ -263,7 +264,7 @@ class GRPOTrainer(SmallerPieces, PromptChoice, Objective, Rewarding, OldLogProbs
             rows.append(
                 {
                     "step": self.state.global_step + 1,
-                    "group": i // self.num_generations,
+                    "group": (first + i) // self.num_generations,
                     "prompt": text_of(row["prompt"]),
                     "completion": text,
                     "answer": row.get("answer"),

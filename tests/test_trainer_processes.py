@@ -51,7 +51,11 @@ def gradients(folder: Path, policy: str, processes: int, **changes: Any) -> list
         )
         kept = Gradients()
         trainer.add_callback(kept)
+        rows: list[dict[str, Any]] = []
+        trainer.rollout_sink = rows.extend
         trainer.train()
+        groups = [row["group"] for row in rows]
+        assert groups[:8] == ([0] * 4 + [1] * 4 if rank == 0 else [])
         torch.save(kept.steps, folder / f"{processes}-{rank}.pt")
 
     assert together(processes, job) == [0] * processes
