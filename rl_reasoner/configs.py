@@ -92,6 +92,9 @@ def _grpo(stage: GrpoStage) -> dict[str, Any]:
         "max_completion_length": stage.sampling.max_tokens,
         "prompt_schedule": stage.group.schedule,
         "router_replay": stage.router_replay,
+        "router_bias_update": stage.router_bias,
+        "router_sequence_loss_coef": stage.router_sequence,
+        "freeze_router": stage.freeze_router,
         **{TRL_NAMES.get(name, name): value for name, value in stage.loss},
     }
 

@@ -42,6 +42,7 @@ class SmallerPieces(trl.GRPOTrainer):  # type: ignore[misc]
             self.accelerator.distributed_type == DistributedType.NO
             and self.loss_type in (*_MEANS, *_SUMS)
             and not self.aux_loss_enabled
+            and not getattr(self.args, "router_sequence_loss_coef", 0.0)
             and not self._entropy_bonus_enabled
             and self.top_entropy_quantile == 1.0
         )

@@ -1,8 +1,9 @@
 """What mixture-of-experts policies need beside transformers' own code.
 
 A sparse layer computes y = Σ G(x)_i · E_i(x) over the top-k experts i, with gates G that sum to 1.
-Here: parameter counts (total, and active for one token), and the load of each expert while the
-policy trains. Knows modules and tensors; nothing of the trainer.
+Here: parameter counts (total, and active for one token), the load of each expert while the policy
+trains, and guards against settings that fail late or cost dearly. Knows modules and tensors;
+nothing of the trainer.
 """
 
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from rl_reasoner.errors import UserError
 
 
 def routers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -51,10 +54,69 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
     return total, total - routed + routed * chosen // experts
 
 
+# ---------------------------------------------------------------------------------- the guards
+
+
+def without_router_logits(model: nn.Module) -> None:
+    """Turn router logits off in the model's config, where they do not belong.
+
+    Left on in a config that is saved, they make `generate` crash for padded batches
+    (load_balancing_loss_func meets a mask that is longer than the cached step). Trainers ask for
+    them pass by pass.
+    """
+    config: Any = getattr(model, "config", None)
+    text: Any = config.get_text_config() if config is not None else None
+    if getattr(text, "output_router_logits", False):
+        text.output_router_logits = False
+
+
+def check_experts(model: nn.Module) -> None:
+    """Raises `UserError` for an implementation of the experts that cannot be trained with here.
+
+    `batched_mm` copies an expert's weights for every token: on a CPU a training pass took 33 to 96
+    times as long as with `eager` or `grouped_mm`.
+    """
+    config: Any = getattr(model, "config", None)
+    kind = getattr(config, "_experts_implementation", None)
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    if kind == "batched_mm" and on_cpu and any(True for _ in routers(model)):
+        raise UserError(
+            "experts_implementation='batched_mm' is tens of times slower than the others for "
+            "training on a CPU: open the policy with 'grouped_mm' or 'eager'"
+        )
+
+
+def check_auxiliary_loss(model: nn.Module, coefficient: float | None) -> None:
+    """Raises `UserError` for an auxiliary loss that transformers does not have for `model`.
+
+    trl would say that DeepSeek's are no mixtures of experts, or fail in the first step.
+    """
+    config: Any = getattr(model, "config", None)
+    text: Any = config.get_text_config() if config is not None else None
+    known = hasattr(text, "output_router_logits") and hasattr(text, "router_aux_loss_coef")
+    if coefficient and not known:
+        raise UserError(
+            f"router_aux_loss_coef (router_aux in a recipe) is {coefficient}, and "
+            f"{type(model).__name__} has no such loss in transformers: leave it out. Mixtures "
+            "without it, as DeepSeek's, are balanced by router_bias_update and "
+            "router_sequence_loss_coef (router_bias and router_sequence)"
+        )
+
+
+def freeze_routers(model: nn.Module, frozen: bool = True) -> None:
+    """Take the routers out of training, or put them back in."""
+    for _, router in routers(model):
+        router.requires_grad_(not frozen)
+
+
+# ------------------------------------------------------------------------------------ the load
+
+
 class ExpertLoad:
     """Counts which experts the routers choose in passes with gradients, while its hooks are on.
 
     `take()` gives the shares since the last call: one list of n shares, summing to 1, a layer.
+    `take_counts()` gives the counts themselves, by the router's name.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -77,9 +139,12 @@ class ExpertLoad:
 
     def take(self) -> list[list[float]]:
         """Shares of the choices by expert, one list a layer; then counting starts anew."""
-        shares = [(c / c.sum().clamp(min=1)).tolist() for c in self._counts.values()]
-        self._counts.clear()
-        return shares
+        return [(c / c.sum().clamp(min=1)).tolist() for c in self.take_counts().values()]
+
+    def take_counts(self) -> dict[str, torch.Tensor]:
+        """How often each expert was chosen; then counting starts anew."""
+        counts, self._counts = self._counts, {}
+        return counts
 
     def remove(self) -> None:
         """Take the hooks off the model."""

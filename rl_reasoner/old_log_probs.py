@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rl_reasoner.router_replay import RouterReplay, RouterReplayConfig
+from rl_reasoner.balance import ExpertBalance, ExpertBalanceConfig
 from rl_reasoner.training_pass import moves
 
 _OLD = "old_per_token_logps"
 
 
 @dataclass
-class OldLogProbsConfig(RouterReplayConfig):
+class OldLogProbsConfig(ExpertBalanceConfig):
     """A config with a switch more."""
 
     reuse_log_probs: bool = field(
@@ -30,7 +30,7 @@ class OldLogProbsConfig(RouterReplayConfig):
     )
 
 
-class OldLogProbs(RouterReplay):
+class OldLogProbs(ExpertBalance):
     """The training pass with old log-probs where they cost nothing; see the module's docstring."""
 
     _penalises: bool  # whether the rewards need the log-probs of the sampled rows

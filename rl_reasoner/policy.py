@@ -22,11 +22,11 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.moe import parameter_counts
+from rl_reasoner.moe import parameter_counts, without_router_logits
 from rl_reasoner.recipe import Lora
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-_TINY = {
+_TINY: dict[str, Any] = {
     "hidden_size": 96,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -37,7 +37,7 @@ _TINY = {
     "initializer_range": 0.05,
     "use_cache": True,
 }
-SCRATCH = {
+SCRATCH: dict[str, tuple[str, dict[str, Any]]] = {
     "moe-tiny": (
         "Qwen3MoeConfig",
         {
@@ -49,6 +49,26 @@ SCRATCH = {
             "intermediate_size": 192,
             "decoder_sparse_step": 1,
             "router_aux_loss_coef": 0.001,
+        },
+    ),
+    "deepseek-tiny": (
+        "DeepseekV3Config",
+        {
+            **{name: value for name, value in _TINY.items() if name != "head_dim"},
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 2,
+            "n_group": 1,
+            "topk_group": 1,
+            "n_shared_experts": 1,
+            "routed_scaling_factor": 1.0,
+            "first_k_dense_replace": 0,
+            "moe_intermediate_size": 96,
+            "intermediate_size": 192,
+            "q_lora_rank": None,
+            "kv_lora_rank": 48,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 16,
+            "v_head_dim": 24,
         },
     ),
     "dense-tiny": ("Qwen3Config", {**_TINY, "intermediate_size": 384}),
@@ -76,6 +96,7 @@ class Policy:
 
     def save(self, folder: Path) -> None:
         """Write model and tokenizer to `folder`, in safetensors."""
+        without_router_logits(self.model)
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
@@ -119,7 +140,7 @@ def quiet_libraries() -> None:
 def open_policy(source: str, *, seed: int = 0, device: str = "auto") -> Policy:
     """Open the policy that `source` names, in fp32, on `device`.
 
-    `source`: "scratch:moe-tiny", "scratch:dense-tiny", a folder (also a run folder or a peft
+    `source`: "scratch:moe-tiny" or another of `SCRATCH`, a folder (also a run folder or a peft
     adapter), a `.gguf` file (converted once, kept in the cache folder), or a hub id. `seed` sets
     the weights of scratch models. Raises `UserError` when it cannot be opened.
     """
@@ -217,6 +238,7 @@ def _pretrained(path: str, source: str) -> Policy:
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         where = "is a folder without a model in it" if folder.is_dir() else "cannot be opened"
         raise UserError(f"policy {source!r} {where}: {_first_line(error)}") from error
+    without_router_logits(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
     except (OSError, ValueError, KeyError) as error:

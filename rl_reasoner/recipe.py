@@ -88,7 +88,7 @@ class PolicySpec(_Part):
     """Which policy is trained."""
 
     source: str = Field(
-        description="scratch:moe-tiny, scratch:dense-tiny, folder, .gguf file, hub id"
+        description="scratch:moe-tiny (or deepseek-tiny, dense-tiny), folder, .gguf file, hub id"
     )
     lora: Lora | None = Field(
         default=None, description="train a low-rank adapter, merged at the end of each stage"
@@ -256,6 +256,10 @@ class _Stage(_Part):
     router_aux: float | None = Field(
         default=None, ge=0, description="MoE load-balancing coefficient (default: the model's own)"
     )
+    router_bias: float = Field(
+        default=0.0, ge=0, description="MoE: step of DeepSeek's bias update (1e-3 there); 0 = off"
+    )
+    freeze_router: bool = Field(default=False, description="MoE: do not train the routers")
     save_every: int = Field(default=100, ge=1, description="steps between checkpoints")
     trainer: Mapping[str, Any] = Field(
         default_factory=dict, description="further arguments of trl's config class, by name"
@@ -301,6 +305,9 @@ class GrpoStage(_Stage):
     loss: Loss = Loss()
     router_replay: bool = Field(
         default=True, description="MoE: train with the experts that each completion was sampled by"
+    )
+    router_sequence: float = Field(
+        default=0.0, ge=0, description="MoE: coefficient of DeepSeek's sequence-wise balancing loss"
     )
 
     @model_validator(mode="after")

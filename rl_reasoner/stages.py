@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
 from trl import SFTTrainer
 
 from rl_reasoner import sandbox
+from rl_reasoner.balance import BiasUpdate
 from rl_reasoner.checkpoints import last_checkpoint, seal
 from rl_reasoner.code_rows import as_dataset, continuing
 from rl_reasoner.configs import config
@@ -29,6 +30,12 @@ from rl_reasoner.faults import LastStep, SkipBadSteps, disk_is_full, stopped_by_
 from rl_reasoner.isolation import give_up_all
 from rl_reasoner.ledger import Ledger, scores_of
 from rl_reasoner.live import LiveView
+from rl_reasoner.moe import (
+    check_auxiliary_loss,
+    check_experts,
+    freeze_routers,
+    without_router_logits,
+)
 from rl_reasoner.policy import (
     Policy,
     add_lora,
@@ -232,6 +239,8 @@ class _Session:
                 trainer.train(resume_from_checkpoint=str(at[0]) if at else None)
         if self.stop.asked:
             raise Interrupted(self.run.path)
+        if stage.freeze_router:
+            freeze_routers(policy.model, frozen=False)
         if self.recipe.policy.lora:
             policy.model.save_pretrained(folder / "adapter")
             policy.model = policy.model.merge_and_unload()
@@ -264,12 +273,19 @@ class _Session:
 
     def _sft(self, stage: SftStage, index: int, policy: Policy, folder: Path) -> SFTTrainer:
         rows = [self._supervised(row, policy) for row in self.work.rows[index]]
+        check_auxiliary_loss(policy.model, stage.router_aux)
+        check_experts(policy.model)
         trainer = SFTTrainer(
             policy.model,
             args=config(self.recipe, stage, folder),
             train_dataset=Dataset.from_list(rows),
             processing_class=policy.tokenizer,
         )
+        without_router_logits(policy.model)  # trl asks for them pass by pass
+        if stage.freeze_router:
+            freeze_routers(policy.model)
+        if stage.router_bias:
+            trainer.add_callback(BiasUpdate(policy.model, stage.router_bias))
         trainer.add_callback(SkipBadSteps(trainer))
         return trainer
 
@@ -331,19 +347,13 @@ def _load(policy: Policy, checkpoint: Path) -> None:
 
 @contextmanager
 def _unmarked(model: Any) -> Iterator[None]:
-    """Take off what trl leaves on a model: its own `forward`, and router logits switched on.
-
-    The next stage would wrap the forward again, and generation with router logits on crashes for
-    padded batches (load_balancing_loss_func meets a mask that is longer than the cached step).
-    """
+    """Take off what trl leaves on a model; the next stage would wrap its own `forward` again."""
     try:
         yield
     finally:
         for module in model.modules():
             vars(module).pop("forward", None)
-        text_config = model.config.get_text_config()
-        if getattr(text_config, "output_router_logits", False):
-            text_config.output_router_logits = False
+        without_router_logits(model)
 
 
 class _Recorder(TrainerCallback):  # type: ignore[misc]

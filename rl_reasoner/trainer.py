@@ -20,6 +20,7 @@ from transformers import GenerationConfig
 from transformers.generation import StopStringCriteria
 from trl.models.utils import disable_gradient_checkpointing
 
+from rl_reasoner.balance import balance_figures
 from rl_reasoner.engine import generate, generates_as_transformers
 from rl_reasoner.faults import SkipBadSteps
 from rl_reasoner.memory import SmallerPieces
@@ -91,7 +92,7 @@ class GRPOTrainer(SmallerPieces, PromptChoice, Objective, Rewarding, OldLogProbs
     reward), advantage, truncated. Metric names are trl's; added are `timing/generation`,
     `timing/reward`, `timing/training` (seconds a step), `overlapped_time/reward` (seconds that
     rewards ran beside the sampling, in none of these), `rewards/<name>/faults` and
-    `experts/max_over_mean`.
+    `experts/max_over_mean`, `/entropy`, `/dead` (rl_reasoner.balance).
     """
 
     rollout_sink: RolloutSink | None = None
@@ -316,6 +317,6 @@ class GRPOTrainer(SmallerPieces, PromptChoice, Objective, Rewarding, OldLogProbs
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.model.training and (load := self.expert_load.take()):
             self.last_expert_load = load
-            worst = max(max(shares) * len(shares) for shares in load)
-            self._metrics["train"]["experts/max_over_mean"].append(worst)
+            for name, value in balance_figures(load).items():
+                self._metrics["train"][name].append(value)
         super().log(logs, start_time)
