@@ -68,7 +68,8 @@ CARDS = {
     ),
     "math": Card(
         "competition problems, five levels, seven subjects", 5000, "test", "an expression", "MIT",
-        "hendrycks/math", hub=_hub("DigitalLearningGmbH/MATH-lighteval", answer="solution"),
+        "hendrycks/math",
+        hub=_hub("DigitalLearningGmbH/MATH-lighteval", answer="solution", subject="type"),
         defects="419 problems with figures as code; one problem is also in the train split, and "
         "170 share half of their 13-grams with it",
     ),

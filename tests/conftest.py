@@ -93,6 +93,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.delenv("RL_REASONER_DATA", raising=False)
+    monkeypatch.setenv("RL_REASONER_CACHE", str(tmp_path.with_name(f"{tmp_path.name}-cache")))
 
     def run(*argv: str | Path, stdin: str = "") -> Ended:
         from rl_reasoner.cli import main
