@@ -142,7 +142,7 @@ class List:
             "recipes": shipped_recipes(),
             "rewards": shipped_rewards(),
             "sets": sorted({*set_names(), *CARDS}),
-            "policies": ["scratch:dense-tiny", "scratch:moe-tiny"],
+            "policies": ["scratch:deepseek-tiny", "scratch:dense-tiny", "scratch:moe-tiny"],
             "tasks": sorted(TASKS),
         }
         if self.kind is not None and self.kind not in found:
@@ -153,10 +153,24 @@ class List:
             told = {n: {**asdict(c), "hub": c.hub and c.hub.path} for n, c in cards.items()}
             emit(self.json, {**chosen, "cards": told}, _card_table(found["sets"], cards))
             return
+        if self.kind == "policies":
+            from rl_reasoner.policy import open_policy
+
+            sizes = {name: open_policy(name, device="cpu").parameters for name in found["policies"]}
+            told = {n: {"parameters": a, "active_parameters": b} for n, (a, b) in sizes.items()}
+            emit(self.json, {**chosen, "sizes": told}, _size_table(sizes))
+            return
         table = new_table("kind", "names")
         for kind, names in chosen.items():
             table.add_row(kind, ", ".join(names))
         emit(self.json, chosen, table)
+
+
+def _size_table(sizes: Mapping[str, tuple[int, int]]) -> Table:
+    table = new_table("policy", "parameters", "active for a token")
+    for name, (total, active) in sizes.items():
+        table.add_row(name, f"{total:,}", f"{active:,}")
+    return table
 
 
 def _card_table(names: Sequence[str], cards: Mapping[str, Any]) -> Table:

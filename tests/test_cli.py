@@ -166,11 +166,15 @@ def test_env_says_what_is_here(cli: Cli) -> None:
 
 
 def test_list_names_what_there_is(cli: Cli) -> None:
+    from rl_reasoner.policy import SCRATCH
+
     value = json.loads(cli("list", "--json").out)
     assert {"gsm8k", "noisy_start", "quickstart"} <= set(value["recipes"])
     assert {"boxed", "countdown", "format_tags", "length"} <= set(value["rewards"])
     assert {"modular_test", "modular_ood", "word_problems", "programming"} <= set(value["sets"])
-    assert value["policies"] == ["scratch:dense-tiny", "scratch:moe-tiny"]
+    assert value["policies"] == [f"scratch:{name}" for name in sorted(SCRATCH)]
+    sizes = json.loads(cli("list", "policies", "--json").out)["sizes"]
+    assert sizes["scratch:moe-tiny"] == {"parameters": 543_360, "active_parameters": 211_584}
     assert "countdown" in value["tasks"]
     only = cli("list", "rewards")
     assert only.code == 0

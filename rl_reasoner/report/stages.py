@@ -43,6 +43,18 @@ _CURVES = (
         (("max / mean", "experts/max_over_mean"),),
         note="its load over the mean; 1 is even",
     ),
+    _Curve(
+        "Evenness of the experts' load",
+        (("entropy", "experts/entropy"),),
+        note="entropy of the load over the largest possible; 1 is even",
+    ),
+    _Curve("Dead experts", (("without a token", "experts/dead"),), note="of all layers"),
+    _Curve(
+        "Experts that replay changed",
+        (("flips", "router_replay/flips"),),
+        share=True,
+        note="choices of a token in a layer that differ from those it was sampled with",
+    ),
 )
 
 
