@@ -16,6 +16,7 @@ from failing_rewards import huge, infinite, nan, nothing, raises_sometimes, text
 from transformers import TrainerCallback
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, Score, open_policy, reward
+from rl_reasoner.balance import ExpertBalance
 from rl_reasoner.isolation import RewardsFailed
 from rl_reasoner.memory import SmallerPieces
 from rl_reasoner.objective import Objective
@@ -23,13 +24,15 @@ from rl_reasoner.old_log_probs import OldLogProbs
 from rl_reasoner.prompt_choice import PromptChoice
 from rl_reasoner.resume import ExactResume
 from rl_reasoner.rewarding import Rewarding
+from rl_reasoner.router_replay import RouterReplay
 from rl_reasoner.training_pass import TrainingPass
 
 PROBLEMS = [f"{a}+{b}=" for a in range(3) for b in range(4)]
 Weights = dict[str, torch.Tensor]
 OURS = [field.name for field in fields(GRPOConfig)][len(fields(trl.GRPOConfig)) :]
 SPEED_UPS = [name for name in vars(GRPOConfig)["__annotations__"] if name != "correct_sampling"]
-PLAIN = dict.fromkeys(SPEED_UPS, False)  # bit by bit is trl's own path; the others: gradients
+# bit by bit is trl's own path; the others: gradients
+PLAIN = {**dict.fromkeys(SPEED_UPS, False), "router_replay": False}
 
 
 @reward
@@ -175,6 +178,7 @@ ATTRIBUTES = {
     "num_generations",
     "num_generations_eval",
     "num_iterations",
+    "processing_class",
     "ref_model",
     "reward_func_names",
     "reward_funcs",
@@ -196,7 +200,11 @@ ATTRIBUTES = {
     "_step",
     "_tokenizer",
 }
-CALLED = {"_log_completion_extra": ["column", "values"], "_log_metric": ["name", "value"]}
+CALLED = {
+    "add_callback": ["callback"],
+    "_log_completion_extra": ["column", "values"],
+    "_log_metric": ["name", "value"],
+}
 OVERRIDDEN = {
     "_get_train_sampler": ["dataset"],
     "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
@@ -243,6 +251,8 @@ OVERRIDDEN = {
 
 KINDS = (
     TrainingPass,
+    RouterReplay,
+    ExpertBalance,
     OldLogProbs,
     ExactResume,
     Rewarding,
