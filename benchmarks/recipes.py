@@ -1,6 +1,6 @@
 """The figures of the recipes' table: run the tiny recipes and print them as Markdown.
 
-    python benchmarks/recipes.py [FOLDER] [--seeds 0,1,2] [--only quickstart,noisy_start,skill,code_tiny]
+    python benchmarks/recipes.py [FOLDER] [--seeds 0,1,2] [--only quickstart,noisy_start,...]
 
 Each recipe is run as a user runs it, by `rl-reasoner train NAME --run.seed S`, into FOLDER/NAME-S
 (default runs/figures); a run that is finished there is not done again, one that was interrupted is

@@ -122,8 +122,8 @@ class Rescored:
         """The figures: what would have changed.
 
         `flipped`: rows on the other side of their group's mean; `correlation`: Pearson's, over all
-        rows; `rank_agreement`: mean over groups of Kendall's tau-b, where both rewards vary; `flat`:
-        groups without any difference, then and now.
+        rows; `rank_agreement`: mean over groups of Kendall's tau-b, where both rewards vary; and
+        `flat`: groups without any difference, then and now.
         """
         pairs = [pair for group in self.groups for pair in group]
         taus = [tau for group in self.groups if (tau := kendall(group)) is not None]

@@ -65,7 +65,7 @@ def test_functions_of_trls_form_for_chats() -> None:
 
 
 def test_rows_that_cannot_be_had() -> None:
-    with pytest.raises(UserError, match="needs the column '.*', which no task here has"):
+    with pytest.raises(UserError, match=r"needs the column '.*', which no task here has"):
         examine(load_reward("no_hardcode"))
     with pytest.raises(UserError, match="three rows"):
         examine(load_reward("math_answer"), [{"problem": "1+1=", "answer": "2"}])

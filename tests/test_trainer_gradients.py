@@ -234,7 +234,7 @@ APART: dict[str, Any] = {"gradient_accumulation_steps": 1, "steps_per_generation
         (APART, always_flat, 0),
         ({**APART, "beta": 0.1}, always_flat, 8),
     ],
-    ids=str,
+    ids=["iterations", "no skipping", "flat", "beta"],
 )
 def test_old_log_probs_are_computed_for_no_row_that_has_them(
     changes: dict[str, Any], reward: Any, rows: int, policies: Policies, tmp_path: Path
