@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from rl_reasoner.adapters import adapted
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.moe import parameter_counts, without_router_logits
 from rl_reasoner.recipe import Lora
@@ -155,14 +156,17 @@ def open_policy(source: str, *, seed: int = 0, device: str = "auto") -> Policy:
 
 
 def add_lora(policy: Policy, lora: Lora, seed: int) -> None:
-    """Put a fresh low-rank adapter on the policy's model; `seed` sets its first weights."""
+    """Put a fresh low-rank adapter on the policy's model; `seed` sets its first weights.
+
+    On linear layers and experts, on the router only if it is named (rl_reasoner.adapters).
+    """
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+        **adapted(policy.model, lora.targets, lora.dropout),
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng():

@@ -80,7 +80,8 @@ class Lora(_Part):
     alpha: int = Field(default=32, ge=1, description="the update is scaled by alpha / rank")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout before the update")
     targets: str | tuple[str, ...] = Field(
-        default="all-linear", description="module names, or peft's 'all-linear'"
+        default="all-linear",
+        description="layers' names, or 'all-linear': linear layers and experts, not the router",
     )
 
 

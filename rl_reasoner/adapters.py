@@ -1,0 +1,69 @@
+"""Which weights of a policy a low-rank adapter changes.
+
+In a dense policy these are linear layers. In a mixture of experts most weights are neither: the
+experts of a layer are one three-dimensional parameter, the router is a bare matrix. peft reaches
+them as `target_parameters`, and its own "all-linear" takes the router along in some families and
+leaves the experts out in others (GPT-OSS, Qwen2-MoE). Here "all-linear" means the same everywhere:
+linear layers and experts, never the router, which has to be named. Knows modules; nothing of
+recipes.
+
+In these models peft also takes the names of dense feed-forward layers for those of experts, so the
+layers that bear them (shared experts, dense layers) are named to it as parameters, too.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.moe import routers
+
+ALL = "all-linear"
+_TAKEN = {"gate_proj", "up_proj", "down_proj"}  # that peft renames to the experts'
+
+
+def adapted(model: Any, targets: str | Sequence[str], dropout: float = 0.0) -> dict[str, Any]:
+    """`target_modules` and `target_parameters` for peft's `LoraConfig`.
+
+    `targets`: "all-linear", or last parts of names, of linear layers (`q_proj`), of fused experts
+    (`gate_up_proj`) or of the router (`gate`; `router` in GPT-OSS). Any other text is peft's own
+    (a regular expression). Raises `UserError` for a name that is not there, and for `dropout` where
+    experts are meant, for which peft has none.
+    """
+    if isinstance(targets, str) and targets != ALL:
+        return {"target_modules": targets}
+    head = model.get_output_embeddings()
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    ]
+    matrices = {_last(name): f"{_last(name)}.weight" for name, _ in routers(model)}
+    taken = _TAKEN if matrices else set()
+    experts = {
+        _last(name): ".".join(name.split(".")[-2:])
+        for name, parameter in model.named_parameters()
+        if parameter.dim() == 3 and ".experts." in name
+    }
+    wanted = {*map(_last, linear), *experts} if targets == ALL else set(targets)
+    modules = {name for name in wanted if any(f".{full}".endswith(f".{name}") for full in linear)}
+    fused = sorted(
+        [{**experts, **matrices}[name] for name in wanted & {*experts, *matrices}]
+        + [f"{name}.weight" for name in modules if _last(name) in taken]
+    )
+    for name in sorted(wanted - modules - {*experts, *matrices}):
+        known = {*map(_last, linear), *experts, *matrices}
+        raise unknown(f"layer of {type(model).__name__} (lora.targets)", name, known)
+    if fused and dropout:
+        raise UserError(
+            f"lora.dropout is not possible for experts and routers ({', '.join(fused)}): set it to "
+            f"0, or name other targets ({', '.join(sorted(modules))})"
+        )
+    plain = sorted(name for name in modules if _last(name) not in taken)
+    found: dict[str, Any] = {"target_modules": plain}
+    return {**found, "target_parameters": fused} if fused else found
+
+
+def _last(name: str) -> str:
+    return name.rsplit(".", 1)[-1]

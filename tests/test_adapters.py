@@ -1,0 +1,114 @@
+"""Adapters on mixtures of experts: what is trained, and that merging loses nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mixtures import FAMILIES, model_of
+from peft import AutoPeftModelForCausalLM
+from tiny import grpo, recipe
+from transformers import AutoModelForCausalLM
+
+from rl_reasoner import Policy, open_policy, train
+from rl_reasoner.adapters import adapted
+from rl_reasoner.errors import UserError
+from rl_reasoner.policy import add_lora, byte_tokenizer
+from rl_reasoner.recipe import Lora
+
+IDS = torch.arange(24).reshape(2, 12)
+
+
+def adapter_on(family: str, **settings: Any) -> Policy:
+    """A policy of the family with an adapter whose update is not zero."""
+    policy = Policy(model_of(family).eval(), byte_tokenizer(), family)
+    add_lora(policy, Lora(rank=2, **settings), seed=0)
+    random = torch.Generator().manual_seed(1)
+    for parameter in policy.model.parameters():
+        if parameter.requires_grad:
+            with torch.no_grad():
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=random))
+    return policy
+
+
+def trained(policy: Policy) -> set[str]:
+    """The layers whose adapters are trained."""
+    names = [n for n, p in policy.model.named_parameters() if p.requires_grad]
+    assert all(".lora_A." in name or ".lora_B." in name for name in names)
+    return {n.split(".lora_")[0].removesuffix(".base_layer").rsplit(".", 1)[-1] for n in names}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_linear_is_linear_layers_and_experts_but_no_router(family: str) -> None:
+    found = trained(adapter_on(family))
+    assert "experts" in found and "o_proj" in found
+    assert not {"gate", "router", "lm_head", "embed_tokens"} & found
+    shared = {"Qwen2Moe": "shared_expert_gate", "DeepseekV3": "up_proj"}.get(family, "o_proj")
+    assert shared in found
+
+
+def test_named_targets_are_trained_alone() -> None:
+    assert trained(adapter_on("Qwen3Moe", targets=("q_proj", "v_proj"))) == {"q_proj", "v_proj"}
+    assert trained(adapter_on("Qwen3Moe", targets=("gate_up_proj",))) == {"experts"}
+    assert trained(adapter_on("Mixtral", targets=("q_proj", "gate"))) == {"q_proj", "gate"}
+    assert trained(adapter_on("GptOss", targets=("router",))) == {"router"}
+    assert trained(adapter_on("Olmoe", targets=("self_attn.o_proj",))) == {"o_proj"}
+    assert adapted(model_of("Qwen3Moe"), r".*\.q_proj") == {"target_modules": r".*\.q_proj"}
+
+
+def test_experts_that_are_linear_layers_are_among_them() -> None:
+    """Unfused, as in models of other libraries: one module an expert."""
+    model = model_of("Qwen3Moe")
+    for layer in model.model.layers:
+        width = layer.mlp.experts.down_proj.shape[2]
+        layer.mlp.experts = torch.nn.ModuleList(
+            torch.nn.ModuleDict(
+                {name: torch.nn.Linear(16, width) for name in ("gate_proj", "up_proj")}
+                | {"down_proj": torch.nn.Linear(width, 16)}
+            )
+            for _ in range(6)
+        )
+    policy = Policy(model, byte_tokenizer(), "unfused")
+    add_lora(policy, Lora(rank=2), seed=0)
+    assert {"gate_proj", "up_proj", "down_proj", "q_proj"} <= trained(policy)
+    assert "gate" not in trained(policy)
+
+
+def test_names_that_are_not_there_and_dropout_on_experts_are_errors() -> None:
+    with pytest.raises(UserError, match=r"lora\.targets\) 'q_prj'\. Did you mean 'q_proj'"):
+        adapter_on("Qwen3Moe", targets=("q_prj",))
+    with pytest.raises(UserError, match=r"not possible for experts.*experts\.down_proj"):
+        adapter_on("Qwen3Moe", dropout=0.1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("targets", ["all-linear", ("gate", "router")])
+def test_merging_changes_no_output(family: str, targets: Any, tmp_path: Path) -> None:
+    """Against the adapter at work, and against peft and transformers that read what was saved."""
+    router = "router" if family == "GptOss" else "gate"
+    policy = adapter_on(family, targets=targets if isinstance(targets, str) else (router,))
+    policy.model.config.name_or_path = str(tmp_path / "base")
+    policy.model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    model_of(family).save_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        plain = model_of(family).eval()(input_ids=IDS).logits
+        expected = policy.model(input_ids=IDS).logits
+        assert (expected - plain).abs().max() > 1e-3, "the adapter does something"
+        policy.model.save_pretrained(tmp_path / "adapter")
+        again = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+        assert torch.allclose(again(input_ids=IDS).logits, expected, atol=1e-4)
+        policy.model = policy.model.merge_and_unload()
+        assert torch.allclose(policy.model(input_ids=IDS).logits, expected, atol=1e-4)
+        policy.model.save_pretrained(tmp_path / "merged")
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+        assert torch.allclose(merged(input_ids=IDS).logits, expected, atol=1e-4)
+
+
+def test_a_run_with_adapters_on_experts_ends_in_a_plain_policy(tmp_path: Path) -> None:
+    policy = {"source": "scratch:moe-tiny", "lora": {"rank": 2}}
+    run = train(recipe(tmp_path, grpo(), policy=policy, evals={"sets": []}))
+    before = open_policy("scratch:moe-tiny", device="cpu").model.state_dict()
+    after = AutoModelForCausalLM.from_pretrained(run.folder / "policy").state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert "model.layers.0.mlp.experts.down_proj" in changed
+    assert not any("gate.weight" in name or "norm" in name for name in changed)
