@@ -248,6 +248,10 @@ class Export:
     """a new folder"""
     dtype: str = "fp32"
     """fp32 or bf16"""
+    upcycle: Annotated[int | None, arg(metavar="N")] = None
+    """make a mixture of N experts of a dense policy, which computes the same"""
+    chosen: int = 2
+    """how many of them a token goes to"""
     json: Json = False
 
     def run(self) -> None:
@@ -265,6 +269,10 @@ class Export:
         policy = open_policy(self.policy, device="cpu")
         if hasattr(policy.model, "merge_and_unload"):
             policy.model = policy.model.merge_and_unload()
+        if self.upcycle is not None:
+            from rl_reasoner.upcycle import upcycled
+
+            policy.model = upcycled(policy.model, self.upcycle, self.chosen)
         policy.model.to(torch.bfloat16 if self.dtype == "bf16" else torch.float32)
         policy.save(self.to)
         emit(self.json, {"policy": str(self.to)}, str(self.to))
