@@ -67,7 +67,7 @@ def measured(family: str, dtype: torch.dtype, seed: int, rows: int, tokens: int)
     random = torch.Generator().manual_seed(seed)
     prompts = torch.randint(3, 200, (rows // 4, 24), generator=random).tolist()
     repeated = [prompt[: 8 + i % 17] for i, prompt in enumerate(prompts) for _ in range(4)]
-    return measure(model, repeated, ends=(1,), max_tokens=tokens, seed=seed)
+    return measure(model, repeated, ends=(1,), max_tokens=tokens, seed=seed, router_gradients=True)
 
 
 def main() -> None:

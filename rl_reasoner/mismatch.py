@@ -10,7 +10,7 @@ trainers.
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from rl_reasoner.routing import NoReplay, Routes, Routing, SampledRoutes, from_p
 from rl_reasoner.sampling import Sampling
 
 _ROWS = 16  # of one pass
+_BEARABLE = 0.2  # nats; PPO's usual clip range is about that
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Gap:
 
     `flips`: the share of tokens of which a layer took other experts than in sampling; None for a
     model without experts. `router_gradient`: the norm of the routers' gradient of the mean
-    log-prob; None likewise.
+    log-prob; None where it was not asked for.
     """
 
     largest: float
@@ -67,11 +68,12 @@ def measure(
     temperature: float = 1.0,
     seed: int = 0,
     autocast: torch.dtype | None = None,
+    router_gradients: bool = False,
 ) -> Mismatch:
     """Sample a completion for each of `prompts`, pass over them, and compare.
 
-    `autocast`: the type in which a model that is kept in fp32 computes. The weights are not
-    changed; the gradients are left as they were.
+    `autocast`: the type in which a model that is kept in fp32 computes. `router_gradients` also
+    measures those, with the memory of a training pass. Weights and gradients are left as they were.
     """
     try:
         routing = Routing(model) if any(True for _ in routers(model)) else None
@@ -83,14 +85,39 @@ def measure(
     try:
         with cast:
             rows, routes = _sampled(model, prompts, sampling, seed, routing)
-        plain = _gap(model, rows, temperature, routing, routes, False, cast)
-        replayed = None
-        if routing is not None:
-            replayed = _gap(model, rows, temperature, routing, routes, True, cast)
+        with torch.set_grad_enabled(router_gradients):
+            plain = _gap(model, rows, temperature, routing, routes, False, cast)
+            replayed = None
+            if routing is not None:
+                replayed = _gap(model, rows, temperature, routing, routes, True, cast)
     finally:
         if routing is not None:
             routing.remove()
     return Mismatch(sum(len(row.ids) for row in rows), plain, replayed)
+
+
+def diagnosed(found: Mismatch, replay: bool) -> tuple[Literal["passed", "warned"], str, str]:
+    """A mismatch in words: whether it is one to mend, what was found, and what to set.
+
+    `replay`: whether the run is to replay experts.
+    """
+    said = _in_words(found.plain)
+    if found.replayed is not None:
+        said += f"; with router replay {_in_words(found.replayed)}"
+    used = found.replayed if replay and found.replayed is not None else found.plain
+    if used.largest <= _BEARABLE:
+        return "passed", said, ""
+    if used is found.plain and found.replayed and found.replayed.largest <= _BEARABLE:
+        return "warned", said, "ratios are then of another model than sampled: router_replay: true"
+    return "warned", said, "ratios are then of another model than sampled: run.precision: fp32"
+
+
+def _in_words(gap: Gap) -> str:
+    flips = "" if gap.flips is None else f", {gap.flips:.2%} of the tokens change experts"
+    return (
+        f"log-probs of sampling and training differ by {gap.mean:.2g} nats in the mean, "
+        f"{gap.largest:.2g} at most{flips}"
+    )
 
 
 # ------------------------------------------------------------------------------------- sampling
@@ -184,6 +211,7 @@ def _gap(
     cast: AbstractContextManager[Any],
 ) -> Gap:
     """Pass over `rows`, right-padded, a few at a time."""
+    asked = torch.is_grad_enabled()
     weights: list[Any] = [r.weight for _, r in routers(model)] if routing is not None else []
     apart, flipped = [], []
     gradient = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
@@ -203,14 +231,15 @@ def _gap(
         if routing is not None and own is not None:
             known = _laid_out(own, mask, routing)
             flipped.append(_flipped(torch.stack(chosen, 1), known, routing.unknown))
-            grads = torch.autograd.grad(logps.sum() / total, weights)
-            gradient = [a + b.float() for a, b in zip(gradient, grads, strict=True)]
+            if logps.requires_grad:
+                grads = torch.autograd.grad(logps.sum() / total, weights)
+                gradient = [a + b.float() for a, b in zip(gradient, grads, strict=True)]
     gaps = torch.cat(apart)
     return Gap(
         float(gaps.max()),
         float(gaps.mean()),
         float(torch.cat(flipped).float().mean()) if flipped else None,
-        float(torch.cat([g.flatten() for g in gradient]).norm()) if gradient else None,
+        float(torch.cat([g.flatten() for g in gradient]).norm()) if asked and gradient else None,
     )
 
 

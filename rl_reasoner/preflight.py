@@ -24,7 +24,8 @@ from rl_reasoner.configs import check_configs
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluate import check_judge, set_rows
 from rl_reasoner.isolation import Limits
-from rl_reasoner.policy import Policy, choose_device
+from rl_reasoner.mismatch import diagnosed, measure
+from rl_reasoner.policy import Policy, choose_device, choose_precision
 from rl_reasoner.prompts import Row, completion_of, load_rows, render
 from rl_reasoner.recipe import GrpoStage, Recipe, SftStage
 from rl_reasoner.reward import Fault, Reward, load_reward, score_batch, usable
@@ -33,6 +34,7 @@ from rl_reasoner.rollouts import prompt_ids, sample
 Where = Callable[[tuple[str | int, ...]], str]
 _LOOKED_AT = 256  # rows whose prompts are measured
 _REHEARSED = 8  # rows that are sampled
+_COMPARED = 256  # tokens of a completion
 _SMALL = 50_000_000  # parameters; smaller models bear larger learning rates
 # Learning rates that recipes train with, from a tenth of the smallest to ten times the largest:
 # (stage, small model) -> lowest, highest. recipes/README.md has the measured results.
@@ -302,7 +304,28 @@ def rehearsed(recipe: Recipe, work: Work, policy: Policy) -> list[Notice]:
     for stage, rows in zip(recipe.stages, work.rows, strict=True):
         if isinstance(stage, GrpoStage):
             found += _rehearse(recipe, stage, work.rewards, rows[:_REHEARSED], policy)
+            found.append(_compared(recipe, stage, rows[:_REHEARSED], policy))
     return found
+
+
+def _compared(recipe: Recipe, stage: GrpoStage, rows: list[Row], policy: Policy) -> Notice:
+    """Log-probs and experts of the sampling pass against those of the training pass."""
+    prompts = [
+        prompt_ids(policy, render(row["problem"], recipe.template, policy.tokenizer))
+        for row in rows
+        for _ in range(2)
+    ]
+    precision = choose_precision(recipe.run.precision, policy.device.type)
+    found = measure(
+        policy.model,
+        prompts,
+        ends=(policy.tokenizer.eos_token_id,),
+        max_tokens=min(stage.sampling.max_tokens, _COMPARED),
+        temperature=stage.sampling.temperature,
+        autocast=torch.bfloat16 if precision == "bf16" else None,
+    )
+    status, said, mend = diagnosed(found, stage.router_replay)
+    return Notice("mismatch", status, f"stage {stage.name}, {precision}: {said}", mend)
 
 
 def _rehearse(

@@ -7,7 +7,7 @@ import torch
 from mixtures import FAMILIES, model_of
 
 from rl_reasoner import open_policy
-from rl_reasoner.mismatch import measure
+from rl_reasoner.mismatch import Gap, Mismatch, diagnosed, measure
 
 PROMPTS = [prompt for prompt in ([5, 6, 7, 8], [9, 10], [3, 4, 5]) for _ in range(6)]
 TOKENS = {"eos_token_id": 1, "pad_token_id": 0, "bos_token_id": 2, "initializer_range": 0.3}
@@ -17,7 +17,7 @@ TOKENS = {"eos_token_id": 1, "pad_token_id": 0, "bos_token_id": 2, "initializer_
 def test_in_fp32_nothing_is_apart(family: str) -> None:
     model = model_of(family, **TOKENS).eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    found = measure(model, PROMPTS, ends=(1,), max_tokens=8)
+    found = measure(model, PROMPTS, ends=(1,), max_tokens=8, router_gradients=True)
     assert 18 < found.tokens <= 18 * 8
     assert found.replayed is not None
     assert found.plain.largest < 1e-4 and found.plain.flips == 0.0
@@ -30,7 +30,7 @@ def test_in_fp32_nothing_is_apart(family: str) -> None:
 def test_in_bf16_flips_go_and_so_does_most_of_the_difference() -> None:
     wide = {**TOKENS, "num_hidden_layers": 4, "moe_intermediate_size": 32}
     model = model_of("Qwen3Moe", **wide).eval().to(torch.bfloat16)
-    found = measure(model, PROMPTS * 4, ends=(1,), max_tokens=24)
+    found = measure(model, PROMPTS * 4, ends=(1,), max_tokens=24, router_gradients=True)
     plain, replayed = found.plain, found.replayed
     assert replayed is not None and plain.flips is not None
     assert plain.flips > 0 and replayed.flips == 0.0
@@ -51,3 +51,16 @@ def test_dense_models_have_no_flips(autocast: Any) -> None:
     assert found.replayed is None
     assert found.plain.flips is None and found.plain.router_gradient is None
     assert (found.plain.largest > 1e-4) == (autocast is not None)
+
+
+def test_a_mismatch_is_told_with_what_mends_it() -> None:
+    flipping, calm = Gap(0.8, 0.02, 0.04, 0.1), Gap(0.03, 0.006, 0.0, 0.1)
+    both = Mismatch(100, flipping, calm)
+    assert diagnosed(both, True)[::2] == ("passed", "")
+    status, said, mend = diagnosed(both, False)
+    assert status == "warned" and "router_replay: true" in mend
+    assert "4.00% of the tokens change experts" in said and "0.8 at most" in said
+    status, _, mend = diagnosed(Mismatch(100, flipping, flipping), True)
+    assert status == "warned" and "fp32" in mend
+    status, said, mend = diagnosed(Mismatch(100, Gap(0.5, 0.1, None, None), None), True)
+    assert status == "warned" and "fp32" in mend and "experts" not in said
