@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mixtures import model_of
 from peft import LoraConfig, get_peft_model
-from processes import build, same, weights
+from processes import build, same, together, weights
 from tiny import grpo, recipe, sft
 from torch import Tensor
 
@@ -263,3 +263,33 @@ def test_a_recipe_reaches_both_kinds_of_stages(tmp_path: Path) -> None:
     assert not torch.equal(first[f"{name}weight"], second[f"{name}weight"])
     assert start[bias].abs().max() == 0 < first[bias].abs().max() <= 0.03 + 1e-6
     assert not torch.equal(first[bias], second[bias])
+
+
+def test_two_processes_move_the_bias_as_one_does(tmp_path: Path) -> None:
+    """The same rows, halved: each process sees half of the load, both add up to all of it."""
+
+    def biases(processes: int) -> list[list[Tensor]]:
+        def job(rank: int) -> None:
+            trainer = build(
+                "scratch:deepseek-tiny",
+                tmp_path,
+                router_bias_update=0.01,
+                max_steps=2,
+                save_strategy="no",
+                gradient_accumulation_steps=1,
+                per_device_train_batch_size=8 // processes,
+                shuffle_dataset=False,
+                learning_rate=1e-6,
+            )
+            trainer.train()
+            state = trainer.model.state_dict()
+            found = [state[name] for name in state if name.endswith("correction_bias")]
+            torch.save(found, tmp_path / f"{processes}-{rank}.pt")
+
+        assert together(processes, job) == [0] * processes
+        return [torch.load(tmp_path / f"{processes}-{rank}.pt") for rank in range(processes)]
+
+    [alone] = biases(1)
+    for found in biases(2):
+        assert all(torch.equal(a, b) for a, b in zip(alone, found, strict=True))
+    assert alone[0].abs().max() == pytest.approx(0.02)
