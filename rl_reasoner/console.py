@@ -9,6 +9,7 @@ from rich.table import Table
 
 err = Console(stderr=True)
 out = Console()
+_PIPE = 200  # columns of tables where there is no terminal: a file or a pipe has no edge
 
 
 def emit(as_json: bool, value: Mapping[str, Any], shown: Any) -> None:
@@ -17,7 +18,8 @@ def emit(as_json: bool, value: Mapping[str, Any], shown: Any) -> None:
         print(json.dumps(value, ensure_ascii=False))
     else:  # a text goes out as it is: no markup, no line broken
         whole = not isinstance(shown, Table)
-        out.print(shown, markup=False, highlight=False, soft_wrap=whole)
+        width = None if out.is_terminal else _PIPE
+        out.print(shown, markup=False, highlight=False, soft_wrap=whole, width=width)
 
 
 def new_table(*columns: str) -> Table:

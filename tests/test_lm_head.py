@@ -69,8 +69,9 @@ def test_log_probs_entropies_and_gradients_are_those_of_a_plain_softmax(
     )
     for ours, theirs in zip((hidden, weight), exact, strict=True):
         assert ours.grad is not None and theirs.grad is not None
-        error = (ours.grad - theirs.grad).norm() / theirs.grad.norm().clamp(min=1e-3)
-        assert error < 1e-5
+        # a sure token's gradient is the small difference of what is known to seven digits
+        error = (ours.grad - theirs.grad).norm()
+        assert error < 1e-5 * theirs.grad.norm() + 1e-6 * share.norm() * (1 + theirs.norm())
 
 
 def test_a_frozen_weight_gets_no_gradient() -> None:
