@@ -42,10 +42,13 @@ _MISSING = (
 
 @dataclass
 class RouterReplayConfig(trl.GRPOConfig):  # type: ignore[misc]
-    """trl's config with a switch."""
+    """trl's config with a switch; off, because replay gives other numbers than trl.
+
+    Recipes turn it on (`router_replay` of a grpo stage).
+    """
 
     router_replay: bool = field(
-        default=True,
+        default=False,
         metadata={"help": "Mixtures of experts: train with the experts that sampling chose."},
     )
 
@@ -66,7 +69,7 @@ class RouterReplay(TrainingPass):
         self._found: list[Routes] = []  # of those, where the pass gives them
         self._reference: Routing | None = None
         policy = base_of(self.model)
-        if not self._on("router_replay") or not any(True for _ in routers(policy)):
+        if not getattr(self.args, "router_replay", False) or not any(True for _ in routers(policy)):
             return
         try:
             config: Any = policy.config

@@ -205,7 +205,13 @@ def test_training_takes_the_sampled_experts(
     """Passes with gradients and those without, with prompts shared or not, and computed anew."""
     forced(monkeypatch)
     trainer = build(
-        "scratch:moe-tiny", tmp_path, max_steps=2, save_strategy="no", logging_steps=1, **changes
+        "scratch:moe-tiny",
+        tmp_path,
+        router_replay=True,
+        max_steps=2,
+        save_strategy="no",
+        logging_steps=1,
+        **changes,
     )
     before = weights(trainer)
     trainer.train()
@@ -233,6 +239,7 @@ def test_replay_reaches_adapters_and_reference(
     trainer = build(
         "scratch:moe-tiny",
         tmp_path,
+        router_replay=True,
         max_steps=1,
         save_strategy="no",
         beta=0.04,
@@ -256,6 +263,7 @@ def test_choices_that_sampling_does_not_tell_come_from_the_first_pass(
 
     told: Any = partial(GRPOTrainer, rollout_func=roll)
     changes: dict[str, Any] = {
+        "router_replay": True,
         "num_iterations": 2,
         "max_steps": 4,
         "save_strategy": "no",
@@ -275,7 +283,12 @@ def test_a_killed_run_keeps_the_experts_of_its_completions(
     """Killed between two steps of one generation, with experts that a router would not choose."""
     torch.set_num_threads(1)
     forced(monkeypatch)
-    changes: dict[str, Any] = {"steps_per_generation": 8, "max_steps": 4, "save_steps": 1}
+    changes: dict[str, Any] = {
+        "router_replay": True,
+        "steps_per_generation": 8,
+        "max_steps": 4,
+        "save_steps": 1,
+    }
     whole = build("scratch:moe-tiny", tmp_path / "whole", **changes)
     whole.train()
 
@@ -294,7 +307,9 @@ def test_dense_policies_have_nothing_to_replay(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        trainer = build("scratch:dense-tiny", tmp_path, max_steps=1, save_strategy="no")
+        trainer = build(
+            "scratch:dense-tiny", tmp_path, router_replay=True, max_steps=1, save_strategy="no"
+        )
     trainer.train()
     assert "router_replay" not in caplog.text
     assert not any("router_replay" in key for row in trainer.state.log_history for key in row)

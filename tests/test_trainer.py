@@ -32,7 +32,7 @@ Weights = dict[str, torch.Tensor]
 OURS = [field.name for field in fields(GRPOConfig)][len(fields(trl.GRPOConfig)) :]
 SPEED_UPS = [name for name in vars(GRPOConfig)["__annotations__"] if name != "correct_sampling"]
 # bit by bit is trl's own path; the others: gradients
-PLAIN = {**dict.fromkeys(SPEED_UPS, False), "router_replay": False}
+PLAIN = dict.fromkeys(SPEED_UPS, False)
 
 
 @reward
