@@ -7,13 +7,16 @@
 Cases: `dense` (3.4M parameters, Llama), `moe` (4.1M, Qwen3-MoE, 8 experts), `smollm` (the shape
 of SmolLM2-135M, random weights; GSM8K questions where ../shared/data has them). Modes: `replay`
 trains on the same ready-made completions (40 to 254 tokens, 115 on average), so that only the
-training pass differs; `full` also samples, with so many end tokens that lengths come out alike.
+training pass differs; `full` also samples, both sides ending each row where the ready-made one
+ends.
 `--flat` is the share of groups whose rewards are all equal. Both sides: fp32, no gradient
 checkpointing, same micro-batches. Each measurement is a process of its own (peak memory), sides in
-turn; times are process CPU time of the steps after the first; tokens are completion tokens.
+turn; times are process CPU time, of the steps after the first (smollm: of all); tokens are
+completion tokens.
 """
 
 import argparse
+import functools
 import json
 import os
 import resource
@@ -26,11 +29,12 @@ from pathlib import Path
 from typing import Any
 
 CASES: dict[str, dict[str, Any]] = {
-    "dense": {"prompts": 8, "steps": 2},
-    "moe": {"prompts": 8, "steps": 2},
-    "smollm": {"prompts": 2, "steps": 1},
+    "dense": {"prompts": 8, "steps": 2, "warm": 1},
+    "moe": {"prompts": 8, "steps": 2, "warm": 1},
+    "smollm": {"prompts": 2, "steps": 1, "warm": 0},
 }
 GROUP, MICRO, LONGEST, PROMPT = 8, 16, 254, 128
+END = 1  # the byte tokenizer's end of text
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_train.jsonl"
 
 
@@ -89,7 +93,7 @@ def config_of(args: argparse.Namespace, configured: Any) -> Any:
     rows = args.prompts * args.group
     return configured(
         tempfile.mkdtemp(),
-        max_steps=args.steps + 1,
+        max_steps=args.steps + args.warm,
         per_device_train_batch_size=min(args.micro, rows),
         gradient_accumulation_steps=max(1, rows // args.micro),
         num_generations=args.group,
@@ -124,11 +128,9 @@ def trainer_of(args: argparse.Namespace) -> Any:
 
     class Replay(kind):  # type: ignore[misc,valid-type]
         def _generate_single_turn(self, prompt_ids: Any, *others: Any) -> Any:
+            lengths = lengths_of(self._step, len(prompt_ids), args.longest)
             random = np.random.default_rng(self._step)
-            spread = random.lognormal(np.log(0.4), 0.45, len(prompt_ids)) * args.longest
-            lengths = np.clip(spread, args.longest * 0.16, args.longest).astype(int)
-            end = self.eos_token_ids[0]
-            return [[*random.integers(8, 250, n - 1).tolist(), end] for n in lengths], None
+            return [[*random.integers(8, 250, n - 1).tolist(), END] for n in lengths], None
 
     names = prompts_of(args.case, 64, args.prompt)
     share = round(args.prompts * args.flat)  # of each step's prompts, the first ones
@@ -140,22 +142,70 @@ def trainer_of(args: argparse.Namespace) -> Any:
             for c, p in zip(completions, prompts, strict=True)
         ]
 
-    tokenizer = byte_tokenizer()
-    model = model_of(args.case)
     chosen = Replay if args.mode == "replay" else kind
     chosen.__name__ = "GRPOTrainer"
     trainer = chosen(
-        model,
+        model_of(args.case),
         reward_funcs=reward,
         args=config_of(args, configured),
         train_dataset=Dataset.from_dict({"prompt": names}),
-        processing_class=tokenizer,
+        processing_class=byte_tokenizer(),
     )
-    ends = max(1, round(model.config.vocab_size * 2.2 / args.longest))
-    trainer.eos_token_ids = [1, *range(model.config.vocab_size - ends, model.config.vocab_size)]
-    trainer.generation_config.eos_token_id = trainer.eos_token_ids
-    trainer.generation_kwargs["eos_token_id"] = trainer.eos_token_ids
+    if args.mode == "full":
+        end_as_planned(trainer, args)
     return trainer
+
+
+def lengths_of(step: int, count: int, longest: int) -> list[int]:
+    """Tokens of each of `count` completions: the same for both sides."""
+    import numpy as np
+
+    random = np.random.default_rng(step)
+    spread = random.lognormal(np.log(0.4), 0.45, count) * longest
+    lengths: list[int] = np.clip(spread, longest * 0.16, longest).astype(int).tolist()
+    return lengths
+
+
+def end_as_planned(trainer: Any, args: argparse.Namespace) -> None:
+    """Make each sampled row end at its length, by the logits of the end token."""
+    import torch
+    from transformers import LogitsProcessor, LogitsProcessorList
+
+    from rl_reasoner import engine
+
+    planned: dict[str, Any] = {}
+    single_turn = trainer._generate_single_turn
+
+    def plan(prompt_ids: Any, *others: Any, **named: Any) -> Any:
+        lengths = lengths_of(trainer._step, len(prompt_ids), args.longest)
+        planned.update(lengths=torch.tensor(lengths), width=0)
+        return single_turn(prompt_ids, *others, **named)
+
+    def ended(logits: Any, due: Any) -> Any:
+        logits[:, trainer.eos_token_ids] = -torch.inf
+        logits[due] = -torch.inf
+        logits[due, END] = 0.0
+        return logits
+
+    class Ends(LogitsProcessor):  # type: ignore[misc]
+        def __call__(self, input_ids: Any, scores: Any) -> Any:
+            planned["width"] = planned["width"] or input_ids.shape[1]
+            drawn = input_ids.shape[1] - planned["width"]
+            return ended(scores, planned["lengths"] == drawn + 1)
+
+    trainer._generate_single_turn = plan
+    if args.side == "trl":
+        trainer.model.generate = functools.partial(
+            trainer.model.generate, logits_processor=LogitsProcessorList([Ends()])
+        )
+        return
+    processed = engine._Batch._processed
+
+    def process(batch: Any, logits: Any) -> Any:
+        lengths = planned["lengths"][batch.order]
+        return ended(processed(batch, logits), lengths == batch.caches.time + 1)
+
+    engine._Batch._processed = process  # type: ignore[method-assign,assignment]
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -194,7 +244,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     trainer.add_callback(Clock())
     trainer.train()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"steps": steps[1:], "peak_mb": peak, "before_mb": before}
+    return {"steps": steps[args.warm :], "peak_mb": peak, "before_mb": before}
 
 
 # ---------------------------------------------------------------------------------- the tables
@@ -208,6 +258,7 @@ def run(side: str, case: str, mode: str, args: argparse.Namespace) -> dict[str, 
         "mode": mode,
         "prompts": args.prompts or CASES[case]["prompts"],
         "steps": args.steps or CASES[case]["steps"],
+        "warm": CASES[case]["warm"],
         **{k: getattr(args, k) for k in ("group", "micro", "longest", "prompt", "flat", "threads")},
     }
     given = [f"--{key}={value}" for key, value in settings.items()]
@@ -228,10 +279,10 @@ def compare(case: str, mode: str, args: argparse.Namespace) -> dict[str, Any]:
     pairs = [{s: run(s, case, mode, args) for s in ("trl", "ours")} for _ in range(args.repeats)]
 
     def part(result: dict[str, Any], name: str) -> float:
-        return statistics.median(step[name] for step in result["steps"])
+        return float(statistics.median(step[name] for step in result["steps"]))
 
     def rate(result: dict[str, Any]) -> float:
-        return statistics.median(step["step"] / step["tokens"] for step in result["steps"])
+        return float(statistics.median(step["step"] / step["tokens"] for step in result["steps"]))
 
     ratios = {
         "training": [part(p["trl"], "training") / part(p["ours"], "training") for p in pairs],
@@ -306,6 +357,7 @@ def main() -> None:
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     for name in ("side", "case", "mode"):
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
+    parser.add_argument("--warm", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         print(json.dumps(measure(args)))
