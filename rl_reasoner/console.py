@@ -1,6 +1,7 @@
 """What the verbs print with: results on standard output, all else on standard error."""
 
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 err = Console(stderr=True)
-out = Console()
-_PIPE = 200  # columns of tables where there is no terminal: a file or a pipe has no edge
+# a file or a pipe has no edge: tables that go there are not squeezed
+out = Console(width=None if sys.stdout.isatty() else 200)
 
 
 def emit(as_json: bool, value: Mapping[str, Any], shown: Any) -> None:
@@ -18,8 +19,7 @@ def emit(as_json: bool, value: Mapping[str, Any], shown: Any) -> None:
         print(json.dumps(value, ensure_ascii=False))
     else:  # a text goes out as it is: no markup, no line broken
         whole = not isinstance(shown, Table)
-        width = None if out.is_terminal else _PIPE
-        out.print(shown, markup=False, highlight=False, soft_wrap=whole, width=width)
+        out.print(shown, markup=False, highlight=False, soft_wrap=whole)
 
 
 def new_table(*columns: str) -> Table:
