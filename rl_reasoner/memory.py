@@ -13,16 +13,15 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-import trl
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
+from rl_reasoner.training_pass import MEANS_OF_ROWS, SUMS_OF_ROWS, TrainingPass
+
 logger = logging.getLogger(__name__)
-_MEANS = ("grpo", "sapo", "dr_grpo", "luspo")  # over rows
-_SUMS = ("dapo", "cispo", "vespo")
 
 
-class SmallerPieces(trl.GRPOTrainer):  # type: ignore[misc]
+class SmallerPieces(TrainingPass):
     """trl's trainer with a way out of running out of memory; see the module's docstring."""
 
     _pieces = 1  # of each micro-batch
@@ -40,11 +39,9 @@ class SmallerPieces(trl.GRPOTrainer):  # type: ignore[misc]
         """Whether the gradient of a micro-batch is the sum of its pieces' gradients."""
         return bool(
             self.accelerator.distributed_type == DistributedType.NO
-            and self.loss_type in (*_MEANS, *_SUMS)
-            and not self.aux_loss_enabled
+            and self.loss_type in (*MEANS_OF_ROWS, *SUMS_OF_ROWS)
+            and self._rows_alone
             and not getattr(self.args, "router_sequence_loss_coef", 0.0)
-            and not self._entropy_bonus_enabled
-            and self.top_entropy_quantile == 1.0
         )
 
     def compute_loss(
@@ -91,7 +88,7 @@ class SmallerPieces(trl.GRPOTrainer):  # type: ignore[misc]
         for piece in pieces:
             share = len(piece["prompt_ids"]) / len(inputs["prompt_ids"])
             loss = super().compute_loss(model, piece)
-            if count > 1 and self.loss_type in _MEANS:
+            if count > 1 and self.loss_type in MEANS_OF_ROWS:
                 loss = loss * share
             begun[0] = True
             self.accelerator.backward(loss)

@@ -31,7 +31,7 @@ from rl_reasoner.routing import (
     from_padded,
     joined,
 )
-from rl_reasoner.training_pass import TrainingPass, base_of
+from rl_reasoner.training_pass import TrainingPass, base_of, joined_passes
 
 logger = logging.getLogger(__name__)
 _PROMPTS, _COMPLETIONS = "prompt_experts", "completion_experts"  # columns of a batch
@@ -82,19 +82,9 @@ class RouterReplay(TrainingPass):
             logger.warning("router_replay: off, for %s", reason)
             return
         self._routing = routing
-        self._unrecorded = self._without_choices()
+        self._unrecorded = self._sampled_elsewhere()
         if self._unrecorded is not None:
             logger.warning(_MISSING, self._unrecorded)
-
-    def _without_choices(self) -> str | None:
-        """Why sampling tells no choices, or None."""
-        if self.use_vllm:
-            return "vLLM"
-        if self.use_transformers_continuous_batching:
-            return "continuous batching"
-        if self.tools or self.rollout_func is not None or self.environment_factories is not None:
-            return "tools, environments or a rollout function"
-        return None
 
     # ---------------------------------------------------------------------------- the sampling
 
@@ -216,12 +206,7 @@ class RouterReplay(TrainingPass):
                 parts.append(pass_over(model, ids, mask, logits_to_keep, batch_size, *options))
         if self._routes is None:
             self._routes = joined(self._found)
-        logps, entropies, losses = zip(*parts, strict=True)
-        return (
-            torch.cat(logps),
-            torch.cat(entropies) if compute_entropy else None,
-            torch.stack(losses).mean() if compute_aux_loss else None,
-        )
+        return joined_passes(parts, compute_entropy, compute_aux_loss)
 
     def _next_rows(self, count: int) -> Routes | None:
         """The routes of the next `count` rows, where they are known."""

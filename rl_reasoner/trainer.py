@@ -140,12 +140,8 @@ class GRPOTrainer(SmallerPieces, PromptChoice, Objective, Rewarding, OldLogProbs
 
     def _no_engine(self) -> str | None:
         """What of the settings the sampling engine does not do, or None."""
-        if self.use_vllm:
-            return "vLLM"
-        if self.use_transformers_continuous_batching:
-            return "continuous batching"
-        if self.tools or self.rollout_func is not None or self.environment_factories is not None:
-            return "tools, environments or a rollout function"
+        if (elsewhere := self._sampled_elsewhere()) is not None:
+            return elsewhere
         if self.args.cache_implementation is not None:
             return "cache_implementation"
         if self._obstacle is not None:

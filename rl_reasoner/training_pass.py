@@ -15,6 +15,7 @@ is the mean over the rows that were computed, and the micro-batches it is a mean
 """
 
 import logging
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -29,8 +30,9 @@ from rl_reasoner.lm_head import fused_head
 
 logger = logging.getLogger(__name__)
 
-# Each row's weight in the step does not depend on the rows beside it.
-_ROW_BY_ROW = ("grpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo", "luspo")
+# Losses in which a row's weight in the step does not depend on the rows beside it.
+MEANS_OF_ROWS = ("grpo", "sapo", "dr_grpo", "luspo")
+SUMS_OF_ROWS = ("dapo", "cispo", "vespo")
 _TOGETHER = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
@@ -88,6 +90,16 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
                 return "a model whose packed rows differ from the rows alone"
         return None
 
+    def _sampled_elsewhere(self) -> str | None:
+        """What samples in the place of a plain batch of prompts, or None."""
+        if self.use_vllm:
+            return "vLLM"
+        if self.use_transformers_continuous_batching:
+            return "continuous batching"
+        if self.tools or self.rollout_func is not None or self.environment_factories is not None:
+            return "tools, environments or a rollout function"
+        return None
+
     # ------------------------------------------------------------------------------ the pass
 
     def _get_per_token_logps_and_entropies(
@@ -131,9 +143,7 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
             )
             for start in range(0, rows, size)
         ]
-        logps, entropies, losses = zip(*parts, strict=True)
-        aux = torch.stack(losses).mean() if compute_aux_loss else None
-        return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, aux
+        return joined_passes(parts, compute_entropy, compute_aux_loss)
 
     def _packed_pass(
         self, model: nn.Module, ids: Tensor, mask: Tensor, width: int, aux: bool
@@ -206,15 +216,22 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
         return bool(self.beta != 0.0)
 
     @property
+    def _rows_alone(self) -> bool:
+        """Whether trl's loss has no term that looks at several rows: of the router, of entropy."""
+        return bool(
+            not self.aux_loss_enabled
+            and not self._entropy_bonus_enabled
+            and self.top_entropy_quantile == 1.0
+        )
+
+    @property
     def _skips(self) -> bool:
         """Whether a row without advantage adds exactly nothing to the loss."""
         return bool(
             self._packs
             and self._on("skip_zero_advantage")
             and not self._kl_in_loss
-            and not self.aux_loss_enabled
-            and not self._entropy_bonus_enabled
-            and self.top_entropy_quantile == 1.0
+            and self._rows_alone
         )
 
     def _kept(self, mask: Tensor, width: int) -> Tensor | None:
@@ -284,10 +301,8 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
         return bool(
             self._packs
             and self._on("regroup_rows")
-            and self.loss_type in _ROW_BY_ROW
-            and not self.aux_loss_enabled
-            and not self._entropy_bonus_enabled
-            and self.top_entropy_quantile == 1.0
+            and self.loss_type in (*MEANS_OF_ROWS, *SUMS_OF_ROWS)
+            and self._rows_alone
         )
 
 
@@ -304,6 +319,21 @@ def take_out(batch: dict[str, Any]) -> None:
                 table[bad] = 0.0
             batch["completion_mask"][bad] = 0
             batch["advantages"][bad] = 0.0
+
+
+def joined_passes(
+    parts: Sequence[tuple[Tensor, Tensor | None, Tensor | None]], entropy: bool, aux: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Log-probs, entropies and router losses of passes over parts of a batch, as of one pass."""
+    logps: tuple[Tensor, ...]
+    entropies: Any
+    losses: Any
+    logps, entropies, losses = zip(*parts, strict=True)
+    return (
+        torch.cat(logps),
+        torch.cat(entropies) if entropy else None,
+        torch.stack(losses).mean() if aux else None,
+    )
 
 
 def moves(advantages: Tensor) -> Tensor:

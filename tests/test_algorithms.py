@@ -8,6 +8,7 @@ import pytest
 import torch
 import trl
 from datasets import Dataset
+from tiny import QUIET
 from transformers import HfArgumentParser, TrainerCallback
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, Score, open_policy, reward
@@ -50,14 +51,7 @@ def arguments(folder: Path, **changes: Any) -> dict[str, Any]:
         "max_completion_length": 6,
         "learning_rate": 1e-3,
         "temperature": 1.0,
-        "logging_steps": 1,
-        "seed": 7,
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "report_to": "none",
-        "save_strategy": "no",
-        "disable_tqdm": True,
+        **QUIET,
         **changes,
     }
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from test_trainer_resume import EVAL, killed, same, weights
+from tiny import QUIET
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy
 from rl_reasoner.errors import UserError
@@ -43,14 +44,7 @@ def build(folder: Path, rewards: Any = judged, prompts: Any = PROMPTS, **changes
         "num_generations": 4,
         "max_completion_length": 5,
         "learning_rate": 3e-3,
-        "logging_steps": 1,
-        "seed": 7,
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "report_to": "none",
-        "save_strategy": "no",
-        "disable_tqdm": True,
+        **QUIET,
         **changes,
     }
     data = prompts if isinstance(prompts, IterableDataset) else Dataset.from_dict(prompted(prompts))
@@ -262,3 +256,4 @@ def distributed(folder: Path) -> None:
 
 if __name__ == "__main__":
     distributed(Path(sys.argv[1]))
+    torch.distributed.destroy_process_group()  # or gloo's threads may abort the ending process

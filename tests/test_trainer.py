@@ -13,6 +13,7 @@ import torch
 import trl
 from datasets import Dataset
 from failing_rewards import huge, infinite, nan, nothing, raises_sometimes, text
+from tiny import QUIET
 from transformers import TrainerCallback
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, Score, open_policy, reward
@@ -75,14 +76,7 @@ def build(
         "max_completion_length": 8,
         "learning_rate": 1e-3,
         "temperature": 1.0,
-        "logging_steps": 1,
-        "seed": 7,
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "report_to": "none",
-        "save_strategy": "no",
-        "disable_tqdm": True,
+        **QUIET,
         **changes,
     }
     return kind(

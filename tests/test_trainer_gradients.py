@@ -11,6 +11,7 @@ import torch
 import trl
 from datasets import Dataset
 from peft import LoraConfig
+from tiny import QUIET
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy
@@ -134,14 +135,7 @@ def gradients(
         "learning_rate": 0.05,
         "optim": "sgd",
         "max_grad_norm": 0.0,
-        "logging_steps": 1,
-        "seed": 7,
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "report_to": "none",
-        "save_strategy": "no",
-        "disable_tqdm": True,
+        **QUIET,
         **changes,
     }
     if kind is trl.GRPOTrainer:

@@ -9,6 +9,18 @@ from safetensors.torch import load_file
 
 from rl_reasoner.recipe import Recipe
 
+# What trl's config is told in every trainer of the tests: one CPU, fp32, no dashboards, no bars.
+QUIET: dict[str, Any] = {
+    "logging_steps": 1,
+    "seed": 7,
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "report_to": "none",
+    "save_strategy": "no",
+    "disable_tqdm": True,
+}
+
 REWARD = '''
 from rl_reasoner import Score, reward
 
