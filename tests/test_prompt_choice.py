@@ -1,16 +1,14 @@
 """Dynamic sampling and the prompt schedule in the trainer: shapes, cost, resume, processes."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
-from test_trainer_resume import EVAL, killed, same, weights
+from processes import same, together, weights
+from test_trainer_resume import EVAL, killed
 from tiny import QUIET
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy
@@ -222,14 +220,18 @@ def test_a_killed_run_is_resumed_to_the_same_weights(
 
 def test_two_processes_keep_groups_whole_and_end(tmp_path: Path) -> None:
     """Groups of six in batches of nine rows a process: groups lie across the processes."""
-    here = Path(__file__).parent
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-port", str(20000 + os.getpid() % 20000), __file__, str(tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(here)}
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=240, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+
+    def job(rank: int) -> None:
+        size = {"per_device_train_batch_size": 9, "num_generations": 6, "ddp_backend": "gloo"}
+        trainer = build(tmp_path, **size, dynamic_sampling=30)
+        assert isinstance(trainer, PromptChoice) and trainer.accelerator.num_processes == 2
+        rows: Rows = []
+        trainer.rollout_sink = rows.extend
+        trainer.train()
+        if rank == 0:
+            (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+
+    assert together(2, job) == [0, 0]
     rows = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
     assert len(rows) == 2 * 18
     for start in range(0, len(rows), 6):
@@ -241,19 +243,3 @@ def test_two_processes_keep_groups_whole_and_end(tmp_path: Path) -> None:
         values = [row["reward"] for row in group]
         mean = sum(values) / 6
         assert all((row["advantage"] > 0) == (row["reward"] > mean) for row in group)
-
-
-def distributed(folder: Path) -> None:
-    """What each of the two processes does."""
-    trainer = build(folder, per_device_train_batch_size=9, num_generations=6, dynamic_sampling=30)
-    assert isinstance(trainer, PromptChoice) and trainer.accelerator.num_processes == 2
-    rows: Rows = []
-    trainer.rollout_sink = rows.extend
-    trainer.train()
-    if trainer.accelerator.is_main_process:
-        (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    distributed(Path(sys.argv[1]))
-    torch.distributed.destroy_process_group()  # or gloo's threads may abort the ending process
