@@ -96,7 +96,26 @@ class PolicySpec(_Part):
     )
 
 
-class TaskData(_Part):
+class _Source(_Part):
+    """Where rows come from, and how they are asked and judged in training."""
+
+    rewards: tuple[str, ...] | None = Field(
+        default=None,
+        description="grpo: the recipe's rewards that these rows get (default: the rows' own column "
+        "`rewards`, else all)",
+    )
+    template: Annotated[str, AfterValidator(checked_template)] | None = Field(
+        default=None, description="prompt template of these rows (default: the recipe's)"
+    )
+    max_tokens: int | None = Field(
+        default=None, ge=1, description="grpo: longest completion of these rows, if shorter"
+    )
+    share: float | None = Field(
+        default=None, gt=0, description="in a mix: their part of it, held against the others'"
+    )
+
+
+class TaskData(_Source):
     """Rows drawn from one of the built-in task generators (`rl_reasoner.tasks`)."""
 
     task: str = Field(description="name of a generator, see `rl-reasoner list tasks`")
@@ -114,7 +133,7 @@ class TaskData(_Part):
     )
 
 
-class FileData(_Part):
+class FileData(_Source):
     """Rows from a JSONL, CSV or Parquet file, a shipped set, or a hub data set."""
 
     path: str = Field(description="a file, the name of a set, or a hub id")
@@ -132,13 +151,46 @@ class FileData(_Part):
 
 def _data_kind(value: Any) -> str:
     keys = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
-    return "task" if "task" in keys else "file"
+    return "mix" if "mix" in keys else "task" if "task" in keys else "file"
+
+
+def _data(value: Any) -> Any:
+    """A name stands for its file, a list for the mix of its entries."""
+    if isinstance(value, str):
+        return {"path": value}
+    return {"mix": value} if isinstance(value, (list, tuple)) else value
+
+
+class MixData(_Part):
+    """Rows of several sources together, such as maths, code and instructions.
+
+    With shares (of all sources or of none), each source has that part of the rows, whose number
+    stays the sum of the sources': some rows are repeated, others left out.
+    """
+
+    mix: tuple[
+        Annotated[
+            Annotated[TaskData, Tag("task")] | Annotated[FileData, Tag("file")],
+            Discriminator(_data_kind),
+            BeforeValidator(_data),
+        ],
+        ...,
+    ] = Field(min_length=1, description="the sources, each with its rewards, template and share")
+
+    @model_validator(mode="after")
+    def _shared(self) -> Self:
+        given = sum(source.share is not None for source in self.mix)
+        if given not in (0, len(self.mix)):
+            raise ValueError(f"{given} of its {len(self.mix)} sources have a share: all or none")
+        return self
 
 
 Data = Annotated[
-    Annotated[TaskData, Tag("task")] | Annotated[FileData, Tag("file")],
+    Annotated[TaskData, Tag("task")]
+    | Annotated[FileData, Tag("file")]
+    | Annotated[MixData, Tag("mix")],
     Discriminator(_data_kind),
-    BeforeValidator(lambda value: {"path": value} if isinstance(value, str) else value),
+    BeforeValidator(_data),
 ]
 
 
@@ -325,6 +377,17 @@ class GrpoStage(_Stage):
 Stage = Annotated[SftStage | GrpoStage, Field(discriminator="kind")]
 
 
+class Asked(_Part):
+    """How one evaluation set is asked, where the recipe's own way does not suit it."""
+
+    template: Annotated[str, AfterValidator(checked_template)] | None = Field(
+        default=None, description="its prompt template (default: the recipe's)"
+    )
+    max_tokens: int | None = Field(
+        default=None, ge=1, description="its longest completion (default: evals.max_tokens)"
+    )
+
+
 class Evals(_Part):
     """Evaluations: before the first GRPO stage, after the last stage, and while training."""
 
@@ -336,8 +399,11 @@ class Evals(_Part):
     )
     limit: int | None = Field(default=None, ge=1, description="at most so many problems a set")
     max_tokens: int = Field(default=256, ge=1, description="longest completion, in tokens")
+    asked: Mapping[str, Asked] = Field(
+        default_factory=dict, description="set -> its own template and max_tokens"
+    )
     reward: str | None = Field(
-        default=None, description="the reward that judges (default: by the rows' tests or answers)"
+        default=None, description="the reward that judges (default: what the rows themselves say)"
     )
     reward_options: Mapping[str, Any] = Field(
         default_factory=dict, description="options of that reward"
@@ -406,7 +472,7 @@ class Recipe(_Part):
                 raise ValueError(f"stage {stage.name!r} is a grpo stage: the recipe needs rewards")
         return self
 
-    def data_of(self, stage: SftStage | GrpoStage) -> TaskData | FileData:
+    def data_of(self, stage: SftStage | GrpoStage) -> TaskData | FileData | MixData:
         """The rows that `stage` uses: its own, else the recipe's."""
         data = stage.data or self.data
         assert data is not None  # checked by the validator

@@ -22,8 +22,10 @@ from pydantic import BaseModel, ValidationError
 from rl_reasoner.errors import UserError, did_you_mean, unknown
 from rl_reasoner.paths import room
 from rl_reasoner.recipe import (
+    Asked,
     FileData,
     GrpoStage,
+    MixData,
     Recipe,
     RecipeLoader,
     RewardSpec,
@@ -36,8 +38,15 @@ Places = Mapping[Path_, str]
 _KINDS: dict[str, type[BaseModel]] = {
     "task": TaskData,
     "file": FileData,
+    "mix": MixData,
     "sft": SftStage,
     "grpo": GrpoStage,
+}
+_PARTS: dict[str, list[type[BaseModel]]] = {
+    "stages": [SftStage, GrpoStage],
+    "rewards": [RewardSpec],
+    "mix": [TaskData, FileData],
+    "asked": [Asked],
 }
 
 
@@ -245,6 +254,7 @@ def _located(loc: Sequence[str | int]) -> tuple[Path_, type[BaseModel] | None]:
             continue
         path.append(part)
         in_union = part == "data" or (path[0] == "stages" and len(path) == 2)
+        in_union |= isinstance(part, int) and path[-2:-1] == ["mix"]
         holder = model
         if model is not None and isinstance(part, str):
             field = model.model_fields.get(part)
@@ -281,7 +291,7 @@ def apply_flags(recipe: Recipe, flags: Sequence[str]) -> Recipe:
         except UserError as error:
             problems += error.messages
     # a whole before its parts, and the kind of data before its settings
-    found.sort(key=lambda f: (len(f[0]), f[0][-1] not in ("task", "path")))
+    found.sort(key=lambda f: (len(f[0]), f[0][-1] not in ("task", "path", "mix")))
     for path, value, _ in found:
         _set(data, path, value)
     try:
@@ -344,7 +354,7 @@ def _set(data: dict[str, Any], path: Path_, value: Any) -> None:
         holder, last = holder[last], "source"  # --policy NAME keeps the adapter's settings
     if last == "data" and isinstance(value, str):
         value = {"path": value}
-    if last in ("task", "path") and last not in holder:
+    if last in ("task", "path", "mix") and last not in holder:
         holder.clear()  # --data.path in place of a generator, and the other way round
     holder[last] = value
 
@@ -367,8 +377,12 @@ def _resolve(data: dict[str, Any], flag: str) -> tuple[Path_, Any]:
     for candidate in candidates:
         annotation = _annotation(candidate, [Recipe])
         if annotation is not None:
-            path = tuple(int(p) if p.isdecimal() and i == 1 else p for i, p in enumerate(candidate))
-            return path, annotation
+            lists = ("stages", "mix")
+            above = ["", *candidate]
+            return tuple(
+                int(p) if p.isdecimal() and before in lists else p
+                for before, p in zip(above, candidate, strict=False)
+            ), annotation
     known = [f"--{path}" for path in _paths(data)] + ["--resume", "--quiet", "--json"]
     raise UserError(f"--{flag}: the recipe has no such field.{did_you_mean(f'--{flag}', known)}")
 
@@ -386,9 +400,9 @@ def _annotation(parts: Sequence[str], models: Sequence[type[BaseModel]]) -> Any:
         return Any if len(rest) == 1 else None
     inner: Sequence[type[BaseModel]] = [m] if (m := _model_in(annotation)) else []
     if name == "data":
-        inner = [TaskData, FileData]
-    elif name in ("stages", "rewards"):  # their parts have a number or a name
-        inner = [SftStage, GrpoStage] if name == "stages" else [RewardSpec]
+        inner = [TaskData, FileData, MixData]
+    elif name in _PARTS and get_origin(annotation) in (tuple, Mapping):
+        inner = _PARTS[name]  # its parts have a number or a name
         rest = rest[1:]
     return _annotation(rest, inner) if rest else Any
 
