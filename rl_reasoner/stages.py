@@ -11,31 +11,19 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-from datasets import Dataset
-from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
-from trl import SFTTrainer
+from transformers import PrinterCallback
 
 from rl_reasoner import sandbox
-from rl_reasoner.balance import BiasUpdate
-from rl_reasoner.checkpoints import last_checkpoint, seal
-from rl_reasoner.code_rows import as_dataset, continuing
-from rl_reasoner.configs import config
+from rl_reasoner.checkpoints import last_checkpoint
 from rl_reasoner.errors import RunStopped, UserError
-from rl_reasoner.evaluate import EvalResult, evaluate, evaluate_recipe
-from rl_reasoner.faults import LastStep, SkipBadSteps, disk_is_full, stopped_by_full_disk
+from rl_reasoner.evaluate import EvalResult, evaluate_recipe
+from rl_reasoner.faults import LastStep, disk_is_full, stopped_by_full_disk
 from rl_reasoner.isolation import give_up_all
-from rl_reasoner.ledger import Ledger, scores_of
+from rl_reasoner.ledger import Ledger
 from rl_reasoner.live import LiveView
-from rl_reasoner.moe import (
-    check_auxiliary_loss,
-    check_experts,
-    freeze_routers,
-    without_router_logits,
-)
+from rl_reasoner.moe import freeze_routers
 from rl_reasoner.policy import (
     Policy,
     add_lora,
@@ -45,15 +33,15 @@ from rl_reasoner.policy import (
     quiet_libraries,
 )
 from rl_reasoner.preflight import Where, Work, inspected, prepared
-from rl_reasoner.prompts import Row, completion_of, render
+from rl_reasoner.prompts import render
 from rl_reasoner.recipe import GrpoStage, Recipe, SftStage
+from rl_reasoner.recorder import Recorder
 from rl_reasoner.report import write_report
-from rl_reasoner.reward import text_of
 from rl_reasoner.rollouts import prompt_ids
-from rl_reasoner.runs import RunFolder, append_rows, keep_rows_until, read_lines, write_text
+from rl_reasoner.runs import RunFolder, keep_rows_until, write_text
+from rl_reasoner.stage_trainers import Job, load_weights, trainer_of, unmarked
 from rl_reasoner.stopping import StepGivenUp, Stop
-from rl_reasoner.trainer import GRPOTrainer
-from rl_reasoner.validation import Watch, overlap_notes, overlaps
+from rl_reasoner.validation import overlap_notes, overlaps
 
 
 class Interrupted(KeyboardInterrupt):
@@ -222,19 +210,20 @@ class _Session:
         at = last_checkpoint(checkpoints, self.view.note)
         for name in ("metrics.jsonl", "rollouts.jsonl"):
             keep_rows_until(folder / name, at[1] if at else 0)
-        self.ledger = Ledger.open(folder, at[1] if at else 0)
+        ledger = Ledger.open(folder, at[1] if at else 0)
         if self.recipe.policy.lora:
             add_lora(policy, self.recipe.policy.lora, self.recipe.run.seed)
-        build = self._sft if isinstance(stage, SftStage) else self._grpo
-        trainer = build(stage, index, policy, folder)  # type: ignore[arg-type]
+        rows, rewards = self.work.rows[index], self.work.rewards
+        job = Job(self.recipe, stage, rows, rewards, policy, folder, ledger)
+        trainer = trainer_of(job)
         self.view.start_stage(stage.name, index + 1, len(self.recipe.stages), stage.steps)
         last_step = LastStep(trainer)
         trainer.add_callback(last_step)
-        trainer.add_callback(_Recorder(self, stage, policy, folder, trainer))
+        trainer.add_callback(Recorder(job, trainer, self.view, self.stop))
         trainer.remove_callback(PrinterCallback)  # metrics go to the recorder alone
-        with self._training(last_step, checkpoints), _unmarked(policy.model):
+        with self._training(last_step, checkpoints), unmarked(policy.model):
             if at:
-                _load(policy, at[0])
+                load_weights(policy, at[0])
             if not at or at[1] < stage.steps:  # from its last step, trl would take one more
                 trainer.train(resume_from_checkpoint=str(at[0]) if at else None)
         if self.stop.asked:
@@ -268,163 +257,3 @@ class _Session:
             if not disk_is_full(error):
                 raise
             raise stopped_by_full_disk(checkpoints, error) from error
-
-    # ------------------------------------------------------------------------- the trainers
-
-    def _sft(self, stage: SftStage, index: int, policy: Policy, folder: Path) -> SFTTrainer:
-        rows = [self._supervised(row, policy) for row in self.work.rows[index]]
-        check_auxiliary_loss(policy.model, stage.router_aux)
-        check_experts(policy.model)
-        trainer = SFTTrainer(
-            policy.model,
-            args=config(self.recipe, stage, folder),
-            train_dataset=Dataset.from_list(rows),
-            processing_class=policy.tokenizer,
-        )
-        without_router_logits(policy.model)  # trl asks for them pass by pass
-        if stage.freeze_router:
-            freeze_routers(policy.model)
-        if stage.router_bias:
-            trainer.add_callback(BiasUpdate(policy.model, stage.router_bias))
-        trainer.add_callback(SkipBadSteps(trainer))
-        return trainer
-
-    def _supervised(self, row: Row, policy: Policy) -> dict[str, Any]:
-        prompt = render(row["problem"], self.recipe.template, policy.tokenizer)
-        completion = completion_of(row)
-        if isinstance(prompt, str):
-            return {"prompt": prompt, "completion": completion}
-        return {"prompt": prompt, "completion": [{"role": "assistant", "content": completion}]}
-
-    def _grpo(self, stage: GrpoStage, index: int, policy: Policy, folder: Path) -> GRPOTrainer:
-        rows = [
-            {
-                **{key: value for key, value in row.items() if key != "completion"},
-                "prompt": render(row["problem"], self.recipe.template, policy.tokenizer),
-            }
-            for row in self.work.rows[index]
-        ]
-        if stage.loss.beta and not self.recipe.policy.lora:
-            # trl loads the reference from where the model says it came from: that must be the
-            # policy as it enters this stage, not the one that the first stage opened
-            policy.save(folder / "reference")
-            policy.model.config.name_or_path = str(folder / "reference")
-        trainer = GRPOTrainer(
-            policy.model,
-            reward_funcs=[continuing(reward, rows) for reward in self.work.rewards],
-            args=config(self.recipe, stage, folder),
-            train_dataset=as_dataset(rows),
-            processing_class=policy.tokenizer,
-        )
-        numbers = {text_of(row["prompt"]): i for i, row in reversed([*enumerate(rows)])}
-        trainer.rollout_sink = partial(self._keep, folder, numbers)
-        return trainer
-
-    def _keep(self, folder: Path, numbers: Mapping[str, int], found: list[dict[str, Any]]) -> None:
-        """Write a batch's rollouts, each with the number of its row, and its scores."""
-        self.ledger.append([*scores_of(found, self.recipe.run.seed, numbers.get)])
-        rows = [{**row, "row": numbers.get(row["prompt"])} for row in found]
-        append_rows(folder / "rollouts.jsonl", [_without_seconds(row) for row in rows])
-
-
-def _without_seconds(row: dict[str, Any]) -> dict[str, Any]:
-    """A rollout without what the clock says: it is the same in a run that was resumed."""
-    return {key: value for key, value in row.items() if key != "seconds"}
-
-
-def _load(policy: Policy, checkpoint: Path) -> None:
-    """Put the weights of a checkpoint into the policy's model.
-
-    The trainer's own loading passes over fused experts: files hold them one by one, and only
-    `from_pretrained` puts them together.
-    """
-    if (checkpoint / "adapter_config.json").is_file():
-        policy.model.load_adapter(str(checkpoint), "default", is_trainable=True)
-    else:
-        saved = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=policy.model.dtype)
-        policy.model.load_state_dict(saved.state_dict())
-
-
-@contextmanager
-def _unmarked(model: Any) -> Iterator[None]:
-    """Take off what trl leaves on a model; the next stage would wrap its own `forward` again."""
-    try:
-        yield
-    finally:
-        for module in model.modules():
-            vars(module).pop("forward", None)
-        without_router_logits(model)
-
-
-class _Recorder(TrainerCallback):  # type: ignore[misc]
-    """Writes metrics.jsonl, feeds the live view, evaluates while training, and stops when asked."""
-
-    def __init__(
-        self,
-        session: _Session,
-        stage: SftStage | GrpoStage,
-        policy: Policy,
-        folder: Path,
-        trainer: Any,
-    ) -> None:
-        self.session = session
-        self.stage = stage
-        self.policy = policy
-        self.folder = folder
-        self.trainer = trainer
-        self.validated: dict[str, Any] = {}
-        self.begun = 0.0
-        self.rows = read_lines(folder / "metrics.jsonl")
-        name = session.recipe.evals.validation if stage.kind == "grpo" else None
-        self.watch = Watch(folder, name, session.view.note) if name else None
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.begun = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        evals = self.session.recipe.evals
-        if self.watch is not None and state.global_step % evals.every == 0:
-            kept = self.policy if state.is_world_process_zero else None
-            figures = self._validate(self.watch.name)
-            self.validated = self.watch.take(figures, state.global_step, kept)
-        if self.session.stop.asked:
-            control.should_save = control.should_training_stop = True
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.accelerator.wait_for_everyone()
-        if state.is_world_process_zero:
-            self.session.ledger.sync()
-            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-
-    def _validate(self, name: str) -> dict[str, Any]:
-        recipe = self.session.recipe
-        found = evaluate(
-            self.policy,
-            [name],
-            max_tokens=recipe.evals.max_tokens,
-            template=recipe.template,
-            limit=recipe.evals.limit,
-            reward=recipe.evals.reward,
-            reward_options=recipe.evals.reward_options,
-        )
-        return found.sets[name]
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if not logs or "train_runtime" in logs:  # the closing summary is no step
-            return
-        seconds = time.perf_counter() - self.begun  # of a step of sft: grpo logs its own
-        row = {"step": state.global_step, "step_time": seconds, **logs, **self.validated}
-        self.rows.append(row)
-        if self.watch is not None and self.validated:
-            row["alarms"] = self.watch.alarms(self.rows)
-        self.validated = {}
-        if isinstance(self.stage, GrpoStage):
-            group = self.stage.group
-            seconds = sum(v for key, v in row.items() if key.startswith("timing/"))
-            tokens = row.get("completions/mean_length", 0.0) * group.size * group.prompts
-            if seconds:
-                row["tokens_per_second"] = tokens / seconds
-            loads = enumerate(self.trainer.last_expert_load)
-            row |= {f"experts/load/layer{layer}": shares for layer, shares in loads}
-        append_rows(self.folder / "metrics.jsonl", [row])
-        self.session.view.update(row, state.global_step)

@@ -1,0 +1,86 @@
+"""What a stage's trainer reports while it trains: metrics, evaluations, sealed checkpoints.
+
+A callback of transformers' trainer: it writes metrics.jsonl, feeds the live view, evaluates while
+GRPO trains, seals each checkpoint, and stops the training when it is asked to.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from rl_reasoner.checkpoints import seal
+from rl_reasoner.evaluate import evaluate
+from rl_reasoner.live import LiveView
+from rl_reasoner.recipe import GrpoStage
+from rl_reasoner.runs import append_rows, read_lines
+from rl_reasoner.stage_trainers import Job
+from rl_reasoner.stopping import Stop
+from rl_reasoner.validation import Watch
+
+
+class Recorder(TrainerCallback):  # type: ignore[misc]
+    """Writes metrics.jsonl, feeds the live view, evaluates while training, and stops when asked."""
+
+    def __init__(self, job: Job, trainer: Any, view: LiveView, stop: Stop) -> None:
+        self.job = job
+        self.trainer = trainer
+        self.view = view
+        self.stop = stop
+        self.validated: dict[str, Any] = {}
+        self.begun = 0.0
+        self.rows = read_lines(job.folder / "metrics.jsonl")
+        name = job.recipe.evals.validation if job.stage.kind == "grpo" else None
+        self.watch = Watch(job.folder, name, view.note) if name else None
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.begun = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        evals = self.job.recipe.evals
+        if self.watch is not None and state.global_step % evals.every == 0:
+            kept = self.job.policy if state.is_world_process_zero else None
+            figures = self._validate(self.watch.name)
+            self.validated = self.watch.take(figures, state.global_step, kept)
+        if self.stop.asked:
+            control.should_save = control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.accelerator.wait_for_everyone()
+        if state.is_world_process_zero:
+            self.job.ledger.sync()
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+    def _validate(self, name: str) -> dict[str, Any]:
+        recipe = self.job.recipe
+        found = evaluate(
+            self.job.policy,
+            [name],
+            max_tokens=recipe.evals.max_tokens,
+            template=recipe.template,
+            limit=recipe.evals.limit,
+            reward=recipe.evals.reward,
+            reward_options=recipe.evals.reward_options,
+        )
+        return found.sets[name]
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if not logs or "train_runtime" in logs:  # the closing summary is no step
+            return
+        seconds = time.perf_counter() - self.begun  # of a step of sft: grpo logs its own
+        row = {"step": state.global_step, "step_time": seconds, **logs, **self.validated}
+        self.rows.append(row)
+        if self.watch is not None and self.validated:
+            row["alarms"] = self.watch.alarms(self.rows)
+        self.validated = {}
+        if isinstance(self.job.stage, GrpoStage):
+            group = self.job.stage.group
+            seconds = sum(v for key, v in row.items() if key.startswith("timing/"))
+            tokens = row.get("completions/mean_length", 0.0) * group.size * group.prompts
+            if seconds:
+                row["tokens_per_second"] = tokens / seconds
+            loads = enumerate(self.trainer.last_expert_load)
+            row |= {f"experts/load/layer{layer}": shares for layer, shares in loads}
+        append_rows(self.job.folder / "metrics.jsonl", [row])
+        self.view.update(row, state.global_step)

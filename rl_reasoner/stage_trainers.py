@@ -1,0 +1,143 @@
+"""The trainers of a run's stages, made from their recipes: trl's SFTTrainer, our GRPOTrainer.
+
+A `Job` is one stage at work: its rows, its policy, its folder. This module knows recipes, the
+trainers do not. What the trainers report is written by `recorder`; which stage comes when is
+`stages`' part.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import AutoModelForCausalLM
+from trl import SFTTrainer
+
+from rl_reasoner.balance import BiasUpdate
+from rl_reasoner.code_rows import as_dataset, continuing
+from rl_reasoner.configs import config
+from rl_reasoner.faults import SkipBadSteps
+from rl_reasoner.ledger import Ledger, scores_of
+from rl_reasoner.moe import (
+    check_auxiliary_loss,
+    check_experts,
+    freeze_routers,
+    without_router_logits,
+)
+from rl_reasoner.policy import Policy
+from rl_reasoner.prompts import Row, completion_of, render
+from rl_reasoner.recipe import GrpoStage, Recipe, SftStage
+from rl_reasoner.reward import text_of
+from rl_reasoner.runs import append_rows
+from rl_reasoner.trainer import GRPOTrainer
+
+
+@dataclass
+class Job:
+    """One stage at work: what its trainer is made of."""
+
+    recipe: Recipe
+    stage: SftStage | GrpoStage
+    rows: list[Row]
+    rewards: list[Callable[..., Any]]
+    policy: Policy
+    folder: Path
+    ledger: Ledger
+
+
+def trainer_of(job: Job) -> Any:
+    """The trainer of a stage, ready to train."""
+    return _sft(job, job.stage) if isinstance(job.stage, SftStage) else _grpo(job, job.stage)
+
+
+def _sft(job: Job, stage: SftStage) -> SFTTrainer:
+    policy = job.policy
+    rows = [_supervised(row, job.recipe.template, policy) for row in job.rows]
+    check_auxiliary_loss(policy.model, stage.router_aux)
+    check_experts(policy.model)
+    trainer = SFTTrainer(
+        policy.model,
+        args=config(job.recipe, stage, job.folder),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=policy.tokenizer,
+    )
+    without_router_logits(policy.model)  # trl asks for them pass by pass
+    if stage.freeze_router:
+        freeze_routers(policy.model)
+    if stage.router_bias:
+        trainer.add_callback(BiasUpdate(policy.model, stage.router_bias))
+    trainer.add_callback(SkipBadSteps(trainer))
+    return trainer
+
+
+def _supervised(row: Row, template: str, policy: Policy) -> dict[str, Any]:
+    prompt = render(row["problem"], template, policy.tokenizer)
+    completion = completion_of(row)
+    if isinstance(prompt, str):
+        return {"prompt": prompt, "completion": completion}
+    return {"prompt": prompt, "completion": [{"role": "assistant", "content": completion}]}
+
+
+def _grpo(job: Job, stage: GrpoStage) -> GRPOTrainer:
+    recipe, policy = job.recipe, job.policy
+    rows = [
+        {
+            **{key: value for key, value in row.items() if key != "completion"},
+            "prompt": render(row["problem"], recipe.template, policy.tokenizer),
+        }
+        for row in job.rows
+    ]
+    if stage.loss.beta and not recipe.policy.lora:
+        # trl loads the reference from where the model says it came from: that must be the
+        # policy as it enters this stage, not the one that the first stage opened
+        policy.save(job.folder / "reference")
+        policy.model.config.name_or_path = str(job.folder / "reference")
+    trainer = GRPOTrainer(
+        policy.model,
+        reward_funcs=[continuing(reward, rows) for reward in job.rewards],
+        args=config(recipe, stage, job.folder),
+        train_dataset=as_dataset(rows),
+        processing_class=policy.tokenizer,
+    )
+    numbers = {text_of(row["prompt"]): i for i, row in reversed([*enumerate(rows)])}
+    trainer.rollout_sink = partial(_keep, job, numbers)
+    return trainer
+
+
+def _keep(job: Job, numbers: Mapping[str, int], found: list[dict[str, Any]]) -> None:
+    """Write a batch's rollouts, each with the number of its row, and its scores."""
+    job.ledger.append([*scores_of(found, job.recipe.run.seed, numbers.get)])
+    rows = [{**row, "row": numbers.get(row["prompt"])} for row in found]
+    append_rows(job.folder / "rollouts.jsonl", [_without_seconds(row) for row in rows])
+
+
+def _without_seconds(row: dict[str, Any]) -> dict[str, Any]:
+    """A rollout without what the clock says: it is the same in a run that was resumed."""
+    return {key: value for key, value in row.items() if key != "seconds"}
+
+
+def load_weights(policy: Policy, checkpoint: Path) -> None:
+    """Put the weights of a checkpoint into the policy's model.
+
+    The trainer's own loading passes over fused experts: files hold them one by one, and only
+    `from_pretrained` puts them together.
+    """
+    if (checkpoint / "adapter_config.json").is_file():
+        policy.model.load_adapter(str(checkpoint), "default", is_trainable=True)
+    else:
+        saved = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=policy.model.dtype)
+        policy.model.load_state_dict(saved.state_dict())
+
+
+@contextmanager
+def unmarked(model: Any) -> Iterator[None]:
+    """Take off what trl leaves on a model; the next stage would wrap its own `forward` again."""
+    try:
+        yield
+    finally:
+        for module in model.modules():
+            vars(module).pop("forward", None)
+        without_router_logits(model)
