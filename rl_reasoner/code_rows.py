@@ -3,8 +3,8 @@
 A code row has a `problem` and `tests` (of the forms that `rl_reasoner.sandbox` knows), and needs no
 answer. Code sets call the problem `prompt`, give HumanEval's `check` without its call, or do not
 say what the function is to be called; `code_row` mends that. `continuing` lets a reward judge a
-completion that goes on from its prompt, in training as in evaluation; `as_dataset` keeps the values
-in tests as they are. Runs nothing.
+completion that goes on from its prompt, in training as in evaluation; `as_dataset` keeps tests and
+other nested values as they are. Runs nothing.
 """
 
 import builtins
@@ -113,22 +113,39 @@ def continuing(
 
 
 def as_dataset(rows: Sequence[Mapping[str, Any]]) -> "Dataset":
-    """`rows` as a data set of datasets', with their `tests` unchanged.
+    """`rows` as a data set of datasets', their lists and objects (but a chat prompt) unchanged.
 
     Arrow has one type a column: it would refuse tests of several forms, make `1` of one test `1.0`
-    for the `2.5` of another, and add to each test the keys of the others. So tests lie in it as
-    JSON, and are read when a row is taken.
+    for the `2.5` of another, and add to each object the keys of the others. So such columns, and
+    those of several types, lie in it as JSON, and are read when a row is taken. A column that some
+    rows lack is None there.
     """
     from datasets import Dataset
 
     names = dict.fromkeys(name for row in rows for name in row)
-    if "tests" not in names:
-        return Dataset.from_list([*rows])
-    kept = [{**dict.fromkeys(names), **row, "tests": json.dumps(row.get("tests"))} for row in rows]
-    return Dataset.from_list(kept).with_transform(_read)
+    kinds = {name: {type(row.get(name)) for row in rows} - {type(None)} for name in names}
+    nested = {
+        name
+        for name, found in kinds.items()
+        if name != "prompt" and (len(found) > 1 or found & {list, tuple, dict})
+    }
+    kept = [
+        {name: _written(row.get(name)) if name in nested else row.get(name) for name in names}
+        for row in rows
+    ]
+    made = Dataset.from_list(kept)
+    return made.with_transform(functools.partial(_read, nested=nested)) if nested else made
 
 
-def _read(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """Columns of rows as they are taken, with their tests (where these are asked for) read."""
-    read = {name: [*map(json.loads, batch[name])] for name in ("tests",) if name in batch}
+def _written(value: Any) -> str | None:
+    return None if value is None else json.dumps(value)
+
+
+def _read(batch: dict[str, list[Any]], nested: set[str]) -> dict[str, list[Any]]:
+    """Columns of rows as they are taken, with their nested values (as far as asked for) read."""
+    read = {
+        name: [None if text is None else json.loads(text) for text in batch[name]]
+        for name in nested
+        if name in batch
+    }
     return {**batch, **read}

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from rl_reasoner.isolation import Limits
-from rl_reasoner.reward import Completion, Outcome, Reward, score_batch
+from rl_reasoner.reward import Completion, Outcome, Reward, score_own_rows
 
 
 class EarlyRewards:
@@ -65,7 +65,7 @@ class EarlyRewards:
             for name, values in self.columns.items()
         }
         texts = [self.completions[row] for row in rows]
-        outcomes = score_batch(self.rewards[place], texts, columns, self.limits)
+        outcomes = score_own_rows(self.rewards[place], texts, columns, self.limits)
         self.found[place] |= dict(zip(rows, outcomes, strict=True))
         with self._lock:
             until = self._waited_since or time.perf_counter()

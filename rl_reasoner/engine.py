@@ -48,15 +48,17 @@ def generate(
     sampling: Sampling,
     routes: SampledRoutes | None = None,
     ended: Ended | None = None,
+    budgets: Sequence[int | None] | None = None,
 ) -> list[Completion]:
     """One completion for each of `prompts`, of which equal ones are run once; a key for each.
 
     `model` is a causal language model that `packing.obstacle` finds nothing against. A key is any
     sequence of numbers >= 0. Greedy where the temperature is 0. `routes` gets the experts chosen.
-    `ended` hears of rows, and their token ids, as soon as they are complete.
+    `ended` hears of rows, and their token ids, as soon as they are complete. `budgets` are the
+    rows' longest completions, where these are shorter than `sampling.max_tokens`.
     """
     with torch.no_grad(), attention_of(model), packed_linears(model):
-        return _Batch(model, prompts, keys, sampling, routes, ended).run()
+        return _Batch(model, prompts, keys, sampling, routes, ended, budgets).run()
 
 
 def generates_as_transformers(model: nn.Module) -> bool:
@@ -237,6 +239,7 @@ class _Batch:
         sampling: Sampling,
         routes: SampledRoutes | None,
         ended: Ended | None,
+        budgets: Sequence[int | None] | None,
     ) -> None:
         self.model = model
         self.ended = ended
@@ -258,6 +261,8 @@ class _Batch:
         self.processors = {length: sampling.processors(model, length) for length in lengths}
         self.ends = torch.tensor(sampling.ends)
         self.counts = torch.zeros(len(prompts), dtype=torch.long)
+        longest = sampling.max_tokens
+        self.budgets = torch.tensor([b or longest for b in budgets or [None] * len(prompts)])
         looks = looks_back(self.processors[lengths[0]])
         self.seen = self._padded(prompts) if looks or sampling.stop else None
 
@@ -370,8 +375,10 @@ class _Batch:
 
     def _leave(self, tokens: Tensor) -> Tensor:
         """Take the rows that ended out of the batch; the tokens of those left, in their order."""
-        last = self.caches.time + 1 == self.sampling.max_tokens
+        count = self.caches.time + 1
+        last = count == self.sampling.max_tokens
         alive = torch.zeros_like(tokens).bool() if last else ~self._stopped(tokens)
+        alive &= self.budgets[self.order] > count
         if self.ended is not None and not alive.all():
             gone = self.order[~alive].tolist()
             self.ended([(row, self.ids[row, : self.counts[row]].tolist()) for row in gone])

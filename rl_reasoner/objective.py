@@ -276,6 +276,7 @@ def _with_punishment(reward_funcs: Any, args: ObjectiveConfig) -> tuple[list[Any
     """The reward functions and a config with the soft overlong punishment (DAPO, equation 13)."""
     longest = args.max_completion_length
     punishment = get_soft_overlong_punishment(longest, round(args.overlong_share * longest))
+    punishment.__dict__["of_every_row"] = True  # whatever rewards the rows name
     given = [] if reward_funcs is None else reward_funcs
     functions = [*given] if isinstance(given, list) else [given]
     args = copy.copy(args)

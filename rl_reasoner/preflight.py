@@ -9,7 +9,7 @@ many groups would teach nothing. `rl-reasoner check RECIPE` does all three, `tra
 
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +21,25 @@ from transformers import TrainerState
 from rl_reasoner import sandbox
 from rl_reasoner.code_rows import continuing
 from rl_reasoner.configs import check_configs
-from rl_reasoner.errors import UserError
+from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.evaluate import check_judge, set_rows
 from rl_reasoner.isolation import Limits
 from rl_reasoner.mismatch import diagnosed, measure
 from rl_reasoner.policy import Policy, choose_device, choose_precision
-from rl_reasoner.prompts import Row, completion_of, load_rows, render
+from rl_reasoner.precision import how, in_fp8, in_words
+from rl_reasoner.prompts import Row, completion_of, load_rows, prompt_of
 from rl_reasoner.recipe import GrpoStage, Recipe, SftStage
-from rl_reasoner.reward import Fault, Reward, load_reward, score_batch, usable
+from rl_reasoner.reward import (
+    APPLIES,
+    Fault,
+    Reward,
+    applies,
+    load_reward,
+    score_batch,
+    score_own_rows,
+    usable,
+)
+from rl_reasoner.reward_calls import name_of
 from rl_reasoner.rollouts import prompt_ids, sample
 
 Where = Callable[[tuple[str | int, ...]], str]
@@ -91,6 +102,9 @@ def prepared(recipe: Recipe, where: Where | None = None) -> Work:
     rows: list[list[Row]] = []
     with field("run", "device"):
         choose_device(recipe.run.device)
+    if recipe.run.precision == "fp8" and not problems:
+        with field("run", "precision"):
+            how(choose_device(recipe.run.device), recipe.run.fp8)
     if not problems:
         with field("stages"):  # what the trainers' configs refuse
             check_configs(recipe)
@@ -111,15 +125,42 @@ def prepared(recipe: Recipe, where: Where | None = None) -> Work:
             if stage.kind == "sft":
                 for row in rows[-1]:
                     completion_of(row)
-    if not problems:
-        for found, stage in zip(rows, recipe.stages, strict=True):
-            for name, function in zip(recipe.rewards, rewards, strict=True):
-                if stage.kind == "grpo":
-                    with field("rewards", name):
-                        _try_reward(function, found[0])
+    named = dict(zip(recipe.rewards, rewards, strict=False))
+    for index, stage in enumerate(recipe.stages):
+        if problems or stage.kind != "grpo":
+            continue
+        with field(*(("stages", index, "data") if stage.data else ("data",))):
+            rows[index] = [_with_rewards(row, named) for row in rows[index]]
+        for name, function in named.items():
+            for row in _of_each_task(rows[index], name_of(function)):
+                with field("rewards", name):
+                    _try_reward(function, row)
     if problems:
         raise UserError(*dict.fromkeys(problems))
     return Work(rows, rewards)
+
+
+def _with_rewards(row: Row, rewards: Mapping[str, Callable[..., Any]]) -> Row:
+    """The row, its rewards by the functions' names: it may have them as the recipe does."""
+    if row.get(APPLIES) is None:
+        return row
+    titles = [name_of(function) for function in rewards.values()]
+    listed = row[APPLIES].split(",") if isinstance(row[APPLIES], str) else row[APPLIES]
+    names = [name_of(rewards[key]) if key in rewards else key for key in map(str.strip, listed)]
+    for name in names:
+        if name not in titles:
+            raise unknown("reward of these rows, which the recipe has not", name, rewards)
+        if titles.count(name) > 1:
+            raise UserError(f"two rewards are functions called {name}: rows cannot name one")
+    if not names:
+        raise UserError(f"row {row.get('id', row['problem'])!r:.60}: its list of rewards is empty")
+    return {**row, APPLIES: names}
+
+
+def _of_each_task(rows: Sequence[Row], reward: str) -> list[Row]:
+    """The first row of each task that the reward applies to."""
+    mine = [row for row in rows if applies(reward, row.get(APPLIES))]
+    return list({row.get("task"): row for row in reversed(mine)}.values())
 
 
 def _try_reward(function: Callable[..., Any], row: Row) -> None:
@@ -151,6 +192,8 @@ def inspected(recipe: Recipe, work: Work, policy: Policy, folder: Path) -> list[
     """The checks of the opened policy and of the machine; those that passed are among them."""
     found = [_disk(recipe, policy, folder), _memory(recipe, policy), _tokens(policy)]
     found.append(_sandbox(recipe))
+    if recipe.run.precision == "fp8":
+        found.append(_fp8(recipe, policy))
     for stage, rows in zip(recipe.stages, work.rows, strict=True):
         found.append(_rate(recipe, stage, policy))
         if isinstance(stage, GrpoStage):
@@ -245,6 +288,13 @@ def _tokens(policy: Policy) -> Notice:
     return Notice("tokens", "passed", f"end {end}, padding {pad}")
 
 
+def _fp8(recipe: Recipe, policy: Policy) -> Notice:
+    """Which layers multiply in FP8, and whether the machine does it or we emulate it."""
+    by = how(policy.device.type, recipe.run.fp8)
+    status, said = in_words(policy.model, recipe.run.fp8, by)
+    return Notice("precision", status, said, "bf16 or fp32" if status != "passed" else "")
+
+
 def _sandbox(recipe: Recipe) -> Notice:
     """Rewards that run programs need a sandbox."""
     runs = {"code_tests", "no_hardcode"} & {*recipe.rewards, recipe.evals.reward}
@@ -279,7 +329,7 @@ def _batch(stage: GrpoStage) -> Notice:
 
 def _prompts(recipe: Recipe, stage: GrpoStage, rows: list[Row], policy: Policy) -> Notice:
     """Prompt and completion have to fit into the positions that the model knows."""
-    prompts = (render(r["problem"], recipe.template, policy.tokenizer) for r in rows[:_LOOKED_AT])
+    prompts = (prompt_of(row, recipe.template, policy.tokenizer) for row in rows[:_LOOKED_AT])
     lengths = sorted(len(prompt_ids(policy, prompt)) for prompt in prompts)
     places = getattr(policy.model.config.get_text_config(), "max_position_embeddings", math.inf)
     longest = stage.sampling.max_tokens
@@ -303,27 +353,38 @@ def rehearsed(recipe: Recipe, work: Work, policy: Policy) -> list[Notice]:
     found = []
     for stage, rows in zip(recipe.stages, work.rows, strict=True):
         if isinstance(stage, GrpoStage):
-            found += _rehearse(recipe, stage, work.rewards, rows[:_REHEARSED], policy)
-            found.append(_compared(recipe, stage, rows[:_REHEARSED], policy))
+            some = _some_of_each_task(rows)
+            found += _rehearse(recipe, stage, work.rewards, some, policy)
+            found.append(_compared(recipe, stage, some, policy))
     return found
+
+
+def _some_of_each_task(rows: Sequence[Row]) -> list[Row]:
+    """A few rows, of each task as many."""
+    tasks: dict[Any, list[Row]] = {}
+    for row in rows:
+        tasks.setdefault(row.get("task"), []).append(row)
+    each = max(1, _REHEARSED // len(tasks))
+    return [row for part in tasks.values() for row in part[:each]]
 
 
 def _compared(recipe: Recipe, stage: GrpoStage, rows: list[Row], policy: Policy) -> Notice:
     """Log-probs and experts of the sampling pass against those of the training pass."""
     prompts = [
-        prompt_ids(policy, render(row["problem"], recipe.template, policy.tokenizer))
+        prompt_ids(policy, prompt_of(row, recipe.template, policy.tokenizer))
         for row in rows
         for _ in range(2)
     ]
     precision = choose_precision(recipe.run.precision, policy.device.type)
-    found = measure(
-        policy.model,
-        prompts,
-        ends=(policy.tokenizer.eos_token_id,),
-        max_tokens=min(stage.sampling.max_tokens, _COMPARED),
-        temperature=stage.sampling.temperature,
-        autocast=torch.bfloat16 if precision == "bf16" else None,
-    )
+    with in_fp8(precision, recipe.run.fp8, policy.device.type, policy.model):
+        found = measure(
+            policy.model,
+            prompts,
+            ends=(policy.tokenizer.eos_token_id,),
+            max_tokens=min(stage.sampling.max_tokens, _COMPARED),
+            temperature=stage.sampling.temperature,
+            autocast=torch.bfloat16 if precision != "fp32" else None,
+        )
     status, said, mend = diagnosed(found, stage.router_replay)
     return Notice("mismatch", status, f"stage {stage.name}, {precision}: {said}", mend)
 
@@ -335,7 +396,7 @@ def _rehearse(
     rows: list[Row],
     policy: Policy,
 ) -> list[Notice]:
-    prompts = [render(row["problem"], recipe.template, policy.tokenizer) for row in rows]
+    prompts = [prompt_of(row, recipe.template, policy.tokenizer) for row in rows]
     heat, size = stage.sampling.temperature, stage.group.size
     drawn = sample(
         policy, prompts, samples=size, temperature=heat, max_tokens=stage.sampling.max_tokens
@@ -351,7 +412,7 @@ def _rehearse(
     totals = [0.0] * len(flat)
     found = []
     for (name, spec), function in zip(recipe.rewards.items(), rewards, strict=True):
-        scores = score_batch(continuing(function, rows), texts, columns, Limits())
+        scores = score_own_rows(continuing(function, rows), texts, columns, Limits())
         faults = [score for score in scores if isinstance(score, Fault)]
         values = [0.0 if math.isnan(value := usable(score)) else value for score in scores]
         totals = [t + spec.weight * value for t, value in zip(totals, values, strict=True)]

@@ -16,10 +16,12 @@ from typing import Any
 
 from rl_reasoner.code_rows import code_row
 from rl_reasoner.errors import UserError, did_you_mean
-from rl_reasoner.recipe import FileData, TaskData, checked_template
+from rl_reasoner.recipe import FileData, MixData, TaskData, checked_template
 from rl_reasoner.sets import find_set, set_names
 from rl_reasoner.tasks import careless, generate
+from rl_reasoner.worded import worded
 
+_INSTEAD = ("tests", "instructions")  # what rows may be judged by instead of an answer
 _SHOWN = 10  # bad rows named in a message; the others are counted
 _log = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -57,6 +59,11 @@ def render(problem: str, template: str, tokenizer: Any) -> Prompt:
     return (R1_TEMPLATE if template == "r1" else template).replace("{problem}", problem)
 
 
+def prompt_of(row: Row, template: str, tokenizer: Any) -> Prompt:
+    """The prompt for a row: by its own `template`, else by `template` (see `render`)."""
+    return render(row["problem"], row.get("template") or template, tokenizer)
+
+
 def completion_of(row: Row) -> str:
     """The completion that supervised training learns: the row's own, or made of chain and answer.
 
@@ -76,14 +83,41 @@ def completion_of(row: Row) -> str:
 # -------------------------------------------------------------------------------------- rows
 
 
-def load_rows(data: TaskData | FileData) -> list[Row]:
+def load_rows(data: TaskData | FileData | MixData) -> list[Row]:
     """The rows that `data` describes, linted.
 
-    Raises `UserError` for a missing or unreadable file, a column that `columns` names and the file
+    What a source says of its rows stands in their columns `rewards`, `template` and `max_tokens`.
+    The rows of a mix all have the same columns (None where a source has none), and a `task`. Raises
+    `UserError` for a missing or unreadable file, a column that `columns` names and the file
     lacks, and for bad rows, unless they are skipped: then they are named in a warning.
     """
-    if isinstance(data, TaskData):
-        return _task_rows(data)
+    if isinstance(data, MixData):
+        return _mixed(data)
+    rows = _task_rows(data) if isinstance(data, TaskData) else _file_rows(data)
+    rewards = None if data.rewards is None else list(data.rewards)
+    said = {"rewards": rewards, "template": data.template, "max_tokens": data.max_tokens}
+    kept = {name: value for name, value in said.items() if value is not None}
+    return [row | kept for row in rows] if kept else rows
+
+
+def _mixed(data: MixData) -> list[Row]:
+    """The rows of all sources, in the parts that their shares say: as many as there are in all."""
+    parts = [load_rows(source) for source in data.mix]
+    total, weights = sum(map(len, parts)), [source.share for source in data.mix]
+    counts = [len(part) for part in parts]
+    if all(weights):
+        sizes = [total * (weight or 0.0) / sum(w or 0.0 for w in weights) for weight in weights]
+        counts = [max(1, round(size)) for size in sizes]
+    found: list[Row] = []
+    for number, (source, part, count) in enumerate(zip(data.mix, parts, counts, strict=True)):
+        named = {} if isinstance(source, TaskData) else {"task": Path(source.path).stem}
+        rest = random.Random(f"mix|{number}").sample(part, count % len(part))
+        found += [named | row for row in (*part * (count // len(part)), *rest)]
+    names = dict.fromkeys(name for row in found for name in row)
+    return [dict.fromkeys(names) | row for row in found]
+
+
+def _file_rows(data: FileData) -> list[Row]:
     rows = read_rows(data.path, data.config, data.split)
     _check_columns(rows, data)
     good, problems = lint([_renamed(row, data.columns) for row in rows], data.path)
@@ -110,6 +144,8 @@ def _task_rows(data: TaskData) -> list[Row]:
         row = problem.row()
         if data.noise:
             row |= careless(problem, data.noise, rng)
+        if data.chinese is not None:
+            row |= _in_words(row, data.chinese, rng)
         if data.direct and not problem.chain:
             raise UserError(f"task {data.task!r} has no chain of thought: direct must be 0")
         if rng.random() < data.direct:
@@ -118,17 +154,30 @@ def _task_rows(data: TaskData) -> list[Row]:
     return rows
 
 
+def _in_words(row: Row, chinese: float, rng: random.Random) -> Row:
+    """The columns of a row whose chain is told in words."""
+    try:
+        told = worded(row.get("chain", ""), chinese, rng)
+    except ValueError as error:
+        raise UserError(f"task {row['task']!r} has no chains in words: {error}") from None
+    if not told:
+        raise UserError(f"task {row['task']!r} has no chain of thought to be told in words")
+    whole = row.get("completion", "")
+    return {"chain": told, **({"completion": whole.replace(row["chain"], told)} if whole else {})}
+
+
 def lint(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
     """(good rows, one message for each bad one): missing columns, empty and contradicting answers.
 
     Where one problem stands with different answers, the rows after the first are bad. A row with
-    `tests` needs no answer (see `code_rows`).
+    `tests` (see `code_rows`) or `instructions` needs no answer.
     """
     good: list[Row] = []
     problems = []
     answers: dict[str, tuple[str, int]] = {}
     for number, row in enumerate(map(code_row, rows), 1):
-        judged_by = "tests" if row.get("answer") is None and row.get("tests") else "answer"
+        others = [name for name in _INSTEAD if row.get("answer") is None and row.get(name)]
+        judged_by = others[0] if others else "answer"
         missing = [name for name in ("problem", judged_by) if name not in row]
         if missing:
             names = [str(name) for name in row]
@@ -143,7 +192,7 @@ def lint(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
             empty = "problem" if answer else "answer"
             problems.append(f"{source}, row {number}: the {empty} is empty")
             continue
-        if judged_by == "tests":
+        if others:
             good.append({**row, "problem": problem})
             continue
         first, at = answers.setdefault(" ".join(problem.lower().split()), (answer, number))

@@ -230,6 +230,64 @@ def score_batch(
     return runner_of(fn, limits or Limits()).outcomes(completions, columns)
 
 
+APPLIES = "rewards"
+"""The column with the names of the rewards that a row gets; rows without it get all."""
+_NOT_ITS_ROW = Score(None, "not a reward of this row")
+
+
+def applies(name: str, row_names: Sequence[str] | str | None) -> bool:
+    """Whether the reward `name` is one of `row_names`: a list, a text with commas, None for all."""
+    if row_names is None:
+        return True
+    listed = row_names.split(",") if isinstance(row_names, str) else row_names
+    return any(name == one.strip() for one in listed)
+
+
+def score_own_rows(
+    fn: Callable[..., Any],
+    completions: Sequence[Completion],
+    columns: Mapping[str, Any],
+    limits: "Limits | None" = None,
+) -> list[Outcome]:
+    """As `score_batch`, of the rows that the reward applies to; the others cost nothing.
+
+    A row with a column `rewards` gets the rewards named there, by the functions' names. The others
+    abstain on it: they are not called.
+    """
+    count = len(completions)
+    names = (None if getattr(fn, "of_every_row", False) else columns.get(APPLIES)) or [None] * count
+    title = str(getattr(fn, "__name__", type(fn).__name__))
+    mine = [i for i in range(count) if applies(title, names[i])]
+    if len(mine) == count:
+        return score_batch(fn, completions, columns, limits)
+    found: list[Outcome] = [_NOT_ITS_ROW] * count
+    if mine:
+        part = {key: _of_rows(key, value, mine, count) for key, value in columns.items()}
+        scores = score_batch(fn, [completions[i] for i in mine], part, limits)
+        for i, score in zip(mine, scores, strict=True):
+            found[i] = score
+    return found
+
+
+def own_rows(outcomes: Sequence[Outcome]) -> list[bool]:
+    """Of which rows `score_own_rows` called the reward."""
+    return [outcome is not _NOT_ITS_ROW for outcome in outcomes]
+
+
+def _of_rows(name: str, value: Any, rows: Sequence[int], count: int) -> Any:
+    """A column's values of some rows; trl's `log_extra` from some logs None for the others."""
+    if isinstance(value, (list, tuple)):
+        return [value[i] for i in rows]
+    if name != "log_extra":
+        return value
+
+    def spread(column: str, values: Sequence[Any]) -> None:
+        given = dict(zip(rows, values, strict=True))
+        value(column, [given.get(i) for i in range(count)])
+
+    return spread
+
+
 def faulted(
     name: str, error: BaseException, kind: Literal["exception", "value"] = "exception"
 ) -> Fault:

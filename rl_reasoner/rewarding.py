@@ -1,8 +1,9 @@
 """The trainer's rewards: every kind of them scored row by row, faults counted, a breaker behind.
 
 Functions, asynchronous ones and our own go through `score_batch`: in processes of their own, under
-limits. Reward models are called as trl calls them. Only rewards of environments are left to trl
-altogether. Knows nothing of recipes.
+limits. Rows may name the rewards they get (column `rewards`): the others abstain there, and are not
+called. Reward models are called as trl calls them, on every row. Only rewards of environments are
+left to trl altogether. Knows nothing of recipes.
 """
 
 import logging
@@ -12,12 +13,25 @@ from typing import Any
 
 import torch
 import trl
+from accelerate.utils import gather_object
+from datasets import Dataset
 from torch import Tensor, nn
 from trl.data_utils import is_conversational
 
+from rl_reasoner.advantages import total_rewards
 from rl_reasoner.early_rewards import EarlyRewards
 from rl_reasoner.isolation import Breaker, Limits
-from rl_reasoner.reward import Fault, Outcome, Reward, Score, score_batch, usable
+from rl_reasoner.reward import (
+    APPLIES,
+    Fault,
+    Outcome,
+    Reward,
+    Score,
+    applies,
+    own_rows,
+    score_own_rows,
+    usable,
+)
 
 logger = logging.getLogger(__name__)
 _SHOWN = 5  # faults told when a run stops
@@ -50,10 +64,14 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
     """trl's trainer with rewards that cannot end the run by themselves."""
 
     _drawn: int  # rows scored for this batch before those at hand
+    _rewards: Tensor  # (rows of all processes, reward functions) of the last rows scored
+    reward_weights: Tensor
     _scores: list[list[Outcome]]  # by reward, of the last rows scored
     # trl's own tests score with trainers that were never initialised
     _limits = Limits()
     _breaker: Breaker | None = None
+    _at_hand: list[dict[str, Any]] = []  # noqa: RUF012 (never changed in place)
+    _tells_tasks = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -62,6 +80,7 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
         self._early: EarlyRewards | None = None
         self._beside = 0.0  # seconds of this step that rewards ran beside the sampling
         self._breaker = Breaker()
+        self._tells_tasks = _several_tasks(self.train_dataset)
         given = {
             name: getattr(self.args, f"reward_{name}")
             for name in ("timeout_s", "batch_timeout_s", "memory_mb")
@@ -94,12 +113,12 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
         begun = early.rewards if early else {}
         for i, f in enumerate(self.reward_funcs):
             if i not in found and i not in begun:
-                found[i] = score_batch(f, completions, columns, self._limits)
+                found[i] = score_own_rows(f, completions, columns, self._limits)
         if early:
             found |= early.collect(completions)
             self._beside += early.seconds if self.model.training else 0.0
         self._scores = [
-            found[i] if i in found else score_batch(f, completions, columns, self._limits)
+            found[i] if i in found else score_own_rows(f, completions, columns, self._limits)
             for i, f in enumerate(self.reward_funcs)
         ]
         self._warn_of_unscored(columns, prompts, completions)
@@ -124,7 +143,27 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
             if self._early:  # sampling or scoring broke off
                 self._early.close()
                 self._early = None
+        if self._tells_tasks:
+            self._tell_tasks(inputs, output)
         return output
+
+    def _tell_tasks(self, inputs: list[dict[str, Any]], output: dict[str, Any]) -> None:
+        """Log each task's `reward`, `mean_length` (tokens) and `rows` under `task/NAME/`."""
+        lengths = output["completion_mask"].sum(1).tolist()
+        here = [(row.get("task"), length) for row, length in zip(inputs, lengths, strict=True)]
+        rows: list[tuple[str | None, int]] = gather_object(here)
+        totals = total_rewards(self._rewards, self.reward_weights.to(self._rewards.device))
+        found: dict[str, list[tuple[float, int]]] = {}
+        for (task, length), total in zip(rows, totals.tolist(), strict=True):
+            if task is not None:
+                found.setdefault(str(task), []).append((total, length))
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        for task, values in found.items():
+            known = [total for total, _ in values if total == total]
+            if known:
+                metrics[f"task/{task}/reward"].append(sum(known) / len(known))
+            metrics[f"task/{task}/mean_length"].append(sum(n for _, n in values) / len(values))
+            metrics[f"task/{task}/rows"].append(float(len(values)))
 
     def _begin_early(self) -> EarlyRewards | None:
         """Rewards for the rows that are about to be sampled; None where they have to wait."""
@@ -182,20 +221,35 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
                 setattr(self, name, values)
         first = self.accelerator.process_index * len(prompts)
         rows = rewards[first : first + len(prompts)].T.tolist()
-        return {i: [Score(value) for value in row] for i, row in zip(places, rows, strict=True)}
+        return {
+            i: [
+                Score(value if applies(name, row.get(APPLIES)) else None)
+                for value, row in zip(values, inputs, strict=True)
+            ]
+            for i, name, values in zip(
+                places, (whole["reward_func_names"][i] for i in places), rows, strict=True
+            )
+        }
 
     def _gathered(self) -> Tensor:
         """The rewards of all processes; each counts the same faults, and stops at the same step."""
         device = self.accelerator.device
         values = [[usable(score) for score in scores] for scores in self._scores]
-        faults = [[float(isinstance(s, Fault)) for s in scores] for scores in self._scores]
+        nan = float("nan")
+        faults = [  # NaN where there was no call
+            [
+                float(isinstance(score, Fault)) if called else nan
+                for score, called in zip(scores, own_rows(scores), strict=True)
+            ]
+            for scores in self._scores
+        ]
         for name, flags in zip(self.reward_func_names, faults, strict=True):
-            self._log_metric(f"rewards/{name}/faults", sum(flags))
+            self._log_metric(f"rewards/{name}/faults", sum(flag == 1.0 for flag in flags))
         table = torch.tensor([*values, *faults], dtype=torch.float32, device=device).T
         gathered: Tensor = self.accelerator.gather(table.contiguous())
         rewards, failed = gathered.chunk(2, dim=1)
         if self._breaker is not None and self.model.training and not self._drawn:
-            told = (column.bool().tolist() for column in failed.T)
+            told = ([flag == 1.0 for flag in c.tolist() if flag == flag] for c in failed.T)
             counted = dict(zip(self.reward_func_names, told, strict=True))
             self._breaker.add(self.state.global_step + 1, counted, self._told())
         return rewards.contiguous()
@@ -209,3 +263,9 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
             if isinstance(score, Fault)
         )
         yield from (message for message, _ in zip(found, range(_SHOWN), strict=False))
+
+
+def _several_tasks(dataset: Any) -> bool:
+    """Whether the rows of `dataset` are of several tasks, by their column `task`."""
+    named = isinstance(dataset, Dataset) and "task" in dataset.column_names
+    return named and len(dataset.unique("task")) > 1

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.recipe import FileData, Recipe
+from rl_reasoner.recipe import FileData, MixData, Recipe
 from rl_reasoner.recipe_source import read_yaml, validated
 from rl_reasoner.sets import find_set
 from rl_reasoner.version import __version__
@@ -140,7 +140,8 @@ def _commit() -> str | None:
 
 def _data_hashes(recipe: Recipe) -> dict[str, str]:
     """SHA-256 of every data file that the recipe names, by path; generators by their settings."""
-    sources = [recipe.data, *(stage.data for stage in recipe.stages)]
+    whole = [recipe.data, *(stage.data for stage in recipe.stages)]
+    sources = [s for data in whole for s in (data.mix if isinstance(data, MixData) else [data])]
     names = [data.path for data in sources if isinstance(data, FileData)]
     names += [*recipe.evals.sets, *([recipe.evals.validation] if recipe.evals.validation else [])]
     files = {name: find_set(name) for name in names}

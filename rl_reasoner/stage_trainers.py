@@ -28,7 +28,7 @@ from rl_reasoner.moe import (
     without_router_logits,
 )
 from rl_reasoner.policy import Policy
-from rl_reasoner.prompts import Row, completion_of, render
+from rl_reasoner.prompts import Row, completion_of, prompt_of
 from rl_reasoner.recipe import GrpoStage, Recipe, SftStage
 from rl_reasoner.reward import text_of
 from rl_reasoner.runs import append_rows
@@ -74,7 +74,7 @@ def _sft(job: Job, stage: SftStage) -> SFTTrainer:
 
 
 def _supervised(row: Row, template: str, policy: Policy) -> dict[str, Any]:
-    prompt = render(row["problem"], template, policy.tokenizer)
+    prompt = prompt_of(row, template, policy.tokenizer)
     completion = completion_of(row)
     if isinstance(prompt, str):
         return {"prompt": prompt, "completion": completion}
@@ -86,7 +86,7 @@ def _grpo(job: Job, stage: GrpoStage) -> GRPOTrainer:
     rows = [
         {
             **{key: value for key, value in row.items() if key != "completion"},
-            "prompt": render(row["problem"], recipe.template, policy.tokenizer),
+            "prompt": prompt_of(row, recipe.template, policy.tokenizer),
         }
         for row in job.rows
     ]

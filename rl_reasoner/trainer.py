@@ -208,7 +208,7 @@ class GRPOTrainer(SmallerPieces, PromptChoice, Objective, Rewarding, OldLogProbs
             found: tuple[list[list[int]], list[list[float]] | None] = super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images
             )
-            return found
+            return _cut(*found, self._budgets(len(prompt_ids)))
         train = self.model.training
         self._evaluated = 0 if train else self._evaluated + 1
         part = self._step % self.args.gradient_accumulation_steps if train else self._evaluated
@@ -228,8 +228,15 @@ class GRPOTrainer(SmallerPieces, PromptChoice, Objective, Rewarding, OldLogProbs
                 how,
                 routes,
                 None if early is None else early.add,
+                self._budgets(len(prompt_ids)),
             )
         return [c.ids for c in completions], [c.logps for c in completions]
+
+    def _budgets(self, count: int) -> list[int | None]:
+        """The longest completions that the rows at hand allow themselves (column `max_tokens`)."""
+        if len(self._at_hand) != count:
+            return [None] * count
+        return [row.get("max_tokens") for row in self._at_hand]
 
     def _generate(self, prompts: list[Any]) -> Any:
         started = time.perf_counter()
@@ -316,3 +323,11 @@ class GRPOTrainer(SmallerPieces, PromptChoice, Objective, Rewarding, OldLogProbs
             for name, value in balance_figures(load).items():
                 self._metrics["train"][name].append(value)
         super().log(logs, start_time)
+
+
+def _cut(
+    ids: list[list[int]], logps: list[list[float]] | None, budgets: list[int | None]
+) -> tuple[list[list[int]], list[list[float]] | None]:
+    """Completions and their log-probs, at most as long as their rows allow."""
+    shorter = [row[:budget] for row, budget in zip(ids, budgets, strict=True)]
+    return shorter, logps and [row[:b] for row, b in zip(logps, budgets, strict=True)]
