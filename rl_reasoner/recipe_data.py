@@ -1,0 +1,138 @@
+"""The part of the recipe's schema that says where rows come from.
+
+Sources are task generators, files, sets, hub data sets, and data that an earlier stage made; a mix
+holds several. Reading them is `prompts`' part.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
+
+TEMPLATES = ("auto", "plain", "chat", "boxed", "r1")
+
+
+def checked_template(template: str) -> str:
+    """`template`; raises ValueError when it is no template's name and has no {problem} in it."""
+    if template not in TEMPLATES and "{problem}" not in template:
+        raise ValueError(
+            f"template {template!r} is none of {', '.join(TEMPLATES)} and has no {{problem}} in it"
+        )
+    return template
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class _Source(Part):
+    """Where rows come from, and how they are asked and judged in training."""
+
+    rewards: tuple[str, ...] | None = Field(
+        default=None,
+        description="grpo: the recipe's rewards that these rows get (default: the rows' own column "
+        "`rewards`, else all)",
+    )
+    template: Annotated[str, AfterValidator(checked_template)] | None = Field(
+        default=None, description="prompt template of these rows (default: the recipe's)"
+    )
+    max_tokens: int | None = Field(
+        default=None, ge=1, description="grpo: longest completion of these rows, if shorter"
+    )
+    share: float | None = Field(
+        default=None, gt=0, description="in a mix: their part of it, held against the others'"
+    )
+
+
+class TaskData(_Source):
+    """Rows drawn from one of the built-in task generators (`rl_reasoner.tasks`)."""
+
+    task: str = Field(description="name of a generator, see `rl-reasoner list tasks`")
+    split: Literal["train", "validation", "test", "ood"] = "train"
+    count: int = Field(default=2000, ge=1, description="how many distinct problems")
+    seed: int = Field(default=0, description="seed of the draw")
+    levels: tuple[int, int] | None = Field(
+        default=None, description="smallest and largest level (problem size), both included"
+    )
+    direct: float = Field(
+        default=0.0, ge=0, le=1, description="sft: share of rows without a chain of thought"
+    )
+    noise: float = Field(
+        default=0.0, ge=0, le=1, description="sft: share of random steps, or of wrong programs"
+    )
+    chinese: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="sft: chains in words, this share of the steps in Chinese, the others English",
+    )
+
+
+class FileData(_Source):
+    """Rows from a JSONL, CSV or Parquet file, a shipped set, or a hub data set."""
+
+    path: str = Field(description="a file, the name of a set, or a hub id")
+    config: str | None = Field(default=None, description="hub data sets: configuration name")
+    split: str = Field(default="train", description="hub data sets: split")
+    columns: Mapping[str, str] = Field(
+        default_factory=dict,
+        description="our column (problem, answer, completion …) -> the column of the file",
+    )
+    limit: int | None = Field(default=None, ge=1, description="take only the first rows")
+    on_bad_row: Literal["skip", "stop"] = Field(
+        default="stop", description="what to do about rows that the lint finds bad"
+    )
+
+
+def _data_kind(value: Any) -> str:
+    keys = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
+    return "mix" if "mix" in keys else "task" if "task" in keys else "file"
+
+
+def _data(value: Any) -> Any:
+    """A name stands for its file, a list for the mix of its entries."""
+    if isinstance(value, str):
+        return {"path": value}
+    return {"mix": value} if isinstance(value, (list, tuple)) else value
+
+
+class MixData(Part):
+    """Rows of several sources together, such as maths, code and instructions.
+
+    With shares (of all sources or of none), each source has that part of the rows, whose number
+    stays the sum of the sources': some rows are repeated, others left out.
+    """
+
+    mix: tuple[
+        Annotated[
+            Annotated[TaskData, Tag("task")] | Annotated[FileData, Tag("file")],
+            Discriminator(_data_kind),
+            BeforeValidator(_data),
+        ],
+        ...,
+    ] = Field(min_length=1, description="the sources, each with its rewards, template and share")
+
+    @model_validator(mode="after")
+    def _shared(self) -> Self:
+        given = sum(source.share is not None for source in self.mix)
+        if given not in (0, len(self.mix)):
+            raise ValueError(f"{given} of its {len(self.mix)} sources have a share: all or none")
+        return self
+
+
+Data = Annotated[
+    Annotated[TaskData, Tag("task")]
+    | Annotated[FileData, Tag("file")]
+    | Annotated[MixData, Tag("mix")],
+    Discriminator(_data_kind),
+    BeforeValidator(_data),
+]

@@ -1,0 +1,199 @@
+"""The part of the recipe's schema that says what is done: the kinds of stages.
+
+Each kind has a class of its fields; what they mean for the trainers is told in `configs` and
+`stage_trainers`. Knows nothing of torch.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from rl_reasoner.algorithms import ALGORITHMS, settings
+from rl_reasoner.errors import UserError
+from rl_reasoner.recipe_data import Data, Part
+
+# Fields of `Loss` that trl's config has by another name.
+TRL_NAMES = {
+    "type": "loss_type",
+    "ratio": "importance_sampling_level",
+    "aggregation": "multi_objective_aggregation",
+    "iterations": "num_iterations",
+    "kl_ratio": "use_bias_correction_kl",
+    "mask_truncated": "mask_truncated_completions",
+}
+_NAMES = ", ".join(ALGORITHMS)
+
+
+class Optim(Part):
+    """AdamW and its learning-rate schedule."""
+
+    lr: float = Field(default=1e-6, gt=0, description="peak learning rate")
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: int = Field(default=0, ge=0, description="steps of linear warm-up")
+    final: float = Field(
+        default=0.0, ge=0, lt=1, description="linear schedule: share of lr at the end"
+    )
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's betas")
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0, description="gradient norm is clipped to this")
+
+
+class Group(Part):
+    """Batch of one GRPO step: `prompts` prompts with `size` completions each."""
+
+    size: int = Field(default=8, ge=2, description="completions a prompt (G in the GRPO paper)")
+    prompts: int = Field(default=16, ge=1, description="prompts a step")
+    micro_batch: int | None = Field(
+        default=None, ge=1, description="completions in one forward pass (default: all of the step)"
+    )
+    schedule: bool = Field(
+        default=False, description="draw prompts that are neither too easy nor too hard more often"
+    )
+
+
+class Sampling(Part):
+    """How completions are sampled in training."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0, description="0 = no limit")
+    max_tokens: int = Field(default=256, ge=1, description="longest completion, in tokens")
+
+
+class Loss(Part):
+    """The GRPO loss, and the algorithm it belongs to; values as in trl.
+
+    A named algorithm sets the fields that are left out, and refuses those that contradict it.
+    """
+
+    algorithm: str | None = Field(
+        default=None, description=f"sets the fields below as its paper does: {_NAMES}"
+    )
+    type: Literal["dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"] = Field(
+        default="dapo", description="trl's loss_type: how the loss of the tokens is averaged"
+    )
+    ratio: Literal["token", "sequence"] = Field(
+        default="token", description="one ratio to the sampling policy a token, or a completion"
+    )
+    epsilon: float = Field(default=0.2, gt=0, description="lower clip range of the ratio")
+    epsilon_high: float | None = Field(default=None, gt=0, description="upper clip range")
+    scale_rewards: Literal["group", "batch", "none"] = Field(
+        default="group", description="whose standard deviation divides the advantages"
+    )
+    aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = Field(
+        default="sum_then_normalize", description="several rewards: normalised together, or each"
+    )
+    iterations: int = Field(default=1, ge=1, description="optimisation passes over one batch")
+    beta: float = Field(default=0.0, ge=0, description="KL coefficient; 0 = no reference policy")
+    kl_estimator: Literal["k1", "k2", "k3"] = Field(
+        default="k3", description="how the KL is estimated at a token"
+    )
+    kl_in: Literal["loss", "reward"] = Field(
+        default="loss", description="where beta times the KL stands"
+    )
+    kl_ratio: bool = Field(
+        default=True, description="in the loss: times the ratio, for an unbiased gradient of k3"
+    )
+    mask_truncated: bool = Field(
+        default=False, description="overlong filtering: cut-off completions do not train"
+    )
+    overlong_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="soft overlong punishment over this last share of max_tokens; 0 = off",
+    )
+    dynamic_sampling: int = Field(
+        default=0, ge=0, description="rounds in which groups of equal rewards are replaced; 0 = off"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, data: Any) -> Any:
+        name = data.get("algorithm") if isinstance(data, Mapping) else None
+        if not isinstance(name, str):
+            return data
+        own = {field: TRL_NAMES.get(field, field) for field in cls.model_fields}
+        said = {own[field]: value for field, value in data.items() if field in own}
+        ours = {trl: field for field, trl in own.items()}
+        try:
+            found = settings(name, said, ours)
+        except UserError as error:
+            raise ValueError(str(error)) from error
+        return {**data, **{ours[trl]: value for trl, value in found.items()}}
+
+
+class _Stage(Part):
+    name: str = Field(default="", description="its name and folder (default: its kind)")
+    steps: int = Field(default=100, ge=1, description="optimiser steps")
+    optim: Optim = Optim()
+    router_aux: float | None = Field(
+        default=None, ge=0, description="MoE load-balancing coefficient (default: the model's own)"
+    )
+    router_bias: float = Field(
+        default=0.0, ge=0, description="MoE: step of DeepSeek's bias update (1e-3 there); 0 = off"
+    )
+    freeze_router: bool = Field(default=False, description="MoE: do not train the routers")
+    save_every: int = Field(default=100, ge=1, description="steps between checkpoints")
+    trainer: Mapping[str, Any] = Field(
+        default_factory=dict, description="further arguments of trl's config class, by name"
+    )
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if not self.name:
+            object.__setattr__(self, "name", self.kind)  # type: ignore[attr-defined]
+        return self
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, name: str) -> str:
+        if not name.replace("-", "").replace("_", "").isalnum() and name:
+            raise ValueError("use letters, digits, - and _ only: it becomes a folder's name")
+        return name
+
+
+class SftStage(_Stage):
+    """Supervised fine-tuning on completions (trl's SFTTrainer)."""
+
+    kind: Literal["sft"] = "sft"
+    data: Data | None = Field(default=None, description="rows with completions")
+    batch: int = Field(default=64, ge=1, description="rows a step")
+    micro_batch: int | None = Field(default=None, ge=1, description="rows in one forward pass")
+    optim: Optim = Optim(lr=1e-5)
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.micro_batch and self.batch % self.micro_batch:
+            raise ValueError(f"batch {self.batch} is not a multiple of micro_batch")
+        return self
+
+
+class GrpoStage(_Stage):
+    """Group-relative policy optimization (DeepSeekMath, arXiv 2402.03300) on the rewards."""
+
+    kind: Literal["grpo"] = "grpo"
+    data: Data | None = Field(default=None, description="prompts (default: the recipe's)")
+    group: Group = Group()
+    sampling: Sampling = Sampling()
+    loss: Loss = Loss()
+    router_replay: bool = Field(
+        default=True, description="MoE: train with the experts that each completion was sampled by"
+    )
+    router_sequence: float = Field(
+        default=0.0, ge=0, description="MoE: coefficient of DeepSeek's sequence-wise balancing loss"
+    )
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        batch, micro = self.group.size * self.group.prompts, self.group.micro_batch
+        if micro and batch % micro:
+            raise ValueError(
+                f"group.size {self.group.size} x group.prompts {self.group.prompts} = {batch} "
+                f"completions a step, which is not a multiple of group.micro_batch {micro}"
+            )
+        return self
+
+
+Stage = Annotated[SftStage | GrpoStage, Field(discriminator="kind")]
