@@ -27,6 +27,9 @@ def prefix_attention(
     A segment is a prefix at `start` with its rows behind it, without gaps between segments: the
     prefix attends to itself, each row to the prefix and itself, causally.
     """
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):  # as torch's attention: norms give fp32 beside bf16
+        query, key, value = (t.to(torch.get_autocast_dtype(kind)) for t in (query, key, value))
     times = query.shape[1] // key.shape[1]
     if times > 1:
         key, value = (t.repeat_interleave(times, dim=1) for t in (key, value))

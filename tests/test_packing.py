@@ -113,6 +113,18 @@ def test_prefix_attention_and_its_gradients(
         assert torch.allclose(a, b, atol=1e-5)
 
 
+def test_under_autocast_queries_and_values_may_differ_in_type() -> None:
+    """As in models that norm their queries: fp32 beside bf16, which torch's attention takes."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 7, 8, requires_grad=True) for _ in range(3))
+    layout = [(0, 3, [2, 2])]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = prefix_attention(q, k, v.bfloat16(), layout, 0.4)
+    found.sum().backward()
+    assert found.dtype == torch.bfloat16 and v.grad is not None
+    assert torch.allclose(found.float(), by_rows(q, k, v, layout, 0.4), atol=0.03)
+
+
 def test_the_padded_way_gives_the_same_as_the_cpus_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """What runs on other devices: forced here by a window that is wider than every row."""
     ids, mask, width = table([([1, 2, 3], [4, 5]), ([1, 2, 3], [6]), ([9], [8, 7, 6, 5])])
