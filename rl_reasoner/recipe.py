@@ -17,33 +17,42 @@ from pydantic import (
     model_validator,
 )
 
+from rl_reasoner.errors import did_you_mean
 from rl_reasoner.recipe_data import (
     Data,
     FileData,
     MixData,
     Part,
+    StageData,
     TaskData,
     checked_template,
+    sources_of,
 )
 from rl_reasoner.recipe_stages import (
     TRL_NAMES,
+    DistillStage,
     Group,
     GrpoStage,
+    Keep,
     Loss,
     Optim,
+    SampleStage,
     Sampling,
     SftStage,
     Stage,
+    TrainedStage,
 )
 
 __all__ = [
     "TRL_NAMES",
     "Asked",
     "Data",
+    "DistillStage",
     "Evals",
     "FileData",
     "Group",
     "GrpoStage",
+    "Keep",
     "Lora",
     "Loss",
     "MixData",
@@ -54,10 +63,13 @@ __all__ = [
     "RecipeLoader",
     "RewardSpec",
     "RunSpec",
+    "SampleStage",
     "Sampling",
     "SftStage",
     "Stage",
+    "StageData",
     "TaskData",
+    "TrainedStage",
     "checked_template",
 ]
 
@@ -147,6 +159,9 @@ class Evals(Part):
     reward_options: Mapping[str, Any] = Field(
         default_factory=dict, description="options of that reward"
     )
+    stages: bool = Field(
+        default=False, description="also after each stage: evals/NAME.json, and base.json at first"
+    )
     validation: str | None = Field(default=None, description="set evaluated while GRPO trains")
     every: int = Field(default=10, ge=1, description="steps between evaluations on `validation`")
 
@@ -167,6 +182,12 @@ class RunSpec(Part):
     fp8: Literal["tensor", "row", "block"] = Field(
         default="block", description="what has one scale in fp8; block is DeepSeek-V3's"
     )
+
+
+def _no_stage(stage: str, field: str, name: str, known: list[str]) -> str:
+    kind = "sample stage" if field == "data.stage" else "stage with a policy"
+    hint = did_you_mean(name, known) or f" There is: {', '.join(known) or 'none'}."
+    return f"stage {stage!r}: {field}: no {kind} {name!r} before it.{hint}"
 
 
 def _rewards(value: Any) -> Any:
@@ -211,14 +232,48 @@ class Recipe(Part):
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"two stages have the same name: {', '.join(names)}")
-        for stage in self.stages:
+        for index, stage in enumerate(self.stages):
             if stage.data is None and self.data is None:
                 raise ValueError(f"stage {stage.name!r} has no data: give data to it or the recipe")
             if stage.kind == "grpo" and not self.rewards:
                 raise ValueError(f"stage {stage.name!r} is a grpo stage: the recipe needs rewards")
+            self._refers(index)
+        if self.stages[-1].kind == "sample":
+            raise ValueError("the last stage makes no policy: let a stage train on its data")
         return self
 
-    def data_of(self, stage: SftStage | GrpoStage) -> TaskData | FileData | MixData:
+    def _refers(self, index: int) -> None:
+        """Raise ValueError where a stage refers to what is no earlier stage of the right kind."""
+        stage, earlier = self.stages[index], self.stages[:index]
+        policies = [s.name for s in earlier if s.kind != "sample"]
+        samples = [s.name for s in earlier if s.kind == "sample"]
+        if stage.start is not None and stage.start not in ("base", *policies):
+            raise ValueError(_no_stage(stage.name, "start", stage.start, ["base", *policies]))
+        for source in sources_of(stage.data):
+            if isinstance(source, StageData) and source.stage not in samples:
+                raise ValueError(_no_stage(stage.name, "data.stage", source.stage, samples))
+        if isinstance(stage, DistillStage):
+            elsewhere = any(mark in stage.teacher for mark in (":", "/", ".gguf"))
+            if stage.teacher not in policies and not elsewhere:
+                raise ValueError(_no_stage(stage.name, "teacher", stage.teacher, policies))
+
+    def start_of(self, stage: Stage) -> str | None:
+        """The stage whose policy `stage` goes on from; None: a policy that no stage made."""
+        if getattr(stage, "policy", None) or stage.start == "base":
+            return None
+        if stage.start is not None:
+            return stage.start
+        before = self.stages[: [s.name for s in self.stages].index(stage.name)]
+        return next((s.name for s in reversed(before) if s.kind != "sample"), None)
+
+    def needs(self, stage: Stage) -> list[str]:
+        """The stages that `stage` takes something from: policy, data, teacher."""
+        names = [s.name for s in self.stages]
+        found = [self.start_of(stage), getattr(stage, "teacher", None)]
+        found += [s.stage for s in sources_of(stage.data) if isinstance(s, StageData)]
+        return [name for name in dict.fromkeys(found) if name in names]
+
+    def data_of(self, stage: Stage) -> TaskData | FileData | StageData | MixData:
         """The rows that `stage` uses: its own, else the recipe's."""
         data = stage.data or self.data
         assert data is not None  # checked by the validator

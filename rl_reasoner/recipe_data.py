@@ -34,7 +34,7 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
-class _Source(Part):
+class Source(Part):
     """Where rows come from, and how they are asked and judged in training."""
 
     rewards: tuple[str, ...] | None = Field(
@@ -53,7 +53,7 @@ class _Source(Part):
     )
 
 
-class TaskData(_Source):
+class TaskData(Source):
     """Rows drawn from one of the built-in task generators (`rl_reasoner.tasks`)."""
 
     task: str = Field(description="name of a generator, see `rl-reasoner list tasks`")
@@ -77,7 +77,7 @@ class TaskData(_Source):
     )
 
 
-class FileData(_Source):
+class FileData(Source):
     """Rows from a JSONL, CSV or Parquet file, a shipped set, or a hub data set."""
 
     path: str = Field(description="a file, the name of a set, or a hub id")
@@ -93,9 +93,16 @@ class FileData(_Source):
     )
 
 
+class StageData(Source):
+    """Rows that an earlier stage of kind `sample` wrote."""
+
+    stage: str = Field(description="the name of that stage")
+    limit: int | None = Field(default=None, ge=1, description="take only the first rows")
+
+
 def _data_kind(value: Any) -> str:
     keys = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
-    return "mix" if "mix" in keys else "task" if "task" in keys else "file"
+    return next((kind for kind in ("mix", "task", "stage") if kind in keys), "file")
 
 
 def _data(value: Any) -> Any:
@@ -114,7 +121,9 @@ class MixData(Part):
 
     mix: tuple[
         Annotated[
-            Annotated[TaskData, Tag("task")] | Annotated[FileData, Tag("file")],
+            Annotated[TaskData, Tag("task")]
+            | Annotated[FileData, Tag("file")]
+            | Annotated[StageData, Tag("stage")],
             Discriminator(_data_kind),
             BeforeValidator(_data),
         ],
@@ -132,7 +141,15 @@ class MixData(Part):
 Data = Annotated[
     Annotated[TaskData, Tag("task")]
     | Annotated[FileData, Tag("file")]
+    | Annotated[StageData, Tag("stage")]
     | Annotated[MixData, Tag("mix")],
     Discriminator(_data_kind),
     BeforeValidator(_data),
 ]
+
+
+def sources_of(data: TaskData | FileData | StageData | MixData | None) -> tuple[Source, ...]:
+    """The sources of a stage's data: itself, or those that it mixes."""
+    if isinstance(data, MixData):
+        return data.mix
+    return () if data is None else (data,)

@@ -23,13 +23,16 @@ from rl_reasoner.errors import UserError, did_you_mean, unknown
 from rl_reasoner.paths import room
 from rl_reasoner.recipe import (
     Asked,
+    DistillStage,
     FileData,
     GrpoStage,
     MixData,
     Recipe,
     RecipeLoader,
     RewardSpec,
+    SampleStage,
     SftStage,
+    StageData,
     TaskData,
 )
 
@@ -38,14 +41,18 @@ Places = Mapping[Path_, str]
 _KINDS: dict[str, type[BaseModel]] = {
     "task": TaskData,
     "file": FileData,
+    "stage": StageData,
     "mix": MixData,
     "sft": SftStage,
     "grpo": GrpoStage,
+    "sample": SampleStage,
+    "distill": DistillStage,
 }
+_STAGES: list[type[BaseModel]] = [SftStage, GrpoStage, SampleStage, DistillStage]
 _PARTS: dict[str, list[type[BaseModel]]] = {
-    "stages": [SftStage, GrpoStage],
+    "stages": _STAGES,
     "rewards": [RewardSpec],
-    "mix": [TaskData, FileData],
+    "mix": [TaskData, FileData, StageData],
     "asked": [Asked],
 }
 
@@ -291,7 +298,7 @@ def apply_flags(recipe: Recipe, flags: Sequence[str]) -> Recipe:
         except UserError as error:
             problems += error.messages
     # a whole before its parts, and the kind of data before its settings
-    found.sort(key=lambda f: (len(f[0]), f[0][-1] not in ("task", "path", "mix")))
+    found.sort(key=lambda f: (len(f[0]), f[0][-1] not in ("task", "path", "stage", "mix")))
     for path, value, _ in found:
         _set(data, path, value)
     try:
@@ -354,7 +361,7 @@ def _set(data: dict[str, Any], path: Path_, value: Any) -> None:
         holder, last = holder[last], "source"  # --policy NAME keeps the adapter's settings
     if last == "data" and isinstance(value, str):
         value = {"path": value}
-    if last in ("task", "path", "mix") and last not in holder:
+    if last in ("task", "path", "stage", "mix") and last not in holder:
         holder.clear()  # --data.path in place of a generator, and the other way round
     holder[last] = value
 
@@ -400,7 +407,7 @@ def _annotation(parts: Sequence[str], models: Sequence[type[BaseModel]]) -> Any:
         return Any if len(rest) == 1 else None
     inner: Sequence[type[BaseModel]] = [m] if (m := _model_in(annotation)) else []
     if name == "data":
-        inner = [TaskData, FileData, MixData]
+        inner = [TaskData, FileData, StageData, MixData]
     elif name in _PARTS and get_origin(annotation) in (tuple, Mapping):
         inner = _PARTS[name]  # its parts have a number or a name
         rest = rest[1:]

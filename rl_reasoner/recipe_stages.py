@@ -13,6 +13,8 @@ from rl_reasoner.algorithms import ALGORITHMS, settings
 from rl_reasoner.errors import UserError
 from rl_reasoner.recipe_data import Data, Part
 
+# What `start` and evaluations are called that are no stage's.
+RESERVED = ("base", "before", "after")
 # Fields of `Loss` that trl's config has by another name.
 TRL_NAMES = {
     "type": "loss_type",
@@ -125,7 +127,42 @@ class Loss(Part):
 
 
 class _Stage(Part):
+    """What every stage has: a name, and where it begins.
+
+    Stages are a list; each goes on from the one before it, unless `start` names another. So they
+    are a graph whose edges are `start`, the stages that data come from, and the teacher.
+    """
+
     name: str = Field(default="", description="its name and folder (default: its kind)")
+    start: str | None = Field(
+        default=None,
+        description="the stage whose policy it goes on from (default: the one before it), or "
+        "'base': the recipe's policy",
+    )
+    use: str | None = Field(
+        default=None, description="a folder of yours that stands for what this stage would make"
+    )
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if not self.name:
+            object.__setattr__(self, "name", self.kind)  # type: ignore[attr-defined]
+        return self
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, name: str) -> str:
+        if not name.replace("-", "").replace("_", "").isalnum() and name:
+            raise ValueError("use letters, digits, - and _ only: it becomes a folder's name")
+        if name in RESERVED:
+            raise ValueError(f"the names {', '.join(RESERVED)} have a meaning of their own")
+        return name
+
+
+class _Trained(_Stage):
+    policy: str | None = Field(
+        default=None, description="a policy of its own to begin with, such as a student"
+    )
     steps: int = Field(default=100, ge=1, description="optimiser steps")
     optim: Optim = Optim()
     router_aux: float | None = Field(
@@ -141,20 +178,13 @@ class _Stage(Part):
     )
 
     @model_validator(mode="after")
-    def _named(self) -> Self:
-        if not self.name:
-            object.__setattr__(self, "name", self.kind)  # type: ignore[attr-defined]
+    def _one_start(self) -> Self:
+        if self.policy and self.start:
+            raise ValueError("it begins with `policy` or goes on from `start`, not both")
         return self
 
-    @field_validator("name")
-    @classmethod
-    def _plain(cls, name: str) -> str:
-        if not name.replace("-", "").replace("_", "").isalnum() and name:
-            raise ValueError("use letters, digits, - and _ only: it becomes a folder's name")
-        return name
 
-
-class SftStage(_Stage):
+class SftStage(_Trained):
     """Supervised fine-tuning on completions (trl's SFTTrainer)."""
 
     kind: Literal["sft"] = "sft"
@@ -170,7 +200,7 @@ class SftStage(_Stage):
         return self
 
 
-class GrpoStage(_Stage):
+class GrpoStage(_Trained):
     """Group-relative policy optimization (DeepSeekMath, arXiv 2402.03300) on the rewards."""
 
     kind: Literal["grpo"] = "grpo"
@@ -196,4 +226,60 @@ class GrpoStage(_Stage):
         return self
 
 
-Stage = Annotated[SftStage | GrpoStage, Field(discriminator="kind")]
+class Keep(Part):
+    """Which completions a `sample` stage keeps, of those that are right."""
+
+    per_prompt: int = Field(default=1, ge=1, description="at most so many of one prompt")
+    readable: bool = Field(
+        default=True,
+        description="not cut off, not repeating itself, tags (if any) each once and in order",
+    )
+    language: str | None = Field(
+        default=None, description="the language of the chains, such as en or zh"
+    )
+    language_share: float = Field(
+        default=1.0, ge=0, le=1, description="least share of a chain's words in that language"
+    )
+    min_tokens: int = Field(default=1, ge=1, description="shortest completion, in tokens")
+    max_tokens: int | None = Field(default=None, ge=1, description="longest completion, in tokens")
+
+
+class SampleStage(_Stage):
+    """Rejection sampling: completions of the policy so far, of which the right ones are kept.
+
+    What is kept is a data set, `data.jsonl` in the stage's folder, with its card.
+    """
+
+    kind: Literal["sample"] = "sample"
+    data: Data | None = Field(default=None, description="prompts (default: the recipe's)")
+    samples: int = Field(default=4, ge=1, description="completions a prompt")
+    sampling: Sampling = Sampling()
+    reward: str | None = Field(
+        default=None, description="the reward that judges (default: what the rows themselves say)"
+    )
+    reward_options: Mapping[str, Any] = Field(
+        default_factory=dict, description="options of that reward"
+    )
+    least: float = Field(default=1.0, description="completions with this score or more are right")
+    keep: Keep = Keep()
+
+
+class DistillStage(_Trained):
+    """On-policy distillation (arXiv 2306.13649): the student samples, the teacher corrects.
+
+    trl's DistillationTrainer. To distil by the teacher's samples, as R1 did, is an `sft` stage with
+    a `policy` of its own on the data of a `sample` stage.
+    """
+
+    kind: Literal["distill"] = "distill"
+    teacher: str = Field(description="a stage, or a policy: folder, .gguf file, hub id, scratch:…")
+    data: Data | None = Field(default=None, description="prompts (default: the recipe's)")
+    batch: int = Field(default=16, ge=1, description="prompts a step, one completion each")
+    sampling: Sampling = Sampling()
+    beta: float = Field(
+        default=1.0, ge=0, le=1, description="1 = reverse KL, 0 = forward KL, between: their mix"
+    )
+
+
+Stage = Annotated[SftStage | GrpoStage | SampleStage | DistillStage, Field(discriminator="kind")]
+TrainedStage = SftStage | GrpoStage | DistillStage
