@@ -55,6 +55,7 @@ def rewarded(steps: int, rate: float) -> dict[str, Any]:
         "sampling": {"max_tokens": 64},
         "optim": {"lr": 1e-4, "betas": (0.9, 0.99)},
         "router_bias": rate,
+        "trainer": {"skip_zero_advantage": False},  # both loads are of all tokens
     }
 
 

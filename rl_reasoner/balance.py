@@ -235,7 +235,9 @@ class ExpertBalance(RouterReplay):
 
     @property
     def _skips(self) -> bool:
-        return bool(super()._skips and not self._sequence_coef)
+        """Balance is that of the whole batch: rows without advantage count, too."""
+        balances = self._sequence_coef or getattr(self.args, "router_bias_update", 0.0)
+        return bool(super()._skips and not balances)
 
     def _forward(self, model: nn.Module, packed: packing.Packed, aux: bool) -> Any:
         if self._collected is None:

@@ -58,7 +58,7 @@ def _common(recipe: Recipe, stage: SftStage | GrpoStage, folder: Path) -> dict[s
         "max_grad_norm": optim.max_grad_norm,
         "router_aux_loss_coef": stage.router_aux,
         "seed": recipe.run.seed,
-        "bf16": choose_precision(recipe.run.precision, device) == "bf16",
+        "bf16": choose_precision(recipe.run.precision, device) != "fp32",
         "use_cpu": device == "cpu",
         "gradient_checkpointing": device != "cpu",
         "logging_steps": 1,

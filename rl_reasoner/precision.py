@@ -1,17 +1,19 @@
-"""FP8 training emulated: the rounding of float8 products, computed in a wider type.
+"""FP8 training: which layers compute in float8, and the rounding of their products, emulated.
 
-`emulated_fp8` makes the linear layers and the fused experts of a model compute as FP8 training
-does: both factors of the forward product and of both backward products are scaled, rounded to
-float8 (e4m3, as DeepSeek-V3, arXiv 2412.19437, section 3.3) and scaled back; sums are those of the
-wider type. So the effect on losses and gradients can be studied on any machine; nothing becomes
-faster. Embeddings, norms, routers and other gates, and the head stay as they are.
+`fp8` makes the linear layers and the fused experts of a model multiply in float8 (e4m3), forward
+and in both backward products (DeepSeek-V3, arXiv 2412.19437, section 3.3). By "torchao" the
+products are a GPU's own (rl_reasoner.fp8_products). By "emulation" both factors are scaled, rounded
+to float8 and scaled back, and sums are those of float32: so the effect on losses and gradients can
+be studied on any machine; nothing becomes faster. Embeddings, norms, routers and other gates, and
+the head stay as they are, and so do the weights themselves, which are rounded for each product
+anew.
 
 Scalings: "tensor" (one scale a tensor), "row" (one a row, along the sum), "block" (DeepSeek's:
 1 x 128 along the sum for activations and gradients, 128 x 128 for weights).
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -19,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from rl_reasoner import fp8_products
+from rl_reasoner.errors import UserError
 from rl_reasoner.moe import routers
 
 Scaling = Literal["tensor", "row", "block"]
@@ -57,56 +61,102 @@ def product(a: Tensor, b: Tensor, scaling: Scaling, weight: bool) -> Tensor:
 
 
 class _Linear(torch.autograd.Function):
-    """y = x w^T; dx = dy w, dw = dy^T x: each product of two rounded factors."""
+    """y = x w^T; dx = dy w, dw = dy^T x: each product of two rounded factors, in fp32 or wider."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, scaling: Scaling) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.scaling = scaling
-        return product(x, weight, scaling, True)
+        with torch.autocast(x.device.type, enabled=False):
+            return product(_wide(x), _wide(weight), scaling, True).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        dy = grads[0]
-        dx = product(dy, weight.T, ctx.scaling, True) if ctx.needs_input_grad[0] else None
-        dw = product(dy.T, x.T, ctx.scaling, False) if ctx.needs_input_grad[1] else None
+        wide_x, wide_w, dy = _wide(x), _wide(weight), _wide(grads[0])
+        dx = dw = None
+        with torch.autocast(x.device.type, enabled=False):
+            if ctx.needs_input_grad[0]:
+                dx = product(dy, wide_w.T, ctx.scaling, True).to(x.dtype)
+            if ctx.needs_input_grad[1]:
+                dw = product(dy.T, wide_x.T, ctx.scaling, False).to(weight.dtype)
         return dx, dw, None
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, scaling: Scaling) -> Tensor:
-    """As torch's `linear`: (..., K), (N, K), (N,) -> (..., N)."""
-    rows: Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, scaling)  # type: ignore[no-untyped-call]
+def _wide(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+# ------------------------------------------------------------------------------------ the layers
+
+By = Literal["emulation", "torchao"]
+# (M, K) rows, (N, K) weight -> (M, N), with gradients
+_Product = Callable[[Tensor, Tensor], Tensor]
+
+
+def _product(scaling: Scaling, by: By) -> _Product:
+    if by == "torchao":
+        return fp8_products.product(scaling)
+    return lambda rows, weight: _Linear.apply(rows, weight, scaling)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, scaling: Scaling, by: By = "emulation"
+) -> Tensor:
+    """As torch's `linear`, also under autocast: (..., K), (N, K), (N,) -> (..., N)."""
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    rows = _product(scaling, by)(x.reshape(-1, x.shape[-1]), weight)
     y = rows.view(*x.shape[:-1], len(weight))
-    return y if bias is None else y + bias
+    return y if bias is None else y + bias.to(y.dtype)
 
 
 def _experts(
-    self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor, scaling: Scaling
+    self: Any,
+    hidden_states: Tensor,
+    top_k_index: Tensor,
+    top_k_weights: Tensor,
+    scaling: Scaling,
+    by: By,
 ) -> Tensor:
     """transformers' interface of fused experts: the gated sum, expert by expert."""
-    total = torch.zeros_like(hidden_states, dtype=torch.float32)
-    for expert in sorted(set(top_k_index.flatten().tolist())):
-        token, place = (top_k_index == expert).nonzero(as_tuple=True)
-        names = ("gate_up_proj", "down_proj")
-        up, down = (getattr(self, name)[expert] for name in names)
-        if self.is_transposed:
-            up, down = up.T, down.T
-        biases = [getattr(self, f"{n}_bias")[expert] if self.has_bias else None for n in names]
-        inner = self._apply_gate(linear(hidden_states[token], up, biases[0], scaling))
-        outer = linear(inner, down, biases[1], scaling) * top_k_weights[token, place, None]
-        total = total.index_add(0, token, outer.float())
+    names = ("gate_up_proj", "down_proj")
+    weights = [getattr(self, n).mT if self.is_transposed else getattr(self, n) for n in names]
+    biases = [getattr(self, f"{n}_bias") if self.has_bias else None for n in names]
+    chosen = top_k_index.flatten()
+    order = chosen.argsort(stable=True)
+    token = order // top_k_index.shape[-1]
+    counts = torch.bincount(chosen, minlength=len(weights[0])).tolist()
+    outs = []
+    for expert, rows in enumerate(hidden_states[token].split(counts)):
+        if not len(rows):
+            continue
+        (up, down), (up_bias, down_bias) = (
+            [None if tensor is None else tensor[expert] for tensor in pair]
+            for pair in (weights, biases)
+        )
+        inner = self._apply_gate(linear(rows, up, up_bias, scaling, by))
+        outs.append(linear(inner, down, down_bias, scaling, by))
+    gated = torch.cat(outs) * top_k_weights.flatten()[order, None]
+    total = torch.zeros_like(hidden_states, dtype=torch.float32).index_add(0, token, gated.float())
     return total.to(hidden_states.dtype)
 
 
+def _implementation(scaling: Scaling, by: By) -> str:
+    return f"fp8_{by}_{scaling}"
+
+
 for _scaling in get_args(Scaling):
-    ALL_EXPERTS_FUNCTIONS.register(f"emulated_fp8_{_scaling}", partial(_experts, scaling=_scaling))
+    for _by in get_args(By):
+        ALL_EXPERTS_FUNCTIONS.register(
+            _implementation(_scaling, _by), partial(_experts, scaling=_scaling, by=_by)
+        )
 
 
 def covered(model: Any) -> list[str]:
     """The names of the layers that FP8 is for: linear layers and fused experts, by rule.
 
-    Not the head, and no gate: neither routers nor that of a shared expert.
+    Not the head, no gate (neither routers nor that of a shared expert), no low-rank adapter.
     """
     head = model.get_output_embeddings()
     gates = {id(router) for _, router in routers(model)}
@@ -114,32 +164,111 @@ def covered(model: Any) -> list[str]:
         name
         for name, module in model.named_modules()
         if (isinstance(module, nn.Linear) and module is not head and not name.endswith("_gate"))
-        or (isinstance(getattr(module, "gate_up_proj", None), nn.Parameter))
-        if id(module) not in gates
+        or _is_experts(module)
+        if id(module) not in gates and ".lora_" not in name
     ]
 
 
+def _is_experts(module: nn.Module) -> bool:
+    """Whether these are fused experts that transformers lets one compute by a function of ours."""
+    known = hasattr(module, "is_transposed") and not getattr(module, "has_post_expert_norm", True)
+    return known and isinstance(getattr(module, "gate_up_proj", None), nn.Parameter)
+
+
+def left_out(model: Any, scaling: Scaling, by: By) -> list[str]:
+    """Of the `covered` layers, those whose sides the GPU's products do not take; none emulated."""
+    side = fp8_products.side(scaling) if by == "torchao" else 1
+    return [name for name in covered(model) if any(n % side for n in _sides(model, name))]
+
+
+def _sides(model: Any, name: str) -> list[int]:
+    layer = model.get_submodule(name)
+    if isinstance(layer, nn.Linear):
+        return [*layer.weight.shape]
+    return [*layer.gate_up_proj.shape[1:], *layer.down_proj.shape[1:]]
+
+
 @contextmanager
-def emulated_fp8(model: Any, scaling: Scaling = "block") -> Iterator[None]:
-    """Inside, `model` computes with emulated FP8; weights, and what is saved, stay as they are."""
-    layers = [model.get_submodule(name) for name in covered(model)]
+def fp8(model: Any, scaling: Scaling = "block", by: By = "emulation") -> Iterator[None]:
+    """Inside, `model` multiplies in FP8; weights, and what is saved, stay as they are.
+
+    Layers that are `left_out` compute as before; fused experts are so as one, since their kind is
+    a setting of the whole model.
+    """
+    out = {*left_out(model, scaling, by)}
+    layers = [model.get_submodule(name) for name in covered(model) if name not in out]
     linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    experts = len(linears) < len(layers)
+    if experts and any(_is_experts(model.get_submodule(name)) for name in out):
+        raise UserError("precision fp8: some of the experts have sides that FP8 does not take")
     config = model.config
-    before = config._experts_implementation
+    before = getattr(config, "_experts_implementation", None)
     for layer in linears:
-        layer.__dict__["forward"] = _forward(layer, scaling)  # before the class's own
-    if len(linears) < len(layers):
-        config._experts_implementation = f"emulated_fp8_{scaling}"
+        layer.__dict__["forward"] = _forward(layer, scaling, by)  # before the class's own
+    if experts:
+        config._experts_implementation = _implementation(scaling, by)
     try:
         yield
     finally:
-        config._experts_implementation = before
+        if experts:
+            config._experts_implementation = before
         for layer in linears:
             del layer.__dict__["forward"]
 
 
-def _forward(layer: nn.Linear, scaling: Scaling) -> Callable[[Tensor], Tensor]:
+def _forward(layer: nn.Linear, scaling: Scaling, by: By) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
-        return linear(x, layer.weight, layer.bias, scaling)
+        return linear(x, layer.weight, layer.bias, scaling, by)
 
     return forward
+
+
+# ---------------------------------------------------------------------------------------- a run
+
+
+def how(device: str, scaling: Scaling) -> By:
+    """How FP8 is computed on `device` ("cpu", "cuda", "mps"): by the card where it can, else not.
+
+    Raises `UserError` where the card has FP8 and something else is missing: what is emulated is
+    never taken for the real one.
+    """
+    if not fp8_products.card_has_fp8(device):
+        return "emulation"
+    fp8_products.check(scaling)
+    return "torchao"
+
+
+@contextmanager
+def in_fp8(precision: str, scaling: Scaling, device: str, *models: Any) -> Iterator[None]:
+    """Inside, the models compute as a run with this precision does; None is no model."""
+    with ExitStack() as stack:
+        for model in models if precision == "fp8" else ():
+            if model is not None:
+                stack.enter_context(fp8(model, scaling, how(device, scaling)))
+        yield
+
+
+def in_words(model: Any, scaling: Scaling, by: By) -> tuple[Literal["passed", "warned"], str]:
+    """Whether there is something to know about a run's FP8, and what it is."""
+    out = left_out(model, scaling, by)
+    said = f"{len(covered(model)) - len(out)} layers multiply in FP8, one scale a {scaling}"
+    if by == "emulation":
+        return "warned", f"{said}; emulated, since this machine has no FP8: nothing becomes faster"
+    if out:
+        side = fp8_products.side(scaling)
+        said += f"; {len(out)} stay in bf16, their sides are no multiples of {side}: {out[0]} …"
+    return ("warned" if out else "passed"), said
+
+
+def fp8_facts(model: Any, scaling: Scaling, device: str) -> dict[str, Any]:
+    """What a run's lock says about its FP8."""
+    by = how(device, scaling)
+    out = left_out(model, scaling, by)
+    return {
+        "scaling": scaling,
+        "computed_by": "emulation" if by == "emulation" else fp8_products.named(),
+        "layers": len(covered(model)) - len(out),
+        "left_in_bf16": out,
+        "rollouts": "the same products; vLLM's own precision where vLLM samples",
+        "saved_weights": "fp32",
+    }

@@ -32,6 +32,7 @@ from rl_reasoner.policy import (
     open_policy,
     quiet_libraries,
 )
+from rl_reasoner.precision import fp8_facts, in_fp8
 from rl_reasoner.preflight import Where, Work, inspected, prepared
 from rl_reasoner.prompts import render
 from rl_reasoner.recipe import GrpoStage, Recipe, SftStage
@@ -172,6 +173,8 @@ class _Session:
                 "active_parameters": active,
             },
         }
+        if self.precision == "fp8":
+            facts["fp8"] = fp8_facts(policy.model, self.recipe.run.fp8, self.device)
         self.run.write_lock(self.recipe, facts | ({"command": command} if command else {}))
         size = f"{total / 1e6:.2f}M parameters"
         size += f", {active / 1e6:.2f}M active" if active != total else ""
@@ -221,7 +224,12 @@ class _Session:
         trainer.add_callback(last_step)
         trainer.add_callback(Recorder(job, trainer, self.view, self.stop))
         trainer.remove_callback(PrinterCallback)  # metrics go to the recorder alone
-        with self._training(last_step, checkpoints), unmarked(policy.model):
+        models = [policy.model, getattr(trainer, "ref_model", None)]
+        with (
+            self._training(last_step, checkpoints),
+            unmarked(policy.model),
+            in_fp8(self.precision, self.recipe.run.fp8, self.device, *models),
+        ):
             if at:
                 load_weights(policy, at[0])
             if not at or at[1] < stage.steps:  # from its last step, trl would take one more

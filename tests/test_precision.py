@@ -10,7 +10,7 @@ from mixtures import FAMILIES, model_of
 from torch import Tensor
 
 from rl_reasoner import open_policy
-from rl_reasoner.precision import covered, emulated_fp8, linear, product, quantised, tile_of
+from rl_reasoner.precision import covered, fp8, linear, product, quantised, tile_of
 
 IDS = torch.arange(24).reshape(2, 12)
 
@@ -101,7 +101,7 @@ def test_attention_and_experts_are_covered_gates_and_head_are_not(family: str) -
     assert not {"gate", "router", "lm_head", "shared_expert_gate", "embed_tokens"} & last
     plain = model(input_ids=IDS).logits
     before = model.config._experts_implementation
-    with emulated_fp8(model):
+    with fp8(model):
         rounded = model(input_ids=IDS).logits
         rounded.logsumexp(-1).sum().backward()
     apart = float(((rounded - plain).norm() / plain.norm()).detach())
@@ -116,7 +116,7 @@ def test_experts_alone_are_rounded_as_their_formula_says() -> None:
     experts = layer.experts
     x = torch.randn(7, 96, generator=torch.Generator().manual_seed(2))
     _, gates, chosen = layer.gate(x)
-    experts.config._experts_implementation = "emulated_fp8_row"
+    experts.config._experts_implementation = "fp8_emulation_row"
     with torch.no_grad():
         found = experts(x, chosen, gates)
         for t in range(7):
@@ -140,7 +140,7 @@ def test_a_model_learns_with_it() -> None:
             if scaling is None:
                 loss = model(input_ids=ids, labels=ids).loss
             else:
-                with emulated_fp8(model, scaling):
+                with fp8(model, scaling):
                     loss = model(input_ids=ids, labels=ids).loss
             loss.backward()
             optimizer.step()
