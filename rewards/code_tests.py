@@ -14,8 +14,9 @@ from rl_reasoner.errors import unknown
 from rl_reasoner.reward import Score, reward
 
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*([\w+-]*)[^`]*")
+_FENCE_LINE = re.compile(r"^ {0,3}(?:```|~~~)", re.MULTILINE)
 _PYTHON = {"", "python", "python3", "py", "py3"}
-_EXTRACT = ("last", "first", "only", "whole")
+_EXTRACT = ("last", "first", "only", "whole", "any")
 _CREDIT = ("all", "fraction")
 
 
@@ -32,8 +33,8 @@ def code_tests(
     """1.0 when the program passes all `tests`, else 0.0; with credit="fraction" the share passed.
 
     `extract` says which closed Python block is the program: "last", "first", "only" (there must be
-    one), or "whole" (the completion itself is the program). `timeout_s` (seconds) and `memory_mb`
-    are per test.
+    one), "whole" (the completion itself is the program), or "any" (the last block, where there is
+    a fence, else the whole). `timeout_s` (seconds) and `memory_mb` are per test.
     """
     limits = {"timeout_s": timeout_s, "memory_mb": memory_mb, "min_level": min_level}
     [score] = _scores([completion], [{"tests": tests}], extract=extract, credit=credit, **limits)
@@ -74,7 +75,7 @@ def program_of(completion: str, extract: str) -> str | None:
     if extract not in _EXTRACT:
         raise unknown("extract of code_tests", extract, _EXTRACT)
     text = completion.rpartition("</think>")[2]
-    if extract == "whole":
+    if extract == "whole" or (extract == "any" and not _FENCE_LINE.search(text)):
         return text
     found = [code for language, code in _blocks(text) if language.lower() in _PYTHON]
     if not found or (extract == "only" and len(found) > 1):

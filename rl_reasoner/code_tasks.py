@@ -196,4 +196,6 @@ FUNCTIONS = Task(
     range(4, 5),
     _functions,
     careless_function,
+    "code_tests",
+    {"extract": "any"},
 )

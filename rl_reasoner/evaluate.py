@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from rl_reasoner.comparison import compare_rows
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.figures import figures_of
-from rl_reasoner.prompts import Prompt, Row, load_rows, read_rows, render
-from rl_reasoner.recipe import Evals, FileData
+from rl_reasoner.prompts import Prompt, Row, load_rows, prompt_of, read_rows
+from rl_reasoner.recipe import Asked, Evals, FileData
 from rl_reasoner.reward import load_reward
 from rl_reasoner.runs import write_text
 from rl_reasoner.sample_cache import SampleCache
@@ -136,6 +136,7 @@ def evaluate(
     temperature: float | None = None,
     max_tokens: int = 256,
     template: str = "auto",
+    asked: Mapping[str, Asked] | None = None,
     limit: int | None = None,
     reward: str | None = None,
     reward_options: Mapping[str, Any] | None = None,
@@ -147,12 +148,12 @@ def evaluate(
     """Sample and score completions of `policy` (or of the one its name opens) on `sets`.
 
     A set is the name of one that is here, a file or a hub id, or a `FileData` with its columns. One
-    sample a problem is greedy, several are drawn at `temperature` (default 1.0). `reward` judges;
-    by default `code_tests` where a set's rows have tests, else `math_answer`. `modes` asks for
-    several passes, each with an entry of its own; with it, `samples` counts for the mode "sampled".
-    `cache` is a folder that keeps what was drawn (see `sample_cache`). `trained_on` are rows that
-    the policy was trained on: overlaps are counted and the rest reported as `@clean`. Raises
-    `UserError`.
+    sample a problem is greedy, several are drawn at `temperature` (default 1.0). `asked` has the
+    sets with a template or budget of their own. `reward` judges; by default the one that each row
+    says itself (`scoring.judge_of`). `modes` asks for several passes, each with an entry of its
+    own; with it, `samples` counts for the mode "sampled". `cache` is a folder that keeps what was
+    drawn (see `sample_cache`). `trained_on` are rows that the policy was trained on: overlaps are
+    counted and the rest reported as `@clean`. Raises `UserError`.
     """
     _check(samples, modes or ())
     check_judge(reward, reward_options)
@@ -170,6 +171,7 @@ def evaluate(
             "template": template,
             "reward": reward or "by the rows",
             **({"reward_options": dict(reward_options)} if reward_options else {}),
+            **({"asked": {k: v.model_dump() for k, v in asked.items()}} if asked else {}),
         },
     )
     session = _Session(opened, result, samples, heat, modes or (), progress, cache)
@@ -239,16 +241,18 @@ class _Session:
         settings = self.result.settings
         reward = settings["reward"] if settings["reward"] != "by the rows" else None
         judge = Judge(rows, reward, settings.get("reward_options"))
-        template = settings["template"]
+        asked = {k: v for k, v in settings.get("asked", {}).get(name, {}).items() if v is not None}
+        template = asked.get("template", settings["template"])
+        longest = asked.get("max_tokens") or data.max_tokens or settings["max_tokens"]
         if isinstance(self.policy, Server) and template == "auto":
             template = "chat"
-        prompts = [render(row["problem"], template, self.policy.tokenizer) for row in rows]
+        prompts = [prompt_of(row, template, self.policy.tokenizer) for row in rows]
         self.example = self.example or prompts[0]
         self.sets[name] = (data, rows, judge.name)
         for mode in self.modes:
             label = name if mode == "greedy" else f"{name}@{mode}"
             many = mode == "sampled" or not self.given
-            outs = self._draw(prompts, label, many, _FORCES[mode])
+            outs = self._draw(prompts, label, longest, many, _FORCES[mode])
             scored = self.result.rows[label] = judge.scored(rows, outs)
             heat = self.heat if many else 0.0
             shared = {"temperature": heat, "reward": judge.name}
@@ -260,6 +264,7 @@ class _Session:
         self,
         prompts: Sequence[Prompt],
         label: str,
+        longest: int,
         many: bool,
         force: Literal["chain", "direct"] | None,
     ) -> Any:
@@ -267,7 +272,7 @@ class _Session:
         options: dict[str, Any] = {
             "samples": count,
             "temperature": self.heat if many else 0.0,
-            "max_tokens": self.result.settings["max_tokens"],
+            "max_tokens": longest,
             "seed": self.result.settings["seed"],
             "force": force,
             "progress": _counter(self.progress, label, count * len(prompts)),
@@ -331,8 +336,8 @@ def replay(
 ) -> EvalResult:
     """The saved completions judged again, by the same reward or another: no model is needed.
 
-    The figures are made anew; settings and manifest stay, with this machine's verifier noted.
-    Raises `UserError` for a result without rows.
+    The figures are made anew; settings and manifest stay, with this machine's verifier noted. What
+    was judged as its rows say is judged so again. Raises `UserError` for a result without rows.
     """
     from rl_reasoner.manifest import verifier_version
 
@@ -344,7 +349,8 @@ def replay(
     made.manifest = {**saved.manifest, "replayed_with_verifier": verifier_version()}
     for label, rows in saved.rows.items():
         before = saved.sets[label]
-        judge = Judge(rows, reward or before.get("reward"), options)
+        by_rows = saved.settings.get("reward") == "by the rows"
+        judge = Judge(rows, reward or (None if by_rows else before.get("reward")), options)
         made.rows[label] = judge.judged_again(rows)
         same = {"temperature": before["temperature"], "reward": judge.name}
         made.sets[label] = {**figures_of(made.rows[label]), **same}
@@ -369,6 +375,7 @@ def evaluate_recipe(
         temperature=evals.temperature,
         max_tokens=evals.max_tokens,
         template=template,
+        asked=evals.asked,
         limit=evals.limit,
         reward=evals.reward,
         reward_options=evals.reward_options,

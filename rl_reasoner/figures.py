@@ -28,7 +28,7 @@ from rl_reasoner.intervals import (
 Row = Mapping[str, Any]
 _EMPTY_CHAIN = "<think></think>"
 _SILENT = ("no final answer", "no closed Python block")  # how the shipped rewards' reasons begin
-_GROUPED_BY = ("level", "subject")
+_GROUPED_BY = ("task", "level", "subject")
 _MOST_GROUPS = 24
 _LONG = 200  # bytes, from which on a text can be said to repeat itself
 _BINS = 5  # of lengths, with about as many completions each

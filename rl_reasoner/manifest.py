@@ -68,7 +68,7 @@ def of_set(data: FileData, rows: Sequence[Row], judge: str) -> Row:
     }
     if card is not None:
         facts |= {"licence": card.licence, "defects": card.defects}
-    if judge == "code_tests":
+    if "code_tests" in judge.split(", "):
         from rl_reasoner import sandbox
 
         facts["sandbox"] = sandbox.strength().level

@@ -51,7 +51,8 @@ Careless = Callable[[Problem, float, random.Random], dict[str, str]]
 class Task:
     """A kind of problem: `make(level, pick)` writes one, or None where the choices give none.
 
-    `careless`, where there is one, writes its completions with faults.
+    `careless`, where there is one, writes its completions with faults. `judge` is the shipped
+    reward that judges its rows, with its options.
     """
 
     name: str
@@ -60,6 +61,8 @@ class Task:
     ood: range
     make: Callable[[int, Pick], Problem | None]
     careless: Careless | None = None
+    judge: str = "math_answer"
+    judge_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def digest(text: str) -> int:

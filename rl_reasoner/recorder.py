@@ -59,6 +59,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             [name],
             max_tokens=recipe.evals.max_tokens,
             template=recipe.template,
+            asked=recipe.evals.asked,
             limit=recipe.evals.limit,
             reward=recipe.evals.reward,
             reward_options=recipe.evals.reward_options,

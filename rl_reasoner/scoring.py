@@ -1,11 +1,14 @@
-"""Which reward judges a set, and the scored rows that come of completions and their scores.
+"""Which reward judges a row, and the scored rows that come of completions and their scores.
+
+Rows say it themselves: by the task that made them, or by having tests or instructions instead of an
+answer. So one set may hold maths, programs and instructions, and one evaluation several such sets.
 
 `scored` takes completions that were just sampled, `judged_again` those of a saved result: a replay
 needs no model. Rows keep what their reward read, so that a saved result can be judged anywhere.
 Knows nothing of sampling; the figures are made by `figures`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rl_reasoner.answers import verify
@@ -14,27 +17,72 @@ from rl_reasoner.code_rows import continuing
 from rl_reasoner.prompts import Row
 from rl_reasoner.reward import Reward, described, load_reward, score_batch
 from rl_reasoner.sample_cache import Rollout
+from rl_reasoner.tasks import TASKS
 
-_KEPT = ("id", "problem", "answer", "level", "subject", "entry_point", "overlap")
+_KEPT = ("id", "problem", "answer", "task", "level", "subject", "entry_point", "overlap")
 _CLASS_TIMEOUT_S = 1.0  # of sympy's opinion whether two wrong answers are one
 _SAMPLED = ("completions", "tokens", "truncated")
 
 
-def reward_for(rows: Sequence[Row]) -> str:
-    """The shipped reward that judges rows of this form: by their tests, else by their answer."""
-    return "code_tests" if any(row.get("tests") for row in rows) else "math_answer"
+def judge_of(row: Row) -> tuple[str, Mapping[str, Any]]:
+    """The shipped reward that judges a row, and its options.
+
+    That of the task that made it; else by its tests, its instructions, or its answer.
+    """
+    task = TASKS.get(str(row.get("task")))
+    own = task is not None and str(row.get("id", "")).startswith(f"{task.name}-")
+    if task is not None and own:
+        return task.judge, task.judge_options
+    names = {"tests": "code_tests", "instructions": "instructions"}
+    return next((name for column, name in names.items() if row.get(column)), "math_answer"), {}
+
+
+class _Bench:
+    """One reward, and which rows it judges."""
+
+    def __init__(
+        self, name: str, options: Mapping[str, Any] | None, places: list[int], rows: list[Row]
+    ) -> None:
+        self.name = name
+        self.places = places
+        function = load_reward(name, options)
+        self.columns = function.columns if isinstance(function, Reward) else None
+        self.function: Callable[..., Any] = continuing(function, rows)
+
+    def marks(self, rows: Sequence[Row], sampled: Sequence[Row]) -> Iterator[dict[str, Any]]:
+        """Verdicts on every completion of its rows, in order."""
+        pairs = [(rows[i], sampled[i]) for i in self.places]
+        spread = [row for row, own in pairs for _ in own["completions"]]
+        texts = [text for _, own in pairs for text in own["completions"]]
+        names = dict.fromkeys(name for row in spread for name in row)
+        columns = {name: [row.get(name) for row in spread] for name in names}
+        columns["prompts"] = columns["problem"]
+        return map(described, score_batch(self.function, texts, columns))
+
+    def kept(self, row: Row) -> Row:
+        """What of a row goes into the result: what names it, and what its reward reads."""
+        if self.columns is None:
+            return {"answer": "", **row}
+        wanted = (*_KEPT, *self.columns)
+        return {"answer": "", **{name: row[name] for name in wanted if name in row}}
 
 
 class Judge:
-    """A reward as the judge of one set's rows."""
+    """The judge of one set's rows: one reward for all, or for each row its own (`judge_of`)."""
 
     def __init__(
         self, rows: Sequence[Row], reward: str | None, options: Mapping[str, Any] | None
     ) -> None:
-        self.name = reward or reward_for(rows)
-        function = load_reward(self.name, options)
-        self.columns = function.columns if isinstance(function, Reward) else None
-        self.function: Callable[..., Any] = continuing(function, rows)
+        kinds: dict[str, tuple[str, Mapping[str, Any] | None, list[int]]] = {}
+        for place, row in enumerate(rows):
+            name, own = (reward, options) if reward else judge_of(row)
+            kinds.setdefault(f"{name} {own!r}", (name, own, []))[2].append(place)
+        self.benches = [
+            _Bench(name, own, places, [rows[i] for i in places])
+            for name, own, places in kinds.values()
+        ]
+        self.name = ", ".join(dict.fromkeys(bench.name for bench in self.benches))
+        """The names of the rewards that judge."""
 
     def scored(self, rows: Sequence[Row], outs: Sequence[Sequence[Rollout]]) -> list[Row]:
         """The scored rows (see `figures`) of fresh completions, one group a row."""
@@ -53,34 +101,23 @@ class Judge:
         return self._judged(saved, [{name: row[name] for name in _SAMPLED} for row in saved])
 
     def _judged(self, rows: Sequence[Row], sampled: Sequence[Row]) -> list[Row]:
-        spread = [row for row, own in zip(rows, sampled, strict=True) for _ in own["completions"]]
-        texts = [text for own in sampled for text in own["completions"]]
-        names = dict.fromkeys(name for row in rows for name in row)
-        columns = {name: [row.get(name) for row in spread] for name in names}
-        columns["prompts"] = columns["problem"]
-        marks = map(described, score_batch(self.function, texts, columns))
-        found = []
-        for row, own in zip(rows, sampled, strict=True):
-            mine = [next(marks) for _ in own["completions"]]
-            found.append(
-                {
-                    **self._kept(row),
+        found: dict[int, Row] = {}
+        for bench in self.benches:
+            marks = bench.marks(rows, sampled)
+            for place in bench.places:
+                own = sampled[place]
+                mine = [next(marks) for _ in own["completions"]]
+                found[place] = {
+                    **bench.kept(rows[place]),
                     **own,
                     "scores": [mark["value"] for mark in mine],
                     "reasons": [mark["reason"] for mark in mine],
                     "outcomes": [mark["outcome"] for mark in mine],
                 }
-            )
-            if self.name == "math_answer" and len(mine) > 1:
-                found[-1]["classes"] = classes(own["completions"], found[-1]["scores"])
-        return found
-
-    def _kept(self, row: Row) -> Row:
-        """What of a row goes into the result: what names it, and what its reward reads."""
-        if self.columns is None:
-            return {"answer": "", **row}
-        wanted = (*_KEPT, *self.columns)
-        return {"answer": "", **{name: row[name] for name in wanted if name in row}}
+                if bench.name == "math_answer" and len(mine) > 1:
+                    scores = found[place]["scores"]
+                    found[place]["classes"] = classes(own["completions"], scores)
+        return [found[place] for place in range(len(rows))]
 
 
 def classes(completions: Sequence[str], scores: Sequence[float | None]) -> list[int]:

@@ -339,6 +339,7 @@ _TASKS = (
         range(3, 5),
         range(5, 7),
         _countdown,
+        judge="countdown",
     ),
     FUNCTIONS,
 )

@@ -7,7 +7,7 @@ import pytest
 from rl_reasoner.paths import room
 from rl_reasoner.prompts import load_rows, read_rows
 from rl_reasoner.reward import load_reward, score_batch
-from rl_reasoner.scoring import reward_for
+from rl_reasoner.scoring import judge_of
 from rl_reasoner.sets import CARDS, card_of, find_set, set_data
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -47,7 +47,8 @@ def test_a_public_set_is_found_and_its_card_is_right(
     assert len(raw) == CARDS[name].size
     assert len(rows) <= len(raw)
     assert len(raw) - len(rows) <= 40, "few bad rows"
-    assert reward_for(rows) == ("code_tests" if "tests" in CARDS[name].answers else "math_answer")
+    judge = "code_tests" if "tests" in CARDS[name].answers else "math_answer"
+    assert {judge_of(row)[0] for row in rows} == {judge}
 
 
 @beside
