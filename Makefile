@@ -4,7 +4,7 @@ PY := .venv/bin/python
 RUN := .venv/bin/rl-reasoner
 TESTS ?= tests
 
-.PHONY: quickstart test lint bench real conformance resume-matrix clean
+.PHONY: quickstart test lint bench real conformance resume-matrix schema clean
 
 quickstart: .venv/user  ## install, then the main job: train a tiny mixture of experts to think
 	$(RUN) train quickstart
@@ -32,6 +32,9 @@ conformance: .venv/dev  ## trl's own tests of its GRPO trainer, on ours; TRL is 
 
 resume-matrix: .venv/dev  ## kill -9 and resume at every point of the matrix; `make test` has some of them
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m matrix tests/test_trainer_processes.py
+
+schema: .venv/dev  ## after a change of the recipe's fields: the file that editors check YAML recipes by
+	$(RUN) list schema > .schema && mv .schema recipes/recipe.schema.json
 
 DATA ?= ../shared/data
 

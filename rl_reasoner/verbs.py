@@ -5,7 +5,6 @@ standard error. `cli.py` parses the command line into these and turns errors int
 """
 
 import os
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -125,14 +124,19 @@ class Chat:
 
 @dataclass
 class List:
-    """What there is: recipes, rewards, sets, policies, tasks."""
+    """What there is: recipes, rewards, sets, policies, tasks; or the schema of recipe files."""
 
     kind: Positional[Annotated[str | None, arg(metavar="KIND")]] = None
-    """one of these kinds only"""
+    """one of these kinds only, or `schema`: the JSON schema of YAML recipes, for editors"""
     json: Json = False
 
     def run(self) -> None:
         """Print the names, by kind."""
+        if self.kind == "schema":
+            from rl_reasoner.schema import recipe_schema, schema_text
+
+            emit(self.json, recipe_schema(), schema_text().rstrip())
+            return
         from rl_reasoner.recipe_source import shipped_recipes
         from rl_reasoner.reward import shipped_rewards
         from rl_reasoner.sets import CARDS, card_of, set_names
@@ -146,7 +150,7 @@ class List:
             "tasks": sorted(TASKS),
         }
         if self.kind is not None and self.kind not in found:
-            raise unknown("kind", self.kind, found)
+            raise unknown("kind", self.kind, [*found, "schema"])
         chosen: dict[str, Any] = {self.kind: found[self.kind]} if self.kind else found
         if self.kind == "sets":
             cards = {name: card for name in found["sets"] if (card := card_of(name))}
@@ -197,6 +201,7 @@ class Copy:
     def run(self) -> None:
         """Copy one file; never overwrites."""
         from rl_reasoner.recipe_source import find_recipe
+        from rl_reasoner.schema import with_schema
 
         if self.name.startswith("rewards/"):
             stem = self.name.removeprefix("rewards/").removesuffix(".py")
@@ -211,7 +216,8 @@ class Copy:
         if target.exists():
             raise UserError(f"{target} exists already; give another name")
         writable(target).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+        text = source.read_text(encoding="utf-8")
+        target.write_text(with_schema(text) if source.suffix == ".yaml" else text, encoding="utf-8")
         err.print(f"copied to {target}; run it with: rl-reasoner train {target}")
 
 

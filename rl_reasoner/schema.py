@@ -1,0 +1,60 @@
+"""The JSON schema of recipes in YAML: what an editor checks and completes them by.
+
+Made from the same pydantic classes that read a recipe, with the short forms that those take in
+(`data: problems.jsonl`, `rewards: {math_answer: 1}`). It lies beside the shipped recipes as
+`recipe.schema.json`; `rl-reasoner list schema` prints it. Knows nothing of torch.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+
+from rl_reasoner.paths import room
+from rl_reasoner.recipe import Recipe
+
+SCHEMA_FILE = "recipe.schema.json"
+_COMMENT = f"# yaml-language-server: $schema={SCHEMA_FILE}\n"
+_NAME: JsonSchemaValue = {"type": "string"}
+
+
+class _Schema(GenerateJsonSchema):
+    """pydantic's generator, for what is written in a file instead of what it becomes."""
+
+    def function_before_schema(self, schema: Any) -> JsonSchemaValue:
+        """What is taken in before pydantic looks at it: names, lists, bare weights."""
+        inner = super().function_before_schema(schema)
+        kind = schema["schema"]["type"]
+        if kind == "dict":  # reward -> weight
+            values = inner["additionalProperties"]
+            return {**inner, "additionalProperties": {"anyOf": [{"type": "number"}, values]}}
+        if kind == "tagged-union" and "mix" in schema["schema"]["choices"]:
+            return {"anyOf": [_NAME, inner, {"type": "array"}]}
+        if kind in ("tagged-union", "model", "definition-ref"):
+            return {"anyOf": [_NAME, inner]}
+        return inner
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        """No titles: they would only be the fields' names again."""
+        return False
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The schema (JSON Schema 2020-12) of a recipe file, with every field's description."""
+    found = Recipe.model_json_schema(schema_generator=_Schema)
+    for part in found["$defs"].values():
+        if "const" in part.get("properties", {}).get("kind", {}):  # what tells stages apart
+            part["required"] = sorted({*part.get("required", ()), "kind"})
+    return {"$schema": _Schema.schema_dialect, **found}
+
+
+def schema_text() -> str:
+    """The schema as it lies in `recipe.schema.json`."""
+    return json.dumps(recipe_schema(), indent=1, ensure_ascii=False) + "\n"
+
+
+def with_schema(text: str) -> str:
+    """A shipped YAML recipe that is copied elsewhere, still pointing at the shipped schema."""
+    place = (room("recipes") / SCHEMA_FILE).resolve()
+    return text.replace(_COMMENT, _COMMENT.replace(SCHEMA_FILE, Path(place).as_uri()), 1)
