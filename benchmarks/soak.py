@@ -3,12 +3,13 @@
     python benchmarks/soak.py                         # 2,000 steps, 2% faulty calls, 5 kills
     python benchmarks/soak.py --steps 60 --kills 2    # the same, small
 
-One tiny GRPO run is trained twice. Both have the same faulty reward: of its calls, decided by the
-completion alone, `--faults` raise, hang, crash or eat memory the first time (the second try gives
-the score), so that the weights stay comparable. One of the runs is killed with signal 9 `--kills`
-times, at moments spread over it, and resumed. Said at the end: whether the final weights are equal
-bit by bit, whether the ledger has a row for every completion of every step, and how memory and
-open files of the run that was left alone went, from a tenth of it to its end.
+One tiny GRPO run is trained twice. Both have the same faulty reward: of its calls `--faults`, by
+chance, raise, hang, crash or eat memory, but not one that comes soon after a fault on the same
+completion: the second try gives the score, so that the weights stay comparable. One of the runs is
+killed with signal 9 `--kills` times, at moments spread over it, and resumed. Said at the end:
+whether the final weights are equal bit by bit, whether the ledger has a row for every completion of
+every step, the share of calls that faulted, and how memory and open files of the run that was left
+alone went, from a tenth of it to its end.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from typing import Any
 REWARD = '''
 import ctypes
 import os
+import random
 import time
 import zlib
 
@@ -33,21 +35,30 @@ from rl_reasoner import reward
 
 FAULTS = {faults}
 SEEN = {seen!r}
+SOON = 10.0  # seconds within which the second try comes
+
+
+def fresh(place):
+    """Whether a call on the same completion faulted just now."""
+    try:
+        return time.time() - os.stat(place).st_mtime < SOON
+    except OSError:
+        return False
 
 
 @reward
 def shaky(completion: str, answer: str) -> float:
-    """The share of digits; some completions are met with a fault at the first try."""
-    number = zlib.crc32(completion.encode("utf-8", "surrogatepass"))
-    place = os.path.join(SEEN, str(number))
-    if number % 10_000 < FAULTS * 10_000 and not os.path.exists(place):
-        open(place, "w").close()
-        kind = number // 10_000 % 4
-        if kind == 0:
+    """The share of digits; some calls are met with a fault."""
+    place = os.path.join(SEEN, str(zlib.crc32(completion.encode("utf-8", "surrogatepass"))))
+    kind = random.SystemRandom().random() / FAULTS
+    if kind < 1 and not fresh(place):
+        with open(place, "a") as file:
+            file.write("x")
+        if kind < 0.25:
             raise ValueError("a planted fault")
-        if kind == 1:
+        if kind < 0.5:
             time.sleep(30)
-        if kind == 2:
+        if kind < 0.75:
             ctypes.string_at(0)
         hoard = bytearray(1 << 40)
     return sum(c.isdigit() for c in completion) / max(1, len(completion)) + (answer in completion)
@@ -152,7 +163,10 @@ def verdict(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         "ledger rows": [len(found) for found in ledgers],
         "ledger complete": [len(set(p)) == len(p) == 16 * args.steps for p in places],
         "ledgers equal": places[0] == places[1],
-        "faults met": [len(list((run.parent / "seen").iterdir())) for run in runs],
+        "faulty calls": [
+            f"{sum(f.stat().st_size for f in (run.parent / 'seen').iterdir()) / len(rows):.1%}"
+            for run, rows in zip(runs, ledgers, strict=True)
+        ],
         "faults left": [sum(e["outcome"] == "fault" for e in found) for found in ledgers],
     }
 
@@ -161,7 +175,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--kills", type=int, default=5)
-    parser.add_argument("--faults", type=float, default=0.02, help="share of faulty reward calls")
+    parser.add_argument("--faults", type=float, default=0.025, help="share of faulty reward calls")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write what was found to this file")
     args = parser.parse_args()
