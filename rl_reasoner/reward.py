@@ -104,12 +104,19 @@ def as_score(value: object, name: str) -> Score:
     )
 
 
+@dataclass(frozen=True)
+class Column:
+    """As the default of a reward's parameter: a column that rows may lack; its value there."""
+
+    missing: Any = None
+
+
 class Reward:
     """A function of one completion, callable on batches in trl's form.
 
     Made by `@reward`. Parameters of the function without a default are columns of the data set,
-    those with a default are options (`with_options`). Called with one completion
-    (`f("text", answer="4")`) it returns the `Score`; called in trl's form
+    also those whose default is a `Column`; others are options (`with_options`). Called with one
+    completion (`f("text", answer="4")`) it returns the `Score`; called in trl's form
     (`f(completions=[...], answer=[...])`) it returns `list[float | None]`.
     """
 
@@ -124,8 +131,10 @@ class Reward:
         self.name = self.__name__ = fn.__name__
         self.__doc__ = fn.__doc__
         self.__module__ = fn.__module__
-        self.columns = tuple(p.name for p in parameters[1:] if p.default is p.empty)
-        self.defaults = {p.name: p.default for p in parameters[1:] if p.default is not p.empty}
+        given = {p.name: p.default for p in parameters[1:] if p.default is not p.empty}
+        self.columns = tuple(p.name for p in parameters[1:] if p.name not in given)
+        self.optional = {n: d.missing for n, d in given.items() if isinstance(d, Column)}
+        self.defaults = {n: d for n, d in given.items() if n not in self.optional}
         self.options = dict(options or {})
         self._many: Callable[..., Sequence[object]] | None = None
         for option in self.options:
@@ -159,7 +168,7 @@ class Reward:
 
     def result(self, completion: Completion, **columns: Any) -> Any:
         """What the function itself returns for one completion; a coroutine's is to be awaited."""
-        return self.fn(text_of(completion), **columns, **self.options)
+        return self.fn(text_of(completion), **{**self.optional, **columns}, **self.options)
 
     def score(self, completion: Completion, **columns: Any) -> Score:
         """The score of one completion; exceptions of the function pass through."""
@@ -167,7 +176,9 @@ class Reward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if "completions" not in kwargs:
-            bound = inspect.signature(self.fn).bind(*args, **{**self.options, **kwargs})
+            bound = inspect.signature(self.fn).bind(
+                *args, **{**self.optional, **self.options, **kwargs}
+            )
             bound.arguments["completion"] = text_of(bound.arguments["completion"])
             return as_score(_finished(self.fn(*bound.args, **bound.kwargs)), self.name)
         scores = self.scores(kwargs["completions"], kwargs)
@@ -194,6 +205,9 @@ class Reward:
                 )
             value = columns[source][index]
             values[name] = text_of(value) if name == "prompt" else value
+        for name, missing in self.optional.items():
+            value = columns[name][index] if name in columns else None
+            values[name] = missing if value is None else value
         return values
 
     def __repr__(self) -> str:

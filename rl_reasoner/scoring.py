@@ -46,7 +46,9 @@ class _Bench:
         self.name = name
         self.places = places
         function = load_reward(name, options)
-        self.columns = function.columns if isinstance(function, Reward) else None
+        self.columns: tuple[str, ...] | None = None
+        if isinstance(function, Reward):
+            self.columns = (*function.columns, *function.optional)
         self.function: Callable[..., Any] = continuing(function, rows)
 
     def marks(self, rows: Sequence[Row], sampled: Sequence[Row]) -> Iterator[dict[str, Any]]:

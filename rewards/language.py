@@ -1,0 +1,43 @@
+"""Language reward: how much of the chain of thought is in the language that was asked for?
+
+The language-consistency reward of DeepSeek-R1 (arXiv 2501.12948, section 2.3.2): the share of
+target-language words in the chain. What counts as a word, and of which language, is told in
+docs/rewards-language.md.
+"""
+
+from rl_reasoner.errors import unknown
+from rl_reasoner.languages import checked, language_of, share
+from rl_reasoner.reward import Column, Score, reward
+from rl_reasoner.thinking import answer_of, chain_of
+
+_PARTS = {"chain": chain_of, "answer": answer_of, "all": str}
+
+
+@reward
+def language(
+    completion: str,
+    prompt: str,
+    language: str | None = Column(),  # type: ignore[assignment]
+    target: str = "",
+    part: str = "chain",
+    opened: bool = False,
+    detector: str = "words",
+) -> Score:
+    """The share, from 0.0 to 1.0, of the words of a part that are in the target language.
+
+    The target is the row's `language` where there is one, else the option `target` (a code such as
+    "en" or "zh"), else the language of the prompt. `part` is "chain", "answer" or "all"; with
+    `opened`, the chain was begun by the prompt. `detector` "lingua" needs that package. Abstains
+    where there are no words, or no target can be told.
+    """
+    if part not in _PARTS:
+        raise unknown("part of reward language", part, _PARTS)
+    wanted = language or target or language_of(prompt)
+    if not wanted:
+        return Score(None, "no target language: none given, and the prompt has no words")
+    text = f"<think>{completion}" if opened else completion
+    found = share(_PARTS[part](text), checked(wanted), detector)
+    if found.value is None:
+        return Score(None, f"no words in the {part}")
+    counts = ", ".join(f"{count} {code}" for code, count in sorted(found.words.items()))
+    return Score(found.value, f"words: {counts}; asked: {wanted}", found.words)

@@ -1,0 +1,188 @@
+"""The units of a text, in any script: words, sentences, paragraphs, list items.
+
+What counts as what is told in docs/rewards-language.md. Every function takes model output of any
+kind, raises nothing, and takes time linear in it. Knows nothing of rewards.
+"""
+
+import re
+import unicodedata
+
+# Scripts without spaces, whose characters count as words: Han (with extensions), kana, bopomofo.
+IDEOGRAPHS = (
+    "\u3005-\u3007\u3021-\u3029\u3040-\u30fa\u30fc-\u30ff\u3105-\u312f\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003fffd"
+)
+# Signs within words that Python does not take for letters: accents, Indic, Arabic, Thai vowels.
+_MARKS = (
+    "\u0300-\u036f\u0483-\u0487\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0610-\u061a"
+    "\u064b-\u065f\u0670\u0900-\u0903\u093a-\u094f\u0962\u0963\u0980-\u09ff\u0a00-\u0dff"
+    "\u0e31\u0e34-\u0e3a\u0e47-\u0e4e\u1ab0-\u1aff\u20d0-\u20ff"
+)
+_LETTER = rf"(?:[^\W_{IDEOGRAPHS}]|[{_MARKS}])"
+_WORD = re.compile(
+    rf"[{IDEOGRAPHS}]|{_LETTER}+(?:"
+    r"(?:['’‑_-]"  # don't, well-known
+    r"|(?<=[a-z0-9])\.(?=[a-z0-9])|(?<=[0-9])[,:](?=[0-9])"  # 3.14, example.com, 1,000, 10:30
+    r"|(?<=\b[^\W\d_])\.(?=[^\W\d_]\b))"  # U.S.A, e.g
+    rf"{_LETTER}+)*"
+)
+# Joiners and marks that are not seen. The emoji joiner goes too: emoji are no words.
+_UNSEEN = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad\u200e\u200f\u061c"))
+_UNSEEN |= dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
+_NEVER = """
+mr mrs ms dr prof rev gen st mt vs e.g i.e cf al fig figs no nos vol ed eds pp p approx dept
+jan feb mar apr jun jul aug sept sep oct nov dec capt sgt col hon messrs mmes eq sec ch
+"""
+_MAY = "etc inc ltd co corp a.m p.m u.s u.k u.s.a u.n jr sr b.c a.d ph.d m.d"
+_NEVER_ENDS, _MAY_END = frozenset(_NEVER.split()), frozenset(_MAY.split())
+_CLOSERS = "\"'”’»)]}」』】）*_"
+_END = re.compile(rf"(?P<wide>[。！？｡]+)[{re.escape(_CLOSERS)}]*|[.!?…]+[{re.escape(_CLOSERS)}]*")
+_BULLET = re.compile(r"[ \t]*(?:[-*+–][ \t]+|[•·・‣◦▪●○]\s*)(?=\S)")
+_NUMBERED = re.compile(r"[ \t]*\(?(\d{1,4})(?:[.)](?=[ \t])|[．、）])[ \t]*(?=\S)")
+_RULE = re.compile(r"[ \t]*([-*_=•·])(?:[ \t]*\1){2,}[ \t]*")
+_FENCE = re.compile(r" {0,3}(?:```|~~~)")
+_HEADING = re.compile(r" {0,3}#{1,6}[ \t]")
+
+
+def plain(text: str) -> str:
+    """`text` in one spelling: line ends as \\n, full-width letters narrow, nothing unseen in it.
+
+    Chinese punctuation stays wide. Surrogates, which are no characters, become question marks.
+    """
+    text = text.replace("\r\n", "\n").replace("\r", "\n").translate(_UNSEEN)
+    if text.isascii():
+        return text
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return unicodedata.normalize("NFC", text.translate(_NARROW))
+
+
+# Full-width letters, digits and signs, but the punctuation that Chinese is written with.
+_NARROW = {
+    code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F) if chr(code) not in "！，．：；？（）～"
+} | {0x3000: 0x20, 0x2028: 0x0A, 0x2029: 0x0A, 0x85: 0x0A}
+
+
+def words(text: str) -> list[str]:
+    """The words of a text: runs of letters and digits; each Chinese character or kana is one.
+
+    `don't`, `well-known`, `3.14`, `1,000`, `10:30`, `e.g` and `example.com` are one word each.
+    """
+    return _WORD.findall(plain(text))
+
+
+def ideographs(text: str) -> list[str]:
+    """The Chinese characters (and kana) of a text."""
+    return re.findall(rf"[{IDEOGRAPHS}]", plain(text))
+
+
+def paragraphs(text: str) -> list[str]:
+    """The blocks of a text between blank lines; a line of only ---, *** or the like is none."""
+    blocks: list[list[str]] = [[]]
+    for line in plain(text).split("\n"):
+        if not line.strip() or _RULE.fullmatch(line):
+            blocks.append([])
+        else:
+            blocks[-1].append(line)
+    return ["\n".join(block) for block in blocks if block]
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text.
+
+    They end with . ! ? and blanks behind it, or with 。！？ whatever follows. Points of
+    abbreviations, initials, numbers and ellipses within a sentence end none. A paragraph, a
+    heading and an item of a list end one too, and count where there is a word in them.
+    """
+    found: list[str] = []
+    for block in paragraphs(text):
+        for part in _parts(block):
+            found += (piece for piece in _split(part) if _WORD.search(piece))
+    return found
+
+
+def _parts(block: str) -> list[str]:
+    """The block, apart where an item of a list or a heading begins; their marks are taken off."""
+    parts: list[list[str]] = [[]]
+    for line in block.split("\n"):
+        mark = _BULLET.match(line) or _NUMBERED.match(line) or _HEADING.match(line)
+        if mark:
+            parts.append([line[mark.end() :]])
+            if _HEADING.match(line):
+                parts.append([])
+        else:
+            parts[-1].append(line)
+    return [" ".join(part) for part in parts if part]
+
+
+def _split(text: str) -> list[str]:
+    found, start = [], 0
+    for end in _END.finditer(text):
+        after = text[end.end() : end.end() + 40].lstrip()
+        spaced = end.end() == len(text) or text[end.end()].isspace()
+        if end["wide"] or _ideograph(text[end.end() : end.end() + 1]):
+            ends = True
+        else:
+            ends = spaced and _ends_here(text[start : end.start()], end[0], after)
+        if ends:
+            found.append(text[start : end.end()])
+            start = end.end()
+    return [*found, text[start:]]
+
+
+def _ideograph(character: str) -> bool:
+    return bool(character) and bool(re.match(rf"[{IDEOGRAPHS}]", character))
+
+
+def _ends_here(before: str, mark: str, after: str) -> bool:
+    """Whether a point, question mark or the like, with a blank behind it, ends a sentence."""
+    small = after[:1].islower()
+    quoted = mark[-1] in _CLOSERS
+    if mark.rstrip(_CLOSERS) == ".":
+        last = before[-24:].split()[-1:] or [""]
+        word = last[0].lstrip("\"'“‘([{*_").lower()
+        if word in _NEVER_ENDS or (len(word) == 1 and word.isalpha() and word != "i"):
+            return not after
+        if word in _MAY_END:
+            return not small and not after[:1].isdigit()
+        return not (quoted and small)
+    if mark[0] == "…" or mark.startswith("..."):
+        return not small
+    return not (quoted and small)  # “Stop!” he said
+
+
+def bullets(text: str) -> list[str]:
+    """The items of bullet lists: lines that begin with - * + – or •, outside of code fences."""
+    return [line[mark.end() :] for line, mark in _lines(text, _BULLET)]
+
+
+def numbered(text: str) -> list[int]:
+    """The numbers of the items of numbered lists: lines such as `1. …`, `2) …`, `3、…`."""
+    return [int(mark[1]) for _, mark in _lines(text, _NUMBERED)]
+
+
+def _lines(text: str, kind: re.Pattern[str]) -> list[tuple[str, re.Match[str]]]:
+    found, fenced = [], False
+    for line in plain(text).split("\n"):
+        if _FENCE.match(line):
+            fenced = not fenced
+        elif not fenced and not _RULE.fullmatch(line) and (mark := kind.match(line)):
+            found.append((line, mark))
+    return found
+
+
+def has_word(text: str, word: str) -> int:
+    """How often a word or phrase stands in a text, whatever its case; whole words only.
+
+    Where it begins or ends with a Chinese character, what stands beside it does not matter.
+    """
+    wanted = plain(word).casefold().strip()
+    if not wanted:
+        return 0
+    before = "" if not _alone(wanted[0]) else rf"(?<!{_LETTER})(?<!_)"
+    after = "" if not _alone(wanted[-1]) else rf"(?!{_LETTER}|_)"
+    return len(re.findall(f"{before}{re.escape(wanted)}{after}", plain(text).casefold()))
+
+
+def _alone(character: str) -> bool:
+    """Whether a word that begins or ends so must stand apart from letters."""
+    return (character.isalnum() or character == "_") and not _ideograph(character)
