@@ -19,6 +19,9 @@ from transformers.trainer_pt_utils import safe_globals
 # Zip files with checksums. The random states are one file a process (rng_state.pth, rng_state_0.pth
 # …); without them transformers would go on with other random numbers, and say so only in its log.
 _ZIPPED = ("optimizer.pt", "scheduler.pt", "rng_state*.pth")
+# Weights and optimizer of a job with sharded weights (rl_reasoner.sharding): folders whose index is
+# written when all processes have written their parts.
+_SHARDS = ("pytorch_model_fsdp_0/.metadata", "optimizer_0/.metadata")
 _SEAL = "checksums.json"
 
 
@@ -72,15 +75,14 @@ def _damage(path: Path) -> str | None:
         if found := _broken_seal(path):
             return found
         json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        weights = list(path.glob("*.safetensors"))
-        if not weights:
-            return "no weights"
-        for file in weights:
-            with safe_open(str(file), "pt") as tensors:
-                names = tensors.keys()
-                if not names:
-                    return f"{file.name} is empty"
-        for pattern in _ZIPPED:
+        shards = (path / _SHARDS[0]).parent.is_dir()
+        if shards:
+            for index in _SHARDS:
+                if not (path / index).is_file():
+                    return f"no {index}"
+        elif found := _broken_weights(path):
+            return found
+        for pattern in _ZIPPED[shards:]:  # an optimizer in shards is looked at above
             files = sorted(path.glob(pattern))
             if not files:
                 return f"no {pattern}"
@@ -89,6 +91,18 @@ def _damage(path: Path) -> str | None:
                     return f"{file.name}: {damage}"
     except (OSError, ValueError, SafetensorError) as error:
         return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _broken_weights(path: Path) -> str | None:
+    """What is wrong with the weights; None where every file can be read."""
+    weights = list(path.glob("*.safetensors"))
+    if not weights:
+        return "no weights"
+    for file in weights:
+        with safe_open(str(file), "pt") as tensors:
+            if not tensors.keys():
+                return f"{file.name} is empty"
     return None
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationMixin
 
 from rl_reasoner.packed_linear import packed_linears
@@ -63,7 +64,10 @@ def generate(
 
 def generates_as_transformers(model: nn.Module) -> bool:
     """Whether `model.generate` is transformers' own, which `generate` here stands in for."""
-    return getattr(getattr(model, "generate", None), "__func__", None) is _GENERATE
+    own = getattr(model, "generate", None)
+    if isinstance(model, FSDPModule):  # transformers' trainer has torch gather weights before it
+        own = getattr(own, "__wrapped__", own)
+    return getattr(own, "__func__", None) is _GENERATE
 
 
 def uniforms(keys: Sequence[Sequence[int]], count: int) -> Tensor:

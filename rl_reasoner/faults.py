@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 
 from rl_reasoner.checkpoints import drop_damaged
 from rl_reasoner.errors import RunStopped
+from rl_reasoner.sharding import agreed, local
 
 logger = logging.getLogger(__name__)
 MOST_SKIPPED = 10
@@ -70,17 +71,14 @@ class SkipBadSteps(TrainerCallback):  # type: ignore[misc]
     def _finite(self, optimizer: Any) -> bool:
         """Whether all gradients of all processes are finite."""
         gradients = [
-            p.grad
+            local(p.grad)
             for group in optimizer.param_groups
             for p in group["params"]
             if p.grad is not None
         ]
-        if not gradients:
-            return True
-        accelerator = self.trainer.accelerator
-        worst = torch.stack([g.detach().abs().max().float() for g in gradients]).max()
-        bad = (~worst.isfinite()).float().to(accelerator.device)
-        return bool(accelerator.reduce(bad, "sum") == 0)
+        worst = [g.detach().abs().max().float() for g in gradients if g.numel()]
+        bad = bool(worst) and not bool(torch.stack(worst).max().isfinite())
+        return not agreed(self.trainer, bad)
 
 
 class LastStep(TrainerCallback):  # type: ignore[misc]

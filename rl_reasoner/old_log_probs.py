@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_reasoner.balance import ExpertBalance, ExpertBalanceConfig
+from rl_reasoner.sharding import in_lockstep
 from rl_reasoner.training_pass import moves
 
 _OLD = "old_per_token_logps"
@@ -88,6 +89,8 @@ class OldLogProbs(ExpertBalance):
         width = batch["completion_ids"].shape[1]
         logps = torch.zeros(ids.shape[0], width, device=ids.device)
         rows = moves(batch["advantages"]) if self._skips else torch.ones_like(ids[:, 0]).bool()
+        if in_lockstep(self):  # as many passes as the other processes make
+            rows[0] = True
         if rows.any():
             moving = rows.nonzero().flatten().tolist()
             with torch.no_grad(), self._routes_of(batch, moving):

@@ -25,6 +25,7 @@ from transformers.trainer_pt_utils import safe_globals
 from rl_reasoner.checkpoints import last_checkpoint
 from rl_reasoner.errors import UserError
 from rl_reasoner.moe import routers
+from rl_reasoner.sharding import is_sharded
 
 logger = logging.getLogger(__name__)
 _KEY = "rl_reasoner"  # in the file of the random states
@@ -82,14 +83,15 @@ class ExactResume(trl.GRPOTrainer):  # type: ignore[misc]
             return
         file = self._random_file(checkpoint)
         kept = _load(file).get(_KEY) if file.is_file() else None
-        if kept is not None and kept.get("processes", 1) != self.args.world_size:
-            logger.warning(
-                "%s was written by %d processes, not %d: the run goes on with new completions, "
-                "not exactly as it would have",
-                checkpoint,
-                kept.get("processes", 1),
-                self.args.world_size,
-            )
+        if (writers := written_by(Path(checkpoint))) not in (0, self.args.world_size):
+            if self.accelerator.is_main_process:
+                logger.warning(
+                    "%s was written by %d processes, not %d: the run goes on with the same weights "
+                    "and prompts and with new completions, not exactly as it would have",
+                    checkpoint,
+                    writers,
+                    self.args.world_size,
+                )
             kept = None
         if kept is None:  # a checkpoint of trl's own, or of another number of processes
             kept = {"step": self.state.global_step * self.args.gradient_accumulation_steps}
@@ -106,6 +108,8 @@ class ExactResume(trl.GRPOTrainer):  # type: ignore[misc]
         target = self.model if model is None else model
         if isinstance(target, PeftModel) or not any(True for _ in routers(target)):
             return
+        if is_sharded(Path(resume_from_checkpoint)):  # as they are in memory
+            return
         saved = AutoModelForCausalLM.from_pretrained(resume_from_checkpoint, dtype=target.dtype)
         target.load_state_dict(saved.state_dict())
 
@@ -113,6 +117,11 @@ class ExactResume(trl.GRPOTrainer):  # type: ignore[misc]
         """As trl's; the random states are the same before and after."""
         with same_random_states():
             return super().evaluate(*args, **kwargs)
+
+
+def written_by(checkpoint: Path) -> int:
+    """How many processes wrote `checkpoint`, by their files of random states; 0 without any."""
+    return len([*checkpoint.glob("rng_state*.pth")])
 
 
 def _load(file: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ recipes.
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ from rl_reasoner.resume import ExactResume
 from rl_reasoner.reward import described, text_of, usable
 from rl_reasoner.rewarding import Rewarding, RewardingConfig
 from rl_reasoner.sampling import Sampling, unhandled
+from rl_reasoner.sharding import Sharding, whole
 from rl_reasoner.training_pass import base_of
 
 logger = logging.getLogger(__name__)
@@ -84,7 +85,9 @@ class GRPOConfig(ObjectiveConfig, RewardingConfig, OldLogProbsConfig):
         super().__post_init__()
 
 
-class GRPOTrainer(SmallerPieces, PromptChoice, Objective, Rewarding, OldLogProbs, ExactResume):
+class GRPOTrainer(
+    SmallerPieces, PromptChoice, Objective, Rewarding, OldLogProbs, ExactResume, Sharding
+):
     """trl's `GRPOTrainer` with rewards that cannot end the run by themselves.
 
     `rollout_sink`, when set, is called once a generation batch, on the main process, with one dict
@@ -240,7 +243,8 @@ class GRPOTrainer(SmallerPieces, PromptChoice, Objective, Rewarding, OldLogProbs
 
     def _generate(self, prompts: list[Any]) -> Any:
         started = time.perf_counter()
-        out = super()._generate(prompts)
+        with nullcontext() if self.use_vllm else whole(self.model):
+            out = super()._generate(prompts)
         self._spend("generation", started)
         return out
 

@@ -27,13 +27,19 @@ from torch import Tensor, nn
 
 from rl_reasoner import packing
 from rl_reasoner.lm_head import fused_head
+from rl_reasoner.sharding import agreed, in_lockstep
 
 logger = logging.getLogger(__name__)
 
 # Losses in which a row's weight in the step does not depend on the rows beside it.
 MEANS_OF_ROWS = ("grpo", "sapo", "dr_grpo", "luspo")
 SUMS_OF_ROWS = ("dapo", "cispo", "vespo")
-_TOGETHER = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+_TOGETHER = (
+    DistributedType.NO,
+    DistributedType.MULTI_CPU,
+    DistributedType.MULTI_GPU,
+    DistributedType.FSDP,
+)
 
 
 def base_of(model: nn.Module) -> nn.Module:
@@ -69,6 +75,8 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
         args = self.args
         if self.accelerator.distributed_type not in _TOGETHER:
             return f"training under {self.accelerator.distributed_type.value}"
+        if in_lockstep(self) and not self.accelerator.is_fsdp2:
+            return "the first version of FSDP"
         if args.torch_compile:
             return "torch_compile"
         if args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get(
@@ -160,8 +168,10 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
         while (packed := packing.pack(ids, mask, width, keep=keep, whole=aux)) is not None:
             out = self._forward(model, packed, aux)
             broken = packed.places[~out.log_probs[0].isfinite()] // width
-            if not len(broken):
+            if not self._again(bool(len(broken))):
                 break
+            if not len(broken):
+                continue  # with a process that has rows to leave out
             keep = torch.ones_like(ids[:, 0], dtype=torch.bool) if keep is None else keep
             keep[broken] = False
             self._lost[broken] = True
@@ -170,7 +180,9 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
             logger.warning("%d rows left out: log-probabilities that are not finite", count)
         if packed is None:
             logps = torch.zeros(shape, device=ids.device, requires_grad=torch.is_grad_enabled())
-            if self.accelerator.num_processes > 1:  # the others wait for every gradient of ours
+            if in_lockstep(self):
+                logps = logps + self._idle(model, ids, mask, width)
+            elif self.accelerator.num_processes > 1:  # the others wait for every gradient of ours
                 logps = logps + sum(p.flatten()[0] * 0.0 for p in model.parameters())
             if not torch.is_grad_enabled():
                 logps[self._lost] = torch.nan
@@ -186,6 +198,21 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
         if keep is not None:
             entropies = torch.where(keep[:, None], entropies, out.entropy.detach().mean())
         return logps, entropies, router
+
+    def _again(self, broken: bool) -> bool:
+        """Whether a pass is made again: where passes are collective calls, by all or by none."""
+        return agreed(self, broken) if in_lockstep(self) else broken
+
+    def _idle(self, model: nn.Module, ids: Tensor, mask: Tensor, width: int) -> Tensor:
+        """Zero, by a pass of its own over one token: a process without rows keeps step."""
+        first = torch.zeros_like(mask[:1])
+        first[:, -width - 1 : mask.shape[1] - width + 1] = 1  # the prompt's last, and one after it
+        while True:
+            packed = packing.pack(ids[:1], first, width)
+            assert packed is not None
+            log_probs: Tensor = TrainingPass._forward(self, model, packed, aux=False).log_probs
+            if not self._again(False):
+                return log_probs.sum() * 0.0
 
     def _forward(self, model: nn.Module, packed: packing.Packed, aux: bool) -> Any:
         """trl's fused head on a packed row: `log_probs` and `entropy` (1, M), `aux_loss`."""

@@ -10,10 +10,15 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from datasets import Dataset
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy
 
+FSDP: dict[str, Any] = {
+    "fsdp": True,
+    "fsdp_config": {"version": 2, "state_dict_type": "SHARDED_STATE_DICT"},
+}
 PROMPTS = [f"{a}+{b}=" for a in range(2) for b in range(4)]
 Weights = dict[str, torch.Tensor]
 
@@ -81,8 +86,14 @@ def build(
 
 
 def weights(trainer: GRPOTrainer) -> Weights:
-    """The parameters as they are now, by name."""
-    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    """The parameters as they are now, by name; of a sharded model whole, by all processes."""
+    named = trainer.model.named_parameters()
+    return {name: plain(p.detach()).clone() for name, p in named}
+
+
+def plain(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor with all its parts; a collective call where it is in parts."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def same(one: Weights, other: Weights) -> bool:

@@ -1,12 +1,16 @@
 """Two processes of one job on a CPU: the gradients of one, none waits for ever, exact resume."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from processes import Weights, build, same, together, trained, weights
+from processes import FSDP, Weights, build, plain, same, together, trained, weights
+from safetensors.torch import load_file
 from transformers import TrainerCallback
+
+from rl_reasoner.sharding import merged_state
 
 PLAIN: dict[str, Any] = {"save_strategy": "no", "logging_steps": 1}
 
@@ -19,7 +23,7 @@ class Gradients(TrainerCallback):  # type: ignore[misc]
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         named = kwargs["model"].named_parameters()
-        self.steps.append({n.removeprefix("module."): p.grad.clone() for n, p in named})
+        self.steps.append({n.removeprefix("module."): plain(p.grad).clone() for n, p in named})
 
 
 def tens(completions: list[str], prompts: list[str], **columns: Any) -> list[float]:
@@ -62,6 +66,7 @@ def gradients(folder: Path, policy: str, processes: int, **changes: Any) -> list
     return [torch.load(folder / f"{processes}-{rank}.pt") for rank in range(processes)]
 
 
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 @pytest.mark.parametrize(
     ("policy", "changes"),
     [
@@ -73,11 +78,11 @@ def gradients(folder: Path, policy: str, processes: int, **changes: Any) -> list
     ids=str,
 )
 def test_two_processes_have_the_gradients_of_one(
-    policy: str, changes: dict[str, Any], tmp_path: Path
+    policy: str, changes: dict[str, Any], kind: str, tmp_path: Path
 ) -> None:
     """Of the two groups of each step one is flat: only one process has rows that teach."""
     [alone] = gradients(tmp_path, policy, 1, **changes)
-    both = gradients(tmp_path, policy, 2, **changes)
+    both = gradients(tmp_path, policy, 2, **changes, **(FSDP if kind == "fsdp" else {}))
     assert len(alone) == 2 and any(g.any() for g in alone[0].values())
     for found in both:
         for ours, theirs in zip(found, alone, strict=True):
@@ -118,6 +123,7 @@ EVAL = {"eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size":
         (4, {"save_steps": 3, "max_steps": 6}),  # the second epoch begins at step 3
         (5, {"steps_per_generation": 4, "num_iterations": 3, "max_steps": 6, "save_steps": 3}),
         (4, {"steps_per_generation": 4, "save_steps": 3, "max_steps": 5, **EVAL}),
+        (4, {"save_steps": 3, "max_steps": 6, **FSDP}),
     ],
     ids=str,
 )
@@ -128,6 +134,40 @@ def test_a_killed_job_of_two_processes_is_resumed_to_the_same_weights(
     trained(2, tmp_path / "killed", kill=at, **changes)
     resumed = trained(2, tmp_path / "killed", resume=True, **changes)
     assert same(whole, resumed)
+
+
+@pytest.mark.parametrize(("before", "after", "kind"), [(2, 1, {}), (1, 2, {}), (2, 1, FSDP)])
+def test_a_run_goes_on_in_another_number_of_processes(
+    before: int, after: int, kind: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With its weights, moments and prompts as they were; new completions are sampled, and said."""
+
+    def changes(count: int) -> dict[str, Any]:
+        own = kind if count > 1 else {}
+        return {**own, "per_device_train_batch_size": 8 // count, "save_steps": 2, "max_steps": 4}
+
+    trained(before, tmp_path, kill=3, **changes(before))
+    checkpoint = tmp_path / "checkpoint-2"
+    saved = merged_state(checkpoint) if kind else load_file(checkpoint / "model.safetensors")
+    capfd.readouterr()
+    kept: dict[str, Any] = {}
+
+    class Begun(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            named = kwargs["model"].named_parameters()
+            kept.setdefault("weights", {n.removeprefix("module."): p.clone() for n, p in named})
+            kept.setdefault("moments", [*kwargs["optimizer"].state.values()])
+
+    def job(rank: int) -> None:
+        logging.getLogger("rl_reasoner").addHandler(logging.StreamHandler())
+        trainer = build("scratch:dense-tiny", tmp_path, **changes(after))
+        trainer.add_callback(Begun())
+        trainer.train(resume_from_checkpoint=True)
+        assert all(torch.equal(tensor, saved[name]) for name, tensor in kept["weights"].items())
+        assert {int(moments["step"]) for moments in kept["moments"]} == {4}
+
+    assert together(after, job) == [0] * after
+    assert f"was written by {before} processes, not {after}" in capfd.readouterr().err
 
 
 @pytest.mark.matrix

@@ -1,0 +1,182 @@
+"""Weights in shards: FSDP2 (`torch.distributed.fsdp.fully_shard`) under a trainer, and back again.
+
+accelerate shards; this module adds what sampling, checkpoints and the next stage need: the whole
+weights for a while (`whole`), the state of a sharded checkpoint as one (`merged_state`), and FSDP2
+over gloo on a CPU, which torch can do and accelerate does not offer, so that a recipe for many GPUs
+is tried on a laptop. Knows trainers of transformers; nothing of recipes.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from peft import PeftModel, set_peft_model_state_dict
+from torch import Tensor, nn
+from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from transformers import Trainer
+
+from rl_reasoner.errors import UserError
+
+MODEL_SHARDS = "pytorch_model_fsdp_0"
+OPTIMIZER_SHARDS = "optimizer_0"
+"""Folders of a sharded checkpoint, as transformers writes them."""
+
+
+class Sharding(Trainer):  # type: ignore[misc]
+    """A trainer that also shards over gloo on a CPU, and whose sharded checkpoints say what of.
+
+    `fsdp=True` in its arguments shards; a launcher's own FSDP settings hold where it is not given.
+    """
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As transformers'; on a CPU accelerate's state is told what torch can do there."""
+        super().create_accelerator_and_postprocess()
+        arguments = self.args.fsdp_plugin_args
+        asked = arguments is not None or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+        if not asked or self.accelerator.distributed_type != DistributedType.MULTI_CPU:
+            return
+        plugin = FullyShardedDataParallelPlugin(**(arguments or {}))
+        kind = {"distributed_type": DistributedType.FSDP}
+        PartialState._shared_state |= kind
+        AcceleratorState._shared_state |= {**kind, "fsdp_plugin": plugin}
+        self.is_fsdp_enabled = True
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        if (folder / MODEL_SHARDS).is_dir() and self.args.should_save:
+            self.model.config.save_pretrained(folder)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """As transformers'; one process also takes the shards of many."""
+        checkpoint = Path(resume_from_checkpoint)
+        if is_sharded(checkpoint) and not self.is_fsdp_enabled:
+            load_state(self.model, merged_state(checkpoint))
+            return
+        if self.is_fsdp_enabled and not is_sharded(checkpoint):
+            raise UserError(
+                f"{checkpoint} was not written in shards: it goes on in one process, or under DDP"
+            )
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self.is_fsdp_enabled or not is_sharded(Path(checkpoint)):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        found = _merged(Path(checkpoint) / OPTIMIZER_SHARDS)["optimizer"]
+        options = StateDictOptions(full_state_dict=True)
+        set_optimizer_state_dict(self.model, self.optimizer.optimizer, found, options=options)
+        schedule = torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True)
+        self.lr_scheduler.load_state_dict(schedule)
+
+
+def in_lockstep(trainer: Any) -> bool:
+    """Whether every pass of a model is a collective call: then all processes make the same ones."""
+    kind = trainer.accelerator.distributed_type
+    return bool(kind in (DistributedType.FSDP, DistributedType.DEEPSPEED))
+
+
+@contextmanager
+def whole(model: nn.Module) -> Iterator[None]:
+    """Inside, every process holds all weights of a sharded `model`, and passes call nobody.
+
+    The memory is that of the model, once. Nothing happens to a model that is not sharded.
+    """
+    units = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    freed = [_frees(unit) for unit in units]
+    for unit in units:
+        unit.set_reshard_after_forward(False, recurse=False)
+        unit.unshard()
+    try:
+        yield
+    finally:
+        for unit, frees in zip(units, freed, strict=True):
+            unit.set_reshard_after_forward(frees, recurse=False)
+            unit.reshard()
+
+
+def _frees(unit: FSDPModule) -> bool:
+    """Whether a unit gives its whole weights up after its forward pass."""
+    group = unit._get_fsdp_state()._fsdp_param_group
+    return group is not None and group.post_forward_mesh_info is not None
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds: all of it where it is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def is_sharded(checkpoint: Path) -> bool:
+    """Whether the weights in `checkpoint` are in shards, one or more a process."""
+    return (checkpoint / MODEL_SHARDS).is_dir()
+
+
+def merged_state(checkpoint: Path) -> dict[str, Tensor]:
+    """The weights of a sharded checkpoint as one state dict, by one process, on the CPU."""
+    state: dict[str, Tensor] = _merged(checkpoint / MODEL_SHARDS)["model"]
+    return state
+
+
+def _merged(folder: Path) -> dict[str, Any]:
+    """What was saved in shards in `folder`, whole."""
+    found: dict[str, Any] = {}
+    _load_state_dict(
+        found,
+        storage_reader=FileSystemReader(folder),
+        planner=_EmptyStateDictLoadPlanner(),  # type: ignore[no-untyped-call]
+        no_dist=True,
+    )
+    return found
+
+
+def load_state(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put a merged state into a model, or into its adapter where it was trained alone."""
+    if isinstance(model, PeftModel):
+        set_peft_model_state_dict(model, state)
+    else:
+        model.load_state_dict(state)
+
+
+def plain_state(model: nn.Module) -> dict[str, Tensor] | None:
+    """The state of a sharded model inside `whole`, to be saved; None where it is not sharded.
+
+    `state_dict` itself would shard it again.
+    """
+    if not isinstance(model, FSDPModule):
+        return None
+    found: dict[str, Tensor] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        lasting = module._buffers.keys() - module._non_persistent_buffers_set
+        kept = {name: module._buffers[name] for name in lasting}
+        for name, tensor in {**module._parameters, **kept}.items():
+            if tensor is not None:
+                found[f"{prefix}.{name}" if prefix else name] = tensor.detach()
+    return found
+
+
+def sharded(trainer: Any) -> bool:
+    """Whether no process alone holds a trainer's whole weights."""
+    if trainer.accelerator.distributed_type == DistributedType.FSDP:
+        return True
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    return bool(plugin is not None and plugin.zero_stage == 3)
+
+
+def agreed(trainer: Any, here: bool) -> bool:
+    """Whether `here` is true in any process of the job; a collective call."""
+    if trainer.accelerator.num_processes == 1:
+        return here
+    flag = torch.tensor(float(here), device=trainer.accelerator.device)
+    return bool(trainer.accelerator.reduce(flag, "sum") > 0)
