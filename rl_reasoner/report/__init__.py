@@ -1,10 +1,12 @@
 """Pages to look at: `report.html` of a run folder, and pages of evaluations.
 
-One self-contained file each, readable offline and on a phone. `read` takes a folder apart, `gain`
-words what the figures support, `charts` draws inline SVG, `html` builds escaped elements, `text`
-writes figures, `page` and `stages` put a run's page together, `evaluation` that of saved results;
-`style` is the style sheet. Knows nothing of torch. A part that is lacking (an interrupted run, a
-run without GRPO) is absent from the page; the same files always give the same bytes.
+One self-contained file each, readable offline and on a phone. `read` and `rollouts` take a folder
+apart, `gain` words what the figures support, `charts` says what is drawn, `browse` and `sources`
+what is browsed, `html` builds escaped elements, `text` writes figures; `page` and `stages` put a
+run's page together, `evaluation` that of saved results, and `shell` what all pages have. `page.css`
+and the scripts `charts.js`, `browser.js`, `page.js` are written into the page; `server` shows a run
+while it trains. Knows nothing of torch. A part that is lacking (an interrupted run, a run without
+GRPO) is absent from the page; the same files always give the same bytes.
 """
 
 from collections.abc import Sequence
@@ -18,7 +20,7 @@ def write_report(folder: Path) -> Path:
 
     Raises `UserError` when `folder` is not a run folder, or cannot be written to.
     """
-    from rl_reasoner.report.page import page  # matplotlib: not for those who only want `text`
+    from rl_reasoner.report.page import page
     from rl_reasoner.report.read import read_run
     from rl_reasoner.runs import write_text
 

@@ -2,24 +2,24 @@
 
 Figures with their intervals, pass@k and maj@k, right answers by length, tables by level and
 subject, overlaps with training data, completions with the reasons of their scores, the manifest;
-for two results also the paired comparison with the rows that flipped. Pure: results in, text out.
+for two results also the paired comparison. Pure: results in, text out.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rl_reasoner.evaluate import EvalResult, compare
 from rl_reasoner.report import charts
+from rl_reasoner.report.browse import Source
 from rl_reasoner.report.charts import Bar, Chart
 from rl_reasoner.report.html import Child, Element, h, table
-from rl_reasoner.report.page import flat, shell
+from rl_reasoner.report.page import flat
+from rl_reasoner.report.read import ROWS_KEPT
+from rl_reasoner.report.shell import browser_section, shell
+from rl_reasoner.report.sources import evaluations
 from rl_reasoner.report.stages import figure
 from rl_reasoner.report.text import percent, short, signed, span
-
-_ROWS_SHOWN = 12  # of a set
-_COMPLETIONS_SHOWN = 4  # of a row
-_CHARACTERS_SHOWN = 4000  # of a completion
-_FLIPS_SHOWN = 20
 
 Named = Sequence[tuple[str, EvalResult]]
 
@@ -28,17 +28,19 @@ def evaluation_page(results: Sequence[EvalResult]) -> str:
     """The page of one or two results as HTML text; the same results give the same text."""
     labels = ["result"] if len(results) == 1 else ["a", "b"]
     named = list(zip(labels, results, strict=True))
+    found = compare(*results) if len(results) == 2 else {}
+    sources = _sources(named, found)
     sections = [
         _header(named),
-        _comparison(*results) if len(results) == 2 else None,
+        _comparison(found, sources) if found else None,
         _tables(named),
         _curves(named),
         *[_parts(result) for result in results[-1:]],
-        *[_viewer(result) for result in results[-1:]],
+        browser_section(sources),
         *[_manifest(label, result) for label, result in named],
     ]
     title = f"{results[-1].policy} – evaluation"
-    return shell(title, sections, "Made by rl-reasoner from saved completions.")
+    return shell(title, sections, "Made by rl-reasoner from saved completions.", sources)
 
 
 def _header(named: Named) -> Element:
@@ -95,7 +97,7 @@ def _accuracy(s: Mapping[str, Any]) -> list[Element | str | None]:
 
 
 def _curves(named: Named) -> Element | None:
-    drawings = [figure(drawing) for drawing in _drawings(named)]
+    drawings = [figure(drawing, "curves") for drawing in _drawings(named)]
     if not drawings:
         return None
     return h("section", h("h2", "Curves"), h("div", drawings, class_="charts"), id="curves")
@@ -188,8 +190,7 @@ def _at_k(name: str, s: Mapping[str, Any]) -> list[Element]:
 # --- comparison
 
 
-def _comparison(a: EvalResult, b: EvalResult) -> Element:
-    found = compare(a, b)
+def _comparison(found: Mapping[str, Mapping[str, Any]], sources: Sequence[Source]) -> Element:
     head = [
         "Set",
         "Problems",
@@ -225,102 +226,39 @@ def _comparison(a: EvalResult, b: EvalResult) -> Element:
             "Holm: adjusted for the number of sets.",
             class_="note",
         ),
-        [_flipped(name, entry["flips"]) for name, entry in found.items() if entry["flips"]],
+        [_flipped(name, entry["flips"], sources) for name, entry in found.items()],
         id="comparison",
     )
 
 
-def _flipped(name: str, flips: Sequence[Mapping[str, Any]]) -> Element:
-    blocks: list[Element] = [h("h3", f"{name}: rows that flipped")]
-    for flip in flips[:_FLIPS_SHOWN]:
-        tone = "good" if flip["difference"] > 0 else "bad"
-        sides = [
-            _said(f"{side}: {percent(flip[side]['share'])} right", flip[side], tone="")
-            for side in ("a", "b")
-        ]
-        change = signed(100 * flip["difference"], 0)
-        blocks.append(_row(flip["problem"], str(flip["answer"]), [(tone, change)], sides))
-    if len(flips) > _FLIPS_SHOWN:
-        blocks.append(h("p", f"{len(flips) - _FLIPS_SHOWN} more are not shown.", class_="note"))
-    return h("div", blocks)
+def _flipped(
+    name: str, flips: Sequence[Mapping[str, Any]], sources: Sequence[Source]
+) -> Element | None:
+    """How many rows flipped, which a click shows side by side."""
+    source = next((s for s in sources if s.place == name), None)
+    if not flips or source is None:
+        return None
+    up = sum(flip["difference"] > 0 for flip in flips)
+    wanted = json.dumps({"source": source.key, "outcome": "mixed"})
+    button = h("button", "show them", type="button", class_="chip", data_show=wanted)
+    told = f"{name}: {up} rows better in b, {len(flips) - up} worse. "
+    return h("p", told, button)
 
 
 # --- completions
 
 
-def _viewer(result: EvalResult) -> Element | None:
-    blocks: list[Element] = []
-    for name, rows in result.rows.items():
-        blocks.append(h("h3", name))
-        for row in _mixed(rows):
-            marks = [
-                ("good" if s == 1.0 else "even" if s is None else "bad", f"score {short(s)}")
-                for s in row["scores"]
-            ]
-            blocks.append(_row(row["problem"], str(row.get("answer", "")), marks, _samples(row)))
-    if not blocks:
-        return None
-    return h("section", h("h2", "Completions"), blocks, id="completions")
-
-
-def _mixed(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Some rows of a set: as many with a wrong completion as without, in their order."""
-    wrong = [i for i, row in enumerate(rows) if any(score != 1.0 for score in row["scores"])]
-    right = [i for i in range(len(rows)) if i not in set(wrong)]
-    half = _ROWS_SHOWN // 2
-    chosen = (
-        wrong[: max(half, _ROWS_SHOWN - len(right))] + right[: max(half, _ROWS_SHOWN - len(wrong))]
-    )
-    return [rows[i] for i in sorted(chosen)]
-
-
-def _samples(row: Mapping[str, Any]) -> list[Element]:
-    found = []
-    for index, text in enumerate(row["completions"][:_COMPLETIONS_SHOWN]):
-        score = row["scores"][index]
-        tokens = row["tokens"][index] if "tokens" in row else None
-        cut = "truncated" in row and row["truncated"][index]
-        label = f"score {short(score)}" + (f" · {tokens} tokens" if tokens is not None else "")
-        tone = "good" if score == 1.0 else "bad"
-        said = {"completion": text, "reason": row["reasons"][index]}
-        found.append(_said(label + (" · cut off" if cut else ""), said, tone))
-    return found
-
-
-def _said(label: str, said: Mapping[str, Any], tone: str) -> Element:
-    text = str(said.get("completion", ""))
-    more = len(text) - _CHARACTERS_SHOWN
-    shown = text if more <= 0 else f"{text[:_CHARACTERS_SHOWN]}\n… {more:,} more characters"
-    reason = str(said.get("reason") or "")
-    return h(
-        "div",
-        h("p", h("span", label, class_=f"chip {tone}".strip()), class_="label"),
-        h("pre", shown),
-        h("p", reason, class_="note") if reason else None,
-        class_="sample",
-    )
-
-
-def _row(
-    problem: str, answer: str, marks: Sequence[tuple[str, str]], samples: Sequence[Element]
-) -> Element:
-    lines = problem.strip().splitlines() or [""]
-    return h(
-        "details",
-        h(
-            "summary",
-            h("span", lines[0][:160], class_="title"),
-            h(
-                "span",
-                [h("i", class_=f"mark {t}", title=said) for t, said in marks],
-                class_="marks",
-            ),
-        ),
-        h("pre", problem, class_="prompt"),
-        h("p", "Expected answer: ", h("code", answer), class_="note") if answer else None,
-        h("div", samples, class_="beside"),
-        class_="group",
-    )
+def _sources(named: Named, found: Mapping[str, Mapping[str, Any]]) -> list[Source]:
+    """The completions of every set: of large ones the rows that flipped, then the first."""
+    kept = []
+    for label, result in named:
+        rows = {}
+        for name, every in result.rows.items():
+            flipped = [flip["row"] for flip in found.get(name, {}).get("flips", [])]
+            chosen = list(dict.fromkeys([*flipped, *range(len(every))]))[:ROWS_KEPT]
+            rows[name] = [every[i] for i in sorted(chosen)]
+        kept.append((label, rows))
+    return evaluations(kept)
 
 
 def _manifest(label: str, result: EvalResult) -> Element | None:

@@ -1,9 +1,11 @@
 """HTML elements with every text escaped.
 
 Text reaches the page only as element text or attribute value of an `ElementTree`, which escapes it
-on serialisation; there is no way to pass markup through. Knows nothing of runs.
+on serialisation; there is no way to pass markup through. Texts of scripts and style sheets cannot
+be escaped: only ours, without a "<" that could end them, are let through. Knows nothing of runs.
 """
 
+import re
 from collections.abc import Iterable
 from typing import TypeAlias
 from xml.etree import ElementTree
@@ -38,7 +40,13 @@ def _append(element: Element, item: Element | str | None) -> None:
 
 
 def document(root: Element) -> str:
-    """The whole page as text, doctype first."""
+    """The whole page as text, doctype first.
+
+    Raises ValueError for a script or style sheet that would be read as other than it is.
+    """
+    for element in root.iter():
+        if element.tag in ("script", "style") and re.search("</|<!--", element.text or ""):
+            raise ValueError(f"a {element.tag} holds what would end it")
     return (
         "<!doctype html>\n" + ElementTree.tostring(root, encoding="unicode", method="html") + "\n"
     )

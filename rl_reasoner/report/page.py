@@ -1,61 +1,44 @@
 """The report page from a `Run`: overview, what the gain is, results, how to get them again.
 
-The stages' own sections are in `stages`. No scripts; the page's content security policy forbids
-them, and every request.
+The stages' own sections are in `stages`, the page around them in `shell`. A section is a function
+of the run that gives an element with an id and a heading, or None; `SECTIONS` has them in order.
 """
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rl_reasoner.report import charts
 from rl_reasoner.report.charts import Bar
 from rl_reasoner.report.gain import Figures, explain, mode_name, moved, split_mode
-from rl_reasoner.report.html import Child, Element, document, h, table
-from rl_reasoner.report.read import Evaluation, Run, SetResult, number
-from rl_reasoner.report.stages import figure, stage_section
-from rl_reasoner.report.style import STYLE
+from rl_reasoner.report.html import Child, Element, h, table
+from rl_reasoner.report.read import Evaluation, Run, SetResult, Stage
+from rl_reasoner.report.rollouts import number
+from rl_reasoner.report.shell import browser_section, shell
+from rl_reasoner.report.sources import sources_of
+from rl_reasoner.report.stages import alarms_of, figure, stage_section
 from rl_reasoner.report.text import duration, percent, plain, short, signed, span
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _MODES = ("", "chain-forced", "direct-forced", "sampled")
-_PROBLEMS_SHOWN = 3
+_REASONS_SHOWN = 8
 
 
-def page(run: Run) -> str:
-    """The whole page as HTML text; the same run gives the same text."""
+def page(run: Run, live: Mapping[str, Any] | None = None) -> str:
+    """The whole page as HTML text; the same run gives the same text.
+
+    `live` is for a page that is served while the run trains: see `shell`.
+    """
+    sources = sources_of(run)
     sections = [
-        _overview(run),
-        _gain(run),
-        _results(run),
-        *[stage_section(stage) for stage in run.stages],
-        _same_problem(run),
-        _reproduce(run),
+        *[section(run) for section in SECTIONS],
+        *map(stage_section, run.stages),
+        browser_section(sources),
+        *[section(run) for section in LAST_SECTIONS],
     ]
     footer = "Made by rl-reasoner from this run's folder."
-    return shell(f"{run.name} – run report", sections, footer)
-
-
-def shell(title: str, sections: Sequence[Element | None], footer: str) -> str:
-    """A whole page as HTML text: head, sections, footer; ids of its charts made unique."""
-    root = h(
-        "html",
-        h(
-            "head",
-            h("meta", charset="utf-8"),
-            h("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-            h("meta", name="viewport", content="width=device-width, initial-scale=1"),
-            h("meta", name="color-scheme", content="light dark"),
-            h("link", rel="icon", href="data:,"),
-            h("title", title),
-            h("style", STYLE),
-        ),
-        h("body", h("main", sections), h("footer", footer)),
-        lang="en",
-    )
-    charts.number_ids(root)
-    return document(root)
+    return shell(f"{run.name} – run report", sections, footer, sources, live)
 
 
 def _eval(run: Run, name: str) -> Evaluation | None:
@@ -78,7 +61,7 @@ def _main_set(run: Run) -> str | None:
 
 
 def _overview(run: Run) -> Element:
-    facts = [(name, value) for name, value in _facts(run) if value]
+    facts = facts_of(run)
     return h(
         "header",
         h("p", "Run report", class_="eyebrow"),
@@ -87,7 +70,7 @@ def _overview(run: Run) -> Element:
         h(
             "div",
             _headline(run),
-            h("dl", [h("div", h("dt", name), h("dd", value)) for name, value in facts])
+            h("dl", [h("div", h("dt", name), h("dd", value)) for name, value in facts], id="facts")
             if facts
             else None,
             class_="hero",
@@ -115,6 +98,11 @@ def _policy_name(run: Run) -> str:
     if isinstance(source, dict):
         source = source.get("source")
     return str(source or next((e.policy for e in run.evals), ""))
+
+
+def facts_of(run: Run) -> list[tuple[str, str]]:
+    """What the overview tells as (name, value)."""
+    return [(name, value) for name, value in _facts(run) if value]
 
 
 def _facts(run: Run) -> Iterator[tuple[str, str]]:
@@ -270,7 +258,7 @@ def _results(run: Run) -> Element | None:
     return h(
         "section",
         h("h2", "Evaluations"),
-        h("div", [figure(drawing) for drawing in drawings], class_="charts"),
+        h("div", [figure(drawing, "evaluations") for drawing in drawings], class_="charts"),
         _results_table(run, names),
         id="evaluations",
     )
@@ -299,47 +287,73 @@ def _results_table(run: Run, names: Sequence[str]) -> Element:
     return table(head, rows, numeric_from=2)
 
 
-def _same_problem(run: Run) -> Element | None:
-    """The first problems of the main set with the first completion of each evaluation."""
-    name = _main_set(run)
-    answers: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
-    for e in run.evals:
-        for row in e.rows.get(name or "", []):
-            answers.setdefault(str(row.get("problem", "")), []).append((e.name, row))
-    shared = [(p, found) for p, found in answers.items() if len(found) >= 2][:_PROBLEMS_SHOWN]
-    if not shared:
+# --- faults and time
+
+
+def _faults(run: Run) -> Element | None:
+    """What the rewards said by outcome, their commonest faults, alarms of evaluations."""
+    rows: list[list[Child]] = []
+    reasons: Counter[tuple[str, str, str]] = Counter()
+    for stage in run.stages:
+        kept = stage.rollouts
+        for name, counts in kept.outcomes.items() if kept else ():
+            said = [f"{counts[outcome]:,}" for outcome in ("score", "abstain", "fault")]
+            rows.append([f"{stage.name} · {name}", *said])
+        for (name, reason), count in kept.fault_reasons.items() if kept else ():
+            reasons[f"stage-{stage.index}-rollouts", name, reason] += count
+    alarms = [f"{stage.name}: {text}" for stage in run.stages for text in alarms_of(stage)]
+    if not (rows or alarms):
         return None
+    completions = sum(s.rollouts.completions for s in run.stages if s.rollouts)
+    truncated = sum(s.rollouts.truncated for s in run.stages if s.rollouts)
+    cut = f"{completions:,} completions, {percent(truncated / max(completions, 1))} cut off."
     return h(
         "section",
-        h("h2", "The same problem, before and after"),
-        [
-            h(
-                "article",
-                h("pre", problem, class_="prompt"),
-                h("div", [_answer(label, row) for label, row in found], class_="beside"),
-                class_="problem",
-            )
-            for problem, found in shared
-        ],
-        id="problems",
+        h("h2", "Faults"),
+        [h("p", text, class_="warning") for text in alarms],
+        h("p", cut, class_="under") if completions else None,
+        table(["Reward", "Scores", "Abstentions", "Faults"], rows) if rows else None,
+        [_reason(*found, count) for found, count in reasons.most_common(_REASONS_SHOWN)],
+        id="faults",
     )
 
 
-def _answer(label: str, row: Mapping[str, Any]) -> Element:
-    def first(key: str) -> Any:
-        values = row.get(key)
-        return values[0] if isinstance(values, list) and values else None
-
-    score = number(first("scores"))
-    reason = str(first("reasons") or "")
-    tone = "chip" if score is None else "chip good" if score > 0 else "chip bad"
-    return h(
-        "div",
-        h("p", label, " ", h("span", f"score {short(score)}", class_=tone), class_="label"),
-        h("pre", str(first("completions") or "")),
-        h("p", reason, class_="note") if reason else None,
-        class_="sample",
+def _reason(source: str, name: str, reason: str, count: int) -> Element:
+    """A fault's reason; a click on its count shows the completions."""
+    wanted = {"source": source, "outcome": "fault", "text": reason[:80]}
+    button = h(
+        "button",
+        f"{count:,} × fault",
+        type="button",
+        class_="chip bad",
+        data_show=json.dumps(wanted),
     )
+    return h("p", button, " ", f"{name}: {reason}", class_="note")
+
+
+def _timing(run: Run) -> Element | None:
+    """Where the time went, by stage."""
+    rows = [_time(stage) for stage in run.stages if stage.seconds()]
+    if not rows:
+        return None
+    head = ["Stage", "Steps", "Time", "A step", "Tokens a second", "Where it went"]
+    return h("section", h("h2", "Time"), table(head, rows, numeric_from=1), id="time")
+
+
+def _time(stage: Stage) -> list[Child]:
+    sums = {key.removeprefix("timing/"): sum(stage.series(key)[1]) for key in stage.keys("timing/")}
+    whole = sum(sums.values())
+    parts = [f"{name} {value / whole:.0%}" for name, value in sums.items()] if whole else []
+    speeds = stage.series("tokens_per_second")[1]
+    steps = int(stage.metrics[-1]["step"])
+    return [
+        stage.name,
+        f"{steps:,}",
+        duration(stage.seconds()),
+        duration(stage.seconds() / max(steps, 1)),
+        short(sum(speeds) / len(speeds)) if speeds else "–",
+        ", ".join(parts) or "–",
+    ]
 
 
 # --- how to get it again
@@ -388,3 +402,9 @@ def _inline(value: Any) -> str:
     if value is None or isinstance(value, str):
         return plain(value or "")
     return json.dumps(value, ensure_ascii=False)
+
+
+SECTIONS: tuple[Callable[[Run], Element | None], ...] = (_overview, _gain, _results)
+"""What comes first; the stages and the browser of completions follow."""
+LAST_SECTIONS: tuple[Callable[[Run], Element | None], ...] = (_faults, _timing, _reproduce)
+"""What comes behind the browser."""

@@ -1,13 +1,11 @@
 """Reading a run folder for its report: what is there, in plain dataclasses.
 
 Files are taken as they are found: a file or line that cannot be read is named in `Run.unreadable`,
-a value of the wrong kind counts as absent. `rollouts.jsonl` is streamed, so that memory holds one
-completion at a time and the few that are shown. Knows nothing of HTML.
+a value of the wrong kind counts as absent. Completions are read by `rollouts`. Knows nothing of
+HTML.
 """
 
 import json
-import math
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +14,10 @@ from typing import Any, TypeAlias
 import yaml
 
 from rl_reasoner.errors import UserError
+from rl_reasoner.report.rollouts import Rollouts, mapping, number, read_rollouts
 
-GROUPS_SHOWN = 3  # of the first and of the last step
-COMPLETIONS_SHOWN = 8  # of a group
-CHARACTERS_SHOWN = 6000  # of a completion
+ROWS_KEPT = 1000  # of an evaluation's set
+BYTES_KEPT = 16_000_000  # of an evaluation's rows
 
 Interval: TypeAlias = tuple[float, float]
 Metrics: TypeAlias = Mapping[str, Any]
@@ -42,53 +40,12 @@ class SetResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One file of `evals/`: figures and a few rows for each set, in the file's order."""
+    """One file of `evals/`: figures and the first rows of each set, in the file's order."""
 
     name: str
     policy: str
     sets: Mapping[str, SetResult]
     rows: Mapping[str, list[Mapping[str, Any]]]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What one reward said of one completion; `outcome` is "score", "abstain" or "fault"."""
-
-    value: float | None
-    reason: str
-    outcome: str
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One completion as it was rewarded."""
-
-    completion: str
-    reward: float | None
-    advantage: float | None
-    truncated: bool
-    verdicts: Mapping[str, Verdict]
-
-
-@dataclass
-class Group:
-    """Completions of one prompt; `hidden` of them are not kept."""
-
-    prompt: str
-    answer: str
-    samples: list[Sample] = field(default_factory=list)
-    hidden: int = 0
-
-
-@dataclass
-class Rollouts:
-    """What is kept of `rollouts.jsonl`: counts over all, groups of the first and last step."""
-
-    completions: int = 0
-    truncated: int = 0
-    outcomes: dict[str, Counter[str]] = field(default_factory=dict)  # by reward
-    fault_reasons: Counter[str] = field(default_factory=Counter)
-    steps: list[tuple[int, list[Group]]] = field(default_factory=list)  # at most first and last
 
 
 @dataclass(frozen=True)
@@ -126,6 +83,7 @@ class Stage:
 class Run:
     """A run folder. `evals` are in the order before, others by name, after."""
 
+    folder: Path
     name: str
     recipe: Mapping[str, Any]
     recipe_text: str
@@ -135,20 +93,13 @@ class Run:
     unreadable: list[str]
 
 
-def number(value: Any) -> float | None:
-    """`value` as a float when it is a finite number, otherwise None."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if math.isfinite(value) else None
-
-
 def read_run(folder: Path) -> Run:
     """Read the run `folder`; raises `UserError` when nothing of a run is in it."""
     parts = ("recipe.yaml", "lock.json", "evals", "stages")
     if not any((folder / part).exists() for part in parts):
         raise UserError(f"{folder} is not a run folder: expected one of {', '.join(parts)} in it.")
     unreadable: list[str] = []
-    lock = _mapping(_json(folder, "lock.json", unreadable))
+    lock = mapping(_json(folder, "lock.json", unreadable))
     recipe_text = _text(folder / "recipe.yaml")
     recipe = _recipe(recipe_text, unreadable)
     evals = [_evaluation(folder, path.name, unreadable) for path in _files(folder / "evals")]
@@ -156,11 +107,7 @@ def read_run(folder: Path) -> Run:
     evals.sort(key=lambda e: (order.get(e.name, 1), e.name))
     stages = [_stage(path, unreadable) for path in _stage_folders(folder / "stages")]
     name = recipe.get("name") or folder.resolve().name
-    return Run(str(name), recipe, recipe_text, lock, evals, stages, unreadable)
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
+    return Run(folder, str(name), recipe, recipe_text, lock, evals, stages, unreadable)
 
 
 def _text(path: Path) -> str:
@@ -169,7 +116,7 @@ def _text(path: Path) -> str:
 
 def _recipe(text: str, unreadable: list[str]) -> Mapping[str, Any]:
     try:
-        return _mapping(yaml.safe_load(text))
+        return mapping(yaml.safe_load(text))
     except yaml.YAMLError:
         unreadable.append("recipe.yaml")
         return {}
@@ -194,15 +141,27 @@ def _stage_folders(folder: Path) -> list[Path]:
 
 
 def _evaluation(folder: Path, file: str, unreadable: list[str]) -> Evaluation:
-    data = _mapping(_json(folder, f"evals/{file}", unreadable))
-    sets = {name: _set_result(_mapping(raw)) for name, raw in _mapping(data.get("sets")).items()}
-    rows: dict[str, list[Mapping[str, Any]]] = {
+    data = mapping(_json(folder, f"evals/{file}", unreadable))
+    sets = {name: _set_result(mapping(raw)) for name, raw in mapping(data.get("sets")).items()}
+    rows = _every_row(folder / "evals" / file, unreadable) or {
         name: [row for row in raw if isinstance(row, dict)]
-        for name, raw in _mapping(data.get("rows")).items()
+        for name, raw in mapping(data.get("rows")).items()
         if isinstance(raw, list)
     }
     kept = {name: result for name, result in sets.items() if result is not None}
     return Evaluation(Path(file).stem, str(data.get("policy", "")), kept, rows)
+
+
+def _every_row(file: Path, unreadable: list[str]) -> dict[str, list[Mapping[str, Any]]]:
+    """The rows that were saved beside a result, those that are kept of each set."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    path, size = file.with_suffix(".rows.jsonl"), 0
+    for line in _lines(path, unreadable):
+        rows = found.setdefault(str(line.get("set")), [])
+        if len(rows) < ROWS_KEPT and size < BYTES_KEPT:
+            size += len(str(line))
+            rows.append(line)
+    return found
 
 
 def _set_result(raw: Mapping[str, Any]) -> SetResult | None:
@@ -210,7 +169,7 @@ def _set_result(raw: Mapping[str, Any]) -> SetResult | None:
     if accuracy is None:
         return None
     problems, samples = number(raw.get("problems")), number(raw.get("samples"))
-    curve = {int(k): number(v) for k, v in _mapping(raw.get("pass_at")).items() if k.isdecimal()}
+    curve = {int(k): number(v) for k, v in mapping(raw.get("pass_at")).items() if k.isdecimal()}
     return SetResult(
         accuracy=accuracy,
         interval=interval(raw.get("interval")),
@@ -240,12 +199,15 @@ def _stage(folder: Path, unreadable: list[str]) -> Stage:
         if step is not None:  # a resumed run logs some steps again: the later line holds
             by_step[int(step)] = {**row, "step": int(step)}
     rollouts = folder / "rollouts.jsonl"
+    sampled = read_rollouts(rollouts) if rollouts.is_file() else None
+    if sampled is not None and sampled.broken:
+        unreadable.append(f"stages/{folder.name}/{rollouts.name} ({sampled.broken} lines)")
     return Stage(
         index=int(index),
         name=name,
         metrics=[by_step[step] for step in sorted(by_step)],
-        rollouts=_rollouts(rollouts, unreadable) if rollouts.is_file() else None,
-        best=_mapping(
+        rollouts=sampled,
+        best=mapping(
             _json(folder.parent.parent, f"stages/{folder.name}/best/evaluation.json", unreadable)
         ),
     )
@@ -267,61 +229,10 @@ def _lines(path: Path, unreadable: list[str]) -> Iterator[dict[str, Any]]:
             elif line.strip():
                 broken += 1
     if broken:
-        unreadable.append(f"stages/{path.parent.name}/{path.name} ({broken} lines)")
+        unreadable.append(f"{'/'.join(_place(path))} ({broken} lines)")
 
 
-def _rollouts(path: Path, unreadable: list[str]) -> Rollouts:
-    kept = Rollouts()
-    groups: dict[str, Group] = {}
-    for row in _lines(path, unreadable):
-        step = int(number(row.get("step")) or 0)
-        if not kept.steps or kept.steps[-1][0] != step:
-            groups = {}
-            kept.steps = [*kept.steps[:1], (step, [])]
-        sample = _sample(row)
-        _count(kept, sample)
-        key = str(row.get("group"))
-        if key not in groups and len(groups) < GROUPS_SHOWN:
-            groups[key] = Group(_talk(row.get("prompt")), _talk(row.get("answer")))
-            kept.steps[-1][1].append(groups[key])
-        group = groups.get(key)
-        if group is not None and len(group.samples) < COMPLETIONS_SHOWN:
-            group.samples.append(sample)
-        elif group is not None:
-            group.hidden += 1
-    return kept
-
-
-def _count(kept: Rollouts, sample: Sample) -> None:
-    kept.completions += 1
-    kept.truncated += sample.truncated
-    for name, verdict in sample.verdicts.items():
-        kept.outcomes.setdefault(name, Counter())[verdict.outcome] += 1
-        if verdict.outcome == "fault" and len(kept.fault_reasons) < 1000:
-            kept.fault_reasons[f"{name}: {verdict.reason[:300]}"] += 1
-
-
-def _sample(row: Mapping[str, Any]) -> Sample:
-    return Sample(
-        completion=_talk(row.get("completion")),
-        reward=number(row.get("reward")),
-        advantage=number(row.get("advantage")),
-        truncated=row.get("truncated") is True,
-        verdicts={
-            name: Verdict(
-                number(_mapping(raw).get("value")),
-                str(_mapping(raw).get("reason") or ""),
-                str(_mapping(raw).get("outcome") or "score"),
-            )
-            for name, raw in _mapping(row.get("scores")).items()
-        },
-    )
-
-
-def _talk(value: Any) -> str:
-    """A text, or a chat's messages as one text, cut to what is shown."""
-    if isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
-        value = "\n\n".join(f"{turn.get('role', '')}: {turn.get('content', '')}" for turn in value)
-    text = "" if value is None else str(value)
-    more = len(text) - CHARACTERS_SHOWN
-    return text if more <= 0 else f"{text[:CHARACTERS_SHOWN]}\n… {more:,} more characters"
+def _place(path: Path) -> tuple[str, ...]:
+    """A file's path inside its run folder."""
+    depth = 2 if path.parent.name == "evals" else 3
+    return path.parts[-depth:]

@@ -1,16 +1,18 @@
-"""One stage's section of the report: its curves, its rewards' outcomes, completions of it."""
+"""One stage's section of the report: its curves, and what its evaluations warned of."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from rl_reasoner.report import charts
 from rl_reasoner.report.charts import Chart, Line
-from rl_reasoner.report.html import Child, Element, h, table
-from rl_reasoner.report.read import Group, Rollouts, Sample, Stage, interval, number
-from rl_reasoner.report.text import duration, percent, short, signed
+from rl_reasoner.report.html import Element, h
+from rl_reasoner.report.read import Stage, interval
+from rl_reasoner.report.rollouts import number
+from rl_reasoner.report.text import duration, percent
 
 _LAYERS_SHOWN = 6
-_FAULTS_SHOWN = 5
+_OTHERS_SHOWN = 60
 
 
 class _Curve(NamedTuple):
@@ -60,20 +62,27 @@ _CURVES = (
 
 def stage_section(stage: Stage) -> Element | None:
     """The section of `stage`; None when nothing was logged in it."""
-    drawings = list(_drawings(stage))
-    if not drawings and stage.rollouts is None:
+    if not stage.metrics:
         return None
+    place = f"stage-{stage.index}"
+    drawings, others = list(drawings_of(stage)), list(others_of(stage))
     seconds = stage.seconds()
-    steps = f"{stage.metrics[-1]['step']:,} steps" if stage.metrics else "no steps"
+    steps = f"{stage.metrics[-1]['step']:,} steps"
+    more = h(
+        "details",
+        h("summary", f"{len(others)} other metrics, by their names in the log"),
+        h("div", [figure(drawing, place) for drawing in others], class_="charts"),
+    )
     return h(
         "section",
         h("h2", f"Stage {stage.index} · {stage.name}"),
         h("p", f"{steps}, {duration(seconds)}" if seconds else steps, class_="under"),
         *_warnings(stage),
-        h("div", [figure(drawing) for drawing in drawings], class_="charts") if drawings else None,
-        *(_rewards(stage.rollouts) if stage.rollouts else []),
-        _samples(stage.rollouts) if stage.rollouts else None,
-        id=f"stage-{stage.index}",
+        h("div", [figure(drawing, place) for drawing in drawings], class_="charts")
+        if drawings
+        else None,
+        more if others else None,
+        id=place,
     )
 
 
@@ -83,35 +92,45 @@ def _warnings(stage: Stage) -> Iterator[Element]:
         told = f"Best by the lower bound on {stage.best.get('set')}: step {stage.best.get('step')}"
         accuracy = percent(number(stage.best.get("accuracy")))
         yield h("p", f"{told}, accuracy {accuracy}; it is kept in best/.", class_="note")
+    for text in alarms_of(stage):
+        yield h("p", text, class_="warning")
+
+
+def alarms_of(stage: Stage) -> list[str]:
+    """The alarms of a stage's evaluations, each with the step at which it first stood."""
     alarms: dict[str, tuple[int, str]] = {}  # kind -> first step, newest words
     for row in stage.metrics:
         found = row.get("alarms")
         for kind, text in found.items() if isinstance(found, dict) else []:
             alarms[kind] = (alarms.get(kind, (row["step"], ""))[0], str(text))
-    for step, text in alarms.values():
-        yield h("p", f"Alarm, first at step {step}: {text}", class_="warning")
+    return [f"Alarm, first at step {step}: {text}" for step, text in alarms.values()]
 
 
-def figure(drawing: Chart) -> Element:
-    """A chart with its caption: title, newest figures, legend, note."""
-    legend = [
-        h("span", h("i", style=f"background: var(--{colour})"), label)
-        for label, colour in drawing.legend
-    ]
+def figure(drawing: Chart, place: str) -> Element:
+    """A chart with its caption: title, newest figures, legend, note; `place` is its section's id.
+
+    The script draws into `.plot`; the specification is taken out of the page by `shell`.
+    """
+    legend = [h("span", h("i", class_=f"dot {colour}"), label) for label, colour in drawing.legend]
+    said = f"{drawing.title}: {drawing.summary}".rstrip(": ")
     return h(
         "figure",
         h(
             "figcaption",
             h("b", drawing.title),
-            h("span", drawing.summary, class_="ends") if drawing.summary else None,
+            h("span", drawing.summary, class_="ends"),
             h("span", legend, class_="legend") if legend else None,
         ),
-        drawing.svg,
+        h("div", class_="plot", tabindex="0", role="img", aria_label=said),
         h("p", drawing.note, class_="note") if drawing.note else None,
+        class_="chart",
+        data_chart=f"{place}/{drawing.title}",
+        data_spec=json.dumps(drawing.spec, allow_nan=False),
     )
 
 
-def _drawings(stage: Stage) -> Iterator[Chart]:
+def drawings_of(stage: Stage) -> Iterator[Chart]:
+    """The charts of a stage, in their order on the page."""
     yield from _reward(stage)
     yield from _evals(stage)
     yield from _lengths(stage)
@@ -120,8 +139,32 @@ def _drawings(stage: Stage) -> Iterator[Chart]:
         lines = [line for line in lines if line.values]
         if lines:
             yield charts.curve(curve.title, lines, share=curve.share, note=curve.note)
+    yield from _faults(stage)
     yield from _timing(stage)
     yield from _experts(stage)
+
+
+def others_of(stage: Stage) -> Iterator[Chart]:
+    """A small chart of every other figure that was logged."""
+    shown = {key for curve in _CURVES for _, key in curve.metrics}
+    shown |= {"step", "reward", *(f"completions/{k}_length" for k in ("mean", "min", "max"))}
+    apart = ("timing/", "eval/")
+    kept = 0
+    for key in stage.keys(""):
+        single = key.endswith("/mean") and key.startswith("rewards/")
+        if key in shown or key.startswith(apart) or single or key.endswith("/faults"):
+            continue
+        steps, values = stage.series(key)
+        if len(set(values)) > 1 and kept < _OTHERS_SHOWN:
+            kept += 1
+            yield charts.curve(key, [Line(key, steps, values)])
+
+
+def _faults(stage: Stage) -> Iterator[Chart]:
+    keys = [key for key in stage.keys("rewards/") if key.endswith("/faults")]
+    lines = [Line(key.split("/")[1], *stage.series(key)) for key in keys]
+    if any(any(line.values) for line in lines):
+        yield charts.curve("Reward faults", lines, note="completions that a reward failed on")
 
 
 def _reward(stage: Stage) -> Iterator[Chart]:
@@ -189,9 +232,7 @@ def _complete(stage: Stage, keys: list[str]) -> Iterator[tuple[int, list[float]]
 
 
 def _experts(stage: Stage) -> Iterator[Chart]:
-    keys = stage.keys("experts/load/")
-    gap = -(-len(keys) // _LAYERS_SHOWN) or 1
-    for key in keys[::gap]:
+    for key in layers_of(stage):
         loads = [(row["step"], row[key]) for row in stage.metrics if _is_load(row.get(key))]
         loads = [(step, load) for step, load in loads if len(load) == len(loads[0][1])]
         if loads:
@@ -202,94 +243,11 @@ def _experts(stage: Stage) -> Iterator[Chart]:
             yield charts.heat_map(f"Expert load, {name}", steps, shares, note)
 
 
+def layers_of(stage: Stage) -> Sequence[str]:
+    """The metrics with the experts' load of the layers that are shown."""
+    keys = stage.keys("experts/load/")
+    return keys[:: -(-len(keys) // _LAYERS_SHOWN) or 1]
+
+
 def _is_load(value: object) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) > 0
-        and all(isinstance(v, float | int) for v in value)
-    )
-
-
-def _rewards(rollouts: Rollouts) -> Iterator[Element]:
-    """What the rewards said: counts of outcomes, and the commonest faults."""
-    if rollouts.outcomes:
-        rows: list[list[Child]] = [
-            [name, *(f"{counts[outcome]:,}" for outcome in ("score", "abstain", "fault"))]
-            for name, counts in rollouts.outcomes.items()
-        ]
-        yield h("h3", "What the rewards said")
-        cut = percent(rollouts.truncated / max(rollouts.completions, 1))
-        yield h("p", f"{rollouts.completions:,} completions, {cut} truncated.", class_="under")
-        yield table(["Reward", "Scores", "Abstentions", "Faults"], rows)
-    for reason, count in rollouts.fault_reasons.most_common(_FAULTS_SHOWN):
-        yield h("p", h("span", f"{count:,} × fault", class_="chip bad"), " ", reason, class_="note")
-
-
-def _samples(rollouts: Rollouts) -> Element | None:
-    if not rollouts.steps:
-        return None
-    blocks: list[Child] = [h("h3", "Completions")]
-    for step, groups in reversed(rollouts.steps):
-        blocks.append(h("p", f"Step {step}", class_="label"))
-        last = step == rollouts.steps[-1][0]
-        blocks += [_group(g, opened=last and i == 0) for i, g in enumerate(groups)]
-    return h("div", *blocks)
-
-
-def _group(group: Group, *, opened: bool) -> Element:
-    lines = group.prompt.strip().splitlines() or [""]
-    marks = [
-        h("i", class_=f"mark {_tone(s)}", title=f"reward {short(s.reward)}") for s in group.samples
-    ]
-    summary = h(
-        "summary",
-        h("span", lines[-1][:160], class_="title"),
-        h("span", marks, class_="marks", aria_label=f"{len(marks)} completions"),
-    )
-    attributes = {"open": "open"} if opened else {}
-    more = f"{group.hidden:,} more of this group are not shown." if group.hidden else None
-    return h(
-        "details",
-        summary,
-        h("pre", group.prompt, class_="prompt"),
-        h("p", "Expected answer: ", h("code", group.answer), class_="note")
-        if group.answer
-        else None,
-        h("div", [_sample(s) for s in group.samples], class_="beside"),
-        h("p", more, class_="note") if more else None,
-        class_="group",
-        **attributes,
-    )
-
-
-def _tone(sample: Sample) -> str:
-    """Better or worse than its group; without a sign when there is no advantage."""
-    advantage = sample.advantage or 0.0
-    return "good" if advantage > 0 else "bad" if advantage < 0 else "even"
-
-
-def _sample(sample: Sample) -> Element:
-    advantage = "–" if sample.advantage is None else signed(sample.advantage, 2)
-    verdicts = [
-        h(
-            "li",
-            h("b", name),
-            " ",
-            short(v.value) if v.outcome == "score" else h("span", v.outcome, class_="chip bad"),
-            f" – {v.reason}" if v.reason else None,
-        )
-        for name, v in sample.verdicts.items()
-    ]
-    return h(
-        "div",
-        h(
-            "p",
-            h("span", f"reward {short(sample.reward)}", class_=f"chip {_tone(sample)}"),
-            f" advantage {advantage}",
-            h("span", " · truncated", class_="cut") if sample.truncated else None,
-            class_="label",
-        ),
-        h("pre", sample.completion),
-        h("ul", verdicts, class_="verdicts") if verdicts else None,
-        class_="sample",
-    )
+    return isinstance(value, list) and len(value) > 0 and all(number(v) is not None for v in value)

@@ -1,0 +1,197 @@
+"""Reading `rollouts.jsonl` for the report: counts over all of it, and the rollouts that are kept.
+
+A run may have sampled millions of completions; the page holds some thousands. Whole steps are
+kept, evenly spread, first and last among them. The file is read twice, line by line, so that memory
+holds one completion and those that are kept. What is of the wrong kind counts as absent.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROWS_KEPT = 10_000  # of a stage
+BYTES_KEPT = 24_000_000  # of a stage's file, some 3 MB in the page
+CHARACTERS_KEPT = 6000  # of a completion or prompt
+_REASON_KEPT = 500
+_FAULTS_KEPT = 1000
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one reward said of one completion; `outcome` is "score", "abstain" or "fault"."""
+
+    value: float | None
+    reason: str
+    outcome: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One completion as it was rewarded, of the `group` of a prompt at a `step`."""
+
+    step: int
+    group: str
+    prompt: str
+    answer: str
+    completion: str
+    reward: float | None
+    advantage: float | None
+    truncated: bool
+    verdicts: Mapping[str, Verdict]
+
+
+@dataclass
+class Rollouts:
+    """What is kept of a stage's rollouts: counts over all of them, samples of some steps.
+
+    `end` is the size in bytes of what was read: what is appended later begins there.
+    """
+
+    completions: int = 0
+    truncated: int = 0
+    outcomes: dict[str, Counter[str]] = field(default_factory=dict)  # by reward
+    fault_reasons: Counter[tuple[str, str]] = field(default_factory=Counter)  # (reward, reason)
+    samples: list[Sample] = field(default_factory=list)
+    steps: int = 0
+    broken: int = 0  # lines that could not be read
+    end: int = 0
+
+
+def number(value: Any) -> float | None:
+    """`value` as a float when it is a finite number, otherwise None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """`value` when it is a mapping, otherwise an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def read_rollouts(path: Path) -> Rollouts:
+    """Read a stage's `rollouts.jsonl`."""
+    found = Rollouts()
+    spans: dict[int, list[tuple[int, int]]] = {}  # step -> (start, end) in bytes of its rows
+    rows: Counter[int] = Counter()
+    for start, end, row in _rows(path):
+        found.end = end
+        if row is None:
+            found.broken += 1
+            continue
+        sample = sample_of(row)
+        _count(found, sample)
+        rows[sample.step] += 1
+        parts = spans.setdefault(sample.step, [])
+        if parts and parts[-1][1] == start:
+            parts[-1] = (parts[-1][0], end)
+        else:
+            parts.append((start, end))
+    found.steps = len(spans)
+    for step in _chosen(spans, rows):
+        for start, end in spans[step]:
+            found.samples += [sample_of(row) for _, _, row in _rows(path, start, end) if row]
+    del found.samples[ROWS_KEPT:]  # of a single step that is larger than all
+    return found
+
+
+def rows_after(path: Path, start: int, most: int = 2_000_000) -> tuple[int, list[Sample]]:
+    """What was appended from the byte `start` on, whole lines only, and where that ends.
+
+    At most some `most` bytes. A file that is shorter than `start` gives (-1, []): it was cut back.
+    """
+    if not path.is_file() or path.stat().st_size < start:
+        return -1, []
+    end, samples = start, []
+    for _, end, row in _rows(path, start):
+        if row is not None:
+            samples.append(sample_of(row))
+        if end - start >= most:
+            break
+    return end, samples
+
+
+def _rows(
+    path: Path, start: int = 0, stop: int | None = None
+) -> Iterator[tuple[int, int, dict[str, Any] | None]]:
+    """(start, end, row) of every line; None for a line that cannot be read.
+
+    A last line without its end is being written: it is left out.
+    """
+    with path.open("rb") as file:
+        file.seek(start)
+        for line in file:
+            if stop is not None and start >= stop:
+                return
+            end = start + len(line)
+            if line.strip():
+                row = _row(line)
+                if row is None and not line.endswith(b"\n"):
+                    return
+                yield start, end, row
+            start = end
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line.decode(errors="replace"))
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _chosen(spans: Mapping[int, list[tuple[int, int]]], rows: Counter[int]) -> list[int]:
+    """The steps that are kept whole: all, or as many as fit, evenly spread, with both ends."""
+    steps = sorted(spans)
+    size = sum(end - start for parts in spans.values() for start, end in parts)
+    share = min(1.0, ROWS_KEPT / max(rows.total(), 1), BYTES_KEPT / max(size, 1))
+    count = max(1, int(len(steps) * share))
+    if count >= len(steps):
+        return steps
+    if count == 1:
+        return steps[-1:]
+    return [steps[round(i * (len(steps) - 1) / (count - 1))] for i in range(count)]
+
+
+def _count(found: Rollouts, sample: Sample) -> None:
+    found.completions += 1
+    found.truncated += sample.truncated
+    for name, verdict in sample.verdicts.items():
+        found.outcomes.setdefault(name, Counter())[verdict.outcome] += 1
+        if verdict.outcome == "fault" and len(found.fault_reasons) < _FAULTS_KEPT:
+            found.fault_reasons[name, verdict.reason] += 1
+
+
+def sample_of(row: Mapping[str, Any]) -> Sample:
+    """A line of `rollouts.jsonl` as a sample."""
+    return Sample(
+        step=int(number(row.get("step")) or 0),
+        group=str(row.get("group")),
+        prompt=cut(row.get("prompt")),
+        answer=cut(row.get("answer")),
+        completion=cut(row.get("completion")),
+        reward=number(row.get("reward")),
+        advantage=number(row.get("advantage")),
+        truncated=row.get("truncated") is True,
+        verdicts={
+            name: Verdict(
+                number(mapping(raw).get("value")),
+                str(mapping(raw).get("reason") or "")[:_REASON_KEPT],
+                str(mapping(raw).get("outcome") or "score"),
+            )
+            for name, raw in mapping(row.get("scores")).items()
+        },
+    )
+
+
+def cut(value: Any) -> str:
+    """A text, or a chat's messages as one text, cut to what is shown."""
+    if isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
+        value = "\n\n".join(f"{turn.get('role', '')}: {turn.get('content', '')}" for turn in value)
+    text = "" if value is None else str(value)
+    more = len(text) - CHARACTERS_KEPT
+    return text if more <= 0 else f"{text[:CHARACTERS_KEPT]}\n… {more:,} more characters"

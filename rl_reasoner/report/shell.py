@@ -1,0 +1,227 @@
+"""What every page has: head and security policy, navigation, the browser's frame, scripts, packs.
+
+A page is one file that asks for nothing. Its security policy allows the one script and the one
+style sheet that are written into it, by their hashes, and no request; a page that is served live
+may ask its own server. The script builds everything from texts, never from markup: trusted types
+are required, and none are made.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from rl_reasoner.report.browse import Source, packed
+from rl_reasoner.report.html import Element, document, h
+
+_SCRIPTS = ("charts.js", "browser.js", "page.js")
+_KEYS = (
+    ("j / k", "next, previous completion"),
+    ("n / p", "next, previous prompt"),
+    ("/", "filter by text"),
+    ("d", "differences within the group"),
+    ("t", "light, dark"),
+    ("Esc", "close, leave a field"),
+    ("?", "this help"),
+    ("← →", "read a curve that has the focus"),
+)
+_SHOWN = (
+    ("", "all"),
+    ("above", "better than the group"),
+    ("below", "worse than the group"),
+    ("mixed", "groups that differ"),
+    ("truncated", "cut off"),
+    ("abstained", "abstained"),
+    ("fault", "reward failed"),
+)
+_ORDERS = (
+    ("", "as they came"),
+    ("new", "newest first"),
+    ("high", "reward, high first"),
+    ("low", "reward, low first"),
+    ("long", "longest first"),
+)
+
+
+@cache
+def _asset(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+@cache
+def _script() -> str:
+    return '"use strict";\n{\n' + "\n".join(_asset(name) for name in _SCRIPTS) + "}\n"
+
+
+def policy(*, live: bool) -> str:
+    """The page's content security policy."""
+
+    def hashed(text: str) -> str:
+        digest = hashlib.sha256(text.encode()).digest()
+        return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+    parts = {
+        "default-src": "'none'",
+        "script-src": hashed(_script()),
+        "style-src": hashed(_asset("page.css")),
+        "img-src": "data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "require-trusted-types-for": "'script'",
+        "trusted-types": "'none'",
+    }
+    if live:
+        parts["connect-src"] = "'self'"
+    return "; ".join(f"{name} {value}" for name, value in parts.items())
+
+
+def shell(
+    title: str,
+    sections: Sequence[Element | None],
+    footer: str,
+    sources: Sequence[Source] = (),
+    live: Mapping[str, Any] | None = None,
+) -> str:
+    """A whole page as HTML text: head, sections, the browser of `sources`, scripts and packs.
+
+    `live` is what the script asks its server with, for a page that is served.
+    """
+    shown = [section for section in sections if section is not None]
+    main = h("main", shown)
+    about = {
+        "charts": _taken_specs(main),
+        "sources": [
+            {"key": s.key, "name": s.name, "place": s.place, "note": s.note, "end": s.end}
+            for s in sources
+        ],
+        "live": live,
+    }
+    packs = [("about", about), *(pack for source in sources for pack in source.packs())]
+    root = h(
+        "html",
+        _head(title, live=live is not None),
+        h(
+            "body",
+            _navigation(shown, live=live is not None),
+            main,
+            h("footer", footer),
+            _help(),
+            [
+                h("script", packed(content), type="text/plain", id=f"pack-{k}")
+                for k, content in packs
+            ],
+            h("script", _script()),
+        ),
+        lang="en",
+    )
+    return document(root)
+
+
+def _head(title: str, *, live: bool) -> Element:
+    return h(
+        "head",
+        h("meta", charset="utf-8"),
+        h("meta", http_equiv="Content-Security-Policy", content=policy(live=live)),
+        h("meta", name="referrer", content="no-referrer"),
+        h("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        h("meta", name="color-scheme", content="light dark"),
+        h("link", rel="icon", href="data:,"),
+        h("title", title),
+        h("style", _asset("page.css")),
+    )
+
+
+def _taken_specs(main: Element) -> dict[str, Any]:
+    """The charts' specifications, taken out of their figures."""
+    found = {}
+    for element in main.iter("figure"):
+        spec = element.attrib.pop("data-spec", None)
+        if spec is not None:
+            found[element.get("data-chart", "")] = json.loads(spec)
+    return found
+
+
+def _navigation(sections: Sequence[Element], *, live: bool) -> Element:
+    links = []
+    for section in sections:
+        heading = section.find("h2")
+        if heading is not None and section.get("id"):
+            name = section.get("data-short") or "".join(heading.itertext())
+            links.append(h("a", name, href=f"#{section.get('id')}"))
+    return h(
+        "nav",
+        h("div", links, class_="links"),
+        h("span", "live", id="live", class_="chip", role="status") if live else None,
+        h("button", "◐", type="button", id="theme", title="light, dark (t)", aria_label="Theme"),
+        h("button", "?", type="button", id="keys", title="keys (?)", aria_label="Help"),
+        aria_label="Sections",
+    )
+
+
+def _help() -> Element:
+    rows = [h("div", h("dt", h("kbd", keys)), h("dd", what)) for keys, what in _KEYS]
+    return h(
+        "dialog",
+        h("h2", "Keys"),
+        h("dl", rows, class_="keys"),
+        h("p", "A click on a curve of a stage shows the completions of that step.", class_="note"),
+        h("form", h("button", "Close", type="submit"), method="dialog"),
+        id="help",
+    )
+
+
+def browser_section(sources: Sequence[Source]) -> Element | None:
+    """The frame of the browser of completions, which the script fills; None without sources."""
+    if not sources:
+        return None
+    return h(
+        "section",
+        h("h2", "Completions"),
+        h("noscript", h("p", "Charts and completions need the page's own script.", class_="note")),
+        _filters(sources),
+        h("p", id="found", class_="under", role="status"),
+        h(
+            "div",
+            h(
+                "div",
+                h("div", class_="rows"),
+                class_="list",
+                tabindex="0",
+                role="listbox",
+                aria_label="Completions",
+            ),
+            h("article", class_="detail", aria_live="polite", tabindex="-1"),
+            class_="browser",
+        ),
+        id="completions",
+    )
+
+
+def _filters(sources: Sequence[Source]) -> Element:
+    def choice(name: str, label: str, options: Sequence[tuple[str, str]]) -> Element:
+        items = [h("option", text, value=value) for value, text in options]
+        return h("label", label, h("select", items, name=name))
+
+    def bound(name: str, label: str, step: str) -> Element:
+        field = h("input", name=name, type="number", step=step, inputmode="decimal")
+        return h("label", label, field, class_="bound")
+
+    text = h("input", name="text", type="search", placeholder="prompt, completion, reason")
+    return h(
+        "form",
+        choice("source", "From", [(source.key, source.name) for source in sources]),
+        choice("outcome", "Show", _SHOWN),
+        h("label", "Text  /", text, class_="wide"),
+        bound("from", "Step from", "1"),
+        bound("to", "to", "1"),
+        bound("low", "Reward from", "any"),
+        bound("high", "to", "any"),
+        choice("order", "Order", _ORDERS),
+        h("button", "Clear", type="reset"),
+        id="filters",
+        autocomplete="off",
+        role="search",
+    )

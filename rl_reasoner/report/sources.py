@@ -1,0 +1,50 @@
+"""Which completions a page's browser offers: a run's rollouts by stage, its evaluations by set."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rl_reasoner.report.browse import Entry, Source, entry_of, evaluated, experts_of
+from rl_reasoner.report.read import Run, Stage
+from rl_reasoner.report.stages import layers_of
+
+Rows = Mapping[str, Sequence[Mapping[str, Any]]]  # by set
+
+
+def sources_of(run: Run) -> list[Source]:
+    """The sources of a run, rollouts of the last stage first."""
+    found = [source for stage in reversed(run.stages) if (source := _rollouts(stage))]
+    return found + evaluations([(e.name, e.rows) for e in run.evals])
+
+
+def _rollouts(stage: Stage) -> Source | None:
+    kept = stage.rollouts
+    if kept is None or not kept.samples:
+        return None
+    entries = [entry_of(sample) for sample in kept.samples]
+    steps = {sample.step for sample in kept.samples}
+    note = ""
+    if len(entries) < kept.completions:
+        note = f"{len(entries):,} of {kept.completions:,} are in this page: "
+        note += f"{len(steps):,} of {kept.steps:,} steps, evenly spread."
+    return Source(
+        key=f"stage-{stage.index}-rollouts",
+        name=f"Training · {stage.name}",
+        entries=entries,
+        note=note,
+        place=f"stage-{stage.index}",
+        experts=experts_of(stage.metrics, layers_of(stage), steps),
+        end=kept.end,
+    )
+
+
+def evaluations(named: Iterable[tuple[str, Rows]]) -> list[Source]:
+    """A source for each set, with the completions of every evaluation (name, rows) that has it."""
+    entries: dict[str, list[Entry]] = {}
+    for name, rows in named:
+        for label, found in rows.items():
+            entries.setdefault(label, []).extend(evaluated(name, found))
+    return [
+        Source(f"set-{index}", f"Evaluation · {label}", found, place=label)
+        for index, (label, found) in enumerate(entries.items())
+        if found
+    ]
