@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from rl_reasoner.adapters import adapted
 from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.fp8_checkpoints import fp8_config, whole_blocks
 from rl_reasoner.moe import parameter_counts, without_router_logits
 from rl_reasoner.recipe import Lora
 
@@ -239,7 +241,11 @@ def _pretrained(path: str, source: str) -> Policy:
 
             model = AutoPeftModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         else:
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+            config = fp8_config(path)
+            with whole_blocks() if config else nullcontext():
+                model = AutoModelForCausalLM.from_pretrained(
+                    path, dtype=torch.float32, config=config
+                )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         where = "is a folder without a model in it" if folder.is_dir() else "cannot be opened"
         raise UserError(f"policy {source!r} {where}: {_first_line(error)}") from error

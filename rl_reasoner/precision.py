@@ -37,13 +37,20 @@ def quantised(values: Tensor, tile: tuple[int, int]) -> Tensor:
     The largest number of a tile becomes the largest of e4m3. A tile side of 0 means all of it.
     """
     rows, columns = values.shape
+    tiles, scale = rounded(values, tile)
+    spread: Tensor = tiles.to(values.dtype) * scale
+    return spread.flatten(2, 3).flatten(0, 1)[:rows, :columns]
+
+
+def rounded(values: Tensor, tile: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """(M, K) -> (R, h, C, w) e4m3 tiles, filled up with zeros, and their (R, 1, C, 1) scales."""
+    rows, columns = values.shape
     high, wide = tile[0] or max(rows, 1), tile[1] or max(columns, 1)
     padded = nn.functional.pad(values, (0, -columns % wide, 0, -rows % high))
     tiles = padded.unflatten(1, (-1, wide)).unflatten(0, (-1, high))  # type: ignore[no-untyped-call]
     largest = tiles.abs().amax((1, 3), keepdim=True)
     scale = torch.where(largest > 0, largest / _LARGEST, 1.0)
-    rounded: Tensor = (tiles / scale).clamp(-_LARGEST, _LARGEST).to(_E4M3).to(values.dtype) * scale
-    return rounded.flatten(2, 3).flatten(0, 1)[:rows, :columns]
+    return (tiles / scale).clamp(-_LARGEST, _LARGEST).to(_E4M3), scale
 
 
 def tile_of(scaling: Scaling, weight: bool) -> tuple[int, int]:
@@ -97,7 +104,7 @@ _Product = Callable[[Tensor, Tensor], Tensor]
 def _product(scaling: Scaling, by: By) -> _Product:
     if by == "torchao":
         return fp8_products.product(scaling)
-    return lambda rows, weight: _Linear.apply(rows, weight, scaling)  # type: ignore[no-untyped-call, no-any-return]
+    return lambda rows, weight: _Linear.apply(rows, weight, scaling)  # type: ignore[no-untyped-call]
 
 
 def linear(
@@ -128,15 +135,12 @@ def _experts(
     token = order // top_k_index.shape[-1]
     counts = torch.bincount(chosen, minlength=len(weights[0])).tolist()
     outs = []
-    for expert, rows in enumerate(hidden_states[token].split(counts)):
+    for expert, rows in enumerate(torch.split(hidden_states[token], counts)):
         if not len(rows):
             continue
-        (up, down), (up_bias, down_bias) = (
-            [None if tensor is None else tensor[expert] for tensor in pair]
-            for pair in (weights, biases)
-        )
-        inner = self._apply_gate(linear(rows, up, up_bias, scaling, by))
-        outs.append(linear(inner, down, down_bias, scaling, by))
+        up_bias, down_bias = (None if bias is None else bias[expert] for bias in biases)
+        inner = self._apply_gate(linear(rows, weights[0][expert], up_bias, scaling, by))
+        outs.append(linear(inner, weights[1][expert], down_bias, scaling, by))
     gated = torch.cat(outs) * top_k_weights.flatten()[order, None]
     total = torch.zeros_like(hidden_states, dtype=torch.float32).index_add(0, token, gated.float())
     return total.to(hidden_states.dtype)
@@ -164,12 +168,12 @@ def covered(model: Any) -> list[str]:
         name
         for name, module in model.named_modules()
         if (isinstance(module, nn.Linear) and module is not head and not name.endswith("_gate"))
-        or _is_experts(module)
+        or is_experts(module)
         if id(module) not in gates and ".lora_" not in name
     ]
 
 
-def _is_experts(module: nn.Module) -> bool:
+def is_experts(module: nn.Module) -> bool:
     """Whether these are fused experts that transformers lets one compute by a function of ours."""
     known = hasattr(module, "is_transposed") and not getattr(module, "has_post_expert_norm", True)
     return known and isinstance(getattr(module, "gate_up_proj", None), nn.Parameter)
@@ -199,7 +203,7 @@ def fp8(model: Any, scaling: Scaling = "block", by: By = "emulation") -> Iterato
     layers = [model.get_submodule(name) for name in covered(model) if name not in out]
     linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
     experts = len(linears) < len(layers)
-    if experts and any(_is_experts(model.get_submodule(name)) for name in out):
+    if experts and any(is_experts(model.get_submodule(name)) for name in out):
         raise UserError("precision fp8: some of the experts have sides that FP8 does not take")
     config = model.config
     before = getattr(config, "_experts_implementation", None)

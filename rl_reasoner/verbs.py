@@ -29,7 +29,11 @@ class Train:
     recipe: Positional[Annotated[str | None, arg(metavar="RECIPE")]] = None
     """a recipe's name, script or YAML file"""
     resume: Annotated[Path | None, arg(metavar="RUN")] = None
-    """continue the run in this folder"""
+    """continue the run in this folder; with RECIPE or flags: do again what they change"""
+    first: Annotated[str | None, arg(name="from", metavar="STAGE")] = None
+    """begin with this stage, and do it again if it is finished"""
+    until: Annotated[str | None, arg(metavar="STAGE")] = None
+    """end after this stage"""
     quiet: FlagCreatePairsOff[bool] = False
     """no live view"""
     json: Json = False
@@ -39,49 +43,57 @@ class Train:
         """Train; prints what came of it."""
         from rl_reasoner.recipe_source import load_recipe, place_of
 
-        where = None
         if self.resume is not None:
-            recipe = self._resumed(self.resume)
-        elif self.recipe is None:
-            raise UserError("train what? Give a recipe, or --resume RUN. See: rl-reasoner list")
+            source, flags = self._resumed(self.resume)
+        elif self.recipe is not None:
+            source, flags = self.recipe, self.flags
         else:
-            recipe = load_recipe(self.recipe, self.flags)
-            where = place_of(self.recipe, self.flags)
+            raise UserError("train what? Give a recipe, or --resume RUN. See: rl-reasoner list")
+        recipe, where = load_recipe(source, flags), place_of(source, flags)
         if not self.quiet:
             err.print("loading torch and transformers", style="dim")
         from rl_reasoner.stages import train
 
-        command = "rl-reasoner train " + " ".join([self.recipe or "", *self.flags])
         done = train(
-            recipe, resume=self.resume, quiet=self.quiet, command=command.strip(), where=where
+            recipe,
+            resume=self.resume,
+            quiet=self.quiet,
+            command=shlex.join(["rl-reasoner", "train", source, *flags]),
+            where=where,
+            first=self.first,
+            last=self.until,
         )
         value = {
             "run": str(done.folder),
-            "policy": str(done.folder / "policy"),
+            "policy": done.policy.source,
             "report": str(done.report),
             "evals": {name: result.sets for name, result in done.evals.items()},
         }
         tables = [f"\n{name}\n{result.table()}\n" for name, result in done.evals.items()]
-        ends = f"\npolicy  {done.folder / 'policy'}\nreport  {done.report}"
+        ends = f"\npolicy  {done.policy.source}\nreport  {done.report}"
         emit(self.json, value, "".join([*tables, ends]))
 
-    def _resumed(self, folder: Path) -> Any:
-        from rl_reasoner.recipe_source import load_recipe
+    def _resumed(self, folder: Path) -> tuple[str, list[str]]:
+        """The recipe that the run in `folder` goes on with, and its flags.
 
-        if self.flags:
-            raise UserError(
-                f"a run continues with the recipe it began with: {self.flags[0]} cannot be given "
-                "together with --resume"
-            )
-        if not (folder / "recipe.yaml").is_file():
+        Its own; or the one given, of the same name, with the flags that the run began with.
+        """
+        from rl_reasoner.recipe_source import load_recipe
+        from rl_reasoner.runs import begun_with
+
+        own = str(folder / "recipe.yaml")
+        if not Path(own).is_file():
             raise UserError(f"{folder} is no run folder: it has no recipe.yaml")
-        begun = load_recipe(str(folder / "recipe.yaml"))
-        if self.recipe is not None and (asked := load_recipe(self.recipe).name) != begun.name:
+        begun = load_recipe(own)
+        if self.recipe is None:
+            return own, self.flags
+        flags = [*begun_with(folder), *self.flags]
+        if (asked := load_recipe(self.recipe, flags).name) != begun.name:
             raise UserError(
                 f"{folder} is a run of the recipe {begun.name!r}, not of {asked!r}: "
                 "to continue it, give --resume alone"
             )
-        return begun
+        return self.recipe, flags
 
 
 @dataclass
@@ -254,6 +266,8 @@ class Export:
     """a new folder"""
     dtype: str = "fp32"
     """fp32 or bf16"""
+    fp8: FlagCreatePairsOff[bool] = False
+    """linear layers and experts in FP8 blocks, as DeepSeek-V3's; the rest as --dtype"""
     upcycle: Annotated[int | None, arg(metavar="N")] = None
     """make a mixture of N experts of a dense policy, which computes the same"""
     chosen: int = 2
@@ -269,6 +283,7 @@ class Export:
         writable(self.to)
         import torch
 
+        from rl_reasoner.fp8_checkpoints import check_fp8, write_fp8
         from rl_reasoner.policy import open_policy
 
         quiet()
@@ -280,7 +295,11 @@ class Export:
 
             policy.model = upcycled(policy.model, self.upcycle, self.chosen)
         policy.model.to(torch.bfloat16 if self.dtype == "bf16" else torch.float32)
+        if self.fp8:
+            check_fp8(policy.model)
         policy.save(self.to)
+        if self.fp8:
+            write_fp8(policy.model, self.to)
         emit(self.json, {"policy": str(self.to)}, str(self.to))
 
 

@@ -1,5 +1,8 @@
-"""Emulated FP8 against a reference in float64, written with loops from the definition."""
+"""FP8: the emulation against a reference in float64, the card's products, and runs in it."""
 
+import json
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,10 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mixtures import FAMILIES, model_of
+from tiny import grpo, recipe, rows, sft, weights
 from torch import Tensor
 
-from rl_reasoner import open_policy
-from rl_reasoner.precision import covered, fp8, linear, product, quantised, tile_of
+from rl_reasoner import fp8_products, open_policy, train
+from rl_reasoner.errors import UserError
+from rl_reasoner.policy import add_lora
+from rl_reasoner.precision import covered, fp8, how, left_out, linear, product, quantised, tile_of
+from rl_reasoner.preflight import inspected, prepared, rehearsed
+from rl_reasoner.recipe import Lora
 
 IDS = torch.arange(24).reshape(2, 12)
 
@@ -147,3 +155,127 @@ def test_a_model_learns_with_it() -> None:
             optimizer.zero_grad()
         ends.append(float(loss.detach()))
     assert max(ends) < 1.0 and abs(ends[0] - ends[1]) < 0.3
+
+
+# ------------------------------------------------------------------------------------- the run
+
+
+def test_a_recipe_trains_in_it_and_says_so(tmp_path: Path) -> None:
+    """Supervised and GRPO steps with a reference: other losses than in bf16, plain weights."""
+    losses = {}
+    for precision in ("bf16", "fp8"):
+        folder = tmp_path / precision
+        folder.mkdir()
+        run = {"folder": str(folder / "run"), "device": "cpu", "precision": precision}
+        made = recipe(folder, sft(), grpo(loss={"beta": 0.01}), run=run)
+        train(made, quiet=True)
+        found = sorted((folder / "run" / "stages").glob("*/metrics.jsonl"))
+        losses[precision] = [[row["loss"] for row in rows(file)] for file in found]
+    plain, rounded = losses["bf16"], losses["fp8"]
+    assert [len(stage) for stage in rounded] == [3, 3]
+    assert all(1e-6 < abs(a - b) < 0.2 for a, b in zip(plain[0], rounded[0], strict=True))
+    lock = json.loads((folder / "run" / "lock.json").read_text())
+    assert (lock["precision"], lock["fp8"]["computed_by"]) == ("fp8", "emulation")
+    assert lock["fp8"]["layers"] == 10 and "same products" in lock["fp8"]["rollouts"]
+    config = json.loads((folder / "run" / "policy" / "config.json").read_text())
+    assert "quantization_config" not in config and not any("experts_impl" in key for key in config)
+    assert {t.dtype for t in weights(folder / "run" / "policy").values()} == {torch.float32}
+
+
+def test_sampling_and_training_pass_are_the_same_policy_in_rows_and_blocks() -> None:
+    """An activation's scale is its own token's: a token alone gets what it gets among others."""
+    model = open_policy("scratch:moe-tiny", device="cpu").model.eval()
+    found = {}
+    for scaling in ("row", "block", "tensor"):
+        with fp8(model, scaling), torch.no_grad():
+            whole = model(input_ids=IDS).logits
+            found[scaling] = float((model(input_ids=IDS[:1]).logits - whole[:1]).abs().max())
+    assert found["row"] < 1e-4 and found["block"] < 1e-4 < found["tensor"]
+
+
+def test_the_check_says_that_it_is_emulated(tmp_path: Path) -> None:
+    made = recipe(tmp_path, grpo(), run={"device": "cpu", "precision": "fp8"})
+    work = prepared(made)
+    policy = open_policy("scratch:moe-tiny", device="cpu")
+    notices = {n.check: n for n in inspected(made, work, policy, tmp_path)}
+    assert notices["precision"].status == "warned" and "emulated" in notices["precision"].message
+    [row] = [n for n in rehearsed(made, work, policy) if n.check == "mismatch"]
+    assert "fp8" in row.message
+
+
+def test_a_low_rank_adapter_stays_out_and_its_base_is_covered() -> None:
+    policy = open_policy("scratch:moe-tiny", device="cpu")
+    add_lora(policy, Lora(rank=4), seed=0)
+    names = covered(policy.model)
+    assert any(n.endswith("q_proj.base_layer") for n in names)
+    assert any(n.endswith("experts.base_layer.base_layer") or "experts" in n for n in names)
+    assert not any("lora_" in n for n in names)
+    with fp8(policy.model):
+        policy.model(input_ids=IDS, labels=IDS).loss.backward()
+    grads = [p.grad for n, p in policy.model.named_parameters() if "lora_B" in n]
+    assert grads and all(g is not None and float(g.abs().max()) > 0 for g in grads)
+
+
+# --------------------------------------------------------------------------- the card's products
+
+
+def test_a_card_with_fp8_is_never_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert how("cpu", "block") == "emulation"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    assert how("cuda", "block") == "emulation"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install"):
+        how("cuda", "row")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert how("cuda", "row") == "torchao"
+    with pytest.raises(UserError, match="Hopper"):
+        how("cuda", "block")
+
+
+@pytest.mark.parametrize("family", ["Qwen3Moe", "DeepseekV3", "GptOss"])
+@pytest.mark.parametrize("scaling", ["tensor", "row"])
+def test_torchaos_products_reach_linear_layers_and_fused_experts(family: str, scaling: Any) -> None:
+    """On torch's own FP8 product, which CPUs have too; gradients point where fp32's do."""
+    pytest.importorskip("torchao", reason="torchao is an extra: pip install -e '.[fp8]'")
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "moe_intermediate_size": 32}
+    heads = {"DeepseekV3": {"q_lora_rank": 16, "kv_lora_rank": 16}}.get(family, {"head_dim": 16})
+    model = model_of(family, **{**sizes, **heads})
+    grads = []
+    for by in (None, "torchao"):
+        with fp8(model, scaling, by) if by else nullcontext():
+            loss = model(input_ids=IDS, labels=IDS).loss
+        loss.backward()
+        grads.append({n: p.grad for n, p in model.named_parameters()})
+        model.zero_grad()
+    changed = [n for n in grads[0] if not torch.equal(grads[0][n], grads[1][n])]
+    assert any("gate_up_proj" in n for n in changed) and any("o_proj" in n for n in changed)
+    for name in covered(model):
+        for own, _ in model.get_submodule(name).named_parameters(recurse=False):
+            a, b = (g[f"{name}.{own}"].flatten() for g in grads)
+            if "bias" not in own and float(a.norm()) > 1e-6:
+                assert float(torch.cosine_similarity(a, b, dim=0)) > 0.9, name
+
+
+def test_rows_are_filled_up_for_the_kernels_and_odd_layers_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stand-in for the blockwise kernels of Hopper cards, which takes what they take."""
+    seen = []
+
+    def kernel(rows: Tensor, weight: Tensor) -> Tensor:
+        assert not any(side % 128 for side in (*rows.shape, *weight.shape))
+        seen.append(weight.shape)
+        return rows @ weight.T
+
+    monkeypatch.setattr(fp8_products, "_blockwise", lambda: kernel)
+    wide = {"hidden_size": 128, "moe_intermediate_size": 128, "head_dim": 64}
+    model = model_of("Qwen3Moe", **wide).eval()
+    plain = model(input_ids=IDS).logits
+    with fp8(model, "block", "torchao"):
+        found = model(input_ids=IDS).logits
+    assert torch.allclose(found, plain, atol=1e-5)
+    assert (256, 128) in seen, "experts"
+    out = left_out(model, "block", "torchao")
+    assert {n.rsplit(".", 1)[-1] for n in out} == {"k_proj", "v_proj"}, "64 wide"
+    assert left_out(model, "block", "emulation") == []
