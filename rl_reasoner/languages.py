@@ -8,6 +8,7 @@ where lingua is installed, `share(..., detector="lingua")` lets it decide betwee
 script. Knows nothing of rewards.
 """
 
+import importlib
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -251,11 +252,11 @@ def _by_lingua(text: str, among: tuple[str, ...]) -> str | None:
 @cache
 def _detector(among: tuple[str, ...]) -> Any:
     try:
-        from lingua import IsoCode639_1, LanguageDetectorBuilder
+        lingua: Any = importlib.import_module("lingua")
     except ImportError:
         raise UserError(
             "detector 'lingua' needs the package lingua-language-detector: "
             'pip install "rl-reasoner[language]"'
         ) from None
-    codes = [getattr(IsoCode639_1, language.upper()) for language in among]
-    return LanguageDetectorBuilder.from_iso_codes_639_1(*codes).build()
+    codes = [getattr(lingua.IsoCode639_1, language.upper()) for language in among]
+    return lingua.LanguageDetectorBuilder.from_iso_codes_639_1(*codes).build()

@@ -1,0 +1,46 @@
+"""Instruction following: does the response do what its row's instructions ask, each checked?
+
+Verifiable instructions in the manner of IFEval (arXiv 2311.07911): counts, words, case, form, JSON,
+language. The kinds, their arguments and what counts as what are in docs/rewards-language.md.
+"""
+
+import json
+from functools import lru_cache
+from typing import Any
+
+from rl_reasoner.errors import unknown
+from rl_reasoner.instructions import Instruction, parsed, verdicts
+from rl_reasoner.reward import Score, reward
+from rl_reasoner.thinking import answer_of
+
+_CREDIT = ("all", "fraction")
+
+
+@reward
+def instructions(
+    completion: str, instructions: list[dict[str, Any]], credit: str = "all", loose: bool = False
+) -> Score:
+    """1.0 when the answer follows all `instructions`, else 0.0; or the share that it follows.
+
+    Judged is what stands behind the chain of thought, without answer tags. With `loose`, its first
+    or last line and asterisks may be left out, as in IFEval. Parts are both counts.
+    """
+    if credit not in _CREDIT:
+        raise unknown("credit of instructions", credit, _CREDIT)
+    wanted = _parsed(json.dumps(instructions))
+    found = verdicts(answer_of(completion), wanted, loose)
+    right = sum(followed for followed, _ in found)
+    wrong = [
+        f"{one.name}: {why}"
+        for one, (followed, why) in zip(wanted, found, strict=True)
+        if not followed
+    ]
+    parts = {"followed": float(right), "instructions": float(len(wanted))}
+    reason = "; ".join(wrong)[:300] or "follows all instructions"
+    share = right / len(wanted)
+    return Score(share if credit == "fraction" else float(share == 1.0), reason, parts)
+
+
+@lru_cache(maxsize=4096)
+def _parsed(text: str) -> tuple[Instruction, ...]:
+    return tuple(parsed(text))
