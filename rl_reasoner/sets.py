@@ -54,6 +54,9 @@ def _aime(year: int, hub: FileData | None = None) -> Card:
 
 
 _INTEGER = "a whole number"
+_ANSWERS = {"functions": "tests"} | dict.fromkeys(
+    ("instructions", "instructions_tiny"), "instructions, one of many responses that follow them"
+)
 _CODE = "auto; a chat model is to answer with a fenced Python block"
 
 CARDS = {
@@ -177,7 +180,7 @@ def card_of(name: str) -> Card | None:
             about=f"generated problems of the task {task}" if made else own.stem.replace("_", " "),
             size=size,
             split=split if made else "all",
-            answers="tests" if task == "functions" else "a number or expression",
+            answers=_ANSWERS.get(task, "a number or expression"),
             licence="Apache-2.0",
             source="made for this project, see data/DATASHEET.md",
             prompt="plain",

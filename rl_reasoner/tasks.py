@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 
 from rl_reasoner.code_tasks import FUNCTIONS
 from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.instruction_tiny import INSTRUCTIONS_TINY
 from rl_reasoner.problems import Pick, Problem, Task, digest, picker
 
 SPLITS = ("train", "validation", "test", "ood")
@@ -342,6 +343,7 @@ _TASKS = (
         judge="countdown",
     ),
     FUNCTIONS,
+    INSTRUCTIONS_TINY,
 )
 TASKS: Mapping[str, Task] = {task.name: task for task in _TASKS}
 
@@ -350,7 +352,7 @@ def careless(problem: Problem, share: float, rng: random.Random) -> dict[str, st
     """The columns of the problem's row that a careless writer changes, as the task has it.
 
     `share` (0 to 1) is how careless: the share of wrong steps in `modular`, of wrong programs in
-    `functions`. Raises `UserError` for a task that has no such writer.
+    `functions`, of responses that forget an instruction in `instructions_tiny`. Raises `UserError` for a task that has no such writer.
     """
     writer = TASKS[problem.task].careless
     if writer is None:
