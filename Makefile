@@ -4,7 +4,7 @@ PY := .venv/bin/python
 RUN := .venv/bin/rl-reasoner
 TESTS ?= tests
 
-.PHONY: quickstart test lint bench real conformance resume-matrix schema clean
+.PHONY: quickstart test lint bench real conformance resume-matrix docs tutorials schema release-check clean
 
 quickstart: .venv/user  ## install, then the main job: train a tiny mixture of experts to think
 	$(RUN) train quickstart
@@ -32,6 +32,12 @@ conformance: .venv/dev  ## trl's own tests of its GRPO trainer, on ours; TRL is 
 
 resume-matrix: .venv/dev  ## kill -9 and resume at every point of the matrix; `make test` has some of them
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m matrix tests/test_trainer_processes.py
+
+docs: .venv/dev  ## the site, in build/site; nothing is fetched, every link is checked
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build
+
+tutorials: .venv/dev  ## every block of README and docs at its full size; `make test` runs them tiny
+	RL_REASONER_DOCS=full OMP_NUM_THREADS=1 $(PY) -m pytest -n0 --timeout=3600 tests/test_readme.py tests/test_docs.py tests/test_notebook.py
 
 schema: .venv/dev  ## after a change of the recipe's fields: the file that editors check YAML recipes by
 	$(RUN) list schema > .schema && mv .schema recipes/recipe.schema.json

@@ -1,0 +1,148 @@
+"""The documents: every block runs, every name they use is there, the site is built whole."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from documents import LANGUAGES, ROOT, blocks, run_document
+
+import rl_reasoner.recipe as schema
+from rl_reasoner.recipe_source import shipped_recipes
+from rl_reasoner.reward import shipped_rewards
+
+DOCUMENTS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for folder in ("", "docs", "docs/tutorials", "docs/reference", "recipes", "rewards", "data")
+    for path in (ROOT / folder).glob("*.md")
+)
+FIRST = "docs/tutorials/first-run.md"
+WITH_BLOCKS = [
+    name for name in DOCUMENTS if blocks(name) and not name.startswith("README") and name != FIRST
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the first tutorial was followed, as all others take for granted."""
+    folder = tmp_path_factory.mktemp("docs")
+    sys.path.insert(0, str(folder))  # as for a script that lies there
+    run_document(FIRST, folder, typed="((3+4)*2-5)%10=\n")
+    yield folder
+    sys.path.remove(str(folder))
+
+
+def test_the_first_tutorial_gives_a_run(place: Path) -> None:
+    assert (place / "runs/first/report.html").is_file()
+    assert (place / "runs/first/stages/3-grpo/ledger.jsonl").is_file()
+
+
+@pytest.mark.parametrize("document", WITH_BLOCKS)
+def test_every_block_runs(document: str, place: Path) -> None:
+    run_document(document, place)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_a_block_is_run_or_marked_as_output(document: str) -> None:
+    assert {block.language for block in blocks(document)} <= LANGUAGES
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document: str) -> None:
+    text = re.sub(r"^```.*?^```", "", (ROOT / document).read_text(), flags=re.DOTALL | re.MULTILINE)
+    for link in re.findall(r"\]\(([^)\s#]+)", text):
+        if "://" not in link:
+            assert (ROOT / document).parent.joinpath(link).exists(), link
+
+
+def test_the_concepts_name_functions_that_are_there() -> None:
+    """On the page about GRPO, a function that is named in a paragraph lies in a file linked there."""
+    text = (ROOT / "docs/grpo.md").read_text(encoding="utf-8")
+    places = 0
+    for paragraph in text.split("\n\n"):
+        files = re.findall(r"\]\(\.\./(rl_reasoner/[\w/]+\.py)\)", paragraph)
+        defined = {
+            node.name
+            for file in files
+            for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8")))
+            if isinstance(node, ast.FunctionDef)
+        }
+        for name in re.findall(r"`([a-z_]+)` (?:in|of) \[", paragraph):
+            places += 1
+            assert name in defined, name
+    assert places >= 6
+
+
+def test_the_table_of_names_is_true_of_the_recipe_and_of_trl() -> None:
+    from trl import GRPOConfig
+
+    text = (ROOT / "docs/migration.md").read_text(encoding="utf-8")
+    table = text.partition("## Names")[2].partition("## Rewards")[0]
+    rows = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("| `")]
+    stage, whole = schema.GrpoStage(data="x"), schema.Recipe.model_fields
+    for ours, theirs, *_ in rows:
+        for name in re.findall(r"`([a-z_.]+)", ours):
+            head, _, rest = name.partition(".")
+            part = stage if hasattr(stage, head) else None
+            if part is None:
+                assert head in whole, name
+            elif rest:
+                assert hasattr(getattr(stage, head), rest), name
+        for name in re.findall(r"`([a-z_]+)`", theirs):
+            assert name in GRPOConfig.__dataclass_fields__ or name == "peft_config", name
+    assert len(rows) >= 25
+
+
+@pytest.mark.parametrize(
+    ("document", "names"),
+    [("recipes/README.md", shipped_recipes()), ("rewards/README.md", shipped_rewards())],
+)
+def test_every_shipped_file_has_a_row(document: str, names: list[str]) -> None:
+    listed = re.findall(r"^\| `(\w+)` \|", (ROOT / document).read_text(), re.MULTILINE)
+    assert sorted(set(listed)) == sorted(names)
+
+
+def test_the_command_line_page_has_every_verb() -> None:
+    from typing import get_args
+
+    from rl_reasoner.cli import Verb
+
+    text = (ROOT / "docs/reference/commands.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| `(\w+)|, `(\w+) ", text, re.MULTILINE))
+    assert {get_args(verb)[1].name for verb in get_args(Verb)} <= {a or b for a, b in listed}
+
+
+class _Outside(HTMLParser):
+    """What a page would fetch from elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        facts = dict(attrs)
+        fetched = facts.get("src") if tag in ("script", "img", "iframe") else None
+        if tag == "link" and facts.get("rel") not in ("canonical", "prev", "next"):
+            fetched = facts.get("href")
+        if fetched and "//" in fetched:
+            self.found.append(fetched)
+
+
+def test_the_site_is_built_without_a_warning_and_without_the_network(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    pages = sorted(tmp_path.rglob("*.html"))
+    assert len(pages) > 20
+    for page in pages:
+        parser = _Outside()
+        parser.feed(page.read_text(encoding="utf-8"))
+        assert not parser.found, page
+    assert "arithmatex" not in (tmp_path / "grpo.html").read_text(encoding="utf-8")
+    assert "<math" in (tmp_path / "grpo.html").read_text(encoding="utf-8")
