@@ -9,10 +9,10 @@ while it trains. Knows nothing of torch. A part that is lacking (an interrupted 
 GRPO) is absent from the page; the same files always give the same bytes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-__all__ = ["write_evaluation", "write_report"]
+__all__ = ["serve_report", "write_evaluation", "write_report"]
 
 
 def write_report(folder: Path) -> Path:
@@ -27,6 +27,17 @@ def write_report(folder: Path) -> Path:
     target = folder / "report.html"
     write_text(target, page(read_run(folder)))
     return target
+
+
+def serve_report(folder: Path, port: int, ready: Callable[[str], None]) -> None:
+    """Serve the page of the run in `folder`, which may still train, until interrupted.
+
+    On this machine alone; `ready` gets the address. Raises `UserError` when `folder` is not a run
+    folder, or the port (0 for any) is taken.
+    """
+    from rl_reasoner.report.server import serve
+
+    serve(folder, port, ready)
 
 
 def write_evaluation(files: Sequence[Path], target: Path) -> Path:

@@ -84,7 +84,7 @@ def read_rollouts(path: Path) -> Rollouts:
             found.broken += 1
             continue
         sample = sample_of(row)
-        _count(found, sample)
+        count(found, sample)
         rows[sample.step] += 1
         parts = spans.setdefault(sample.step, [])
         if parts and parts[-1][1] == start:
@@ -99,20 +99,28 @@ def read_rollouts(path: Path) -> Rollouts:
     return found
 
 
-def rows_after(path: Path, start: int, most: int = 2_000_000) -> tuple[int, list[Sample]]:
-    """What was appended from the byte `start` on, whole lines only, and where that ends.
+def rows_after(path: Path, start: int, most: int | None = None) -> tuple[int, list[dict[str, Any]]]:
+    """What was appended to a JSONL file from the byte `start` on, and where that ends.
 
-    At most some `most` bytes. A file that is shorter than `start` gives (-1, []): it was cut back.
+    Whole lines only, at most some `most` bytes. A file that is shorter than `start` was cut back:
+    (-1, []).
     """
-    if not path.is_file() or path.stat().st_size < start:
+    size = path.stat().st_size if path.is_file() else 0
+    if size < start:
         return -1, []
-    end, samples = start, []
-    for _, end, row in _rows(path, start):
+    end, rows = start, []
+    for _, end, row in _rows(path, start) if size > start else ():
         if row is not None:
-            samples.append(sample_of(row))
-        if end - start >= most:
+            rows.append(row)
+        if most is not None and end - start >= most:
             break
-    return end, samples
+    return end, rows
+
+
+def samples_after(path: Path, start: int, most: int | None = None) -> tuple[int, list[Sample]]:
+    """`rows_after` of a stage's `rollouts.jsonl`."""
+    end, rows = rows_after(path, start, most)
+    return end, [sample_of(row) for row in rows]
 
 
 def _rows(
@@ -157,7 +165,8 @@ def _chosen(spans: Mapping[int, list[tuple[int, int]]], rows: Counter[int]) -> l
     return [steps[round(i * (len(steps) - 1) / (count - 1))] for i in range(count)]
 
 
-def _count(found: Rollouts, sample: Sample) -> None:
+def count(found: Rollouts, sample: Sample) -> None:
+    """Count a sample in."""
     found.completions += 1
     found.truncated += sample.truncated
     for name, verdict in sample.verdicts.items():
