@@ -235,16 +235,28 @@ class Copy:
 
 @dataclass
 class Report:
-    """Write report.html of a run again, or the page of a saved evaluation."""
+    """Write report.html of a run again, or the page of a saved evaluation.
+
+    With --live the page is served while the run trains, and shows what comes.
+    """
 
     source: Positional[Annotated[Path, arg(metavar="RUN")]]
     """the run's folder, or the JSON file of an evaluation"""
+    live: FlagCreatePairsOff[bool] = False
+    """serve the page on 127.0.0.1, at an address with a token, until Ctrl-C"""
+    port: int = 0
+    """with --live: the port (0: any that is free)"""
     json: Json = False
 
     def run(self) -> None:
-        """Write the page and print its path."""
-        from rl_reasoner.report import write_evaluation, write_report
+        """Write the page and print its path, or serve it and print its address."""
+        from rl_reasoner.report import serve_report, write_evaluation, write_report
 
+        if self.live:
+            if not (self.source / "recipe.yaml").is_file():
+                raise UserError(f"{self.source} is no run folder: it has no recipe.yaml")
+            serve_report(self.source, self.port, lambda url: emit(self.json, {"live": url}, url))
+            return
         if self.source.suffix == ".json":
             target = writable(self.source.with_suffix(".html"))
             path = write_evaluation([self.source], target)
