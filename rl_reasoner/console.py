@@ -16,7 +16,7 @@ out = Console(width=None if sys.stdout.isatty() else 200)
 def emit(as_json: bool, value: Mapping[str, Any], shown: Any) -> None:
     """Print a verb's result: `value` as JSON, or what a reader sees (`shown`)."""
     if as_json:
-        print(json.dumps(value, ensure_ascii=False))
+        print(json.dumps(value, ensure_ascii=False), flush=True)
     else:  # a text goes out as it is: no markup, no line broken
         whole = not isinstance(shown, Table)
         out.print(shown, markup=False, highlight=False, soft_wrap=whole)
