@@ -33,6 +33,8 @@ Verb = (
     | Annotated[verbs.Export, subcommand("export")]
     | Annotated[verbs.Env, subcommand("env")]
 )
+# Flags of `train` itself that have a value.
+_VALUES = ("--resume", "--from", "--until")
 _UNWRITABLE = (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
@@ -101,10 +103,10 @@ def _split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     rest = list(argv)
     while rest:
         token = rest.pop(0)
-        own = token.partition("=")[0] in ("--resume", "--quiet", "--json", "--help", "-h")
+        own = token.partition("=")[0] in (*_VALUES, "--quiet", "--json", "--help", "-h")
         kept = known if own or not token.startswith("--") else flags
         kept.append(token)
-        takes_value = token == "--resume" or (kept is flags and "=" not in token)
+        takes_value = token in _VALUES or (kept is flags and "=" not in token)
         if takes_value and rest and not rest[0].startswith("--"):
             kept.append(rest.pop(0))
     return known, flags

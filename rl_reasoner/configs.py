@@ -8,18 +8,31 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from trl import SFTConfig
+from trl import DistillationConfig, SFTConfig
 
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.policy import choose_device, choose_precision
-from rl_reasoner.recipe import TRL_NAMES, GrpoStage, Optim, Recipe, SftStage
+from rl_reasoner.recipe import (
+    TRL_NAMES,
+    DistillStage,
+    GrpoStage,
+    Optim,
+    Recipe,
+    SampleStage,
+    SftStage,
+    TrainedStage,
+)
 from rl_reasoner.trainer import GRPOConfig
+
+_CONFIGS = {"sft": SFTConfig, "grpo": GRPOConfig, "distill": DistillationConfig}
 
 
 def check_configs(recipe: Recipe) -> None:
     """Make the config of every stage; raises `UserError` for arguments that trl does not take."""
     for stage in recipe.stages:
-        kind = SFTConfig if stage.kind == "sft" else GRPOConfig
+        if isinstance(stage, SampleStage):
+            continue
+        kind = _CONFIGS[stage.kind]
         known = {field.name for field in fields(kind)}
         for name in stage.trainer:
             if name not in known:
@@ -32,16 +45,22 @@ def check_configs(recipe: Recipe) -> None:
             raise UserError(f"stage {stage.name}: {error}") from error
 
 
-def config(recipe: Recipe, stage: SftStage | GrpoStage, folder: Path) -> SFTConfig | GRPOConfig:
+def config(
+    recipe: Recipe, stage: TrainedStage, folder: Path
+) -> SFTConfig | GRPOConfig | DistillationConfig:
     """The config of trl's trainer for `stage`, whose checkpoints lie in `folder`."""
     common = _common(recipe, stage, folder)
+    if not isinstance(stage, DistillStage):  # trl's distillation has no balancing loss
+        common["router_aux_loss_coef"] = stage.router_aux
     if isinstance(stage, SftStage):
         return SFTConfig(**{**common, **_sft(stage), **stage.trainer})
+    if isinstance(stage, DistillStage):
+        return DistillationConfig(**{**common, **_distill(stage), **stage.trainer})
     weights = [spec.weight for spec in recipe.rewards.values()]
     return GRPOConfig(**{**common, **_grpo(stage), "reward_weights": weights, **stage.trainer})
 
 
-def _common(recipe: Recipe, stage: SftStage | GrpoStage, folder: Path) -> dict[str, Any]:
+def _common(recipe: Recipe, stage: TrainedStage, folder: Path) -> dict[str, Any]:
     schedule, arguments = _schedule(stage.optim)
     optim = stage.optim
     device = choose_device(recipe.run.device)
@@ -56,7 +75,6 @@ def _common(recipe: Recipe, stage: SftStage | GrpoStage, folder: Path) -> dict[s
         "adam_beta2": optim.betas[1],
         "weight_decay": optim.weight_decay,
         "max_grad_norm": optim.max_grad_norm,
-        "router_aux_loss_coef": stage.router_aux,
         "seed": recipe.run.seed,
         "bf16": choose_precision(recipe.run.precision, device) != "fp32",
         "use_cpu": device == "cpu",
@@ -76,6 +94,17 @@ def _sft(stage: SftStage) -> dict[str, Any]:
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": stage.batch // micro,
         "max_length": None,
+    }
+
+
+def _distill(stage: DistillStage) -> dict[str, Any]:
+    return {
+        "per_device_train_batch_size": stage.batch,
+        "temperature": stage.sampling.temperature,
+        "top_p": stage.sampling.top_p,
+        "top_k": stage.sampling.top_k,
+        "max_completion_length": stage.sampling.max_tokens,
+        "beta": stage.beta,
     }
 
 

@@ -154,10 +154,16 @@ class Eval:
                 f"--decontaminated: {policy} is no run folder; say with --trained-on FILE,FILE "
                 "what the policy was trained on"
             )
+        from rl_reasoner.lineage import data_in
         from rl_reasoner.recipe_source import load_recipe
 
         run = load_recipe(str(recipe))
-        return [row for stage in run.stages for row in load_rows(run.data_of(stage))]
+        return [
+            row
+            for stage in run.stages
+            if stage.use is None
+            for row in load_rows(data_in(Path(policy), run, stage))
+        ]
 
 
 def _cache() -> Path:

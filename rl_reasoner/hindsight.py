@@ -14,6 +14,7 @@ from typing import Any
 from rl_reasoner.code_rows import continuing
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.ledger import entries
+from rl_reasoner.lineage import data_in
 from rl_reasoner.prompts import Row, load_rows
 from rl_reasoner.recipe import Recipe
 from rl_reasoner.recipe_source import load_recipe
@@ -152,7 +153,7 @@ def rescored(run: Path, reference: str, stage: str | None = None) -> Rescored:
     """
     folder = stage_of(run, stage)
     recipe = load_recipe(str(run / "recipe.yaml"))
-    data = _data_of(recipe, folder.name.partition("-")[2])
+    data = _data_of(run, recipe, folder.name.partition("-")[2])
     reward = continuing(load_reward(reference), data)
     found = Rescored()
     rollouts = _rows(folder / "rollouts.jsonl")
@@ -161,9 +162,9 @@ def rescored(run: Path, reference: str, stage: str | None = None) -> Rescored:
     return found
 
 
-def _data_of(recipe: Recipe, name: str) -> list[Row]:
+def _data_of(run: Path, recipe: Recipe, name: str) -> list[Row]:
     [stage] = [stage for stage in recipe.stages if stage.name == name]
-    return load_rows(recipe.data_of(stage))
+    return load_rows(data_in(run, recipe, stage))
 
 
 def _rescore(

@@ -24,11 +24,21 @@ from rl_reasoner.configs import check_configs
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.evaluate import check_judge, set_rows
 from rl_reasoner.isolation import Limits
+from rl_reasoner.lineage import brought
 from rl_reasoner.mismatch import diagnosed, measure
 from rl_reasoner.policy import Policy, choose_device, choose_precision
 from rl_reasoner.precision import how, in_fp8, in_words
 from rl_reasoner.prompts import Row, completion_of, load_rows, prompt_of
-from rl_reasoner.recipe import GrpoStage, Recipe, SftStage
+from rl_reasoner.recipe import (
+    AnyData,
+    GrpoStage,
+    Recipe,
+    SampleStage,
+    Stage,
+    StageData,
+    TrainedStage,
+    sources_of,
+)
 from rl_reasoner.reward import (
     APPLIES,
     Fault,
@@ -119,25 +129,42 @@ def prepared(recipe: Recipe, where: Where | None = None) -> Work:
     if recipe.evals.validation:
         with field("evals", "validation"):
             set_rows(recipe.evals.validation, 1)
-    for index, stage in enumerate(recipe.stages):
-        with field(*(("stages", index, "data") if stage.data else ("data",))):
-            rows.append(load_rows(recipe.data_of(stage)))
-            if stage.kind == "sft":
-                for row in rows[-1]:
-                    completion_of(row)
     named = dict(zip(recipe.rewards, rewards, strict=False))
     for index, stage in enumerate(recipe.stages):
+        found: list[Row] = []
+        if stage.use is not None:
+            with field("stages", index, "use"):
+                brought(stage)
+        elif not any(isinstance(s, StageData) for s in sources_of(recipe.data_of(stage))):
+            with field(*(("stages", index, "data") if stage.data else ("data",))):
+                found = read_stage_rows(stage, recipe.data_of(stage), named)
+        rows.append(found)
+    for stage, found in zip(recipe.stages, rows, strict=True):
         if problems or stage.kind != "grpo":
             continue
-        with field(*(("stages", index, "data") if stage.data else ("data",))):
-            rows[index] = [_with_rewards(row, named) for row in rows[index]]
         for name, function in named.items():
-            for row in _of_each_task(rows[index], name_of(function)):
+            for row in _of_each_task(found, name_of(function)):
                 with field("rewards", name):
                     _try_reward(function, row)
     if problems:
         raise UserError(*dict.fromkeys(problems))
     return Work(rows, rewards)
+
+
+def read_stage_rows(
+    stage: Stage, data: AnyData, rewards: Mapping[str, Callable[..., Any]]
+) -> list[Row]:
+    """The rows of `data`, as the trainer of `stage` wants them.
+
+    `rewards` are the recipe's, by name. Raises `UserError` for bad rows.
+    """
+    rows = load_rows(data)
+    if stage.kind == "sft":
+        for row in rows:
+            completion_of(row)
+    if stage.kind == "grpo":
+        rows = [_with_rewards(row, rewards) for row in rows]
+    return rows
 
 
 def _with_rewards(row: Row, rewards: Mapping[str, Callable[..., Any]]) -> Row:
@@ -195,9 +222,12 @@ def inspected(recipe: Recipe, work: Work, policy: Policy, folder: Path) -> list[
     if recipe.run.precision == "fp8":
         found.append(_fp8(recipe, policy))
     for stage, rows in zip(recipe.stages, work.rows, strict=True):
-        found.append(_rate(recipe, stage, policy))
+        if not isinstance(stage, SampleStage):
+            found.append(_rate(recipe, stage, policy))
         if isinstance(stage, GrpoStage):
-            found += [_batch(stage), _prompts(recipe, stage, rows, policy)]
+            found.append(_batch(stage))
+        if isinstance(stage, GrpoStage) and rows:
+            found.append(_prompts(recipe, stage, rows, policy))
     return found
 
 
@@ -307,9 +337,9 @@ def _sandbox(recipe: Recipe) -> Notice:
     return Notice("sandbox", "passed", strength.partition("\n")[0])
 
 
-def _rate(recipe: Recipe, stage: SftStage | GrpoStage, policy: Policy) -> Notice:
+def _rate(recipe: Recipe, stage: TrainedStage, policy: Policy) -> Notice:
     """The learning rate beside those that the shipped recipes train with."""
-    low, high = _RATES[stage.kind, policy.parameters[0] < _SMALL]
+    low, high = _RATES["grpo" if stage.kind == "grpo" else "sft", policy.parameters[0] < _SMALL]
     high *= _LORA_RATE if recipe.policy.lora else 1.0
     said = f"stage {stage.name}: {stage.optim.lr:g}"
     if low <= stage.optim.lr <= high:
@@ -352,7 +382,7 @@ def rehearsed(recipe: Recipe, work: Work, policy: Policy) -> list[Notice]:
     """Sample a group for each of a few rows of every grpo stage, and score it."""
     found = []
     for stage, rows in zip(recipe.stages, work.rows, strict=True):
-        if isinstance(stage, GrpoStage):
+        if isinstance(stage, GrpoStage) and rows:
             some = _some_of_each_task(rows)
             found += _rehearse(recipe, stage, work.rewards, some, policy)
             found.append(_compared(recipe, stage, some, policy))

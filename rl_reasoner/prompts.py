@@ -16,7 +16,15 @@ from typing import Any
 
 from rl_reasoner.code_rows import code_row
 from rl_reasoner.errors import UserError, did_you_mean
-from rl_reasoner.recipe import FileData, MixData, TaskData, checked_template
+from rl_reasoner.instructions import parsed
+from rl_reasoner.recipe import (
+    AnyData,
+    FileData,
+    MixData,
+    StageData,
+    TaskData,
+    checked_template,
+)
 from rl_reasoner.sets import find_set, set_names
 from rl_reasoner.tasks import careless, generate
 from rl_reasoner.worded import worded
@@ -83,16 +91,19 @@ def completion_of(row: Row) -> str:
 # -------------------------------------------------------------------------------------- rows
 
 
-def load_rows(data: TaskData | FileData | MixData) -> list[Row]:
+def load_rows(data: AnyData) -> list[Row]:
     """The rows that `data` describes, linted.
 
     What a source says of its rows stands in their columns `rewards`, `template` and `max_tokens`.
     The rows of a mix all have the same columns (None where a source has none), and a `task`. Raises
     `UserError` for a missing or unreadable file, a column that `columns` names and the file
-    lacks, and for bad rows, unless they are skipped: then they are named in a warning.
+    lacks, for rows of a stage, which only a run has (`lineage.data_in`), and for bad rows, unless
+    they are skipped: then they are named in a warning.
     """
     if isinstance(data, MixData):
         return _mixed(data)
+    if isinstance(data, StageData):
+        raise UserError(f"the rows of stage {data.stage!r} are made by its run")
     rows = _task_rows(data) if isinstance(data, TaskData) else _file_rows(data)
     rewards = None if data.rewards is None else list(data.rewards)
     said = {"rewards": rewards, "template": data.template, "max_tokens": data.max_tokens}
@@ -110,7 +121,7 @@ def _mixed(data: MixData) -> list[Row]:
         counts = [max(1, round(size)) for size in sizes]
     found: list[Row] = []
     for number, (source, part, count) in enumerate(zip(data.mix, parts, counts, strict=True)):
-        named = {} if isinstance(source, TaskData) else {"task": Path(source.path).stem}
+        named = {"task": Path(source.path).stem} if isinstance(source, FileData) else {}
         rest = random.Random(f"mix|{number}").sample(part, count % len(part))
         found += [named | row for row in (*part * (count // len(part)), *rest)]
     names = dict.fromkeys(name for row in found for name in row)
@@ -170,7 +181,7 @@ def lint(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
     """(good rows, one message for each bad one): missing columns, empty and contradicting answers.
 
     Where one problem stands with different answers, the rows after the first are bad. A row with
-    `tests` (see `code_rows`) or `instructions` needs no answer.
+    `tests` (see `code_rows`) or `instructions` needs no answer; these have to be known ones.
     """
     good: list[Row] = []
     problems = []
@@ -192,6 +203,12 @@ def lint(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
             empty = "problem" if answer else "answer"
             problems.append(f"{source}, row {number}: the {empty} is empty")
             continue
+        if row.get("instructions"):
+            try:
+                parsed(row["instructions"])
+            except UserError as error:
+                problems.append(f"{source}, row {number}: {error}")
+                continue
         if others:
             good.append({**row, "problem": problem})
             continue

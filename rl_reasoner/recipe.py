@@ -19,6 +19,7 @@ from pydantic import (
 
 from rl_reasoner.errors import did_you_mean
 from rl_reasoner.recipe_data import (
+    AnyData,
     Data,
     FileData,
     MixData,
@@ -45,6 +46,7 @@ from rl_reasoner.recipe_stages import (
 
 __all__ = [
     "TRL_NAMES",
+    "AnyData",
     "Asked",
     "Data",
     "DistillStage",
@@ -71,6 +73,7 @@ __all__ = [
     "TaskData",
     "TrainedStage",
     "checked_template",
+    "sources_of",
 ]
 
 
@@ -160,7 +163,8 @@ class Evals(Part):
         default_factory=dict, description="options of that reward"
     )
     stages: bool = Field(
-        default=False, description="also after each stage: evals/NAME.json, and base.json at first"
+        default=False,
+        description="also after each stage (evals/NAME.json), and of the recipe's policy (base)",
     )
     validation: str | None = Field(default=None, description="set evaluated while GRPO trains")
     every: int = Field(default=10, ge=1, description="steps between evaluations on `validation`")
@@ -273,11 +277,15 @@ class Recipe(Part):
         found += [s.stage for s in sources_of(stage.data) if isinstance(s, StageData)]
         return [name for name in dict.fromkeys(found) if name in names]
 
-    def data_of(self, stage: Stage) -> TaskData | FileData | StageData | MixData:
+    def data_of(self, stage: Stage) -> AnyData:
         """The rows that `stage` uses: its own, else the recipe's."""
         data = stage.data or self.data
         assert data is not None  # checked by the validator
         return data
+
+    def in_folder(self, folder: str | None) -> "Recipe":
+        """The same recipe in another run folder."""
+        return self.model_copy(update={"run": self.run.model_copy(update={"folder": folder})})
 
     def to_yaml(self) -> str:
         """The resolved recipe as YAML: every field, with its value."""

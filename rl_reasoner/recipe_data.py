@@ -148,7 +148,10 @@ Data = Annotated[
 ]
 
 
-def sources_of(data: TaskData | FileData | StageData | MixData | None) -> tuple[Source, ...]:
+AnyData = TaskData | FileData | StageData | MixData
+
+
+def sources_of(data: AnyData | None) -> tuple[Source, ...]:
     """The sources of a stage's data: itself, or those that it mixes."""
     if isinstance(data, MixData):
         return data.mix

@@ -13,11 +13,12 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,6 +38,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: IO[str] | None = None
+        self._old: Path | None = None
 
     @classmethod
     def create(cls, recipe: Recipe) -> "RunFolder":
@@ -96,6 +98,36 @@ class RunFolder:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def arrange(self, names: Sequence[str]) -> None:
+        """Number the stages' folders as the recipe does now; lay aside those it has no more."""
+        for folder in sorted((self.path / "stages").glob("*-*")):
+            name = folder.name.partition("-")[2]
+            if name not in names:
+                self.set_aside(folder)
+            elif folder.name != (wanted := f"{names.index(name) + 1}-{name}"):
+                folder.rename(folder.with_name(wanted))
+
+    def set_aside(self, path: Path) -> Path | None:
+        """Move what a changed recipe makes anew into `old/N/`; None where there is nothing.
+
+        N goes up by one for each process that lays something aside.
+        """
+        if not path.exists():
+            return None
+        if self._old is None:
+            numbers = [int(p.name) for p in (self.path / "old").glob("*") if p.name.isdecimal()]
+            self._old = self.path / "old" / str(max(numbers, default=0) + 1)
+        target = self._old / path.relative_to(self.path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+        return target
+
+    def change(self, recipe: Recipe) -> None:
+        """Go on with another recipe: the one before, and what was said of it, are laid aside."""
+        for name in ("recipe.yaml", "lock.json", "contamination.json"):
+            self.set_aside(self.path / name)
+        write_text(self.path / "recipe.yaml", recipe.to_yaml())
+
     def eval_file(self, name: str) -> Path:
         """The file of the evaluation `name`."""
         return self.path / "evals" / f"{name}.json"
@@ -106,11 +138,19 @@ class RunFolder:
             **made_with(),
             "seed": recipe.run.seed,
             "data": _data_hashes(recipe),
-            "command": " ".join(["rl-reasoner", *sys.argv[1:]]),
+            "command": shlex.join(["rl-reasoner", *sys.argv[1:]]),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             **facts,
         }
         write_text(self.path / "lock.json", json.dumps(lock, indent=2, ensure_ascii=False))
+
+
+def begun_with(folder: Path) -> list[str]:
+    """The flags that the run in `folder` was started with on the command line."""
+    file = folder / "lock.json"
+    lock = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    words = shlex.split(str(lock.get("command", "")))
+    return words[3:] if words[:2] == ["rl-reasoner", "train"] else []
 
 
 def made_with() -> dict[str, Any]:

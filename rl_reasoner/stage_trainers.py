@@ -5,20 +5,19 @@ trainers do not. What the trainers report is written by `recorder`; which stage 
 `stages`' part.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import AutoModelForCausalLM
 from trl import SFTTrainer
 
 from rl_reasoner.balance import BiasUpdate
 from rl_reasoner.code_rows import as_dataset, continuing
 from rl_reasoner.configs import config
+from rl_reasoner.distillation import Distiller, check_vocabulary, teacher_of
 from rl_reasoner.faults import SkipBadSteps
 from rl_reasoner.ledger import Ledger, scores_of
 from rl_reasoner.moe import (
@@ -29,7 +28,7 @@ from rl_reasoner.moe import (
 )
 from rl_reasoner.policy import Policy
 from rl_reasoner.prompts import Row, completion_of, prompt_of
-from rl_reasoner.recipe import GrpoStage, Recipe, SftStage
+from rl_reasoner.recipe import DistillStage, GrpoStage, Recipe, SftStage, TrainedStage
 from rl_reasoner.reward import text_of
 from rl_reasoner.runs import append_rows
 from rl_reasoner.trainer import GRPOTrainer
@@ -37,20 +36,50 @@ from rl_reasoner.trainer import GRPOTrainer
 
 @dataclass
 class Job:
-    """One stage at work: what its trainer is made of."""
+    """One stage at work: what its trainer is made of; `teacher` is for distillation."""
 
     recipe: Recipe
-    stage: SftStage | GrpoStage
+    stage: TrainedStage
     rows: list[Row]
     rewards: list[Callable[..., Any]]
     policy: Policy
     folder: Path
-    ledger: Ledger
+    teacher: Policy | None = None
+
+    def __post_init__(self) -> None:
+        self.ledger = Ledger(self.folder)
 
 
 def trainer_of(job: Job) -> Any:
     """The trainer of a stage, ready to train."""
-    return _sft(job, job.stage) if isinstance(job.stage, SftStage) else _grpo(job, job.stage)
+    if isinstance(job.stage, SftStage):
+        return _sft(job, job.stage)
+    if isinstance(job.stage, DistillStage):
+        return _distill(job, job.stage)
+    return _grpo(job, job.stage)
+
+
+def _distill(job: Job, stage: DistillStage) -> Distiller:
+    """Raises `UserError` for a teacher of another vocabulary than the student's."""
+    policy, teacher = job.policy, job.teacher
+    assert teacher is not None
+    check_vocabulary(policy, teacher)
+    prompts = [
+        {"prompt": prompt_of(row, job.recipe.template, policy.tokenizer)} for row in job.rows
+    ]
+    trainer = Distiller(
+        policy.model,
+        teacher_of(teacher),
+        args=config(job.recipe, stage, job.folder),
+        train_dataset=Dataset.from_list(prompts),
+        processing_class=policy.tokenizer,
+    )
+    if stage.freeze_router:
+        freeze_routers(policy.model)
+    if stage.router_bias:
+        trainer.add_callback(BiasUpdate(policy.model, stage.router_bias))
+    trainer.add_callback(SkipBadSteps(trainer))
+    return trainer
 
 
 def _sft(job: Job, stage: SftStage) -> SFTTrainer:
@@ -117,27 +146,3 @@ def _keep(job: Job, numbers: Mapping[str, int], found: list[dict[str, Any]]) -> 
 def _without_seconds(row: dict[str, Any]) -> dict[str, Any]:
     """A rollout without what the clock says: it is the same in a run that was resumed."""
     return {key: value for key, value in row.items() if key != "seconds"}
-
-
-def load_weights(policy: Policy, checkpoint: Path) -> None:
-    """Put the weights of a checkpoint into the policy's model.
-
-    The trainer's own loading passes over fused experts: files hold them one by one, and only
-    `from_pretrained` puts them together.
-    """
-    if (checkpoint / "adapter_config.json").is_file():
-        policy.model.load_adapter(str(checkpoint), "default", is_trainable=True)
-    else:
-        saved = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=policy.model.dtype)
-        policy.model.load_state_dict(saved.state_dict())
-
-
-@contextmanager
-def unmarked(model: Any) -> Iterator[None]:
-    """Take off what trl leaves on a model; the next stage would wrap its own `forward` again."""
-    try:
-        yield
-    finally:
-        for module in model.modules():
-            vars(module).pop("forward", None)
-        without_router_logits(model)

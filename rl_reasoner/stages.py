@@ -1,47 +1,60 @@
-"""The stages of a run, one after the other: supervised fine-tuning and GRPO, each resumable.
+"""The stages of a run: what is to do, from which policy, and what is finished.
 
-`train(recipe)` makes the run folder, opens the policy, takes it through the stages, evaluates it
-before the first GRPO stage and at the end, and writes the report. What is finished is never done
-again: `resume` continues after the last finished stage, inside a stage from its last checkpoint.
-The trainers are trl's SFTTrainer and our GRPOTrainer; this module knows recipes, they do not.
+`train(recipe)` makes the run folder and takes policies through the stages: supervised fine-tuning,
+GRPO, rejection sampling, distillation. Each goes on from the stage before it or from the one that
+it names, and has a folder of its own with what it was made from (`lineage`). What is finished is
+never done again, unless the recipe now makes it from something else; inside a stage, `resume` goes
+on from its last checkpoint. The run is evaluated before its first GRPO stage and at the end, or
+after every stage. This module knows recipes; trainers do not.
 """
 
+import hashlib
 import json
+import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from transformers import PrinterCallback
+from typing import Any
 
 from rl_reasoner import sandbox
-from rl_reasoner.checkpoints import last_checkpoint
-from rl_reasoner.errors import RunStopped, UserError
+from rl_reasoner.errors import RunStopped, UserError, unknown
 from rl_reasoner.evaluate import EvalResult, evaluate_recipe
-from rl_reasoner.faults import LastStep, disk_is_full, stopped_by_full_disk
 from rl_reasoner.isolation import give_up_all
-from rl_reasoner.ledger import Ledger
+from rl_reasoner.lineage import (
+    brought,
+    data_in,
+    differences,
+    facts_of,
+    hash_of,
+    hash_of_source,
+)
 from rl_reasoner.live import LiveView
-from rl_reasoner.moe import freeze_routers
 from rl_reasoner.policy import (
     Policy,
-    add_lora,
     choose_device,
     choose_precision,
     open_policy,
     quiet_libraries,
 )
-from rl_reasoner.precision import fp8_facts, in_fp8
-from rl_reasoner.preflight import Where, Work, inspected, prepared
-from rl_reasoner.prompts import render
-from rl_reasoner.recipe import GrpoStage, Recipe, SftStage
-from rl_reasoner.recorder import Recorder
+from rl_reasoner.precision import fp8_facts
+from rl_reasoner.preflight import Where, Work, inspected, prepared, read_stage_rows
+from rl_reasoner.prompts import Row, render
+from rl_reasoner.recipe import (
+    DistillStage,
+    Recipe,
+    SampleStage,
+    Stage,
+    StageData,
+    sources_of,
+)
+from rl_reasoner.rejection import make_samples
 from rl_reasoner.report import write_report
 from rl_reasoner.rollouts import prompt_ids
-from rl_reasoner.runs import RunFolder, keep_rows_until, write_text
-from rl_reasoner.stage_trainers import Job, load_weights, trainer_of, unmarked
-from rl_reasoner.stopping import StepGivenUp, Stop
+from rl_reasoner.runs import RunFolder, made_with, write_text
+from rl_reasoner.stage_trainers import Job
+from rl_reasoner.stage_training import train_stage
+from rl_reasoner.stopping import Stop
 from rl_reasoner.validation import overlap_notes, overlaps
 
 
@@ -70,25 +83,35 @@ def train(
     quiet: bool = False,
     command: str | None = None,
     where: Where | None = None,
+    first: str | None = None,
+    last: str | None = None,
 ) -> Run:
-    """Run `recipe` to its end, or continue the run in the folder `resume` (its own recipe holds).
+    """Run `recipe` to its end, or go on with the run in the folder `resume`.
 
-    Raises `UserError` for what the user can mend (before anything is loaded where possible),
-    `Interrupted` when it was asked to stop, `RunStopped` when it cannot go on by itself (a reward
-    broke down, the training diverged, the disk is full); each leaves a checkpoint to resume from.
+    What a run has finished stays; where `recipe` is not the one that it began with, the stages that
+    came of something else are done again, and what was there is moved to `old/N/` in the folder.
+    `first` and `last` name the stages to begin and to end with; `first` is done again if it is
+    finished. Raises `UserError` for what the user can mend (before anything is loaded where
+    possible), `Interrupted` when it was asked to stop, `RunStopped` when it cannot go on by itself
+    (a reward broke down, the training diverged, the disk is full); each leaves a checkpoint to
+    resume from.
     """
     quiet_libraries()
+    window = window_of(recipe, first, last)
     work = prepared(recipe, where)
     if resume is None:
         run, saved = RunFolder.create(recipe), recipe
     else:
         run, saved = RunFolder.reopen(resume)
+        recipe = recipe.in_folder(saved.run.folder)
     try:
-        if saved != recipe:
-            raise UserError(f"the recipe is not the one that the run {resume} began with")
+        if saved.name != recipe.name:
+            raise UserError(f"{resume} is a run of the recipe {saved.name!r}, not {recipe.name!r}")
         with LiveView(quiet=quiet) as view, Stop(view.note) as stop:
+            if saved != recipe:
+                _changed(saved, recipe, run, view)
             session = _Session(recipe, run, view, stop, work)
-            return session.go(command)
+            return session.go(window, first is not None, command)
     except KeyboardInterrupt as error:
         give_up_all()
         raise Interrupted(run.path) from error
@@ -101,6 +124,31 @@ def train(
         raise
     finally:
         run.release()
+
+
+def window_of(recipe: Recipe, first: str | None, last: str | None) -> range:
+    """The places of the stages from `first` to `last`; raises `UserError` for unknown names."""
+    names = [stage.name for stage in recipe.stages]
+    for flag, name in (("--from", first), ("--until", last)):
+        if name is not None and name not in names:
+            raise unknown(f"stage ({flag})", name, names)
+    start = names.index(first) if first else 0
+    end = names.index(last) if last else len(names) - 1
+    if end < start:
+        raise UserError(f"--until {last} comes before --from {first}")
+    return range(start, end + 1)
+
+
+def _changed(saved: Recipe, recipe: Recipe, run: RunFolder, view: LiveView) -> None:
+    """Make the run one of another recipe; say which stages it concerns."""
+    run.change(recipe)
+    before = {stage.name: stage for stage in saved.stages}
+    concerned: list[str] = []
+    for stage in recipe.stages:
+        if before.get(stage.name) != stage or {*recipe.needs(stage)} & {*concerned}:
+            concerned.append(stage.name)
+    told = f"changed, or after what has changed: {', '.join(concerned)}" if concerned else ""
+    view.note(f"the recipe is another than before; {told or 'its stages are the same'}")
 
 
 # ---------------------------------------------------------------------------------- session
@@ -120,31 +168,67 @@ class _Session:
         self.device = choose_device(recipe.run.device)
         self.precision = choose_precision(recipe.run.precision, self.device)
         self.evals: dict[str, EvalResult] = {}
+        self.made: dict[str, str] = {}  # stage -> hash of what it has made
+        self.at_hand: tuple[_From, Policy] | None = None  # the policy that is open
 
-    def go(self, command: str | None) -> Run:
-        """All stages and evaluations that are not finished yet, then the report."""
-        recipe, run = self.recipe, self.run
-        seed = recipe.run.seed
-        finished = [i for i in range(len(recipe.stages)) if self._done(i).is_file()]
-        start = self._done(finished[-1]).parent / "policy" if finished else recipe.policy.source
-        policy = open_policy(str(start), seed=seed, device=self.device)
-        prompt_ids(policy, render("", recipe.template, policy.tokenizer))  # can it be rendered?
+    def go(self, window: range, again: bool, command: str | None) -> Run:
+        """The stages of `window` that are not finished, the evaluations, the report.
+
+        With `again` the window's first stage is done again though it is finished.
+        """
+        recipe = self.recipe
+        self.run.arrange([stage.name for stage in recipe.stages])
+        wanted = [i for i, s in enumerate(recipe.stages) if i in window or s.use is not None]
+        wanted = [i for i in wanted if i < window.stop]
+        self._needed(wanted)
+        self._look_over(command)
+        if recipe.evals.stages and not recipe.policy.source.startswith("scratch:"):
+            self._evaluate("base", _From(None, recipe.policy.source))
+        first = next((i for i, s in enumerate(recipe.stages) if s.kind == "grpo"), 0)
+        for index in wanted:
+            stage = recipe.stages[index]
+            if index == first:
+                self._evaluate("before", self._start(stage))
+            self._stage(index, stage, again=again and index == window[0])
+            if recipe.evals.stages and stage.kind != "sample":
+                self._evaluate(stage.name, _From(stage.name))
+        last = next(s for s in reversed(recipe.stages[: window.stop]) if s.kind != "sample")
+        policy = self._policy(_From(last.name))
+        policy.source = str(self._folder(last.name) / "policy")
+        if all(self._finished(i) for i in range(len(recipe.stages))):
+            self._evaluate("after", _From(last.name))
+            policy.save(self.run.path / "policy")
+            policy.source = str(self.run.path / "policy")
+        report = write_report(self.run.path)
+        return Run(self.run.path, policy, self.evals, report)
+
+    # ----------------------------------------------------------------------------- before it
+
+    def _needed(self, wanted: Sequence[int]) -> None:
+        """Raise `UserError` where a stage is lacking that one of the `wanted` needs."""
+        names = [stage.name for stage in self.recipe.stages]
+        for index in wanted:
+            for name in self.recipe.needs(self.recipe.stages[index]):
+                at = names.index(name)
+                if at not in wanted and not self._finished(at):
+                    raise UserError(
+                        f"stage {names[index]} needs stage {name}, which is not finished in "
+                        f"{self.run.path}: begin with --from {name}, or give a folder with "
+                        f"--{name}.use"
+                    )
+
+    def _look_over(self, command: str | None) -> None:
+        """Inspect the policy that comes next and the machine; write what the run is made with."""
+        todo = [s for i, s in enumerate(self.recipe.stages) if not self._finished(i)]
+        stage = todo[0] if todo else self.recipe.stages[-1]
+        start = self._start(stage) if todo else _From(stage.name)
+        policy = self._policy(start)
+        prompt_ids(
+            policy, render("", self.recipe.template, policy.tokenizer)
+        )  # can it be rendered?
         self._inspect(policy)
         self._lock(policy, command)
         self._overlaps()
-        first = next((i for i, s in enumerate(recipe.stages) if s.kind == "grpo"), 0)
-        for index, stage in enumerate(recipe.stages):
-            if index == first:
-                self._evaluate("before", policy, skip=index < len(finished))
-            if index < len(finished):
-                self.view.note(f"stage {stage.name}: finished before")
-                continue
-            self._stage(index, stage, policy)
-        self._evaluate("after", policy)
-        policy.source = recipe.policy.source
-        policy.save(run.path / "policy")
-        report = write_report(run.path)
-        return Run(run.path, policy, self.evals, report)
 
     def _inspect(self, policy: Policy) -> None:
         """Say what is doubtful about the run; raises `UserError` for what cannot work."""
@@ -154,10 +238,6 @@ class _Session:
         for notice in notices:
             if notice.status == "warned":
                 self.view.note(str(notice))
-
-    def _done(self, index: int) -> Path:
-        folder = self.run.path / "stages" / f"{index + 1}-{self.recipe.stages[index].name}"
-        return folder / "done.json"
 
     def _lock(self, policy: Policy, command: str | None) -> None:
         if (self.run.path / "lock.json").is_file():
@@ -191,77 +271,188 @@ class _Session:
         for note in overlap_notes(found):
             self.view.note(note)
 
-    def _evaluate(self, name: str, policy: Policy, skip: bool = False) -> None:
+    # ---------------------------------------------------------------------------- policies
+
+    def _start(self, stage: Stage) -> "_From":
+        """Where the policy comes from that `stage` begins with."""
+        name = self.recipe.start_of(stage)
+        source = getattr(stage, "policy", None) or self.recipe.policy.source
+        return _From(name, None if name else source)
+
+    def _policy(self, place: "_From") -> Policy:
+        """The policy from there, the one at hand where it is that one."""
+        if self.at_hand is None or self.at_hand[0] != place:
+            self.at_hand = None  # gone before the other one takes its room
+            self.at_hand = place, self._opened(place)
+        return self.at_hand[1]
+
+    def _opened(self, place: "_From") -> Policy:
+        source = str(self._folder(place.stage) / "policy") if place.stage else str(place.source)
+        return open_policy(source, seed=self.recipe.run.seed, device=self.device)
+
+    def _folder(self, name: str) -> Path:
+        names = [stage.name for stage in self.recipe.stages]
+        return self.run.path / "stages" / f"{names.index(name) + 1}-{name}"
+
+    # --------------------------------------------------------------------------- evaluations
+
+    def _evaluate(self, name: str, place: "_From") -> None:
+        """The evaluation `name` of a policy; one that is there of the same policy is taken."""
         file, evals = self.run.eval_file(name), self.recipe.evals
-        if not evals.sets or (skip and not file.is_file()):
+        if not evals.sets:
             return
-        if file.is_file():
-            self.evals[name] = EvalResult.load(file)
+        key = self._eval_key(place)
+        same = [path for path in (file, *file.parent.glob("*.json")) if _key_of(path) == key]
+        if same:
+            result = EvalResult.load(same[0])
+        else:
+            policy = self._policy(place)
+            self.view.note(f"evaluating ({name})")
+            result = evaluate_recipe(
+                policy, evals, self.recipe.template, self.recipe.run.seed, self.view.progress
+            )
+            result.manifest["key"] = key
+        self.evals[name] = result
+        if file in same:
             return
-        self.view.note(f"evaluating ({name})")
-        result = evaluate_recipe(
-            policy, evals, self.recipe.template, self.recipe.run.seed, self.view.progress
-        )
+        for old in (file, file.with_suffix(".rows.jsonl")):
+            self.run.set_aside(old)
         result.name, result.policy = name, str(self.run.path)
         result.save(file)
-        self.evals[name] = result
 
-    def _stage(self, index: int, stage: SftStage | GrpoStage, policy: Policy) -> None:
+    def _eval_key(self, place: "_From") -> str:
+        """What decides an evaluation's result, hashed."""
+        evals = self.recipe.evals.model_dump(mode="json", exclude={"stages", "validation", "every"})
+        source = str(place.source)
+        made = self._made(place.stage) if place.stage else hash_of_source(source, self._seed)
+        facts = [made, evals, self.recipe.template, self._seed]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    @property
+    def _seed(self) -> int:
+        return self.recipe.run.seed
+
+    # -------------------------------------------------------------------------------- stages
+
+    def _made(self, name: str) -> str:
+        """The hash of what a finished stage has made."""
+        if name not in self.made:
+            done = json.loads((self._folder(name) / "done.json").read_text(encoding="utf-8"))
+            self.made[name] = done["made"]
+        return self.made[name]
+
+    def _facts(self, stage: Stage) -> dict[str, Any]:
+        made = {name: self._made(name) for name in self.recipe.needs(stage)}
+        return facts_of(self.recipe, stage, made)
+
+    def _finished(self, index: int) -> bool:
+        """Whether a stage is done, from what the recipe now says it is made from."""
+        stage = self.recipe.stages[index]
+        names = [s.name for s in self.recipe.stages]
+        if not all(self._finished(names.index(name)) for name in self.recipe.needs(stage)):
+            return False
+        folder = self._folder(stage.name)
+        return (folder / "done.json").is_file() and _facts_in(folder) == self._facts(stage)
+
+    def _stage(self, index: int, stage: Stage, again: bool) -> None:
+        """Do a stage, or what is left of it."""
+        facts, folder = self._facts(stage), self._folder(stage.name)
+        before, done = _facts_in(folder), (folder / "done.json").is_file()
+        if done and before == facts and not again:
+            self.view.note(f"stage {stage.name}: finished before")
+            return
+        if before is not None and (done or before != facts):
+            why = "as asked" if before == facts else differences(before, facts)
+            old = self.run.set_aside(folder)
+            self.view.note(f"stage {stage.name}: done again ({why}); what it had made is in {old}")
         folder = self.run.stage(index + 1, stage.name)
+        if before != facts or done:
+            self.made.pop(stage.name, None)
+            begun = {"made_from": facts, **made_with(), "started": time.strftime("%FT%T%z")}
+            write_text(folder / "lock.json", json.dumps(begun, indent=1, ensure_ascii=False))
         started = time.monotonic()
-        checkpoints = folder / "checkpoints"
-        at = last_checkpoint(checkpoints, self.view.note)
-        for name in ("metrics.jsonl", "rollouts.jsonl"):
-            keep_rows_until(folder / name, at[1] if at else 0)
-        ledger = Ledger.open(folder, at[1] if at else 0)
-        if self.recipe.policy.lora:
-            add_lora(policy, self.recipe.policy.lora, self.recipe.run.seed)
-        rows, rewards = self.work.rows[index], self.work.rewards
-        job = Job(self.recipe, stage, rows, rewards, policy, folder, ledger)
-        trainer = trainer_of(job)
-        self.view.start_stage(stage.name, index + 1, len(self.recipe.stages), stage.steps)
-        last_step = LastStep(trainer)
-        trainer.add_callback(last_step)
-        trainer.add_callback(Recorder(job, trainer, self.view, self.stop))
-        trainer.remove_callback(PrinterCallback)  # metrics go to the recorder alone
-        models = [policy.model, getattr(trainer, "ref_model", None)]
-        with (
-            self._training(last_step, checkpoints),
-            unmarked(policy.model),
-            in_fp8(self.precision, self.recipe.run.fp8, self.device, *models),
-        ):
-            if at:
-                load_weights(policy, at[0])
-            if not at or at[1] < stage.steps:  # from its last step, trl would take one more
-                trainer.train(resume_from_checkpoint=str(at[0]) if at else None)
+        result = self._do(index, stage, folder)
+        seconds = round(time.monotonic() - started, 1)
+        facts_of_it = {"steps": getattr(stage, "steps", 0), "seconds": seconds}
+        write_text(folder / "done.json", json.dumps({**facts_of_it, "made": hash_of(result)}))
+
+    def _do(self, index: int, stage: Stage, folder: Path) -> Path:
+        """Do a stage of any kind; the file or folder with what it has made."""
+        of, steps = len(self.recipe.stages), getattr(stage, "steps", 0)
+        if stage.use is not None:
+            self.view.note(f"stage {stage.name}: taken from {stage.use}")
+            return self._taken(stage, folder)
+        if isinstance(stage, SampleStage):
+            rows = self._rows(index, stage)
+            self.view.start_stage(stage.name, index + 1, of, len(rows))
+            make_samples(
+                stage,
+                rows,
+                self._policy(self._start(stage)),
+                folder,
+                template=self.recipe.template,
+                seed=self._seed,
+                progress=lambda done: self.view.update({}, done),
+            )
+            self.view.finish_stage()
+            return folder / "data.jsonl"
+        self.view.start_stage(stage.name, index + 1, of, steps)
+        policy = self._policy(self._start(stage))
+        self.at_hand = None  # it is trained in place
+        rows = self._rows(index, stage)
+        job = Job(self.recipe, stage, rows, self.work.rewards, policy, folder)
+        if isinstance(stage, DistillStage):
+            job.teacher = self._opened(self._teacher(stage))
+        train_stage(job, self.view, self.stop, self.device, self.precision)
         if self.stop.asked:
             raise Interrupted(self.run.path)
-        if stage.freeze_router:
-            freeze_routers(policy.model, frozen=False)
-        if self.recipe.policy.lora:
-            policy.model.save_pretrained(folder / "adapter")
-            policy.model = policy.model.merge_and_unload()
-        policy.save(folder / "policy")
-        seconds = time.monotonic() - started
-        done = {"steps": stage.steps, "seconds": round(seconds, 1)}
-        write_text(folder / "done.json", json.dumps(done))
+        self.at_hand = _From(stage.name), policy
         self.view.finish_stage()
+        return folder / "policy"
 
-    @contextmanager
-    def _training(self, last_step: LastStep, checkpoints: Path) -> Iterator[None]:
-        """Signals and faults while a trainer trains: what ends a step early leaves a checkpoint."""
-        self.stop.last_step = last_step
-        try:
-            try:
-                yield
-            except (RunStopped, StepGivenUp):
-                self.stop.last_step = None  # from here on a signal stops at once
-                give_up_all()  # a thread may be waiting for a reward
-                last_step.save()
-                raise
-            finally:
-                self.stop.last_step = None
-        except Exception as error:
-            if not disk_is_full(error):
-                raise
-            raise stopped_by_full_disk(checkpoints, error) from error
+    def _teacher(self, stage: DistillStage) -> "_From":
+        inside = stage.teacher in [s.name for s in self.recipe.stages]
+        return _From(stage.teacher) if inside else _From(None, stage.teacher)
+
+    def _taken(self, stage: Stage, folder: Path) -> Path:
+        """What the user brings for a stage, copied into its folder."""
+        if isinstance(stage, SampleStage):
+            shutil.copyfile(brought(stage), folder / "data.jsonl")
+            return folder / "data.jsonl"
+        self._policy(_From(None, str(brought(stage)))).save(folder / "policy")
+        return folder / "policy"
+
+    def _rows(self, index: int, stage: Stage) -> list[Row]:
+        """The rows of a stage; those that come of other stages are read now."""
+        data = self.recipe.data_of(stage)
+        if not any(isinstance(source, StageData) for source in sources_of(data)):
+            return self.work.rows[index]
+        rewards = dict(zip(self.recipe.rewards, self.work.rewards, strict=True))
+        return read_stage_rows(stage, data_in(self.run.path, self.recipe, stage), rewards)
+
+
+@dataclass(frozen=True)
+class _From:
+    """Where a policy comes from: a stage of the run, or a source outside of it."""
+
+    stage: str | None
+    source: str | None = None
+
+
+def _facts_in(folder: Path) -> dict[str, Any] | None:
+    """What a stage that is there was begun with; empty for one of an older version."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return None
+    file = folder / "lock.json"
+    if not file.is_file():
+        return {}
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["made_from"]
+    return found
+
+
+def _key_of(file: Path) -> str | None:
+    """The key of the evaluation in a file."""
+    if not file.is_file():
+        return None
+    key: str | None = json.loads(file.read_text(encoding="utf-8"))["manifest"].get("key")
+    return key

@@ -5,6 +5,7 @@ standard error. `cli.py` parses the command line into these and turns errors int
 """
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field

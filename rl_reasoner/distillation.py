@@ -1,0 +1,54 @@
+"""On-policy distillation: the student samples, the teacher says how likely each token should be.
+
+trl's DistillationTrainer (Agarwal et al., arXiv 2306.13649) with the reverse KL as its default
+divergence. What it needs here: a teacher at rest, samples that depend on the step alone, so that a
+run that is continued draws what it would have drawn, and a sampler that knows how many epochs lie
+behind. Knows trl; nothing of recipes.
+"""
+
+from typing import Any
+
+import torch
+import trl
+
+from rl_reasoner.errors import UserError
+from rl_reasoner.policy import Policy
+
+
+class Distiller(trl.DistillationTrainer):  # type: ignore[misc]
+    """trl's trainer with draws that follow from seed and step, and an exact place in the data."""
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        self._sampler = super()._get_train_sampler(dataset)
+        return self._sampler
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        generator = getattr(self._sampler, "generator", None)
+        if checkpoint is not None and generator is not None:
+            for _ in range(int(self.state.epoch or 0)):  # each whole epoch drew one permutation
+                torch.randperm(self._sampler.num_samples, generator=generator)
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        draw = self.args.seed * 1_000_003 + self.state.global_step
+        draw = draw * 1_009 + self.accelerator.process_index
+        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(draw)
+            return super()._generate_single_turn(*args, **kwargs)
+
+
+def check_vocabulary(student: Policy, teacher: Policy) -> None:
+    """Raise `UserError` where the two do not mean the same tokens by the same numbers."""
+    if student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
+        raise UserError(
+            f"the teacher {teacher.source} and the student {student.source} have other "
+            "vocabularies: distil by samples instead (a sft stage on the data of a sample stage)"
+        )
+
+
+def teacher_of(policy: Policy) -> Any:
+    """The model of a policy as a teacher: no dropout, no gradients."""
+    model = policy.model.eval()
+    model.requires_grad_(False)
+    return model

@@ -1,0 +1,163 @@
+"""What each stage of a run was made from; and so which stages have to be done again.
+
+The facts of a stage are all that decides its result: its own fields, what it uses of the recipe,
+the content of its files, and the hashes of what it takes from other stages. They lie in the
+stage's `lock.json`; a stage whose facts are as they were is not done again. Results are named by
+their content: where a stage comes out the same as before, what follows stays as it is. Knows
+recipes and files; nothing of torch.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from rl_reasoner.errors import UserError
+from rl_reasoner.recipe import (
+    AnyData,
+    FileData,
+    MixData,
+    Recipe,
+    SampleStage,
+    Stage,
+    StageData,
+    sources_of,
+)
+from rl_reasoner.sets import find_set
+
+# Fields of a stage that change nothing in its result.
+_WITHOUT_EFFECT = ("name", "start", "policy", "teacher", "save_every")
+_SHOWN = 3  # differences that are named
+_MISSING = object()
+
+
+def facts_of(recipe: Recipe, stage: Stage, made: Mapping[str, str]) -> dict[str, Any]:
+    """What decides the result of `stage`, as JSON values.
+
+    `made` has the hash of what each stage has made that this one needs (see `Recipe.needs`).
+    """
+    if stage.use is not None:
+        return {"use": hash_of(brought(stage))}
+    said = stage.model_dump(mode="json")
+    facts: dict[str, Any] = {k: v for k, v in said.items() if k not in _WITHOUT_EFFECT}
+    facts["data"] = recipe.data_of(stage).model_dump(mode="json")
+    facts["files"] = _files(recipe, stage, made)
+    start = recipe.start_of(stage)
+    source = getattr(stage, "policy", None) or recipe.policy.source
+    facts["from"] = made[start] if start else hash_of_source(source, recipe.run.seed)
+    if (teacher := getattr(stage, "teacher", None)) is not None:
+        facts["teacher"] = made.get(teacher) or hash_of_source(teacher, recipe.run.seed)
+    facts["template"], facts["seed"] = recipe.template, recipe.run.seed
+    if stage.kind == "grpo":
+        facts["rewards"] = {n: spec.model_dump(mode="json") for n, spec in recipe.rewards.items()}
+        facts["code"] = {name: code for name in recipe.rewards if (code := _code(name))}
+    if not isinstance(stage, SampleStage):
+        facts["precision"] = recipe.run.precision
+        facts["lora"] = recipe.policy.lora and recipe.policy.lora.model_dump(mode="json")
+    return json.loads(json.dumps(facts))  # type: ignore[no-any-return]
+
+
+def _files(recipe: Recipe, stage: Stage, made: Mapping[str, str]) -> dict[str, str]:
+    """The hash of each file, and of each stage's data, that the stage's rows come from."""
+    found = {}
+    for source in sources_of(recipe.data_of(stage)):
+        if isinstance(source, StageData):
+            found[source.stage] = made[source.stage]
+        elif isinstance(source, FileData):
+            file = find_set(source.path)
+            found[source.path] = hash_of(file) if file else "from the hub"
+    return found
+
+
+def hash_of_source(source: str, seed: int) -> str:
+    """What stands for a policy that no stage made: its content here, else its name."""
+    path = Path(source).expanduser()
+    if path.exists():
+        return hash_of(path)
+    return f"{source}, seed {seed}" if source.startswith("scratch:") else source
+
+
+def _code(reward: str) -> str | None:
+    """The hash of the file that a reward of the user's lies in."""
+    file = Path(reward.rpartition(":")[0]).expanduser()
+    return hash_of(file) if file.suffix == ".py" and file.is_file() else None
+
+
+def brought(stage: Stage) -> Path:
+    """What the user brings for a stage: a policy's folder, or the file of a data set.
+
+    Raises `UserError` where it is not there, or of the wrong kind.
+    """
+    path = Path(str(stage.use)).expanduser()
+    if isinstance(stage, SampleStage):
+        file = path / "data.jsonl" if path.is_dir() else path
+        if not file.is_file():
+            raise UserError(f"stage {stage.name}: use: there is no data set {file}")
+        return file
+    folder = path / "policy" if (path / "policy").is_dir() else path
+    if not (folder / "config.json").is_file():
+        raise UserError(f"stage {stage.name}: use: {folder} is no folder with a policy in it")
+    return folder
+
+
+def data_in(run: Path, recipe: Recipe, stage: Stage) -> AnyData:
+    """The data of `stage` in the run folder `run`: files in place of the stages they come from."""
+    names = [other.name for other in recipe.stages]
+
+    def file(source: Any) -> Any:
+        if not isinstance(source, StageData):
+            return source
+        made = run / "stages" / f"{names.index(source.stage) + 1}-{source.stage}" / "data.jsonl"
+        return FileData(path=str(made), **source.model_dump(exclude={"stage"}))
+
+    data = recipe.data_of(stage)
+    if isinstance(data, MixData):
+        return MixData(mix=tuple(file(source) for source in data.mix))
+    return file(data)  # type: ignore[no-any-return]
+
+
+def hash_of(path: Path) -> str:
+    """SHA-256 of a file, or of the files of a folder with their names."""
+    if not path.is_dir():
+        found = path.stat()
+        return _digest(path, found.st_size, found.st_mtime_ns)
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            digest.update(f"{file.relative_to(path)}\0{hash_of(file)}\n".encode())
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=256)
+def _digest(path: Path, size: int, time: int) -> str:
+    """The file's SHA-256; read once as long as size and time say that it is the same."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What is another in the facts of a stage, in a few words: "optim.lr 0.001 -> 0.002"."""
+    old, new = dict(_leaves(before)), dict(_leaves(now))
+    changed = [
+        name for name in {**old, **new} if old.get(name, _MISSING) != new.get(name, _MISSING)
+    ]
+    shown = [_told(name, old.get(name), new.get(name)) for name in changed[:_SHOWN]]
+    more = [f"and {len(changed) - _SHOWN} more"] if len(changed) > _SHOWN else []
+    return ", ".join([*shown, *more])
+
+
+def _told(name: str, before: Any, now: Any) -> str:
+    if name == "from" or name.partition(".")[0] in ("files", "teacher", "use", "code"):
+        what = {"from": "the policy it goes on from", "teacher": "its teacher"}
+        return f"{what.get(name, name.partition('.')[2] or name)} is another"
+    return f"{name} {before} -> {now}"
+
+
+def _leaves(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for name, inner in value.items():
+            yield from _leaves(inner, f"{at}.{name}" if at else name)
+    else:
+        yield at, value

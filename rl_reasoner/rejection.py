@@ -1,0 +1,172 @@
+"""Rejection sampling: right and readable completions of a policy, as a data set.
+
+R1's third stage (arXiv 2501.12948): sample several completions a prompt, keep those that are right,
+leave out what mixes languages or cannot be read, and train on the rest. Prompts are sampled in
+chunks, each written whole, so that a run that is killed goes on with the next chunk, exactly. Knows
+policies and rows; nothing of trainers.
+"""
+
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rl_reasoner.figures import repeats
+from rl_reasoner.languages import share
+from rl_reasoner.policy import Policy
+from rl_reasoner.prompts import Row, prompt_of
+from rl_reasoner.recipe import SampleStage
+from rl_reasoner.rollouts import sample
+from rl_reasoner.runs import append_rows, write_text
+from rl_reasoner.scoring import Judge
+
+_CHUNK = 256  # prompts that are sampled and judged together
+_TAG = re.compile(r"</?(?:think|answer)>")
+_FORMS = ("", "<think></think>", "<think></think><answer></answer>")
+_LEFT_OUT = ("completion", "chain", "solution")  # what rows have that is not the policy's own
+
+
+def make_samples(
+    stage: SampleStage,
+    rows: Sequence[Row],
+    policy: Policy,
+    folder: Path,
+    *,
+    template: str,
+    seed: int,
+    progress: Callable[[int], None],
+) -> dict[str, Any]:
+    """Sample, judge, filter; writes `data.jsonl` and `card.json` to `folder`, returns the card.
+
+    `progress` hears how many prompts are done. What an earlier call has sampled is not sampled
+    again. Raises `UserError` when a reward cannot judge the rows.
+    """
+    started = time.monotonic()
+    sampled = _sampled(stage, rows, policy, folder, template, seed, progress)
+    counts: Counter[str] = Counter()
+    kept = [row for i, row in enumerate(rows) for row in _kept(stage, row, sampled[i], counts)]
+    write_text(
+        folder / "data.jsonl",
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept),
+    )
+    card = _card(stage, rows, kept, counts)
+    card["seconds"] = round(time.monotonic() - started, 1)
+    write_text(folder / "card.json", json.dumps(card, indent=1, ensure_ascii=False))
+    return card
+
+
+def _sampled(
+    stage: SampleStage,
+    rows: Sequence[Row],
+    policy: Policy,
+    folder: Path,
+    template: str,
+    seed: int,
+    progress: Callable[[int], None],
+) -> list[Mapping[str, Any]]:
+    """For each row its completions with scores, read from `samples.jsonl` as far as it goes."""
+    file = folder / "samples.jsonl"
+    chunks = [rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)]
+    done = _whole(file, chunks)
+    for number, chunk in enumerate(chunks[len(done) :], len(done)):
+        prompts = [prompt_of(row, template, policy.tokenizer) for row in chunk]
+        outs = sample(
+            policy,
+            prompts,
+            samples=stage.samples,
+            temperature=stage.sampling.temperature,
+            max_tokens=stage.sampling.max_tokens,
+            seed=seed,
+        )
+        judge = Judge(chunk, stage.reward, stage.reward_options)
+        fields = ("completions", "tokens", "truncated", "scores", "reasons")
+        found = [{name: row[name] for name in fields} for row in judge.scored(chunk, outs)]
+        append_rows(file, [{"step": number + 1, **row} for row in found])
+        done.append(found)
+        progress(min((number + 1) * _CHUNK, len(rows)))
+    return [row for chunk in done for row in chunk]
+
+
+def _whole(file: Path, chunks: Sequence[Sequence[Row]]) -> list[Sequence[Mapping[str, Any]]]:
+    """The chunks that are whole in `file`; what is torn behind them is cut off."""
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    lines = text.split("\n")[:-1]  # the last one is torn, or empty
+    found: list[Sequence[Mapping[str, Any]]] = []
+    at = 0
+    for chunk in chunks:
+        if len(lines) < at + len(chunk):
+            break
+        found.append([json.loads(line) for line in lines[at : at + len(chunk)]])
+        at += len(chunk)
+    if text:
+        write_text(file, "".join(f"{line}\n" for line in lines[:at]))
+    return found
+
+
+def _kept(
+    stage: SampleStage, row: Row, sampled: Mapping[str, Any], counts: Counter[str]
+) -> list[Row]:
+    """The rows made of a prompt's completions that are kept, in the order they were sampled."""
+    good: dict[str, str] = {}  # white space folded -> text
+    fields = ("completions", "tokens", "truncated", "scores")
+    for text, tokens, cut, score in zip(*(sampled[name] for name in fields), strict=True):
+        counts["sampled"] += 1
+        why = _fault(stage, text, tokens, cut, score)
+        folded = " ".join(text.split())
+        if why is None and folded in good:
+            why = "duplicate"
+        if why is None and len(good) == stage.keep.per_prompt:
+            why = "more than per_prompt"
+        if why is None:
+            good[folded] = text
+        else:
+            counts[why] += 1
+    plain = {name: value for name, value in row.items() if name not in _LEFT_OUT}
+    return [{**plain, "completion": text} for text in good.values()]
+
+
+def _fault(
+    stage: SampleStage, text: str, tokens: int, cut: bool, score: float | None
+) -> str | None:
+    """Why a completion is left out, or None."""
+    keep = stage.keep
+    if score is None or score < stage.least:
+        return "not right"
+    if keep.readable and (cut or repeats(text) or "".join(_TAG.findall(text)) not in _FORMS):
+        return "not readable"
+    if not keep.min_tokens <= tokens <= (keep.max_tokens or tokens):
+        return "length"
+    if keep.language is not None:
+        found = share(chain_of(text), keep.language).value
+        if found is not None and found < keep.language_share:
+            return "language"
+    return None
+
+
+def chain_of(completion: str) -> str:
+    """The chain of thought in a completion; all of it where there are no tags."""
+    chain, closing, _ = completion.partition("</think>")
+    return chain.rpartition("<think>")[2] if closing else completion
+
+
+def _card(
+    stage: SampleStage, rows: Sequence[Row], kept: Sequence[Row], counts: Counter[str]
+) -> dict[str, Any]:
+    """What one should know of the data set: where it is from, what was left out and why."""
+    sampled = counts.pop("sampled")
+    tasks = Counter(str(row.get("task", "all")) for row in kept)
+    return {
+        "rows": len(kept),
+        "prompts": len(rows),
+        "prompts_without_a_row": len(rows) - len({row["problem"] for row in kept}),
+        "sampled": sampled,
+        "left_out": {why: count for why, count in counts.most_common() if count},
+        "rows_by_task": dict(sorted(tasks.items())),
+        "samples_a_prompt": stage.samples,
+        "temperature": stage.sampling.temperature,
+        "judged_by": stage.reward or "what the rows say",
+        "keep": stage.keep.model_dump(mode="json"),
+    }

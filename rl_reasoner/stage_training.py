@@ -1,0 +1,111 @@
+"""One stage's training: from its last whole checkpoint, or from its start, to its end.
+
+What ends it early (a signal, a reward that broke down, bad gradients, a full disk) leaves a
+checkpoint to go on from. The policy is trained in place; an adapter is merged at the end, so that
+what is saved opens anywhere.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForCausalLM, PrinterCallback
+
+from rl_reasoner.checkpoints import last_checkpoint
+from rl_reasoner.errors import RunStopped
+from rl_reasoner.faults import LastStep, disk_is_full, stopped_by_full_disk
+from rl_reasoner.isolation import give_up_all
+from rl_reasoner.ledger import Ledger
+from rl_reasoner.live import LiveView
+from rl_reasoner.moe import freeze_routers, without_router_logits
+from rl_reasoner.policy import Policy, add_lora
+from rl_reasoner.precision import in_fp8
+from rl_reasoner.recorder import Recorder
+from rl_reasoner.runs import keep_rows_until
+from rl_reasoner.stage_trainers import Job, trainer_of
+from rl_reasoner.stopping import StepGivenUp, Stop
+
+
+def train_stage(job: Job, view: LiveView, stop: Stop, device: str, precision: str) -> None:
+    """Train the policy of `job`, and save it to `policy/` in the job's folder.
+
+    Raises what ends a run (see `stages.train`); when `stop` was asked to, returns with the training
+    left at a checkpoint and nothing saved.
+    """
+    policy, folder, stage = job.policy, job.folder, job.stage
+    checkpoints = folder / "checkpoints"
+    at = last_checkpoint(checkpoints, view.note)
+    for name in ("metrics.jsonl", "rollouts.jsonl"):
+        keep_rows_until(folder / name, at[1] if at else 0)
+    job.ledger = Ledger.open(folder, at[1] if at else 0)
+    run = job.recipe.run
+    if job.recipe.policy.lora:
+        add_lora(policy, job.recipe.policy.lora, run.seed)
+    trainer = trainer_of(job)
+    last_step = LastStep(trainer)
+    trainer.add_callback(last_step)
+    trainer.add_callback(Recorder(job, trainer, view, stop))
+    trainer.remove_callback(PrinterCallback)  # metrics go to the recorder alone
+    models = [policy.model, getattr(trainer, "ref_model", None)]
+    with (
+        _faults(stop, last_step, checkpoints),
+        _unmarked(policy.model),
+        in_fp8(precision, run.fp8, device, *models),
+    ):
+        if at:
+            _load_weights(policy, at[0])
+        if not at or at[1] < stage.steps:  # from its last step, trl would take one more
+            trainer.train(resume_from_checkpoint=str(at[0]) if at else None)
+    if stop.asked:
+        return
+    if stage.freeze_router:
+        freeze_routers(policy.model, frozen=False)
+    if job.recipe.policy.lora:
+        policy.model.save_pretrained(folder / "adapter")
+        policy.model = policy.model.merge_and_unload()
+    policy.save(folder / "policy")
+
+
+@contextmanager
+def _faults(stop: Stop, last_step: LastStep, checkpoints: Path) -> Iterator[None]:
+    """Signals and faults while a trainer trains: what ends a step early leaves a checkpoint."""
+    stop.last_step = last_step
+    try:
+        try:
+            yield
+        except (RunStopped, StepGivenUp):
+            stop.last_step = None  # from here on a signal stops at once
+            give_up_all()  # a thread may be waiting for a reward
+            last_step.save()
+            raise
+        finally:
+            stop.last_step = None
+    except Exception as error:
+        if not disk_is_full(error):
+            raise
+        raise stopped_by_full_disk(checkpoints, error) from error
+
+
+def _load_weights(policy: Policy, checkpoint: Path) -> None:
+    """Put the weights of a checkpoint into the policy's model.
+
+    The trainer's own loading passes over fused experts: files hold them one by one, and only
+    `from_pretrained` puts them together.
+    """
+    if (checkpoint / "adapter_config.json").is_file():
+        policy.model.load_adapter(str(checkpoint), "default", is_trainable=True)
+    else:
+        saved = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=policy.model.dtype)
+        policy.model.load_state_dict(saved.state_dict())
+
+
+@contextmanager
+def _unmarked(model: Any) -> Iterator[None]:
+    """Take off what trl leaves on a model; the next stage would wrap its own `forward` again."""
+    try:
+        yield
+    finally:
+        for module in model.modules():
+            vars(module).pop("forward", None)
+        without_router_logits(model)
