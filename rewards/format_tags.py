@@ -1,24 +1,50 @@
 """Format reward: is the completion one `<think>` part and then one `<answer>` part, and no more?
 
-The format reward of DeepSeek-R1-Zero (arXiv 2501.12948, section 2.2.2). With the templates that
-open the think tag in the prompt, set `opened` so that the completion may begin inside it.
+The format reward of DeepSeek-R1-Zero (arXiv 2501.12948, section 2.2.2), and by the option `form`
+the forms of other models. With the templates that open the think tag in the prompt, set `opened`
+so that the completion may begin inside it.
 """
 
 import re
 
+from rl_reasoner.errors import unknown
 from rl_reasoner.reward import Score, reward
 
-_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-_FORM = re.compile(r"\s*<think>.*</think>\s*<answer>.*</answer>\s*", re.DOTALL)
+_THINK = r"\s*<think>(?P<chain>.*)</think>\s*"
+_FORMS = {  # the tags that stand once each, and their order
+    "r1": (
+        ("<think>", "</think>", "<answer>", "</answer>"),
+        re.compile(rf"{_THINK}<answer>(?P<answer>.*)</answer>\s*", re.DOTALL),
+    ),
+    "think": (("<think>", "</think>"), re.compile(rf"{_THINK}(?P<answer>.*)", re.DOTALL)),
+    "answer": (
+        ("<answer>", "</answer>"),
+        re.compile(r"(?P<chain>.*)<answer>(?P<answer>.*)</answer>\s*", re.DOTALL),
+    ),
+}
 
 
 @reward
-def format_tags(completion: str, opened: bool = False) -> Score:
-    """1.0 for `<think>…</think><answer>…</answer>` with each tag once and in order, else 0.0."""
+def format_tags(
+    completion: str, opened: bool = False, form: str = "r1", filled: bool = False
+) -> Score:
+    """1.0 for the form with each of its tags once and in order, else 0.0.
+
+    `form` is "r1" (`<think>…</think><answer>…</answer>`), "think" (`<think>…</think>` and an answer
+    without tags) or "answer" (a free chain, then `<answer>…</answer>`). With `filled`, chain and
+    answer must not be blank.
+    """
+    if form not in _FORMS:
+        raise unknown("form of format_tags", form, _FORMS)
+    tags, pattern = _FORMS[form]
     text = f"<think>{completion}" if opened else completion
-    wrong = [tag for tag in _TAGS if text.count(tag) != 1]
+    wrong = [tag for tag in tags if text.count(tag) != 1]
     if wrong:
         return Score(0.0, f"{wrong[0]} occurs {text.count(wrong[0])} times, expected once")
-    if not _FORM.fullmatch(text):
+    found = pattern.fullmatch(text)
+    if not found:
         return Score(0.0, "tags out of order, or text outside of them")
+    blank = [name for name in ("chain", "answer") if not found[name].strip()]
+    if filled and blank:
+        return Score(0.0, f"the {blank[0]} is blank")
     return Score(1.0, "think and answer parts in order")

@@ -1,15 +1,53 @@
-"""Length reward: nothing up to a limit, then a penalty that grows to -1.
+"""Length reward: nothing up to a limit, then a penalty; or 1 for the length that was asked for.
 
-The soft overlong punishment of DAPO (arXiv 2503.14476, equation 13), in characters, because a
-reward sees text: 0 up to `limit - buffer`, falling linearly to -1 at `limit`, -1 beyond.
+The limit is the soft overlong punishment of DAPO (arXiv 2503.14476, equation 13), in characters: 0
+up to `limit - buffer`, falling linearly to -1 at `limit`, -1 beyond. For the token limit of the
+sampling the trainer has it built in (`loss.overlong_share`): use one of them.
+
+A target is the length control of L1 (arXiv 2503.04697), "think for n tokens": the row's column
+`target_length`, or the option `target`, in tokens where the trainer counts them, else in words.
 """
 
-from rl_reasoner.reward import Score, reward
+from collections.abc import Sequence
+
+from rl_reasoner.errors import unknown
+from rl_reasoner.reward import Column, Score, reward
+from rl_reasoner.text_units import words
+
+_MODES = ("exact", "most")
 
 
 @reward
-def length(completion: str, limit: int = 2000, buffer: int = 500) -> Score:
-    """The penalty for the completion's length in characters, from 0.0 down to -1.0."""
-    over = len(completion) - (limit - buffer)
-    value = -min(1.0, max(0.0, over / buffer)) if buffer else -float(over > 0)
-    return Score(value, f"{len(completion)} characters, limit {limit}")
+def length(
+    completion: str,
+    target_length: int | None = Column(),  # type: ignore[assignment]
+    completion_ids: Sequence[int] | None = Column(),  # type: ignore[assignment]
+    limit: int = 2000,
+    buffer: int = 500,
+    target: int = 0,
+    mode: str = "exact",
+    unit: str = "tokens",
+) -> Score:
+    """The penalty for more characters than `limit`, or how near the length is to its target.
+
+    With a target t, a completion of n gets 1 - |n - t| / t in the mode "exact", and in the mode
+    "most" 1 up to t, then as much less; never below 0. `unit` is "tokens" (words where no tokens
+    are known), "words" or "characters".
+    """
+    aim = int(target_length or target)
+    if aim <= 0:
+        over = len(completion) - (limit - buffer)
+        value = -min(1.0, max(0.0, over / buffer)) if buffer else -float(over > 0)
+        return Score(value, f"{len(completion)} characters, limit {limit}")
+    if mode not in _MODES:
+        raise unknown("mode of length", mode, _MODES)
+    if unit not in ("tokens", "words", "characters"):
+        raise unknown("unit of length", unit, ("tokens", "words", "characters"))
+    if unit == "tokens" and completion_ids is not None:
+        size = len(completion_ids)
+    elif unit == "characters":
+        size = len(completion)
+    else:
+        size = len(words(completion))
+    off = abs(size - aim) if mode == "exact" else max(0, size - aim)
+    return Score(max(0.0, 1.0 - off / aim), f"{size}, target {aim}")

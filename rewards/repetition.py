@@ -1,0 +1,29 @@
+"""Repetition penalty: from 0 for a text that goes on, down to -1 for one that goes round.
+
+Two signs, the worse of which counts: the share of n-grams that stood in the text before, as far as
+it is above what ordinary text has, and the part of the text that its loop at the end takes.
+"""
+
+from rl_reasoner.errors import UserError
+from rl_reasoner.repetition import looped, repeated_share
+from rl_reasoner.reward import Score, reward
+
+
+@reward
+def repetition(completion: str, size: int = 4, free: float = 0.3) -> Score:
+    """The penalty, from 0.0 down to -1.0, for n-grams of `size` words and loops at the end.
+
+    A share of repeated n-grams up to `free` costs nothing: chains of thought name the same things
+    again. From there the penalty grows in proportion, to -1 where all n-grams are repeated. A loop
+    costs its share of the text's characters.
+    """
+    if size < 1 or not 0.0 <= free < 1.0:
+        raise UserError(f"repetition: size {size} must be 1 or more, free {free} from 0 to below 1")
+    share = repeated_share(completion, size)
+    loop, period = looped(completion)
+    part = loop / max(1, len(completion.rstrip()))
+    value = max((share - free) / (1.0 - free), part, 0.0)
+    said = f"{share:.0%} of the {size}-grams repeated"
+    if loop:
+        said += f"; the last {loop} characters repeat every {period}"
+    return Score(0.0 - value, said, {"repeated": share, "looped": part})

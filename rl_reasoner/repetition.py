@@ -1,0 +1,52 @@
+"""How much a text repeats itself: repeated n-grams, and ends that go round in a loop.
+
+Both take time linear in the text. Pure; raises nothing.
+"""
+
+from collections.abc import Sequence
+
+from rl_reasoner.text_units import words
+
+MOST = 400_000
+"""Characters that are read, from the end: loops are there."""
+_ROUNDS = 3  # from which on an end is a loop
+_SHORTEST = 20  # characters of a loop in all
+
+
+def repeated_share(text: str, size: int) -> float:
+    """The share of a text's n-grams of `size` words that stood in it before; 0.0 for short texts.
+
+    Each Chinese character is a word here.
+    """
+    units = words(text[-MOST:].casefold())
+    count = len(units) - size + 1
+    if count < 1:
+        return 0.0
+    return 1.0 - len({tuple(units[at : at + size]) for at in range(count)}) / count
+
+
+def looped(text: str) -> tuple[int, int]:
+    """(characters, period) of the loop that a text ends in; (0, 0) for none.
+
+    A loop is the same characters three times or more, 20 characters or more in all; the last round
+    may be cut off. Blanks at the end are left out.
+    """
+    backwards = text.rstrip()[: -MOST - 1 : -1]
+    longest, period = 0, 0
+    for size, border in enumerate(_borders(backwards), 1):
+        shift = size - border
+        if size >= _SHORTEST and size >= _ROUNDS * shift:
+            longest, period = size, shift
+    return longest, period
+
+
+def _borders(units: Sequence[str]) -> list[int]:
+    """For each prefix the length of its longest proper border (Knuth, Morris, Pratt 1977)."""
+    found = [0] * len(units)
+    border = 0
+    for at in range(1, len(units)):
+        while border and units[at] != units[border]:
+            border = found[border - 1]
+        border += units[at] == units[border]
+        found[at] = border
+    return found
