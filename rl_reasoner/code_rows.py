@@ -100,6 +100,7 @@ def continuing(
 
     made = Reward(judged, function.options)
     made.columns = tuple(dict.fromkeys((*taken, *_BEGUN)))
+    made.optional = function.optional
     if many is not None:
 
         @made.batch

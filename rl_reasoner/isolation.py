@@ -232,7 +232,8 @@ class Runner:
         if isinstance(fn, Reward):
             for index in range(len(completions)):
                 fn.row(columns, index)  # raises where one is missing
-            wanted = {"prompts" if n == "prompt" and n not in columns else n for n in fn.columns}
+            named = (*fn.columns, *fn.optional)
+            wanted = {"prompts" if n == "prompt" and n not in columns else n for n in named}
             return _Work(completions, {name: columns[name] for name in wanted}, {})
         extras = {name: columns[name] for name in _OF_TRL if name in columns}
         rest = {name: values for name, values in columns.items() if name not in extras}
