@@ -234,7 +234,8 @@ class Runner:
                 fn.row(columns, index)  # raises where one is missing
             named = (*fn.columns, *fn.optional)
             wanted = {"prompts" if n == "prompt" and n not in columns else n for n in named}
-            return _Work(completions, {name: columns[name] for name in wanted}, {})
+            kept = {name: columns[name] for name in wanted if name in columns}
+            return _Work(completions, kept, {})
         extras = {name: columns[name] for name in _OF_TRL if name in columns}
         rest = {name: values for name, values in columns.items() if name not in extras}
         return _Work(completions, rest, extras)
