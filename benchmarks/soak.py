@@ -48,8 +48,9 @@ def fresh(place):
 
 @reward
 def shaky(completion: str, answer: str) -> float:
-    """The share of digits; some calls are met with a fault."""
-    place = os.path.join(SEEN, str(zlib.crc32(completion.encode("utf-8", "surrogatepass"))))
+    """Nothing to be learned, so that completions stay different; some calls meet a fault."""
+    number = zlib.crc32((answer + completion).encode("utf-8", "surrogatepass"))
+    place = os.path.join(SEEN, str(number))
     kind = random.SystemRandom().random() / FAULTS
     if kind < 1 and not fresh(place):
         with open(place, "a") as file:
@@ -61,7 +62,7 @@ def shaky(completion: str, answer: str) -> float:
         if kind < 0.75:
             ctypes.string_at(0)
         hoard = bytearray(1 << 40)
-    return sum(c.isdigit() for c in completion) / max(1, len(completion)) + (answer in completion)
+    return number % 997 / 997
 '''
 
 

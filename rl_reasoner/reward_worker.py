@@ -56,8 +56,11 @@ def _judge(fn: Any, request: dict[str, Any], out: TextIO) -> None:
 
 
 def _put(out: TextIO, reply: Any) -> None:
-    out.write(json.dumps(reply, default=str) + "\n")
-    out.flush()
+    try:
+        out.write(json.dumps(reply, default=str) + "\n")
+        out.flush()
+    except BrokenPipeError:  # the parent is gone: nobody is left to be told
+        os._exit(0)
 
 
 def _watch(parent: int) -> None:
