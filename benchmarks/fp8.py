@@ -1,0 +1,141 @@
+"""FP8 training against bf16 and fp32: how far losses and accuracies lie apart.
+
+For every seed and precision the tiny mixture of experts learns short chains of modular arithmetic
+(supervised), then GRPO trains it on their answers; the same data, first weights and random numbers.
+Printed for each seed: the mean supervised loss of the last quarter of the steps, and its distance
+from bf16's in percent; after both stages the share of right answers on held-out problems with its
+95% interval (Wilson). Then the distances' medians and ranges, and the accuracies over all seeds.
+The measure is the spread that a harmless change of precision, fp32 against bf16, shows by itself.
+On a GPU with FP8 it is the real one (--device cuda), elsewhere it is emulated.
+
+    OMP_NUM_THREADS=1 python benchmarks/fp8.py [--seeds 5] [--scaling block] [--device cpu]
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from rl_reasoner import Recipe, train
+from rl_reasoner.intervals import wilson
+from rl_reasoner.prompts import load_rows
+from rl_reasoner.recipe import TaskData
+
+PRECISIONS = ("fp32", "bf16", "fp8")
+TASK = {"task": "modular", "levels": (2, 3)}
+
+
+def held_out(folder: Path, count: int) -> Path:
+    """A file of problems like those of the training, none of which is one of them."""
+    rows = load_rows(TaskData(**TASK, split="test", count=count))  # type: ignore[arg-type]
+    file = folder.with_suffix(".jsonl")
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def recipe(folder: Path, precision: str, seed: int, wanted: argparse.Namespace) -> Recipe:
+    """Both stages, with an evaluation at the end."""
+    return Recipe.model_validate(
+        {
+            "name": "fp8",
+            "policy": "scratch:moe-tiny",
+            "template": "plain",
+            "rewards": {"math_answer": 1.0},
+            "stages": [
+                {
+                    "kind": "sft",
+                    "data": {**TASK, "count": 4000},
+                    "steps": wanted.supervised,
+                    "batch": 64,
+                    "optim": {"lr": 5e-3, "schedule": "linear", "warmup": 30, "final": 0.1},
+                },
+                {
+                    "kind": "grpo",
+                    "data": {**TASK, "count": 1000, "seed": 2},
+                    "steps": wanted.steps,
+                    "group": {"size": 8, "prompts": 8},
+                    "sampling": {"max_tokens": 32},
+                    "optim": {"lr": 1e-4, "betas": (0.9, 0.99)},
+                },
+            ],
+            "evals": {"sets": [str(held_out(folder, wanted.problems))], "max_tokens": 48},
+            "run": {
+                "folder": str(folder),
+                "device": wanted.device,
+                "seed": seed,
+                "precision": precision,
+                "fp8": wanted.scaling,
+            },
+        }
+    )
+
+
+def measured(folder: Path, precision: str, seed: int, wanted: argparse.Namespace) -> dict[str, Any]:
+    """One run: its losses, its rewards, what it gets right."""
+    run = train(recipe(folder, precision, seed, wanted), quiet=True)
+
+    def rows(stage: str) -> list[dict[str, Any]]:
+        file = run.folder / "stages" / stage / "metrics.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()]
+
+    losses = [row["loss"] for row in rows("1-sft")]
+    [found] = run.evals["after"].sets.values()
+    lock = json.loads((run.folder / "lock.json").read_text())
+    return {
+        "loss": mean(losses[-max(1, len(losses) // 4) :]),
+        "reward": mean(row["reward"] for row in rows("2-grpo")),
+        "right": round(found["accuracy"] * found["problems"]),
+        "problems": found["problems"],
+        "computed": lock.get("fp8", {}).get("computed_by", precision),
+    }
+
+
+def share(right: int, problems: int) -> str:
+    """A share with its interval."""
+    low, high = wilson(right, problems)
+    return f"{right / problems:.1%} [{low:.1%}, {high:.1%}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--supervised", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--problems", type=int, default=200)
+    parser.add_argument("--scaling", choices=("tensor", "row", "block"), default="block")
+    parser.add_argument("--device", default="cpu")
+    wanted = parser.parse_args()
+    print("| seed | precision | sft loss, last quarter | from bf16 | grpo reward | accuracy |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    gaps: dict[str, list[float]] = {"fp32": [], "fp8": []}
+    right = dict.fromkeys(PRECISIONS, 0)
+    problems = 0
+    for seed in range(wanted.seeds):
+        with tempfile.TemporaryDirectory() as name:
+            runs = {p: measured(Path(name) / p, p, seed, wanted) for p in PRECISIONS}
+        problems += runs["bf16"]["problems"]
+        for precision, run in runs.items():
+            gap = 100 * (run["loss"] / runs["bf16"]["loss"] - 1)
+            if precision in gaps:
+                gaps[precision].append(gap)
+            right[precision] += run["right"]
+            said = precision if precision != "fp8" else f"fp8, {run['computed']}"
+            print(
+                f"| {seed} | {said} | {run['loss']:.4f} | {gap:+.2f}% | {run['reward']:.3f} "
+                f"| {share(run['right'], run['problems'])} |",
+                flush=True,
+            )
+    for precision, found in gaps.items():
+        sizes = sorted(map(abs, found))
+        print(
+            f"loss of {precision} from bf16's: median {median(sizes):.2f}%, "
+            f"largest {sizes[-1]:.2f}%, mean with its sign {mean(found):+.2f}%"
+        )
+    for precision in PRECISIONS:
+        print(f"accuracy, all seeds, {precision}: {share(right[precision], problems)}")
+
+
+if __name__ == "__main__":
+    main()
