@@ -219,7 +219,7 @@ def test_no_worker_outlives_its_parent(tmp_path: Path, faulty: Callable[[str], A
 def test_a_batch_function_that_fails_is_tried_row_by_row(faulty: Callable[[str], Any]) -> None:
     many = faulty("many")
     assert shown(score_batch(many, ["ab", "raise", "abc"], {}, QUICK)) == [2.0, "exception", 3.0]
-    limits = Limits(timeout_s=1.5, batch_timeout_s=4.0, memory_mb=512)
+    limits = Limits(timeout_s=1.5, batch_timeout_s=15.0, memory_mb=512)
     found = score_batch(many, ["ab", "segfault", "hang", "abc"], {}, limits)
     assert shown(found) == [2.0, "crash", "timeout", 3.0]
 
