@@ -30,11 +30,13 @@ _WORD = re.compile(
 _UNSEEN = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad\u200e\u200f\u061c"))
 _UNSEEN |= dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
 _NEVER = """
-mr mrs ms dr prof rev gen st mt vs e.g i.e cf al fig figs no nos vol ed eds pp p approx dept
-jan feb mar apr jun jul aug sept sep oct nov dec capt sgt col hon messrs mmes eq sec ch
+mr mrs ms dr prof rev gen st mt vs e.g i.e cf al approx dept capt sgt col hon messrs mmes
+jan feb mar apr jun jul aug sept sep oct nov dec
 """
+_NUMBERED_ONLY = "fig figs no nos vol ed eds pp p eq sec ch art"
 _MAY = "etc inc ltd co corp a.m p.m u.s u.k u.s.a u.n jr sr b.c a.d ph.d m.d"
 _NEVER_ENDS, _MAY_END = frozenset(_NEVER.split()), frozenset(_MAY.split())
+_BEFORE_NUMBERS = frozenset(_NUMBERED_ONLY.split())
 _CLOSERS = "\"'”’»)]}」』】）*_"
 _END = re.compile(rf"(?P<wide>[。！？｡]+)[{re.escape(_CLOSERS)}]*|[.!?…]+[{re.escape(_CLOSERS)}]*")
 _BULLET = re.compile(r"[ \t]*(?:[-*+–][ \t]+|[•·・‣◦▪●○]\s*)(?=\S)")
@@ -119,8 +121,10 @@ def _split(text: str) -> list[str]:
     for end in _END.finditer(text):
         after = text[end.end() : end.end() + 40].lstrip()
         spaced = end.end() == len(text) or text[end.end()].isspace()
-        if end["wide"] or _ideograph(text[end.end() : end.end() + 1]):
+        if end["wide"]:
             ends = True
+        elif _ideograph(text[end.end() : end.end() + 1]):
+            ends = not _ellipsis(end[0])
         else:
             ends = spaced and _ends_here(text[start : end.start()], end[0], after)
         if ends:
@@ -133,6 +137,10 @@ def _ideograph(character: str) -> bool:
     return bool(character) and bool(re.match(rf"[{IDEOGRAPHS}]", character))
 
 
+def _ellipsis(mark: str) -> bool:
+    return mark[0] == "…" or mark.startswith("...")
+
+
 def _ends_here(before: str, mark: str, after: str) -> bool:
     """Whether a point, question mark or the like, with a blank behind it, ends a sentence."""
     small = after[:1].islower()
@@ -142,10 +150,12 @@ def _ends_here(before: str, mark: str, after: str) -> bool:
         word = last[0].lstrip("\"'“‘([{*_").lower()
         if word in _NEVER_ENDS or (len(word) == 1 and word.isalpha() and word != "i"):
             return not after
+        if word in _BEFORE_NUMBERS:
+            return not after[:1].isdigit()
         if word in _MAY_END:
             return not small and not after[:1].isdigit()
         return not (quoted and small)
-    if mark[0] == "…" or mark.startswith("..."):
+    if _ellipsis(mark):
         return not small
     return not (quoted and small)  # “Stop!” he said
 
