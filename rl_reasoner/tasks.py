@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 
 from rl_reasoner.code_tasks import FUNCTIONS
 from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.instruction_tasks import INSTRUCTIONS
 from rl_reasoner.instruction_tiny import INSTRUCTIONS_TINY
 from rl_reasoner.problems import Pick, Problem, Task, digest, picker
 
@@ -343,6 +344,7 @@ _TASKS = (
         judge="countdown",
     ),
     FUNCTIONS,
+    INSTRUCTIONS,
     INSTRUCTIONS_TINY,
 )
 TASKS: Mapping[str, Task] = {task.name: task for task in _TASKS}
