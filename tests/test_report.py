@@ -1,225 +1,22 @@
 """The report page: built from a run folder alone, complete, escaped, offline and repeatable."""
 
 import json
-import math
-import random
 import re
 import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from report_runs import Parsed, figures, lines, make_run, packs, rollout
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.intervals import wilson
 from rl_reasoner.report import write_report
-from rl_reasoner.report.html import document, h
 from rl_reasoner.report.read import read_run
-from rl_reasoner.report.text import duration, plain, short
+from rl_reasoner.report.rollouts import read_rollouts, samples_after
 
 HOSTILE = "</script></pre><img src=x onerror=alert(1)><b>\x00\x1b[31m\ud800 & \"'"
-
-
-def figures(accuracy: float, n: int = 400, **more: Any) -> dict[str, Any]:
-    return {
-        "problems": n,
-        "samples": 1,
-        "accuracy": accuracy,
-        "interval": wilson(accuracy * n, n),
-        "truncated": 0.01,
-        "mean_length": 22.0 + 30 * accuracy,
-        "temperature": 0.0,
-        **more,
-    }
-
-
-def evaluation(name: str, greedy: float, chain: float, sampled: float) -> dict[str, Any]:
-    curve = {str(k): 1 - (1 - sampled) ** (0.6 * k + 0.4) for k in (1, 2, 4, 8)}
-    problem = "Compute (17 * 5 + 3) mod 11."
-    return {
-        "policy": "scratch:moe-tiny",
-        "name": name,
-        "sets": {
-            "modular_test": figures(greedy, thinking=0.06 if name == "before" else 0.98),
-            "modular_test@chain-forced": figures(chain),
-            "modular_test@direct-forced": figures(0.13 if name == "before" else 0.14),
-            "modular_test@sampled": figures(
-                sampled, samples=8, temperature=1.0, pass_at=curve, thinking=0.3
-            ),
-            "sums_hard": figures(greedy * 0.6, 200),
-        },
-        "rows": {
-            "modular_test": [
-                {
-                    "problem": problem,
-                    "answer": "0",
-                    "completions": ["<think>17*5=85, 85+3=88, 88 mod 11=0</think> 0"],
-                    "scores": [1.0 if name == "after" else 0.0],
-                    "reasons": ["equal as integers" if name == "after" else "expected 0, got 4"],
-                }
-            ]
-        },
-    }
-
-
-def lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def grpo_metrics(steps: int, rng: random.Random) -> list[dict[str, Any]]:
-    rows = []
-    for step in range(1, steps + 1):
-        share = 0.12 + 0.62 / (1 + math.exp(-(step - 0.4 * steps) / (0.09 * steps)))
-        reward = share + rng.gauss(0, 0.04)
-        skew = [
-            1 + 0.8 * math.exp(-step / 40) * math.sin(i * 2.1) + rng.random() / 5 for i in range(8)
-        ]
-        row: dict[str, Any] = {
-            "step": step,
-            "loss": rng.gauss(0, 0.01),
-            "reward": reward,
-            "reward_std": 0.35 - 0.2 * abs(share - 0.4),
-            "rewards/math_answer/mean": reward - 0.05,
-            "rewards/math_answer/std": 0.4,
-            "rewards/format_tags/mean": min(1.0, share + 0.2),
-            "completions/mean_length": 20 + 40 * share + rng.gauss(0, 1.5),
-            "completions/min_length": 8 + 10 * share,
-            "completions/max_length": 60 + 36 * share,
-            "completions/clipped_ratio": max(0.0, 0.06 - 0.05 * share + rng.gauss(0, 0.004)),
-            "kl": 0.002 * step / steps + abs(rng.gauss(0, 2e-4)),
-            "entropy": 0.9 - 0.6 * share + rng.gauss(0, 0.02),
-            "frac_reward_zero_std": min(1.0, abs(share - 0.4) + 0.1),
-            "clip_ratio/region_mean": abs(rng.gauss(0.004, 0.002)),
-            "grad_norm": abs(rng.gauss(0.6, 0.2)),
-            "learning_rate": 1e-4,
-            "step_time": 2.4 + rng.gauss(0, 0.1),
-            "timing/generation": 1.3 + rng.gauss(0, 0.08),
-            "timing/reward": 0.2 + rng.gauss(0, 0.02),
-            "timing/training": 0.9 + rng.gauss(0, 0.05),
-            "tokens_per_second": 3100 + rng.gauss(0, 120),
-            "experts/load/layer0": [s / sum(skew) for s in skew],
-            "experts/load/layer1": [s / sum(skew) for s in reversed(skew)],
-            "experts/max_over_mean": max(skew) * 8 / sum(skew),
-        }
-        if step % max(1, steps // 8) == 0:
-            row["eval/modular_test/accuracy"] = share
-            row["eval/modular_test/interval"] = wilson(share * 200, 200)
-        rows.append(row)
-    return rows
-
-
-def rollout(step: int, group: int, index: int, right: bool) -> dict[str, Any]:
-    fault = index == 5
-    score: dict[str, Any] = {
-        "value": float(right),
-        "reason": "equal as integers",
-        "outcome": "score",
-    }
-    if not right:
-        score["reason"] = "expected 6, got 3"
-    if fault:
-        score = {"value": None, "reason": "timed out after 5 s", "outcome": "fault"}
-    chain = "<think>\n7 * 8 = 56\n56 mod 10 = 6\n</think>\n"
-    return {
-        "step": step,
-        "group": group,
-        "prompt": f"Compute (7 * 8 + {group}) mod 10. Think first.",
-        "completion": f"{chain if right else ''}The answer is {6 if right else 3}.",
-        "answer": "6",
-        "reward": None if fault else float(right),
-        "scores": {
-            "math_answer": score,
-            "format_tags": {"value": float(right), "reason": "", "outcome": "score"},
-        },
-        "advantage": None if fault else (0.9 if right else -1.1),
-        "truncated": index == 3,
-    }
-
-
-def make_run(folder: Path, *, steps: int = 60) -> Path:
-    """A whole run as training leaves it: a cold start and GRPO, evaluated before and after."""
-    rng = random.Random(0)
-    (folder / "evals").mkdir(parents=True)
-    (folder / "recipe.yaml").write_text(
-        "name: modular-r1-zero\npolicy: {source: 'scratch:moe-tiny'}\n"
-        "stages: [{kind: sft}, {kind: grpo}]\nrun: {seed: 7}\n"
-    )
-    lock = {
-        "policy": {"parameters": 3_145_728, "active_parameters": 1_204_224},
-        "seed": 7,
-        "device": "cpu (2 cores)",
-        "git_commit": "0123abcd",
-        "versions": {"torch": "2.9.0", "trl": "1.16.0"},
-        "data": {"modular_train": "sha256:9f86d081884c7d65"},
-        "command": "rl-reasoner train recipes/modular.py --run.seed 7",
-    }
-    (folder / "lock.json").write_text(json.dumps(lock))
-    for result in (
-        evaluation("before", 0.13, 0.74, 0.30),
-        evaluation("after", 0.745, 0.75, 0.73),
-    ):
-        (folder / "evals" / f"{result['name']}.json").write_text(json.dumps(result))
-    cold = [
-        {
-            "step": step,
-            "loss": 2.4 * math.exp(-step / 15) + 0.3 + rng.gauss(0, 0.03),
-            "grad_norm": abs(rng.gauss(1, 0.2)),
-            "mean_token_accuracy": 0.9 - 0.6 * math.exp(-step / 15),
-            "step_time": 0.5,
-        }
-        for step in range(1, 41)
-    ]
-    lines(folder / "stages" / "1-sft" / "metrics.jsonl", cold)
-    lines(folder / "stages" / "2-grpo" / "metrics.jsonl", grpo_metrics(steps, rng))
-    rows = [
-        rollout(step, group, index, index % 3 != 1 or (step == steps and group == 0))
-        for step in (1, 2, steps)
-        for group in range(4)
-        for index in range(10)
-    ]
-    lines(folder / "stages" / "2-grpo" / "rollouts.jsonl", rows)
-    return folder
-
-
-class Parsed(HTMLParser):
-    """The page as a browser's parser sees it: tags, attributes, ids, texts."""
-
-    VOID = frozenset({"meta", "link", "br"})
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str]] = []
-        self.texts: list[str] = []
-        self.open: list[str] = []
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(name, value or "") for name, value in attrs]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
-
-    @property
-    def text(self) -> str:
-        return "\n".join(self.texts)
-
-    def values(self, name: str) -> list[str]:
-        return [value for key, value in self.attributes if key == name]
 
 
 def report(folder: Path) -> tuple[str, Parsed]:
@@ -251,48 +48,59 @@ def test_whole_run_gives_a_whole_page(tmp_path: Path) -> None:
         "Accuracy on modular_test",
         "Time of a step",
         "math_answer: timed out after 5 s",
-        "expected 6, got 3",
-        "The same problem, before and after",
+        "Training · grpo",
+        "Evaluation · modular_test",
         "rl-reasoner train recipes/modular.py --run.seed 7",
         "sha256:9f86d081884c7d65",
     ):
         assert shown in parsed.text, shown
     assert 'name="viewport"' in page
-    assert "prefers-color-scheme: dark" in page
-    drawings = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
-    assert len(drawings) >= 15
-    assert not re.search(r"(fill|stroke): ?#", "".join(drawings))  # every colour is the page's
+    charts = packs(page)["about"]["charts"]
+    assert len(charts) >= 20
+    assert set(charts) == set(parsed.values("data-chart"))
+    assert charts["stage-2/KL to the reference"]["lines"][0]["x"][-1] == 60
 
 
 def test_ids_are_unique_and_references_resolve(tmp_path: Path) -> None:
-    page, parsed = report(make_run(tmp_path))
+    _, parsed = report(make_run(tmp_path))
     ids = parsed.values("id")
     assert len(ids) == len(set(ids))
-    references = re.findall(r"url\(#([^)]+)\)", page)
-    references += [v[1:] for v in parsed.values("href") if v.startswith("#")]
-    assert references
+    references = [v[1:] for v in parsed.values("href") if v.startswith("#")]
+    assert len(references) > 5
     assert set(references) <= set(ids)
 
 
 def test_page_asks_for_nothing_from_outside(tmp_path: Path) -> None:
     page, parsed = report(make_run(tmp_path))
-    assert "http://" not in page
-    assert "https://" not in page
+    links = parsed.values("href") + parsed.values("src")
+    assert all(v.startswith(("#", "data:")) for v in links)
     assert "@import" not in page
-    assert "script" not in parsed.tags
-    assert all(v.startswith("#") for v in re.findall(r"url\(([^)]*)\)", page))
-    assert all(v.startswith(("#", "data:")) for v in parsed.values("href") + parsed.values("src"))
-    assert any(v.startswith("default-src 'none'") for v in parsed.values("content"))
+    assert "url(" not in page
+    [rule] = [v for v in parsed.values("content") if v.startswith("default-src 'none'")]
+    assert "unsafe" not in rule
+    assert "connect-src" not in rule
+    assert "require-trusted-types-for 'script'" in rule
 
 
-def test_same_folder_same_bytes_whatever_the_plot_settings(tmp_path: Path) -> None:
+def test_scripts_make_no_markup_and_run_no_text() -> None:
+    folder = Path(write_report.__code__.co_filename).parent
+    for path in folder.glob("*.js"):
+        source = path.read_text(encoding="utf-8")
+        banned = [
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacent",
+            "document.write",
+            "eval(",
+            "Function(",
+        ]
+        assert not [word for word in banned if word in source], path
+
+
+def test_same_folder_same_bytes(tmp_path: Path) -> None:
     folder = make_run(tmp_path)
     first = write_report(folder).read_bytes()
-    with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "red", "svg.hashsalt": "x"}):
-        backend = matplotlib.rcParams["backend"]
-        assert write_report(folder).read_bytes() == first
-        assert matplotlib.rcParams["font.size"] == 20
-        assert matplotlib.rcParams["backend"] == backend
+    assert write_report(folder).read_bytes() == first
 
 
 def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
@@ -320,12 +128,16 @@ def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
     edit(folder / "lock.json", device=HOSTILE, command=[HOSTILE], **{HOSTILE: HOSTILE})
     (folder / "recipe.yaml").write_text(json.dumps({"name": HOSTILE, "policy": HOSTILE}))
     page, parsed = report(folder)
-    assert not {"img", "script"} & set(parsed.tags)
+    assert "img" not in parsed.tags
     assert not [name for name, _ in parsed.attributes if name.startswith("on")]
     assert parsed.open == []
     assert parsed.text.count("<img src=x onerror=alert(1)>") > 20
     assert not re.search("[\x00-\x08\x0b-\x1f]", page)
-    assert "more characters" in parsed.text
+    found = packs(page)
+    [[completion, said]] = found["stage-2-rollouts-0"]["rows"]
+    assert completion.startswith("</script></pre><img src=x onerror=alert(1)>")
+    assert "more characters" in completion
+    assert said[0][2].startswith("</script>")
 
 
 @pytest.mark.parametrize(
@@ -336,7 +148,7 @@ def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
         (["evals/after.json"], "13.0%"),
         (["evals"], "Stage 2 · grpo"),
         (["evals", "stages/2-grpo"], "Stage 1 · sft"),
-        (["stages/2-grpo/metrics.jsonl"], "expected 6, got 3"),
+        (["stages/2-grpo/metrics.jsonl"], "Training · grpo"),
         (["stages/2-grpo/rollouts.jsonl"], "KL to the reference"),
         (["stages", "evals", "lock.json"], "modular-r1-zero"),
         (["stages", "evals", "recipe.yaml"], "sha256:9f86d081884c7d65"),
@@ -378,15 +190,60 @@ def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
     assert "nan" not in parsed.text
 
 
-def test_rollouts_are_counted_whole_and_kept_in_part(tmp_path: Path) -> None:
-    run = read_run(make_run(tmp_path))
-    kept = run.stages[1].rollouts
+def test_rollouts_are_counted_whole_and_kept_by_whole_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_run(tmp_path)
+    monkeypatch.setattr("rl_reasoner.report.rollouts.ROWS_KEPT", 80)
+    kept = read_run(folder).stages[1].rollouts
     assert kept is not None
     assert kept.completions == 120
     assert kept.outcomes["math_answer"]["fault"] == 12
-    assert [step for step, _ in kept.steps] == [1, 60]
-    for _, groups in kept.steps:
-        assert [(len(g.samples), g.hidden) for g in groups] == [(8, 2)] * 3
+    assert [sample.step for sample in kept.samples] == [1] * 40 + [60] * 40
+    page, _ = report(folder)
+    found = packs(page)
+    [source] = [s for s in found["about"]["sources"] if s["place"] == "stage-2"]
+    assert source["note"] == "80 of 120 are in this page: 2 of 3 steps, evenly spread."
+    assert found["stage-2-rollouts"]["where"] == [1] * 40 + [60] * 40
+    assert set(found["stage-2-rollouts-experts"]) == {"1", "60"}
+
+
+def test_what_is_packed_is_what_was_sampled(tmp_path: Path) -> None:
+    page, _ = report(make_run(tmp_path))
+    found = packs(page)
+    index, part = found["stage-2-rollouts"], found["stage-2-rollouts-0"]
+    assert len(index["group"]) == len(part["rows"]) == 120
+    assert index["reward"][:6] == [1.0, 0.0, 1.0, 1.0, 0.0, None]
+    assert index["flags"][3:6] == [1, 0, 2]  # cut off, nothing, fault
+    prompt, answer = part["prompts"][str(index["group"][0])]
+    assert (prompt, answer) == ("Compute (7 * 8 + 0) mod 10. Think first.", "6")
+    _, title = index["groups"][0]
+    assert title == "0)"  # what the prompts do not share
+    completion, said = part["rows"][1]
+    assert completion == "The answer is 3."
+    assert said[0] == ["math_answer", 0.0, "expected 6, got 3", "score"]
+
+
+def test_an_evaluations_problems_hold_before_and_after_side_by_side(tmp_path: Path) -> None:
+    page, _ = report(make_run(tmp_path))
+    found = packs(page)
+    [key] = [s["key"] for s in found["about"]["sources"] if s["place"] == "modular_test"]
+    assert found[key]["where"] == ["before", "after"]
+    assert found[key]["group"] == [0, 0]
+    assert found[key]["reward"] == [0.0, 1.0]
+
+
+def test_a_row_that_is_being_written_is_left_for_later(tmp_path: Path) -> None:
+    path = make_run(tmp_path) / "stages" / "2-grpo" / "rollouts.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    first = read_rollouts(path)
+    assert (first.completions, first.broken) == (119, 0)
+    path.write_bytes(whole)
+    end, samples = samples_after(path, first.end)
+    assert (end, len(samples)) == (len(whole), 1)
+    path.write_bytes(whole[:500])
+    assert samples_after(path, first.end) == (-1, [])
 
 
 def test_a_resumed_step_counts_once_and_rare_logging_counts_whole_time(tmp_path: Path) -> None:
@@ -405,9 +262,10 @@ def test_a_long_run_gives_a_small_page_that_keeps_its_spikes(tmp_path: Path) -> 
     rows[1234]["grad_norm"] = 9000.0
     lines(metrics, rows)
     page, _ = report(folder)
-    assert len(page) < 600_000
-    norms = [figure for figure in page.split("<figure>") if "Gradient norm" in figure]
-    assert re.search(r">[3-9],000</text>", norms[1])  # the axis reaches up to the spike
+    assert len(page) < 900_000
+    [norms] = packs(page)["about"]["charts"]["stage-2/Gradient norm"]["lines"]
+    assert len(norms["x"]) <= 400
+    assert norms["y"][norms["x"].index(1235)] == 9000.0
 
 
 def test_report_needs_no_torch(tmp_path: Path) -> None:
@@ -418,46 +276,3 @@ def test_report_needs_no_torch(tmp_path: Path) -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-# --- texts and figures
-
-
-@given(st.text(st.characters(), max_size=40), st.text(st.characters(), max_size=40))
-def test_any_text_comes_back_from_the_page_as_text(text: str, value: str) -> None:
-    page = document(h("html", h("p", text, h("i"), text, title=value)))
-    page.encode()
-    parsed = Parsed(page)
-    assert parsed.tags == ["html", "p", "i"]
-    assert "".join(parsed.texts).strip("\n") == (plain(text) * 2).strip("\n")
-    assert parsed.values("title") == [plain(value)]
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [
-        (None, "–"),
-        (0, "0"),
-        (0.01234, "0.0123"),
-        (-0.5, "−0.5"),
-        (99.96, "100"),
-        (3141.6, "3,142"),
-        (12_345, "12.3k"),
-        (999_999, "1,000k"),
-        (3_145_728, "3.15M"),
-        (7.2e9, "7.2B"),
-        (1e300, "1e+288T"),
-    ],
-)
-def test_short_figures(value: float | None, shown: str) -> None:
-    assert short(value) == shown
-
-
-def test_durations() -> None:
-    assert [duration(s) for s in (0.04, 59.96, 60, 187, 7500)] == [
-        "0.0 s",
-        "1 min 00 s",
-        "1 min 00 s",
-        "3 min 07 s",
-        "2 h 05 min",
-    ]

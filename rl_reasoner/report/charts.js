@@ -270,10 +270,9 @@ class Chart {
     this.tip.replaceChildren(el("b", "", said.title), ...said.rows.map(([colour, label, value]) =>
       el("div", "", el("i", colour ? `dot ${colour}` : "dot none"), el("span", "", label), el("b", "", value))));
     this.tip.hidden = false;
-    const room = this.width - this.tip.offsetWidth;
-    const beside = said.x + 14 + this.tip.offsetWidth < this.width ? said.x + 14 : said.x - 14 - this.tip.offsetWidth;
-    this.tip.style.left = `${Math.max(0, Math.min(room, beside))}px`;
-    this.tip.style.top = `${said.y === undefined ? 8 : said.y + 6}px`;
+    const beside = said.x - this.tip.offsetWidth / 2; // under the curve, so that it hides none
+    this.tip.style.left = `${Math.max(0, Math.min(this.width - this.tip.offsetWidth, beside))}px`;
+    this.tip.style.top = `${across ? said.y + 6 : box.bottom + 4}px`;
   }
 
   hide() {

@@ -44,7 +44,15 @@ def evaluations(named: Iterable[tuple[str, Rows]]) -> list[Source]:
         for label, found in rows.items():
             entries.setdefault(label, []).extend(evaluated(name, found))
     return [
-        Source(f"set-{index}", f"Evaluation · {label}", found, place=label)
+        Source(f"set-{index}", f"Evaluation · {label}", by_problem(found), place=label)
         for index, (label, found) in enumerate(entries.items())
         if found
     ]
+
+
+def by_problem(entries: Iterable[Entry]) -> list[Entry]:
+    """Entries with those of one problem together, in the problems' order."""
+    places: dict[str, list[Entry]] = {}
+    for entry in entries:
+        places.setdefault(entry.group, []).append(entry)
+    return [entry for group in places.values() for entry in group]

@@ -1,0 +1,284 @@
+"""The page in a real browser: no error, no request, and what a reader does with it works."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_runs import lines, make_run, rollout
+
+from rl_reasoner.report import write_evaluation, write_report
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+HOSTILE = "</script><img src=x onerror=alert(1)><script>alert(2)</script>"
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        try:
+            browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        except playwright.Error as error:
+            pytest.skip(f"no browser: {str(error).splitlines()[0]}")
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Opened:
+    """An open page, with what went wrong in it and what it asked for."""
+
+    page: Any
+    errors: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+    def text(self, selector: str) -> str:
+        return str(self.page.inner_text(selector))
+
+    def found(self, count: int, of: int) -> None:
+        playwright.expect(self.page.locator("#found")).to_contain_text(
+            f"{count} of {of} completions"
+        )
+
+
+@pytest.fixture
+def visit(chromium: Any) -> Iterator[Any]:
+    opened: list[Opened] = []
+
+    def go(address: Path | str, **options: Any) -> Opened:
+        page = chromium.new_page(**{"viewport": {"width": 1280, "height": 900}, **options})
+        now = Opened(page)
+        opened.append(now)
+        page.on("pageerror", lambda error: now.errors.append(str(error)))
+        page.on("console", lambda said: now.errors.append(said.text) if said.type == "error" else 0)
+        page.on("dialog", lambda dialog: now.errors.append(dialog.message))
+        page.on("request", lambda asked: now.requests.append(asked.url))
+        page.goto(address.as_uri() if isinstance(address, Path) else address)
+        page.wait_for_selector("html[data-ready]")
+        return now
+
+    yield go
+    for now in opened:
+        now.page.close()
+        assert now.errors == []
+        assert all(
+            url.startswith(("file:", "data:", "about:", "http://127.0.0.1:"))
+            for url in now.requests
+        )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(make_run(tmp_path_factory.mktemp("run")))
+
+
+def test_the_page_asks_for_itself_alone(visit: Any, run: Path) -> None:
+    opened = visit(run)
+    assert [url for url in opened.requests if not url.startswith("data:")] == [run.as_uri()]
+    opened.found(120, 120)
+
+
+def test_filters_find_by_outcome_reward_step_and_text(visit: Any, run: Path) -> None:
+    opened = visit(run)
+    page = opened.page
+    page.select_option("[name=outcome]", "fault")
+    opened.found(12, 120)
+    assert "timed out after 5 s" in opened.text(".detail")
+    page.click("#filters [type=reset]")
+    page.fill("[name=from]", "60")
+    opened.found(40, 120)
+    page.fill("[name=low]", "1")
+    page.fill("[name=text]", "7 * 8 + 3")  # the prompt of one group
+    opened.found(6, 120)
+    page.fill("[name=text]", "EXPECTED 6, GOT 3")
+    opened.found(0, 120)
+    page.fill("[name=low]", "")
+    opened.found(9, 120)
+
+
+def test_keys_move_between_completions_and_prompts(visit: Any, run: Path) -> None:
+    opened = visit(run)
+    keys, label = opened.page.keyboard, opened.page.locator(".detail .label")
+    playwright.expect(label).to_contain_text("step 1 · 1 of 10")
+    keys.press("j")
+    playwright.expect(label).to_contain_text("step 1 · 2 of 10")
+    keys.press("k")
+    playwright.expect(label).to_contain_text("step 1 · 1 of 10")
+    keys.press("n")
+    playwright.expect(opened.page.locator(".detail .prompt")).to_contain_text("7 * 8 + 1")
+    keys.press("d")
+    playwright.expect(opened.page.locator(".detail pre ins")).to_have_count(2)
+    keys.press("/")
+    keys.type("nothing has j k ? in it")
+    opened.found(0, 120)
+    keys.press("Escape")
+    keys.press("?")
+    assert opened.page.locator("#help").is_visible()
+    keys.press("Escape")
+    assert not opened.page.locator("#help").is_visible()
+
+
+def test_a_completion_has_an_address(visit: Any, run: Path) -> None:
+    opened = visit(f"{run.as_uri()}#completion=stage-2-rollouts/57")
+    playwright.expect(opened.page.locator(".detail .label")).to_contain_text("step 2 · 8 of 10")
+
+
+def test_experts_of_the_step_are_shown_with_the_completion(visit: Any, run: Path) -> None:
+    opened = visit(run)
+    opened.page.click(".detail summary")
+    assert opened.page.locator(".load").count() == 2
+    assert opened.page.locator(".load >> nth=0").locator(".columns i").count() == 8
+
+
+def test_a_curve_tells_its_values_and_leads_to_its_step(visit: Any, run: Path) -> None:
+    opened = visit(run)
+    plot = opened.page.locator("figure[data-chart='stage-2/Reward'] .plot")
+    plot.scroll_into_view_if_needed()
+    plot.locator("svg").wait_for()
+    box = plot.bounding_box()
+    plot.hover(position={"x": box["width"] - 12, "y": 60})
+    tip = plot.locator(".tip")
+    assert tip.is_visible()
+    assert "step 60" in tip.inner_text()
+    assert "math_answer" in tip.inner_text()
+    plot.focus()
+    opened.page.keyboard.press("ArrowLeft")
+    assert "step 59" in tip.inner_text()
+    opened.page.keyboard.press("ArrowRight")
+    opened.page.keyboard.press("Enter")
+    opened.found(40, 120)
+
+
+def test_every_chart_is_drawn(visit: Any, run: Path) -> None:
+    opened = visit(run)
+    page = opened.page
+    page.evaluate("for (const d of document.querySelectorAll('details')) d.open = true")
+    for figure in page.locator("figure.chart").all():
+        figure.scroll_into_view_if_needed()
+        figure.locator("svg").wait_for()
+        drawing = figure.locator("svg").inner_html()
+        assert "NaN" not in drawing
+        assert "undefined" not in drawing
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_theme_follows_the_system_until_it_is_switched(visit: Any, run: Path, scheme: str) -> None:
+    opened = visit(run, color_scheme=scheme)
+    light = {"rgb(251, 251, 250)": True, "rgb(19, 21, 25)": False}
+
+    def is_light() -> bool:
+        shown = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
+        return light[str(shown)]
+
+    assert is_light() == (scheme == "light")
+    opened.page.click("#theme")
+    assert is_light() == (scheme == "dark")
+    opened.page.keyboard.press("t")
+    assert is_light() == (scheme == "light")
+
+
+def test_nothing_is_wider_than_a_phone(visit: Any, run: Path) -> None:
+    opened = visit(run, viewport={"width": 390, "height": 844}, has_touch=True)
+    page = opened.page
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert not page.locator(".detail").is_visible()
+    page.tap(".row >> nth=1")
+    playwright.expect(page.locator(".detail .label")).to_contain_text("2 of 10")
+    page.tap(".detail .back")
+    assert not page.locator(".detail").is_visible()
+
+
+def test_hostile_texts_are_shown_and_nothing_else(visit: Any, tmp_path: Path) -> None:
+    folder = make_run(tmp_path, steps=3)
+    score = {HOSTILE: {"value": None, "reason": HOSTILE, "outcome": "fault"}}
+    row = rollout(3, 0, 0, False) | {"prompt": HOSTILE, "completion": HOSTILE, "scores": score}
+    lines(folder / "stages" / "2-grpo" / "rollouts.jsonl", [row, row | {"completion": "x"}])
+    metrics = [{"step": s, "reward": s, f"rewards/{HOSTILE}/faults": s, HOSTILE: s} for s in (1, 3)]
+    lines(folder / "stages" / "2-grpo" / "metrics.jsonl", metrics)
+    opened = visit(write_report(folder))
+    detail = opened.page.locator(".detail")
+    playwright.expect(detail.locator("pre.prompt")).to_have_text(HOSTILE)
+    playwright.expect(detail.locator(".verdicts")).to_contain_text(HOSTILE)
+    opened.page.click("[data-show]")  # the fault's reason
+    opened.found(2, 2)
+    opened.page.keyboard.press("d")
+    playwright.expect(detail.locator("pre ins")).not_to_have_count(0)
+    assert opened.page.locator("img").count() == 0
+
+
+def test_evaluations_are_browsed_before_beside_after(visit: Any, run: Path, tmp_path: Path) -> None:
+    opened = visit(run)
+    opened.page.select_option("[name=source]", label="Evaluation · modular_test")
+    opened.found(2, 2)
+    assert not opened.page.locator("[name=from]").is_visible()
+    opened.page.select_option("[name=outcome]", "mixed")
+    opened.found(2, 2)
+    playwright.expect(opened.page.locator(".detail .label")).to_contain_text("before · 1 of 2")
+
+
+def test_two_results_are_held_against_each_other(visit: Any, tmp_path: Path) -> None:
+    from rl_reasoner.evaluate import EvalResult
+    from rl_reasoner.figures import figures_of
+
+    files = []
+    for name, score in (("a", 0.0), ("b", 1.0)):
+        rows = [
+            {
+                "problem": f"{i} + {i} =",
+                "answer": str(2 * i),
+                "completions": ["yes"],
+                "scores": [score if i < 3 else 1.0],
+                "reasons": ["so"],
+                "outcomes": ["score"],
+                "tokens": [3],
+                "truncated": [False],
+            }
+            for i in range(8)
+        ]
+        result = EvalResult(name, rows={"sums": rows}, sets={"sums": figures_of(rows)})
+        files.append(result.save(tmp_path / f"{name}.json"))
+    opened = visit(write_evaluation(files, tmp_path / "both.html"))
+    opened.found(16, 16)
+    assert "3 rows better in b, 0 worse" in opened.text("#comparison")
+    opened.page.click("#comparison [data-show]")
+    opened.found(6, 16)
+
+
+def test_the_page_tells_where_a_browser_is_too_old(chromium: Any, run: Path) -> None:
+    page = chromium.new_page()
+    page.add_init_script("delete window.DecompressionStream")
+    page.goto(run.as_uri())
+    page.wait_for_selector(".warning")
+    assert "browser of 2023" in page.inner_text(".warning")
+    page.close()
+
+
+def test_a_live_page_shows_what_comes(visit: Any, tmp_path: Path) -> None:
+    folder = make_run(tmp_path, steps=8)
+    command = [sys.executable, "-m", "rl_reasoner.cli", "report", str(folder), "--live"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        opened = visit(process.stdout.readline().strip())
+        opened.found(120, 120)
+        opened.page.keyboard.press("j")
+        path = folder / "stages" / "2-grpo"
+        with (path / "rollouts.jsonl").open("a") as file:
+            file.writelines(json.dumps(rollout(9, 0, i, True)) + "\n" for i in range(4))
+        with (path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": 9, "reward": 0.125}) + "\n")
+        opened.found(124, 124)
+        assert "2 of 10" in opened.text(".detail .label")  # the reader stays where they were
+        assert "9 grpo" in opened.text("#facts")
+        (folder / "evals" / "after.json").unlink()
+        playwright.expect(opened.page.locator("#gain")).to_have_count(0)  # loaded anew
+        opened.page.goto("about:blank")
+        process.send_signal(signal.SIGINT)
