@@ -254,6 +254,8 @@ def _pretrained(path: str, source: str) -> Policy:
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"policy {source!r} has no tokenizer: {_first_line(error)}") from error
+    for name in ("is_local", "local_files_only"):  # of the place: saved, they are no part of it
+        tokenizer.init_kwargs.pop(name, None)
     if not tokenizer("1", add_special_tokens=False)["input_ids"]:
         # transformers makes up an empty one where the folder holds no tokenizer files
         raise UserError(f"policy {source!r} has no tokenizer: no files of one are there")
