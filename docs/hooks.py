@@ -102,4 +102,6 @@ def _moved(found: re.Match[str], page: str) -> str:
     if (ROOT / target).is_dir():
         raise PluginError(f"{source}: the link to {link} leads to a folder, which has no page")
     there = PAGES.get(target) or _copied(target) or target.removeprefix("docs/")
-    return f"{before}{posixpath.relpath(there, posixpath.dirname(page) or '.')}{anchor or ''}{after}"
+    return (
+        f"{before}{posixpath.relpath(there, posixpath.dirname(page) or '.')}{anchor or ''}{after}"
+    )

@@ -129,10 +129,15 @@ def run_commands(block: Block, typed: str = "") -> None:
     for name, _, text in _HERE.findall(block.text):
         Path(name).write_text(text, encoding="utf-8")
     for line in _lines(_HERE.sub("", block.text)):
+        line, _, target = line.partition(" > ")
         words = shlex.split(line)
         program = words[0].removeprefix(".venv/bin/")
         if program == "rl-reasoner":
-            run_command(words[1:], block.place, typed)
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed) if target else contextlib.nullcontext():
+                run_command(words[1:], block.place, typed)
+            if target:
+                Path(target.strip()).write_text(printed.getvalue(), encoding="utf-8")
         elif program == "make":
             assert _is_target(words[1]), f"{block.place}: there is no make target {words[1]}"
         elif program == "pip":
