@@ -245,8 +245,13 @@ class _Packing:
     def packed(self, device: torch.device) -> Packed:
         """The lists as tensors."""
         row = (self.ids, self.positions, self.weights, self.labels)
-        ids, positions, weights, labels = (torch.tensor([x], device=device) for x in row)
-        scored, places = (torch.tensor(x, device=device) for x in (self.scored, self.places))
+        long = torch.long  # named, as there may be nothing that is scored
+        ids, positions, weights, labels = (
+            torch.tensor([x], dtype=long, device=device) for x in row
+        )
+        scored, places = (
+            torch.tensor(x, dtype=long, device=device) for x in (self.scored, self.places)
+        )
         return Packed(ids, positions, weights, scored, labels, places, tuple(self.groups))
 
 

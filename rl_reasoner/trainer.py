@@ -64,6 +64,10 @@ class GRPOConfig(ObjectiveConfig, RewardingConfig, OldLogProbsConfig):
             "help": "Keep a group's rows together in the micro-batches of an optimizer step."
         },
     )
+    balance_processes: bool = field(
+        default=True,
+        metadata={"help": "Several processes: exchange groups, so that all have as many tokens."},
+    )
 
     fast_rollouts: bool = field(
         default=True,

@@ -1,14 +1,16 @@
 """The training pass: trl's loss and gradients, without the work that changes neither.
 
 `TrainingPass` overrides the one method of trl's trainer that runs the model on completions and
-leaves every loss to trl. Three speed-ups, each a field of the config:
+leaves every loss to trl. Four speed-ups, each a field of the config:
 
 - `share_prompts`: rows are packed without padding, each prompt computed once (rl_reasoner.packing),
   the LM head on completion positions only;
 - `skip_zero_advantage`: rows that cannot move the policy are not computed; only where that is exact
   (no KL, router or entropy term, no entropy quantile);
 - `regroup_rows`: within one optimizer step, the micro-batches are refilled so that rows of a group
-  lie together; only for losses that do not depend on how a step is split.
+  lie together; only for losses that do not depend on how a step is split;
+- `balance_processes`: before that, several processes exchange groups, so that each has the same
+  number of tokens (rl_reasoner.rank_balance).
 
 What cannot be packed exactly goes trl's own way, said once in the log. Metrics are trl's; `entropy`
 is the mean over the rows that were computed, and the micro-batches it is a mean of are ours.
@@ -27,6 +29,7 @@ from torch import Tensor, nn
 
 from rl_reasoner import packing
 from rl_reasoner.lm_head import fused_head
+from rl_reasoner.rank_balance import exchanged
 from rl_reasoner.sharding import agreed, in_lockstep
 
 logger = logging.getLogger(__name__)
@@ -308,11 +311,25 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
         self._buffered_inputs = [
             batch
             for start in range(0, len(self._buffered_inputs), size)
-            for batch in regrouped(self._buffered_inputs[start : start + size], self._skips)
+            for batch in regrouped(
+                self._balanced(self._buffered_inputs[start : start + size]), self._skips
+            )
         ]
         current: dict[str, Any] = self._buffered_inputs[self._step % self.args.steps_per_generation]
         take_out(current)
         return current
+
+    def _balanced(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The micro-batches of an optimizer step, with as many tokens as the other processes."""
+        if self.accelerator.num_processes == 1 or not self._on("balance_processes"):
+            return batches
+        if any(isinstance(v, Tensor) and v.dim() > 2 for v in batches[0].values()):
+            return batches  # images
+        process, padding = self.accelerator.process_index, self._tokenizer.pad_token_id
+        found, before, after = exchanged(batches, self._skips, process, padding)
+        self._metrics["train"]["processes/tokens_spread_sampled"].append(before)
+        self._metrics["train"]["processes/tokens_spread"].append(after)
+        return found
 
     @property
     def _window(self) -> int:

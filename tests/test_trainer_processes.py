@@ -1,5 +1,6 @@
 """Two processes of one job on a CPU: the gradients of one, none waits for ever, exact resume."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -34,18 +35,21 @@ def tens(completions: list[str], prompts: list[str], **columns: Any) -> list[flo
     ]
 
 
-def gradients(folder: Path, policy: str, processes: int, **changes: Any) -> list[list[Weights]]:
-    """The gradients of two steps on the same rows, by process."""
+def gradients(
+    folder: Path, policy: str, processes: int, reward: Any = tens, **changes: Any
+) -> list[list[Weights]]:
+    """The gradients of two steps on the same rows, by process; figures of the first in a file."""
 
     def job(rank: int) -> None:
         trainer = build(
             policy,
             folder,
-            reward=tens,
+            reward=reward,
             **{
                 "max_steps": 2,
                 "gradient_accumulation_steps": 1,
                 "per_device_train_batch_size": 8 // processes,
+                "logging_steps": 1,
                 "save_strategy": "no",
                 "shuffle_dataset": False,
                 "max_grad_norm": 0.0,
@@ -60,6 +64,7 @@ def gradients(folder: Path, policy: str, processes: int, **changes: Any) -> list
         trainer.train()
         groups = [row["group"] for row in rows]
         assert groups[:8] == ([0] * 4 + [1] * 4 if rank == 0 else [])
+        (folder / f"{processes}-{rank}.json").write_text(json.dumps(trainer.state.log_history[0]))
         torch.save(kept.steps, folder / f"{processes}-{rank}.pt")
 
     assert together(processes, job) == [0] * processes
@@ -86,10 +91,40 @@ def test_two_processes_have_the_gradients_of_one(
     assert len(alone) == 2 and any(g.any() for g in alone[0].values())
     for found in both:
         for ours, theirs in zip(found, alone, strict=True):
-            whole = sum(float(g.norm()) ** 2 for g in theirs.values()) ** 0.5
-            for name, gradient in theirs.items():
-                error = float((ours[name] - gradient).norm())
-                assert error <= 1e-5 * float(gradient.norm()) + 1e-6 * whole, name
+            close(ours, theirs)
+
+
+def close(ours: Weights, theirs: Weights) -> None:
+    """Each gradient to 1e-5 of its norm, and to 1e-6 of that of all of them."""
+    whole = sum(float(g.norm()) ** 2 for g in theirs.values()) ** 0.5
+    for name, gradient in theirs.items():
+        error = float((ours[name] - gradient).norm())
+        assert error <= 1e-5 * float(gradient.norm()) + 1e-6 * whole, name
+
+
+def halves(completions: list[str], prompts: list[str], **columns: Any) -> list[float]:
+    """Groups of the first two prompts are flat, those of the next two are not."""
+    return [
+        1.0 if int(prompt[2]) < 2 else len(set(completion)) / 8
+        for completion, prompt in zip(completions, prompts, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("kind", [{}, FSDP], ids=["ddp", "fsdp"])
+def test_groups_change_places_so_that_both_have_rows_that_teach(
+    kind: dict[str, Any], tmp_path: Path
+) -> None:
+    """Four groups a step, the first process's two flat: one is exchanged, the gradient stays."""
+    four: dict[str, Any] = {"per_device_train_batch_size": 16, "max_steps": 1}
+    [alone] = gradients(tmp_path, "scratch:dense-tiny", 1, halves, **four)
+    four["per_device_train_batch_size"] = 8
+    both = gradients(tmp_path, "scratch:dense-tiny", 2, halves, **four, **kind)
+    for found in both:
+        close(found[0], alone[0])
+    for rank in (0, 1):
+        logged = json.loads((tmp_path / f"2-{rank}.json").read_text())
+        assert logged["processes/tokens_spread_sampled"] == 2.0
+        assert logged["processes/tokens_spread"] < 1.5
 
 
 def test_rows_without_numbers_on_one_process_stop_neither(tmp_path: Path) -> None:
@@ -112,6 +147,40 @@ def test_rows_without_numbers_on_one_process_stop_neither(tmp_path: Path) -> Non
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert same(first, second) and not same(first, before)
     assert all(w.isfinite().all() for w in first.values())
+
+
+def uneven(completions: list[str], prompts: list[str], **columns: Any) -> list[float | None]:
+    """Flat groups, groups that abstain wholly, and rows that abstain alone."""
+    found: list[float | None] = []
+    for completion, prompt in zip(completions, prompts, strict=True):
+        kind = int(prompt[2])
+        value = None if kind == 1 or len(completion) % 3 == 0 else len(set(completion)) / 8
+        found.append(1.0 if kind == 0 else value)
+    return found
+
+
+@pytest.mark.parametrize("kind", [{}, FSDP], ids=["ddp", "fsdp"])
+def test_whatever_is_left_out_both_make_the_same_calls(
+    kind: dict[str, Any], tmp_path: Path
+) -> None:
+    """Flat groups refilled, abstentions, rows without numbers in one process: no one waits."""
+
+    def job(rank: int) -> None:
+        changes = {**kind, **PLAIN, "max_steps": 8, "dynamic_sampling": 1, "num_iterations": 2}
+        trainer = build("scratch:moe-tiny", tmp_path, reward=uneven, **changes)
+
+        def broken(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+            lost = rank == 1 and trainer.state.global_step % 4 == 2
+            return output * torch.nan if lost else output
+
+        trainer.model.get_input_embeddings().register_forward_hook(broken)
+        trainer.train()
+        assert trainer.state.global_step == 8
+        torch.save(weights(trainer), tmp_path / f"{rank}.pt")
+
+    assert together(2, job) == [0, 0]
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert same(first, second) and all(w.isfinite().all() for w in first.values())
 
 
 EVAL = {"eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 4}
