@@ -14,6 +14,7 @@ from rl_reasoner.report import charts
 from rl_reasoner.report.charts import Bar
 from rl_reasoner.report.gain import Figures, explain, mode_name, moved, split_mode
 from rl_reasoner.report.html import Child, Element, h, table
+from rl_reasoner.report.pipeline import pipeline_section
 from rl_reasoner.report.read import Evaluation, Run, SetResult, Stage
 from rl_reasoner.report.rollouts import number
 from rl_reasoner.report.shell import browser_section, shell
@@ -404,7 +405,12 @@ def _inline(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-SECTIONS: tuple[Callable[[Run], Element | None], ...] = (_overview, _gain, _results)
+SECTIONS: tuple[Callable[[Run], Element | None], ...] = (
+    _overview,
+    _gain,
+    pipeline_section,
+    _results,
+)
 """What comes first; the stages and the browser of completions follow."""
 LAST_SECTIONS: tuple[Callable[[Run], Element | None], ...] = (_faults, _timing, _reproduce)
 """What comes behind the browser."""

@@ -1,0 +1,293 @@
+"""A pipeline on one section: what each stage started from, took, and came to.
+
+For runs that were evaluated after every stage (`evals.stages`): accuracy with its interval by stage
+and set, what each gain is, lengths over training, share of thinking, reflection words, languages
+mixed in chains of thought, time and tokens. `text_table` is the same for a terminal. All from the
+saved evaluations; knows nothing of torch.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rl_reasoner.intervals import clustered, wilson
+from rl_reasoner.languages import share as language_share
+from rl_reasoner.report import charts
+from rl_reasoner.report.charts import Bar, Line
+from rl_reasoner.report.gain import moved, split_mode
+from rl_reasoner.report.html import Child, Element, h, table
+from rl_reasoner.report.read import Evaluation, Run, SetResult, Stage
+from rl_reasoner.report.rollouts import mapping, number
+from rl_reasoner.report.stages import figure
+from rl_reasoner.report.text import duration, percent, short, span
+
+# Words by which a chain of thought takes back or checks what it has said; R1's paper counts such
+# words over training (arXiv 2501.12948, supplement).
+_REFLECTION = re.compile(
+    r"\b(?:wait|hmm|actually|however|verify|recheck|re-?check|double-?check|check again|"
+    r"let me check|mistake|alternatively|reconsider)\b|等等|不对|检查|验证|重新|错了|再想",
+    re.IGNORECASE,
+)
+_CHAIN = re.compile(r"<think>(.+?)</think>", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Habits:
+    """How completions of one evaluated set were written, and how that goes with being right.
+
+    Shares are of 1; None where there is nothing to take them of.
+    """
+
+    thinking: float  # completions with a chain of thought
+    with_chain: SetResult | None  # those alone
+    mixed: float | None  # chains with words of more than one language
+    reflection: float | None  # chains with a reflection word
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What a stage came to: its figures by set, sampled where it was sampled."""
+
+    name: str
+    start: str | None
+    sets: Mapping[str, SetResult]
+    habits: Mapping[str, Habits]
+
+
+def habits_of(rows: Sequence[Mapping[str, Any]]) -> Habits:
+    """The habits in the saved rows of one set."""
+    count = thinking = chains_with_words = mixed = reflecting = 0
+    shares = []
+    for row in rows:
+        right = []
+        for text, score in zip(row.get("completions", []), row.get("scores", []), strict=False):
+            count += 1
+            chain = _CHAIN.search(str(text))
+            if chain is None:
+                continue
+            thinking += 1
+            right.append(score == 1.0)
+            words = language_share(chain[1], "en").words
+            chains_with_words += bool(words)
+            mixed += len(words) > 1
+            reflecting += bool(_REFLECTION.search(chain[1]))
+        if right:
+            shares.append(sum(right) / len(right))
+    with_chain = None
+    if shares:
+        mean = sum(shares) / len(shares)
+        alone = all(len(row.get("completions", [])) == 1 for row in rows)
+        spread = wilson(sum(shares), len(shares)) if alone else clustered(shares)
+        with_chain = SetResult(mean, interval=spread, problems=len(shares))
+    return Habits(
+        thinking=thinking / count if count else 0.0,
+        with_chain=with_chain,
+        mixed=mixed / chains_with_words if chains_with_words else None,
+        reflection=reflecting / thinking if thinking else None,
+    )
+
+
+def reached(run: Run) -> list[Reached]:
+    """What each evaluated stage came to, in the recipe's order; empty where none was evaluated."""
+    evals = {e.name: e for e in run.evals}
+    found = [_reached("base", None, evals["base"])] if "base" in evals else []
+    before: str | None = "base"
+    for stage in _stages(run):
+        name, kind = str(stage.get("name")), stage.get("kind")
+        own = stage.get("policy")
+        start = None if own else (stage.get("start") or before)
+        if kind != "sample":
+            before = name
+        if name in evals:
+            known = start if start in evals else None
+            found.append(_reached(name, known, evals[name]))
+    return found
+
+
+def _stages(run: Run) -> list[Mapping[str, Any]]:
+    stages = run.recipe.get("stages")
+    return [s for s in stages if isinstance(s, Mapping)] if isinstance(stages, list) else []
+
+
+def _reached(name: str, start: str | None, found: Evaluation) -> Reached:
+    sampled = {split_mode(n)[0] for n in found.sets if split_mode(n)[1] == "sampled"}
+    chosen = {
+        base: n
+        for n in found.sets
+        for base, mode in [split_mode(n)]
+        if mode == ("sampled" if base in sampled else "")
+    }
+    sets = {base: found.sets[n] for base, n in chosen.items()}
+    habits = {base: habits_of(found.rows.get(n, [])) for base, n in chosen.items()}
+    return Reached(name, start, sets, habits)
+
+
+# ------------------------------------------------------------------------------------- gains
+
+
+def gain(before: Reached, after: Reached, name: str) -> str:
+    """What the change on the set `name` is, in a sentence that its figures support."""
+    a, b = before.sets[name], after.sets[name]
+    way = f"{name}: {percent(a.accuracy)} to {percent(b.accuracy)}"
+    move = moved(a, b)
+    if move == "fell":
+        return f"{way}: fell, with intervals apart"
+    if move != "rose":
+        return f"{way}: intervals overlap"
+    first, last = before.habits[name], after.habits[name]
+    if first.with_chain is None or last.with_chain is None:
+        return f"{way}: {_possible(a)}"
+    chains = f"with a chain {percent(first.with_chain.accuracy)} to "
+    chains += percent(last.with_chain.accuracy)
+    thinking = f"thinks first {percent(first.thinking)} to {percent(last.thinking)}"
+    if moved(first.with_chain, last.with_chain) == "rose":
+        if last.thinking - first.thinking >= 0.1:
+            return f"{way}: thinks more often and better ({thinking}; {chains})"
+        return f"{way}: its chains are right more often ({chains}); {_possible(a)}"
+    return f"{way}: a behaviour was selected ({thinking}), no skill added ({chains})"
+
+
+def _possible(before: SetResult) -> str:
+    """Whether what is likely now was possible before."""
+    if len(before.pass_at) < 2:
+        return "rose, with intervals apart"
+    k = max(before.pass_at)
+    most = percent(before.pass_at[k])
+    return f"rose, with intervals apart; pass@{k} was {most} before: the possible became likely"
+
+
+# ----------------------------------------------------------------------------------- the page
+
+
+def pipeline_section(run: Run) -> Element | None:
+    """The section; None for a run that was not evaluated after its stages."""
+    found = reached(run)
+    if len(found) < 2:
+        return None
+    names = list(dict.fromkeys(name for each in found for name in each.sets))
+    groups = [
+        (n, [Bar(e.name, e.sets[n].accuracy, e.sets[n].interval) for e in found if n in e.sets])
+        for n in names
+    ]
+    drawings = [charts.bars("Accuracy after each stage", groups, note="lines are 95% intervals")]
+    if lengths := list(_lengths(run)):
+        note = "mean tokens of a completion, stages one after the other"
+        drawings.append(charts.curve("Length over training", lengths, note=note))
+    by_name = {each.name: each for each in found}
+    gains = [
+        h("li", h("b", f"{each.name} (from {each.start}) "), "; ".join(told))
+        for each in found
+        if each.start in by_name
+        and (told := [gain(by_name[str(each.start)], each, n) for n in names if n in each.sets])
+    ]
+    return h(
+        "section",
+        h("h2", "The pipeline"),
+        h("div", [figure(drawing, "pipeline") for drawing in drawings], class_="charts"),
+        _table(run, found, names),
+        h("h3", "What each gain is"),
+        h("ul", gains),
+        *_samples(run),
+        id="pipeline",
+    )
+
+
+def _lengths(run: Run) -> Iterator[Line]:
+    """The length of completions in each stage that samples, over the steps of all of them."""
+    before = 0
+    for stage in run.stages:
+        steps, values = stage.series("completions/mean_length")
+        if values:
+            yield Line(stage.name, [before + step for step in steps], values)
+            before += steps[-1]
+
+
+def _table(run: Run, found: Sequence[Reached], names: Sequence[str]) -> Element:
+    head = ["Stage", "From", "Kind", "Steps", "Time", "Tokens", *names]
+    head += ["Thinks first", "Languages mixed", "Reflection words"]
+    by_name = {each.name: each for each in found}
+    kinds = {str(stage.get("name")): str(stage.get("kind")) for stage in _stages(run)}
+    rows: list[list[Child]] = []
+    for stage in run.stages:
+        each = by_name.get(stage.name)
+        facts = _cost(run.folder, stage)
+        cells: list[Child] = [stage.name, (each.start if each else None) or "–"]
+        cells += [kinds.get(stage.name, "–"), *facts]
+        for name in names:
+            result = each.sets.get(name) if each else None
+            cells.append(_with_interval(result))
+        cells += _habits(each)
+        rows.append(cells)
+    return table(head, rows, numeric_from=3)
+
+
+def _with_interval(result: SetResult | None) -> list[Element | str | None]:
+    if result is None:
+        return ["–"]
+    return [percent(result.accuracy), h("span", span(result.interval), class_="interval")]
+
+
+def _cost(folder: Path, stage: Stage) -> list[Child]:
+    """Steps, time and tokens of a stage, as far as they are known."""
+    done = _json(folder / "stages" / f"{stage.index}-{stage.name}" / "done.json")
+    seconds = number(done.get("seconds")) or stage.seconds()
+    steps = f"{stage.metrics[-1]['step']:,}" if stage.metrics else "–"
+    _, tokens = stage.series("num_tokens")
+    return [steps, duration(seconds) if seconds else "–", short(tokens[-1] if tokens else None)]
+
+
+def _habits(each: Reached | None) -> list[Child]:
+    """Shares over the sets in which completions think."""
+    with_chains = [habit for habit in each.habits.values() if habit.thinking] if each else []
+    if not with_chains:
+        return ["–", "–", "–"]
+    first = with_chains[0]
+    return [percent(first.thinking), percent(first.mixed), percent(first.reflection)]
+
+
+def _samples(run: Run) -> Iterator[Element]:
+    """What rejection sampling kept and left out."""
+    for stage in run.stages:
+        card = _json(run.folder / "stages" / f"{stage.index}-{stage.name}" / "card.json")
+        if not card:
+            continue
+        left = ", ".join(f"{why}: {n:,}" for why, n in mapping(card.get("left_out")).items())
+        yield h("h3", f"Samples: {stage.name}")
+        told = f"{card.get('rows'):,} rows of {card.get('sampled'):,} sampled completions"
+        yield h("p", f"{told}. Left out: {left or 'none'}.", class_="note")
+
+
+def _json(file: Path) -> Mapping[str, Any]:
+    try:
+        return mapping(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+# -------------------------------------------------------------------------------- the terminal
+
+
+def text_table(run: Run) -> str:
+    """The table of accuracies and what each gain is, as text."""
+    found = reached(run)
+    names = list(dict.fromkeys(name for each in found for name in each.sets))
+    cells = [["stage", "from", *names, "thinks", "mixed"]]
+    for each in found:
+        row = [each.name, each.start or "–"]
+        for name in names:
+            result = each.sets.get(name)
+            row.append(f"{percent(result.accuracy)} {span(result.interval)}" if result else "–")
+        cells.append([*row, *map(str, _habits(each)[:2])])
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in cells]
+    by_name = {each.name: each for each in found}
+    for each in found:
+        if each.start in by_name:
+            before = by_name[str(each.start)]
+            told = [gain(before, each, n) for n in names if n in each.sets and n in before.sets]
+            lines.append(f"\n{each.name}, from {each.start}:")
+            lines += [f"  {sentence}" for sentence in told]
+    return "\n".join(lines)
