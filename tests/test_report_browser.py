@@ -1,6 +1,7 @@
 """The page in a real browser: no error, no request, and what a reader does with it works."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -45,9 +46,8 @@ class Opened:
         return str(self.page.inner_text(selector))
 
     def found(self, count: int, of: int) -> None:
-        playwright.expect(self.page.locator("#found")).to_contain_text(
-            f"{count} of {of} completions"
-        )
+        told = re.compile(rf"^{count} of {of} completions")
+        playwright.expect(self.page.locator("#found")).to_have_text(told)
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ class Source:
 def packed(content: Any) -> str:
     """`content` as gzipped JSON in base 64: no character of it means anything in HTML."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    data = gzip.compress(text.encode(errors="replace"), compresslevel=6, mtime=0)
+    data = gzip.compress(text.encode(errors="replace"), compresslevel=4, mtime=0)
     return base64.b64encode(data).decode("ascii")
 
 

@@ -6,7 +6,9 @@ const [CUT, FAULT, ABSTAINED] = [1, 2, 4];
 const DIFF_CELLS = 6e6; // of the table of common words
 
 async function unpack(id) {
-  const bytes = Uint8Array.from(atob(document.getElementById(`pack-${id}`).textContent), (c) => c.charCodeAt(0));
+  const text = atob(document.getElementById(`pack-${id}`).textContent);
+  const bytes = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Response(stream).json();
 }
