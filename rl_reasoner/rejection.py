@@ -22,6 +22,7 @@ from rl_reasoner.recipe import SampleStage
 from rl_reasoner.rollouts import sample
 from rl_reasoner.runs import append_rows, write_text
 from rl_reasoner.scoring import Judge
+from rl_reasoner.thinking import chain_of
 
 _CHUNK = 256  # prompts that are sampled and judged together
 _TAG = re.compile(r"</?(?:think|answer)>")
@@ -144,12 +145,6 @@ def _fault(
         if found is not None and found < keep.language_share:
             return "language"
     return None
-
-
-def chain_of(completion: str) -> str:
-    """The chain of thought in a completion; all of it where there are no tags."""
-    chain, closing, _ = completion.partition("</think>")
-    return chain.rpartition("<think>")[2] if closing else completion
 
 
 def _card(

@@ -23,6 +23,7 @@ from rl_reasoner.report.read import Evaluation, Run, SetResult, Stage
 from rl_reasoner.report.rollouts import mapping, number
 from rl_reasoner.report.stages import figure
 from rl_reasoner.report.text import duration, percent, short, span
+from rl_reasoner.thinking import chain_of
 
 # Words by which a chain of thought takes back or checks what it has said; R1's paper counts such
 # words over training (arXiv 2501.12948, supplement).
@@ -31,7 +32,6 @@ _REFLECTION = re.compile(
     r"let me check|mistake|alternatively|reconsider)\b|等等|不对|检查|验证|重新|错了|再想",
     re.IGNORECASE,
 )
-_CHAIN = re.compile(r"<think>(.+?)</think>", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -65,15 +65,15 @@ def habits_of(rows: Sequence[Mapping[str, Any]]) -> Habits:
         right = []
         for text, score in zip(row.get("completions", []), row.get("scores", []), strict=False):
             count += 1
-            chain = _CHAIN.search(str(text))
-            if chain is None:
+            chain = chain_of(str(text))
+            if not chain:
                 continue
             thinking += 1
             right.append(score == 1.0)
-            words = language_share(chain[1], "en").words
+            words = language_share(chain, "en").words
             chains_with_words += bool(words)
             mixed += len(words) > 1
-            reflecting += bool(_REFLECTION.search(chain[1]))
+            reflecting += bool(_REFLECTION.search(chain))
         if right:
             shares.append(sum(right) / len(right))
     with_chain = None
