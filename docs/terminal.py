@@ -2,8 +2,8 @@
 
 The command runs for real, in a pseudo-terminal; a terminal emulator (pyte) gives what was on the
 screen, about twice a second. Screens that differ become frames, each shown for a moment however
-long it lasted: a recording tells what one sees, not how long it takes. The picture has no script and asks for
-nothing; where it cannot move it shows the last frame.
+long it lasted: a recording tells what one sees, not how long it takes. The picture has no script
+and asks for nothing; where it cannot move it shows the last frame.
 """
 
 import fcntl

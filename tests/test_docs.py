@@ -60,7 +60,7 @@ def test_links_lead_somewhere(document: str) -> None:
 
 
 def test_the_concepts_name_functions_that_are_there() -> None:
-    """On the page about GRPO, a function that is named in a paragraph lies in a file linked there."""
+    """On the page about GRPO, what is named in a paragraph lies in a file that is linked there."""
     text = (ROOT / "docs/grpo.md").read_text(encoding="utf-8")
     places = 0
     for paragraph in text.split("\n\n"):
