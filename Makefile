@@ -39,6 +39,10 @@ docs: .venv/dev  ## the site, in build/site; nothing is fetched, every link is c
 tutorials: .venv/dev  ## every block of README and docs at its full size; `make test` runs them tiny
 	RL_REASONER_DOCS=full OMP_NUM_THREADS=1 $(PY) -m pytest -n0 --timeout=3600 tests/test_readme.py tests/test_docs.py tests/test_notebook.py
 
+release-check: .venv/dev  ## version, wheel, README, and the wheel in an empty environment on each Python that is here
+	$(PY) -m pip install --quiet -e '.[release]'
+	bash .ci/release
+
 schema: .venv/dev  ## after a change of the recipe's fields: the file that editors check YAML recipes by
 	$(RUN) list schema > .schema && mv .schema recipes/recipe.schema.json
 
