@@ -1,13 +1,13 @@
 """What a person sees of a run while it trains.
 
-On a terminal: a bar, the time left, the newest figures and a small curve, redrawn at each step.
+On a terminal: a bar, the time left, and the newest figures, each with its curve over the stage,
+redrawn at each step.
 Elsewhere (a log file, CI): plain lines, one at a stage's start and end and one every few seconds.
 Everything goes to standard error; `NO_COLOR` is respected, by rich. Nothing is drawn from a thread
 of its own, so that worker processes can be started at any time. Knows nothing of torch.
 """
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -22,8 +22,36 @@ from rich.text import Text
 from rl_reasoner.report.text import duration, percent, plain, short
 
 SECONDS_BETWEEN_LINES = 5.0  # where there is no terminal
-_CURVE = 32  # columns
+_CURVE = 40  # columns
 _BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+class Curve:
+    """A figure over a whole stage in a bounded number of points: full, pairs become their mean."""
+
+    def __init__(self) -> None:
+        self.points: list[float] = []
+        self._each = 1  # values of a point
+        self._newest: list[float] = []  # values that are no point yet
+
+    def add(self, value: float) -> None:
+        """The next value; one that is not finite counts alone."""
+        self._newest.append(value)
+        if len(self._newest) >= self._each:
+            self.points.append(_mean(self._newest))
+            self._newest = []
+        if len(self.points) > _CURVE:
+            last = self.points.pop() if len(self.points) % 2 else None
+            self.points = [
+                _mean([a, b]) for a, b in zip(self.points[::2], self.points[1::2], strict=True)
+            ]
+            self._newest = [last] * self._each if last is not None else []
+            self._each *= 2
+
+
+def _mean(values: Sequence[float]) -> float:
+    finite = [value for value in values if abs(value) < float("inf")]
+    return sum(finite) / len(finite) if finite else float("nan")
 
 
 @dataclass
@@ -38,7 +66,8 @@ class _Stage:
     step: int = 0
     anchor: tuple[float, int] | None = None
     latest: dict[str, float] = field(default_factory=dict)
-    rewards: deque[float] = field(default_factory=lambda: deque(maxlen=_CURVE))
+    curves: dict[str, Curve] = field(default_factory=dict)  # by name of the metric
+    faults: float = 0
 
     @property
     def title(self) -> str:
@@ -52,19 +81,37 @@ class _Stage:
         each = (now - self.anchor[0]) / (self.step - self.anchor[1])
         return duration(each * max(0, self.total - self.step))
 
-    def figures(self) -> Iterator[tuple[str, str]]:
-        """The newest figures as (name, value), those that were logged."""
-        for name, key, write in (
-            ("reward", "reward", short),
-            ("loss", "loss", short),
-            ("length", "completions/mean_length", short),
-            ("tokens/s", "tokens_per_second", short),
-        ):
+    def take(self, numbers: Mapping[str, float]) -> None:
+        """The metrics of a step."""
+        self.latest.update(numbers)
+        for key, value in numbers.items():
+            if key in _SHOWN or _evaluated(key):
+                self.curves.setdefault(key, Curve()).add(value)
+            if key.startswith("rewards/") and key.endswith("/faults") and value > 0:
+                self.faults += value
+
+    def figures(self) -> Iterator[tuple[str, str, str]]:
+        """The newest figures as (name, value, name of the metric), those that were logged."""
+        for key, (name, write) in _SHOWN.items():
             if key in self.latest and not (key == "loss" and "reward" in self.latest):
-                yield name, write(self.latest[key])
+                yield name, write(self.latest[key]), key
         for key, value in self.latest.items():
-            if key.startswith("eval/") and key.endswith("/accuracy"):
-                yield f"accuracy on {plain(key[5:-9])}", percent(value)
+            if _evaluated(key):
+                yield f"accuracy on {plain(key[5:-9])}", percent(value), key
+        if self.faults:
+            yield "faults", short(self.faults), ""
+
+
+_SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
+    "reward": ("reward", short),
+    "loss": ("loss", short),
+    "completions/mean_length": ("length", short),
+    "tokens_per_second": ("tokens/s", short),
+}
+
+
+def _evaluated(key: str) -> bool:
+    return key.startswith("eval/") and key.endswith("/accuracy")
 
 
 class LiveView:
@@ -123,9 +170,7 @@ class LiveView:
         stage.step = step
         stage.anchor = stage.anchor or (now, step)
         numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}
-        stage.latest.update(numbers)
-        if "reward" in numbers:
-            stage.rewards.append(numbers["reward"])
+        stage.take(numbers)
         if self._live is None and now - self._line_at >= SECONDS_BETWEEN_LINES:
             self._line_at = now
             self._say(
@@ -180,16 +225,19 @@ class LiveView:
             ProgressBar(total=stage.total, completed=stage.step, width=30),
             f"{stage.step:,}/{stage.total:,}",
             Text(f"{stage.left(self._clock())} left", style="dim"),
+            Text(f"{duration(self._clock() - stage.started)} so far", style="dim"),
         )
         figures = Table.grid(padding=(0, 2))
-        curve = "" if self._console.options.ascii_only else sparkline(stage.rewards)
-        cells = [Text.assemble((f"{n} ", "dim"), v) for n, v in stage.figures()]
-        figures.add_row(*cells, Text(curve, style="cyan"))
+        for name, value, key in stage.figures():
+            points = stage.curves[key].points if key in stage.curves else []
+            curve = "" if self._console.options.ascii_only else sparkline(points)
+            bad = "bold red" if name == "faults" else ""
+            figures.add_row(Text(name, style="dim"), Text(value, style=bad), Text(curve, "cyan"))
         return Group(head, figures)
 
 
 def _line(stage: _Stage) -> str:
-    return "".join(f"  {name} {value}" for name, value in stage.figures())
+    return "".join(f"  {name} {value}" for name, value, _ in stage.figures())
 
 
 def sparkline(values: Sequence[float]) -> str:

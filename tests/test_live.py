@@ -3,9 +3,11 @@
 import io
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
-from rl_reasoner.live import LiveView, sparkline
+from rl_reasoner.live import Curve, LiveView, sparkline
 
 
 class Clock:
@@ -95,6 +97,54 @@ def test_terminal_shows_bar_count_time_left_figures_and_curve() -> None:
     for part in ("2/3 grpo", "━", "19/20", "1.0 s left", "tokens/s 3,100", "▁▁▂", "\x1b[?25h"):
         assert part in shown
     assert "[2/3 grpo] done: step 20" in shown
+
+
+def test_faults_of_rewards_are_counted_over_the_stage() -> None:
+    live, out, clock = view()
+    with live:
+        live.start_stage("grpo", 1, 1, 9)
+        for step in range(1, 4):
+            clock.now += 60
+            live.update({"reward": 0.5, "rewards/a/faults": step, "rewards/b/faults": 0.0}, step)
+    assert [
+        line.rpartition("faults ")[2].split()[0] for line in out.getvalue().splitlines()[1:]
+    ] == [
+        "1",
+        "3",
+        "6",
+        "6",
+    ]
+    live, out, clock = view()
+    train(live, clock)
+    assert "faults" not in out.getvalue()
+
+
+def test_terminal_has_a_curve_of_each_figure_over_the_whole_stage() -> None:
+    live, out, clock = view(terminal=True)
+    with live:
+        live.start_stage("grpo", 1, 1, 1000)
+        for step in range(1000):
+            clock.now += 1
+            figures = {"reward": step / 1000, "tokens_per_second": 1000.0 - step}
+            live.update(figures | {"eval/held_out/accuracy": step / 1000}, step + 1)
+    last = out.getvalue().rpartition("reward")[0].rpartition("left")[0]
+    curves = {line.split()[0]: line.split()[-1] for line in last.splitlines()[-4:] if line.split()}
+    assert 20 <= len(curves["reward"]) <= 40
+    assert (curves["reward"][0], curves["reward"][-1]) == ("▁", "█")
+    assert (curves["tokens/s"][0], curves["tokens/s"][-1]) == ("█", "▁")
+    assert curves["accuracy"] == curves["reward"]
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=700))
+def test_a_curve_is_short_and_within_its_values(values: list[float]) -> None:
+    curve = Curve()
+    for value in values:
+        curve.add(value)
+    assert 1 <= len(curve.points) <= 41
+    assert min(values) - 1e-6 <= min(curve.points)
+    assert max(curve.points) <= max(values) + 1e-6
+    if len(values) <= 40:
+        assert curve.points == values
 
 
 @pytest.mark.parametrize("terminal", [False, True])
