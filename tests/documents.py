@@ -43,6 +43,8 @@ _FIELDS: dict[str, Any] = {
     "sampling.max_tokens": 8,
     "data.count": 16,
     "loss.dynamic_sampling": 0,
+    "least": 0.0,  # of what is sampled, keep all: such a policy has nothing right
+    "keep.readable": False,
 }
 _BASE: Mapping[str, Any] = {
     "policy": "scratch:dense-tiny",
@@ -168,7 +170,8 @@ def smaller(words: list[str]) -> Iterator[str]:
         yield "2" if "--samples" in words else "1"
     if words[0] != "train" or "--resume" in words or "--help" in words:
         return
-    recipe = load_recipe(words[1], [word for word in words[2:] if word not in ("--quiet",)])
+    flags = re.sub(r"--quiet|--(?:from|until) \S+", "", " ".join(words[2:]))
+    recipe = load_recipe(words[1], flags.split())
     for stage in recipe.stages:
         for field, value in _FIELDS.items():
             if _has(stage, field):
