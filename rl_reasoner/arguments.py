@@ -16,6 +16,9 @@ from rl_reasoner.errors import UserError
 Json = FlagCreatePairsOff[
     Annotated[bool, arg(help="print one JSON object and nothing else on standard output")]
 ]
+Quiet = FlagCreatePairsOff[
+    Annotated[bool, arg(help="nothing on standard error but what went wrong")]
+]
 
 
 def quiet() -> None:

@@ -8,6 +8,7 @@ recipes/quickstart.py` come through here alike.
 import errno
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any, NoReturn, get_args
 
 import tyro
@@ -15,7 +16,7 @@ from rich.panel import Panel
 from rich.text import Text
 from tyro.conf import subcommand
 
-from rl_reasoner import eval_verbs, reward_verbs, verbs
+from rl_reasoner import chat, eval_verbs, reward_verbs, verbs
 from rl_reasoner.console import err, new_table, out
 from rl_reasoner.errors import RunStopped, UserError, unknown
 
@@ -23,7 +24,7 @@ Verb = (
     Annotated[verbs.Train, subcommand("train")]
     | Annotated[eval_verbs.Eval, subcommand("eval")]
     | Annotated[eval_verbs.Compare, subcommand("compare")]
-    | Annotated[verbs.Chat, subcommand("chat")]
+    | Annotated[chat.Chat, subcommand("chat")]
     | Annotated[reward_verbs.Score, subcommand("score")]
     | Annotated[reward_verbs.Check, subcommand("check")]
     | Annotated[reward_verbs.Why, subcommand("why")]
@@ -32,9 +33,15 @@ Verb = (
     | Annotated[verbs.Report, subcommand("report")]
     | Annotated[verbs.Export, subcommand("export")]
     | Annotated[verbs.Env, subcommand("env")]
+    | Annotated[verbs.Completion, subcommand("completion")]
 )
 # Flags of `train` itself that have a value.
 _VALUES = ("--resume", "--from", "--until")
+_DESCRIPTION = """Reinforcement-learning fine-tuning for reasoning.
+
+Exit codes: 0 done, 1 the work failed, 2 a mistake that you can mend, 3 a reward broke down,
+130 interrupted. Results go to standard output, all else to standard error.
+"""
 _UNWRITABLE = (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
@@ -42,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb in `argv` (default: the command line) and return the exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
     try:
-        verb_of(given).run()
+        _run(given)
     except UserError as error:
         _say("cannot go on", "\n".join(error.messages))
         return 2
@@ -65,6 +72,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _run(argv: Sequence[str]) -> None:
+    """Run the verb; one that is to be quiet writes nothing to standard error, unless it fails."""
+    verb = verb_of(argv)
+    err.quiet = getattr(verb, "quiet", False)
+    try:
+        verb.run()
+    finally:
+        err.quiet = False
+
+
+def completion_of(shell: str) -> None:
+    """Print the script that completes our command line in `shell`: bash, zsh or fish."""
+    with suppress(SystemExit):  # tyro's own way to end
+        tyro.cli(Verb, args=["--tyro-print-completion", shell], prog="rl-reasoner")
+
+
 def _say(title: str, text: str) -> None:
     """A panel on a terminal; elsewhere plain lines, so that paths in them stay whole."""
     if err.is_terminal:
@@ -84,9 +107,8 @@ def verb_of(argv: Sequence[str]) -> Any:
     if argv and argv[0] not in names and not argv[0].startswith("-"):
         raise unknown("verb", argv[0], names)
     known, flags = _split_flags(argv) if argv[:1] == ["train"] else (list(argv), [])
-    description = "Reinforcement-learning fine-tuning for reasoning."
     try:
-        verb = tyro.cli(Verb, args=known, prog="rl-reasoner", description=description)
+        verb = tyro.cli(Verb, args=known, prog="rl-reasoner", description=_DESCRIPTION)
     except SystemExit as end:
         if end.code == 0 and argv[:1] == ["train"]:
             _recipe_help(known)

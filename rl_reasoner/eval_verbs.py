@@ -13,6 +13,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from rl_reasoner.arguments import (
     Json,
+    Quiet,
     check_numbers,
     data_folder,
     options_of,
@@ -73,6 +74,7 @@ class Eval:
     """judge the completions of this saved result again: no policy is needed"""
     out: Path | None = None
     """save the result here (JSON); its page goes beside it (HTML)"""
+    quiet: Quiet = False
     json: Json = False
 
     def run(self) -> None:
@@ -111,7 +113,7 @@ class Eval:
             policy = Server(self.server, self.policy)
         else:
             quiet()
-        with _shown(self.json) as progress:
+        with _shown(self.json or self.quiet) as progress:
             return evaluate(
                 policy,
                 sets,
@@ -206,6 +208,7 @@ class Compare:
     """the second one"""
     out: Path | None = None
     """write a page with both and the rows that flipped here (HTML)"""
+    quiet: Quiet = False
     json: Json = False
 
     def run(self) -> None:

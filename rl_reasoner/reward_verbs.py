@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional, arg
 
-from rl_reasoner.arguments import Json, quiet, writable
+from rl_reasoner.arguments import Json, Quiet, quiet, writable
 from rl_reasoner.console import emit, err, new_table
 from rl_reasoner.errors import UserError, did_you_mean
 
@@ -206,6 +206,7 @@ class Check:
     """a recipe (name, script, YAML) or a reward (name, MODULE:FUNCTION, FILE.py:FUNCTION)"""
     data: Annotated[str | None, arg(metavar="FILE")] = None
     """rows to test a reward on (default: rows of a task that has its columns)"""
+    quiet: Quiet = False
     json: Json = False
 
     def run(self) -> None:

@@ -6,18 +6,16 @@ standard error. `cli.py` parses the command line into these and turns errors int
 
 import os
 import shlex
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.table import Table
-from rich.text import Text
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from rl_reasoner.arguments import Json, check_numbers, quiet, template_of, writable
+from rl_reasoner.arguments import Json, Quiet, quiet, writable
 from rl_reasoner.console import emit, err, new_table
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.paths import room
@@ -35,8 +33,7 @@ class Train:
     """begin with this stage, and do it again if it is finished"""
     until: Annotated[str | None, arg(metavar="STAGE")] = None
     """end after this stage"""
-    quiet: FlagCreatePairsOff[bool] = False
-    """no live view"""
+    quiet: Quiet = False
     json: Json = False
     flags: tyro.conf.Suppress[list[str]] = field(default_factory=list)
 
@@ -95,44 +92,6 @@ class Train:
                 "to continue it, give --resume alone"
             )
         return self.recipe, flags
-
-
-@dataclass
-class Chat:
-    """Talk to a policy: type a problem, see its thinking and its answer."""
-
-    policy: Positional[str]
-    """a run or policy folder, a .gguf file, a hub id"""
-    temperature: float = 0.0
-    """0 is greedy"""
-    max_tokens: int = 512
-    """longest completion, in tokens"""
-    template: str | None = None
-    """prompt template (default: the one of the run, else auto)"""
-    json: Json = False
-
-    def run(self) -> None:
-        """Read problems from standard input, one a line, until its end; one result a line."""
-        from rl_reasoner.policy import open_policy
-        from rl_reasoner.prompts import render
-        from rl_reasoner.rollouts import sample
-
-        check_numbers(self.temperature, self.max_tokens)
-        quiet()
-        policy = open_policy(self.policy)
-        template = self.template or template_of(self.policy)
-        asking = sys.stdin.isatty()
-        if asking:
-            err.print("type a problem; an empty line or Ctrl-D ends", style="dim")
-        for line in _lines(asking):
-            prompt = render(line, template, policy.tokenizer)
-            [[rollout]] = sample(
-                policy, [prompt], temperature=self.temperature, max_tokens=self.max_tokens
-            )
-            thinking, answer = _thinking_apart(rollout.text)
-            value = {"problem": line, "thinking": thinking, "answer": answer}
-            shown = Text.assemble((thinking, "dim"), answer)
-            emit(self.json, {**value, "truncated": rollout.truncated}, shown)
 
 
 @dataclass
@@ -210,6 +169,7 @@ class Copy:
     """quickstart, quickstart.yaml, rewards/length …"""
     to: Positional[Path] = Path()
     """a folder or a file name"""
+    json: Json = False
 
     def run(self) -> None:
         """Copy one file; never overwrites."""
@@ -231,7 +191,9 @@ class Copy:
         writable(target).parent.mkdir(parents=True, exist_ok=True)
         text = source.read_text(encoding="utf-8")
         target.write_text(with_schema(text) if source.suffix == ".yaml" else text, encoding="utf-8")
-        err.print(f"copied to {target}; run it with: rl-reasoner train {target}")
+        recipe = not self.name.startswith("rewards/")
+        use = f"; run it with: rl-reasoner train {target}" if recipe else ""
+        emit(self.json, {"copied": str(target)}, f"copied to {target}{use}")
 
 
 @dataclass
@@ -352,23 +314,18 @@ class Env:
         emit(self.json, value, table)
 
 
-# ----------------------------------------------------------------------------------- helpers
+@dataclass
+class Completion:
+    """Print a shell's completion script.
 
+    bash and zsh: source <(rl-reasoner completion bash). fish: rl-reasoner completion fish | source
+    """
 
-def _lines(asking: bool) -> Iterator[str]:
-    """The problems on standard input; an empty line ends them where they are typed."""
-    while True:
-        try:
-            line = input("problem> " if asking else "").strip()
-        except EOFError:
-            return
-        if line:
-            yield line
-        elif asking:
-            return
+    shell: Positional[Literal["bash", "zsh", "fish"]]
+    """the shell"""
 
+    def run(self) -> None:
+        """Print it."""
+        from rl_reasoner.cli import completion_of
 
-def _thinking_apart(text: str) -> tuple[str, str]:
-    """(all up to the closing think tag, what is behind it); without the tag all is answer."""
-    thinking, closing, answer = text.rpartition("</think>")
-    return thinking + closing, answer
+        completion_of(self.shell)
