@@ -1,0 +1,274 @@
+"""The verb `chat`: a policy, or two beside each other, asked by a person or a pipe.
+
+A reply appears as it is sampled, its thinking apart from its answer. Where the right answer is
+known (`--answer`, or `/answer 9` after the reply), the maths verifier says whether the reply is
+right. Replies are text: nothing in them is run, and control characters in them are not shown.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+from tyro.conf import Positional
+
+from rl_reasoner.arguments import Json, Quiet, check_numbers, quiet, template_of
+from rl_reasoner.console import emit, err, out
+from rl_reasoner.errors import UserError
+from rl_reasoner.report.text import plain
+
+if TYPE_CHECKING:
+    from rl_reasoner.policy import Policy
+    from rl_reasoner.prompts import Prompt
+    from rl_reasoner.reward import Score
+
+Heard = Callable[[str], None]
+_NARROW = 80  # columns: below, two replies stand under each other
+_COMMAND = "/answer"
+
+
+@dataclass
+class Reply:
+    """What a policy says to one problem, as far as it has come."""
+
+    name: str
+    text: str = ""
+    opened: bool = False  # the prompt itself ends within the thinking
+    truncated: bool = False
+    verdict: "Score | None" = None
+
+    def parts(self) -> tuple[str, str]:
+        """(the thinking with its tags, the answer): without a closing tag yet, by how it began."""
+        thinking, closing, answer = self.text.rpartition("</think>")
+        if closing:
+            return thinking + closing, answer
+        thinks = self.opened or self.text.lstrip().startswith("<think>")
+        return (self.text, "") if thinks else ("", self.text)
+
+    def shown(self) -> Text:
+        """The reply for a reader."""
+        thinking, answer = map(plain, self.parts())
+        told = Text.assemble((thinking, "dim"), answer)
+        if self.verdict is not None:
+            told.append_text(_judged(self.verdict))
+        return told
+
+    def value(self) -> dict[str, Any]:
+        """The reply for a program."""
+        thinking, answer = self.parts()
+        value = {"thinking": thinking, "answer": answer, "truncated": self.truncated}
+        if self.verdict is not None:
+            value |= {"score": self.verdict.value, "reason": self.verdict.reason}
+        return value
+
+
+def _judged(score: "Score") -> Text:
+    names = {1.0: ("right", "green"), 0.0: ("wrong", "red")}
+    word, style = names.get(score.value if score.value is not None else -1, ("not judged", "dim"))
+    return Text.assemble("\n", (word, style), (f": {plain(score.reason)}", "dim"))
+
+
+@dataclass
+class Chat:
+    """Talk to a policy, or to two side by side: type a problem, see its thinking and its answer.
+
+    `/answer 9` says whether the last replies are right.
+    """
+
+    policy: Positional[str]
+    """a run or policy folder, a .gguf file, a hub id"""
+    other: Positional[str | None] = None
+    """a second policy, asked the same"""
+    answer: str | None = None
+    """the right answer: each reply is verified against it"""
+    temperature: float = 0.0
+    """0 is greedy"""
+    max_tokens: int = 512
+    """longest completion, in tokens"""
+    template: str | None = None
+    """prompt template (default: the one of the run, else auto)"""
+    seed: int = 0
+    quiet: Quiet = False
+    json: Json = False
+
+    def run(self) -> None:
+        """Read problems from standard input, one a line, until its end; one result a line."""
+        from rl_reasoner.policy import open_policy
+
+        check_numbers(self.temperature, self.max_tokens)
+        quiet()
+        names = [self.policy, *([self.other] if self.other else [])]
+        policies = [(name, open_policy(name)) for name in names]
+        asking = sys.stdin.isatty()
+        if asking:
+            told = f"type a problem; {_COMMAND} 9 verifies; an empty line or Ctrl-D ends"
+            err.print(told, style="dim")
+        problem, replies = "", list[Reply]()
+        for line in _lines(asking):
+            if line.startswith(_COMMAND):
+                self._verify(line.removeprefix(_COMMAND).strip(), problem, replies)
+                continue
+            problem, replies = line, self._replies(line, policies)
+            if self.json:
+                self._emit(problem, replies)
+
+    def _replies(self, problem: str, policies: Sequence[tuple[str, "Policy"]]) -> list[Reply]:
+        """Ask every policy; what they say appears as it comes, on a terminal."""
+        from rl_reasoner.answers import verify
+        from rl_reasoner.prompts import render
+
+        replies = [Reply(name) for name, _ in policies]
+        screen = _Screen(replies, hidden=self.json)
+        with screen:
+            for reply, (name, policy) in zip(replies, policies, strict=True):
+                template = self.template or template_of(name)
+                prompt = render(problem, template, policy.tokenizer)
+                reply.opened = isinstance(prompt, str) and prompt.rstrip().endswith("<think>")
+
+                def hear(piece: str, reply: Reply = reply) -> None:
+                    reply.text += piece
+                    screen.draw(reply, piece)
+
+                count = (self.temperature, self.max_tokens, self.seed)
+                reply.text, reply.truncated = stream(policy, prompt, *count, hear)
+                if self.answer is not None:
+                    reply.verdict = verify(reply.text, self.answer)
+        return replies
+
+    def _verify(self, answer: str, problem: str, replies: Sequence[Reply]) -> None:
+        from rl_reasoner.answers import verify
+
+        if not answer or not replies:
+            raise UserError(f"{_COMMAND} RIGHT comes after a problem, with the right answer")
+        for reply in replies:
+            reply.verdict = verify(reply.text, answer)
+        if self.json:
+            self._emit(problem, replies)
+            return
+        for reply in replies:
+            if reply.verdict is not None:
+                name = f"{reply.name}: " if len(replies) > 1 else ""
+                out.print(Text(name) + Text(_judged(reply.verdict).plain.strip()), soft_wrap=True)
+
+    def _emit(self, problem: str, replies: Sequence[Reply]) -> None:
+        if len(replies) == 1:
+            emit(True, {"problem": problem, **replies[0].value()}, None)
+        else:
+            said = [{"policy": reply.name, **reply.value()} for reply in replies]
+            emit(True, {"problem": problem, "replies": said}, None)
+
+
+class _Screen:
+    """Where replies appear: as they come on a terminal, whole elsewhere, nowhere if `hidden`."""
+
+    def __init__(self, replies: Sequence[Reply], *, hidden: bool) -> None:
+        self.replies = replies
+        self.hidden = hidden
+        self.streams = out.is_terminal and not hidden and len(replies) == 1
+        beside = out.is_terminal and not hidden and len(replies) > 1
+        self.live = Live(console=out, auto_refresh=False, transient=True) if beside else None
+
+    def __enter__(self) -> None:
+        if self.live is not None:
+            self.live.start()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if self.live is not None:
+            self.live.stop()
+        if self.hidden or kind is not None:
+            return
+        if self.streams:
+            verdict = self.replies[0].verdict
+            out.print(_judged(verdict) if verdict is not None else "", soft_wrap=True)
+        elif self.live is not None:
+            out.print(self._beside())
+        else:
+            for reply in self.replies:
+                name = f"{reply.name}\n" if len(self.replies) > 1 else ""
+                out.print(Text(name) + reply.shown(), soft_wrap=True)
+
+    def draw(self, reply: Reply, piece: str) -> None:
+        """Show the newest piece of a reply."""
+        if self.streams:
+            style = "dim" if reply.parts()[0] and not reply.parts()[1] else ""
+            out.print(Text(plain(piece), style), end="", soft_wrap=True)
+        elif self.live is not None:
+            self.live.update(self._beside(), refresh=True)
+
+    def _beside(self) -> Any:
+        heads = [Text(reply.name, style="bold") for reply in self.replies]
+        if out.width < _NARROW:
+            pairs = zip(heads, self.replies, strict=True)
+            return Group(*(part for head, reply in pairs for part in (head, reply.shown())))
+        table = Table.grid(padding=(0, 3), expand=True)
+        for _ in self.replies:
+            table.add_column(ratio=1, overflow="fold")
+        table.add_row(*heads)
+        table.add_row(*(reply.shown() for reply in self.replies))
+        return table
+
+
+def stream(
+    policy: "Policy",
+    prompt: "Prompt",
+    temperature: float,
+    max_tokens: int,
+    seed: int,
+    heard: Heard,
+) -> tuple[str, bool]:
+    """One completion and whether it was cut off; `heard` gets its text piece by piece.
+
+    Greedy at temperature 0. By transformers' `generate`: the policy's tokens go one by one.
+    """
+    import torch
+    from transformers import TextStreamer
+
+    from rl_reasoner.rollouts import eos_ids, prompt_ids
+
+    class Pieces(TextStreamer):  # type: ignore[misc]
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            if text:
+                heard(text)
+
+    ids = prompt_ids(policy, prompt)
+    drawn: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    if temperature:
+        drawn = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    ends = eos_ids(policy)
+    device = policy.device
+    devices = [device] if device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        found = policy.model.eval().generate(
+            input_ids=torch.tensor([ids], device=device),
+            attention_mask=torch.ones((1, len(ids)), dtype=torch.long, device=device),
+            max_new_tokens=max_tokens,
+            eos_token_id=ends,
+            pad_token_id=policy.tokenizer.pad_token_id,
+            streamer=Pieces(policy.tokenizer, skip_prompt=True, skip_special_tokens=True),
+            **drawn,
+        )
+    new = found[0, len(ids) :].tolist()
+    cut = len(new) == max_tokens and new[-1] not in ends
+    return policy.tokenizer.decode(new, skip_special_tokens=True), cut
+
+
+def _lines(asking: bool) -> Iterator[str]:
+    """The problems on standard input; an empty line ends them where they are typed."""
+    if asking:
+        with suppress(ImportError):
+            import readline  # noqa: F401  # makes input() editable
+    while True:
+        try:
+            line = input("problem> " if asking else "").strip()
+        except EOFError:
+            return
+        if line:
+            yield line
+        elif asking:
+            return
