@@ -6,6 +6,7 @@ recipes/quickstart.py` come through here alike.
 """
 
 import errno
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -53,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         _say("cannot go on", "\n".join(error.messages))
         return 2
+    except BrokenPipeError:  # who read our output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as a process that SIGPIPE ended
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise
