@@ -90,7 +90,12 @@ def test_task_sets_are_distinct_well_formed_and_apart(task: str) -> None:
     for split, count in COUNTS_OF.get(task, COUNTS).items():
         rows = rows_of(f"{task}_{split}.jsonl")
         levels = TASKS[task].ood if split == "ood" else TASKS[task].levels
-        extra = {"countdown": {"numbers", "target"}, "functions": {"completion", "tests"}}
+        extra = {
+            "countdown": {"numbers", "target"},
+            "functions": {"completion", "tests"},
+            "instructions": {"instructions", "language"},
+            "instructions_tiny": {"completion", "instructions", "language"},
+        }
         fields = {"id", "problem", "answer", "task", "level"} | extra.get(task, {"chain"})
         fields |= {"chain"} if task == "countdown" else set()
         for row in rows:

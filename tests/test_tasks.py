@@ -29,7 +29,9 @@ OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = 
     ast.FloorDiv: lambda a, b: Fraction(a // b),
     ast.Pow: lambda a, b: Fraction(a) ** int(b),
 }
-MATHS = sorted({*TASKS} - {"functions"})  # its own tests are in test_code_tasks.py
+# The others have tests of their own: test_code_tasks.py, test_instruction_tasks.py.
+UNCHAINED = {"functions", "instructions", "instructions_tiny"}
+MATHS = sorted({*TASKS} - UNCHAINED)
 tasks = st.sampled_from(sorted(TASKS))
 maths = st.sampled_from(MATHS)
 splits = st.sampled_from(SPLITS)
@@ -230,6 +232,12 @@ FIRST = {  # the first training problem of seed 0; a change here changes every r
     "base": ("6=?_2", "6/2=3r0;3/2=1r1;1/2=0r1", "110_2"),
     "countdown": ("11,4,3->45", "11+4=15;3*15=45", "3*(11+4)"),
     "functions": ("f(x): negate, add 9. f(-8)=17 f(-5)=14\n", "", "def f(x):x=-x;x+=9;return x"),
+    "instructions": (
+        "谈谈森林。最后另起一行，写一个以“附言：”开头的附言。",
+        "",
+        "这里人们。这里人们。这里人们。\n\n附言：再见。",
+    ),
+    "instructions_tiny": ("upper, with sun, end x\n", "", "SUN HAT NET BOX"),
 }
 
 
@@ -259,8 +267,13 @@ def test_rows_are_plain_json() -> None:
     for task in TASKS:
         row = generate(task, split="test", count=1)[0].row()
         assert json.loads(json.dumps(row)) == row
-        extra = {"countdown": ["numbers", "target"], "functions": ["completion", "tests"]}
-        chain = [] if task == "functions" else ["chain"]
+        extra = {
+            "countdown": ["numbers", "target"],
+            "functions": ["completion", "tests"],
+            "instructions": ["instructions", "language"],
+            "instructions_tiny": ["completion", "instructions", "language"],
+        }
+        chain = [] if task in UNCHAINED else ["chain"]
         assert list(row) == [
             *("id", "problem", "answer", *chain, "task", "level"),
             *extra.get(task, []),

@@ -9,7 +9,7 @@ import pytest
 from conftest import Cli
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.reward import load_reward
+from rl_reasoner.reward import load_reward, shipped_rewards
 from rl_reasoner.testing import check_reward, examine
 
 CODE = [
@@ -36,7 +36,10 @@ def test_a_planted_defect_is_found(name: str) -> None:
             check_reward(getattr(bad_rewards, name), timeout_s=1.0)
 
 
-@pytest.mark.parametrize("name", ["math_answer", "format_tags", "boxed", "length", "countdown"])
+OF_TEXTS = sorted({*shipped_rewards()} - {"code_tests", "no_hardcode"})
+
+
+@pytest.mark.parametrize("name", OF_TEXTS)
 def test_shipped_rewards_pass(name: str) -> None:
     report = check_reward(load_reward(name))
     assert "failed" not in str(report)
