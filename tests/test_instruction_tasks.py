@@ -47,7 +47,7 @@ def test_all_kinds_are_asked_for_but_those_that_need_a_given_text() -> None:
 def test_careless_responses_forget_one_instruction() -> None:
     problems = generate("instructions_tiny", split="train", count=300)
     rng = random.Random(0)
-    kept = Counter()
+    kept: Counter[int] = Counter()
     for problem in problems:
         assert careless(problem, 0.0, rng) == {}
         text = careless(problem, 1.0, rng).get("completion", problem.answer)
