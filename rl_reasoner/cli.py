@@ -8,6 +8,7 @@ recipes/quickstart.py` come through here alike.
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Annotated, Any, NoReturn, get_args
@@ -17,7 +18,7 @@ from rich.panel import Panel
 from rich.text import Text
 from tyro.conf import subcommand
 
-from rl_reasoner import chat, eval_verbs, reward_verbs, verbs
+from rl_reasoner import chat, eval_verbs, launch, reward_verbs, verbs
 from rl_reasoner.console import err, new_table, out
 from rl_reasoner.errors import RunStopped, UserError, unknown
 
@@ -37,7 +38,7 @@ Verb = (
     | Annotated[verbs.Completion, subcommand("completion")]
 )
 # Flags of `train` itself that have a value.
-_VALUES = ("--resume", "--from", "--until")
+_VALUES = ("--resume", "--from", "--until", "--launch")
 _DESCRIPTION = """Reinforcement-learning fine-tuning for reasoning.
 
 Exit codes: 0 done, 1 the work failed, 2 a mistake that you can mend, 3 a reward broke down,
@@ -47,8 +48,30 @@ _UNWRITABLE = (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the verb in `argv` (default: the command line) and return the exit code."""
+    """Run the verb in `argv` (default: the command line) and return the exit code.
+
+    One of several processes (`launch`) that has met the others ends here, with that code.
+    """
     given = list(sys.argv[1:] if argv is None else argv)
+    if launch.count() == 1:
+        return _ended(given)
+    try:
+        code = _ended(given)
+    except Exception as error:
+        if launch.lost(error):
+            code = launch.LOST
+            if not launch.watched():
+                _say("the job ended", "another of its processes has ended before its time")
+        else:
+            code = 1
+            traceback.print_exc()
+    if launch.joined():
+        launch.leave(code)
+    return code
+
+
+def _ended(given: Sequence[str]) -> int:
+    """Run a verb; how it ended, told."""
     try:
         _run(given)
     except UserError as error:
@@ -63,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say("cannot go on", f"{error.filename or 'writing a file'}: {error.strerror}")
         return 2
     except KeyboardInterrupt as error:
+        if not launch.first():
+            return 130
         folder = getattr(error, "folder", None)
         go_on = f"; continue with: rl-reasoner train --resume {folder}" if folder else ""
         err.print(f"interrupted{go_on}", soft_wrap=True)
@@ -94,6 +119,8 @@ def completion_of(shell: str) -> None:
 
 def _say(title: str, text: str) -> None:
     """A panel on a terminal; elsewhere plain lines, so that paths in them stay whole."""
+    if not launch.speaks():
+        return
     if err.is_terminal:
         err.print(Panel(Text(text), title=title, title_align="left", border_style="red"))
     else:

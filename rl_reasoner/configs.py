@@ -11,6 +11,7 @@ from typing import Any
 from trl import DistillationConfig, SFTConfig
 
 from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.launch import share_of, trainer_arguments
 from rl_reasoner.policy import choose_device, choose_precision
 from rl_reasoner.recipe import (
     TRL_NAMES,
@@ -85,21 +86,29 @@ def _common(recipe: Recipe, stage: TrainedStage, folder: Path) -> dict[str, Any]
         "save_total_limit": 2,
         "report_to": "none",
         "disable_tqdm": True,
+        **({} if isinstance(stage, DistillStage) else trainer_arguments(recipe.run.parallel)),
     }
 
 
 def _sft(stage: SftStage) -> dict[str, Any]:
-    micro = stage.micro_batch or stage.batch
+    rows = share_of(stage.batch, f"batch {stage.batch}")
+    return {**_passes(rows, stage.micro_batch), "max_length": None}
+
+
+def _passes(rows: int, micro_batch: int | None) -> dict[str, Any]:
+    """A process's `rows` of a step in passes of at most `micro_batch`."""
+    micro = min(micro_batch or rows, rows)
+    if rows % micro:
+        raise UserError(f"a process's {rows} rows of a step are no multiple of micro_batch {micro}")
     return {
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": stage.batch // micro,
-        "max_length": None,
+        "gradient_accumulation_steps": rows // micro,
     }
 
 
 def _distill(stage: DistillStage) -> dict[str, Any]:
     return {
-        "per_device_train_batch_size": stage.batch,
+        **_passes(share_of(stage.batch, f"batch {stage.batch}"), None),
         "temperature": stage.sampling.temperature,
         "top_p": stage.sampling.top_p,
         "top_k": stage.sampling.top_k,
@@ -109,17 +118,16 @@ def _distill(stage: DistillStage) -> dict[str, Any]:
 
 
 def _grpo(stage: GrpoStage) -> dict[str, Any]:
-    batch = stage.group.size * stage.group.prompts
-    micro = stage.group.micro_batch or batch
+    group = stage.group
+    groups = share_of(group.prompts, f"group.prompts {group.prompts}", "group")
     return {
-        "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": batch // micro,
-        "num_generations": stage.group.size,
+        **_passes(groups * group.size, group.micro_batch),
+        "num_generations": group.size,
         "temperature": stage.sampling.temperature,
         "top_p": stage.sampling.top_p,
         "top_k": stage.sampling.top_k,
         "max_completion_length": stage.sampling.max_tokens,
-        "prompt_schedule": stage.group.schedule,
+        "prompt_schedule": group.schedule,
         "router_replay": stage.router_replay,
         "router_bias_update": stage.router_bias,
         "router_sequence_loss_coef": stage.router_sequence,

@@ -114,10 +114,15 @@ def lost(error: BaseException) -> bool:
     )
 
 
-def say_lost(say: Any) -> None:
-    """Say through `say` that the job has lost a process, where no launcher of ours says it."""
-    if speaks() and _NOTES not in os.environ:
-        say(f"process {rank()}: another process of this job has ended, and with it the run")
+def watched() -> bool:
+    """Whether a launcher of ours says which process ended the job."""
+    return _NOTES in os.environ
+
+
+def joined() -> bool:
+    """Whether this process has met others."""
+    torch = sys.modules.get("torch")
+    return count() > 1 and torch is not None and bool(torch.distributed.is_initialized())
 
 
 def leave(code: int) -> NoReturn:
@@ -158,6 +163,7 @@ def start(how: str, arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="rl-reasoner-") as notes:
         file = Path(notes) / "run"
         os.environ[_NOTES] = str(file)
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # advice, once in every process
         try:
             _launched(how, ["rl_reasoner.cli", *arguments])
         except SignalException as signalled:
@@ -251,15 +257,15 @@ def deepspeed_settings(stage: int) -> dict[str, Any]:
     }
 
 
-def share_of(rows: int, what: str, whole: int = 1) -> int:
-    """How many of a step's `rows` are a process's; `whole` rows at a time stay together.
+def share_of(count_of_all: int, what: str, unit: str = "row") -> int:
+    """How many of a step's rows or groups are a process's.
 
     Raises `UserError` where they do not divide.
     """
-    processes = count()
-    if rows % (processes * whole):
+    if count_of_all % count():
+        never = ", and a group is never split" if unit == "group" else ""
         raise UserError(
-            f"{what} is not a multiple of the {processes} processes: each takes an equal part of "
-            "a step" + (", and a group is never split" if whole > 1 else "")
+            f"{what} is not a multiple of the {count()} processes: each takes the same number of "
+            f"{unit}s a step{never}"
         )
-    return rows // processes
+    return count_of_all // count()

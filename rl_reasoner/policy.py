@@ -27,6 +27,7 @@ from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.fp8_checkpoints import fp8_config, whole_blocks
 from rl_reasoner.moe import parameter_counts, without_router_logits
 from rl_reasoner.recipe import Lora
+from rl_reasoner.sharding import plain_state
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _TINY: dict[str, Any] = {
@@ -98,9 +99,12 @@ class Policy:
         return device
 
     def save(self, folder: Path) -> None:
-        """Write model and tokenizer to `folder`, in safetensors."""
+        """Write model and tokenizer to `folder`, in safetensors.
+
+        A sharded model is saved inside `sharding.whole`.
+        """
         without_router_logits(self.model)
-        self.model.save_pretrained(folder)
+        self.model.save_pretrained(folder, state_dict=plain_state(self.model))
         self.tokenizer.save_pretrained(folder)
 
 

@@ -114,7 +114,7 @@ def _batches_of(rows: list[Row], like: list[dict[str, Any]], padding: int) -> li
     whole: dict[str, Any] = {}
     for name, value in like[0].items():
         if _by_row(value):
-            column = [row[name] for row in rows]
+            column: Any = [row[name] for row in rows]
             if isinstance(value, Tensor):
                 column = _stacked(column, name in _LEFT, padding if name in _IDS else 0).to(device)
             whole[name] = column

@@ -186,6 +186,10 @@ class RunSpec(Part):
     fp8: Literal["tensor", "row", "block"] = Field(
         default="block", description="what has one scale in fp8; block is DeepSeek-V3's"
     )
+    parallel: Literal["auto", "ddp", "fsdp", "zero2", "zero3"] = Field(
+        default="auto",
+        description="of several processes: who holds which weights; auto: as the launcher says",
+    )
 
 
 def _no_stage(stage: str, field: str, name: str, known: list[str]) -> str:

@@ -10,11 +10,13 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from rl_reasoner import launch
 from rl_reasoner.checkpoints import seal
 from rl_reasoner.evaluate import evaluate
 from rl_reasoner.live import LiveView
 from rl_reasoner.recipe import GrpoStage
 from rl_reasoner.runs import append_rows, read_lines
+from rl_reasoner.sharding import agreed, whole_of
 from rl_reasoner.stage_trainers import Job
 from rl_reasoner.stopping import Stop
 from rl_reasoner.validation import Watch
@@ -40,10 +42,14 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         evals = self.job.recipe.evals
         if self.watch is not None and state.global_step % evals.every == 0:
-            kept = self.job.policy if state.is_world_process_zero else None
-            figures = self._validate(self.watch.name)
-            self.validated = self.watch.take(figures, state.global_step, kept)
-        if self.stop.asked:
+            with whole_of(self.trainer):
+                if launch.first():
+                    figures = self._validate(self.watch.name)
+                    step = state.global_step
+                    self.validated = self.watch.take(figures, step, self.job.policy)
+                launch.wait()  # as long as it takes: inside, all hold the whole weights
+        if agreed(self.trainer, self.stop.asked):
+            self.stop.asked = True  # of the job: the signal may have come to another process
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -68,6 +74,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not logs or "train_runtime" in logs:  # the closing summary is no step
+            return
+        if not launch.first():
             return
         seconds = time.perf_counter() - self.begun  # of a step of sft: grpo logs its own
         row = {"step": state.global_step, "step_time": seconds, **logs, **self.validated}

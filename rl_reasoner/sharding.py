@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import Trainer
+from trl.models.utils import unwrap_model_for_generation
 
 from rl_reasoner.errors import UserError
 
@@ -105,6 +106,18 @@ def whole(model: nn.Module) -> Iterator[None]:
         for unit, frees in zip(units, freed, strict=True):
             unit.set_reshard_after_forward(frees, recurse=False)
             unit.reshard()
+
+
+@contextmanager
+def whole_of(trainer: Any) -> Iterator[None]:
+    """`whole` for a trainer's model, of DeepSpeed's third stage too; every process enters it."""
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    if plugin is not None and plugin.zero_stage == 3:
+        with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator):
+            yield
+        return
+    with whole(trainer.model):
+        yield
 
 
 def _frees(unit: FSDPModule) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from datasets import Dataset
 from trl import SFTTrainer
 
+from rl_reasoner import launch
 from rl_reasoner.balance import BiasUpdate
 from rl_reasoner.code_rows import as_dataset, continuing
 from rl_reasoner.configs import config
@@ -31,6 +32,7 @@ from rl_reasoner.prompts import Row, completion_of, prompt_of
 from rl_reasoner.recipe import DistillStage, GrpoStage, Recipe, SftStage, TrainedStage
 from rl_reasoner.reward import text_of
 from rl_reasoner.runs import append_rows
+from rl_reasoner.sharding import Sharding
 from rl_reasoner.trainer import GRPOTrainer
 
 
@@ -82,12 +84,16 @@ def _distill(job: Job, stage: DistillStage) -> Distiller:
     return trainer
 
 
-def _sft(job: Job, stage: SftStage) -> SFTTrainer:
+class Supervised(Sharding, SFTTrainer):  # type: ignore[misc]
+    """trl's trainer, whose weights can be sharded anywhere."""
+
+
+def _sft(job: Job, stage: SftStage) -> Supervised:
     policy = job.policy
     rows = [_supervised(row, job.recipe.template, policy) for row in job.rows]
     check_auxiliary_loss(policy.model, stage.router_aux)
     check_experts(policy.model)
-    trainer = SFTTrainer(
+    trainer = Supervised(
         policy.model,
         args=config(job.recipe, stage, job.folder),
         train_dataset=Dataset.from_list(rows),
@@ -122,7 +128,9 @@ def _grpo(job: Job, stage: GrpoStage) -> GRPOTrainer:
     if stage.loss.beta and not recipe.policy.lora:
         # trl loads the reference from where the model says it came from: that must be the
         # policy as it enters this stage, not the one that the first stage opened
-        policy.save(job.folder / "reference")
+        if launch.first():
+            policy.save(job.folder / "reference")
+        launch.wait()
         policy.model.config.name_or_path = str(job.folder / "reference")
     trainer = GRPOTrainer(
         policy.model,

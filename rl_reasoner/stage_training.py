@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, PrinterCallback
 
+from rl_reasoner import launch
 from rl_reasoner.checkpoints import last_checkpoint
 from rl_reasoner.errors import RunStopped
 from rl_reasoner.faults import LastStep, disk_is_full, stopped_by_full_disk
@@ -19,10 +21,11 @@ from rl_reasoner.isolation import give_up_all
 from rl_reasoner.ledger import Ledger
 from rl_reasoner.live import LiveView
 from rl_reasoner.moe import freeze_routers, without_router_logits
-from rl_reasoner.policy import Policy, add_lora
+from rl_reasoner.policy import Policy, add_lora, open_policy
 from rl_reasoner.precision import in_fp8
 from rl_reasoner.recorder import Recorder
 from rl_reasoner.runs import keep_rows_until
+from rl_reasoner.sharding import is_sharded, plain_state, sharded, whole_of
 from rl_reasoner.stage_trainers import Job, trainer_of
 from rl_reasoner.stopping import StepGivenUp, Stop
 
@@ -31,14 +34,15 @@ def train_stage(job: Job, view: LiveView, stop: Stop, device: str, precision: st
     """Train the policy of `job`, and save it to `policy/` in the job's folder.
 
     Raises what ends a run (see `stages.train`); when `stop` was asked to, returns with the training
-    left at a checkpoint and nothing saved.
+    left at a checkpoint and nothing saved. Of several processes the first one writes.
     """
     policy, folder, stage = job.policy, job.folder, job.stage
     checkpoints = folder / "checkpoints"
-    at = last_checkpoint(checkpoints, view.note)
-    for name in ("metrics.jsonl", "rollouts.jsonl"):
-        keep_rows_until(folder / name, at[1] if at else 0)
-    job.ledger = Ledger.open(folder, at[1] if at else 0)
+    at = launch.share(last_checkpoint(checkpoints, view.note) if launch.first() else None)
+    if launch.first():
+        for name in ("metrics.jsonl", "rollouts.jsonl"):
+            keep_rows_until(folder / name, at[1] if at else 0)
+        job.ledger = Ledger.open(folder, at[1] if at else 0)
     run = job.recipe.run
     if job.recipe.policy.lora:
         add_lora(policy, job.recipe.policy.lora, run.seed)
@@ -53,7 +57,7 @@ def train_stage(job: Job, view: LiveView, stop: Stop, device: str, precision: st
         _unmarked(policy.model),
         in_fp8(precision, run.fp8, device, *models),
     ):
-        if at:
+        if at and not is_sharded(at[0]):
             _load_weights(policy, at[0])
         if not at or at[1] < stage.steps:  # from its last step, trl would take one more
             trainer.train(resume_from_checkpoint=str(at[0]) if at else None)
@@ -61,10 +65,34 @@ def train_stage(job: Job, view: LiveView, stop: Stop, device: str, precision: st
         return
     if stage.freeze_router:
         freeze_routers(policy.model, frozen=False)
-    if job.recipe.policy.lora:
-        policy.model.save_pretrained(folder / "adapter")
+    _save(job, trainer, device)
+    launch.wait()
+
+
+def _save(job: Job, trainer: Any, device: str) -> None:
+    """Write `policy/`, and the adapter beside it; the policy is plain and merged in all processes.
+
+    A model that was sharded is opened anew: nobody held all of it.
+    """
+    policy, folder, lora = job.policy, job.folder, job.recipe.policy.lora
+    shards = sharded(trainer)
+    with whole_of(trainer):
+        if launch.first() and lora:
+            state = plain_state(policy.model)
+            policy.model.save_pretrained(folder / "adapter", state_dict=state)
+        elif launch.first():
+            policy.save(folder / "policy")
+    if shards:
+        launch.wait()
+        source = policy.source if lora else str(folder / "policy")
+        policy.model = open_policy(source, seed=job.recipe.run.seed, device=device).model
+        policy.source = str(folder / "policy")
+        if lora:
+            policy.model = PeftModel.from_pretrained(policy.model, folder / "adapter")
+    if lora:
         policy.model = policy.model.merge_and_unload()
-    policy.save(folder / "policy")
+        if launch.first():
+            policy.save(folder / "policy")
 
 
 @contextmanager

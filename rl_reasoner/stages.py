@@ -5,7 +5,8 @@ GRPO, rejection sampling, distillation. Each goes on from the stage before it or
 it names, and has a folder of its own with what it was made from (`lineage`). What is finished is
 never done again, unless the recipe now makes it from something else; inside a stage, `resume` goes
 on from its last checkpoint. The run is evaluated before its first GRPO stage and at the end, or
-after every stage. This module knows recipes; trainers do not.
+after every stage. Of several processes (`launch`) the first one does all this, and tells the others
+which stage to train with it. This module knows recipes; trainers do not.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rl_reasoner import sandbox
+from rl_reasoner import launch, sandbox
 from rl_reasoner.errors import RunStopped, UserError, unknown
 from rl_reasoner.evaluate import EvalResult, evaluate_recipe
 from rl_reasoner.isolation import give_up_all
@@ -97,8 +98,11 @@ def train(
     resume from.
     """
     quiet_libraries()
+    launch.join(choose_device(recipe.run.device))
     window = window_of(recipe, first, last)
     work = prepared(recipe, where)
+    if not launch.first():
+        return _followed(work)
     if resume is None:
         run, saved = RunFolder.create(recipe), recipe
     else:
@@ -107,6 +111,8 @@ def train(
     try:
         if saved.name != recipe.name:
             raise UserError(f"{resume} is a run of the recipe {saved.name!r}, not {recipe.name!r}")
+        launch.told(run.path)
+        launch.share((run.path, recipe))
         with LiveView(quiet=quiet) as view, Stop(view.note) as stop:
             if saved != recipe:
                 _changed(saved, recipe, run, view)
@@ -124,6 +130,18 @@ def train(
         raise
     finally:
         run.release()
+
+
+def _followed(work: Work) -> Run:
+    """The run in a process that is not the first one: it trains what that one says."""
+    path, recipe = launch.share((Path(), None))
+    assert recipe is not None
+    try:
+        with LiveView(quiet=True) as view, Stop(view.note) as stop:
+            return _Session(recipe, RunFolder(path), view, stop, work).follow()
+    except KeyboardInterrupt as error:
+        give_up_all()
+        raise Interrupted(path) from error
 
 
 def window_of(recipe: Recipe, first: str | None, last: str | None) -> range:
@@ -200,7 +218,19 @@ class _Session:
             policy.save(self.run.path / "policy")
             policy.source = str(self.run.path / "policy")
         report = write_report(self.run.path)
+        launch.share(_Order(None, _From(last.name), policy.source))
         return Run(self.run.path, policy, self.evals, report)
+
+    def follow(self) -> Run:
+        """Train the stages that the first process names, until it has come to the end."""
+        while (order := launch.share(_Order(None, _From(None)))).index is not None:
+            stage = self.recipe.stages[order.index]
+            self._train(order.index, stage, order.place, self._folder(stage.name))
+        policy = self._policy(order.place)
+        policy.source = order.source
+        files = sorted((self.run.path / "evals").glob("*.json"))
+        evals = {file.stem: EvalResult.load(file) for file in files}
+        return Run(self.run.path, policy, evals, self.run.path / "report.html")
 
     # ----------------------------------------------------------------------------- before it
 
@@ -397,7 +427,16 @@ class _Session:
             self.view.finish_stage()
             return folder / "data.jsonl"
         self.view.start_stage(stage.name, index + 1, of, steps)
-        policy = self._policy(self._start(stage))
+        place = self._start(stage)
+        launch.share(_Order(index, place))
+        self._train(index, stage, place, folder)
+        self.view.finish_stage()
+        return folder / "policy"
+
+    def _train(self, index: int, stage: Stage, place: "_From", folder: Path) -> None:
+        """Train a stage's policy, together with the other processes of the job."""
+        assert not isinstance(stage, SampleStage)
+        policy = self._policy(place)
         self.at_hand = None  # it is trained in place
         rows = self._rows(index, stage)
         job = Job(self.recipe, stage, rows, self.work.rewards, policy, folder)
@@ -407,8 +446,6 @@ class _Session:
         if self.stop.asked:
             raise Interrupted(self.run.path)
         self.at_hand = _From(stage.name), policy
-        self.view.finish_stage()
-        return folder / "policy"
 
     def _teacher(self, stage: DistillStage) -> "_From":
         inside = stage.teacher in [s.name for s in self.recipe.stages]
@@ -437,6 +474,15 @@ class _From:
 
     stage: str | None
     source: str | None = None
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What the first process has the others do: train a stage, or (None) end with the policy."""
+
+    index: int | None
+    place: _From
+    source: str = ""
 
 
 def _facts_in(folder: Path) -> dict[str, Any] | None:

@@ -7,14 +7,18 @@ grace period: then the step is given up, and the checkpoint is that of the step 
 """
 
 import signal
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from rl_reasoner import launch
 from rl_reasoner.faults import LastStep
 
 GRACE_S = 5.0
 """Seconds that a step may go on after SIGTERM; SLURM and Kubernetes kill after 30."""
+ECHO_S = 5.0
+"""Seconds within which a second signal to one of several processes is the first one again."""
 _BUSY_S = 0.2  # until the next look, while the optimizer changes weights
 
 
@@ -33,6 +37,7 @@ class Stop:
         self.asked = False
         self.last_step: LastStep | None = None
         self._before: dict[int, Any] = {}
+        self._heard = float("-inf")  # when the last signal came
 
     def __enter__(self) -> "Stop":
         handlers = {
@@ -49,6 +54,10 @@ class Stop:
         return self
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
+        echo = launch.count() > 1 and time.monotonic() - self._heard < ECHO_S
+        self._heard = time.monotonic()
+        if self.asked and echo:  # from the scheduler, and from the launcher that got it too
+            return
         if self.asked or self.last_step is None:
             raise KeyboardInterrupt
         self.asked = True

@@ -15,6 +15,7 @@ import tyro
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
+from rl_reasoner import launch
 from rl_reasoner.arguments import Json, Quiet, quiet, writable
 from rl_reasoner.console import emit, err, new_table
 from rl_reasoner.errors import UserError, unknown
@@ -33,6 +34,8 @@ class Train:
     """begin with this stage, and do it again if it is finished"""
     until: Annotated[str | None, arg(metavar="STAGE")] = None
     """end after this stage"""
+    launch: Annotated[str | None, arg(metavar="N|FILE")] = None
+    """run in N processes on this machine, or as a file of `accelerate config` says"""
     quiet: Quiet = False
     json: Json = False
     flags: tyro.conf.Suppress[list[str]] = field(default_factory=list)
@@ -48,7 +51,11 @@ class Train:
         else:
             raise UserError("train what? Give a recipe, or --resume RUN. See: rl-reasoner list")
         recipe, where = load_recipe(source, flags), place_of(source, flags)
-        if not self.quiet:
+        if self.launch is not None and launch.count() == 1:
+            if code := launch.start(self.launch, self._arguments()):
+                raise SystemExit(code)
+            return
+        if not self.quiet and launch.first():
             err.print("loading torch and transformers", style="dim")
         from rl_reasoner.stages import train
 
@@ -61,6 +68,8 @@ class Train:
             first=self.first,
             last=self.until,
         )
+        if not launch.first():
+            return
         value = {
             "run": str(done.folder),
             "policy": done.policy.source,
@@ -70,6 +79,13 @@ class Train:
         tables = [f"\n{name}\n{result.table()}\n" for name, result in done.evals.items()]
         ends = f"\npolicy  {done.policy.source}\nreport  {done.report}"
         emit(self.json, value, "".join([*tables, ends]))
+
+    def _arguments(self) -> list[str]:
+        """The command line of one of several processes."""
+        given = {"--resume": self.resume, "--from": self.first, "--until": self.until}
+        valued = [text for flag, value in given.items() if value for text in (flag, str(value))]
+        bare = [f for f, on in (("--quiet", self.quiet), ("--json", self.json)) if on]
+        return ["train", *filter(None, [self.recipe]), *valued, *bare, *self.flags]
 
     def _resumed(self, folder: Path) -> tuple[str, list[str]]:
         """The recipe that the run in `folder` goes on with, and its flags.

@@ -1,0 +1,88 @@
+"""Whole runs of several processes: started, killed, told to stop, continued to the same policy."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import TRAPPED, grpo, recipe, same, sft
+
+from rl_reasoner import cli
+from rl_reasoner.configs import check_configs
+from rl_reasoner.errors import UserError
+
+# The trapped reward, in the second process alone.
+SECOND = TRAPPED.replace("if str(CALLS)", 'if os.environ.get("RANK") == "1" and str(CALLS)')
+
+
+def written(folder: Path, *stages: dict[str, Any], **run: Any) -> Path:
+    """The file of a tiny recipe, whose run is `folder`/run."""
+    folder.mkdir()
+    fields = {"folder": str(folder / "run"), "device": "cpu", **run}
+    made = recipe(folder, *stages, source=SECOND, run=fields, evals={"sets": []})
+    (folder / "recipe.yaml").write_text(made.to_yaml(), encoding="utf-8")
+    return folder / "recipe.yaml"
+
+
+def ran(*arguments: Any, trap: str = "", sends: int = 0) -> subprocess.CompletedProcess[str]:
+    """`rl-reasoner train ...` in a process of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRAP_AT": trap, "TRAP_SIGNAL": str(sends)}
+    command = [sys.executable, "-m", "rl_reasoner.cli", "train", "--quiet", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400)
+
+
+STEPS = grpo(steps=4, save_every=2)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "stages"),
+    [
+        ("ddp", (STEPS,)),
+        pytest.param("fsdp", (STEPS,), marks=pytest.mark.matrix),
+        pytest.param("fsdp", (sft(), STEPS), marks=pytest.mark.matrix),
+    ],
+)
+def test_a_process_that_is_killed_ends_the_job_with_one_message_and_it_goes_on_exactly(
+    parallel: str, stages: tuple[dict[str, Any], ...], tmp_path: Path
+) -> None:
+    whole = written(tmp_path / "whole", *stages, parallel=parallel)
+    done = ran(whole, "--launch", 2)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "whole/run/report.html").is_file()
+    killed = written(tmp_path / "killed", *stages, parallel=parallel)
+    ended = ran(killed, "--launch", 2, trap="13", sends=signal.SIGKILL)  # of 4 a step: the fourth
+    run = tmp_path / "killed/run"
+    assert ended.returncode == 1
+    assert ended.stderr.count("process 1 was killed by SIGKILL") == 1
+    assert f"continue with: rl-reasoner train --resume {run}" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    continued = ran("--resume", run, "--launch", 2)
+    assert continued.returncode == 0, continued.stderr
+    assert same(run / "policy", tmp_path / "whole/run/policy")
+
+
+@pytest.mark.parametrize(
+    ("how", "said"), [("0", "at least one process"), ("nowhere.yaml", "a file of accelerate's")]
+)
+def test_what_cannot_be_launched_is_said(
+    how: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = written(tmp_path / "a", STEPS)
+    assert cli.main(["train", str(file), "--launch", how]) == 2
+    assert said in re.sub(r"\s+", " ", capsys.readouterr().err)
+
+
+def test_a_step_that_the_processes_cannot_share_is_a_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    made = recipe(tmp_path, grpo(group={"size": 4, "prompts": 6}))
+    with pytest.raises(UserError, match=r"prompts 6 is not a multiple of the 4 .* never split"):
+        check_configs(made)
+    made = recipe(tmp_path, sft(batch=10))
+    with pytest.raises(UserError, match="batch 10 is not a multiple of the 4 processes"):
+        check_configs(made)
