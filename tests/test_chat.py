@@ -1,0 +1,129 @@
+"""`rl-reasoner chat`: thinking apart from the answer, two policies, verdicts, hostile text."""
+
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Cli
+
+from rl_reasoner.chat import Reply, stream
+from rl_reasoner.policy import open_policy
+from rl_reasoner.rollouts import sample
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "TERM": "xterm"}
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (
+            "<think>7*8=56</think><answer>6</answer>",
+            ("<think>7*8=56</think>", "<answer>6</answer>"),
+        ),
+        ("<think>7*8=", ("<think>7*8=", "")),
+        ("the answer is 6", ("", "the answer is 6")),
+        ("a</think>b</think>c", ("a</think>b</think>", "c")),
+    ],
+)
+def test_thinking_is_apart_from_the_answer(text: str, parts: tuple[str, str]) -> None:
+    assert Reply("a", text).parts() == parts
+
+
+def test_a_prompt_that_opens_the_thinking_is_heeded() -> None:
+    assert Reply("a", "7*8=", opened=True).parts() == ("7*8=", "")
+    assert Reply("a", "7*8=56</think>6", opened=True).parts() == ("7*8=56</think>", "6")
+
+
+def test_what_is_streamed_is_what_is_sampled() -> None:
+    policy = open_policy("scratch:dense-tiny", device="cpu")
+    heard: list[str] = []
+    text, cut = stream(policy, "1+1=", 0.0, 12, 0, heard.append)
+    [[rollout]] = sample(policy, ["1+1="], max_tokens=12)
+    assert (text, cut) == (rollout.text, rollout.truncated)
+    assert "".join(heard) == text
+    drawn = [stream(policy, "1+1=", 1.0, 12, seed, heard.append)[0] for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_two_policies_answer_the_same_problem(here: Path, cli: Cli) -> None:
+    both = ("chat", "run", "scratch:dense-tiny", "--max-tokens", "3")
+    lines = cli(*both, stdin="1+1=\n").out.splitlines()
+    assert lines[0] == "run"
+    assert "scratch:dense-tiny" in lines
+    [row] = map(json.loads, cli(*both, "--json", stdin="1+1=\n").out.splitlines())
+    assert [reply["policy"] for reply in row["replies"]] == ["run", "scratch:dense-tiny"]
+
+
+def test_replies_are_verified(here: Path, cli: Cli) -> None:
+    ask = ("chat", "run", "--max-tokens", "3")
+    assert "wrong: " in cli(*ask, "--answer", "2", stdin="1+1=\n").out
+    [row] = map(json.loads, cli(*ask, "--answer", "2", "--json", stdin="1+1=\n").out.splitlines())
+    assert row["score"] == 0.0
+    assert row["reason"]
+    lines = cli(*ask, stdin="1+1=\n/answer 2\n").out.splitlines()
+    assert lines[-1].startswith("wrong: ")
+    rows = [*map(json.loads, cli(*ask, "--json", stdin="1+1=\n/answer 2\n").out.splitlines())]
+    assert ["score" in row for row in rows] == [False, True]
+
+
+@pytest.mark.parametrize("typed", ["/answer 2\n", "1+1=\n/answer\n"])
+def test_a_verdict_needs_a_reply_and_an_answer(here: Path, cli: Cli, typed: str) -> None:
+    ended = cli("chat", "run", "--max-tokens", "3", stdin=typed)
+    assert ended.code == 2
+    assert "/answer RIGHT comes after a problem" in ended.err
+
+
+def test_hostile_replies_move_no_cursor() -> None:
+    reply = Reply(
+        "a", "<think>\x1b[2J\x1b]0;title\x07</think>__import__('os').system('id') \u202e[red]"
+    )
+    shown = reply.shown().plain
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+    assert "\u202e" not in shown
+    assert "[red]" in shown
+
+
+def on_terminal(*argv: str, typed: str, folder: Path) -> str:
+    """What a terminal of 100 columns shows of the command, to which `typed` is typed."""
+    outer, inner = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rl_reasoner.cli", *argv],
+        cwd=folder,
+        stdin=inner,
+        stdout=inner,
+        stderr=inner,
+        env=ENVIRONMENT,
+        close_fds=True,
+    )
+    os.close(inner)
+    shown = b""
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        if select.select([outer], [], [], 0.2)[0]:
+            try:
+                shown += os.read(outer, 65536)
+            except OSError:
+                break
+            if typed and b"problem>" in shown:
+                os.write(outer, typed.encode())
+                typed = ""
+    process.wait(20)
+    os.close(outer)
+    assert process.returncode == 0, shown.decode()
+    return shown.decode()
+
+
+def test_on_a_terminal_replies_stream_and_stand_side_by_side(here: Path) -> None:
+    argv = ("chat", "run", "--max-tokens", "3", "--answer", "2")
+    shown = on_terminal(*argv, typed="1+1=\n\n", folder=here)
+    assert "wrong" in shown
+    argv = ("chat", "run", "scratch:dense-tiny", "--max-tokens", "3")
+    shown = on_terminal(*argv, typed="1+1=\n\n", folder=here)
+    assert any("run" in line and "scratch:dense-tiny" in line for line in shown.splitlines())
