@@ -1,6 +1,7 @@
 """Every shipped recipe runs as it is started, with two steps a stage and small evaluations.
 
-`gsm8k` needs a real model: tests/test_real.py runs it.
+`gsm8k` needs a real model: tests/test_real.py runs it. test_moe_recipes.py has those for large
+mixtures.
 """
 
 import json
@@ -27,10 +28,14 @@ SMALL = {
         *("--half_learned.steps", "2", "--half_learned.data.count", "200"),
         *("--half_learned.batch", "8"),
     ],
+    "moe_tiny": [
+        *("--chains.steps", "2", "--chains.data.count", "200", "--chains.batch", "8"),
+    ],
     "code_tiny": [
         *("--careless.steps", "2", "--careless.data.count", "50", "--careless.batch", "8"),
     ],
 }
+R1 = ("r1_tiny", "r1_zero_tiny", "r1_distill_tiny", "r1_qwen_7b", "r1_moe_30b")  # test_r1_recipes
 GRPO = [
     *("--grpo.steps", "2", "--grpo.data.count", "50"),
     *("--grpo.group.size", "4", "--grpo.group.prompts", "2", "--grpo.sampling.max_tokens", "12"),
@@ -58,7 +63,7 @@ def looked_over(folder: Path, name: str) -> None:
 
 
 def test_every_recipe_is_run_here_or_with_a_real_model() -> None:
-    assert {*SMALL, "gsm8k", "code_mbpp"} == set(shipped_recipes())
+    assert {*SMALL, "gsm8k", "code_mbpp", "moe_qwen3", "moe_deepseek", *R1} == {*shipped_recipes()}
 
 
 @pytest.mark.parametrize("name", SMALL)
