@@ -23,14 +23,13 @@ def language(
     target: str = "",
     part: str = "chain",
     opened: bool = False,
-    detector: str = "words",
 ) -> Score:
     """The share, from 0.0 to 1.0, of the words of a part that are in the target language.
 
     The target is the row's `language` where there is one, else the option `target` (a code such as
     "en" or "zh"), else the language of the prompt. `part` is "chain", "answer" or "all"; with
-    `opened`, the chain was begun by the prompt. `detector` "lingua" needs that package. Abstains
-    where there are no words, or no target can be told.
+    `opened`, the chain was begun by the prompt. Abstains where there are no words, or no target
+    can be told.
     """
     if part not in _PARTS:
         raise unknown("part of reward language", part, _PARTS)
@@ -38,7 +37,7 @@ def language(
     if not wanted:
         return Score(None, "no target language: none given, and the prompt has no words")
     text = f"<think>{completion}" if opened else completion
-    found = share(_PARTS[part](text), checked(wanted), detector)
+    found = share(_PARTS[part](text), checked(wanted))
     if found.value is None:
         return Score(None, f"no words in the {part}")
     counts = ", ".join(f"{count} {code}" for code, count in sorted(found.words.items()))

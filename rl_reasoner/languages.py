@@ -3,20 +3,16 @@
 Scripts decide where they can: Han is Chinese unless kana stand in the sentence, and so on. Between
 languages of one script the commonest words of each decide, sentence by sentence; a sentence
 without any counts for the target. What is of no language is left out: formulas, code, numbers,
-variables, abbreviations, names, quotations, addresses. Linear in the text, never raises on it;
-where lingua is installed, `share(..., detector="lingua")` lets it decide between languages of one
-script. Knows nothing of rewards.
+variables, abbreviations, names, quotations, addresses. Linear in the text, never raises on it.
+Knows nothing of rewards.
 """
 
-import importlib
 import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
-from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.errors import unknown
 from rl_reasoner.text_units import IDEOGRAPHS, plain
 
 # The commonest words of languages that share a script.
@@ -125,23 +121,20 @@ def checked(language: str) -> str:
     return language
 
 
-def share(text: str, target: str, detector: str = "words") -> Share:
+def share(text: str, target: str) -> Share:
     """The share of the words of `text` that are in the language `target`.
 
     R1's measure of language consistency (arXiv 2501.12948, section 2.3.2). Two Chinese characters
-    or kana in a row count as one word, as most Chinese words have two. `detector` is "words" (the
-    commonest words decide between languages of one script) or "lingua". Raises `UserError` for an
-    unknown language or detector.
+    or kana in a row count as one word, as most Chinese words have two. Raises `UserError` for an
+    unknown language.
     """
     checked(target)
-    if detector not in ("words", "lingua"):
-        raise unknown("detector", detector, ("words", "lingua"))
     counts: Counter[str] = Counter()
     for script, runs, sentence in _runs(_NO_LANGUAGE.sub("\x00", _unmarked(plain(text[:MOST])))):
         kana = script == "han" and bool(_KANA.search(sentence))
-        words = list(_counted(script, runs))
+        words = list(_counted(script, runs, target))
         if words:
-            counts[_language(script, words, kana, target, sentence, detector)] += len(words)
+            counts[_language(script, words, kana, target)] += len(words)
     total = counts.total()
     return Share(counts[target] / total if total else None, dict(counts))
 
@@ -187,7 +180,7 @@ def _runs(text: str) -> Iterator[tuple[str, list[tuple[str, bool]], str]]:
             yield script, words, sentence
 
 
-def _counted(script: str, words: list[tuple[str, bool]]) -> Iterator[str]:
+def _counted(script: str, words: list[tuple[str, bool]], target: str) -> Iterator[str]:
     """The words that count; two characters of Han are one."""
     if script == "han":
         for text, _ in words:
@@ -202,15 +195,15 @@ def _counted(script: str, words: list[tuple[str, bool]]) -> Iterator[str]:
             else:
                 runs.append([text])
         for run in runs:
-            if not _named(run):
+            if not _named(run, target):
                 yield from (text for text in run if not _symbol(text))
 
 
-def _named(run: list[str]) -> bool:
+def _named(run: list[str], target: str) -> bool:
     """Whether a few words in a row are a name: all begin with a capital, none is a common word."""
+    common = (_OF_WORD["en"], _OF_WORD.get(target, frozenset()))
     return len(run) <= _LONGEST_RUN_OF_NAMES and all(
-        word[0].isupper() and not any(word.lower() in common for common in _OF_WORD.values())
-        for word in run
+        word[0].isupper() and not any(word.lower() in words for words in common) for word in run
     )
 
 
@@ -226,9 +219,7 @@ def _symbol(word: str) -> bool:
     )
 
 
-def _language(
-    script: str, words: list[str], kana: bool, target: str, sentence: str, detector: str
-) -> str:
+def _language(script: str, words: list[str], kana: bool, target: str) -> str:
     """The language of a sentence's words of one script."""
     own = _SCRIPTS[script][1]
     if script == "han":
@@ -236,27 +227,7 @@ def _language(
     if len(own) == 1:
         return own[0]
     default = target if target in own else own[0]
-    if detector == "lingua":
-        return _by_lingua(" ".join(words), own) or default
     low = [word.lower().replace("’", "'") for word in words]
     hits = {language: sum(word in _OF_WORD[language] for word in low) for language in own}
     best = max(hits.values())
     return default if hits[default] == best else max(hits, key=lambda language: hits[language])
-
-
-def _by_lingua(text: str, among: tuple[str, ...]) -> str | None:
-    found = _detector(among).detect_language_of(text[:2000])
-    return None if found is None else str(found.iso_code_639_1.name).lower()
-
-
-@cache
-def _detector(among: tuple[str, ...]) -> Any:
-    try:
-        lingua: Any = importlib.import_module("lingua")
-    except ImportError:
-        raise UserError(
-            "detector 'lingua' needs the package lingua-language-detector: "
-            'pip install "rl-reasoner[language]"'
-        ) from None
-    codes = [getattr(lingua.IsoCode639_1, language.upper()) for language in among]
-    return lingua.LanguageDetectorBuilder.from_iso_codes_639_1(*codes).build()
