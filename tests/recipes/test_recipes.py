@@ -34,6 +34,9 @@ SMALL = {
     "code_tiny": [
         *("--careless.steps", "2", "--careless.data.count", "50", "--careless.batch", "8"),
     ],
+    "instructions_tiny": [
+        *("--forgetful.steps", "2", "--forgetful.data.count", "50", "--forgetful.batch", "8"),
+    ],
 }
 R1 = ("r1_tiny", "r1_zero_tiny", "r1_distill_tiny", "r1_qwen_7b", "r1_moe_30b")  # test_r1_recipes
 GRPO = [
