@@ -1,0 +1,85 @@
+"""Dashboards beside the run folder's own files: trackio where it is installed, others by name.
+
+`run.report_to` names them: trackio (kept on this machine, nothing is sent), tensorboard, wandb.
+They get trl's metrics under trl's names, by transformers' own callbacks, and what the recorder adds
+(accuracy on the validation set, tokens a second). A dashboard that fails is left, the run goes on.
+`RL_REASONER_REPORT_TO` stands in for "auto".
+"""
+
+import importlib.util
+import io
+import os
+import re
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
+
+from rl_reasoner.errors import UserError, unknown
+
+_CALLBACKS = {
+    "trackio": TrackioCallback,
+    "tensorboard": TensorBoardCallback,
+    "wandb": WandbCallback,
+}
+
+
+def dashboards_of(report_to: str) -> list[str]:
+    """The dashboards that `report_to` names; raises `UserError` for one that is not installed."""
+    if report_to == "auto":
+        report_to = os.environ.get("RL_REASONER_REPORT_TO", "auto")
+    if report_to == "auto":
+        return ["trackio"] if importlib.util.find_spec("trackio") else []
+    names = [name.strip() for name in report_to.split(",") if name.strip()]
+    if names == ["none"]:
+        return []
+    for name in names:
+        if name not in _CALLBACKS:
+            raise unknown("dashboard", name, [*_CALLBACKS, "auto", "none"])
+        if not importlib.util.find_spec(name):
+            raise UserError(f"the dashboard {name} is not installed: pip install {name}")
+    return names
+
+
+def project_of(name: str) -> str:
+    """A recipe's name as a dashboard's project: letters, digits, "-" and "_"."""
+    return re.sub(r"[^\w-]+", "-", name).strip("-") or "rl-reasoner"
+
+
+def callbacks_of(report_to: str, note: Callable[[str], None]) -> Sequence["Dashboard"]:
+    """A callback for each dashboard; `note` hears of one that fails."""
+    return [Dashboard(name, note) for name in dashboards_of(report_to)]
+
+
+class Dashboard(TrainerCallback):  # type: ignore[misc]
+    """transformers' callback of one dashboard: silent, and given up at its first error."""
+
+    def __init__(self, name: str, note: Callable[[str], None]) -> None:
+        self.name = name
+        self.note = note
+        self._inner: Any = None
+        self._ask(lambda: setattr(self, "_inner", _CALLBACKS[name]()))
+
+    def _ask(self, work: Callable[[], Any]) -> None:
+        try:
+            with redirect_stdout(io.StringIO()):  # results alone go to standard output
+                work()
+        except Exception as error:  # of any kind: code and services of others
+            self._inner = None
+            told = f"{type(error).__name__}: {error}".splitlines()[0]
+            self.note(f"dashboard {self.name}: {told}; the run goes on without it")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._inner is not None:
+            self._ask(lambda: self._inner.on_train_begin(args, state, control, **kwargs))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if self._inner is not None:
+            numbers = {k: v for k, v in (logs or {}).items() if isinstance(v, int | float)}
+            self._ask(lambda: self._inner.on_log(args, state, control, logs=numbers, **kwargs))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._inner is not None:
+            self._ask(lambda: self._inner.on_train_end(args, state, control, **kwargs))
