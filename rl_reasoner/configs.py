@@ -10,6 +10,7 @@ from typing import Any
 
 from trl import DistillationConfig, SFTConfig
 
+from rl_reasoner.dashboards import project_of
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.launch import share_of, trainer_arguments
 from rl_reasoner.policy import choose_device, choose_precision
@@ -84,7 +85,9 @@ def _common(recipe: Recipe, stage: TrainedStage, folder: Path) -> dict[str, Any]
         "save_strategy": "steps",
         "save_steps": stage.save_every,
         "save_total_limit": 2,
-        "report_to": "none",
+        "report_to": "none",  # dashboards are callbacks of ours: see there
+        "project": project_of(recipe.name),
+        "run_name": f"{folder.parent.parent.name}/{folder.name}",
         "disable_tqdm": True,
         **({} if isinstance(stage, DistillStage) else trainer_arguments(recipe.run.parallel)),
     }

@@ -21,6 +21,7 @@ from transformers import TrainerState
 from rl_reasoner import sandbox
 from rl_reasoner.code_rows import continuing
 from rl_reasoner.configs import check_configs
+from rl_reasoner.dashboards import dashboards_of
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.evaluate import check_judge, set_rows
 from rl_reasoner.isolation import Limits
@@ -112,6 +113,8 @@ def prepared(recipe: Recipe, where: Where | None = None) -> Work:
     rows: list[list[Row]] = []
     with field("run", "device"):
         choose_device(recipe.run.device)
+    with field("run", "report_to"):
+        dashboards_of(recipe.run.report_to)
     if recipe.run.precision == "fp8" and not problems:
         with field("run", "precision"):
             how(choose_device(recipe.run.device), recipe.run.fp8)

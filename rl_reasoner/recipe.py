@@ -190,6 +190,11 @@ class RunSpec(Part):
         default="auto",
         description="of several processes: who holds which weights; auto: as the launcher says",
     )
+    report_to: str = Field(
+        default="auto",
+        description="dashboards: trackio, tensorboard, wandb, with commas between; none; auto: "
+        "trackio where it is installed",
+    )
 
 
 def _no_stage(stage: str, field: str, name: str, known: list[str]) -> str:

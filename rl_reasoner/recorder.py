@@ -91,5 +91,6 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
                 row["tokens_per_second"] = tokens / seconds
             loads = enumerate(self.trainer.last_expert_load)
             row |= {f"experts/load/layer{layer}": shares for layer, shares in loads}
+        logs.update({k: v for k, v in row.items() if k not in logs})  # for dashboards behind us
         append_rows(self.job.folder / "metrics.jsonl", [row])
         self.view.update(row, state.global_step)

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PrinterCallback
 
 from rl_reasoner import launch
 from rl_reasoner.checkpoints import last_checkpoint
+from rl_reasoner.dashboards import callbacks_of
 from rl_reasoner.errors import RunStopped
 from rl_reasoner.faults import LastStep, disk_is_full, stopped_by_full_disk
 from rl_reasoner.isolation import give_up_all
@@ -50,6 +51,8 @@ def train_stage(job: Job, view: LiveView, stop: Stop, device: str, precision: st
     last_step = LastStep(trainer)
     trainer.add_callback(last_step)
     trainer.add_callback(Recorder(job, trainer, view, stop))
+    for dashboard in callbacks_of(run.report_to, view.note) if launch.first() else ():
+        trainer.add_callback(dashboard)
     trainer.remove_callback(PrinterCallback)  # metrics go to the recorder alone
     models = [policy.model, getattr(trainer, "ref_model", None)]
     with (

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+os.environ.setdefault("RL_REASONER_REPORT_TO", "none")  # no dashboard, also where there is one
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when huggingface_hub is imported
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 settings.load_profile("untimed")
