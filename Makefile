@@ -4,10 +4,16 @@ PY := .venv/bin/python
 RUN := .venv/bin/rl-reasoner
 TESTS ?= tests
 
-.PHONY: quickstart test lint bench real conformance resume-matrix docs tutorials schema release-check clean
+SEED ?= 0
+
+.PHONY: quickstart r1 test lint bench real conformance resume-matrix docs tutorials schema release-check clean
 
 quickstart: .venv/user  ## install, then the main job: train a tiny mixture of experts to think
 	$(RUN) train quickstart
+
+r1: .venv/user  ## DeepSeek-R1's stages with a tiny mixture: a table of stage by task; continued where it was stopped
+	@if test -f runs/r1/r1_tiny-$(SEED)/recipe.yaml; then $(RUN) train --resume runs/r1/r1_tiny-$(SEED); \
+	  else $(RUN) train r1_tiny --run.seed $(SEED) --run.folder runs/r1/r1_tiny-$(SEED); fi
 
 test: .venv/dev  ## install, then run the tests
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --cov --cov-report=term --cov-fail-under=85 $(TESTS)

@@ -53,6 +53,8 @@ def facts_of(recipe: Recipe, stage: Stage, made: Mapping[str, str]) -> dict[str,
     if stage.kind == "grpo":
         facts["rewards"] = {n: spec.model_dump(mode="json") for n, spec in recipe.rewards.items()}
         facts["code"] = {name: code for name in recipe.rewards if (code := _code(name))}
+    if isinstance(stage, SampleStage) and stage.reward:
+        facts["code"] = _code(stage.reward)
     if not isinstance(stage, SampleStage):
         facts["precision"] = recipe.run.precision
         facts["lora"] = recipe.policy.lora and recipe.policy.lora.model_dump(mode="json")

@@ -281,6 +281,8 @@ class Recipe(Part):
 
     def needs(self, stage: Stage) -> list[str]:
         """The stages that `stage` takes something from: policy, data, teacher."""
+        if stage.use is not None:
+            return []
         names = [s.name for s in self.stages]
         found = [self.start_of(stage), getattr(stage, "teacher", None)]
         found += [s.stage for s in sources_of(stage.data) if isinstance(s, StageData)]

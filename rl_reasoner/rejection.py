@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rl_reasoner.errors import RunStopped
 from rl_reasoner.figures import repeats
 from rl_reasoner.languages import share
 from rl_reasoner.policy import Policy
@@ -30,6 +31,12 @@ _FORMS = ("", "<think></think>", "<think></think><answer></answer>")
 _LEFT_OUT = ("completion", "chain", "solution")  # what rows have that is not the policy's own
 
 
+class NothingKept(RunStopped):
+    """Rejection sampling left nothing to train on."""
+
+    title = "no samples"
+
+
 def make_samples(
     stage: SampleStage,
     rows: Sequence[Row],
@@ -43,7 +50,8 @@ def make_samples(
     """Sample, judge, filter; writes `data.jsonl` and `card.json` to `folder`, returns the card.
 
     `progress` hears how many prompts are done. What an earlier call has sampled is not sampled
-    again. Raises `UserError` when a reward cannot judge the rows.
+    again. Raises `NothingKept` where all were left out, `UserError` when a reward cannot judge the
+    rows.
     """
     started = time.monotonic()
     sampled = _sampled(stage, rows, policy, folder, template, seed, progress)
@@ -56,6 +64,12 @@ def make_samples(
     card = _card(stage, rows, kept, counts)
     card["seconds"] = round(time.monotonic() - started, 1)
     write_text(folder / "card.json", json.dumps(card, indent=1, ensure_ascii=False))
+    if not kept:
+        why = ", ".join(f"{why} {count:,}" for why, count in card["left_out"].items())
+        raise NothingKept(
+            f"stage {stage.name} kept none of {card['sampled']:,} completions ({why}): "
+            f"train longer before it, or loosen {stage.name}.keep; see {folder / 'samples.jsonl'}"
+        )
     return card
 
 

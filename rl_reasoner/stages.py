@@ -345,8 +345,9 @@ class _Session:
         self.evals[name] = result
         if file in same:
             return
-        for old in (file, file.with_suffix(".rows.jsonl")):
-            self.run.set_aside(old)
+        if file.is_file():
+            for old in (file, file.with_suffix(".rows.jsonl")):
+                self.run.set_aside(old)
         result.name, result.policy = name, str(self.run.path)
         result.save(file)
 

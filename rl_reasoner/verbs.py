@@ -77,6 +77,11 @@ class Train:
             "evals": {name: result.sets for name, result in done.evals.items()},
         }
         tables = [f"\n{name}\n{result.table()}\n" for name, result in done.evals.items()]
+        if recipe.evals.stages:
+            from rl_reasoner.report.pipeline import text_table
+            from rl_reasoner.report.read import read_run
+
+            tables = [f"\n{text_table(read_run(done.folder))}\n"]
         ends = f"\npolicy  {done.policy.source}\nreport  {done.report}"
         emit(self.json, value, "".join([*tables, ends]))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import grpo, recipe, reward_file, same, sft, untimed
+from tiny import grpo, recipe, same, sft, untimed
 
 from rl_reasoner import Recipe, Run, open_policy, rejection, train
 from rl_reasoner.errors import UserError
@@ -21,10 +21,12 @@ from rl_reasoner.recipe_source import apply_flags
 STAGES = ("pre", "zero", "cold", "samples", "again", "student")
 
 
-def pipeline(folder: Path, **changes: Any) -> Recipe:
-    """Every kind of stage: RL from the base, a second start, samples, and two users of them."""
-    folder.mkdir(exist_ok=True)
-    near, few = reward_file(folder), {"max_tokens": 8}
+def pipeline(folder: Path, run: Path | None = None, **changes: Any) -> Recipe:
+    """Every kind of stage: RL from the base, a second start, samples, and two users of them.
+
+    The reward's file is in `folder`; the run too, where `run` says nothing else.
+    """
+    near, few = f"{folder / 'near.py'}:near", {"max_tokens": 8}
     samples = {
         "kind": "sample",
         "name": "samples",
@@ -61,7 +63,8 @@ def pipeline(folder: Path, **changes: Any) -> Recipe:
         student,
     ]
     evals = {"limit": 2, "stages": True}
-    return recipe(folder, *stages, **{"evals": evals, **changes})
+    wanted = recipe(folder, *stages, **{"evals": evals, **changes})
+    return wanted.in_folder(str(run or folder / "run"))
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +76,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture
 def copy(whole: Run, tmp_path: Path) -> Path:
     """A copy of the finished run, to be gone on with."""
-    shutil.copytree(whole.folder.parent, tmp_path / "copy")
-    return tmp_path / "copy" / "run"
+    shutil.copytree(whole.folder, tmp_path / "copy")
+    return tmp_path / "copy"
 
 
 def done(run: Path) -> dict[str, Any]:
@@ -89,9 +92,9 @@ def made(run: Path) -> dict[str, str]:
     return {name: facts["made"] for name, facts in done(run).items()}
 
 
-def changed(run: Path, *flags: str) -> Recipe:
-    """The recipe of the pipeline whose run is in `run`, with flags."""
-    return apply_flags(pipeline(run.parent), flags)
+def changed(whole: Run, run: Path, *flags: str) -> Recipe:
+    """The recipe of `whole` in the folder `run`, with flags."""
+    return apply_flags(pipeline(whole.folder.parent, run), flags)
 
 
 # ------------------------------------------------------------------------------------ one run
@@ -201,9 +204,9 @@ def test_killed_in_every_kind_of_stage_it_ends_with_the_same_weights(
 
 
 def test_a_changed_stage_is_done_again_with_what_depends_on_it(
-    whole: Run, copy: Path, capsys: pytest.CaptureFixture[str]
+    whole: Run, copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(changed(copy, "--again.optim.lr", "1e-3"), resume=copy)
+    train(changed(whole, copy, "--again.optim.lr", "1e-3"), resume=copy)
     before, after = done(whole.folder), done(copy)
     kept = {name for name in STAGES if before[name] == after[name]}
     assert kept == {"pre", "zero", "cold", "samples"}
@@ -218,24 +221,28 @@ def test_a_changed_stage_is_done_again_with_what_depends_on_it(
         f"{name}{end}" for name in ("again", "student", "after") for end in (".json", ".rows.jsonl")
     }
     assert (old / "recipe.yaml").is_file()
-    afresh = train(changed(copy, "--again.optim.lr", "1e-3", "--run.folder", str(copy) + "2"))
-    assert made(afresh.folder) == made(copy), "as if it had been so from the start"
+    again = train(changed(whole, tmp_path / "afresh", "--again.optim.lr", "1e-3"), quiet=True)
+    assert made(again.folder) == made(copy), "as if it had been so from the start"
+
+
+def test_a_reward_with_other_code_is_another_one(whole: Run, tmp_path: Path) -> None:
+    run = train(pipeline(tmp_path), quiet=True, last="zero").folder
+    file = tmp_path / "near.py"
+    wanted = pipeline(tmp_path)
+    file.write_text(file.read_text().replace("0.5 *", "0.4 *"))
+    train(wanted, resume=run, quiet=True, last="zero")
+    assert done(run)["pre"]["made"] == made(whole.folder)["pre"]
+    assert [p.name for p in (run / "old" / "1" / "stages").iterdir()] == ["2-zero"]
+    assert made(run)["zero"] != made(whole.folder)["zero"]
 
 
 def test_what_changes_no_result_does_nothing_again(whole: Run, copy: Path) -> None:
-    train(changed(copy, "--pre.save_every", "1"), resume=copy, quiet=True)
+    train(changed(whole, copy, "--pre.save_every", "1"), resume=copy, quiet=True)
     assert done(copy) == done(whole.folder)
-    (copy.parent / "near.py").write_text(
-        (copy.parent / "near.py").read_text() + "\n# other code of the reward\n"
-    )
-    train(changed(copy), resume=copy, quiet=True)
-    before, after = done(whole.folder), done(copy)
-    again = {name for name in STAGES if before[name]["seconds"] != after[name]["seconds"]}
-    assert again <= {"zero", "samples"} and made(copy) == made(whole.folder)
 
 
 def test_a_stage_put_in_between_takes_its_place(whole: Run, copy: Path) -> None:
-    wanted = pipeline(copy.parent)
+    wanted = changed(whole, copy)
     extra = type(wanted.stages[0]).model_validate(sft(name="extra", start="pre", steps=1))
     stages = (*wanted.stages[:2], extra, *wanted.stages[2:])
     train(wanted.model_copy(update={"stages": stages}), resume=copy, quiet=True)
@@ -261,7 +268,7 @@ def test_from_and_until(whole: Run, tmp_path: Path) -> None:
 
 
 def test_a_finished_stage_is_done_again_when_asked(whole: Run, copy: Path) -> None:
-    train(pipeline(copy.parent), resume=copy, quiet=True, first="samples")
+    train(changed(whole, copy), resume=copy, quiet=True, first="samples")
     before, after = done(whole.folder), done(copy)
     assert made(copy) == made(whole.folder), "the same comes out"
     assert (copy / "old" / "1" / "stages" / "4-samples" / "data.jsonl").is_file()
