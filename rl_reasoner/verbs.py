@@ -301,12 +301,21 @@ class Export:
 
 @dataclass
 class Env:
-    """Versions, device, precision, sandbox on this machine: what a bug report needs."""
+    """Versions, device, precision, sandbox on this machine; with --plan, a run on other GPUs."""
 
+    plan: Annotated[str | None, arg(metavar="RECIPE")] = None
+    """a recipe to plan instead: memory, time of a step, where it breaks"""
+    gpus: int = 8
+    """of the plan: how many GPUs"""
+    gpu: str = "H100"
+    """of the plan: which GPU"""
     json: Json = False
 
     def run(self) -> None:
-        """Print what is here."""
+        """Print what is here, or the plan."""
+        if self.plan is not None:
+            self._plan(self.plan)
+            return
         import importlib.metadata
         import platform
 
@@ -333,6 +342,18 @@ class Env:
         for key, here in value.items():
             table.add_row(key, "none" if here is None else str(here))
         emit(self.json, value, table)
+
+    def _plan(self, source: str) -> None:
+        from rl_reasoner import planner
+        from rl_reasoner.recipe_source import load_recipe
+
+        if self.gpus < 1:
+            raise UserError(f"--gpus {self.gpus}: at least one")
+        plans = planner.plan(load_recipe(source), self.gpus, self.gpu)
+        table = new_table("part", *(f"{p.stage} on {p.gpus} {p.gpu}" for p in plans))
+        for row in planner.rows_of(plans):
+            table.add_row(*row)
+        emit(self.json, {"plans": [p.to_json() for p in plans]}, table)
 
 
 @dataclass
