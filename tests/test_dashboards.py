@@ -76,7 +76,9 @@ def test_trackio_and_tensorboard_get_trls_names(
     assert "goes on without it" not in ended.err
     [file] = (tmp_path / "trackio").glob("tiny*.db")
     rows = sqlite3.connect(file).execute("select run_name, metrics from metrics").fetchall()
-    logged = {name: set(json.loads(metrics)) for name, metrics in rows}
+    logged: dict[str, set[str]] = {}
+    for name, metrics in rows:
+        logged.setdefault(name, set()).update(json.loads(metrics))
     assert set(logged) == {"run/1-sft", "run/2-grpo"}
     names = {"reward", "rewards/fine/mean", "completions/mean_length", "tokens_per_second", "loss"}
     assert {f"train/{name}" for name in names} <= logged["run/2-grpo"]
