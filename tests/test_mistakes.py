@@ -139,8 +139,23 @@ MISTAKES: dict[str, tuple[Setup, tuple[str, ...], tuple[str, ...]]] = {
     "resume a policy": (no, ("train", "--resume", "run/policy"), ("is no run folder",)),
     "resume with flags": (
         no,
-        ("train", "--resume", "run", "--steps", "9"),
-        ("--steps", "--resume"),
+        ("train", "--resume", "run", "--setps", "9"),
+        ("--setps", "'--steps'"),
+    ),
+    "from no stage": (
+        no,
+        ("train", "--resume", "run", "--from", "grop"),
+        ("unknown stage (--from) 'grop'", "'grpo'"),
+    ),
+    "until no stage": (
+        no,
+        ("train", "tiny.yaml", "--until", "stf"),
+        ("unknown stage (--until) 'stf'", "'sft'"),
+    ),
+    "start at no stage": (
+        no,
+        (*TRAIN, "--grpo.start", "stf"),
+        ("no stage with a policy 'stf' before it", "'sft'"),
     ),
     "resume another recipe": (
         no,

@@ -167,9 +167,9 @@ def test_a_finished_run_is_not_trained_again(whole: Run, tmp_path: Path) -> None
     assert run.report.is_file() and run.evals.keys() == {"before", "after"}
 
 
-def test_a_run_continues_with_its_own_recipe_alone(killed: Path, tmp_path: Path) -> None:
+def test_a_run_does_not_continue_with_another_recipe(killed: Path, tmp_path: Path) -> None:
     folder = copied(killed, tmp_path)
-    with pytest.raises(UserError, match="is not the one that the run"):
+    with pytest.raises(UserError, match="is a run of the recipe 'tiny', not 'other'"):
         train(two_stages(tmp_path, name="other"), resume=folder, quiet=True)
     resumed(folder)  # and the folder is free again
 
