@@ -10,6 +10,7 @@ from typing import Any
 
 from trl import DistillationConfig, SFTConfig
 
+from rl_reasoner import ray_pool
 from rl_reasoner.dashboards import project_of
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.launch import share_of, trainer_arguments
@@ -59,7 +60,10 @@ def config(
     if isinstance(stage, DistillStage):
         return DistillationConfig(**{**common, **_distill(stage), **stage.trainer})
     weights = [spec.weight for spec in recipe.rewards.values()]
-    return GRPOConfig(**{**common, **_grpo(stage), "reward_weights": weights, **stage.trainer})
+    if recipe.run.rewards_on == "ray":
+        ray_pool.installed()
+    given = {"reward_weights": weights, "rewards_on": recipe.run.rewards_on}
+    return GRPOConfig(**{**common, **_grpo(stage), **given, **stage.trainer})
 
 
 def _common(recipe: Recipe, stage: TrainedStage, folder: Path) -> dict[str, Any]:

@@ -39,13 +39,15 @@ _OF_TRL = ("trainer_state", "log_extra", "log_metric")
 class Limits:
     """What a reward may take: seconds a row, seconds a batch (each of two tries), MiB a process.
 
-    With `apart` False everything runs in the caller's process, on a thread.
+    With `apart` False everything runs in the caller's process, on a thread. `on`: "here", or "ray"
+    for `@reward` functions on a cluster (`ray_pool`).
     """
 
     timeout_s: float = 60.0
     batch_timeout_s: float = 600.0
     memory_mb: int = 8192
     apart: bool = True
+    on: str = "here"
 
 
 @dataclass(frozen=True)

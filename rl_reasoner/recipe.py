@@ -190,6 +190,9 @@ class RunSpec(Part):
         default="auto",
         description="of several processes: who holds which weights; auto: as the launcher says",
     )
+    rewards_on: Literal["here", "ray"] = Field(
+        default="here", description="where rewards, programs and verifications run in training"
+    )
     report_to: str = Field(
         default="auto",
         description="dashboards: trackio, tensorboard, wandb, with commas between; none; auto: "

@@ -241,7 +241,12 @@ def score_batch(
     """
     from rl_reasoner.isolation import Limits, runner_of  # it knows rewards, so it comes after them
 
-    return runner_of(fn, limits or Limits()).outcomes(completions, columns)
+    limits = limits or Limits()
+    if limits.on == "ray" and isinstance(fn, Reward):
+        from rl_reasoner import ray_pool
+
+        return ray_pool.outcomes(fn, completions, columns, limits)
+    return runner_of(fn, limits).outcomes(completions, columns)
 
 
 APPLIES = "rewards"

@@ -49,6 +49,10 @@ class RewardingConfig(trl.GRPOConfig):  # type: ignore[misc]
         default=True,
         metadata={"help": "Score completions while others are being sampled (@reward functions)."},
     )
+    rewards_on: str = field(
+        default="here",
+        metadata={"help": "Where @reward functions run: here, or on a cluster of Ray (ray)."},
+    )
     reward_timeout_s: float = field(
         default=60.0, metadata={"help": "Seconds for a reward's call on one completion."}
     )
@@ -86,7 +90,8 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
             for name in ("timeout_s", "batch_timeout_s", "memory_mb")
             if hasattr(self.args, f"reward_{name}")  # a config of trl's own has none
         }
-        self._limits = Limits(**given, apart=getattr(self.args, "isolate_rewards", True))
+        on = getattr(self.args, "rewards_on", "here")
+        self._limits = Limits(**given, apart=getattr(self.args, "isolate_rewards", True), on=on)
 
     def _rewarded(
         self,
