@@ -7,9 +7,10 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
-from documents import LANGUAGES, ROOT, blocks, run_document
+from documents import LANGUAGES, ROOT, blocks, run_document, run_shell
 
 import rl_reasoner.recipe as schema
 from rl_reasoner.recipe_source import shipped_recipes
@@ -116,6 +117,24 @@ def test_the_command_line_page_has_every_verb() -> None:
     text = (ROOT / "docs/reference/commands.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"^\| `(\w+)|, `(\w+) ", text, re.MULTILINE))
     assert {get_args(verb)[1].name for verb in get_args(Verb)} <= {a or b for a, b in listed}
+
+
+def test_a_recording_is_a_picture_that_moves_and_asks_for_nothing(tmp_path: Path) -> None:
+    """Of a command with colours: one frame and more, the text as it was, valid, no script."""
+    pytest.importorskip("pty", reason="there are no pseudo-terminals here")
+    target, shown = (
+        tmp_path / "t.svg",
+        "import time; print('\\x1b[31mred & <new>'); time.sleep(1.2)",
+    )
+    recorder = [sys.executable, str(ROOT / "docs/terminal.py"), str(target), "--"]
+    run_shell([*recorder, sys.executable, "-c", shown], tmp_path)
+    for file in (target, ROOT / "docs/terminal.svg"):
+        text = file.read_text(encoding="utf-8")
+        assert len(ElementTree.fromstring(text).findall(".//{*}use")) > 1
+        assert "<script" not in text
+        assert set(re.findall(r"https?://[^\"]+", text)) == {"http://www.w3.org/2000/svg"}
+        assert "@keyframes" in text
+    assert "red &amp; &lt;new&gt;" in target.read_text(encoding="utf-8")
 
 
 class _Outside(HTMLParser):
