@@ -79,7 +79,7 @@ def _ended(given: Sequence[str]) -> int:
         return 2
     except BrokenPipeError:  # who read our output has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # as a process that SIGPIPE ended
+        return 1
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise
