@@ -39,7 +39,7 @@ conformance: .venv/dev  ## trl's own tests of its GRPO trainer, on ours; TRL is 
 resume-matrix: .venv/dev  ## kill -9 and resume at every point of the matrix; `make test` has some of them
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m matrix tests/test_trainer_processes.py
 
-docs: .venv/dev  ## the site, in build/site; nothing is fetched, every link is checked
+docs: .venv/dev  ## the site, in build/site; nothing is fetched, every link is checked (to search in it: python3 -m http.server -d build/site)
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build
 
 tutorials: .venv/dev  ## every block of README and docs at its full size; `make test` runs them tiny

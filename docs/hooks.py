@@ -7,14 +7,18 @@ the site needs no script from elsewhere.
 """
 
 import html
+import json
 import posixpath
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
+
+from rl_reasoner.schema import recipe_schema
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {  # file of the repository -> page of the site
@@ -29,6 +33,7 @@ PAGES = {  # file of the repository -> page of the site
 }
 _LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s#]+)(#[^)]*)?(\))")
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+_FIELDS = "<!-- here the site has every field of a recipe -->"
 _FENCE = re.compile(r"(^```.*?^```)", re.DOTALL | re.MULTILINE)
 
 
@@ -52,6 +57,8 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Turn links to files of the repository into links of the site."""
     here = page.file.src_uri
+    if _FIELDS in markdown:
+        markdown = markdown.replace(_FIELDS, "\n".join(_fields()))
     parts = _FENCE.split(markdown)  # every second one is code
     parts[::2] = [_LINK.sub(lambda found: _moved(found, here), part) for part in parts[::2]]
     return "".join(parts)
@@ -65,6 +72,48 @@ def on_page_content(html_text: str, **_: Any) -> str:
         return str(convert(html.unescape(found[2]), display=display))
 
     return _FORMULA.sub(formula, html_text)
+
+
+def _fields() -> Iterator[str]:
+    """Tables of the fields of a recipe and of each of its parts, from its schema."""
+    schema = recipe_schema()
+    for name, part in {"Recipe": schema, **schema["$defs"]}.items():
+        yield f"\n## {name}\n\n{_first(part)}\n"
+        yield "| field | value | default | meaning |\n|---|---|---|---|"
+        for field, facts in part["properties"].items():
+            default = "required" if field in part.get("required", ()) else ""
+            if facts.get("default") is not None and not isinstance(facts["default"], dict):
+                default = f"`{json.dumps(facts['default'], ensure_ascii=False)}`"
+            named = schema["$defs"].get(str(facts.get("$ref")).rpartition("/")[2], {})
+            meaning = (_first(facts) or _first(named)).replace("|", "\\|")
+            yield f"| `{field}` | {_kind(facts)} | {default} | {meaning} |"
+
+
+def _first(part: dict[str, Any]) -> str:
+    """The first paragraph of a description, as one line."""
+    return " ".join(str(part.get("description", "")).partition("\n\n")[0].split())
+
+
+def _kind(facts: dict[str, Any]) -> str:
+    """What a field takes, in words; parts as links."""
+    if "$ref" in facts:
+        name = facts["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "enum" in facts:
+        return ", ".join(f"`{value}`" for value in facts["enum"])
+    if "const" in facts:
+        return f"`{facts['const']}`"
+    for several in ("anyOf", "oneOf"):
+        if several in facts:
+            kinds = [_kind(one) for one in facts[several] if one.get("type") != "null"]
+            return " or ".join(dict.fromkeys(kinds))
+    kind = str(facts.get("type", "anything"))
+    if kind == "array" and isinstance(facts.get("items"), dict):
+        return f"list of {_kind(facts['items'])}"
+    if kind == "object" and isinstance(facts.get("additionalProperties"), dict):
+        return f"name → {_kind(facts['additionalProperties'])}"
+    words = {"array": "list", "string": "text", "object": "name → value", "boolean": "yes or no"}
+    return words.get(kind, kind)
 
 
 def _source(page: str) -> str:
