@@ -65,6 +65,7 @@ def measured(run: Any, title: str) -> None:
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     loads = [row["experts/max_over_mean"] for row in rows]
     half = len(loads) // 2
+    above = mean(load > 1.5 for load in loads[half:])
     dead = mean(row["experts/dead"] for row in rows)
     evals = [run.evals[name].sets["modular_test"] for name in ("before", "after")]
     accuracies = [
@@ -72,7 +73,7 @@ def measured(run: Any, title: str) -> None:
     ]
     print(
         f"| {title} | {loads[0]:.2f} | {mean(loads[half:]):.2f} | {max(loads[half:]):.2f} "
-        f"| {loads[-1]:.2f} | {dead:.1f} | {accuracies[0]} | {accuracies[1]} |",
+        f"| {above:.0%} | {loads[-1]:.2f} | {dead:.1f} | {accuracies[0]} | {accuracies[1]} |",
         flush=True,
     )
 
@@ -86,8 +87,8 @@ def main() -> None:
     parser.add_argument("--start-rate", type=float, default=0.01)
     wanted = parser.parse_args()
     print(
-        "| run | max / mean, step 1 | second half: mean | max | last step | dead experts "
-        "| accuracy before | after |\n| --- | --- | --- | --- | --- | --- | --- | --- |"
+        "| run | max / mean, step 1 | second half: mean | max | steps above 1.5 | last step "
+        "| dead experts | accuracy before | after |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     )
     for seed in range(wanted.seeds):
         with tempfile.TemporaryDirectory() as name:

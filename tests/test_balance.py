@@ -173,6 +173,30 @@ def test_the_bias_follows_the_load_of_the_step(tmp_path: Path) -> None:
     assert all(bias.abs().max() > 0 for bias in biases)
 
 
+def test_the_bias_counts_rows_without_advantage_too(tmp_path: Path) -> None:
+    """Else a policy that is nearly always right would be balanced by the few rows it gets wrong."""
+    counted = []
+    for rate in (0.0, 0.01):
+        trainer = build(
+            "scratch:deepseek-tiny",
+            tmp_path,
+            reward=lambda completions, **_: [1.0] * len(completions),
+            router_bias_update=rate,
+            max_steps=1,
+            save_strategy="no",
+            gradient_accumulation_steps=1,
+        )
+        tokens = []
+
+        def count(router: Any, inputs: Any, output: Any, tokens: list[int] = tokens) -> None:
+            tokens.append(len(output[2]) if torch.is_grad_enabled() else 0)
+
+        next(router for _, router in routers(trainer.model)).register_forward_hook(count)
+        trainer.train()
+        counted.append(sum(tokens))
+    assert counted[1] > 1.5 * counted[0]
+
+
 def test_the_bias_is_saved_resumed_and_used_in_plain_transformers(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
