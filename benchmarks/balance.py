@@ -88,7 +88,7 @@ def main() -> None:
     wanted = parser.parse_args()
     print(
         "| run | max / mean, step 1 | second half: mean | max | steps above 1.5 | last step "
-        "| dead experts | accuracy before | after |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+        "| dead experts | accuracy before | after |\n" + "| --- " * 9 + "|"
     )
     for seed in range(wanted.seeds):
         with tempfile.TemporaryDirectory() as name:
