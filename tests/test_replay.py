@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from conftest import Cli
 from tiny import reward_file
+from report_runs import packs
 
 from rl_reasoner import EvalResult, Policy, compare, evaluate, open_policy
 from rl_reasoner.errors import UserError
@@ -202,19 +203,16 @@ def test_the_page_shows_it_all_and_escapes_what_models_say(
     said(monkeypatch, [[hostile] * 4, SAID[1], SAID[2]])
     other = evaluate(policy, [str(file)], 4, trained_on=[ROWS[0]])
     page = evaluation_page([other])
-    assert "<script" not in page and "\u202e" not in page and "&lt;script&gt;" in page
-    for text in (
-        "pass@k",
-        "maj@k",
-        "by level",
-        "overlap with the training rows",
-        "no final answer",
-    ):
+    assert "alert(1)" not in page and "\u202e" not in page
+    for text in ("pass@k", "maj@k", "by level", "overlap with the training rows"):
         assert text in page, text
+    texts = packs(page)["set-0-0"]["rows"]
+    assert texts[0][0] == "<script>alert(1)</script>\ufffd"
+    assert any("no final answer" in said[0][2] for _, said in texts)
     assert other.manifest["policy"]["prompt_example"]["prompt"] in page
     assert page == evaluation_page([other])
     both = evaluation_page([result, other])
-    assert "rows that flipped" in both and "Detectable" in both
+    assert "rows better in b" in both and "Detectable" in both
     for text in re.findall(r'(?:src|href)="([^"]*)"', both):
         assert text.startswith(("data:", "#"))
 
