@@ -236,21 +236,21 @@ def test_two_results_are_held_against_each_other(visit: Any, tmp_path: Path) -> 
                 "problem": f"{i} + {i} =",
                 "answer": str(2 * i),
                 "completions": ["yes"],
-                "scores": [score if i < 3 else 1.0],
+                "scores": [score if i < 60 else 1.0],
                 "reasons": ["so"],
                 "outcomes": ["score"],
                 "tokens": [3],
                 "truncated": [False],
             }
-            for i in range(8)
+            for i in range(80)
         ]
         result = EvalResult(name, rows={"sums": rows}, sets={"sums": figures_of(rows)})
         files.append(result.save(tmp_path / f"{name}.json"))
     opened = visit(write_evaluation(files, tmp_path / "both.html"))
-    opened.found(16, 16)
-    assert "3 rows better in b, 0 worse" in opened.text("#comparison")
+    opened.found(160, 160)
+    assert "60 rows better in b, 0 worse" in opened.text("#comparison")
     opened.page.click("#comparison [data-show]")
-    opened.found(6, 16)
+    opened.found(120, 160)
 
 
 def test_the_page_tells_where_a_browser_is_too_old(chromium: Any, run: Path) -> None:

@@ -34,7 +34,7 @@ const percent = (share) => `${(100 * share).toFixed(1)}%`;
 function marks(low, high, count) {
   const rough = (high - low) / count || 1;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * [1, 2, 5, 10].find((m) => m * power >= rough * 0.999);
+  const step = power * [1, 2, 5, 10].find((m) => m * power >= rough * 0.7);
   const found = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(i * step);
   return found;
@@ -89,7 +89,11 @@ const KINDS = {
     const { lines } = spec;
     const xs = [...new Set(lines.flatMap((line) => line.x))].sort((a, b) => a - b);
     const range = bounds(lines.flatMap((line) => [line.y, line.low || [], line.high || []]), 0.04);
-    if (spec.share) { range[0] = 0; range[1] = Math.min(Math.max(range[1], 0.01), 1.04); }
+    if (spec.share) {
+      const high = Math.max(...lines.flatMap((line) => line.high || line.y));
+      range[0] = 0;
+      range[1] = Math.min(Math.max(high * 1.04, 0.01), 1.04);
+    }
     const write = spec.share ? (v) => `${+(100 * v).toFixed(2)}%` : short;
     const ends = [xs[0], xs.at(-1) === xs[0] ? xs[0] + 1 : xs.at(-1)];
     const xMarks = spec.doubling ? xs : marks(ends[0], ends[1], Math.min(5, width / 70)).filter(Number.isInteger);

@@ -32,7 +32,7 @@ def evaluation_page(results: Sequence[EvalResult]) -> str:
     sources = _sources(named, found)
     sections = [
         _header(named),
-        _comparison(found, sources) if found else None,
+        _comparison(found, _flips(*results), sources) if found else None,
         _tables(named),
         _curves(named),
         *[_parts(result) for result in results[-1:]],
@@ -178,9 +178,10 @@ def _at_k(name: str, s: Mapping[str, Any]) -> list[Element]:
     for k in s[f"{kinds[0]}_at"]:
         cells: list[Child] = [k]
         for kind in kinds:
-            low, high = s[f"{kind}_at_interval"][k]
             value = percent(s[f"{kind}_at"][k])
-            cells.append([value, h("span", span((low, high)), class_="interval")])
+            bounds = s.get(f"{kind}_at_interval", {}).get(k)
+            shown = span(tuple(bounds)) if bounds else ""
+            cells.append([value, h("span", shown, class_="interval")])
         rows.append(cells)
     heads = ["k", *(f"{kind}@k" for kind in kinds)]
     note = "pass@k by the unbiased estimator, maj@k exact over classes of equal answers; bootstrap"
@@ -190,7 +191,11 @@ def _at_k(name: str, s: Mapping[str, Any]) -> list[Element]:
 # --- comparison
 
 
-def _comparison(found: Mapping[str, Mapping[str, Any]], sources: Sequence[Source]) -> Element:
+def _comparison(
+    found: Mapping[str, Mapping[str, Any]],
+    flips: Mapping[str, tuple[int, int]],
+    sources: Sequence[Source],
+) -> Element:
     head = [
         "Set",
         "Problems",
@@ -226,23 +231,33 @@ def _comparison(found: Mapping[str, Mapping[str, Any]], sources: Sequence[Source
             "Holm: adjusted for the number of sets.",
             class_="note",
         ),
-        [_flipped(name, entry["flips"], sources) for name, entry in found.items()],
+        [_flipped(name, *flips[name], sources) for name in found],
         id="comparison",
     )
 
 
-def _flipped(
-    name: str, flips: Sequence[Mapping[str, Any]], sources: Sequence[Source]
-) -> Element | None:
+def _flips(a: EvalResult, b: EvalResult) -> dict[str, tuple[int, int]]:
+    """How many rows of each common set are better in `b`, and how many worse."""
+
+    def right(row: Mapping[str, Any]) -> int:
+        return sum(score == 1.0 for score in row["scores"])
+
+    found = {}
+    for name in a.rows.keys() & b.rows.keys():
+        pairs = [(right(x), right(y)) for x, y in zip(a.rows[name], b.rows[name], strict=True)]
+        found[name] = (sum(y > x for x, y in pairs), sum(y < x for x, y in pairs))
+    return found
+
+
+def _flipped(name: str, better: int, worse: int, sources: Sequence[Source]) -> Element | None:
     """How many rows flipped, which a click shows side by side."""
     source = next((s for s in sources if s.place == name), None)
-    if not flips or source is None:
+    if not better + worse or source is None:
         return None
-    up = sum(flip["difference"] > 0 for flip in flips)
     wanted = json.dumps({"source": source.key, "outcome": "mixed"})
     button = h("button", "show them", type="button", class_="chip", data_show=wanted)
-    told = f"{name}: {up} rows better in b, {len(flips) - up} worse. "
-    return h("p", told, button)
+    told = f"{name}: {better:,} rows better in b, {worse:,} worse. "
+    return h("p", told, button, class_="note")
 
 
 # --- completions
