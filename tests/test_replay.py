@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from conftest import Cli
-from tiny import reward_file
 from report_runs import packs
+from tiny import reward_file
 
 from rl_reasoner import EvalResult, Policy, compare, evaluate, open_policy
 from rl_reasoner.errors import UserError
