@@ -182,6 +182,10 @@ class Browser {
       const row = event.target.closest("[data-at]");
       if (row) this.select(Number(row.dataset.at), true);
     });
+    this.list.addEventListener("keydown", (event) => {
+      const by = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+      if (by) { event.preventDefault(); this.step(by); }
+    });
     this.form.addEventListener("submit", (event) => event.preventDefault());
     this.form.addEventListener("input", () => { clearTimeout(this.wait); this.wait = setTimeout(() => this.filter(), 120); });
     this.form.addEventListener("reset", (event) => { event.preventDefault(); this.show({}); });

@@ -19,7 +19,7 @@ from rl_reasoner.report.html import Element, document, h
 
 _SCRIPTS = ("charts.js", "browser.js", "page.js")
 _KEYS = (
-    ("j / k", "next, previous completion"),
+    ("j / k", "next, previous completion; in the list also ↓ ↑"),
     ("n / p", "next, previous prompt"),
     ("/", "filter by text"),
     ("d", "differences within the group"),
