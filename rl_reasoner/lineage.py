@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rl_reasoner.errors import UserError
+from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.recipe import (
     AnyData,
     FileData,
@@ -130,6 +130,19 @@ def hash_of(path: Path) -> str:
         if file.is_file():
             digest.update(f"{file.relative_to(path)}\0{hash_of(file)}\n".encode())
     return digest.hexdigest()
+
+
+def window_of(recipe: Recipe, first: str | None, last: str | None) -> range:
+    """The places of the stages from `first` to `last`; raises `UserError` for unknown names."""
+    names = [stage.name for stage in recipe.stages]
+    for flag, name in (("--from", first), ("--until", last)):
+        if name is not None and name not in names:
+            raise unknown(f"stage ({flag})", name, names)
+    start = names.index(first) if first else 0
+    end = names.index(last) if last else len(names) - 1
+    if end < start:
+        raise UserError(f"--until {last} comes before --from {first}")
+    return range(start, end + 1)
 
 
 @lru_cache(maxsize=256)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_reasoner import launch, sandbox
-from rl_reasoner.errors import RunStopped, UserError, unknown
+from rl_reasoner.errors import RunStopped, UserError
 from rl_reasoner.evaluate import EvalResult, evaluate_recipe
 from rl_reasoner.isolation import give_up_all
 from rl_reasoner.lineage import (
@@ -29,6 +29,7 @@ from rl_reasoner.lineage import (
     facts_of,
     hash_of,
     hash_of_source,
+    window_of,
 )
 from rl_reasoner.live import LiveView
 from rl_reasoner.policy import (
@@ -144,19 +145,6 @@ def _followed(work: Work) -> Run:
         raise Interrupted(path) from error
 
 
-def window_of(recipe: Recipe, first: str | None, last: str | None) -> range:
-    """The places of the stages from `first` to `last`; raises `UserError` for unknown names."""
-    names = [stage.name for stage in recipe.stages]
-    for flag, name in (("--from", first), ("--until", last)):
-        if name is not None and name not in names:
-            raise unknown(f"stage ({flag})", name, names)
-    start = names.index(first) if first else 0
-    end = names.index(last) if last else len(names) - 1
-    if end < start:
-        raise UserError(f"--until {last} comes before --from {first}")
-    return range(start, end + 1)
-
-
 def _changed(saved: Recipe, recipe: Recipe, run: RunFolder, view: LiveView) -> None:
     """Make the run one of another recipe; say which stages it concerns."""
     run.change(recipe)
@@ -253,9 +241,8 @@ class _Session:
         stage = todo[0] if todo else self.recipe.stages[-1]
         start = self._start(stage) if todo else _From(stage.name)
         policy = self._policy(start)
-        prompt_ids(
-            policy, render("", self.recipe.template, policy.tokenizer)
-        )  # can it be rendered?
+        # can a prompt be rendered?
+        prompt_ids(policy, render("", self.recipe.template, policy.tokenizer))
         self._inspect(policy)
         self._lock(policy, command)
         self._overlaps()
