@@ -29,8 +29,8 @@ def recipe() -> Recipe:
             },
             {
                 "kind": "grpo",
-                "data": {"task": "instructions_tiny", "count": 2000, "seed": 2},
-                "steps": 120,
+                "data": {"task": "instructions_tiny", "count": 4000, "seed": 2},
+                "steps": 240,
                 "group": {"size": 8, "prompts": 16},
                 "sampling": {"max_tokens": 40},
                 "optim": {"lr": 1.5e-4, "betas": (0.9, 0.99)},

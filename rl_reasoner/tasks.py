@@ -344,8 +344,8 @@ _TASKS = (
         judge="countdown",
     ),
     FUNCTIONS,
-    INSTRUCTIONS,
     INSTRUCTIONS_TINY,
+    INSTRUCTIONS,
 )
 TASKS: Mapping[str, Task] = {task.name: task for task in _TASKS}
 
@@ -354,7 +354,8 @@ def careless(problem: Problem, share: float, rng: random.Random) -> dict[str, st
     """The columns of the problem's row that a careless writer changes, as the task has it.
 
     `share` (0 to 1) is how careless: the share of wrong steps in `modular`, of wrong programs in
-    `functions`, of responses that forget an instruction in `instructions_tiny`. Raises `UserError` for a task that has no such writer.
+    `functions`, of responses that forget an instruction in `instructions_tiny`. Raises `UserError`
+    for a task that has no such writer.
     """
     writer = TASKS[problem.task].careless
     if writer is None:
