@@ -4,6 +4,7 @@ A translation and nothing else: our names and defaults into those of trl's confi
 refuses is said before anything is loaded (`check_configs`). Knows recipes, not runs.
 """
 
+import importlib.util
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from rl_reasoner.recipe import (
     SampleStage,
     SftStage,
     TrainedStage,
+    Vllm,
 )
 from rl_reasoner.trainer import GRPOConfig
 
@@ -93,8 +95,19 @@ def _common(recipe: Recipe, stage: TrainedStage, folder: Path) -> dict[str, Any]
         "project": project_of(recipe.name),
         "run_name": f"{folder.parent.parent.name}/{folder.name}",
         "disable_tqdm": True,
-        **({} if isinstance(stage, DistillStage) else trainer_arguments(recipe.run.parallel)),
+        **_parallel(recipe, stage),
     }
+
+
+def _parallel(recipe: Recipe, stage: TrainedStage) -> dict[str, Any]:
+    """Who holds which weights; distillation samples with the weights in the trainer: DDP."""
+    if isinstance(stage, DistillStage):
+        return {}
+    found = trainer_arguments(recipe.run.parallel)
+    if "deepspeed" in found and importlib.util.find_spec("deepspeed") is None:
+        said = f"run.parallel: {recipe.run.parallel} needs DeepSpeed: pip install deepspeed"
+        raise UserError(said)
+    return found
 
 
 def _sft(stage: SftStage) -> dict[str, Any]:
@@ -126,6 +139,8 @@ def _distill(stage: DistillStage) -> dict[str, Any]:
 
 def _grpo(stage: GrpoStage) -> dict[str, Any]:
     group = stage.group
+    if stage.vllm is not None and importlib.util.find_spec("vllm") is None:
+        raise UserError("vllm needs vLLM: pip install 'trl[vllm]'")
     groups = share_of(group.prompts, f"group.prompts {group.prompts}", "group")
     return {
         **_passes(groups * group.size, group.micro_batch),
@@ -139,7 +154,28 @@ def _grpo(stage: GrpoStage) -> dict[str, Any]:
         "router_bias_update": stage.router_bias,
         "router_sequence_loss_coef": stage.router_sequence,
         "freeze_router": stage.freeze_router,
+        **(_vllm(stage.vllm) if stage.vllm is not None else {}),
         **{TRL_NAMES.get(name, name): value for name, value in stage.loss},
+    }
+
+
+def _vllm(vllm: Vllm) -> dict[str, Any]:
+    correction = vllm.correction
+    found: dict[str, Any] = {
+        "use_vllm": True,
+        "vllm_mode": vllm.mode,
+        "vllm_importance_sampling_correction": correction != "off",
+    }
+    if correction != "off":
+        found["vllm_importance_sampling_mode"] = correction
+        found["vllm_importance_sampling_clip_max"] = vllm.most
+    if vllm.mode == "server":
+        return {**found, "vllm_server_base_url": vllm.url}
+    return {
+        **found,
+        "vllm_gpu_memory_utilization": vllm.memory,
+        "vllm_tensor_parallel_size": vllm.gpus,
+        "vllm_enable_sleep_mode": vllm.sleep,
     }
 
 

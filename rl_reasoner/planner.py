@@ -305,6 +305,7 @@ def work_of(recipe: Recipe, stage: GrpoStage, gpus: int, a: Assumed = ASSUMED) -
     own = rows // gpus
     mean = a.mean_share * stage.sampling.max_tokens
     sharded = recipe.run.parallel in ("fsdp", "zero3")
+    vllm = stage.vllm
     return Work(
         gpus=gpus,
         rows=rows,
@@ -315,6 +316,8 @@ def work_of(recipe: Recipe, stage: GrpoStage, gpus: int, a: Assumed = ASSUMED) -
         iterations=loss.iterations,
         shards=gpus if sharded else 1,
         micro=min(group.micro_batch or own, own),
+        engine=vllm.gpus if vllm else 1,
+        sampler=vllm.memory if vllm and vllm.mode == "colocate" else 0.0,
     )
 
 

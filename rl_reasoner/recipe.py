@@ -42,6 +42,7 @@ from rl_reasoner.recipe_stages import (
     SftStage,
     Stage,
     TrainedStage,
+    Vllm,
 )
 
 __all__ = [
@@ -72,6 +73,7 @@ __all__ = [
     "StageData",
     "TaskData",
     "TrainedStage",
+    "Vllm",
     "checked_template",
     "sources_of",
 ]

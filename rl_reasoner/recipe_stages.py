@@ -63,6 +63,42 @@ class Sampling(Part):
     max_tokens: int = Field(default=256, ge=1, description="longest completion, in tokens")
 
 
+class Vllm(Part):
+    """Sampling by vLLM, through trl; fields that are left out are trl's defaults."""
+
+    mode: Literal["colocate", "server"] = Field(
+        default="colocate", description="on the GPUs of the training, or behind a server"
+    )
+    url: str | None = Field(default=None, description="server: its address, http://HOST:PORT")
+    memory: float = Field(
+        default=0.3, gt=0, lt=1, description="colocate: share of a GPU's memory that is vLLM's"
+    )
+    gpus: int = Field(default=1, ge=1, description="colocate: GPUs of an engine, tensor parallel")
+    sleep: bool = Field(
+        default=True, description="colocate: give the memory up while the policy trains"
+    )
+    correction: Literal[
+        "token_truncate", "token_mask", "sequence_truncate", "sequence_mask", "off"
+    ] = Field(
+        default="token_truncate",
+        description="importance sampling for vLLM's log-probs, which are not the trainer's",
+    )
+    most: float = Field(default=2.0, gt=1, description="where their ratio is cut")
+
+    @model_validator(mode="after")
+    def _placed(self) -> Self:
+        given = self.model_fields_set & {"memory", "gpus", "sleep"}
+        if self.mode == "server" and not self.url:
+            raise ValueError("mode server needs url: the address that trl's `vllm-serve` printed")
+        if self.mode == "server" and any(
+            getattr(self, name) != type(self).model_fields[name].default for name in given
+        ):
+            raise ValueError("memory, gpus and sleep are the server's own: give them to it")
+        if self.mode == "colocate" and self.url:
+            raise ValueError("url belongs to mode server")
+        return self
+
+
 class Loss(Part):
     """The GRPO loss, and the algorithm it belongs to; values as in trl.
 
@@ -208,6 +244,7 @@ class GrpoStage(_Trained):
     group: Group = Group()
     sampling: Sampling = Sampling()
     loss: Loss = Loss()
+    vllm: Vllm | None = Field(default=None, description="sample by vLLM instead of in the trainer")
     router_replay: bool = Field(
         default=True, description="MoE: train with the experts that each completion was sampled by"
     )

@@ -1,7 +1,5 @@
 """Rewards on a Ray cluster of two nodes on this machine, one of which is killed half-way."""
 
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -55,33 +53,18 @@ def answers(count: int) -> tuple[list[str], dict[str, Any], list[float]]:
     )
 
 
-def judged(count: int, cluster: Any, kill: bool) -> None:
-    """Score `count` programs and as many answers; with `kill` a node dies half-way."""
-    made, nodes = cluster
-    texts, columns, values = programs(count)
-    code = load_reward("code_tests")
-    begun = threading.Event()
-
-    def killer() -> None:
-        begun.wait()
-        time.sleep(1.0)
-        made.remove_node(nodes.pop(), allow_graceful=False)
-
-    thread = threading.Thread(target=killer)
-    if kill:
-        thread.start()
-    begun.set()
-    found = score_batch(code, texts, columns, ON_RAY)
-    assert [score.value if isinstance(score, Score) else score for score in found] == values
-    if kill:
-        thread.join()
-    texts, columns, values = answers(count)
-    found = score_batch(load_reward("math_answer"), texts, columns, ON_RAY)
-    assert [score.value if isinstance(score, Score) else score for score in found] == values
+def judged(count: int) -> None:
+    """Score `count` programs and as many answers on the cluster."""
+    for name, (texts, columns, values) in (
+        ("code_tests", programs(count)),
+        ("math_answer", answers(count)),
+    ):
+        found = score_batch(load_reward(name), texts, columns, ON_RAY)
+        assert [score.value if isinstance(score, Score) else score for score in found] == values
 
 
 def test_programs_and_answers_are_judged_on_the_nodes(cluster: Any) -> None:
-    judged(24, cluster, kill=False)
+    judged(24)
 
 
 def test_a_reward_of_a_file_runs_apart_on_a_node_and_its_faults_are_its_rows(
@@ -125,8 +108,22 @@ def near(completion: str) -> float:
 
 
 @pytest.mark.matrix
-def test_a_node_is_killed_half_way_and_every_verdict_is_right(cluster: Any) -> None:
-    judged(500, cluster, kill=True)
+def test_a_node_is_killed_half_way_and_every_verdict_is_right(
+    cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the first blocks have come back; the node's own go to the other one."""
+    made, nodes = cluster
+    taken = ray_pool._of
+
+    def of(*call: Any) -> Any:
+        found = taken(*call)
+        if len(nodes) == 2:
+            made.remove_node(nodes.pop(), allow_graceful=False)
+        return found
+
+    monkeypatch.setattr(ray_pool, "_of", of)
+    judged(500)
+    assert len(nodes) == 1
 
 
 def test_without_ray_the_recipe_says_how_to_install_it(

@@ -1,0 +1,90 @@
+"""What a recipe makes of DeepSpeed's and vLLM's settings, held against those who read them."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from tiny import grpo, recipe
+
+from rl_reasoner.configs import check_configs, config
+from rl_reasoner.errors import UserError
+from rl_reasoner.launch import deepspeed_settings
+
+
+def grpo_config(folder: Path, monkeypatch: pytest.MonkeyPatch, **vllm: Any) -> Any:
+    """trl's config of a stage with vLLM, as if vLLM were installed."""
+    spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec(name) or name == "vllm")
+    made = recipe(folder, grpo(vllm=vllm))
+    return config(made, made.stages[0], folder)  # type: ignore[arg-type]
+
+
+def test_vllm_beside_the_training_is_corrected_for_by_truncation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = grpo_config(tmp_path, monkeypatch, memory=0.4, gpus=2)
+    assert found.use_vllm and found.vllm_mode == "colocate" and found.vllm_enable_sleep_mode
+    assert found.vllm_gpu_memory_utilization == 0.4 and found.vllm_tensor_parallel_size == 2
+    assert found.vllm_importance_sampling_correction
+    assert found.vllm_importance_sampling_mode == "token_truncate"
+    assert found.vllm_importance_sampling_clip_max == 2.0
+
+
+def test_vllm_behind_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "http://node7:8000"
+    found = grpo_config(tmp_path, monkeypatch, mode="server", url=url, correction="off")
+    assert found.vllm_mode == "server" and found.vllm_server_base_url == url
+    assert not found.vllm_importance_sampling_correction
+
+
+@pytest.mark.parametrize(
+    ("vllm", "said"),
+    [
+        ({"mode": "server"}, "mode server needs url"),
+        ({"url": "http://a:1"}, "url belongs to mode server"),
+        ({"mode": "server", "url": "http://a:1", "memory": 0.5}, "are the server's own"),
+        ({"memory": 1.0}, "less than 1"),
+    ],
+    ids=str,
+)
+def test_settings_that_contradict_each_other(
+    vllm: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValidationError, match=said):
+        recipe(tmp_path, grpo(vllm=vllm))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
+def test_without_vllm_the_recipe_says_how_to_install_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"pip install 'trl\[vllm\]'"):
+        check_configs(recipe(tmp_path, grpo(vllm={})))
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is not None, reason="DeepSpeed is installed"
+)
+def test_without_deepspeed_the_recipe_says_how_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    made = recipe(tmp_path, grpo(), run={"parallel": "zero3", "device": "cpu"})
+    with pytest.raises(UserError, match="pip install deepspeed"):
+        check_configs(made)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_reads_its_settings(stage: int) -> None:
+    """With the numbers that transformers puts in the place of "auto"."""
+    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    filled = deepspeed_settings(stage)
+    filled |= {"train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 2}
+    filled |= {"train_batch_size": 8, "gradient_clipping": 1.0, "bf16": {"enabled": True}}
+    zero = filled["zero_optimization"]
+    zero |= {name: 1000 for name, value in zero.items() if value == "auto"}
+    found = DeepSpeedConfig(filled)
+    assert int(found.zero_config.stage) == stage and found.bfloat16_config.enabled
+    assert found.zero_config.gather_16bit_weights_on_model_save == (stage == 3)
