@@ -8,6 +8,7 @@ policies and rows; nothing of trainers.
 
 import json
 import re
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,7 @@ from rl_reasoner.thinking import chain_of
 _CHUNK = 256  # prompts that are sampled and judged together
 _TAG = re.compile(r"</?(?:think|answer)>")
 _FORMS = ("", "<think></think>", "<think></think><answer></answer>")
+_FILTERS = ("keep", "least")  # fields that are applied after the sampling
 _LEFT_OUT = ("completion", "chain", "solution")  # what rows have that is not the policy's own
 
 
@@ -71,6 +73,16 @@ def make_samples(
             f"train longer before it, or loosen {stage.name}.keep; see {folder / 'samples.jsonl'}"
         )
     return card
+
+
+def take_over(old: Path, folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Keep what was sampled in the folder `old` where only the filters are others.
+
+    `before` and `now` are the facts of the stage (see `lineage`).
+    """
+    others = ({k: v for k, v in facts.items() if k not in _FILTERS} for facts in (before, now))
+    if next(others) == next(others) and (old / "samples.jsonl").is_file():
+        shutil.copyfile(old / "samples.jsonl", folder / "samples.jsonl")
 
 
 def _sampled(

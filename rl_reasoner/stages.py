@@ -50,7 +50,7 @@ from rl_reasoner.recipe import (
     StageData,
     sources_of,
 )
-from rl_reasoner.rejection import make_samples
+from rl_reasoner.rejection import make_samples, take_over
 from rl_reasoner.report import write_report
 from rl_reasoner.rollouts import prompt_ids
 from rl_reasoner.runs import RunFolder, made_with, write_text
@@ -376,6 +376,7 @@ class _Session:
         """Do a stage, or what is left of it."""
         facts, folder = self._facts(stage), self._folder(stage.name)
         before, done = _facts_in(folder), (folder / "done.json").is_file()
+        old: Path | None = None
         if done and before == facts and not again:
             self.view.note(f"stage {stage.name}: finished before")
             return
@@ -386,6 +387,8 @@ class _Session:
         folder = self.run.stage(index + 1, stage.name)
         if before != facts or done:
             self.made.pop(stage.name, None)
+            if isinstance(stage, SampleStage) and old:
+                take_over(old, folder, before or {}, facts)
             begun = {"made_from": facts, **made_with(), "started": time.strftime("%FT%T%z")}
             write_text(folder / "lock.json", json.dumps(begun, indent=1, ensure_ascii=False))
         started = time.monotonic()

@@ -241,6 +241,21 @@ def test_what_changes_no_result_does_nothing_again(whole: Run, copy: Path) -> No
     assert done(copy) == done(whole.folder)
 
 
+def test_other_filters_sample_nothing_anew(
+    whole: Run, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rejection, "sample", None)
+    wanted = changed(whole, copy, "--samples.keep.per_prompt", "1")
+    train(wanted, resume=copy, quiet=True, last="samples")
+    place = Path("stages") / "4-samples"
+    assert hash_of(copy / place / "samples.jsonl") == hash_of(
+        whole.folder / place / "samples.jsonl"
+    )
+    rows = [json.loads(line) for line in (copy / place / "data.jsonl").open(encoding="utf-8")]
+    assert len({row["problem"] for row in rows}) == len(rows)
+    assert made(copy)["samples"] != made(whole.folder)["samples"]
+
+
 def test_a_stage_put_in_between_takes_its_place(whole: Run, copy: Path) -> None:
     wanted = changed(whole, copy)
     extra = type(wanted.stages[0]).model_validate(sft(name="extra", start="pre", steps=1))
