@@ -213,6 +213,41 @@ class _Screen:
         return table
 
 
+class _Pieces:
+    """What `generate` gives its tokens to: text is heard as soon as its letters are whole.
+
+    transformers' own TextStreamer waits for the end of a word, which digits never reach.
+    """
+
+    def __init__(self, tokenizer: Any, heard: Heard) -> None:
+        self.tokenizer = tokenizer
+        self.heard = heard
+        self.prompt = True  # comes first
+        self.ids: list[int] = []
+        self.told = 0  # characters of their text
+
+    def put(self, value: Any) -> None:
+        """The prompt's ids, then one token after the other."""
+        if self.prompt:
+            self.prompt = False
+            return
+        self.ids += value.flatten().tolist()
+        text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
+        if not text.endswith("\ufffd"):
+            self._tell(text)
+        if text.endswith("\n"):  # what follows is decoded without it
+            self.ids, self.told = [], 0
+
+    def end(self) -> None:
+        """The rest, whole or not."""
+        self._tell(self.tokenizer.decode(self.ids, skip_special_tokens=True))
+
+    def _tell(self, text: str) -> None:
+        if len(text) > self.told:
+            self.heard(text[self.told :])
+        self.told = len(text)
+
+
 def stream(
     policy: "Policy",
     prompt: "Prompt",
@@ -226,14 +261,8 @@ def stream(
     Greedy at temperature 0. By transformers' `generate`: the policy's tokens go one by one.
     """
     import torch
-    from transformers import TextStreamer
 
     from rl_reasoner.rollouts import eos_ids, prompt_ids
-
-    class Pieces(TextStreamer):  # type: ignore[misc]
-        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-            if text:
-                heard(text)
 
     ids = prompt_ids(policy, prompt)
     drawn: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
@@ -250,7 +279,7 @@ def stream(
             max_new_tokens=max_tokens,
             eos_token_id=ends,
             pad_token_id=policy.tokenizer.pad_token_id,
-            streamer=Pieces(policy.tokenizer, skip_prompt=True, skip_special_tokens=True),
+            streamer=_Pieces(policy.tokenizer, heard),
             **drawn,
         )
     new = found[0, len(ids) :].tolist()

@@ -47,6 +47,7 @@ def test_what_is_streamed_is_what_is_sampled() -> None:
     [[rollout]] = sample(policy, ["1+1="], max_tokens=12)
     assert (text, cut) == (rollout.text, rollout.truncated)
     assert "".join(heard) == text
+    assert len(heard) > 4
     drawn = [stream(policy, "1+1=", 1.0, 12, seed, heard.append)[0] for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
 
