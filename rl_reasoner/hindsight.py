@@ -18,7 +18,18 @@ from rl_reasoner.lineage import data_in
 from rl_reasoner.prompts import Row, load_rows
 from rl_reasoner.recipe import Recipe
 from rl_reasoner.recipe_source import load_recipe
-from rl_reasoner.reward import Fault, Reward, described, load_reward, score_batch, usable
+from rl_reasoner.reward import (
+    APPLIES,
+    Fault,
+    Reward,
+    applies,
+    described,
+    load_reward,
+    score_batch,
+    score_own_rows,
+    usable,
+)
+from rl_reasoner.reward_calls import name_of
 
 Rollout = dict[str, Any]
 
@@ -183,7 +194,9 @@ def _rescore(
             )
     columns = {key: [row.get(key) for row in rows] for key in rows[0]}
     columns["prompts"] = [rollout["prompt"] for rollout in batch]
-    outcomes = score_batch(reward, [rollout["completion"] for rollout in batch], columns)
+    own = any(row.get(APPLIES) and applies(name_of(reward), row[APPLIES]) for row in data)
+    score = score_own_rows if own else score_batch  # a reward that is new to the run: on all rows
+    outcomes = score(reward, [rollout["completion"] for rollout in batch], columns)
     found.faults += sum(isinstance(outcome, Fault) for outcome in outcomes)
     found.abstained += sum(described(outcome)["outcome"] == "abstain" for outcome in outcomes)
     scored = [*zip(batch, outcomes, strict=True)]
