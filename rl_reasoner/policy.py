@@ -20,14 +20,20 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from rl_reasoner.adapters import adapted
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.fp8_checkpoints import fp8_config, whole_blocks
 from rl_reasoner.moe import parameter_counts, without_router_logits
 from rl_reasoner.recipe import Lora
-from rl_reasoner.sharding import plain_state
+from rl_reasoner.sharding import is_sharded, load_state, merged_state, plain_state
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _TINY: dict[str, Any] = {
@@ -244,6 +250,8 @@ def _pretrained(path: str, source: str) -> Policy:
             from peft import AutoPeftModelForCausalLM
 
             model = AutoPeftModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        elif is_sharded(folder):
+            model = _merged(folder)
         else:
             config = fp8_config(path)
             with whole_blocks() if config else nullcontext():
@@ -270,6 +278,16 @@ def _pretrained(path: str, source: str) -> Policy:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return Policy(model, tokenizer, source)
+
+
+def _merged(folder: Path) -> PreTrainedModel:
+    """The model of a checkpoint in shards, whole. Raises ValueError for one of an adapter alone."""
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    try:
+        load_state(model, merged_state(folder))
+    except RuntimeError as error:
+        raise ValueError("its shards are an adapter's: end the stage, then export") from error
+    return model
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from processes import FSDP, Weights, build, plain, same, together, trained, weights
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import AutoModelForCausalLM, TrainerCallback
 
+from rl_reasoner import cli
 from rl_reasoner.sharding import merged_state
 
 PLAIN: dict[str, Any] = {"save_strategy": "no", "logging_steps": 1}
@@ -237,6 +238,24 @@ def test_a_run_goes_on_in_another_number_of_processes(
 
     assert together(after, job) == [0] * after
     assert f"was written by {before} processes, not {after}" in capfd.readouterr().err
+
+
+def test_a_checkpoint_in_shards_is_exported_whole(tmp_path: Path) -> None:
+    """Experts too, which lie fused in the shards and one by one in what is exported."""
+
+    def job(rank: int) -> None:
+        changes = {**FSDP, "max_steps": 2, "save_steps": 2, "logging_steps": 1}
+        trainer = build("scratch:moe-tiny", tmp_path, **changes)
+        trainer.train()
+        torch.save(weights(trainer), tmp_path / f"{rank}.pt")
+
+    assert together(2, job) == [0, 0]
+    out = tmp_path / "out"
+    assert cli.main(["export", str(tmp_path / "checkpoint-2"), str(out)]) == 0
+    found = dict(AutoModelForCausalLM.from_pretrained(out).named_parameters())
+    expected = torch.load(tmp_path / "0.pt")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 @pytest.mark.matrix
