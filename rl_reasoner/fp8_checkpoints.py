@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig
-from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.precision import BLOCK, covered, is_experts, rounded
@@ -44,6 +43,8 @@ def whole_blocks() -> Iterator[None]:
     It takes the block's size from the number of scales: of DeepSeek-V3's 576 rows it would make 5
     blocks of 115.2, which it refuses, of 192 rows 2 of 96, which is wrong without a word.
     """
+    from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+
     original = Fp8Dequantize._dequantize_one
 
     def one(self: Any, quantized: Tensor, scales: Tensor, output_dtype: Any = None) -> Tensor:

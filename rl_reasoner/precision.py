@@ -175,7 +175,7 @@ def covered(model: Any) -> list[str]:
 
 def is_experts(module: nn.Module) -> bool:
     """Whether these are fused experts that transformers lets one compute by a function of ours."""
-    known = hasattr(module, "is_transposed") and not getattr(module, "has_post_expert_norm", True)
+    known = hasattr(module, "is_transposed") and not getattr(module, "has_post_expert_norm", False)
     return known and isinstance(getattr(module, "gate_up_proj", None), nn.Parameter)
 
 
