@@ -37,6 +37,16 @@ _FIELDS = "<!-- here the site has every field of a recipe -->"
 _FENCE = re.compile(r"(^```.*?^```)", re.DOTALL | re.MULTILINE)
 
 
+def on_config(config: Any) -> Any:
+    """Put documents of docs/ that the navigation does not name behind the other concepts."""
+    named = str(config.nav)
+    for file in sorted((ROOT / "docs").glob("*.md")):
+        if file.name not in named:
+            [concepts] = [part["Concepts"] for part in config.nav if "Concepts" in part]
+            concepts.append(file.name)
+    return config
+
+
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages from elsewhere, and every file that a page links to."""
     for source, page in PAGES.items():
