@@ -357,7 +357,7 @@ def _set(data: dict[str, Any], path: Path_, value: Any) -> None:
             holder[part] = {}
         holder = holder[part]
     last = path[-1]
-    if last == "policy" and isinstance(value, str):
+    if path == ("policy",) and isinstance(value, str):
         holder, last = holder[last], "source"  # --policy NAME keeps the adapter's settings
     if last == "data" and isinstance(value, str):
         value = {"path": value}

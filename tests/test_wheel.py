@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("rewards", "recipes", "data")
-SHIPPED = {".py", ".typed", ".json", ".jsonl", ".md", ".yaml", ".css", ".js"}
+SHIPPED = {".py", ".typed", ".json", ".jsonl", ".md", ".yaml", ".css", ".js", ".sh"}
 
 
 def tracked() -> list[Path]:
