@@ -29,7 +29,7 @@ REWARDS: Fields = {
     "code_tests": {"weight": 1.0, "options": {"extract": "any"}},
     "instructions": 1.0,
     "format_tags": 0.1,
-    "language": 0.3,
+    "language": 0.5,
 }
 """Which of them a row gets is said by its data."""
 

@@ -18,7 +18,7 @@ FORMED = {**MATHS, "count": 3000, "seed": 2, "rewards": ["math_answer", "format_
 ENGLISH = {**FORMED, "rewards": ["math_answer", "format_tags", "language"]}
 PROGRAMS = {**CODE, "count": 1000, "seed": 2, "rewards": ["code_tests"]}
 TOLD = {**WORDS, "count": 1500, "seed": 2, "rewards": ["instructions"]}
-KEPT = [{"stage": "samples"}, {**WORDS, "count": 600, "seed": 4}]
+KEPT = [{"stage": "samples"}, {**WORDS, "count": 2000, "seed": 4}]
 DATA = {
     "zero": [FORMED, PROGRAMS],
     "cold_start": [
@@ -33,7 +33,7 @@ DATA = {
 SIZES = {
     "sft": {"batch": 32, "steps": 250, "optim": {"lr": 3e-3, "schedule": "linear", "final": 0.1}},
     "grpo": {
-        "steps": 60,
+        "steps": 80,
         "group": {"size": 8, "prompts": 16},
         "sampling": {"max_tokens": 64},
         "optim": {"lr": 1.5e-4, "betas": (0.9, 0.99)},
@@ -46,11 +46,11 @@ BASE = {
     "kind": "sft",
     "name": "pretrain",
     "data": [
-        {**MATHS, "count": 28000, "noise": 0.1, "chinese": 0.4, "direct": 0.3},
+        {**MATHS, "count": 24000, "noise": 0.1, "chinese": 0.4, "direct": 0.3},
         {**CODE, "count": 6000, "noise": 0.4},
-        {**WORDS, "count": 6000, "noise": 0.4},
+        {**WORDS, "count": 14000, "noise": 0.4},
     ],
-    "steps": 1250,
+    "steps": 1375,
     "batch": 32,
     "optim": {"lr": 5e-3, "schedule": "linear", "warmup": 50, "final": 0.1},
 }
