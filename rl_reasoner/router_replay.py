@@ -246,6 +246,13 @@ class RouterReplay(TrainingPass):
             self._found.append(self._taken)
         return found
 
+    def _idle(self, model: nn.Module, ids: Tensor, mask: Tensor, width: int) -> Tensor:
+        routing = self._active(model)
+        with ExitStack() as stack:
+            if routing is not None:  # the choices of an earlier try are not this token's
+                self._held(stack).enter_context(routing.replay(None))
+            return super()._idle(model, ids, mask, width)
+
     def _forward(self, model: nn.Module, packed: packing.Packed, aux: bool) -> Any:
         routing = self._active(model)
         if routing is None:

@@ -144,8 +144,8 @@ class Routing:
             self._passes = before
 
     @contextmanager
-    def replay(self, choices: Tensor) -> Iterator[None]:
-        """Inside, each pass over N tokens takes `choices` (N, layers, k).
+    def replay(self, choices: Tensor | None) -> Iterator[None]:
+        """Inside, each pass over N tokens takes `choices` (N, layers, k), or chooses where None.
 
         Backward passes that recompute (gradient checkpointing) belong inside too.
         """

@@ -168,6 +168,7 @@ def test_whatever_is_left_out_both_make_the_same_calls(
 
     def job(rank: int) -> None:
         changes = {**kind, **PLAIN, "max_steps": 8, "dynamic_sampling": 1, "num_iterations": 2}
+        changes |= {"router_aux_loss_coef": 0.0, "router_replay": True}
         trainer = build("scratch:moe-tiny", tmp_path, reward=uneven, **changes)
 
         def broken(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:

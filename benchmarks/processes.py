@@ -1,0 +1,124 @@
+"""200 steps in two processes on a CPU, with everything left out that can be: does anyone wait?
+
+    python benchmarks/processes.py [--steps 200]
+
+DDP and FSDP over gloo, a mixture of experts; groups that are flat, groups that abstain wholly, rows
+that abstain alone, refills, two iterations, and every fifth step one process whose rows have no
+numbers. Prints, for each, seconds, steps, and the work of the process with most over the mean,
+before and after groups change places. Ends with 1 where a job does not end.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+PATIENCE_S = 3.0  # a step, on average
+
+
+def uneven(completions: list[str], prompts: list[str], **columns: Any) -> list[float | None]:
+    """Groups of prompts that end in 0 are flat, of those in 1 they abstain; others vary."""
+    found: list[float | None] = []
+    for completion, prompt in zip(completions, prompts, strict=True):
+        kind = int(prompt[2])
+        value = None if kind == 1 or len(completion) % 3 == 0 else len(set(completion)) / 8
+        found.append(1.0 if kind == 0 else value)
+    return found
+
+
+def worker(folder: Path, steps: int, parallel: str) -> None:
+    """One of the two processes."""
+    import torch
+    from datasets import Dataset
+
+    from rl_reasoner import GRPOConfig, GRPOTrainer, launch, open_policy
+
+    launch.join("cpu")
+    policy = open_policy("scratch:moe-tiny", seed=5, device="cpu")
+    rows = [{"prompt": f"{a}+{b}="} for a in range(8) for b in range(4)]
+    trainer = GRPOTrainer(
+        policy.model,
+        reward_funcs=uneven,
+        args=GRPOConfig(
+            output_dir=str(folder),
+            max_steps=steps,
+            per_device_train_batch_size=8,
+            num_generations=4,
+            max_completion_length=24,
+            learning_rate=1e-4,
+            num_iterations=2,
+            dynamic_sampling=1,
+            router_replay=True,
+            router_aux_loss_coef=0.0,
+            save_strategy="no",
+            logging_steps=1,
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            isolate_rewards=False,
+            report_to="none",
+            disable_tqdm=True,
+            **launch.trainer_arguments(parallel),
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=policy.tokenizer,
+    )
+
+    def broken(module: Any, inputs: Any, output: Any) -> Any:
+        lost = launch.rank() == 1 and trainer.state.global_step % 5 == 4
+        return output * torch.nan if lost else output
+
+    trainer.model.get_input_embeddings().register_forward_hook(broken)
+    trainer.train()
+    if launch.first():
+        (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
+    launch.leave(0)
+
+
+def measured(parallel: str, steps: int) -> dict[str, Any]:
+    """The figures of one job."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node=2", __file__, "--worker", folder]
+        command += ["--steps", str(steps), "--parallel", parallel]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+        started = time.monotonic()
+        limit = 120 + PATIENCE_S * steps
+        done = subprocess.run(
+            command, timeout=limit, env=environment, stdout=subprocess.DEVNULL, check=False
+        )
+        if done.returncode:
+            raise SystemExit(f"{parallel}: the job ended with {done.returncode}")
+        rows = json.loads((Path(folder) / "log.json").read_text())
+        logged = [row for row in rows if "step_time" in row]
+        spreads = {
+            name: fmean(row[name] for row in logged if name in row)
+            for name in ("processes/tokens_spread_sampled", "processes/tokens_spread")
+        }
+        skipped = sum(row.get("steps/skipped", 0) for row in logged)
+        seconds = time.monotonic() - started
+    return {"steps": len(logged), "seconds": seconds, "steps_left_out": skipped, **spreads}
+
+
+def main() -> None:
+    """Both jobs, one after the other."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--worker", type=Path)
+    parser.add_argument("--parallel", default="ddp")
+    given = parser.parse_args()
+    if given.worker is not None:
+        worker(given.worker, given.steps, given.parallel)
+    for parallel in ("ddp", "fsdp"):
+        found = {k: round(v, 3) for k, v in measured(parallel, given.steps).items()}
+        print(parallel, json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()
