@@ -91,9 +91,10 @@ def measured(parallel: str, steps: int) -> dict[str, Any]:
         started = time.monotonic()
         limit = 120 + PATIENCE_S * steps
         done = subprocess.run(
-            command, timeout=limit, env=environment, stdout=subprocess.DEVNULL, check=False
+            command, timeout=limit, env=environment, capture_output=True, text=True, check=False
         )
         if done.returncode:
+            sys.stderr.write(done.stderr)
             raise SystemExit(f"{parallel}: the job ended with {done.returncode}")
         rows = json.loads((Path(folder) / "log.json").read_text())
         logged = [row for row in rows if "step_time" in row]

@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from rl_reasoner.errors import UserError
+from rl_reasoner.errors import RunStopped, UserError
 
 T = TypeVar("T")
 LOST = 75
@@ -48,6 +48,12 @@ def first() -> bool:
 def speaks() -> bool:
     """Whether this process tells mistakes: one on every machine does."""
     return count() == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+class JobEnded(RunStopped):
+    """A process of the job was killed, and with it the run."""
+
+    title = "the job ended"
 
 
 # ---------------------------------------------------------------------------------- together
@@ -144,10 +150,10 @@ def leave(code: int) -> NoReturn:
 
 
 def start(how: str, arguments: Sequence[str]) -> int:
-    """Run `rl-reasoner ARGUMENTS` in several processes; the exit code, told where nobody else did.
+    """Run `rl-reasoner ARGUMENTS` in several processes; the exit code.
 
     `how`: a number of processes on this machine, or the file of an `accelerate config`.
-    Raises `UserError` where it is neither.
+    Raises `UserError` where it is neither, `JobEnded` where a process was killed.
     """
     if not how.isdigit() and not Path(how).is_file():
         raise UserError(
@@ -171,7 +177,7 @@ def start(how: str, arguments: Sequence[str]) -> int:
         except ChildFailedError as failed:
             folder = file.read_text(encoding="utf-8") if file.is_file() else ""
             ends = {number: failure.exitcode for number, failure in failed.failures.items()}
-            return _told_of(ends, folder)
+            return _code_of(ends, folder)
         finally:
             del os.environ[_NOTES]
     return 0
@@ -195,22 +201,20 @@ def _launched(how: str, command: Sequence[str]) -> None:
     launch_command(launch_command_parser().parse_args(given))
 
 
-def _told_of(ends: dict[int, int], folder: str) -> int:
-    """The job's exit code, from those of its processes that failed; a death by a signal is told."""
+def _code_of(ends: dict[int, int], folder: str) -> int:
+    """The job's exit code, from those of its processes that failed: they have said why.
+
+    Raises `JobEnded` where one was killed and could not.
+    """
     own = {number: code for number, code in ends.items() if code != LOST}
     killed = {n: -code for n, code in own.items() if code < 0 and -code != signal.SIGTERM}
     if not killed:
         codes = [code for code in own.values() if code > 0]
         return codes[0] if codes else 1
     number, cause = min(killed.items())
-    go_on = f"\ncontinue with: rl-reasoner train --resume {folder}" if folder else ""
-    from rl_reasoner.console import err
-
-    err.print(
-        f"the job ended: process {number} was killed by {signal.Signals(cause).name}{go_on}",
-        soft_wrap=True,
-    )
-    return 1
+    ended = JobEnded(f"process {number} was killed by {signal.Signals(cause).name}")
+    ended.folder = folder
+    raise ended
 
 
 # ------------------------------------------------------------------------------ the settings
