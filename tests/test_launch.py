@@ -19,11 +19,14 @@ from rl_reasoner.errors import UserError
 SECOND = TRAPPED.replace("if str(CALLS)", 'if os.environ.get("RANK") == "1" and str(CALLS)')
 
 
-def written(folder: Path, *stages: dict[str, Any], **run: Any) -> Path:
+def written(
+    folder: Path, *stages: dict[str, Any], policy: Any = "scratch:moe-tiny", **run: Any
+) -> Path:
     """The file of a tiny recipe, whose run is `folder`/run."""
     folder.mkdir()
     fields = {"folder": str(folder / "run"), "device": "cpu", **run}
-    made = recipe(folder, *stages, source=SECOND, run=fields, evals={"sets": []})
+    given = {"run": fields, "evals": {"sets": []}, "policy": policy}
+    made = recipe(folder, *stages, source=SECOND, **given)
     (folder / "recipe.yaml").write_text(made.to_yaml(), encoding="utf-8")
     return folder / "recipe.yaml"
 
@@ -36,24 +39,26 @@ def ran(*arguments: Any, trap: str = "", sends: int = 0) -> subprocess.Completed
 
 
 STEPS = grpo(steps=4, save_every=2)
+ADAPTED = {"source": "scratch:moe-tiny", "lora": {"rank": 2}}
 
 
 @pytest.mark.parametrize(
-    ("parallel", "stages"),
+    ("parallel", "stages", "policy"),
     [
-        ("ddp", (STEPS,)),
-        pytest.param("fsdp", (STEPS,), marks=pytest.mark.matrix),
-        pytest.param("fsdp", (sft(), STEPS), marks=pytest.mark.matrix),
+        ("ddp", (STEPS,), "scratch:moe-tiny"),
+        pytest.param("fsdp", (STEPS,), "scratch:moe-tiny", marks=pytest.mark.matrix),
+        pytest.param("fsdp", (sft(), STEPS), "scratch:moe-tiny", marks=pytest.mark.matrix),
+        pytest.param("fsdp", (STEPS,), ADAPTED, marks=pytest.mark.matrix, id="adapter"),
     ],
 )
 def test_a_process_that_is_killed_ends_the_job_with_one_message_and_it_goes_on_exactly(
-    parallel: str, stages: tuple[dict[str, Any], ...], tmp_path: Path
+    parallel: str, stages: tuple[dict[str, Any], ...], policy: Any, tmp_path: Path
 ) -> None:
-    whole = written(tmp_path / "whole", *stages, parallel=parallel)
+    whole = written(tmp_path / "whole", *stages, policy=policy, parallel=parallel)
     done = ran(whole, "--launch", 2)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "whole/run/report.html").is_file()
-    killed = written(tmp_path / "killed", *stages, parallel=parallel)
+    killed = written(tmp_path / "killed", *stages, policy=policy, parallel=parallel)
     ended = ran(killed, "--launch", 2, trap="13", sends=signal.SIGKILL)  # of 4 a step: the fourth
     run = tmp_path / "killed/run"
     assert ended.returncode == 1
