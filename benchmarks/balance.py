@@ -5,7 +5,7 @@ The tiny DeepSeek-V3 learns chains of modular arithmetic (supervised, with the b
 Printed, for both: the busiest expert's load over the mean, in the worst layer, by parts of the run;
 dead experts; and the share of right answers on held-out problems, with 95% intervals (Wilson).
 
-    OMP_NUM_THREADS=1 python benchmarks/balance.py [--steps 200] [--seeds 1] [--rate 0.003]
+    OMP_NUM_THREADS=1 python benchmarks/balance.py [--steps 200] [--seeds 0 1 2] [--rate 0.003]
 """
 
 import argparse
@@ -82,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--supervised", type=int, default=300)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--rate", type=float, default=0.003)
     parser.add_argument("--start-rate", type=float, default=0.01)
     wanted = parser.parse_args()
@@ -90,7 +90,7 @@ def main() -> None:
         "| run | max / mean, step 1 | second half: mean | max | steps above 1.5 | last step "
         "| dead experts | accuracy before | after |\n" + "| --- " * 9 + "|"
     )
-    for seed in range(wanted.seeds):
+    for seed in wanted.seeds:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             start = recipe(

@@ -8,7 +8,7 @@ from bf16's in percent; after both stages the share of right answers on held-out
 The measure is the spread that a harmless change of precision, fp32 against bf16, shows by itself.
 On a GPU with FP8 it is the real one (--device cuda), elsewhere it is emulated.
 
-    OMP_NUM_THREADS=1 python benchmarks/fp8.py [--seeds 5] [--scaling block] [--device cpu]
+    OMP_NUM_THREADS=1 python benchmarks/fp8.py [--seeds 0 1] [--scaling block] [--device cpu]
 """
 
 import argparse
@@ -100,7 +100,7 @@ def share(right: int, problems: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--supervised", type=int, default=150)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--problems", type=int, default=200)
@@ -112,7 +112,7 @@ def main() -> None:
     gaps: dict[str, list[float]] = {"fp32": [], "fp8": []}
     right = dict.fromkeys(PRECISIONS, 0)
     problems = 0
-    for seed in range(wanted.seeds):
+    for seed in wanted.seeds:
         with tempfile.TemporaryDirectory() as name:
             runs = {p: measured(Path(name) / p, p, seed, wanted) for p in PRECISIONS}
         problems += runs["bf16"]["problems"]
