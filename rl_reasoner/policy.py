@@ -110,6 +110,8 @@ class Policy:
         A sharded model is saved inside `sharding.whole`.
         """
         without_router_logits(self.model)
+        for stale in folder.glob(".tmp??????"):  # of a save that was killed: safetensors' file
+            stale.unlink(missing_ok=True)
         self.model.save_pretrained(folder, state_dict=plain_state(self.model))
         self.tokenizer.save_pretrained(folder)
 

@@ -96,6 +96,15 @@ def test_a_saved_policy_opens_anywhere(name: str, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------ adapters
 
 
+def test_what_a_killed_save_left_goes_with_the_next_one(tmp_path: Path) -> None:
+    policy = open_policy("scratch:dense-tiny", device="cpu")
+    policy.save(tmp_path)
+    whole = {file.name for file in tmp_path.iterdir()}
+    (tmp_path / ".tmpPV0M57").write_bytes(b"half of the weights")  # as safetensors names it
+    policy.save(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == whole
+
+
 def test_an_adapter_changes_nothing_at_first_and_follows_its_seed() -> None:
     plain = open_policy("scratch:moe-tiny", device="cpu")
     before = logits(plain)
