@@ -6,7 +6,7 @@ TESTS ?= tests
 
 SEED ?= 0
 
-.PHONY: quickstart r1 test lint bench real conformance resume-matrix scaling docs tutorials schema release-check clean
+.PHONY: quickstart r1 test lint bench real conformance resume-matrix browser scaling docs tutorials schema release-check clean
 
 quickstart: .venv/user  ## install, then the main job: train a tiny mixture of experts to think
 	$(RUN) train quickstart
@@ -38,6 +38,9 @@ conformance: .venv/dev  ## trl's own tests of its GRPO trainer, on ours; TRL is 
 
 resume-matrix: .venv/dev  ## kill -9 and resume at every point of the matrix; `make test` has some of them
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m matrix tests/test_trainer_processes.py
+
+browser: .venv/dev  ## the report in a real browser, where playwright and Chromium are there
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m browser tests/test_report_browser.py
 
 scaling: .venv/dev  ## several processes: killed, told to stop, 200 steps; Ray where it is installed
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m matrix tests/test_launch.py tests/test_cluster.py tests/test_ray_pool.py
