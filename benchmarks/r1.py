@@ -5,8 +5,9 @@
 For each seed `rl-reasoner train r1_tiny` into FOLDER/r1_tiny-SEED (default runs/r1); what is
 finished there is not done again. Then reasoning RL once more without the reward for one language,
 in a copy of which only that stage is done again. With --kills, the run of the first seed once more
-from the start, killed with SIGKILL at random points of random stages, continued each time: its
-stages have to come to the same weights. One thread, so that rounding is the same.
+from the start, without evaluations, killed with SIGKILL at random points of random stages and
+continued each time: its stages have to come to the same weights. One thread, so that rounding is
+the same.
 """
 
 import argparse
@@ -119,7 +120,7 @@ def killed(recipe: str, seed: int, folder: Path, kills: int) -> int:
         wanted = rng.randrange(1, max(2, int(0.9 * steps)))
         begun = (folder / "recipe.yaml").is_file()
         words = ["--resume", str(folder)] if begun else [recipe, "--run.seed", str(seed)]
-        words += [] if begun else ["--run.folder", str(folder)]
+        words += [] if begun else ["--run.folder", str(folder), "--evals.sets", ""]
         child = subprocess.Popen(command(*words), stdout=subprocess.DEVNULL, env=ENV)
         while child.poll() is None and _lines(file) < wanted:
             time.sleep(0.05)

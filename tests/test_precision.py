@@ -24,7 +24,11 @@ IDS = torch.arange(24).reshape(2, 12)
 
 
 def nearest(value: float) -> float:
-    """The e4m3 number nearest to `value`, ties to even: 3 bits behind the point, least 2^-9."""
+    """The e4m3 number nearest to `value`, ties to even: 3 bits behind the point, least 2^-9.
+
+    By way of float32, as torch's conversion goes: what is within 1e-8 of a tie falls as ties do.
+    """
+    value = float(torch.tensor(value, dtype=torch.float32))
     if value == 0:
         return 0.0
     _, exponent = torch.frexp(torch.tensor(abs(value), dtype=torch.float64))
