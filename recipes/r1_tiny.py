@@ -33,10 +33,10 @@ DATA = {
 SIZES = {
     "sft": {"batch": 32, "steps": 250, "optim": {"lr": 3e-3, "schedule": "linear", "final": 0.1}},
     "grpo": {
-        "steps": 80,
+        "steps": 100,
         "group": {"size": 8, "prompts": 16},
         "sampling": {"max_tokens": 64},
-        "optim": {"lr": 1.5e-4, "betas": (0.9, 0.99)},
+        "optim": {"lr": 2e-4, "betas": (0.9, 0.99)},
         "router_aux": 0.0,
     },
     "cold_start": {"steps": 120},
@@ -46,11 +46,11 @@ BASE = {
     "kind": "sft",
     "name": "pretrain",
     "data": [
-        {**MATHS, "count": 24000, "noise": 0.1, "chinese": 0.4, "direct": 0.3},
-        {**CODE, "count": 6000, "noise": 0.4},
-        {**WORDS, "count": 14000, "noise": 0.4},
+        {**MATHS, "count": 34000, "noise": 0.1, "chinese": 0.4, "direct": 0.25},
+        {**CODE, "count": 5000, "noise": 0.4},
+        {**WORDS, "count": 9000, "noise": 0.4},
     ],
-    "steps": 1375,
+    "steps": 1500,
     "batch": 32,
     "optim": {"lr": 5e-3, "schedule": "linear", "warmup": 50, "final": 0.1},
 }
