@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in every job of a script with `&`,
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where Ctrl-C cannot be tested
 os.environ.setdefault("RL_REASONER_REPORT_TO", "none")  # no dashboard, also where there is one
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when huggingface_hub is imported
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure

@@ -270,20 +270,30 @@ def test_the_page_tells_where_a_browser_is_too_old(chromium: Any, run: Path) -> 
 def test_a_live_page_shows_what_comes(visit: Any, tmp_path: Path) -> None:
     folder = make_run(tmp_path, steps=8)
     command = [sys.executable, "-m", "rl_reasoner.cli", "report", str(folder), "--live"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        opened = visit(process.stdout.readline().strip())
-        opened.found(120, 120)
-        opened.page.keyboard.press("j")
-        path = folder / "stages" / "2-grpo"
-        with (path / "rollouts.jsonl").open("a") as file:
-            file.writelines(json.dumps(rollout(9, 0, i, True)) + "\n" for i in range(4))
-        with (path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"step": 9, "reward": 0.125}) + "\n")
-        opened.found(124, 124)
-        assert "2 of 10" in opened.text(".detail .label")  # the reader stays where they were
-        assert "9 grpo" in opened.text("#facts")
-        (folder / "evals" / "after.json").unlink()
-        playwright.expect(opened.page.locator("#gain")).to_have_count(0)  # loaded anew
-        opened.page.goto("about:blank")
-        process.send_signal(signal.SIGINT)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process.stdout as told:
+        try:
+            follow(visit(told.readline().strip()), folder)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+            process.wait()
+
+
+def follow(opened: Any, folder: Path) -> None:
+    """What is written into the run comes to the open page; the reader stays where they were."""
+    opened.found(120, 120)
+    opened.page.keyboard.press("j")
+    path = folder / "stages" / "2-grpo"
+    with (path / "rollouts.jsonl").open("a") as file:
+        file.writelines(json.dumps(rollout(9, 0, i, True)) + "\n" for i in range(4))
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 9, "reward": 0.125}) + "\n")
+    opened.found(124, 124)
+    assert "2 of 10" in opened.text(".detail .label")
+    assert "9 grpo" in opened.text("#facts")
+    (folder / "evals" / "after.json").unlink()
+    playwright.expect(opened.page.locator("#gain")).to_have_count(0)  # loaded anew
+    opened.page.goto("about:blank")
