@@ -209,20 +209,25 @@ def end_as_planned(trainer: Any, args: argparse.Namespace) -> None:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """CPU seconds a step, by part, and the process's peak memory."""
+    """Seconds a step, by part, and the process's peak memory.
+
+    Of processor time with one thread; with more, waiting threads spin: of wall time, which needs a
+    quiet machine.
+    """
     import torch
     from transformers import TrainerCallback
 
     torch.set_num_threads(args.threads)
+    clock = time.process_time if args.threads == 1 else time.perf_counter
     trainer = trainer_of(args)
     steps: list[dict[str, float]] = []
     spent = {"generation": 0.0}
     generate = trainer._generate_single_turn
 
     def timed(*arguments: Any) -> Any:
-        started = time.process_time()
+        started = clock()
         found = generate(*arguments)
-        spent["generation"] = time.process_time() - started
+        spent["generation"] = clock() - started
         spent["tokens"] = sum(map(len, found[0]))
         return found
 
@@ -230,10 +235,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def on_step_begin(self, *others: Any, **kwargs: Any) -> None:
-            self.started = time.process_time()
+            self.started = clock()
 
         def on_step_end(self, *others: Any, **kwargs: Any) -> None:
-            whole = time.process_time() - self.started
+            whole = clock() - self.started
             steps.append({**spent, "step": whole, "training": whole - spent["generation"]})
 
         def on_log(self, *others: Any, logs: Any = None, **kwargs: Any) -> None:
