@@ -38,11 +38,11 @@ def template_of(policy: str) -> str:
     return load_recipe(str(recipe)).template
 
 
-def check_numbers(temperature: float | None, *counts: int | None) -> None:
-    """Raise `UserError` for a count below 1 or a temperature that is none."""
-    for count in counts:
+def check_numbers(temperature: float | None, **counts: int | None) -> None:
+    """Raise `UserError` for a count (by its flag's name) below 1 or a temperature that is none."""
+    for name, count in counts.items():
         if count is not None and count < 1:
-            raise UserError(f"{count} completions, tokens or problems: expected 1 or more")
+            raise UserError(f"--{name.replace('_', '-')} {count}: expected 1 or more")
     if temperature is not None and not 0 <= temperature < float("inf"):
         raise UserError(f"--temperature {temperature}: expected 0 or more")
 

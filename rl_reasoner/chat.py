@@ -100,7 +100,7 @@ class Chat:
         """Read problems from standard input, one a line, until its end; one result a line."""
         from rl_reasoner.policy import open_policy
 
-        check_numbers(self.temperature, self.max_tokens)
+        check_numbers(self.temperature, max_tokens=self.max_tokens)
         quiet()
         names = [self.policy, *([self.other] if self.other else [])]
         policies = [(name, open_policy(name)) for name in names]

@@ -79,7 +79,9 @@ class Eval:
 
     def run(self) -> None:
         """Evaluate and print the table."""
-        check_numbers(self.temperature, self.samples, self.max_tokens, self.limit)
+        check_numbers(
+            self.temperature, samples=self.samples, max_tokens=self.max_tokens, limit=self.limit
+        )
         target = writable(self.out) if self.out is not None else None
         data_folder(self.data_dir)
         result = self._replayed(self.replay) if self.replay is not None else self._evaluated()

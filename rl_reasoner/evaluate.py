@@ -76,6 +76,8 @@ class EvalResult:
     def load(cls, path: Path | str) -> "EvalResult":
         """Read a saved result, with every row. Raises `UserError` when it is none."""
         path = Path(path)
+        if not path.is_file():
+            raise UserError(f"there is no file {path}: give one that rl-reasoner eval has written")
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             result = cls(**{**data, "rows": {}})

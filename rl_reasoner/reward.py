@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, Any]
 Completion = str | Sequence[Message]
+_NOT_OF_THE_DATA = {"completion_ids", "log_extra", "log_metric", "prompts", "trainer_state"}
 _Many = TypeVar("_Many", bound=Callable[..., Sequence[object]])
 ENTRY_POINTS = "rl_reasoner.rewards"
 FILE_MODULE = "rl_reasoner_reward_"
@@ -199,9 +200,10 @@ class Reward:
         for name in self.columns:
             source = "prompts" if name == "prompt" and "prompt" not in columns else name
             if source not in columns:
+                there = sorted(columns.keys() - _NOT_OF_THE_DATA)
                 raise KeyError(
                     f"reward {self.name!r} needs the column {name!r}; "
-                    f"the data has {', '.join(sorted(columns))}"
+                    f"the data has {', '.join(there)}"
                 )
             value = columns[source][index]
             values[name] = text_of(value) if name == "prompt" else value

@@ -74,7 +74,7 @@ class Score:
         rows = read_rows(file)
         target = writable(self.out or Path(f"{file}.scores.jsonl"))
         if target.resolve() == Path(file).resolve():
-            raise UserError(f"--out {target}: this is the file that is scored")
+            raise UserError(f"--out {target}: this is the file that is scored; give another one")
         mine = _scores(self.reward, rows, file)
         other = _scores(self.disagree, rows, file) if self.disagree else None
         entries = []

@@ -276,4 +276,4 @@ def test_mistakes_are_the_users(policy: Policy, near: str, tmp_path: Path) -> No
         with pytest.raises(UserError, match="is no evaluation result"):
             EvalResult.load(tmp_path / "e.json")
     with pytest.raises(UserError, match="is no evaluation result"):
-        EvalResult.load(tmp_path / "none.json")
+    with pytest.raises(UserError, match="there is no file .*none.json"):

@@ -165,7 +165,11 @@ MISTAKES: dict[str, tuple[Setup, tuple[str, ...], tuple[str, ...]]] = {
     "eval: policy": (no, ("eval", "scratch:tiny", "--sets", "modular_test"), ("scratch:tiny",)),
     "eval: set": (no, (*EVAL, "modular_tset"), ("'modular_tset'", "'modular_test'")),
     "eval: reward": (no, (*EVAL, "modular_test", "--reward", "boxd"), ("'boxd'", "'boxed'")),
-    "eval: samples": (no, (*EVAL, "modular_test", "--samples", "0"), ("expected 1 or more",)),
+    "eval: samples": (
+        no,
+        (*EVAL, "modular_test", "--samples", "0"),
+        ("--samples 0: expected 1 or",),
+    ),
     "eval: number": (no, (*EVAL, "modular_test", "--samples", "x"), ("--samples",)),
     "eval: temperature": (
         no,
@@ -176,8 +180,8 @@ MISTAKES: dict[str, tuple[Setup, tuple[str, ...], tuple[str, ...]]] = {
     "eval: out": (no, (*EVAL, "modular_test", "--out", "tiny.yaml/x"), ("tiny.yaml/x",)),
     "eval: folder": (no, (*EVAL, "modular_test", "--data-dir", "no"), ("--data-dir", "no")),
     "chat: policy": (no, ("chat", "scratch:tiny"), ("scratch:tiny",)),
-    "chat: tokens": (no, ("chat", "run", "--max-tokens", "0"), ("expected 1 or more",)),
-    "compare: no file": (no, ("compare", "no.json", "no.json"), ("no.json is no evaluation",)),
+    "chat: tokens": (no, ("chat", "run", "--max-tokens", "0"), ("--max-tokens 0: expected",)),
+    "compare: no file": (no, ("compare", "no.json", "no.json"), ("there is no file no.json",)),
     "compare: no result": (
         no,
         ("compare", "saved.jsonl", "saved.jsonl"),

@@ -97,7 +97,7 @@ def test_a_function_without_completion_is_refused_where_it_is_written() -> None:
 def test_a_missing_column_is_named_with_what_is_there() -> None:
     [outcome] = score_batch(close, ["4"], {"prompts": ["p"], "solution": ["4"]})
     assert isinstance(outcome, Fault)
-    assert "needs the column 'answer'; the data has prompts, solution" in outcome.message
+    assert "needs the column 'answer'; the data has solution" in outcome.message
 
 
 # ---------------------------------------------------------------------------------- outcomes
