@@ -68,10 +68,12 @@ DATA ?= ../shared/data
 	  echo "python3 -m venv is missing; on Debian and Ubuntu: sudo apt install python3-venv"; exit 2; }
 
 .venv/user: .venv/bin/python pyproject.toml
+	@echo "installing torch and the other packages into .venv; the first time this takes some minutes"
 	$(PY) -m pip install --quiet -e .
 	@touch $@
 
 .venv/dev: .venv/bin/python pyproject.toml
+	@echo "installing what tests need into .venv; the first time this takes some minutes"
 	$(PY) -m pip install --quiet -e '.[dev]'
 	@touch $@ .venv/user
 
