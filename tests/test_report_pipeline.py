@@ -89,6 +89,14 @@ def test_better_chains_are_told_from_more_of_them(tmp_path: Path) -> None:
     assert "pass@2 was 30.0% before" in text
 
 
+def test_a_stray_chain_does_not_explain_a_task_that_is_answered_without(tmp_path: Path) -> None:
+    before, after = varied(DIRECT, 30), varied(DIRECT, 90)
+    stray = row((CHAIN, False), (DIRECT, False))
+    text = text_table(run(tmp_path, pre=[*before, stray], zero=[*after, stray]))
+    assert "rose, with intervals apart; pass@2 was 29.7% before" in text
+    assert "behaviour" not in text
+
+
 @pytest.mark.parametrize("now, said", [(35, "intervals overlap"), (5, "fell, with intervals")])
 def test_no_gain_is_claimed_without_intervals_apart(now: int, said: str, tmp_path: Path) -> None:
     text = text_table(run(tmp_path, pre=varied(CHAIN, 30), zero=varied(CHAIN, now)))

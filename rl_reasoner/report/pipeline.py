@@ -17,7 +17,7 @@ from rl_reasoner.intervals import clustered, wilson
 from rl_reasoner.languages import share as language_share
 from rl_reasoner.report import charts
 from rl_reasoner.report.charts import Bar, Line
-from rl_reasoner.report.gain import moved, split_mode
+from rl_reasoner.report.gain import THINKING_RISE, moved, split_mode
 from rl_reasoner.report.html import Child, Element, h, table
 from rl_reasoner.report.read import Evaluation, Run, SetResult, Stage
 from rl_reasoner.report.rollouts import mapping, number
@@ -143,10 +143,13 @@ def gain(before: Reached, after: Reached, name: str) -> str:
     chains = f"with a chain {percent(first.with_chain.accuracy)} to "
     chains += percent(last.with_chain.accuracy)
     thinking = f"thinks first {percent(first.thinking)} to {percent(last.thinking)}"
+    oftener = last.thinking - first.thinking >= THINKING_RISE
     if moved(first.with_chain, last.with_chain) == "rose":
-        if last.thinking - first.thinking >= 0.1:
+        if oftener:
             return f"{way}: thinks more often and better ({thinking}; {chains})"
         return f"{way}: its chains are right more often ({chains}); {_possible(a)}"
+    if not oftener:  # a task that is answered without chains, but for stray ones
+        return f"{way}: {_possible(a)}"
     return f"{way}: a behaviour was selected ({thinking}), no skill added ({chains})"
 
 
