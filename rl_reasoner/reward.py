@@ -253,7 +253,9 @@ def score_batch(
 
 APPLIES = "rewards"
 """The column with the names of the rewards that a row gets; rows without it get all."""
-_NOT_ITS_ROW = Score(None, "not a reward of this row")
+NOT_ITS_ROW = "not a reward of this row"
+"""Why a reward that a row does not get has no score there."""
+_NOT_ITS_ROW = Score(None, NOT_ITS_ROW)
 
 
 def applies(name: str, row_names: Sequence[str] | str | None) -> bool:

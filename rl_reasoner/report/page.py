@@ -23,6 +23,7 @@ from rl_reasoner.report.stages import alarms_of, figure, stage_section
 from rl_reasoner.report.text import duration, percent, plain, short, signed, span
 
 _MODES = ("", "chain-forced", "direct-forced", "sampled")
+_STAGES_NAMED = 3
 _REASONS_SHOWN = 8
 
 
@@ -111,8 +112,10 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     yield "Seed", _inline(run.lock.get("seed"))
     seconds = sum(stage.seconds() for stage in run.stages)
     yield "Training time", duration(seconds) if seconds else ""
-    steps = [f"{s.metrics[-1]['step']:,} {s.name}" for s in run.stages if s.metrics]
-    yield "Steps", ", ".join(steps)
+    steps = {s.name: s.metrics[-1]["step"] for s in run.stages if s.metrics}
+    few = ", ".join(f"{count:,} {name}" for name, count in steps.items())
+    many = f"{sum(steps.values()):,} in {len(steps)} stages"
+    yield "Steps", few if len(steps) <= _STAGES_NAMED else many
     rollouts = [stage.rollouts for stage in run.stages if stage.rollouts]
     if rollouts:
         yield "Completions", f"{sum(r.completions for r in rollouts):,}"

@@ -94,16 +94,22 @@ def reached(run: Run) -> list[Reached]:
     """What each evaluated stage came to, in the recipe's order; empty where none was evaluated."""
     evals = {e.name: e for e in run.evals}
     found = [_reached("base", None, evals["base"])] if "base" in evals else []
-    before: str | None = "base"
-    for stage in _stages(run):
-        name, kind = str(stage.get("name")), stage.get("kind")
-        own = stage.get("policy")
-        start = None if own else (stage.get("start") or before)
-        if kind != "sample":
-            before = name
+    for name, start in _starts(run).items():
         if name in evals:
             known = start if start in evals else None
             found.append(_reached(name, known, evals[name]))
+    return found
+
+
+def _starts(run: Run) -> dict[str, str | None]:
+    """The stage (or "base") whose policy each stage goes on from; None for a policy of its own."""
+    found: dict[str, str | None] = {}
+    before = "base"
+    for stage in _stages(run):
+        name = str(stage.get("name"))
+        found[name] = None if stage.get("policy") else str(stage.get("start") or before)
+        if stage.get("kind") != "sample":
+            before = name
     return found
 
 
@@ -213,11 +219,14 @@ def _table(run: Run, found: Sequence[Reached], names: Sequence[str]) -> Element:
     head += ["Thinks first", "Languages mixed", "Reflection words"]
     by_name = {each.name: each for each in found}
     kinds = {str(stage.get("name")): str(stage.get("kind")) for stage in _stages(run)}
+    starts = _starts(run)
     rows: list[list[Child]] = []
     for stage in run.stages:
         each = by_name.get(stage.name)
         facts = _cost(run.folder, stage)
-        cells: list[Child] = [stage.name, (each.start if each else None) or "–"]
+        start = starts.get(stage.name)
+        known = start in by_name or start in starts
+        cells: list[Child] = [stage.name, start if known else "–"]
         cells += [kinds.get(stage.name, "–"), *facts]
         for name in names:
             result = each.sets.get(name) if each else None

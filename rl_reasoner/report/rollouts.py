@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rl_reasoner.reward import NOT_ITS_ROW
+
 ROWS_KEPT = 10_000  # of a stage
 BYTES_KEPT = 24_000_000  # of a stage's file, some 3 MB in the page
 CHARACTERS_KEPT = 6000  # of a completion or prompt
@@ -170,6 +172,8 @@ def count(found: Rollouts, sample: Sample) -> None:
     found.completions += 1
     found.truncated += sample.truncated
     for name, verdict in sample.verdicts.items():
+        if verdict.reason == NOT_ITS_ROW:
+            continue
         found.outcomes.setdefault(name, Counter())[verdict.outcome] += 1
         if verdict.outcome == "fault" and len(found.fault_reasons) < _FAULTS_KEPT:
             found.fault_reasons[name, verdict.reason] += 1
