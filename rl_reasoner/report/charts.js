@@ -3,6 +3,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const HEIGHT = 176;
+const COLOURS = 6; // of the page
 
 function el(tag, cls, ...kids) {
   const node = document.createElement(tag);
@@ -28,6 +29,7 @@ function short(value) {
   return (text + name).replace("-", "−");
 }
 
+const cut = (name, most) => (name.length > most ? `${name.slice(0, most - 1)}…` : name);
 const percent = (share) => `${(100 * share).toFixed(1)}%`;
 
 // Round marks between low and high, some `count` of them.
@@ -186,8 +188,10 @@ const KINDS = {
       for (const bar of group.bars) lines.push({ y: (y += 16), bar, name: group.name });
       y += 8;
     }
-    const height = y + 26, right = width - 52;
-    const X = (share) => share * right;
+    const longest = Math.max(...lines.map((line) => line.bar?.label.length ?? 0));
+    const many = spec.groups.some((group) => group.bars.length > COLOURS); // names beside them
+    const height = y + 26, left = many ? Math.min(longest, 14) * 6.5 + 6 : 0;
+    const X = (share) => left + share * (width - 52 - left);
     const root = draw("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
     for (const m of [0, 0.25, 0.5, 0.75, 1]) {
       root.append(draw("line", { class: "grid", x1: X(m), x2: X(m), y1: 4, y2: height - 20 }));
@@ -196,10 +200,11 @@ const KINDS = {
     const most = Math.floor(width / 7);
     for (const { y: at, bar, name } of lines) {
       if (!bar) {
-        root.append(draw("text", { class: "name", x: 0, y: at }, name.length > most ? `${name.slice(0, most - 1)}…` : name));
+        root.append(draw("text", { class: "name", x: 0, y: at }, cut(name, most)));
         continue;
       }
-      root.append(draw("rect", { class: bar.colour, x: 0, y: at - 8, width: Math.max(1, X(bar.value)), height: 11, rx: 2 }));
+      if (many) root.append(draw("text", { x: 0, y: at + 2 }, cut(bar.label, 14)));
+      root.append(draw("rect", { class: bar.colour, x: left, y: at - 8, width: Math.max(1, X(bar.value) - left), height: 11, rx: 2 }));
       if (bar.interval) {
         const [low, high] = bar.interval.map(X);
         root.append(draw("path", { class: "whisker", d: `M${low} ${at - 2.5}H${high}M${low} ${at - 6}v7M${high} ${at - 6}v7` }));
