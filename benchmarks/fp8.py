@@ -11,6 +11,7 @@ The measure is the spread that a harmless change of precision, fp32 against bf16
 On a GPU with FP8 it is the real one (--device cuda), elsewhere it is emulated.
 
     OMP_NUM_THREADS=1 python benchmarks/fp8.py [--seeds 0 1] [--scaling block] [--device cpu]
+    OMP_NUM_THREADS=1 python benchmarks/fp8.py --before 500 --lr 1e-3 --supervised 150   # converged
 """
 
 import argparse
@@ -26,6 +27,7 @@ from rl_reasoner.prompts import load_rows
 from rl_reasoner.recipe import TaskData
 
 PRECISIONS = ("fp32", "bf16", "fp8")
+POLICY = "scratch:moe-tiny"
 TASK = {"task": "modular", "levels": (2, 3)}
 
 
@@ -37,12 +39,31 @@ def held_out(folder: Path, count: int) -> Path:
     return file
 
 
-def recipe(folder: Path, precision: str, seed: int, wanted: argparse.Namespace) -> Recipe:
+def started(folder: Path, seed: int, wanted: argparse.Namespace) -> str:
+    """The policy that all precisions go on from: one that has learned the chains in fp32."""
+    if not wanted.before:
+        return POLICY
+    first = {
+        "kind": "sft",
+        "data": {**TASK, "count": 20000, "noise": wanted.noise},
+        "steps": wanted.before,
+        "batch": 64,
+        "optim": {"lr": 5e-3, "schedule": "linear", "warmup": 30, "final": 0.1},
+    }
+    run = {"folder": str(folder), "device": wanted.device, "seed": seed, "precision": "fp32"}
+    made = {"name": "start", "policy": POLICY, "template": "plain", "rewards": {"math_answer": 1.0}}
+    train(Recipe.model_validate({**made, "stages": [first], "run": run}), quiet=True)
+    return str(folder / "policy")
+
+
+def recipe(
+    folder: Path, policy: str, precision: str, seed: int, wanted: argparse.Namespace
+) -> Recipe:
     """Both stages, with an evaluation at the end."""
     return Recipe.model_validate(
         {
             "name": "fp8",
-            "policy": "scratch:moe-tiny",
+            "policy": policy,
             "template": "plain",
             "rewards": {"math_answer": 1.0},
             "stages": [
@@ -51,7 +72,7 @@ def recipe(folder: Path, precision: str, seed: int, wanted: argparse.Namespace) 
                     "data": {**TASK, "count": 4000, "noise": wanted.noise},
                     "steps": wanted.supervised,
                     "batch": 64,
-                    "optim": {"lr": 5e-3, "schedule": "linear", "warmup": 30, "final": 0.1},
+                    "optim": {"lr": wanted.lr, "schedule": "linear", "warmup": 30, "final": 0.1},
                 },
                 {
                     "kind": "grpo",
@@ -74,9 +95,11 @@ def recipe(folder: Path, precision: str, seed: int, wanted: argparse.Namespace) 
     )
 
 
-def measured(folder: Path, precision: str, seed: int, wanted: argparse.Namespace) -> dict[str, Any]:
+def measured(
+    folder: Path, policy: str, precision: str, seed: int, wanted: argparse.Namespace
+) -> dict[str, Any]:
     """One run: its losses, its rewards, what it gets right."""
-    run = train(recipe(folder, precision, seed, wanted), quiet=True)
+    run = train(recipe(folder, policy, precision, seed, wanted), quiet=True)
 
     def rows(stage: str) -> list[dict[str, Any]]:
         file = run.folder / "stages" / stage / "metrics.jsonl"
@@ -104,6 +127,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--supervised", type=int, default=300)
+    parser.add_argument("--before", type=int, default=0, help="steps in fp32 that all begin with")
+    parser.add_argument("--lr", type=float, default=5e-3, help="of the supervised steps")
     parser.add_argument("--noise", type=float, default=0.2, help="share of random steps")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--problems", type=int, default=200)
@@ -117,7 +142,8 @@ def main() -> None:
     problems = 0
     for seed in wanted.seeds:
         with tempfile.TemporaryDirectory() as name:
-            runs = {p: measured(Path(name) / p, p, seed, wanted) for p in PRECISIONS}
+            policy = started(Path(name) / "start", seed, wanted)
+            runs = {p: measured(Path(name) / p, policy, p, seed, wanted) for p in PRECISIONS}
         problems += runs["bf16"]["problems"]
         for precision, run in runs.items():
             gap = 100 * (run["loss"] / runs["bf16"]["loss"] - 1)
