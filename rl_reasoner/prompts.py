@@ -31,6 +31,7 @@ from rl_reasoner.worded import worded
 
 _INSTEAD = ("tests", "instructions")  # what rows may be judged by instead of an answer
 _SHOWN = 10  # bad rows named in a message; the others are counted
+_FORMS = (".jsonl", ".json", ".csv", ".parquet")  # of data files
 _log = logging.getLogger(__name__)
 Row = dict[str, Any]
 Prompt = str | list[dict[str, str]]
@@ -296,9 +297,11 @@ def _json_lines(path: Path) -> Iterator[Row]:
 
 
 def _hub_rows(name: str, config: str | None, split: str) -> list[Row]:
-    looks_like_file = Path(name).suffix in (".jsonl", ".json", ".csv", ".parquet")
+    looks_like_file = Path(name).suffix in _FORMS
     if looks_like_file or name.count("/") != 1:
-        near = did_you_mean(Path(name).stem, set_names())
+        beside = [str(file) for file in Path(name).parent.glob("*") if file.suffix in _FORMS]
+        near = did_you_mean(name, beside) if looks_like_file else ""
+        near = near or did_you_mean(Path(name).stem, set_names())
         raise UserError(f"there is no data file or set {name!r}.{near}")
     from datasets import load_dataset
 

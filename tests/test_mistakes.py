@@ -65,6 +65,11 @@ MISTAKES: dict[str, tuple[Setup, tuple[str, ...], tuple[str, ...]]] = {
     "loss type": (no, (*TRAIN, "--loss.type", "drgrpo"), ("--loss.type drgrpo", "'dr_grpo'")),
     "task": (no, (*TRAIN, "--data.task", "modulr"), ("'modulr'", "'modular'")),
     "data missing": (no, (*TRAIN, "--data.path", "no.jsonl"), ("'no.jsonl'",)),
+    "data file's name": (
+        no,
+        (*TRAIN, "--data.path", "savd.jsonl"),
+        ("'savd.jsonl'", "Did you mean 'saved.jsonl'"),
+    ),
     "data empty": (file("e.jsonl", ""), (*TRAIN, "--data.path", "e.jsonl"), ("e.jsonl is empty",)),
     "data not JSON": (
         file("d.jsonl", lines(ROWS[0]) + "{'problem'}\n"),
