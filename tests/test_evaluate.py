@@ -275,5 +275,5 @@ def test_mistakes_are_the_users(policy: Policy, near: str, tmp_path: Path) -> No
         (tmp_path / "e.json").write_text(text)
         with pytest.raises(UserError, match="is no evaluation result"):
             EvalResult.load(tmp_path / "e.json")
-    with pytest.raises(UserError, match="there is no file .*none.json"):
+    with pytest.raises(UserError, match=r"there is no file .*none\.json"):
         EvalResult.load(tmp_path / "none.json")
