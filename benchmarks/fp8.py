@@ -11,7 +11,7 @@ The measure is the spread that a harmless change of precision, fp32 against bf16
 On a GPU with FP8 it is the real one (--device cuda), elsewhere it is emulated.
 
     OMP_NUM_THREADS=1 python benchmarks/fp8.py [--seeds 0 1] [--scaling block] [--device cpu]
-    OMP_NUM_THREADS=1 python benchmarks/fp8.py --before 500 --lr 1e-3 --supervised 150   # converged
+    OMP_NUM_THREADS=1 python benchmarks/fp8.py --before 400 --lr 1e-3 --supervised 150   # converged
 """
 
 import argparse
@@ -45,7 +45,7 @@ def started(folder: Path, seed: int, wanted: argparse.Namespace) -> str:
         return POLICY
     first = {
         "kind": "sft",
-        "data": {**TASK, "count": 20000, "noise": wanted.noise},
+        "data": {**TASK, "count": 4000, "noise": wanted.noise},
         "steps": wanted.before,
         "batch": 64,
         "optim": {"lr": 5e-3, "schedule": "linear", "warmup": 30, "final": 0.1},
