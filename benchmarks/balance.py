@@ -5,7 +5,7 @@ The tiny DeepSeek-V3 learns chains of modular arithmetic (supervised, with the b
 Printed, for both: the busiest expert's load over the mean, in the worst layer, by parts of the run;
 dead experts; and the share of right answers on held-out problems, with 95% intervals (Wilson).
 
-    OMP_NUM_THREADS=1 python benchmarks/balance.py [--steps 200] [--seeds 0 1 2] [--rate 0.003]
+    OMP_NUM_THREADS=1 python benchmarks/balance.py [--steps 200] [--seeds 0 1 2] [--rate 0.002]
 """
 
 import argparse
@@ -81,11 +81,11 @@ def measured(run: Any, title: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--supervised", type=int, default=300)
+    parser.add_argument("--supervised", type=int, default=200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--rate", type=float, default=0.003)
+    parser.add_argument("--rate", type=float, default=0.002)
     parser.add_argument("--lr", type=float, default=1e-4, help="of GRPO")
-    parser.add_argument("--start-rate", type=float, default=0.01)
+    parser.add_argument("--start-rate", type=float, default=0.004)
     wanted = parser.parse_args()
     print(
         "| run | max / mean, step 1 | second half: mean | max | steps above 1.5 | last step "
