@@ -16,7 +16,6 @@ from report_runs import lines, make_run, rollout
 
 from rl_reasoner.report import write_evaluation, write_report
 
-pytestmark = pytest.mark.browser  # not in `make test`: a browser that hangs would hold it up
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
