@@ -45,7 +45,7 @@ def supervised(steps: int, rate: float) -> dict[str, Any]:
     }
 
 
-def rewarded(steps: int, rate: float, lr: float) -> dict[str, Any]:
+def rewarded(steps: int, rate: float) -> dict[str, Any]:
     """GRPO on the answers alone."""
     return {
         "kind": "grpo",
@@ -53,7 +53,7 @@ def rewarded(steps: int, rate: float, lr: float) -> dict[str, Any]:
         "steps": steps,
         "group": {"size": 8, "prompts": 16},
         "sampling": {"max_tokens": 64},
-        "optim": {"lr": lr, "betas": (0.9, 0.99)},
+        "optim": {"lr": 1e-4, "betas": (0.9, 0.99)},
         "router_bias": rate,
         "trainer": {"skip_zero_advantage": False},  # both loads are of all tokens
     }
@@ -84,7 +84,6 @@ def main() -> None:
     parser.add_argument("--supervised", type=int, default=200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--rate", type=float, default=0.002)
-    parser.add_argument("--lr", type=float, default=1e-4, help="of GRPO")
     parser.add_argument("--start-rate", type=float, default=0.004)
     wanted = parser.parse_args()
     print(
@@ -106,7 +105,7 @@ def main() -> None:
                     folder / f"rate{rate}",
                     str(folder / "start"),
                     seed,
-                    rewarded(wanted.steps, rate, wanted.lr),
+                    rewarded(wanted.steps, rate),
                 )
                 title = f"seed {seed}, {f'bias update {rate}' if rate else 'no balancing'}"
                 measured(train(made), title)

@@ -39,17 +39,22 @@ def held_out(folder: Path, count: int) -> Path:
     return file
 
 
+def supervised(steps: int, lr: float, noise: float) -> dict[str, Any]:
+    """Chains, a share of whose steps is random."""
+    return {
+        "kind": "sft",
+        "data": {**TASK, "count": 4000, "noise": noise},
+        "steps": steps,
+        "batch": 64,
+        "optim": {"lr": lr, "schedule": "linear", "warmup": 30, "final": 0.1},
+    }
+
+
 def started(folder: Path, seed: int, wanted: argparse.Namespace) -> str:
     """The policy that all precisions go on from: one that has learned the chains in fp32."""
     if not wanted.before:
         return POLICY
-    first = {
-        "kind": "sft",
-        "data": {**TASK, "count": 4000, "noise": wanted.noise},
-        "steps": wanted.before,
-        "batch": 64,
-        "optim": {"lr": 5e-3, "schedule": "linear", "warmup": 30, "final": 0.1},
-    }
+    first = supervised(wanted.before, 5e-3, wanted.noise)
     run = {"folder": str(folder), "device": wanted.device, "seed": seed, "precision": "fp32"}
     made = {"name": "start", "policy": POLICY, "template": "plain", "rewards": {"math_answer": 1.0}}
     train(Recipe.model_validate({**made, "stages": [first], "run": run}), quiet=True)
@@ -67,13 +72,7 @@ def recipe(
             "template": "plain",
             "rewards": {"math_answer": 1.0},
             "stages": [
-                {
-                    "kind": "sft",
-                    "data": {**TASK, "count": 4000, "noise": wanted.noise},
-                    "steps": wanted.supervised,
-                    "batch": 64,
-                    "optim": {"lr": wanted.lr, "schedule": "linear", "warmup": 30, "final": 0.1},
-                },
+                supervised(wanted.supervised, wanted.lr, wanted.noise),
                 {
                     "kind": "grpo",
                     "data": {**TASK, "count": 1000, "seed": 2},

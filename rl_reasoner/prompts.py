@@ -299,9 +299,9 @@ def _json_lines(path: Path) -> Iterator[Row]:
 def _hub_rows(name: str, config: str | None, split: str) -> list[Row]:
     looks_like_file = Path(name).suffix in _FORMS
     if looks_like_file or name.count("/") != 1:
-        beside = [str(file) for file in Path(name).parent.glob("*") if file.suffix in _FORMS]
-        near = did_you_mean(name, beside) if looks_like_file else ""
-        near = near or did_you_mean(Path(name).stem, set_names())
+        files = Path(name).parent.glob("*") if looks_like_file else ()
+        beside = [str(file) for file in files if file.suffix in _FORMS]
+        near = did_you_mean(name, beside) or did_you_mean(Path(name).stem, set_names())
         raise UserError(f"there is no data file or set {name!r}.{near}")
     from datasets import load_dataset
 

@@ -253,9 +253,8 @@ def score_batch(
 
 APPLIES = "rewards"
 """The column with the names of the rewards that a row gets; rows without it get all."""
-NOT_ITS_ROW = "not a reward of this row"
-"""Why a reward that a row does not get has no score there."""
-_NOT_ITS_ROW = Score(None, NOT_ITS_ROW)
+NOT_ITS_ROW = Score(None, "not a reward of this row")
+"""What stands where a row does not get a reward."""
 
 
 def applies(name: str, row_names: Sequence[str] | str | None) -> bool:
@@ -283,7 +282,7 @@ def score_own_rows(
     mine = [i for i in range(count) if applies(title, names[i])]
     if len(mine) == count:
         return score_batch(fn, completions, columns, limits)
-    found: list[Outcome] = [_NOT_ITS_ROW] * count
+    found: list[Outcome] = [NOT_ITS_ROW] * count
     if mine:
         part = {key: _of_rows(key, value, mine, count) for key, value in columns.items()}
         scores = score_batch(fn, [completions[i] for i in mine], part, limits)
@@ -294,7 +293,7 @@ def score_own_rows(
 
 def own_rows(outcomes: Sequence[Outcome]) -> list[bool]:
     """Of which rows `score_own_rows` called the reward."""
-    return [outcome is not _NOT_ITS_ROW for outcome in outcomes]
+    return [outcome is not NOT_ITS_ROW for outcome in outcomes]
 
 
 def _of_rows(name: str, value: Any, rows: Sequence[int], count: int) -> Any:

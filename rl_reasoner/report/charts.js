@@ -3,7 +3,6 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const HEIGHT = 176;
-const COLOURS = 6; // of the page
 
 function el(tag, cls, ...kids) {
   const node = document.createElement(tag);
@@ -189,8 +188,7 @@ const KINDS = {
       y += 8;
     }
     const longest = Math.max(...lines.map((line) => line.bar?.label.length ?? 0));
-    const many = spec.groups.some((group) => group.bars.length > COLOURS); // names beside them
-    const height = y + 26, left = many ? Math.min(longest, 14) * 6.5 + 6 : 0;
+    const height = y + 26, left = spec.named ? Math.min(longest, 14) * 6.5 + 6 : 0;
     const X = (share) => left + share * (width - 52 - left);
     const root = draw("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
     for (const m of [0, 0.25, 0.5, 0.75, 1]) {
@@ -203,7 +201,7 @@ const KINDS = {
         root.append(draw("text", { class: "name", x: 0, y: at }, cut(name, most)));
         continue;
       }
-      if (many) root.append(draw("text", { x: 0, y: at + 2 }, cut(bar.label, 14)));
+      if (spec.named) root.append(draw("text", { x: 0, y: at + 2 }, cut(bar.label, 14)));
       root.append(draw("rect", { class: bar.colour, x: left, y: at - 8, width: Math.max(1, X(bar.value) - left), height: 11, rx: 2 }));
       if (bar.interval) {
         const [low, high] = bar.interval.map(X);

@@ -120,7 +120,8 @@ def bars(title: str, sets: Sequence[tuple[str, Sequence[Bar]]], *, note: str = "
         for name, group in sets
     ]
     legend = [(label, colours[label]) for label in labels]
-    return Chart(title, {"kind": "bars", "groups": groups}, "", note, legend)
+    named = any(len(group) > len(SERIES) for _, group in sets)  # colours alone would not tell
+    return Chart(title, {"kind": "bars", "groups": groups, "named": named}, "", note, legend)
 
 
 def pass_at_k(title: str, curves: Sequence[tuple[str, Sequence[int], Sequence[float]]]) -> Chart:

@@ -172,7 +172,7 @@ def count(found: Rollouts, sample: Sample) -> None:
     found.completions += 1
     found.truncated += sample.truncated
     for name, verdict in sample.verdicts.items():
-        if verdict.reason == NOT_ITS_ROW:
+        if verdict.reason == NOT_ITS_ROW.reason:
             continue
         found.outcomes.setdefault(name, Counter())[verdict.outcome] += 1
         if verdict.outcome == "fault" and len(found.fault_reasons) < _FAULTS_KEPT:
