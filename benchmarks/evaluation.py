@@ -48,7 +48,7 @@ def plain(
     jobs = [ids for ids in prompts for _ in range(samples)]
     size = max(1, budget // (max(map(len, jobs)) + longest))
     heat: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-    greedy: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None}
+    greedy: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     ends, pad = rollouts.eos_ids(policy), policy.tokenizer.pad_token_id
     found: list[list[int]] = []
     passed = 0

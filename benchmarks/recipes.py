@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-RECIPES = ("quickstart", "noisy_start", "skill", "code_tiny")
+RECIPES = ("quickstart", "noisy_start", "skill", "code_tiny", "instructions_tiny", "moe_tiny")
 
 
 def run(name: str, seed: int, folder: Path) -> dict[str, Any]:

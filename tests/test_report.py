@@ -38,6 +38,7 @@ def test_whole_run_gives_a_whole_page(tmp_path: Path) -> None:
         "74.5%",
         "intervals apart",
         "400 problems, Wilson 95% intervals",
+        "sampled 30.0% → 73.0%",
         "40 sft, 60 grpo",
         "Chain forced",
         "pass@k on modular_test@sampled",

@@ -148,8 +148,17 @@ def _headline(run: Run) -> Element | None:
         h("p", f"{name} · {greedy}accuracy", class_="label"),
         h("p", *numbers, class_="numbers"),
         h("p", _chip(before, after), " ", _size(shown[-1][1]), class_="under"),
+        _sampled(*(sets.get(f"{name}@sampled") for sets in _ends(run))),
         class_="headline",
     )
+
+
+def _sampled(before: SetResult | None, after: SetResult | None) -> Element | None:
+    """Accuracy of samples, where both ends have it: a careless policy may be right when greedy."""
+    if before is None or after is None:
+        return None
+    way = f"{percent(before.accuracy)} → {percent(after.accuracy)}"
+    return h("p", f"sampled {way} ", _chip(before, after), class_="under")
 
 
 def _size(result: SetResult) -> str:
