@@ -175,14 +175,21 @@ class _Drawer:
     def batches(
         self, jobs: Sequence[tuple[int, int]], ids: Sequence[list[int]]
     ) -> list[list[tuple[int, int]]]:
-        """`jobs`, sorted by the length of their prompts, in batches that the memory holds."""
+        """`jobs`, sorted by the length of their prompts, in batches that the memory holds.
+
+        The engine keeps keys and values of a prompt once for all of its samples.
+        """
         budget = _BATCH_BYTES // _token_bytes(self.model)
         batches: list[list[tuple[int, int]]] = []
+        prompts: set[int] = set()  # of the last batch
         for index, number in jobs:  # the newest is the longest of its batch
-            width = len(ids[index]) + self.sampling.max_tokens
-            full = not batches or len(batches[-1]) == _BATCH_ROWS
-            if full or (len(batches[-1]) + 1) * width > budget:
+            prompts.add(index)
+            rows = len(batches[-1]) + 1 if batches else 1
+            copies = len(prompts) if self.by_engine else rows
+            size = copies * len(ids[index]) + rows * self.sampling.max_tokens
+            if not batches or rows > _BATCH_ROWS or size > budget:
                 batches.append([])
+                prompts = {index}
             batches[-1].append((index, number))
         return batches
 

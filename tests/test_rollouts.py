@@ -165,6 +165,18 @@ def test_order_and_progress_over_several_batches(
     assert sum(done) == 12 and len(done) > 3
 
 
+@pytest.mark.parametrize(("room", "batches"), [(40, [8]), (39, [7, 1]), (20, [4, 4])])
+def test_a_prompt_counts_once_for_its_samples(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch, room: int, batches: list[int]
+) -> None:
+    prompts = ["1+2+3+4=", "4+3+2+1="]
+    shared = sum(len(prompt_ids(policy, prompt)) for prompt in prompts)
+    monkeypatch.setattr("rl_reasoner.rollouts._BATCH_BYTES", (shared + room) * 1536)
+    done: list[int] = []
+    sample(policy, prompts, samples=4, temperature=1.0, max_tokens=5, progress=done.append)
+    assert done == batches
+
+
 def test_a_prompt_beyond_the_budget_still_goes_alone(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
