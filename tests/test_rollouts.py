@@ -159,7 +159,7 @@ def test_order_and_progress_over_several_batches(
 ) -> None:
     whole = sample(policy, PROMPTS, samples=3, temperature=1.0, max_tokens=5)
     done: list[int] = []
-    monkeypatch.setattr("rl_reasoner.rollouts._BATCH_BYTES", 40 * 1536)
+    monkeypatch.setattr("rl_reasoner.rollouts._BATCH_BYTES", 25 * 1536)
     small = sample(policy, PROMPTS, samples=3, temperature=1.0, max_tokens=5, progress=done.append)
     assert small == whole
     assert sum(done) == 12 and len(done) > 3
