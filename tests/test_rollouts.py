@@ -9,6 +9,7 @@ import torch
 
 from rl_reasoner import Policy, open_policy
 from rl_reasoner.rollouts import Rollout, _engine_runs, eos_ids, prompt_ids, sample
+from rl_reasoner.sampling import Sampling
 
 PROMPTS = ["1+1=", "(12+34)*5%10=", "7=", "0*0+0="]
 
@@ -227,3 +228,9 @@ def test_a_chat_goes_through_its_template(policy: Policy) -> None:
         policy.tokenizer.chat_template = None
     assert policy.tokenizer.decode(ids) == "[user]1+1=[assistant]<think>"
     assert prompt_ids(policy, "1+1=", "<think>") == policy.tokenizer("1+1=<think>")["input_ids"]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_transformers_finds_nothing_against_the_settings(temperature: float) -> None:
+    """What it finds it would print, once for every model that is opened."""
+    Sampling(max_tokens=3, ends=(1,), temperature=temperature).settings.validate(strict=True)
