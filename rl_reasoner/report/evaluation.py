@@ -83,8 +83,8 @@ def _tables(named: Named) -> Element:
         h(
             "p",
             "95% intervals: Wilson's for one completion a problem, clustered by problem for "
-            "several. A completion that has no answer or could not be judged is not right; one that "
-            "was cut off is judged by what it says until there.",
+            "several. A completion that has no answer or could not be judged is not right; one "
+            "that was cut off is judged by what it says until there.",
             class_="note",
         ),
         id="figures",
