@@ -25,7 +25,7 @@ from rl_reasoner.recipe import (
     TaskData,
     checked_template,
 )
-from rl_reasoner.sets import find_set, set_names
+from rl_reasoner.sets import CARDS, find_set, how_to_get, set_names
 from rl_reasoner.tasks import careless, generate
 from rl_reasoner.worded import worded
 
@@ -298,6 +298,9 @@ def _json_lines(path: Path) -> Iterator[Row]:
 
 def _hub_rows(name: str, config: str | None, split: str) -> list[Row]:
     looks_like_file = Path(name).suffix in _FORMS
+    hint = how_to_get(name)
+    if name in CARDS:
+        raise UserError(f"the set {name!r} does not come with the package: {hint}")
     if looks_like_file or name.count("/") != 1:
         files = Path(name).parent.glob("*") if looks_like_file else ()
         beside = [str(file) for file in files if file.suffix in _FORMS]
@@ -310,7 +313,7 @@ def _hub_rows(name: str, config: str | None, split: str) -> list[Row]:
     except Exception as error:  # the hub's own errors are many and share no base class
         raise UserError(
             f"data set {name!r} (split {split!r}): neither a file here nor to be had from the hub: "
-            f"{type(error).__name__}: {_first_line(error)}"
+            f"{type(error).__name__}: {_first_line(error)}{hint and f'. Or {hint}'}"
         ) from error
 
 

@@ -189,8 +189,17 @@ def card_of(name: str) -> Card | None:
 
 
 def set_names() -> list[str]:
-    """Names of the sets that are here: shipped ones, and those in `$RL_REASONER_DATA`."""
-    return sorted({path.stem for folder in _set_folders() for path in folder.glob("*.jsonl")})
+    """Names of the sets that have a card, are shipped, or lie in `$RL_REASONER_DATA`."""
+    here = {path.stem for folder in _set_folders() for path in folder.glob("*.jsonl")}
+    return sorted(here | CARDS.keys())
+
+
+def how_to_get(place: str) -> str:
+    """What a reader can do who lacks a public set, by its name or its place on the hub; else ""."""
+    for name, card in CARDS.items():
+        if place == name or (card.hub is not None and card.hub.path == place):
+            return f"put {name}.jsonl into a folder and name that in --data-dir or RL_REASONER_DATA"
+    return ""
 
 
 def _set_folders() -> list[Path]:

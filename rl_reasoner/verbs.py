@@ -132,13 +132,13 @@ class List:
             return
         from rl_reasoner.recipe_source import shipped_recipes
         from rl_reasoner.reward import shipped_rewards
-        from rl_reasoner.sets import CARDS, card_of, set_names
+        from rl_reasoner.sets import card_of, set_names
         from rl_reasoner.tasks import TASKS
 
         found = {
             "recipes": shipped_recipes(),
             "rewards": shipped_rewards(),
-            "sets": sorted({*set_names(), *CARDS}),
+            "sets": set_names(),
             "policies": ["scratch:deepseek-tiny", "scratch:dense-tiny", "scratch:moe-tiny"],
             "tasks": sorted(TASKS),
         }

@@ -247,12 +247,17 @@ def test_without_a_folder_of_ones_own_a_known_set_comes_from_the_hub(
     ("name", "says"),
     [
         ("modular_tset", "there is no data file or set 'modular_tset'. Did you mean 'modular_test"),
+        ("gsm8", "there is no data file or set 'gsm8'. Did you mean 'gsm8k'"),
+        ("aime26", "the set 'aime26' does not come with the package: put aime26.jsonl in"),
         ("none/such.jsonl", "there is no data file or set 'none/such.jsonl'."),
         ("a/b/c", "there is no data file or set 'a/b/c'."),
         ("", "there is no data file or set ''."),
     ],
 )
-def test_a_set_that_is_not_there_is_told_without_asking_the_hub(name: str, says: str) -> None:
+def test_a_set_that_is_not_there_is_told_without_asking_the_hub(
+    name: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RL_REASONER_DATA", raising=False)
     with pytest.raises(UserError, match=re.escape(says)):
         load_rows(set_data(name))
 
@@ -282,6 +287,9 @@ def test_a_hub_that_fails_is_a_mistake_with_its_reason(monkeypatch: pytest.Monke
     [message] = caught.value.messages
     assert message.startswith("data set 'who/what' (split 'train')")
     assert message.endswith("ConnectionError: no network")
+    monkeypatch.delenv("RL_REASONER_DATA", raising=False)
+    with pytest.raises(UserError, match=r"no network\. Or put gsm8k\.jsonl into a folder"):
+        load_rows(set_data("gsm8k"))
 
 
 # ----------------------------------------------------------------------------------------- tasks
