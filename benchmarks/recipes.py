@@ -15,7 +15,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import mean
 from typing import Any
+
+from rl_reasoner.runs import read_lines
 
 RECIPES = ("quickstart", "noisy_start", "skill", "code_tiny", "instructions_tiny", "moe_tiny")
 
@@ -68,6 +71,17 @@ def rows(name: str, seed: int, found: dict[str, Any]) -> list[str]:
     return lines
 
 
+def loads(run: Path) -> str:
+    """How evenly the last GRPO stage of a run that balances its experts used them; else ""."""
+    stage = max(run.glob("stages/*-grpo"), key=lambda path: int(path.name.split("-")[0]))
+    rows = read_lines(stage / "metrics.jsonl")
+    if not any("router_sequence_loss" in row for row in rows):
+        return ""
+    found = [row["experts/max_over_mean"] for row in rows]
+    dead = sum(row["experts/dead"] for row in rows)
+    return f"{mean(found[:10]):.2f} → {mean(found[-10:]):.2f}, dead experts {dead:.0f}"
+
+
 def main() -> None:
     """Run what is asked and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
@@ -79,12 +93,16 @@ def main() -> None:
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
     print("| recipe | seed | set | before GRPO | after GRPO | thinks | tokens | best of k |")
     print("|---|---|---|---|---|---|---|---|")
-    seconds = []
+    seconds, balance = [], []
     for name in asked.only.split(","):
         for seed in map(int, asked.seeds.split(",")):
             found = run(name, seed, asked.folder)
             seconds.append(f"{name} seed {seed}: {found['seconds']:.0f} s")
             print("\n".join(rows(name, seed, found)), flush=True)
+            if load := loads(asked.folder / f"{name}-{seed}"):
+                balance.append(f"{name} seed {seed}: {load}")
+    if balance:
+        print("\nbusiest expert over the mean, first and last 10 GRPO steps: " + "; ".join(balance))
     print("\nwall time: " + "; ".join(seconds))
 
 

@@ -99,7 +99,7 @@ class Sampling:
         return GenerationConfig(
             do_sample=bool(self.temperature),
             temperature=float(self.temperature) or None,
-            top_k=self.top_k or 0 if self.temperature else None,
+            top_k=(self.top_k or 0) if self.temperature else None,
             top_p=self.top_p,
             min_p=self.min_p,
             repetition_penalty=self.repetition_penalty,

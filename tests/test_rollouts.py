@@ -178,6 +178,17 @@ def test_a_prompt_counts_once_for_its_samples(
     assert done == batches
 
 
+def test_generate_has_a_prompt_for_each_of_its_rows(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    width = len(prompt_ids(policy, "1+2+3+4=")) + 5
+    monkeypatch.setattr("rl_reasoner.rollouts._engine_runs", lambda model: False)
+    monkeypatch.setattr("rl_reasoner.rollouts._BATCH_BYTES", 3 * width * 1536)
+    done: list[int] = []
+    sample(policy, ["1+2+3+4="], samples=4, temperature=1.0, max_tokens=5, progress=done.append)
+    assert done == [3, 1]
+
+
 def test_a_prompt_beyond_the_budget_still_goes_alone(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,7 +241,12 @@ def test_a_chat_goes_through_its_template(policy: Policy) -> None:
     assert prompt_ids(policy, "1+1=", "<think>") == policy.tokenizer("1+1=<think>")["input_ids"]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_transformers_finds_nothing_against_the_settings(temperature: float) -> None:
+@pytest.mark.parametrize(("temperature", "top_k"), [(0.0, None), (1.0, 0)])
+def test_transformers_finds_nothing_against_the_settings(
+    temperature: float, top_k: int | None
+) -> None:
     """What it finds it would print, once for every model that is opened."""
-    Sampling(max_tokens=3, ends=(1,), temperature=temperature).settings.validate(strict=True)
+    settings = Sampling(max_tokens=3, ends=(1,), temperature=temperature).settings
+    settings.validate(strict=True)  # raises what it would print
+    assert settings.do_sample == bool(temperature)
+    assert settings.top_k == top_k, "0 draws from the whole distribution; greedy has none to set"

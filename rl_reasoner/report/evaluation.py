@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rl_reasoner.evaluate import EvalResult, compare
+from rl_reasoner.figures import share
 from rl_reasoner.report import charts
 from rl_reasoner.report.browse import Source
 from rl_reasoner.report.charts import Bar, Chart
@@ -238,13 +239,9 @@ def _comparison(
 
 def _flips(a: EvalResult, b: EvalResult) -> dict[str, tuple[int, int]]:
     """How many rows of each common set are better in `b`, and how many worse."""
-
-    def right(row: Mapping[str, Any]) -> int:
-        return sum(score == 1.0 for score in row["scores"])
-
     found = {}
     for name in a.rows.keys() & b.rows.keys():
-        pairs = [(right(x), right(y)) for x, y in zip(a.rows[name], b.rows[name], strict=True)]
+        pairs = [(share(x), share(y)) for x, y in zip(a.rows[name], b.rows[name], strict=True)]
         found[name] = (sum(y > x for x, y in pairs), sum(y < x for x, y in pairs))
     return found
 
