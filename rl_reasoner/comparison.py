@@ -5,12 +5,14 @@ problems could show, and the rows that flipped with their reasons. Several sets 
 p-values are adjusted by Holm's method. Knows saved rows only.
 """
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.figures import Row, share
-from rl_reasoner.intervals import bootstrap_p, detectable, holm, mcnemar, paired
+from rl_reasoner.figures import Row, problems, share
+from rl_reasoner.intervals import detectable, holm, mcnemar, paired, sign_flips
 
 _FLIPS_SHOWN = 50
 
@@ -21,28 +23,58 @@ def compare_rows(
     """b against a for every set that both have; see `rl_reasoner.compare`."""
     common = [name for name in a if name in b]
     if not common:
-        raise UserError("the two results have no set in common")
-    found = {name: _paired(name, a[name], b[name]) for name in common}
+        own = [", ".join(rows) or "none" for rows in (a, b)]
+        raise UserError(
+            f"the two results have no set in common: one has {own[0]}, the other {own[1]}"
+        )
+    found = {}
+    for name in common:
+        pairs = _pairs(name, a[name], b[name])
+        found[name] = _paired(a[name], b[name], pairs)
+        clean = [(i, j) for i, j in pairs if not _contaminated(a[name][i], b[name][j])]
+        if 0 < len(clean) < len(pairs):
+            found[f"{name}@clean"] = _paired(a[name], b[name], clean)
     adjusted = holm([entry["p"] for entry in found.values()])
     for entry, p in zip(found.values(), adjusted, strict=True):
         entry["p_holm"] = p
     return found
 
 
-def _paired(name: str, a: Sequence[Row], b: Sequence[Row]) -> dict[str, Any]:
-    if [row["problem"] for row in a] != [row["problem"] for row in b]:
+def _pairs(name: str, a: Sequence[Row], b: Sequence[Row]) -> list[tuple[int, int]]:
+    """The place of each row of a, with that of the row of b that has its problem."""
+    if Counter(problems(a)) != Counter(problems(b)):
         raise UserError(f"set {name!r} holds other problems in the one result than in the other")
-    pairs = [(share(x), share(y)) for x, y in zip(a, b, strict=True)]
-    differences = [y - x for x, y in pairs]
-    n = len(pairs)
-    mean = sum(differences) / n
+    places: dict[str, list[int]] = {}
+    for j, problem in reversed([*enumerate(problems(b))]):
+        places.setdefault(problem, []).append(j)
+    pairs = [(i, places[problem].pop()) for i, problem in enumerate(problems(a))]
+    for i, j in pairs:
+        answers = [row.get("answer", "") for row in (a[i], b[j])]
+        if answers[0] != answers[1]:
+            raise UserError(
+                f"set {name!r}: {a[i]['problem']!r:.60} has the answer {answers[0]!r:.40} in the "
+                f"one result, {answers[1]!r:.40} in the other"
+            )
+    return pairs
+
+
+def _contaminated(*rows: Row) -> bool:
+    return any((row.get("overlap") or {}).get("contaminated") for row in rows)
+
+
+def _paired(a: Sequence[Row], b: Sequence[Row], pairs: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    differences = [share(b[j]) - share(a[i]) for i, j in pairs]
+    groups = problems([a[i] for i, _ in pairs])
     entry: dict[str, Any] = {
-        "problems": n,
-        "difference": mean,
-        "interval": [*paired(differences)],
+        "problems": len(pairs),
+        "difference": math.fsum(differences) / len(pairs),
+        "interval": [*paired(differences, groups=groups)],
+        "better": sum(d > 0 for d in differences),
+        "worse": sum(d < 0 for d in differences),
     }
-    if all(len(row["scores"]) == 1 for row in [*a, *b]):
-        only_a, only_b = (sum(d < 0 for d in differences), sum(d > 0 for d in differences))
+    single = all(len(row["scores"]) == 1 for row in (*a, *b))
+    if single and len(set(groups)) == len(groups):
+        only_a, only_b = entry["worse"], entry["better"]
         entry |= {
             "test": "McNemar, exact",
             "p": mcnemar(only_a, only_b),
@@ -50,27 +82,45 @@ def _paired(name: str, a: Sequence[Row], b: Sequence[Row]) -> dict[str, Any]:
             "only_b": only_b,
         }
     else:
-        entry |= {"test": "paired bootstrap", "p": bootstrap_p(differences)}
-    return {**entry, "detectable": detectable(differences), "flips": _flips(a, b, differences)}
+        entry |= {
+            "test": "paired bootstrap, p by sign flips",
+            "p": sign_flips(differences, groups=groups),
+        }
+    entry["detectable"] = detectable(differences, groups)
+    return {**entry, "flips": _flips(a, b, pairs, differences)}
 
 
 def _flips(
-    a: Sequence[Row], b: Sequence[Row], differences: Sequence[float]
+    a: Sequence[Row],
+    b: Sequence[Row],
+    pairs: Sequence[tuple[int, int]],
+    differences: Sequence[float],
 ) -> list[dict[str, Any]]:
     """The rows whose share of right completions changed, the largest changes first."""
-    order = sorted(range(len(differences)), key=lambda i: (-abs(differences[i]), i))
-    changed = [i for i in order if differences[i]][:_FLIPS_SHOWN]
+    order = sorted(range(len(pairs)), key=lambda n: (-abs(differences[n]), n))
+    changed = [(*pairs[n], differences[n]) for n in order if differences[n]][:_FLIPS_SHOWN]
     return [
         {
             "row": i,
+            "row_b": j,
             "id": a[i].get("id"),
             "problem": a[i]["problem"],
             "answer": a[i].get("answer", ""),
-            "difference": differences[i],
+            "difference": difference,
             "a": _telling(a[i]),
-            "b": _telling(b[i]),
+            "b": _telling(b[j]),
         }
-        for i in changed
+        for i, j, difference in changed
+    ]
+
+
+def unlike(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence for each set that was measured otherwise in b than in a."""
+    return [
+        f"{name}: beside the policy, "
+        + ", ".join(f"{key} differs ({x} in a, {y} in b)" for key, (x, y) in told.items())
+        for name, entry in found.items()
+        if (told := entry.get("unlike"))
     ]
 
 

@@ -4,10 +4,11 @@ Nothing heavy is imported before a verb needs it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
@@ -60,8 +61,8 @@ class Eval:
     """for files and hub ids: problem=question,answer=final"""
     config: str | None = None
     """for hub ids: configuration"""
-    split: str = "test"
-    """for hub ids: split"""
+    split: str | None = None
+    """for hub ids: split (default: test)"""
     server: str | None = None
     """URL of an OpenAI-compatible server that has the model"""
     trained_on: str | None = None
@@ -83,20 +84,29 @@ class Eval:
             self.temperature, samples=self.samples, max_tokens=self.max_tokens, limit=self.limit
         )
         target = writable(self.out) if self.out is not None else None
+        if target is not None and target.suffix in (".html", ".jsonl"):
+            raise UserError(f"--out {target}: the result is JSON, its page and rows go beside it")
         data_folder(self.data_dir)
         result = self._replayed(self.replay) if self.replay is not None else self._evaluated()
         if target is not None:
+            from rl_reasoner.evaluate import beside
             from rl_reasoner.report import write_evaluation
 
             result.save(target)
-            write_evaluation([target], target.with_suffix(".html"))
+            write_evaluation([target], beside(target, ".html"))
         emit(self.json, result.to_json(), result.table())
+        _check_judged(result)
 
     def _replayed(self, file: Path) -> "EvalResult":
         from rl_reasoner.evaluate import EvalResult, replay
 
-        if self.policy is not None or self.sets is not None:
-            raise UserError("--replay judges what was saved: POLICY and --sets are not for it")
+        usable = ("replay", "reward", "reward_options", "data_dir", "out", "quiet", "json")
+        given = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
+        if other := [name for name in given if name not in usable]:
+            flags = [
+                "POLICY" if name == "policy" else f"--{name.replace('_', '-')}" for name in other
+            ]
+            raise UserError(f"--replay judges what was saved: {', '.join(flags)} is not for it")
         options = options_of("--reward-options", self.reward_options)
         return replay(EvalResult.load(file), self.reward, options or None)
 
@@ -134,22 +144,25 @@ class Eval:
 
     def _set(self, name: str) -> "str | FileData":
         from rl_reasoner.recipe import FileData
-        from rl_reasoner.sets import CARDS
+        from rl_reasoner.sets import set_data
 
         columns = options_of("--columns", self.columns)
-        if name in CARDS or not (columns or self.config or self.split != "test"):
+        given = {"columns": columns, "config": self.config, "split": self.split}
+        said = {key: value for key, value in given.items() if value}
+        if not said:
             return name
-        return FileData(path=name, config=self.config, split=self.split, columns=columns)
+        return FileData.model_validate({**set_data(name).model_dump(), **said})
 
     def _training_rows(self, policy: str) -> list[dict[str, Any]] | None:
         """The rows that the policy was trained on, where overlaps are asked for."""
-        from rl_reasoner.prompts import load_rows
+        from rl_reasoner.prompts import load_problems, load_rows
         from rl_reasoner.recipe import FileData
 
         if self.trained_on is not None:
+            columns = options_of("--columns", self.columns)
             names = [name.strip() for name in self.trained_on.split(",")]
-            files = [FileData(path=name, on_bad_row="skip") for name in names]
-            return [row for data in files for row in load_rows(data)]
+            files = [FileData(path=name, columns=columns) for name in names]
+            return [row for data in files for row in load_problems(data)]
         if not self.decontaminated:
             return None
         recipe = Path(policy) / "recipe.yaml"
@@ -174,6 +187,17 @@ def _cache() -> Path:
     from rl_reasoner.policy import cache_folder
 
     return cache_folder() / "samples"
+
+
+def _check_judged(result: "EvalResult") -> None:
+    """Raise `RewardsFailed` where the reward failed on all completions of a set."""
+    for name, figures in result.sets.items():
+        if figures.get("faults") == 1.0:
+            from rl_reasoner.isolation import RewardsFailed
+
+            row = next(iter(result.rows.get(name, [])), {})
+            first = next(iter(row.get("reasons", [])), "")
+            raise RewardsFailed(f"{name}: the reward failed on every completion: {first}")
 
 
 class _shown:
@@ -215,9 +239,12 @@ class Compare:
 
     def run(self) -> None:
         """Print the differences b - a."""
+        from rl_reasoner.comparison import unlike
         from rl_reasoner.evaluate import EvalResult, compare
 
         target = writable(self.out) if self.out is not None else None
+        if target is not None and target.resolve() in (self.a.resolve(), self.b.resolve()):
+            raise UserError(f"--out {target} is one of the results: the page (HTML) goes elsewhere")
         found = compare(EvalResult.load(self.a), EvalResult.load(self.b))
         if target is not None:
             from rl_reasoner.report import write_evaluation
@@ -225,6 +252,8 @@ class Compare:
             write_evaluation([self.a, self.b], target)
         emit(self.json, found, _compared(found))
         if not self.json:
+            for told in unlike(found):
+                err.print(f"[yellow]{escape(told)}[/yellow]", soft_wrap=True)
             for name, entry in found.items():
                 _print_flips(name, entry["flips"])
 

@@ -21,7 +21,7 @@ from rl_reasoner.recipe import Asked, Evals, FileData
 from rl_reasoner.reward import load_reward
 from rl_reasoner.runs import write_text
 from rl_reasoner.sample_cache import SampleCache
-from rl_reasoner.scoring import Judge
+from rl_reasoner.scoring import Judge, malformed
 from rl_reasoner.servers import Server
 from rl_reasoner.sets import set_data
 
@@ -66,9 +66,9 @@ class EvalResult:
     def save(self, path: Path | str) -> Path:
         """Write the result to `path`, and every row to the file of the same name `.rows.jsonl`."""
         path = Path(path)
-        rows = [{"set": name, **row} for name, rows in self.rows.items() for row in rows]
+        rows = [{**row, "set": name} for name, rows in self.rows.items() for row in rows]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_text(path.with_suffix(".rows.jsonl"), text)
+        write_text(beside(path, ".rows.jsonl"), text)
         write_text(path, json.dumps(self.to_json(), indent=1, ensure_ascii=False))
         return path
 
@@ -81,13 +81,27 @@ class EvalResult:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             result = cls(**{**data, "rows": {}})
-            every = path.with_suffix(".rows.jsonl")
-            if every.is_file():
-                for row in read_rows(str(every)):
-                    result.rows.setdefault(row.pop("set"), []).append(row)
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"{path} is no evaluation result: {error}") from error
+            result.table()
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{path} is no evaluation result: {error!r}") from error
+        every = beside(path, ".rows.jsonl")
+        if every.is_file():
+            result._read(every)
         return result
+
+    def _read(self, every: Path) -> None:
+        """Take the saved rows; raises `UserError` where they are not those of the figures."""
+        for number, row in enumerate(read_rows(str(every)), 1):
+            name = row.pop("set", None)
+            if name not in self.sets:
+                raise UserError(f"{every}, line {number}: the result has no set {name!r}")
+            if wrong := malformed(row):
+                raise UserError(f"{every}, line {number}: no row of a result: {wrong}")
+            self.rows.setdefault(name, []).append(row)
+        for name, rows in self.rows.items():
+            count = self.sets[name]["problems"]
+            if len(rows) != count:
+                raise UserError(f"{every} has {len(rows)} rows of {name}, the result {count}")
 
     def table(self) -> str:
         """The figures as a text table: one line a set, and one for each estimate at several k."""
@@ -95,7 +109,9 @@ class EvalResult:
             f"{'set':32} {'problems':>8} {'samples':>7} {'accuracy':>8}  {'95% interval':16}"
             f" {'cut off':>7} {'no answer':>9} {'abstained':>9}"
         ]
+        notes = []
         for name, s in self.sets.items():
+            notes += _notes(name, s)
             shares = [s.get(key) for key in ("truncated", "no_answer", "abstained")]
             texts = ["–" if share is None else f"{share:.1%}" for share in shares]
             lines.append(
@@ -107,7 +123,30 @@ class EvalResult:
                     interval = s.get(f"{kind}_interval", {}).get(k)
                     shown = "" if k == "1" else f"{f'  {title}@{k}':49} {value:8.1%}"
                     lines += [f"{shown}  {_span(interval) if interval else ''}"] if shown else []
-        return "\n".join(lines)
+        return "\n".join([*lines, *notes])
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """The file that belongs to the result `path`: its name without `.json`, and `suffix`."""
+    return path.with_name(path.name.removesuffix(".json") + suffix)
+
+
+def _notes(name: str, s: Mapping[str, Any]) -> list[str]:
+    """What a reader must know of a set's figures before believing them."""
+    found = []
+    if s.get("faults"):
+        found.append(
+            f"{name}: the reward failed on {s['faults']:.1%} of the completions, which count as "
+            "not right; the reasons are in the rows (--out)"
+        )
+    if counts := s.get("contamination"):
+        bad, of = counts["contaminated"], counts["rows"]
+        rest = "none is left for @clean" if bad == of else f"{name}@clean has the rest"
+        found.append(
+            f"{name}: {bad:,} of {of:,} problems are in the training data"
+            + (f"; {rest}" if bad else "")
+        )
+    return found
 
 
 def _span(interval: Sequence[float]) -> str:
@@ -120,10 +159,35 @@ def compare(a: EvalResult, b: EvalResult) -> dict[str, dict[str, Any]]:
     A set's entry: `problems`, `difference` (b - a), its 95% `interval`, `test` (McNemar's exact one
     for one completion a problem, else a paired bootstrap), `p`, `p_holm` (adjusted for the number
     of sets), `detectable` (the least true difference that this many problems would show 4 times
-    in 5), `flips` (rows whose verdict changed, with reasons). Raises `UserError` when no set is in
-    both, or a common set has other problems in the one than in the other.
+    in 5), `flips` (rows whose verdict changed, with reasons), `unlike` (what else the two differ
+    in: name -> their values). Rows that were found in the training data of either are left out
+    under `SET@clean`. Raises `UserError` when no set is in both, or a common set has other problems
+    or answers in the one than in the other.
     """
-    return compare_rows(a.rows, b.rows)
+    for result in (a, b):
+        if result.sets and not result.rows:
+            raise UserError(f"{result.policy}: the result has no rows: is .rows.jsonl beside it?")
+    found = compare_rows(a.rows, b.rows)
+    for name, entry in found.items():
+        entry["unlike"] = _unlike(name.removesuffix("@clean"), a, b)
+    return found
+
+
+def _unlike(name: str, a: EvalResult, b: EvalResult) -> dict[str, list[Any]]:
+    """What two results on a set differ in, beside the policy: a difference may be due to it."""
+    told = []
+    for result in (a, b):
+        own, settings = result.sets.get(name, {}), result.settings
+        asked = {k: v for k, v in settings.get("asked", {}).get(name, {}).items() if v is not None}
+        said = {**{key: settings.get(key) for key in ("max_tokens", "template")}, **asked}
+        said |= {key: own.get(key) for key in ("temperature", "samples", "reward")}
+        said["reward_options"] = settings.get("reward_options")
+        kept = result.manifest
+        said["verifier"] = kept.get("replayed_with_verifier") or kept.get("verifier")
+        told.append(said)
+    names = dict.fromkeys(key for said in told for key in said)
+    both = {key: [said.get(key) for said in told] for key in names}
+    return {key: values for key, values in both.items() if values[0] != values[1]}
 
 
 # ---------------------------------------------------------------------------------- sampling
@@ -157,7 +221,7 @@ def evaluate(
     drawn (see `sample_cache`). `trained_on` are rows that the policy was trained on: overlaps are
     counted and the rest reported as `@clean`. Raises `UserError`.
     """
-    _check(samples, modes or ())
+    _check(samples, modes or (), temperature)
     check_judge(reward, reward_options)
     from rl_reasoner.policy import open_policy
 
@@ -193,9 +257,11 @@ def check_judge(reward: str | None, options: Mapping[str, Any] | None) -> None:
         raise UserError("options of a reward are given, but not the reward they are for")
 
 
-def _check(samples: int, modes: Sequence[Mode]) -> None:
+def _check(samples: int, modes: Sequence[Mode], temperature: float | None) -> None:
     if samples < 1:
         raise UserError(f"samples is {samples}; it must be at least 1")
+    if samples > 1 and temperature == 0:
+        raise UserError(f"at temperature 0 all {samples} samples would be one: ask for 1")
     for mode in modes:
         if mode not in _FORCES:
             raise unknown("mode", mode, _FORCES)
@@ -343,18 +409,22 @@ def replay(
     """
     from rl_reasoner.manifest import verifier_version
 
-    whole = all("tokens" in row for rows in saved.rows.values() for row in rows)
-    if not saved.rows or not whole:
+    if not saved.rows:
         raise UserError("the result has no rows that can be judged: is its .rows.jsonl beside it?")
+    check_judge(reward, reward_options)
     options = reward_options if reward is not None else saved.settings.get("reward_options")
     made = EvalResult(saved.policy, saved.name, dict(saved.settings))
     made.manifest = {**saved.manifest, "replayed_with_verifier": verifier_version()}
+    if reward is not None:
+        made.settings = {**saved.settings, "reward": reward, "reward_options": dict(options or {})}
+        of_sets = saved.manifest.get("sets", {}).items()
+        made.manifest["sets"] = {name: {**facts, "reward": reward} for name, facts in of_sets}
     for label, rows in saved.rows.items():
         before = saved.sets[label]
         by_rows = saved.settings.get("reward") == "by the rows"
         judge = Judge(rows, reward or (None if by_rows else before.get("reward")), options)
         made.rows[label] = judge.judged_again(rows)
-        same = {"temperature": before["temperature"], "reward": judge.name}
+        same = {"temperature": before.get("temperature"), "reward": judge.name}
         made.sets[label] = {**figures_of(made.rows[label]), **same}
         if "contamination" in before:
             made.sets[label]["contamination"] = before["contamination"]

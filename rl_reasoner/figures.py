@@ -3,8 +3,9 @@
 A scored row is a dict with `problem`, `answer`, and a list with one value a sample for each of
 `completions`, `scores`, `reasons`, `outcomes` ("score", "abstain", "fault"), `tokens`, `truncated`;
 where answers were sorted into classes of equal ones, also `classes` (0: right, above: wrong, -1: no
-answer). A completion is right when its score is 1.0; what abstained or failed is not right, and is
-counted. Pure; the statistics are `intervals`'.
+answer). `tokens` are None where a server does not tell them. A completion is right when its score
+is 1.0; what abstained or failed is not right, and is counted. Pure; the statistics are
+`intervals`'.
 """
 
 import math
@@ -17,6 +18,7 @@ from statistics import median
 from typing import Any
 
 from rl_reasoner.intervals import (
+    Interval,
     bootstrap,
     clustered,
     majority_at_k,
@@ -40,6 +42,11 @@ def share(row: Row) -> float:
     return right / len(row["scores"])
 
 
+def problems(rows: Sequence[Row]) -> list[str]:
+    """Which problem each row is of: some sets have one several times."""
+    return [str(row["problem"]) for row in rows]
+
+
 def figures_of(rows: Sequence[Row]) -> dict[str, Any]:
     """All figures of a set, as JSON values. `rows` have the same number of samples each."""
     samples = len(rows[0]["scores"])
@@ -54,14 +61,21 @@ def figures_of(rows: Sequence[Row]) -> dict[str, Any]:
 def _accuracy(rows: Sequence[Row]) -> dict[str, Any]:
     shares = [share(row) for row in rows]
     samples, n = len(rows[0]["scores"]), len(rows)
-    interval = wilson(sum(shares), n) if samples == 1 else clustered(shares)
+    groups = problems(rows)
     found: dict[str, Any] = {
         "problems": n,
         "samples": samples,
         "accuracy": math.fsum(shares) / n,
-        "interval": [*interval],
+        "interval": [*_interval(shares, groups)],
     }
-    return found | ({"standard_error": standard_error(shares)} if samples > 1 else {})
+    return found | ({"standard_error": standard_error(shares, groups)} if samples > 1 else {})
+
+
+def _interval(shares: Sequence[float], groups: Sequence[str]) -> Interval:
+    """Wilson's of right and wrong ones that are independent, else the clustered one."""
+    if set(shares) <= {0.0, 1.0} and len(set(groups)) == len(groups):
+        return wilson(sum(shares), len(shares))
+    return clustered(shares, groups)
 
 
 def _shares(rows: Sequence[Row]) -> dict[str, Any]:
@@ -91,17 +105,19 @@ def repeats(text: str) -> bool:
 
 
 def _lengths(rows: Sequence[Row]) -> dict[str, Any]:
-    """Lengths in tokens, and how often completions of a length are right."""
+    """Lengths in tokens, and how often completions of a length are right; {} where not known."""
     marks = sorted(
-        (tokens, score == 1.0)
+        (tokens, float(score == 1.0), str(row["problem"]))
         for row in rows
         for tokens, score in zip(row["tokens"], row["scores"], strict=True)
+        if tokens is not None
     )
-    tokens = [length for length, _ in marks]
+    if not marks:
+        return {}
+    tokens = [length for length, _, _ in marks]
     n = len(tokens)
     cuts = [tokens[n * part // _BINS] for part in range(1, _BINS)]  # equal lengths together
     edges = sorted({0, n, *(bisect_left(tokens, cut) for cut in cuts)})
-    bins = [marks[i:j] for i, j in pairwise(edges)]
     return {
         "mean_length": sum(tokens) / n,
         "length": {
@@ -109,34 +125,40 @@ def _lengths(rows: Sequence[Row]) -> dict[str, Any]:
             "p95": tokens[min(n - 1, math.ceil(0.95 * n) - 1)],
             "longest": tokens[-1],
         },
-        "by_length": [
-            {
-                "tokens": [some[0][0], some[-1][0]],
-                "completions": len(some),
-                "accuracy": sum(right for _, right in some) / len(some),
-                "interval": [*wilson(sum(right for _, right in some), len(some))],
-            }
-            for some in bins
-        ],
+        "by_length": [_bin(marks[i:j]) for i, j in pairwise(edges)],
+    }
+
+
+def _bin(marks: Sequence[tuple[int, float, str]]) -> dict[str, Any]:
+    """Completions of about one length: (tokens, right, problem) each."""
+    lengths, right, groups = zip(*marks, strict=True)
+    return {
+        "tokens": [lengths[0], lengths[-1]],
+        "completions": len(marks),
+        "accuracy": sum(right) / len(marks),
+        "interval": [*_interval(right, groups)],
     }
 
 
 def _at_k(rows: Sequence[Row], samples: int) -> dict[str, Any]:
     """pass@k and, where answers were sorted into classes, maj@k, with bootstrap intervals."""
-    ks = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k <= samples]
+    ks = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k < samples] + [samples]
     right = [round(share(row) * samples) for row in rows]
     passes = {k: [pass_at_k(samples, count, k) for count in right] for k in ks}
-    found = _curve("pass_at", passes)
+    found = _curve("pass_at", passes, problems(rows))
     if all("classes" in row for row in rows):
         votes = {k: [_majority(row["classes"], k) for row in rows] for k in ks}
-        found |= _curve("maj_at", votes)
+        found |= _curve("maj_at", votes, problems(rows))
     return found
 
 
-def _curve(name: str, values: Mapping[int, Sequence[float]]) -> dict[str, Any]:
+def _curve(
+    name: str, values: Mapping[int, Sequence[float]], groups: Sequence[str]
+) -> dict[str, Any]:
+    intervals = {str(k): [*bootstrap(each, groups=groups)] for k, each in values.items()}
     return {
         name: {str(k): math.fsum(each) / len(each) for k, each in values.items()},
-        f"{name}_interval": {str(k): [*bootstrap(each)] for k, each in values.items()},
+        f"{name}_interval": intervals,
     }
 
 

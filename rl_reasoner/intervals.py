@@ -1,22 +1,26 @@
 """The statistics of evaluations: pure functions from counts and shares to figures with intervals.
 
-Problems are the independent units everywhere: samples of one problem are a cluster. Exact sums are
-whole numbers divided once. What is drawn (the bootstrap) is drawn from a seed. Knows nothing of
-policies, sets or files.
+Problems are the independent units everywhere: samples of one problem are a cluster. A value is one
+problem's; where `groups` says that several are of one problem, these are one cluster. Exact sums
+are whole numbers divided once. What is drawn (bootstrap, sign flips) is drawn from a seed. Knows
+nothing of policies, sets or files.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from itertools import product
 
 import numpy as np
 
 Interval = tuple[float, float]
+Groups = Sequence[Hashable] | None  # the problem that each value is of; None: all are different
 Z = 1.959963984540054  # the 97.5% point of the normal distribution
 _Z80 = 0.8416212335729143  # the 80% point: the power of `detectable`
 _REPEATS = 10_000  # resamples of a bootstrap
+_ENUMERATED = 12  # pairs that differ, up to which all ways to flip their signs are counted
 
 
-def wilson(right: float, n: int) -> Interval:
+def wilson(right: float, n: float) -> Interval:
     """Wilson's 95% score interval for `right` successes in `n` trials (Wilson 1927)."""
     if n == 0:
         return 0.0, 1.0
@@ -26,31 +30,42 @@ def wilson(right: float, n: int) -> Interval:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def standard_error(shares: Sequence[float]) -> float:
-    """Standard error of the mean of per-problem shares: sd / sqrt(problems).
+def _clusters(values: Sequence[float], groups: Groups) -> list[tuple[float, int]]:
+    """Sum and size of each cluster."""
+    if groups is None:
+        return [(value, 1) for value in values]
+    found: dict[Hashable, tuple[float, int]] = {}
+    for value, group in zip(values, groups, strict=True):
+        total, size = found.get(group, (0.0, 0))
+        found[group] = total + value, size + 1
+    return [*found.values()]
 
-    With as many samples for each problem this is the cluster-robust error of the mean over all
-    samples (CR1, Cameron and Miller 2015).
+
+def standard_error(values: Sequence[float], groups: Groups = None) -> float:
+    """Cluster-robust standard error of the mean (CR1, Cameron and Miller 2015).
+
+    Without `groups`, sd / sqrt(problems): with as many samples for each problem, shares of right
+    ones have the error of the mean over all samples.
     """
-    n = len(shares)
-    if n < 2:
+    clusters = _clusters(values, groups)
+    if len(clusters) < 2:
         return 0.0
-    mean = math.fsum(shares) / n
-    return math.sqrt(math.fsum((share - mean) ** 2 for share in shares) / (n - 1) / n)
+    mean, count = math.fsum(values) / len(values), len(clusters)
+    rest = math.fsum((total - mean * size) ** 2 for total, size in clusters)
+    return math.sqrt(rest * count / (count - 1)) / len(values)
 
 
-def clustered(shares: Sequence[float]) -> Interval:
-    """95% interval of the mean of per-problem shares, problems being the independent units.
+def clustered(shares: Sequence[float], groups: Groups = None) -> Interval:
+    """95% interval of the mean of shares (0 to 1), problems being the independent units.
 
-    Normal, with `standard_error`; where all shares are equal there is no spread to go by, and
-    Wilson's interval over the problems is given.
+    Wilson's for as many independent trials as have the same `standard_error` (the effective sample
+    size, Korn and Graubard 1998): the normal interval misses too often for few or hard problems.
+    Where all are equal there is no spread to go by: one trial a problem.
     """
-    n = len(shares)
-    mean = math.fsum(shares) / n if n else 0.0
-    half = Z * standard_error(shares)
-    if half == 0.0:
-        return wilson(mean * n, n)
-    return max(0.0, mean - half), min(1.0, mean + half)
+    mean = math.fsum(shares) / len(shares) if shares else 0.0
+    error = standard_error(shares, groups)
+    trials = mean * (1 - mean) / error**2 if error else len(_clusters(shares, groups))
+    return wilson(mean * trials, trials)
 
 
 def pass_at_k(n: int, right: int, k: int) -> float:
@@ -94,30 +109,40 @@ def _ways(others: Sequence[int], silent: int, size: int, most: int) -> Mapping[i
     return {ties: ways for (taken, ties), ways in counts.items() if taken == size}
 
 
-def bootstrap(values: Sequence[float], seed: int = 0, repeats: int = _REPEATS) -> Interval:
-    """95% percentile interval of the mean over problems, by resampling problems (Efron 1979).
+def bootstrap(
+    values: Sequence[float], seed: int = 0, repeats: int = _REPEATS, groups: Groups = None
+) -> Interval:
+    """95% percentile interval of the mean, by resampling problems (Efron 1979).
 
     Where all values are equal nothing can be resampled: Wilson's interval for shares of 0 to 1.
     """
-    if not values or min(values) == max(values):
-        return wilson(math.fsum(values), len(values))
-    low, high = np.quantile(_resampled(values, seed, repeats), [0.025, 0.975])
+    clusters = _clusters(values, groups)
+    if not values or min(values) == max(values) or len(clusters) == 1:
+        return wilson(math.fsum(values) / max(1, len(values)) * len(clusters), len(clusters))
+    distinct, counts = np.unique(np.asarray(clusters), axis=0, return_counts=True)
+    shares = counts / len(clusters)  # how often each distinct one is drawn is multinomial
+    drawn = np.random.default_rng(seed).multinomial(len(clusters), shares, size=repeats)
+    low, high = np.quantile((drawn @ distinct[:, 0]) / (drawn @ distinct[:, 1]), [0.025, 0.975])
     return float(low), float(high)
 
 
-def bootstrap_p(differences: Sequence[float], seed: int = 0, repeats: int = _REPEATS) -> float:
-    """Two-sided p-value of "the mean difference is 0", by resampling the centred differences."""
-    mean = math.fsum(differences) / len(differences)
-    moved = np.abs(_resampled([d - mean for d in differences], seed, repeats))
-    return (1 + int((moved >= abs(mean) - 1e-12).sum())) / (repeats + 1)
+def sign_flips(
+    differences: Sequence[float], seed: int = 0, repeats: int = _REPEATS, groups: Groups = None
+) -> float:
+    """Two-sided p-value of "neither is better": each problem's difference had either sign alike.
 
-
-def _resampled(values: Sequence[float], seed: int, repeats: int) -> np.ndarray:
-    """(repeats,) means of resamples: how often each distinct value is drawn is multinomial."""
-    distinct, counts = np.unique(np.asarray(values, dtype=float), return_counts=True)
-    drawn = np.random.default_rng(seed).multinomial(len(values), counts / len(values), size=repeats)
-    means: np.ndarray = drawn @ distinct / len(values)
-    return means
+    Fisher's randomisation test of pairs, of which McNemar's is the case of single completions. All
+    ways are counted where few problems differ, else `repeats` are drawn.
+    """
+    sums = [abs(total) for total, _ in _clusters(differences, groups) if total]
+    seen = abs(math.fsum(differences)) - 1e-9
+    if len(sums) <= _ENUMERATED:
+        ways = np.array([*product((-1.0, 1.0), repeat=len(sums))])
+        return float(np.mean(np.abs(ways @ np.array(sums)) >= seen))
+    distinct, counts = np.unique(np.asarray(sums), return_counts=True)
+    heads = np.random.default_rng(seed).binomial(counts, 0.5, size=(repeats, len(counts)))
+    moved = np.abs((2 * heads - counts) @ distinct)
+    return (1 + int((moved >= seen).sum())) / (repeats + 1)
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
@@ -127,31 +152,32 @@ def mcnemar(only_a: int, only_b: int) -> float:
     return min(1.0, 2 * tail)
 
 
-def paired(differences: Sequence[float], seed: int = 0) -> Interval:
+def paired(differences: Sequence[float], seed: int = 0, groups: Groups = None) -> Interval:
     """95% interval of the mean of paired differences: normal for -1, 0 and 1, else by bootstrap.
 
     Where all differences are equal there is no spread to go by: as far to both sides as Wilson's
     interval for none of so many.
     """
-    n, mean = len(differences), math.fsum(differences) / len(differences)
-    if min(differences) == max(differences):
-        half = wilson(0, n)[1]
+    mean, clusters = math.fsum(differences) / len(differences), len(_clusters(differences, groups))
+    if min(differences) == max(differences) or clusters == 1:
+        half = wilson(0, clusters)[1]
     elif set(differences) <= {-1.0, 0.0, 1.0}:
-        half = Z * standard_error(differences)
+        half = Z * standard_error(differences, groups)
     else:
-        return bootstrap(differences, seed)
+        return bootstrap(differences, seed, groups=groups)
     return max(-1.0, mean - half), min(1.0, mean + half)
 
 
-def detectable(differences: Sequence[float]) -> float:
+def detectable(differences: Sequence[float], groups: Groups = None) -> float:
     """The least true difference that a paired test of this many problems finds 4 times in 5.
 
     (z_0.975 + z_0.8) standard errors of the paired differences: level 5%, power 80%. Where all are
     equal, so many pairs may differ as Wilson's interval for none allows.
     """
-    error = standard_error(differences)
+    error = standard_error(differences, groups)
     if error == 0.0:
-        error = math.sqrt(wilson(0, len(differences))[1] / len(differences))
+        clusters = len(_clusters(differences, groups))
+        error = math.sqrt(wilson(0, clusters)[1] / clusters)
     return min(1.0, (Z + _Z80) * error)
 
 

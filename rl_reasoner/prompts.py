@@ -32,6 +32,7 @@ from rl_reasoner.worded import worded
 _INSTEAD = ("tests", "instructions")  # what rows may be judged by instead of an answer
 _SHOWN = 10  # bad rows named in a message; the others are counted
 _FORMS = (".jsonl", ".json", ".csv", ".parquet")  # of data files
+_GZIP = b"\x1f\x8b"
 _log = logging.getLogger(__name__)
 Row = dict[str, Any]
 Prompt = str | list[dict[str, str]]
@@ -112,6 +113,20 @@ def load_rows(data: AnyData) -> list[Row]:
     return [row | kept for row in rows] if kept else rows
 
 
+def load_problems(data: FileData) -> list[Row]:
+    """The rows of a file that have a `problem`, whatever else they lack: to look for overlaps.
+
+    `columns` may name what only other files have. Raises `UserError` where no row has a problem.
+    """
+    rows = read_rows(data.path, data.config, data.split)
+    named = [{k: v for k, v in data.columns.items() if v in row} for row in rows]
+    renamed = (_renamed(row, columns) for row, columns in zip(rows, named, strict=True))
+    found = [row for row in renamed if isinstance(row.get("problem"), str)]
+    if not found:
+        raise UserError(f"{data.path}: no row has a problem. It has: {', '.join(rows[0])}.")
+    return found
+
+
 def _mixed(data: MixData) -> list[Row]:
     """The rows of all sources, in the parts that their shares say: as many as there are in all."""
     parts = [load_rows(source) for source in data.mix]
@@ -137,7 +152,7 @@ def _file_rows(data: FileData) -> list[Row]:
     if problems[_SHOWN:]:
         shown.append(f"and {len(problems) - _SHOWN} more")
     if problems and data.on_bad_row == "stop":
-        raise UserError(*shown, "mend the rows, or set on_bad_row to 'skip'")
+        raise UserError(*shown, "mend the rows, or (in a recipe) set on_bad_row to 'skip'")
     if not good:
         raise UserError(*shown, f"{data.path}: no good row is left")
     if problems:
@@ -200,6 +215,9 @@ def lint(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
             "" if row[name] is None else str(row[name]) for name in ("problem", judged_by)
         )
         answer = answer.strip()
+        if _broken(problem + answer):
+            problems.append(f"{source}, row {number}: half of a surrogate pair is no text")
+            continue
         if not answer or not problem.strip():
             empty = "problem" if answer else "answer"
             problems.append(f"{source}, row {number}: the {empty} is empty")
@@ -222,6 +240,15 @@ def lint(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
         else:
             good.append({**row, "problem": problem, "answer": answer})
     return good, problems
+
+
+def _broken(text: str) -> bool:
+    """Whether a text cannot be written: JSON may hold halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _check_columns(rows: Sequence[Row], data: FileData) -> None:
@@ -290,6 +317,8 @@ def _json_lines(path: Path) -> Iterator[Row]:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
+                if line.startswith(_GZIP):
+                    raise UserError(f"{path} is compressed: gunzip it first") from error
                 raise UserError(f"{path}, line {number}: not JSON: {error}") from error
             if not isinstance(row, dict):
                 raise UserError(f"{path}, line {number}: expected a JSON object, got {row!r:.40}")

@@ -22,6 +22,7 @@ from rl_reasoner.tasks import TASKS
 _KEPT = ("id", "problem", "answer", "task", "level", "subject", "entry_point", "overlap")
 _CLASS_TIMEOUT_S = 1.0  # of sympy's opinion whether two wrong answers are one
 _SAMPLED = ("completions", "tokens", "truncated")
+_JUDGED = ("scores", "reasons", "outcomes", "classes")
 
 
 def judge_of(row: Row) -> tuple[str, Mapping[str, Any]]:
@@ -56,7 +57,8 @@ class _Bench:
         pairs = [(rows[i], sampled[i]) for i in self.places]
         spread = [row for row, own in pairs for _ in own["completions"]]
         texts = [text for _, own in pairs for text in own["completions"]]
-        names = dict.fromkeys(name for row in spread for name in row)
+        of_result = {*_SAMPLED, *_JUDGED}  # columns of rows that are judged again
+        names = dict.fromkeys(name for row in spread for name in row if name not in of_result)
         columns = {name: [row.get(name) for row in spread] for name in names}
         columns["prompts"] = columns["problem"]
         return map(described, score_batch(self.function, texts, columns))
@@ -64,7 +66,8 @@ class _Bench:
     def kept(self, row: Row) -> Row:
         """What of a row goes into the result: what names it, and what its reward reads."""
         if self.columns is None:
-            return {"answer": "", **row}
+            own = {name: value for name, value in row.items() if name not in _JUDGED}
+            return {"answer": "", **own}
         wanted = (*_KEPT, *self.columns)
         return {"answer": "", **{name: row[name] for name in wanted if name in row}}
 
@@ -125,30 +128,47 @@ class Judge:
 def classes(completions: Sequence[str], scores: Sequence[float | None]) -> list[int]:
     """Which completions have equal answers: 0 the right ones, 1, 2 … wrong ones, -1 no answer.
 
-    Wrong answers are equal where the verifier says so, whatever their spelling; a completion joins
-    the first class whose first answer its own equals.
+    Wrong answers are equal where the verifier says so, whatever their spelling, and where both
+    equal a third one ("5 cm", "5" and "5 m"): so classes do not depend on the samples' order.
     """
-    firsts: list[str] = []
+    answers = []
+    for text, score in zip(completions, scores, strict=True):
+        wrong = score is not None and score != 1.0
+        answers.append(next(iter(answer_of(text).texts), None) if wrong else None)
+    root = _equal({answer for answer in answers if answer is not None})
     numbers: dict[str, int] = {}
     found = []
-    for text, score in zip(completions, scores, strict=True):
-        if score == 1.0:
-            found.append(0)
-            continue
-        answers = answer_of(text).texts if score is not None else ()
-        if not answers:
-            found.append(-1)
-            continue
-        if answers[0] not in numbers:
-            numbers[answers[0]] = _class_of(answers[0], firsts)
-        found.append(1 + numbers[answers[0]])
+    for answer, score in zip(answers, scores, strict=True):
+        if answer is None:
+            found.append(0 if score == 1.0 else -1)
+        else:
+            found.append(numbers.setdefault(root[answer], len(numbers) + 1))
     return found
 
 
-def _class_of(answer: str, firsts: list[str]) -> int:
-    for number, first in enumerate(firsts):
+def _equal(answers: set[str]) -> dict[str, str]:
+    """Each answer's class, by one of its answers: the connected parts of "is equal to"."""
+    root: dict[str, str] = {}
+    for answer in sorted(answers):
+        root[answer] = answer
         boxed = f"\\boxed{{{answer}}}"
-        if verify(boxed, first, timeout_s=_CLASS_TIMEOUT_S).value == 1.0:
-            return number
-    firsts.append(answer)
-    return len(firsts) - 1
+        for other in list(root):
+            mine, its = root[answer], root[other]
+            if mine != its and verify(boxed, other, timeout_s=_CLASS_TIMEOUT_S).value == 1.0:
+                root |= {name: its for name, own in root.items() if own == mine}
+    return root
+
+
+def malformed(row: Row) -> str:
+    """What is wrong with a saved scored row; an empty text for a good one."""
+    lists = {name: row.get(name) for name in (*_SAMPLED, *_JUDGED[:3])}
+    for name, values in {"problem": row.get("problem"), **lists}.items():
+        if not isinstance(values, str if name == "problem" else list):
+            return f"its {name} are missing" if name in lists else "its problem is missing"
+    lengths = {name: len(values or ()) for name, values in lists.items()}
+    if len({*lengths.values()}) > 1 or not lengths["scores"]:
+        told = ", ".join(f"{count} {name}" for name, count in lengths.items())
+        return f"its lists should be of one length and not empty: {told}"
+    if not all(isinstance(text, str) for text in row["completions"]):
+        return "its completions are not all texts"
+    return ""

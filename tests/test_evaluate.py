@@ -14,6 +14,7 @@ from tiny import reward_file
 from rl_reasoner import EvalResult, Policy, compare, evaluate, open_policy
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluate import Mode
+from rl_reasoner.figures import figures_of
 from rl_reasoner.intervals import Z, mcnemar, wilson
 from rl_reasoner.rollouts import Rollout
 
@@ -156,7 +157,8 @@ def test_saved_in_the_contracts_form_and_read_back(
 def test_texts_of_every_kind_survive_saving(tmp_path: Path) -> None:
     odd = "a\u2028b\x85c\x1cd\r\ne\ud800\x00"
     row = {"problem": odd, "answer": "1", "completions": [odd], "scores": [1.0], "reasons": [odd]}
-    result = EvalResult("p", rows={"s": [row, row]})
+    row |= {"outcomes": ["score"], "tokens": [3], "truncated": [False]}
+    result = EvalResult("p", sets={"s": figures_of([row, row])}, rows={"s": [row, row]})
     assert EvalResult.load(result.save(tmp_path / "e.json")).rows == result.rows
 
 
@@ -248,7 +250,7 @@ def test_several_samples_are_compared_by_shares() -> None:
     a = result_of([[1.0, 0.0], [0.0, None]])
     b = result_of([[1.0, 1.0], [0.0, 1.0]])
     found = compare(a, b)["s"]
-    assert found["difference"] == 0.5 and found["test"] == "paired bootstrap"
+    assert found["difference"] == 0.5 and found["p"] == 0.5
 
 
 def test_what_cannot_be_compared(tmp_path: Path) -> None:

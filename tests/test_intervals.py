@@ -18,7 +18,6 @@ from statsmodels.stats.proportion import proportion_confint
 from rl_reasoner.intervals import (
     Z,
     bootstrap,
-    bootstrap_p,
     clustered,
     detectable,
     holm,
@@ -26,6 +25,7 @@ from rl_reasoner.intervals import (
     mcnemar,
     paired,
     pass_at_k,
+    sign_flips,
     standard_error,
     wilson,
 )
@@ -138,16 +138,69 @@ def test_the_error_is_the_cluster_robust_one(groups: list[list[bool]]) -> None:
 
 
 @given(shares)
-def test_clustered_is_the_normal_interval_over_problems(values: list[float]) -> None:
+def test_clustered_is_wilsons_interval_for_the_effective_number_of_trials(
+    values: list[float],
+) -> None:
     low, high = clustered(values)
     mean = math.fsum(values) / len(values)
     if len(set(values)) == 1:
         assert (low, high) == wilson(mean * len(values), len(values))
         assert low < high, "no spread seen is not certainty"
     else:
-        error = Z * float(stats.sem(values))
-        assert low == pytest.approx(max(0.0, mean - error), abs=1e-12)
-        assert high == pytest.approx(min(1.0, mean + error), abs=1e-12)
+        trials = mean * (1 - mean) / float(stats.sem(values)) ** 2
+        reference = proportion_confint(mean * trials, trials, method="wilson")
+        assert (low, high) == pytest.approx(reference, abs=1e-9)
+
+
+def test_clustered_is_the_normal_interval_where_there_are_many() -> None:
+    values = np.random.default_rng(0).choice([0.0, 0.25, 0.5, 1.0], 50_000).tolist()
+    half = Z * float(stats.sem(values))
+    mean = math.fsum(values) / len(values)
+    assert clustered(values) == pytest.approx((mean - half, mean + half), abs=1e-5)
+
+
+@pytest.mark.parametrize(("problems", "least"), [(30, 0.88), (100, 0.92)])
+def test_clustered_covers_hard_sets_too(problems: int, least: float) -> None:
+    """8 samples of problems that are solved 1 time in 20; a normal interval has 85% at 30."""
+    rng = np.random.default_rng(problems)
+    covered = []
+    for _ in range(1000):
+        shares = rng.binomial(8, rng.beta(0.1, 1.9, problems)) / 8
+        low, high = clustered(shares.tolist())
+        covered.append(low <= 0.05 <= high)
+    assert np.mean(covered) > least
+
+
+@given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=3, max_size=12), st.integers(2, 5))
+def test_problems_that_stand_several_times_are_no_more_problems(
+    values: list[float], copies: int
+) -> None:
+    groups = [*range(len(values))] * copies
+    alone = clustered(values), standard_error(values), bootstrap(values), paired(values)
+    often = values * copies
+    assert (
+        clustered(often, groups),
+        standard_error(often, groups),
+        bootstrap(often, groups=groups),
+        paired(often, groups=groups),
+    ) == (
+        pytest.approx(alone[0], abs=1e-12),
+        pytest.approx(alone[1], abs=1e-12),
+        pytest.approx(alone[2], abs=1e-12),
+        pytest.approx(alone[3], abs=1e-12),
+    )
+    assert sign_flips(often, groups=groups) == sign_flips(values)
+
+
+def test_the_error_of_unequal_clusters_is_statsmodels() -> None:
+    rng = np.random.default_rng(1)
+    groups = rng.integers(0, 9, 60)
+    values = rng.choice([0.0, 0.5, 1.0], 60) * (groups / 9)
+    fitted = OLS(values, np.ones(60)).fit(
+        cov_type="cluster", cov_kwds={"groups": groups, "use_correction": True}
+    )
+    found = standard_error(values.tolist(), groups.tolist())
+    assert found == pytest.approx(float(fitted.bse[0]), abs=1e-12)
 
 
 def test_many_samples_of_few_problems_are_not_many_problems() -> None:
@@ -181,14 +234,34 @@ def test_bootstrap_intervals_cover_as_often_as_they_say(k: int, hard: float) -> 
     assert 0.93 <= covered / rounds <= 0.97
 
 
-def test_a_test_by_bootstrap_errs_as_often_as_it_says() -> None:
+@pytest.mark.parametrize("problems", [3, 5, 20, 80])
+def test_a_test_by_sign_flips_errs_no_more_often_than_it_says(problems: int) -> None:
     rng = np.random.default_rng(0)
-    found = [
-        bootstrap_p(rng.choice([-0.5, 0.0, 0.25, 0.25], 80).tolist(), i, 1000) for i in range(400)
-    ]
-    assert 0.025 <= np.mean(np.array(found) < 0.05) <= 0.085
-    assert bootstrap_p([0.25] * 30 + [0.0] * 10) < 1e-3
-    assert bootstrap_p([0.0] * 10) == 1.0
+    found = []
+    for i in range(400):
+        chances = rng.beta(0.3, 0.7, problems)
+        a, b = (rng.binomial(8, chances) / 8 for _ in "ab")
+        found.append(sign_flips((b - a).tolist(), i, 1000))
+    least = 0.0 if problems < 20 else 0.025
+    assert least <= np.mean(np.array(found) <= 0.05) <= 0.08
+    assert sign_flips([0.25] * 30 + [0.0] * 10) < 1e-3
+    assert sign_flips([0.0] * 10) == 1.0
+    assert sign_flips([0.125]) == 1.0, "one problem proves nothing"
+    assert sign_flips([0.125] * 8) == 2 / 2**8
+
+
+@given(st.lists(st.sampled_from([-0.5, -0.25, 0.0, 0.25, 0.75]), min_size=2, max_size=9))
+def test_sign_flips_are_scipys_permutation_test(differences: list[float]) -> None:
+    reference = stats.permutation_test(
+        (differences,), np.mean, permutation_type="samples", n_resamples=np.inf
+    ).pvalue
+    assert sign_flips(differences) == pytest.approx(float(reference), abs=1e-12)
+
+
+@given(st.integers(0, 40), st.integers(0, 40))
+def test_sign_flips_of_single_completions_are_mcnemars_test(only_a: int, only_b: int) -> None:
+    found = sign_flips([-1.0] * only_a + [1.0] * only_b + [0.0] * 3)
+    assert found == pytest.approx(mcnemar(only_a, only_b), abs=0.02)  # drawn where there are many
 
 
 @settings(max_examples=25)

@@ -1,5 +1,6 @@
 """Rows and prompts: every way in, the lint that names each bad row, and what is made of a row."""
 
+import gzip
 import json
 import logging
 import random
@@ -174,7 +175,7 @@ def test_lint_never_lets_two_answers_of_one_problem_through(
 def test_stop_names_the_rows_and_the_mend(tmp_path: Path) -> None:
     found = refused(write(tmp_path / "a.jsonl", BAD))
     assert len(found) == 6
-    assert found[-1] == "mend the rows, or set on_bad_row to 'skip'"
+    assert found[-1] == "mend the rows, or (in a recipe) set on_bad_row to 'skip'"
 
 
 def test_skip_goes_on_with_the_good_rows_and_says_which_are_left_out(
@@ -380,3 +381,14 @@ def test_drawing_rows_leaves_the_global_random_state_alone() -> None:
     state = random.getstate()
     load_rows(TaskData(task="modular", count=20, noise=0.5, direct=0.5))
     assert random.getstate() == state
+
+
+def test_half_a_character_and_a_compressed_file_are_told(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"problem": "q\\ud83dx", "answer": "1"}\n')
+    with pytest.raises(UserError, match="row 1: half of a surrogate pair"):
+        load_rows(FileData(path=str(bad)))
+    packed = tmp_path / "rows.jsonl"
+    packed.write_bytes(gzip.compress(b'{"problem": "q", "answer": "1"}'))
+    with pytest.raises(UserError, match="is compressed: gunzip it first"):
+        load_rows(FileData(path=str(packed)))

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -169,12 +170,16 @@ def of(*scores: list[float]) -> EvalResult:
                 "completions": ["text"],
                 "scores": [score],
                 "reasons": [f"reason {score}"],
+                "outcomes": ["score"],
+                "tokens": [3],
+                "truncated": [False],
             }
             for i, score in enumerate(some)
         ]
         for n, some in enumerate(scores)
     }
-    return EvalResult("p", rows=rows)
+    figures = {name: {**figures_of(some), "temperature": 0.0} for name, some in rows.items()}
+    return EvalResult("p", sets=figures, rows=rows)
 
 
 def test_flips_have_their_reasons_and_several_sets_are_several_tests() -> None:
@@ -281,3 +286,139 @@ def test_the_cards_of_sets_are_listed(cli: Cli) -> None:
     assert {"gsm8k", "cmath", "modular_test"} <= set(value["sets"])
     assert value["cards"]["gsm8k"]["licence"] == "MIT"
     assert "word problems of primary school" in cli("list", "sets").out
+
+
+# ------------------------------------------------------------------- what could mislead is told
+
+
+def test_names_with_dots_keep_their_own_rows(cli: Cli, tmp_path: Path) -> None:
+    """qwen2.5 and qwen2.7 are two results, whatever follows their last dot."""
+    for name, scores in (("r2.5", [1.0, 0.0]), ("r2.7", [0.0, 0.0])):
+        of(scores).save(tmp_path / name)
+    ended = cli("compare", "r2.5", "r2.7", "--json")
+    assert json.loads(ended.out)["s0"]["only_a"] == 1
+    assert (tmp_path / "r2.5.rows.jsonl").is_file() and (tmp_path / "r2.7.rows.jsonl").is_file()
+
+
+def test_no_result_is_written_over(cli: Cli, tmp_path: Path) -> None:
+    before = of([1.0]).save(tmp_path / "a.json").read_bytes()
+    assert "its page and rows go beside it" in (
+        cli("eval", "--replay", "a.json", "--out", "page.html").err
+    )
+    assert "is one of the results" in cli("compare", "a.json", "a.json", "--out", "a.json").err
+    assert (tmp_path / "a.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        ({"set": "other"}, "line 1: the result has no set 'other'"),
+        ({"completions": ["a", "b"]}, "2 completions, 1 tokens"),
+        ({"completions": "text"}, "its completions are missing"),
+        ({"completions": [7]}, "not all texts"),
+        ({"scores": []}, "of one length"),
+        ({"truncated": None}, "its truncated are missing"),
+        ({"problem": None}, "its problem is missing"),
+    ],
+)
+def test_a_row_that_was_edited_is_told_by_its_line(
+    edit: dict[str, Any], told: str, cli: Cli, tmp_path: Path
+) -> None:
+    of([1.0]).save(tmp_path / "a.json")
+    rows = tmp_path / "a.rows.jsonl"
+    rows.write_text(json.dumps({**json.loads(rows.read_text()), **edit}) + "\n")
+    for given in (["eval", "--replay", "a.json"], ["compare", "a.json", "a.json"]):
+        ended = cli(*given)
+        assert ended.code == 2 and told in ended.err.replace("\n", " "), ended.err
+
+
+def test_rows_that_are_not_those_of_the_figures_are_refused(cli: Cli, tmp_path: Path) -> None:
+    of([1.0, 0.0]).save(tmp_path / "a.json")
+    rows = tmp_path / "a.rows.jsonl"
+    rows.write_text(rows.read_text().splitlines(keepends=True)[0])
+    assert "has 1 rows of s0, the result 2" in cli("compare", "a.json", "a.json").err
+    rows.unlink()
+    assert "is .rows.jsonl beside it?" in cli("compare", "a.json", "a.json").err
+
+
+def test_a_replay_by_a_plain_reward_and_by_the_same_again(cli: Cli, tmp_path: Path) -> None:
+    """A function of trl's kind gets the rows' own columns, and the result says who judged."""
+    of([0.0, 0.0]).save(tmp_path / "a.json")
+    (tmp_path / "mine.py").write_text(
+        "def generous(completions, answer, scores=None, **columns):\n"
+        "    assert scores is None and 'tokens' not in columns\n"
+        "    return [1.0] * len(completions)\n"
+    )
+    ended = cli("eval", "--replay", "a.json", "--reward", "mine.py:generous", "--out", "b.json")
+    assert ended.code == 0, ended.err
+    again = cli("eval", "--replay", "b.json", "--json")
+    found = json.loads(again.out)
+    assert found["sets"]["s0"]["accuracy"] == 1.0
+    assert found["settings"]["reward"] == "mine.py:generous"
+
+
+def test_a_replay_takes_no_flags_of_sampling(cli: Cli, tmp_path: Path) -> None:
+    of([1.0]).save(tmp_path / "a.json")
+    ended = cli("eval", "--replay", "a.json", "--samples", "4", "--limit", "2")
+    assert ended.code == 2 and "--samples, --limit is not for it" in ended.err
+    ended = cli("eval", "--replay", "a.json", "--reward-options", "extract=whole")
+    assert ended.code == 2 and "not the reward they are for" in ended.err
+
+
+def test_a_reward_that_always_fails_is_no_result(cli: Cli, tmp_path: Path) -> None:
+    of([1.0, 1.0]).save(tmp_path / "a.json")
+    (tmp_path / "mine.py").write_text("def broken(completions, **k):\n    raise KeyError('gold')\n")
+    ended = cli("eval", "--replay", "a.json", "--reward", "mine.py:broken")
+    assert ended.code == 3 and "the reward failed on every completion" in ended.err
+    assert "the reward failed on 100.0% of the completions" in ended.out
+
+
+def test_pairs_are_by_problem_in_any_order_and_with_the_same_golds() -> None:
+    a, b = of([1.0, 0.0, 0.0]), of([1.0, 0.0, 1.0])
+    b.rows["s0"].reverse()
+    found = compare(a, b)["s0"]
+    assert (found["only_a"], found["only_b"]) == (0, 1)
+    assert [(flip["row"], flip["row_b"]) for flip in found["flips"]] == [(2, 0)]
+    b.rows["s0"][1]["answer"] = "2"
+    with pytest.raises(UserError, match="'1' has the answer '1' in the one result, '2' in"):
+        compare(a, b)
+
+
+def test_what_else_differs_is_told(cli: Cli, tmp_path: Path) -> None:
+    a, b = of([1.0, 0.0]), of([1.0, 1.0])
+    a.settings, b.settings = {"max_tokens": 256}, {"max_tokens": 9}
+    assert compare(a, a)["s0"]["unlike"] == {}
+    assert compare(a, b)["s0"]["unlike"] == {"max_tokens": [256, 9]}
+    a.save(tmp_path / "a.json")
+    b.save(tmp_path / "b.json")
+    told = "max_tokens differs (256 in a, 9 in b)"
+    assert told in cli("compare", "a.json", "b.json").err
+    assert told in evaluation_page([a, b])
+
+
+def test_the_clean_parts_are_compared_too() -> None:
+    a, b = of([1.0, 0.0, 0.0]), of([1.0, 1.0, 0.0])
+    b.rows["s0"][0]["overlap"] = {"contaminated": True}
+    found = compare(a, b)
+    assert (found["s0"]["problems"], found["s0@clean"]["problems"]) == (3, 2)
+    assert found["s0@clean"]["only_b"] == 1 and found["s0@clean"]["unlike"] == {}
+
+
+def test_problems_that_stand_twice_are_one_problem() -> None:
+    rows = of([1.0, 0.0, 1.0]).rows["s0"]
+    once, often = figures_of(rows), figures_of([row for row in rows for _ in range(20)])
+    assert often["problems"] == 60 and often["accuracy"] == once["accuracy"]
+    assert often["interval"] == pytest.approx(once["interval"], abs=0.12)
+    a, b = of([0.0] * 3), of([1.0] * 3)
+    a.rows["s0"] *= 20
+    b.rows["s0"] *= 20
+    assert compare(a, b)["s0"]["p"] == 2 / 2**3
+
+
+def test_classes_do_not_depend_on_the_order_of_samples() -> None:
+    """5 cm is 5 and 5 is 5 m; so the three vote together, whoever comes first."""
+    texts = [r"\boxed{5 cm}", r"\boxed{5 m}", r"\boxed{5}", r"\boxed{6}", r"\boxed{7}"]
+    for order in permutations(range(5)):
+        scores = [float(i == 4) for i in order]
+        found = dict(zip(order, classes([texts[i] for i in order], scores), strict=True))
+        assert found[0] == found[1] == found[2] != found[3] > 0 == found[4]

@@ -9,8 +9,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rl_reasoner.comparison import unlike
 from rl_reasoner.evaluate import EvalResult, compare
-from rl_reasoner.figures import share
 from rl_reasoner.report import charts
 from rl_reasoner.report.browse import Source
 from rl_reasoner.report.charts import Bar, Chart
@@ -33,7 +33,7 @@ def evaluation_page(results: Sequence[EvalResult]) -> str:
     sources = _sources(named, found)
     sections = [
         _header(named),
-        _comparison(found, _flips(*results), sources) if found else None,
+        _comparison(found, sources) if found else None,
         _tables(named),
         _curves(named),
         *[_parts(result) for result in results[-1:]],
@@ -192,11 +192,7 @@ def _at_k(name: str, s: Mapping[str, Any]) -> list[Element]:
 # --- comparison
 
 
-def _comparison(
-    found: Mapping[str, Mapping[str, Any]],
-    flips: Mapping[str, tuple[int, int]],
-    sources: Sequence[Source],
-) -> Element:
+def _comparison(found: Mapping[str, Mapping[str, Any]], sources: Sequence[Source]) -> Element:
     head = [
         "Set",
         "Problems",
@@ -232,18 +228,10 @@ def _comparison(
             "Holm: adjusted for the number of sets.",
             class_="note",
         ),
-        [_flipped(name, *flips[name], sources) for name in found],
+        [h("p", told, class_="note") for told in unlike(found)],
+        [_flipped(name, entry["better"], entry["worse"], sources) for name, entry in found.items()],
         id="comparison",
     )
-
-
-def _flips(a: EvalResult, b: EvalResult) -> dict[str, tuple[int, int]]:
-    """How many rows of each common set are better in `b`, and how many worse."""
-    found = {}
-    for name in a.rows.keys() & b.rows.keys():
-        pairs = [(share(x), share(y)) for x, y in zip(a.rows[name], b.rows[name], strict=True)]
-        found[name] = (sum(y > x for x, y in pairs), sum(y < x for x, y in pairs))
-    return found
 
 
 def _flipped(name: str, better: int, worse: int, sources: Sequence[Source]) -> Element | None:
@@ -264,9 +252,10 @@ def _sources(named: Named, found: Mapping[str, Mapping[str, Any]]) -> list[Sourc
     """The completions of every set: of large ones the rows that flipped, then the first."""
     kept = []
     for label, result in named:
+        place = "row_b" if label == "b" else "row"
         rows = {}
         for name, every in result.rows.items():
-            flipped = [flip["row"] for flip in found.get(name, {}).get("flips", [])]
+            flipped = [flip[place] for flip in found.get(name, {}).get("flips", [])]
             chosen = list(dict.fromkeys([*flipped, *range(len(every))]))[:ROWS_KEPT]
             rows[name] = [every[i] for i in sorted(chosen)]
         kept.append((label, rows))
