@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from rl_reasoner import engine, packing
 from rl_reasoner.errors import UserError
@@ -29,6 +30,7 @@ __all__ = ["Force", "Rollout", "eos_ids", "prompt_ids", "sample", "weights_hash"
 Force = Literal["chain", "direct"]
 _BATCH_BYTES = 2 << 30  # keys and values of one batch
 _BATCH_ROWS = 512
+_PLACES = ("base_model_name_or_path", "revision", "peft_version", "inference_mode")
 _PREFIXES = {"chain": "<think>", "direct": "<think></think>", None: ""}
 _runs: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()  # models the engine has tried
 
@@ -58,12 +60,18 @@ def eos_ids(policy: Policy) -> list[int]:
 
 
 def weights_hash(policy: Policy) -> str:
-    """SHA-256 over weights, config and tokenizer: what a completion depends on, but its prompt."""
+    """SHA-256 over weights, config and tokenizer: what a completion depends on, but its prompt.
+
+    The settings of an adapter (its scale, say) count as config.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(policy.model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
         digest.update(memoryview(flat.numpy()))
+    for name, adapter in sorted(getattr(policy.model, "peft_config", {}).items()):
+        told = {key: str(value) for key, value in adapter.to_dict().items() if key not in _PLACES}
+        digest.update(f"{name} {json.dumps(told, sort_keys=True)}\n".encode())
     config = policy.model.config.to_dict()
     for name in ("_name_or_path", "transformers_version", "dtype", "use_cache"):
         config.pop(name, None)
@@ -211,23 +219,19 @@ class _Drawer:
         padded = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
         heat = self.sampling.temperature
-        options: dict[str, Any] = (
-            {"do_sample": True, "temperature": heat, "top_k": 0, "top_p": 1.0}
-            if heat
-            else {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+        neutral = GenerationConfig(
+            max_new_tokens=self.sampling.max_tokens,
+            do_sample=False,
+            eos_token_id=list(self.sampling.ends),
+            pad_token_id=pad,
+            begin_suppress_tokens=list(self.sampling.begin_suppress) or None,
         )
-        if self.sampling.begin_suppress:
-            options["begin_suppress_tokens"] = list(self.sampling.begin_suppress)
-        devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(_numbers([n for key in keys for n in key])[0])
+        drawn = [_RowDraws(keys, self.sampling.max_tokens, width, heat)] if heat else []
+        with _instead(self.policy.model, neutral):
             out = self.policy.model.generate(
                 input_ids=padded,
                 attention_mask=mask.to(device),
-                max_new_tokens=self.sampling.max_tokens,
-                eos_token_id=list(self.sampling.ends),
-                pad_token_id=pad,
-                **options,
+                logits_processor=LogitsProcessorList(drawn),
             )
         return out[:, width:].tolist()  # type: ignore[no-any-return]
 
@@ -237,6 +241,36 @@ class _Drawer:
         text = self.policy.tokenizer.decode(ids[:length], skip_special_tokens=True)
         truncated = length == self.sampling.max_tokens and ids[length - 1] not in ends
         return Rollout(self.prefix + text, length, truncated)
+
+
+class _RowDraws(LogitsProcessor):  # type: ignore[misc]
+    """Leaves each row the one token that its own key draws, as the engine does it.
+
+    So a completion does not depend on which others are in its batch.
+    """
+
+    def __init__(
+        self, keys: Sequence[Sequence[int]], count: int, width: int, temperature: float
+    ) -> None:
+        self.uniforms = engine.uniforms(keys, count)
+        self.width = width
+        self.temperature = temperature
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """(rows, V) scores -> 0 for the token that is drawn, else -inf."""
+        uniform = self.uniforms[:, input_ids.shape[1] - self.width].to(scores.device)
+        chosen = engine.draw((scores.float() / self.temperature).softmax(-1), uniform)
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen[:, None], 0.0)
+
+
+@contextmanager
+def _instead(model: Any, settings: GenerationConfig) -> Any:
+    """A model with other settings of `generate` than its own: those would fill what is not said."""
+    own, model.generation_config = model.generation_config, settings
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _numbers(ids: Sequence[int]) -> tuple[int, ...]:

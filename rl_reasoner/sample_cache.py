@@ -24,10 +24,13 @@ _WAIT_S = 60.0  # for another process that is writing
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One completion: its text, its length in tokens, and whether it was cut off at the limit."""
+    """One completion: its text, its length in tokens, and whether it was cut off at the limit.
+
+    The length is None where a server does not tell it.
+    """
 
     text: str
-    tokens: int
+    tokens: int | None
     truncated: bool
 
 

@@ -10,13 +10,13 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from rl_reasoner.errors import UserError
+from rl_reasoner.errors import RunStopped, UserError
 from rl_reasoner.prompts import Prompt
 from rl_reasoner.sample_cache import Rollout, SampleCache
 
@@ -24,8 +24,10 @@ _RETRIES = 8
 _TIMEOUT_S = 600.0
 
 
-class ServerFailed(RuntimeError):
+class ServerFailed(RunStopped):
     """The server could not be reached, or did not answer, after all retries."""
+
+    title = "the server failed"
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class Server:
             }
             try:
                 for done in as_completed(asked):
-                    yield asked[done], done.result()
+                    yield asked[done], self._replied(done, prompts[asked[done][0]])
             except BaseException:
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -130,29 +132,43 @@ class Server:
         made = openai.OpenAI(
             base_url=self.base, api_key=key, max_retries=_RETRIES, timeout=_TIMEOUT_S
         )
+        with made as client:
+            yield client
+
+    def _replied(self, done: "Future[Rollout]", prompt: Prompt) -> Rollout:
+        """What came of a request for `prompt`."""
+        import openai
+
+        kept = "What arrived is kept: the same command goes on from there"
         try:
-            with made as client:
-                yield client
+            return done.result()
         except openai.APIStatusError as error:
             if error.status_code >= 500:
-                raise ServerFailed(f"{self.source}: {error}") from error
-            raise UserError(f"{self.source} refuses the request: {error}") from error
+                raise ServerFailed(f"{self.source}: {error}. {kept}") from error
+            last = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+            told = f"{self.source} refuses the request for {last!r:.80}: {error}"
+            raise UserError(told, f"{kept}, where the row is mended or left out") from error
         except openai.APIError as error:
-            raise ServerFailed(f"{self.source}: {error}") from error
+            raise ServerFailed(f"{self.source}: {error}. {kept}") from error
 
     def _ask(self, client: Any, prompt: Prompt, settings: Mapping[str, Any], seed: int) -> Rollout:
         """One request. Its seed differs from sample to sample, and is the same in every retry."""
         options = {"model": self.model, "seed": seed, **settings}
         if isinstance(prompt, str):
             reply = client.completions.create(prompt=prompt, **options)
-            text = reply.choices[0].text
+            text = self._choice(reply).text
         else:
             reply = client.chat.completions.create(messages=prompt, **options)
-            message = reply.choices[0].message
+            message = self._choice(reply).message
             thoughts = getattr(message, "reasoning_content", None)  # some servers set it apart
             text = (f"<think>{thoughts}</think>" if thoughts else "") + (message.content or "")
-        tokens = reply.usage.completion_tokens if reply.usage else 0
-        return Rollout(text, tokens, reply.choices[0].finish_reason == "length")
+        tokens = reply.usage.completion_tokens if reply.usage else None
+        return Rollout(text, tokens, self._choice(reply).finish_reason == "length")
+
+    def _choice(self, reply: Any) -> Any:
+        if not reply.choices:
+            raise ServerFailed(f"{self.source} answered without a completion")
+        return reply.choices[0]
 
 
 class _Nothing(SampleCache):

@@ -1,14 +1,24 @@
 """Completions outside of training: greedy and sampled, forced, and without a trace left."""
 
+import json
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from rl_reasoner import Policy, open_policy
-from rl_reasoner.rollouts import Rollout, _engine_runs, eos_ids, prompt_ids, sample
+from rl_reasoner.rollouts import (
+    Rollout,
+    _engine_runs,
+    eos_ids,
+    prompt_ids,
+    sample,
+    weights_hash,
+)
 from rl_reasoner.sampling import Sampling
 
 PROMPTS = ["1+1=", "(12+34)*5%10=", "7=", "0*0+0="]
@@ -62,6 +72,11 @@ def test_samples_of_transformers_repeat_too(
         sample(policy, PROMPTS, samples=3, temperature=1.0, max_tokens=5, seed=s) for s in (1, 1, 2)
     )
     assert one == again != other
+    more = sample(policy, PROMPTS[1:], samples=4, temperature=1.0, max_tokens=5, seed=1)
+    assert [group[:3] for group in more] == one[1:], "more samples, another batch: only adds"
+    monkeypatch.setattr(policy.model.generation_config, "repetition_penalty", 5.0)
+    monkeypatch.setattr(policy.model.generation_config, "min_p", 0.9)
+    assert sample(policy, PROMPTS, samples=3, temperature=1.0, max_tokens=5, seed=1) == one
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -250,3 +265,18 @@ def test_transformers_finds_nothing_against_the_settings(
     settings.validate(strict=True)  # raises what it would print
     assert settings.do_sample == bool(temperature)
     assert settings.top_k == top_k, "0 draws from the whole distribution; greedy has none to set"
+
+
+def test_the_scale_of_an_adapter_is_part_of_the_weights(tmp_path: Path) -> None:
+    """Else samples of another policy would come out of the cache."""
+    policy = open_policy("scratch:dense-tiny", device="cpu")
+    policy.save(tmp_path / "base")
+    made = get_peft_model(policy.model, LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj"]))
+    made.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    made.save_pretrained(tmp_path / "adapter")
+    policy.tokenizer.save_pretrained(tmp_path / "adapter")
+    config = tmp_path / "adapter" / "adapter_config.json"
+    first = weights_hash(open_policy(str(tmp_path / "adapter"), device="cpu"))
+    assert weights_hash(open_policy(str(tmp_path / "adapter"), device="cpu")) == first
+    config.write_text(json.dumps({**json.loads(config.read_text()), "lora_alpha": 64}))
+    assert weights_hash(open_policy(str(tmp_path / "adapter"), device="cpu")) != first

@@ -18,6 +18,7 @@ import pytest
 
 from rl_reasoner import evaluate, open_policy
 from rl_reasoner.errors import UserError
+from rl_reasoner.report.evaluation import evaluation_page
 from rl_reasoner.rollouts import sample
 from rl_reasoner.sample_cache import SampleCache
 from rl_reasoner.servers import Server, ServerFailed
@@ -201,7 +202,7 @@ def test_what_cannot_be_asked(served: Proxy, folder: Path) -> None:
     with pytest.raises(UserError, match="expected a URL such as"):
         Server("localhost:8000", "x").sample(["1="])
     served.faults = {served.count + 1: "401"}
-    with pytest.raises(UserError, match=r"refuses the request: .*injected"):
+    with pytest.raises(UserError, match=r"refuses the request for '1=': .*injected"):
         Server(served.url, str(folder)).sample(["1="], max_tokens=2)
 
 
@@ -216,3 +217,42 @@ def test_a_server_that_is_gone_loses_nothing(served: Proxy, folder: Path, tmp_pa
     served.faults = {}
     assert [len(group) for group in server.sample(prompts, max_tokens=3, cache=cache)] == [1] * 8
     assert len(served.delivered) == 8
+
+
+class Silent(BaseHTTPRequestHandler):
+    """A server that tells no usage, or answers without a choice."""
+
+    def do_POST(self) -> None:
+        """Answer one request."""
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        choice = {"index": 0, "text": "12", "finish_reason": "stop"}
+        made: dict[str, Any] = {"id": "1", "object": "text_completion", "created": 0, "model": "m"}
+        made["choices"] = [] if asked["prompt"] == "nothing" else [choice]
+        body = json.dumps(made).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+
+def test_lengths_that_a_server_does_not_tell_are_not_zero(tmp_path: Path) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Silent)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        asked = Server(f"http://127.0.0.1:{server.server_port}", "m")
+        file = tmp_path / "rows.jsonl"
+        file.write_text('{"problem": "6+6=", "answer": "12"}\n')
+        result = evaluate(asked, [str(file)], template="plain")
+        figures = result.sets[str(file)]
+        assert figures["accuracy"] == 1.0 and "mean_length" not in figures
+        assert result.rows[str(file)][0]["tokens"] == [None]
+        assert "12" in evaluation_page([result])
+        with pytest.raises(ServerFailed, match="answered without a completion"):
+            asked.sample(["nothing"])
+    finally:
+        server.shutdown()
+        server.server_close()
