@@ -11,13 +11,14 @@ from typing import Any
 
 from rl_reasoner import sandbox
 from rl_reasoner.errors import unknown
-from rl_reasoner.reward import Score, reward
+from rl_reasoner.reward import Column, Score, reward
 
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*([\w+-]*)[^`]*")
 _FENCE_LINE = re.compile(r"^ {0,3}(?:```|~~~)", re.MULTILINE)
 _PYTHON = {"", "python", "python3", "py", "py3"}
 _EXTRACT = ("last", "first", "only", "whole", "any")
 _CREDIT = ("all", "fraction")
+_LONGEST_S = 60.0
 
 
 @reward
@@ -27,6 +28,7 @@ def code_tests(
     extract: str = "last",
     credit: str = "all",
     timeout_s: float = 5.0,
+    time_limit_s: float | None = Column(),  # type: ignore[assignment]
     memory_mb: int = 512,
     min_level: str = "landlock",
 ) -> Score:
@@ -34,10 +36,13 @@ def code_tests(
 
     `extract` says which closed Python block is the program: "last", "first", "only" (there must be
     one), "whole" (the completion itself is the program), or "any" (the last block, where there is
-    a fence, else the whole). `timeout_s` (seconds) and `memory_mb` are per test.
+    a fence, else the whole). `timeout_s` (seconds) and `memory_mb` are per test; a row whose
+    column `time_limit_s` allows more gets that, up to a minute.
     """
-    limits = {"timeout_s": timeout_s, "memory_mb": memory_mb, "min_level": min_level}
-    [score] = _scores([completion], [{"tests": tests}], extract=extract, credit=credit, **limits)
+    row = {"tests": tests, "time_limit_s": time_limit_s}
+    limits: dict[str, Any] = {"memory_mb": memory_mb, "min_level": min_level}
+    choices: dict[str, Any] = {"extract": extract, "credit": credit, "timeout_s": timeout_s}
+    [score] = _scores([completion], [row], **choices, **limits)
     return score
 
 
@@ -48,26 +53,42 @@ def _scores(
     *,
     extract: str,
     credit: str,
+    timeout_s: float,
     **limits: Any,
 ) -> list[Score]:
     """The scores of a batch, on all processors; what is twice in it is run once."""
     if credit not in _CREDIT:
         raise unknown("credit of code_tests", credit, _CREDIT)
     programs = [program_of(completion, extract) for completion in completions]
-    pairs = [(program, repr(row["tests"])) for program, row in zip(programs, rows, strict=True)]
+    times = [_time(row.get("time_limit_s"), timeout_s) for row in rows]
+    pairs = [
+        (program, repr(row["tests"]), time)
+        for program, row, time in zip(programs, rows, times, strict=True)
+    ]
     firsts = {pair: i for i, pair in reversed([*enumerate(pairs)]) if pair[0] is not None}
-    tests = [rows[i]["tests"] for i in firsts.values()]
-    try:
-        results = sandbox.run_many(
-            [program for program, _ in firsts if program is not None],
-            [[own] if isinstance(own, str) else own for own in tests],
-            stop_early=credit == "all",
-            **limits,
-        )
-    except sandbox.SandboxUnavailable as error:
-        return [Score(None, str(error))] * len(completions)
-    scores = {pair: _score(result, credit) for pair, result in zip(firsts, results, strict=True)}
+    scores: dict[tuple[str | None, str, float], Score] = {}
+    for time in dict.fromkeys(times):
+        asked = {pair: rows[i]["tests"] for pair, i in firsts.items() if pair[2] == time}
+        try:
+            results = sandbox.run_many(
+                [program for program, _, _ in asked if program is not None],
+                [[own] if isinstance(own, str) else own for own in asked.values()],
+                stop_early=credit == "all",
+                timeout_s=time,
+                **limits,
+            )
+        except sandbox.SandboxUnavailable as error:
+            return [Score(None, str(error))] * len(completions)
+        marks = [_score(result, credit) for result in results]
+        scores |= dict(zip(asked, marks, strict=True))
     return [scores.get(pair, Score(0.0, "no closed Python block")) for pair in pairs]
+
+
+def _time(limit: object, timeout_s: float) -> float:
+    """Seconds a test may take: a row may allow more than the reward does."""
+    if isinstance(limit, int | float) and limit > timeout_s:
+        return float(min(limit, _LONGEST_S))
+    return timeout_s
 
 
 def program_of(completion: str, extract: str) -> str | None:

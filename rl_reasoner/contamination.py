@@ -22,6 +22,7 @@ _HAN = "\u3400-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[a-z0-9]+|[{_HAN}]|[^\W\d_a-z{_HAN}]+")
 _PIECE = re.compile(rf"[{_HAN}]|[^\s{_HAN}]+")
 _PERMUTATIONS = 128
+_CANDIDATES = 0.4  # a pair at the threshold itself is found half of the time
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class _Copies:
             ) from error
         self.hash = MinHash
         self.runs = [_runs(_PIECE, text, _SHORT_RUN) for text in texts]
-        self.index = MinHashLSH(threshold=NEAR, num_perm=_PERMUTATIONS)
+        self.index = MinHashLSH(threshold=_CANDIDATES, num_perm=_PERMUTATIONS)
         self.nearest: dict[int, tuple[float, int]] = {}  # row of the set -> similarity, train row
         for index, runs in enumerate(self.runs):
             if runs:

@@ -227,7 +227,8 @@ def set_data(name: str) -> FileData:
     Bad rows of a public set are skipped, with a warning: its card tells of them. Bad rows of any
     other are the reader's to mend.
     """
-    card = CARDS.get(name)
+    named = (title for title, c in CARDS.items() if name in (title, f"{title}_test", *c.files))
+    card = next((CARDS[title] for title in named), None)
     if card is None:
         return FileData(path=name, split="test")
     if card.hub is not None and find_set(name) is None:

@@ -10,6 +10,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean, variance
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ SHOWN = ("accuracy", "interval", "truncated", "mean_length", "repeating")  # of 
 _SURE = 3.0  # standard errors that a mean reward must have risen by
 _CUT_OFF = 0.25  # share of completions cut off that is too much, where it has doubled
 _LONGER = 2.0  # times as long as at the start
+_OLD = ".best.old"
 _REPEATING = 0.15  # rise of the share of completions that repeat themselves
 
 
@@ -38,6 +40,10 @@ class Watch:
         self.name = name
         self.note = note
         self.raised: set[str] = set()
+        old = folder / _OLD
+        if old.is_dir() and not (folder / "best").exists():  # killed between two names
+            with suppress(FileNotFoundError):  # another process of the job was first
+                old.rename(folder / "best")
 
     def take(self, figures: Metrics, step: int, policy: "Policy | None") -> dict[str, Any]:
         """The metrics of an evaluation after `step`; keeps `policy` where it is the best so far."""
@@ -53,14 +59,17 @@ class Watch:
 
     def _keep(self, found: Metrics, step: int, policy: "Policy") -> None:
         """Put the policy in the place of the best one; a kill leaves the old or the new one."""
-        fresh, best = self.folder / ".best.part", self.folder / "best"
-        shutil.rmtree(fresh, ignore_errors=True)
+        fresh, best, old = (self.folder / name for name in (".best.part", "best", _OLD))
+        for rest in (fresh, old):
+            shutil.rmtree(rest, ignore_errors=True)
         policy.save(fresh)
         facts = {"set": self.name, "step": step, "bound": found["interval"][0]}
         kept = {key: found[key] for key in ("accuracy", "interval")}
         write_text(fresh / "evaluation.json", json.dumps({**facts, **kept}))
-        shutil.rmtree(best, ignore_errors=True)
+        if best.is_dir():
+            best.rename(old)
         fresh.rename(best)
+        shutil.rmtree(old, ignore_errors=True)
 
     def alarms(self, rows: Sequence[Metrics]) -> dict[str, str]:
         """The alarms that the stage's metrics (one row a step) raise now; new ones are noted."""
@@ -76,22 +85,25 @@ def alarms(rows: Sequence[Metrics], name: str) -> dict[str, str]:
     """Alarms by kind, from the metrics of all steps so far and the evaluations on set `name`.
 
     The last stretch between two evaluations is held against the first one; there must be three.
+    Where accuracy has fallen from its best so far by more than their intervals explain, rewards and
+    lengths are held against that one.
     """
     key = f"eval/{name}"
     ends = [i for i, row in enumerate(rows) if f"{key}/accuracy" in row]
     if len(ends) < 3:
         return {}
-    first, last = rows[: ends[0] + 1], rows[ends[-2] + 1 : ends[-1] + 1]
-    start, now = rows[ends[0]], rows[ends[-1]]
-    before, after = start[f"{key}/accuracy"], now[f"{key}/accuracy"]
-    flat = after <= before < 0.98
+    now, last = rows[ends[-1]], rows[ends[-2] + 1 : ends[-1] + 1]
+    start = _held_against(rows, ends, key)
+    first = rows[0 if start == 0 else ends[start - 1] + 1 : ends[start] + 1]
+    before, after = rows[ends[start]][f"{key}/accuracy"], now[f"{key}/accuracy"]
+    flat = after <= before and (before < 0.98 or start > 0)
     said = f"accuracy on {name} went from {before:.1%} to {after:.1%}"
     found = {}
     if flat and _rose(
         *([row["reward"] for row in part if "reward" in row] for part in (first, last))
     ):
         found["reward"] = f"the reward rises, and {said}: is the reward being gamed?"
-    cut = [_mean(part, "completions/clipped_ratio") for part in (first, last)]
+    cut = [_mean(part, "completions/clipped_ratio") for part in (rows[: ends[0] + 1], last)]
     if cut[1] > max(_CUT_OFF, 2 * cut[0]):
         found["cut off"] = f"{cut[1]:.0%} of the completions are cut off, at first {cut[0]:.0%}"
     length = [_mean(part, "completions/mean_length") for part in (first, last)]
@@ -99,10 +111,19 @@ def alarms(rows: Sequence[Metrics], name: str) -> dict[str, str]:
         found["length"] = (
             f"completions grew from {length[0]:.0f} to {length[1]:.0f} tokens, and {said}"
         )
-    loops = [row.get(f"{key}/repeating", 0.0) for row in (start, now)]
+    loops = [row.get(f"{key}/repeating", 0.0) for row in (rows[ends[0]], now)]
     if loops[1] > loops[0] + _REPEATING:
         found["repetition"] = f"{loops[1]:.0%} of the answers on {name} repeat themselves"
     return found
+
+
+def _held_against(rows: Sequence[Metrics], ends: Sequence[int], key: str) -> int:
+    """The evaluation that the last one is held against: the first, or a best that was better."""
+    accuracies = [rows[i][f"{key}/accuracy"] for i in ends]
+    best = max(range(len(ends) - 1), key=lambda n: accuracies[n])
+    spans = [rows[ends[n]].get(f"{key}/interval", (0.0, 1.0)) for n in (best, -1)]
+    fell = spans[1][1] < spans[0][0]  # the two intervals do not meet
+    return best if fell and accuracies[-1] > accuracies[0] else 0
 
 
 def _rose(before: Sequence[float], after: Sequence[float]) -> bool:

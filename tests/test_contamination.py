@@ -1,12 +1,13 @@
 """Training rows in evaluation sets: known overlaps are found, and nothing where there is none."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rl_reasoner.contamination import overlap
+from rl_reasoner.contamination import NEAR, overlap
 from rl_reasoner.tasks import TASKS, generate
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -100,3 +101,26 @@ def test_the_known_overlaps_of_public_sets(
             row["id"] for row, hit in zip(held, found.hits, strict=True) if hit and hit["exact"]
         ]
         assert known == ["math-test-4656"]
+
+
+def test_near_copies_are_found_down_to_the_threshold() -> None:
+    """MinHash alone would miss about half of those whose similarity is just above it."""
+    rng = random.Random(0)
+    words = [f"w{n}" for n in range(4000)]
+    texts, copies = [], []
+    for _ in range(300):
+        own = rng.sample(words, 60)
+        texts.append({"problem": " ".join(own)})
+        for place in rng.sample(range(60), rng.randint(3, 4)):
+            own[place] = "other"
+        copies.append({"problem": " ".join(own)})
+    alike = []
+    for pair in zip(texts, copies, strict=True):
+        split = [text["problem"].split() for text in pair]
+        a, b = ({tuple(own[i : i + 3]) for i in range(len(own) - 2)} for own in split)
+        alike.append(len(a & b) / len(a | b) >= NEAR)
+    found = overlap(copies, texts)
+    assert 100 < sum(alike) < 300
+    assert sum(hit is not None and hit["near"] is not None for hit in found.hits) >= (
+        0.98 * sum(alike)
+    )

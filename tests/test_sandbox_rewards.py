@@ -123,3 +123,12 @@ def test_hard_coded_answers_do_not_pass_fresh_tests() -> None:
     assert no_hardcode(fenced(SQUARE), tests=TESTS, generator=None).value is None
     with pytest.raises(RuntimeError, match="NameError"):
         no_hardcode(fenced(SQUARE), tests=TESTS, generator="def generate(seed): return missing")
+
+
+def test_a_row_may_allow_more_time_than_the_reward() -> None:
+    slow = "```python\nimport time\ntime.sleep(1.5)\nprint(1)\n```"
+    test = {"stdin": "", "stdout": "1"}
+    code_tests = load_reward("code_tests", {"timeout_s": 0.8})
+    columns = {"tests": [[test], [test]], "time_limit_s": [0.1, 20]}
+    assert code_tests(completions=[slow, slow], **columns) == [0.0, 1.0]
+    assert code_tests(slow, tests=[test]).reason.startswith("test 1 of 1: timeout")

@@ -72,6 +72,30 @@ def test_the_best_is_the_one_with_the_highest_lower_bound(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
 
 
+def test_a_kill_between_two_names_leaves_the_old_best(tmp_path: Path) -> None:
+    policy = open_policy("scratch:dense-tiny", device="cpu")
+    Watch(tmp_path, "held", print).take(figures(0.5, 0.4, 0.6), 5, policy)
+    (tmp_path / "best").rename(tmp_path / ".best.old")  # so a kill in the middle leaves it
+    again = Watch(tmp_path, "held", print)
+    assert again.best()["step"] == 5
+    again.take(figures(0.7, 0.6, 0.8), 10, policy)
+    assert [path.name for path in tmp_path.iterdir()] == ["best"] and again.best()["step"] == 10
+
+
+def test_a_rise_and_a_fall_is_an_alarm() -> None:
+    history = metrics(25, [0.3, 0.6, 0.8, 0.6, 0.35], reward=rising)
+    for row in history:
+        if "eval/held/accuracy" in row:
+            mean = row["eval/held/accuracy"]
+            row["eval/held/interval"] = [mean - 0.07, mean + 0.07]
+    assert "from 80.0% to 35.0%" in alarms(history, "held")["reward"]
+    assert alarms(history[:15], "held") == {}
+    for row in history:
+        if "eval/held/interval" in row:
+            row["eval/held/interval"] = [0.0, 1.0]  # so few problems say nothing
+    assert alarms(history, "held") == {}
+
+
 def test_alarms_are_told_once(tmp_path: Path) -> None:
     said: list[str] = []
     watch = Watch(tmp_path, "held", said.append)
