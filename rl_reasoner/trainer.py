@@ -241,7 +241,7 @@ class GRPOTrainer(
 
     def _budgets(self, count: int) -> list[int | None]:
         """The longest completions that the rows at hand allow themselves (column `max_tokens`)."""
-        if len(self._at_hand) != count:
+        if not self.heeds_rows or len(self._at_hand) != count:
             return [None] * count
         return [row.get("max_tokens") for row in self._at_hand]
 
