@@ -19,6 +19,7 @@ from torch import nn
 from transformers import GenerationConfig
 from transformers.generation import StopStringCriteria
 from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import get_config_model_id
 
 from rl_reasoner.balance import balance_figures
 from rl_reasoner.engine import generate, generates_as_transformers
@@ -105,8 +106,13 @@ class GRPOTrainer(
     rollout_sink: RolloutSink | None = None
     use_vllm: bool
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self, model: Any, reward_funcs: Any = None, args: Any = None, *others: Any, **named: Any
+    ) -> None:
+        if args is None:  # trl would make its own config, which does not start on a CPU
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = GRPOConfig(f"{name.split('/')[-1]}-GRPO")
+        super().__init__(model, reward_funcs, args, *others, **named)
         self._sampled: list[tuple[str, list[int]]] = []  # text and token ids of each completion
         self._spent = dict.fromkeys(_PARTS, 0.0)  # seconds, this step
         self._counted = 0.0  # of generation and reward, already taken out of the training time
