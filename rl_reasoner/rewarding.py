@@ -21,6 +21,7 @@ from trl.data_utils import is_conversational
 
 from rl_reasoner.advantages import total_rewards
 from rl_reasoner.early_rewards import EarlyRewards
+from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.isolation import Breaker, Limits
 from rl_reasoner.reward import (
     APPLIES,
@@ -66,6 +67,14 @@ class RewardingConfig(trl.GRPOConfig):  # type: ignore[misc]
     reward_memory_mb: int = field(
         default=8192, metadata={"help": "Memory that a reward's process may take, in MiB."}
     )
+
+    def __post_init__(self) -> None:
+        if self.rewards_on not in ("here", "ray"):
+            raise unknown("rewards_on", str(self.rewards_on), ("here", "ray"))
+        for name in ("reward_timeout_s", "reward_batch_timeout_s", "reward_memory_mb"):
+            if not (value := getattr(self, name)) > 0:
+                raise UserError(f"{name} is {value}; it has to be more than 0")
+        super().__post_init__()
 
 
 class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]

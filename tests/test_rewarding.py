@@ -1,5 +1,7 @@
 """Rewards in the trainer: every kind of them trains as in trl, and is written down."""
 
+import math
+import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ import trl
 from datasets import Dataset, concatenate_datasets
 from test_trainer import PLAIN, build, digits, trained
 
-from rl_reasoner import GRPOTrainer, open_policy, reward
+from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy, reward
+from rl_reasoner.errors import UserError
 from rl_reasoner.isolation import Limits, RewardsFailed
 
 
@@ -103,6 +106,27 @@ def test_limits_come_from_the_config(folder: Path, tmp_path: Path) -> None:
     limits = {"reward_timeout_s": 3.0, "reward_batch_timeout_s": 9.0, "reward_memory_mb": 777}
     trainer = build(GRPOTrainer, folder, digits, tmp_path, **limits, isolate_rewards=False)
     assert trainer._limits == Limits(3.0, 9.0, 777, apart=False)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        (
+            "rewards_on",
+            "rya",
+            "unknown rewards_on 'rya'. Did you mean 'ray'? There are: here, ray.",
+        ),
+        ("reward_timeout_s", -1, "reward_timeout_s is -1; it has to be more than 0"),
+        ("reward_batch_timeout_s", 0.0, "reward_batch_timeout_s is 0.0; it has to be more than 0"),
+        ("reward_timeout_s", math.nan, "reward_timeout_s is nan; it has to be more than 0"),
+        ("reward_memory_mb", 0, "reward_memory_mb is 0; it has to be more than 0"),
+    ],
+)
+def test_limits_that_no_reward_could_keep_are_refused(
+    field: str, value: Any, says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=re.escape(says)):
+        GRPOConfig(str(tmp_path), **{field: value})
 
 
 def test_the_breaker_stops_the_training_of_a_drop_in(folder: Path, tmp_path: Path) -> None:
