@@ -105,7 +105,8 @@ class Score:
 
 def _all(*calls: Callable[[], Any]) -> list[Any]:
     """What the calls give; where some fail, the mistakes of all of them at once."""
-    given, problems = [], []
+    given: list[Any] = []
+    problems: list[str] = []
     for call in calls:
         try:
             given.append(call())
