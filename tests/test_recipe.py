@@ -480,6 +480,10 @@ def test_a_recipe_that_is_not_there_is_told_with_the_nearest_name(
         ({"rewards": {"length": 1e300}}, "less than or equal to 1000000"),
         ({"stages": [grpo(optim={"lr": math.inf})]}, "optim.lr: input should be a finite number"),
         ({"stages": [grpo(optim={"betas": [0.9, math.nan]})]}, "should be a finite number"),
+        (
+            {"stages": [grpo(trainer={"max_grad_norm": math.nan})]},
+            "max_grad_norm is nan: it should",
+        ),
         ({"stages": [grpo(loss={"beta": math.inf})]}, "loss.beta: input should be a finite number"),
         ({"stages": [grpo(sampling={"temperature": math.inf})]}, "should be a finite number"),
         ({"stages": [grpo(group={"micro_batch": 7})]}, "is not a multiple of group.micro_batch 7"),
