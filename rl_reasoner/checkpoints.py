@@ -55,7 +55,7 @@ def last_checkpoint(folder: Path, note: Callable[[str], None]) -> tuple[Path, in
     Whole means: every file as it was sealed; weights whose every tensor lies inside the file;
     optimizer, scheduler and random states that pass their own checksums; a readable trainer state.
     A checkpoint without a seal (killed right before it, or of trl's own) has to pass all but the
-    first.
+    first. One of the model alone (`save_only_model`) is whole too; `note` hears what it lacks.
     """
     found = [
         (int(path.name.rpartition("-")[2]), path)
@@ -65,6 +65,11 @@ def last_checkpoint(folder: Path, note: Callable[[str], None]) -> tuple[Path, in
     for step, path in sorted(found, reverse=True):
         damage = _damage(path)
         if damage is None:
+            if _of_model_alone(path):
+                note(
+                    f"checkpoint {path.name} holds the model alone: its step is resumed, "
+                    "optimizer, learning-rate schedule and random states begin anew"
+                )
             return path, step
         note(f"checkpoint {path.name} is damaged ({damage}): going back to the one before")
     return None
@@ -82,7 +87,8 @@ def _damage(path: Path) -> str | None:
                     return f"no {index}"
         elif found := _broken_weights(path):
             return found
-        for pattern in _ZIPPED[shards:]:  # an optimizer in shards is looked at above
+        wanted = () if _of_model_alone(path) else _ZIPPED[shards:]
+        for pattern in wanted:  # an optimizer in shards is looked at above
             files = sorted(path.glob(pattern))
             if not files:
                 return f"no {pattern}"
@@ -92,6 +98,12 @@ def _damage(path: Path) -> str | None:
     except (OSError, ValueError, SafetensorError) as error:
         return f"{type(error).__name__}: {error}"
     return None
+
+
+def _of_model_alone(path: Path) -> bool:
+    """Whether nothing but weights was saved: of a cut-off checkpoint one state or more is there."""
+    shards = [str(Path(index).parent) for index in _SHARDS]
+    return not any(found for pattern in (*_ZIPPED, *shards) for found in path.glob(pattern))
 
 
 def _broken_weights(path: Path) -> str | None:

@@ -21,6 +21,7 @@ from tyro.conf import subcommand
 from rl_reasoner import chat, eval_verbs, launch, reward_verbs, verbs
 from rl_reasoner.console import err, new_table, out
 from rl_reasoner.errors import RunStopped, UserError, unknown
+from rl_reasoner.version import __version__
 
 Verb = (
     Annotated[verbs.Train, subcommand("train")]
@@ -43,6 +44,8 @@ _DESCRIPTION = """Reinforcement-learning fine-tuning for reasoning.
 
 Exit codes: 0 done, 1 the work failed, 2 a mistake that you can mend, 3 a reward broke down,
 130 interrupted. Results go to standard output, all else to standard error.
+
+`rl-reasoner --version` prints the version.
 """
 _UNWRITABLE = (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
@@ -103,6 +106,9 @@ def _ended(given: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str]) -> None:
     """Run the verb; one that is to be quiet writes nothing to standard error, unless it fails."""
+    if list(argv) == ["--version"]:
+        out.print(Text(f"rl-reasoner {__version__}"))
+        return
     verb = verb_of(argv)
     err.quiet = getattr(verb, "quiet", False)
     try:

@@ -11,15 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from rl_reasoner.isolation import Limits
-from rl_reasoner.reward import Completion, Outcome, Reward, score_own_rows
+from rl_reasoner.reward import Completion, Outcome, Reward
 
 
 class EarlyRewards:
     """The scores of one batch of completions, begun before the last of them is there.
 
     `rewards` by their place among all; `columns` hold a value for each row of the batch; `read`
-    makes completions of token ids.
+    makes completions of token ids; `score` gives the outcomes of a reward.
     """
 
     def __init__(
@@ -27,12 +26,12 @@ class EarlyRewards:
         rewards: Mapping[int, Reward],
         columns: Mapping[str, Sequence[Any]],
         read: Callable[[list[list[int]]], list[Completion]],
-        limits: Limits,
+        score: Callable[[Reward, Sequence[Completion], Mapping[str, Any]], list[Outcome]],
     ) -> None:
         self.rewards = rewards
         self.columns = columns
         self.read = read
-        self.limits = limits
+        self.score = score
         self.ids: dict[int, list[int]] = {}
         self.completions: dict[int, Completion] = {}
         self.found: dict[int, dict[int, Outcome]] = {place: {} for place in rewards}
@@ -65,7 +64,7 @@ class EarlyRewards:
             for name, values in self.columns.items()
         }
         texts = [self.completions[row] for row in rows]
-        outcomes = score_own_rows(self.rewards[place], texts, columns, self.limits)
+        outcomes = self.score(self.rewards[place], texts, columns)
         self.found[place] |= dict(zip(rows, outcomes, strict=True))
         with self._lock:
             until = self._waited_since or time.perf_counter()

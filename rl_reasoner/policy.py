@@ -18,6 +18,7 @@ from typing import Any
 import datasets
 import torch
 import transformers
+from huggingface_hub import model_info, try_to_load_from_cache
 from safetensors import SafetensorError
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -29,7 +30,7 @@ from transformers import (
 )
 
 from rl_reasoner.adapters import adapted
-from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.errors import UserError, did_you_mean, unknown
 from rl_reasoner.fp8_checkpoints import fp8_config, whole_blocks
 from rl_reasoner.moe import parameter_counts, without_router_logits
 from rl_reasoner.recipe import Lora
@@ -165,6 +166,8 @@ def open_policy(source: str, *, seed: int = 0, device: str = "auto") -> Policy:
     elif source.endswith(".gguf"):
         policy = _pretrained(str(convert_gguf(Path(source))), source)
     else:
+        if "/" not in source and not Path(source).exists():
+            _ask_the_hub(source)
         policy = _pretrained(str(_policy_folder(Path(source)) or source), source)
     policy.model.to(choose_device(device))
     return policy
@@ -280,6 +283,24 @@ def _pretrained(path: str, source: str) -> Policy:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return Policy(model, tokenizer, source)
+
+
+def _ask_the_hub(name: str) -> None:
+    """Raise `UserError` where the hub has no policy `name`; transformers tries for half a minute.
+
+    Few hub ids have no owner (gpt2): a name that is nowhere is more often a mistyped folder.
+    """
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return
+    try:
+        model_info(name, timeout=10)
+    except Exception as error:  # the hub's own errors are many and share no base class
+        here = [path.name for path in Path().iterdir() if path.is_dir()]
+        near = did_you_mean(name, [*here, *(f"scratch:{known}" for known in SCRATCH)])
+        raise UserError(
+            f"policy {name!r} is no folder here and not to be had from the hub "
+            f"({_first_line(error)}).{near}"
+        ) from error
 
 
 def _merged(folder: Path) -> PreTrainedModel:

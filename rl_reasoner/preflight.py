@@ -172,10 +172,15 @@ def read_stage_rows(
 
 def _with_rewards(row: Row, rewards: Mapping[str, Callable[..., Any]]) -> Row:
     """The row, its rewards by the functions' names: it may have them as the recipe does."""
+    of_row, most = f"row {row.get('id', row['problem'])!r:.60}", row.get("max_tokens")
+    if most is not None and (type(most) is not int or most < 1):
+        raise UserError(f"{of_row}: its max_tokens is {most!r:.40}, no whole number from 1 on")
     if row.get(APPLIES) is None:
         return row
     titles = [name_of(function) for function in rewards.values()]
     listed = row[APPLIES].split(",") if isinstance(row[APPLIES], str) else row[APPLIES]
+    if not isinstance(listed, (list, tuple)) or not all(isinstance(key, str) for key in listed):
+        raise UserError(f"{of_row}: its rewards are {listed!r:.40}, no list of names")
     names = [name_of(rewards[key]) if key in rewards else key for key in map(str.strip, listed)]
     for name in names:
         if name not in titles:
@@ -183,7 +188,7 @@ def _with_rewards(row: Row, rewards: Mapping[str, Callable[..., Any]]) -> Row:
         if titles.count(name) > 1:
             raise UserError(f"two rewards are functions called {name}: rows cannot name one")
     if not names:
-        raise UserError(f"row {row.get('id', row['problem'])!r:.60}: its list of rewards is empty")
+        raise UserError(f"{of_row}: its list of rewards is empty")
     return {**row, APPLIES: names}
 
 

@@ -326,10 +326,12 @@ def _json_lines(path: Path) -> Iterator[Row]:
 
 
 def _hub_rows(name: str, config: str | None, split: str) -> list[Row]:
-    looks_like_file = Path(name).suffix in _FORMS
+    looks_like_file = Path(name).suffix in _FORMS or name.startswith(("/", "~", "."))
     hint = how_to_get(name)
     if name in CARDS:
         raise UserError(f"the set {name!r} does not come with the package: {hint}")
+    if name and Path(name).expanduser().is_dir():  # datasets would walk through all of it
+        raise UserError(f"{name} is a folder: give a file in it ({', '.join(_FORMS)})")
     if looks_like_file or name.count("/") != 1:
         files = Path(name).parent.glob("*") if looks_like_file else ()
         beside = [str(file) for file in files if file.suffix in _FORMS]

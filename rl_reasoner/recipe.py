@@ -127,7 +127,7 @@ class PolicySpec(Part):
 class RewardSpec(Part):
     """One reward of the sum that GRPO maximises."""
 
-    weight: float = Field(default=1.0, description="factor in the total reward")
+    weight: float = Field(default=1.0, ge=-1e6, le=1e6, description="factor in the total reward")
     options: Mapping[str, Any] = Field(
         default_factory=dict, description="options of the reward function"
     )

@@ -31,7 +31,11 @@ def checked_template(template: str) -> str:
 
 
 class Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    """A part of the recipe; NaN and infinity are no settings: runs would train on them silently."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
 
 
 class Source(Part):

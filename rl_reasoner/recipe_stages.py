@@ -4,6 +4,7 @@ Each kind has a class of its fields; what they mean for the trainers is told in 
 `stage_trainers`. Knows nothing of torch.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -212,6 +213,14 @@ class _Trained(_Stage):
     trainer: Mapping[str, Any] = Field(
         default_factory=dict, description="further arguments of trl's config class, by name"
     )
+
+    @field_validator("trainer")
+    @classmethod
+    def _finite(cls, trainer: Mapping[str, Any]) -> Mapping[str, Any]:
+        for name, value in trainer.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} is {value}: it should be a finite number")
+        return trainer
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:

@@ -424,6 +424,10 @@ def module_of(name: str, reference: str) -> ModuleType:
         raise
     except Exception as error:  # whatever the module's own code raises
         what = f"{type(error).__name__}: {error}{_at(error)}"
+        file = Path(f"{name.replace('.', '/')}.py")  # its folder may not be one of Python's
+        itself = isinstance(error, ModuleNotFoundError) and name.startswith(error.name or name)
+        if itself and file.is_file():
+            what += f". There is {file} here: write {file}:{reference.rpartition(':')[2]}"
         raise UserError(f"reward {reference!r}: cannot import {name}: {what}") from error
     return module
 

@@ -5,8 +5,9 @@ needed, results go to standard output, all else to standard error.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,13 +71,16 @@ class Score:
 
     def _score(self, file: str) -> None:
         from rl_reasoner.prompts import read_rows
+        from rl_reasoner.reward import load_reward
 
-        rows = read_rows(file)
+        names = [self.reward, *([self.disagree] if self.disagree else [])]
+        loads = [partial(load_reward, name) for name in names]
+        rows, *functions = _all(partial(read_rows, file), *loads)
         target = writable(self.out or Path(f"{file}.scores.jsonl"))
         if target.resolve() == Path(file).resolve():
             raise UserError(f"--out {target}: this is the file that is scored; give another one")
-        mine = _scores(self.reward, rows, file)
-        other = _scores(self.disagree, rows, file) if self.disagree else None
+        found = [_scores(*pair, rows, file) for pair in zip(functions, names, strict=True)]
+        mine, other = found[0], found[1] if self.disagree else None
         entries = []
         for index, row in enumerate(rows):
             entry = {"row": index + 1, "id": row.get("id"), self.reward: mine[index]}
@@ -99,6 +103,20 @@ class Score:
         emit(self.json, summary, _score_table(entries, rows, summary))
 
 
+def _all(*calls: Callable[[], Any]) -> list[Any]:
+    """What the calls give; where some fail, the mistakes of all of them at once."""
+    given: list[Any] = []
+    problems: list[str] = []
+    for call in calls:
+        try:
+            given.append(call())
+        except UserError as error:
+            problems += error.messages
+    if problems:
+        raise UserError(*problems)
+    return given
+
+
 def _write_rows(target: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     from rl_reasoner.runs import write_text
 
@@ -109,17 +127,20 @@ def _short(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _scores(reward: str, rows: Sequence[dict[str, Any]], source: str) -> list[dict[str, Any]]:
-    from rl_reasoner.reward import Reward, described, load_reward, score_batch
+def _scores(
+    function: Callable[..., Any], reward: str, rows: Sequence[dict[str, Any]], source: str
+) -> list[dict[str, Any]]:
+    from rl_reasoner.reward import Reward, described, score_batch
 
-    function = load_reward(reward)
     needed = function.columns if isinstance(function, Reward) else ()
     for number, row in enumerate(rows, 1):
         for name in ("completion", *needed):
             if row.get(name) is None and name != "prompt":
-                near = did_you_mean(name, row)
                 by = "" if name == "completion" else f", which the reward {reward} needs"
-                raise UserError(f"{source}, row {number}: no column {name!r}{by}.{near}")
+                said = f"no column {name!r}{by}.{did_you_mean(name, row)}"
+                if name in row:
+                    said = f"the value of {name!r}{by}{',' if by else ''} is null"
+                raise UserError(f"{source}, row {number}: {said}")
     columns: dict[str, list[Any]] = {key: [row.get(key) for row in rows] for key in rows[0]}
     columns["prompts"] = columns.get("prompt", columns.get("problem", [""] * len(rows)))
     scores = score_batch(function, columns.pop("completion"), columns)

@@ -1,14 +1,15 @@
 """The trainer's rewards: every kind of them scored row by row, faults counted, a breaker behind.
 
 Functions, asynchronous ones and our own go through `score_batch`: in processes of their own, under
-limits. Rows may name the rewards they get (column `rewards`): the others abstain there, and are not
-called. Reward models are called as trl calls them, on every row. Only rewards of environments are
-left to trl altogether. Knows nothing of recipes.
+limits. With `heeds_rows`, rows may name the rewards they get (column `rewards`): the others abstain
+there, and are not called. Reward models are called as trl calls them, on every row. Only rewards of
+environments are left to trl altogether. Knows nothing of recipes.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,21 +21,25 @@ from trl.data_utils import is_conversational
 
 from rl_reasoner.advantages import total_rewards
 from rl_reasoner.early_rewards import EarlyRewards
+from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.isolation import Breaker, Limits
 from rl_reasoner.reward import (
     APPLIES,
+    Completion,
     Fault,
     Outcome,
     Reward,
     Score,
     applies,
     own_rows,
+    score_batch,
     score_own_rows,
     usable,
 )
 
 logger = logging.getLogger(__name__)
 _SHOWN = 5  # faults told when a run stops
+_TASKS = 24  # with more, each step would log more figures of tasks than anyone reads
 
 
 @dataclass
@@ -63,10 +68,24 @@ class RewardingConfig(trl.GRPOConfig):  # type: ignore[misc]
         default=8192, metadata={"help": "Memory that a reward's process may take, in MiB."}
     )
 
+    def __post_init__(self) -> None:
+        if self.rewards_on not in ("here", "ray"):
+            raise unknown("rewards_on", str(self.rewards_on), ("here", "ray"))
+        for name in ("reward_timeout_s", "reward_batch_timeout_s", "reward_memory_mb"):
+            if not (value := getattr(self, name)) > 0:
+                raise UserError(f"{name} is {value}; it has to be more than 0")
+        super().__post_init__()
+
 
 class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
-    """trl's trainer with rewards that cannot end the run by themselves."""
+    """trl's trainer with rewards that cannot end the run by themselves.
 
+    `heeds_rows`, set before training: the columns `rewards`, `max_tokens` and `task` say which
+    rewards a row gets, how long its completion may be, and what its figures are logged under. Left
+    out they are columns like any other, as in trl.
+    """
+
+    heeds_rows: bool = False
     _drawn: int  # rows scored for this batch before those at hand
     _rewards: Tensor  # (rows of all processes, reward functions) of the last rows scored
     reward_weights: Tensor
@@ -75,7 +94,6 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
     _limits = Limits()
     _breaker: Breaker | None = None
     _at_hand: list[dict[str, Any]] = []  # noqa: RUF012 (never changed in place)
-    _tells_tasks = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -84,7 +102,6 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
         self._early: EarlyRewards | None = None
         self._beside = 0.0  # seconds of this step that rewards ran beside the sampling
         self._breaker = Breaker()
-        self._tells_tasks = _several_tasks(self.train_dataset)
         given = {
             name: getattr(self.args, f"reward_{name}")
             for name in ("timeout_s", "batch_timeout_s", "memory_mb")
@@ -92,6 +109,16 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
         }
         on = getattr(self.args, "rewards_on", "here")
         self._limits = Limits(**given, apart=getattr(self.args, "isolate_rewards", True), on=on)
+
+    def _score(
+        self,
+        fn: Callable[..., Any],
+        completions: Sequence[Completion],
+        columns: Mapping[str, Any],
+    ) -> list[Outcome]:
+        """The outcomes of one reward, row by row."""
+        score = score_own_rows if self.heeds_rows else score_batch
+        return score(fn, completions, columns, self._limits)
 
     def _rewarded(
         self,
@@ -118,12 +145,12 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
         begun = early.rewards if early else {}
         for i, f in enumerate(self.reward_funcs):
             if i not in found and i not in begun:
-                found[i] = score_own_rows(f, completions, columns, self._limits)
+                found[i] = self._score(f, completions, columns)
         if early:
             found |= early.collect(completions)
             self._beside += early.seconds if self.model.training else 0.0
         self._scores = [
-            found[i] if i in found else score_own_rows(f, completions, columns, self._limits)
+            found[i] if i in found else self._score(f, completions, columns)
             for i, f in enumerate(self.reward_funcs)
         ]
         self._warn_of_unscored(columns, prompts, completions)
@@ -151,6 +178,14 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
         if self._tells_tasks:
             self._tell_tasks(inputs, output)
         return output
+
+    @cached_property
+    def _tells_tasks(self) -> bool:
+        """Whether the rows are of several tasks, and of few enough to log each."""
+        rows = self.train_dataset
+        if not self.heeds_rows or not isinstance(rows, Dataset) or "task" not in rows.column_names:
+            return False
+        return 1 < len(rows.unique("task")) <= _TASKS
 
     def _tell_tasks(self, inputs: list[dict[str, Any]], output: dict[str, Any]) -> None:
         """Log each task's `reward`, `mean_length` (tokens) and `rows` under `task/NAME/`."""
@@ -186,7 +221,7 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
             return [[{"role": "assistant", "content": t}] for t in texts] if chats else texts
 
         columns = self._columns(self._at_hand, prompts, [[] for _ in prompts])
-        self._early = EarlyRewards(ours, columns, read, self._limits)
+        self._early = EarlyRewards(ours, columns, read, self._score)
         return self._early
 
     # ------------------------------------------------------------------------ what comes of it
@@ -226,9 +261,10 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
                 setattr(self, name, values)
         first = self.accelerator.process_index * len(prompts)
         rows = rewards[first : first + len(prompts)].T.tolist()
+        heeds = self.heeds_rows
         return {
             i: [
-                Score(value if applies(name, row.get(APPLIES)) else None)
+                Score(value if not heeds or applies(name, row.get(APPLIES)) else None)
                 for value, row in zip(values, inputs, strict=True)
             ]
             for i, name, values in zip(
@@ -268,9 +304,3 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
             if isinstance(score, Fault)
         )
         yield from (message for message, _ in zip(found, range(_SHOWN), strict=False))
-
-
-def _several_tasks(dataset: Any) -> bool:
-    """Whether the rows of `dataset` are of several tasks, by their column `task`."""
-    named = isinstance(dataset, Dataset) and "task" in dataset.column_names
-    return named and len(dataset.unique("task")) > 1

@@ -139,6 +139,7 @@ def _grpo(job: Job, stage: GrpoStage) -> GRPOTrainer:
         train_dataset=as_dataset(rows),
         processing_class=policy.tokenizer,
     )
+    trainer.heeds_rows = True
     numbers = {text_of(row["prompt"]): i for i, row in reversed([*enumerate(rows)])}
     trainer.rollout_sink = partial(_keep, job, numbers)
     return trainer

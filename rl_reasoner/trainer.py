@@ -19,6 +19,7 @@ from torch import nn
 from transformers import GenerationConfig
 from transformers.generation import StopStringCriteria
 from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import get_config_model_id
 
 from rl_reasoner.balance import balance_figures
 from rl_reasoner.engine import generate, generates_as_transformers
@@ -105,8 +106,13 @@ class GRPOTrainer(
     rollout_sink: RolloutSink | None = None
     use_vllm: bool
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self, model: Any, reward_funcs: Any = None, args: Any = None, *others: Any, **named: Any
+    ) -> None:
+        if args is None:  # trl would make its own config, which does not start on a CPU
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = GRPOConfig(f"{name.split('/')[-1]}-GRPO")
+        super().__init__(model, reward_funcs, args, *others, **named)
         self._sampled: list[tuple[str, list[int]]] = []  # text and token ids of each completion
         self._spent = dict.fromkeys(_PARTS, 0.0)  # seconds, this step
         self._counted = 0.0  # of generation and reward, already taken out of the training time
@@ -114,8 +120,9 @@ class GRPOTrainer(
         reason = self._no_engine()
         if reason and self._on("fast_rollouts"):
             logger.warning("fast_rollouts: transformers' generate is used, for %s", reason)
-        self._sampling = self._how() if reason is None and self._on("fast_rollouts") else None
-        if self._sampling is None and self._corrects:
+        self._fast = reason is None and self._on("fast_rollouts")
+        self._sampling: Sampling | None = None  # as it was drawn last
+        if not self._fast and self._corrects:
             logger.warning("correct_sampling: left out, no log-probs are kept while sampling")
         self.expert_load = ExpertLoad(self.model)
         self.last_expert_load: list[list[float]] = []
@@ -161,21 +168,25 @@ class GRPOTrainer(
         settings: GenerationConfig = model._prepare_generation_config(self.generation_config)[0]
         return settings
 
-    def _how(self) -> Sampling:
-        """What the engine draws."""
-        settings = self._settings()
-        stop = settings.stop_strings
-        return Sampling(
-            max_tokens=settings.max_new_tokens,
-            ends=tuple(self.eos_token_ids),
-            config=settings,
-            stop=None if stop is None else StopStringCriteria(self._tokenizer, stop),
-        )
+    def _how(self) -> Sampling | None:
+        """What the engine draws by the settings of now, which callbacks may change.
 
-    @property
-    def _samples(self) -> bool:
-        """Whether the engine samples: not where a model has a `generate` of its own."""
-        return self._sampling is not None and generates_as_transformers(base_of(self.model))
+        None where it does not sample: also where a model has a `generate` of its own.
+        """
+        if not self._fast or not generates_as_transformers(base_of(self.model)):
+            return None
+        settings = self._settings()
+        if unhandled({}, settings) is not None:
+            return None
+        if self._sampling is None or self._sampling.config != settings:
+            stop = settings.stop_strings
+            self._sampling = Sampling(
+                max_tokens=settings.max_new_tokens,
+                ends=tuple(self.eos_token_ids),
+                config=settings,
+                stop=None if stop is None else StopStringCriteria(self._tokenizer, stop),
+            )
+        return self._sampling
 
     @property
     def _corrects(self) -> bool:
@@ -185,7 +196,7 @@ class GRPOTrainer(
     def _corrected(self) -> Iterator[None]:
         """While it lasts, trl corrects for the engine's log-probs as it does for vLLM's."""
         vllm = self.use_vllm
-        self.use_vllm = vllm or (self._corrects and self._samples)
+        self.use_vllm = vllm or (self._corrects and self._how() is not None)
         try:
             yield
         finally:
@@ -210,7 +221,7 @@ class GRPOTrainer(
         """
         if self._replay is not None:  # sampled before
             return self._kept_completions(self._replay)
-        how = self._sampling if self._samples else None
+        how = self._how()
         if how is None or images is not None or multimodal_fields:
             found: tuple[list[list[int]], list[list[float]] | None] = super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images
@@ -241,7 +252,7 @@ class GRPOTrainer(
 
     def _budgets(self, count: int) -> list[int | None]:
         """The longest completions that the rows at hand allow themselves (column `max_tokens`)."""
-        if len(self._at_hand) != count:
+        if not self.heeds_rows or len(self._at_hand) != count:
             return [None] * count
         return [row.get("max_tokens") for row in self._at_hand]
 

@@ -127,3 +127,13 @@ def test_an_adapters_checkpoint_is_whole_too(tmp_path: Path) -> None:
     path = write(tmp_path, 4)
     (path / "model.safetensors").rename(path / "adapter_model.safetensors")
     assert found(tmp_path) == (4, [])
+
+
+def test_a_checkpoint_of_the_model_alone_is_whole_and_told(folder: Path) -> None:
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        (folder / "checkpoint-10" / name).unlink()
+    step, [note] = found(folder)
+    assert step == 10
+    assert note.startswith("checkpoint checkpoint-10 holds the model alone: its step is resumed")
+    (folder / "checkpoint-10" / "trainer_state.json").unlink()  # killed behind the weights
+    assert found(folder)[0] == 9

@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 from conftest import ROWS, Cli, lines, run_outside, stock
 
+from rl_reasoner import __version__
+
 # --------------------------------------------------------------------------------------- no torch
 
 
 @pytest.mark.parametrize(
-    "argv", [["--help"], ["train", "--help"], ["train", "quickstart", "--help"], ["list"]]
+    "argv",
+    [["--help"], ["--version"], ["train", "--help"], ["train", "quickstart", "--help"], ["list"]],
 )
 def test_help_and_list_load_nothing_heavy(argv: list[str], tmp_path: Path) -> None:
     done = subprocess.run(
@@ -50,6 +53,11 @@ def test_help_names_every_verb_and_every_flag_of_the_recipe(cli: Cli) -> None:
     for flag in ("--grpo.group.size", "--habit.optim.max_grad_norm", "--run.folder", "--resume"):
         assert flag in ended.out
     assert "quickstart" in cli("train", "--help").out
+
+
+def test_the_version(cli: Cli) -> None:
+    ended = cli("--version")
+    assert (ended.code, ended.out, ended.err) == (0, f"rl-reasoner {__version__}\n", "")
 
 
 # ------------------------------------------------------------------------------- verbs that train

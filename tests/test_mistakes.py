@@ -199,6 +199,23 @@ MISTAKES: dict[str, tuple[Setup, tuple[str, ...], tuple[str, ...]]] = {
         (*SCORE, "d.jsonl"),
         ("d.jsonl, row 1", "'completion'", "'completoin'"),
     ),
+    "score: both": (no, ("score", "boxd", "no.jsonl"), ("'boxd'", "'boxed'", "'no.jsonl'")),
+    "score: both rewards": (
+        no,
+        ("score", "boxd", "saved.jsonl", "--disagree", "lenght"),
+        ("'boxd'", "'lenght'"),
+    ),
+    "score: null": (
+        file("d.jsonl", lines({"completion": "x"}, {"completion": None})),
+        (*SCORE, "d.jsonl"),
+        ("d.jsonl, row 2: the value of 'completion' is null",),
+    ),
+    "score: null column": (
+        file("d.jsonl", lines({"completion": "x", "answer": None})),
+        ("score", "rewards.py:fine", "d.jsonl"),
+        ("the value of 'answer', which the reward rewards.py:fine needs, is null",),
+    ),
+    "score: folder": (no, (*SCORE, "run"), ("run is a folder: give a file in it",)),
     "score: no column": (
         file("d.jsonl", lines(ROWS[0], {"completion": "x"})),
         ("score", "rewards.py:fine", "d.jsonl"),

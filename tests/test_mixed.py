@@ -96,6 +96,25 @@ def test_mistakes_in_the_rewards_of_rows_are_told_before_the_run(
     assert message in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ({"rewards": [0.5, 1]}, "row '1+1=': its rewards are [0.5, 1], no list of names"),
+        ({"rewards": {"gold": 1}}, "row '1+1=': its rewards are {'gold': 1}, no list of names"),
+        ({"max_tokens": "2"}, "row '1+1=': its max_tokens is '2', no whole number from 1 on"),
+        ({"max_tokens": 0}, "row '1+1=': its max_tokens is 0, no whole number from 1 on"),
+    ],
+)
+def test_columns_that_say_what_no_run_can_do_are_told_before_it(
+    column: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"problem": "1+1=", "answer": "2", **column}))
+    with pytest.raises(UserError) as raised:
+        prepared(Recipe.model_validate(fields({"math_answer": 1}, {"path": str(file)})))
+    assert message in str(raised.value)
+
+
 def test_two_rewards_of_one_name_cannot_be_named_by_rows(tmp_path: Path) -> None:
     file = tmp_path / "other.py"
     file.write_text(
@@ -179,6 +198,7 @@ def mixed(folder: Path, tmp_path: Path, **changes: Any) -> tuple[list[Any], list
     )
     kept: list[dict[str, Any]] = []
     log = Log()
+    trainer.heeds_rows = True
     trainer.rollout_sink = kept.extend
     trainer.add_callback(log)
     CALLED.clear()

@@ -253,12 +253,20 @@ def test_without_a_folder_of_ones_own_a_known_set_comes_from_the_hub(
         ("none/such.jsonl", "there is no data file or set 'none/such.jsonl'."),
         ("a/b/c", "there is no data file or set 'a/b/c'."),
         ("", "there is no data file or set ''."),
+        ("/none", "there is no data file or set '/none'."),
+        ("~/none", "there is no data file or set '~/none'."),
+        ("./none", "there is no data file or set './none'."),
+        ("/tmp", "/tmp is a folder: give a file in it (.jsonl, "),
+        ("mine/rows", "mine/rows is a folder: give a file in it (.jsonl, "),
     ],
 )
 def test_a_set_that_is_not_there_is_told_without_asking_the_hub(
-    name: str, says: str, monkeypatch: pytest.MonkeyPatch
+    name: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RL_REASONER_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "rows").mkdir(parents=True)
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **named: pytest.fail("asked"))
     with pytest.raises(UserError, match=re.escape(says)):
         load_rows(set_data(name))
 

@@ -271,6 +271,17 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         load_reward("no_such_package:f")
 
 
+def test_a_module_that_is_a_file_here_is_told_how_to_write_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_reward.py").write_text("def short(completions, **columns): ...\n")
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path])  # as the command has it
+    hint = r"There is my_reward\.py here: write my_reward\.py:short$"
+    with pytest.raises(UserError, match=hint):
+        load_reward("my_reward:short")
+
+
 def test_two_files_of_one_name_do_not_mix(tmp_path: Path) -> None:
     references = []
     for number in (1, 2):

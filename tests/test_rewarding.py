@@ -1,5 +1,7 @@
 """Rewards in the trainer: every kind of them trains as in trl, and is written down."""
 
+import math
+import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -8,9 +10,11 @@ import pytest
 import torch
 import transformers
 import trl
+from datasets import Dataset, concatenate_datasets
 from test_trainer import PLAIN, build, digits, trained
 
-from rl_reasoner import GRPOTrainer, open_policy, reward
+from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy, reward
+from rl_reasoner.errors import UserError
 from rl_reasoner.isolation import Limits, RewardsFailed
 
 
@@ -104,6 +108,27 @@ def test_limits_come_from_the_config(folder: Path, tmp_path: Path) -> None:
     assert trainer._limits == Limits(3.0, 9.0, 777, apart=False)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        (
+            "rewards_on",
+            "rya",
+            "unknown rewards_on 'rya'. Did you mean 'ray'? There are: here, ray.",
+        ),
+        ("reward_timeout_s", -1, "reward_timeout_s is -1; it has to be more than 0"),
+        ("reward_batch_timeout_s", 0.0, "reward_batch_timeout_s is 0.0; it has to be more than 0"),
+        ("reward_timeout_s", math.nan, "reward_timeout_s is nan; it has to be more than 0"),
+        ("reward_memory_mb", 0, "reward_memory_mb is 0; it has to be more than 0"),
+    ],
+)
+def test_limits_that_no_reward_could_keep_are_refused(
+    field: str, value: Any, says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=re.escape(says)):
+        GRPOConfig(str(tmp_path), **{field: value})
+
+
 def test_the_breaker_stops_the_training_of_a_drop_in(folder: Path, tmp_path: Path) -> None:
     @reward
     def broken(completion: str) -> float:
@@ -116,3 +141,63 @@ def test_the_breaker_stops_the_training_of_a_drop_in(folder: Path, tmp_path: Pat
         trainer.train()
     assert "row 1 of the batch: reward 'broken': OSError: the judge is away" in str(caught.value)
     assert trainer.state.global_step == 16, "more than half of 256 calls"
+
+
+COLUMNS: dict[str, list[Any]] = {
+    "rewards as text": ["rewards", "+5 gold", "2 gold"],
+    "rewards as numbers": ["rewards", [0.1, 0.2], [0.3]],
+    "rewards as objects": ["rewards", {"gold": 1.0}, {"gold": 2.0}],
+    "max_tokens": ["max_tokens", 1, 2],
+    "max_tokens as text": ["max_tokens", "1", "2"],
+    "task as text": ["task", "add them", "take them away"],
+    "task as lists": ["task", ["a"], ["b", "c"]],
+    "task as objects": ["task", {"a": 1}, {"a": 2}],
+}
+
+
+def with_column(name: str, values: list[Any]) -> Any:
+    """What makes our trainer, on its rows again and again with one column more."""
+
+    def made(*args: Any, train_dataset: Dataset, **rest: Any) -> GRPOTrainer:
+        times = -(-len(values) // len(train_dataset))
+        rows = concatenate_datasets([train_dataset] * times).select(range(len(values)))
+        return GRPOTrainer(*args, train_dataset=rows.add_column(name, values), **rest)
+
+    return made
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("column", COLUMNS.values(), ids=COLUMNS)
+def test_a_column_is_the_rewards_whatever_it_is_called(
+    column: list[Any], overlap: bool, folder: Path, tmp_path: Path
+) -> None:
+    name, *values = column
+
+    @reward
+    def ours(completion: str) -> float:
+        return float(len(completion))
+
+    def theirs(completions: list[str], **columns: Any) -> list[float]:
+        return [float(values.index(value)) for value in columns[name]]
+
+    changes = {"isolate_rewards": False, "overlap_rewards": overlap, "max_steps": 1}
+    kind = with_column(name, [values[i % 2] for i in range(12)])
+    trainer = build(kind, folder, [ours, theirs], tmp_path, **changes)
+    rows: list[dict[str, Any]] = []
+    trainer.rollout_sink = rows.extend
+    _, [logged, *_] = trained(trainer)
+    outcomes = {score["outcome"] for row in rows for score in row["scores"].values()}
+    assert outcomes == {"score"}
+    assert max(len(row["completion"]) for row in rows) > 2
+    assert not any(key.startswith("task/") for key in logged)
+
+
+@pytest.mark.parametrize(("tasks", "told"), [(24, True), (25, False)])
+def test_figures_of_each_task_only_where_the_tasks_are_few(
+    tasks: int, told: bool, folder: Path, tmp_path: Path
+) -> None:
+    kind = with_column("task", [f"task {i}" for i in range(tasks)])
+    trainer = build(kind, folder, digits, tmp_path, max_steps=1)
+    trainer.heeds_rows = True
+    _, [logged, *_] = trained(trainer)
+    assert any(key.startswith("task/") for key in logged) == told

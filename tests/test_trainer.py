@@ -151,6 +151,20 @@ def test_the_config_is_trls_and_starts_on_a_cpu(tmp_path: Path) -> None:
     assert [ours[name].default for name in theirs] == [p.default for p in theirs.values()]
 
 
+@pytest.mark.parametrize("by_name", [True, False])
+def test_without_a_config_it_is_ours_in_the_folder_that_trl_chooses(
+    by_name: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    policy = open_policy(str(folder), device="cpu")
+    data = Dataset.from_dict({"prompt": PROBLEMS, "answer": PROBLEMS})
+    model = str(folder) if by_name else policy.model
+    named = {} if by_name else {"processing_class": policy.tokenizer}
+    trainer = GRPOTrainer(model, digits, train_dataset=data, **named)
+    assert isinstance(trainer.args, GRPOConfig)
+    assert trainer.args.output_dir == f"{folder.name}-GRPO"
+
+
 # ------------------------------------------------------------------------------- the contract
 
 # Everything of trl that trainer.py, training_pass.py and resume.py touch through `self`.
@@ -269,7 +283,7 @@ def leaned_on() -> set[str]:
                 used.add(node.attr)
                 own |= {node.attr} if isinstance(node.ctx, ast.Store) else set()
         own |= {node.name for node in body.body if isinstance(node, ast.FunctionDef)}
-    own |= {"rollout_sink", "__dict__"}
+    own |= {"rollout_sink", "heeds_rows", "__dict__"}
     return used - own | {"_buffered_inputs", "_step", "beta", "use_vllm"}
 
 

@@ -92,3 +92,15 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
     resumed.train(resume_from_checkpoint=True)
     assert resumed._initial_global_step == 2
     assert same(weights(trainer), weights(resumed))
+
+
+def test_checkpoints_of_the_model_alone_are_resumed_with_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes: dict[str, Any] = {"save_only_model": True, "max_steps": 4}
+    build("scratch:dense-tiny", tmp_path, **changes).train()
+    resumed = build("scratch:dense-tiny", tmp_path, **{**changes, "max_steps": 6})
+    resumed.train(resume_from_checkpoint=True)
+    assert (resumed._initial_global_step, resumed.state.global_step) == (4, 6)
+    [said] = [record.getMessage() for record in caplog.records if "alone" in record.getMessage()]
+    assert "checkpoint-4" in said and "optimizer" in said

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from processes import build
-from transformers import GenerationMixin
+from transformers import GenerationMixin, TrainerCallback
 
 from rl_reasoner import GRPOTrainer, reward
 from rl_reasoner.early_rewards import EarlyRewards
@@ -92,11 +92,33 @@ def test_settings_of_generate_reach_the_engine(
             generation_kwargs={"suppress_tokens": tokens, "min_new_tokens": 3},
             **SHORT,
         )
-    assert "fast_rollouts" not in caplog.text and trainer._samples
+    assert "fast_rollouts" not in caplog.text and trainer._how() is not None
     trainer.train()
     for output in trainer.outputs:
         assert not torch.isin(output["completion_ids"], torch.tensor(tokens)).any()
         assert (output["completion_mask"].sum(1) >= 3).all()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"temperature": 1e-4}, {"do_sample": False}, {"do_sample": False, "num_beams": 2}]
+)
+def test_settings_that_a_callback_changes_hold_from_the_next_sampling_on(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    class Cooled(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            trainer.generation_config.update(**changes)
+
+    trainer = build("scratch:dense-tiny", tmp_path, **SHORT)
+    trainer.add_callback(Cooled())
+    rows: list[dict[str, Any]] = []
+    trainer.rollout_sink = rows.extend
+    trainer.train()
+    different: dict[int, set[int]] = {1: set(), 2: set()}
+    for group in {(row["step"], row["group"]) for row in rows}:
+        mine = {row["completion"] for row in rows if (row["step"], row["group"]) == group}
+        different[group[0]].add(len(mine))
+    assert max(different[1]) > 1 and different[2] == {1}
 
 
 def test_what_the_engine_does_not_do_goes_trls_way_by_name(
