@@ -24,10 +24,10 @@ MIXED = "<think>1加1=2 plus 0=2</think><answer>2</answer>"
 DIRECT = "<think></think><answer>2</answer>"
 
 
-def row(*completions: tuple[str, bool]) -> dict[str, Any]:
+def row(*completions: tuple[str, bool], problem: str = "1+1=") -> dict[str, Any]:
     texts = [text for text, _ in completions]
     return {
-        "problem": "1+1=",
+        "problem": problem,
         "answer": "2",
         "completions": texts,
         "scores": [float(right) for _, right in completions],
@@ -42,7 +42,10 @@ def evaluated(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
     """Write the evaluation `name`: greedy, and sampled twice."""
     result = EvalResult("tiny", name)
     for label, heat, chosen in (("sums", 0.0, 1), ("sums@sampled", 1.0, 2)):
-        part = [row(*list(zip(r["completions"], r["scores"], strict=True))[:chosen]) for r in rows]
+        part = [
+            row(*list(zip(r["completions"], r["scores"], strict=True))[:chosen], problem=f"{i}=")
+            for i, r in enumerate(rows)
+        ]
         result.sets[label] = {**figures_of(part), "temperature": heat}
         result.rows[label] = part
     result.save(folder / "evals" / f"{name}.json")
