@@ -379,6 +379,21 @@ def test_a_reward_of_a_script_without_a_main_guard_runs_apart(tmp_path: Path) ->
     assert done.stdout == b"True\n", done.stderr
 
 
+def test_a_file_named_as_a_standard_module_is_not_taken_for_it(tmp_path: Path) -> None:
+    (tmp_path / "random.py").write_text("raise RuntimeError('not the standard module')\n")
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "run.py").write_text(
+        "import os\nfrom rl_reasoner import verify\n"
+        "from rl_reasoner.reward import load_reward, score_batch\n"
+        "[found] = score_batch(load_reward('faulty.py:where'), ['x'], {})\n"
+        "print(found.value != os.getpid(), verify('x + 1', '1 + x').value)\n"
+    )
+    command = [sys.executable, "scripts/run.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True)
+    assert done.stdout == b"True 1.0\n", done.stderr
+
+
 def test_the_shipped_rewards_pay_nothing() -> None:
     for name in ("math_answer", "boxed", "length"):
         assert runner_of(load_reward(name), Limits()).shipped
