@@ -26,7 +26,7 @@ from typing import Any
 
 from rl_reasoner.errors import RunStopped
 from rl_reasoner.reward import Completion, Fault, Outcome, Reward, Score, faulted
-from rl_reasoner.reward_calls import name_of, one_by_one, outcomes, packed, shipped
+from rl_reasoner.reward_calls import changed, name_of, one_by_one, outcomes, packed, shipped
 from rl_reasoner.workers import Worker, WorkerDied, WorkerLate
 
 logger = logging.getLogger(__name__)
@@ -74,6 +74,10 @@ class _Process:
         self.limits = limits
         self.extras: Mapping[str, Any] = {}
         self.worker = Worker("rl_reasoner.reward_worker", str(limits.memory_mb), shown=True)
+        self.load(reward)
+
+    def load(self, reward: Mapping[str, Any]) -> None:
+        """Let the worker have the reward, or what changed of it."""
         deadline = time.monotonic() + LOAD_S
         self.worker.send({"reward": reward}, deadline)
         reply = self.worker.receive(deadline)
@@ -209,6 +213,7 @@ class Runner:
         except KeyError as error:  # a column that the data lacks
             return [faulted(self.name, error)] * len(completions)
         with self._lock:
+            self._renew(fn)
             rows = range(len(completions))
             found: dict[int, Outcome] = {}
             self._judge([list(rows)], work, found)
@@ -299,6 +304,21 @@ class Runner:
                 self._move_here(str(error))
         self._place = _Thread(self._function(), self.limits)
         return self._place
+
+    def _renew(self, fn: Callable[..., Any]) -> None:
+        """Send what the reward reads again where it has changed here: the worker has a copy."""
+        if isinstance(self._packed, str) or self._here:
+            return
+        now = packed(fn)
+        if isinstance(now, str):
+            self._move_here(now)
+            return
+        before, self._packed = self._packed, now
+        if now != before and isinstance(self._place, _Process):
+            try:
+                self._place.load(changed(before, now))
+            except (WorkerDied, WorkerLate, ImportError):
+                self.close()  # a new one gets all of it
 
     def _move_here(self, why: str) -> None:
         self.close()

@@ -1,9 +1,10 @@
 """A worker process of one reward: `python -m rl_reasoner.reward_worker MEMORY_MB`.
 
-Reads requests as JSON lines from its standard input: first the reward (`reward_calls.packed`), then
-batches of rows, each row answered by a line on the pipe that was its standard output; what the
-reward prints goes to standard error. The reward runs on the main thread, so that it may use
-signals. Memory is capped by the operating system. When the parent is gone the process ends.
+Reads requests as JSON lines from its standard input: first the reward (`reward_calls.packed`; once
+more where it has changed), then batches of rows, each row answered by a line on the pipe that was
+its standard output; what the reward prints goes to standard error. The reward runs on the main
+thread, so that it may use signals. Memory is capped by the operating system. When the parent is
+gone the process ends.
 """
 
 import base64
@@ -32,10 +33,10 @@ def line_of(outcome: Outcome) -> list[Any]:
     return ["score", outcome.value, outcome.reason, dict(outcome.parts), outcome.seconds]
 
 
-def _loaded(request: dict[str, Any], out: TextIO) -> Any:
-    """The reward; says whether it could be had."""
+def _loaded(request: dict[str, Any], earlier: Any, out: TextIO) -> Any:
+    """The reward, in place of the `earlier` one; says whether it could be had."""
     try:
-        found = unpacked(request["reward"])
+        found = unpacked(request["reward"], earlier)
     except BaseException as error:  # a module may raise anything, SystemExit too
         _put(out, {"failed": f"{type(error).__name__}: {error}"})
         return None
@@ -85,7 +86,7 @@ def main() -> None:
     for line in lines:
         request = json.loads(line)
         if "reward" in request:
-            fn = _loaded(request, out)
+            fn = _loaded(request, fn, out)
         else:
             _judge(fn, request, out)
 

@@ -338,6 +338,168 @@ def test_what_is_sent_and_what_is_not(tmp_path: Path) -> None:
     assert isinstance(packed(SimpleNamespace(a=1)), str)  # type: ignore[arg-type]
 
 
+READS = """
+import settings
+from rl_reasoner.reward import score_batch
+
+STAGE = 1
+settings.SCALE = 10
+settings.Late.by = 100
+
+
+class Plan:
+    weight = 1000
+
+    @classmethod
+    def at(cls):
+        return cls.weight + settings.Late.by
+
+
+def helper():
+    return STAGE + Plan.at()
+
+
+def closure():
+    bonus = 0
+
+    def put(value):
+        nonlocal bonus
+        bonus = value
+
+    def reads(completions, **columns):
+        return [helper() + settings.SCALE + bonus + settings.rate() for text in completions]
+
+    return reads, put
+
+
+def value(fn):
+    [found] = score_batch(fn, ["x"], {})
+    return found.value
+
+
+reads, put = closure()
+print(value(reads), value(settings.far), end=" ")
+STAGE, Plan.weight, settings.SCALE, settings.Late.by = 2, 2000, 20, 200
+put(0.5)
+print(value(reads), value(settings.far), end=" ")
+
+
+class Plan:
+    weight = 3000
+    at = staticmethod(lambda: 0)
+
+
+print(value(reads))
+"""
+SETTINGS = """
+SCALE, CALLS = 1, 0
+
+
+class Late:
+    by = 2
+
+
+def rate():
+    return 0.25
+
+
+def near():
+    global CALLS
+    CALLS += 1
+    return CALLS / 100
+
+
+def far(completions, **columns):
+    return [SCALE + Late.by + near()]
+"""
+
+
+def test_what_a_reward_reads_is_as_the_script_set_it(tmp_path: Path) -> None:
+    """Before the first batch and between batches; what the worker itself counts stays."""
+    (tmp_path / "settings.py").write_text(SETTINGS)
+    (tmp_path / "script.py").write_text(READS)
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout == "1111.25 110.01 2222.75 220.02 22.75\n", done.stderr
+    assert "on a thread" not in done.stderr
+
+
+CHANGES = """
+import settings
+from rl_reasoner.reward import score_batch
+
+
+class Seen:
+    texts = []
+
+
+class Stats:
+    calls = 0
+
+    @classmethod
+    def add(cls):
+        cls.calls += 1
+
+    @classmethod
+    def total(cls):
+        return cls.calls
+
+
+def by_name(completions, **columns):
+    Stats.calls += 1
+    return [0.0] * len(completions)
+
+
+def by_method(completions, **columns):
+    Stats.add()
+    return [0.0] * len(completions)
+
+
+def by_list(completions, **columns):
+    Seen.texts.extend(completions)
+    return [0.0] * len(completions)
+
+
+def of_module(completions, **columns):
+    settings.CALLS += 1
+    return [0.0] * len(completions)
+
+
+for fn in (by_name, by_method, by_list, of_module):
+    score_batch(fn, ["x"], {})
+print(Stats.calls, Seen.texts, settings.CALLS)
+"""
+
+
+def test_a_function_that_changes_a_class_or_a_module_runs_here(tmp_path: Path) -> None:
+    (tmp_path / "settings.py").write_text(SETTINGS)
+    (tmp_path / "script.py").write_text(CHANGES)
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout == "2 ['x'] 1\n", done.stderr
+    for why in ("changes Stats.calls", "a list (Seen.texts", "changes settings.CALLS"):
+        assert why in done.stderr
+
+
+def test_a_reward_that_comes_to_hold_state_moves_here(caplog: pytest.LogCaptureFixture) -> None:
+    held: Any = 1
+
+    def put(value: Any) -> None:
+        nonlocal held
+        held = value
+
+    @reward
+    def reads(completion: str) -> float:
+        return float(held if isinstance(held, int) else len(held))
+
+    assert shown(score_batch(reads, ["a"], {}, QUICK)) == [1.0]
+    put([1, 2])
+    assert shown(score_batch(reads, ["a"], {}, QUICK)) == [2.0]
+    assert "it holds a list (held)" in caplog.text
+
+
 def test_options_travel_with_the_reward(tmp_path: Path) -> None:
     (tmp_path / "scaled.py").write_text(
         "from rl_reasoner import reward\n\n@reward\ndef scaled(completion, by: float = 1.0):\n"
