@@ -79,16 +79,18 @@ def outcomes(
     completions: Sequence[Completion],
     columns: Mapping[str, Any],
     timeout_s: float,
+    loop: asyncio.Runner,
 ) -> Iterator[Outcome]:
     """The outcome of each row in order, with its seconds; each as soon as it is known.
 
     A batch form counts its seconds in equal shares. `timeout_s` bounds each row of an asynchronous
-    reward, here; all else is bounded by whoever waits for this iterator.
+    reward, here; all else is bounded by whoever waits for this iterator. What is asynchronous runs
+    in `loop`: one for all batches, as the clients of a reward are bound to the loop they began in.
     """
     if not isinstance(fn, Reward):
-        yield from _batch(fn, completions, columns)
+        yield from _batch(fn, completions, columns, loop)
     elif fn.is_async:
-        yield from asyncio.run(_gathered(fn, completions, columns, timeout_s))
+        yield from loop.run(_gathered(fn, completions, columns, timeout_s))
     else:
         yield from _rows(fn, completions, columns)
 
@@ -137,14 +139,17 @@ async def _gathered(
 
 
 def _batch(
-    fn: Callable[..., Any], completions: Sequence[Completion], columns: Mapping[str, Any]
+    fn: Callable[..., Any],
+    completions: Sequence[Completion],
+    columns: Mapping[str, Any],
+    loop: asyncio.Runner,
 ) -> Iterator[Outcome]:
     """A function of trl's own form: all rows at once, a bad value faults its row alone."""
     name, started = name_of(fn), time.perf_counter()
     try:
         values = fn(completions=completions, **columns)
         if inspect.isawaitable(values):
-            values = asyncio.run(_awaited(values))
+            values = loop.run(_awaited(values))
     except Exception as error:
         yield from _shared([faulted(name, error)] * len(completions), started)
         return

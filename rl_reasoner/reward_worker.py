@@ -7,6 +7,7 @@ thread, so that it may use signals. Memory is capped by the operating system. Wh
 gone the process ends.
 """
 
+import asyncio
 import base64
 import json
 import os
@@ -44,14 +45,14 @@ def _loaded(request: dict[str, Any], earlier: Any, out: TextIO) -> Any:
     return found
 
 
-def _judge(fn: Any, request: dict[str, Any], out: TextIO) -> None:
+def _judge(fn: Any, request: dict[str, Any], loop: asyncio.Runner, out: TextIO) -> None:
     completions, columns = pickle.loads(base64.b64decode(request["rows"]))  # noqa: S301 (the parent's)
     logged: list[list[Any]] = []
     if request["state"] is not None:  # what trl hands to functions of its own form
         columns["trainer_state"] = SimpleNamespace(**request["state"])
         columns["log_metric"] = lambda name, value: logged.append(["metric", name, float(value)])
         columns["log_extra"] = lambda column, values: logged.append(["extra", column, [*values]])
-    for outcome in outcomes(fn, completions, columns, request["timeout_s"]):
+    for outcome in outcomes(fn, completions, columns, request["timeout_s"], loop):
         _put(out, line_of(outcome))
     _put(out, {"logged": logged})
 
@@ -83,12 +84,13 @@ def main() -> None:
     lines = os.fdopen(os.dup(0), encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     fn: Any = None
+    loop = asyncio.Runner()
     for line in lines:
         request = json.loads(line)
         if "reward" in request:
             fn = _loaded(request, fn, out)
         else:
-            _judge(fn, request, out)
+            _judge(fn, request, loop, out)
 
 
 if __name__ == "__main__":

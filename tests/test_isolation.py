@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -87,6 +88,20 @@ async def awaited(completion: str, answer: str) -> float:
 async def together(completions, **kwargs):
     await asyncio.sleep(0)
     return [float(len(text)) for text in completions]
+
+
+LOOPS = []
+
+
+@reward
+async def in_loop(completion: str) -> float:
+    LOOPS.append(asyncio.get_running_loop())
+    return float(LOOPS[0] is LOOPS[-1])
+
+
+async def together_in_loop(completions, **kwargs):
+    LOOPS.append(asyncio.get_running_loop())
+    return [float(LOOPS[0] is LOOPS[-1])] * len(completions)
 
 
 def logs(completions, trainer_state, log_metric, log_extra, **kwargs):
@@ -240,6 +255,18 @@ def test_an_asynchronous_function_of_trls_form(faulty: Callable[[str], Any]) -> 
     assert shown(score_batch(faulty("together"), ["ab", "a"], {}, QUICK)) == [2.0, 1.0]
 
 
+@pytest.mark.parametrize("apart", [True, False], ids=["process", "thread"])
+@pytest.mark.parametrize("name", ["in_loop", "together_in_loop"])
+def test_all_batches_of_an_asynchronous_reward_share_a_loop(
+    name: str, apart: bool, tmp_path: Path
+) -> None:
+    """Clients with connections are bound to the loop that they began in."""
+    (tmp_path / "loops.py").write_text(FAULTY)
+    fn = load_reward(f"{tmp_path}/loops.py:{name}")
+    for _ in range(3):
+        assert shown(score_batch(fn, ["a", "b"], {}, Limits(apart=apart))) == [1.0, 1.0]
+
+
 def test_what_a_function_logs_arrives(faulty: Callable[[str], Any]) -> None:
     heard: list[tuple[Any, ...]] = []
     columns = {
@@ -298,6 +325,40 @@ def test_a_thread_that_hangs_costs_the_batch_not_the_run() -> None:
     gate.set()
     time.sleep(0.2)
     assert shown(score_batch(waits, ["a", "b"], {}, limits)) == [1.0, 1.0]
+
+
+def test_a_reward_with_state_keeps_its_thread() -> None:
+    kept: list[Any] = []
+
+    @reward
+    def asks(completion: str) -> float:
+        if not kept:
+            kept.extend([sqlite3.connect(":memory:"), threading.local()])
+            kept[1].value = 2.0
+        return float(kept[0].execute("select 1").fetchone()[0]) + kept[1].value
+
+    for _ in range(3):
+        assert shown(score_batch(asks, ["a", "b"], {}, QUICK)) == [3.0, 3.0]
+
+
+def test_what_needs_the_main_thread_is_told_what_to_do() -> None:
+    database, local = sqlite3.connect(":memory:"), threading.local()
+    local.value = 1.0
+
+    @reward
+    def needs(completion: str) -> float:
+        if completion == "signal":
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        if completion == "database":
+            database.execute("select 1")
+        if completion == "local":
+            return float(local.value)
+        raise ValueError(completion)
+
+    *found, other = score_batch(needs, ["signal", "database", "local", "other"], {}, QUICK)
+    for fault in found:
+        assert isinstance(fault, Fault) and "a function of a module or file" in fault.message
+    assert isinstance(other, Fault) and "a function of a module" not in other.message
 
 
 FACTOR = 3
