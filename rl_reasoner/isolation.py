@@ -29,6 +29,8 @@ from rl_reasoner.reward_places import LOAD_S, Process, Thread, Work
 from rl_reasoner.workers import WorkerDied, WorkerLate
 
 logger = logging.getLogger(__name__)
+SEEDS = "random seeds"
+"""The column with a seed for each row, which workers draw from; functions do not see it."""
 _OF_TRL = ("trainer_state", "log_extra", "log_metric")
 
 
@@ -72,13 +74,15 @@ class Runner:
     ) -> list[Outcome]:
         """The outcome of each row, in order."""
         fn = self._function()
+        columns = {**columns}
+        seeds = columns.pop(SEEDS, ())
         if self.shipped:
             with asyncio.Runner() as loop:
                 return list(outcomes(fn, completions, columns, self.limits.timeout_s, loop))
         if not completions:
             return []
         try:
-            work = self._work(fn, completions, columns)
+            work = self._work(fn, completions, columns, seeds)
         except KeyError as error:  # a column that the data lacks
             return [faulted(self.name, error)] * len(completions)
         with self._lock:
@@ -102,7 +106,11 @@ class Runner:
         return fn
 
     def _work(
-        self, fn: Callable[..., Any], completions: Sequence[Completion], columns: Mapping[str, Any]
+        self,
+        fn: Callable[..., Any],
+        completions: Sequence[Completion],
+        columns: Mapping[str, Any],
+        seeds: Sequence[int],
     ) -> Work:
         """What is sent: of our own rewards the columns they name; all of them to trl's form."""
         if isinstance(fn, Reward):
@@ -111,10 +119,10 @@ class Runner:
             named = (*fn.columns, *fn.optional)
             wanted = {"prompts" if n == "prompt" and n not in columns else n for n in named}
             kept = {name: columns[name] for name in wanted if name in columns}
-            return Work(completions, kept, {})
+            return Work(completions, kept, {}, seeds)
         extras = {name: columns[name] for name in _OF_TRL if name in columns}
         rest = {name: values for name, values in columns.items() if name not in extras}
-        return Work(completions, rest, extras)
+        return Work(completions, rest, extras, seeds)
 
     def _judge(self, blocks: list[list[int]], work: Work, found: dict[int, Outcome]) -> None:
         """Outcomes for all rows of `blocks`, a request each; a failure ends one row, or its block.

@@ -33,16 +33,22 @@ _ADVICE = (
 
 @dataclass(frozen=True)
 class Work:
-    """The rows of one call, as they are sent: completions, columns by name, trl's extras."""
+    """The rows of one call, as they are sent: completions, columns by name, trl's extras.
+
+    `seeds`, one a row or none at all, set a worker's generators: its draws are those of the row,
+    whichever process comes to judge it. A thread has the generators of the trainer.
+    """
 
     completions: Sequence[Completion]
     columns: Mapping[str, Any]
     extras: Mapping[str, Any]
+    seeds: Sequence[int]
 
     def only(self, rows: Sequence[int]) -> "Work":
         """The same for some rows."""
         columns = {name: [values[i] for i in rows] for name, values in self.columns.items()}
-        return Work([self.completions[i] for i in rows], columns, self.extras)
+        seeds = [self.seeds[i] for i in rows] if self.seeds else []
+        return Work([self.completions[i] for i in rows], columns, self.extras, seeds)
 
 
 class Process:
@@ -70,6 +76,7 @@ class Process:
         request = {
             "rows": base64.b64encode(pickle.dumps((work.completions, work.columns))).decode(),
             "state": _plain(state) if work.extras else None,
+            "seeds": list(work.seeds),
             "timeout_s": self.limits.timeout_s,
         }
         self.worker.send(request, deadline)

@@ -12,6 +12,7 @@ import base64
 import json
 import os
 import pickle
+import random
 import resource
 import signal
 import sys
@@ -52,9 +53,19 @@ def _judge(fn: Any, request: dict[str, Any], loop: asyncio.Runner, out: TextIO) 
         columns["trainer_state"] = SimpleNamespace(**request["state"])
         columns["log_metric"] = lambda name, value: logged.append(["metric", name, float(value)])
         columns["log_extra"] = lambda column, values: logged.append(["extra", column, [*values]])
-    for outcome in outcomes(fn, completions, columns, request["timeout_s"], loop):
-        _put(out, line_of(outcome))
+    found = outcomes(fn, completions, columns, request["timeout_s"], loop)
+    for seed in request["seeds"] or [None] * len(completions):
+        if seed is not None:  # each row has its own: which rows come together is a matter of time
+            _seed(seed)
+        _put(out, line_of(next(found)))
     _put(out, {"logged": logged})
+
+
+def _seed(seed: int) -> None:
+    """Let rewards that draw at random draw from `seed`."""
+    random.seed(seed)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(seed)
 
 
 def _put(out: TextIO, reply: Any) -> None:

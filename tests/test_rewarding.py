@@ -1,9 +1,11 @@
 """Rewards in the trainer: every kind of them trains as in trl, and is written down."""
 
+import random
 import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 import transformers
@@ -11,7 +13,7 @@ import trl
 from test_trainer import PLAIN, build, digits, trained
 
 from rl_reasoner import GRPOTrainer, open_policy, reward
-from rl_reasoner.isolation import Limits, RewardsFailed
+from rl_reasoner.isolation import Limits, RewardsFailed, close_all
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +118,32 @@ def test_the_breaker_stops_the_training_of_a_drop_in(folder: Path, tmp_path: Pat
         trainer.train()
     assert "row 1 of the batch: reward 'broken': OSError: the judge is away" in str(caught.value)
     assert trainer.state.global_step == 16, "more than half of 256 calls"
+
+
+@reward
+def noisy(completion: str) -> float:
+    return random.random() + numpy.random.rand()
+
+
+def noisy_batch(completions: list[str], **columns: Any) -> list[float]:
+    return [random.random() + numpy.random.rand() for _ in completions]
+
+
+def test_rewards_that_draw_at_random_are_the_same_after_a_resume(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Whichever worker judges a row: the second run starts its own."""
+    changes: dict[str, Any] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    found: list[list[tuple[Any, ...]]] = []
+    for start in (None, str(tmp_path / "checkpoint-2")):
+        rows: list[dict[str, Any]] = []
+        trainer = build(GRPOTrainer, folder, [noisy, noisy_batch], tmp_path, **changes)
+        trainer.rollout_sink = rows.extend
+        trainer.train(resume_from_checkpoint=start)
+        close_all()
+        values = [[score["value"] for score in row["scores"].values()] for row in rows]
+        found.append([(row["completion"], *v) for row, v in zip(rows, values, strict=True)])
+    whole, resumed = found
+    assert len(whole) == 32 and len({value for _, value, _ in whole}) == 32
+    assert len({value for _, _, value in whole}) == 32
+    assert resumed == whole[16:]
