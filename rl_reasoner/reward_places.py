@@ -7,6 +7,7 @@ waits, and deals with what goes wrong.
 import asyncio
 import base64
 import dataclasses
+import json
 import pickle
 import queue
 import threading
@@ -57,6 +58,8 @@ class Process:
     def __init__(self, reward: Mapping[str, Any], limits: "Limits") -> None:
         self.limits = limits
         self.extras: Mapping[str, Any] = {}
+        self.history: list[Any] = []  # trl's log, of which the worker has the first `told`
+        self.told = 0
         self.worker = Worker("rl_reasoner.reward_worker", str(limits.memory_mb), shown=True)
         self.load(reward)
 
@@ -72,14 +75,28 @@ class Process:
     def send(self, work: Work, deadline: float) -> None:
         """Begin with the rows of `work`."""
         self.extras = work.extras
-        state = work.extras.get("trainer_state")
         request = {
             "rows": base64.b64encode(pickle.dumps((work.completions, work.columns))).decode(),
-            "state": _plain(state) if work.extras else None,
+            **self._state(work.extras),
             "seeds": list(work.seeds),
             "timeout_s": self.limits.timeout_s,
         }
         self.worker.send(request, deadline)
+
+    def _state(self, extras: Mapping[str, Any]) -> dict[str, Any]:
+        """trl's trainer state for the worker; of its log, which grows, what is new."""
+        if not extras:
+            return {"state": None}
+        state = extras.get("trainer_state")
+        values = (
+            {f.name: getattr(state, f.name) for f in dataclasses.fields(state)} if state else {}
+        )
+        history = values.pop("log_history", [])
+        if history is not self.history or len(history) < self.told:
+            self.history, self.told = history, 0
+        since, self.told = self.told, len(history)
+        values["log_history"] = history[since:]
+        return {"state": json.dumps(values, default=_told, skipkeys=True), "log_since": since}
 
     def receive(self, deadline: float) -> Outcome:
         """The outcome of the next row."""
@@ -170,14 +187,16 @@ class Thread:
         self.stop()
 
 
+def _told(value: Any) -> Any:
+    """A value that JSON has not: a number where it is one, as numpy's are."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return str(value)
+
+
 def _advised(outcome: Outcome) -> Outcome:
     """`outcome`; where it failed because it was not on the main thread, with what to do."""
     if not isinstance(outcome, Fault) or not any(t in outcome.message for t in _OF_A_THREAD):
         return outcome
     return replace(outcome, message=f"{outcome.message}. {_ADVICE}")
-
-
-def _plain(state: Any) -> dict[str, Any]:
-    """The fields of trl's trainer state that are plain values."""
-    fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)} if state else {}
-    return {k: v for k, v in fields.items() if isinstance(v, (int, float, str, bool, type(None)))}

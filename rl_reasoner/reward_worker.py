@@ -46,11 +46,13 @@ def _loaded(request: dict[str, Any], earlier: Any, out: TextIO) -> Any:
     return found
 
 
-def _judge(fn: Any, request: dict[str, Any], loop: asyncio.Runner, out: TextIO) -> None:
+def _judge(
+    fn: Any, request: dict[str, Any], loop: asyncio.Runner, log: list[Any], out: TextIO
+) -> None:
     completions, columns = pickle.loads(base64.b64decode(request["rows"]))  # noqa: S301 (the parent's)
     logged: list[list[Any]] = []
     if request["state"] is not None:  # what trl hands to functions of its own form
-        columns["trainer_state"] = SimpleNamespace(**request["state"])
+        columns["trainer_state"] = _state(request, log)
         columns["log_metric"] = lambda name, value: logged.append(["metric", name, float(value)])
         columns["log_extra"] = lambda column, values: logged.append(["extra", column, [*values]])
     found = outcomes(fn, completions, columns, request["timeout_s"], loop)
@@ -59,6 +61,13 @@ def _judge(fn: Any, request: dict[str, Any], loop: asyncio.Runner, out: TextIO) 
             _seed(seed)
         _put(out, line_of(next(found)))
     _put(out, {"logged": logged})
+
+
+def _state(request: dict[str, Any], log: list[Any]) -> SimpleNamespace:
+    """The fields of trl's trainer state; its own class would bring torch along."""
+    values = json.loads(request["state"])
+    log[request["log_since"] :] = values["log_history"]
+    return SimpleNamespace(**{**values, "log_history": [*log]})
 
 
 def _seed(seed: int) -> None:
@@ -96,12 +105,13 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     fn: Any = None
     loop = asyncio.Runner()
+    log: list[Any] = []  # of the trainer's state
     for line in lines:
         request = json.loads(line)
         if "reward" in request:
             fn = _loaded(request, fn, out)
         else:
-            _judge(fn, request, loop, out)
+            _judge(fn, request, loop, log, out)
 
 
 if __name__ == "__main__":

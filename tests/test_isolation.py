@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy
 import pytest
 
 from rl_reasoner.isolation import (
@@ -102,6 +103,13 @@ async def in_loop(completion: str) -> float:
 async def together_in_loop(completions, **kwargs):
     LOOPS.append(asyncio.get_running_loop())
     return [float(LOOPS[0] is LOOPS[-1])] * len(completions)
+
+
+def history(completions, trainer_state, **kwargs):
+    if completions[0] == "exit":
+        os._exit(1)
+    best = trainer_state.stateful_callbacks.get("best", 0)
+    return [best + sum(entry["reward"] for entry in trainer_state.log_history)] * len(completions)
 
 
 def logs(completions, trainer_state, log_metric, log_extra, **kwargs):
@@ -281,6 +289,27 @@ def test_what_a_function_logs_arrives(faulty: Callable[[str], Any]) -> None:
     found = score_batch(faulty("logs"), ["ab", "a"], columns, QUICK)
     assert shown(found) == [0.0, 0.0]
     assert heard == [("seen", 7.0), ("lengths", [2, 1])]
+
+
+def test_a_function_sees_the_log_of_its_trainer(faulty: Callable[[str], Any]) -> None:
+    """As it grows, in a worker that is new, and of the trainer that asks."""
+    from transformers import TrainerState
+
+    history = faulty("history")
+    one, two = TrainerState(), TrainerState(log_history=[{"reward": 100}])
+    one.stateful_callbacks["best"] = 1000
+
+    def seen(state: TrainerState, text: str = "x") -> list[float | str | None]:
+        return shown(score_batch(history, [text], {"trainer_state": state}, QUICK))
+
+    assert seen(one) == [1000]
+    one.log_history.append({"reward": 1.0})
+    assert seen(one) == [1001]
+    one.log_history += [{"reward": numpy.float32(2.0)}, {"reward": 4.0}]
+    assert seen(one) == [1007]
+    assert seen(two) == [100]
+    assert seen(one, "exit") == ["crash"]
+    assert seen(one) == [1007]
 
 
 # ------------------------------------------------------------------- what cannot leave the process
