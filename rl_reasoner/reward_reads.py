@@ -113,11 +113,13 @@ def standard(module: str | None) -> bool:
 
 
 def methods(owner: type) -> Iterator[FunctionType]:
-    """The functions of a class, but for those that `dataclass` wrote."""
-    written = dataclasses.is_dataclass(owner)
+    """The functions written in a class: not those that `dataclass` and the like made for it."""
+    made = dataclasses.is_dataclass(owner)
     for name, item in vars(owner).items():
         function = getattr(item, "__func__", getattr(item, "fget", item))
-        if isinstance(function, FunctionType) and not (written and name.startswith("__")):
+        if not isinstance(function, FunctionType) or (made and name.startswith("__")):
+            continue
+        if function.__globals__.get("__name__") == owner.__module__:
             yield function
 
 
@@ -183,15 +185,17 @@ def set_all(settings: Mapping[str, str], home: dict[str, Any] | None) -> None:
     for key, value in settings.items():
         module, _, path = key.partition(":")
         *parts, name = path.split(".")
-        space = vars(importlib.import_module(module)) if module else home or {}
         new = pickle.loads(base64.b64decode(value))  # noqa: S301 (the parent's)
+        space = vars(importlib.import_module(module)) if module else home or {}
         if not parts:
             space[name] = new
             continue
         owner = space[parts[0]]
         for part in parts[1:]:
             owner = getattr(owner, part)
-        setattr(owner, name, new)
+        old = getattr(owner, name, ABSENT)
+        if (type(old), old) != (type(new), new):  # classes written in C refuse even the same
+            setattr(owner, name, new)
 
 
 def _key(place: Found, home: dict[str, Any] | None) -> str:

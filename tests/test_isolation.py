@@ -1,5 +1,6 @@
 """Rewards that hang, crash and eat memory: real faults, in real processes."""
 
+import enum
 import logging
 import os
 import signal
@@ -10,10 +11,11 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import pytest
@@ -513,6 +515,31 @@ def test_what_a_reward_reads_is_as_the_script_set_it(tmp_path: Path) -> None:
     )
     assert done.stdout == "1111.25 110.01 2222.75 220.02 22.75\n", done.stderr
     assert "on a thread" not in done.stderr
+
+
+def test_a_reward_with_small_classes_of_its_own_runs_apart() -> None:
+    class Kind(enum.Enum):
+        GOOD = 1
+
+    class Pair(NamedTuple):
+        left: float = 1.0
+
+    @dataclass
+    class Sum:
+        value: float = 0.0
+        seen: list[str] = field(default_factory=list)
+
+        def add(self, value: float) -> None:
+            self.value += value
+
+    @reward
+    def classes(completion: str) -> float:
+        total = Sum()
+        total.add(Pair().left + Kind.GOOD.value)
+        return total.value
+
+    assert isinstance(packed(classes), dict)
+    assert shown(score_batch(classes, ["a"], {}, QUICK)) == [2.0]
 
 
 CHANGES = """
