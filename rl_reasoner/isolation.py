@@ -9,13 +9,11 @@ where a batch form failed, each of its rows alone (not where it gave a wrong val
 a run whose reward broke down.
 """
 
+import asyncio
 import atexit
-import base64
-import dataclasses
 import logging
 import os
 import pickle
-import queue
 import threading
 import time
 import weakref
@@ -25,13 +23,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from rl_reasoner.errors import RunStopped
-from rl_reasoner.reward import Completion, Fault, Outcome, Reward, Score, faulted
-from rl_reasoner.reward_calls import name_of, one_by_one, outcomes, packed, shipped
-from rl_reasoner.workers import Worker, WorkerDied, WorkerLate
+from rl_reasoner.reward import Completion, Fault, Outcome, Reward, faulted
+from rl_reasoner.reward_calls import changed, name_of, one_by_one, outcomes, packed, shipped
+from rl_reasoner.reward_places import LOAD_S, Process, Thread, Work
+from rl_reasoner.workers import WorkerDied, WorkerLate
 
 logger = logging.getLogger(__name__)
-LOAD_S = 300.0
-"""Seconds that a worker may take to start and to import the reward's module."""
+SEEDS = "random seeds"
+"""The column with a seed for each row, which workers draw from; functions do not see it."""
 _OF_TRL = ("trainer_state", "log_extra", "log_metric")
 
 
@@ -50,131 +49,6 @@ class Limits:
     on: str = "here"
 
 
-@dataclass(frozen=True)
-class _Work:
-    """The rows of one call, as they are sent: completions, columns by name, trl's extras."""
-
-    completions: Sequence[Completion]
-    columns: Mapping[str, Any]
-    extras: Mapping[str, Any]
-
-    def only(self, rows: Sequence[int]) -> "_Work":
-        """The same for some rows."""
-        columns = {name: [values[i] for i in rows] for name, values in self.columns.items()}
-        return _Work([self.completions[i] for i in rows], columns, self.extras)
-
-
-# ------------------------------------------------------------------------- the two places
-
-
-class _Process:
-    """A reward in a worker process."""
-
-    def __init__(self, reward: Mapping[str, Any], limits: Limits) -> None:
-        self.limits = limits
-        self.extras: Mapping[str, Any] = {}
-        self.worker = Worker("rl_reasoner.reward_worker", str(limits.memory_mb), shown=True)
-        deadline = time.monotonic() + LOAD_S
-        self.worker.send({"reward": reward}, deadline)
-        reply = self.worker.receive(deadline)
-        if "failed" in reply:
-            self.worker.stop()
-            raise ImportError(f"a worker process cannot load it ({reply['failed']})")
-
-    def send(self, work: _Work, deadline: float) -> None:
-        """Begin with the rows of `work`."""
-        self.extras = work.extras
-        state = work.extras.get("trainer_state")
-        request = {
-            "rows": base64.b64encode(pickle.dumps((work.completions, work.columns))).decode(),
-            "state": _plain(state) if work.extras else None,
-            "timeout_s": self.limits.timeout_s,
-        }
-        self.worker.send(request, deadline)
-
-    def receive(self, deadline: float) -> Outcome:
-        """The outcome of the next row."""
-        kind, *rest = self.worker.receive(deadline)
-        if kind == "fault":
-            return Fault(rest[0], rest[1], seconds=rest[2])
-        return Score(rest[0], rest[1], rest[2], seconds=rest[3])
-
-    def finish(self, deadline: float) -> None:
-        """Take over what the function logged through trl's arguments."""
-        for kind, name, value in self.worker.receive(deadline)["logged"]:
-            self.extras[f"log_{kind}"](name, value)
-
-    @property
-    def usable(self) -> bool:
-        """Whether it takes another batch."""
-        return self.worker.usable
-
-    def stop(self) -> None:
-        """Kill the process."""
-        self.worker.stop()
-
-    def give_up(self) -> None:
-        """Kill the process while another thread waits for it: that thread hears of its death."""
-        self.worker.kill()
-
-
-class _Thread:
-    """A reward on a thread of this process; one that is late is left behind, not killed."""
-
-    usable = True
-
-    def __init__(self, fn: Callable[..., Any], limits: Limits) -> None:
-        self.fn = fn
-        self.limits = limits
-        self.thread: threading.Thread | None = None
-        self.found: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
-
-    def send(self, work: _Work, deadline: float) -> None:
-        """Begin with the rows of `work`."""
-        if self.thread is not None and self.thread.is_alive():
-            raise WorkerLate("an earlier call has not returned")
-        found = self.found = queue.SimpleQueue()
-
-        def judge() -> None:
-            columns = {**work.columns, **work.extras}
-            try:
-                for outcome in outcomes(self.fn, work.completions, columns, self.limits.timeout_s):
-                    found.put(outcome)
-            except BaseException as error:  # handed on: KeyboardInterrupt and SystemExit
-                found.put(error)
-
-        self.thread = threading.Thread(target=judge, name="rl_reasoner reward", daemon=True)
-        self.thread.start()
-
-    def receive(self, deadline: float) -> Outcome:
-        """The outcome of the next row."""
-        try:
-            found = self.found.get(timeout=max(0.0, deadline - time.monotonic()))
-        except queue.Empty:
-            raise WorkerLate("no reply by the deadline") from None
-        if isinstance(found, BaseException):
-            raise found
-        return found
-
-    def finish(self, deadline: float) -> None:
-        """Wait for the thread, which has nothing left to do."""
-        if self.thread is not None:
-            self.thread.join(max(0.0, deadline - time.monotonic()))
-
-    def stop(self) -> None:
-        """A thread cannot be stopped."""
-
-    def give_up(self) -> None:
-        """End the waiting of another thread; the call itself goes on."""
-        self.found.put(WorkerDied("given up"))
-
-
-def _plain(state: Any) -> dict[str, Any]:
-    """The fields of trl's trainer state that are plain values."""
-    fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)} if state else {}
-    return {k: v for k, v in fields.items() if isinstance(v, (int, float, str, bool, type(None)))}
-
-
 # ------------------------------------------------------------------------------- the runner
 
 
@@ -188,7 +62,7 @@ class Runner:
         self.shipped = shipped(fn)
         self._fn = weakref.ref(fn) if _weak(fn) else lambda: fn
         self._lock = threading.Lock()
-        self._place: _Process | _Thread | None = None
+        self._place: Process | Thread | None = None
         self._given_up = False
         self._packed = packed(fn) if limits.apart and not self.shipped else "isolate_rewards is off"
         self._here = isinstance(self._packed, str)
@@ -200,15 +74,19 @@ class Runner:
     ) -> list[Outcome]:
         """The outcome of each row, in order."""
         fn = self._function()
+        columns = {**columns}
+        seeds = columns.pop(SEEDS, ())
         if self.shipped:
-            return list(outcomes(fn, completions, columns, self.limits.timeout_s))
+            with asyncio.Runner() as loop:
+                return list(outcomes(fn, completions, columns, self.limits.timeout_s, loop))
         if not completions:
             return []
         try:
-            work = self._work(fn, completions, columns)
+            work = self._work(fn, completions, columns, seeds)
         except KeyError as error:  # a column that the data lacks
             return [faulted(self.name, error)] * len(completions)
         with self._lock:
+            self._renew(fn)
             rows = range(len(completions))
             found: dict[int, Outcome] = {}
             self._judge([list(rows)], work, found)
@@ -228,8 +106,12 @@ class Runner:
         return fn
 
     def _work(
-        self, fn: Callable[..., Any], completions: Sequence[Completion], columns: Mapping[str, Any]
-    ) -> _Work:
+        self,
+        fn: Callable[..., Any],
+        completions: Sequence[Completion],
+        columns: Mapping[str, Any],
+        seeds: Sequence[int],
+    ) -> Work:
         """What is sent: of our own rewards the columns they name; all of them to trl's form."""
         if isinstance(fn, Reward):
             for index in range(len(completions)):
@@ -237,12 +119,12 @@ class Runner:
             named = (*fn.columns, *fn.optional)
             wanted = {"prompts" if n == "prompt" and n not in columns else n for n in named}
             kept = {name: columns[name] for name in wanted if name in columns}
-            return _Work(completions, kept, {})
+            return Work(completions, kept, {}, seeds)
         extras = {name: columns[name] for name in _OF_TRL if name in columns}
         rest = {name: values for name, values in columns.items() if name not in extras}
-        return _Work(completions, rest, extras)
+        return Work(completions, rest, extras, seeds)
 
-    def _judge(self, blocks: list[list[int]], work: _Work, found: dict[int, Outcome]) -> None:
+    def _judge(self, blocks: list[list[int]], work: Work, found: dict[int, Outcome]) -> None:
         """Outcomes for all rows of `blocks`, a request each; a failure ends one row, or its block.
 
         What has no outcome when the batch's time is up is a fault.
@@ -260,7 +142,7 @@ class Runner:
                         waiting.popleft()
 
     def _request(
-        self, waiting: deque[int], work: _Work, found: dict[int, Outcome], ends: float
+        self, waiting: deque[int], work: Work, found: dict[int, Outcome], ends: float
     ) -> None:
         """Send the waiting rows and take their outcomes, each off `waiting`."""
         each = self.limits.timeout_s if self.alone or len(waiting) == 1 else float("inf")
@@ -277,12 +159,12 @@ class Runner:
                 raise
             self._move_here(f"its rows cannot be sent to another process ({error})")
         except BaseException:
-            place.stop()
-            if place is self._place:
-                self._place = None if isinstance(place, _Process) else place
+            if isinstance(place, Process):
+                place.stop()
+                self._place = None if place is self._place else self._place
             raise
 
-    def _ready(self) -> _Process | _Thread:
+    def _ready(self) -> Process | Thread:
         """The place, started where it is not there yet."""
         if self._given_up:
             raise WorkerDied("given up")
@@ -293,12 +175,27 @@ class Runner:
         if not self._here:
             assert isinstance(self._packed, dict)
             try:
-                self._place = _Process(self._packed, self.limits)
+                self._place = Process(self._packed, self.limits)
                 return self._place
             except ImportError as error:
                 self._move_here(str(error))
-        self._place = _Thread(self._function(), self.limits)
+        self._place = Thread(self._function, self.limits)
         return self._place
+
+    def _renew(self, fn: Callable[..., Any]) -> None:
+        """Send what the reward reads again where it has changed here: the worker has a copy."""
+        if isinstance(self._packed, str) or self._here:
+            return
+        now = packed(fn)
+        if isinstance(now, str):
+            self._move_here(now)
+            return
+        before, self._packed = self._packed, now
+        if now != before and isinstance(self._place, Process):
+            try:
+                self._place.load(changed(before, now))
+            except (WorkerDied, WorkerLate, ImportError):
+                self.close()  # a new one gets all of it
 
     def _move_here(self, why: str) -> None:
         self.close()
@@ -340,7 +237,7 @@ class Runner:
 
     def forget(self) -> None:
         """Leave the worker to the parent: this process is a fork of it."""
-        if isinstance(self._place, _Process):
+        if isinstance(self._place, Process):
             self._place.worker.forget()
 
 

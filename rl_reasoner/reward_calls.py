@@ -3,12 +3,12 @@
 `outcomes` is the one place where a user's reward function runs: the same code in a worker, on a
 thread and in the caller's own process (`isolation` picks which). `packed` says how a worker gets
 the function: by its name in a module, by its file, or by value (cloudpickle) where it holds no
-state; a reason in words where it cannot leave the process.
+state; a reason in words where it cannot leave the process. A worker has a copy: what the function
+reads may change here meanwhile, so that it is packed again for each batch, and `changed` is sent.
 """
 
 import asyncio
 import base64
-import dis
 import enum
 import inspect
 import pickle
@@ -19,8 +19,8 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
-from typing import Any
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import Any, cast
 
 import cloudpickle
 
@@ -34,13 +34,26 @@ from rl_reasoner.reward import (
     faulted,
     module_of,
 )
+from rl_reasoner.reward_reads import (
+    ABSENT,
+    PLAIN,
+    cells,
+    followed,
+    methods,
+    named,
+    of_script,
+    set_all,
+    settings_of,
+    standard,
+    uses,
+)
 
 CONCURRENT = 16
 """Rows that an asynchronous reward judges at the same time."""
 MOST_BYTES = 1 << 20
 """What a function sent by value may weigh: code and constants, not a model."""
 _SHIPPED = "rl_reasoner.rewards."
-_CONSTANTS = (str, bytes, int, float, complex, bool, type(None), Path, re.Pattern, enum.Enum)
+_CONSTANTS = (*PLAIN, Path, re.Pattern, enum.Enum)
 
 
 # ------------------------------------------------------------------------------ calling rewards
@@ -66,16 +79,18 @@ def outcomes(
     completions: Sequence[Completion],
     columns: Mapping[str, Any],
     timeout_s: float,
+    loop: asyncio.Runner,
 ) -> Iterator[Outcome]:
     """The outcome of each row in order, with its seconds; each as soon as it is known.
 
     A batch form counts its seconds in equal shares. `timeout_s` bounds each row of an asynchronous
-    reward, here; all else is bounded by whoever waits for this iterator.
+    reward, here; all else is bounded by whoever waits for this iterator. What is asynchronous runs
+    in `loop`: one for all batches, as the clients of a reward are bound to the loop they began in.
     """
     if not isinstance(fn, Reward):
-        yield from _batch(fn, completions, columns)
+        yield from _batch(fn, completions, columns, loop)
     elif fn.is_async:
-        yield from asyncio.run(_gathered(fn, completions, columns, timeout_s))
+        yield from loop.run(_gathered(fn, completions, columns, timeout_s))
     else:
         yield from _rows(fn, completions, columns)
 
@@ -124,14 +139,17 @@ async def _gathered(
 
 
 def _batch(
-    fn: Callable[..., Any], completions: Sequence[Completion], columns: Mapping[str, Any]
+    fn: Callable[..., Any],
+    completions: Sequence[Completion],
+    columns: Mapping[str, Any],
+    loop: asyncio.Runner,
 ) -> Iterator[Outcome]:
     """A function of trl's own form: all rows at once, a bad value faults its row alone."""
     name, started = name_of(fn), time.perf_counter()
     try:
         values = fn(completions=completions, **columns)
         if inspect.isawaitable(values):
-            values = asyncio.run(_awaited(values))
+            values = loop.run(_awaited(values))
     except Exception as error:
         yield from _shared([faulted(name, error)] * len(completions), started)
         return
@@ -173,7 +191,9 @@ def packed(fn: Callable[..., Any]) -> dict[str, Any] | str:
     try:
         if place is not None:
             decorated = isinstance(fn, Reward)
-            return {**place, "decorated": decorated, "options": _text(pickle.dumps(options))}
+            settings = settings_of(fn, _home(target))
+            sent = {"options": _text(pickle.dumps(options)), "settings": settings}
+            return {**place, "decorated": decorated, **sent}
         if held := _held(target, set()):
             return held
         value = cloudpickle.dumps(fn)
@@ -181,15 +201,31 @@ def packed(fn: Callable[..., Any]) -> dict[str, Any] | str:
         return f"it cannot be sent to another process ({type(error).__name__}: {error})"
     if len(value) > MOST_BYTES:
         return f"what it holds is {len(value) / (1 << 20):.0f} MB"
-    return {"value": _text(value)}
+    return {"value": _text(value), "settings": settings_of(fn, None)}
 
 
-def unpacked(place: Mapping[str, Any]) -> Callable[..., Any]:
-    """The reward that `packed` described, in this process."""
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """What a worker that has `before` needs in order to have `now`.
+
+    Settings that stayed are left out: its modules may have set them otherwise by now.
+    """
+    old = before["settings"]
+    settings = {k: v for k, v in now["settings"].items() if k not in old or old[k] != v}
+    return {**now, "settings": settings}
+
+
+def unpacked(place: Mapping[str, Any], earlier: Any = None) -> Callable[..., Any]:
+    """The reward that `packed` described, in this process; `earlier` is what it was before."""
     if "value" in place:
         value: Callable[..., Any] = pickle.loads(_bytes(place["value"]))  # noqa: S301 (the parent's)
+        set_all(place["settings"], None)
         return value
-    found: Any = module_of(place["module"], place["module"])
+    if earlier is not None:
+        target = earlier.fn if isinstance(earlier, Reward) else earlier
+        set_all(place["settings"], _home(target))
+        return cast(Callable[..., Any], earlier)
+    module = found = cast(Any, module_of(place["module"], place["module"]))
+    set_all(place["settings"], vars(module))
     for part in place["name"].split("."):
         found = getattr(found, part)
     options = pickle.loads(_bytes(place["options"]))  # noqa: S301 (the parent's)
@@ -234,13 +270,20 @@ def _place(target: Any, many: Any = None) -> dict[str, str] | None:
     return {"module": file, "name": name} if file and file.endswith(".py") else None
 
 
+def _home(target: Any) -> dict[str, Any]:
+    """The globals of the module of `target`, a function that `_place` finds there."""
+    own: bool = target.__module__.startswith(FILE_MODULE)
+    return target.__globals__ if own else vars(sys.modules[target.__module__])
+
+
 def _held(value: Any, seen: set[int]) -> str:
     """What of `value` would not be the same thing in another process, in words; empty if nothing.
 
     A function by value takes copies of what it names along: right for constants, functions and
     modules, wrong for what it changes (a counter, a list) and for what is alive (a lock, a model).
     """
-    if id(value) in seen or isinstance(value, (*_CONSTANTS, ModuleType, type, BuiltinFunctionType)):
+    constant = isinstance(value, (*_CONSTANTS, ModuleType, BuiltinFunctionType))
+    if constant or value is ABSENT or id(value) in seen:
         return ""
     seen.add(id(value))
     if isinstance(value, (tuple, frozenset)):
@@ -249,46 +292,42 @@ def _held(value: Any, seen: set[int]) -> str:
         return _held((value.func, *value.args, *value.keywords.values()), seen)
     if isinstance(value, Reward):
         return _held((value.fn, value.many), seen)
+    if isinstance(value, type):
+        if not of_script(value):
+            return ""
+        why = (_held_by(method, seen, value) for method in methods(value))
+        return next(filter(None, (*why, *(_held(base, seen) for base in value.__bases__))), "")
     if not isinstance(value, FunctionType):
         return f"it holds a {type(value).__name__}"
-    if _place(value) is not None or value.__module__.partition(".")[0] in sys.stdlib_module_names:
+    if _place(value) is not None or standard(value.__module__):
         return ""
     return _held_by(value, seen)
 
 
-def _held_by(function: FunctionType, seen: set[int]) -> str:
-    """`_held` for a function: what it rebinds, its defaults, its closure, the globals it names."""
-    code = function.__code__
-    for name, writes in _names(code):
-        outer = name in code.co_freevars or name in function.__globals__
-        if writes and outer:
-            return f"it changes {name}"
-    found = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
-    values = {name: _cell(cell) for name, cell in found.items()}
-    values |= {n: function.__globals__[n] for n, _ in _names(code) if n in function.__globals__}
-    values |= {"its defaults": function.__defaults__ or ()}
-    values |= function.__kwdefaults__ or {}
-    values |= vars(function)
+def _held_by(function: FunctionType, seen: set[int], owner: type | None = None) -> str:
+    """`_held` for a function: what it rebinds, its defaults, its closure, the globals it names.
+
+    Of a class of the script it is also what the function changes there, and the lists and dicts
+    that it names; `owner` is the class that it is a method of.
+    """
+    values: dict[str, Any] = {"its defaults": function.__defaults__ or ()}
+    values |= (function.__kwdefaults__ or {}) | vars(function) | cells(function)
+    for use in uses(function.__code__):
+        if use.written and not use.path and (not use.captured or use.name in values):
+            return f"it changes {use.name}"
+        root = named(function, use, owner)
+        place = followed(root, use.path)
+        name = ".".join((use.name or getattr(owner, "__name__", ""), *use.path))
+        if use.name:
+            values[use.name] = root
+        if place.space is None:
+            continue
+        if use.written and not standard(place.space.__name__):
+            if use.name or isinstance(vars(owner).get(function.__name__), classmethod):
+                return f"it changes {name}"
+        elif of_script(place.space) and not hasattr(place.value, "__get__"):
+            values[name] = place.value
     for name, value in values.items():
         if why := _held(value, seen):
             return why if " (" in why else f"{why} ({name})"
     return ""
-
-
-def _cell(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not bound yet
-        return None
-
-
-def _names(code: CodeType) -> Iterator[tuple[str, bool]]:
-    """Global and captured names in `code` and the functions within it, and whether written to."""
-    for step in dis.get_instructions(code):
-        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            yield str(step.argval), False
-        elif step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL", "STORE_DEREF", "DELETE_DEREF"):
-            yield str(step.argval), True
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)

@@ -1,15 +1,18 @@
 """A worker process of one reward: `python -m rl_reasoner.reward_worker MEMORY_MB`.
 
-Reads requests as JSON lines from its standard input: first the reward (`reward_calls.packed`), then
-batches of rows, each row answered by a line on the pipe that was its standard output; what the
-reward prints goes to standard error. The reward runs on the main thread, so that it may use
-signals. Memory is capped by the operating system. When the parent is gone the process ends.
+Reads requests as JSON lines from its standard input: first the reward (`reward_calls.packed`; once
+more where it has changed), then batches of rows, each row answered by a line on the pipe that was
+its standard output; what the reward prints goes to standard error. The reward runs on the main
+thread, so that it may use signals. Memory is capped by the operating system. When the parent is
+gone the process ends.
 """
 
+import asyncio
 import base64
 import json
 import os
 import pickle
+import random
 import resource
 import signal
 import sys
@@ -32,10 +35,10 @@ def line_of(outcome: Outcome) -> list[Any]:
     return ["score", outcome.value, outcome.reason, dict(outcome.parts), outcome.seconds]
 
 
-def _loaded(request: dict[str, Any], out: TextIO) -> Any:
-    """The reward; says whether it could be had."""
+def _loaded(request: dict[str, Any], earlier: Any, out: TextIO) -> Any:
+    """The reward, in place of the `earlier` one; says whether it could be had."""
     try:
-        found = unpacked(request["reward"])
+        found = unpacked(request["reward"], earlier)
     except BaseException as error:  # a module may raise anything, SystemExit too
         _put(out, {"failed": f"{type(error).__name__}: {error}"})
         return None
@@ -43,16 +46,35 @@ def _loaded(request: dict[str, Any], out: TextIO) -> Any:
     return found
 
 
-def _judge(fn: Any, request: dict[str, Any], out: TextIO) -> None:
+def _judge(
+    fn: Any, request: dict[str, Any], loop: asyncio.Runner, log: list[Any], out: TextIO
+) -> None:
     completions, columns = pickle.loads(base64.b64decode(request["rows"]))  # noqa: S301 (the parent's)
     logged: list[list[Any]] = []
     if request["state"] is not None:  # what trl hands to functions of its own form
-        columns["trainer_state"] = SimpleNamespace(**request["state"])
+        columns["trainer_state"] = _state(request, log)
         columns["log_metric"] = lambda name, value: logged.append(["metric", name, float(value)])
         columns["log_extra"] = lambda column, values: logged.append(["extra", column, [*values]])
-    for outcome in outcomes(fn, completions, columns, request["timeout_s"]):
-        _put(out, line_of(outcome))
+    found = outcomes(fn, completions, columns, request["timeout_s"], loop)
+    for seed in request["seeds"] or [None] * len(completions):
+        if seed is not None:  # each row has its own: which rows come together is a matter of time
+            _seed(seed)
+        _put(out, line_of(next(found)))
     _put(out, {"logged": logged})
+
+
+def _state(request: dict[str, Any], log: list[Any]) -> SimpleNamespace:
+    """The fields of trl's trainer state; its own class would bring torch along."""
+    values = json.loads(request["state"])
+    log[request["log_since"] :] = values["log_history"]
+    return SimpleNamespace(**{**values, "log_history": [*log]})
+
+
+def _seed(seed: int) -> None:
+    """Let rewards that draw at random draw from `seed`."""
+    random.seed(seed)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(seed)
 
 
 def _put(out: TextIO, reply: Any) -> None:
@@ -82,12 +104,14 @@ def main() -> None:
     lines = os.fdopen(os.dup(0), encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     fn: Any = None
+    loop = asyncio.Runner()
+    log: list[Any] = []  # of the trainer's state
     for line in lines:
         request = json.loads(line)
         if "reward" in request:
-            fn = _loaded(request, out)
+            fn = _loaded(request, fn, out)
         else:
-            _judge(fn, request, out)
+            _judge(fn, request, loop, log, out)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ environments are left to trl altogether. Knows nothing of recipes.
 """
 
 import logging
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +23,7 @@ from trl.data_utils import is_conversational
 from rl_reasoner.advantages import total_rewards
 from rl_reasoner.early_rewards import EarlyRewards
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.isolation import Breaker, Limits
+from rl_reasoner.isolation import SEEDS, Breaker, Limits
 from rl_reasoner.reward import (
     APPLIES,
     Completion,
@@ -86,6 +87,7 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
     """
 
     heeds_rows: bool = False
+    _step: int
     _drawn: int  # rows scored for this batch before those at hand
     _rewards: Tensor  # (rows of all processes, reward functions) of the last rows scored
     reward_weights: Tensor
@@ -136,6 +138,7 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
             return of_trl
         columns = {
             **self._columns(inputs, prompts, completion_ids_list),
+            **self._seeds(len(inputs)),
             "trainer_state": self.state,
             "log_extra": self._log_completion_extra,
             "log_metric": self._log_metric,
@@ -164,6 +167,15 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
         skipped = ("prompt", "completion", "completion_ids")
         columns = {key: [row[key] for row in inputs] for key in inputs[0] if key not in skipped}
         return {**columns, "prompts": prompts, "completion_ids": completion_ids}
+
+    def _seeds(self, count: int) -> dict[str, list[Any]]:
+        """A seed for each row, from its place in the run: rewards that draw do so again alike."""
+        if self._breaker is None:
+            return {}
+        train = self.model.training
+        batch = (self.args.seed, train, self.state.global_step, self._step, self._drawn)
+        place = "/".join(map(str, (*batch, self.accelerator.process_index)))
+        return {SEEDS: [zlib.crc32(f"{place}/{row}".encode()) for row in range(count)]}
 
     # ------------------------------------------------------------------- beside the sampling
 
@@ -221,6 +233,7 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
             return [[{"role": "assistant", "content": t}] for t in texts] if chats else texts
 
         columns = self._columns(self._at_hand, prompts, [[] for _ in prompts])
+        columns |= self._seeds(len(prompts))
         self._early = EarlyRewards(ours, columns, read, self._score)
         return self._early
 
@@ -232,7 +245,7 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
         """trl's warning for a row that no reward gave a number; a fault has been told already."""
         for i, scores in enumerate(zip(*self._scores, strict=True)):
             if all(isinstance(s, Score) and usable(s) != usable(s) for s in scores):
-                row = {k: v[i] for k, v in columns.items() if isinstance(v, list)}
+                row = {k: v[i] for k, v in columns.items() if isinstance(v, list) and k != SEEDS}
                 row |= {"prompt": prompts[i], "completion": completions[i]}
                 logger.warning(
                     "All reward functions returned None for the following kwargs:\n%s", row

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 RECYCLE_AFTER = 20_000
@@ -28,22 +29,29 @@ class WorkerLate(TimeoutError):
     """The worker did not answer by the deadline, and was killed."""
 
 
+def _paths() -> list[str]:
+    """`sys.path`, the working folder by its name: an empty entry of PYTHONPATH is lost."""
+    return [path or str(Path.cwd()) for path in sys.path]
+
+
 class Worker:
     """One process that runs `module`, and its pipes; used by one thread at a time.
 
     It leads a process group of its own: Ctrl-C does not reach it, and a kill takes what it started
-    along. What it prints is lost, or with `shown` goes to this process's standard error.
+    along. What it prints is lost, or with `shown` goes to this process's standard error. It imports
+    from where this process does, and not from the working folder first: a file random.py there
+    would be taken for the standard module.
     """
 
     def __init__(self, module: str, *arguments: str, shown: bool = False) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [sys.executable, "-P", "-m", module, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if shown else subprocess.DEVNULL,
             bufsize=0,
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(_paths())},
         )
         assert self.process.stdin is not None
         assert self.process.stdout is not None

@@ -1,19 +1,23 @@
 """Rewards that hang, crash and eat memory: real faults, in real processes."""
 
+import enum
 import logging
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy
 import pytest
 
 from rl_reasoner.isolation import (
@@ -87,6 +91,27 @@ async def awaited(completion: str, answer: str) -> float:
 async def together(completions, **kwargs):
     await asyncio.sleep(0)
     return [float(len(text)) for text in completions]
+
+
+LOOPS = []
+
+
+@reward
+async def in_loop(completion: str) -> float:
+    LOOPS.append(asyncio.get_running_loop())
+    return float(LOOPS[0] is LOOPS[-1])
+
+
+async def together_in_loop(completions, **kwargs):
+    LOOPS.append(asyncio.get_running_loop())
+    return [float(LOOPS[0] is LOOPS[-1])] * len(completions)
+
+
+def history(completions, trainer_state, **kwargs):
+    if completions[0] == "exit":
+        os._exit(1)
+    best = trainer_state.stateful_callbacks.get("best", 0)
+    return [best + sum(entry["reward"] for entry in trainer_state.log_history)] * len(completions)
 
 
 def logs(completions, trainer_state, log_metric, log_extra, **kwargs):
@@ -240,6 +265,18 @@ def test_an_asynchronous_function_of_trls_form(faulty: Callable[[str], Any]) -> 
     assert shown(score_batch(faulty("together"), ["ab", "a"], {}, QUICK)) == [2.0, 1.0]
 
 
+@pytest.mark.parametrize("apart", [True, False], ids=["process", "thread"])
+@pytest.mark.parametrize("name", ["in_loop", "together_in_loop"])
+def test_all_batches_of_an_asynchronous_reward_share_a_loop(
+    name: str, apart: bool, tmp_path: Path
+) -> None:
+    """Clients with connections are bound to the loop that they began in."""
+    (tmp_path / "loops.py").write_text(FAULTY)
+    fn = load_reward(f"{tmp_path}/loops.py:{name}")
+    for _ in range(3):
+        assert shown(score_batch(fn, ["a", "b"], {}, Limits(apart=apart))) == [1.0, 1.0]
+
+
 def test_what_a_function_logs_arrives(faulty: Callable[[str], Any]) -> None:
     heard: list[tuple[Any, ...]] = []
     columns = {
@@ -254,6 +291,27 @@ def test_what_a_function_logs_arrives(faulty: Callable[[str], Any]) -> None:
     found = score_batch(faulty("logs"), ["ab", "a"], columns, QUICK)
     assert shown(found) == [0.0, 0.0]
     assert heard == [("seen", 7.0), ("lengths", [2, 1])]
+
+
+def test_a_function_sees_the_log_of_its_trainer(faulty: Callable[[str], Any]) -> None:
+    """As it grows, in a worker that is new, and of the trainer that asks."""
+    from transformers import TrainerState
+
+    history = faulty("history")
+    one, two = TrainerState(), TrainerState(log_history=[{"reward": 100}])
+    one.stateful_callbacks["best"] = 1000
+
+    def seen(state: TrainerState, text: str = "x") -> list[float | str | None]:
+        return shown(score_batch(history, [text], {"trainer_state": state}, QUICK))
+
+    assert seen(one) == [1000]
+    one.log_history.append({"reward": 1.0})
+    assert seen(one) == [1001]
+    one.log_history += [{"reward": numpy.float32(2.0)}, {"reward": 4.0}]
+    assert seen(one) == [1007]
+    assert seen(two) == [100]
+    assert seen(one, "exit") == ["crash"]
+    assert seen(one) == [1007]
 
 
 # ------------------------------------------------------------------- what cannot leave the process
@@ -300,6 +358,40 @@ def test_a_thread_that_hangs_costs_the_batch_not_the_run() -> None:
     assert shown(score_batch(waits, ["a", "b"], {}, limits)) == [1.0, 1.0]
 
 
+def test_a_reward_with_state_keeps_its_thread() -> None:
+    kept: list[Any] = []
+
+    @reward
+    def asks(completion: str) -> float:
+        if not kept:
+            kept.extend([sqlite3.connect(":memory:"), threading.local()])
+            kept[1].value = 2.0
+        return float(kept[0].execute("select 1").fetchone()[0]) + kept[1].value
+
+    for _ in range(3):
+        assert shown(score_batch(asks, ["a", "b"], {}, QUICK)) == [3.0, 3.0]
+
+
+def test_what_needs_the_main_thread_is_told_what_to_do() -> None:
+    database, local = sqlite3.connect(":memory:"), threading.local()
+    local.value = 1.0
+
+    @reward
+    def needs(completion: str) -> float:
+        if completion == "signal":
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        if completion == "database":
+            database.execute("select 1")
+        if completion == "local":
+            return float(local.value)
+        raise ValueError(completion)
+
+    *found, other = score_batch(needs, ["signal", "database", "local", "other"], {}, QUICK)
+    for fault in found:
+        assert isinstance(fault, Fault) and "a function of a module or file" in fault.message
+    assert isinstance(other, Fault) and "a function of a module" not in other.message
+
+
 FACTOR = 3
 
 
@@ -336,6 +428,193 @@ def test_what_is_sent_and_what_is_not(tmp_path: Path) -> None:
         refused = packed(reward(function))
         assert isinstance(refused, str) and why in refused
     assert isinstance(packed(SimpleNamespace(a=1)), str)  # type: ignore[arg-type]
+
+
+READS = """
+import settings
+from rl_reasoner.reward import score_batch
+
+STAGE = 1
+settings.SCALE = 10
+settings.Late.by = 100
+
+
+class Plan:
+    weight = 1000
+
+    @classmethod
+    def at(cls):
+        return cls.weight + settings.Late.by
+
+
+def helper():
+    return STAGE + Plan.at()
+
+
+def closure():
+    bonus = 0
+
+    def put(value):
+        nonlocal bonus
+        bonus = value
+
+    def reads(completions, **columns):
+        return [helper() + settings.SCALE + bonus + settings.rate() for text in completions]
+
+    return reads, put
+
+
+def value(fn):
+    [found] = score_batch(fn, ["x"], {})
+    return found.value
+
+
+reads, put = closure()
+print(value(reads), value(settings.far), end=" ")
+STAGE, Plan.weight, settings.SCALE, settings.Late.by = 2, 2000, 20, 200
+put(0.5)
+print(value(reads), value(settings.far), end=" ")
+
+
+class Plan:
+    weight = 3000
+    at = staticmethod(lambda: 0)
+
+
+print(value(reads))
+"""
+SETTINGS = """
+SCALE, CALLS = 1, 0
+
+
+class Late:
+    by = 2
+
+
+def rate():
+    return 0.25
+
+
+def near():
+    global CALLS
+    CALLS += 1
+    return CALLS / 100
+
+
+def far(completions, **columns):
+    return [SCALE + Late.by + near()]
+"""
+
+
+def test_what_a_reward_reads_is_as_the_script_set_it(tmp_path: Path) -> None:
+    """Before the first batch and between batches; what the worker itself counts stays."""
+    (tmp_path / "settings.py").write_text(SETTINGS)
+    (tmp_path / "script.py").write_text(READS)
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout == "1111.25 110.01 2222.75 220.02 22.75\n", done.stderr
+    assert "on a thread" not in done.stderr
+
+
+def test_a_reward_with_small_classes_of_its_own_runs_apart() -> None:
+    class Kind(enum.Enum):
+        GOOD = 1
+
+    class Pair(NamedTuple):
+        left: float = 1.0
+
+    @dataclass
+    class Sum:
+        value: float = 0.0
+        seen: list[str] = field(default_factory=list)
+
+        def add(self, value: float) -> None:
+            self.value += value
+
+    @reward
+    def classes(completion: str) -> float:
+        total = Sum()
+        total.add(Pair().left + Kind.GOOD.value)
+        return total.value
+
+    assert isinstance(packed(classes), dict)
+    assert shown(score_batch(classes, ["a"], {}, QUICK)) == [2.0]
+
+
+CHANGES = """
+import settings
+from rl_reasoner.reward import score_batch
+
+
+class Seen:
+    texts = []
+
+
+class Stats:
+    calls = 0
+
+    @classmethod
+    def add(cls):
+        cls.calls += 1
+
+    @classmethod
+    def total(cls):
+        return cls.calls
+
+
+def by_name(completions, **columns):
+    Stats.calls += 1
+    return [0.0] * len(completions)
+
+
+def by_method(completions, **columns):
+    Stats.add()
+    return [0.0] * len(completions)
+
+
+def by_list(completions, **columns):
+    Seen.texts.extend(completions)
+    return [0.0] * len(completions)
+
+
+def of_module(completions, **columns):
+    settings.CALLS += 1
+    return [0.0] * len(completions)
+
+
+for fn in (by_name, by_method, by_list, of_module):
+    score_batch(fn, ["x"], {})
+print(Stats.calls, Seen.texts, settings.CALLS)
+"""
+
+
+def test_a_function_that_changes_a_class_or_a_module_runs_here(tmp_path: Path) -> None:
+    (tmp_path / "settings.py").write_text(SETTINGS)
+    (tmp_path / "script.py").write_text(CHANGES)
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout == "2 ['x'] 1\n", done.stderr
+    for why in ("changes Stats.calls", "a list (Seen.texts", "changes settings.CALLS"):
+        assert why in done.stderr
+
+
+def test_a_reward_that_comes_to_hold_state_moves_here(caplog: pytest.LogCaptureFixture) -> None:
+    held: Any = 1
+
+    def put(value: Any) -> None:
+        nonlocal held
+        held = value
+
+    @reward
+    def reads(completion: str) -> float:
+        return float(held if isinstance(held, int) else len(held))
+
+    assert shown(score_batch(reads, ["a"], {}, QUICK)) == [1.0]
+    put([1, 2])
+    assert shown(score_batch(reads, ["a"], {}, QUICK)) == [2.0]
+    assert "it holds a list (held)" in caplog.text
 
 
 def test_options_travel_with_the_reward(tmp_path: Path) -> None:
@@ -377,6 +656,21 @@ def test_a_reward_of_a_script_without_a_main_guard_runs_apart(tmp_path: Path) ->
     )
     done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True)
     assert done.stdout == b"True\n", done.stderr
+
+
+def test_a_file_named_as_a_standard_module_is_not_taken_for_it(tmp_path: Path) -> None:
+    (tmp_path / "random.py").write_text("raise RuntimeError('not the standard module')\n")
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "run.py").write_text(
+        "import os\nfrom rl_reasoner import verify\n"
+        "from rl_reasoner.reward import load_reward, score_batch\n"
+        "[found] = score_batch(load_reward('faulty.py:where'), ['x'], {})\n"
+        "print(found.value != os.getpid(), verify('x + 1', '1 + x').value)\n"
+    )
+    command = [sys.executable, "scripts/run.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True)
+    assert done.stdout == b"True 1.0\n", done.stderr
 
 
 def test_the_shipped_rewards_pay_nothing() -> None:

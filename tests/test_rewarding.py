@@ -1,11 +1,13 @@
 """Rewards in the trainer: every kind of them trains as in trl, and is written down."""
 
 import math
+import random
 import re
 import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 import transformers
@@ -15,7 +17,7 @@ from test_trainer import PLAIN, build, digits, trained
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy, reward
 from rl_reasoner.errors import UserError
-from rl_reasoner.isolation import Limits, RewardsFailed
+from rl_reasoner.isolation import Limits, RewardsFailed, close_all
 
 
 @pytest.fixture(scope="module")
@@ -201,3 +203,32 @@ def test_figures_of_each_task_only_where_the_tasks_are_few(
     trainer.heeds_rows = True
     _, [logged, *_] = trained(trainer)
     assert any(key.startswith("task/") for key in logged) == told
+
+
+@reward
+def noisy(completion: str) -> float:
+    return random.random() + numpy.random.rand()
+
+
+def noisy_batch(completions: list[str], **columns: Any) -> list[float]:
+    return [random.random() + numpy.random.rand() for _ in completions]
+
+
+def test_rewards_that_draw_at_random_are_the_same_after_a_resume(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Whichever worker judges a row: the second run starts its own."""
+    changes: dict[str, Any] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    found: list[list[tuple[Any, ...]]] = []
+    for start in (None, str(tmp_path / "checkpoint-2")):
+        rows: list[dict[str, Any]] = []
+        trainer = build(GRPOTrainer, folder, [noisy, noisy_batch], tmp_path, **changes)
+        trainer.rollout_sink = rows.extend
+        trainer.train(resume_from_checkpoint=start)
+        close_all()
+        values = [[score["value"] for score in row["scores"].values()] for row in rows]
+        found.append([(row["completion"], *v) for row, v in zip(rows, values, strict=True)])
+    whole, resumed = found
+    assert len(whole) == 32 and len({value for _, value, _ in whole}) == 32
+    assert len({value for _, _, value in whole}) == 32
+    assert resumed == whole[16:]
