@@ -114,7 +114,7 @@ def standard(module: str | None) -> bool:
 
 def methods(owner: type) -> Iterator[FunctionType]:
     """The functions written in a class: not those that `dataclass` and the like made for it."""
-    made = dataclasses.is_dataclass(owner)
+    made = dataclasses.is_dataclass(owner) or hasattr(owner, "__attrs_attrs__")
     for name, item in vars(owner).items():
         function = getattr(item, "__func__", getattr(item, "fget", item))
         if not isinstance(function, FunctionType) or (made and name.startswith("__")):
