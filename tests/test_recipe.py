@@ -86,6 +86,7 @@ def test_python_yaml_and_flags_resolve_to_the_same_recipe(tmp_path: Path) -> Non
 
 NAMES = st.text(st.characters(codec="utf-8"), max_size=20)
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+WEIGHTS = st.floats(-1e6, 1e6)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | NUMBERS | NAMES | st.sampled_from(["1e-6", "1e5"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
@@ -123,8 +124,7 @@ STAGES = st.lists(
 )
 REWARDS = st.dictionaries(
     NAMES,
-    st.floats(-1e6, 1e6)
-    | st.fixed_dictionaries({"options": st.dictionaries(NAMES, VALUES, max_size=2)}),
+    WEIGHTS | st.fixed_dictionaries({"options": st.dictionaries(NAMES, VALUES, max_size=2)}),
     min_size=1,
     max_size=3,
 )
@@ -473,19 +473,11 @@ def test_a_recipe_that_is_not_there_is_told_with_the_nearest_name(
         ({"rewards": {}}, "stage 'grpo' is a grpo stage: the recipe needs rewards"),
         ({"template": "hello"}, "template 'hello' is none of auto, plain, chat, boxed, r1"),
         ({"stages": [grpo(name="a/b")]}, "use letters, digits, - and _ only"),
-        (
-            {"rewards": {"length": math.nan}},
-            "rewards.length.weight: input should be a finite number",
-        ),
+        ({"rewards": {"length": math.nan}}, "rewards.length.weight: input should be a finite"),
         ({"rewards": {"length": 1e300}}, "less than or equal to 1000000"),
         ({"stages": [grpo(optim={"lr": math.inf})]}, "optim.lr: input should be a finite number"),
-        ({"stages": [grpo(optim={"betas": [0.9, math.nan]})]}, "should be a finite number"),
-        (
-            {"stages": [grpo(trainer={"max_grad_norm": math.nan})]},
-            "max_grad_norm is nan: it should",
-        ),
+        ({"stages": [grpo(trainer={"seed": math.nan})]}, "seed is nan: it should be a finite"),
         ({"stages": [grpo(loss={"beta": math.inf})]}, "loss.beta: input should be a finite number"),
-        ({"stages": [grpo(sampling={"temperature": math.inf})]}, "should be a finite number"),
         ({"stages": [grpo(group={"micro_batch": 7})]}, "is not a multiple of group.micro_batch 7"),
         (
             {"stages": [{"kind": "sft", "data": "a", "batch": 4, "micro_batch": 3}]},
