@@ -144,12 +144,12 @@ class Server:
             return done.result()
         except openai.APIStatusError as error:
             if error.status_code >= 500:
-                raise ServerFailed(f"{self.source}: {error}. {kept}") from error
+                raise ServerFailed(f"{self.source}: {error}".rstrip(".") + f". {kept}") from error
             last = prompt if isinstance(prompt, str) else prompt[-1]["content"]
             told = f"{self.source} refuses the request for {last!r:.80}: {error}"
             raise UserError(told, f"{kept}, where the row is mended or left out") from error
         except openai.APIError as error:
-            raise ServerFailed(f"{self.source}: {error}. {kept}") from error
+            raise ServerFailed(f"{self.source}: {error}".rstrip(".") + f". {kept}") from error
 
     def _ask(self, client: Any, prompt: Prompt, settings: Mapping[str, Any], seed: int) -> Rollout:
         """One request. Its seed differs from sample to sample, and is the same in every retry."""
