@@ -1,0 +1,366 @@
+"""What a reward reads and holds: what goes to a worker, what stays here, what it sees change."""
+
+import enum
+import logging
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+from test_isolation import QUICK, shown
+
+from rl_reasoner.isolation import Limits
+from rl_reasoner.reward import Fault, Reward, load_reward, reward, score_batch
+from rl_reasoner.reward_calls import packed
+
+
+def counter() -> Callable[..., Any]:
+    calls: list[str] = []
+
+    @reward
+    def counts(completion: str) -> float:
+        calls.append(completion)
+        return float(len(calls))
+
+    return counts
+
+
+def test_a_reward_with_state_stays_here_and_says_so_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING, "rl_reasoner.isolation")
+    counts = counter()
+    assert shown(score_batch(counts, ["a", "b"], {}, QUICK)) == [1.0, 2.0]
+    assert shown(score_batch(counts, ["c"], {}, QUICK)) == [3.0]
+    assert len(caplog.records) == 1
+    assert "reward 'counts' runs inside this process" in caplog.text
+    assert "it holds a list (calls)" in caplog.text
+
+
+def test_a_thread_that_hangs_costs_the_batch_not_the_run() -> None:
+    gate = threading.Event()
+
+    @reward
+    def waits(completion: str) -> float:
+        if completion == "wait":
+            gate.wait(20)
+        return 1.0
+
+    limits = Limits(timeout_s=0.3)
+    found = score_batch(waits, ["a", "wait", "b"], {}, limits)
+    assert shown(found) == [1.0, "timeout", "timeout"]
+    assert isinstance(found[2], Fault) and "an earlier call has not returned" in found[2].message
+    gate.set()
+    time.sleep(0.2)
+    assert shown(score_batch(waits, ["a", "b"], {}, limits)) == [1.0, 1.0]
+
+
+def test_a_reward_with_state_keeps_its_thread() -> None:
+    kept: list[Any] = []
+
+    @reward
+    def asks(completion: str) -> float:
+        if not kept:
+            kept.extend([sqlite3.connect(":memory:"), threading.local()])
+            kept[1].value = 2.0
+        return float(kept[0].execute("select 1").fetchone()[0]) + kept[1].value
+
+    for _ in range(3):
+        assert shown(score_batch(asks, ["a", "b"], {}, QUICK)) == [3.0, 3.0]
+
+
+def test_what_needs_the_main_thread_is_told_what_to_do() -> None:
+    database, local = sqlite3.connect(":memory:"), threading.local()
+    local.value = 1.0
+
+    @reward
+    def needs(completion: str) -> float:
+        if completion == "signal":
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        if completion == "database":
+            database.execute("select 1")
+        if completion == "local":
+            return float(local.value)
+        raise ValueError(completion)
+
+    *found, other = score_batch(needs, ["signal", "database", "local", "other"], {}, QUICK)
+    for fault in found:
+        assert isinstance(fault, Fault) and "a function of a module or file" in fault.message
+    assert isinstance(other, Fault) and "a function of a module" not in other.message
+
+
+FACTOR = 3
+
+
+def test_what_is_sent_and_what_is_not(tmp_path: Path) -> None:
+    total = 0
+    lock = threading.Lock()
+
+    def constant(completion: str, scale: float = 2.0) -> float:
+        return scale * FACTOR * len(completion)
+
+    def rebinds(completion: str) -> float:
+        nonlocal total
+        total += 1
+        return float(total)
+
+    def locked(completion: str) -> float:
+        with lock:
+            return 1.0
+
+    def cached(completion: str, seen: dict[str, int] = {}) -> float:  # noqa: B006
+        return float(len(seen))
+
+    def nested(completion: str) -> float:
+        return sum(constant(part) for part in completion.split())
+
+    def twice(completions: list[str], factor: float, **kwargs: Any) -> list[float]:
+        return [factor * len(text) for text in completions]
+
+    assert shown(score_batch(reward(constant), ["ab"], {}, QUICK)) == [12.0]
+    assert isinstance(packed(reward(constant)), dict)
+    assert isinstance(packed(reward(nested)), dict)
+    assert isinstance(packed(partial(twice, factor=2.0)), dict)
+    for function, why in ((rebinds, "changes total"), (locked, "lock"), (cached, "defaults")):
+        refused = packed(reward(function))
+        assert isinstance(refused, str) and why in refused
+    assert isinstance(packed(SimpleNamespace(a=1)), str)  # type: ignore[arg-type]
+
+
+READS = """
+import settings
+from rl_reasoner.reward import score_batch
+
+STAGE = 1
+settings.SCALE = 10
+settings.Late.by = 100
+
+
+class Plan:
+    weight = 1000
+
+    @classmethod
+    def at(cls):
+        return cls.weight + settings.Late.by
+
+
+def helper():
+    return STAGE + Plan.at()
+
+
+def closure():
+    bonus = 0
+
+    def put(value):
+        nonlocal bonus
+        bonus = value
+
+    def reads(completions, **columns):
+        return [helper() + settings.SCALE + bonus + settings.rate() for text in completions]
+
+    return reads, put
+
+
+def value(fn):
+    [found] = score_batch(fn, ["x"], {})
+    return found.value
+
+
+reads, put = closure()
+print(value(reads), value(settings.far), end=" ")
+STAGE, Plan.weight, settings.SCALE, settings.Late.by = 2, 2000, 20, 200
+put(0.5)
+print(value(reads), value(settings.far), end=" ")
+
+
+class Plan:
+    weight = 3000
+    at = staticmethod(lambda: 0)
+
+
+print(value(reads))
+"""
+SETTINGS = """
+SCALE, CALLS = 1, 0
+
+
+class Late:
+    by = 2
+
+
+def rate():
+    return 0.25
+
+
+def near():
+    global CALLS
+    CALLS += 1
+    return CALLS / 100
+
+
+def far(completions, **columns):
+    return [SCALE + Late.by + near()]
+"""
+
+
+def test_what_a_reward_reads_is_as_the_script_set_it(tmp_path: Path) -> None:
+    """Before the first batch and between batches; what the worker itself counts stays."""
+    (tmp_path / "settings.py").write_text(SETTINGS)
+    (tmp_path / "script.py").write_text(READS)
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout == "1111.25 110.01 2222.75 220.02 22.75\n", done.stderr
+    assert "on a thread" not in done.stderr
+
+
+def test_a_reward_with_small_classes_of_its_own_runs_apart() -> None:
+    class Kind(enum.Enum):
+        GOOD = 1
+
+    class Pair(NamedTuple):
+        left: float = 1.0
+
+    @dataclass
+    class Sum:
+        value: float = 0.0
+        seen: list[str] = field(default_factory=list)
+
+        def add(self, value: float) -> None:
+            self.value += value
+
+    @reward
+    def classes(completion: str) -> float:
+        total = Sum()
+        total.add(Pair().left + Kind.GOOD.value)
+        return total.value
+
+    assert isinstance(packed(classes), dict)
+    assert shown(score_batch(classes, ["a"], {}, QUICK)) == [2.0]
+
+
+CHANGES = """
+import settings
+from rl_reasoner.reward import score_batch
+
+
+class Seen:
+    texts = []
+
+
+class Stats:
+    calls = 0
+
+    @classmethod
+    def add(cls):
+        cls.calls += 1
+
+    @classmethod
+    def total(cls):
+        return cls.calls
+
+
+def by_name(completions, **columns):
+    Stats.calls += 1
+    return [0.0] * len(completions)
+
+
+def by_method(completions, **columns):
+    Stats.add()
+    return [0.0] * len(completions)
+
+
+def by_list(completions, **columns):
+    Seen.texts.extend(completions)
+    return [0.0] * len(completions)
+
+
+def of_module(completions, **columns):
+    settings.CALLS += 1
+    return [0.0] * len(completions)
+
+
+for fn in (by_name, by_method, by_list, of_module):
+    score_batch(fn, ["x"], {})
+print(Stats.calls, Seen.texts, settings.CALLS)
+"""
+
+
+def test_a_function_that_changes_a_class_or_a_module_runs_here(tmp_path: Path) -> None:
+    (tmp_path / "settings.py").write_text(SETTINGS)
+    (tmp_path / "script.py").write_text(CHANGES)
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout == "2 ['x'] 1\n", done.stderr
+    for why in ("changes Stats.calls", "a list (Seen.texts", "changes settings.CALLS"):
+        assert why in done.stderr
+
+
+def test_a_reward_that_comes_to_hold_state_moves_here(caplog: pytest.LogCaptureFixture) -> None:
+    held: Any = 1
+
+    def put(value: Any) -> None:
+        nonlocal held
+        held = value
+
+    @reward
+    def reads(completion: str) -> float:
+        return float(held if isinstance(held, int) else len(held))
+
+    assert shown(score_batch(reads, ["a"], {}, QUICK)) == [1.0]
+    put([1, 2])
+    assert shown(score_batch(reads, ["a"], {}, QUICK)) == [2.0]
+    assert "it holds a list (held)" in caplog.text
+
+
+def test_options_travel_with_the_reward(tmp_path: Path) -> None:
+    (tmp_path / "scaled.py").write_text(
+        "from rl_reasoner import reward\n\n@reward\ndef scaled(completion, by: float = 1.0):\n"
+        "    return by * len(completion)\n"
+    )
+    scaled = load_reward(f"{tmp_path}/scaled.py:scaled", {"by": 3.0})
+    assert isinstance(scaled, Reward) and isinstance(packed(scaled), dict)
+    assert shown(score_batch(scaled, ["ab"], {}, QUICK)) == [6.0]
+
+
+def test_a_module_that_a_worker_cannot_import_runs_here(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "shy.py").write_text(
+        "import os\nfrom rl_reasoner import reward\n\n"
+        f"if os.getpid() != {os.getpid()}:\n    raise ImportError('only there')\n\n\n"
+        "@reward\ndef shy(completion):\n    return 1.0\n"
+    )
+    assert shown(score_batch(load_reward(f"{tmp_path}/shy.py:shy"), ["a"], {}, QUICK)) == [1.0]
+    assert "only there" in caplog.text
+
+
+def test_a_reward_of_a_script_without_a_main_guard_runs_apart(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(
+        textwrap.dedent("""
+        import os
+        from rl_reasoner import reward
+        from rl_reasoner.reward import score_batch
+
+        @reward
+        def where(completion: str) -> float:
+            return float(os.getpid())
+
+        [found] = score_batch(where, ["x"], {})
+        print(int(found.value) != os.getpid())
+        """)
+    )
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True)
+    assert done.stdout == b"True\n", done.stderr
