@@ -173,12 +173,17 @@ def compare(a: EvalResult, b: EvalResult) -> dict[str, dict[str, Any]]:
     return found
 
 
+def _asked(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The settings that a set has of its own."""
+    return {k: v for k, v in settings.get("asked", {}).get(name, {}).items() if v is not None}
+
+
 def _unlike(name: str, a: EvalResult, b: EvalResult) -> dict[str, list[Any]]:
     """What two results on a set differ in, beside the policy: a difference may be due to it."""
     told = []
     for result in (a, b):
         own, settings = result.sets.get(name, {}), result.settings
-        asked = {k: v for k, v in settings.get("asked", {}).get(name, {}).items() if v is not None}
+        asked = _asked(settings, name)
         said = {**{key: settings.get(key) for key in ("max_tokens", "template")}, **asked}
         said |= {key: own.get(key) for key in ("temperature", "samples", "reward")}
         said["reward_options"] = settings.get("reward_options")
@@ -309,7 +314,7 @@ class _Session:
         settings = self.result.settings
         reward = settings["reward"] if settings["reward"] != "by the rows" else None
         judge = Judge(rows, reward, settings.get("reward_options"))
-        asked = {k: v for k, v in settings.get("asked", {}).get(name, {}).items() if v is not None}
+        asked = _asked(settings, name)
         template = asked.get("template", settings["template"])
         longest = asked.get("max_tokens") or data.max_tokens or settings["max_tokens"]
         if isinstance(self.policy, Server) and template == "auto":

@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -119,8 +118,7 @@ class Server:
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    @contextmanager
-    def _client(self) -> Iterator[Any]:
+    def _client(self) -> Any:
         try:
             import openai
         except ImportError as error:
@@ -129,11 +127,9 @@ class Server:
                 "pip install 'rl-reasoner[server]'"
             ) from error
         key = os.environ.get("OPENAI_API_KEY") or "none"
-        made = openai.OpenAI(
+        return openai.OpenAI(
             base_url=self.base, api_key=key, max_retries=_RETRIES, timeout=_TIMEOUT_S
         )
-        with made as client:
-            yield client
 
     def _replied(self, done: "Future[Rollout]", prompt: Prompt) -> Rollout:
         """What came of a request for `prompt`."""
@@ -142,13 +138,11 @@ class Server:
         kept = "What arrived is kept: the same command goes on from there"
         try:
             return done.result()
-        except openai.APIStatusError as error:
-            if error.status_code >= 500:
-                raise ServerFailed(f"{self.source}: {error}".rstrip(".") + f". {kept}") from error
-            last = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-            told = f"{self.source} refuses the request for {last!r:.80}: {error}"
-            raise UserError(told, f"{kept}, where the row is mended or left out") from error
         except openai.APIError as error:
+            if isinstance(error, openai.APIStatusError) and error.status_code < 500:
+                last = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+                told = f"{self.source} refuses the request for {last!r:.80}: {error}"
+                raise UserError(told, f"{kept}, where the row is mended or left out") from error
             raise ServerFailed(f"{self.source}: {error}".rstrip(".") + f". {kept}") from error
 
     def _ask(self, client: Any, prompt: Prompt, settings: Mapping[str, Any], seed: int) -> Rollout:

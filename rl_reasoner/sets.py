@@ -165,11 +165,16 @@ CARDS = {
 }  # fmt: skip
 
 
+def _public(name: str) -> Card | None:
+    """The card of a public set, by any of its names."""
+    named = (c for title, c in CARDS.items() if name in (title, f"{title}_test", *c.files))
+    return next(named, None)
+
+
 def card_of(name: str) -> Card | None:
     """The card of a set: a public one, or one of the project's own; None for other files."""
-    for title, card in CARDS.items():
-        if name in (title, f"{title}_test", *card.files):
-            return card
+    if (card := _public(name)) is not None:
+        return card
     own = room("data") / f"{Path(name).stem}.jsonl"
     if own.is_file() and find_set(name) == own:
         with own.open(encoding="utf-8") as file:
@@ -227,8 +232,7 @@ def set_data(name: str) -> FileData:
     Bad rows of a public set are skipped, with a warning: its card tells of them. Bad rows of any
     other are the reader's to mend.
     """
-    named = (title for title, c in CARDS.items() if name in (title, f"{title}_test", *c.files))
-    card = next((CARDS[title] for title in named), None)
+    card = _public(name)
     if card is None:
         return FileData(path=name, split="test")
     if card.hub is not None and find_set(name) is None:

@@ -214,13 +214,16 @@ def far(completions, **columns):
 """
 
 
+def ran(script: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """The script, run beside its module of settings."""
+    (folder / "settings.py").write_text(SETTINGS)
+    (folder / "script.py").write_text(script)
+    return subprocess.run([sys.executable, "script.py"], cwd=folder, capture_output=True, text=True)
+
+
 def test_what_a_reward_reads_is_as_the_script_set_it(tmp_path: Path) -> None:
     """Before the first batch and between batches; what the worker itself counts stays."""
-    (tmp_path / "settings.py").write_text(SETTINGS)
-    (tmp_path / "script.py").write_text(READS)
-    done = subprocess.run(
-        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = ran(READS, tmp_path)
     assert done.stdout == "1111.25 110.01 2222.75 220.02 22.75\n", done.stderr
     assert "on a thread" not in done.stderr
 
@@ -298,11 +301,7 @@ print(Stats.calls, Seen.texts, settings.CALLS)
 
 
 def test_a_function_that_changes_a_class_or_a_module_runs_here(tmp_path: Path) -> None:
-    (tmp_path / "settings.py").write_text(SETTINGS)
-    (tmp_path / "script.py").write_text(CHANGES)
-    done = subprocess.run(
-        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = ran(CHANGES, tmp_path)
     assert done.stdout == "2 ['x'] 1\n", done.stderr
     for why in ("changes Stats.calls", "a list (Seen.texts", "changes settings.CALLS"):
         assert why in done.stderr
