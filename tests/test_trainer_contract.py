@@ -1,0 +1,152 @@
+"""What the trainer leans on in trl, name by name: another trl breaks a test, not a run."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import trl
+from processes import build
+
+from rl_reasoner import GRPOTrainer
+from rl_reasoner.balance import ExpertBalance
+from rl_reasoner.memory import SmallerPieces
+from rl_reasoner.objective import Objective
+from rl_reasoner.old_log_probs import OldLogProbs
+from rl_reasoner.prompt_choice import PromptChoice
+from rl_reasoner.resume import ExactResume
+from rl_reasoner.rewarding import Rewarding
+from rl_reasoner.router_replay import RouterReplay
+from rl_reasoner.training_pass import TrainingPass
+
+# Everything of trl that trainer.py, training_pass.py and resume.py touch through `self`.
+ATTRIBUTES = {
+    "accelerator",
+    "args",
+    "aux_loss_enabled",
+    "beta",
+    "current_gradient_accumulation_steps",
+    "environment_factories",
+    "environments",
+    "eos_token_ids",
+    "generation_config",
+    "importance_sampling_level",
+    "loss_type",
+    "max_completion_length",
+    "model",
+    "multi_objective_aggregation",
+    "num_generations",
+    "num_generations_eval",
+    "num_iterations",
+    "processing_class",
+    "ref_model",
+    "reward_func_names",
+    "reward_funcs",
+    "reward_weights",
+    "rollout_func",
+    "scale_rewards",
+    "state",
+    "tools",
+    "top_entropy_quantile",
+    "train_dataset",
+    "use_transformers_continuous_batching",
+    "use_vllm",
+    "vllm_importance_sampling_correction",
+    "_buffered_inputs",
+    "_entropy_bonus_enabled",
+    "_logs",
+    "_metrics",
+    "_pending_extra_logs",
+    "_step",
+    "_tokenizer",
+}
+CALLED = {
+    "add_callback": ["callback"],
+    "_log_completion_extra": ["column", "values"],
+    "_log_metric": ["name", "value"],
+}
+OVERRIDDEN = {
+    "_get_train_sampler": ["dataset"],
+    "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
+    "_load_optimizer_and_scheduler": ["checkpoint"],
+    "_save_rng_state": ["output_dir"],
+    "evaluate": ["eval_dataset", "ignore_keys", "metric_key_prefix"],
+    "_compute_loss": ["model", "inputs"],
+    "compute_loss": ["model", "inputs", "return_outputs", "num_items_in_batch"],
+    "_get_per_token_logps_and_entropies": [
+        "model",
+        "input_ids",
+        "attention_mask",
+        "logits_to_keep",
+        "batch_size",
+        "compute_entropy",
+        "compute_aux_loss",
+        "pixel_values",
+        "image_grid_thw",
+        "num_images",
+        "pixel_attention_mask",
+        "spatial_shapes",
+        "num_tiles",
+        "image_sizes",
+        "token_type_ids",
+        "mm_token_type_ids",
+        "image_position_ids",
+    ],
+    "_prepare_inputs": ["generation_batch"],
+    "_calculate_rewards": ["inputs", "prompts", "completions", "completion_ids_list"],
+    "_generate": ["prompts"],
+    "_generate_single_turn": [
+        "prompt_ids",
+        "images",
+        "multimodal_fields",
+        "num_generations",
+        "has_tool_images",
+    ],
+    "_generate_and_score_completions": ["inputs"],
+    "train": ["resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
+    "training_step": ["model", "inputs", "num_items_in_batch"],
+    "log": ["logs", "start_time"],
+}
+
+
+KINDS = (
+    TrainingPass,
+    RouterReplay,
+    ExpertBalance,
+    OldLogProbs,
+    ExactResume,
+    Rewarding,
+    SmallerPieces,
+    Objective,
+    PromptChoice,
+    GRPOTrainer,
+)
+
+
+def leaned_on() -> set[str]:
+    """The names that our trainer classes take from `self` and do not define."""
+    used: set[str] = set()
+    own: set[str] = set()
+    for kind in KINDS:
+        [body] = ast.parse(inspect.getsource(kind)).body
+        assert isinstance(body, ast.ClassDef)
+        for node in ast.walk(body):
+            if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "self":
+                used.add(node.attr)
+                own |= {node.attr} if isinstance(node.ctx, ast.Store) else set()
+        own |= {node.name for node in body.body if isinstance(node, ast.FunctionDef)}
+    own |= {"rollout_sink", "heeds_rows", "__dict__"}
+    return used - own | {"_buffered_inputs", "_step", "beta", "use_vllm"}
+
+
+def test_every_internal_of_trl_that_the_trainer_leans_on(tmp_path: Path) -> None:
+    assert leaned_on() == ATTRIBUTES | CALLED.keys(), "the list in this test is out of date"
+    changes = {"max_steps": 1, "save_strategy": "no"}
+    stock = build("scratch:moe-tiny", tmp_path, kind=trl.GRPOTrainer, **changes)
+    stock.train()  # some are set only then
+    assert {name for name in ATTRIBUTES if not hasattr(stock, name)} == set()
+    for name, parameters in {**CALLED, **OVERRIDDEN}.items():
+        found = list(inspect.signature(getattr(trl.GRPOTrainer, name)).parameters)
+        assert found == ["self", *parameters], name
+    ours = {name: value for kind in KINDS for name, value in vars(kind).items()}
+    own = {n for n, v in ours.items() if callable(v) and hasattr(trl.GRPOTrainer, n)}
+    assert own - {"__init__"} == OVERRIDDEN.keys()
