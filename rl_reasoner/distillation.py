@@ -2,8 +2,8 @@
 
 trl's DistillationTrainer (Agarwal et al., arXiv 2306.13649) with the reverse KL as its default
 divergence. What it needs here: a teacher at rest, samples that depend on the step alone, so that a
-run that is continued draws what it would have drawn, and a sampler that knows how many epochs lie
-behind. Knows trl; nothing of recipes.
+run that is continued draws what it would have drawn, and its place in the data. Knows trl; nothing
+of recipes.
 """
 
 from typing import Any
@@ -11,23 +11,13 @@ from typing import Any
 import torch
 import trl
 
+from rl_reasoner.data_place import PlaceInData
 from rl_reasoner.errors import UserError
 from rl_reasoner.policy import Policy
 
 
-class Distiller(trl.DistillationTrainer):  # type: ignore[misc]
+class Distiller(PlaceInData, trl.DistillationTrainer):  # type: ignore[misc]
     """trl's trainer with draws that follow from seed and step, and an exact place in the data."""
-
-    def _get_train_sampler(self, dataset: Any = None) -> Any:
-        self._sampler = super()._get_train_sampler(dataset)
-        return self._sampler
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        generator = getattr(self._sampler, "generator", None)
-        if checkpoint is not None and generator is not None:
-            for _ in range(int(self.state.epoch or 0)):  # each whole epoch drew one permutation
-                torch.randperm(self._sampler.num_samples, generator=generator)
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
         draw = self.args.seed * 1_000_003 + self.state.global_step

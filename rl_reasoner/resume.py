@@ -2,8 +2,8 @@
 
 A run that is killed and resumed has to end with the weights of the run that was not. For that, on
 top of what transformers keeps (weights, optimizer, scheduler, random states): how many
-micro-batches are done, the completions that were sampled but not yet trained on, the place of the
-sampler after whole epochs, and mixtures of experts, whose files hold the experts one by one. The
+micro-batches are done, the completions that were sampled but not yet trained on, the place in the
+data (rl_reasoner.data_place), and mixtures of experts, whose files hold the experts one by one. The
 first two are kept in the file of the random states, so that one checksum and one reader cover all.
 Evaluation leaves every random state as it was: turning it on changes no training number.
 """
@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM
 from transformers.trainer_pt_utils import safe_globals
 
 from rl_reasoner.checkpoints import last_checkpoint
+from rl_reasoner.data_place import PlaceInData
 from rl_reasoner.errors import UserError
 from rl_reasoner.moe import routers
 from rl_reasoner.sharding import is_sharded
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 _KEY = "rl_reasoner"  # in the file of the random states
 
 
-class ExactResume(trl.GRPOTrainer):  # type: ignore[misc]
+class ExactResume(PlaceInData, trl.GRPOTrainer):  # type: ignore[misc]
     """trl's trainer with whole checkpoints and isolated evaluation; see the module's docstring."""
 
     _buffered_inputs: list[dict[str, Any]] | None
@@ -47,10 +48,6 @@ class ExactResume(trl.GRPOTrainer):  # type: ignore[misc]
                 raise UserError(f"there is no whole checkpoint in {self.args.output_dir}")
             resume_from_checkpoint = str(found[0])
         return super().train(resume_from_checkpoint, *others, **named)
-
-    def _get_train_sampler(self, dataset: Any = None) -> Any:
-        self._sampler = super()._get_train_sampler(dataset)
-        return self._sampler
 
     def _own_state(self) -> dict[str, Any]:
         """What else a checkpoint keeps, by name: nothing here."""
@@ -98,10 +95,6 @@ class ExactResume(trl.GRPOTrainer):  # type: ignore[misc]
         self._step = kept["step"]
         self._buffered_inputs = _moved(kept.get("buffered"), self.accelerator.device)
         self._restore_own_state(kept)
-        generator = getattr(self._sampler, "generator", None)
-        if generator is not None:
-            for _ in range(int(self.state.epoch or 0)):  # each whole epoch drew one permutation
-                torch.randperm(self._sampler.num_samples, generator=generator)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -47,6 +47,7 @@ def build(
     kind: type[GRPOTrainer] = GRPOTrainer,
     chats: bool = False,
     columns: dict[str, list[Any]] | None = None,
+    stream: bool = False,
     **changes: Any,
 ) -> Any:
     """Two prompts a step and eight in the data: an epoch is four steps where not changed."""
@@ -79,7 +80,7 @@ def build(
         opened.model,
         reward_funcs=reward,
         args=GRPOConfig(**arguments),
-        train_dataset=data,
+        train_dataset=data.to_iterable_dataset() if stream else data,
         eval_dataset=data if "eval_steps" in changes else None,
         processing_class=opened.tokenizer,
     )

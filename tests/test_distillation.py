@@ -1,12 +1,16 @@
 """On-policy distillation: the student comes nearer to its teacher, which stays as it was."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tiny import recipe, rows, same, sft
+import trl
+from datasets import Dataset
+from tiny import QUIET, recipe, rows, same, sft
 
 from rl_reasoner import open_policy, train
+from rl_reasoner.distillation import Distiller, teacher_of
 from rl_reasoner.errors import UserError
 
 DISTILL = {
@@ -47,3 +51,30 @@ def test_a_teacher_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
     stage = {**DISTILL, "teacher": str(tmp_path / "teacher"), "steps": 1}
     with pytest.raises(UserError, match="other vocabularies: distil by samples instead"):
         train(recipe(tmp_path, stage, evals={"sets": ()}), quiet=True)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["rows", "a stream"])
+def test_distillation_is_resumed_to_the_same_weights(stream: bool, tmp_path: Path) -> None:
+    """From within the first pass over the data, and from within the second."""
+
+    def distiller(folder: Path) -> Any:
+        student, teacher = (open_policy("scratch:dense-tiny", seed=s, device="cpu") for s in (0, 1))
+        data = Dataset.from_dict({"prompt": [f"{a}+{b}=" for a in range(2) for b in range(4)]})
+        arguments = {**QUIET, "save_strategy": "steps", "save_steps": 1, "max_steps": 7}
+        arguments |= {"max_completion_length": 4, "learning_rate": 3e-3}
+        arguments |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}
+        return Distiller(
+            student.model,
+            teacher_of(teacher),
+            args=trl.DistillationConfig(str(folder), **arguments),
+            train_dataset=data.to_iterable_dataset() if stream else data,
+            processing_class=student.tokenizer,
+        )
+
+    whole = distiller(tmp_path / "whole")
+    whole.train()
+    for step in (2, 6):
+        resumed = distiller(tmp_path / "resumed")
+        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+        pairs = zip(whole.model.parameters(), resumed.model.parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs), step

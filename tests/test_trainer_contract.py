@@ -9,6 +9,7 @@ from processes import build
 
 from rl_reasoner import GRPOTrainer
 from rl_reasoner.balance import ExpertBalance
+from rl_reasoner.data_place import PlaceInData
 from rl_reasoner.memory import SmallerPieces
 from rl_reasoner.objective import Objective
 from rl_reasoner.old_log_probs import OldLogProbs
@@ -66,6 +67,13 @@ CALLED = {
 }
 OVERRIDDEN = {
     "_get_train_sampler": ["dataset"],
+    "_init_training_state": [
+        "max_steps",
+        "num_update_steps_per_epoch",
+        "num_train_epochs",
+        "resume_from_checkpoint",
+        "trial",
+    ],
     "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
     "_load_optimizer_and_scheduler": ["checkpoint"],
     "_save_rng_state": ["output_dir"],
@@ -113,6 +121,7 @@ KINDS = (
     RouterReplay,
     ExpertBalance,
     OldLogProbs,
+    PlaceInData,
     ExactResume,
     Rewarding,
     SmallerPieces,

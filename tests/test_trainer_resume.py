@@ -104,3 +104,16 @@ def test_checkpoints_of_the_model_alone_are_resumed_with_a_word(
     assert (resumed._initial_global_step, resumed.state.global_step) == (4, 6)
     [said] = [record.getMessage() for record in caplog.records if "alone" in record.getMessage()]
     assert "checkpoint-4" in said and "optimizer" in said
+
+
+@pytest.mark.parametrize("changes", [{}, {"steps_per_generation": 4, "num_iterations": 2}], ids=str)
+def test_a_stream_is_resumed_to_the_same_weights(changes: dict[str, Any], tmp_path: Path) -> None:
+    """From the end of its first pass, and from within a later one."""
+    every = {"max_steps": 10, "save_steps": 1, "stream": True, **changes}
+    whole = build("scratch:dense-tiny", tmp_path / "whole", **every)
+    whole.train()
+    for step in (4, 9):
+        resumed = build("scratch:dense-tiny", tmp_path / "resumed", **every)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+        assert resumed._initial_global_step == step
+        assert same(weights(whole), weights(resumed)), step

@@ -1,0 +1,63 @@
+"""The place in the data: a run that is continued goes on with the row after the last one it saw.
+
+transformers counts the steps of an epoch and passes over the rows before; two things it forgets.
+The generator of trl's sampler draws one permutation an epoch, from the first epoch on. And of a
+stream, whose length nobody knows, transformers takes all steps for steps of the first pass: a run
+that had come to the second would start that one over.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset
+from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+
+
+class PlaceInData(Trainer):  # type: ignore[misc]
+    """A trainer of trl's that finds its place again; see the module's docstring."""
+
+    _sampler: Any = None  # of the training rows; a stream has none
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        self._sampler = super()._get_train_sampler(dataset)
+        return self._sampler
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        """(passes over the data that are done, micro-batches of the one at hand that are done)."""
+        found: tuple[int, int] = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if resume_from_checkpoint is None or not isinstance(self.train_dataset, IterableDataset):
+            return found
+        file = Path(resume_from_checkpoint) / TRAINER_STATE_NAME
+        if self.args.ignore_data_skip or not file.is_file():
+            return found
+        passes, steps = _place(TrainerState.load_from_json(str(file)))
+        return passes, steps * self.args.gradient_accumulation_steps
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        generator = getattr(self._sampler, "generator", None)
+        if checkpoint is not None and generator is not None:
+            for _ in range(int(self.state.epoch or 0)):  # each whole epoch drew one permutation
+                torch.randperm(self._sampler.num_samples, generator=generator)
+
+
+def _place(saved: TrainerState) -> tuple[int, int]:
+    """(passes over a stream that are done, steps of the one at hand that are done).
+
+    After step s of pass p, from 0, `epoch` is p + s / `max_steps`: those of the run that saved it.
+    """
+    epoch = saved.epoch or 0.0
+    passes = max(math.ceil(epoch) - 1, 0)
+    return passes, round((epoch - passes) * saved.max_steps)
