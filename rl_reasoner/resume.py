@@ -3,8 +3,9 @@
 A run that is killed and resumed has to end with the weights of the run that was not. For that, on
 top of what transformers keeps (weights, optimizer, scheduler, random states): how many
 micro-batches are done, the completions that were sampled but not yet trained on, the place in the
-data (rl_reasoner.data_place), and mixtures of experts, whose files hold the experts one by one. The
-first two are kept in the file of the random states, so that one checksum and one reader cover all.
+data (rl_reasoner.data_place), a reference that moves (rl_reasoner.reference), and mixtures of
+experts, whose files hold the experts one by one. The first two are kept in the file of the random
+states, so that one checksum and one reader cover all.
 Evaluation leaves every random state as it was: turning it on changes no training number.
 """
 
@@ -26,6 +27,7 @@ from rl_reasoner.checkpoints import last_checkpoint
 from rl_reasoner.data_place import PlaceInData
 from rl_reasoner.errors import UserError
 from rl_reasoner.moe import routers
+from rl_reasoner.reference import load_reference, save_reference
 from rl_reasoner.sharding import is_sharded
 
 logger = logging.getLogger(__name__)
@@ -72,12 +74,14 @@ class ExactResume(PlaceInData, trl.GRPOTrainer):  # type: ignore[misc]
         partial = file.with_suffix(".part")
         torch.save(state, partial)
         partial.replace(file)
+        save_reference(self, Path(output_dir))
         self.accelerator.wait_for_everyone()  # the trainer state, written next, says: complete
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
+        load_reference(self, Path(checkpoint))
         file = self._random_file(checkpoint)
         kept = _load(file).get(_KEY) if file.is_file() else None
         if (writers := written_by(Path(checkpoint))) not in (0, self.args.world_size):

@@ -103,7 +103,12 @@ def same(one: Weights, other: Weights) -> bool:
 
 
 def trained(
-    count: int, folder: Path, resume: bool = False, kill: int | None = None, **changes: Any
+    count: int,
+    folder: Path,
+    resume: bool = False,
+    kill: int | None = None,
+    policy: str = "scratch:dense-tiny",
+    **changes: Any,
 ) -> Weights:
     """The final weights of a run of `count` processes in `folder`; nothing of one that is killed.
 
@@ -111,7 +116,7 @@ def trained(
     """
 
     def job(rank: int) -> None:
-        trainer = build("scratch:dense-tiny", folder, **changes)
+        trainer = build(policy, folder, **changes)
         if kill is not None:
             trainer.add_callback(Kill(kill))
         trainer.train(resume_from_checkpoint=resume)

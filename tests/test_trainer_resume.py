@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from processes import Kill, build, same, together, weights
+from processes import FSDP, Kill, build, same, together, trained, weights
 
 from rl_reasoner import open_policy
 from rl_reasoner.errors import UserError
@@ -117,3 +117,29 @@ def test_a_stream_is_resumed_to_the_same_weights(changes: dict[str, Any], tmp_pa
         resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
         assert resumed._initial_global_step == step
         assert same(weights(whole), weights(resumed)), step
+
+
+SYNCED: dict[str, Any] = {"sync_ref_model": True, "ref_model_sync_steps": 2, "beta": 0.5}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_reference_that_moves_is_resumed(processes: int, tmp_path: Path) -> None:
+    """In one process, and in two that hold a shard of it each."""
+    open_policy("scratch:dense-tiny", seed=5, device="cpu").save(tmp_path / "policy")
+    changes = {**SYNCED, "max_steps": 5, "save_steps": 3, "policy": str(tmp_path / "policy")}
+    changes |= FSDP if processes > 1 else {}
+    whole = trained(processes, tmp_path / "whole", **changes)
+    trained(processes, tmp_path / "killed", kill=5, **changes)
+    assert same(whole, trained(processes, tmp_path / "killed", resume=True, **changes))
+
+
+def test_a_checkpoint_without_the_reference_is_resumed_with_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    open_policy("scratch:dense-tiny", seed=5, device="cpu").save(tmp_path / "policy")
+    changes = {**SYNCED, "max_steps": 2, "save_steps": 1}
+    build(str(tmp_path / "policy"), tmp_path, **changes).train()
+    (tmp_path / "checkpoint-1" / "reference.safetensors").unlink()
+    resumed = build(str(tmp_path / "policy"), tmp_path, **changes)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert any("has no reference policy" in r.getMessage() for r in caplog.records)
