@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rl_reasoner.evaluate import EvalResult, compare, evaluate
 from rl_reasoner.reward import Score, reward
+from rl_reasoner.threads import wait_asleep
 from rl_reasoner.version import __version__
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ __all__ = [
     "verify",
     "verify_many",
 ]
+
+
+wait_asleep()  # heeded only until torch is loaded
 
 
 def __getattr__(name: str) -> Any:

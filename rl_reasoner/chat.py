@@ -21,6 +21,7 @@ from rl_reasoner.arguments import Json, Quiet, check_numbers, quiet, template_of
 from rl_reasoner.console import emit, err, out
 from rl_reasoner.errors import UserError
 from rl_reasoner.report.text import plain
+from rl_reasoner.threads import Threads
 
 if TYPE_CHECKING:
     from rl_reasoner.policy import Policy
@@ -108,6 +109,13 @@ class Chat:
         if asking:
             told = f"type a problem; {_COMMAND} 9 verifies; an empty line or Ctrl-D ends"
             err.print(told, style="dim")
+        with Threads() as threads:
+            computed = threads.suit(*(policy for _, policy in policies))
+            if asking:
+                err.print(computed, style="dim", highlight=False)
+            self._talk(asking, policies)
+
+    def _talk(self, asking: bool, policies: Sequence[tuple[str, "Policy"]]) -> None:
         problem, replies = "", list[Reply]()
         for line in _lines(asking):
             if line.startswith(_COMMAND):

@@ -95,6 +95,8 @@ class Eval:
             result.save(target)
             write_evaluation([target], beside(target, ".html"))
         emit(self.json, result.to_json(), result.table())
+        if threads := result.manifest.get("policy", {}).get("threads"):
+            err.print(f"threads: {threads}; OMP_NUM_THREADS changes it", style="dim")
         _check_judged(result)
 
     def _replayed(self, file: Path) -> "EvalResult":

@@ -8,7 +8,8 @@ is sampled, not before.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +25,7 @@ from rl_reasoner.sample_cache import SampleCache
 from rl_reasoner.scoring import Judge, malformed
 from rl_reasoner.servers import Server
 from rl_reasoner.sets import set_data
+from rl_reasoner.threads import Threads
 
 if TYPE_CHECKING:
     from rl_reasoner.policy import Policy
@@ -245,13 +247,25 @@ def evaluate(
             **({"asked": {k: v.model_dump() for k, v in asked.items()}} if asked else {}),
         },
     )
-    session = _Session(opened, result, samples, heat, modes or (), progress, cache)
-    for which in sets:
-        data = set_data(which) if isinstance(which, str) else which
-        rows = load_rows(data)[:limit]
-        session.set(which if isinstance(which, str) else which.path, data, rows, trained_on)
-    session.finish()
+    with _threads(opened):
+        session = _Session(opened, result, samples, heat, modes or (), progress, cache)
+        for which in sets:
+            data = set_data(which) if isinstance(which, str) else which
+            rows = load_rows(data)[:limit]
+            session.set(which if isinstance(which, str) else which.path, data, rows, trained_on)
+        session.finish()
     return result
+
+
+@contextmanager
+def _threads(policy: "Policy | Server") -> Iterator[None]:
+    """The threads that suit a policy here; a server has its own."""
+    if isinstance(policy, Server):
+        yield
+        return
+    with Threads() as threads:
+        threads.suit(policy)
+        yield
 
 
 def check_judge(reward: str | None, options: Mapping[str, Any] | None) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from rl_reasoner.errors import RunStopped, UserError
+from rl_reasoner.threads import share_cores
 
 T = TypeVar("T")
 LOST = 75
@@ -190,8 +191,7 @@ def _launched(how: str, command: Sequence[str]) -> None:
 
         runner: Any = torch.distributed.run
 
-        share_of = max(1, len(os.sched_getaffinity(0)) // int(how))
-        os.environ.setdefault("OMP_NUM_THREADS", str(share_of))
+        share_cores(int(how))
         given = ["--standalone", f"--nproc-per-node={how}", "--module", *command]
         runner.run(runner.parse_args(given))
         return

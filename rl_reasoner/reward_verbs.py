@@ -289,6 +289,7 @@ def _notices(recipe: Any, where: Any) -> Iterator[Any]:
     from rl_reasoner.policy import choose_device, open_policy
     from rl_reasoner.preflight import Notice, inspected, prepared, rehearsed
     from rl_reasoner.runs import made_with
+    from rl_reasoner.threads import Threads
 
     work = prepared(recipe, where)
     rows = ", ".join(f"{len(found):,}" for found in work.rows)
@@ -297,5 +298,7 @@ def _notices(recipe: Any, where: Any) -> Iterator[Any]:
     yield Notice("versions", "passed", ", ".join(f"{k} {v}" for k, v in versions.items()))
     device = choose_device(recipe.run.device)
     policy = open_policy(recipe.policy.source, seed=recipe.run.seed, device=device)
-    yield from inspected(recipe, work, policy, Path(recipe.run.folder or "runs"))
-    yield from rehearsed(recipe, work, policy)
+    with Threads() as threads:
+        yield Notice("threads", "passed", threads.suit(policy))
+        yield from inspected(recipe, work, policy, Path(recipe.run.folder or "runs"))
+        yield from rehearsed(recipe, work, policy)

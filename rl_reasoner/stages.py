@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rl_reasoner import launch, sandbox
+from rl_reasoner import launch
+from rl_reasoner.begun import find_overlaps, lock
 from rl_reasoner.errors import RunStopped, UserError
 from rl_reasoner.evaluate import EvalResult, evaluate_recipe
 from rl_reasoner.isolation import give_up_all
@@ -39,7 +40,6 @@ from rl_reasoner.policy import (
     open_policy,
     quiet_libraries,
 )
-from rl_reasoner.precision import fp8_facts
 from rl_reasoner.preflight import Where, Work, inspected, prepared, read_stage_rows
 from rl_reasoner.prompts import Row, render
 from rl_reasoner.recipe import (
@@ -57,7 +57,7 @@ from rl_reasoner.runs import RunFolder, made_with, write_text
 from rl_reasoner.stage_trainers import Job
 from rl_reasoner.stage_training import train_stage
 from rl_reasoner.stopping import Stop
-from rl_reasoner.validation import overlap_notes, overlaps
+from rl_reasoner.threads import Threads
 
 
 class Interrupted(KeyboardInterrupt):
@@ -117,8 +117,9 @@ def train(
         with LiveView(quiet=quiet) as view, Stop(view.note) as stop:
             if saved != recipe:
                 _changed(saved, recipe, run, view)
-            session = _Session(recipe, run, view, stop, work)
-            return session.go(window, first is not None, command)
+            with Threads() as threads:
+                session = _Session(recipe, run, view, stop, work, threads)
+                return session.go(window, first is not None, command)
     except KeyboardInterrupt as error:
         give_up_all()
         raise Interrupted(run.path) from error
@@ -138,8 +139,8 @@ def _followed(work: Work) -> Run:
     path, recipe = launch.share((Path(), None))
     assert recipe is not None
     try:
-        with LiveView(quiet=True) as view, Stop(view.note) as stop:
-            return _Session(recipe, RunFolder(path), view, stop, work).follow()
+        with LiveView(quiet=True) as view, Stop(view.note) as stop, Threads() as threads:
+            return _Session(recipe, RunFolder(path), view, stop, work, threads).follow()
     except KeyboardInterrupt as error:
         give_up_all()
         raise Interrupted(path) from error
@@ -164,13 +165,20 @@ class _Session:
     """One process's way through the stages of a run."""
 
     def __init__(
-        self, recipe: Recipe, run: RunFolder, view: LiveView, stop: Stop, work: Work
+        self,
+        recipe: Recipe,
+        run: RunFolder,
+        view: LiveView,
+        stop: Stop,
+        work: Work,
+        threads: Threads,
     ) -> None:
         self.recipe = recipe
         self.run = run
         self.view = view
         self.stop = stop
         self.work = work
+        self.threads = threads
         self.device = choose_device(recipe.run.device)
         self.precision = choose_precision(recipe.run.precision, self.device)
         self.evals: dict[str, EvalResult] = {}
@@ -244,8 +252,9 @@ class _Session:
         # can a prompt be rendered?
         prompt_ids(policy, render("", self.recipe.template, policy.tokenizer))
         self._inspect(policy)
-        self._lock(policy, command)
-        self._overlaps()
+        note = self.view.note
+        lock(self.run, self.recipe, policy, self.threads.suit(policy), command, note)
+        find_overlaps(self.run, self.recipe, [r for rows in self.work.rows for r in rows], note)
 
     def _inspect(self, policy: Policy) -> None:
         """Say what is doubtful about the run; raises `UserError` for what cannot work."""
@@ -255,38 +264,6 @@ class _Session:
         for notice in notices:
             if notice.status == "warned":
                 self.view.note(str(notice))
-
-    def _lock(self, policy: Policy, command: str | None) -> None:
-        if (self.run.path / "lock.json").is_file():
-            return
-        total, active = policy.parameters
-        facts = {
-            "device": self.device,
-            "precision": self.precision,
-            "sandbox": str(sandbox.strength()),
-            "policy": {
-                "source": self.recipe.policy.source,
-                "parameters": total,
-                "active_parameters": active,
-            },
-        }
-        if self.precision == "fp8":
-            facts["fp8"] = fp8_facts(policy.model, self.recipe.run.fp8, self.device)
-        self.run.write_lock(self.recipe, facts | ({"command": command} if command else {}))
-        size = f"{total / 1e6:.2f}M parameters"
-        size += f", {active / 1e6:.2f}M active" if active != total else ""
-        self.view.note(f"{policy.source}: {size}; {self.device}, {self.precision}")
-
-    def _overlaps(self) -> None:
-        """Warn, once a run, of evaluated problems that are trained on; say which they are."""
-        file, evals = self.run.path / "contamination.json", self.recipe.evals
-        names = list(dict.fromkeys([*evals.sets, *filter(None, [evals.validation])]))
-        if not names or file.is_file():
-            return
-        found = overlaps([row for rows in self.work.rows for row in rows], names)
-        write_text(file, json.dumps(found, indent=1, ensure_ascii=False))
-        for note in overlap_notes(found):
-            self.view.note(note)
 
     # ---------------------------------------------------------------------------- policies
 
@@ -301,6 +278,7 @@ class _Session:
         if self.at_hand is None or self.at_hand[0] != place:
             self.at_hand = None  # gone before the other one takes its room
             self.at_hand = place, self._opened(place)
+            self.threads.suit(self.at_hand[1])
         return self.at_hand[1]
 
     def _opened(self, place: "_From") -> Policy:
@@ -433,6 +411,7 @@ class _Session:
         job = Job(self.recipe, stage, rows, self.work.rewards, policy, folder)
         if isinstance(stage, DistillStage):
             job.teacher = self._opened(self._teacher(stage))
+            self.threads.suit(policy, job.teacher)
         train_stage(job, self.view, self.stop, self.device, self.precision)
         if self.stop.asked:
             raise Interrupted(self.run.path)

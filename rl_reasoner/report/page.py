@@ -386,7 +386,7 @@ def _reproduce(run: Run) -> Element | None:
     return h(
         "section",
         h("h2", "How to get it again"),
-        h("pre", str(command), class_="command") if command else None,
+        h("pre", f"{_threads(run)}{command}", class_="command") if command else None,
         h(
             "details",
             h("summary", "Versions, data and hardware (lock.json)"),
@@ -399,6 +399,13 @@ def _reproduce(run: Run) -> Element | None:
         else None,
         id="reproduce",
     )
+
+
+def _threads(run: Run) -> str:
+    """What sets the run's number of threads, before its command: another one rounds otherwise."""
+    count = run.lock.get("threads")
+    there = isinstance(count, int) and run.lock.get("device") == "cpu"
+    return f"OMP_NUM_THREADS={count} " if there else ""
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

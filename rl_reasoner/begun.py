@@ -1,0 +1,69 @@
+"""What a run writes down when it begins: what it is made with, what it evaluates that it trains on.
+
+`lock.json` and `contamination.json` are written once a run; one that is continued is held against
+its lock. Knows recipes, policies and run folders; nothing of trainers.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from rl_reasoner import sandbox
+from rl_reasoner.policy import Policy, choose_device, choose_precision
+from rl_reasoner.precision import fp8_facts
+from rl_reasoner.prompts import Row
+from rl_reasoner.recipe import Recipe
+from rl_reasoner.runs import RunFolder, write_text
+from rl_reasoner.validation import overlap_notes, overlaps
+
+Note = Callable[[str], None]
+
+
+def lock(
+    run: RunFolder, recipe: Recipe, policy: Policy, threads: str, command: str | None, note: Note
+) -> None:
+    """Write lock.json, or say what is another than in the one that is there.
+
+    `threads` are those that the policy is computed with, in words; `command` is what the user gave.
+    """
+    device = choose_device(recipe.run.device)
+    file = run.path / "lock.json"
+    if file.is_file():
+        begun, now = json.loads(file.read_text("utf-8")).get("threads"), torch.get_num_threads()
+        if device == "cpu" and begun not in (None, now):
+            note(f"begun with OMP_NUM_THREADS={begun}, continued with {now}: it rounds otherwise")
+        return
+    precision = choose_precision(recipe.run.precision, device)
+    total, active = policy.parameters
+    facts: dict[str, Any] = {
+        "device": device,
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "sandbox": str(sandbox.strength()),
+        "policy": {
+            "source": recipe.policy.source,
+            "parameters": total,
+            "active_parameters": active,
+        },
+    }
+    if precision == "fp8":
+        facts["fp8"] = fp8_facts(policy.model, recipe.run.fp8, device)
+    run.write_lock(recipe, facts | ({"command": command} if command else {}))
+    size = f"{total / 1e6:.2f}M parameters"
+    size += f", {active / 1e6:.2f}M active" if active != total else ""
+    by = f", {threads}" if device == "cpu" else ""
+    note(f"{policy.source}: {size}; {device}, {precision}{by}")
+
+
+def find_overlaps(run: RunFolder, recipe: Recipe, rows: Sequence[Row], note: Note) -> None:
+    """Warn, once a run, of evaluated problems that are trained on; write down which they are."""
+    file, evals = run.path / "contamination.json", recipe.evals
+    names = list(dict.fromkeys([*evals.sets, *filter(None, [evals.validation])]))
+    if not names or file.is_file():
+        return
+    found = overlaps(rows, names)
+    write_text(file, json.dumps(found, indent=1, ensure_ascii=False))
+    for told in overlap_notes(found):
+        note(told)

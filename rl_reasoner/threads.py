@@ -1,0 +1,74 @@
+"""How many threads torch computes with on a CPU, and how they wait for each other.
+
+OpenMP's threads spin while they wait: beside other work they take the cores from those that they
+wait for, and a training of two minutes takes twenty. So they sleep instead, where that can be said
+before torch is loaded, and a tiny policy, whose products are too small to be shared, is computed by
+one thread. What the environment says goes first. Knows nothing of policies but their size.
+"""
+
+import os
+import sys
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from rl_reasoner.policy import Policy
+
+TINY = 5_000_000  # parameters, up to which one thread is used
+_OWN = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # by which a user says how many
+_SHARED = "RL_REASONER_SHARED_CORES"  # set where the launcher has said it, not the user
+
+
+def wait_asleep() -> None:
+    """Have OpenMP's threads sleep while they wait; torch, once loaded, does not heed it any more.
+
+    A wait policy that is in the environment stays.
+    """
+    if "torch" not in sys.modules:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def share_cores(processes: int) -> None:
+    """Deal the cores out to so many processes to be started, unless the user has."""
+    if not said():
+        cores = len(os.sched_getaffinity(0))
+        os.environ["OMP_NUM_THREADS"] = str(max(1, cores // processes))
+        os.environ[_SHARED] = "1"
+
+
+def said() -> bool:
+    """Whether the user has said how many threads there are to be."""
+    return any(name in os.environ for name in _OWN) and _SHARED not in os.environ
+
+
+class Threads:
+    """torch's threads while policies are used, as a context; the caller's are set back at its end.
+
+    Several may stand inside each other.
+    """
+
+    def __enter__(self) -> Self:
+        import torch
+
+        self._before = torch.get_num_threads()
+        return self
+
+    def __exit__(self, *ended: object) -> None:
+        import torch
+
+        if torch.get_num_threads() != self._before:
+            torch.set_num_threads(self._before)
+
+    def suit(self, *policies: "Policy") -> str:
+        """One thread where all `policies` are tiny and on a CPU, else as before; told in words."""
+        import torch
+
+        tiny = all(p.device.type == "cpu" and p.parameters[0] <= TINY for p in policies)
+        wanted = 1 if tiny and not said() else self._before
+        if torch.get_num_threads() != wanted:
+            torch.set_num_threads(wanted)
+        why = ""
+        if said():
+            why = " (as the environment says)"
+        elif tiny:
+            why = " (a tiny policy; OMP_NUM_THREADS changes it)"
+        return f"{wanted} thread{'s' * (wanted > 1)}{why}"

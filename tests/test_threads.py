@@ -1,0 +1,64 @@
+"""Threads: a tiny policy gets one, threads that wait sleep, and a user's own word goes first."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import stock
+
+from rl_reasoner import evaluate, open_policy
+
+_SAID = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+
+
+def outside(folder: Path, *argv: str, **said: str) -> subprocess.CompletedProcess[str]:
+    """A command in a process that is told of threads what `said` tells and nothing else."""
+    rest = {name: value for name, value in os.environ.items() if name not in _SAID}
+    return subprocess.run(
+        [sys.executable, *argv], cwd=folder, capture_output=True, text=True, env={**rest, **said}
+    )
+
+
+@pytest.mark.parametrize("said", [None, "2"])
+def test_a_tiny_policy_is_trained_by_one_thread_or_as_told(
+    tmp_path: Path, said: str | None
+) -> None:
+    stock(tmp_path)
+    told = {"OMP_NUM_THREADS": said} if said else {}
+    done = outside(
+        tmp_path, "-m", "rl_reasoner.cli", "train", "tiny.yaml", "--until", "sft", **told
+    )
+    assert done.returncode == 0, done.stderr
+    count = int(said or 1)
+    why = "as the environment says" if said else "a tiny policy; OMP_NUM_THREADS changes it"
+    assert f"fp32, {count} thread{'s' * (count > 1)} ({why})" in done.stderr
+    assert json.loads((tmp_path / "run" / "lock.json").read_text())["threads"] == count
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert f"OMP_NUM_THREADS={count} rl-reasoner train tiny.yaml" in page
+
+
+@pytest.mark.parametrize("said", [None, "ACTIVE"])
+def test_threads_that_wait_sleep_or_as_told(tmp_path: Path, said: str | None) -> None:
+    told = {"OMP_WAIT_POLICY": said} if said else {}
+    code = "from rl_reasoner import open_policy; open_policy('scratch:dense-tiny')"
+    done = outside(tmp_path, "-c", code, OMP_DISPLAY_ENV="true", **told)
+    assert done.returncode == 0, done.stderr
+    assert f"OMP_WAIT_POLICY = '{said or 'PASSIVE'}'" in done.stderr
+
+
+def test_threads_of_the_caller_are_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in _SAID:
+        monkeypatch.delenv(name, raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        policy = open_policy("scratch:dense-tiny", device="cpu")
+        found = evaluate(policy, ["modular_test"], limit=2, max_tokens=4)
+        assert found.manifest["policy"]["threads"] == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
