@@ -24,6 +24,7 @@ from rl_reasoner.recipe import (
     Recipe,
     SampleStage,
     SftStage,
+    Stage,
     TrainedStage,
     Vllm,
 )
@@ -66,6 +67,26 @@ def config(
         ray_pool.installed()
     given = {"reward_weights": weights, "rewards_on": recipe.run.rewards_on}
     return GRPOConfig(**{**common, **_grpo(stage), **given, **stage.trainer})
+
+
+def check_filled(recipe: Recipe, stage: Stage, rows: int) -> None:
+    """Raise `UserError` where the rows cannot fill one step: the stage would train nothing.
+
+    trl draws whole steps, and leaves out of each pass over the rows what fills none.
+    """
+    if not isinstance(stage, GrpoStage):
+        return
+    try:
+        made = config(recipe, stage, Path())
+    except (ValueError, TypeError, UserError):
+        return  # told by `check_configs`
+    need = made.generation_batch_size // made.num_generations
+    if rows < need:
+        few = f"{rows} row{'s' * (rows != 1)}"
+        raise UserError(
+            f"stage {stage.name}: {few} cannot fill a step of {need} prompts, so nothing would be "
+            f"trained: give at least {need} rows, or a smaller group.prompts"
+        )
 
 
 def _common(recipe: Recipe, stage: TrainedStage, folder: Path) -> dict[str, Any]:

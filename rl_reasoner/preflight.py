@@ -20,7 +20,7 @@ from transformers import TrainerState
 
 from rl_reasoner import sandbox
 from rl_reasoner.code_rows import continuing
-from rl_reasoner.configs import check_configs
+from rl_reasoner.configs import check_configs, check_filled
 from rl_reasoner.dashboards import dashboards_of
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.evaluate import check_judge, set_rows
@@ -32,9 +32,11 @@ from rl_reasoner.precision import how, in_fp8, in_words
 from rl_reasoner.prompts import Row, completion_of, load_rows, prompt_of
 from rl_reasoner.recipe import (
     AnyData,
+    DistillStage,
     GrpoStage,
     Recipe,
     SampleStage,
+    SftStage,
     Stage,
     StageData,
     TrainedStage,
@@ -141,6 +143,7 @@ def prepared(recipe: Recipe, where: Where | None = None) -> Work:
         elif not any(isinstance(s, StageData) for s in sources_of(recipe.data_of(stage))):
             with field(*(("stages", index, "data") if stage.data else ("data",))):
                 found = read_stage_rows(stage, recipe.data_of(stage), named)
+                check_filled(recipe, stage, len(found))
         rows.append(found)
     for stage, found in zip(recipe.stages, rows, strict=True):
         if problems or stage.kind != "grpo":
@@ -234,6 +237,8 @@ def inspected(recipe: Recipe, work: Work, policy: Policy, folder: Path) -> list[
             found.append(_rate(recipe, stage, policy))
         if isinstance(stage, GrpoStage):
             found.append(_batch(stage))
+        elif rows and not isinstance(stage, SampleStage):
+            found.append(_few(stage, len(rows)))
         if isinstance(stage, GrpoStage) and rows:
             found.append(_prompts(recipe, stage, rows, policy))
     return found
@@ -362,6 +367,14 @@ def _batch(stage: GrpoStage) -> Notice:
     if size < 4 or prompts < 4:
         mend = "with fewer than 4 of either, a step's gradient is mostly noise"
         return Notice("batch", "warned", said, mend)
+    return Notice("batch", "passed", said)
+
+
+def _few(stage: SftStage | DistillStage, rows: int) -> Notice:
+    """trl makes a step of what there is."""
+    said = f"stage {stage.name}: {rows} rows, {stage.batch} a step"
+    if rows < stage.batch:
+        return Notice("batch", "warned", f"{said}: every step has all {rows}", "a smaller batch")
     return Notice("batch", "passed", said)
 
 

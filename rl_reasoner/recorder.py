@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from rl_reasoner import launch
 from rl_reasoner.checkpoints import seal
 from rl_reasoner.evaluate import evaluate
+from rl_reasoner.hindrances import Signs, highest_of
 from rl_reasoner.live import LiveView
 from rl_reasoner.recipe import GrpoStage
 from rl_reasoner.runs import append_rows, read_lines
@@ -35,6 +36,13 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self.rows = read_lines(job.folder / "metrics.jsonl")
         name = job.recipe.evals.validation if job.stage.kind == "grpo" else None
         self.watch = Watch(job.folder, name, view.note) if name else None
+        self.signs: Signs | None = None
+        if isinstance(job.stage, GrpoStage):
+            weights = (spec.weight for spec in job.recipe.rewards.values())
+            longest, steps = job.stage.sampling.max_tokens, job.stage.steps
+            self.signs = Signs(longest, steps, highest_of(weights))
+            for row in self.rows:
+                self.signs.add(row)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.begun = time.perf_counter()
@@ -57,6 +65,11 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         if state.is_world_process_zero:
             self.job.ledger.sync()
             seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.signs is not None and launch.first():
+            for found in self.signs.standing():
+                self.view.note(f"stage {self.job.stage.name} ends with this alarm: {found}")
 
     def _validate(self, name: str) -> dict[str, Any]:
         recipe = self.job.recipe
@@ -93,4 +106,6 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             row |= {f"experts/load/layer{layer}": shares for layer, shares in loads}
         logs.update({k: v for k, v in row.items() if k not in logs})  # for dashboards behind us
         append_rows(self.job.folder / "metrics.jsonl", [row])
+        for found in self.signs.add(row) if self.signs else ():
+            self.view.note(f"alarm: {found}")
         self.view.update(row, state.global_step)

@@ -20,6 +20,7 @@ from typing import Any
 
 from rl_reasoner import launch
 from rl_reasoner.begun import find_overlaps, lock
+from rl_reasoner.configs import check_filled
 from rl_reasoner.errors import RunStopped, UserError
 from rl_reasoner.evaluate import EvalResult, evaluate_recipe
 from rl_reasoner.isolation import give_up_all
@@ -435,7 +436,9 @@ class _Session:
         if not any(isinstance(source, StageData) for source in sources_of(data)):
             return self.work.rows[index]
         rewards = dict(zip(self.recipe.rewards, self.work.rewards, strict=True))
-        return read_stage_rows(stage, data_in(self.run.path, self.recipe, stage), rewards)
+        rows = read_stage_rows(stage, data_in(self.run.path, self.recipe, stage), rewards)
+        check_filled(self.recipe, stage, len(rows))
+        return rows
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from rl_reasoner.report.read import Evaluation, Run, SetResult, Stage
 from rl_reasoner.report.rollouts import number
 from rl_reasoner.report.shell import browser_section, shell
 from rl_reasoner.report.sources import sources_of
-from rl_reasoner.report.stages import alarms_of, figure, stage_section
+from rl_reasoner.report.stages import alarms_of, figure, hindrances_of, stage_section
 from rl_reasoner.report.text import duration, percent, plain, short, signed, span
 
 _MODES = ("", "chain-forced", "direct-forced", "sampled")
@@ -77,10 +77,18 @@ def _overview(run: Run) -> Element:
             else None,
             class_="hero",
         ),
+        [h("p", text, class_="warning") for text in _could_not_learn(run)],
         h("p", f"Could not be read in full: {', '.join(run.unreadable)}.", class_="warning")
         if run.unreadable
         else None,
     )
+
+
+def _could_not_learn(run: Run) -> Iterator[str]:
+    """What kept the stages from learning."""
+    for stage in run.stages:
+        for text in hindrances_of(stage):
+            yield f"Stage {stage.name}: {text}"
 
 
 def _policy_line(run: Run) -> str:

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import yaml
 
 from rl_reasoner.errors import UserError
+from rl_reasoner.hindrances import highest_of
 from rl_reasoner.report.rollouts import Rollouts, mapping, number, read_rollouts
 
 ROWS_KEPT = 1000  # of an evaluation's set
@@ -50,13 +51,18 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Stage:
-    """One folder of `stages/`; `metrics` has one mapping a step, rising; `best` may be empty."""
+    """One folder of `stages/`; `metrics` has one mapping a step, rising; `best` may be empty.
+
+    `settings` is what the recipe says of the stage; `highest` see `hindrances.Signs`.
+    """
 
     index: int
     name: str
     metrics: list[Metrics]
     rollouts: Rollouts | None
     best: Metrics = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    highest: float | None = None
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """The steps at which `key` was logged as a finite number, and its values there."""
@@ -105,7 +111,7 @@ def read_run(folder: Path) -> Run:
     evals = [_evaluation(folder, path.name, unreadable) for path in _files(folder / "evals")]
     order = {"before": 0, "after": 2}
     evals.sort(key=lambda e: (order.get(e.name, 1), e.name))
-    stages = [_stage(path, unreadable) for path in _stage_folders(folder / "stages")]
+    stages = [_stage(path, recipe, unreadable) for path in _stage_folders(folder / "stages")]
     name = recipe.get("name") or folder.resolve().name
     return Run(folder, str(name), recipe, recipe_text, lock, evals, stages, unreadable)
 
@@ -191,7 +197,7 @@ def interval(value: Any) -> Interval | None:
     return None if low is None or high is None else (low, high)
 
 
-def _stage(folder: Path, unreadable: list[str]) -> Stage:
+def _stage(folder: Path, recipe: Mapping[str, Any], unreadable: list[str]) -> Stage:
     index, _, name = folder.name.partition("-")
     by_step: dict[int, Metrics] = {}
     for row in _lines(folder / "metrics.jsonl", unreadable):
@@ -210,7 +216,23 @@ def _stage(folder: Path, unreadable: list[str]) -> Stage:
         best=mapping(
             _json(folder.parent.parent, f"stages/{folder.name}/best/evaluation.json", unreadable)
         ),
+        settings=_settings(recipe, name),
+        highest=_highest(recipe),
     )
+
+
+def _settings(recipe: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """What the recipe says of the stage `name`: empty where it says nothing."""
+    stages = recipe.get("stages")
+    told = [mapping(stage) for stage in stages] if isinstance(stages, list) else []
+    return next((s for s in told if (s.get("name") or s.get("kind")) == name), {})
+
+
+def _highest(recipe: Mapping[str, Any]) -> float | None:
+    """The largest total reward of the recipe; None where a weight is no number."""
+    specs = mapping(recipe.get("rewards")).values()
+    weights = [number(mapping(spec).get("weight", 1.0)) for spec in specs]
+    return highest_of(weight or 0.0 for weight in weights)
 
 
 def _lines(path: Path, unreadable: list[str]) -> Iterator[dict[str, Any]]:

@@ -4,11 +4,12 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from rl_reasoner.hindrances import Signs, hindrances
 from rl_reasoner.report import charts
 from rl_reasoner.report.charts import Chart, Line
 from rl_reasoner.report.html import Element, h
 from rl_reasoner.report.read import Stage, interval
-from rl_reasoner.report.rollouts import number
+from rl_reasoner.report.rollouts import mapping, number
 from rl_reasoner.report.text import duration, percent
 
 _LAYERS_SHOWN = 6
@@ -92,7 +93,7 @@ def _warnings(stage: Stage) -> Iterator[Element]:
         told = f"Best by the lower bound on {stage.best.get('set')}: step {stage.best.get('step')}"
         accuracy = percent(number(stage.best.get("accuracy")))
         yield h("p", f"{told}, accuracy {accuracy}; it is kept in best/.", class_="note")
-    for text in alarms_of(stage):
+    for text in [*hindrances_of(stage), *alarms_of(stage)]:
         yield h("p", text, class_="warning")
 
 
@@ -104,6 +105,15 @@ def alarms_of(stage: Stage) -> list[str]:
         for kind, text in found.items() if isinstance(found, dict) else []:
             alarms[kind] = (alarms.get(kind, (row["step"], ""))[0], str(text))
     return [f"Alarm, first at step {step}: {text}" for step, text in alarms.values()]
+
+
+def hindrances_of(stage: Stage) -> list[str]:
+    """What kept a stage of GRPO from learning, each with its share and since when."""
+    said = mapping(stage.settings.get("sampling"))
+    longest, steps = number(said.get("max_tokens")), number(stage.settings.get("steps"))
+    most = len(stage.metrics) if steps is None else int(steps)
+    signs = Signs(None if longest is None else int(longest), most, stage.highest)
+    return [f"Alarm, {found}" for found in hindrances(stage.metrics, signs)]
 
 
 def figure(drawing: Chart, place: str) -> Element:

@@ -1,0 +1,172 @@
+"""Signs that a run cannot learn, from the metrics of its steps: what it is, how much, since when.
+
+GRPO learns from differences within a group. Where nearly all completions are cut off, nearly all
+groups have equal rewards, or no gradient comes, the steps go by and nothing is learned; what mends
+it is said. Groups that are equal because all is right are no hindrance, unless they were so from
+the start. Pure; the live view and the report say the same by it.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+Metrics: TypeAlias = Mapping[str, Any]
+_MOST = 0.9  # a share over it teaches nothing
+_WINDOW = 10  # steps that a share is the mean of
+_LEAST = 5  # steps before anything is said
+_SOLVED = 0.9  # of the highest reward, from which on a group counts as right
+_NOUGHT = 0.02  # of it, up to which a mean counts as 0
+
+
+@dataclass(frozen=True)
+class Hindrance:
+    """What keeps a stage from learning: from which step on, until which (None: it still does)."""
+
+    kind: str
+    since: int
+    until: int | None
+    text: str
+
+    def __str__(self) -> str:
+        when = f"since step {self.since}" if self.until is None else ""
+        return f"{when or f'from step {self.since} to {self.until}'}: {self.text}"
+
+
+class _Streak:
+    """One share over the steps: since when it is too high, and its mean from there on."""
+
+    def __init__(self, least: int) -> None:
+        self.least = least
+        self.newest: deque[tuple[int, float, float]] = deque(maxlen=_WINDOW)
+        self.first: int | None = None  # step with the first value of all
+        self.last = 0  # step with a share that is too high
+        self.since: int | None = None
+        self.values: list[tuple[float, float]] = []  # (share, reward) from `since` to `last`
+        self._after: list[tuple[float, float]] = []
+
+    def add(self, step: int, share: float, reward: float) -> None:
+        """The share of the next step, and its mean reward."""
+        self.first = step if self.first is None else self.first
+        self.newest.append((step, share, reward))
+        high = len(self.newest) >= self.least and _mean(s for _, s, _ in self.newest) >= _MOST
+        if high and self.since is None:
+            at = next(i for i, (_, s, _) in enumerate(self.newest) if s >= _MOST)
+            self.since, self.values, self._after = self.newest[at][0], [], []
+            for one in list(self.newest)[at:]:
+                self._count(*one)
+        elif high:
+            self._count(step, share, reward)
+        else:
+            self.since = None
+
+    def _count(self, step: int, share: float, reward: float) -> None:
+        self._after.append((share, reward))
+        if share >= _MOST:
+            self.values += self._after
+            self._after, self.last = [], step
+
+    @property
+    def share(self) -> float:
+        return _mean(share for share, _ in self.values)
+
+    @property
+    def reward(self) -> float:
+        return _mean(reward for _, reward in self.values)
+
+
+class Signs:
+    """The signs in one stage of GRPO, fed a step at a time.
+
+    `longest` is its completions' limit in tokens, `steps` how many it has, `highest` the largest
+    total reward that its weights allow (None: not known).
+    """
+
+    def __init__(self, longest: int | None, steps: int, highest: float | None) -> None:
+        self.longest = longest
+        self.highest = highest
+        least = max(1, min(_LEAST, steps))
+        self.streaks = {kind: _Streak(least) for kind in ("cut off", "flat", "still")}
+        self.over: list[Hindrance] = []
+        self._told: dict[str, Hindrance] = {}
+
+    def add(self, row: Metrics) -> list[Hindrance]:
+        """The metrics of the next step; what hinders from it on, and did not before."""
+        reward, norm = _number(row.get("reward")), _number(row.get("grad_norm"))
+        shares = {
+            "cut off": _number(row.get("completions/clipped_ratio")),
+            "flat": _number(row.get("frac_reward_zero_std")),
+            "still": None if norm is None else float(norm == 0),
+        }
+        for kind, share in shares.items():
+            if share is not None:
+                self.streaks[kind].add(int(row["step"]), share, reward or 0.0)
+        now = {found.kind: found for found in self.standing()}
+        for kind, before in self._told.items():
+            if kind not in now or now[kind].since != before.since:
+                over = max(before.since, self.streaks[kind].last)
+                self.over.append(Hindrance(kind, before.since, over, before.text))
+        known = {(before.kind, before.since) for before in self._told.values()}
+        self._told = now
+        return [found for found in now.values() if (found.kind, found.since) not in known]
+
+    def standing(self) -> list[Hindrance]:
+        """What hinders now."""
+        told = {
+            kind: self._words(kind, streak)
+            for kind, streak in self.streaks.items()
+            if streak.since is not None
+        }
+        if "flat" in told:  # equal rewards give no gradient
+            told.pop("still", None)
+        return [
+            Hindrance(kind, self.streaks[kind].since or 0, None, text)
+            for kind, text in told.items()
+            if text
+        ]
+
+    def _words(self, kind: str, streak: _Streak) -> str:
+        if kind == "still":
+            return "no step changes the policy: the gradient is 0"
+        share = "all" if streak.share > 0.9995 else f"{streak.share:.0%} of the"
+        if kind == "cut off":
+            where = f" at {self.longest} tokens" if self.longest else ""
+            return f"{share} completions are cut off{where}: raise sampling.max_tokens"
+        high = self.highest
+        if high and streak.reward >= _SOLVED * high:
+            if streak.since != streak.first:
+                return ""  # learned
+            return f"{share} groups are right throughout: the rows are too easy to learn from"
+        if abs(streak.reward) <= _NOUGHT * (high or 1.0):
+            return (
+                f"{share} groups are flat at 0, where no completion is better than another: easier "
+                "rows, a stage of sft before, or a reward that also tells the half right"
+            )
+        return (
+            f"{share} groups have equal rewards (mean {streak.reward:.3g}): no completion is "
+            "better than another, and nothing is learned"
+        )
+
+
+def hindrances(rows: Iterable[Metrics], signs: Signs) -> list[Hindrance]:
+    """All that hindered in a stage's metrics, in order."""
+    for row in rows:
+        signs.add(row)
+    return sorted([*signs.over, *signs.standing()], key=lambda found: found.since)
+
+
+def highest_of(weights: Iterable[float]) -> float | None:
+    """The largest total of rewards from 0 to 1 with these weights; None for none above 0."""
+    return sum(weight for weight in weights if weight > 0) or None
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return sum(found) / len(found)
