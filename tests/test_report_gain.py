@@ -1,5 +1,6 @@
 """The report's words on a gain say what the figures support and nothing else."""
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 
 from rl_reasoner.intervals import wilson
 from rl_reasoner.report.gain import explain, moved
-from rl_reasoner.report.read import SetResult
+from rl_reasoner.report.read import Paired, SetResult
 
 
 def result(accuracy: float, n: int = 400, **more: Any) -> SetResult:
@@ -95,3 +96,37 @@ def test_selected_is_said_only_of_a_gain_that_the_forced_chain_covers(
     narrower = min(chain_high - chain_low, back_high - back_low)
     same = abs(forced[1].accuracy - chain) <= narrower / 2
     assert ("selected a behaviour" in words) == (covered and same)
+
+
+def test_a_loss_is_told_as_a_gain_is() -> None:
+    before = {"": result(0.745, thinking=0.98), "chain-forced": result(0.75)}
+    lost = say(before, {"": result(0.13, thinking=0.06), "chain-forced": result(0.74)})
+    assert "accuracy fell from 74.5% to 13.0%, with intervals apart." in lost
+    assert "GRPO took away a behaviour (thinking first: 98.0% of completions before, 6.0%" in lost
+    assert "did not measurably cost skill" in lost
+    worse = say(before, {"": result(0.5, thinking=0.98), "chain-forced": result(0.5)})
+    assert "made the thinking itself worse" in worse
+    assert "cannot be told apart" in say({"": result(0.9)}, {"": result(0.1)})
+
+
+def test_pass_at_k_is_told_with_its_intervals() -> None:
+    ends = [
+        result(0.3, pass_at={1: p, 8: q}, pass_interval={1: (p - 0.04, p + 0.04), 8: (0.5, 0.7)})
+        for p, q in ((0.364, 0.6), (0.244, 0.61))
+    ]
+    words = say({"": ends[0]}, {"": ends[1]})
+    assert "pass@1 fell from 36.4% [32.4–40.4%] to 24.4% [20.4–28.4%] (intervals apart)" in words
+    assert "pass@8 went from 60.0% [50.0–70.0%] to 61.0% [50.0–70.0%] (no change shown)" in words
+    bare = result(0.3, pass_at={1: 0.3, 8: 0.5})
+    assert "(no intervals given)" in say({"": bare}, {"": bare})
+
+
+def test_the_paired_test_settles_what_intervals_leave_open() -> None:
+    test = Paired(500, -0.056, (-0.097, -0.015), 0.0097, 0.019, "McNemar, exact")
+    words = say({"": result(0.364, 500)}, {"": result(0.308, 500, paired=test)})
+    assert "accuracy fell from 36.4% to 30.8%, by the paired test." in words
+    assert "On the same 500 problems: −5.6 [−9.7, −1.5], p 0.0097 (0.019 of several tests)" in words
+    weak = replace(test, adjusted=0.2)
+    assert "do not settle it" in say(
+        {"": result(0.364, 500)}, {"": result(0.308, 500, paired=weak)}
+    )

@@ -124,12 +124,13 @@ def bars(title: str, sets: Sequence[tuple[str, Sequence[Bar]]], *, note: str = "
     return Chart(title, {"kind": "bars", "groups": groups, "named": named}, "", note, legend)
 
 
-def pass_at_k(title: str, curves: Sequence[tuple[str, Sequence[int], Sequence[float]]]) -> Chart:
-    """pass@k over k on a doubling axis, one curve an evaluation: (label, ks, shares)."""
-    colours = evaluation_colours([label for label, _, _ in curves])
-    lines = [_line(Line(label, ks, values), colours[label]) for label, ks, values in curves]
+def pass_at_k(title: str, curves: Sequence[Line]) -> Chart:
+    """pass@k over k on a doubling axis, one curve an evaluation, its intervals as a band."""
+    colours = evaluation_colours([line.label for line in curves])
+    lines = [_line(line, colours[line.label]) for line in curves]
     spec = {"kind": "curve", "share": True, "doubling": True, "lines": lines}
-    return Chart(title, spec, "", "", [(label, colours[label]) for label, _, _ in curves])
+    note = "band: 95% interval" if any(line.band for line in curves) else ""
+    return Chart(title, spec, "", note, [(line.label, colours[line.label]) for line in curves])
 
 
 def evaluation_colours(labels: Sequence[str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from rl_reasoner.comparison import unlike
 from rl_reasoner.evaluate import EvalResult, compare
 from rl_reasoner.report import charts
 from rl_reasoner.report.browse import Source
-from rl_reasoner.report.charts import Bar, Chart
+from rl_reasoner.report.charts import Bar, Chart, Line
 from rl_reasoner.report.html import Child, Element, h, table
 from rl_reasoner.report.page import flat
 from rl_reasoner.report.read import ROWS_KEPT
@@ -114,13 +114,14 @@ def _drawings(named: Named) -> Iterator[Chart]:
         for name in names
     ]
     yield charts.bars("Accuracy", groups, note="lines are 95% intervals")
+    many = len(named) > 1
     for name in names:
         curves = [
-            (f"{kind}@k {label}" if len(named) > 1 else f"{kind}@k", ks, values)
+            line
             for label, result in named
             for kind in ("pass", "maj")
-            for ks, values in [_points(result.sets.get(name, {}), f"{kind}_at")]
-            if len(ks) > 1
+            for line in [_points(result.sets.get(name, {}), kind, label if many else "")]
+            if len(line.steps) > 1
         ]
         if curves:
             yield charts.pass_at_k(f"pass@k and maj@k on {name}", curves)
@@ -142,9 +143,11 @@ def _bar(label: str, s: Mapping[str, Any]) -> Bar:
     return Bar(label, s["accuracy"], (low, high))
 
 
-def _points(s: Mapping[str, Any], kind: str) -> tuple[list[int], list[float]]:
-    curve = s.get(kind, {})
-    return [int(k) for k in curve], list(curve.values())
+def _points(s: Mapping[str, Any], kind: str, label: str) -> Line:
+    curve, spans = s.get(f"{kind}_at", {}), s.get(f"{kind}_at_interval", {})
+    known = [spans[k] for k in curve if k in spans]
+    band = ([a for a, _ in known], [b for _, b in known]) if len(known) == len(curve) else None
+    return Line(f"{kind}@k {label}".strip(), [int(k) for k in curve], list(curve.values()), band)
 
 
 def _parts(result: EvalResult) -> Element | None:

@@ -4,20 +4,22 @@ A policy that answers better after training may have learned something, or may o
 use more often what it could do before. Forcing the mode of answering (always with a chain of
 thought, always without) tells the two apart. Pure functions on figures; knows nothing of files.
 
-Two notions are kept apart on purpose. *Apart*: the two intervals do not meet, a change. *Within*:
-each accuracy lies inside the other's interval, no change that this many problems could show.
-Between the two lies "not settled".
+Notions are kept apart on purpose. *Apart*: the two intervals do not meet, a change. *Paired*: they
+meet, yet the test of the same problems finds a change. *Within*: each accuracy lies inside the
+other's interval, no change that this many problems could show. Between lies "not settled". A loss
+is told as a gain is.
 """
 
 from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 from rl_reasoner.report.read import SetResult
-from rl_reasoner.report.text import percent
+from rl_reasoner.report.text import percent, signed, span
 
 Move: TypeAlias = Literal["rose", "fell", "within", "unsettled", "unknown"]
 Figures: TypeAlias = Mapping[str, SetResult]  # one set's figures by mode; "" is the set as it is
 
+SURE = 0.05  # p-value of a paired test, adjusted for several, under which it is a change
 THINKING_RISE = 0.1  # a smaller rise in the share of thinking is not named as the behaviour
 
 
@@ -39,7 +41,8 @@ def mode_name(mode: str, result: SetResult) -> str:
 def moved(before: SetResult, after: SetResult) -> Move:
     """How accuracy moved, measured against both intervals; "unknown" where one is missing.
 
-    "within" is a move no larger than half of the narrower interval.
+    Where they meet, the paired test of `after` decides, if it is there and finds a change. "within"
+    is a move no larger than half of the narrower interval.
     """
     a, b = before.interval, after.interval
     if a is None or b is None:
@@ -48,8 +51,35 @@ def moved(before: SetResult, after: SetResult) -> Move:
         return "rose"
     if b[1] < a[0]:
         return "fell"
+    if after.paired is not None and after.paired.adjusted < SURE:
+        return "rose" if after.paired.difference > 0 else "fell"
     half = min(a[1] - a[0], b[1] - b[0]) / 2
     return "within" if abs(after.accuracy - before.accuracy) <= half else "unsettled"
+
+
+def apart(before: SetResult, after: SetResult) -> bool:
+    """Whether the two intervals do not meet."""
+    a, b = before.interval, after.interval
+    return a is not None and b is not None and (b[0] > a[1] or b[1] < a[0])
+
+
+def evidence(before: SetResult, after: SetResult) -> str:
+    """What a rise or fall is told by."""
+    return "with intervals apart" if apart(before, after) else "by the paired test"
+
+
+def paired_words(result: SetResult) -> str:
+    """The paired test: "−5.6 [−9.7, −1.5], p 0.0097"; empty where there is none."""
+    test = result.paired
+    if test is None:
+        return ""
+    low, high = (signed(100 * end) for end in test.interval)
+    several = f" ({_p(test.adjusted)} of several tests)" if test.adjusted > test.p else ""
+    return f"{signed(100 * test.difference)} [{low}, {high}], p {_p(test.p)}{several}"
+
+
+def _p(value: float) -> str:
+    return f"{value:.2g}" if value >= 1e-4 else "< 0.0001"
 
 
 def explain(before: Figures, after: Figures, *, by: str) -> list[str]:
@@ -61,12 +91,17 @@ def explain(before: Figures, after: Figures, *, by: str) -> list[str]:
     if "" not in before or "" not in after:
         return []
     sentences = [_headline(before[""], after[""])]
-    if moved(before[""], after[""]) == "rose":
+    if told := paired_words(after[""]):
+        many = after[""].paired.problems if after[""].paired else 0
+        sentences.append(f"On the same {many:,} problems: {told}.")
+    if (move := moved(before[""], after[""])) == "rose":
         sentences.append(_source(before, after, by))
+    elif move == "fell":
+        sentences.append(_lost(before, after, by))
     elif _move(before, after, "chain-forced") in ("rose", "fell"):
-        sentences.append(_apart(before, after, "chain-forced"))
+        sentences.append(_changed(before, after, "chain-forced"))
     sentences += [
-        _apart(before, after, mode)
+        _changed(before, after, mode)
         for mode in ("direct-forced", "sampled")
         if _move(before, after, mode) in ("rose", "fell")
     ]
@@ -82,11 +117,9 @@ def _move(before: Figures, after: Figures, mode: str) -> Move:
 def _headline(before: SetResult, after: SetResult) -> str:
     name = "Greedy accuracy" if after.temperature == 0 else "Accuracy"
     way = f"from {percent(before.accuracy)} to {percent(after.accuracy)}"
-    match moved(before, after):
-        case "rose":
-            return f"{name} rose {way}, with intervals apart."
-        case "fell":
-            return f"{name} fell {way}, with intervals apart."
+    match move := moved(before, after):
+        case "rose" | "fell":
+            return f"{name} {move} {way}, {evidence(before, after)}."
         case "within":
             return f"{name} went {way}, a move within its intervals: this run shows no change."
         case "unsettled":
@@ -107,11 +140,11 @@ def _source(before: Figures, after: Figures, by: str) -> str:
     way = f"{percent(first.accuracy)} before and {percent(last.accuracy)} after"
     if move == "rose":
         return (
-            f"With the chain forced, accuracy rose as well ({way}, intervals apart): {by} made "
-            "the thinking itself better, not only more frequent."
+            f"With the chain forced, accuracy rose as well ({way}, {evidence(first, last)}): {by} "
+            "made the thinking itself better, not only more frequent."
         )
     if move == "fell":
-        return f"With the chain forced, accuracy fell ({way}, intervals apart)."
+        return f"With the chain forced, accuracy fell ({way}, {evidence(first, last)})."
     if move == "unsettled":
         return (
             f"With the chain forced, accuracy was {way}; the intervals overlap, so whether {by} "
@@ -129,6 +162,40 @@ def _source(before: Figures, after: Figures, by: str) -> str:
     )
 
 
+def _lost(before: Figures, after: Figures, by: str) -> str:
+    """Where a fallen accuracy comes from, as far as the forced chain tells: `_source` mirrored."""
+    move = _move(before, after, "chain-forced")
+    if move == "unknown":
+        return (
+            "The forced chain was not measured on both sides, so a skill that is lost and a "
+            "behaviour used less often cannot be told apart."
+        )
+    first, last = before["chain-forced"], after["chain-forced"]
+    way = f"{percent(first.accuracy)} before and {percent(last.accuracy)} after"
+    if move == "fell":
+        return (
+            f"With the chain forced, accuracy fell as well ({way}, {evidence(first, last)}): {by} "
+            "made the thinking itself worse, not only less frequent."
+        )
+    if move == "rose":
+        return f"With the chain forced, accuracy rose ({way}, {evidence(first, last)})."
+    if move == "unsettled":
+        return (
+            f"With the chain forced, accuracy was {way}; the intervals overlap, so whether {by} "
+            "cost skill is not settled."
+        )
+    margin = f"a move smaller than its interval ({_half_width(first)})"
+    if _above(before[""], last):
+        return (
+            f"With the chain forced, accuracy was {way}, {margin}; yet the policy did better "
+            "before than its forced chain does now, so thinking alone does not account for it."
+        )
+    return (
+        f"{by} took away a behaviour{_behaviour(before[''], after[''])}; it did not measurably "
+        f"cost skill: with the chain forced, accuracy was {way}, {margin}."
+    )
+
+
 def _above(a: SetResult, b: SetResult) -> bool:
     return a.interval is not None and b.interval is not None and a.interval[0] > b.interval[1]
 
@@ -141,7 +208,7 @@ def _half_width(result: SetResult) -> str:
 def _behaviour(before: SetResult, after: SetResult) -> str:
     if before.thinking is None or after.thinking is None:
         return ""
-    if after.thinking - before.thinking < THINKING_RISE:
+    if abs(after.thinking - before.thinking) < THINKING_RISE:
         return ""
     return (
         f" (thinking first: {percent(before.thinking)} of completions before, "
@@ -149,28 +216,44 @@ def _behaviour(before: SetResult, after: SetResult) -> str:
     )
 
 
-def _apart(before: Figures, after: Figures, mode: str) -> str:
+def _changed(before: Figures, after: Figures, mode: str) -> str:
     what = {
         "chain-forced": "With the chain forced, accuracy",
         "direct-forced": "With direct answers forced, accuracy",
         "sampled": "Sampled accuracy",
     }[mode]
-    verb = _move(before, after, mode)
-    first, last = before[mode].accuracy, after[mode].accuracy
-    return f"{what} {verb} from {percent(first)} to {percent(last)}, with intervals apart."
+    verb, first, last = _move(before, after, mode), before[mode], after[mode]
+    way = f"from {percent(first.accuracy)} to {percent(last.accuracy)}"
+    return f"{what} {verb} {way}, {evidence(first, last)}."
 
 
 def _pass_at(before: Figures, after: Figures) -> list[str]:
     """One sentence for the first mode that has pass@k on both sides: smallest and largest k."""
     for mode in before:
-        common = sorted(
-            set(before[mode].pass_at) & set(after[mode].pass_at) if mode in after else ()
-        )
+        common = at_both(before[mode], after[mode]) if mode in after else []
         if len(common) >= 2:
-            ways = [
-                f"pass@{k} went from {percent(before[mode].pass_at[k])} to "
-                f"{percent(after[mode].pass_at[k])}"
-                for k in (common[0], common[-1])
-            ]
-            return [f"Over samples, {ways[0]} and {ways[1]} (no intervals given)."]
+            ways = [_way(before[mode], after[mode], k) for k in (common[0], common[-1])]
+            return [f"Over samples, {ways[0]} and {ways[1]}."]
     return []
+
+
+def at_both(before: SetResult, after: SetResult) -> list[int]:
+    """The k of which both ends have pass@k."""
+    return sorted({*before.pass_at} & {*after.pass_at})
+
+
+def at(result: SetResult, k: int) -> SetResult:
+    """pass@k as figures of its own."""
+    return SetResult(result.pass_at[k], result.pass_interval.get(k))
+
+
+def _way(before: SetResult, after: SetResult, k: int) -> str:
+    first, last = at(before, k), at(after, k)
+    move = moved(first, last)
+    verb = move if move in ("rose", "fell") else "went"
+    ends = " to ".join(
+        f"{percent(one.accuracy)}{(one.interval and f' [{span(one.interval)}]') or ''}"
+        for one in (first, last)
+    )
+    told = {"unknown": "no intervals given", "within": "no change shown", "unsettled": "open"}
+    return f"pass@{k} {verb} from {ends} ({told.get(move, 'intervals apart')})"

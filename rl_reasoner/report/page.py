@@ -11,9 +11,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rl_reasoner.report import charts
-from rl_reasoner.report.charts import Bar
-from rl_reasoner.report.gain import Figures, explain, mode_name, moved, split_mode
+from rl_reasoner.report.charts import Bar, Line
+from rl_reasoner.report.gain import (
+    Figures,
+    apart,
+    at,
+    at_both,
+    explain,
+    mode_name,
+    moved,
+    paired_words,
+    split_mode,
+)
 from rl_reasoner.report.html import Child, Element, h, table
+from rl_reasoner.report.paired import with_pairs
 from rl_reasoner.report.pipeline import pipeline_section
 from rl_reasoner.report.read import Evaluation, Run, SetResult, Stage
 from rl_reasoner.report.rollouts import number
@@ -32,6 +43,7 @@ def page(run: Run, live: Mapping[str, Any] | None = None) -> str:
 
     `live` is for a page that is served while the run trains: see `shell`.
     """
+    run = with_pairs(run)
     sources = sources_of(run)
     sections = [
         *[section(run) for section in SECTIONS],
@@ -176,14 +188,15 @@ def _size(result: SetResult) -> str:
 
 
 def _chip(before: SetResult | None, after: SetResult | None) -> Element | None:
-    """Whether the two intervals meet, in two words."""
+    """Whether accuracy moved and what tells it, in a few words."""
     if before is None or after is None:
         return None
+    told = "intervals apart" if apart(before, after) else "paired test"
     match moved(before, after):
         case "rose":
-            return h("span", "intervals apart", class_="chip good")
+            return h("span", told, class_="chip good")
         case "fell":
-            return h("span", "intervals apart", class_="chip bad")
+            return h("span", told, class_="chip bad")
         case "unknown":
             return None
         case _:
@@ -195,20 +208,23 @@ def _chip(before: SetResult | None, after: SetResult | None) -> Element | None:
 
 def _gain(run: Run) -> Element | None:
     before, after = _ends(run)
-    blocks = []
+    blocks, moves = [], set()
     for base in dict.fromkeys(split_mode(name)[0] for name in after):
         first, last = _by_mode(before, base), _by_mode(after, base)
         if len(first.keys() & last.keys()) >= 2 and "" in first and "" in last:
             blocks.append(_gain_of_set(base, first, last, _cause(run)))
+            moves |= {moved(first[mode], last[mode]) for mode in first.keys() & last.keys()}
     if not blocks:
         return None
+    title = {(True, False): "What the gain is", (False, True): "What the loss is"}
     note = (
-        "Intervals that overlap do not prove that nothing changed: a paired test on the same "
-        "problems sees more (rl-reasoner compare)."
+        "A change is one whose intervals are apart, or that the paired test of the same problems "
+        "finds (p under 0.05, adjusted for the number of tests); intervals that overlap alone do "
+        "not prove that nothing changed. rl-reasoner compare has the problems that flipped."
     )
     return h(
         "section",
-        h("h2", "What the gain is"),
+        h("h2", title.get(("rose" in moves, "fell" in moves), "What changed")),
         *blocks,
         h("p", note, class_="note"),
         id="gain",
@@ -235,24 +251,31 @@ def _gain_of_set(base: str, before: Figures, after: Figures, by: str) -> Element
     rows: list[list[Child]] = []
     for mode in [m for m in before if m in after]:
         a, b = before[mode], after[mode]
-        points = signed(100 * (b.accuracy - a.accuracy))
-        rows.append([mode_name(mode, b), _with_interval(a), _with_interval(b), points, _chip(a, b)])
+        rows.append(_change(mode_name(mode, b), a, b))
+        ks = at_both(a, b)
+        rows += [_change(f"pass@{k}", at(a, k), at(b, k)) for k in ks[-1:] if len(ks) > 1]
     first, last = before[""], after[""]
     if first.thinking is not None and last.thinking is not None:
         shares = [percent(first.thinking), percent(last.thinking)]
         rise = signed(100 * (last.thinking - first.thinking))
-        rows.append(["Share of thinking", *shares, rise, None])
+        rows.append(["Share of thinking", *shares, rise, None, None])
     if first.mean_length is not None and last.mean_length is not None:
         lengths = [f"{first.mean_length:.1f}", f"{last.mean_length:.1f}"]
         more = signed(last.mean_length - first.mean_length)
-        rows.append(["Mean length, tokens", *lengths, more, None])
+        rows.append(["Mean length, tokens", *lengths, more, None, None])
     headline, *sentences = explain(before, after, by=by)
     return h(
         "div",
         h("h3", base),
         h("div", h("p", h("strong", headline)), [h("p", s) for s in sentences], class_="callout"),
-        table(["", "Before", "After", "Change", ""], rows),
+        table(["", "Before", "After", "Change", "On the same problems", ""], rows),
     )
+
+
+def _change(name: str, a: SetResult, b: SetResult) -> list[Child]:
+    points = signed(100 * (b.accuracy - a.accuracy))
+    paired = paired_words(b) or None
+    return [name, _with_interval(a), _with_interval(b), points, paired, _chip(a, b)]
 
 
 def _with_interval(result: SetResult | None) -> list[Element | str | None]:
@@ -285,14 +308,19 @@ def _results(run: Run) -> Element | None:
     )
 
 
-def _pass_curves(
-    run: Run, names: Sequence[str]
-) -> Iterator[tuple[str, list[tuple[str, Sequence[int], Sequence[float]]]]]:
+def _pass_curves(run: Run, names: Sequence[str]) -> Iterator[tuple[str, list[Line]]]:
     for name in names:
-        found = [(e.name, e.sets[name].pass_at) for e in run.evals if name in e.sets]
-        curves = [(label, list(c), list(c.values())) for label, c in found if len(c) >= 2]
+        found = [(e.name, e.sets[name]) for e in run.evals if name in e.sets]
+        curves = [_pass_curve(label, result) for label, result in found if len(result.pass_at) > 1]
         if curves:
-            yield name, list(curves)
+            yield name, curves
+
+
+def _pass_curve(label: str, result: SetResult) -> Line:
+    spans = [result.pass_interval.get(k) for k in result.pass_at]
+    known = [span for span in spans if span is not None]
+    band = ([s[0] for s in known], [s[1] for s in known]) if len(known) == len(spans) else None
+    return Line(label, list(result.pass_at), list(result.pass_at.values()), band)
 
 
 def _results_table(run: Run, names: Sequence[str]) -> Element:

@@ -25,8 +25,23 @@ Metrics: TypeAlias = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
+class Paired:
+    """A paired test of the same problems before and after; `adjusted` is p for several tests."""
+
+    problems: int
+    difference: float
+    interval: Interval
+    p: float
+    adjusted: float
+    test: str
+
+
+@dataclass(frozen=True)
 class SetResult:
-    """One policy's figures on one set. Shares are of 1, lengths in tokens, None is "not there"."""
+    """One policy's figures on one set. Shares are of 1, lengths in tokens, None is "not there".
+
+    `paired` is the test against the evaluation that the run began with (`paired.with_pairs`).
+    """
 
     accuracy: float
     interval: Interval | None = None
@@ -37,16 +52,22 @@ class SetResult:
     temperature: float | None = None
     thinking: float | None = None
     pass_at: Mapping[int, float] = field(default_factory=dict)
+    pass_interval: Mapping[int, Interval] = field(default_factory=dict)
+    paired: Paired | None = None
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One file of `evals/`: figures and the first rows of each set, in the file's order."""
+    """One file of `evals/`: figures and the first rows of each set, in the file's order.
+
+    `judged` has of every row its problem, its answer and its scores.
+    """
 
     name: str
     policy: str
     sets: Mapping[str, SetResult]
-    rows: Mapping[str, list[Mapping[str, Any]]]
+    rows: Mapping[str, list[Metrics]]
+    judged: Mapping[str, list[Metrics]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -149,25 +170,34 @@ def _stage_folders(folder: Path) -> list[Path]:
 def _evaluation(folder: Path, file: str, unreadable: list[str]) -> Evaluation:
     data = mapping(_json(folder, f"evals/{file}", unreadable))
     sets = {name: _set_result(mapping(raw)) for name, raw in mapping(data.get("sets")).items()}
-    rows = _every_row(folder / "evals" / file, unreadable) or {
+    every, judged = _every_row(folder / "evals" / file, unreadable)
+    rows = every or {
         name: [row for row in raw if isinstance(row, dict)]
         for name, raw in mapping(data.get("rows")).items()
         if isinstance(raw, list)
     }
     kept = {name: result for name, result in sets.items() if result is not None}
-    return Evaluation(Path(file).stem, str(data.get("policy", "")), kept, rows)
+    return Evaluation(Path(file).stem, str(data.get("policy", "")), kept, rows, judged)
 
 
-def _every_row(file: Path, unreadable: list[str]) -> dict[str, list[Mapping[str, Any]]]:
-    """The rows that were saved beside a result, those that are kept of each set."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
+def _every_row(
+    file: Path, unreadable: list[str]
+) -> tuple[dict[str, list[Metrics]], dict[str, list[Metrics]]]:
+    """By set, of the rows beside a result: those that are kept, and what all were judged."""
+    found: dict[str, list[Metrics]] = {}
+    judged: dict[str, list[Metrics]] = {}
     path, size = file.with_suffix(".rows.jsonl"), 0
     for line in _lines(path, unreadable):
-        rows = found.setdefault(str(line.get("set")), [])
+        name = str(line.get("set"))
+        rows = found.setdefault(name, [])
         if len(rows) < ROWS_KEPT and size < BYTES_KEPT:
             size += len(str(line))
             rows.append(line)
-    return found
+        scores = line.get("scores")
+        if isinstance(line.get("problem"), str) and isinstance(scores, list) and scores:
+            told = {key: line.get(key, "") for key in ("problem", "answer")}
+            judged.setdefault(name, []).append({**told, "scores": [number(s) for s in scores]})
+    return found, judged
 
 
 def _set_result(raw: Mapping[str, Any]) -> SetResult | None:
@@ -186,6 +216,11 @@ def _set_result(raw: Mapping[str, Any]) -> SetResult | None:
         temperature=number(raw.get("temperature")),
         thinking=number(raw.get("thinking")),
         pass_at={k: v for k, v in sorted(curve.items()) if v is not None},
+        pass_interval={
+            int(k): span
+            for k, v in mapping(raw.get("pass_at_interval")).items()
+            if k.isdecimal() and (span := interval(v)) is not None
+        },
     )
 
 

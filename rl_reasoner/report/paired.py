@@ -1,0 +1,50 @@
+"""The paired test of the problems that two evaluations of a run share, for its report.
+
+A problem is held against itself, so what is hard for both ends cancels: the test sees changes that
+two overlapping intervals hide. Same statistics as `rl-reasoner compare`. Pure.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from rl_reasoner.comparison import compare_rows
+from rl_reasoner.errors import UserError
+from rl_reasoner.intervals import holm
+from rl_reasoner.report.read import Evaluation, Paired, Run, SetResult
+
+
+def with_pairs(run: Run) -> Run:
+    """The run, its figures "after" with their tests against "before", where all rows are there."""
+    named = {e.name: e for e in run.evals}
+    if "before" not in named or "after" not in named:
+        return run
+    after = named["after"]
+    tested = replace(after, sets=_tested(named["before"], after))
+    return replace(run, evals=[tested if e is after else e for e in run.evals])
+
+
+def _tested(before: Evaluation, after: Evaluation) -> dict[str, SetResult]:
+    """p-values are adjusted for the number of sets and modes that are tested."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in after.sets:
+        rows = [{name: e.judged[name]} for e in (before, after) if _whole(e, name)]
+        try:
+            found |= {name: compare_rows(*rows)[name]} if len(rows) == 2 else {}
+        except UserError:  # other problems in the one than in the other
+            continue
+    adjusted = holm([entry["p"] for entry in found.values()])
+    sets: dict[str, SetResult] = dict(after.sets)
+    for (name, entry), p in zip(found.items(), adjusted, strict=True):
+        low, high = entry["interval"]
+        many, moved = entry["problems"], entry["difference"]
+        test = Paired(many, moved, (low, high), entry["p"], p, entry["test"])
+        sets[name] = replace(sets[name], paired=test)
+    return sets
+
+
+def _whole(evaluation: Evaluation, name: str) -> bool:
+    """Whether the rows of all problems of a set are there."""
+    rows: Mapping[str, Any] = evaluation.judged
+    figures = evaluation.sets.get(name)
+    return figures is not None and len(rows.get(name, ())) == figures.problems != 0
