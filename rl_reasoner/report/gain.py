@@ -75,7 +75,7 @@ def paired_words(result: SetResult) -> str:
         return ""
     low, high = (signed(100 * end) for end in test.interval)
     several = f" ({_p(test.adjusted)} of several tests)" if test.adjusted > test.p else ""
-    return f"{signed(100 * test.difference)} [{low}, {high}], p {_p(test.p)}{several}"
+    return f"{signed(100 * test.difference)} points [{low}, {high}], p {_p(test.p)}{several}"
 
 
 def _p(value: float) -> str:
@@ -191,7 +191,7 @@ def _lost(before: Figures, after: Figures, by: str) -> str:
             "before than its forced chain does now, so thinking alone does not account for it."
         )
     return (
-        f"{by} took away a behaviour{_behaviour(before[''], after[''])}; it did not measurably "
+        f"{by} made the policy use less of what it can do{_behaviour(before[''], after[''])}; it did not measurably "
         f"cost skill: with the chain forced, accuracy was {way}, {margin}."
     )
 
