@@ -102,7 +102,10 @@ def test_a_loss_is_told_as_a_gain_is() -> None:
     before = {"": result(0.745, thinking=0.98), "chain-forced": result(0.75)}
     lost = say(before, {"": result(0.13, thinking=0.06), "chain-forced": result(0.74)})
     assert "accuracy fell from 74.5% to 13.0%, with intervals apart." in lost
-    assert "GRPO took away a behaviour (thinking first: 98.0% of completions before, 6.0%" in lost
+    assert (
+        "GRPO made the policy use less of what it can do (thinking first: 98.0% of completions before, 6.0%"
+        in lost
+    )
     assert "did not measurably cost skill" in lost
     worse = say(before, {"": result(0.5, thinking=0.98), "chain-forced": result(0.5)})
     assert "made the thinking itself worse" in worse
@@ -125,7 +128,7 @@ def test_the_paired_test_settles_what_intervals_leave_open() -> None:
     test = Paired(500, -0.056, (-0.097, -0.015), 0.0097, 0.019, "McNemar, exact")
     words = say({"": result(0.364, 500)}, {"": result(0.308, 500, paired=test)})
     assert "accuracy fell from 36.4% to 30.8%, by the paired test." in words
-    assert "On the same 500 problems: −5.6 [−9.7, −1.5], p 0.0097 (0.019 of several tests)" in words
+    assert "On the same 500 problems: −5.6 points [−9.7, −1.5], p 0.0097 (0.019 adjusted)" in words
     weak = replace(test, adjusted=0.2)
     assert "do not settle it" in say(
         {"": result(0.364, 500)}, {"": result(0.308, 500, paired=weak)}

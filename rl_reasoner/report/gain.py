@@ -74,7 +74,7 @@ def paired_words(result: SetResult) -> str:
     if test is None:
         return ""
     low, high = (signed(100 * end) for end in test.interval)
-    several = f" ({_p(test.adjusted)} of several tests)" if test.adjusted > test.p else ""
+    several = f" ({_p(test.adjusted)} adjusted)" if test.adjusted > test.p else ""
     return f"{signed(100 * test.difference)} points [{low}, {high}], p {_p(test.p)}{several}"
 
 
@@ -191,8 +191,8 @@ def _lost(before: Figures, after: Figures, by: str) -> str:
             "before than its forced chain does now, so thinking alone does not account for it."
         )
     return (
-        f"{by} made the policy use less of what it can do{_behaviour(before[''], after[''])}; it did not measurably "
-        f"cost skill: with the chain forced, accuracy was {way}, {margin}."
+        f"{by} made the policy use less of what it can do{_behaviour(before[''], after[''])}; it "
+        f"did not measurably cost skill: with the chain forced, accuracy was {way}, {margin}."
     )
 
 
