@@ -9,7 +9,7 @@ transformers.
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -204,8 +204,9 @@ class ExpertBalance(RouterReplay):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._sequence_coef = 0.0
-        self._segments: Segments | None = None  # of the pass whose choices are collected
-        self._collected: list[Tensor] | None = None  # a layer's loss each
+        self._balances = False  # a loss with the sequences' balance is being computed
+        self._seen: list[tuple[nn.Module, Tensor, Tensor]] | None = None  # of the pass at hand
+        self._losses: list[Tensor] = []  # of the last pass, a layer's each
         given = dict(zip(("model", "reward_funcs", "args"), args, strict=False)) | kwargs
         coefficient = getattr(given.get("args"), "router_aux_loss_coef", None)
         if isinstance(given.get("model"), nn.Module):  # before trl's own, less clear error
@@ -225,13 +226,20 @@ class ExpertBalance(RouterReplay):
                 "router_sequence_loss_coef (router_sequence in a recipe) is for mixtures of "
                 f"experts, which {type(base).__name__} is not"
             )
+        again = self.args.gradient_checkpointing_kwargs or {}
+        if self._sequence_coef and self.args.gradient_checkpointing and again.get("use_reentrant"):
+            raise UserError(
+                "router_sequence_loss_coef (router_sequence in a recipe) has no gradient under "
+                "reentrant checkpointing: set gradient_checkpointing_kwargs={'use_reentrant': "
+                "False}"
+            )
         for _, router in routers(base) if self._sequence_coef else ():
             router.register_forward_hook(self._collect)
 
     def _collect(self, router: nn.Module, inputs: Any, output: Any) -> None:
-        if self._collected is not None and self._segments is not None and torch.is_grad_enabled():
-            affinities = affinities_of(router, output[0])
-            self._collected.append(sequence_loss(affinities, output[2], self._segments))
+        """Only looks: what it added to the graph here, checkpointing would have to compute anew."""
+        if self._seen is not None and torch.is_grad_enabled():
+            self._seen.append((router, output[0], output[2]))
 
     @property
     def _skips(self) -> bool:
@@ -240,32 +248,38 @@ class ExpertBalance(RouterReplay):
         return bool(super()._skips and not balances)
 
     def _forward(self, model: nn.Module, packed: packing.Packed, aux: bool) -> Any:
-        if self._collected is None:
+        if not self._balances:
             return super()._forward(model, packed, aux)
-        self._collected.clear()  # of a pass that had to be done again
-        self._segments = packed_segments(packed)
-        out = super()._forward(model, packed, aux)
-        self._segments = None  # a pass that is computed anew in its backward adds nothing
-        return out
+        with self._looking(packed_segments(packed)):
+            return super()._forward(model, packed, aux)
 
     @contextmanager
-    def _collecting(self, inputs: dict[str, Any]) -> Iterator[list[Tensor]]:
-        self._collected = []
-        if not self._packs:
-            mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
-            self._segments = padded_segments(mask)
+    def _looking(self, segments: Segments) -> Iterator[None]:
+        """Inside, one pass with gradients over `segments`, which leaves its `_losses`."""
+        seen: list[tuple[nn.Module, Tensor, Tensor]] = []
+        self._seen = seen
         try:
-            yield self._collected
+            yield
         finally:
-            self._collected = self._segments = None
+            self._seen = None
+        self._losses = [
+            sequence_loss(affinities_of(router, logits), chosen, segments)
+            for router, logits, chosen in seen
+        ]
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        if not (self._sequence_coef and self.model.training):
-            plain: Tensor = super()._compute_loss(model, inputs)
-            return plain
-        with self._collecting(inputs) as losses:
-            loss: Tensor = super()._compute_loss(model, inputs)
-        if not losses:  # no row was computed
+        self._balances = bool(self._sequence_coef and self.model.training)
+        self._losses = []
+        with ExitStack() as stack:
+            if self._balances and not self._packs:
+                mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+                stack.enter_context(self._looking(padded_segments(mask)))
+            try:
+                loss: Tensor = super()._compute_loss(model, inputs)
+            finally:
+                self._balances = False
+        losses, self._losses = self._losses, []
+        if not losses:  # no balance, or no row was computed
             return loss
         balance = torch.stack(losses).sum()
         self._metrics["train"]["router_sequence_loss"].append(balance.item())

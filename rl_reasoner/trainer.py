@@ -23,6 +23,7 @@ from trl.trainer.utils import get_config_model_id
 
 from rl_reasoner.balance import balance_figures
 from rl_reasoner.engine import generate, generates_as_transformers
+from rl_reasoner.errors import UserError
 from rl_reasoner.faults import SkipBadSteps
 from rl_reasoner.memory import SmallerPieces
 from rl_reasoner.moe import ExpertLoad
@@ -39,6 +40,7 @@ from rl_reasoner.training_pass import base_of
 logger = logging.getLogger(__name__)
 RolloutSink = Callable[[list[dict[str, Any]]], None]
 _PARTS = ("generation", "reward", "training")  # of a step's time
+_NOT_HERE = "fast_rollouts: transformers' generate is used, for %s"
 
 
 @dataclass
@@ -87,6 +89,11 @@ class GRPOConfig(ObjectiveConfig, RewardingConfig, OldLogProbsConfig):
         accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
         if getattr(self, "bf16", None) is None and not accelerated:
             self.bf16 = False
+        if self.correct_sampling and not self.vllm_importance_sampling_correction:
+            raise UserError(
+                "correct_sampling=True corrects by trl's code for vLLM, and "
+                "vllm_importance_sampling_correction=False turns that off: leave one of them out"
+            )
         super().__post_init__()
 
 
@@ -105,6 +112,7 @@ class GRPOTrainer(
 
     rollout_sink: RolloutSink | None = None
     use_vllm: bool
+    _correcting = False  # `use_vllm` is set only so that trl corrects
 
     def __init__(
         self, model: Any, reward_funcs: Any = None, args: Any = None, *others: Any, **named: Any
@@ -116,11 +124,12 @@ class GRPOTrainer(
         self._sampled: list[tuple[str, list[int]]] = []  # text and token ids of each completion
         self._spent = dict.fromkeys(_PARTS, 0.0)  # seconds, this step
         self._counted = 0.0  # of generation and reward, already taken out of the training time
-        self._evaluated = 0  # batches sampled since the last training one
+        self._evaluated = 0  # batches of the evaluation at hand that are sampled
         reason = self._no_engine()
         if reason and self._on("fast_rollouts"):
-            logger.warning("fast_rollouts: transformers' generate is used, for %s", reason)
+            logger.warning(_NOT_HERE, reason)
         self._fast = reason is None and self._on("fast_rollouts")
+        self._elsewhere: set[str] = set()  # for what later `generate` was used, as was said
         self._sampling: Sampling | None = None  # as it was drawn last
         if not self._fast and self._corrects:
             logger.warning("correct_sampling: left out, no log-probs are kept while sampling")
@@ -173,10 +182,16 @@ class GRPOTrainer(
 
         None where it does not sample: also where a model has a `generate` of its own.
         """
-        if not self._fast or not generates_as_transformers(base_of(self.model)):
+        if not self._fast:
             return None
         settings = self._settings()
-        if unhandled({}, settings) is not None:
+        reason = unhandled({}, settings)
+        if not generates_as_transformers(base_of(self.model)):
+            reason = "a model with a `generate` of its own"
+        if reason is not None:
+            if reason not in self._elsewhere:
+                logger.warning(_NOT_HERE, reason)
+            self._elsewhere.add(reason)
             return None
         if self._sampling is None or self._sampling.config != settings:
             stop = settings.stop_strings
@@ -195,12 +210,13 @@ class GRPOTrainer(
     @contextmanager
     def _corrected(self) -> Iterator[None]:
         """While it lasts, trl corrects for the engine's log-probs as it does for vLLM's."""
-        vllm = self.use_vllm
-        self.use_vllm = vllm or (self._corrects and self._how() is not None)
+        self._correcting = not self.use_vllm and self._corrects and self._how() is not None
+        self.use_vllm = self.use_vllm or self._correcting
         try:
             yield
         finally:
-            self.use_vllm = vllm
+            self.use_vllm = self.use_vllm and not self._correcting
+            self._correcting = False
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         with self._corrected():
@@ -228,7 +244,7 @@ class GRPOTrainer(
             )
             return _cut(*found, self._budgets(len(prompt_ids)))
         train = self.model.training
-        self._evaluated = 0 if train else self._evaluated + 1
+        self._evaluated += not train
         part = self._step % self.args.gradient_accumulation_steps if train else self._evaluated
         batch = (self.args.seed, int(train), self.state.global_step, part)
         first = self._drawn + self.accelerator.process_index * len(prompt_ids)
@@ -258,8 +274,14 @@ class GRPOTrainer(
 
     def _generate(self, prompts: list[Any]) -> Any:
         started = time.perf_counter()
-        with nullcontext() if self.use_vllm else whole(self.model):
-            out = super()._generate(prompts)
+        correcting, self._correcting = self._correcting, False
+        self.use_vllm = self.use_vllm and not correcting  # it is we who sample
+        try:
+            with nullcontext() if self.use_vllm else whole(self.model):
+                out = super()._generate(prompts)
+        finally:
+            self.use_vllm = self.use_vllm or correcting
+            self._correcting = correcting
         self._spend("generation", started)
         return out
 
@@ -335,6 +357,11 @@ class GRPOTrainer(
         found = super().evaluate(*args, **kwargs)
         self._spent = spent
         return found
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers'; what is sampled follows from the step, not from what was before."""
+        self._evaluated = 0
+        return super().evaluation_loop(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.model.training and (load := self.expert_load.take()):

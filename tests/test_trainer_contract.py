@@ -77,6 +77,13 @@ OVERRIDDEN = {
     "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
     "_load_optimizer_and_scheduler": ["checkpoint"],
     "_save_rng_state": ["output_dir"],
+    "evaluation_loop": [
+        "dataloader",
+        "description",
+        "prediction_loss_only",
+        "ignore_keys",
+        "metric_key_prefix",
+    ],
     "evaluate": ["eval_dataset", "ignore_keys", "metric_key_prefix"],
     "_compute_loss": ["model", "inputs"],
     "compute_loss": ["model", "inputs", "return_outputs", "num_items_in_batch"],

@@ -128,6 +128,22 @@ def test_groups_change_places_so_that_both_have_rows_that_teach(
         assert logged["processes/tokens_spread"] < 1.5
 
 
+def test_sampling_in_shards_is_corrected_whoever_is_done_first(tmp_path: Path) -> None:
+    """The first process's rows are shorter: the second samples on, without calls to the first."""
+
+    def job(rank: int) -> None:
+        changes = {**FSDP, **PLAIN, "correct_sampling": True, "top_k": 20, "max_steps": 2}
+        changes |= {"per_device_train_batch_size": 4, "shuffle_dataset": False}
+        budgets = {"max_tokens": [2, 2, 6, 6] * 2}
+        trainer = build("scratch:dense-tiny", tmp_path, columns=budgets, **changes)
+        trainer.heeds_rows = True
+        trainer.train()
+        ratio = trainer.state.log_history[0]["sampling/importance_sampling_ratio/mean"]
+        assert 0 < ratio < 1, "top-k makes every token that is drawn likelier"
+
+    assert together(2, job) == [0, 0]
+
+
 def test_rows_without_numbers_on_one_process_stop_neither(tmp_path: Path) -> None:
     """All rows of the second process have no log-probability: the first trains on its own."""
 

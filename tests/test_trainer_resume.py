@@ -8,7 +8,7 @@ import pytest
 import torch
 from processes import FSDP, Kill, build, same, together, trained, weights
 
-from rl_reasoner import open_policy
+from rl_reasoner import GRPOTrainer, open_policy
 from rl_reasoner.errors import UserError
 
 
@@ -143,3 +143,34 @@ def test_a_checkpoint_without_the_reference_is_resumed_with_a_word(
     resumed = build(str(tmp_path / "policy"), tmp_path, **changes)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     assert any("has no reference policy" in r.getMessage() for r in caplog.records)
+
+
+class Evaluated(GRPOTrainer):
+    """Keeps what was sampled to evaluate each step."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.seen: dict[int, list[list[int]]] = {}
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        if not self.model.training:
+            rows = output["completion_ids"].tolist()
+            self.seen.setdefault(self.state.global_step, []).extend(rows)
+        return output
+
+
+Evaluated.__name__ = "GRPOTrainer"
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_evaluation_samples_the_same_after_a_resume_inside_a_generation(
+    fast: bool, tmp_path: Path
+) -> None:
+    changes = {"steps_per_generation": 8, "save_steps": 2, "max_steps": 3, "fast_rollouts": fast}
+    whole = build("scratch:dense-tiny", tmp_path, kind=Evaluated, **changes, **EVAL)
+    whole.train()
+    resumed = build("scratch:dense-tiny", tmp_path, kind=Evaluated, **changes, **EVAL)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert whole.seen.keys() == {1, 2, 3} and resumed.seen.keys() == {3}
+    assert resumed.seen[3] == whole.seen[3]

@@ -12,6 +12,7 @@ from transformers import GenerationMixin, TrainerCallback
 
 from rl_reasoner import GRPOTrainer, reward
 from rl_reasoner.early_rewards import EarlyRewards
+from rl_reasoner.errors import UserError
 from rl_reasoner.policy import byte_tokenizer
 
 SHORT: dict[str, Any] = {"max_steps": 2, "save_strategy": "no", "logging_steps": 1}
@@ -78,6 +79,12 @@ def test_the_correction_weighs_the_gradient(tmp_path: Path) -> None:
             found[top_k, correct] = torch.cat([p.flatten() for p in trainer.model.parameters()])
     torch.testing.assert_close(found[0, False], found[0, True], atol=1e-7, rtol=1e-5)
     assert (found[20, False] - found[20, True]).abs().max() > 1e-4
+
+
+def test_a_correction_that_is_off_and_on_is_one_clear_error(tmp_path: Path) -> None:
+    changes = {"correct_sampling": True, "vllm_importance_sampling_correction": False}
+    with pytest.raises(UserError, match="vllm_importance_sampling_correction=False turns that off"):
+        build("scratch:dense-tiny", tmp_path, **changes)
 
 
 def test_settings_of_generate_reach_the_engine(
