@@ -1,5 +1,6 @@
 """Nothing is left behind: after batches, interrupts, kills; and a busy machine fails no program."""
 
+import contextlib
 import json
 import os
 import random
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -185,26 +187,61 @@ def test_work_folders_of_any_shape_are_removed(level: str, folders: str) -> None
     assert boxes() == []
 
 
-def test_a_busy_machine_fails_no_good_program() -> None:
-    burn = (
-        "import time; t = time.process_time()\nwhile time.process_time() - t < 0.4: pass\nprint(1)"
-    )
+@contextlib.contextmanager
+def busy() -> Iterator[None]:
+    """Other processes want every processor four times over."""
     burners = [
         subprocess.Popen([sys.executable, "-c", "while True: pass"])
         for _ in range(4 * host.processors())
     ]
     try:
-        results = sandbox.run_many([burn] * 4, [[{"stdout": "1"}]] * 4, timeout_s=0.8)
+        yield
     finally:
         for each in burners:
             each.kill()
             each.wait()
+
+
+def test_a_busy_machine_fails_no_good_program(level: str) -> None:
+    burn = (
+        "import time; t = time.process_time()\nwhile time.process_time() - t < 0.4: pass\nprint(1)"
+    )
+    with busy():
+        results = sandbox.run_many([burn] * 4, [[{"stdout": "1"}]] * 4, timeout_s=0.8)
     assert [r.verdicts for r in results] == [["passed"]] * 4
 
 
 def test_wall_time_is_held_where_the_program_only_sleeps() -> None:
     result = sandbox.run("import time; time.sleep(600)", [{"stdout": ""}], timeout_s=0.3)
     assert result.verdicts == ["timeout"]
+
+
+def test_a_sleeper_that_computes_a_little_is_ended_like_any_other() -> None:
+    """It would hold its worker for many times its limit, if it passed for one that had to wait."""
+    limit, burn = 0.5, "t = time.process_time()\nwhile time.process_time() - t < 0.2: pass"
+    yields = "for _ in range(100): time.sleep(0.0001)"
+    program = f"import time\n{burn}\n{yields}\ntime.sleep(600)"
+    result = sandbox.run(program, [{"stdout": ""}], timeout_s=limit)
+    assert result.verdicts == ["timeout"]
+    assert result.seconds < 8 * limit  # by far: what a second, longer run would take is 15 times
+
+
+def test_a_busy_machine_fails_no_good_program_that_works_in_a_thread() -> None:
+    work = "t = time.thread_time()\n    while time.thread_time() - t < 0.4: pass"
+    program = f"import threading, time\ndef work():\n    {work}\n    print(1)\n"
+    program += "t = threading.Thread(target=work)\nt.start()\nt.join()"
+    with busy():
+        results = sandbox.run_many([program] * 4, [[{"stdout": "1"}]] * 4, timeout_s=0.8)
+    assert [r.verdicts for r in results] == [["passed"]] * 4
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives its programs users of their own")
+def test_no_two_zygotes_share_the_user_whose_threads_are_counted() -> None:
+    if sandbox.strength().level != "namespaces":
+        pytest.skip(str(sandbox.strength()))
+    program = "import os, time\ntime.sleep(0.3)\nprint(os.getuid())"
+    results = sandbox.run_many([program] * 2, [[{"stdout": ""}]] * 2, workers=2)
+    assert len({r.stdout for r in results}) == 2
 
 
 # ------------------------------------------------------------------------------- code sets

@@ -7,7 +7,6 @@ this process, from plain data (`plans`, `data`), or by a judge process the progr
 (`remote`). Knows nothing of models.
 """
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,14 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.sandbox import data, zygote
+from rl_reasoner.sandbox import data
 from rl_reasoner.sandbox.host import (
     Finished,
     Leases,
     Lost,
     NotStarted,
     Overdue,
-    Zygote,
     processors,
     wants_science,
 )
@@ -44,7 +42,6 @@ __all__ = [
 
 Test = str | Mapping[str, Any]
 _TAIL = 4000
-_OFTEN = 10
 
 
 @dataclass(frozen=True)
@@ -91,9 +88,9 @@ def run(
 
     A test is code that asserts (str), `{"stdin", "stdout"}`, or `{"call", "args", "kwargs",
     "expected"}`, the last two also with "tolerance". `timeout_s` (CPU seconds; also wall seconds
-    on a machine that is not busy) and `memory_mb` are per test. With `stop_early` the tests after
-    the first that does not pass are left out ("refused"). Raises `UserError` for a test of no
-    known form and `SandboxUnavailable` where `min_level` cannot be had (see `strength`).
+    but for those of waiting for a processor) and `memory_mb` are per test. With `stop_early` the
+    tests after the first that does not pass are left out ("refused"). Raises `UserError` for a
+    test of no known form and `SandboxUnavailable` where `min_level` cannot be had (see `strength`).
     """
     plans = _plans(program, tests, "")
     settings = _settings(timeout_s, memory_mb, min_level, allow_weak, stop_early)
@@ -205,40 +202,20 @@ def _run_test(
     program: str, each: Plan, settings: _Settings, leases: Leases, science: bool
 ) -> tuple[Verdict, Finished | None]:
     """The verdict on one test; a zygote that fails is replaced, once."""
-    inputs = each.inputs(program)
+    inputs, limit = each.inputs(program), settings.timeout_s
     for last in (False, True):
         try:
             with leases.zygote(settings.level, science) as leased:
-                finished = _attempt(leased, each, inputs, settings)
-            return judge(each, finished, settings.timeout_s), finished
+                finished = leased.run(
+                    each.mode, inputs, wall_s=limit, cpu_s=limit, memory=settings.memory
+                )
+            return judge(each, finished, limit), finished
         except Overdue:
             return "timeout", None
         except Lost as error:
             if leases.cancelled or (last and isinstance(error, NotStarted)):
                 raise SandboxUnavailable(str(error)) from error
     return "crash", None
-
-
-def _attempt(leased: Zygote, each: Plan, inputs: Sequence[bytes], settings: _Settings) -> Finished:
-    """One run; a second one, with more wall time, where the machine was too busy for the first."""
-    limit = settings.timeout_s
-    finished = leased.run(each.mode, inputs, wall_s=limit, cpu_s=limit, memory=settings.memory)
-    if finished.first.how == zygote.DEADLINE and _starved(finished, limit):
-        longer = 5 * limit + 5
-        finished = leased.run(each.mode, inputs, wall_s=longer, cpu_s=limit, memory=settings.memory)
-    return finished
-
-
-def _starved(finished: Finished, limit: float) -> bool:
-    """Whether a program that ran out of wall time wanted more of the processor than it got.
-
-    It was made to wait often, or used a good part of what a busy machine leaves to each process: a
-    program that slept did neither.
-    """
-    used = finished.first.cpu_s + finished.second.cpu_s
-    switches = finished.first.switches + finished.second.switches
-    share = min(1.0, processors() / max(1.0, os.getloadavg()[0]))
-    return used < 0.9 * limit and (switches >= _OFTEN or used >= 0.2 * share * limit)
 
 
 def _tail(raw: bytes) -> str:

@@ -123,14 +123,14 @@ class Zygote:
             else:
                 files = [*given, stdout, stderr]
             try:
-                self._socket.settimeout(wall_s + _GRACE_S)
+                self._socket.settimeout(zygote.longest(wall_s) + _GRACE_S)
                 job = zygote.JOB.pack(mode, wall_s, cpu_s, memory)
                 socket.send_fds(self._socket, [job], files)
                 raw = self._receive(zygote.DONE.size)
             except OSError as error:
                 raise Lost(str(error)) from error
             took, *fields = zygote.DONE.unpack(raw)
-            first, second = zygote.Ended(*fields[:4]), zygote.Ended(*fields[4:])
+            first, second = zygote.Ended(*fields[:3]), zygote.Ended(*fields[3:])
             limits = ((stdout, MAX_OUTPUT), (stderr, MAX_OUTPUT), (answer, MAX_BYTES))
             read = [os.pread(descriptor, limit + 1, 0) for descriptor, limit in limits]
             return Finished(took, first, second, *read)

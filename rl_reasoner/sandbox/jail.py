@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rl_reasoner.sandbox import linux, seccomp
+from rl_reasoner.sandbox import linux, removal, seccomp
 
 QUOTA_BYTES, QUOTA_FILES = 16 << 20, 2048
 MAX_OPEN_FILES = 64
@@ -52,6 +52,7 @@ class Jail:
     private_count: bool  # whether RLIMIT_NPROC counts this jail's processes alone
     own_memory: int  # bytes of address space of the zygote itself
     filter: bytes  # the system-call filter, the program's process id left open
+    proc: int | None  # the zygote's own view of /proc, to ask how long programs waited
 
     def box(self, number: int) -> str:
         """Make the folder of job `number`, which holds its program and its work folder."""
@@ -59,10 +60,10 @@ class Jail:
             return _BOX
         box = f"{self.scratch}/{number}"
         os.mkdir(box, 0o755)
-        work = f"{box}/work"
-        os.mkdir(work, 0o755)
-        if self.uid is not None:
-            os.chown(work, self.uid, self.uid)
+        for folder in folders_of(box):
+            os.mkdir(folder, 0o755)
+            if self.uid is not None:
+                os.chown(folder, self.uid, self.uid)
         return box
 
     def enter(self, box: str, source: bytes, stdin: bytes | None, limits: Limits) -> None:
@@ -91,8 +92,10 @@ class Jail:
         linux.no_new_privileges()
         if self.level == "landlock":
             rules = [(path, linux.MAY_READ) for path in self.readable]
-            rules += [(f"{box}/main.py", linux.MAY_READ), (f"{box}/work", linux.MAY_CHANGE)]
+            rules += [(f"{box}/main.py", linux.MAY_READ)]
+            rules += [(folder, linux.MAY_CHANGE) for folder in folders_of(box)]
             linux.landlock(rules + _device_rules())
+            removal.keep_aside(folders_of(box)[1])
         mark, pid = struct.pack("=I", _PID_MARK), struct.pack("=I", os.getpid())
         linux.install_filter(self.filter.replace(mark, pid))
 
@@ -106,6 +109,11 @@ class Jail:
             os.chown(f"{_BOX}/work", self.uid, self.uid)
 
 
+def folders_of(box: str) -> tuple[str, str]:
+    """Where a program may write: its work folder, and the one for what it removed."""
+    return f"{box}/work", f"{box}/removed"
+
+
 def build(level: str, packages: list[str], scratch: str) -> Jail:
     """Leave the host at `level`. For "namespaces" the caller must be in them (`isolate`) already.
 
@@ -113,7 +121,7 @@ def build(level: str, packages: list[str], scratch: str) -> Jail:
     the host for boxes. Raises OSError, or RuntimeError where the machine has no filter.
     """
     readable = [*_library_folders(), *packages]
-    own_memory = _address_space()
+    own_memory, proc = _address_space(), _open_proc()
     needed = [] if level == "namespaces" else [*readable, scratch]
     uid = _job_uid(needed) if level != "process" and os.geteuid() == 0 else None
     if level == "namespaces":
@@ -131,7 +139,7 @@ def build(level: str, packages: list[str], scratch: str) -> Jail:
         code = seccomp.program(machine, level, _PID_MARK)
     own_count = level == "namespaces" or uid is not None
     private = level != "process" and own_count and _count_is_private(uid)
-    return Jail(level, readable, scratch, uid, private, own_memory, code)
+    return Jail(level, readable, scratch, uid, private, own_memory, code, proc)
 
 
 def isolate() -> None:
@@ -196,6 +204,7 @@ def _make_root(readable: list[str], packages: list[str]) -> None:
         os.makedirs(f"{root}/dev", exist_ok=True)
         _write(root + device, b"")
         linux.mount(device, root + device, flags=linux.MS_BIND)
+        _close_to_writing(root + device, 0)  # of its times, owner and mode: it is the host's own
     os.symlink(f"{_BOX}/stdin", f"{root}/dev/stdin")
     os.mkdir(root + _BOX)
     if not os.path.lexists(f"{root}/tmp"):
@@ -212,17 +221,23 @@ def _bind(source: str, target: str) -> None:
     """A read-only view of the folder `source` at `target`."""
     os.makedirs(target, exist_ok=True)
     linux.mount(source, target, flags=linux.MS_BIND | linux.MS_REC)
+    _close_to_writing(target, linux.MS_NODEV)
+
+
+def _close_to_writing(target: str, more: int) -> None:
+    """Remount a bind read-only, without set-user bits and with the flags `more`."""
     kept = os.statvfs(target).f_flag  # flags that a user namespace may not take away
     keep = 0
     for seen, flag in (
+        (os.ST_NODEV, linux.MS_NODEV),
         (os.ST_NOEXEC, linux.MS_NOEXEC),
         (os.ST_NOATIME, linux.MS_NOATIME),
         (os.ST_NODIRATIME, linux.MS_NODIRATIME),
         (os.ST_RELATIME, linux.MS_RELATIME),
     ):
         keep |= flag if kept & seen else 0
-    flags = linux.MS_REMOUNT | linux.MS_BIND | linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV
-    linux.mount("none", target, flags=flags | keep)
+    flags = linux.MS_REMOUNT | linux.MS_BIND | linux.MS_RDONLY | linux.MS_NOSUID
+    linux.mount("none", target, flags=flags | more | keep)
 
 
 def _outer_rules(readable: list[str], packages: list[str], scratch: str) -> list[tuple[str, int]]:
@@ -272,7 +287,11 @@ def _job_uid(needed: list[str]) -> int | None:
     None where such a user could not reach the folders `needed`: programs then stay the user that
     the zygote is, without its capabilities.
     """
-    for uid in (_FIRST_JOB_UID + os.getpid(), _NOBODY):
+    try:
+        zygote = int(os.readlink("/proc/self"))  # in a namespace its own number is always 1
+    except OSError:
+        zygote = os.getpid()
+    for uid in (_FIRST_JOB_UID + zygote, _NOBODY):
 
         def become(uid: int = uid) -> None:
             os.setresuid(uid, uid, uid)
@@ -331,6 +350,13 @@ def _limit(limits: Limits, own_memory: int, private_count: bool) -> None:
     hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
     stack = _STACK_BYTES if hard == resource.RLIM_INFINITY else min(_STACK_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
+
+
+def _open_proc() -> int | None:
+    try:
+        return os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return None
 
 
 def _address_space() -> int:

@@ -36,10 +36,16 @@ _ISOLATES = {
 _GAPS = {
     "namespaces": (),
     "landlock": (
-        "existence and size of host files can be seen (stat)",
+        "existence and size of host files can be seen (stat), and where links lead",
+        "which processes there are can be seen, but nothing of them",
         "the work folder lies on the host's disk: its total size is watched, not capped at once",
     ),
-    "seccomp": ("reads of host files possible", "no work folder to write to"),
+    "seccomp": (
+        "reads of host files possible",
+        "unless you are root, reads of the memory of your processes too, this one with what is "
+        "expected: verdicts can be forged",
+        "no work folder to write to",
+    ),
     "process": ("no isolation: programs can read, write and connect as you can",),
 }
 _HELD: dict[str, tuple[str, ...]] = {

@@ -25,6 +25,8 @@ _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 22, 38
 _SECCOMP_MODE_FILTER = 2
 _CAPABILITY_VERSION_3 = 0x20080522
 _M_ARENA_MAX = -8
+_RENAMEAT2 = {"x86_64": 316, "aarch64": 276}
+_RENAME_NOREPLACE = 1
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on every machine
 _RULE_PATH_BENEATH = 1
@@ -63,6 +65,13 @@ def pivot_into(root: str) -> None:
     _checked(_libc.syscall(number, b".", b"."), "pivot_root")
     _checked(_libc.umount2(b".", _MNT_DETACH), "umount")
     os.chdir("/")
+
+
+def rename_to_new(old: bytes, new: bytes, old_folder: int, new_folder: int) -> None:
+    """Rename where nothing has the new name yet; paths are relative to open folders (-100: cwd)."""
+    number = ctypes.c_long(_RENAMEAT2[os.uname().machine])
+    result = _libc.syscall(number, old_folder, old, new_folder, new, _RENAME_NOREPLACE)
+    _checked(result, "renameat2")
 
 
 def set_hostname(name: str) -> None:

@@ -183,7 +183,7 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
 
 # Plain computation, memory, time and files already open: allowed at every level.
 _COMPUTE = """
-    read write readv writev pread64 pwrite64 close close_range lseek fstat dup dup2 dup3 pipe pipe2
+    read write readv writev pread64 pwrite64 close lseek fstat dup dup2 dup3 pipe pipe2
     brk mmap munmap mremap mprotect madvise msync membarrier futex futex_waitv set_robust_list
     get_robust_list rseq set_tid_address restart_syscall exit exit_group sched_yield
     sched_getaffinity getcpu nanosleep clock_nanosleep clock_gettime clock_getres gettimeofday time
@@ -199,13 +199,14 @@ _COMPUTE = """
 """
 # Changing files: only where a mount or Landlock holds the program to its work folder.
 _WRITE = """
-    open openat creat mkdir mkdirat rmdir unlink unlinkat rename renameat renameat2 link linkat
-    symlink symlinkat ftruncate fallocate copy_file_range
+    open openat creat mkdir mkdirat rmdir unlinkat renameat2 link linkat symlink symlinkat
+    ftruncate fallocate copy_file_range
 """
-# Calls that Landlock does not cover: only inside a mount namespace of the program's own.
+# Calls that Landlock does not cover, and those by which a file loses its last name (`removal`):
+# only inside a mount namespace of the program's own.
 _OWN_ROOT = """
     truncate chmod fchmod fchmodat fchmodat2 chown lchown fchown fchownat utime utimes utimensat
-    futimesat statfs fstatfs uname
+    futimesat statfs fstatfs uname unlink rename renameat
 """
 
 _LOAD, _AND, _RET = 0x20, 0x54, 0x06
@@ -213,11 +214,16 @@ _JEQ, _JGE, _JGT = 0x15, 0x35, 0x25
 _ALLOW = 0x7FFF0000
 _KILL = 0x80000000
 _EPERM = 0x00050000 | errno.EPERM
+_EOPNOTSUPP = 0x00050000 | errno.EOPNOTSUPP
 _ENOSYS = 0x00050000 | errno.ENOSYS
 _NR, _ARCH = 0, 4
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
-_CLONE_THREAD = 0x00010000
+_CLONE_THREAD = 0x00010F00  # with VM, FS, FILES, SIGHAND: a thread that shares all there is
+_CLONE_FREE = 0x017C0000  # SYSVSEM, SETTLS, PARENT_SETTID, CHILD_CLEARTID, DETACHED, CHILD_SETTID
+_CLOSE_RANGE_UNSHARE = 2  # a table of descriptors of the thread's own
+_AT_REMOVEDIR, _RENAME_NOREPLACE = 0x200, 1
+_O_TMPFILE = 0o20000000
 _AF_UNIX = 1
 _SOCK_STREAM, _SOCK_TYPE = 1, 0xF
 _WRITING = 0o1 | 0o2 | 0o100 | 0o1000 | 0o2000  # O_WRONLY O_RDWR O_CREAT O_TRUNC O_APPEND
@@ -256,17 +262,14 @@ def program(machine: str, level: str, pid: int) -> bytes:
     (files can only be opened for reading). Raises KeyError for an unknown machine.
     """
     table = numbers(machine)
+    checks = _checked(level, pid)
     names = _COMPUTE.split()
     if level in ("namespaces", "landlock"):
         names += _WRITE.split()
     if level == "namespaces":
         names += _OWN_ROOT.split()
-    allowed = {table[name] for name in names if name in table}
-    checked = {
-        table[name]: body
-        for name, body in _checked(level, pid).items()
-        if name in table and table[name] not in allowed
-    }
+    allowed = {table[name] for name in names if name in table and name not in checks}
+    checked = {table[name]: body for name, body in checks.items() if name in table}
     out: list[Instruction] = [
         (_LOAD, 0, 0, _ARCH),
         (_JEQ, 1, 0, _MACHINES[machine][1]),
@@ -286,7 +289,12 @@ def _checked(level: str, pid: int) -> dict[str, list[Instruction]]:
     checks = {
         "clone3": [(_RET, 0, 0, _ENOSYS)],
         "openat2": [(_RET, 0, 0, _ENOSYS)],
-        "clone": [*_masked(0, _CLONE_THREAD), (_JEQ, 0, 1, _CLONE_THREAD), *_verdict()],
+        "clone": [
+            *_masked(0, 0xFFFFFFFF & ~_CLONE_FREE),
+            (_JEQ, 0, 1, _CLONE_THREAD),
+            *_verdict(),
+        ],
+        "close_range": [*_masked(2, _CLOSE_RANGE_UNSHARE), (_JEQ, 0, 1, 0), *_verdict()],
         "kill": _one_of(0, (pid,)),
         "tgkill": _one_of(0, (pid,)),
         "rt_tgsigqueueinfo": _one_of(0, (pid,)),
@@ -305,9 +313,16 @@ def _checked(level: str, pid: int) -> dict[str, list[Instruction]]:
         ],
         "sendto": [*_load(4), (_JEQ, 0, 3, 0), *_load(4, high=True), (_JEQ, 0, 1, 0), *_verdict()],
     }
-    if level == "seccomp":
-        checks["open"] = [*_masked(1, _WRITING), (_JEQ, 0, 1, 0), *_verdict()]
-        checks["openat"] = [*_masked(2, _WRITING), (_JEQ, 0, 1, 0), *_verdict()]
+    # What open may not be asked for: writing; at "landlock" a file that never has a name.
+    unopened = {"seccomp": _WRITING, "landlock": _O_TMPFILE}.get(level)
+    if unopened:
+        checks["open"] = [*_masked(1, unopened), (_JEQ, 0, 1, 0), *_verdict()]
+        checks["openat"] = [*_masked(2, unopened), (_JEQ, 0, 1, 0), *_verdict()]
+    if level == "landlock":
+        checks["unlinkat"] = _one_of(2, (_AT_REMOVEDIR,))
+        checks["renameat2"] = _one_of(4, (_RENAME_NOREPLACE,))
+        # Gigabytes in no time, before a watcher looks; the C library then writes them one by one.
+        checks["fallocate"] = [(_RET, 0, 0, _EOPNOTSUPP)]
     return checks
 
 

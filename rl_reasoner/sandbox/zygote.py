@@ -7,7 +7,7 @@ It ends, and everything in it, when the host's end of the socket closes.
 """
 
 # A zygote does not load pathlib: each fork would pay for it.
-# ruff: noqa: PTH101, PTH104, PTH106, PTH108, PTH119, PTH120, PTH123
+# ruff: noqa: PTH101, PTH104, PTH106, PTH108, PTH119, PTH120, PTH123, PTH208
 
 import contextlib
 import errno
@@ -22,12 +22,12 @@ import sys
 import time
 from dataclasses import dataclass
 
-from rl_reasoner.sandbox import child, jail, linux
+from rl_reasoner.sandbox import child, jail, linux, removal
 
 # mode, wall seconds, CPU seconds, memory bytes
 JOB = struct.Struct("!cddQ")
-# wall seconds, then for each of two processes: how it ended, code, CPU seconds, switches
-DONE = struct.Struct("!dcidqcidq")
+# wall seconds, then for each of two processes: how it ended, code, CPU seconds
+DONE = struct.Struct("!dcidcid")
 SCRIPT, CALL, JUDGED = b"s", b"c", b"j"
 EXITED, SIGNALLED, DEADLINE, QUOTA, NONE = b"e", b"s", b"d", b"q", b"-"
 MAX_DESCRIPTORS = 8
@@ -38,6 +38,8 @@ _PRELOAD = """
     site ast
 """
 _LOOK_EVERY_S = 0.05
+_LOOK_AT_BOXES_EVERY_S = 0.01
+_LEAST_S = 0.005
 _MAX_DEPTH = 64
 _GRACE_S = 0.1
 
@@ -49,15 +51,27 @@ class Ended:
     how: bytes
     code: int
     cpu_s: float
-    switches: int  # times it was made to wait for a processor
 
 
 @dataclass
 class Deadline:
-    """When a job is over: a moment of the monotonic clock, or CPU seconds of one process."""
+    """When a job is over: after so many seconds since it began, or CPU seconds of one process."""
 
-    at: float
+    began: float
+    wall_s: float  # without the time that it waited for a processor
+    longest_s: float  # with it
     cpu_s: float
+    waited_s: float = 0.0
+
+    @property
+    def at(self) -> float:
+        """The moment of the monotonic clock, as far as is known yet."""
+        return self.began + min(self.wall_s + self.waited_s, self.longest_s)
+
+
+def longest(wall_s: float) -> float:
+    """The most seconds that a job of `wall_s` may take where it has to wait for a processor."""
+    return 6 * wall_s + 5
 
 
 def main(level: str, packages: list[str], scratch: str, control: int) -> None:
@@ -77,8 +91,12 @@ def main(level: str, packages: list[str], scratch: str, control: int) -> None:
                 remove_tree(scratch)
             os._exit(0)
         linux.die_with_parent(signal.SIGKILL)
+        if level == "landlock":
+            removal.install()
         _preload(packages)
         built = jail.build(level, packages, scratch)
+        if level != "process":
+            linux.hide_memory()  # descriptors of a judge's test pass through here
         gc.collect()
         gc.freeze()
         sock.sendall(b"ready")
@@ -122,15 +140,16 @@ def _serve(sock: socket.socket, built: jail.Jail) -> None:
             pids = _start(mode, built, boxes, descriptors, limits)
             began = time.monotonic()
             watched = list(zip(pids, boxes, strict=True)) if built.scratch else []
-            ended = _watch(pids, Deadline(began + wall_s, cpu_s), sock, watched)
+            deadline = Deadline(began, wall_s, longest(wall_s), cpu_s)
+            ended = _watch(pids, deadline, sock, watched, built.proc)
         finally:
             for box in boxes if built.scratch else []:
                 remove_tree(box)
         if ended is None:
             return
-        first, second = [*ended, Ended(NONE, 0, 0.0, 0)][:2]
+        first, second = [*ended, Ended(NONE, 0, 0.0)][:2]
         took = time.monotonic() - began
-        fields = (f for e in (first, second) for f in (e.how, e.code, e.cpu_s, e.switches))
+        fields = (f for e in (first, second) for f in (e.how, e.code, e.cpu_s))
         sock.sendall(DONE.pack(took, *fields))
 
 
@@ -164,14 +183,18 @@ def _start(
 
 
 def _watch(
-    pids: list[int], deadline: Deadline, sock: socket.socket, watched: list[tuple[int, str]]
+    pids: list[int],
+    deadline: Deadline,
+    sock: socket.socket,
+    watched: list[tuple[int, str]],
+    proc: int | None,
 ) -> list[Ended] | None:
     """Wait for the first process, then end them all; None when the host has gone."""
-    how, first = _await(pids, deadline, sock, watched)
+    how, first = _await(pids, deadline, sock, watched, proc)
     ended = {pids[0]: first} if first else {}
     if first and first.code == child.GONE and len(pids) > 1:
-        grace = Deadline(time.monotonic() + _GRACE_S, deadline.cpu_s)
-        _, second = _await(pids[1:], grace, sock, [])
+        grace = Deadline(time.monotonic(), _GRACE_S, _GRACE_S, deadline.cpu_s)
+        _, second = _await(pids[1:], grace, sock, [], proc)
         if second:
             ended[pids[1]] = second
     for pid in pids:
@@ -189,7 +212,11 @@ def _watch(
 
 
 def _await(
-    pids: list[int], deadline: Deadline, sock: socket.socket, watched: list[tuple[int, str]]
+    pids: list[int],
+    deadline: Deadline,
+    sock: socket.socket,
+    watched: list[tuple[int, str]],
+    proc: int | None,
 ) -> tuple[bytes, Ended | None]:
     """Why waiting for the first process is over: its end, a limit, or the host's end (NONE)."""
     poll = select.poll()
@@ -197,16 +224,19 @@ def _await(
     handle = _handle(pids[0])
     if handle is not None:
         poll.register(handle, select.POLLIN)
-    longest = 0.002 if handle is None else _LOOK_EVERY_S
+    seldom = _LOOK_AT_BOXES_EVERY_S if watched else _LOOK_EVERY_S
+    pause = 0.002 if handle is None else seldom
     try:
         while True:
-            left = min(longest, max(0.0, deadline.at - time.monotonic()))
+            left = min(pause, max(0.0, deadline.at - time.monotonic()))
             if any(ready == sock.fileno() for ready, _ in poll.poll(left * 1000)):
                 return NONE, None
             found, status, usage = os.wait4(pids[0], os.WNOHANG)
             if found:
                 return EXITED, _ended(status, usage)
-            if time.monotonic() >= deadline.at or any(_used(p) > deadline.cpu_s for p in pids):
+            if any(_used(pid) > deadline.cpu_s for pid in pids):
+                return DEADLINE, None
+            if time.monotonic() >= deadline.at and not _put_off(deadline, pids, proc):
                 return DEADLINE, None
             if any(_too_much(*pair) for pair in watched):
                 return QUOTA, None
@@ -221,6 +251,49 @@ def _used(pid: int) -> float:
         return time.clock_gettime((~pid << 3) | 2)  # CPUCLOCK_SCHED of that process
     except OSError:
         return 0.0
+
+
+def _put_off(deadline: Deadline, pids: list[int], proc: int | None) -> bool:
+    """Put a deadline off by what the job waited for a processor; False where that is over, too.
+
+    Nothing is put off for a job that slept through half of its time. What was waited counts twice,
+    for the wait that is going on is not told yet.
+    """
+    waited = 0.0 if proc is None else sum(_waited(proc, pid) for pid in pids)
+    if waited + sum(map(_used, pids)) >= deadline.wall_s / 2:
+        deadline.waited_s = 2 * waited
+    return deadline.at - time.monotonic() > _LEAST_S
+
+
+def _waited(proc: int, pid: int) -> float:
+    """Seconds that a process, the thread of it that did most, has waited for a processor.
+
+    Asked of /proc as the zygote's parent sees it, where `pid` has another number in a namespace. 0
+    where the system does not tell.
+    """
+    try:
+        handle = os.pidfd_open(pid)
+        try:
+            about = _read(proc, f"self/fdinfo/{handle}")
+        finally:
+            os.close(handle)
+        tasks = f"{int(about.partition(b'Pid:')[2].split(maxsplit=1)[0])}/task"
+        folder = os.open(tasks, os.O_RDONLY | os.O_DIRECTORY, dir_fd=proc)
+        try:
+            told = [_read(proc, f"{tasks}/{task}/schedstat") for task in os.listdir(folder)]
+        finally:
+            os.close(folder)
+        return max(int(each.split()[1]) for each in told) / 1e9
+    except (AttributeError, OSError, ValueError, IndexError):
+        return 0.0
+
+
+def _read(folder: int, path: str) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY, dir_fd=folder)
+    try:
+        return os.read(descriptor, 4096)
+    finally:
+        os.close(descriptor)
 
 
 def _handle(pid: int) -> int | None:
@@ -241,7 +314,7 @@ def _reap(pid: int) -> Ended:
 def _ended(status: int, usage: resource.struct_rusage) -> Ended:
     code = os.waitstatus_to_exitcode(status)
     cpu_s = usage.ru_utime + usage.ru_stime
-    return Ended(EXITED if code >= 0 else SIGNALLED, abs(code), cpu_s, usage.ru_nivcsw)
+    return Ended(EXITED if code >= 0 else SIGNALLED, abs(code), cpu_s)
 
 
 # -------------------------------------------------------------------- boxes on the host's disk
@@ -253,7 +326,7 @@ def _too_much(pid: int, box: str) -> bool:
     A folder that is very deep or cannot be looked into counts as too much.
     """
     size = files = 0
-    folders = [(f"{box}/work", 0)]
+    folders = [(folder, 0) for folder in jail.folders_of(box)]
     while folders:
         folder, depth = folders.pop()
         try:

@@ -1,11 +1,13 @@
-"""Programs that try to leave the jail, see the host, or exhaust it. Each prints GOT on success.
+"""Programs that try to leave the jail, see the host, or (`exhaustion`) exhaust it: each prints GOT.
 
 A program reads what there is to attack from standard input (see `PRELUDE`): a file with a secret, a
-folder that anyone may write to, listeners of the test, process ids. `SEES_STAT` names the attacks
-that the level "landlock" says it does not hold.
+folder that anyone may write to, listeners of the test, process ids. `SEEN` has what the level
+"landlock" says it does not hold.
 """
 
 # ruff: noqa: E501 - programs as they come
+
+from attacks import exhaustion
 
 PRELUDE = """
 import ctypes, json, os, signal, socket, struct, sys, threading, time
@@ -104,6 +106,11 @@ attempt(lambda: open(T["secret"], "r+").truncate(0) or True)
     "change_mode": "attempt(lambda: os.chmod(T['secret'], 0o777) or True)",
     "change_owner": "attempt(lambda: os.chown(T['secret'], os.getuid(), -1) or True)",
     "change_times": "attempt(lambda: os.utime(T['secret'], (1, 1)) or True)",
+    "change_device_times": """
+for name in ("null", "zero", "full", "random", "urandom"):
+    attempt(lambda: os.utime(f"/dev/{name}") or True)
+    attempt(lambda: os.utime(f"/dev/{name}", (1, 1)) or True)
+""",
     "change_attributes": "attempt(lambda: os.setxattr(T['secret'], 'user.mine', b'x') or True)",
     "remove_secret": "attempt(lambda: os.unlink(T['secret']) or True)",
     "make_folder": "attempt(lambda: os.mkdir(T['folder'] + '/mine') or True)",
@@ -306,134 +313,25 @@ for argument in sys.orig_argv + sys.argv:
 """,
 }
 
-RESOURCES = {
-    "memory": "x = bytearray(8 << 30); got(len(x))",
-    "memory_slowly": "x = []\nwhile len(x) < 5000: x.append(bytes(1 << 20) + b'x')\ngot(len(x))",
-    "memory_mapped": "import mmap; m = mmap.mmap(-1, 4 << 30); got(len(m))",
-    "memory_files": """
-for i in range(60):
-    fd = os.memfd_create(str(i))
-    os.write(fd, bytes(1 << 20))
-got("memory files")
-""",
-    "memory_pipes": """
-import fcntl
-kept = []
-for i in range(500):
-    r, w = os.pipe()
-    fcntl.fcntl(w, 1031, 1 << 20)
-    os.set_blocking(w, False)
-    os.write(w, bytes(1 << 20))
-    kept.append((r, w))
-got("pipes")
-""",
-    "disk": """
-written = 0
-try:
-    for i in range(200):
-        with open(f"f{i}", "wb") as f:
-            written += f.write(bytes(1 << 20))
-finally:
-    if written > 40 << 20:
-        got(written)
-""",
-    "disk_one_file": "f = open('big', 'wb'); f.truncate(1 << 40); got('sparse')",
-    "disk_allocate": "f = open('big', 'wb'); os.posix_fallocate(f.fileno(), 0, 1 << 30); got('allocated')",
-    "many_files": """
-made = 0
-try:
-    for i in range(200_000):
-        open(str(i), "w").close()
-        made = i
-finally:
-    if made > 150_000:
-        got(made)
-""",
-    "deep_folders": """
-made = 0
-try:
-    for i in range(100_000):
-        os.mkdir("d")
-        os.chdir("d")
-        made = i
-finally:
-    if made > 90_000:
-        got(made)
-""",
-    "closed_folders": """
-for i in range(50):
-    os.mkdir(f"d{i}", 0o700)
-    open(f"d{i}/f", "w").close()
-    os.mkdir(f"d{i}/e", 0)
-    try:
-        os.chmod(f"d{i}", 0)
-    except OSError:
-        pass
-""",
-    "output": "while True: sys.stdout.write('x' * (1 << 20))",
-    "errors": "while True: os.write(2, b'x' * (1 << 20))",
-    "loop": "while True: pass",
-    "loop_threads": "for _ in range(4): threading.Thread(target=lambda: [None for _ in iter(int, 1)]).start()",
-    "sleep": "time.sleep(1000)",
-    "deaf_loop": """
-for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
-    try:
-        signal.signal(number, signal.SIG_IGN)
-    except (OSError, ValueError):
-        pass
-while True:
-    try:
-        while True:
-            pass
-    except BaseException:
-        pass
-""",
-    "deaf_exit": """
-import atexit
-atexit.register(lambda: time.sleep(1000))
-""",
-    "stop": "os.kill(os.getpid(), signal.SIGSTOP)",
-    "pattern": "import re; re.match('(a*)*b', 'a' * 40)",
-    "power": "x = 9 ** 9 ** 9",
-    "big_print": "print(10 ** 10 ** 8)",
-    "threads": """
-threading.stack_size(32768)
-started = 0
-try:
-    for i in range(20_000):
-        threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
-        started = i
-finally:
-    if started > 5000:
-        got(started)
-""",
-    "descriptors": """
-kept = []
-try:
-    for i in range(10_000):
-        kept.append(os.dup(1))
-finally:
-    if len(kept) > 1000:
-        got(len(kept))
-""",
-    "recursion": "sys.setrecursionlimit(10 ** 9)\ndef f(): f()\nf()",
-    "crash": "ctypes.string_at(0)",
-    "compile_bomb": "eval('(' * 100_000 + ')' * 100_000)",
-    "lock_memory": "got('locked') if libc.mlockall(3) == 0 else None",
-}
-
 ESCAPES = {
     f"{group}/{name}": program
     for group, programs in (
         ("files", FILES),
         ("network", NETWORK),
         ("processes", PROCESSES),
-        ("resources", RESOURCES),
+        ("resources", exhaustion.RESOURCES),
     )
     for name, program in programs.items()
 }
 
-STAT = {
-    "stat_secret": "attempt(lambda: os.stat(T['secret']).st_size)",
-    "exists": "attempt(lambda: os.path.exists(T['folder']))",
+# What a level may leave to be seen where it says so, by the word of the gap that says it.
+SEEN = {
+    "stat_secret": ("stat", "attempt(lambda: os.stat(T['secret']).st_size)"),
+    "exists": ("stat", "attempt(lambda: os.path.exists(T['folder']))"),
+    "link": ("links", "attempt(lambda: os.readlink(T['link']))"),
+    "process_exists": (
+        "processes",
+        "attempt(lambda: os.stat(f'/proc/{T[\"bystander\"]}').st_uid + 1)",
+    ),
+    "process_group": ("processes", "attempt(lambda: os.getpgid(T['bystander']))"),
 }

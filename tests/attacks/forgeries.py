@@ -312,6 +312,32 @@ def f(n):
 """,
 }
 
+FUNCTIONS["memory_of_host"] = """
+import os, re
+def look(pid):
+    for line in open(f"/proc/{pid}/maps"):
+        span, mode = line.split()[:2]
+        low, high = (int(end, 16) for end in span.split("-"))
+        if mode.startswith("rw") and high - low < 1 << 27:
+            try:
+                with open(f"/proc/{pid}/mem", "rb", 0) as memory:
+                    memory.seek(low)
+                    if found := re.search(rb"answer-[0-9a-f]{8}", memory.read(high - low)):
+                        return found[0].decode()
+            except OSError:
+                pass
+def f(n):
+    pid = os.getppid()
+    while pid > 1:
+        try:
+            if found := look(pid):
+                return found
+        except OSError:
+            pass
+        about = open(f"/proc/{pid}/status").read()
+        pid = int(about.partition("PPid:")[2].split()[0])
+"""
+
 SCRIPTS = {
     "exit": "import os; os._exit(0)",
     "silence": "pass",

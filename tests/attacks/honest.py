@@ -228,6 +228,44 @@ LIBRARY = {
         "import tempfile\nwith tempfile.NamedTemporaryFile('w+') as f:\n    f.write('7')\n    f.seek(0)\n    print(f.read())",
         "7",
     ),
+    "temporary_folder": _says(
+        "import tempfile, os, shutil, pathlib\nwith tempfile.TemporaryDirectory() as d:\n"
+        "    p = pathlib.Path(d, 'a'); p.mkdir(); (p / 'f').write_text('x' * 9)\n    (p / 'f').rename(p / 'g')\n"
+        "    shutil.move(str(p / 'g'), d)\n    shutil.rmtree(p)\n    print(os.listdir(d))\n"
+        "with tempfile.TemporaryFile() as f:\n    f.write(b'7'); f.seek(0); print(f.read())\nprint(os.listdir())",
+        "['g']\nb'7'\n[]",
+    ),
+    "removal": _says(
+        """
+import os
+def write(name, text):
+    with open(name, "w") as f:
+        f.write(text)
+def refused(action, *args):
+    try:
+        action(*args)
+    except OSError as error:
+        return type(error).__name__, str(error)
+for i in range(40):  # more than there is room for at once
+    write("big", "x" * (1 << 20))
+    os.remove("big")
+write("a", "a"); write("b", "b")
+held = open("b")
+os.replace("a", "b")
+print(open("b").read(), held.read(), os.listdir())
+os.rename("b", "b"); os.mkdir("d"); os.mkdir("e"); os.rename("d", "e"); os.rename("b", "e/b")
+os.symlink("e/b", "link"); os.unlink("link"); os.link("e/b", "other"); os.unlink(b"other")
+print(open("e/b").read(), os.listdir())
+print(refused(os.remove, "none"), refused(os.remove, "e")[0], refused(os.rename, "none", "n"))
+write("f", ""); print(refused(os.rename, "e", "f")[0], refused(os.rmdir, "e")[0])
+fd = os.open("e", os.O_RDONLY)
+os.rename("b", "c", src_dir_fd=fd, dst_dir_fd=fd); os.unlink("c", dir_fd=fd); os.rmdir("e"); os.remove("f")
+print(os.listdir())
+""",
+        "a b ['b']\na ['e']\n('FileNotFoundError', \"[Errno 2] No such file or directory: 'none'\") IsADirectoryError "
+        "('FileNotFoundError', \"[Errno 2] No such file or directory: 'none' -> 'n'\")\n"
+        "NotADirectoryError OSError\n[]",
+    ),
     "empty_folder": _says("import os\nprint(os.listdir('.'))", "[]"),
     "crlf_source": _says("x = 7\r\nif x:\r\n    print(x)\r\n", "7"),
     "tabs": _says("if 1:\n\tprint(7)", "7"),

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from attacks import escapes, forgeries, honest
 from rl_reasoner import sandbox
 
-LIMITS: dict[str, Any] = {"timeout_s": 0.5, "memory_mb": 256}
+LIMITS: dict[str, Any] = {"timeout_s": 0.5, "memory_mb": 256, "allow_weak": True}
 
 
 class Stage:
@@ -35,6 +35,8 @@ class Stage:
         self.file = self.folder / "secret.txt"
         self.file.write_text(self.secret)
         self.file.chmod(0o666)
+        link = self.folder / "link"
+        link.symlink_to(self.secret)
         unix = str(self.folder / "socket")
         datagram = str(self.folder / "datagram")
         abstract = f"stage-{os.urandom(6).hex()}"
@@ -54,6 +56,7 @@ class Stage:
         targets = {
             "secret": str(self.file),
             "folder": str(self.folder),
+            "link": str(link),
             "port": self.listeners[0].getsockname()[1],
             "socket": unix,
             "datagram": datagram,
@@ -161,7 +164,9 @@ def main() -> None:
     """Judge the programs of the groups named, or all; one line of JSON."""
     every = judge_all(tuple(sys.argv[1:]) or ("",))
     wrong = {name: what for name, what in every.items() if what}
-    print(json.dumps({"level": sandbox.strength().level, "ran": len(every), "wrong": wrong}))
+    found = sandbox.strength()
+    told = {"level": found.level, "gaps": found.gaps, "ran": len(every), "wrong": wrong}
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":
