@@ -15,7 +15,7 @@ transformers and the attention of rl_reasoner.packing; nothing of trainers.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from transformers import GenerationMixin
 from rl_reasoner.packed_linear import packed_linears
 from rl_reasoner.packing import attention_of, prompt_attention
 from rl_reasoner.routing import SampledRoutes
-from rl_reasoner.sampling import Sampling, looks_back
+from rl_reasoner.sampling import Sampling, is_the_policy, looks_back
 
 _PREFILL = 8192  # prompt tokens of one pass
 _GENERATE = GenerationMixin.generate
@@ -36,10 +36,15 @@ Ended = Callable[[list[tuple[int, list[int]]]], None]
 
 @dataclass
 class Completion:
-    """Token ids up to and with the end token, and the log-probability each was drawn with."""
+    """Token ids up to and with the end token, and the log-probability each was drawn with.
+
+    `policy_logps`: those under the policy at `Sampling.policy_temperature`, whatever cut-offs and
+    penalties sampling had; empty where no temperature is given.
+    """
 
     ids: list[int]
     logps: list[float]
+    policy_logps: list[float] = field(default_factory=list)
 
 
 def generate(
@@ -259,10 +264,15 @@ class _Batch:
         self.caches = _Caches([len(p) for p in self.prompts], self.groups, sampling.max_tokens)
         self.ids = torch.zeros(len(prompts), sampling.max_tokens, dtype=torch.long)
         self.logps = torch.zeros(len(prompts), sampling.max_tokens)
+        self.policy_logps: Tensor | None = None  # where they are asked for and others
         sampled = sampling.settings.do_sample
         self.uniforms = uniforms(keys, sampling.max_tokens) if sampled else None
         lengths = sorted(set(self.lengths.tolist()))
         self.processors = {length: sampling.processors(model, length) for length in lengths}
+        if (temperature := sampling.policy_temperature) is not None and not all(
+            is_the_policy(processors, temperature) for processors in self.processors.values()
+        ):
+            self.policy_logps = torch.zeros_like(self.logps)
         self.ends = torch.tensor(sampling.ends)
         self.counts = torch.zeros(len(prompts), dtype=torch.long)
         longest = sampling.max_tokens
@@ -281,8 +291,13 @@ class _Batch:
             if not len(tokens):
                 break
             logits = self._step(tokens)
-        table = zip(self.ids.tolist(), self.logps.tolist(), self.counts.tolist(), strict=True)
-        return [Completion(ids[:count], logps[:count]) for ids, logps, count in table]
+        wanted = self.sampling.policy_temperature is not None
+        own = self.logps if self.policy_logps is None else self.policy_logps
+        table = zip(*(t.tolist() for t in (self.ids, self.logps, own, self.counts)), strict=True)
+        return [
+            Completion(ids[:count], logps[:count], policy[:count] if wanted else [])
+            for ids, logps, policy, count in table
+        ]
 
     def _prefill(self) -> Iterator[Tensor]:
         """Logits (prompts, V) behind each prompt, in passes of at most `_PREFILL` tokens."""
@@ -340,6 +355,10 @@ class _Batch:
             uniform = self.uniforms[self.order, step].to(self.device)
             tokens = draw(logps.exp(), uniform)
         chosen = logps.gather(1, tokens[:, None]).squeeze(1).masked_fill(broken, torch.nan).cpu()
+        if self.policy_logps is not None:
+            scaled = logits / (self.sampling.policy_temperature or 1.0)
+            own = scaled.gather(1, tokens[:, None]).squeeze(1) - scaled.logsumexp(-1)
+            self.policy_logps[self.order, step] = own.masked_fill(broken, torch.nan).cpu()
         tokens = tokens.cpu()
         self.ids[self.order, step] = tokens
         self.logps[self.order, step] = chosen

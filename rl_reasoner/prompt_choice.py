@@ -41,6 +41,7 @@ class Sampled:
     scores: list[Score | Fault] = field(default_factory=list)
     logged: dict[str, Any] = field(default_factory=dict)  # what rewards logged about it
     routes: Routes | None = None  # the experts that it was sampled with
+    policy_logps: list[float] | None = None
 
 
 @dataclass
@@ -57,6 +58,7 @@ class PromptChoice(trl.GRPOTrainer):  # type: ignore[misc]
     _scores: list[list[Score | Fault]]  # by reward, of the last rows scored
     _rewards: Tensor  # of the last rows scored, on all processes
     _routes: Routes | None  # the experts of the last rows sampled
+    _policy_logps: list[list[float]] | None  # of the last rows sampled
     _punishes: bool  # whether the last reward is the one for length
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -152,8 +154,10 @@ class PromptChoice(trl.GRPOTrainer):  # type: ignore[misc]
         seen = self.state.num_input_tokens_seen  # with the tokens thrown away
         inputs[:] = [sampled.row for sampled in kept.rows]
         self._replay = kept
-        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        self._replay = None
+        try:
+            output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        finally:
+            self._replay = None
         self.state.num_input_tokens_seen = seen
         metrics["num_tokens"] = [seen]
         metrics["dynamic_sampling/refills"].append(float(refills))
@@ -203,6 +207,7 @@ class PromptChoice(trl.GRPOTrainer):  # type: ignore[misc]
                 [scores[i] for scores in self._scores],
                 {name: values[i] for name, values in logged.items() if len(values) == len(rows)},
                 self._routes.rows([i]) if self._routes is not None else None,
+                self._policy_logps[i] if self._policy_logps is not None else None,
             )
             for i, row in enumerate(rows)
         ]
@@ -213,6 +218,8 @@ class PromptChoice(trl.GRPOTrainer):  # type: ignore[misc]
         """What sampling gives for the batch that was kept."""
         routes = [sampled.routes for sampled in kept.rows if sampled.routes is not None]
         self._routes = joined(routes) if routes else None
+        policy = [s.policy_logps for s in kept.rows if s.policy_logps is not None]
+        self._policy_logps = policy or None
         logps = [sampled.logps for sampled in kept.rows if sampled.logps is not None]
         return [sampled.ids for sampled in kept.rows], logps or None
 

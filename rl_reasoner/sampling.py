@@ -90,6 +90,7 @@ class Sampling:
     begin_suppress: tuple[int, ...] = ()  # token ids that may not come first
     config: GenerationConfig | None = None
     stop: StopStringCriteria | None = None
+    policy_temperature: float | None = None  # of `Completion.policy_logps`; none are kept for None
 
     @property
     def settings(self) -> GenerationConfig:
@@ -125,6 +126,17 @@ def unhandled(given: Mapping[str, Any], settings: GenerationConfig) -> str | Non
         if getattr(settings, name, None) not in (None, False, 0, 1):
             return f"the setting {name} of generate"
     return None
+
+
+def is_the_policy(processors: LogitsProcessorList, temperature: float) -> bool:
+    """Whether what they leave is the policy's own distribution at this temperature."""
+    left = 1.0
+    for processor in processors:
+        if isinstance(processor, logits_process.TemperatureLogitsWarper):
+            left *= processor.temperature
+        elif not isinstance(processor, logits_process.LogitNormalization):
+            return False
+    return left == temperature
 
 
 def looks_back(processors: LogitsProcessorList) -> bool:

@@ -131,6 +131,7 @@ class GRPOTrainer(
         self._fast = reason is None and self._on("fast_rollouts")
         self._elsewhere: set[str] = set()  # for what later `generate` was used, as was said
         self._sampling: Sampling | None = None  # as it was drawn last
+        self._policy_logps: list[list[float]] | None = None  # of the rows drawn last
         if not self._fast and self._corrects:
             logger.warning("correct_sampling: left out, no log-probs are kept while sampling")
         self.expert_load = ExpertLoad(self.model)
@@ -199,6 +200,7 @@ class GRPOTrainer(
                 max_tokens=settings.max_new_tokens,
                 ends=tuple(self.eos_token_ids),
                 config=settings,
+                policy_temperature=self.temperature,
                 stop=None if stop is None else StopStringCriteria(self._tokenizer, stop),
             )
         return self._sampling
@@ -237,6 +239,7 @@ class GRPOTrainer(
         """
         if self._replay is not None:  # sampled before
             return self._kept_completions(self._replay)
+        self._policy_logps = None
         how = self._how()
         if how is None or images is not None or multimodal_fields:
             found: tuple[list[list[int]], list[list[float]] | None] = super()._generate_single_turn(
@@ -264,6 +267,7 @@ class GRPOTrainer(
                 None if early is None else early.add,
                 self._budgets(len(prompt_ids)),
             )
+        self._policy_logps = [c.policy_logps for c in completions]
         return [c.ids for c in completions], [c.logps for c in completions]
 
     def _budgets(self, count: int) -> list[int | None]:
@@ -288,11 +292,27 @@ class GRPOTrainer(
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         with self._corrected():
             output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        self._keep_policy_logps(output)
         if self.rollout_sink is not None and self.model.training and self._scores:
             rows = gather_object(self._rollout_rows(inputs, output))
             if self.accelerator.is_main_process:
                 self.rollout_sink(rows)
         return output
+
+    def _keep_policy_logps(self, output: dict[str, Any]) -> None:
+        """Have trl compare with the policy that sampled, not with what was cut off of it to sample.
+
+        The weights of `correct_sampling`, which are for that, it has by now.
+        """
+        drawn, policy = output.get("sampling_per_token_logps"), self._policy_logps
+        lengths = [len(ids) for _, ids in self._sampled]
+        if drawn is None or policy is None or [*map(len, policy)] != lengths:
+            return
+        table = torch.zeros_like(drawn, device="cpu")
+        for row, logps in zip(table, policy, strict=True):
+            row[: len(logps)] = torch.tensor(logps)
+        output["drawn_per_token_logps"] = drawn
+        output["sampling_per_token_logps"] = table.to(drawn.device)
 
     def _rollout_rows(
         self, inputs: list[dict[str, Any]], output: dict[str, Any]

@@ -234,6 +234,24 @@ def test_log_probabilities_are_those_of_a_plain_pass() -> None:
         assert completion.logps == pytest.approx(alone.tolist(), abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"top_k": 3}, {"top_p": 0.6}, {"repetition_penalty": 1.7}], ids=str
+)
+def test_the_policys_own_log_probs_are_those_of_a_plain_pass(options: dict[str, Any]) -> None:
+    """Whatever sampling cuts off; the temperatures of the two are told apart."""
+    model = model_of("llama", seed=4)
+    prompts = prompts_of(3, 3)
+    sampling = Sampling(8, (END,), temperature=0.8, policy_temperature=0.5, **options)
+    for prompt, completion in zip(
+        prompts, generate(model, prompts, [[i] for i in range(9)], sampling), strict=True
+    ):
+        ids = torch.tensor([[*prompt, *completion.ids]])
+        with torch.no_grad():
+            logps = (model(ids).logits[0, len(prompt) - 1 : -1] / 0.5).log_softmax(-1)
+        alone = logps.gather(1, torch.tensor(completion.ids)[:, None]).squeeze(1)
+        assert completion.policy_logps == pytest.approx(alone.tolist(), abs=1e-4)
+
+
 def test_a_row_without_numbers_ends_and_spares_the_others() -> None:
     model = model_of("llama")
     prompts, keys = [[3, 4], [3, 39], [5]], [[0], [1], [2]]

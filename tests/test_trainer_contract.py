@@ -46,6 +46,7 @@ ATTRIBUTES = {
     "rollout_func",
     "scale_rewards",
     "state",
+    "temperature",
     "tools",
     "top_entropy_quantile",
     "train_dataset",

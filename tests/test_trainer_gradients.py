@@ -5,175 +5,33 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import trl
 from datasets import Dataset
-from peft import LoraConfig
-from tiny import QUIET
-from transformers import AutoModelForCausalLM, TrainerCallback
+from stock import (
+    OFF,
+    PROMPTS,
+    TOLERANCE,
+    Policies,
+    Samples,
+    always_flat,
+    gradients,
+    half_flat,
+    never_flat,
+    saved_policies,
+    worst,
+)
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy
 
-OFF = {"share_prompts": False, "skip_zero_advantage": False, "regroup_rows": False}
-PROMPTS = ["1+1=", "Is it?", "7", "a longer prompt, of thirty chars", "22*3=", "x"]
-Gradients = list[dict[str, torch.Tensor]]
 POISON = 100  # a token of some of the completions
-TOLERANCE = 1e-5  # relative, of every parameter's gradient in fp32
-
-
-class Gradient(TrainerCallback):  # type: ignore[misc]
-    """Keeps the gradients that every optimizer step is taken with."""
-
-    def __init__(self) -> None:
-        self.steps: Gradients = []
-        self.logs: list[dict[str, Any]] = []
-
-    def on_pre_optimizer_step(
-        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
-    ) -> None:
-        self.steps.append(
-            {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-        )
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        self.logs.append(dict(logs))
-
-
-def half_flat(completions: list[str], prompts: list[str], **columns: Any) -> list[float]:
-    """Rewards between 0 and 1; every other prompt's group has the same reward throughout."""
-    return [
-        0.5 if PROMPTS.index(p) % 2 else len(set(c)) / 16
-        for c, p in zip(completions, prompts, strict=True)
-    ]
-
-
-def never_flat(completions: list[str], **columns: Any) -> list[float]:
-    return [len(set(c)) / 16 + c.count("e") for c in completions]
-
-
-def always_flat(completions: list[str], **columns: Any) -> list[float]:
-    return [0.25 for c in completions]
-
-
-def replay(kind: type[trl.GRPOTrainer]) -> type[trl.GRPOTrainer]:
-    """The trainer with completions from a table instead of sampled ones, some of them truncated."""
-
-    class Replay(kind):  # type: ignore[misc,valid-type]
-        def _generate_single_turn(self, prompt_ids: Any, *others: Any) -> Any:
-            random = np.random.default_rng(self._step)
-            found = []
-            for index, _ in enumerate(prompt_ids):
-                length = int(random.integers(1, self.max_completion_length))
-                ids = random.integers(6, 200, length).tolist()
-                found.append([*ids, self.eos_token_ids[0]] if index % 4 else [*ids, 77])
-            return found, None
-
-    Replay.__name__ = "GRPOTrainer"
-    return Replay
-
-
-Policies = Callable[[str], Path]
 
 
 @pytest.fixture(scope="module")
 def policies(tmp_path_factory: pytest.TempPathFactory) -> Policies:
     """A saved policy by its kind."""
-    folder = tmp_path_factory.mktemp("policies")
-
-    def policy(kind: str) -> Path:
-        path = folder / kind
-        if not path.exists():
-            scratch = "scratch:moe-tiny" if kind == "moe" else "scratch:dense-tiny"
-            opened = open_policy(scratch, seed=3, device="cpu")
-            if kind not in ("moe", "dense"):
-                opened.model = other_model(kind, len(opened.tokenizer))
-            opened.save(path)
-        return path
-
-    return policy
-
-
-def other_model(kind: str, vocabulary: int) -> Any:
-    """Tiny models of other families: grouped queries, sliding windows, learned positions."""
-    import transformers
-
-    common = {"vocab_size": vocabulary, "num_hidden_layers": 2, "hidden_size": 64}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96}
-    config = {
-        "llama": lambda: transformers.LlamaConfig(**common, **heads),
-        "mistral": lambda: transformers.MistralConfig(**common, **heads, sliding_window=6),
-        "gemma2": lambda: transformers.Gemma2Config(**common, **heads, head_dim=16),
-        "gpt2": lambda: transformers.GPT2Config(
-            vocab_size=vocabulary,
-            n_layer=2,
-            n_embd=64,
-            n_head=4,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-        ),
-    }[kind]()
-    torch.manual_seed(1)
-    return AutoModelForCausalLM.from_config(config)
-
-
-def gradients(
-    kind: type[trl.GRPOTrainer], policy: Path, output: Path, reward: Any, **changes: Any
-) -> tuple[Gradients, list[dict[str, Any]], Any]:
-    """The gradients of every step, what was logged, and the trainer."""
-    opened = open_policy(str(policy), device="cpu")
-    dropout = changes.pop("lora", None)
-    arguments = {
-        "output_dir": str(output),
-        "max_steps": 3,
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 3,
-        "num_generations": 4,
-        "max_completion_length": 12,
-        "learning_rate": 0.05,
-        "optim": "sgd",
-        "max_grad_norm": 0.0,
-        **QUIET,
-        **changes,
-    }
-    if kind is trl.GRPOTrainer:
-        arguments = {key: value for key, value in arguments.items() if key not in OFF}
-    config = (trl.GRPOConfig if kind is trl.GRPOTrainer else GRPOConfig)(**arguments)
-    trainer = replay(kind)(
-        opened.model,
-        reward_funcs=reward,
-        args=config,
-        train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
-        processing_class=opened.tokenizer,
-        peft_config=None if dropout is None else lora(dropout),
-    )
-    kept = Gradient()
-    trainer.add_callback(kept)
-    torch.manual_seed(11)  # LoRA's start has drawn from the generator that shuffles the rows
-    trainer.train()
-    return kept.steps, kept.logs, trainer
-
-
-def lora(dropout: float) -> LoraConfig:
-    """An adapter on every linear layer that does not start at zero."""
-    return LoraConfig(
-        r=4, target_modules="all-linear", init_lora_weights=False, lora_dropout=dropout
-    )
-
-
-def worst(one: Gradients, other: Gradients) -> float:
-    """The largest relative difference of a parameter's gradient in a step."""
-    assert len(one) == len(other) > 0
-    found = 0.0
-    for a, b in zip(one, other, strict=True):
-        assert a.keys() == b.keys()
-        scale = torch.cat([g.flatten() for g in a.values()]).norm()
-        for name in a:
-            size = a[name].norm() + 1e-6 * scale + 1e-30
-            found = max(found, float((a[name] - b[name]).norm() / size))
-    return found
+    return saved_policies(tmp_path_factory.mktemp("policies"))
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -214,6 +72,20 @@ def test_gradients_are_those_of_stock_trl(name: str, policies: Policies, tmp_pat
     assert worst(stock, ours) <= TOLERANCE
     for a, b in zip(theirs, logs, strict=True):
         assert a.keys() <= b.keys()
+
+
+@pytest.mark.parametrize(
+    "cut", [{"top_p": 0.5}, {"top_k": 3}, {"min_p": 0.2}, {"repetition_penalty": 1.5}], ids=str
+)
+def test_the_rows_masked_as_off_policy_are_trls_whatever_sampling_cuts(
+    cut: dict[str, Any], policies: Policies, tmp_path: Path
+) -> None:
+    """Sampling draws from another distribution than the policy's: that is no distance."""
+    samples: Samples = []
+    changes = {"off_policy_mask_threshold": 0.01, "num_iterations": 2, "samples": samples, **cut}
+    ours, _, trainer = gradients(GRPOTrainer, policies("dense"), tmp_path, never_flat, **changes)
+    stock, _, _ = gradients(trl.GRPOTrainer, policies("dense"), tmp_path, never_flat, **changes)
+    assert trainer._fast and not samples and worst(stock, ours) <= TOLERANCE
 
 
 APART: dict[str, Any] = {"gradient_accumulation_steps": 1, "steps_per_generation": 3}

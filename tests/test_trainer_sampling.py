@@ -56,13 +56,15 @@ def test_sampling_is_corrected_with_the_engines_log_probs(
     changed: list[bool] = []
     for output in trainer.outputs:
         mask = output["completion_mask"]
-        diff = (output["old_per_token_logps"] - output["sampling_per_token_logps"]) * mask
+        diff = (output["old_per_token_logps"] - output["drawn_per_token_logps"]) * mask
         assert (diff < 0)[mask.bool()].all(), "top-k makes every token that is drawn likelier"
         exact = (diff.sum(1, keepdim=True) if level == "sequence" else diff).exp()
         clipped = exact.clamp(max=most)
         expected = clipped if mode == "truncate" else exact.where(exact <= most, 0.0)
         torch.testing.assert_close(output["importance_sampling_ratio"], expected)
         changed += (expected != exact).expand_as(mask)[mask.bool()].tolist()
+        apart = (output["old_per_token_logps"] - output["sampling_per_token_logps"]) * mask
+        assert apart.abs().max() < 1e-4, "the policy itself is the same"
     assert True in changed and False in changed
     mean = trainer.state.log_history[0]["sampling/importance_sampling_ratio/mean"]
     assert 0 < mean < 1

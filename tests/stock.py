@@ -1,0 +1,225 @@
+"""Trainers beside stock trl's on the same completions: their gradients, step by step."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+import trl
+from datasets import Dataset
+from peft import LoraConfig
+from tiny import QUIET
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from rl_reasoner import GRPOConfig, GRPOTrainer, engine, open_policy
+from rl_reasoner.policy import Policy
+
+OFF = {"share_prompts": False, "skip_zero_advantage": False, "regroup_rows": False}
+PROMPTS = ["1+1=", "Is it?", "7", "a longer prompt, of thirty chars", "22*3=", "x"]
+Gradients = list[dict[str, torch.Tensor]]
+TOLERANCE = 1e-5  # relative, of every parameter's gradient in fp32
+
+
+class Gradient(TrainerCallback):  # type: ignore[misc]
+    """Keeps the gradients that every optimizer step is taken with."""
+
+    def __init__(self) -> None:
+        self.steps: Gradients = []
+        self.logs: list[dict[str, Any]] = []
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
+        self.steps.append(
+            {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        )
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        self.logs.append(dict(logs))
+
+
+def half_flat(completions: list[str], prompts: list[str], **columns: Any) -> list[float]:
+    """Rewards between 0 and 1; every other prompt's group has the same reward throughout."""
+    return [
+        0.5 if PROMPTS.index(p) % 2 else len(set(c)) / 16
+        for c, p in zip(completions, prompts, strict=True)
+    ]
+
+
+def never_flat(completions: list[str], **columns: Any) -> list[float]:
+    return [len(set(c)) / 16 + c.count("e") for c in completions]
+
+
+def always_flat(completions: list[str], **columns: Any) -> list[float]:
+    return [0.25 for c in completions]
+
+
+def replay(kind: type[trl.GRPOTrainer]) -> type[trl.GRPOTrainer]:
+    """The trainer with completions from a table, some of them truncated.
+
+    Ours passes over them with its engine, which is made to draw them: it keeps what it keeps of
+    completions that it samples.
+    """
+
+    class Replay(kind):  # type: ignore[misc,valid-type]
+        def _generate_single_turn(self, prompt_ids: Any, *others: Any) -> Any:
+            random = np.random.default_rng(self._step)
+            self.table = []
+            for index, _ in enumerate(prompt_ids):
+                length = int(random.integers(1, self.max_completion_length))
+                ids = random.integers(6, 200, length).tolist()
+                self.table.append([*ids, self.eos_token_ids[0]] if index % 4 else [*ids, 77])
+            if not getattr(self, "_fast", False):
+                return self.table, None
+            with drawn(self.table):
+                found = super()._generate_single_turn(prompt_ids, *others)
+            assert found[0] == self.table
+            return found
+
+        def _budgets(self, count: int) -> list[int]:
+            return [len(ids) for ids in self.table]
+
+    Replay.__name__ = kind.__name__
+    return Replay
+
+
+Samples = list[list[list[int]]]  # of each call for completions: a row's tokens
+
+
+def sampled(kind: type[trl.GRPOTrainer], samples: Samples) -> type[trl.GRPOTrainer]:
+    """Our trainer keeps what it samples in `samples`; trl's takes its completions from there."""
+
+    class Sampled(kind):  # type: ignore[misc,valid-type]
+        def _generate_single_turn(self, *given: Any) -> Any:
+            if not issubclass(kind, GRPOTrainer):
+                return samples.pop(0), None
+            found = super()._generate_single_turn(*given)
+            samples.append(found[0])
+            return found
+
+    Sampled.__name__ = kind.__name__
+    return Sampled
+
+
+@contextmanager
+def drawn(table: list[list[int]]) -> Iterator[None]:
+    """Inside, the engine's row i draws `table[i]`, whatever the probabilities."""
+    width = max(map(len, table))
+    flat = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in table]).flatten()
+
+    def places(keys: Any, count: int) -> torch.Tensor:
+        return (torch.arange(len(keys))[:, None] * width + torch.arange(count)).float()
+
+    def draw(probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+        return flat[uniform.long()]
+
+    with mock.patch.object(engine, "uniforms", places), mock.patch.object(engine, "draw", draw):
+        yield
+
+
+Policies = Callable[[str], Path]
+
+
+def saved_policies(folder: Path) -> Policies:
+    """What gives a saved policy by its kind; they lie in `folder`."""
+
+    def policy(kind: str) -> Path:
+        path = folder / kind
+        if not path.exists():
+            scratch = "scratch:moe-tiny" if kind == "moe" else "scratch:dense-tiny"
+            opened = open_policy(scratch, seed=3, device="cpu")
+            if kind not in ("moe", "dense"):
+                opened.model = other_model(kind, len(opened.tokenizer))
+            opened.save(path)
+        return path
+
+    return policy
+
+
+def other_model(kind: str, vocabulary: int) -> Any:
+    """Tiny models of other families: grouped queries, sliding windows, learned positions."""
+    import transformers
+
+    common = {"vocab_size": vocabulary, "num_hidden_layers": 2, "hidden_size": 64}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96}
+    config = {
+        "llama": lambda: transformers.LlamaConfig(**common, **heads),
+        "mistral": lambda: transformers.MistralConfig(**common, **heads, sliding_window=6),
+        "gemma2": lambda: transformers.Gemma2Config(**common, **heads, head_dim=16),
+        "gpt2": lambda: transformers.GPT2Config(
+            vocab_size=vocabulary,
+            n_layer=2,
+            n_embd=64,
+            n_head=4,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+        ),
+    }[kind]()
+    torch.manual_seed(1)
+    return AutoModelForCausalLM.from_config(config)
+
+
+def gradients(
+    kind: type[trl.GRPOTrainer], policy: Path | Policy, output: Path, reward: Any, **changes: Any
+) -> tuple[Gradients, list[dict[str, Any]], Any]:
+    """The gradients of every step, what was logged, and the trainer.
+
+    Completions are those of `replay`, or of `sampled` where `samples` are given.
+    """
+    samples = changes.pop("samples", None)
+    opened = policy if isinstance(policy, Policy) else open_policy(str(policy), device="cpu")
+    ours = issubclass(kind, GRPOTrainer)
+    dropout = changes.pop("lora", None)
+    arguments = {
+        "output_dir": str(output),
+        "max_steps": 3,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 3,
+        "num_generations": 4,
+        "max_completion_length": 12,
+        "learning_rate": 0.05,
+        "optim": "sgd",
+        "max_grad_norm": 0.0,
+        **QUIET,
+        **changes,
+    }
+    if not ours:
+        arguments = {key: value for key, value in arguments.items() if key not in OFF}
+    config = (GRPOConfig if ours else trl.GRPOConfig)(**arguments)
+    trainer = (replay(kind) if samples is None else sampled(kind, samples))(
+        opened.model,
+        reward_funcs=reward,
+        args=config,
+        train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
+        processing_class=opened.tokenizer,
+        peft_config=None if dropout is None else lora(dropout),
+    )
+    kept = Gradient()
+    trainer.add_callback(kept)
+    torch.manual_seed(11)  # LoRA's start has drawn from the generator that shuffles the rows
+    trainer.train()
+    return kept.steps, kept.logs, trainer
+
+
+def lora(dropout: float) -> LoraConfig:
+    """An adapter on every linear layer that does not start at zero."""
+    return LoraConfig(
+        r=4, target_modules="all-linear", init_lora_weights=False, lora_dropout=dropout
+    )
+
+
+def worst(one: Gradients, other: Gradients) -> float:
+    """The largest relative difference of a parameter's gradient in a step."""
+    assert len(one) == len(other) > 0
+    found = 0.0
+    for a, b in zip(one, other, strict=True):
+        assert a.keys() == b.keys()
+        scale = torch.cat([g.flatten() for g in a.values()]).norm()
+        for name in a:
+            size = a[name].norm() + 1e-6 * scale + 1e-30
+            found = max(found, float((a[name] - b[name]).norm() / size))
+    return found
