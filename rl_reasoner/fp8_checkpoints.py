@@ -26,14 +26,18 @@ _SCALE = "_scale_inv"
 # ------------------------------------------------------------------------------------- opening
 
 
-def fp8_config(path: str) -> Any | None:
-    """The config to open `path` with where its weights are FP8, set to dequantise; else None."""
-    config = AutoConfig.from_pretrained(path)
-    how = getattr(config, "quantization_config", None)
-    if not isinstance(how, dict) or how.get("quant_method") != "fp8":
-        return None
-    how["dequantize"] = True
+def config_of(path: str) -> Any:
+    """The config to open `path` with: weights in FP8 are dequantised."""
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    if in_fp8(config):
+        config.quantization_config["dequantize"] = True
     return config
+
+
+def in_fp8(config: Any) -> bool:
+    """Whether the weights of a policy with this config are FP8."""
+    how = getattr(config, "quantization_config", None)
+    return isinstance(how, dict) and how.get("quant_method") == "fp8"
 
 
 @contextmanager

@@ -323,17 +323,14 @@ def work_of(recipe: Recipe, stage: GrpoStage, gpus: int, a: Assumed = ASSUMED) -
 
 def _config(source: str) -> Any:
     """The configuration of a policy: a scratch name, a folder with config.json, a hub id."""
-    from transformers import AutoConfig
-
-    from rl_reasoner.policy import open_policy
+    from rl_reasoner.policy import UNREADABLE, configuration, open_policy, told
 
     if source.startswith("scratch:"):
         return open_policy(source, device="cpu").model.config
     try:
-        return AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        said = str(error).partition("\n")[0]
-        raise UserError(f"{source}: no configuration to plan with ({said})") from error
+        return configuration(source)
+    except UNREADABLE as error:
+        raise UserError(f"{source}: no configuration to plan with ({told(error)})") from error
 
 
 def shape_of(source: str) -> Shape:
@@ -345,7 +342,7 @@ def shape_of(source: str) -> Shape:
 
     config = _config(source)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     total, active = parameter_counts(model)
     text = config.get_text_config()
     layers = int(text.num_hidden_layers)

@@ -22,7 +22,6 @@ from huggingface_hub import model_info, try_to_load_from_cache
 from safetensors import SafetensorError
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -31,7 +30,7 @@ from transformers import (
 
 from rl_reasoner.adapters import adapted
 from rl_reasoner.errors import UserError, did_you_mean, unknown
-from rl_reasoner.fp8_checkpoints import fp8_config, whole_blocks
+from rl_reasoner.fp8_checkpoints import config_of, in_fp8, whole_blocks
 from rl_reasoner.moe import parameter_counts, without_router_logits
 from rl_reasoner.recipe import Lora
 from rl_reasoner.sharding import is_sharded, load_state, merged_state, plain_state
@@ -84,6 +83,8 @@ SCRATCH: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "dense-tiny": ("Qwen3Config", {**_TINY, "intermediate_size": 384}),
 }
+# What the readers of a policy's files raise for files that are damaged, or not of their kind.
+UNREADABLE = (OSError, ValueError, KeyError, ImportError, RecursionError, SafetensorError)
 
 
 @dataclass
@@ -173,6 +174,19 @@ def open_policy(source: str, *, seed: int = 0, device: str = "auto") -> Policy:
     return policy
 
 
+def configuration(path: str) -> Any:
+    """The configuration of the model in a folder or on the hub; weights in FP8 are dequantised.
+
+    Raises what transformers does, and ValueError for one that asks for code.
+    """
+    config = config_of(path)
+    for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+        kernel = getattr(part, "_attn_implementation", None)
+        if "/" in str(kernel):
+            raise ValueError(f"its config asks for {kernel!r}, an attention kernel that is code")
+    return config
+
+
 def add_lora(policy: Policy, lora: Lora, seed: int) -> None:
     """Put a fresh low-rank adapter on the policy's model; `seed` sets its first weights.
 
@@ -220,7 +234,7 @@ def _scratch(name: str, seed: int) -> Policy:
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return Policy(model, tokenizer, f"scratch:{name}")
 
 
@@ -252,25 +266,30 @@ def _pretrained(path: str, source: str) -> Policy:
     folder = Path(path)
     try:
         if (folder / "adapter_config.json").is_file():
-            from peft import AutoPeftModelForCausalLM
+            from peft import AutoPeftModelForCausalLM, PeftConfig
 
-            model = AutoPeftModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+            configuration(PeftConfig.from_pretrained(path).base_model_name_or_path)
+            model = AutoPeftModelForCausalLM.from_pretrained(
+                path, dtype=torch.float32, trust_remote_code=False
+            )
         elif is_sharded(folder):
             model = _merged(folder)
         else:
-            config = fp8_config(path)
-            with whole_blocks() if config else nullcontext():
+            config = configuration(path)
+            with whole_blocks() if in_fp8(config) else nullcontext():
                 model = AutoModelForCausalLM.from_pretrained(
-                    path, dtype=torch.float32, config=config
+                    path, dtype=torch.float32, config=config, trust_remote_code=False
                 )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except UNREADABLE as error:
         where = "is a folder without a model in it" if folder.is_dir() else "cannot be opened"
-        raise UserError(f"policy {source!r} {where}: {_first_line(error)}") from error
+        raise UserError(f"policy {source!r} {where}: {told(error)}") from error
     without_router_logits(model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"policy {source!r} has no tokenizer: {_first_line(error)}") from error
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, padding_side="left", trust_remote_code=False
+        )
+    except UNREADABLE as error:
+        raise UserError(f"policy {source!r} has no tokenizer: {told(error)}") from error
     for name in ("is_local", "local_files_only"):  # of the place: saved, they are no part of it
         tokenizer.init_kwargs.pop(name, None)
     if not tokenizer("1", add_special_tokens=False)["input_ids"]:
@@ -305,7 +324,7 @@ def _ask_the_hub(name: str) -> None:
 
 def _merged(folder: Path) -> PreTrainedModel:
     """The model of a checkpoint in shards, whole. Raises ValueError for one of an adapter alone."""
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    model = AutoModelForCausalLM.from_config(configuration(str(folder)), trust_remote_code=False)
     try:
         load_state(model, merged_state(folder))
     except RuntimeError as error:
@@ -315,6 +334,13 @@ def _merged(folder: Path) -> PreTrainedModel:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0]
+
+
+def told(error: BaseException) -> str:
+    """What was wrong with a policy's files, without transformers' advice to run their code."""
+    if "trust_remote_code" in str(error):
+        return "it brings code of its own, and that is never run: a policy is weights and tokenizer"
+    return _first_line(error)
 
 
 # -------------------------------------------------------------------------------------- gguf
@@ -362,9 +388,9 @@ def _convert(file: Path, folder: Path) -> None:
     place = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     config = GgufConfig(dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(
-        **place, dtype=torch.float32, quantization_config=config
+        **place, dtype=torch.float32, quantization_config=config, trust_remote_code=False
     )
-    tokenizer = AutoTokenizer.from_pretrained(**place)
+    tokenizer = AutoTokenizer.from_pretrained(**place, trust_remote_code=False)
     if _gguf_text(file, "tokenizer.ggml.pre") == "smollm":
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [

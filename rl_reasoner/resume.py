@@ -107,7 +107,11 @@ class ExactResume(PlaceInData, trl.GRPOTrainer):  # type: ignore[misc]
             return
         if is_sharded(Path(resume_from_checkpoint)):  # as they are in memory
             return
-        saved = AutoModelForCausalLM.from_pretrained(resume_from_checkpoint, dtype=target.dtype)
+        saved = AutoModelForCausalLM.from_pretrained(
+            resume_from_checkpoint,
+            dtype=target.dtype,
+            trust_remote_code=self.args.trust_remote_code,
+        )
         target.load_state_dict(saved.state_dict())
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:

@@ -17,6 +17,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from peft import PeftModel, set_peft_model_state_dict
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
@@ -27,6 +28,7 @@ from transformers import Trainer
 from trl.models.utils import unwrap_model_for_generation
 
 from rl_reasoner.errors import UserError
+from rl_reasoner.shards import checked
 
 MODEL_SHARDS = "pytorch_model_fsdp_0"
 OPTIMIZER_SHARDS = "optimizer_0"
@@ -70,13 +72,17 @@ class Sharding(Trainer):  # type: ignore[misc]
             raise UserError(
                 f"{checkpoint} was not written in shards: it goes on in one process, or under DDP"
             )
+        if is_sharded(checkpoint):
+            checked(checkpoint / MODEL_SHARDS)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or self.is_fsdp_enabled or not is_sharded(Path(checkpoint)):
+            if checkpoint is not None and (shards := Path(checkpoint) / OPTIMIZER_SHARDS).is_dir():
+                checked(shards)
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        found = _merged(Path(checkpoint) / OPTIMIZER_SHARDS)["optimizer"]
+        found = _merged(Path(checkpoint) / OPTIMIZER_SHARDS, "optimizer")
         options = StateDictOptions(full_state_dict=True)
         set_optimizer_state_dict(self.model, self.optimizer.optimizer, found, options=options)
         schedule = torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True)
@@ -140,20 +146,26 @@ def is_sharded(checkpoint: Path) -> bool:
 
 def merged_state(checkpoint: Path) -> dict[str, Tensor]:
     """The weights of a sharded checkpoint as one state dict, by one process, on the CPU."""
-    state: dict[str, Tensor] = _merged(checkpoint / MODEL_SHARDS)["model"]
-    return state
+    return _merged(checkpoint / MODEL_SHARDS, "model")
 
 
-def _merged(folder: Path) -> dict[str, Any]:
-    """What was saved in shards in `folder`, whole."""
+def _merged(folder: Path, name: str) -> dict[str, Any]:
+    """What was saved as `name` in shards in `folder`, whole. Raises `UserError` (see `checked`)."""
+    checked(folder)
     found: dict[str, Any] = {}
-    _load_state_dict(
-        found,
-        storage_reader=FileSystemReader(folder),
-        planner=_EmptyStateDictLoadPlanner(),  # type: ignore[no-untyped-call]
-        no_dist=True,
-    )
-    return found
+    try:
+        _load_state_dict(
+            found,
+            storage_reader=FileSystemReader(folder),
+            planner=_EmptyStateDictLoadPlanner(),  # type: ignore[no-untyped-call]
+            no_dist=True,
+        )
+    except CheckpointException as error:
+        cause = next(iter(error.failures.values()))[0]
+        raise UserError(f"{folder} cannot be read: {type(cause).__name__}: {cause}") from error
+    if not isinstance(state := found.get(name), dict):
+        raise UserError(f"{folder} is not read: there is no {name} in it")
+    return state
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor]) -> None:

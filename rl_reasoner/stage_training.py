@@ -127,7 +127,9 @@ def _load_weights(policy: Policy, checkpoint: Path) -> None:
     if (checkpoint / "adapter_config.json").is_file():
         policy.model.load_adapter(str(checkpoint), "default", is_trainable=True)
     else:
-        saved = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=policy.model.dtype)
+        saved = AutoModelForCausalLM.from_pretrained(
+            checkpoint, dtype=policy.model.dtype, trust_remote_code=False
+        )
         policy.model.load_state_dict(saved.state_dict())
 
 

@@ -68,7 +68,9 @@ def _empty(model: Any, experts: int, chosen: int, seed: int) -> Any:
     config = getattr(transformers, name)(**given)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        mixture = transformers.AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+        mixture = transformers.AutoModelForCausalLM.from_config(
+            config, dtype=model.dtype, trust_remote_code=False
+        )
     mixture.generation_config = model.generation_config
     return mixture.train(model.training)
 

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from rl_reasoner import cli
-from rl_reasoner.sharding import merged_state
+from rl_reasoner.errors import UserError
+from rl_reasoner.sharding import MODEL_SHARDS, OPTIMIZER_SHARDS, merged_state
 
 PLAIN: dict[str, Any] = {"save_strategy": "no", "logging_steps": 1}
 
@@ -297,3 +300,36 @@ def test_the_whole_matrix_of_resumed_runs(
     trained(processes, tmp_path / "killed", kill=epoch + 3, **changes)
     resumed = trained(processes, tmp_path / "killed", resume=True, **changes)
     assert same(whole, resumed)
+
+
+class _Opens:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.canary),)
+
+
+def test_no_job_unpickles_the_shards_of_a_checkpoint(tmp_path: Path) -> None:
+    """The weights' and the optimizer's, in one process or in two as accelerate reads them."""
+    trained(2, tmp_path, kill=3, save_steps=2, max_steps=4, **FSDP)
+    checkpoint, canary = tmp_path / "checkpoint-2", tmp_path / "canary"
+    (checkpoint / "checksums.json").unlink(missing_ok=True)
+
+    for part in (MODEL_SHARDS, OPTIMIZER_SHARDS):
+        index = checkpoint / part / ".metadata"
+        kept = index.read_bytes()
+        index.write_bytes(pickle.dumps(_Opens(canary)))
+        for count in (1, 2):
+
+            def job(rank: int, count: int = count, part: str = part) -> None:
+                own = FSDP if count > 1 else {}
+                trainer = build("scratch:dense-tiny", tmp_path, save_steps=2, max_steps=4, **own)
+                with pytest.raises(UserError, match=f"{part} is not read"):
+                    trainer.train(resume_from_checkpoint=str(checkpoint))
+
+            assert together(count, job) == [0] * count
+        index.write_bytes(kept)
+    assert not canary.exists()
