@@ -4,6 +4,8 @@ transformers counts the steps of an epoch and passes over the rows before; two t
 The generator of trl's sampler draws one permutation an epoch, from the first epoch on. And of a
 stream, whose length nobody knows, transformers takes all steps for steps of the first pass: a run
 that had come to the second would start that one over.
+
+Data that fill no step are an error: transformers would train nothing, and end as if all were well.
 """
 
 import math
@@ -14,6 +16,8 @@ import torch
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
+
+from rl_reasoner.errors import UserError
 
 
 class PlaceInData(Trainer):  # type: ignore[misc]
@@ -61,3 +65,35 @@ def _place(saved: TrainerState) -> tuple[int, int]:
     epoch = saved.epoch or 0.0
     passes = max(math.ceil(epoch) - 1, 0)
     return passes, round((epoch - passes) * saved.max_steps)
+
+
+def check_rows(trainer: Any) -> None:
+    """Raise `UserError` where the rows of a GRPO trainer do not fill one generation."""
+    rows, args = trainer.train_dataset, trainer.args
+    if isinstance(rows, IterableDataset):
+        return  # nobody knows how many it has
+    wanted = args.generation_batch_size // trainer.num_generations
+    if not len(rows):
+        raise UserError("train_dataset is empty: there is nothing to train on")
+    if len(rows) < wanted:
+        raise UserError(
+            f"train_dataset has too few rows, {len(rows)}: completions are sampled for {wanted} "
+            f"prompts at a time (generation_batch_size {args.generation_batch_size} / "
+            f"num_generations {trainer.num_generations}), so nothing would be trained. Give more "
+            "rows, or make per_device_train_batch_size or steps_per_generation smaller"
+        )
+
+
+def check_trained(trainer: Any) -> None:
+    """Raise `UserError` where a stream ended before it filled one generation."""
+    begun, done = trainer._initial_global_step, trainer.state.global_step
+    if (
+        isinstance(trainer.train_dataset, IterableDataset)
+        and done == begun < trainer.args.max_steps
+    ):
+        wanted = trainer.args.generation_batch_size // trainer.num_generations
+        raise UserError(
+            f"nothing was trained: the stream train_dataset ended before it gave {wanted} prompts "
+            f"(generation_batch_size {trainer.args.generation_batch_size} / num_generations "
+            f"{trainer.num_generations})"
+        )

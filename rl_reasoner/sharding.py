@@ -101,6 +101,9 @@ def whole(model: nn.Module) -> Iterator[None]:
 
     The memory is that of the model, once. Nothing happens to a model that is not sharded.
     """
+    if not torch.distributed.is_initialized():  # one process alone shards nothing
+        yield
+        return
     if isinstance(model, FSDPModule):  # the root, before a part of it (under an adapter) is passed
         model._get_fsdp_state()._lazy_init()
     units = [module for module in model.modules() if isinstance(module, FSDPModule)]

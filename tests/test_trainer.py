@@ -13,10 +13,12 @@ import torch
 import trl
 from datasets import Dataset
 from failing_rewards import huge, infinite, nan, nothing, raises_sometimes, text
+from processes import build as few
 from tiny import QUIET
 from transformers import TrainerCallback
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, Score, open_policy, reward
+from rl_reasoner.errors import UserError
 from rl_reasoner.isolation import RewardsFailed
 
 PROBLEMS = [f"{a}+{b}=" for a in range(3) for b in range(4)]
@@ -347,3 +349,22 @@ def test_a_dense_policy_has_no_expert_load(tmp_path: Path) -> None:
     trainer = build(GRPOTrainer, tmp_path / "dense", digits, tmp_path, max_steps=1)
     _, log = trained(trainer)
     assert trainer.last_expert_load == [] and "experts/max_over_mean" not in log[0]
+
+
+# ------------------------------------------------------------------------- data that fill no step
+
+
+@pytest.mark.parametrize(
+    ("rows", "stream", "said"),
+    [
+        (0, False, "train_dataset is empty"),
+        (1, False, r"too few rows, 1: .* for 2 prompts"),
+        (1, True, "ended before it gave 2 prompts"),
+    ],
+)
+def test_data_that_fill_no_step_are_one_clear_error(
+    rows: int, stream: bool, said: str, tmp_path: Path
+) -> None:
+    trainer = few("scratch:dense-tiny", tmp_path, prompts=rows, stream=stream, max_steps=2)
+    with pytest.raises(UserError, match=said):
+        trainer.train()

@@ -3,7 +3,10 @@
 import ast
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
+import torch
 import trl
 from processes import build
 
@@ -167,3 +170,14 @@ def test_every_internal_of_trl_that_the_trainer_leans_on(tmp_path: Path) -> None
     ours = {name: value for kind in KINDS for name, value in vars(kind).items()}
     own = {n for n, v in ours.items() if callable(v) and hasattr(trl.GRPOTrainer, n)}
     assert own - {"__init__"} == OVERRIDDEN.keys()
+
+
+def test_a_rollout_function_needs_no_model_that_is_opened() -> None:
+    """As trl's own test: what it returned is looked at, whatever else the trainer has."""
+    trainer = object.__new__(GRPOTrainer)
+    trainer.accelerator = SimpleNamespace(device=torch.device("cpu"))
+    trainer.model = SimpleNamespace(training=True)
+    trainer.use_vllm = False
+    trainer.rollout_func = lambda prompts, trainer: {"prompt_ids": [[1]], "completion_ids": [[2]]}
+    with pytest.raises(ValueError, match="rollout_func must return keys"):
+        trainer._generate(["prompt"])
