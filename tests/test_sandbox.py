@@ -10,7 +10,7 @@ import pytest
 
 from rl_reasoner import sandbox
 from rl_reasoner.errors import UserError
-from rl_reasoner.sandbox import host, levels, zygote
+from rl_reasoner.sandbox import data, host, levels, zygote
 
 SQUARE = "def f(x, y=2):\n    return x ** y\nclass Solution:\n    def g(self, x): return [x, (x,)]"
 CHECK = "def check(c):\n    assert c(3) == 9\n    assert c(2, y=3) == 8\ncheck(f)"
@@ -27,6 +27,8 @@ CHECK = "def check(c):\n    assert c(3) == 9\n    assert c(2, y=3) == 8\ncheck(f
         {"call": "f", "args": [2], "kwargs": {"y": 3}, "expected": 8},
         {"call": "f", "args": [2], "kwargs": {"y": 0.5}, "expected": 1.41421, "tolerance": 1e-4},
         {"call": "Solution.g", "args": ["a"], "expected": ["a", ["a"]]},
+        {"call": "Solution().g", "args": ["a"], "expected": ["a", ["a"]]},
+        "assert Solution().g('a') == ['a', ('a',)]",
         {"call": "f", "args": [3], "expected": 9, "stdin": None, "stdout": None, "kwargs": None},
     ],
 )
@@ -58,6 +60,9 @@ def test_every_form_of_test_passes_the_right_program_and_fails_a_wrong_one(test:
         ("inf", "7", 1e9, False),
         ("0x7", "7", 1.0, False),
         ("seven", "7", 1.0, False),
+        ("7", "1e400", 1e-6, False),
+        ("1e400", "1e400", 1e-6, True),
+        ("1e400", "1e308", 10.0, False),
     ],
 )
 def test_output_is_compared_as_contest_judges_do(
@@ -183,6 +188,22 @@ def test_call_gives_the_value_as_plain_data() -> None:
         sandbox.call(program, "g")
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
         sandbox.call(program, "h")
+    assert sandbox.call("class A:\n    def f(self, n): return n", "A().f", [7]) == 7
+
+
+def test_a_value_that_takes_long_to_build_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "_DECODING_S", 0.1)
+    program = """
+import json, os
+def f():
+    members = [{"i": format(n * (2 ** 61 - 1), "x")} for n in range(30_000)]
+    os.write(3, json.dumps({"s": members}).encode())
+    os._exit(0)
+def g(): return {n: str(n) for n in range(3_000)}
+"""
+    with pytest.raises(RuntimeError, match="members collide"):
+        sandbox.call(program, "f")
+    assert len(sandbox.call(program, "g")) == 3_000
 
 
 @pytest.mark.parametrize(
@@ -272,6 +293,7 @@ def test_a_test_uses_its_own_builtins_and_modules_not_the_programs() -> None:
         ([{"stdin": ""}], "stdout must be a str"),
         ([{"stdin": 7, "stdout": "7"}], "stdin must be a str, not int"),
         (["assert f(1) == 1", {"call": "f(", "expected": 1}], "test 1: call must be"),
+        ([{"call": "Solution().f()", "expected": 1}], "test 0: call must be"),
         ([{"call": "f", "args": [1]}], "without saying what is expected"),
         ([{"call": "f", "args": 1, "expected": 1}], "args must be a list"),
         ([{"call": "f", "args": [object()], "expected": 1}], "object, which is no plain data"),

@@ -81,6 +81,10 @@ def test_tolerance_lets_no_odd_number_through() -> None:
     for odd in (math.nan, math.inf, -math.inf, 10**400, "1", None, [1]):
         assert not data.equal(data.encode(odd), 1.0, 0.5)
     assert data.equal(math.inf, math.inf, 0.5)
+    for expected in (math.inf, -math.inf, complex(1, math.inf)):
+        for said in (1.0, -math.inf, 10**400, 1j, Fraction(1, 2)):
+            same = said == expected
+            assert data.equal(data.encode(said), data.encode(expected), 0.5) is same
 
 
 def test_subclasses_travel_as_what_they_are() -> None:

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NoReturn
 
-from rl_reasoner.sandbox import data, jail, remote
+from rl_reasoner.sandbox import data, jail, judging, remote
 
-FAILED, OUT_OF_MEMORY, GONE, BROKEN = 1, 86, 87, 88
+FAILED, OUT_OF_MEMORY, GONE = 1, 86, 87
 _PLAIN_RECURSION = 1000
 
 
@@ -54,7 +54,7 @@ def main(cell: Cell, built: jail.Jail, box: str, limits: jail.Limits) -> NoRetur
     except MemoryError:
         code = OUT_OF_MEMORY
     except BaseException as error:
-        code = BROKEN
+        code = remote.BROKEN
         os.write(2, f"sandbox: {type(error).__name__}: {error}\n".encode())
     os._exit(code)
 
@@ -118,12 +118,16 @@ def call(payload: dict[str, Any], path: str) -> int:
 
 
 def _call(namespace: dict[str, Any], payload: dict[str, Any]) -> object:
-    head, *rest = payload["call"].split(".")
-    if head not in namespace:
-        raise NameError(f"name {head!r} is not defined")  # a builtin would pass for the program
-    target = namespace[head]
-    for name in rest:
-        target = getattr(target() if isinstance(target, type) else target, name)
+    target: Any = None
+    for place, part in enumerate(payload["call"].split(".")):
+        name = part.removesuffix("()")
+        if place:
+            target = getattr(target() if isinstance(target, type) else target, name)
+        elif name in namespace:
+            target = namespace[name]
+        else:
+            raise NameError(f"name {name!r} is not defined")  # a builtin would pass for it
+        target = target() if name != part else target
     arguments = data.decode(payload["args"])
     return target(*arguments, **data.decode(payload["kwargs"]))
 
@@ -134,7 +138,7 @@ def serve(payload: dict[str, Any], path: str) -> int:
     if code:
         _flush()
         return code
-    remote.Server(namespace, remote.Channel(3)).run()
+    remote.Server(namespace, 3).run()
     return _flush()
 
 
@@ -142,7 +146,7 @@ def judge(payload: dict[str, Any], path: str) -> int:
     """Run a test's text against the program on descriptor 4; the verdict goes to descriptor 3."""
     sys.setrecursionlimit(10 * _PLAIN_RECURSION)
     try:
-        verdict = remote.judge(payload["source"], remote.Channel(4))
+        verdict = judging.judge(payload["source"], 4)
     except remote.Gone:
         return GONE
     _write_all(3, verdict.encode())

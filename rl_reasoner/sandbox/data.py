@@ -12,7 +12,8 @@ import base64
 import builtins
 import json
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -21,6 +22,8 @@ Tree = Any  # what json.loads returns; objects hold exactly one tag
 MAX_BYTES = 8 << 20
 MAX_DEPTH = 200
 MAX_DIGITS = 10_000
+_DECODING_S = 5.0  # many times what the largest honest message needs
+_AT_ONCE = 256
 _PLAIN_INT = 1 << 63
 _BUILTIN_TYPES = {kind for kind in vars(builtins).values() if isinstance(kind, type)}
 
@@ -86,23 +89,31 @@ def _encode_tagged(value: object, refer: Callable[[object], Tree] | None, depth:
 def decode(tree: Tree, refer: Callable[[str, Any], object] | None = None) -> Any:
     """The value of a tree; `refer(tag, argument)` resolves tags that are no data.
 
-    Raises `Malformed` for anything that `encode` does not write. Builds sets and dictionaries, so
-    it is for use inside a jail or on trees of one's own: the host compares trees with `equal`.
+    Raises `Malformed` for anything that `encode` does not write, and for sets and dictionaries that
+    take too long to fill, since their members were chosen to collide.
     """
+    return _decode(tree, refer, time.thread_time() + _DECODING_S)
+
+
+def _decode(tree: Tree, refer: Callable[[str, Any], object] | None, until: float) -> Any:
     if isinstance(tree, list):
-        return [decode(item, refer) for item in tree]
+        return [_decode(item, refer, until) for item in tree]
     if not isinstance(tree, dict):
         return tree
     tag, body = _tag(tree)
     try:
         if tag == "t":
-            return tuple(decode(item, refer) for item in _items(body))
+            return tuple(_decode(item, refer, until) for item in _items(body))
         if tag == "d":
-            return {decode(key, refer): decode(value, refer) for key, value in _items(body)}
-        if tag == "s":
-            return {decode(item, refer) for item in _items(body)}
-        if tag == "f":
-            return frozenset(decode(item, refer) for item in _items(body))
+            table: dict[Any, Any] = {}
+            for some in _portions(_items(body), until):
+                table.update((_decode(k, refer, until), _decode(v, refer, until)) for k, v in some)
+            return table
+        if tag in ("s", "f"):
+            members: set[Any] = set()
+            for some in _portions(_items(body), until):
+                members.update(_decode(item, refer, until) for item in some)
+            return members if tag == "s" else frozenset(members)
         if tag == "r":
             return range(*(decode(part) for part in _items(body)))
         if tag in _SCALARS:
@@ -112,6 +123,14 @@ def decode(tree: Tree, refer: Callable[[str, Any], object] | None = None) -> Any
     if refer is None:
         raise Malformed(f"unknown tag {tag!r}")
     return refer(tag, body)
+
+
+def _portions(items: list[Any], until: float) -> Iterator[list[Any]]:
+    """`items` in parts, as long as this thread has computed for less than `until`."""
+    for start in range(0, len(items), _AT_ONCE):
+        if start and time.thread_time() > until:
+            raise Malformed("a set or dictionary whose members collide")
+        yield items[start : start + _AT_ONCE] if start or len(items) > _AT_ONCE else items
 
 
 def dump(tree: Tree) -> bytes:
@@ -192,7 +211,8 @@ def _numbers_equal(a: Any, b: Any, tolerance: float) -> bool:
     if not tolerance or isinstance(a, Decimal) or isinstance(b, Decimal):
         return False
     try:
-        return bool(abs(a - b) <= tolerance * max(1.0, abs(b)))  # False for nan
+        allowed = tolerance * max(1.0, abs(b))  # infinite where b is: then nothing else is near
+        return bool(math.isfinite(allowed) and abs(a - b) <= allowed)  # False for nan
     except OverflowError:
         return False
 

@@ -7,6 +7,7 @@ planned as a call, so that even its comparison happens here.
 """
 
 import ast
+import math
 import re
 import signal
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from rl_reasoner.sandbox.host import MAX_OUTPUT, Finished
 
 Verdict = Literal["passed", "failed", "error", "timeout", "memory", "crash", "refused"]
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+_NAME = re.compile(r"[^\W\d]\w*((\(\))?\.[^\W\d]\w*)*")
 _VERDICTS: tuple[Verdict, ...] = ("passed", "failed", "error", "memory")
 _LONG_ANSWER = 1 << 16
 _STDIO_KEYS = ("stdin", "stdout", "tolerance")
@@ -169,7 +170,8 @@ def _near(said: str, expected: str, tolerance: float) -> bool:
     if len(said) > 400 or not (_NUMBER.fullmatch(said) and _NUMBER.fullmatch(expected)):
         return False
     a, b = float(said), float(expected)
-    return abs(a - b) <= tolerance * max(1.0, abs(b))  # False for the difference of infinities
+    allowed = tolerance * max(1.0, abs(b))  # infinite where b is: then nothing else is near
+    return math.isfinite(allowed) and abs(a - b) <= allowed
 
 
 # -------------------------------------------------------------------------------- planning
@@ -209,7 +211,8 @@ def _text(test: Mapping[Any, Any], key: str, place: str) -> str:
 def _plan_call(test: Mapping[Any, Any], place: str, tolerance: float) -> Call:
     name = test.get("call")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise UserError(f'{place}: call must be "function" or "Class.method", not {name!r}')
+        forms = '"function", "Class.method" or "Class().method"'
+        raise UserError(f"{place}: call must be {forms}, not {name!r}")
     if "expected" not in test:
         raise UserError(f"{place} calls {name} without saying what is expected")
     args, kwargs = test.get("args") or [], test.get("kwargs") or {}
@@ -257,12 +260,12 @@ def _as_call(tree: ast.Module) -> Call | None:
         case [
             ast.Assert(
                 test=ast.Compare(
-                    left=ast.Call(func=ast.Name(id=name), args=args, keywords=keywords),
+                    left=ast.Call(func=called, args=args, keywords=keywords),
                     ops=[ast.Eq()],
                     comparators=[expected],
                 )
             )
-        ] if all(word.arg for word in keywords):
+        ] if all(word.arg for word in keywords) and (name := _called(called)):
             try:
                 values = [ast.literal_eval(node) for node in args]
                 named = {str(word.arg): ast.literal_eval(word.value) for word in keywords}
@@ -271,6 +274,16 @@ def _as_call(tree: ast.Module) -> Call | None:
                 return None
             return Call(name, trees[0], trees[1], trees[2], 0.0, loose=False)
     return None
+
+
+def _called(node: ast.expr) -> str:
+    """The name of what is called, `f` or `Class().method`; nothing for anything else."""
+    match node:
+        case ast.Name(id=name):
+            return name
+        case ast.Attribute(ast.Call(ast.Name(id=name), args=[], keywords=[]), attr=method):
+            return f"{name}().{method}"
+    return ""
 
 
 def _payload(source: str, **more: Any) -> bytes:

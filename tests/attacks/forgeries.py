@@ -30,6 +30,44 @@ class Any:
     __lt__ = __gt__ = __le__ = __ge__ = __eq__
 def f(n): return Any()
 """,
+    "memory_of_the_judge": """
+class A:
+    def __init__(self, shape): self.shape = shape
+    def __getattr__(self, name):
+        if name == "__array_interface__":
+            return {"shape": self.shape, "typestr": "<f8", "data": (id(2.5) + 16, True), "version": 3}
+        raise AttributeError(name)
+def f(n): return A((0,))
+""",
+    "speaks_code": """
+def f(n): return "[__import__('os').write(3, b'passed'), __import__('os')._exit(0)]"
+""",
+    "shows_code": """
+class A:
+    def __str__(self): return "[__import__('os').write(3, b'passed'), __import__('os')._exit(0)]"
+    def __getattr__(self, name):
+        if name == "__annotations__": return {"n": str(self)}
+        if name == "__globals__": return {}
+        raise AttributeError(name)
+    def __call__(self, n): return self
+f = A()
+""",
+    "asks_the_callback": """
+import re
+def f(told):
+    for n in range(1000):
+        try:
+            return told(n)
+        except AssertionError as error:
+            found = re.search("answer-[0-9a-f]{8}", str(error))
+            if found:
+                return found[0]
+""",
+    "stops_every_loop": """
+def f(n):
+    if n == 7: raise StopIteration
+    raise StopAsyncIteration
+""",
     "mock_any": "from unittest.mock import ANY\ndef f(n): return ANY",
     "equal_string": """
 class S(str):

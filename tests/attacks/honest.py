@@ -315,7 +315,10 @@ CALLED = {
         [
             {"call": "Solution.f", "args": [7], "expected": 7},
             {"call": "Solution.g", "kwargs": {"n": 7}, "expected": 7},
+            {"call": "Solution().f", "args": [7], "expected": 7},
+            {"call": "Solution().g", "args": [7], "expected": 7},
             "assert Solution().f(7) == 7",
+            "def check(c):\n    assert c(7) == 7\ncheck(Solution().f)",
         ],
     ),
     "containers": (
@@ -414,6 +417,60 @@ CALLED = {
     ),
 }
 
+_TEN: list[Any] = [
+    "import threading\nseen = []\ndef use(n):\n    for i in range(30): seen.append(f(i) == i * i)\n"
+    "ts = [threading.Thread(target=use, args=(n,)) for n in range(8)]\n"
+    "[t.start() for t in ts]\n[t.join() for t in ts]\nassert len(seen) == 240 and all(seen)",
+    "from concurrent.futures import ThreadPoolExecutor\nwith ThreadPoolExecutor(8) as p:\n"
+    "    assert list(p.map(f, range(60))) == [n * n for n in range(60)]",
+    "import threading\nfor n in range(300):\n    t = threading.Thread(target=f, args=(n,))\n    t.start(); t.join()",
+    "import asyncio\nasync def main():\n    return await asyncio.gather(*[asyncio.to_thread(f, n) for n in range(9)])\n"
+    "assert asyncio.run(main()) == [n * n for n in range(9)]",
+]
+
+THREADED = {
+    "plain": ("def f(n): return n * n", _TEN),
+    "locked": (
+        "import threading\nlock = threading.RLock()\ndef f(n):\n    with lock: return n * n",
+        _TEN,
+    ),
+    "in_order": (
+        "import threading\nclass Foo:\n    def __init__(self): self.a, self.b = threading.Event(), threading.Event()\n"
+        "    def first(self, p): p(); self.a.set()\n    def second(self, p): self.a.wait(); p(); self.b.set()\n"
+        "    def third(self, p): self.b.wait(); p()",
+        [
+            "import threading\nfoo, out = Foo(), []\npairs = ((foo.third, 'c'), (foo.second, 'b'), (foo.first, 'a'))\n"
+            "ts = [threading.Thread(target=m, args=(lambda s=s: out.append(s),)) for m, s in pairs]\n"
+            "[t.start() for t in ts]\n[t.join() for t in ts]\nassert out == ['a', 'b', 'c']"
+        ],
+    ),
+    "queue": (
+        "import queue\nq = queue.Queue(1)\ndef put(x): q.put(x)\ndef get(): return q.get()",
+        [
+            "import threading\nout = []\nt = threading.Thread(target=lambda: out.extend(get() for _ in range(20)))\n"
+            "t.start()\nfor n in range(20): put(n)\nt.join()\nassert out == list(range(20))",
+            "import threading\nt = threading.Timer(0.1, put, [5])\nt.start()\nassert get() == 5",
+        ],
+    ),
+    "own_threads": (
+        "import threading\nfrom concurrent.futures import ThreadPoolExecutor\n"
+        "def each(g, xs):\n    with ThreadPoolExecutor(8) as p: return list(p.map(g, xs))\n"
+        "def later(g, s): threading.Timer(s, g).start()",
+        [
+            "assert each(lambda x: x * x, list(range(40))) == [x * x for x in range(40)]",
+            "import time\nout = []\nlater(lambda: out.append(1), 0.05)\ntime.sleep(0.3)\nassert out == [1]",
+            "assert each(lambda x: each(abs, [x]), [-1, -2]) == [[1], [2]]",
+        ],
+    ),
+    "in_place": (
+        "def sort(x): x.sort()",
+        [
+            "import threading\nx = [3, 1]\nt = threading.Thread(target=sort, args=(x,))\n"
+            "t.start(); t.join()\nassert x == [1, 3]"
+        ],
+    ),
+}
+
 HONEST: dict[str, tuple[str, list[Any]]] = {
     f"{group}/{name}": pair
     for group, programs in (
@@ -423,6 +480,7 @@ HONEST: dict[str, tuple[str, list[Any]]] = {
         ("running", RUNNING),
         ("library", LIBRARY),
         ("called", CALLED),
+        ("threaded", THREADED),
     )
     for name, pair in programs.items()
 }

@@ -126,6 +126,11 @@ def hidden_tests() -> tuple[list[sandbox.Test], list[sandbox.Test]]:
         f"assert {answer!r} in [f(7)] and not f(8) != {answer!r}",
         "assert abs(f(8) - 12345.5) < 1e-6",
         f"assert {{f(9)}} == {{{answer!r}}} and sorted([f(6)]) == [{answer!r}]",
+        "import numpy as np\nassert np.allclose(f(7), 12345.5) and np.allclose([f(7)], [12345.5])",
+        "import sympy\nassert sympy.sympify(f(7)) == sympy.Rational(24691, 2)",
+        f"import typing\nassert typing.get_type_hints(f) and eval(f(7)) == {answer!r}",
+        f"assert all(x == {answer!r} for x in map(f, (7, 8)))",
+        f"def told(x):\n    assert x == {answer!r}, {answer!r}\nassert f(told) == {answer!r}",
     ]
     scripts: list[sandbox.Test] = [
         {"stdin": "7", "stdout": answer},

@@ -1,0 +1,146 @@
+"""What the program says never becomes code in the judge.
+
+Tests hand values of the program to libraries that evaluate text: `sympy.sympify` and all that calls
+it, `eval`, doctest, annotations, pickles. An audit hook, which nothing can take off again, sees all
+code that is run from text. Once the program has spoken it lets through what the test itself has
+written, what libraries make for themselves, and calculations: code without assignments, imports and
+attributes, whose names are all of arithmetic. So an honest "x**2 + sin(x)" is still read.
+"""
+
+import ast
+import math
+import opcode
+import sys
+import threading
+from functools import cache
+from types import CodeType, FrameType
+from typing import Any
+
+_IMPORTING = ("<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>")
+# Code that these run is of their own making: file, function ("" for any).
+_OWN_MAKING = (
+    ("/dataclasses.py", ""),
+    ("/sympy/parsing/sympy_parser.py", "parse_expr"),
+    ("/sympy/polys/monomials.py", ""),
+    ("/sympy/polys/ring_series.py", ""),
+    ("/sympy/utilities/lambdify.py", "_import"),
+)
+_PARSER, _LAMBDIFY = "/sympy/parsing/sympy_parser.py", "/sympy/utilities/lambdify.py"
+_LAMBDIFIED = {"_lambdifygenerated", "numpy", "math", "cmath", "mpmath", "functools", "reduce"}
+_BUILTINS = (
+    "abs all any bool complex dict divmod enumerate filter float frozenset int len list map max min"
+    " pow range reversed round set sorted str sum tuple zip math"
+    " _tuple_new _it _timer _stmt _setup inner"  # of namedtuple and timeit
+)
+_NUMPY = "np numpy array select amax amin nan inf pi"
+_SYMPY = (
+    "sympy sp S N sqrt cbrt root real_root simplify expand factor cancel together apart diff"
+    " integrate limit summation product factorial binomial ln eye zeros ones mpf mpc mpi"
+)
+# What a pickle may build: types whose objects are data.
+_PICKLED = {
+    "builtins": "set frozenset complex range bytearray list dict tuple int float str bool bytes",
+    "collections": "Counter OrderedDict defaultdict deque",
+    "datetime": "date datetime time timedelta timezone",
+    "decimal": "Decimal",
+    "fractions": "Fraction",
+}
+_WRITES = {
+    number
+    for name, number in opcode.opmap.items()
+    if name.startswith(("STORE_", "DELETE_", "IMPORT_")) and "FAST" not in name
+    if name not in ("STORE_DEREF", "DELETE_DEREF")
+}
+
+
+class Guard:
+    """The audit hook of a judge; `heard` says whether the program has said anything yet."""
+
+    def __init__(self) -> None:
+        self.heard = False
+        self._texts: list[str] = []
+        self._thread = threading.local()
+
+    def watch(self, test: ast.Module) -> None:
+        """Begin, for a test of which every text may be run."""
+        nodes = (node.value for node in ast.walk(test) if isinstance(node, ast.Constant))
+        self._texts = [value for value in nodes if isinstance(value, str)]
+        sys.addaudithook(self._audit)
+
+    def _audit(self, event: str, args: tuple[Any, ...]) -> None:
+        if not self.heard or event not in _JUDGED:
+            return
+        if event == "compile":
+            self._thread.own = self._is_own(args[0])
+            return
+        if event == "exec":
+            own, self._thread.own = getattr(self._thread, "own", False), False
+            allowed = own or _may_run(args[0], sys._getframe(1))
+        elif event == "pickle.find_class":
+            allowed = args[1] in _PICKLED.get(args[0], "").split()
+        else:
+            allowed = sys._getframe(1).f_code.co_filename in _IMPORTING
+        if not allowed:
+            raise ValueError("what the program says is not run in the judge")
+
+    def _is_own(self, source: object) -> bool:
+        text = source.decode(errors="replace") if isinstance(source, bytes) else source
+        return isinstance(text, str) and any(text.strip() in own for own in self._texts)
+
+
+_JUDGED = ("compile", "exec", "pickle.find_class", "marshal.loads")
+
+
+def _may_run(code: CodeType, asker: FrameType) -> bool:
+    """Whether code that `asker` is about to run is a library's own, or a calculation."""
+    file, function = asker.f_code.co_filename, asker.f_code.co_name
+    if any(file.endswith(name) and part in ("", function) for name, part in _OWN_MAKING):
+        return True
+    frame: FrameType | None = asker
+    while frame is not None:  # a module that is being imported
+        if frame.f_code.co_filename in _IMPORTING:
+            return True
+        frame = frame.f_back
+    names = _names(code)
+    if file.endswith(_LAMBDIFY):
+        return names <= _calculations() | _LAMBDIFIED
+    given = asker.f_locals.get("local_dict") if file.endswith(_PARSER) else None
+    if isinstance(given, dict):
+        names -= {name for name, value in given.items() if _is_sympys(value)}
+    # What timeit runs binds its one function in a dictionary of timeit's own.
+    parts = _parts(code) if file.endswith("/timeit.py") else [code]
+    return names <= _calculations() and not any(_writes(part) for part in parts)
+
+
+def _parts(code: CodeType) -> list[CodeType]:
+    return [part for part in code.co_consts if isinstance(part, CodeType)]
+
+
+def _names(code: CodeType) -> set[str]:
+    """All names in a piece of code, also those of attributes."""
+    return set(code.co_names).union(*(_names(part) for part in _parts(code)))
+
+
+def _writes(code: CodeType) -> bool:
+    """Whether a piece of code binds or imports anything outside itself."""
+    return not _WRITES.isdisjoint(code.co_code[::2]) or any(_writes(p) for p in _parts(code))
+
+
+@cache
+def _calculations() -> frozenset[str]:
+    names = {*_BUILTINS.split(), *(name for name in vars(math) if not name.startswith("_"))}
+    if "numpy" in sys.modules:
+        numpy: Any = sys.modules["numpy"]
+        names |= {name for name, value in vars(numpy).items() if isinstance(value, numpy.ufunc)}
+        names |= set(_NUMPY.split())
+    if "sympy" in sys.modules:
+        names |= {name for name, value in vars(sys.modules["sympy"]).items() if _is_sympys(value)}
+        names |= set(_SYMPY.split())
+    return frozenset(names)
+
+
+def _is_sympys(value: object) -> bool:
+    """Whether something is an expression of sympy, or a class of them."""
+    sympy: Any = sys.modules["sympy"]
+    kinds = (sympy.Basic, sympy.MatrixBase)
+    return issubclass(value, kinds) if isinstance(value, type) else isinstance(value, kinds)

@@ -1,0 +1,454 @@
+"""The judge: the text of a test, run in a jail of its own against a program in another.
+
+Names the test does not define become stand-ins (`Proxy`) that ask the program (`remote`). No
+method of the program decides a comparison, nothing of it is read as memory, and nothing it says
+becomes code (`guard`): a test passes on data alone.
+"""
+
+import ast
+import builtins
+import importlib
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType, ModuleType
+from typing import Any
+
+from rl_reasoner.sandbox import data
+from rl_reasoner.sandbox.guard import Guard
+from rl_reasoner.sandbox.remote import Channel, Gone, builtin_exception
+
+_SETTLE = "__settle__"
+_TEST = "<test>"  # the file name of the test's code
+_TESTS = (_TEST, "<doctest ")
+_SHOWN = ("__name__", "__doc__")
+# Names that tests use without importing them, and that no task asks to write: the judge's own.
+_KNOWN = {
+    "Counter": "collections", "OrderedDict": "collections", "defaultdict": "collections",
+    "deque": "collections", "namedtuple": "collections", "Decimal": "decimal",
+    "Fraction": "fractions", "isclose": "math", "List": "typing", "Dict": "typing",
+    "Tuple": "typing", "Set": "typing", "Optional": "typing", "Any": "typing", "Union": "typing",
+}  # fmt: skip
+_ALIASES = {"np": "numpy", "numpy": "numpy", "sympy": "sympy"}
+
+
+def judge(test: str, descriptor: int) -> str:
+    """The verdict of running `test` against the program behind `descriptor`.
+
+    "passed", "failed" (an assertion), "error" (anything else was raised) or "memory". Raises Gone.
+    """
+    asking = _Judge(descriptor)
+    verdict = _run_test(test, asking)
+    if asking.gone:  # whatever the test made of it
+        raise Gone("during the test")
+    return "failed" if asking.failed and verdict == "passed" else verdict
+
+
+def _run_test(test: str, asking: "_Judge") -> str:
+    runners: list[Any] = []
+    try:
+        tree = ast.parse(test)
+        module = ModuleType("__main__")
+        sys.modules["__main__"] = module  # where unittest.main() looks for test cases
+        namespace = module.__dict__
+        namespace["__builtins__"] = builtins
+        asking.define(tree, namespace)
+        namespace[_SETTLE] = asking.settle
+        runners = _remembered_runners(test)
+        code = compile(ast.fix_missing_locations(_settling(tree)), _TEST, "exec")
+        exec(code, namespace)  # noqa: S102 - a data set's test, in a jail
+    except AssertionError:
+        return "failed"
+    except SystemExit as end:  # the test's own: no exception of the program arrives as this
+        return "failed" if end.code else _told_by(runners)
+    except MemoryError:
+        return "memory"
+    except BaseException:
+        return "error"
+    return _told_by(runners)
+
+
+def _remembered_runners(test: str) -> list[Any]:
+    """What unittest and doctest will find, where a test has them: they need not raise it."""
+    made: list[Any] = []
+
+    def remember(kind: Any) -> None:
+        begin = kind.__init__
+
+        def remembered(self: Any, *args: Any, **kwargs: Any) -> None:
+            begin(self, *args, **kwargs)
+            made.append(self)
+
+        kind.__init__ = remembered
+
+    if "unittest" in test:
+        remember(importlib.import_module("unittest").TestResult)
+    if "doctest" in test:
+        remember(importlib.import_module("doctest").DocTestRunner)
+    return made
+
+
+def _told_by(runners: list[Any]) -> str:
+    """The verdict of a test that ran to its end, by what unittest and doctest made of it."""
+    found = [
+        (r.testsRun, not r.wasSuccessful()) if hasattr(r, "testsRun") else (r.tries, r.failures)
+        for r in runners
+    ]
+    if any(wrong for _, wrong in found):
+        return "failed"
+    return "passed" if not found or any(ran for ran, _ in found) else "error"
+
+
+class _Judge:
+    """The judge's side: asks, and runs the functions that a test passed along."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.gone = False
+        self.failed = False  # an assertion that the test itself did not get to see
+        self._channel = Channel(descriptor, 2, self._answer_callbacks)
+        self._broken = False
+        self._guard = Guard()
+        self._lock = threading.Lock()
+        self._functions: list[Callable[..., object]] = []
+        self._proxies: dict[int, Proxy] = {}
+        self._changes: list[tuple[Any, Any]] = []
+        self._tree = ast.Module([], [])
+        self._named: set[str] | None = None
+        threading.excepthook = self._thread_failed
+
+    def define(self, tree: ast.Module, namespace: dict[str, Any]) -> None:
+        """Put what the test needs and does not define into its namespace.
+
+        Builtins stay the judge's own, and so do standard modules of which the test takes
+        attributes, for the program's could be anything. Only where a test names nothing else of
+        the program is what it calls a builtin the program's, which then must have it: what it
+        hands to its own functions (`check(sorted)`), or else all it uses.
+        """
+        self._tree = tree
+        self._guard.watch(tree)
+        used, dotted, handed = _names(tree)
+        own = used & set(dir(builtins))
+        asked = [self._define(name, name in dotted, namespace) for name in sorted(used - own)]
+        if not any(asked) and own:
+            named = handed & own or own
+            asked = [self._define(name, False, namespace) for name in sorted(named)]
+            if not any(asked):
+                raise NameError(f"the program defines none of {', '.join(sorted(named))}")
+        self._exchange(["get", ""])  # a program that does not load passes nothing
+
+    def _define(self, name: str, dotted: bool, namespace: dict[str, Any]) -> bool:
+        """Give one name its value; whether that is the program's."""
+        if dotted and (name in _ALIASES or name in sys.stdlib_module_names):
+            namespace[name] = importlib.import_module(_ALIASES.get(name, name))
+        elif name in _KNOWN:
+            namespace[name] = getattr(importlib.import_module(_KNOWN[name]), name)
+        else:
+            answer = self._exchange(["get", name])
+            if answer[0] == "value" and len(answer) == 3:
+                namespace[name] = self._decode(answer[1])
+                return True
+        return False
+
+    def names(self, name: str, asker: FrameType) -> bool:
+        """Whether it is the test that wants the attribute `name`, or a library for itself.
+
+        Libraries look for attributes that say how to treat a value (sympy's `_sympy_`,
+        `is_Matrix`), and would believe the program's: they get none that the test does not name.
+        """
+        if asker.f_code.co_filename.startswith(_TESTS):
+            return True
+        if self._named is None:
+            nodes = list(ast.walk(self._tree))
+            self._named = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+            self._named |= {
+                node.value
+                for node in nodes
+                if isinstance(node, ast.Constant) and isinstance(node.value, str)
+            }
+        return name in self._named
+
+    def ask(self, verb: str, target: "Proxy", *rest: object) -> Any:
+        """What the program answers to `verb`; raises what it raised, as the builtin exception."""
+        trees = [self._encode(value) for value in (target, *rest)]
+        return self._value(verb, self._exchange([verb, *trees]))
+
+    def call(self, target: "Proxy", args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a function of the program; what it changed in place changes here with `settle`."""
+        trees = [self._encode(value) for value in args]
+        named = [[name, self._encode(value)] for name, value in kwargs.items()]
+        answer = self._exchange(["call", self._encode(target), trees, named])
+        value = self._value("call", answer)
+        if answer[2]:
+            self._note(answer[2], args, kwargs)
+        return value
+
+    def _exchange(self, request: list[Any]) -> list[Any]:
+        try:
+            if self._broken:
+                raise Gone("a function of the test did not come back")
+            self._channel.send(request)
+            while True:
+                message = self._channel.receive()
+                if message[0] != "callback":
+                    return message
+                self._channel.send(self._called_back(*message[1:]))
+        except Gone:
+            self.gone = True
+            raise
+
+    def _answer_callbacks(self) -> None:
+        """Run functions of the test for a thread of the program, until the program ends."""
+        while True:
+            message = self._channel.receive()
+            if message[0] != "callback":
+                raise self._malformed()
+            self._channel.send(self._called_back(*message[1:]))
+
+    def _called_back(self, number: Any, args: Any, kwargs: Any) -> list[Any]:
+        try:
+            function = self._functions[number]
+            values = [self._decode(tree) for tree in args]
+            named = {name: self._decode(tree) for name, tree in kwargs}
+        except (TypeError, ValueError, LookupError) as error:
+            raise self._malformed() from error
+        try:
+            return ["returned", self._encode(function(*values, **named))]
+        except AssertionError as error:
+            # Else the program could ask until none fails; the message may hold what is expected.
+            self.failed = True
+            return ["failed", [kind.__name__ for kind in type(error).__mro__], ""]
+        except Exception as error:
+            return ["failed", [kind.__name__ for kind in type(error).__mro__], str(error)[:1000]]
+        except BaseException:
+            self._broken = True  # the program still waits for an answer
+            raise
+
+    def _thread_failed(self, told: threading.ExceptHookArgs) -> None:
+        """Heed the assertions of the test's own threads, which nobody would see."""
+        self.failed = self.failed or issubclass(told.exc_type, AssertionError)
+
+    def _value(self, verb: str, answer: list[Any]) -> Any:
+        if answer[0] == "value" and len(answer) == 3:
+            return self._decode(answer[1])
+        self._guard.heard = True
+        if answer[0] == "raised" and len(answer) == 3 and isinstance(answer[1], list):
+            raised = builtin_exception(answer[1], str(answer[2]))
+            if isinstance(raised, (StopIteration, StopAsyncIteration)) and verb != "next":
+                # It would end the test's own loop over calls: all(map(f, ...)).
+                raised = RuntimeError(f"the program raised {type(raised).__name__}")
+            raise raised
+        raise self._malformed()
+
+    def _note(self, changed: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Remember the arguments that a call has changed: lists, dicts and sets, nothing else."""
+        try:
+            found = [(args[p] if isinstance(p, int) else kwargs[p], tree) for p, tree in changed]
+        except (TypeError, ValueError, LookupError) as error:
+            raise self._malformed() from error
+        changes = [(given, self._decode(tree)) for given, tree in found]
+        for given, now in changes:
+            kinds = [kind for kind in (list, dict, set) if isinstance(now, kind)]
+            array = type(given).__module__ == "numpy" and kinds == [list]  # it crossed as a list
+            if not array and not (kinds and isinstance(given, kinds[0])):
+                raise self._malformed()
+        with self._lock:
+            self._changes += changes
+
+    def settle(self) -> None:
+        """Change the arguments that calls of the statement before have changed.
+
+        Not sooner: in `assert f(x) == sorted(x)` the right side is about x as it was given.
+        """
+        if not self._changes:
+            return
+        with self._lock:
+            changes, self._changes = self._changes, []
+        for given, now in changes:
+            if isinstance(given, list):
+                given[:] = now
+            elif isinstance(given, (dict, set)):
+                given.clear()
+                given.update(now)
+
+    def _malformed(self) -> Gone:
+        self.gone = True
+        return Gone("a malformed message")
+
+    def _encode(self, value: object) -> data.Tree:
+        return data.encode(value, self._refer)
+
+    def _refer(self, value: object) -> data.Tree:
+        if type(value) is Proxy:
+            return {"h": _number(value)}
+        name = getattr(value, "__name__", "")
+        if getattr(builtins, name or "?", None) is value:
+            return {"B": name}
+        if callable(value):
+            with self._lock:
+                self._functions.append(value)
+                return {"cb": len(self._functions) - 1}
+        raise TypeError(f"a test cannot pass {type(value).__name__} to the program")
+
+    def _decode(self, tree: data.Tree) -> Any:
+        self._guard.heard = self._guard.heard or not (isinstance(tree, dict) and "h" in tree)
+        try:
+            return data.decode(tree, self._resolve)
+        except (data.Malformed, RecursionError) as error:
+            raise self._malformed() from error
+
+    def _resolve(self, tag: str, body: Any) -> object:
+        if tag != "h" or not isinstance(body, int):
+            raise data.Malformed(f"unknown tag {tag!r}")
+        return self._proxies.setdefault(body, Proxy(self, body))
+
+
+class Proxy:
+    # An object of the program, as a test sees it: to be called, and asked for parts. It has no
+    # truth value and equals only itself: whoever compares it gets a TypeError, so that a test
+    # passes on data alone. Of its dunders only those of `_SHOWN` are the program's: by the others
+    # libraries ask where its memory is (numpy), what to run (typing), how to copy it. (No
+    # docstring: `f.__doc__` is the program's.)
+
+    __slots__ = ("__judge", "__number")
+
+    def __init__(self, owner: _Judge, number: int) -> None:
+        object.__setattr__(self, "_Proxy__judge", owner)
+        object.__setattr__(self, "_Proxy__number", number)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _owner(self).call(self, args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        owner = _owner(self)
+        if (_is_dunder(name) and name not in _SHOWN) or not owner.names(name, sys._getframe(1)):
+            raise AttributeError(f"a test is not given {name!r} of the program's objects")
+        return owner.ask("attribute", self, name)
+
+    @property
+    def __doc__(self) -> Any:  # type: ignore[override]
+        return _owner(self).ask("attribute", self, "__doc__")
+
+    @property
+    def __bases__(self) -> Any:  # for issubclass
+        return _owner(self).ask("bases", self)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if _is_dunder(name):
+            raise AttributeError(f"a test cannot set {name!r} of the program's objects")
+        _owner(self).ask("set", self, name, value)
+
+    def __getitem__(self, key: object) -> Any:
+        return _owner(self).ask("item", self, key)
+
+    def __setitem__(self, key: object, value: object) -> None:
+        _owner(self).ask("put", self, key, value)
+
+    def __iter__(self) -> Iterator[Any]:
+        steps = _owner(self).ask("iterate", self)
+        while True:
+            try:
+                yield _owner(self).ask("next", steps)
+            except StopIteration:
+                return
+
+    def __next__(self) -> Any:
+        return _owner(self).ask("next", self)
+
+    def __len__(self) -> int:
+        return int(_owner(self).ask("len", self))
+
+    def __str__(self) -> str:
+        return str(_owner(self).ask("text", self))
+
+    def __copy__(self) -> Any:
+        return _owner(self).ask("copy", self)
+
+    def __deepcopy__(self, memo: object) -> Any:
+        return _owner(self).ask("deepcopy", self)
+
+    def __reduce_ex__(self, protocol: object) -> Any:
+        raise TypeError("the program's objects cannot be pickled")
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or _refuse()
+
+    def __ne__(self, other: object) -> bool:
+        return self is not other and _refuse()
+
+    def __bool__(self) -> bool:
+        return _refuse()
+
+    __hash__ = object.__hash__
+
+
+def _owner(proxy: Proxy) -> _Judge:
+    owner: _Judge = object.__getattribute__(proxy, "_Proxy__judge")
+    return owner
+
+
+def _number(proxy: Proxy) -> int:
+    number: int = object.__getattribute__(proxy, "_Proxy__number")
+    return number
+
+
+def _is_dunder(name: str) -> bool:
+    return name.startswith("__") and name.endswith("__")
+
+
+def _refuse() -> bool:
+    raise TypeError("the program's value is no plain data")
+
+
+def _settling(tree: ast.Module) -> ast.Module:
+    """The test with a call of `settle` before each of its statements."""
+    for node in list(ast.walk(tree)):
+        for name in ("body", "orelse", "finalbody"):
+            block = getattr(node, name, None)
+            if isinstance(block, list):
+                setattr(node, name, [part for each in block for part in (*_settle(each), each)])
+    return tree
+
+
+def _settle(statement: ast.stmt) -> list[ast.stmt]:
+    match statement:
+        case ast.Expr(value=ast.Constant()) | ast.ImportFrom(module="__future__"):
+            return []  # what must come first
+    return [ast.Expr(ast.Call(ast.Name(_SETTLE, ast.Load()), [], []))]
+
+
+def _names(tree: ast.Module) -> tuple[set[str], set[str], set[str]]:
+    """Names a test uses and does not define at its top; of those it takes attributes; it hands on.
+
+    Handed on are the arguments of calls, at the top of the test, of functions it defines itself.
+    """
+    bound = _bound(tree)
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - bound
+    used = {name for name in used if not name.startswith("__")}
+    dotted = {
+        node.value.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    }
+    handed: set[str] = set()
+    for statement in tree.body:
+        match statement:
+            case ast.Expr(value=ast.Call(func=ast.Name(id=name), args=args)) if name in bound:
+                handed |= {argument.id for argument in args if isinstance(argument, ast.Name)}
+    return used, dotted, handed & used
+
+
+def _bound(tree: ast.AST) -> set[str]:
+    """Names bound at the top level of a test, not inside its functions and classes."""
+    bound: set[str] = set()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            bound.add(node.name)
+            continue
+        if isinstance(node, ast.Lambda):
+            continue
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            bound |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            bound.add(node.id)
+        bound |= _bound(node)
+    return bound
