@@ -15,7 +15,7 @@ from rl_reasoner.thinking import answer_of, chain_of
 _PARTS: dict[str, Callable[[str], str]] = {"chain": chain_of, "answer": answer_of, "all": str}
 
 
-@reward
+@reward(on_abstain="ignore")
 def language(
     completion: str,
     prompt: str,

@@ -13,7 +13,7 @@ from rl_reasoner.reward import Score, reward
 from rl_reasoner.rewards.code_tests import program_of
 
 
-@reward
+@reward(on_abstain="ignore")
 def no_hardcode(
     completion: str,
     tests: Sequence[sandbox.Test],

@@ -100,7 +100,8 @@ def continuing(
 
     made = Reward(judged, function.options)
     made.columns = tuple(dict.fromkeys((*taken, *_BEGUN)))
-    made.optional = function.optional
+    made.missing = function.missing
+    made.optional, made.on_abstain = function.optional, function.on_abstain
     if many is not None:
 
         @made.batch

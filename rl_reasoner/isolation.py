@@ -23,9 +23,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from rl_reasoner.errors import RunStopped
-from rl_reasoner.reward import Completion, Fault, Outcome, Reward, faulted
+from rl_reasoner.reward import Completion, Fault, Outcome, Reward
 from rl_reasoner.reward_calls import changed, name_of, one_by_one, outcomes, packed, shipped
 from rl_reasoner.reward_places import LOAD_S, Process, Thread, Work
+from rl_reasoner.trl_form import call_mistake
+from rl_reasoner.waiting import waiting_for
 from rl_reasoner.workers import WorkerDied, WorkerLate
 
 logger = logging.getLogger(__name__)
@@ -84,8 +86,8 @@ class Runner:
         try:
             work = self._work(fn, completions, columns, seeds)
         except KeyError as error:  # a column that the data lacks
-            return [faulted(self.name, error)] * len(completions)
-        with self._lock:
+            return [Fault(str(error.args[0]))] * len(completions)
+        with self._lock, waiting_for(self.name, self.limits.batch_timeout_s):
             self._renew(fn)
             rows = range(len(completions))
             found: dict[int, Outcome] = {}
@@ -116,10 +118,12 @@ class Runner:
         if isinstance(fn, Reward):
             for index in range(len(completions)):
                 fn.row(columns, index)  # raises where one is missing
-            named = (*fn.columns, *fn.optional)
+            named = (*fn.columns, *fn.missing)
             wanted = {"prompts" if n == "prompt" and n not in columns else n for n in named}
             kept = {name: columns[name] for name in wanted if name in columns}
             return Work(completions, kept, {}, seeds)
+        if mistake := call_mistake(fn, self.name, columns):
+            raise KeyError(mistake)
         extras = {name: columns[name] for name in _OF_TRL if name in columns}
         rest = {name: values for name, values in columns.items() if name not in extras}
         return Work(completions, rest, extras, seeds)
@@ -312,31 +316,55 @@ class RewardsFailed(RunStopped):
 
 
 class Breaker:
-    """Counts the faults of each reward; raises `RewardsFailed` when one has broken down.
+    """Counts the failures of each reward; raises `RewardsFailed` when one has broken down.
 
-    That is: more than half of its last `WINDOW` calls faulted, or all calls of all rewards in one
-    step did.
+    That is when more than half of its calls failed, in a window of its last `WINDOW` calls and not
+    fewer than its last `STEPS` steps: a bad step alone ends no run, however many rows it has. Also
+    when no row got a reward in `BARREN` steps in a row.
     """
 
     WINDOW = 256
+    STEPS = 4
     SHARE = 0.5
+    BARREN = 64
 
     def __init__(self) -> None:
-        self._last: dict[str, deque[bool]] = {}
+        self._last: dict[str, deque[tuple[int, int]]] = {}  # by step: failures, calls
+        self._barren = self._judged = self._steps = 0
+        self._failed = False
 
-    def add(self, step: int, faults: Mapping[str, Sequence[bool]], said: Iterator[str]) -> None:
-        """Take one step's calls into account: by reward, whether each row faulted.
+    def add(
+        self, step: int, faults: Mapping[str, Sequence[bool]], said: Iterator[str], *, judged: bool
+    ) -> None:
+        """Take one step's calls into account: by reward, whether each row failed.
 
-        `said` are fault messages with their rows, for the error.
+        `said` are fault messages with their rows, for the error; `judged`: a row has got a reward.
         """
         broken = []
         for name, flags in faults.items():
-            last = self._last.setdefault(name, deque(maxlen=self.WINDOW))
-            last.extend(flags)
-            if sum(last) > self.SHARE * self.WINDOW:
-                broken.append(f"{name}: {sum(last)} of its last {len(last)} calls faulted")
-        rows = [flag for flags in faults.values() for flag in flags]
-        if rows and all(rows):
-            broken = [f"every reward call of step {step} failed ({len(rows)} calls)"]
+            last = self._last.setdefault(name, deque())
+            if flags:
+                last.append((sum(flags), len(flags)))
+            while len(last) > self.STEPS and sum(n for _, n in last) - last[0][1] >= self.WINDOW:
+                last.popleft()
+            bad, calls = (sum(column) for column in zip(*last, strict=True)) if last else (0, 0)
+            enough = len(last) >= self.STEPS
+            if enough and bad > self.SHARE * max(self.WINDOW, calls):
+                broken.append(f"{name}: {bad} of its last {calls} calls faulted")
+            self._failed |= any(flags)
+        self._steps += 1
+        self._judged += judged
+        self._barren = 0 if judged else self._barren + 1
+        if self._barren >= self.BARREN:
+            broken.append(f"no row got a reward in the last {self._barren} steps")
         if broken:
             raise RewardsFailed("\n".join([*broken, *said]))
+
+    def end(self, said: Iterator[str], *, strict: bool) -> None:
+        """The last step was added: raise where no row of the training got a reward.
+
+        Unless `strict`, only where rewards failed: in trl, abstaining on everything is no error.
+        """
+        if self._judged == 0 and (self._failed or strict):
+            told = f"no row got a reward in all of {self._steps} steps"
+            raise RewardsFailed("\n".join([told, *said]))

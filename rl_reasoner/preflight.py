@@ -3,8 +3,7 @@
 `prepared` reads all data and rewards of a recipe; every mistake in them is told at once, each with
 its place in the recipe. `inspected` looks at the opened policy and the machine: room on the disk
 and in memory, end and padding tokens, prompts that do not fit, settings far from those that work.
-`rehearsed` samples a few groups and scores them: what share is cut off, which rewards fault, how
-many groups would teach nothing. `rl-reasoner check RECIPE` does all three, `train` the first two.
+`rl-reasoner check RECIPE` does both and a rehearsal (`rehearsal`), `train` these two.
 """
 
 import math
@@ -19,16 +18,13 @@ import torch
 from transformers import TrainerState
 
 from rl_reasoner import sandbox
-from rl_reasoner.code_rows import continuing
 from rl_reasoner.configs import check_configs, check_filled
 from rl_reasoner.dashboards import dashboards_of
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.evaluate import check_judge, set_rows
-from rl_reasoner.isolation import Limits
 from rl_reasoner.lineage import brought
-from rl_reasoner.mismatch import diagnosed, measure
-from rl_reasoner.policy import Policy, choose_device, choose_precision
-from rl_reasoner.precision import how, in_fp8, in_words
+from rl_reasoner.policy import Policy, choose_device
+from rl_reasoner.precision import how, in_words
 from rl_reasoner.prompts import Row, completion_of, load_rows, prompt_of
 from rl_reasoner.recipe import (
     AnyData,
@@ -49,16 +45,12 @@ from rl_reasoner.reward import (
     applies,
     load_reward,
     score_batch,
-    score_own_rows,
-    usable,
 )
 from rl_reasoner.reward_calls import name_of
-from rl_reasoner.rollouts import prompt_ids, sample
+from rl_reasoner.rollouts import prompt_ids
 
 Where = Callable[[tuple[str | int, ...]], str]
 _LOOKED_AT = 256  # rows whose prompts are measured
-_REHEARSED = 8  # rows that are sampled
-_COMPARED = 256  # tokens of a completion
 _SMALL = 50_000_000  # parameters; smaller models bear larger learning rates
 # Learning rates that recipes train with, from a tenth of the smallest to ten times the largest:
 # (stage, small model) -> lowest, highest. recipes/README.md has the measured results.
@@ -394,106 +386,3 @@ def _prompts(recipe: Recipe, stage: GrpoStage, rows: list[Row], policy: Policy) 
 
 def _size(count: float) -> str:
     return f"{count / (1 << 30):.1f} GB" if count >= 1 << 30 else f"{count / (1 << 20):.0f} MB"
-
-
-# ------------------------------------------------------------------------------------ rehearsal
-
-
-def rehearsed(recipe: Recipe, work: Work, policy: Policy) -> list[Notice]:
-    """Sample a group for each of a few rows of every grpo stage, and score it."""
-    found = []
-    for stage, rows in zip(recipe.stages, work.rows, strict=True):
-        if isinstance(stage, GrpoStage) and rows:
-            some = _some_of_each_task(rows)
-            found += _rehearse(recipe, stage, work.rewards, some, policy)
-            found.append(_compared(recipe, stage, some, policy))
-    return found
-
-
-def _some_of_each_task(rows: Sequence[Row]) -> list[Row]:
-    """A few rows, of each task as many."""
-    tasks: dict[Any, list[Row]] = {}
-    for row in rows:
-        tasks.setdefault(row.get("task"), []).append(row)
-    each = max(1, _REHEARSED // len(tasks))
-    return [row for part in tasks.values() for row in part[:each]]
-
-
-def _compared(recipe: Recipe, stage: GrpoStage, rows: list[Row], policy: Policy) -> Notice:
-    """Log-probs and experts of the sampling pass against those of the training pass."""
-    prompts = [
-        prompt_ids(policy, prompt_of(row, recipe.template, policy.tokenizer))
-        for row in rows
-        for _ in range(2)
-    ]
-    precision = choose_precision(recipe.run.precision, policy.device.type)
-    with in_fp8(precision, recipe.run.fp8, policy.device.type, policy.model):
-        found = measure(
-            policy.model,
-            prompts,
-            ends=(policy.tokenizer.eos_token_id,),
-            max_tokens=min(stage.sampling.max_tokens, _COMPARED),
-            temperature=stage.sampling.temperature,
-            autocast=torch.bfloat16 if precision != "fp32" else None,
-        )
-    status, said, mend = diagnosed(found, stage.router_replay)
-    return Notice("mismatch", status, f"stage {stage.name}, {precision}: {said}", mend)
-
-
-def _rehearse(
-    recipe: Recipe,
-    stage: GrpoStage,
-    rewards: Sequence[Callable[..., Any]],
-    rows: list[Row],
-    policy: Policy,
-) -> list[Notice]:
-    prompts = [prompt_of(row, recipe.template, policy.tokenizer) for row in rows]
-    heat, size = stage.sampling.temperature, stage.group.size
-    drawn = sample(
-        policy, prompts, samples=size, temperature=heat, max_tokens=stage.sampling.max_tokens
-    )
-    flat = [rollout for group in drawn for rollout in group]
-    spread = [row for row in rows for _ in range(size)]
-    columns: dict[str, Any] = {k: [r.get(k) for r in spread] for k in rows[0] if k != "completion"}
-    columns |= {"completion_ids": [[0]] * len(flat), "trainer_state": TrainerState()}
-    columns |= dict.fromkeys(("log_extra", "log_metric"), lambda *logged: None)
-    columns["prompts"] = [prompt for prompt in prompts for _ in range(size)]
-    chat = not isinstance(prompts[0], str)
-    texts = [[{"role": "assistant", "content": r.text}] if chat else r.text for r in flat]
-    totals = [0.0] * len(flat)
-    found = []
-    for (name, spec), function in zip(recipe.rewards.items(), rewards, strict=True):
-        scores = score_own_rows(continuing(function, rows), texts, columns, Limits())
-        faults = [score for score in scores if isinstance(score, Fault)]
-        values = [0.0 if math.isnan(value := usable(score)) else value for score in scores]
-        totals = [t + spec.weight * value for t, value in zip(totals, values, strict=True)]
-        mean = sum(values) / len(values)
-        said = f"{name}: mean {mean:.3g} on {len(values)} completions, {len(faults)} faults"
-        if faults:
-            status: Literal["warned", "failed"] = (
-                "failed" if len(faults) * 2 > len(scores) else "warned"
-            )
-            found.append(
-                Notice("reward", status, f"{said}; {faults[0].message}", "mend the reward")
-            )
-        else:
-            found.append(Notice("reward", "passed", said))
-    cut = sum(rollout.truncated for rollout in flat) / len(flat)
-    groups = [totals[i : i + size] for i in range(0, len(totals), size)]
-    same = sum(max(group) - min(group) < 1e-9 for group in groups) / len(groups)
-    return [*found, _cut_off(stage, cut), _taught(stage, same, len(groups))]
-
-
-def _cut_off(stage: GrpoStage, share: float) -> Notice:
-    said = f"stage {stage.name}: {share:.0%} of the completions are cut off"
-    if share > 0.5:
-        return Notice("truncation", "warned", said, "a larger sampling.max_tokens")
-    return Notice("truncation", "passed", said)
-
-
-def _taught(stage: GrpoStage, share: float, groups: int) -> Notice:
-    said = f"stage {stage.name}: {share:.0%} of {groups} groups have equal rewards"
-    if share > 0.75:
-        mend = "they teach nothing: easier or harder rows, larger groups, or a stage of sft before"
-        return Notice("variance", "warned", said, mend)
-    return Notice("variance", "passed", said)

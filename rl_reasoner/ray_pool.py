@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rl_reasoner.errors import UserError
 from rl_reasoner.reward import Completion, Fault, Outcome, Reward, score_batch
 from rl_reasoner.reward_calls import name_of, packed, unpacked
+from rl_reasoner.waiting import waiting_for
 
 if TYPE_CHECKING:
     from rl_reasoner.isolation import Limits
@@ -62,8 +63,9 @@ def outcomes(
         refs.append(task.remote(place, [completions[i] for i in rows], own, here))
     ends = time.monotonic() + limits.batch_timeout_s
     found: list[Outcome] = []
-    for rows, ref in zip(blocks, refs, strict=True):
-        found += _of(ref, len(rows), name_of(fn), ends, limits)
+    with waiting_for(name_of(fn), limits.batch_timeout_s):
+        for rows, ref in zip(blocks, refs, strict=True):
+            found += _of(ref, len(rows), name_of(fn), ends, limits)
     return found
 
 

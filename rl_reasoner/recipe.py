@@ -131,6 +131,16 @@ class RewardSpec(Part):
     options: Mapping[str, Any] = Field(
         default_factory=dict, description="options of the reward function"
     )
+    optional: bool | None = Field(
+        default=None,
+        description="its faults and abstentions add nothing to a row, instead of taking it out of "
+        "its group (default: as the reward says, else false)",
+    )
+    on_abstain: Literal["leave", "ignore"] | None = Field(
+        default=None,
+        description="where it abstains the row leaves its group, or has its other rewards "
+        "(default: as the reward says, else leave; ignore for functions in trl's form)",
+    )
 
 
 class Asked(Part):
@@ -237,7 +247,8 @@ class Recipe(Part):
         description="prompt template: auto, plain, chat, boxed, r1, or a text with {problem}",
     )
     rewards: Annotated[Mapping[str, RewardSpec], BeforeValidator(_rewards)] = Field(
-        default_factory=dict, description="reward -> weight, or {weight, options}"
+        default_factory=dict,
+        description="reward -> weight, or {weight, options, optional, on_abstain}",
     )
     stages: tuple[Stage, ...] = Field(description="what is done, in order")
     evals: Evals = Evals()

@@ -14,25 +14,26 @@ import importlib.util
 import inspect
 import math
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast, overload
 
 from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.fault_places import place
 from rl_reasoner.paths import room
+from rl_reasoner.trl_form import data_columns, form_mistake
 
 if TYPE_CHECKING:
     from rl_reasoner.isolation import Limits
 
 Message = Mapping[str, Any]
 Completion = str | Sequence[Message]
-_NOT_OF_THE_DATA = {"completion_ids", "log_extra", "log_metric", "prompts", "trainer_state"}
 _Many = TypeVar("_Many", bound=Callable[..., Sequence[object]])
+OnAbstain = Literal["leave", "ignore"]
 ENTRY_POINTS = "rl_reasoner.rewards"
 FILE_MODULE = "rl_reasoner_reward_"
 """The modules of rewards named as "path/file.py:function" are called this and the file's stem."""
@@ -119,7 +120,12 @@ class Reward:
     also those whose default is a `Column`; others are options (`with_options`). Called with one
     completion (`f("text", answer="4")`) it returns the `Score`; called in trl's form
     (`f(completions=[...], answer=[...])`) it returns `list[float | None]`.
+
+    `optional` and `on_abstain` say what its faults and abstentions do to rows (`reward_rule`).
     """
+
+    optional: bool = False
+    on_abstain: OnAbstain | None = None
 
     def __init__(self, fn: Callable[..., object], options: Mapping[str, Any] | None = None) -> None:
         catch_all = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -134,8 +140,8 @@ class Reward:
         self.__module__ = fn.__module__
         given = {p.name: p.default for p in parameters[1:] if p.default is not p.empty}
         self.columns = tuple(p.name for p in parameters[1:] if p.name not in given)
-        self.optional = {n: d.missing for n, d in given.items() if isinstance(d, Column)}
-        self.defaults = {n: d for n, d in given.items() if n not in self.optional}
+        self.missing = {n: d.missing for n, d in given.items() if isinstance(d, Column)}
+        self.defaults = {n: d for n, d in given.items() if n not in self.missing}
         self.options = dict(options or {})
         self._many: Callable[..., Sequence[object]] | None = None
         for option in self.options:
@@ -146,6 +152,7 @@ class Reward:
         """The same reward with some options set; an unknown option is a `UserError`."""
         chosen = type(self)(self.fn, {**self.options, **options})
         chosen._many = self._many
+        chosen.optional, chosen.on_abstain = self.optional, self.on_abstain
         return chosen
 
     def batch(self, many: _Many) -> _Many:
@@ -169,7 +176,7 @@ class Reward:
 
     def result(self, completion: Completion, **columns: Any) -> Any:
         """What the function itself returns for one completion; a coroutine's is to be awaited."""
-        return self.fn(text_of(completion), **{**self.optional, **columns}, **self.options)
+        return self.fn(text_of(completion), **{**self.missing, **columns}, **self.options)
 
     def score(self, completion: Completion, **columns: Any) -> Score:
         """The score of one completion; exceptions of the function pass through."""
@@ -178,7 +185,7 @@ class Reward:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if "completions" not in kwargs:
             bound = inspect.signature(self.fn).bind(
-                *args, **{**self.optional, **self.options, **kwargs}
+                *args, **{**self.missing, **self.options, **kwargs}
             )
             bound.arguments["completion"] = text_of(bound.arguments["completion"])
             return as_score(_finished(self.fn(*bound.args, **bound.kwargs)), self.name)
@@ -200,14 +207,12 @@ class Reward:
         for name in self.columns:
             source = "prompts" if name == "prompt" and "prompt" not in columns else name
             if source not in columns:
-                there = sorted(columns.keys() - _NOT_OF_THE_DATA)
-                raise KeyError(
-                    f"reward {self.name!r} needs the column {name!r}; "
-                    f"the data has {', '.join(there)}"
-                )
+                there = data_columns(columns)
+                needs = f"reward {self.name!r} needs the column {name!r}; the data has {there}"
+                raise KeyError(needs)
             value = columns[source][index]
             values[name] = text_of(value) if name == "prompt" else value
-        for name, missing in self.optional.items():
+        for name, missing in self.missing.items():
             value = columns[name][index] if name in columns else None
             values[name] = missing if value is None else value
         return values
@@ -216,9 +221,37 @@ class Reward:
         return f"<reward {self.name}>"
 
 
-def reward(fn: Callable[..., object]) -> Reward:
-    """Turn a function of one completion into a `Reward` (see there)."""
-    return Reward(fn)
+@overload
+def reward(fn: Callable[..., object]) -> Reward: ...
+
+
+@overload
+def reward(
+    *, optional: bool = False, on_abstain: OnAbstain | None = None
+) -> Callable[[Callable[..., object]], Reward]: ...
+
+
+def reward(
+    fn: Callable[..., object] | None = None,
+    *,
+    optional: bool = False,
+    on_abstain: OnAbstain | None = None,
+) -> Any:
+    """Turn a function of one completion into a `Reward` (see there).
+
+    A fault of it takes its row out of its group, and so does an abstention; with `optional` neither
+    does, with `on_abstain="ignore"` an abstention does not: the row has the sum of its other
+    rewards. Raises ValueError for another word than "leave" or "ignore".
+    """
+    if on_abstain not in (None, "leave", "ignore"):
+        raise ValueError(f"on_abstain is {on_abstain!r}: it is 'leave' or 'ignore'")
+
+    def made(fn: Callable[..., object]) -> Reward:
+        found = Reward(fn)
+        found.optional, found.on_abstain = optional, on_abstain
+        return found
+
+    return made if fn is None else made(fn)
 
 
 def _finished(value: Any) -> Any:
@@ -311,16 +344,13 @@ def _of_rows(name: str, value: Any, rows: Sequence[int], count: int) -> Any:
 
 
 def faulted(
-    name: str, error: BaseException, kind: Literal["exception", "value"] = "exception"
+    name: str,
+    error: BaseException,
+    kind: Literal["exception", "value"] = "exception",
+    fn: Callable[..., Any] | None = None,
 ) -> Fault:
-    """The fault for an exception of the reward `name`, with its place."""
-    return Fault(f"reward {name!r}: {type(error).__name__}: {error}{_at(error)}", kind)
-
-
-def _at(error: BaseException) -> str:
-    """` at FILE:LINE` of the place where `error` was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    """The fault for an exception of the reward `name`, with its place in the user's code."""
+    return Fault(f"reward {name!r}: {type(error).__name__}: {error}{place(error, fn)}", kind)
 
 
 def usable(outcome: Outcome) -> float:
@@ -330,6 +360,13 @@ def usable(outcome: Outcome) -> float:
     """
     value = None if isinstance(outcome, Fault) else outcome.value
     return value if value is not None and abs(value) < 1e30 else float("nan")
+
+
+def failed(outcome: Outcome) -> bool:
+    """Whether the reward failed on the row: a fault, or a number that is none."""
+    if isinstance(outcome, Fault):
+        return True
+    return outcome.value is not None and math.isnan(usable(outcome))
 
 
 def described(outcome: Outcome) -> dict[str, Any]:
@@ -386,6 +423,8 @@ def load_reward(reference: str, options: Mapping[str, Any] | None = None) -> Cal
             raise UserError(f"reward {reference!r}: cannot load {target}: {error}") from error
     if not callable(found):
         raise UserError(f"reward {reference!r} is {type(found).__name__}, not a function")
+    if not isinstance(found, Reward) and (mistake := form_mistake(found, attribute or reference)):
+        raise UserError(mistake)
     if not options:
         return cast(Callable[..., Any], found)
     if not isinstance(found, Reward):
@@ -418,12 +457,12 @@ def module_of(name: str, reference: str) -> ModuleType:
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)
     except SyntaxError as error:
-        place = f"{error.filename}:{error.lineno}"
-        raise UserError(f"reward {reference!r}: syntax error at {place}: {error.msg}") from error
+        line = f"{error.filename}:{error.lineno}"
+        raise UserError(f"reward {reference!r}: syntax error at {line}: {error.msg}") from error
     except UserError:
         raise
     except Exception as error:  # whatever the module's own code raises
-        what = f"{type(error).__name__}: {error}{_at(error)}"
+        what = f"{type(error).__name__}: {error}{place(error)}"
         file = Path(f"{name.replace('.', '/')}.py")  # its folder may not be one of Python's
         itself = isinstance(error, ModuleNotFoundError) and name.startswith(error.name or name)
         if itself and file.is_file():

@@ -108,9 +108,9 @@ def _rows(
     for index, completion in enumerate(completions):
         outcome: Outcome
         try:
-            outcome = _scored(fn.result(completion, **fn.row(columns, index)), fn.name)
+            outcome = _scored(fn.result(completion, **fn.row(columns, index)), fn)
         except Exception as error:
-            outcome = faulted(fn.name, error)
+            outcome = faulted(fn.name, error, fn=fn)
         now = time.perf_counter()
         yield replace(outcome, seconds=now - started)
         started = now
@@ -127,12 +127,12 @@ async def _gathered(
             started = time.perf_counter()
             try:
                 result = fn.result(completion, **fn.row(columns, index))
-                outcome = _scored(await asyncio.wait_for(result, timeout_s), fn.name)
+                outcome = _scored(await asyncio.wait_for(result, timeout_s), fn)
             except TimeoutError:
                 said = f"reward {fn.name!r}: no reply within {timeout_s:g} s"
                 outcome = Fault(said, "timeout")
             except Exception as error:
-                outcome = faulted(fn.name, error)
+                outcome = faulted(fn.name, error, fn=fn)
             return replace(outcome, seconds=time.perf_counter() - started)
 
     return list(await asyncio.gather(*(one(i, text) for i, text in enumerate(completions))))
@@ -151,27 +151,27 @@ def _batch(
         if inspect.isawaitable(values):
             values = loop.run(_awaited(values))
     except Exception as error:
-        yield from _shared([faulted(name, error)] * len(completions), started)
+        yield from _shared([faulted(name, error, fn=fn)] * len(completions), started)
         return
     try:
         values = list(values)
         if len(values) != len(completions):
             raise ValueError(f"it returned {len(values)} values for {len(completions)} completions")
     except (TypeError, ValueError) as error:
-        yield from _shared([faulted(name, error, "value")] * len(completions), started)
+        yield from _shared([faulted(name, error, "value", fn)] * len(completions), started)
         return
-    yield from _shared([_scored(value, name) for value in values], started)
+    yield from _shared([_scored(value, fn) for value in values], started)
 
 
 async def _awaited(value: Awaitable[Any]) -> Any:
     return await value
 
 
-def _scored(value: object, name: str) -> Outcome:
+def _scored(value: object, fn: Callable[..., Any]) -> Outcome:
     try:
-        return as_score(value, name)
+        return as_score(value, name_of(fn))
     except Exception as error:  # an object's own __float__ may raise anything
-        return faulted(name, error, "value")
+        return faulted(name_of(fn), error, "value", fn)
 
 
 def _shared(found: Sequence[Outcome], started: float) -> Iterator[Outcome]:

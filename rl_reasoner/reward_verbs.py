@@ -196,7 +196,9 @@ class Why:
         table = new_table("row", "reward", "advantage", "scores", "completion")
         for number, rollout in group:
             mark = f"{number} *" if number == index + 1 else str(number)
-            reward = "none" if rollout["reward"] is None else f"{rollout['reward']:g}"
+            out = ", ".join(rollout.get("left_out_by", ()))
+            reward = f"{rollout['reward']:g}" if rollout["reward"] is not None else "none"
+            reward = f"out: {out}" if out else reward
             scores = "\n".join(f"{name}: {said}" for name, said in by_reward(rollout))
             end = " (cut off)" if rollout["truncated"] else ""
             cells = (Text(scores), Text(f"{rollout['completion']}{end}"))
@@ -287,7 +289,8 @@ class Check:
 def _notices(recipe: Any, where: Any) -> Iterator[Any]:
     """Everything that can be found out about a recipe without training."""
     from rl_reasoner.policy import choose_device, open_policy
-    from rl_reasoner.preflight import Notice, inspected, prepared, rehearsed
+    from rl_reasoner.preflight import Notice, inspected, prepared
+    from rl_reasoner.rehearsal import rehearsed
     from rl_reasoner.runs import made_with
     from rl_reasoner.threads import Threads
 

@@ -7,7 +7,9 @@ environments are left to trl altogether. Knows nothing of recipes.
 """
 
 import logging
+import math
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +21,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor, nn
 from trl.data_utils import is_conversational
+from trl.trainer.utils import nanstd
 
 from rl_reasoner.advantages import total_rewards
 from rl_reasoner.early_rewards import EarlyRewards
@@ -26,17 +29,22 @@ from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.isolation import SEEDS, Breaker, Limits
 from rl_reasoner.reward import (
     APPLIES,
+    NOT_ITS_ROW,
     Completion,
     Fault,
     Outcome,
     Reward,
     Score,
     applies,
+    described,
+    failed,
     own_rows,
     score_batch,
     score_own_rows,
     usable,
 )
+from rl_reasoner.reward_rule import Rule, rule_of, total
+from rl_reasoner.trl_form import form_mistake
 
 logger = logging.getLogger(__name__)
 _SHOWN = 5  # faults told when a run stops
@@ -78,6 +86,20 @@ class RewardingConfig(trl.GRPOConfig):  # type: ignore[misc]
         super().__post_init__()
 
 
+class Tally:
+    """Counts failures by reward; `due` at the first and whenever a power of ten is reached."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+        self.failed: Counter[str] = Counter()
+
+    def due(self, name: str, more: int) -> bool:
+        """Count `more` failures of `name`; whether they are to be told."""
+        before = self.failed[name]
+        self.failed[name] += more
+        return len(str(self.failed[name])) > len(str(before)) or (more > 0 and not before)
+
+
 class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
     """trl's trainer with rewards that cannot end the run by themselves.
 
@@ -87,23 +109,31 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
     """
 
     heeds_rows: bool = False
+    reward_rules: Sequence[Rule] | None = None
+    """What faults and abstentions of each reward do; None: as the rewards themselves say."""
     _step: int
     _drawn: int  # rows scored for this batch before those at hand
     _rewards: Tensor  # (rows of all processes, reward functions) of the last rows scored
+    _punishes: bool = False  # whether the last reward is the one for length
     reward_weights: Tensor
     _scores: list[list[Outcome]]  # by reward, of the last rows scored
     # trl's own tests score with trainers that were never initialised
     _limits = Limits()
     _breaker: Breaker | None = None
+    _tally: Tally | None = None
     _at_hand: list[dict[str, Any]] = []  # noqa: RUF012 (never changed in place)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        for fn, name in zip(self.reward_funcs, self.reward_func_names, strict=True):
+            if not isinstance(fn, (Reward, nn.Module)) and (mistake := form_mistake(fn, name)):
+                raise UserError(mistake)
         self._scores = []
         self._at_hand: list[dict[str, Any]] = []  # that are sampled and scored
         self._early: EarlyRewards | None = None
         self._beside = 0.0  # seconds of this step that rewards ran beside the sampling
         self._breaker = Breaker()
+        self._tally = Tally()
         given = {
             name: getattr(self.args, f"reward_{name}")
             for name in ("timeout_s", "batch_timeout_s", "memory_mb")
@@ -187,9 +217,27 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
             if self._early:  # sampling or scoring broke off
                 self._early.close()
                 self._early = None
+        if self._scores:
+            self._tell_rewards()
         if self._tells_tasks:
             self._tell_tasks(inputs, output)
         return output
+
+    def _tell_rewards(self) -> None:
+        """Log the rows that are out of their groups; trl's figures of each reward, of all rows."""
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        out = self._rewards.isnan().all(dim=1)
+        metrics["rows/left_out"].append(float(out.sum()))
+        if not out.any():  # trl has had all scores
+            return
+        values = [[usable(score) for score in scores] for scores in self._scores]
+        device = self.accelerator.device
+        table = torch.tensor(values, dtype=torch.float32, device=device).T.contiguous()
+        for name, scores in zip(
+            self.reward_func_names, self.accelerator.gather(table).T, strict=True
+        ):
+            metrics[f"rewards/{name}/mean"][-1] = scores.nanmean().item()
+            metrics[f"rewards/{name}/std"][-1] = nanstd(scores).item()
 
     @cached_property
     def _tells_tasks(self) -> bool:
@@ -206,9 +254,9 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
         rows: list[tuple[str | None, int]] = gather_object(here)
         totals = total_rewards(self._rewards, self.reward_weights.to(self._rewards.device))
         found: dict[str, list[tuple[float, int]]] = {}
-        for (task, length), total in zip(rows, totals.tolist(), strict=True):
+        for (task, length), value in zip(rows, totals.tolist(), strict=True):
             if task is not None:
-                found.setdefault(str(task), []).append((total, length))
+                found.setdefault(str(task), []).append((value, length))
         metrics = self._metrics["train" if self.model.training else "eval"]
         for task, values in found.items():
             known = [total for total, _ in values if total == total]
@@ -242,15 +290,22 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
     def _warn_of_unscored(
         self, columns: dict[str, Any], prompts: list[Any], completions: list[Any]
     ) -> None:
-        """trl's warning for a row that no reward gave a number; a fault has been told already."""
-        for i, scores in enumerate(zip(*self._scores, strict=True)):
-            if all(isinstance(s, Score) and usable(s) != usable(s) for s in scores):
-                row = {k: v[i] for k, v in columns.items() if isinstance(v, list) and k != SEEDS}
-                row |= {"prompt": prompts[i], "completion": completions[i]}
-                logger.warning(
-                    "All reward functions returned None for the following kwargs:\n%s", row
-                )
-                return
+        """trl's warning for rows that no reward gave a number, at their first and at powers of ten.
+
+        A fault is told otherwise.
+        """
+        none = [
+            i
+            for i, scores in enumerate(zip(*self._scores, strict=True))
+            if all(isinstance(s, Score) and usable(s) != usable(s) for s in scores)
+        ]
+        if not none or (self._tally is not None and not self._tally.due("", len(none))):
+            return
+        hidden = (SEEDS, "completion_ids")  # thousands of numbers
+        i = none[0]
+        row = {k: v[i] for k, v in columns.items() if isinstance(v, list) and k not in hidden}
+        row |= {"prompt": prompts[i], "completion": completions[i]}
+        logger.warning("All reward functions returned None for the following kwargs:\n%s", row)
 
     def _of_models(
         self,
@@ -277,7 +332,7 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
         heeds = self.heeds_rows
         return {
             i: [
-                Score(value if not heeds or applies(name, row.get(APPLIES)) else None)
+                Score(value) if not heeds or applies(name, row.get(APPLIES)) else NOT_ITS_ROW
                 for value, row in zip(values, inputs, strict=True)
             ]
             for i, name, values in zip(
@@ -286,27 +341,76 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
         }
 
     def _gathered(self) -> Tensor:
-        """The rewards of all processes; each counts the same faults, and stops at the same step."""
+        """The rewards of all processes, NaN on rows that are out of their groups (`reward_rule`).
+
+        Each process counts the same faults, and stops at the same step.
+        """
         device = self.accelerator.device
         values = [[usable(score) for score in scores] for scores in self._scores]
         nan = float("nan")
         faults = [  # NaN where there was no call
             [
-                float(isinstance(score, Fault)) if called else nan
+                float(failed(score)) if called else nan
                 for score, called in zip(scores, own_rows(scores), strict=True)
             ]
             for scores in self._scores
         ]
-        for name, flags in zip(self.reward_func_names, faults, strict=True):
-            self._log_metric(f"rewards/{name}/faults", sum(flag == 1.0 for flag in flags))
-        table = torch.tensor([*values, *faults], dtype=torch.float32, device=device).T
+        for name, scores in zip(self.reward_func_names, self._scores, strict=True):
+            self._log_metric(
+                f"rewards/{name}/faults", sum(isinstance(score, Fault) for score in scores)
+            )
+        out = self._taken_out()
+        table = torch.tensor([*values, *faults, out], dtype=torch.float32, device=device).T
         gathered: Tensor = self.accelerator.gather(table.contiguous())
-        rewards, failed = gathered.chunk(2, dim=1)
+        rewards, flags = gathered[:, :-1].chunk(2, dim=1)
+        rewards = rewards.masked_fill(gathered[:, -1:] > 0, nan)
+        told = ([flag == 1.0 for flag in c.tolist() if flag == flag] for c in flags.T)
+        counted = dict(zip(self.reward_func_names, told, strict=True))
+        self._warn_of_faults(counted)
         if self._breaker is not None and self.model.training and not self._drawn:
-            told = ([flag == 1.0 for flag in c.tolist() if flag == flag] for c in failed.T)
-            counted = dict(zip(self.reward_func_names, told, strict=True))
-            self._breaker.add(self.state.global_step + 1, counted, self._told())
+            step = self.state.global_step + 1
+            judged = not bool(rewards.isnan().all())
+            self._breaker.add(step, counted, self._told(), judged=judged)
+            last = step - 1 + self.args.steps_per_generation >= self.state.max_steps
+            if last:
+                self._breaker.end(self._told(), strict=self.heeds_rows)
         return rewards.contiguous()
+
+    def _rules(self) -> list[tuple[str, float, Rule]]:
+        """(name, weight, rule) of each reward; no row is scored by its length alone."""
+        weights = self.reward_weights.tolist()
+        if self._punishes:
+            weights[-1] = 0.0
+        rules = [*(self.reward_rules or [])]
+        rules += map(rule_of, self.reward_funcs[len(rules) :])
+        return list(zip(self.reward_func_names, weights, rules, strict=True))
+
+    def _taken_out(self) -> list[float]:
+        """1.0 for each row of this process that is out of its group, by `reward_rule`."""
+        _, weights, rules = zip(*self._rules(), strict=True)
+        rows = zip(*self._scores, strict=True)
+        return [float(math.isnan(total(row, weights, rules))) for row in rows]
+
+    def _took_out(self, scores: Sequence[Outcome]) -> list[str]:
+        """The names of the rewards that take a row with these scores out of its group."""
+        judged = zip(self._rules(), scores, strict=True)
+        return [name for (name, weight, rule), s in judged if rule.takes_out(s, weight)]
+
+    def _warn_of_faults(self, failed_rows: Mapping[str, Sequence[bool]]) -> None:
+        """Say the first failure of each reward, and again at every power of ten."""
+        if self._tally is None:
+            return
+        for place, (name, flags) in enumerate(failed_rows.items()):
+            self._tally.calls[name] += len(flags)
+            if not self._tally.due(name, sum(flags)):  # the same in all processes
+                continue
+            mine = [described(s)["reason"] for s in self._scores[place] if failed(s)]
+            found = [why for why in gather_object([mine[0] if mine else None]) if why]
+            if self.accelerator.is_main_process:
+                count, calls = self._tally.failed[name], self._tally.calls[name]
+                logger.warning(
+                    "reward %r has failed on %d of %d rows so far: %s", name, count, calls, found[0]
+                )
 
     def _told(self) -> Iterator[str]:
         """The first faults of the rows at hand, for whoever has to mend the reward."""

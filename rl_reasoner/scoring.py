@@ -49,7 +49,7 @@ class _Bench:
         function = load_reward(name, options)
         self.columns: tuple[str, ...] | None = None
         if isinstance(function, Reward):
-            self.columns = (*function.columns, *function.optional)
+            self.columns = (*function.columns, *function.missing)
         self.function: Callable[..., Any] = continuing(function, rows)
 
     def marks(self, rows: Sequence[Row], sampled: Sequence[Row]) -> Iterator[dict[str, Any]]:

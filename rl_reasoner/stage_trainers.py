@@ -31,6 +31,7 @@ from rl_reasoner.policy import Policy
 from rl_reasoner.prompts import Row, completion_of, prompt_of
 from rl_reasoner.recipe import DistillStage, GrpoStage, Recipe, SftStage, TrainedStage
 from rl_reasoner.reward import text_of
+from rl_reasoner.reward_rule import rule_of
 from rl_reasoner.runs import append_rows
 from rl_reasoner.sharding import Sharding
 from rl_reasoner.trainer import GRPOTrainer
@@ -140,6 +141,10 @@ def _grpo(job: Job, stage: GrpoStage) -> GRPOTrainer:
         processing_class=policy.tokenizer,
     )
     trainer.heeds_rows = True
+    trainer.reward_rules = [
+        rule_of(function, spec.optional, spec.on_abstain)
+        for function, spec in zip(job.rewards, recipe.rewards.values(), strict=True)
+    ]
     numbers = {text_of(row["prompt"]): i for i, row in reversed([*enumerate(rows)])}
     trainer.rollout_sink = partial(_keep, job, numbers)
     return trainer

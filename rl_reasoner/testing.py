@@ -337,15 +337,18 @@ class _Kit:
 
     def tells(self) -> Finding:
         """Right answers get more than wrong ones; not every completion gets the same."""
-        values = {usable(o) for _, o in self._seen() if not math.isnan(usable(o))}
+        seen = [outcome for _, outcome in self._seen()]
+        values = {usable(o) for o in seen if not math.isnan(usable(o))}
+        if not values:
+            said = f"it judges nothing: abstained on {len(seen)} of {len(seen)}"
+            return Finding("tells apart", "failed", f"{said}; {described(seen[0])['reason']}")
         if len(values) < 2:
-            said = f"every completion gets {values.pop():g}" if values else "it judges nothing"
-            return Finding("tells apart", "warned", said)
+            return Finding("tells apart", "warned", f"every completion gets {values.pop():g}")
         said = f"right {self.high:.3g}, wrong {self.low:.3g} on average"
         if self.tells_apart:
             return Finding("tells apart", "passed", said)
-        named = isinstance(self.fn, Reward) and {"answer", "tests"} & set(self.fn.columns)
-        return Finding("tells apart", "warned" if named else "passed", said)
+        said += ": it does not tell right from wrong; let a reward that does stand beside it"
+        return Finding("tells apart", "warned", said)
 
     def _hacked(self, check: str, *names: str) -> Finding:
         """Whether completions of these names get half of what right answers get, on most rows."""

@@ -104,7 +104,8 @@ class GRPOTrainer(
 
     `rollout_sink`, when set, is called once a generation batch, on the main process, with one dict
     a completion: step, group, prompt, completion, answer, reward, scores (value, reason, outcome by
-    reward), advantage, truncated. Metric names are trl's; added are `timing/generation`,
+    reward), advantage, truncated; where the reward is None, `left_out_by`: the rewards that took it
+    out of its group (`reward_rule`). Metric names are trl's; added are `timing/generation`,
     `timing/reward`, `timing/training` (seconds a step), `overlapped_time/reward` (seconds that
     rewards ran beside the sampling, in none of these), `rewards/<name>/faults` and
     `experts/max_over_mean`, `/entropy`, `/dead` (rl_reasoner.balance).
@@ -344,6 +345,7 @@ class GRPOTrainer(
                     },
                     "advantage": advantages[i],
                     "truncated": not ids or ids[-1] not in self.eos_token_ids,
+                    **({} if known else {"left_out_by": self._took_out(scores)}),
                 }
             )
         return rows

@@ -335,17 +335,35 @@ def test_the_shipped_rewards_pay_nothing() -> None:
 # ------------------------------------------------------------------------------------- breaker
 
 
-def test_the_breaker_trips_over_half_of_a_window_or_a_whole_step() -> None:
+def test_the_breaker_trips_over_half_of_a_window() -> None:
     breaker = Breaker()
     for step in range(1, 9):  # a third of the calls: it goes on
-        breaker.add(step, {"f": [True, False, False] * 22}, iter(()))
-    with pytest.raises(RewardsFailed, match=r"f: 1\d\d of its last 256 calls faulted\nrow 3"):
+        breaker.add(step, {"f": [True, False, False] * 22}, iter(()), judged=True)
+    with pytest.raises(RewardsFailed, match=r"f: 1\d\d of its last \d+ calls faulted\nrow 3"):
         for step in range(9, 20):
             flags = [True] * 21 + [False]
-            breaker.add(step, {"f": flags, "g": [False] * 22}, iter(["row 3: why"]))
-    with pytest.raises(RewardsFailed, match=r"every reward call of step 1 failed \(4 calls\)"):
-        Breaker().add(1, {"f": [True] * 2, "g": [True] * 2}, iter(()))
-    Breaker().add(1, {"f": [True] * 2, "g": [True, False]}, iter(()))
+            breaker.add(step, {"f": flags, "g": [False] * 22}, iter(["row 3: why"]), judged=True)
+
+
+@pytest.mark.parametrize("rows", [8, 64, 512])
+def test_a_bad_step_now_and_then_ends_no_run_however_many_rows_it_has(rows: int) -> None:
+    breaker = Breaker()
+    for step in range(1, 41):  # the first step of all, and every fourth one
+        bad = step % 4 == 1
+        breaker.add(step, {"f": [bad] * rows}, iter(()), judged=not bad)
+    with pytest.raises(RewardsFailed, match="calls faulted"):
+        for step in range(41, 80):
+            breaker.add(step, {"f": [True] * rows}, iter(()), judged=False)
+    assert step - 40 <= max(4, 129 // rows + 1), "and one that has broken down is found soon"
+
+
+def test_steps_without_any_reward_end_the_run() -> None:
+    breaker = Breaker()
+    with pytest.raises(RewardsFailed, match="no row got a reward in the last 64 steps"):
+        for step in range(1, 100):
+            breaker.add(step, {"f": [False] * 8}, iter(()), judged=step in (3, 7))
+    assert step == 71
+    Breaker().end(iter(()), strict=False)  # in trl, abstaining on everything is no error
 
 
 @pytest.mark.parametrize("here", [False, True], ids=["process", "thread"])

@@ -247,16 +247,22 @@ def test_when_every_reward_call_faults_the_run_ends(
         build(GRPOTrainer, folder, function, tmp_path).train()
 
 
-def test_one_reward_that_only_faults_leaves_the_other(folder: Path, tmp_path: Path) -> None:
+def test_a_reward_that_only_faults_leaves_the_other_where_it_is_optional(
+    folder: Path, tmp_path: Path
+) -> None:
     def broken(completions: list[str], **kwargs: Any) -> list[float]:
         raise OSError("the judge is away")
 
+    broken.optional = True  # type: ignore[attr-defined]
     alone, _ = trained(build(GRPOTrainer, folder, [digits], tmp_path))
     both = build(GRPOTrainer, folder, [digits, broken], tmp_path)
     found, log = trained(both)
     assert all(torch.equal(alone[name], found[name]) for name in alone)
     assert [row["rewards/broken/faults"] for row in log] == [8.0, 8.0]
     assert [row["rewards/digits/faults"] for row in log] == [0.0, 0.0]
+    broken.optional = False  # type: ignore[attr-defined]
+    with pytest.raises(RewardsFailed, match="no row got a reward in all of 2 steps"):
+        trained(build(GRPOTrainer, folder, [digits, broken], tmp_path))
 
 
 def test_weights_of_rewards_count_and_abstentions_do_not(folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,230 @@
+"""What is said of rewards that fail or abstain, and when the training ends for it."""
+
+import math
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Cli, stock
+from test_trainer import build, digits, trained
+from tiny import grpo, recipe
+
+from rl_reasoner import GRPOTrainer, open_policy, reward, train, waiting
+from rl_reasoner.errors import UserError
+from rl_reasoner.isolation import Breaker, Limits, RewardsFailed
+from rl_reasoner.preflight import prepared
+from rl_reasoner.rehearsal import rehearsed
+from rl_reasoner.reward import Fault, load_reward, score_batch
+from rl_reasoner.testing import examine
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved policy."""
+    path = tmp_path_factory.mktemp("policy")
+    open_policy("scratch:moe-tiny", seed=5, device="cpu").save(path)
+    return path
+
+
+@reward
+def away(completion: str) -> float:
+    raise OSError("the judge is away")
+
+
+@reward
+def nothing(completion: str) -> float:
+    return math.nan
+
+
+def abstains(completions: list[str], **columns: Any) -> list[float | None]:
+    return [None] * len(completions)
+
+
+# ------------------------------------------------------------------------------- what is said
+
+
+@pytest.mark.parametrize(
+    ("fn", "reason"),
+    [(away, "OSError: the judge is away at test_reward_faults.py:"), (nothing, "not a usable")],
+)
+def test_the_first_failure_of_a_reward_is_said_and_every_power_of_ten(
+    fn: Any, reason: str, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes = {"max_steps": 14, "isolate_rewards": False, "reward_weights": [1.0, 0.0]}
+    trainer = build(GRPOTrainer, folder, [digits, fn], tmp_path, **changes)
+    trained(trainer)
+    said = [r.getMessage() for r in caplog.records if "has failed on" in r.getMessage()]
+    counts = [int(re.findall(r"failed on (\d+) of", text)[0]) for text in said]
+    assert counts == [8, 16, 104], "8 rows a step: the first, and when 10 and 100 were reached"
+    assert all(f"reward '{fn.__name__}'" in text and reason in text for text in said)
+
+
+def test_rows_without_any_reward_are_told_without_their_tokens_and_not_each_step(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained(build(GRPOTrainer, folder, abstains, tmp_path, max_steps=14, isolate_rewards=False))
+    said = [r.getMessage() for r in caplog.records if "returned None" in r.getMessage()]
+    assert len(said) == 3
+    assert all("completion_ids" not in text and "'prompt'" in text for text in said)
+
+
+def test_a_hanging_reward_of_trls_form_is_told_while_it_hangs(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(waiting, "FIRST_S", 0.05)
+
+    def hangs(completions: list[str], **columns: Any) -> list[float]:
+        time.sleep(0.5)
+        return [0.0] * len(completions)
+
+    score_batch(hangs, ["a", "b"], {}, Limits(apart=False))
+    said = [r.getMessage() for r in caplog.records if "waiting for" in r.getMessage()]
+    assert (
+        said[0] == "waiting for reward 'hangs' since 0.05 s (its calls on one batch may take 600 s)"
+    )
+    assert 2 <= len(said) <= 4, "again whenever the time has doubled"
+
+
+# ---------------------------------------------------------------------- what ends the training
+
+
+@pytest.mark.parametrize("bad", ["[0.0]", "['x'] * len(completions)", "1 / 0"])
+def test_one_bad_step_ends_no_training(bad: str, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "shaky.py").write_text(
+        "def shaky(completions, trainer_state, **kwargs):\n"
+        f"    if trainer_state.global_step == 1:\n        return {bad}\n"
+        "    return [float(len(text)) for text in completions]\n"
+    )
+    rows: list[dict[str, Any]] = []
+    trainer = build(
+        GRPOTrainer, folder, load_reward(f"{tmp_path / 'shaky.py'}:shaky"), tmp_path, max_steps=3
+    )
+    trainer.rollout_sink = rows.extend
+    trained(trainer)
+    assert trainer.state.global_step == 3
+    steps = {row["step"] for row in rows if row["reward"] is None}
+    assert steps == {2} and sum(row["reward"] is None for row in rows) == 8
+
+
+def test_a_reward_that_judges_nothing_ends_the_training(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Breaker, "BARREN", 3)
+    trainer = build(GRPOTrainer, folder, abstains, tmp_path, max_steps=9, isolate_rewards=False)
+    with pytest.raises(RewardsFailed, match="no row got a reward in the last 3 steps"):
+        trainer.train()
+    assert trainer.state.global_step == 2
+
+
+@pytest.mark.parametrize("value", ["None", "math.nan"])
+def test_a_recipe_whose_rows_all_abstain_does_not_end_as_if_it_had_learned(
+    value: str, tmp_path: Path
+) -> None:
+    source = (
+        "import math\n\nfrom rl_reasoner import reward\n\n\n"
+        f"@reward\ndef near(completion: str):\n    return {value}\n"
+    )
+    wanted = recipe(tmp_path, grpo(steps=1), source=source, evals={"sets": []})
+    policy = open_policy(wanted.policy.source, device="cpu")
+    found = [n for n in rehearsed(wanted, prepared(wanted), policy) if n.check == "reward"]
+    assert [n.status for n in found] == ["failed"] and "abstained on 32 of 32" in found[0].message
+    with pytest.raises(RewardsFailed, match="no row got a reward in all of 1 steps"):
+        train(wanted, quiet=True)
+
+
+def test_the_kit_fails_a_reward_that_judges_nothing_and_warns_of_one_that_cannot_tell() -> None:
+    found = {f.check: f for f in examine(reward(lambda completion: None)).findings}
+    assert found["tells apart"].status == "failed"
+    assert re.search(r"abstained on (\d+) of \1;", found["tells apart"].message)
+
+    @reward
+    def short(completion: str) -> float:
+        return float(len(completion) < 100)
+
+    found = {f.check: f for f in examine(short).findings}
+    assert found["tells apart"].status == "warned"
+    assert "does not tell right from wrong" in found["tells apart"].message
+
+
+# -------------------------------------------------------------------------- the user's own line
+
+SCRIPT = """
+import math
+
+from rl_reasoner import reward
+from rl_reasoner.reward import score_batch
+
+
+def helper(text):
+    return math.sqrt(-len(text))
+
+
+@reward
+def deep(completion: str) -> float:
+    return helper(completion)
+
+
+def few(completions, **kwargs):
+    return [1.0]
+
+
+def words(completions, **kwargs):
+    return ["x" for _ in completions]
+
+
+if __name__ == "__main__":
+    for fn in (deep, few, words):
+        print(score_batch(fn, ["a", "b"], {})[0].message)
+"""
+
+
+def test_a_fault_in_a_script_shows_the_scripts_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(SCRIPT)
+    ended = subprocess.run(
+        [sys.executable, "mine.py"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    deep, few, words = ended.stdout.splitlines()
+    lines = SCRIPT.splitlines()
+    assert deep.endswith(f"at mine.py:{lines.index('    return math.sqrt(-len(text))') + 1}")
+    assert few.endswith(f"at mine.py:{lines.index('def few(completions, **kwargs):') + 1}")
+    assert words.endswith(f"at mine.py:{lines.index('def words(completions, **kwargs):') + 1}")
+
+
+# --------------------------------------------------------------------- functions of no form
+
+
+def test_a_plain_function_is_told_what_to_do(folder: Path, tmp_path: Path, cli: Cli) -> None:
+    stock(tmp_path)
+    with (tmp_path / "rewards.py").open("a") as file:
+        file.write("\n\ndef plain(completion, answer):\n    return 1.0\n")
+    text = (tmp_path / "tiny.yaml").read_text()
+    (tmp_path / "tiny.yaml").write_text(text.replace("rewards.py:fine", "rewards.py:plain", 1))
+    says = "'plain' is a plain function of (completion, answer): put @reward on it, or let it take"
+    for ended in (cli("train", "tiny.yaml"), cli("check", "rewards.py:plain")):
+        assert ended.code == 2 and says in ended.err, ended.err
+    with pytest.raises(UserError, match="put @reward on it"):
+        build(GRPOTrainer, folder, lambda completion: 1.0, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        (
+            "def f(completions, gold, **kwargs): ...",
+            "reward 'f' needs the column 'gold'; the data has answer, problem",
+        ),
+        ("def f(completions): ...", "reward 'f' does not take 'answer': .* give it \\*\\*kwargs"),
+    ],
+)
+def test_what_a_function_of_trls_form_lacks_is_said_once(
+    written: str, says: str, tmp_path: Path
+) -> None:
+    (tmp_path / "f.py").write_text(written)
+    columns = {"answer": ["1"], "problem": ["p"], "prompts": ["p"], "completion_ids": [[0]]}
+    [found] = score_batch(load_reward(f"{tmp_path / 'f.py'}:f"), ["x"], columns)
+    assert isinstance(found, Fault) and re.fullmatch(says, found.message)
+    assert found.message.count("problem") <= 1
