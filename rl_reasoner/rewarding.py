@@ -297,7 +297,7 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
         none = [
             i
             for i, scores in enumerate(zip(*self._scores, strict=True))
-            if all(isinstance(s, Score) and usable(s) != usable(s) for s in scores)
+            if all(isinstance(s, Score) and s.value is None for s in scores)
         ]
         if not none or (self._tally is not None and not self._tally.due("", len(none))):
             return

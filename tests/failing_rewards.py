@@ -14,7 +14,9 @@ def nan(completion: str) -> float:
 
 
 def infinite(completion: str) -> float:
-    return math.inf if len(completion) % 2 else -math.inf
+    if len(completion) % 2 == 0:
+        return 1.0
+    return math.inf if len(completion) % 4 == 1 else -math.inf
 
 
 def huge(completion: str) -> float:
