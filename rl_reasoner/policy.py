@@ -159,8 +159,9 @@ def open_policy(source: str, *, seed: int = 0, device: str = "auto") -> Policy:
     """Open the policy that `source` names, in fp32, on `device`.
 
     `source`: "scratch:moe-tiny" or another of `SCRATCH`, a folder (also a run folder or a peft
-    adapter), a `.gguf` file (converted once, kept in the cache folder), or a hub id. `seed` sets
-    the weights of scratch models. Raises `UserError` when it cannot be opened.
+    adapter, which can be trained on), a `.gguf` file (converted once, kept in the cache folder), or
+    a hub id. `seed` sets the weights of scratch models. Raises `UserError` when it cannot be
+    opened.
     """
     if source.startswith("scratch:"):
         policy = _scratch(source.removeprefix("scratch:"), seed)
@@ -204,6 +205,25 @@ def add_lora(policy: Policy, lora: Lora, seed: int) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         policy.model = get_peft_model(policy.model, config)
+
+
+def merge_adapter(policy: Policy) -> bool:
+    """Merge the adapter of a policy that was opened from one into its base; whether it had one.
+
+    Raises `UserError` for one that has no merged form (prompts and prefixes that are learned).
+    """
+    from peft import PeftModel
+
+    if not isinstance(policy.model, PeftModel):
+        return False
+    if policy.model.active_peft_config.is_prompt_learning:
+        kind = policy.model.active_peft_config.peft_type.value
+        raise UserError(
+            f"policy {policy.source!r} is an adapter of the kind {kind}, which cannot be merged "
+            "into its base: give the base, or an adapter of the kind LORA"
+        )
+    policy.model = policy.model.merge_and_unload().requires_grad_(True)
+    return True
 
 
 def _policy_folder(path: Path) -> Path | None:
@@ -268,10 +288,14 @@ def _pretrained(path: str, source: str) -> Policy:
         if (folder / "adapter_config.json").is_file():
             from peft import AutoPeftModelForCausalLM, PeftConfig
 
-            configuration(PeftConfig.from_pretrained(path).base_model_name_or_path)
+            adapter = PeftConfig.from_pretrained(path)
+            configuration(adapter.base_model_name_or_path)
             model = AutoPeftModelForCausalLM.from_pretrained(
-                path, dtype=torch.float32, trust_remote_code=False
-            )
+                path,
+                is_trainable=not adapter.is_prompt_learning,
+                dtype=torch.float32,
+                trust_remote_code=False,
+            ).eval()  # as every other: dropout is for training
         elif is_sharded(folder):
             model = _merged(folder)
         else:

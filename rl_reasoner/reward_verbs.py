@@ -288,7 +288,7 @@ class Check:
 
 def _notices(recipe: Any, where: Any) -> Iterator[Any]:
     """Everything that can be found out about a recipe without training."""
-    from rl_reasoner.policy import choose_device, open_policy
+    from rl_reasoner.policy import choose_device, merge_adapter, open_policy
     from rl_reasoner.preflight import Notice, inspected, prepared
     from rl_reasoner.rehearsal import rehearsed
     from rl_reasoner.runs import made_with
@@ -301,6 +301,7 @@ def _notices(recipe: Any, where: Any) -> Iterator[Any]:
     yield Notice("versions", "passed", ", ".join(f"{k} {v}" for k, v in versions.items()))
     device = choose_device(recipe.run.device)
     policy = open_policy(recipe.policy.source, seed=recipe.run.seed, device=device)
+    merge_adapter(policy)
     with Threads() as threads:
         yield Notice("threads", "passed", threads.suit(policy))
         yield from inspected(recipe, work, policy, Path(recipe.run.folder or "runs"))

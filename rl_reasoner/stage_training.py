@@ -22,7 +22,7 @@ from rl_reasoner.isolation import give_up_all
 from rl_reasoner.ledger import Ledger
 from rl_reasoner.live import LiveView
 from rl_reasoner.moe import freeze_routers, without_router_logits
-from rl_reasoner.policy import Policy, add_lora, open_policy
+from rl_reasoner.policy import Policy, add_lora, merge_adapter, open_policy
 from rl_reasoner.precision import in_fp8
 from rl_reasoner.recorder import Recorder
 from rl_reasoner.runs import keep_rows_until
@@ -88,14 +88,14 @@ def _save(job: Job, trainer: Any, device: str) -> None:
     if shards:
         launch.wait()
         source = policy.source if lora else str(folder / "policy")
-        policy.model = open_policy(source, seed=job.recipe.run.seed, device=device).model
+        opened = open_policy(source, seed=job.recipe.run.seed, device=device)
+        merge_adapter(opened)
+        policy.model = opened.model
         policy.source = str(folder / "policy")
         if lora:
             policy.model = PeftModel.from_pretrained(policy.model, folder / "adapter")
-    if lora:
-        policy.model = policy.model.merge_and_unload()
-        if launch.first():
-            policy.save(folder / "policy")
+    if merge_adapter(policy) and launch.first():
+        policy.save(folder / "policy")
 
 
 @contextmanager

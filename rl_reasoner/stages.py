@@ -38,6 +38,7 @@ from rl_reasoner.policy import (
     Policy,
     choose_device,
     choose_precision,
+    merge_adapter,
     open_policy,
     quiet_libraries,
 )
@@ -284,7 +285,13 @@ class _Session:
 
     def _opened(self, place: "_From") -> Policy:
         source = str(self._folder(place.stage) / "policy") if place.stage else str(place.source)
-        return open_policy(source, seed=self.recipe.run.seed, device=self.device)
+        policy = open_policy(source, seed=self.recipe.run.seed, device=self.device)
+        if merge_adapter(policy) and launch.first():
+            self.view.note(
+                f"the adapter {source} is merged into its base: a stage trains all weights, or a "
+                "fresh adapter where policy.lora is set"
+            )
+        return policy
 
     def _folder(self, name: str) -> Path:
         names = [stage.name for stage in self.recipe.stages]

@@ -280,12 +280,11 @@ class Export:
         import torch
 
         from rl_reasoner.fp8_checkpoints import check_fp8, write_fp8
-        from rl_reasoner.policy import open_policy
+        from rl_reasoner.policy import merge_adapter, open_policy
 
         quiet()
         policy = open_policy(self.policy, device="cpu")
-        if hasattr(policy.model, "merge_and_unload"):
-            policy.model = policy.model.merge_and_unload()
+        merge_adapter(policy)
         if self.upcycle is not None:
             from rl_reasoner.upcycle import upcycled
 

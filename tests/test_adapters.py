@@ -6,14 +6,15 @@ from typing import Any
 import pytest
 import torch
 from mixtures import FAMILIES, model_of
-from peft import AutoPeftModelForCausalLM
+from peft import AutoPeftModelForCausalLM, PromptTuningConfig, get_peft_model
+from processes import build, weights
 from tiny import grpo, recipe
 from transformers import AutoModelForCausalLM
 
 from rl_reasoner import Policy, open_policy, train
 from rl_reasoner.adapters import adapted
 from rl_reasoner.errors import UserError
-from rl_reasoner.policy import add_lora, byte_tokenizer
+from rl_reasoner.policy import add_lora, byte_tokenizer, merge_adapter
 from rl_reasoner.recipe import Lora
 
 IDS = torch.arange(24).reshape(2, 12)
@@ -112,3 +113,53 @@ def test_a_run_with_adapters_on_experts_ends_in_a_plain_policy(tmp_path: Path) -
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert "model.layers.0.mlp.experts.down_proj" in changed
     assert not any("gate.weight" in name or "norm" in name for name in changed)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an adapter, whose update is not zero, beside its base."""
+    folder = tmp_path_factory.mktemp("adapter")
+    policy = open_policy("scratch:dense-tiny", device="cpu")
+    policy.save(folder / "base")
+    policy = open_policy(str(folder / "base"), device="cpu")
+    add_lora(policy, Lora(rank=2), seed=0)
+    for name, parameter in policy.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+    policy.save(folder / "adapter")
+    return folder
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["all weights", "a fresh adapter"])
+def test_a_run_trains_on_from_an_adapter(
+    lora: Any, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy = {"source": str(saved / "adapter"), "lora": lora}
+    stage = grpo(steps=1, loss={"beta": 0.1})
+    run = train(recipe(tmp_path, stage, policy=policy, evals={"sets": []}), quiet=True)
+    after = AutoModelForCausalLM.from_pretrained(run.folder / "policy").state_dict()
+    began = open_policy(str(saved / "adapter"), device="cpu")
+    assert merge_adapter(began)
+    moved = {n for n, w in began.model.state_dict().items() if not torch.allclose(w, after[n])}
+    assert any("q_proj" in name for name in moved)
+    assert any("norm" in name for name in moved) == (lora is None)
+    apart = max(float((w - after[n]).abs().max()) for n, w in began.model.state_dict().items())
+    assert apart < 0.02, "a step leads away from what the adapter had learned"
+
+
+def test_the_drop_in_trains_an_adapter_that_is_opened(saved: Path, tmp_path: Path) -> None:
+    trainer = build(str(saved / "adapter"), tmp_path, max_steps=1, save_strategy="no", beta=0.1)
+    assert trainer._packs and trainer._fast
+    before = weights(trainer)
+    trainer.train()
+    moved = {name for name, w in weights(trainer).items() if not torch.equal(w, before[name])}
+    assert moved and all(".lora_" in name and ".default." in name for name in moved)
+
+
+def test_an_adapter_that_cannot_be_merged_is_one_clear_error(saved: Path, tmp_path: Path) -> None:
+    policy = open_policy(str(saved / "base"), device="cpu")
+    learned = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    policy.model = get_peft_model(policy.model, learned)
+    policy.save(tmp_path / "prompts")
+    with pytest.raises(UserError, match="of the kind PROMPT_TUNING, which cannot be merged"):
+        train(recipe(tmp_path, grpo(), policy=str(tmp_path / "prompts"), evals={"sets": []}))
