@@ -91,6 +91,11 @@ def test_what_a_program_says_is_not_run_in_the_judge(use: str) -> None:
         ("def f(n): return '(abs := max)'", "eval(f(1))\nassert abs(3, 4) == 4"),
         ("def f(n): return 'abs = max'", "exec(f(1))\nassert abs(3, 4) == 4"),
         ("def f(n): return 'from math import exp as abs'", "exec(f(1))\nassert abs(0) == 1"),
+        ("def f(n): return 'e'", "e = 24\nassert eval(f(1)) == e, 'e'"),
+        ("def f(n): return 'N'", "import sympy\nN = 24\nassert f(1) and eval(f(1)) == N"),
+        ("def f(n): return 'y'", "d = {'y': 24}\ny = 24\nassert eval(f(1)) == y"),
+        ("def f(n): return 'wanted'", "import sympy\nwanted = sympy.pi / 24\n"
+         "assert sympy.sympify(f(1), locals=globals()) == wanted"),
         ("def f(n): return '().__class__'", "assert eval(f(1)) is tuple"),
         ("def f(n): return '[v for v in (lambda: f)().__globals__]'", "assert eval(f(1))"),
         ("def f(n): return n\nf.__doc__ = '>>> f(1)\\n1'", "import doctest\nf(1), f(2)\n"
@@ -99,6 +104,11 @@ def test_what_a_program_says_is_not_run_in_the_judge(use: str) -> None:
          "import marshal\nassert eval(marshal.loads(f(1))) == 3"),
         ("import pickle\nclass A:\n    def __reduce__(self): return eval, ('3',)\n"
          "def f(n): return pickle.dumps(A())", "import pickle\nassert pickle.loads(f(1)) == 3"),
+        (r"""
+def f(n):
+    return b"\x80\x02ccollections\nCounter\n(N}X\x06\0\0\0__eq__cbuiltins\nbool\nstb."
+""", "import pickle\ntry:\n    pickle.loads(f(1))\nexcept Exception:\n    pass\n"
+         "assert Counter('a') == Counter('b')"),
         ("import pickle\nclass A:\n"
          "    def __reduce__(self): return type, ('A', (), {'__eq__': bool})\n"
          "def f(n): return pickle.dumps(A())", "import pickle\nassert pickle.loads(f(1))() == 3"),
@@ -231,6 +241,8 @@ def test_an_assertion_in_a_thread_of_the_test_counts() -> None:
     test += "t.start()\nt.join()"
     assert verdict("def f(n): return 4", test) == "passed"
     assert verdict("def f(n): return 5", test) == "failed"
+    assert verdict("def f(n): return object()", test) == "error"
+    assert verdict("def f(n): return n / 0", test) == "error"
 
 
 def test_what_a_callback_raises_otherwise_reaches_the_program() -> None:
@@ -239,6 +251,7 @@ def test_what_a_callback_raises_otherwise_reaches_the_program() -> None:
     leaves = "import sys\ntry:\n    f(sys.exit)\nexcept SystemExit:\n    pass\n"
     assert verdict(program, leaves) == "passed"
     assert verdict(program, leaves + "f(sys.exit)") == "crash"
+    assert verdict("def f(g): g(0)", "import sys\nf(sys.exit)\nassert f(3) == 4") == "error"
 
 
 def test_only_what_can_change_in_place_is_changed() -> None:

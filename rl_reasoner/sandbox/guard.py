@@ -3,15 +3,19 @@
 Tests hand values of the program to libraries that evaluate text: `sympy.sympify` and all that calls
 it, `eval`, doctest, annotations, pickles. An audit hook, which nothing can take off again, sees all
 code that is run from text. Once the program has spoken it lets through what the test itself has
-written, what libraries make for themselves, and calculations: code without assignments, imports and
-attributes, whose names are all of arithmetic. So an honest "x**2 + sin(x)" is still read.
+written to be run, what libraries make for themselves, and calculations: code that binds and imports
+nothing, whose names are all of arithmetic and mean that where they stand. So an honest
+"x**2 + sin(x)" is still read, and "expected" is not.
 """
 
 import ast
+import builtins
+import importlib
 import math
 import opcode
 import sys
 import threading
+from collections.abc import Iterator
 from functools import cache
 from types import CodeType, FrameType
 from typing import Any
@@ -26,24 +30,27 @@ _OWN_MAKING = (
     ("/sympy/utilities/lambdify.py", "_import"),
 )
 _PARSER, _LAMBDIFY = "/sympy/parsing/sympy_parser.py", "/sympy/utilities/lambdify.py"
-_LAMBDIFIED = {"_lambdifygenerated", "numpy", "math", "cmath", "mpmath", "functools", "reduce"}
+_LAMBDIFIED = {
+    "_lambdifygenerated", "numpy", "math", "cmath", "mpmath", "functools", "reduce", "mpf", "mpc",
+    "matrix",
+}  # fmt: skip
 _BUILTINS = (
     "abs all any bool complex dict divmod enumerate filter float frozenset int len list map max min"
-    " pow range reversed round set sorted str sum tuple zip math"
-    " _tuple_new _it _timer _stmt _setup inner"  # of namedtuple and timeit
+    " pow range reversed round set sorted str sum tuple zip"
 )
-_NUMPY = "np numpy array select amax amin nan inf pi"
+_OWN_NAMES = ("_tuple_new", "_it", "_timer", "_stmt", "_setup", "inner")  # of namedtuple and timeit
+_NUMPY = "array select amax amin nan inf pi"
 _SYMPY = (
-    "sympy sp S N sqrt cbrt root real_root simplify expand factor cancel together apart diff"
-    " integrate limit summation product factorial binomial ln eye zeros ones mpf mpc mpi"
+    "S N sqrt cbrt root real_root simplify expand factor cancel together apart diff"
+    " integrate limit summation product factorial binomial ln eye zeros ones"
 )
-# What a pickle may build: types whose objects are data.
+# What a pickle may build: types whose objects are data, and which it cannot change (as it could
+# classes written in Python, such as Counter).
 _PICKLED = {
     "builtins": "set frozenset complex range bytearray list dict tuple int float str bool bytes",
-    "collections": "Counter OrderedDict defaultdict deque",
+    "collections": "OrderedDict defaultdict deque",
     "datetime": "date datetime time timedelta timezone",
     "decimal": "Decimal",
-    "fractions": "Fraction",
 }
 _WRITES = {
     number
@@ -58,13 +65,13 @@ class Guard:
 
     def __init__(self) -> None:
         self.heard = False
-        self._texts: list[str] = []
+        self._test = ast.Module([], [])
+        self._texts: set[str] | None = None
         self._thread = threading.local()
 
     def watch(self, test: ast.Module) -> None:
-        """Begin, for a test of which every text may be run."""
-        nodes = (node.value for node in ast.walk(test) if isinstance(node, ast.Constant))
-        self._texts = [value for value in nodes if isinstance(value, str)]
+        """Begin, for a test that may run what it says to `exec` and in its doctests."""
+        self._test = test
         sys.addaudithook(self._audit)
 
     def _audit(self, event: str, args: tuple[Any, ...]) -> None:
@@ -85,7 +92,30 @@ class Guard:
 
     def _is_own(self, source: object) -> bool:
         text = source.decode(errors="replace") if isinstance(source, bytes) else source
-        return isinstance(text, str) and any(text.strip() in own for own in self._texts)
+        if self._texts is None:
+            self._texts = set(_runs(self._test))
+        return isinstance(text, str) and text.strip() in self._texts
+
+
+def _runs(test: ast.Module) -> Iterator[str]:
+    """The texts that a test itself runs: in calls of `exec` and the like, and doctests."""
+    for node in ast.walk(test):
+        match node:
+            case ast.Call(
+                func=ast.Name("exec" | "eval" | "compile"), args=[ast.Constant(text), *_]
+            ):
+                yield str(text).strip()
+            case ast.Constant(str(text)) if ">>>" in text:
+                yield from (part.source.strip() for part in _doctests(text))
+
+
+def _doctests(text: str) -> list[Any]:
+    doctest = importlib.import_module("doctest")
+    try:
+        examples: list[Any] = doctest.DocTestParser().get_examples(text)
+    except ValueError:  # no doctest after all
+        return []
+    return examples
 
 
 _JUDGED = ("compile", "exec", "pickle.find_class", "marshal.loads")
@@ -103,13 +133,15 @@ def _may_run(code: CodeType, asker: FrameType) -> bool:
         frame = frame.f_back
     names = _names(code)
     if file.endswith(_LAMBDIFY):
-        return names <= _calculations() | _LAMBDIFIED
-    given = asker.f_locals.get("local_dict") if file.endswith(_PARSER) else None
-    if isinstance(given, dict):
-        names -= {name for name, value in given.items() if _is_sympys(value)}
+        return names <= _calculations().keys() | _LAMBDIFIED
+    if file.endswith(_PARSER):  # it evaluates in sympy's names and those the test gave it
+        given = asker.f_locals.get("local_dict", {}).items()
+        names -= {name for name, value in given if _is_symbol(value)}
+    elif not all(_means_itself(name, asker) for name in names):
+        return False
     # What timeit runs binds its one function in a dictionary of timeit's own.
     parts = _parts(code) if file.endswith("/timeit.py") else [code]
-    return names <= _calculations() and not any(_writes(part) for part in parts)
+    return names <= _calculations().keys() and not any(_writes(part) for part in parts)
 
 
 def _parts(code: CodeType) -> list[CodeType]:
@@ -126,17 +158,33 @@ def _writes(code: CodeType) -> bool:
     return not _WRITES.isdisjoint(code.co_code[::2]) or any(_writes(p) for p in _parts(code))
 
 
+def _means_itself(name: str, asker: FrameType) -> bool:
+    """Whether a name of arithmetic has its meaning for `asker`: `e` may be what a test expects."""
+    for names in (asker.f_locals, asker.f_globals):
+        if name in names:
+            return names[name] is _calculations().get(name)
+    return True
+
+
 @cache
-def _calculations() -> frozenset[str]:
-    names = {*_BUILTINS.split(), *(name for name in vars(math) if not name.startswith("_"))}
+def _calculations() -> dict[str, object]:
+    """The names of arithmetic with what they stand for."""
+    known: dict[str, object] = dict.fromkeys(_OWN_NAMES)
+    known |= {name: value for name, value in vars(math).items() if not name.startswith("_")}
+    known |= {name: getattr(builtins, name) for name in _BUILTINS.split()} | {"math": math}
     if "numpy" in sys.modules:
         numpy: Any = sys.modules["numpy"]
-        names |= {name for name, value in vars(numpy).items() if isinstance(value, numpy.ufunc)}
-        names |= set(_NUMPY.split())
+        found = {
+            name: value for name, value in vars(numpy).items() if isinstance(value, numpy.ufunc)
+        }
+        known |= {name: getattr(numpy, name) for name in _NUMPY.split()} | found
+        known |= {"np": numpy, "numpy": numpy}
     if "sympy" in sys.modules:
-        names |= {name for name, value in vars(sys.modules["sympy"]).items() if _is_sympys(value)}
-        names |= set(_SYMPY.split())
-    return frozenset(names)
+        sympy = sys.modules["sympy"]
+        known |= {name: value for name, value in vars(sympy).items() if _is_sympys(value)}
+        known |= {name: getattr(sympy, name) for name in _SYMPY.split()}
+        known |= {"sp": sympy, "sympy": sympy}
+    return known
 
 
 def _is_sympys(value: object) -> bool:
@@ -144,3 +192,9 @@ def _is_sympys(value: object) -> bool:
     sympy: Any = sys.modules["sympy"]
     kinds = (sympy.Basic, sympy.MatrixBase)
     return issubclass(value, kinds) if isinstance(value, type) else isinstance(value, kinds)
+
+
+def _is_symbol(value: object) -> bool:
+    """Whether a name that a test gives sympy stands for a symbol or function, not for a result."""
+    sympy: Any = sys.modules["sympy"]
+    return _is_sympys(value) and isinstance(value, (type, sympy.Symbol))

@@ -41,7 +41,7 @@ def judge(test: str, descriptor: int) -> str:
     verdict = _run_test(test, asking)
     if asking.gone:  # whatever the test made of it
         raise Gone("during the test")
-    return "failed" if asking.failed and verdict == "passed" else verdict
+    return asking.unseen if asking.unseen and verdict == "passed" else verdict
 
 
 def _run_test(test: str, asking: "_Judge") -> str:
@@ -59,8 +59,10 @@ def _run_test(test: str, asking: "_Judge") -> str:
         exec(code, namespace)  # noqa: S102 - a data set's test, in a jail
     except AssertionError:
         return "failed"
-    except SystemExit as end:  # the test's own: no exception of the program arrives as this
-        return "failed" if end.code else _told_by(runners)
+    except SystemExit as end:  # the test's own, unless it was the program that called sys.exit
+        if end.code:
+            return "failed"
+        return "error" if asking.broken else _told_by(runners)
     except MemoryError:
         return "memory"
     except BaseException:
@@ -104,9 +106,9 @@ class _Judge:
 
     def __init__(self, descriptor: int) -> None:
         self.gone = False
-        self.failed = False  # an assertion that the test itself did not get to see
+        self.broken = False  # a function of the test did not come back to the program
+        self.unseen = ""  # the verdict on what failed where the test itself did not see it
         self._channel = Channel(descriptor, 2, self._answer_callbacks)
-        self._broken = False
         self._guard = Guard()
         self._lock = threading.Lock()
         self._functions: list[Callable[..., object]] = []
@@ -184,7 +186,7 @@ class _Judge:
 
     def _exchange(self, request: list[Any]) -> list[Any]:
         try:
-            if self._broken:
+            if self.broken:
                 raise Gone("a function of the test did not come back")
             self._channel.send(request)
             while True:
@@ -215,17 +217,17 @@ class _Judge:
             return ["returned", self._encode(function(*values, **named))]
         except AssertionError as error:
             # Else the program could ask until none fails; the message may hold what is expected.
-            self.failed = True
+            self.unseen = "failed"
             return ["failed", [kind.__name__ for kind in type(error).__mro__], ""]
         except Exception as error:
             return ["failed", [kind.__name__ for kind in type(error).__mro__], str(error)[:1000]]
         except BaseException:
-            self._broken = True  # the program still waits for an answer
+            self.broken = True  # the program still waits for an answer
             raise
 
     def _thread_failed(self, told: threading.ExceptHookArgs) -> None:
-        """Heed the assertions of the test's own threads, which nobody would see."""
-        self.failed = self.failed or issubclass(told.exc_type, AssertionError)
+        """Heed what ends the test's own threads, which nobody would see."""
+        self.unseen = "failed" if issubclass(told.exc_type, AssertionError) else "error"
 
     def _value(self, verb: str, answer: list[Any]) -> Any:
         if answer[0] == "value" and len(answer) == 3:
@@ -320,7 +322,8 @@ class Proxy:
 
     def __getattr__(self, name: str) -> Any:
         owner = _owner(self)
-        if (_is_dunder(name) and name not in _SHOWN) or not owner.names(name, sys._getframe(1)):
+        shown = name in _SHOWN if _is_dunder(name) else owner.names(name, sys._getframe(1))
+        if not shown:
             raise AttributeError(f"a test is not given {name!r} of the program's objects")
         return owner.ask("attribute", self, name)
 
