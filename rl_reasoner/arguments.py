@@ -28,14 +28,19 @@ def quiet() -> None:
     quiet_libraries()
 
 
-def template_of(policy: str) -> str:
-    """The prompt template that a run's policy was trained with; "auto" for others."""
+def asked_as(policy: str, template: str | None, system: str | None) -> tuple[str, str | None]:
+    """The prompt template and the system prompt: as given, else as a run's policy was trained.
+
+    For others "auto" and none; an empty `system` is none, and a run's own goes with its template.
+    """
     recipe = Path(policy) / "recipe.yaml"
     if not recipe.is_file():
-        return "auto"
+        return template or "auto", system or None
     from rl_reasoner.recipe_source import load_recipe
 
-    return load_recipe(str(recipe)).template
+    run = load_recipe(str(recipe))
+    own = run.system if system is None and template in (None, run.template) else system
+    return template or run.template, own or None
 
 
 def check_numbers(temperature: float | None, **counts: int | None) -> None:

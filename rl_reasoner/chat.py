@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional
 
-from rl_reasoner.arguments import Json, Quiet, check_numbers, quiet, template_of
+from rl_reasoner.arguments import Json, Quiet, asked_as, check_numbers, quiet
 from rl_reasoner.console import emit, err, out
 from rl_reasoner.errors import UserError
 from rl_reasoner.report.text import plain
@@ -93,6 +93,8 @@ class Chat:
     """longest completion, in tokens"""
     template: str | None = None
     """prompt template (default: the one of the run, else auto)"""
+    system: str | None = None
+    """system prompt of chats (default: the one of the run)"""
     seed: int = 0
     quiet: Quiet = False
     json: Json = False
@@ -134,8 +136,8 @@ class Chat:
         screen = _Screen(replies, hidden=self.json)
         with screen:
             for reply, (name, policy) in zip(replies, policies, strict=True):
-                template = self.template or template_of(name)
-                prompt = render(problem, template, policy.tokenizer)
+                template, system = asked_as(name, self.template, self.system)
+                prompt = render(problem, template, policy.tokenizer, system)
                 reply.opened = isinstance(prompt, str) and prompt.rstrip().endswith("<think>")
 
                 def hear(piece: str, reply: Reply = reply) -> None:

@@ -15,11 +15,11 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from rl_reasoner.arguments import (
     Json,
     Quiet,
+    asked_as,
     check_numbers,
     data_folder,
     options_of,
     quiet,
-    template_of,
     writable,
 )
 from rl_reasoner.console import emit, err, new_table
@@ -49,6 +49,8 @@ class Eval:
     """longest completion, in tokens"""
     template: str | None = None
     """prompt template (default: the one of the run, else auto)"""
+    system: str | None = None
+    """system prompt of chats (default: the one of the run)"""
     limit: int | None = None
     """only the first problems of each set"""
     reward: str | None = None
@@ -127,6 +129,7 @@ class Eval:
             policy = Server(self.server, self.policy)
         else:
             quiet()
+        template, system = asked_as(self.policy, self.template, self.system)
         with _shown(self.json or self.quiet) as progress:
             return evaluate(
                 policy,
@@ -135,7 +138,8 @@ class Eval:
                 self.seed,
                 temperature=self.temperature,
                 max_tokens=self.max_tokens,
-                template=self.template or template_of(self.policy),
+                template=template,
+                system=system,
                 limit=self.limit,
                 reward=self.reward,
                 reward_options=options or None,

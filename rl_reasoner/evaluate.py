@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rl_reasoner.comparison import compare_rows
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.figures import figures_of
-from rl_reasoner.prompts import Prompt, Row, load_rows, prompt_of, read_rows
+from rl_reasoner.prompts import Prompt, Row, load_rows, prompt_of, read_rows, with_system
 from rl_reasoner.recipe import Asked, Evals, FileData
 from rl_reasoner.reward import load_reward
 from rl_reasoner.runs import write_text
@@ -186,7 +186,7 @@ def _unlike(name: str, a: EvalResult, b: EvalResult) -> dict[str, list[Any]]:
     for result in (a, b):
         own, settings = result.sets.get(name, {}), result.settings
         asked = _asked(settings, name)
-        said = {**{key: settings.get(key) for key in ("max_tokens", "template")}, **asked}
+        said = {**{key: settings.get(key) for key in ("max_tokens", "template", "system")}, **asked}
         said |= {key: own.get(key) for key in ("temperature", "samples", "reward")}
         said["reward_options"] = settings.get("reward_options")
         kept = result.manifest
@@ -209,6 +209,7 @@ def evaluate(
     temperature: float | None = None,
     max_tokens: int = 256,
     template: str = "auto",
+    system: str | None = None,
     asked: Mapping[str, Asked] | None = None,
     limit: int | None = None,
     reward: str | None = None,
@@ -222,7 +223,8 @@ def evaluate(
 
     A set is the name of one that is here, a file or a hub id, or a `FileData` with its columns. One
     sample a problem is greedy, several are drawn at `temperature` (default 1.0). `asked` has the
-    sets with a template or budget of their own. `reward` judges; by default the one that each row
+    sets with a template or budget of their own; `system` is the system prompt of chats whose rows
+    have none. `reward` judges; by default the one that each row
     says itself (`scoring.judge_of`). `modes` asks for several passes, each with an entry of its
     own; with it, `samples` counts for the mode "sampled". `cache` is a folder that keeps what was
     drawn (see `sample_cache`). `trained_on` are rows that the policy was trained on: overlaps are
@@ -242,6 +244,7 @@ def evaluate(
             "temperature": heat,
             "max_tokens": max_tokens,
             "template": template,
+            **({"system": system} if system else {}),
             "reward": reward or "by the rows",
             **({"reward_options": dict(reward_options)} if reward_options else {}),
             **({"asked": {k: v.model_dump() for k, v in asked.items()}} if asked else {}),
@@ -251,7 +254,7 @@ def evaluate(
         session = _Session(opened, result, samples, heat, modes or (), progress, cache)
         for which in sets:
             data = set_data(which) if isinstance(which, str) else which
-            rows = load_rows(data)[:limit]
+            rows = with_system(load_rows(data)[:limit], system)
             session.set(which if isinstance(which, str) else which.path, data, rows, trained_on)
         session.finish()
     return result
@@ -452,7 +455,12 @@ def replay(
 
 
 def evaluate_recipe(
-    policy: "Policy", evals: Evals, template: str, seed: int, progress: Progress | None = None
+    policy: "Policy",
+    evals: Evals,
+    template: str,
+    seed: int,
+    progress: Progress | None = None,
+    system: str | None = None,
 ) -> EvalResult:
     """The evaluation that a recipe asks for, all its sets in all its modes."""
     modes: list[Mode] = ["greedy"]
@@ -466,6 +474,7 @@ def evaluate_recipe(
         temperature=evals.temperature,
         max_tokens=evals.max_tokens,
         template=template,
+        system=system,
         asked=evals.asked,
         limit=evals.limit,
         reward=evals.reward,

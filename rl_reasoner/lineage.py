@@ -50,6 +50,8 @@ def facts_of(recipe: Recipe, stage: Stage, made: Mapping[str, str]) -> dict[str,
     if (teacher := getattr(stage, "teacher", None)) is not None:
         facts["teacher"] = made.get(teacher) or hash_of_source(teacher, recipe.run.seed)
     facts["template"], facts["seed"] = recipe.template, recipe.run.seed
+    if recipe.system:
+        facts["system"] = recipe.system
     if stage.kind == "grpo":
         facts["rewards"] = {n: spec.model_dump(mode="json") for n, spec in recipe.rewards.items()}
         facts["code"] = {name: code for name in recipe.rewards if (code := _code(name))}

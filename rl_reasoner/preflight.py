@@ -25,7 +25,7 @@ from rl_reasoner.evaluate import check_judge, set_rows
 from rl_reasoner.lineage import brought
 from rl_reasoner.policy import Policy, choose_device
 from rl_reasoner.precision import how, in_words
-from rl_reasoner.prompts import Row, completion_of, load_rows, prompt_of
+from rl_reasoner.prompts import Row, completion_of, load_rows, prompt_of, with_system
 from rl_reasoner.recipe import (
     AnyData,
     DistillStage,
@@ -134,7 +134,7 @@ def prepared(recipe: Recipe, where: Where | None = None) -> Work:
                 brought(stage)
         elif not any(isinstance(s, StageData) for s in sources_of(recipe.data_of(stage))):
             with field(*(("stages", index, "data") if stage.data else ("data",))):
-                found = read_stage_rows(stage, recipe.data_of(stage), named)
+                found = read_stage_rows(recipe, stage, recipe.data_of(stage), named)
                 check_filled(recipe, stage, len(found))
         rows.append(found)
     for stage, found in zip(recipe.stages, rows, strict=True):
@@ -150,13 +150,13 @@ def prepared(recipe: Recipe, where: Where | None = None) -> Work:
 
 
 def read_stage_rows(
-    stage: Stage, data: AnyData, rewards: Mapping[str, Callable[..., Any]]
+    recipe: Recipe, stage: Stage, data: AnyData, rewards: Mapping[str, Callable[..., Any]]
 ) -> list[Row]:
-    """The rows of `data`, as the trainer of `stage` wants them.
+    """The rows of `data`, as the trainer of `stage` wants them, with the recipe's system prompt.
 
     `rewards` are the recipe's, by name. Raises `UserError` for bad rows.
     """
-    rows = load_rows(data)
+    rows = with_system(load_rows(data), recipe.system)
     if stage.kind == "sft":
         for row in rows:
             completion_of(row)

@@ -1,20 +1,19 @@
 """Rows of data and the prompts made from them.
 
 Rows are plain dicts with `problem` and `answer`, or `tests` for programs (and what else the file
-holds), from the task generators, from JSONL, CSV or Parquet files, from the shipped sets, or from
-a hub through `datasets`. Each load is linted: every bad row is named. A template turns a problem
-into the prompt, a text or a chat. Knows nothing of models.
+holds), from the task generators, from files (`row_files`), from the shipped sets, or from a hub
+through `datasets`. Each load is linted: every bad row is named. A template turns a problem into the
+prompt, a text or a chat; conversations keep their turns. Knows nothing of models.
 """
 
-import csv
-import json
 import logging
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rl_reasoner.code_rows import code_row
+from rl_reasoner.conversations import TURNS, conversation, plain_row
 from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.instructions import parsed
 from rl_reasoner.recipe import (
@@ -25,14 +24,17 @@ from rl_reasoner.recipe import (
     TaskData,
     checked_template,
 )
+from rl_reasoner.row_files import FORMS, rows_of
 from rl_reasoner.sets import CARDS, find_set, how_to_get, set_names
 from rl_reasoner.tasks import careless, generate
 from rl_reasoner.worded import worded
 
-_INSTEAD = ("tests", "instructions")  # what rows may be judged by instead of an answer
+# What rows may be judged by instead of an answer, or learned from.
+_INSTEAD = ("tests", "instructions", "completion")
+_LONGEST = 1_000_000  # characters of a text: more is a mistake in the file, or no memory is enough
+_TEXTS = ("problem", "answer", "system", "completion", "chain", "solution")
 _SHOWN = 10  # bad rows named in a message; the others are counted
-_FORMS = (".jsonl", ".json", ".csv", ".parquet")  # of data files
-_GZIP = b"\x1f\x8b"
+_CHATS = ("chat", "boxed")  # the templates that make messages
 _log = logging.getLogger(__name__)
 Row = dict[str, Any]
 Prompt = str | list[dict[str, str]]
@@ -48,30 +50,59 @@ R1_TEMPLATE = (
 BOXED_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 
 
-def render(problem: str, template: str, tokenizer: Any) -> Prompt:
+def render(problem: str, template: str, tokenizer: Any, system: str | None = None) -> Prompt:
     """The prompt for `problem`: a text, or a chat for the templates "chat" and "boxed".
 
-    "auto" is "chat" where the tokenizer has a chat template, else "plain". Raises `UserError` for
-    a template that is no name of one and has no {problem} in it.
+    "auto" is "chat" where the tokenizer has a chat template, else "plain". `system` is the chat's
+    system prompt. Raises `UserError` for a template that is no name of one and has no {problem} in
+    it, and for a system prompt where the template makes a text.
     """
+    return _rendered({"problem": problem}, template, tokenizer, system)
+
+
+def prompt_of(row: Row, template: str, tokenizer: Any) -> Prompt:
+    """The prompt for a row: by its own `template` and `system`, else by `template` (see `render`).
+
+    A conversation keeps its turns. Raises `UserError` where one has several and the template makes
+    a text.
+    """
+    return _rendered(row, row.get("template") or template, tokenizer, row.get("system"))
+
+
+def _rendered(row: Row, template: str, tokenizer: Any, system: str | None) -> Prompt:
     try:
         checked_template(template)
     except ValueError as error:
         raise UserError(str(error)) from None
+    said = f"the template {template!r} makes a text"
     if template == "auto":
         template = "chat" if getattr(tokenizer, "chat_template", None) else "plain"
+        said = "the policy has no chat template"
+    problem, turns = row["problem"], row.get(TURNS)
+    if template in _CHATS:
+        request = f"\n{BOXED_INSTRUCTION}" if template == "boxed" else ""
+        return conversation(turns or [{"role": "user", "content": problem}], system, request)
+    if turns or system:
+        what = "a conversation of several turns" if turns else "a system prompt"
+        raise UserError(
+            f"row {row.get('id', problem)!r:.60}: {said}, and {what} needs a chat: a policy with a "
+            "chat template, and the template auto, chat or boxed"
+        )
     if template == "plain":
-        return problem
-    if template == "chat":
-        return [{"role": "user", "content": problem}]
-    if template == "boxed":
-        return [{"role": "user", "content": f"{problem}\n{BOXED_INSTRUCTION}"}]
+        return str(problem)
     return (R1_TEMPLATE if template == "r1" else template).replace("{problem}", problem)
 
 
-def prompt_of(row: Row, template: str, tokenizer: Any) -> Prompt:
-    """The prompt for a row: by its own `template`, else by `template` (see `render`)."""
-    return render(row["problem"], row.get("template") or template, tokenizer)
+def with_system(rows: Sequence[Row], system: str | None) -> list[Row]:
+    """`rows` with the system prompt of a recipe or an evaluation, where they have none.
+
+    A row whose own template makes a text keeps to it.
+    """
+    texts = [row.get("template") not in (None, "auto", *_CHATS) for row in rows]
+    return [
+        row if text or row.get("system") or not system else {**row, "system": system}
+        for row, text in zip(rows, texts, strict=True)
+    ]
 
 
 def completion_of(row: Row) -> str:
@@ -202,14 +233,23 @@ def lint(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
     good: list[Row] = []
     problems = []
     answers: dict[str, tuple[str, int]] = {}
-    for number, row in enumerate(map(code_row, rows), 1):
+    absent: list[str] = []
+    for number, given in enumerate(rows, 1):
+        try:
+            row = code_row(plain_row(given))
+        except ValueError as error:
+            problems.append(f"{source}, row {number}: {error}")
+            continue
         others = [name for name in _INSTEAD if row.get("answer") is None and row.get(name)]
         judged_by = others[0] if others else "answer"
         missing = [name for name in ("problem", judged_by) if name not in row]
         if missing:
-            names = [str(name) for name in row]
-            hint = did_you_mean(missing[0], names) or f" It has: {', '.join(names)}."
-            problems.append(f"{source}, row {number}: no column {missing[0]!r}.{hint}")
+            absent.append(missing[0])
+            problems.append(f"{source}, row {number}: {_no_column(missing[0], row)}")
+            continue
+        if long := next((name for name in _TEXTS if _length(row, name) > _LONGEST), None):
+            size = f"{_length(row, long):,} characters, more than {_LONGEST:,}"
+            problems.append(f"{source}, row {number}: the {long} has {size}")
             continue
         problem, answer = (
             "" if row[name] is None else str(row[name]) for name in ("problem", judged_by)
@@ -239,7 +279,21 @@ def lint(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
             )
         else:
             good.append({**row, "problem": problem, "answer": answer})
+    if len(absent) == len(rows) > 1 and len(set(absent)) == 1:  # the file has no such column
+        told = _no_column(absent[0], rows[0])
+        problems = [f"{source}: {told} Say in columns which one stands for it"]
     return good, problems
+
+
+def _no_column(name: str, row: Row) -> str:
+    names = [str(column) for column in row]
+    hint = did_you_mean(name, names) or f" It has: {', '.join(names)}."
+    return f"no column {name!r}.{hint}"
+
+
+def _length(row: Row, name: str) -> int:
+    value = row.get(name)
+    return len(value) if isinstance(value, str) else 0
 
 
 def _broken(text: str) -> bool:
@@ -268,16 +322,15 @@ def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
 
 
 def read_rows(name: str, config: str | None = None, split: str = "train") -> list[Row]:
-    """The rows of a file, a shipped set or a hub data set, as they are.
+    """The rows of a file, a saved folder, a shipped set or a hub data set, as they are.
 
     Raises `UserError` when it is not found, empty, or broken (with the line).
     """
     path = find_set(name)
     if path is None:
         return _hub_rows(name, config, split)
-    readers = {".csv": _csv_rows, ".parquet": _parquet_rows}
     try:
-        rows = list(readers.get(path.suffix, _json_lines)(path))
+        rows = list(rows_of(path, split))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     if not rows:
@@ -285,56 +338,20 @@ def read_rows(name: str, config: str | None = None, split: str = "train") -> lis
     return rows
 
 
-def _csv_rows(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets begin with a mark
-        reader = csv.DictReader(file, strict=True)
-        try:
-            for row in reader:
-                if None in row:
-                    raise UserError(f"{path}, line {reader.line_num}: more values than columns")
-                yield row
-        except csv.Error as error:
-            raise UserError(f"{path}, line {reader.line_num + 1}: not CSV: {error}") from error
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not a text file (UTF-8): {error.reason}") from error
-
-
-def _parquet_rows(path: Path) -> Iterator[Row]:
-    from datasets import Dataset
-
-    try:
-        yield from Dataset.from_parquet(str(path))
-    except Exception as error:  # pyarrow's and datasets' own errors share no base class
-        cause = error.__cause__ or error
-        raise UserError(f"{path}: not Parquet: {_first_line(cause)}") from error
-
-
-def _json_lines(path: Path) -> Iterator[Row]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                if line.startswith(_GZIP):
-                    raise UserError(f"{path} is compressed: gunzip it first") from error
-                raise UserError(f"{path}, line {number}: not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise UserError(f"{path}, line {number}: expected a JSON object, got {row!r:.40}")
-            yield row
-
-
 def _hub_rows(name: str, config: str | None, split: str) -> list[Row]:
-    looks_like_file = Path(name).suffix in _FORMS or name.startswith(("/", "~", "."))
+    looks_like_file = Path(name).suffix in FORMS or name.startswith(("/", "~", "."))
     hint = how_to_get(name)
     if name in CARDS:
         raise UserError(f"the set {name!r} does not come with the package: {hint}")
     if name and Path(name).expanduser().is_dir():  # datasets would walk through all of it
-        raise UserError(f"{name} is a folder: give a file in it ({', '.join(_FORMS)})")
+        forms = ", ".join(FORMS)
+        raise UserError(
+            f"{name} is a folder: give a file in it ({forms}), or a folder that datasets' "
+            "save_to_disk wrote"
+        )
     if looks_like_file or name.count("/") != 1:
         files = Path(name).parent.glob("*") if looks_like_file else ()
-        beside = [str(file) for file in files if file.suffix in _FORMS]
+        beside = [str(file) for file in files if file.suffix in FORMS]
         near = did_you_mean(name, beside) or did_you_mean(Path(name).stem, set_names())
         raise UserError(f"there is no data file or set {name!r}.{near}")
     from datasets import load_dataset

@@ -246,6 +246,9 @@ class Recipe(Part):
         default="auto",
         description="prompt template: auto, plain, chat, boxed, r1, or a text with {problem}",
     )
+    system: str | None = Field(
+        default=None, description="system prompt of chats, where rows have none of their own"
+    )
     rewards: Annotated[Mapping[str, RewardSpec], BeforeValidator(_rewards)] = Field(
         default_factory=dict,
         description="reward -> weight, or {weight, options, optional, on_abstain}",
@@ -258,6 +261,11 @@ class Recipe(Part):
     def _complete(self) -> Self:
         if not self.stages:
             raise ValueError("stages is empty: a recipe needs at least one stage")
+        if self.system and self.template not in ("auto", "chat", "boxed"):
+            raise ValueError(
+                f"system: the template {self.template!r} makes a text, which has no system prompt: "
+                "use auto, chat or boxed, or write it into a template of your own"
+            )
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"two stages have the same name: {', '.join(names)}")

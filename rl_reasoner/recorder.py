@@ -78,6 +78,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             [name],
             max_tokens=recipe.evals.max_tokens,
             template=recipe.template,
+            system=recipe.system,
             asked=recipe.evals.asked,
             limit=recipe.evals.limit,
             reward=recipe.evals.reward,

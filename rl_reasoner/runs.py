@@ -8,7 +8,6 @@ is killed at any moment holds only whole ones. Knows nothing of torch.
 """
 
 import fcntl
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rl_reasoner.errors import UserError
+from rl_reasoner.lineage import hash_of
 from rl_reasoner.recipe import FileData, MixData, Recipe
 from rl_reasoner.recipe_source import read_yaml, validated
 from rl_reasoner.sets import find_set
@@ -185,10 +185,7 @@ def _data_hashes(recipe: Recipe) -> dict[str, str]:
     names = [data.path for data in sources if isinstance(data, FileData)]
     names += [*recipe.evals.sets, *([recipe.evals.validation] if recipe.evals.validation else [])]
     files = {name: find_set(name) for name in names}
-    return {
-        name: hashlib.sha256(file.read_bytes()).hexdigest() if file else "from the hub"
-        for name, file in files.items()
-    }
+    return {name: hash_of(file) if file else "from the hub" for name, file in files.items()}
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rl_reasoner.paths import room
 from rl_reasoner.recipe import FileData
+from rl_reasoner.row_files import saved_folder
 from rl_reasoner.tasks import TASKS
 
 
@@ -215,10 +216,11 @@ def _set_folders() -> list[Path]:
 def find_set(name: str) -> Path | None:
     """The file of a set: a path, or the name of a set that is here; None where there is none.
 
-    NAME stands for NAME.jsonl, NAME_test.jsonl or a further name on its card.
+    A folder that datasets' `save_to_disk` wrote counts as a file. NAME stands for NAME.jsonl,
+    NAME_test.jsonl or a further name on its card.
     """
     path = Path(name).expanduser()
-    if path.is_file():
+    if path.is_file() or (name and saved_folder(path)):
         return path
     others: Iterable[str] = CARDS[name].files if name in CARDS else ()
     stems = (name, f"{name}_test", *others)

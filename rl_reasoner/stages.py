@@ -252,7 +252,8 @@ class _Session:
         start = self._start(stage) if todo else _From(stage.name)
         policy = self._policy(start)
         # can a prompt be rendered?
-        prompt_ids(policy, render("", self.recipe.template, policy.tokenizer))
+        prompt = render("", self.recipe.template, policy.tokenizer, self.recipe.system)
+        prompt_ids(policy, prompt)
         self._inspect(policy)
         note = self.view.note
         lock(self.run, self.recipe, policy, self.threads.suit(policy), command, note)
@@ -312,7 +313,12 @@ class _Session:
             policy = self._policy(place)
             self.view.note(f"evaluating ({name})")
             result = evaluate_recipe(
-                policy, evals, self.recipe.template, self.recipe.run.seed, self.view.progress
+                policy,
+                evals,
+                self.recipe.template,
+                self.recipe.run.seed,
+                self.view.progress,
+                self.recipe.system,
             )
             result.manifest["key"] = key
         self.evals[name] = result
@@ -330,6 +336,7 @@ class _Session:
         source = str(place.source)
         made = self._made(place.stage) if place.stage else hash_of_source(source, self._seed)
         facts = [made, evals, self.recipe.template, self._seed]
+        facts += [self.recipe.system] if self.recipe.system else []
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     @property
@@ -443,7 +450,8 @@ class _Session:
         if not any(isinstance(source, StageData) for source in sources_of(data)):
             return self.work.rows[index]
         rewards = dict(zip(self.recipe.rewards, self.work.rewards, strict=True))
-        rows = read_stage_rows(stage, data_in(self.run.path, self.recipe, stage), rewards)
+        data = data_in(self.run.path, self.recipe, stage)
+        rows = read_stage_rows(self.recipe, stage, data, rewards)
         check_filled(self.recipe, stage, len(rows))
         return rows
 

@@ -102,10 +102,7 @@ def test_a_loss_is_told_as_a_gain_is() -> None:
     before = {"": result(0.745, thinking=0.98), "chain-forced": result(0.75)}
     lost = say(before, {"": result(0.13, thinking=0.06), "chain-forced": result(0.74)})
     assert "accuracy fell from 74.5% to 13.0%, with intervals apart." in lost
-    assert (
-        "GRPO made the policy use less of what it can do (thinking first: 98.0% of completions before, 6.0%"
-        in lost
-    )
+    assert "GRPO made the policy use less of what it can do (thinking first: 98.0%" in lost
     assert "did not measurably cost skill" in lost
     worse = say(before, {"": result(0.5, thinking=0.98), "chain-forced": result(0.5)})
     assert "made the thinking itself worse" in worse

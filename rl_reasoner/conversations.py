@@ -1,0 +1,108 @@
+"""Rows that hold conversations: brought to the columns that all rows have, and made prompts again.
+
+A prompt may be a list of messages with `role` and `content`, as trl's data sets have it. A system
+prompt goes to the column `system`, a single message of a user to `problem`; of several turns,
+`problem` is their text, by which rows are told apart, and the turns themselves are kept in
+`TURNS`. Also here: the `context` that a problem is about. Knows nothing of files or models.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+TURNS = "prompt_messages"  # the column with the turns of a longer conversation
+Message = dict[str, str]
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+_ASKING = ("user", "tool")  # who may speak last in a prompt
+
+
+def plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """`row` with texts as `problem`, `completion` and `system`, and with its context told.
+
+    Where there is no `problem`, `prompt` stands for it; where there is no `prompt` either,
+    `messages` is both prompt and completion. A `context` goes behind the problem, unless it is in
+    it. Raises ValueError for what is no conversation, or none that asks for an answer.
+    """
+    made = dict(row)
+    if "problem" not in made and "prompt" not in made and _listed(made.get("messages")):
+        _split(made, checked(made.pop("messages"), "messages"))
+    if "problem" not in made and ("prompt" in made and not made.get("tests")):
+        made["problem"] = made.pop("prompt")
+    if _listed(made.get("problem")):
+        made |= _asked(checked(made["problem"], "the prompt"))
+    if _listed(made.get("completion")):
+        said = checked(made["completion"], "the completion")
+        if [message["role"] for message in said] != ["assistant"]:
+            raise ValueError("the completion is not one message of the assistant")
+        made["completion"] = said[0]["content"]
+    if made.get("system") is not None and not isinstance(made["system"], str):
+        raise ValueError(f"system is {made['system']!r:.40}, no text")
+    if isinstance(made.get("context"), str) and TURNS not in made:
+        made["problem"] = _with_context(made.get("problem"), made["context"].strip())
+    return made
+
+
+def _with_context(problem: Any, context: str) -> Any:
+    known = not isinstance(problem, str) or context in problem
+    return problem if known else f"{problem}\n\n{context}"
+
+
+def _listed(value: Any) -> bool:
+    """Whether a value is meant as messages: a list, or (as Arrow has it) lists by field."""
+    return isinstance(value, (list, tuple)) or (isinstance(value, Mapping) and "role" in value)
+
+
+def checked(value: Any, what: str) -> list[Message]:
+    """The messages in `value`, with role and content alone; raises ValueError where it has none."""
+    if isinstance(value, Mapping):
+        roles, contents = value.get("role"), value.get("content")
+        if not isinstance(roles, list) or not isinstance(contents, list):
+            value = [value]
+        else:
+            value = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=False)]
+    found = []
+    for number, message in enumerate(value, 1):
+        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+            has = ", ".join(map(str, message)) if isinstance(message, Mapping) else ""
+            told = f"it has: {has}" if has else f"it is {message!r:.40}"
+            raise ValueError(f"{what}: message {number} needs role and content; {told}")
+        role, content = message["role"], message["content"]
+        if role not in _ROLES:
+            raise ValueError(
+                f"{what}: message {number} has the role {role!r:.40}, none of {', '.join(_ROLES)}"
+            )
+        if not isinstance(content, str):
+            raise ValueError(f"{what}: the content of message {number} is no text")
+        found.append({"role": role, "content": content})
+    if not found:
+        raise ValueError(f"{what} has no message")
+    return found
+
+
+def _split(made: dict[str, Any], messages: list[Message]) -> None:
+    """A whole conversation as prompt and, where the assistant speaks last, completion."""
+    if messages[-1]["role"] == "assistant":
+        made.setdefault("completion", messages.pop()["content"])
+    made["prompt"] = messages
+
+
+def _asked(messages: list[Message]) -> dict[str, Any]:
+    """The columns that a prompt's messages become."""
+    found: dict[str, Any] = {}
+    if messages[0]["role"] == "system":
+        found["system"] = messages[0]["content"]
+        messages = messages[1:]
+    if not messages or messages[-1]["role"] not in _ASKING:
+        last = messages[-1]["role"] if messages else "system"
+        raise ValueError(f"the prompt asks nothing: its last message is of the {last}")
+    if len(messages) == 1 and messages[0]["role"] == "user":
+        return found | {"problem": messages[0]["content"]}
+    said = "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
+    return found | {"problem": said, TURNS: messages}
+
+
+def conversation(turns: Sequence[Message], system: str | None, request: str = "") -> list[Message]:
+    """The chat of a prompt: system prompt, turns, and a `request` at the end of the last one."""
+    last = dict(turns[-1])
+    last["content"] += request
+    first = [{"role": "system", "content": system}] if system else []
+    return [*first, *map(dict, turns[:-1]), last]

@@ -1,0 +1,127 @@
+"""Files of rows in all their forms, each read as plain dicts and told by its line where it breaks.
+
+JSON, one object a line or one list of them; CSV with commas, semicolons or tabs; Parquet; folders
+that datasets' `save_to_disk` wrote. What is in the rows is `prompts`' part.
+"""
+
+import codecs
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rl_reasoner.errors import UserError, did_you_mean
+
+FORMS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+_GZIP = b"\x1f\x8b"
+_BETWEEN = ",;\t"  # what values of a line are parted by
+_SAVED = ("state.json", "dataset_dict.json")  # in a folder of `save_to_disk`
+Row = dict[str, Any]
+
+
+def saved_folder(path: Path) -> bool:
+    """Whether a folder is one that datasets' `save_to_disk` wrote."""
+    return any((path / name).is_file() for name in _SAVED)
+
+
+def rows_of(path: Path, split: str) -> Iterator[Row]:
+    """The rows of a file or saved folder; `split` names one of a folder that has several.
+
+    Raises `UserError` with the line where it is broken.
+    """
+    if path.is_dir():
+        yield from _saved_rows(path, split)
+    elif path.suffix in (".csv", ".tsv"):
+        yield from _csv_rows(path)
+    elif path.suffix == ".parquet":
+        yield from _parquet_rows(path)
+    elif _is_list(path):
+        yield from _json_list(path)
+    else:
+        yield from _json_lines(path)
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets begin with a mark
+        try:
+            between = "\t" if path.suffix == ".tsv" else _between(file.readline())
+            file.seek(0)
+            reader = csv.DictReader(file, strict=True, delimiter=between)
+            for row in reader:
+                if None in row:
+                    raise UserError(f"{path}, line {reader.line_num}: more values than columns")
+                yield row
+        except csv.Error as error:
+            raise UserError(f"{path}, line {reader.line_num + 1}: not CSV: {error}") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not a text file (UTF-8): {error.reason}") from error
+
+
+def _between(head: str) -> str:
+    """What parts the names in a CSV file's first line: what gives the most of them."""
+    return max(_BETWEEN, key=lambda mark: len(next(csv.reader([head], delimiter=mark), [])))
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    from datasets import Dataset
+
+    try:
+        yield from Dataset.from_parquet(str(path))
+    except Exception as error:  # pyarrow's and datasets' own errors share no base class
+        cause = error.__cause__ or error
+        raise UserError(f"{path}: not Parquet: {_first_line(cause)}") from error
+
+
+def _saved_rows(path: Path, split: str) -> Iterator[Row]:
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        found = load_from_disk(str(path))
+    except Exception as error:
+        raise UserError(f"{path}: not a saved data set: {_first_line(error)}") from error
+    if isinstance(found, DatasetDict):
+        if split not in found:
+            near = did_you_mean(split, found) or f" It has: {', '.join(found)}."
+            raise UserError(f"{path}: no split {split!r}.{near}")
+        found = found[split]
+    yield from found
+
+
+def _is_list(path: Path) -> bool:
+    """Whether a file holds one JSON list: its first character opens it."""
+    with path.open("rb") as file:
+        first = next((line for line in file if line.strip()), b"")
+        return first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+
+
+def _json_list(path: Path) -> Iterator[Row]:
+    try:
+        rows = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        line = getattr(error, "lineno", 1)
+        raise UserError(f"{path}, line {line}: not JSON: {error}") from error
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, entry {number}: expected a JSON object, got {row!r:.40}")
+        yield row
+
+
+def _json_lines(path: Path) -> Iterator[Row]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                if line.startswith(_GZIP):
+                    raise UserError(f"{path} is compressed: gunzip it first") from error
+                raise UserError(f"{path}, line {number}: not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise UserError(f"{path}, line {number}: expected a JSON object, got {row!r:.40}")
+            yield row
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]

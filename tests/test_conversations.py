@@ -1,0 +1,160 @@
+"""Prompts as lists of messages, system prompts, contexts: in training and evaluation alike."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from conftest import Cli, lines, stock
+from tiny import grpo, recipe, rows, sft
+
+from rl_reasoner import evaluate, open_policy
+from rl_reasoner.errors import UserError
+from rl_reasoner.prompts import completion_of, lint, load_rows, prompt_of
+from rl_reasoner.recipe import FileData, Recipe
+from rl_reasoner.stages import train
+
+CHATTY = SimpleNamespace(chat_template="{{ messages }}")
+PLAIN = SimpleNamespace(chat_template=None)
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+
+
+def message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+ASKED = [message("user", "1+1=")]
+TOLD = [message("system", "Be brief."), *ASKED]
+LONG = [*ASKED, message("assistant", "2"), message("user", "and 1 more?")]
+
+
+def one(**row: Any) -> dict[str, Any]:
+    good, problems = lint([row], "x")
+    assert problems == []
+    return good[0]
+
+
+def chat_policy(folder: Path) -> str:
+    """A tiny policy with a chat template, in a folder."""
+    policy = open_policy("scratch:dense-tiny", device="cpu")
+    policy.tokenizer.chat_template = TEMPLATE
+    policy.save(folder / "chatty")
+    return str(folder / "chatty")
+
+
+@pytest.mark.parametrize("name", ["problem", "prompt"])
+def test_a_list_of_messages_is_the_chat_that_it_says(name: str) -> None:
+    for messages in (ASKED, TOLD, LONG):
+        row = one(**{name: messages}, answer="2")
+        assert prompt_of(row, "auto", CHATTY) == messages
+        assert one(**row) == row  # read again, as from a data set of a run
+    assert one(**{name: TOLD}, answer="2")["problem"] == "1+1="
+
+
+def test_turns_are_boxed_at_their_end_and_are_no_text() -> None:
+    row = one(prompt=LONG, answer="3")
+    boxed = prompt_of(row, "boxed", CHATTY)
+    assert isinstance(boxed, list) and [m["content"] for m in boxed[:-1]] == ["1+1=", "2"]
+    assert boxed[-1]["content"].startswith("and 1 more?\nPlease reason")
+    for template, said in (("plain", "makes a text"), ("auto", "no chat template")):
+        with pytest.raises(UserError, match=said):
+            prompt_of(row, template, PLAIN)
+    assert prompt_of(one(prompt=ASKED, answer="2"), "plain", PLAIN) == "1+1="
+
+
+def test_completions_and_whole_conversations_are_learned() -> None:
+    said = [message("assistant", "2")]
+    for row in (one(prompt=ASKED, completion=said), one(messages=[*ASKED, *said])):
+        assert completion_of(row) == "2" and prompt_of(row, "auto", CHATTY) == ASKED
+    kept = {"problem": "q", "answer": "1", "messages": [*ASKED, *said]}  # as NuminaMath has it
+    assert one(**kept) == kept
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [
+        (
+            [{"from": "human", "value": "q"}],
+            "message 1 needs role and content; it has: from, value",
+        ),
+        (["q"], "message 1 needs role and content; it is 'q'"),
+        ([message("robot", "q")], "message 1 has the role 'robot'"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "content of message 1 is no text"),
+        ([*ASKED, message("assistant", "2")], "its last message is of the assistant"),
+        ([], "the prompt has no message"),
+    ],
+)
+def test_what_is_no_conversation_is_told_with_its_row(prompt: Any, says: str) -> None:
+    good, [problem] = lint(
+        [{"prompt": ASKED, "answer": "2"}, {"prompt": prompt, "answer": "1"}], "x"
+    )
+    assert len(good) == 1 and problem.startswith("x, row 2: ") and says in problem
+
+
+def test_a_context_stays_with_its_problem() -> None:
+    dolly = {"instruction": "Who?", "context": "Ann came.", "response": "Ann"}
+    file = FileData(path="x", columns={"problem": "instruction", "completion": "response"})
+    renamed = {ours: dolly[theirs] for ours, theirs in file.columns.items()}
+    row = one(**renamed, context=dolly["context"])
+    assert prompt_of(row, "plain", PLAIN) == "Who?\n\nAnn came."
+    assert one(**row)["problem"] == row["problem"]  # once, however often it is read
+    assert one(problem="q", answer="1", context="")["problem"] == "q"
+    _, problems = lint([{"problem": "Who?", "context": c, "answer": c} for c in "AB"], "x")
+    assert problems == []  # other problems, not one with two answers
+
+
+def test_training_and_evaluation_ask_as_the_messages_say(tmp_path: Path) -> None:
+    asked = [[message("system", "Add."), message("user", f"{n}+1=")] for n in range(4)]
+    data = [{"prompt": p, "answer": str(n + 1)} for n, p in enumerate(asked)]
+    (tmp_path / "chats.jsonl").write_text(lines(*data))
+    whole = [{"messages": [*p, message("assistant", "1")]} for p in asked]
+    (tmp_path / "whole.jsonl").write_text(lines(*whole))
+    policy = chat_policy(tmp_path)
+    wanted = recipe(
+        tmp_path,
+        sft(steps=1, batch=2, data={"path": str(tmp_path / "whole.jsonl")}),
+        grpo(steps=1, data={"path": str(tmp_path / "chats.jsonl")}),
+        policy=policy,
+        template="auto",
+        evals={"sets": []},
+    )
+    train(wanted, quiet=True)
+    kept = rows(tmp_path / "run" / "stages" / "2-grpo" / "rollouts.jsonl")
+    prompts = {row["prompt"] for row in kept}
+    assert prompts and all("Add." in prompt and "'role'" not in prompt for prompt in prompts)
+    found = evaluate(policy, [str(tmp_path / "chats.jsonl")], max_tokens=4)
+    example = found.manifest["policy"]["prompt_example"]
+    tokenizer = open_policy(policy, device="cpu").tokenizer
+    assert tokenizer.decode(example["token_ids"]) == "<system>Add.<user>0+1=<assistant>"
+
+
+def test_a_system_prompt_is_the_first_message_where_rows_have_none(
+    tmp_path: Path, cli: Cli
+) -> None:
+    stock(tmp_path)
+    policy = chat_policy(tmp_path)
+    evals = {"sets": ["modular_test"], "limit": 1, "max_tokens": 4}
+    wanted = recipe(
+        tmp_path, grpo(steps=1), policy=policy, template="auto", system="Be brief.", evals=evals
+    )
+    train(wanted, quiet=True)
+    kept = rows(tmp_path / "run" / "stages" / "1-grpo" / "rollouts.jsonl")
+    assert all("Be brief." in row["prompt"] for row in kept)
+    for flags, first in (((), "Be brief."), (("--system", "No."), "No.")):
+        out = tmp_path / "out.json"
+        done = cli("eval", "run", "--sets", "modular_test", "--limit", "1", "--max-tokens", "4",
+                   "--out", out, "--no-cache", *flags)  # fmt: skip
+        assert done.code == 0, done.err
+        asked = json.loads(out.read_text())["manifest"]["policy"]["prompt_example"]["prompt"]
+        assert asked[0] == message("system", first)
+
+
+def test_a_system_prompt_without_a_place_is_refused(tmp_path: Path) -> None:
+    fields = recipe(tmp_path, grpo()).model_dump()
+    with pytest.raises(ValueError, match="the template 'plain' makes a text"):
+        Recipe.model_validate({**fields, "system": "Be brief."})
+    wanted = recipe(tmp_path, grpo(), template="auto", system="Be brief.", evals={"sets": []})
+    with pytest.raises(UserError, match="no chat template, and a system prompt needs a chat"):
+        train(wanted, quiet=True)
+    assert load_rows(wanted.data_of(wanted.stages[0]))  # the rows themselves are sound

@@ -1,0 +1,89 @@
+"""Files of rows: every form opens, and what is wrong is told once, with its place."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Cli, stock
+from datasets import Dataset, DatasetDict
+
+from rl_reasoner.errors import UserError
+from rl_reasoner.prompts import load_rows
+from rl_reasoner.recipe import FileData
+from rl_reasoner.sets import set_data
+
+ROWS = [{"problem": "1+1=", "answer": "2"}, {"problem": "f(2; 3), g", "answer": "5"}]
+
+
+def load(path: Path, **settings: Any) -> list[dict[str, Any]]:
+    return load_rows(FileData(path=str(path), **settings))
+
+
+def refused(path: Path, **settings: Any) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        load(path, **settings)
+    return [message.replace(f"{path.parent}/", "") for message in caught.value.messages]
+
+
+def test_saved_folders_open_with_their_splits(tmp_path: Path, cli: Cli) -> None:
+    one, many = tmp_path / "one", tmp_path / "many"
+    made = Dataset.from_list(ROWS)
+    made.save_to_disk(str(one))
+    DatasetDict({"train": made, "test": made.select([1])}).save_to_disk(str(many))
+    assert load(one) == load(one, split="any") == load(many) == ROWS
+    assert load(many, split="test") == ROWS[1:] == load_rows(set_data(str(many)))
+    assert refused(many, split="tset") == ["many: no split 'tset'. Did you mean 'test'?"]
+    (one / "state.json").write_text("{")
+    assert refused(one)[0].startswith("one: not a saved data set")
+
+
+def test_a_run_on_a_saved_folder_says_what_it_was_made_with(tmp_path: Path, cli: Cli) -> None:
+    stock(tmp_path)
+    rows = [{**row, "completion": "2"} for row in ROWS]
+    Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"))
+    ended = cli("train", "tiny.yaml", "--sft.data", "saved", "--until", "sft")
+    assert ended.code == 0, ended.err
+    lock = json.loads((tmp_path / "run" / "lock.json").read_text())
+    assert len(lock["data"]["saved"]) == 64
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_a_list_of_objects_opens(tmp_path: Path, name: str, indent: int | None) -> None:
+    (tmp_path / name).write_text("\n" + json.dumps(ROWS, indent=indent))
+    assert load(tmp_path / name) == ROWS
+    (tmp_path / name).write_text(json.dumps([ROWS[0], 3]))
+    assert refused(tmp_path / name) == [f"{name}, entry 2: expected a JSON object, got 3"]
+    (tmp_path / name).write_text('[\n{"problem": "q"},\n')
+    assert refused(tmp_path / name)[0].startswith(f"{name}, line 3: not JSON")
+
+
+@pytest.mark.parametrize(
+    ("name", "between"), [("a.csv", ","), ("a.csv", ";"), ("a.csv", "\t"), ("a.tsv", "\t")]
+)
+def test_values_may_be_parted_otherwise(tmp_path: Path, name: str, between: str) -> None:
+    text = [["problem", "answer"], ["1+1=", "2"], ['"f(2; 3), g"', "5"]]
+    (tmp_path / name).write_text("".join(f"{between.join(line)}\n" for line in text))
+    assert load(tmp_path / name) == ROWS
+
+
+def test_a_column_that_no_row_has_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        "".join(json.dumps({"question": f"{n}", "answer": "1"}) + "\n" for n in range(40))
+    )
+    said = "a.jsonl: no column 'problem'. It has: question, answer. Say in columns which one stands"
+    for on_bad_row in ("stop", "skip"):
+        messages = refused(path, on_bad_row=on_bad_row)
+        assert messages[0].startswith(said)
+        assert not any("row 2" in message for message in messages)
+
+
+@pytest.mark.parametrize("column", ["problem", "answer", "completion"])
+def test_a_text_without_end_is_told_by_its_row(tmp_path: Path, column: str) -> None:
+    rows = [{**ROWS[0], "completion": "c"}, {**ROWS[1], "completion": "c", column: "x" * 5_000_000}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    [said, _] = refused(tmp_path / "a.jsonl")
+    assert said == f"a.jsonl, row 2: the {column} has 5,000,000 characters, more than 1,000,000"
+    assert len(load(tmp_path / "a.jsonl", on_bad_row="skip")) == 1
