@@ -5,14 +5,39 @@ of the columns it needs (`answer`), with options that have defaults (`timeout_s`
 equal is told in `docs/verifier.md`.
 """
 
+from collections.abc import Sequence
+
 from rl_reasoner.answers import verify
 from rl_reasoner.reward import Score, reward
 
 
 @reward
-def math_answer(completion: str, answer: str, timeout_s: float = 5.0) -> Score:
+def math_answer(
+    completion: str, answer: str, timeout_s: float = 5.0, tags: Sequence[str] = ()
+) -> Score:
     """1.0 for a right final answer, 0.0 for a wrong or missing one, None for an unusable gold.
 
     `timeout_s` (seconds) bounds what a second opinion from sympy may take; most answers need none.
+    `tags` are those of an answer form of your own, such as `["<ans>", "</ans>"]`: what stands last
+    between them, behind the reasoning, is the answer, and nothing else is.
     """
-    return verify(completion, answer, timeout_s=timeout_s)
+    if not tags:
+        return verify(completion, answer, timeout_s=timeout_s)
+    found = verify(tagged(completion, tags), answer, timeout_s=timeout_s)
+    if found.value == 0.0 and not tagged(completion, tags):
+        return Score(0.0, f"no final answer: nothing between {tags[0]} and {tags[1]}")
+    return found
+
+
+def tagged(completion: str, tags: Sequence[str]) -> str:
+    """A completion that says only what stands last between `tags`; empty where nothing does.
+
+    Raises ValueError for what are not two tags.
+    """
+    if isinstance(tags, str) or len(tags) != 2 or not all(isinstance(t, str) and t for t in tags):
+        raise ValueError(f'tags is {tags!r}: expected two texts, such as ["<ans>", "</ans>"]')
+    text = completion.rpartition("</think>")[2]
+    end = text.rfind(tags[1])
+    start = text.rfind(tags[0], 0, max(end, 0))
+    inside = text[start + len(tags[0]) : end].strip() if start >= 0 else ""
+    return f"<answer>{inside}</answer>" if inside else ""

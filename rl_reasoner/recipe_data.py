@@ -82,14 +82,14 @@ class TaskData(Source):
 
 
 class FileData(Source):
-    """Rows from a JSONL, CSV or Parquet file, a shipped set, or a hub data set."""
+    """Rows from a JSON, CSV, TSV or Parquet file, a saved folder, a shipped or a hub data set."""
 
-    path: str = Field(description="a file, the name of a set, or a hub id")
+    path: str = Field(description="a file or saved folder, the name of a set, or a hub id")
     config: str | None = Field(default=None, description="hub data sets: configuration name")
     split: str = Field(default="train", description="hub data sets: split")
     columns: Mapping[str, str] = Field(
         default_factory=dict,
-        description="our column (problem, answer, completion …) -> the column of the file",
+        description="our column (problem, answer, completion, context, system …) -> the file's",
     )
     limit: int | None = Field(default=None, ge=1, description="take only the first rows")
     on_bad_row: Literal["skip", "stop"] = Field(

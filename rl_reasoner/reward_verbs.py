@@ -33,7 +33,7 @@ class Score:
     reward: Positional[str]
     """a reward's name, MODULE:FUNCTION or FILE.py:FUNCTION"""
     file: Positional[Annotated[str | None, arg(metavar="FILE")]] = None
-    """JSONL, CSV or Parquet"""
+    """JSON, CSV, TSV or Parquet"""
     rescore: Annotated[Path | None, arg(metavar="RUN")] = None
     """score what this run sampled: what would have changed"""
     stage: str | None = None

@@ -14,8 +14,10 @@ from typing import Any
 from rl_reasoner.answers import verify
 from rl_reasoner.answers.extract import answer_of
 from rl_reasoner.code_rows import continuing
+from rl_reasoner.errors import UserError
 from rl_reasoner.prompts import Row
 from rl_reasoner.reward import Reward, described, load_reward, score_batch
+from rl_reasoner.rewards.math_answer import tagged
 from rl_reasoner.sample_cache import Rollout
 from rl_reasoner.tasks import TASKS
 
@@ -46,10 +48,12 @@ class _Bench:
     ) -> None:
         self.name = name
         self.places = places
+        self.options = options or {}
         function = load_reward(name, options)
         self.columns: tuple[str, ...] | None = None
         if isinstance(function, Reward):
             self.columns = (*function.columns, *function.missing)
+            _check_columns(function, rows)
         self.function: Callable[..., Any] = continuing(function, rows)
 
     def marks(self, rows: Sequence[Row], sampled: Sequence[Row]) -> Iterator[dict[str, Any]]:
@@ -70,6 +74,17 @@ class _Bench:
             return {"answer": "", **own}
         wanted = (*_KEPT, *self.columns)
         return {"answer": "", **{name: row[name] for name in wanted if name in row}}
+
+
+def _check_columns(reward: Reward, rows: Sequence[Row]) -> None:
+    """Raise `UserError` where no row has what the reward reads: it would fail on every sample."""
+    there = {"prompt": None, "prompts": None} | dict.fromkeys(name for row in rows for name in row)
+    for name in reward.columns:
+        if name not in there:
+            names = ", ".join([*map(str, there)][2:])
+            raise UserError(
+                f"reward {reward.name!r} needs the column {name!r}; the rows have {names}"
+            )
 
 
 class Judge:
@@ -120,8 +135,9 @@ class Judge:
                     "outcomes": [mark["outcome"] for mark in mine],
                 }
                 if bench.name == "math_answer" and len(mine) > 1:
-                    scores = found[place]["scores"]
-                    found[place]["classes"] = classes(own["completions"], scores)
+                    scores, tags = found[place]["scores"], bench.options.get("tags")
+                    texts = [tagged(text, tags) if tags else text for text in own["completions"]]
+                    found[place]["classes"] = classes(texts, scores)
         return [found[place] for place in range(len(rows))]
 
 

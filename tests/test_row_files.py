@@ -87,3 +87,12 @@ def test_a_text_without_end_is_told_by_its_row(tmp_path: Path, column: str) -> N
     [said, _] = refused(tmp_path / "a.jsonl")
     assert said == f"a.jsonl, row 2: the {column} has 5,000,000 characters, more than 1,000,000"
     assert len(load(tmp_path / "a.jsonl", on_bad_row="skip")) == 1
+
+
+def test_an_evaluation_of_rows_without_an_answer_is_refused_before_it_samples(
+    tmp_path: Path, cli: Cli
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"problem": "1+1=", "completion": "2"}\n')
+    ended = cli("eval", "scratch:dense-tiny", "--sets", "a.jsonl", "--max-tokens", "4")
+    assert ended.code == 2
+    assert "reward 'math_answer' needs the column 'answer'; the rows have" in ended.err
