@@ -37,7 +37,11 @@ _COMPARED = 256  # tokens of a completion
 
 
 def rehearsed(recipe: Recipe, work: Work, policy: Policy) -> list[Notice]:
-    """Sample a group for each of a few rows of every grpo stage, and score it."""
+    """Sample a group for each of a few rows of every grpo stage, and score it.
+
+    What the samples say of the policy is told of stages that begin with it: of others it is not
+    known before the stage that makes their policy.
+    """
     found = []
     for stage, rows in zip(recipe.stages, work.rows, strict=True):
         if isinstance(stage, GrpoStage) and rows:
@@ -110,6 +114,10 @@ def _rehearse(
         for name, scores, rule in zip(recipe.rewards, scored, rules, strict=True)
     ]
     totals = [total(row, weights, rules) for row in zip(*scored, strict=True)]
+    if (before := recipe.start_of(stage)) or stage.policy:
+        why = f"stage {before} makes its policy first" if before else "it has a policy of its own"
+        said = f"stage {stage.name}: not looked at, {why}"
+        return [*found, *(Notice(name, "passed", said) for name in ("truncation", "variance"))]
     cut = sum(rollout.truncated for rollout in flat) / len(flat)
     groups = [totals[i : i + size] for i in range(0, len(totals), size)]
     same = sum(_flat(group) for group in groups) / len(groups)

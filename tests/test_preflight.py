@@ -139,3 +139,16 @@ def test_data_rows_are_linted_together_with_the_rest(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         prepared(wanted)
     assert len(caught.value.messages) == 2
+
+
+def test_a_policy_that_a_stage_makes_first_is_not_warned_of(tmp_path: Path) -> None:
+    """What a policy from scratch samples says nothing of what it is after its supervised stage."""
+    policy = open_policy("scratch:moe-tiny", device="cpu")
+    stage = grpo(sampling={"max_tokens": 2})
+    for stages, status in (([stage], "warned"), ([sft(), stage], "passed")):
+        wanted = recipe(tmp_path, *stages)
+        found = {n.check: n for n in rehearsed(wanted, prepared(wanted), policy)}
+        assert found["truncation"].status == status
+        told = "stage sft makes its policy first" in found["truncation"].message
+        assert told == ("stage sft makes its policy first" in found["variance"].message)
+        assert told == (status == "passed")
