@@ -3,7 +3,6 @@
 Every check comes before any work and raises `UserError`.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Annotated, Any
 from tyro.conf import FlagCreatePairsOff, arg
 
 from rl_reasoner.errors import UserError
+from rl_reasoner.foreign import json_value
 
 Json = FlagCreatePairsOff[
     Annotated[bool, arg(help="print one JSON object and nothing else on standard output")]
@@ -80,7 +80,7 @@ def options_of(flag: str, text: str) -> dict[str, Any]:
             raise UserError(f"{flag} {text!r}: expected a JSON object or NAME=VALUE,NAME=VALUE")
         return {name.strip(): _value(value.strip()) for name, _, value in pairs}
     try:
-        found: Any = json.loads(text)
+        found: Any = json_value(text)
     except ValueError as error:
         raise UserError(f"{flag}: not JSON: {error}") from error
     if not isinstance(found, Mapping):
@@ -90,6 +90,6 @@ def options_of(flag: str, text: str) -> dict[str, Any]:
 
 def _value(text: str) -> Any:
     try:
-        return json.loads(text)
+        return json_value(text)
     except ValueError:
         return text

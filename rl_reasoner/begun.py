@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from rl_reasoner import sandbox
+from rl_reasoner.foreign import json_object
 from rl_reasoner.policy import Policy, choose_device, choose_precision
 from rl_reasoner.precision import fp8_facts
 from rl_reasoner.prompts import Row
@@ -31,7 +32,7 @@ def lock(
     device = choose_device(recipe.run.device)
     file = run.path / "lock.json"
     if file.is_file():
-        begun, now = json.loads(file.read_text("utf-8")).get("threads"), torch.get_num_threads()
+        begun, now = json_object(file).get("threads"), torch.get_num_threads()
         if device == "cpu" and begun not in (None, now):
             note(f"begun with OMP_NUM_THREADS={begun}, continued with {now}: it rounds otherwise")
         return

@@ -16,6 +16,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers.trainer_pt_utils import safe_globals
 
+from rl_reasoner.errors import UserError
+from rl_reasoner.foreign import json_object
+
 # Zip files with checksums. The random states are one file a process (rng_state.pth, rng_state_0.pth
 # …); without them transformers would go on with other random numbers, and say so only in its log.
 _ZIPPED = ("optimizer.pt", "scheduler.pt", "rng_state*.pth")
@@ -79,7 +82,7 @@ def _damage(path: Path) -> str | None:
     try:
         if found := _broken_seal(path):
             return found
-        json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        json_object(path / "trainer_state.json")
         shards = (path / _SHARDS[0]).parent.is_dir()
         if shards:
             for index in _SHARDS:
@@ -95,7 +98,7 @@ def _damage(path: Path) -> str | None:
             for file in files:
                 if damage := _zip_damage(file):
                     return f"{file.name}: {damage}"
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, UserError, SafetensorError) as error:
         return f"{type(error).__name__}: {error}"
     return None
 
@@ -122,7 +125,7 @@ def _broken_seal(path: Path) -> str | None:
     """The first file that is not as it was sealed; None where there is no seal."""
     if not (path / _SEAL).is_file():
         return None
-    for name, checksum in json.loads((path / _SEAL).read_text(encoding="utf-8")).items():
+    for name, checksum in json_object(path / _SEAL).items():
         if not (path / name).is_file():
             return f"no {name}"
         if _checksum(path / name) != checksum:

@@ -3,9 +3,9 @@
 Reads what a run wrote (rollouts, metrics, ledger) and changes nothing. Knows nothing of models.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -13,6 +13,8 @@ from typing import Any
 
 from rl_reasoner.code_rows import continuing
 from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.foreign import json_value, no_links
+from rl_reasoner.foreign import number as finite
 from rl_reasoner.ledger import entries
 from rl_reasoner.lineage import data_in
 from rl_reasoner.prompts import Row, load_rows
@@ -32,12 +34,14 @@ from rl_reasoner.reward import (
 from rl_reasoner.reward_calls import name_of
 
 Rollout = dict[str, Any]
+_OF_ROLLOUT = ("group", "prompt", "completion", "reward", "advantage", "truncated", "scores")
 
 
 def stages_of(run: Path) -> dict[str, Path]:
     """The folders of a run's stages that sampled, by name, in order. Raises `UserError`."""
     if not (run / "recipe.yaml").is_file():
         raise UserError(f"{run} is no run folder: it has no recipe.yaml")
+    no_links(run)
     found = sorted(
         run.glob("stages/*/rollouts.jsonl"), key=lambda p: int(p.parent.name.split("-")[0])
     )
@@ -55,15 +59,24 @@ def stage_of(run: Path, name: str | None) -> Path:
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a JSONL file that may be written to right now: a torn last line is no row."""
+    """The rows of a JSONL file with a step; it may be written to right now, or torn."""
     if not path.is_file():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
-            try:
-                yield json.loads(line)
-            except ValueError:
-                continue
+            with suppress(ValueError):
+                row = json_value(line)
+                if isinstance(row, dict) and isinstance(row.get("step"), int):
+                    yield row
+
+
+def _rollouts(folder: Path) -> Iterator[Rollout]:
+    """The rollouts of a stage; raises `UserError` for a row that is none."""
+    for row in _rows(folder / "rollouts.jsonl"):
+        if lacking := [name for name in _OF_ROLLOUT if name not in row]:
+            at = f"{folder / 'rollouts.jsonl'}, step {row['step']}"
+            raise UserError(f"{at}: a row that is no rollout: it has no {lacking[0]!r}")
+        yield row
 
 
 # --------------------------------------------------------------------------------------- why
@@ -99,7 +112,7 @@ def step_of(run: Path, number: int, stage: str | None = None) -> Step:
     folder = stage_of(run, stage)
     rollouts: list[Rollout] = []
     last = 0
-    for row in _rows(folder / "rollouts.jsonl"):
+    for row in _rollouts(folder):
         last = int(row["step"])
         if last == number:
             rollouts.append(row)
@@ -112,7 +125,8 @@ def step_of(run: Path, number: int, stage: str | None = None) -> Step:
     seconds: dict[str, float] = {}
     for entry in entries(folder):
         if entry["step"] == number:
-            seconds[entry["reward"]] = seconds.get(entry["reward"], 0.0) + entry["seconds"]
+            name, took = str(entry.get("reward")), finite(entry.get("seconds"))
+            seconds[name] = seconds.get(name, 0.0) + (took or 0.0)
         elif entry["step"] > number:
             break
     return Step(folder.name.partition("-")[2], number, rollouts, metrics, seconds)
@@ -167,7 +181,7 @@ def rescored(run: Path, reference: str, stage: str | None = None) -> Rescored:
     data = _data_of(run, recipe, folder.name.partition("-")[2])
     reward = continuing(load_reward(reference), data)
     found = Rescored()
-    rollouts = _rows(folder / "rollouts.jsonl")
+    rollouts = _rollouts(folder)
     for _, batch in groupby(rollouts, key=lambda row: row["step"]):
         _rescore(list(batch), data, reward, reference, found)
     return found

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rl_reasoner.foreign import json_value
+
 FILE_BYTES = 64 << 20
 FILES = 32
 """A ledger is at most `FILES` files of about `FILE_BYTES`: 2 GiB, some ten million scores."""
@@ -92,10 +94,11 @@ def entries(folder: Path) -> Iterator[dict[str, Any]]:
 
 def _row(line: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(line)
+        row = json_value(line)
     except ValueError:
         return None
-    return row if isinstance(row, dict) and line.endswith(b"\n") else None
+    whole = isinstance(row, dict) and isinstance(row.get("step"), int) and line.endswith(b"\n")
+    return row if whole else None
 
 
 def _kept_bytes(path: Path, step: int) -> int:

@@ -20,6 +20,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from rl_reasoner.errors import UserError, did_you_mean, unknown
+from rl_reasoner.foreign import yaml_value
 from rl_reasoner.paths import room
 from rl_reasoner.recipe import (
     Asked,
@@ -136,9 +137,7 @@ def validated(data: Any, places: Places, source: str) -> Recipe:
 def read_yaml(path: Path) -> tuple[Any, Places]:
     """The content of a YAML file and the `file:line` of every key in it."""
     try:
-        text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=RecipeLoader)
-        data = yaml.load(text, Loader=RecipeLoader)  # noqa: S506 (it is a SafeLoader)
+        node, data = yaml_value(path.read_text(encoding="utf-8"), RecipeLoader)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a text file (UTF-8): {error.reason}") from error
     except OSError as error:
@@ -344,7 +343,7 @@ def _read(flag: str, text: str | None, annotation: Any) -> Any:
     if all(k in (str, int, float, bool, NoneType) or get_origin(k) is Literal for k in kinds):
         return text
     try:
-        return yaml.load(text, Loader=RecipeLoader)  # noqa: S506 (it is a SafeLoader)
+        return yaml_value(text, RecipeLoader)[1]
     except yaml.YAMLError as error:
         raise UserError(f"--{flag} {text}: cannot be read as YAML") from error
 

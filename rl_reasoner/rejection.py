@@ -17,6 +17,7 @@ from typing import Any
 
 from rl_reasoner.errors import RunStopped
 from rl_reasoner.figures import repeats
+from rl_reasoner.foreign import json_value
 from rl_reasoner.languages import share
 from rl_reasoner.policy import Policy
 from rl_reasoner.prompts import Row, prompt_of
@@ -126,7 +127,7 @@ def _whole(file: Path, chunks: Sequence[Sequence[Row]]) -> list[Sequence[Mapping
     for chunk in chunks:
         if len(lines) < at + len(chunk):
             break
-        found.append([json.loads(line) for line in lines[at : at + len(chunk)]])
+        found.append([json_value(line) for line in lines[at : at + len(chunk)]])
         at += len(chunk)
     if text:
         write_text(file, "".join(f"{line}\n" for line in lines[:at]))

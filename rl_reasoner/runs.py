@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rl_reasoner.errors import UserError
+from rl_reasoner.foreign import json_object, json_value, no_links, number
 from rl_reasoner.lineage import hash_of
 from rl_reasoner.recipe import FileData, MixData, Recipe
 from rl_reasoner.recipe_source import read_yaml, validated
@@ -64,6 +65,7 @@ class RunFolder:
         """The run in `path`, locked, with its recipe. Raises `UserError` when there is none."""
         if not (path / "recipe.yaml").is_file():
             raise UserError(f"{path} is no run folder: it has no recipe.yaml")
+        no_links(path)
         data, places = read_yaml(path / "recipe.yaml")
         recipe = validated(data, places, str(path / "recipe.yaml"))
         run = cls(path)
@@ -148,7 +150,7 @@ class RunFolder:
 def begun_with(folder: Path) -> list[str]:
     """The flags that the run in `folder` was started with on the command line."""
     file = folder / "lock.json"
-    lock = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    lock = json_object(file) if file.is_file() else {}
     words = shlex.split(str(lock.get("command", "")))
     return words[3:] if words[:2] == ["rl-reasoner", "train"] else []
 
@@ -192,7 +194,8 @@ def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all: to a temporary name, synced, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.part")
-    with partial.open("w", encoding="utf-8", errors=_ESCAPED) as file:
+    partial.unlink(missing_ok=True)  # of a write that was killed, or a link to anywhere
+    with partial.open("x", encoding="utf-8", errors=_ESCAPED) as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -211,7 +214,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: U+2028 is text
-    return [json.loads(line) for line in lines if line]
+    return [json_value(line) for line in lines if line]
 
 
 def keep_rows_until(path: Path, step: int) -> None:
@@ -222,9 +225,9 @@ def keep_rows_until(path: Path, step: int) -> None:
     text = path.read_text(encoding="utf-8", errors="replace")  # it may be torn within a letter
     for line in text.split("\n"):  # not splitlines: U+2028 is text
         try:
-            row = json.loads(line)
+            row = json_value(line)
         except ValueError:
             break
-        if row.get("step", 0) <= step:
+        if isinstance(row, dict) and (number(row.get("step")) or 0) <= step:
             kept.append(line)
     write_text(path, "".join(f"{line}\n" for line in kept))

@@ -23,6 +23,7 @@ from rl_reasoner.begun import find_overlaps, lock
 from rl_reasoner.configs import check_filled
 from rl_reasoner.errors import RunStopped, UserError
 from rl_reasoner.evaluate import EvalResult, evaluate_recipe
+from rl_reasoner.foreign import json_object, mapping
 from rl_reasoner.isolation import give_up_all
 from rl_reasoner.lineage import (
     brought,
@@ -348,8 +349,7 @@ class _Session:
     def _made(self, name: str) -> str:
         """The hash of what a finished stage has made."""
         if name not in self.made:
-            done = json.loads((self._folder(name) / "done.json").read_text(encoding="utf-8"))
-            self.made[name] = done["made"]
+            self.made[name] = str(json_object(self._folder(name) / "done.json").get("made"))
         return self.made[name]
 
     def _facts(self, stage: Stage) -> dict[str, Any]:
@@ -480,13 +480,11 @@ def _facts_in(folder: Path) -> dict[str, Any] | None:
     file = folder / "lock.json"
     if not file.is_file():
         return {}
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["made_from"]
-    return found
+    return dict(mapping(json_object(file).get("made_from")))
 
 
 def _key_of(file: Path) -> str | None:
     """The key of the evaluation in a file."""
     if not file.is_file():
         return None
-    key: str | None = json.loads(file.read_text(encoding="utf-8"))["manifest"].get("key")
-    return key
+    return mapping(json_object(file).get("manifest")).get("key")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from rl_reasoner.contamination import overlap
 from rl_reasoner.evaluate import set_rows
+from rl_reasoner.foreign import json_object
 from rl_reasoner.prompts import Row
 from rl_reasoner.runs import write_text
 
@@ -55,7 +56,7 @@ class Watch:
     def best(self) -> dict[str, Any]:
         """Step, accuracy, interval and bound of the best policy so far; empty for none."""
         file = self.folder / "best" / "evaluation.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return json_object(file) if file.is_file() else {}
 
     def _keep(self, found: Metrics, step: int, policy: "Policy") -> None:
         """Put the policy in the place of the best one; a kill leaves the old or the new one."""

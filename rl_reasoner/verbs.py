@@ -207,7 +207,7 @@ class Copy:
         else:
             source = find_recipe(self.name)
         target = self.to / source.name if self.to.is_dir() else self.to
-        if target.exists():
+        if os.path.lexists(target):
             raise UserError(f"{target} exists already; give another name")
         writable(target).parent.mkdir(parents=True, exist_ok=True)
         text = source.read_text(encoding="utf-8")
@@ -272,7 +272,7 @@ class Export:
 
     def run(self) -> None:
         """Open, merge, convert, save."""
-        if self.to.exists():
+        if os.path.lexists(self.to):
             raise UserError(f"{self.to} exists already; give a new folder")
         if self.dtype not in ("fp32", "bf16"):
             raise unknown("dtype", self.dtype, ["fp32", "bf16"])

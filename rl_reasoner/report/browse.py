@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from rl_reasoner.report.rollouts import Sample, cut, number
+from rl_reasoner.foreign import number
+from rl_reasoner.report.rollouts import Sample, cut
 from rl_reasoner.report.text import plain
 
 PART = 512  # entries whose texts are unpacked together

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from rl_reasoner.foreign import number
 from rl_reasoner.report import charts
 from rl_reasoner.report.charts import Bar, Line
 from rl_reasoner.report.gain import (
@@ -27,7 +28,6 @@ from rl_reasoner.report.html import Child, Element, h, table
 from rl_reasoner.report.paired import with_pairs
 from rl_reasoner.report.pipeline import pipeline_section
 from rl_reasoner.report.read import Evaluation, Run, SetResult, Stage
-from rl_reasoner.report.rollouts import number
 from rl_reasoner.report.shell import browser_section, shell
 from rl_reasoner.report.sources import sources_of
 from rl_reasoner.report.stages import alarms_of, figure, hindrances_of, stage_section

@@ -6,13 +6,13 @@ mixed in chains of thought, time and tokens. `text_table` is the same for a term
 saved evaluations; knows nothing of torch.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rl_reasoner.foreign import json_value, mapping, number
 from rl_reasoner.intervals import clustered, wilson
 from rl_reasoner.languages import share as language_share
 from rl_reasoner.report import charts
@@ -20,7 +20,6 @@ from rl_reasoner.report.charts import Bar, Line
 from rl_reasoner.report.gain import THINKING_RISE, moved, split_mode
 from rl_reasoner.report.html import Child, Element, h, table
 from rl_reasoner.report.read import Evaluation, Run, SetResult, Stage
-from rl_reasoner.report.rollouts import mapping, number
 from rl_reasoner.report.stages import figure
 from rl_reasoner.report.text import duration, percent, short, span
 from rl_reasoner.thinking import chain_of
@@ -268,13 +267,14 @@ def _samples(run: Run) -> Iterator[Element]:
             continue
         left = ", ".join(f"{why}: {n:,}" for why, n in mapping(card.get("left_out")).items())
         yield h("h3", f"Samples: {stage.name}")
-        told = f"{card.get('rows'):,} rows of {card.get('sampled'):,} sampled completions"
+        rows, sampled = (number(card.get(name)) or 0 for name in ("rows", "sampled"))
+        told = f"{rows:,.0f} rows of {sampled:,.0f} sampled completions"
         yield h("p", f"{told}. Left out: {left or 'none'}.", class_="note")
 
 
 def _json(file: Path) -> Mapping[str, Any]:
     try:
-        return mapping(json.loads(file.read_text(encoding="utf-8")))
+        return mapping(json_value(file.read_bytes()))
     except (OSError, ValueError):
         return {}
 

@@ -5,7 +5,6 @@ a value of the wrong kind counts as absent. Completions are read by `rollouts`. 
 HTML.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import Any, TypeAlias
 import yaml
 
 from rl_reasoner.errors import UserError
+from rl_reasoner.foreign import json_value, mapping, no_links, number, yaml_value
 from rl_reasoner.hindrances import highest_of
-from rl_reasoner.report.rollouts import Rollouts, mapping, number, read_rollouts
+from rl_reasoner.report.rollouts import Rollouts, read_rollouts
 
 ROWS_KEPT = 1000  # of an evaluation's set
 BYTES_KEPT = 16_000_000  # of an evaluation's rows
@@ -121,10 +121,11 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read the run `folder`; raises `UserError` when nothing of a run is in it."""
+    """Read the run `folder`; raises `UserError` where nothing of a run is in it, or a link."""
     parts = ("recipe.yaml", "lock.json", "evals", "stages")
     if not any((folder / part).exists() for part in parts):
         raise UserError(f"{folder} is not a run folder: expected one of {', '.join(parts)} in it.")
+    no_links(folder)
     unreadable: list[str] = []
     lock = mapping(_json(folder, "lock.json", unreadable))
     recipe_text = _text(folder / "recipe.yaml")
@@ -143,7 +144,7 @@ def _text(path: Path) -> str:
 
 def _recipe(text: str, unreadable: list[str]) -> Mapping[str, Any]:
     try:
-        return mapping(yaml.safe_load(text))
+        return mapping(yaml_value(text, yaml.SafeLoader)[1])
     except yaml.YAMLError:
         unreadable.append("recipe.yaml")
         return {}
@@ -151,7 +152,7 @@ def _recipe(text: str, unreadable: list[str]) -> Mapping[str, Any]:
 
 def _json(folder: Path, name: str, unreadable: list[str]) -> Any:
     try:
-        return json.loads(_text(folder / name) or "{}")
+        return json_value(_text(folder / name) or "{}")
     except ValueError:
         unreadable.append(name)
         return {}
@@ -278,7 +279,7 @@ def _lines(path: Path, unreadable: list[str]) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             try:
-                row = json.loads(line)
+                row = json_value(line)
             except ValueError:
                 row = None
             if isinstance(row, dict):

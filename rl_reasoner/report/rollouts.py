@@ -5,14 +5,13 @@ kept, evenly spread, first and last among them. The file is read twice, line by 
 holds one completion and those that are kept. What is of the wrong kind counts as absent.
 """
 
-import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rl_reasoner.foreign import json_value, mapping, number
 from rl_reasoner.reward import NOT_ITS_ROW
 
 ROWS_KEPT = 10_000  # of a stage
@@ -61,18 +60,6 @@ class Rollouts:
     steps: int = 0
     broken: int = 0  # lines that could not be read
     end: int = 0
-
-
-def number(value: Any) -> float | None:
-    """`value` as a float when it is a finite number, otherwise None."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if math.isfinite(value) else None
-
-
-def mapping(value: Any) -> Mapping[str, Any]:
-    """`value` when it is a mapping, otherwise an empty one."""
-    return value if isinstance(value, dict) else {}
 
 
 def read_rollouts(path: Path) -> Rollouts:
@@ -148,8 +135,8 @@ def _rows(
 
 def _row(line: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(line.decode(errors="replace"))
-    except (ValueError, RecursionError):
+        row = json_value(line.decode(errors="replace"))
+    except ValueError:
         return None
     return row if isinstance(row, dict) else None
 

@@ -21,10 +21,11 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from rl_reasoner.errors import UserError
+from rl_reasoner.foreign import json_value, number
 from rl_reasoner.report.browse import appended
 from rl_reasoner.report.page import facts_of, page
 from rl_reasoner.report.read import Run, Stage, read_run
-from rl_reasoner.report.rollouts import Rollouts, count, number, rows_after, samples_after
+from rl_reasoner.report.rollouts import Rollouts, count, rows_after, samples_after
 from rl_reasoner.report.shell import policy
 from rl_reasoner.report.stages import drawings_of, others_of
 
@@ -182,6 +183,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(HTTPStatus.FORBIDDEN)
             return
         path, _, query = self.path.partition("?")
+        try:
+            self._found(path, query)
+        except (OSError, UserError):  # the folder is gone, or no run's any more
+            self._answer(HTTPStatus.SERVICE_UNAVAILABLE)
+
+    def _found(self, path: str, query: str) -> None:
         if self._is(path, ""):
             self._answer(HTTPStatus.OK, self.watched.page().encode(), "text/html; charset=utf-8")
         elif self._is(path, "state"):
@@ -195,7 +202,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _state(self, query: Mapping[str, list[str]]) -> None:
         try:
-            ends = json.loads(query.get("ends", ["{}"])[0])
+            ends = json_value(query.get("ends", ["{}"])[0])
         except ValueError:
             ends = None
         if not isinstance(ends, dict):

@@ -4,12 +4,12 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from rl_reasoner.foreign import mapping, number
 from rl_reasoner.hindrances import Signs, hindrances
 from rl_reasoner.report import charts
 from rl_reasoner.report.charts import Chart, Line
 from rl_reasoner.report.html import Element, h
 from rl_reasoner.report.read import Stage, interval
-from rl_reasoner.report.rollouts import mapping, number
 from rl_reasoner.report.text import duration, percent
 
 _LAYERS_SHOWN = 6
