@@ -37,6 +37,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         name = job.recipe.evals.validation if job.stage.kind == "grpo" else None
         self.watch = Watch(job.folder, name, view.note) if name else None
         self.signs: Signs | None = None
+        self.told: dict[str, int] = {}  # kind of sign -> step at which it was said
         if isinstance(job.stage, GrpoStage):
             weights = (spec.weight for spec in job.recipe.rewards.values())
             longest, steps = job.stage.sampling.max_tokens, job.stage.steps
@@ -69,7 +70,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.signs is not None and launch.first():
             for found in self.signs.standing():
-                self.view.note(f"stage {self.job.stage.name} ends with this alarm: {found}")
+                if self.told.get(found.kind) != state.global_step:  # just said
+                    self.view.note(f"stage {self.job.stage.name} ends with this alarm: {found}")
 
     def _validate(self, name: str) -> dict[str, Any]:
         recipe = self.job.recipe
@@ -109,4 +111,5 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         append_rows(self.job.folder / "metrics.jsonl", [row])
         for found in self.signs.add(row) if self.signs else ():
             self.view.note(f"alarm: {found}")
+            self.told[found.kind] = state.global_step
         self.view.update(row, state.global_step)

@@ -79,7 +79,7 @@ def test_a_run_that_is_cut_off_says_so_while_it_runs_and_in_the_report(
     tmp_path: Path, cli: Cli
 ) -> None:
     stock(tmp_path)
-    ended = cli("train", "tiny.yaml", "--grpo.steps", "2", "--grpo.optim.lr", "1e-9")
+    ended = cli("train", "tiny.yaml", "--grpo.steps", "6", "--grpo.optim.lr", "1e-9")
     assert ended.code == 0, ended.err
     metrics = rows(tmp_path / "run" / "stages" / "2-grpo" / "metrics.jsonl")
     assert all(row["completions/clipped_ratio"] == 1.0 for row in metrics)
