@@ -140,6 +140,7 @@ def tiny(asked: argparse.Namespace) -> None:
     from rl_reasoner import evaluate
     from rl_reasoner.tasks import generate
 
+    os.environ["OMP_NUM_THREADS"] = str(asked.threads)  # said: else a tiny policy has one
     torch.set_num_threads(asked.threads)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "problems.jsonl"
