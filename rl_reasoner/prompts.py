@@ -9,6 +9,7 @@ prompt, a text or a chat; conversations keep their turns. Knows nothing of model
 import logging
 import random
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -152,10 +153,17 @@ def load_problems(data: FileData) -> list[Row]:
     rows = read_rows(data.path, data.config, data.split)
     named = [{k: v for k, v in data.columns.items() if v in row} for row in rows]
     renamed = (_renamed(row, columns) for row, columns in zip(rows, named, strict=True))
-    found = [row for row in renamed if isinstance(row.get("problem"), str)]
+    found = [row for row in map(_asked, renamed) if isinstance(row.get("problem"), str)]
     if not found:
         raise UserError(f"{data.path}: no row has a problem. It has: {', '.join(rows[0])}.")
     return found
+
+
+def _asked(row: Row) -> Row:
+    """The row with its conversation as a problem, where it is one."""
+    with suppress(ValueError):
+        return plain_row(row)
+    return row
 
 
 def _mixed(data: MixData) -> list[Row]:

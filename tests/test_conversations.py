@@ -11,7 +11,7 @@ from tiny import grpo, recipe, rows, sft
 
 from rl_reasoner import evaluate, open_policy
 from rl_reasoner.errors import UserError
-from rl_reasoner.prompts import completion_of, lint, load_rows, prompt_of
+from rl_reasoner.prompts import completion_of, lint, load_problems, load_rows, prompt_of
 from rl_reasoner.recipe import FileData, Recipe
 from rl_reasoner.stages import train
 
@@ -102,6 +102,12 @@ def test_a_context_stays_with_its_problem() -> None:
     assert one(problem="q", answer="1", context="")["problem"] == "q"
     _, problems = lint([{"problem": "Who?", "context": c, "answer": c} for c in "AB"], "x")
     assert problems == []  # other problems, not one with two answers
+
+
+def test_conversations_are_looked_through_for_overlaps(tmp_path: Path) -> None:
+    (tmp_path / "chats.jsonl").write_text(lines({"prompt": TOLD}, {"prompt": 3}))
+    [row] = load_problems(FileData(path=str(tmp_path / "chats.jsonl")))
+    assert row["problem"] == "1+1="
 
 
 def test_training_and_evaluation_ask_as_the_messages_say(tmp_path: Path) -> None:

@@ -100,6 +100,15 @@ def test_a_stray_chain_does_not_explain_a_task_that_is_answered_without(tmp_path
     assert "behaviour" not in text
 
 
+def test_a_loss_is_told_as_a_gain_is(tmp_path: Path) -> None:
+    worse = text_table(run(tmp_path, pre=varied(CHAIN, 90), zero=varied(CHAIN, 30)))
+    assert "its chains are right less often (with a chain 90.0% to 30.0%); fell" in worse
+    before = half(CHAIN, CHAIN, (True, True))
+    after = [row((CHAIN, True), (DIRECT, False)), row((DIRECT, False), (DIRECT, False))] * 50
+    less = text_table(run(tmp_path, pre=before, zero=after))
+    assert "a behaviour is used less (thinks first 100.0% to 25.0%), no skill lost" in less
+
+
 @pytest.mark.parametrize("now, said", [(35, "intervals overlap"), (5, "fell, with intervals")])
 def test_no_gain_is_claimed_without_intervals_apart(now: int, said: str, tmp_path: Path) -> None:
     text = text_table(run(tmp_path, pre=varied(CHAIN, 30), zero=varied(CHAIN, now)))

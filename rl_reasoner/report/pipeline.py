@@ -138,24 +138,28 @@ def gain(before: Reached, after: Reached, name: str) -> str:
     a, b = before.sets[name], after.sets[name]
     way = f"{name}: {percent(a.accuracy)} to {percent(b.accuracy)}"
     move = moved(a, b)
-    if move == "fell":
-        return f"{way}: fell, with intervals apart"
-    if move != "rose":
+    if move not in ("rose", "fell"):
         return f"{way}: intervals overlap"
+    rose = move == "rose"
+    plainly = _possible(a) if rose else "fell, with intervals apart"
     first, last = before.habits[name], after.habits[name]
     if first.with_chain is None or last.with_chain is None:
-        return f"{way}: {_possible(a)}"
+        return f"{way}: {plainly}"
     chains = f"with a chain {percent(first.with_chain.accuracy)} to "
     chains += percent(last.with_chain.accuracy)
     thinking = f"thinks first {percent(first.thinking)} to {percent(last.thinking)}"
-    oftener = last.thinking - first.thinking >= THINKING_RISE
-    if moved(first.with_chain, last.with_chain) == "rose":
+    changed = last.thinking - first.thinking
+    oftener = (changed if rose else -changed) >= THINKING_RISE
+    more, better = ("more often", "better") if rose else ("less often", "worse")
+    if moved(first.with_chain, last.with_chain) == move:
         if oftener:
-            return f"{way}: thinks more often and better ({thinking}; {chains})"
-        return f"{way}: its chains are right more often ({chains}); {_possible(a)}"
+            return f"{way}: thinks {more} and {better} ({thinking}; {chains})"
+        return f"{way}: its chains are right {more} ({chains}); {plainly}"
     if not oftener:  # a task that is answered without chains, but for stray ones
-        return f"{way}: {_possible(a)}"
-    return f"{way}: a behaviour was selected ({thinking}), no skill added ({chains})"
+        return f"{way}: {plainly}"
+    if rose:
+        return f"{way}: a behaviour was selected ({thinking}), no skill added ({chains})"
+    return f"{way}: a behaviour is used less ({thinking}), no skill lost ({chains})"
 
 
 def _possible(before: SetResult) -> str:
