@@ -42,7 +42,8 @@ class SkipBadSteps(TrainerCallback):  # type: ignore[misc]
 
     Weights, moments and the optimizer's step count stay as they are; the learning rate goes on.
     `skipped` counts them; a trainer with trl's metrics logs each as `steps/skipped`. Raises
-    `Diverged` after `most` in a row.
+    `Diverged` after `most` in a row. In fp16 the gradient scaler leaves the step out and halves its
+    scale, which is how it finds one; only steps that fail with a scale of 1 count as a row.
     """
 
     def __init__(self, trainer: Any, most: int = MOST_SKIPPED) -> None:
@@ -56,9 +57,11 @@ class SkipBadSteps(TrainerCallback):  # type: ignore[misc]
         if self._finite(optimizer):
             self.in_a_row = 0
             return
-        optimizer.zero_grad(set_to_none=True)  # a parameter without a gradient is passed over
+        scaler = self.trainer.accelerator.scaler
+        if scaler is None:
+            optimizer.zero_grad(set_to_none=True)  # a parameter without a gradient is passed over
         self.skipped += 1
-        self.in_a_row += 1
+        self.in_a_row += scaler is None or scaler.get_scale() <= 1.0
         self.trainer._metrics["train"]["steps/skipped"].append(1.0)
         step = state.global_step + 1
         logger.warning("step %d is left out: its gradients are not finite", step)

@@ -8,7 +8,7 @@ trainers.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+from rl_reasoner.agreement import engine_runs
 from rl_reasoner.engine import generate
 from rl_reasoner.moe import routers
-from rl_reasoner.packing import Unsupported, obstacle
 from rl_reasoner.routing import NoReplay, Routes, Routing, SampledRoutes, from_padded
 from rl_reasoner.sampling import Sampling
 
@@ -133,9 +133,8 @@ def _sampled(
     routing: Routing | None,
 ) -> _Sampled:
     """By the engine, as the trainer does; by transformers where that is nothing for the engine."""
-    if obstacle(model) is None:
-        with suppress(Unsupported):
-            return _by_engine(model, prompts, sampling, seed, routing)
+    if engine_runs(model):
+        return _by_engine(model, prompts, sampling, seed, routing)
     return _by_transformers(model, prompts, sampling, seed, routing)
 
 

@@ -7,9 +7,8 @@ and nothing else is computed). Rows attend to their prompt and to themselves; gr
 flow through the one prompt. Position ids are those of the row alone, whatever the padding was.
 
 The attention is transformers' attention interface: `attention_of` switches a model to it, and a
-pass that is given `packed=layout` attends by that layout. Models whose attention is something else
-(see `obstacle` and `agrees`) are left to the caller's plain path. Knows tensors and modules;
-nothing of trainers.
+pass that is given `packed=layout` attends by that layout. Whether a model's attention is no more
+than that, rl_reasoner.agreement finds out. Knows tensors and modules; nothing of trainers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,9 +25,6 @@ from transformers import AttentionInterface
 from rl_reasoner.prefix_attention import prefix_attention
 
 NAME = "rl_reasoner_packed"
-# Rotary embeddings that depend on the length of the batch's longest row, not on positions alone.
-_ROPE_BY_LENGTH = ("dynamic", "longrope")
-_LAYERS = ("full_attention", "sliding_attention")
 
 
 class Unsupported(Exception):
@@ -36,10 +32,10 @@ class Unsupported(Exception):
 
 
 class Layout(Protocol):
-    """What a pass with `packed=` is given: it attends for every layer."""
+    """What a pass with `packed=` is given: it attends for every layer, called in their order."""
 
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int
     ) -> Tensor:
         """(1, heads, N, d), (1, kv heads, N, d), (1, kv heads, N, e) -> (1, N, heads, e).
 
@@ -97,7 +93,7 @@ class Packed:
         return found
 
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int
     ) -> Tensor:
         """Causal attention of prompts, and of rows to their prompt and themselves."""
         if query.device.type == "cpu" and not window and key.shape[-1] == value.shape[-1]:
@@ -128,15 +124,12 @@ def prompt_attention(prompt: Three, scale: float, window: int) -> Tensor:
     """Causal attention of one sequence to itself: three (1, heads, N, d) -> (1, heads, N, d)."""
     query, key, value = prompt
     length = query.shape[2]
-    cut = window and length > window
+    if window and length > window:
+        mask = visible(0, length, length, window, query.device)
+        return _masked_attention(query, key, value, mask, scale)
+    grouped = query.shape[1] != key.shape[1]
     return scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=visible(0, length, length, window, query.device) if cut else None,
-        is_causal=not cut,
-        scale=scale,
-        enable_gqa=query.shape[1] != key.shape[1],
+        query, key, value, is_causal=True, scale=scale, enable_gqa=grouped
     )
 
 
@@ -154,15 +147,23 @@ def _row_attention(
         torch.cat((before.expand(count, -1, -1, -1), own), dim=2)
         for before, own in zip(prompt[1:], (key, value), strict=True)
     )
-    out = scaled_dot_product_attention(
-        query,
-        keys,
-        values,
-        attn_mask=visible(shared, width, shared + width, window, query.device),
-        scale=scale,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
+    mask = visible(shared, width, shared + width, window, query.device)
+    out = _masked_attention(query, keys, values, mask, scale)
     return out.transpose(0, 1).flatten(1, 2).index_select(1, real).unsqueeze(0)
+
+
+def _masked_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
+) -> Tensor:
+    """(B, heads, N, d), (B, kv heads, M, d), mask (N, M) -> (B, heads, N, d).
+
+    Keys and values are repeated, as transformers does: with a mask, torch's own grouping has no
+    kernel on GPUs but the one that holds all scores.
+    """
+    times = query.shape[1] // key.shape[1]
+    if times > 1:
+        key, value = (t.repeat_interleave(times, dim=1) for t in (key, value))
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
 
 
 def visible(offset: int, queries: int, keys: int, window: int, device: torch.device) -> Tensor:
@@ -278,11 +279,11 @@ def _attention(
             raise Unsupported(f"attention with {name}")
     if dropout:
         raise Unsupported("attention dropout")
+    if attention_mask is not None:
+        raise Unsupported("a mask that the model makes for its attention")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    layer = getattr(module, "layer_idx", None)
-    if layer is None:
-        raise Unsupported("attention layers without a number")
-    return packed.attend(layer, query, key, value, scale, sliding_window or 0), None
+    out = packed.attend(query, key, value, scale, sliding_window or 0)
+    return out.contiguous(), None  # as transformers' own: some models view it in other shapes
 
 
 AttentionInterface.register(NAME, _attention)
@@ -318,52 +319,6 @@ def attention_of(causal_lm: nn.Module) -> Iterator[None]:
         yield
     finally:
         text._attn_implementation = before
-
-
-def obstacle(causal_lm: nn.Module) -> str | None:
-    """What, by its config and modules, keeps a model from being packed exactly; None if nothing."""
-    config: Any = causal_lm.config
-    text = config.get_text_config()
-    if text is not config:
-        return "a model of more than text"
-    if not getattr(causal_lm, "_supports_attention_backend", False):
-        return "a model without transformers' attention interface"
-    kinds = set(getattr(text, "layer_types", None) or ()) - set(_LAYERS)
-    if kinds:
-        return f"layers of the kind {min(kinds)}"
-    rope = getattr(text, "rope_parameters", None) or {}
-    if rope.get("rope_type") in _ROPE_BY_LENGTH:
-        return f"rotary embeddings of the type {rope['rope_type']}"
-    if any(isinstance(m, nn.Dropout) and m.p > 0 for m in causal_lm.modules()):
-        return "dropout"
-    return None
-
-
-def agrees(causal_lm: nn.Module) -> bool:
-    """Whether packed hidden states of `causal_lm` (see `prepare`) are those of the rows alone.
-
-    Two prompts with two rows each: one pass over 22 tokens and four over 8. Proves the layers; for
-    what only long rows show, see `obstacle`.
-    """
-    device = next(causal_lm.parameters()).device
-    config: Any = causal_lm.config
-    rows = torch.arange(32, device=device).reshape(4, 8).mul(7)
-    rows = rows.remainder(config.get_text_config().vocab_size)
-    rows[1::2, :4] = rows[::2, :4]
-    backbone: Any = causal_lm.base_model
-    with torch.no_grad():
-        packed = pack(rows, torch.ones_like(rows), 4)
-        assert packed is not None
-        with attention_of(causal_lm):
-            found = backbone(**arguments(packed)).last_hidden_state[0]
-        alone = torch.cat(
-            [
-                backbone(input_ids=row[None], use_cache=False).last_hidden_state[0, 3:-1]
-                for row in rows
-            ]
-        )
-    worst = (found - alone).abs().max() / alone.abs().max()
-    return bool(worst < (1e-3 if found.dtype == torch.float32 else 0.1))
 
 
 def arguments(packed: Packed) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from rl_reasoner.reward import (
     usable,
 )
 from rl_reasoner.reward_rule import rule_of, total
-from rl_reasoner.rollouts import prompt_ids, sample
+from rl_reasoner.rollouts import eos_ids, prompt_ids, sample
 
 _REHEARSED = 8  # rows that are sampled
 _COMPARED = 256  # tokens of a completion
@@ -72,7 +72,7 @@ def _compared(recipe: Recipe, stage: GrpoStage, rows: list[Row], policy: Policy)
         found = measure(
             policy.model,
             prompts,
-            ends=(policy.tokenizer.eos_token_id,),
+            ends=eos_ids(policy),
             max_tokens=min(stage.sampling.max_tokens, _COMPARED),
             temperature=stage.sampling.temperature,
             autocast=torch.bfloat16 if precision != "fp32" else None,

@@ -12,13 +12,12 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from rl_reasoner import engine, packing
+from rl_reasoner import engine
+from rl_reasoner.agreement import engine_runs, in_mode
 from rl_reasoner.errors import UserError
 from rl_reasoner.policy import Policy
 from rl_reasoner.prompts import Prompt
@@ -32,7 +31,6 @@ _BATCH_BYTES = 2 << 30  # keys and values of one batch
 _BATCH_ROWS = 512
 _PLACES = ("base_model_name_or_path", "revision", "peft_version", "inference_mode")
 _PREFIXES = {"chain": "<think>", "direct": "<think></think>", None: ""}
-_runs: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()  # models the engine has tried
 
 
 def prompt_ids(policy: Policy, prompt: Prompt, prefix: str = "") -> list[int]:
@@ -107,7 +105,7 @@ def sample(
     if progress and found:
         progress(len(found) * samples // count)
     left = sorted((job for job in jobs if job not in found), key=lambda job: len(ids[job[0]]))
-    with _at_rest(policy.model):
+    with in_mode(policy.model, training=False), torch.no_grad():
         for batch in drawer.batches(left, ids):
             outs = drawer.draw([(ids[index], number) for index, number in batch])
             drawn = dict(zip(batch, outs, strict=True))
@@ -135,18 +133,6 @@ def _kept(
     return {job: kept[key] for job, key in keys.items() if key in kept}
 
 
-@contextmanager
-def _at_rest(model: nn.Module) -> Any:
-    """The model without dropout and gradients; as it was afterwards."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
-
-
 class _Drawer:
     """Draws completions of one policy with one set of sampling parameters."""
 
@@ -166,7 +152,7 @@ class _Drawer:
             temperature=temperature,
             begin_suppress=tuple(closing) if force == "chain" else (),
         )
-        self.by_engine = _engine_runs(self.model)
+        self.by_engine = engine_runs(self.model)
 
     def key(self, cache: SampleCache, ids: Sequence[int], number: int) -> str:
         """The key of a completion in the cache. Greedy ones have no seed."""
@@ -286,30 +272,3 @@ def _token_bytes(model: Any) -> int:
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     shared = getattr(config, "num_key_value_heads", None) or heads
     return int(2 * config.num_hidden_layers * shared * width * model.dtype.itemsize)
-
-
-def _engine_runs(model: Any) -> bool:
-    """Whether the engine can run `model`: its tokens are held against plain passes, once."""
-    if model not in _runs:
-        with _at_rest(model):
-            try:
-                _runs[model] = packing.obstacle(model) is None and _agrees(model)
-            except Exception:  # code of any model's own
-                _runs[model] = False
-    return _runs[model]
-
-
-def _agrees(model: Any) -> bool:
-    """Whether greedy completions of two prompts have the log-probs of one plain pass over each."""
-    size = model.config.get_text_config().vocab_size
-    prompts = [[7 % size, 11 % size, 13 % size], [5 % size, 3 % size]]
-    sampling = Sampling(max_tokens=3, ends=(-1,), temperature=0.0)
-    outs = engine.generate(model, prompts, [(0,), (1,)], sampling)
-    for prompt, out in zip(prompts, outs, strict=True):
-        ids = torch.tensor([prompt + out.ids], device=model.device)
-        logps = model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
-        plain = logps[len(prompt) - 1 : -1].gather(1, ids[0, len(prompt) :, None]).squeeze(1)
-        worst = (plain.cpu() - torch.tensor(out.logps)).abs().max()
-        if not worst < (1e-3 if model.dtype == torch.float32 else 0.1):
-            return False
-    return True

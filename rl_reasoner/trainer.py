@@ -127,7 +127,7 @@ class GRPOTrainer(
         self._counted = 0.0  # of generation and reward, already taken out of the training time
         self._evaluated = 0  # batches of the evaluation at hand that are sampled
         reason = self._no_engine()
-        if reason and self._on("fast_rollouts"):
+        if reason and self._on("fast_rollouts") and reason != self._obstacle:  # said already
             logger.warning(_NOT_HERE, reason)
         self._fast = reason is None and self._on("fast_rollouts")
         self._elsewhere: set[str] = set()  # for what later `generate` was used, as was said
@@ -169,8 +169,8 @@ class GRPOTrainer(
             return elsewhere
         if self.args.cache_implementation is not None:
             return "cache_implementation"
-        if self._obstacle is not None:
-            return self._obstacle
+        if self._unsampled is not None:
+            return self._unsampled
         return unhandled(self.args.generation_kwargs or {}, self._settings())
 
     def _settings(self) -> GenerationConfig:

@@ -28,6 +28,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from rl_reasoner import packing
+from rl_reasoner.agreement import in_mode, packing_obstacle, sampling_obstacle
 from rl_reasoner.lm_head import fused_head
 from rl_reasoner.rank_balance import exchanged
 from rl_reasoner.sharding import agreed, in_lockstep
@@ -62,19 +63,26 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
         self._open: ExitStack | None = None  # in a training step: what its backward pass needs
         self._inputs: dict[str, Any] | None = None  # of the loss that is being computed
         self._moved = False  # whether a row of this optimizer step was computed
-        self._obstacle = self._prepare_packing()
-        if self._obstacle and self._on("share_prompts"):
-            logger.warning("share_prompts: trl's own training pass is used, for %s", self._obstacle)
-        self._packs = self._obstacle is None and self._on("share_prompts")
+        self._obstacle: str | None = None  # to packing
+        self._unsampled: str | None = None  # why the engine does not sample from the policy
+        settings = self._settings_obstacle()
+        if self._on("share_prompts"):
+            self._obstacle = settings or self._packing_obstacle()
+        if self._on("fast_rollouts") and self._sampled_elsewhere() is None:
+            self._unsampled = settings or self._engine_obstacle()
+        if self._obstacle:
+            used = "share_prompts: trl's own training pass is"
+            if self._unsampled == self._obstacle:
+                used = "share_prompts and fast_rollouts: trl's own training pass and sampling are"
+            logger.warning("%s used, for %s", used, self._obstacle)
+        self._packs = self._on("share_prompts") and self._obstacle is None
 
     def _on(self, name: str) -> bool:
         """Whether a speed-up is on; a config of trl's own has none of the fields: all are."""
         return bool(getattr(self.args, name, True))
 
-    def _prepare_packing(self) -> str | None:
-        """Get the models ready; what they cannot be packed for, or None."""
-        if not (self._on("share_prompts") or self._on("fast_rollouts")):
-            return "both speed-ups being off"
+    def _settings_obstacle(self) -> str | None:
+        """What of the settings keeps every model from our layouts, or None."""
         args = self.args
         if self.accelerator.distributed_type not in _TOGETHER:
             return f"training under {self.accelerator.distributed_type.value}"
@@ -82,24 +90,31 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
             return "the first version of FSDP"
         if args.torch_compile:
             return "torch_compile"
+        if args.neftune_noise_alpha is not None:
+            return "the noise of NEFTune, which depends on the length of the padded row"
         if args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get(
             "use_reentrant"
         ):
             return "reentrant gradient checkpointing"
         if isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning:
             return "prompt-learning adapters"
+        return None
+
+    def _packing_obstacle(self) -> str | None:
+        """Get the models ready; what they cannot be packed for, or None."""
         for model in filter(None, (self.model, self.ref_model)):
             base = base_of(model)
-            if found := packing.obstacle(base):
-                return found
+            with in_mode(base, training=model is self.model):
+                if found := packing_obstacle(base):
+                    return found
             packing.prepare(base)
-            try:
-                agrees = packing.agrees(base)
-            except Exception as error:  # code of any model's own
-                return f"a model that cannot be packed ({type(error).__name__}: {error})"
-            if not agrees:
-                return "a model whose packed rows differ from the rows alone"
         return None
+
+    def _engine_obstacle(self) -> str | None:
+        """What the engine cannot sample from the policy for, or None: it does so while training."""
+        base = base_of(self.model)
+        with in_mode(base, training=True):
+            return sampling_obstacle(base)
 
     def _sampled_elsewhere(self) -> str | None:
         """What samples in the place of a plain batch of prompts, or None."""

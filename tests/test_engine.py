@@ -8,6 +8,7 @@ import torch
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation import StopStringCriteria
 
@@ -20,11 +21,11 @@ VOCABULARY = 40
 END = 1
 
 
-def model_of(kind: str, seed: int = 0, vocabulary: int = VOCABULARY) -> Any:
+def model_of(kind: str, seed: int = 0, vocabulary: int = VOCABULARY, **changes: Any) -> Any:
     """A tiny model with grouped queries, a sliding window, experts, or learned positions."""
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64}
     common: dict[str, Any] = {"vocab_size": vocabulary, "hidden_size": 32, **heads}
-    common |= {"num_hidden_layers": 2}
+    common |= {"num_hidden_layers": 2, **changes}
     common |= {"initializer_range": 0.3, "pad_token_id": 0, "eos_token_id": END, "bos_token_id": 2}
     config = {
         "llama": lambda: transformers.LlamaConfig(**common),
@@ -291,3 +292,49 @@ def test_uniforms_follow_from_their_key_alone() -> None:
     assert torch.equal(one[1], uniforms([[1, 3]], 8)[0])
     assert torch.equal(one[1, :4], uniforms([[1, 3]], 4)[0])
     assert one.unique().numel() == 16 and bool(((one >= 0) & (one < 1)).all())
+
+
+class RoughSums(TorchFunctionMode):
+    """Sums that are rounded as by a parallel scan: each in its own way, up or down by a little."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is torch.Tensor.cumsum:
+            signs = torch.tensor([1.0, -1.0]).repeat(out.shape[-1])[: out.shape[-1]]
+            out = out + signs * 1e-4
+        return out
+
+
+def test_no_token_of_probability_zero_is_drawn_where_sums_are_rounded() -> None:
+    """Every other token has none, and its sum steps up beyond the one before."""
+    probabilities = torch.tensor([[0.0, 0.25, 0.0, 0.25, 0.0, 0.5, 0.0]]).repeat(2001, 1)
+    uniform = torch.linspace(0, 1 - 1e-7, 2001)
+    exact = draw(probabilities, uniform)
+    with RoughSums():
+        rough = draw(probabilities, uniform)
+    assert {*rough.tolist()} == {1, 3, 5} == {*exact.tolist()}
+    assert (rough != exact).float().mean() < 0.01
+
+
+class Moves(TorchFunctionMode):
+    """Counts how often indices and masks are brought to a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.to and not args[0].is_floating_point():
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+def test_indices_go_to_the_device_once_a_step_not_once_a_layer(kind: str) -> None:
+    counts = []
+    for layers in (1, 4):
+        model = model_of(kind, num_hidden_layers=layers)
+        with Moves() as moves:
+            generate(model, prompts_of(3, 2), [[i] for i in range(6)], Sampling(6, (-1,)))
+        counts.append(moves.count)
+    assert counts[0] == counts[1] > 0

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import build
 from tiny import REWARD, grpo, recipe, rows, same, weights
 
 from rl_reasoner import Run, train
@@ -112,6 +113,36 @@ def test_a_run_that_diverges_stops_and_leaves_whole_weights(
     [saved] = (stage_of(tmp_path / "run") / "checkpoints").glob("checkpoint-*")
     assert saved.name == "checkpoint-10"
     assert all(torch.isfinite(w).all() for w in weights(saved).values())
+
+
+@pytest.mark.parametrize("most", [0.0, 1.0], ids=["no clipping", "clipping"])
+def test_a_gradient_scaler_finds_its_scale(most: float, tmp_path: Path) -> None:
+    """fp16's, on a CPU: more steps overflow in a row than would be a divergence without one."""
+    changes = {"max_steps": 24, "save_strategy": "no", "logging_steps": 1, "optim": "sgd"}
+    trainer = build(
+        "scratch:dense-tiny", tmp_path, max_grad_norm=most, learning_rate=1e-5, **changes
+    )
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**38)
+    trainer.accelerator.scaler = scaler
+    for parameter in trainer.model.parameters():
+        parameter.register_hook(lambda gradient: gradient.half().float())
+    start = [p.detach().clone() for p in trainer.model.parameters()]
+    trainer.train()
+    skipped = [row.get("steps/skipped", 0.0) for row in trainer.state.log_history[:24]]
+    count = int(sum(skipped))
+    assert 10 < count < 24 and skipped[:10] == [1.0] * 10, "until the scale fits"
+    assert scaler.get_scale() == 2.0 ** (38 - count)
+    parameters = list(trainer.model.parameters())
+    assert all(p.isfinite().all() for p in parameters)
+    assert any(not torch.equal(a, b) for a, b in zip(start, parameters, strict=True))
+
+
+def test_a_scale_of_one_that_overflows_is_a_divergence(tmp_path: Path) -> None:
+    trainer = build("scratch:dense-tiny", tmp_path, max_steps=40, save_strategy="no")
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**5)
+    next(trainer.model.parameters()).register_hook(lambda gradient: gradient * torch.nan)
+    with pytest.raises(Diverged, match="10 steps in a row, up to step 15"):
+        trainer.train()
 
 
 # ------------------------------------------------------------------------------ being stopped

@@ -117,3 +117,25 @@ def test_one_row_that_does_not_fit_ends_the_run(
     small_memory(monkeypatch, 0)
     with pytest.raises(torch.OutOfMemoryError):
         build(GRPOTrainer, folder, digits, tmp_path).train()
+
+
+def test_an_optimizer_that_steps_in_the_backward_pass_gets_its_learning_rate(
+    folder: Path, tmp_path: Path
+) -> None:
+    """LOMO's call of accelerate, for each loss once: not for a stand-in of it."""
+    trainer = build(GRPOTrainer, folder, digits, tmp_path, max_steps=2)
+    trainer.args.optim = "lomo"
+    trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.25)
+    trainer.accelerator.has_lomo_optimizer = True
+    seen: list[tuple[bool, float]] = []
+
+    def backward(loss: torch.Tensor, rate: float) -> None:
+        weight = trainer.model.get_input_embeddings().weight
+        weight.grad = None
+        loss.backward()  # type: ignore[no-untyped-call]
+        seen.append((weight.grad is not None, rate))
+
+    trainer.accelerator.lomo_backward = backward
+    trainer.train()
+    assert len(seen) == 2 and all(real for real, _ in seen)
+    assert seen[0][1] > seen[1][1] > 0, "the schedule's rate"

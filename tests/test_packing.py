@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
 from rl_reasoner import open_policy
-from rl_reasoner.packing import agrees, attention_of, obstacle, pack, prepare, visible
+from rl_reasoner.packing import attention_of, pack, visible
 from rl_reasoner.prefix_attention import prefix_attention
 
 Rows = list[tuple[list[int], list[int]]]  # prompt, completion
@@ -133,26 +133,31 @@ def test_the_padded_way_gives_the_same_as_the_cpus_own(monkeypatch: pytest.Monke
     size = packed.input_ids.shape[1]
     torch.manual_seed(0)
     q, k, v = torch.randn(1, 4, size, 8), torch.randn(1, 2, size, 8), torch.randn(1, 2, size, 8)
-    one = packed.attend(0, q, k, v, 0.3, 0)
-    other = packed.attend(0, q, k, v, 0.3, 1000)
+    one = packed.attend(q, k, v, 0.3, 0)
+    other = packed.attend(q, k, v, 0.3, 1000)
     assert one.shape == other.shape == (1, size, 4, 8)
     assert torch.allclose(one, other, atol=1e-5)
-    narrow = packed.attend(0, q, k, v, 0.3, 2)
+    narrow = packed.attend(q, k, v, 0.3, 2)
     assert not torch.allclose(one, narrow, atol=1e-2)
 
 
-def test_agreement_is_proved_on_the_model_itself() -> None:
-    policy = open_policy("scratch:moe-tiny", device="cpu")
-    assert obstacle(policy.model) is None
-    prepare(policy.model)
-    assert agrees(policy.model)
-    policy.model.base_model.layers[1].self_attn.scaling *= 2  # both sides alike: still equal
-    assert agrees(policy.model)
-    original = policy.model.base_model.rotary_emb.forward
-    policy.model.base_model.rotary_emb.forward = lambda x, position_ids: original(
-        x, torch.arange(x.shape[1])[None]
-    )  # positions by place in the row, not as given
-    assert not agrees(policy.model)
+def test_with_a_mask_keys_are_repeated_not_grouped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On GPUs torch has no kernel for both but the one that holds all scores at once."""
+    calls = []
+
+    def attention(*tensors: torch.Tensor, **options: Any) -> torch.Tensor:
+        calls.append((options.get("attn_mask") is not None, options.get("enable_gqa", False)))
+        return scaled_dot_product_attention(*tensors, **options)
+
+    monkeypatch.setattr("rl_reasoner.packing.scaled_dot_product_attention", attention)
+    ids, mask, width = table([([1, 2, 3], [4, 5]), ([1, 2, 3], [6]), ([9], [8, 7, 6, 5])])
+    packed = pack(ids, mask, width)
+    assert packed is not None
+    size = packed.input_ids.shape[1]
+    q, k, v = torch.randn(1, 4, size, 8), torch.randn(1, 2, size, 8), torch.randn(1, 2, size, 8)
+    for window in (1000, 1):
+        packed.attend(q, k, v, 0.3, window)
+    assert {*calls} == {(True, False), (False, True)}
 
 
 def test_the_attention_is_put_back_even_after_an_error() -> None:

@@ -11,6 +11,7 @@ from tiny import grpo, recipe, sft
 
 from rl_reasoner import open_policy
 from rl_reasoner.errors import UserError
+from rl_reasoner.mismatch import measure
 from rl_reasoner.preflight import Notice, inspected, prepared
 from rl_reasoner.recipe import Recipe
 from rl_reasoner.rehearsal import rehearsed
@@ -152,3 +153,21 @@ def test_a_policy_that_a_stage_makes_first_is_not_warned_of(tmp_path: Path) -> N
         told = "stage sft makes its policy first" in found["truncation"].message
         assert told == ("stage sft makes its policy first" in found["variance"].message)
         assert told == (status == "passed")
+
+
+def test_passes_are_compared_up_to_every_end_that_training_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chat model declares the end of a turn beside the tokenizer's end of a text."""
+    wanted = recipe(tmp_path, grpo(sampling={"max_tokens": 4}))
+    policy = open_policy(wanted.policy.source, device="cpu")
+    policy.model.generation_config.eos_token_id = [policy.tokenizer.eos_token_id, 9, 11]
+    seen: list[Any] = []
+
+    def measured(*args: Any, **settings: Any) -> Any:
+        seen.append(settings["ends"])
+        return measure(*args, **settings)
+
+    monkeypatch.setattr("rl_reasoner.rehearsal.measure", measured)
+    rehearsed(wanted, prepared(wanted), policy)
+    assert [{*ends} for ends in seen] == [{policy.tokenizer.eos_token_id, 9, 11}]

@@ -13,7 +13,6 @@ from peft import LoraConfig, get_peft_model
 from rl_reasoner import Policy, open_policy
 from rl_reasoner.rollouts import (
     Rollout,
-    _engine_runs,
     eos_ids,
     prompt_ids,
     sample,
@@ -59,14 +58,14 @@ def test_greedy_is_what_transformers_generates(
     policy = open_policy(source, seed=4, device="cpu")
     ours = sample(policy, PROMPTS, max_tokens=10, force=force)
     monkeypatch.setattr("rl_reasoner.engine.generate", None)  # an error where it is still called
-    monkeypatch.setattr("rl_reasoner.rollouts._engine_runs", lambda model: False)
+    monkeypatch.setattr("rl_reasoner.rollouts.engine_runs", lambda model: False)
     assert sample(policy, PROMPTS, max_tokens=10, force=force) == ours
 
 
 def test_samples_of_transformers_repeat_too(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rl_reasoner.rollouts._engine_runs", lambda model: False)
+    monkeypatch.setattr("rl_reasoner.rollouts.engine_runs", lambda model: False)
     state = torch.get_rng_state()
     one, again, other = (
         sample(policy, PROMPTS, samples=3, temperature=1.0, max_tokens=5, seed=s) for s in (1, 1, 2)
@@ -78,20 +77,6 @@ def test_samples_of_transformers_repeat_too(
     monkeypatch.setattr(policy.model.generation_config, "min_p", 0.9)
     assert sample(policy, PROMPTS, samples=3, temperature=1.0, max_tokens=5, seed=1) == one
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_a_model_that_the_engine_gets_wrong_is_left_to_transformers() -> None:
-    """A layer that looks at the whole row: the engine's passes see a token of it."""
-    policy = open_policy("scratch:dense-tiny", seed=4, device="cpu")
-
-    def looks_around(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        return output + output.cumsum(1)
-
-    handle = policy.model.model.layers[0].register_forward_hook(looks_around)
-    try:
-        assert not _engine_runs(policy.model)
-    finally:
-        handle.remove()
 
 
 def test_samples_follow_the_seed_and_the_policy(policy: Policy) -> None:
@@ -197,7 +182,7 @@ def test_generate_has_a_prompt_for_each_of_its_rows(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     width = len(prompt_ids(policy, "1+2+3+4=")) + 5
-    monkeypatch.setattr("rl_reasoner.rollouts._engine_runs", lambda model: False)
+    monkeypatch.setattr("rl_reasoner.rollouts.engine_runs", lambda model: False)
     monkeypatch.setattr("rl_reasoner.rollouts._BATCH_BYTES", 3 * width * 1536)
     done: list[int] = []
     sample(policy, ["1+2+3+4="], samples=4, temperature=1.0, max_tokens=5, progress=done.append)

@@ -1,0 +1,206 @@
+"""Whether a model may be packed and sampled by our layouts: proved on the model itself.
+
+`packing_obstacle` holds a packed training pass against the rows alone, `sampling_obstacle` the
+engine's prompts and tokens, one by one, against the rows as a whole; each compares the hidden
+states of some dozens of tokens, in the mode (training or not) that the model is in. Windows of the
+attention are narrow meanwhile: what a model does beyond 4096 tokens it then does beyond three, so
+that short rows show it. Weights, modes and random states are left as they were. Knows models and
+layouts; nothing of trainers.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from rl_reasoner.engine import generate
+from rl_reasoner.packing import Unsupported, arguments, attention_of, pack
+from rl_reasoner.sampling import Sampling
+
+# Rotary embeddings that depend on the length of the batch's longest row, not on positions alone.
+_ROPE_BY_LENGTH = ("dynamic", "longrope")
+_LAYERS = ("full_attention", "sliding_attention")
+_WINDOWS = ("window", "window_size")  # what names of settings end with
+_NARROW = 3  # tokens of the smallest window while a model is tried
+_TOKENS = 5  # of a completion: more than the window
+_PROMPTS = (6, 4)  # their lengths, two rows each
+_runs: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
+
+
+def obstacle(causal_lm: nn.Module) -> str | None:
+    """What, by its config and modules, keeps a model from our layouts; None if nothing."""
+    config: Any = causal_lm.config
+    text = config.get_text_config()
+    if text is not config:
+        return "a model of more than text"
+    if not getattr(causal_lm, "_supports_attention_backend", False):
+        return "a model without transformers' attention interface"
+    kinds = set(getattr(text, "layer_types", None) or ()) - set(_LAYERS)
+    if kinds:
+        return f"layers of the kind {min(kinds)}"
+    by_length = _rope_types(getattr(text, "rope_parameters", None)) & {*_ROPE_BY_LENGTH}
+    if by_length:
+        return f"rotary embeddings of the type {min(by_length)}"
+    if any(isinstance(m, nn.Dropout) and m.p > 0 for m in causal_lm.modules()):
+        return "dropout"
+    return None
+
+
+def _rope_types(parameters: Any) -> set[str]:
+    """The types in a config's rotary parameters: of the whole model, or of each kind of layer."""
+    if not isinstance(parameters, dict):
+        return set()
+    nested = [_rope_types(value) for value in parameters.values()]
+    return {str(parameters.get("rope_type"))}.union(*nested)
+
+
+def packing_obstacle(causal_lm: nn.Module) -> str | None:
+    """Why the training pass may not pack rows for a model, or None."""
+    return _obstacle(causal_lm, _packs)
+
+
+def sampling_obstacle(causal_lm: nn.Module) -> str | None:
+    """Why `engine.generate` may not sample from a model, or None."""
+    return _obstacle(causal_lm, _decodes)
+
+
+def engine_runs(causal_lm: nn.Module) -> bool:
+    """Whether the engine may sample from a model at rest; each model is tried once."""
+    if causal_lm not in _runs:
+        with in_mode(causal_lm, training=False):
+            _runs[causal_lm] = sampling_obstacle(causal_lm) is None
+    return _runs[causal_lm]
+
+
+@contextmanager
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Inside, all of the model trains, or rests; afterwards each module is as it was."""
+    before = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode
+
+
+# ------------------------------------------------------------------------------------ the proofs
+
+
+def _obstacle(causal_lm: nn.Module, proof: Callable[[Any], bool]) -> str | None:
+    found = obstacle(causal_lm)
+    if found is not None:
+        return found
+    device = next(causal_lm.parameters()).device
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        stack.enter_context(_narrowed(causal_lm))
+        before = _random_state(device)
+        try:
+            proved = proof(causal_lm)
+        except Unsupported as error:
+            return str(error)
+        except Exception as error:  # code of any model's own
+            return f"a model that cannot be packed ({type(error).__name__}: {error})"
+        if not torch.equal(before, _random_state(device)):
+            return "dropout or noise of the model's own"
+    return None if proved else "a model that gives other numbers in our layout of its tokens"
+
+
+def _random_state(device: torch.device) -> Tensor:
+    """The state of what a model on `device` draws from."""
+    cuda = device.type == "cuda"
+    return torch.cuda.get_rng_state(device) if cuda else torch.get_rng_state()
+
+
+@contextmanager
+def _narrowed(causal_lm: nn.Module) -> Iterator[None]:
+    """Inside, every window of the model, in its config and its modules, is a few tokens wide."""
+    config: Any = causal_lm.config
+    holders: list[Any] = [config.get_text_config(), *causal_lm.modules()]
+    found = [
+        (vars(holder), name, value)
+        for holder in holders
+        for name, value in vars(holder).items()
+        if name.endswith(_WINDOWS) and type(value) is int and value > 0
+    ]
+    narrow = {width: _NARROW + i for i, width in enumerate(sorted({v for _, _, v in found}))}
+    try:
+        for settings, name, value in found:
+            settings[name] = min(value, narrow[value])
+        yield
+    finally:
+        for settings, name, value in found:
+            settings[name] = value
+
+
+def _packs(causal_lm: Any) -> bool:
+    """Two prompts with two rows each: one packed pass, and one over the four rows."""
+    rows = _tokens(causal_lm, 4, _PROMPTS[0] + _TOKENS)
+    rows[1::2, : _PROMPTS[0]] = rows[::2, : _PROMPTS[0]]
+    packed = pack(rows, torch.ones_like(rows), _TOKENS)
+    assert packed is not None
+    with attention_of(causal_lm):
+        found = causal_lm.base_model(**arguments(packed)).last_hidden_state[0]
+    if len(found) != len(packed.scored):  # a model that is not prepared gives all tokens
+        found = found[packed.scored]
+    alone = _whole(causal_lm, rows)[:, _PROMPTS[0] - 1 : -1]
+    return _equal(found, alone.flatten(0, 1))
+
+
+def _decodes(causal_lm: Any) -> bool:
+    """Two prompts of unequal lengths with two rows each, drawn token by token."""
+    first, second = _PROMPTS
+    numbers = _tokens(causal_lm, 1, first + second)[0].tolist()
+    prompts = [part for part in (numbers[:first], numbers[first:]) for _ in range(2)]
+    states: list[Tensor] = []
+    handle = causal_lm.base_model.register_forward_hook(
+        lambda module, inputs, output: states.append(output.last_hidden_state)
+    )
+    try:
+        keys = [[row] for row in range(len(prompts))]
+        drawn = generate(causal_lm, prompts, keys, Sampling(max_tokens=_TOKENS, ends=(-1,)))
+    finally:
+        handle.remove()
+    rows = [[*prompt, *c.ids] for prompt, c in zip(prompts, drawn, strict=True)]
+    longest = max(map(len, rows))  # what stands behind a row is not seen by it
+    device = states[0].device
+    whole = _whole(
+        causal_lm,
+        torch.tensor([row + row[:1] * (longest - len(row)) for row in rows], device=device),
+    )
+    alone = [whole[0, :first], whole[2, :second]]
+    for step in range(_TOKENS - 1):
+        alone.append(
+            torch.stack([own[len(p) + step] for own, p in zip(whole, prompts, strict=True)])
+        )
+    return _equal(torch.cat([s.flatten(0, 1) for s in states]), torch.cat(alone))
+
+
+def _tokens(causal_lm: Any, rows: int, length: int) -> Tensor:
+    """(rows, length) token ids, all different where the vocabulary allows."""
+    numbers = torch.arange(1, rows * length + 1, device=next(causal_lm.parameters()).device)
+    size = causal_lm.config.get_text_config().vocab_size
+    return (numbers * 7).remainder(size).view(rows, length)
+
+
+def _whole(causal_lm: Any, rows: Tensor) -> Tensor:
+    """(B, S, hidden) of rows without padding, as transformers computes them."""
+    states: Tensor = causal_lm.base_model(input_ids=rows, use_cache=False).last_hidden_state
+    return states
+
+
+def _equal(found: Tensor, expected: Tensor) -> bool:
+    """Whether states (..., hidden) are equal up to rounding.
+
+    In low precision a few may be apart: a mixture of experts takes other experts for them.
+    """
+    apart = (found - expected).float().norm(dim=-1) / expected.float().norm(dim=-1).clamp(min=1e-9)
+    if found.dtype == torch.float32:
+        return bool((apart < 3e-3).all())
+    return bool(apart.median() < 0.1)
