@@ -59,9 +59,15 @@ def _file(file: str, space: Mapping[str, Any]) -> str:
 
 def _of_user(file: str) -> bool:
     if file.startswith("<") and file != _SENT:
-        return file.startswith("<ipython")
+        return file.startswith(("<ipython", "<reward "))
     path = Path(file).resolve()
-    if "site-packages" in path.parts or any(path.is_relative_to(f) for f in _LIBRARIES):
+    return not of_library(file) or path.is_relative_to(_PACKAGE / "rewards")
+
+
+def of_library(file: str | None) -> bool:
+    """Whether a file is Python's, an installed package's or this package's own."""
+    if file is None:
         return False
-    own = path.is_relative_to(_PACKAGE) and not path.is_relative_to(_PACKAGE / "rewards")
-    return not own
+    path = Path(file).resolve()
+    folders = (*_LIBRARIES, _PACKAGE)
+    return "site-packages" in path.parts or any(path.is_relative_to(f) for f in folders)

@@ -179,7 +179,9 @@ def rescored(run: Path, reference: str, stage: str | None = None) -> Rescored:
     folder = stage_of(run, stage)
     recipe = load_recipe(str(run / "recipe.yaml"))
     data = _data_of(run, recipe, folder.name.partition("-")[2])
-    reward = continuing(load_reward(reference), data)
+    spec = recipe.rewards.get(reference)
+    own = spec.source if spec is not None else None
+    reward = continuing(load_reward(reference, source=own), data)
     found = Rescored()
     rollouts = _rollouts(folder)
     for _, batch in groupby(rollouts, key=lambda row: row["step"]):

@@ -53,7 +53,9 @@ def facts_of(recipe: Recipe, stage: Stage, made: Mapping[str, str]) -> dict[str,
     if recipe.system:
         facts["system"] = recipe.system
     if stage.kind == "grpo":
-        facts["rewards"] = {n: spec.model_dump(mode="json") for n, spec in recipe.rewards.items()}
+        facts["rewards"] = {
+            n: spec.model_dump(mode="json", exclude_none=True) for n, spec in recipe.rewards.items()
+        }
         facts["code"] = {name: code for name in recipe.rewards if (code := _code(name))}
     if isinstance(stage, SampleStage) and stage.reward:
         facts["code"] = _code(stage.reward)

@@ -119,7 +119,7 @@ def prepared(recipe: Recipe, where: Where | None = None) -> Work:
         check_judge(recipe.evals.reward, recipe.evals.reward_options)
     for name, spec in recipe.rewards.items():
         with field("rewards", name):
-            rewards.append(load_reward(name, spec.options))
+            rewards.append(load_reward(name, spec.options, spec.source))
     for index, name in enumerate(recipe.evals.sets):
         with field("evals", "sets", index):
             set_rows(name, 1)

@@ -87,8 +87,13 @@ class RecipeDumper(yaml.SafeDumper):
     """Writes what `RecipeLoader` reads back, with the characters that YAML folds escaped."""
 
 
+_BLOCK = re.compile(r"[!-~][ -~]*\n(?:(?:[ -~]*[!-~])?\n)*")
+
+
 def _text(dumper: RecipeDumper, text: str) -> yaml.ScalarNode:
     style = '"' if set(text) & set("\x85\u2028\u2029") else None
+    if _BLOCK.fullmatch(text):
+        style = "|"  # the source of a reward, to be read
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
@@ -140,6 +145,10 @@ class RewardSpec(Part):
         default=None,
         description="where it abstains the row leaves its group, or has its other rewards "
         "(default: as the reward says, else leave; ignore for functions in trl's form)",
+    )
+    source: str | None = Field(
+        default=None,
+        description="its text, where it was a function of a script or notebook; written by itself",
     )
 
 
@@ -219,12 +228,29 @@ def _no_stage(stage: str, field: str, name: str, known: list[str]) -> str:
 
 
 def _rewards(value: Any) -> Any:
+    """Names and functions, in a list or with weights, as names with specs."""
+    if isinstance(value, (list, tuple)):
+        value = dict.fromkeys(value, 1.0)
     if not isinstance(value, Mapping):
         return value
-    return {
-        name: {"weight": spec} if isinstance(spec, (int, float)) else spec
-        for name, spec in value.items()
-    }
+    found: dict[Any, Any] = {}
+    for key, spec in value.items():
+        spec = {"weight": spec} if isinstance(spec, (int, float)) else spec
+        name, spec = _of_function(key, spec) if callable(key) else (key, spec)
+        if name in found:
+            raise ValueError(f"two rewards are called {name}: give one of them another name")
+        found[name] = spec
+    return found
+
+
+def _of_function(fn: Any, spec: Any) -> tuple[str, dict[str, Any]]:
+    """Name and spec of a reward that is given as a function: with its text where it needs that."""
+    from rl_reasoner.reward_source import named  # recipes are mostly read without it
+
+    name, source = named(fn)
+    spec = spec.model_dump(exclude_unset=True) if isinstance(spec, RewardSpec) else dict(spec)
+    options = {**getattr(fn, "options", {}), **spec.get("options", {})}
+    return name, {**spec, "options": options, "source": source}
 
 
 class Recipe(Part):
@@ -251,7 +277,8 @@ class Recipe(Part):
     )
     rewards: Annotated[Mapping[str, RewardSpec], BeforeValidator(_rewards)] = Field(
         default_factory=dict,
-        description="reward -> weight, or {weight, options, optional, on_abstain}",
+        description="reward -> weight, or {weight, options, optional, on_abstain}; a reward is a "
+        "name, in Python also a function",
     )
     stages: tuple[Stage, ...] = Field(description="what is done, in order")
     evals: Evals = Evals()

@@ -190,8 +190,9 @@ def _python_places(node: ast.expr, at: Path_, source: str) -> Iterator[tuple[Pat
                 yield (*at, keyword.arg), f"{source}:{keyword.lineno}"
     elif isinstance(node, ast.Dict):
         for key, value in zip(node.keys, node.values, strict=True):
-            if isinstance(key, ast.Constant):
-                yield from _python_places(value, (*at, key.value), source)  # type: ignore[arg-type]
+            if isinstance(key, (ast.Constant, ast.Name)):
+                name = key.value if isinstance(key, ast.Constant) else key.id
+                yield from _python_places(value, (*at, name), source)  # type: ignore[arg-type]
     elif isinstance(node, (ast.List, ast.Tuple)):
         for index, item in enumerate(node.elts):
             yield from _python_places(item, (*at, index), source)

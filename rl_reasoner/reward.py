@@ -395,8 +395,10 @@ def shipped_rewards() -> list[str]:
     return sorted(path.stem for path in room("rewards").glob("[a-z]*.py"))
 
 
-def load_reward(reference: str, options: Mapping[str, Any] | None = None) -> Callable[..., Any]:
-    """The reward that `reference` names, with `options` set.
+def load_reward(
+    reference: str, options: Mapping[str, Any] | None = None, source: str | None = None
+) -> Callable[..., Any]:
+    """The reward that `reference` names, with `options` set; out of the text `source`, if given.
 
     Forms: the name of a shipped reward or of an entry point of the group `rl_reasoner.rewards`;
     "package.module:function"; "path/file.py:function"; "https://…" (`http_reward`). Raises
@@ -405,31 +407,43 @@ def load_reward(reference: str, options: Mapping[str, Any] | None = None) -> Cal
     """
     if reference.startswith(("http://", "https://")):
         return _over_http(reference, options or {})
-    module, _, attribute = reference.rpartition(":")
-    if module:
-        found = _attribute(module_of(module, reference), attribute, reference)
-    elif reference in shipped_rewards():
-        found = _attribute(module_of(f"rl_reasoner.rewards.{reference}", reference), reference, "")
-    else:
-        points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-        if reference not in points:
-            if reference.endswith(".py"):
-                raise UserError(f"reward {reference!r} names no function: write {reference}:NAME")
-            raise unknown("reward", reference, [*shipped_rewards(), *points])
-        try:
-            found = points[reference].load()
-        except (ImportError, AttributeError) as error:
-            target = points[reference].value
-            raise UserError(f"reward {reference!r}: cannot load {target}: {error}") from error
+    found = _found(reference) if source is None else _of_text(reference, source)
     if not callable(found):
         raise UserError(f"reward {reference!r} is {type(found).__name__}, not a function")
-    if not isinstance(found, Reward) and (mistake := form_mistake(found, attribute or reference)):
+    if not isinstance(found, Reward) and (
+        mistake := form_mistake(found, reference.rpartition(":")[2])
+    ):
         raise UserError(mistake)
     if not options:
         return cast(Callable[..., Any], found)
     if not isinstance(found, Reward):
         raise UserError(f"reward {reference!r} takes no options: only @reward functions do")
     return found.with_options(**options)
+
+
+def _found(reference: str) -> Any:
+    """What stands under `reference`; raises `UserError`."""
+    module, _, attribute = reference.rpartition(":")
+    if module:
+        return _attribute(module_of(module, reference), attribute, reference)
+    if reference in shipped_rewards():
+        return _attribute(module_of(f"rl_reasoner.rewards.{reference}", reference), reference, "")
+    points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if reference not in points:
+        if reference.endswith(".py"):
+            raise UserError(f"reward {reference!r} names no function: write {reference}:NAME")
+        raise unknown("reward", reference, [*shipped_rewards(), *points])
+    try:
+        return points[reference].load()
+    except (ImportError, AttributeError) as error:
+        target = points[reference].value
+        raise UserError(f"reward {reference!r}: cannot load {target}: {error}") from error
+
+
+def _of_text(name: str, source: str) -> Any:
+    from rl_reasoner.reward_source import read  # it knows rewards, so it comes after them
+
+    return read(name, source)
 
 
 def _over_http(url: str, options: Mapping[str, Any]) -> Callable[..., Any]:

@@ -47,6 +47,7 @@ from rl_reasoner.reward_reads import (
     standard,
     uses,
 )
+from rl_reasoner.reward_source import TEXT, read
 
 CONCURRENT = 16
 """Rows that an asynchronous reward judges at the same time."""
@@ -224,10 +225,15 @@ def unpacked(place: Mapping[str, Any], earlier: Any = None) -> Callable[..., Any
         target = earlier.fn if isinstance(earlier, Reward) else earlier
         set_all(place["settings"], _home(target))
         return cast(Callable[..., Any], earlier)
-    module = found = cast(Any, module_of(place["module"], place["module"]))
-    set_all(place["settings"], vars(module))
-    for part in place["name"].split("."):
-        found = getattr(found, part)
+    found: Any
+    if "text" in place:
+        found = read(place["name"], place["text"])
+        set_all(place["settings"], _home(found.fn if isinstance(found, Reward) else found))
+    else:
+        found = module = cast(Any, module_of(place["module"], place["module"]))
+        set_all(place["settings"], vars(module))
+        for part in place["name"].split("."):
+            found = getattr(found, part)
     options = pickle.loads(_bytes(place["options"]))  # noqa: S301 (the parent's)
     if place["decorated"]:
         return (found if isinstance(found, Reward) else Reward(found)).with_options(**options)
@@ -262,6 +268,8 @@ def _place(target: Any, many: Any = None) -> dict[str, str] | None:
         return None
     if many is not None and getattr(found, "many", None) is not many:
         return None
+    if TEXT in space:
+        return {"text": space[TEXT], "name": name}
     file = space.get("__file__")
     if not own:
         spec = space.get("__spec__")

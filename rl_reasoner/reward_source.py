@@ -1,0 +1,240 @@
+"""Rewards of a script or a notebook's cell as text: a recipe keeps it, and a resume reads it.
+
+`written` puts down the source of a function and of what it names: functions and classes of the
+script, imports, constants. `read` makes a module of that text again. Lines keep their places, so
+that a fault shows the line of the script. What is alive (a model, a connection) has no text: such a
+reward belongs into a file. Runs nothing but the text of a recipe, which is its author's program.
+"""
+
+import ast
+import builtins
+import inspect
+import linecache
+import math
+import re
+import symtable
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+from rl_reasoner.errors import UserError
+from rl_reasoner.fault_places import of_library
+from rl_reasoner.reward import FILE_MODULE, Reward
+from rl_reasoner.reward_reads import PLAIN, cells
+
+MOST_CHARS = 1 << 18
+"""What the text of a reward may have: code and constants, not a data set."""
+TEXT = "__reward_text__"
+"""The global of a module made by `read` that holds its text."""
+_FROM = re.compile(r"# from (?P<file>.+), line (?P<line>\d+)")
+_SCRIPTS = ("__main__", "__mp_main__")
+
+
+def named(fn: Callable[..., Any]) -> tuple[str, str | None]:
+    """The name of a function under which a recipe has it, and its text where it has to keep that.
+
+    A shipped reward has its name, one of an installed package "module:name", any other its text.
+    Raises ValueError, in words, for what cannot be written down.
+    """
+    target = fn.fn if isinstance(fn, Reward) else fn
+    name = str(getattr(target, "__name__", type(target).__name__))
+    module = str(getattr(target, "__module__", ""))
+    if module == f"rl_reasoner.rewards.{name}":
+        return name, None
+    space = getattr(target, "__globals__", {})
+    if (text := space.get(TEXT)) is not None:  # of another recipe
+        return name, text
+    if _of_package(space) and _imported(target):
+        return f"{module}:{name}", None
+    if not isinstance(target, FunctionType) or name == "<lambda>":
+        raise ValueError(f"a reward is a function with a name, or a name: this is {target!r:.60}")
+    return name, written(fn)
+
+
+def written(fn: Callable[..., Any]) -> str:
+    """The text of a module in which `fn` is as it is here. Raises ValueError, in words."""
+    target = fn.fn if isinstance(fn, Reward) else fn
+    writer = _Writer(target.__name__)
+    writer.take(target.__name__, fn, {})
+    text = "\n".join([*dict.fromkeys(writer.imports), "", *writer.blocks])
+    if len(text) > MOST_CHARS:
+        raise ValueError(
+            f"reward {target.__name__!r}: {writer.mend(f'it has {len(text):,} characters')}"
+        )
+    return text
+
+
+def read(name: str, text: str) -> Callable[..., Any]:
+    """The function `name` of the module that `text` makes. Raises `UserError`."""
+    module = ModuleType(f"{FILE_MODULE}{name}")
+    space = vars(module)
+    space[TEXT] = text
+    lines = text.splitlines()
+    try:
+        for node in ast.parse(text).body:
+            first = _first_line(node)
+            mark = _FROM.fullmatch(lines[first - 2]) if first > 1 else None
+            if mark:
+                ast.increment_lineno(node, int(mark["line"]) - first)
+            file = mark["file"] if mark else f"<reward {name}>"
+            exec(compile(ast.Module([node], []), file, "exec"), space)  # noqa: S102 (the recipe's own)
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        raise UserError(f"reward {name!r}, its source in the recipe: {why}") from error
+    if not callable(space.get(name)):
+        raise UserError(f"reward {name!r}: its source in the recipe has no function of that name")
+    found: Callable[..., Any] = space[name]
+    return found
+
+
+class _Writer:
+    """Collects imports and blocks of text, each after what it needs."""
+
+    def __init__(self, reward: str) -> None:
+        self.reward = reward
+        self.imports: list[str] = []
+        self.blocks: list[str] = []
+        self.taken: dict[str, Any] = {}
+
+    def mend(self, why: str) -> str:
+        return f"{why}: put the reward into a file and name it 'FILE.py:{self.reward}'"
+
+    def take(self, name: str, value: Any, space: Mapping[str, Any]) -> None:
+        """Write that `name` is `value`; `space` are the globals in which it was found."""
+        if name in self.taken:
+            if self.taken[name] is not value:
+                raise ValueError(self.mend(f"reward {self.reward!r} uses two things called {name}"))
+            return
+        self.taken[name] = value
+        inner = value.fn if isinstance(value, Reward) else value
+        if isinstance(value, ModuleType):
+            self.imports.append(f"import {value.__name__} as {name}")
+        elif (place := _imported(inner)) and _of_package(vars(sys.modules[place[0]])):
+            self.imports.append(f"from {place[0]} import {place[1]} as {name}")
+        elif isinstance(inner, (FunctionType, type)):
+            self._define(name, value, inner, space)
+        elif (literal := _literal(value)) is not None:
+            self.imports += ["import re", "import pathlib"]
+            self.blocks.append(f"{name} = {literal}\n")
+        else:
+            what = f"reward {self.reward!r} uses {name}, a {type(value).__name__}"
+            raise ValueError(self.mend(f"{what}, which cannot be written down"))
+
+    def _define(self, name: str, value: Any, inner: Any, space: Mapping[str, Any]) -> None:
+        """Write a function or class of the script, and before it what it names."""
+        source, file, line = self._source(inner, space)
+        known = {**space, **getattr(inner, "__globals__", {})}
+        known |= cells(inner) if isinstance(inner, FunctionType) else {}
+        for used in sorted(_names(source)):
+            if used != inner.__name__ and used in known:
+                self.take(used, known[used], known)
+        self.blocks.append(f"# from {file}, line {line}\n{source.rstrip()}\n")
+        bare = not ast.parse(source).body[0].decorator_list  # type: ignore[attr-defined]
+        if isinstance(value, Reward) and bare:
+            self.imports.append("from rl_reasoner import reward as _reward")
+            settings = f"optional={value.optional!r}, on_abstain={value.on_abstain!r}"
+            self.blocks.append(f"{inner.__name__} = _reward({settings})({inner.__name__})\n")
+        if name != inner.__name__:
+            self.blocks.append(f"{name} = {inner.__name__}\n")
+        if isinstance(value, Reward) and isinstance(value.many, FunctionType):
+            self.take(value.many.__name__, value.many, known)
+
+    def _source(self, inner: Any, space: Mapping[str, Any]) -> tuple[str, str, int]:
+        """Source, the file's name and the first line of a function or class."""
+        try:
+            lines, line = inspect.getsourcelines(inner)
+            file = inspect.getsourcefile(inner) or ""
+        except (OSError, TypeError):
+            file = str(space.get("__file__", ""))
+            lines, line = _class_lines(file, inner.__name__)
+        source = textwrap.dedent("".join(lines))
+        if not source.lstrip().startswith(("def ", "async def ", "class ", "@")):
+            raise ValueError(self.mend(f"the source of {inner.__name__} cannot be found"))
+        cell = not file or file.startswith("<") or "ipykernel" in file
+        return source, "cell" if cell else Path(file).name, line
+
+
+def _names(source: str) -> set[str]:
+    """The names that a definition takes from outside."""
+    found: set[str] = set()
+    waiting = [symtable.symtable(source, "reward", "exec")]
+    while waiting:
+        table = waiting.pop()
+        top = table.get_type() == "module"
+        for symbol in table.get_symbols():
+            outside = symbol.is_referenced() if top else symbol.is_global()
+            if outside and not (top and symbol.is_assigned()):
+                found.add(symbol.get_name())
+        waiting += table.get_children()
+    return found - {*dir(builtins)}
+
+
+def _first_line(node: ast.stmt) -> int:
+    """The line that a definition begins with, its decorators counted."""
+    decorators: list[ast.expr] = getattr(node, "decorator_list", [])
+    return min([node.lineno, *(decorator.lineno for decorator in decorators)])
+
+
+def _class_lines(file: str, name: str) -> tuple[list[str], int]:
+    """The lines of a class written in a script that is no module of Python's."""
+    lines = linecache.getlines(file)
+    for node in ast.walk(ast.parse("".join(lines))):
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            first = _first_line(node)
+            return lines[first - 1 : node.end_lineno], first
+    return [], 0
+
+
+def _imported(value: Any) -> tuple[str, str] | None:
+    """Module and name by which `value` is imported elsewhere, or None."""
+    module = str(getattr(value, "__module__", ""))
+    for key in ("__qualname__", "__name__", "_name"):
+        name = getattr(value, key, None)
+        found = sys.modules.get(module) if module not in _SCRIPTS else None
+        if isinstance(name, str) and found is not None:
+            there = getattr(found, name, None)
+            if value is there or (isinstance(there, Reward) and there.fn is value):
+                return module, name
+    return None
+
+
+def _of_package(space: Mapping[str, Any]) -> bool:
+    """Whether a module with these globals is installed: it can be imported from any folder."""
+    file = space.get("__file__")
+    if str(space.get("__name__")).startswith("rl_reasoner."):
+        return True
+    return (file is None and space.get("__name__") in sys.builtin_module_names) or of_library(file)
+
+
+def _literal(value: Any) -> str | None:
+    """Python for a constant, or for tables of constants; None for all else."""
+    if type(value) is float and not math.isfinite(value):
+        return f'float("{value}")'
+    if type(value) in PLAIN:
+        return repr(value)
+    if isinstance(value, re.Pattern):
+        return f"re.compile({value.pattern!r}, {value.flags})"
+    if isinstance(value, Path):
+        return f"pathlib.Path({str(value)!r})"
+    if type(value) in (list, tuple, set, frozenset, dict):
+        parts = list(_parts(value))
+        if any(part is None for part in parts):
+            return None
+        inside = ", ".join(map(str, parts))
+        if type(value) is dict:
+            return f"dict([{inside}])"
+        return f"{type(value).__name__}([{inside}])"
+    return None
+
+
+def _parts(value: Any) -> Iterator[str | None]:
+    for item in sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value:
+        own = _literal(item)
+        if own is not None and isinstance(value, dict):
+            other = _literal(value[item])
+            yield None if other is None else f"({own}, {other})"
+        else:
+            yield own

@@ -1,0 +1,210 @@
+"""Rewards that live in a script or a cell: taken by a recipe, kept in the run, the same again."""
+
+import json
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Cli
+from pydantic import ValidationError
+
+from rl_reasoner import Recipe, Score, reward
+from rl_reasoner.errors import UserError
+from rl_reasoner.isolation import close_all
+from rl_reasoner.reward import Fault, Reward, load_reward, score_batch
+from rl_reasoner.rewards.boxed import boxed
+
+SCRIPT = """
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from rl_reasoner import Recipe, Score, reward, train
+
+WORDS = {"good": 1.0, "bad": [-1, (math.inf, None)]}
+NUMBER = re.compile(r"\\d")
+
+
+@dataclass
+class Judge:
+    scale: int = 2
+
+    def __call__(self, text: str) -> float:
+        return self.scale * len(NUMBER.findall(text))
+
+
+def deep(text: str) -> float:
+    if text.startswith("fail"):
+        raise OSError("told to")
+    return Judge()(text) + WORDS["good"] * math.pi
+
+
+@reward(on_abstain="ignore")
+def short(completion: str, answer: str, limit: int = 20) -> Score:
+    return Score(float(len(completion) <= limit) + deep(completion), "by its length")
+
+
+def digits(completions: list[str], **columns: Any) -> list[float]:
+    return [float(len(NUMBER.findall(text))) for text in completions]
+
+
+def recipe() -> Recipe:
+    return Recipe(
+        policy="scratch:moe-tiny",
+        template="plain",
+        rewards={short.with_options(limit=9): 0.2, digits: {"weight": 1.0, "optional": True}},
+        stages=[
+            {
+                "kind": "grpo",
+                "data": {"task": "modular", "count": 64},
+                "steps": 2,
+                "save_every": 1,
+                "group": {"size": 4, "prompts": 2},
+                "sampling": {"max_tokens": 8},
+            }
+        ],
+        run={"folder": "run", "device": "cpu"},
+    )
+
+
+if __name__ == "__main__":
+    train(recipe(), quiet=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the script, and the run that it made as a program."""
+    folder = tmp_path_factory.mktemp("script")
+    (folder / "mine.py").write_text(SCRIPT)
+    command = [sys.executable, "mine.py"]
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert ended.returncode == 0 and "on a thread" not in ended.stderr, ended.stderr
+    return folder
+
+
+def test_a_script_trains_on_its_own_functions_which_the_run_keeps(place: Path) -> None:
+    text = (place / "run/recipe.yaml").read_text()
+    assert "    source: |\n" in text and "      def deep(text: str) -> float:\n" in text
+    rows = [json.loads(line) for line in (place / "run/stages/1-grpo/rollouts.jsonl").open()]
+    assert len(rows) == 16
+    for row in rows:
+        number = len(re.findall(r"\d", row["completion"]))
+        assert row["scores"]["digits"]["value"] == number
+        wanted = (len(row["completion"]) <= 9) + 2 * number + 3.14159265
+        assert row["scores"]["short"]["value"] == pytest.approx(wanted)
+
+
+def test_the_run_goes_on_and_is_looked_back_at_without_the_script(
+    place: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "mine.py").rename(place / "gone.txt")
+    try:
+        monkeypatch.chdir(place)
+        before = (place / "run/stages/1-grpo/rollouts.jsonl").read_text()
+        shown = cli("why", "run", "--step", "1")
+        assert shown.code == 0 and "by its length" in shown.out
+        again = cli("score", "digits", "--rescore", "run", "--json")
+        assert again.code == 0 and json.loads(again.out)["faults"] == 0
+        ended = cli("train", "--resume", "run", "--quiet", "--grpo.steps", "3")
+        assert ended.code == 0, ended.err
+        after = (place / "run/stages/1-grpo/rollouts.jsonl").read_text()
+        assert after.count("\n") == 24 and after.startswith(before[:200])
+    finally:
+        (place / "gone.txt").rename(place / "mine.py")
+
+
+def test_the_script_as_a_recipe_is_the_same_recipe(place: Path, cli: Cli) -> None:
+    from rl_reasoner.recipe_source import load_recipe
+
+    found = load_recipe(str(place / "mine.py"))
+    kept = load_recipe(str(place / "run/recipe.yaml"))
+    assert found.rewards == kept.rewards
+    assert found.rewards["short"].options == {"limit": 9}
+    assert (
+        load_recipe(str(place / "mine.py"), ["--rewards.short.weight", "2"]).rewards["short"].source
+    )
+
+
+def test_a_fault_has_the_line_of_the_script_and_the_reward_runs_apart(
+    place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from rl_reasoner.recipe_source import load_recipe
+
+    spec = load_recipe(str(place / "mine.py")).rewards["short"]
+    fn = load_reward("short", spec.options, spec.source)
+    assert isinstance(fn, Reward) and fn.on_abstain == "ignore"
+    found = score_batch(fn, ["a1", "fail"], {"answer": ["1", "1"]})
+    close_all()
+    assert isinstance(found[0], Score) and found[0].value == pytest.approx(1 + 2 + 3.14159265)
+    line = SCRIPT.splitlines().index('        raise OSError("told to")') + 1
+    assert isinstance(found[1], Fault) and found[1].message.endswith(f"told to at mine.py:{line}")
+    assert "on a thread" not in caplog.text
+
+
+# --------------------------------------------------------------------- what is given, and refused
+
+
+def made(rewards: Any) -> Recipe:
+    stage = {"kind": "grpo", "data": {"task": "modular"}}
+    return Recipe(policy="scratch:moe-tiny", rewards=rewards, stages=[stage])
+
+
+@reward
+def calm(completion: str) -> float:
+    return 1.0
+
+
+LOCK = threading.Lock()
+
+
+@reward
+def locked(completion: str) -> float:
+    with LOCK:
+        return 1.0
+
+
+def test_functions_and_names_in_a_list_or_with_weights() -> None:
+    assert [*made([calm, "length"]).rewards] == ["calm", "length"]
+    assert made({boxed: 0.5}).rewards["boxed"].source is None
+    assert made([reward(calm.fn)]) == made([calm])
+
+    scale = 3
+
+    def inner(completions: list[str], **columns: Any) -> list[int]:
+        return [scale * len(text) for text in completions]
+
+    spec = made({inner: 2}).rewards["inner"]
+    assert load_reward("inner", None, spec.source)(completions=["ab"]) == [6]
+
+
+@pytest.mark.parametrize(
+    ("rewards", "says"),
+    [
+        (
+            [locked],
+            "'locked' uses LOCK, a lock, which cannot be written down: put the reward",
+        ),
+        ([lambda completion: 1.0], "a reward is a function with a name"),
+        ([calm, reward(calm.fn)], "two rewards are called calm"),
+        ([3], "valid string"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused_in_words(rewards: Any, says: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(says)):
+        made(rewards)
+
+
+def test_a_text_that_is_broken_is_the_users() -> None:
+    for text, says in (
+        ("def f(:", "SyntaxError"),
+        ("import no_such", "no_such"),
+        ("x = 1", "no fun"),
+    ):
+        with pytest.raises(UserError, match=f"reward 'f'.*{says}"):
+            load_reward("f", None, text)
