@@ -109,11 +109,12 @@ def _rehearse(
     rules = [
         rule_of(f, spec.optional, spec.on_abstain) for f, spec in zip(rewards, specs, strict=True)
     ]
+    totals = [total(row, weights, rules) for row in zip(*scored, strict=True)]
+    lost = all(map(math.isnan, totals))
     found = [
-        _judged(name, scores, rule.on_abstain == "leave")
+        _judged(name, scores, lost or rule.on_abstain == "leave")
         for name, scores, rule in zip(recipe.rewards, scored, rules, strict=True)
     ]
-    totals = [total(row, weights, rules) for row in zip(*scored, strict=True)]
     if (before := recipe.start_of(stage)) or stage.policy:
         why = f"stage {before} makes its policy first" if before else "it has a policy of its own"
         said = f"stage {stage.name}: not looked at, {why}"
@@ -125,7 +126,7 @@ def _rehearse(
 
 
 def _judged(name: str, outcomes: Sequence[Outcome], needed: bool) -> Notice:
-    """How the reward `name` judged completions; `needed`: a row on which it abstains is lost."""
+    """How the reward `name` judged completions; `needed`: rows on which it abstains are lost."""
     scores = [score for score in outcomes if score != NOT_ITS_ROW]
     values = [value for score in scores if not math.isnan(value := usable(score))]
     faults = [score for score in scores if isinstance(score, Fault)]

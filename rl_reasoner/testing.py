@@ -341,7 +341,9 @@ class _Kit:
         values = {usable(o) for o in seen if not math.isnan(usable(o))}
         if not values:
             said = f"it judges nothing: abstained on {len(seen)} of {len(seen)}"
-            return Finding("tells apart", "failed", f"{said}; {described(seen[0])['reason']}")
+            ignored = getattr(self.fn, "on_abstain", None) == "ignore"  # perhaps no rows of its own
+            status: Status = "warned" if ignored else "failed"
+            return Finding("tells apart", status, f"{said}; {described(seen[0])['reason']}")
         if len(values) < 2:
             return Finding("tells apart", "warned", f"every completion gets {values.pop():g}")
         said = f"right {self.high:.3g}, wrong {self.low:.3g} on average"

@@ -140,6 +140,7 @@ def test_the_kit_fails_a_reward_that_judges_nothing_and_warns_of_one_that_cannot
     found = {f.check: f for f in examine(reward(lambda completion: None)).findings}
     assert found["tells apart"].status == "failed"
     assert re.search(r"abstained on (\d+) of \1;", found["tells apart"].message)
+    assert {f.check: f for f in examine(abstains).findings}["tells apart"].status == "failed"
 
     @reward
     def short(completion: str) -> float:
