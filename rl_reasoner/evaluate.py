@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rl_reasoner.comparison import compare_rows
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.figures import figures_of
-from rl_reasoner.foreign import json_object
+from rl_reasoner.foreign import json_value
 from rl_reasoner.prompts import Prompt, Row, load_rows, prompt_of, read_rows, with_system
 from rl_reasoner.recipe import Asked, Evals, FileData
 from rl_reasoner.reward import load_reward
@@ -82,7 +82,7 @@ class EvalResult:
         if not path.is_file():
             raise UserError(f"there is no file {path}: give one that rl-reasoner eval has written")
         try:
-            data = json_object(path)
+            data = json_value(path.read_bytes())
             result = cls(**{**data, "rows": {}})
             result.table()
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
