@@ -96,6 +96,8 @@ def test_what_a_program_says_is_not_run_in_the_judge(use: str) -> None:
         ("def f(n): return 'y'", "d = {'y': 24}\ny = 24\nassert eval(f(1)) == y"),
         ("def f(n): return 'wanted'", "import sympy\nwanted = sympy.pi / 24\n"
          "assert sympy.sympify(f(1), locals=globals()) == wanted"),
+        ("def f(n): return 'E'", "from sympy.parsing.sympy_parser import parse_expr\n"
+         "import sympy\nE = sympy.pi / 24\nassert parse_expr(f(1), global_dict=globals()) == E"),
         ("def f(n): return '().__class__'", "assert eval(f(1)) is tuple"),
         ("def f(n): return '[v for v in (lambda: f)().__globals__]'", "assert eval(f(1))"),
         ("def f(n): return n\nf.__doc__ = '>>> f(1)\\n1'", "import doctest\nf(1), f(2)\n"
@@ -138,6 +140,10 @@ def keep(x): return pickle.dumps(x)
         "assert sympy.integrate(1 / (x**2 + 1), x) == sympy.atan(x)\n"
         "assert sympy.groebner([x*y - 1, y**2 - x]).exprs and sympy.nsolve(x**2 - 2, x, 1) > 1",
         "assert eval(game(1)) == 24",
+        "from math import sqrt\nassert eval(word(1).replace('a', 'sqrt(16) + max(1, 2)')) == 6",
+        "import sympy\nfrom math import sqrt\n"
+        "assert eval(word(1).replace('a', 'sqrt(16) + max(1, 2)')) == 6\n"
+        "assert sympy.sympify(word(1).replace('a', 'sqrt(16) + max(1, 2)')) == 6",
         "import ast\nassert ast.literal_eval(repr(word(1))) == 'a'",
         "assert word(1) == 'a'\n"
         "from dataclasses import dataclass\nfrom collections import namedtuple\n"

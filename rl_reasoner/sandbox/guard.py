@@ -134,10 +134,13 @@ def _may_run(code: CodeType, asker: FrameType) -> bool:
     names = _names(code)
     if file.endswith(_LAMBDIFY):
         return names <= _calculations().keys() | _LAMBDIFIED
-    if file.endswith(_PARSER):  # it evaluates in sympy's names and those the test gave it
-        given = asker.f_locals.get("local_dict", {}).items()
-        names -= {name for name, value in given if _is_symbol(value)}
-    elif not all(_means_itself(name, asker) for name in names):
+    if file.endswith(_PARSER):  # it evaluates in sympy's names, and those the test gave it
+        given = asker.f_locals["local_dict"]
+        names -= {name for name, value in given.items() if _is_symbol(value)}
+        scopes = [asker.f_locals["global_dict"]]
+    else:
+        scopes = [asker.f_locals, asker.f_globals]
+    if not all(_means_itself(name, scopes) for name in names):
         return False
     # What timeit runs binds its one function in a dictionary of timeit's own.
     parts = _parts(code) if file.endswith("/timeit.py") else [code]
@@ -158,32 +161,34 @@ def _writes(code: CodeType) -> bool:
     return not _WRITES.isdisjoint(code.co_code[::2]) or any(_writes(p) for p in _parts(code))
 
 
-def _means_itself(name: str, asker: FrameType) -> bool:
-    """Whether a name of arithmetic has its meaning for `asker`: `e` may be what a test expects."""
-    for names in (asker.f_locals, asker.f_globals):
-        if name in names:
-            return names[name] is _calculations().get(name)
+def _means_itself(name: str, scopes: list[Any]) -> bool:
+    """Whether a name of arithmetic has its meaning in `scopes`: `e` may be what a test expects."""
+    for scope in scopes:
+        if name in scope:
+            return any(scope[name] is known for known in _calculations().get(name, ()))
     return True
 
 
 @cache
-def _calculations() -> dict[str, object]:
-    """The names of arithmetic with what they stand for."""
-    known: dict[str, object] = dict.fromkeys(_OWN_NAMES)
-    known |= {name: value for name, value in vars(math).items() if not name.startswith("_")}
-    known |= {name: getattr(builtins, name) for name in _BUILTINS.split()} | {"math": math}
+def _calculations() -> dict[str, list[object]]:
+    """The names of arithmetic with what they stand for: `sqrt` is math's, numpy's or sympy's."""
+    known: dict[str, list[object]] = {name: [] for name in _OWN_NAMES}
+
+    def add(found: dict[str, Any]) -> None:
+        for name, value in found.items():
+            known.setdefault(name, []).append(value)
+
+    add({name: value for name, value in vars(math).items() if not name.startswith("_")})
+    add({name: getattr(builtins, name) for name in _BUILTINS.split()} | {"math": math})
     if "numpy" in sys.modules:
         numpy: Any = sys.modules["numpy"]
-        found = {
-            name: value for name, value in vars(numpy).items() if isinstance(value, numpy.ufunc)
-        }
-        known |= {name: getattr(numpy, name) for name in _NUMPY.split()} | found
-        known |= {"np": numpy, "numpy": numpy}
+        add({name: value for name, value in vars(numpy).items() if isinstance(value, numpy.ufunc)})
+        add({name: getattr(numpy, name) for name in _NUMPY.split()} | {"np": numpy, "numpy": numpy})
     if "sympy" in sys.modules:
-        sympy = sys.modules["sympy"]
-        known |= {name: value for name, value in vars(sympy).items() if _is_sympys(value)}
-        known |= {name: getattr(sympy, name) for name in _SYMPY.split()}
-        known |= {"sp": sympy, "sympy": sympy}
+        sympy: Any = sys.modules["sympy"]
+        add({name: value for name, value in vars(sympy).items() if _is_sympys(value)})
+        add({name: getattr(sympy, name) for name in _SYMPY.split()} | {"sp": sympy, "sympy": sympy})
+        add({"max": sympy.Max, "min": sympy.Min})  # as its parser has them
     return known
 
 
