@@ -8,13 +8,13 @@ nothing, whose names are all of arithmetic and mean that where they stand. So an
 "x**2 + sin(x)" is still read, and "expected" is not.
 """
 
+import _thread
 import ast
 import builtins
 import importlib
 import math
 import opcode
 import sys
-import threading
 from collections.abc import Iterator
 from functools import cache
 from types import CodeType, FrameType
@@ -65,9 +65,9 @@ class Guard:
 
     def __init__(self) -> None:
         self.heard = False
-        self._test = ast.Module([], [])
+        self._test: ast.Module | None = None
         self._texts: set[str] | None = None
-        self._thread = threading.local()
+        self._own: set[int] = set()  # threads that have compiled a text of the test's own
 
     def watch(self, test: ast.Module) -> None:
         """Begin, for a test that may run what it says to `exec` and in its doctests."""
@@ -78,10 +78,11 @@ class Guard:
         if not self.heard or event not in _JUDGED:
             return
         if event == "compile":
-            self._thread.own = self._is_own(args[0])
+            (self._own.add if self._is_own(args[0]) else self._own.discard)(_thread.get_ident())
             return
         if event == "exec":
-            own, self._thread.own = getattr(self._thread, "own", False), False
+            own = _thread.get_ident() in self._own
+            self._own.discard(_thread.get_ident())
             allowed = own or _may_run(args[0], sys._getframe(1))
         elif event == "pickle.find_class":
             allowed = args[1] in _PICKLED.get(args[0], "").split()
@@ -93,7 +94,7 @@ class Guard:
     def _is_own(self, source: object) -> bool:
         text = source.decode(errors="replace") if isinstance(source, bytes) else source
         if self._texts is None:
-            self._texts = set(_runs(self._test))
+            self._texts = set(_runs(self._test)) if self._test else set()
         return isinstance(text, str) and text.strip() in self._texts
 
 

@@ -114,7 +114,7 @@ class _Judge:
         self._functions: list[Callable[..., object]] = []
         self._proxies: dict[int, Proxy] = {}
         self._changes: list[tuple[Any, Any]] = []
-        self._tree = ast.Module([], [])
+        self._tree: ast.Module | None = None
         self._named: set[str] | None = None
         threading.excepthook = self._thread_failed
 
@@ -160,7 +160,7 @@ class _Judge:
         if asker.f_code.co_filename.startswith(_TESTS):
             return True
         if self._named is None:
-            nodes = list(ast.walk(self._tree))
+            nodes = list(ast.walk(self._tree)) if self._tree else []
             self._named = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
             self._named |= {
                 node.value

@@ -50,12 +50,6 @@ class _Place:
         self._free.append(self.number)
 
 
-class _Seat(threading.local):
-    """What each thread has of its own."""
-
-    place: _Place | None = None
-
-
 class Channel:
     """Conversations of JSON messages over one stream, for any number of threads on both sides.
 
@@ -71,14 +65,16 @@ class Channel:
         self._descriptor = descriptor
         self._next = first
         self._serve = serve
-        self._free: list[int] = []
-        self._seat = _Seat()
-        self._seat.place = _Place(0, [])
+        self._main = _thread.get_ident()
         self._inboxes: dict[int, deque[list[Any]]] = {0: deque()}
         self._writing = threading.Lock()
-        self._turn = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
         self._reading = self._listening = self._ended = False
         self._own_threads = 0
+        # For other threads than the main one only: each new thing costs a fork some pages.
+        self._turn: threading.Condition | None = None
+        self._seats: threading.local | None = None
+        self._free: list[int] = []
 
     def send(self, message: list[Any]) -> None:
         """Send one message; raises Gone when nobody is there or it is too large."""
@@ -99,18 +95,23 @@ class Channel:
         return self._await(self._conversation())
 
     def _conversation(self) -> int:
-        if self._seat.place is None:
-            with self._turn:
+        if _thread.get_ident() == self._main:
+            return 0
+        with self._lock:
+            self._seats = self._seats or threading.local()
+            if not hasattr(self._seats, "place"):
                 if not self._free:
                     self._inboxes[self._next] = deque()
                     self._free.append(self._next)
                     self._next += 2
-                self._seat.place = _Place(self._free.pop(), self._free)
-        return self._seat.place.number
+                self._seats.place = _Place(self._free.pop(), self._free)
+            number: int = self._seats.place.number
+            return number
 
     def _await(self, mine: int) -> list[Any]:
-        with self._turn:
+        with self._lock:
             while self._reading and not self._inboxes[mine] and not self._ended:
+                self._turn = self._turn or threading.Condition(self._lock)
                 self._turn.wait()
             if self._inboxes[mine]:
                 return self._inboxes[mine].popleft()
@@ -127,9 +128,13 @@ class Channel:
             self._ended = True
             raise
         finally:
-            with self._turn:
+            with self._lock:
                 self._reading = False
-                self._turn.notify_all()
+                self._wake()
+
+    def _wake(self) -> None:
+        if self._turn is not None:
+            self._turn.notify_all()
 
     def _read(self) -> tuple[int, list[Any]]:
         length, number, threads = _HEAD.unpack(self._exactly(_HEAD.size))
@@ -149,7 +154,7 @@ class Channel:
 
     def _hand_on(self, number: int, message: list[Any]) -> None:
         """Give a message to the conversation it belongs to, a new one where it opens one."""
-        with self._turn:
+        with self._lock:
             new = number not in self._inboxes
             if new:
                 theirs = number % 2 != self._next % 2
@@ -157,12 +162,14 @@ class Channel:
                     raise Gone("no such conversation")
                 self._inboxes[number] = deque()
             self._inboxes[number].append(message)
-            self._turn.notify_all()
+            self._wake()
         if new:
             self._start(self._converse, number)
 
     def _converse(self, number: int) -> None:
-        self._seat.place = _Place(number, [])
+        with self._lock:
+            self._seats = self._seats or threading.local()
+            self._seats.place = _Place(number, [])
         self._serve()
 
     def _start(self, act: Callable[[int], object], number: int) -> None:
