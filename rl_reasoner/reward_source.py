@@ -148,8 +148,7 @@ class _Writer:
             lines, line = inspect.getsourcelines(inner)
             file = inspect.getsourcefile(inner) or ""
         except (OSError, TypeError):
-            file = str(space.get("__file__", ""))
-            lines, line = _class_lines(file, inner.__name__)
+            file, lines, line = _class_lines(inner, str(space.get("__file__", "")))
         source = textwrap.dedent("".join(lines))
         if not source.lstrip().startswith(("def ", "async def ", "class ", "@")):
             raise ValueError(self.mend(f"the source of {inner.__name__} cannot be found"))
@@ -178,14 +177,22 @@ def _first_line(node: ast.stmt) -> int:
     return min([node.lineno, *(decorator.lineno for decorator in decorators)])
 
 
-def _class_lines(file: str, name: str) -> tuple[list[str], int]:
-    """The lines of a class written in a script that is no module of Python's."""
-    lines = linecache.getlines(file)
-    for node in ast.walk(ast.parse("".join(lines))):
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            first = _first_line(node)
-            return lines[first - 1 : node.end_lineno], first
-    return [], 0
+def _class_lines(owner: Any, script: str) -> tuple[str, list[str], int]:
+    """File, lines and first line of a class of a script that is no module, or of a cell."""
+    codes = [getattr(item, "__code__", None) for item in vars(owner).values()]
+    files = [code.co_filename for code in codes if code is not None] + [script]
+    files += [f for f in reversed(linecache.cache) if f.startswith("<ipython") or "ipykernel" in f]
+    for file in files:
+        lines = linecache.getlines(file)
+        try:
+            nodes = [*ast.walk(ast.parse("".join(lines)))]
+        except SyntaxError:  # a cell with a magic
+            continue
+        for node in nodes:
+            if isinstance(node, ast.ClassDef) and node.name == owner.__name__:
+                first = _first_line(node)
+                return file, lines[first - 1 : node.end_lineno], first
+    return "", [], 0
 
 
 def _imported(value: Any) -> tuple[str, str] | None:

@@ -1,6 +1,7 @@
 """Rewards that live in a script or a cell: taken by a recipe, kept in the run, the same again."""
 
 import json
+import linecache
 import re
 import subprocess
 import sys
@@ -208,3 +209,22 @@ def test_a_text_that_is_broken_is_the_users() -> None:
     ):
         with pytest.raises(UserError, match=f"reward 'f'.*{says}"):
             load_reward("f", None, text)
+
+
+CELLS = [
+    "from rl_reasoner import reward\n\nTABLE = {'a': 1}\n\n\nclass Judge:\n    scale = 3\n",
+    "@reward\ndef short(completion: str) -> float:\n    if completion == 'x':\n"
+    "        raise ValueError('no')\n    return Judge.scale * TABLE['a'] + len(completion)\n",
+]
+
+
+def test_cells_of_a_notebook_are_found_as_ipython_keeps_them() -> None:
+    space: dict[str, Any] = {"__name__": "__main__"}
+    for number, cell in enumerate(CELLS):
+        file = f"<ipython-input-{number}-0123456789ab>"
+        linecache.cache[file] = (len(cell), None, cell.splitlines(keepends=True), file)
+        exec(compile(cell, file, "exec"), space)  # noqa: S102 (as a notebook does)
+    spec = made({space["short"]: 0.5}).rewards["short"]
+    found = score_batch(load_reward("short", None, spec.source), ["ab", "x"], {})
+    assert found[0] == Score(5.0)
+    assert isinstance(found[1], Fault) and found[1].message.endswith("ValueError: no at cell:4")
