@@ -22,6 +22,7 @@ from rl_reasoner.recipe_data import (
     AnyData,
     Data,
     FileData,
+    JudgeName,
     MixData,
     Part,
     StageData,
@@ -177,7 +178,7 @@ class Evals(Part):
     asked: Mapping[str, Asked] = Field(
         default_factory=dict, description="set -> its own template and max_tokens"
     )
-    reward: str | None = Field(
+    reward: JudgeName = Field(
         default=None, description="the reward that judges (default: what the rows themselves say)"
     )
     reward_options: Mapping[str, Any] = Field(

@@ -30,6 +30,20 @@ def checked_template(template: str) -> str:
     return template
 
 
+def _judge(value: Any) -> Any:
+    if callable(value):
+        name = getattr(value, "__name__", "NAME")
+        raise ValueError(
+            f"a judge is named, since other programs use it too: put {name} into a file and write "
+            f"'FILE.py:{name}'"
+        )
+    return value
+
+
+JudgeName = Annotated[str | None, BeforeValidator(_judge)]
+"""The reward that judges evaluations or samples; functions themselves go into `rewards`."""
+
+
 class Part(BaseModel):
     """A part of the recipe; NaN and infinity are no settings: runs would train on them silently."""
 

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from rl_reasoner.algorithms import ALGORITHMS, settings
 from rl_reasoner.errors import UserError
-from rl_reasoner.recipe_data import Data, Part
+from rl_reasoner.recipe_data import Data, JudgeName, Part
 
 # What `start` and evaluations are called that are no stage's.
 RESERVED = ("base", "before", "after")
@@ -300,7 +300,7 @@ class SampleStage(_Stage):
     data: Data | None = Field(default=None, description="prompts (default: the recipe's)")
     samples: int = Field(default=4, ge=1, description="completions a prompt")
     sampling: Sampling = Sampling()
-    reward: str | None = Field(
+    reward: JudgeName = Field(
         default=None, description="the reward that judges (default: what the rows themselves say)"
     )
     reward_options: Mapping[str, Any] = Field(

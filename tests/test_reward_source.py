@@ -201,6 +201,14 @@ def test_what_cannot_be_kept_is_refused_in_words(rewards: Any, says: str) -> Non
         made(rewards)
 
 
+def test_a_judge_is_named() -> None:
+    stages = [{"kind": "sample", "data": {"task": "modular"}, "reward": calm}, {"kind": "sft"}]
+    data, evals = {"task": "modular"}, {"reward": calm}
+    with pytest.raises(ValidationError) as caught:
+        Recipe(policy="scratch:moe-tiny", data=data, stages=stages, evals=evals)
+    assert str(caught.value).count("put calm into a file and write 'FILE.py:calm'") == 2
+
+
 def test_a_text_that_is_broken_is_the_users() -> None:
     for text, says in (
         ("def f(:", "SyntaxError"),
