@@ -1,25 +1,58 @@
-"""What the verbs print with: results on standard output, all else on standard error."""
+"""What the verbs print with: results on standard output, all else on standard error.
+
+Whatever is printed may hold text that a model or a stranger wrote. No control character of it
+reaches a terminal (it could move the cursor, change the title, forge lines), and none of it is
+taken for rich's markup.
+"""
 
 import json
 import sys
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
+from rich.segment import Segment
 from rich.table import Table
 
-err = Console(stderr=True)
+from rl_reasoner.report.text import escaped, plain
+
+
+class _Plain:
+    """Something printed, without the control characters in its texts; rich's own ones stay."""
+
+    def __init__(self, shown: ConsoleRenderable) -> None:
+        self.shown = shown
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for text, style, control in console.render(self.shown, options):
+            yield Segment(text if control else plain(text), style, control)
+
+
+class _Hook(RenderHook):
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        """Everything that is about to be printed, made plain."""
+        return [_Plain(shown) for shown in renderables]
+
+
+def console(*, stderr: bool = False, width: int | None = None) -> Console:
+    """A console that shows foreign text as text."""
+    made = Console(stderr=stderr, width=width, markup=False)
+    made.push_render_hook(_Hook())
+    return made
+
+
+err = console(stderr=True)
 # a file or a pipe has no edge: tables that go there are not squeezed
-out = Console(width=None if sys.stdout.isatty() else 200)
+out = console(width=None if sys.stdout.isatty() else 200)
 
 
 def emit(as_json: bool, value: Mapping[str, Any], shown: Any) -> None:
     """Print a verb's result: `value` as JSON, or what a reader sees (`shown`)."""
     if as_json:
-        print(json.dumps(value, ensure_ascii=False), flush=True)
-    else:  # a text goes out as it is: no markup, no line broken
+        print(escaped(json.dumps(value, ensure_ascii=False)), flush=True)
+    else:  # a text goes out as it is: no line broken
         whole = not isinstance(shown, Table)
-        out.print(shown, markup=False, highlight=False, soft_wrap=whole)
+        out.print(shown, highlight=False, soft_wrap=whole)
 
 
 def new_table(*columns: str) -> Table:

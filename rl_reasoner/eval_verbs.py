@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
@@ -210,7 +209,11 @@ class _shown:
     """A progress bar for each set on a terminal, nothing elsewhere."""
 
     def __init__(self, as_json: bool) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+        )
         self.bars = Progress(
             *columns, TimeRemainingColumn(), console=err, disable=as_json or not err.is_terminal
         )
@@ -259,7 +262,7 @@ class Compare:
         emit(self.json, found, _compared(found))
         if not self.json:
             for told in unlike(found):
-                err.print(f"[yellow]{escape(told)}[/yellow]", soft_wrap=True)
+                err.print(told, style="yellow", soft_wrap=True)
             for name, entry in found.items():
                 _print_flips(name, entry["flips"])
 

@@ -19,6 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from rl_reasoner.console import console as standard
 from rl_reasoner.report.text import duration, percent, plain, short
 
 SECONDS_BETWEEN_LINES = 5.0  # where there is no terminal
@@ -127,7 +128,7 @@ class LiveView:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._console = console or Console(stderr=True)
+        self._console = console or standard(stderr=True)
         self._quiet = quiet
         self._clock = clock
         self._stage: _Stage | None = None

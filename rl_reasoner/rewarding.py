@@ -27,6 +27,7 @@ from rl_reasoner.advantages import total_rewards
 from rl_reasoner.early_rewards import EarlyRewards
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.isolation import SEEDS, Breaker, Limits
+from rl_reasoner.report.text import plain
 from rl_reasoner.reward import (
     APPLIES,
     NOT_ITS_ROW,
@@ -409,7 +410,11 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
             if self.accelerator.is_main_process:
                 count, calls = self._tally.failed[name], self._tally.calls[name]
                 logger.warning(
-                    "reward %r has failed on %d of %d rows so far: %s", name, count, calls, found[0]
+                    "reward %r has failed on %d of %d rows so far: %s",
+                    name,
+                    count,
+                    calls,
+                    plain(found[0]),
                 )
 
     def _told(self) -> Iterator[str]:

@@ -159,7 +159,7 @@ def everywhere(folder: Path, value: str) -> None:
     "verb",
     [
         ("report", "run"),
-        ("why", "run", "1"),
+        ("why", "run", "--step", "1"),
         ("score", "rewards.py:fine", "--rescore", "run"),
         ("train", "--resume", "run"),
         ("train", "tiny.yaml", "--resume", "run"),

@@ -16,6 +16,11 @@ def plain(text: str) -> str:
     return _UNSHOWABLE.sub("\ufffd", text.replace("\r\n", "\n"))
 
 
+def escaped(text: str) -> str:
+    """A JSON text with every character that cannot be shown as JSON's own escape: equal values."""
+    return _UNSHOWABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def percent(share: float | None) -> str:
     """A share of 1 as "71.3%"; "–" for None."""
     return "–" if share is None else f"{100 * share:.1f}%"

@@ -1,0 +1,85 @@
+"""What models and strangers wrote, on a terminal: text, whatever stands in it."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from conftest import Cli, lines
+
+from rl_reasoner.report.text import plain
+
+HOSTILE = "\x1b[2J\x1b]0;title\x07\x9b31m\x08\u202e[red][/nothing] 4"
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+REWARD = """
+from rl_reasoner import Score, reward
+
+
+@reward
+def echo(completion: str, answer: str) -> Score:
+    return Score(float(answer in completion), "it says " + completion)
+
+
+@reward
+def picky(completion: str, answer: str) -> float:
+    raise ValueError("not this: " + completion)
+"""
+
+
+@pytest.fixture
+def hostile(here: Path) -> Path:
+    """A run, its evaluations and a file of completions, all with controls in every text."""
+    (here / "echo.py").write_text(REWARD)
+    rows = [{"problem": f"2+2{HOSTILE}", "answer": "4", "completion": HOSTILE}] * 2
+    (here / "saved.jsonl").write_text(lines(*rows))
+    for file in [*here.glob("run/stages/*/rollouts.jsonl"), *here.glob("run/evals/*.rows.jsonl")]:
+        found = [json.loads(line) for line in file.read_text().splitlines()]
+        for row in found:
+            for name in ("prompt", "problem", "completion"):
+                if name in row:
+                    row[name] = HOSTILE + row[name]
+            for score in row.get("scores", {}).values() if "completion" in row else ():
+                score["reason"] = HOSTILE
+            if "reasons" in row:
+                row |= {"reasons": [HOSTILE], "completions": [HOSTILE]}
+                row["scores"] = [float("after" in file.name)]
+        file.write_text(lines(*found))
+    return here
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ("score", "echo.py:echo", "saved.jsonl"),
+        ("score", "echo.py:picky", "saved.jsonl"),
+        ("score", "echo.py:echo", "saved.jsonl", "--disagree", "rewards.py:fine"),
+        ("score", "echo.py:echo", "--rescore", "run"),
+        ("why", "run", "--step", "1"),
+        ("check", "echo.py:echo"),
+        ("compare", "run/evals/before.json", "run/evals/after.json"),
+        ("eval", "--replay", "run/evals/after.json", "--reward", "echo.py:picky"),
+        ("train", f"nothing{HOSTILE}.yaml"),
+        ("report", f"nothing{HOSTILE}"),
+    ],
+    ids=lambda verb: "-".join(plain(word) for word in verb[:3]),
+)
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_no_control_character_of_a_foreign_text_reaches_the_screen(
+    verb: tuple[str, ...], form: tuple[str, ...], hostile: Path, cli: Cli
+) -> None:
+    done = cli(*verb, *form)
+    assert done.code in (0, 2, 3)
+    assert not CONTROLS.search(done.out) and not CONTROLS.search(done.err)
+    if form and done.code == 0:
+        assert isinstance(json.loads(done.out), dict)
+
+
+def test_json_says_what_the_text_was(hostile: Path, cli: Cli) -> None:
+    asked = json.loads(cli("why", "run", "--step", "1", "--json").out)
+    assert asked["group"][0]["completion"].startswith(HOSTILE)
+
+
+def test_markup_in_a_completion_is_shown_as_it_is(hostile: Path, cli: Cli) -> None:
+    assert "[red][/nothing]" in cli("why", "run", "--step", "1").out
+    told = cli("compare", "run/evals/before.json", "run/evals/after.json")
+    assert "[red][/nothing]" in told.err
