@@ -209,15 +209,17 @@ class _Session:
             self._stage(index, stage, again=again and index == window[0])
             if recipe.evals.stages and stage.kind != "sample":
                 self._evaluate(stage.name, _From(stage.name))
-        last = next(s for s in reversed(recipe.stages[: window.stop]) if s.kind != "sample")
-        policy = self._policy(_From(last.name))
-        policy.source = str(self._folder(last.name) / "policy")
+        trained = [s.name for s in recipe.stages[: window.stop] if s.kind != "sample"]
+        place = _From(trained[-1]) if trained else _From(None, recipe.policy.source)
+        policy = self._policy(place)
+        if trained:
+            policy.source = str(self._folder(trained[-1]) / "policy")
         if all(self._finished(i) for i in range(len(recipe.stages))):
-            self._evaluate("after", _From(last.name))
+            self._evaluate("after", place)
             policy.save(self.run.path / "policy")
             policy.source = str(self.run.path / "policy")
         report = write_report(self.run.path)
-        launch.share(_Order(None, _From(last.name), policy.source))
+        launch.share(_Order(None, place, policy.source))
         return Run(self.run.path, policy, self.evals, report)
 
     def follow(self) -> Run:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import recipe, sft
 
 from rl_reasoner import open_policy, rejection
 from rl_reasoner.recipe import SampleStage
 from rl_reasoner.rejection import NothingKept, make_samples
+from rl_reasoner.stages import train
 
 ROWS = [
     {"id": "a", "problem": "1+1=", "answer": "2", "task": "sums", "chain": "1+1=2"},
@@ -143,3 +145,12 @@ def test_it_goes_on_after_the_last_whole_chunk(
     (killed / "samples.jsonl").write_bytes(first + b"\n" + rest[:torn])
     assert make(killed) == whole
     assert (killed / "data.jsonl").read_bytes() == (tmp_path / "whole/data.jsonl").read_bytes()
+
+
+def test_a_run_may_end_after_it_has_sampled(tmp_path: Path) -> None:
+    keep = {"kind": "sample", "least": 0.0, "keep": {"readable": False}, "samples": 1}
+    first = {**keep, "data": {"task": "modular", "count": 2}, "sampling": {"max_tokens": 4}}
+    wanted = recipe(tmp_path, first, sft(data={"stage": "sample"}), evals={"sets": []})
+    run = train(wanted, quiet=True, last="sample")
+    assert run.policy.source == "scratch:moe-tiny" and run.report.is_file()
+    assert (run.folder / "stages" / "1-sample" / "data.jsonl").is_file()
