@@ -35,6 +35,7 @@ _INSTEAD = ("tests", "instructions", "completion")
 _LONGEST = 1_000_000  # characters of a text: more is a mistake in the file, or no memory is enough
 _TEXTS = ("problem", "answer", "system", "completion", "chain", "solution")
 _SHOWN = 10  # bad rows named in a message; the others are counted
+_NO_COLUMN = "no column"
 _CHATS = ("chat", "boxed")  # the templates that make messages
 _log = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -187,6 +188,9 @@ def _file_rows(data: FileData) -> list[Row]:
     rows = read_rows(data.path, data.config, data.split)
     _check_columns(rows, data)
     good, problems = lint([_renamed(row, data.columns) for row in rows], data.path)
+    told = {text.removeprefix(f"{data.path}, row ").partition(": ")[2] for text in problems}
+    if not good and len(told) == 1 and (said := next(iter(told))).startswith(_NO_COLUMN):
+        raise UserError(f"{data.path}: {said} Say in columns which one stands for it.")
     shown = problems[:_SHOWN]
     if problems[_SHOWN:]:
         shown.append(f"and {len(problems) - _SHOWN} more")
@@ -241,7 +245,6 @@ def lint(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
     good: list[Row] = []
     problems = []
     answers: dict[str, tuple[str, int]] = {}
-    absent: list[str] = []
     for number, given in enumerate(rows, 1):
         try:
             row = code_row(plain_row(given))
@@ -252,8 +255,9 @@ def lint(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
         judged_by = others[0] if others else "answer"
         missing = [name for name in ("problem", judged_by) if name not in row]
         if missing:
-            absent.append(missing[0])
-            problems.append(f"{source}, row {number}: {_no_column(missing[0], row)}")
+            names = [str(name) for name in row]
+            hint = did_you_mean(missing[0], names) or f" It has: {', '.join(names)}."
+            problems.append(f"{source}, row {number}: {_NO_COLUMN} {missing[0]!r}.{hint}")
             continue
         if long := next((name for name in _TEXTS if _length(row, name) > _LONGEST), None):
             size = f"{_length(row, long):,} characters, more than {_LONGEST:,}"
@@ -287,16 +291,7 @@ def lint(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
             )
         else:
             good.append({**row, "problem": problem, "answer": answer})
-    if len(absent) == len(rows) > 1 and len(set(absent)) == 1:  # the file has no such column
-        told = _no_column(absent[0], rows[0])
-        problems = [f"{source}: {told} Say in columns which one stands for it"]
     return good, problems
-
-
-def _no_column(name: str, row: Row) -> str:
-    names = [str(column) for column in row]
-    hint = did_you_mean(name, names) or f" It has: {', '.join(names)}."
-    return f"no column {name!r}.{hint}"
 
 
 def _length(row: Row, name: str) -> int:
