@@ -149,8 +149,8 @@ def _packs(causal_lm: Any) -> bool:
         found = causal_lm.base_model(**arguments(packed)).last_hidden_state[0]
     if len(found) != len(packed.scored):  # a model that is not prepared gives all tokens
         found = found[packed.scored]
-    alone = _whole(causal_lm, rows)[:, _PROMPTS[0] - 1 : -1]
-    return _equal(found, alone.flatten(0, 1))
+    alone = causal_lm.base_model(input_ids=rows, use_cache=False).last_hidden_state
+    return _equal(found, alone[:, _PROMPTS[0] - 1 : -1].flatten(0, 1))
 
 
 def _decodes(causal_lm: Any) -> bool:
@@ -158,28 +158,25 @@ def _decodes(causal_lm: Any) -> bool:
     first, second = _PROMPTS
     numbers = _tokens(causal_lm, 1, first + second)[0].tolist()
     prompts = [part for part in (numbers[:first], numbers[first:]) for _ in range(2)]
-    states: list[Tensor] = []
-    handle = causal_lm.base_model.register_forward_hook(
-        lambda module, inputs, output: states.append(output.last_hidden_state)
+    states: list[Tensor] = []  # of each pass, as the head gets them
+    handle = causal_lm.get_output_embeddings().register_forward_pre_hook(
+        lambda module, inputs: states.append(inputs[0])
     )
     try:
         keys = [[row] for row in range(len(prompts))]
         drawn = generate(causal_lm, prompts, keys, Sampling(max_tokens=_TOKENS, ends=(-1,)))
+        rows = [[*prompt, *c.ids] for prompt, c in zip(prompts, drawn, strict=True)]
+        longest = max(map(len, rows))
+        padded = [row + row[:1] * (longest - len(row)) for row in rows]  # unseen by the row
+        causal_lm(input_ids=torch.tensor(padded, device=states[0].device), use_cache=False)
     finally:
         handle.remove()
-    rows = [[*prompt, *c.ids] for prompt, c in zip(prompts, drawn, strict=True)]
-    longest = max(map(len, rows))  # what stands behind a row is not seen by it
-    device = states[0].device
-    whole = _whole(
-        causal_lm,
-        torch.tensor([row + row[:1] * (longest - len(row)) for row in rows], device=device),
-    )
-    alone = [whole[0, :first], whole[2, :second]]
+    *found, whole = states
+    alone = [torch.stack((whole[0, first - 1], whole[2, second - 1]))]  # in the passes' order
     for step in range(_TOKENS - 1):
-        alone.append(
-            torch.stack([own[len(p) + step] for own, p in zip(whole, prompts, strict=True)])
-        )
-    return _equal(torch.cat([s.flatten(0, 1) for s in states]), torch.cat(alone))
+        places = [len(prompt) + step for prompt in prompts]
+        alone.append(whole[range(len(places)), places])
+    return _equal(torch.cat([s.flatten(0, -2) for s in found]), torch.cat(alone))
 
 
 def _tokens(causal_lm: Any, rows: int, length: int) -> Tensor:
@@ -187,12 +184,6 @@ def _tokens(causal_lm: Any, rows: int, length: int) -> Tensor:
     numbers = torch.arange(1, rows * length + 1, device=next(causal_lm.parameters()).device)
     size = causal_lm.config.get_text_config().vocab_size
     return (numbers * 7).remainder(size).view(rows, length)
-
-
-def _whole(causal_lm: Any, rows: Tensor) -> Tensor:
-    """(B, S, hidden) of rows without padding, as transformers computes them."""
-    states: Tensor = causal_lm.base_model(input_ids=rows, use_cache=False).last_hidden_state
-    return states
 
 
 def _equal(found: Tensor, expected: Tensor) -> bool:

@@ -169,6 +169,7 @@ def _grpo(stage: GrpoStage) -> dict[str, Any]:
         "temperature": stage.sampling.temperature,
         "top_p": stage.sampling.top_p,
         "top_k": stage.sampling.top_k,
+        "long_prompts": stage.long_prompts,
         "max_completion_length": stage.sampling.max_tokens,
         "prompt_schedule": group.schedule,
         "router_replay": stage.router_replay,

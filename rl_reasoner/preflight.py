@@ -6,7 +6,6 @@ and in memory, end and padding tokens, prompts that do not fit, settings far fro
 `rl-reasoner check RECIPE` does both and a rehearsal (`rehearsal`), `train` these two.
 """
 
-import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -23,6 +22,7 @@ from rl_reasoner.dashboards import dashboards_of
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.evaluate import check_judge, set_rows
 from rl_reasoner.lineage import brought
+from rl_reasoner.long_prompts import declared_places, named_rows
 from rl_reasoner.policy import Policy, choose_device
 from rl_reasoner.precision import how, in_words
 from rl_reasoner.prompts import Row, completion_of, load_rows, prompt_of, with_system
@@ -47,7 +47,7 @@ from rl_reasoner.reward import (
     score_batch,
 )
 from rl_reasoner.reward_calls import name_of
-from rl_reasoner.rollouts import prompt_ids
+from rl_reasoner.rollouts import long_rows, prompt_ids
 
 Where = Callable[[tuple[str | int, ...]], str]
 _LOOKED_AT = 256  # rows whose prompts are measured
@@ -372,16 +372,23 @@ def _few(stage: SftStage | DistillStage, rows: int) -> Notice:
 
 def _prompts(recipe: Recipe, stage: GrpoStage, rows: list[Row], policy: Policy) -> Notice:
     """Prompt and completion have to fit into the positions that the model knows."""
-    prompts = (prompt_of(row, recipe.template, policy.tokenizer) for row in rows[:_LOOKED_AT])
-    lengths = sorted(len(prompt_ids(policy, prompt)) for prompt in prompts)
-    places = getattr(policy.model.config.get_text_config(), "max_position_embeddings", math.inf)
+    prompts = [prompt_of(row, recipe.template, policy.tokenizer) for row in rows]
     longest = stage.sampling.max_tokens
-    said = f"stage {stage.name}: up to {lengths[-1]} tokens, completions up to {longest}"
-    too_long = sum(length + longest > places for length in lengths)
-    if too_long:
-        said += f", the model takes {places}: {too_long} of {len(lengths)} prompts do not fit"
-        return Notice("prompts", "failed", said, "a smaller sampling.max_tokens, or shorter rows")
-    return Notice("prompts", "passed", said)
+    found = long_rows(prompts, rows, longest, policy)
+    places = declared_places(policy.model)
+    if not found:
+        most = max(len(prompt_ids(policy, prompt)) for prompt in prompts[:_LOOKED_AT])
+        said = f"stage {stage.name}: up to {most} tokens, completions up to {longest}"
+        return Notice("prompts", "passed", said)
+    said = (
+        f"stage {stage.name}: {len(found)} of {len(rows)} prompts do not fit, with completions up "
+        f"to {longest}, into the {places} positions of the policy: "
+        f"{named_rows(found, 'row', prompts)}"
+    )
+    if stage.long_prompts == "skip" and len(found) < len(rows):
+        return Notice("prompts", "warned", said, "they are left out")
+    mend = "a smaller sampling.max_tokens, shorter rows, or long_prompts: skip"
+    return Notice("prompts", "failed", said, mend)
 
 
 def _size(count: float) -> str:

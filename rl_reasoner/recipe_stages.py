@@ -253,6 +253,11 @@ class GrpoStage(_Trained):
     group: Group = Group()
     sampling: Sampling = Sampling()
     loss: Loss = Loss()
+    long_prompts: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="rows whose prompt and completion are more than the policy's positions: stop "
+        "before the run, or leave them out",
+    )
     vllm: Vllm | None = Field(default=None, description="sample by vLLM instead of in the trainer")
     router_replay: bool = Field(
         default=True, description="MoE: train with the experts that each completion was sampled by"

@@ -30,7 +30,7 @@ from rl_reasoner.reward import (
     usable,
 )
 from rl_reasoner.reward_rule import rule_of, total
-from rl_reasoner.rollouts import eos_ids, prompt_ids, sample
+from rl_reasoner.rollouts import eos_ids, prompt_ids, sample, without_long
 
 _REHEARSED = 8  # rows that are sampled
 _COMPARED = 256  # tokens of a completion
@@ -45,6 +45,9 @@ def rehearsed(recipe: Recipe, work: Work, policy: Policy) -> list[Notice]:
     found = []
     for stage, rows in zip(recipe.stages, work.rows, strict=True):
         if isinstance(stage, GrpoStage) and rows:
+            if stage.long_prompts == "skip":
+                prompts = [prompt_of(row, recipe.template, policy.tokenizer) for row in rows]
+                rows = without_long(prompts, rows, stage.sampling.max_tokens, policy)
             some = _some_of_each_task(rows)
             found += _rehearse(recipe, stage, work.rewards, some, policy)
             found.append(_compared(recipe, stage, some, policy))

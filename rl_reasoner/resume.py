@@ -26,6 +26,7 @@ from transformers.trainer_pt_utils import safe_globals
 from rl_reasoner.checkpoints import last_checkpoint
 from rl_reasoner.data_place import PlaceInData, check_rows, check_trained
 from rl_reasoner.errors import UserError
+from rl_reasoner.long_prompts import fit_prompts
 from rl_reasoner.moe import routers
 from rl_reasoner.reference import load_reference, save_reference
 from rl_reasoner.sharding import is_sharded
@@ -49,6 +50,7 @@ class ExactResume(PlaceInData, trl.GRPOTrainer):  # type: ignore[misc]
             if found is None:
                 raise UserError(f"there is no whole checkpoint in {self.args.output_dir}")
             resume_from_checkpoint = str(found[0])
+        fit_prompts(self)
         check_rows(self)
         output = super().train(resume_from_checkpoint, *others, **named)
         check_trained(self)

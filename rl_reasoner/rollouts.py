@@ -9,6 +9,7 @@ evaluating in the middle of training changes no training number. Knows nothing o
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -19,8 +20,9 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from rl_reasoner import engine
 from rl_reasoner.agreement import engine_runs, in_mode
 from rl_reasoner.errors import UserError
+from rl_reasoner.long_prompts import declared_places, named_rows, places_of, too_long
 from rl_reasoner.policy import Policy
-from rl_reasoner.prompts import Prompt
+from rl_reasoner.prompts import Prompt, Row
 from rl_reasoner.sample_cache import Rollout, SampleCache
 from rl_reasoner.sampling import Sampling
 
@@ -98,6 +100,7 @@ def sample(
     drawn again, what is drawn is kept in it batch by batch.
     """
     ids = [prompt_ids(policy, prompt, _PREFIXES[force]) for prompt in prompts]
+    _check_places(policy, prompts, ids, max_tokens)
     drawer = _Drawer(policy, temperature, max_tokens, seed, force)
     count = samples if temperature else 1
     jobs = [(index, number) for index in range(len(ids)) for number in range(count)]
@@ -117,6 +120,44 @@ def sample(
     return [
         [found[index, number % count] for number in range(samples)] for index in range(len(ids))
     ]
+
+
+def _check_places(
+    policy: Policy, prompts: Sequence[Prompt], ids: Sequence[list[int]], longest: int
+) -> None:
+    """Raise `UserError` for prompts that do not fit into a policy's table of positions."""
+    places = places_of(policy.model)
+    found = [
+        (i, len(row)) for i, row in enumerate(ids) if len(row) + longest > (places or math.inf)
+    ]
+    if found:
+        raise UserError(
+            f"{named_rows(found, 'prompt', prompts)}; with a completion of up to {longest} that is "
+            f"more than the {places} positions of {policy.source}: a smaller max_tokens, or "
+            "shorter prompts"
+        )
+
+
+def long_rows(
+    prompts: Sequence[Prompt], rows: Sequence[Row], longest: int, policy: Policy
+) -> list[tuple[int, int]]:
+    """(index, tokens) of the prompts that do not fit, with their completions, into a policy.
+
+    `rows` may have a shorter completion of their own (`max_tokens`).
+    """
+    places = declared_places(policy.model)
+    if places is None:
+        return []
+    budgets = [places - min(row.get("max_tokens") or longest, longest) for row in rows]
+    return [*too_long(prompts, lambda some: [len(prompt_ids(policy, p)) for p in some], budgets)]
+
+
+def without_long(
+    prompts: Sequence[Prompt], rows: Sequence[Row], longest: int, policy: Policy
+) -> list[Row]:
+    """The rows that fit; see `long_rows`."""
+    left = {index for index, _ in long_rows(prompts, rows, longest, policy)}
+    return [row for index, row in enumerate(rows) if index not in left]
 
 
 def _kept(

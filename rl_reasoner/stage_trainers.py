@@ -32,6 +32,7 @@ from rl_reasoner.prompts import Row, completion_of, prompt_of
 from rl_reasoner.recipe import DistillStage, GrpoStage, Recipe, SftStage, TrainedStage
 from rl_reasoner.reward import text_of
 from rl_reasoner.reward_rule import rule_of
+from rl_reasoner.rollouts import without_long
 from rl_reasoner.runs import append_rows
 from rl_reasoner.sharding import Sharding
 from rl_reasoner.trainer import GRPOTrainer
@@ -126,6 +127,10 @@ def _grpo(job: Job, stage: GrpoStage) -> GRPOTrainer:
         }
         for row in job.rows
     ]
+    trained = rows  # those left out keep their numbers
+    if stage.long_prompts == "skip":
+        prompts = [row["prompt"] for row in rows]
+        trained = without_long(prompts, rows, stage.sampling.max_tokens, policy)
     if stage.loss.beta and not recipe.policy.lora:
         # trl loads the reference from where the model says it came from: that must be the
         # policy as it enters this stage, not the one that the first stage opened
@@ -137,7 +142,7 @@ def _grpo(job: Job, stage: GrpoStage) -> GRPOTrainer:
         policy.model,
         reward_funcs=[continuing(reward, rows) for reward in job.rewards],
         args=config(recipe, stage, job.folder),
-        train_dataset=as_dataset(rows),
+        train_dataset=as_dataset(trained),
         processing_class=policy.tokenizer,
     )
     trainer.heeds_rows = True

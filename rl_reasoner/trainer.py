@@ -25,6 +25,7 @@ from rl_reasoner.balance import balance_figures
 from rl_reasoner.engine import generate, generates_as_transformers
 from rl_reasoner.errors import UserError
 from rl_reasoner.faults import SkipBadSteps
+from rl_reasoner.long_prompts import LongPromptsConfig
 from rl_reasoner.memory import SmallerPieces
 from rl_reasoner.moe import ExpertLoad
 from rl_reasoner.objective import Objective, ObjectiveConfig, row_means, trained_tokens
@@ -44,7 +45,7 @@ _NOT_HERE = "fast_rollouts: transformers' generate is used, for %s"
 
 
 @dataclass
-class GRPOConfig(ObjectiveConfig, RewardingConfig, OldLogProbsConfig):
+class GRPOConfig(ObjectiveConfig, RewardingConfig, LongPromptsConfig, OldLogProbsConfig):
     """trl's `GRPOConfig`, with algorithms by name, and defaults that also run on a CPU.
 
     Where trl would turn bf16 on (nothing said about precision) and the machine has no accelerator,

@@ -53,6 +53,7 @@ def model_of(family: str, **settings: Any) -> Any:
         "Qwen2Moe": {**EXPERTS, "shared_expert_intermediate_size": 24},
         "Phimoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
         "Qwen2": {"max_window_layers": 1},
+        "OPT": {"dropout": 0.0, "word_embed_proj_dim": 32},
         "SeedOss": {"head_dim": 8, "attention_dropout": 0.0},
     }
     config = getattr(transformers, f"{family}Config")(**SMALL | own.get(family, {}) | settings)
@@ -85,7 +86,7 @@ def test_log_probs_of_layers_that_attend_more_than_once(family: str) -> None:
         assert completion.logps == pytest.approx(alone.tolist(), abs=1e-4)
 
 
-@pytest.mark.parametrize("family", [*TWICE, "Llama", "Gemma3Text", "Mistral", "Qwen3Moe"])
+@pytest.mark.parametrize("family", [*TWICE, "Llama", "Gemma3Text", "Mistral", "Qwen3Moe", "OPT"])
 def test_families_that_agree_with_themselves(family: str) -> None:
     settings = {"sliding_window": WINDOW} if family in ("Gemma3Text", "Mistral") else {}
     model = model_of(family, **settings)

@@ -1,0 +1,169 @@
+"""Prompts that do not fit, with their completions, into the positions that a model has.
+
+A model with a table of positions (GPT-2, OPT, GPT-J) ends with an IndexError, or on a GPU with no
+word at all, in the step that such a row comes to. It is named before: `fit_prompts` does so for the
+rows of a trainer, `too_long` for any prompts. Whether the run stops or goes on without these rows
+is the user's choice.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import trl
+from datasets import IterableDataset
+from torch import Tensor, nn
+
+from rl_reasoner.errors import UserError, unknown
+
+logger = logging.getLogger(__name__)
+CHOICES = ("stop", "skip")
+_TOLD = 3  # rows that are named
+_AT_ONCE = 256  # prompts that are tokenised together
+_OF_A_TEMPLATE = 2048  # more characters than a chat template adds to messages
+_NAMES = ("pos", "wpe")  # what is in the name of a table of positions
+_OFFSETS = (0, 2)  # OPT's has two places more than positions
+
+
+@dataclass
+class LongPromptsConfig(trl.GRPOConfig):  # type: ignore[misc]
+    """trl's config with what to do about rows whose prompt is too long."""
+
+    long_prompts: str = field(
+        default="stop",
+        metadata={
+            "help": "Rows that do not fit into the model's table of positions: stop or skip."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.long_prompts not in CHOICES:
+            raise unknown("long_prompts", str(self.long_prompts), CHOICES)
+        super().__post_init__()
+
+
+def places_of(model: nn.Module) -> int | None:
+    """How many positions a model has in a table; None where it has none and may go beyond."""
+    places = declared_places(model)
+    if places is None:
+        return None
+    sizes = {places + more for more in _OFFSETS}
+    for name, module in model.named_modules():
+        held = {**module._parameters, **module._buffers, **vars(module)}
+        for own, table in held.items():
+            named = any(part in f"{name}.{own}" for part in _NAMES)
+            if named and isinstance(table, Tensor) and table.dim() == 2 and len(table) in sizes:
+                return places
+    return None
+
+
+def too_long(
+    prompts: Sequence[Any], tokens: Callable[[list[Any]], list[int]], most: Sequence[int]
+) -> Iterator[tuple[int, int]]:
+    """(index, tokens) of the prompts, texts or chats, that have more tokens than `most` allows.
+
+    `tokens` counts them for a few prompts; those whose text is short enough anyway are not counted.
+    """
+    doubtful = [i for i, prompt in enumerate(prompts) if _bytes(prompt) > most[i]]
+    for start in range(0, len(doubtful), _AT_ONCE):
+        part = doubtful[start : start + _AT_ONCE]
+        for i, count in zip(part, tokens([prompts[i] for i in part]), strict=True):
+            if count > most[i]:
+                yield i, count
+
+
+def _bytes(prompt: Any) -> int:
+    """At least as many as the prompt has tokens."""
+    if isinstance(prompt, str):
+        return len(prompt.encode(errors="replace")) + 8
+    return _OF_A_TEMPLATE + sum(len(str(m).encode(errors="replace")) for m in prompt)
+
+
+def declared_places(model: nn.Module) -> int | None:
+    """How many positions a model's config says that it has, in a table or not."""
+    config: Any = model.config
+    places = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return places if isinstance(places, int) else None
+
+
+def named_rows(found: Sequence[tuple[int, int]], where: str, prompts: Sequence[Any]) -> str:
+    """The first of the rows, counted from 1, with their lengths and beginnings."""
+    said = [f"{where} {i + 1} ({_begin(prompts[i])}) has {n} tokens" for i, n in found[:_TOLD]]
+    more = len(found) - _TOLD
+    return ", ".join(said) + (f", and {more} more rows are too long" if more > 0 else "")
+
+
+def _begin(prompt: Any) -> str:
+    text = prompt if isinstance(prompt, str) else str(prompt[-1].get("content", ""))
+    return repr(text if len(text) <= 40 else f"{text[:40]}…")
+
+
+def fit_prompts(trainer: Any) -> None:
+    """Leave out the rows of a trainer that are too long, or raise `UserError` that names them.
+
+    Rows of a stream are looked at when they come.
+    """
+    places = places_of(trainer.accelerator.unwrap_model(trainer.model))
+    others = trainer.rollout_func is not None or trainer.environment_factories is not None
+    if places is None or others:  # prompts that are made, or changed, while sampling
+        return
+    fits = _Fits(trainer, places)
+    trainer.train_dataset = fits.among(trainer.train_dataset, "train_dataset")
+    if isinstance(trainer.eval_dataset, dict):
+        found = {n: fits.among(d, f"eval_dataset[{n!r}]") for n, d in trainer.eval_dataset.items()}
+        trainer.eval_dataset = found
+    else:
+        trainer.eval_dataset = fits.among(trainer.eval_dataset, "eval_dataset")
+
+
+class _Fits:
+    """What a trainer does about rows whose prompt and completion are more than `places` tokens."""
+
+    def __init__(self, trainer: Any, places: int) -> None:
+        self.trainer = trainer
+        self.places = places
+        self.longest = trainer.max_completion_length
+        self.skips = getattr(trainer.args, "long_prompts", "stop") == "skip"
+
+    def among(self, rows: Any, name: str) -> Any:
+        """The rows that fit. Raises `UserError` where there are others and the run is to stop."""
+        if rows is None:
+            return None
+        if isinstance(rows, IterableDataset):
+            return rows.filter(lambda row, i: self._one(row, i, name), with_indices=True)
+        prompts = rows["prompt"][:]
+        found = self._too_long(prompts, rows["max_tokens"] if self._own(rows) else None)
+        if not found:
+            return rows
+        if not self.skips:
+            raise self._error(named_rows(found, "row", prompts), name)
+        logger.warning("%s: %d rows are left out, their prompts are too long", name, len(found))
+        left = {i for i, _ in found}
+        return rows.select([i for i in range(len(prompts)) if i not in left])
+
+    def _own(self, rows: Any) -> bool:
+        return bool(self.trainer.heeds_rows and "max_tokens" in rows.column_names)
+
+    def _one(self, row: dict[str, Any], index: int, name: str) -> bool:
+        own = [row.get("max_tokens")] if self.trainer.heeds_rows else None
+        found = self._too_long([row["prompt"]], own)
+        if found and not self.skips:
+            [(_, count)] = found
+            raise self._error(f"row {index + 1} ({_begin(row['prompt'])}) has {count} tokens", name)
+        return not found
+
+    def _too_long(self, prompts: Sequence[Any], own: Any) -> list[tuple[int, int]]:
+        budgets = [min(n or self.longest, self.longest) for n in own or [None] * len(prompts)]
+        return [*too_long(prompts, self._tokens, [self.places - budget for budget in budgets])]
+
+    def _tokens(self, prompts: list[Any]) -> list[int]:
+        return [len(ids) for ids in self.trainer._tokenize_prompts(prompts)[0]]
+
+    def _error(self, rows: str, name: str) -> UserError:
+        return UserError(
+            f"{name}: the prompt of {rows}; with a completion of up to {self.longest} "
+            f"(max_completion_length) that is more than the {self.places} positions of the model. "
+            "Make max_completion_length smaller, shorten these rows, or leave them out with "
+            "long_prompts='skip'"
+        )
