@@ -254,6 +254,17 @@ def test_an_assertion_in_a_thread_of_the_test_counts() -> None:
 def test_what_a_callback_raises_otherwise_reaches_the_program() -> None:
     program = "def f(g):\n    try: g()\n    except ValueError as error: return str(error)"
     assert verdict(program, "def g(): raise ValueError('boom')\nassert f(g) == 'boom'") == "passed"
+    program = """
+def positive(n): assert n > 0, n
+def tries(g, xs):
+    def ok(x):
+        try: g(x)
+        except AssertionError as error: return str(error)
+    return [ok(x) for x in xs]
+"""
+    test = "def g(x): return positive(x)\nassert tries(g, [1, -1]) == [None, '-1']"
+    assert verdict(program, test) == "passed"
+    program = "def f(g):\n    try: g()\n    except ValueError as error: return str(error)"
     leaves = "import sys\ntry:\n    f(sys.exit)\nexcept SystemExit:\n    pass\n"
     assert verdict(program, leaves) == "passed"
     assert verdict(program, leaves + "f(sys.exit)") == "crash"
@@ -284,6 +295,11 @@ class Account:
     "An account."
     def __init__(self, owner): self._owner, self.moves = owner, []
 class Overdrawn(ValueError): pass
+class Table:
+    closed = False
+    def keys(self): return ["a"]
+    def __getitem__(self, key): return 1
+    def close(self): self.closed = True
 def f(n):
     "What it does."
     return n
@@ -295,6 +311,9 @@ def f(n):
         "import copy\na = Account('Ada')\n"
         "b, c = copy.copy(a), copy.deepcopy(a)\na.moves.append(1)\n"
         "b._owner = 'Bob'\nassert a._owner == 'Ada' and len(c.moves) == 0",
+        "import collections, contextlib\nwith contextlib.closing(Table()) as t:\n"
+        "    assert collections.UserDict(t) == {'a': 1} and dict(t) == {'a': 1}\n"
+        "assert t.closed",
         "from operator import attrgetter\nassert attrgetter('_owner')(Account('Ada')) == 'Ada'",
     ]  # fmt: skip
     assert sandbox.run(program, tests).verdicts == ["passed"] * len(tests)
