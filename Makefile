@@ -6,7 +6,7 @@ TESTS ?= tests
 
 SEED ?= 0
 
-.PHONY: quickstart r1 test lint bench real conformance resume-matrix browser scaling docs tutorials schema release-check clean
+.PHONY: quickstart r1 test lint bench real conformance resume-matrix browser scaling docs tutorials schema fields release-check clean
 
 quickstart: .venv/user  ## install, then the main job: train a tiny mixture of experts to think
 	$(RUN) train quickstart
@@ -58,6 +58,9 @@ release-check: .venv/dev  ## version, wheel, README, and the wheel in an empty e
 
 schema: .venv/dev  ## after a change of the recipe's fields: the file that editors check YAML recipes by
 	$(RUN) list schema > .schema && mv .schema recipes/recipe.schema.json
+
+fields: .venv/dev  ## after a new trl: the list of its config's fields, with what is done with each
+	$(PY) docs/config_fields.py > .fields && mv .fields docs/reference/trl-config.md
 
 DATA ?= ../shared/data
 
