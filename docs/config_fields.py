@@ -82,19 +82,15 @@ HEEDS: Mapping[str, tuple[str, ...]] = {
         "shuffle_dataset",
         "max_steps",
         "num_train_epochs",
-        "ignore_data_skip",
     ),
     "FSDP2 with every speed-up; its first version goes trl's way, which is said": (
         "fsdp",
         "fsdp_config",
     ),
     "a checkpoint of the model alone is resumed with a word on what it lacks": ("save_only_model",),
-    "experts are loaded fused, as they are trained": ("load_best_model_at_end",),
     "every evaluation samples by the step alone, and leaves the random states as they were": (
         "eval_strategy",
         "eval_steps",
-        "eval_delay",
-        "eval_on_start",
         "per_device_eval_batch_size",
     ),
 }
@@ -193,6 +189,7 @@ CANNOT_MATTER: Mapping[str, tuple[str, ...]] = {
     "rendering prompts: trl's code, before sampling": ("chat_template_kwargs",),
     "trl refuses it": ("auto_find_batch_size",),
     "reading rows": (
+        "ignore_data_skip",
         "accelerator_config",
         "dataloader_drop_last",
         "dataloader_num_workers",
@@ -204,6 +201,8 @@ CANNOT_MATTER: Mapping[str, tuple[str, ...]] = {
         "remove_unused_columns",
     ),
     "the loop of an evaluation, around sampling and loss": (
+        "eval_delay",
+        "eval_on_start",
         "bf16_full_eval",
         "fp16_full_eval",
         "prediction_loss_only",
@@ -253,6 +252,7 @@ CANNOT_MATTER: Mapping[str, tuple[str, ...]] = {
         "save_steps",
         "save_on_each_node",
         "save_total_limit",
+        "load_best_model_at_end",
         "enable_jit_checkpoint",
         "restore_callback_states_from_checkpoint",
         "push_to_hub",

@@ -44,7 +44,7 @@ def obstacle(causal_lm: nn.Module) -> str | None:
     by_length = _rope_types(getattr(text, "rope_parameters", None)) & {*_ROPE_BY_LENGTH}
     if by_length:
         return f"rotary embeddings of the type {min(by_length)}"
-    if any(isinstance(m, nn.Dropout) and m.p > 0 for m in causal_lm.modules()):
+    if any(isinstance(m, nn.Dropout) and m.p > 0 and m.training for m in causal_lm.modules()):
         return "dropout"
     return None
 

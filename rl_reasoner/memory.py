@@ -19,7 +19,10 @@ from torch import Tensor, nn
 from rl_reasoner.training_pass import MEANS_OF_ROWS, SUMS_OF_ROWS, TrainingPass
 
 logger = logging.getLogger(__name__)
-_IN_BACKWARD = ("lomo", "adalomo")  # the backward pass changes the weights: once, by trl's trainer
+_IN_BACKWARD = (
+    "lomo",
+    "layerwise",
+)  # the backward pass changes the weights: once, by trl's trainer
 
 
 class SmallerPieces(TrainingPass):
@@ -40,7 +43,7 @@ class SmallerPieces(TrainingPass):
         """Whether the gradient of a micro-batch is the sum of its pieces' gradients."""
         return bool(
             self.accelerator.distributed_type == DistributedType.NO
-            and self.args.optim not in _IN_BACKWARD
+            and not any(kind in self.args.optim for kind in _IN_BACKWARD)
             and self.loss_type in (*MEANS_OF_ROWS, *SUMS_OF_ROWS)
             and self._rows_alone
             and not getattr(self.args, "router_sequence_loss_coef", 0.0)

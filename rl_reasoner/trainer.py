@@ -21,6 +21,7 @@ from transformers.generation import StopStringCriteria
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id
 
+from rl_reasoner.agreement import in_mode
 from rl_reasoner.balance import balance_figures
 from rl_reasoner.engine import generate, generates_as_transformers
 from rl_reasoner.errors import UserError
@@ -255,13 +256,15 @@ class GRPOTrainer(
         first = self._drawn + self.accelerator.process_index * len(prompt_ids)
         rows = range(first, first + len(prompt_ids))
         early = self._begin_early()
+        base = base_of(self.model)
         with (
             self.accelerator.autocast(),
             disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
             self._sampled_routes() as routes,
+            in_mode(base, training=False),  # dropout is for training
         ):
             completions = generate(
-                base_of(self.model),
+                base,
                 prompt_ids,
                 [(*batch, row // num_generations, row % num_generations) for row in rows],
                 how,

@@ -48,6 +48,7 @@ def build(
     chats: bool = False,
     columns: dict[str, list[Any]] | None = None,
     stream: bool = False,
+    peft_config: Any = None,
     **changes: Any,
 ) -> Any:
     """Two prompts a step and eight in the data: an epoch is four steps where not changed."""
@@ -83,6 +84,7 @@ def build(
         train_dataset=data.to_iterable_dataset() if stream else data,
         eval_dataset=data if "eval_steps" in changes else None,
         processing_class=opened.tokenizer,
+        peft_config=peft_config,
     )
 
 

@@ -6,10 +6,13 @@ import sys
 from collections import Counter
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trl
+from accelerate.utils import DistributedType
+from processes import build
 from stock import TOLERANCE, Policies, gradients, half_flat, saved_policies, worst
 
 from rl_reasoner import GRPOTrainer
@@ -141,18 +144,19 @@ def test_every_heeded_field_is_set_in_a_test() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "reason", "packs"),
     [
-        ({"torch_compile": True, "torch_compile_backend": "eager"}, ("torch_compile",) * 2),
-        ({"neftune_noise_alpha": 5.0}, ("the noise of NEFTune",) * 2),
-        ({"cache_implementation": "static"}, ("cache_implementation",)),
-        ({"generation_kwargs": {"num_beams": 2}}, ("generation_kwargs (num_beams)",)),
+        ({"torch_compile": True, "torch_compile_backend": "eager"}, "torch_compile", False),
+        ({"neftune_noise_alpha": 5.0}, "the noise of NEFTune", False),
+        ({"cache_implementation": "static"}, "cache_implementation", True),
+        ({"generation_kwargs": {"num_beams": 2}}, "generation_kwargs (num_beams)", True),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_what_goes_trls_way_is_said_and_has_its_gradients(
+def test_what_goes_trls_way_is_said_once_and_has_its_gradients(
     changes: dict[str, Any],
-    said: tuple[str, ...],
+    reason: str,
+    packs: bool,
     policies: Policies,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -161,9 +165,8 @@ def test_what_goes_trls_way_is_said_and_has_its_gradients(
     stock, _, _ = gradients(trl.GRPOTrainer, policies("dense"), tmp_path, half_flat, **changes)
     with caplog.at_level(logging.WARNING, "rl_reasoner"):
         ours, _, trainer = gradients(GRPOTrainer, policies("dense"), tmp_path, half_flat, **changes)
-    words = [r.getMessage() for r in caplog.records if r.name.startswith("rl_reasoner")]
-    assert not trainer._fast and trainer._packs == (len(said) == 1)
-    assert len(words) == 1 and said[0] in words[0]
+    [said] = [r.getMessage() for r in caplog.records if r.name.startswith("rl_reasoner")]
+    assert reason in said and not trainer._fast and trainer._packs == packs
     assert worst(stock, ours) <= TOLERANCE
 
 
@@ -175,12 +178,23 @@ def test_what_goes_trls_way_is_said_and_has_its_gradients(
         ("rollout_func", print, "tools, environments or a rollout function"),
     ],
 )
-def test_who_else_samples_is_said(
-    attribute: str, value: Any, said: str, policies: Policies, tmp_path: Path
-) -> None:
+def test_who_else_samples_is_said(attribute: str, value: Any, said: str, tmp_path: Path) -> None:
     """By the words of the list: none of them runs on this machine."""
-    _, _, trainer = gradients(GRPOTrainer, policies("dense"), tmp_path, half_flat, max_steps=1)
+    trainer = build("scratch:dense-tiny", tmp_path)
     assert trainer._no_engine() is None
     setattr(trainer, attribute, value)
     assert trainer._no_engine() == said
     assert any(f'"{said}"' in what for what in FALLS_BACK)
+
+
+def test_models_in_parts_of_tensors_and_deepspeed_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither runs on this machine: what the trainer would be told is put in its place."""
+    trainer = build("scratch:dense-tiny", tmp_path)
+    trainer.args.parallelism_config = SimpleNamespace(tp_enabled=True)
+    assert trainer._settings_obstacle() == "tensor parallelism"
+    kind = DistributedType.DEEPSPEED
+    monkeypatch.setattr(type(trainer.accelerator), "distributed_type", kind)
+    said = trainer._settings_obstacle()
+    assert said == "training under DEEPSPEED" and f'"{said}"' in "".join(FALLS_BACK)

@@ -139,3 +139,6 @@ def test_an_optimizer_that_steps_in_the_backward_pass_gets_its_learning_rate(
     trainer.train()
     assert len(seen) == 2 and all(real for real, _ in seen)
     assert seen[0][1] > seen[1][1] > 0, "the schedule's rate"
+    for name in ("adalomo", "galore_adamw_layerwise"):
+        trainer.args.optim = name
+        assert not trainer._splits, "each piece would be a step"

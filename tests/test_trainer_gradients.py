@@ -281,5 +281,7 @@ def test_what_cannot_be_packed_goes_trls_way_and_says_so_once(
         trl.GRPOTrainer, policies(kind), tmp_path, half_flat, max_steps=1, **changes
     )
     assert not trainer._packs and worst(stock, ours) == 0.0
+    assert trainer._fast == (reason == "dropout"), "which is off while completions are sampled"
     said = [r.getMessage() for r in caplog.records if r.name == "rl_reasoner.training_pass"]
     assert len(said) == 1 and reason in said[0]
+    assert ("lora_dropout=0" in said[0]) == (reason == "dropout"), "what it takes to pack"

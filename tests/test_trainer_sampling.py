@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stock
 import torch
 from processes import build
 from transformers import GenerationMixin, TrainerCallback
@@ -81,6 +82,24 @@ def test_the_correction_weighs_the_gradient(tmp_path: Path) -> None:
             found[top_k, correct] = torch.cat([p.flatten() for p in trainer.model.parameters()])
     torch.testing.assert_close(found[0, False], found[0, True], atol=1e-7, rtol=1e-5)
     assert (found[20, False] - found[20, True]).abs().max() > 1e-4
+
+
+def test_the_weights_of_the_correction_keep_to_trls_bounds(tmp_path: Path) -> None:
+    bounds = {"vllm_importance_sampling_clip_min": 0.17, "vllm_importance_sampling_cap": 0.18}
+    trainer = build(
+        "scratch:dense-tiny",
+        tmp_path,
+        kind=Seen,
+        correct_sampling=True,
+        vllm_importance_sampling_mode="token_truncate",
+        top_k=20,
+        **bounds,
+        **SHORT,
+    )
+    trainer.train()
+    found = torch.cat([o["importance_sampling_ratio"].flatten() for o in trainer.outputs])
+    drawn = torch.cat([o["completion_mask"].flatten() for o in trainer.outputs]).bool()
+    assert (found[drawn].min(), found[drawn].max()) == pytest.approx((0.17, 0.18))
 
 
 def test_a_correction_that_is_off_and_on_is_one_clear_error(tmp_path: Path) -> None:
@@ -252,3 +271,18 @@ def test_sampling_that_breaks_off_leaves_no_reward_running(
     monkeypatch.undo()
     trainer.train()
     assert trainer.state.global_step == 2
+
+
+def test_the_policy_that_is_sampled_from_has_no_dropout(tmp_path: Path) -> None:
+    """With an adapter's dropout in training the engine draws what it draws without."""
+    found = []
+    for dropout in (0.0, 0.5):
+        changes = {"peft_config": stock.lora(dropout), "max_completion_length": 12, **SHORT}
+        torch.manual_seed(0)  # of the adapter's first weights
+        trainer = build("scratch:dense-tiny", tmp_path, kind=Seen, **{**changes, "max_steps": 1})
+        assert trainer._fast and trainer._packs == (dropout == 0.0)
+        trainer.train()
+        found.append(trainer.outputs[0])
+        assert all(module.training for module in trainer.model.modules())
+    assert torch.equal(found[0]["completion_ids"], found[1]["completion_ids"])
+    torch.testing.assert_close(*(f["sampling_per_token_logps"] for f in found))
