@@ -409,13 +409,9 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
             found = [why for why in gather_object([mine[0] if mine else None]) if why]
             if self.accelerator.is_main_process:
                 count, calls = self._tally.failed[name], self._tally.calls[name]
-                logger.warning(
-                    "reward %r has failed on %d of %d rows so far: %s",
-                    name,
-                    count,
-                    calls,
-                    plain(found[0]),
-                )
+                why = plain(found[0].removeprefix(f"reward {name!r}: "))
+                told = "reward %r has failed on %d of %d rows so far: %s"
+                logger.warning(told, name, count, calls, why)
 
     def _told(self) -> Iterator[str]:
         """The first faults of the rows at hand, for whoever has to mend the reward."""
