@@ -79,7 +79,7 @@ MISTAKES: dict[str, tuple[Setup, tuple[str, ...], tuple[str, ...]]] = {
     "data column": (
         file("d.jsonl", lines({"question": "q", "answr": "1"})),
         (*TRAIN, "--data.path", "d.jsonl", "--data.columns.problem", "question"),
-        ("d.jsonl, row 1", "'answer'", "'answr'"),
+        ("d.jsonl: no column 'answer'", "'answer'", "'answr'"),
     ),
     "data without completions": (
         file(
@@ -197,7 +197,7 @@ MISTAKES: dict[str, tuple[Setup, tuple[str, ...], tuple[str, ...]]] = {
     "score: no completions": (
         file("d.jsonl", lines({"completoin": "x"})),
         (*SCORE, "d.jsonl"),
-        ("d.jsonl, row 1", "'completion'", "'completoin'"),
+        ("d.jsonl: no column 'answer'", "'completion'", "'completoin'"),
     ),
     "score: both": (no, ("score", "boxd", "no.jsonl"), ("'boxd'", "'boxed'", "'no.jsonl'")),
     "score: both rewards": (
