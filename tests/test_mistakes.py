@@ -197,7 +197,7 @@ MISTAKES: dict[str, tuple[Setup, tuple[str, ...], tuple[str, ...]]] = {
     "score: no completions": (
         file("d.jsonl", lines({"completoin": "x"})),
         (*SCORE, "d.jsonl"),
-        ("d.jsonl: no column 'answer'", "'completion'", "'completoin'"),
+        ("d.jsonl, row 1", "'completion'", "'completoin'"),
     ),
     "score: both": (no, ("score", "boxd", "no.jsonl"), ("'boxd'", "'boxed'", "'no.jsonl'")),
     "score: both rewards": (
