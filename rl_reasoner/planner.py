@@ -323,12 +323,13 @@ def work_of(recipe: Recipe, stage: GrpoStage, gpus: int, a: Assumed = ASSUMED) -
 
 def _config(source: str) -> Any:
     """The configuration of a policy: a scratch name, a folder with config.json, a hub id."""
-    from rl_reasoner.policy import UNREADABLE, configuration, open_policy, told
+    from rl_reasoner.policy import UNREADABLE, configuration, located, open_policy, told
 
     if source.startswith("scratch:"):
         return open_policy(source, device="cpu").model.config
     try:
-        return configuration(source)
+        with located(source) as path:
+            return configuration(path)
     except UNREADABLE as error:
         raise UserError(f"{source}: no configuration to plan with ({told(error)})") from error
 

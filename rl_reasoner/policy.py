@@ -10,7 +10,8 @@ import hashlib
 import os
 import shutil
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from typing import Any
 import datasets
 import torch
 import transformers
-from huggingface_hub import model_info, try_to_load_from_cache
 from safetensors import SafetensorError
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -28,6 +28,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from rl_reasoner import hub
 from rl_reasoner.adapters import adapted
 from rl_reasoner.errors import UserError, did_you_mean, unknown
 from rl_reasoner.fp8_checkpoints import config_of, in_fp8, whole_blocks
@@ -168,9 +169,8 @@ def open_policy(source: str, *, seed: int = 0, device: str = "auto") -> Policy:
     elif source.endswith(".gguf"):
         policy = _pretrained(str(convert_gguf(Path(source))), source)
     else:
-        if "/" not in source and not Path(source).exists():
-            _ask_the_hub(source)
-        policy = _pretrained(str(_policy_folder(Path(source)) or source), source)
+        with located(source) as path:
+            policy = _pretrained(path, source)
     policy.model.to(choose_device(device))
     return policy
 
@@ -289,13 +289,14 @@ def _pretrained(path: str, source: str) -> Policy:
             from peft import AutoPeftModelForCausalLM, PeftConfig
 
             adapter = PeftConfig.from_pretrained(path)
-            configuration(adapter.base_model_name_or_path)
-            model = AutoPeftModelForCausalLM.from_pretrained(
-                path,
-                is_trainable=not adapter.is_prompt_learning,
-                dtype=torch.float32,
-                trust_remote_code=False,
-            ).eval()  # as every other: dropout is for training
+            with located(str(adapter.base_model_name_or_path)) as base:
+                configuration(base)
+                model = AutoPeftModelForCausalLM.from_pretrained(
+                    path,
+                    is_trainable=not adapter.is_prompt_learning,
+                    dtype=torch.float32,
+                    trust_remote_code=False,
+                ).eval()  # as every other: dropout is for training
         elif is_sharded(folder):
             model = _merged(folder)
         else:
@@ -328,21 +329,30 @@ def _pretrained(path: str, source: str) -> Policy:
     return Policy(model, tokenizer, source)
 
 
-def _ask_the_hub(name: str) -> None:
-    """Raise `UserError` where the hub has no policy `name`; transformers tries for half a minute.
+@contextmanager
+def located(source: str) -> Iterator[str]:
+    """The folder that `source` names, else its hub id, which can be opened inside.
 
-    Few hub ids have no owner (gpt2): a name that is nowhere is more often a mistyped folder.
+    Raises `UserError` for what is neither, before transformers asks the hub again and again.
     """
-    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+    path = Path(source).expanduser()
+    if (folder := _policy_folder(path)) is not None:
+        yield str(folder)
         return
+    if path.is_file():
+        raise UserError(f"policy {source!r} is a file: give a folder, a .gguf file or a hub id")
+    around = path.parent.iterdir() if path.parent.is_dir() else ()
+    near = did_you_mean(
+        str(path), [*map(str, filter(Path.is_dir, around)), *(f"scratch:{n}" for n in SCRATCH)]
+    )
+    if not hub.is_name(source) or (near and "/" in source):  # beside it lies what was meant
+        raise UserError(f"there is no policy {source!r}: no such folder.{near}")
     try:
-        model_info(name, timeout=10)
-    except Exception as error:  # the hub's own errors are many and share no base class
-        here = [path.name for path in Path().iterdir() if path.is_dir()]
-        near = did_you_mean(name, [*here, *(f"scratch:{known}" for known in SCRATCH)])
+        with hub.asked("model", source):
+            yield source
+    except hub.NotThereError as error:
         raise UserError(
-            f"policy {name!r} is no folder here and not to be had from the hub "
-            f"({_first_line(error)}).{near}"
+            f"policy {source!r} is no folder here and not to be had from the hub ({error}).{near}"
         ) from error
 
 

@@ -359,12 +359,16 @@ def _hub_rows(name: str, config: str | None, split: str) -> list[Row]:
         raise UserError(f"there is no data file or set {name!r}.{near}")
     from datasets import load_dataset
 
+    from rl_reasoner import hub
+
     try:
-        return [dict(row) for row in load_dataset(name, config, split=split)]
-    except Exception as error:  # the hub's own errors are many and share no base class
+        with hub.asked("dataset", name):
+            return [dict(row) for row in load_dataset(name, config, split=split)]
+    except Exception as error:  # datasets' own errors are many and share no base class
+        why = "" if isinstance(error, hub.NotThereError) else f"{type(error).__name__}: "
         raise UserError(
             f"data set {name!r} (split {split!r}): neither a file here nor to be had from the hub: "
-            f"{type(error).__name__}: {_first_line(error)}{hint and f'. Or {hint}'}"
+            f"{why}{_first_line(error)}{hint and f'. Or {hint}'}"
         ) from error
 
 
