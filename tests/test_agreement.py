@@ -8,6 +8,7 @@ import torch
 import transformers
 import trl
 from processes import build, same, weights
+from stock import TOLERANCE, gradients, half_flat, worst
 from transformers import AutoModelForCausalLM
 
 from rl_reasoner import GRPOTrainer, open_policy
@@ -222,6 +223,23 @@ def test_a_run_of_such_a_model_trains_and_says_once_how(
     ways = "share_prompts and fast_rollouts: trl's own training pass and sampling are used, for "
     ways = ways if sampled else "share_prompts: trl's own training pass is used, for "
     assert all(text.startswith(f"{ways}{packed}") for text in said)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"), [*((family, {}) for family in TWICE), ("Qwen2Moe", WINDOWED)]
+)
+def test_gradients_of_such_a_model_are_those_of_stock_trl(
+    family: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """Rows of up to 44 tokens, which is beyond the window."""
+    found = []
+    for kind in (trl.GRPOTrainer, GRPOTrainer):
+        policy = open_policy("scratch:dense-tiny", device="cpu")
+        policy.model = model_of(family, **settings, vocab_size=len(policy.tokenizer))
+        steps, _, trainer = gradients(kind, policy, tmp_path, half_flat, max_steps=1)
+        found.append(steps)
+    assert trainer._packs == (family in TWICE)
+    assert worst(*found) <= TOLERANCE
 
 
 def test_with_neftune_the_weights_are_those_of_trl(
