@@ -13,7 +13,7 @@ from rl_reasoner import sandbox
 from rl_reasoner.errors import unknown
 from rl_reasoner.reward import Column, Score, reward
 
-_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*([\w+-]*)[^`]*")
+_FENCE = re.compile(r" {0,3}(`{3,}+|~{3,}+)[ \t]*+([\w+-]*+)[^`]*+")
 _FENCE_LINE = re.compile(r"^ {0,3}(?:```|~~~)", re.MULTILINE)
 _PYTHON = {"", "python", "python3", "py", "py3"}
 _EXTRACT = ("last", "first", "only", "whole", "any")

@@ -5,22 +5,14 @@ the forms of other models. With the templates that open the think tag in the pro
 so that the completion may begin inside it.
 """
 
-import re
-
 from rl_reasoner.errors import unknown
 from rl_reasoner.reward import Score, reward
 
-_THINK = r"\s*<think>(?P<chain>.*)</think>\s*"
-_FORMS = {  # the tags that stand once each, and their order
-    "r1": (
-        ("<think>", "</think>", "<answer>", "</answer>"),
-        re.compile(rf"{_THINK}<answer>(?P<answer>.*)</answer>\s*", re.DOTALL),
-    ),
-    "think": (("<think>", "</think>"), re.compile(rf"{_THINK}(?P<answer>.*)", re.DOTALL)),
-    "answer": (
-        ("<answer>", "</answer>"),
-        re.compile(r"(?P<chain>.*)<answer>(?P<answer>.*)</answer>\s*", re.DOTALL),
-    ),
+# The tags that stand once each, in order, and what is between them: "" is blank.
+_FORMS = {
+    "r1": (("<think>", "</think>", "<answer>", "</answer>"), ("", "chain", "", "answer", "")),
+    "think": (("<think>", "</think>"), ("", "chain", "answer")),
+    "answer": (("<answer>", "</answer>"), ("chain", "answer", "")),
 }
 
 
@@ -36,15 +28,19 @@ def format_tags(
     """
     if form not in _FORMS:
         raise unknown("form of format_tags", form, _FORMS)
-    tags, pattern = _FORMS[form]
+    tags, names = _FORMS[form]
     text = f"<think>{completion}" if opened else completion
     wrong = [tag for tag in tags if text.count(tag) != 1]
     if wrong:
         return Score(0.0, f"{wrong[0]} occurs {text.count(wrong[0])} times, expected once")
-    found = pattern.fullmatch(text)
-    if not found:
+    parts, rest = [], text
+    for tag in tags:
+        part, found, rest = rest.partition(tag)
+        parts.append(part)
+    blank = [name for name, part in zip(names, [*parts, rest], strict=True) if not part.strip()]
+    if not found or blank.count("") != names.count(""):
         return Score(0.0, "tags out of order, or text outside of them")
-    blank = [name for name in ("chain", "answer") if not found[name].strip()]
+    blank = [name for name in blank if name]
     if filled and blank:
         return Score(0.0, f"the {blank[0]} is blank")
     return Score(1.0, "think and answer parts in order")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _CALLED = re.compile(r"\b([A-Za-z_]\w*)\s*\(")
-_FENCE = re.compile(r"^ {0,3}(?:```|~~~)[ \t]*(?:py|python|py3|python3)?[ \t]*$", re.I | re.M)
+_FENCE = re.compile(r"^ {0,3}(?:```|~~~)[ \t]*+(?:py|python|py3|python3)?[ \t]*+$", re.I | re.M)
 _BEGUN = ("problem", "entry_point")
 
 

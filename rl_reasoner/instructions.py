@@ -322,7 +322,7 @@ def _quoted(text: str, args: Args) -> Verdict:
 
 
 def _title(text: str, args: Args) -> Verdict:
-    found = re.search(r"<<([^<>\n]*[^<>\s][^<>\n]*)>>", text)
+    found = re.search(r"<<([^\S\n]*+[^<>\s][^<>\n]*+)>>", text)
     return found is not None, f"title {found[1][:40]!r}" if found else "no <<title>>"
 
 
@@ -383,7 +383,7 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
     "object": lambda value: isinstance(value, dict),
 }
 _DEEPEST = 5  # of a schema
-_FENCED = re.compile(r"```[ \t]*(?:json|JSON|Json)?[ \t]*\n(.*)\n[ \t]*```", re.DOTALL)
+_FENCED = re.compile(r"```[ \t]*+(?:json|JSON|Json)?[ \t]*+\n(.*)\n[ \t]*```", re.DOTALL)
 
 
 def _schema(value: Any, depth: int = 0) -> Any:

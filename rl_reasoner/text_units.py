@@ -19,6 +19,7 @@ _MARKS = (
     "\u0e31\u0e34-\u0e3a\u0e47-\u0e4e\u1ab0-\u1aff\u20d0-\u20ff"
 )
 _LETTER = rf"(?:[^\W_{IDEOGRAPHS}]|[{_MARKS}])"
+_IDEOGRAPH = re.compile(f"[{IDEOGRAPHS}]")
 _WORD = re.compile(
     rf"[{IDEOGRAPHS}]|{_LETTER}+(?:"
     r"(?:['’‑_-]"  # don't, well-known
@@ -37,6 +38,7 @@ _NUMBERED_ONLY = "fig figs no nos vol ed eds pp p eq sec ch art"
 _MAY = "etc inc ltd co corp a.m p.m u.s u.k u.s.a u.n jr sr b.c a.d ph.d m.d"
 _NEVER_ENDS, _MAY_END = frozenset(_NEVER.split()), frozenset(_MAY.split())
 _BEFORE_NUMBERS = frozenset(_NUMBERED_ONLY.split())
+_LAST_WORD = 24  # characters before a mark that are looked at
 _CLOSERS = "\"'”’»)]}」』】）*_"
 _END = re.compile(rf"(?P<wide>[。！？｡]+)[{re.escape(_CLOSERS)}]*|[.!?…]+[{re.escape(_CLOSERS)}]*")
 _BULLET = re.compile(r"[ \t]*(?:[-*+–][ \t]+|[•·・‣◦▪●○]\s*)(?=\S)")
@@ -74,7 +76,7 @@ def words(text: str) -> list[str]:
 
 def ideographs(text: str) -> list[str]:
     """The Chinese characters (and kana) of a text."""
-    return re.findall(rf"[{IDEOGRAPHS}]", plain(text))
+    return _IDEOGRAPH.findall(plain(text))
 
 
 def paragraphs(text: str) -> list[str]:
@@ -126,7 +128,9 @@ def _split(text: str) -> list[str]:
         elif _ideograph(text[end.end() : end.end() + 1]):
             ends = not _ellipsis(end[0])
         else:
-            ends = spaced and _ends_here(text[start : end.start()], end[0], after)
+            ends = spaced and _ends_here(
+                text[max(start, end.start() - _LAST_WORD) : end.start()], end[0], after
+            )
         if ends:
             found.append(text[start : end.end()])
             start = end.end()
@@ -134,7 +138,7 @@ def _split(text: str) -> list[str]:
 
 
 def _ideograph(character: str) -> bool:
-    return bool(character) and bool(re.match(rf"[{IDEOGRAPHS}]", character))
+    return bool(character) and bool(_IDEOGRAPH.match(character))
 
 
 def _ellipsis(mark: str) -> bool:
@@ -146,7 +150,7 @@ def _ends_here(before: str, mark: str, after: str) -> bool:
     small = after[:1].islower()
     quoted = mark[-1] in _CLOSERS
     if mark.rstrip(_CLOSERS) == ".":
-        last = before[-24:].split()[-1:] or [""]
+        last = before.split()[-1:] or [""]
         word = last[0].lstrip("\"'“‘([{*_").lower()
         if word in _NEVER_ENDS or (len(word) == 1 and word.isalpha() and word != "i"):
             return not after

@@ -54,13 +54,13 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _CUE = re.compile(
-    r"(?:(?:(?<![a-zA-Z])(?:(?:final|correct|right|best|exact|numerical|simplified|required|desired)\s+)*"
+    r"(?:(?:(?<![a-zA-Z])(?:(?:final|correct|right|best|exact|numerical|simplified|required|desired)\s+){0,6}"
     r"(?:answer|ans)\b\.?(?:\s+(?:to|for|of|in)\s(?:[^.:\n=]|\.(?=\d)){0,70}?)?[\s*_}]*"
     r"(?:(?:is|are|was|would\s+be|will\s+be|should\s+be|must\s+be|equals|comes?\s+(?:out\s+)?to)"
     r"\b[\s*_]*[:：]?|[:：=]|(?=\$|\\\(|\\\[)|-(?=\s)|→|->))"
     r"|\b(?:correct|right|best)\s+(?:option|choice)\s+is\b\s*:?"
     r"|(?:最终|最后|正确|故|所以|因此)?(?:答案|选项)(?:应该?)?[\s*_]*(?:是|为|:|：|等于|选)[\s*_]*[:：]?"
-    r"|(?:^|\n)\s*\**答\**\s*[:：]|结论[*_\s]*[:：]|(?:故|应|所以|因此)选(?:择)?[:：]?|最终结果(?:是|为|：|:)"
+    r"|(?:^|(?<!\s)[^\S\n]*+\n)\s*+\**答\**\s*[:：]|结论[*_\s]*[:：]|(?:故|应|所以|因此)选(?:择)?[:：]?|最终结果(?:是|为|：|:)"
     r"|\br[ée]ponse\s*(?:finale\s*)?(?:est|:)|\brespuesta\s*(?:final\s*)?(?:es|:)"
     r"|\bantwort\s*(?:ist|lautet|:)|\brisposta\s*(?:è|:)|\bresposta\s*(?:é|:)|ответ\s*[:：—–-]"
     r"|答えは|答え[:：]|정답(?:은|:)|답(?:은|:))",
@@ -84,7 +84,7 @@ _IS_THE_ANSWER = re.compile(
 )
 _NOT_ASSERTED = re.compile(
     r"\b(?:if|whether|suppose|assume|assuming|doubt|unless|why|how|wonder|what|isn'?t|not|"
-    r"don'?t\s+know|unsure|sure\s+(?:if|that)|false\s+that)\b[^.,;\n]*$",
+    r"don'?t\s+know|unsure|sure\s+(?:if|that)|false\s+that)\b",
     re.IGNORECASE,
 )
 _MINERVA = re.compile(r"final answer:\s*the final answer is", re.IGNORECASE)
@@ -98,7 +98,7 @@ _REPORTED = re.compile(
     r"|maybe|perhaps|guess|think|example|hint|recall|wrong|incorrect|if)\b",
     re.IGNORECASE,
 )
-_ENDS_IN_FORMULA = re.compile(r"\b(?:is|are|equals)\s*:?\s*(\$[^$\n]+\$|\\\(.+?\\\))[\s.]*$")
+_STATES_FORMULA = re.compile(r"\b(?:is|are|equals)\s*+(?::\s*+)?(?=\$|\\\()")
 _FILLER = re.compile(
     r"^(?:[\s:：,*_#>}]|\\n)*(?:(?:simply|just|therefore|thus|hence|probably|likely|definitely|"
     r"for sure|certainly|clearly|indeed|also|now|then|given by|as follows|the following|below|"
@@ -107,17 +107,21 @@ _FILLER = re.compile(
     re.IGNORECASE,
 )
 _SENTENCE_PART = re.compile(
-    r"\$\$.*?\$\$|\$[^$\n]*\$|\\\[.*?\\\]|\\\(.*?\\\)|\\begin\{.*?\\end\{[a-z*]+\}"
+    r"\$\$.*?\$\$|\$[^$\n]*\$|\\\[(?:(?!\\\[).)*?\\\]|\\\((?:(?!\\\().)*?\\\)"
+    r"|\\begin\{(?:(?!\\begin\{).)*?\\end\{[a-z*]+\}"
     r"|[.!?。！？](?=[\s\"*]|$)|[。！？]|\n",
     re.DOTALL,
 )
 _RULE = re.compile(r"^\s*(?:```\w*|-{3,}|\*{3,}|_{3,}|={3,})\s*$")
-_SPAN = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<!\\)\$([^$\n]+)\$", re.DOTALL)
+_SPAN = re.compile(
+    r"\$\$(.+?)\$\$|\\\[((?:(?!\\\[).)+?)\\\]|\\\(((?:(?!\\\().)+?)\\\)|(?<!\\)\$([^$\n]+)\$",
+    re.DOTALL,
+)
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
 _REMARK = re.compile(
-    r",?\s+(?:because|since|as|which|so|where|when|if|for|after|before|it|not|non|but|given|"
+    r"(?:,|(?<![\s,]))\s+(?:because|since|as|which|so|where|when|if|for|after|before|it|not|non|but|given|"
     r"obtained|found|according|due|that|I|we|thus|hence|rounded|with|from|this|meaning|这|因为|pour|"
-    r"car|by|in|on|at|and\s+(?:this|that|it))\b|\s+[(（—–]|\s-\s|[;；]|,(?=\s*[a-z]{3,})|[，,](?=[\u4e00-\u9fff])"
+    r"car|by|in|on|at|and\s+(?:this|that|it))\b|(?<!\s)\s+[(（—–]|\s-\s|[;；]|,(?=\s*[a-z]{3,})|[，,](?=[\u4e00-\u9fff])"
 )
 _COPULA = re.compile(r"\b(?:is|are|equals?|was|be|est|es|ist|of)\b\s*:?|是|为|等于|[:：]|=")
 _NUMBER = re.compile(
@@ -125,19 +129,19 @@ _NUMBER = re.compile(
 )
 _WORDED = re.compile(
     r"(?:\\text(?:bf)?\s*\{)?(?!.*\b(?:not|no|never|neither)\b)[A-Za-z ]{2,40}(?::|\bis\b)"
-    r"\s*\}?\s*(.+)$"
+    r"\s*+(?:\}\s*+)?(.+)$"
 )
 _HEDGE = re.compile(
-    r"[\s,(（—–-]*(?:but\s+|though\s+|although\s+|and\s+)?(?:it\s+|this\s+)?"
+    r"(?<![\s,(（—–-])[\s,(（—–-]*+(?:but\s+|though\s+|although\s+|and\s+)?(?:it\s+|this\s+)?"
     r"(?:or|perhaps|maybe|possibly|might|could|may|alternatively|或)\b",
     re.IGNORECASE,
 )
 _PICTURE = re.compile(
     r"\[asy\].*|\\includegraphics.*|!\[[^\]]*\](?:\([^)]*\))?|<(?:image|img|figure)[^>]*>|"
-    r"[(\[]?\s*(?:see|refer to|shown in|as shown in|in)\s+(?:the\s+)?(?:attached\s+|above\s+)?"
-    r"(?:figure|fig|diagram|picture|graph|image|drawing|illustration)s?\.?\s*(?:\d+(?:\.\d+)*)?\s*"
-    r"(?:above|below|shown|attached)?\s*[)\]]?|"
-    r"[(\[]?\s*(?:figure|fig\.?|diagram|image)\s*(?:\d+(?:\.\d+)*)?\s*[)\]]?|"
+    r"[(\[]? ?(?:see|refer to|shown in|as shown in|in) (?:the )?(?:attached |above )?"
+    r"(?:figure|fig|diagram|picture|graph|image|drawing|illustration)s?\.? ?(?:\d+(?:\.\d+)*)? ?"
+    r"(?:above|below|shown|attached)? ?[)\]]?|"
+    r"[(\[]? ?(?:figure|fig\.?|diagram|image) ?(?:\d+(?:\.\d+)*)? ?[)\]]?|"
     r"[(\[](?:picture|graph|drawing)[)\]]|(?:见|如)(?:下|右|左|上|附)?图(?:所示)?\d*",
     re.IGNORECASE | re.DOTALL,
 )
@@ -235,7 +239,8 @@ def cued(text: str) -> Found | None:
     cues += [(m.start(), m.end(), 2) for m in _OPTION_IS.finditer(text)]
     for start, end, kind in sorted(cues, reverse=True)[:MAX_CUES]:
         line = text[max(0, text.rfind("\n", 0, start), start - 300) : start]
-        if _NOT_ASSERTED.search(line) or line.count('"') % 2:
+        clause = line[max(map(line.rfind, ".,;\n")) + 1 :]
+        if _NOT_ASSERTED.search(clause) or line.count('"') % 2:
             continue
         if kind == 1:
             found = before_cue(line)
@@ -317,10 +322,24 @@ def last_sentence(text: str) -> Found | None:
     spans = [m[0] for m in _SPAN.finditer(last)] + [m[1] for m in _BOLD.finditer(last)]
     if len(spans) == 1 and readable(spans[0]):
         return Found((spans[0],), "only formula of the last sentence")
-    ending = _ENDS_IN_FORMULA.search(last)
-    if ending and readable(ending[1]):
-        return Found((ending[1],), "formula that ends the last sentence")
+    ending = _ending_formula(last)
+    if ending and readable(ending):
+        return Found((ending,), "formula that ends the last sentence")
     return None
+
+
+def _ending_formula(sentence: str) -> str:
+    """The formula that a sentence ends with, behind the first verb that states it; or nothing."""
+    body = sentence.rstrip(". \t\n\r\f\v")
+    for verb in _STATES_FORMULA.finditer(body):
+        formula = body[verb.end() :]
+        if "\n" in formula:
+            continue
+        if formula[0] == "$" and len(formula) > 2 and formula.find("$", 1) == len(formula) - 1:
+            return formula
+        if formula[0] == "\\" and len(formula) > 4 and formula.endswith("\\)"):
+            return formula
+    return ""
 
 
 # ---------------------------------------------------------------------- phrases
@@ -438,6 +457,6 @@ def gold_trouble(text: str) -> str:
         return "the gold has an environment that does not end"
     if len(re.findall(r"\\left(?![a-z])", text)) > len(re.findall(r"\\right(?![a-z])", text)):
         return "the gold has a bracket that does not close"
-    if re.search(r"\\[dtc]?frac\s*(?:\{[^{}]*\})?\s*$", text):
+    if re.search(r"\\[dtc]?frac\s*+(?:\{[^{}]*+\}\s*+)?$", text):
         return "the gold has a fraction without its parts"
     return ""

@@ -60,10 +60,10 @@ _REPEATING = re.compile(
 )
 _ELLIPSIS = re.compile(r"(\d+)\.(\d+)\s*(?:\\(?:ldots|dots|cdots)(?![a-z])|\.\.\.+)")
 _NUMBER = re.compile(r"\d+\.?\d*(?!\.\d)|\.\d+|\d+")
-_SCIENTIFIC = re.compile(r"(?:\d+\.?\d*|\.\d+)[eE]([+-]?)(\d{1,4})(?![\d.])")
+_SCIENTIFIC = re.compile(r"(?:\d++(?:\.\d*+)?|\.\d++)[eE]([+-]?)(\d{1,4})(?![\d.])")
 _BASED = re.compile(
-    r"\(?(?P<d>(?=[A-Z]*\d)[0-9A-Z]+)\)?\s*_\s*(?:\{\s*(?:\\text\s*\{|\\mathrm\s*\{)?\s*\(?(?:base\s*)?"
-    r"(?P<b>\d+|two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen)\)?\s*\}?\s*\}|(?P<c>\d+))"
+    r"\(?(?P<d>(?=[A-Z]*\d)[0-9A-Z]+)\)?\s*_\s*(?:\{\s*+(?:\\(?:text|mathrm)\s*\{\s*+)?\(?(?:base\s*+)?"
+    r"(?P<b>\d++|two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen)\)?\s*+(?:\}\s*+)?\}|(?P<c>\d+))"
 )
 _LETTERED = re.compile(
     r"(?P<d>[A-F](?=[0-9A-F])[0-9A-F]+)_(?:\{(?P<b>1[1-6])\}|(?P<c>1[1-6]))(?!\d)"
@@ -81,15 +81,20 @@ _NOISE = re.compile(
 )
 _BASE_TEXT = re.compile(r"\\(?:text|mathrm)\s*\{([^{}]*\bbase\b[^{}]*)\}")
 _IN_BASE = re.compile(
-    r"\s*(?:_\s*\{\s*base|\(\s*base|\bin\s+base|\bbase)[\s-]*(\d+|two|three|four|five|six|seven|eight|nine"
+    r"(?:(?<!\s)\s++)?(?:_\s*\{\s*base|\(\s*base|\bin\s+base|\bbase)[\s-]*(\d+|two|three|four|five|six|seven|eight|nine"
     r"|ten|twelve|sixteen)\b\s*[})]?"
 )
 _HEX_TEXT = re.compile(r"(?<=\d)\\(?:mathrm|text)\s*\{([A-F]+)\}(?=\s*_)")
-_DEGREE = re.compile(r"\^?\s*\{?\s*\\(?:text|math)?(?:degree(?![a-z])|(?:text|rm)\s*\{o\})\s*\}?")
+_DEGREE = re.compile(
+    r"\^?(?:(?<!\s)\s++)?(?:\{\s*+)?\\(?:text|math)?(?:degree(?![a-z])|(?:text|rm)\s*\{o\})\s*\}?"
+)
 _POINT = re.compile(r"\.(?:\d|\\(?:overline|bar|dot)\b)")
 _GLUED_SPACE = re.compile(r"(\\q?quad)(?=[a-zA-Z])")
 _DOLLAR = re.compile(r"(?<!\\)\$")
 _ROW_GAP = re.compile(r"\s*\[-?[\d.]+\s*(?:pt|em|ex|mm|cm)\]")
+_BLACKBOARD = re.compile(r"\s*+(?:\{\s*+)?([A-Z])\s*\}?")
+_ENVIRONMENT = re.compile(r"\s*\{([a-zA-Z]+)\*?\}(\s*\[[^\]]*\])?")
+_COLUMNS = re.compile(r"\s*\{[^{}]*\}")
 _STYLED_LETTERS_KEPT = frozenset("eid")
 
 
@@ -274,7 +279,7 @@ class _Lexer:
         elif name in GREEK_NAMES:
             self.put("let", name.removeprefix("var"))
         elif name == "mathbb":
-            group = re.compile(r"\s*\{?\s*([A-Z])\s*\}?").match(text, end)
+            group = _BLACKBOARD.match(text, end)
             self.put("cmd", f"bb{group[1] if group else ''}")
             end = group.end() if group else end
         elif name in ("R", "Z", "N", "Q", "C"):
@@ -318,7 +323,7 @@ class _Lexer:
             unit = inner in SOFT and inner not in _STYLED_LETTERS_KEPT and self.after_value()
             unit = unit or (inner in "CF" and self.after_degree())
             self.put("word" if unit else "let", inner)
-        elif match := re.match(_BASED, inner + text[end + 1 : end + 12]):
+        elif match := _BASED.match(inner + text[end + 1 : end + 12]):
             self.based(match)
             end += max(0, match.end() - len(inner))
         elif self.is_unit(inner, " ", 0):
@@ -338,12 +343,12 @@ class _Lexer:
 
     def environment(self, name: str, text: str, at: int) -> int:
         """Scan the begin or end of an environment."""
-        group = re.compile(r"\s*\{([a-zA-Z]+)\*?\}(\s*\[[^\]]*\])?").match(text, at)
+        group = _ENVIRONMENT.match(text, at)
         if group is None:
             raise Unreadable("an environment without a name")
         end = group.end()
         if name == "begin" and group[1] in ("array", "tabular", "alignedat"):
-            columns = re.compile(r"\s*\{[^{}]*\}").match(text, end)
+            columns = _COLUMNS.match(text, end)
             end = columns.end() if columns else end
         if group[1] in ALIGNED:
             self.aligned = name == "begin"

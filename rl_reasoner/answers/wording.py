@@ -38,7 +38,7 @@ _MEANING = {
 }
 _TEXT_COMMAND = re.compile(
     r"\\(?:text(?:bf|it|rm|normal|sf|tt|up|sc)?|mathrm|mathbf|mathit|mathsf|mbox|hbox|emph|bm|"
-    r"boldsymbol|operatorname|underline|pmb|mathtt|textsc)\s*\*?(?=\s*\{)"
+    r"boldsymbol|operatorname|underline|pmb|mathtt|textsc)\s*+\*?(?=\s*+\{)"
 )
 _SPACING = re.compile(r"\\(?:[,;:! ]|q?quad(?![a-zA-Z])|left(?![a-zA-Z])|right(?![a-zA-Z]))|~")
 _DECORATION = re.compile(r"\$|\*\*|`|\"|(?<!\\)\\[()\[\]]|\\displaystyle|^[#>\s]+")
@@ -47,7 +47,7 @@ _ALL_EXCEPT = re.compile(
     r"(?: for)?(?: x ?=)? (.+)"
 )
 _ARTICLE = re.compile(r"^(?:the|a|an)\s+(?=\S)", re.IGNORECASE)
-_CLOSING = re.compile(r"(?<=[^\W\d_])!+$|\.+$")
+_CLOSING = re.compile(r"(?<=[^\W\d_])!+$|(?<!\.)\.+$")
 _LONG_WORD = re.compile(r"(?<![\\a-zA-Z])[^\W\d_]{2,}")
 _WORDS_ONLY = re.compile(r"[^\W\d_]+(?:[\s'.,&/-]+[^\W\d_]+)*")
 _TIME = re.compile(
@@ -64,6 +64,7 @@ _CHOICE = re.compile(
     re.DOTALL,
 )
 _SECOND_CHOICE = re.compile(r"^(?:(?:and|or|和|或|&|/)\b|\(?[A-J]\)?(?:[.,:;)\s]|$))")
+_BETWEEN_NAMES = re.compile(r"(?:(?<!\s)\s++)?,\s*(?:and\s+)?|(?<!\s)\s+and\s+|、|和")
 _NUMBER_WORDS = {
     word: str(number)
     for number, word in enumerate(
@@ -177,7 +178,7 @@ def dated(text: str) -> str:
 
 def name_list(text: str) -> tuple[str, ...]:
     """The names of a list of words in order of the alphabet; empty where it is no such list."""
-    parts = re.split(r"\s*,\s*(?:and\s+)?|\s+and\s+|、|和", unstyled(text).strip(" ."))
+    parts = _BETWEEN_NAMES.split(unstyled(text).strip(" ."))
     if len(parts) < 2 or not all(is_wordy(part) for part in parts):
         return ()
     return tuple(sorted(words(part) for part in parts))

@@ -29,7 +29,7 @@ _START_S = 60.0
 _GRACE_S = 5.0
 _PASSED_ON = ("LD_LIBRARY_PATH",)  # some Pythons do not start without; programs do not see it
 _SCIENCE = ("numpy", "sympy", "mpmath")
-_SCIENCE_IMPORT = re.compile(r"^\s*(?:import|from)\s+(?:numpy|sympy|mpmath)\b", re.MULTILINE)
+_SCIENCE_IMPORT = re.compile(r"^[^\S\n]*(?:import|from)\s+(?:numpy|sympy|mpmath)\b", re.MULTILINE)
 # The sandbox's own modules under their own names, without what their packages import.
 _BOOT = """
 import sys, types

@@ -19,7 +19,7 @@ from rl_reasoner.sandbox import child, data, zygote
 from rl_reasoner.sandbox.host import MAX_OUTPUT, Finished
 
 Verdict = Literal["passed", "failed", "error", "timeout", "memory", "crash", "refused"]
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?(\d+(?:\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 _NAME = re.compile(r"[^\W\d]\w*((\(\))?\.[^\W\d]\w*)*")
 _VERDICTS: tuple[Verdict, ...] = ("passed", "failed", "error", "memory")
 _LONG_ANSWER = 1 << 16
