@@ -264,7 +264,7 @@ class Compare:
             for told in unlike(found):
                 err.print(told, style="yellow", soft_wrap=True)
             for name, entry in found.items():
-                _print_flips(name, entry["flips"])
+                _print_flips(name, entry["flips"], entry["better"] + entry["worse"])
 
 
 def _compared(found: Mapping[str, Mapping[str, Any]]) -> Any:
@@ -288,7 +288,8 @@ def _compared(found: Mapping[str, Mapping[str, Any]]) -> Any:
     return table
 
 
-def _print_flips(name: str, flips: Sequence[Mapping[str, Any]]) -> None:
+def _print_flips(name: str, flips: Sequence[Mapping[str, Any]], of: int) -> None:
+    """The first of the rows that flipped, `of` so many; `flips` may not be all of them."""
     if not flips:
         return
     table = new_table("row", "problem", "a", "b", "reason of a", "reason of b")
@@ -297,6 +298,7 @@ def _print_flips(name: str, flips: Sequence[Mapping[str, Any]]) -> None:
         reasons = [str(flip[side].get("reason", ""))[:100] for side in ("a", "b")]
         shares = [f"{flip[side]['share']:.0%}" for side in ("a", "b")]
         table.add_row(str(flip["id"] or flip["row"]), flip["problem"][:80], *shares, *reasons)
-    if len(flips) > _FLIPS_SHOWN:
-        table.caption = f"{len(flips) - _FLIPS_SHOWN} more: see --json or --out"
+    if of > _FLIPS_SHOWN:
+        more = f"the first {len(flips)} of all {of:,} are in" if len(flips) < of else "see"
+        table.caption = f"{of - _FLIPS_SHOWN:,} more: {more} --json and --out"
     err.print(table)

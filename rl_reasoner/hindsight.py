@@ -137,10 +137,14 @@ def step_of(run: Path, number: int, stage: str | None = None) -> Step:
 
 @dataclass
 class Rescored:
-    """A run's rollouts under another reward: pairs (value in the run, value now) by group."""
+    """A run's rollouts under another reward: pairs (value in the run, value now) by group.
+
+    Held against the run's own scores of the reward of that name, else `against` its total.
+    """
 
     groups: list[list[tuple[float, float]]] = field(default_factory=list)
     flips: list[dict[str, Any]] = field(default_factory=list)
+    against: str = "the total"
     faults: int = 0
     abstained: int = 0
 
@@ -155,6 +159,7 @@ class Rescored:
         taus = [tau for group in self.groups if (tau := kendall(group)) is not None]
         flat = [sum(len({p[side] for p in g}) == 1 for g in self.groups) for side in (0, 1)]
         return {
+            "against": self.against,
             "rows": len(pairs),
             "groups": len(self.groups),
             "changed": sum(a != b for a, b in pairs),
@@ -210,7 +215,10 @@ def _rescore(
             )
     columns = {key: [row.get(key) for row in rows] for key in rows[0]}
     columns["prompts"] = [rollout["prompt"] for rollout in batch]
-    own = any(row.get(APPLIES) and applies(name_of(reward), row[APPLIES]) for row in data)
+    name = name_of(reward)
+    if any(name in rollout["scores"] for rollout in batch):
+        found.against = name
+    own = any(row.get(APPLIES) and applies(name, row[APPLIES]) for row in data)
     score = score_own_rows if own else score_batch  # a reward that is new to the run: on all rows
     outcomes = score(reward, [rollout["completion"] for rollout in batch], columns)
     found.faults += sum(isinstance(outcome, Fault) for outcome in outcomes)
@@ -220,17 +228,23 @@ def _rescore(
         judged = [
             (rollout, outcome)
             for rollout, outcome in members
-            if rollout["reward"] is not None and not math.isnan(usable(outcome))
+            if _then(rollout, found.against) is not None and not math.isnan(usable(outcome))
         ]
         if not judged:
             continue
-        pairs = [(float(rollout["reward"]), usable(outcome)) for rollout, outcome in judged]
+        pairs = [(_then(r, found.against) or 0.0, usable(outcome)) for r, outcome in judged]
         found.groups.append(pairs)
         means = [sum(pair[side] for pair in pairs) / len(pairs) for side in (0, 1)]
         for (rollout, outcome), (then, now) in zip(judged, pairs, strict=True):
             if (then - means[0]) * (now - means[1]) < 0:
                 why = described(outcome)["reason"]
                 found.flips.append({**rollout, "then": then, "now": now, "reason": why})
+
+
+def _then(rollout: Rollout, reward: str) -> float | None:
+    """What the run gave a completion by `reward`; its total where the run has no such reward."""
+    score = rollout["scores"].get(reward)
+    return finite(rollout["reward"] if score is None else score.get("value"))
 
 
 def _row_of(rollout: Rollout, data: list[Row]) -> Row:

@@ -6,6 +6,7 @@ and in memory, end and padding tokens, prompts that do not fit, settings far fro
 `rl-reasoner check RECIPE` does both and a rehearsal (`rehearsal`), `train` these two.
 """
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -243,6 +244,9 @@ def _disk(recipe: Recipe, policy: Policy, folder: Path) -> Notice:
     checkpoint = weights + trained * _ADAM_BYTES
     need = 3 * checkpoint + (len(recipe.stages) + 1) * weights
     place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        said = f"cannot write {folder}: {place} is no folder that can be written to"
+        return Notice("disk", "failed", said, "choose another --run.folder")
     free = shutil.disk_usage(place).free
     said = f"{_size(need)} for checkpoints and policies, {_size(free)} free in {place}"
     if need > free:

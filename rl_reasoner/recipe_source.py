@@ -391,7 +391,10 @@ def _resolve(data: dict[str, Any], flag: str) -> tuple[Path_, Any]:
                 for before, p in zip(above, candidate, strict=False)
             ), annotation
     known = [f"--{path}" for path in _paths(data)] + ["--resume", "--quiet", "--json"]
-    raise UserError(f"--{flag}: the recipe has no such field.{did_you_mean(f'--{flag}', known)}")
+    # the last part of a path alone (--lr for --optim.lr) is nearer than another path like it
+    ends = {p.lstrip("-").rpartition(".")[2]: p for p in sorted(known, key=len, reverse=True)}
+    near = did_you_mean(ends.get(flag, f"--{flag}"), known)
+    raise UserError(f"--{flag}: the recipe has no such field.{near}")
 
 
 def _annotation(parts: Sequence[str], models: Sequence[type[BaseModel]]) -> Any:

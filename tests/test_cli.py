@@ -122,6 +122,28 @@ def test_eval_saves_what_compare_reads(here: Path, cli: Cli) -> None:
     assert "difference" in ended.out
 
 
+def test_compare_says_of_how_many_rows_it_shows_the_first(tmp_path: Path, cli: Cli) -> None:
+    from rl_reasoner.evaluate import EvalResult
+    from rl_reasoner.figures import figures_of
+
+    for name in ("a", "b"):
+        same = {"answer": "1", "completions": ["1"], "tokens": [1], "truncated": [False]}
+        right = {"scores": [float(name == "b")], "reasons": ["as told"], "outcomes": ["score"]}
+        rows = [{"problem": f"{i}", **same, **right} for i in range(600)]
+        sets = {"s": {**figures_of(rows), "temperature": 0.0, "reward": "boxed"}}
+        EvalResult("p", name, sets=sets, rows={"s": rows}).save(tmp_path / f"{name}.json")
+    ended = cli("compare", "a.json", "b.json")
+    assert "590 more: the first 50 of all 600 are in --json and --out" in " ".join(
+        ended.err.split()
+    )
+
+
+def test_the_last_part_of_a_flag_is_enough_to_be_told_which_was_meant(cli: Cli) -> None:
+    ended = cli("train", "quickstart", "--lr", "1e-3", "--sizes", "4")
+    assert ended.code == 2 and "--lr: the recipe has no such field. Did you mean" in ended.err
+    assert "Did you mean '--optim.lr'?" in ended.err
+
+
 def test_eval_takes_sets_from_a_folder(
     here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

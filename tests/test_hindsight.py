@@ -70,6 +70,21 @@ def test_the_runs_own_reward_changes_nothing(here: Path, cli: Cli) -> None:
     assert found["mean"]["then"] == found["mean"]["now"]
 
 
+def test_a_reward_among_several_is_held_against_its_own_scores(here: Path, cli: Cli) -> None:
+    """Not against the total, in which another reward weighs more and says the opposite."""
+    file = here / "run/stages/2-grpo/rollouts.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows:
+        other = 1.0 - row["scores"]["fine"]["value"]
+        row["scores"]["other"] = {"value": other, "reason": "", "outcome": "score"}
+        row["reward"] += 5 * other
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = json.loads(cli("score", "rewards.py:fine", "--rescore", "run", "--json").out)
+    assert (found.pop("against", ""), found["changed"], found["flipped"]) == ("fine", 0, 0)
+    found = json.loads(cli("score", "length", "--rescore", "run", "--json").out)
+    assert found["against"] == "the total"
+
+
 def test_the_opposite_reward_flips_every_row_that_moved(here: Path, cli: Cli) -> None:
     (here / "rewards.py").write_text(
         (here / "rewards.py").read_text()

@@ -90,6 +90,14 @@ def test_what_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert found["memory"].status == "failed" and "do not fit" in found["memory"].message
 
 
+def test_a_folder_that_cannot_be_made_fails(tmp_path: Path, cli: Cli) -> None:
+    stock(tmp_path)
+    text = (tmp_path / "tiny.yaml").read_text()
+    (tmp_path / "tiny.yaml").write_text(text.replace("folder: run", "folder: saved.jsonl/run"))
+    ended = cli("check", "tiny.yaml")
+    assert ended.code == 2 and "disk: cannot write saved.jsonl/run" in ended.err
+
+
 def test_doubtful_settings_are_told(tmp_path: Path) -> None:
     hot = grpo(optim={"lr": 0.5}, group={"size": 2, "prompts": 1})
     found = notices(recipe(tmp_path, hot), tmp_path)
