@@ -147,8 +147,6 @@ def _packs(causal_lm: Any) -> bool:
     assert packed is not None
     with attention_of(causal_lm):
         found = causal_lm.base_model(**arguments(packed)).last_hidden_state[0]
-    if len(found) != len(packed.scored):  # a model that is not prepared gives all tokens
-        found = found[packed.scored]
     alone = causal_lm.base_model(input_ids=rows, use_cache=False).last_hidden_state
     return _equal(found, alone[:, _PROMPTS[0] - 1 : -1].flatten(0, 1))
 

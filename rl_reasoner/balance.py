@@ -9,7 +9,7 @@ transformers.
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ from rl_reasoner.moe import (
     ExpertLoad,
     check_auxiliary_loss,
     check_experts,
-    freeze_routers,
+    frozen_routers,
     routers,
     without_router_logits,
 )
@@ -90,15 +90,21 @@ class BiasUpdate(TrainerCallback):  # type: ignore[misc]
                 "adapter (lora) leaves as it is: leave one of them out"
             )
         self._model = base
+        self._load: ExpertLoad | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._load = ExpertLoad(self._model)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._load.remove()
+        self.remove()
+
+    def remove(self) -> None:
+        """Take its hooks off the model: a training that breaks off tells no callback."""
+        if self._load is not None:
+            self._load.remove()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        counts = self._load.take_counts()
+        counts = {} if self._load is None else self._load.take_counts()
         for name, router in self._routers.items():
             bias = getattr(router, _BIAS)
             here = counts.get(name, torch.zeros(len(bias))).to(bias.device, torch.float32)
@@ -106,6 +112,18 @@ class BiasUpdate(TrainerCallback):  # type: ignore[misc]
                 torch.distributed.all_reduce(here)
             with torch.no_grad():
                 bias.copy_(updated_bias(bias, here, self._rate))
+
+
+@contextmanager
+def balanced(trainer: Any, freeze: bool) -> Iterator[None]:
+    """Inside, a trainer trains, its routers frozen or not; what that put on the model comes off."""
+    with frozen_routers(base_of(trainer.model)) if freeze else nullcontext():
+        try:
+            yield
+        finally:
+            for callback in trainer.callback_handler.callbacks:
+                if isinstance(callback, BiasUpdate):
+                    callback.remove()
 
 
 # --------------------------------------------------------------------------- the sequence's loss
@@ -219,8 +237,6 @@ class ExpertBalance(RouterReplay):
         self._sequence_coef = getattr(self.args, "router_sequence_loss_coef", 0.0)
         if rate := getattr(self.args, "router_bias_update", 0.0):
             self.add_callback(BiasUpdate(self.model, rate))
-        if getattr(self.args, "freeze_router", False):
-            freeze_routers(base)
         if self._sequence_coef and not any(True for _ in routers(base)):
             raise UserError(
                 "router_sequence_loss_coef (router_sequence in a recipe) is for mixtures of "
@@ -233,8 +249,15 @@ class ExpertBalance(RouterReplay):
                 "reentrant checkpointing: set gradient_checkpointing_kwargs={'use_reentrant': "
                 "False}"
             )
-        for _, router in routers(base) if self._sequence_coef else ():
-            router.register_forward_hook(self._collect)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        base = base_of(self.model)
+        seen = [router for _, router in routers(base) if self._sequence_coef]
+        with ExitStack() as stack:
+            stack.enter_context(balanced(self, getattr(self.args, "freeze_router", False)))
+            for router in seen:
+                stack.callback(router.register_forward_hook(self._collect).remove)
+            return super().train(*args, **kwargs)
 
     def _collect(self, router: nn.Module, inputs: Any, output: Any) -> None:
         """Only looks: what it added to the graph here, checkpointing would have to compute anew."""

@@ -2,7 +2,8 @@
 
 The rows of a micro-batch are split in half, and in half again, until they fit; later micro-batches
 begin with that size. The gradient is that of the whole: a loss that averages over rows is weighted
-with each piece's share of them, one that is a sum is added up. Where a backward pass broke off on
+with each piece's share of them, one that is a sum is added up; a loss of the user's own may be
+neither. Where a backward pass broke off on
 top of gradients of earlier micro-batches, the step's gradient is not known any more: it is made
 "not finite", and `faults.SkipBadSteps` leaves the step out. For one process; with several, each
 would make another number of collective calls.
@@ -16,7 +17,7 @@ import torch
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
-from rl_reasoner.training_pass import MEANS_OF_ROWS, SUMS_OF_ROWS, TrainingPass
+from rl_reasoner.training_pass import LOSS, MEANS_OF_ROWS, PASS, SUMS_OF_ROWS, TrainingPass
 
 logger = logging.getLogger(__name__)
 _IN_BACKWARD = (
@@ -46,6 +47,7 @@ class SmallerPieces(TrainingPass):
             and not any(kind in self.args.optim for kind in _IN_BACKWARD)
             and self.loss_type in (*MEANS_OF_ROWS, *SUMS_OF_ROWS)
             and self._rows_alone
+            and not self._own(*LOSS, PASS)
             and not getattr(self.args, "router_sequence_loss_coef", 0.0)
         )
 

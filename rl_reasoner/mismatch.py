@@ -82,17 +82,13 @@ def measure(
     device = next(model.parameters()).device.type
     cast = torch.autocast(device, autocast) if autocast is not None else nullcontext()
     sampling = Sampling(max_tokens=max_tokens, ends=tuple(ends), temperature=temperature)
-    try:
-        with cast:
-            rows, routes = _sampled(model, prompts, sampling, seed, routing)
-        with torch.set_grad_enabled(router_gradients):
-            plain = _gap(model, rows, temperature, routing, routes, False, cast)
-            replayed = None
-            if routing is not None:
-                replayed = _gap(model, rows, temperature, routing, routes, True, cast)
-    finally:
+    with cast:
+        rows, routes = _sampled(model, prompts, sampling, seed, routing)
+    with torch.set_grad_enabled(router_gradients):
+        plain = _gap(model, rows, temperature, routing, routes, False, cast)
+        replayed = None
         if routing is not None:
-            routing.remove()
+            replayed = _gap(model, rows, temperature, routing, routes, True, cast)
     return Mismatch(sum(len(row.ids) for row in rows), plain, replayed)
 
 

@@ -7,6 +7,7 @@ nothing of the trainer.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -103,10 +104,22 @@ def check_auxiliary_loss(model: nn.Module, coefficient: float | None) -> None:
         )
 
 
-def freeze_routers(model: nn.Module, frozen: bool = True) -> None:
-    """Take the routers out of training, or put them back in."""
-    for _, router in routers(model):
-        router.requires_grad_(not frozen)
+@contextmanager
+def frozen_routers(model: nn.Module) -> Iterator[None]:
+    """Inside, the routers are out of training; those that were in it are put back."""
+    trained = [
+        (router, name)
+        for _, router in routers(model)
+        for name, parameter in router.named_parameters()
+        if parameter.requires_grad
+    ]
+    for router, name in trained:
+        router.get_parameter(name).requires_grad_(False)
+    try:
+        yield
+    finally:
+        for router, name in trained:
+            router.get_parameter(name).requires_grad_(True)
 
 
 # ------------------------------------------------------------------------------------ the load

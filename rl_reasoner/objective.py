@@ -20,6 +20,7 @@ from trl.rewards import get_soft_overlong_punishment
 from rl_reasoner import advantages as maths
 from rl_reasoner.algorithms import described, settings
 from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.training_pass import PASS
 
 logger = logging.getLogger(__name__)
 
@@ -231,6 +232,11 @@ class Objective(trl.GRPOTrainer):  # type: ignore[misc]
         finally:
             self.beta = beta
         logps, self._logps = self._logps, None
+        if logps is None and self._weighs and self._estimator != "k3":
+            raise UserError(
+                f"kl_estimator={self._estimator!r} is computed from the log-probabilities of "
+                f"GRPOTrainer.{PASS}: call super() in {type(self).__name__}'s, or take 'k3'"
+            )
         return loss if logps is None else loss + beta * self._kl_loss(logps, inputs)
 
     def _kl_loss(self, logps: Tensor, inputs: Mapping[str, Any]) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rl_reasoner.balance import ExpertBalance, ExpertBalanceConfig
 from rl_reasoner.sharding import in_lockstep
-from rl_reasoner.training_pass import moves
+from rl_reasoner.training_pass import BATCHES, LOSS, PASS, moves
 
 _OLD = "old_per_token_logps"
 
@@ -43,13 +43,19 @@ class OldLogProbs(ExpertBalance):
         self._done = 0  # micro-batches of the current optimizer step that are trained on
 
     @property
+    def _moves_on(self) -> bool:
+        """Whether the policy moves while completions are trained on."""
+        every = self.args.steps_per_generation * self.num_iterations
+        return bool(self.args.gradient_accumulation_steps % every)
+
+    @property
     def _defers(self) -> bool:
         """Whether trl would make the pass, and nobody needs it at once."""
-        every = self.args.steps_per_generation * self.num_iterations
         return bool(
             self._packs
             and self._on("reuse_log_probs")
-            and self.args.gradient_accumulation_steps % every
+            and self._moves_on
+            and not self._own(*LOSS, PASS, *BATCHES)
             and not (self.use_vllm and self.vllm_importance_sampling_correction)
             and not self._penalises
         )

@@ -7,20 +7,23 @@ and nothing else is computed). Rows attend to their prompt and to themselves; gr
 flow through the one prompt. Position ids are those of the row alone, whatever the padding was.
 
 The attention is transformers' attention interface: `attention_of` switches a model to it, and a
-pass that is given `packed=layout` attends by that layout. Whether a model's attention is no more
-than that, rl_reasoner.agreement finds out. Knows tensors and modules; nothing of trainers.
+pass that is given `packed=layout` attends by that layout; any other pass is as it was. Whether a
+model's attention is no more than that, rl_reasoner.agreement finds out. Knows tensors and modules;
+nothing of trainers.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rl_reasoner.prefix_attention import prefix_attention
 
@@ -259,66 +262,103 @@ class _Packing:
 # ----------------------------------------------------------------------------------- the model
 
 
+@dataclass
+class _Switched:
+    """A model inside `attention_of`: what it attends by outside, and whether a pass is packed."""
+
+    before: str
+    packed: bool = False
+
+
+_switched: dict[int, _Switched] = {}  # by the id of the model's config, which lives as long
+
+
 def _attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
     packed: Layout | None = None,
-    **others: Any,
-) -> tuple[Tensor, None]:
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
     """transformers' attention interface; `packed` comes from the call of the model."""
     if packed is None:
-        raise Unsupported("layers that do not hand their arguments on to the attention")
+        before = _before(module)
+        return before(module, query, key, value, attention_mask, **options)  # type: ignore[no-any-return]
     for name in ("softcap", "s_aux", "position_bias"):
-        if others.get(name) is not None:
+        if options.get(name) is not None:
             raise Unsupported(f"attention with {name}")
-    if dropout:
+    if options.get("dropout"):
         raise Unsupported("attention dropout")
     if attention_mask is not None:
         raise Unsupported("a mask that the model makes for its attention")
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = packed.attend(query, key, value, scale, sliding_window or 0)
+    scale = options.get("scaling")
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    out = packed.attend(query, key, value, scale, options.get("sliding_window") or 0)
     return out.contiguous(), None  # as transformers' own: some models view it in other shapes
+
+
+def _before(module: nn.Module) -> Any:
+    """The attention of a pass without a layout: its backward pass computes a layer anew."""
+    found = _switched.get(id(getattr(module, "config", None)))
+    if found is None or found.packed:
+        raise Unsupported("layers that do not hand their arguments on to the attention")
+    files = (sys.modules.get(kind.__module__) for kind in type(module).__mro__)
+    eager = next(filter(None, (getattr(f, "eager_attention_forward", None) for f in files)), None)
+    return ALL_ATTENTION_FUNCTIONS.get_interface(found.before, eager)
 
 
 AttentionInterface.register(NAME, _attention)
 
 
-def _select(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-    """Leave only the scored positions in a backbone's output, so that the LM head scores no others.
+def _enter(text: Any, backbone: nn.Module, args: Any, kwargs: Any) -> None:
+    """A pass begins: one without a layout, masks and all, is that of the model outside."""
+    switched = _switched[id(text)]
+    switched.packed = kwargs.get("packed") is not None
+    if not switched.packed:
+        text._attn_implementation = switched.before
 
-    The hidden states become (1, M, hidden).
+
+def _leave(text: Any, backbone: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+    """A pass ends, also by an error: of a packed one's output the scored positions are left.
+
+    The LM head scores no others: the hidden states become (1, M, hidden).
     """
-    if isinstance(packed := kwargs.get("packed"), Packed):
+    switched = _switched[id(text)]
+    if not switched.packed:
+        text._attn_implementation = NAME
+    switched.packed = False
+    if output is not None and isinstance(packed := kwargs.get("packed"), Packed):
         output.last_hidden_state = output.last_hidden_state.index_select(1, packed.scored)
     return output
 
 
-def prepare(causal_lm: nn.Module) -> None:
-    """Make passes with `packed=` end in the hidden states of the scored positions alone."""
-    backbone: nn.Module = causal_lm.base_model  # type: ignore[assignment]
-    backbone.register_forward_hook(_select, with_kwargs=True)
-
-
 @contextmanager
 def attention_of(causal_lm: nn.Module) -> Iterator[None]:
-    """Inside, the model attends by the layout that each pass is given as `packed=`.
+    """Inside, passes with `packed=` attend by that layout, and end in the scored positions alone.
 
-    Backward passes that recompute (gradient checkpointing) belong inside too.
+    Backward passes that recompute (gradient checkpointing) belong inside too. Afterwards nothing
+    of it is left on the model.
     """
     config: Any = causal_lm.config
     text = config.get_text_config()
-    before = text._attn_implementation
+    if id(text) in _switched:  # inside already
+        yield
+        return
+    backbone: nn.Module = causal_lm.base_model  # type: ignore[assignment]
+    handles = (
+        backbone.register_forward_pre_hook(partial(_enter, text), with_kwargs=True),
+        backbone.register_forward_hook(partial(_leave, text), with_kwargs=True, always_call=True),
+    )
+    _switched[id(text)] = _Switched(text._attn_implementation)
     text._attn_implementation = NAME
     try:
         yield
     finally:
-        text._attn_implementation = before
+        text._attn_implementation = _switched.pop(id(text)).before
+        for handle in handles:
+            handle.remove()
 
 
 def arguments(packed: Packed) -> dict[str, Any]:

@@ -147,6 +147,7 @@ class RouterReplay(TrainingPass):
         The choices are replayed where they are known; else the first pass adds them to the batch.
         """
         known = _COMPLETIONS in batch
+        self._routes = None  # of other rows that a pass of the user's own was made over
         if known:
             found = Routes(batch[_PROMPTS], batch[_COMPLETIONS])
             self._routes = found if rows is None else found.rows(rows)

@@ -1,9 +1,9 @@
 """The choices of a mixture's routers, read off while it runs or put in from outside.
 
-`Routing` hooks the routers of one model. While it records, every pass gives its top-k choices;
-while it replays, the experts are those given and the gates are computed anew from the live logits,
-so that gradients flow through them. How logits become gates is not written down by family: one of
-`RULES` has to give the router's own gates, which is tried when the hooks are put on.
+`Routing` hooks the routers of one model, while it records or replays. While it records, every pass
+gives its top-k choices; while it replays, the experts are those given and the gates are computed
+anew from the live logits, so that gradients flow through them. How logits become gates is not
+written down by family: one of `RULES` has to give the router's own gates, which is tried first.
 
 `Routes` are the choices of rows, a prompt's own and those of its completion, without padding; they
 are laid out for a packed pass or a padded one, and read back from either. Knows modules and
@@ -86,7 +86,7 @@ def gate_rule(router: nn.Module) -> Rule:
 
 
 class Routing:
-    """Hooks on the routers of `model`; one object a model. Raises `NoReplay`.
+    """The routers of `model`, to record and to replay; one object a model. Raises `NoReplay`.
 
     Choices of a pass over N tokens are a tensor (N, layers, k) of `dtype`; `unknown` in it stands
     for "as the router itself chooses".
@@ -103,16 +103,18 @@ class Routing:
         self._passes: list[Tensor] | None = None  # recorded ones
         self._layers: list[Tensor] = []  # of the pass that is being recorded
         self._given: Tensor | None = None
-        self._flips: list[Tensor] = []  # (2,) each: flipped, known
-        self._handles = [
-            router.register_forward_hook(self._hook(layer, rule))
+        self._flips: Tensor | None = None  # (2,): flipped, known
+        self._hooks = [
+            (router, self._hook(layer, rule))
             for layer, (router, rule) in enumerate(zip(found, rules, strict=True))
         ]
+        self._handles: list[Any] = []
+        self._uses = 0  # that need the hooks now
 
     def _hook(self, layer: int, rule: Rule) -> Any:
         def look(module: nn.Module, inputs: Any, output: Any) -> Any:
             logits, gates, chosen = output
-            if self._given is not None:
+            if self._given is not None and len(self._given) == len(chosen):  # else another pass
                 given = self._given[:, layer]
                 known = given[:, :1] != self.unknown
                 wanted = torch.where(known, given.long(), chosen)
@@ -131,7 +133,24 @@ class Routing:
         """Flips: tokens whose set of experts would have been another one."""
         with torch.no_grad():
             other = (chosen.sort(-1).values != wanted.sort(-1).values).any(-1)
-            self._flips.append(torch.stack((other.sum(), known.sum())))
+            found = torch.stack((other.sum(), known.sum()))
+            self._flips = found if self._flips is None else self._flips + found
+
+    @contextmanager
+    def _hooked(self) -> Iterator[None]:
+        """Inside, the hooks are on, before all others: these see the experts that are taken."""
+        if not self._uses:
+            self._handles = [
+                router.register_forward_hook(hook, prepend=True) for router, hook in self._hooks
+            ]
+        self._uses += 1
+        try:
+            yield
+        finally:
+            self._uses -= 1
+            if not self._uses:
+                for handle in self._handles:
+                    handle.remove()
 
     @contextmanager
     def record(self) -> Iterator[list[Tensor]]:
@@ -139,7 +158,8 @@ class Routing:
         before = self._passes
         self._passes, self._layers = [], []
         try:
-            yield self._passes
+            with self._hooked():
+                yield self._passes
         finally:
             self._passes = before
 
@@ -152,22 +172,18 @@ class Routing:
         before = self._given
         self._given = choices
         try:
-            yield
+            with self._hooked():
+                yield
         finally:
             self._given = before
 
     def take_flips(self) -> float | None:
         """The share of replayed choices that would have been others; then counting starts anew."""
-        if not self._flips:
+        if self._flips is None:
             return None
-        flipped, known = torch.stack(self._flips).sum(0).tolist()
-        self._flips.clear()
+        flipped, known = self._flips.tolist()
+        self._flips = None
         return float(flipped / max(known, 1))
-
-    def remove(self) -> None:
-        """Take the hooks off the model."""
-        for handle in self._handles:
-            handle.remove()
 
 
 # -------------------------------------------------------------------------------------- the rows

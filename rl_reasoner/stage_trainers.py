@@ -24,7 +24,6 @@ from rl_reasoner.ledger import Ledger, scores_of
 from rl_reasoner.moe import (
     check_auxiliary_loss,
     check_experts,
-    freeze_routers,
     without_router_logits,
 )
 from rl_reasoner.policy import Policy
@@ -78,8 +77,6 @@ def _distill(job: Job, stage: DistillStage) -> Distiller:
         train_dataset=Dataset.from_list(prompts),
         processing_class=policy.tokenizer,
     )
-    if stage.freeze_router:
-        freeze_routers(policy.model)
     if stage.router_bias:
         trainer.add_callback(BiasUpdate(policy.model, stage.router_bias))
     trainer.add_callback(SkipBadSteps(trainer))
@@ -102,8 +99,6 @@ def _sft(job: Job, stage: SftStage) -> Supervised:
         processing_class=policy.tokenizer,
     )
     without_router_logits(policy.model)  # trl asks for them pass by pass
-    if stage.freeze_router:
-        freeze_routers(policy.model)
     if stage.router_bias:
         trainer.add_callback(BiasUpdate(policy.model, stage.router_bias))
     trainer.add_callback(SkipBadSteps(trainer))

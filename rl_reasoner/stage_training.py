@@ -14,6 +14,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, PrinterCallback
 
 from rl_reasoner import launch
+from rl_reasoner.balance import balanced
 from rl_reasoner.checkpoints import last_checkpoint
 from rl_reasoner.dashboards import callbacks_of
 from rl_reasoner.errors import RunStopped
@@ -21,7 +22,7 @@ from rl_reasoner.faults import LastStep, disk_is_full, stopped_by_full_disk
 from rl_reasoner.isolation import give_up_all
 from rl_reasoner.ledger import Ledger
 from rl_reasoner.live import LiveView
-from rl_reasoner.moe import freeze_routers, without_router_logits
+from rl_reasoner.moe import without_router_logits
 from rl_reasoner.policy import Policy, add_lora, merge_adapter, open_policy
 from rl_reasoner.precision import in_fp8
 from rl_reasoner.recorder import Recorder
@@ -58,6 +59,7 @@ def train_stage(job: Job, view: LiveView, stop: Stop, device: str, precision: st
     with (
         _faults(stop, last_step, checkpoints),
         _unmarked(policy.model),
+        balanced(trainer, stage.freeze_router),
         in_fp8(precision, run.fp8, device, *models),
     ):
         if at and not is_sharded(at[0]):
@@ -66,8 +68,6 @@ def train_stage(job: Job, view: LiveView, stop: Stop, device: str, precision: st
             trainer.train(resume_from_checkpoint=str(at[0]) if at else None)
     if stop.asked:
         return
-    if stage.freeze_router:
-        freeze_routers(policy.model, frozen=False)
     _save(job, trainer, device)
     launch.wait()
 

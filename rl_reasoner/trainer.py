@@ -37,7 +37,7 @@ from rl_reasoner.reward import described, text_of, usable
 from rl_reasoner.rewarding import Rewarding, RewardingConfig
 from rl_reasoner.sampling import Sampling, unhandled
 from rl_reasoner.sharding import Sharding, whole
-from rl_reasoner.training_pass import base_of
+from rl_reasoner.training_pass import BATCHES, LOSS, PASS, base_of
 
 logger = logging.getLogger(__name__)
 RolloutSink = Callable[[list[dict[str, Any]]], None]
@@ -137,9 +137,37 @@ class GRPOTrainer(
         self._policy_logps: list[list[float]] | None = None  # of the rows drawn last
         if not self._fast and self._corrects:
             logger.warning("correct_sampling: left out, no log-probs are kept while sampling")
-        self.expert_load = ExpertLoad(self.model)
+        self.expert_load: ExpertLoad | None = None  # while it trains
         self.last_expert_load: list[list[float]] = []
         self.add_callback(SkipBadSteps(self))
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As trl's; afterwards, also after an error, nothing that it put on the model is left."""
+        self._say_what_is_left_out()
+        self.expert_load = ExpertLoad(self.model)
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.expert_load.remove()
+
+    def _say_what_is_left_out(self) -> None:
+        """One warning where methods of the user's own are to find what they find in trl's."""
+        loss = self._own(*LOSS, PASS)
+        left = {
+            "regroup_rows": loss,
+            "skip_zero_advantage": self._own(PASS),
+            "reuse_log_probs": self._own(*LOSS, PASS, *BATCHES) if self._moves_on else [],
+        }
+        left = {name: own for name, own in left.items() if own and self._packs and self._on(name)}
+        if loss:
+            left["smaller pieces where memory runs out"] = loss
+        if left:
+            logger.warning(
+                "%s has its own %s, which finds rows and batches as in trl: left out: %s",
+                type(self).__name__,
+                ", ".join(dict.fromkeys(name for own in left.values() for name in own)),
+                ", ".join(left),
+            )
 
     # ------------------------------------------------------------------------------- rewards
 
@@ -390,11 +418,15 @@ class GRPOTrainer(
         return super().evaluation_loop(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self.model.training and (load := self.expert_load.take()):
+        load = self.expert_load.take() if self.expert_load and self.model.training else []
+        if load:
             self.last_expert_load = load
             for name, value in balance_figures(load).items():
                 self._metrics["train"][name].append(value)
         super().log(logs, start_time)
+
+
+GRPOTrainer.standard = {name: getattr(GRPOTrainer, name) for name in (*LOSS, PASS, *BATCHES)}
 
 
 def _cut(

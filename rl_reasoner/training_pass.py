@@ -17,7 +17,7 @@ is the mean over the rows that were computed, and the micro-batches it is a mean
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -38,6 +38,17 @@ logger = logging.getLogger(__name__)
 # Losses in which a row's weight in the step does not depend on the rows beside it.
 MEANS_OF_ROWS = ("grpo", "sapo", "dr_grpo", "luspo")
 SUMS_OF_ROWS = ("dapo", "cispo", "vespo")
+# What of trl's trainer makes the loss, and what hands it its batches. Where a trainer of the user's
+# own overrides one of them, it finds there what it finds in trl's.
+LOSS = (
+    "compute_loss",
+    "_compute_loss",
+    "get_off_policy_mask",
+    "get_high_entropy_mask",
+    "get_gamma_weights",
+)
+PASS = "_get_per_token_logps_and_entropies"
+BATCHES = ("_generate_and_score_completions", "_prepare_inputs")
 _TOGETHER = (
     DistributedType.NO,
     DistributedType.MULTI_CPU,
@@ -62,6 +73,7 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
     """trl's trainer with a packed pass over completions; see the module's docstring."""
 
     _buffered_inputs: list[dict[str, Any]] | None
+    standard: Mapping[str, Any] = {}  # the methods as this package has them
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -87,6 +99,16 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
         """Whether a speed-up is on; a config of trl's own has none of the fields: all are."""
         return bool(getattr(self.args, name, True))
 
+    def _own(self, *names: str) -> list[str]:
+        """Which of these methods are the user's own: of a subclass, or put on the trainer."""
+        kind = type(self)
+        return [
+            name
+            for name in names
+            if name in vars(self)
+            or getattr(kind, name) is not self.standard.get(name, getattr(kind, name))
+        ]
+
     def _settings_obstacle(self) -> str | None:
         """What of the settings keeps every model from our layouts, or None."""
         args = self.args
@@ -109,13 +131,12 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
         return None
 
     def _packing_obstacle(self) -> str | None:
-        """Get the models ready; what they cannot be packed for, or None."""
+        """What the models cannot be packed for, or None."""
         for model in filter(None, (self.model, self.ref_model)):
             base = base_of(model)
             with in_mode(base, training=model is self.model):
                 if found := packing_obstacle(base):
                     return found
-            packing.prepare(base)
         return None
 
     def _engine_obstacle(self) -> str | None:
@@ -283,6 +304,7 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
         return bool(
             self._packs
             and self._on("skip_zero_advantage")
+            and not self._own(PASS)  # who looks at log-probs looks at all of them
             and not self._kl_in_loss
             and self._rows_alone
         )
@@ -315,9 +337,12 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
         return loss
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Any:
-        with ExitStack() as self._open:
-            output = super().training_step(model, inputs, num_items_in_batch)
-        self._open = None
+        with ExitStack() as stack:
+            self._open = stack
+            try:
+                output = super().training_step(model, inputs, num_items_in_batch)
+            finally:
+                self._open = None
         if self.accelerator.sync_gradients:
             self._moved = False
         return output
@@ -370,6 +395,7 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
             and self._on("regroup_rows")
             and self.loss_type in (*MEANS_OF_ROWS, *SUMS_OF_ROWS)
             and self._rows_alone
+            and not self._own(*LOSS, PASS)
         )
 
 

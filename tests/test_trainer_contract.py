@@ -154,7 +154,7 @@ def leaned_on() -> set[str]:
                 used.add(node.attr)
                 own |= {node.attr} if isinstance(node.ctx, ast.Store) else set()
         own |= {node.name for node in body.body if isinstance(node, ast.FunctionDef)}
-    own |= {"rollout_sink", "heeds_rows", "__dict__"}
+    own |= {"rollout_sink", "heeds_rows", "standard", "__dict__"}
     return used - own | {"_buffered_inputs", "_step", "beta", "use_vllm"}
 
 
