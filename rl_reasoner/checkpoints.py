@@ -80,7 +80,7 @@ def last_checkpoint(folder: Path, note: Callable[[str], None]) -> tuple[Path, in
 
 def _damage(path: Path) -> str | None:
     try:
-        if found := _broken_seal(path):
+        if found := broken_seal(path):
             return found
         json_object(path / "trainer_state.json")
         shards = (path / _SHARDS[0]).parent.is_dir()
@@ -121,7 +121,7 @@ def _broken_weights(path: Path) -> str | None:
     return None
 
 
-def _broken_seal(path: Path) -> str | None:
+def broken_seal(path: Path) -> str | None:
     """The first file that is not as it was sealed; None where there is no seal."""
     if not (path / _SEAL).is_file():
         return None

@@ -14,9 +14,10 @@ import trl
 from rl_reasoner.data_place import PlaceInData
 from rl_reasoner.errors import UserError
 from rl_reasoner.policy import Policy
+from rl_reasoner.whole_checkpoints import WholeCheckpoints
 
 
-class Distiller(PlaceInData, trl.DistillationTrainer):  # type: ignore[misc]
+class Distiller(PlaceInData, WholeCheckpoints, trl.DistillationTrainer):  # type: ignore[misc]
     """trl's trainer with draws that follow from seed and step, and an exact place in the data."""
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:

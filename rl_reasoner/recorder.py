@@ -1,17 +1,16 @@
-"""What a stage's trainer reports while it trains: metrics, evaluations, sealed checkpoints.
+"""What a stage's trainer reports while it trains: metrics, evaluations, its ledger.
 
 A callback of transformers' trainer: it writes metrics.jsonl, feeds the live view, evaluates while
-GRPO trains, seals each checkpoint, and stops the training when it is asked to.
+GRPO trains, has the disk hold the ledger before a checkpoint counts on it, and stops the training
+when it is asked to.
 """
 
 import time
-from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
 from rl_reasoner import launch
-from rl_reasoner.checkpoints import seal
 from rl_reasoner.evaluate import evaluate
 from rl_reasoner.hindrances import Signs, highest_of
 from rl_reasoner.live import LiveView
@@ -62,10 +61,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.accelerator.wait_for_everyone()
         if state.is_world_process_zero:
             self.job.ledger.sync()
-            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.signs is not None and launch.first():

@@ -3,8 +3,8 @@
 A run that is killed and resumed has to end with the weights of the run that was not. For that, on
 top of what transformers keeps (weights, optimizer, scheduler, random states): how many
 micro-batches are done, the completions that were sampled but not yet trained on, the place in the
-data (rl_reasoner.data_place), a reference that moves (rl_reasoner.reference), and mixtures of
-experts, whose files hold the experts one by one. The first two are kept in the file of the random
+data (rl_reasoner.data_place), a reference that moves (rl_reasoner.reference), and the whole of a
+checkpoint (rl_reasoner.whole_checkpoints). The first two are kept in the file of the random
 states, so that one checksum and one reader cover all.
 Evaluation leaves every random state as it was: turning it on changes no training number.
 """
@@ -19,40 +19,28 @@ from typing import Any
 import numpy as np
 import torch
 import trl
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
 from transformers.trainer_pt_utils import safe_globals
 
-from rl_reasoner.checkpoints import last_checkpoint
 from rl_reasoner.data_place import PlaceInData, check_rows, check_trained
-from rl_reasoner.errors import UserError
 from rl_reasoner.long_prompts import fit_prompts
-from rl_reasoner.moe import routers
 from rl_reasoner.reference import load_reference, save_reference
-from rl_reasoner.sharding import is_sharded
+from rl_reasoner.whole_checkpoints import WholeCheckpoints
 
 logger = logging.getLogger(__name__)
 _KEY = "rl_reasoner"  # in the file of the random states
 
 
-class ExactResume(PlaceInData, trl.GRPOTrainer):  # type: ignore[misc]
+class ExactResume(PlaceInData, WholeCheckpoints, trl.GRPOTrainer):  # type: ignore[misc]
     """trl's trainer with whole checkpoints and isolated evaluation; see the module's docstring."""
 
     _buffered_inputs: list[dict[str, Any]] | None
     _step: int
 
-    def train(
-        self, resume_from_checkpoint: str | bool | None = None, *others: Any, **named: Any
-    ) -> Any:
-        """As trl's; with `True` the last whole checkpoint is used, damaged ones are passed over."""
-        if resume_from_checkpoint is True:
-            found = last_checkpoint(Path(self.args.output_dir), logger.warning)
-            if found is None:
-                raise UserError(f"there is no whole checkpoint in {self.args.output_dir}")
-            resume_from_checkpoint = str(found[0])
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As trl's, with prompts that fit, data that fill a step and a step that trained."""
         fit_prompts(self)
         check_rows(self)
-        output = super().train(resume_from_checkpoint, *others, **named)
+        output = super().train(*args, **kwargs)
         check_trained(self)
         return output
 
@@ -104,20 +92,6 @@ class ExactResume(PlaceInData, trl.GRPOTrainer):  # type: ignore[misc]
         self._step = kept["step"]
         self._buffered_inputs = _moved(kept.get("buffered"), self.accelerator.device)
         self._restore_own_state(kept)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        target = self.model if model is None else model
-        if isinstance(target, PeftModel) or not any(True for _ in routers(target)):
-            return
-        if is_sharded(Path(resume_from_checkpoint)):  # as they are in memory
-            return
-        saved = AutoModelForCausalLM.from_pretrained(
-            resume_from_checkpoint,
-            dtype=target.dtype,
-            trust_remote_code=self.args.trust_remote_code,
-        )
-        target.load_state_dict(saved.state_dict())
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """As trl's; the random states are the same before and after."""

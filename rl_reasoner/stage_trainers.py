@@ -35,6 +35,7 @@ from rl_reasoner.rollouts import without_long
 from rl_reasoner.runs import append_rows
 from rl_reasoner.sharding import Sharding
 from rl_reasoner.trainer import GRPOTrainer
+from rl_reasoner.whole_checkpoints import WholeCheckpoints
 
 
 @dataclass
@@ -83,8 +84,8 @@ def _distill(job: Job, stage: DistillStage) -> Distiller:
     return trainer
 
 
-class Supervised(Sharding, SFTTrainer):  # type: ignore[misc]
-    """trl's trainer, whose weights can be sharded anywhere."""
+class Supervised(WholeCheckpoints, Sharding, SFTTrainer):  # type: ignore[misc]
+    """trl's trainer, whose weights can be sharded anywhere, with whole checkpoints."""
 
 
 def _sft(job: Job, stage: SftStage) -> Supervised:

@@ -30,6 +30,7 @@ from rl_reasoner.runs import keep_rows_until
 from rl_reasoner.sharding import is_sharded, plain_state, sharded, whole_of
 from rl_reasoner.stage_trainers import Job, trainer_of
 from rl_reasoner.stopping import StepGivenUp, Stop
+from rl_reasoner.whole_checkpoints import Sealing
 
 
 def train_stage(job: Job, view: LiveView, stop: Stop, device: str, precision: str) -> None:
@@ -54,6 +55,7 @@ def train_stage(job: Job, view: LiveView, stop: Stop, device: str, precision: st
     trainer.add_callback(Recorder(job, trainer, view, stop))
     for dashboard in callbacks_of(run.report_to, view.note) if launch.first() else ():
         trainer.add_callback(dashboard)
+    trainer.add_callback(trainer.pop_callback(Sealing))  # behind what the others write
     trainer.remove_callback(PrinterCallback)  # metrics go to the recorder alone
     models = [policy.model, getattr(trainer, "ref_model", None)]
     with (
@@ -64,6 +66,7 @@ def train_stage(job: Job, view: LiveView, stop: Stop, device: str, precision: st
     ):
         if at and not is_sharded(at[0]):
             _load_weights(policy, at[0])
+        trainer.checked = at[0] if at else None
         if not at or at[1] < stage.steps:  # from its last step, trl would take one more
             trainer.train(resume_from_checkpoint=str(at[0]) if at else None)
     if stop.asked:

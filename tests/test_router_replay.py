@@ -1,5 +1,6 @@
 """Router replay: the same numbers where nothing flips, the sampled experts where something does."""
 
+import gc
 import logging
 import signal
 from functools import partial
@@ -70,6 +71,22 @@ def test_replayed_experts_are_taken_and_their_gates_have_gradients(family: str) 
     for name, router in routers(model):
         assert router.weight.grad.abs().max() > 0, name  # type: ignore[union-attr, operator]
     assert torch.equal(model(input_ids=IDS).logits, plain)
+
+
+def test_counting_what_replay_changes_takes_no_more_room_with_every_pass() -> None:
+    """Where nothing is logged, nobody takes the counts."""
+    model = model_of("Qwen3Moe").eval()
+    routing = Routing(model)
+    choices = torch.tensor([1, 4], dtype=routing.dtype).expand(24, 2, 2)
+
+    def tensors_after(passes: int) -> int:
+        with routing.replay(choices), torch.no_grad():
+            for _ in range(passes):
+                model(input_ids=IDS)
+        return sum(isinstance(found, Tensor) for found in gc.get_objects())
+
+    first = tensors_after(3)
+    assert tensors_after(30) == first
 
 
 def test_unknown_choices_are_the_routers() -> None:

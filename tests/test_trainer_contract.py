@@ -21,6 +21,7 @@ from rl_reasoner.resume import ExactResume
 from rl_reasoner.rewarding import Rewarding
 from rl_reasoner.router_replay import RouterReplay
 from rl_reasoner.training_pass import TrainingPass
+from rl_reasoner.whole_checkpoints import WholeCheckpoints
 
 # Everything of trl that trainer.py, training_pass.py and resume.py touch through `self`.
 ATTRIBUTES = {
@@ -78,6 +79,7 @@ OVERRIDDEN = {
         "resume_from_checkpoint",
         "trial",
     ],
+    "_load_best_model": [],
     "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
     "_load_optimizer_and_scheduler": ["checkpoint"],
     "_save_rng_state": ["output_dir"],
@@ -133,6 +135,7 @@ KINDS = (
     ExpertBalance,
     OldLogProbs,
     PlaceInData,
+    WholeCheckpoints,
     ExactResume,
     Rewarding,
     SmallerPieces,

@@ -1,0 +1,97 @@
+"""A trainer's checkpoints: sealed when complete, checked before use, and taken whole.
+
+Every checkpoint gets the checksums of its files (rl_reasoner.checkpoints). One that is damaged is
+not trained on, and not taken for the best model at the end. Mixtures of experts are put together by
+`from_pretrained`: files hold the experts one by one, and transformers' trainer passes over them.
+Knows trainers of transformers; nothing of recipes.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
+
+from rl_reasoner.checkpoints import broken_seal, last_checkpoint, seal
+from rl_reasoner.errors import UserError
+from rl_reasoner.moe import routers
+from rl_reasoner.sharding import agreed, is_sharded
+
+logger = logging.getLogger(__name__)
+
+
+class Sealing(TrainerCallback):  # type: ignore[misc]
+    """Seals each checkpoint of `trainer` behind all that was written before this is called."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.accelerator.wait_for_everyone()
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and checkpoint.is_dir():
+            seal(checkpoint)
+
+
+class WholeCheckpoints(Trainer):  # type: ignore[misc]
+    """A trainer whose checkpoints are whole or not used; see the module's docstring."""
+
+    checked: Path | None = None  # a checkpoint that is known to be whole
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.add_callback(Sealing(self))
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *others: Any, **named: Any
+    ) -> Any:
+        """As trl's; with `True` the last whole checkpoint is used, damaged ones are passed over.
+
+        Raises `UserError` for a damaged one that is named.
+        """
+        if resume_from_checkpoint is True:
+            found = last_checkpoint(Path(self.args.output_dir), logger.warning)
+            if found is None:
+                raise UserError(f"there is no whole checkpoint in {self.args.output_dir}")
+            resume_from_checkpoint = str(found[0])
+        elif resume_from_checkpoint and Path(resume_from_checkpoint) != self.checked:
+            damage = broken_seal(Path(resume_from_checkpoint))
+            if damage is not None:
+                raise UserError(
+                    f"checkpoint {resume_from_checkpoint} is damaged ({damage}): "
+                    "resume_from_checkpoint=True takes the last one that is whole"
+                )
+        return super().train(resume_from_checkpoint, *others, **named)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        target = self.model if model is None else model
+        if not self._put_together(Path(resume_from_checkpoint), target):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        best = Path(self.state.best_model_checkpoint)
+        damage = broken_seal(best)
+        if agreed(self, damage is not None):
+            logger.warning(
+                "the best checkpoint %s is damaged (%s): the model stays that of the last step",
+                best,
+                damage,
+            )
+        elif not self._put_together(best, self.model):
+            super()._load_best_model()
+
+    def _put_together(self, checkpoint: Path, model: nn.Module) -> bool:
+        """Load the files of a mixture of experts into `model`; whether that was to be done."""
+        mixture = not isinstance(model, PeftModel) and any(True for _ in routers(model))
+        in_memory = self.is_fsdp_enabled or self.is_deepspeed_enabled or is_sharded(checkpoint)
+        if not mixture or in_memory:
+            return False
+        saved = AutoModelForCausalLM.from_pretrained(
+            checkpoint,
+            dtype=model.dtype,
+            trust_remote_code=getattr(self.args, "trust_remote_code", False),
+        )
+        model.load_state_dict(saved.state_dict())
+        return True
