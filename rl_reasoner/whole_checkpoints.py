@@ -1,8 +1,9 @@
 """A trainer's checkpoints: sealed when complete, checked before use, and taken whole.
 
 Every checkpoint gets the checksums of its files (rl_reasoner.checkpoints). One that is damaged is
-not trained on, and not taken for the best model at the end. Mixtures of experts are put together by
-`from_pretrained`: files hold the experts one by one, and transformers' trainer passes over them.
+not trained on, and not taken for the best model at the end. Where files hold other tensors than a
+model in memory, as those of mixtures hold the experts one by one, `from_pretrained` puts them
+together: transformers' trainer passes over what it does not find.
 Knows trainers of transformers; nothing of recipes.
 """
 
@@ -10,13 +11,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+from safetensors import safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from rl_reasoner.checkpoints import broken_seal, last_checkpoint, seal
 from rl_reasoner.errors import UserError
-from rl_reasoner.moe import routers
 from rl_reasoner.sharding import agreed, is_sharded
 
 logger = logging.getLogger(__name__)
@@ -83,15 +83,16 @@ class WholeCheckpoints(Trainer):  # type: ignore[misc]
             super()._load_best_model()
 
     def _put_together(self, checkpoint: Path, model: nn.Module) -> bool:
-        """Load the files of a mixture of experts into `model`; whether that was to be done."""
-        mixture = not isinstance(model, PeftModel) and any(True for _ in routers(model))
+        """Load files whose tensors are not those in memory; whether that was to be done."""
         in_memory = self.is_fsdp_enabled or self.is_deepspeed_enabled or is_sharded(checkpoint)
-        if not mixture or in_memory:
+        if in_memory or not isinstance(model, PreTrainedModel):  # an adapter is no model
             return False
-        saved = AutoModelForCausalLM.from_pretrained(
-            checkpoint,
-            dtype=model.dtype,
-            trust_remote_code=getattr(self.args, "trust_remote_code", False),
-        )
+        names: set[str] = set()
+        for file in checkpoint.glob("model*.safetensors"):
+            with safe_open(str(file), "pt") as tensors:
+                names.update(tensors.keys())
+        if names <= model.state_dict().keys():
+            return False
+        saved = type(model).from_pretrained(checkpoint, dtype=model.dtype)
         model.load_state_dict(saved.state_dict())
         return True

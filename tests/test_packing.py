@@ -1,5 +1,6 @@
 """Packed rows: where every token lies, and that attention by layout is attention of rows alone."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
 from rl_reasoner import open_policy
-from rl_reasoner.packing import attention_of, pack, visible
+from rl_reasoner.packing import arguments, attention_of, pack, visible
 from rl_reasoner.prefix_attention import prefix_attention
 
 Rows = list[tuple[list[int], list[int]]]  # prompt, completion
@@ -165,3 +166,28 @@ def test_the_attention_is_put_back_even_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), attention_of(model):
         raise ZeroDivisionError
     assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("before", ["sdpa", "eager"])
+def test_a_pass_without_a_layout_is_the_models_own(before: str) -> None:
+    """With padding, and where its backward pass computes the layers anew."""
+    model = open_policy("scratch:dense-tiny", device="cpu").model
+    model.config._attn_implementation = before
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    ids, mask, width = table([([7, 8, 9], [1, 2]), ([8], [2, 3, 4]), ([8], [5])])
+    packed = pack(ids, mask, width)
+    assert packed is not None
+
+    def gradients(inside: bool) -> list[torch.Tensor]:
+        model.zero_grad()
+        with attention_of(model) if inside else nullcontext():
+            if inside:
+                model.base_model(**arguments(packed))
+            logits = model(input_ids=ids, attention_mask=mask).logits
+            (logits.logsumexp(-1) * mask).sum().backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    model.train()
+    for own, found in zip(gradients(False), gradients(True), strict=True):
+        assert torch.equal(own, found)
+    assert model.config._attn_implementation == before

@@ -35,6 +35,8 @@ ATTRIBUTES = {
     "eos_token_ids",
     "generation_config",
     "importance_sampling_level",
+    "is_deepspeed_enabled",
+    "is_fsdp_enabled",
     "loss_type",
     "max_completion_length",
     "model",
@@ -157,7 +159,9 @@ def leaned_on() -> set[str]:
                 used.add(node.attr)
                 own |= {node.attr} if isinstance(node.ctx, ast.Store) else set()
         own |= {node.name for node in body.body if isinstance(node, ast.FunctionDef)}
-    own |= {"rollout_sink", "heeds_rows", "standard", "__dict__"}
+        with_value = (n for n in body.body if isinstance(n, ast.AnnAssign) and n.value)
+        own |= {node.target.id for node in with_value if isinstance(node.target, ast.Name)}
+    own |= {"__dict__"}
     return used - own | {"_buffered_inputs", "_step", "beta", "use_vllm"}
 
 
