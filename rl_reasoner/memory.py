@@ -3,10 +3,9 @@
 The rows of a micro-batch are split in half, and in half again, until they fit; later micro-batches
 begin with that size. The gradient is that of the whole: a loss that averages over rows is weighted
 with each piece's share of them, one that is a sum is added up; a loss of the user's own may be
-neither. Where a backward pass broke off on
-top of gradients of earlier micro-batches, the step's gradient is not known any more: it is made
-"not finite", and `faults.SkipBadSteps` leaves the step out. For one process; with several, each
-would make another number of collective calls.
+neither. Where a backward pass broke off on top of gradients of earlier micro-batches, the step's
+gradient is not known any more: it is made "not finite", and `faults.SkipBadSteps` leaves the step
+out. For one process; with several, each would make another number of collective calls.
 """
 
 import logging

@@ -266,6 +266,6 @@ def test_packed_hidden_states_reach_beyond_a_window() -> None:
     assert packed is not None
     with torch.no_grad():
         with attention_of(model):
-            found = model.base_model(**arguments(packed)).last_hidden_state[0, packed.scored]
+            found = model.base_model(**arguments(packed)).last_hidden_state[0]
         alone = model.base_model(ids, use_cache=False).last_hidden_state[:, 7:-1].flatten(0, 1)
     torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-4)
