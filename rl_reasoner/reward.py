@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast, overload
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.fault_places import place
 from rl_reasoner.paths import room
-from rl_reasoner.trl_form import data_columns, form_mistake
+from rl_reasoner.trl_form import form_mistake, needs_column
 
 if TYPE_CHECKING:
     from rl_reasoner.isolation import Limits
@@ -207,9 +207,7 @@ class Reward:
         for name in self.columns:
             source = "prompts" if name == "prompt" and "prompt" not in columns else name
             if source not in columns:
-                there = data_columns(columns)
-                needs = f"reward {self.name!r} needs the column {name!r}; the data has {there}"
-                raise KeyError(needs)
+                raise KeyError(needs_column(self.name, name, columns))
             value = columns[source][index]
             values[name] = text_of(value) if name == "prompt" else value
         for name, missing in self.missing.items():

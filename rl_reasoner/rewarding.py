@@ -45,7 +45,7 @@ from rl_reasoner.reward import (
     usable,
 )
 from rl_reasoner.reward_rule import Rule, rule_of, total
-from rl_reasoner.trl_form import form_mistake
+from rl_reasoner.trl_form import OF_TRL, call_mistake, form_mistake, needs_column
 
 logger = logging.getLogger(__name__)
 _SHOWN = 5  # faults told when a run stops
@@ -126,9 +126,7 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        for fn, name in zip(self.reward_funcs, self.reward_func_names, strict=True):
-            if not isinstance(fn, (Reward, nn.Module)) and (mistake := form_mistake(fn, name)):
-                raise UserError(mistake)
+        self._check_rewards()
         self._scores = []
         self._at_hand: list[dict[str, Any]] = []  # that are sampled and scored
         self._early: EarlyRewards | None = None
@@ -142,6 +140,24 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
         }
         on = getattr(self.args, "rewards_on", "here")
         self._limits = Limits(**given, apart=getattr(self.args, "isolate_rewards", True), on=on)
+
+    def _check_rewards(self) -> None:
+        """Raises `UserError` for rewards that fit no call, or ask for columns that are lacking."""
+        if self.environment_factories is not None or self.rollout_func is not None:
+            return  # they add columns, and rewards of their own
+        rows = self.train_dataset
+        known = isinstance(rows, Dataset)
+        columns = {*rows.column_names} - {"prompt", "completion"} if known else set()
+        handed = {*columns, *OF_TRL}
+        for fn, name in zip(self.reward_funcs, self.reward_func_names, strict=True):
+            mistake = ""
+            if isinstance(fn, Reward):
+                lacking = [c for c in fn.columns if known and c not in {*handed, "prompt"}]
+                mistake = needs_column(name, lacking[0], columns) if lacking else ""
+            elif not isinstance(fn, nn.Module):
+                mistake = call_mistake(fn, name, handed) if known else form_mistake(fn, name)
+            if mistake:
+                raise UserError(mistake)
 
     def _score(
         self,

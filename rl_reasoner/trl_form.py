@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 _CATCH_ALL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-_OF_TRL = {"completion_ids", "log_extra", "log_metric", "prompts", "trainer_state"}
+OF_TRL = {"completion_ids", "log_extra", "log_metric", "prompts", "trainer_state"}
+"""What trl hands to rewards beside the completions and the data's columns."""
 
 
 def form_mistake(fn: Callable[..., Any], name: str) -> str:
@@ -29,10 +30,9 @@ def call_mistake(fn: Callable[..., Any], name: str, columns: Iterable[str]) -> s
     if names is None or (mistake := form_mistake(fn, name)):
         return "" if names is None else mistake
     given = {"completions", *columns}
-    there = data_columns(columns)
     for lacking in needed:
         if lacking not in given:
-            return f"reward {name!r} needs the column {lacking!r}; the data has {there}"
+            return needs_column(name, lacking, columns)
     if not catches and (unasked := sorted(given - {*names})):
         return (
             f"reward {name!r} does not take {unasked[0]!r}: a function in trl's form is handed "
@@ -53,6 +53,7 @@ def _parameters(fn: Callable[..., Any]) -> tuple[list[str] | None, list[str], bo
     return [p.name for p in named], needed, catches
 
 
-def data_columns(columns: Iterable[str]) -> str:
-    """The names of the data's columns, without what trl adds."""
-    return ", ".join(sorted({*columns} - _OF_TRL)) or "none"
+def needs_column(name: str, lacking: str, columns: Iterable[str]) -> str:
+    """That the reward `name` lacks a column, and which there are, without what trl adds."""
+    there = ", ".join(sorted({*columns} - OF_TRL)) or "none"
+    return f"reward {name!r} needs the column {lacking!r}; the data has {there}"

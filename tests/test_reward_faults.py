@@ -209,6 +209,9 @@ def test_a_plain_function_is_told_what_to_do(folder: Path, tmp_path: Path, cli: 
         assert ended.code == 2 and says in ended.err, ended.err
     with pytest.raises(UserError, match="put @reward on it"):
         build(GRPOTrainer, folder, lambda completion: 1.0, tmp_path)
+    for ours in (reward(lambda completion, gold: 1.0), lambda completions, gold, **columns: []):
+        with pytest.raises(UserError, match=r"needs the column 'gold'; the data has answer$"):
+            build(GRPOTrainer, folder, ours, tmp_path)
 
 
 @pytest.mark.parametrize(
