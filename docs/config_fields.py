@@ -88,6 +88,7 @@ HEEDS: Mapping[str, tuple[str, ...]] = {
         "fsdp_config",
     ),
     "a checkpoint of the model alone is resumed with a word on what it lacks": ("save_only_model",),
+    "the best model is loaded whole, fused experts too": ("load_best_model_at_end",),
     "every evaluation samples by the step alone, and leaves the random states as they were": (
         "eval_strategy",
         "eval_steps",
@@ -252,7 +253,6 @@ CANNOT_MATTER: Mapping[str, tuple[str, ...]] = {
         "save_steps",
         "save_on_each_node",
         "save_total_limit",
-        "load_best_model_at_end",
         "enable_jit_checkpoint",
         "restore_callback_states_from_checkpoint",
         "push_to_hub",
