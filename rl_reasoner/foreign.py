@@ -8,6 +8,7 @@ a ValueError or a `UserError`, before anything is made of it.
 import json
 import math
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -86,14 +87,21 @@ def yaml_value(text: str, loader: type[yaml.SafeLoader]) -> tuple[yaml.Node | No
 def no_links(folder: Path) -> None:
     """Raise `UserError` where a link lies in `folder`, at any depth: it would lead out of it.
 
-    For run folders, into which no link is ever written. The folder itself may be one.
+    Likewise for pipes and devices, which never end. For run folders, into which nothing of the kind
+    is ever written. The folder itself may be a link.
     """
     for place, folders, files in os.walk(folder):
         for path in (Path(place, name) for name in (*folders, *files)):
-            if path.is_symlink():
+            try:
+                kind = path.lstat().st_mode
+            except FileNotFoundError:  # a run that trains has renamed it
+                continue
+            if stat.S_ISLNK(kind):
                 raise UserError(
                     f"{path} is a link, and may lead anywhere: put in its place what it stands for"
                 )
+            if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+                raise UserError(f"{path} is neither file nor folder: it has no place in a run")
 
 
 _TOO_DEEP = f"brackets in brackets, more than {MOST_DEPTH} deep"

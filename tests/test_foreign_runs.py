@@ -1,6 +1,7 @@
 """Run folders that others wrote: nothing is written outside them, each mistake is one message."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -76,6 +77,15 @@ def test_results_that_are_named_follow_no_link_that_lies_beside(here: Path, cli:
         assert done.code == 2 and "exists already" in done.err
         assert not (here / "nowhere").exists()
         (here / "new.py").unlink()
+
+
+@pytest.mark.parametrize("name", [".lock", "stages/2-grpo/ledger.jsonl"])
+def test_a_pipe_in_a_run_is_not_waited_for(name: str, here: Path, cli: Cli) -> None:
+    (here / "run" / name).unlink(missing_ok=True)
+    os.mkfifo(here / "run" / name)
+    for verb in (("train", "--resume", "run"), ("report", "run")):
+        done = cli(*verb)
+        assert done.code == 2 and f"{name} is neither file nor folder" in done.err
 
 
 def test_a_run_folder_may_be_a_link_itself(here: Path, cli: Cli) -> None:
