@@ -75,6 +75,20 @@ def engine_runs(causal_lm: nn.Module) -> bool:
     return _runs[causal_lm]
 
 
+def head_is_whole(causal_lm: Any, temperature: float) -> bool:
+    """Whether trl's fused head scores tokens as the model's own logits do, by `temperature`.
+
+    It takes the output matrix and the scales that it knows; a head may do more.
+    """
+    rows = _tokens(causal_lm, 2, _TOKENS)
+    with torch.no_grad(), in_mode(causal_lm, training=False):
+        logits = causal_lm(input_ids=rows, use_cache=False).logits[:, :-1].float() / temperature
+        found = causal_lm(input_ids=rows, labels=rows, fused_lm_head=True).log_probs
+    own = logits.log_softmax(-1).gather(2, rows[:, 1:, None]).squeeze(2)
+    exact = next(causal_lm.parameters()).dtype == torch.float32
+    return bool((found.float() - own).abs().mean() < (3e-3 if exact else 0.1))
+
+
 @contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     """Inside, all of the model trains, or rests; afterwards each module is as it was."""

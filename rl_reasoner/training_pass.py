@@ -18,7 +18,7 @@ is the mean over the rows that were computed, and the micro-batches it is a mean
 
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -28,7 +28,12 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from rl_reasoner import packing
-from rl_reasoner.agreement import in_mode, packing_obstacle, sampling_obstacle
+from rl_reasoner.agreement import (
+    head_is_whole,
+    in_mode,
+    packing_obstacle,
+    sampling_obstacle,
+)
 from rl_reasoner.lm_head import fused_head
 from rl_reasoner.rank_balance import exchanged
 from rl_reasoner.sharding import agreed, in_lockstep
@@ -94,6 +99,7 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
             mend = _DROPOUT if "dropout" in self._obstacle else ""
             logger.warning("%s used, for %s%s", used, self._obstacle, mend)
         self._packs = self._on("share_prompts") and self._obstacle is None
+        self._check_head()
 
     def _on(self, name: str) -> bool:
         """Whether a speed-up is on; a config of trl's own has none of the fields: all are."""
@@ -108,6 +114,19 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
             if name in vars(self)
             or getattr(kind, name) is not self.standard.get(name, getattr(kind, name))
         ]
+
+    def _check_head(self) -> None:
+        """Say so where trl scores completions otherwise than the policy samples them."""
+        base: Any = base_of(self.model)
+        if base.config.get_text_config() is not base.config:
+            return
+        with suppress(Exception):  # code of any model's own, which fails in its first step
+            if not head_is_whole(base, self.temperature):
+                logger.warning(
+                    "trl scores completions by the output matrix alone, and the head of %s does "
+                    "more: what is trained is another distribution than what is sampled",
+                    type(base).__name__,
+                )
 
     def _settings_obstacle(self) -> str | None:
         """What of the settings keeps every model from our layouts, or None."""

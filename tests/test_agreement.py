@@ -242,6 +242,21 @@ def test_gradients_of_such_a_model_are_those_of_stock_trl(
     assert worst(*found) <= TOLERANCE
 
 
+@pytest.mark.parametrize(
+    ("family", "whole"), [("ModernBertDecoder", False), ("Cohere", True), ("Gemma2", True)]
+)
+def test_a_head_that_does_more_than_trl_scores_by_is_said(
+    family: str, whole: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Layers before the matrix; scales and soft caps behind it, which trl knows."""
+    policy = open_policy("scratch:dense-tiny", device="cpu")
+    ends = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    policy.model = model_of(family, vocab_size=len(policy.tokenizer), **ends)
+    policy.save(tmp_path / "policy")
+    build(str(tmp_path / "policy"), tmp_path)
+    assert (f"the head of {family}ForCausalLM does more" in caplog.text) == (not whole)
+
+
 def test_with_neftune_the_weights_are_those_of_trl(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
