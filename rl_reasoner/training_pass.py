@@ -99,7 +99,8 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
             mend = _DROPOUT if "dropout" in self._obstacle else ""
             logger.warning("%s used, for %s%s", used, self._obstacle, mend)
         self._packs = self._on("share_prompts") and self._obstacle is None
-        self._check_head()
+        if settings is None:  # weights are whole, and a pass is made by this process alone
+            self._check_head()
 
     def _on(self, name: str) -> bool:
         """Whether a speed-up is on; a config of trl's own has none of the fields: all are."""
