@@ -255,5 +255,9 @@ def _way(before: SetResult, after: SetResult, k: int) -> str:
         f"{percent(one.accuracy)}{(one.interval and f' [{span(one.interval)}]') or ''}"
         for one in (first, last)
     )
-    told = {"unknown": "no intervals given", "within": "no change shown", "unsettled": "open"}
+    told = {
+        "unknown": "no intervals given",
+        "within": "no change shown",
+        "unsettled": "not settled",
+    }
     return f"pass@{k} {verb} from {ends} ({told.get(move, 'intervals apart')})"
