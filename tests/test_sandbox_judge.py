@@ -219,6 +219,25 @@ def test_a_runner_that_finds_nothing_to_run_passes_nothing() -> None:
         assert verdict("def f(n): return 4", CASE.replace("test_it", "it") + end) != "passed"
 
 
+@pytest.mark.parametrize(
+    ("said", "test"),
+    [
+        ("unittest.__main__", "import importlib\nassert importlib.import_module(f(1)).a == 4"),
+        ("unittest.__main__", "assert __import__(f(1), fromlist=['a']).a == 4"),
+        ("unittest.__main__", "import pkgutil\nassert pkgutil.resolve_name(f(1)).a == 4"),
+        ("--help", "import argparse\nassert argparse.ArgumentParser().parse_args([f(1)]).a == 4"),
+    ],
+)
+def test_a_library_that_ends_the_process_passes_nothing(said: str, test: str) -> None:
+    assert verdict(f"def f(n): return {said!r}", test) in ("error", "failed")
+
+
+@pytest.mark.parametrize("end", ["import sys\nsys.exit(0)", "exit()", "raise SystemExit"])
+def test_a_test_may_end_itself(end: str) -> None:
+    assert verdict("def f(n): return 4", f"assert f(1) == 4\n{end}") == "passed"
+    assert verdict("def f(n): return 5", f"assert f(1) == 4\n{end}") == "failed"
+
+
 READ_FROM_MESSAGE = """
 import re
 def f(g):

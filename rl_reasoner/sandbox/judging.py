@@ -21,6 +21,8 @@ from rl_reasoner.sandbox.remote import Channel, Gone, builtin_exception
 _SETTLE = "__settle__"
 _TEST = "<test>"  # the file name of the test's code
 _TESTS = (_TEST, "<doctest ")
+_QUITTERS = ("<frozen _sitebuiltins>", "/_sitebuiltins.py")  # of exit() and quit()
+_RUNNER = "/unittest/main.py"
 _SHOWN = ("__name__", "__doc__")
 # By these libraries use files and mappings: what they get is data.
 _USED = {"keys", "read", "readline", "write", "close"}
@@ -61,15 +63,28 @@ def _run_test(test: str, asking: "_Judge") -> str:
         exec(code, namespace)  # noqa: S102 - a data set's test, in a jail
     except AssertionError:
         return "failed"
-    except SystemExit as end:  # the test's own, unless it was the program that called sys.exit
+    except SystemExit as end:
         if end.code:
             return "failed"
-        return "error" if asking.broken else _told_by(runners)
+        return _told_by(runners) if _is_own(end, runners) and not asking.broken else "error"
     except MemoryError:
         return "memory"
     except BaseException:
         return "error"
     return _told_by(runners)
+
+
+def _is_own(end: SystemExit, runners: list[Any]) -> bool:
+    """Whether the test itself ends here, or the unittest that it runs.
+
+    What the program says can make a library end the process: a module to import, "--help" for
+    argparse. That would pass everything.
+    """
+    trace = end.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    file = trace.tb_frame.f_code.co_filename if trace else ""
+    return file.endswith((_TEST, *_QUITTERS)) or (bool(runners) and file.endswith(_RUNNER))
 
 
 def _remembered_runners(test: str) -> list[Any]:

@@ -165,6 +165,8 @@ def choose(min_level: str, allow_weak: bool) -> str:
 
 
 def _told(tried: Mapping[str, str]) -> str:
+    if not tried:
+        return f"{LIMIT_VARIABLE} allows no stronger one."
     return "Tried " + "; ".join(f"{level}: {reason}" for level, reason in tried.items()) + "."
 
 

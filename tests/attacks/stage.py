@@ -22,7 +22,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from attacks import escapes, forgeries, honest
 from rl_reasoner import sandbox
 
-LIMITS: dict[str, Any] = {"timeout_s": 0.5, "memory_mb": 256, "allow_weak": True}
+# Never at "process": there the escapes succeed, and change the Python and the mounts of the host.
+LIMITS: dict[str, Any] = {
+    "timeout_s": 0.5,
+    "memory_mb": 256,
+    "min_level": "seccomp",
+    "allow_weak": True,
+}
 
 
 class Stage:
