@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from rl_reasoner.errors import UserError
+from rl_reasoner.errors import UserError, did_you_mean
 
 MOST_DIGITS = 300  # of a whole number: a float has some more
 MOST_DEPTH = 64  # lists and objects within each other
@@ -82,6 +82,16 @@ def yaml_value(text: str, loader: type[yaml.SafeLoader]) -> tuple[yaml.Node | No
         raise yaml.MarkedYAMLError(problem=f"a value that cannot be: {error}") from error
     finally:
         reader.dispose()
+
+
+def check_run(folder: Path) -> None:
+    """Raise `UserError` where `folder` is none of a run, with the run beside it that is meant."""
+    if (folder / "recipe.yaml").is_file():
+        return
+    around = folder.parent.iterdir() if folder.parent.is_dir() else ()
+    near = did_you_mean(folder.name, [p.name for p in around if (p / "recipe.yaml").is_file()])
+    what = "it has no recipe.yaml" if folder.is_dir() else "there is no such folder"
+    raise UserError(f"{folder} is no run folder: {what}.{near}")
 
 
 def no_links(folder: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from rl_reasoner.code_rows import continuing
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.foreign import json_value, no_links
+from rl_reasoner.foreign import check_run, json_value, no_links
 from rl_reasoner.foreign import number as finite
 from rl_reasoner.ledger import entries
 from rl_reasoner.lineage import data_in
@@ -39,8 +39,7 @@ _OF_ROLLOUT = ("group", "prompt", "completion", "reward", "advantage", "truncate
 
 def stages_of(run: Path) -> dict[str, Path]:
     """The folders of a run's stages that sampled, by name, in order. Raises `UserError`."""
-    if not (run / "recipe.yaml").is_file():
-        raise UserError(f"{run} is no run folder: it has no recipe.yaml")
+    check_run(run)
     no_links(run)
     found = sorted(
         run.glob("stages/*/rollouts.jsonl"), key=lambda p: int(p.parent.name.split("-")[0])

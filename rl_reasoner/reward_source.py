@@ -6,6 +6,8 @@ that a fault shows the line of the script. What is alive (a model, a connection)
 reward belongs into a file. Runs nothing but the text of a recipe, which is its author's program.
 """
 
+import __future__
+
 import ast
 import builtins
 import inspect
@@ -16,6 +18,7 @@ import symtable
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -31,6 +34,9 @@ TEXT = "__reward_text__"
 """The global of a module made by `read` that holds its text."""
 _FROM = re.compile(r"# from (?P<file>.+), line (?P<line>\d+)")
 _SCRIPTS = ("__main__", "__mp_main__")
+_LATER = __future__.annotations
+_UNREAD = "from __future__ import annotations"
+"""The first line of a text whose annotations are not evaluated, as in its script."""
 
 
 def named(fn: Callable[..., Any]) -> tuple[str, str | None]:
@@ -59,7 +65,8 @@ def written(fn: Callable[..., Any]) -> str:
     target = fn.fn if isinstance(fn, Reward) else fn
     writer = _Writer(target.__name__)
     writer.take(target.__name__, fn, {})
-    text = "\n".join([*dict.fromkeys(writer.imports), "", *writer.blocks])
+    first = [_UNREAD] if writer.unread else []
+    text = "\n".join([*first, *dict.fromkeys(writer.imports), "", *writer.blocks])
     if len(text) > MOST_CHARS:
         raise ValueError(
             f"reward {target.__name__!r}: {writer.mend(f'it has {len(text):,} characters')}"
@@ -73,21 +80,39 @@ def read(name: str, text: str) -> Callable[..., Any]:
     space = vars(module)
     space[TEXT] = text
     lines = text.splitlines()
+    flags = _LATER.compiler_flag if text.startswith(_UNREAD) else 0
     try:
-        for node in ast.parse(text).body:
-            first = _first_line(node)
-            mark = _FROM.fullmatch(lines[first - 2]) if first > 1 else None
-            if mark:
-                ast.increment_lineno(node, int(mark["line"]) - first)
-            file = mark["file"] if mark else f"<reward {name}>"
-            exec(compile(ast.Module([node], []), file, "exec"), space)  # noqa: S102 (the recipe's own)
+        with _importable(module):
+            for node in ast.parse(text).body:
+                first = _first_line(node)
+                mark = _FROM.fullmatch(lines[first - 2]) if first > 1 else None
+                if mark:
+                    ast.increment_lineno(node, int(mark["line"]) - first)
+                file = mark["file"] if mark else f"<reward {name}>"
+                code = compile(ast.Module([node], []), file, "exec", flags)
+                exec(code, space)  # noqa: S102 (the recipe's own)
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
+        if isinstance(error, ModuleNotFoundError):
+            why += " (PYTHONPATH may name the folder in which it lies)"
         raise UserError(f"reward {name!r}, its source in the recipe: {why}") from error
     if not callable(space.get(name)):
         raise UserError(f"reward {name!r}: its source in the recipe has no function of that name")
     found: Callable[..., Any] = space[name]
     return found
+
+
+@contextmanager
+def _importable(module: ModuleType) -> Iterator[None]:
+    """Inside, `module` is found by its name: dataclasses look there what an annotation means."""
+    before = sys.modules.get(module.__name__)
+    sys.modules[module.__name__] = module
+    try:
+        yield
+    finally:
+        del sys.modules[module.__name__]
+        if before is not None:
+            sys.modules[module.__name__] = before
 
 
 class _Writer:
@@ -98,6 +123,7 @@ class _Writer:
         self.imports: list[str] = []
         self.blocks: list[str] = []
         self.taken: dict[str, Any] = {}
+        self.unread = False  # whether a script leaves its annotations unevaluated
 
     def mend(self, why: str) -> str:
         return f"{why}: put the reward into a file and name it 'FILE.py:{self.reward}'"
@@ -114,8 +140,8 @@ class _Writer:
             self.imports.append(f"import {value.__name__} as {name}")
         elif (place := _imported(inner)) and _of_package(vars(sys.modules[place[0]])):
             self.imports.append(f"from {place[0]} import {place[1]} as {name}")
-        elif isinstance(inner, (FunctionType, type)):
-            self._define(name, value, inner, space)
+        elif isinstance(whole := inspect.unwrap(inner), (FunctionType, type)):
+            self._define(name, value, whole, space)
         elif (literal := _literal(value)) is not None:
             self.imports += ["import re", "import pathlib"]
             self.blocks.append(f"{name} = {literal}\n")
@@ -126,10 +152,11 @@ class _Writer:
     def _define(self, name: str, value: Any, inner: Any, space: Mapping[str, Any]) -> None:
         """Write a function or class of the script, and before it what it names."""
         source, file, line = self._source(inner, space)
-        known = {**space, **getattr(inner, "__globals__", {})}
+        known = dict(_space(inner, space))
+        self.unread |= known.get("annotations") is _LATER
         known |= cells(inner) if isinstance(inner, FunctionType) else {}
         for used in sorted(_names(source)):
-            if used != inner.__name__ and used in known:
+            if used != inner.__name__ and used in known and not _built_in(used, known[used]):
                 self.take(used, known[used], known)
         self.blocks.append(f"# from {file}, line {line}\n{source.rstrip()}\n")
         bare = not ast.parse(source).body[0].decorator_list  # type: ignore[attr-defined]
@@ -168,7 +195,24 @@ def _names(source: str) -> set[str]:
             if outside and not (top and symbol.is_assigned()):
                 found.add(symbol.get_name())
         waiting += table.get_children()
-    return found - {*dir(builtins)}
+    return found
+
+
+def _space(inner: Any, space: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The globals of a function or class; a class without a module has those where it was found."""
+    if isinstance(inner, FunctionType):
+        return inner.__globals__
+    module = sys.modules.get(inner.__module__)
+    return space if module is None or inner.__module__ in _SCRIPTS else vars(module)
+
+
+def _built_in(name: str, value: Any) -> bool:
+    """Whether a global is what its name means everywhere; one of the script's own goes before."""
+    if name.startswith("__") and hasattr(builtins, name):
+        return True
+    usual = getattr(builtins, name, None)
+    of_cells = str(getattr(value, "__globals__", {}).get("__name__")).startswith("IPython.")
+    return usual is not None and (value is usual or (of_cells and inspect.unwrap(value) is usual))
 
 
 def _first_line(node: ast.stmt) -> int:

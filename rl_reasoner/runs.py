@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.foreign import json_object, json_value, no_links, number
+from rl_reasoner.foreign import check_run, json_object, json_value, no_links, number
 from rl_reasoner.lineage import hash_of
 from rl_reasoner.recipe import FileData, MixData, Recipe
 from rl_reasoner.recipe_source import read_yaml, validated
@@ -63,8 +63,7 @@ class RunFolder:
     @classmethod
     def reopen(cls, path: Path) -> tuple["RunFolder", Recipe]:
         """The run in `path`, locked, with its recipe. Raises `UserError` when there is none."""
-        if not (path / "recipe.yaml").is_file():
-            raise UserError(f"{path} is no run folder: it has no recipe.yaml")
+        check_run(path)
         no_links(path)
         data, places = read_yaml(path / "recipe.yaml")
         recipe = validated(data, places, str(path / "recipe.yaml"))

@@ -19,6 +19,7 @@ from rl_reasoner import launch
 from rl_reasoner.arguments import Json, Quiet, quiet, writable
 from rl_reasoner.console import emit, err, new_table
 from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.foreign import check_run
 from rl_reasoner.paths import room
 
 
@@ -101,8 +102,7 @@ class Train:
         from rl_reasoner.runs import begun_with
 
         own = str(folder / "recipe.yaml")
-        if not Path(own).is_file():
-            raise UserError(f"{folder} is no run folder: it has no recipe.yaml")
+        check_run(folder)
         begun = load_recipe(own)
         if self.recipe is None:
             return own, self.flags
@@ -237,18 +237,16 @@ class Report:
         from rl_reasoner.report import serve_report, write_evaluation, write_report
 
         if self.live:
-            if not (self.source / "recipe.yaml").is_file():
-                raise UserError(f"{self.source} is no run folder: it has no recipe.yaml")
+            check_run(self.source)
             serve_report(self.source, self.port, lambda url: emit(self.json, {"live": url}, url))
             return
         if self.source.suffix == ".json":
             target = writable(self.source.with_suffix(".html"))
             path = write_evaluation([self.source], target)
-        elif (self.source / "recipe.yaml").is_file():
+        else:
+            check_run(self.source)
             writable(self.source / "report.html")
             path = write_report(self.source)
-        else:
-            raise UserError(f"{self.source} is no run folder: it has no recipe.yaml")
         emit(self.json, {"report": str(path)}, str(path))
 
 

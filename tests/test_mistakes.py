@@ -141,6 +141,9 @@ MISTAKES: dict[str, tuple[Setup, tuple[str, ...], tuple[str, ...]]] = {
         ("cannot write to the run folder tiny.yaml/x",),
     ),
     "resume nothing": (no, ("train", "--resume", "no"), ("no is no run folder",)),
+    "resume near": (no, ("train", "--resume", "rnu"), ("no such folder. Did you mean 'run'?",)),
+    "why near": (no, ("why", "rnu", "--step", "1"), ("no such folder. Did you mean 'run'?",)),
+    "report near": (no, ("report", "rnu"), ("no such folder. Did you mean 'run'?",)),
     "resume a policy": (no, ("train", "--resume", "run/policy"), ("is no run folder",)),
     "resume with flags": (
         no,

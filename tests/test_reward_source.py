@@ -3,6 +3,7 @@
 import json
 import linecache
 import re
+import runpy
 import subprocess
 import sys
 import threading
@@ -236,3 +237,117 @@ def test_cells_of_a_notebook_are_found_as_ipython_keeps_them() -> None:
     found = score_batch(load_reward("short", None, spec.source), ["ab", "x"], {})
     assert found[0] == Score(5.0)
     assert isinstance(found[1], Fault) and found[1].message.endswith("ValueError: no at cell:4")
+
+
+HELPERS = """
+import functools
+import re
+
+LIMIT = 4
+
+
+class Judge:
+    def digits(self, text: str) -> int:
+        return len(re.findall("[0-9]", text)) + LIMIT
+
+
+def twice(fn):
+    @functools.wraps(fn)
+    def wrapper(*given, **named):
+        return TIMES * fn(*given, **named)
+
+    return wrapper
+
+
+TIMES = 2
+"""
+SHADOWS = """
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import pow
+from typing import TYPE_CHECKING
+
+from helpers_of_script import Judge, twice
+from rl_reasoner import reward
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+LIMIT = 400
+END = "another thing"
+
+
+def max(values: Sequence[float]) -> float:
+    return 70.0
+
+
+@dataclass
+class Parsed:
+    text: str
+
+    @classmethod
+    def of(cls, text: str) -> Parsed:
+        return cls(text + END)
+
+
+@lru_cache(maxsize=8)
+def cached(text: str) -> int:
+    return Judge().digits(text)
+
+
+@twice
+def helper(text: str) -> float:
+    return max([1.0]) + pow(2, 3)
+
+
+@reward
+@twice
+def judged(completion: str) -> float:
+    return helper(completion) + len(Parsed.of(completion).text) + LIMIT + cached("12")
+"""
+
+
+def test_a_text_means_what_its_script_means(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Builtins that the script has its own of, names of a helper's module, late annotations."""
+    (tmp_path / "helpers_of_script.py").write_text(HELPERS.replace("LIMIT", "LEAST"))
+    (tmp_path / "shadows.py").write_text(SHADOWS)
+    monkeypatch.syspath_prepend(tmp_path)
+    space = runpy.run_path(str(tmp_path / "shadows.py"), run_name="__main__")
+    spec = made([space["judged"]]).rewards["judged"]
+    del sys.modules["helpers_of_script"]
+    (tmp_path / "helpers_of_script.py").unlink()
+    found = load_reward("judged", None, spec.source)
+    wanted = 2 * (2 * (70 + 8) + len("abanother thing") + 400 + (2 + 4))
+    assert space["judged"].score("ab") == found.score("ab") == Score(wanted)
+
+
+def test_what_a_helpers_module_has_under_a_name_of_the_script_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "helpers_of_script.py").write_text(HELPERS)
+    (tmp_path / "shadows.py").write_text(SHADOWS)
+    monkeypatch.syspath_prepend(tmp_path)
+    space = runpy.run_path(str(tmp_path / "shadows.py"), run_name="__main__")
+    with pytest.raises(ValidationError, match="'judged' uses two things called LIMIT"):
+        made([space["judged"]])
+    del sys.modules["helpers_of_script"]
+
+
+def test_a_cells_open_is_pythons() -> None:
+    interactive = pytest.importorskip("IPython.core.interactiveshell")
+    cell = "def long(completions, **columns):\n    return [len(open('x').read())]\n"
+    file = "<ipython-input-9-0123456789ab>"
+    linecache.cache[file] = (len(cell), None, cell.splitlines(keepends=True), file)
+    space: dict[str, Any] = {"__name__": "__main__", "open": interactive._modified_open}
+    exec(compile(cell, file, "exec"), space)  # noqa: S102 (as a notebook does)
+    source = made([space["long"]]).rewards["long"].source
+    assert source is not None and source.count("open") == 1
+
+
+def test_a_module_beside_the_script_is_told_with_what_mends_it() -> None:
+    with pytest.raises(UserError, match=r"'f'.*No module named 'beside'.*PYTHONPATH"):
+        load_reward("f", None, "import beside\n\ndef f(completions, **columns):\n    return []\n")
