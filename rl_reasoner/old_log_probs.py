@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from rl_reasoner.balance import ExpertBalance, ExpertBalanceConfig
+from rl_reasoner.micro_batches import moves
 from rl_reasoner.sharding import in_lockstep
-from rl_reasoner.training_pass import BATCHES, LOSS, PASS, moves
+from rl_reasoner.training_pass import BATCHES, LOSS, PASS
 
 _OLD = "old_per_token_logps"
 
@@ -115,7 +116,6 @@ class OldLogProbs(ExpertBalance):
         self._fresh = None
         return loss
 
-    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Any:
-        output = super().training_step(model, inputs, num_items_in_batch)
+    def _micro_batch_done(self) -> None:
+        super()._micro_batch_done()
         self._done = 0 if self.accelerator.sync_gradients else self._done + 1
-        return output

@@ -17,8 +17,8 @@ is the mean over the rows that were computed, and the micro-batches it is a mean
 """
 
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ from rl_reasoner.agreement import (
     sampling_obstacle,
 )
 from rl_reasoner.lm_head import fused_head
+from rl_reasoner.micro_batches import moves, regrouped, take_out
 from rl_reasoner.rank_balance import exchanged
 from rl_reasoner.sharding import agreed, in_lockstep
 
@@ -357,15 +358,42 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
         return loss
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        with self._micro_batch():
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As trl's; a `training_step` of the user's own may have backward passes beside ours."""
+        step, held = self.training_step, self.__dict__
+        own = {name: held[name] for name in ("training_step",) if name in held}
+
+        def whole_step(*given: Any, **named: Any) -> Any:
+            with self._micro_batch():
+                return step(*given, **named)
+
+        held["training_step"] = whole_step
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            del held["training_step"]
+            held.update(own)
+
+    @contextmanager
+    def _micro_batch(self) -> Iterator[None]:
+        """Inside, a micro-batch is trained on: what its passes need stays for the backward ones."""
+        if self._open is not None:  # inside already
+            yield
+            return
         with ExitStack() as stack:
             self._open = stack
             try:
-                output = super().training_step(model, inputs, num_items_in_batch)
+                yield
             finally:
                 self._open = None
+        self._micro_batch_done()
+
+    def _micro_batch_done(self) -> None:
         if self.accelerator.sync_gradients:
             self._moved = False
-        return output
 
     # --------------------------------------------------------------------------- the regrouping
 
@@ -419,21 +447,6 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
         )
 
 
-def take_out(batch: dict[str, Any]) -> None:
-    """Rows that another pass could not give a log-prob to leave the batch: no token, no advantage.
-
-    In place, so that a buffered batch is without them ever after.
-    """
-    found = (batch.get(name) for name in ("old_per_token_logps", "ref_per_token_logps"))
-    tables = [table for table in found if table is not None]
-    for bad in [~table.isfinite().all(1) for table in tables]:
-        if bad.any():
-            for table in tables:
-                table[bad] = 0.0
-            batch["completion_mask"][bad] = 0
-            batch["advantages"][bad] = 0.0
-
-
 def joined_passes(
     parts: Sequence[tuple[Tensor, Tensor | None, Tensor | None]], entropy: bool, aux: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -447,41 +460,6 @@ def joined_passes(
         torch.cat(entropies) if entropy else None,
         torch.stack(losses).mean() if aux else None,
     )
-
-
-def moves(advantages: Tensor) -> Tensor:
-    """(B,) bool for advantages (B,) or (B, T): the rows that are not zero throughout."""
-    return advantages.reshape(advantages.shape[0], -1).ne(0).any(1)
-
-
-def regrouped(batches: list[dict[str, Any]], flat_last: bool) -> list[dict[str, Any]]:
-    """Micro-batches of the same sizes with the same rows, a group's rows together by length.
-
-    `flat_last` puts the rows without advantage at the end. Lists have an entry a row; values
-    without a row dimension stay.
-    """
-    joined = {
-        key: torch.cat([batch[key] for batch in batches])
-        for key, value in batches[0].items()
-        if isinstance(value, Tensor) and value.dim()
-    }
-    prompts = [tuple(row) for row in joined["prompt_ids"].tolist()]
-    number = {prompt: i for i, prompt in reversed(list(enumerate(prompts)))}
-    lengths = joined["completion_mask"].sum(1).tolist()
-    still = (~moves(joined["advantages"])).tolist() if flat_last else [False] * len(prompts)
-    order = sorted(
-        range(len(prompts)), key=lambda row: (still[row], number[prompts[row]], lengths[row])
-    )
-    index = torch.tensor(order, device=joined["prompt_ids"].device)
-    orders = torch.split(index, [batch["prompt_ids"].shape[0] for batch in batches])
-    split: dict[str, list[Any]] = {k: [value[o] for o in orders] for k, value in joined.items()}
-    for key in (key for key, value in batches[0].items() if isinstance(value, list)):
-        entries = [entry for batch in batches for entry in batch[key]]
-        split[key] = [[entries[row] for row in o.tolist()] for o in orders]
-    return [
-        {**batch, **{key: parts[i] for key, parts in split.items()}}
-        for i, batch in enumerate(batches)
-    ]
 
 
 def _table(values: Tensor, packed: packing.Packed, shape: tuple[int, int]) -> Tensor:

@@ -179,6 +179,45 @@ def test_a_loss_of_ones_own_has_the_gradients_that_it_has_in_trl(
     assert len(said) == 1 and "compute_loss" in said[0] and "regroup_rows" in said[0]
 
 
+@pytest.mark.parametrize("put", ["in a class", "on the trainer"])
+def test_a_step_of_ones_own_may_have_a_backward_pass_more(
+    put: str, policies: Policies, tmp_path: Path
+) -> None:
+    """With checkpointing that pass computes its layers anew, when trl's step is over."""
+
+    def stepping(base: Kind) -> Kind:
+        def step(self: Any, plain: Callable[..., Any], model: Any, inputs: Any, n: Any) -> Any:
+            loss = plain(model, inputs, n)
+            for batch in self._buffered_inputs:
+                ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+                mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+                width = batch["completion_ids"].shape[1]
+                logps, _, _ = self._get_per_token_logps_and_entropies(model, ids, mask, width)
+                self.accelerator.backward(-0.01 * (logps * batch["completion_mask"]).mean())
+            return loss
+
+        class Stepping(base):  # type: ignore[misc,valid-type]
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                super().__init__(*args, **kwargs)
+                if put == "on the trainer":
+                    plain = self.training_step
+                    self.training_step = lambda *given: step(self, plain, *given)
+
+            def training_step(self, *given: Any) -> Any:
+                if put == "on the trainer":
+                    return super().training_step(*given)
+                return step(self, super().training_step, *given)
+
+        return Stepping
+
+    changes: dict[str, Any] = {"gradient_checkpointing": True, "max_steps": 2}
+    found = [
+        gradients(stepping(kind), policies("dense"), tmp_path, half_flat, **changes)
+        for kind in (trl.GRPOTrainer, GRPOTrainer)
+    ]
+    assert found[1][2]._packs and worst(found[0][0], found[1][0]) <= TOLERANCE
+
+
 def test_a_loss_put_on_the_trainer_itself_counts(policies: Policies, tmp_path: Path) -> None:
     """As notebooks do it."""
 
