@@ -8,35 +8,63 @@ accelerate. Knows files; nothing of models.
 
 import io
 import math
+import pathlib
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.serialization import _get_layout
 
 from rl_reasoner.errors import UserError
 
 INDEX = ".metadata"
-_IN_INDEX = {
-    "torch": ("Size",),
-    "torch.serialization": ("_get_layout",),
-    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
-    "torch.distributed.checkpoint.metadata": (
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    ),
-    "pathlib": ("PosixPath",),
-    "pathlib._local": ("PosixPath",),  # of Python 3.13
-}
 _MOST_IN_LIST = 100_000  # places of a list in a state dict: parameter groups
+
+
+class _Fixed(type):
+    """Classes that nothing changes: pickles can set attributes, also of a class that they name.
+
+    With methods of an index's own making, torch would read other bytes than are checked here.
+    """
+
+    def __setattr__(cls, name: str, value: object) -> None:
+        raise pickle.UnpicklingError(f"it changes the class {cls.__name__}")
+
+
+def _fixed(known: type) -> type:
+    return _Fixed(known.__name__, (known,), {})
+
+
+def _called(function: Callable[[Any], object]) -> type:
+    """What a pickle may call, and do nothing else with."""
+    return _Fixed("function", (), {"__new__": lambda cls, argument: function(argument)})
+
+
+_METADATA = "torch.distributed.checkpoint.metadata"
+_IN_INDEX: dict[tuple[str, str], Any] = {
+    ("torch", "Size"): torch.Size,
+    ("torch.serialization", "_get_layout"): _called(_get_layout),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"): _fixed(filesystem._StorageInfo),
+    (_METADATA, "_MEM_FORMAT_ENCODING"): _called(metadata._MEM_FORMAT_ENCODING),
+    **{
+        (_METADATA, known.__name__): _fixed(known)
+        for known in (
+            metadata.BytesStorageMetadata,
+            metadata.ChunkStorageMetadata,
+            metadata.Metadata,
+            metadata.MetadataIndex,
+            metadata.StorageMeta,
+            metadata.TensorProperties,
+            metadata.TensorStorageMetadata,
+        )
+    },
+    ("pathlib", "PosixPath"): _fixed(pathlib.PosixPath),
+    ("pathlib._local", "PosixPath"): _fixed(pathlib.PosixPath),  # of Python 3.13
+}
 
 
 class _Index(pickle.Unpickler):
@@ -44,10 +72,11 @@ class _Index(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """The class `name`, one of those that an index is made of, or a dtype of torch's."""
-        dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if not dtype and name not in _IN_INDEX.get(module, ()):
+        if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
+            return dtype
+        if (module, name) not in _IN_INDEX:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which no index of weights has")
-        return super().find_class(module, name)
+        return _IN_INDEX[module, name]
 
 
 def checked(folder: Path) -> None:
@@ -65,14 +94,16 @@ def checked(folder: Path) -> None:
 
 def _wrong(folder: Path, index: Any) -> Iterator[str]:
     """What of an index would lead its reader out of the folder, or past the machine's memory."""
-    if not isinstance(index, Metadata):
+    if not _is_index(index):
         yield f"its {INDEX} is no index of shards"
         return
+    if others := [file.name for file in folder.glob(f"__*{INDEX}")]:
+        yield f"{others[0]} is an index that torch may read instead of {INDEX}"
     there = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     wanted = 0
     for kept in index.state_dict_metadata.values():
         if isinstance(kept, TensorStorageMetadata):
-            wanted += math.prod(kept.size) * kept.properties.dtype.itemsize
+            wanted += math.prod(map(abs, kept.size)) * kept.properties.dtype.itemsize
     if wanted > there:
         yield f"its {INDEX} tells of {wanted:,} bytes of tensors, its files have {there:,}"
     for path in (index.planner_data or {}).values():
@@ -80,8 +111,28 @@ def _wrong(folder: Path, index: Any) -> Iterator[str]:
             yield f"its {INDEX} places a value at {path!r:.60}"
     for stored in index.storage_data.values():
         name = stored.relative_path
-        if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
+        if Path(name).name != name or name in ("", ".."):
             yield f"its {INDEX} names a file elsewhere, {name!r:.60}"
+        if stored.transform_descriptors is not None:  # then torch reads other bytes than we do
+            yield f"its {INDEX} has a value compressed, {stored.transform_descriptors!r:.60}"
+
+
+def _is_index(index: Any) -> bool:
+    """Whether an index is of the types torch writes: others could tell torch something else."""
+    return (
+        isinstance(index, Metadata)
+        and type(index.state_dict_metadata) is type(index.storage_data) is dict
+        and isinstance(index.planner_data, (dict, type(None)))
+        and isinstance(index.storage_meta, (metadata.StorageMeta, type(None)))
+        and all(type(name) is str for name in index.state_dict_metadata)
+        and all(
+            isinstance(at, metadata.MetadataIndex)
+            and isinstance(stored, filesystem._StorageInfo)
+            and type(at.fqn) is type(stored.relative_path) is str
+            and type(stored.offset) is type(stored.length) is int
+            for at, stored in index.storage_data.items()
+        )
+    )
 
 
 def _check_values(folder: Path, index: Metadata) -> None:
