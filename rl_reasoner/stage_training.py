@@ -131,7 +131,10 @@ def _load_weights(policy: Policy, checkpoint: Path) -> None:
         policy.model.load_adapter(str(checkpoint), "default", is_trainable=True)
     else:
         saved = AutoModelForCausalLM.from_pretrained(
-            checkpoint, dtype=policy.model.dtype, trust_remote_code=False
+            checkpoint,
+            config=policy.model.config,  # the checkpoint's own may ask for a kernel that is code
+            dtype=policy.model.dtype,
+            trust_remote_code=False,
         )
         policy.model.load_state_dict(saved.state_dict())
 

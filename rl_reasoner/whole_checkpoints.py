@@ -93,6 +93,6 @@ class WholeCheckpoints(Trainer):  # type: ignore[misc]
                 names.update(tensors.keys())
         if names <= model.state_dict().keys():
             return False
-        saved = type(model).from_pretrained(checkpoint, dtype=model.dtype)
+        saved = type(model).from_pretrained(checkpoint, dtype=model.dtype, config=model.config)
         model.load_state_dict(saved.state_dict())
         return True

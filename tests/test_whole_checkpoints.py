@@ -1,5 +1,6 @@
 """Checkpoints of a trainer of one's own: sealed, checked before use, and the best one taken."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,19 @@ def test_a_flipped_bit_is_found_before_a_run_goes_on(
         trainer.train(resume_from_checkpoint=True)
     assert "checkpoint-4 is damaged (model.safetensors fails its checksum)" in caplog.text
     assert trainer._initial_global_step == 2 and trainer.state.global_step == 4
+
+
+def test_a_checkpoint_cannot_ask_for_a_kernel_from_elsewhere(tmp_path: Path) -> None:
+    """A mixture's is opened as a policy is; how the model computes is not up to it."""
+    build("scratch:moe-tiny", tmp_path, max_steps=2, save_steps=1).train()
+    checkpoint = tmp_path / "checkpoint-1"
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["attn_implementation"] = "someone/attention"
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    (checkpoint / "checksums.json").unlink()
+    trainer = build("scratch:moe-tiny", tmp_path, max_steps=2, save_steps=1)
+    trainer.train(resume_from_checkpoint=str(checkpoint))
+    assert trainer.state.global_step == 2
 
 
 def falling(completions: list[str], trainer_state: Any, **columns: Any) -> list[float]:
