@@ -63,7 +63,7 @@ class Eval:
     config: str | None = None
     """for hub ids: configuration"""
     split: str | None = None
-    """for hub ids: split (default: test)"""
+    """for hub ids and saved folders: split (default: test)"""
     server: str | None = None
     """URL of an OpenAI-compatible server that has the model"""
     trained_on: str | None = None

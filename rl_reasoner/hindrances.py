@@ -80,7 +80,7 @@ class Signs:
     """The signs in one stage of GRPO, fed a step at a time.
 
     `longest` is its completions' limit in tokens, `steps` how many it has, `highest` the largest
-    total reward that its weights allow (None: not known).
+    total of rewards from 0 to 1 (None: not known); more than that shows another scale.
     """
 
     def __init__(self, longest: int | None, steps: int, highest: float | None) -> None:
@@ -94,6 +94,8 @@ class Signs:
     def add(self, row: Metrics) -> list[Hindrance]:
         """The metrics of the next step; what hinders from it on, and did not before."""
         reward, norm = _number(row.get("reward")), _number(row.get("grad_norm"))
+        if self.highest is not None and (reward or 0.0) > self.highest * (1 + 1e-6):
+            self.highest = None
         shares = {
             "cut off": _number(row.get("completions/clipped_ratio")),
             "flat": _number(row.get("frac_reward_zero_std")),

@@ -17,6 +17,10 @@ FORMS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _GZIP = b"\x1f\x8b"
 _BETWEEN = ",;\t"  # what values of a line are parted by
 _SAVED = ("state.json", "dataset_dict.json")  # in a folder of `save_to_disk`
+_LONGEST_VALUE = (
+    1 << 30
+)  # characters in CSV, which has a limit of its own: what is too long is lint's
+_WANTED = "expected a list of objects, or an object a line"
 Row = dict[str, Any]
 
 
@@ -43,6 +47,7 @@ def rows_of(path: Path, split: str) -> Iterator[Row]:
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(_LONGEST_VALUE)
     with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets begin with a mark
         try:
             between = "\t" if path.suffix == ".tsv" else _between(file.readline())
@@ -117,6 +122,9 @@ def _json_lines(path: Path) -> Iterator[Row]:
             except (ValueError, RecursionError) as error:
                 if line.startswith(_GZIP):
                     raise UserError(f"{path} is compressed: gunzip it first") from error
+                if number == 1 and line.strip() == b"{":
+                    told = "one object over several lines"
+                    raise UserError(f"{path}: {told}; {_WANTED}") from error
                 raise UserError(f"{path}, line {number}: not JSON: {error}") from error
             if not isinstance(row, dict):
                 raise UserError(f"{path}, line {number}: expected a JSON object, got {row!r:.40}")

@@ -22,7 +22,7 @@ from rl_reasoner import reward_probes as probes
 from rl_reasoner.errors import UserError
 from rl_reasoner.isolation import Limits, Runner
 from rl_reasoner.prompts import lint, read_rows
-from rl_reasoner.reward import Fault, Outcome, Reward, described, usable
+from rl_reasoner.reward import Fault, Outcome, Reward, described, failed, usable
 from rl_reasoner.reward_calls import name_of, packed
 from rl_reasoner.tasks import TASKS, generate
 
@@ -216,6 +216,13 @@ class _Kit:
         texts += [probes.NEUTRAL, "\\boxed{1}"]
         return texts, [*self.rows, *self.rows[:-1], self.rows[0], self.rows[1]]
 
+    def _scored(self) -> tuple[list[str], list[Row]]:
+        """Those of the sample on which the reward does not fail by itself."""
+        texts, rows = self._sample()
+        found = zip(texts, rows, self.score(texts, rows), strict=True)
+        kept = [(text, row) for text, row, outcome in found if not failed(outcome)]
+        return [text for text, _ in kept], [row for _, row in kept]
+
     # ------------------------------------------------------------------------ what it returns
 
     def process(self) -> Finding:
@@ -298,7 +305,9 @@ class _Kit:
         """Several threads at once get what one gets."""
         if self.runner.shipped or isinstance(packed(self.fn), str):
             return Finding("threads", "skipped", "it runs in this process")
-        texts, rows = self._sample()
+        texts, rows = self._scored()
+        if not texts:
+            return Finding("threads", "skipped", "it fails on every row")
         [*agreed] = self.score(texts, rows, _threaded(self.fn))
         for text, outcome in zip(texts, agreed, strict=True):
             if usable(outcome) != 1.0:
@@ -309,7 +318,9 @@ class _Kit:
         """It changes nothing of the rows that it is given."""
         if self.runner.shipped or isinstance(packed(self.fn), str):
             return Finding("leaves data", "skipped", "it runs in this process")
-        texts, rows = self._sample()
+        texts, rows = self._scored()
+        if not texts:
+            return Finding("leaves data", "skipped", "it fails on every row")
         kept = self.score(texts, rows, _watched(self.fn))
         if any(usable(outcome) != 1.0 for outcome in kept):
             return Finding("leaves data", "failed", "it changes the columns that it is given")

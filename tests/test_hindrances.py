@@ -58,6 +58,14 @@ def test_rows_that_are_solved_are_no_hindrance_unless_from_the_start() -> None:
     assert "the rows are too easy" in told
 
 
+def test_rewards_of_another_scale_are_not_taken_for_solved() -> None:
+    """A reward of 2 points of 10 is above the 1 that the weights alone would allow."""
+    stuck = [step(n, flat=1.0, reward=2.0, grad_norm=0.0) for n in range(11, 41)]
+    for metrics in (stuck, [step(n, reward=1.8) for n in range(1, 11)] + stuck):
+        [told] = said(metrics)
+        assert "all groups have equal rewards (mean 2)" in told
+
+
 def test_no_gradient_is_told_unless_equal_rewards_explain_it() -> None:
     still = [step(n, grad_norm=0.0) for n in range(1, 9)]
     assert said(still) == ["since step 1: no step changes the policy: the gradient is 0"]

@@ -111,14 +111,25 @@ def test_a_loss_is_told_as_a_gain_is() -> None:
 
 def test_pass_at_k_is_told_with_its_intervals() -> None:
     ends = [
-        result(0.3, pass_at={1: p, 8: q}, pass_interval={1: (p - 0.04, p + 0.04), 8: (0.5, 0.7)})
+        SetResult(p, (p - 0.04, p + 0.04), pass_at={1: p, 8: q}, pass_interval={8: (0.5, 0.7)})
         for p, q in ((0.364, 0.6), (0.244, 0.61))
     ]
     words = say({"": ends[0]}, {"": ends[1]})
-    assert "pass@1 fell from 36.4% [32.4–40.4%] to 24.4% [20.4–28.4%] (intervals apart)" in words
+    assert (
+        "pass@1 fell from 36.4% [32.4–40.4%] to 24.4% [20.4–28.4%] (with intervals apart)" in words
+    )
     assert "pass@8 went from 60.0% [50.0–70.0%] to 61.0% [50.0–70.0%] (no change shown)" in words
-    bare = result(0.3, pass_at={1: 0.3, 8: 0.5})
+    bare = SetResult(0.3, pass_at={1: 0.3, 8: 0.5})
     assert "(no intervals given)" in say({"": bare}, {"": bare})
+
+
+def test_pass_at_1_and_accuracy_are_one_verdict() -> None:
+    test = Paired(500, 0.039, (0.016, 0.062), 0.0017, 0.01, "paired")
+    first = SetResult(0.137, (0.12, 0.156), pass_at={1: 0.137, 4: 0.37})
+    last = SetResult(0.176, (0.149, 0.205), pass_at={1: 0.176, 4: 0.3}, paired=test)
+    words = say({"": result(0.1), "sampled": first}, {"": result(0.1), "sampled": last})
+    assert "Sampled accuracy rose from 13.7% to 17.6%, by the paired test." in words
+    assert "pass@1 rose from 13.7% [12.0–15.6%] to 17.6% [14.9–20.5%] (by the paired test)" in words
 
 
 def test_the_paired_test_settles_what_intervals_leave_open() -> None:

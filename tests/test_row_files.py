@@ -89,6 +89,19 @@ def test_a_text_without_end_is_told_by_its_row(tmp_path: Path, column: str) -> N
     assert len(load(tmp_path / "a.jsonl", on_bad_row="skip")) == 1
 
 
+def test_a_long_value_in_csv_is_judged_as_in_json(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"problem,answer\n{'x' * 200_000},2\n{'y' * 1_000_001},3\n")
+    [said, _] = refused(tmp_path / "a.csv")
+    assert said == "a.csv, row 2: the problem has 1,000,001 characters, more than 1,000,000"
+    assert len(load(tmp_path / "a.csv", on_bad_row="skip")) == 1
+
+
+def test_an_object_around_the_rows_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"data": ROWS}, indent=1))
+    [said] = refused(tmp_path / "a.json")
+    assert said.startswith("a.json: one object over several lines; expected a list of objects")
+
+
 def test_an_evaluation_of_rows_without_an_answer_is_refused_before_it_samples(
     tmp_path: Path, cli: Cli
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 from conftest import Cli
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.reward import load_reward, shipped_rewards
+from rl_reasoner.reward import Reward, load_reward, reward, shipped_rewards
 from rl_reasoner.testing import check_reward, examine
 
 CODE = [
@@ -85,3 +85,20 @@ def test_the_command(tmp_path: Path, cli: Cli) -> None:
     assert found["prompt echoed"]["status"] == "failed" and found["types"]["status"] == "passed"
     ended = cli("check", "boxed")
     assert ended.code == 0 and "hostile" in ended.out
+
+
+@reward
+def words(completion: str) -> str:
+    return "good"
+
+
+@reward
+def nothing(completion: str) -> float:
+    return float("nan")
+
+
+@pytest.mark.parametrize("fails", [words, nothing])
+def test_what_fails_on_every_row_is_charged_with_nothing_else(fails: Reward) -> None:
+    found = {finding.check: finding for finding in examine(fails).findings}
+    assert found["tells apart"].status == "failed"
+    assert found["threads"].status == found["leaves data"].status == "skipped"

@@ -243,7 +243,9 @@ def at_both(before: SetResult, after: SetResult) -> list[int]:
 
 
 def at(result: SetResult, k: int) -> SetResult:
-    """pass@k as figures of its own."""
+    """pass@k as figures of its own; pass@1 is the accuracy, with its interval and paired test."""
+    if k == 1:
+        return result
     return SetResult(result.pass_at[k], result.pass_interval.get(k))
 
 
@@ -260,4 +262,4 @@ def _way(before: SetResult, after: SetResult, k: int) -> str:
         "within": "no change shown",
         "unsettled": "not settled",
     }
-    return f"pass@{k} {verb} from {ends} ({told.get(move, 'intervals apart')})"
+    return f"pass@{k} {verb} from {ends} ({told.get(move) or evidence(first, last)})"

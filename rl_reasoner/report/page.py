@@ -273,7 +273,8 @@ def _gain_of_set(base: str, before: Figures, after: Figures, by: str) -> Element
 
 
 def _change(name: str, a: SetResult, b: SetResult) -> list[Child]:
-    points = signed(100 * (b.accuracy - a.accuracy))
+    moved_by = b.accuracy - a.accuracy if b.paired is None else b.paired.difference
+    points = signed(100 * moved_by)
     paired = paired_words(b) or None
     return [name, _with_interval(a), _with_interval(b), points, paired, _chip(a, b)]
 
