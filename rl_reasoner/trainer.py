@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -187,6 +188,24 @@ class GRPOTrainer(
         self._spend("reward", started)
         return self._kept_rewards(rewards)
 
+    @contextmanager
+    def _scored_once(self) -> Iterator[None]:
+        """Inside, rewards are what a `_calculate_rewards` of the user's own makes of them, once."""
+        own, ours = self._calculate_rewards, partial(GRPOTrainer._calculate_rewards, self)
+        held = self.__dict__
+        before = {name: held[name] for name in ("_calculate_rewards",) if name in held}
+
+        def scored(*given: Any, **named: Any) -> torch.Tensor:
+            self._rewards = (own if self._replay is None else ours)(*given, **named)
+            return self._rewards
+
+        held["_calculate_rewards"] = scored
+        try:
+            yield
+        finally:
+            del held["_calculate_rewards"]
+            held.update(before)
+
     def _sample(self, rows: list[dict[str, Any]]) -> Kept:
         self._at_hand = rows
         return super()._sample(rows)
@@ -323,7 +342,7 @@ class GRPOTrainer(
         return out
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        with self._corrected():
+        with self._corrected(), self._scored_once():
             output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         self._keep_policy_logps(output)
         if self.rollout_sink is not None and self.model.training and self._scores:

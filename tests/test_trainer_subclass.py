@@ -235,3 +235,34 @@ def test_a_loss_put_on_the_trainer_itself_counts(policies: Policies, tmp_path: P
         for kind in (trl.GRPOTrainer, GRPOTrainer)
     ]
     assert worst(*found) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"dynamic_sampling": 1, "scale_rewards": "none"}, {"algorithm": "rloo", "beta": 0.05}],
+    ids=["dynamic-sampling", "advantages"],
+)
+def test_rewards_changed_by_a_trainer_of_ones_own_count_once(
+    changes: dict[str, Any], policies: Policies, tmp_path: Path
+) -> None:
+    class Doubled(GRPOTrainer):
+        factor = 2.0
+
+        def _calculate_rewards(self, *args: Any) -> torch.Tensor:
+            return super()._calculate_rewards(*args) * self.factor
+
+        def _generate_and_score_completions(self, inputs: Any) -> Any:
+            found = super()._generate_and_score_completions(inputs)
+            self.advantages = found["advantages"]
+            return found
+
+    class Plain(Doubled):
+        factor = 1.0
+
+    changes = {**changes, "max_steps": 1, "gradient_accumulation_steps": 2}
+    doubled, plain = (
+        gradients(kind, policies("dense"), tmp_path, never_flat, **changes)[2].advantages
+        for kind in (Doubled, Plain)
+    )
+    assert plain.abs().max() > 0
+    torch.testing.assert_close(doubled, 2 * plain)
