@@ -178,7 +178,7 @@ def test_code_rows_need_no_answer_and_prompt_is_their_problem() -> None:
     assert good[0]["problem"].startswith("Add.\n") and "prompt" not in good[0]
     _, problems = lint([{"prompt": "Add.", "tests": []}, {"tests": ["assert f()"]}], "x")
     assert [p.split(": ")[1].split(".")[0] for p in problems] == [
-        "no column 'problem'",
+        "no column 'answer'",  # the prompt is its problem, and no tests judge it
         "no column 'problem'",
     ]
     kept = {"problem": "1+1=", "prompt": "p", "answer": "2"}

@@ -287,15 +287,17 @@ def test_hub_rows_go_through_columns_and_lint(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_hub_that_fails_is_a_mistake_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_dataset(*args: Any, **kwargs: Any) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
         raise ConnectionError("no network\nat all")
 
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setattr("huggingface_hub.dataset_info", refuse)
+    monkeypatch.setattr("datasets.load_dataset", refuse)
+    monkeypatch.setattr("rl_reasoner.hub._refusals", [])  # of the tests before
     with pytest.raises(UserError) as caught:
         load_rows(FileData(path="who/what"))
     [message] = caught.value.messages
     assert message.startswith("data set 'who/what' (split 'train')")
-    assert message.endswith("ConnectionError: no network")
+    assert message.endswith("the hub does not answer: no network")
     monkeypatch.delenv("RL_REASONER_DATA", raising=False)
     with pytest.raises(UserError, match=r"no network\. Or put gsm8k\.jsonl into a folder"):
         load_rows(set_data("gsm8k"))

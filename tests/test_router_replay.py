@@ -251,7 +251,6 @@ def test_replay_reaches_adapters_and_reference(
     """LoRA with a KL term: the reference is the policy without its adapter, on the same experts."""
     forced(monkeypatch)
     adapter = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    adapted: Any = partial(GRPOTrainer, peft_config=adapter)
     trainer = build(
         "scratch:moe-tiny",
         tmp_path,
@@ -260,7 +259,7 @@ def test_replay_reaches_adapters_and_reference(
         save_strategy="no",
         beta=0.04,
         logging_steps=1,
-        kind=adapted,
+        peft_config=adapter,
     )
     trainer.train()
     row = trainer.state.log_history[0]
