@@ -331,6 +331,7 @@ class Breaker:
     def __init__(self) -> None:
         self._last: dict[str, deque[tuple[int, int]]] = {}  # by step: failures, calls
         self._barren = self._judged = self._steps = 0
+        self._first = 0  # step that was added first
         self._failed = False
 
     def add(
@@ -352,6 +353,7 @@ class Breaker:
             if enough and bad > self.SHARE * max(self.WINDOW, calls):
                 broken.append(f"{name}: {bad} of its last {calls} calls faulted")
             self._failed |= any(flags)
+        self._first = self._first or step
         self._steps += 1
         self._judged += judged
         self._barren = 0 if judged else self._barren + 1
@@ -363,8 +365,9 @@ class Breaker:
     def end(self, said: Iterator[str], *, strict: bool) -> None:
         """The last step was added: raise where no row of the training got a reward.
 
-        Unless `strict`, only where rewards failed: in trl, abstaining on everything is no error.
+        Unless `strict`, only where rewards failed: in trl, abstaining on everything is no error. Of
+        a resumed training the steps before are not known.
         """
-        if self._judged == 0 and (self._failed or strict):
+        if self._first <= 1 and self._judged == 0 and (self._failed or strict):
             told = f"no row got a reward in all of {self._steps} steps"
             raise RewardsFailed("\n".join([told, *said]))

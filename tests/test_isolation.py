@@ -363,6 +363,9 @@ def test_steps_without_any_reward_end_the_run() -> None:
         for step in range(1, 100):
             breaker.add(step, {"f": [False] * 8}, iter(()), judged=step in (3, 7))
     assert step == 71
+    resumed = Breaker()
+    resumed.add(99, {"flaky": [True] * 8}, iter(()), judged=False)
+    resumed.end(iter(()), strict=True)  # the steps before had rewards, for all it knows
     Breaker().end(iter(()), strict=False)  # in trl, abstaining on everything is no error
 
 
