@@ -254,6 +254,19 @@ def _of_function(fn: Any, spec: Any) -> tuple[str, dict[str, Any]]:
     return name, {**spec, "options": options, "source": source}
 
 
+def _own_names(rewards: Mapping[str, RewardSpec]) -> Mapping[str, RewardSpec]:
+    """Raise ValueError where a reward that brings its text has the name of one that is elsewhere.
+
+    Who rescores a run of others by that name means the one they know, not the text of the run.
+    """
+    for name in [name for name, spec in rewards.items() if spec.source is not None]:
+        from rl_reasoner.reward import named_rewards  # recipes are mostly read without it
+
+        if not name.isidentifier() or name in named_rewards():
+            raise ValueError(f"there is a reward {name} already: give yours another name")
+    return rewards
+
+
 class Recipe(Part):
     """One run: a policy, its data and rewards, and the stages it goes through.
 
@@ -276,7 +289,9 @@ class Recipe(Part):
     system: str | None = Field(
         default=None, description="system prompt of chats, where rows have none of their own"
     )
-    rewards: Annotated[Mapping[str, RewardSpec], BeforeValidator(_rewards)] = Field(
+    rewards: Annotated[
+        Mapping[str, RewardSpec], BeforeValidator(_rewards), AfterValidator(_own_names)
+    ] = Field(
         default_factory=dict,
         description="reward -> weight, or {weight, options, optional, on_abstain}; a reward is a "
         "name, in Python also a function",

@@ -393,6 +393,11 @@ def shipped_rewards() -> list[str]:
     return sorted(path.stem for path in room("rewards").glob("[a-z]*.py"))
 
 
+def named_rewards() -> list[str]:
+    """Names that need no file or module: of shipped rewards, and of entry points."""
+    return [*shipped_rewards(), *(point.name for point in entry_points(group=ENTRY_POINTS))]
+
+
 def load_reward(
     reference: str, options: Mapping[str, Any] | None = None, source: str | None = None
 ) -> Callable[..., Any]:
@@ -430,7 +435,7 @@ def _found(reference: str) -> Any:
     if reference not in points:
         if reference.endswith(".py"):
             raise UserError(f"reward {reference!r} names no function: write {reference}:NAME")
-        raise unknown("reward", reference, [*shipped_rewards(), *points])
+        raise unknown("reward", reference, named_rewards())
     try:
         return points[reference].load()
     except (ImportError, AttributeError) as error:
