@@ -146,7 +146,8 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
         if self.environment_factories is not None or self.rollout_func is not None:
             return  # they add columns, and rewards of their own
         rows = self.train_dataset
-        known = isinstance(rows, Dataset)
+        # rows that name their rewards need the columns of those only
+        known = isinstance(rows, Dataset) and APPLIES not in rows.column_names
         columns = {*rows.column_names} - {"prompt", "completion"} if known else set()
         handed = {*columns, *OF_TRL}
         for fn, name in zip(self.reward_funcs, self.reward_func_names, strict=True):

@@ -79,7 +79,10 @@ def test_json_says_what_the_text_was(hostile: Path, cli: Cli) -> None:
     assert asked["group"][0]["completion"].startswith(HOSTILE)
 
 
-def test_markup_in_a_completion_is_shown_as_it_is(hostile: Path, cli: Cli) -> None:
+def test_markup_in_a_completion_is_shown_as_it_is(
+    hostile: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # no cell is broken
     assert "[red][/nothing]" in cli("why", "run", "--step", "1").out
     told = cli("compare", "run/evals/before.json", "run/evals/after.json")
     assert "[red][/nothing]" in told.err
