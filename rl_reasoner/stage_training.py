@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, PrinterCallback
+from transformers import PrinterCallback
 
 from rl_reasoner import launch
 from rl_reasoner.balance import balanced
@@ -30,7 +30,7 @@ from rl_reasoner.runs import keep_rows_until
 from rl_reasoner.sharding import is_sharded, plain_state, sharded, whole_of
 from rl_reasoner.stage_trainers import Job, trainer_of
 from rl_reasoner.stopping import StepGivenUp, Stop
-from rl_reasoner.whole_checkpoints import Sealing
+from rl_reasoner.whole_checkpoints import Sealing, load_whole
 
 
 def train_stage(job: Job, view: LiveView, stop: Stop, device: str, precision: str) -> None:
@@ -122,21 +122,11 @@ def _faults(stop: Stop, last_step: LastStep, checkpoints: Path) -> Iterator[None
 
 
 def _load_weights(policy: Policy, checkpoint: Path) -> None:
-    """Put the weights of a checkpoint into the policy's model.
-
-    The trainer's own loading passes over fused experts: files hold them one by one, and only
-    `from_pretrained` puts them together.
-    """
+    """Put the weights of a checkpoint, an adapter's or a whole model's, into the policy's model."""
     if (checkpoint / "adapter_config.json").is_file():
         policy.model.load_adapter(str(checkpoint), "default", is_trainable=True)
     else:
-        saved = AutoModelForCausalLM.from_pretrained(
-            checkpoint,
-            config=policy.model.config,  # the checkpoint's own may ask for a kernel that is code
-            dtype=policy.model.dtype,
-            trust_remote_code=False,
-        )
-        policy.model.load_state_dict(saved.state_dict())
+        load_whole(checkpoint, policy.model)
 
 
 @contextmanager

@@ -22,6 +22,15 @@ from rl_reasoner.sharding import agreed, is_sharded
 logger = logging.getLogger(__name__)
 
 
+def load_whole(checkpoint: Path, model: PreTrainedModel) -> None:
+    """Put the weights of a checkpoint into `model`, with experts that files hold one by one.
+
+    By the config in memory: the checkpoint's own may ask for a kernel that is code.
+    """
+    saved = type(model).from_pretrained(checkpoint, dtype=model.dtype, config=model.config)
+    model.load_state_dict(saved.state_dict())
+
+
 class Sealing(TrainerCallback):  # type: ignore[misc]
     """Seals each checkpoint of `trainer` behind all that was written before this is called."""
 
@@ -93,6 +102,5 @@ class WholeCheckpoints(Trainer):  # type: ignore[misc]
                 names.update(tensors.keys())
         if names <= model.state_dict().keys():
             return False
-        saved = type(model).from_pretrained(checkpoint, dtype=model.dtype, config=model.config)
-        model.load_state_dict(saved.state_dict())
+        load_whole(checkpoint, model)
         return True
