@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import Cli, lines
 
+from rl_reasoner.console import err
 from rl_reasoner.report.text import plain
 
 HOSTILE = "\x1b[2J\x1b]0;title\x07\x9b31m\x08\u202e[red][/nothing] 4"
@@ -82,7 +83,7 @@ def test_json_says_what_the_text_was(hostile: Path, cli: Cli) -> None:
 def test_markup_in_a_completion_is_shown_as_it_is(
     hostile: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")  # no cell is broken
+    monkeypatch.setattr(err, "width", 200)  # no cell is broken, whatever the terminal
     assert "[red][/nothing]" in cli("why", "run", "--step", "1").out
     told = cli("compare", "run/evals/before.json", "run/evals/after.json")
     assert "[red][/nothing]" in told.err
