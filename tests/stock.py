@@ -1,5 +1,8 @@
 """Trainers beside stock trl's on the same completions: their gradients, step by step."""
 
+import hashlib
+import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -202,7 +205,25 @@ def gradients(
     trainer.add_callback(kept)
     torch.manual_seed(11)  # LoRA's start has drawn from the generator that shuffles the rows
     trainer.train()
+    if file := os.environ.get("GRADIENT_DIGESTS"):
+        write_digest(Path(file), kind.__name__, kept.steps)
     return kept.steps, kept.logs, trainer
+
+
+def write_digest(file: Path, trainer: str, steps: Gradients) -> None:
+    """Add a line to `file`: this test, its trainer, and a hash over all bits of its gradients.
+
+    Two files of the same tests, run in the same order on the same machine, are equal where a
+    change of the code left every gradient as it was, to the last bit.
+    """
+    digest = hashlib.sha256()
+    for step in steps:
+        for name, gradient in sorted(step.items()):
+            digest.update(name.encode() + gradient.contiguous().numpy().tobytes())
+    test = os.environ["PYTEST_CURRENT_TEST"].partition("::")[2].removesuffix(" (call)")
+    line = {"test": test, "trainer": trainer, "steps": len(steps), "sha256": digest.hexdigest()}
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(line) + "\n")
 
 
 def lora(dropout: float) -> LoraConfig:
