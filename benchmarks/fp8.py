@@ -22,7 +22,7 @@ from statistics import mean, median
 from typing import Any
 
 from rl_reasoner import Recipe, train
-from rl_reasoner.intervals import wilson
+from rl_reasoner.evaluation.statistics import wilson
 from rl_reasoner.prompts import load_rows
 from rl_reasoner.recipe import TaskData
 

@@ -25,7 +25,7 @@ from rl_reasoner.console import emit, err, new_table
 from rl_reasoner.errors import UserError
 
 if TYPE_CHECKING:
-    from rl_reasoner.evaluate import EvalResult
+    from rl_reasoner.evaluation.evaluate import EvalResult
     from rl_reasoner.recipe import FileData
 
 _FLIPS_SHOWN = 10
@@ -90,7 +90,7 @@ class Eval:
         data_folder(self.data_dir)
         result = self._replayed(self.replay) if self.replay is not None else self._evaluated()
         if target is not None:
-            from rl_reasoner.evaluate import beside
+            from rl_reasoner.evaluation.evaluate import beside
             from rl_reasoner.report import write_evaluation
 
             result.save(target)
@@ -101,7 +101,7 @@ class Eval:
         _check_judged(result)
 
     def _replayed(self, file: Path) -> "EvalResult":
-        from rl_reasoner.evaluate import EvalResult, replay
+        from rl_reasoner.evaluation.evaluate import EvalResult, replay
 
         usable = ("replay", "reward", "reward_options", "data_dir", "out", "quiet", "json")
         given = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
@@ -114,7 +114,7 @@ class Eval:
         return replay(EvalResult.load(file), self.reward, options or None)
 
     def _evaluated(self) -> "EvalResult":
-        from rl_reasoner.evaluate import evaluate
+        from rl_reasoner.evaluation.evaluate import evaluate
 
         if self.policy is None or self.sets is None:
             raise UserError("evaluate what? Give POLICY and --sets, or --replay FILE")
@@ -248,8 +248,8 @@ class Compare:
 
     def run(self) -> None:
         """Print the differences b - a."""
-        from rl_reasoner.comparison import unlike
-        from rl_reasoner.evaluate import EvalResult, compare
+        from rl_reasoner.evaluation.comparison import unlike
+        from rl_reasoner.evaluation.evaluate import EvalResult, compare
 
         target = writable(self.out) if self.out is not None else None
         if target is not None and target.resolve() in (self.a.resolve(), self.b.resolve()):

@@ -21,7 +21,7 @@ from rl_reasoner import sandbox
 from rl_reasoner.configs import check_configs, check_filled
 from rl_reasoner.dashboards import dashboards_of
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.evaluate import check_judge, set_rows
+from rl_reasoner.evaluation.evaluate import check_judge, set_rows
 from rl_reasoner.lineage import brought
 from rl_reasoner.long_prompts import declared_places, named_rows
 from rl_reasoner.policy import Policy, choose_device

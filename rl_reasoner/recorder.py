@@ -11,7 +11,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from rl_reasoner import launch
-from rl_reasoner.evaluate import evaluate
+from rl_reasoner.evaluation.evaluate import evaluate
+from rl_reasoner.evaluation.monitor import Watch
 from rl_reasoner.hindrances import Signs, highest_of
 from rl_reasoner.live import LiveView
 from rl_reasoner.recipe import GrpoStage
@@ -19,7 +20,6 @@ from rl_reasoner.runs import append_rows, read_lines
 from rl_reasoner.sharding import agreed, whole_of
 from rl_reasoner.stage_trainers import Job
 from rl_reasoner.stopping import Stop
-from rl_reasoner.validation import Watch
 
 
 class Recorder(TrainerCallback):  # type: ignore[misc]

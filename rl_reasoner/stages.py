@@ -22,7 +22,7 @@ from rl_reasoner import launch
 from rl_reasoner.begun import find_overlaps, lock
 from rl_reasoner.configs import check_filled
 from rl_reasoner.errors import RunStopped, UserError
-from rl_reasoner.evaluate import EvalResult, evaluate_recipe
+from rl_reasoner.evaluation.evaluate import EvalResult, evaluate_recipe
 from rl_reasoner.foreign import json_object, mapping
 from rl_reasoner.isolation import give_up_all
 from rl_reasoner.lineage import (

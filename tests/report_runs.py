@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from rl_reasoner.intervals import wilson
+from rl_reasoner.evaluation.statistics import wilson
 
 
 def figures(accuracy: float, n: int = 400, **more: Any) -> dict[str, Any]:

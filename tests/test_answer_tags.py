@@ -2,10 +2,10 @@
 
 import pytest
 
-from rl_reasoner.figures import figures_of
+from rl_reasoner.evaluation.judging import Judge
+from rl_reasoner.evaluation.metrics import figures_of
 from rl_reasoner.reward import load_reward
 from rl_reasoner.sample_cache import Rollout
-from rl_reasoner.scoring import Judge
 
 TAGS = ["<ans>", "</ans>"]
 

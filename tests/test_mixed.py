@@ -12,7 +12,7 @@ from tiny import QUIET, grpo, recipe, rows, sft
 from rl_reasoner import GRPOConfig, GRPOTrainer, Policy, evaluate, open_policy, reward, train
 from rl_reasoner.code_rows import as_dataset
 from rl_reasoner.errors import UserError
-from rl_reasoner.evaluate import EvalResult, replay
+from rl_reasoner.evaluation.evaluate import EvalResult, replay
 from rl_reasoner.preflight import prepared
 from rl_reasoner.prompts import load_rows
 from rl_reasoner.recipe import Asked, FileData, MixData, Recipe

@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl_reasoner.intervals import wilson
+from rl_reasoner.evaluation.statistics import wilson
 from rl_reasoner.report.gain import explain, moved
 from rl_reasoner.report.read import Paired, SetResult
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from rl_reasoner.evaluate import EvalResult
-from rl_reasoner.figures import figures_of
+from rl_reasoner.evaluation.evaluate import EvalResult
+from rl_reasoner.evaluation.metrics import figures_of
 from rl_reasoner.report import write_report
 from rl_reasoner.report.pipeline import habits_of, reached, text_table
 from rl_reasoner.report.read import Run, read_run

@@ -45,7 +45,7 @@ def write_evaluation(files: Sequence[Path], target: Path) -> Path:
 
     Raises `UserError` when a file is no evaluation result.
     """
-    from rl_reasoner.evaluate import EvalResult
+    from rl_reasoner.evaluation.evaluate import EvalResult
     from rl_reasoner.report.evaluation import evaluation_page
     from rl_reasoner.runs import write_text
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from rl_reasoner.comparison import compare_rows
 from rl_reasoner.errors import UserError
-from rl_reasoner.intervals import holm
+from rl_reasoner.evaluation.comparison import compare_rows
+from rl_reasoner.evaluation.statistics import holm
 from rl_reasoner.report.read import Evaluation, Paired, Run, SetResult
 
 

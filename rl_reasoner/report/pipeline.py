@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rl_reasoner.evaluation.statistics import clustered, wilson
 from rl_reasoner.foreign import json_value, mapping, number
-from rl_reasoner.intervals import clustered, wilson
 from rl_reasoner.languages import share as language_share
 from rl_reasoner.report import charts
 from rl_reasoner.report.charts import Bar, Line

@@ -13,9 +13,9 @@ from tiny import reward_file
 
 from rl_reasoner import EvalResult, Policy, compare, evaluate, open_policy
 from rl_reasoner.errors import UserError
-from rl_reasoner.evaluate import Mode
-from rl_reasoner.figures import figures_of
-from rl_reasoner.intervals import Z, mcnemar, wilson
+from rl_reasoner.evaluation.evaluate import Mode
+from rl_reasoner.evaluation.metrics import figures_of
+from rl_reasoner.evaluation.statistics import Z, mcnemar, wilson
 from rl_reasoner.rollouts import Rollout
 
 # ----------------------------------------------------------------------------------- a policy

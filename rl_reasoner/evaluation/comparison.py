@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.figures import Row, problems, share
-from rl_reasoner.intervals import detectable, holm, mcnemar, paired, sign_flips
+from rl_reasoner.evaluation.metrics import Row, problems, share
+from rl_reasoner.evaluation.statistics import detectable, holm, mcnemar, paired, sign_flips
 
 _FLIPS_SHOWN = 50
 

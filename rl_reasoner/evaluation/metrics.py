@@ -17,7 +17,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from rl_reasoner.intervals import (
+from rl_reasoner.evaluation.statistics import (
     Interval,
     bootstrap,
     clustered,

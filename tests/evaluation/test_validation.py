@@ -8,8 +8,8 @@ import pytest
 from tiny import grpo, recipe, rows, same
 
 from rl_reasoner import open_policy, train
+from rl_reasoner.evaluation.monitor import Watch, alarms
 from rl_reasoner.report import write_report
-from rl_reasoner.validation import Watch, alarms
 
 
 def metrics(

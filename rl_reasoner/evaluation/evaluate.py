@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rl_reasoner.comparison import compare_rows
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.figures import figures_of
+from rl_reasoner.evaluation.comparison import compare_rows
+from rl_reasoner.evaluation.judging import Judge, malformed
+from rl_reasoner.evaluation.metrics import figures_of
 from rl_reasoner.foreign import json_value
 from rl_reasoner.prompts import Prompt, Row, load_rows, prompt_of, read_rows, with_system
 from rl_reasoner.recipe import Asked, Evals, FileData
 from rl_reasoner.reward import load_reward
 from rl_reasoner.runs import write_text
 from rl_reasoner.sample_cache import SampleCache
-from rl_reasoner.scoring import Judge, malformed
 from rl_reasoner.servers import Server
 from rl_reasoner.sets import set_data
 from rl_reasoner.threads import Threads
@@ -377,7 +377,7 @@ class _Session:
 
     def finish(self) -> None:
         """Write the manifest."""
-        from rl_reasoner.manifest import manifest, of_policy, of_set
+        from rl_reasoner.evaluation.manifest import manifest, of_policy, of_set
 
         template = self.result.settings["template"]
         if isinstance(self.policy, Server):
@@ -430,7 +430,7 @@ def replay(
     The figures are made anew; settings and manifest stay, with this machine's verifier noted. What
     was judged as its rows say is judged so again. Raises `UserError` for a result without rows.
     """
-    from rl_reasoner.manifest import verifier_version
+    from rl_reasoner.evaluation.manifest import verifier_version
 
     if not saved.rows:
         raise UserError("the result has no rows that can be judged: is its .rows.jsonl beside it?")

@@ -15,7 +15,7 @@ from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from rl_reasoner.intervals import (
+from rl_reasoner.evaluation.statistics import (
     Z,
     bootstrap,
     clustered,

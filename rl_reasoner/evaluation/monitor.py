@@ -16,7 +16,7 @@ from statistics import fmean, variance
 from typing import TYPE_CHECKING, Any
 
 from rl_reasoner.contamination import overlap
-from rl_reasoner.evaluate import set_rows
+from rl_reasoner.evaluation.evaluate import set_rows
 from rl_reasoner.foreign import json_object
 from rl_reasoner.prompts import Row
 from rl_reasoner.runs import write_text

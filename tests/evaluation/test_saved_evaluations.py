@@ -14,12 +14,12 @@ from tiny import reward_file
 
 from rl_reasoner import EvalResult, Policy, compare, evaluate, open_policy
 from rl_reasoner.errors import UserError
-from rl_reasoner.evaluate import replay
-from rl_reasoner.figures import figures_of
-from rl_reasoner.intervals import holm
+from rl_reasoner.evaluation.evaluate import replay
+from rl_reasoner.evaluation.judging import classes
+from rl_reasoner.evaluation.metrics import figures_of
+from rl_reasoner.evaluation.statistics import holm
 from rl_reasoner.report.evaluation import evaluation_page
 from rl_reasoner.rollouts import Rollout
-from rl_reasoner.scoring import classes
 
 ROWS = [
     {"id": "a", "problem": "Half of one?", "answer": "1/2", "level": "easy", "subject": "halves"},
