@@ -9,9 +9,9 @@ from functools import lru_cache
 from typing import Any
 
 from rl_reasoner.errors import unknown
-from rl_reasoner.instructions import Instruction, parsed, verdicts
+from rl_reasoner.language.instructions import Instruction, parsed, verdicts
+from rl_reasoner.language.thinking import answer_of
 from rl_reasoner.reward import Score, reward
-from rl_reasoner.thinking import answer_of
 
 _CREDIT = ("all", "fraction")
 

@@ -11,8 +11,8 @@ A target is the length control of L1 (arXiv 2503.04697), "think for n tokens": t
 from collections.abc import Sequence
 
 from rl_reasoner.errors import unknown
+from rl_reasoner.language.units import words
 from rl_reasoner.reward import Column, Score, reward
-from rl_reasoner.text_units import words
 
 _MODES = ("exact", "most")
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rl_reasoner.instructions import parsed, verdicts
+from rl_reasoner.language.instructions import parsed, verdicts
 from rl_reasoner.problems import Pick, Problem, Task, picker
 
 Instructions = list[dict[str, Any]]

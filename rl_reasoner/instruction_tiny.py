@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rl_reasoner.instructions import parsed, verdicts
+from rl_reasoner.language.instructions import parsed, verdicts
 from rl_reasoner.problems import Pick, Problem, Task, picker
 
 _WORDS = (

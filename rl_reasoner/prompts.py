@@ -16,7 +16,7 @@ from typing import Any
 from rl_reasoner.code_rows import code_row
 from rl_reasoner.conversations import TURNS, conversation, plain_row
 from rl_reasoner.errors import UserError, did_you_mean
-from rl_reasoner.instructions import parsed
+from rl_reasoner.language.instructions import parsed
 from rl_reasoner.recipe import (
     AnyData,
     FileData,

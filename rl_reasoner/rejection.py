@@ -19,13 +19,13 @@ from rl_reasoner.errors import RunStopped
 from rl_reasoner.evaluation.judging import Judge
 from rl_reasoner.evaluation.metrics import repeats
 from rl_reasoner.foreign import json_value
-from rl_reasoner.languages import share
+from rl_reasoner.language.identification import share
+from rl_reasoner.language.thinking import chain_of
 from rl_reasoner.policy import Policy
 from rl_reasoner.prompts import Row, prompt_of
 from rl_reasoner.recipe import SampleStage
 from rl_reasoner.rollouts import sample
 from rl_reasoner.runs import append_rows, write_text
-from rl_reasoner.thinking import chain_of
 
 _CHUNK = 256  # prompts that are sampled and judged together
 _TAG = re.compile(r"</?(?:think|answer)>")

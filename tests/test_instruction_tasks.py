@@ -7,7 +7,7 @@ from itertools import combinations
 import pytest
 
 from rl_reasoner.instruction_tasks import response
-from rl_reasoner.instructions import KINDS, parsed, verdicts
+from rl_reasoner.language.instructions import KINDS, parsed, verdicts
 from rl_reasoner.tasks import careless, generate
 
 TASKS = ("instructions", "instructions_tiny")

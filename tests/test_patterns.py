@@ -6,16 +6,17 @@ from collections.abc import Callable
 import pytest
 from patterns import Used, ends, texts, used
 
-from rl_reasoner import code_rows, text_units
+from rl_reasoner import code_rows
 from rl_reasoner.answers import units
-from rl_reasoner.instructions import _sections
+from rl_reasoner.language import units
+from rl_reasoner.language.instructions import _sections
 
 PATTERNS, MAKERS = used()
 SHORT, LONG = 1_500, 6_000
 # Functions that make a pattern of what a recipe or a row says: how they read a text.
 MADE: dict[str, Callable[[str], object]] = {
-    "rl_reasoner.text_units.has_word": lambda text: text_units.has_word(text, "a"),
-    "rl_reasoner.instructions._sections": lambda text: _sections(text, "a {n}"),
+    "rl_reasoner.language.units.has_word": lambda text: units.has_word(text, "a"),
+    "rl_reasoner.language.instructions._sections": lambda text: _sections(text, "a {n}"),
     "rl_reasoner.answers.units.canonical_unit": units.canonical_unit,
     "rl_reasoner.code_rows.code_row": lambda text: code_rows.code_row(
         {"problem": text, "tests": ["assert f(1) == 2"]}

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rl_reasoner.errors import unknown
-from rl_reasoner.text_units import IDEOGRAPHS, plain
+from rl_reasoner.language.units import IDEOGRAPHS, plain
 
 # The commonest words of languages that share a script.
 _COMMON = {

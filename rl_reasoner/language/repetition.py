@@ -5,7 +5,7 @@ Both take time linear in the text. Pure; raises nothing.
 
 from collections.abc import Sequence
 
-from rl_reasoner.text_units import words
+from rl_reasoner.language.units import words
 
 MOST = 400_000
 """Characters that are read, from the end: loops are there."""

@@ -17,8 +17,8 @@ from functools import partial
 from typing import Any
 
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.languages import checked, share
-from rl_reasoner.text_units import (
+from rl_reasoner.language.identification import checked, share
+from rl_reasoner.language.units import (
     bullets,
     has_word,
     ideographs,

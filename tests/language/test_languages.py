@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.languages import LANGUAGES, language_of, share
-from rl_reasoner.repetition import looped, repeated_share
+from rl_reasoner.language.identification import LANGUAGES, language_of, share
+from rl_reasoner.language.repetition import looped, repeated_share
+from rl_reasoner.language.thinking import answer_of, chain_of
 from rl_reasoner.reward import load_reward
-from rl_reasoner.thinking import answer_of, chain_of
 
 TEXTS = Path(__file__).parent / "language_texts.jsonl"
 TABLE: list[dict[str, Any]] = [
