@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_reasoner.engine import generate
-from rl_reasoner.packing import Unsupported, arguments, attention_of, pack
+from rl_reasoner.kernels.packing import Unsupported, arguments, attention_of, pack
 from rl_reasoner.sampling import Sampling
 
 # Rotary embeddings that depend on the length of the batch's longest row, not on positions alone.

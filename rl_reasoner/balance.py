@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from rl_reasoner import packing
 from rl_reasoner.errors import UserError
+from rl_reasoner.kernels import packing
 from rl_reasoner.moe import (
     ExpertLoad,
     check_auxiliary_loss,

@@ -11,7 +11,7 @@ end token and the log-probability NaN.
 Randomness is counted, not streamed: token t of a row is drawn with the t-th number of a generator
 that is keyed by the row's own key (Philox), so a completion does not depend on the rows beside it,
 beyond the rounding of its logits. The global generators are not touched. Knows models of
-transformers and the attention of rl_reasoner.packing; nothing of trainers.
+transformers and the attention of rl_reasoner.kernels.packing; nothing of trainers.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationMixin
 
-from rl_reasoner.packed_linear import packed_linears
-from rl_reasoner.packing import attention_of, prompt_attention
+from rl_reasoner.kernels.packed_linear import packed_linears
+from rl_reasoner.kernels.packing import attention_of, prompt_attention
 from rl_reasoner.routing import SampledRoutes
 from rl_reasoner.sampling import Sampling, is_the_policy, looks_back
 

@@ -20,7 +20,7 @@ import torch
 import trl
 from torch import Tensor, nn
 
-from rl_reasoner import packing
+from rl_reasoner.kernels import packing
 from rl_reasoner.moe import routers
 from rl_reasoner.routing import (
     NoReplay,

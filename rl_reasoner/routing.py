@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rl_reasoner.kernels.packing import Packed
 from rl_reasoner.moe import expert_count, routers
-from rl_reasoner.packing import Packed
 
 Rule = Callable[[Tensor, Tensor], Tensor]  # logits (N, experts), choices (N, k) -> gates (N, k)
 

@@ -3,7 +3,7 @@
 `TrainingPass` overrides the one method of trl's trainer that runs the model on completions and
 leaves every loss to trl. Four speed-ups, each a field of the config:
 
-- `share_prompts`: rows are packed without padding, each prompt computed once (rl_reasoner.packing),
+- `share_prompts`: rows are packed without padding, each prompt computed once (rl_reasoner.kernels.packing),
   the LM head on completion positions only;
 - `skip_zero_advantage`: rows that cannot move the policy are not computed; only where that is exact
   (no KL, router or entropy term, no entropy quantile);
@@ -27,14 +27,14 @@ from accelerate.utils import DistributedType
 from peft import PeftModel
 from torch import Tensor, nn
 
-from rl_reasoner import packing
 from rl_reasoner.agreement import (
     head_is_whole,
     in_mode,
     packing_obstacle,
     sampling_obstacle,
 )
-from rl_reasoner.lm_head import fused_head
+from rl_reasoner.kernels import packing
+from rl_reasoner.kernels.lm_head import fused_head
 from rl_reasoner.micro_batches import moves, regrouped, take_out
 from rl_reasoner.rank_balance import exchanged
 from rl_reasoner.sharding import agreed, in_lockstep

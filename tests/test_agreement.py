@@ -20,7 +20,7 @@ from rl_reasoner.agreement import (
     sampling_obstacle,
 )
 from rl_reasoner.engine import generate
-from rl_reasoner.packing import arguments, attention_of, pack
+from rl_reasoner.kernels.packing import arguments, attention_of, pack
 from rl_reasoner.sampling import Sampling
 
 VOCABULARY = 260

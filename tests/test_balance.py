@@ -15,7 +15,7 @@ from processes import build, same, together, weights
 from tiny import grpo, recipe, sft
 from torch import Tensor
 
-from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy, packing, train
+from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy, train
 from rl_reasoner.balance import (
     BiasUpdate,
     affinities_of,
@@ -26,6 +26,7 @@ from rl_reasoner.balance import (
     updated_bias,
 )
 from rl_reasoner.errors import UserError
+from rl_reasoner.kernels import packing
 from rl_reasoner.moe import routers
 
 # -------------------------------------------------------------------------------- the figures

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from trl.trainer import utils
 
-from rl_reasoner import lm_head
+from rl_reasoner.kernels import lm_head
 
 OUTPUTS = ("log_probs", "entropy")
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
 from rl_reasoner import open_policy
-from rl_reasoner.packing import arguments, attention_of, pack, visible
-from rl_reasoner.prefix_attention import prefix_attention
+from rl_reasoner.kernels.packing import arguments, attention_of, pack, visible
+from rl_reasoner.kernels.prefix_attention import prefix_attention
 
 Rows = list[tuple[list[int], list[int]]]  # prompt, completion
 
@@ -150,7 +150,7 @@ def test_with_a_mask_keys_are_repeated_not_grouped(monkeypatch: pytest.MonkeyPat
         calls.append((options.get("attn_mask") is not None, options.get("enable_gqa", False)))
         return scaled_dot_product_attention(*tensors, **options)
 
-    monkeypatch.setattr("rl_reasoner.packing.scaled_dot_product_attention", attention)
+    monkeypatch.setattr("rl_reasoner.kernels.packing.scaled_dot_product_attention", attention)
     ids, mask, width = table([([1, 2, 3], [4, 5]), ([1, 2, 3], [6]), ([9], [8, 7, 6, 5])])
     packed = pack(ids, mask, width)
     assert packed is not None

@@ -25,7 +25,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from rl_reasoner.prefix_attention import prefix_attention
+from rl_reasoner.kernels.prefix_attention import prefix_attention
 
 NAME = "rl_reasoner_packed"
 

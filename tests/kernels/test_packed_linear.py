@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from rl_reasoner import packed_linear
-from rl_reasoner.packed_linear import packed_linears
+from rl_reasoner.kernels import packed_linear
+from rl_reasoner.kernels.packed_linear import packed_linears
 
 
 @pytest.fixture(autouse=True)
