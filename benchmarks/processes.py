@@ -51,9 +51,10 @@ def worker(folder: Path, steps: int, parallel: str) -> None:
     import torch
     from datasets import Dataset
 
-    from rl_reasoner import GRPOConfig, GRPOTrainer, launch, open_policy
+    from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy
+    from rl_reasoner.distributed import processes
 
-    launch.join("cpu")
+    processes.join("cpu")
     policy = open_policy("scratch:moe-tiny", seed=5, device="cpu")
     rows = [{"prompt": f"{a}+{b}="} for a in range(8) for b in range(4)]
     trainer = GRPOTrainer(
@@ -78,21 +79,21 @@ def worker(folder: Path, steps: int, parallel: str) -> None:
             isolate_rewards=False,
             report_to="none",
             disable_tqdm=True,
-            **launch.trainer_arguments(parallel),
+            **processes.trainer_arguments(parallel),
         ),
         train_dataset=Dataset.from_list(rows),
         processing_class=policy.tokenizer,
     )
 
     def broken(module: Any, inputs: Any, output: Any) -> Any:
-        lost = launch.rank() == 1 and trainer.state.global_step % 5 == 4
+        lost = processes.rank() == 1 and trainer.state.global_step % 5 == 4
         return output * torch.nan if lost else output
 
     trainer.model.get_input_embeddings().register_forward_hook(broken)
     trainer.train()
-    if launch.first():
+    if processes.first():
         (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
-    launch.leave(0)
+    processes.leave(0)
 
 
 def measured(parallel: str, steps: int) -> dict[str, Any]:

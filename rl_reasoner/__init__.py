@@ -8,9 +8,9 @@ take the function's place in this namespace.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from rl_reasoner.distributed.threads import wait_asleep
 from rl_reasoner.evaluation.evaluate import EvalResult, compare, evaluate
 from rl_reasoner.reward import Score, reward
-from rl_reasoner.threads import wait_asleep
 from rl_reasoner.version import __version__
 
 if TYPE_CHECKING:

@@ -18,8 +18,9 @@ from rich.panel import Panel
 from rich.text import Text
 from tyro.conf import subcommand
 
-from rl_reasoner import chat, eval_verbs, launch, reward_verbs, verbs
+from rl_reasoner import chat, eval_verbs, reward_verbs, verbs
 from rl_reasoner.console import err, new_table, out
+from rl_reasoner.distributed import processes
 from rl_reasoner.errors import RunStopped, UserError, unknown
 from rl_reasoner.version import __version__
 
@@ -56,20 +57,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     One of several processes (`launch`) that has met the others ends here, with that code.
     """
     given = list(sys.argv[1:] if argv is None else argv)
-    if launch.count() == 1:
+    if processes.count() == 1:
         return _ended(given)
     try:
         code = _ended(given)
     except Exception as error:
-        if launch.lost(error):
-            code = launch.LOST
-            if not launch.watched():
+        if processes.lost(error):
+            code = processes.LOST
+            if not processes.watched():
                 _say("the job ended", "another of its processes has ended before its time")
         else:
             code = 1
             traceback.print_exc()
-    if launch.joined():
-        launch.leave(code)
+    if processes.joined():
+        processes.leave(code)
     return code
 
 
@@ -89,7 +90,7 @@ def _ended(given: Sequence[str]) -> int:
         _say("cannot go on", f"{error.filename or 'writing a file'}: {error.strerror}")
         return 2
     except KeyboardInterrupt as error:
-        if not launch.first():
+        if not processes.first():
             return 130
         folder = getattr(error, "folder", None)
         go_on = f"; continue with: rl-reasoner train --resume {folder}" if folder else ""
@@ -125,7 +126,7 @@ def completion_of(shell: str) -> None:
 
 def _say(title: str, text: str) -> None:
     """A panel on a terminal; elsewhere plain lines, so that paths in them stay whole."""
-    if not launch.speaks():
+    if not processes.speaks():
         return
     if err.is_terminal:
         err.print(Panel(Text(text), title=title, title_align="left", border_style="red"))

@@ -13,8 +13,8 @@ from trl import DistillationConfig, SFTConfig
 
 from rl_reasoner import ray_pool
 from rl_reasoner.dashboards import project_of
+from rl_reasoner.distributed.processes import share_of, trainer_arguments
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.launch import share_of, trainer_arguments
 from rl_reasoner.policy import choose_device, choose_precision
 from rl_reasoner.recipe import (
     TRL_NAMES,

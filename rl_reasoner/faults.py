@@ -18,8 +18,8 @@ import torch
 from transformers import TrainerCallback
 
 from rl_reasoner.checkpoints import drop_damaged
+from rl_reasoner.distributed.sharding import agreed, local
 from rl_reasoner.errors import RunStopped
-from rl_reasoner.sharding import agreed, local
 
 logger = logging.getLogger(__name__)
 MOST_SKIPPED = 10

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from rl_reasoner.balance import ExpertBalance, ExpertBalanceConfig
+from rl_reasoner.distributed.sharding import in_lockstep
 from rl_reasoner.micro_batches import moves
-from rl_reasoner.sharding import in_lockstep
 from rl_reasoner.training_pass import BATCHES, LOSS, PASS
 
 _OLD = "old_per_token_logps"

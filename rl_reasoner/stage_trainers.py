@@ -14,11 +14,12 @@ from typing import Any
 from datasets import Dataset
 from trl import SFTTrainer
 
-from rl_reasoner import launch
 from rl_reasoner.balance import BiasUpdate
 from rl_reasoner.code_rows import as_dataset, continuing
 from rl_reasoner.configs import config
 from rl_reasoner.distillation import Distiller, check_vocabulary, teacher_of
+from rl_reasoner.distributed import processes
+from rl_reasoner.distributed.sharding import Sharding
 from rl_reasoner.faults import SkipBadSteps
 from rl_reasoner.ledger import Ledger, scores_of
 from rl_reasoner.moe import (
@@ -33,7 +34,6 @@ from rl_reasoner.reward import text_of
 from rl_reasoner.reward_rule import rule_of
 from rl_reasoner.rollouts import without_long
 from rl_reasoner.runs import append_rows
-from rl_reasoner.sharding import Sharding
 from rl_reasoner.trainer import GRPOTrainer
 from rl_reasoner.whole_checkpoints import WholeCheckpoints
 
@@ -130,9 +130,9 @@ def _grpo(job: Job, stage: GrpoStage) -> GRPOTrainer:
     if stage.loss.beta and not recipe.policy.lora:
         # trl loads the reference from where the model says it came from: that must be the
         # policy as it enters this stage, not the one that the first stage opened
-        if launch.first():
+        if processes.first():
             policy.save(job.folder / "reference")
-        launch.wait()
+        processes.wait()
         policy.model.config.name_or_path = str(job.folder / "reference")
     trainer = GRPOTrainer(
         policy.model,

@@ -13,10 +13,11 @@ from typing import Any
 from peft import PeftModel
 from transformers import PrinterCallback
 
-from rl_reasoner import launch
 from rl_reasoner.balance import balanced
 from rl_reasoner.checkpoints import last_checkpoint
 from rl_reasoner.dashboards import callbacks_of
+from rl_reasoner.distributed import processes
+from rl_reasoner.distributed.sharding import is_sharded, plain_state, sharded, whole_of
 from rl_reasoner.errors import RunStopped
 from rl_reasoner.faults import LastStep, disk_is_full, stopped_by_full_disk
 from rl_reasoner.isolation import give_up_all
@@ -27,7 +28,6 @@ from rl_reasoner.policy import Policy, add_lora, merge_adapter, open_policy
 from rl_reasoner.precision import in_fp8
 from rl_reasoner.recorder import Recorder
 from rl_reasoner.runs import keep_rows_until
-from rl_reasoner.sharding import is_sharded, plain_state, sharded, whole_of
 from rl_reasoner.stage_trainers import Job, trainer_of
 from rl_reasoner.stopping import StepGivenUp, Stop
 from rl_reasoner.whole_checkpoints import Sealing, load_whole
@@ -41,8 +41,8 @@ def train_stage(job: Job, view: LiveView, stop: Stop, device: str, precision: st
     """
     policy, folder, stage = job.policy, job.folder, job.stage
     checkpoints = folder / "checkpoints"
-    at = launch.share(last_checkpoint(checkpoints, view.note) if launch.first() else None)
-    if launch.first():
+    at = processes.share(last_checkpoint(checkpoints, view.note) if processes.first() else None)
+    if processes.first():
         for name in ("metrics.jsonl", "rollouts.jsonl"):
             keep_rows_until(folder / name, at[1] if at else 0)
         job.ledger = Ledger.open(folder, at[1] if at else 0)
@@ -53,7 +53,7 @@ def train_stage(job: Job, view: LiveView, stop: Stop, device: str, precision: st
     last_step = LastStep(trainer)
     trainer.add_callback(last_step)
     trainer.add_callback(Recorder(job, trainer, view, stop))
-    for dashboard in callbacks_of(run.report_to, view.note) if launch.first() else ():
+    for dashboard in callbacks_of(run.report_to, view.note) if processes.first() else ():
         trainer.add_callback(dashboard)
     trainer.add_callback(trainer.pop_callback(Sealing))  # behind what the others write
     trainer.remove_callback(PrinterCallback)  # metrics go to the recorder alone
@@ -72,7 +72,7 @@ def train_stage(job: Job, view: LiveView, stop: Stop, device: str, precision: st
     if stop.asked:
         return
     _save(job, trainer, device)
-    launch.wait()
+    processes.wait()
 
 
 def _save(job: Job, trainer: Any, device: str) -> None:
@@ -83,13 +83,13 @@ def _save(job: Job, trainer: Any, device: str) -> None:
     policy, folder, lora = job.policy, job.folder, job.recipe.policy.lora
     shards = sharded(trainer)
     with whole_of(trainer):
-        if launch.first() and lora:
+        if processes.first() and lora:
             state = plain_state(policy.model)
             policy.model.save_pretrained(folder / "adapter", state_dict=state)
-        elif launch.first():
+        elif processes.first():
             policy.save(folder / "policy")
     if shards:
-        launch.wait()
+        processes.wait()
         source = policy.source if lora else str(folder / "policy")
         opened = open_policy(source, seed=job.recipe.run.seed, device=device)
         merge_adapter(opened)
@@ -97,7 +97,7 @@ def _save(job: Job, trainer: Any, device: str) -> None:
         policy.source = str(folder / "policy")
         if lora:
             policy.model = PeftModel.from_pretrained(policy.model, folder / "adapter")
-    if merge_adapter(policy) and launch.first():
+    if merge_adapter(policy) and processes.first():
         policy.save(folder / "policy")
 
 

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rl_reasoner import launch
 from rl_reasoner.begun import find_overlaps, lock
 from rl_reasoner.configs import check_filled
+from rl_reasoner.distributed import processes
+from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.errors import RunStopped, UserError
 from rl_reasoner.evaluation.evaluate import EvalResult, evaluate_recipe
 from rl_reasoner.foreign import json_object, mapping
@@ -60,7 +61,6 @@ from rl_reasoner.runs import RunFolder, made_with, write_text
 from rl_reasoner.stage_trainers import Job
 from rl_reasoner.stage_training import train_stage
 from rl_reasoner.stopping import Stop
-from rl_reasoner.threads import Threads
 
 
 class Interrupted(KeyboardInterrupt):
@@ -102,10 +102,10 @@ def train(
     resume from.
     """
     quiet_libraries()
-    launch.join(choose_device(recipe.run.device))
+    processes.join(choose_device(recipe.run.device))
     window = window_of(recipe, first, last)
     work = prepared(recipe, where)
-    if not launch.first():
+    if not processes.first():
         return _followed(work)
     if resume is None:
         run, saved = RunFolder.create(recipe), recipe
@@ -115,8 +115,8 @@ def train(
     try:
         if saved.name != recipe.name:
             raise UserError(f"{resume} is a run of the recipe {saved.name!r}, not {recipe.name!r}")
-        launch.told(run.path)
-        launch.share((run.path, recipe))
+        processes.told(run.path)
+        processes.share((run.path, recipe))
         with LiveView(quiet=quiet) as view, Stop(view.note) as stop:
             if saved != recipe:
                 _changed(saved, recipe, run, view)
@@ -139,7 +139,7 @@ def train(
 
 def _followed(work: Work) -> Run:
     """The run in a process that is not the first one: it trains what that one says."""
-    path, recipe = launch.share((Path(), None))
+    path, recipe = processes.share((Path(), None))
     assert recipe is not None
     try:
         with LiveView(quiet=True) as view, Stop(view.note) as stop, Threads() as threads:
@@ -219,12 +219,12 @@ class _Session:
             policy.save(self.run.path / "policy")
             policy.source = str(self.run.path / "policy")
         report = write_report(self.run.path)
-        launch.share(_Order(None, place, policy.source))
+        processes.share(_Order(None, place, policy.source))
         return Run(self.run.path, policy, self.evals, report)
 
     def follow(self) -> Run:
         """Train the stages that the first process names, until it has come to the end."""
-        while (order := launch.share(_Order(None, _From(None)))).index is not None:
+        while (order := processes.share(_Order(None, _From(None)))).index is not None:
             stage = self.recipe.stages[order.index]
             self._train(order.index, stage, order.place, self._folder(stage.name))
         policy = self._policy(order.place)
@@ -290,7 +290,7 @@ class _Session:
     def _opened(self, place: "_From") -> Policy:
         source = str(self._folder(place.stage) / "policy") if place.stage else str(place.source)
         policy = open_policy(source, seed=self.recipe.run.seed, device=self.device)
-        if merge_adapter(policy) and launch.first():
+        if merge_adapter(policy) and processes.first():
             self.view.note(
                 f"the adapter {source} is merged into its base: a stage trains all weights, or a "
                 "fresh adapter where policy.lora is set"
@@ -414,7 +414,7 @@ class _Session:
             return folder / "data.jsonl"
         self.view.start_stage(stage.name, index + 1, of, steps)
         place = self._start(stage)
-        launch.share(_Order(index, place))
+        processes.share(_Order(index, place))
         self._train(index, stage, place, folder)
         self.view.finish_stage()
         return folder / "policy"

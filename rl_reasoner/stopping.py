@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from rl_reasoner import launch
+from rl_reasoner.distributed import processes
 from rl_reasoner.faults import LastStep
 
 GRACE_S = 5.0
@@ -54,7 +54,7 @@ class Stop:
         return self
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
-        echo = launch.count() > 1 and time.monotonic() - self._heard < ECHO_S
+        echo = processes.count() > 1 and time.monotonic() - self._heard < ECHO_S
         self._heard = time.monotonic()
         if self.asked and echo:  # from the scheduler, and from the launcher that got it too
             return

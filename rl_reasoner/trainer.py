@@ -24,6 +24,7 @@ from trl.trainer.utils import get_config_model_id
 
 from rl_reasoner.agreement import in_mode
 from rl_reasoner.balance import balance_figures
+from rl_reasoner.distributed.sharding import Sharding, whole
 from rl_reasoner.engine import generate, generates_as_transformers
 from rl_reasoner.errors import UserError
 from rl_reasoner.faults import SkipBadSteps
@@ -37,7 +38,6 @@ from rl_reasoner.resume import ExactResume
 from rl_reasoner.reward import described, text_of, usable
 from rl_reasoner.rewarding import Rewarding, RewardingConfig
 from rl_reasoner.sampling import Sampling, unhandled
-from rl_reasoner.sharding import Sharding, whole
 from rl_reasoner.training_pass import BATCHES, LOSS, PASS, base_of
 
 logger = logging.getLogger(__name__)

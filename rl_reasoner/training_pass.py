@@ -33,11 +33,11 @@ from rl_reasoner.agreement import (
     packing_obstacle,
     sampling_obstacle,
 )
+from rl_reasoner.distributed.sharding import agreed, in_lockstep
 from rl_reasoner.kernels import packing
 from rl_reasoner.kernels.lm_head import fused_head
 from rl_reasoner.micro_batches import moves, regrouped, take_out
 from rl_reasoner.rank_balance import exchanged
-from rl_reasoner.sharding import agreed, in_lockstep
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ import tyro
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from rl_reasoner import launch
 from rl_reasoner.arguments import Json, Quiet, quiet, writable
 from rl_reasoner.console import emit, err, new_table
+from rl_reasoner.distributed import processes
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.foreign import check_run
 from rl_reasoner.paths import room
@@ -52,11 +52,11 @@ class Train:
         else:
             raise UserError("train what? Give a recipe, or --resume RUN. See: rl-reasoner list")
         recipe, where = load_recipe(source, flags), place_of(source, flags)
-        if self.launch is not None and launch.count() == 1:
-            if code := launch.start(self.launch, self._arguments()):
+        if self.launch is not None and processes.count() == 1:
+            if code := processes.start(self.launch, self._arguments()):
                 raise SystemExit(code)
             return
-        if not self.quiet and launch.first():
+        if not self.quiet and processes.first():
             err.print("loading torch and transformers", style="dim")
         from rl_reasoner.stages import train
 
@@ -69,7 +69,7 @@ class Train:
             first=self.first,
             last=self.until,
         )
-        if not launch.first():
+        if not processes.first():
             return
         value = {
             "run": str(done.folder),

@@ -16,8 +16,8 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from rl_reasoner.checkpoints import broken_seal, last_checkpoint, seal
+from rl_reasoner.distributed.sharding import agreed, is_sharded
 from rl_reasoner.errors import UserError
-from rl_reasoner.sharding import agreed, is_sharded
 
 logger = logging.getLogger(__name__)
 

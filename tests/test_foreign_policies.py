@@ -18,11 +18,11 @@ from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
 
 from rl_reasoner import open_policy
+from rl_reasoner.distributed.sharding import MODEL_SHARDS
 from rl_reasoner.errors import UserError
 from rl_reasoner.paths import room
 from rl_reasoner.policy import add_lora
 from rl_reasoner.recipe import Lora
-from rl_reasoner.sharding import MODEL_SHARDS
 
 
 class Opens:

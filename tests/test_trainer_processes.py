@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from rl_reasoner import cli
+from rl_reasoner.distributed.sharding import MODEL_SHARDS, OPTIMIZER_SHARDS, merged_state
 from rl_reasoner.errors import UserError
-from rl_reasoner.sharding import MODEL_SHARDS, OPTIMIZER_SHARDS, merged_state
 
 PLAIN: dict[str, Any] = {"save_strategy": "no", "logging_steps": 1}
 

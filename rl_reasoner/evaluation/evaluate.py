@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.evaluation.comparison import compare_rows
 from rl_reasoner.evaluation.judging import Judge, malformed
@@ -26,7 +27,6 @@ from rl_reasoner.runs import write_text
 from rl_reasoner.sample_cache import SampleCache
 from rl_reasoner.servers import Server
 from rl_reasoner.sets import set_data
-from rl_reasoner.threads import Threads
 
 if TYPE_CHECKING:
     from rl_reasoner.policy import Policy

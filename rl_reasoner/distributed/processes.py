@@ -21,8 +21,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from rl_reasoner.distributed.threads import share_cores
 from rl_reasoner.errors import RunStopped, UserError
-from rl_reasoner.threads import share_cores
 
 T = TypeVar("T")
 LOST = 75

@@ -27,8 +27,8 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer
 from trl.models.utils import unwrap_model_for_generation
 
+from rl_reasoner.distributed.shards import checked
 from rl_reasoner.errors import UserError
-from rl_reasoner.shards import checked
 
 MODEL_SHARDS = "pytorch_model_fsdp_0"
 OPTIMIZER_SHARDS = "optimizer_0"
