@@ -153,7 +153,7 @@ def verdict(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     import torch
     from safetensors.torch import load_file
 
-    from rl_reasoner.ledger import entries
+    from rl_reasoner.scoring.ledger import entries
 
     runs = [folder / name / "run" for name in ("whole", "killed")]
     a, b = (load_file(run / "policy" / "model.safetensors") for run in runs)

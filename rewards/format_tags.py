@@ -6,7 +6,7 @@ so that the completion may begin inside it.
 """
 
 from rl_reasoner.errors import unknown
-from rl_reasoner.reward import Score, reward
+from rl_reasoner.scoring.reward import Score, reward
 
 # The tags that stand once each, in order, and what is between them: "" is blank.
 _FORMS = {

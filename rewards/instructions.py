@@ -11,7 +11,7 @@ from typing import Any
 from rl_reasoner.errors import unknown
 from rl_reasoner.language.instructions import Instruction, parsed, verdicts
 from rl_reasoner.language.thinking import answer_of
-from rl_reasoner.reward import Score, reward
+from rl_reasoner.scoring.reward import Score, reward
 
 _CREDIT = ("all", "fraction")
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from rl_reasoner.errors import unknown
 from rl_reasoner.language.units import words
-from rl_reasoner.reward import Column, Score, reward
+from rl_reasoner.scoring.reward import Column, Score, reward
 
 _MODES = ("exact", "most")
 

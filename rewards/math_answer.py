@@ -8,7 +8,7 @@ equal is told in `docs/verifier.md`.
 from collections.abc import Sequence
 
 from rl_reasoner.answers import verify
-from rl_reasoner.reward import Score, reward
+from rl_reasoner.scoring.reward import Score, reward
 
 
 @reward

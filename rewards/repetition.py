@@ -6,7 +6,7 @@ it is above what ordinary text has, and the part of the text that its loop at th
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.language.repetition import looped, repeated_share
-from rl_reasoner.reward import Score, reward
+from rl_reasoner.scoring.reward import Score, reward
 
 
 @reward

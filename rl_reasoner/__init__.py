@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rl_reasoner.distributed.threads import wait_asleep
 from rl_reasoner.evaluation.evaluate import EvalResult, compare, evaluate
-from rl_reasoner.reward import Score, reward
+from rl_reasoner.scoring.reward import Score, reward
 from rl_reasoner.version import __version__
 
 if TYPE_CHECKING:

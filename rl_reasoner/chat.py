@@ -26,7 +26,7 @@ from rl_reasoner.report.text import plain
 if TYPE_CHECKING:
     from rl_reasoner.policy import Policy
     from rl_reasoner.prompts import Prompt
-    from rl_reasoner.reward import Score
+    from rl_reasoner.scoring.reward import Score
 
 Heard = Callable[[str], None]
 _NARROW = 80  # columns: below, two replies stand under each other

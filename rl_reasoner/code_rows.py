@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rl_reasoner.reward import Reward
+from rl_reasoner.scoring.reward import Reward
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -11,7 +11,6 @@ from typing import Any
 
 from trl import DistillationConfig, SFTConfig
 
-from rl_reasoner import ray_pool
 from rl_reasoner.dashboards import project_of
 from rl_reasoner.distributed.processes import share_of, trainer_arguments
 from rl_reasoner.errors import UserError, unknown
@@ -28,6 +27,7 @@ from rl_reasoner.recipe import (
     TrainedStage,
     Vllm,
 )
+from rl_reasoner.scoring import ray_cluster
 from rl_reasoner.trainer import GRPOConfig
 
 _CONFIGS = {"sft": SFTConfig, "grpo": GRPOConfig, "distill": DistillationConfig}
@@ -64,7 +64,7 @@ def config(
         return DistillationConfig(**{**common, **_distill(stage), **stage.trainer})
     weights = [spec.weight for spec in recipe.rewards.values()]
     if recipe.run.rewards_on == "ray":
-        ray_pool.installed()
+        ray_cluster.installed()
     given = {"reward_weights": weights, "rewards_on": recipe.run.rewards_on}
     return GRPOConfig(**{**common, **_grpo(stage), **given, **stage.trainer})
 

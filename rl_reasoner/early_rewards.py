@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from rl_reasoner.reward import Completion, Outcome, Reward
+from rl_reasoner.scoring.reward import Completion, Outcome, Reward
 
 
 class EarlyRewards:

@@ -15,12 +15,13 @@ from rl_reasoner.code_rows import continuing
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.foreign import check_run, json_value, no_links
 from rl_reasoner.foreign import number as finite
-from rl_reasoner.ledger import entries
 from rl_reasoner.lineage import data_in
 from rl_reasoner.prompts import Row, load_rows
 from rl_reasoner.recipe import Recipe
 from rl_reasoner.recipe_source import load_recipe
-from rl_reasoner.reward import (
+from rl_reasoner.scoring.call import name_of
+from rl_reasoner.scoring.ledger import entries
+from rl_reasoner.scoring.reward import (
     APPLIES,
     Fault,
     Reward,
@@ -31,7 +32,6 @@ from rl_reasoner.reward import (
     score_own_rows,
     usable,
 )
-from rl_reasoner.reward_calls import name_of
 
 Rollout = dict[str, Any]
 _OF_ROLLOUT = ("group", "prompt", "completion", "reward", "advantage", "truncated", "scores")

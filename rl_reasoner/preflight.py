@@ -39,7 +39,9 @@ from rl_reasoner.recipe import (
     TrainedStage,
     sources_of,
 )
-from rl_reasoner.reward import (
+from rl_reasoner.rollouts import long_rows, prompt_ids
+from rl_reasoner.scoring.call import name_of
+from rl_reasoner.scoring.reward import (
     APPLIES,
     Fault,
     Reward,
@@ -47,8 +49,6 @@ from rl_reasoner.reward import (
     load_reward,
     score_batch,
 )
-from rl_reasoner.reward_calls import name_of
-from rl_reasoner.rollouts import long_rows, prompt_ids
 
 Where = Callable[[tuple[str | int, ...]], str]
 _LOOKED_AT = 256  # rows whose prompts are measured

@@ -13,14 +13,14 @@ import torch
 from transformers import TrainerState
 
 from rl_reasoner.code_rows import continuing
-from rl_reasoner.isolation import Limits
 from rl_reasoner.mismatch import diagnosed, measure
 from rl_reasoner.policy import Policy, choose_precision
 from rl_reasoner.precision import in_fp8
 from rl_reasoner.preflight import Notice, Work
 from rl_reasoner.prompts import Row, prompt_of
 from rl_reasoner.recipe import GrpoStage, Recipe
-from rl_reasoner.reward import (
+from rl_reasoner.rollouts import eos_ids, prompt_ids, sample, without_long
+from rl_reasoner.scoring.reward import (
     NOT_ITS_ROW,
     Fault,
     Outcome,
@@ -29,8 +29,8 @@ from rl_reasoner.reward import (
     score_own_rows,
     usable,
 )
-from rl_reasoner.reward_rule import rule_of, total
-from rl_reasoner.rollouts import eos_ids, prompt_ids, sample, without_long
+from rl_reasoner.scoring.rule import rule_of, total
+from rl_reasoner.scoring.runner import Limits
 
 _REHEARSED = 8  # rows that are sampled
 _COMPARED = 256  # tokens of a completion

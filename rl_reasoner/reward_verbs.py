@@ -71,7 +71,7 @@ class Score:
 
     def _score(self, file: str) -> None:
         from rl_reasoner.prompts import read_rows
-        from rl_reasoner.reward import load_reward
+        from rl_reasoner.scoring.reward import load_reward
 
         names = [self.reward, *([self.disagree] if self.disagree else [])]
         loads = [partial(load_reward, name) for name in names]
@@ -130,7 +130,7 @@ def _short(value: object) -> str:
 def _scores(
     function: Callable[..., Any], reward: str, rows: Sequence[dict[str, Any]], source: str
 ) -> list[dict[str, Any]]:
-    from rl_reasoner.reward import Reward, described, score_batch
+    from rl_reasoner.scoring.reward import Reward, described, score_batch
 
     needed = function.columns if isinstance(function, Reward) else ()
     for number, row in enumerate(rows, 1):
@@ -235,7 +235,7 @@ class Check:
     def run(self) -> None:
         """Print the table; raises `UserError` where something failed."""
         from rl_reasoner.recipe_source import shipped_recipes
-        from rl_reasoner.reward import load_reward, shipped_rewards
+        from rl_reasoner.scoring.reward import load_reward, shipped_rewards
 
         path = self.target.endswith((".yaml", ".yml", ".py")) or self.target in shipped_recipes()
         if path or self.target.removesuffix(".yaml") in shipped_recipes():

@@ -26,9 +26,8 @@ from trl.trainer.utils import nanstd
 from rl_reasoner.advantages import total_rewards
 from rl_reasoner.early_rewards import EarlyRewards
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.isolation import SEEDS, Breaker, Limits
 from rl_reasoner.report.text import plain
-from rl_reasoner.reward import (
+from rl_reasoner.scoring.reward import (
     APPLIES,
     NOT_ITS_ROW,
     Completion,
@@ -44,8 +43,9 @@ from rl_reasoner.reward import (
     score_own_rows,
     usable,
 )
-from rl_reasoner.reward_rule import Rule, rule_of, total
-from rl_reasoner.trl_form import OF_TRL, call_mistake, form_mistake, needs_column
+from rl_reasoner.scoring.rule import Rule, rule_of, total
+from rl_reasoner.scoring.runner import SEEDS, Breaker, Limits
+from rl_reasoner.scoring.trl_form import OF_TRL, call_mistake, form_mistake, needs_column
 
 logger = logging.getLogger(__name__)
 _SHOWN = 5  # faults told when a run stops

@@ -21,7 +21,6 @@ from rl_reasoner.distillation import Distiller, check_vocabulary, teacher_of
 from rl_reasoner.distributed import processes
 from rl_reasoner.distributed.sharding import Sharding
 from rl_reasoner.faults import SkipBadSteps
-from rl_reasoner.ledger import Ledger, scores_of
 from rl_reasoner.moe import (
     check_auxiliary_loss,
     check_experts,
@@ -30,10 +29,11 @@ from rl_reasoner.moe import (
 from rl_reasoner.policy import Policy
 from rl_reasoner.prompts import Row, completion_of, prompt_of
 from rl_reasoner.recipe import DistillStage, GrpoStage, Recipe, SftStage, TrainedStage
-from rl_reasoner.reward import text_of
-from rl_reasoner.reward_rule import rule_of
 from rl_reasoner.rollouts import without_long
 from rl_reasoner.runs import append_rows
+from rl_reasoner.scoring.ledger import Ledger, scores_of
+from rl_reasoner.scoring.reward import text_of
+from rl_reasoner.scoring.rule import rule_of
 from rl_reasoner.trainer import GRPOTrainer
 from rl_reasoner.whole_checkpoints import WholeCheckpoints
 

@@ -20,14 +20,14 @@ from rl_reasoner.distributed import processes
 from rl_reasoner.distributed.sharding import is_sharded, plain_state, sharded, whole_of
 from rl_reasoner.errors import RunStopped
 from rl_reasoner.faults import LastStep, disk_is_full, stopped_by_full_disk
-from rl_reasoner.isolation import give_up_all
-from rl_reasoner.ledger import Ledger
 from rl_reasoner.live import LiveView
 from rl_reasoner.moe import without_router_logits
 from rl_reasoner.policy import Policy, add_lora, merge_adapter, open_policy
 from rl_reasoner.precision import in_fp8
 from rl_reasoner.recorder import Recorder
 from rl_reasoner.runs import keep_rows_until
+from rl_reasoner.scoring.ledger import Ledger
+from rl_reasoner.scoring.runner import give_up_all
 from rl_reasoner.stage_trainers import Job, trainer_of
 from rl_reasoner.stopping import StepGivenUp, Stop
 from rl_reasoner.whole_checkpoints import Sealing, load_whole

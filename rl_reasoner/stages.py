@@ -25,7 +25,6 @@ from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.errors import RunStopped, UserError
 from rl_reasoner.evaluation.evaluate import EvalResult, evaluate_recipe
 from rl_reasoner.foreign import json_object, mapping
-from rl_reasoner.isolation import give_up_all
 from rl_reasoner.lineage import (
     brought,
     data_in,
@@ -58,6 +57,7 @@ from rl_reasoner.rejection import make_samples, take_over
 from rl_reasoner.report import write_report
 from rl_reasoner.rollouts import prompt_ids
 from rl_reasoner.runs import RunFolder, made_with, write_text
+from rl_reasoner.scoring.runner import give_up_all
 from rl_reasoner.stage_trainers import Job
 from rl_reasoner.stage_training import train_stage
 from rl_reasoner.stopping import Stop

@@ -20,10 +20,10 @@ from typing import Any, Literal
 
 from rl_reasoner import reward_probes as probes
 from rl_reasoner.errors import UserError
-from rl_reasoner.isolation import Limits, Runner
 from rl_reasoner.prompts import lint, read_rows
-from rl_reasoner.reward import Fault, Outcome, Reward, described, failed, usable
-from rl_reasoner.reward_calls import name_of, packed
+from rl_reasoner.scoring.call import name_of, packed
+from rl_reasoner.scoring.reward import Fault, Outcome, Reward, described, failed, usable
+from rl_reasoner.scoring.runner import Limits, Runner
 from rl_reasoner.tasks import TASKS, generate
 
 Status = Literal["passed", "warned", "failed", "skipped"]

@@ -35,9 +35,9 @@ from rl_reasoner.objective import Objective, ObjectiveConfig, row_means, trained
 from rl_reasoner.old_log_probs import OldLogProbs, OldLogProbsConfig
 from rl_reasoner.prompt_choice import Kept, PromptChoice
 from rl_reasoner.resume import ExactResume
-from rl_reasoner.reward import described, text_of, usable
 from rl_reasoner.rewarding import Rewarding, RewardingConfig
 from rl_reasoner.sampling import Sampling, unhandled
+from rl_reasoner.scoring.reward import described, text_of, usable
 from rl_reasoner.training_pass import BATCHES, LOSS, PASS, base_of
 
 logger = logging.getLogger(__name__)

@@ -131,7 +131,7 @@ class List:
             emit(self.json, recipe_schema(), schema_text().rstrip())
             return
         from rl_reasoner.recipe_source import shipped_recipes
-        from rl_reasoner.reward import shipped_rewards
+        from rl_reasoner.scoring.reward import shipped_rewards
         from rl_reasoner.sets import card_of, set_names
         from rl_reasoner.tasks import TASKS
 
@@ -201,7 +201,7 @@ class Copy:
             stem = self.name.removeprefix("rewards/").removesuffix(".py")
             source = room("rewards") / f"{stem}.py"
             if not source.is_file() or stem == "__init__":
-                from rl_reasoner.reward import shipped_rewards
+                from rl_reasoner.scoring.reward import shipped_rewards
 
                 raise unknown("reward", stem, shipped_rewards())
         else:

@@ -14,7 +14,7 @@ from documents import LANGUAGES, ROOT, blocks, run_document, run_shell
 
 import rl_reasoner.recipe as schema
 from rl_reasoner.recipe_source import shipped_recipes
-from rl_reasoner.reward import shipped_rewards
+from rl_reasoner.scoring.reward import shipped_rewards
 
 DOCUMENTS = sorted(
     path.relative_to(ROOT).as_posix()

@@ -17,7 +17,7 @@ from test_trainer import PLAIN, build, digits, trained
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy, reward
 from rl_reasoner.errors import UserError
-from rl_reasoner.isolation import Limits, RewardsFailed, close_all
+from rl_reasoner.scoring.runner import Limits, RewardsFailed, close_all
 
 
 @pytest.fixture(scope="module")

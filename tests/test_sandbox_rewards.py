@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from rl_reasoner import sandbox
 from rl_reasoner.errors import UserError
-from rl_reasoner.reward import Fault, load_reward, score_batch
 from rl_reasoner.rewards.code_tests import program_of
+from rl_reasoner.scoring.reward import Fault, load_reward, score_batch
 
 code_tests = load_reward("code_tests")
 no_hardcode = load_reward("no_hardcode")

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rl_reasoner import Recipe, Run, open_policy, train
 from rl_reasoner.errors import UserError
-from rl_reasoner.isolation import RewardsFailed
+from rl_reasoner.scoring.runner import RewardsFailed
 
 # --------------------------------------------------------------------------------- a whole run
 

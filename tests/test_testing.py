@@ -9,7 +9,7 @@ import pytest
 from conftest import Cli
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.reward import Reward, load_reward, reward, shipped_rewards
+from rl_reasoner.scoring.reward import Reward, load_reward, reward, shipped_rewards
 from rl_reasoner.testing import check_reward, examine
 
 CODE = [

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, Score, open_policy, reward
 from rl_reasoner.errors import UserError
-from rl_reasoner.isolation import RewardsFailed
+from rl_reasoner.scoring.runner import RewardsFailed
 
 PROBLEMS = [f"{a}+{b}=" for a in range(3) for b in range(4)]
 Weights = dict[str, torch.Tensor]

@@ -10,7 +10,7 @@ from rl_reasoner.answers.judge import admissible, packed
 from rl_reasoner.answers.pool import Pool, cores, pool
 from rl_reasoner.answers.tree import Node
 from rl_reasoner.answers.verdict import Verdict, fast_verdict
-from rl_reasoner.reward import Score
+from rl_reasoner.scoring.reward import Score
 from rl_reasoner.workers import Worker, WorkerDied, WorkerLate
 
 Row = tuple[str, str]

@@ -16,9 +16,9 @@ from rl_reasoner.answers.extract import answer_of
 from rl_reasoner.code_rows import continuing
 from rl_reasoner.errors import UserError
 from rl_reasoner.prompts import Row
-from rl_reasoner.reward import Reward, described, load_reward, score_batch
 from rl_reasoner.rewards.math_answer import tagged
 from rl_reasoner.sample_cache import Rollout
+from rl_reasoner.scoring.reward import Reward, described, load_reward, score_batch
 from rl_reasoner.tasks import TASKS
 
 _KEPT = ("id", "problem", "answer", "task", "level", "subject", "entry_point", "overlap")

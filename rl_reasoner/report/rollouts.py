@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_reasoner.foreign import json_value, mapping, number
-from rl_reasoner.reward import NOT_ITS_ROW
+from rl_reasoner.scoring.reward import NOT_ITS_ROW
 
 ROWS_KEPT = 10_000  # of a stage
 BYTES_KEPT = 24_000_000  # of a stage's file, some 3 MB in the page

@@ -16,12 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from rl_reasoner.reward import Completion, Fault, Outcome, Score
-from rl_reasoner.reward_calls import outcomes
+from rl_reasoner.scoring.call import outcomes
+from rl_reasoner.scoring.reward import Completion, Fault, Outcome, Score
 from rl_reasoner.workers import Worker, WorkerDied, WorkerLate
 
 if TYPE_CHECKING:
-    from rl_reasoner.isolation import Limits
+    from rl_reasoner.scoring.runner import Limits
 
 LOAD_S = 300.0
 """Seconds that a worker may take to start and to import the reward's module."""
@@ -60,7 +60,7 @@ class Process:
         self.extras: Mapping[str, Any] = {}
         self.history: list[Any] = []  # trl's log, of which the worker has the first `told`
         self.told = 0
-        self.worker = Worker("rl_reasoner.reward_worker", str(limits.memory_mb), shown=True)
+        self.worker = Worker("rl_reasoner.scoring.worker", str(limits.memory_mb), shown=True)
         self.load(reward)
 
     def load(self, reward: Mapping[str, Any]) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy
 import pytest
 
-from rl_reasoner.isolation import (
+from rl_reasoner.scoring.reward import Fault, Outcome, Score, load_reward, score_batch
+from rl_reasoner.scoring.runner import (
     Breaker,
     Limits,
     RewardsFailed,
@@ -22,7 +23,6 @@ from rl_reasoner.isolation import (
     give_up_all,
     runner_of,
 )
-from rl_reasoner.reward import Fault, Outcome, Score, load_reward, score_batch
 
 FAULTY = '''
 import asyncio
@@ -214,7 +214,7 @@ def test_no_worker_outlives_its_parent(tmp_path: Path, faulty: Callable[[str], A
     (tmp_path / "faulty.py").write_text(FAULTY)
     script = textwrap.dedent("""
         import os, signal
-        from rl_reasoner.reward import load_reward, score_batch
+        from rl_reasoner.scoring.reward import load_reward, score_batch
         [found] = score_batch(load_reward("faulty.py:where"), ["x"], {})
         print(int(found.value), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -316,7 +316,7 @@ def test_a_file_named_as_a_standard_module_is_not_taken_for_it(tmp_path: Path) -
     (tmp_path / "scripts").mkdir()
     (tmp_path / "scripts" / "run.py").write_text(
         "import os\nfrom rl_reasoner import verify\n"
-        "from rl_reasoner.reward import load_reward, score_batch\n"
+        "from rl_reasoner.scoring.reward import load_reward, score_batch\n"
         "[found] = score_batch(load_reward('faulty.py:where'), ['x'], {})\n"
         "print(found.value != os.getpid(), verify('x + 1', '1 + x').value)\n"
     )

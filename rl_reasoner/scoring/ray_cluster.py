@@ -16,12 +16,12 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.reward import Completion, Fault, Outcome, Reward, score_batch
-from rl_reasoner.reward_calls import name_of, packed, unpacked
+from rl_reasoner.scoring.call import name_of, packed, unpacked
+from rl_reasoner.scoring.reward import Completion, Fault, Outcome, Reward, score_batch
 from rl_reasoner.waiting import waiting_for
 
 if TYPE_CHECKING:
-    from rl_reasoner.isolation import Limits
+    from rl_reasoner.scoring.runner import Limits
 
 logger = logging.getLogger(__name__)
 RETRIES = 5

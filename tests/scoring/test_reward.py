@@ -20,7 +20,7 @@ from tiny import reward_file
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, Score, open_policy, reward
 from rl_reasoner.errors import UserError
-from rl_reasoner.reward import (
+from rl_reasoner.scoring.reward import (
     ENTRY_POINTS,
     Fault,
     Reward,
@@ -379,6 +379,6 @@ def test_trains_in_stock_trl_and_in_ours(trainer: type, chat: bool, tmp_path: Pa
 
 
 def test_the_public_face_imports_no_torch() -> None:
-    code = "import sys, rl_reasoner.reward, rl_reasoner; print('torch' in sys.modules)"
+    code = "import sys, rl_reasoner.scoring.reward, rl_reasoner; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr

@@ -24,9 +24,9 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.fault_places import of_library
-from rl_reasoner.reward import FILE_MODULE, Reward
-from rl_reasoner.reward_reads import PLAIN, cells
+from rl_reasoner.scoring.captures import PLAIN, cells
+from rl_reasoner.scoring.fault_places import of_library
+from rl_reasoner.scoring.reward import FILE_MODULE, Reward
 
 MOST_CHARS = 1 << 18
 """What the text of a reward may have: code and constants, not a data set."""

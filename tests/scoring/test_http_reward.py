@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import pytest
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.isolation import Limits
-from rl_reasoner.reward import Fault, Score, load_reward, score_batch
-from rl_reasoner.reward_calls import CONCURRENT, packed
+from rl_reasoner.scoring.call import CONCURRENT, packed
+from rl_reasoner.scoring.reward import Fault, Score, load_reward, score_batch
+from rl_reasoner.scoring.runner import Limits
 
 
 class Judge(BaseHTTPRequestHandler):

@@ -24,17 +24,7 @@ from typing import Any, cast
 
 import cloudpickle
 
-from rl_reasoner.reward import (
-    FILE_MODULE,
-    Completion,
-    Fault,
-    Outcome,
-    Reward,
-    as_score,
-    faulted,
-    module_of,
-)
-from rl_reasoner.reward_reads import (
+from rl_reasoner.scoring.captures import (
     ABSENT,
     PLAIN,
     cells,
@@ -47,7 +37,17 @@ from rl_reasoner.reward_reads import (
     standard,
     uses,
 )
-from rl_reasoner.reward_source import TEXT, read
+from rl_reasoner.scoring.reward import (
+    FILE_MODULE,
+    Completion,
+    Fault,
+    Outcome,
+    Reward,
+    as_score,
+    faulted,
+    module_of,
+)
+from rl_reasoner.scoring.source import TEXT, read
 
 CONCURRENT = 16
 """Rows that an asynchronous reward judges at the same time."""

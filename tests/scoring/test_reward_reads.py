@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import pytest
 from test_isolation import QUICK, shown
 
-from rl_reasoner.isolation import Limits
-from rl_reasoner.reward import Fault, Reward, load_reward, reward, score_batch
-from rl_reasoner.reward_calls import packed
+from rl_reasoner.scoring.call import packed
+from rl_reasoner.scoring.reward import Fault, Reward, load_reward, reward, score_batch
+from rl_reasoner.scoring.runner import Limits
 
 
 def counter() -> Callable[..., Any]:
@@ -39,7 +39,7 @@ def counter() -> Callable[..., Any]:
 def test_a_reward_with_state_stays_here_and_says_so_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.WARNING, "rl_reasoner.isolation")
+    caplog.set_level(logging.WARNING, "rl_reasoner.scoring.runner")
     counts = counter()
     assert shown(score_batch(counts, ["a", "b"], {}, QUICK)) == [1.0, 2.0]
     assert shown(score_batch(counts, ["c"], {}, QUICK)) == [3.0]
@@ -140,7 +140,7 @@ def test_what_is_sent_and_what_is_not(tmp_path: Path) -> None:
 
 READS = """
 import settings
-from rl_reasoner.reward import score_batch
+from rl_reasoner.scoring.reward import score_batch
 
 STAGE = 1
 settings.SCALE = 10
@@ -255,7 +255,7 @@ def test_a_reward_with_small_classes_of_its_own_runs_apart() -> None:
 
 CHANGES = """
 import settings
-from rl_reasoner.reward import score_batch
+from rl_reasoner.scoring.reward import score_batch
 
 
 class Seen:
@@ -351,7 +351,7 @@ def test_a_reward_of_a_script_without_a_main_guard_runs_apart(tmp_path: Path) ->
         textwrap.dedent("""
         import os
         from rl_reasoner import reward
-        from rl_reasoner.reward import score_batch
+        from rl_reasoner.scoring.reward import score_batch
 
         @reward
         def where(completion: str) -> float:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rl_reasoner.reward import NOT_ITS_ROW, OnAbstain, Outcome, Reward, failed, usable
+from rl_reasoner.scoring.reward import NOT_ITS_ROW, OnAbstain, Outcome, Reward, failed, usable
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast, overload
 
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.fault_places import place
 from rl_reasoner.paths import room
-from rl_reasoner.trl_form import form_mistake, needs_column
+from rl_reasoner.scoring.fault_places import place
+from rl_reasoner.scoring.trl_form import form_mistake, needs_column
 
 if TYPE_CHECKING:
-    from rl_reasoner.isolation import Limits
+    from rl_reasoner.scoring.runner import Limits
 
 Message = Mapping[str, Any]
 Completion = str | Sequence[Message]
@@ -272,13 +272,16 @@ def score_batch(
     killable process under `limits` where it can (`isolation`); a row that faults is tried once
     more, alone where the whole batch failed; a wrong value is a fault at once.
     """
-    from rl_reasoner.isolation import Limits, runner_of  # it knows rewards, so it comes after them
+    from rl_reasoner.scoring.runner import (  # it knows rewards, so it comes after them
+        Limits,
+        runner_of,
+    )
 
     limits = limits or Limits()
     if limits.on == "ray" and isinstance(fn, Reward):
-        from rl_reasoner import ray_pool
+        from rl_reasoner.scoring import ray_cluster
 
-        return ray_pool.outcomes(fn, completions, columns, limits)
+        return ray_cluster.outcomes(fn, completions, columns, limits)
     return runner_of(fn, limits).outcomes(completions, columns)
 
 
@@ -444,13 +447,13 @@ def _found(reference: str) -> Any:
 
 
 def _of_text(name: str, source: str) -> Any:
-    from rl_reasoner.reward_source import read  # it knows rewards, so it comes after them
+    from rl_reasoner.scoring.source import read  # it knows rewards, so it comes after them
 
     return read(name, source)
 
 
 def _over_http(url: str, options: Mapping[str, Any]) -> Callable[..., Any]:
-    from rl_reasoner.http_reward import http_reward  # it brings httpx along
+    from rl_reasoner.scoring.http_reward import http_reward  # it brings httpx along
 
     known = list(inspect.signature(http_reward).parameters)[1:]
     for option in options:

@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl_reasoner.ledger import Ledger, digest, entries, files_of, scores_of
+from rl_reasoner.scoring.ledger import Ledger, digest, entries, files_of, scores_of
 
 steps = st.lists(st.integers(0, 3), min_size=1, max_size=30).map(
     lambda gaps: [sum(gaps[: i + 1]) for i in range(len(gaps))]
@@ -68,7 +68,7 @@ def test_a_line_that_rotted_hides_no_other(tmp_path: Path) -> None:
 
 def test_a_process_killed_while_it_writes_leaves_whole_rows(tmp_path: Path) -> None:
     script = (
-        "import sys, pathlib\nfrom rl_reasoner.ledger import Ledger\n"
+        "import sys, pathlib\nfrom rl_reasoner.scoring.ledger import Ledger\n"
         "ledger = Ledger.open(pathlib.Path(sys.argv[1]), 0)\n"
         "for step in range(1, 10**9):\n"
         "    ledger.append([{'step': step, 'reason': 'x' * 5000}] * 20)\n"

@@ -11,8 +11,8 @@ from tiny import grpo, recipe
 from tiny import rows as lines
 
 from rl_reasoner import GRPOTrainer, Score, open_policy, reward, train
-from rl_reasoner.reward import NOT_ITS_ROW, Fault, Outcome
-from rl_reasoner.reward_rule import Rule, rule_of, total
+from rl_reasoner.scoring.reward import NOT_ITS_ROW, Fault, Outcome
+from rl_reasoner.scoring.rule import Rule, rule_of, total
 
 NAN = math.nan
 FAULT = Fault("it raised")

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from tiny import grpo, recipe, reward_file
 
-from rl_reasoner import ray_pool
 from rl_reasoner.configs import check_configs
 from rl_reasoner.errors import UserError
-from rl_reasoner.isolation import Limits
-from rl_reasoner.reward import Fault, Score, load_reward, score_batch
+from rl_reasoner.scoring import ray_cluster
+from rl_reasoner.scoring.reward import Fault, Score, load_reward, score_batch
+from rl_reasoner.scoring.runner import Limits
 
 ON_RAY = Limits(on="ray")
 
@@ -113,7 +113,7 @@ def test_a_node_is_killed_half_way_and_every_verdict_is_right(
 ) -> None:
     """When the first blocks have come back; the node's own go to the other one."""
     made, nodes = cluster
-    taken = ray_pool._of
+    taken = ray_cluster._of
 
     def of(*call: Any) -> Any:
         found = taken(*call)
@@ -131,7 +131,7 @@ def test_without_ray_the_recipe_says_how_to_install_it(
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install 'rl-reasoner\[ray\]'"):
-        ray_pool.installed()
+        ray_cluster.installed()
     made = recipe(tmp_path, grpo(), run={"rewards_on": "ray", "device": "cpu"})
     with pytest.raises(UserError, match=r"rl-reasoner\[ray\]"):
         check_configs(made)

@@ -15,10 +15,10 @@ from tiny import grpo, recipe
 
 from rl_reasoner import GRPOTrainer, open_policy, reward, train, waiting
 from rl_reasoner.errors import UserError
-from rl_reasoner.isolation import Breaker, Limits, RewardsFailed
 from rl_reasoner.preflight import prepared
 from rl_reasoner.rehearsal import rehearsed
-from rl_reasoner.reward import Fault, load_reward, score_batch
+from rl_reasoner.scoring.reward import Fault, load_reward, score_batch
+from rl_reasoner.scoring.runner import Breaker, Limits, RewardsFailed
 from rl_reasoner.testing import examine
 
 
@@ -157,7 +157,7 @@ SCRIPT = """
 import math
 
 from rl_reasoner import reward
-from rl_reasoner.reward import score_batch
+from rl_reasoner.scoring.reward import score_batch
 
 
 def helper(text):

@@ -1,4 +1,4 @@
-"""A worker process of one reward: `python -m rl_reasoner.reward_worker MEMORY_MB`.
+"""A worker process of one reward: `python -m rl_reasoner.scoring.worker MEMORY_MB`.
 
 Reads requests as JSON lines from its standard input: first the reward (`reward_calls.packed`; once
 more where it has changed), then batches of rows, each row answered by a line on the pipe that was
@@ -22,8 +22,8 @@ from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, TextIO
 
-from rl_reasoner.reward import Fault, Outcome
-from rl_reasoner.reward_calls import outcomes, unpacked
+from rl_reasoner.scoring.call import outcomes, unpacked
+from rl_reasoner.scoring.reward import Fault, Outcome
 
 _WATCH_S = 1.0
 

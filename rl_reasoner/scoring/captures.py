@@ -15,7 +15,7 @@ from functools import lru_cache, partial
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
-from rl_reasoner.reward import Reward
+from rl_reasoner.scoring.reward import Reward
 
 ABSENT = object()
 """The value of a name that there is not."""
