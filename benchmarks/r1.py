@@ -23,7 +23,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rl_reasoner.recipe_source import load_recipe
+from rl_reasoner.recipe.load import load_recipe
 from rl_reasoner.report.gain import moved
 from rl_reasoner.report.pipeline import Reached, reached, text_table
 from rl_reasoner.report.read import read_run

@@ -18,7 +18,7 @@ from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
-from rl_reasoner.schema import recipe_schema
+from rl_reasoner.recipe.json_schema import recipe_schema
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {  # file of the repository -> page of the site

@@ -36,7 +36,7 @@ def asked_as(policy: str, template: str | None, system: str | None) -> tuple[str
     recipe = Path(policy) / "recipe.yaml"
     if not recipe.is_file():
         return template or "auto", system or None
-    from rl_reasoner.recipe_source import load_recipe
+    from rl_reasoner.recipe.load import load_recipe
 
     run = load_recipe(str(recipe))
     own = run.system if system is None and template in (None, run.template) else system

@@ -174,7 +174,7 @@ def _split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _recipe_help(argv: Sequence[str]) -> None:
     """The flags of the recipe named in `train RECIPE --help`, with their values."""
-    from rl_reasoner.recipe_source import flag_table, load_recipe, shipped_recipes
+    from rl_reasoner.recipe.load import flag_table, load_recipe, shipped_recipes
 
     named = [token for token in argv[1:] if not token.startswith("-")]
     if not named:

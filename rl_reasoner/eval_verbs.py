@@ -26,7 +26,7 @@ from rl_reasoner.errors import UserError
 
 if TYPE_CHECKING:
     from rl_reasoner.evaluation.evaluate import EvalResult
-    from rl_reasoner.recipe import FileData
+    from rl_reasoner.recipe.recipe import FileData
 
 _FLIPS_SHOWN = 10
 
@@ -148,7 +148,7 @@ class Eval:
             )
 
     def _set(self, name: str) -> "str | FileData":
-        from rl_reasoner.recipe import FileData
+        from rl_reasoner.recipe.recipe import FileData
         from rl_reasoner.sets import set_data
 
         columns = options_of("--columns", self.columns)
@@ -161,7 +161,7 @@ class Eval:
     def _training_rows(self, policy: str) -> list[dict[str, Any]] | None:
         """The rows that the policy was trained on, where overlaps are asked for."""
         from rl_reasoner.prompts import load_problems, load_rows
-        from rl_reasoner.recipe import FileData
+        from rl_reasoner.recipe.recipe import FileData
 
         if self.trained_on is not None:
             columns = options_of("--columns", self.columns)
@@ -177,7 +177,7 @@ class Eval:
                 "what the policy was trained on"
             )
         from rl_reasoner.lineage import data_in
-        from rl_reasoner.recipe_source import load_recipe
+        from rl_reasoner.recipe.load import load_recipe
 
         run = load_recipe(str(recipe))
         return [

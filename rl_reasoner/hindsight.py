@@ -17,8 +17,8 @@ from rl_reasoner.foreign import check_run, json_value, no_links
 from rl_reasoner.foreign import number as finite
 from rl_reasoner.lineage import data_in
 from rl_reasoner.prompts import Row, load_rows
-from rl_reasoner.recipe import Recipe
-from rl_reasoner.recipe_source import load_recipe
+from rl_reasoner.recipe.load import load_recipe
+from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.scoring.call import name_of
 from rl_reasoner.scoring.ledger import entries
 from rl_reasoner.scoring.reward import (

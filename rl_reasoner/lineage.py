@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.recipe import (
+from rl_reasoner.recipe.recipe import (
     AnyData,
     FileData,
     MixData,

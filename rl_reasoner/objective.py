@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from trl.rewards import get_soft_overlong_punishment
 
 from rl_reasoner import advantages as maths
-from rl_reasoner.algorithms import described, settings
 from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.recipe.algorithms import described, settings
 from rl_reasoner.training_pass import PASS
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.recipe import GrpoStage, Recipe
+from rl_reasoner.recipe.recipe import GrpoStage, Recipe
 
 
 @dataclass(frozen=True)

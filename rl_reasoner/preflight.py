@@ -27,7 +27,7 @@ from rl_reasoner.long_prompts import declared_places, named_rows
 from rl_reasoner.policy import Policy, choose_device
 from rl_reasoner.precision import how, in_words
 from rl_reasoner.prompts import Row, completion_of, load_rows, prompt_of, with_system
-from rl_reasoner.recipe import (
+from rl_reasoner.recipe.recipe import (
     AnyData,
     DistillStage,
     GrpoStage,

@@ -17,7 +17,7 @@ from rl_reasoner.code_rows import code_row
 from rl_reasoner.conversations import TURNS, conversation, plain_row
 from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.language.instructions import parsed
-from rl_reasoner.recipe import (
+from rl_reasoner.recipe.recipe import (
     AnyData,
     FileData,
     MixData,

@@ -18,7 +18,7 @@ from rl_reasoner.policy import Policy, choose_precision
 from rl_reasoner.precision import in_fp8
 from rl_reasoner.preflight import Notice, Work
 from rl_reasoner.prompts import Row, prompt_of
-from rl_reasoner.recipe import GrpoStage, Recipe
+from rl_reasoner.recipe.recipe import GrpoStage, Recipe
 from rl_reasoner.rollouts import eos_ids, prompt_ids, sample, without_long
 from rl_reasoner.scoring.reward import (
     NOT_ITS_ROW,

@@ -23,7 +23,7 @@ from rl_reasoner.language.identification import share
 from rl_reasoner.language.thinking import chain_of
 from rl_reasoner.policy import Policy
 from rl_reasoner.prompts import Row, prompt_of
-from rl_reasoner.recipe import SampleStage
+from rl_reasoner.recipe.recipe import SampleStage
 from rl_reasoner.rollouts import sample
 from rl_reasoner.runs import append_rows, write_text
 

@@ -234,7 +234,7 @@ class Check:
 
     def run(self) -> None:
         """Print the table; raises `UserError` where something failed."""
-        from rl_reasoner.recipe_source import shipped_recipes
+        from rl_reasoner.recipe.load import shipped_recipes
         from rl_reasoner.scoring.reward import load_reward, shipped_rewards
 
         path = self.target.endswith((".yaml", ".yml", ".py")) or self.target in shipped_recipes()
@@ -267,7 +267,7 @@ class Check:
             raise UserError(f"reward {report.reward} fails: {failed}")
 
     def _recipe(self) -> None:
-        from rl_reasoner.recipe_source import load_recipe, place_of
+        from rl_reasoner.recipe.load import load_recipe, place_of
 
         if self.data is not None:
             raise UserError("--data is for rewards: a recipe has its own")

@@ -28,7 +28,7 @@ from rl_reasoner.moe import (
 )
 from rl_reasoner.policy import Policy
 from rl_reasoner.prompts import Row, completion_of, prompt_of
-from rl_reasoner.recipe import DistillStage, GrpoStage, Recipe, SftStage, TrainedStage
+from rl_reasoner.recipe.recipe import DistillStage, GrpoStage, Recipe, SftStage, TrainedStage
 from rl_reasoner.rollouts import without_long
 from rl_reasoner.runs import append_rows
 from rl_reasoner.scoring.ledger import Ledger, scores_of

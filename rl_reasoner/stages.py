@@ -45,7 +45,7 @@ from rl_reasoner.policy import (
 )
 from rl_reasoner.preflight import Where, Work, inspected, prepared, read_stage_rows
 from rl_reasoner.prompts import Row, render
-from rl_reasoner.recipe import (
+from rl_reasoner.recipe.recipe import (
     DistillStage,
     Recipe,
     SampleStage,

@@ -43,7 +43,7 @@ class Train:
 
     def run(self) -> None:
         """Train; prints what came of it."""
-        from rl_reasoner.recipe_source import load_recipe, place_of
+        from rl_reasoner.recipe.load import load_recipe, place_of
 
         if self.resume is not None:
             source, flags = self._resumed(self.resume)
@@ -98,7 +98,7 @@ class Train:
 
         Its own; or the one given, of the same name, with the flags that the run began with.
         """
-        from rl_reasoner.recipe_source import load_recipe
+        from rl_reasoner.recipe.load import load_recipe
         from rl_reasoner.runs import begun_with
 
         own = str(folder / "recipe.yaml")
@@ -126,11 +126,11 @@ class List:
     def run(self) -> None:
         """Print the names, by kind."""
         if self.kind == "schema":
-            from rl_reasoner.schema import recipe_schema, schema_text
+            from rl_reasoner.recipe.json_schema import recipe_schema, schema_text
 
             emit(self.json, recipe_schema(), schema_text().rstrip())
             return
-        from rl_reasoner.recipe_source import shipped_recipes
+        from rl_reasoner.recipe.load import shipped_recipes
         from rl_reasoner.scoring.reward import shipped_rewards
         from rl_reasoner.sets import card_of, set_names
         from rl_reasoner.tasks import TASKS
@@ -194,8 +194,8 @@ class Copy:
 
     def run(self) -> None:
         """Copy one file; never overwrites."""
-        from rl_reasoner.recipe_source import find_recipe
-        from rl_reasoner.schema import with_schema
+        from rl_reasoner.recipe.json_schema import with_schema
+        from rl_reasoner.recipe.load import find_recipe
 
         if self.name.startswith("rewards/"):
             stem = self.name.removeprefix("rewards/").removesuffix(".py")
@@ -342,7 +342,7 @@ class Env:
 
     def _plan(self, source: str) -> None:
         from rl_reasoner import planner
-        from rl_reasoner.recipe_source import load_recipe
+        from rl_reasoner.recipe.load import load_recipe
 
         if self.gpus < 1:
             raise UserError(f"--gpus {self.gpus}: at least one")

@@ -24,8 +24,8 @@ import pytest
 import yaml
 
 from rl_reasoner.cli import main
-from rl_reasoner.recipe import GrpoStage, Recipe, RecipeLoader
-from rl_reasoner.recipe_source import load_recipe, validated
+from rl_reasoner.recipe.load import load_recipe, validated
+from rl_reasoner.recipe.recipe import GrpoStage, Recipe, RecipeLoader
 
 ROOT = Path(__file__).resolve().parent.parent
 LANGUAGES = {"sh", "python", "yaml", "text", "console"}

@@ -216,7 +216,7 @@ def test_copy_gives_recipes_and_rewards_and_never_overwrites(tmp_path: Path, cli
     assert cli("copy", "quickstart").code == 0
     assert cli("copy", "quickstart.yaml", "mine.yaml").code == 0
     assert cli("copy", "rewards/length", "new/folder/short.py").code == 0
-    from rl_reasoner.recipe_source import load_recipe
+    from rl_reasoner.recipe.load import load_recipe
 
     assert load_recipe(str(tmp_path / "quickstart.py")) == load_recipe(str(tmp_path / "mine.yaml"))
     assert "def length" in (tmp_path / "new/folder/short.py").read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ from rl_reasoner.code_rows import as_dataset, code_row, continued, continuing
 from rl_reasoner.errors import UserError
 from rl_reasoner.problems import Problem
 from rl_reasoner.prompts import lint, load_rows
-from rl_reasoner.recipe import TaskData
+from rl_reasoner.recipe.recipe import TaskData
 from rl_reasoner.scoring.reward import Fault, Reward, load_reward, score_batch
 from rl_reasoner.sets import set_data
 from rl_reasoner.tasks import SPLITS, careless, generate

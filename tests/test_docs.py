@@ -12,8 +12,8 @@ from xml.etree import ElementTree
 import pytest
 from documents import LANGUAGES, ROOT, blocks, run_document, run_shell
 
-import rl_reasoner.recipe as schema
-from rl_reasoner.recipe_source import shipped_recipes
+import rl_reasoner.recipe.recipe as schema
+from rl_reasoner.recipe.load import shipped_recipes
 from rl_reasoner.scoring.reward import shipped_rewards
 
 DOCUMENTS = sorted(

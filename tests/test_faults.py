@@ -21,7 +21,7 @@ from rl_reasoner.cli import main
 from rl_reasoner.faults import Diverged, LastStep
 from rl_reasoner.live import LiveView
 from rl_reasoner.prompts import load_rows
-from rl_reasoner.recipe import FileData, Recipe
+from rl_reasoner.recipe.recipe import FileData, Recipe
 from rl_reasoner.runs import RunFolder
 from rl_reasoner.scoring.ledger import entries
 from rl_reasoner.stages import Interrupted

@@ -15,7 +15,7 @@ from conftest import Cli
 from report_runs import make_run
 
 from rl_reasoner.foreign import json_value, yaml_value
-from rl_reasoner.recipe import RecipeLoader
+from rl_reasoner.recipe.recipe import RecipeLoader
 from rl_reasoner.report.server import serve
 
 STAGE = Path("run/stages/2-grpo")

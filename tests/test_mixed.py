@@ -15,8 +15,8 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.evaluate import EvalResult, replay
 from rl_reasoner.preflight import prepared
 from rl_reasoner.prompts import load_rows
-from rl_reasoner.recipe import Asked, FileData, MixData, Recipe
-from rl_reasoner.recipe_source import apply_flags
+from rl_reasoner.recipe.load import apply_flags
+from rl_reasoner.recipe.recipe import Asked, FileData, MixData, Recipe
 from rl_reasoner.rollouts import Rollout
 
 MIX: Any = [

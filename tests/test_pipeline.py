@@ -16,7 +16,7 @@ from tiny import grpo, recipe, same, sft, untimed
 from rl_reasoner import Recipe, Run, open_policy, rejection, train
 from rl_reasoner.errors import UserError
 from rl_reasoner.lineage import hash_of
-from rl_reasoner.recipe_source import apply_flags
+from rl_reasoner.recipe.load import apply_flags
 
 STAGES = ("pre", "zero", "cold", "samples", "again", "student")
 

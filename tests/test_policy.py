@@ -23,7 +23,7 @@ from rl_reasoner.policy import (
     choose_precision,
     convert_gguf,
 )
-from rl_reasoner.recipe import Lora
+from rl_reasoner.recipe.recipe import Lora
 
 TOKENIZER = byte_tokenizer()
 

@@ -18,7 +18,7 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.policy import add_lora
 from rl_reasoner.precision import covered, fp8, how, left_out, linear, product, quantised, tile_of
 from rl_reasoner.preflight import inspected, prepared
-from rl_reasoner.recipe import Lora
+from rl_reasoner.recipe.recipe import Lora
 from rl_reasoner.rehearsal import rehearsed
 
 IDS = torch.arange(24).reshape(2, 12)

@@ -13,7 +13,7 @@ from rl_reasoner import open_policy
 from rl_reasoner.errors import UserError
 from rl_reasoner.mismatch import measure
 from rl_reasoner.preflight import Notice, inspected, prepared
-from rl_reasoner.recipe import Recipe
+from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.rehearsal import rehearsed
 
 

@@ -22,7 +22,7 @@ from rl_reasoner.prompts import (
     read_rows,
     render,
 )
-from rl_reasoner.recipe import FileData, TaskData
+from rl_reasoner.recipe.recipe import FileData, TaskData
 from rl_reasoner.sets import find_set, set_data, set_names
 from rl_reasoner.tasks import generate
 

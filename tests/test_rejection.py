@@ -11,7 +11,7 @@ import pytest
 from tiny import recipe, sft
 
 from rl_reasoner import open_policy, rejection
-from rl_reasoner.recipe import SampleStage
+from rl_reasoner.recipe.recipe import SampleStage
 from rl_reasoner.rejection import NothingKept, make_samples
 from rl_reasoner.stages import train
 

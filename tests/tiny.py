@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from rl_reasoner.recipe import Recipe
+from rl_reasoner.recipe.recipe import Recipe
 
 # What trl's config is told in every trainer of the tests: one CPU, fp32, no dashboards, no bars.
 QUIET: dict[str, Any] = {

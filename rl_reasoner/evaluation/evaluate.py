@@ -21,7 +21,7 @@ from rl_reasoner.evaluation.judging import Judge, malformed
 from rl_reasoner.evaluation.metrics import figures_of
 from rl_reasoner.foreign import json_value
 from rl_reasoner.prompts import Prompt, Row, load_rows, prompt_of, read_rows, with_system
-from rl_reasoner.recipe import Asked, Evals, FileData
+from rl_reasoner.recipe.recipe import Asked, Evals, FileData
 from rl_reasoner.runs import write_text
 from rl_reasoner.sample_cache import SampleCache
 from rl_reasoner.scoring.reward import load_reward

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl_reasoner.prompts import Prompt, Row
-from rl_reasoner.recipe import FileData
+from rl_reasoner.recipe.recipe import FileData
 from rl_reasoner.runs import made_with
 from rl_reasoner.sets import card_of, find_set
 

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from rl_reasoner import Recipe, train
-from rl_reasoner.recipe_source import load_recipe
+from rl_reasoner.recipe.load import load_recipe
 
 R1 = ["pretrain", "zero", "cold_start", "reasoning", "samples"]
 R1 += ["student_base", "student_rl", "student", "sft", "all"]

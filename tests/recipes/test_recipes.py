@@ -14,7 +14,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from rl_reasoner.cli import main
-from rl_reasoner.recipe_source import load_recipe, shipped_recipes
+from rl_reasoner.recipe.load import load_recipe, shipped_recipes
 
 SMALL = {
     "quickstart": [

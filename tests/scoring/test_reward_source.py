@@ -122,7 +122,7 @@ def test_the_run_goes_on_and_is_looked_back_at_without_the_script(
 
 
 def test_the_script_as_a_recipe_is_the_same_recipe(place: Path, cli: Cli) -> None:
-    from rl_reasoner.recipe_source import load_recipe
+    from rl_reasoner.recipe.load import load_recipe
 
     found = load_recipe(str(place / "mine.py"))
     kept = load_recipe(str(place / "run/recipe.yaml"))
@@ -136,7 +136,7 @@ def test_the_script_as_a_recipe_is_the_same_recipe(place: Path, cli: Cli) -> Non
 def test_a_fault_has_the_line_of_the_script_and_the_reward_runs_apart(
     place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from rl_reasoner.recipe_source import load_recipe
+    from rl_reasoner.recipe.load import load_recipe
 
     spec = load_recipe(str(place / "mine.py")).rewards["short"]
     fn = load_reward("short", spec.options, spec.source)

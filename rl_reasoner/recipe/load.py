@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 from rl_reasoner.errors import UserError, did_you_mean, unknown
 from rl_reasoner.foreign import yaml_value
 from rl_reasoner.paths import room
-from rl_reasoner.recipe import (
+from rl_reasoner.recipe.recipe import (
     Asked,
     DistillStage,
     FileData,

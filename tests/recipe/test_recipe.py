@@ -14,8 +14,7 @@ from pydantic import ValidationError
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.paths import room
-from rl_reasoner.recipe import FileData, GrpoStage, Recipe, TaskData
-from rl_reasoner.recipe_source import (
+from rl_reasoner.recipe.load import (
     apply_flags,
     find_recipe,
     flag_table,
@@ -24,6 +23,7 @@ from rl_reasoner.recipe_source import (
     shipped_recipes,
     validated,
 )
+from rl_reasoner.recipe.recipe import FileData, GrpoStage, Recipe, TaskData
 
 
 def grpo(**fields: Any) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from rl_reasoner.algorithms import ALGORITHMS, settings
 from rl_reasoner.errors import UserError
-from rl_reasoner.recipe_data import Data, JudgeName, Part
+from rl_reasoner.recipe.algorithms import ALGORITHMS, settings
+from rl_reasoner.recipe.data import Data, JudgeName, Part
 
 # What `start` and evaluations are called that are no stage's.
 RESERVED = ("base", "before", "after")

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from rl_reasoner.cli import main
-from rl_reasoner.recipe import RecipeLoader
-from rl_reasoner.recipe_source import load_recipe, shipped_recipes
-from rl_reasoner.schema import SCHEMA_FILE, recipe_schema, schema_text
+from rl_reasoner.recipe.json_schema import SCHEMA_FILE, recipe_schema, schema_text
+from rl_reasoner.recipe.load import load_recipe, shipped_recipes
+from rl_reasoner.recipe.recipe import RecipeLoader
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT: dict[str, Any] = {

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from rl_reasoner.paths import room
-from rl_reasoner.recipe import Recipe
+from rl_reasoner.recipe.recipe import Recipe
 
 SCHEMA_FILE = "recipe.schema.json"
 _COMMENT = f"# yaml-language-server: $schema={SCHEMA_FILE}\n"

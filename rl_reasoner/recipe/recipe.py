@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from rl_reasoner.errors import did_you_mean
-from rl_reasoner.recipe_data import (
+from rl_reasoner.recipe.data import (
     AnyData,
     Data,
     FileData,
@@ -30,7 +30,7 @@ from rl_reasoner.recipe_data import (
     checked_template,
     sources_of,
 )
-from rl_reasoner.recipe_stages import (
+from rl_reasoner.recipe.stages import (
     TRL_NAMES,
     DistillStage,
     Group,
