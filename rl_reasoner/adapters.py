@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.moe import routers
+from rl_reasoner.moe.experts import routers
 
 ALL = "all-linear"
 _TAKEN = {"gate_proj", "up_proj", "down_proj"}  # that peft renames to the experts'

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.kernels import packing
-from rl_reasoner.moe import (
+from rl_reasoner.moe.experts import (
     ExpertLoad,
     check_auxiliary_loss,
     check_experts,

@@ -18,8 +18,8 @@ from transformers import GenerationConfig
 
 from rl_reasoner.agreement import engine_runs
 from rl_reasoner.engine import generate
-from rl_reasoner.moe import routers
-from rl_reasoner.routing import NoReplay, Routes, Routing, SampledRoutes, from_padded
+from rl_reasoner.moe.experts import routers
+from rl_reasoner.moe.routing import NoReplay, Routes, Routing, SampledRoutes, from_padded
 from rl_reasoner.sampling import Sampling
 
 _ROWS = 16  # of one pass

@@ -339,7 +339,7 @@ def shape_of(source: str) -> Shape:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from rl_reasoner.moe import parameter_counts
+    from rl_reasoner.moe.experts import parameter_counts
 
     config = _config(source)
     with torch.device("meta"):

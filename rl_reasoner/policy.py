@@ -33,7 +33,7 @@ from rl_reasoner.adapters import adapted
 from rl_reasoner.distributed.sharding import is_sharded, load_state, merged_state, plain_state
 from rl_reasoner.errors import UserError, did_you_mean, unknown
 from rl_reasoner.fp8_checkpoints import config_of, in_fp8, whole_blocks
-from rl_reasoner.moe import parameter_counts, without_router_logits
+from rl_reasoner.moe.experts import parameter_counts, without_router_logits
 from rl_reasoner.recipe.recipe import Lora
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")

@@ -23,7 +23,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from rl_reasoner import fp8_products
 from rl_reasoner.errors import UserError
-from rl_reasoner.moe import routers
+from rl_reasoner.moe.experts import routers
 
 Scaling = Literal["tensor", "row", "block"]
 BLOCK = 128

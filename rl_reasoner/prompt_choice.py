@@ -26,8 +26,8 @@ from torch import Tensor
 
 from rl_reasoner.advantages import total_rewards, varied
 from rl_reasoner.errors import UserError
+from rl_reasoner.moe.routing import Routes, joined
 from rl_reasoner.prompt_schedule import PromptSchedule
-from rl_reasoner.routing import Routes, joined
 from rl_reasoner.scoring.reward import Fault, Score
 
 

@@ -21,8 +21,8 @@ import trl
 from torch import Tensor, nn
 
 from rl_reasoner.kernels import packing
-from rl_reasoner.moe import routers
-from rl_reasoner.routing import (
+from rl_reasoner.moe.experts import routers
+from rl_reasoner.moe.routing import (
     NoReplay,
     Routes,
     Routing,

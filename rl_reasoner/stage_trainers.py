@@ -21,7 +21,7 @@ from rl_reasoner.distillation import Distiller, check_vocabulary, teacher_of
 from rl_reasoner.distributed import processes
 from rl_reasoner.distributed.sharding import Sharding
 from rl_reasoner.faults import SkipBadSteps
-from rl_reasoner.moe import (
+from rl_reasoner.moe.experts import (
     check_auxiliary_loss,
     check_experts,
     without_router_logits,

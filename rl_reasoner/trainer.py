@@ -30,7 +30,7 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.faults import SkipBadSteps
 from rl_reasoner.long_prompts import LongPromptsConfig
 from rl_reasoner.memory import SmallerPieces
-from rl_reasoner.moe import ExpertLoad
+from rl_reasoner.moe.experts import ExpertLoad
 from rl_reasoner.objective import Objective, ObjectiveConfig, row_means, trained_tokens
 from rl_reasoner.old_log_probs import OldLogProbs, OldLogProbsConfig
 from rl_reasoner.prompt_choice import Kept, PromptChoice

@@ -284,7 +284,7 @@ class Export:
         policy = open_policy(self.policy, device="cpu")
         merge_adapter(policy)
         if self.upcycle is not None:
-            from rl_reasoner.upcycle import upcycled
+            from rl_reasoner.moe.upcycling import upcycled
 
             policy.model = upcycled(policy.model, self.upcycle, self.chosen)
         policy.model.to(torch.bfloat16 if self.dtype == "bf16" else torch.float32)

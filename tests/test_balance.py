@@ -27,7 +27,7 @@ from rl_reasoner.balance import (
 )
 from rl_reasoner.errors import UserError
 from rl_reasoner.kernels import packing
-from rl_reasoner.moe import routers
+from rl_reasoner.moe.experts import routers
 
 # -------------------------------------------------------------------------------- the figures
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from rl_reasoner import GRPOTrainer
 from rl_reasoner.engine import generate
-from rl_reasoner.moe import routers
-from rl_reasoner.routing import NoReplay, Routes, Routing, SampledRoutes
+from rl_reasoner.moe.experts import routers
+from rl_reasoner.moe.routing import NoReplay, Routes, Routing, SampledRoutes
 from rl_reasoner.sampling import Sampling
 
 IDS = torch.arange(24).reshape(2, 12)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mixtures import FAMILIES, SIZES, model_of
 
 from rl_reasoner import open_policy
-from rl_reasoner.moe import ExpertLoad, parameter_counts, routers
+from rl_reasoner.moe.experts import ExpertLoad, parameter_counts, routers
 from rl_reasoner.policy import SCRATCH
 
 # ---------------------------------------------------------------------------------- the layer

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_reasoner.kernels.packing import Packed
-from rl_reasoner.moe import expert_count, routers
+from rl_reasoner.moe.experts import expert_count, routers
 
 Rule = Callable[[Tensor, Tensor], Tensor]  # logits (N, experts), choices (N, k) -> gates (N, k)
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from rl_reasoner import open_policy, train
 from rl_reasoner.errors import UserError
-from rl_reasoner.upcycle import upcycled
+from rl_reasoner.moe.upcycling import upcycled
 
 SIZES: dict[str, Any] = {
     "vocab_size": 60,
