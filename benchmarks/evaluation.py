@@ -95,9 +95,9 @@ def speed(asked: argparse.Namespace) -> None:
     import torch
 
     from rl_reasoner import open_policy
-    from rl_reasoner.prompts import load_rows, render
+    from rl_reasoner.dataset.rows import load_rows, render
+    from rl_reasoner.dataset.sets import set_data
     from rl_reasoner.rollouts import prompt_ids, sample
-    from rl_reasoner.sets import set_data
 
     torch.set_num_threads(asked.threads)
     policy = open_policy(str(asked.model), device="cpu")

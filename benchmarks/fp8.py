@@ -22,8 +22,8 @@ from statistics import mean, median
 from typing import Any
 
 from rl_reasoner import Recipe, train
+from rl_reasoner.dataset.rows import load_rows
 from rl_reasoner.evaluation.statistics import wilson
-from rl_reasoner.prompts import load_rows
 from rl_reasoner.recipe.recipe import TaskData
 
 PRECISIONS = ("fp32", "bf16", "fp8")

@@ -24,8 +24,8 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.report.text import plain
 
 if TYPE_CHECKING:
+    from rl_reasoner.dataset.rows import Prompt
     from rl_reasoner.policy import Policy
-    from rl_reasoner.prompts import Prompt
     from rl_reasoner.scoring.reward import Score
 
 Heard = Callable[[str], None]
@@ -130,7 +130,7 @@ class Chat:
     def _replies(self, problem: str, policies: Sequence[tuple[str, "Policy"]]) -> list[Reply]:
         """Ask every policy; what they say appears as it comes, on a terminal."""
         from rl_reasoner.answers import verify
-        from rl_reasoner.prompts import render
+        from rl_reasoner.dataset.rows import render
 
         replies = [Reply(name) for name, _ in policies]
         screen = _Screen(replies, hidden=self.json)

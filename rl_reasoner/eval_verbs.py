@@ -148,8 +148,8 @@ class Eval:
             )
 
     def _set(self, name: str) -> "str | FileData":
+        from rl_reasoner.dataset.sets import set_data
         from rl_reasoner.recipe.recipe import FileData
-        from rl_reasoner.sets import set_data
 
         columns = options_of("--columns", self.columns)
         given = {"columns": columns, "config": self.config, "split": self.split}
@@ -160,7 +160,7 @@ class Eval:
 
     def _training_rows(self, policy: str) -> list[dict[str, Any]] | None:
         """The rows that the policy was trained on, where overlaps are asked for."""
-        from rl_reasoner.prompts import load_problems, load_rows
+        from rl_reasoner.dataset.rows import load_problems, load_rows
         from rl_reasoner.recipe.recipe import FileData
 
         if self.trained_on is not None:

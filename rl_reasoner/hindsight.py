@@ -11,12 +11,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from rl_reasoner.code_rows import continuing
+from rl_reasoner.dataset.code_rows import continuing
+from rl_reasoner.dataset.rows import Row, load_rows
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.foreign import check_run, json_value, no_links
 from rl_reasoner.foreign import number as finite
 from rl_reasoner.lineage import data_in
-from rl_reasoner.prompts import Row, load_rows
 from rl_reasoner.recipe.load import load_recipe
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.scoring.call import name_of

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from rl_reasoner.dataset.sets import find_set
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.recipe.recipe import (
     AnyData,
@@ -25,7 +26,6 @@ from rl_reasoner.recipe.recipe import (
     StageData,
     sources_of,
 )
-from rl_reasoner.sets import find_set
 
 # Fields of a stage that change nothing in its result.
 _WITHOUT_EFFECT = ("name", "start", "policy", "teacher", "save_every")

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rl_reasoner.dataset.rows import Row, prompt_of
 from rl_reasoner.errors import RunStopped
 from rl_reasoner.evaluation.judging import Judge
 from rl_reasoner.evaluation.metrics import repeats
@@ -22,7 +23,6 @@ from rl_reasoner.foreign import json_value
 from rl_reasoner.language.identification import share
 from rl_reasoner.language.thinking import chain_of
 from rl_reasoner.policy import Policy
-from rl_reasoner.prompts import Row, prompt_of
 from rl_reasoner.recipe.recipe import SampleStage
 from rl_reasoner.rollouts import sample
 from rl_reasoner.runs import append_rows, write_text

@@ -8,8 +8,8 @@ ask for a reward without having earned it.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rl_reasoner.dataset.rows import completion_of
 from rl_reasoner.errors import UserError
-from rl_reasoner.prompts import completion_of
 
 Row = Mapping[str, Any]
 Form = Callable[[Row], str]

@@ -21,12 +21,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from rl_reasoner.dataset.sets import find_set
 from rl_reasoner.errors import UserError
 from rl_reasoner.foreign import check_run, json_object, json_value, no_links, number
 from rl_reasoner.lineage import hash_of
 from rl_reasoner.recipe.load import read_yaml, validated
 from rl_reasoner.recipe.recipe import FileData, MixData, Recipe
-from rl_reasoner.sets import find_set
 from rl_reasoner.version import __version__
 
 _ESCAPED = "backslashreplace"  # lone surrogates, which UTF-8 lacks, become JSON's own \ud800

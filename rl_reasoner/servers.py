@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from rl_reasoner.dataset.rows import Prompt
 from rl_reasoner.errors import RunStopped, UserError
-from rl_reasoner.prompts import Prompt
 from rl_reasoner.sample_cache import Rollout, SampleCache
 
 _RETRIES = 8

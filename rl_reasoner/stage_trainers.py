@@ -15,8 +15,9 @@ from datasets import Dataset
 from trl import SFTTrainer
 
 from rl_reasoner.balance import BiasUpdate
-from rl_reasoner.code_rows import as_dataset, continuing
 from rl_reasoner.configs import config
+from rl_reasoner.dataset.code_rows import as_dataset, continuing
+from rl_reasoner.dataset.rows import Row, completion_of, prompt_of
 from rl_reasoner.distillation import Distiller, check_vocabulary, teacher_of
 from rl_reasoner.distributed import processes
 from rl_reasoner.distributed.sharding import Sharding
@@ -27,7 +28,6 @@ from rl_reasoner.moe.experts import (
     without_router_logits,
 )
 from rl_reasoner.policy import Policy
-from rl_reasoner.prompts import Row, completion_of, prompt_of
 from rl_reasoner.recipe.recipe import DistillStage, GrpoStage, Recipe, SftStage, TrainedStage
 from rl_reasoner.rollouts import without_long
 from rl_reasoner.runs import append_rows

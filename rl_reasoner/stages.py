@@ -20,6 +20,7 @@ from typing import Any
 
 from rl_reasoner.begun import find_overlaps, lock
 from rl_reasoner.configs import check_filled
+from rl_reasoner.dataset.rows import Row, render
 from rl_reasoner.distributed import processes
 from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.errors import RunStopped, UserError
@@ -44,7 +45,6 @@ from rl_reasoner.policy import (
     quiet_libraries,
 )
 from rl_reasoner.preflight import Where, Work, inspected, prepared, read_stage_rows
-from rl_reasoner.prompts import Row, render
 from rl_reasoner.recipe.recipe import (
     DistillStage,
     Recipe,

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rl_reasoner import reward_probes as probes
+from rl_reasoner.dataset.rows import lint, read_rows
 from rl_reasoner.errors import UserError
-from rl_reasoner.prompts import lint, read_rows
 from rl_reasoner.scoring.call import name_of, packed
 from rl_reasoner.scoring.reward import Fault, Outcome, Reward, described, failed, usable
 from rl_reasoner.scoring.runner import Limits, Runner

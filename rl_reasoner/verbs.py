@@ -130,9 +130,9 @@ class List:
 
             emit(self.json, recipe_schema(), schema_text().rstrip())
             return
+        from rl_reasoner.dataset.sets import card_of, set_names
         from rl_reasoner.recipe.load import shipped_recipes
         from rl_reasoner.scoring.reward import shipped_rewards
-        from rl_reasoner.sets import card_of, set_names
         from rl_reasoner.tasks import TASKS
 
         found = {
@@ -171,7 +171,7 @@ def _size_table(sizes: Mapping[str, tuple[int, int]]) -> Table:
 
 
 def _card_table(names: Sequence[str], cards: Mapping[str, Any]) -> Table:
-    from rl_reasoner.sets import find_set
+    from rl_reasoner.dataset.sets import find_set
 
     table = new_table("set", "problems", "what", "licence", "from", "defects")
     for name in names:

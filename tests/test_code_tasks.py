@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl_reasoner import sandbox
-from rl_reasoner.code_rows import as_dataset, code_row, continued, continuing
+from rl_reasoner.dataset.code_rows import as_dataset, code_row, continued, continuing
+from rl_reasoner.dataset.rows import lint, load_rows
+from rl_reasoner.dataset.sets import set_data
 from rl_reasoner.errors import UserError
 from rl_reasoner.problems import Problem
-from rl_reasoner.prompts import lint, load_rows
 from rl_reasoner.recipe.recipe import TaskData
 from rl_reasoner.scoring.reward import Fault, Reward, load_reward, score_batch
-from rl_reasoner.sets import set_data
 from rl_reasoner.tasks import SPLITS, careless, generate
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

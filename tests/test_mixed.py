@@ -10,11 +10,11 @@ from test_trainer import Log
 from tiny import QUIET, grpo, recipe, rows, sft
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, Policy, evaluate, open_policy, reward, train
-from rl_reasoner.code_rows import as_dataset
+from rl_reasoner.dataset.code_rows import as_dataset
+from rl_reasoner.dataset.rows import load_rows
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.evaluate import EvalResult, replay
 from rl_reasoner.preflight import prepared
-from rl_reasoner.prompts import load_rows
 from rl_reasoner.recipe.load import apply_flags
 from rl_reasoner.recipe.recipe import Asked, FileData, MixData, Recipe
 from rl_reasoner.rollouts import Rollout

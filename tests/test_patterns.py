@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 from patterns import Used, ends, texts, used
 
-from rl_reasoner import code_rows
 from rl_reasoner.answers import units
+from rl_reasoner.dataset import code_rows
 from rl_reasoner.language import units
 from rl_reasoner.language.instructions import _sections
 
@@ -18,10 +18,10 @@ MADE: dict[str, Callable[[str], object]] = {
     "rl_reasoner.language.units.has_word": lambda text: units.has_word(text, "a"),
     "rl_reasoner.language.instructions._sections": lambda text: _sections(text, "a {n}"),
     "rl_reasoner.answers.units.canonical_unit": units.canonical_unit,
-    "rl_reasoner.code_rows.code_row": lambda text: code_rows.code_row(
+    "rl_reasoner.dataset.code_rows.code_row": lambda text: code_rows.code_row(
         {"problem": text, "tests": ["assert f(1) == 2"]}
     ),
-    "rl_reasoner.code_rows.continued": lambda text: code_rows.continued(
+    "rl_reasoner.dataset.code_rows.continued": lambda text: code_rows.continued(
         {"problem": f"{text}\ndef f(x):\n", "entry_point": "f"}, text
     ),
 }

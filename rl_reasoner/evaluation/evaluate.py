@@ -14,19 +14,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from rl_reasoner.dataset.rows import Prompt, Row, load_rows, prompt_of, read_rows, with_system
+from rl_reasoner.dataset.sets import set_data
 from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.evaluation.comparison import compare_rows
 from rl_reasoner.evaluation.judging import Judge, malformed
 from rl_reasoner.evaluation.metrics import figures_of
 from rl_reasoner.foreign import json_value
-from rl_reasoner.prompts import Prompt, Row, load_rows, prompt_of, read_rows, with_system
 from rl_reasoner.recipe.recipe import Asked, Evals, FileData
 from rl_reasoner.runs import write_text
 from rl_reasoner.sample_cache import SampleCache
 from rl_reasoner.scoring.reward import load_reward
 from rl_reasoner.servers import Server
-from rl_reasoner.sets import set_data
 
 if TYPE_CHECKING:
     from rl_reasoner.policy import Policy
@@ -404,7 +404,7 @@ def _counter(progress: Progress | None, label: str, of: int) -> Callable[[int], 
 
 def _mark(result: EvalResult, label: str, trained_on: Sequence[Row]) -> None:
     """Note at each row of a set what it shares with training rows; add the figures `@clean`."""
-    from rl_reasoner.contamination import overlap
+    from rl_reasoner.dataset.contamination import overlap
 
     found = overlap(trained_on, result.rows[label])
     for row, hit in zip(result.rows[label], found.hits, strict=True):

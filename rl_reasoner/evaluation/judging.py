@@ -13,9 +13,9 @@ from typing import Any
 
 from rl_reasoner.answers import verify
 from rl_reasoner.answers.extract import answer_of
-from rl_reasoner.code_rows import continuing
+from rl_reasoner.dataset.code_rows import continuing
+from rl_reasoner.dataset.rows import Row
 from rl_reasoner.errors import UserError
-from rl_reasoner.prompts import Row
 from rl_reasoner.rewards.math_answer import tagged
 from rl_reasoner.sample_cache import Rollout
 from rl_reasoner.scoring.reward import Reward, described, load_reward, score_batch

@@ -15,10 +15,10 @@ from pathlib import Path
 from statistics import fmean, variance
 from typing import TYPE_CHECKING, Any
 
-from rl_reasoner.contamination import overlap
+from rl_reasoner.dataset.contamination import overlap
+from rl_reasoner.dataset.rows import Row
 from rl_reasoner.evaluation.evaluate import set_rows
 from rl_reasoner.foreign import json_object
-from rl_reasoner.prompts import Row
 from rl_reasoner.runs import write_text
 
 if TYPE_CHECKING:

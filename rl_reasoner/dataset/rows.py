@@ -13,8 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rl_reasoner.code_rows import code_row
-from rl_reasoner.conversations import TURNS, conversation, plain_row
+from rl_reasoner.dataset.code_rows import code_row
+from rl_reasoner.dataset.conversations import TURNS, conversation, plain_row
+from rl_reasoner.dataset.row_files import FORMS, rows_of
+from rl_reasoner.dataset.sets import CARDS, find_set, how_to_get, set_names
 from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.language.instructions import parsed
 from rl_reasoner.recipe.recipe import (
@@ -25,8 +27,6 @@ from rl_reasoner.recipe.recipe import (
     TaskData,
     checked_template,
 )
-from rl_reasoner.row_files import FORMS, rows_of
-from rl_reasoner.sets import CARDS, find_set, how_to_get, set_names
 from rl_reasoner.tasks import careless, generate
 from rl_reasoner.worded import worded
 

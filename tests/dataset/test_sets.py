@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from rl_reasoner.dataset.rows import load_rows, read_rows
+from rl_reasoner.dataset.sets import CARDS, card_of, find_set, set_data
 from rl_reasoner.evaluation.judging import judge_of
 from rl_reasoner.paths import room
-from rl_reasoner.prompts import load_rows, read_rows
 from rl_reasoner.scoring.reward import load_reward, score_batch
-from rl_reasoner.sets import CARDS, card_of, find_set, set_data
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 beside = pytest.mark.skipif(

@@ -10,8 +10,8 @@ from conftest import Cli, lines, stock
 from tiny import grpo, recipe, rows, sft
 
 from rl_reasoner import evaluate, open_policy
+from rl_reasoner.dataset.rows import completion_of, lint, load_problems, load_rows, prompt_of
 from rl_reasoner.errors import UserError
-from rl_reasoner.prompts import completion_of, lint, load_problems, load_rows, prompt_of
 from rl_reasoner.recipe.recipe import FileData, Recipe
 from rl_reasoner.stages import train
 

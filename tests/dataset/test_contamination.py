@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rl_reasoner.contamination import NEAR, overlap
+from rl_reasoner.dataset.contamination import NEAR, overlap
 from rl_reasoner.tasks import TASKS, generate
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

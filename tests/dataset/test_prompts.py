@@ -14,16 +14,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl_reasoner.errors import UserError
-from rl_reasoner.prompts import (
+from rl_reasoner.dataset.rows import (
     completion_of,
     lint,
     load_rows,
     read_rows,
     render,
 )
+from rl_reasoner.dataset.sets import find_set, set_data, set_names
+from rl_reasoner.errors import UserError
 from rl_reasoner.recipe.recipe import FileData, TaskData
-from rl_reasoner.sets import find_set, set_data, set_names
 from rl_reasoner.tasks import generate
 
 ROWS = [{"problem": "1+1=", "answer": "2"}, {"problem": "2+3=", "answer": "5"}]
