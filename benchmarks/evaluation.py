@@ -138,7 +138,7 @@ def tiny(asked: argparse.Namespace) -> None:
     import torch
 
     from rl_reasoner import evaluate
-    from rl_reasoner.tasks import generate
+    from rl_reasoner.dataset.tasks.generate import generate
 
     os.environ["OMP_NUM_THREADS"] = str(asked.threads)  # said: else a tiny policy has one
     torch.set_num_threads(asked.threads)

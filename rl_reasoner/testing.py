@@ -20,11 +20,11 @@ from typing import Any, Literal
 
 from rl_reasoner import reward_probes as probes
 from rl_reasoner.dataset.rows import lint, read_rows
+from rl_reasoner.dataset.tasks.generate import TASKS, generate
 from rl_reasoner.errors import UserError
 from rl_reasoner.scoring.call import name_of, packed
 from rl_reasoner.scoring.reward import Fault, Outcome, Reward, described, failed, usable
 from rl_reasoner.scoring.runner import Limits, Runner
-from rl_reasoner.tasks import TASKS, generate
 
 Status = Literal["passed", "warned", "failed", "skipped"]
 Row = dict[str, Any]

@@ -131,9 +131,9 @@ class List:
             emit(self.json, recipe_schema(), schema_text().rstrip())
             return
         from rl_reasoner.dataset.sets import card_of, set_names
+        from rl_reasoner.dataset.tasks.generate import TASKS
         from rl_reasoner.recipe.load import shipped_recipes
         from rl_reasoner.scoring.reward import shipped_rewards
-        from rl_reasoner.tasks import TASKS
 
         found = {
             "recipes": shipped_recipes(),

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from test_tasks import value
 
+from rl_reasoner.dataset.tasks.generate import TASKS
 from rl_reasoner.paths import room
-from rl_reasoner.tasks import TASKS
 
 DATA = room("data")
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -17,6 +17,8 @@ from rl_reasoner.dataset.code_rows import code_row
 from rl_reasoner.dataset.conversations import TURNS, conversation, plain_row
 from rl_reasoner.dataset.row_files import FORMS, rows_of
 from rl_reasoner.dataset.sets import CARDS, find_set, how_to_get, set_names
+from rl_reasoner.dataset.tasks.generate import careless, generate
+from rl_reasoner.dataset.tasks.mixed_language import worded
 from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.language.instructions import parsed
 from rl_reasoner.recipe.recipe import (
@@ -27,8 +29,6 @@ from rl_reasoner.recipe.recipe import (
     TaskData,
     checked_template,
 )
-from rl_reasoner.tasks import careless, generate
-from rl_reasoner.worded import worded
 
 # What rows may be judged by instead of an answer, or learned from.
 _INSTEAD = ("tests", "instructions", "completion")

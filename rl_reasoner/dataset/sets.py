@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rl_reasoner.dataset.row_files import saved_folder
+from rl_reasoner.dataset.tasks.generate import TASKS
 from rl_reasoner.paths import room
 from rl_reasoner.recipe.recipe import FileData
-from rl_reasoner.tasks import TASKS
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rl_reasoner.dataset.contamination import NEAR, overlap
-from rl_reasoner.tasks import TASKS, generate
+from rl_reasoner.dataset.tasks.generate import TASKS, generate
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 LONG = (

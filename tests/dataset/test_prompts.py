@@ -22,9 +22,9 @@ from rl_reasoner.dataset.rows import (
     render,
 )
 from rl_reasoner.dataset.sets import find_set, set_data, set_names
+from rl_reasoner.dataset.tasks.generate import generate
 from rl_reasoner.errors import UserError
 from rl_reasoner.recipe.recipe import FileData, TaskData
-from rl_reasoner.tasks import generate
 
 ROWS = [{"problem": "1+1=", "answer": "2"}, {"problem": "2+3=", "answer": "5"}]
 

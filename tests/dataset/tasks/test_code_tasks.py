@@ -15,11 +15,11 @@ from rl_reasoner import sandbox
 from rl_reasoner.dataset.code_rows import as_dataset, code_row, continued, continuing
 from rl_reasoner.dataset.rows import lint, load_rows
 from rl_reasoner.dataset.sets import set_data
+from rl_reasoner.dataset.tasks.base import Problem
+from rl_reasoner.dataset.tasks.generate import SPLITS, careless, generate
 from rl_reasoner.errors import UserError
-from rl_reasoner.problems import Problem
 from rl_reasoner.recipe.recipe import TaskData
 from rl_reasoner.scoring.reward import Fault, Reward, load_reward, score_batch
-from rl_reasoner.tasks import SPLITS, careless, generate
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 WORDS: list[tuple[str, Callable[[int, int, int], tuple[int, int]]]] = [

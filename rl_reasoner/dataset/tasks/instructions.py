@@ -12,8 +12,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rl_reasoner.dataset.tasks.base import Pick, Problem, Task, picker
 from rl_reasoner.language.instructions import parsed, verdicts
-from rl_reasoner.problems import Pick, Problem, Task, picker
 
 Instructions = list[dict[str, Any]]
 Added = tuple[str, dict[str, Any]]  # an instruction in words, and as data

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rl_reasoner.dataset.tasks.base import Problem
+from rl_reasoner.dataset.tasks.generate import SPLITS, TASKS, careless, generate
 from rl_reasoner.errors import UserError
-from rl_reasoner.problems import Problem
 from rl_reasoner.scoring.reward import Reward, load_reward, score_batch
-from rl_reasoner.tasks import SPLITS, TASKS, careless, generate
 
 OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: operator.add,

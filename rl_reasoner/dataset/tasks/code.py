@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from rl_reasoner.problems import Pick, Problem, Task, digest, picker
+from rl_reasoner.dataset.tasks.base import Pick, Problem, Task, digest, picker
 
 _CONSTANTS = range(2, 10)
 _TESTS = 3

@@ -13,8 +13,8 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rl_reasoner.dataset.tasks.base import Pick, Problem, Task, picker
 from rl_reasoner.language.instructions import parsed, verdicts
-from rl_reasoner.problems import Pick, Problem, Task, picker
 
 _WORDS = (
     *("ant", "box", "cat", "dog", "eel", "fox", "gem", "hat", "ink", "jam", "kid", "log"),

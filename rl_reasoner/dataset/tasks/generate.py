@@ -12,11 +12,11 @@ import itertools
 import random
 from collections.abc import Iterator, Mapping, Sequence, Set
 
-from rl_reasoner.code_tasks import FUNCTIONS
+from rl_reasoner.dataset.tasks.base import Pick, Problem, Task, digest, picker
+from rl_reasoner.dataset.tasks.code import FUNCTIONS
+from rl_reasoner.dataset.tasks.instructions import INSTRUCTIONS
+from rl_reasoner.dataset.tasks.instructions_tiny import INSTRUCTIONS_TINY
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.instruction_tasks import INSTRUCTIONS
-from rl_reasoner.instruction_tiny import INSTRUCTIONS_TINY
-from rl_reasoner.problems import Pick, Problem, Task, digest, picker
 
 SPLITS = ("train", "validation", "test", "ood")
 _SHARES = {"train": 70, "validation": 80}  # percent of the keys, cumulated; the rest is test

@@ -6,9 +6,9 @@ from itertools import combinations
 
 import pytest
 
-from rl_reasoner.instruction_tasks import response
+from rl_reasoner.dataset.tasks.generate import careless, generate
+from rl_reasoner.dataset.tasks.instructions import response
 from rl_reasoner.language.instructions import KINDS, parsed, verdicts
-from rl_reasoner.tasks import careless, generate
 
 TASKS = ("instructions", "instructions_tiny")
 
