@@ -19,7 +19,7 @@ import transformers
 from datasets import Dataset
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy
-from rl_reasoner.policy import SCRATCH, quiet_libraries
+from rl_reasoner.policy.opening import SCRATCH, quiet_libraries
 
 _IMPLEMENTATIONS = ("eager", "grouped_mm")
 

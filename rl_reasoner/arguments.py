@@ -23,7 +23,7 @@ Quiet = FlagCreatePairsOff[
 
 def quiet() -> None:
     """Silence the libraries' own progress bars and advice."""
-    from rl_reasoner.policy import quiet_libraries
+    from rl_reasoner.policy.opening import quiet_libraries
 
     quiet_libraries()
 

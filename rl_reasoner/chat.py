@@ -25,7 +25,7 @@ from rl_reasoner.report.text import plain
 
 if TYPE_CHECKING:
     from rl_reasoner.dataset.rows import Prompt
-    from rl_reasoner.policy import Policy
+    from rl_reasoner.policy.opening import Policy
     from rl_reasoner.scoring.reward import Score
 
 Heard = Callable[[str], None]
@@ -101,7 +101,7 @@ class Chat:
 
     def run(self) -> None:
         """Read problems from standard input, one a line, until its end; one result a line."""
-        from rl_reasoner.policy import open_policy
+        from rl_reasoner.policy.opening import open_policy
 
         check_numbers(self.temperature, max_tokens=self.max_tokens)
         quiet()

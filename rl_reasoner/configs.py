@@ -14,7 +14,7 @@ from trl import DistillationConfig, SFTConfig
 from rl_reasoner.dashboards import project_of
 from rl_reasoner.distributed.processes import share_of, trainer_arguments
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.policy import choose_device, choose_precision
+from rl_reasoner.policy.opening import choose_device, choose_precision
 from rl_reasoner.recipe.recipe import (
     TRL_NAMES,
     DistillStage,

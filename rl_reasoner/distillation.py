@@ -13,7 +13,7 @@ import trl
 
 from rl_reasoner.data_place import PlaceInData
 from rl_reasoner.errors import UserError
-from rl_reasoner.policy import Policy
+from rl_reasoner.policy.opening import Policy
 from rl_reasoner.whole_checkpoints import WholeCheckpoints
 
 

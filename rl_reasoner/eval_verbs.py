@@ -189,7 +189,7 @@ class Eval:
 
 
 def _cache() -> Path:
-    from rl_reasoner.policy import cache_folder
+    from rl_reasoner.policy.opening import cache_folder
 
     return cache_folder() / "samples"
 

@@ -323,7 +323,7 @@ def work_of(recipe: Recipe, stage: GrpoStage, gpus: int, a: Assumed = ASSUMED) -
 
 def _config(source: str) -> Any:
     """The configuration of a policy: a scratch name, a folder with config.json, a hub id."""
-    from rl_reasoner.policy import UNREADABLE, configuration, located, open_policy, told
+    from rl_reasoner.policy.opening import UNREADABLE, configuration, located, open_policy, told
 
     if source.startswith("scratch:"):
         return open_policy(source, device="cpu").model.config

@@ -25,8 +25,8 @@ from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.evaluation.evaluate import check_judge, set_rows
 from rl_reasoner.lineage import brought
 from rl_reasoner.long_prompts import declared_places, named_rows
-from rl_reasoner.policy import Policy, choose_device
-from rl_reasoner.precision import how, in_words
+from rl_reasoner.policy.fp8 import how, in_words
+from rl_reasoner.policy.opening import Policy, choose_device
 from rl_reasoner.recipe.recipe import (
     AnyData,
     DistillStage,

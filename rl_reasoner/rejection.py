@@ -22,7 +22,7 @@ from rl_reasoner.evaluation.metrics import repeats
 from rl_reasoner.foreign import json_value
 from rl_reasoner.language.identification import share
 from rl_reasoner.language.thinking import chain_of
-from rl_reasoner.policy import Policy
+from rl_reasoner.policy.opening import Policy
 from rl_reasoner.recipe.recipe import SampleStage
 from rl_reasoner.rollouts import sample
 from rl_reasoner.runs import append_rows, write_text

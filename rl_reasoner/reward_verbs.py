@@ -289,7 +289,7 @@ class Check:
 def _notices(recipe: Any, where: Any) -> Iterator[Any]:
     """Everything that can be found out about a recipe without training."""
     from rl_reasoner.distributed.threads import Threads
-    from rl_reasoner.policy import choose_device, merge_adapter, open_policy
+    from rl_reasoner.policy.opening import choose_device, merge_adapter, open_policy
     from rl_reasoner.preflight import Notice, inspected, prepared
     from rl_reasoner.rehearsal import rehearsed
     from rl_reasoner.runs import made_with

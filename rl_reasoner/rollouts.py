@@ -22,7 +22,7 @@ from rl_reasoner.agreement import engine_runs, in_mode
 from rl_reasoner.dataset.rows import Prompt, Row
 from rl_reasoner.errors import UserError
 from rl_reasoner.long_prompts import declared_places, named_rows, places_of, too_long
-from rl_reasoner.policy import Policy
+from rl_reasoner.policy.opening import Policy
 from rl_reasoner.sample_cache import Rollout, SampleCache
 from rl_reasoner.sampling import Sampling
 

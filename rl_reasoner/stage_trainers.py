@@ -27,7 +27,7 @@ from rl_reasoner.moe.experts import (
     check_experts,
     without_router_logits,
 )
-from rl_reasoner.policy import Policy
+from rl_reasoner.policy.opening import Policy
 from rl_reasoner.recipe.recipe import DistillStage, GrpoStage, Recipe, SftStage, TrainedStage
 from rl_reasoner.rollouts import without_long
 from rl_reasoner.runs import append_rows

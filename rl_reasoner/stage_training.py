@@ -22,8 +22,8 @@ from rl_reasoner.errors import RunStopped
 from rl_reasoner.faults import LastStep, disk_is_full, stopped_by_full_disk
 from rl_reasoner.live import LiveView
 from rl_reasoner.moe.experts import without_router_logits
-from rl_reasoner.policy import Policy, add_lora, merge_adapter, open_policy
-from rl_reasoner.precision import in_fp8
+from rl_reasoner.policy.fp8 import in_fp8
+from rl_reasoner.policy.opening import Policy, add_lora, merge_adapter, open_policy
 from rl_reasoner.recorder import Recorder
 from rl_reasoner.runs import keep_rows_until
 from rl_reasoner.scoring.ledger import Ledger

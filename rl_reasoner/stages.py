@@ -36,7 +36,7 @@ from rl_reasoner.lineage import (
     window_of,
 )
 from rl_reasoner.live import LiveView
-from rl_reasoner.policy import (
+from rl_reasoner.policy.opening import (
     Policy,
     choose_device,
     choose_precision,

@@ -151,7 +151,7 @@ class List:
             emit(self.json, {**chosen, "cards": told}, _card_table(found["sets"], cards))
             return
         if self.kind == "policies":
-            from rl_reasoner.policy import open_policy
+            from rl_reasoner.policy.opening import open_policy
 
             sizes = {name: open_policy(name, device="cpu").parameters for name in found["policies"]}
             told = {n: {"parameters": a, "active_parameters": b} for n, (a, b) in sizes.items()}
@@ -277,8 +277,8 @@ class Export:
         writable(self.to)
         import torch
 
-        from rl_reasoner.fp8_checkpoints import check_fp8, write_fp8
-        from rl_reasoner.policy import merge_adapter, open_policy
+        from rl_reasoner.policy.fp8_weights import check_fp8, write_fp8
+        from rl_reasoner.policy.opening import merge_adapter, open_policy
 
         quiet()
         policy = open_policy(self.policy, device="cpu")
@@ -319,7 +319,7 @@ class Env:
         import torch
 
         from rl_reasoner import sandbox
-        from rl_reasoner.policy import choose_device, choose_precision
+        from rl_reasoner.policy.opening import choose_device, choose_precision
         from rl_reasoner.version import __version__
 
         device = choose_device()

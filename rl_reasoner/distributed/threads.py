@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from rl_reasoner.policy import Policy
+    from rl_reasoner.policy.opening import Policy
 
 TINY = 5_000_000  # parameters, up to which one thread is used
 _OWN = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # by which a user says how many

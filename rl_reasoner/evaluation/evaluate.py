@@ -29,7 +29,7 @@ from rl_reasoner.scoring.reward import load_reward
 from rl_reasoner.servers import Server
 
 if TYPE_CHECKING:
-    from rl_reasoner.policy import Policy
+    from rl_reasoner.policy.opening import Policy
 
 Mode = Literal["greedy", "sampled", "chain-forced", "direct-forced"]
 Progress = Callable[[str, int, int], None]  # set, done, of
@@ -233,7 +233,7 @@ def evaluate(
     """
     _check(samples, modes or (), temperature)
     check_judge(reward, reward_options)
-    from rl_reasoner.policy import open_policy
+    from rl_reasoner.policy.opening import open_policy
 
     opened = open_policy(policy) if isinstance(policy, str) else policy
     drawn = samples > 1 or bool(modes)

@@ -18,7 +18,7 @@ from rl_reasoner.recipe.recipe import FileData
 from rl_reasoner.runs import made_with
 
 if TYPE_CHECKING:
-    from rl_reasoner.policy import Policy
+    from rl_reasoner.policy.opening import Policy
 
 
 def digest_of(value: Any) -> str:

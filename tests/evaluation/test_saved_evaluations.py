@@ -107,7 +107,7 @@ def test_a_replay_gives_the_same_figures_without_a_model(
     result: EvalResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved = EvalResult.load(result.save(tmp_path / "saved.json"))
-    monkeypatch.setattr("rl_reasoner.policy.open_policy", pytest.fail)
+    monkeypatch.setattr("rl_reasoner.policy.opening.open_policy", pytest.fail)
     again = replay(saved)
     assert again.sets == result.sets and again.rows == result.rows
     assert again.manifest.pop("replayed_with_verifier") == result.manifest["verifier"]

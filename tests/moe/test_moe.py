@@ -10,7 +10,7 @@ from mixtures import FAMILIES, SIZES, model_of
 
 from rl_reasoner import open_policy
 from rl_reasoner.moe.experts import ExpertLoad, parameter_counts, routers
-from rl_reasoner.policy import SCRATCH
+from rl_reasoner.policy.opening import SCRATCH
 
 # ---------------------------------------------------------------------------------- the layer
 

@@ -11,7 +11,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from rl_reasoner.cli import main
-from rl_reasoner.policy import Policy, byte_tokenizer
+from rl_reasoner.policy.opening import Policy, byte_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from mixtures import FAMILIES, SIZES

@@ -2,7 +2,7 @@
 
 `fp8` makes the linear layers and the fused experts of a model multiply in float8 (e4m3), forward
 and in both backward products (DeepSeek-V3, arXiv 2412.19437, section 3.3). By "torchao" the
-products are a GPU's own (rl_reasoner.fp8_products). By "emulation" both factors are scaled, rounded
+products are a GPU's own (rl_reasoner.policy.fp8_torchao). By "emulation" both factors are scaled, rounded
 to float8 and scaled back, and sums are those of float32: so the effect on losses and gradients can
 be studied on any machine; nothing becomes faster. Embeddings, norms, routers and other gates, and
 the head stay as they are, and so do the weights themselves, which are rounded for each product
@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from rl_reasoner import fp8_products
 from rl_reasoner.errors import UserError
 from rl_reasoner.moe.experts import routers
+from rl_reasoner.policy import fp8_torchao
 
 Scaling = Literal["tensor", "row", "block"]
 BLOCK = 128
@@ -103,7 +103,7 @@ _Product = Callable[[Tensor, Tensor], Tensor]
 
 def _product(scaling: Scaling, by: By) -> _Product:
     if by == "torchao":
-        return fp8_products.product(scaling)
+        return fp8_torchao.product(scaling)
     return lambda rows, weight: _Linear.apply(rows, weight, scaling)  # type: ignore[no-untyped-call]
 
 
@@ -181,7 +181,7 @@ def is_experts(module: nn.Module) -> bool:
 
 def left_out(model: Any, scaling: Scaling, by: By) -> list[str]:
     """Of the `covered` layers, those whose sides the GPU's products do not take; none emulated."""
-    side = fp8_products.side(scaling) if by == "torchao" else 1
+    side = fp8_torchao.side(scaling) if by == "torchao" else 1
     return [name for name in covered(model) if any(n % side for n in _sides(model, name))]
 
 
@@ -236,9 +236,9 @@ def how(device: str, scaling: Scaling) -> By:
     Raises `UserError` where the card has FP8 and something else is missing: what is emulated is
     never taken for the real one.
     """
-    if not fp8_products.card_has_fp8(device):
+    if not fp8_torchao.card_has_fp8(device):
         return "emulation"
-    fp8_products.check(scaling)
+    fp8_torchao.check(scaling)
     return "torchao"
 
 
@@ -259,7 +259,7 @@ def in_words(model: Any, scaling: Scaling, by: By) -> tuple[Literal["passed", "w
     if by == "emulation":
         return "warned", f"{said}; emulated, since this machine has no FP8: nothing becomes faster"
     if out:
-        side = fp8_products.side(scaling)
+        side = fp8_torchao.side(scaling)
         said += f"; {len(out)} stay in bf16, their sides are no multiples of {side}: {out[0]} …"
     return ("warned" if out else "passed"), said
 
@@ -270,7 +270,7 @@ def fp8_facts(model: Any, scaling: Scaling, device: str) -> dict[str, Any]:
     out = left_out(model, scaling, by)
     return {
         "scaling": scaling,
-        "computed_by": "emulation" if by == "emulation" else fp8_products.named(),
+        "computed_by": "emulation" if by == "emulation" else fp8_torchao.named(),
         "layers": len(covered(model)) - len(out),
         "left_in_bf16": out,
         "rollouts": "the same products; vLLM's own precision where vLLM samples",

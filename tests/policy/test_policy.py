@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rl_reasoner import open_policy
 from rl_reasoner.errors import UserError
-from rl_reasoner.policy import (
+from rl_reasoner.policy.opening import (
     TAGS,
     Policy,
     add_lora,

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from rl_reasoner import open_policy, train
 from rl_reasoner.cli import main
-from rl_reasoner.fp8_checkpoints import dequantised, quantised_weight
-from rl_reasoner.policy import Policy, byte_tokenizer
-from rl_reasoner.precision import quantised
+from rl_reasoner.policy.fp8 import quantised
+from rl_reasoner.policy.fp8_weights import dequantised, quantised_weight
+from rl_reasoner.policy.opening import Policy, byte_tokenizer
 
 WIDE = {"hidden_size": 128, "moe_intermediate_size": 128, "intermediate_size": 256}
 ATTENTION = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 64}

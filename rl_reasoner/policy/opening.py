@@ -28,12 +28,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rl_reasoner import hub
-from rl_reasoner.adapters import adapted
 from rl_reasoner.distributed.sharding import is_sharded, load_state, merged_state, plain_state
 from rl_reasoner.errors import UserError, did_you_mean, unknown
-from rl_reasoner.fp8_checkpoints import config_of, in_fp8, whole_blocks
 from rl_reasoner.moe.experts import parameter_counts, without_router_logits
+from rl_reasoner.policy import hub
+from rl_reasoner.policy.fp8_weights import config_of, in_fp8, whole_blocks
+from rl_reasoner.policy.lora import adapted
 from rl_reasoner.recipe.recipe import Lora
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -138,7 +138,7 @@ def choose_device(wanted: str = "auto") -> str:
 
 def choose_precision(wanted: str, device: str) -> str:
     """ "fp32", "bf16" (mixed: weights stay in fp32, the passes run in bf16), or "fp8" (as bf16,
-    with the products of linear layers and experts in FP8: rl_reasoner.precision).
+    with the products of linear layers and experts in FP8: rl_reasoner.policy.fp8).
 
     "auto" is bf16 on CUDA cards that have it, fp32 elsewhere: on CPUs bf16 is seldom faster, and
     in a mixture of experts it flips routing decisions between rollout and training.
@@ -191,7 +191,7 @@ def configuration(path: str) -> Any:
 def add_lora(policy: Policy, lora: Lora, seed: int) -> None:
     """Put a fresh low-rank adapter on the policy's model; `seed` sets its first weights.
 
-    On linear layers and experts, on the router only if it is named (rl_reasoner.adapters).
+    On linear layers and experts, on the router only if it is named (rl_reasoner.policy.lora).
     """
     from peft import LoraConfig, get_peft_model
 

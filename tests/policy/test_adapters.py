@@ -12,9 +12,9 @@ from tiny import grpo, recipe
 from transformers import AutoModelForCausalLM
 
 from rl_reasoner import Policy, open_policy, train
-from rl_reasoner.adapters import adapted
 from rl_reasoner.errors import UserError
-from rl_reasoner.policy import add_lora, byte_tokenizer, merge_adapter
+from rl_reasoner.policy.lora import adapted
+from rl_reasoner.policy.opening import add_lora, byte_tokenizer, merge_adapter
 from rl_reasoner.recipe.recipe import Lora
 
 IDS = torch.arange(24).reshape(2, 12)
