@@ -42,14 +42,14 @@ def plain(
     """
     import torch
 
-    from rl_reasoner import rollouts
+    from rl_reasoner.rollout import sampler
 
-    budget = rollouts._BATCH_BYTES // rollouts._token_bytes(policy.model)
+    budget = sampler._BATCH_BYTES // sampler._token_bytes(policy.model)
     jobs = [ids for ids in prompts for _ in range(samples)]
     size = max(1, budget // (max(map(len, jobs)) + longest))
     heat: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
     greedy: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    ends, pad = rollouts.eos_ids(policy), policy.tokenizer.pad_token_id
+    ends, pad = sampler.eos_ids(policy), policy.tokenizer.pad_token_id
     found: list[list[int]] = []
     passed = 0
     for first in range(0, len(jobs), size):
@@ -97,7 +97,7 @@ def speed(asked: argparse.Namespace) -> None:
     from rl_reasoner import open_policy
     from rl_reasoner.dataset.rows import load_rows, render
     from rl_reasoner.dataset.sets import set_data
-    from rl_reasoner.rollouts import prompt_ids, sample
+    from rl_reasoner.rollout.sampler import prompt_ids, sample
 
     torch.set_num_threads(asked.threads)
     policy = open_policy(str(asked.model), device="cpu")

@@ -14,7 +14,7 @@ import torch
 import transformers
 from torch import nn
 
-from rl_reasoner.mismatch import Mismatch, measure
+from rl_reasoner.rollout.mismatch import Mismatch, measure
 
 _COMMON = {
     "vocab_size": 200,

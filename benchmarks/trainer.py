@@ -171,7 +171,7 @@ def end_as_planned(trainer: Any, args: argparse.Namespace) -> None:
     import torch
     from transformers import LogitsProcessor, LogitsProcessorList
 
-    from rl_reasoner import engine
+    from rl_reasoner.rollout import engine
 
     planned: dict[str, Any] = {}
     single_turn = trainer._generate_single_turn

@@ -272,7 +272,7 @@ def stream(
     """
     import torch
 
-    from rl_reasoner.rollouts import eos_ids, prompt_ids
+    from rl_reasoner.rollout.sampler import eos_ids, prompt_ids
 
     ids = prompt_ids(policy, prompt)
     drawn: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}

@@ -123,7 +123,7 @@ class Eval:
         trained_on = self._training_rows(self.policy)
         policy: Any = self.policy
         if self.server is not None:
-            from rl_reasoner.servers import Server
+            from rl_reasoner.rollout.server import Server
 
             policy = Server(self.server, self.policy)
         else:

@@ -24,7 +24,6 @@ from rl_reasoner.dataset.rows import Row, completion_of, load_rows, prompt_of, w
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.evaluation.evaluate import check_judge, set_rows
 from rl_reasoner.lineage import brought
-from rl_reasoner.long_prompts import declared_places, named_rows
 from rl_reasoner.policy.fp8 import how, in_words
 from rl_reasoner.policy.opening import Policy, choose_device
 from rl_reasoner.recipe.recipe import (
@@ -39,7 +38,8 @@ from rl_reasoner.recipe.recipe import (
     TrainedStage,
     sources_of,
 )
-from rl_reasoner.rollouts import long_rows, prompt_ids
+from rl_reasoner.rollout.long_prompts import declared_places, named_rows
+from rl_reasoner.rollout.sampler import long_rows, prompt_ids
 from rl_reasoner.scoring.call import name_of
 from rl_reasoner.scoring.reward import (
     APPLIES,

@@ -24,7 +24,7 @@ from rl_reasoner.language.identification import share
 from rl_reasoner.language.thinking import chain_of
 from rl_reasoner.policy.opening import Policy
 from rl_reasoner.recipe.recipe import SampleStage
-from rl_reasoner.rollouts import sample
+from rl_reasoner.rollout.sampler import sample
 from rl_reasoner.runs import append_rows, write_text
 
 _CHUNK = 256  # prompts that are sampled and judged together

@@ -22,8 +22,8 @@ import trl
 from transformers.trainer_pt_utils import safe_globals
 
 from rl_reasoner.data_place import PlaceInData, check_rows, check_trained
-from rl_reasoner.long_prompts import fit_prompts
 from rl_reasoner.reference import load_reference, save_reference
+from rl_reasoner.rollout.long_prompts import fit_prompts
 from rl_reasoner.whole_checkpoints import WholeCheckpoints
 
 logger = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ from rl_reasoner.moe.experts import (
 )
 from rl_reasoner.policy.opening import Policy
 from rl_reasoner.recipe.recipe import DistillStage, GrpoStage, Recipe, SftStage, TrainedStage
-from rl_reasoner.rollouts import without_long
+from rl_reasoner.rollout.sampler import without_long
 from rl_reasoner.runs import append_rows
 from rl_reasoner.scoring.ledger import Ledger, scores_of
 from rl_reasoner.scoring.reward import text_of

@@ -55,7 +55,7 @@ from rl_reasoner.recipe.recipe import (
 )
 from rl_reasoner.rejection import make_samples, take_over
 from rl_reasoner.report import write_report
-from rl_reasoner.rollouts import prompt_ids
+from rl_reasoner.rollout.sampler import prompt_ids
 from rl_reasoner.runs import RunFolder, made_with, write_text
 from rl_reasoner.scoring.runner import give_up_all
 from rl_reasoner.stage_trainers import Job

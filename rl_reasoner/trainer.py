@@ -22,13 +22,10 @@ from transformers.generation import StopStringCriteria
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id
 
-from rl_reasoner.agreement import in_mode
 from rl_reasoner.balance import balance_figures
 from rl_reasoner.distributed.sharding import Sharding, whole
-from rl_reasoner.engine import generate, generates_as_transformers
 from rl_reasoner.errors import UserError
 from rl_reasoner.faults import SkipBadSteps
-from rl_reasoner.long_prompts import LongPromptsConfig
 from rl_reasoner.memory import SmallerPieces
 from rl_reasoner.moe.experts import ExpertLoad
 from rl_reasoner.objective import Objective, ObjectiveConfig, row_means, trained_tokens
@@ -36,7 +33,10 @@ from rl_reasoner.old_log_probs import OldLogProbs, OldLogProbsConfig
 from rl_reasoner.prompt_choice import Kept, PromptChoice
 from rl_reasoner.resume import ExactResume
 from rl_reasoner.rewarding import Rewarding, RewardingConfig
-from rl_reasoner.sampling import Sampling, unhandled
+from rl_reasoner.rollout.agreement import in_mode
+from rl_reasoner.rollout.engine import generate, generates_as_transformers
+from rl_reasoner.rollout.long_prompts import LongPromptsConfig
+from rl_reasoner.rollout.sampling_params import Sampling, unhandled
 from rl_reasoner.scoring.reward import described, text_of, usable
 from rl_reasoner.training_pass import BATCHES, LOSS, PASS, base_of
 
@@ -77,7 +77,9 @@ class GRPOConfig(ObjectiveConfig, RewardingConfig, LongPromptsConfig, OldLogProb
 
     fast_rollouts: bool = field(
         default=True,
-        metadata={"help": "Sample with rl_reasoner.engine where trl would call `generate`."},
+        metadata={
+            "help": "Sample with rl_reasoner.rollout.engine where trl would call `generate`."
+        },
     )
 
     correct_sampling: bool = field(

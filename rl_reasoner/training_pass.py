@@ -27,17 +27,17 @@ from accelerate.utils import DistributedType
 from peft import PeftModel
 from torch import Tensor, nn
 
-from rl_reasoner.agreement import (
-    head_is_whole,
-    in_mode,
-    packing_obstacle,
-    sampling_obstacle,
-)
 from rl_reasoner.distributed.sharding import agreed, in_lockstep
 from rl_reasoner.kernels import packing
 from rl_reasoner.kernels.lm_head import fused_head
 from rl_reasoner.micro_batches import moves, regrouped, take_out
 from rl_reasoner.rank_balance import exchanged
+from rl_reasoner.rollout.agreement import (
+    head_is_whole,
+    in_mode,
+    packing_obstacle,
+    sampling_obstacle,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from conftest import Cli
 
 from rl_reasoner.chat import Reply, stream
 from rl_reasoner.policy.opening import open_policy
-from rl_reasoner.rollouts import sample
+from rl_reasoner.rollout.sampler import sample
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "TERM": "xterm"}
 

@@ -8,7 +8,7 @@ import pytest
 from tiny import grpo, recipe, rows
 
 from rl_reasoner import Policy, evaluate, open_policy, train
-from rl_reasoner.rollouts import Rollout
+from rl_reasoner.rollout.sampler import Rollout
 
 BEGUN = {
     "prompt": "def one(x):\n",
@@ -51,7 +51,7 @@ def test_the_reward_is_chosen_by_the_rows(file: Path, monkeypatch: pytest.Monkey
     def said(policy: Policy, prompts: list[Any], **settings: Any) -> list[list[Rollout]]:
         return [[Rollout("    return 1\n", 1, False)] for _ in prompts]
 
-    monkeypatch.setattr("rl_reasoner.rollouts.sample", said)
+    monkeypatch.setattr("rl_reasoner.rollout.sampler.sample", said)
     result = evaluate(policy, [str(file), "word_problems"], limit=3)
     assert result.sets[str(file)]["accuracy"] == pytest.approx(1 / 3)
     assert result.sets[str(file)]["reward"] == "code_tests"

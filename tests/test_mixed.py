@@ -17,7 +17,7 @@ from rl_reasoner.evaluation.evaluate import EvalResult, replay
 from rl_reasoner.preflight import prepared
 from rl_reasoner.recipe.load import apply_flags
 from rl_reasoner.recipe.recipe import Asked, FileData, MixData, Recipe
-from rl_reasoner.rollouts import Rollout
+from rl_reasoner.rollout.sampler import Rollout
 
 MIX: Any = [
     {"task": "modular", "count": 12, "rewards": ["math_answer", "format_tags"]},
@@ -302,7 +302,7 @@ def test_a_set_of_several_tasks_is_judged_row_by_row(
         asked.append((settings["max_tokens"], prompts[0]))
         return [[Rollout(text, 1, False)] for text in said]
 
-    monkeypatch.setattr("rl_reasoner.rollouts.sample", sample)
+    monkeypatch.setattr("rl_reasoner.rollout.sampler.sample", sample)
     policy = open_policy("scratch:dense-tiny", device="cpu")
     own = {str(file): Asked(template="Q: {problem}", max_tokens=9)}
     result = evaluate(policy, [str(file)], asked=own)

@@ -11,10 +11,10 @@ from tiny import grpo, recipe, sft
 
 from rl_reasoner import open_policy
 from rl_reasoner.errors import UserError
-from rl_reasoner.mismatch import measure
 from rl_reasoner.preflight import Notice, inspected, prepared
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.rehearsal import rehearsed
+from rl_reasoner.rollout.mismatch import measure
 
 
 def notices(wanted: Recipe, folder: Path, change: Callable[[Any], None] = lambda p: None) -> Any:

@@ -15,10 +15,10 @@ from processes import Kill, build, same, together, weights
 from torch import Tensor
 
 from rl_reasoner import GRPOTrainer
-from rl_reasoner.engine import generate
 from rl_reasoner.moe.experts import routers
 from rl_reasoner.moe.routing import NoReplay, Routes, Routing, SampledRoutes
-from rl_reasoner.sampling import Sampling
+from rl_reasoner.rollout.engine import generate
+from rl_reasoner.rollout.sampling_params import Sampling
 
 IDS = torch.arange(24).reshape(2, 12)
 

@@ -23,10 +23,10 @@ from rl_reasoner.evaluation.judging import Judge, malformed
 from rl_reasoner.evaluation.metrics import figures_of
 from rl_reasoner.foreign import json_value
 from rl_reasoner.recipe.recipe import Asked, Evals, FileData
+from rl_reasoner.rollout.cache import SampleCache
+from rl_reasoner.rollout.server import Server
 from rl_reasoner.runs import write_text
-from rl_reasoner.sample_cache import SampleCache
 from rl_reasoner.scoring.reward import load_reward
-from rl_reasoner.servers import Server
 
 if TYPE_CHECKING:
     from rl_reasoner.policy.opening import Policy
@@ -320,7 +320,7 @@ class _Session:
     def _identity(self) -> str:
         if isinstance(self.policy, Server):
             return self.policy.source
-        from rl_reasoner.rollouts import weights_hash
+        from rl_reasoner.rollout.sampler import weights_hash
 
         self.weights = weights_hash(self.policy)
         return self.weights
@@ -371,7 +371,7 @@ class _Session:
         }
         if isinstance(self.policy, Server):
             return self.policy.sample(prompts, **options)
-        from rl_reasoner.rollouts import sample
+        from rl_reasoner.rollout.sampler import sample
 
         return sample(self.policy, prompts, **options)
 

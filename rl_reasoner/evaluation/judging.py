@@ -18,7 +18,7 @@ from rl_reasoner.dataset.rows import Row
 from rl_reasoner.dataset.tasks.generate import TASKS
 from rl_reasoner.errors import UserError
 from rl_reasoner.rewards.math_answer import tagged
-from rl_reasoner.sample_cache import Rollout
+from rl_reasoner.rollout.cache import Rollout
 from rl_reasoner.scoring.reward import Reward, described, load_reward, score_batch
 
 _KEPT = ("id", "problem", "answer", "task", "level", "subject", "entry_point", "overlap")

@@ -40,7 +40,7 @@ def of_policy(policy: "Policy", weights: str | None, template: str, example: Pro
     """The facts of a policy: weights (their hash, where it was made), template, device."""
     import torch
 
-    from rl_reasoner.rollouts import prompt_ids
+    from rl_reasoner.rollout.sampler import prompt_ids
 
     chat = getattr(policy.tokenizer, "chat_template", None)
     card = torch.cuda.get_device_name() if policy.device.type == "cuda" else None

@@ -16,7 +16,7 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.evaluate import Mode
 from rl_reasoner.evaluation.metrics import figures_of
 from rl_reasoner.evaluation.statistics import Z, mcnemar, wilson
-from rl_reasoner.rollouts import Rollout
+from rl_reasoner.rollout.sampler import Rollout
 
 # ----------------------------------------------------------------------------------- a policy
 
@@ -183,7 +183,7 @@ def test_programs_are_run_and_pass_at_k_is_of_their_tests(
         assert prompts == [begun["prompt"], asked["prompt"]]
         return [[Rollout(text, 1, False) for text in group] for group in texts]
 
-    monkeypatch.setattr("rl_reasoner.rollouts.sample", said)
+    monkeypatch.setattr("rl_reasoner.rollout.sampler.sample", said)
     result = evaluate(policy, [str(file)], 2, reward="code_tests", template="plain")
     figures = result.sets[str(file)]
     assert (figures["judged"], figures["accuracy"]) == (1.0, 0.75)

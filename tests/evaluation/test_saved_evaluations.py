@@ -19,7 +19,7 @@ from rl_reasoner.evaluation.judging import classes
 from rl_reasoner.evaluation.metrics import figures_of
 from rl_reasoner.evaluation.statistics import holm
 from rl_reasoner.report.evaluation import evaluation_page
-from rl_reasoner.rollouts import Rollout
+from rl_reasoner.rollout.sampler import Rollout
 
 ROWS = [
     {"id": "a", "problem": "Half of one?", "answer": "1/2", "level": "easy", "subject": "halves"},
@@ -55,7 +55,7 @@ def said(monkeypatch: pytest.MonkeyPatch, texts: list[list[str]]) -> None:
             for group in texts
         ]
 
-    monkeypatch.setattr("rl_reasoner.rollouts.sample", sample)
+    monkeypatch.setattr("rl_reasoner.rollout.sampler.sample", sample)
 
 
 @pytest.fixture

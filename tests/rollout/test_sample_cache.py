@@ -15,8 +15,8 @@ import torch
 
 from rl_reasoner import Policy, open_policy
 from rl_reasoner.errors import UserError
-from rl_reasoner.rollouts import sample, weights_hash
-from rl_reasoner.sample_cache import Rollout, SampleCache
+from rl_reasoner.rollout.cache import Rollout, SampleCache
+from rl_reasoner.rollout.sampler import sample, weights_hash
 
 PROMPTS = ["1+1=", "2+3=", "10="]
 # An evaluation in small batches, which writes down what it draws before it draws it.
@@ -25,15 +25,16 @@ import json, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from rl_reasoner import evaluate, rollouts
+from rl_reasoner import evaluate
+from rl_reasoner.rollout import sampler
 cache, log, out = map(Path, sys.argv[1:4])
-rollouts._BATCH_ROWS = 10
-draw = rollouts._Drawer.draw
+sampler._BATCH_ROWS = 10
+draw = sampler._Drawer.draw
 def drawn(self, jobs):
     with log.open("a") as file:
         file.writelines(json.dumps([ids, number]) + "\\n" for ids, number in jobs)
     return draw(self, jobs)
-rollouts._Drawer.draw = drawn
+sampler._Drawer.draw = drawn
 result = evaluate("scratch:dense-tiny", ["modular_test"], 3, max_tokens=12, limit=60, cache=cache)
 result.save(out)
 """

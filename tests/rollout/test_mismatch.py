@@ -7,7 +7,7 @@ import torch
 from mixtures import FAMILIES, model_of
 
 from rl_reasoner import open_policy
-from rl_reasoner.mismatch import Gap, Mismatch, diagnosed, measure
+from rl_reasoner.rollout.mismatch import Gap, Mismatch, diagnosed, measure
 
 PROMPTS = [prompt for prompt in ([5, 6, 7, 8], [9, 10], [3, 4, 5]) for _ in range(6)]
 TOKENS = {"eos_token_id": 1, "pad_token_id": 0, "bos_token_id": 2, "initializer_range": 0.3}

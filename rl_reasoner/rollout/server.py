@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from rl_reasoner.dataset.rows import Prompt
 from rl_reasoner.errors import RunStopped, UserError
-from rl_reasoner.sample_cache import Rollout, SampleCache
+from rl_reasoner.rollout.cache import Rollout, SampleCache
 
 _RETRIES = 8
 _TIMEOUT_S = 600.0

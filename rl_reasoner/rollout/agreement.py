@@ -16,9 +16,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from rl_reasoner.engine import generate
 from rl_reasoner.kernels.packing import Unsupported, arguments, attention_of, pack
-from rl_reasoner.sampling import Sampling
+from rl_reasoner.rollout.engine import generate
+from rl_reasoner.rollout.sampling_params import Sampling
 
 # Rotary embeddings that depend on the length of the batch's longest row, not on positions alone.
 _ROPE_BY_LENGTH = ("dynamic", "longrope")

@@ -12,16 +12,16 @@ from stock import TOLERANCE, gradients, half_flat, worst
 from transformers import AutoModelForCausalLM
 
 from rl_reasoner import GRPOTrainer, open_policy
-from rl_reasoner.agreement import (
+from rl_reasoner.kernels.packing import arguments, attention_of, pack
+from rl_reasoner.rollout.agreement import (
     engine_runs,
     in_mode,
     obstacle,
     packing_obstacle,
     sampling_obstacle,
 )
-from rl_reasoner.engine import generate
-from rl_reasoner.kernels.packing import arguments, attention_of, pack
-from rl_reasoner.sampling import Sampling
+from rl_reasoner.rollout.engine import generate
+from rl_reasoner.rollout.sampling_params import Sampling
 
 VOCABULARY = 260
 WINDOW = 12

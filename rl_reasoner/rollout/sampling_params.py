@@ -1,6 +1,6 @@
 """What to draw: the settings of sampling, in transformers' words and with its own processors.
 
-Which of `generate`'s settings rl_reasoner.engine heeds is said here (`HANDLED`, `unhandled`). Knows
+Which of `generate`'s settings rl_reasoner.rollout.engine heeds is said here (`HANDLED`, `unhandled`). Knows
 nothing of trainers.
 """
 

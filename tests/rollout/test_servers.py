@@ -19,9 +19,9 @@ import pytest
 from rl_reasoner import evaluate, open_policy
 from rl_reasoner.errors import UserError
 from rl_reasoner.report.evaluation import evaluation_page
-from rl_reasoner.rollouts import sample
-from rl_reasoner.sample_cache import SampleCache
-from rl_reasoner.servers import Server, ServerFailed
+from rl_reasoner.rollout.cache import SampleCache
+from rl_reasoner.rollout.sampler import sample
+from rl_reasoner.rollout.server import Server, ServerFailed
 
 pytest.importorskip("openai", reason="the extra `server` is not installed")
 CHAT = (  # the server's parser of replies looks for these marks in models of this kind

@@ -1,6 +1,6 @@
 """Completions for prompts, outside the training step: for evaluation, chat and checks.
 
-Sampling is the training step's engine (`rl_reasoner.engine`) where it can run the model, else
+Sampling is the training step's engine (`rl_reasoner.rollout.engine`) where it can run the model, else
 transformers' `generate`; batches hold prompts of similar length, under a budget of memory. A
 completion follows from the seed, its prompt and its index among the prompt's samples, so that
 asking for more of them adds to those before; the global generators are not touched, so that
@@ -17,14 +17,14 @@ from typing import Any, Literal
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from rl_reasoner import engine
-from rl_reasoner.agreement import engine_runs, in_mode
 from rl_reasoner.dataset.rows import Prompt, Row
 from rl_reasoner.errors import UserError
-from rl_reasoner.long_prompts import declared_places, named_rows, places_of, too_long
 from rl_reasoner.policy.opening import Policy
-from rl_reasoner.sample_cache import Rollout, SampleCache
-from rl_reasoner.sampling import Sampling
+from rl_reasoner.rollout import engine
+from rl_reasoner.rollout.agreement import engine_runs, in_mode
+from rl_reasoner.rollout.cache import Rollout, SampleCache
+from rl_reasoner.rollout.long_prompts import declared_places, named_rows, places_of, too_long
+from rl_reasoner.rollout.sampling_params import Sampling
 
 __all__ = ["Force", "Rollout", "eos_ids", "prompt_ids", "sample", "weights_hash"]
 

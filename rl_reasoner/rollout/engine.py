@@ -27,7 +27,7 @@ from transformers import GenerationMixin
 from rl_reasoner.kernels.packed_linear import packed_linears
 from rl_reasoner.kernels.packing import attention_of, prompt_attention
 from rl_reasoner.moe.routing import SampledRoutes
-from rl_reasoner.sampling import Sampling, is_the_policy, looks_back
+from rl_reasoner.rollout.sampling_params import Sampling, is_the_policy, looks_back
 
 _PREFILL = 8192  # prompt tokens of one pass
 _GENERATE = GenerationMixin.generate

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from rl_reasoner.agreement import engine_runs
-from rl_reasoner.engine import generate
 from rl_reasoner.moe.experts import routers
 from rl_reasoner.moe.routing import NoReplay, Routes, Routing, SampledRoutes, from_padded
-from rl_reasoner.sampling import Sampling
+from rl_reasoner.rollout.agreement import engine_runs
+from rl_reasoner.rollout.engine import generate
+from rl_reasoner.rollout.sampling_params import Sampling
 
 _ROWS = 16  # of one pass
 _BEARABLE = 0.2  # nats; PPO's usual clip range is about that

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation import StopStringCriteria
 
 from rl_reasoner import open_policy
-from rl_reasoner.engine import draw, generate, uniforms
-from rl_reasoner.sampling import Sampling, unhandled
+from rl_reasoner.rollout.engine import draw, generate, uniforms
+from rl_reasoner.rollout.sampling_params import Sampling, unhandled
 
 KINDS = ("llama", "mistral", "qwen3_moe", "gpt2")
 VOCABULARY = 40

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from rl_reasoner import open_policy, train
 from rl_reasoner.errors import UserError
-from rl_reasoner.long_prompts import places_of
 from rl_reasoner.preflight import inspected, prepared
-from rl_reasoner.rollouts import sample
+from rl_reasoner.rollout.long_prompts import places_of
+from rl_reasoner.rollout.sampler import sample
 
 PLACES = 32
 LONG = "a prompt that is longer than all the positions of this model"

@@ -11,14 +11,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from rl_reasoner import Policy, open_policy
-from rl_reasoner.rollouts import (
+from rl_reasoner.rollout.sampler import (
     Rollout,
     eos_ids,
     prompt_ids,
     sample,
     weights_hash,
 )
-from rl_reasoner.sampling import Sampling
+from rl_reasoner.rollout.sampling_params import Sampling
 
 PROMPTS = ["1+1=", "(12+34)*5%10=", "7=", "0*0+0="]
 
@@ -57,15 +57,17 @@ def test_greedy_is_what_transformers_generates(
     """Batches of the engine, and of `generate` where the engine cannot run a model."""
     policy = open_policy(source, seed=4, device="cpu")
     ours = sample(policy, PROMPTS, max_tokens=10, force=force)
-    monkeypatch.setattr("rl_reasoner.engine.generate", None)  # an error where it is still called
-    monkeypatch.setattr("rl_reasoner.rollouts.engine_runs", lambda model: False)
+    monkeypatch.setattr(
+        "rl_reasoner.rollout.engine.generate", None
+    )  # an error where it is still called
+    monkeypatch.setattr("rl_reasoner.rollout.sampler.engine_runs", lambda model: False)
     assert sample(policy, PROMPTS, max_tokens=10, force=force) == ours
 
 
 def test_samples_of_transformers_repeat_too(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rl_reasoner.rollouts.engine_runs", lambda model: False)
+    monkeypatch.setattr("rl_reasoner.rollout.sampler.engine_runs", lambda model: False)
     state = torch.get_rng_state()
     one, again, other = (
         sample(policy, PROMPTS, samples=3, temperature=1.0, max_tokens=5, seed=s) for s in (1, 1, 2)
@@ -160,7 +162,7 @@ def test_order_and_progress_over_several_batches(
 ) -> None:
     whole = sample(policy, PROMPTS, samples=3, temperature=1.0, max_tokens=5)
     done: list[int] = []
-    monkeypatch.setattr("rl_reasoner.rollouts._BATCH_BYTES", 25 * 1536)
+    monkeypatch.setattr("rl_reasoner.rollout.sampler._BATCH_BYTES", 25 * 1536)
     small = sample(policy, PROMPTS, samples=3, temperature=1.0, max_tokens=5, progress=done.append)
     assert small == whole
     assert sum(done) == 12 and len(done) > 3
@@ -172,7 +174,7 @@ def test_a_prompt_counts_once_for_its_samples(
 ) -> None:
     prompts = ["1+2+3+4=", "4+3+2+1="]
     shared = sum(len(prompt_ids(policy, prompt)) for prompt in prompts)
-    monkeypatch.setattr("rl_reasoner.rollouts._BATCH_BYTES", (shared + room) * 1536)
+    monkeypatch.setattr("rl_reasoner.rollout.sampler._BATCH_BYTES", (shared + room) * 1536)
     done: list[int] = []
     sample(policy, prompts, samples=4, temperature=1.0, max_tokens=5, progress=done.append)
     assert done == batches
@@ -182,8 +184,8 @@ def test_generate_has_a_prompt_for_each_of_its_rows(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     width = len(prompt_ids(policy, "1+2+3+4=")) + 5
-    monkeypatch.setattr("rl_reasoner.rollouts.engine_runs", lambda model: False)
-    monkeypatch.setattr("rl_reasoner.rollouts._BATCH_BYTES", 3 * width * 1536)
+    monkeypatch.setattr("rl_reasoner.rollout.sampler.engine_runs", lambda model: False)
+    monkeypatch.setattr("rl_reasoner.rollout.sampler._BATCH_BYTES", 3 * width * 1536)
     done: list[int] = []
     sample(policy, ["1+2+3+4="], samples=4, temperature=1.0, max_tokens=5, progress=done.append)
     assert done == [3, 1]
@@ -192,7 +194,7 @@ def test_generate_has_a_prompt_for_each_of_its_rows(
 def test_a_prompt_beyond_the_budget_still_goes_alone(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rl_reasoner.rollouts._BATCH_BYTES", 1)
+    monkeypatch.setattr("rl_reasoner.rollout.sampler._BATCH_BYTES", 1)
     assert len(sample(policy, PROMPTS, max_tokens=2)) == 4
     assert sample(policy, [], max_tokens=2) == []
 
