@@ -252,7 +252,7 @@ class Check:
         self._reward(fn)
 
     def _reward(self, fn: Any) -> None:
-        from rl_reasoner.testing import examine
+        from rl_reasoner.testing.kit import examine
 
         report = examine(fn, self.data)
         table = new_table("", "check", "found", "completion")

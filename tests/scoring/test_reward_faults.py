@@ -19,7 +19,7 @@ from rl_reasoner.preflight import prepared
 from rl_reasoner.rehearsal import rehearsed
 from rl_reasoner.scoring.reward import Fault, load_reward, score_batch
 from rl_reasoner.scoring.runner import Breaker, Limits, RewardsFailed
-from rl_reasoner.testing import examine
+from rl_reasoner.testing.kit import examine
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from conftest import Cli
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.scoring.reward import Reward, load_reward, reward, shipped_rewards
-from rl_reasoner.testing import check_reward, examine
+from rl_reasoner.testing.kit import check_reward, examine
 
 CODE = [
     {
