@@ -1,7 +1,7 @@
 """Every field of trl's `GRPOConfig`, and what our trainer does with it: `make fields`.
 
 Writes `docs/reference/trl-config.md`. A field that is in none of the lists below is one that a new
-trl brought: tests/test_config_fields.py fails until somebody has looked at it.
+trl brought: tests/training/test_config_fields.py fails until somebody has looked at it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -284,8 +284,8 @@ _PARTS = (
     (
         "Heeded",
         "Our code reads the field, or has to bring its effect about. The gradients with these set "
-        "are held against stock trl's in `tests/test_config_fields.py` and "
-        "`tests/test_trainer_gradients.py`.",
+        "are held against stock trl's in `tests/training/test_config_fields.py` and "
+        "`tests/training/test_trainer_gradients.py`.",
         HEEDS,
     ),
     (

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rl_reasoner.policy.opening import Policy, open_policy
     from rl_reasoner.recipe.recipe import Recipe
     from rl_reasoner.stages import Run, train
-    from rl_reasoner.trainer import GRPOConfig, GRPOTrainer
+    from rl_reasoner.training.grpo_trainer import GRPOConfig, GRPOTrainer
 
 _HOMES = {
     "GRPOConfig": "trainer",

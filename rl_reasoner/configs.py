@@ -28,7 +28,7 @@ from rl_reasoner.recipe.recipe import (
     Vllm,
 )
 from rl_reasoner.scoring import ray_cluster
-from rl_reasoner.trainer import GRPOConfig
+from rl_reasoner.training.grpo_trainer import GRPOConfig
 
 _CONFIGS = {"sft": SFTConfig, "grpo": GRPOConfig, "distill": DistillationConfig}
 

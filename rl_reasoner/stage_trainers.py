@@ -14,11 +14,9 @@ from typing import Any
 from datasets import Dataset
 from trl import SFTTrainer
 
-from rl_reasoner.balance import BiasUpdate
 from rl_reasoner.configs import config
 from rl_reasoner.dataset.code_rows import as_dataset, continuing
 from rl_reasoner.dataset.rows import Row, completion_of, prompt_of
-from rl_reasoner.distillation import Distiller, check_vocabulary, teacher_of
 from rl_reasoner.distributed import processes
 from rl_reasoner.distributed.sharding import Sharding
 from rl_reasoner.faults import SkipBadSteps
@@ -34,7 +32,9 @@ from rl_reasoner.runs import append_rows
 from rl_reasoner.scoring.ledger import Ledger, scores_of
 from rl_reasoner.scoring.reward import text_of
 from rl_reasoner.scoring.rule import rule_of
-from rl_reasoner.trainer import GRPOTrainer
+from rl_reasoner.training.distillation_trainer import Distiller, check_vocabulary, teacher_of
+from rl_reasoner.training.expert_balance import BiasUpdate
+from rl_reasoner.training.grpo_trainer import GRPOTrainer
 from rl_reasoner.whole_checkpoints import WholeCheckpoints
 
 

@@ -13,7 +13,6 @@ from typing import Any
 from peft import PeftModel
 from transformers import PrinterCallback
 
-from rl_reasoner.balance import balanced
 from rl_reasoner.checkpoints import last_checkpoint
 from rl_reasoner.dashboards import callbacks_of
 from rl_reasoner.distributed import processes
@@ -30,6 +29,7 @@ from rl_reasoner.scoring.ledger import Ledger
 from rl_reasoner.scoring.runner import give_up_all
 from rl_reasoner.stage_trainers import Job, trainer_of
 from rl_reasoner.stopping import StepGivenUp, Stop
+from rl_reasoner.training.expert_balance import balanced
 from rl_reasoner.whole_checkpoints import Sealing, load_whole
 
 

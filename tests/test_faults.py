@@ -75,7 +75,7 @@ def stage_of(run: Path) -> Path:
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, at: set[int]) -> None:
     """Make one gradient not a number at these steps."""
-    from rl_reasoner.trainer import GRPOTrainer
+    from rl_reasoner.training.grpo_trainer import GRPOTrainer
 
     step = GRPOTrainer.training_step
 

@@ -12,11 +12,16 @@ from tiny import QUIET
 from transformers import HfArgumentParser, TrainerCallback
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, Score, open_policy, reward
-from rl_reasoner.advantages import group_relative, kl_estimate, leave_one_out, total_rewards
 from rl_reasoner.configs import config
 from rl_reasoner.errors import UserError
 from rl_reasoner.recipe.algorithms import ALGORITHMS, described
 from rl_reasoner.recipe.recipe import Loss, Recipe
+from rl_reasoner.training.advantages import (
+    group_relative,
+    kl_estimate,
+    leave_one_out,
+    total_rewards,
+)
 
 PROMPTS = [f"{a}+{b}=" for a in range(4) for b in range(4)]
 Rows = list[dict[str, Any]]

@@ -273,7 +273,7 @@ def test_what_cannot_be_packed_goes_trls_way_and_says_so_once(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with caplog.at_level(logging.WARNING, "rl_reasoner.training_pass"):
+    with caplog.at_level(logging.WARNING, "rl_reasoner.training.packed_forward"):
         ours, _, trainer = gradients(
             GRPOTrainer, policies(kind), tmp_path, half_flat, max_steps=1, **changes
         )
@@ -282,6 +282,8 @@ def test_what_cannot_be_packed_goes_trls_way_and_says_so_once(
     )
     assert not trainer._packs and worst(stock, ours) == 0.0
     assert trainer._fast == (reason == "dropout"), "which is off while completions are sampled"
-    said = [r.getMessage() for r in caplog.records if r.name == "rl_reasoner.training_pass"]
+    said = [
+        r.getMessage() for r in caplog.records if r.name == "rl_reasoner.training.packed_forward"
+    ]
     assert len(said) == 1 and reason in said[0]
     assert ("lora_dropout=0" in said[0]) == (reason == "dropout"), "what it takes to pack"

@@ -2,7 +2,7 @@
 
 A subclass that calls `super()` and adds what a run needs: a reward that faults takes out its row
 instead of the run, every score is kept with its reason, the time of a step is split, expert load is
-counted. The internals of trl that it leans on are named in tests/test_trainer_contract.py. Knows
+counted. The internals of trl that it leans on are named in tests/training/test_trainer_contract.py. Knows
 nothing of recipes.
 """
 
@@ -22,23 +22,23 @@ from transformers.generation import StopStringCriteria
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id
 
-from rl_reasoner.balance import balance_figures
 from rl_reasoner.distributed.sharding import Sharding, whole
 from rl_reasoner.errors import UserError
 from rl_reasoner.faults import SkipBadSteps
-from rl_reasoner.memory import SmallerPieces
 from rl_reasoner.moe.experts import ExpertLoad
-from rl_reasoner.objective import Objective, ObjectiveConfig, row_means, trained_tokens
-from rl_reasoner.old_log_probs import OldLogProbs, OldLogProbsConfig
-from rl_reasoner.prompt_choice import Kept, PromptChoice
 from rl_reasoner.resume import ExactResume
-from rl_reasoner.rewarding import Rewarding, RewardingConfig
 from rl_reasoner.rollout.agreement import in_mode
 from rl_reasoner.rollout.engine import generate, generates_as_transformers
 from rl_reasoner.rollout.long_prompts import LongPromptsConfig
 from rl_reasoner.rollout.sampling_params import Sampling, unhandled
 from rl_reasoner.scoring.reward import described, text_of, usable
-from rl_reasoner.training_pass import BATCHES, LOSS, PASS, base_of
+from rl_reasoner.training.expert_balance import balance_figures
+from rl_reasoner.training.objective import Objective, ObjectiveConfig, row_means, trained_tokens
+from rl_reasoner.training.old_logprobs import OldLogProbs, OldLogProbsConfig
+from rl_reasoner.training.out_of_memory import SmallerPieces
+from rl_reasoner.training.packed_forward import BATCHES, LOSS, PASS, base_of
+from rl_reasoner.training.prompt_selection import Kept, PromptChoice
+from rl_reasoner.training.reward_pass import Rewarding, RewardingConfig
 
 logger = logging.getLogger(__name__)
 RolloutSink = Callable[[list[dict[str, Any]]], None]
@@ -113,7 +113,7 @@ class GRPOTrainer(
     out of its group (`reward_rule`). Metric names are trl's; added are `timing/generation`,
     `timing/reward`, `timing/training` (seconds a step), `overlapped_time/reward` (seconds that
     rewards ran beside the sampling, in none of these), `rewards/<name>/faults` and
-    `experts/max_over_mean`, `/entropy`, `/dead` (rl_reasoner.balance).
+    `experts/max_over_mean`, `/entropy`, `/dead` (rl_reasoner.training.expert_balance).
     """
 
     rollout_sink: RolloutSink | None = None

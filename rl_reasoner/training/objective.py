@@ -3,7 +3,7 @@
 `ObjectiveConfig` has the fields; `Objective` is the part of the trainer that reads them. trl's own
 code computes the loss, and the advantages too wherever it has the algorithm. Ours are the
 advantages of RLOO and REINFORCE++, the KL in the reward, the estimators of it besides k3, and the
-soft overlong punishment, which is one reward more. The mathematics is in rl_reasoner.advantages.
+soft overlong punishment, which is one reward more. The mathematics is in rl_reasoner.training.advantages.
 """
 
 import copy
@@ -17,10 +17,10 @@ import trl
 from torch import Tensor, nn
 from trl.rewards import get_soft_overlong_punishment
 
-from rl_reasoner import advantages as maths
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.recipe.algorithms import described, settings
-from rl_reasoner.training_pass import PASS
+from rl_reasoner.training import advantages as maths
+from rl_reasoner.training.packed_forward import PASS
 
 logger = logging.getLogger(__name__)
 

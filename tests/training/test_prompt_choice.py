@@ -13,8 +13,8 @@ from tiny import QUIET
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy
 from rl_reasoner.errors import UserError
-from rl_reasoner.prompt_choice import PromptChoice
-from rl_reasoner.prompt_schedule import PromptSchedule
+from rl_reasoner.training.curriculum import PromptSchedule
+from rl_reasoner.training.prompt_selection import PromptChoice
 
 PROMPTS = [f"{a}+{b}=" for a in range(6) for b in range(4)]
 HARD = {p for p in PROMPTS if p[0] in "0123"}  # whose completions all score the same

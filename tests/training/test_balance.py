@@ -16,7 +16,10 @@ from tiny import grpo, recipe, sft
 from torch import Tensor
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy, train
-from rl_reasoner.balance import (
+from rl_reasoner.errors import UserError
+from rl_reasoner.kernels import packing
+from rl_reasoner.moe.experts import routers
+from rl_reasoner.training.expert_balance import (
     BiasUpdate,
     affinities_of,
     balance_figures,
@@ -25,9 +28,6 @@ from rl_reasoner.balance import (
     sequence_loss,
     updated_bias,
 )
-from rl_reasoner.errors import UserError
-from rl_reasoner.kernels import packing
-from rl_reasoner.moe.experts import routers
 
 # -------------------------------------------------------------------------------- the figures
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rl_reasoner.balance import ExpertBalance, ExpertBalanceConfig
 from rl_reasoner.distributed.sharding import in_lockstep
-from rl_reasoner.micro_batches import moves
-from rl_reasoner.training_pass import BATCHES, LOSS, PASS
+from rl_reasoner.training.expert_balance import ExpertBalance, ExpertBalanceConfig
+from rl_reasoner.training.micro_batches import moves
+from rl_reasoner.training.packed_forward import BATCHES, LOSS, PASS
 
 _OLD = "old_per_token_logps"
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from trl.rewards import get_soft_overlong_punishment
 
-from rl_reasoner.advantages import (
+from rl_reasoner.training.advantages import (
     ESTIMATORS,
     Estimator,
     group_centred,

@@ -31,7 +31,7 @@ from rl_reasoner.moe.routing import (
     from_padded,
     joined,
 )
-from rl_reasoner.training_pass import TrainingPass, base_of, joined_passes
+from rl_reasoner.training.packed_forward import TrainingPass, base_of, joined_passes
 
 logger = logging.getLogger(__name__)
 _PROMPTS, _COMPLETIONS = "prompt_experts", "completion_experts"  # columns of a batch

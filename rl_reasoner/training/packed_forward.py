@@ -10,7 +10,7 @@ leaves every loss to trl. Four speed-ups, each a field of the config:
 - `regroup_rows`: within one optimizer step, the micro-batches are refilled so that rows of a group
   lie together; only for losses that do not depend on how a step is split;
 - `balance_processes`: before that, several processes exchange groups, so that each has the same
-  number of tokens (rl_reasoner.rank_balance).
+  number of tokens (rl_reasoner.training.token_balance).
 
 What cannot be packed exactly goes trl's own way, said once in the log. Metrics are trl's; `entropy`
 is the mean over the rows that were computed, and the micro-batches it is a mean of are ours.
@@ -30,14 +30,14 @@ from torch import Tensor, nn
 from rl_reasoner.distributed.sharding import agreed, in_lockstep
 from rl_reasoner.kernels import packing
 from rl_reasoner.kernels.lm_head import fused_head
-from rl_reasoner.micro_batches import moves, regrouped, take_out
-from rl_reasoner.rank_balance import exchanged
 from rl_reasoner.rollout.agreement import (
     head_is_whole,
     in_mode,
     packing_obstacle,
     sampling_obstacle,
 )
+from rl_reasoner.training.micro_batches import moves, regrouped, take_out
+from rl_reasoner.training.token_balance import exchanged
 
 logger = logging.getLogger(__name__)
 

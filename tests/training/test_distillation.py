@@ -10,8 +10,8 @@ from datasets import Dataset
 from tiny import QUIET, recipe, rows, same, sft
 
 from rl_reasoner import open_policy, train
-from rl_reasoner.distillation import Distiller, teacher_of
 from rl_reasoner.errors import UserError
+from rl_reasoner.training.distillation_trainer import Distiller, teacher_of
 
 DISTILL = {
     "kind": "distill",

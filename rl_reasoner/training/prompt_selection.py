@@ -1,7 +1,7 @@
 """Which prompts a batch is made of: dynamic sampling and the prompt schedule.
 
 `PromptChoice` stands before trl's sampling and scoring. With `prompt_schedule`, the batch's prompts
-are drawn by rl_reasoner.prompt_schedule instead of taken from the data loader. With
+are drawn by rl_reasoner.training.curriculum instead of taken from the data loader. With
 `dynamic_sampling`, groups of equal rewards are replaced by groups of other prompts (DAPO, arXiv
 2503.14476, equation 11): the batch is sampled and scored, then flat groups again and again, up to
 the cap; what is kept goes through trl's own path as if it had been sampled at once. The shape of
@@ -24,11 +24,11 @@ import trl
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from rl_reasoner.advantages import total_rewards, varied
 from rl_reasoner.errors import UserError
 from rl_reasoner.moe.routing import Routes, joined
-from rl_reasoner.prompt_schedule import PromptSchedule
 from rl_reasoner.scoring.reward import Fault, Score
+from rl_reasoner.training.advantages import total_rewards, varied
+from rl_reasoner.training.curriculum import PromptSchedule
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl_reasoner.rank_balance import dealt, spread
+from rl_reasoner.training.token_balance import dealt, spread
 
 COSTS = st.integers(1, 5).flatmap(
     lambda each: st.lists(

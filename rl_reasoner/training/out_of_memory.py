@@ -16,7 +16,13 @@ import torch
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
-from rl_reasoner.training_pass import LOSS, MEANS_OF_ROWS, PASS, SUMS_OF_ROWS, TrainingPass
+from rl_reasoner.training.packed_forward import (
+    LOSS,
+    MEANS_OF_ROWS,
+    PASS,
+    SUMS_OF_ROWS,
+    TrainingPass,
+)
 
 logger = logging.getLogger(__name__)
 _IN_BACKWARD = (

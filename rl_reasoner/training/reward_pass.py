@@ -23,8 +23,6 @@ from torch import Tensor, nn
 from trl.data_utils import is_conversational
 from trl.trainer.utils import nanstd
 
-from rl_reasoner.advantages import total_rewards
-from rl_reasoner.early_rewards import EarlyRewards
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.report.text import plain
 from rl_reasoner.scoring.reward import (
@@ -46,6 +44,8 @@ from rl_reasoner.scoring.reward import (
 from rl_reasoner.scoring.rule import Rule, rule_of, total
 from rl_reasoner.scoring.runner import SEEDS, Breaker, Limits
 from rl_reasoner.scoring.trl_form import OF_TRL, call_mistake, form_mistake, needs_column
+from rl_reasoner.training.advantages import total_rewards
+from rl_reasoner.training.overlapped_rewards import EarlyRewards
 
 logger = logging.getLogger(__name__)
 _SHOWN = 5  # faults told when a run stops

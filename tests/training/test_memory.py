@@ -8,8 +8,8 @@ import torch
 from test_trainer import Weights, build, digits, trained
 
 from rl_reasoner import GRPOTrainer, open_policy
-from rl_reasoner.memory import SmallerPieces
-from rl_reasoner.training_pass import TrainingPass
+from rl_reasoner.training.out_of_memory import SmallerPieces
+from rl_reasoner.training.packed_forward import TrainingPass
 
 
 @pytest.fixture(scope="module")

@@ -27,8 +27,8 @@ from rl_reasoner.moe.experts import (
     routers,
     without_router_logits,
 )
-from rl_reasoner.router_replay import RouterReplay, RouterReplayConfig
-from rl_reasoner.training_pass import base_of
+from rl_reasoner.training.packed_forward import base_of
+from rl_reasoner.training.router_replay import RouterReplay, RouterReplayConfig
 
 _BIAS = "e_score_correction_bias"
 

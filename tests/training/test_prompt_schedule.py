@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl_reasoner.prompt_schedule import PromptSchedule
+from rl_reasoner.training.curriculum import PromptSchedule
 
 CHANCES = torch.tensor([0.0] * 40 + [1.0] * 40 + [0.5] * 20)  # hopeless, trivial, worth it
 
