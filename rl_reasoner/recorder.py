@@ -19,7 +19,7 @@ from rl_reasoner.live import LiveView
 from rl_reasoner.recipe.recipe import GrpoStage
 from rl_reasoner.runs import append_rows, read_lines
 from rl_reasoner.stage_trainers import Job
-from rl_reasoner.stopping import Stop
+from rl_reasoner.training.checkpointing.signals import Stop
 
 
 class Recorder(TrainerCallback):  # type: ignore[misc]

@@ -19,7 +19,6 @@ from rl_reasoner.dataset.code_rows import as_dataset, continuing
 from rl_reasoner.dataset.rows import Row, completion_of, prompt_of
 from rl_reasoner.distributed import processes
 from rl_reasoner.distributed.sharding import Sharding
-from rl_reasoner.faults import SkipBadSteps
 from rl_reasoner.moe.experts import (
     check_auxiliary_loss,
     check_experts,
@@ -32,10 +31,11 @@ from rl_reasoner.runs import append_rows
 from rl_reasoner.scoring.ledger import Ledger, scores_of
 from rl_reasoner.scoring.reward import text_of
 from rl_reasoner.scoring.rule import rule_of
+from rl_reasoner.training.checkpointing.faults import SkipBadSteps
+from rl_reasoner.training.checkpointing.whole_checkpoints import WholeCheckpoints
 from rl_reasoner.training.distillation_trainer import Distiller, check_vocabulary, teacher_of
 from rl_reasoner.training.expert_balance import BiasUpdate
 from rl_reasoner.training.grpo_trainer import GRPOTrainer
-from rl_reasoner.whole_checkpoints import WholeCheckpoints
 
 
 @dataclass

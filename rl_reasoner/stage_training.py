@@ -13,12 +13,10 @@ from typing import Any
 from peft import PeftModel
 from transformers import PrinterCallback
 
-from rl_reasoner.checkpoints import last_checkpoint
 from rl_reasoner.dashboards import callbacks_of
 from rl_reasoner.distributed import processes
 from rl_reasoner.distributed.sharding import is_sharded, plain_state, sharded, whole_of
 from rl_reasoner.errors import RunStopped
-from rl_reasoner.faults import LastStep, disk_is_full, stopped_by_full_disk
 from rl_reasoner.live import LiveView
 from rl_reasoner.moe.experts import without_router_logits
 from rl_reasoner.policy.fp8 import in_fp8
@@ -28,9 +26,11 @@ from rl_reasoner.runs import keep_rows_until
 from rl_reasoner.scoring.ledger import Ledger
 from rl_reasoner.scoring.runner import give_up_all
 from rl_reasoner.stage_trainers import Job, trainer_of
-from rl_reasoner.stopping import StepGivenUp, Stop
+from rl_reasoner.training.checkpointing.checkpoints import last_checkpoint
+from rl_reasoner.training.checkpointing.faults import LastStep, disk_is_full, stopped_by_full_disk
+from rl_reasoner.training.checkpointing.signals import StepGivenUp, Stop
+from rl_reasoner.training.checkpointing.whole_checkpoints import Sealing, load_whole
 from rl_reasoner.training.expert_balance import balanced
-from rl_reasoner.whole_checkpoints import Sealing, load_whole
 
 
 def train_stage(job: Job, view: LiveView, stop: Stop, device: str, precision: str) -> None:

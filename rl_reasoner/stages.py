@@ -60,7 +60,7 @@ from rl_reasoner.runs import RunFolder, made_with, write_text
 from rl_reasoner.scoring.runner import give_up_all
 from rl_reasoner.stage_trainers import Job
 from rl_reasoner.stage_training import train_stage
-from rl_reasoner.stopping import Stop
+from rl_reasoner.training.checkpointing.signals import Stop
 
 
 class Interrupted(KeyboardInterrupt):

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 import trl
 
-from rl_reasoner.data_place import PlaceInData
 from rl_reasoner.errors import UserError
 from rl_reasoner.policy.opening import Policy
-from rl_reasoner.whole_checkpoints import WholeCheckpoints
+from rl_reasoner.training.checkpointing.data_place import PlaceInData
+from rl_reasoner.training.checkpointing.whole_checkpoints import WholeCheckpoints
 
 
 class Distiller(PlaceInData, WholeCheckpoints, trl.DistillationTrainer):  # type: ignore[misc]

@@ -24,14 +24,14 @@ from trl.trainer.utils import get_config_model_id
 
 from rl_reasoner.distributed.sharding import Sharding, whole
 from rl_reasoner.errors import UserError
-from rl_reasoner.faults import SkipBadSteps
 from rl_reasoner.moe.experts import ExpertLoad
-from rl_reasoner.resume import ExactResume
 from rl_reasoner.rollout.agreement import in_mode
 from rl_reasoner.rollout.engine import generate, generates_as_transformers
 from rl_reasoner.rollout.long_prompts import LongPromptsConfig
 from rl_reasoner.rollout.sampling_params import Sampling, unhandled
 from rl_reasoner.scoring.reward import described, text_of, usable
+from rl_reasoner.training.checkpointing.exact_resume import ExactResume
+from rl_reasoner.training.checkpointing.faults import SkipBadSteps
 from rl_reasoner.training.expert_balance import balance_figures
 from rl_reasoner.training.objective import Objective, ObjectiveConfig, row_means, trained_tokens
 from rl_reasoner.training.old_logprobs import OldLogProbs, OldLogProbsConfig

@@ -11,8 +11,9 @@ import trl
 from processes import build
 
 from rl_reasoner import GRPOTrainer
-from rl_reasoner.data_place import PlaceInData
-from rl_reasoner.resume import ExactResume
+from rl_reasoner.training.checkpointing.data_place import PlaceInData
+from rl_reasoner.training.checkpointing.exact_resume import ExactResume
+from rl_reasoner.training.checkpointing.whole_checkpoints import WholeCheckpoints
 from rl_reasoner.training.expert_balance import ExpertBalance
 from rl_reasoner.training.objective import Objective
 from rl_reasoner.training.old_logprobs import OldLogProbs
@@ -21,7 +22,6 @@ from rl_reasoner.training.packed_forward import TrainingPass
 from rl_reasoner.training.prompt_selection import PromptChoice
 from rl_reasoner.training.reward_pass import Rewarding
 from rl_reasoner.training.router_replay import RouterReplay
-from rl_reasoner.whole_checkpoints import WholeCheckpoints
 
 # Everything of trl that trainer.py, training_pass.py and resume.py touch through `self`.
 ATTRIBUTES = {

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from rl_reasoner.checkpoints import drop_damaged
 from rl_reasoner.distributed.sharding import agreed, local
 from rl_reasoner.errors import RunStopped
+from rl_reasoner.training.checkpointing.checkpoints import drop_damaged
 
 logger = logging.getLogger(__name__)
 MOST_SKIPPED = 10

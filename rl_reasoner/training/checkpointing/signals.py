@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from rl_reasoner.distributed import processes
-from rl_reasoner.faults import LastStep
+from rl_reasoner.training.checkpointing.faults import LastStep
 
 GRACE_S = 5.0
 """Seconds that a step may go on after SIGTERM; SLURM and Kubernetes kill after 30."""

@@ -1,6 +1,6 @@
 """A trainer's checkpoints: sealed when complete, checked before use, and taken whole.
 
-Every checkpoint gets the checksums of its files (rl_reasoner.checkpoints). One that is damaged is
+Every checkpoint gets the checksums of its files (rl_reasoner.training.checkpointing.checkpoints). One that is damaged is
 not trained on, and not taken for the best model at the end. Where files hold other tensors than a
 model in memory, as those of mixtures hold the experts one by one, `from_pretrained` puts them
 together: transformers' trainer passes over what it does not find.
@@ -15,9 +15,9 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
-from rl_reasoner.checkpoints import broken_seal, last_checkpoint, seal
 from rl_reasoner.distributed.sharding import agreed, is_sharded
 from rl_reasoner.errors import UserError
+from rl_reasoner.training.checkpointing.checkpoints import broken_seal, last_checkpoint, seal
 
 logger = logging.getLogger(__name__)
 

@@ -3,8 +3,8 @@
 A run that is killed and resumed has to end with the weights of the run that was not. For that, on
 top of what transformers keeps (weights, optimizer, scheduler, random states): how many
 micro-batches are done, the completions that were sampled but not yet trained on, the place in the
-data (rl_reasoner.data_place), a reference that moves (rl_reasoner.reference), and the whole of a
-checkpoint (rl_reasoner.whole_checkpoints). The first two are kept in the file of the random
+data (rl_reasoner.training.checkpointing.data_place), a reference that moves (rl_reasoner.training.checkpointing.reference_model), and the whole of a
+checkpoint (rl_reasoner.training.checkpointing.whole_checkpoints). The first two are kept in the file of the random
 states, so that one checksum and one reader cover all.
 Evaluation leaves every random state as it was: turning it on changes no training number.
 """
@@ -21,10 +21,10 @@ import torch
 import trl
 from transformers.trainer_pt_utils import safe_globals
 
-from rl_reasoner.data_place import PlaceInData, check_rows, check_trained
-from rl_reasoner.reference import load_reference, save_reference
 from rl_reasoner.rollout.long_prompts import fit_prompts
-from rl_reasoner.whole_checkpoints import WholeCheckpoints
+from rl_reasoner.training.checkpointing.data_place import PlaceInData, check_rows, check_trained
+from rl_reasoner.training.checkpointing.reference_model import load_reference, save_reference
+from rl_reasoner.training.checkpointing.whole_checkpoints import WholeCheckpoints
 
 logger = logging.getLogger(__name__)
 _KEY = "rl_reasoner"  # in the file of the random states

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from rl_reasoner.checkpoints import last_checkpoint
+from rl_reasoner.training.checkpointing.checkpoints import last_checkpoint
 
 
 def write(folder: Path, step: int) -> Path:

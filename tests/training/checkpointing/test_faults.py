@@ -19,12 +19,12 @@ from tiny import REWARD, grpo, recipe, rows, same, weights
 from rl_reasoner import Run, train
 from rl_reasoner.cli import main
 from rl_reasoner.dataset.rows import load_rows
-from rl_reasoner.faults import Diverged, LastStep
 from rl_reasoner.live import LiveView
 from rl_reasoner.recipe.recipe import FileData, Recipe
 from rl_reasoner.runs import RunFolder
 from rl_reasoner.scoring.ledger import entries
 from rl_reasoner.stages import Interrupted
+from rl_reasoner.training.checkpointing.faults import Diverged, LastStep
 
 # Scores as `near`, but waits at the first call that it makes while the file `slow` is there.
 SLOW = REWARD.replace("from rl_reasoner", "import os\nimport time\n\nfrom rl_reasoner", 1).replace(
@@ -186,7 +186,7 @@ def test_a_scheduler_that_warns_gets_a_checkpoint(
 
 
 def test_a_step_is_not_given_up_while_the_optimizer_changes_weights() -> None:
-    from rl_reasoner.stopping import StepGivenUp, Stop
+    from rl_reasoner.training.checkpointing.signals import StepGivenUp, Stop
 
     last_step = LastStep(SimpleNamespace(accelerator=SimpleNamespace(num_processes=1)))
     with Stop(lambda text: None) as stop:
