@@ -40,7 +40,7 @@ resume-matrix: .venv/dev  ## kill -9 and resume at every point of the matrix; `m
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m matrix tests/training/test_trainer_processes.py
 
 browser: .venv/dev  ## the report in a real browser, where playwright and Chromium are there
-	OMP_NUM_THREADS=1 $(PY) -m pytest tests/test_report_browser.py
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests/report/test_report_browser.py
 
 scaling: .venv/dev  ## several processes: killed, told to stop, 200 steps; Ray where it is installed
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m matrix tests/distributed/test_launch.py tests/distributed/test_cluster.py tests/scoring/test_ray_pool.py

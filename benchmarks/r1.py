@@ -26,7 +26,7 @@ from pathlib import Path
 from rl_reasoner.recipe.load import load_recipe
 from rl_reasoner.report.gain import moved
 from rl_reasoner.report.pipeline import Reached, reached, text_table
-from rl_reasoner.report.read import read_run
+from rl_reasoner.report.run_data import read_run
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 MATHS, CODE, WORDS = "modular_test", "functions_test", "instructions_tiny_test"

@@ -18,10 +18,10 @@ from rich.text import Text
 from tyro.conf import Positional
 
 from rl_reasoner.arguments import Json, Quiet, asked_as, check_numbers, quiet
-from rl_reasoner.console import emit, err, out
 from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.errors import UserError
-from rl_reasoner.report.text import plain
+from rl_reasoner.report.console import emit, err, out
+from rl_reasoner.report.formatting import plain
 
 if TYPE_CHECKING:
     from rl_reasoner.dataset.rows import Prompt

@@ -19,9 +19,9 @@ from rich.text import Text
 from tyro.conf import subcommand
 
 from rl_reasoner import chat, eval_verbs, reward_verbs, verbs
-from rl_reasoner.console import err, new_table, out
 from rl_reasoner.distributed import processes
 from rl_reasoner.errors import RunStopped, UserError, unknown
+from rl_reasoner.report.console import err, new_table, out
 from rl_reasoner.version import __version__
 
 Verb = (

@@ -11,7 +11,6 @@ from typing import Any
 
 from trl import DistillationConfig, SFTConfig
 
-from rl_reasoner.dashboards import project_of
 from rl_reasoner.distributed.processes import share_of, trainer_arguments
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.policy.opening import choose_device, choose_precision
@@ -27,6 +26,7 @@ from rl_reasoner.recipe.recipe import (
     TrainedStage,
     Vllm,
 )
+from rl_reasoner.report.dashboards import project_of
 from rl_reasoner.scoring import ray_cluster
 from rl_reasoner.training.grpo_trainer import GRPOConfig
 

@@ -21,8 +21,8 @@ from rl_reasoner.arguments import (
     quiet,
     writable,
 )
-from rl_reasoner.console import emit, err, new_table
 from rl_reasoner.errors import UserError
+from rl_reasoner.report.console import emit, err, new_table
 
 if TYPE_CHECKING:
     from rl_reasoner.evaluation.evaluate import EvalResult

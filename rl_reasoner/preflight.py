@@ -19,7 +19,6 @@ from transformers import TrainerState
 
 from rl_reasoner import sandbox
 from rl_reasoner.configs import check_configs, check_filled
-from rl_reasoner.dashboards import dashboards_of
 from rl_reasoner.dataset.rows import Row, completion_of, load_rows, prompt_of, with_system
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.evaluation.evaluate import check_judge, set_rows
@@ -38,6 +37,7 @@ from rl_reasoner.recipe.recipe import (
     TrainedStage,
     sources_of,
 )
+from rl_reasoner.report.dashboards import dashboards_of
 from rl_reasoner.rollout.long_prompts import declared_places, named_rows
 from rl_reasoner.rollout.sampler import long_rows, prompt_ids
 from rl_reasoner.scoring.call import name_of

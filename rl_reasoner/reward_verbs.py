@@ -16,8 +16,8 @@ from rich.text import Text
 from tyro.conf import Positional, arg
 
 from rl_reasoner.arguments import Json, Quiet, quiet, writable
-from rl_reasoner.console import emit, err, new_table
 from rl_reasoner.errors import UserError, did_you_mean
+from rl_reasoner.report.console import emit, err, new_table
 
 _SHOWN = 50  # rows of a table
 _STYLE = {"passed": "green", "warned": "yellow", "failed": "red", "skipped": "dim"}

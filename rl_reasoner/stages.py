@@ -35,7 +35,6 @@ from rl_reasoner.lineage import (
     hash_of_source,
     window_of,
 )
-from rl_reasoner.live import LiveView
 from rl_reasoner.policy.opening import (
     Policy,
     choose_device,
@@ -55,6 +54,7 @@ from rl_reasoner.recipe.recipe import (
 )
 from rl_reasoner.rejection import make_samples, take_over
 from rl_reasoner.report import write_report
+from rl_reasoner.report.terminal import LiveView
 from rl_reasoner.rollout.sampler import prompt_ids
 from rl_reasoner.runs import RunFolder, made_with, write_text
 from rl_reasoner.scoring.runner import give_up_all

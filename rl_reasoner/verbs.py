@@ -16,11 +16,11 @@ from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from rl_reasoner.arguments import Json, Quiet, quiet, writable
-from rl_reasoner.console import emit, err, new_table
 from rl_reasoner.distributed import processes
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.foreign import check_run
 from rl_reasoner.paths import room
+from rl_reasoner.report.console import emit, err, new_table
 
 
 @dataclass
@@ -80,7 +80,7 @@ class Train:
         tables = [f"\n{name}\n{result.table()}\n" for name, result in done.evals.items()]
         if recipe.evals.stages:
             from rl_reasoner.report.pipeline import text_table
-            from rl_reasoner.report.read import read_run
+            from rl_reasoner.report.run_data import read_run
 
             tables = [f"\n{text_table(read_run(done.folder))}\n"]
         ends = f"\npolicy  {done.policy.source}\nreport  {done.report}"

@@ -16,7 +16,7 @@ from tiny import TRAPPED, grpo, recipe, rows, same, sft, two_stages, untimed
 from rl_reasoner import Run, train
 from rl_reasoner.cli import main
 from rl_reasoner.errors import UserError
-from rl_reasoner.live import LiveView
+from rl_reasoner.report.terminal import LiveView
 from rl_reasoner.runs import RunFolder
 from rl_reasoner.scoring.runner import Breaker
 from rl_reasoner.stages import Interrupted

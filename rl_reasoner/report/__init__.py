@@ -21,7 +21,7 @@ def write_report(folder: Path) -> Path:
     Raises `UserError` when `folder` is not a run folder, or cannot be written to.
     """
     from rl_reasoner.report.page import page
-    from rl_reasoner.report.read import read_run
+    from rl_reasoner.report.run_data import read_run
     from rl_reasoner.runs import write_text
 
     target = folder / "report.html"

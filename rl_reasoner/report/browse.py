@@ -15,8 +15,8 @@ from itertools import islice
 from typing import Any
 
 from rl_reasoner.foreign import number
+from rl_reasoner.report.formatting import plain
 from rl_reasoner.report.rollouts import Sample, cut
-from rl_reasoner.report.text import plain
 
 PART = 512  # entries whose texts are unpacked together
 _TITLE = 160  # characters

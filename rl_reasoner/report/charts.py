@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from rl_reasoner.report.text import percent, plain, short
+from rl_reasoner.report.formatting import percent, plain, short
 
 _POINTS = 200  # along the x axis: more would not be seen
 SERIES = ("c1", "c2", "c3", "c4", "c5", "c6")

@@ -14,13 +14,13 @@ from rl_reasoner.evaluation.evaluate import EvalResult, compare
 from rl_reasoner.report import charts
 from rl_reasoner.report.browse import Source
 from rl_reasoner.report.charts import Bar, Chart, Line
+from rl_reasoner.report.formatting import percent, short, signed, span
 from rl_reasoner.report.html import Child, Element, h, table
 from rl_reasoner.report.page import flat
-from rl_reasoner.report.read import ROWS_KEPT
+from rl_reasoner.report.run_data import ROWS_KEPT
 from rl_reasoner.report.shell import browser_section, shell
 from rl_reasoner.report.sources import evaluations
 from rl_reasoner.report.stages import figure
-from rl_reasoner.report.text import percent, short, signed, span
 
 Named = Sequence[tuple[str, EvalResult]]
 

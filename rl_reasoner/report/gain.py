@@ -13,8 +13,8 @@ is told as a gain is.
 from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
-from rl_reasoner.report.read import SetResult
-from rl_reasoner.report.text import percent, signed, span
+from rl_reasoner.report.formatting import percent, signed, span
+from rl_reasoner.report.run_data import SetResult
 
 Move: TypeAlias = Literal["rose", "fell", "within", "unsettled", "unknown"]
 Figures: TypeAlias = Mapping[str, SetResult]  # one set's figures by mode; "" is the set as it is

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import TypeAlias
 from xml.etree import ElementTree
 
-from rl_reasoner.report.text import plain
+from rl_reasoner.report.formatting import plain
 
 Element: TypeAlias = ElementTree.Element
 Child: TypeAlias = "Element | str | Iterable[Element | str | None] | None"

@@ -13,6 +13,7 @@ from typing import Any
 from rl_reasoner.foreign import number
 from rl_reasoner.report import charts
 from rl_reasoner.report.charts import Bar, Line
+from rl_reasoner.report.formatting import duration, percent, plain, short, signed, span
 from rl_reasoner.report.gain import (
     Figures,
     apart,
@@ -27,11 +28,10 @@ from rl_reasoner.report.gain import (
 from rl_reasoner.report.html import Child, Element, h, table
 from rl_reasoner.report.paired import with_pairs
 from rl_reasoner.report.pipeline import pipeline_section
-from rl_reasoner.report.read import Evaluation, Run, SetResult, Stage
+from rl_reasoner.report.run_data import Evaluation, Run, SetResult, Stage
 from rl_reasoner.report.shell import browser_section, shell
 from rl_reasoner.report.sources import sources_of
 from rl_reasoner.report.stages import alarms_of, figure, hindrances_of, stage_section
-from rl_reasoner.report.text import duration, percent, plain, short, signed, span
 
 _MODES = ("", "chain-forced", "direct-forced", "sampled")
 _STAGES_NAMED = 3

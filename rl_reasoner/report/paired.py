@@ -11,7 +11,7 @@ from typing import Any
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.comparison import compare_rows
 from rl_reasoner.evaluation.statistics import holm
-from rl_reasoner.report.read import Evaluation, Paired, Run, SetResult
+from rl_reasoner.report.run_data import Evaluation, Paired, Run, SetResult
 
 
 def with_pairs(run: Run) -> Run:

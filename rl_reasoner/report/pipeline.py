@@ -18,11 +18,11 @@ from rl_reasoner.language.identification import share as language_share
 from rl_reasoner.language.thinking import chain_of
 from rl_reasoner.report import charts
 from rl_reasoner.report.charts import Bar, Line
+from rl_reasoner.report.formatting import duration, percent, short, span
 from rl_reasoner.report.gain import THINKING_RISE, moved, split_mode
 from rl_reasoner.report.html import Child, Element, h, table
-from rl_reasoner.report.read import Evaluation, Run, SetResult, Stage
+from rl_reasoner.report.run_data import Evaluation, Run, SetResult, Stage
 from rl_reasoner.report.stages import figure
-from rl_reasoner.report.text import duration, percent, short, span
 
 # Words by which a chain of thought takes back or checks what it has said; R1's paper counts such
 # words over training (arXiv 2501.12948, supplement).

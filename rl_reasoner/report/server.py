@@ -24,8 +24,8 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.foreign import json_value, number
 from rl_reasoner.report.browse import appended
 from rl_reasoner.report.page import facts_of, page
-from rl_reasoner.report.read import Run, Stage, read_run
 from rl_reasoner.report.rollouts import Rollouts, count, rows_after, samples_after
+from rl_reasoner.report.run_data import Run, Stage, read_run
 from rl_reasoner.report.shell import policy
 from rl_reasoner.report.stages import drawings_of, others_of
 

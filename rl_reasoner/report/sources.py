@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rl_reasoner.report.browse import Entry, Source, entry_of, evaluated, experts_of
-from rl_reasoner.report.read import Run, Stage
+from rl_reasoner.report.run_data import Run, Stage
 from rl_reasoner.report.stages import layers_of
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]  # by set

@@ -8,9 +8,9 @@ from rl_reasoner.foreign import mapping, number
 from rl_reasoner.hindrances import Signs, hindrances
 from rl_reasoner.report import charts
 from rl_reasoner.report.charts import Chart, Line
+from rl_reasoner.report.formatting import duration, percent
 from rl_reasoner.report.html import Element, h
-from rl_reasoner.report.read import Stage, interval
-from rl_reasoner.report.text import duration, percent
+from rl_reasoner.report.run_data import Stage, interval
 
 _LAYERS_SHOWN = 6
 _OTHERS_SHOWN = 60

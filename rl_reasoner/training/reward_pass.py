@@ -24,7 +24,7 @@ from trl.data_utils import is_conversational
 from trl.trainer.utils import nanstd
 
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.report.text import plain
+from rl_reasoner.report.formatting import plain
 from rl_reasoner.scoring.reward import (
     APPLIES,
     NOT_ITS_ROW,

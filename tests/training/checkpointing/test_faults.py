@@ -19,8 +19,8 @@ from tiny import REWARD, grpo, recipe, rows, same, weights
 from rl_reasoner import Run, train
 from rl_reasoner.cli import main
 from rl_reasoner.dataset.rows import load_rows
-from rl_reasoner.live import LiveView
 from rl_reasoner.recipe.recipe import FileData, Recipe
+from rl_reasoner.report.terminal import LiveView
 from rl_reasoner.runs import RunFolder
 from rl_reasoner.scoring.ledger import entries
 from rl_reasoner.stages import Interrupted

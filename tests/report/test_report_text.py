@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from report_runs import Parsed
 
 from rl_reasoner.report.browse import shared_ends, titled
+from rl_reasoner.report.formatting import duration, plain, short
 from rl_reasoner.report.html import document, h
-from rl_reasoner.report.text import duration, plain, short
 
 
 @given(st.lists(st.text("ab \n", max_size=12), min_size=2, max_size=5))

@@ -19,8 +19,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from rl_reasoner.console import console as standard
-from rl_reasoner.report.text import duration, percent, plain, short
+from rl_reasoner.report.console import console as standard
+from rl_reasoner.report.formatting import duration, percent, plain, short
 
 SECONDS_BETWEEN_LINES = 5.0  # where there is no terminal
 _CURVE = 40  # columns

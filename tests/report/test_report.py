@@ -13,8 +13,8 @@ from report_runs import Parsed, figures, lines, make_run, packs, rollout
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.report import write_report
-from rl_reasoner.report.read import read_run
 from rl_reasoner.report.rollouts import read_rollouts, samples_after
+from rl_reasoner.report.run_data import read_run
 
 HOSTILE = "</script></pre><img src=x onerror=alert(1)><b>\x00\x1b[31m\ud800 & \"'"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import Cli, stock
 
-from rl_reasoner.dashboards import Dashboard, dashboards_of, project_of
 from rl_reasoner.errors import UserError
+from rl_reasoner.report.dashboards import Dashboard, dashboards_of, project_of
 
 
 def test_which_dashboards(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rl_reasoner.evaluation.statistics import wilson
 from rl_reasoner.report.gain import explain, moved
-from rl_reasoner.report.read import Paired, SetResult
+from rl_reasoner.report.run_data import Paired, SetResult
 
 
 def result(accuracy: float, n: int = 400, **more: Any) -> SetResult:

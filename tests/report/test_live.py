@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from rl_reasoner.live import Curve, LiveView, sparkline
+from rl_reasoner.report.terminal import Curve, LiveView, sparkline
 
 
 class Clock:

@@ -10,7 +10,7 @@ from rl_reasoner.evaluation.evaluate import EvalResult
 from rl_reasoner.evaluation.metrics import figures_of
 from rl_reasoner.report import write_report
 from rl_reasoner.report.pipeline import habits_of, reached, text_table
-from rl_reasoner.report.read import Run, read_run
+from rl_reasoner.report.run_data import Run, read_run
 
 STAGES: list[dict[str, Any]] = [
     {"kind": "sft", "name": "pre"},

@@ -14,7 +14,7 @@ from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook,
 from rich.segment import Segment
 from rich.table import Table
 
-from rl_reasoner.report.text import escaped, plain
+from rl_reasoner.report.formatting import escaped, plain
 
 
 class _Plain:
