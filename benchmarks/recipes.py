@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from rl_reasoner.runs import read_lines
+from rl_reasoner.pipeline.run_folder import read_lines
 
 RECIPES = ("quickstart", "noisy_start", "skill", "code_tiny", "instructions_tiny", "moe_tiny")
 

@@ -15,9 +15,9 @@ from rl_reasoner.version import __version__
 
 if TYPE_CHECKING:
     from rl_reasoner.answers import verify, verify_many
+    from rl_reasoner.pipeline.train import Run, train
     from rl_reasoner.policy.opening import Policy, open_policy
     from rl_reasoner.recipe.recipe import Recipe
-    from rl_reasoner.stages import Run, train
     from rl_reasoner.training.grpo_trainer import GRPOConfig, GRPOTrainer
 
 _HOMES = {

@@ -176,7 +176,7 @@ class Eval:
                 f"--decontaminated: {policy} is no run folder; say with --trained-on FILE,FILE "
                 "what the policy was trained on"
             )
-        from rl_reasoner.lineage import data_in
+        from rl_reasoner.pipeline.lineage import data_in
         from rl_reasoner.recipe.load import load_recipe
 
         run = load_recipe(str(recipe))

@@ -54,7 +54,7 @@ class Score:
             self._score(self.file)
 
     def _rescore(self, run: Path) -> None:
-        from rl_reasoner.hindsight import rescored
+        from rl_reasoner.pipeline.hindsight import rescored
 
         target = writable(self.out) if self.out else None
         found = rescored(run, self.reward, self.stage)
@@ -118,7 +118,7 @@ def _all(*calls: Callable[[], Any]) -> list[Any]:
 
 
 def _write_rows(target: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    from rl_reasoner.runs import write_text
+    from rl_reasoner.pipeline.run_folder import write_text
 
     write_text(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
@@ -177,7 +177,7 @@ class Why:
 
     def run(self) -> None:
         """Print the row's group and the step's figures."""
-        from rl_reasoner.hindsight import by_reward, step_of
+        from rl_reasoner.pipeline.hindsight import by_reward, step_of
 
         step = step_of(self.run_folder, self.step, self.stage)
         index = step.row(self.row)
@@ -289,10 +289,10 @@ class Check:
 def _notices(recipe: Any, where: Any) -> Iterator[Any]:
     """Everything that can be found out about a recipe without training."""
     from rl_reasoner.distributed.threads import Threads
+    from rl_reasoner.pipeline.preflight import Notice, inspected, prepared
+    from rl_reasoner.pipeline.rehearsal import rehearsed
+    from rl_reasoner.pipeline.run_folder import made_with
     from rl_reasoner.policy.opening import choose_device, merge_adapter, open_policy
-    from rl_reasoner.preflight import Notice, inspected, prepared
-    from rl_reasoner.rehearsal import rehearsed
-    from rl_reasoner.runs import made_with
 
     work = prepared(recipe, where)
     rows = ", ".join(f"{len(found):,}" for found in work.rows)

@@ -58,7 +58,7 @@ class Train:
             return
         if not self.quiet and processes.first():
             err.print("loading torch and transformers", style="dim")
-        from rl_reasoner.stages import train
+        from rl_reasoner.pipeline.train import train
 
         done = train(
             recipe,
@@ -98,8 +98,8 @@ class Train:
 
         Its own; or the one given, of the same name, with the flags that the run began with.
         """
+        from rl_reasoner.pipeline.run_folder import begun_with
         from rl_reasoner.recipe.load import load_recipe
-        from rl_reasoner.runs import begun_with
 
         own = str(folder / "recipe.yaml")
         check_run(folder)
@@ -341,14 +341,14 @@ class Env:
         emit(self.json, value, table)
 
     def _plan(self, source: str) -> None:
-        from rl_reasoner import planner
+        from rl_reasoner.pipeline import capacity_planner
         from rl_reasoner.recipe.load import load_recipe
 
         if self.gpus < 1:
             raise UserError(f"--gpus {self.gpus}: at least one")
-        plans = planner.plan(load_recipe(source), self.gpus, self.gpu)
+        plans = capacity_planner.plan(load_recipe(source), self.gpus, self.gpu)
         table = new_table("part", *(f"{p.stage} on {p.gpus} {p.gpu}" for p in plans))
-        for row in planner.rows_of(plans):
+        for row in capacity_planner.rows_of(plans):
             table.add_row(*row)
         emit(self.json, {"plans": [p.to_json() for p in plans]}, table)
 

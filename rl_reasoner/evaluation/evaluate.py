@@ -22,10 +22,10 @@ from rl_reasoner.evaluation.comparison import compare_rows
 from rl_reasoner.evaluation.judging import Judge, malformed
 from rl_reasoner.evaluation.metrics import figures_of
 from rl_reasoner.foreign import json_value
+from rl_reasoner.pipeline.run_folder import write_text
 from rl_reasoner.recipe.recipe import Asked, Evals, FileData
 from rl_reasoner.rollout.cache import SampleCache
 from rl_reasoner.rollout.server import Server
-from rl_reasoner.runs import write_text
 from rl_reasoner.scoring.reward import load_reward
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from rl_reasoner.dataset.rows import Prompt, Row
 from rl_reasoner.dataset.sets import card_of, find_set
+from rl_reasoner.pipeline.run_folder import made_with
 from rl_reasoner.recipe.recipe import FileData
-from rl_reasoner.runs import made_with
 
 if TYPE_CHECKING:
     from rl_reasoner.policy.opening import Policy

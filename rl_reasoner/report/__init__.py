@@ -20,9 +20,9 @@ def write_report(folder: Path) -> Path:
 
     Raises `UserError` when `folder` is not a run folder, or cannot be written to.
     """
+    from rl_reasoner.pipeline.run_folder import write_text
     from rl_reasoner.report.page import page
     from rl_reasoner.report.run_data import read_run
-    from rl_reasoner.runs import write_text
 
     target = folder / "report.html"
     write_text(target, page(read_run(folder)))
@@ -46,8 +46,8 @@ def write_evaluation(files: Sequence[Path], target: Path) -> Path:
     Raises `UserError` when a file is no evaluation result.
     """
     from rl_reasoner.evaluation.evaluate import EvalResult
+    from rl_reasoner.pipeline.run_folder import write_text
     from rl_reasoner.report.evaluation import evaluation_page
-    from rl_reasoner.runs import write_text
 
     write_text(target, evaluation_page([EvalResult.load(file) for file in files]))
     return target

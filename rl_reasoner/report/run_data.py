@@ -14,7 +14,7 @@ import yaml
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.foreign import json_value, mapping, no_links, number, yaml_value
-from rl_reasoner.hindrances import highest_of
+from rl_reasoner.pipeline.hindrances import highest_of
 from rl_reasoner.report.rollouts import Rollouts, read_rollouts
 
 ROWS_KEPT = 1000  # of an evaluation's set

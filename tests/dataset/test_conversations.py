@@ -12,8 +12,8 @@ from tiny import grpo, recipe, rows, sft
 from rl_reasoner import evaluate, open_policy
 from rl_reasoner.dataset.rows import completion_of, lint, load_problems, load_rows, prompt_of
 from rl_reasoner.errors import UserError
+from rl_reasoner.pipeline.train import train
 from rl_reasoner.recipe.recipe import FileData, Recipe
-from rl_reasoner.stages import train
 
 CHATTY = SimpleNamespace(chat_template="{{ messages }}")
 PLAIN = SimpleNamespace(chat_template=None)

@@ -12,8 +12,8 @@ import pytest
 from tiny import TRAPPED, grpo, recipe, same, sft
 
 from rl_reasoner import cli
-from rl_reasoner.configs import check_configs
 from rl_reasoner.errors import UserError
+from rl_reasoner.pipeline.trl_configs import check_configs
 
 # The trapped reward, in the second process alone.
 SECOND = TRAPPED.replace("if str(CALLS)", 'if os.environ.get("RANK") == "1" and str(CALLS)')

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from rl_reasoner import open_policy, train
 from rl_reasoner.errors import UserError
+from rl_reasoner.pipeline.preflight import inspected, prepared
+from rl_reasoner.pipeline.rehearsal import rehearsed
 from rl_reasoner.policy import fp8_torchao
 from rl_reasoner.policy.fp8 import covered, fp8, how, left_out, linear, product, quantised, tile_of
 from rl_reasoner.policy.opening import add_lora
-from rl_reasoner.preflight import inspected, prepared
 from rl_reasoner.recipe.recipe import Lora
-from rl_reasoner.rehearsal import rehearsed
 
 IDS = torch.arange(24).reshape(2, 12)
 

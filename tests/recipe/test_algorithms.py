@@ -12,8 +12,8 @@ from tiny import QUIET
 from transformers import HfArgumentParser, TrainerCallback
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, Score, open_policy, reward
-from rl_reasoner.configs import config
 from rl_reasoner.errors import UserError
+from rl_reasoner.pipeline.trl_configs import config
 from rl_reasoner.recipe.algorithms import ALGORITHMS, described
 from rl_reasoner.recipe.recipe import Loss, Recipe
 from rl_reasoner.training.advantages import (

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from rl_reasoner import open_policy, train
 from rl_reasoner.errors import UserError
-from rl_reasoner.preflight import inspected, prepared
+from rl_reasoner.pipeline.preflight import inspected, prepared
 from rl_reasoner.rollout.long_prompts import places_of
 from rl_reasoner.rollout.sampler import sample
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tiny import grpo, recipe, reward_file
 
-from rl_reasoner.configs import check_configs
 from rl_reasoner.errors import UserError
+from rl_reasoner.pipeline.trl_configs import check_configs
 from rl_reasoner.scoring import ray_cluster
 from rl_reasoner.scoring.reward import Fault, Score, load_reward, score_batch
 from rl_reasoner.scoring.runner import Limits

@@ -8,9 +8,9 @@ import pytest
 from pydantic import ValidationError
 from tiny import grpo, recipe
 
-from rl_reasoner.configs import check_configs, config
 from rl_reasoner.distributed.processes import deepspeed_settings
 from rl_reasoner.errors import UserError
+from rl_reasoner.pipeline.trl_configs import check_configs, config
 
 
 def grpo_config(folder: Path, monkeypatch: pytest.MonkeyPatch, **vllm: Any) -> Any:

@@ -14,7 +14,7 @@ from rl_reasoner.dataset.code_rows import as_dataset
 from rl_reasoner.dataset.rows import load_rows
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.evaluate import EvalResult, replay
-from rl_reasoner.preflight import prepared
+from rl_reasoner.pipeline.preflight import prepared
 from rl_reasoner.recipe.load import apply_flags
 from rl_reasoner.recipe.recipe import Asked, FileData, MixData, Recipe
 from rl_reasoner.rollout.sampler import Rollout

@@ -19,11 +19,11 @@ from tiny import REWARD, grpo, recipe, rows, same, weights
 from rl_reasoner import Run, train
 from rl_reasoner.cli import main
 from rl_reasoner.dataset.rows import load_rows
+from rl_reasoner.pipeline.run_folder import RunFolder
+from rl_reasoner.pipeline.train import Interrupted
 from rl_reasoner.recipe.recipe import FileData, Recipe
 from rl_reasoner.report.terminal import LiveView
-from rl_reasoner.runs import RunFolder
 from rl_reasoner.scoring.ledger import entries
-from rl_reasoner.stages import Interrupted
 from rl_reasoner.training.checkpointing.faults import Diverged, LastStep
 
 # Scores as `near`, but waits at the first call that it makes while the file `slow` is there.

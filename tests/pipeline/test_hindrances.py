@@ -9,8 +9,8 @@ from conftest import Cli, stock
 from tiny import grpo, recipe, rows
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.hindrances import Signs, hindrances
-from rl_reasoner.preflight import prepared
+from rl_reasoner.pipeline.hindrances import Signs, hindrances
+from rl_reasoner.pipeline.preflight import prepared
 from rl_reasoner.report import write_report
 
 

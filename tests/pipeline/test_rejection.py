@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from tiny import recipe, sft
 
-from rl_reasoner import open_policy, rejection
+from rl_reasoner import open_policy
+from rl_reasoner.pipeline import rejection_sampling
+from rl_reasoner.pipeline.rejection_sampling import NothingKept, make_samples
+from rl_reasoner.pipeline.train import train
 from rl_reasoner.recipe.recipe import SampleStage
-from rl_reasoner.rejection import NothingKept, make_samples
-from rl_reasoner.stages import train
 
 ROWS = [
     {"id": "a", "problem": "1+1=", "answer": "2", "task": "sums", "chain": "1+1=2"},

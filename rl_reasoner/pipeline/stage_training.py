@@ -17,15 +17,15 @@ from rl_reasoner.distributed import processes
 from rl_reasoner.distributed.sharding import is_sharded, plain_state, sharded, whole_of
 from rl_reasoner.errors import RunStopped
 from rl_reasoner.moe.experts import without_router_logits
+from rl_reasoner.pipeline.recorder import Recorder
+from rl_reasoner.pipeline.run_folder import keep_rows_until
+from rl_reasoner.pipeline.stage_trainers import Job, trainer_of
 from rl_reasoner.policy.fp8 import in_fp8
 from rl_reasoner.policy.opening import Policy, add_lora, merge_adapter, open_policy
-from rl_reasoner.recorder import Recorder
 from rl_reasoner.report.dashboards import callbacks_of
 from rl_reasoner.report.terminal import LiveView
-from rl_reasoner.runs import keep_rows_until
 from rl_reasoner.scoring.ledger import Ledger
 from rl_reasoner.scoring.runner import give_up_all
-from rl_reasoner.stage_trainers import Job, trainer_of
 from rl_reasoner.training.checkpointing.checkpoints import last_checkpoint
 from rl_reasoner.training.checkpointing.faults import LastStep, disk_is_full, stopped_by_full_disk
 from rl_reasoner.training.checkpointing.signals import StepGivenUp, Stop

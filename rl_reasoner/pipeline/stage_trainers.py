@@ -14,7 +14,6 @@ from typing import Any
 from datasets import Dataset
 from trl import SFTTrainer
 
-from rl_reasoner.configs import config
 from rl_reasoner.dataset.code_rows import as_dataset, continuing
 from rl_reasoner.dataset.rows import Row, completion_of, prompt_of
 from rl_reasoner.distributed import processes
@@ -24,10 +23,11 @@ from rl_reasoner.moe.experts import (
     check_experts,
     without_router_logits,
 )
+from rl_reasoner.pipeline.run_folder import append_rows
+from rl_reasoner.pipeline.trl_configs import config
 from rl_reasoner.policy.opening import Policy
 from rl_reasoner.recipe.recipe import DistillStage, GrpoStage, Recipe, SftStage, TrainedStage
 from rl_reasoner.rollout.sampler import without_long
-from rl_reasoner.runs import append_rows
 from rl_reasoner.scoring.ledger import Ledger, scores_of
 from rl_reasoner.scoring.reward import text_of
 from rl_reasoner.scoring.rule import rule_of

@@ -13,7 +13,7 @@ from tiny import grpo, recipe, sft
 
 from rl_reasoner.dataset.sets import find_set
 from rl_reasoner.errors import UserError
-from rl_reasoner.runs import RunFolder, append_rows, keep_rows_until, write_text
+from rl_reasoner.pipeline.run_folder import RunFolder, append_rows, keep_rows_until, write_text
 
 
 def lines(path: Path) -> list[object]:
@@ -58,7 +58,7 @@ def test_an_empty_folder_is_taken_and_a_file_is_not(tmp_path: Path) -> None:
 def test_held_by_one_process_at_a_time(tmp_path: Path) -> None:
     run = RunFolder.create(recipe(tmp_path, sft()))
     code = (
-        "import sys, pathlib, rl_reasoner.runs as r\n"
+        "import sys, pathlib, rl_reasoner.pipeline.run_folder as r\n"
         "try:\n    r.RunFolder.reopen(pathlib.Path(sys.argv[1]))\n"
         "except Exception as e:\n    print(e)\nelse:\n    print('taken')"
     )

@@ -24,7 +24,7 @@ from typing import IO, Any
 from rl_reasoner.dataset.sets import find_set
 from rl_reasoner.errors import UserError
 from rl_reasoner.foreign import check_run, json_object, json_value, no_links, number
-from rl_reasoner.lineage import hash_of
+from rl_reasoner.pipeline.lineage import hash_of
 from rl_reasoner.recipe.load import read_yaml, validated
 from rl_reasoner.recipe.recipe import FileData, MixData, Recipe
 from rl_reasoner.version import __version__

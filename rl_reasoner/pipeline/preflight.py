@@ -18,11 +18,11 @@ import torch
 from transformers import TrainerState
 
 from rl_reasoner import sandbox
-from rl_reasoner.configs import check_configs, check_filled
 from rl_reasoner.dataset.rows import Row, completion_of, load_rows, prompt_of, with_system
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.evaluation.evaluate import check_judge, set_rows
-from rl_reasoner.lineage import brought
+from rl_reasoner.pipeline.lineage import brought
+from rl_reasoner.pipeline.trl_configs import check_configs, check_filled
 from rl_reasoner.policy.fp8 import how, in_words
 from rl_reasoner.policy.opening import Policy, choose_device
 from rl_reasoner.recipe.recipe import (

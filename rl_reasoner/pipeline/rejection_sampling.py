@@ -22,10 +22,10 @@ from rl_reasoner.evaluation.metrics import repeats
 from rl_reasoner.foreign import json_value
 from rl_reasoner.language.identification import share
 from rl_reasoner.language.thinking import chain_of
+from rl_reasoner.pipeline.run_folder import append_rows, write_text
 from rl_reasoner.policy.opening import Policy
 from rl_reasoner.recipe.recipe import SampleStage
 from rl_reasoner.rollout.sampler import sample
-from rl_reasoner.runs import append_rows, write_text
 
 _CHUNK = 256  # prompts that are sampled and judged together
 _TAG = re.compile(r"</?(?:think|answer)>")

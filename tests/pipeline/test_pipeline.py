@@ -13,9 +13,10 @@ import pytest
 import torch
 from tiny import grpo, recipe, same, sft, untimed
 
-from rl_reasoner import Recipe, Run, open_policy, rejection, train
+from rl_reasoner import Recipe, Run, open_policy, train
 from rl_reasoner.errors import UserError
-from rl_reasoner.lineage import hash_of
+from rl_reasoner.pipeline import rejection_sampling
+from rl_reasoner.pipeline.lineage import hash_of
 from rl_reasoner.recipe.load import apply_flags
 
 STAGES = ("pre", "zero", "cold", "samples", "again", "student")

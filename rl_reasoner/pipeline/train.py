@@ -18,15 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rl_reasoner.begun import find_overlaps, lock
-from rl_reasoner.configs import check_filled
 from rl_reasoner.dataset.rows import Row, render
 from rl_reasoner.distributed import processes
 from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.errors import RunStopped, UserError
 from rl_reasoner.evaluation.evaluate import EvalResult, evaluate_recipe
 from rl_reasoner.foreign import json_object, mapping
-from rl_reasoner.lineage import (
+from rl_reasoner.pipeline.lineage import (
     brought,
     data_in,
     differences,
@@ -35,6 +33,13 @@ from rl_reasoner.lineage import (
     hash_of_source,
     window_of,
 )
+from rl_reasoner.pipeline.lock import find_overlaps, lock
+from rl_reasoner.pipeline.preflight import Where, Work, inspected, prepared, read_stage_rows
+from rl_reasoner.pipeline.rejection_sampling import make_samples, take_over
+from rl_reasoner.pipeline.run_folder import RunFolder, made_with, write_text
+from rl_reasoner.pipeline.stage_trainers import Job
+from rl_reasoner.pipeline.stage_training import train_stage
+from rl_reasoner.pipeline.trl_configs import check_filled
 from rl_reasoner.policy.opening import (
     Policy,
     choose_device,
@@ -43,7 +48,6 @@ from rl_reasoner.policy.opening import (
     open_policy,
     quiet_libraries,
 )
-from rl_reasoner.preflight import Where, Work, inspected, prepared, read_stage_rows
 from rl_reasoner.recipe.recipe import (
     DistillStage,
     Recipe,
@@ -52,14 +56,10 @@ from rl_reasoner.recipe.recipe import (
     StageData,
     sources_of,
 )
-from rl_reasoner.rejection import make_samples, take_over
 from rl_reasoner.report import write_report
 from rl_reasoner.report.terminal import LiveView
 from rl_reasoner.rollout.sampler import prompt_ids
-from rl_reasoner.runs import RunFolder, made_with, write_text
 from rl_reasoner.scoring.runner import give_up_all
-from rl_reasoner.stage_trainers import Job
-from rl_reasoner.stage_training import train_stage
 from rl_reasoner.training.checkpointing.signals import Stop
 
 

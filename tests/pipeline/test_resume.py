@@ -16,10 +16,10 @@ from tiny import TRAPPED, grpo, recipe, rows, same, sft, two_stages, untimed
 from rl_reasoner import Run, train
 from rl_reasoner.cli import main
 from rl_reasoner.errors import UserError
+from rl_reasoner.pipeline.run_folder import RunFolder
+from rl_reasoner.pipeline.train import Interrupted
 from rl_reasoner.report.terminal import LiveView
-from rl_reasoner.runs import RunFolder
 from rl_reasoner.scoring.runner import Breaker
-from rl_reasoner.stages import Interrupted
 
 
 def signals_at(monkeypatch: pytest.MonkeyPatch, at: tuple[str, int], *numbers: int) -> None:

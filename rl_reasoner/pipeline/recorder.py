@@ -14,11 +14,11 @@ from rl_reasoner.distributed import processes
 from rl_reasoner.distributed.sharding import agreed, whole_of
 from rl_reasoner.evaluation.evaluate import evaluate
 from rl_reasoner.evaluation.monitor import Watch
-from rl_reasoner.hindrances import Signs, highest_of
+from rl_reasoner.pipeline.hindrances import Signs, highest_of
+from rl_reasoner.pipeline.run_folder import append_rows, read_lines
+from rl_reasoner.pipeline.stage_trainers import Job
 from rl_reasoner.recipe.recipe import GrpoStage
 from rl_reasoner.report.terminal import LiveView
-from rl_reasoner.runs import append_rows, read_lines
-from rl_reasoner.stage_trainers import Job
 from rl_reasoner.training.checkpointing.signals import Stop
 
 

@@ -16,7 +16,7 @@ from rl_reasoner.dataset.rows import Row, load_rows
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.foreign import check_run, json_value, no_links
 from rl_reasoner.foreign import number as finite
-from rl_reasoner.lineage import data_in
+from rl_reasoner.pipeline.lineage import data_in
 from rl_reasoner.recipe.load import load_recipe
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.scoring.call import name_of

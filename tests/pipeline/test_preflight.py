@@ -11,9 +11,9 @@ from tiny import grpo, recipe, sft
 
 from rl_reasoner import open_policy
 from rl_reasoner.errors import UserError
-from rl_reasoner.preflight import Notice, inspected, prepared
+from rl_reasoner.pipeline.preflight import Notice, inspected, prepared
+from rl_reasoner.pipeline.rehearsal import rehearsed
 from rl_reasoner.recipe.recipe import Recipe
-from rl_reasoner.rehearsal import rehearsed
 from rl_reasoner.rollout.mismatch import measure
 
 
@@ -84,7 +84,7 @@ def test_what_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         free = 1 << 20
 
     monkeypatch.setattr("shutil.disk_usage", lambda path: Usage)
-    monkeypatch.setattr("rl_reasoner.preflight._memory_of", lambda device: 1 << 20)
+    monkeypatch.setattr("rl_reasoner.pipeline.preflight._memory_of", lambda device: 1 << 20)
     found = notices(recipe(tmp_path, grpo()), tmp_path)
     assert found["disk"].status == "failed" and "1 MB free" in found["disk"].message
     assert found["memory"].status == "failed" and "do not fit" in found["memory"].message
@@ -176,6 +176,6 @@ def test_passes_are_compared_up_to_every_end_that_training_knows(
         seen.append(settings["ends"])
         return measure(*args, **settings)
 
-    monkeypatch.setattr("rl_reasoner.rehearsal.measure", measured)
+    monkeypatch.setattr("rl_reasoner.pipeline.rehearsal.measure", measured)
     rehearsed(wanted, prepared(wanted), policy)
     assert [{*ends} for ends in seen] == [{policy.tokenizer.eos_token_id, 9, 11}]
