@@ -15,7 +15,7 @@ import tyro
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from rl_reasoner.arguments import Json, Quiet, quiet, writable
+from rl_reasoner.cli.arguments import Json, Quiet, quiet, writable
 from rl_reasoner.distributed import processes
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.foreign import check_run

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from rl_reasoner.arguments import (
+from rl_reasoner.cli.arguments import (
     Json,
     Quiet,
     asked_as,

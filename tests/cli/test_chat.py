@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import Cli
 
-from rl_reasoner.chat import Reply, stream
+from rl_reasoner.cli.chat import Reply, stream
 from rl_reasoner.policy.opening import open_policy
 from rl_reasoner.rollout.sampler import sample
 

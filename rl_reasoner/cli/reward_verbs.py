@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional, arg
 
-from rl_reasoner.arguments import Json, Quiet, quiet, writable
+from rl_reasoner.cli.arguments import Json, Quiet, quiet, writable
 from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.report.console import emit, err, new_table
 

@@ -28,7 +28,7 @@ def test_help_and_list_load_nothing_heavy(argv: list[str], tmp_path: Path) -> No
     )
     assert done.returncode == 0
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "rl_reasoner.verbs" in loaded  # the list of modules is the real one
+    assert "rl_reasoner.cli.verbs" in loaded  # the list of modules is the real one
     roots = {name.partition(".")[0] for name in loaded}
     heavy = {
         "torch",
@@ -299,7 +299,7 @@ def test_an_interrupt_ends_with_130(cli: Cli, monkeypatch: pytest.MonkeyPatch) -
     def interrupted(verb: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rl_reasoner.verbs.List.run", interrupted)
+    monkeypatch.setattr("rl_reasoner.cli.verbs.List.run", interrupted)
     ended = cli("list")
     assert ended.code == 130
     assert ended.err == "interrupted\n"

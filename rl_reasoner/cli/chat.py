@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional
 
-from rl_reasoner.arguments import Json, Quiet, asked_as, check_numbers, quiet
+from rl_reasoner.cli.arguments import Json, Quiet, asked_as, check_numbers, quiet
 from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.errors import UserError
 from rl_reasoner.report.console import emit, err, out

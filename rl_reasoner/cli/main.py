@@ -18,7 +18,7 @@ from rich.panel import Panel
 from rich.text import Text
 from tyro.conf import subcommand
 
-from rl_reasoner import chat, eval_verbs, reward_verbs, verbs
+from rl_reasoner.cli import chat, eval, reward_verbs, verbs
 from rl_reasoner.distributed import processes
 from rl_reasoner.errors import RunStopped, UserError, unknown
 from rl_reasoner.report.console import err, new_table, out
@@ -26,8 +26,8 @@ from rl_reasoner.version import __version__
 
 Verb = (
     Annotated[verbs.Train, subcommand("train")]
-    | Annotated[eval_verbs.Eval, subcommand("eval")]
-    | Annotated[eval_verbs.Compare, subcommand("compare")]
+    | Annotated[eval.Eval, subcommand("eval")]
+    | Annotated[eval.Compare, subcommand("compare")]
     | Annotated[chat.Chat, subcommand("chat")]
     | Annotated[reward_verbs.Score, subcommand("score")]
     | Annotated[reward_verbs.Check, subcommand("check")]
