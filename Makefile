@@ -50,7 +50,7 @@ docs: .venv/dev  ## the site, in build/site; nothing is fetched, every link is c
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build
 
 tutorials: .venv/dev  ## every block of README and docs at its full size; `make test` runs them tiny
-	RL_REASONER_DOCS=full OMP_NUM_THREADS=1 $(PY) -m pytest -n0 --timeout=3600 tests/test_readme.py tests/test_docs.py tests/test_notebook.py
+	RL_REASONER_DOCS=full OMP_NUM_THREADS=1 $(PY) -m pytest -n0 --timeout=3600 tests/project/test_readme.py tests/project/test_docs.py tests/project/test_notebook.py
 
 release-check: .venv/dev  ## version, wheel, README, and the wheel in an empty environment on each Python that is here
 	$(PY) -m pip install --quiet -e '.[release]'

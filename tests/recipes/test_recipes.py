@@ -1,6 +1,6 @@
 """Every shipped recipe runs as it is started, with two steps a stage and small evaluations.
 
-`gsm8k` needs a real model: tests/test_real.py runs it. test_moe_recipes.py has those for large
+`gsm8k` needs a real model: tests/project/test_real.py runs it. test_moe_recipes.py has those for large
 mixtures.
 """
 
