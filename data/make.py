@@ -3,7 +3,7 @@
     python data/make.py            writes every file
     python data/make.py --check    writes nothing; exit code 1 where a file differs
 
-The task sets come from the generators of `rl_reasoner.tasks`, `programming.jsonl` from the
+The task sets come from the generators of `rl_reasoner.dataset.tasks`, `programming.jsonl` from the
 `programming_*.py` files beside this one. `word_problems.jsonl` is written by hand: it is its own
 source, and only brought into the common form. DATASHEET.md says what the sets are for.
 """
@@ -18,7 +18,7 @@ from typing import Any
 
 import programming
 
-from rl_reasoner.tasks import TASKS, generate
+from rl_reasoner.dataset.tasks.generate import TASKS, generate
 
 HERE = Path(__file__).resolve().parent
 COUNTS = {"train": 200, "validation": 200, "test": 500, "ood": 300}

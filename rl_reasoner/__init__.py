@@ -1,38 +1,43 @@
 """rl-reasoner: reinforcement-learning fine-tuning for reasoning, in the GRPO style.
 
-The public face. What needs torch is imported on first use, so that `import rl_reasoner` is quick;
-`reward` and `evaluate` are imported at once, because a module of the same name would otherwise
-take the function's place in this namespace.
+The public face: every name is loaded on first use, so that `import rl_reasoner` is quick.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from rl_reasoner.distributed.threads import wait_asleep
-from rl_reasoner.evaluation.evaluate import EvalResult, compare, evaluate
-from rl_reasoner.scoring.reward import Score, reward
 from rl_reasoner.version import __version__
 
 if TYPE_CHECKING:
     from rl_reasoner.answers import verify, verify_many
+    from rl_reasoner.evaluation.evaluate import EvalResult, compare, evaluate
     from rl_reasoner.pipeline.train import Run, train
-    from rl_reasoner.policy.opening import Policy, open_policy
+    from rl_reasoner.policy import Policy, open_policy
     from rl_reasoner.recipe.recipe import Recipe
+    from rl_reasoner.scoring.reward import Column, Score, reward
     from rl_reasoner.training.grpo_trainer import GRPOConfig, GRPOTrainer
 
 _HOMES = {
-    "GRPOConfig": "trainer",
-    "GRPOTrainer": "trainer",
+    "Column": "scoring.reward",
+    "EvalResult": "evaluation.evaluate",
+    "GRPOConfig": "training.grpo_trainer",
+    "GRPOTrainer": "training.grpo_trainer",
     "Policy": "policy",
-    "Recipe": "recipe",
-    "Run": "stages",
+    "Recipe": "recipe.recipe",
+    "Run": "pipeline.train",
+    "Score": "scoring.reward",
+    "compare": "evaluation.evaluate",
+    "evaluate": "evaluation.evaluate",
     "open_policy": "policy",
-    "train": "stages",
+    "reward": "scoring.reward",
+    "train": "pipeline.train",
     "verify": "answers",
     "verify_many": "answers",
 }
 
 __all__ = [
+    "Column",
     "EvalResult",
     "GRPOConfig",
     "GRPOTrainer",

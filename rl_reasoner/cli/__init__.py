@@ -1,1 +1,5 @@
-"""cli."""
+"""The command line: parse, call, print, exit code."""
+
+from rl_reasoner.cli.main import main, main_of
+
+__all__ = ["main", "main_of"]

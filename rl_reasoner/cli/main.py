@@ -185,7 +185,3 @@ def _recipe_help(argv: Sequence[str]) -> None:
     for row in flag_table(load_recipe(named[0])):
         table.add_row(*map(Text, row))
     out.print(table)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

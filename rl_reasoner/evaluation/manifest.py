@@ -29,7 +29,7 @@ def digest_of(value: Any) -> str:
 
 def verifier_version() -> str:
     """A hash over the sources of the maths verifier: it changes when a verdict might."""
-    folder = Path(__file__).parent / "answers"
+    folder = Path(__file__).parent.parent / "answers"
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.py")):
         digest.update(path.read_bytes())

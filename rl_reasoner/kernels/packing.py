@@ -8,8 +8,8 @@ flow through the one prompt. Position ids are those of the row alone, whatever t
 
 The attention is transformers' attention interface: `attention_of` switches a model to it, and a
 pass that is given `packed=layout` attends by that layout; any other pass is as it was. Whether a
-model's attention is no more than that, rl_reasoner.rollout.agreement finds out. Knows tensors and modules;
-nothing of trainers.
+model's attention is no more than that, rl_reasoner.rollout.agreement finds out. Knows tensors and
+modules; nothing of trainers.
 """
 
 import sys

@@ -167,7 +167,7 @@ def made_with() -> dict[str, Any]:
 
 def _commit() -> str | None:
     """The git commit of the project's checkout, with `+` when it is changed; None outside one."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parent.parent
     try:
         git = ["git", "-C", str(here)]
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)

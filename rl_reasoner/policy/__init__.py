@@ -1,1 +1,18 @@
-"""policy."""
+"""Names to models and tokenizers, and back to disk: opening, saving, adapting, FP8 weights.
+
+Public: `open_policy`, `Policy`; loaded on first use, for both need torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rl_reasoner.policy.opening import Policy, open_policy
+
+__all__ = ["Policy", "open_policy"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'rl_reasoner.policy' has no attribute {name!r}")
+    return getattr(import_module("rl_reasoner.policy.opening"), name)

@@ -2,11 +2,11 @@
 
 `fp8` makes the linear layers and the fused experts of a model multiply in float8 (e4m3), forward
 and in both backward products (DeepSeek-V3, arXiv 2412.19437, section 3.3). By "torchao" the
-products are a GPU's own (rl_reasoner.policy.fp8_torchao). By "emulation" both factors are scaled, rounded
-to float8 and scaled back, and sums are those of float32: so the effect on losses and gradients can
-be studied on any machine; nothing becomes faster. Embeddings, norms, routers and other gates, and
-the head stay as they are, and so do the weights themselves, which are rounded for each product
-anew.
+products are a GPU's own (rl_reasoner.policy.fp8_torchao). By "emulation" both factors are scaled,
+rounded to float8 and scaled back, and sums are those of float32: so the effect on losses and
+gradients can be studied on any machine; nothing becomes faster. Embeddings, norms, routers and
+other gates, and the head stay as they are, and so do the weights themselves, which are rounded for
+each product anew.
 
 Scalings: "tensor" (one scale a tensor), "row" (one a row, along the sum), "block" (DeepSeek's:
 1 x 128 along the sum for activations and gradients, 128 x 128 for weights).

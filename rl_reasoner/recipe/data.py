@@ -72,7 +72,7 @@ class Source(Part):
 
 
 class TaskData(Source):
-    """Rows drawn from one of the built-in task generators (`rl_reasoner.dataset.tasks.generate`)."""
+    """Rows drawn from one of the built-in task generators (`rl_reasoner.dataset.tasks`)."""
 
     task: str = Field(description="name of a generator, see `rl-reasoner list tasks`")
     split: Literal["train", "validation", "test", "ood"] = "train"

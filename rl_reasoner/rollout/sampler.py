@@ -1,7 +1,7 @@
 """Completions for prompts, outside the training step: for evaluation, chat and checks.
 
-Sampling is the training step's engine (`rl_reasoner.rollout.engine`) where it can run the model, else
-transformers' `generate`; batches hold prompts of similar length, under a budget of memory. A
+Sampling is the training step's engine (`rl_reasoner.rollout.engine`) where it can run the model,
+else transformers' `generate`; batches hold prompts of similar length, under a budget of memory. A
 completion follows from the seed, its prompt and its index among the prompt's samples, so that
 asking for more of them adds to those before; the global generators are not touched, so that
 evaluating in the middle of training changes no training number. Knows nothing of rewards.

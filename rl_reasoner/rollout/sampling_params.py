@@ -1,7 +1,7 @@
 """What to draw: the settings of sampling, in transformers' words and with its own processors.
 
-Which of `generate`'s settings rl_reasoner.rollout.engine heeds is said here (`HANDLED`, `unhandled`). Knows
-nothing of trainers.
+Which of `generate`'s settings rl_reasoner.rollout.engine heeds is said here (`HANDLED`,
+`unhandled`). Knows nothing of trainers.
 """
 
 import copy

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 _SENT = "<dynamic-code>"  # cloudpickle's name for every file
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parent.parent
 _LIBRARIES = tuple(
     Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib")
 )

@@ -1,6 +1,6 @@
 """The reward test kit: what is wrong with a reward, before it costs a run.
 
-    from rl_reasoner.testing.kit import check_reward
+    from rl_reasoner.testing import check_reward
 
     def test_my_reward():
         check_reward(my_reward)          # raises AssertionError with the table where it fails
@@ -24,7 +24,7 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.scoring.call import name_of, packed
 from rl_reasoner.scoring.reward import Fault, Outcome, Reward, described, failed, usable
 from rl_reasoner.scoring.runner import Limits, Runner
-from rl_reasoner.testing import probes as probes
+from rl_reasoner.testing import probes
 
 Status = Literal["passed", "warned", "failed", "skipped"]
 Row = dict[str, Any]

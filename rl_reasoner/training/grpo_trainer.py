@@ -2,8 +2,8 @@
 
 A subclass that calls `super()` and adds what a run needs: a reward that faults takes out its row
 instead of the run, every score is kept with its reason, the time of a step is split, expert load is
-counted. The internals of trl that it leans on are named in tests/training/test_trainer_contract.py. Knows
-nothing of recipes.
+counted. The internals of trl that it leans on are named in tests/training/test_trainer_contract.py.
+Knows nothing of recipes.
 """
 
 import logging

@@ -3,7 +3,8 @@
 `ObjectiveConfig` has the fields; `Objective` is the part of the trainer that reads them. trl's own
 code computes the loss, and the advantages too wherever it has the algorithm. Ours are the
 advantages of RLOO and REINFORCE++, the KL in the reward, the estimators of it besides k3, and the
-soft overlong punishment, which is one reward more. The mathematics is in rl_reasoner.training.advantages.
+soft overlong punishment, which is one reward more. The mathematics is in
+rl_reasoner.training.advantages.
 """
 
 import copy

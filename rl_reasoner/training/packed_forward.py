@@ -3,8 +3,8 @@
 `TrainingPass` overrides the one method of trl's trainer that runs the model on completions and
 leaves every loss to trl. Four speed-ups, each a field of the config:
 
-- `share_prompts`: rows are packed without padding, each prompt computed once (rl_reasoner.kernels.packing),
-  the LM head on completion positions only;
+- `share_prompts`: rows are packed without padding, each prompt computed once
+  (rl_reasoner.kernels.packing), the LM head on completion positions only;
 - `skip_zero_advantage`: rows that cannot move the policy are not computed; only where that is exact
   (no KL, router or entropy term, no entropy quantile);
 - `regroup_rows`: within one optimizer step, the micro-batches are refilled so that rows of a group

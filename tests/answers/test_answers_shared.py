@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from rl_reasoner.answers import verify
+from support.places import SHARED
 
-SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 ROWS = SHARED / "verifier" / "upstream.jsonl"
 CODE = ("humaneval", "mbpp", "leetcode_200", "code_contests_stdio", "codeforces_stdio")
 FILES = [file for file in sorted((SHARED / "data").glob("*.jsonl")) if file.stem not in CODE]

@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Cli
 
 from rl_reasoner.cli.chat import Reply, stream
 from rl_reasoner.policy.opening import open_policy
 from rl_reasoner.rollout.sampler import sample
+from support.commands import Cli
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "TERM": "xterm"}
 

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROWS, Cli, lines, run_outside, stock
 
 from rl_reasoner import __version__
+from support.commands import ROWS, Cli, lines, run_outside, stock
 
 # --------------------------------------------------------------------------------------- no torch
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROWS, TINY, Cli, lines
+
+from support.commands import ROWS, TINY, Cli, lines
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -2,15 +2,14 @@
 
 import json
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rl_reasoner.dataset.contamination import NEAR, overlap
 from rl_reasoner.dataset.tasks.generate import TASKS, generate
+from support.places import DATA as SHARED
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 LONG = (
     "A farmer has twelve hens and each of them lays three eggs on every day of the week but Sunday "
     "so how many eggs does the farmer collect in four weeks if two of the hens fall ill"

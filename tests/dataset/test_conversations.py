@@ -6,14 +6,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import Cli, lines, stock
-from tiny import grpo, recipe, rows, sft
 
 from rl_reasoner import evaluate, open_policy
 from rl_reasoner.dataset.rows import completion_of, lint, load_problems, load_rows, prompt_of
 from rl_reasoner.errors import UserError
 from rl_reasoner.pipeline.train import train
 from rl_reasoner.recipe.recipe import FileData, Recipe
+from support.commands import Cli, lines, stock
+from support.tiny import grpo, recipe, rows, sft
 
 CHATTY = SimpleNamespace(chat_template="{{ messages }}")
 PLAIN = SimpleNamespace(chat_template=None)

@@ -1,7 +1,5 @@
 """The named sets: cards that are right about the rows, and every way to name a set."""
 
-from pathlib import Path
-
 import pytest
 
 from rl_reasoner.dataset.rows import load_rows, read_rows
@@ -9,8 +7,8 @@ from rl_reasoner.dataset.sets import CARDS, card_of, find_set, set_data
 from rl_reasoner.evaluation.judging import judge_of
 from rl_reasoner.paths import room
 from rl_reasoner.scoring.reward import load_reward, score_batch
+from support.places import DATA as SHARED
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 beside = pytest.mark.skipif(
     not SHARED.is_dir(), reason="the public sets are not beside the repository"
 )

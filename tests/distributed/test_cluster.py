@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from test_launch import STEPS, ran, written
-from tiny import same
 
-LAUNCH = Path(__file__).parent.parent / "recipes/launch"
+from support.jobs import STEPS, ran, written
+from support.places import ROOT
+from support.tiny import same
+
+LAUNCH = ROOT / "recipes/launch"
 
 
 @pytest.mark.parametrize(

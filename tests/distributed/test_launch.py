@@ -1,44 +1,18 @@
 """Whole runs of several processes: started, killed, told to stop, continued to the same policy."""
 
-import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import TRAPPED, grpo, recipe, same, sft
 
 from rl_reasoner import cli
 from rl_reasoner.errors import UserError
 from rl_reasoner.pipeline.trl_configs import check_configs
+from support.jobs import STEPS, ran, written
+from support.tiny import grpo, recipe, same, sft
 
-# The trapped reward, in the second process alone.
-SECOND = TRAPPED.replace("if str(CALLS)", 'if os.environ.get("RANK") == "1" and str(CALLS)')
-
-
-def written(
-    folder: Path, *stages: dict[str, Any], policy: Any = "scratch:moe-tiny", **run: Any
-) -> Path:
-    """The file of a tiny recipe, whose run is `folder`/run."""
-    folder.mkdir()
-    fields = {"folder": str(folder / "run"), "device": "cpu", **run}
-    given = {"run": fields, "evals": {"sets": []}, "policy": policy}
-    made = recipe(folder, *stages, source=SECOND, **given)
-    (folder / "recipe.yaml").write_text(made.to_yaml(), encoding="utf-8")
-    return folder / "recipe.yaml"
-
-
-def ran(*arguments: Any, trap: str = "", sends: int = 0) -> subprocess.CompletedProcess[str]:
-    """`rl-reasoner train ...` in a process of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRAP_AT": trap, "TRAP_SIGNAL": str(sends)}
-    command = [sys.executable, "-m", "rl_reasoner.cli", "train", "--quiet", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400)
-
-
-STEPS = grpo(steps=4, save_every=2)
 ADAPTED = {"source": "scratch:moe-tiny", "lora": {"rank": 2}}
 
 

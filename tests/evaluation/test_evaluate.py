@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import reward_file
 
 from rl_reasoner import EvalResult, Policy, compare, evaluate, open_policy
 from rl_reasoner.errors import UserError
@@ -17,6 +16,7 @@ from rl_reasoner.evaluation.evaluate import Mode
 from rl_reasoner.evaluation.metrics import figures_of
 from rl_reasoner.evaluation.statistics import Z, mcnemar, wilson
 from rl_reasoner.rollout.sampler import Rollout
+from support.tiny import reward_file
 
 # ----------------------------------------------------------------------------------- a policy
 

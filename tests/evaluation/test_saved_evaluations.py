@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Cli
-from report_runs import packs
-from tiny import reward_file
 
 from rl_reasoner import EvalResult, Policy, compare, evaluate, open_policy
 from rl_reasoner.errors import UserError
@@ -20,6 +17,9 @@ from rl_reasoner.evaluation.metrics import figures_of
 from rl_reasoner.evaluation.statistics import holm
 from rl_reasoner.report.evaluation import evaluation_page
 from rl_reasoner.rollout.sampler import Rollout
+from support.commands import Cli
+from support.report_runs import packs
+from support.tiny import reward_file
 
 ROWS = [
     {"id": "a", "problem": "Half of one?", "answer": "1/2", "level": "easy", "subject": "halves"},

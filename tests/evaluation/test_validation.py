@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import grpo, recipe, rows, same
 
 from rl_reasoner import open_policy, train
 from rl_reasoner.evaluation.monitor import Watch, alarms
 from rl_reasoner.report import write_report
+from support.places import ROOT
+from support.tiny import grpo, recipe, rows, same
 
 
 def metrics(
@@ -109,7 +110,7 @@ def test_a_run_keeps_its_best_policy_and_tells_of_overlaps(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Trained on six of the evaluated problems, which the run says; a report shows all of it."""
-    data = Path(__file__).parent.parent / "data" / "modular_validation.jsonl"
+    data = ROOT / "data" / "modular_validation.jsonl"
     mine = tmp_path / "mine.jsonl"
     mine.write_text("".join(data.read_text().splitlines(keepends=True)[:6]))
     stage = grpo(steps=4, data={"path": str(mine)})

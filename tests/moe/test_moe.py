@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mixtures import FAMILIES, SIZES, model_of
 
 from rl_reasoner import open_policy
 from rl_reasoner.moe.experts import ExpertLoad, parameter_counts, routers
 from rl_reasoner.policy.opening import SCRATCH
+from support.mixtures import FAMILIES, SIZES, model_of
 
 # ---------------------------------------------------------------------------------- the layer
 

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import Cli
-from tiny import grpo, recipe
 from transformers import AutoModelForCausalLM
 
 from rl_reasoner import open_policy, train
 from rl_reasoner.errors import UserError
 from rl_reasoner.moe.upcycling import upcycled
+from support.commands import Cli
+from support.tiny import grpo, recipe
 
 SIZES: dict[str, Any] = {
     "vocab_size": 60,

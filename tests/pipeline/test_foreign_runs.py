@@ -11,12 +11,12 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import pytest
-from conftest import Cli
-from report_runs import make_run
 
 from rl_reasoner.foreign import json_value, yaml_value
 from rl_reasoner.recipe.recipe import RecipeLoader
 from rl_reasoner.report.server import serve
+from support.commands import Cli
+from support.report_runs import make_run
 
 STAGE = Path("run/stages/2-grpo")
 DEEP = "[" * 50_000

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Cli, stock
-from tiny import grpo, recipe, rows
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.pipeline.hindrances import Signs, hindrances
 from rl_reasoner.pipeline.preflight import prepared
 from rl_reasoner.report import write_report
+from support.commands import Cli, stock
+from support.tiny import grpo, recipe, rows
 
 
 def step(number: int, **metrics: float) -> dict[str, Any]:

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Cli
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
 from rl_reasoner.pipeline.hindsight import kendall, pearson
 from rl_reasoner.scoring.ledger import digest, entries
+from support.commands import Cli
 
 pairs = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=12)
 

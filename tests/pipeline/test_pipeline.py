@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import grpo, recipe, same, sft, untimed
 
 from rl_reasoner import Recipe, Run, open_policy, train
 from rl_reasoner.errors import UserError
 from rl_reasoner.pipeline import rejection_sampling
 from rl_reasoner.pipeline.lineage import hash_of
 from rl_reasoner.recipe.load import apply_flags
+from support.tiny import grpo, recipe, same, sft, untimed
 
 STAGES = ("pre", "zero", "cold", "samples", "again", "student")
 
@@ -174,7 +174,7 @@ def lines(file: Path, count: int) -> Callable[[], bool]:
 def test_killed_in_every_kind_of_stage_it_ends_with_the_same_weights(
     whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rejection, "_CHUNK", 4)
+    monkeypatch.setattr(rejection_sampling, "_CHUNK", 4)
     wanted = pipeline(tmp_path)
     run = tmp_path / "run"
     stage = {name: run / "stages" / f"{i}-{name}" for i, name in enumerate(STAGES, 1)}
@@ -245,7 +245,7 @@ def test_what_changes_no_result_does_nothing_again(whole: Run, copy: Path) -> No
 def test_other_filters_sample_nothing_anew(
     whole: Run, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rejection, "sample", None)
+    monkeypatch.setattr(rejection_sampling, "sample", None)
     wanted = changed(whole, copy, "--samples.keep.per_prompt", "1")
     train(wanted, resume=copy, quiet=True, last="samples")
     place = Path("stages") / "4-samples"

@@ -4,11 +4,11 @@ import json
 from typing import Any
 
 import pytest
-from tiny import grpo, recipe
 
 from rl_reasoner import cli
 from rl_reasoner.errors import UserError
 from rl_reasoner.pipeline.capacity_planner import GPUS, Shape, Work, breaks, memory, plan, seconds
+from support.tiny import grpo, recipe
 
 # From the models' cards: parameters, active ones, layers, width, vocabulary, bytes a token's cache.
 LLAMA_8B = Shape(8.03e9, 8.03e9, 32, 4096, 128_256, 4 * 32 * 8 * 128)

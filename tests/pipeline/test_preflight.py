@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Cli, stock
-from tiny import grpo, recipe, sft
 
 from rl_reasoner import open_policy
 from rl_reasoner.errors import UserError
@@ -15,6 +13,8 @@ from rl_reasoner.pipeline.preflight import Notice, inspected, prepared
 from rl_reasoner.pipeline.rehearsal import rehearsed
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.rollout.mismatch import measure
+from support.commands import Cli, stock
+from support.tiny import grpo, recipe, sft
 
 
 def notices(wanted: Recipe, folder: Path, change: Callable[[Any], None] = lambda p: None) -> Any:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import recipe, sft
 
 from rl_reasoner import open_policy
 from rl_reasoner.pipeline import rejection_sampling
 from rl_reasoner.pipeline.rejection_sampling import NothingKept, make_samples
 from rl_reasoner.pipeline.train import train
 from rl_reasoner.recipe.recipe import SampleStage
+from support.tiny import recipe, sft
 
 ROWS = [
     {"id": "a", "problem": "1+1=", "answer": "2", "task": "sums", "chain": "1+1=2"},
@@ -127,7 +127,7 @@ def test_it_goes_on_after_the_last_whole_chunk(
     torn: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was sampled before a kill is the same as without it; a torn chunk is drawn again."""
-    monkeypatch.setattr(rejection, "_CHUNK", 1)
+    monkeypatch.setattr(rejection_sampling, "_CHUNK", 1)
     policy = open_policy("scratch:dense-tiny", seed=1, device="cpu")
     fields = {"data": {"path": "x"}, "least": 0.0, "samples": 2, "sampling": {"max_tokens": 4}}
     stage = SampleStage.model_validate({**fields, "keep": {"readable": False, "per_prompt": 2}})

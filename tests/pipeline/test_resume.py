@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import TRAPPED, grpo, recipe, rows, same, sft, two_stages, untimed
 
 from rl_reasoner import Run, train
 from rl_reasoner.cli import main
@@ -20,6 +19,7 @@ from rl_reasoner.pipeline.run_folder import RunFolder
 from rl_reasoner.pipeline.train import Interrupted
 from rl_reasoner.report.terminal import LiveView
 from rl_reasoner.scoring.runner import Breaker
+from support.tiny import TRAPPED, grpo, recipe, rows, same, sft, two_stages, untimed
 
 
 def signals_at(monkeypatch: pytest.MonkeyPatch, at: tuple[str, int], *numbers: int) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import grpo, recipe, sft
 
 from rl_reasoner.dataset.sets import find_set
 from rl_reasoner.errors import UserError
 from rl_reasoner.pipeline.run_folder import RunFolder, append_rows, keep_rows_until, write_text
+from support.tiny import grpo, recipe, sft
 
 
 def lines(path: Path) -> list[object]:

@@ -5,12 +5,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import REWARD, TRAPPED, grpo, recipe, rows, same, sft, two_stages, untimed, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rl_reasoner import Recipe, Run, open_policy, train
 from rl_reasoner.errors import UserError
 from rl_reasoner.scoring.runner import RewardsFailed
+from support.tiny import (
+    REWARD,
+    TRAPPED,
+    grpo,
+    recipe,
+    rows,
+    same,
+    sft,
+    two_stages,
+    untimed,
+    weights,
+)
 
 # --------------------------------------------------------------------------------- a whole run
 

@@ -5,10 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from mixtures import FAMILIES, model_of
 from peft import AutoPeftModelForCausalLM, PromptTuningConfig, get_peft_model
-from processes import build, weights
-from tiny import grpo, recipe
 from transformers import AutoModelForCausalLM
 
 from rl_reasoner import Policy, open_policy, train
@@ -16,6 +13,9 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.policy.lora import adapted
 from rl_reasoner.policy.opening import add_lora, byte_tokenizer, merge_adapter
 from rl_reasoner.recipe.recipe import Lora
+from support.mixtures import FAMILIES, model_of
+from support.processes import build, weights
+from support.tiny import grpo, recipe
 
 IDS = torch.arange(24).reshape(2, 12)
 

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from conftest import Cli
 from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
 
@@ -23,6 +22,7 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.paths import room
 from rl_reasoner.policy.opening import add_lora
 from rl_reasoner.recipe.recipe import Lora
+from support.commands import Cli
 
 
 class Opens:

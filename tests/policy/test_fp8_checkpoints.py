@@ -6,9 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from mixtures import model_of
 from safetensors.torch import load_file, save_file
-from tiny import grpo, recipe
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from rl_reasoner import open_policy, train
@@ -16,6 +14,8 @@ from rl_reasoner.cli import main
 from rl_reasoner.policy.fp8 import quantised
 from rl_reasoner.policy.fp8_weights import dequantised, quantised_weight
 from rl_reasoner.policy.opening import Policy, byte_tokenizer
+from support.mixtures import model_of
+from support.tiny import grpo, recipe
 
 WIDE = {"hidden_size": 128, "moe_intermediate_size": 128, "intermediate_size": 256}
 ATTENTION = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 64}

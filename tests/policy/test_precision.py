@@ -9,8 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mixtures import FAMILIES, model_of
-from tiny import grpo, recipe, rows, sft, weights
 from torch import Tensor
 
 from rl_reasoner import open_policy, train
@@ -21,6 +19,8 @@ from rl_reasoner.policy import fp8_torchao
 from rl_reasoner.policy.fp8 import covered, fp8, how, left_out, linear, product, quantised, tile_of
 from rl_reasoner.policy.opening import add_lora
 from rl_reasoner.recipe.recipe import Lora
+from support.mixtures import FAMILIES, model_of
+from support.tiny import grpo, recipe, rows, sft, weights
 
 IDS = torch.arange(24).reshape(2, 12)
 
@@ -274,7 +274,7 @@ def test_rows_are_filled_up_for_the_kernels_and_odd_layers_stay(
         seen.append(weight.shape)
         return rows @ weight.T
 
-    monkeypatch.setattr(fp8_products, "_blockwise", lambda: kernel)
+    monkeypatch.setattr(fp8_torchao, "_blockwise", lambda: kernel)
     wide = {"hidden_size": 128, "moe_intermediate_size": 128, "head_dim": 64}
     model = model_of("Qwen3Moe", **wide).eval()
     plain = model(input_ids=IDS).logits

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_tasks import value
 
 from rl_reasoner.dataset.tasks.generate import TASKS
 from rl_reasoner.paths import room
+from support.arithmetic import value
+from support.places import SHARED
 
 DATA = room("data")
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 COUNTS = {"train": 200, "validation": 200, "test": 500, "ood": 300}
 COUNTS_OF = {
     "modular": {"train": 200, "validation": 400, "test": 1000, "ood": 500},
@@ -141,7 +141,7 @@ def test_word_problems_are_in_no_public_set() -> None:
 
     own = set().union(*(grams(row["problem"]) for row in rows_of("word_problems.jsonl")))
     for name in ("gsm8k_train", "gsm8k_test", "svamp", "asdiv", "mawps", "math_test"):
-        with (SHARED / f"{name}.jsonl").open(encoding="utf-8") as lines:
+        with (SHARED / "data" / f"{name}.jsonl").open(encoding="utf-8") as lines:
             for line in lines:
                 assert not own & grams(json.loads(line)["problem"]), line
 

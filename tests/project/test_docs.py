@@ -10,11 +10,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from documents import LANGUAGES, ROOT, blocks, run_document, run_shell
 
 import rl_reasoner.recipe.recipe as schema
 from rl_reasoner.recipe.load import shipped_recipes
 from rl_reasoner.scoring.reward import shipped_rewards
+from support.documents import LANGUAGES, ROOT, blocks, run_document, run_shell
 
 DOCUMENTS = sorted(
     path.relative_to(ROOT).as_posix()

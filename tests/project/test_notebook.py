@@ -5,8 +5,9 @@ from typing import Any
 
 import nbformat
 import pytest
-from documents import FULL, ROOT
 from nbclient import NotebookClient
+
+from support.documents import FULL, ROOT
 
 FILE = ROOT / "docs/tutorial.ipynb"
 SMALL = "SFT_STEPS, HABIT_STEPS, GRPO_STEPS, PROBLEMS = 8, 2, 2, 4"

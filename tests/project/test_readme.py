@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from documents import ROOT, blocks, run_document, run_shell
+
+from support.documents import ROOT, blocks, run_document, run_shell
 
 ENGLISH, CHINESE = "README.md", "README.zh-CN.md"
 

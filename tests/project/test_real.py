@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rl_reasoner.cli import main
 from rl_reasoner.policy.opening import cache_folder, convert_gguf
+from support.places import ROOT
 
-ROOT = Path(__file__).parents[1]
 ROWS = ROOT.parent / "shared" / "data" / "gsm8k_train.jsonl"
 pytestmark = pytest.mark.real
 

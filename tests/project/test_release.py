@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from rl_reasoner.version import __version__
+from support.places import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 FORMS = sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("[!c]*.yml"))
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from support.places import ROOT
+
 ROOMS = ("rewards", "recipes", "data")
 SHIPPED = {".py", ".typed", ".json", ".jsonl", ".md", ".yaml", ".css", ".js", ".sh"}
 

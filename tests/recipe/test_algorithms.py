@@ -8,7 +8,6 @@ import pytest
 import torch
 import trl
 from datasets import Dataset
-from tiny import QUIET
 from transformers import HfArgumentParser, TrainerCallback
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, Score, open_policy, reward
@@ -22,6 +21,7 @@ from rl_reasoner.training.advantages import (
     leave_one_out,
     total_rewards,
 )
+from support.tiny import QUIET
 
 PROMPTS = [f"{a}+{b}=" for a in range(4) for b in range(4)]
 Rows = list[dict[str, Any]]

@@ -13,8 +13,8 @@ from rl_reasoner.cli import main
 from rl_reasoner.recipe.json_schema import SCHEMA_FILE, recipe_schema, schema_text
 from rl_reasoner.recipe.load import load_recipe, shipped_recipes
 from rl_reasoner.recipe.recipe import RecipeLoader
+from support.places import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 SHORT: dict[str, Any] = {
     "policy": "scratch:dense-tiny",
     "data": "problems.jsonl",

@@ -1,7 +1,6 @@
 """The recipes for large mixtures, two steps each: their own settings, a policy of their family."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from rl_reasoner.cli import main
 from rl_reasoner.policy.opening import Policy, byte_tokenizer
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from mixtures import FAMILIES, SIZES
+from support.mixtures import FAMILIES, SIZES
 
 POLICIES = {"moe_qwen3": "Qwen3Moe", "moe_deepseek": "DeepseekV2"}
 

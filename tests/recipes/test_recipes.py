@@ -1,7 +1,7 @@
 """Every shipped recipe runs as it is started, with two steps a stage and small evaluations.
 
-`gsm8k` needs a real model: tests/project/test_real.py runs it. test_moe_recipes.py has those for large
-mixtures.
+`gsm8k` needs a real model: tests/project/test_real.py runs it. test_moe_recipes.py has those for
+large mixtures.
 """
 
 import json
@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from rl_reasoner.cli import main
 from rl_reasoner.recipe.load import load_recipe, shipped_recipes
+from support.places import ROOT
 
 SMALL = {
     "quickstart": [
@@ -80,7 +81,7 @@ def test_by_name(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_as_a_script_in_a_folder_of_ones_own(tmp_path: Path) -> None:
     """`python recipes/noisy_start.py`: runs go to runs/ in the working folder."""
-    script = Path(__file__).parents[2] / "recipes" / "noisy_start.py"
+    script = ROOT / "recipes" / "noisy_start.py"
     command = [sys.executable, str(script), *SMALL["noisy_start"], *GRPO]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

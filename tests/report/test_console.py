@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import Cli, lines
 
 from rl_reasoner.report.console import err
 from rl_reasoner.report.formatting import plain
+from support.commands import Cli, lines
 
 HOSTILE = "\x1b[2J\x1b]0;title\x07\x9b31m\x08\u202e[red][/nothing] 4"
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")

@@ -5,10 +5,10 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from conftest import Cli, stock
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.report.dashboards import Dashboard, dashboards_of, project_of
+from support.commands import Cli, stock
 
 
 def test_which_dashboards(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_runs import Parsed, figures, lines, make_run, packs, rollout
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.report import write_report
 from rl_reasoner.report.rollouts import read_rollouts, samples_after
 from rl_reasoner.report.run_data import read_run
+from support.report_runs import Parsed, figures, lines, make_run, packs, rollout
 
 HOSTILE = "</script></pre><img src=x onerror=alert(1)><b>\x00\x1b[31m\ud800 & \"'"
 

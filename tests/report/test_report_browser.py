@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_runs import lines, make_run, rollout
 
 from rl_reasoner.report import write_evaluation, write_report
+from support.report_runs import lines, make_run, rollout
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(

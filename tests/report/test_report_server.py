@@ -16,10 +16,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from report_runs import lines, make_run, packs, rollout
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.report.server import Watched, serve
+from support.report_runs import lines, make_run, packs, rollout
 
 STAGE = Path("stages") / "2-grpo"
 SOURCE = "stage-2-rollouts"

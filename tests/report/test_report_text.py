@@ -3,11 +3,11 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_runs import Parsed
 
 from rl_reasoner.report.browse import shared_ends, titled
 from rl_reasoner.report.formatting import duration, plain, short
 from rl_reasoner.report.html import document, h
+from support.report_runs import Parsed
 
 
 @given(st.lists(st.text("ab \n", max_size=12), min_size=2, max_size=5))

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from conftest import Cli
 
-from rl_reasoner.cli import Verb
+from rl_reasoner.cli.main import Verb
+from support.commands import Cli
 
 SCRIPTS = {"bash": "bash", "zsh": "zsh", "fish": "fish"}
 

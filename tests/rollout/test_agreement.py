@@ -7,8 +7,6 @@ import pytest
 import torch
 import transformers
 import trl
-from processes import build, same, weights
-from stock import TOLERANCE, gradients, half_flat, worst
 from transformers import AutoModelForCausalLM
 
 from rl_reasoner import GRPOTrainer, open_policy
@@ -22,6 +20,8 @@ from rl_reasoner.rollout.agreement import (
 )
 from rl_reasoner.rollout.engine import generate
 from rl_reasoner.rollout.sampling_params import Sampling
+from support.processes import build, same, weights
+from support.stock import TOLERANCE, gradients, half_flat, worst
 
 VOCABULARY = 260
 WINDOW = 12

@@ -7,8 +7,6 @@ import pytest
 import torch
 import transformers
 from datasets import Dataset
-from processes import PROMPTS, build
-from tiny import grpo, recipe
 from transformers import AutoModelForCausalLM
 
 from rl_reasoner import open_policy, train
@@ -16,6 +14,8 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.pipeline.preflight import inspected, prepared
 from rl_reasoner.rollout.long_prompts import places_of
 from rl_reasoner.rollout.sampler import sample
+from support.processes import PROMPTS, build
+from support.tiny import grpo, recipe
 
 PLACES = 32
 LONG = "a prompt that is longer than all the positions of this model"

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from mixtures import FAMILIES, model_of
 
 from rl_reasoner import open_policy
 from rl_reasoner.rollout.mismatch import Gap, Mismatch, diagnosed, measure
+from support.mixtures import FAMILIES, model_of
 
 PROMPTS = [prompt for prompt in ([5, 6, 7, 8], [9, 10], [3, 4, 5]) for _ in range(6)]
 TOKENS = {"eos_token_id": 1, "pad_token_id": 0, "bos_token_id": 2, "initializer_range": 0.3}

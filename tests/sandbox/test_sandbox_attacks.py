@@ -4,16 +4,15 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-from attacks import escapes, forgeries, honest, stage
 
 from rl_reasoner import sandbox
 from rl_reasoner.sandbox import levels
+from support.attacks import escapes, forgeries, honest, stage
+from support.places import ROOT
 
-HERE = Path(__file__).resolve().parent
 COUNT = len(escapes.ESCAPES) + len(forgeries.FUNCTIONS) + len(forgeries.SCRIPTS)
 QUICK = ("escapes/files", "escapes/network", "escapes/processes", "forged/a", "honest/c")
 
@@ -25,7 +24,7 @@ def judged(level: str, groups: tuple[str, ...], command: list[str]) -> dict[str,
         pytest.skip(str(found))
     environment = {"PATH": os.environ["PATH"], levels.LIMIT_VARIABLE: level}
     done = subprocess.run(
-        [*command, str(HERE / "attacks" / "stage.py"), *groups],
+        [*command, str(ROOT / "tests/support/attacks/stage.py"), *groups],
         env=environment,
         capture_output=True,
         text=True,
@@ -41,8 +40,8 @@ def as_ordinary_user() -> list[str]:
     """A command line that starts Python as an ordinary user."""
     if os.geteuid():
         return [sys.executable]
-    needed = ",".join({sys.base_prefix, sys.prefix, str(HERE.parent)})
-    return [sys.executable, str(HERE / "attacks" / "ordinary.py"), needed, sys.executable]
+    needed = ",".join({sys.base_prefix, sys.prefix, str(ROOT)})
+    return [sys.executable, str(ROOT / "tests/support/attacks/ordinary.py"), needed, sys.executable]
 
 
 def test_the_corpus_at_the_strongest_level() -> None:

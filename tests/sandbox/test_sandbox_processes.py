@@ -16,6 +16,7 @@ import pytest
 
 from rl_reasoner import sandbox
 from rl_reasoner.sandbox import host, levels
+from support.places import DATA as SHARED
 
 LEVELS = ["namespaces", "landlock"]
 HOSTILE = [
@@ -246,7 +247,6 @@ def test_no_two_zygotes_share_the_user_whose_threads_are_counted() -> None:
 
 # ------------------------------------------------------------------------------- code sets
 
-SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 SETS = {"humaneval": 4, "mbpp": 16, "leetcode_200": 4, "code_contests_stdio": 16}
 
 

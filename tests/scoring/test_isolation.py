@@ -14,7 +14,7 @@ from typing import Any
 import numpy
 import pytest
 
-from rl_reasoner.scoring.reward import Fault, Outcome, Score, load_reward, score_batch
+from rl_reasoner.scoring.reward import Fault, Score, load_reward, score_batch
 from rl_reasoner.scoring.runner import (
     Breaker,
     Limits,
@@ -23,6 +23,7 @@ from rl_reasoner.scoring.runner import (
     give_up_all,
     runner_of,
 )
+from support.outcomes import QUICK, shown
 
 FAULTY = '''
 import asyncio
@@ -117,7 +118,6 @@ def logs(completions, trainer_state, log_metric, log_extra, **kwargs):
 def where(completion: str) -> float:
     return float(os.getpid())
 '''
-QUICK = Limits(timeout_s=1.5, batch_timeout_s=20.0, memory_mb=512)
 
 
 @pytest.fixture(scope="module")
@@ -126,11 +126,6 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
     path = tmp_path_factory.mktemp("faulty") / "faulty.py"
     path.write_text(FAULTY)
     return lambda name: load_reward(f"{path}:{name}")
-
-
-def shown(outcomes: list[Outcome]) -> list[float | str | None]:
-    """The value of each row, or the kind of its fault."""
-    return [o.kind if isinstance(o, Fault) else o.value for o in outcomes]
 
 
 # ------------------------------------------------------------------------------ row by row

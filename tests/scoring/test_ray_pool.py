@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import grpo, recipe, reward_file
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.pipeline.trl_configs import check_configs
 from rl_reasoner.scoring import ray_cluster
 from rl_reasoner.scoring.reward import Fault, Score, load_reward, score_batch
 from rl_reasoner.scoring.runner import Limits
+from support.tiny import grpo, recipe, reward_file
 
 ON_RAY = Limits(on="ray")
 
@@ -121,7 +121,7 @@ def test_a_node_is_killed_half_way_and_every_verdict_is_right(
             made.remove_node(nodes.pop(), allow_graceful=False)
         return found
 
-    monkeypatch.setattr(ray_pool, "_of", of)
+    monkeypatch.setattr(ray_cluster, "_of", of)
     judged(500)
     assert len(nodes) == 1
 

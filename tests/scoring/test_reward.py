@@ -16,7 +16,6 @@ import trl
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import reward_file
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, Score, open_policy, reward
 from rl_reasoner.errors import UserError
@@ -29,6 +28,7 @@ from rl_reasoner.scoring.reward import (
     score_batch,
     usable,
 )
+from support.tiny import reward_file
 
 
 @reward

@@ -9,9 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Cli, stock
-from test_trainer import build, digits, trained
-from tiny import grpo, recipe
 
 from rl_reasoner import GRPOTrainer, open_policy, reward, train, waiting
 from rl_reasoner.errors import UserError
@@ -20,6 +17,9 @@ from rl_reasoner.pipeline.rehearsal import rehearsed
 from rl_reasoner.scoring.reward import Fault, load_reward, score_batch
 from rl_reasoner.scoring.runner import Breaker, Limits, RewardsFailed
 from rl_reasoner.testing.kit import examine
+from support.commands import Cli, stock
+from support.tiny import grpo, recipe
+from support.trainers import build, digits, trained
 
 
 @pytest.fixture(scope="module")

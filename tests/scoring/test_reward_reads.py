@@ -18,11 +18,11 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
-from test_isolation import QUICK, shown
 
 from rl_reasoner.scoring.call import packed
 from rl_reasoner.scoring.reward import Fault, Reward, load_reward, reward, score_batch
 from rl_reasoner.scoring.runner import Limits
+from support.outcomes import QUICK, shown
 
 
 def counter() -> Callable[..., Any]:

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_trainer import build, digits, trained
-from tiny import grpo, recipe
-from tiny import rows as lines
 
 from rl_reasoner import GRPOTrainer, Score, open_policy, reward, train
 from rl_reasoner.scoring.reward import NOT_ITS_ROW, Fault, Outcome
 from rl_reasoner.scoring.rule import Rule, rule_of, total
+from support.tiny import grpo, recipe
+from support.tiny import rows as lines
+from support.trainers import build, digits, trained
 
 NAN = math.nan
 FAULT = Fault("it raised")

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Cli
 from pydantic import ValidationError
 
 from rl_reasoner import Recipe, Score, reward
@@ -19,6 +18,7 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.rewards.boxed import boxed
 from rl_reasoner.scoring.reward import Fault, Reward, load_reward, score_batch
 from rl_reasoner.scoring.runner import close_all
+from support.commands import Cli
 
 SCRIPT = """
 import math

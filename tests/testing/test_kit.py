@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import bad_rewards
 import pytest
-from conftest import Cli
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.scoring.reward import Reward, load_reward, reward, shipped_rewards
 from rl_reasoner.testing.kit import check_reward, examine
+from support import bad_rewards
+from support.commands import Cli
 
 CODE = [
     {

@@ -9,10 +9,7 @@ import torch
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
-from mixtures import model_of
 from peft import LoraConfig, get_peft_model
-from processes import build, same, together, weights
-from tiny import grpo, recipe, sft
 from torch import Tensor
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy, train
@@ -28,6 +25,9 @@ from rl_reasoner.training.expert_balance import (
     sequence_loss,
     updated_bias,
 )
+from support.mixtures import model_of
+from support.processes import build, same, together, weights
+from support.tiny import grpo, recipe, sft
 
 # -------------------------------------------------------------------------------- the figures
 

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import grpo, recipe, rows
 
 from rl_reasoner import Policy, evaluate, open_policy, train
 from rl_reasoner.rollout.sampler import Rollout
+from support.tiny import grpo, recipe, rows
 
 BEGUN = {
     "prompt": "def one(x):\n",

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import trl
 from accelerate.utils import DistributedType
-from processes import build
-from stock import TOLERANCE, Policies, gradients, half_flat, saved_policies, worst
 
 from rl_reasoner import GRPOTrainer
+from support.places import ROOT
+from support.processes import build
+from support.stock import TOLERANCE, Policies, gradients, half_flat, saved_policies, worst
 
-ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "docs"))
 
-from config_fields import CANNOT_MATTER, FALLS_BACK, HEEDS, PAGE, page  # noqa: E402
+from config_fields import CANNOT_MATTER, FALLS_BACK, HEEDS, PAGE, page
 
 
 def test_a_field_that_a_new_trl_brings_is_looked_at_first() -> None:

@@ -7,11 +7,11 @@ import pytest
 import torch
 import trl
 from datasets import Dataset
-from tiny import QUIET, recipe, rows, same, sft
 
 from rl_reasoner import open_policy, train
 from rl_reasoner.errors import UserError
 from rl_reasoner.training.distillation_trainer import Distiller, teacher_of
+from support.tiny import QUIET, recipe, rows, same, sft
 
 DISTILL = {
     "kind": "distill",

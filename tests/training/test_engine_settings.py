@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from tiny import grpo, recipe
 
 from rl_reasoner.distributed.processes import deepspeed_settings
 from rl_reasoner.errors import UserError
 from rl_reasoner.pipeline.trl_configs import check_configs, config
+from support.tiny import grpo, recipe
 
 
 def grpo_config(folder: Path, monkeypatch: pytest.MonkeyPatch, **vllm: Any) -> Any:

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from test_trainer import Weights, build, digits, trained
 
 from rl_reasoner import GRPOTrainer, open_policy
 from rl_reasoner.training.out_of_memory import SmallerPieces
 from rl_reasoner.training.packed_forward import TrainingPass
+from support.trainers import Weights, build, digits, trained
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,13 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
-from processes import same, together, weights
-from test_trainer_resume import EVAL, killed
-from tiny import QUIET
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy
 from rl_reasoner.errors import UserError
 from rl_reasoner.training.curriculum import PromptSchedule
 from rl_reasoner.training.prompt_selection import PromptChoice
+from support.processes import EVAL, killed, same, together, weights
+from support.tiny import QUIET
 
 PROMPTS = [f"{a}+{b}=" for a in range(6) for b in range(4)]
 HARD = {p for p in PROMPTS if p[0] in "0123"}  # whose completions all score the same

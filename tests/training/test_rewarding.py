@@ -13,11 +13,11 @@ import torch
 import transformers
 import trl
 from datasets import Dataset, concatenate_datasets
-from test_trainer import PLAIN, build, digits, trained
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy, reward
 from rl_reasoner.errors import UserError
 from rl_reasoner.scoring.runner import Limits, RewardsFailed, close_all
+from support.trainers import PLAIN, build, digits, trained
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from mixtures import FAMILIES, model_of
 from peft import LoraConfig
-from processes import Kill, build, same, together, weights
 from torch import Tensor
 
 from rl_reasoner import GRPOTrainer
@@ -19,6 +17,8 @@ from rl_reasoner.moe.experts import routers
 from rl_reasoner.moe.routing import NoReplay, Routes, Routing, SampledRoutes
 from rl_reasoner.rollout.engine import generate
 from rl_reasoner.rollout.sampling_params import Sampling
+from support.mixtures import FAMILIES, model_of
+from support.processes import Kill, build, same, together, weights
 
 IDS = torch.arange(24).reshape(2, 12)
 

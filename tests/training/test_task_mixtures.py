@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_trainer import Log
-from tiny import QUIET, grpo, recipe, rows, sft
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, Policy, evaluate, open_policy, reward, train
 from rl_reasoner.dataset.code_rows import as_dataset
@@ -18,6 +16,8 @@ from rl_reasoner.pipeline.preflight import prepared
 from rl_reasoner.recipe.load import apply_flags
 from rl_reasoner.recipe.recipe import Asked, FileData, MixData, Recipe
 from rl_reasoner.rollout.sampler import Rollout
+from support.tiny import QUIET, grpo, recipe, rows, sft
+from support.trainers import Log
 
 MIX: Any = [
     {"task": "modular", "count": 12, "rewards": ["math_answer", "format_tags"]},

@@ -12,39 +12,24 @@ import pytest
 import torch
 import trl
 from datasets import Dataset
-from failing_rewards import huge, infinite, nan, nothing, raises_sometimes, text
-from processes import build as few
-from tiny import QUIET
-from transformers import TrainerCallback
 
-from rl_reasoner import GRPOConfig, GRPOTrainer, Score, open_policy, reward
+from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy, reward
 from rl_reasoner.errors import UserError
 from rl_reasoner.scoring.runner import RewardsFailed
+from support.failing_rewards import huge, infinite, nan, nothing, raises_sometimes, text
+from support.processes import build as few
+from support.trainers import (
+    PLAIN,
+    PROBLEMS,
+    SPEED_UPS,
+    Log,
+    build,
+    digits,
+    rollouts,
+    trained,
+)
 
-PROBLEMS = [f"{a}+{b}=" for a in range(3) for b in range(4)]
-Weights = dict[str, torch.Tensor]
 OURS = [field.name for field in fields(GRPOConfig)][len(fields(trl.GRPOConfig)) :]
-SPEED_UPS = [name for name in vars(GRPOConfig)["__annotations__"] if name != "correct_sampling"]
-# bit by bit is trl's own path; the others: gradients
-PLAIN = dict.fromkeys(SPEED_UPS, False)
-
-
-@reward
-def digits(completion: str, answer: str) -> Score:
-    """The share of digits in the completion, and 1 more for the answer."""
-    share = sum(c.isdigit() for c in completion) / max(1, len(completion))
-    return Score(share + (answer in completion), f"{share:.0%} digits")
-
-
-class Log(TrainerCallback):  # type: ignore[misc]
-    """Keeps what the trainer logs."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if "train_runtime" not in logs:
-            self.rows.append(dict(logs))
 
 
 @pytest.fixture(scope="module")
@@ -53,48 +38,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("policy")
     open_policy("scratch:moe-tiny", seed=5, device="cpu").save(path)
     return path
-
-
-def build(
-    kind: type[trl.GRPOTrainer], folder: Path, rewards: Any, output: Path, **changes: Any
-) -> Any:
-    """A trainer of 2 prompts x 4 completions a step on the policy in `folder`."""
-    policy = open_policy(str(folder), device="cpu")
-    answers = [str(ast.literal_eval(p[0]) + ast.literal_eval(p[2])) for p in PROBLEMS]
-    arguments = {
-        "output_dir": str(output),
-        "max_steps": 2,
-        "per_device_train_batch_size": 8,
-        "num_generations": 4,
-        "max_completion_length": 8,
-        "learning_rate": 1e-3,
-        "temperature": 1.0,
-        **QUIET,
-        **changes,
-    }
-    return kind(
-        policy.model,
-        reward_funcs=rewards,
-        args=GRPOConfig(**arguments),
-        train_dataset=Dataset.from_dict({"prompt": PROBLEMS, "answer": answers}),
-        processing_class=policy.tokenizer,
-    )
-
-
-def trained(trainer: Any) -> tuple[Weights, list[dict[str, Any]]]:
-    """The weights after training, and what was logged."""
-    log = Log()
-    trainer.add_callback(log)
-    trainer.train()
-    return {n: p.detach().clone() for n, p in trainer.model.named_parameters()}, log.rows
-
-
-def rollouts(trainer: Any) -> list[dict[str, Any]]:
-    """Train and give every rollout row."""
-    rows: list[dict[str, Any]] = []
-    trainer.rollout_sink = rows.extend
-    trainer.train()
-    return rows
 
 
 # --------------------------------------------------------------------------- equal to trl's own

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import trl
-from processes import build
 
 from rl_reasoner import GRPOTrainer
 from rl_reasoner.training.checkpointing.data_place import PlaceInData
@@ -22,6 +21,7 @@ from rl_reasoner.training.packed_forward import TrainingPass
 from rl_reasoner.training.prompt_selection import PromptChoice
 from rl_reasoner.training.reward_pass import Rewarding
 from rl_reasoner.training.router_replay import RouterReplay
+from support.processes import build
 
 # Everything of trl that trainer.py, training_pass.py and resume.py touch through `self`.
 ATTRIBUTES = {

@@ -9,7 +9,9 @@ import pytest
 import torch
 import trl
 from datasets import Dataset
-from stock import (
+
+from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy
+from support.stock import (
     OFF,
     PROMPTS,
     TOLERANCE,
@@ -22,8 +24,6 @@ from stock import (
     saved_policies,
     worst,
 )
-
-from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy
 
 POISON = 100  # a token of some of the completions
 

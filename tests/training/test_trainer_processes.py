@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from processes import FSDP, Weights, build, plain, same, together, trained, weights
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from rl_reasoner import cli
 from rl_reasoner.distributed.sharding import MODEL_SHARDS, OPTIMIZER_SHARDS, merged_state
 from rl_reasoner.errors import UserError
+from support.processes import FSDP, Weights, build, plain, same, together, trained, weights
 
 PLAIN: dict[str, Any] = {"save_strategy": "no", "logging_steps": 1}
 

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import stock
 import torch
-from processes import build
 from transformers import GenerationMixin, TrainerCallback
 
 from rl_reasoner import GRPOTrainer, reward
 from rl_reasoner.errors import UserError
 from rl_reasoner.policy.opening import byte_tokenizer
 from rl_reasoner.training.overlapped_rewards import EarlyRewards
+from support import stock
+from support.processes import build
 
 SHORT: dict[str, Any] = {"max_steps": 2, "save_strategy": "no", "logging_steps": 1}
 

@@ -8,9 +8,17 @@ from typing import Any
 import pytest
 import torch
 import trl
-from stock import TOLERANCE, Policies, gradients, half_flat, never_flat, saved_policies, worst
 
 from rl_reasoner import GRPOTrainer, open_policy
+from support.stock import (
+    TOLERANCE,
+    Policies,
+    gradients,
+    half_flat,
+    never_flat,
+    saved_policies,
+    worst,
+)
 
 Kind = type[trl.GRPOTrainer]
 

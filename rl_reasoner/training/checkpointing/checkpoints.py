@@ -22,8 +22,8 @@ from rl_reasoner.foreign import json_object
 # Zip files with checksums. The random states are one file a process (rng_state.pth, rng_state_0.pth
 # …); without them transformers would go on with other random numbers, and say so only in its log.
 _ZIPPED = ("optimizer.pt", "scheduler.pt", "rng_state*.pth")
-# Weights and optimizer of a job with sharded weights (rl_reasoner.distributed.sharding): folders whose index is
-# written when all processes have written their parts.
+# Weights and optimizer of a job with sharded weights (`distributed.sharding`): folders whose index
+# is written when all processes have written their parts.
 _SHARDS = ("pytorch_model_fsdp_0/.metadata", "optimizer_0/.metadata")
 _SEAL = "checksums.json"
 

@@ -3,8 +3,8 @@
 A run that is killed and resumed has to end with the weights of the run that was not. For that, on
 top of what transformers keeps (weights, optimizer, scheduler, random states): how many
 micro-batches are done, the completions that were sampled but not yet trained on, the place in the
-data (rl_reasoner.training.checkpointing.data_place), a reference that moves (rl_reasoner.training.checkpointing.reference_model), and the whole of a
-checkpoint (rl_reasoner.training.checkpointing.whole_checkpoints). The first two are kept in the file of the random
+data (`data_place`), a reference that moves (`reference_model`), and the whole of a
+checkpoint (`whole_checkpoints`). The first two are kept in the file of the random
 states, so that one checksum and one reader cover all.
 Evaluation leaves every random state as it was: turning it on changes no training number.
 """

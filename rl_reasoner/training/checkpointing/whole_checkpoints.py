@@ -1,6 +1,6 @@
 """A trainer's checkpoints: sealed when complete, checked before use, and taken whole.
 
-Every checkpoint gets the checksums of its files (rl_reasoner.training.checkpointing.checkpoints). One that is damaged is
+Every checkpoint gets the checksums of its files (`checkpoints`). One that is damaged is
 not trained on, and not taken for the best model at the end. Where files hold other tensors than a
 model in memory, as those of mixtures hold the experts one by one, `from_pretrained` puts them
 together: transformers' trainer passes over what it does not find.

@@ -4,7 +4,6 @@ import ast
 import random
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,8 +19,8 @@ from rl_reasoner.dataset.tasks.generate import SPLITS, careless, generate
 from rl_reasoner.errors import UserError
 from rl_reasoner.recipe.recipe import TaskData
 from rl_reasoner.scoring.reward import Fault, Reward, load_reward, score_batch
+from support.places import DATA as SHARED
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 WORDS: list[tuple[str, Callable[[int, int, int], tuple[int, int]]]] = [
     (r"add (\w)", lambda x, y, n: (x + n, y)),
     (r"subtract (\w)", lambda x, y, n: (x - n, y)),

@@ -1,14 +1,10 @@
 """The task generators: right answers and chains, splits that never mix, the same everywhere."""
 
-import ast
 import json
-import operator
 import random
 import re
 import string
 from collections import Counter
-from collections.abc import Callable
-from fractions import Fraction
 from itertools import combinations, pairwise
 
 import pytest
@@ -19,16 +15,8 @@ from rl_reasoner.dataset.tasks.base import Problem
 from rl_reasoner.dataset.tasks.generate import SPLITS, TASKS, careless, generate
 from rl_reasoner.errors import UserError
 from rl_reasoner.scoring.reward import Reward, load_reward, score_batch
+from support.arithmetic import value
 
-OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.Mod: operator.mod,
-    ast.FloorDiv: lambda a, b: Fraction(a // b),
-    ast.Pow: lambda a, b: Fraction(a) ** int(b),
-}
 # The others have tests of their own: test_code_tasks.py, test_instruction_tasks.py.
 UNCHAINED = {"functions", "instructions", "instructions_tiny"}
 MATHS = sorted({*TASKS} - UNCHAINED)
@@ -36,20 +24,6 @@ tasks = st.sampled_from(sorted(TASKS))
 maths = st.sampled_from(MATHS)
 splits = st.sampled_from(SPLITS)
 seeds = st.integers(0, 10**6)
-
-
-def value(text: str) -> Fraction:
-    """The value of an arithmetic expression of our own, by Python's grammar in exact fractions."""
-
-    def of(node: ast.expr) -> Fraction:
-        if isinstance(node, ast.Constant) and type(node.value) is int:
-            return Fraction(node.value)
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-            return -of(node.operand)
-        assert isinstance(node, ast.BinOp), ast.dump(node)
-        return OPERATORS[type(node.op)](of(node.left), of(node.right))
-
-    return of(ast.parse(text, mode="eval").body)
 
 
 # ---------------------------------------------------------------------------------- answers

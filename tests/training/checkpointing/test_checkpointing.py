@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import trl
-from processes import build, same, weights
 
 from rl_reasoner import GRPOConfig, open_policy
 from rl_reasoner.errors import UserError
+from support.processes import build, same, weights
 
 AGAIN: dict[str, Any] = {
     "gradient_checkpointing": True,

@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from processes import build
-from tiny import REWARD, grpo, recipe, rows, same, weights
 
 from rl_reasoner import Run, train
 from rl_reasoner.cli import main
@@ -25,6 +23,8 @@ from rl_reasoner.recipe.recipe import FileData, Recipe
 from rl_reasoner.report.terminal import LiveView
 from rl_reasoner.scoring.ledger import entries
 from rl_reasoner.training.checkpointing.faults import Diverged, LastStep
+from support.processes import build
+from support.tiny import REWARD, grpo, recipe, rows, same, weights
 
 # Scores as `near`, but waits at the first call that it makes while the file `slow` is there.
 SLOW = REWARD.replace("from rl_reasoner", "import os\nimport time\n\nfrom rl_reasoner", 1).replace(

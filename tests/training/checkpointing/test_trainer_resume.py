@@ -1,30 +1,16 @@
 """Killed and resumed runs end with the weights of the run that was not, bit by bit."""
 
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from processes import FSDP, Kill, build, same, together, trained, weights
 
 from rl_reasoner import GRPOTrainer, open_policy
 from rl_reasoner.errors import UserError
-
-
-def killed(policy: str, folder: Path, at: int, changes: dict[str, Any]) -> None:
-    """Train in a process of its own until it is killed in step `at`."""
-
-    def job(rank: int) -> None:
-        trainer = build(policy, folder, **changes)
-        trainer.add_callback(Kill(at))
-        trainer.train()
-
-    assert together(1, job) == [signal.SIGKILL]
-
+from support.processes import EVAL, FSDP, build, killed, same, trained, weights
 
 PLAIN: dict[str, Any] = {"fast_rollouts": False, "share_prompts": False}
-EVAL: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 8}
 
 
 @pytest.mark.parametrize(

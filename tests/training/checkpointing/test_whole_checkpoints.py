@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from processes import build, same, weights
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from rl_reasoner.errors import UserError
+from support.processes import build, same, weights
 
 
 def flip(file: Path) -> None:

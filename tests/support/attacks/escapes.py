@@ -7,7 +7,7 @@ folder that anyone may write to, listeners of the test, process ids. `SEEN` has 
 
 # ruff: noqa: E501 - programs as they come
 
-from attacks import exhaustion
+from support.attacks import exhaustion
 
 PRELUDE = """
 import ctypes, json, os, signal, socket, struct, sys, threading, time

@@ -17,10 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from attacks import escapes, forgeries, honest
 from rl_reasoner import sandbox
+from support.attacks import escapes, forgeries, honest
 
 # Never at "process": there the escapes succeed, and change the Python and the mounts of the host.
 LIMITS: dict[str, Any] = {

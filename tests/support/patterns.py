@@ -15,7 +15,8 @@ from pathlib import Path
 from re import _parser as parser  # type: ignore[attr-defined]
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from support.places import ROOT
+
 METHODS = ("search", "match", "fullmatch", "finditer", "findall", "sub", "subn", "split")
 _REPEATS = (sre.MAX_REPEAT, sre.MIN_REPEAT, sre.POSSESSIVE_REPEAT)
 _OPEN = 30  # repeated more often than that, a part counts as without an end

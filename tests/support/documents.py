@@ -26,8 +26,8 @@ import yaml
 from rl_reasoner.cli import main
 from rl_reasoner.recipe.load import load_recipe, validated
 from rl_reasoner.recipe.recipe import GrpoStage, Recipe, RecipeLoader
+from support.places import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 LANGUAGES = {"sh", "python", "yaml", "text", "console"}
 FULL = os.environ.get("RL_REASONER_DOCS") == "full"
 _FENCE = re.compile(r"^```(\S*)\n(.*?)^```", re.DOTALL | re.MULTILINE)

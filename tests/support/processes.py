@@ -178,3 +178,17 @@ def _run(job: Callable[[int], None], rank: int, count: int, port: int) -> None:
         traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def killed(policy: str, folder: Path, at: int, changes: dict[str, Any]) -> None:
+    """Train in a process of its own until it is killed in step `at`."""
+
+    def job(rank: int) -> None:
+        trainer = build(policy, folder, **changes)
+        trainer.add_callback(Kill(at))
+        trainer.train()
+
+    assert together(1, job) == [signal.SIGKILL]
+
+
+EVAL: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 8}

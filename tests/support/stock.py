@@ -14,12 +14,12 @@ import torch
 import trl
 from datasets import Dataset
 from peft import LoraConfig
-from tiny import QUIET
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy
 from rl_reasoner.policy.opening import Policy
 from rl_reasoner.rollout import engine
+from support.tiny import QUIET
 
 OFF = {"share_prompts": False, "skip_zero_advantage": False, "regroup_rows": False}
 PROMPTS = ["1+1=", "Is it?", "7", "a longer prompt, of thirty chars", "22*3=", "x"]

@@ -1,0 +1,8 @@
+"""`python -m rl_reasoner.cli`: the command line."""
+
+import sys
+
+from rl_reasoner.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,13 @@
+"""Outcomes of rewards, as tests write them down."""
+
+from rl_reasoner.scoring.reward import Fault, Outcome
+from rl_reasoner.scoring.runner import (
+    Limits,
+)
+
+QUICK = Limits(timeout_s=1.5, batch_timeout_s=20.0, memory_mb=512)
+
+
+def shown(outcomes: list[Outcome]) -> list[float | str | None]:
+    """The value of each row, or the kind of its fault."""
+    return [o.kind if isinstance(o, Fault) else o.value for o in outcomes]
