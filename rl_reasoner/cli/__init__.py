@@ -1,5 +1,5 @@
 """The command line: parse, call, print, exit code."""
 
-from rl_reasoner.cli.main import main, main_of
+from rl_reasoner.cli.dispatch import main, main_of
 
 __all__ = ["main", "main_of"]

@@ -2,7 +2,7 @@
 
 import sys
 
-from rl_reasoner.cli.main import main
+from rl_reasoner.cli.dispatch import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -365,6 +365,6 @@ class Completion:
 
     def run(self) -> None:
         """Print it."""
-        from rl_reasoner.cli.main import completion_of
+        from rl_reasoner.cli.dispatch import completion_of
 
         completion_of(self.shell)

@@ -10,7 +10,7 @@ from typing import get_args
 
 import pytest
 
-from rl_reasoner.cli.main import Verb
+from rl_reasoner.cli.dispatch import Verb
 from support.commands import Cli
 
 SCRIPTS = {"bash": "bash", "zsh": "zsh", "fish": "fish"}
