@@ -4,7 +4,8 @@ What counts as right is told in `docs/verifier.md`. The way of an answer: `extra
 `statements` reads it into a tree, `compare` holds it against the gold's, `verdict` puts the result
 in words. All of that is plain, bounded work in this process. Only where letters must be whole
 numbers, or sums and integrals are involved, is sympy asked (`judge`), in a process that is killed
-at its deadline (`pool`, `worker`). `batch` spreads many rows over such processes.
+at its deadline (`pool`, `worker`). `batch` spreads many rows over such processes. A leaf: may
+import only the ground; torch-free.
 """
 
 from collections.abc import Sequence

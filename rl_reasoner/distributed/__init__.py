@@ -1,1 +1,4 @@
-"""distributed."""
+"""The processes of one run: started, meeting, ended; weights in shards; threads of a CPU.
+
+A leaf: may import only the ground (`types`, `errors`, `files`, `paths`, `workers`).
+"""

@@ -1,6 +1,7 @@
 """Names to models and tokenizers, and back to disk: opening, saving, adapting, FP8 weights.
 
-Public: `open_policy`, `Policy`; loaded on first use, for both need torch.
+May import `moe`, `kernels`, `distributed`, the recipe's specs and the ground. Public: `open_policy`
+and `Policy`, loaded on first use, for both need torch.
 """
 
 from importlib import import_module

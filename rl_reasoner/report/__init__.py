@@ -1,12 +1,14 @@
 """Pages to look at: `report.html` of a run folder, and pages of evaluations.
 
-One self-contained file each, readable offline and on a phone. `read` and `rollouts` take a folder
-apart, `gain` words what the figures support, `charts` says what is drawn, `browse` and `sources`
-what is browsed, `html` builds escaped elements, `text` writes figures; `page` and `stages` put a
-run's page together, `evaluation` that of saved results, and `shell` what all pages have. `page.css`
-and the scripts `charts.js`, `browser.js`, `page.js` are written into the page; `server` shows a run
-while it trains. Knows nothing of torch. A part that is lacking (an interrupted run, a run without
-GRPO) is absent from the page; the same files always give the same bytes.
+One self-contained file each, readable offline and on a phone. `run_data` and `rollouts` take a
+folder apart, `gain` words what the figures support, `charts` says what is drawn, `browse` and
+`sources` what is browsed, `html` builds escaped elements, `formatting` writes figures; `page` and
+`stages` put a run's page together, `evaluation` that of saved results, and `shell` what all pages
+have. `page.css` and the scripts `charts.js`, `browser.js`, `page.js` are written into the page;
+`server` shows a run while it trains, `terminal` and `dashboards` elsewhere than in a page. Knows
+nothing of torch (but the callbacks of `dashboards`). May import `evaluation` and what is below it.
+A part that is lacking (an interrupted run, a run without GRPO) is absent from the page; the same
+files always give the same bytes.
 """
 
 from collections.abc import Callable, Sequence

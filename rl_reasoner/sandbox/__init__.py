@@ -4,7 +4,7 @@ Programs are hostile: they run in a jail whose strength is tested on this machin
 fresh process and work folder for each test, forked from a zygote that was started before
 (`host`, `zygote`, `jail`, `child`). What is expected never enters the jail; verdicts are made in
 this process, from plain data (`plans`, `data`), or by a judge process the program cannot reach
-(`remote`). Knows nothing of models.
+(`remote`). Knows nothing of models. A leaf: may import only the ground; torch-free.
 """
 
 import time

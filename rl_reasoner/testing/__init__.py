@@ -1,6 +1,6 @@
-"""Examines a reward before it costs a run. Imports rewards and rows; no models.
+"""Examines a reward before it costs a run.
 
-Public: `check_reward`, for a test of one's own.
+May import `dataset`, `scoring` and what is below them; no models. Public: `check_reward`.
 """
 
 from rl_reasoner.testing.kit import check_reward
