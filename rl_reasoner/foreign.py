@@ -1,13 +1,14 @@
-"""JSON and YAML that others wrote, as values: within bounds, every mistake of one kind.
+"""What others wrote: JSON and YAML read within bounds, texts made fit to be shown.
 
-A run folder, a recipe or a row may come from anywhere. What cannot be read, or would unfold to more
-than a reader bears (brackets without end, numbers of thousands of digits, aliases of aliases), is
-a ValueError or a `UserError`, before anything is made of it.
+A run folder, a recipe, a row or a completion may come from anywhere. What cannot be read, or would
+unfold to more than a reader bears (brackets without end, numbers of thousands of digits, aliases of
+aliases), is a ValueError or a `UserError`, before anything is made of it.
 """
 
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,11 @@ MOST_DIGITS = 300  # of a whole number: a float has some more
 MOST_DEPTH = 64  # lists and objects within each other
 MOST_VALUES = 100_000  # of a YAML text, aliases unfolded
 MOST_YAML = 1 << 20  # bytes
+# Control characters (tab and newline aside) and lone surrogates: neither HTML nor UTF-8 can hold
+# them. The bidirectional overrides go too: with them a text can read as other than it is.
+_UNSHOWABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufffe\uffff]"
+)
 
 
 def json_value(text: str | bytes) -> Any:
@@ -58,6 +64,16 @@ def number(value: Any) -> float | None:
 def mapping(value: Any) -> Mapping[str, Any]:
     """`value` when it is a mapping, otherwise an empty one."""
     return value if isinstance(value, dict) else {}
+
+
+def printable(text: str) -> str:
+    """`text` with line ends made "\\n" and every character that cannot be shown made "\\ufffd"."""
+    return _UNSHOWABLE.sub("\ufffd", text.replace("\r\n", "\n"))
+
+
+def printable_json(text: str) -> str:
+    """A JSON text with every character that cannot be shown as JSON's own escape: equal values."""
+    return _UNSHOWABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def yaml_value(text: str, loader: type[yaml.SafeLoader]) -> tuple[yaml.Node | None, Any]:

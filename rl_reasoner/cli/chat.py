@@ -20,8 +20,8 @@ from tyro.conf import Positional
 from rl_reasoner.cli.arguments import Json, Quiet, asked_as, check_numbers, quiet
 from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.errors import UserError
+from rl_reasoner.foreign import printable
 from rl_reasoner.report.console import emit, err, out
-from rl_reasoner.report.formatting import plain
 
 if TYPE_CHECKING:
     from rl_reasoner.dataset.rows import Prompt
@@ -53,7 +53,7 @@ class Reply:
 
     def shown(self) -> Text:
         """The reply for a reader."""
-        thinking, answer = map(plain, self.parts())
+        thinking, answer = map(printable, self.parts())
         told = Text.assemble((thinking, "dim"), answer)
         if self.verdict is not None:
             told.append_text(_judged(self.verdict))
@@ -71,7 +71,7 @@ class Reply:
 def _judged(score: "Score") -> Text:
     names = {1.0: ("right", "green"), 0.0: ("wrong", "red")}
     word, style = names.get(score.value if score.value is not None else -1, ("not judged", "dim"))
-    return Text.assemble("\n", (word, style), (f": {plain(score.reason)}", "dim"))
+    return Text.assemble("\n", (word, style), (f": {printable(score.reason)}", "dim"))
 
 
 @dataclass
@@ -206,7 +206,7 @@ class _Screen:
         """Show the newest piece of a reply."""
         if self.streams:
             style = "dim" if reply.parts()[0] and not reply.parts()[1] else ""
-            out.print(Text(plain(piece), style), end="", soft_wrap=True)
+            out.print(Text(printable(piece), style), end="", soft_wrap=True)
         elif self.live is not None:
             self.live.update(self._beside(), refresh=True)
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rl_reasoner.errors import unknown
-from rl_reasoner.language.units import IDEOGRAPHS, plain
+from rl_reasoner.language.units import IDEOGRAPHS, normalised
 
 # The commonest words of languages that share a script.
 _COMMON = {
@@ -130,7 +130,9 @@ def share(text: str, target: str) -> Share:
     """
     checked(target)
     counts: Counter[str] = Counter()
-    for script, runs, sentence in _runs(_NO_LANGUAGE.sub("\x00", _unmarked(plain(text[:MOST])))):
+    for script, runs, sentence in _runs(
+        _NO_LANGUAGE.sub("\x00", _unmarked(normalised(text[:MOST])))
+    ):
         kana = script == "han" and bool(_KANA.search(sentence))
         words = list(_counted(script, runs, target))
         if words:

@@ -22,9 +22,9 @@ from rl_reasoner.language.units import (
     bullets,
     has_word,
     ideographs,
+    normalised,
     numbered,
     paragraphs,
-    plain,
     sentences,
     words,
 )
@@ -75,7 +75,7 @@ def verdicts(response: str, instructions: Sequence[Instruction], loose: bool) ->
     """
     if len(response) > MOST:
         return [(False, f"{len(response)} characters, {MOST} are read")] * len(instructions)
-    text = plain(response).strip()
+    text = normalised(response).strip()
     if not text:
         return [(False, "there is no response")] * len(instructions)
     found = [instruction.check(text) for instruction in instructions]
@@ -164,9 +164,9 @@ def _number(value: Any) -> int:
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str) or not plain(value).strip():
+    if not isinstance(value, str) or not normalised(value).strip():
         raise ValueError("a text that is not empty")
-    return plain(value).strip()
+    return normalised(value).strip()
 
 
 def _texts(value: Any) -> list[str]:
@@ -176,9 +176,9 @@ def _texts(value: Any) -> list[str]:
 
 
 def _letter(value: Any) -> str:
-    if not isinstance(value, str) or len(plain(value)) != 1 or not plain(value).isalnum():
+    if not isinstance(value, str) or len(normalised(value)) != 1 or not normalised(value).isalnum():
         raise ValueError("one letter")
-    return plain(value).casefold()
+    return normalised(value).casefold()
 
 
 def _language(value: Any) -> str:

@@ -48,7 +48,7 @@ _FENCE = re.compile(r" {0,3}(?:```|~~~)")
 _HEADING = re.compile(r" {0,3}#{1,6}[ \t]")
 
 
-def plain(text: str) -> str:
+def normalised(text: str) -> str:
     """`text` in one spelling: line ends as \\n, full-width letters narrow, nothing unseen in it.
 
     Chinese punctuation stays wide. Surrogates, which are no characters, become question marks.
@@ -71,18 +71,18 @@ def words(text: str) -> list[str]:
 
     `don't`, `well-known`, `3.14`, `1,000`, `10:30`, `e.g` and `example.com` are one word each.
     """
-    return _WORD.findall(plain(text))
+    return _WORD.findall(normalised(text))
 
 
 def ideographs(text: str) -> list[str]:
     """The Chinese characters (and kana) of a text."""
-    return _IDEOGRAPH.findall(plain(text))
+    return _IDEOGRAPH.findall(normalised(text))
 
 
 def paragraphs(text: str) -> list[str]:
     """The blocks of a text between blank lines; a line of only ---, *** or the like is none."""
     blocks: list[list[str]] = [[]]
-    for line in plain(text).split("\n"):
+    for line in normalised(text).split("\n"):
         if not line.strip() or _RULE.fullmatch(line):
             blocks.append([])
         else:
@@ -176,7 +176,7 @@ def numbered(text: str) -> list[int]:
 
 def _lines(text: str, kind: re.Pattern[str]) -> list[tuple[str, re.Match[str]]]:
     found, fenced = [], False
-    for line in plain(text).split("\n"):
+    for line in normalised(text).split("\n"):
         if _FENCE.match(line):
             fenced = not fenced
         elif not fenced and not _RULE.fullmatch(line) and (mark := kind.match(line)):
@@ -189,12 +189,12 @@ def has_word(text: str, word: str) -> int:
 
     Where it begins or ends with a Chinese character, what stands beside it does not matter.
     """
-    wanted = plain(word).casefold().strip()
+    wanted = normalised(word).casefold().strip()
     if not wanted:
         return 0
     before = "" if not _alone(wanted[0]) else rf"(?<!{_LETTER})(?<!_)"
     after = "" if not _alone(wanted[-1]) else rf"(?!{_LETTER}|_)"
-    return len(re.findall(f"{before}{re.escape(wanted)}{after}", plain(text).casefold()))
+    return len(re.findall(f"{before}{re.escape(wanted)}{after}", normalised(text).casefold()))
 
 
 def _alone(character: str) -> bool:

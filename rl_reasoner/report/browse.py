@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from rl_reasoner.foreign import number
-from rl_reasoner.report.formatting import plain
+from rl_reasoner.foreign import number, printable
 from rl_reasoner.report.rollouts import Sample, cut
 
 PART = 512  # entries whose texts are unpacked together
@@ -57,8 +56,10 @@ class Entry:
 
     def texts(self) -> list[Any]:
         """What a part holds of it: the completion, and each reward's words."""
-        said = [[plain(name), value, plain(why), out] for name, value, why, out in self.said]
-        return [plain(self.completion), said]
+        said = [
+            [printable(name), value, printable(why), out] for name, value, why, out in self.said
+        ]
+        return [printable(self.completion), said]
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ class Source:
         for part, start in enumerate(range(0, len(self.entries), PART)):
             entries = list(islice(self.entries, start, start + PART))
             prompts = {
-                numbers[e.group]: [plain(e.prompt), plain(e.answer)] for e in reversed(entries)
+                numbers[e.group]: [printable(e.prompt), printable(e.answer)]
+                for e in reversed(entries)
             }
             rows = [entry.texts() for entry in entries]
             yield f"{self.key}-{part}", {"prompts": prompts, "rows": rows}
@@ -138,7 +140,7 @@ def _shared(texts: set[str]) -> str:
 def titled(prompt: str, ends: tuple[int, int]) -> str:
     """A prompt on one line, without its shared ends."""
     text = prompt[ends[0] : len(prompt) - ends[1]].strip() or prompt
-    return plain(" ".join(text[: 4 * _TITLE].split()))[:_TITLE]
+    return printable(" ".join(text[: 4 * _TITLE].split()))[:_TITLE]
 
 
 def entry_of(sample: Sample) -> Entry:
@@ -182,7 +184,7 @@ def evaluated(
 def appended(samples: Iterable[Sample]) -> list[list[Any]]:
     """Rollouts of a run that still trains, as the script adds them to a source it has opened."""
     return [
-        [*e.listed(), plain(e.group), plain(e.prompt), plain(e.answer), *e.texts()]
+        [*e.listed(), printable(e.group), printable(e.prompt), printable(e.answer), *e.texts()]
         for e in map(entry_of, samples)
     ]
 
@@ -206,7 +208,7 @@ def experts_of(
     for row in metrics:
         if row["step"] in wanted:
             loads = {name: _shares(row.get(name)) for name in layers}
-            if kept := {plain(name): load for name, load in loads.items() if load}:
+            if kept := {printable(name): load for name, load in loads.items() if load}:
                 found[row["step"]] = kept
     return found
 

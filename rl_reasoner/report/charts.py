@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from rl_reasoner.report.formatting import percent, plain, short
+from rl_reasoner.foreign import printable
+from rl_reasoner.report.formatting import percent, short
 
 _POINTS = 200  # along the x axis: more would not be seen
 SERIES = ("c1", "c2", "c3", "c4", "c5", "c6")
@@ -77,7 +78,7 @@ def stack(
     means = _means([[step, *row] for step, row in zip(steps, rows, strict=True)])
     spec = {
         "kind": "stack",
-        "labels": [plain(label) for label in labels],
+        "labels": [printable(label) for label in labels],
         "colours": [colour(i) for i in range(len(labels))],
         "x": [round(row[0]) for row in means],
         "rows": [_rounded(row[1:]) for row in means],
@@ -106,10 +107,10 @@ def bars(title: str, sets: Sequence[tuple[str, Sequence[Bar]]], *, note: str = "
     colours = evaluation_colours(labels)
     groups = [
         {
-            "name": plain(name),
+            "name": printable(name),
             "bars": [
                 {
-                    "label": plain(bar.label),
+                    "label": printable(bar.label),
                     "colour": colours[bar.label],
                     "value": bar.value,
                     "interval": bar.interval,
@@ -144,7 +145,7 @@ def _line(line: Line, colour: str) -> dict[str, Any]:
     """A curve for JSON: its points without the thinned ones, its running mean where it has one."""
     kept = _extremes(line.values)
     spec: dict[str, Any] = {
-        "label": plain(line.label),
+        "label": printable(line.label),
         "colour": colour,
         "x": [line.steps[i] for i in kept],
         "y": _rounded([line.values[i] for i in kept]),

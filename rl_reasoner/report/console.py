@@ -14,7 +14,7 @@ from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook,
 from rich.segment import Segment
 from rich.table import Table
 
-from rl_reasoner.report.formatting import escaped, plain
+from rl_reasoner.foreign import printable, printable_json
 
 
 class _Plain:
@@ -25,7 +25,7 @@ class _Plain:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         for text, style, control in console.render(self.shown, options):
-            yield Segment(text if control else plain(text), style, control)
+            yield Segment(text if control else printable(text), style, control)
 
 
 class _Hook(RenderHook):
@@ -49,7 +49,7 @@ out = console(width=None if sys.stdout.isatty() else 200)
 def emit(as_json: bool, value: Mapping[str, Any], shown: Any) -> None:
     """Print a verb's result: `value` as JSON, or what a reader sees (`shown`)."""
     if as_json:
-        print(escaped(json.dumps(value, ensure_ascii=False)), flush=True)
+        print(printable_json(json.dumps(value, ensure_ascii=False)), flush=True)
     else:  # a text goes out as it is: no line broken
         whole = not isinstance(shown, Table)
         out.print(shown, highlight=False, soft_wrap=whole)

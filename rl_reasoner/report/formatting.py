@@ -1,24 +1,6 @@
-"""How figures and foreign texts are written, on the report page and in the terminal."""
-
-import re
-
-# Control characters (tab and newline aside) and lone surrogates: neither HTML nor UTF-8 can hold
-# them. The bidirectional overrides go too: with them a text can read as other than it is.
-_UNSHOWABLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufffe\uffff]"
-)
+"""How figures are written, on the report page and in the terminal."""
 
 _UNITS = ((1e12, 1e12, "T"), (1e9, 1e9, "B"), (1e6, 1e6, "M"), (1e4, 1e3, "k"))
-
-
-def plain(text: str) -> str:
-    """`text` with line ends made "\\n" and every character that cannot be shown made "\\ufffd"."""
-    return _UNSHOWABLE.sub("\ufffd", text.replace("\r\n", "\n"))
-
-
-def escaped(text: str) -> str:
-    """A JSON text with every character that cannot be shown as JSON's own escape: equal values."""
-    return _UNSHOWABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def percent(share: float | None) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import TypeAlias
 from xml.etree import ElementTree
 
-from rl_reasoner.report.formatting import plain
+from rl_reasoner.foreign import printable
 
 Element: TypeAlias = ElementTree.Element
 Child: TypeAlias = "Element | str | Iterable[Element | str | None] | None"
@@ -21,7 +21,7 @@ def h(tag: str, *children: Child, **attributes: str) -> Element:
 
     Attribute names are written with "_" for "-" and may end in "_" (`class_="note"`).
     """
-    names = {name.rstrip("_").replace("_", "-"): plain(v) for name, v in attributes.items()}
+    names = {name.rstrip("_").replace("_", "-"): printable(v) for name, v in attributes.items()}
     element = ElementTree.Element(tag, names)
     for child in children:
         items = [child] if child is None or isinstance(child, str | Element) else child
@@ -34,9 +34,9 @@ def _append(element: Element, item: Element | str | None) -> None:
     if isinstance(item, Element):
         element.append(item)
     elif item is not None and len(element):
-        element[-1].tail = (element[-1].tail or "") + plain(item)
+        element[-1].tail = (element[-1].tail or "") + printable(item)
     elif item is not None:
-        element.text = (element.text or "") + plain(item)
+        element.text = (element.text or "") + printable(item)
 
 
 def document(root: Element) -> str:

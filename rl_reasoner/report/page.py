@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rl_reasoner.foreign import number
+from rl_reasoner.foreign import number, printable
 from rl_reasoner.report import charts
 from rl_reasoner.report.charts import Bar, Line
-from rl_reasoner.report.formatting import duration, percent, plain, short, signed, span
+from rl_reasoner.report.formatting import duration, percent, short, signed, span
 from rl_reasoner.report.gain import (
     Figures,
     apart,
@@ -457,7 +457,7 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
 def _inline(value: Any) -> str:
     """A value on one line: text as it is, anything else as JSON; empty for None."""
     if value is None or isinstance(value, str):
-        return plain(value or "")
+        return printable(value or "")
     return json.dumps(value, ensure_ascii=False)
 
 

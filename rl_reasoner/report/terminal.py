@@ -19,8 +19,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from rl_reasoner.foreign import printable
 from rl_reasoner.report.console import console as standard
-from rl_reasoner.report.formatting import duration, percent, plain, short
+from rl_reasoner.report.formatting import duration, percent, short
 
 SECONDS_BETWEEN_LINES = 5.0  # where there is no terminal
 _CURVE = 40  # columns
@@ -73,7 +74,7 @@ class _Stage:
     @property
     def title(self) -> str:
         """ "2/3 grpo"."""
-        return f"{self.index}/{self.of} {plain(self.name)}"
+        return f"{self.index}/{self.of} {printable(self.name)}"
 
     def left(self, now: float) -> str:
         """The time left as text, from the steps since the first update; "–" while unknown."""
@@ -98,7 +99,7 @@ class _Stage:
                 yield name, write(self.latest[key]), key
         for key, value in self.latest.items():
             if _evaluated(key):
-                yield f"accuracy on {plain(key[5:-9])}", percent(value), key
+                yield f"accuracy on {printable(key[5:-9])}", percent(value), key
         if self.faults:
             yield "faults", short(self.faults), ""
 
@@ -186,15 +187,15 @@ class LiveView:
         if self._live is not None:
             row = Table.grid(padding=(0, 2))
             bar = ProgressBar(total=of, completed=done, width=30)
-            row.add_row(Text(plain(label), style="bold"), bar, f"{done:,}/{of:,}")
+            row.add_row(Text(printable(label), style="bold"), bar, f"{done:,}/{of:,}")
             self._live.update(row if done < of else Text(""), refresh=True)
         elif now - self._line_at >= SECONDS_BETWEEN_LINES:
             self._line_at = now
-            self._say(f"{plain(label)}: {done:,}/{of:,}")
+            self._say(f"{printable(label)}: {done:,}/{of:,}")
 
     def note(self, text: str) -> None:
         """Say `text` once, above the view."""
-        self._say(plain(text))
+        self._say(printable(text))
 
     def finish_stage(self) -> None:
         """End the stage that was started last: one line of it stays."""

@@ -24,7 +24,7 @@ from trl.data_utils import is_conversational
 from trl.trainer.utils import nanstd
 
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.report.formatting import plain
+from rl_reasoner.foreign import printable
 from rl_reasoner.scoring.reward import (
     APPLIES,
     NOT_ITS_ROW,
@@ -426,7 +426,7 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
             found = [why for why in gather_object([mine[0] if mine else None]) if why]
             if self.accelerator.is_main_process:
                 count, calls = self._tally.failed[name], self._tally.calls[name]
-                why = plain(found[0].removeprefix(f"reward {name!r}: "))
+                why = printable(found[0].removeprefix(f"reward {name!r}: "))
                 told = "reward %r has failed on %d of %d rows so far: %s"
                 logger.warning(told, name, count, calls, why)
 

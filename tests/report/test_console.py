@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from rl_reasoner.foreign import printable
 from rl_reasoner.report.console import err
-from rl_reasoner.report.formatting import plain
 from support.commands import Cli, lines
 
 HOSTILE = "\x1b[2J\x1b]0;title\x07\x9b31m\x08\u202e[red][/nothing] 4"
@@ -62,7 +62,7 @@ def hostile(here: Path) -> Path:
         ("train", f"nothing{HOSTILE}.yaml"),
         ("report", f"nothing{HOSTILE}"),
     ],
-    ids=lambda verb: "-".join(plain(word) for word in verb[:3]),
+    ids=lambda verb: "-".join(printable(word) for word in verb[:3]),
 )
 @pytest.mark.parametrize("form", [(), ("--json",)])
 def test_no_control_character_of_a_foreign_text_reaches_the_screen(

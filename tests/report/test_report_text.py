@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rl_reasoner.foreign import printable
 from rl_reasoner.report.browse import shared_ends, titled
-from rl_reasoner.report.formatting import duration, plain, short
+from rl_reasoner.report.formatting import duration, short
 from rl_reasoner.report.html import document, h
 from support.report_runs import Parsed
 
@@ -32,8 +33,8 @@ def test_any_text_comes_back_from_the_page_as_text(text: str, value: str) -> Non
     page.encode()
     parsed = Parsed(page)
     assert parsed.tags == ["html", "p", "i"]
-    assert "".join(parsed.texts).strip("\n") == (plain(text) * 2).strip("\n")
-    assert parsed.values("title") == [plain(value)]
+    assert "".join(parsed.texts).strip("\n") == (printable(text) * 2).strip("\n")
+    assert parsed.values("title") == [printable(value)]
 
 
 @pytest.mark.parametrize(
