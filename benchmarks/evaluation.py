@@ -47,7 +47,7 @@ def plain(
     budget = sampler._BATCH_BYTES // sampler._token_bytes(policy.model)
     jobs = [ids for ids in prompts for _ in range(samples)]
     size = max(1, budget // (max(map(len, jobs)) + longest))
-    heat: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    sampled: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
     greedy: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     ends, pad = sampler.eos_ids(policy), policy.tokenizer.pad_token_id
     found: list[list[int]] = []
@@ -64,7 +64,7 @@ def plain(
                 max_new_tokens=longest,
                 eos_token_id=ends,
                 pad_token_id=pad,
-                **(heat if samples > 1 else greedy),
+                **(sampled if samples > 1 else greedy),
             )
         passed += out.numel()
         for row in out[:, width:].tolist():
@@ -106,10 +106,10 @@ def speed(asked: argparse.Namespace) -> None:
     ids = [prompt_ids(policy, prompt) for prompt in prompts]
     print(f"{len(rows)} rows of gsm8k, at most {asked.max_tokens} tokens, {asked.threads} threads")
     for samples in (1, 4):
-        heat = 1.0 if samples > 1 else 0.0
+        temperature = 1.0 if samples > 1 else 0.0
         clock = _Clock()
         ours = sample(
-            policy, prompts, samples=samples, temperature=heat, max_tokens=asked.max_tokens
+            policy, prompts, samples=samples, temperature=temperature, max_tokens=asked.max_tokens
         )
         rates = [clock.rates("ours", sum(out.tokens for group in ours for out in group))]
         clock = _Clock()

@@ -52,7 +52,7 @@ def worker(folder: Path, steps: int, parallel: str) -> None:
     from datasets import Dataset
 
     from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy
-    from rl_reasoner.distributed import processes
+    from rl_reasoner.distributed import processes, strategy
 
     processes.join("cpu")
     policy = open_policy("scratch:moe-tiny", seed=5, device="cpu")
@@ -79,7 +79,7 @@ def worker(folder: Path, steps: int, parallel: str) -> None:
             isolate_rewards=False,
             report_to="none",
             disable_tqdm=True,
-            **processes.trainer_arguments(parallel),
+            **strategy.trainer_arguments(parallel),
         ),
         train_dataset=Dataset.from_list(rows),
         processing_class=policy.tokenizer,
@@ -91,9 +91,9 @@ def worker(folder: Path, steps: int, parallel: str) -> None:
 
     trainer.model.get_input_embeddings().register_forward_hook(broken)
     trainer.train()
-    if processes.first():
+    if processes.is_main():
         (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
-    processes.leave(0)
+    processes.exit_process(0)
 
 
 def measured(parallel: str, steps: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from rich.text import Text
 from tyro.conf import subcommand
 
 from rl_reasoner.cli import chat, eval, reward_verbs, verbs
-from rl_reasoner.distributed import processes
+from rl_reasoner.distributed import launcher, processes
 from rl_reasoner.errors import RunStopped, UserError, unknown
 from rl_reasoner.report.console import err, new_table, out
 from rl_reasoner.version import __version__
@@ -57,20 +57,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     One of several processes (`launch`) that has met the others ends here, with that code.
     """
     given = list(sys.argv[1:] if argv is None else argv)
-    if processes.count() == 1:
+    if processes.world_size() == 1:
         return _ended(given)
     try:
         code = _ended(given)
     except Exception as error:
-        if processes.lost(error):
+        if processes.lost_peer(error):
             code = processes.LOST
-            if not processes.watched():
+            if not launcher.has_launcher():
                 _say("the job ended", "another of its processes has ended before its time")
         else:
             code = 1
             traceback.print_exc()
-    if processes.joined():
-        processes.leave(code)
+    if processes.has_joined():
+        processes.exit_process(code)
     return code
 
 
@@ -90,7 +90,7 @@ def _ended(given: Sequence[str]) -> int:
         _say("cannot go on", f"{error.filename or 'writing a file'}: {error.strerror}")
         return 2
     except KeyboardInterrupt as error:
-        if not processes.first():
+        if not processes.is_main():
             return 130
         folder = getattr(error, "folder", None)
         go_on = f"; continue with: rl-reasoner train --resume {folder}" if folder else ""
@@ -126,7 +126,7 @@ def completion_of(shell: str) -> None:
 
 def _say(title: str, text: str) -> None:
     """A panel on a terminal; elsewhere plain lines, so that paths in them stay whole."""
-    if not processes.speaks():
+    if not processes.is_local_main():
         return
     if err.is_terminal:
         err.print(Panel(Text(text), title=title, title_align="left", border_style="red"))

@@ -16,7 +16,7 @@ from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from rl_reasoner.cli.arguments import Json, Quiet, quiet, writable
-from rl_reasoner.distributed import processes
+from rl_reasoner.distributed import launcher, processes
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.foreign import check_run
 from rl_reasoner.paths import room
@@ -52,11 +52,11 @@ class Train:
         else:
             raise UserError("train what? Give a recipe, or --resume RUN. See: rl-reasoner list")
         recipe, where = load_recipe(source, flags), place_of(source, flags)
-        if self.launch is not None and processes.count() == 1:
-            if code := processes.start(self.launch, self._arguments()):
+        if self.launch is not None and processes.world_size() == 1:
+            if code := launcher.launch(self.launch, self._arguments()):
                 raise SystemExit(code)
             return
-        if not self.quiet and processes.first():
+        if not self.quiet and processes.is_main():
             err.print("loading torch and transformers", style="dim")
         from rl_reasoner.pipeline.train import train
 
@@ -69,7 +69,7 @@ class Train:
             first=self.first,
             last=self.until,
         )
-        if not processes.first():
+        if not processes.is_main():
             return
         value = {
             "run": str(done.folder),
@@ -153,7 +153,9 @@ class List:
         if self.kind == "policies":
             from rl_reasoner.policy.opening import open_policy
 
-            sizes = {name: open_policy(name, device="cpu").parameters for name in found["policies"]}
+            sizes = {
+                name: open_policy(name, device="cpu").parameter_counts for name in found["policies"]
+            }
             told = {n: {"parameters": a, "active_parameters": b} for n, (a, b) in sizes.items()}
             emit(self.json, {**chosen, "sizes": told}, _size_table(sizes))
             return

@@ -1,9 +1,9 @@
 """Weights in shards: FSDP2 (`torch.distributed.fsdp.fully_shard`) under a trainer, and back again.
 
-accelerate shards; this module adds what sampling, checkpoints and the next stage need: the whole
-weights for a while (`whole`), the state of a sharded checkpoint as one (`merged_state`), and FSDP2
-over gloo on a CPU, which torch can do and accelerate does not offer, so that a recipe for many GPUs
-is tried on a laptop. Knows trainers of transformers; nothing of recipes.
+accelerate shards; this module adds what sampling, checkpoints and the next stage need: all weights
+for a while (`gathered_params`), a sharded checkpoint as one state dict (`merged_state_dict`), and
+FSDP2 over gloo on a CPU, which torch can do and accelerate does not offer, so that a recipe for
+many GPUs can be tried on a laptop. Knows trainers of transformers; nothing of recipes.
 """
 
 import os
@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer
 from trl.models.utils import unwrap_model_for_generation
 
-from rl_reasoner.distributed.shards import checked
+from rl_reasoner.distributed.shards import check_shards
 from rl_reasoner.errors import UserError
 
 MODEL_SHARDS = "pytorch_model_fsdp_0"
@@ -66,40 +66,40 @@ class Sharding(Trainer):  # type: ignore[misc]
         """As transformers'; one process also takes the shards of many."""
         checkpoint = Path(resume_from_checkpoint)
         if is_sharded(checkpoint) and not self.is_fsdp_enabled:
-            load_state(self.model, merged_state(checkpoint))
+            load_state(self.model, merged_state_dict(checkpoint))
             return
         if self.is_fsdp_enabled and not is_sharded(checkpoint):
             raise UserError(
                 f"{checkpoint} was not written in shards: it goes on in one process, or under DDP"
             )
         if is_sharded(checkpoint):
-            checked(checkpoint / MODEL_SHARDS)
+            check_shards(checkpoint / MODEL_SHARDS)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or self.is_fsdp_enabled or not is_sharded(Path(checkpoint)):
             if checkpoint is not None and (shards := Path(checkpoint) / OPTIMIZER_SHARDS).is_dir():
-                checked(shards)
+                check_shards(shards)
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        found = _merged(Path(checkpoint) / OPTIMIZER_SHARDS, "optimizer")
+        state = _merged(Path(checkpoint) / OPTIMIZER_SHARDS, "optimizer")
         options = StateDictOptions(full_state_dict=True)
-        set_optimizer_state_dict(self.model, self.optimizer.optimizer, found, options=options)
+        set_optimizer_state_dict(self.model, self.optimizer.optimizer, state, options=options)
         schedule = torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True)
         self.lr_scheduler.load_state_dict(schedule)
 
 
-def in_lockstep(trainer: Any) -> bool:
-    """Whether every pass of a model is a collective call: then all processes make the same ones."""
+def forward_is_collective(trainer: Any) -> bool:
+    """Whether a forward pass is a collective call, so that all ranks must run the same number."""
     kind = trainer.accelerator.distributed_type
     return bool(kind in (DistributedType.FSDP, DistributedType.DEEPSPEED))
 
 
 @contextmanager
-def whole(model: nn.Module) -> Iterator[None]:
-    """Inside, every process holds all weights of a sharded `model`, and passes call nobody.
+def gathered_params(model: nn.Module) -> Iterator[None]:
+    """Gather all sharded parameters on every rank; passes inside need no communication.
 
-    The memory is that of the model, once. Nothing happens to a model that is not sharded.
+    Costs the memory of the model, once. A model that is not sharded is left alone.
     """
     if not torch.distributed.is_initialized():  # one process alone shards nothing
         yield
@@ -120,25 +120,25 @@ def whole(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def whole_of(trainer: Any) -> Iterator[None]:
-    """`whole` for a trainer's model, of DeepSpeed's third stage too; every process enters it."""
+def gathered_params_of(trainer: Any) -> Iterator[None]:
+    """`gathered_params` of a trainer's model, also under DeepSpeed ZeRO-3; every rank enters it."""
     plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
     if plugin is not None and plugin.zero_stage == 3:
         with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator):
             yield
         return
-    with whole(trainer.model):
+    with gathered_params(trainer.model):
         yield
 
 
 def _frees(unit: FSDPModule) -> bool:
-    """Whether a unit gives its whole weights up after its forward pass."""
+    """Whether a unit frees its gathered parameters after its forward pass."""
     group = unit._get_fsdp_state()._fsdp_param_group
     return group is not None and group.post_forward_mesh_info is not None
 
 
-def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this process holds: all of it where it is not sharded."""
+def local_shard(tensor: Tensor) -> Tensor:
+    """The shard of a tensor on this rank: all of it where it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -147,18 +147,18 @@ def is_sharded(checkpoint: Path) -> bool:
     return (checkpoint / MODEL_SHARDS).is_dir()
 
 
-def merged_state(checkpoint: Path) -> dict[str, Tensor]:
+def merged_state_dict(checkpoint: Path) -> dict[str, Tensor]:
     """The weights of a sharded checkpoint as one state dict, by one process, on the CPU."""
     return _merged(checkpoint / MODEL_SHARDS, "model")
 
 
 def _merged(folder: Path, name: str) -> dict[str, Any]:
-    """What was saved as `name` in shards in `folder`, whole. Raises `UserError` (see `checked`)."""
-    checked(folder)
-    found: dict[str, Any] = {}
+    """What `folder` holds as `name` in shards, merged. Raises `UserError` as `check_shards`."""
+    check_shards(folder)
+    loaded: dict[str, Any] = {}
     try:
         _load_state_dict(
-            found,
+            loaded,
             storage_reader=FileSystemReader(folder),
             planner=_EmptyStateDictLoadPlanner(),  # type: ignore[no-untyped-call]
             no_dist=True,
@@ -166,46 +166,46 @@ def _merged(folder: Path, name: str) -> dict[str, Any]:
     except CheckpointException as error:
         cause = next(iter(error.failures.values()))[0]
         raise UserError(f"{folder} cannot be read: {type(cause).__name__}: {cause}") from error
-    if not isinstance(state := found.get(name), dict):
+    if not isinstance(state := loaded.get(name), dict):
         raise UserError(f"{folder} is not read: there is no {name} in it")
     return state
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put a merged state into a model, or into its adapter where it was trained alone."""
+    """Load a merged state dict into a model, or into its adapter where that alone was trained."""
     if isinstance(model, PeftModel):
         set_peft_model_state_dict(model, state)
     else:
         model.load_state_dict(state)
 
 
-def plain_state(model: nn.Module) -> dict[str, Tensor] | None:
-    """The state of a sharded model inside `whole`, to be saved; None where it is not sharded.
+def gathered_state_dict(model: nn.Module) -> dict[str, Tensor] | None:
+    """The state dict of a sharded model inside `gathered_params`; None for one that is not.
 
-    `state_dict` itself would shard it again.
+    `model.state_dict()` itself would shard it again.
     """
     if not isinstance(model, FSDPModule):
         return None
-    found: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
         lasting = module._buffers.keys() - module._non_persistent_buffers_set
         kept = {name: module._buffers[name] for name in lasting}
         for name, tensor in {**module._parameters, **kept}.items():
             if tensor is not None:
-                found[f"{prefix}.{name}" if prefix else name] = tensor.detach()
-    return found
+                state[f"{prefix}.{name}" if prefix else name] = tensor.detach()
+    return state
 
 
-def sharded(trainer: Any) -> bool:
-    """Whether no process alone holds a trainer's whole weights."""
+def params_are_sharded(trainer: Any) -> bool:
+    """Whether no rank alone holds all of a trainer's parameters."""
     if trainer.accelerator.distributed_type == DistributedType.FSDP:
         return True
     plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
     return bool(plugin is not None and plugin.zero_stage == 3)
 
 
-def agreed(trainer: Any, here: bool) -> bool:
-    """Whether `here` is true in any process of the job; a collective call."""
+def any_rank(trainer: Any, here: bool) -> bool:
+    """Whether `here` is true on any rank; a collective call."""
     if trainer.accelerator.num_processes == 1:
         return here
     flag = torch.tensor(float(here), device=trainer.accelerator.device)

@@ -1,8 +1,8 @@
 """What a sharded checkpoint may hold: tensors and plain values, checked before torch reads them.
 
 torch's reader of distributed checkpoints unpickles the index (`.metadata`) and every value that is
-no tensor, so whoever wrote the folder could have any code run. `checked` reads both with unpicklers
-that know nothing but what torch itself writes there; only then a folder is given to torch or
+no tensor, so whoever wrote the folder could have any code run. `check_shards` reads both with
+unpicklers that know only what torch itself writes there; only then is a folder given to torch or
 accelerate. Knows files; nothing of models.
 """
 
@@ -79,7 +79,7 @@ class _Index(pickle.Unpickler):
         return _IN_INDEX[module, name]
 
 
-def checked(folder: Path) -> None:
+def check_shards(folder: Path) -> None:
     """Raise `UserError` where the shards in `folder` are more than tensors and plain values."""
     try:
         with (folder / INDEX).open("rb") as file:

@@ -62,7 +62,7 @@ class Threads:
         """One thread where all `policies` are tiny and on a CPU, else as before; told in words."""
         import torch
 
-        tiny = all(p.device.type == "cpu" and p.parameters[0] <= TINY for p in policies)
+        tiny = all(p.device.type == "cpu" and p.parameter_counts[0] <= TINY for p in policies)
         wanted = 1 if tiny and not said() else self._before
         if torch.get_num_threads() != wanted:
             torch.set_num_threads(wanted)

@@ -237,12 +237,13 @@ def evaluate(
 
     opened = open_policy(policy) if isinstance(policy, str) else policy
     drawn = samples > 1 or bool(modes)
-    heat = temperature if temperature is not None else 1.0 if drawn else 0.0
+    if temperature is None:
+        temperature = 1.0 if drawn else 0.0
     result = EvalResult(
         opened.source,
         settings={
             "seed": seed,
-            "temperature": heat,
+            "temperature": temperature,
             "max_tokens": max_tokens,
             "template": template,
             **({"system": system} if system else {}),
@@ -252,7 +253,7 @@ def evaluate(
         },
     )
     with _threads(opened):
-        session = _Session(opened, result, samples, heat, modes or (), progress, cache)
+        session = _Session(opened, result, samples, temperature, modes or (), progress, cache)
         for which in sets:
             data = set_data(which) if isinstance(which, str) else which
             rows = with_system(load_rows(data)[:limit], system)
@@ -298,7 +299,7 @@ class _Session:
         policy: "Policy | Server",
         result: EvalResult,
         samples: int,
-        heat: float,
+        temperature: float,
         modes: Sequence[Mode],
         progress: Progress | None,
         cache: Path | None,
@@ -306,7 +307,7 @@ class _Session:
         self.policy = policy
         self.result = result
         self.samples = samples
-        self.heat = heat
+        self.temperature = temperature
         self.modes: Sequence[Mode] = modes or ("greedy",)
         self.given = bool(modes)
         self.progress = progress
@@ -345,8 +346,8 @@ class _Session:
             many = mode == "sampled" or not self.given
             outs = self._draw(prompts, label, longest, many, _FORCES[mode])
             scored = self.result.rows[label] = judge.scored(rows, outs)
-            heat = self.heat if many else 0.0
-            shared = {"temperature": heat, "reward": judge.name}
+            temperature = self.temperature if many else 0.0
+            shared = {"temperature": temperature, "reward": judge.name}
             self.result.sets[label] = {**figures_of(scored), **shared}
             if trained_on is not None:
                 _mark(self.result, label, trained_on)
@@ -362,7 +363,7 @@ class _Session:
         count = self.samples if many else 1
         options: dict[str, Any] = {
             "samples": count,
-            "temperature": self.heat if many else 0.0,
+            "temperature": self.temperature if many else 0.0,
             "max_tokens": longest,
             "seed": self.result.settings["seed"],
             "force": force,

@@ -47,7 +47,7 @@ def of_policy(policy: "Policy", weights: str | None, template: str, example: Pro
     return {
         "weights_sha256": weights,
         "dtype": str(policy.model.dtype).removeprefix("torch."),
-        "parameters": policy.parameters[0],
+        "parameters": policy.parameter_counts[0],
         "device": card or str(policy.device.type),
         "threads": torch.get_num_threads(),
         "template": template,

@@ -48,7 +48,7 @@ class Layout(Protocol):
 
 
 @dataclass(frozen=True)
-class Group:
+class PackedGroup:
     """One prompt's place in the packed row: `prompt` tokens at `start`, then the rows' lengths.
 
     `members`: which rows of the table they are.
@@ -75,7 +75,7 @@ class Packed:
     scored: Tensor
     labels: Tensor
     places: Tensor
-    groups: tuple[Group, ...]
+    groups: tuple[PackedGroup, ...]
 
     @cached_property
     def _paddings(self) -> list[tuple[Tensor, Tensor]]:
@@ -224,7 +224,7 @@ class _Packing:
         self.scored: list[int] = []
         self.labels: list[int] = []
         self.places: list[int] = []
-        self.groups: list[Group] = []
+        self.groups: list[PackedGroup] = []
 
     def add(self, prompt: Sequence[int], completions: dict[int, list[int]], width: int) -> None:
         """One group: its prompt, and its completions by their row in the table of `width`."""
@@ -239,7 +239,7 @@ class _Packing:
             self.places += range(row * width, row * width + len(completion))
             self._tokens(tokens, shared, 1)
             rows.append(len(tokens))
-        self.groups.append(Group(start, shared, tuple(rows), tuple(completions)))
+        self.groups.append(PackedGroup(start, shared, tuple(rows), tuple(completions)))
 
     def _tokens(self, tokens: Sequence[int], position: int, weight: int) -> None:
         self.ids += tokens

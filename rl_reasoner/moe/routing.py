@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from rl_reasoner.kernels.packing import Packed
 from rl_reasoner.moe.experts import expert_count, routers
 
-Rule = Callable[[Tensor, Tensor], Tensor]  # logits (N, experts), choices (N, k) -> gates (N, k)
+GateRule = Callable[[Tensor, Tensor], Tensor]  # logits (N, experts), choices (N, k) -> gates (N, k)
 
 
 def _softmax(logits: Tensor, chosen: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def _sigmoid(logits: Tensor, chosen: Tensor) -> Tensor:
     return logits.sigmoid().gather(1, chosen)
 
 
-def _normalised(rule: Rule) -> Rule:
+def _normalised(rule: GateRule) -> GateRule:
     def gates(logits: Tensor, chosen: Tensor) -> Tensor:
         values = rule(logits, chosen)
         return values / values.sum(-1, keepdim=True)
@@ -44,7 +44,7 @@ def _softmax_of_chosen(logits: Tensor, chosen: Tensor) -> Tensor:
     return logits.gather(1, chosen).softmax(-1, dtype=logits.dtype)
 
 
-RULES: tuple[Rule, ...] = (
+RULES: tuple[GateRule, ...] = (
     _normalised(_softmax),  # Qwen3-MoE, Mixtral
     _softmax,  # Qwen2-MoE, OLMoE, DeepSeek-V2
     _normalised(_sigmoid),  # DeepSeek-V3
@@ -57,7 +57,7 @@ class NoReplay(Exception):
     """The model's routers are not of a kind that can be replayed; the message names why."""
 
 
-def gate_rule(router: nn.Module) -> Rule:
+def gate_rule(router: nn.Module) -> GateRule:
     """The rule of `RULES` that gives the router's own gates, times its `routed_scaling_factor`.
 
     Tried on random weights: those of the model may be all alike. Raises `NoReplay` if none does.
@@ -111,7 +111,7 @@ class Routing:
         self._handles: list[Any] = []
         self._uses = 0  # that need the hooks now
 
-    def _hook(self, layer: int, rule: Rule) -> Any:
+    def _hook(self, layer: int, rule: GateRule) -> Any:
         def look(module: nn.Module, inputs: Any, output: Any) -> Any:
             logits, gates, chosen = output
             if self._given is not None and len(self._given) == len(chosen):  # else another pass
@@ -236,7 +236,7 @@ class Routes:
         return torch.cat(parts).to(mask.device)
 
 
-def joined(parts: Sequence[Routes]) -> Routes:
+def join_routes(parts: Sequence[Routes]) -> Routes:
     """The rows of all `parts`, one after the other."""
     return Routes(
         [tensor for part in parts for tensor in part.prompts],

@@ -37,7 +37,7 @@ def lock(
             note(f"begun with OMP_NUM_THREADS={begun}, continued with {now}: it rounds otherwise")
         return
     precision = choose_precision(recipe.run.precision, device)
-    total, active = policy.parameters
+    total, active = policy.parameter_counts
     facts: dict[str, Any] = {
         "device": device,
         "precision": precision,

@@ -348,7 +348,9 @@ def _sandbox(recipe: Recipe) -> Notice:
 
 def _rate(recipe: Recipe, stage: TrainedStage, policy: Policy) -> Notice:
     """The learning rate beside those that the shipped recipes train with."""
-    low, high = _RATES["grpo" if stage.kind == "grpo" else "sft", policy.parameters[0] < _SMALL]
+    low, high = _RATES[
+        "grpo" if stage.kind == "grpo" else "sft", policy.parameter_counts[0] < _SMALL
+    ]
     high *= _LORA_RATE if recipe.policy.lora else 1.0
     said = f"stage {stage.name}: {stage.optim.lr:g}"
     if low <= stage.optim.lr <= high:

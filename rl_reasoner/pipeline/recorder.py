@@ -11,7 +11,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from rl_reasoner.distributed import processes
-from rl_reasoner.distributed.sharding import agreed, whole_of
+from rl_reasoner.distributed.sharding import any_rank, gathered_params_of
 from rl_reasoner.evaluation.evaluate import evaluate
 from rl_reasoner.evaluation.monitor import Watch
 from rl_reasoner.pipeline.hindrances import Signs, highest_of
@@ -50,13 +50,13 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         evals = self.job.recipe.evals
         if self.watch is not None and state.global_step % evals.every == 0:
-            with whole_of(self.trainer):
-                if processes.first():
+            with gathered_params_of(self.trainer):
+                if processes.is_main():
                     figures = self._validate(self.watch.name)
                     step = state.global_step
                     self.validated = self.watch.take(figures, step, self.job.policy)
                 processes.wait()  # as long as it takes: inside, all hold the whole weights
-        if agreed(self.trainer, self.stop.asked):
+        if any_rank(self.trainer, self.stop.asked):
             self.stop.asked = True  # of the job: the signal may have come to another process
             control.should_save = control.should_training_stop = True
 
@@ -65,7 +65,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             self.job.ledger.sync()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.signs is not None and processes.first():
+        if self.signs is not None and processes.is_main():
             for found in self.signs.standing():
                 if self.told.get(found.kind) != state.global_step:  # just said
                     self.view.note(f"stage {self.job.stage.name} ends with this alarm: {found}")
@@ -88,7 +88,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not logs or "train_runtime" in logs:  # the closing summary is no step
             return
-        if not processes.first():
+        if not processes.is_main():
             return
         seconds = time.perf_counter() - self.begun  # of a step of sft: grpo logs its own
         row = {"step": state.global_step, "step_time": seconds, **logs, **self.validated}

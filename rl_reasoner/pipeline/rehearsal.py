@@ -92,9 +92,9 @@ def _rehearse(
     policy: Policy,
 ) -> list[Notice]:
     prompts = [prompt_of(row, recipe.template, policy.tokenizer) for row in rows]
-    heat, size = stage.sampling.temperature, stage.group.size
+    size, how = stage.group.size, stage.sampling
     drawn = sample(
-        policy, prompts, samples=size, temperature=heat, max_tokens=stage.sampling.max_tokens
+        policy, prompts, samples=size, temperature=how.temperature, max_tokens=how.max_tokens
     )
     flat = [rollout for group in drawn for rollout in group]
     spread = [row for row in rows for _ in range(size)]

@@ -130,7 +130,7 @@ def _grpo(job: Job, stage: GrpoStage) -> GRPOTrainer:
     if stage.loss.beta and not recipe.policy.lora:
         # trl loads the reference from where the model says it came from: that must be the
         # policy as it enters this stage, not the one that the first stage opened
-        if processes.first():
+        if processes.is_main():
             policy.save(job.folder / "reference")
         processes.wait()
         policy.model.config.name_or_path = str(job.folder / "reference")
@@ -141,7 +141,7 @@ def _grpo(job: Job, stage: GrpoStage) -> GRPOTrainer:
         train_dataset=as_dataset(trained),
         processing_class=policy.tokenizer,
     )
-    trainer.heeds_rows = True
+    trainer.use_row_settings = True
     trainer.reward_rules = [
         rule_of(function, spec.optional, spec.on_abstain)
         for function, spec in zip(job.rewards, recipe.rewards.values(), strict=True)

@@ -14,7 +14,12 @@ from peft import PeftModel
 from transformers import PrinterCallback
 
 from rl_reasoner.distributed import processes
-from rl_reasoner.distributed.sharding import is_sharded, plain_state, sharded, whole_of
+from rl_reasoner.distributed.sharding import (
+    gathered_params_of,
+    gathered_state_dict,
+    is_sharded,
+    params_are_sharded,
+)
 from rl_reasoner.errors import RunStopped
 from rl_reasoner.moe.experts import without_router_logits
 from rl_reasoner.pipeline.recorder import Recorder
@@ -41,8 +46,10 @@ def train_stage(job: Job, view: LiveView, stop: Stop, device: str, precision: st
     """
     policy, folder, stage = job.policy, job.folder, job.stage
     checkpoints = folder / "checkpoints"
-    at = processes.share(last_checkpoint(checkpoints, view.note) if processes.first() else None)
-    if processes.first():
+    at = processes.broadcast(
+        last_checkpoint(checkpoints, view.note) if processes.is_main() else None
+    )
+    if processes.is_main():
         for name in ("metrics.jsonl", "rollouts.jsonl"):
             keep_rows_until(folder / name, at[1] if at else 0)
         job.ledger = Ledger.open(folder, at[1] if at else 0)
@@ -53,7 +60,7 @@ def train_stage(job: Job, view: LiveView, stop: Stop, device: str, precision: st
     last_step = LastStep(trainer)
     trainer.add_callback(last_step)
     trainer.add_callback(Recorder(job, trainer, view, stop))
-    for dashboard in callbacks_of(run.report_to, view.note) if processes.first() else ():
+    for dashboard in callbacks_of(run.report_to, view.note) if processes.is_main() else ():
         trainer.add_callback(dashboard)
     trainer.add_callback(trainer.pop_callback(Sealing))  # behind what the others write
     trainer.remove_callback(PrinterCallback)  # metrics go to the recorder alone
@@ -81,12 +88,12 @@ def _save(job: Job, trainer: Any, device: str) -> None:
     A model that was sharded is opened anew: nobody held all of it.
     """
     policy, folder, lora = job.policy, job.folder, job.recipe.policy.lora
-    shards = sharded(trainer)
-    with whole_of(trainer):
-        if processes.first() and lora:
-            state = plain_state(policy.model)
+    shards = params_are_sharded(trainer)
+    with gathered_params_of(trainer):
+        if processes.is_main() and lora:
+            state = gathered_state_dict(policy.model)
             policy.model.save_pretrained(folder / "adapter", state_dict=state)
-        elif processes.first():
+        elif processes.is_main():
             policy.save(folder / "policy")
     if shards:
         processes.wait()
@@ -97,7 +104,7 @@ def _save(job: Job, trainer: Any, device: str) -> None:
         policy.source = str(folder / "policy")
         if lora:
             policy.model = PeftModel.from_pretrained(policy.model, folder / "adapter")
-    if merge_adapter(policy) and processes.first():
+    if merge_adapter(policy) and processes.is_main():
         policy.save(folder / "policy")
 
 

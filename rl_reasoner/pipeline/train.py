@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_reasoner.dataset.rows import Row, render
-from rl_reasoner.distributed import processes
+from rl_reasoner.distributed import launcher, processes
 from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.errors import RunStopped, UserError
 from rl_reasoner.evaluation.evaluate import EvalResult, evaluate_recipe
@@ -105,7 +105,7 @@ def train(
     processes.join(choose_device(recipe.run.device))
     window = window_of(recipe, first, last)
     work = prepared(recipe, where)
-    if not processes.first():
+    if not processes.is_main():
         return _followed(work)
     if resume is None:
         run, saved = RunFolder.create(recipe), recipe
@@ -115,8 +115,8 @@ def train(
     try:
         if saved.name != recipe.name:
             raise UserError(f"{resume} is a run of the recipe {saved.name!r}, not {recipe.name!r}")
-        processes.told(run.path)
-        processes.share((run.path, recipe))
+        launcher.tell_launcher(run.path)
+        processes.broadcast((run.path, recipe))
         with LiveView(quiet=quiet) as view, Stop(view.note) as stop:
             if saved != recipe:
                 _changed(saved, recipe, run, view)
@@ -139,7 +139,7 @@ def train(
 
 def _followed(work: Work) -> Run:
     """The run in a process that is not the first one: it trains what that one says."""
-    path, recipe = processes.share((Path(), None))
+    path, recipe = processes.broadcast((Path(), None))
     assert recipe is not None
     try:
         with LiveView(quiet=True) as view, Stop(view.note) as stop, Threads() as threads:
@@ -219,12 +219,12 @@ class _Session:
             policy.save(self.run.path / "policy")
             policy.source = str(self.run.path / "policy")
         report = write_report(self.run.path)
-        processes.share(_Order(None, place, policy.source))
+        processes.broadcast(_Order(None, place, policy.source))
         return Run(self.run.path, policy, self.evals, report)
 
     def follow(self) -> Run:
         """Train the stages that the first process names, until it has come to the end."""
-        while (order := processes.share(_Order(None, _From(None)))).index is not None:
+        while (order := processes.broadcast(_Order(None, _From(None)))).index is not None:
             stage = self.recipe.stages[order.index]
             self._train(order.index, stage, order.place, self._folder(stage.name))
         policy = self._policy(order.place)
@@ -290,7 +290,7 @@ class _Session:
     def _opened(self, place: "_From") -> Policy:
         source = str(self._folder(place.stage) / "policy") if place.stage else str(place.source)
         policy = open_policy(source, seed=self.recipe.run.seed, device=self.device)
-        if merge_adapter(policy) and processes.first():
+        if merge_adapter(policy) and processes.is_main():
             self.view.note(
                 f"the adapter {source} is merged into its base: a stage trains all weights, or a "
                 "fresh adapter where policy.lora is set"
@@ -414,7 +414,7 @@ class _Session:
             return folder / "data.jsonl"
         self.view.start_stage(stage.name, index + 1, of, steps)
         place = self._start(stage)
-        processes.share(_Order(index, place))
+        processes.broadcast(_Order(index, place))
         self._train(index, stage, place, folder)
         self.view.finish_stage()
         return folder / "policy"

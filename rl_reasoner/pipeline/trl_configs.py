@@ -11,7 +11,7 @@ from typing import Any
 
 from trl import DistillationConfig, SFTConfig
 
-from rl_reasoner.distributed.processes import share_of, trainer_arguments
+from rl_reasoner.distributed.strategy import per_process, trainer_arguments
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.policy.opening import choose_device, choose_precision
 from rl_reasoner.recipe.recipe import (
@@ -132,7 +132,7 @@ def _parallel(recipe: Recipe, stage: TrainedStage) -> dict[str, Any]:
 
 
 def _sft(stage: SftStage) -> dict[str, Any]:
-    rows = share_of(stage.batch, f"batch {stage.batch}")
+    rows = per_process(stage.batch, f"batch {stage.batch}")
     return {**_passes(rows, stage.micro_batch), "max_length": None}
 
 
@@ -149,7 +149,7 @@ def _passes(rows: int, micro_batch: int | None) -> dict[str, Any]:
 
 def _distill(stage: DistillStage) -> dict[str, Any]:
     return {
-        **_passes(share_of(stage.batch, f"batch {stage.batch}"), None),
+        **_passes(per_process(stage.batch, f"batch {stage.batch}"), None),
         "temperature": stage.sampling.temperature,
         "top_p": stage.sampling.top_p,
         "top_k": stage.sampling.top_k,
@@ -162,7 +162,7 @@ def _grpo(stage: GrpoStage) -> dict[str, Any]:
     group = stage.group
     if stage.vllm is not None and importlib.util.find_spec("vllm") is None:
         raise UserError("vllm needs vLLM: pip install 'trl[vllm]'")
-    groups = share_of(group.prompts, f"group.prompts {group.prompts}", "group")
+    groups = per_process(group.prompts, f"group.prompts {group.prompts}", "group")
     return {
         **_passes(groups * group.size, group.micro_batch),
         "num_generations": group.size,

@@ -28,7 +28,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rl_reasoner.distributed.sharding import is_sharded, load_state, merged_state, plain_state
+from rl_reasoner.distributed.sharding import (
+    gathered_state_dict,
+    is_sharded,
+    load_state,
+    merged_state_dict,
+)
 from rl_reasoner.errors import UserError, did_you_mean, unknown
 from rl_reasoner.moe.experts import parameter_counts, without_router_logits
 from rl_reasoner.policy import hub
@@ -97,7 +102,7 @@ class Policy:
     source: str
 
     @property
-    def parameters(self) -> tuple[int, int]:
+    def parameter_counts(self) -> tuple[int, int]:
         """(total, active for one token) number of parameters."""
         return parameter_counts(self.model)
 
@@ -110,12 +115,12 @@ class Policy:
     def save(self, folder: Path) -> None:
         """Write model and tokenizer to `folder`, in safetensors.
 
-        A sharded model is saved inside `sharding.whole`.
+        A sharded model is saved inside `sharding.gathered_params`.
         """
         without_router_logits(self.model)
         for stale in folder.glob(".tmp??????"):  # of a save that was killed: safetensors' file
             stale.unlink(missing_ok=True)
-        self.model.save_pretrained(folder, state_dict=plain_state(self.model))
+        self.model.save_pretrained(folder, state_dict=gathered_state_dict(self.model))
         self.tokenizer.save_pretrained(folder)
 
 
@@ -360,7 +365,7 @@ def _merged(folder: Path) -> PreTrainedModel:
     """The model of a checkpoint in shards, whole. Raises ValueError for one of an adapter alone."""
     model = AutoModelForCausalLM.from_config(configuration(str(folder)), trust_remote_code=False)
     try:
-        load_state(model, merged_state(folder))
+        load_state(model, merged_state_dict(folder))
     except RuntimeError as error:
         raise ValueError("its shards are an adapter's: end the stage, then export") from error
     return model

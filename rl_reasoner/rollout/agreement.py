@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rl_reasoner.kernels.packing import Unsupported, arguments, attention_of, pack
 from rl_reasoner.rollout.engine import generate
-from rl_reasoner.rollout.sampling_params import Sampling
+from rl_reasoner.rollout.sampling_params import SamplingParams
 
 # Rotary embeddings that depend on the length of the batch's longest row, not on positions alone.
 _ROPE_BY_LENGTH = ("dynamic", "longrope")
@@ -176,7 +176,7 @@ def _decodes(causal_lm: Any) -> bool:
     )
     try:
         keys = [[row] for row in range(len(prompts))]
-        drawn = generate(causal_lm, prompts, keys, Sampling(max_tokens=_TOKENS, ends=(-1,)))
+        drawn = generate(causal_lm, prompts, keys, SamplingParams(max_tokens=_TOKENS, ends=(-1,)))
         rows = [[*prompt, *c.ids] for prompt, c in zip(prompts, drawn, strict=True)]
         longest = max(map(len, rows))
         padded = [row + row[:1] * (longest - len(row)) for row in rows]  # unseen by the row

@@ -27,19 +27,19 @@ from transformers import GenerationMixin
 from rl_reasoner.kernels.packed_linear import packed_linears
 from rl_reasoner.kernels.packing import attention_of, prompt_attention
 from rl_reasoner.moe.routing import SampledRoutes
-from rl_reasoner.rollout.sampling_params import Sampling, is_the_policy, looks_back
+from rl_reasoner.rollout.sampling_params import SamplingParams, is_the_policy, looks_back
 
 _PREFILL = 8192  # prompt tokens of one pass
 _GENERATE = GenerationMixin.generate
-Ended = Callable[[list[tuple[int, list[int]]]], None]
+OnFinished = Callable[[list[tuple[int, list[int]]]], None]
 
 
 @dataclass
-class Completion:
+class SampledCompletion:
     """Token ids up to and with the end token, and the log-probability each was drawn with.
 
-    `policy_logps`: those under the policy at `Sampling.policy_temperature`, whatever cut-offs and
-    penalties sampling had; empty where no temperature is given.
+    `policy_logps`: those under the policy at `SamplingParams.policy_temperature`, whatever cut-offs
+    and penalties sampling had; empty where no temperature is given.
     """
 
     ids: list[int]
@@ -51,20 +51,21 @@ def generate(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
     keys: Sequence[Sequence[int]],
-    sampling: Sampling,
+    sampling: SamplingParams,
     routes: SampledRoutes | None = None,
-    ended: Ended | None = None,
+    on_finished: OnFinished | None = None,
     budgets: Sequence[int | None] | None = None,
-) -> list[Completion]:
+) -> list[SampledCompletion]:
     """One completion for each of `prompts`, of which equal ones are run once; a key for each.
 
     `model` is a causal language model that `packing.obstacle` finds nothing against. A key is any
     sequence of numbers >= 0. Greedy where the temperature is 0. `routes` gets the experts chosen.
-    `ended` hears of rows, and their token ids, as soon as they are complete. `budgets` are the
+    `on_finished` is called with (row, token ids) of the
+    rows that finished at this step. `budgets` are the
     rows' longest completions, where these are shorter than `sampling.max_tokens`.
     """
     with torch.no_grad(), attention_of(model), packed_linears(model):
-        return _Batch(model, prompts, keys, sampling, routes, ended, budgets).run()
+        return _Batch(model, prompts, keys, sampling, routes, on_finished, budgets).run()
 
 
 def generates_as_transformers(model: nn.Module) -> bool:
@@ -278,13 +279,13 @@ class _Batch:
         model: nn.Module,
         prompts: Sequence[Sequence[int]],
         keys: Sequence[Sequence[int]],
-        sampling: Sampling,
+        sampling: SamplingParams,
         routes: SampledRoutes | None,
-        ended: Ended | None,
+        on_finished: OnFinished | None,
         budgets: Sequence[int | None] | None,
     ) -> None:
         self.model = model
-        self.ended = ended
+        self.on_finished = on_finished
         self.sampling = sampling
         self.routes = routes
         self.device = next(model.parameters()).device
@@ -315,7 +316,7 @@ class _Batch:
         looks = looks_back(self.processors[lengths[0]])
         self.seen = self._padded(prompts) if looks or sampling.stop else None
 
-    def run(self) -> list[Completion]:
+    def run(self) -> list[SampledCompletion]:
         """Prompts, then token by token until no row is left."""
         logits = torch.cat(list(self._prefill()))[self.groups.to(self.device)]
         if self.routes is not None:
@@ -330,7 +331,7 @@ class _Batch:
         own = self.logps if self.policy_logps is None else self.policy_logps
         table = zip(*(t.tolist() for t in (self.ids, self.logps, own, self.counts)), strict=True)
         return [
-            Completion(ids[:count], logps[:count], policy[:count] if wanted else [])
+            SampledCompletion(ids[:count], logps[:count], policy[:count] if wanted else [])
             for ids, logps, policy, count in table
         ]
 
@@ -437,9 +438,9 @@ class _Batch:
         last = count == self.sampling.max_tokens
         alive = torch.zeros_like(tokens).bool() if last else ~self._stopped(tokens)
         alive &= self.budgets[self.order] > count
-        if self.ended is not None and not alive.all():
+        if self.on_finished is not None and not alive.all():
             gone = self.order[~alive].tolist()
-            self.ended([(row, self.ids[row, : self.counts[row]].tolist()) for row in gone])
+            self.on_finished([(row, self.ids[row, : self.counts[row]].tolist()) for row in gone])
         left = int(alive.sum())
         if left in (0, len(tokens)):
             return tokens[:left]

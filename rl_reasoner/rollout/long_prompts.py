@@ -143,10 +143,10 @@ class _Fits:
         return rows.select([i for i in range(len(prompts)) if i not in left])
 
     def _own(self, rows: Any) -> bool:
-        return bool(self.trainer.heeds_rows and "max_tokens" in rows.column_names)
+        return bool(self.trainer.use_row_settings and "max_tokens" in rows.column_names)
 
     def _one(self, row: dict[str, Any], index: int, name: str) -> bool:
-        own = [row.get("max_tokens")] if self.trainer.heeds_rows else None
+        own = [row.get("max_tokens")] if self.trainer.use_row_settings else None
         found = self._too_long([row["prompt"]], own)
         if found and not self.skips:
             [(_, count)] = found

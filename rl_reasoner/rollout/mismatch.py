@@ -20,7 +20,7 @@ from rl_reasoner.moe.experts import routers
 from rl_reasoner.moe.routing import NoReplay, Routes, Routing, SampledRoutes, from_padded
 from rl_reasoner.rollout.agreement import engine_runs
 from rl_reasoner.rollout.engine import generate
-from rl_reasoner.rollout.sampling_params import Sampling
+from rl_reasoner.rollout.sampling_params import SamplingParams
 
 _ROWS = 16  # of one pass
 _BEARABLE = 0.2  # nats; PPO's usual clip range is about that
@@ -81,7 +81,7 @@ def measure(
         routing = None
     device = next(model.parameters()).device.type
     cast = torch.autocast(device, autocast) if autocast is not None else nullcontext()
-    sampling = Sampling(max_tokens=max_tokens, ends=tuple(ends), temperature=temperature)
+    sampling = SamplingParams(max_tokens=max_tokens, ends=tuple(ends), temperature=temperature)
     with cast:
         rows, routes = _sampled(model, prompts, sampling, seed, routing)
     with torch.set_grad_enabled(router_gradients):
@@ -124,7 +124,7 @@ _Sampled = tuple[list[_Rollout], Routes | None]
 def _sampled(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
+    sampling: SamplingParams,
     seed: int,
     routing: Routing | None,
 ) -> _Sampled:
@@ -137,7 +137,7 @@ def _sampled(
 def _by_engine(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
+    sampling: SamplingParams,
     seed: int,
     routing: Routing | None,
 ) -> _Sampled:
@@ -152,7 +152,7 @@ def _by_engine(
 def _by_transformers(
     model: Any,
     prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
+    sampling: SamplingParams,
     seed: int,
     routing: Routing | None,
 ) -> _Sampled:

@@ -24,7 +24,7 @@ from rl_reasoner.rollout import engine
 from rl_reasoner.rollout.agreement import engine_runs, in_mode
 from rl_reasoner.rollout.cache import Rollout, SampleCache
 from rl_reasoner.rollout.long_prompts import declared_places, named_rows, places_of, too_long
-from rl_reasoner.rollout.sampling_params import Sampling
+from rl_reasoner.rollout.sampling_params import SamplingParams
 
 __all__ = ["Force", "Rollout", "eos_ids", "prompt_ids", "sample", "weights_hash"]
 
@@ -187,7 +187,7 @@ class _Drawer:
         self.seed = seed
         self.prefix = _PREFIXES[force]
         closing = policy.tokenizer("</think>", add_special_tokens=False)["input_ids"][:1]
-        self.sampling = Sampling(
+        self.sampling = SamplingParams(
             max_tokens=max_tokens,
             ends=tuple(eos_ids(policy)),
             temperature=temperature,
@@ -245,7 +245,7 @@ class _Drawer:
         device = self.policy.device
         padded = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-        heat = self.sampling.temperature
+        temperature = self.sampling.temperature
         neutral = GenerationConfig(
             max_new_tokens=self.sampling.max_tokens,
             do_sample=False,
@@ -253,7 +253,9 @@ class _Drawer:
             pad_token_id=pad,
             begin_suppress_tokens=list(self.sampling.begin_suppress) or None,
         )
-        drawn = [_RowDraws(keys, self.sampling.max_tokens, width, heat)] if heat else []
+        drawn = (
+            [_RowDraws(keys, self.sampling.max_tokens, width, temperature)] if temperature else []
+        )
         with _instead(self.policy.model, neutral):
             out = self.policy.model.generate(
                 input_ids=padded,

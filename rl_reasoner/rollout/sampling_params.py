@@ -74,7 +74,7 @@ _BY_LOGITS = (
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """What to draw: trl's names, transformers' meanings; temperature 0 is greedy.
 
     `config` stands for all of transformers' settings (`HANDLED`), instead of the fields before it.

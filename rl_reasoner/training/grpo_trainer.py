@@ -22,13 +22,13 @@ from transformers.generation import StopStringCriteria
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id
 
-from rl_reasoner.distributed.sharding import Sharding, whole
+from rl_reasoner.distributed.sharding import Sharding, gathered_params
 from rl_reasoner.errors import UserError
 from rl_reasoner.moe.experts import ExpertLoad
 from rl_reasoner.rollout.agreement import in_mode
 from rl_reasoner.rollout.engine import generate, generates_as_transformers
 from rl_reasoner.rollout.long_prompts import LongPromptsConfig
-from rl_reasoner.rollout.sampling_params import Sampling, unhandled
+from rl_reasoner.rollout.sampling_params import SamplingParams, unhandled
 from rl_reasoner.scoring.reward import described, text_of, usable
 from rl_reasoner.training.checkpointing.exact_resume import ExactResume
 from rl_reasoner.training.checkpointing.faults import SkipBadSteps
@@ -136,7 +136,7 @@ class GRPOTrainer(
             logger.warning(_NOT_HERE, reason)
         self._fast = reason is None and self._on("fast_rollouts")
         self._elsewhere: set[str] = set()  # for what later `generate` was used, as was said
-        self._sampling: Sampling | None = None  # as it was drawn last
+        self._sampling: SamplingParams | None = None  # as it was drawn last
         self._policy_logps: list[list[float]] | None = None  # of the rows drawn last
         if not self._fast and self._corrects:
             logger.warning("correct_sampling: left out, no log-probs are kept while sampling")
@@ -230,7 +230,7 @@ class GRPOTrainer(
         settings: GenerationConfig = model._prepare_generation_config(self.generation_config)[0]
         return settings
 
-    def _how(self) -> Sampling | None:
+    def _how(self) -> SamplingParams | None:
         """What the engine draws by the settings of now, which callbacks may change.
 
         None where it does not sample: also where a model has a `generate` of its own.
@@ -248,7 +248,7 @@ class GRPOTrainer(
             return None
         if self._sampling is None or self._sampling.config != settings:
             stop = settings.stop_strings
-            self._sampling = Sampling(
+            self._sampling = SamplingParams(
                 max_tokens=settings.max_new_tokens,
                 ends=tuple(self.eos_token_ids),
                 config=settings,
@@ -326,7 +326,7 @@ class GRPOTrainer(
 
     def _budgets(self, count: int) -> list[int | None]:
         """The longest completions that the rows at hand allow themselves (column `max_tokens`)."""
-        if not self.heeds_rows or len(self._at_hand) != count:
+        if not self.use_row_settings or len(self._at_hand) != count:
             return [None] * count
         return [row.get("max_tokens") for row in self._at_hand]
 
@@ -335,7 +335,7 @@ class GRPOTrainer(
         correcting, self._correcting = self._correcting, False
         self.use_vllm = self.use_vllm and not correcting  # it is we who sample
         try:
-            with nullcontext() if self.use_vllm else whole(self.model):
+            with nullcontext() if self.use_vllm else gathered_params(self.model):
                 out = super()._generate(prompts)
         finally:
             self.use_vllm = self.use_vllm or correcting

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rl_reasoner.distributed.sharding import in_lockstep
+from rl_reasoner.distributed.sharding import forward_is_collective
 from rl_reasoner.training.expert_balance import ExpertBalance, ExpertBalanceConfig
 from rl_reasoner.training.micro_batches import moves
 from rl_reasoner.training.packed_forward import BATCHES, LOSS, PASS
@@ -96,7 +96,7 @@ class OldLogProbs(ExpertBalance):
         width = batch["completion_ids"].shape[1]
         logps = torch.zeros(ids.shape[0], width, device=ids.device)
         rows = moves(batch["advantages"]) if self._skips else torch.ones_like(ids[:, 0]).bool()
-        if in_lockstep(self):  # as many passes as the other processes make
+        if forward_is_collective(self):  # as many passes as the other processes make
             rows[0] = True
         if rows.any():
             moving = rows.nonzero().flatten().tolist()

@@ -27,7 +27,7 @@ from accelerate.utils import DistributedType
 from peft import PeftModel
 from torch import Tensor, nn
 
-from rl_reasoner.distributed.sharding import agreed, in_lockstep
+from rl_reasoner.distributed.sharding import any_rank, forward_is_collective
 from rl_reasoner.kernels import packing
 from rl_reasoner.kernels.lm_head import fused_head
 from rl_reasoner.rollout.agreement import (
@@ -135,7 +135,7 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
         args = self.args
         if self.accelerator.distributed_type not in _TOGETHER:
             return f"training under {self.accelerator.distributed_type.value}"
-        if in_lockstep(self) and not self.accelerator.is_fsdp2:
+        if forward_is_collective(self) and not self.accelerator.is_fsdp2:
             return "the first version of FSDP"
         if args.torch_compile:
             return "torch_compile"
@@ -248,7 +248,7 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
             logger.warning("%d rows left out: log-probabilities that are not finite", count)
         if packed is None:
             logps = torch.zeros(shape, device=ids.device, requires_grad=torch.is_grad_enabled())
-            if in_lockstep(self):
+            if forward_is_collective(self):
                 logps = logps + self._idle(model, ids, mask, width)
             elif self.accelerator.num_processes > 1:  # the others wait for every gradient of ours
                 logps = logps + sum(p.flatten()[0] * 0.0 for p in model.parameters())
@@ -269,7 +269,7 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
 
     def _again(self, broken: bool) -> bool:
         """Whether a pass is made again: where passes are collective calls, by all or by none."""
-        return agreed(self, broken) if in_lockstep(self) else broken
+        return any_rank(self, broken) if forward_is_collective(self) else broken
 
     def _idle(self, model: nn.Module, ids: Tensor, mask: Tensor, width: int) -> Tensor:
         """Zero, by a pass of its own over one token: a process without rows keeps step."""

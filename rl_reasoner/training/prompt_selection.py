@@ -25,7 +25,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.moe.routing import Routes, joined
+from rl_reasoner.moe.routing import Routes, join_routes
 from rl_reasoner.scoring.reward import Fault, Score
 from rl_reasoner.training.advantages import total_rewards, varied
 from rl_reasoner.training.curriculum import PromptSchedule
@@ -217,7 +217,7 @@ class PromptChoice(trl.GRPOTrainer):  # type: ignore[misc]
     def _kept_completions(self, kept: Kept) -> tuple[list[list[int]], list[list[float]] | None]:
         """What sampling gives for the batch that was kept."""
         routes = [sampled.routes for sampled in kept.rows if sampled.routes is not None]
-        self._routes = joined(routes) if routes else None
+        self._routes = join_routes(routes) if routes else None
         policy = [s.policy_logps for s in kept.rows if s.policy_logps is not None]
         self._policy_logps = policy or None
         logps = [sampled.logps for sampled in kept.rows if sampled.logps is not None]

@@ -1,9 +1,9 @@
 """The trainer's rewards: every kind of them scored row by row, faults counted, a breaker behind.
 
 Functions, asynchronous ones and our own go through `score_batch`: in processes of their own, under
-limits. With `heeds_rows`, rows may name the rewards they get (column `rewards`): the others abstain
-there, and are not called. Reward models are called as trl calls them, on every row. Only rewards of
-environments are left to trl altogether. Knows nothing of recipes.
+limits. With `use_row_settings`, rows may name the rewards they get (column `rewards`): the others
+abstain there, and are not called. Reward models are called as trl calls them, on every row. Only
+rewards of environments are left to trl altogether. Knows nothing of recipes.
 """
 
 import logging
@@ -104,12 +104,12 @@ class Tally:
 class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
     """trl's trainer with rewards that cannot end the run by themselves.
 
-    `heeds_rows`, set before training: the columns `rewards`, `max_tokens` and `task` say which
-    rewards a row gets, how long its completion may be, and what its figures are logged under. Left
-    out they are columns like any other, as in trl.
+    `use_row_settings`, set before training: the columns `rewards`, `max_tokens` and `task` say
+    which rewards a row gets, how long its completion may be, and what its figures are logged under.
+    Left out they are columns like any other, as in trl.
     """
 
-    heeds_rows: bool = False
+    use_row_settings: bool = False
     reward_rules: Sequence[Rule] | None = None
     """What faults and abstentions of each reward do; None: as the rewards themselves say."""
     _step: int
@@ -167,7 +167,7 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
         columns: Mapping[str, Any],
     ) -> list[Outcome]:
         """The outcomes of one reward, row by row."""
-        score = score_own_rows if self.heeds_rows else score_batch
+        score = score_own_rows if self.use_row_settings else score_batch
         return score(fn, completions, columns, self._limits)
 
     def _rewarded(
@@ -261,7 +261,11 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
     def _tells_tasks(self) -> bool:
         """Whether the rows are of several tasks, and of few enough to log each."""
         rows = self.train_dataset
-        if not self.heeds_rows or not isinstance(rows, Dataset) or "task" not in rows.column_names:
+        if (
+            not self.use_row_settings
+            or not isinstance(rows, Dataset)
+            or "task" not in rows.column_names
+        ):
             return False
         return 1 < len(rows.unique("task")) <= _TASKS
 
@@ -347,7 +351,7 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
                 setattr(self, name, values)
         first = self.accelerator.process_index * len(prompts)
         rows = rewards[first : first + len(prompts)].T.tolist()
-        heeds = self.heeds_rows
+        heeds = self.use_row_settings
         return {
             i: [
                 Score(value) if not heeds or applies(name, row.get(APPLIES)) else NOT_ITS_ROW
@@ -391,7 +395,7 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
             self._breaker.add(step, counted, self._told(), judged=judged)
             last = step - 1 + self.args.steps_per_generation >= self.state.max_steps
             if last:
-                self._breaker.end(self._told(), strict=self.heeds_rows)
+                self._breaker.end(self._told(), strict=self.use_row_settings)
         return rewards.contiguous()
 
     def _rules(self) -> list[tuple[str, float, Rule]]:

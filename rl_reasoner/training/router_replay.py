@@ -29,7 +29,7 @@ from rl_reasoner.moe.routing import (
     SampledRoutes,
     from_packed,
     from_padded,
-    joined,
+    join_routes,
 )
 from rl_reasoner.training.packed_forward import TrainingPass, base_of, joined_passes
 
@@ -206,7 +206,7 @@ class RouterReplay(TrainingPass):
                     self._padded_pass(routing, mask, logits_to_keep, stack)
                 parts.append(pass_over(model, ids, mask, logits_to_keep, batch_size, *options))
         if self._routes is None:
-            self._routes = joined(self._found)
+            self._routes = join_routes(self._found)
         return joined_passes(parts, compute_entropy, compute_aux_loss)
 
     def _next_rows(self, count: int) -> Routes | None:

@@ -73,7 +73,7 @@ def test_parameters_of_the_scratch_policy_by_hand() -> None:
     total = shared + layers * (layer + experts * expert)
     active = shared + layers * (layer + 2 * expert)
     policy = open_policy("scratch:moe-tiny", device="cpu")
-    assert policy.parameters == (total, active) == (543_360, 211_584)
+    assert policy.parameter_counts == (total, active) == (543_360, 211_584)
     assert SCRATCH["moe-tiny"][1]["num_experts"] == experts
 
 

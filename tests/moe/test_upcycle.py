@@ -97,9 +97,9 @@ def test_export_makes_a_mixture_that_grpo_trains(tmp_path: Path, cli: Cli) -> No
     with torch.no_grad():
         apart = policy.model(input_ids=ids).logits - start.model(input_ids=ids).logits
     assert apart.abs().max() < 1e-5
-    total, active = policy.parameters
+    total, active = policy.parameter_counts
     mlp = 2 * 3 * 96 * 384
-    assert total == start.parameters[0] + 7 * mlp + 2 * 8 * 96
+    assert total == start.parameter_counts[0] + 7 * mlp + 2 * 8 * 96
     assert active == total - 6 * mlp
     run = train(recipe(tmp_path, grpo(), policy=folder, evals={"sets": []}))
     experts = open_policy(str(run.folder), device="cpu").model.model.layers[0].mlp.experts

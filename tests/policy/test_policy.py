@@ -211,7 +211,7 @@ def test_a_run_that_is_not_finished(tmp_path: Path, saved: Path) -> None:
     (tmp_path / "run" / "recipe.yaml").write_text("name: x\n")
     refused(tmp_path / "run", "has no finished policy/ yet: resume it first")
     shutil.copytree(saved, tmp_path / "run" / "policy")
-    assert open_policy(str(tmp_path / "run"), device="cpu").parameters[0] > 0
+    assert open_policy(str(tmp_path / "run"), device="cpu").parameter_counts[0] > 0
 
 
 def test_what_is_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,12 +41,12 @@ def row(*completions: tuple[str, bool], problem: str = "1+1=") -> dict[str, Any]
 def evaluated(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
     """Write the evaluation `name`: greedy, and sampled twice."""
     result = EvalResult("tiny", name)
-    for label, heat, chosen in (("sums", 0.0, 1), ("sums@sampled", 1.0, 2)):
+    for label, temperature, chosen in (("sums", 0.0, 1), ("sums@sampled", 1.0, 2)):
         part = [
             row(*list(zip(r["completions"], r["scores"], strict=True))[:chosen], problem=f"{i}=")
             for i, r in enumerate(rows)
         ]
-        result.sets[label] = {**figures_of(part), "temperature": heat}
+        result.sets[label] = {**figures_of(part), "temperature": temperature}
         result.rows[label] = part
     result.save(folder / "evals" / f"{name}.json")
 

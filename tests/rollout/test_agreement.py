@@ -19,7 +19,7 @@ from rl_reasoner.rollout.agreement import (
     sampling_obstacle,
 )
 from rl_reasoner.rollout.engine import generate
-from rl_reasoner.rollout.sampling_params import Sampling
+from rl_reasoner.rollout.sampling_params import SamplingParams
 from support.processes import build, same, weights
 from support.stock import TOLERANCE, gradients, half_flat, worst
 
@@ -78,7 +78,9 @@ def test_log_probs_of_layers_that_attend_more_than_once(family: str) -> None:
     model = model_of(family)
     prompts = [row.tolist() for row in (*rows(2, 9), *rows(1, 4))]
     prompts = [prompt for prompt in prompts for _ in range(2)]
-    found = generate(model, prompts, [[i] for i in range(6)], Sampling(max_tokens=8, ends=(1,)))
+    found = generate(
+        model, prompts, [[i] for i in range(6)], SamplingParams(max_tokens=8, ends=(1,))
+    )
     for prompt, completion in zip(prompts, found, strict=True):
         ids = torch.tensor([[*prompt, *completion.ids]])
         with torch.no_grad():

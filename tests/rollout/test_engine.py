@@ -14,7 +14,7 @@ from transformers.generation import StopStringCriteria
 
 from rl_reasoner import open_policy
 from rl_reasoner.rollout.engine import draw, generate, uniforms
-from rl_reasoner.rollout.sampling_params import Sampling, unhandled
+from rl_reasoner.rollout.sampling_params import SamplingParams, unhandled
 
 KINDS = ("llama", "mistral", "qwen3_moe", "gpt2")
 VOCABULARY = 40
@@ -71,7 +71,7 @@ def test_greedy_tokens_are_those_of_generate(kind: str) -> None:
     """50 prompts of unequal lengths for each of four families, rows ending at different times."""
     model = model_of(kind)
     prompts = prompts_of(50, 1)
-    sampling = Sampling(max_tokens=16, ends=(END,), temperature=0.0)
+    sampling = SamplingParams(max_tokens=16, ends=(END,), temperature=0.0)
     found = generate(model, prompts, [[i] for i in range(50)], sampling)
     lengths = {len(completion.ids) for completion in found}
     assert len(lengths) > 1, "rows end at different times"
@@ -82,7 +82,7 @@ def test_greedy_tokens_are_those_of_generate(kind: str) -> None:
 def test_a_repetition_penalty_counts_prompt_and_completion() -> None:
     model = model_of("llama")
     prompts = prompts_of(12, 1)
-    sampling = Sampling(max_tokens=12, ends=(END,), temperature=0.0, repetition_penalty=1.7)
+    sampling = SamplingParams(max_tokens=12, ends=(END,), temperature=0.0, repetition_penalty=1.7)
     found = generate(model, prompts, [[i] for i in range(12)], sampling)
     plain = [theirs(model, prompt, 12) for prompt in prompts]
     expected = [theirs(model, prompt, 12, repetition_penalty=1.7) for prompt in prompts]
@@ -107,7 +107,7 @@ def test_other_settings_do_what_they_do_in_generate(options: dict[str, Any]) -> 
     prompts = prompts_of(12, 1)
     settings = GenerationConfig(max_new_tokens=12, do_sample=False, **options)
     assert unhandled(options, settings) is None
-    sampling = Sampling(max_tokens=12, ends=(END,), config=settings)
+    sampling = SamplingParams(max_tokens=12, ends=(END,), config=settings)
     found = generate(model, prompts, [[i] for i in range(12)], sampling)
     expected = [theirs(model, prompt, 12, **options) for prompt in prompts]
     plain = [theirs(model, prompt, 12) for prompt in prompts]
@@ -119,11 +119,13 @@ def test_stop_strings_end_a_row_as_in_generate() -> None:
     prompts = [policy.tokenizer(text)["input_ids"] for text in ("1+1=", "so", "what is it?")]
     keys = [[0], [1], [2]]
     ends = (policy.tokenizer.eos_token_id,)
-    free = generate(policy.model, prompts, keys, Sampling(24, ends, temperature=0.0))
+    free = generate(policy.model, prompts, keys, SamplingParams(24, ends, temperature=0.0))
     strings = [policy.tokenizer.decode(free[0].ids[3:5]), policy.tokenizer.decode(free[1].ids[6:8])]
     settings = GenerationConfig(max_new_tokens=24, do_sample=False, stop_strings=strings)
     stop = StopStringCriteria(policy.tokenizer, strings)
-    found = generate(policy.model, prompts, keys, Sampling(24, ends, config=settings, stop=stop))
+    found = generate(
+        policy.model, prompts, keys, SamplingParams(24, ends, config=settings, stop=stop)
+    )
     for prompt, completion in zip(prompts, found, strict=True):
         out = policy.model.generate(
             torch.tensor([prompt]), generation_config=settings, tokenizer=policy.tokenizer
@@ -150,7 +152,7 @@ def test_samples_follow_the_exact_probabilities(options: dict[str, Any]) -> None
     vocabulary, rows = 6, 4000
     model = model_of("llama", vocabulary=vocabulary)
     prompt = [3, 4, 5]
-    sampling = Sampling(max_tokens=2, ends=(END,), **options)
+    sampling = SamplingParams(max_tokens=2, ends=(END,), **options)
     found = generate(model, [prompt] * rows, [[7, i] for i in range(rows)], sampling)
     exact = exact_probabilities(model, prompt, sampling, vocabulary)
     counts = dict.fromkeys(exact, 0)
@@ -174,7 +176,7 @@ def test_samples_follow_the_exact_probabilities(options: dict[str, Any]) -> None
 
 
 def exact_probabilities(
-    model: Any, prompt: list[int], sampling: Sampling, vocabulary: int
+    model: Any, prompt: list[int], sampling: SamplingParams, vocabulary: int
 ) -> dict[tuple[int, ...], torch.Tensor]:
     """The probability of every completion of at most two tokens, by transformers' processors."""
 
@@ -200,7 +202,7 @@ def test_a_completion_does_not_depend_on_the_rows_beside_it(kind: str) -> None:
     model = model_of(kind, seed=2)
     prompts = prompts_of(5, 4)
     keys = [[9, i // 4, i % 4] for i in range(20)]
-    sampling = Sampling(max_tokens=10, ends=(END, 5, 6))
+    sampling = SamplingParams(max_tokens=10, ends=(END, 5, 6))
     together = [c.ids for c in generate(model, prompts, keys, sampling)]
     alone = [
         generate(model, [prompt], [key], sampling)[0].ids
@@ -216,7 +218,7 @@ def test_a_completion_does_not_depend_on_the_rows_beside_it(kind: str) -> None:
 def test_the_global_generators_are_not_touched() -> None:
     model = model_of("llama")
     before = torch.random.get_rng_state()
-    generate(model, prompts_of(2, 2), [[i] for i in range(4)], Sampling(4, (END,)))
+    generate(model, prompts_of(2, 2), [[i] for i in range(4)], SamplingParams(4, (END,)))
     assert torch.equal(before, torch.random.get_rng_state())
     assert model.config._attn_implementation == "sdpa"
 
@@ -224,7 +226,7 @@ def test_the_global_generators_are_not_touched() -> None:
 def test_log_probabilities_are_those_of_a_plain_pass() -> None:
     model = model_of("qwen3_moe", seed=4)
     prompts = prompts_of(4, 3)
-    sampling = Sampling(max_tokens=8, ends=(END,), temperature=0.8)
+    sampling = SamplingParams(max_tokens=8, ends=(END,), temperature=0.8)
     for prompt, completion in zip(
         prompts, generate(model, prompts, [[i] for i in range(12)], sampling), strict=True
     ):
@@ -242,7 +244,7 @@ def test_the_policys_own_log_probs_are_those_of_a_plain_pass(options: dict[str, 
     """Whatever sampling cuts off; the temperatures of the two are told apart."""
     model = model_of("llama", seed=4)
     prompts = prompts_of(3, 3)
-    sampling = Sampling(8, (END,), temperature=0.8, policy_temperature=0.5, **options)
+    sampling = SamplingParams(8, (END,), temperature=0.8, policy_temperature=0.5, **options)
     for prompt, completion in zip(
         prompts, generate(model, prompts, [[i] for i in range(9)], sampling), strict=True
     ):
@@ -256,7 +258,7 @@ def test_the_policys_own_log_probs_are_those_of_a_plain_pass(options: dict[str, 
 def test_a_row_without_numbers_ends_and_spares_the_others() -> None:
     model = model_of("llama")
     prompts, keys = [[3, 4], [3, 39], [5]], [[0], [1], [2]]
-    sampling = Sampling(max_tokens=6, ends=(END,))
+    sampling = SamplingParams(max_tokens=6, ends=(END,))
     whole = generate(model, prompts, keys, sampling)
 
     def poison(module: Any, arguments: Any, output: torch.Tensor) -> torch.Tensor:
@@ -335,6 +337,6 @@ def test_indices_go_to_the_device_once_a_step_not_once_a_layer(kind: str) -> Non
     for layers in (1, 4):
         model = model_of(kind, num_hidden_layers=layers)
         with Moves() as moves:
-            generate(model, prompts_of(3, 2), [[i] for i in range(6)], Sampling(6, (-1,)))
+            generate(model, prompts_of(3, 2), [[i] for i in range(6)], SamplingParams(6, (-1,)))
         counts.append(moves.count)
     assert counts[0] == counts[1] > 0

@@ -18,7 +18,7 @@ from rl_reasoner.rollout.sampler import (
     sample,
     weights_hash,
 )
-from rl_reasoner.rollout.sampling_params import Sampling
+from rl_reasoner.rollout.sampling_params import SamplingParams
 
 PROMPTS = ["1+1=", "(12+34)*5%10=", "7=", "0*0+0="]
 
@@ -248,7 +248,7 @@ def test_transformers_finds_nothing_against_the_settings(
     temperature: float, top_k: int | None
 ) -> None:
     """What it finds it would print, once for every model that is opened."""
-    settings = Sampling(max_tokens=3, ends=(1,), temperature=temperature).settings
+    settings = SamplingParams(max_tokens=3, ends=(1,), temperature=temperature).settings
     settings.validate(strict=True)  # raises what it would print
     assert settings.do_sample == bool(temperature)
     assert settings.top_k == top_k, "0 draws from the whole distribution; greedy has none to set"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from rl_reasoner.distributed.processes import deepspeed_settings
+from rl_reasoner.distributed.strategy import deepspeed_settings
 from rl_reasoner.errors import UserError
 from rl_reasoner.pipeline.trl_configs import check_configs, config
 from support.tiny import grpo, recipe

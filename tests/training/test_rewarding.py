@@ -200,7 +200,7 @@ def test_figures_of_each_task_only_where_the_tasks_are_few(
 ) -> None:
     kind = with_column("task", [f"task {i}" for i in range(tasks)])
     trainer = build(kind, folder, digits, tmp_path, max_steps=1)
-    trainer.heeds_rows = True
+    trainer.use_row_settings = True
     _, [logged, *_] = trained(trainer)
     assert any(key.startswith("task/") for key in logged) == told
 

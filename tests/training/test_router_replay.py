@@ -16,7 +16,7 @@ from rl_reasoner import GRPOTrainer
 from rl_reasoner.moe.experts import routers
 from rl_reasoner.moe.routing import NoReplay, Routes, Routing, SampledRoutes
 from rl_reasoner.rollout.engine import generate
-from rl_reasoner.rollout.sampling_params import Sampling
+from rl_reasoner.rollout.sampling_params import SamplingParams
 from support.mixtures import FAMILIES, model_of
 from support.processes import Kill, build, same, together, weights
 
@@ -137,7 +137,7 @@ def test_the_engine_keeps_what_a_plain_pass_chooses_and_prompts_once() -> None:
     model = model_of("Qwen3Moe", eos_token_id=1, pad_token_id=0, bos_token_id=2).eval()
     prompts = [prompt for prompt in ([5, 6, 7, 8], [9, 10], [3]) for _ in range(3)]
     routing = Routing(model)
-    sampling = Sampling(max_tokens=7, ends=(*range(12),))
+    sampling = SamplingParams(max_tokens=7, ends=(*range(12),))
     with routing.record() as passes:
         routes = SampledRoutes(passes)
         found = generate(model, prompts, [[i] for i in range(9)], sampling, routes)

@@ -198,7 +198,7 @@ def mixed(folder: Path, tmp_path: Path, **changes: Any) -> tuple[list[Any], list
     )
     kept: list[dict[str, Any]] = []
     log = Log()
-    trainer.heeds_rows = True
+    trainer.use_row_settings = True
     trainer.rollout_sink = kept.extend
     trainer.add_callback(log)
     CALLED.clear()

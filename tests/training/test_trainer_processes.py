@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from rl_reasoner import cli
-from rl_reasoner.distributed.sharding import MODEL_SHARDS, OPTIMIZER_SHARDS, merged_state
+from rl_reasoner.distributed.sharding import MODEL_SHARDS, OPTIMIZER_SHARDS, merged_state_dict
 from rl_reasoner.errors import UserError
 from support.processes import FSDP, Weights, build, plain, same, together, trained, weights
 
@@ -139,7 +139,7 @@ def test_sampling_in_shards_is_corrected_whoever_is_done_first(tmp_path: Path) -
         changes |= {"per_device_train_batch_size": 4, "shuffle_dataset": False}
         budgets = {"max_tokens": [2, 2, 6, 6] * 2}
         trainer = build("scratch:dense-tiny", tmp_path, columns=budgets, **changes)
-        trainer.heeds_rows = True
+        trainer.use_row_settings = True
         trainer.train()
         ratio = trainer.state.log_history[0]["sampling/importance_sampling_ratio/mean"]
         assert 0 < ratio < 1, "top-k makes every token that is drawn likelier"
@@ -238,7 +238,7 @@ def test_a_run_goes_on_in_another_number_of_processes(
 
     trained(before, tmp_path, kill=3, **changes(before))
     checkpoint = tmp_path / "checkpoint-2"
-    saved = merged_state(checkpoint) if kind else load_file(checkpoint / "model.safetensors")
+    saved = merged_state_dict(checkpoint) if kind else load_file(checkpoint / "model.safetensors")
     capfd.readouterr()
     kept: dict[str, Any] = {}
 

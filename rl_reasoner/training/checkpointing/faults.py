@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from rl_reasoner.distributed.sharding import agreed, local
+from rl_reasoner.distributed.sharding import any_rank, local_shard
 from rl_reasoner.errors import RunStopped
 from rl_reasoner.training.checkpointing.checkpoints import drop_damaged
 
@@ -74,14 +74,14 @@ class SkipBadSteps(TrainerCallback):  # type: ignore[misc]
     def _finite(self, optimizer: Any) -> bool:
         """Whether all gradients of all processes are finite."""
         gradients = [
-            local(p.grad)
+            local_shard(p.grad)
             for group in optimizer.param_groups
             for p in group["params"]
             if p.grad is not None
         ]
         worst = [g.detach().abs().max().float() for g in gradients if g.numel()]
         bad = bool(worst) and not bool(torch.stack(worst).max().isfinite())
-        return not agreed(self.trainer, bad)
+        return not any_rank(self.trainer, bad)
 
 
 class LastStep(TrainerCallback):  # type: ignore[misc]

@@ -54,7 +54,7 @@ class Stop:
         return self
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
-        echo = processes.count() > 1 and time.monotonic() - self._heard < ECHO_S
+        echo = processes.world_size() > 1 and time.monotonic() - self._heard < ECHO_S
         self._heard = time.monotonic()
         if self.asked and echo:  # from the scheduler, and from the launcher that got it too
             return

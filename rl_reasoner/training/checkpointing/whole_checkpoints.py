@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
-from rl_reasoner.distributed.sharding import agreed, is_sharded
+from rl_reasoner.distributed.sharding import any_rank, is_sharded
 from rl_reasoner.errors import UserError
 from rl_reasoner.training.checkpointing.checkpoints import broken_seal, last_checkpoint, seal
 
@@ -82,7 +82,7 @@ class WholeCheckpoints(Trainer):  # type: ignore[misc]
     def _load_best_model(self) -> None:
         best = Path(self.state.best_model_checkpoint)
         damage = broken_seal(best)
-        if agreed(self, damage is not None):
+        if any_rank(self, damage is not None):
             logger.warning(
                 "the best checkpoint %s is damaged (%s): the model stays that of the last step",
                 best,
