@@ -78,7 +78,7 @@ def test_parameters_of_the_scratch_policy_by_hand() -> None:
 
 
 def test_a_dense_policy_uses_all_its_parameters() -> None:
-    total, active = open_policy("scratch:dense-tiny", device="cpu").parameters
+    total, active = open_policy("scratch:dense-tiny", device="cpu").parameter_counts
     assert total == active > 0
 
 
