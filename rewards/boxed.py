@@ -3,7 +3,7 @@
 A small weight on it keeps a signal alive where right answers are rare.
 """
 
-from rl_reasoner.scoring.reward import Score, reward
+from rl_reasoner import Score, reward
 
 
 @reward

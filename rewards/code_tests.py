@@ -9,9 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rl_reasoner import sandbox
+from rl_reasoner import Column, Score, reward, sandbox
 from rl_reasoner.errors import unknown
-from rl_reasoner.scoring.reward import Column, Score, reward
 
 _FENCE = re.compile(r" {0,3}(`{3,}+|~{3,}+)[ \t]*+([\w+-]*+)[^`]*+")
 _FENCE_LINE = re.compile(r"^ {0,3}(?:```|~~~)", re.MULTILINE)

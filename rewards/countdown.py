@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from fractions import Fraction
 
-from rl_reasoner.scoring.reward import Score, reward
+from rl_reasoner import Score, reward
 
 MAX_CHARS = 200
 MAX_DEPTH = 30

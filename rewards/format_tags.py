@@ -5,8 +5,8 @@ the forms of other models. With the templates that open the think tag in the pro
 so that the completion may begin inside it.
 """
 
+from rl_reasoner import Score, reward
 from rl_reasoner.errors import unknown
-from rl_reasoner.scoring.reward import Score, reward
 
 # The tags that stand once each, in order, and what is between them: "" is blank.
 _FORMS = {

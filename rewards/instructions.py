@@ -8,10 +8,10 @@ import json
 from functools import lru_cache
 from typing import Any
 
+from rl_reasoner import Score, reward
 from rl_reasoner.errors import unknown
 from rl_reasoner.language.instructions import Instruction, parsed, verdicts
 from rl_reasoner.language.thinking import answer_of
-from rl_reasoner.scoring.reward import Score, reward
 
 _CREDIT = ("all", "fraction")
 

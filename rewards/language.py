@@ -7,10 +7,10 @@ docs/rewards-language.md.
 
 from collections.abc import Callable
 
+from rl_reasoner import Column, Score, reward
 from rl_reasoner.errors import unknown
 from rl_reasoner.language.identification import checked, language_of, share
 from rl_reasoner.language.thinking import answer_of, chain_of
-from rl_reasoner.scoring.reward import Column, Score, reward
 
 _PARTS: dict[str, Callable[[str], str]] = {"chain": chain_of, "answer": answer_of, "all": str}
 

@@ -10,9 +10,9 @@ A target is the length control of L1 (arXiv 2503.04697), "think for n tokens": t
 
 from collections.abc import Sequence
 
+from rl_reasoner import Column, Score, reward
 from rl_reasoner.errors import unknown
 from rl_reasoner.language.units import words
-from rl_reasoner.scoring.reward import Column, Score, reward
 
 _MODES = ("exact", "most")
 

@@ -7,8 +7,8 @@ equal is told in `docs/verifier.md`.
 
 from collections.abc import Sequence
 
+from rl_reasoner import Score, reward
 from rl_reasoner.answers import verify
-from rl_reasoner.scoring.reward import Score, reward
 
 
 @reward

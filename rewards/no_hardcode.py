@@ -8,9 +8,8 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-from rl_reasoner import sandbox
+from rl_reasoner import Score, reward, sandbox
 from rl_reasoner.rewards.code_tests import program_of
-from rl_reasoner.scoring.reward import Score, reward
 
 
 @reward(on_abstain="ignore")

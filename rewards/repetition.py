@@ -4,9 +4,9 @@ Two signs, the worse of which counts: the share of n-grams that stood in the tex
 it is above what ordinary text has, and the part of the text that its loop at the end takes.
 """
 
+from rl_reasoner import Score, reward
 from rl_reasoner.errors import UserError
 from rl_reasoner.language.repetition import looped, repeated_share
-from rl_reasoner.scoring.reward import Score, reward
 
 
 @reward

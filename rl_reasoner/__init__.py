@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from rl_reasoner.pipeline.train import Run, train
     from rl_reasoner.policy import Policy, open_policy
     from rl_reasoner.recipe.recipe import Recipe
-    from rl_reasoner.scoring.reward import Column, Score, reward
+    from rl_reasoner.scoring.reward import Column, reward
     from rl_reasoner.training.grpo_trainer import GRPOConfig, GRPOTrainer
+    from rl_reasoner.types import Score
 
 _HOMES = {
     "Column": "scoring.reward",
@@ -26,7 +27,7 @@ _HOMES = {
     "Policy": "policy",
     "Recipe": "recipe.recipe",
     "Run": "pipeline.train",
-    "Score": "scoring.reward",
+    "Score": "types",
     "compare": "evaluation.evaluate",
     "evaluate": "evaluation.evaluate",
     "open_policy": "policy",

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from rl_reasoner.answers.batch import settled, verified
 from rl_reasoner.answers.verdict import fast_verdict
-from rl_reasoner.scoring.reward import Score
+from rl_reasoner.types import Score
 
 __all__ = ["verify", "verify_many"]
 

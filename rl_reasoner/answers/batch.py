@@ -10,10 +10,10 @@ from rl_reasoner.answers.judge import admissible, packed
 from rl_reasoner.answers.pool import Pool, cores, pool
 from rl_reasoner.answers.tree import Node
 from rl_reasoner.answers.verdict import Verdict, fast_verdict
-from rl_reasoner.scoring.reward import Score
+from rl_reasoner.types import Score
 from rl_reasoner.workers import Worker, WorkerDied, WorkerLate
 
-Row = tuple[str, str]
+Pair = tuple[str, str]
 PARALLEL_FROM = 1_000
 BLOCK_ROWS = 128
 BLOCK_CHARACTERS = 200_000
@@ -83,7 +83,7 @@ _REPLIES: dict[tuple[Node, Node], list[Any]] = {}
 # ---------------------------------------------------------------------- batches
 
 
-def verified(rows: Sequence[Row], timeout_s: float, workers: int | None) -> list[Score]:
+def verified(rows: Sequence[Pair], timeout_s: float, workers: int | None) -> list[Score]:
     """Scores of `rows` in order; see `verify_many`."""
     count = workers or cores()
     if count == 1 or (len(rows) < PARALLEL_FROM and workers is None):
@@ -103,7 +103,7 @@ class _Batch:
     as well abstains.
     """
 
-    def __init__(self, rows: Sequence[Row], timeout_s: float, workers: Pool) -> None:
+    def __init__(self, rows: Sequence[Pair], timeout_s: float, workers: Pool) -> None:
         self.rows = rows
         self.timeout_s = timeout_s
         self.pool = workers

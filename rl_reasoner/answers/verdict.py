@@ -40,7 +40,7 @@ class Verdict:
     undecided: tuple[tuple[Node, Node], ...] = ()
 
 
-Outcome = tuple[str, tuple[tuple[Node, Node], ...], str]
+Equality = tuple[str, tuple[tuple[Node, Node], ...], str]
 """How two texts are equal (empty: not), the pairs only sympy may settle, the trouble if any."""
 
 
@@ -77,13 +77,13 @@ def shown(text: str) -> str:
     return repr(line if len(line) <= SHOWN else line[: SHOWN - 1] + "…")
 
 
-def compared(gold: str, given: str) -> Outcome:
+def compared(gold: str, given: str) -> Equality:
     """How two answer texts are equal (empty: not), undecided pairs, and the trouble if any."""
     short = len(gold) + len(given) <= 2 * CACHED_LENGTH
     return _cached(gold, given) if short else _compared(gold, given)
 
 
-def _compared(gold: str, given: str) -> Outcome:
+def _compared(gold: str, given: str) -> Equality:
     gold, given = _BOLD.sub(r"\1", gold.strip()), _BOLD.sub(r"\1", given.strip())
     if gold == given:
         return "same text", (), ""
@@ -140,7 +140,7 @@ def by_words(gold: str, given: str, left: Reading, right: Reading) -> str | None
     return None
 
 
-def by_trees(left: Reading, right: Reading) -> Outcome:
+def by_trees(left: Reading, right: Reading) -> Equality:
     """The readings of one against those of the other; two unlikely readings never meet."""
     if not left.trees or not right.trees:
         side, trouble = ("gold", left.trouble) if not left.trees else ("answer", right.trouble)

@@ -24,9 +24,8 @@ from rl_reasoner.foreign import printable
 from rl_reasoner.report.console import emit, err, out
 
 if TYPE_CHECKING:
-    from rl_reasoner.dataset.rows import Prompt
     from rl_reasoner.policy.opening import Policy
-    from rl_reasoner.scoring.reward import Score
+    from rl_reasoner.types import Prompt, Score
 
 Heard = Callable[[str], None]
 _NARROW = 80  # columns: below, two replies stand under each other

@@ -37,7 +37,7 @@ Verb = (
     | Annotated[verbs.Report, subcommand("report")]
     | Annotated[verbs.Export, subcommand("export")]
     | Annotated[verbs.Env, subcommand("env")]
-    | Annotated[verbs.Completion, subcommand("completion")]
+    | Annotated[verbs.ShellCompletion, subcommand("completion")]
 )
 # Flags of `train` itself that have a value.
 _VALUES = ("--resume", "--from", "--until", "--launch")

@@ -356,7 +356,7 @@ class Env:
 
 
 @dataclass
-class Completion:
+class ShellCompletion:
     """Print a shell's completion script.
 
     bash and zsh: source <(rl-reasoner completion bash). fish: rl-reasoner completion fish | source

@@ -9,9 +9,9 @@ import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from rl_reasoner.errors import UserError, did_you_mean
+from rl_reasoner.types import Row
 
 FORMS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _GZIP = b"\x1f\x8b"
@@ -21,7 +21,6 @@ _LONGEST_VALUE = (
     1 << 30
 )  # characters in CSV, which has a limit of its own: what is too long is lint's
 _WANTED = "expected a list of objects, or an object a line"
-Row = dict[str, Any]
 
 
 def saved_folder(path: Path) -> bool:

@@ -29,6 +29,7 @@ from rl_reasoner.recipe.recipe import (
     TaskData,
     checked_template,
 )
+from rl_reasoner.types import Prompt, Row
 
 # What rows may be judged by instead of an answer, or learned from.
 _INSTEAD = ("tests", "instructions", "completion")
@@ -38,8 +39,6 @@ _SHOWN = 10  # bad rows named in a message; the others are counted
 _NO_COLUMN = "no column"
 _CHATS = ("chat", "boxed")  # the templates that make messages
 _log = logging.getLogger(__name__)
-Row = dict[str, Any]
-Prompt = str | list[dict[str, str]]
 
 # The template of DeepSeek-R1-Zero (arXiv 2501.12948, table 1).
 R1_TEMPLATE = (

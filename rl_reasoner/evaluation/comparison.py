@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.evaluation.metrics import Row, problems, share
+from rl_reasoner.evaluation.metrics import problems, share
 from rl_reasoner.evaluation.statistics import detectable, holm, mcnemar, paired, sign_flips
+from rl_reasoner.types import Row
 
 _FLIPS_SHOWN = 50
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rl_reasoner.dataset.rows import Prompt, Row, load_rows, prompt_of, read_rows, with_system
+from rl_reasoner.dataset.rows import load_rows, prompt_of, read_rows, with_system
 from rl_reasoner.dataset.sets import set_data
 from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.errors import UserError, unknown
@@ -27,6 +27,7 @@ from rl_reasoner.recipe.recipe import Asked, Evals, FileData
 from rl_reasoner.rollout.cache import SampleCache
 from rl_reasoner.rollout.server import Server
 from rl_reasoner.scoring.reward import load_reward
+from rl_reasoner.types import Prompt, Row
 
 if TYPE_CHECKING:
     from rl_reasoner.policy.opening import Policy

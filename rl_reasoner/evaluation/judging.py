@@ -14,12 +14,11 @@ from typing import Any
 from rl_reasoner.answers import verify
 from rl_reasoner.answers.extract import answer_of
 from rl_reasoner.dataset.code_rows import continuing
-from rl_reasoner.dataset.rows import Row
 from rl_reasoner.dataset.tasks.generate import TASKS
 from rl_reasoner.errors import UserError
 from rl_reasoner.rewards.math_answer import tagged
-from rl_reasoner.rollout.cache import Rollout
 from rl_reasoner.scoring.reward import Reward, described, load_reward, score_batch
+from rl_reasoner.types import Rollout, Row
 
 _KEPT = ("id", "problem", "answer", "task", "level", "subject", "entry_point", "overlap")
 _CLASS_TIMEOUT_S = 1.0  # of sympy's opinion whether two wrong answers are one

@@ -26,8 +26,8 @@ from rl_reasoner.evaluation.statistics import (
     standard_error,
     wilson,
 )
+from rl_reasoner.types import Row
 
-Row = Mapping[str, Any]
 _EMPTY_CHAIN = "<think></think>"
 _SILENT = ("no final answer", "no closed Python block")  # how the shipped rewards' reasons begin
 _GROUPED_BY = ("task", "level", "subject")

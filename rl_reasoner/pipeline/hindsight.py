@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_reasoner.dataset.code_rows import continuing
-from rl_reasoner.dataset.rows import Row, load_rows
+from rl_reasoner.dataset.rows import load_rows
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.foreign import check_run, json_value, no_links
 from rl_reasoner.foreign import number as finite
@@ -23,7 +23,6 @@ from rl_reasoner.scoring.call import name_of
 from rl_reasoner.scoring.ledger import entries
 from rl_reasoner.scoring.reward import (
     APPLIES,
-    Fault,
     Reward,
     applies,
     described,
@@ -32,8 +31,8 @@ from rl_reasoner.scoring.reward import (
     score_own_rows,
     usable,
 )
+from rl_reasoner.types import Fault, Row
 
-Rollout = dict[str, Any]
 _OF_ROLLOUT = ("group", "prompt", "completion", "reward", "advantage", "truncated", "scores")
 
 
@@ -69,7 +68,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
                     yield row
 
 
-def _rollouts(folder: Path) -> Iterator[Rollout]:
+def _rollouts(folder: Path) -> Iterator[Row]:
     """The rollouts of a stage; raises `UserError` for a row that is none."""
     for row in _rows(folder / "rollouts.jsonl"):
         if lacking := [name for name in _OF_ROLLOUT if name not in row]:
@@ -87,7 +86,7 @@ class Step:
 
     stage: str
     number: int
-    rollouts: list[Rollout]
+    rollouts: list[Row]
     metrics: dict[str, Any]
     seconds: dict[str, float]
 
@@ -100,7 +99,7 @@ class Step:
             raise UserError(f"step {self.number} has the rows 1 to {len(self.rollouts)}")
         return number - 1
 
-    def group(self, index: int) -> list[tuple[int, Rollout]]:
+    def group(self, index: int) -> list[tuple[int, Row]]:
         """The rows that share their prompt with row `index`, with their numbers from 1."""
         wanted = self.rollouts[index]["group"]
         return [(i, row) for i, row in enumerate(self.rollouts, 1) if row["group"] == wanted]
@@ -109,7 +108,7 @@ class Step:
 def step_of(run: Path, number: int, stage: str | None = None) -> Step:
     """Step `number` of a run. Raises `UserError` where it has no such step."""
     folder = stage_of(run, stage)
-    rollouts: list[Rollout] = []
+    rollouts: list[Row] = []
     last = 0
     for row in _rollouts(folder):
         last = int(row["step"])
@@ -199,7 +198,7 @@ def _data_of(run: Path, recipe: Recipe, name: str) -> list[Row]:
 
 
 def _rescore(
-    batch: list[Rollout],
+    batch: list[Row],
     data: list[Row],
     reward: Callable[..., Any],
     reference: str,
@@ -240,13 +239,13 @@ def _rescore(
                 found.flips.append({**rollout, "then": then, "now": now, "reason": why})
 
 
-def _then(rollout: Rollout, reward: str) -> float | None:
+def _then(rollout: Row, reward: str) -> float | None:
     """What the run gave a completion by `reward`; its total where the run has no such reward."""
     score = rollout["scores"].get(reward)
     return finite(rollout["reward"] if score is None else score.get("value"))
 
 
-def _row_of(rollout: Rollout, data: list[Row]) -> Row:
+def _row_of(rollout: Row, data: list[Row]) -> Row:
     """The data's row that a rollout was sampled for."""
     number = rollout.get("row")
     if number is not None and number < len(data):

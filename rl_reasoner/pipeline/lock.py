@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from rl_reasoner import sandbox
-from rl_reasoner.dataset.rows import Row
 from rl_reasoner.evaluation.monitor import overlap_notes, overlaps
 from rl_reasoner.foreign import json_object
 from rl_reasoner.pipeline.run_folder import RunFolder, write_text
 from rl_reasoner.policy.fp8 import fp8_facts
 from rl_reasoner.policy.opening import Policy, choose_device, choose_precision
 from rl_reasoner.recipe.recipe import Recipe
+from rl_reasoner.types import Row
 
 Note = Callable[[str], None]
 

@@ -18,7 +18,7 @@ import torch
 from transformers import TrainerState
 
 from rl_reasoner import sandbox
-from rl_reasoner.dataset.rows import Row, completion_of, load_rows, prompt_of, with_system
+from rl_reasoner.dataset.rows import completion_of, load_rows, prompt_of, with_system
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.evaluation.evaluate import check_judge, set_rows
 from rl_reasoner.pipeline.lineage import brought
@@ -41,14 +41,8 @@ from rl_reasoner.report.dashboards import dashboards_of
 from rl_reasoner.rollout.long_prompts import declared_places, named_rows
 from rl_reasoner.rollout.sampler import long_rows, prompt_ids
 from rl_reasoner.scoring.call import name_of
-from rl_reasoner.scoring.reward import (
-    APPLIES,
-    Fault,
-    Reward,
-    applies,
-    load_reward,
-    score_batch,
-)
+from rl_reasoner.scoring.reward import APPLIES, Reward, applies, load_reward, score_batch
+from rl_reasoner.types import Fault, Row
 
 Where = Callable[[tuple[str | int, ...]], str]
 _LOOKED_AT = 256  # rows whose prompts are measured

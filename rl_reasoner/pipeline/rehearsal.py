@@ -13,24 +13,17 @@ import torch
 from transformers import TrainerState
 
 from rl_reasoner.dataset.code_rows import continuing
-from rl_reasoner.dataset.rows import Row, prompt_of
+from rl_reasoner.dataset.rows import prompt_of
 from rl_reasoner.pipeline.preflight import Notice, Work
 from rl_reasoner.policy.fp8 import in_fp8
 from rl_reasoner.policy.opening import Policy, choose_precision
 from rl_reasoner.recipe.recipe import GrpoStage, Recipe
 from rl_reasoner.rollout.mismatch import diagnosed, measure
 from rl_reasoner.rollout.sampler import eos_ids, prompt_ids, sample, without_long
-from rl_reasoner.scoring.reward import (
-    NOT_ITS_ROW,
-    Fault,
-    Outcome,
-    described,
-    failed,
-    score_own_rows,
-    usable,
-)
+from rl_reasoner.scoring.reward import NOT_ITS_ROW, described, failed, score_own_rows, usable
 from rl_reasoner.scoring.rule import rule_of, total
 from rl_reasoner.scoring.runner import Limits
+from rl_reasoner.types import Fault, Outcome, Row
 
 _REHEARSED = 8  # rows that are sampled
 _COMPARED = 256  # tokens of a completion

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rl_reasoner.dataset.rows import Row, prompt_of
+from rl_reasoner.dataset.rows import prompt_of
 from rl_reasoner.errors import RunStopped
 from rl_reasoner.evaluation.judging import Judge
 from rl_reasoner.evaluation.metrics import repeats
@@ -26,6 +26,7 @@ from rl_reasoner.pipeline.run_folder import append_rows, write_text
 from rl_reasoner.policy.opening import Policy
 from rl_reasoner.recipe.recipe import SampleStage
 from rl_reasoner.rollout.sampler import sample
+from rl_reasoner.types import Row
 
 _CHUNK = 256  # prompts that are sampled and judged together
 _TAG = re.compile(r"</?(?:think|answer)>")

@@ -15,7 +15,7 @@ from datasets import Dataset
 from trl import SFTTrainer
 
 from rl_reasoner.dataset.code_rows import as_dataset, continuing
-from rl_reasoner.dataset.rows import Row, completion_of, prompt_of
+from rl_reasoner.dataset.rows import completion_of, prompt_of
 from rl_reasoner.distributed import processes
 from rl_reasoner.distributed.sharding import Sharding
 from rl_reasoner.moe.experts import (
@@ -29,13 +29,13 @@ from rl_reasoner.policy.opening import Policy
 from rl_reasoner.recipe.recipe import DistillStage, GrpoStage, Recipe, SftStage, TrainedStage
 from rl_reasoner.rollout.sampler import without_long
 from rl_reasoner.scoring.ledger import Ledger, scores_of
-from rl_reasoner.scoring.reward import text_of
 from rl_reasoner.scoring.rule import rule_of
 from rl_reasoner.training.checkpointing.faults import SkipBadSteps
 from rl_reasoner.training.checkpointing.whole_checkpoints import WholeCheckpoints
 from rl_reasoner.training.distillation_trainer import Distiller, check_vocabulary, teacher_of
 from rl_reasoner.training.expert_balance import BiasUpdate
 from rl_reasoner.training.grpo_trainer import GRPOTrainer
+from rl_reasoner.types import Row, text_of
 
 
 @dataclass

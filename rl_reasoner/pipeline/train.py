@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rl_reasoner.dataset.rows import Row, render
+from rl_reasoner.dataset.rows import render
 from rl_reasoner.distributed import launcher, processes
 from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.errors import RunStopped, UserError
@@ -61,6 +61,7 @@ from rl_reasoner.report.terminal import LiveView
 from rl_reasoner.rollout.sampler import prompt_ids
 from rl_reasoner.scoring.runner import give_up_all
 from rl_reasoner.training.checkpointing.signals import Stop
+from rl_reasoner.types import Row
 
 
 class Interrupted(KeyboardInterrupt):

@@ -16,6 +16,7 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.foreign import json_value, mapping, no_links, number, yaml_value
 from rl_reasoner.pipeline.hindrances import highest_of
 from rl_reasoner.report.rollouts import Rollouts, read_rollouts
+from rl_reasoner.types import Row
 
 ROWS_KEPT = 1000  # of an evaluation's set
 BYTES_KEPT = 16_000_000  # of an evaluation's rows
@@ -67,7 +68,7 @@ class Evaluation:
     policy: str
     sets: Mapping[str, SetResult]
     rows: Mapping[str, list[Metrics]]
-    judged: Mapping[str, list[Metrics]] = field(default_factory=dict)
+    judged: Mapping[str, list[Row]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -183,10 +184,10 @@ def _evaluation(folder: Path, file: str, unreadable: list[str]) -> Evaluation:
 
 def _every_row(
     file: Path, unreadable: list[str]
-) -> tuple[dict[str, list[Metrics]], dict[str, list[Metrics]]]:
+) -> tuple[dict[str, list[Metrics]], dict[str, list[Row]]]:
     """By set, of the rows beside a result: those that are kept, and what all were judged."""
     found: dict[str, list[Metrics]] = {}
-    judged: dict[str, list[Metrics]] = {}
+    judged: dict[str, list[Row]] = {}
     path, size = file.with_suffix(".rows.jsonl"), 0
     for line in _lines(path, unreadable):
         name = str(line.get("set"))

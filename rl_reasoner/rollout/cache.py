@@ -12,26 +12,15 @@ import json
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 from rl_reasoner.errors import UserError
+from rl_reasoner.types import Rollout
 
 _AT_ONCE = 500  # keys of one question to SQLite
 _WAIT_S = 60.0  # for another process that is writing
-
-
-@dataclass(frozen=True, slots=True)
-class Rollout:
-    """One completion: its text, its length in tokens, and whether it was cut off at the limit.
-
-    The length is None where a server does not tell it.
-    """
-
-    text: str
-    tokens: int | None
-    truncated: bool
 
 
 class SampleCache:

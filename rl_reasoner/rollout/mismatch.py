@@ -51,7 +51,7 @@ class Mismatch:
 
 
 @dataclass(frozen=True)
-class _Rollout:
+class _SampledRow:
     """A sampled row: its tokens, their log-probs."""
 
     prompt: list[int]
@@ -118,7 +118,7 @@ def _in_words(gap: Gap) -> str:
 
 # ------------------------------------------------------------------------------------- sampling
 
-_Sampled = tuple[list[_Rollout], Routes | None]
+_Sampled = tuple[list[_SampledRow], Routes | None]
 
 
 def _sampled(
@@ -145,7 +145,7 @@ def _by_engine(
     with _recording(routing) as passes:
         routes = SampledRoutes(passes) if routing is not None else None
         found = generate(model, prompts, keys, sampling, routes)
-    rows = [_Rollout(list(p), c.ids, c.logps) for p, c in zip(prompts, found, strict=True)]
+    rows = [_SampledRow(list(p), c.ids, c.logps) for p, c in zip(prompts, found, strict=True)]
     return rows, routes.routes() if routes is not None else None
 
 
@@ -182,7 +182,7 @@ def _by_transformers(
     rows = []
     for prompt, ids, values in zip(prompts, drawn.tolist(), logps.squeeze(2).tolist(), strict=True):
         end = next((i for i, token in enumerate(ids) if token in sampling.ends), len(ids) - 1) + 1
-        rows.append(_Rollout(list(prompt), ids[:end], values[:end]))
+        rows.append(_SampledRow(list(prompt), ids[:end], values[:end]))
     if routing is None:
         return rows, None
     table = torch.cat([choices.unflatten(0, (len(rows), -1)) for choices in passes], 1)  # type: ignore[no-untyped-call]
@@ -198,7 +198,7 @@ def _recording(routing: Routing | None) -> AbstractContextManager[list[Tensor]]:
 
 def _gap(
     model: nn.Module,
-    rows: list[_Rollout],
+    rows: list[_SampledRow],
     temperature: float,
     routing: Routing | None,
     routes: Routes | None,
@@ -238,7 +238,7 @@ def _gap(
     )
 
 
-def _table(rows: list[_Rollout], device: torch.device) -> tuple[Tensor, Tensor]:
+def _table(rows: list[_SampledRow], device: torch.device) -> tuple[Tensor, Tensor]:
     """Ids and mask (B, S) of rows, right-padded; the last token of a row predicts nothing."""
     whole = [row.prompt + row.ids[:-1] for row in rows]
     longest = max(map(len, whole))
@@ -259,7 +259,7 @@ def _laid_out(routes: Routes, mask: Tensor, routing: Routing) -> Tensor:
 
 
 def _log_probs(
-    model: Any, ids: Tensor, mask: Tensor, rows: list[_Rollout], temperature: float
+    model: Any, ids: Tensor, mask: Tensor, rows: list[_SampledRow], temperature: float
 ) -> Tensor:
     """(tokens,) of all rows' completions, one row after the other."""
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits

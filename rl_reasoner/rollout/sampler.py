@@ -17,16 +17,16 @@ from typing import Any, Literal
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from rl_reasoner.dataset.rows import Prompt, Row
 from rl_reasoner.errors import UserError
 from rl_reasoner.policy.opening import Policy
 from rl_reasoner.rollout import engine
 from rl_reasoner.rollout.agreement import engine_runs, in_mode
-from rl_reasoner.rollout.cache import Rollout, SampleCache
+from rl_reasoner.rollout.cache import SampleCache
 from rl_reasoner.rollout.long_prompts import declared_places, named_rows, places_of, too_long
 from rl_reasoner.rollout.sampling_params import SamplingParams
+from rl_reasoner.types import Prompt, Rollout, Row
 
-__all__ = ["Force", "Rollout", "eos_ids", "prompt_ids", "sample", "weights_hash"]
+__all__ = ["Force", "eos_ids", "prompt_ids", "sample", "weights_hash"]
 
 Force = Literal["chain", "direct"]
 _BATCH_BYTES = 2 << 30  # keys and values of one batch

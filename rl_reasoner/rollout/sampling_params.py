@@ -90,7 +90,7 @@ class SamplingParams:
     begin_suppress: tuple[int, ...] = ()  # token ids that may not come first
     config: GenerationConfig | None = None
     stop: StopStringCriteria | None = None
-    policy_temperature: float | None = None  # of `Completion.policy_logps`; none are kept for None
+    policy_temperature: float | None = None  # of `policy_logps`; none are kept for None
 
     @property
     def settings(self) -> GenerationConfig:

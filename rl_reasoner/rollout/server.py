@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from rl_reasoner.dataset.rows import Prompt
 from rl_reasoner.errors import RunStopped, UserError
-from rl_reasoner.rollout.cache import Rollout, SampleCache
+from rl_reasoner.rollout.cache import SampleCache
+from rl_reasoner.types import Prompt, Rollout
 
 _RETRIES = 8
 _TIMEOUT_S = 600.0

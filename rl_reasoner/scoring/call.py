@@ -37,17 +37,9 @@ from rl_reasoner.scoring.captures import (
     standard,
     uses,
 )
-from rl_reasoner.scoring.reward import (
-    FILE_MODULE,
-    Completion,
-    Fault,
-    Outcome,
-    Reward,
-    as_score,
-    faulted,
-    module_of,
-)
+from rl_reasoner.scoring.reward import FILE_MODULE, Reward, as_score, faulted, module_of
 from rl_reasoner.scoring.source import TEXT, read
+from rl_reasoner.types import Completion, Fault, Outcome
 
 CONCURRENT = 16
 """Rows that an asynchronous reward judges at the same time."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rl_reasoner.scoring.call import outcomes
-from rl_reasoner.scoring.reward import Completion, Fault, Outcome, Score
+from rl_reasoner.types import Completion, Fault, Outcome, Score
 from rl_reasoner.workers import Worker, WorkerDied, WorkerLate
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
 from tenacity.wait import wait_random_exponential
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.scoring.reward import Reward, Score
+from rl_reasoner.scoring.reward import Reward
+from rl_reasoner.types import Score
 
 _LONGEST_PAUSE_S = 10.0
 

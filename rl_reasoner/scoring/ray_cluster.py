@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.scoring.call import name_of, packed, unpacked
-from rl_reasoner.scoring.reward import Completion, Fault, Outcome, Reward, score_batch
+from rl_reasoner.scoring.reward import Reward, score_batch
+from rl_reasoner.types import Completion, Fault, Outcome
 from rl_reasoner.waiting import waiting_for
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -26,70 +26,16 @@ from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.paths import room
 from rl_reasoner.scoring.fault_places import place
 from rl_reasoner.scoring.trl_form import form_mistake, needs_column
+from rl_reasoner.types import Completion, Fault, Outcome, Score, text_of
 
 if TYPE_CHECKING:
     from rl_reasoner.scoring.runner import Limits
 
-Message = Mapping[str, Any]
-Completion = str | Sequence[Message]
 _Many = TypeVar("_Many", bound=Callable[..., Sequence[object]])
 OnAbstain = Literal["leave", "ignore"]
 ENTRY_POINTS = "rl_reasoner.rewards"
 FILE_MODULE = "rl_reasoner_reward_"
 """The modules of rewards named as "path/file.py:function" are called this and the file's stem."""
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """The verdict of a reward on one completion.
-
-    `value` None means abstention: the row cannot be judged. `reason` says in words why; `parts`
-    are named sub-scores for the ledger. Scalars of numpy and torch become floats; what is no number
-    raises TypeError here, in the reward that made it, and not where the score is used. `seconds` is
-    what the call took, set by whoever measured it.
-    """
-
-    value: float | None
-    reason: str = ""
-    parts: Mapping[str, float] = field(default_factory=dict)
-    seconds: float = field(default=0.0, compare=False, repr=False, kw_only=True)
-
-    def __post_init__(self) -> None:
-        if self.value is not None:
-            object.__setattr__(self, "value", _number(self.value, "value of a Score"))
-        parts = {
-            name: _number(part, f"part {name!r} of a Score") for name, part in self.parts.items()
-        }
-        object.__setattr__(self, "parts", parts)
-
-
-def _number(value: object, what: str) -> float:
-    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
-        raise TypeError(f"the {what} is {type(value).__name__} ({value!r:.80}), not a number")
-    return float(cast(float, value))
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """A reward that failed on one row: kept apart from every score.
-
-    `kind`: it raised ("exception"), gave no number or not one a row ("value"), ran past its
-    deadline ("timeout"), or its process ended ("crash").
-    """
-
-    message: str
-    kind: Literal["exception", "value", "timeout", "crash"] = "exception"
-    seconds: float = field(default=0.0, compare=False, repr=False, kw_only=True)
-
-
-Outcome = Score | Fault
-
-
-def text_of(completion: Completion) -> str:
-    """The plain text of a completion or prompt: itself, or a chat's message contents joined."""
-    if isinstance(completion, str):
-        return completion
-    return "\n".join(str(message.get("content") or "") for message in completion)
 
 
 def as_score(value: object, name: str) -> Score:

@@ -25,8 +25,9 @@ from typing import Any
 from rl_reasoner.errors import RunStopped
 from rl_reasoner.scoring.call import changed, name_of, one_by_one, outcomes, packed, shipped
 from rl_reasoner.scoring.executors import LOAD_S, Process, Thread, Work
-from rl_reasoner.scoring.reward import Completion, Fault, Outcome, Reward
+from rl_reasoner.scoring.reward import Reward
 from rl_reasoner.scoring.trl_form import call_mistake
+from rl_reasoner.types import Completion, Fault, Outcome
 from rl_reasoner.waiting import waiting_for
 from rl_reasoner.workers import WorkerDied, WorkerLate
 

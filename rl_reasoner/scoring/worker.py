@@ -23,7 +23,7 @@ from types import SimpleNamespace
 from typing import Any, TextIO
 
 from rl_reasoner.scoring.call import outcomes, unpacked
-from rl_reasoner.scoring.reward import Fault, Outcome
+from rl_reasoner.types import Fault, Outcome
 
 _WATCH_S = 1.0
 

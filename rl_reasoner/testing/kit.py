@@ -22,12 +22,12 @@ from rl_reasoner.dataset.rows import lint, read_rows
 from rl_reasoner.dataset.tasks.generate import TASKS, generate
 from rl_reasoner.errors import UserError
 from rl_reasoner.scoring.call import name_of, packed
-from rl_reasoner.scoring.reward import Fault, Outcome, Reward, described, failed, usable
+from rl_reasoner.scoring.reward import Reward, described, failed, usable
 from rl_reasoner.scoring.runner import Limits, Runner
 from rl_reasoner.testing import probes
+from rl_reasoner.types import Fault, Outcome, Row
 
 Status = Literal["passed", "warned", "failed", "skipped"]
-Row = dict[str, Any]
 ROWS = 8
 SLOW_S = 0.5
 """The 99th percentile of a call's seconds above which a reward is called slow."""

@@ -5,13 +5,12 @@ written; the probes of `hostile` stand for completions that break parsers; `hack
 ask for a reward without having earned it.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from rl_reasoner.dataset.rows import completion_of
 from rl_reasoner.errors import UserError
+from rl_reasoner.types import Row
 
-Row = Mapping[str, Any]
 Form = Callable[[Row], str]
 
 NEUTRAL = "Let me think about this step by step."

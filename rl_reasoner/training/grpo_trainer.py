@@ -29,7 +29,7 @@ from rl_reasoner.rollout.agreement import in_mode
 from rl_reasoner.rollout.engine import generate, generates_as_transformers
 from rl_reasoner.rollout.long_prompts import LongPromptsConfig
 from rl_reasoner.rollout.sampling_params import SamplingParams, unhandled
-from rl_reasoner.scoring.reward import described, text_of, usable
+from rl_reasoner.scoring.reward import described, usable
 from rl_reasoner.training.checkpointing.exact_resume import ExactResume
 from rl_reasoner.training.checkpointing.faults import SkipBadSteps
 from rl_reasoner.training.expert_balance import balance_figures
@@ -39,6 +39,7 @@ from rl_reasoner.training.out_of_memory import SmallerPieces
 from rl_reasoner.training.packed_forward import BATCHES, LOSS, PASS, base_of
 from rl_reasoner.training.prompt_selection import Kept, PromptChoice
 from rl_reasoner.training.reward_pass import Rewarding, RewardingConfig
+from rl_reasoner.types import text_of
 
 logger = logging.getLogger(__name__)
 RolloutSink = Callable[[list[dict[str, Any]]], None]

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from rl_reasoner.scoring.reward import Completion, Outcome, Reward
+from rl_reasoner.scoring.reward import Reward
+from rl_reasoner.types import Completion, Outcome
 
 
 class EarlyRewards:

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.moe.routing import Routes, join_routes
-from rl_reasoner.scoring.reward import Fault, Score
 from rl_reasoner.training.advantages import total_rewards, varied
 from rl_reasoner.training.curriculum import PromptSchedule
+from rl_reasoner.types import Fault, Score
 
 
 @dataclass

@@ -28,11 +28,7 @@ from rl_reasoner.foreign import printable
 from rl_reasoner.scoring.reward import (
     APPLIES,
     NOT_ITS_ROW,
-    Completion,
-    Fault,
-    Outcome,
     Reward,
-    Score,
     applies,
     described,
     failed,
@@ -46,6 +42,7 @@ from rl_reasoner.scoring.runner import SEEDS, Breaker, Limits
 from rl_reasoner.scoring.trl_form import OF_TRL, call_mistake, form_mistake, needs_column
 from rl_reasoner.training.advantages import total_rewards
 from rl_reasoner.training.overlapped_rewards import EarlyRewards
+from rl_reasoner.types import Completion, Fault, Outcome, Score
 
 logger = logging.getLogger(__name__)
 _SHOWN = 5  # faults told when a run stops

@@ -14,7 +14,8 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-Row = dict[str, Any]
+from rl_reasoner.types import Row
+
 _LEFT = ("prompt_ids", "prompt_mask")  # padded on the left; all else on the right
 _IDS = ("prompt_ids", "completion_ids")
 

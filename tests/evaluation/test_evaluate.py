@@ -15,7 +15,7 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.evaluate import Mode
 from rl_reasoner.evaluation.metrics import figures_of
 from rl_reasoner.evaluation.statistics import Z, mcnemar, wilson
-from rl_reasoner.rollout.sampler import Rollout
+from rl_reasoner.types import Rollout
 from support.tiny import reward_file
 
 # ----------------------------------------------------------------------------------- a policy

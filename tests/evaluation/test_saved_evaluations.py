@@ -16,7 +16,7 @@ from rl_reasoner.evaluation.judging import classes
 from rl_reasoner.evaluation.metrics import figures_of
 from rl_reasoner.evaluation.statistics import holm
 from rl_reasoner.report.evaluation import evaluation_page
-from rl_reasoner.rollout.sampler import Rollout
+from rl_reasoner.types import Rollout
 from support.commands import Cli
 from support.report_runs import packs
 from support.tiny import reward_file

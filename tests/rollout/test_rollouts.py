@@ -11,14 +11,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from rl_reasoner import Policy, open_policy
-from rl_reasoner.rollout.sampler import (
-    Rollout,
-    eos_ids,
-    prompt_ids,
-    sample,
-    weights_hash,
-)
+from rl_reasoner.rollout.sampler import eos_ids, prompt_ids, sample, weights_hash
 from rl_reasoner.rollout.sampling_params import SamplingParams
+from rl_reasoner.types import Rollout
 
 PROMPTS = ["1+1=", "(12+34)*5%10=", "7=", "0*0+0="]
 

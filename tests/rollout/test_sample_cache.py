@@ -15,8 +15,9 @@ import torch
 
 from rl_reasoner import Policy, open_policy
 from rl_reasoner.errors import UserError
-from rl_reasoner.rollout.cache import Rollout, SampleCache
+from rl_reasoner.rollout.cache import SampleCache
 from rl_reasoner.rollout.sampler import sample, weights_hash
+from rl_reasoner.types import Rollout
 
 PROMPTS = ["1+1=", "2+3=", "10="]
 # An evaluation in small batches, which writes down what it draws before it draws it.

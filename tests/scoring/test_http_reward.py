@@ -12,8 +12,9 @@ import pytest
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.scoring.call import CONCURRENT, packed
-from rl_reasoner.scoring.reward import Fault, Score, load_reward, score_batch
+from rl_reasoner.scoring.reward import load_reward, score_batch
 from rl_reasoner.scoring.runner import Limits
+from rl_reasoner.types import Fault, Score
 
 
 class Judge(BaseHTTPRequestHandler):

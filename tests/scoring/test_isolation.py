@@ -14,7 +14,7 @@ from typing import Any
 import numpy
 import pytest
 
-from rl_reasoner.scoring.reward import Fault, Score, load_reward, score_batch
+from rl_reasoner.scoring.reward import load_reward, score_batch
 from rl_reasoner.scoring.runner import (
     Breaker,
     Limits,
@@ -23,6 +23,7 @@ from rl_reasoner.scoring.runner import (
     give_up_all,
     runner_of,
 )
+from rl_reasoner.types import Fault, Score
 from support.outcomes import QUICK, shown
 
 FAULTY = '''

@@ -10,8 +10,9 @@ import pytest
 from rl_reasoner.errors import UserError
 from rl_reasoner.pipeline.trl_configs import check_configs
 from rl_reasoner.scoring import ray_cluster
-from rl_reasoner.scoring.reward import Fault, Score, load_reward, score_batch
+from rl_reasoner.scoring.reward import load_reward, score_batch
 from rl_reasoner.scoring.runner import Limits
+from rl_reasoner.types import Fault, Score
 from support.tiny import grpo, recipe, reward_file
 
 ON_RAY = Limits(on="ray")

@@ -21,13 +21,13 @@ from rl_reasoner import GRPOConfig, GRPOTrainer, Score, open_policy, reward
 from rl_reasoner.errors import UserError
 from rl_reasoner.scoring.reward import (
     ENTRY_POINTS,
-    Fault,
     Reward,
     described,
     load_reward,
     score_batch,
     usable,
 )
+from rl_reasoner.types import Fault
 from support.tiny import reward_file
 
 

@@ -14,9 +14,10 @@ from rl_reasoner import GRPOTrainer, open_policy, reward, train, waiting
 from rl_reasoner.errors import UserError
 from rl_reasoner.pipeline.preflight import prepared
 from rl_reasoner.pipeline.rehearsal import rehearsed
-from rl_reasoner.scoring.reward import Fault, load_reward, score_batch
+from rl_reasoner.scoring.reward import load_reward, score_batch
 from rl_reasoner.scoring.runner import Breaker, Limits, RewardsFailed
 from rl_reasoner.testing.kit import examine
+from rl_reasoner.types import Fault
 from support.commands import Cli, stock
 from support.tiny import grpo, recipe
 from support.trainers import build, digits, trained

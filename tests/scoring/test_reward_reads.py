@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from rl_reasoner.scoring.call import packed
-from rl_reasoner.scoring.reward import Fault, Reward, load_reward, reward, score_batch
+from rl_reasoner.scoring.reward import Reward, load_reward, reward, score_batch
 from rl_reasoner.scoring.runner import Limits
+from rl_reasoner.types import Fault
 from support.outcomes import QUICK, shown
 
 

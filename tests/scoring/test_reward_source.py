@@ -16,8 +16,9 @@ from pydantic import ValidationError
 from rl_reasoner import Recipe, Score, reward
 from rl_reasoner.errors import UserError
 from rl_reasoner.rewards.boxed import boxed
-from rl_reasoner.scoring.reward import Fault, Reward, load_reward, score_batch
+from rl_reasoner.scoring.reward import Reward, load_reward, score_batch
 from rl_reasoner.scoring.runner import close_all
+from rl_reasoner.types import Fault
 from support.commands import Cli
 
 SCRIPT = """

@@ -1,9 +1,9 @@
 """Outcomes of rewards, as tests write them down."""
 
-from rl_reasoner.scoring.reward import Fault, Outcome
 from rl_reasoner.scoring.runner import (
     Limits,
 )
+from rl_reasoner.types import Fault, Outcome
 
 QUICK = Limits(timeout_s=1.5, batch_timeout_s=20.0, memory_mb=512)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rl_reasoner import Policy, evaluate, open_policy, train
-from rl_reasoner.rollout.sampler import Rollout
+from rl_reasoner.types import Rollout
 from support.tiny import grpo, recipe, rows
 
 BEGUN = {

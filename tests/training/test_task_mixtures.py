@@ -15,7 +15,7 @@ from rl_reasoner.evaluation.evaluate import EvalResult, replay
 from rl_reasoner.pipeline.preflight import prepared
 from rl_reasoner.recipe.load import apply_flags
 from rl_reasoner.recipe.recipe import Asked, FileData, MixData, Recipe
-from rl_reasoner.rollout.sampler import Rollout
+from rl_reasoner.types import Rollout
 from support.tiny import QUIET, grpo, recipe, rows, sft
 from support.trainers import Log
 

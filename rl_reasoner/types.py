@@ -1,0 +1,84 @@
+"""The words of the field, each defined once: rows, prompts, completions, rollouts and their scores.
+
+Three outcomes of a reward are kept apart: a score, an abstention (`Score(None)`: this row cannot be
+judged, it leaves its group's mean), and a `Fault` (the reward itself failed; never mixed up with a
+low score). Imports nothing of torch, and nothing of ours.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+Row = dict[str, Any]
+"""One record: of a data set, a saved evaluation, a ledger or a batch; values by column."""
+Message = Mapping[str, Any]
+"""A chat's message: `role` and `content`."""
+Prompt = str | list[dict[str, str]]
+"""What a model is asked, rendered: a text, or a chat."""
+Completion = str | Sequence[Message]
+"""What a model wrote: a text, or a chat's messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A sampled completion: its text, its length in tokens, whether it was cut off at the limit.
+
+    The length is None where a server does not tell it.
+    """
+
+    text: str
+    tokens: int | None
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The verdict of a reward on one completion.
+
+    `value` None means abstention: the row cannot be judged. `reason` says in words why; `parts`
+    are named sub-scores for the ledger. Scalars of numpy and torch become floats; what is no number
+    raises TypeError here, in the reward that made it, and not where the score is used. `seconds` is
+    what the call took, set by whoever measured it.
+    """
+
+    value: float | None
+    reason: str = ""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = field(default=0.0, compare=False, repr=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.value is not None:
+            object.__setattr__(self, "value", _number(self.value, "value of a Score"))
+        parts = {
+            name: _number(part, f"part {name!r} of a Score") for name, part in self.parts.items()
+        }
+        object.__setattr__(self, "parts", parts)
+
+
+def _number(value: object, what: str) -> float:
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
+        raise TypeError(f"the {what} is {type(value).__name__} ({value!r:.80}), not a number")
+    return float(cast(float, value))
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A reward that failed on one row: kept apart from every score.
+
+    `kind`: it raised ("exception"), gave no number or not one a row ("value"), ran past its
+    deadline ("timeout"), or its process ended ("crash").
+    """
+
+    message: str
+    kind: Literal["exception", "value", "timeout", "crash"] = "exception"
+    seconds: float = field(default=0.0, compare=False, repr=False, kw_only=True)
+
+
+Outcome = Score | Fault
+
+
+def text_of(completion: Completion) -> str:
+    """The plain text of a completion or prompt: itself, or a chat's message contents joined."""
+    if isinstance(completion, str):
+        return completion
+    return "\n".join(str(message.get("content") or "") for message in completion)
