@@ -1,6 +1,6 @@
-"""The command line: parse the arguments, call, print, and give the exit code.
+"""The command line: parse, call, print, exit code; one file a verb.
 
-May import every room; what is heavy is imported inside the verbs, so that `--help` loads no torch.
+May import every other room, but only inside `run()`: `--help` loads nothing heavy.
 """
 
 from rl_reasoner.cli.dispatch import main, main_of

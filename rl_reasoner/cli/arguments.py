@@ -1,4 +1,4 @@
-"""What several verbs of the command line share: kinds of arguments, and the checks of them.
+"""Argument types, and checks of arguments, that several verbs of the command line share.
 
 Every check comes before any work and raises `UserError`.
 """
@@ -16,22 +16,23 @@ from rl_reasoner.foreign import json_value
 Json = FlagCreatePairsOff[
     Annotated[bool, arg(help="print one JSON object and nothing else on standard output")]
 ]
-Quiet = FlagCreatePairsOff[
-    Annotated[bool, arg(help="nothing on standard error but what went wrong")]
-]
+Quiet = FlagCreatePairsOff[Annotated[bool, arg(help="print nothing on standard error but errors")]]
 
 
-def quiet() -> None:
+def silence_libraries() -> None:
     """Silence the libraries' own progress bars and advice."""
     from rl_reasoner.policy.opening import quiet_libraries
 
     quiet_libraries()
 
 
-def asked_as(policy: str, template: str | None, system: str | None) -> tuple[str, str | None]:
-    """The prompt template and the system prompt: as given, else as a run's policy was trained.
+def prompt_settings(
+    policy: str, template: str | None, system: str | None
+) -> tuple[str, str | None]:
+    """The prompt template and the system prompt: as given, else as the run's policy was trained.
 
-    For others "auto" and none; an empty `system` is none, and a run's own goes with its template.
+    A policy that is no run's gets "auto" and no system prompt. An empty `system` means none; a
+    run's own system prompt is used only with the run's own template.
     """
     recipe = Path(policy) / "recipe.yaml"
     if not recipe.is_file():
@@ -44,7 +45,7 @@ def asked_as(policy: str, template: str | None, system: str | None) -> tuple[str
 
 
 def check_numbers(temperature: float | None, **counts: int | None) -> None:
-    """Raise `UserError` for a count (by its flag's name) below 1 or a temperature that is none."""
+    """Raise `UserError` for a count (by its flag's name) below 1, or a negative temperature."""
     for name, count in counts.items():
         if count is not None and count < 1:
             raise UserError(f"--{name.replace('_', '-')} {count}: expected 1 or more")
@@ -52,25 +53,25 @@ def check_numbers(temperature: float | None, **counts: int | None) -> None:
         raise UserError(f"--temperature {temperature}: expected 0 or more")
 
 
-def writable(path: Path) -> Path:
-    """`path`, where a file or folder can be made; raises `UserError` before any work is done."""
+def check_writable(path: Path) -> Path:
+    """Return `path`; raise `UserError` where no file or folder can be made at it."""
     if path.is_dir():
         raise UserError(f"{path} is a folder: give a name for the file")
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"cannot write {path}: {folder} is no folder that can be written to")
+        raise UserError(f"cannot write {path}: {folder} is not a folder that can be written to")
     return path
 
 
-def data_folder(folder: Path | None) -> None:
-    """Make `folder` the one that sets are looked for in; raises `UserError` where it is none."""
+def set_data_folder(folder: Path | None) -> None:
+    """Look for sets in `folder`; raise `UserError` where there is no such folder."""
     if folder is not None:
         if not folder.is_dir():
             raise UserError(f"--data-dir: there is no folder {folder}")
         os.environ["RL_REASONER_DATA"] = str(folder)
 
 
-def options_of(flag: str, text: str) -> dict[str, Any]:
+def parse_options(flag: str, text: str) -> dict[str, Any]:
     """Options given as a JSON object or as NAME=VALUE,NAME=VALUE (values as JSON, else texts)."""
     if not text.strip():
         return {}
@@ -80,12 +81,17 @@ def options_of(flag: str, text: str) -> dict[str, Any]:
             raise UserError(f"{flag} {text!r}: expected a JSON object or NAME=VALUE,NAME=VALUE")
         return {name.strip(): _value(value.strip()) for name, _, value in pairs}
     try:
-        found: Any = json_value(text)
+        options: Any = json_value(text)
     except ValueError as error:
         raise UserError(f"{flag}: not JSON: {error}") from error
-    if not isinstance(found, Mapping):
+    if not isinstance(options, Mapping):
         raise UserError(f"{flag}: expected a JSON object, got {text!r:.60}")
-    return dict(found)
+    return dict(options)
+
+
+def short(value: object) -> str:
+    """`value` for a table's cell: a float with three digits, anything else in full."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _value(text: str) -> Any:

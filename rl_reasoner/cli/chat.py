@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional
 
-from rl_reasoner.cli.arguments import Json, Quiet, asked_as, check_numbers, quiet
+from rl_reasoner.cli.arguments import Json, Quiet, check_numbers, prompt_settings, silence_libraries
 from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.errors import UserError
 from rl_reasoner.foreign import printable
@@ -74,7 +74,7 @@ def _judged(score: "Score") -> Text:
 
 
 @dataclass
-class Chat:
+class ChatVerb:
     """Talk to a policy, or to two side by side: type a problem, see its thinking and its answer.
 
     `/answer 9` says whether the last replies are right.
@@ -103,7 +103,7 @@ class Chat:
         from rl_reasoner.policy.opening import open_policy
 
         check_numbers(self.temperature, max_tokens=self.max_tokens)
-        quiet()
+        silence_libraries()
         names = [self.policy, *([self.other] if self.other else [])]
         policies = [(name, open_policy(name)) for name in names]
         asking = sys.stdin.isatty()
@@ -135,7 +135,7 @@ class Chat:
         screen = _Screen(replies, hidden=self.json)
         with screen:
             for reply, (name, policy) in zip(replies, policies, strict=True):
-                template, system = asked_as(name, self.template, self.system)
+                template, system = prompt_settings(name, self.template, self.system)
                 prompt = render(problem, template, policy.tokenizer, system)
                 reply.opened = isinstance(prompt, str) and prompt.rstrip().endswith("<think>")
 

@@ -1,7 +1,7 @@
 """The command line `rl-reasoner`: which verb, with which arguments, and how it ends.
 
 `--help` never loads torch. Exit codes: 0 done, 1 the work failed, 2 the user's mistake, 3 a
-reward broke down, 130 interrupted. `rl-reasoner train quickstart` and `python
+reward kept failing, 130 interrupted. `rl-reasoner train quickstart` and `python
 recipes/quickstart.py` come through here alike.
 """
 
@@ -10,7 +10,6 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Annotated, Any, NoReturn, get_args
 
 import tyro
@@ -18,33 +17,45 @@ from rich.panel import Panel
 from rich.text import Text
 from tyro.conf import subcommand
 
-from rl_reasoner.cli import chat, eval, reward_verbs, verbs
+from rl_reasoner.cli.chat import ChatVerb
+from rl_reasoner.cli.check import CheckVerb
+from rl_reasoner.cli.compare import CompareVerb
+from rl_reasoner.cli.completion import CompletionVerb
+from rl_reasoner.cli.copy import CopyVerb
+from rl_reasoner.cli.env import EnvVerb
+from rl_reasoner.cli.eval import EvalVerb
+from rl_reasoner.cli.export import ExportVerb
+from rl_reasoner.cli.list import ListVerb
+from rl_reasoner.cli.report import ReportVerb
+from rl_reasoner.cli.score import ScoreVerb
+from rl_reasoner.cli.train import TrainVerb
+from rl_reasoner.cli.why import WhyVerb
 from rl_reasoner.distributed import launcher, processes
 from rl_reasoner.errors import RunStopped, UserError, unknown
 from rl_reasoner.report.console import err, new_table, out
 from rl_reasoner.version import __version__
 
 Verb = (
-    Annotated[verbs.Train, subcommand("train")]
-    | Annotated[eval.Eval, subcommand("eval")]
-    | Annotated[eval.Compare, subcommand("compare")]
-    | Annotated[chat.Chat, subcommand("chat")]
-    | Annotated[reward_verbs.Score, subcommand("score")]
-    | Annotated[reward_verbs.Check, subcommand("check")]
-    | Annotated[reward_verbs.Why, subcommand("why")]
-    | Annotated[verbs.List, subcommand("list")]
-    | Annotated[verbs.Copy, subcommand("copy")]
-    | Annotated[verbs.Report, subcommand("report")]
-    | Annotated[verbs.Export, subcommand("export")]
-    | Annotated[verbs.Env, subcommand("env")]
-    | Annotated[verbs.ShellCompletion, subcommand("completion")]
+    Annotated[TrainVerb, subcommand("train")]
+    | Annotated[EvalVerb, subcommand("eval")]
+    | Annotated[CompareVerb, subcommand("compare")]
+    | Annotated[ChatVerb, subcommand("chat")]
+    | Annotated[ScoreVerb, subcommand("score")]
+    | Annotated[CheckVerb, subcommand("check")]
+    | Annotated[WhyVerb, subcommand("why")]
+    | Annotated[ListVerb, subcommand("list")]
+    | Annotated[CopyVerb, subcommand("copy")]
+    | Annotated[ReportVerb, subcommand("report")]
+    | Annotated[ExportVerb, subcommand("export")]
+    | Annotated[EnvVerb, subcommand("env")]
+    | Annotated[CompletionVerb, subcommand("completion")]
 )
 # Flags of `train` itself that have a value.
 _VALUES = ("--resume", "--from", "--until", "--launch")
 _DESCRIPTION = """Reinforcement-learning fine-tuning for reasoning.
 
-Exit codes: 0 done, 1 the work failed, 2 a mistake that you can mend, 3 a reward broke down,
-130 interrupted. Results go to standard output, all else to standard error.
+Exit codes: 0 done, 1 the work failed, 2 a mistake in what you gave, 3 a reward kept failing,
+130 interrupted. Results go to standard output, everything else to standard error.
 
 `rl-reasoner --version` prints the version.
 """
@@ -58,14 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if argv is None else argv)
     if processes.world_size() == 1:
-        return _ended(given)
+        return _run_and_report(given)
     try:
-        code = _ended(given)
+        code = _run_and_report(given)
     except Exception as error:
         if processes.lost_peer(error):
             code = processes.LOST
             if not launcher.has_launcher():
-                _say("the job ended", "another of its processes has ended before its time")
+                _print_error("the job ended", "another of its processes ended early")
         else:
             code = 1
             traceback.print_exc()
@@ -74,58 +85,53 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _ended(given: Sequence[str]) -> int:
-    """Run a verb; how it ended, told."""
+def _run_and_report(given: Sequence[str]) -> int:
+    """Run the verb, print its error if it has one, and return the exit code."""
     try:
         _run(given)
     except UserError as error:
-        _say("cannot go on", "\n".join(error.messages))
+        _print_error("error", "\n".join(error.messages))
         return 2
-    except BrokenPipeError:  # who read our output has read enough
+    except BrokenPipeError:  # the reader of our output has stopped reading
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise
-        _say("cannot go on", f"{error.filename or 'writing a file'}: {error.strerror}")
+        _print_error("error", f"{error.filename or 'writing a file'}: {error.strerror}")
         return 2
     except KeyboardInterrupt as error:
         if not processes.is_main():
             return 130
         folder = getattr(error, "folder", None)
-        go_on = f"; continue with: rl-reasoner train --resume {folder}" if folder else ""
-        err.print(f"interrupted{go_on}", soft_wrap=True)
+        hint = f"; continue with: rl-reasoner train --resume {folder}" if folder else ""
+        err.print(f"interrupted{hint}", soft_wrap=True)
         return 130
     except RunStopped as error:
-        go_on = (
-            f"\ncontinue with: rl-reasoner train --resume {error.folder}" if error.folder else ""
-        )
-        _say(error.title, f"{error}{go_on}")
+        hint = f"\ncontinue with: rl-reasoner train --resume {error.folder}" if error.folder else ""
+        _print_error(error.title, f"{error}{hint}")
         return error.code
     return 0
 
 
 def _run(argv: Sequence[str]) -> None:
-    """Run the verb; one that is to be quiet writes nothing to standard error, unless it fails."""
+    """Run the verb; with --quiet it writes nothing to standard error unless it fails."""
     if list(argv) == ["--version"]:
         out.print(Text(f"rl-reasoner {__version__}"))
         return
-    verb = verb_of(argv)
+    verb = parse_verb(argv)
     err.quiet = getattr(verb, "quiet", False)
     try:
-        verb.run()
+        if isinstance(verb, CompletionVerb):
+            verb.run(Verb)
+        else:
+            verb.run()
     finally:
         err.quiet = False
 
 
-def completion_of(shell: str) -> None:
-    """Print the script that completes our command line in `shell`: bash, zsh or fish."""
-    with suppress(SystemExit):  # tyro's own way to end
-        tyro.cli(Verb, args=["--tyro-print-completion", shell], prog="rl-reasoner")
-
-
-def _say(title: str, text: str) -> None:
-    """A panel on a terminal; elsewhere plain lines, so that paths in them stay whole."""
+def _print_error(title: str, text: str) -> None:
+    """Print a panel on a terminal, plain lines elsewhere (so that paths in them stay whole)."""
     if not processes.is_local_main():
         return
     if err.is_terminal:
@@ -139,19 +145,19 @@ def main_of(script: str) -> NoReturn:
     raise SystemExit(main(["train", script, *sys.argv[1:]]))
 
 
-def verb_of(argv: Sequence[str]) -> Any:
-    """The verb with its arguments; `--help` and mistakes in flags end the process, as tyro does."""
+def parse_verb(argv: Sequence[str]) -> Any:
+    """Parse the verb and its arguments; `--help` and mistakes in flags end the process."""
     names = [get_args(verb)[1].name for verb in get_args(Verb)]
     if argv and argv[0] not in names and not argv[0].startswith("-"):
         raise unknown("verb", argv[0], names)
-    known, flags = _split_flags(argv) if argv[:1] == ["train"] else (list(argv), [])
+    own, flags = _split_flags(argv) if argv[:1] == ["train"] else (list(argv), [])
     try:
-        verb = tyro.cli(Verb, args=known, prog="rl-reasoner", description=_DESCRIPTION)
+        verb = tyro.cli(Verb, args=own, prog="rl-reasoner", description=_DESCRIPTION)
     except SystemExit as end:
         if end.code == 0 and argv[:1] == ["train"]:
-            _recipe_help(known)
+            _print_recipe_flags(own)
         raise
-    if isinstance(verb, verbs.Train):
+    if isinstance(verb, TrainVerb):
         verb.flags = flags
     return verb
 
@@ -172,8 +178,8 @@ def _split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return known, flags
 
 
-def _recipe_help(argv: Sequence[str]) -> None:
-    """The flags of the recipe named in `train RECIPE --help`, with their values."""
+def _print_recipe_flags(argv: Sequence[str]) -> None:
+    """Print the flags of the recipe named in `train RECIPE --help`, with their values."""
     from rl_reasoner.recipe.load import flag_table, load_recipe, shipped_recipes
 
     named = [token for token in argv[1:] if not token.startswith("-")]

@@ -3,7 +3,6 @@
 Nothing heavy is imported before a verb needs it.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,15 +13,15 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from rl_reasoner.cli.arguments import (
     Json,
     Quiet,
-    asked_as,
     check_numbers,
-    data_folder,
-    options_of,
-    quiet,
-    writable,
+    check_writable,
+    parse_options,
+    prompt_settings,
+    set_data_folder,
+    silence_libraries,
 )
 from rl_reasoner.errors import UserError
-from rl_reasoner.report.console import emit, err, new_table
+from rl_reasoner.report.console import emit, err
 
 if TYPE_CHECKING:
     from rl_reasoner.evaluation.evaluate import EvalResult
@@ -32,7 +31,7 @@ _FLIPS_SHOWN = 10
 
 
 @dataclass
-class Eval:
+class EvalVerb:
     """Evaluate a policy on sets of problems, with 95% intervals."""
 
     policy: Positional[Annotated[str | None, arg(metavar="POLICY")]] = None
@@ -84,10 +83,10 @@ class Eval:
         check_numbers(
             self.temperature, samples=self.samples, max_tokens=self.max_tokens, limit=self.limit
         )
-        target = writable(self.out) if self.out is not None else None
+        target = check_writable(self.out) if self.out is not None else None
         if target is not None and target.suffix in (".html", ".jsonl"):
             raise UserError(f"--out {target}: the result is JSON, its page and rows go beside it")
-        data_folder(self.data_dir)
+        set_data_folder(self.data_dir)
         result = self._replayed(self.replay) if self.replay is not None else self._evaluated()
         if target is not None:
             from rl_reasoner.evaluation.evaluate import beside
@@ -110,7 +109,7 @@ class Eval:
                 "POLICY" if name == "policy" else f"--{name.replace('_', '-')}" for name in other
             ]
             raise UserError(f"--replay judges what was saved: {', '.join(flags)} is not for it")
-        options = options_of("--reward-options", self.reward_options)
+        options = parse_options("--reward-options", self.reward_options)
         return replay(EvalResult.load(file), self.reward, options or None)
 
     def _evaluated(self) -> "EvalResult":
@@ -118,7 +117,7 @@ class Eval:
 
         if self.policy is None or self.sets is None:
             raise UserError("evaluate what? Give POLICY and --sets, or --replay FILE")
-        options = options_of("--reward-options", self.reward_options)
+        options = parse_options("--reward-options", self.reward_options)
         sets = [self._set(name.strip()) for name in self.sets.split(",")]
         trained_on = self._training_rows(self.policy)
         policy: Any = self.policy
@@ -127,8 +126,8 @@ class Eval:
 
             policy = Server(self.server, self.policy)
         else:
-            quiet()
-        template, system = asked_as(self.policy, self.template, self.system)
+            silence_libraries()
+        template, system = prompt_settings(self.policy, self.template, self.system)
         with _shown(self.json or self.quiet) as progress:
             return evaluate(
                 policy,
@@ -151,7 +150,7 @@ class Eval:
         from rl_reasoner.dataset.sets import set_data
         from rl_reasoner.recipe.recipe import FileData
 
-        columns = options_of("--columns", self.columns)
+        columns = parse_options("--columns", self.columns)
         given = {"columns": columns, "config": self.config, "split": self.split}
         said = {key: value for key, value in given.items() if value}
         if not said:
@@ -164,7 +163,7 @@ class Eval:
         from rl_reasoner.recipe.recipe import FileData
 
         if self.trained_on is not None:
-            columns = options_of("--columns", self.columns)
+            columns = parse_options("--columns", self.columns)
             names = [name.strip() for name in self.trained_on.split(",")]
             files = [FileData(path=name, columns=columns) for name in names]
             return [row for data in files for row in load_problems(data)]
@@ -231,74 +230,3 @@ class _shown:
         if label not in self.tasks:
             self.tasks[label] = self.bars.add_task(label, total=of)
         self.bars.update(self.tasks[label], completed=done)
-
-
-@dataclass
-class Compare:
-    """Compare two saved evaluations, paired by problem."""
-
-    a: Positional[Path]
-    """the first result (JSON of eval --out, or of a run's evals/)"""
-    b: Positional[Path]
-    """the second one"""
-    out: Path | None = None
-    """write a page with both and the rows that flipped here (HTML)"""
-    quiet: Quiet = False
-    json: Json = False
-
-    def run(self) -> None:
-        """Print the differences b - a."""
-        from rl_reasoner.evaluation.comparison import unlike
-        from rl_reasoner.evaluation.evaluate import EvalResult, compare
-
-        target = writable(self.out) if self.out is not None else None
-        if target is not None and target.resolve() in (self.a.resolve(), self.b.resolve()):
-            raise UserError(f"--out {target} is one of the results: the page (HTML) goes elsewhere")
-        found = compare(EvalResult.load(self.a), EvalResult.load(self.b))
-        if target is not None:
-            from rl_reasoner.report import write_evaluation
-
-            write_evaluation([self.a, self.b], target)
-        emit(self.json, found, _compared(found))
-        if not self.json:
-            for told in unlike(found):
-                err.print(told, style="yellow", soft_wrap=True)
-            for name, entry in found.items():
-                _print_flips(name, entry["flips"], entry["better"] + entry["worse"])
-
-
-def _compared(found: Mapping[str, Mapping[str, Any]]) -> Any:
-    heads = ["set", "problems", "difference", "95% interval", "p", "p (Holm)", "detectable", "test"]
-    table = new_table(*heads)
-    for name, entry in found.items():
-        low, high = entry["interval"]
-        counts = (
-            f" ({entry['only_a']} only a, {entry['only_b']} only b)" if "only_a" in entry else ""
-        )
-        table.add_row(
-            name,
-            str(entry["problems"]),
-            f"{entry['difference']:+.1%}",
-            f"[{low:+.1%}, {high:+.1%}]",
-            f"{entry['p']:.2g}",
-            f"{entry['p_holm']:.2g}",
-            f"±{entry['detectable']:.1%}",
-            entry["test"] + counts,
-        )
-    return table
-
-
-def _print_flips(name: str, flips: Sequence[Mapping[str, Any]], of: int) -> None:
-    """The first of the rows that flipped, `of` so many; `flips` may not be all of them."""
-    if not flips:
-        return
-    table = new_table("row", "problem", "a", "b", "reason of a", "reason of b")
-    table.title = f"{name}: rows that flipped"
-    for flip in flips[:_FLIPS_SHOWN]:
-        reasons = [str(flip[side].get("reason", ""))[:100] for side in ("a", "b")]
-        shares = [f"{flip[side]['share']:.0%}" for side in ("a", "b")]
-        table.add_row(str(flip["id"] or flip["row"]), flip["problem"][:80], *shares, *reasons)
-    if of > _FLIPS_SHOWN:
-        more = f"the first {len(flips)} of all {of:,} are in" if len(flips) < of else "see"
-        table.caption = f"{of - _FLIPS_SHOWN:,} more: {more} --json and --out"
-    err.print(table)

@@ -28,7 +28,7 @@ def test_help_and_list_load_nothing_heavy(argv: list[str], tmp_path: Path) -> No
     )
     assert done.returncode == 0
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "rl_reasoner.cli.verbs" in loaded  # the list of modules is the real one
+    assert "rl_reasoner.cli.train" in loaded  # the list of modules is the real one
     roots = {name.partition(".")[0] for name in loaded}
     heavy = {
         "torch",
@@ -299,7 +299,7 @@ def test_an_interrupt_ends_with_130(cli: Cli, monkeypatch: pytest.MonkeyPatch) -
     def interrupted(verb: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rl_reasoner.cli.verbs.List.run", interrupted)
+    monkeypatch.setattr("rl_reasoner.cli.list.ListVerb.run", interrupted)
     ended = cli("list")
     assert ended.code == 130
     assert ended.err == "interrupted\n"
@@ -321,7 +321,7 @@ def test_on_a_terminal_a_mistake_is_a_panel(cli: Cli, monkeypatch: pytest.Monkey
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich then writes as to a terminal
     ended = cli("list", "nothing")
     assert ended.code == 2
-    assert "╭─ cannot go on" in ended.err
+    assert "╭─ error" in ended.err
     assert "unknown kind 'nothing'" in ended.err
 
 
@@ -329,7 +329,7 @@ def test_the_exit_code_reaches_the_shell(tmp_path: Path) -> None:
     done = run_outside(tmp_path, "list", "nothing")
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.startswith("cannot go on: unknown kind 'nothing'")
+    assert done.stderr.startswith("error: unknown kind 'nothing'")
     assert run_outside(tmp_path, "list", "--json").returncode == 0
 
 

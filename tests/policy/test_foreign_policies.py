@@ -292,7 +292,7 @@ def test_a_config_cannot_ask_for_a_kernel_from_elsewhere(part: str, saved: Path)
 def test_brackets_without_end_are_one_message(saved: Path, cli: Cli) -> None:
     (saved / "config.json").write_text("[" * 200_000)
     done = cli("chat", saved)
-    assert done.code == 2 and done.err.startswith("cannot go on: policy") and not done.out
+    assert done.code == 2 and done.err.startswith("error: policy") and not done.out
 
 
 def test_every_door_says_that_no_code_is_trusted() -> None:

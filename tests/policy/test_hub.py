@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ class Hub:
         )
         assert "Traceback" not in done.stderr, done.stderr
         self.codes = [int(word) for word in done.stdout.split()[-len(verbs) :]]
-        return done.stderr.split("cannot go on: ")[1:]
+        return re.split(r"^error: ", done.stderr, flags=re.MULTILINE)[1:]
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ def test_every_shipped_file_has_a_row(document: str, names: list[str]) -> None:
 def test_the_command_line_page_has_every_verb() -> None:
     from typing import get_args
 
-    from rl_reasoner.cli import Verb
+    from rl_reasoner.cli.dispatch import Verb
 
     text = (ROOT / "docs/reference/commands.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"^\| `(\w+)|, `(\w+) ", text, re.MULTILINE))

@@ -60,7 +60,7 @@ def test_completion_loads_nothing_heavy() -> None:
 
 def test_help_tells_the_exit_codes(cli: Cli) -> None:
     shown = " ".join(cli("--help").out.split())
-    assert "0 done, 1 the work failed, 2 a mistake that you can mend, 3 a reward broke" in shown
+    assert "0 done, 1 the work failed, 2 a mistake in what you gave, 3 a reward kept" in shown
 
 
 def test_every_verb_with_a_result_gives_it_as_json(cli: Cli) -> None:

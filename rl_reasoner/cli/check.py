@@ -1,0 +1,106 @@
+"""The verb `check`: a recipe before its run, or a reward."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich.text import Text
+from tyro.conf import Positional, arg
+
+from rl_reasoner.cli.arguments import Json, Quiet, silence_libraries
+from rl_reasoner.errors import UserError, did_you_mean
+from rl_reasoner.report.console import emit, err, new_table
+
+_STYLE = {"passed": "green", "warned": "yellow", "failed": "red", "skipped": "dim"}
+
+
+@dataclass
+class CheckVerb:
+    """Before a run: check a recipe on this machine, or test a reward.
+
+    A recipe: data, rewards, room, tokens, prompts, a few sampled groups. A reward: types, repeats,
+    hostile completions, completions that ask for a reward they have not earned.
+    """
+
+    target: Positional[str]
+    """a recipe (name, script, YAML) or a reward (name, MODULE:FUNCTION, FILE.py:FUNCTION)"""
+    data: Annotated[str | None, arg(metavar="FILE")] = None
+    """rows to test a reward on (default: rows of a task that has its columns)"""
+    quiet: Quiet = False
+    json: Json = False
+
+    def run(self) -> None:
+        """Print the table; raises `UserError` where something failed."""
+        from rl_reasoner.recipe.load import shipped_recipes
+        from rl_reasoner.scoring.reward import load_reward, shipped_rewards
+
+        path = self.target.endswith((".yaml", ".yml", ".py")) or self.target in shipped_recipes()
+        if path or self.target.removesuffix(".yaml") in shipped_recipes():
+            self._recipe()
+            return
+        try:
+            fn = load_reward(self.target)
+        except UserError as error:
+            if ":" in self.target:
+                raise
+            names = [*shipped_recipes(), *shipped_rewards()]
+            near = did_you_mean(self.target, names)
+            raise UserError(f"{self.target!r} is neither recipe nor reward.{near}") from error
+        self._reward(fn)
+
+    def _reward(self, fn: Any) -> None:
+        from rl_reasoner.testing.kit import examine
+
+        report = examine(fn, self.data)
+        table = new_table("", "check", "found", "completion")
+        for found in report.findings:
+            status = Text(found.status, _STYLE[found.status])
+            shown = Text(f"{found.completion!r:.100}" if found.completion else "")
+            table.add_row(status, found.check, Text(found.message), shown)
+        findings = [asdict(finding) for finding in report.findings]
+        emit(self.json, {"reward": report.reward, "findings": findings}, table)
+        if report.failed:
+            failed = ", ".join(finding.check for finding in report.failed)
+            raise UserError(f"reward {report.reward} fails: {failed}")
+
+    def _recipe(self) -> None:
+        from rl_reasoner.recipe.load import load_recipe, place_of
+
+        if self.data is not None:
+            raise UserError("--data is for rewards: a recipe has its own")
+        recipe = load_recipe(self.target)
+        err.print("loading torch and transformers", style="dim")
+        silence_libraries()
+        notices = list(_notices(recipe, place_of(self.target)))
+        table = new_table("", "check", "found", "mend")
+        for notice in notices:
+            status = Text(notice.status, _STYLE[notice.status])
+            table.add_row(status, notice.check, Text(notice.message), Text(notice.mend))
+        found = [asdict(notice) for notice in notices]
+        emit(self.json, {"recipe": recipe.name, "notices": found}, table)
+        failed = [str(notice) for notice in notices if notice.status == "failed"]
+        if failed:
+            raise UserError(*failed)
+
+
+def _notices(recipe: Any, where: Any) -> Iterator[Any]:
+    """Everything that can be found out about a recipe without training."""
+    from rl_reasoner.distributed.threads import Threads
+    from rl_reasoner.pipeline.preflight import Notice, inspected, prepared
+    from rl_reasoner.pipeline.rehearsal import rehearsed
+    from rl_reasoner.pipeline.run_folder import made_with
+    from rl_reasoner.policy.opening import choose_device, merge_adapter, open_policy
+
+    work = prepared(recipe, where)
+    rows = ", ".join(f"{len(found):,}" for found in work.rows)
+    yield Notice("data", "passed", f"rows by stage: {rows}")
+    versions = made_with()["versions"]
+    yield Notice("versions", "passed", ", ".join(f"{k} {v}" for k, v in versions.items()))
+    device = choose_device(recipe.run.device)
+    policy = open_policy(recipe.policy.source, seed=recipe.run.seed, device=device)
+    merge_adapter(policy)
+    with Threads() as threads:
+        yield Notice("threads", "passed", threads.suit(policy))
+        yield from inspected(recipe, work, policy, Path(recipe.run.folder or "runs"))
+        yield from rehearsed(recipe, work, policy)

@@ -1,0 +1,85 @@
+"""The verb `compare`: two saved evaluations, paired by problem."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tyro.conf import Positional
+
+from rl_reasoner.cli.arguments import Json, Quiet, check_writable
+from rl_reasoner.errors import UserError
+from rl_reasoner.report.console import emit, err, new_table
+
+_FLIPS_SHOWN = 10
+
+
+@dataclass
+class CompareVerb:
+    """Compare two saved evaluations, paired by problem."""
+
+    a: Positional[Path]
+    """the first result (JSON of eval --out, or of a run's evals/)"""
+    b: Positional[Path]
+    """the second one"""
+    out: Path | None = None
+    """write a page with both and the rows that flipped here (HTML)"""
+    quiet: Quiet = False
+    json: Json = False
+
+    def run(self) -> None:
+        """Print the differences b - a."""
+        from rl_reasoner.evaluation.comparison import unlike
+        from rl_reasoner.evaluation.evaluate import EvalResult, compare
+
+        target = check_writable(self.out) if self.out is not None else None
+        if target is not None and target.resolve() in (self.a.resolve(), self.b.resolve()):
+            raise UserError(f"--out {target} is one of the results: the page (HTML) goes elsewhere")
+        found = compare(EvalResult.load(self.a), EvalResult.load(self.b))
+        if target is not None:
+            from rl_reasoner.report import write_evaluation
+
+            write_evaluation([self.a, self.b], target)
+        emit(self.json, found, _compared(found))
+        if not self.json:
+            for told in unlike(found):
+                err.print(told, style="yellow", soft_wrap=True)
+            for name, entry in found.items():
+                _print_flips(name, entry["flips"], entry["better"] + entry["worse"])
+
+
+def _compared(found: Mapping[str, Mapping[str, Any]]) -> Any:
+    heads = ["set", "problems", "difference", "95% interval", "p", "p (Holm)", "detectable", "test"]
+    table = new_table(*heads)
+    for name, entry in found.items():
+        low, high = entry["interval"]
+        counts = (
+            f" ({entry['only_a']} only a, {entry['only_b']} only b)" if "only_a" in entry else ""
+        )
+        table.add_row(
+            name,
+            str(entry["problems"]),
+            f"{entry['difference']:+.1%}",
+            f"[{low:+.1%}, {high:+.1%}]",
+            f"{entry['p']:.2g}",
+            f"{entry['p_holm']:.2g}",
+            f"±{entry['detectable']:.1%}",
+            entry["test"] + counts,
+        )
+    return table
+
+
+def _print_flips(name: str, flips: Sequence[Mapping[str, Any]], of: int) -> None:
+    """The first of the rows that flipped, `of` so many; `flips` may not be all of them."""
+    if not flips:
+        return
+    table = new_table("row", "problem", "a", "b", "reason of a", "reason of b")
+    table.title = f"{name}: rows that flipped"
+    for flip in flips[:_FLIPS_SHOWN]:
+        reasons = [str(flip[side].get("reason", ""))[:100] for side in ("a", "b")]
+        shares = [f"{flip[side]['share']:.0%}" for side in ("a", "b")]
+        table.add_row(str(flip["id"] or flip["row"]), flip["problem"][:80], *shares, *reasons)
+    if of > _FLIPS_SHOWN:
+        more = f"the first {len(flips)} of all {of:,} are in" if len(flips) < of else "see"
+        table.caption = f"{of - _FLIPS_SHOWN:,} more: {more} --json and --out"
+    err.print(table)

@@ -1,0 +1,47 @@
+"""The verb `copy`: a shipped recipe or reward as a file to change."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from rl_reasoner.cli.arguments import Json, check_writable
+from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.paths import room
+from rl_reasoner.report.console import emit
+
+
+@dataclass
+class CopyVerb:
+    """Copy a shipped recipe or reward here, to change it."""
+
+    name: Positional[str]
+    """quickstart, quickstart.yaml, rewards/length …"""
+    to: Positional[Path] = Path()
+    """a folder or a file name"""
+    json: Json = False
+
+    def run(self) -> None:
+        """Copy one file; never overwrites."""
+        from rl_reasoner.recipe.json_schema import with_schema
+        from rl_reasoner.recipe.load import find_recipe
+
+        if self.name.startswith("rewards/"):
+            stem = self.name.removeprefix("rewards/").removesuffix(".py")
+            source = room("rewards") / f"{stem}.py"
+            if not source.is_file() or stem == "__init__":
+                from rl_reasoner.scoring.reward import shipped_rewards
+
+                raise unknown("reward", stem, shipped_rewards())
+        else:
+            source = find_recipe(self.name)
+        target = self.to / source.name if self.to.is_dir() else self.to
+        if os.path.lexists(target):
+            raise UserError(f"{target} exists already; give another name")
+        check_writable(target).parent.mkdir(parents=True, exist_ok=True)
+        text = source.read_text(encoding="utf-8")
+        target.write_text(with_schema(text) if source.suffix == ".yaml" else text, encoding="utf-8")
+        recipe = not self.name.startswith("rewards/")
+        use = f"; run it with: rl-reasoner train {target}" if recipe else ""
+        emit(self.json, {"copied": str(target)}, f"copied to {target}{use}")

@@ -1,0 +1,68 @@
+"""The verb `env`: this machine as the programs see it, or a plan for other GPUs."""
+
+import os
+from dataclasses import dataclass
+from typing import Annotated
+
+from tyro.conf import arg
+
+from rl_reasoner.cli.arguments import Json
+from rl_reasoner.errors import UserError
+from rl_reasoner.report.console import emit, new_table
+
+
+@dataclass
+class EnvVerb:
+    """Versions, device, precision, sandbox on this machine; with --plan, a run on other GPUs."""
+
+    plan: Annotated[str | None, arg(metavar="RECIPE")] = None
+    """a recipe to plan instead: memory, time of a step, where it breaks"""
+    gpus: int = 8
+    """of the plan: how many GPUs"""
+    gpu: str = "H100"
+    """of the plan: which GPU"""
+    json: Json = False
+
+    def run(self) -> None:
+        """Print what is here, or the plan."""
+        if self.plan is not None:
+            self._plan(self.plan)
+            return
+        import importlib.metadata
+        import platform
+
+        import torch
+
+        from rl_reasoner import sandbox
+        from rl_reasoner.policy.opening import choose_device, choose_precision
+        from rl_reasoner.version import __version__
+
+        device = choose_device()
+        names = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "sympy")
+        value = {
+            "rl_reasoner": __version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "cores": os.cpu_count(),
+            "device": device,
+            "card": torch.cuda.get_device_name() if device == "cuda" else None,
+            "precision": choose_precision("auto", device),
+            "sandbox": str(sandbox.strength()),
+            **{name: importlib.metadata.version(name) for name in names},
+        }
+        table = new_table("what", "here")
+        for key, here in value.items():
+            table.add_row(key, "none" if here is None else str(here))
+        emit(self.json, value, table)
+
+    def _plan(self, source: str) -> None:
+        from rl_reasoner.pipeline import capacity_planner
+        from rl_reasoner.recipe.load import load_recipe
+
+        if self.gpus < 1:
+            raise UserError(f"--gpus {self.gpus}: at least one")
+        plans = capacity_planner.plan(load_recipe(source), self.gpus, self.gpu)
+        table = new_table("part", *(f"{p.stage} on {p.gpus} {p.gpu}" for p in plans))
+        for row in capacity_planner.rows_of(plans):
+            table.add_row(*row)
+        emit(self.json, {"plans": [p.to_json() for p in plans]}, table)

@@ -1,0 +1,58 @@
+"""The verb `export`: a policy as a folder that transformers opens."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from rl_reasoner.cli.arguments import Json, check_writable, silence_libraries
+from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.report.console import emit
+
+
+@dataclass
+class ExportVerb:
+    """Write a policy to a folder that opens anywhere in transformers."""
+
+    policy: Positional[str]
+    """a run or policy folder (adapters are merged), a .gguf file, a hub id"""
+    to: Positional[Path]
+    """a new folder"""
+    dtype: str = "fp32"
+    """fp32 or bf16"""
+    fp8: FlagCreatePairsOff[bool] = False
+    """linear layers and experts in FP8 blocks, as DeepSeek-V3's; the rest as --dtype"""
+    upcycle: Annotated[int | None, arg(metavar="N")] = None
+    """make a mixture of N experts of a dense policy, which computes the same"""
+    chosen: int = 2
+    """how many of them a token goes to"""
+    json: Json = False
+
+    def run(self) -> None:
+        """Open, merge, convert, save."""
+        if os.path.lexists(self.to):
+            raise UserError(f"{self.to} exists already; give a new folder")
+        if self.dtype not in ("fp32", "bf16"):
+            raise unknown("dtype", self.dtype, ["fp32", "bf16"])
+        check_writable(self.to)
+        import torch
+
+        from rl_reasoner.policy.fp8_weights import check_fp8, write_fp8
+        from rl_reasoner.policy.opening import merge_adapter, open_policy
+
+        silence_libraries()
+        policy = open_policy(self.policy, device="cpu")
+        merge_adapter(policy)
+        if self.upcycle is not None:
+            from rl_reasoner.moe.upcycling import upcycled
+
+            policy.model = upcycled(policy.model, self.upcycle, self.chosen)
+        policy.model.to(torch.bfloat16 if self.dtype == "bf16" else torch.float32)
+        if self.fp8:
+            check_fp8(policy.model)
+        policy.save(self.to)
+        if self.fp8:
+            write_fp8(policy.model, self.to)
+        emit(self.json, {"policy": str(self.to)}, str(self.to))

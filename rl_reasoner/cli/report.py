@@ -1,0 +1,44 @@
+"""The verb `report`: the page of a run or of a saved evaluation, written or served."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from rl_reasoner.cli.arguments import Json, check_writable
+from rl_reasoner.foreign import check_run
+from rl_reasoner.report.console import emit
+
+
+@dataclass
+class ReportVerb:
+    """Write report.html of a run again, or the page of a saved evaluation.
+
+    With --live the page is served while the run trains, and shows what comes.
+    """
+
+    source: Positional[Annotated[Path, arg(metavar="RUN")]]
+    """the run's folder, or the JSON file of an evaluation"""
+    live: FlagCreatePairsOff[bool] = False
+    """serve the page on 127.0.0.1, at an address with a token, until Ctrl-C"""
+    port: int = 0
+    """with --live: the port (0: any that is free)"""
+    json: Json = False
+
+    def run(self) -> None:
+        """Write the page and print its path, or serve it and print its address."""
+        from rl_reasoner.report import serve_report, write_evaluation, write_report
+
+        if self.live:
+            check_run(self.source)
+            serve_report(self.source, self.port, lambda url: emit(self.json, {"live": url}, url))
+            return
+        if self.source.suffix == ".json":
+            target = check_writable(self.source.with_suffix(".html"))
+            path = write_evaluation([self.source], target)
+        else:
+            check_run(self.source)
+            check_writable(self.source / "report.html")
+            path = write_report(self.source)
+        emit(self.json, {"report": str(path)}, str(path))

@@ -1,0 +1,152 @@
+"""The verb `score`: a reward on saved completions, or on those of a run."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich.table import Table
+from rich.text import Text
+from tyro.conf import Positional, arg
+
+from rl_reasoner.cli.arguments import Json, check_writable, short
+from rl_reasoner.errors import UserError, did_you_mean
+from rl_reasoner.report.console import emit, new_table
+
+_SHOWN = 50  # rows of a table
+
+
+@dataclass
+class ScoreVerb:
+    """Run a reward on saved completions: FILE.jsonl with `completion` and the reward's columns.
+
+    With --rescore RUN the completions are those of a run, and the scores are held against its own.
+    """
+
+    reward: Positional[str]
+    """a reward's name, MODULE:FUNCTION or FILE.py:FUNCTION"""
+    file: Positional[Annotated[str | None, arg(metavar="FILE")]] = None
+    """JSON, CSV, TSV or Parquet"""
+    rescore: Annotated[Path | None, arg(metavar="RUN")] = None
+    """score what this run sampled: what would have changed"""
+    stage: str | None = None
+    """with --rescore: the stage (default: the last that sampled)"""
+    disagree: str | None = None
+    """a second reward: list only the rows where the two differ"""
+    out: Path | None = None
+    """where all scores are written (default: FILE.scores.jsonl)"""
+    json: Json = False
+
+    def run(self) -> None:
+        """Score every row, print a table, write all scores."""
+        if (self.file is None) == (self.rescore is None):
+            raise UserError("score what? Give a FILE of completions, or --rescore RUN")
+        if self.rescore is not None:
+            self._rescore(self.rescore)
+        elif self.file is not None:
+            self._score(self.file)
+
+    def _rescore(self, run: Path) -> None:
+        from rl_reasoner.pipeline.hindsight import rescored
+
+        target = check_writable(self.out) if self.out else None
+        found = rescored(run, self.reward, self.stage)
+        if target is not None:
+            _write_rows(target, found.flips)
+        summary = {"reward": self.reward, "run": str(run), **found.summary()}
+        table = new_table("step", "then", "now", "reason", "completion")
+        table.caption = "\n".join(f"{key}: {short(value)}" for key, value in summary.items())
+        table.caption_justify = "left"
+        for row in found.flips[:_SHOWN]:
+            values = [str(row["step"]), f"{row['then']:g}", f"{row['now']:g}"]
+            table.add_row(*values, Text(row["reason"]), Text(row["completion"][-80:]))
+        emit(self.json, summary, table)
+
+    def _score(self, file: str) -> None:
+        from rl_reasoner.dataset.rows import read_rows
+        from rl_reasoner.scoring.reward import load_reward
+
+        names = [self.reward, *([self.disagree] if self.disagree else [])]
+        loads = [partial(load_reward, name) for name in names]
+        rows, *functions = _all(partial(read_rows, file), *loads)
+        target = check_writable(self.out or Path(f"{file}.scores.jsonl"))
+        if target.resolve() == Path(file).resolve():
+            raise UserError(f"--out {target}: this is the file that is scored; give another one")
+        found = [_scores(*pair, rows, file) for pair in zip(functions, names, strict=True)]
+        mine, other = found[0], found[1] if self.disagree else None
+        entries = []
+        for index, row in enumerate(rows):
+            entry = {"row": index + 1, "id": row.get("id"), self.reward: mine[index]}
+            if other is not None and self.disagree:
+                entry[self.disagree] = other[index]
+                if mine[index]["value"] == other[index]["value"]:
+                    continue
+            entries.append(entry)
+        _write_rows(target, entries)
+        values = [s["value"] for s in mine if s["value"] is not None]
+        summary = {
+            "rows": len(rows),
+            "mean": sum(values) / len(values) if values else None,
+            "abstained": sum(s["outcome"] == "abstain" for s in mine),
+            "faults": sum(s["outcome"] == "fault" for s in mine),
+            "written": str(target),
+        }
+        if self.disagree:
+            summary["disagree"] = len(entries)
+        emit(self.json, summary, _score_table(entries, rows, summary))
+
+
+def _all(*calls: Callable[[], Any]) -> list[Any]:
+    """What the calls give; where some fail, the mistakes of all of them at once."""
+    given: list[Any] = []
+    problems: list[str] = []
+    for call in calls:
+        try:
+            given.append(call())
+        except UserError as error:
+            problems += error.messages
+    if problems:
+        raise UserError(*problems)
+    return given
+
+
+def _write_rows(target: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    from rl_reasoner.pipeline.run_folder import write_text
+
+    write_text(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _scores(
+    function: Callable[..., Any], reward: str, rows: Sequence[dict[str, Any]], source: str
+) -> list[dict[str, Any]]:
+    from rl_reasoner.scoring.reward import Reward, described, score_batch
+
+    needed = function.columns if isinstance(function, Reward) else ()
+    for number, row in enumerate(rows, 1):
+        for name in ("completion", *needed):
+            if row.get(name) is None and name != "prompt":
+                by = "" if name == "completion" else f", which the reward {reward} needs"
+                said = f"no column {name!r}{by}.{did_you_mean(name, row)}"
+                if name in row:
+                    said = f"the value of {name!r}{by}{',' if by else ''} is null"
+                raise UserError(f"{source}, row {number}: {said}")
+    columns: dict[str, list[Any]] = {key: [row.get(key) for row in rows] for key in rows[0]}
+    columns["prompts"] = columns.get("prompt", columns.get("problem", [""] * len(rows)))
+    scores = score_batch(function, columns.pop("completion"), columns)
+    return [described(score) for score in scores]
+
+
+def _score_table(
+    entries: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], summary: Mapping[str, Any]
+) -> Table:
+    names = [key for key in entries[0] if key not in ("row", "id")] if entries else []
+    table = new_table("row", *names, "reason", "completion")
+    table.caption = ", ".join(f"{key}: {value}" for key, value in summary.items())
+    for entry in entries[:_SHOWN]:
+        values = [str(entry[name]["value"]) for name in names]
+        reasons = "; ".join(entry[name]["reason"] for name in names)
+        end = str(rows[entry["row"] - 1]["completion"])[-80:]
+        table.add_row(str(entry["row"]), *values, Text(reasons), Text(end))
+    return table

@@ -1,0 +1,107 @@
+"""The verb `train`: a recipe, run or continued."""
+
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional, arg
+
+from rl_reasoner.cli.arguments import Json, Quiet
+from rl_reasoner.distributed import launcher, processes
+from rl_reasoner.errors import UserError
+from rl_reasoner.foreign import check_run
+from rl_reasoner.report.console import emit, err
+
+
+@dataclass
+class TrainVerb:
+    """Run a recipe. Each of its fields is a flag: --group.size 16, --run.seed 1 …"""
+
+    recipe: Positional[Annotated[str | None, arg(metavar="RECIPE")]] = None
+    """a recipe's name, script or YAML file"""
+    resume: Annotated[Path | None, arg(metavar="RUN")] = None
+    """continue the run in this folder; with RECIPE or flags: do again what they change"""
+    first: Annotated[str | None, arg(name="from", metavar="STAGE")] = None
+    """begin with this stage, and do it again if it is finished"""
+    until: Annotated[str | None, arg(metavar="STAGE")] = None
+    """end after this stage"""
+    launch: Annotated[str | None, arg(metavar="N|FILE")] = None
+    """run in N processes on this machine, or as a file of `accelerate config` says"""
+    quiet: Quiet = False
+    json: Json = False
+    flags: tyro.conf.Suppress[list[str]] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Train; prints what came of it."""
+        from rl_reasoner.recipe.load import load_recipe, place_of
+
+        if self.resume is not None:
+            source, flags = self._resumed(self.resume)
+        elif self.recipe is not None:
+            source, flags = self.recipe, self.flags
+        else:
+            raise UserError("train what? Give a recipe, or --resume RUN. See: rl-reasoner list")
+        recipe, where = load_recipe(source, flags), place_of(source, flags)
+        if self.launch is not None and processes.world_size() == 1:
+            if code := launcher.launch(self.launch, self._arguments()):
+                raise SystemExit(code)
+            return
+        if not self.quiet and processes.is_main():
+            err.print("loading torch and transformers", style="dim")
+        from rl_reasoner.pipeline.train import train
+
+        done = train(
+            recipe,
+            resume=self.resume,
+            quiet=self.quiet,
+            command=shlex.join(["rl-reasoner", "train", source, *flags]),
+            where=where,
+            first=self.first,
+            last=self.until,
+        )
+        if not processes.is_main():
+            return
+        value = {
+            "run": str(done.folder),
+            "policy": done.policy.source,
+            "report": str(done.report),
+            "evals": {name: result.sets for name, result in done.evals.items()},
+        }
+        tables = [f"\n{name}\n{result.table()}\n" for name, result in done.evals.items()]
+        if recipe.evals.stages:
+            from rl_reasoner.report.pipeline import text_table
+            from rl_reasoner.report.run_data import read_run
+
+            tables = [f"\n{text_table(read_run(done.folder))}\n"]
+        ends = f"\npolicy  {done.policy.source}\nreport  {done.report}"
+        emit(self.json, value, "".join([*tables, ends]))
+
+    def _arguments(self) -> list[str]:
+        """The command line of one of several processes."""
+        given = {"--resume": self.resume, "--from": self.first, "--until": self.until}
+        valued = [text for flag, value in given.items() if value for text in (flag, str(value))]
+        bare = [f for f, on in (("--quiet", self.quiet), ("--json", self.json)) if on]
+        return ["train", *filter(None, [self.recipe]), *valued, *bare, *self.flags]
+
+    def _resumed(self, folder: Path) -> tuple[str, list[str]]:
+        """The recipe that the run in `folder` goes on with, and its flags.
+
+        Its own; or the one given, of the same name, with the flags that the run began with.
+        """
+        from rl_reasoner.pipeline.run_folder import begun_with
+        from rl_reasoner.recipe.load import load_recipe
+
+        own = str(folder / "recipe.yaml")
+        check_run(folder)
+        begun = load_recipe(own)
+        if self.recipe is None:
+            return own, self.flags
+        flags = [*begun_with(folder), *self.flags]
+        if (asked := load_recipe(self.recipe, flags).name) != begun.name:
+            raise UserError(
+                f"{folder} is a run of the recipe {begun.name!r}, not of {asked!r}: "
+                "to continue it, give --resume alone"
+            )
+        return self.recipe, flags

@@ -1,0 +1,67 @@
+"""The verb `why`: one training step explained."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+from tyro.conf import Positional
+
+from rl_reasoner.cli.arguments import Json, short
+from rl_reasoner.report.console import emit, new_table
+
+
+@dataclass
+class WhyVerb:
+    """Why a step of a run was as it was: a prompt, its group's completions, scores, advantages."""
+
+    run_folder: Positional[Path]
+    """the run's folder"""
+    step: int
+    """the step, from 1"""
+    row: int | None = None
+    """a completion of the step, from 1 (default: the one with the largest advantage)"""
+    stage: str | None = None
+    """the stage (default: the last that sampled)"""
+    json: Json = False
+
+    def run(self) -> None:
+        """Print the row's group and the step's figures."""
+        from rl_reasoner.pipeline.hindsight import by_reward, step_of
+
+        step = step_of(self.run_folder, self.step, self.stage)
+        index = step.row(self.row)
+        group = step.group(index)
+        asked = step.rollouts[index]
+        value = {
+            "stage": step.stage,
+            "step": step.number,
+            "row": index + 1,
+            "prompt": asked["prompt"],
+            "answer": asked.get("answer"),
+            "group": [{"number": number, **rollout} for number, rollout in group],
+            "batch": step.metrics,
+            "seconds": step.seconds,
+        }
+        table = new_table("row", "reward", "advantage", "scores", "completion")
+        for number, rollout in group:
+            mark = f"{number} *" if number == index + 1 else str(number)
+            out = ", ".join(rollout.get("left_out_by", ()))
+            reward = f"{rollout['reward']:g}" if rollout["reward"] is not None else "none"
+            reward = f"out: {out}" if out else reward
+            scores = "\n".join(f"{name}: {said}" for name, said in by_reward(rollout))
+            end = " (cut off)" if rollout["truncated"] else ""
+            cells = (Text(scores), Text(f"{rollout['completion']}{end}"))
+            table.add_row(mark, reward, f"{rollout['advantage']:+.3g}", *cells)
+        head = f"stage {step.stage}, step {step.number}\nprompt: {asked['prompt']}\n"
+        head += f"answer: {asked.get('answer')}\n"
+        table.title, table.title_justify, table.title_style = Text(head), "left", ""
+        table.caption, table.caption_justify = Text(_figures(step)), "left"
+        emit(self.json, value, table)
+
+
+def _figures(step: Any) -> str:
+    """The batch's numbers, a line each."""
+    kept = [(k, v) for k, v in step.metrics.items() if isinstance(v, (int, float))]
+    kept += [(f"seconds of {name}", seconds) for name, seconds in step.seconds.items()]
+    return "\n" + "\n".join(f"{name}: {short(value)}" for name, value in kept)
