@@ -43,7 +43,7 @@ browser: .venv/dev  ## the report in a real browser, where playwright and Chromi
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests/report/test_report_browser.py
 
 scaling: .venv/dev  ## several processes: killed, told to stop, 200 steps; Ray where it is installed
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m matrix tests/distributed/test_launch.py tests/distributed/test_cluster.py tests/scoring/test_ray_pool.py
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m matrix tests/distributed/test_launch.py tests/distributed/test_launch_files.py tests/scoring/test_ray_cluster.py
 	$(PY) benchmarks/processes.py
 
 docs: .venv/dev  ## the site, in build/site; nothing is fetched, every link is checked (to search in it: python3 -m http.server -d build/site)

@@ -2,9 +2,9 @@
 
 Everything follows from the shape of the policy, the recipe's numbers, the GPU's data sheet and the
 assumptions named in `ASSUMED`, which were fitted to five published runs and held against five
-others (tests/pipeline/test_planner.py names them; all ten within a factor of 1.5). A plan is an
-estimate of that quality: it tells an order of steps from another, not one configuration from its
-neighbour. Opens no policy: `shape_of` counts the parameters of one that is never allocated.
+others (tests/pipeline/test_capacity_planner.py names them; all ten within a factor of 1.5). A plan
+is an estimate of that quality: it tells an order of steps from another, not one configuration from
+its neighbour. Opens no policy: `shape_of` counts the parameters of one that is never allocated.
 """
 
 from collections.abc import Iterator, Sequence
