@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from rl_reasoner.pipeline.run_folder import read_lines
+from rl_reasoner.files import read_jsonl
 
 RECIPES = ("quickstart", "noisy_start", "skill", "code_tiny", "instructions_tiny", "moe_tiny")
 
@@ -74,7 +74,7 @@ def rows(name: str, seed: int, found: dict[str, Any]) -> list[str]:
 def loads(run: Path) -> str:
     """How evenly the last GRPO stage of a run that balances its experts used them; else ""."""
     stage = max(run.glob("stages/*-grpo"), key=lambda path: int(path.name.split("-")[0]))
-    rows = read_lines(stage / "metrics.jsonl")
+    rows = list(read_jsonl(stage / "metrics.jsonl"))
     if not any("router_sequence_loss" in row for row in rows):
         return ""
     found = [row["experts/max_over_mean"] for row in rows]

@@ -111,7 +111,7 @@ class ChatVerb:
             told = f"type a problem; {_COMMAND} 9 verifies; an empty line or Ctrl-D ends"
             err.print(told, style="dim")
         with Threads() as threads:
-            computed = threads.suit(*(policy for _, policy in policies))
+            computed = threads.suit(*(policy.model for _, policy in policies))
             if asking:
                 err.print(computed, style="dim", highlight=False)
             self._talk(asking, policies)

@@ -89,18 +89,17 @@ def _notices(recipe: Any, where: Any) -> Iterator[Any]:
     from rl_reasoner.distributed.threads import Threads
     from rl_reasoner.pipeline.preflight import Notice, inspected, prepared
     from rl_reasoner.pipeline.rehearsal import rehearsed
-    from rl_reasoner.pipeline.run_folder import made_with
     from rl_reasoner.policy.opening import choose_device, merge_adapter, open_policy
+    from rl_reasoner.provenance import versions
 
     work = prepared(recipe, where)
     rows = ", ".join(f"{len(found):,}" for found in work.rows)
     yield Notice("data", "passed", f"rows by stage: {rows}")
-    versions = made_with()["versions"]
-    yield Notice("versions", "passed", ", ".join(f"{k} {v}" for k, v in versions.items()))
+    yield Notice("versions", "passed", ", ".join(f"{k} {v}" for k, v in versions().items()))
     device = choose_device(recipe.run.device)
     policy = open_policy(recipe.policy.source, seed=recipe.run.seed, device=device)
     merge_adapter(policy)
     with Threads() as threads:
-        yield Notice("threads", "passed", threads.suit(policy))
+        yield Notice("threads", "passed", threads.suit(policy.model))
         yield from inspected(recipe, work, policy, Path(recipe.run.folder or "runs"))
         yield from rehearsed(recipe, work, policy)

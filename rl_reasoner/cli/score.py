@@ -1,6 +1,5 @@
 """The verb `score`: a reward on saved completions, or on those of a run."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -113,9 +112,9 @@ def _all(*calls: Callable[[], Any]) -> list[Any]:
 
 
 def _write_rows(target: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    from rl_reasoner.pipeline.run_folder import write_text
+    from rl_reasoner.files import write_jsonl
 
-    write_text(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_jsonl(target, rows)
 
 
 def _scores(

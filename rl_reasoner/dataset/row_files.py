@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rl_reasoner.errors import UserError, did_you_mean
+from rl_reasoner.files import json_lines
 from rl_reasoner.types import Row
 
 FORMS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -112,22 +113,19 @@ def _json_list(path: Path) -> Iterator[Row]:
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                if line.startswith(_GZIP):
-                    raise UserError(f"{path} is compressed: gunzip it first") from error
-                if number == 1 and line.strip() == b"{":
-                    told = "one object over several lines"
-                    raise UserError(f"{path}: {told}; {_WANTED}") from error
-                raise UserError(f"{path}, line {number}: not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise UserError(f"{path}, line {number}: expected a JSON object, got {row!r:.40}")
-            yield row
+    for line in json_lines(path, parse=json.loads):  # numbers of any length: answers may be large
+        if line.error is not None:
+            if line.text.startswith(_GZIP):
+                raise UserError(f"{path} is compressed: gunzip it first") from line.error
+            if line.number == 1 and line.text.strip() == b"{":
+                told = "one object over several lines"
+                raise UserError(f"{path}: {told}; {_WANTED}") from line.error
+            place = f"{path}, line {line.number}"
+            raise UserError(f"{place}: not JSON: {line.error}") from line.error
+        if line.row is None:
+            got = f"{line.value!r:.40}"
+            raise UserError(f"{path}, line {line.number}: expected a JSON object, got {got}")
+        yield line.row
 
 
 def _first_line(error: BaseException) -> str:

@@ -358,7 +358,7 @@ def _hub_rows(name: str, config: str | None, split: str) -> list[Row]:
         raise UserError(f"there is no data file or set {name!r}.{near}")
     from datasets import load_dataset
 
-    from rl_reasoner.policy import hub
+    from rl_reasoner import hub
 
     try:
         with hub.asked("dataset", name):

@@ -3,7 +3,7 @@
 OpenMP's threads spin while they wait: beside other work they take the cores from those that they
 wait for, and a training of two minutes takes twenty. So they sleep instead, where that can be said
 before torch is loaded, and a tiny policy, whose products are too small to be shared, is computed by
-one thread. What the environment says goes first. Knows nothing of policies but their size.
+one thread. What the environment says goes first. Knows nothing of models but their size and device.
 """
 
 import os
@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from rl_reasoner.policy.opening import Policy
+    from torch import nn
 
 TINY = 5_000_000  # parameters, up to which one thread is used
 _OWN = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # by which a user says how many
@@ -58,11 +58,13 @@ class Threads:
         if torch.get_num_threads() != self._before:
             torch.set_num_threads(self._before)
 
-    def suit(self, *policies: "Policy") -> str:
-        """One thread where all `policies` are tiny and on a CPU, else as before; told in words."""
+    def suit(self, *models: "nn.Module") -> str:
+        """Use one thread where all `models` are tiny and on a CPU, else as before; in words."""
         import torch
 
-        tiny = all(p.device.type == "cpu" and p.parameter_counts[0] <= TINY for p in policies)
+        parameters = [list(model.parameters()) for model in models]
+        sizes = [sum(p.numel() for p in own if p.device.type == "cpu") for own in parameters]
+        tiny = all(0 < size <= TINY for size in sizes)
         wanted = 1 if tiny and not said() else self._before
         if torch.get_num_threads() != wanted:
             torch.set_num_threads(wanted)

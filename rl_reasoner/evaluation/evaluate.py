@@ -7,7 +7,6 @@ was measured with is in its `manifest`. Knows nothing of training; torch is impo
 is sampled, not before.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,8 +20,8 @@ from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.evaluation.comparison import compare_rows
 from rl_reasoner.evaluation.judging import Judge, malformed
 from rl_reasoner.evaluation.metrics import figures_of
+from rl_reasoner.files import write_json, write_jsonl
 from rl_reasoner.foreign import json_value
-from rl_reasoner.pipeline.run_folder import write_text
 from rl_reasoner.recipe.recipe import Asked, Evals, FileData
 from rl_reasoner.rollout.cache import SampleCache
 from rl_reasoner.rollout.server import Server
@@ -71,9 +70,8 @@ class EvalResult:
         """Write the result to `path`, and every row to the file of the same name `.rows.jsonl`."""
         path = Path(path)
         rows = [{**row, "set": name} for name, rows in self.rows.items() for row in rows]
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_text(beside(path, ".rows.jsonl"), text)
-        write_text(path, json.dumps(self.to_json(), indent=1, ensure_ascii=False))
+        write_jsonl(beside(path, ".rows.jsonl"), rows)
+        write_json(path, self.to_json())
         return path
 
     @classmethod
@@ -270,7 +268,7 @@ def _threads(policy: "Policy | Server") -> Iterator[None]:
         yield
         return
     with Threads() as threads:
-        threads.suit(policy)
+        threads.suit(policy.model)
         yield
 
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from rl_reasoner.dataset.contamination import overlap
 from rl_reasoner.evaluation.evaluate import set_rows
+from rl_reasoner.files import write_text
 from rl_reasoner.foreign import json_object
-from rl_reasoner.pipeline.run_folder import write_text
 from rl_reasoner.types import Row
 
 if TYPE_CHECKING:

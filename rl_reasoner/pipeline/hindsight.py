@@ -5,7 +5,6 @@ Reads what a run wrote (rollouts, metrics, ledger) and changes nothing. Knows no
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Any
 from rl_reasoner.dataset.code_rows import continuing
 from rl_reasoner.dataset.rows import load_rows
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.foreign import check_run, json_value, no_links
+from rl_reasoner.files import read_jsonl
+from rl_reasoner.foreign import check_run, no_links
 from rl_reasoner.foreign import number as finite
 from rl_reasoner.pipeline.lineage import data_in
 from rl_reasoner.recipe.load import load_recipe
@@ -58,14 +58,7 @@ def stage_of(run: Path, name: str | None) -> Path:
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a JSONL file with a step; it may be written to right now, or torn."""
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            with suppress(ValueError):
-                row = json_value(line)
-                if isinstance(row, dict) and isinstance(row.get("step"), int):
-                    yield row
+    return (row for row in read_jsonl(path) if isinstance(row.get("step"), int))
 
 
 def _rollouts(folder: Path) -> Iterator[Row]:

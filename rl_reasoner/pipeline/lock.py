@@ -4,7 +4,6 @@
 its lock. Knows recipes, policies and run folders; nothing of trainers.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,8 +11,9 @@ import torch
 
 from rl_reasoner import sandbox
 from rl_reasoner.evaluation.monitor import overlap_notes, overlaps
+from rl_reasoner.files import write_json
 from rl_reasoner.foreign import json_object
-from rl_reasoner.pipeline.run_folder import RunFolder, write_text
+from rl_reasoner.pipeline.run_folder import RunFolder
 from rl_reasoner.policy.fp8 import fp8_facts
 from rl_reasoner.policy.opening import Policy, choose_device, choose_precision
 from rl_reasoner.recipe.recipe import Recipe
@@ -65,6 +65,6 @@ def find_overlaps(run: RunFolder, recipe: Recipe, rows: Sequence[Row], note: Not
     if not names or file.is_file():
         return
     found = overlaps(rows, names)
-    write_text(file, json.dumps(found, indent=1, ensure_ascii=False))
+    write_json(file, found)
     for told in overlap_notes(found):
         note(told)

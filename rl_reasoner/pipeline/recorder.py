@@ -13,9 +13,9 @@ from transformers import TrainerCallback
 from rl_reasoner.distributed import processes
 from rl_reasoner.distributed.sharding import any_rank, gathered_params_of
 from rl_reasoner.evaluation.evaluate import evaluate
+from rl_reasoner.evaluation.hindrances import Signs, highest_of
 from rl_reasoner.evaluation.monitor import Watch
-from rl_reasoner.pipeline.hindrances import Signs, highest_of
-from rl_reasoner.pipeline.run_folder import append_rows, read_lines
+from rl_reasoner.files import append_rows, read_jsonl
 from rl_reasoner.pipeline.stage_trainers import Job
 from rl_reasoner.recipe.recipe import GrpoStage
 from rl_reasoner.report.terminal import LiveView
@@ -32,7 +32,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self.stop = stop
         self.validated: dict[str, Any] = {}
         self.begun = 0.0
-        self.rows = read_lines(job.folder / "metrics.jsonl")
+        self.rows = [*read_jsonl(job.folder / "metrics.jsonl")]
         name = job.recipe.evals.validation if job.stage.kind == "grpo" else None
         self.watch = Watch(job.folder, name, view.note) if name else None
         self.signs: Signs | None = None

@@ -6,12 +6,13 @@ chunks, each written whole, so that a run that is killed goes on with the next c
 policies and rows; nothing of trainers.
 """
 
-import json
+import os
 import re
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,9 @@ from rl_reasoner.dataset.rows import prompt_of
 from rl_reasoner.errors import RunStopped
 from rl_reasoner.evaluation.judging import Judge
 from rl_reasoner.evaluation.metrics import repeats
-from rl_reasoner.foreign import json_value
+from rl_reasoner.files import append_rows, json_lines, write_json, write_jsonl
 from rl_reasoner.language.identification import share
 from rl_reasoner.language.thinking import chain_of
-from rl_reasoner.pipeline.run_folder import append_rows, write_text
 from rl_reasoner.policy.opening import Policy
 from rl_reasoner.recipe.recipe import SampleStage
 from rl_reasoner.rollout.sampler import sample
@@ -61,13 +61,10 @@ def make_samples(
     sampled = _sampled(stage, rows, policy, folder, template, seed, progress)
     counts: Counter[str] = Counter()
     kept = [row for i, row in enumerate(rows) for row in _kept(stage, row, sampled[i], counts)]
-    write_text(
-        folder / "data.jsonl",
-        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept),
-    )
+    write_jsonl(folder / "data.jsonl", kept)
     card = _card(stage, rows, kept, counts)
     card["seconds"] = round(time.monotonic() - started, 1)
-    write_text(folder / "card.json", json.dumps(card, indent=1, ensure_ascii=False))
+    write_json(folder / "card.json", card)
     if not kept:
         why = ", ".join(f"{why} {count:,}" for why, count in card["left_out"].items())
         raise NothingKept(
@@ -99,7 +96,7 @@ def _sampled(
     """For each row its completions with scores, read from `samples.jsonl` as far as it goes."""
     file = folder / "samples.jsonl"
     chunks = [rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)]
-    done = _whole(file, chunks)
+    done = _sampled_before(file, chunks)
     for number, chunk in enumerate(chunks[len(done) :], len(done)):
         prompts = [prompt_of(row, template, policy.tokenizer) for row in chunk]
         outs = sample(
@@ -119,20 +116,23 @@ def _sampled(
     return [row for chunk in done for row in chunk]
 
 
-def _whole(file: Path, chunks: Sequence[Sequence[Row]]) -> list[Sequence[Mapping[str, Any]]]:
+def _sampled_before(
+    file: Path, chunks: Sequence[Sequence[Row]]
+) -> list[Sequence[Mapping[str, Any]]]:
     """The chunks that are whole in `file`; what is torn behind them is cut off."""
-    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
-    lines = text.split("\n")[:-1]  # the last one is torn, or empty
-    found: list[Sequence[Mapping[str, Any]]] = []
-    at = 0
+    if not file.is_file():
+        return []
+    lines = takewhile(lambda line: line.whole and line.row is not None, json_lines(file))
+    done: list[Sequence[Mapping[str, Any]]] = []
+    size = 0
     for chunk in chunks:
-        if len(lines) < at + len(chunk):
+        own = [*islice(lines, len(chunk))]
+        if len(own) < len(chunk):
             break
-        found.append([json_value(line) for line in lines[at : at + len(chunk)]])
-        at += len(chunk)
-    if text:
-        write_text(file, "".join(f"{line}\n" for line in lines[:at]))
-    return found
+        done.append([line.value for line in own])
+        size = own[-1].end
+    os.truncate(file, size)
+    return done
 
 
 def _kept(

@@ -3,34 +3,26 @@
     recipe.yaml lock.json evals/*.json stages/1-NAME/{checkpoints,metrics.jsonl,rollouts.jsonl,
     policy} policy/ report.html
 
-Files that say something is finished are written to a temporary name and renamed, so that a run that
-is killed at any moment holds only whole ones. Knows nothing of torch.
+Knows nothing of torch.
 """
 
 import fcntl
-import importlib.metadata
-import json
-import os
-import platform
 import shlex
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from rl_reasoner.dataset.sets import find_set
 from rl_reasoner.errors import UserError
-from rl_reasoner.foreign import check_run, json_object, json_value, no_links, number
+from rl_reasoner.files import write_json, write_text
+from rl_reasoner.foreign import check_run, json_object, no_links
 from rl_reasoner.pipeline.lineage import hash_of
+from rl_reasoner.provenance import made_with
 from rl_reasoner.recipe.load import read_yaml, validated
 from rl_reasoner.recipe.recipe import FileData, MixData, Recipe
-from rl_reasoner.version import __version__
-
-_ESCAPED = "backslashreplace"  # lone surrogates, which UTF-8 lacks, become JSON's own \ud800
-_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "sympy")
 
 
 class RunFolder:
@@ -143,7 +135,7 @@ class RunFolder:
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             **facts,
         }
-        write_text(self.path / "lock.json", json.dumps(lock, indent=2, ensure_ascii=False))
+        write_json(self.path / "lock.json", lock)
 
 
 def begun_with(folder: Path) -> list[str]:
@@ -154,31 +146,6 @@ def begun_with(folder: Path) -> list[str]:
     return words[3:] if words[:2] == ["rl-reasoner", "train"] else []
 
 
-def made_with() -> dict[str, Any]:
-    """Versions, machine and commit: what a result depends on beside its inputs."""
-    return {
-        "rl_reasoner": __version__,
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "machine": f"{platform.platform()}, {os.cpu_count()} cores",
-        "commit": _commit(),
-    }
-
-
-def _commit() -> str | None:
-    """The git commit of the project's checkout, with `+` when it is changed; None outside one."""
-    here = Path(__file__).resolve().parent.parent
-    try:
-        git = ["git", "-C", str(here)]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
-        if commit.returncode:
-            return None
-        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True)
-    except OSError:
-        return None
-    return commit.stdout.strip() + ("+" if changed.returncode else "")
-
-
 def _data_hashes(recipe: Recipe) -> dict[str, str]:
     """SHA-256 of every data file that the recipe names, by path; generators by their settings."""
     whole = [recipe.data, *(stage.data for stage in recipe.stages)]
@@ -187,46 +154,3 @@ def _data_hashes(recipe: Recipe) -> dict[str, str]:
     names += [*recipe.evals.sets, *([recipe.evals.validation] if recipe.evals.validation else [])]
     files = {name: find_set(name) for name in names}
     return {name: hash_of(file) if file else "from the hub" for name, file in files.items()}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: to a temporary name, synced, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    partial.unlink(missing_ok=True)  # of a write that was killed, or a link to anywhere
-    with partial.open("x", encoding="utf-8", errors=_ESCAPED) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append rows to a JSONL file, one write for all of them."""
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    with path.open("a", encoding="utf-8", errors=_ESCAPED) as file:
-        file.write(text)
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file that this program wrote; none where there is no file."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: U+2028 is text
-    return [json_value(line) for line in lines if line]
-
-
-def keep_rows_until(path: Path, step: int) -> None:
-    """Drop the rows after `step`, and a torn last line, from a JSONL file that is continued."""
-    if not path.is_file():
-        return
-    kept = []
-    text = path.read_text(encoding="utf-8", errors="replace")  # it may be torn within a letter
-    for line in text.split("\n"):  # not splitlines: U+2028 is text
-        try:
-            row = json_value(line)
-        except ValueError:
-            break
-        if isinstance(row, dict) and (number(row.get("step")) or 0) <= step:
-            kept.append(line)
-    write_text(path, "".join(f"{line}\n" for line in kept))

@@ -18,12 +18,12 @@ from rl_reasoner.dataset.code_rows import as_dataset, continuing
 from rl_reasoner.dataset.rows import completion_of, prompt_of
 from rl_reasoner.distributed import processes
 from rl_reasoner.distributed.sharding import Sharding
+from rl_reasoner.files import append_rows
 from rl_reasoner.moe.experts import (
     check_auxiliary_loss,
     check_experts,
     without_router_logits,
 )
-from rl_reasoner.pipeline.run_folder import append_rows
 from rl_reasoner.pipeline.trl_configs import config
 from rl_reasoner.policy.opening import Policy
 from rl_reasoner.recipe.recipe import DistillStage, GrpoStage, Recipe, SftStage, TrainedStage

@@ -21,9 +21,9 @@ from rl_reasoner.distributed.sharding import (
     params_are_sharded,
 )
 from rl_reasoner.errors import RunStopped
+from rl_reasoner.files import keep_rows_until
 from rl_reasoner.moe.experts import without_router_logits
 from rl_reasoner.pipeline.recorder import Recorder
-from rl_reasoner.pipeline.run_folder import keep_rows_until
 from rl_reasoner.pipeline.stage_trainers import Job, trainer_of
 from rl_reasoner.policy.fp8 import in_fp8
 from rl_reasoner.policy.opening import Policy, add_lora, merge_adapter, open_policy

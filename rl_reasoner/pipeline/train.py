@@ -23,6 +23,7 @@ from rl_reasoner.distributed import launcher, processes
 from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.errors import RunStopped, UserError
 from rl_reasoner.evaluation.evaluate import EvalResult, evaluate_recipe
+from rl_reasoner.files import write_json, write_text
 from rl_reasoner.foreign import json_object, mapping
 from rl_reasoner.pipeline.lineage import (
     brought,
@@ -36,7 +37,7 @@ from rl_reasoner.pipeline.lineage import (
 from rl_reasoner.pipeline.lock import find_overlaps, lock
 from rl_reasoner.pipeline.preflight import Where, Work, inspected, prepared, read_stage_rows
 from rl_reasoner.pipeline.rejection_sampling import make_samples, take_over
-from rl_reasoner.pipeline.run_folder import RunFolder, made_with, write_text
+from rl_reasoner.pipeline.run_folder import RunFolder
 from rl_reasoner.pipeline.stage_trainers import Job
 from rl_reasoner.pipeline.stage_training import train_stage
 from rl_reasoner.pipeline.trl_configs import check_filled
@@ -48,6 +49,7 @@ from rl_reasoner.policy.opening import (
     open_policy,
     quiet_libraries,
 )
+from rl_reasoner.provenance import made_with
 from rl_reasoner.recipe.recipe import (
     DistillStage,
     Recipe,
@@ -260,7 +262,7 @@ class _Session:
         prompt_ids(policy, prompt)
         self._inspect(policy)
         note = self.view.note
-        lock(self.run, self.recipe, policy, self.threads.suit(policy), command, note)
+        lock(self.run, self.recipe, policy, self.threads.suit(policy.model), command, note)
         find_overlaps(self.run, self.recipe, [r for rows in self.work.rows for r in rows], note)
 
     def _inspect(self, policy: Policy) -> None:
@@ -285,7 +287,7 @@ class _Session:
         if self.at_hand is None or self.at_hand[0] != place:
             self.at_hand = None  # gone before the other one takes its room
             self.at_hand = place, self._opened(place)
-            self.threads.suit(self.at_hand[1])
+            self.threads.suit(self.at_hand[1].model)
         return self.at_hand[1]
 
     def _opened(self, place: "_From") -> Policy:
@@ -386,7 +388,7 @@ class _Session:
             if isinstance(stage, SampleStage) and old:
                 take_over(old, folder, before or {}, facts)
             begun = {"made_from": facts, **made_with(), "started": time.strftime("%FT%T%z")}
-            write_text(folder / "lock.json", json.dumps(begun, indent=1, ensure_ascii=False))
+            write_json(folder / "lock.json", begun)
         started = time.monotonic()
         result = self._do(index, stage, folder)
         seconds = round(time.monotonic() - started, 1)
@@ -429,7 +431,7 @@ class _Session:
         job = Job(self.recipe, stage, rows, self.work.rewards, policy, folder)
         if isinstance(stage, DistillStage):
             job.teacher = self._opened(self._teacher(stage))
-            self.threads.suit(policy, job.teacher)
+            self.threads.suit(policy.model, job.teacher.model)
         train_stage(job, self.view, self.stop, self.device, self.precision)
         if self.stop.asked:
             raise Interrupted(self.run.path)

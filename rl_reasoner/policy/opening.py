@@ -28,6 +28,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from rl_reasoner import hub
 from rl_reasoner.distributed.sharding import (
     gathered_state_dict,
     is_sharded,
@@ -36,7 +37,6 @@ from rl_reasoner.distributed.sharding import (
 )
 from rl_reasoner.errors import UserError, did_you_mean, unknown
 from rl_reasoner.moe.experts import parameter_counts, without_router_logits
-from rl_reasoner.policy import hub
 from rl_reasoner.policy.fp8_weights import config_of, in_fp8, whole_blocks
 from rl_reasoner.policy.lora import adapted
 from rl_reasoner.recipe.recipe import Lora

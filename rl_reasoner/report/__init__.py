@@ -22,7 +22,7 @@ def write_report(folder: Path) -> Path:
 
     Raises `UserError` when `folder` is not a run folder, or cannot be written to.
     """
-    from rl_reasoner.pipeline.run_folder import write_text
+    from rl_reasoner.files import write_text
     from rl_reasoner.report.page import page
     from rl_reasoner.report.run_data import read_run
 
@@ -48,7 +48,7 @@ def write_evaluation(files: Sequence[Path], target: Path) -> Path:
     Raises `UserError` when a file is no evaluation result.
     """
     from rl_reasoner.evaluation.evaluate import EvalResult
-    from rl_reasoner.pipeline.run_folder import write_text
+    from rl_reasoner.files import write_text
     from rl_reasoner.report.evaluation import evaluation_page
 
     write_text(target, evaluation_page([EvalResult.load(file) for file in files]))

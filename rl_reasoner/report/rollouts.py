@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rl_reasoner.foreign import json_value, mapping, number
+from rl_reasoner.files import Line, json_lines
+from rl_reasoner.foreign import mapping, number
 from rl_reasoner.scoring.reward import NOT_ITS_ROW
 
 ROWS_KEPT = 10_000  # of a stage
@@ -67,23 +68,23 @@ def read_rollouts(path: Path) -> Rollouts:
     found = Rollouts()
     spans: dict[int, list[tuple[int, int]]] = {}  # step -> (start, end) in bytes of its rows
     rows: Counter[int] = Counter()
-    for start, end, row in _rows(path):
-        found.end = end
-        if row is None:
+    for line in _lines(path):
+        found.end = line.end
+        if line.row is None:
             found.broken += 1
             continue
-        sample = sample_of(row)
+        sample = sample_of(line.row)
         count(found, sample)
         rows[sample.step] += 1
         parts = spans.setdefault(sample.step, [])
-        if parts and parts[-1][1] == start:
-            parts[-1] = (parts[-1][0], end)
+        if parts and parts[-1][1] == line.start:
+            parts[-1] = (parts[-1][0], line.end)
         else:
-            parts.append((start, end))
+            parts.append((line.start, line.end))
     found.steps = len(spans)
     for step in _chosen(spans, rows):
         for start, end in spans[step]:
-            found.samples += [sample_of(row) for _, _, row in _rows(path, start, end) if row]
+            found.samples += [sample_of(line.row) for line in _lines(path, start, end) if line.row]
     del found.samples[ROWS_KEPT:]  # of a single step that is larger than all
     return found
 
@@ -98,9 +99,10 @@ def rows_after(path: Path, start: int, most: int | None = None) -> tuple[int, li
     if size < start:
         return -1, []
     end, rows = start, []
-    for _, end, row in _rows(path, start) if size > start else ():
-        if row is not None:
-            rows.append(row)
+    for line in _lines(path, start) if size > start else ():
+        end = line.end
+        if line.row is not None:
+            rows.append(line.row)
         if most is not None and end - start >= most:
             break
     return end, rows
@@ -112,33 +114,12 @@ def samples_after(path: Path, start: int, most: int | None = None) -> tuple[int,
     return end, [sample_of(row) for row in rows]
 
 
-def _rows(
-    path: Path, start: int = 0, stop: int | None = None
-) -> Iterator[tuple[int, int, dict[str, Any] | None]]:
-    """(start, end, row) of every line; None for a line that cannot be read.
-
-    A last line without its end is being written: it is left out.
-    """
-    with path.open("rb") as file:
-        file.seek(start)
-        for line in file:
-            if stop is not None and start >= stop:
-                return
-            end = start + len(line)
-            if line.strip():
-                row = _row(line)
-                if row is None and not line.endswith(b"\n"):
-                    return
-                yield start, end, row
-            start = end
-
-
-def _row(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = json_value(line.decode(errors="replace"))
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
+def _lines(path: Path, start: int = 0, stop: int | None = None) -> Iterator[Line]:
+    """The lines from `start` to `stop`, without a last one that is being written."""
+    for line in json_lines(path, start):
+        if (stop is not None and line.start >= stop) or (line.row is None and not line.whole):
+            return
+        yield line
 
 
 def _chosen(spans: Mapping[int, list[tuple[int, int]]], rows: Counter[int]) -> list[int]:

@@ -13,8 +13,9 @@ from typing import Any, TypeAlias
 import yaml
 
 from rl_reasoner.errors import UserError
+from rl_reasoner.evaluation.hindrances import highest_of
+from rl_reasoner.files import read_jsonl
 from rl_reasoner.foreign import json_value, mapping, no_links, number, yaml_value
-from rl_reasoner.pipeline.hindrances import highest_of
 from rl_reasoner.report.rollouts import Rollouts, read_rollouts
 from rl_reasoner.types import Row
 
@@ -274,21 +275,8 @@ def _highest(recipe: Mapping[str, Any]) -> float | None:
 
 def _lines(path: Path, unreadable: list[str]) -> Iterator[dict[str, Any]]:
     """The objects of a JSONL file, one at a time; broken lines are counted and left out."""
-    if not path.is_file():
-        return
-    broken = 0
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                row = json_value(line)
-            except ValueError:
-                row = None
-            if isinstance(row, dict):
-                yield row
-            elif line.strip():
-                broken += 1
-    if broken:
-        unreadable.append(f"{'/'.join(_place(path))} ({broken} lines)")
+    place = "/".join(_place(path))
+    return read_jsonl(path, lambda count: unreadable.append(f"{place} ({count} lines)"))
 
 
 def _place(path: Path) -> tuple[str, ...]:

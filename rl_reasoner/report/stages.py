@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from rl_reasoner.evaluation.hindrances import Signs, hindrances
 from rl_reasoner.foreign import mapping, number
-from rl_reasoner.pipeline.hindrances import Signs, hindrances
 from rl_reasoner.report import charts
 from rl_reasoner.report.charts import Chart, Line
 from rl_reasoner.report.formatting import duration, percent

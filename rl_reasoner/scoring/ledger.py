@@ -10,14 +10,13 @@ was torn by a kill is taken off when it is opened again. Full files are put asid
 """
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rl_reasoner.foreign import json_value
+from rl_reasoner.files import append_rows, json_lines, read_jsonl
 
 FILE_BYTES = 64 << 20
 FILES = 32
@@ -50,11 +49,7 @@ class Ledger:
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write rows, in one go. Raises OSError where the disk is full."""
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-            size = file.tell()
-        if size >= self.file_bytes:
+        if append_rows(self.path, rows) >= self.file_bytes:
             self._put_aside()
 
     def sync(self) -> None:
@@ -85,33 +80,17 @@ def files_of(folder: Path) -> list[Path]:
 def entries(folder: Path) -> Iterator[dict[str, Any]]:
     """Every row of the ledger in `folder`, in order; lines that cannot be read are passed over."""
     for path in files_of(folder):
-        with path.open("rb") as file:
-            for line in file:
-                row = _row(line)
-                if row is not None:
-                    yield row
-
-
-def _row(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = json_value(line)
-    except ValueError:
-        return None
-    whole = isinstance(row, dict) and isinstance(row.get("step"), int) and line.endswith(b"\n")
-    return row if whole else None
+        yield from (row for row in read_jsonl(path) if isinstance(row.get("step"), int))
 
 
 def _kept_bytes(path: Path, step: int) -> int:
     """How much of a file is whole and not after `step`; its rows stand in the order of steps."""
-    kept = at = 0
-    with path.open("rb") as file:
-        for line in file:
-            at += len(line)
-            row = _row(line)
-            if row is not None and int(row.get("step", 0)) > step:
+    kept = 0
+    for line in json_lines(path):
+        if line.whole and line.row is not None and isinstance(at := line.row.get("step"), int):
+            if at > step:
                 break
-            if row is not None:
-                kept = at
+            kept = line.end
     return kept
 
 

@@ -312,7 +312,7 @@ def test_a_fault_of_the_work_is_not_shown_as_the_user_s_mistake(
         raise OSError(errno.EIO, "the disk is broken")
 
     stock(tmp_path)
-    monkeypatch.setattr("rl_reasoner.pipeline.run_folder.write_text", broken)
+    monkeypatch.setattr("rl_reasoner.files.write_text", broken)
     with pytest.raises(OSError, match="the disk is broken"):
         cli("score", "boxed", "saved.jsonl")
 

@@ -297,7 +297,7 @@ def test_a_full_disk_is_told(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPat
     def full(*args: object) -> None:
         Path("/dev/full").write_text("x", encoding="utf-8")
 
-    monkeypatch.setattr("rl_reasoner.pipeline.run_folder.write_text", full)
+    monkeypatch.setattr("rl_reasoner.files.write_text", full)
     ended = cli(*SCORE, "saved.jsonl")
     assert ended.code == 2
     assert "No space left on device" in ended.err

@@ -292,7 +292,7 @@ def test_a_hub_that_fails_is_a_mistake_with_its_reason(monkeypatch: pytest.Monke
 
     monkeypatch.setattr("huggingface_hub.dataset_info", refuse)
     monkeypatch.setattr("datasets.load_dataset", refuse)
-    monkeypatch.setattr("rl_reasoner.policy.hub._refusals", [])  # of the tests before
+    monkeypatch.setattr("rl_reasoner.hub._refusals", [])  # of the tests before
     with pytest.raises(UserError) as caught:
         load_rows(FileData(path="who/what"))
     [message] = caught.value.messages

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from rl_reasoner.dataset.sets import find_set
 from rl_reasoner.errors import UserError
-from rl_reasoner.pipeline.run_folder import RunFolder, append_rows, keep_rows_until, write_text
+from rl_reasoner.files import append_rows, keep_rows_until, write_text
+from rl_reasoner.pipeline.run_folder import RunFolder
 from support.tiny import grpo, recipe, sft
 
 

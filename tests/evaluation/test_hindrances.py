@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.pipeline.hindrances import Signs, hindrances
+from rl_reasoner.evaluation.hindrances import Signs, hindrances
 from rl_reasoner.pipeline.preflight import prepared
 from rl_reasoner.report import write_report
 from support.commands import Cli, stock
