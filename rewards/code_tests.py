@@ -11,6 +11,7 @@ from typing import Any
 
 from rl_reasoner import Column, Score, reward, sandbox
 from rl_reasoner.errors import unknown
+from rl_reasoner.language.thinking import CLOSE_THINK
 
 _FENCE = re.compile(r" {0,3}(`{3,}+|~{3,}+)[ \t]*+([\w+-]*+)[^`]*+")
 _FENCE_LINE = re.compile(r"^ {0,3}(?:```|~~~)", re.MULTILINE)
@@ -94,7 +95,7 @@ def program_of(completion: str, extract: str) -> str | None:
     """The program in a completion by the policy `extract` (see `code_tests`); None for none."""
     if extract not in _EXTRACT:
         raise unknown("extract of code_tests", extract, _EXTRACT)
-    text = completion.rpartition("</think>")[2]
+    text = completion.rpartition(CLOSE_THINK)[2]
     if extract == "whole" or (extract == "any" and not _FENCE_LINE.search(text)):
         return text
     found = [code for language, code in _blocks(text) if language.lower() in _PYTHON]

@@ -7,12 +7,13 @@ so that the completion may begin inside it.
 
 from rl_reasoner import Score, reward
 from rl_reasoner.errors import unknown
+from rl_reasoner.language.thinking import OPEN_THINK, TAGS
 
 # The tags that stand once each, in order, and what is between them: "" is blank.
 _FORMS = {
-    "r1": (("<think>", "</think>", "<answer>", "</answer>"), ("", "chain", "", "answer", "")),
-    "think": (("<think>", "</think>"), ("", "chain", "answer")),
-    "answer": (("<answer>", "</answer>"), ("chain", "answer", "")),
+    "r1": (TAGS, ("", "chain", "", "answer", "")),
+    "think": (TAGS[:2], ("", "chain", "answer")),
+    "answer": (TAGS[2:], ("chain", "answer", "")),
 }
 
 
@@ -29,7 +30,7 @@ def format_tags(
     if form not in _FORMS:
         raise unknown("form of format_tags", form, _FORMS)
     tags, names = _FORMS[form]
-    text = f"<think>{completion}" if opened else completion
+    text = OPEN_THINK + completion if opened else completion
     wrong = [tag for tag in tags if text.count(tag) != 1]
     if wrong:
         return Score(0.0, f"{wrong[0]} occurs {text.count(wrong[0])} times, expected once")

@@ -11,7 +11,7 @@ from typing import Any
 from rl_reasoner import Score, reward
 from rl_reasoner.errors import unknown
 from rl_reasoner.language.instructions import Instruction, parsed, verdicts
-from rl_reasoner.language.thinking import answer_of
+from rl_reasoner.language.thinking import answer_part
 
 _CREDIT = ("all", "fraction")
 
@@ -28,7 +28,7 @@ def instructions(
     if credit not in _CREDIT:
         raise unknown("credit of instructions", credit, _CREDIT)
     wanted = _parsed(json.dumps(instructions))
-    found = verdicts(answer_of(completion), wanted, loose)
+    found = verdicts(answer_part(completion), wanted, loose)
     right = sum(followed for followed, _ in found)
     wrong = [
         f"{one.name}: {why}"

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from rl_reasoner import Column, Score, reward
 from rl_reasoner.errors import unknown
 from rl_reasoner.language.identification import checked, language_of, share
-from rl_reasoner.language.thinking import answer_of, chain_of
+from rl_reasoner.language.thinking import OPEN_THINK, answer_part, chain_of
 
-_PARTS: dict[str, Callable[[str], str]] = {"chain": chain_of, "answer": answer_of, "all": str}
+_PARTS: dict[str, Callable[[str], str]] = {"chain": chain_of, "answer": answer_part, "all": str}
 
 
 @reward(on_abstain="ignore")
@@ -36,7 +36,7 @@ def language(
     wanted = language or target or language_of(prompt)
     if not wanted:
         return Score(None, "no target language: none given, and the prompt has no words")
-    text = f"<think>{completion}" if opened else completion
+    text = OPEN_THINK + completion if opened else completion
     found = share(_PARTS[part](text), checked(wanted))
     if found.value is None:
         return Score(None, f"no words in the {part}")

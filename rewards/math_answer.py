@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from rl_reasoner import Score, reward
 from rl_reasoner.answers import verify
+from rl_reasoner.language.thinking import CLOSE_ANSWER, CLOSE_THINK, OPEN_ANSWER
 
 
 @reward
@@ -36,8 +37,8 @@ def tagged(completion: str, tags: Sequence[str]) -> str:
     """
     if isinstance(tags, str) or len(tags) != 2 or not all(isinstance(t, str) and t for t in tags):
         raise ValueError(f'tags is {tags!r}: expected two texts, such as ["<ans>", "</ans>"]')
-    text = completion.rpartition("</think>")[2]
+    text = completion.rpartition(CLOSE_THINK)[2]
     end = text.rfind(tags[1])
     start = text.rfind(tags[0], 0, max(end, 0))
     inside = text[start + len(tags[0]) : end].strip() if start >= 0 else ""
-    return f"<answer>{inside}</answer>" if inside else ""
+    return OPEN_ANSWER + inside + CLOSE_ANSWER if inside else ""

@@ -21,6 +21,7 @@ from rl_reasoner.cli.arguments import Json, Quiet, check_numbers, prompt_setting
 from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.errors import UserError
 from rl_reasoner.foreign import printable
+from rl_reasoner.language.thinking import CLOSE_THINK, OPEN_THINK
 from rl_reasoner.report.console import emit, err, out
 
 if TYPE_CHECKING:
@@ -44,10 +45,10 @@ class Reply:
 
     def parts(self) -> tuple[str, str]:
         """(the thinking with its tags, the answer): without a closing tag yet, by how it began."""
-        thinking, closing, answer = self.text.rpartition("</think>")
+        thinking, closing, answer = self.text.rpartition(CLOSE_THINK)
         if closing:
             return thinking + closing, answer
-        thinks = self.opened or self.text.lstrip().startswith("<think>")
+        thinks = self.opened or self.text.lstrip().startswith(OPEN_THINK)
         return (self.text, "") if thinks else ("", self.text)
 
     def shown(self) -> Text:
@@ -137,7 +138,7 @@ class ChatVerb:
             for reply, (name, policy) in zip(replies, policies, strict=True):
                 template, system = prompt_settings(name, self.template, self.system)
                 prompt = render(problem, template, policy.tokenizer, system)
-                reply.opened = isinstance(prompt, str) and prompt.rstrip().endswith("<think>")
+                reply.opened = isinstance(prompt, str) and prompt.rstrip().endswith(OPEN_THINK)
 
                 def hear(piece: str, reply: Reply = reply) -> None:
                     reply.text += piece

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rl_reasoner.language.thinking import CLOSE_THINK
 from rl_reasoner.scoring.reward import Reward
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def continued(row: Mapping[str, Any], completion: str) -> str:
     problem, entry = str(row.get("problem")), row.get("entry_point")
     if not entry or not re.search(rf"^(async )?def {re.escape(str(entry))}\(", problem, re.M):
         return completion
-    thinking, closing, answer = completion.rpartition("</think>")
+    thinking, closing, answer = completion.rpartition(CLOSE_THINK)
     fences = [*_FENCE.finditer(answer)]
     if not fences:
         return f"{thinking}{closing}\n```python\n{problem}{_body(answer)}\n```\n"

@@ -21,6 +21,7 @@ from rl_reasoner.dataset.tasks.generate import careless, generate
 from rl_reasoner.dataset.tasks.mixed_language import worded
 from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.language.instructions import parsed
+from rl_reasoner.language.thinking import with_tags
 from rl_reasoner.recipe.recipe import (
     AnyData,
     FileData,
@@ -119,7 +120,7 @@ def completion_of(row: Row) -> str:
             f"row {row.get('id', row['problem'])!r:.60} has no completion, chain or solution: "
             "a sft stage needs one of these columns"
         )
-    return f"<think>{chain}</think><answer>{row['answer']}</answer>"
+    return with_tags(chain, row["answer"])
 
 
 # -------------------------------------------------------------------------------------- rows
@@ -218,7 +219,7 @@ def _task_rows(data: TaskData) -> list[Row]:
         if data.direct and not problem.chain:
             raise UserError(f"task {data.task!r} has no chain of thought: direct must be 0")
         if rng.random() < data.direct:
-            row["completion"] = f"<think></think><answer>{row['answer']}</answer>"
+            row["completion"] = with_tags("", row["answer"])
         rows.append(row)
     return rows
 

@@ -26,9 +26,9 @@ from rl_reasoner.evaluation.statistics import (
     standard_error,
     wilson,
 )
+from rl_reasoner.language.thinking import OPEN_THINK, has_chain
 from rl_reasoner.types import Row
 
-_EMPTY_CHAIN = "<think></think>"
 _SILENT = ("no final answer", "no closed Python block")  # how the shipped rewards' reasons begin
 _GROUPED_BY = ("task", "level", "subject")
 _MOST_GROUPS = 24
@@ -92,9 +92,8 @@ def _shares(rows: Sequence[Row]) -> dict[str, Any]:
         "repeating": sum(map(repeats, texts)) / count,
         "judged": sum(score is not None for row in rows for score in row["scores"]) / count,
     }
-    if any("<think>" in text for text in texts):
-        chains = sum("<think>" in text and _EMPTY_CHAIN not in text for text in texts)
-        found["thinking"] = chains / count
+    if any(OPEN_THINK in text for text in texts):
+        found["thinking"] = sum(map(has_chain, texts)) / count
     return found
 
 

@@ -22,15 +22,15 @@ from rl_reasoner.evaluation.judging import Judge
 from rl_reasoner.evaluation.metrics import repeats
 from rl_reasoner.files import append_rows, json_lines, write_json, write_jsonl
 from rl_reasoner.language.identification import share
-from rl_reasoner.language.thinking import chain_of
+from rl_reasoner.language.thinking import NO_CHAIN, TAGS, chain_of, with_tags
 from rl_reasoner.policy.opening import Policy
 from rl_reasoner.recipe.recipe import SampleStage
 from rl_reasoner.rollout.sampler import sample
 from rl_reasoner.types import Row
 
 _CHUNK = 256  # prompts that are sampled and judged together
-_TAG = re.compile(r"</?(?:think|answer)>")
-_FORMS = ("", "<think></think>", "<think></think><answer></answer>")
+_TAG = re.compile("|".join(TAGS))
+_FORMS = ("", NO_CHAIN, with_tags("", ""))
 _FILTERS = ("keep", "least")  # fields that are applied after the sampling
 _LEFT_OUT = ("completion", "chain", "solution")  # what rows have that is not the policy's own
 

@@ -36,12 +36,12 @@ from rl_reasoner.distributed.sharding import (
     merged_state_dict,
 )
 from rl_reasoner.errors import UserError, did_you_mean, unknown
+from rl_reasoner.language.thinking import TAGS
 from rl_reasoner.moe.experts import parameter_counts, without_router_logits
 from rl_reasoner.policy.fp8_weights import config_of, in_fp8, whole_blocks
 from rl_reasoner.policy.lora import adapted
 from rl_reasoner.recipe.recipe import Lora
 
-TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _TINY: dict[str, Any] = {
     "hidden_size": 96,
     "num_hidden_layers": 2,

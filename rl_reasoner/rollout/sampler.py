@@ -18,6 +18,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from rl_reasoner.errors import UserError
+from rl_reasoner.language.thinking import CLOSE_THINK, NO_CHAIN, OPEN_THINK
 from rl_reasoner.policy.opening import Policy
 from rl_reasoner.rollout import engine
 from rl_reasoner.rollout.agreement import engine_runs, in_mode
@@ -32,7 +33,7 @@ Force = Literal["chain", "direct"]
 _BATCH_BYTES = 2 << 30  # keys and values of one batch
 _BATCH_ROWS = 512
 _PLACES = ("base_model_name_or_path", "revision", "peft_version", "inference_mode")
-_PREFIXES = {"chain": "<think>", "direct": "<think></think>", None: ""}
+_PREFIXES = {"chain": OPEN_THINK, "direct": NO_CHAIN, None: ""}
 
 
 def prompt_ids(policy: Policy, prompt: Prompt, prefix: str = "") -> list[int]:
@@ -186,7 +187,7 @@ class _Drawer:
             self.model = self.model.get_base_model()
         self.seed = seed
         self.prefix = _PREFIXES[force]
-        closing = policy.tokenizer("</think>", add_special_tokens=False)["input_ids"][:1]
+        closing = policy.tokenizer(CLOSE_THINK, add_special_tokens=False)["input_ids"][:1]
         self.sampling = SamplingParams(
             max_tokens=max_tokens,
             ends=tuple(eos_ids(policy)),

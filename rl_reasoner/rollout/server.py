@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rl_reasoner.errors import RunStopped, UserError
+from rl_reasoner.language.thinking import CLOSE_THINK, OPEN_THINK
 from rl_reasoner.rollout.cache import SampleCache
 from rl_reasoner.types import Prompt, Rollout
 
@@ -155,7 +156,8 @@ class Server:
             reply = client.chat.completions.create(messages=prompt, **options)
             message = self._choice(reply).message
             thoughts = getattr(message, "reasoning_content", None)  # some servers set it apart
-            text = (f"<think>{thoughts}</think>" if thoughts else "") + (message.content or "")
+            chain = f"{OPEN_THINK}{thoughts}{CLOSE_THINK}" if thoughts else ""
+            text = chain + (message.content or "")
         tokens = reply.usage.completion_tokens if reply.usage else None
         return Rollout(text, tokens, self._choice(reply).finish_reason == "length")
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from rl_reasoner.dataset.rows import completion_of
 from rl_reasoner.errors import UserError
+from rl_reasoner.language.thinking import CLOSE_ANSWER, OPEN_THINK, with_tags
 from rl_reasoner.types import Row
 
 Form = Callable[[Row], str]
@@ -24,7 +25,7 @@ def gold_forms() -> dict[str, Form]:
     """How a right answer may be written; the kit uses the form that the reward likes best."""
     return {
         "own": _own,
-        "tags": lambda row: f"<think>So it is.</think><answer>{row.get('answer')}</answer>",
+        "tags": lambda row: with_tags("So it is.", row.get("answer")),
         "boxed": lambda row: f"So it is \\boxed{{{row.get('answer')}}}",
         "hashes": lambda row: f"So it is.\n#### {row.get('answer')}",
         "said": lambda row: f"The answer is {row.get('answer')}.",
@@ -66,7 +67,7 @@ def hostile() -> dict[str, str]:
         "huge number": "\\boxed{9^{9^{9^9}}} 1e999999",
         "deep brackets": "(" * 5_000 + ")" * 5_000,
         "many boxes": "\\boxed{" * 2_000,
-        "many tags": "<think>" * 2_000 + "</answer>" * 2_000,
+        "many tags": OPEN_THINK * 2_000 + CLOSE_ANSWER * 2_000,
         "many fences": "```\n" * 2_001,
         "many equals": "=" * 20_000 + "\n" * 5_000,
         "surrogate": "\ud800 \udfff",
@@ -96,7 +97,7 @@ def hacks(row: Row, form: Form, other: Row, third: Row) -> dict[str, str]:
 def hollow() -> dict[str, str]:
     """Forms without content."""
     return {
-        "empty tags": "<think></think><answer></answer>",
+        "empty tags": with_tags("", ""),
         "empty box": "\\boxed{}",
         "empty fence": "```python\n```",
         "form only": "<think>...</think>\n<answer>...</answer>",

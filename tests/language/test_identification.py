@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rl_reasoner.errors import UserError
 from rl_reasoner.language.identification import LANGUAGES, language_of, share
 from rl_reasoner.language.repetition import looped, repeated_share
-from rl_reasoner.language.thinking import answer_of, chain_of
+from rl_reasoner.language.thinking import answer_part, chain_of
 from rl_reasoner.scoring.reward import load_reward
 
 TEXTS = Path(__file__).parent / "language_texts.jsonl"
@@ -126,7 +126,7 @@ def test_mistakes_in_its_options_are_told(options: dict[str, Any]) -> None:
     ],
 )
 def test_the_parts_of_a_completion(completion: str, chain: str, answer: str) -> None:
-    assert (chain_of(completion), answer_of(completion)) == (chain, answer)
+    assert (chain_of(completion), answer_part(completion)) == (chain, answer)
 
 
 # ------------------------------------------------------------------------------------ repetition

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rl_reasoner import open_policy
 from rl_reasoner.errors import UserError
+from rl_reasoner.language.thinking import TAGS
 from rl_reasoner.policy.opening import (
-    TAGS,
     Policy,
     add_lora,
     byte_tokenizer,

@@ -17,6 +17,7 @@ from rl_reasoner.dataset.tasks.code import FUNCTIONS
 from rl_reasoner.dataset.tasks.instructions import INSTRUCTIONS
 from rl_reasoner.dataset.tasks.instructions_tiny import INSTRUCTIONS_TINY
 from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.language.thinking import with_tags
 
 SPLITS = ("train", "validation", "test", "ood")
 _SHARES = {"train": 70, "validation": 80}  # percent of the keys, cumulated; the rest is test
@@ -288,7 +289,7 @@ def _careless_chain(problem: Problem, share: float, rng: random.Random) -> dict[
         result = str(int(rng.random() * 10)) if wrong else right
         steps[-1] += result
     chain = ";".join(steps)
-    return {"chain": chain, "completion": f"<think>{chain}</think><answer>{result}</answer>"}
+    return {"chain": chain, "completion": with_tags(chain, result)}
 
 
 _TASKS = (
