@@ -3,6 +3,10 @@ PYTHON ?= python3
 PY := .venv/bin/python
 RUN := .venv/bin/rl-reasoner
 TESTS ?= tests
+FAST ?=
+MARKED = $(if $(FAST),-m "not slow and not matrix")
+# Coverage is judged of all tests together.
+COVERED = $(if $(FAST),,$(if $(filter tests,$(TESTS)),--cov --cov-report=term --cov-fail-under=85))
 
 SEED ?= 0
 
@@ -15,8 +19,8 @@ r1: .venv/user  ## DeepSeek-R1's stages with a tiny mixture: a table of stage by
 	@if test -f runs/r1/r1_tiny-$(SEED)/recipe.yaml; then $(RUN) train --resume runs/r1/r1_tiny-$(SEED); \
 	  else $(RUN) train r1_tiny --run.seed $(SEED) --run.folder runs/r1/r1_tiny-$(SEED); fi
 
-test: .venv/dev  ## install, then run the tests
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --cov --cov-report=term --cov-fail-under=85 $(TESTS)
+test: .venv/dev  ## install, then run the tests; FAST=1 leaves out those that train or start processes
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --durations=20 $(MARKED) $(COVERED) $(TESTS)
 
 lint: .venv/dev
 	$(PY) -m ruff check .

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 from support.commands import Cli, Ended, run_outside, stock
+from support.slow import is_slow
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in every job of a script with `&`,
     signal.signal(signal.SIGINT, signal.default_int_handler)  # where Ctrl-C cannot be tested
@@ -17,6 +18,13 @@ os.environ.setdefault("RL_REASONER_REPORT_TO", "none")  # no dashboard, also whe
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when huggingface_hub is imported
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 settings.load_profile("untimed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is slow, so that `make test FAST=1` leaves it out."""
+    for item in items:
+        if is_slow(item):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture
