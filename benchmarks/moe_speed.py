@@ -19,7 +19,8 @@ import transformers
 from datasets import Dataset
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy
-from rl_reasoner.policy.opening import SCRATCH, quiet_libraries
+from rl_reasoner.policy.opening import quiet_libraries
+from rl_reasoner.policy.scratch import SCRATCH
 
 _IMPLEMENTATIONS = ("eager", "grouped_mm")
 

@@ -120,7 +120,7 @@ def trainer_of(args: argparse.Namespace) -> Any:
     from datasets import Dataset
 
     from rl_reasoner import GRPOConfig, GRPOTrainer
-    from rl_reasoner.policy.opening import byte_tokenizer
+    from rl_reasoner.policy.scratch import byte_tokenizer
 
     kind, configured = (
         (trl.GRPOTrainer, trl.GRPOConfig) if args.side == "trl" else (GRPOTrainer, GRPOConfig)

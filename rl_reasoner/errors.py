@@ -32,6 +32,11 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} {name!r}.{did_you_mean(name, names)}{there}")
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text: libraries append advice that is not for our users."""
+    return str(error).strip().partition("\n")[0]
+
+
 class RunStopped(RuntimeError):
     """A run that cannot go on by itself: shown as one panel, without a traceback.
 

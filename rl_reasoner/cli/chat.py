@@ -25,7 +25,7 @@ from rl_reasoner.language.thinking import CLOSE_THINK, OPEN_THINK
 from rl_reasoner.report.console import emit, err, out
 
 if TYPE_CHECKING:
-    from rl_reasoner.policy.opening import Policy
+    from rl_reasoner.policy.policy import Policy
     from rl_reasoner.types import Prompt, Score
 
 Heard = Callable[[str], None]

@@ -89,7 +89,9 @@ def _notices(recipe: Any, where: Any) -> Iterator[Any]:
     from rl_reasoner.distributed.threads import Threads
     from rl_reasoner.pipeline.preflight import Notice, inspected, prepared
     from rl_reasoner.pipeline.rehearsal import rehearsed
-    from rl_reasoner.policy.opening import choose_device, merge_adapter, open_policy
+    from rl_reasoner.policy.device import choose_device
+    from rl_reasoner.policy.lora import merge_adapter
+    from rl_reasoner.policy.opening import open_policy
     from rl_reasoner.provenance import versions
 
     work = prepared(recipe, where)

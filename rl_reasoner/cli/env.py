@@ -34,7 +34,7 @@ class EnvVerb:
         import torch
 
         from rl_reasoner import sandbox
-        from rl_reasoner.policy.opening import choose_device, choose_precision
+        from rl_reasoner.policy.device import choose_device, choose_precision
         from rl_reasoner.version import __version__
 
         device = choose_device()

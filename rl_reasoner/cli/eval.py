@@ -188,7 +188,7 @@ class EvalVerb:
 
 
 def _cache() -> Path:
-    from rl_reasoner.policy.opening import cache_folder
+    from rl_reasoner.policy.gguf import cache_folder
 
     return cache_folder() / "samples"
 

@@ -40,7 +40,8 @@ class ExportVerb:
         import torch
 
         from rl_reasoner.policy.fp8_weights import check_fp8, write_fp8
-        from rl_reasoner.policy.opening import merge_adapter, open_policy
+        from rl_reasoner.policy.lora import merge_adapter
+        from rl_reasoner.policy.opening import open_policy
 
         silence_libraries()
         policy = open_policy(self.policy, device="cpu")

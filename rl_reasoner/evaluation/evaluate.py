@@ -29,7 +29,7 @@ from rl_reasoner.scoring.reward import load_reward
 from rl_reasoner.types import Prompt, Row
 
 if TYPE_CHECKING:
-    from rl_reasoner.policy.opening import Policy
+    from rl_reasoner.policy.policy import Policy
 
 Mode = Literal["greedy", "sampled", "chain-forced", "direct-forced"]
 Progress = Callable[[str, int, int], None]  # set, done, of

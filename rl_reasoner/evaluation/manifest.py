@@ -18,7 +18,7 @@ from rl_reasoner.recipe.recipe import FileData
 from rl_reasoner.types import Prompt, Row
 
 if TYPE_CHECKING:
-    from rl_reasoner.policy.opening import Policy
+    from rl_reasoner.policy.policy import Policy
 
 
 def digest_of(value: Any) -> str:

@@ -22,7 +22,7 @@ from rl_reasoner.foreign import json_object
 from rl_reasoner.types import Row
 
 if TYPE_CHECKING:
-    from rl_reasoner.policy.opening import Policy
+    from rl_reasoner.policy.policy import Policy
 
 Metrics = Mapping[str, Any]
 SHOWN = ("accuracy", "interval", "truncated", "mean_length", "repeating")  # of each evaluation

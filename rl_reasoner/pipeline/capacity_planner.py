@@ -323,15 +323,15 @@ def work_of(recipe: Recipe, stage: GrpoStage, gpus: int, a: Assumed = ASSUMED) -
 
 def _config(source: str) -> Any:
     """The configuration of a policy: a scratch name, a folder with config.json, a hub id."""
-    from rl_reasoner.policy.opening import UNREADABLE, configuration, located, open_policy, told
+    from rl_reasoner.policy.opening import UNREADABLE, load_config, located, open_policy, reason_of
 
     if source.startswith("scratch:"):
         return open_policy(source, device="cpu").model.config
     try:
         with located(source) as path:
-            return configuration(path)
+            return load_config(path)
     except UNREADABLE as error:
-        raise UserError(f"{source}: no configuration to plan with ({told(error)})") from error
+        raise UserError(f"{source}: no configuration to plan with ({reason_of(error)})") from error
 
 
 def shape_of(source: str) -> Shape:

@@ -14,8 +14,9 @@ from rl_reasoner.evaluation.monitor import overlap_notes, overlaps
 from rl_reasoner.files import write_json
 from rl_reasoner.foreign import json_object
 from rl_reasoner.pipeline.run_folder import RunFolder
+from rl_reasoner.policy.device import choose_device, choose_precision
 from rl_reasoner.policy.fp8 import fp8_facts
-from rl_reasoner.policy.opening import Policy, choose_device, choose_precision
+from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.types import Row
 

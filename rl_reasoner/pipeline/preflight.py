@@ -23,8 +23,9 @@ from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.evaluation.evaluate import check_judge, set_rows
 from rl_reasoner.pipeline.lineage import brought
 from rl_reasoner.pipeline.trl_configs import check_configs, check_filled
+from rl_reasoner.policy.device import choose_device
 from rl_reasoner.policy.fp8 import how, in_words
-from rl_reasoner.policy.opening import Policy, choose_device
+from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.recipe import (
     AnyData,
     DistillStage,

@@ -15,8 +15,9 @@ from transformers import TrainerState
 from rl_reasoner.dataset.code_rows import continuing
 from rl_reasoner.dataset.rows import prompt_of
 from rl_reasoner.pipeline.preflight import Notice, Work
+from rl_reasoner.policy.device import choose_precision
 from rl_reasoner.policy.fp8 import in_fp8
-from rl_reasoner.policy.opening import Policy, choose_precision
+from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.recipe import GrpoStage, Recipe
 from rl_reasoner.rollout.mismatch import diagnosed, measure
 from rl_reasoner.rollout.sampler import eos_ids, prompt_ids, sample, without_long

@@ -23,7 +23,7 @@ from rl_reasoner.evaluation.metrics import repeats
 from rl_reasoner.files import append_rows, json_lines, write_json, write_jsonl
 from rl_reasoner.language.identification import share
 from rl_reasoner.language.thinking import NO_CHAIN, TAGS, chain_of, with_tags
-from rl_reasoner.policy.opening import Policy
+from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.recipe import SampleStage
 from rl_reasoner.rollout.sampler import sample
 from rl_reasoner.types import Row

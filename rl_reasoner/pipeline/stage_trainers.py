@@ -25,7 +25,7 @@ from rl_reasoner.moe.experts import (
     without_router_logits,
 )
 from rl_reasoner.pipeline.trl_configs import config
-from rl_reasoner.policy.opening import Policy
+from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.recipe import DistillStage, GrpoStage, Recipe, SftStage, TrainedStage
 from rl_reasoner.rollout.sampler import without_long
 from rl_reasoner.scoring.ledger import Ledger, scores_of

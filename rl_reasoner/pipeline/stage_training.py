@@ -26,7 +26,9 @@ from rl_reasoner.moe.experts import without_router_logits
 from rl_reasoner.pipeline.recorder import Recorder
 from rl_reasoner.pipeline.stage_trainers import Job, trainer_of
 from rl_reasoner.policy.fp8 import in_fp8
-from rl_reasoner.policy.opening import Policy, add_lora, merge_adapter, open_policy
+from rl_reasoner.policy.lora import add_lora, merge_adapter
+from rl_reasoner.policy.opening import open_policy
+from rl_reasoner.policy.policy import Policy
 from rl_reasoner.report.dashboards import callbacks_of
 from rl_reasoner.report.terminal import LiveView
 from rl_reasoner.scoring.ledger import Ledger

@@ -41,14 +41,10 @@ from rl_reasoner.pipeline.run_folder import RunFolder
 from rl_reasoner.pipeline.stage_trainers import Job
 from rl_reasoner.pipeline.stage_training import train_stage
 from rl_reasoner.pipeline.trl_configs import check_filled
-from rl_reasoner.policy.opening import (
-    Policy,
-    choose_device,
-    choose_precision,
-    merge_adapter,
-    open_policy,
-    quiet_libraries,
-)
+from rl_reasoner.policy.device import choose_device, choose_precision
+from rl_reasoner.policy.lora import merge_adapter
+from rl_reasoner.policy.opening import open_policy, quiet_libraries
+from rl_reasoner.policy.policy import Policy
 from rl_reasoner.provenance import made_with
 from rl_reasoner.recipe.recipe import (
     DistillStage,

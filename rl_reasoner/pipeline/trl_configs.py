@@ -13,7 +13,7 @@ from trl import DistillationConfig, SFTConfig
 
 from rl_reasoner.distributed.strategy import per_process, trainer_arguments
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.policy.opening import choose_device, choose_precision
+from rl_reasoner.policy.device import choose_device, choose_precision
 from rl_reasoner.recipe.recipe import (
     TRL_NAMES,
     DistillStage,

@@ -8,12 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rl_reasoner.policy.opening import Policy, open_policy
+    from rl_reasoner.policy.opening import open_policy
+    from rl_reasoner.policy.policy import Policy
 
 __all__ = ["Policy", "open_policy"]
+_MODULES = {"Policy": "policy", "open_policy": "opening"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module 'rl_reasoner.policy' has no attribute {name!r}")
-    return getattr(import_module("rl_reasoner.policy.opening"), name)
+    return getattr(import_module(f"rl_reasoner.policy.{_MODULES[name]}"), name)

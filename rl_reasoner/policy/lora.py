@@ -1,4 +1,4 @@
-"""Which weights of a policy a low-rank adapter changes.
+"""Low-rank adapters: putting one on a policy, merging it, and which weights it changes.
 
 In a dense policy these are linear layers. In a mixture of experts most weights are neither: the
 experts of a layer are one three-dimensional parameter, the router is a bare matrix. peft reaches
@@ -14,16 +14,57 @@ layers that bear them (shared experts, dense layers) are named to it as paramete
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.moe.experts import routers
+from rl_reasoner.policy.policy import Policy
+from rl_reasoner.recipe.recipe import Lora
 
 ALL = "all-linear"
 _TAKEN = {"gate_proj", "up_proj", "down_proj"}  # that peft renames to the experts'
 
 
-def adapted(model: Any, targets: str | Sequence[str], dropout: float = 0.0) -> dict[str, Any]:
+def add_lora(policy: Policy, lora: Lora, seed: int) -> None:
+    """Put a fresh low-rank adapter on the policy's model; `seed` sets its first weights.
+
+    On linear layers and experts, on the router only if it is named (see `lora_targets`).
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        **lora_targets(policy.model, lora.targets, lora.dropout),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        policy.model = get_peft_model(policy.model, config)
+
+
+def merge_adapter(policy: Policy) -> bool:
+    """Merge the adapter of a policy that was opened from one into its base; whether it had one.
+
+    Raises `UserError` for one that has no merged form (prompts and prefixes that are learned).
+    """
+    from peft import PeftModel
+
+    if not isinstance(policy.model, PeftModel):
+        return False
+    if policy.model.active_peft_config.is_prompt_learning:
+        kind = policy.model.active_peft_config.peft_type.value
+        raise UserError(
+            f"policy {policy.source!r} is an adapter of the kind {kind}, which cannot be merged "
+            "into its base: give the base, or an adapter of the kind LORA"
+        )
+    policy.model = policy.model.merge_and_unload().requires_grad_(True)
+    return True
+
+
+def lora_targets(model: Any, targets: str | Sequence[str], dropout: float = 0.0) -> dict[str, Any]:
     """`target_modules` and `target_parameters` for peft's `LoraConfig`.
 
     `targets`: "all-linear", or last parts of names, of linear layers (`q_proj`), of fused experts

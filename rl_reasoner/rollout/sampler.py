@@ -19,7 +19,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.language.thinking import CLOSE_THINK, NO_CHAIN, OPEN_THINK
-from rl_reasoner.policy.opening import Policy
+from rl_reasoner.policy.policy import Policy
 from rl_reasoner.rollout import engine
 from rl_reasoner.rollout.agreement import engine_runs, in_mode
 from rl_reasoner.rollout.cache import SampleCache

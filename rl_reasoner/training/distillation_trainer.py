@@ -12,7 +12,7 @@ import torch
 import trl
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.policy.opening import Policy
+from rl_reasoner.policy.policy import Policy
 from rl_reasoner.training.checkpointing.data_place import PlaceInData
 from rl_reasoner.training.checkpointing.whole_checkpoints import WholeCheckpoints
 

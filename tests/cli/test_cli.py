@@ -196,7 +196,7 @@ def test_env_says_what_is_here(cli: Cli) -> None:
 
 
 def test_list_names_what_there_is(cli: Cli) -> None:
-    from rl_reasoner.policy.opening import SCRATCH
+    from rl_reasoner.policy.scratch import SCRATCH
 
     value = json.loads(cli("list", "--json").out)
     assert {"gsm8k", "noisy_start", "quickstart"} <= set(value["recipes"])

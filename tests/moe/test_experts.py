@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rl_reasoner import open_policy
 from rl_reasoner.moe.experts import ExpertLoad, parameter_counts, routers
-from rl_reasoner.policy.opening import SCRATCH
+from rl_reasoner.policy.scratch import SCRATCH
 from support.mixtures import FAMILIES, SIZES, model_of
 
 # ---------------------------------------------------------------------------------- the layer

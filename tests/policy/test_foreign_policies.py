@@ -20,7 +20,7 @@ from rl_reasoner import open_policy
 from rl_reasoner.distributed.sharding import MODEL_SHARDS
 from rl_reasoner.errors import UserError
 from rl_reasoner.paths import room
-from rl_reasoner.policy.opening import add_lora
+from rl_reasoner.policy.lora import add_lora
 from rl_reasoner.recipe.recipe import Lora
 from support.commands import Cli
 

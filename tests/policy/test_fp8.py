@@ -17,7 +17,7 @@ from rl_reasoner.pipeline.preflight import inspected, prepared
 from rl_reasoner.pipeline.rehearsal import rehearsed
 from rl_reasoner.policy import fp8_torchao
 from rl_reasoner.policy.fp8 import covered, fp8, how, left_out, linear, product, quantised, tile_of
-from rl_reasoner.policy.opening import add_lora
+from rl_reasoner.policy.lora import add_lora
 from rl_reasoner.recipe.recipe import Lora
 from support.mixtures import FAMILIES, model_of
 from support.tiny import grpo, recipe, rows, sft, weights

@@ -13,7 +13,8 @@ from rl_reasoner import open_policy, train
 from rl_reasoner.cli import main
 from rl_reasoner.policy.fp8 import quantised
 from rl_reasoner.policy.fp8_weights import dequantised, quantised_weight
-from rl_reasoner.policy.opening import Policy, byte_tokenizer
+from rl_reasoner.policy.policy import Policy
+from rl_reasoner.policy.scratch import byte_tokenizer
 from support.mixtures import model_of
 from support.tiny import grpo, recipe
 

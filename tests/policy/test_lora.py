@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from rl_reasoner import Policy, open_policy, train
 from rl_reasoner.errors import UserError
-from rl_reasoner.policy.lora import adapted
-from rl_reasoner.policy.opening import add_lora, byte_tokenizer, merge_adapter
+from rl_reasoner.policy.lora import add_lora, lora_targets, merge_adapter
+from rl_reasoner.policy.scratch import byte_tokenizer
 from rl_reasoner.recipe.recipe import Lora
 from support.mixtures import FAMILIES, model_of
 from support.processes import build, weights
@@ -54,7 +54,7 @@ def test_named_targets_are_trained_alone() -> None:
     assert trained(adapter_on("Mixtral", targets=("q_proj", "gate"))) == {"q_proj", "gate"}
     assert trained(adapter_on("GptOss", targets=("router",))) == {"router"}
     assert trained(adapter_on("Olmoe", targets=("self_attn.o_proj",))) == {"o_proj"}
-    assert adapted(model_of("Qwen3Moe"), r".*\.q_proj") == {"target_modules": r".*\.q_proj"}
+    assert lora_targets(model_of("Qwen3Moe"), r".*\.q_proj") == {"target_modules": r".*\.q_proj"}
 
 
 def test_experts_that_are_linear_layers_are_among_them() -> None:

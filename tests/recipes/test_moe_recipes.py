@@ -10,7 +10,8 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from rl_reasoner.cli import main
-from rl_reasoner.policy.opening import Policy, byte_tokenizer
+from rl_reasoner.policy.policy import Policy
+from rl_reasoner.policy.scratch import byte_tokenizer
 from support.mixtures import FAMILIES, SIZES
 
 POLICIES = {"moe_qwen3": "Qwen3Moe", "moe_deepseek": "DeepseekV2"}

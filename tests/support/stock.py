@@ -17,7 +17,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy
-from rl_reasoner.policy.opening import Policy
+from rl_reasoner.policy.policy import Policy
 from rl_reasoner.rollout import engine
 from support.tiny import QUIET
 

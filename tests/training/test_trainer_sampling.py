@@ -11,7 +11,7 @@ from transformers import GenerationMixin, TrainerCallback
 
 from rl_reasoner import GRPOTrainer, reward
 from rl_reasoner.errors import UserError
-from rl_reasoner.policy.opening import byte_tokenizer
+from rl_reasoner.policy.scratch import byte_tokenizer
 from rl_reasoner.training.overlapped_rewards import EarlyRewards
 from support import stock
 from support.processes import build

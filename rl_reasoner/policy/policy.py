@@ -1,0 +1,44 @@
+"""`Policy`: a causal language model of transformers with its tokenizer.
+
+A policy that is saved opens with `AutoModelForCausalLM.from_pretrained` anywhere.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rl_reasoner.distributed.sharding import gathered_state_dict
+from rl_reasoner.moe.experts import parameter_counts, without_router_logits
+
+
+@dataclass
+class Policy:
+    """A causal language model with its tokenizer; `source` says where it came from."""
+
+    model: Any
+    tokenizer: Any
+    source: str
+
+    @property
+    def parameter_counts(self) -> tuple[int, int]:
+        """(total, active for one token) number of parameters."""
+        return parameter_counts(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the model lies on."""
+        device: torch.device = next(iter(self.model.parameters())).device
+        return device
+
+    def save(self, folder: Path) -> None:
+        """Write model and tokenizer to `folder`, in safetensors.
+
+        A sharded model is saved inside `sharding.gathered_params`.
+        """
+        without_router_logits(self.model)
+        for stale in folder.glob(".tmp??????"):  # of a save that was killed: safetensors' file
+            stale.unlink(missing_ok=True)
+        self.model.save_pretrained(folder, state_dict=gathered_state_dict(self.model))
+        self.tokenizer.save_pretrained(folder)
