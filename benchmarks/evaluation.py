@@ -95,8 +95,9 @@ def speed(asked: argparse.Namespace) -> None:
     import torch
 
     from rl_reasoner import open_policy
-    from rl_reasoner.dataset.rows import load_rows, render
+    from rl_reasoner.dataset.rows import load_rows
     from rl_reasoner.dataset.sets import set_data
+    from rl_reasoner.dataset.templates import render
     from rl_reasoner.rollout.sampler import prompt_ids, sample
 
     torch.set_num_threads(asked.threads)
@@ -138,13 +139,13 @@ def tiny(asked: argparse.Namespace) -> None:
     import torch
 
     from rl_reasoner import evaluate
-    from rl_reasoner.dataset.tasks.generate import generate
+    from rl_reasoner.dataset.tasks.generate import generate_problems
 
     os.environ["OMP_NUM_THREADS"] = str(asked.threads)  # said: else a tiny policy has one
     torch.set_num_threads(asked.threads)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "problems.jsonl"
-        problems = generate("modular", split="test", count=asked.problems)
+        problems = generate_problems("modular", split="test", count=asked.problems)
         file.write_text("".join(json.dumps(problem.row()) + "\n" for problem in problems))
         started = time.perf_counter()
         result = evaluate("scratch:moe-tiny", [str(file)], max_tokens=64)

@@ -18,7 +18,7 @@ from typing import Any
 
 import programming
 
-from rl_reasoner.dataset.tasks.generate import TASKS, generate
+from rl_reasoner.dataset.tasks.generate import TASKS, generate_problems
 
 HERE = Path(__file__).resolve().parent
 COUNTS = {"train": 200, "validation": 200, "test": 500, "ood": 300}
@@ -40,7 +40,7 @@ def files() -> dict[str, bytes]:
     made = {}
     for task in TASKS:
         for split, count in COUNTS_OF.get(task, COUNTS).items():
-            problems = generate(task, split=split, count=count)
+            problems = generate_problems(task, split=split, count=count)
             made[f"{task}_{split}.jsonl"] = jsonl(problem.row() for problem in problems)
     for subject in ("numbers", "text", "lists"):
         importlib.import_module(f"programming_{subject}")  # it adds its problems

@@ -130,7 +130,7 @@ class ChatVerb:
     def _replies(self, problem: str, policies: Sequence[tuple[str, "Policy"]]) -> list[Reply]:
         """Ask every policy; what they say appears as it comes, on a terminal."""
         from rl_reasoner.answers import verify
-        from rl_reasoner.dataset.rows import render
+        from rl_reasoner.dataset.templates import render
 
         replies = [Reply(name) for name, _ in policies]
         screen = _Screen(replies, hidden=self.json)

@@ -64,7 +64,7 @@ class ScoreVerb:
         emit(self.json, summary, table)
 
     def _score(self, file: str) -> None:
-        from rl_reasoner.dataset.rows import read_rows
+        from rl_reasoner.dataset.sets import read_rows
         from rl_reasoner.scoring.reward import load_reward
 
         names = [self.reward, *([self.disagree] if self.disagree else [])]

@@ -24,13 +24,13 @@ def plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """
     made = dict(row)
     if "problem" not in made and "prompt" not in made and _listed(made.get("messages")):
-        _split(made, checked(made.pop("messages"), "messages"))
+        _split(made, check_messages(made.pop("messages"), "messages"))
     if "problem" not in made and ("prompt" in made and not made.get("tests")):
         made["problem"] = made.pop("prompt")
     if _listed(made.get("problem")):
-        made |= _asked(checked(made["problem"], "the prompt"))
+        made |= _asked(check_messages(made["problem"], "the prompt"))
     if _listed(made.get("completion")):
-        said = checked(made["completion"], "the completion")
+        said = check_messages(made["completion"], "the completion")
         if [message["role"] for message in said] != ["assistant"]:
             raise ValueError("the completion is not one message of the assistant")
         made["completion"] = said[0]["content"]
@@ -51,7 +51,7 @@ def _listed(value: Any) -> bool:
     return isinstance(value, (list, tuple)) or (isinstance(value, Mapping) and "role" in value)
 
 
-def checked(value: Any, what: str) -> list[Message]:
+def check_messages(value: Any, what: str) -> list[Message]:
     """The messages in `value`, with role and content alone; raises ValueError where it has none."""
     if isinstance(value, Mapping):
         roles, contents = value.get("role"), value.get("content")
@@ -100,7 +100,7 @@ def _asked(messages: list[Message]) -> dict[str, Any]:
     return found | {"problem": said, TURNS: messages}
 
 
-def conversation(turns: Sequence[Message], system: str | None, request: str = "") -> list[Message]:
+def chat_of(turns: Sequence[Message], system: str | None, request: str = "") -> list[Message]:
     """The chat of a prompt: system prompt, turns, and a `request` at the end of the last one."""
     last = dict(turns[-1])
     last["content"] += request

@@ -1,9 +1,8 @@
-"""Rows of data and the prompts made from them.
+"""The rows that a recipe's data describes: loaded, given their columns, and linted.
 
 Rows are plain dicts with `problem` and `answer`, or `tests` for programs (and what else the file
-holds), from the task generators, from files (`row_files`), from the shipped sets, or from a hub
-through `datasets`. Each load is linted: every bad row is named. A template turns a problem into the
-prompt, a text or a chat; conversations keep their turns. Knows nothing of models.
+holds), from the task generators, or from a file or named set (`sets.read_rows`). Every bad row is
+named. Knows nothing of models.
 """
 
 import logging
@@ -11,13 +10,11 @@ import random
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from rl_reasoner.dataset.code_rows import code_row
-from rl_reasoner.dataset.conversations import TURNS, conversation, plain_row
-from rl_reasoner.dataset.row_files import FORMS, rows_of
-from rl_reasoner.dataset.sets import CARDS, find_set, how_to_get, set_names
-from rl_reasoner.dataset.tasks.generate import careless, generate
+from rl_reasoner.dataset.conversations import plain_row
+from rl_reasoner.dataset.sets import read_rows
+from rl_reasoner.dataset.tasks.generate import careless, generate_problems
 from rl_reasoner.dataset.tasks.mixed_language import worded
 from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.language.instructions import parsed
@@ -28,9 +25,8 @@ from rl_reasoner.recipe.recipe import (
     MixData,
     StageData,
     TaskData,
-    checked_template,
 )
-from rl_reasoner.types import Prompt, Row
+from rl_reasoner.types import Row
 
 # What rows may be judged by instead of an answer, or learned from.
 _INSTEAD = ("tests", "instructions", "completion")
@@ -38,92 +34,7 @@ _LONGEST = 1_000_000  # characters of a text: more is a mistake in the file, or 
 _TEXTS = ("problem", "answer", "system", "completion", "chain", "solution")
 _SHOWN = 10  # bad rows named in a message; the others are counted
 _NO_COLUMN = "no column"
-_CHATS = ("chat", "boxed")  # the templates that make messages
 _log = logging.getLogger(__name__)
-
-# The template of DeepSeek-R1-Zero (arXiv 2501.12948, table 1).
-R1_TEMPLATE = (
-    "A conversation between User and Assistant. The user asks a question, and the Assistant solves "
-    "it. The assistant first thinks about the reasoning process in the mind and then provides the "
-    "user with the answer. The reasoning process and answer are enclosed within <think> </think> "
-    "and <answer> </answer> tags, respectively, i.e., <think> reasoning process here </think> "
-    "<answer> answer here </answer>. User: {problem}. Assistant:"
-)
-BOXED_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
-
-
-def render(problem: str, template: str, tokenizer: Any, system: str | None = None) -> Prompt:
-    """The prompt for `problem`: a text, or a chat for the templates "chat" and "boxed".
-
-    "auto" is "chat" where the tokenizer has a chat template, else "plain". `system` is the chat's
-    system prompt. Raises `UserError` for a template that is no name of one and has no {problem} in
-    it, and for a system prompt where the template makes a text.
-    """
-    return _rendered({"problem": problem}, template, tokenizer, system)
-
-
-def prompt_of(row: Row, template: str, tokenizer: Any) -> Prompt:
-    """The prompt for a row: by its own `template` and `system`, else by `template` (see `render`).
-
-    A conversation keeps its turns. Raises `UserError` where one has several and the template makes
-    a text.
-    """
-    return _rendered(row, row.get("template") or template, tokenizer, row.get("system"))
-
-
-def _rendered(row: Row, template: str, tokenizer: Any, system: str | None) -> Prompt:
-    try:
-        checked_template(template)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    said = f"the template {template!r} makes a text"
-    if template == "auto":
-        template = "chat" if getattr(tokenizer, "chat_template", None) else "plain"
-        said = "the policy has no chat template"
-    problem, turns = row["problem"], row.get(TURNS)
-    if template in _CHATS:
-        request = f"\n{BOXED_INSTRUCTION}" if template == "boxed" else ""
-        return conversation(turns or [{"role": "user", "content": problem}], system, request)
-    if turns or system:
-        what = "a conversation of several turns" if turns else "a system prompt"
-        raise UserError(
-            f"row {row.get('id', problem)!r:.60}: {said}, and {what} needs a chat: a policy with a "
-            "chat template, and the template auto, chat or boxed"
-        )
-    if template == "plain":
-        return str(problem)
-    return (R1_TEMPLATE if template == "r1" else template).replace("{problem}", problem)
-
-
-def with_system(rows: Sequence[Row], system: str | None) -> list[Row]:
-    """`rows` with the system prompt of a recipe or an evaluation, where they have none.
-
-    A row whose own template makes a text keeps to it.
-    """
-    texts = [row.get("template") not in (None, "auto", *_CHATS) for row in rows]
-    return [
-        row if text or row.get("system") or not system else {**row, "system": system}
-        for row, text in zip(rows, texts, strict=True)
-    ]
-
-
-def completion_of(row: Row) -> str:
-    """The completion that supervised training learns: the row's own, or made of chain and answer.
-
-    Raises `UserError` for a row that has neither.
-    """
-    if row.get("completion"):
-        return str(row["completion"])
-    chain = row.get("solution") if row.get("chain") is None else row["chain"]
-    if chain is None:
-        raise UserError(
-            f"row {row.get('id', row['problem'])!r:.60} has no completion, chain or solution: "
-            "a sft stage needs one of these columns"
-        )
-    return with_tags(chain, row["answer"])
-
-
-# -------------------------------------------------------------------------------------- rows
 
 
 def load_rows(data: AnyData) -> list[Row]:
@@ -205,7 +116,7 @@ def _file_rows(data: FileData) -> list[Row]:
 
 def _task_rows(data: TaskData) -> list[Row]:
     levels = range(data.levels[0], data.levels[1] + 1) if data.levels else None
-    problems = generate(
+    problems = generate_problems(
         data.task, split=data.split, count=data.count, seed=data.seed, levels=levels
     )
     rng = random.Random(f"{data.seed}")
@@ -319,58 +230,3 @@ def _check_columns(rows: Sequence[Row], data: FileData) -> None:
 def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
     kept = {name: value for name, value in row.items() if name not in columns}
     return kept | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
-
-
-# ------------------------------------------------------------------------------------- files
-
-
-def read_rows(name: str, config: str | None = None, split: str = "train") -> list[Row]:
-    """The rows of a file, a saved folder, a shipped set or a hub data set, as they are.
-
-    Raises `UserError` when it is not found, empty, or broken (with the line).
-    """
-    path = find_set(name)
-    if path is None:
-        return _hub_rows(name, config, split)
-    try:
-        rows = list(rows_of(path, split))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if not rows:
-        raise UserError(f"{path} is empty: there is no row in it")
-    return rows
-
-
-def _hub_rows(name: str, config: str | None, split: str) -> list[Row]:
-    looks_like_file = Path(name).suffix in FORMS or name.startswith(("/", "~", "."))
-    hint = how_to_get(name)
-    if name in CARDS:
-        raise UserError(f"the set {name!r} does not come with the package: {hint}")
-    if name and Path(name).expanduser().is_dir():  # datasets would walk through all of it
-        forms = ", ".join(FORMS)
-        raise UserError(
-            f"{name} is a folder: give a file in it ({forms}), or a folder that datasets' "
-            "save_to_disk wrote"
-        )
-    if looks_like_file or name.count("/") != 1:
-        files = Path(name).parent.glob("*") if looks_like_file else ()
-        beside = [str(file) for file in files if file.suffix in FORMS]
-        near = did_you_mean(name, beside) or did_you_mean(Path(name).stem, set_names())
-        raise UserError(f"there is no data file or set {name!r}.{near}")
-    from datasets import load_dataset
-
-    from rl_reasoner import hub
-
-    try:
-        with hub.asked("dataset", name):
-            return [dict(row) for row in load_dataset(name, config, split=split)]
-    except Exception as error:  # datasets' own errors are many and share no base class
-        why = "" if isinstance(error, hub.NotThereError) else f"{type(error).__name__}: "
-        raise UserError(
-            f"data set {name!r} (split {split!r}): neither a file here nor to be had from the hub: "
-            f"{why}{_first_line(error)}{hint and f'. Or {hint}'}"
-        ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]

@@ -1,8 +1,8 @@
 """The named sets of problems: each with its card, and where its rows are found.
 
 A name stands for a file here (shipped, or in the folder `$RL_REASONER_DATA`), else for a data set
-on the hub, where there is one. Nothing of another's set comes with the package: cards hold no
-rows. Reading the rows is `prompts`' part; knows nothing of models.
+on the hub, where there is one; `read_rows` reads either. Nothing of another's set comes with the
+package: cards hold no rows. Knows nothing of models.
 """
 
 import os
@@ -10,10 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rl_reasoner.dataset.row_files import saved_folder
+from rl_reasoner.dataset.readers import FORMS, file_rows, saved_folder
 from rl_reasoner.dataset.tasks.generate import TASKS
+from rl_reasoner.errors import UserError, did_you_mean, first_line
 from rl_reasoner.paths import room
 from rl_reasoner.recipe.recipe import FileData
+from rl_reasoner.types import Row
 
 
 @dataclass(frozen=True)
@@ -240,3 +242,54 @@ def set_data(name: str) -> FileData:
     if card.hub is not None and find_set(name) is None:
         return card.hub
     return FileData(path=name, split="test", on_bad_row="skip")
+
+
+# ----------------------------------------------------------------------------------- reading
+
+
+def read_rows(name: str, config: str | None = None, split: str = "train") -> list[Row]:
+    """The rows of a file, a saved folder, a shipped set or a hub data set, as they are.
+
+    Raises `UserError` when it is not found, empty, or broken (with the line).
+    """
+    path = find_set(name)
+    if path is None:
+        return _hub_rows(name, config, split)
+    try:
+        rows = list(file_rows(path, split))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if not rows:
+        raise UserError(f"{path} is empty: there is no row in it")
+    return rows
+
+
+def _hub_rows(name: str, config: str | None, split: str) -> list[Row]:
+    looks_like_file = Path(name).suffix in FORMS or name.startswith(("/", "~", "."))
+    hint = how_to_get(name)
+    if name in CARDS:
+        raise UserError(f"the set {name!r} does not come with the package: {hint}")
+    if name and Path(name).expanduser().is_dir():  # datasets would walk through all of it
+        forms = ", ".join(FORMS)
+        raise UserError(
+            f"{name} is a folder: give a file in it ({forms}), or a folder that datasets' "
+            "save_to_disk wrote"
+        )
+    if looks_like_file or name.count("/") != 1:
+        files = Path(name).parent.glob("*") if looks_like_file else ()
+        beside = [str(file) for file in files if file.suffix in FORMS]
+        near = did_you_mean(name, beside) or did_you_mean(Path(name).stem, set_names())
+        raise UserError(f"there is no data file or set {name!r}.{near}")
+    from datasets import load_dataset
+
+    from rl_reasoner import hub
+
+    try:
+        with hub.asked("dataset", name):
+            return [dict(row) for row in load_dataset(name, config, split=split)]
+    except Exception as error:  # datasets' own errors are many and share no base class
+        why = "" if isinstance(error, hub.NotThereError) else f"{type(error).__name__}: "
+        raise UserError(
+            f"data set {name!r} (split {split!r}): neither a file here nor to be had from the hub: "
+            f"{why}{first_line(error)}{hint and f'. Or {hint}'}"
+        ) from error

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rl_reasoner.dataset.rows import load_rows, prompt_of, read_rows, with_system
-from rl_reasoner.dataset.sets import set_data
+from rl_reasoner.dataset.rows import load_rows
+from rl_reasoner.dataset.sets import read_rows, set_data
+from rl_reasoner.dataset.templates import prompt_of, with_system
 from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.evaluation.comparison import compare_rows

@@ -18,7 +18,8 @@ import torch
 from transformers import TrainerState
 
 from rl_reasoner import sandbox
-from rl_reasoner.dataset.rows import completion_of, load_rows, prompt_of, with_system
+from rl_reasoner.dataset.rows import load_rows
+from rl_reasoner.dataset.templates import prompt_of, target_completion, with_system
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.evaluation.evaluate import check_judge, set_rows
 from rl_reasoner.pipeline.lineage import brought
@@ -155,7 +156,7 @@ def read_stage_rows(
     rows = with_system(load_rows(data), recipe.system)
     if stage.kind == "sft":
         for row in rows:
-            completion_of(row)
+            target_completion(row)
     if stage.kind == "grpo":
         rows = [_with_rewards(row, rewards) for row in rows]
     return rows

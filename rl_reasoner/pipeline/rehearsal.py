@@ -13,7 +13,7 @@ import torch
 from transformers import TrainerState
 
 from rl_reasoner.dataset.code_rows import continuing
-from rl_reasoner.dataset.rows import prompt_of
+from rl_reasoner.dataset.templates import prompt_of
 from rl_reasoner.pipeline.preflight import Notice, Work
 from rl_reasoner.policy.device import choose_precision
 from rl_reasoner.policy.fp8 import in_fp8

@@ -16,7 +16,7 @@ from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
-from rl_reasoner.dataset.rows import prompt_of
+from rl_reasoner.dataset.templates import prompt_of
 from rl_reasoner.errors import RunStopped
 from rl_reasoner.evaluation.judging import Judge
 from rl_reasoner.evaluation.metrics import repeats

@@ -15,7 +15,7 @@ from datasets import Dataset
 from trl import SFTTrainer
 
 from rl_reasoner.dataset.code_rows import as_dataset, continuing
-from rl_reasoner.dataset.rows import completion_of, prompt_of
+from rl_reasoner.dataset.templates import prompt_of, target_completion
 from rl_reasoner.distributed import processes
 from rl_reasoner.distributed.sharding import Sharding
 from rl_reasoner.files import append_rows
@@ -108,7 +108,7 @@ def _sft(job: Job, stage: SftStage) -> Supervised:
 
 def _supervised(row: Row, template: str, policy: Policy) -> dict[str, Any]:
     prompt = prompt_of(row, template, policy.tokenizer)
-    completion = completion_of(row)
+    completion = target_completion(row)
     if isinstance(prompt, str):
         return {"prompt": prompt, "completion": completion}
     return {"prompt": prompt, "completion": [{"role": "assistant", "content": completion}]}

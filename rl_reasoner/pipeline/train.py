@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rl_reasoner.dataset.rows import render
+from rl_reasoner.dataset.templates import render
 from rl_reasoner.distributed import launcher, processes
 from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.errors import RunStopped, UserError

@@ -103,7 +103,7 @@ _Product = Callable[[Tensor, Tensor], Tensor]
 
 def _product(scaling: Scaling, by: By) -> _Product:
     if by == "torchao":
-        return fp8_torchao.product(scaling)
+        return fp8_torchao.fp8_product(scaling)
     return lambda rows, weight: _Linear.apply(rows, weight, scaling)  # type: ignore[no-untyped-call]
 
 
@@ -270,7 +270,7 @@ def fp8_facts(model: Any, scaling: Scaling, device: str) -> dict[str, Any]:
     out = left_out(model, scaling, by)
     return {
         "scaling": scaling,
-        "computed_by": "emulation" if by == "emulation" else fp8_torchao.named(),
+        "computed_by": "emulation" if by == "emulation" else fp8_torchao.torchao_version(),
         "layers": len(covered(model)) - len(out),
         "left_in_bf16": out,
         "rollouts": "the same products; vLLM's own precision where vLLM samples",

@@ -39,7 +39,7 @@ def check(scaling: str) -> None:
         raise UserError("run.fp8 block needs a Hopper card or a later one: set row or tensor")
 
 
-def named() -> str:
+def torchao_version() -> str:
     """torchao and its version."""
     return f"torchao {importlib.metadata.version('torchao')}"
 
@@ -49,7 +49,7 @@ def side(scaling: str) -> int:
     return _SIDES[scaling]
 
 
-def product(scaling: str) -> Callable[[Tensor, Tensor], Tensor]:
+def fp8_product(scaling: str) -> Callable[[Tensor, Tensor], Tensor]:
     """(M, K) rows and (N, K) weight -> (M, N) in the rows' type; all three products in FP8."""
     multiply = _blockwise() if scaling == "block" else _scaled(_RECIPES[scaling])
     side = _SIDES[scaling]

@@ -29,12 +29,12 @@ _SCALE = "_scale_inv"
 def config_of(path: str) -> Any:
     """The config to open `path` with: weights in FP8 are dequantised."""
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    if in_fp8(config):
+    if has_fp8_weights(config):
         config.quantization_config["dequantize"] = True
     return config
 
 
-def in_fp8(config: Any) -> bool:
+def has_fp8_weights(config: Any) -> bool:
     """Whether the weights of a policy with this config are FP8."""
     how = getattr(config, "quantization_config", None)
     return isinstance(how, dict) and how.get("quant_method") == "fp8"

@@ -1,7 +1,7 @@
 """The part of the recipe's schema that says where rows come from.
 
 Sources are task generators, files, sets, hub data sets, and data that an earlier stage made; a mix
-holds several. Reading them is `prompts`' part.
+holds several. `dataset` reads them.
 """
 
 from collections.abc import Mapping

@@ -18,8 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rl_reasoner.dataset.rows import lint, read_rows
-from rl_reasoner.dataset.tasks.generate import TASKS, generate
+from rl_reasoner.dataset.rows import lint
+from rl_reasoner.dataset.sets import read_rows
+from rl_reasoner.dataset.tasks.generate import TASKS, generate_problems
 from rl_reasoner.errors import UserError
 from rl_reasoner.scoring.call import name_of, packed
 from rl_reasoner.scoring.reward import Reward, described, failed, usable
@@ -127,7 +128,9 @@ def _rows(fn: Callable[..., Any], data: Sequence[Row] | str | None) -> list[Row]
         rows = [dict(row) for row in (read_rows(data) if isinstance(data, str) else data)]
         rows = [row for row in rows if "problem" not in row or lint([row], "data")[0]]
     else:
-        drawn = ((task, generate(task, split="train", count=4 * ROWS, seed=0)) for task in TASKS)
+        drawn = (
+            (task, generate_problems(task, split="train", count=4 * ROWS, seed=0)) for task in TASKS
+        )
         found = ([problem.row() for problem in problems] for _, problems in drawn)
         rows = next((rows for rows in found if all(c in rows[0] for c in columns)), [])
     missing = [c for c in columns if not rows or c not in rows[0]]

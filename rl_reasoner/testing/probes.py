@@ -7,7 +7,7 @@ ask for a reward without having earned it.
 
 from collections.abc import Callable
 
-from rl_reasoner.dataset.rows import completion_of
+from rl_reasoner.dataset.templates import target_completion
 from rl_reasoner.errors import UserError
 from rl_reasoner.language.thinking import CLOSE_ANSWER, OPEN_THINK, with_tags
 from rl_reasoner.types import Row
@@ -36,7 +36,7 @@ def gold_forms() -> dict[str, Form]:
 def _own(row: Row) -> str:
     """The row's own completion, or its chain and answer."""
     try:
-        return completion_of(dict(row))
+        return target_completion(dict(row))
     except (UserError, KeyError):
         return str(row.get("answer", ""))
 

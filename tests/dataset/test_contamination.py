@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rl_reasoner.dataset.contamination import NEAR, overlap
-from rl_reasoner.dataset.tasks.generate import TASKS, generate
+from rl_reasoner.dataset.tasks.generate import TASKS, generate_problems
 from support.places import DATA as SHARED
 
 LONG = (
@@ -67,9 +67,9 @@ def test_chinese_problems_are_read_by_their_characters() -> None:
 def test_splits_that_are_apart_share_nothing(task: str) -> None:
     """Writing tasks are put together from the same sentences: of them, no whole one."""
     kind = "exact" if task.startswith("instructions") else "contaminated"
-    train = [p.row() for p in generate(task, split="train", count=600, seed=1)]
+    train = [p.row() for p in generate_problems(task, split="train", count=600, seed=1)]
     for split in ("validation", "test", "ood"):
-        held_out = [p.row() for p in generate(task, split=split, count=200)]
+        held_out = [p.row() for p in generate_problems(task, split=split, count=200)]
         assert overlap(train, held_out).counts()[kind] == 0, split
         assert overlap(train, train[:50]).counts()["exact"] == 50
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from rl_reasoner import evaluate, open_policy
-from rl_reasoner.dataset.rows import completion_of, lint, load_problems, load_rows, prompt_of
+from rl_reasoner.dataset.rows import lint, load_problems, load_rows
+from rl_reasoner.dataset.templates import prompt_of, target_completion
 from rl_reasoner.errors import UserError
 from rl_reasoner.pipeline.train import train
 from rl_reasoner.recipe.recipe import FileData, Recipe
@@ -66,7 +67,7 @@ def test_turns_are_boxed_at_their_end_and_are_no_text() -> None:
 def test_completions_and_whole_conversations_are_learned() -> None:
     said = [message("assistant", "2")]
     for row in (one(prompt=ASKED, completion=said), one(messages=[*ASKED, *said])):
-        assert completion_of(row) == "2" and prompt_of(row, "auto", CHATTY) == ASKED
+        assert target_completion(row) == "2" and prompt_of(row, "auto", CHATTY) == ASKED
     kept = {"problem": "q", "answer": "1", "messages": [*ASKED, *said]}  # as NuminaMath has it
     assert one(**kept) == kept
 

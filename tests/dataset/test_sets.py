@@ -2,8 +2,8 @@
 
 import pytest
 
-from rl_reasoner.dataset.rows import load_rows, read_rows
-from rl_reasoner.dataset.sets import CARDS, card_of, find_set, set_data
+from rl_reasoner.dataset.rows import load_rows
+from rl_reasoner.dataset.sets import CARDS, card_of, find_set, read_rows, set_data
 from rl_reasoner.evaluation.judging import judge_of
 from rl_reasoner.paths import room
 from rl_reasoner.scoring.reward import load_reward, score_batch

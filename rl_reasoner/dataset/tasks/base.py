@@ -1,4 +1,4 @@
-"""What a made-up problem and the task that writes it are; `tasks` and `code_tasks` hold the tasks.
+"""What a made-up problem and the task that writes it are; the other modules here hold the tasks.
 
 Choices come from SHA-256, not from `random`: problems are the same everywhere.
 """
@@ -32,7 +32,7 @@ class Problem:
     def row(self) -> dict[str, Any]:
         """The problem as a row of a data set (JSON values only)."""
         row = {
-            "id": f"{self.task}-{digest(self.problem) % 16**10:010x}",
+            "id": f"{self.task}-{sha256_int(self.problem) % 16**10:010x}",
             "problem": self.problem,
             "answer": self.answer,
             "chain": self.chain,
@@ -65,14 +65,14 @@ class Task:
     judge_options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def digest(text: str) -> int:
+def sha256_int(text: str) -> int:
     """A number of 256 bits made from `text`."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest(), "big")
 
 
 def picker(text: str) -> Pick:
     """Choices out of 256 bits made from `text`; a problem needs far fewer than it holds."""
-    number = digest(text)
+    number = sha256_int(text)
 
     def pick(n: int) -> int:
         nonlocal number

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from rl_reasoner.dataset.tasks.base import Pick, Problem, Task, digest, picker
+from rl_reasoner.dataset.tasks.base import Pick, Problem, Task, picker, sha256_int
 
 _CONSTANTS = range(2, 10)
 _TESTS = 3
@@ -47,7 +47,7 @@ _KINDS = (
     _Kind("negate", "x=-x", lambda x, n: -x),
 )
 _SWAP = _Kind("swap", "x,y=y,x", lambda x, n: n)
-Step = tuple[_Kind, str]  # a kind and its operand: "3", "y" or ""
+_Step = tuple[_Kind, str]  # a kind and its operand: "3", "y" or ""
 
 
 def _functions(level: int, pick: Pick) -> Problem | None:
@@ -79,12 +79,12 @@ def _functions(level: int, pick: Pick) -> Problem | None:
         "",
         program,
         level,
-        f"{head}={digest(repr(values)) % 16**16:016x}",
+        f"{head}={sha256_int(repr(values)) % 16**16:016x}",
         {"completion": program, "tests": tests},
     )
 
 
-def _step(two: bool, pick: Pick) -> Step:
+def _step(two: bool, pick: Pick) -> _Step:
     kinds = (*_KINDS, _SWAP) if two else _KINDS
     kind = kinds[pick(len(kinds))]
     if not kind.operand:
@@ -94,7 +94,7 @@ def _step(two: bool, pick: Pick) -> Step:
     return kind, str(_CONSTANTS[pick(len(_CONSTANTS))])
 
 
-def _one_in_two(first: Step, then: Step) -> bool:
+def _one_in_two(first: _Step, then: _Step) -> bool:
     """Whether the two are one operation, as "add 3, subtract 5" are."""
     sums = {"add {}", "subtract {}"}
     alike = first[0] is then[0] or {first[0].words, then[0].words} == sums
@@ -105,12 +105,12 @@ def _arguments(point: tuple[int, int], two: bool) -> list[int]:
     return [*point] if two else [point[0]]
 
 
-def _program(head: str, steps: Sequence[Step]) -> str:
+def _program(head: str, steps: Sequence[_Step]) -> str:
     body = "".join(f"{kind.code.format(operand)};" for kind, operand in steps)
     return f"def {head}:{body}return x"
 
 
-def _values(steps: Sequence[Step], points: Sequence[tuple[int, int]]) -> list[int]:
+def _values(steps: Sequence[_Step], points: Sequence[tuple[int, int]]) -> list[int]:
     """The function's value at each point."""
     xs, ys = [x for x, _ in points], [y for _, y in points]
     for kind, operand in steps:
@@ -123,7 +123,7 @@ def _values(steps: Sequence[Step], points: Sequence[tuple[int, int]]) -> list[in
 
 
 def _telling(
-    steps: Sequence[Step], points: Sequence[tuple[int, int]], values: Sequence[int]
+    steps: Sequence[_Step], points: Sequence[tuple[int, int]], values: Sequence[int]
 ) -> list[int] | None:
     """Places of points for tests and examples, in this order; None where no three tests will do.
 
@@ -146,7 +146,7 @@ def _telling(
     return order if len(order) == _TESTS + _EXAMPLES else None
 
 
-def _neighbours(steps: Sequence[Step]) -> Iterator[list[Step]]:
+def _neighbours(steps: Sequence[_Step]) -> Iterator[list[_Step]]:
     """The functions with one operation less, or a constant one higher or lower."""
     for place, (kind, operand) in enumerate(steps):
         before, after = steps[:place], steps[place + 1 :]
@@ -180,7 +180,7 @@ def careless_function(problem: Problem, share: float, rng: random.Random) -> dic
     return {"completion": _program(head, steps)}
 
 
-def _read(words: str) -> Step:
+def _read(words: str) -> _Step:
     """The operation that the words of a specification name."""
     for kind in (*_KINDS, _SWAP):
         start, braces, _ = kind.words.partition("{}")
@@ -189,7 +189,7 @@ def _read(words: str) -> Step:
     raise ValueError(f"no operation: {words!r}")
 
 
-FUNCTIONS = Task(
+FUNCTION_TASK = Task(
     "functions",
     "one-line Python functions from plain words and two examples; level: operations",
     range(2, 4),

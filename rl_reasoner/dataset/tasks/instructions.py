@@ -409,7 +409,7 @@ class _Writer:
         return text.lower() if "lower_case" in args else text
 
 
-INSTRUCTIONS = Task(
+INSTRUCTION_TASK = Task(
     "instructions",
     "writing tasks with checkable instructions, English and Chinese; level: instructions",
     range(1, 4),

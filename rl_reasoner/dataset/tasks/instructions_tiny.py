@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rl_reasoner.dataset.tasks.base import Pick, Problem, Task, picker
+from rl_reasoner.dataset.tasks.instructions import Instructions
 from rl_reasoner.language.instructions import parsed, verdicts
 
 _WORDS = (
@@ -23,7 +24,6 @@ _WORDS = (
 _CHARACTERS = "山水火木金土日月天地人口手足上下大小中云"
 _COUNTS = range(2, 6)
 _TRIED = 40  # answers that are tried out for one problem
-Instructions = list[dict[str, Any]]
 # A kind of instruction: how many choices it has; the choice in words, and as instructions.
 _Kind = tuple[int, Callable[[int], tuple[str, Instructions]]]
 
@@ -173,7 +173,7 @@ def _careless_response(problem: Problem, share: float, rng: random.Random) -> di
     return {"completion": found} if found else {}
 
 
-INSTRUCTIONS_TINY = Task(
+TINY_INSTRUCTION_TASK = Task(
     "instructions_tiny",
     "a few words or Chinese characters, as told; level: instructions",
     range(2, 4),

@@ -15,7 +15,7 @@ from rl_reasoner.dataset.code_rows import as_dataset, code_row, continued, conti
 from rl_reasoner.dataset.rows import lint, load_rows
 from rl_reasoner.dataset.sets import set_data
 from rl_reasoner.dataset.tasks.base import Problem
-from rl_reasoner.dataset.tasks.generate import SPLITS, careless, generate
+from rl_reasoner.dataset.tasks.generate import SPLITS, careless, generate_problems
 from rl_reasoner.errors import UserError
 from rl_reasoner.recipe.recipe import TaskData
 from rl_reasoner.scoring.reward import Reward, load_reward, score_batch
@@ -34,7 +34,7 @@ WORDS: list[tuple[str, Callable[[int, int, int], tuple[int, int]]]] = [
     (r"negate", lambda x, y, n: (0 - x, y)),
     (r"swap", lambda x, y, n: (y, x)),
 ]
-PROBLEMS = [p for split in SPLITS for p in generate("functions", split=split, count=60)]
+PROBLEMS = [p for split in SPLITS for p in generate_problems("functions", split=split, count=60)]
 HUMANEVAL = {
     "problem": 'import math\n\n\ndef area(r: float) -> float:\n    """The area."""\n',
     "entry_point": "area",
@@ -90,11 +90,11 @@ def test_a_program_without_one_of_its_operations_fails() -> None:
 def test_functions_that_do_the_same_share_a_split() -> None:
     split_of: dict[str, str] = {}
     for split in ("train", "validation", "test"):
-        for problem in generate("functions", split=split, count=300):
+        for problem in generate_problems("functions", split=split, count=300):
             assert split_of.setdefault(problem.key, split) == split
     inputs = [[x] for x in range(-9, 10)]
     by_values: dict[tuple[int, ...], set[str]] = {}
-    for problem in generate("functions", split="train", count=1500, distinct=False):
+    for problem in generate_problems("functions", split="train", count=1500, distinct=False):
         if problem.problem.startswith("f(x):"):
             values = tuple(meant(problem, given) for given in inputs)
             by_values.setdefault(values, set()).add(problem.key)

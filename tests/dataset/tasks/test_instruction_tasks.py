@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 
-from rl_reasoner.dataset.tasks.generate import careless, generate
+from rl_reasoner.dataset.tasks.generate import careless, generate_problems
 from rl_reasoner.dataset.tasks.instructions import response
 from rl_reasoner.language.instructions import KINDS, parsed, verdicts
 
@@ -16,7 +16,7 @@ TASKS = ("instructions", "instructions_tiny")
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("split", ["train", "ood"])
 def test_every_answer_follows_its_instructions(task: str, split: str) -> None:
-    problems = generate(task, split=split, count=200, seed=5)
+    problems = generate_problems(task, split=split, count=200, seed=5)
     for problem in problems:
         wanted = parsed(problem.columns["instructions"])
         assert len(wanted) == problem.level
@@ -28,14 +28,14 @@ def test_every_answer_follows_its_instructions(task: str, split: str) -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_no_split_holds_anothers_instructions(task: str) -> None:
     keys = [
-        {problem.key for problem in generate(task, split=split, count=300)}
+        {problem.key for problem in generate_problems(task, split=split, count=300)}
         for split in ("train", "validation", "test", "ood")
     ]
     assert all(not one & other for one, other in combinations(keys, 2))
 
 
 def test_all_kinds_are_asked_for_but_those_that_need_a_given_text() -> None:
-    problems = generate("instructions", split="train", count=1200)
+    problems = generate_problems("instructions", split="train", count=1200)
     asked = {one["name"] for problem in problems for one in problem.columns["instructions"]}
     rest = set(KINDS) - asked
     assert rest == {
@@ -45,7 +45,7 @@ def test_all_kinds_are_asked_for_but_those_that_need_a_given_text() -> None:
 
 
 def test_careless_responses_forget_one_instruction() -> None:
-    problems = generate("instructions_tiny", split="train", count=300)
+    problems = generate_problems("instructions_tiny", split="train", count=300)
     rng = random.Random(0)
     kept: Counter[int] = Counter()
     for problem in problems:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl_reasoner.dataset.tasks.base import Problem
-from rl_reasoner.dataset.tasks.generate import SPLITS, TASKS, careless, generate
+from rl_reasoner.dataset.tasks.generate import SPLITS, TASKS, careless, generate_problems
 from rl_reasoner.errors import UserError
 from rl_reasoner.scoring.reward import Reward, load_reward, score_batch
 from support.arithmetic import value
@@ -71,7 +71,7 @@ def steps_hold(problem: Problem) -> bool:
 @settings(deadline=None, max_examples=60)
 @given(maths, splits, seeds)
 def test_answers_and_steps_are_right(task: str, split: str, seed: int) -> None:
-    for problem in generate(task, split=split, count=10, seed=seed):
+    for problem in generate_problems(task, split=split, count=10, seed=seed):
         assert is_right(problem), problem
         assert steps_hold(problem), problem
 
@@ -79,7 +79,7 @@ def test_answers_and_steps_are_right(task: str, split: str, seed: int) -> None:
 @pytest.mark.parametrize("task", MATHS)
 def test_the_chain_ends_in_the_answer(task: str) -> None:
     for split in SPLITS:
-        for problem in generate(task, split=split, count=50):
+        for problem in generate_problems(task, split=split, count=50):
             end = problem.chain.rpartition("=")[2]
             if task == "gcd":
                 assert end == "0"
@@ -96,7 +96,7 @@ def test_the_chain_ends_in_the_answer(task: str) -> None:
 def test_levels_mean_what_they_say() -> None:
     for split in SPLITS:
         for task in MATHS:
-            for problem in generate(task, split=split, count=40):
+            for problem in generate_problems(task, split=split, count=40):
                 steps = problem.chain.count(";") + 1
                 numbers = len(re.findall(r"\d+", problem.problem))
                 measured = {
@@ -112,7 +112,7 @@ def test_levels_mean_what_they_say() -> None:
 
 
 def test_modular_is_written_as_promised() -> None:
-    texts = [problem.problem for problem in generate("modular", split="train", count=2000)]
+    texts = [problem.problem for problem in generate_problems("modular", split="train", count=2000)]
     # Inner parentheses all open at the left and close only between a sum and the product of it.
     shape = re.compile(r"\(+\d([-+*]\d|(?<=[-+]\d)\)(?=\*))+\)%10=")
     assert all(shape.fullmatch(text) for text in texts)
@@ -124,7 +124,7 @@ def test_modular_is_written_as_promised() -> None:
 def test_few_plain_characters(task: str) -> None:
     used: set[str] = set()
     for split in SPLITS:
-        for problem in generate(task, split=split, count=200):
+        for problem in generate_problems(task, split=split, count=200):
             used |= set(problem.problem + problem.chain + problem.answer)
     assert used <= set(string.digits + "+-*/%()=;,_?>" + "x" + "gcd" + "r")
     assert len(used) <= 21
@@ -137,8 +137,8 @@ def test_few_plain_characters(task: str) -> None:
 @given(maths, seeds, seeds)
 def test_no_seed_mixes_the_splits(task: str, one: int, other: int) -> None:
     for a, b in combinations(SPLITS, 2):
-        first = generate(task, split=a, count=60, seed=one)
-        second = generate(task, split=b, count=60, seed=other)
+        first = generate_problems(task, split=a, count=60, seed=one)
+        second = generate_problems(task, split=b, count=60, seed=other)
         assert not {p.key for p in first} & {p.key for p in second}
         assert not {p.problem for p in first} & {p.problem for p in second}
 
@@ -146,10 +146,10 @@ def test_no_seed_mixes_the_splits(task: str, one: int, other: int) -> None:
 def everything(task: str, split: str, levels: range) -> list[Problem]:
     """All problems there are, found by asking for too many."""
     with pytest.raises(UserError, match=r"there are \d+ distinct problems, asked were") as raised:
-        generate(task, split=split, count=10**6, levels=levels)
+        generate_problems(task, split=split, count=10**6, levels=levels)
     found = re.search(r"there are (\d+)", str(raised.value))
     assert found
-    return generate(task, split=split, count=int(found[1]), levels=levels)
+    return generate_problems(task, split=split, count=int(found[1]), levels=levels)
 
 
 def test_the_splits_share_out_all_problems() -> None:
@@ -166,13 +166,15 @@ def test_a_small_split_is_given_whole_and_no_further() -> None:
     whole = everything("linear", "validation", range(1, 2))
     assert len({p.key for p in whole}) == len(whole)
     with pytest.raises(UserError, match=f"there are {len(whole)} distinct"):
-        generate("linear", split="validation", count=len(whole) + 1, levels=range(1, 2))
+        generate_problems("linear", split="validation", count=len(whole) + 1, levels=range(1, 2))
 
 
 def test_problems_that_only_swap_operands_share_a_split() -> None:
     split_of: dict[str, str] = {}
     for split in ("train", "validation", "test"):
-        repeated = generate("modular", split=split, count=2000, levels=range(2, 3), distinct=False)
+        repeated = generate_problems(
+            "modular", split=split, count=2000, levels=range(2, 3), distinct=False
+        )
         split_of |= {p.problem: split for p in repeated}
     for a in range(10):
         for b in range(10):
@@ -182,8 +184,8 @@ def test_problems_that_only_swap_operands_share_a_split() -> None:
 
 @pytest.mark.parametrize("task", MATHS)
 def test_ood_is_harder(task: str) -> None:
-    test = generate(task, split="test", count=200)
-    ood = generate(task, split="ood", count=200)
+    test = generate_problems(task, split="test", count=200)
+    ood = generate_problems(task, split="ood", count=200)
     assert min(p.level for p in ood) > max(p.level for p in test)
     assert sum(len(p.chain) for p in ood) > 1.2 * sum(len(p.chain) for p in test)
 
@@ -192,7 +194,7 @@ def test_ood_is_harder(task: str) -> None:
 def test_every_level_is_in_every_split(task: str) -> None:
     for split in SPLITS:
         levels = TASKS[task].ood if split == "ood" else TASKS[task].levels
-        assert {p.level for p in generate(task, split=split, count=100)} == set(levels)
+        assert {p.level for p in generate_problems(task, split=split, count=100)} == set(levels)
 
 
 # ------------------------------------------------------------------------------ determinism
@@ -217,7 +219,7 @@ FIRST = {  # the first training problem of seed 0; a change here changes every r
 
 @pytest.mark.parametrize("task", sorted(TASKS))
 def test_the_first_problem_is_the_same_everywhere(task: str) -> None:
-    (problem,) = generate(task, split="train", count=1)
+    (problem,) = generate_problems(task, split="train", count=1)
     assert (problem.problem, problem.chain, problem.answer) == FIRST[task]
 
 
@@ -226,20 +228,22 @@ def test_the_first_problem_is_the_same_everywhere(task: str) -> None:
 def test_more_problems_begin_with_the_fewer_and_seeds_differ(
     task: str, split: str, seed: int
 ) -> None:
-    many = generate(task, split=split, count=30, seed=seed)
-    assert generate(task, split=split, count=12, seed=seed) == many[:12]
+    many = generate_problems(task, split=split, count=30, seed=seed)
+    assert generate_problems(task, split=split, count=12, seed=seed) == many[:12]
     assert len({p.key for p in many}) == 30
-    assert generate(task, split=split, count=30, seed=seed + 1) != many
+    assert generate_problems(task, split=split, count=30, seed=seed + 1) != many
 
 
 def test_repetition_where_it_is_wanted() -> None:
-    drawn = generate("modular", split="validation", count=300, levels=range(2, 3), distinct=False)
+    drawn = generate_problems(
+        "modular", split="validation", count=300, levels=range(2, 3), distinct=False
+    )
     assert len(drawn) == 300 > len({p.key for p in drawn})
 
 
 def test_rows_are_plain_json() -> None:
     for task in TASKS:
-        row = generate(task, split="test", count=1)[0].row()
+        row = generate_problems(task, split="test", count=1)[0].row()
         assert json.loads(json.dumps(row)) == row
         extra = {
             "countdown": ["numbers", "target"],
@@ -266,7 +270,7 @@ def test_rows_are_plain_json() -> None:
 )
 def test_mistakes_are_named(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
-        generate(count=3, **arguments)  # type: ignore[arg-type]
+        generate_problems(count=3, **arguments)  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------------------- noisy chains
@@ -275,7 +279,7 @@ def test_mistakes_are_named(arguments: dict[str, object], message: str) -> None:
 @settings(deadline=None)
 @given(st.sampled_from(["train", "ood"]), seeds, st.floats(0, 1))
 def test_a_noisy_chain_goes_on_from_what_it_wrote(split: str, seed: int, share: float) -> None:
-    (problem,) = generate("modular", split=split, count=1, seed=seed)
+    (problem,) = generate_problems("modular", split=split, count=1, seed=seed)
     changed = careless(problem, share, random.Random(seed))
     chain = changed["chain"]
     steps, clean = chain.split(";"), problem.chain.split(";")
@@ -290,7 +294,7 @@ def test_a_noisy_chain_goes_on_from_what_it_wrote(split: str, seed: int, share: 
 def test_noise_has_the_share_it_is_given() -> None:
     rng = random.Random(7)
     wrong = steps = 0
-    for problem in generate("modular", split="train", count=3000):
+    for problem in generate_problems("modular", split="train", count=3000):
         assert careless(problem, 0.0, rng)["chain"] == problem.chain
         for step in careless(problem, 0.2, rng)["chain"].split(";"):
             left, result = step.split("=")
@@ -300,7 +304,7 @@ def test_noise_has_the_share_it_is_given() -> None:
 
 
 def test_noise_is_for_the_tasks_that_have_it() -> None:
-    (problem,) = generate("gcd", split="train", count=1)
+    (problem,) = generate_problems("gcd", split="train", count=1)
     with pytest.raises(UserError, match=r"'gcd' has no noise; .* modular, functions"):
         careless(problem, 0.5, random.Random(0))
 
@@ -374,7 +378,7 @@ def test_countdown_says_why(countdown: Reward) -> None:
 @given(splits, seeds)
 def test_countdown_takes_what_the_task_gives(split: str, seed: int) -> None:
     countdown = load_reward("countdown")
-    for problem in generate("countdown", split=split, count=5, seed=seed):
+    for problem in generate_problems("countdown", split=split, count=5, seed=seed):
         row = problem.row()
         completion = f"<answer>{problem.answer}</answer>"
         given_ = {"numbers": row["numbers"], "target": row["target"]}

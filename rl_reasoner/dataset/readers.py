@@ -1,7 +1,7 @@
-"""Files of rows in all their forms, each read as plain dicts and told by its line where it breaks.
+"""Readers of row files in all their forms; an error names the line.
 
 JSON, one object a line or one list of them; CSV with commas, semicolons or tabs; Parquet; folders
-that datasets' `save_to_disk` wrote. What is in the rows is `prompts`' part.
+that datasets' `save_to_disk` wrote. Each row is a plain dict; what must be in it is `rows`' part.
 """
 
 import codecs
@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from rl_reasoner.errors import UserError, did_you_mean
+from rl_reasoner.errors import UserError, did_you_mean, first_line
 from rl_reasoner.files import json_lines
 from rl_reasoner.types import Row
 
@@ -18,9 +18,7 @@ FORMS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _GZIP = b"\x1f\x8b"
 _BETWEEN = ",;\t"  # what values of a line are parted by
 _SAVED = ("state.json", "dataset_dict.json")  # in a folder of `save_to_disk`
-_LONGEST_VALUE = (
-    1 << 30
-)  # characters in CSV, which has a limit of its own: what is too long is lint's
+_LONGEST_VALUE = 1 << 30  # characters in CSV, whose own limit is lower; lint names long texts
 _WANTED = "expected a list of objects, or an object a line"
 
 
@@ -29,7 +27,7 @@ def saved_folder(path: Path) -> bool:
     return any((path / name).is_file() for name in _SAVED)
 
 
-def rows_of(path: Path, split: str) -> Iterator[Row]:
+def file_rows(path: Path, split: str) -> Iterator[Row]:
     """The rows of a file or saved folder; `split` names one of a folder that has several.
 
     Raises `UserError` with the line where it is broken.
@@ -75,7 +73,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         yield from Dataset.from_parquet(str(path))
     except Exception as error:  # pyarrow's and datasets' own errors share no base class
         cause = error.__cause__ or error
-        raise UserError(f"{path}: not Parquet: {_first_line(cause)}") from error
+        raise UserError(f"{path}: not Parquet: {first_line(cause)}") from error
 
 
 def _saved_rows(path: Path, split: str) -> Iterator[Row]:
@@ -84,7 +82,7 @@ def _saved_rows(path: Path, split: str) -> Iterator[Row]:
     try:
         found = load_from_disk(str(path))
     except Exception as error:
-        raise UserError(f"{path}: not a saved data set: {_first_line(error)}") from error
+        raise UserError(f"{path}: not a saved data set: {first_line(error)}") from error
     if isinstance(found, DatasetDict):
         if split not in found:
             near = did_you_mean(split, found) or f" It has: {', '.join(found)}."
@@ -126,7 +124,3 @@ def _json_lines(path: Path) -> Iterator[Row]:
             got = f"{line.value!r:.40}"
             raise UserError(f"{path}, line {line.number}: expected a JSON object, got {got}")
         yield line.row
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]

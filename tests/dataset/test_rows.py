@@ -14,15 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl_reasoner.dataset.rows import (
-    completion_of,
-    lint,
-    load_rows,
-    read_rows,
-    render,
-)
-from rl_reasoner.dataset.sets import find_set, set_data, set_names
-from rl_reasoner.dataset.tasks.generate import generate
+from rl_reasoner.dataset.rows import lint, load_rows
+from rl_reasoner.dataset.sets import find_set, read_rows, set_data, set_names
+from rl_reasoner.dataset.tasks.generate import generate_problems
+from rl_reasoner.dataset.templates import render, target_completion
 from rl_reasoner.errors import UserError
 from rl_reasoner.recipe.recipe import FileData, TaskData
 
@@ -310,7 +305,7 @@ def test_task_rows_are_the_generator_s_and_the_same_every_time() -> None:
     data = TaskData(task="modular", count=50, seed=3, levels=(2, 3), split="test")
     rows = load_rows(data)
     assert rows == load_rows(data)
-    made = generate("modular", split="test", count=50, seed=3, levels=range(2, 4))
+    made = generate_problems("modular", split="test", count=50, seed=3, levels=range(2, 4))
     assert [row["problem"] for row in rows] == [problem.problem for problem in made]
     assert {row["level"] for row in rows} == {2, 3}
 
@@ -318,7 +313,7 @@ def test_task_rows_are_the_generator_s_and_the_same_every_time() -> None:
 def test_direct_is_the_share_of_rows_without_a_chain() -> None:
     def share(direct: float) -> float:
         rows = load_rows(TaskData(task="modular", count=500, direct=direct))
-        empty = ["<think></think><answer>" in completion_of(row) for row in rows]
+        empty = ["<think></think><answer>" in target_completion(row) for row in rows]
         assert all(
             row["completion"].endswith(f"{row['answer']}</answer>")
             for row in rows
@@ -377,13 +372,13 @@ def test_a_template_without_a_place_for_the_problem_is_refused() -> None:
 
 def test_the_completion_that_is_learned() -> None:
     row = {"problem": "p", "answer": "2"}
-    assert completion_of({**row, "completion": "c", "chain": "x"}) == "c"
-    assert completion_of({**row, "chain": "x"}) == "<think>x</think><answer>2</answer>"
-    assert completion_of({**row, "solution": "s"}) == "<think>s</think><answer>2</answer>"
-    assert completion_of({**row, "chain": None, "solution": "s"}).startswith("<think>s</think>")
-    assert completion_of({**row, "chain": ""}) == "<think></think><answer>2</answer>"
+    assert target_completion({**row, "completion": "c", "chain": "x"}) == "c"
+    assert target_completion({**row, "chain": "x"}) == "<think>x</think><answer>2</answer>"
+    assert target_completion({**row, "solution": "s"}) == "<think>s</think><answer>2</answer>"
+    assert target_completion({**row, "chain": None, "solution": "s"}).startswith("<think>s</think>")
+    assert target_completion({**row, "chain": ""}) == "<think></think><answer>2</answer>"
     with pytest.raises(UserError, match=r"row 'p' has no completion, chain or solution"):
-        completion_of(row)
+        target_completion(row)
 
 
 def test_drawing_rows_leaves_the_global_random_state_alone() -> None:
