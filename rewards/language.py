@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from rl_reasoner import Column, Score, reward
 from rl_reasoner.errors import unknown
-from rl_reasoner.language.identification import checked, language_of, share
+from rl_reasoner.language.identification import language_of, language_share
 from rl_reasoner.language.thinking import OPEN_THINK, answer_part, chain_of
 
 _PARTS: dict[str, Callable[[str], str]] = {"chain": chain_of, "answer": answer_part, "all": str}
@@ -37,7 +37,7 @@ def language(
     if not wanted:
         return Score(None, "no target language: none given, and the prompt has no words")
     text = OPEN_THINK + completion if opened else completion
-    found = share(_PARTS[part](text), checked(wanted))
+    found = language_share(_PARTS[part](text), wanted)
     if found.value is None:
         return Score(None, f"no words in the {part}")
     counts = ", ".join(f"{count} {code}" for code, count in sorted(found.words.items()))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from rl_reasoner import Column, Score, reward
 from rl_reasoner.errors import unknown
-from rl_reasoner.language.units import words
+from rl_reasoner.language.units import words_of
 
 _MODES = ("exact", "most")
 
@@ -48,6 +48,6 @@ def length(
     elif unit == "characters":
         size = len(completion)
     else:
-        size = len(words(completion))
+        size = len(words_of(completion))
     off = abs(size - aim) if mode == "exact" else max(0, size - aim)
     return Score(max(0.0, 1.0 - off / aim), f"{size}, target {aim}")

@@ -6,7 +6,7 @@ it is above what ordinary text has, and the part of the text that its loop at th
 
 from rl_reasoner import Score, reward
 from rl_reasoner.errors import UserError
-from rl_reasoner.language.repetition import looped, repeated_share
+from rl_reasoner.language.repetition import ending_loop, repeated_share
 
 
 @reward
@@ -20,7 +20,7 @@ def repetition(completion: str, size: int = 4, free: float = 0.3) -> Score:
     if size < 1 or not 0.0 <= free < 1.0:
         raise UserError(f"repetition: size {size} must be 1 or more, free {free} from 0 to below 1")
     share = repeated_share(completion, size)
-    loop, period = looped(completion)
+    loop, period = ending_loop(completion)
     part = loop / max(1, len(completion.rstrip()))
     value = max((share - free) / (1.0 - free), part, 0.0)
     said = f"{share:.0%} of the {size}-grams repeated"

@@ -9,7 +9,6 @@ is 1.0; what abstained or failed is not right, and is counted. Pure; the statist
 """
 
 import math
-import zlib
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,13 +25,13 @@ from rl_reasoner.evaluation.statistics import (
     standard_error,
     wilson,
 )
+from rl_reasoner.language.repetition import repeats_itself
 from rl_reasoner.language.thinking import OPEN_THINK, has_chain
 from rl_reasoner.types import Row
 
 _SILENT = ("no final answer", "no closed Python block")  # how the shipped rewards' reasons begin
 _GROUPED_BY = ("task", "level", "subject")
 _MOST_GROUPS = 24
-_LONG = 200  # bytes, from which on a text can be said to repeat itself
 _BINS = 5  # of lengths, with about as many completions each
 
 
@@ -89,18 +88,12 @@ def _shares(rows: Sequence[Row]) -> dict[str, Any]:
         "no_answer": silent / count,
         "abstained": outcomes["abstain"] / count,
         "faults": outcomes["fault"] / count,
-        "repeating": sum(map(repeats, texts)) / count,
+        "repeating": sum(map(repeats_itself, texts)) / count,
         "judged": sum(score is not None for row in rows for score in row["scores"]) / count,
     }
     if any(OPEN_THINK in text for text in texts):
         found["thinking"] = sum(map(has_chain, texts)) / count
     return found
-
-
-def repeats(text: str) -> bool:
-    """Whether a long text says the same again and again: it packs to an eighth of its size."""
-    data = text.encode("utf-8", "surrogatepass")
-    return len(data) >= _LONG and len(zlib.compress(data)) * 8 < len(data)
 
 
 def _lengths(rows: Sequence[Row]) -> dict[str, Any]:

@@ -102,50 +102,49 @@ mm cm dm km mg kg ml kwh kw hz khz mhz ghz kb mb gb tb ms px pm am
 """
 _FUNCTIONS = frozenset(_NO_WORDS.split())
 _LONGEST_RUN_OF_NAMES = 4
-MOST = 200_000
-"""Characters of a text that are read."""
+_MOST = 200_000  # characters of a text that are read
 
 
 @dataclass(frozen=True)
-class Share:
+class LanguageShare:
     """How much of a text is in the target language: `value` (None: it has no words), and counts."""
 
     value: float | None
     words: dict[str, int]
 
 
-def checked(language: str) -> str:
+def check_language(language: str) -> str:
     """`language`; raises `UserError` where its code is not known."""
     if language not in LANGUAGES:
         raise unknown("language", language, LANGUAGES)
     return language
 
 
-def share(text: str, target: str) -> Share:
+def language_share(text: str, target: str) -> LanguageShare:
     """The share of the words of `text` that are in the language `target`.
 
     R1's measure of language consistency (arXiv 2501.12948, section 2.3.2). Two Chinese characters
     or kana in a row count as one word, as most Chinese words have two. Raises `UserError` for an
     unknown language.
     """
-    checked(target)
+    check_language(target)
     counts: Counter[str] = Counter()
     for script, runs, sentence in _runs(
-        _NO_LANGUAGE.sub("\x00", _unmarked(normalised(text[:MOST])))
+        _NO_LANGUAGE.sub("\x00", _unmarked(normalised(text[:_MOST])))
     ):
         kana = script == "han" and bool(_KANA.search(sentence))
         words = list(_counted(script, runs, target))
         if words:
             counts[_language(script, words, kana, target)] += len(words)
     total = counts.total()
-    return Share(counts[target] / total if total else None, dict(counts))
+    return LanguageShare(counts[target] / total if total else None, dict(counts))
 
 
 def language_of(text: str) -> str | None:
     """The language that most words of `text` are in; None where it has none."""
     found: Counter[str] = Counter()
     for language in dict.fromkeys(own[0] for _, own in _SCRIPTS.values()):
-        found |= Counter(share(text, language).words)
+        found |= Counter(language_share(text, language).words)
     return max(found, key=lambda language: found[language]) if found else None
 
 

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.language.identification import checked, share
+from rl_reasoner.language.identification import check_language, language_share
 from rl_reasoner.language.units import (
     bullets,
     has_word,
@@ -26,15 +26,15 @@ from rl_reasoner.language.units import (
     numbered,
     paragraphs,
     sentences,
-    words,
+    words_of,
 )
 
-MOST = 200_000
-"""Characters of a response; a longer one follows nothing."""
+MOST_READ = 200_000
+"""Of a response; a longer one follows nothing."""
 MOST_INSTRUCTIONS = 20
 _LIMITS = ("at_least", "at_most", "exactly")
 _IN_LANGUAGE = 0.9  # share of a response's words that makes it one in the language
-Verdict = tuple[bool, str]
+Followed = tuple[bool, str]
 Args = Mapping[str, Any]
 
 
@@ -46,7 +46,7 @@ class Kind:
     what was expected; those in `optional` have a value for where they are left out.
     """
 
-    check: Callable[[str, Args], Verdict]
+    check: Callable[[str, Args], Followed]
     arguments: Mapping[str, Callable[[Any], Any]]
     optional: Mapping[str, Any]
 
@@ -58,23 +58,23 @@ class Instruction:
     name: str
     args: Args
 
-    def check(self, text: str) -> Verdict:
-        """Whether `text`, the whole response in the form of `plain`, follows it; and why."""
+    def check(self, text: str) -> Followed:
+        """Whether `text`, the whole response `normalised`, follows it; and why."""
         return KINDS[self.name].check(text, self.args)
 
 
 # ------------------------------------------------------------------------------------ verdicts
 
 
-def verdicts(response: str, instructions: Sequence[Instruction], loose: bool) -> list[Verdict]:
+def verdicts(response: str, instructions: Sequence[Instruction], loose: bool) -> list[Followed]:
     """For each instruction whether the response follows it, and why.
 
     Loosely, one also counts as followed where the response follows it without its first line, its
     last line or both, or without asterisks (IFEval, section 2.3). A response without anything to
-    be seen follows nothing, nor does one of more than `MOST` characters.
+    be seen follows nothing, nor does one of more than `MOST_READ` characters.
     """
-    if len(response) > MOST:
-        return [(False, f"{len(response)} characters, {MOST} are read")] * len(instructions)
+    if len(response) > MOST_READ:
+        return [(False, f"{len(response)} characters, {MOST_READ} are read")] * len(instructions)
     text = normalised(response).strip()
     if not text:
         return [(False, "there is no response")] * len(instructions)
@@ -184,7 +184,7 @@ def _letter(value: Any) -> str:
 def _language(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("the code of a language, such as en or zh")
-    return checked(value)
+    return check_language(value)
 
 
 def _marker(value: Any) -> str:
@@ -197,7 +197,7 @@ def _marker(value: Any) -> str:
 # ---------------------------------------------------------------------------------- the counts
 
 
-def _counted(count: Callable[..., int], unit: str, text: str, args: Args) -> Verdict:
+def _counted(count: Callable[..., int], unit: str, text: str, args: Args) -> Followed:
     others = {key: value for key, value in args.items() if key not in _LIMITS}
     found = count(text, **others)
     least, most = args.get("at_least", 0), args.get("at_most", found)
@@ -254,11 +254,11 @@ def _placeholders(text: str) -> int:
 
 def _capital_words(text: str) -> int:
     """Words of two letters or more, all of them capitals."""
-    return sum(word.isupper() and sum(map(str.isalpha, word)) > 1 for word in words(text))
+    return sum(word.isupper() and sum(map(str.isalpha, word)) > 1 for word in words_of(text))
 
 
 _COUNTS: dict[str, tuple[Callable[..., int], dict[str, Callable[[Any], Any]], dict[str, Any]]] = {
-    "words": (lambda text: len(words(text)), {}, {}),
+    "words": (lambda text: len(words_of(text)), {}, {}),
     "sentences": (lambda text: len(sentences(text)), {}, {}),
     "paragraphs": (lambda text: len(paragraphs(text)), {}, {}),
     "characters": (_characters, {}, {}),
@@ -277,37 +277,37 @@ _COUNTS: dict[str, tuple[Callable[..., int], dict[str, Callable[[Any], Any]], di
 # ----------------------------------------------------------------------------- yes or no
 
 
-def _include(text: str, args: Args) -> Verdict:
+def _include(text: str, args: Args) -> Followed:
     lacking = [word for word in args["words"] if not has_word(text, word)]
     return not lacking, f"lacks {lacking[0]!r}" if lacking else "has all words"
 
 
-def _exclude(text: str, args: Args) -> Verdict:
+def _exclude(text: str, args: Args) -> Followed:
     there = [word for word in args["words"] if has_word(text, word)]
     return not there, f"has {there[0]!r}" if there else "has none of the words"
 
 
-def _upper(text: str, args: Args) -> Verdict:
+def _upper(text: str, args: Args) -> Followed:
     small = [c for c in text if c.islower()]
     cased = any(c.isupper() for c in text)
     return cased and not small, f"has {small[0]!r}" if small else "" if cased else "no letters"
 
 
-def _lower(text: str, args: Args) -> Verdict:
+def _lower(text: str, args: Args) -> Followed:
     large = [c for c in text if c.isupper()]
     cased = any(c.islower() for c in text)
     return cased and not large, f"has {large[0]!r}" if large else "" if cased else "no letters"
 
 
-def _starts(text: str, args: Args) -> Verdict:
+def _starts(text: str, args: Args) -> Followed:
     return text.casefold().startswith(args["text"].casefold()), f"begins with {text[:30]!r}"
 
 
-def _ends(text: str, args: Args) -> Verdict:
+def _ends(text: str, args: Args) -> Followed:
     return text.casefold().endswith(args["text"].casefold()), f"ends with {text[-30:]!r}"
 
 
-def _no_comma(text: str, args: Args) -> Verdict:
+def _no_comma(text: str, args: Args) -> Followed:
     found = re.search("[,，،﹐]", text)
     return found is None, f"has {found[0]!r}" if found else "no comma"
 
@@ -315,18 +315,18 @@ def _no_comma(text: str, args: Args) -> Verdict:
 _QUOTES = ('""', "“”", "「」", "『』", "«»", "„“")
 
 
-def _quoted(text: str, args: Args) -> Verdict:
+def _quoted(text: str, args: Args) -> Followed:
     pair = text[0] + text[-1]
     whole = len(text) > 2 and pair in _QUOTES and bool(text[1:-1].strip())
     return whole, f"stands between {text[0]} and {text[-1]}"
 
 
-def _title(text: str, args: Args) -> Verdict:
+def _title(text: str, args: Args) -> Followed:
     found = re.search(r"<<([^\S\n]*+[^<>\s][^<>\n]*+)>>", text)
     return found is not None, f"title {found[1][:40]!r}" if found else "no <<title>>"
 
 
-def _postscript(text: str, args: Args) -> Verdict:
+def _postscript(text: str, args: Args) -> Followed:
     marker = args["marker"].casefold()
     found = text.casefold().rpartition(f"\n{marker}")
     if not found[1] or not found[0].strip():
@@ -334,7 +334,7 @@ def _postscript(text: str, args: Args) -> Verdict:
     return bool(re.search(r"\w", found[2])), "a postscript" if found[2].strip() else "it is empty"
 
 
-def _repeats(text: str, args: Args) -> Verdict:
+def _repeats(text: str, args: Args) -> Followed:
     wanted = " ".join(args["text"].casefold().split())
     said = " ".join(text.casefold().split())
     if not said.startswith(wanted):
@@ -342,19 +342,19 @@ def _repeats(text: str, args: Args) -> Verdict:
     return bool(re.search(r"\w", said[len(wanted) :])), "the prompt, then a response"
 
 
-def _two_answers(text: str, args: Args) -> Verdict:
+def _two_answers(text: str, args: Args) -> Followed:
     parts = [part.strip() for part in text.split("******")]
     right = len(parts) == 2 and all(parts) and parts[0] != parts[1] and "*" not in parts[1][:1]
     return right, f"{len(parts)} parts"
 
 
-def _choice(text: str, args: Args) -> Verdict:
+def _choice(text: str, args: Args) -> Followed:
     said = text.casefold().rstrip(".。!！")
     right = said in {option.casefold().rstrip(".。!！") for option in args["options"]}
     return right, "one of the options" if right else "none of the options alone"
 
 
-def _paragraph_starts(text: str, args: Args) -> Verdict:
+def _paragraph_starts(text: str, args: Args) -> Followed:
     found = paragraphs(text)
     if len(found) < args["paragraph"]:
         return False, f"{len(found)} paragraphs"
@@ -363,8 +363,8 @@ def _paragraph_starts(text: str, args: Args) -> Verdict:
     return first.startswith(wanted) and has_word(first[: len(wanted) + 1], wanted) > 0, first[:30]
 
 
-def _in_language(text: str, args: Args) -> Verdict:
-    found = share(text, args["language"]).value
+def _in_language(text: str, args: Args) -> Followed:
+    found = language_share(text, args["language"]).value
     said = "no words" if found is None else f"{found:.0%} of the words"
     return found is not None and found >= _IN_LANGUAGE, said
 
@@ -403,7 +403,7 @@ def _flag(value: Any) -> bool:
     return value
 
 
-def _json(text: str, args: Args) -> Verdict:
+def _json(text: str, args: Args) -> Followed:
     fenced = _FENCED.fullmatch(text)
     try:
         found = json.loads(

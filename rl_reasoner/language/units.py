@@ -66,7 +66,7 @@ _NARROW = {
 } | {0x3000: 0x20, 0x2028: 0x0A, 0x2029: 0x0A, 0x85: 0x0A}
 
 
-def words(text: str) -> list[str]:
+def words_of(text: str) -> list[str]:
     """The words of a text: runs of letters and digits; each Chinese character or kana is one.
 
     `don't`, `well-known`, `3.14`, `1,000`, `10:30`, `e.g` and `example.com` are one word each.

@@ -19,9 +19,9 @@ from typing import Any
 from rl_reasoner.dataset.templates import prompt_of
 from rl_reasoner.errors import RunStopped
 from rl_reasoner.evaluation.judging import Judge
-from rl_reasoner.evaluation.metrics import repeats
 from rl_reasoner.files import append_rows, json_lines, write_json, write_jsonl
-from rl_reasoner.language.identification import share
+from rl_reasoner.language.identification import language_share
+from rl_reasoner.language.repetition import repeats_itself
 from rl_reasoner.language.thinking import NO_CHAIN, TAGS, chain_of, with_tags
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.recipe import SampleStage
@@ -164,12 +164,12 @@ def _fault(
     keep = stage.keep
     if score is None or score < stage.least:
         return "not right"
-    if keep.readable and (cut or repeats(text) or "".join(_TAG.findall(text)) not in _FORMS):
+    if keep.readable and (cut or repeats_itself(text) or "".join(_TAG.findall(text)) not in _FORMS):
         return "not readable"
     if not keep.min_tokens <= tokens <= (keep.max_tokens or tokens):
         return "length"
     if keep.language is not None:
-        found = share(chain_of(text), keep.language).value
+        found = language_share(chain_of(text), keep.language).value
         if found is not None and found < keep.language_share:
             return "language"
     return None

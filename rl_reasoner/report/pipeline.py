@@ -14,7 +14,7 @@ from typing import Any
 
 from rl_reasoner.evaluation.statistics import clustered, wilson
 from rl_reasoner.foreign import json_value, mapping, number
-from rl_reasoner.language.identification import share as language_share
+from rl_reasoner.language.identification import language_share
 from rl_reasoner.language.thinking import chain_of
 from rl_reasoner.report import charts
 from rl_reasoner.report.charts import Bar, Line

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.language.identification import LANGUAGES, language_of, share
-from rl_reasoner.language.repetition import looped, repeated_share
+from rl_reasoner.language.identification import LANGUAGES, language_of, language_share
+from rl_reasoner.language.repetition import ending_loop, repeated_share
 from rl_reasoner.language.thinking import answer_part, chain_of
 from rl_reasoner.scoring.reward import load_reward
 
@@ -25,7 +25,7 @@ TABLE: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row["text"][:24])
 def test_the_share_of_a_text_is_near_the_one_counted_by_hand(row: dict[str, Any]) -> None:
-    found = share(row["text"], row["target"]).value
+    found = language_share(row["text"], row["target"]).value
     if row["share"] is None:
         assert found is None
     else:
@@ -34,7 +34,7 @@ def test_the_share_of_a_text_is_near_the_one_counted_by_hand(row: dict[str, Any]
 
 @given(st.text(max_size=300), st.sampled_from(sorted(LANGUAGES)))
 def test_any_text_has_a_share(text: str, language: str) -> None:
-    found = share(text, language)
+    found = language_share(text, language)
     assert found.value is None or 0.0 <= found.value <= 1.0
     assert (found.value is None) == (not found.words)
 
@@ -42,7 +42,7 @@ def test_any_text_has_a_share(text: str, language: str) -> None:
 @given(st.integers(1, 30), st.integers(0, 30))
 def test_words_of_two_scripts_are_counted_in_proportion(english: int, chinese: int) -> None:
     text = "answer " * english + "我们" * chinese
-    assert share(text, "zh").value == pytest.approx(chinese / (english + chinese))
+    assert language_share(text, "zh").value == pytest.approx(chinese / (english + chinese))
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_the_language_of_a_prompt(text: str, language: str | None) -> None:
 
 def test_an_unknown_language_is_told() -> None:
     with pytest.raises(UserError, match=r"unknown language 'eng'\. Did you mean 'en'"):
-        share("a", "eng")
+        language_share("a", "eng")
 
 
 # ----------------------------------------------------------------------------------- its reward
@@ -144,7 +144,7 @@ def test_the_parts_of_a_completion(completion: str, chain: str, answer: str) -> 
     ],
 )
 def test_the_loop_at_the_end(text: str, characters: int, period: int) -> None:
-    found = looped(text)
+    found = ending_loop(text)
     assert found[1] == period
     assert abs(found[0] - characters) <= 2
 
@@ -155,7 +155,7 @@ def test_the_loop_at_the_end(text: str, characters: int, period: int) -> None:
     st.integers(3, 9),
 )
 def test_a_repeated_end_is_found(start: str, unit: str, rounds: int) -> None:
-    characters, period = looped(start + unit * rounds)
+    characters, period = ending_loop(start + unit * rounds)
     if len(unit) * rounds >= 20:
         assert characters >= len(unit) * rounds and 1 <= period <= len(unit)
         end = (start + unit * rounds)[-characters:]
@@ -184,7 +184,7 @@ def test_the_repetition_penalty() -> None:
 def test_a_hundred_thousand_characters_take_linear_time(text: str) -> None:
     """Quadratic time would be many minutes."""
     assert load_reward("repetition")(text).value == pytest.approx(-1.0, abs=0.01)
-    assert share(text, "en").value is not None
+    assert language_share(text, "en").value is not None
 
 
 # ------------------------------------------------------------------------------ length and form

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.language.instructions import KINDS, MOST, parsed, verdicts
+from rl_reasoner.language.instructions import KINDS, MOST_READ, parsed, verdicts
 from rl_reasoner.scoring.reward import load_reward
 
 RESPONSES = Path(__file__).parent / "instruction_responses.jsonl"
@@ -149,8 +149,8 @@ def test_hostile_responses_are_judged_and_take_linear_time(name: str) -> None:
 
 
 def test_what_is_too_long_follows_nothing() -> None:
-    assert followed("a" * MOST, [{"name": "words", "exactly": 1}])
-    assert not followed("a" * (MOST + 1), [{"name": "words", "exactly": 1}])
+    assert followed("a" * MOST_READ, [{"name": "words", "exactly": 1}])
+    assert not followed("a" * (MOST_READ + 1), [{"name": "words", "exactly": 1}])
 
 
 @given(st.text(max_size=300), st.sampled_from(sorted(KINDS)))
