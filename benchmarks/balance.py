@@ -40,7 +40,7 @@ def supervised(steps: int, rate: float) -> dict[str, Any]:
         "data": {"task": "modular", "count": 20000},
         "steps": steps,
         "batch": 64,
-        "optim": {"lr": 5e-3, "schedule": "linear", "warmup": 50, "final": 0.1},
+        "optim": {"lr": 5e-3, "schedule": "linear", "warmup": 50, "final_lr_share": 0.1},
         "router_bias": rate,
     }
 

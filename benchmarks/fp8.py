@@ -46,7 +46,7 @@ def supervised(steps: int, lr: float, noise: float) -> dict[str, Any]:
         "data": {**TASK, "count": 4000, "noise": noise},
         "steps": steps,
         "batch": 64,
-        "optim": {"lr": lr, "schedule": "linear", "warmup": 30, "final": 0.1},
+        "optim": {"lr": lr, "schedule": "linear", "warmup": 30, "final_lr_share": 0.1},
     }
 
 

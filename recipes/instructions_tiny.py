@@ -25,7 +25,7 @@ def recipe() -> Recipe:
                 "data": {"task": "instructions_tiny", "count": 10000, "noise": 0.5},
                 "steps": 500,
                 "batch": 64,
-                "optim": {"lr": 5e-3, "schedule": "linear", "warmup": 50, "final": 0.1},
+                "optim": {"lr": 5e-3, "schedule": "linear", "warmup": 50, "final_lr_share": 0.1},
             },
             {
                 "kind": "grpo",

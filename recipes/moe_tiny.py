@@ -26,7 +26,7 @@ def recipe() -> Recipe:
                 "data": {"task": "modular", "count": 20000},
                 "steps": 300,
                 "batch": 64,
-                "optim": {"lr": 5e-3, "schedule": "linear", "warmup": 50, "final": 0.1},
+                "optim": {"lr": 5e-3, "schedule": "linear", "warmup": 50, "final_lr_share": 0.1},
                 "router_bias": 0.01,
             },
             {

@@ -27,7 +27,7 @@ def recipe() -> Recipe:
                 "data": {"task": "modular", "count": 20000, "noise": 0.2},
                 "steps": 600,
                 "batch": 64,
-                "optim": {"lr": 5e-3, "schedule": "linear", "warmup": 50, "final": 0.1},
+                "optim": {"lr": 5e-3, "schedule": "linear", "warmup": 50, "final_lr_share": 0.1},
             },
             {
                 "kind": "grpo",

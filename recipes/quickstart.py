@@ -25,7 +25,7 @@ def recipe() -> Recipe:
                 "data": {"task": "modular", "count": 20000},
                 "steps": 400,
                 "batch": 64,
-                "optim": {"lr": 5e-3, "schedule": "linear", "warmup": 50, "final": 0.1},
+                "optim": {"lr": 5e-3, "schedule": "linear", "warmup": 50, "final_lr_share": 0.1},
             },
             {
                 "kind": "sft",
@@ -33,7 +33,7 @@ def recipe() -> Recipe:
                 "data": {"task": "modular", "count": 5000, "seed": 1, "direct": 0.6},
                 "steps": 80,
                 "batch": 64,
-                "optim": {"lr": 1.5e-3, "schedule": "linear", "final": 0.2},
+                "optim": {"lr": 1.5e-3, "schedule": "linear", "final_lr_share": 0.2},
             },
             {
                 "kind": "grpo",

@@ -5,7 +5,7 @@
 The teacher is a mixture after R1-Zero. The student learns from the teacher's right samples (R1's
 way, arXiv 2501.12948, section 2.4), from its probabilities on what the student itself samples
 (reverse KL, arXiv 2306.13649), or by RL alone; each from the same base, the last two on the same
-prompts. A teacher of yours: --zero.use FOLDER --pretrain.use FOLDER
+prompts. A teacher of yours: --zero.reuse FOLDER --pretrain.reuse FOLDER
 """
 
 from rl_reasoner.recipes.r1_tiny import FORMED, PROGRAMS, SIZES, STUDENTS

@@ -1,7 +1,7 @@
 """R1 on a dense model of 7 billion parameters, English and Chinese.
 
     accelerate launch recipes/r1_qwen_7b.py      # eight GPUs of 80 GB
-    rl-reasoner train r1_qwen_7b --cold_start.data my_chains.jsonl --zero.use DONE --until reasoning
+    rl-reasoner train r1_qwen_7b --cold_start.data chains.jsonl --zero.reuse DONE --until reasoning
 
 R1's stages (recipes/_r1.py) with sizes from the paper where it tells them (arXiv 2501.12948): 16
 completions a prompt, 32 prompts a step, KL 0.001. Data from the hub: word problems and competition

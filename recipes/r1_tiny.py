@@ -31,7 +31,11 @@ DATA = {
     "all": [ENGLISH, PROGRAMS, TOLD],
 }
 SIZES = {
-    "sft": {"batch": 32, "steps": 250, "optim": {"lr": 3e-3, "schedule": "linear", "final": 0.1}},
+    "sft": {
+        "batch": 32,
+        "steps": 250,
+        "optim": {"lr": 3e-3, "schedule": "linear", "final_lr_share": 0.1},
+    },
     "grpo": {
         "steps": 100,
         "group": {"size": 8, "prompts": 16},
@@ -52,7 +56,7 @@ BASE = {
     ],
     "steps": 1500,
     "batch": 32,
-    "optim": {"lr": 5e-3, "schedule": "linear", "warmup": 50, "final": 0.1},
+    "optim": {"lr": 5e-3, "schedule": "linear", "warmup": 50, "final_lr_share": 0.1},
 }
 STUDENTS = [
     {**BASE, "name": "student_base", "policy": "scratch:dense-tiny"},

@@ -31,7 +31,7 @@ def recipe() -> Recipe:
                     "lr": 5e-3,
                     "schedule": "linear",
                     "warmup": 50,
-                    "final": 0.1,
+                    "final_lr_share": 0.1,
                     "betas": (0.9, 0.98),
                 },
             },

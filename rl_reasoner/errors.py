@@ -1,32 +1,33 @@
-"""Errors that are the user's to mend, and the hints in them.
+"""Errors that are the user's to fix, and the hints in them.
 
 A `UserError` is shown as one panel without a traceback and ends a verb with exit code 2; every
 other exception is a fault of the work itself (exit code 1). Knows nothing of the other modules.
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: one or several messages, each naming place and mend."""
+    """A mistake in what the user gave: one or several messages, each with its place and a fix."""
 
     def __init__(self, *messages: str) -> None:
         super().__init__("\n".join(messages))
         self.messages: Sequence[str] = messages
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """` Did you mean 'x'?` for the known name nearest to `name`, or an empty string."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" Did you mean {near[0]!r}?" if near else ""
+def did_you_mean(name: str, known: Iterable[str], renamed: Mapping[str, str] | None = None) -> str:
+    """` Did you mean 'x'?` for the known name nearest to `name`, or an empty string.
+
+    `renamed` has names of before, which may be the nearest too: their new names are suggested.
+    """
+    now = {**(renamed or {}), **{name: name for name in known}}
+    near = difflib.get_close_matches(name, list(now), n=1, cutoff=0.6)
+    return f" Did you mean {now[near[0]]!r}?" if near else ""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a `name` that is none of `known`: says what is near and what there is.
-
-    More than 40 names are not listed.
-    """
+    """The error for a `name` that is not in `known`: suggests the nearest, and lists up to 40."""
     names = sorted(known)
     there = f" There are: {', '.join(names)}." if len(names) <= 40 else ""
     return UserError(f"unknown {kind} {name!r}.{did_you_mean(name, names)}{there}")
@@ -38,11 +39,15 @@ def first_line(error: BaseException) -> str:
 
 
 class RunStopped(RuntimeError):
-    """A run that cannot go on by itself: shown as one panel, without a traceback.
+    """A run that cannot continue by itself: shown as one panel, without a traceback.
 
-    `title` heads the panel; `code` is the exit code. `folder`, where known, is what to resume.
+    `title` heads the panel; `code` is the exit code. `folder`, where known, is the run to resume.
     """
 
     title = "the run stopped"
     code = 1
     folder: str | None = None
+
+
+class OldName(FutureWarning):
+    """A recipe, or a flag, uses the old name of a field: it works, and is pointed out once."""

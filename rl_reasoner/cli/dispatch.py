@@ -9,6 +9,7 @@ import errno
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn, get_args
 
@@ -31,7 +32,7 @@ from rl_reasoner.cli.score import ScoreVerb
 from rl_reasoner.cli.train import TrainVerb
 from rl_reasoner.cli.why import WhyVerb
 from rl_reasoner.distributed import launcher, processes
-from rl_reasoner.errors import RunStopped, UserError, unknown
+from rl_reasoner.errors import OldName, RunStopped, UserError, unknown
 from rl_reasoner.report.console import err, new_table, out
 from rl_reasoner.version import __version__
 
@@ -59,6 +60,7 @@ Exit codes: 0 done, 1 the work failed, 2 a mistake in what you gave, 3 a reward 
 
 `rl-reasoner --version` prints the version.
 """
+_showwarning = warnings.showwarning
 _UNWRITABLE = (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
@@ -121,6 +123,7 @@ def _run(argv: Sequence[str]) -> None:
         return
     verb = parse_verb(argv)
     err.quiet = getattr(verb, "quiet", False)
+    warnings.showwarning = _print_old_name
     try:
         if isinstance(verb, CompletionVerb):
             verb.run(Verb)
@@ -128,6 +131,15 @@ def _run(argv: Sequence[str]) -> None:
             verb.run()
     finally:
         err.quiet = False
+        warnings.showwarning = _showwarning
+
+
+def _print_old_name(message: Warning | str, category: type[Warning], *args: Any, **kw: Any) -> None:
+    """Print a warning of an old field name as a note; all other warnings as Python does."""
+    if not issubclass(category, OldName):
+        _showwarning(message, category, *args, **kw)
+    elif processes.is_local_main():
+        err.print(Text(f"note: {message}"), style="yellow", soft_wrap=True)
 
 
 def _print_error(title: str, text: str) -> None:
@@ -180,7 +192,8 @@ def _split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _print_recipe_flags(argv: Sequence[str]) -> None:
     """Print the flags of the recipe named in `train RECIPE --help`, with their values."""
-    from rl_reasoner.recipe.load import flag_table, load_recipe, shipped_recipes
+    from rl_reasoner.recipe.flags import flag_table
+    from rl_reasoner.recipe.load import load_recipe, shipped_recipes
 
     named = [token for token in argv[1:] if not token.startswith("-")]
     if not named:

@@ -182,7 +182,7 @@ class EvalVerb:
         return [
             row
             for stage in run.stages
-            if stage.use is None
+            if stage.reuse is None
             for row in load_rows(data_in(Path(policy), run, stage))
         ]
 

@@ -23,7 +23,7 @@ from rl_reasoner.evaluation.judging import Judge, malformed
 from rl_reasoner.evaluation.metrics import figures_of
 from rl_reasoner.files import write_json, write_jsonl
 from rl_reasoner.foreign import json_value
-from rl_reasoner.recipe.recipe import Asked, Evals, FileData
+from rl_reasoner.recipe.recipe import EvalOverrides, Evals, FileData
 from rl_reasoner.rollout.cache import SampleCache
 from rl_reasoner.rollout.server import Server
 from rl_reasoner.scoring.reward import load_reward
@@ -211,7 +211,7 @@ def evaluate(
     max_tokens: int = 256,
     template: str = "auto",
     system: str | None = None,
-    asked: Mapping[str, Asked] | None = None,
+    asked: Mapping[str, EvalOverrides] | None = None,
     limit: int | None = None,
     reward: str | None = None,
     reward_options: Mapping[str, Any] | None = None,
@@ -477,7 +477,7 @@ def evaluate_recipe(
         max_tokens=evals.max_tokens,
         template=template,
         system=system,
-        asked=evals.asked,
+        asked=evals.overrides,
         limit=evals.limit,
         reward=evals.reward,
         reward_options=evals.reward_options,

@@ -24,7 +24,7 @@ from rl_reasoner.recipe.recipe import (
     SampleStage,
     Stage,
     StageData,
-    sources_of,
+    data_sources,
 )
 
 # Fields of a stage that change nothing in its result.
@@ -38,8 +38,8 @@ def facts_of(recipe: Recipe, stage: Stage, made: Mapping[str, str]) -> dict[str,
 
     `made` has the hash of what each stage has made that this one needs (see `Recipe.needs`).
     """
-    if stage.use is not None:
-        return {"use": hash_of(brought(stage))}
+    if stage.reuse is not None:
+        return {"reuse": hash_of(brought(stage))}
     said = stage.model_dump(mode="json")
     facts: dict[str, Any] = {k: v for k, v in said.items() if k not in _WITHOUT_EFFECT}
     facts["data"] = recipe.data_of(stage).model_dump(mode="json")
@@ -68,7 +68,7 @@ def facts_of(recipe: Recipe, stage: Stage, made: Mapping[str, str]) -> dict[str,
 def _files(recipe: Recipe, stage: Stage, made: Mapping[str, str]) -> dict[str, str]:
     """The hash of each file, and of each stage's data, that the stage's rows come from."""
     found = {}
-    for source in sources_of(recipe.data_of(stage)):
+    for source in data_sources(recipe.data_of(stage)):
         if isinstance(source, StageData):
             found[source.stage] = made[source.stage]
         elif isinstance(source, FileData):
@@ -96,15 +96,15 @@ def brought(stage: Stage) -> Path:
 
     Raises `UserError` where it is not there, or of the wrong kind.
     """
-    path = Path(str(stage.use)).expanduser()
+    path = Path(str(stage.reuse)).expanduser()
     if isinstance(stage, SampleStage):
         file = path / "data.jsonl" if path.is_dir() else path
         if not file.is_file():
-            raise UserError(f"stage {stage.name}: use: there is no data set {file}")
+            raise UserError(f"stage {stage.name}: reuse: there is no data set {file}")
         return file
     folder = path / "policy" if (path / "policy").is_dir() else path
     if not (folder / "config.json").is_file():
-        raise UserError(f"stage {stage.name}: use: {folder} is no folder with a policy in it")
+        raise UserError(f"stage {stage.name}: reuse: {folder} is no folder with a policy in it")
     return folder
 
 
@@ -168,7 +168,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _told(name: str, before: Any, now: Any) -> str:
-    if name == "from" or name.partition(".")[0] in ("files", "teacher", "use", "code"):
+    if name == "from" or name.partition(".")[0] in ("files", "teacher", "reuse", "code"):
         what = {"from": "the policy it goes on from", "teacher": "its teacher"}
         return f"{what.get(name, name.partition('.')[2] or name)} is another"
     return f"{name} {before} -> {now}"

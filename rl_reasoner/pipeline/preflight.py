@@ -37,7 +37,7 @@ from rl_reasoner.recipe.recipe import (
     Stage,
     StageData,
     TrainedStage,
-    sources_of,
+    data_sources,
 )
 from rl_reasoner.report.dashboards import dashboards_of
 from rl_reasoner.rollout.long_prompts import declared_places, named_rows
@@ -126,10 +126,10 @@ def prepared(recipe: Recipe, where: Where | None = None) -> Work:
     named = dict(zip(recipe.rewards, rewards, strict=False))
     for index, stage in enumerate(recipe.stages):
         found: list[Row] = []
-        if stage.use is not None:
-            with field("stages", index, "use"):
+        if stage.reuse is not None:
+            with field("stages", index, "reuse"):
                 brought(stage)
-        elif not any(isinstance(s, StageData) for s in sources_of(recipe.data_of(stage))):
+        elif not any(isinstance(s, StageData) for s in data_sources(recipe.data_of(stage))):
             with field(*(("stages", index, "data") if stage.data else ("data",))):
                 found = read_stage_rows(recipe, stage, recipe.data_of(stage), named)
                 check_filled(recipe, stage, len(found))

@@ -78,7 +78,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             max_tokens=recipe.evals.max_tokens,
             template=recipe.template,
             system=recipe.system,
-            asked=recipe.evals.asked,
+            asked=recipe.evals.overrides,
             limit=recipe.evals.limit,
             reward=recipe.evals.reward,
             reward_options=recipe.evals.reward_options,

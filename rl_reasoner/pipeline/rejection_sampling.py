@@ -31,7 +31,7 @@ from rl_reasoner.types import Row
 _CHUNK = 256  # prompts that are sampled and judged together
 _TAG = re.compile("|".join(TAGS))
 _FORMS = ("", NO_CHAIN, with_tags("", ""))
-_FILTERS = ("keep", "least")  # fields that are applied after the sampling
+_FILTERS = ("keep", "min_score")  # fields that are applied after the sampling
 _LEFT_OUT = ("completion", "chain", "solution")  # what rows have that is not the policy's own
 
 
@@ -162,7 +162,7 @@ def _fault(
 ) -> str | None:
     """Why a completion is left out, or None."""
     keep = stage.keep
-    if score is None or score < stage.least:
+    if score is None or score < stage.min_score:
         return "not right"
     if keep.readable and (cut or repeats_itself(text) or "".join(_TAG.findall(text)) not in _FORMS):
         return "not readable"

@@ -21,7 +21,7 @@ from rl_reasoner.files import write_json, write_text
 from rl_reasoner.foreign import check_run, json_object, no_links
 from rl_reasoner.pipeline.lineage import hash_of
 from rl_reasoner.provenance import made_with
-from rl_reasoner.recipe.load import read_yaml, validated
+from rl_reasoner.recipe.locations import read_yaml, validate
 from rl_reasoner.recipe.recipe import FileData, MixData, Recipe
 
 
@@ -58,7 +58,7 @@ class RunFolder:
         check_run(path)
         no_links(path)
         data, places = read_yaml(path / "recipe.yaml")
-        recipe = validated(data, places, str(path / "recipe.yaml"))
+        recipe = validate(data, places, str(path / "recipe.yaml"))
         run = cls(path)
         try:
             run.lock()

@@ -46,13 +46,14 @@ from rl_reasoner.policy.lora import merge_adapter
 from rl_reasoner.policy.opening import open_policy, quiet_libraries
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.provenance import made_with
+from rl_reasoner.recipe.old_names import current_stage
 from rl_reasoner.recipe.recipe import (
     DistillStage,
     Recipe,
     SampleStage,
     Stage,
     StageData,
-    sources_of,
+    data_sources,
 )
 from rl_reasoner.report import write_report
 from rl_reasoner.report.terminal import LiveView
@@ -194,7 +195,7 @@ class _Session:
         """
         recipe = self.recipe
         self.run.arrange([stage.name for stage in recipe.stages])
-        wanted = [i for i, s in enumerate(recipe.stages) if i in window or s.use is not None]
+        wanted = [i for i, s in enumerate(recipe.stages) if i in window or s.reuse is not None]
         wanted = [i for i in wanted if i < window.stop]
         self._needed(wanted)
         self._look_over(command)
@@ -244,7 +245,7 @@ class _Session:
                     raise UserError(
                         f"stage {names[index]} needs stage {name}, which is not finished in "
                         f"{self.run.path}: begin with --from {name}, or give a folder with "
-                        f"--{name}.use"
+                        f"--{name}.reuse"
                     )
 
     def _look_over(self, command: str | None) -> None:
@@ -394,8 +395,8 @@ class _Session:
     def _do(self, index: int, stage: Stage, folder: Path) -> Path:
         """Do a stage of any kind; the file or folder with what it has made."""
         of, steps = len(self.recipe.stages), getattr(stage, "steps", 0)
-        if stage.use is not None:
-            self.view.note(f"stage {stage.name}: taken from {stage.use}")
+        if stage.reuse is not None:
+            self.view.note(f"stage {stage.name}: taken from {stage.reuse}")
             return self._taken(stage, folder)
         if isinstance(stage, SampleStage):
             rows = self._rows(index, stage)
@@ -448,7 +449,7 @@ class _Session:
     def _rows(self, index: int, stage: Stage) -> list[Row]:
         """The rows of a stage; those that come of other stages are read now."""
         data = self.recipe.data_of(stage)
-        if not any(isinstance(source, StageData) for source in sources_of(data)):
+        if not any(isinstance(source, StageData) for source in data_sources(data)):
             return self.work.rows[index]
         rewards = dict(zip(self.recipe.rewards, self.work.rewards, strict=True))
         data = data_in(self.run.path, self.recipe, stage)
@@ -481,7 +482,7 @@ def _facts_in(folder: Path) -> dict[str, Any] | None:
     file = folder / "lock.json"
     if not file.is_file():
         return {}
-    return dict(mapping(json_object(file).get("made_from")))
+    return dict(current_stage(mapping(json_object(file).get("made_from"))))
 
 
 def _key_of(file: Path) -> str | None:

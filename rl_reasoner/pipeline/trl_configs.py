@@ -171,7 +171,7 @@ def _grpo(stage: GrpoStage) -> dict[str, Any]:
         "top_k": stage.sampling.top_k,
         "long_prompts": stage.long_prompts,
         "max_completion_length": stage.sampling.max_tokens,
-        "prompt_schedule": group.schedule,
+        "prompt_schedule": group.curriculum,
         "router_replay": stage.router_replay,
         "router_bias_update": stage.router_bias,
         "router_sequence_loss_coef": stage.router_sequence,
@@ -190,7 +190,7 @@ def _vllm(vllm: Vllm) -> dict[str, Any]:
     }
     if correction != "off":
         found["vllm_importance_sampling_mode"] = correction
-        found["vllm_importance_sampling_clip_max"] = vllm.most
+        found["vllm_importance_sampling_clip_max"] = vllm.clip_max
     if vllm.mode == "server":
         return {**found, "vllm_server_base_url": vllm.url}
     return {
@@ -204,7 +204,7 @@ def _vllm(vllm: Vllm) -> dict[str, Any]:
 def _schedule(optim: Optim) -> tuple[str, dict[str, float]]:
     """transformers' scheduler name and arguments for a schedule that ends at `final` times lr."""
     if optim.schedule == "linear":
-        return "polynomial", {"lr_end": optim.final * optim.lr, "power": 1.0}
+        return "polynomial", {"lr_end": optim.final_lr_share * optim.lr, "power": 1.0}
     if optim.schedule == "cosine":
-        return "cosine_with_min_lr", {"min_lr_rate": optim.final}
+        return "cosine_with_min_lr", {"min_lr_rate": optim.final_lr_share}
     return "constant_with_warmup", {}

@@ -133,7 +133,7 @@ def settings(
     return {**found.fixed, **{key: said.get(key, value) for key, value in found.usual.items()}}
 
 
-def described(name: str) -> str:
+def describe_algorithm(name: str) -> str:
     """What the algorithm `name` sets, for people: its source, advantage and fields, one a line."""
     if name not in ALGORITHMS:
         raise unknown("algorithm", name, ALGORITHMS)

@@ -52,7 +52,7 @@ class Part(BaseModel):
     )
 
 
-class Source(Part):
+class RowSource(Part):
     """Where rows come from, and how they are asked and judged in training."""
 
     rewards: tuple[str, ...] | None = Field(
@@ -71,7 +71,7 @@ class Source(Part):
     )
 
 
-class TaskData(Source):
+class TaskData(RowSource):
     """Rows drawn from one of the built-in task generators (`rl_reasoner.dataset.tasks`)."""
 
     task: str = Field(description="name of a generator, see `rl-reasoner list tasks`")
@@ -95,7 +95,7 @@ class TaskData(Source):
     )
 
 
-class FileData(Source):
+class FileData(RowSource):
     """Rows from a JSON, CSV, TSV or Parquet file, a saved folder, a shipped or a hub data set."""
 
     path: str = Field(description="a file or saved folder, the name of a set, or a hub id")
@@ -111,7 +111,7 @@ class FileData(Source):
     )
 
 
-class StageData(Source):
+class StageData(RowSource):
     """Rows that an earlier stage of kind `sample` wrote."""
 
     stage: str = Field(description="the name of that stage")
@@ -169,7 +169,7 @@ Data = Annotated[
 AnyData = TaskData | FileData | StageData | MixData
 
 
-def sources_of(data: AnyData | None) -> tuple[Source, ...]:
+def data_sources(data: AnyData | None) -> tuple[RowSource, ...]:
     """The sources of a stage's data: itself, or those that it mixes."""
     if isinstance(data, MixData):
         return data.mix

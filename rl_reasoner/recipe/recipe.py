@@ -14,6 +14,7 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    ModelWrapValidatorHandler,
     model_validator,
 )
 
@@ -28,8 +29,9 @@ from rl_reasoner.recipe.data import (
     StageData,
     TaskData,
     checked_template,
-    sources_of,
+    data_sources,
 )
+from rl_reasoner.recipe.old_names import current_fields
 from rl_reasoner.recipe.stages import (
     TRL_NAMES,
     DistillStage,
@@ -49,9 +51,9 @@ from rl_reasoner.recipe.stages import (
 __all__ = [
     "TRL_NAMES",
     "AnyData",
-    "Asked",
     "Data",
     "DistillStage",
+    "EvalOverrides",
     "Evals",
     "FileData",
     "Group",
@@ -76,7 +78,7 @@ __all__ = [
     "TrainedStage",
     "Vllm",
     "checked_template",
-    "sources_of",
+    "data_sources",
 ]
 
 
@@ -153,7 +155,7 @@ class RewardSpec(Part):
     )
 
 
-class Asked(Part):
+class EvalOverrides(Part):
     """How one evaluation set is asked, where the recipe's own way does not suit it."""
 
     template: Annotated[str, AfterValidator(checked_template)] | None = Field(
@@ -175,7 +177,7 @@ class Evals(Part):
     )
     limit: int | None = Field(default=None, ge=1, description="at most so many problems a set")
     max_tokens: int = Field(default=256, ge=1, description="longest completion, in tokens")
-    asked: Mapping[str, Asked] = Field(
+    overrides: Mapping[str, EvalOverrides] = Field(
         default_factory=dict, description="set -> its own template and max_tokens"
     )
     reward: JudgeName = Field(
@@ -300,6 +302,11 @@ class Recipe(Part):
     evals: Evals = Evals()
     run: RunSpec = RunSpec()
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _take_old_names(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        return handler(current_fields(data))
+
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if not self.stages:
@@ -329,7 +336,7 @@ class Recipe(Part):
         samples = [s.name for s in earlier if s.kind == "sample"]
         if stage.start is not None and stage.start not in ("base", *policies):
             raise ValueError(_no_stage(stage.name, "start", stage.start, ["base", *policies]))
-        for source in sources_of(stage.data):
+        for source in data_sources(stage.data):
             if isinstance(source, StageData) and source.stage not in samples:
                 raise ValueError(_no_stage(stage.name, "data.stage", source.stage, samples))
         if isinstance(stage, DistillStage):
@@ -348,11 +355,11 @@ class Recipe(Part):
 
     def needs(self, stage: Stage) -> list[str]:
         """The stages that `stage` takes something from: policy, data, teacher."""
-        if stage.use is not None:
+        if stage.reuse is not None:
             return []
         names = [s.name for s in self.stages]
         found = [self.start_of(stage), getattr(stage, "teacher", None)]
-        found += [s.stage for s in sources_of(stage.data) if isinstance(s, StageData)]
+        found += [s.stage for s in data_sources(stage.data) if isinstance(s, StageData)]
         return [name for name in dict.fromkeys(found) if name in names]
 
     def data_of(self, stage: Stage) -> AnyData:

@@ -34,7 +34,7 @@ class Optim(Part):
     lr: float = Field(default=1e-6, gt=0, description="peak learning rate")
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup: int = Field(default=0, ge=0, description="steps of linear warm-up")
-    final: float = Field(
+    final_lr_share: float = Field(
         default=0.0, ge=0, lt=1, description="linear schedule: share of lr at the end"
     )
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's betas")
@@ -50,7 +50,7 @@ class Group(Part):
     micro_batch: int | None = Field(
         default=None, ge=1, description="completions in one forward pass (default: all of the step)"
     )
-    schedule: bool = Field(
+    curriculum: bool = Field(
         default=False, description="draw prompts that are neither too easy nor too hard more often"
     )
 
@@ -84,7 +84,7 @@ class Vllm(Part):
         default="token_truncate",
         description="importance sampling for vLLM's log-probs, which are not the trainer's",
     )
-    most: float = Field(default=2.0, gt=1, description="where their ratio is cut")
+    clip_max: float = Field(default=2.0, gt=1, description="largest weight of that correction")
 
     @model_validator(mode="after")
     def _placed(self) -> Self:
@@ -176,7 +176,7 @@ class _Stage(Part):
         description="the stage whose policy it goes on from (default: the one before it), or "
         "'base': the recipe's policy",
     )
-    use: str | None = Field(
+    reuse: str | None = Field(
         default=None, description="a folder of yours that stands for what this stage would make"
     )
 
@@ -311,7 +311,9 @@ class SampleStage(_Stage):
     reward_options: Mapping[str, Any] = Field(
         default_factory=dict, description="options of that reward"
     )
-    least: float = Field(default=1.0, description="completions with this score or more are right")
+    min_score: float = Field(
+        default=1.0, description="completions with this score or more are right"
+    )
     keep: Keep = Keep()
 
 

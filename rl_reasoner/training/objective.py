@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from trl.rewards import get_soft_overlong_punishment
 
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.recipe.algorithms import described, settings
+from rl_reasoner.recipe.algorithms import describe_algorithm, settings
 from rl_reasoner.training import advantages as maths
 from rl_reasoner.training.packed_forward import PASS
 
@@ -136,7 +136,7 @@ class Objective(trl.GRPOTrainer):  # type: ignore[misc]
         self._rewards: Tensor  # (rows of all processes, reward functions) of the last batch
         self._logps: Tensor | None = None  # (B, T) of the loss that is being computed
         if self._algorithm:
-            logger.info("%s", described(self._algorithm))
+            logger.info("%s", describe_algorithm(self._algorithm))
 
     # ----------------------------------------------------------------------------- the rewards
 

@@ -16,7 +16,7 @@ from rl_reasoner import Recipe, Run, open_policy, train
 from rl_reasoner.errors import UserError
 from rl_reasoner.pipeline import rejection_sampling
 from rl_reasoner.pipeline.lineage import hash_of
-from rl_reasoner.recipe.load import apply_flags
+from rl_reasoner.recipe.flags import apply_flags
 from support.tiny import grpo, recipe, same, sft, untimed
 
 STAGES = ("pre", "zero", "cold", "samples", "again", "student")
@@ -34,7 +34,7 @@ def pipeline(folder: Path, run: Path | None = None, **changes: Any) -> Recipe:
         "data": {"task": "modular", "count": 12, "seed": 3},
         "samples": 3,
         "reward": near,
-        "least": 0.01,
+        "min_score": 0.01,
         "sampling": few,
         "keep": {"readable": False, "per_prompt": 2},
     }
@@ -297,7 +297,7 @@ def test_a_folder_of_the_users_stands_for_a_stage(whole: Run, tmp_path: Path) ->
     open_policy("scratch:moe-tiny", seed=5, device="cpu").save(tmp_path / "mine")
     data = tmp_path / "mine.jsonl"
     shutil.copy(whole.folder / "stages" / "4-samples" / "data.jsonl", data)
-    flags = ("--pre.use", str(tmp_path / "mine"), "--samples.use", str(data))
+    flags = ("--pre.reuse", str(tmp_path / "mine"), "--samples.reuse", str(data))
     wanted = apply_flags(pipeline(tmp_path), flags)
     run = train(wanted, quiet=True, first="again", last="again")
     assert done(run.folder).keys() == {"pre", "samples", "again"}
@@ -311,10 +311,10 @@ def test_mistakes_are_said_before_anything_is_done(tmp_path: Path) -> None:
         train(wanted, quiet=True, first="agin")
     with pytest.raises(UserError, match="--until pre comes before --from again"):
         train(wanted, quiet=True, first="again", last="pre")
-    nothing = apply_flags(wanted, ("--pre.use", str(tmp_path)))
-    with pytest.raises(UserError, match=r"stage pre: use: .* is no folder with a policy in it"):
+    nothing = apply_flags(wanted, ("--pre.reuse", str(tmp_path)))
+    with pytest.raises(UserError, match=r"stage pre: reuse: .* is no folder with a policy in it"):
         train(nothing, quiet=True)
-    nothing = apply_flags(wanted, ("--samples.use", str(tmp_path)))
-    with pytest.raises(UserError, match=r"stage samples: use: there is no data set"):
+    nothing = apply_flags(wanted, ("--samples.reuse", str(tmp_path)))
+    with pytest.raises(UserError, match=r"stage samples: reuse: there is no data set"):
         train(nothing, quiet=True)
     assert not (tmp_path / "run").exists()

@@ -129,7 +129,7 @@ def test_it_goes_on_after_the_last_whole_chunk(
     """What was sampled before a kill is the same as without it; a torn chunk is drawn again."""
     monkeypatch.setattr(rejection_sampling, "_CHUNK", 1)
     policy = open_policy("scratch:dense-tiny", seed=1, device="cpu")
-    fields = {"data": {"path": "x"}, "least": 0.0, "samples": 2, "sampling": {"max_tokens": 4}}
+    fields = {"data": {"path": "x"}, "min_score": 0.0, "samples": 2, "sampling": {"max_tokens": 4}}
     stage = SampleStage.model_validate({**fields, "keep": {"readable": False, "per_prompt": 2}})
 
     def make(folder: Path) -> bytes:
@@ -149,7 +149,7 @@ def test_it_goes_on_after_the_last_whole_chunk(
 
 
 def test_a_run_may_end_after_it_has_sampled(tmp_path: Path) -> None:
-    keep = {"kind": "sample", "least": 0.0, "keep": {"readable": False}, "samples": 1}
+    keep = {"kind": "sample", "min_score": 0.0, "keep": {"readable": False}, "samples": 1}
     first = {**keep, "data": {"task": "modular", "count": 2}, "sampling": {"max_tokens": 4}}
     wanted = recipe(tmp_path, first, sft(data={"stage": "sample"}), evals={"sets": []})
     run = train(wanted, quiet=True, last="sample")

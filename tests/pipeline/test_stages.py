@@ -127,12 +127,12 @@ def two_stages_rewards(run: Run) -> list[str]:
 
 
 def test_settings_reach_the_trainer(tmp_path: Path) -> None:
-    optim = {"lr": 1e-2, "schedule": "linear", "warmup": 2, "final": 0.1}
+    optim = {"lr": 1e-2, "schedule": "linear", "warmup": 2, "final_lr_share": 0.1}
     run = train(
         recipe(
             tmp_path,
             sft(steps=6, optim=optim),
-            grpo(steps=4, optim={"lr": 1e-3, "schedule": "cosine", "final": 0.5}),
+            grpo(steps=4, optim={"lr": 1e-3, "schedule": "cosine", "final_lr_share": 0.5}),
         ),
         quiet=True,
     )

@@ -13,7 +13,7 @@ from transformers import HfArgumentParser, TrainerCallback
 from rl_reasoner import GRPOConfig, GRPOTrainer, Score, open_policy, reward
 from rl_reasoner.errors import UserError
 from rl_reasoner.pipeline.trl_configs import config
-from rl_reasoner.recipe.algorithms import ALGORITHMS, described
+from rl_reasoner.recipe.algorithms import ALGORITHMS, describe_algorithm
 from rl_reasoner.recipe.recipe import Loss, Recipe
 from rl_reasoner.training.advantages import (
     group_relative,
@@ -86,7 +86,7 @@ def batch_of(trainer: GRPOTrainer, prompts: int = 2) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_a_named_algorithm_sets_its_fields_and_prints_them(name: str, tmp_path: Path) -> None:
     found = GRPOConfig(**arguments(tmp_path, algorithm=name))
-    shown = described(name)
+    shown = describe_algorithm(name)
     for key, value in {**ALGORITHMS[name].fixed, **ALGORITHMS[name].usual}.items():
         assert getattr(found, key) == value and f"{key} = {value!r}" in shown
     assert "arXiv" in shown

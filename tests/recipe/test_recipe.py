@@ -14,15 +14,9 @@ from pydantic import ValidationError
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.paths import room
-from rl_reasoner.recipe.load import (
-    apply_flags,
-    find_recipe,
-    flag_table,
-    load_recipe,
-    read_yaml,
-    shipped_recipes,
-    validated,
-)
+from rl_reasoner.recipe.flags import apply_flags, flag_table
+from rl_reasoner.recipe.load import find_recipe, load_recipe, shipped_recipes
+from rl_reasoner.recipe.locations import read_yaml, validate
 from rl_reasoner.recipe.recipe import FileData, GrpoStage, Recipe, TaskData
 
 
@@ -144,7 +138,7 @@ def test_a_recipe_written_as_yaml_reads_back_as_it_was(
     recipe = Recipe(**fields)
     file = tmp_path_factory.getbasetemp() / "round-trip.yaml"
     file.write_text(recipe.to_yaml(), encoding="utf-8")
-    assert validated(*read_yaml(file), "round-trip.yaml") == recipe
+    assert validate(*read_yaml(file), "round-trip.yaml") == recipe
 
 
 def test_defaults_are_written_out() -> None:
@@ -427,7 +421,7 @@ def test_a_script_that_fails_is_a_mistake_with_its_line(
         ("a: 1\nb: [", "r.yaml:2: not valid YAML"),
         ("a: 1\n\tb: 2", "r.yaml:2: not valid YAML"),
         ("name: \x07", "r.yaml: not valid YAML: unacceptable character"),
-        ("name: a\nstages: []\nname: b", "r.yaml:3: the field 'name' is there twice"),
+        ("name: a\nstages: []\nname: b", "r.yaml:3: the field 'name' is given twice"),
         ("a: !!python/object/apply:os.system [true]", "r.yaml:1: not valid YAML"),
         ("policy: a\nstages: []", "r.yaml:1: recipe: stages is empty"),
     ],

@@ -52,7 +52,7 @@ def small_stage(stage: dict[str, Any]) -> dict[str, Any]:
     few = {"max_tokens": 8}
     if stage["kind"] == "sample":
         keep = {"readable": False, "per_prompt": 4}
-        return {**stage, "samples": 1, "least": 0.0, "keep": keep, "sampling": few}
+        return {**stage, "samples": 1, "min_score": 0.0, "keep": keep, "sampling": few}
     stage |= {"steps": 1}
     if stage["kind"] == "grpo":
         return stage | {"group": {"size": 4, "prompts": 2}, "sampling": few}

@@ -24,7 +24,8 @@ import pytest
 import yaml
 
 from rl_reasoner.cli import main
-from rl_reasoner.recipe.load import load_recipe, validated
+from rl_reasoner.recipe.load import load_recipe
+from rl_reasoner.recipe.locations import validate
 from rl_reasoner.recipe.recipe import GrpoStage, Recipe, RecipeLoader
 from support.places import ROOT
 
@@ -43,7 +44,7 @@ _FIELDS: dict[str, Any] = {
     "sampling.max_tokens": 8,
     "data.count": 16,
     "loss.dynamic_sampling": 0,
-    "least": 0.0,  # of what is sampled, keep all: such a policy has nothing right
+    "min_score": 0.0,  # of what is sampled, keep all: such a policy has nothing right
     "keep.readable": False,
 }
 _BASE: Mapping[str, Any] = {
@@ -123,7 +124,7 @@ def read_yaml(block: Block) -> None:
     else:
         assert set(fields) <= set(GrpoStage.model_fields), f"{block.place}: no fields of a recipe"
         whole = {**_BASE, "stages": [{"kind": "grpo", **fields}]}
-    validated(whole, {}, block.place)
+    validate(whole, {}, block.place)
 
 
 def run_commands(block: Block, typed: str = "") -> None:

@@ -13,8 +13,8 @@ from rl_reasoner.dataset.rows import load_rows
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.evaluate import EvalResult, replay
 from rl_reasoner.pipeline.preflight import prepared
-from rl_reasoner.recipe.load import apply_flags
-from rl_reasoner.recipe.recipe import Asked, FileData, MixData, Recipe
+from rl_reasoner.recipe.flags import apply_flags
+from rl_reasoner.recipe.recipe import EvalOverrides, FileData, MixData, Recipe
 from rl_reasoner.types import Rollout
 from support.tiny import QUIET, grpo, recipe, rows, sft
 from support.trainers import Log
@@ -67,11 +67,11 @@ def test_shares_for_all_or_for_none() -> None:
 def test_flags_reach_into_a_mix() -> None:
     wanted = Recipe.model_validate(fields(REWARDS, MIX))
     flags = ["--data.mix.0.count", "5", "--grpo.data.mix.1.task", "gcd"]
-    flags += ["--evals.asked.modular_test.max_tokens", "7"]
+    flags += ["--evals.overrides.modular_test.max_tokens", "7"]
     changed = apply_flags(wanted, flags)
     mix: Any = changed.data_of(changed.stages[0])
     assert (mix.mix[0].count, mix.mix[1].task, mix.mix[1].count) == (5, "gcd", 12)
-    assert changed.evals.asked == {"modular_test": Asked(max_tokens=7)}
+    assert changed.evals.overrides == {"modular_test": EvalOverrides(max_tokens=7)}
     with pytest.raises(UserError, match=r"--data\.mix\.0\.count x: .*valid integer"):
         apply_flags(wanted, ["--data.mix.0.count", "x"])
 
@@ -304,7 +304,7 @@ def test_a_set_of_several_tasks_is_judged_row_by_row(
 
     monkeypatch.setattr("rl_reasoner.rollout.sampler.sample", sample)
     policy = open_policy("scratch:dense-tiny", device="cpu")
-    own = {str(file): Asked(template="Q: {problem}", max_tokens=9)}
+    own = {str(file): EvalOverrides(template="Q: {problem}", max_tokens=9)}
     result = evaluate(policy, [str(file)], asked=own)
     figures = result.sets[str(file)]
     assert figures["accuracy"] == pytest.approx(6 / 9)

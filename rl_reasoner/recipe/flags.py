@@ -1,0 +1,233 @@
+"""Flags of a recipe: dotted paths into it (`--group.size 16`), and the table that `--help` prints.
+
+A path is looked up in the recipe first, then by stage name (`--chains.steps 50`), then in the last
+stage that has such a field. tyro parses only the verb's own arguments, since a recipe is a list of
+stages of different kinds and all mistakes in flags are reported at once.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel
+
+from rl_reasoner.errors import UserError, did_you_mean
+from rl_reasoner.foreign import yaml_value
+from rl_reasoner.recipe.locations import FieldPath, model_in, validate
+from rl_reasoner.recipe.old_names import OLD_NAMES, current_path, note_old_name
+from rl_reasoner.recipe.recipe import (
+    DistillStage,
+    EvalOverrides,
+    FileData,
+    GrpoStage,
+    MixData,
+    Recipe,
+    RecipeLoader,
+    RewardSpec,
+    SampleStage,
+    SftStage,
+    StageData,
+    TaskData,
+)
+
+_STAGES: list[type[BaseModel]] = [SftStage, GrpoStage, SampleStage, DistillStage]
+_LISTS: dict[str, list[type[BaseModel]]] = {
+    "stages": _STAGES,
+    "rewards": [RewardSpec],
+    "mix": [TaskData, FileData, StageData],
+    "overrides": [EvalOverrides],
+}
+
+
+def apply_flags(recipe: Recipe, flags: Sequence[str]) -> Recipe:
+    """`recipe` with dotted-path flags applied (`["--group.size", "16", "--name=x"]`).
+
+    Their order does not matter, but the last one of the same name holds. Raises `UserError` with
+    every mistake in the flags at once.
+    """
+    if not flags:
+        return recipe
+    data = recipe.model_dump(mode="json")
+    settings: list[tuple[FieldPath, Any, str]] = []
+    problems: list[str] = []
+    for flag, text in _pairs(flags):
+        try:
+            path, annotation = _resolve(data, flag)
+            value = _read(flag, text, annotation)
+            settings.append((path, value, _spelled(flag, text)))
+        except UserError as error:
+            problems += error.messages
+    # a whole before its parts, and the kind of data before its settings
+    settings.sort(key=lambda f: (len(f[0]), f[0][-1] not in ("task", "path", "stage", "mix")))
+    for path, value, _ in settings:
+        _set(data, path, value)
+    try:
+        changed = validate(data, {path: place for path, _, place in settings}, "flags")
+    except UserError as error:
+        problems += error.messages
+    if problems:
+        raise UserError(*problems)
+    return changed
+
+
+def flag_places(recipe: Recipe, flags: Sequence[str]) -> dict[FieldPath, str]:
+    """The path into `recipe` of every field that `flags` set -> the flag, as it is spelled."""
+    data = recipe.model_dump(mode="json")
+    return {_resolve(data, flag)[0]: _spelled(flag, text) for flag, text in _pairs(flags)}
+
+
+def _spelled(flag: str, text: str | None) -> str:
+    return f"--{flag}" if text is None else f"--{flag} {text}"
+
+
+def _pairs(flags: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    rest = list(flags)
+    while rest:
+        flag = rest.pop(0)
+        if not flag.startswith("--"):
+            raise UserError(f"expected a flag that starts with --, got {flag!r}")
+        name, equals, text = flag[2:].partition("=")
+        name = name.replace("-", "_") if "." not in name else name
+        if equals:
+            yield name, text
+        else:
+            yield name, rest.pop(0) if rest and not rest[0].startswith("--") else None
+
+
+def _read(flag: str, text: str | None, annotation: Any) -> Any:
+    """The value that a flag's text means for a field of this type.
+
+    Numbers and words are left to the schema, lists may be written with commas, all else is YAML.
+    """
+    whole = (tuple, Literal, Mapping)  # their arguments are not alternatives
+    kinds = () if get_origin(annotation) in whole else get_args(annotation)
+    kinds = kinds or (annotation,)
+    if text is None:
+        if bool in kinds or Any in kinds:
+            return True
+        raise UserError(f"--{flag}: expected a value after it")
+    if NoneType in kinds and text.lower() in ("", "~", "none", "null"):
+        return None
+    if any(get_origin(kind) is tuple for kind in kinds) and not text.startswith("["):
+        items = [item.strip() for item in text.split(",") if item.strip()]
+        return text if str in kinds else items
+    if all(k in (str, int, float, bool, NoneType) or get_origin(k) is Literal for k in kinds):
+        return text
+    try:
+        return yaml_value(text, RecipeLoader)[1]
+    except yaml.YAMLError as error:
+        raise UserError(f"--{flag} {text}: cannot be read as YAML") from error
+
+
+def _set(data: dict[str, Any], path: FieldPath, value: Any) -> None:
+    """Write `value` into the dumped recipe at `path`; what is missing on the way is made."""
+    holder: Any = data
+    for part in path[:-1]:
+        if isinstance(holder, dict) and not isinstance(holder.get(part), (dict, list)):
+            holder[part] = {}
+        holder = holder[part]
+    last = path[-1]
+    if path == ("policy",) and isinstance(value, str):
+        holder, last = holder[last], "source"  # --policy NAME keeps the adapter's settings
+    if last == "data" and isinstance(value, str):
+        value = {"path": value}
+    if last in ("task", "path", "stage", "mix") and last not in holder:
+        holder.clear()  # --data.path in place of a generator, and the other way round
+    holder[last] = value
+
+
+def _resolve(data: dict[str, Any], flag: str) -> tuple[FieldPath, Any]:
+    """The path into the dumped recipe that `flag` means (see the module's docstring), its type."""
+    written = flag.split(".")
+    parts = [str(part) for part in current_path(written)]
+    if parts != written:
+        note_old_name(f"--{flag}", f"--{'.'.join(parts)}")
+    stages = data["stages"]
+    names = {stage["name"]: index for index, stage in enumerate(stages)}
+    if parts[0] == "stages" and len(parts) > 1:
+        index = names.get(parts[1], int(parts[1]) if parts[1].isdecimal() else -1)
+        parts = ["stages", str(index), *parts[2:]] if 0 <= index < len(stages) else [flag]
+    candidates: list[list[str]] = [parts] if data.get(parts[0]) is not None else []
+    if parts[0] in names and len(parts) > 1:
+        candidates.append(["stages", str(names[parts[0]]), *parts[1:]])
+    last = [i for i in reversed(range(len(stages))) if parts[0] in stages[i]]
+    # a stage's own data stand before the recipe's, when the recipe has none
+    candidates += [["stages", str(last[0]), *parts]] if last else []
+    candidates += [parts] if parts[0] in Recipe.model_fields else []
+    for candidate in candidates:
+        annotation = _annotation(candidate, [Recipe])
+        if annotation is not None:
+            lists = ("stages", "mix")
+            above = ["", *candidate]
+            return tuple(
+                int(p) if p.isdecimal() and before in lists else p
+                for before, p in zip(above, candidate, strict=False)
+            ), annotation
+    known = [f"--{path}" for path in _paths(data)] + ["--resume", "--quiet", "--json"]
+    # the last part of a path alone (--lr for --optim.lr) is nearer than another path like it
+    ends = {p.lstrip("-").rpartition(".")[2]: p for p in sorted(known, key=len, reverse=True)}
+    renamed = {
+        f"{path.removesuffix(new)}{old}": path
+        for old, new in OLD_NAMES.items()
+        for path in known
+        if re.split("[.-]", path)[-1] == new
+    }
+    near = did_you_mean(ends.get(flag, f"--{flag}"), known, renamed)
+    raise UserError(f"--{flag}: the recipe has no such field.{near}")
+
+
+def _annotation(parts: Sequence[str], models: Sequence[type[BaseModel]]) -> Any:
+    """The type of the field at `parts`, `Any` where every value is taken; None: no such field."""
+    name, *rest = parts
+    fields = [model.model_fields[name] for model in models if name in model.model_fields]
+    if not fields:
+        return None
+    annotation = fields[0].annotation
+    if not rest:
+        return annotation
+    if name in ("trainer", "options", "columns"):
+        return Any if len(rest) == 1 else None
+    inner: Sequence[type[BaseModel]] = [m] if (m := model_in(annotation)) else []
+    if name == "data":
+        inner = [TaskData, FileData, StageData, MixData]
+    elif name in _LISTS and get_origin(annotation) in (tuple, Mapping):
+        inner = _LISTS[name]  # its parts have a number or a name
+        rest = rest[1:]
+    return _annotation(rest, inner) if rest else Any
+
+
+def _paths(data: Mapping[str, Any], at: str = "") -> list[str]:
+    """Every flag that the dumped recipe takes, stages by their names."""
+    paths = []
+    for key, value in data.items():
+        if key == "stages" and not at:
+            for stage in value:
+                paths += _paths(stage, f"{stage['name']}.") + _paths(stage)
+        else:
+            paths.append(f"{at}{key}")
+            paths += _paths(value, f"{at}{key}.") if isinstance(value, dict) else []
+    return paths
+
+
+def flag_table(recipe: Recipe) -> list[tuple[str, str, str]]:
+    """Every flag of a recipe: (flag, value now, what it means), for `train RECIPE --help`."""
+    rows = []
+    for prefix, part in [("", recipe), *((f"{s.name}.", s) for s in recipe.stages)]:
+        rows += list(_flag_rows(part, prefix))
+    return rows
+
+
+def _flag_rows(part: BaseModel, prefix: str) -> Iterator[tuple[str, str, str]]:
+    for name, field in type(part).model_fields.items():
+        value = getattr(part, name)
+        if isinstance(value, BaseModel):
+            yield from _flag_rows(value, f"{prefix}{name}.")
+        elif name not in ("stages", "kind"):
+            shown = (
+                {k: getattr(v, "weight", v) for k, v in value.items()}
+                if isinstance(value, Mapping)
+                else value
+            )
+            yield f"--{prefix}{name}", str(shown), field.description or ""

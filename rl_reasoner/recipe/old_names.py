@@ -1,0 +1,82 @@
+"""Old names of recipe fields: they still work, and each is pointed out once.
+
+Run folders and scripts of before hold them. They are replaced in what is read (`current_fields`,
+`current_stage`) and in paths into it (`current_path`), so that the schema knows only the new ones.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rl_reasoner.errors import OldName
+
+_OF_STAGES = {"use": "reuse", "least": "min_score"}
+_OF_PARTS = {
+    "evals": {"asked": "overrides"},
+    "group": {"schedule": "curriculum"},
+    "optim": {"final": "final_lr_share"},
+    "vllm": {"most": "clip_max"},
+}
+OLD_NAMES: Mapping[str, str] = {
+    **_OF_STAGES,
+    **{old: new for names in _OF_PARTS.values() for old, new in names.items()},
+}
+"""Old name -> new name, of every field that was renamed."""
+_noted: set[str] = set()
+
+
+def current_fields(recipe: Any) -> Any:
+    """The content of a recipe with the names of fields as they are now.
+
+    Raises ValueError where a field is there by both of its names.
+    """
+    if not isinstance(recipe, Mapping):
+        return recipe
+    fields = _parts_renamed(recipe)
+    if isinstance(stages := fields.get("stages"), (list, tuple)):
+        fields["stages"] = [current_stage(stage) for stage in stages]
+    return fields
+
+
+def current_stage(stage: Any) -> Any:
+    """The fields of one stage, likewise."""
+    return _parts_renamed(_renamed(stage, _OF_STAGES, "")) if isinstance(stage, Mapping) else stage
+
+
+def current_path(path: Sequence[str | int]) -> tuple[str | int, ...]:
+    """A path into a recipe, or a flag's dotted path, with the names of fields as they are now."""
+    found: list[str | int] = []
+    for index, part in enumerate(path):
+        above = path[index - 1] if index else ""
+        names = _OF_PARTS.get(str(above), {})
+        # --reuse, --STAGE.reuse, stages.0.reuse
+        if index == 0 or (index == 1 and above != "rewards") or path[index - 2] == "stages":
+            names = {**_OF_STAGES, **names}
+        found.append(names.get(part, part) if isinstance(part, str) else part)
+    return tuple(found)
+
+
+def _parts_renamed(fields: Mapping[Any, Any]) -> dict[Any, Any]:
+    return {
+        name: _renamed(value, _OF_PARTS[name], f"{name}.")
+        if name in _OF_PARTS and isinstance(value, Mapping)
+        else value
+        for name, value in fields.items()
+    }
+
+
+def _renamed(fields: Mapping[Any, Any], names: Mapping[str, str], prefix: str) -> dict[Any, Any]:
+    for old, new in names.items():
+        if old in fields:
+            if new in fields:
+                raise ValueError(f"{prefix}{old} is the old name of {prefix}{new}: give only one")
+            note_old_name(f"{prefix}{old}", f"{prefix}{new}")
+    return {names.get(name, name): value for name, value in fields.items()}
+
+
+def note_old_name(old: str, new: str) -> None:
+    """Warn that `old` is the name of before, once in a process."""
+    if old not in _noted:
+        _noted.add(old)
+        kind = "flag" if old.startswith("--") else "recipe field"
+        warnings.warn(f"the {kind} {old} is now called {new}", OldName, stacklevel=2)
