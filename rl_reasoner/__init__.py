@@ -11,7 +11,8 @@ from rl_reasoner.version import __version__
 
 if TYPE_CHECKING:
     from rl_reasoner.answers import verify, verify_many
-    from rl_reasoner.evaluation.evaluate import EvalResult, compare, evaluate
+    from rl_reasoner.evaluation.evaluate import evaluate
+    from rl_reasoner.evaluation.result import EvalResult, compare
     from rl_reasoner.pipeline.train import Run, train
     from rl_reasoner.policy import Policy, open_policy
     from rl_reasoner.recipe.recipe import Recipe
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Column": "scoring.reward",
-    "EvalResult": "evaluation.evaluate",
+    "EvalResult": "evaluation.result",
     "GRPOConfig": "training.grpo_trainer",
     "GRPOTrainer": "training.grpo_trainer",
     "Policy": "policy",
     "Recipe": "recipe.recipe",
     "Run": "pipeline.train",
     "Score": "types",
-    "compare": "evaluation.evaluate",
+    "compare": "evaluation.result",
     "evaluate": "evaluation.evaluate",
     "open_policy": "policy",
     "reward": "scoring.reward",

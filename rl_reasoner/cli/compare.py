@@ -30,7 +30,7 @@ class CompareVerb:
     def run(self) -> None:
         """Print the differences b - a."""
         from rl_reasoner.evaluation.comparison import unlike
-        from rl_reasoner.evaluation.evaluate import EvalResult, compare
+        from rl_reasoner.evaluation.result import EvalResult, compare
 
         target = check_writable(self.out) if self.out is not None else None
         if target is not None and target.resolve() in (self.a.resolve(), self.b.resolve()):

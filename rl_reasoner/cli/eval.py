@@ -24,7 +24,7 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.report.console import emit, err
 
 if TYPE_CHECKING:
-    from rl_reasoner.evaluation.evaluate import EvalResult
+    from rl_reasoner.evaluation.result import EvalResult
     from rl_reasoner.recipe.recipe import FileData
 
 _FLIPS_SHOWN = 10
@@ -89,18 +89,19 @@ class EvalVerb:
         set_data_folder(self.data_dir)
         result = self._replayed(self.replay) if self.replay is not None else self._evaluated()
         if target is not None:
-            from rl_reasoner.evaluation.evaluate import beside
+            from rl_reasoner.evaluation.result import sibling_file
             from rl_reasoner.report import write_evaluation
 
             result.save(target)
-            write_evaluation([target], beside(target, ".html"))
+            write_evaluation([target], sibling_file(target, ".html"))
         emit(self.json, result.to_json(), result.table())
         if threads := result.manifest.get("policy", {}).get("threads"):
             err.print(f"threads: {threads}; OMP_NUM_THREADS changes it", style="dim")
         _check_judged(result)
 
     def _replayed(self, file: Path) -> "EvalResult":
-        from rl_reasoner.evaluation.evaluate import EvalResult, replay
+        from rl_reasoner.evaluation.evaluate import replay
+        from rl_reasoner.evaluation.result import EvalResult
 
         usable = ("replay", "reward", "reward_options", "data_dir", "out", "quiet", "json")
         given = [f.name for f in fields(self) if getattr(self, f.name) != f.default]

@@ -11,8 +11,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.evaluation.metrics import problems, share
-from rl_reasoner.evaluation.statistics import detectable, holm, mcnemar, paired, sign_flips
+from rl_reasoner.evaluation.metrics import problems, share_right
+from rl_reasoner.evaluation.statistics import (
+    detectable_difference,
+    holm,
+    mcnemar,
+    paired_interval,
+    sign_flips,
+)
 from rl_reasoner.types import Row
 
 _FLIPS_SHOWN = 50
@@ -64,12 +70,12 @@ def _contaminated(*rows: Row) -> bool:
 
 
 def _paired(a: Sequence[Row], b: Sequence[Row], pairs: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    differences = [share(b[j]) - share(a[i]) for i, j in pairs]
+    differences = [share_right(b[j]) - share_right(a[i]) for i, j in pairs]
     groups = problems([a[i] for i, _ in pairs])
     entry: dict[str, Any] = {
         "problems": len(pairs),
         "difference": math.fsum(differences) / len(pairs),
-        "interval": [*paired(differences, groups=groups)],
+        "interval": [*paired_interval(differences, groups=groups)],
         "better": sum(d > 0 for d in differences),
         "worse": sum(d < 0 for d in differences),
     }
@@ -87,7 +93,7 @@ def _paired(a: Sequence[Row], b: Sequence[Row], pairs: Sequence[tuple[int, int]]
             "test": "paired bootstrap, p by sign flips",
             "p": sign_flips(differences, groups=groups),
         }
-    entry["detectable"] = detectable(differences, groups)
+    entry["detectable"] = detectable_difference(differences, groups)
     return {**entry, "flips": _flips(a, b, pairs, differences)}
 
 
@@ -130,4 +136,4 @@ def _telling(row: Row) -> dict[str, Any]:
     scores = row["scores"]
     at = next((i for i, score in enumerate(scores) if score != 1.0), 0)
     one = {name: row[f"{name}s"][at] for name in ("completion", "reason") if f"{name}s" in row}
-    return {"share": share(row), **one}
+    return {"share": share_right(row), **one}

@@ -2,27 +2,24 @@
 
 A set may be evaluated in several modes, shown behind its name: greedy (no suffix), `@sampled`,
 `@chain-forced`, `@direct-forced`; `@clean` is the part of a set that no training row overlaps.
-Sampling is `rollouts`' or `servers`', judging `scoring`'s, figures are `figures`'; what a result
-was measured with is in its `manifest`. Knows nothing of training; torch is imported when something
-is sampled, not before.
+Sampling is `rollout`, judging `judging`, figures are `metrics`; what a result was measured with is
+in its `manifest`. Knows nothing of training; torch is imported when something is sampled, not
+before.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rl_reasoner.dataset.rows import load_rows
-from rl_reasoner.dataset.sets import read_rows, set_data
+from rl_reasoner.dataset.sets import set_data
 from rl_reasoner.dataset.templates import prompt_of, with_system
 from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.evaluation.comparison import compare_rows
-from rl_reasoner.evaluation.judging import Judge, malformed
+from rl_reasoner.evaluation.judging import Judge
 from rl_reasoner.evaluation.metrics import figures_of
-from rl_reasoner.files import write_json, write_jsonl
-from rl_reasoner.foreign import json_value
+from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.recipe.recipe import EvalOverrides, Evals, FileData
 from rl_reasoner.rollout.cache import SampleCache
 from rl_reasoner.rollout.server import Server
@@ -34,171 +31,12 @@ if TYPE_CHECKING:
 
 Mode = Literal["greedy", "sampled", "chain-forced", "direct-forced"]
 Progress = Callable[[str, int, int], None]  # set, done, of
-_SHOWN = 8  # rows of each set kept in the result's JSON, to look at
 _FORCES: Mapping[str, Literal["chain", "direct"] | None] = {
     "greedy": None,
     "sampled": None,
     "chain-forced": "chain",
     "direct-forced": "direct",
 }
-
-
-# ------------------------------------------------------------------------------------ result
-
-
-@dataclass
-class EvalResult:
-    """Figures of one policy on several sets.
-
-    `sets`: set (with mode suffix) -> problems, samples, accuracy, interval, truncated, …; `rows`:
-    set -> every row with its completions, scores and reasons; `manifest`: what it was measured
-    with.
-    """
-
-    policy: str
-    name: str = "eval"
-    settings: dict[str, Any] = field(default_factory=dict)
-    sets: dict[str, dict[str, Any]] = field(default_factory=dict)
-    rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    manifest: dict[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """The result as JSON values, with the first few rows of each set."""
-        shown = {name: rows[:_SHOWN] for name, rows in self.rows.items()}
-        return {**self.__dict__, "rows": shown}
-
-    def save(self, path: Path | str) -> Path:
-        """Write the result to `path`, and every row to the file of the same name `.rows.jsonl`."""
-        path = Path(path)
-        rows = [{**row, "set": name} for name, rows in self.rows.items() for row in rows]
-        write_jsonl(beside(path, ".rows.jsonl"), rows)
-        write_json(path, self.to_json())
-        return path
-
-    @classmethod
-    def load(cls, path: Path | str) -> "EvalResult":
-        """Read a saved result, with every row. Raises `UserError` when it is none."""
-        path = Path(path)
-        if not path.is_file():
-            raise UserError(f"there is no file {path}: give one that rl-reasoner eval has written")
-        try:
-            data = json_value(path.read_bytes())
-            result = cls(**{**data, "rows": {}})
-            result.table()
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{path} is no evaluation result: {error!r}") from error
-        every = beside(path, ".rows.jsonl")
-        if every.is_file():
-            result._read(every)
-        return result
-
-    def _read(self, every: Path) -> None:
-        """Take the saved rows; raises `UserError` where they are not those of the figures."""
-        for number, row in enumerate(read_rows(str(every)), 1):
-            name = row.pop("set", None)
-            if name not in self.sets:
-                raise UserError(f"{every}, line {number}: the result has no set {name!r}")
-            if wrong := malformed(row):
-                raise UserError(f"{every}, line {number}: no row of a result: {wrong}")
-            self.rows.setdefault(name, []).append(row)
-        for name, rows in self.rows.items():
-            count = self.sets[name]["problems"]
-            if len(rows) != count:
-                raise UserError(f"{every} has {len(rows)} rows of {name}, the result {count}")
-
-    def table(self) -> str:
-        """The figures as a text table: one line a set, and one for each estimate at several k."""
-        lines = [
-            f"{'set':32} {'problems':>8} {'samples':>7} {'accuracy':>8}  {'95% interval':16}"
-            f" {'cut off':>7} {'no answer':>9} {'abstained':>9}"
-        ]
-        notes = []
-        for name, s in self.sets.items():
-            notes += _notes(name, s)
-            shares = [s.get(key) for key in ("truncated", "no_answer", "abstained")]
-            texts = ["–" if share is None else f"{share:.1%}" for share in shares]
-            lines.append(
-                f"{name:32} {s['problems']:8d} {s['samples']:7d} {s['accuracy']:8.1%}"
-                f"  {_span(s['interval']):16} {texts[0]:>7} {texts[1]:>9} {texts[2]:>9}"
-            )
-            for kind, title in (("pass_at", "pass"), ("maj_at", "maj")):
-                for k, value in s.get(kind, {}).items():
-                    interval = s.get(f"{kind}_interval", {}).get(k)
-                    shown = "" if k == "1" else f"{f'  {title}@{k}':49} {value:8.1%}"
-                    lines += [f"{shown}  {_span(interval) if interval else ''}"] if shown else []
-        return "\n".join([*lines, *notes])
-
-
-def beside(path: Path, suffix: str) -> Path:
-    """The file that belongs to the result `path`: its name without `.json`, and `suffix`."""
-    return path.with_name(path.name.removesuffix(".json") + suffix)
-
-
-def _notes(name: str, s: Mapping[str, Any]) -> list[str]:
-    """What a reader must know of a set's figures before believing them."""
-    found = []
-    if s.get("faults"):
-        found.append(
-            f"{name}: the reward failed on {s['faults']:.1%} of the completions, which count as "
-            "not right; the reasons are in the rows (--out)"
-        )
-    if counts := s.get("contamination"):
-        bad, of = counts["contaminated"], counts["rows"]
-        rest = "none is left for @clean" if bad == of else f"{name}@clean has the rest"
-        found.append(
-            f"{name}: {bad:,} of {of:,} problems are in the training data"
-            + (f"; {rest}" if bad else "")
-        )
-    return found
-
-
-def _span(interval: Sequence[float]) -> str:
-    return f"[{interval[0]:.1%}, {interval[1]:.1%}]"
-
-
-def compare(a: EvalResult, b: EvalResult) -> dict[str, dict[str, Any]]:
-    """b against a, paired by problem, for every set that both have.
-
-    A set's entry: `problems`, `difference` (b - a), its 95% `interval`, `test` (McNemar's exact one
-    for one completion a problem, else a paired bootstrap), `p`, `p_holm` (adjusted for the number
-    of sets), `detectable` (the least true difference that this many problems would show 4 times
-    in 5), `flips` (rows whose verdict changed, with reasons), `unlike` (what else the two differ
-    in: name -> their values). Rows that were found in the training data of either are left out
-    under `SET@clean`. Raises `UserError` when no set is in both, or a common set has other problems
-    or answers in the one than in the other.
-    """
-    for result in (a, b):
-        if result.sets and not result.rows:
-            raise UserError(f"{result.policy}: the result has no rows: is .rows.jsonl beside it?")
-    found = compare_rows(a.rows, b.rows)
-    for name, entry in found.items():
-        entry["unlike"] = _unlike(name.removesuffix("@clean"), a, b)
-    return found
-
-
-def _asked(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The settings that a set has of its own."""
-    return {k: v for k, v in settings.get("asked", {}).get(name, {}).items() if v is not None}
-
-
-def _unlike(name: str, a: EvalResult, b: EvalResult) -> dict[str, list[Any]]:
-    """What two results on a set differ in, beside the policy: a difference may be due to it."""
-    told = []
-    for result in (a, b):
-        own, settings = result.sets.get(name, {}), result.settings
-        asked = _asked(settings, name)
-        said = {**{key: settings.get(key) for key in ("max_tokens", "template", "system")}, **asked}
-        said |= {key: own.get(key) for key in ("temperature", "samples", "reward")}
-        said["reward_options"] = settings.get("reward_options")
-        kept = result.manifest
-        said["verifier"] = kept.get("replayed_with_verifier") or kept.get("verifier")
-        told.append(said)
-    names = dict.fromkeys(key for said in told for key in said)
-    both = {key: [said.get(key) for said in told] for key in names}
-    return {key: values for key, values in both.items() if values[0] != values[1]}
-
-
-# ---------------------------------------------------------------------------------- sampling
 
 
 def evaluate(
@@ -226,9 +64,9 @@ def evaluate(
     sample a problem is greedy, several are drawn at `temperature` (default 1.0). `asked` has the
     sets with a template or budget of their own; `system` is the system prompt of chats whose rows
     have none. `reward` judges; by default the one that each row
-    says itself (`scoring.judge_of`). `modes` asks for several passes, each with an entry of its
+    says itself (`judging.judge_of`). `modes` asks for several passes, each with an entry of its
     own; with it, `samples` counts for the mode "sampled". `cache` is a folder that keeps what was
-    drawn (see `sample_cache`). `trained_on` are rows that the policy was trained on: overlaps are
+    drawn (see `rollout.cache`). `trained_on` are rows that the policy was trained on: overlaps are
     counted and the rest reported as `@clean`. Raises `UserError`.
     """
     _check(samples, modes or (), temperature)
@@ -333,9 +171,9 @@ class _Session:
         settings = self.result.settings
         reward = settings["reward"] if settings["reward"] != "by the rows" else None
         judge = Judge(rows, reward, settings.get("reward_options"))
-        asked = _asked(settings, name)
-        template = asked.get("template", settings["template"])
-        longest = asked.get("max_tokens") or data.max_tokens or settings["max_tokens"]
+        own = self.result.settings_of(name)
+        template = own.get("template", settings["template"])
+        longest = own.get("max_tokens") or data.max_tokens or settings["max_tokens"]
         if isinstance(self.policy, Server) and template == "auto":
             template = "chat"
         prompts = [prompt_of(row, template, self.policy.tokenizer) for row in rows]
@@ -486,6 +324,6 @@ def evaluate_recipe(
     )
 
 
-def set_rows(name: str, limit: int | None = None) -> list[Row]:
+def load_set(name: str, limit: int | None = None) -> list[Row]:
     """The problems of a set; raises `UserError` when it is unknown or a row is bad."""
     return load_rows(set_data(name))[:limit]

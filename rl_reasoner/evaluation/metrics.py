@@ -5,7 +5,7 @@ A scored row is a dict with `problem`, `answer`, and a list with one value a sam
 where answers were sorted into classes of equal ones, also `classes` (0: right, above: wrong, -1: no
 answer). `tokens` are None where a server does not tell them. A completion is right when its score
 is 1.0; what abstained or failed is not right, and is counted. Pure; the statistics are
-`intervals`'.
+`statistics`'.
 """
 
 import math
@@ -19,7 +19,7 @@ from typing import Any
 from rl_reasoner.evaluation.statistics import (
     Interval,
     bootstrap,
-    clustered,
+    clustered_interval,
     majority_at_k,
     pass_at_k,
     standard_error,
@@ -35,7 +35,7 @@ _MOST_GROUPS = 24
 _BINS = 5  # of lengths, with about as many completions each
 
 
-def share(row: Row) -> float:
+def share_right(row: Row) -> float:
     """The share of a row's completions that are right."""
     right: int = sum(score == 1.0 for score in row["scores"])
     return right / len(row["scores"])
@@ -58,7 +58,7 @@ def figures_of(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _accuracy(rows: Sequence[Row]) -> dict[str, Any]:
-    shares = [share(row) for row in rows]
+    shares = [share_right(row) for row in rows]
     samples, n = len(rows[0]["scores"]), len(rows)
     groups = problems(rows)
     found: dict[str, Any] = {
@@ -74,7 +74,7 @@ def _interval(shares: Sequence[float], groups: Sequence[str]) -> Interval:
     """Wilson's of right and wrong ones that are independent, else the clustered one."""
     if set(shares) <= {0.0, 1.0} and len(set(groups)) == len(groups):
         return wilson(sum(shares), len(shares))
-    return clustered(shares, groups)
+    return clustered_interval(shares, groups)
 
 
 def _shares(rows: Sequence[Row]) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def _bin(marks: Sequence[tuple[int, float, str]]) -> dict[str, Any]:
 def _at_k(rows: Sequence[Row], samples: int) -> dict[str, Any]:
     """pass@k and, where answers were sorted into classes, maj@k, with bootstrap intervals."""
     ks = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k < samples] + [samples]
-    right = [round(share(row) * samples) for row in rows]
+    right = [round(share_right(row) * samples) for row in rows]
     passes = {k: [pass_at_k(samples, count, k) for count in right] for k in ks}
     found = _curve("pass_at", passes, problems(rows))
     if all("classes" in row for row in rows):

@@ -16,7 +16,8 @@ from statistics import fmean, variance
 from typing import TYPE_CHECKING, Any
 
 from rl_reasoner.dataset.contamination import overlap
-from rl_reasoner.evaluation.evaluate import set_rows
+from rl_reasoner.evaluation.evaluate import load_set
+from rl_reasoner.evaluation.hindrances import Metrics
 from rl_reasoner.files import write_text
 from rl_reasoner.foreign import json_object
 from rl_reasoner.types import Row
@@ -24,8 +25,7 @@ from rl_reasoner.types import Row
 if TYPE_CHECKING:
     from rl_reasoner.policy.policy import Policy
 
-Metrics = Mapping[str, Any]
-SHOWN = ("accuracy", "interval", "truncated", "mean_length", "repeating")  # of each evaluation
+_SHOWN = ("accuracy", "interval", "truncated", "mean_length", "repeating")  # of each evaluation
 _SURE = 3.0  # standard errors that a mean reward must have risen by
 _CUT_OFF = 0.25  # share of completions cut off that is too much, where it has doubled
 _LONGER = 2.0  # times as long as at the start
@@ -48,7 +48,7 @@ class Watch:
 
     def take(self, figures: Metrics, step: int, policy: "Policy | None") -> dict[str, Any]:
         """The metrics of an evaluation after `step`; keeps `policy` where it is the best so far."""
-        found = {key: figures[key] for key in SHOWN}
+        found = {key: figures[key] for key in _SHOWN}
         if policy is not None and found["interval"][0] > self.best().get("bound", -1.0):
             self._keep(found, step, policy)
         return {f"eval/{self.name}/{key}": value for key, value in found.items()}
@@ -148,7 +148,7 @@ def overlaps(rows: Sequence[Row], sets: Sequence[str]) -> dict[str, Any]:
     """
     found = {}
     for name in sets:
-        held_out = set_rows(name)
+        held_out = load_set(name)
         shared = overlap(rows, held_out, near=False)
         marked = [
             {"row": i, "id": row.get("id"), **hit}

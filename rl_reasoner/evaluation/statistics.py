@@ -15,7 +15,7 @@ import numpy as np
 Interval = tuple[float, float]
 Groups = Sequence[Hashable] | None  # the problem that each value is of; None: all are different
 Z = 1.959963984540054  # the 97.5% point of the normal distribution
-_Z80 = 0.8416212335729143  # the 80% point: the power of `detectable`
+_Z80 = 0.8416212335729143  # the 80% point: the power of `detectable_difference`
 _REPEATS = 10_000  # resamples of a bootstrap
 _ENUMERATED = 12  # pairs that differ, up to which all ways to flip their signs are counted
 
@@ -55,7 +55,7 @@ def standard_error(values: Sequence[float], groups: Groups = None) -> float:
     return math.sqrt(rest * count / (count - 1)) / len(values)
 
 
-def clustered(shares: Sequence[float], groups: Groups = None) -> Interval:
+def clustered_interval(shares: Sequence[float], groups: Groups = None) -> Interval:
     """95% interval of the mean of shares (0 to 1), problems being the independent units.
 
     Wilson's for as many independent trials as have the same `standard_error` (the effective sample
@@ -148,11 +148,15 @@ def sign_flips(
 def mcnemar(only_a: int, only_b: int) -> float:
     """Exact two-sided p-value of McNemar's test: problems that only one of the two has right."""
     n = only_a + only_b
-    tail: float = sum(math.comb(n, i) for i in range(min(only_a, only_b) + 1)) / 2**n
-    return min(1.0, 2 * tail)
+    tail, ways = 0, 1  # ways: n over i
+    for i in range(min(only_a, only_b) + 1):
+        tail += ways
+        ways = ways * (n - i) // (i + 1)
+    p: float = 2 * tail / 2**n
+    return min(1.0, p)
 
 
-def paired(differences: Sequence[float], seed: int = 0, groups: Groups = None) -> Interval:
+def paired_interval(differences: Sequence[float], seed: int = 0, groups: Groups = None) -> Interval:
     """95% interval of the mean of paired differences: normal for -1, 0 and 1, else by bootstrap.
 
     Where all differences are equal there is no spread to go by: as far to both sides as Wilson's
@@ -168,7 +172,7 @@ def paired(differences: Sequence[float], seed: int = 0, groups: Groups = None) -
     return max(-1.0, mean - half), min(1.0, mean + half)
 
 
-def detectable(differences: Sequence[float], groups: Groups = None) -> float:
+def detectable_difference(differences: Sequence[float], groups: Groups = None) -> float:
     """The least true difference that a paired test of this many problems finds 4 times in 5.
 
     (z_0.975 + z_0.8) standard errors of the paired differences: level 5%, power 80%. Where all are

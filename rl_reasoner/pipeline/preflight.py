@@ -21,7 +21,7 @@ from rl_reasoner import sandbox
 from rl_reasoner.dataset.rows import load_rows
 from rl_reasoner.dataset.templates import prompt_of, target_completion, with_system
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.evaluation.evaluate import check_judge, set_rows
+from rl_reasoner.evaluation.evaluate import check_judge, load_set
 from rl_reasoner.pipeline.lineage import brought
 from rl_reasoner.pipeline.trl_configs import check_configs, check_filled
 from rl_reasoner.policy.device import choose_device
@@ -119,10 +119,10 @@ def prepared(recipe: Recipe, where: Where | None = None) -> Work:
             rewards.append(load_reward(name, spec.options, spec.source))
     for index, name in enumerate(recipe.evals.sets):
         with field("evals", "sets", index):
-            set_rows(name, 1)
+            load_set(name, 1)
     if recipe.evals.validation:
         with field("evals", "validation"):
-            set_rows(recipe.evals.validation, 1)
+            load_set(recipe.evals.validation, 1)
     named = dict(zip(recipe.rewards, rewards, strict=False))
     for index, stage in enumerate(recipe.stages):
         found: list[Row] = []

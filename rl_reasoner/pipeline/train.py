@@ -22,7 +22,8 @@ from rl_reasoner.dataset.templates import render
 from rl_reasoner.distributed import launcher, processes
 from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.errors import RunStopped, UserError
-from rl_reasoner.evaluation.evaluate import EvalResult, evaluate_recipe
+from rl_reasoner.evaluation.evaluate import evaluate_recipe
+from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.files import write_json, write_text
 from rl_reasoner.foreign import json_object, mapping
 from rl_reasoner.pipeline.lineage import (

@@ -47,7 +47,7 @@ def write_evaluation(files: Sequence[Path], target: Path) -> Path:
 
     Raises `UserError` when a file is no evaluation result.
     """
-    from rl_reasoner.evaluation.evaluate import EvalResult
+    from rl_reasoner.evaluation.result import EvalResult
     from rl_reasoner.files import write_text
     from rl_reasoner.report.evaluation import evaluation_page
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rl_reasoner.evaluation.comparison import unlike
-from rl_reasoner.evaluation.evaluate import EvalResult, compare
+from rl_reasoner.evaluation.result import EvalResult, compare
 from rl_reasoner.report import charts
 from rl_reasoner.report.browse import Source
 from rl_reasoner.report.charts import Bar, Chart, Line

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rl_reasoner.evaluation.statistics import clustered, wilson
+from rl_reasoner.evaluation.statistics import clustered_interval, wilson
 from rl_reasoner.foreign import json_value, mapping, number
 from rl_reasoner.language.identification import language_share
 from rl_reasoner.language.thinking import chain_of
@@ -79,7 +79,7 @@ def habits_of(rows: Sequence[Mapping[str, Any]]) -> Habits:
     if shares:
         mean = sum(shares) / len(shares)
         alone = all(len(row.get("completions", [])) == 1 for row in rows)
-        spread = wilson(sum(shares), len(shares)) if alone else clustered(shares)
+        spread = wilson(sum(shares), len(shares)) if alone else clustered_interval(shares)
         with_chain = SetResult(mean, interval=spread, problems=len(shares))
     return Habits(
         thinking=thinking / count if count else 0.0,

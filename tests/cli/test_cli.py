@@ -123,8 +123,8 @@ def test_eval_saves_what_compare_reads(here: Path, cli: Cli) -> None:
 
 
 def test_compare_says_of_how_many_rows_it_shows_the_first(tmp_path: Path, cli: Cli) -> None:
-    from rl_reasoner.evaluation.evaluate import EvalResult
     from rl_reasoner.evaluation.metrics import figures_of
+    from rl_reasoner.evaluation.result import EvalResult
 
     for name in ("a", "b"):
         same = {"answer": "1", "completions": ["1"], "tokens": [1], "truncated": [False]}

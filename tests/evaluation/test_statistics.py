@@ -18,12 +18,12 @@ from statsmodels.stats.proportion import proportion_confint
 from rl_reasoner.evaluation.statistics import (
     Z,
     bootstrap,
-    clustered,
-    detectable,
+    clustered_interval,
+    detectable_difference,
     holm,
     majority_at_k,
     mcnemar,
-    paired,
+    paired_interval,
     pass_at_k,
     sign_flips,
     standard_error,
@@ -141,7 +141,7 @@ def test_the_error_is_the_cluster_robust_one(groups: list[list[bool]]) -> None:
 def test_clustered_is_wilsons_interval_for_the_effective_number_of_trials(
     values: list[float],
 ) -> None:
-    low, high = clustered(values)
+    low, high = clustered_interval(values)
     mean = math.fsum(values) / len(values)
     if len(set(values)) == 1:
         assert (low, high) == wilson(mean * len(values), len(values))
@@ -156,7 +156,7 @@ def test_clustered_is_the_normal_interval_where_there_are_many() -> None:
     values = np.random.default_rng(0).choice([0.0, 0.25, 0.5, 1.0], 50_000).tolist()
     half = Z * float(stats.sem(values))
     mean = math.fsum(values) / len(values)
-    assert clustered(values) == pytest.approx((mean - half, mean + half), abs=1e-5)
+    assert clustered_interval(values) == pytest.approx((mean - half, mean + half), abs=1e-5)
 
 
 @pytest.mark.parametrize(("problems", "least"), [(30, 0.88), (100, 0.92)])
@@ -166,7 +166,7 @@ def test_clustered_covers_hard_sets_too(problems: int, least: float) -> None:
     covered = []
     for _ in range(1000):
         shares = rng.binomial(8, rng.beta(0.1, 1.9, problems)) / 8
-        low, high = clustered(shares.tolist())
+        low, high = clustered_interval(shares.tolist())
         covered.append(low <= 0.05 <= high)
     assert np.mean(covered) > least
 
@@ -176,13 +176,18 @@ def test_problems_that_stand_several_times_are_no_more_problems(
     values: list[float], copies: int
 ) -> None:
     groups = [*range(len(values))] * copies
-    alone = clustered(values), standard_error(values), bootstrap(values), paired(values)
+    alone = (
+        clustered_interval(values),
+        standard_error(values),
+        bootstrap(values),
+        paired_interval(values),
+    )
     often = values * copies
     assert (
-        clustered(often, groups),
+        clustered_interval(often, groups),
         standard_error(often, groups),
         bootstrap(often, groups=groups),
-        paired(often, groups=groups),
+        paired_interval(often, groups=groups),
     ) == (
         pytest.approx(alone[0], abs=1e-12),
         pytest.approx(alone[1], abs=1e-12),
@@ -204,7 +209,7 @@ def test_the_error_of_unequal_clusters_is_statsmodels() -> None:
 
 
 def test_many_samples_of_few_problems_are_not_many_problems() -> None:
-    low, high = clustered([1.0] * 5 + [0.0] * 5)  # 8 samples each: 40 of 80 right
+    low, high = clustered_interval([1.0] * 5 + [0.0] * 5)  # 8 samples each: 40 of 80 right
     assert high - low > 1.9 * (wilson(40, 80)[1] - wilson(40, 80)[0])
 
 
@@ -273,7 +278,7 @@ def test_holm_is_statsmodels(p_values: list[float]) -> None:
 
 @given(st.lists(st.sampled_from([-1.0, 0.0, 1.0]), min_size=2, max_size=80))
 def test_paired_intervals_are_normal_and_never_without_width(differences: list[float]) -> None:
-    low, high = paired(differences)
+    low, high = paired_interval(differences)
     mean = math.fsum(differences) / len(differences)
     assert low <= mean <= high and low < high
     if len(set(differences)) > 1:
@@ -283,15 +288,15 @@ def test_paired_intervals_are_normal_and_never_without_width(differences: list[f
 
 
 def test_pairs_that_are_all_alike_do_not_prove_that_nothing_changed() -> None:
-    assert paired([0.0] * 20) == (-wilson(0, 20)[1], wilson(0, 20)[1])
-    assert detectable([0.0] * 20) > 0.2 > detectable([0.0] * 2000)
-    assert paired([0.25, -0.5, 0.0, 0.75]) == bootstrap([0.25, -0.5, 0.0, 0.75])
+    assert paired_interval([0.0] * 20) == (-wilson(0, 20)[1], wilson(0, 20)[1])
+    assert detectable_difference([0.0] * 20) > 0.2 > detectable_difference([0.0] * 2000)
+    assert paired_interval([0.25, -0.5, 0.0, 0.75]) == bootstrap([0.25, -0.5, 0.0, 0.75])
 
 
 def test_the_detectable_difference_is_found_four_times_in_five() -> None:
     """By a normal test at level 5%, of differences with that spread and mean."""
     spread = [0.5, -0.5] * 60
-    shift = detectable(spread)
+    shift = detectable_difference(spread)
     rng = np.random.default_rng(5)
     draws = rng.normal(shift, np.std(spread, ddof=1), (4000, 120))
     errors = draws.std(axis=1, ddof=1) / math.sqrt(120)

@@ -230,8 +230,8 @@ def test_evaluations_are_browsed_before_beside_after(visit: Any, run: Path, tmp_
 
 
 def test_two_results_are_held_against_each_other(visit: Any, tmp_path: Path) -> None:
-    from rl_reasoner.evaluation.evaluate import EvalResult
     from rl_reasoner.evaluation.metrics import figures_of
+    from rl_reasoner.evaluation.result import EvalResult
 
     files = []
     for name, score in (("a", 0.0), ("b", 1.0)):

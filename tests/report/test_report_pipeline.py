@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from rl_reasoner.evaluation.evaluate import EvalResult
 from rl_reasoner.evaluation.metrics import figures_of
+from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.report import write_report
 from rl_reasoner.report.pipeline import habits_of, reached, text_table
 from rl_reasoner.report.run_data import Run, read_run

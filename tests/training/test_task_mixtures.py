@@ -11,7 +11,8 @@ from rl_reasoner import GRPOConfig, GRPOTrainer, Policy, evaluate, open_policy, 
 from rl_reasoner.dataset.code_rows import as_dataset
 from rl_reasoner.dataset.rows import load_rows
 from rl_reasoner.errors import UserError
-from rl_reasoner.evaluation.evaluate import EvalResult, replay
+from rl_reasoner.evaluation.evaluate import replay
+from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.pipeline.preflight import prepared
 from rl_reasoner.recipe.flags import apply_flags
 from rl_reasoner.recipe.recipe import EvalOverrides, FileData, MixData, Recipe

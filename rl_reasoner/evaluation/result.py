@@ -1,0 +1,172 @@
+"""The result of an evaluation: its figures as a table, saved and loaded again, and two compared.
+
+`RESULT.json` has the figures and the first rows of each set, `RESULT.rows.jsonl` beside it every
+row. Knows nothing of policies.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rl_reasoner.dataset.sets import read_rows
+from rl_reasoner.errors import UserError
+from rl_reasoner.evaluation.comparison import compare_rows
+from rl_reasoner.evaluation.judging import malformed
+from rl_reasoner.files import write_json, write_jsonl
+from rl_reasoner.foreign import json_value
+
+_SHOWN = 8  # rows of each set kept in the result's JSON, to look at
+
+
+@dataclass
+class EvalResult:
+    """Figures of one policy on several sets.
+
+    `sets`: set (with mode suffix) -> problems, samples, accuracy, interval, truncated, …; `rows`:
+    set -> every row with its completions, scores and reasons; `manifest`: what it was measured
+    with.
+    """
+
+    policy: str
+    name: str = "eval"
+    settings: dict[str, Any] = field(default_factory=dict)
+    sets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    manifest: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as JSON values, with the first few rows of each set."""
+        shown = {name: rows[:_SHOWN] for name, rows in self.rows.items()}
+        return {**self.__dict__, "rows": shown}
+
+    def save(self, path: Path | str) -> Path:
+        """Write the result to `path`, and every row to the file of the same name `.rows.jsonl`."""
+        path = Path(path)
+        rows = [{**row, "set": name} for name, rows in self.rows.items() for row in rows]
+        write_jsonl(sibling_file(path, ".rows.jsonl"), rows)
+        write_json(path, self.to_json())
+        return path
+
+    @classmethod
+    def load(cls, path: Path | str) -> "EvalResult":
+        """Read a saved result, with every row. Raises `UserError` when it is none."""
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(f"there is no file {path}: give one that rl-reasoner eval has written")
+        try:
+            data = json_value(path.read_bytes())
+            result = cls(**{**data, "rows": {}})
+            result.table()
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{path} is no evaluation result: {error!r}") from error
+        every = sibling_file(path, ".rows.jsonl")
+        if every.is_file():
+            result._read(every)
+        return result
+
+    def _read(self, every: Path) -> None:
+        """Take the saved rows; raises `UserError` where they are not those of the figures."""
+        for number, row in enumerate(read_rows(str(every)), 1):
+            name = row.pop("set", None)
+            if name not in self.sets:
+                raise UserError(f"{every}, line {number}: the result has no set {name!r}")
+            if wrong := malformed(row):
+                raise UserError(f"{every}, line {number}: no row of a result: {wrong}")
+            self.rows.setdefault(name, []).append(row)
+        for name, rows in self.rows.items():
+            count = self.sets[name]["problems"]
+            if len(rows) != count:
+                raise UserError(f"{every} has {len(rows)} rows of {name}, the result {count}")
+
+    def settings_of(self, name: str) -> dict[str, Any]:
+        """The settings that the set `name` has of its own."""
+        own = self.settings.get("asked", {}).get(name, {})
+        return {key: value for key, value in own.items() if value is not None}
+
+    def table(self) -> str:
+        """The figures as a text table: one line a set, and one for each estimate at several k."""
+        lines = [
+            f"{'set':32} {'problems':>8} {'samples':>7} {'accuracy':>8}  {'95% interval':16}"
+            f" {'cut off':>7} {'no answer':>9} {'abstained':>9}"
+        ]
+        notes = []
+        for name, s in self.sets.items():
+            notes += _notes(name, s)
+            shares = [s.get(key) for key in ("truncated", "no_answer", "abstained")]
+            texts = ["–" if share is None else f"{share:.1%}" for share in shares]
+            lines.append(
+                f"{name:32} {s['problems']:8d} {s['samples']:7d} {s['accuracy']:8.1%}"
+                f"  {_span(s['interval']):16} {texts[0]:>7} {texts[1]:>9} {texts[2]:>9}"
+            )
+            for kind, title in (("pass_at", "pass"), ("maj_at", "maj")):
+                for k, value in s.get(kind, {}).items():
+                    interval = s.get(f"{kind}_interval", {}).get(k)
+                    shown = "" if k == "1" else f"{f'  {title}@{k}':49} {value:8.1%}"
+                    lines += [f"{shown}  {_span(interval) if interval else ''}"] if shown else []
+        return "\n".join([*lines, *notes])
+
+
+def sibling_file(path: Path, suffix: str) -> Path:
+    """The file that belongs to the result `path`: its name without `.json`, and `suffix`."""
+    return path.with_name(path.name.removesuffix(".json") + suffix)
+
+
+def _notes(name: str, s: Mapping[str, Any]) -> list[str]:
+    """What a reader must know of a set's figures before believing them."""
+    notes = []
+    if s.get("faults"):
+        notes.append(
+            f"{name}: the reward failed on {s['faults']:.1%} of the completions, which count as "
+            "not right; the reasons are in the rows (--out)"
+        )
+    if counts := s.get("contamination"):
+        bad, of = counts["contaminated"], counts["rows"]
+        rest = "none is left for @clean" if bad == of else f"{name}@clean has the rest"
+        notes.append(
+            f"{name}: {bad:,} of {of:,} problems are in the training data"
+            + (f"; {rest}" if bad else "")
+        )
+    return notes
+
+
+def _span(interval: Sequence[float]) -> str:
+    return f"[{interval[0]:.1%}, {interval[1]:.1%}]"
+
+
+def compare(a: EvalResult, b: EvalResult) -> dict[str, dict[str, Any]]:
+    """b against a, paired by problem, for every set that both have.
+
+    A set's entry: `problems`, `difference` (b - a), its 95% `interval`, `test` (McNemar's exact one
+    for one completion a problem, else a paired bootstrap), `p`, `p_holm` (adjusted for the number
+    of sets), `detectable` (the least true difference that this many problems would show 4 times
+    in 5), `flips` (rows whose verdict changed, with reasons), `unlike` (what else the two differ
+    in: name -> their values). Rows that were found in the training data of either are left out
+    under `SET@clean`. Raises `UserError` when no set is in both, or a common set has other problems
+    or answers in the one than in the other.
+    """
+    for result in (a, b):
+        if result.sets and not result.rows:
+            raise UserError(f"{result.policy}: the result has no rows: is .rows.jsonl beside it?")
+    entries = compare_rows(a.rows, b.rows)
+    for name, entry in entries.items():
+        entry["unlike"] = _unlike(name.removesuffix("@clean"), a, b)
+    return entries
+
+
+def _unlike(name: str, a: EvalResult, b: EvalResult) -> dict[str, list[Any]]:
+    """What two results on a set differ in, beside the policy: a difference may be due to it."""
+    x, y = _conditions(name, a), _conditions(name, b)
+    return {key: [x.get(key), y.get(key)] for key in x | y if x.get(key) != y.get(key)}
+
+
+def _conditions(name: str, result: EvalResult) -> dict[str, Any]:
+    """What a set was measured with."""
+    settings, figures, manifest = result.settings, result.sets.get(name, {}), result.manifest
+    return {
+        **{key: settings.get(key) for key in ("max_tokens", "template", "system")},
+        **result.settings_of(name),
+        **{key: figures.get(key) for key in ("temperature", "samples", "reward")},
+        "reward_options": settings.get("reward_options"),
+        "verifier": manifest.get("replayed_with_verifier") or manifest.get("verifier"),
+    }
