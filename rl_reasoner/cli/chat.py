@@ -224,24 +224,17 @@ class _Screen:
 
 
 class _Pieces:
-    """What `generate` gives its tokens to: text is heard as soon as its letters are whole.
-
-    transformers' own TextStreamer waits for the end of a word, which digits never reach.
-    """
+    """Tokens to pieces of text: `heard` gets a letter as soon as all its tokens are there."""
 
     def __init__(self, tokenizer: Any, heard: Heard) -> None:
         self.tokenizer = tokenizer
         self.heard = heard
-        self.prompt = True  # comes first
         self.ids: list[int] = []
         self.told = 0  # characters of their text
 
-    def put(self, value: Any) -> None:
-        """The prompt's ids, then one token after the other."""
-        if self.prompt:
-            self.prompt = False
-            return
-        self.ids += value.flatten().tolist()
+    def put(self, token: int) -> None:
+        """Add the next token."""
+        self.ids.append(token)
         text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
         if not text.endswith("\ufffd"):
             self._tell(text)
@@ -268,33 +261,21 @@ def stream(
 ) -> tuple[str, bool]:
     """One completion and whether it was cut off; `heard` gets its text piece by piece.
 
-    Greedy at temperature 0. By transformers' `generate`: the policy's tokens go one by one.
+    It is the completion that an evaluation draws for the same prompt, seed and settings.
     """
-    import torch
+    from rl_reasoner.rollout.sampler import sample
 
-    from rl_reasoner.rollout.sampler import eos_ids, prompt_ids
-
-    ids = prompt_ids(policy, prompt)
-    drawn: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
-    if temperature:
-        drawn = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    ends = eos_ids(policy)
-    device = policy.device
-    devices = [device] if device.type == "cuda" else []
-    with torch.no_grad(), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        found = policy.model.eval().generate(
-            input_ids=torch.tensor([ids], device=device),
-            attention_mask=torch.ones((1, len(ids)), dtype=torch.long, device=device),
-            max_new_tokens=max_tokens,
-            eos_token_id=ends,
-            pad_token_id=policy.tokenizer.pad_token_id,
-            streamer=_Pieces(policy.tokenizer, heard),
-            **drawn,
-        )
-    new = found[0, len(ids) :].tolist()
-    cut = len(new) == max_tokens and new[-1] not in ends
-    return policy.tokenizer.decode(new, skip_special_tokens=True), cut
+    pieces = _Pieces(policy.tokenizer, heard)
+    [[rollout]] = sample(
+        policy,
+        [prompt],
+        temperature=temperature,
+        max_tokens=max_tokens,
+        seed=seed,
+        on_token=lambda row, token: pieces.put(token),
+    )
+    pieces.end()
+    return rollout.text, rollout.truncated
 
 
 def _lines(asking: bool) -> Iterator[str]:

@@ -14,12 +14,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
 
 from rl_reasoner.moe.experts import routers
 from rl_reasoner.moe.routing import NoReplay, Routes, Routing, SampledRoutes, from_padded
 from rl_reasoner.rollout.agreement import engine_runs
 from rl_reasoner.rollout.engine import generate
+from rl_reasoner.rollout.sampler import generate_by_transformers
 from rl_reasoner.rollout.sampling_params import SamplingParams
 
 _ROWS = 16  # of one pass
@@ -83,7 +83,7 @@ def measure(
     cast = torch.autocast(device, autocast) if autocast is not None else nullcontext()
     sampling = SamplingParams(max_tokens=max_tokens, ends=tuple(ends), temperature=temperature)
     with cast:
-        rows, routes = _sampled(model, prompts, sampling, seed, routing)
+        rows, routes = _sample(model, prompts, sampling, seed, routing)
     with torch.set_grad_enabled(router_gradients):
         plain = _gap(model, rows, temperature, routing, routes, False, cast)
         replayed = None
@@ -118,75 +118,31 @@ def _in_words(gap: Gap) -> str:
 
 # ------------------------------------------------------------------------------------- sampling
 
-_Sampled = tuple[list[_SampledRow], Routes | None]
 
-
-def _sampled(
+def _sample(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
     sampling: SamplingParams,
     seed: int,
     routing: Routing | None,
-) -> _Sampled:
-    """By the engine, as the trainer does; by transformers where that is nothing for the engine."""
-    if engine_runs(model):
-        return _by_engine(model, prompts, sampling, seed, routing)
-    return _by_transformers(model, prompts, sampling, seed, routing)
-
-
-def _by_engine(
-    model: nn.Module,
-    prompts: Sequence[Sequence[int]],
-    sampling: SamplingParams,
-    seed: int,
-    routing: Routing | None,
-) -> _Sampled:
+) -> tuple[list[_SampledRow], Routes | None]:
+    """By the engine, as the trainer does it; by transformers where the engine cannot."""
     keys = [(seed, row) for row in range(len(prompts))]
+    routes: Routes | None = None
     with _recording(routing) as passes:
-        routes = SampledRoutes(passes) if routing is not None else None
-        found = generate(model, prompts, keys, sampling, routes)
-    rows = [_SampledRow(list(p), c.ids, c.logps) for p, c in zip(prompts, found, strict=True)]
-    return rows, routes.routes() if routes is not None else None
-
-
-def _by_transformers(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    sampling: SamplingParams,
-    seed: int,
-    routing: Routing | None,
-) -> _Sampled:
-    """For models that the engine does not do; on the CPU the random state is put back."""
-    longest = max(map(len, prompts))
-    padded = [[sampling.ends[0]] * (longest - len(p)) + list(p) for p in prompts]
-    mask = [[0] * (longest - len(p)) + [1] * len(p) for p in prompts]
-    settings = GenerationConfig(
-        max_new_tokens=sampling.max_tokens,
-        do_sample=True,
-        temperature=sampling.temperature,
-        top_k=0,
-        eos_token_id=list(sampling.ends),
-        pad_token_id=sampling.ends[0],
-        return_dict_in_generate=True,
-        output_scores=True,
-    )
-    with torch.random.fork_rng(), _recording(routing) as passes, torch.no_grad():
-        torch.manual_seed(seed)
-        out = model.generate(
-            torch.tensor(padded, device=model.device),
-            attention_mask=torch.tensor(mask, device=model.device),
-            generation_config=settings,
-        )
-    drawn = out.sequences[:, longest:]
-    logps = torch.stack(out.scores, 1).float().log_softmax(-1).gather(2, drawn[:, :, None])
-    rows = []
-    for prompt, ids, values in zip(prompts, drawn.tolist(), logps.squeeze(2).tolist(), strict=True):
-        end = next((i for i, token in enumerate(ids) if token in sampling.ends), len(ids) - 1) + 1
-        rows.append(_SampledRow(list(prompt), ids[:end], values[:end]))
-    if routing is None:
-        return rows, None
-    table = torch.cat([choices.unflatten(0, (len(rows), -1)) for choices in passes], 1)  # type: ignore[no-untyped-call]
-    return rows, from_padded(table, [len(p) for p in prompts], [len(row.ids) for row in rows])
+        if engine_runs(model):
+            sampled = SampledRoutes(passes) if routing is not None else None
+            completions = generate(model, prompts, keys, sampling, sampled)
+            routes = sampled.routes() if sampled is not None else None
+        else:
+            pad = sampling.ends[0]
+            completions = generate_by_transformers(model, prompts, keys, sampling, pad)
+            if routing is not None:
+                parts = [choices.unflatten(0, (len(prompts), -1)) for choices in passes]  # type: ignore[no-untyped-call]
+                lengths = [len(completion.ids) for completion in completions]
+                routes = from_padded(torch.cat(parts, 1), [*map(len, prompts)], lengths)
+    pairs = zip(prompts, completions, strict=True)
+    return [_SampledRow([*prompt], c.ids, c.logps) for prompt, c in pairs], routes
 
 
 def _recording(routing: Routing | None) -> AbstractContextManager[list[Tensor]]:

@@ -10,7 +10,7 @@ evaluating in the middle of training changes no training number. Knows nothing o
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -92,13 +92,15 @@ def sample(
     force: Force | None = None,
     progress: Callable[[int], None] | None = None,
     cache: SampleCache | None = None,
+    on_token: engine.OnToken | None = None,
 ) -> list[list[Rollout]]:
-    """`samples` completions for each prompt; greedy (all the same one) at temperature 0.
+    """Sample `samples` completions for each prompt; greedy (all the same one) at temperature 0.
 
     `force` "chain" begins each completion with an open `<think>` that may not close at once;
     "direct" begins it with an empty one. What was forced is part of the returned text. `progress`
     is called with the number of completions done since the last call. What `cache` holds is not
-    drawn again, what is drawn is kept in it batch by batch.
+    drawn again, what is drawn is kept in it batch by batch. `on_token` is
+    called with (row of the batch, token id) as each token is drawn.
     """
     ids = [prompt_ids(policy, prompt, _PREFIXES[force]) for prompt in prompts]
     _check_places(policy, prompts, ids, max_tokens)
@@ -111,7 +113,7 @@ def sample(
     left = sorted((job for job in jobs if job not in found), key=lambda job: len(ids[job[0]]))
     with in_mode(policy.model, training=False), torch.no_grad():
         for batch in drawer.batches(left, ids):
-            outs = drawer.draw([(ids[index], number) for index, number in batch])
+            outs = drawer.draw([(ids[index], number) for index, number in batch], on_token)
             drawn = dict(zip(batch, outs, strict=True))
             if cache is not None:
                 cache.keep((drawer.key(cache, ids[i], n), out) for (i, n), out in drawn.items())
@@ -229,73 +231,109 @@ class _Drawer:
             batches[-1].append((index, number))
         return batches
 
-    def draw(self, jobs: Sequence[tuple[list[int], int]]) -> list[Rollout]:
+    def draw(
+        self, jobs: Sequence[tuple[list[int], int]], on_token: engine.OnToken | None = None
+    ) -> list[Rollout]:
         """One completion for each (prompt, index among the prompt's samples)."""
         keys = [(self.seed, number, *_numbers(ids)) for ids, number in jobs]
         rows = [ids for ids, _ in jobs]
         if self.by_engine:
-            outs = [c.ids for c in engine.generate(self.model, rows, keys, self.sampling)]
+            completions = engine.generate(self.model, rows, keys, self.sampling, on_token=on_token)
         else:
-            outs = self._by_transformers(rows, keys)
-        return [self._rollout(out) for out in outs]
-
-    def _by_transformers(
-        self, rows: Sequence[list[int]], keys: Sequence[tuple[int, ...]]
-    ) -> list[list[int]]:
-        width, pad = max(map(len, rows)), self.policy.tokenizer.pad_token_id
-        device = self.policy.device
-        padded = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-        temperature = self.sampling.temperature
-        neutral = GenerationConfig(
-            max_new_tokens=self.sampling.max_tokens,
-            do_sample=False,
-            eos_token_id=list(self.sampling.ends),
-            pad_token_id=pad,
-            begin_suppress_tokens=list(self.sampling.begin_suppress) or None,
-        )
-        drawn = (
-            [_RowDraws(keys, self.sampling.max_tokens, width, temperature)] if temperature else []
-        )
-        with _instead(self.policy.model, neutral):
-            out = self.policy.model.generate(
-                input_ids=padded,
-                attention_mask=mask.to(device),
-                logits_processor=LogitsProcessorList(drawn),
+            completions = generate_by_transformers(
+                self.policy.model,
+                rows,
+                keys,
+                self.sampling,
+                self.policy.tokenizer.pad_token_id,
+                on_token,
             )
-        return out[:, width:].tolist()  # type: ignore[no-any-return]
+        return [self._rollout(completion.ids) for completion in completions]
 
     def _rollout(self, ids: list[int]) -> Rollout:
-        ends = set(self.sampling.ends)
-        length = next((n + 1 for n, token in enumerate(ids) if token in ends), len(ids))
-        text = self.policy.tokenizer.decode(ids[:length], skip_special_tokens=True)
-        truncated = length == self.sampling.max_tokens and ids[length - 1] not in ends
-        return Rollout(self.prefix + text, length, truncated)
+        text = self.policy.tokenizer.decode(ids, skip_special_tokens=True)
+        truncated = len(ids) == self.sampling.max_tokens and ids[-1] not in self.sampling.ends
+        return Rollout(self.prefix + text, len(ids), truncated)
 
 
-class _RowDraws(LogitsProcessor):  # type: ignore[misc]
+# ------------------------------------------------------------------------ models beside the engine
+
+
+def generate_by_transformers(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    keys: Sequence[Sequence[int]],
+    sampling: SamplingParams,
+    pad: int,
+    on_token: engine.OnToken | None = None,
+) -> list[engine.SampledCompletion]:
+    """`engine.generate` for a model that the engine cannot run: by its own `generate`.
+
+    Draws with the same keys, so the same completions, up to the rounding of logits. Of `sampling`
+    only `temperature`, `ends`, `max_tokens` and `begin_suppress` count.
+    """
+    width = max(map(len, prompts))
+    padded = [[pad] * (width - len(row)) + [*row] for row in prompts]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in prompts]
+    settings = GenerationConfig(
+        max_new_tokens=sampling.max_tokens,
+        do_sample=False,
+        eos_token_id=list(sampling.ends),
+        pad_token_id=pad,
+        begin_suppress_tokens=list(sampling.begin_suppress) or None,
+    )
+    draws = _KeyedDraws(keys, sampling, on_token)
+    with _generation_config(model, settings), torch.no_grad():
+        model.generate(
+            input_ids=torch.tensor(padded, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
+            logits_processor=LogitsProcessorList([draws]),
+        )
+    return draws.completions
+
+
+class _KeyedDraws(LogitsProcessor):  # type: ignore[misc]
     """Leaves each row the one token that its own key draws, as the engine does it.
 
     So a completion does not depend on which others are in its batch.
     """
 
     def __init__(
-        self, keys: Sequence[Sequence[int]], count: int, width: int, temperature: float
+        self,
+        keys: Sequence[Sequence[int]],
+        sampling: SamplingParams,
+        on_token: engine.OnToken | None,
     ) -> None:
-        self.uniforms = engine.uniforms(keys, count)
-        self.width = width
-        self.temperature = temperature
+        self.temperature = sampling.temperature
+        self.ends = sampling.ends
+        self.on_token = on_token
+        self.uniforms = engine.uniforms(keys, sampling.max_tokens) if self.temperature else None
+        self.completions = [engine.SampledCompletion([], []) for _ in keys]
+        self.step = 0
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """(rows, V) scores -> 0 for the token that is drawn, else -inf."""
-        uniform = self.uniforms[:, input_ids.shape[1] - self.width].to(scores.device)
-        chosen = engine.draw((scores.float() / self.temperature).softmax(-1), uniform)
+        scaled = scores.float() / (self.temperature or 1.0)
+        if self.uniforms is None:
+            chosen = scores.argmax(-1)
+        else:
+            chosen = engine.draw(scaled.softmax(-1), self.uniforms[:, self.step].to(scores.device))
+        values = scaled.log_softmax(-1).gather(1, chosen[:, None]).squeeze(1).tolist()
+        for row, (token, value) in enumerate(zip(chosen.tolist(), values, strict=True)):
+            completion = self.completions[row]
+            if completion.ids and completion.ids[-1] in self.ends:
+                continue  # `generate` fills a finished row with padding
+            completion.ids.append(token)
+            completion.logps.append(value)
+            if self.on_token is not None:
+                self.on_token(row, token)
+        self.step += 1
         return torch.full_like(scores, -torch.inf).scatter(1, chosen[:, None], 0.0)
 
 
 @contextmanager
-def _instead(model: Any, settings: GenerationConfig) -> Any:
-    """A model with other settings of `generate` than its own: those would fill what is not said."""
+def _generation_config(model: Any, settings: GenerationConfig) -> Iterator[None]:
+    """Replace a model's generation_config inside: `generate` takes unset arguments from it."""
     own, model.generation_config = model.generation_config, settings
     try:
         yield

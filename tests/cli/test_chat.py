@@ -40,16 +40,27 @@ def test_a_prompt_that_opens_the_thinking_is_heeded() -> None:
     assert Reply("a", "7*8=56</think>6", opened=True).parts() == ("7*8=56</think>", "6")
 
 
-def test_what_is_streamed_is_what_is_sampled() -> None:
+@pytest.mark.parametrize("engine", [True, False])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_is_streamed_is_what_an_evaluation_samples(
+    temperature: float, engine: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the same prompt and seed, by the engine and by `generate` where that cannot run."""
     policy = open_policy("scratch:dense-tiny", device="cpu")
-    heard: list[str] = []
-    text, cut = stream(policy, "1+1=", 0.0, 12, 0, heard.append)
-    [[rollout]] = sample(policy, ["1+1="], max_tokens=12)
-    assert (text, cut) == (rollout.text, rollout.truncated)
-    assert "".join(heard) == text
-    assert len(heard) > 4
-    drawn = [stream(policy, "1+1=", 1.0, 12, seed, heard.append)[0] for seed in (1, 1, 2)]
-    assert drawn[0] == drawn[1] != drawn[2]
+    if not engine:
+        monkeypatch.setattr("rl_reasoner.rollout.sampler.engine_runs", lambda model: False)
+    replies = []
+    for seed in (1, 2):
+        heard: list[str] = []
+        text, cut = stream(policy, "1+1=", temperature, 12, seed, heard.append)
+        several = sample(
+            policy, ["2+2=", "1+1="], samples=2, temperature=temperature, max_tokens=12, seed=seed
+        )
+        assert (text, cut) == (several[1][0].text, several[1][0].truncated)
+        assert "".join(heard) == text
+        assert len(heard) > 4
+        replies.append(text)
+    assert (replies[0] != replies[1]) == bool(temperature)
 
 
 def test_two_policies_answer_the_same_problem(here: Path, cli: Cli) -> None:

@@ -27,6 +27,16 @@ def test_in_fp32_nothing_is_apart(family: str) -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_in_fp32_nothing_is_apart_where_transformers_samples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rl_reasoner.rollout.mismatch.engine_runs", lambda model: False)
+    found = measure(model_of("Qwen3Moe", **TOKENS).eval(), PROMPTS, ends=(1,), max_tokens=8)
+    assert 18 < found.tokens <= 18 * 8
+    assert found.plain.largest < 1e-4 and found.plain.flips == 0.0
+    assert found.replayed == found.plain
+
+
 def test_in_bf16_flips_go_and_so_does_most_of_the_difference() -> None:
     wide = {**TOKENS, "num_hidden_layers": 4, "moe_intermediate_size": 32}
     model = model_of("Qwen3Moe", **wide).eval().to(torch.bfloat16)
