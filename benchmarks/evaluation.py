@@ -80,7 +80,7 @@ class _Clock:
         self.cpu, self.wall = time.process_time(), time.perf_counter()
 
     def rates(self, side: str, tokens: int) -> tuple[float, float]:
-        """Tokens a second of processor time and of wall time; prints them."""
+        """Tokens per second of processor time and of wall time; prints them."""
         cpu, wall = time.process_time() - self.cpu, time.perf_counter() - self.wall
         print(
             f"  {side}: {tokens:,} tokens in {cpu:.1f} s of processor time ({tokens / cpu:.0f}/s), "

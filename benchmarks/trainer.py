@@ -351,7 +351,7 @@ def main() -> None:
     parser.add_argument("--flat", type=float, default=0.5, help="share of groups without advantage")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--prompts", type=int, help="prompts a step")
+    parser.add_argument("--prompts", type=int, help="prompts per step")
     parser.add_argument("--steps", type=int, help="measured steps")
     parser.add_argument("--group", type=int, default=GROUP)
     parser.add_argument("--micro", type=int, default=MICRO)

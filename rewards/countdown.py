@@ -33,7 +33,7 @@ def countdown(completion: str, numbers: list[int], target: int) -> Score:
     try:
         value, used = _Expression(text).read()
     except ValueError as error:
-        return Score(0.0, f"{text!r} is no expression: {error}")
+        return Score(0.0, f"{text!r} is not an expression: {error}")
     given = Counter(int(number) for number in numbers)
     for number, times in Counter(used).items():
         if times > given[number]:
@@ -56,7 +56,7 @@ class _Expression:
         """The value and the numbers used; raises ValueError where the text is no expression."""
         value = self.sum()
         if token := self.tokens[self.at]:
-            raise ValueError(f"it goes on with {token!r}")
+            raise ValueError(f"unexpected {token!r}")
         return value, self.used
 
     def take(self, allowed: str) -> str:

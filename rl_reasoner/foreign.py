@@ -95,7 +95,7 @@ def yaml_value(text: str, loader: type[yaml.SafeLoader]) -> tuple[yaml.Node | No
     except RecursionError as error:
         raise yaml.MarkedYAMLError(problem=_TOO_DEEP) from error
     except Exception as error:  # a tag on a text that it does not suit makes it raise anything
-        raise yaml.MarkedYAMLError(problem=f"a value that cannot be: {error}") from error
+        raise yaml.MarkedYAMLError(problem=f"an impossible value: {error}") from error
     finally:
         reader.dispose()
 
@@ -107,7 +107,7 @@ def check_run(folder: Path) -> None:
     around = folder.parent.iterdir() if folder.parent.is_dir() else ()
     near = did_you_mean(folder.name, [p.name for p in around if (p / "recipe.yaml").is_file()])
     what = "it has no recipe.yaml" if folder.is_dir() else "there is no such folder"
-    raise UserError(f"{folder} is no run folder: {what}.{near}")
+    raise UserError(f"{folder} is not a run folder: {what}.{near}")
 
 
 def no_links(folder: Path) -> None:
@@ -124,13 +124,14 @@ def no_links(folder: Path) -> None:
                 continue
             if stat.S_ISLNK(kind):
                 raise UserError(
-                    f"{path} is a link, and may lead anywhere: put in its place what it stands for"
+                    f"{path} is a link, which may lead outside the run: "
+                    "put a copy of its target in its place"
                 )
             if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
-                raise UserError(f"{path} is neither file nor folder: it has no place in a run")
+                raise UserError(f"{path} is neither file nor folder, and does not belong in a run")
 
 
-_TOO_DEEP = f"brackets in brackets, more than {MOST_DEPTH} deep"
+_TOO_DEEP = f"nested more than {MOST_DEPTH} deep"
 
 
 def _whole(digits: str) -> int:

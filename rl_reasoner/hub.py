@@ -69,7 +69,7 @@ def _ask(kind: str, name: str) -> str | None:
             raise NotThereError(f"the hub has no {kind} {name!r} that you may read") from error
         if error.response.status_code < 500:  # a repository that asks for consent, too many calls
             return None
-        why = f"it answers {error.response.status_code}"
+        why = f"it answered {error.response.status_code}"
     except Exception as error:  # the network's own errors are many and share no base class
         why = str(error).strip().partition("\n")[0] or type(error).__name__
     _refusals[:] = [(time.monotonic(), f"the hub does not answer: {why}")]

@@ -16,4 +16,4 @@ def room(name: str) -> Path:
     for folder in (_PACKAGE / name, _PACKAGE.parent / name):
         if folder.is_dir():
             return folder
-    raise FileNotFoundError(f"the installation of rl_reasoner lacks its folder {name!r}")
+    raise FileNotFoundError(f"the installation of rl_reasoner is missing its folder {name!r}")

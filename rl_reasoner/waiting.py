@@ -18,7 +18,7 @@ def waiting_for(name: str, until_s: float) -> Iterator[None]:
     def watch() -> None:
         waited = pause = FIRST_S
         while not done.wait(pause):
-            said = "waiting for reward %r since %g s (its calls on one batch may take %g s)"
+            said = "waiting for reward %r for %g s (its calls on one batch may take %g s)"
             logger.warning(said, name, waited, until_s)
             waited, pause = 2 * waited, waited
 

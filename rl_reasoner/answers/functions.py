@@ -143,7 +143,7 @@ def binomial(ev: "Evaluator", values: list[Value]) -> Value:
 def whole_numbers(values: list[Value], name: str) -> list[int]:
     """`values` as integers; raises `Undefined` where one is none."""
     if not all(isinstance(value, Fraction) and value.denominator == 1 for value in values):
-        raise Undefined(f"{name} of something that is no whole number")
+        raise Undefined(f"{name} of something that is not a whole number")
     return [int(value) for value in values]
 
 

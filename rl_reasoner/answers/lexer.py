@@ -193,7 +193,7 @@ class _Lexer:
         base = match["b"] or match["c"]
         value = BASE_WORDS.get(base) or int(base[:4])
         if not 2 <= value <= 36 or any(int(d, 36) >= value for d in match["d"]):
-            raise Unreadable(f"{match[0]!r} is no number in that base")
+            raise Unreadable(f"{match[0]!r} is not a number in that base")
         self.put("based", f"{match['d']}_{value}")
         return match.end()
 

@@ -187,7 +187,7 @@ class Expressions(Brackets):
     def primed(self, node: Node) -> Node:
         """A name with a prime."""
         if node.op != "sym":
-            raise Unreadable("a prime after something that is no name")
+            raise Unreadable("a prime after something that is not a name")
         return self.called(Node("sym", name=node.name + "'"))
 
     def postfix(self, node: Node) -> Node:
@@ -260,7 +260,7 @@ class Expressions(Brackets):
             token = self.now
             self.at += 1
             if token.kind not in ("num", "let", "word", "cmd"):
-                raise Unreadable("an index that is no name")
+                raise Unreadable("an index that is not a name")
             if token.kind != "let":
                 return Node("sym", name=f"{name}_{token.text}")
             return Node("index", (Node("sym", name=token.text),), name=name)
@@ -397,7 +397,7 @@ class Expressions(Brackets):
         else:
             inside = self.atom()
         if inside.op in ("set", "list", "rel"):
-            raise Unreadable("a root of something that is no number")
+            raise Unreadable("a root of something that is not a number")
         return Node("pow", (inside, Node("div", (integer(1), degree))))
 
     def function(self, name: str) -> Node:

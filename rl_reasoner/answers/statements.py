@@ -2,7 +2,7 @@
 
 A statement is an expression with a unit, or a relation of several; a list is statements joined by
 commas, semicolons, "and" or "or". `read` gives every honest reading of an answer's text, or none
-where the text is no mathematics and can only be compared as words.
+where the text is not mathematics and can only be compared as words.
 """
 
 from dataclasses import dataclass

@@ -10,7 +10,7 @@ from fractions import Fraction
 
 
 class Unreadable(ValueError):
-    """The text is no mathematics in this grammar, or past one of its bounds."""
+    """The text is not mathematics in this grammar, or past one of its bounds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ class Evaluator(Precision):
         if node.name in self.at:
             return self.at[node.name]
         if node.name == "inf":
-            raise Undefined("infinity is no number")
+            raise Undefined("infinity is not a number")
         if node.name == "i":
             return self.mp.mpc(0, 1)
         return +self.mp.pi if node.name == "pi" else self.mp.exp(1)
@@ -106,7 +106,7 @@ class Evaluator(Precision):
 
     def _ratio(self, node: Node) -> Value:
         if len(node.args) != 2:
-            raise Undefined("a ratio of more than two is no number")
+            raise Undefined("a ratio of more than two is not a number")
         return self._div(node)
 
     def _pow(self, node: Node) -> Value:

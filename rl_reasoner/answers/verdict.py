@@ -144,7 +144,7 @@ def by_trees(left: Reading, right: Reading) -> Equality:
     """The readings of one against those of the other; two unlikely readings never meet."""
     if not left.trees or not right.trees:
         side, trouble = ("gold", left.trouble) if not left.trees else ("answer", right.trouble)
-        return "", (), f"not equal as text (the {side} is no mathematics: {trouble})"
+        return "", (), f"not equal as text (the {side} is not mathematics: {trouble})"
     comparison = Comparison()
     trouble = ""
     pairs = [(gold, right.trees[0]) for gold in left.trees]

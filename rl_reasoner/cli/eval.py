@@ -39,7 +39,7 @@ class EvalVerb:
     sets: str | None = None
     """names or files of sets or hub ids, with commas between; see: rl-reasoner list sets"""
     samples: int = 1
-    """completions a problem: 1 is greedy, more are sampled"""
+    """completions per problem: 1 is greedy, more are sampled"""
     seed: int = 0
     temperature: float | None = None
     """sampling temperature (default 1.0)"""
@@ -70,7 +70,7 @@ class EvalVerb:
     decontaminated: FlagCreatePairsOff[bool] = False
     """count overlaps with the data of the run in POLICY, and report on the clean rest too"""
     no_cache: FlagCreatePairsOff[bool] = False
-    """draw everything anew, and keep nothing"""
+    """sample everything again, and cache nothing"""
     replay: Path | None = None
     """judge the completions of this saved result again: no policy is needed"""
     out: Path | None = None
@@ -173,7 +173,7 @@ class EvalVerb:
         recipe = Path(policy) / "recipe.yaml"
         if not recipe.is_file():
             raise UserError(
-                f"--decontaminated: {policy} is no run folder; say with --trained-on FILE,FILE "
+                f"--decontaminated: {policy} is not a run folder; say with --trained-on FILE,FILE "
                 "what the policy was trained on"
             )
         from rl_reasoner.pipeline.lineage import data_in

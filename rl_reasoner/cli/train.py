@@ -86,7 +86,7 @@ class TrainVerb:
         return ["train", *filter(None, [self.recipe]), *valued, *bare, *self.flags]
 
     def _resumed(self, folder: Path) -> tuple[str, list[str]]:
-        """The recipe that the run in `folder` goes on with, and its flags.
+        """The recipe that the run in `folder` continues with, and its flags.
 
         Its own; or the one given, of the same name, with the flags that the run began with.
         """

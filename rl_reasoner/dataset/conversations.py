@@ -35,7 +35,7 @@ def plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError("the completion is not one message of the assistant")
         made["completion"] = said[0]["content"]
     if made.get("system") is not None and not isinstance(made["system"], str):
-        raise ValueError(f"system is {made['system']!r:.40}, no text")
+        raise ValueError(f"system is {made['system']!r:.40}, not text")
     if isinstance(made.get("context"), str) and TURNS not in made:
         made["problem"] = _with_context(made.get("problem"), made["context"].strip())
     return made
@@ -71,7 +71,7 @@ def check_messages(value: Any, what: str) -> list[Message]:
                 f"{what}: message {number} has the role {role!r:.40}, none of {', '.join(_ROLES)}"
             )
         if not isinstance(content, str):
-            raise ValueError(f"{what}: the content of message {number} is no text")
+            raise ValueError(f"{what}: the content of message {number} is not text")
         found.append({"role": role, "content": content})
     if not found:
         raise ValueError(f"{what} has no message")

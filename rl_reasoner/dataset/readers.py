@@ -19,7 +19,7 @@ _GZIP = b"\x1f\x8b"
 _BETWEEN = ",;\t"  # what values of a line are parted by
 _SAVED = ("state.json", "dataset_dict.json")  # in a folder of `save_to_disk`
 _LONGEST_VALUE = 1 << 30  # characters in CSV, whose own limit is lower; lint names long texts
-_WANTED = "expected a list of objects, or an object a line"
+_WANTED = "expected a list of objects, or one object per line"
 
 
 def saved_folder(path: Path) -> bool:

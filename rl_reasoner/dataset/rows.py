@@ -101,12 +101,12 @@ def _file_rows(data: FileData) -> list[Row]:
     good, problems = lint([_renamed(row, data.columns) for row in rows], data.path)
     told = {text.removeprefix(f"{data.path}, row ").partition(": ")[2] for text in problems}
     if not good and len(told) == 1 and (said := next(iter(told))).startswith(_NO_COLUMN):
-        raise UserError(f"{data.path}: {said} Say in columns which one stands for it.")
+        raise UserError(f"{data.path}: {said} Set `columns` to the one that holds it.")
     shown = problems[:_SHOWN]
     if problems[_SHOWN:]:
         shown.append(f"and {len(problems) - _SHOWN} more")
     if problems and data.on_bad_row == "stop":
-        raise UserError(*shown, "mend the rows, or (in a recipe) set on_bad_row to 'skip'")
+        raise UserError(*shown, "fix the rows, or (in a recipe) set on_bad_row to 'skip'")
     if not good:
         raise UserError(*shown, f"{data.path}: no good row is left")
     if problems:
@@ -142,7 +142,7 @@ def _in_words(row: Row, chinese: float, rng: random.Random) -> Row:
     except ValueError as error:
         raise UserError(f"task {row['task']!r} has no chains in words: {error}") from None
     if not told:
-        raise UserError(f"task {row['task']!r} has no chain of thought to be told in words")
+        raise UserError(f"task {row['task']!r} has no chain of thought to write out in words")
     whole = row.get("completion", "")
     return {"chain": told, **({"completion": whole.replace(row["chain"], told)} if whole else {})}
 
@@ -179,7 +179,7 @@ def lint(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
         )
         answer = answer.strip()
         if _broken(problem + answer):
-            problems.append(f"{source}, row {number}: half of a surrogate pair is no text")
+            problems.append(f"{source}, row {number}: half of a surrogate pair is not text")
             continue
         if not answer or not problem.strip():
             empty = "problem" if answer else "answer"
@@ -198,7 +198,7 @@ def lint(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
         if first != answer:
             problems.append(
                 f"{source}, row {number}: the same problem as row {at}, "
-                f"but another answer ({answer!r:.40} against {first!r:.40})"
+                f"but a different answer ({answer!r:.40} against {first!r:.40})"
             )
         else:
             good.append({**row, "problem": problem, "answer": answer})

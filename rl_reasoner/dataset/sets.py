@@ -106,7 +106,7 @@ CARDS = {
     "asdiv": Card(
         "word problems of primary school in many kinds", 2215, "all", "a number, word or time",
         "non-commercial or unclear (CC BY-NC 4.0)", "chaochun/nlu-asdiv-dataset",
-        defects="131 golds are no plain number; 115 problems share a 13-gram with svamp",
+        defects="131 golds are not plain numbers; 115 problems share a 13-gram with svamp",
     ),
     "multiarith": Card(
         "word problems of two steps", 600, "all", _INTEGER, "unclear",
@@ -120,8 +120,8 @@ CARDS = {
     ),
     "college_math": Card(
         "exercises of open college textbooks", 2717, "test", "an expression",
-        "mixed, told in each row's source; 809 rows non-commercial", "QwenLM/Qwen2.5-Math",
-        defects="24 problems stand with different golds",
+        "mixed, given in each row's source; 809 rows non-commercial", "QwenLM/Qwen2.5-Math",
+        defects="24 problems occur with different golds",
     ),
     "cmath": Card(
         "word problems of Chinese primary school, six grades", 600, "test", "a number or fraction",
@@ -158,7 +158,7 @@ CARDS = {
         "tests", "CC BY 4.0", "google-research", prompt=_CODE,
         hub=_hub("google-research-datasets/mbpp", config="full", problem="text",
                  tests="test_list"),
-        defects="4 texts stand twice, 3 of them across train and test; the first test is shown",
+        defects="4 texts occur twice, 3 of them across train and test; the first test is shown",
     ),
     "code_contests_stdio": Card(
         "programs that read and print, on graphs and trees; hard", 181, "all",

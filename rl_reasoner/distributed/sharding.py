@@ -70,7 +70,7 @@ class Sharding(Trainer):  # type: ignore[misc]
             return
         if self.is_fsdp_enabled and not is_sharded(checkpoint):
             raise UserError(
-                f"{checkpoint} was not written in shards: it goes on in one process, or under DDP"
+                f"{checkpoint} was not written in shards: resume it in one process, or under DDP"
             )
         if is_sharded(checkpoint):
             check_shards(checkpoint / MODEL_SHARDS)
@@ -167,7 +167,7 @@ def _merged(folder: Path, name: str) -> dict[str, Any]:
         cause = next(iter(error.failures.values()))[0]
         raise UserError(f"{folder} cannot be read: {type(cause).__name__}: {cause}") from error
     if not isinstance(state := loaded.get(name), dict):
-        raise UserError(f"{folder} is not read: there is no {name} in it")
+        raise UserError(f"{folder} is not loaded: there is no {name} in it")
     return state
 
 

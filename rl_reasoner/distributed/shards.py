@@ -89,13 +89,13 @@ def check_shards(folder: Path) -> None:
         _check_values(folder, index)
     except Exception as error:  # damaged or hostile bytes make both readers raise nearly anything
         said = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(f"{folder} is not read: {said}") from error
+        raise UserError(f"{folder} is not loaded: {said}") from error
 
 
 def _wrong(folder: Path, index: Any) -> Iterator[str]:
     """What of an index would lead its reader out of the folder, or past the machine's memory."""
     if not _is_index(index):
-        yield f"its {INDEX} is no index of shards"
+        yield f"its {INDEX} is not an index of shards"
         return
     if others := [file.name for file in folder.glob(f"__*{INDEX}")]:
         yield f"{others[0]} is an index that torch may read instead of {INDEX}"
@@ -105,10 +105,10 @@ def _wrong(folder: Path, index: Any) -> Iterator[str]:
         if isinstance(kept, TensorStorageMetadata):
             wanted += math.prod(map(abs, kept.size)) * kept.properties.dtype.itemsize
     if wanted > there:
-        yield f"its {INDEX} tells of {wanted:,} bytes of tensors, its files have {there:,}"
+        yield f"its {INDEX} declares {wanted:,} bytes of tensors, its files have {there:,}"
     for path in (index.planner_data or {}).values():
         if not all(isinstance(p, str) or (type(p) is int and p < _MOST_IN_LIST) for p in path):
-            yield f"its {INDEX} places a value at {path!r:.60}"
+            yield f"its {INDEX} puts a value at {path!r:.60}"
     for stored in index.storage_data.values():
         name = stored.relative_path
         if Path(name).name != name or name in ("", ".."):

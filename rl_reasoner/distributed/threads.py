@@ -70,7 +70,7 @@ class Threads:
             torch.set_num_threads(wanted)
         why = ""
         if said():
-            why = " (as the environment says)"
+            why = " (set by the environment)"
         elif tiny:
             why = " (a tiny policy; OMP_NUM_THREADS changes it)"
         return f"{wanted} thread{'s' * (wanted > 1)}{why}"

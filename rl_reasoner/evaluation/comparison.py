@@ -50,7 +50,7 @@ def compare_rows(
 def _pairs(name: str, a: Sequence[Row], b: Sequence[Row]) -> list[tuple[int, int]]:
     """The place of each row of a, with that of the row of b that has its problem."""
     if Counter(problems(a)) != Counter(problems(b)):
-        raise UserError(f"set {name!r} holds other problems in the one result than in the other")
+        raise UserError(f"set {name!r} holds different problems in the two results")
     places: dict[str, list[int]] = {}
     for j, problem in reversed([*enumerate(problems(b))]):
         places.setdefault(problem, []).append(j)
@@ -60,7 +60,7 @@ def _pairs(name: str, a: Sequence[Row], b: Sequence[Row]) -> list[tuple[int, int
         if answers[0] != answers[1]:
             raise UserError(
                 f"set {name!r}: {a[i]['problem']!r:.60} has the answer {answers[0]!r:.40} in the "
-                f"one result, {answers[1]!r:.40} in the other"
+                f"one result and {answers[1]!r:.40} in the other"
             )
     return pairs
 
@@ -124,7 +124,7 @@ def _flips(
 def unlike(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A sentence for each set that was measured otherwise in b than in a."""
     return [
-        f"{name}: beside the policy, "
+        f"{name}: apart from the policy, "
         + ", ".join(f"{key} differs ({x} in a, {y} in b)" for key, (x, y) in told.items())
         for name, entry in found.items()
         if (told := entry.get("unlike"))

@@ -123,7 +123,7 @@ def _check(samples: int, modes: Sequence[Mode], temperature: float | None) -> No
     if samples < 1:
         raise UserError(f"samples is {samples}; it must be at least 1")
     if samples > 1 and temperature == 0:
-        raise UserError(f"at temperature 0 all {samples} samples would be one: ask for 1")
+        raise UserError(f"at temperature 0 all {samples} samples would be the same: ask for 1")
     for mode in modes:
         if mode not in _FORCES:
             raise unknown("mode", mode, _FORCES)
@@ -272,7 +272,7 @@ def replay(
     from rl_reasoner.evaluation.manifest import verifier_version
 
     if not saved.rows:
-        raise UserError("the result has no rows that can be judged: is its .rows.jsonl beside it?")
+        raise UserError("the result has no rows that can be judged: is its .rows.jsonl next to it?")
     check_judge(reward, reward_options)
     options = reward_options if reward is not None else saved.settings.get("reward_options")
     made = EvalResult(saved.policy, saved.name, dict(saved.settings))

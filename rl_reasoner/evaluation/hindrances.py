@@ -139,11 +139,11 @@ class Signs:
         if high and streak.reward >= _SOLVED * high:
             if streak.since != streak.first:
                 return ""  # learned
-            return f"{share} groups are right throughout: the rows are too easy to learn from"
+            return f"{share} groups are all right: the rows are too easy to learn from"
         if abs(streak.reward) <= _NOUGHT * (high or 1.0):
             return (
-                f"{share} groups are flat at 0, where no completion is better than another: easier "
-                "rows, a stage of sft before, or a reward that also tells the half right"
+                f"{share} groups are flat at 0, where no completion is better than another: use "
+                "easier rows, an sft stage first, or a reward that gives partial credit"
             )
         return (
             f"{share} groups have equal rewards (mean {streak.reward:.3g}): no completion is "

@@ -59,7 +59,7 @@ class EvalResult:
             result = cls(**{**data, "rows": {}})
             result.table()
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{path} is no evaluation result: {error!r}") from error
+            raise UserError(f"{path} is not an evaluation result: {error!r}") from error
         every = sibling_file(path, ".rows.jsonl")
         if every.is_file():
             result._read(every)
@@ -72,7 +72,7 @@ class EvalResult:
             if name not in self.sets:
                 raise UserError(f"{every}, line {number}: the result has no set {name!r}")
             if wrong := malformed(row):
-                raise UserError(f"{every}, line {number}: no row of a result: {wrong}")
+                raise UserError(f"{every}, line {number}: not a row of a result: {wrong}")
             self.rows.setdefault(name, []).append(row)
         for name, rows in self.rows.items():
             count = self.sets[name]["problems"]
@@ -118,7 +118,7 @@ def _notes(name: str, s: Mapping[str, Any]) -> list[str]:
     if s.get("faults"):
         notes.append(
             f"{name}: the reward failed on {s['faults']:.1%} of the completions, which count as "
-            "not right; the reasons are in the rows (--out)"
+            "wrong; the reasons are in the rows (--out)"
         )
     if counts := s.get("contamination"):
         bad, of = counts["contaminated"], counts["rows"]
@@ -147,7 +147,7 @@ def compare(a: EvalResult, b: EvalResult) -> dict[str, dict[str, Any]]:
     """
     for result in (a, b):
         if result.sets and not result.rows:
-            raise UserError(f"{result.policy}: the result has no rows: is .rows.jsonl beside it?")
+            raise UserError(f"{result.policy}: the result has no rows: is .rows.jsonl next to it?")
     entries = compare_rows(a.rows, b.rows)
     for name, entry in entries.items():
         entry["unlike"] = _unlike(name.removesuffix("@clean"), a, b)

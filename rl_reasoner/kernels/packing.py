@@ -303,7 +303,7 @@ def _before(module: nn.Module) -> Any:
     """The attention of a pass without a layout: its backward pass computes a layer anew."""
     found = _switched.get(id(getattr(module, "config", None)))
     if found is None or found.packed:
-        raise Unsupported("layers that do not hand their arguments on to the attention")
+        raise Unsupported("layers that do not pass their arguments on to the attention")
     files = (sys.modules.get(kind.__module__) for kind in type(module).__mro__)
     eager = next(filter(None, (getattr(f, "eager_attention_forward", None) for f in files)), None)
     return ALL_ATTENTION_FUNCTIONS.get_interface(found.before, eager)

@@ -149,7 +149,7 @@ def language_of(text: str) -> str | None:
 
 
 def _unmarked(text: str) -> str:
-    """`text` without what stands between the marks of formulas, code and quotations."""
+    """`text` without what is enclosed by the marks of formulas, code and quotations."""
     kept, at = [], 0
     while opened := _OPENS.search(text, at):
         close, most, lines = _MARKED[opened[0]]

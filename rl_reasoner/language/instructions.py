@@ -109,7 +109,7 @@ def parsed(value: Any) -> list[Instruction]:
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"instructions are no JSON: {error}") from None
+            raise UserError(f"instructions are not JSON: {error}") from None
     if not isinstance(value, (list, tuple)) or not 0 < len(value) <= MOST_INSTRUCTIONS:
         raise UserError(
             f"instructions must be a list of 1 to {MOST_INSTRUCTIONS} objects, got {value!r:.60}"
@@ -318,7 +318,7 @@ _QUOTES = ('""', "“”", "「」", "『』", "«»", "„“")
 def _quoted(text: str, args: Args) -> Followed:
     pair = text[0] + text[-1]
     whole = len(text) > 2 and pair in _QUOTES and bool(text[1:-1].strip())
-    return whole, f"stands between {text[0]} and {text[-1]}"
+    return whole, f"is enclosed by {text[0]} and {text[-1]}"
 
 
 def _title(text: str, args: Args) -> Followed:
@@ -412,19 +412,19 @@ def _json(text: str, args: Args) -> Followed:
             object_pairs_hook=_object,
         )
     except (ValueError, RecursionError) as error:
-        return False, f"no JSON: {error}"[:100]
+        return False, f"not JSON: {error}"[:100]
     wrong = _against(found, args["schema"], args["only"], "it")
     return not wrong, wrong or "JSON as asked"
 
 
 def _refused(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
-        raise ValueError("a key stands twice")
+        raise ValueError("a key occurs twice")
     return made
 
 
@@ -434,11 +434,11 @@ def _against(value: Any, schema: Any, only: bool, where: str) -> str:
         return "" if _TYPES[schema](value) else f"{where} is no {schema}"
     if isinstance(schema, list):
         if not isinstance(value, list):
-            return f"{where} is no array"
+            return f"{where} is not an array"
         items = (_against(item, schema[0], only, f"{where}[{i}]") for i, item in enumerate(value))
         return next(filter(None, items), "")
     if not isinstance(value, dict):
-        return f"{where} is no object"
+        return f"{where} is not an object"
     for key, inner in schema.items():
         if key not in value:
             return f"{where} lacks the key {key!r}"

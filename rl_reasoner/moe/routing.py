@@ -73,14 +73,14 @@ def gate_rule(router: nn.Module) -> GateRule:
     with torch.no_grad():
         output = torch.func.functional_call(router, given, (x.to(weight.device),))
         if not isinstance(output, tuple) or len(output) != 3:
-            raise NoReplay(f"routers of the kind {kind}")
+            raise NoReplay(f"routers of type {kind}")
         logits, gates, chosen = output
         if logits.shape != (32, expert_count(router)) or chosen.is_floating_point():
-            raise NoReplay(f"routers of the kind {kind}")
+            raise NoReplay(f"routers of type {kind}")
         errors = [float((rule(logits, chosen) * scale - gates).abs().max()) for rule in RULES]
     best = min(range(len(RULES)), key=errors.__getitem__)
     if not errors[best] < 1e-5:
-        raise NoReplay(f"gates of the kind that {kind} computes")
+        raise NoReplay(f"gates as {kind} computes them")
     rule = RULES[best]
     return rule if scale == 1.0 else lambda logits, chosen: rule(logits, chosen) * scale
 

@@ -34,7 +34,7 @@ def upcycled(model: Any, experts: int, chosen: int = 2, seed: int = 0) -> Any:
             f"--upcycle makes a mixture of {', '.join(_MIXTURES)} policies; this one is {kind}"
         )
     if len(set(getattr(model.config, "layer_types", None) or ())) > 1:
-        raise UserError("--upcycle: mixtures have no layers of several kinds, as this policy has")
+        raise UserError("--upcycle: this policy has layers of several kinds")
     if not 1 <= chosen <= experts or experts < 2:
         raise UserError(
             f"--upcycle {experts} --chosen {chosen}: give 2 experts or more, and 1 to "
@@ -49,7 +49,7 @@ def upcycled(model: Any, experts: int, chosen: int = 2, seed: int = 0) -> Any:
         if not apart <= limit * model(input_ids=ids).logits.abs().max():
             raise UserError(
                 f"--upcycle: {type(mixture).__name__} cannot compute what this policy does (logits "
-                f"{float(apart):.2g} apart): it has biases or layers that the mixture has not"
+                f"{float(apart):.2g} apart): it has biases or layers that the mixture does not have"
             )
     return mixture
 

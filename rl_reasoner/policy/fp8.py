@@ -255,12 +255,12 @@ def in_fp8(precision: str, scaling: Scaling, device: str, *models: Any) -> Itera
 def in_words(model: Any, scaling: Scaling, by: By) -> tuple[Literal["passed", "warned"], str]:
     """Whether there is something to know about a run's FP8, and what it is."""
     out = left_out(model, scaling, by)
-    said = f"{len(covered(model)) - len(out)} layers multiply in FP8, one scale a {scaling}"
+    said = f"{len(covered(model)) - len(out)} layers multiply in FP8, one scale per {scaling}"
     if by == "emulation":
         return "warned", f"{said}; emulated, since this machine has no FP8: nothing becomes faster"
     if out:
         side = fp8_torchao.side(scaling)
-        said += f"; {len(out)} stay in bf16, their sides are no multiples of {side}: {out[0]} …"
+        said += f"; {len(out)} stay in bf16, their sides are not multiples of {side}: {out[0]} …"
     return ("warned" if out else "passed"), said
 
 

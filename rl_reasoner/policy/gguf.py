@@ -28,7 +28,7 @@ def convert_gguf(file: Path) -> Path:
         raise UserError(f"there is no policy file {file}")
     with file.open("rb") as handle:
         if handle.read(4) != b"GGUF":
-            raise UserError(f"{file} is no GGUF file (its first bytes are not 'GGUF')")
+            raise UserError(f"{file} is not a GGUF file (its first bytes are not 'GGUF')")
         handle.seek(0)
         digest = hashlib.file_digest(handle, "sha256").hexdigest()[:16]
     folder = cache_folder() / f"{file.stem}-{digest}"

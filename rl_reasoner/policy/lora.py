@@ -57,8 +57,8 @@ def merge_adapter(policy: Policy) -> bool:
     if policy.model.active_peft_config.is_prompt_learning:
         kind = policy.model.active_peft_config.peft_type.value
         raise UserError(
-            f"policy {policy.source!r} is an adapter of the kind {kind}, which cannot be merged "
-            "into its base: give the base, or an adapter of the kind LORA"
+            f"policy {policy.source!r} is an adapter of type {kind}, which cannot be merged "
+            "into its base: give the base, or an adapter of type LORA"
         )
     policy.model = policy.model.merge_and_unload().requires_grad_(True)
     return True

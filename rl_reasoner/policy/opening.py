@@ -118,7 +118,7 @@ def _open_pretrained(path: str, source: str) -> Policy:
         tokenizer.init_kwargs.pop(name, None)
     if not tokenizer("1", add_special_tokens=False)["input_ids"]:
         # transformers makes up an empty one where the folder holds no tokenizer files
-        raise UserError(f"policy {source!r} has no tokenizer: no files of one are there")
+        raise UserError(f"policy {source!r} has no tokenizer files")
     if tokenizer.eos_token is None:
         raise UserError(
             f"policy {source!r}: its tokenizer has no end-of-sequence token to end a completion"
@@ -151,7 +151,7 @@ def located(source: str) -> Iterator[str]:
             yield source
     except hub.NotThereError as error:
         raise UserError(
-            f"policy {source!r} is no folder here and not to be had from the hub ({error}).{near}"
+            f"policy {source!r} is neither a folder nor available on the hub ({error}).{near}"
         ) from error
 
 
@@ -161,12 +161,12 @@ def _merge_shards(folder: Path) -> PreTrainedModel:
     try:
         load_state(model, merged_state_dict(folder))
     except RuntimeError as error:
-        raise ValueError("its shards are an adapter's: end the stage, then export") from error
+        raise ValueError("its shards are an adapter's: finish the stage, then export") from error
     return model
 
 
 def reason_of(error: BaseException) -> str:
     """What was wrong with a policy's files, without transformers' advice to run their code."""
     if "trust_remote_code" in str(error):
-        return "it brings code of its own, and that is never run: a policy is weights and tokenizer"
+        return "it comes with its own code, which is never run: a policy is weights and tokenizer"
     return first_line(error)

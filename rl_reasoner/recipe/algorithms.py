@@ -140,5 +140,5 @@ def describe_algorithm(name: str) -> str:
     found = ALGORITHMS[name]
     lines = [f"{name}: {found.source}", f"  advantage: {found.advantage}"]
     lines += [f"  {key} = {value!r}" for key, value in found.fixed.items()]
-    lines += [f"  {key} = {value!r} where not said otherwise" for key, value in found.usual.items()]
+    lines += [f"  {key} = {value!r} unless set otherwise" for key, value in found.usual.items()]
     return "\n".join(lines)

@@ -170,12 +170,12 @@ class Evals(Part):
     """Evaluations: before the first GRPO stage, after the last stage, and while training."""
 
     sets: tuple[str, ...] = Field(default=(), description="sets evaluated before and after")
-    samples: int = Field(default=0, ge=0, description="also sample so many completions")
+    samples: int = Field(default=0, ge=0, description="also sample this many completions")
     temperature: float = Field(default=1.0, gt=0, description="temperature of those samples")
     forced: bool = Field(
         default=False, description="also with the chain of thought forced, and with it left out"
     )
-    limit: int | None = Field(default=None, ge=1, description="at most so many problems a set")
+    limit: int | None = Field(default=None, ge=1, description="at most this many problems per set")
     max_tokens: int = Field(default=256, ge=1, description="longest completion, in tokens")
     overrides: Mapping[str, EvalOverrides] = Field(
         default_factory=dict, description="set -> its own template and max_tokens"

@@ -45,8 +45,8 @@ class Optim(Part):
 class Group(Part):
     """Batch of one GRPO step: `prompts` prompts with `size` completions each."""
 
-    size: int = Field(default=8, ge=2, description="completions a prompt (G in the GRPO paper)")
-    prompts: int = Field(default=16, ge=1, description="prompts a step")
+    size: int = Field(default=8, ge=2, description="completions per prompt (G in the GRPO paper)")
+    prompts: int = Field(default=16, ge=1, description="prompts per step")
     micro_batch: int | None = Field(
         default=None, ge=1, description="completions in one forward pass (default: all of the step)"
     )
@@ -113,7 +113,7 @@ class Loss(Part):
         default="dapo", description="trl's loss_type: how the loss of the tokens is averaged"
     )
     ratio: Literal["token", "sequence"] = Field(
-        default="token", description="one ratio to the sampling policy a token, or a completion"
+        default="token", description="one ratio to the sampling policy per token, or per completion"
     )
     epsilon: float = Field(default=0.2, gt=0, description="lower clip range of the ratio")
     epsilon_high: float | None = Field(default=None, gt=0, description="upper clip range")
@@ -166,14 +166,14 @@ class Loss(Part):
 class _Stage(Part):
     """What every stage has: a name, and where it begins.
 
-    Stages are a list; each goes on from the one before it, unless `start` names another. So they
+    Stages are a list; each starts from the one before it, unless `start` names another. So they
     are a graph whose edges are `start`, the stages that data come from, and the teacher.
     """
 
     name: str = Field(default="", description="its name and folder (default: its kind)")
     start: str | None = Field(
         default=None,
-        description="the stage whose policy it goes on from (default: the one before it), or "
+        description="the stage whose policy it starts from (default: the one before it), or "
         "'base': the recipe's policy",
     )
     reuse: str | None = Field(
@@ -225,7 +225,7 @@ class _Trained(_Stage):
     @model_validator(mode="after")
     def _one_start(self) -> Self:
         if self.policy and self.start:
-            raise ValueError("it begins with `policy` or goes on from `start`, not both")
+            raise ValueError("it begins with `policy` or starts from `start`, not both")
         return self
 
 
@@ -234,7 +234,7 @@ class SftStage(_Trained):
 
     kind: Literal["sft"] = "sft"
     data: Data | None = Field(default=None, description="rows with completions")
-    batch: int = Field(default=64, ge=1, description="rows a step")
+    batch: int = Field(default=64, ge=1, description="rows per step")
     micro_batch: int | None = Field(default=None, ge=1, description="rows in one forward pass")
     optim: Optim = Optim(lr=1e-5)
 
@@ -272,7 +272,7 @@ class GrpoStage(_Trained):
         if micro and batch % micro:
             raise ValueError(
                 f"group.size {self.group.size} x group.prompts {self.group.prompts} = {batch} "
-                f"completions a step, which is not a multiple of group.micro_batch {micro}"
+                f"completions per step, which is not a multiple of group.micro_batch {micro}"
             )
         return self
 
@@ -280,7 +280,7 @@ class GrpoStage(_Trained):
 class Keep(Part):
     """Which completions a `sample` stage keeps, of those that are right."""
 
-    per_prompt: int = Field(default=1, ge=1, description="at most so many of one prompt")
+    per_prompt: int = Field(default=1, ge=1, description="at most this many per prompt")
     readable: bool = Field(
         default=True,
         description="not cut off, not repeating itself, tags (if any) each once and in order",
@@ -303,7 +303,7 @@ class SampleStage(_Stage):
 
     kind: Literal["sample"] = "sample"
     data: Data | None = Field(default=None, description="prompts (default: the recipe's)")
-    samples: int = Field(default=4, ge=1, description="completions a prompt")
+    samples: int = Field(default=4, ge=1, description="completions per prompt")
     sampling: Sampling = Sampling()
     reward: JudgeName = Field(
         default=None, description="the reward that judges (default: what the rows themselves say)"
@@ -327,7 +327,7 @@ class DistillStage(_Trained):
     kind: Literal["distill"] = "distill"
     teacher: str = Field(description="a stage, or a policy: folder, .gguf file, hub id, scratch:…")
     data: Data | None = Field(default=None, description="prompts (default: the recipe's)")
-    batch: int = Field(default=16, ge=1, description="prompts a step, one completion each")
+    batch: int = Field(default=16, ge=1, description="prompts per step, one completion each")
     sampling: Sampling = Sampling()
     beta: float = Field(
         default=1.0, ge=0, le=1, description="1 = reverse KL, 0 = forward KL, between: their mix"

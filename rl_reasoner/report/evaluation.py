@@ -83,9 +83,9 @@ def _tables(named: Named) -> Element:
         table(head, rows, numeric_from=2),
         h(
             "p",
-            "95% intervals: Wilson's for one completion a problem, clustered by problem for "
+            "95% intervals: Wilson's for one completion per problem, clustered by problem for "
             "several. A completion that has no answer or could not be judged is not right; one "
-            "that was cut off is judged by what it says until there.",
+            "that was cut off is judged by what was written until then.",
             class_="note",
         ),
         id="figures",

@@ -386,7 +386,7 @@ def _timing(run: Run) -> Element | None:
     rows = [_time(stage) for stage in run.stages if stage.seconds()]
     if not rows:
         return None
-    head = ["Stage", "Steps", "Time", "A step", "Tokens a second", "Where it went"]
+    head = ["Stage", "Steps", "Time", "A step", "Tokens per second", "Where it went"]
     return h("section", h("h2", "Time"), table(head, rows, numeric_from=1), id="time")
 
 

@@ -35,12 +35,12 @@ _CURVES = (
         share=True,
     ),
     _Curve("KL to the reference", (("KL", "kl"),)),
-    _Curve("Entropy", (("entropy", "entropy"),), note="nats a token"),
+    _Curve("Entropy", (("entropy", "entropy"),), note="nats per token"),
     _Curve("Clipped tokens", (("clipped", "clip_ratio/region_mean"),), share=True),
     _Curve("Loss", (("loss", "loss"),)),
     _Curve("Token accuracy", (("accuracy", "mean_token_accuracy"),), share=True),
     _Curve("Gradient norm", (("norm", "grad_norm"),)),
-    _Curve("Tokens a second", (("tokens/s", "tokens_per_second"),)),
+    _Curve("Tokens per second", (("tokens/s", "tokens_per_second"),)),
     _Curve(
         "Busiest expert",
         (("max / mean", "experts/max_over_mean"),),
@@ -230,7 +230,7 @@ def _timing(stage: Stage) -> Iterator[Chart]:
     if keys and len(rows) >= 2:
         labels = [key.removeprefix("timing/") for key in keys]
         steps, seconds = zip(*rows, strict=True)
-        yield charts.stack("Time of a step", labels, steps, seconds)
+        yield charts.stack("Time per step", labels, steps, seconds)
 
 
 def _complete(stage: Stage, keys: list[str]) -> Iterator[tuple[int, list[float]]]:

@@ -35,12 +35,12 @@ def obstacle(causal_lm: nn.Module) -> str | None:
     config: Any = causal_lm.config
     text = config.get_text_config()
     if text is not config:
-        return "a model of more than text"
+        return "a multimodal model"
     if not getattr(causal_lm, "_supports_attention_backend", False):
         return "a model without transformers' attention interface"
     kinds = set(getattr(text, "layer_types", None) or ()) - set(_LAYERS)
     if kinds:
-        return f"layers of the kind {min(kinds)}"
+        return f"layers of type {min(kinds)}"
     by_length = _rope_types(getattr(text, "rope_parameters", None)) & {*_ROPE_BY_LENGTH}
     if by_length:
         return f"rotary embeddings of the type {min(by_length)}"
@@ -122,8 +122,8 @@ def _obstacle(causal_lm: nn.Module, proof: Callable[[Any], bool]) -> str | None:
         except Exception as error:  # code of any model's own
             return f"a model that cannot be packed ({type(error).__name__}: {error})"
         if not torch.equal(before, _random_state(device)):
-            return "dropout or noise of the model's own"
-    return None if proved else "a model that gives other numbers in our layout of its tokens"
+            return "the model's own dropout or noise"
+    return None if proved else "a model that computes different values in our layout of its tokens"
 
 
 def _random_state(device: torch.device) -> Tensor:

@@ -32,9 +32,7 @@ class LongPromptsConfig(trl.GRPOConfig):  # type: ignore[misc]
 
     long_prompts: str = field(
         default="stop",
-        metadata={
-            "help": "Rows that do not fit into the model's table of positions: stop or skip."
-        },
+        metadata={"help": "What to do about rows that exceed the model's positions: stop or skip."},
     )
 
     def __post_init__(self) -> None:
@@ -138,7 +136,7 @@ class _Fits:
             return rows
         if not self.skips:
             raise self._error(named_rows(found, "row", prompts), name)
-        logger.warning("%s: %d rows are left out, their prompts are too long", name, len(found))
+        logger.warning("%s: %d rows are skipped: their prompts are too long", name, len(found))
         left = {i for i, _ in found}
         return rows.select([i for i in range(len(prompts)) if i not in left])
 
@@ -164,6 +162,6 @@ class _Fits:
         return UserError(
             f"{name}: the prompt of {rows}; with a completion of up to {self.longest} "
             f"(max_completion_length) that is more than the {self.places} positions of the model. "
-            "Make max_completion_length smaller, shorten these rows, or leave them out with "
+            "Lower max_completion_length, shorten these rows, or skip them with "
             "long_prompts='skip'"
         )

@@ -104,14 +104,14 @@ def diagnosed(found: Mismatch, replay: bool) -> tuple[Literal["passed", "warned"
     if used.largest <= _BEARABLE:
         return "passed", said, ""
     if used is found.plain and found.replayed and found.replayed.largest <= _BEARABLE:
-        return "warned", said, "ratios are then of another model than sampled: router_replay: true"
-    return "warned", said, "ratios are then of another model than sampled: run.precision: fp32"
+        return "warned", said, "the ratios compare two different models; set router_replay: true"
+    return "warned", said, "the ratios compare two different models; set run.precision: fp32"
 
 
 def _in_words(gap: Gap) -> str:
     flips = "" if gap.flips is None else f", {gap.flips:.2%} of the tokens change experts"
     return (
-        f"log-probs of sampling and training differ by {gap.mean:.2g} nats in the mean, "
+        f"log-probs of sampling and training differ by {gap.mean:.2g} nats on average, "
         f"{gap.largest:.2g} at most{flips}"
     )
 

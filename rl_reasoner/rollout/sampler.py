@@ -136,8 +136,8 @@ def _check_places(
     if found:
         raise UserError(
             f"{named_rows(found, 'prompt', prompts)}; with a completion of up to {longest} that is "
-            f"more than the {places} positions of {policy.source}: a smaller max_tokens, or "
-            "shorter prompts"
+            f"more than the {places} positions of {policy.source}: use a smaller "
+            "max_tokens, or shorter prompts"
         )
 
 

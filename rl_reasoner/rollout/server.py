@@ -74,7 +74,7 @@ class Server:
         installed or the server refuses a request; `ServerFailed` when it is gone.
         """
         if force:
-            raise UserError(f"a server's completions cannot be forced to a start ({force})")
+            raise UserError(f"a server cannot force the start of a completion ({force})")
         count = samples if temperature else 1
         settings = {"temperature": temperature, "max_tokens": max_tokens}
         keep = _Nothing() if cache is None else cache
@@ -136,14 +136,14 @@ class Server:
         """What came of a request for `prompt`."""
         import openai
 
-        kept = "What arrived is kept: the same command goes on from there"
+        kept = "What arrived is kept: the same command continues from there"
         try:
             return done.result()
         except openai.APIError as error:
             if isinstance(error, openai.APIStatusError) and error.status_code < 500:
                 last = prompt if isinstance(prompt, str) else prompt[-1]["content"]
                 told = f"{self.source} refuses the request for {last!r:.80}: {error}"
-                raise UserError(told, f"{kept}, where the row is mended or left out") from error
+                raise UserError(told, f"{kept}, once the row is fixed or left out") from error
             raise ServerFailed(f"{self.source}: {error}".rstrip(".") + f". {kept}") from error
 
     def _ask(self, client: Any, prompt: Prompt, settings: Mapping[str, Any], seed: int) -> Rollout:

@@ -107,7 +107,7 @@ def call(payload: dict[str, Any], path: str) -> int:
     try:
         answer = data.encode(_call(namespace, payload))
     except data.NotData as error:
-        print(f"the answer is no plain data: {error}", file=sys.stderr)
+        print(f"the answer is not plain data: {error}", file=sys.stderr)
         code = FAILED
     except BaseException as error:
         code = _report(error)

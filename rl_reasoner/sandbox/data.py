@@ -29,7 +29,7 @@ _BUILTIN_TYPES = {kind for kind in vars(builtins).values() if isinstance(kind, t
 
 
 class NotData(Exception):
-    """A value that is no plain data (its type's name), or one nested too deeply."""
+    """A value that is not plain data (its type's name), or one nested too deeply."""
 
 
 class Malformed(Exception):
@@ -37,7 +37,7 @@ class Malformed(Exception):
 
 
 def encode(value: object, refer: Callable[[object], Tree] | None = None, depth: int = 0) -> Tree:
-    """`value` as a tree. What is no plain data goes to `refer`, or raises `NotData` without one.
+    """`value` as a tree. What is not plain data goes to `refer`, or raises `NotData` without one.
 
     Subclasses of plain types travel as the plain type; numpy scalars and arrays as numbers and
     lists.
@@ -145,7 +145,7 @@ def load(raw: bytes) -> Tree:
     try:
         return json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise Malformed("no JSON") from error
+        raise Malformed("not JSON") from error
 
 
 def equal(tree: Tree, expected: Tree, tolerance: float = 0.0, loose: bool = False) -> bool:

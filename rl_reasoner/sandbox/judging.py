@@ -417,7 +417,7 @@ def _is_dunder(name: str) -> bool:
 
 
 def _refuse() -> bool:
-    raise TypeError("the program's value is no plain data")
+    raise TypeError("the program's value is not plain data")
 
 
 def _settling(tree: ast.Module) -> ast.Module:

@@ -38,7 +38,7 @@ _GAPS = {
     "landlock": (
         "existence and size of host files can be seen (stat), and where links lead",
         "which processes there are can be seen, but nothing of them",
-        "the work folder lies on the host's disk: its total size is watched, not capped at once",
+        "the work folder is on the host's disk: its total size is watched, not capped at once",
     ),
     "seccomp": (
         "reads of host files possible",
@@ -141,7 +141,7 @@ def _strength(highest: str) -> Strength:
             tried[level] = str(error)
             continue
         return Strength(level, _ISOLATES[level], _GAPS[level], tried)
-    raise SandboxUnavailable(f"no sandbox works here. {_told(tried)}")
+    raise SandboxUnavailable(f"no sandbox level works here. {_told(tried)}")
 
 
 def choose(min_level: str, allow_weak: bool) -> str:
@@ -158,7 +158,7 @@ def choose(min_level: str, allow_weak: bool) -> str:
     found = strength()
     if LEVELS.index(found.level) > LEVELS.index(lowest):
         raise SandboxUnavailable(
-            f"the sandbox reaches only level {found.level!r} here, {min_level!r} is asked for. "
+            f"the sandbox reaches only level {found.level!r} here, {min_level!r} is required. "
             f"{_told(found.tried)} Weak levels need allow_weak=True."
         )
     return found.level

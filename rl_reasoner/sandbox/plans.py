@@ -221,7 +221,7 @@ def _plan_call(test: Mapping[Any, Any], place: str, tolerance: float) -> Call:
     try:
         trees = [data.encode(value) for value in (list(args), dict(kwargs), test["expected"])]
     except data.NotData as error:
-        raise UserError(f"{place} holds {error}, which is no plain data") from error
+        raise UserError(f"{place} holds {error}, which is not plain data") from error
     return Call(name, trees[0], trees[1], trees[2], tolerance, loose=True)
 
 
@@ -229,7 +229,7 @@ def _plan_code(text: str, place: str) -> Plan:
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise UserError(f"{place} is no Python: {error}") from error
+        raise UserError(f"{place} is not Python: {error}") from error
     if defined := _only_defined(tree):
         raise UserError(
             f"{place} defines {', '.join(defined)} and runs nothing: any program would pass. "

@@ -27,8 +27,8 @@ LOAD_S = 300.0
 """Seconds that a worker may take to start and to import the reward's module."""
 _OF_A_THREAD = ("main thread", "same thread", "_thread._local")
 _ADVICE = (
-    "It runs on a thread beside the main one: make connections and thread-locals in its first "
-    "call, not before; a function of a module or file has a worker's main thread, signals too"
+    "It runs on a thread other than the main one: make connections and thread-locals in its first "
+    "call, not before; a function in a module or file gets a worker's main thread, with signals"
 )
 
 

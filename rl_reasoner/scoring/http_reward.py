@@ -73,7 +73,7 @@ async def _asked(
             with attempt:
                 reply = await client.post(url, json=body, headers=headers)
                 if reply.status_code == 429 or reply.status_code >= 500:
-                    raise _Busy(f"{url} answers {reply.status_code}")
+                    raise _Busy(f"{url} answered {reply.status_code}")
                 reply.raise_for_status()
                 return _score(reply.json())
     raise AssertionError("unreachable: the last attempt returns or raises")
@@ -90,5 +90,5 @@ def _score(said: Any) -> Score:
     if isinstance(said, (int, float)):
         return Score(float(said))
     if not isinstance(said, dict) or "value" not in said:
-        raise ValueError(f"the reply is no number and has no value: {str(said)[:80]}")
+        raise ValueError(f"the reply is not a number and has no value: {str(said)[:80]}")
     return Score(said["value"], str(said.get("reason", "")), said.get("parts") or {})

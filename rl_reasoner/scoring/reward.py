@@ -418,7 +418,7 @@ def module_of(name: str, reference: str) -> ModuleType:
             raise UserError(f"reward {reference!r}: there is no file {path}")
         spec = importlib.util.spec_from_file_location(f"{FILE_MODULE}{path.stem}", path)
         if spec is None or spec.loader is None:
-            raise UserError(f"reward {reference!r}: {path} is no Python file")
+            raise UserError(f"reward {reference!r}: {path} is not a Python file")
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)

@@ -210,7 +210,7 @@ class Runner:
     def _say(self, why: str) -> None:
         logger.warning(
             "reward %r runs inside this process, on a thread: %s. Its exceptions and hangs are "
-            "caught, a crash of it is not; a function of a module or file runs apart",
+            "caught, but not a crash; a function in a module or file runs in its own process",
             self.name,
             why,
         )
@@ -312,7 +312,7 @@ os.register_at_fork(after_in_child=_after_fork)
 class RewardsFailed(RunStopped):
     """A reward broke down: going on would train on nothing, or on something else."""
 
-    title = "a reward broke down"
+    title = "a reward kept failing"
     code = 3
 
 
@@ -370,5 +370,5 @@ class Breaker:
         a resumed training the steps before are not known.
         """
         if self._first <= 1 and self._judged == 0 and (self._failed or strict):
-            told = f"no row got a reward in all of {self._steps} steps"
+            told = f"no row got a reward in any of {self._steps} steps"
             raise RewardsFailed("\n".join([told, *said]))

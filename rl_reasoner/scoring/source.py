@@ -94,7 +94,7 @@ def read(name: str, text: str) -> Callable[..., Any]:
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
         if isinstance(error, ModuleNotFoundError):
-            why += " (PYTHONPATH may name the folder in which it lies)"
+            why += " (is its folder on PYTHONPATH?)"
         raise UserError(f"reward {name!r}, its source in the recipe: {why}") from error
     if not callable(space.get(name)):
         raise UserError(f"reward {name!r}: its source in the recipe has no function of that name")
@@ -132,7 +132,7 @@ class _Writer:
         """Write that `name` is `value`; `space` are the globals in which it was found."""
         if name in self.taken:
             if self.taken[name] is not value:
-                raise ValueError(self.mend(f"reward {self.reward!r} uses two things called {name}"))
+                raise ValueError(self.mend(f"reward {self.reward!r} has two things called {name}"))
             return
         self.taken[name] = value
         inner = value.fn if isinstance(value, Reward) else value
@@ -147,7 +147,7 @@ class _Writer:
             self.blocks.append(f"{name} = {literal}\n")
         else:
             what = f"reward {self.reward!r} uses {name}, a {type(value).__name__}"
-            raise ValueError(self.mend(f"{what}, which cannot be written down"))
+            raise ValueError(self.mend(f"{what}, which cannot be written into the recipe"))
 
     def _define(self, name: str, value: Any, inner: Any, space: Mapping[str, Any]) -> None:
         """Write a function or class of the script, and before it what it names."""

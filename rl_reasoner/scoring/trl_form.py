@@ -35,7 +35,7 @@ def call_mistake(fn: Callable[..., Any], name: str, columns: Iterable[str]) -> s
             return needs_column(name, lacking, columns)
     if not catches and (unasked := sorted(given - {*names})):
         return (
-            f"reward {name!r} does not take {unasked[0]!r}: a function in trl's form is handed "
+            f"reward {name!r} does not take {unasked[0]!r}: a function in trl's form gets "
             "every column of the data, and more; give it **kwargs"
         )
     return ""

@@ -32,7 +32,7 @@ Status = Literal["passed", "warned", "failed", "skipped"]
 ROWS = 8
 SLOW_S = 0.5
 """The 99th percentile of a call's seconds above which a reward is called slow."""
-_NEEDS_GOLD = "it does not tell right answers from wrong ones: nothing to hack"
+_NEEDS_GOLD = "it does not distinguish right answers from wrong ones: nothing to hack"
 
 
 @dataclass(frozen=True)
@@ -136,13 +136,13 @@ def _rows(fn: Callable[..., Any], data: Sequence[Row] | str | None) -> list[Row]
     missing = [c for c in columns if not rows or c not in rows[0]]
     if missing:
         raise UserError(
-            f"reward {name_of(fn)} needs the column {missing[0]!r}, which no task here has: "
+            f"reward {name_of(fn)} needs the column {missing[0]!r}, which no built-in task has: "
             "give rows that have it with --data FILE"
         )
     different = {str(row.get("answer", index)): row for index, row in enumerate(rows)}
     chosen = list(different.values())[:ROWS]
     if len(chosen) < 3:
-        raise UserError("the kit needs three rows or more, with different answers")
+        raise UserError("the kit needs at least three rows with different answers")
     return chosen
 
 
@@ -314,20 +314,20 @@ class _Kit:
         [*agreed] = self.score(texts, rows, _threaded(self.fn))
         for text, outcome in zip(texts, agreed, strict=True):
             if usable(outcome) != 1.0:
-                return Finding("threads", "failed", "threads at once get other scores", text)
+                return Finding("threads", "failed", "concurrent calls get different scores", text)
         return Finding("threads", "passed")
 
     def leaves_data(self) -> Finding:
         """It changes nothing of the rows that it is given."""
         if self.runner.shipped or isinstance(packed(self.fn), str):
-            return Finding("leaves data", "skipped", "it runs in this process")
+            return Finding("leaves data unchanged", "skipped", "it runs in this process")
         texts, rows = self._scored()
         if not texts:
-            return Finding("leaves data", "skipped", "it fails on every row")
+            return Finding("leaves data unchanged", "skipped", "it fails on every row")
         kept = self.score(texts, rows, _watched(self.fn))
         if any(usable(outcome) != 1.0 for outcome in kept):
-            return Finding("leaves data", "failed", "it changes the columns that it is given")
-        return Finding("leaves data", "passed")
+            return Finding("leaves data unchanged", "failed", "it changes the columns it is given")
+        return Finding("leaves data unchanged", "passed")
 
     def latency(self) -> Finding:
         """The 99th percentile of its seconds."""
@@ -354,17 +354,17 @@ class _Kit:
         seen = [outcome for _, outcome in self._seen()]
         values = {usable(o) for o in seen if not math.isnan(usable(o))}
         if not values:
-            said = f"it judges nothing: abstained on {len(seen)} of {len(seen)}"
+            said = f"it never judges: abstained on {len(seen)} of {len(seen)}"
             ignored = getattr(self.fn, "on_abstain", None) == "ignore"  # perhaps no rows of its own
             status: Status = "warned" if ignored else "failed"
-            return Finding("tells apart", status, f"{said}; {described(seen[0])['reason']}")
+            return Finding("distinguishes", status, f"{said}; {described(seen[0])['reason']}")
         if len(values) < 2:
-            return Finding("tells apart", "warned", f"every completion gets {values.pop():g}")
+            return Finding("distinguishes", "warned", f"every completion gets {values.pop():g}")
         said = f"right {self.high:.3g}, wrong {self.low:.3g} on average"
         if self.tells_apart:
-            return Finding("tells apart", "passed", said)
-        said += ": it does not tell right from wrong; let a reward that does stand beside it"
-        return Finding("tells apart", "warned", said)
+            return Finding("distinguishes", "passed", said)
+        said += ": it does not distinguish right from wrong: use it beside a reward that does"
+        return Finding("distinguishes", "warned", said)
 
     def _hacked(self, check: str, *names: str) -> Finding:
         """Whether completions of these names get half of what right answers get, on most rows."""
@@ -396,7 +396,7 @@ class _Kit:
         first = self._hacked("several answers", "gold first")
         last = self._hacked("several answers", "gold last")
         if first.status == last.status == "failed":
-            said = "of several answers any may be right"
+            said = "a completion with several answers is paid whichever is right"
             return Finding("several answers", "failed", said, first.completion)
         return Finding(
             "several answers",

@@ -33,7 +33,7 @@ def check_vocabulary(student: Policy, teacher: Policy) -> None:
     """Raise `UserError` where the two do not mean the same tokens by the same numbers."""
     if student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
         raise UserError(
-            f"the teacher {teacher.source} and the student {student.source} have other "
+            f"the teacher {teacher.source} and the student {student.source} have different "
             "vocabularies: distil by samples instead (a sft stage on the data of a sample stage)"
         )
 

@@ -87,7 +87,7 @@ class BiasUpdate(TrainerCallback):  # type: ignore[misc]
         if base is not getattr(model, "module", model):
             raise UserError(
                 "router_bias_update (router_bias in a recipe) changes the policy itself, which an "
-                "adapter (lora) leaves as it is: leave one of them out"
+                "adapter (lora) leaves unchanged: use only one of them"
             )
         self._model = base
         self._load: ExpertLoad | None = None

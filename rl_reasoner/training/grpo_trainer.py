@@ -98,7 +98,7 @@ class GRPOConfig(ObjectiveConfig, RewardingConfig, LongPromptsConfig, OldLogProb
         if self.correct_sampling and not self.vllm_importance_sampling_correction:
             raise UserError(
                 "correct_sampling=True corrects by trl's code for vLLM, and "
-                "vllm_importance_sampling_correction=False turns that off: leave one of them out"
+                "vllm_importance_sampling_correction=False turns that off: use only one of them"
             )
         super().__post_init__()
 
@@ -140,7 +140,7 @@ class GRPOTrainer(
         self._sampling: SamplingParams | None = None  # as it was drawn last
         self._policy_logps: list[list[float]] | None = None  # of the rows drawn last
         if not self._fast and self._corrects:
-            logger.warning("correct_sampling: left out, no log-probs are kept while sampling")
+            logger.warning("correct_sampling: turned off, no log-probs are kept while sampling")
         self.expert_load: ExpertLoad | None = None  # while it trains
         self.last_expert_load: list[list[float]] = []
         self.add_callback(SkipBadSteps(self))
@@ -167,7 +167,7 @@ class GRPOTrainer(
             left["smaller pieces where memory runs out"] = loss
         if left:
             logger.warning(
-                "%s has its own %s, which finds rows and batches as in trl: left out: %s",
+                "%s has its own %s, which gets rows and batches as in trl; turned off: %s",
                 type(self).__name__,
                 ", ".join(dict.fromkeys(name for own in left.values() for name in own)),
                 ", ".join(left),
@@ -241,7 +241,7 @@ class GRPOTrainer(
         settings = self._settings()
         reason = unhandled({}, settings)
         if not generates_as_transformers(base_of(self.model)):
-            reason = "a model with a `generate` of its own"
+            reason = "a model with its own `generate`"
         if reason is not None:
             if reason not in self._elsewhere:
                 logger.warning(_NOT_HERE, reason)

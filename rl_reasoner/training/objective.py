@@ -55,8 +55,8 @@ class ObjectiveConfig(trl.GRPOConfig):  # type: ignore[misc]
     dynamic_sampling: int = field(
         default=0,
         metadata={
-            "help": "In at most so many rounds a batch, groups of equal rewards are replaced by "
-            "those of other prompts (DAPO, equation 11); 0 is off."
+            "help": "In at most this many rounds per batch, groups of equal rewards are replaced "
+            "by those of other prompts (DAPO, equation 11); 0 is off."
         },
     )
     prompt_schedule: bool = field(
@@ -110,7 +110,7 @@ def _check(config: ObjectiveConfig) -> None:
     apart = config.multi_objective_aggregation != "sum_then_normalize"
     if config.beta and config.kl_in == "reward" and apart:
         raise UserError(
-            "kl_in='reward' takes the KL from the sum of the rewards: it does not go with "
+            "kl_in='reward' takes the KL from the sum of the rewards: it cannot be combined with "
             f"multi_objective_aggregation={config.multi_objective_aggregation!r}"
         )
 

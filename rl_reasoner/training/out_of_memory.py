@@ -77,7 +77,7 @@ class SmallerPieces(TrainingPass):
                 if self._pieces >= rows:
                     raise
                 self._pieces *= 2
-            said = f"out of memory with {rows} rows: going on with {self._pieces} pieces"
+            said = f"out of memory with {rows} rows: continuing with {self._pieces} pieces"
             logger.warning(said)
             self._metrics["train"]["memory/pieces"].append(float(self._pieces))
             if begun[0]:

@@ -126,7 +126,7 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
             if not head_is_whole(base, self.temperature):
                 logger.warning(
                     "trl scores completions by the output matrix alone, and the head of %s does "
-                    "more: what is trained is another distribution than what is sampled",
+                    "more: the distribution that is trained differs from the one that is sampled",
                     type(base).__name__,
                 )
 

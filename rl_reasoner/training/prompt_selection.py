@@ -79,9 +79,9 @@ class PromptChoice(trl.GRPOTrainer):  # type: ignore[misc]
             raise UserError(f"{name} draws rows by number: the data set must not be iterable")
         tools = self.tools or self.rollout_func is not None
         if tools or self.environment_factories is not None:
-            raise UserError(f"{name} does not go with tools, environments or a rollout function")
+            raise UserError(f"{name} cannot be used with tools, environments or a rollout function")
         if {"image", "images"} & set(self.train_dataset.column_names):
-            raise UserError(f"{name} does not go with images")
+            raise UserError(f"{name} cannot be used with images")
 
     # ------------------------------------------------------------------------------ the batch
 

@@ -432,7 +432,7 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
                 logger.warning(told, name, count, calls, why)
 
     def _told(self) -> Iterator[str]:
-        """The first faults of the rows at hand, for whoever has to mend the reward."""
+        """The first faults of the rows at hand, for whoever has to fix the reward."""
         found = (
             f"row {i + 1} of the batch: {score.message}"
             for scores in self._scores

@@ -74,7 +74,7 @@ class RouterReplay(TrainingPass):
         try:
             config: Any = policy.config
             if config.get_text_config() is not config:
-                raise NoReplay("a model of more than text")
+                raise NoReplay("a multimodal model")
             routing = Routing(policy)
             if self.ref_model is not None:
                 self._reference = Routing(base_of(self.ref_model))

@@ -291,7 +291,7 @@ def test_a_reward_that_fails_on_every_completion_ends_with_three(here: Path, cli
         *("--rewards", "{'rewards.py:picky': 1}"),
     )
     assert ended.code == 3
-    assert "no row got a reward in all of" in ended.err
+    assert "no row got a reward in any of" in ended.err
     assert "not the answer" in ended.err
 
 

@@ -81,7 +81,7 @@ def test_completions_and_whole_conversations_are_learned() -> None:
         ),
         (["q"], "message 1 needs role and content; it is 'q'"),
         ([message("robot", "q")], "message 1 has the role 'robot'"),
-        ([{"role": "user", "content": [{"type": "image"}]}], "content of message 1 is no text"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "content of message 1 is not text"),
         ([*ASKED, message("assistant", "2")], "its last message is of the assistant"),
         ([], "the prompt has no message"),
     ],

@@ -73,7 +73,7 @@ def test_a_column_that_no_row_has_is_one_sentence(tmp_path: Path) -> None:
     path.write_text(
         "".join(json.dumps({"question": f"{n}", "answer": "1"}) + "\n" for n in range(40))
     )
-    said = "a.jsonl: no column 'problem'. It has: question, answer. Say in columns which one stands"
+    said = "a.jsonl: no column 'problem'. It has: question, answer. Set `columns` to the one"
     for on_bad_row in ("stop", "skip"):
         messages = refused(path, on_bad_row=on_bad_row)
         assert messages[0].startswith(said)

@@ -146,7 +146,7 @@ def test_every_bad_row_is_named_and_the_good_ones_kept() -> None:
         "x, row 2: no column 'problem'. Did you mean 'problm'?",
         "x, row 3: the answer is empty",
         "x, row 4: the answer is empty",
-        "x, row 5: the same problem as row 1, but another answer ('2' against '1')",
+        "x, row 5: the same problem as row 1, but a different answer ('2' against '1')",
         "x, row 7: the problem is empty",
     ]
 
@@ -170,7 +170,7 @@ def test_lint_never_lets_two_answers_of_one_problem_through(
 def test_stop_names_the_rows_and_the_mend(tmp_path: Path) -> None:
     found = refused(write(tmp_path / "a.jsonl", BAD))
     assert len(found) == 6
-    assert found[-1] == "mend the rows, or (in a recipe) set on_bad_row to 'skip'"
+    assert found[-1] == "fix the rows, or (in a recipe) set on_bad_row to 'skip'"
 
 
 def test_skip_goes_on_with_the_good_rows_and_says_which_are_left_out(

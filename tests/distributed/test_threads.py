@@ -34,7 +34,7 @@ def test_a_tiny_policy_is_trained_by_one_thread_or_as_told(
     )
     assert done.returncode == 0, done.stderr
     count = int(said or 1)
-    why = "as the environment says" if said else "a tiny policy; OMP_NUM_THREADS changes it"
+    why = "set by the environment" if said else "a tiny policy; OMP_NUM_THREADS changes it"
     assert f"fp32, {count} thread{'s' * (count > 1)} ({why})" in done.stderr
     assert json.loads((tmp_path / "run" / "lock.json").read_text())["threads"] == count
     page = (tmp_path / "run" / "report.html").read_text()

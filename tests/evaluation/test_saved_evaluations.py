@@ -261,7 +261,7 @@ def test_eval_takes_options_columns_and_training_rows(cli: Cli, tmp_path: Path) 
     assert "Did you mean 'timeout_s'" in cli(*given, *options, "timeout=2").err
     assert "not the reward they are for" in cli(*given, "--reward-options", "extract=last").err
     assert "NAME=VALUE" in cli(*given, *options, "timeout_s").err
-    assert "is no run folder" in cli(*given, "--decontaminated").err
+    assert "is not a run folder" in cli(*given, "--decontaminated").err
 
 
 def test_eval_knows_what_a_run_was_trained_on(cli: Cli, here: Path) -> None:
@@ -338,7 +338,7 @@ def test_rows_that_are_not_those_of_the_figures_are_refused(cli: Cli, tmp_path: 
     rows.write_text(rows.read_text().splitlines(keepends=True)[0])
     assert "has 1 rows of s0, the result 2" in cli("compare", "a.json", "a.json").err
     rows.unlink()
-    assert "is .rows.jsonl beside it?" in cli("compare", "a.json", "a.json").err
+    assert "is .rows.jsonl next to it?" in cli("compare", "a.json", "a.json").err
 
 
 def test_a_replay_by_a_plain_reward_and_by_the_same_again(cli: Cli, tmp_path: Path) -> None:

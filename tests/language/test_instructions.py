@@ -97,7 +97,7 @@ def test_limits_are_both_included(count: int, least: int, most: int) -> None:
         ([{"name": "paragraph_starts", "paragraph": 0, "word": "a"}], "a whole number from 1"),
         ([], "a list of 1 to 20 objects"),
         ([{"name": "quoted"}] * 21, "a list of 1 to 20 objects"),
-        ("[", "instructions are no JSON"),
+        ("[", "instructions are not JSON"),
         ([3], "an instruction is an object with a name, got 3"),
         ({"name": "quoted"}, "a list of 1 to 20 objects"),
     ],

@@ -135,7 +135,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(
     resumed(folder)
     shown = " ".join(capsys.readouterr().err.split())
     assert "checkpoint checkpoint-4 is damaged (" in shown
-    assert "going back to the one before" in shown
+    assert "using the one before it" in shown
     held_against(whole, folder)
 
 
@@ -301,7 +301,7 @@ def test_a_reward_that_breaks_down_ends_the_run_and_can_be_mended(
     (tmp_path / "down").touch()
     assert main(["train", str(tmp_path / "r.yaml")]) == 3
     shown = " ".join(capsys.readouterr().err.split())
-    assert "a reward broke down: " in shown and "8 of its last 8 calls faulted" in shown
+    assert "a reward kept failing: " in shown and "8 of its last 8 calls faulted" in shown
     assert "the judge is away" in shown and f"train --resume {tmp_path / 'run'}" in shown
     assert (tmp_path / "run/stages/2-grpo/checkpoints/checkpoint-4/checksums.json").is_file()
     (tmp_path / "down").unlink()

@@ -42,7 +42,7 @@ def test_a_folder_of_other_things_is_not_touched(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exists already"):
         RunFolder.create(recipe(tmp_path, sft()))
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
-    with pytest.raises(UserError, match=r"is no run folder: it has no recipe\.yaml"):
+    with pytest.raises(UserError, match=r"is not a run folder: it has no recipe\.yaml"):
         RunFolder.reopen(tmp_path / "run")
 
 

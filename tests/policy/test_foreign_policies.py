@@ -214,7 +214,7 @@ def test_shards_that_hold_more_than_tensors_are_not_read(
     with pytest.raises(UserError, match=MODEL_SHARDS) as caught:
         open_policy(str(sharded), device="cpu")
     assert len(caught.value.messages) == 1 and "\n" not in caught.value.messages[0]
-    assert " is not read: " in caught.value.messages[0]  # by us, before torch
+    assert " is not loaded: " in caught.value.messages[0]  # by us, before torch
     assert not canary.exists()
 
 
@@ -262,7 +262,7 @@ def test_no_answer_on_standard_input_lets_a_policy_run_its_code(
     assert cli(*verb, stdin="1\n1\nyes\n").code == 0, "the tokenizer is one that needs no code"
     with_code(saved, canary, "config.json", **MODEL_CODE)
     done = cli(*verb, stdin="1\n1\nyes\n")
-    assert done.code == 2 and "brings code of its own, and that is never run" in done.err
+    assert done.code == 2 and "comes with its own code, which is never run" in done.err
     assert not canary.exists()
 
 
@@ -271,7 +271,7 @@ def test_the_base_of_an_adapter_runs_no_code_either(saved: Path, tmp_path: Path)
     add_lora(policy, Lora(rank=2), seed=0)
     policy.save(tmp_path / "adapter")
     with_code(saved, tmp_path / "canary", "config.json", **MODEL_CODE)
-    with pytest.raises(UserError, match="brings code of its own"):
+    with pytest.raises(UserError, match="comes with its own code"):
         open_policy(str(tmp_path / "adapter"), device="cpu")
     assert not (tmp_path / "canary").exists()
 

@@ -130,7 +130,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["all weights", "a fresh adapter"])
+@pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["all weights", "a new adapter"])
 def test_a_run_trains_on_from_an_adapter(
     lora: Any, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -221,7 +221,7 @@ def test_a_name_that_is_no_folder_is_told_with_what_is_near(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "policies").mkdir()
-    nowhere = r"'policie' is no folder here and not to be had from the hub \(.*\)\."
+    nowhere = r"'policie' is neither a folder nor available on the hub \(.*\)\."
     refused("policie", rf"{nowhere} Did you mean 'policies'\?")
     refused("moe-tiny", r"Did you mean 'scratch:moe-tiny'\?")
 
@@ -234,7 +234,7 @@ def test_files_that_are_no_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert cache_folder() == tmp_path / "cache"
     refused(tmp_path / "none.gguf", "there is no policy file")
     (tmp_path / "text.gguf").write_text("once upon a time")
-    refused(tmp_path / "text.gguf", "is no GGUF file")
+    refused(tmp_path / "text.gguf", "is not a GGUF file")
     for body in (b"", b"\x03\x00\x00\x00", b"\x03\x00\x00\x00" + b"\xff" * 64):
         (tmp_path / "torn.gguf").write_bytes(b"GGUF" + body)
         with pytest.raises(UserError, match=r"torn\.gguf.*cannot be read"):

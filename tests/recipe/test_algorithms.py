@@ -144,7 +144,7 @@ def test_a_parser_that_passes_every_default_contradicts_nothing(tmp_path: Path) 
         ),
         (
             {"beta": 0.1, "kl_in": "reward", "multi_objective_aggregation": "normalize_then_sum"},
-            "does not go with multi_objective_aggregation",
+            "cannot be combined with multi_objective_aggregation",
         ),
     ],
     ids=str,

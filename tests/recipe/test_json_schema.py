@@ -85,7 +85,7 @@ def test_it_refuses_what_the_loader_refuses(path: tuple[str | int, ...], value: 
 
 def test_described_are_the_fields_that_the_recipe_describes() -> None:
     group = recipe_schema()["$defs"]["Group"]["properties"]
-    assert group["size"]["description"].startswith("completions a prompt")
+    assert group["size"]["description"].startswith("completions per prompt")
     assert group["size"]["minimum"] == 2
 
 

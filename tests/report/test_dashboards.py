@@ -57,7 +57,7 @@ def test_a_dashboard_that_fails_is_given_up(capsys: pytest.CaptureFixture[str]) 
     for _ in range(3):
         dashboard.on_log(None, None, None, logs={"reward": 1.0})
     assert broken.asked == 1
-    assert notes == ["dashboard tensorboard: OSError: no room; the run goes on without it"]
+    assert notes == ["dashboard tensorboard: OSError: no room; the run continues without it"]
     assert capsys.readouterr().out == ""
 
 
@@ -73,7 +73,7 @@ def test_trackio_and_tensorboard_get_trls_names(
     ended = cli("train", "tiny.yaml", "--run.report_to", "trackio,tensorboard", "--json")
     assert ended.code == 0, ended.err
     assert set(json.loads(ended.out)) >= {"run", "policy"}  # and nothing of the dashboards' own
-    assert "goes on without it" not in ended.err
+    assert "continues without it" not in ended.err
     [file] = (tmp_path / "trackio").glob("tiny*.db")
     rows = sqlite3.connect(file).execute("select run_name, metrics from metrics").fetchall()
     logged: dict[str, set[str]] = {}

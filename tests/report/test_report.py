@@ -47,7 +47,7 @@ def test_whole_run_gives_a_whole_page(tmp_path: Path) -> None:
         "KL to the reference",
         "Expert load, layer 1",
         "Accuracy on modular_test",
-        "Time of a step",
+        "Time per step",
         "math_answer: timed out after 5 s",
         "Training · grpo",
         "Evaluation · modular_test",

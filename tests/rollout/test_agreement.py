@@ -25,7 +25,7 @@ from support.stock import TOLERANCE, gradients, half_flat, worst
 
 VOCABULARY = 260
 WINDOW = 12
-DIFFERS = "a model that gives other numbers in our layout of its tokens"
+DIFFERS = "a model that computes different values in our layout of its tokens"
 SMALL: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -132,8 +132,8 @@ def test_windows_are_as_they_were_after_the_proof() -> None:
     ("family", "settings", "reason"),
     [
         ("Granite", {"attention_dropout": 0.1}, "attention dropout"),
-        ("SeedOss", {"residual_dropout": 0.1}, "dropout or noise of the model's own"),
-        ("Phimoe", {"input_jitter_noise": 0.1}, "dropout or noise of the model's own"),
+        ("SeedOss", {"residual_dropout": 0.1}, "the model's own dropout or noise"),
+        ("Phimoe", {"input_jitter_noise": 0.1}, "the model's own dropout or noise"),
     ],
 )
 def test_noise_while_training_is_seen_and_none_is_drawn(

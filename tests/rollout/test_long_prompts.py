@@ -79,7 +79,7 @@ def test_rows_that_do_not_fit_are_left_out_where_the_user_says_so(
     trainer = trainer_of(gpt2, tmp_path, long_prompts="skip", max_steps=5)
     trainer.train()
     assert trainer.state.global_step == 5 and len(trainer.train_dataset) == len(PROMPTS)
-    assert "train_dataset: 1 rows are left out" in caplog.text
+    assert "train_dataset: 1 rows are skipped" in caplog.text
 
 
 @pytest.mark.parametrize("choice", ["stop", "skip"])

@@ -184,7 +184,7 @@ def test_numpy_and_sympy_are_there_for_programs_and_tests_that_import_them() -> 
 def test_call_gives_the_value_as_plain_data() -> None:
     program = "def f(n): return {'a': (n, {1, 2}), 2: b'x'}\ndef g(): return print\ndef h(): 1 / 0"
     assert sandbox.call(program, "f", [7]) == {"a": (7, {1, 2}), 2: b"x"}
-    with pytest.raises(RuntimeError, match="no plain data"):
+    with pytest.raises(RuntimeError, match="not plain data"):
         sandbox.call(program, "g")
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
         sandbox.call(program, "h")
@@ -287,7 +287,7 @@ def test_a_test_uses_its_own_builtins_and_modules_not_the_programs() -> None:
         ([], "at least one test"),
         ("assert f(1) == 1", "must be a list"),
         ([7], "test 0 is int"),
-        (["assert f(1) =="], "test 0 is no Python"),
+        (["assert f(1) =="], "test 0 is not Python"),
         (["def check(candidate):\n    assert candidate(1) == 1"], "defines check and runs nothing"),
         ([{"stdin": "", "stdot": "7"}], "Did you mean 'stdout'?"),
         ([{"stdin": ""}], "stdout must be a str"),
@@ -296,7 +296,7 @@ def test_a_test_uses_its_own_builtins_and_modules_not_the_programs() -> None:
         ([{"call": "Solution().f()", "expected": 1}], "test 0: call must be"),
         ([{"call": "f", "args": [1]}], "without saying what is expected"),
         ([{"call": "f", "args": 1, "expected": 1}], "args must be a list"),
-        ([{"call": "f", "args": [object()], "expected": 1}], "object, which is no plain data"),
+        ([{"call": "f", "args": [object()], "expected": 1}], "object, which is not plain data"),
         ([{"stdout": "7", "tolerance": -1}], "tolerance must be a number"),
         ([{"stdout": "7", "tolerance": float("nan")}], "tolerance must be a number"),
     ],

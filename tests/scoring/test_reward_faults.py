@@ -133,23 +133,23 @@ def test_a_recipe_whose_rows_all_abstain_does_not_end_as_if_it_had_learned(
     policy = open_policy(wanted.policy.source, device="cpu")
     found = [n for n in rehearsed(wanted, prepared(wanted), policy) if n.check == "reward"]
     assert [n.status for n in found] == ["failed"] and "abstained on 32 of 32" in found[0].message
-    with pytest.raises(RewardsFailed, match="no row got a reward in all of 1 steps"):
+    with pytest.raises(RewardsFailed, match="no row got a reward in any of 1 steps"):
         train(wanted, quiet=True)
 
 
 def test_the_kit_fails_a_reward_that_judges_nothing_and_warns_of_one_that_cannot_tell() -> None:
     found = {f.check: f for f in examine(reward(lambda completion: None)).findings}
-    assert found["tells apart"].status == "failed"
-    assert re.search(r"abstained on (\d+) of \1;", found["tells apart"].message)
-    assert {f.check: f for f in examine(abstains).findings}["tells apart"].status == "failed"
+    assert found["distinguishes"].status == "failed"
+    assert re.search(r"abstained on (\d+) of \1;", found["distinguishes"].message)
+    assert {f.check: f for f in examine(abstains).findings}["distinguishes"].status == "failed"
 
     @reward
     def short(completion: str) -> float:
         return float(len(completion) < 100)
 
     found = {f.check: f for f in examine(short).findings}
-    assert found["tells apart"].status == "warned"
-    assert "does not tell right from wrong" in found["tells apart"].message
+    assert found["distinguishes"].status == "warned"
+    assert "does not distinguish right from wrong" in found["distinguishes"].message
 
 
 # -------------------------------------------------------------------------- the user's own line

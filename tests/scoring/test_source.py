@@ -191,7 +191,7 @@ def test_functions_and_names_in_a_list_or_with_weights() -> None:
     [
         (
             [locked],
-            "'locked' uses LOCK, a lock, which cannot be written down: put the reward",
+            "'locked' uses LOCK, a lock, which cannot be written into the recipe: put the reward",
         ),
         ([lambda completion: 1.0], "a reward is a function with a name"),
         ([calm, reward(calm.fn)], "two rewards are called calm"),
@@ -335,7 +335,7 @@ def test_what_a_helpers_module_has_under_a_name_of_the_script_is_told(
     (tmp_path / "shadows.py").write_text(SHADOWS)
     monkeypatch.syspath_prepend(tmp_path)
     space = runpy.run_path(str(tmp_path / "shadows.py"), run_name="__main__")
-    with pytest.raises(ValidationError, match="'judged' uses two things called LIMIT"):
+    with pytest.raises(ValidationError, match="'judged' has two things called LIMIT"):
         made([space["judged"]])
     del sys.modules["helpers_of_script"]
 

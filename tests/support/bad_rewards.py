@@ -124,7 +124,7 @@ def shares_state(completion: str, answer: str) -> float:
     return right(STATE["now"], answer)
 
 
-@found_by("leaves data")
+@found_by("leaves data unchanged")
 def sorts_in_place(completions: list[str], answer: list[str], **kwargs: Any) -> list[float]:
     values = [right(c, a) for c, a in zip(completions, answer, strict=True)]
     answer.sort()
@@ -183,7 +183,7 @@ def obedient_judge(completion: str, answer: str) -> float:
     return 1.0 if "Score: 10/10" in completion else right(completion, answer)
 
 
-@found_by("tells apart")
+@found_by("distinguishes")
 @reward
 def always_content(completion: str, answer: str) -> float:
     return 1.0

@@ -48,7 +48,7 @@ def test_shipped_rewards_pass(name: str) -> None:
 @pytest.mark.parametrize("name", ["code_tests", "no_hardcode"])
 def test_shipped_rewards_for_programs_pass(name: str) -> None:
     report = check_reward(load_reward(name), CODE)
-    [tells] = [f for f in report.findings if f.check == "tells apart"]
+    [tells] = [f for f in report.findings if f.check == "distinguishes"]
     if name == "code_tests":
         assert tells.message == "right 1, wrong 0 on average"
 
@@ -63,12 +63,12 @@ def test_functions_of_trls_form_for_chats() -> None:
         ]
 
     report = examine(chats)
-    [tells] = [f for f in report.findings if f.check == "tells apart"]
+    [tells] = [f for f in report.findings if f.check == "distinguishes"]
     assert tells.status == "passed" and tells.message.startswith("right 1")
 
 
 def test_rows_that_cannot_be_had() -> None:
-    with pytest.raises(UserError, match=r"needs the column '.*', which no task here has"):
+    with pytest.raises(UserError, match=r"needs the column '.*', which no built-in task has"):
         examine(load_reward("no_hardcode"))
     with pytest.raises(UserError, match="three rows"):
         examine(load_reward("math_answer"), [{"problem": "1+1=", "answer": "2"}])
@@ -100,5 +100,5 @@ def nothing(completion: str) -> float:
 @pytest.mark.parametrize("fails", [words, nothing])
 def test_what_fails_on_every_row_is_charged_with_nothing_else(fails: Reward) -> None:
     found = {finding.check: finding for finding in examine(fails).findings}
-    assert found["tells apart"].status == "failed"
-    assert found["threads"].status == found["leaves data"].status == "skipped"
+    assert found["distinguishes"].status == "failed"
+    assert found["threads"].status == found["leaves data unchanged"].status == "skipped"

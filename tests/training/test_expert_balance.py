@@ -238,7 +238,7 @@ def test_what_does_not_fit_the_model_is_one_clear_error(tmp_path: Path) -> None:
             build(policy, tmp_path, router_aux_loss_coef=0.01)
     model = open_policy("scratch:deepseek-tiny", device="cpu").model
     adapted = get_peft_model(model, LoraConfig(target_modules=["o_proj"]))
-    with pytest.raises(UserError, match="leave one of them out"):
+    with pytest.raises(UserError, match="use only one of them"):
         BiasUpdate(adapted, 0.01)
 
 

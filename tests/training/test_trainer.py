@@ -204,7 +204,7 @@ def test_a_reward_that_only_faults_leaves_the_other_where_it_is_optional(
     assert [row["rewards/broken/faults"] for row in log] == [8.0, 8.0]
     assert [row["rewards/digits/faults"] for row in log] == [0.0, 0.0]
     broken.optional = False  # type: ignore[attr-defined]
-    with pytest.raises(RewardsFailed, match="no row got a reward in all of 2 steps"):
+    with pytest.raises(RewardsFailed, match="no row got a reward in any of 2 steps"):
         trained(build(GRPOTrainer, folder, [digits, broken], tmp_path))
 
 

@@ -327,7 +327,7 @@ def test_no_job_unpickles_the_shards_of_a_checkpoint(tmp_path: Path) -> None:
             def job(rank: int, count: int = count, part: str = part) -> None:
                 own = FSDP if count > 1 else {}
                 trainer = build("scratch:dense-tiny", tmp_path, save_steps=2, max_steps=4, **own)
-                with pytest.raises(UserError, match=f"{part} is not read"):
+                with pytest.raises(UserError, match=f"{part} is not loaded"):
                     trainer.train(resume_from_checkpoint=str(checkpoint))
 
             assert together(count, job) == [0] * count

@@ -161,7 +161,7 @@ def test_what_the_engine_does_not_do_goes_trls_way_by_name(
             **SHORT,
         )
     assert "generate is used, for generation_kwargs (num_beams)" in caplog.text
-    assert "correct_sampling: left out" in caplog.text
+    assert "correct_sampling: turned off" in caplog.text
     trainer.train()
     assert trainer.state.global_step == 2
 

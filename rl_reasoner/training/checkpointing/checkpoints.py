@@ -70,11 +70,11 @@ def last_checkpoint(folder: Path, note: Callable[[str], None]) -> tuple[Path, in
         if damage is None:
             if _of_model_alone(path):
                 note(
-                    f"checkpoint {path.name} holds the model alone: its step is resumed, "
-                    "optimizer, learning-rate schedule and random states begin anew"
+                    f"checkpoint {path.name} holds only the model: its step is resumed, but "
+                    "the optimizer, learning-rate schedule and random states start fresh"
                 )
             return path, step
-        note(f"checkpoint {path.name} is damaged ({damage}): going back to the one before")
+        note(f"checkpoint {path.name} is damaged ({damage}): using the one before it")
     return None
 
 

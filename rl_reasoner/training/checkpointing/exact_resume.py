@@ -80,8 +80,8 @@ class ExactResume(PlaceInData, WholeCheckpoints, trl.GRPOTrainer):  # type: igno
         if (writers := written_by(Path(checkpoint))) not in (0, self.args.world_size):
             if self.accelerator.is_main_process:
                 logger.warning(
-                    "%s was written by %d processes, not %d: the run goes on with the same weights "
-                    "and prompts and with new completions, not exactly as it would have",
+                    "%s was written by %d processes, not %d: the run continues with the same "
+                    "weights and prompts but new completions, not exactly as it would have",
                     checkpoint,
                     writers,
                     self.args.world_size,

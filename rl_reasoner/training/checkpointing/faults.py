@@ -1,7 +1,7 @@
 """Faults in the middle of a run: what a trainer does about them, whichever trainer it is.
 
 A gradient that is not finite: the step is left out and recorded, and the run stops after so many in
-a row. A run that has to stop in the middle of a step (a reward broke down, the machine is taken
+a row. A run that has to stop in the middle of a step (a reward kept failing, the machine is taken
 away): the step is given up, and the checkpoint holds the state after the one before, exactly. A
 full disk: the half-written checkpoint goes, the last good one stays. Knows nothing of recipes.
 """
@@ -64,11 +64,11 @@ class SkipBadSteps(TrainerCallback):  # type: ignore[misc]
         self.in_a_row += scaler is None or scaler.get_scale() <= 1.0
         self.trainer._metrics["train"]["steps/skipped"].append(1.0)
         step = state.global_step + 1
-        logger.warning("step %d is left out: its gradients are not finite", step)
+        logger.warning("step %d is skipped: its gradients are not finite", step)
         if self.in_a_row >= self.most:
             raise Diverged(
                 f"the gradients of {self.in_a_row} steps in a row, up to step {step}, are not "
-                "finite: lower the learning rate, or look at the rewards and log-probabilities"
+                "finite: lower the learning rate, or check the rewards and log-probabilities"
             )
 
     def _finite(self, optimizer: Any) -> bool:
@@ -175,5 +175,5 @@ def stopped_by_full_disk(checkpoints: Path, error: BaseException) -> DiskFull:
     left = sorted(
         int(p.name[11:]) for p in checkpoints.glob("checkpoint-*") if p.name[11:].isdigit()
     )
-    last = f"the checkpoint of step {left[-1]} is whole" if left else "there was no checkpoint yet"
+    last = f"the checkpoint of step {left[-1]} is intact" if left else "there was no checkpoint yet"
     return DiskFull(f"{type(error).__name__} while writing to {checkpoints}: {last}")

@@ -18,8 +18,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 logger = logging.getLogger(__name__)
 _FILE = "reference.safetensors"
 _GONE = (
-    "%s has no reference policy, which sync_ref_model moves: the run goes on with the reference of "
-    "its start, not exactly as it would have"
+    "%s has no reference policy, which sync_ref_model moves: the run continues with the reference "
+    "it started from, not exactly as it would have"
 )
 
 

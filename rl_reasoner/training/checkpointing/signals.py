@@ -61,7 +61,7 @@ class Stop:
         if self.asked or self.last_step is None:
             raise KeyboardInterrupt
         self.asked = True
-        self.note("stopping after this step; once more stops at once")
+        self.note("stopping after this step; interrupt again to stop at once")
 
     def _taken_away(self, number: int, frame: FrameType | None) -> None:
         self._asked(number, frame)

@@ -63,14 +63,14 @@ class WholeCheckpoints(Trainer):  # type: ignore[misc]
         if resume_from_checkpoint is True:
             found = last_checkpoint(Path(self.args.output_dir), logger.warning)
             if found is None:
-                raise UserError(f"there is no whole checkpoint in {self.args.output_dir}")
+                raise UserError(f"there is no intact checkpoint in {self.args.output_dir}")
             resume_from_checkpoint = str(found[0])
         elif resume_from_checkpoint and Path(resume_from_checkpoint) != self.checked:
             damage = broken_seal(Path(resume_from_checkpoint))
             if damage is not None:
                 raise UserError(
                     f"checkpoint {resume_from_checkpoint} is damaged ({damage}): "
-                    "resume_from_checkpoint=True takes the last one that is whole"
+                    "resume_from_checkpoint=True takes the last intact one"
                 )
         return super().train(resume_from_checkpoint, *others, **named)
 
@@ -84,7 +84,7 @@ class WholeCheckpoints(Trainer):  # type: ignore[misc]
         damage = broken_seal(best)
         if any_rank(self, damage is not None):
             logger.warning(
-                "the best checkpoint %s is damaged (%s): the model stays that of the last step",
+                "the best checkpoint %s is damaged (%s): the model of the last step is kept",
                 best,
                 damage,
             )

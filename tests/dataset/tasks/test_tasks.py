@@ -365,10 +365,10 @@ def test_countdown_says_why(countdown: Reward) -> None:
         "5*7+3 is 38, the target is 32",
         "5*7-3-0 uses 0 1x, it is given 0x",
         "5*5+7 uses 5 2x, it is given 1x",
-        "'5*7-x' is no expression: where a number should be there is 'x'",
-        "'(5*7' is no expression: a parenthesis is not closed",
-        "'7/(5-5)' is no expression: it divides by zero",
-        "'5+7)' is no expression: it goes on with ')'",
+        "'5*7-x' is not an expression: where a number should be there is 'x'",
+        "'(5*7' is not an expression: a parenthesis is not closed",
+        "'7/(5-5)' is not an expression: it divides by zero",
+        "'5+7)' is not an expression: unexpected ')'",
     ]
     deep = "(" * 40 + "5*7-3" + ")" * 40
     assert "more than 30 parentheses are open" in countdown(deep, [5, 7, 3], 32).reason

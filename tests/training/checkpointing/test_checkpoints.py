@@ -73,7 +73,7 @@ def test_a_file_that_is_cut_off_sends_back_to_the_one_before(
     assert step == 9
     [note] = notes
     assert note.startswith("checkpoint checkpoint-10 is damaged (")
-    assert note.endswith("): going back to the one before")
+    assert note.endswith("): using the one before it")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -134,6 +134,6 @@ def test_a_checkpoint_of_the_model_alone_is_whole_and_told(folder: Path) -> None
         (folder / "checkpoint-10" / name).unlink()
     step, [note] = found(folder)
     assert step == 10
-    assert note.startswith("checkpoint checkpoint-10 holds the model alone: its step is resumed")
+    assert note.startswith("checkpoint checkpoint-10 holds only the model: its step is resumed")
     (folder / "checkpoint-10" / "trainer_state.json").unlink()  # killed behind the weights
     assert found(folder)[0] == 9

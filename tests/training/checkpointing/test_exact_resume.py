@@ -69,7 +69,7 @@ def test_evaluation_changes_no_training_number(fast: bool, tmp_path: Path) -> No
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
     trainer = build("scratch:dense-tiny", tmp_path, max_steps=4)
-    with pytest.raises(UserError, match="no whole checkpoint"):
+    with pytest.raises(UserError, match="no intact checkpoint"):
         trainer.train(resume_from_checkpoint=True)
     trainer.train()
     damaged = tmp_path / "checkpoint-4" / "model.safetensors"
