@@ -123,9 +123,9 @@ class EvalVerb:
         trained_on = self._training_rows(self.policy)
         policy: Any = self.policy
         if self.server is not None:
-            from rl_reasoner.rollout.server import Server
+            from rl_reasoner.rollout.server import ServedPolicy
 
-            policy = Server(self.server, self.policy)
+            policy = ServedPolicy(self.server, self.policy)
         else:
             silence_libraries()
         template, system = prompt_settings(self.policy, self.template, self.system)

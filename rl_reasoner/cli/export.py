@@ -47,9 +47,9 @@ class ExportVerb:
         policy = open_policy(self.policy, device="cpu")
         merge_adapter(policy)
         if self.upcycle is not None:
-            from rl_reasoner.moe.upcycling import upcycled
+            from rl_reasoner.moe.upcycling import upcycle
 
-            policy.model = upcycled(policy.model, self.upcycle, self.chosen)
+            policy.model = upcycle(policy.model, self.upcycle, self.chosen)
         policy.model.to(torch.bfloat16 if self.dtype == "bf16" else torch.float32)
         if self.fp8:
             check_fp8(policy.model)

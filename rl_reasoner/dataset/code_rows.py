@@ -49,7 +49,7 @@ def code_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def continued(row: Mapping[str, Any], completion: str) -> str:
+def continue_program(row: Mapping[str, Any], completion: str) -> str:
     """The completion as a reward reads it, where the problem is a program to be continued.
 
     That is so when the problem itself begins to define `entry_point`, as in HumanEval. The problem
@@ -85,7 +85,7 @@ def continuing(
     """`function`, reading a completion as the whole program where `rows` begin programs.
 
     That is for rewards that run tests; others, and rows without an `entry_point`, get `function` as
-    it is. What comes back takes the columns `problem` and `entry_point` too (see `continued`).
+    it is. The result takes the columns `problem` and `entry_point` too (see `continue_program`).
     """
     if not isinstance(function, Reward) or "tests" not in function.columns:
         return function
@@ -97,7 +97,7 @@ def continuing(
     def judged(completion: str, **columns: Any) -> object:
         begun = {name: columns[name] for name in _BEGUN}
         kept = {n: value for n, value in columns.items() if n in taken or n not in _BEGUN}
-        return fn(continued(begun, completion), **kept)
+        return fn(continue_program(begun, completion), **kept)
 
     made = Reward(judged, function.options)
     made.columns = tuple(dict.fromkeys((*taken, *_BEGUN)))
@@ -109,7 +109,9 @@ def continuing(
         def together(
             completions: Sequence[str], rows: Sequence[Mapping[str, Any]], **options: Any
         ) -> Sequence[object]:
-            whole = [continued(row, text) for row, text in zip(rows, completions, strict=True)]
+            whole = [
+                continue_program(row, text) for row, text in zip(rows, completions, strict=True)
+            ]
             return many(whole, rows, **options)
 
     return made
@@ -129,8 +131,8 @@ def as_dataset(rows: Sequence[Mapping[str, Any]]) -> "Dataset":
     kinds = {name: {type(row.get(name)) for row in rows} - {type(None)} for name in names}
     nested = {
         name
-        for name, found in kinds.items()
-        if name != "prompt" and (len(found) > 1 or found & {list, tuple, dict})
+        for name, types in kinds.items()
+        if name != "prompt" and (len(types) > 1 or types & {list, tuple, dict})
     }
     kept = [
         {name: _written(row.get(name)) if name in nested else row.get(name) for name in names}

@@ -38,36 +38,36 @@ class Overlap:
 
     def counts(self) -> dict[str, int]:
         """How many rows there are, and how many of each kind of overlap."""
-        found = [hit for hit in self.hits if hit]
+        hits = [hit for hit in self.hits if hit]
         return {
             "rows": len(self.hits),
-            "exact": sum(hit["exact"] for hit in found),
-            "shared_run": sum(hit["runs"] > 0 for hit in found),
-            "half": sum(hit["runs"] >= HALF for hit in found),
-            "near": sum(hit["near"] is not None for hit in found),
-            "contaminated": sum(hit["contaminated"] for hit in found),
+            "exact": sum(hit["exact"] for hit in hits),
+            "shared_run": sum(hit["runs"] > 0 for hit in hits),
+            "half": sum(hit["runs"] >= HALF for hit in hits),
+            "near": sum(hit["near"] is not None for hit in hits),
+            "contaminated": sum(hit["contaminated"] for hit in hits),
         }
 
 
-def overlap(
+def find_overlap(
     train: Iterable[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], near: bool = True
 ) -> Overlap:
     """The overlap of training rows with the rows of a set, by their `problem`.
 
     `near=False` leaves out the near copies, which need datasketch; `UserError` where it is missing.
     """
-    texts = [folded(row) for row in rows]
-    found = _Found(texts)
+    texts = [fold(row) for row in rows]
+    shared = _Found(texts)
     copies = _Copies(texts) if near else None
     for number, row in enumerate(train):
-        text = folded(row)
-        found.see(number, text)
+        text = fold(row)
+        shared.see(number, text)
         if copies is not None:
             copies.see(number, text)
-    return Overlap([_hit(i, found, copies) for i in range(len(rows))])
+    return Overlap([_hit(i, shared, copies) for i in range(len(rows))])
 
 
-def folded(row: Mapping[str, Any]) -> str:
+def fold(row: Mapping[str, Any]) -> str:
     """The text of a row's problem, case and white space folded."""
     return " ".join(str(row["problem"]).casefold().split())
 
@@ -78,22 +78,22 @@ def _runs(kind: re.Pattern[str], text: str, length: int) -> set[tuple[str, ...]]
     return {tuple(words[i : i + length]) for i in range(len(words) - length + 1)}
 
 
-def _hit(index: int, found: "_Found", copies: "_Copies | None") -> dict[str, Any] | None:
-    exact = found.exact.get(index)
-    own = found.sizes[index]
-    share = len(found.shared[index]) / own if own else 0.0
+def _hit(index: int, shared: "_Found", copies: "_Copies | None") -> dict[str, Any] | None:
+    exact = shared.exact.get(index)
+    own = shared.sizes[index]
+    part = len(shared.shared[index]) / own if own else 0.0
     copy = copies.nearest.get(index) if copies else None
     rows = [
-        at for at in (exact, copy[1] if copy else None, found.first.get(index)) if at is not None
+        at for at in (exact, copy[1] if copy else None, shared.first.get(index)) if at is not None
     ]
     if not rows:
         return None
     return {
         "exact": exact is not None,
-        "runs": share,
+        "runs": part,
         "near": copy[0] if copy else None,
         "train_row": rows[0],
-        "contaminated": exact is not None or share >= HALF or copy is not None,
+        "contaminated": exact is not None or part >= HALF or copy is not None,
     }
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 TURNS = "prompt_messages"  # the column with the turns of a longer conversation
-Message = dict[str, str]
+_Message = dict[str, str]
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _ASKING = ("user", "tool")  # who may speak last in a prompt
 
@@ -30,10 +30,10 @@ def plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
     if _listed(made.get("problem")):
         made |= _asked(check_messages(made["problem"], "the prompt"))
     if _listed(made.get("completion")):
-        said = check_messages(made["completion"], "the completion")
-        if [message["role"] for message in said] != ["assistant"]:
+        messages = check_messages(made["completion"], "the completion")
+        if [message["role"] for message in messages] != ["assistant"]:
             raise ValueError("the completion is not one message of the assistant")
-        made["completion"] = said[0]["content"]
+        made["completion"] = messages[0]["content"]
     if made.get("system") is not None and not isinstance(made["system"], str):
         raise ValueError(f"system is {made['system']!r:.40}, not text")
     if isinstance(made.get("context"), str) and TURNS not in made:
@@ -51,7 +51,7 @@ def _listed(value: Any) -> bool:
     return isinstance(value, (list, tuple)) or (isinstance(value, Mapping) and "role" in value)
 
 
-def check_messages(value: Any, what: str) -> list[Message]:
+def check_messages(value: Any, what: str) -> list[_Message]:
     """The messages in `value`, with role and content alone; raises ValueError where it has none."""
     if isinstance(value, Mapping):
         roles, contents = value.get("role"), value.get("content")
@@ -59,12 +59,12 @@ def check_messages(value: Any, what: str) -> list[Message]:
             value = [value]
         else:
             value = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=False)]
-    found = []
+    messages = []
     for number, message in enumerate(value, 1):
         if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
             has = ", ".join(map(str, message)) if isinstance(message, Mapping) else ""
-            told = f"it has: {has}" if has else f"it is {message!r:.40}"
-            raise ValueError(f"{what}: message {number} needs role and content; {told}")
+            given = f"it has: {has}" if has else f"it is {message!r:.40}"
+            raise ValueError(f"{what}: message {number} needs role and content; {given}")
         role, content = message["role"], message["content"]
         if role not in _ROLES:
             raise ValueError(
@@ -72,35 +72,35 @@ def check_messages(value: Any, what: str) -> list[Message]:
             )
         if not isinstance(content, str):
             raise ValueError(f"{what}: the content of message {number} is not text")
-        found.append({"role": role, "content": content})
-    if not found:
+        messages.append({"role": role, "content": content})
+    if not messages:
         raise ValueError(f"{what} has no message")
-    return found
+    return messages
 
 
-def _split(made: dict[str, Any], messages: list[Message]) -> None:
+def _split(made: dict[str, Any], messages: list[_Message]) -> None:
     """A whole conversation as prompt and, where the assistant speaks last, completion."""
     if messages[-1]["role"] == "assistant":
         made.setdefault("completion", messages.pop()["content"])
     made["prompt"] = messages
 
 
-def _asked(messages: list[Message]) -> dict[str, Any]:
+def _asked(messages: list[_Message]) -> dict[str, Any]:
     """The columns that a prompt's messages become."""
-    found: dict[str, Any] = {}
+    columns: dict[str, Any] = {}
     if messages[0]["role"] == "system":
-        found["system"] = messages[0]["content"]
+        columns["system"] = messages[0]["content"]
         messages = messages[1:]
     if not messages or messages[-1]["role"] not in _ASKING:
         last = messages[-1]["role"] if messages else "system"
         raise ValueError(f"the prompt asks nothing: its last message is of the {last}")
     if len(messages) == 1 and messages[0]["role"] == "user":
-        return found | {"problem": messages[0]["content"]}
-    said = "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
-    return found | {"problem": said, TURNS: messages}
+        return columns | {"problem": messages[0]["content"]}
+    text = "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
+    return columns | {"problem": text, TURNS: messages}
 
 
-def chat_of(turns: Sequence[Message], system: str | None, request: str = "") -> list[Message]:
+def chat_of(turns: Sequence[_Message], system: str | None, request: str = "") -> list[_Message]:
     """The chat of a prompt: system prompt, turns, and a `request` at the end of the last one."""
     last = dict(turns[-1])
     last["content"] += request

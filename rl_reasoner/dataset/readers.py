@@ -80,15 +80,15 @@ def _saved_rows(path: Path, split: str) -> Iterator[Row]:
     from datasets import DatasetDict, load_from_disk
 
     try:
-        found = load_from_disk(str(path))
+        saved = load_from_disk(str(path))
     except Exception as error:
         raise UserError(f"{path}: not a saved data set: {first_line(error)}") from error
-    if isinstance(found, DatasetDict):
-        if split not in found:
-            near = did_you_mean(split, found) or f" It has: {', '.join(found)}."
+    if isinstance(saved, DatasetDict):
+        if split not in saved:
+            near = did_you_mean(split, saved) or f" It has: {', '.join(saved)}."
             raise UserError(f"{path}: no split {split!r}.{near}")
-        found = found[split]
-    yield from found
+        saved = saved[split]
+    yield from saved
 
 
 def _is_list(path: Path) -> bool:
@@ -116,8 +116,8 @@ def _json_lines(path: Path) -> Iterator[Row]:
             if line.text.startswith(_GZIP):
                 raise UserError(f"{path} is compressed: gunzip it first") from line.error
             if line.number == 1 and line.text.strip() == b"{":
-                told = "one object over several lines"
-                raise UserError(f"{path}: {told}; {_WANTED}") from line.error
+                reason = "one object over several lines"
+                raise UserError(f"{path}: {reason}; {_WANTED}") from line.error
             place = f"{path}, line {line.number}"
             raise UserError(f"{place}: not JSON: {line.error}") from line.error
         if line.row is None:

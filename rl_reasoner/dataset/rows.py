@@ -15,7 +15,7 @@ from rl_reasoner.dataset.code_rows import code_row
 from rl_reasoner.dataset.conversations import plain_row
 from rl_reasoner.dataset.sets import read_rows
 from rl_reasoner.dataset.tasks.generate import careless, generate_problems
-from rl_reasoner.dataset.tasks.mixed_language import worded
+from rl_reasoner.dataset.tasks.mixed_language import put_into_words
 from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.language.instructions import parsed
 from rl_reasoner.language.thinking import with_tags
@@ -52,8 +52,8 @@ def load_rows(data: AnyData) -> list[Row]:
         raise UserError(f"the rows of stage {data.stage!r} are made by its run")
     rows = _task_rows(data) if isinstance(data, TaskData) else _file_rows(data)
     rewards = None if data.rewards is None else list(data.rewards)
-    said = {"rewards": rewards, "template": data.template, "max_tokens": data.max_tokens}
-    kept = {name: value for name, value in said.items() if value is not None}
+    settings = {"rewards": rewards, "template": data.template, "max_tokens": data.max_tokens}
+    kept = {name: value for name, value in settings.items() if value is not None}
     return [row | kept for row in rows] if kept else rows
 
 
@@ -65,10 +65,10 @@ def load_problems(data: FileData) -> list[Row]:
     rows = read_rows(data.path, data.config, data.split)
     named = [{k: v for k, v in data.columns.items() if v in row} for row in rows]
     renamed = (_renamed(row, columns) for row, columns in zip(rows, named, strict=True))
-    found = [row for row in map(_asked, renamed) if isinstance(row.get("problem"), str)]
-    if not found:
+    problems = [row for row in map(_asked, renamed) if isinstance(row.get("problem"), str)]
+    if not problems:
         raise UserError(f"{data.path}: no row has a problem. It has: {', '.join(rows[0])}.")
-    return found
+    return problems
 
 
 def _asked(row: Row) -> Row:
@@ -86,22 +86,22 @@ def _mixed(data: MixData) -> list[Row]:
     if all(weights):
         sizes = [total * (weight or 0.0) / sum(w or 0.0 for w in weights) for weight in weights]
         counts = [max(1, round(size)) for size in sizes]
-    found: list[Row] = []
+    rows: list[Row] = []
     for number, (source, part, count) in enumerate(zip(data.mix, parts, counts, strict=True)):
         named = {"task": Path(source.path).stem} if isinstance(source, FileData) else {}
         rest = random.Random(f"mix|{number}").sample(part, count % len(part))
-        found += [named | row for row in (*part * (count // len(part)), *rest)]
-    names = dict.fromkeys(name for row in found for name in row)
-    return [dict.fromkeys(names) | row for row in found]
+        rows += [named | row for row in (*part * (count // len(part)), *rest)]
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [dict.fromkeys(names) | row for row in rows]
 
 
 def _file_rows(data: FileData) -> list[Row]:
     rows = read_rows(data.path, data.config, data.split)
     _check_columns(rows, data)
     good, problems = lint([_renamed(row, data.columns) for row in rows], data.path)
-    told = {text.removeprefix(f"{data.path}, row ").partition(": ")[2] for text in problems}
-    if not good and len(told) == 1 and (said := next(iter(told))).startswith(_NO_COLUMN):
-        raise UserError(f"{data.path}: {said} Set `columns` to the one that holds it.")
+    reasons = {text.removeprefix(f"{data.path}, row ").partition(": ")[2] for text in problems}
+    if not good and len(reasons) == 1 and (reason := next(iter(reasons))).startswith(_NO_COLUMN):
+        raise UserError(f"{data.path}: {reason} Set `columns` to the one that holds it.")
     shown = problems[:_SHOWN]
     if problems[_SHOWN:]:
         shown.append(f"and {len(problems) - _SHOWN} more")
@@ -138,13 +138,13 @@ def _task_rows(data: TaskData) -> list[Row]:
 def _in_words(row: Row, chinese: float, rng: random.Random) -> Row:
     """The columns of a row whose chain is told in words."""
     try:
-        told = worded(row.get("chain", ""), chinese, rng)
+        chain = put_into_words(row.get("chain", ""), chinese, rng)
     except ValueError as error:
         raise UserError(f"task {row['task']!r} has no chains in words: {error}") from None
-    if not told:
+    if not chain:
         raise UserError(f"task {row['task']!r} has no chain of thought to write out in words")
     whole = row.get("completion", "")
-    return {"chain": told, **({"completion": whole.replace(row["chain"], told)} if whole else {})}
+    return {"chain": chain, **({"completion": whole.replace(row["chain"], chain)} if whole else {})}
 
 
 def lint(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:

@@ -50,10 +50,10 @@ def _rendered(row: Row, template: str, tokenizer: Any, system: str | None) -> Pr
         checked_template(template)
     except ValueError as error:
         raise UserError(str(error)) from None
-    said = f"the template {template!r} makes a text"
+    reason = f"the template {template!r} makes a text"
     if template == "auto":
         template = "chat" if getattr(tokenizer, "chat_template", None) else "plain"
-        said = "the policy has no chat template"
+        reason = "the policy has no chat template"
     problem, turns = row["problem"], row.get(TURNS)
     if template in _CHATS:
         request = f"\n{BOXED_INSTRUCTION}" if template == "boxed" else ""
@@ -61,8 +61,8 @@ def _rendered(row: Row, template: str, tokenizer: Any, system: str | None) -> Pr
     if turns or system:
         what = "a conversation of several turns" if turns else "a system prompt"
         raise UserError(
-            f"row {row.get('id', problem)!r:.60}: {said}, and {what} needs a chat: a policy with a "
-            "chat template, and the template auto, chat or boxed"
+            f"row {row.get('id', problem)!r:.60}: {reason}, and {what} needs a chat: a policy with "
+            "a chat template, and the template auto, chat or boxed"
         )
     if template == "plain":
         return str(problem)

@@ -92,10 +92,10 @@ def lost_peer(error: BaseException) -> bool:
         return False
     import torch
 
-    said = str(error)
+    message = str(error)
     known = ("gloo", "onnection closed by peer", "onnection reset by peer", "Broken pipe")
     return isinstance(error, torch.distributed.DistError) or (
-        isinstance(error, RuntimeError) and any(part in said for part in known)
+        isinstance(error, RuntimeError) and any(part in message for part in known)
     )
 
 

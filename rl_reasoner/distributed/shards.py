@@ -88,8 +88,8 @@ def check_shards(folder: Path) -> None:
             raise ValueError(wrong)
         _check_values(folder, index)
     except Exception as error:  # damaged or hostile bytes make both readers raise nearly anything
-        said = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(f"{folder} is not loaded: {said}") from error
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(f"{folder} is not loaded: {reason}") from error
 
 
 def _wrong(folder: Path, index: Any) -> Iterator[str]:

@@ -29,13 +29,13 @@ def wait_asleep() -> None:
 
 def share_cores(processes: int) -> None:
     """Deal the cores out to so many processes to be started, unless the user has."""
-    if not said():
+    if not user_sets_threads():
         cores = len(os.sched_getaffinity(0))
         os.environ["OMP_NUM_THREADS"] = str(max(1, cores // processes))
         os.environ[_SHARED] = "1"
 
 
-def said() -> bool:
+def user_sets_threads() -> bool:
     """Whether the user has said how many threads there are to be."""
     return any(name in os.environ for name in _OWN) and _SHARED not in os.environ
 
@@ -65,11 +65,11 @@ class Threads:
         parameters = [list(model.parameters()) for model in models]
         sizes = [sum(p.numel() for p in own if p.device.type == "cpu") for own in parameters]
         tiny = all(0 < size <= TINY for size in sizes)
-        wanted = 1 if tiny and not said() else self._before
+        wanted = 1 if tiny and not user_sets_threads() else self._before
         if torch.get_num_threads() != wanted:
             torch.set_num_threads(wanted)
         why = ""
-        if said():
+        if user_sets_threads():
             why = " (set by the environment)"
         elif tiny:
             why = " (a tiny policy; OMP_NUM_THREADS changes it)"

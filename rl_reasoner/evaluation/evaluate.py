@@ -22,7 +22,7 @@ from rl_reasoner.evaluation.metrics import figures_of
 from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.recipe.recipe import EvalOverrides, Evals, FileData
 from rl_reasoner.rollout.cache import SampleCache
-from rl_reasoner.rollout.server import Server
+from rl_reasoner.rollout.server import ServedPolicy
 from rl_reasoner.scoring.reward import load_reward
 from rl_reasoner.types import Prompt, Row
 
@@ -40,7 +40,7 @@ _FORCES: Mapping[str, Literal["chain", "direct"] | None] = {
 
 
 def evaluate(
-    policy: "Policy | Server | str",
+    policy: "Policy | ServedPolicy | str",
     sets: Sequence[str | FileData],
     samples: int = 1,
     seed: int = 0,
@@ -101,9 +101,9 @@ def evaluate(
 
 
 @contextmanager
-def _threads(policy: "Policy | Server") -> Iterator[None]:
+def _threads(policy: "Policy | ServedPolicy") -> Iterator[None]:
     """The threads that suit a policy here; a server has its own."""
-    if isinstance(policy, Server):
+    if isinstance(policy, ServedPolicy):
         yield
         return
     with Threads() as threads:
@@ -134,7 +134,7 @@ class _Session:
 
     def __init__(
         self,
-        policy: "Policy | Server",
+        policy: "Policy | ServedPolicy",
         result: EvalResult,
         samples: int,
         temperature: float,
@@ -157,7 +157,7 @@ class _Session:
             self.cache = SampleCache(cache, self._identity())
 
     def _identity(self) -> str:
-        if isinstance(self.policy, Server):
+        if isinstance(self.policy, ServedPolicy):
             return self.policy.source
         from rl_reasoner.rollout.sampler import weights_hash
 
@@ -174,7 +174,7 @@ class _Session:
         own = self.result.settings_of(name)
         template = own.get("template", settings["template"])
         longest = own.get("max_tokens") or data.max_tokens or settings["max_tokens"]
-        if isinstance(self.policy, Server) and template == "auto":
+        if isinstance(self.policy, ServedPolicy) and template == "auto":
             template = "chat"
         prompts = [prompt_of(row, template, self.policy.tokenizer) for row in rows]
         self.example = self.example or prompts[0]
@@ -208,7 +208,7 @@ class _Session:
             "progress": _counter(self.progress, label, count * len(prompts)),
             "cache": self.cache,
         }
-        if isinstance(self.policy, Server):
+        if isinstance(self.policy, ServedPolicy):
             return self.policy.sample(prompts, **options)
         from rl_reasoner.rollout.sampler import sample
 
@@ -219,7 +219,7 @@ class _Session:
         from rl_reasoner.evaluation.manifest import manifest, of_policy, of_set
 
         template = self.result.settings["template"]
-        if isinstance(self.policy, Server):
+        if isinstance(self.policy, ServedPolicy):
             facts: Row = {"server": self.policy.base, "model": self.policy.model}
             facts |= {"template": template, "prompt_example": {"prompt": self.example}}
         else:
@@ -243,9 +243,9 @@ def _counter(progress: Progress | None, label: str, of: int) -> Callable[[int], 
 
 def _mark(result: EvalResult, label: str, trained_on: Sequence[Row]) -> None:
     """Note at each row of a set what it shares with training rows; add the figures `@clean`."""
-    from rl_reasoner.dataset.contamination import overlap
+    from rl_reasoner.dataset.contamination import find_overlap
 
-    found = overlap(trained_on, result.rows[label])
+    found = find_overlap(trained_on, result.rows[label])
     for row, hit in zip(result.rows[label], found.hits, strict=True):
         row["overlap"] = hit
     result.sets[label]["contamination"] = found.counts()

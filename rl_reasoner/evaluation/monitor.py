@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean, variance
 from typing import TYPE_CHECKING, Any
 
-from rl_reasoner.dataset.contamination import overlap
+from rl_reasoner.dataset.contamination import find_overlap
 from rl_reasoner.evaluation.evaluate import load_set
 from rl_reasoner.evaluation.hindrances import Metrics
 from rl_reasoner.files import write_text
@@ -149,7 +149,7 @@ def overlaps(rows: Sequence[Row], sets: Sequence[str]) -> dict[str, Any]:
     found = {}
     for name in sets:
         held_out = load_set(name)
-        shared = overlap(rows, held_out, near=False)
+        shared = find_overlap(rows, held_out, near=False)
         marked = [
             {"row": i, "id": row.get("id"), **hit}
             for i, (row, hit) in enumerate(zip(held_out, shared.hits, strict=True))

@@ -45,7 +45,7 @@ def _packed(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
     bias = layer.bias
 
     def forward(rows: Tensor) -> Tensor:
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
-        return found
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+        return product
 
     return forward

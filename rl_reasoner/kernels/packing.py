@@ -84,7 +84,7 @@ class Packed:
         Counted from the first row's start.
         """
         device = self.input_ids.device
-        found = []
+        paddings = []
         for group in self.groups:
             lengths = torch.tensor(group.rows)
             starts = lengths.cumsum(0) - lengths
@@ -92,8 +92,8 @@ class Packed:
             real = columns < lengths[:, None]
             index = torch.where(real, starts[:, None] + columns, 0)
             flat = real.flatten().nonzero().squeeze(1)
-            found.append((index.flatten().to(device), flat.to(device)))
-        return found
+            paddings.append((index.flatten().to(device), flat.to(device)))
+        return paddings
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int
@@ -301,12 +301,12 @@ def _attention(
 
 def _before(module: nn.Module) -> Any:
     """The attention of a pass without a layout: its backward pass computes a layer anew."""
-    found = _switched.get(id(getattr(module, "config", None)))
-    if found is None or found.packed:
+    switched = _switched.get(id(getattr(module, "config", None)))
+    if switched is None or switched.packed:
         raise Unsupported("layers that do not pass their arguments on to the attention")
     files = (sys.modules.get(kind.__module__) for kind in type(module).__mro__)
     eager = next(filter(None, (getattr(f, "eager_attention_forward", None) for f in files)), None)
-    return ALL_ATTENTION_FUNCTIONS.get_interface(found.before, eager)
+    return ALL_ATTENTION_FUNCTIONS.get_interface(switched.before, eager)
 
 
 AttentionInterface.register(NAME, _attention)

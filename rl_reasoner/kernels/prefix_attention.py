@@ -13,14 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Segments = Sequence[tuple[int, int, Sequence[int]]]  # (start, prefix length, row lengths) each
+PrefixSegments = Sequence[
+    tuple[int, int, Sequence[int]]
+]  # (start, prefix length, row lengths) each
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def prefix_attention(
-    query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float
+    query: Tensor, key: Tensor, value: Tensor, segments: PrefixSegments, scale: float
 ) -> Tensor:
     """(1, heads, N, d) queries, (1, kv heads, N, d) keys and values -> (1, heads, N, d).
 
@@ -46,7 +48,7 @@ def _rows(start: int, lengths: Sequence[int]) -> Iterator[slice]:
 class _PrefixAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, segments: PrefixSegments, scale: float
     ) -> Tensor:
         _, heads, length, width = query.shape
         # tokens before heads in memory: what the layer does next is to join the heads
@@ -55,8 +57,8 @@ class _PrefixAttention(torch.autograd.Function):
 
         def attend(q: slice, k: slice, causal: bool) -> tuple[Tensor, Tensor]:
             parts = query[:, :, q], key[:, :, k], value[:, :, k]
-            found: tuple[Tensor, Tensor] = _forward(*parts, 0.0, causal, scale=scale)
-            return found
+            result: tuple[Tensor, Tensor] = _forward(*parts, 0.0, causal, scale=scale)
+            return result
 
         for start, prefix, lengths in segments:
             first = slice(start, start + prefix)
@@ -66,10 +68,10 @@ class _PrefixAttention(torch.autograd.Function):
             if prefix:
                 rest = slice(first.stop, first.stop + sum(lengths))
                 there, total = attend(rest, first, False)
-                whole = torch.logaddexp(total, sums[:, :, rest])
-                share = (total - whole).exp().unsqueeze(-1)
+                total_sums = torch.logaddexp(total, sums[:, :, rest])
+                share = (total - total_sums).exp().unsqueeze(-1)
                 out[:, :, rest].lerp_(there, share.to(out.dtype).expand_as(there))
-                sums[:, :, rest] = whole
+                sums[:, :, rest] = total_sums
         ctx.save_for_backward(query, key, value, out, sums)
         ctx.segments, ctx.scale = segments, scale
         return out
@@ -78,7 +80,7 @@ class _PrefixAttention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, sums = ctx.saved_tensors
         [grad] = grads
-        found = [torch.empty_like(t) for t in (query, key, value)]
+        results = [torch.empty_like(t) for t in (query, key, value)]
 
         def gradients(q: slice, k: slice, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
             parts: tuple[Tensor, Tensor, Tensor] = _backward(
@@ -98,11 +100,11 @@ class _PrefixAttention(torch.autograd.Function):
             first = slice(start, start + prefix)
             for own in ((first,) if prefix else ()), _rows(first.stop, lengths):
                 for at in own:
-                    for whole, part in zip(found, gradients(at, at, True), strict=True):
-                        whole[:, :, at] = part
+                    for gradient, part in zip(results, gradients(at, at, True), strict=True):
+                        gradient[:, :, at] = part
             if prefix:
                 rest = slice(first.stop, first.stop + sum(lengths))
                 parts = gradients(rest, first, False)
-                for whole, part, at in zip(found, parts, (rest, first, first), strict=True):
-                    whole[:, :, at] += part
-        return (*found, None, None)
+                for gradient, part, at in zip(results, parts, (rest, first, first), strict=True):
+                    gradient[:, :, at] += part
+        return (*results, None, None)

@@ -93,20 +93,20 @@ class Routing:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        found = [router for _, router in routers(model)]
-        if not found:
+        modules = [router for _, router in routers(model)]
+        if not modules:
             raise NoReplay("a model without experts")
-        rules = [gate_rule(router) for router in found]
-        self.dtype = torch.uint8 if max(map(expert_count, found)) < 256 else torch.int16
+        rules = [gate_rule(router) for router in modules]
+        self.dtype = torch.uint8 if max(map(expert_count, modules)) < 256 else torch.int16
         self.unknown = torch.iinfo(self.dtype).max
-        self.layers = len(found)
+        self.layers = len(modules)
         self._passes: list[Tensor] | None = None  # recorded ones
         self._layers: list[Tensor] = []  # of the pass that is being recorded
         self._given: Tensor | None = None
         self._flips: Tensor | None = None  # (2,): flipped, known
         self._hooks = [
             (router, self._hook(layer, rule))
-            for layer, (router, rule) in enumerate(zip(found, rules, strict=True))
+            for layer, (router, rule) in enumerate(zip(modules, rules, strict=True))
         ]
         self._handles: list[Any] = []
         self._uses = 0  # that need the hooks now
@@ -133,8 +133,8 @@ class Routing:
         """Flips: tokens whose set of experts would have been another one."""
         with torch.no_grad():
             other = (chosen.sort(-1).values != wanted.sort(-1).values).any(-1)
-            found = torch.stack((other.sum(), known.sum()))
-            self._flips = found if self._flips is None else self._flips + found
+            counts = torch.stack((other.sum(), known.sum()))
+            self._flips = counts if self._flips is None else self._flips + counts
 
     @contextmanager
     def _hooked(self) -> Iterator[None]:
@@ -259,15 +259,15 @@ def from_packed(choices: Tensor, packed: Packed, rows: int) -> Routes:
     """
     choices = choices.cpu()
     none = choices[:0]
-    found = Routes([none] * rows, [none] * rows)
+    routes = Routes([none] * rows, [none] * rows)
     for group in packed.groups:
         end = group.start + group.prompt
         prompt = choices[group.start : end].clone()
         for row, length in zip(group.members, group.rows, strict=True):
-            found.prompts[row] = prompt
-            found.completions[row] = choices[end : end + length].clone()
+            routes.prompts[row] = prompt
+            routes.completions[row] = choices[end : end + length].clone()
             end += length
-    return found
+    return routes
 
 
 def from_padded(choices: Tensor, prompts: Sequence[int], lengths: Sequence[int]) -> Routes:

@@ -21,7 +21,7 @@ _MIXTURES = {
 }
 
 
-def upcycled(model: Any, experts: int, chosen: int = 2, seed: int = 0) -> Any:
+def upcycle(model: Any, experts: int, chosen: int = 2, seed: int = 0) -> Any:
     """A mixture of `experts` a layer, `chosen` of them for a token, that gives `model`'s logits.
 
     Qwen3 becomes Qwen3-MoE, Llama and Mistral become Mixtral; on the CPU, in the model's type.

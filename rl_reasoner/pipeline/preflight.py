@@ -25,7 +25,7 @@ from rl_reasoner.evaluation.evaluate import check_judge, load_set
 from rl_reasoner.pipeline.lineage import brought
 from rl_reasoner.pipeline.trl_configs import check_configs, check_filled
 from rl_reasoner.policy.device import choose_device
-from rl_reasoner.policy.fp8 import how, in_words
+from rl_reasoner.policy.fp8 import describe_fp8, fp8_backend
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.recipe import (
     AnyData,
@@ -108,7 +108,7 @@ def prepared(recipe: Recipe, where: Where | None = None) -> Work:
         dashboards_of(recipe.run.report_to)
     if recipe.run.precision == "fp8" and not problems:
         with field("run", "precision"):
-            how(choose_device(recipe.run.device), recipe.run.fp8)
+            fp8_backend(choose_device(recipe.run.device), recipe.run.fp8)
     if not problems:
         with field("stages"):  # what the trainers' configs refuse
             check_configs(recipe)
@@ -325,8 +325,8 @@ def _tokens(policy: Policy) -> Notice:
 
 def _fp8(recipe: Recipe, policy: Policy) -> Notice:
     """Which layers multiply in FP8, and whether the machine does it or we emulate it."""
-    by = how(policy.device.type, recipe.run.fp8)
-    status, said = in_words(policy.model, recipe.run.fp8, by)
+    by = fp8_backend(policy.device.type, recipe.run.fp8)
+    status, said = describe_fp8(policy.model, recipe.run.fp8, by)
     return Notice("precision", status, said, "bf16 or fp32" if status != "passed" else "")
 
 

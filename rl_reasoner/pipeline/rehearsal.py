@@ -19,7 +19,7 @@ from rl_reasoner.policy.device import choose_precision
 from rl_reasoner.policy.fp8 import in_fp8
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.recipe import GrpoStage, Recipe
-from rl_reasoner.rollout.mismatch import diagnosed, measure
+from rl_reasoner.rollout.mismatch import diagnose, measure
 from rl_reasoner.rollout.sampler import eos_ids, prompt_ids, sample, without_long
 from rl_reasoner.scoring.reward import NOT_ITS_ROW, described, failed, score_own_rows, usable
 from rl_reasoner.scoring.rule import rule_of, total
@@ -74,7 +74,7 @@ def _compared(recipe: Recipe, stage: GrpoStage, rows: list[Row], policy: Policy)
             temperature=stage.sampling.temperature,
             autocast=torch.bfloat16 if precision != "fp32" else None,
         )
-    status, said, mend = diagnosed(found, stage.router_replay)
+    status, said, mend = diagnose(found, stage.router_replay)
     return Notice("mismatch", status, f"stage {stage.name}, {precision}: {said}", mend)
 
 

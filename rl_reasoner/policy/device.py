@@ -10,14 +10,14 @@ def choose_device(wanted: str = "auto") -> str:
 
     Raises `UserError` when the wanted one is not there.
     """
-    there = {
+    devices = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
     if wanted == "auto":
-        return next(name for name, found in there.items() if found)
-    if not there[wanted]:
+        return next(name for name, available in devices.items() if available)
+    if not devices[wanted]:
         raise UserError(f"device {wanted!r} is not on this machine; there is: {choose_device()}")
     return wanted
 

@@ -31,18 +31,18 @@ _E4M3 = torch.float8_e4m3fn
 _LARGEST = torch.finfo(_E4M3).max  # 448
 
 
-def quantised(values: Tensor, tile: tuple[int, int]) -> Tensor:
+def quantise(values: Tensor, tile: tuple[int, int]) -> Tensor:
     """(M, K) `values` rounded to e4m3 with one scale for each tile of rows x columns; their type.
 
     The largest number of a tile becomes the largest of e4m3. A tile side of 0 means all of it.
     """
     rows, columns = values.shape
-    tiles, scale = rounded(values, tile)
+    tiles, scale = round_to_e4m3(values, tile)
     spread: Tensor = tiles.to(values.dtype) * scale
     return spread.flatten(2, 3).flatten(0, 1)[:rows, :columns]
 
 
-def rounded(values: Tensor, tile: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def round_to_e4m3(values: Tensor, tile: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """(M, K) -> (R, h, C, w) e4m3 tiles, filled up with zeros, and their (R, 1, C, 1) scales."""
     rows, columns = values.shape
     high, wide = tile[0] or max(rows, 1), tile[1] or max(columns, 1)
@@ -62,9 +62,9 @@ def tile_of(scaling: Scaling, weight: bool) -> tuple[int, int]:
     return (BLOCK, BLOCK) if weight else (1, BLOCK)
 
 
-def product(a: Tensor, b: Tensor, scaling: Scaling, weight: bool) -> Tensor:
+def emulated_product(a: Tensor, b: Tensor, scaling: Scaling, weight: bool) -> Tensor:
     """a b^T of (M, K) and (N, K), both rounded; `weight`: whether `b` is one."""
-    return quantised(a, tile_of(scaling, False)) @ quantised(b, tile_of(scaling, weight)).T
+    return quantise(a, tile_of(scaling, False)) @ quantise(b, tile_of(scaling, weight)).T
 
 
 class _Linear(torch.autograd.Function):
@@ -75,7 +75,7 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.scaling = scaling
         with torch.autocast(x.device.type, enabled=False):
-            return product(_wide(x), _wide(weight), scaling, True).to(x.dtype)
+            return emulated_product(_wide(x), _wide(weight), scaling, True).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -84,9 +84,9 @@ class _Linear(torch.autograd.Function):
         dx = dw = None
         with torch.autocast(x.device.type, enabled=False):
             if ctx.needs_input_grad[0]:
-                dx = product(dy, wide_w.T, ctx.scaling, True).to(x.dtype)
+                dx = emulated_product(dy, wide_w.T, ctx.scaling, True).to(x.dtype)
             if ctx.needs_input_grad[1]:
-                dw = product(dy.T, wide_x.T, ctx.scaling, False).to(weight.dtype)
+                dw = emulated_product(dy.T, wide_x.T, ctx.scaling, False).to(weight.dtype)
         return dx, dw, None
 
 
@@ -96,19 +96,19 @@ def _wide(values: Tensor) -> Tensor:
 
 # ------------------------------------------------------------------------------------ the layers
 
-By = Literal["emulation", "torchao"]
+Backend = Literal["emulation", "torchao"]
 # (M, K) rows, (N, K) weight -> (M, N), with gradients
 _Product = Callable[[Tensor, Tensor], Tensor]
 
 
-def _product(scaling: Scaling, by: By) -> _Product:
+def _product(scaling: Scaling, by: Backend) -> _Product:
     if by == "torchao":
         return fp8_torchao.fp8_product(scaling)
     return lambda rows, weight: _Linear.apply(rows, weight, scaling)  # type: ignore[no-untyped-call]
 
 
 def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, scaling: Scaling, by: By = "emulation"
+    x: Tensor, weight: Tensor, bias: Tensor | None, scaling: Scaling, by: Backend = "emulation"
 ) -> Tensor:
     """As torch's `linear`, also under autocast: (..., K), (N, K), (N,) -> (..., N)."""
     if torch.is_autocast_enabled(x.device.type):
@@ -124,7 +124,7 @@ def _experts(
     top_k_index: Tensor,
     top_k_weights: Tensor,
     scaling: Scaling,
-    by: By,
+    by: Backend,
 ) -> Tensor:
     """transformers' interface of fused experts: the gated sum, expert by expert."""
     names = ("gate_up_proj", "down_proj")
@@ -146,18 +146,18 @@ def _experts(
     return total.to(hidden_states.dtype)
 
 
-def _implementation(scaling: Scaling, by: By) -> str:
+def _implementation(scaling: Scaling, by: Backend) -> str:
     return f"fp8_{by}_{scaling}"
 
 
 for _scaling in get_args(Scaling):
-    for _by in get_args(By):
+    for _by in get_args(Backend):
         ALL_EXPERTS_FUNCTIONS.register(
             _implementation(_scaling, _by), partial(_experts, scaling=_scaling, by=_by)
         )
 
 
-def covered(model: Any) -> list[str]:
+def covered_layers(model: Any) -> list[str]:
     """The names of the layers that FP8 is for: linear layers and fused experts, by rule.
 
     Not the head, no gate (neither routers nor that of a shared expert), no low-rank adapter.
@@ -179,10 +179,10 @@ def is_experts(module: nn.Module) -> bool:
     return known and isinstance(getattr(module, "gate_up_proj", None), nn.Parameter)
 
 
-def left_out(model: Any, scaling: Scaling, by: By) -> list[str]:
-    """Of the `covered` layers, those whose sides the GPU's products do not take; none emulated."""
+def excluded_layers(model: Any, scaling: Scaling, by: Backend) -> list[str]:
+    """Those of `covered_layers` whose sides the GPU's products do not take; none if emulated."""
     side = fp8_torchao.side(scaling) if by == "torchao" else 1
-    return [name for name in covered(model) if any(n % side for n in _sides(model, name))]
+    return [name for name in covered_layers(model) if any(n % side for n in _sides(model, name))]
 
 
 def _sides(model: Any, name: str) -> list[int]:
@@ -193,14 +193,14 @@ def _sides(model: Any, name: str) -> list[int]:
 
 
 @contextmanager
-def fp8(model: Any, scaling: Scaling = "block", by: By = "emulation") -> Iterator[None]:
+def fp8(model: Any, scaling: Scaling = "block", by: Backend = "emulation") -> Iterator[None]:
     """Inside, `model` multiplies in FP8; weights, and what is saved, stay as they are.
 
-    Layers that are `left_out` compute as before; fused experts are so as one, since their kind is
-    a setting of the whole model.
+    `excluded_layers` compute as before; fused experts all do or none, since their kind is a setting
+    of the whole model.
     """
-    out = {*left_out(model, scaling, by)}
-    layers = [model.get_submodule(name) for name in covered(model) if name not in out]
+    out = {*excluded_layers(model, scaling, by)}
+    layers = [model.get_submodule(name) for name in covered_layers(model) if name not in out]
     linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
     experts = len(linears) < len(layers)
     if experts and any(is_experts(model.get_submodule(name)) for name in out):
@@ -220,7 +220,7 @@ def fp8(model: Any, scaling: Scaling = "block", by: By = "emulation") -> Iterato
             del layer.__dict__["forward"]
 
 
-def _forward(layer: nn.Linear, scaling: Scaling, by: By) -> Callable[[Tensor], Tensor]:
+def _forward(layer: nn.Linear, scaling: Scaling, by: Backend) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
         return linear(x, layer.weight, layer.bias, scaling, by)
 
@@ -230,7 +230,7 @@ def _forward(layer: nn.Linear, scaling: Scaling, by: By) -> Callable[[Tensor], T
 # ---------------------------------------------------------------------------------------- a run
 
 
-def how(device: str, scaling: Scaling) -> By:
+def fp8_backend(device: str, scaling: Scaling) -> Backend:
     """How FP8 is computed on `device` ("cpu", "cuda", "mps"): by the card where it can, else not.
 
     Raises `UserError` where the card has FP8 and something else is missing: what is emulated is
@@ -248,30 +248,35 @@ def in_fp8(precision: str, scaling: Scaling, device: str, *models: Any) -> Itera
     with ExitStack() as stack:
         for model in models if precision == "fp8" else ():
             if model is not None:
-                stack.enter_context(fp8(model, scaling, how(device, scaling)))
+                stack.enter_context(fp8(model, scaling, fp8_backend(device, scaling)))
         yield
 
 
-def in_words(model: Any, scaling: Scaling, by: By) -> tuple[Literal["passed", "warned"], str]:
+def describe_fp8(
+    model: Any, scaling: Scaling, by: Backend
+) -> tuple[Literal["passed", "warned"], str]:
     """Whether there is something to know about a run's FP8, and what it is."""
-    out = left_out(model, scaling, by)
-    said = f"{len(covered(model)) - len(out)} layers multiply in FP8, one scale per {scaling}"
+    excluded = excluded_layers(model, scaling, by)
+    count = len(covered_layers(model)) - len(excluded)
+    summary = f"{count} layers multiply in FP8, one scale per {scaling}"
     if by == "emulation":
-        return "warned", f"{said}; emulated, since this machine has no FP8: nothing becomes faster"
-    if out:
+        slow = "emulated, since this machine has no FP8: nothing becomes faster"
+        return "warned", f"{summary}; {slow}"
+    if excluded:
         side = fp8_torchao.side(scaling)
-        said += f"; {len(out)} stay in bf16, their sides are not multiples of {side}: {out[0]} …"
-    return ("warned" if out else "passed"), said
+        summary += f"; {len(excluded)} stay in bf16, their sides are not multiples of {side}: "
+        summary += f"{excluded[0]} …"
+    return ("warned" if excluded else "passed"), summary
 
 
 def fp8_facts(model: Any, scaling: Scaling, device: str) -> dict[str, Any]:
     """What a run's lock says about its FP8."""
-    by = how(device, scaling)
-    out = left_out(model, scaling, by)
+    by = fp8_backend(device, scaling)
+    out = excluded_layers(model, scaling, by)
     return {
         "scaling": scaling,
         "computed_by": "emulation" if by == "emulation" else fp8_torchao.torchao_version(),
-        "layers": len(covered(model)) - len(out),
+        "layers": len(covered_layers(model)) - len(out),
         "left_in_bf16": out,
         "rollouts": "the same products; vLLM's own precision where vLLM samples",
         "saved_weights": "fp32",

@@ -72,8 +72,8 @@ def _scaled(recipe: str) -> Callable[[Tensor, Tensor], Tensor]:
     apply: Any = matmul_with_hp_or_float8_args.apply
 
     def multiply(rows: Tensor, weight: Tensor) -> Tensor:
-        found: Tensor = apply(rows, weight.t(), layer.linear_mm_config, config)
-        return found
+        product: Tensor = apply(rows, weight.t(), layer.linear_mm_config, config)
+        return product
 
     return multiply
 
@@ -83,9 +83,9 @@ def _blockwise() -> Callable[[Tensor, Tensor], Tensor]:
     from torchao.prototype.blockwise_fp8_training.linear import fp8_blockwise_mm
 
     def multiply(rows: Tensor, weight: Tensor) -> Tensor:
-        found: Tensor = fp8_blockwise_mm.apply(
+        product: Tensor = fp8_blockwise_mm.apply(
             rows.contiguous(), weight.contiguous(), 128, torch.bfloat16
         )
-        return found.to(rows.dtype)
+        return product.to(rows.dtype)
 
     return multiply

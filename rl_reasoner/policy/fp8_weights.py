@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.policy.fp8 import BLOCK, covered, is_experts, rounded
+from rl_reasoner.policy.fp8 import BLOCK, covered_layers, is_experts, round_to_e4m3
 
 _SCALE = "_scale_inv"
 
@@ -57,7 +57,7 @@ def whole_blocks() -> Iterator[None]:
         if not ragged or quantized.dtype != torch.float8_e4m3fn or not scales.is_floating_point():
             plain: Tensor = original(self, quantized, scales, output_dtype)
             return plain
-        return dequantised(quantized, scales, block).to(output_dtype or torch.bfloat16)
+        return dequantise(quantized, scales, block).to(output_dtype or torch.bfloat16)
 
     Fp8Dequantize._dequantize_one = one
     try:
@@ -66,7 +66,7 @@ def whole_blocks() -> Iterator[None]:
         Fp8Dequantize._dequantize_one = original
 
 
-def dequantised(weight: Tensor, scales: Tensor, block: tuple[int, int]) -> Tensor:
+def dequantise(weight: Tensor, scales: Tensor, block: tuple[int, int]) -> Tensor:
     """(..., M, N) e4m3 and a scale a block, the last ones cut off at the edges -> fp32."""
     rows, columns = weight.shape[-2:]
     spread = scales.float().repeat_interleave(block[0], -2).repeat_interleave(block[1], -1)
@@ -78,7 +78,7 @@ def dequantised(weight: Tensor, scales: Tensor, block: tuple[int, int]) -> Tenso
 
 def check_fp8(model: Any) -> None:
     """Raises `UserError` for a policy of which `write_fp8` would round nothing."""
-    if not any(_fits(model.get_submodule(name)) for name in covered(model)):
+    if not any(_fits(model.get_submodule(name)) for name in covered_layers(model)):
         raise UserError(f"--fp8: no layer of this policy has sides that are multiples of {BLOCK}")
 
 
@@ -88,7 +88,7 @@ def write_fp8(model: Any, folder: Path) -> None:
     What is rounded: linear layers and experts whose sides are multiples of 128, but not the head
     and no gates (rl_reasoner.policy.fp8.covered); the rest keeps its type.
     """
-    fitting = {name for name in covered(model) if _fits(model.get_submodule(name))}
+    fitting = {name for name in covered_layers(model) if _fits(model.get_submodule(name))}
     experts = any(is_experts(model.get_submodule(name)) for name in fitting)
     placed: dict[str, str] = {}
     for file in sorted(folder.glob("*.safetensors")):
@@ -97,7 +97,7 @@ def write_fp8(model: Any, folder: Path) -> None:
             layer = name.removesuffix(".weight")
             inside = experts and ".experts." in layer and tensor.dim() == 2
             if layer in fitting or (inside and layer != name):
-                tensors[name], tensors[name + _SCALE] = quantised_weight(tensor)
+                tensors[name], tensors[name + _SCALE] = quantise_weight(tensor)
         save_file(tensors, file, metadata={"format": "pt"})
         placed |= dict.fromkeys(tensors, file.name)
     others = [
@@ -109,9 +109,9 @@ def write_fp8(model: Any, folder: Path) -> None:
     _describe(folder, others, placed)
 
 
-def quantised_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+def quantise_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     """(M, N) with sides that are multiples of 128 -> e4m3, and (M / 128, N / 128) fp32 scales."""
-    tiles, scale = rounded(weight.float(), (BLOCK, BLOCK))
+    tiles, scale = round_to_e4m3(weight.float(), (BLOCK, BLOCK))
     return tiles.flatten(2, 3).flatten(0, 1), scale[:, 0, :, 0].contiguous()
 
 
@@ -137,8 +137,8 @@ def _describe(folder: Path, others: Sequence[str], placed: Mapping[str, str]) ->
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        found = json.loads(index.read_text(encoding="utf-8"))
-        found["weight_map"] = dict(sorted(placed.items()))
+        content = json.loads(index.read_text(encoding="utf-8"))
+        content["weight_map"] = dict(sorted(placed.items()))
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        found["metadata"] = {**found.get("metadata", {}), "total_size": size}
-        index.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        content["metadata"] = {**content.get("metadata", {}), "total_size": size}
+        index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

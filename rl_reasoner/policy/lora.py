@@ -102,8 +102,8 @@ def lora_targets(model: Any, targets: str | Sequence[str], dropout: float = 0.0)
             f"0, or name other targets ({', '.join(sorted(modules))})"
         )
     plain = sorted(name for name in modules if _last(name) not in taken)
-    found: dict[str, Any] = {"target_modules": plain}
-    return {**found, "target_parameters": fused} if fused else found
+    peft_targets: dict[str, Any] = {"target_modules": plain}
+    return {**peft_targets, "target_parameters": fused} if fused else peft_targets
 
 
 def _last(name: str) -> str:

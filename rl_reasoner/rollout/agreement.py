@@ -75,7 +75,7 @@ def engine_runs(causal_lm: nn.Module) -> bool:
     return _runs[causal_lm]
 
 
-def head_is_whole(causal_lm: Any, temperature: float) -> bool:
+def fused_head_agrees(causal_lm: Any, temperature: float) -> bool:
     """Whether trl's fused head scores tokens as the model's own logits do, by `temperature`.
 
     It takes the output matrix and the scales that it knows; a head may do more.
@@ -83,10 +83,10 @@ def head_is_whole(causal_lm: Any, temperature: float) -> bool:
     rows = _tokens(causal_lm, 2, _TOKENS)
     with torch.no_grad(), in_mode(causal_lm, training=False):
         logits = causal_lm(input_ids=rows, use_cache=False).logits[:, :-1].float() / temperature
-        found = causal_lm(input_ids=rows, labels=rows, fused_lm_head=True).log_probs
+        fused = causal_lm(input_ids=rows, labels=rows, fused_lm_head=True).log_probs
     own = logits.log_softmax(-1).gather(2, rows[:, 1:, None]).squeeze(2)
     exact = next(causal_lm.parameters()).dtype == torch.float32
-    return bool((found.float() - own).abs().mean() < (3e-3 if exact else 0.1))
+    return bool((fused.float() - own).abs().mean() < (3e-3 if exact else 0.1))
 
 
 @contextmanager
@@ -105,9 +105,9 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 def _obstacle(causal_lm: nn.Module, proof: Callable[[Any], bool]) -> str | None:
-    found = obstacle(causal_lm)
-    if found is not None:
-        return found
+    reason = obstacle(causal_lm)
+    if reason is not None:
+        return reason
     device = next(causal_lm.parameters()).device
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -137,19 +137,19 @@ def _narrowed(causal_lm: nn.Module) -> Iterator[None]:
     """Inside, every window of the model, in its config and its modules, is a few tokens wide."""
     config: Any = causal_lm.config
     holders: list[Any] = [config.get_text_config(), *causal_lm.modules()]
-    found = [
+    windows = [
         (vars(holder), name, value)
         for holder in holders
         for name, value in vars(holder).items()
         if name.endswith(_WINDOWS) and type(value) is int and value > 0
     ]
-    narrow = {width: _NARROW + i for i, width in enumerate(sorted({v for _, _, v in found}))}
+    narrow = {width: _NARROW + i for i, width in enumerate(sorted({v for _, _, v in windows}))}
     try:
-        for settings, name, value in found:
+        for settings, name, value in windows:
             settings[name] = min(value, narrow[value])
         yield
     finally:
-        for settings, name, value in found:
+        for settings, name, value in windows:
             settings[name] = value
 
 
@@ -160,9 +160,9 @@ def _packs(causal_lm: Any) -> bool:
     packed = pack(rows, torch.ones_like(rows), _TOKENS)
     assert packed is not None
     with attention_of(causal_lm):
-        found = causal_lm.base_model(**arguments(packed)).last_hidden_state[0]
+        states = causal_lm.base_model(**arguments(packed)).last_hidden_state[0]
     alone = causal_lm.base_model(input_ids=rows, use_cache=False).last_hidden_state
-    return _equal(found, alone[:, _PROMPTS[0] - 1 : -1].flatten(0, 1))
+    return _equal(states, alone[:, _PROMPTS[0] - 1 : -1].flatten(0, 1))
 
 
 def _decodes(causal_lm: Any) -> bool:
@@ -183,12 +183,12 @@ def _decodes(causal_lm: Any) -> bool:
         causal_lm(input_ids=torch.tensor(padded, device=states[0].device), use_cache=False)
     finally:
         handle.remove()
-    *found, whole = states
-    alone = [torch.stack((whole[0, first - 1], whole[2, second - 1]))]  # in the passes' order
+    *passes, full = states
+    alone = [torch.stack((full[0, first - 1], full[2, second - 1]))]  # in the passes' order
     for step in range(_TOKENS - 1):
         places = [len(prompt) + step for prompt in prompts]
-        alone.append(whole[range(len(places)), places])
-    return _equal(torch.cat([s.flatten(0, -2) for s in found]), torch.cat(alone))
+        alone.append(full[range(len(places)), places])
+    return _equal(torch.cat([s.flatten(0, -2) for s in passes]), torch.cat(alone))
 
 
 def _tokens(causal_lm: Any, rows: int, length: int) -> Tensor:
@@ -198,12 +198,12 @@ def _tokens(causal_lm: Any, rows: int, length: int) -> Tensor:
     return (numbers * 7).remainder(size).view(rows, length)
 
 
-def _equal(found: Tensor, expected: Tensor) -> bool:
+def _equal(states: Tensor, expected: Tensor) -> bool:
     """Whether states (..., hidden) are equal up to rounding.
 
     In low precision a few may be apart: a mixture of experts takes other experts for them.
     """
-    apart = (found - expected).float().norm(dim=-1) / expected.float().norm(dim=-1).clamp(min=1e-9)
-    if found.dtype == torch.float32:
+    apart = (states - expected).float().norm(dim=-1) / expected.float().norm(dim=-1).clamp(min=1e-9)
+    if states.dtype == torch.float32:
         return bool((apart < 3e-3).all())
     return bool(apart.median() < 0.1)

@@ -49,15 +49,15 @@ class SampleCache:
 
     def kept(self, keys: Sequence[str]) -> dict[str, Rollout]:
         """Those of the completions that are here, by key."""
-        found: dict[str, Rollout] = {}
+        rollouts: dict[str, Rollout] = {}
         with closing(self._open()) as store:
             for first in range(0, len(keys), _AT_ONCE):
                 some = keys[first : first + _AT_ONCE]
                 marks = ",".join("?" * len(some))
                 asked = f"SELECT key, value FROM samples WHERE key IN ({marks})"
                 for key, value in store.execute(asked, some):
-                    found[key] = Rollout(*json.loads(value))
-        return found
+                    rollouts[key] = Rollout(*json.loads(value))
+        return rollouts
 
     def keep(self, drawn: Iterable[tuple[str, Rollout]]) -> None:
         """Keep completions: they are on the disk when this returns. A key's first one holds."""

@@ -273,11 +273,11 @@ class _Batch:
 
     def _stopped(self, tokens: Tensor) -> Tensor:
         """(rows,) bool: the rows that end with `tokens`."""
-        found = torch.isin(tokens, self.ends)
+        stopped = torch.isin(tokens, self.ends)
         if self.sampling.stop is not None:
             for _, rows, ids in self._rows_seen(self.caches.time + 1):
-                found[rows] |= self.sampling.stop(ids, None).cpu()
-        return found
+                stopped[rows] |= self.sampling.stop(ids, None).cpu()
+        return stopped
 
     def _leave(self, tokens: Tensor) -> Tensor:
         """Take the rows that ended out of the batch; the tokens of those left, in their order."""

@@ -85,11 +85,11 @@ def declared_places(model: nn.Module) -> int | None:
     return places if isinstance(places, int) else None
 
 
-def named_rows(found: Sequence[tuple[int, int]], where: str, prompts: Sequence[Any]) -> str:
+def named_rows(rows: Sequence[tuple[int, int]], where: str, prompts: Sequence[Any]) -> str:
     """The first of the rows, counted from 1, with their lengths and beginnings."""
-    said = [f"{where} {i + 1} ({_begin(prompts[i])}) has {n} tokens" for i, n in found[:_TOLD]]
-    more = len(found) - _TOLD
-    return ", ".join(said) + (f", and {more} more rows are too long" if more > 0 else "")
+    names = [f"{where} {i + 1} ({_begin(prompts[i])}) has {n} tokens" for i, n in rows[:_TOLD]]
+    more = len(rows) - _TOLD
+    return ", ".join(names) + (f", and {more} more rows are too long" if more > 0 else "")
 
 
 def _begin(prompt: Any) -> str:
@@ -109,8 +109,10 @@ def fit_prompts(trainer: Any) -> None:
     fits = _Fits(trainer, places)
     trainer.train_dataset = fits.among(trainer.train_dataset, "train_dataset")
     if isinstance(trainer.eval_dataset, dict):
-        found = {n: fits.among(d, f"eval_dataset[{n!r}]") for n, d in trainer.eval_dataset.items()}
-        trainer.eval_dataset = found
+        fitting = {
+            n: fits.among(d, f"eval_dataset[{n!r}]") for n, d in trainer.eval_dataset.items()
+        }
+        trainer.eval_dataset = fitting
     else:
         trainer.eval_dataset = fits.among(trainer.eval_dataset, "eval_dataset")
 
@@ -131,13 +133,13 @@ class _Fits:
         if isinstance(rows, IterableDataset):
             return rows.filter(lambda row, i: self._one(row, i, name), with_indices=True)
         prompts = rows["prompt"][:]
-        found = self._too_long(prompts, rows["max_tokens"] if self._own(rows) else None)
-        if not found:
+        long = self._too_long(prompts, rows["max_tokens"] if self._own(rows) else None)
+        if not long:
             return rows
         if not self.skips:
-            raise self._error(named_rows(found, "row", prompts), name)
-        logger.warning("%s: %d rows are skipped: their prompts are too long", name, len(found))
-        left = {i for i, _ in found}
+            raise self._error(named_rows(long, "row", prompts), name)
+        logger.warning("%s: %d rows are skipped: their prompts are too long", name, len(long))
+        left = {i for i, _ in long}
         return rows.select([i for i in range(len(prompts)) if i not in left])
 
     def _own(self, rows: Any) -> bool:
@@ -145,11 +147,11 @@ class _Fits:
 
     def _one(self, row: dict[str, Any], index: int, name: str) -> bool:
         own = [row.get("max_tokens")] if self.trainer.use_row_settings else None
-        found = self._too_long([row["prompt"]], own)
-        if found and not self.skips:
-            [(_, count)] = found
+        long = self._too_long([row["prompt"]], own)
+        if long and not self.skips:
+            [(_, count)] = long
             raise self._error(f"row {index + 1} ({_begin(row['prompt'])}) has {count} tokens", name)
-        return not found
+        return not long
 
     def _too_long(self, prompts: Sequence[Any], own: Any) -> list[tuple[int, int]]:
         budgets = [min(n or self.longest, self.longest) for n in own or [None] * len(prompts)]

@@ -92,20 +92,20 @@ def measure(
     return Mismatch(sum(len(row.ids) for row in rows), plain, replayed)
 
 
-def diagnosed(found: Mismatch, replay: bool) -> tuple[Literal["passed", "warned"], str, str]:
+def diagnose(mismatch: Mismatch, replay: bool) -> tuple[Literal["passed", "warned"], str, str]:
     """A mismatch in words: whether it is one to mend, what was found, and what to set.
 
     `replay`: whether the run is to replay experts.
     """
-    said = _in_words(found.plain)
-    if found.replayed is not None:
-        said += f"; with router replay {_in_words(found.replayed)}"
-    used = found.replayed if replay and found.replayed is not None else found.plain
+    summary = _in_words(mismatch.plain)
+    if mismatch.replayed is not None:
+        summary += f"; with router replay {_in_words(mismatch.replayed)}"
+    used = mismatch.replayed if replay and mismatch.replayed is not None else mismatch.plain
     if used.largest <= _BEARABLE:
-        return "passed", said, ""
-    if used is found.plain and found.replayed and found.replayed.largest <= _BEARABLE:
-        return "warned", said, "the ratios compare two different models; set router_replay: true"
-    return "warned", said, "the ratios compare two different models; set run.precision: fp32"
+        return "passed", summary, ""
+    if used is mismatch.plain and mismatch.replayed and mismatch.replayed.largest <= _BEARABLE:
+        return "warned", summary, "the ratios compare two different models; set router_replay: true"
+    return "warned", summary, "the ratios compare two different models; set run.precision: fp32"
 
 
 def _in_words(gap: Gap) -> str:
@@ -219,13 +219,13 @@ def _log_probs(
 ) -> Tensor:
     """(tokens,) of all rows' completions, one row after the other."""
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    found = []
+    logps = []
     for row, own in zip(rows, logits, strict=True):
         start = len(row.prompt) - 1
         scores = own[start : start + len(row.ids)].float() / temperature
         targets = torch.tensor(row.ids, device=scores.device)
-        found.append(scores.log_softmax(-1).gather(1, targets[:, None]).squeeze(1))
-    return torch.cat(found)
+        logps.append(scores.log_softmax(-1).gather(1, targets[:, None]).squeeze(1))
+    return torch.cat(logps)
 
 
 @contextmanager

@@ -71,8 +71,10 @@ def weights_hash(policy: Policy) -> str:
         flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
         digest.update(memoryview(flat.numpy()))
     for name, adapter in sorted(getattr(policy.model, "peft_config", {}).items()):
-        told = {key: str(value) for key, value in adapter.to_dict().items() if key not in _PLACES}
-        digest.update(f"{name} {json.dumps(told, sort_keys=True)}\n".encode())
+        settings = {
+            key: str(value) for key, value in adapter.to_dict().items() if key not in _PLACES
+        }
+        digest.update(f"{name} {json.dumps(settings, sort_keys=True)}\n".encode())
     config = policy.model.config.to_dict()
     for name in ("_name_or_path", "transformers_version", "dtype", "use_cache"):
         config.pop(name, None)
@@ -107,21 +109,21 @@ def sample(
     drawer = _Drawer(policy, temperature, max_tokens, seed, force)
     count = samples if temperature else 1
     jobs = [(index, number) for index in range(len(ids)) for number in range(count)]
-    found = _kept(drawer, jobs, ids, cache)
-    if progress and found:
-        progress(len(found) * samples // count)
-    left = sorted((job for job in jobs if job not in found), key=lambda job: len(ids[job[0]]))
+    rollouts = _kept(drawer, jobs, ids, cache)
+    if progress and rollouts:
+        progress(len(rollouts) * samples // count)
+    left = sorted((job for job in jobs if job not in rollouts), key=lambda job: len(ids[job[0]]))
     with in_mode(policy.model, training=False), torch.no_grad():
         for batch in drawer.batches(left, ids):
             outs = drawer.draw([(ids[index], number) for index, number in batch], on_token)
             drawn = dict(zip(batch, outs, strict=True))
             if cache is not None:
                 cache.keep((drawer.key(cache, ids[i], n), out) for (i, n), out in drawn.items())
-            found |= drawn
+            rollouts |= drawn
             if progress:
                 progress(len(batch) * samples // count)
     return [
-        [found[index, number % count] for number in range(samples)] for index in range(len(ids))
+        [rollouts[index, number % count] for number in range(samples)] for index in range(len(ids))
     ]
 
 
@@ -130,12 +132,10 @@ def _check_places(
 ) -> None:
     """Raise `UserError` for prompts that do not fit into a policy's table of positions."""
     places = places_of(policy.model)
-    found = [
-        (i, len(row)) for i, row in enumerate(ids) if len(row) + longest > (places or math.inf)
-    ]
-    if found:
+    long = [(i, len(row)) for i, row in enumerate(ids) if len(row) + longest > (places or math.inf)]
+    if long:
         raise UserError(
-            f"{named_rows(found, 'prompt', prompts)}; with a completion of up to {longest} that is "
+            f"{named_rows(long, 'prompt', prompts)}; with a completion of up to {longest} that is "
             f"more than the {places} positions of {policy.source}: use a smaller "
             "max_tokens, or shorter prompts"
         )

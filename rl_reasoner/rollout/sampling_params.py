@@ -111,10 +111,10 @@ class SamplingParams:
         settings = copy.copy(self.settings)
         settings.max_length = length + self.max_tokens
         settings._eos_token_tensor = torch.tensor(self.ends, device=model.device)
-        found: LogitsProcessorList = model._get_logits_processor(
+        processors: LogitsProcessorList = model._get_logits_processor(
             settings, input_ids_seq_length=length, device=model.device
         )
-        return found
+        return processors
 
 
 def unhandled(given: Mapping[str, Any], settings: GenerationConfig) -> str | None:

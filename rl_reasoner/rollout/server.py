@@ -31,7 +31,7 @@ class ServerFailed(RunStopped):
 
 
 @dataclass(frozen=True)
-class Server:
+class ServedPolicy:
     """The model `model` at `url`; the key is in `$OPENAI_API_KEY`, where one is needed.
 
     `tokenizer` is None: the server has it. Its own defaults hold for what the OpenAI interface does
@@ -84,16 +84,16 @@ class Server:
             for number in range(count)
         }
         kept = keep.kept([*keys.values()])
-        found = {job: kept[key] for job, key in keys.items() if key in kept}
-        if progress and found:
-            progress(len(found) * samples // count)
-        left = [job for job in keys if job not in found]
+        rollouts = {job: kept[key] for job, key in keys.items() if key in kept}
+        if progress and rollouts:
+            progress(len(rollouts) * samples // count)
+        left = [job for job in keys if job not in rollouts]
         for job, rollout in self._drawn(left, prompts, settings, seed):
             keep.keep([(keys[job], rollout)])
-            found[job] = rollout
+            rollouts[job] = rollout
             if progress:
                 progress(samples // count)
-        return [[found[i, n % count] for n in range(samples)] for i in range(len(prompts))]
+        return [[rollouts[i, n % count] for n in range(samples)] for i in range(len(prompts))]
 
     def _drawn(
         self,
@@ -142,8 +142,8 @@ class Server:
         except openai.APIError as error:
             if isinstance(error, openai.APIStatusError) and error.status_code < 500:
                 last = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-                told = f"{self.source} refuses the request for {last!r:.80}: {error}"
-                raise UserError(told, f"{kept}, once the row is fixed or left out") from error
+                refusal = f"{self.source} refuses the request for {last!r:.80}: {error}"
+                raise UserError(refusal, f"{kept}, once the row is fixed or left out") from error
             raise ServerFailed(f"{self.source}: {error}".rstrip(".") + f". {kept}") from error
 
     def _ask(self, client: Any, prompt: Prompt, settings: Mapping[str, Any], seed: int) -> Rollout:

@@ -31,7 +31,7 @@ from rl_reasoner.distributed.sharding import any_rank, forward_is_collective
 from rl_reasoner.kernels import packing
 from rl_reasoner.kernels.lm_head import fused_head
 from rl_reasoner.rollout.agreement import (
-    head_is_whole,
+    fused_head_agrees,
     in_mode,
     packing_obstacle,
     sampling_obstacle,
@@ -123,7 +123,7 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
         if base.config.get_text_config() is not base.config:
             return
         with suppress(Exception):  # code of any model's own, which fails in its first step
-            if not head_is_whole(base, self.temperature):
+            if not fused_head_agrees(base, self.temperature):
                 logger.warning(
                     "trl scores completions by the output matrix alone, and the head of %s does "
                     "more: the distribution that is trained differs from the one that is sampled",

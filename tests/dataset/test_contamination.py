@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rl_reasoner.dataset.contamination import NEAR, overlap
+from rl_reasoner.dataset.contamination import NEAR, find_overlap
 from rl_reasoner.dataset.tasks.generate import TASKS, generate_problems
 from support.places import DATA as SHARED
 
@@ -35,7 +35,7 @@ def test_each_kind_of_overlap() -> None:
         "none": "Two trains leave a station at noon and drive apart at forty miles an hour each",
         "short": "1+1=",
     }
-    found = overlap(rows("nothing", LONG), rows(*problems.values()))
+    found = find_overlap(rows("nothing", LONG), rows(*problems.values()))
     hits = dict(zip(problems, found.hits, strict=True))
     assert hits["none"] is None and hits["short"] is None
     bad = {kind for kind, hit in hits.items() if hit and hit["contaminated"]}
@@ -58,9 +58,9 @@ def test_each_kind_of_overlap() -> None:
 def test_chinese_problems_are_read_by_their_characters() -> None:
     problem = "芳芳买了一本书有99页，看了90页，她还剩多少页没有看？"
     other = problem.replace("99", "98")
-    [hit] = overlap(rows(problem), rows(other)).hits
+    [hit] = find_overlap(rows(problem), rows(other)).hits
     assert hit and not hit["exact"] and hit["near"] and hit["contaminated"]
-    assert overlap(rows("小明有三个苹果，吃了一个。"), rows(problem)).hits == [None]
+    assert find_overlap(rows("小明有三个苹果，吃了一个。"), rows(problem)).hits == [None]
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
@@ -70,8 +70,8 @@ def test_splits_that_are_apart_share_nothing(task: str) -> None:
     train = [p.row() for p in generate_problems(task, split="train", count=600, seed=1)]
     for split in ("validation", "test", "ood"):
         held_out = [p.row() for p in generate_problems(task, split=split, count=200)]
-        assert overlap(train, held_out).counts()[kind] == 0, split
-        assert overlap(train, train[:50]).counts()["exact"] == 50
+        assert find_overlap(train, held_out).counts()[kind] == 0, split
+        assert find_overlap(train, train[:50]).counts()["exact"] == 50
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the public sets are not beside the repository")
@@ -91,7 +91,7 @@ def test_the_known_overlaps_of_public_sets(
 ) -> None:
     """The figures of an independent count, in SOURCES.md beside the data."""
     held = public(held_out)
-    found = overlap(public(train), held, near=False)
+    found = find_overlap(public(train), held, near=False)
     counts = found.counts()
     assert (counts["exact"], counts["shared_run"]) == (exact, shared)
     assert half is None or counts["half"] == half
@@ -118,7 +118,7 @@ def test_near_copies_are_found_down_to_the_threshold() -> None:
         split = [text["problem"].split() for text in pair]
         a, b = ({tuple(own[i : i + 3]) for i in range(len(own) - 2)} for own in split)
         alike.append(len(a & b) / len(a | b) >= NEAR)
-    found = overlap(copies, texts)
+    found = find_overlap(copies, texts)
     assert 100 < sum(alike) < 300
     assert sum(hit is not None and hit["near"] is not None for hit in found.hits) >= (
         0.98 * sum(alike)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from rl_reasoner import open_policy, train
 from rl_reasoner.errors import UserError
-from rl_reasoner.moe.upcycling import upcycled
+from rl_reasoner.moe.upcycling import upcycle
 from support.commands import Cli
 from support.tiny import grpo, recipe
 
@@ -42,7 +42,7 @@ def dense(kind: str, **changes: Any) -> Any:
 @pytest.mark.parametrize(("experts", "chosen"), [(8, 2), (3, 1), (4, 4)])
 def test_logits_are_those_of_the_dense_policy(kind: str, experts: int, chosen: int) -> None:
     model = dense(kind)
-    mixture = upcycled(model, experts, chosen)
+    mixture = upcycle(model, experts, chosen)
     with torch.no_grad():
         expected, found = model(input_ids=IDS).logits, mixture(input_ids=IDS).logits
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
@@ -53,7 +53,7 @@ def test_logits_are_those_of_the_dense_policy(kind: str, experts: int, chosen: i
 
 def test_seeds_differ_in_the_routers_alone() -> None:
     model = dense("Qwen3")
-    one, other = (upcycled(model, 4, seed=seed).state_dict() for seed in (0, 1))
+    one, other = (upcycle(model, 4, seed=seed).state_dict() for seed in (0, 1))
     differ = {name for name in one if not torch.equal(one[name], other[name])}
     assert differ == {f"model.layers.{i}.mlp.gate.weight" for i in range(3)}
 
@@ -68,22 +68,22 @@ def test_what_the_mixture_cannot_hold_is_refused(kind: str, changes: dict[str, A
             if name.endswith("bias"):
                 parameter.fill_(0.5)
     with pytest.raises(UserError, match="MixtralForCausalLM"):
-        upcycled(model, 4)
+        upcycle(model, 4)
 
 
 def test_layers_of_several_kinds_are_refused() -> None:
     kinds = {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}
     with pytest.raises(UserError, match="several kinds"):
-        upcycled(dense("Qwen3", use_sliding_window=True, sliding_window=4, **kinds), 4)
+        upcycle(dense("Qwen3", use_sliding_window=True, sliding_window=4, **kinds), 4)
 
 
 def test_other_families_and_counts_are_refused() -> None:
     moe = open_policy("scratch:moe-tiny", device="cpu").model
     with pytest.raises(UserError, match="qwen3, llama, mistral policies; this one is qwen3_moe"):
-        upcycled(moe, 4)
+        upcycle(moe, 4)
     for experts, chosen in ((1, 1), (4, 5), (4, 0)):
         with pytest.raises(UserError, match="2 experts or more"):
-            upcycled(dense("Qwen3"), experts, chosen)
+            upcycle(dense("Qwen3"), experts, chosen)
 
 
 def test_export_makes_a_mixture_that_grpo_trains(tmp_path: Path, cli: Cli) -> None:

@@ -16,7 +16,16 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.pipeline.preflight import inspected, prepared
 from rl_reasoner.pipeline.rehearsal import rehearsed
 from rl_reasoner.policy import fp8_torchao
-from rl_reasoner.policy.fp8 import covered, fp8, how, left_out, linear, product, quantised, tile_of
+from rl_reasoner.policy.fp8 import (
+    covered_layers,
+    emulated_product,
+    excluded_layers,
+    fp8,
+    fp8_backend,
+    linear,
+    quantise,
+    tile_of,
+)
 from rl_reasoner.policy.lora import add_lora
 from rl_reasoner.recipe.recipe import Lora
 from support.mixtures import FAMILIES, model_of
@@ -82,7 +91,7 @@ def test_all_three_products_are_those_of_the_reference(
 
 def error(a: Tensor, b: Tensor, scaling: Any) -> float:
     exact = a.double() @ b.double().T
-    return float((product(a, b, scaling, True).double() - exact).norm() / exact.norm())
+    return float((emulated_product(a, b, scaling, True).double() - exact).norm() / exact.norm())
 
 
 def test_blocks_err_by_at_most_4_percent_and_flush_less_than_tensors() -> None:
@@ -91,15 +100,15 @@ def test_blocks_err_by_at_most_4_percent_and_flush_less_than_tensors() -> None:
     assert 0.01 < error(a, b, "block") <= 0.04
     outlying = torch.where(torch.rand(512, 512, generator=random) < 1e-3, a * 1000, a)
     flushed = {
-        scaling: float((quantised(outlying, tile_of(scaling, False)) == 0).float().mean())
+        scaling: float((quantise(outlying, tile_of(scaling, False)) == 0).float().mean())
         for scaling in ("tensor", "block")
     }
     assert flushed["block"] < 0.2 * flushed["tensor"]
 
 
 def test_zeros_and_empty_parts_stay() -> None:
-    assert torch.equal(quantised(torch.zeros(3, 200), (1, 128)), torch.zeros(3, 200))
-    assert quantised(torch.zeros(0, 8), (1, 128)).shape == (0, 8)
+    assert torch.equal(quantise(torch.zeros(3, 200), (1, 128)), torch.zeros(3, 200))
+    assert quantise(torch.zeros(0, 8), (1, 128)).shape == (0, 8)
     assert linear(torch.zeros(2, 0, 8), torch.ones(4, 8), None, "block").shape == (2, 0, 4)
 
 
@@ -109,7 +118,7 @@ def test_zeros_and_empty_parts_stay() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_attention_and_experts_are_covered_gates_and_head_are_not(family: str) -> None:
     model = model_of(family).eval()
-    names = covered(model)
+    names = covered_layers(model)
     last = {name.rsplit(".", 1)[-1] for name in names}
     assert {"experts", "o_proj"} <= last
     assert not {"gate", "router", "lm_head", "shared_expert_gate", "embed_tokens"} & last
@@ -136,9 +145,9 @@ def test_experts_alone_are_rounded_as_their_formula_says() -> None:
         for t in range(7):
             total = torch.zeros(96)
             for gate, e in zip(gates[t], chosen[t].tolist(), strict=True):
-                one = quantised(x[t : t + 1], (1, 0)) @ quantised(experts.gate_up_proj[e], (1, 0)).T
+                one = quantise(x[t : t + 1], (1, 0)) @ quantise(experts.gate_up_proj[e], (1, 0)).T
                 inner = torch.nn.functional.silu(one[:, :96]) * one[:, 96:]
-                out = quantised(inner, (1, 0)) @ quantised(experts.down_proj[e], (1, 0)).T
+                out = quantise(inner, (1, 0)) @ quantise(experts.down_proj[e], (1, 0)).T
                 total += gate * out[0]
             assert torch.allclose(found[t], total, atol=1e-6)
 
@@ -212,7 +221,7 @@ def test_the_check_says_that_it_is_emulated(tmp_path: Path) -> None:
 def test_a_low_rank_adapter_stays_out_and_its_base_is_covered() -> None:
     policy = open_policy("scratch:moe-tiny", device="cpu")
     add_lora(policy, Lora(rank=4), seed=0)
-    names = covered(policy.model)
+    names = covered_layers(policy.model)
     assert any(n.endswith("q_proj.base_layer") for n in names)
     assert any(n.endswith("experts.base_layer.base_layer") or "experts" in n for n in names)
     assert not any("lora_" in n for n in names)
@@ -226,17 +235,17 @@ def test_a_low_rank_adapter_stays_out_and_its_base_is_covered() -> None:
 
 
 def test_a_card_with_fp8_is_never_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert how("cpu", "block") == "emulation"
+    assert fp8_backend("cpu", "block") == "emulation"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
-    assert how("cuda", "block") == "emulation"
+    assert fp8_backend("cuda", "block") == "emulation"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install"):
-        how("cuda", "row")
+        fp8_backend("cuda", "row")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    assert how("cuda", "row") == "torchao"
+    assert fp8_backend("cuda", "row") == "torchao"
     with pytest.raises(UserError, match="Hopper"):
-        how("cuda", "block")
+        fp8_backend("cuda", "block")
 
 
 @pytest.mark.parametrize("family", ["Qwen3Moe", "DeepseekV3", "GptOss"])
@@ -256,7 +265,7 @@ def test_torchaos_products_reach_linear_layers_and_fused_experts(family: str, sc
         model.zero_grad()
     changed = [n for n in grads[0] if not torch.equal(grads[0][n], grads[1][n])]
     assert any("gate_up_proj" in n for n in changed) and any("o_proj" in n for n in changed)
-    for name in covered(model):
+    for name in covered_layers(model):
         for own, _ in model.get_submodule(name).named_parameters(recurse=False):
             a, b = (g[f"{name}.{own}"].flatten() for g in grads)
             if "bias" not in own and float(a.norm()) > 1e-6:
@@ -282,6 +291,6 @@ def test_rows_are_filled_up_for_the_kernels_and_odd_layers_stay(
         found = model(input_ids=IDS).logits
     assert torch.allclose(found, plain, atol=1e-5)
     assert (256, 128) in seen, "experts"
-    out = left_out(model, "block", "torchao")
+    out = excluded_layers(model, "block", "torchao")
     assert {n.rsplit(".", 1)[-1] for n in out} == {"k_proj", "v_proj"}, "64 wide"
-    assert left_out(model, "block", "emulation") == []
+    assert excluded_layers(model, "block", "emulation") == []

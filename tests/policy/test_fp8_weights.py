@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from rl_reasoner import open_policy, train
 from rl_reasoner.cli import main
-from rl_reasoner.policy.fp8 import quantised
-from rl_reasoner.policy.fp8_weights import dequantised, quantised_weight
+from rl_reasoner.policy.fp8 import quantise
+from rl_reasoner.policy.fp8_weights import dequantise, quantise_weight
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.policy.scratch import byte_tokenizer
 from support.mixtures import model_of
@@ -59,7 +59,7 @@ def test_there_and_back_gives_the_rounded_weights(kind: str, tmp_path: Path) -> 
     changed = 0
     for name, tensor in before.items():
         parts = tensor if tensor.dim() == 3 else [tensor]
-        round_trip = [quantised(p, (128, 128)) if p.dim() == 2 else p for p in parts]
+        round_trip = [quantise(p, (128, 128)) if p.dim() == 2 else p for p in parts]
         found = after[name] if tensor.dim() == 3 else after[name][None]
         if not torch.equal(after[name], tensor):
             changed += 1
@@ -80,7 +80,7 @@ def test_what_was_opened_is_saved_plain_and_written_again_alike(tmp_path: Path) 
         if one[name].dtype == torch.float8_e4m3fn:
             layer = one[name], one[f"{name}_scale_inv"]
             other = two[name], two[f"{name}_scale_inv"]
-            a, b = (dequantised(*pair, (128, 128)) for pair in (layer, other))
+            a, b = (dequantise(*pair, (128, 128)) for pair in (layer, other))
             assert float((a - b).norm() / a.norm()) < 0.01
 
 
@@ -107,14 +107,14 @@ def test_blocks_that_are_cut_off_are_read_as_released_checkpoints_mean_them(
     name = "model.layers.0.mlp.up_proj.weight"
     rows = torch.randn(side, 128)
     rows[:128] *= 50  # another scale than that of the last rows
-    weight, scale = quantised_weight(torch.nn.functional.pad(rows, (0, 0, 0, -side % 128)))
+    weight, scale = quantise_weight(torch.nn.functional.pad(rows, (0, 0, 0, -side % 128)))
     tensors[name], tensors[f"{name}_scale_inv"] = weight[:side].contiguous(), scale
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     described = json.loads((folder / "config.json").read_text())
     described["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
     (folder / "config.json").write_text(json.dumps(described))
     opened = open_policy(str(folder), device="cpu").model.state_dict()
-    assert torch.allclose(opened[name], quantised(rows, (128, 128)))
+    assert torch.allclose(opened[name], quantise(rows, (128, 128)))
 
 
 def test_grpo_starts_from_one(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rl_reasoner import open_policy
-from rl_reasoner.rollout.mismatch import Gap, Mismatch, diagnosed, measure
+from rl_reasoner.rollout.mismatch import Gap, Mismatch, diagnose, measure
 from support.mixtures import FAMILIES, model_of
 
 PROMPTS = [prompt for prompt in ([5, 6, 7, 8], [9, 10], [3, 4, 5]) for _ in range(6)]
@@ -66,11 +66,11 @@ def test_dense_models_have_no_flips(autocast: Any) -> None:
 def test_a_mismatch_is_told_with_what_mends_it() -> None:
     flipping, calm = Gap(0.8, 0.02, 0.04, 0.1), Gap(0.03, 0.006, 0.0, 0.1)
     both = Mismatch(100, flipping, calm)
-    assert diagnosed(both, True)[::2] == ("passed", "")
-    status, said, mend = diagnosed(both, False)
+    assert diagnose(both, True)[::2] == ("passed", "")
+    status, said, mend = diagnose(both, False)
     assert status == "warned" and "router_replay: true" in mend
     assert "4.00% of the tokens change experts" in said and "0.8 at most" in said
-    status, _, mend = diagnosed(Mismatch(100, flipping, flipping), True)
+    status, _, mend = diagnose(Mismatch(100, flipping, flipping), True)
     assert status == "warned" and "fp32" in mend
-    status, said, mend = diagnosed(Mismatch(100, Gap(0.5, 0.1, None, None), None), True)
+    status, said, mend = diagnose(Mismatch(100, Gap(0.5, 0.1, None, None), None), True)
     assert status == "warned" and "fp32" in mend and "experts" not in said

@@ -21,7 +21,7 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.report.evaluation import evaluation_page
 from rl_reasoner.rollout.cache import SampleCache
 from rl_reasoner.rollout.sampler import sample
-from rl_reasoner.rollout.server import Server, ServerFailed
+from rl_reasoner.rollout.server import ServedPolicy, ServerFailed
 
 pytest.importorskip("openai", reason="the extra `server` is not installed")
 CHAT = (  # the server's parser of replies looks for these marks in models of this kind
@@ -167,7 +167,7 @@ FAULTS = {2: "500", 4: "cut", 5: "refused", 7: "503", 9: "429", 11: "cut", 12: "
 
 @pytest.mark.parametrize("served", [FAULTS], indirect=True)
 def test_no_sample_is_lost_or_doubled(served: Proxy, folder: Path, tmp_path: Path) -> None:
-    server = Server(served.url, str(folder), concurrency=3)
+    server = ServedPolicy(served.url, str(folder), concurrency=3)
     result = evaluate(
         server, ["modular_test"], 2, seed=7, max_tokens=6, limit=8, cache=tmp_path / "cache"
     )
@@ -189,7 +189,10 @@ def test_no_sample_is_lost_or_doubled(served: Proxy, folder: Path, tmp_path: Pat
 @pytest.mark.parametrize("served", [{1: "500", 3: "cut"}], indirect=True)
 def test_greedy_answers_are_our_engines(served: Proxy, folder: Path) -> None:
     """As chats and as plain texts, over HTTP and in this process."""
-    server, policy = Server(f"{served.url}/v1", str(folder)), open_policy(str(folder), device="cpu")
+    server, policy = (
+        ServedPolicy(f"{served.url}/v1", str(folder)),
+        open_policy(str(folder), device="cpu"),
+    )
     chats: list[Any] = [[{"role": "user", "content": text}] for text in ("1+1=", "(7-2)*3=")]
     for prompts in (chats, ["1+1=", "12="]):
         over_http = server.sample(prompts, max_tokens=8)
@@ -198,18 +201,21 @@ def test_greedy_answers_are_our_engines(served: Proxy, folder: Path) -> None:
 
 def test_what_cannot_be_asked(served: Proxy, folder: Path) -> None:
     with pytest.raises(UserError, match="forced"):
-        Server(served.url, "x").sample(["1="], force="chain")
+        ServedPolicy(served.url, "x").sample(["1="], force="chain")
     with pytest.raises(UserError, match="expected a URL such as"):
-        Server("localhost:8000", "x").sample(["1="])
+        ServedPolicy("localhost:8000", "x").sample(["1="])
     served.faults = {served.count + 1: "401"}
     with pytest.raises(UserError, match=r"refuses the request for '1=': .*injected"):
-        Server(served.url, str(folder)).sample(["1="], max_tokens=2)
+        ServedPolicy(served.url, str(folder)).sample(["1="], max_tokens=2)
 
 
 def test_a_server_that_is_gone_loses_nothing(served: Proxy, folder: Path, tmp_path: Path) -> None:
     """It dies for good after five answers; they are kept, and the next call asks for the rest."""
     served.faults = dict.fromkeys(range(6, 500), "500")
-    server, cache = Server(served.url, str(folder), concurrency=1), SampleCache(tmp_path, "it")
+    server, cache = (
+        ServedPolicy(served.url, str(folder), concurrency=1),
+        SampleCache(tmp_path, "it"),
+    )
     prompts = [f"{n}+1=" for n in range(8)]
     with pytest.raises(ServerFailed, match="injected"):
         server.sample(prompts, max_tokens=3, cache=cache)
@@ -243,7 +249,7 @@ def test_lengths_that_a_server_does_not_tell_are_not_zero(tmp_path: Path) -> Non
     server = ThreadingHTTPServer(("127.0.0.1", 0), Silent)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        asked = Server(f"http://127.0.0.1:{server.server_port}", "m")
+        asked = ServedPolicy(f"http://127.0.0.1:{server.server_port}", "m")
         file = tmp_path / "rows.jsonl"
         file.write_text('{"problem": "6+6=", "answer": "12"}\n')
         result = evaluate(asked, [str(file)], template="plain")

@@ -46,19 +46,19 @@ def generate_problems(
         raise unknown(f"split of task {task}", split, SPLITS)
     kind = TASKS[task]
     wanted = _levels(kind, split, levels)
-    found: set[str] = set()
+    keys: set[str] = set()
     drawn: list[Problem] = []
     misses = 0
     for problem in _draws(kind, f"{task}|{split}|{seed}", wanted):
         if len(drawn) >= count or misses == _PATIENCE:
             break
         misses += 1
-        if _belongs(problem, split) and not (distinct and problem.key in found):
-            found.add(problem.key)
+        if _belongs(problem, split) and not (distinct and problem.key in keys):
+            keys.add(problem.key)
             drawn.append(problem)
             misses = 0
     if len(drawn) < count:
-        drawn += _rest(kind, split, wanted, found, count - len(drawn))
+        drawn += _rest(kind, split, wanted, keys, count - len(drawn))
     return drawn
 
 
@@ -92,18 +92,18 @@ def _belongs(problem: Problem, split: str) -> bool:
     return split == next((name for name, end in _SHARES.items() if percent < end), "test")
 
 
-def _rest(task: Task, split: str, levels: range, found: Set[str], count: int) -> list[Problem]:
-    """`count` problems that are not among `found`, out of all there are."""
+def _rest(task: Task, split: str, levels: range, keys: Set[str], count: int) -> list[Problem]:
+    """`count` problems that are not among `keys`, out of all there are."""
     every = (problem for level in levels for problem in _every(task, level))
     rest = {
         problem.key: problem
         for problem in every
-        if problem.key not in found and _belongs(problem, split)
+        if problem.key not in keys and _belongs(problem, split)
     }
     if len(rest) < count:
         raise UserError(
             f"task {task.name!r}, split {split!r}, levels {levels[0]} to {levels[-1]}: there are "
-            f"{len(found) + len(rest)} distinct problems, asked were {len(found) + count}"
+            f"{len(keys) + len(rest)} distinct problems, asked were {len(keys) + count}"
         )
     return sorted(rest.values(), key=lambda problem: sha256_int(f"rest|{problem.key}"))[:count]
 

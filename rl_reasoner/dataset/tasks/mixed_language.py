@@ -12,18 +12,18 @@ _WORDS = {"+": ("plus", "加"), "-": ("minus", "减"), "*": ("times", "乘")}
 _STEP = re.compile(r"(-?\d+)([-+*])(-?\d+)=(-?\d+)")
 
 
-def worded(chain: str, chinese: float, rng: random.Random) -> str:
+def put_into_words(chain: str, chinese: float, rng: random.Random) -> str:
     """`chain` in words; each step is, with probability `chinese`, told in Chinese, else in English.
 
     Raises ValueError for a chain that has other steps than sums, differences and products.
     """
     steps = [_STEP.fullmatch(step) for step in chain.split(";")] if chain else []
-    told = []
+    sentences = []
     for number, step in enumerate(steps):
         if step is None:
             raise ValueError(f"no step of signs: {chain.split(';')[number]!r}")
         first, operator, second, result = step.groups()
         english, characters = _WORDS[operator]
         word = characters if rng.random() < chinese else f" {english} "
-        told.append(f"{'' if number else first}{word}{second}={result}")
-    return "".join(told)
+        sentences.append(f"{'' if number else first}{word}{second}={result}")
+    return "".join(sentences)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl_reasoner import sandbox
-from rl_reasoner.dataset.code_rows import as_dataset, code_row, continued, continuing
+from rl_reasoner.dataset.code_rows import as_dataset, code_row, continue_program, continuing
 from rl_reasoner.dataset.rows import lint, load_rows
 from rl_reasoner.dataset.sets import set_data
 from rl_reasoner.dataset.tasks.base import Problem
@@ -228,12 +228,14 @@ def test_humaneval_check_is_called() -> None:
 def test_completions_of_a_program_go_on_from_it_or_write_it_anew(
     completion: str, value: float
 ) -> None:
-    assert code_tests(continued(HUMANEVAL, completion), tests=HUMANEVAL["tests"]).value == value
+    assert (
+        code_tests(continue_program(HUMANEVAL, completion), tests=HUMANEVAL["tests"]).value == value
+    )
 
 
 def test_other_completions_come_back_as_they_are() -> None:
     for row in ({"problem": "Write `area`."}, {**HUMANEVAL, "entry_point": "other"}):
-        assert continued(row, "    return 1") == "    return 1"
+        assert continue_program(row, "    return 1") == "    return 1"
 
 
 def test_a_reward_of_tests_reads_a_continuation_with_its_beginning() -> None:
@@ -288,6 +290,6 @@ def test_public_code_sets_load_and_their_references_score(
     rows = load_rows(set_data(name))
     some = rows[:: max(1, len(rows) // 5)]
     for form in ("```python\n{}\n```", "text\n```python\n{}\n```\nmore"):
-        texts = [continued(row, form.format(row["reference_solution"])) for row in some]
+        texts = [continue_program(row, form.format(row["reference_solution"])) for row in some]
         scores = score_batch(code_tests, texts, {"tests": [row["tests"] for row in some]})
         assert [s for s in scores if isinstance(s, Fault) or s.value != 1.0] == []
