@@ -35,7 +35,7 @@ _COMMAND = "/answer"
 
 @dataclass
 class Reply:
-    """What a policy says to one problem, as far as it has come."""
+    """A policy's reply to one problem, as far as it has been sampled."""
 
     name: str
     text: str = ""
@@ -78,13 +78,13 @@ def _judged(score: "Score") -> Text:
 class ChatVerb:
     """Talk to a policy, or to two side by side: type a problem, see its thinking and its answer.
 
-    `/answer 9` says whether the last replies are right.
+    `/answer 9` checks the last replies against the answer 9.
     """
 
     policy: Positional[str]
     """a run or policy folder, a .gguf file, a hub id"""
     other: Positional[str | None] = None
-    """a second policy, asked the same"""
+    """a second policy, given the same problems"""
     answer: str | None = None
     """the right answer: each reply is verified against it"""
     temperature: float = 0.0
@@ -92,9 +92,9 @@ class ChatVerb:
     max_tokens: int = 512
     """longest completion, in tokens"""
     template: str | None = None
-    """prompt template (default: the one of the run, else auto)"""
+    """prompt template (default: the run's own, else auto)"""
     system: str | None = None
-    """system prompt of chats (default: the one of the run)"""
+    """system prompt of chats (default: the run's own)"""
     seed: int = 0
     quiet: Quiet = False
     json: Json = False
@@ -109,7 +109,7 @@ class ChatVerb:
         policies = [(name, open_policy(name)) for name in names]
         asking = sys.stdin.isatty()
         if asking:
-            told = f"type a problem; {_COMMAND} 9 verifies; an empty line or Ctrl-D ends"
+            told = f"type a problem; {_COMMAND} 9 checks the answer; an empty line or Ctrl-D ends"
             err.print(told, style="dim")
         with Threads() as threads:
             computed = threads.suit(*(policy.model for _, policy in policies))
@@ -154,7 +154,7 @@ class ChatVerb:
         from rl_reasoner.answers import verify
 
         if not answer or not replies:
-            raise UserError(f"{_COMMAND} RIGHT comes after a problem, with the right answer")
+            raise UserError(f"{_COMMAND} ANSWER comes after a problem, with its right answer")
         for reply in replies:
             reply.verdict = verify(reply.text, answer)
         if self.json:

@@ -19,8 +19,8 @@ _STYLE = {"passed": "green", "warned": "yellow", "failed": "red", "skipped": "di
 class CheckVerb:
     """Before a run: check a recipe on this machine, or test a reward.
 
-    A recipe: data, rewards, room, tokens, prompts, a few sampled groups. A reward: types, repeats,
-    hostile completions, completions that ask for a reward they have not earned.
+    Of a recipe: data, rewards, disk and memory, tokens, prompts, a few sampled groups. Of a reward:
+    types, determinism, hostile completions, and completions that try to game it.
     """
 
     target: Positional[str]
@@ -46,14 +46,14 @@ class CheckVerb:
                 raise
             names = [*shipped_recipes(), *shipped_rewards()]
             near = did_you_mean(self.target, names)
-            raise UserError(f"{self.target!r} is neither recipe nor reward.{near}") from error
+            raise UserError(f"{self.target!r} is neither a recipe nor a reward.{near}") from error
         self._reward(fn)
 
     def _reward(self, fn: Any) -> None:
         from rl_reasoner.testing.kit import examine
 
         report = examine(fn, self.data)
-        table = new_table("", "check", "found", "completion")
+        table = new_table("", "check", "result", "completion")
         for found in report.findings:
             status = Text(found.status, _STYLE[found.status])
             shown = Text(f"{found.completion!r:.100}" if found.completion else "")
@@ -68,12 +68,12 @@ class CheckVerb:
         from rl_reasoner.recipe.load import load_recipe, place_of
 
         if self.data is not None:
-            raise UserError("--data is for rewards: a recipe has its own")
+            raise UserError("--data is only for rewards: a recipe names its own data")
         recipe = load_recipe(self.target)
         err.print("loading torch and transformers", style="dim")
         silence_libraries()
         notices = list(_notices(recipe, place_of(self.target)))
-        table = new_table("", "check", "found", "mend")
+        table = new_table("", "check", "result", "fix")
         for notice in notices:
             status = Text(notice.status, _STYLE[notice.status])
             table.add_row(status, notice.check, Text(notice.message), Text(notice.mend))

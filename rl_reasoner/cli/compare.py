@@ -23,7 +23,7 @@ class CompareVerb:
     b: Positional[Path]
     """the second one"""
     out: Path | None = None
-    """write a page with both and the rows that flipped here (HTML)"""
+    """write a page (HTML) with both results and the rows that flipped here"""
     quiet: Quiet = False
     json: Json = False
 
@@ -34,7 +34,9 @@ class CompareVerb:
 
         target = check_writable(self.out) if self.out is not None else None
         if target is not None and target.resolve() in (self.a.resolve(), self.b.resolve()):
-            raise UserError(f"--out {target} is one of the results: the page (HTML) goes elsewhere")
+            raise UserError(
+                f"--out {target} is one of the results: give another name for the page (HTML)"
+            )
         found = compare(EvalResult.load(self.a), EvalResult.load(self.b))
         if target is not None:
             from rl_reasoner.report import write_evaluation

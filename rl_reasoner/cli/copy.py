@@ -14,7 +14,7 @@ from rl_reasoner.report.console import emit
 
 @dataclass
 class CopyVerb:
-    """Copy a shipped recipe or reward here, to change it."""
+    """Copy a shipped recipe or reward into this folder, to change it."""
 
     name: Positional[str]
     """quickstart, quickstart.yaml, rewards/length …"""

@@ -16,11 +16,11 @@ class EnvVerb:
     """Versions, device, precision, sandbox on this machine; with --plan, a run on other GPUs."""
 
     plan: Annotated[str | None, arg(metavar="RECIPE")] = None
-    """a recipe to plan instead: memory, time of a step, where it breaks"""
+    """a recipe to plan instead: memory, time per step, and what does not fit"""
     gpus: int = 8
-    """of the plan: how many GPUs"""
+    """with --plan: how many GPUs"""
     gpu: str = "H100"
-    """of the plan: which GPU"""
+    """with --plan: which GPU"""
     json: Json = False
 
     def run(self) -> None:
@@ -50,7 +50,7 @@ class EnvVerb:
             "sandbox": str(sandbox.strength()),
             **{name: importlib.metadata.version(name) for name in names},
         }
-        table = new_table("what", "here")
+        table = new_table("what", "value")
         for key, here in value.items():
             table.add_row(key, "none" if here is None else str(here))
         emit(self.json, value, table)
@@ -60,7 +60,7 @@ class EnvVerb:
         from rl_reasoner.recipe.load import load_recipe
 
         if self.gpus < 1:
-            raise UserError(f"--gpus {self.gpus}: at least one")
+            raise UserError(f"--gpus {self.gpus}: expected 1 or more")
         plans = capacity_planner.plan(load_recipe(source), self.gpus, self.gpu)
         table = new_table("part", *(f"{p.stage} on {p.gpus} {p.gpu}" for p in plans))
         for row in capacity_planner.rows_of(plans):

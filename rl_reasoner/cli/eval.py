@@ -37,7 +37,7 @@ class EvalVerb:
     policy: Positional[Annotated[str | None, arg(metavar="POLICY")]] = None
     """a run or policy folder, a .gguf file, a hub id; with --server the model's name there"""
     sets: str | None = None
-    """names or files of sets or hub ids, with commas between; see: rl-reasoner list sets"""
+    """sets by name, file or hub id, separated by commas; see: rl-reasoner list sets"""
     samples: int = 1
     """completions per problem: 1 is greedy, more are sampled"""
     seed: int = 0
@@ -46,17 +46,17 @@ class EvalVerb:
     max_tokens: int = 256
     """longest completion, in tokens"""
     template: str | None = None
-    """prompt template (default: the one of the run, else auto)"""
+    """prompt template (default: the run's own, else auto)"""
     system: str | None = None
-    """system prompt of chats (default: the one of the run)"""
+    """system prompt of chats (default: the run's own)"""
     limit: int | None = None
-    """only the first problems of each set"""
+    """only the first N problems of each set"""
     reward: str | None = None
     """the reward that judges (default: code_tests where rows have tests, else math_answer)"""
     reward_options: str = ""
-    """options of that reward: extract=whole,timeout_s=2 or a JSON object"""
+    """its options: extract=whole,timeout_s=2 or a JSON object"""
     data_dir: Path | None = None
-    """folder with sets as NAME.jsonl"""
+    """a folder that holds sets as NAME.jsonl"""
     columns: str = ""
     """for files and hub ids: problem=question,answer=final"""
     config: str | None = None
@@ -64,17 +64,17 @@ class EvalVerb:
     split: str | None = None
     """for hub ids and saved folders: split (default: test)"""
     server: str | None = None
-    """URL of an OpenAI-compatible server that has the model"""
+    """URL of an OpenAI-compatible server of the model"""
     trained_on: str | None = None
-    """files or sets that the policy was trained on: overlaps are counted"""
+    """files or sets that the policy was trained on; overlaps with them are counted"""
     decontaminated: FlagCreatePairsOff[bool] = False
-    """count overlaps with the data of the run in POLICY, and report on the clean rest too"""
+    """count overlaps with the data of the run in POLICY, and also report on the clean rows"""
     no_cache: FlagCreatePairsOff[bool] = False
     """sample everything again, and cache nothing"""
     replay: Path | None = None
-    """judge the completions of this saved result again: no policy is needed"""
+    """judge the completions of this saved result again; needs no policy"""
     out: Path | None = None
-    """save the result here (JSON); its page goes beside it (HTML)"""
+    """save the result here (JSON), and its page (HTML) next to it"""
     quiet: Quiet = False
     json: Json = False
 
@@ -85,7 +85,7 @@ class EvalVerb:
         )
         target = check_writable(self.out) if self.out is not None else None
         if target is not None and target.suffix in (".html", ".jsonl"):
-            raise UserError(f"--out {target}: the result is JSON, its page and rows go beside it")
+            raise UserError(f"--out {target}: the result is JSON; its page and rows go next to it")
         set_data_folder(self.data_dir)
         result = self._replayed(self.replay) if self.replay is not None else self._evaluated()
         if target is not None:
@@ -96,7 +96,7 @@ class EvalVerb:
             write_evaluation([target], sibling_file(target, ".html"))
         emit(self.json, result.to_json(), result.table())
         if threads := result.manifest.get("policy", {}).get("threads"):
-            err.print(f"threads: {threads}; OMP_NUM_THREADS changes it", style="dim")
+            err.print(f"threads: {threads}; set OMP_NUM_THREADS to change it", style="dim")
         _check_judged(result)
 
     def _replayed(self, file: Path) -> "EvalResult":
@@ -109,7 +109,7 @@ class EvalVerb:
             flags = [
                 "POLICY" if name == "policy" else f"--{name.replace('_', '-')}" for name in other
             ]
-            raise UserError(f"--replay judges what was saved: {', '.join(flags)} is not for it")
+            raise UserError(f"--replay judges a saved result: it does not take {', '.join(flags)}")
         options = parse_options("--reward-options", self.reward_options)
         return replay(EvalResult.load(file), self.reward, options or None)
 
@@ -173,7 +173,7 @@ class EvalVerb:
         recipe = Path(policy) / "recipe.yaml"
         if not recipe.is_file():
             raise UserError(
-                f"--decontaminated: {policy} is not a run folder; say with --trained-on FILE,FILE "
+                f"--decontaminated: {policy} is not a run folder; name with --trained-on FILE,FILE "
                 "what the policy was trained on"
             )
         from rl_reasoner.pipeline.lineage import data_in

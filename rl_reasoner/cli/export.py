@@ -23,11 +23,11 @@ class ExportVerb:
     dtype: str = "fp32"
     """fp32 or bf16"""
     fp8: FlagCreatePairsOff[bool] = False
-    """linear layers and experts in FP8 blocks, as DeepSeek-V3's; the rest as --dtype"""
+    """write linear layers and experts in FP8 blocks, as DeepSeek-V3 does; the rest as --dtype"""
     upcycle: Annotated[int | None, arg(metavar="N")] = None
-    """make a mixture of N experts of a dense policy, which computes the same"""
+    """turn a dense policy into a mixture of N experts that computes the same"""
     chosen: int = 2
-    """how many of them a token goes to"""
+    """with --upcycle: experts per token"""
     json: Json = False
 
     def run(self) -> None:

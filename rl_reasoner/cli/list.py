@@ -14,10 +14,10 @@ from rl_reasoner.report.console import emit, new_table
 
 @dataclass
 class ListVerb:
-    """What there is: recipes, rewards, sets, policies, tasks; or the schema of recipe files."""
+    """List recipes, rewards, sets, policies and tasks, or print the schema of recipe files."""
 
     kind: Positional[Annotated[str | None, arg(metavar="KIND")]] = None
-    """one of these kinds only, or `schema`: the JSON schema of YAML recipes, for editors"""
+    """only this kind; or `schema`: the JSON schema of YAML recipes, for editors"""
     json: Json = False
 
     def run(self) -> None:
@@ -65,7 +65,7 @@ def _parameter_counts(policies: Sequence[str]) -> dict[str, tuple[int, int]]:
 
 
 def _size_table(sizes: Mapping[str, tuple[int, int]]) -> Table:
-    table = new_table("policy", "parameters", "active for a token")
+    table = new_table("policy", "parameters", "active per token")
     for name, (total, active) in sizes.items():
         table.add_row(name, f"{total:,}", f"{active:,}")
     return table
@@ -74,7 +74,7 @@ def _size_table(sizes: Mapping[str, tuple[int, int]]) -> Table:
 def _card_table(names: Sequence[str], cards: Mapping[str, Any]) -> Table:
     from rl_reasoner.dataset.sets import find_set
 
-    table = new_table("set", "problems", "what", "licence", "from", "defects")
+    table = new_table("set", "problems", "about", "licence", "from", "defects")
     for name in names:
         card = cards.get(name)
         place = "here" if find_set(name) else "hub" if card and card.hub else "not here"

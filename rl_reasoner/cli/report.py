@@ -13,9 +13,9 @@ from rl_reasoner.report.console import emit
 
 @dataclass
 class ReportVerb:
-    """Write report.html of a run again, or the page of a saved evaluation.
+    """Write report.html of a run, or the page of a saved evaluation.
 
-    With --live the page is served while the run trains, and shows what comes.
+    With --live, serve the page while the run trains, and keep it up to date.
     """
 
     source: Positional[Annotated[Path, arg(metavar="RUN")]]
@@ -23,7 +23,7 @@ class ReportVerb:
     live: FlagCreatePairsOff[bool] = False
     """serve the page on 127.0.0.1, at an address with a token, until Ctrl-C"""
     port: int = 0
-    """with --live: the port (0: any that is free)"""
+    """with --live: the port (0: any free one)"""
     json: Json = False
 
     def run(self) -> None:

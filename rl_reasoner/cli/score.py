@@ -21,7 +21,7 @@ _SHOWN = 50  # rows of a table
 class ScoreVerb:
     """Run a reward on saved completions: FILE.jsonl with `completion` and the reward's columns.
 
-    With --rescore RUN the completions are those of a run, and the scores are held against its own.
+    With --rescore RUN, score a run's completions and compare with the scores it gave.
     """
 
     reward: Positional[str]
@@ -29,13 +29,13 @@ class ScoreVerb:
     file: Positional[Annotated[str | None, arg(metavar="FILE")]] = None
     """JSON, CSV, TSV or Parquet"""
     rescore: Annotated[Path | None, arg(metavar="RUN")] = None
-    """score what this run sampled: what would have changed"""
+    """score what this run sampled, and show what would have changed"""
     stage: str | None = None
-    """with --rescore: the stage (default: the last that sampled)"""
+    """with --rescore: the stage (default: the last one that sampled)"""
     disagree: str | None = None
     """a second reward: list only the rows where the two differ"""
     out: Path | None = None
-    """where all scores are written (default: FILE.scores.jsonl)"""
+    """write all scores here (default: FILE.scores.jsonl)"""
     json: Json = False
 
     def run(self) -> None:
@@ -72,7 +72,7 @@ class ScoreVerb:
         rows, *functions = _all(partial(read_rows, file), *loads)
         target = check_writable(self.out or Path(f"{file}.scores.jsonl"))
         if target.resolve() == Path(file).resolve():
-            raise UserError(f"--out {target}: this is the file that is scored; give another one")
+            raise UserError(f"--out {target}: this is the file that is scored; give another name")
         found = [_scores(*pair, rows, file) for pair in zip(functions, names, strict=True)]
         mine, other = found[0], found[1] if self.disagree else None
         entries = []

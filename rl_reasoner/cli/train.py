@@ -22,13 +22,13 @@ class TrainVerb:
     recipe: Positional[Annotated[str | None, arg(metavar="RECIPE")]] = None
     """a recipe's name, script or YAML file"""
     resume: Annotated[Path | None, arg(metavar="RUN")] = None
-    """continue the run in this folder; with RECIPE or flags: do again what they change"""
+    """continue the run in this folder; with RECIPE or flags, run changed stages again"""
     first: Annotated[str | None, arg(name="from", metavar="STAGE")] = None
-    """begin with this stage, and do it again if it is finished"""
+    """start with this stage, and run it again if it is finished"""
     until: Annotated[str | None, arg(metavar="STAGE")] = None
-    """end after this stage"""
+    """stop after this stage"""
     launch: Annotated[str | None, arg(metavar="N|FILE")] = None
-    """run in N processes on this machine, or as a file of `accelerate config` says"""
+    """run in N processes on this machine, or as in a file of `accelerate config`"""
     quiet: Quiet = False
     json: Json = False
     flags: tyro.conf.Suppress[list[str]] = field(default_factory=list)

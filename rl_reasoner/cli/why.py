@@ -13,7 +13,7 @@ from rl_reasoner.report.console import emit, new_table
 
 @dataclass
 class WhyVerb:
-    """Why a step of a run was as it was: a prompt, its group's completions, scores, advantages."""
+    """Explain a training step: a prompt, its group's completions, scores and advantages."""
 
     run_folder: Positional[Path]
     """the run's folder"""
@@ -22,7 +22,7 @@ class WhyVerb:
     row: int | None = None
     """a completion of the step, from 1 (default: the one with the largest advantage)"""
     stage: str | None = None
-    """the stage (default: the last that sampled)"""
+    """the stage (default: the last one that sampled)"""
     json: Json = False
 
     def run(self) -> None:

@@ -121,14 +121,14 @@ def settings(
     if name not in ALGORITHMS:
         raise unknown("algorithm", name, ALGORITHMS)
     found = ALGORITHMS[name]
-    against = [
+    contradictions = [
         f"{(called or {}).get(key, key)} is {said[key]!r}, but algorithm {name!r} has {value!r}"
         for key, value in found.fixed.items()
         if key in said and said[key] != value
     ]
-    if against:
+    if contradictions:
         raise UserError(
-            f"{'; '.join(against)}. Leave out either the algorithm's name or the setting."
+            f"{'; '.join(contradictions)}. Leave out either the algorithm's name or the setting."
         )
     return {**found.fixed, **{key: said.get(key, value) for key, value in found.usual.items()}}
 

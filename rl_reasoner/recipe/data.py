@@ -25,7 +25,8 @@ def checked_template(template: str) -> str:
     """`template`; raises ValueError when it is no template's name and has no {problem} in it."""
     if template not in TEMPLATES and "{problem}" not in template:
         raise ValueError(
-            f"template {template!r} is none of {', '.join(TEMPLATES)} and has no {{problem}} in it"
+            f"template {template!r} is not one of {', '.join(TEMPLATES)} and has no "
+            f"{{problem}} in it"
         )
     return template
 
@@ -34,7 +35,8 @@ def _judge(value: Any) -> Any:
     if callable(value):
         name = getattr(value, "__name__", "NAME")
         raise ValueError(
-            f"a judge is named, since other programs use it too: put {name} into a file and write "
+            f"a judge is given by name, since other programs use it too: put {name} "
+            "into a file and write "
             f"'FILE.py:{name}'"
         )
     return value
@@ -53,7 +55,7 @@ class Part(BaseModel):
 
 
 class RowSource(Part):
-    """Where rows come from, and how they are asked and judged in training."""
+    """Where rows come from, and how they are prompted and judged in training."""
 
     rewards: tuple[str, ...] | None = Field(
         default=None,
@@ -67,7 +69,7 @@ class RowSource(Part):
         default=None, ge=1, description="grpo: longest completion of these rows, if shorter"
     )
     share: float | None = Field(
-        default=None, gt=0, description="in a mix: their part of it, held against the others'"
+        default=None, gt=0, description="in a mix: their share of it, relative to the others'"
     )
 
 
@@ -76,7 +78,7 @@ class TaskData(RowSource):
 
     task: str = Field(description="name of a generator, see `rl-reasoner list tasks`")
     split: Literal["train", "validation", "test", "ood"] = "train"
-    count: int = Field(default=2000, ge=1, description="how many distinct problems")
+    count: int = Field(default=2000, ge=1, description="number of distinct problems")
     seed: int = Field(default=0, description="seed of the draw")
     levels: tuple[int, int] | None = Field(
         default=None, description="smallest and largest level (problem size), both included"
@@ -91,7 +93,8 @@ class TaskData(RowSource):
         default=None,
         ge=0,
         le=1,
-        description="sft: chains in words, this share of the steps in Chinese, the others English",
+        description="sft: write chains in words, this share of the steps in Chinese and the "
+        "rest in English",
     )
 
 
@@ -103,11 +106,12 @@ class FileData(RowSource):
     split: str = Field(default="train", description="hub data sets: split")
     columns: Mapping[str, str] = Field(
         default_factory=dict,
-        description="our column (problem, answer, completion, context, system …) -> the file's",
+        description="our column (problem, answer, completion, context, system …) -> the "
+        "file's column",
     )
-    limit: int | None = Field(default=None, ge=1, description="take only the first rows")
+    limit: int | None = Field(default=None, ge=1, description="take only the first N rows")
     on_bad_row: Literal["skip", "stop"] = Field(
-        default="stop", description="what to do about rows that the lint finds bad"
+        default="stop", description="what to do about rows that fail the checks"
     )
 
 
@@ -115,7 +119,7 @@ class StageData(RowSource):
     """Rows that an earlier stage of kind `sample` wrote."""
 
     stage: str = Field(description="the name of that stage")
-    limit: int | None = Field(default=None, ge=1, description="take only the first rows")
+    limit: int | None = Field(default=None, ge=1, description="take only the first N rows")
 
 
 def _data_kind(value: Any) -> str:
@@ -152,7 +156,9 @@ class MixData(Part):
     def _shared(self) -> Self:
         given = sum(source.share is not None for source in self.mix)
         if given not in (0, len(self.mix)):
-            raise ValueError(f"{given} of its {len(self.mix)} sources have a share: all or none")
+            raise ValueError(
+                f"{given} of its {len(self.mix)} sources have a share: give it to all or to none"
+            )
         return self
 
 

@@ -2,7 +2,7 @@
 
 YAML files and Python scripts are the same schema; flags override it by dotted path. A recipe
 knows nothing of torch: it is read, checked and shown before anything heavy is imported.
-`recipe_source.load_recipe` reads it and gives every mistake at once, each with its place.
+`load.load_recipe` reads it and reports every mistake at once, each with its place.
 """
 
 import re
@@ -141,22 +141,23 @@ class RewardSpec(Part):
     )
     optional: bool | None = Field(
         default=None,
-        description="its faults and abstentions add nothing to a row, instead of taking it out of "
-        "its group (default: as the reward says, else false)",
+        description="a fault or abstention adds 0 to a row, instead of taking the row out of its "
+        "group (default: the reward's own setting, else false)",
     )
     on_abstain: Literal["leave", "ignore"] | None = Field(
         default=None,
-        description="where it abstains the row leaves its group, or has its other rewards "
-        "(default: as the reward says, else leave; ignore for functions in trl's form)",
+        description="where it abstains: the row leaves its group, or keeps its other rewards "
+        "(default: the reward's own setting, else leave; ignore for functions in trl's form)",
     )
     source: str | None = Field(
         default=None,
-        description="its text, where it was a function of a script or notebook; written by itself",
+        description="source of a reward that was defined in a script or notebook; filled in "
+        "automatically",
     )
 
 
 class EvalOverrides(Part):
-    """How one evaluation set is asked, where the recipe's own way does not suit it."""
+    """Settings of one evaluation set that differ from the recipe's."""
 
     template: Annotated[str, AfterValidator(checked_template)] | None = Field(
         default=None, description="its prompt template (default: the recipe's)"
@@ -173,7 +174,8 @@ class Evals(Part):
     samples: int = Field(default=0, ge=0, description="also sample this many completions")
     temperature: float = Field(default=1.0, gt=0, description="temperature of those samples")
     forced: bool = Field(
-        default=False, description="also with the chain of thought forced, and with it left out"
+        default=False,
+        description="also evaluate with the chain of thought forced, and with it left out",
     )
     limit: int | None = Field(default=None, ge=1, description="at most this many problems per set")
     max_tokens: int = Field(default=256, ge=1, description="longest completion, in tokens")
@@ -181,14 +183,15 @@ class Evals(Part):
         default_factory=dict, description="set -> its own template and max_tokens"
     )
     reward: JudgeName = Field(
-        default=None, description="the reward that judges (default: what the rows themselves say)"
+        default=None, description="the reward that judges completions (default: as the rows ask)"
     )
     reward_options: Mapping[str, Any] = Field(
         default_factory=dict, description="options of that reward"
     )
     stages: bool = Field(
         default=False,
-        description="also after each stage (evals/NAME.json), and of the recipe's policy (base)",
+        description="also evaluate after each stage (evals/NAME.json), and the recipe's own "
+        "policy (base)",
     )
     validation: str | None = Field(default=None, description="set evaluated while GRPO trains")
     every: int = Field(default=10, ge=1, description="steps between evaluations on `validation`")
@@ -204,29 +207,29 @@ class RunSpec(Part):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp8"] = Field(
         default="auto",
-        description="of training; fp8: linear layers and experts in FP8 (emulated where the "
-        "machine has none), the rest as bf16",
+        description="of training; fp8: linear layers and experts in FP8 (emulated on machines "
+        "without it), the rest in bf16",
     )
     fp8: Literal["tensor", "row", "block"] = Field(
-        default="block", description="what has one scale in fp8; block is DeepSeek-V3's"
+        default="block", description="fp8: granularity of the scales; block is DeepSeek-V3's"
     )
     parallel: Literal["auto", "ddp", "fsdp", "zero2", "zero3"] = Field(
         default="auto",
-        description="of several processes: who holds which weights; auto: as the launcher says",
+        description="several processes: how weights are distributed; auto: as the launcher is set",
     )
     rewards_on: Literal["here", "ray"] = Field(
         default="here", description="where rewards, programs and verifications run in training"
     )
     report_to: str = Field(
         default="auto",
-        description="dashboards: trackio, tensorboard, wandb, with commas between; none; auto: "
-        "trackio where it is installed",
+        description="dashboards: trackio, tensorboard, wandb, separated by commas; or none; auto: "
+        "trackio if it is installed",
     )
 
 
 def _no_stage(stage: str, field: str, name: str, known: list[str]) -> str:
     kind = "sample stage" if field == "data.stage" else "stage with a policy"
-    hint = did_you_mean(name, known) or f" There is: {', '.join(known) or 'none'}."
+    hint = did_you_mean(name, known) or f" There are: {', '.join(known) or 'none'}."
     return f"stage {stage!r}: {field}: no {kind} {name!r} before it.{hint}"
 
 
@@ -241,7 +244,7 @@ def _rewards(value: Any) -> Any:
         spec = {"weight": spec} if isinstance(spec, (int, float)) else spec
         name, spec = _of_function(key, spec) if callable(key) else (key, spec)
         if name in found:
-            raise ValueError(f"two rewards are called {name}: give one of them another name")
+            raise ValueError(f"two rewards are called {name}: rename one of them")
         found[name] = spec
     return found
 
@@ -265,7 +268,7 @@ def _own_names(rewards: Mapping[str, RewardSpec]) -> Mapping[str, RewardSpec]:
         from rl_reasoner.scoring.reward import named_rewards  # recipes are mostly read without it
 
         if not name.isidentifier() or name in named_rewards():
-            raise ValueError(f"there is a reward {name} already: give yours another name")
+            raise ValueError(f"there is already a reward {name}: rename yours")
     return rewards
 
 
@@ -281,15 +284,13 @@ class Recipe(Part):
         PolicySpec,
         BeforeValidator(lambda v: {"source": v} if isinstance(v, str) else v),
     ] = Field(description="the policy that is trained")
-    data: Data | None = Field(
-        default=None, description="the rows that stages without data of their own use"
-    )
+    data: Data | None = Field(default=None, description="default data of the stages")
     template: Annotated[str, AfterValidator(checked_template)] = Field(
         default="auto",
         description="prompt template: auto, plain, chat, boxed, r1, or a text with {problem}",
     )
     system: str | None = Field(
-        default=None, description="system prompt of chats, where rows have none of their own"
+        default=None, description="system prompt of chats, for rows without their own"
     )
     rewards: Annotated[
         Mapping[str, RewardSpec], BeforeValidator(_rewards), AfterValidator(_own_names)
@@ -298,7 +299,7 @@ class Recipe(Part):
         description="reward -> weight, or {weight, options, optional, on_abstain}; a reward is a "
         "name, in Python also a function",
     )
-    stages: tuple[Stage, ...] = Field(description="what is done, in order")
+    stages: tuple[Stage, ...] = Field(description="the stages, in order")
     evals: Evals = Evals()
     run: RunSpec = RunSpec()
 
@@ -313,20 +314,22 @@ class Recipe(Part):
             raise ValueError("stages is empty: a recipe needs at least one stage")
         if self.system and self.template not in ("auto", "chat", "boxed"):
             raise ValueError(
-                f"system: the template {self.template!r} makes a text, which has no system prompt: "
-                "use auto, chat or boxed, or write it into a template of your own"
+                f"system: the template {self.template!r} makes plain text, which has no system "
+                "prompt: use auto, chat or boxed, or write it into your own template"
             )
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"two stages have the same name: {', '.join(names)}")
         for index, stage in enumerate(self.stages):
             if stage.data is None and self.data is None:
-                raise ValueError(f"stage {stage.name!r} has no data: give data to it or the recipe")
+                raise ValueError(
+                    f"stage {stage.name!r} has no data: give data to it or to the recipe"
+                )
             if stage.kind == "grpo" and not self.rewards:
                 raise ValueError(f"stage {stage.name!r} is a grpo stage: the recipe needs rewards")
             self._refers(index)
         if self.stages[-1].kind == "sample":
-            raise ValueError("the last stage makes no policy: let a stage train on its data")
+            raise ValueError("the last stage makes no policy: add a stage that trains on its data")
         return self
 
     def _refers(self, index: int) -> None:

@@ -1,7 +1,7 @@
 """The part of the recipe's schema that says what is done: the kinds of stages.
 
-Each kind has a class of its fields; what they mean for the trainers is told in `configs` and
-`stage_trainers`. Knows nothing of torch.
+Each kind has a class of its fields; `pipeline.trl_configs` and `pipeline.stage_trainers` give them
+to the trainers. Knows nothing of torch.
 """
 
 import math
@@ -35,11 +35,14 @@ class Optim(Part):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup: int = Field(default=0, ge=0, description="steps of linear warm-up")
     final_lr_share: float = Field(
-        default=0.0, ge=0, lt=1, description="linear schedule: share of lr at the end"
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="learning rate at the end of the schedule, as a share of lr",
     )
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's betas")
     weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0, description="gradient norm is clipped to this")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="clip the gradient norm to this")
 
 
 class Group(Part):
@@ -51,7 +54,7 @@ class Group(Part):
         default=None, ge=1, description="completions in one forward pass (default: all of the step)"
     )
     curriculum: bool = Field(
-        default=False, description="draw prompts that are neither too easy nor too hard more often"
+        default=False, description="curriculum: draw prompts of medium difficulty more often"
     )
 
 
@@ -68,21 +71,22 @@ class Vllm(Part):
     """Sampling by vLLM, through trl; fields that are left out are trl's defaults."""
 
     mode: Literal["colocate", "server"] = Field(
-        default="colocate", description="on the GPUs of the training, or behind a server"
+        default="colocate", description="on the training's GPUs, or behind a server"
     )
     url: str | None = Field(default=None, description="server: its address, http://HOST:PORT")
     memory: float = Field(
-        default=0.3, gt=0, lt=1, description="colocate: share of a GPU's memory that is vLLM's"
+        default=0.3, gt=0, lt=1, description="colocate: share of a GPU's memory for vLLM"
     )
-    gpus: int = Field(default=1, ge=1, description="colocate: GPUs of an engine, tensor parallel")
+    gpus: int = Field(default=1, ge=1, description="colocate: GPUs per engine (tensor parallel)")
     sleep: bool = Field(
-        default=True, description="colocate: give the memory up while the policy trains"
+        default=True, description="colocate: free that memory while the policy trains"
     )
     correction: Literal[
         "token_truncate", "token_mask", "sequence_truncate", "sequence_mask", "off"
     ] = Field(
         default="token_truncate",
-        description="importance sampling for vLLM's log-probs, which are not the trainer's",
+        description="importance-sampling correction, since vLLM's log-probs differ from the "
+        "trainer's",
     )
     clip_max: float = Field(default=2.0, gt=1, description="largest weight of that correction")
 
@@ -94,7 +98,9 @@ class Vllm(Part):
         if self.mode == "server" and any(
             getattr(self, name) != type(self).model_fields[name].default for name in given
         ):
-            raise ValueError("memory, gpus and sleep are the server's own: give them to it")
+            raise ValueError(
+                "memory, gpus and sleep are settings of the server: give them to `vllm-serve`"
+            )
         if self.mode == "colocate" and self.url:
             raise ValueError("url belongs to mode server")
         return self
@@ -118,24 +124,28 @@ class Loss(Part):
     epsilon: float = Field(default=0.2, gt=0, description="lower clip range of the ratio")
     epsilon_high: float | None = Field(default=None, gt=0, description="upper clip range")
     scale_rewards: Literal["group", "batch", "none"] = Field(
-        default="group", description="whose standard deviation divides the advantages"
+        default="group",
+        description="standard deviation that divides the advantages: of the group, the "
+        "batch, or none",
     )
     aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = Field(
-        default="sum_then_normalize", description="several rewards: normalised together, or each"
+        default="sum_then_normalize",
+        description="several rewards: normalise their sum, or each before summing",
     )
     iterations: int = Field(default=1, ge=1, description="optimisation passes over one batch")
     beta: float = Field(default=0.0, ge=0, description="KL coefficient; 0 = no reference policy")
     kl_estimator: Literal["k1", "k2", "k3"] = Field(
-        default="k3", description="how the KL is estimated at a token"
+        default="k3", description="estimator of the KL of a token"
     )
     kl_in: Literal["loss", "reward"] = Field(
-        default="loss", description="where beta times the KL stands"
+        default="loss", description="apply beta times the KL in the loss or in the reward"
     )
     kl_ratio: bool = Field(
-        default=True, description="in the loss: times the ratio, for an unbiased gradient of k3"
+        default=True,
+        description="KL in the loss: multiply by the ratio, so that k3's gradient is unbiased",
     )
     mask_truncated: bool = Field(
-        default=False, description="overlong filtering: cut-off completions do not train"
+        default=False, description="overlong filtering: leave cut-off completions out of the loss"
     )
     overlong_share: float = Field(
         default=0.0,
@@ -144,7 +154,9 @@ class Loss(Part):
         description="soft overlong punishment over this last share of max_tokens; 0 = off",
     )
     dynamic_sampling: int = Field(
-        default=0, ge=0, description="rounds in which groups of equal rewards are replaced; 0 = off"
+        default=0,
+        ge=0,
+        description="most rounds per batch in which groups of equal rewards are replaced; 0 = off",
     )
 
     @model_validator(mode="before")
@@ -164,7 +176,7 @@ class Loss(Part):
 
 
 class _Stage(Part):
-    """What every stage has: a name, and where it begins.
+    """What every stage has: a name, and where it starts.
 
     Stages are a list; each starts from the one before it, unless `start` names another. So they
     are a graph whose edges are `start`, the stages that data come from, and the teacher.
@@ -177,7 +189,7 @@ class _Stage(Part):
         "'base': the recipe's policy",
     )
     reuse: str | None = Field(
-        default=None, description="a folder of yours that stands for what this stage would make"
+        default=None, description="your own folder, used instead of running this stage"
     )
 
     @model_validator(mode="after")
@@ -190,15 +202,16 @@ class _Stage(Part):
     @classmethod
     def _plain(cls, name: str) -> str:
         if not name.replace("-", "").replace("_", "").isalnum() and name:
-            raise ValueError("use letters, digits, - and _ only: it becomes a folder's name")
+            raise ValueError("use only letters, digits, - and _: it becomes a folder's name")
         if name in RESERVED:
-            raise ValueError(f"the names {', '.join(RESERVED)} have a meaning of their own")
+            raise ValueError(f"the names {', '.join(RESERVED)} are reserved")
         return name
 
 
 class _Trained(_Stage):
     policy: str | None = Field(
-        default=None, description="a policy of its own to begin with, such as a student"
+        default=None,
+        description="start from this policy, such as a student, instead of an earlier stage's",
     )
     steps: int = Field(default=100, ge=1, description="optimiser steps")
     optim: Optim = Optim()
@@ -219,13 +232,13 @@ class _Trained(_Stage):
     def _finite(cls, trainer: Mapping[str, Any]) -> Mapping[str, Any]:
         for name, value in trainer.items():
             if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{name} is {value}: it should be a finite number")
+                raise ValueError(f"{name} is {value}: expected a finite number")
         return trainer
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:
         if self.policy and self.start:
-            raise ValueError("it begins with `policy` or starts from `start`, not both")
+            raise ValueError("give either `policy` or `start`, not both")
         return self
 
 
@@ -255,12 +268,13 @@ class GrpoStage(_Trained):
     loss: Loss = Loss()
     long_prompts: Literal["stop", "skip"] = Field(
         default="stop",
-        description="rows whose prompt and completion are more than the policy's positions: stop "
-        "before the run, or leave them out",
+        description="rows whose prompt and completion exceed the policy's positions: stop before "
+        "the run, or skip them",
     )
     vllm: Vllm | None = Field(default=None, description="sample by vLLM instead of in the trainer")
     router_replay: bool = Field(
-        default=True, description="MoE: train with the experts that each completion was sampled by"
+        default=True,
+        description="MoE: train with the experts that sampling chose for each completion",
     )
     router_sequence: float = Field(
         default=0.0, ge=0, description="MoE: coefficient of DeepSeek's sequence-wise balancing loss"
@@ -278,27 +292,28 @@ class GrpoStage(_Trained):
 
 
 class Keep(Part):
-    """Which completions a `sample` stage keeps, of those that are right."""
+    """Which of the right completions a `sample` stage keeps."""
 
     per_prompt: int = Field(default=1, ge=1, description="at most this many per prompt")
     readable: bool = Field(
         default=True,
-        description="not cut off, not repeating itself, tags (if any) each once and in order",
+        description="only those not cut off, not repetitive, with tags (if any) once each "
+        "and in order",
     )
     language: str | None = Field(
         default=None, description="the language of the chains, such as en or zh"
     )
     language_share: float = Field(
-        default=1.0, ge=0, le=1, description="least share of a chain's words in that language"
+        default=1.0, ge=0, le=1, description="minimum share of a chain's words in that language"
     )
     min_tokens: int = Field(default=1, ge=1, description="shortest completion, in tokens")
     max_tokens: int | None = Field(default=None, ge=1, description="longest completion, in tokens")
 
 
 class SampleStage(_Stage):
-    """Rejection sampling: completions of the policy so far, of which the right ones are kept.
+    """Rejection sampling: sample completions from the policy so far, and keep the right ones.
 
-    What is kept is a data set, `data.jsonl` in the stage's folder, with its card.
+    They become a data set, `data.jsonl` in the stage's folder, with its card.
     """
 
     kind: Literal["sample"] = "sample"
@@ -306,7 +321,7 @@ class SampleStage(_Stage):
     samples: int = Field(default=4, ge=1, description="completions per prompt")
     sampling: Sampling = Sampling()
     reward: JudgeName = Field(
-        default=None, description="the reward that judges (default: what the rows themselves say)"
+        default=None, description="the reward that judges completions (default: as the rows ask)"
     )
     reward_options: Mapping[str, Any] = Field(
         default_factory=dict, description="options of that reward"

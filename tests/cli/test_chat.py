@@ -88,7 +88,7 @@ def test_replies_are_verified(here: Path, cli: Cli) -> None:
 def test_a_verdict_needs_a_reply_and_an_answer(here: Path, cli: Cli, typed: str) -> None:
     ended = cli("chat", "run", "--max-tokens", "3", stdin=typed)
     assert ended.code == 2
-    assert "/answer RIGHT comes after a problem" in ended.err
+    assert "/answer ANSWER comes after a problem" in ended.err
 
 
 def test_hostile_replies_move_no_cursor() -> None:

@@ -302,7 +302,7 @@ def test_names_with_dots_keep_their_own_rows(cli: Cli, tmp_path: Path) -> None:
 
 def test_no_result_is_written_over(cli: Cli, tmp_path: Path) -> None:
     before = of([1.0]).save(tmp_path / "a.json").read_bytes()
-    assert "its page and rows go beside it" in (
+    assert "its page and rows go next to it" in (
         cli("eval", "--replay", "a.json", "--out", "page.html").err
     )
     assert "is one of the results" in cli("compare", "a.json", "a.json", "--out", "a.json").err
@@ -360,7 +360,7 @@ def test_a_replay_by_a_plain_reward_and_by_the_same_again(cli: Cli, tmp_path: Pa
 def test_a_replay_takes_no_flags_of_sampling(cli: Cli, tmp_path: Path) -> None:
     of([1.0]).save(tmp_path / "a.json")
     ended = cli("eval", "--replay", "a.json", "--samples", "4", "--limit", "2")
-    assert ended.code == 2 and "--samples, --limit is not for it" in ended.err
+    assert ended.code == 2 and "it does not take --samples, --limit" in ended.err
     ended = cli("eval", "--replay", "a.json", "--reward-options", "extract=whole")
     assert ended.code == 2 and "not the reward they are for" in ended.err
 

@@ -466,11 +466,11 @@ def test_a_recipe_that_is_not_there_is_told_with_the_nearest_name(
         ({"stages": [{"kind": "grpo"}]}, "stage 'grpo' has no data"),
         ({"rewards": {}}, "stage 'grpo' is a grpo stage: the recipe needs rewards"),
         ({"template": "hello"}, "template 'hello' is none of auto, plain, chat, boxed, r1"),
-        ({"stages": [grpo(name="a/b")]}, "use letters, digits, - and _ only"),
+        ({"stages": [grpo(name="a/b")]}, "use only letters, digits, - and _"),
         ({"rewards": {"length": math.nan}}, "rewards.length.weight: input should be a finite"),
         ({"rewards": {"length": 1e300}}, "less than or equal to 1000000"),
         ({"stages": [grpo(optim={"lr": math.inf})]}, "optim.lr: input should be a finite number"),
-        ({"stages": [grpo(trainer={"seed": math.nan})]}, "seed is nan: it should be a finite"),
+        ({"stages": [grpo(trainer={"seed": math.nan})]}, "seed is nan: expected a finite"),
         ({"stages": [grpo(loss={"beta": math.inf})]}, "loss.beta: input should be a finite number"),
         ({"stages": [grpo(group={"micro_batch": 7})]}, "is not a multiple of group.micro_batch 7"),
         (

@@ -196,8 +196,8 @@ def test_functions_and_names_in_a_list_or_with_weights() -> None:
         ([lambda completion: 1.0], "a reward is a function with a name"),
         ([calm, reward(calm.fn)], "two rewards are called calm"),
         ([3], "valid string"),
-        ({"length": {"source": "def length(text): ..."}}, "there is a reward length already"),
-        ({"me.py:fn": {"source": "def fn(text): ..."}}, "there is a reward me.py:fn already"),
+        ({"length": {"source": "def length(text): ..."}}, "there is already a reward length"),
+        ({"me.py:fn": {"source": "def fn(text): ..."}}, "there is already a reward me.py:fn"),
     ],
 )
 def test_what_cannot_be_kept_is_refused_in_words(rewards: Any, says: str) -> None:
