@@ -22,14 +22,14 @@ HEEDS: Mapping[str, tuple[str, ...]] = {
         "repetition_penalty",
     ),
     "what shapes the probabilities of a row: the engine; the rest (beams, guidance, other ends): "
-    "`generate`, which is said by the setting's name": ("generation_kwargs",),
+    "`generate`, which is logged with the setting's name": ("generation_kwargs",),
     "part of the key that a row's random numbers follow from": ("seed",),
     "rows of a group share their prompt, in sampling and in the training pass": (
         "num_generations",
         "num_generations_eval",
     ),
     "the passes run in it, sampling too": ("bf16", "fp16"),
-    "dropout that it turns off is no obstacle to packing": ("disable_dropout",),
+    "dropout that it turns off does not prevent packing": ("disable_dropout",),
     "micro-batches of an optimizer step are refilled; rows trained on before the policy moves need "
     "no pass for old log-probabilities": (
         "per_device_train_batch_size",
@@ -60,7 +60,7 @@ HEEDS: Mapping[str, tuple[str, ...]] = {
     "packed rows have nothing to pad": ("pad_to_multiple_of",),
     "the head's products are in fp32 in both passes": ("cast_lm_head_to_fp32",),
     "attention stays packed while layers are computed again; reentrant checkpointing goes trl's "
-    "way, which is said": (
+    "way, which is logged": (
         "activation_checkpointing",
         "activation_checkpointing_kwargs",
         "gradient_checkpointing",
@@ -83,7 +83,7 @@ HEEDS: Mapping[str, tuple[str, ...]] = {
         "max_steps",
         "num_train_epochs",
     ),
-    "FSDP2 with every speed-up; its first version goes trl's way, which is said": (
+    "FSDP2 with every speed-up; its first version goes trl's way, which is logged": (
         "fsdp",
         "fsdp_config",
     ),
@@ -284,7 +284,7 @@ _PARTS = (
     (
         "Heeded",
         "Our code reads the field, or has to bring its effect about. The gradients with these set "
-        "are held against stock trl's in `tests/training/test_config_fields.py` and "
+        "are compared with stock trl's in `tests/training/test_config_fields.py` and "
         "`tests/training/test_trainer_gradients.py`.",
         HEEDS,
     ),

@@ -465,7 +465,7 @@ def test_a_recipe_that_is_not_there_is_told_with_the_nearest_name(
         ({"stages": [grpo(), grpo()]}, "two stages have the same name: grpo, grpo"),
         ({"stages": [{"kind": "grpo"}]}, "stage 'grpo' has no data"),
         ({"rewards": {}}, "stage 'grpo' is a grpo stage: the recipe needs rewards"),
-        ({"template": "hello"}, "template 'hello' is none of auto, plain, chat, boxed, r1"),
+        ({"template": "hello"}, "template 'hello' is not one of auto, plain, chat, boxed, r1"),
         ({"stages": [grpo(name="a/b")]}, "use only letters, digits, - and _"),
         ({"rewards": {"length": math.nan}}, "rewards.length.weight: input should be a finite"),
         ({"rewards": {"length": 1e300}}, "less than or equal to 1000000"),
