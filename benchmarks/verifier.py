@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_reasoner.answers import verify, verify_many
-from rl_reasoner.answers.pool import pool
+from rl_reasoner.answers.pool import worker_pool
 
 Row = dict[str, Any]
 
@@ -179,9 +179,9 @@ def fuzzed(rows: Sequence[Row], count: int) -> None:
         outcomes["spawned child"] = child.apply(judged, (pairs[2 * third :],))
     for place, (longest, faults) in outcomes.items():
         print(f"fuzz, {place}: {faults} faults, longest call {longest:.2f} s")
-    workers = len(pool().resting) + len(pool().working)
+    workers = len(worker_pool().resting) + len(worker_pool().working)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print(f"fuzz: {workers} workers alive of at most {pool().size}, peak memory {peak} MiB")
+    print(f"fuzz: {workers} workers alive of at most {worker_pool().size}, peak memory {peak} MiB")
 
 
 def main() -> None:

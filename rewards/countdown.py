@@ -12,7 +12,7 @@ from fractions import Fraction
 from rl_reasoner import Score, reward
 
 MAX_CHARS = 200
-MAX_DEPTH = 30
+MAX_OPEN = 30
 _ANSWER = re.compile(r"<answer>([^<]*)</answer>|\\boxed\{([^{}]*)\}")
 _NUMBER = re.compile(r"[0-9]+")
 _TOKEN = re.compile(r"[0-9]+|\S")
@@ -86,8 +86,8 @@ class _Expression:
     def factor(self) -> Fraction:
         if self.take("("):
             self.depth += 1
-            if self.depth > MAX_DEPTH:
-                raise ValueError(f"more than {MAX_DEPTH} parentheses are open")
+            if self.depth > MAX_OPEN:
+                raise ValueError(f"more than {MAX_OPEN} parentheses are open")
             value = self.sum()
             if not self.take(")"):
                 raise ValueError("a parenthesis is not closed")

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from rl_reasoner.answers.judge import admissible, packed
-from rl_reasoner.answers.pool import Pool, cores, pool
+from rl_reasoner.answers.judge import admissible, pack_tree
+from rl_reasoner.answers.pool import WorkerPool, cores, worker_pool
 from rl_reasoner.answers.tree import Node
-from rl_reasoner.answers.verdict import Verdict, fast_verdict
+from rl_reasoner.answers.verdict import AnswerVerdict, fast_verdict
 from rl_reasoner.types import Score
 from rl_reasoner.workers import Worker, WorkerDied, WorkerLate
 
@@ -25,7 +25,7 @@ JUDGE_S = 2.0
 """Seconds that sympy gets for one pair, its start not counted."""
 
 
-def settled(verdict: Verdict, timeout_s: float) -> Score:
+def settled(verdict: AnswerVerdict, timeout_s: float) -> Score:
     """The score of a verdict, sympy asked where it is undecided; bounded by `timeout_s` seconds."""
     reason = verdict.reason
     deadline = time.monotonic() + timeout_s
@@ -59,12 +59,17 @@ def _remembered(left: Node, right: Node, deadline: float) -> list[Any]:
 
 def _judged(left: Node, right: Node, deadline: float) -> list[Any]:
     """Sympy's reply on one pair; a death of the worker is answered by one more attempt."""
-    request = {"kind": "judge", "left": packed(left), "right": packed(right), "timeout_s": JUDGE_S}
+    request = {
+        "kind": "judge",
+        "left": pack_tree(left),
+        "right": pack_tree(right),
+        "timeout_s": JUDGE_S,
+    }
     for attempt in range(ATTEMPTS):
         try:
-            with pool().lease(deadline) as worker:
+            with worker_pool().lease(deadline) as worker:
                 if not worker.served:
-                    warm = {"kind": "judge", "left": packed(_ONE), "right": packed(_ONE)}
+                    warm = {"kind": "judge", "left": pack_tree(_ONE), "right": pack_tree(_ONE)}
                     worker.send({**warm, "timeout_s": deadline - time.monotonic()}, deadline)
                     worker.receive(deadline)
                 worker.send(request, deadline)
@@ -88,7 +93,7 @@ def verified(rows: Sequence[Pair], timeout_s: float, workers: int | None) -> lis
     count = workers or cores()
     if count == 1 or (len(rows) < PARALLEL_FROM and workers is None):
         return [settled(fast_verdict(*row), timeout_s) for row in rows]
-    batch = _Batch(rows, timeout_s, pool(count))
+    batch = _Batch(rows, timeout_s, worker_pool(count))
     with ThreadPoolExecutor(count) as threads:
         for work in [threads.submit(batch.run) for _ in range(count)]:
             work.result()
@@ -103,7 +108,7 @@ class _Batch:
     as well abstains.
     """
 
-    def __init__(self, rows: Sequence[Pair], timeout_s: float, workers: Pool) -> None:
+    def __init__(self, rows: Sequence[Pair], timeout_s: float, workers: WorkerPool) -> None:
         self.rows = rows
         self.timeout_s = timeout_s
         self.pool = workers

@@ -6,7 +6,7 @@
 from rl_reasoner.answers.lexer import Token
 from rl_reasoner.answers.tree import Node, Unreadable
 
-MAX_DEPTH = 60
+MAX_NESTING = 60
 _END = Token("end", "")
 
 
@@ -30,10 +30,10 @@ class Cursor:
         return self.tokens[self.at + by] if self.at + by < len(self.tokens) else _END
 
     def descend(self) -> None:
-        """One level deeper; raises `Unreadable` past `MAX_DEPTH`. Undone by `self.depth -= 1`."""
+        """One level deeper; raises `Unreadable` past `MAX_NESTING`. Undone by `self.depth -= 1`."""
         self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise Unreadable(f"nested deeper than {MAX_DEPTH}")
+        if self.depth > MAX_NESTING:
+            raise Unreadable(f"nested deeper than {MAX_NESTING}")
 
     def take(self, *texts: str) -> bool:
         """Step over the next token if it is an operator or command out of `texts`."""

@@ -2,8 +2,8 @@
 
 In this order: what follows the reasoning, up to a chat marker; the last box; `<answer>`; `####`; a
 cue such as "the answer is"; a last line that is only an expression; the only mathematics of a
-concluding last sentence. Only the end of a long text is looked at. `Found.texts` are readings of
-one place, the likeliest first; a place that gives none is no answer, with `trouble` saying why.
+concluding last sentence. Only the end of a long text is looked at. `Extracted.texts` are readings
+of one place, the likeliest first; a place that gives none is no answer, with `trouble` saying why.
 """
 
 import re
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from rl_reasoner.answers.boxes import last_boxes
 from rl_reasoner.answers.lexer import closing_brace
-from rl_reasoner.answers.statements import read
+from rl_reasoner.answers.statements import read_answer
 from rl_reasoner.answers.tree import Unreadable
 from rl_reasoner.answers.wording import choice, is_wordy, meant, unstyled
 
@@ -24,7 +24,7 @@ MAX_CUES = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Extracted:
     """The answer's text (several readings of one place), the rule that found it, or the trouble."""
 
     texts: tuple[str, ...]
@@ -150,11 +150,11 @@ _PICTURE = re.compile(
 # ---------------------------------------------------------------------- completions
 
 
-def answer_of(completion: str) -> Found:
+def answer_of(completion: str) -> Extracted:
     """The answer of a completion: its readings and the rule, or the trouble ("no final answer")."""
     text = spoken(completion)
     if text is None:
-        return Found((), "", "no final answer: the reasoning never ends")
+        return Extracted((), "", "no final answer: the reasoning never ends")
     text = text[-TAIL:]
     boxes = last_boxes(text)
     if boxes is not None:
@@ -162,15 +162,15 @@ def answer_of(completion: str) -> Found:
         if override is not None:
             found = after_cue(text, override.end())
             if found:
-                return Found(found, "final answer after the last box")
+                return Extracted(found, "final answer after the last box")
         if not boxes.closed:
-            return Found((), "", "no final answer: the last box never closes")
+            return Extracted((), "", "no final answer: the last box never closes")
         return _boxed(boxes.contents)
-    for rule in (tagged, hashed, cued, last_line, last_sentence):
+    for rule in (tagged_answer, hashed, cued, last_line, last_sentence):
         result = rule(text)
         if result is not None:
             return result
-    return Found((), "", "no final answer")
+    return Extracted((), "", "no final answer")
 
 
 def spoken(completion: str) -> str | None:
@@ -189,36 +189,38 @@ def spoken(completion: str) -> str | None:
     return text[last.end() :] if ends else None
 
 
-def _boxed(contents: tuple[str, ...]) -> Found:
+def _boxed(contents: tuple[str, ...]) -> Extracted:
     if len(contents) == 1:
         content = contents[0]
         if not unstyled(re.sub(r"\\[,;:! ]|\\q?quad|~", "", content)).strip(" .,;:"):
-            return Found((), "", "no final answer: the last box is empty")
+            return Extracted((), "", "no final answer: the last box is empty")
         behind = _WORDED.match(content) if len(content) < 400 else None
         texts = (content, behind[1]) if behind and readable(behind[1]) else (content,)
-        return Found(texts, "last box")
-    return Found((" , ".join(contents),), f"last {len(contents)} boxes, joined")
+        return Extracted(texts, "last box")
+    return Extracted((" , ".join(contents),), f"last {len(contents)} boxes, joined")
 
 
-def tagged(text: str) -> Found | None:
+def tagged_answer(text: str) -> Extracted | None:
     """The last `<answer>...</answer>`."""
     tags = list(_TAG.finditer(text))
     closing = [at for at, tag in enumerate(tags) if tag[1]]
     if not tags:
         return None
     if not closing or closing[-1] == 0 or not tags[-1][1]:
-        return Found((), "", "no final answer: an answer tag that never closes")
+        return Extracted((), "", "no final answer: an answer tag that never closes")
     inside = text[tags[closing[-1] - 1].end() : tags[closing[-1]].start()].strip()
     if not inside:
-        return Found((), "", "no final answer: the answer tag is empty")
+        return Extracted((), "", "no final answer: the answer tag is empty")
     lines = [line for line in inside.splitlines() if line.strip()]
     inner = cued(inside)
     if inner is not None and inner.texts:
-        return Found(inner.texts, "answer tag")
-    return Found(phrase(inside if len(lines) < 2 or readable(inside) else lines[-1]), "answer tag")
+        return Extracted(inner.texts, "answer tag")
+    return Extracted(
+        phrase(inside if len(lines) < 2 or readable(inside) else lines[-1]), "answer tag"
+    )
 
 
-def hashed(text: str) -> Found | None:
+def hashed(text: str) -> Extracted | None:
     """`#### x`, where x is no heading."""
     at = text.rfind("####")
     if at < 0:
@@ -227,10 +229,10 @@ def hashed(text: str) -> Found | None:
     inside = line.strip().strip("*_ ")
     if not inside or not (readable(inside) or not rest.strip()):
         return None
-    return Found(phrase(inside), "#### mark")
+    return Extracted(phrase(inside), "#### mark")
 
 
-def cued(text: str) -> Found | None:
+def cued(text: str) -> Extracted | None:
     """What follows the last cue that asserts something."""
     cues: list[tuple[int, int, int]] = [(m.start(), m.end(), 0) for m in _CUE.finditer(text)]
     cues += [(m.start(), m.end(), 0) for m in _HEADING.finditer(text)]
@@ -250,9 +252,9 @@ def cued(text: str) -> Found | None:
         else:
             found = after_cue(text, end)
         if found:
-            return Found(found, "cue")
+            return Extracted(found, "cue")
         if kind == 0 and not text[end:].strip(" *_:#\n"):
-            return Found((), "", "no final answer: cut off after the cue")
+            return Extracted((), "", "no final answer: cut off after the cue")
     return None
 
 
@@ -282,7 +284,7 @@ def before_cue(line: str) -> tuple[str, ...]:
     return (sentence[spans[0].start() : spans[0].end()],) if len(spans) == 1 else ()
 
 
-def last_line(text: str) -> Found | None:
+def last_line(text: str) -> Extracted | None:
     """A last line (or displayed formula) that is only an expression, or one or a few words."""
     lines = text.rstrip().splitlines()
     while lines and not _RULE.sub("", lines[-1]).strip():
@@ -293,38 +295,38 @@ def last_line(text: str) -> Found | None:
             end = body.rfind(closer)
             start = body.rfind(opener, 0, end)
             if start >= 0 and readable(body[start + 2 : end]):
-                return Found((body[start + 2 : end],), "last displayed formula")
+                return Extracted((body[start + 2 : end],), "last displayed formula")
     line = body.rpartition("\n")[2].strip()
     line = re.sub(r"^(?:[>#]+\s*|\*\*(?=.*\*\*$)|=>\s*)|\*\*\.?$", "", line).strip()
     if not line or len(line) > 400:
         return None
-    reading = read(meant(line.rstrip(".。")))
+    reading = read_answer(meant(line.rstrip(".。")))
     if reading.trees and sum(token.kind == "word" for token in reading.tokens) <= 2:
-        return Found((line,), "last line")
+        return Extracted((line,), "last line")
     if is_wordy(line) and len(line.split()) <= (5 if body.strip() == line else 3):
-        return Found((line,), "last line")
+        return Extracted((line,), "last line")
     if choice(line) is not None and len(line) <= 60:
-        return Found((line,), "last line")
+        return Extracted((line,), "last line")
     return None
 
 
-def last_sentence(text: str) -> Found | None:
+def last_sentence(text: str) -> Extracted | None:
     """The only mathematics or bold text of a last sentence that concludes something."""
     sentences = [s for s in _sentences(text[-MAX_SENTENCE:].strip()) if s.strip()]
     if not sentences or sentences[-1].rstrip().endswith("?"):
         return None
     last = sentences[-1].replace("to the problem", "")
-    if len(sentences) == 1 and last.startswith("$") and not read(last).trees:
-        return Found((last,), "whole text")
+    if len(sentences) == 1 and last.startswith("$") and not read_answer(last).trees:
+        return Extracted((last,), "whole text")
     concluding = _CONCLUDING.search(last) or (len(sentences) == 1 and _STATING.search(last))
     if not concluding or _REFUSAL.search(last) or _REPORTED.search(last):
         return None
     spans = [m[0] for m in _SPAN.finditer(last)] + [m[1] for m in _BOLD.finditer(last)]
     if len(spans) == 1 and readable(spans[0]):
-        return Found((spans[0],), "only formula of the last sentence")
+        return Extracted((spans[0],), "only formula of the last sentence")
     ending = _ending_formula(last)
     if ending and readable(ending):
-        return Found((ending,), "formula that ends the last sentence")
+        return Extracted((ending,), "formula that ends the last sentence")
     return None
 
 
@@ -361,7 +363,7 @@ def _sentences(text: str) -> Iterator[str]:
 
 def readable(text: str) -> bool:
     """Whether `text` is mathematics by itself, or a set phrase for some."""
-    reading = read(meant(text.strip().rstrip(".。")))
+    reading = read_answer(meant(text.strip().rstrip(".。")))
     return bool(reading.trees) and sum(token.kind == "word" for token in reading.tokens) <= 5
 
 
@@ -412,27 +414,27 @@ def _reduced(sentence: str) -> str:
 # ---------------------------------------------------------------------- golds
 
 
-def gold_of(answer: str) -> Found:
+def gold_of(answer: str) -> Extracted:
     """The final part of a gold, or the trouble that makes it unusable."""
     if not answer.strip():
-        return Found((), "", "the gold is empty")
+        return Extracted((), "", "the gold is empty")
     if any(unicodedata.category(c) == "Cc" and c not in "\t\n\r" for c in answer[:MAX_GOLD]):
-        return Found((), "", "the gold has control characters")
+        return Extracted((), "", "the gold has control characters")
     text = answer
     boxes = last_boxes(text[-TAIL:])
     if boxes is not None and not boxes.closed:
-        return Found((), "", "the gold has a box that does not close")
+        return Extracted((), "", "the gold has a box that does not close")
     if boxes is not None:
         found = _boxed(boxes.contents)
         if not found.texts:
-            return Found((), "", "the gold has an empty box")
+            return Extracted((), "", "the gold has an empty box")
         text, rule = found.texts[0], "box"
     elif "####" in text:
         text, rule = text.rpartition("####")[2], "#### mark"
     else:
         rule = "whole"
     trouble = gold_trouble(text.strip())
-    return Found((), "", trouble) if trouble else Found((text.strip(),), rule)
+    return Extracted((), "", trouble) if trouble else Extracted((text.strip(),), rule)
 
 
 def gold_trouble(text: str) -> str:

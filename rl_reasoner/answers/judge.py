@@ -14,7 +14,7 @@ from rl_reasoner.answers.tree import Node, letters, names, walk
 MAX_NODES = 150
 MAX_LETTERS = 6
 MAX_POWER = 200
-MAX_FACTORIAL = 500
+MAX_SYMBOLIC_FACTORIAL = 500
 _COUNTING = frozenset("jklmnpqN")
 
 
@@ -30,7 +30,7 @@ def admissible(left: Node, right: Node) -> bool:
     if len(nodes) > MAX_NODES or len(letters(left) | letters(right)) > MAX_LETTERS:
         return False
     for node in nodes:
-        limit = {"pow": MAX_POWER, "fact": MAX_FACTORIAL}.get(node.op)
+        limit = {"pow": MAX_POWER, "fact": MAX_SYMBOLIC_FACTORIAL}.get(node.op)
         numbers = [abs(n.number) for n in walk(node) if n.number is not None] if limit else []
         if limit and any(number > limit for number in numbers):
             return False
@@ -138,25 +138,25 @@ def _called(name: str, parts: list[Any]) -> Any:
 # ---------------------------------------------------------------------- trees over a pipe
 
 
-def packed(node: Node) -> list[Any]:
+def pack_tree(node: Node) -> list[Any]:
     """`node` as plain lists for JSON."""
     number = node.number
     return [
         node.op,
-        [packed(arg) for arg in node.args],
+        [pack_tree(arg) for arg in node.args],
         node.name,
         None if number is None else [str(number.numerator), str(number.denominator)],
     ]
 
 
-def unpacked(data: list[Any]) -> Node:
-    """The node that `packed` made lists of."""
+def unpack_tree(data: list[Any]) -> Node:
+    """The node that `pack_tree` made lists of."""
     from fractions import Fraction
 
     op, args, name, number = data
     return Node(
         op,
-        tuple(unpacked(arg) for arg in args),
+        tuple(unpack_tree(arg) for arg in args),
         name,
         None if number is None else Fraction(int(number[0]), int(number[1])),
     )

@@ -21,7 +21,7 @@ from rl_reasoner.answers.vocabulary import (
     CONNECT,
     CONSTANTS,
     FUNCTIONS,
-    PLAIN,
+    PLAIN_COMMANDS,
     RELATIONS,
     SIGNS,
     SMALL_WORDS,
@@ -270,8 +270,8 @@ class _Lexer:
             self.put("rel", RELATIONS[name])
         elif name in CONNECT:
             self.put("sep", CONNECT[name])
-        elif name in PLAIN:
-            self.op(PLAIN[name])
+        elif name in PLAIN_COMMANDS:
+            self.op(PLAIN_COMMANDS[name])
         elif name in ("quad", "qquad"):
             self.put("sep", "quad")
         elif name in FUNCTIONS and name != "sqrt":

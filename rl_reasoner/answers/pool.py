@@ -16,7 +16,7 @@ from rl_reasoner.workers import Worker, WorkerLate
 _MODULE = "rl_reasoner.answers.worker"
 
 
-class Pool:
+class WorkerPool:
     """Workers at rest and at work, at most `size` of them."""
 
     def __init__(self, size: int) -> None:
@@ -76,14 +76,14 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-_POOLS: dict[int, Pool] = {}
+_POOLS: dict[int, WorkerPool] = {}
 _LOCK = threading.Lock()
 
 
-def pool(size: int | None = None) -> Pool:
+def worker_pool(size: int | None = None) -> WorkerPool:
     """This process's pool, made on first use; `size` raises its number of workers."""
     with _LOCK:
-        found = _POOLS.setdefault(os.getpid(), Pool(max(2, cores())))
+        found = _POOLS.setdefault(os.getpid(), WorkerPool(max(2, cores())))
         found.size = max(found.size, size or 0)
         return found
 

@@ -1,8 +1,8 @@
-"""Statements above expressions: lists, relations, labels, units, percent, and the way in, `read`.
+"""Statements above expressions: lists, relations, labels, units, percent, and `read_answer`.
 
 A statement is an expression with a unit, or a relation of several; a list is statements joined by
-commas, semicolons, "and" or "or". `read` gives every honest reading of an answer's text, or none
-where the text is not mathematics and can only be compared as words.
+commas, semicolons, "and" or "or". `read_answer` gives every honest reading of an answer's text, or
+none where the text is not mathematics and can only be compared as words.
 """
 
 from dataclasses import dataclass
@@ -285,7 +285,7 @@ def _tree(tokens: tuple[Token, ...]) -> Node:
     return parser.listing()
 
 
-def read(text: str) -> Reading:
+def read_answer(text: str) -> Reading:
     """Every reading of `text` as mathematics; `trees` is empty where there is none.
 
     Readings of short texts are cached: a group of completions shares its gold, and answers repeat.

@@ -1,7 +1,8 @@
 """The verdict on one answer: gold and completion read, compared, and the reason in words.
 
 `fast_verdict` never leaves this process and is bounded by construction. Where only sympy could
-settle equality it says so in `Verdict.undecided`; `judge` is asked then, by the package's face.
+settle equality it says so in `AnswerVerdict.undecided`; `judge` is asked then, by the package's
+face.
 """
 
 import re
@@ -12,7 +13,7 @@ from rl_reasoner.answers.arithmetic import TooLarge
 from rl_reasoner.answers.compare import Comparison
 from rl_reasoner.answers.extract import answer_of, gold_of
 from rl_reasoner.answers.shapes import Inconsistent
-from rl_reasoner.answers.statements import CACHED_LENGTH, Reading, read
+from rl_reasoner.answers.statements import CACHED_LENGTH, Reading, read_answer
 from rl_reasoner.answers.tree import Node
 from rl_reasoner.answers.wording import (
     choice,
@@ -32,7 +33,7 @@ _BOLD = re.compile(r"^\*\*([^*]+)\*\*$")
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class AnswerVerdict:
     """1.0, 0.0 or None with its reason; `undecided` are pairs that sympy may still find equal."""
 
     value: float | None
@@ -44,31 +45,33 @@ Equality = tuple[str, tuple[tuple[Node, Node], ...], str]
 """How two texts are equal (empty: not), the pairs only sympy may settle, the trouble if any."""
 
 
-def fast_verdict(completion: str, answer: str) -> Verdict:
+def fast_verdict(completion: str, answer: str) -> AnswerVerdict:
     """The verdict that needs no other process. Never raises on strings."""
     try:
         return _verdict(completion, answer)
     except Exception as error:  # the promise to callers; a fault of this package, never expected
-        return Verdict(0.0, f"fault: {type(error).__name__}: {error}")
+        return AnswerVerdict(0.0, f"fault: {type(error).__name__}: {error}")
 
 
-def _verdict(completion: str, answer: str) -> Verdict:
+def _verdict(completion: str, answer: str) -> AnswerVerdict:
     gold = _gold_of(answer) if len(answer) <= CACHED_GOLD else gold_of(answer)
     if gold.trouble:
-        return Verdict(None, f"abstained: {gold.trouble}")
+        return AnswerVerdict(None, f"abstained: {gold.trouble}")
     found = answer_of(completion)
     if not found.texts:
-        return Verdict(0.0, found.trouble)
+        return AnswerVerdict(0.0, found.trouble)
     undecided: list[tuple[Node, Node]] = []
     trouble = ""
     for text in found.texts:
         how, pairs, why = compared(gold.texts[0], text)
         if how:
-            return Verdict(1.0, f"{found.rule} {shown(text)}, gold {shown(gold.texts[0])}: {how}")
+            return AnswerVerdict(
+                1.0, f"{found.rule} {shown(text)}, gold {shown(gold.texts[0])}: {how}"
+            )
         undecided += pairs
         trouble = trouble or why
     said = f"{found.rule} {shown(found.texts[0])}, gold {shown(gold.texts[0])}: "
-    return Verdict(0.0, said + (trouble or "not equal"), tuple(undecided))
+    return AnswerVerdict(0.0, said + (trouble or "not equal"), tuple(undecided))
 
 
 def shown(text: str) -> str:
@@ -93,9 +96,9 @@ def _compared(gold: str, given: str) -> Equality:
     decided = by_choice(gold, given)
     if decided is not None:
         return (decided, (), "") if decided else ("", (), "another choice")
-    left, right = read(gold), read(given)
+    left, right = read_answer(gold), read_answer(given)
     if left.trees and left.trees[0].op == "ratio" and not right.trees:
-        right = read(re.sub(r"\bto\b", ":", given))
+        right = read_answer(re.sub(r"\bto\b", ":", given))
     if left.tokens and left.tokens == right.tokens:
         return "same spelling", (), ""
     how = by_words(gold, given, left, right)

@@ -29,7 +29,7 @@ RELATIONS = {
     "notin": "notin", "subset": "sub", "subseteq": "sub", "cong": "like", "propto": "like",
     "perp": "perp", "parallel": "parallel",
 }  # fmt: skip
-PLAIN = {
+PLAIN_COMMANDS = {
     "times": "*", "cdot": "*", "ast": "*", "div": "/", "lbrace": "\\{", "rbrace": "\\}",
     "lbrack": "[", "rbrack": "]", "lparen": "(", "rparen": ")", "vert": "|", "lvert": "|",
     "rvert": "|", "mid": "|", "Vert": "|", "lVert": "|", "rVert": "|", "colon": ":",

@@ -16,7 +16,7 @@ import time
 from contextlib import suppress
 from typing import Any, TextIO
 
-from rl_reasoner.answers.judge import symbolically_equal, unpacked
+from rl_reasoner.answers.judge import symbolically_equal, unpack_tree
 from rl_reasoner.answers.verdict import fast_verdict
 
 MEMORY_BYTES = 2 << 30
@@ -44,7 +44,7 @@ def answered(request: dict[str, Any], out: TextIO) -> None:
 
 def _judged(request: dict[str, Any]) -> list[Any]:
     try:
-        equal = symbolically_equal(unpacked(request["left"]), unpacked(request["right"]))
+        equal = symbolically_equal(unpack_tree(request["left"]), unpack_tree(request["right"]))
     except Exception as error:  # sympy raises anything; the verdict stays "not shown"
         return [False, type(error).__name__]
     return [bool(equal), ""]

@@ -37,9 +37,9 @@ def serve_report(folder: Path, port: int, ready: Callable[[str], None]) -> None:
     On this machine alone; `ready` gets the address. Raises `UserError` when `folder` is not a run
     folder, or the port (0 for any) is taken.
     """
-    from rl_reasoner.report.server import serve
+    from rl_reasoner.report.server import serve_report
 
-    serve(folder, port, ready)
+    serve_report(folder, port, ready)
 
 
 def write_evaluation(files: Sequence[Path], target: Path) -> Path:

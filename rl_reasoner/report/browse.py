@@ -112,7 +112,7 @@ class Source:
             yield f"{self.key}-experts", self.experts
 
 
-def packed(content: Any) -> str:
+def pack_content(content: Any) -> str:
     """`content` as gzipped JSON in base 64: no character of it means anything in HTML."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     data = gzip.compress(text.encode(errors="replace"), compresslevel=4, mtime=0)

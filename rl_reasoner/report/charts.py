@@ -11,14 +11,14 @@ from itertools import chain
 from typing import Any
 
 from rl_reasoner.foreign import printable
-from rl_reasoner.report.formatting import percent, short
+from rl_reasoner.report.formatting import percent, short_number
 
 _POINTS = 200  # along the x axis: more would not be seen
 SERIES = ("c1", "c2", "c3", "c4", "c5", "c6")
 
 
 @dataclass(frozen=True)
-class Line:
+class Curve:
     """One curve: values at steps, with `band` (low, high) around it where given."""
 
     label: str
@@ -55,7 +55,7 @@ def colour(index: int) -> str:
     return SERIES[index % len(SERIES)]
 
 
-def curve(title: str, lines: Sequence[Line], *, share: bool = False, note: str = "") -> Chart:
+def curve(title: str, lines: Sequence[Curve], *, share: bool = False, note: str = "") -> Chart:
     """Curves over steps. Long ones are drawn faint, with their running mean over them.
 
     The summary gives the first line's running mean at both ends.
@@ -67,7 +67,7 @@ def curve(title: str, lines: Sequence[Line], *, share: bool = False, note: str =
     }
     legend = [(line.label, colour(i)) for i, line in enumerate(lines)] if len(lines) > 1 else []
     _, means = _running_mean(lines[0].values)
-    ends = [percent(v) if share else short(v) for v in (means[0], means[-1])]
+    ends = [percent(v) if share else short_number(v) for v in (means[0], means[-1])]
     return Chart(title, spec, " → ".join(ends), note, legend)
 
 
@@ -125,7 +125,7 @@ def bars(title: str, sets: Sequence[tuple[str, Sequence[Bar]]], *, note: str = "
     return Chart(title, {"kind": "bars", "groups": groups, "named": named}, "", note, legend)
 
 
-def pass_at_k(title: str, curves: Sequence[Line]) -> Chart:
+def pass_at_k_chart(title: str, curves: Sequence[Curve]) -> Chart:
     """pass@k over k on a doubling axis, one curve an evaluation, its intervals as a band."""
     colours = evaluation_colours([line.label for line in curves])
     lines = [_line(line, colours[line.label]) for line in curves]
@@ -141,7 +141,7 @@ def evaluation_colours(labels: Sequence[str]) -> dict[str, str]:
     return {label: fixed.get(label) or colour(1 + others.index(label)) for label in labels}
 
 
-def _line(line: Line, colour: str) -> dict[str, Any]:
+def _line(line: Curve, colour: str) -> dict[str, Any]:
     """A curve for JSON: its points without the thinned ones, its running mean where it has one."""
     kept = _extremes(line.values)
     spec: dict[str, Any] = {

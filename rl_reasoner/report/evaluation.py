@@ -13,8 +13,8 @@ from rl_reasoner.evaluation.comparison import unlike
 from rl_reasoner.evaluation.result import EvalResult, compare
 from rl_reasoner.report import charts
 from rl_reasoner.report.browse import Source
-from rl_reasoner.report.charts import Bar, Chart, Line
-from rl_reasoner.report.formatting import percent, short, signed, span
+from rl_reasoner.report.charts import Bar, Chart, Curve
+from rl_reasoner.report.formatting import percent, short_number, signed, span
 from rl_reasoner.report.html import Child, Element, h, table
 from rl_reasoner.report.page import flat
 from rl_reasoner.report.run_data import ROWS_KEPT
@@ -76,7 +76,7 @@ def _tables(named: Named) -> Element:
             ]
             counts = [f"{s['problems']:,}", str(s["samples"])]
             row: list[Child] = [name, label, *counts, _accuracy(s), *shares]
-            rows.append([*row, short(s.get("mean_length"))])
+            rows.append([*row, short_number(s.get("mean_length"))])
     return h(
         "section",
         h("h2", "Figures"),
@@ -124,7 +124,7 @@ def _drawings(named: Named) -> Iterator[Chart]:
             if len(line.steps) > 1
         ]
         if curves:
-            yield charts.pass_at_k(f"pass@k and maj@k on {name}", curves)
+            yield charts.pass_at_k_chart(f"pass@k and maj@k on {name}", curves)
     for name in names:
         label, result = next((label, r) for label, r in reversed(named) if name in r.sets)
         bins = result.sets[name].get("by_length", [])
@@ -143,11 +143,11 @@ def _bar(label: str, s: Mapping[str, Any]) -> Bar:
     return Bar(label, s["accuracy"], (low, high))
 
 
-def _points(s: Mapping[str, Any], kind: str, label: str) -> Line:
+def _points(s: Mapping[str, Any], kind: str, label: str) -> Curve:
     curve, spans = s.get(f"{kind}_at", {}), s.get(f"{kind}_at_interval", {})
     known = [spans[k] for k in curve if k in spans]
     band = ([a for a, _ in known], [b for _, b in known]) if len(known) == len(curve) else None
-    return Line(f"{kind}@k {label}".strip(), [int(k) for k in curve], list(curve.values()), band)
+    return Curve(f"{kind}@k {label}".strip(), [int(k) for k in curve], list(curve.values()), band)
 
 
 def _parts(result: EvalResult) -> Element | None:

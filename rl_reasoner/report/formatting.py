@@ -13,7 +13,7 @@ def span(interval: tuple[float, float] | None) -> str:
     return "" if interval is None else f"{100 * interval[0]:.1f}–{100 * interval[1]:.1f}%"
 
 
-def short(value: float | None) -> str:
+def short_number(value: float | None) -> str:
     """A figure with some three digits that count, large ones as "12.3k", "4.1M"; "–" for None."""
     if value is None:
         return "–"

@@ -82,7 +82,7 @@ def _p(value: float) -> str:
     return f"{value:.2g}" if value >= 1e-4 else "< 0.0001"
 
 
-def explain(before: Figures, after: Figures, *, by: str) -> list[str]:
+def explain_gain(before: Figures, after: Figures, *, by: str) -> list[str]:
     """Sentences on what changed between two evaluations of one set.
 
     `before` and `after` map a mode ("", "chain-forced", "direct-forced", "sampled") to figures;

@@ -1,4 +1,4 @@
-"""The report page from a `Run`: overview, what the gain is, results, how to get them again.
+"""The report page from a `RunData`: overview, what the gain is, results, how to get them again.
 
 The stages' own sections are in `stages`, the page around them in `shell`. A section is a function
 of the run that gives an element with an id and a heading, or None; `SECTIONS` has them in order.
@@ -12,14 +12,14 @@ from typing import Any
 
 from rl_reasoner.foreign import number, printable
 from rl_reasoner.report import charts
-from rl_reasoner.report.charts import Bar, Line
-from rl_reasoner.report.formatting import duration, percent, short, signed, span
+from rl_reasoner.report.charts import Bar, Curve
+from rl_reasoner.report.formatting import duration, percent, short_number, signed, span
 from rl_reasoner.report.gain import (
     Figures,
     apart,
     at,
     at_both,
-    explain,
+    explain_gain,
     mode_name,
     moved,
     paired_words,
@@ -28,7 +28,7 @@ from rl_reasoner.report.gain import (
 from rl_reasoner.report.html import Child, Element, h, table
 from rl_reasoner.report.paired import with_pairs
 from rl_reasoner.report.pipeline import pipeline_section
-from rl_reasoner.report.run_data import Evaluation, Run, SetResult, Stage
+from rl_reasoner.report.run_data import Evaluation, RunData, SetResult, StageRecord
 from rl_reasoner.report.shell import browser_section, shell
 from rl_reasoner.report.sources import sources_of
 from rl_reasoner.report.stages import alarms_of, figure, hindrances_of, stage_section
@@ -38,7 +38,7 @@ _STAGES_NAMED = 3
 _REASONS_SHOWN = 8
 
 
-def page(run: Run, live: Mapping[str, Any] | None = None) -> str:
+def page(run: RunData, live: Mapping[str, Any] | None = None) -> str:
     """The whole page as HTML text; the same run gives the same text.
 
     `live` is for a page that is served while the run trains: see `shell`.
@@ -55,17 +55,17 @@ def page(run: Run, live: Mapping[str, Any] | None = None) -> str:
     return shell(f"{run.name} – run report", sections, footer, sources, live)
 
 
-def _eval(run: Run, name: str) -> Evaluation | None:
+def _eval(run: RunData, name: str) -> Evaluation | None:
     return next((e for e in run.evals if e.name == name), None)
 
 
-def _ends(run: Run) -> tuple[Mapping[str, SetResult], Mapping[str, SetResult]]:
+def _ends(run: RunData) -> tuple[Mapping[str, SetResult], Mapping[str, SetResult]]:
     """The figures before and after, empty where there are none."""
     before, after = _eval(run, "before"), _eval(run, "after")
     return before.sets if before else {}, after.sets if after else {}
 
 
-def _main_set(run: Run) -> str | None:
+def _main_set(run: RunData) -> str | None:
     """The first set evaluated as it is (no mode), of those after training when there are any."""
     before, after = _ends(run)
     return next((name for name in (*after, *before) if not split_mode(name)[1]), None)
@@ -74,8 +74,8 @@ def _main_set(run: Run) -> str | None:
 # --- overview
 
 
-def _overview(run: Run) -> Element:
-    facts = facts_of(run)
+def _overview(run: RunData) -> Element:
+    facts = run_facts(run)
     return h(
         "header",
         h("p", "Run report", class_="eyebrow"),
@@ -96,38 +96,38 @@ def _overview(run: Run) -> Element:
     )
 
 
-def _could_not_learn(run: Run) -> Iterator[str]:
+def _could_not_learn(run: RunData) -> Iterator[str]:
     """What kept the stages from learning."""
     for stage in run.stages:
         for text in hindrances_of(stage):
             yield f"Stage {stage.name}: {text}"
 
 
-def _policy_line(run: Run) -> str:
+def _policy_line(run: RunData) -> str:
     facts = run.lock.get("policy")
     facts = facts if isinstance(facts, dict) else {}
     parts = [_policy_name(run)]
     total, active = number(facts.get("parameters")), number(facts.get("active_parameters"))
     if total is not None:
-        parts.append(f"{short(total)} parameters")
+        parts.append(f"{short_number(total)} parameters")
     if active is not None and active != total:
-        parts.append(f"{short(active)} active per token")
+        parts.append(f"{short_number(active)} active per token")
     return " · ".join(part for part in parts if part)
 
 
-def _policy_name(run: Run) -> str:
+def _policy_name(run: RunData) -> str:
     source = run.recipe.get("policy")
     if isinstance(source, dict):
         source = source.get("source")
     return str(source or next((e.policy for e in run.evals), ""))
 
 
-def facts_of(run: Run) -> list[tuple[str, str]]:
+def run_facts(run: RunData) -> list[tuple[str, str]]:
     """What the overview tells as (name, value)."""
     return [(name, value) for name, value in _facts(run) if value]
 
 
-def _facts(run: Run) -> Iterator[tuple[str, str]]:
+def _facts(run: RunData) -> Iterator[tuple[str, str]]:
     yield "Device", _inline(run.lock.get("device"))
     yield "Seed", _inline(run.lock.get("seed"))
     seconds = sum(stage.seconds() for stage in run.stages)
@@ -144,7 +144,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
             yield title, f"{count:,}"
 
 
-def _headline(run: Run) -> Element | None:
+def _headline(run: RunData) -> Element | None:
     name = _main_set(run)
     if name is None:
         return None
@@ -206,7 +206,7 @@ def _chip(before: SetResult | None, after: SetResult | None) -> Element | None:
 # --- what the gain is
 
 
-def _gain(run: Run) -> Element | None:
+def _gain(run: RunData) -> Element | None:
     before, after = _ends(run)
     blocks, moves = [], set()
     for base in dict.fromkeys(split_mode(name)[0] for name in after):
@@ -231,7 +231,7 @@ def _gain(run: Run) -> Element | None:
     )
 
 
-def _cause(run: Run) -> str:
+def _cause(run: RunData) -> str:
     """What lies between the two evaluations: a run evaluates before its first GRPO stage."""
     stages = run.recipe.get("stages")
     kinds = (
@@ -263,7 +263,7 @@ def _gain_of_set(base: str, before: Figures, after: Figures, by: str) -> Element
         lengths = [f"{first.mean_length:.1f}", f"{last.mean_length:.1f}"]
         more = signed(last.mean_length - first.mean_length)
         rows.append(["Mean length, tokens", *lengths, more, None, None])
-    headline, *sentences = explain(before, after, by=by)
+    headline, *sentences = explain_gain(before, after, by=by)
     return h(
         "div",
         h("h3", base),
@@ -288,7 +288,7 @@ def _with_interval(result: SetResult | None) -> list[Element | str | None]:
 # --- results
 
 
-def _results(run: Run) -> Element | None:
+def _results(run: RunData) -> Element | None:
     names = list(dict.fromkeys(name for e in reversed(run.evals) for name in e.sets))
     if not names:
         return None
@@ -298,7 +298,8 @@ def _results(run: Run) -> Element | None:
     ]
     drawings = [charts.bars("Accuracy", groups, note="lines are 95% intervals")]
     drawings += [
-        charts.pass_at_k(f"pass@k on {name}", curves) for name, curves in _pass_curves(run, names)
+        charts.pass_at_k_chart(f"pass@k on {name}", curves)
+        for name, curves in _pass_curves(run, names)
     ]
     return h(
         "section",
@@ -309,7 +310,7 @@ def _results(run: Run) -> Element | None:
     )
 
 
-def _pass_curves(run: Run, names: Sequence[str]) -> Iterator[tuple[str, list[Line]]]:
+def _pass_curves(run: RunData, names: Sequence[str]) -> Iterator[tuple[str, list[Curve]]]:
     for name in names:
         found = [(e.name, e.sets[name]) for e in run.evals if name in e.sets]
         curves = [_pass_curve(label, result) for label, result in found if len(result.pass_at) > 1]
@@ -317,22 +318,22 @@ def _pass_curves(run: Run, names: Sequence[str]) -> Iterator[tuple[str, list[Lin
             yield name, curves
 
 
-def _pass_curve(label: str, result: SetResult) -> Line:
+def _pass_curve(label: str, result: SetResult) -> Curve:
     spans = [result.pass_interval.get(k) for k in result.pass_at]
     known = [span for span in spans if span is not None]
     band = ([s[0] for s in known], [s[1] for s in known]) if len(known) == len(spans) else None
-    return Line(label, list(result.pass_at), list(result.pass_at.values()), band)
+    return Curve(label, list(result.pass_at), list(result.pass_at.values()), band)
 
 
-def _results_table(run: Run, names: Sequence[str]) -> Element:
+def _results_table(run: RunData, names: Sequence[str]) -> Element:
     head = ["Set", "Evaluation", "Problems", "Samples", "Accuracy", "Truncated", "Mean length"]
     rows: list[list[Child]] = []
     for name in names:
         for e in run.evals:
             if name in e.sets:
                 result = e.sets[name]
-                counts = [short(result.problems), short(result.samples)]
-                lengths = [percent(result.truncated), short(result.mean_length)]
+                counts = [short_number(result.problems), short_number(result.samples)]
+                lengths = [percent(result.truncated), short_number(result.mean_length)]
                 rows.append([name, e.name, *counts, _with_interval(result), *lengths])
     return table(head, rows, numeric_from=2)
 
@@ -340,7 +341,7 @@ def _results_table(run: Run, names: Sequence[str]) -> Element:
 # --- faults and time
 
 
-def _faults(run: Run) -> Element | None:
+def _faults(run: RunData) -> Element | None:
     """What the rewards said by outcome, their commonest faults, alarms of evaluations."""
     rows: list[list[Child]] = []
     reasons: Counter[tuple[str, str, str]] = Counter()
@@ -381,16 +382,16 @@ def _reason(source: str, name: str, reason: str, count: int) -> Element:
     return h("p", button, " ", f"{name}: {reason}", class_="note")
 
 
-def _timing(run: Run) -> Element | None:
+def _timing(run: RunData) -> Element | None:
     """Where the time went, by stage."""
     rows = [_time(stage) for stage in run.stages if stage.seconds()]
     if not rows:
         return None
-    head = ["Stage", "Steps", "Time", "A step", "Tokens per second", "Where it went"]
+    head = ["StageRecord", "Steps", "Time", "A step", "Tokens per second", "Where it went"]
     return h("section", h("h2", "Time"), table(head, rows, numeric_from=1), id="time")
 
 
-def _time(stage: Stage) -> list[Child]:
+def _time(stage: StageRecord) -> list[Child]:
     sums = {key.removeprefix("timing/"): sum(stage.series(key)[1]) for key in stage.keys("timing/")}
     whole = sum(sums.values())
     parts = [f"{name} {value / whole:.0%}" for name, value in sums.items()] if whole else []
@@ -401,7 +402,7 @@ def _time(stage: Stage) -> list[Child]:
         f"{steps:,}",
         duration(stage.seconds()),
         duration(stage.seconds() / max(steps, 1)),
-        short(sum(speeds) / len(speeds)) if speeds else "–",
+        short_number(sum(speeds) / len(speeds)) if speeds else "–",
         ", ".join(parts) or "–",
     ]
 
@@ -409,7 +410,7 @@ def _time(stage: Stage) -> list[Child]:
 # --- how to get it again
 
 
-def _reproduce(run: Run) -> Element | None:
+def _reproduce(run: RunData) -> Element | None:
     command = run.lock.get("command")
     if isinstance(command, list):
         command = shlex.join(str(word) for word in command)
@@ -438,7 +439,7 @@ def _reproduce(run: Run) -> Element | None:
     )
 
 
-def _threads(run: Run) -> str:
+def _threads(run: RunData) -> str:
     """What sets the run's number of threads, before its command: another one rounds otherwise."""
     count = run.lock.get("threads")
     there = isinstance(count, int) and run.lock.get("device") == "cpu"
@@ -461,12 +462,12 @@ def _inline(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-SECTIONS: tuple[Callable[[Run], Element | None], ...] = (
+SECTIONS: tuple[Callable[[RunData], Element | None], ...] = (
     _overview,
     _gain,
     pipeline_section,
     _results,
 )
 """What comes first; the stages and the browser of completions follow."""
-LAST_SECTIONS: tuple[Callable[[Run], Element | None], ...] = (_faults, _timing, _reproduce)
+LAST_SECTIONS: tuple[Callable[[RunData], Element | None], ...] = (_faults, _timing, _reproduce)
 """What comes behind the browser."""

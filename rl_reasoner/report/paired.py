@@ -11,10 +11,10 @@ from typing import Any
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.comparison import compare_rows
 from rl_reasoner.evaluation.statistics import holm
-from rl_reasoner.report.run_data import Evaluation, Paired, Run, SetResult
+from rl_reasoner.report.run_data import Evaluation, Paired, RunData, SetResult
 
 
-def with_pairs(run: Run) -> Run:
+def with_pairs(run: RunData) -> RunData:
     """The run, its figures "after" with their tests against "before", where all rows are there."""
     named = {e.name: e for e in run.evals}
     if "before" not in named or "after" not in named:

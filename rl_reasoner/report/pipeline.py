@@ -17,11 +17,11 @@ from rl_reasoner.foreign import json_value, mapping, number
 from rl_reasoner.language.identification import language_share
 from rl_reasoner.language.thinking import chain_of
 from rl_reasoner.report import charts
-from rl_reasoner.report.charts import Bar, Line
-from rl_reasoner.report.formatting import duration, percent, short, span
+from rl_reasoner.report.charts import Bar, Curve
+from rl_reasoner.report.formatting import duration, percent, short_number, span
 from rl_reasoner.report.gain import THINKING_RISE, moved, split_mode
 from rl_reasoner.report.html import Child, Element, h, table
-from rl_reasoner.report.run_data import Evaluation, Run, SetResult, Stage
+from rl_reasoner.report.run_data import Evaluation, RunData, SetResult, StageRecord
 from rl_reasoner.report.stages import figure
 
 # Words by which a chain of thought takes back or checks what it has said; R1's paper counts such
@@ -89,7 +89,7 @@ def habits_of(rows: Sequence[Mapping[str, Any]]) -> Habits:
     )
 
 
-def reached(run: Run) -> list[Reached]:
+def reached(run: RunData) -> list[Reached]:
     """What each evaluated stage came to, in the recipe's order; empty where none was evaluated."""
     evals = {e.name: e for e in run.evals}
     found = [_reached("base", None, evals["base"])] if "base" in evals else []
@@ -100,7 +100,7 @@ def reached(run: Run) -> list[Reached]:
     return found
 
 
-def _starts(run: Run) -> dict[str, str | None]:
+def _starts(run: RunData) -> dict[str, str | None]:
     """The stage (or "base") whose policy each stage goes on from; None for a policy of its own."""
     found: dict[str, str | None] = {}
     before = "base"
@@ -112,7 +112,7 @@ def _starts(run: Run) -> dict[str, str | None]:
     return found
 
 
-def _stages(run: Run) -> list[Mapping[str, Any]]:
+def _stages(run: RunData) -> list[Mapping[str, Any]]:
     stages = run.recipe.get("stages")
     return [s for s in stages if isinstance(s, Mapping)] if isinstance(stages, list) else []
 
@@ -174,7 +174,7 @@ def _possible(before: SetResult) -> str:
 # ----------------------------------------------------------------------------------- the page
 
 
-def pipeline_section(run: Run) -> Element | None:
+def pipeline_section(run: RunData) -> Element | None:
     """The section; None for a run that was not evaluated after its stages."""
     found = reached(run)
     if len(found) < 2:
@@ -207,18 +207,18 @@ def pipeline_section(run: Run) -> Element | None:
     )
 
 
-def _lengths(run: Run) -> Iterator[Line]:
+def _lengths(run: RunData) -> Iterator[Curve]:
     """The length of completions in each stage that samples, over the steps of all of them."""
     before = 0
     for stage in run.stages:
         steps, values = stage.series("completions/mean_length")
         if values:
-            yield Line(stage.name, [before + step for step in steps], values)
+            yield Curve(stage.name, [before + step for step in steps], values)
             before += steps[-1]
 
 
-def _table(run: Run, found: Sequence[Reached], names: Sequence[str]) -> Element:
-    head = ["Stage", "From", "Kind", "Steps", "Time", "Tokens", *names]
+def _table(run: RunData, found: Sequence[Reached], names: Sequence[str]) -> Element:
+    head = ["StageRecord", "From", "Kind", "Steps", "Time", "Tokens", *names]
     head += ["Thinks first", "Languages mixed", "Reflection words"]
     by_name = {each.name: each for each in found}
     kinds = {str(stage.get("name")): str(stage.get("kind")) for stage in _stages(run)}
@@ -245,13 +245,17 @@ def _with_interval(result: SetResult | None) -> list[Element | str | None]:
     return [percent(result.accuracy), h("span", span(result.interval), class_="interval")]
 
 
-def _cost(folder: Path, stage: Stage) -> list[Child]:
+def _cost(folder: Path, stage: StageRecord) -> list[Child]:
     """Steps, time and tokens of a stage, as far as they are known."""
     done = _json(folder / "stages" / f"{stage.index}-{stage.name}" / "done.json")
     seconds = number(done.get("seconds")) or stage.seconds()
     steps = f"{stage.metrics[-1]['step']:,}" if stage.metrics else "–"
     _, tokens = stage.series("num_tokens")
-    return [steps, duration(seconds) if seconds else "–", short(tokens[-1] if tokens else None)]
+    return [
+        steps,
+        duration(seconds) if seconds else "–",
+        short_number(tokens[-1] if tokens else None),
+    ]
 
 
 def _habits(each: Reached | None) -> list[Child]:
@@ -263,7 +267,7 @@ def _habits(each: Reached | None) -> list[Child]:
     return [percent(first.thinking), percent(first.mixed), percent(first.reflection)]
 
 
-def _samples(run: Run) -> Iterator[Element]:
+def _samples(run: RunData) -> Iterator[Element]:
     """What rejection sampling kept and left out."""
     for stage in run.stages:
         card = _json(run.folder / "stages" / f"{stage.index}-{stage.name}" / "card.json")
@@ -286,7 +290,7 @@ def _json(file: Path) -> Mapping[str, Any]:
 # -------------------------------------------------------------------------------- the terminal
 
 
-def text_table(run: Run) -> str:
+def text_table(run: RunData) -> str:
     """The table of accuracies and what each gain is, as text."""
     found = reached(run)
     names = list(dict.fromkeys(name for each in found for name in each.sets))

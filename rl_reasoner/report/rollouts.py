@@ -15,15 +15,15 @@ from rl_reasoner.files import Line, json_lines
 from rl_reasoner.foreign import mapping, number
 from rl_reasoner.scoring.reward import NOT_ITS_ROW
 
-ROWS_KEPT = 10_000  # of a stage
-BYTES_KEPT = 24_000_000  # of a stage's file, some 3 MB in the page
+ROLLOUTS_KEPT = 10_000  # of a stage
+ROLLOUT_BYTES_KEPT = 24_000_000  # of a stage's file, some 3 MB in the page
 CHARACTERS_KEPT = 6000  # of a completion or prompt
 _REASON_KEPT = 500
 _FAULTS_KEPT = 1000
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RewardVerdict:
     """What one reward said of one completion; `outcome` is "score", "abstain" or "fault"."""
 
     value: float | None
@@ -43,7 +43,7 @@ class Sample:
     reward: float | None
     advantage: float | None
     truncated: bool
-    verdicts: Mapping[str, Verdict]
+    verdicts: Mapping[str, RewardVerdict]
 
 
 @dataclass
@@ -85,7 +85,7 @@ def read_rollouts(path: Path) -> Rollouts:
     for step in _chosen(spans, rows):
         for start, end in spans[step]:
             found.samples += [sample_of(line.row) for line in _lines(path, start, end) if line.row]
-    del found.samples[ROWS_KEPT:]  # of a single step that is larger than all
+    del found.samples[ROLLOUTS_KEPT:]  # of a single step that is larger than all
     return found
 
 
@@ -126,7 +126,7 @@ def _chosen(spans: Mapping[int, list[tuple[int, int]]], rows: Counter[int]) -> l
     """The steps that are kept whole: all, or as many as fit, evenly spread, with both ends."""
     steps = sorted(spans)
     size = sum(end - start for parts in spans.values() for start, end in parts)
-    share = min(1.0, ROWS_KEPT / max(rows.total(), 1), BYTES_KEPT / max(size, 1))
+    share = min(1.0, ROLLOUTS_KEPT / max(rows.total(), 1), ROLLOUT_BYTES_KEPT / max(size, 1))
     count = max(1, int(len(steps) * share))
     if count >= len(steps):
         return steps
@@ -159,7 +159,7 @@ def sample_of(row: Mapping[str, Any]) -> Sample:
         advantage=number(row.get("advantage")),
         truncated=row.get("truncated") is True,
         verdicts={
-            name: Verdict(
+            name: RewardVerdict(
                 number(mapping(raw).get("value")),
                 str(mapping(raw).get("reason") or "")[:_REASON_KEPT],
                 str(mapping(raw).get("outcome") or "score"),

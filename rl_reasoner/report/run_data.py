@@ -1,19 +1,20 @@
 """Reading a run folder for its report: what is there, in plain dataclasses.
 
-Files are taken as they are found: a file or line that cannot be read is named in `Run.unreadable`,
-a value of the wrong kind counts as absent. Completions are read by `rollouts`. Knows nothing of
-HTML.
+Files are taken as they are found: a file or line that cannot be read is named in
+`RunData.unreadable`, a value of the wrong kind counts as absent. Completions are read by
+`rollouts`. Knows nothing of HTML.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import yaml
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.evaluation.hindrances import highest_of
+from rl_reasoner.evaluation.hindrances import Metrics, highest_of
+from rl_reasoner.evaluation.statistics import Interval
 from rl_reasoner.files import read_jsonl
 from rl_reasoner.foreign import json_value, mapping, no_links, number, yaml_value
 from rl_reasoner.report.rollouts import Rollouts, read_rollouts
@@ -21,9 +22,6 @@ from rl_reasoner.types import Row
 
 ROWS_KEPT = 1000  # of an evaluation's set
 BYTES_KEPT = 16_000_000  # of an evaluation's rows
-
-Interval: TypeAlias = tuple[float, float]
-Metrics: TypeAlias = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageRecord:
     """One folder of `stages/`; `metrics` has one mapping a step, rising; `best` may be empty.
 
     `settings` is what the recipe says of the stage; `highest` see `hindrances.Signs`.
@@ -109,7 +107,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunData:
     """A run folder. `evals` are in the order before, others by name, after."""
 
     folder: Path
@@ -118,11 +116,11 @@ class Run:
     recipe_text: str
     lock: Mapping[str, Any]
     evals: list[Evaluation]
-    stages: list[Stage]
+    stages: list[StageRecord]
     unreadable: list[str]
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> RunData:
     """Read the run `folder`; raises `UserError` where nothing of a run is in it, or a link."""
     parts = ("recipe.yaml", "lock.json", "evals", "stages")
     if not any((folder / part).exists() for part in parts):
@@ -137,7 +135,7 @@ def read_run(folder: Path) -> Run:
     evals.sort(key=lambda e: (order.get(e.name, 1), e.name))
     stages = [_stage(path, recipe, unreadable) for path in _stage_folders(folder / "stages")]
     name = recipe.get("name") or folder.resolve().name
-    return Run(folder, str(name), recipe, recipe_text, lock, evals, stages, unreadable)
+    return RunData(folder, str(name), recipe, recipe_text, lock, evals, stages, unreadable)
 
 
 def _text(path: Path) -> str:
@@ -235,7 +233,7 @@ def interval(value: Any) -> Interval | None:
     return None if low is None or high is None else (low, high)
 
 
-def _stage(folder: Path, recipe: Mapping[str, Any], unreadable: list[str]) -> Stage:
+def _stage(folder: Path, recipe: Mapping[str, Any], unreadable: list[str]) -> StageRecord:
     index, _, name = folder.name.partition("-")
     by_step: dict[int, Metrics] = {}
     for row in _lines(folder / "metrics.jsonl", unreadable):
@@ -246,7 +244,7 @@ def _stage(folder: Path, recipe: Mapping[str, Any], unreadable: list[str]) -> St
     sampled = read_rollouts(rollouts) if rollouts.is_file() else None
     if sampled is not None and sampled.broken:
         unreadable.append(f"stages/{folder.name}/{rollouts.name} ({sampled.broken} lines)")
-    return Stage(
+    return StageRecord(
         index=int(index),
         name=name,
         metrics=[by_step[step] for step in sorted(by_step)],

@@ -23,9 +23,9 @@ from urllib.parse import parse_qs
 from rl_reasoner.errors import UserError
 from rl_reasoner.foreign import json_value, number
 from rl_reasoner.report.browse import appended
-from rl_reasoner.report.page import facts_of, page
+from rl_reasoner.report.page import page, run_facts
 from rl_reasoner.report.rollouts import Rollouts, count, rows_after, samples_after
-from rl_reasoner.report.run_data import Run, Stage, read_run
+from rl_reasoner.report.run_data import RunData, StageRecord, read_run
 from rl_reasoner.report.shell import policy
 from rl_reasoner.report.stages import drawings_of, others_of
 
@@ -63,22 +63,22 @@ class Watched:
             return {
                 "version": version,
                 "structure": self._structure(),
-                "facts": facts_of(self._run),
+                "facts": run_facts(self._run),
                 "charts": {
                     key: value for stage in self._run.stages for key, value in _charts(stage)
                 },
                 "rollouts": rollouts,
             }
 
-    def _begin(self) -> Run:
+    def _begin(self) -> RunData:
         run = read_run(self.folder)
         self._ends = {stage.index: self._size(stage, "metrics.jsonl") for stage in run.stages}
         return run
 
-    def _path(self, stage: Stage, name: str) -> Path:
+    def _path(self, stage: StageRecord, name: str) -> Path:
         return self.folder / "stages" / f"{stage.index}-{stage.name}" / name
 
-    def _size(self, stage: Stage, name: str) -> int:
+    def _size(self, stage: StageRecord, name: str) -> int:
         path = self._path(stage, name)
         return path.stat().st_size if path.is_file() else 0
 
@@ -140,14 +140,14 @@ class Watched:
         return found
 
 
-def _charts(stage: Stage) -> list[tuple[str, dict[str, Any]]]:
+def _charts(stage: StageRecord) -> list[tuple[str, dict[str, Any]]]:
     drawings = [*drawings_of(stage), *others_of(stage)]
     return [
         (f"stage-{stage.index}/{d.title}", {"spec": d.spec, "summary": d.summary}) for d in drawings
     ]
 
 
-def serve(folder: Path, port: int, ready: Callable[[str], None]) -> None:
+def serve_report(folder: Path, port: int, ready: Callable[[str], None]) -> None:
     """Serve the page of the run in `folder` until the process is interrupted.
 
     `ready` gets the address; port 0 is any that is free. Raises `UserError` when `folder` is no run

@@ -14,7 +14,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from rl_reasoner.report.browse import Source, packed
+from rl_reasoner.report.browse import Source, pack_content
 from rl_reasoner.report.html import Element, document, h
 
 _SCRIPTS = ("charts.js", "browser.js", "page.js")
@@ -110,7 +110,7 @@ def shell(
             h("footer", footer),
             _help(),
             [
-                h("script", packed(content), type="text/plain", id=f"pack-{k}")
+                h("script", pack_content(content), type="text/plain", id=f"pack-{k}")
                 for k, content in packs
             ],
             h("script", _script()),

@@ -4,19 +4,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rl_reasoner.report.browse import Entry, Source, entry_of, evaluated, experts_of
-from rl_reasoner.report.run_data import Run, Stage
+from rl_reasoner.report.run_data import RunData, StageRecord
 from rl_reasoner.report.stages import layers_of
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]  # by set
 
 
-def sources_of(run: Run) -> list[Source]:
+def sources_of(run: RunData) -> list[Source]:
     """The sources of a run, rollouts of the last stage first."""
     found = [source for stage in reversed(run.stages) if (source := _rollouts(stage))]
     return found + evaluations([(e.name, e.rows) for e in run.evals])
 
 
-def _rollouts(stage: Stage) -> Source | None:
+def _rollouts(stage: StageRecord) -> Source | None:
     kept = stage.rollouts
     if kept is None or not kept.samples:
         return None

@@ -7,10 +7,10 @@ from typing import NamedTuple
 from rl_reasoner.evaluation.hindrances import Signs, hindrances
 from rl_reasoner.foreign import mapping, number
 from rl_reasoner.report import charts
-from rl_reasoner.report.charts import Chart, Line
+from rl_reasoner.report.charts import Chart, Curve
 from rl_reasoner.report.formatting import duration, percent
 from rl_reasoner.report.html import Element, h
-from rl_reasoner.report.run_data import Stage, interval
+from rl_reasoner.report.run_data import StageRecord, interval
 
 _LAYERS_SHOWN = 6
 _OTHERS_SHOWN = 60
@@ -61,7 +61,7 @@ _CURVES = (
 )
 
 
-def stage_section(stage: Stage) -> Element | None:
+def stage_section(stage: StageRecord) -> Element | None:
     """The section of `stage`; None when nothing was logged in it."""
     if not stage.metrics:
         return None
@@ -87,7 +87,7 @@ def stage_section(stage: Stage) -> Element | None:
     )
 
 
-def _warnings(stage: Stage) -> Iterator[Element]:
+def _warnings(stage: StageRecord) -> Iterator[Element]:
     """The best policy of the stage, and the alarms of its evaluations with the steps they stood."""
     if stage.best:
         told = f"Best by the lower bound on {stage.best.get('set')}: step {stage.best.get('step')}"
@@ -97,7 +97,7 @@ def _warnings(stage: Stage) -> Iterator[Element]:
         yield h("p", text, class_="warning")
 
 
-def alarms_of(stage: Stage) -> list[str]:
+def alarms_of(stage: StageRecord) -> list[str]:
     """The alarms of a stage's evaluations, each with the step at which it first stood."""
     alarms: dict[str, tuple[int, str]] = {}  # kind -> first step, newest words
     for row in stage.metrics:
@@ -107,7 +107,7 @@ def alarms_of(stage: Stage) -> list[str]:
     return [f"Alarm, first at step {step}: {text}" for step, text in alarms.values()]
 
 
-def hindrances_of(stage: Stage) -> list[str]:
+def hindrances_of(stage: StageRecord) -> list[str]:
     """What kept a stage of GRPO from learning, each with its share and since when."""
     said = mapping(stage.settings.get("sampling"))
     longest, steps = number(said.get("max_tokens")), number(stage.settings.get("steps"))
@@ -139,13 +139,13 @@ def figure(drawing: Chart, place: str) -> Element:
     )
 
 
-def drawings_of(stage: Stage) -> Iterator[Chart]:
+def drawings_of(stage: StageRecord) -> Iterator[Chart]:
     """The charts of a stage, in their order on the page."""
     yield from _reward(stage)
     yield from _evals(stage)
     yield from _lengths(stage)
     for curve in _CURVES:
-        lines = [Line(label, *stage.series(key)) for label, key in curve.metrics]
+        lines = [Curve(label, *stage.series(key)) for label, key in curve.metrics]
         lines = [line for line in lines if line.values]
         if lines:
             yield charts.curve(curve.title, lines, share=curve.share, note=curve.note)
@@ -154,7 +154,7 @@ def drawings_of(stage: Stage) -> Iterator[Chart]:
     yield from _experts(stage)
 
 
-def others_of(stage: Stage) -> Iterator[Chart]:
+def others_of(stage: StageRecord) -> Iterator[Chart]:
     """A small chart of every other figure that was logged."""
     shown = {key for curve in _CURVES for _, key in curve.metrics}
     shown |= {"step", "reward", *(f"completions/{k}_length" for k in ("mean", "min", "max"))}
@@ -167,17 +167,17 @@ def others_of(stage: Stage) -> Iterator[Chart]:
         steps, values = stage.series(key)
         if len(set(values)) > 1 and kept < _OTHERS_SHOWN:
             kept += 1
-            yield charts.curve(key, [Line(key, steps, values)])
+            yield charts.curve(key, [Curve(key, steps, values)])
 
 
-def _faults(stage: Stage) -> Iterator[Chart]:
+def _faults(stage: StageRecord) -> Iterator[Chart]:
     keys = [key for key in stage.keys("rewards/") if key.endswith("/faults")]
-    lines = [Line(key.split("/")[1], *stage.series(key)) for key in keys]
+    lines = [Curve(key.split("/")[1], *stage.series(key)) for key in keys]
     if any(any(line.values) for line in lines):
         yield charts.curve("Reward faults", lines, note="completions that a reward failed on")
 
 
-def _reward(stage: Stage) -> Iterator[Chart]:
+def _reward(stage: StageRecord) -> Iterator[Chart]:
     steps, values = stage.series("reward")
     if not values:
         return
@@ -189,16 +189,16 @@ def _reward(stage: Stage) -> Iterator[Chart]:
             [v + s for v, s in zip(values, spread, strict=True)],
         )
     parts = [key for key in stage.keys("rewards/") if key.endswith("/mean")]
-    lines = [Line("total", steps, values, band)]
+    lines = [Curve("total", steps, values, band)]
     if len(parts) > 1:
         lines += [
-            Line(key.split("/")[1], *stage.series(key)) for key in parts if stage.series(key)[1]
+            Curve(key.split("/")[1], *stage.series(key)) for key in parts if stage.series(key)[1]
         ]
     note = "band: one standard deviation within a group" if band else ""
     yield charts.curve("Reward", lines, note=note)
 
 
-def _evals(stage: Stage) -> Iterator[Chart]:
+def _evals(stage: StageRecord) -> Iterator[Chart]:
     for key in stage.keys("eval/"):
         steps, values = stage.series(key)
         if not key.endswith("/accuracy") or not values:
@@ -209,11 +209,11 @@ def _evals(stage: Stage) -> Iterator[Chart]:
         known = [band for band in bands if band is not None]
         band = ([b[0] for b in known], [b[1] for b in known]) if len(known) == len(bands) else None
         note = "band: 95% interval" if band else ""
-        line = Line("accuracy", steps, values, band)
+        line = Curve("accuracy", steps, values, band)
         yield charts.curve(f"Accuracy on {name}", [line], share=True, note=note)
 
 
-def _lengths(stage: Stage) -> Iterator[Chart]:
+def _lengths(stage: StageRecord) -> Iterator[Chart]:
     steps, values = stage.series("completions/mean_length")
     if not values:
         return
@@ -221,10 +221,10 @@ def _lengths(stage: Stage) -> Iterator[Chart]:
     high_steps, high = stage.series("completions/max_length")
     band = (low, high) if low_steps == high_steps == steps else None
     note = "tokens; band: shortest to longest" if band else "tokens"
-    yield charts.curve("Completion length", [Line("mean", steps, values, band)], note=note)
+    yield charts.curve("Completion length", [Curve("mean", steps, values, band)], note=note)
 
 
-def _timing(stage: Stage) -> Iterator[Chart]:
+def _timing(stage: StageRecord) -> Iterator[Chart]:
     keys = stage.keys("timing/")
     rows = list(_complete(stage, keys))
     if keys and len(rows) >= 2:
@@ -233,7 +233,7 @@ def _timing(stage: Stage) -> Iterator[Chart]:
         yield charts.stack("Time per step", labels, steps, seconds)
 
 
-def _complete(stage: Stage, keys: list[str]) -> Iterator[tuple[int, list[float]]]:
+def _complete(stage: StageRecord, keys: list[str]) -> Iterator[tuple[int, list[float]]]:
     """The steps at which all of `keys` were logged, with their values."""
     found = [dict(zip(*stage.series(key), strict=True)) for key in keys]
     for step in sorted(set[int]().union(*found)):
@@ -241,7 +241,7 @@ def _complete(stage: Stage, keys: list[str]) -> Iterator[tuple[int, list[float]]
             yield step, [values[step] for values in found]
 
 
-def _experts(stage: Stage) -> Iterator[Chart]:
+def _experts(stage: StageRecord) -> Iterator[Chart]:
     for key in layers_of(stage):
         loads = [(row["step"], row[key]) for row in stage.metrics if _is_load(row.get(key))]
         loads = [(step, load) for step, load in loads if len(load) == len(loads[0][1])]
@@ -253,7 +253,7 @@ def _experts(stage: Stage) -> Iterator[Chart]:
             yield charts.heat_map(f"Expert load, {name}", steps, shares, note)
 
 
-def layers_of(stage: Stage) -> Sequence[str]:
+def layers_of(stage: StageRecord) -> Sequence[str]:
     """The metrics with the experts' load of the layers that are shown."""
     keys = stage.keys("experts/load/")
     return keys[:: -(-len(keys) // _LAYERS_SHOWN) or 1]

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from rl_reasoner.foreign import printable
 from rl_reasoner.report.console import console as standard
-from rl_reasoner.report.formatting import duration, percent, short
+from rl_reasoner.report.formatting import duration, percent, short_number
 
 SECONDS_BETWEEN_LINES = 5.0  # where there is no terminal
 _CURVE = 40  # columns
@@ -101,14 +101,14 @@ class _Stage:
             if _evaluated(key):
                 yield f"accuracy on {printable(key[5:-9])}", percent(value), key
         if self.faults:
-            yield "faults", short(self.faults), ""
+            yield "faults", short_number(self.faults), ""
 
 
 _SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
-    "reward": ("reward", short),
-    "loss": ("loss", short),
-    "completions/mean_length": ("length", short),
-    "tokens_per_second": ("tokens/s", short),
+    "reward": ("reward", short_number),
+    "loss": ("loss", short_number),
+    "completions/mean_length": ("length", short_number),
+    "tokens_per_second": ("tokens/s", short_number),
 }
 
 

@@ -25,7 +25,7 @@ from rl_reasoner.sandbox.host import (
     wants_science,
 )
 from rl_reasoner.sandbox.levels import LEVELS, SandboxUnavailable, Strength, choose, strength
-from rl_reasoner.sandbox.plans import Call, Plan, Verdict, judge, plan
+from rl_reasoner.sandbox.plans import Call, TestPlan, Verdict, plan_test, verdict_on
 
 __all__ = [
     "LEVELS",
@@ -149,7 +149,7 @@ def call(
 
     Raises RuntimeError, with the end of its standard error, where the program gives none.
     """
-    planned = plan({"call": name, "args": args, "expected": None}, "call")
+    planned = plan_test({"call": name, "args": args, "expected": None}, "call")
     assert isinstance(planned, Call)
     settings = _settings(timeout_s, memory_mb, min_level, allow_weak, stop_early=False)
     verdict, finished = _run_test(program, planned, settings, Leases(), wants_science(program))
@@ -171,15 +171,17 @@ def _settings(
     return _Settings(level, timeout_s, int(memory_mb) << 20, stop_early)
 
 
-def _plans(program: str, tests: Sequence[Test], place: str) -> list[Plan]:
+def _plans(program: str, tests: Sequence[Test], place: str) -> list[TestPlan]:
     if not isinstance(program, str):
         raise UserError(f"the program{place} is {type(program).__name__}, not str")
     if isinstance(tests, (str, Mapping)) or not tests:
         raise UserError(f"the tests{place} must be a list of at least one test")
-    return [plan(test, f"test {index}{place}") for index, test in enumerate(tests)]
+    return [plan_test(test, f"test {index}{place}") for index, test in enumerate(tests)]
 
 
-def _run(program: str, plans: Sequence[Plan], settings: _Settings, leases: Leases) -> SandboxResult:
+def _run(
+    program: str, plans: Sequence[TestPlan], settings: _Settings, leases: Leases
+) -> SandboxResult:
     """Run one program on its tests, one after the other."""
     began = time.monotonic()
     science = wants_science(program, *(each.text for each in plans))
@@ -199,7 +201,7 @@ def _run(program: str, plans: Sequence[Plan], settings: _Settings, leases: Lease
 
 
 def _run_test(
-    program: str, each: Plan, settings: _Settings, leases: Leases, science: bool
+    program: str, each: TestPlan, settings: _Settings, leases: Leases, science: bool
 ) -> tuple[Verdict, Finished | None]:
     """The verdict on one test; a zygote that fails is replaced, once."""
     inputs, limit = each.inputs(program), settings.timeout_s
@@ -209,7 +211,7 @@ def _run_test(
                 finished = leased.run(
                     each.mode, inputs, wall_s=limit, cpu_s=limit, memory=settings.memory
                 )
-            return judge(each, finished, limit), finished
+            return verdict_on(each, finished, limit), finished
         except Overdue:
             return "timeout", None
         except Lost as error:

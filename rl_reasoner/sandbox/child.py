@@ -1,9 +1,10 @@
 """What happens in the process forked for one test: read the job, enter the jail, run the program.
 
-Roles: `script` runs a whole program, `call` calls one of its functions and writes the answer,
-`serve` answers a judge's questions about it, `judge` runs a test's text against it. The program is
-free to break everything in here: nothing in this process is believed, its output and answers are
-only data, and expected values are never in it. Exit codes other than 0 tell failures apart.
+Roles: `script` runs a whole program, `run_call` calls one of its functions and writes the answer,
+`run_server` answers a judge's questions about it, `run_judge` runs a test's text against it. The
+program is free to break everything in here: nothing in this process is believed, its output and
+answers are only data, and expected values are never in it. Exit codes other than 0 tell failures
+apart.
 """
 
 # A zygote does not load pathlib: each fork would pay for it.
@@ -41,14 +42,14 @@ class Cell:
     further: list[int]
 
 
-def main(cell: Cell, built: jail.Jail, box: str, limits: jail.Limits) -> NoReturn:
+def main(cell: Cell, built: jail.Jail, box: str, limits: jail.JailLimits) -> NoReturn:
     """Become the process that `cell` describes, and end with it."""
     try:
         payload = json.loads(_read_all(cell.payload))
         stdin = _read_all(cell.streams[0]) if cell.role is script else None
         _arrange((cell.streams or [0, 1, 2]) + cell.further)
         source = payload["source"].encode("utf-8", "surrogatepass")
-        built.enter(box, source if cell.role is not judge else b"", stdin, limits)
+        built.enter(box, source if cell.role is not run_judge else b"", stdin, limits)
         _fresh_streams()
         code = cell.role(payload, f"{box}/main.py")
     except MemoryError:
@@ -98,7 +99,7 @@ def script(payload: dict[str, Any], path: str) -> int:
     return code
 
 
-def call(payload: dict[str, Any], path: str) -> int:
+def run_call(payload: dict[str, Any], path: str) -> int:
     """Run the program, call the function asked for, and write its value to descriptor 3."""
     namespace, code = _execute(payload["source"], path, "main")
     if code:
@@ -132,7 +133,7 @@ def _call(namespace: dict[str, Any], payload: dict[str, Any]) -> object:
     return target(*arguments, **data.decode(payload["kwargs"]))
 
 
-def serve(payload: dict[str, Any], path: str) -> int:
+def run_server(payload: dict[str, Any], path: str) -> int:
     """Run the program, then answer the judge on descriptor 3 until it has no more questions."""
     namespace, code = _execute(payload["source"], path, "main")
     if code:
@@ -142,11 +143,11 @@ def serve(payload: dict[str, Any], path: str) -> int:
     return _flush()
 
 
-def judge(payload: dict[str, Any], path: str) -> int:
+def run_judge(payload: dict[str, Any], path: str) -> int:
     """Run a test's text against the program on descriptor 4; the verdict goes to descriptor 3."""
     sys.setrecursionlimit(10 * _PLAIN_RECURSION)
     try:
-        verdict = judging.judge(payload["source"], 4)
+        verdict = judging.judge_test(payload["source"], 4)
     except remote.Gone:
         return GONE
     _write_all(3, verdict.encode())

@@ -3,9 +3,9 @@
 Values travel as JSON trees in which every JSON object is a tag for what JSON lacks (tuples, sets,
 dictionaries with any keys, bytes, large integers ...). The encoder may run inside a hostile
 program: what it says is only ever an answer, so it is free to be generous with subclasses. The
-decoder and `equal` run on the safe side: they trust nothing, execute nothing of the value, and
-`equal` never builds a hash table from a hostile value's own hashes. Knows nothing of the other
-modules.
+decoder and `equal_trees` run on the safe side: they trust nothing, execute nothing of the value,
+and `equal_trees` never builds a hash table from a hostile value's own hashes. Knows nothing of the
+other modules.
 """
 
 import base64
@@ -148,7 +148,7 @@ def load(raw: bytes) -> Tree:
         raise Malformed("not JSON") from error
 
 
-def equal(tree: Tree, expected: Tree, tolerance: float = 0.0, loose: bool = False) -> bool:
+def equal_trees(tree: Tree, expected: Tree, tolerance: float = 0.0, loose: bool = False) -> bool:
     """Whether two trees stand for equal values, as Python's `==` says for plain data.
 
     `tolerance` is allowed between numbers, absolutely or relative to the expected one. `loose`

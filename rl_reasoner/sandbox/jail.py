@@ -34,7 +34,7 @@ _HIDDEN = ("site-packages", "dist-packages")
 
 
 @dataclass
-class Limits:
+class JailLimits:
     """What one program may use: seconds of CPU, bytes of memory beyond the zygote's own."""
 
     cpu_s: float
@@ -66,7 +66,7 @@ class Jail:
                 os.chown(folder, self.uid, self.uid)
         return box
 
-    def enter(self, box: str, source: bytes, stdin: bytes | None, limits: Limits) -> None:
+    def enter(self, box: str, source: bytes, stdin: bytes | None, limits: JailLimits) -> None:
         """Confine the calling process for good; its working folder becomes the box's `work`.
 
         `source` is left as `main.py` in the box, and `stdin` where /dev/stdin leads.
@@ -331,7 +331,7 @@ def _in_fork(action: Callable[[], None]) -> bool:
     return os.waitpid(pid, 0)[1] == 0
 
 
-def _limit(limits: Limits, own_memory: int, private_count: bool) -> None:
+def _limit(limits: JailLimits, own_memory: int, private_count: bool) -> None:
     wanted = {
         resource.RLIMIT_CPU: math.ceil(limits.cpu_s),
         resource.RLIMIT_FSIZE: QUOTA_BYTES,

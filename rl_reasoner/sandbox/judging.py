@@ -36,7 +36,7 @@ _KNOWN = {
 _ALIASES = {"np": "numpy", "numpy": "numpy", "sympy": "sympy"}
 
 
-def judge(test: str, descriptor: int) -> str:
+def judge_test(test: str, descriptor: int) -> str:
     """The verdict of running `test` against the program behind `descriptor`.
 
     "passed", "failed" (an assertion), "error" (anything else was raised) or "memory". Raises Gone.

@@ -27,7 +27,7 @@ _STDIO_KEYS = ("stdin", "stdout", "tolerance")
 _CALL_KEYS = ("call", "args", "kwargs", "expected", "tolerance")
 
 
-class Plan(Protocol):
+class TestPlan(Protocol):
     """One test, ready to run."""
 
     @property
@@ -92,7 +92,7 @@ class Call:
             return "refused" if size > data.MAX_BYTES else "failed"  # without reading it all
         try:
             answer = data.load(finished.answer)
-            right = data.equal(answer, self.expected, self.tolerance, self.loose)
+            right = data.equal_trees(answer, self.expected, self.tolerance, self.loose)
         except data.Malformed:
             return "refused"
         return "passed" if right else "failed"
@@ -115,8 +115,8 @@ class Judged:
         return "crash"
 
 
-def judge(plan: Plan, finished: Finished, cpu_s: float) -> Verdict:
-    """The verdict on a finished run of `plan` that was allowed `cpu_s` seconds of CPU."""
+def verdict_on(plan_test: TestPlan, finished: Finished, cpu_s: float) -> Verdict:
+    """The verdict on a finished run of `plan_test` that was allowed `cpu_s` seconds of CPU."""
     for ended in (finished.first, finished.second):
         killed = ended.how == zygote.SIGNALLED and ended.code in (signal.SIGKILL, signal.SIGXCPU)
         spent = ended.cpu_s > cpu_s * (0.9 if killed else 1.1) + (0.0 if killed else 0.1)
@@ -126,15 +126,15 @@ def judge(plan: Plan, finished: Finished, cpu_s: float) -> Verdict:
             return "memory"
     first = finished.first
     if first.how != zygote.EXITED or first.code == child.GONE:
-        return _why_gone(plan, finished)
+        return _why_gone(plan_test, finished)
     if first.code:
         return "error"
-    return plan.verdict(finished)
+    return plan_test.verdict(finished)
 
 
-def _why_gone(plan: Plan, finished: Finished) -> Verdict:
+def _why_gone(plan_test: TestPlan, finished: Finished) -> Verdict:
     """Why a program died, or left its judge alone."""
-    if plan.mode != zygote.JUDGED or finished.first.code != child.GONE:
+    if plan_test.mode != zygote.JUDGED or finished.first.code != child.GONE:
         return "crash"
     program = finished.second
     return "error" if program.how == zygote.EXITED and program.code == child.FAILED else "crash"
@@ -177,7 +177,7 @@ def _near(said: str, expected: str, tolerance: float) -> bool:
 # -------------------------------------------------------------------------------- planning
 
 
-def plan(test: object, place: str) -> Plan:
+def plan_test(test: object, place: str) -> TestPlan:
     """The plan of one test; `place` names it in the `UserError` for a test of no known form."""
     if isinstance(test, str):
         return _plan_code(test, place)
@@ -225,7 +225,7 @@ def _plan_call(test: Mapping[Any, Any], place: str, tolerance: float) -> Call:
     return Call(name, trees[0], trees[1], trees[2], tolerance, loose=True)
 
 
-def _plan_code(text: str, place: str) -> Plan:
+def _plan_code(text: str, place: str) -> TestPlan:
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:

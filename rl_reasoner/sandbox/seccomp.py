@@ -239,7 +239,7 @@ _IOCTL = (
 )  # TCGETS* GWINSZ FION* FI*CLEX
 _PRCTL = (15, 16)  # the name of a thread
 
-Instruction = tuple[int, int, int, int]
+BpfInstruction = tuple[int, int, int, int]
 
 
 def supported(machine: str) -> bool:
@@ -270,7 +270,7 @@ def program(machine: str, level: str, pid: int) -> bytes:
         names += _OWN_ROOT.split()
     allowed = {table[name] for name in names if name in table and name not in checks}
     checked = {table[name]: body for name, body in checks.items() if name in table}
-    out: list[Instruction] = [
+    out: list[BpfInstruction] = [
         (_LOAD, 0, 0, _ARCH),
         (_JEQ, 1, 0, _MACHINES[machine][1]),
         (_RET, 0, 0, _KILL),
@@ -284,7 +284,7 @@ def program(machine: str, level: str, pid: int) -> bytes:
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in out)
 
 
-def _checked(level: str, pid: int) -> dict[str, list[Instruction]]:
+def _checked(level: str, pid: int) -> dict[str, list[BpfInstruction]]:
     """The calls whose arguments decide, each with instructions that end in a return."""
     checks = {
         "clone3": [(_RET, 0, 0, _ENOSYS)],
@@ -326,19 +326,19 @@ def _checked(level: str, pid: int) -> dict[str, list[Instruction]]:
     return checks
 
 
-def _load(argument: int, high: bool = False) -> list[Instruction]:
+def _load(argument: int, high: bool = False) -> list[BpfInstruction]:
     return [(_LOAD, 0, 0, 16 + 8 * argument + (4 if high else 0))]
 
 
-def _masked(argument: int, mask: int) -> list[Instruction]:
+def _masked(argument: int, mask: int) -> list[BpfInstruction]:
     return [*_load(argument), (_AND, 0, 0, mask)]
 
 
-def _verdict() -> list[Instruction]:
+def _verdict() -> list[BpfInstruction]:
     return [(_RET, 0, 0, _ALLOW), (_RET, 0, 0, _EPERM)]
 
 
-def _one_of(argument: int, values: Sequence[int]) -> list[Instruction]:
+def _one_of(argument: int, values: Sequence[int]) -> list[BpfInstruction]:
     """Allow when the low word of `argument` is one of `values`."""
     last = len(values) - 1
     jumps = [(_JEQ, last - i, 1 if i == last else 0, value) for i, value in enumerate(values)]

@@ -133,7 +133,7 @@ def _serve(sock: socket.socket, built: jail.Jail) -> None:
         if len(raw) != JOB.size:
             return
         mode, wall_s, cpu_s, memory = JOB.unpack(raw)
-        limits = jail.Limits(cpu_s, memory)
+        limits = jail.JailLimits(cpu_s, memory)
         number += 1
         boxes = [built.box(2 * number + part) for part in range(2 if mode == JUDGED else 1)]
         try:
@@ -154,20 +154,20 @@ def _serve(sock: socket.socket, built: jail.Jail) -> None:
 
 
 def _start(
-    mode: bytes, built: jail.Jail, boxes: list[str], descriptors: list[int], limits: jail.Limits
+    mode: bytes, built: jail.Jail, boxes: list[str], descriptors: list[int], limits: jail.JailLimits
 ) -> list[int]:
     """Fork the processes of a job (a judge comes before its program); closes `descriptors`."""
     if mode == JUDGED:
         test, verdict, *descriptors = descriptors
         ours, theirs = socket.socketpair()
         cells = [
-            child.Cell(child.judge, test, [], [verdict, ours.fileno()]),
-            child.Cell(child.serve, descriptors[0], descriptors[1:], [theirs.fileno()]),
+            child.Cell(child.run_judge, test, [], [verdict, ours.fileno()]),
+            child.Cell(child.run_server, descriptors[0], descriptors[1:], [theirs.fileno()]),
         ]
         close = [test, verdict, ours.detach(), theirs.detach(), *descriptors]
     elif mode == CALL:
         payload, *streams, result = close = descriptors
-        cells = [child.Cell(child.call, payload, streams, [result])]
+        cells = [child.Cell(child.run_call, payload, streams, [result])]
     else:
         close = descriptors
         cells = [child.Cell(child.script, descriptors[0], descriptors[1:], [])]

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from rl_reasoner.foreign import printable
 from rl_reasoner.report.browse import shared_ends, titled
-from rl_reasoner.report.formatting import duration, short
+from rl_reasoner.report.formatting import duration, short_number
 from rl_reasoner.report.html import document, h
 from support.report_runs import Parsed
 
@@ -54,7 +54,7 @@ def test_any_text_comes_back_from_the_page_as_text(text: str, value: str) -> Non
     ],
 )
 def test_short_figures(value: float | None, shown: str) -> None:
-    assert short(value) == shown
+    assert short_number(value) == shown
 
 
 def test_durations() -> None:

@@ -195,7 +195,7 @@ def test_rollouts_are_counted_whole_and_kept_by_whole_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make_run(tmp_path)
-    monkeypatch.setattr("rl_reasoner.report.rollouts.ROWS_KEPT", 80)
+    monkeypatch.setattr("rl_reasoner.report.rollouts.ROLLOUTS_KEPT", 80)
     kept = read_run(folder).stages[1].rollouts
     assert kept is not None
     assert kept.completions == 120

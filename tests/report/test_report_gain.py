@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl_reasoner.evaluation.statistics import wilson
-from rl_reasoner.report.gain import explain, moved
+from rl_reasoner.report.gain import explain_gain, moved
 from rl_reasoner.report.run_data import Paired, SetResult
 
 
@@ -17,7 +17,7 @@ def result(accuracy: float, n: int = 400, **more: Any) -> SetResult:
 
 
 def say(before: dict[str, SetResult], after: dict[str, SetResult]) -> str:
-    return " ".join(explain(before, after, by="GRPO"))
+    return " ".join(explain_gain(before, after, by="GRPO"))
 
 
 def test_a_behaviour_selected_is_told_from_a_skill_added() -> None:
@@ -52,7 +52,7 @@ def test_what_was_not_measured_is_said() -> None:
     assert "cannot be told apart" in say({"": result(0.1)}, {"": result(0.9)})
     bare = {"": SetResult(0.1)}
     assert "without intervals nothing more can be said" in say(bare, {"": SetResult(0.9)})
-    assert explain({}, {"": result(0.5)}, by="GRPO") == []
+    assert explain_gain({}, {"": result(0.5)}, by="GRPO") == []
 
 
 def test_other_modes_speak_when_their_intervals_are_apart() -> None:

@@ -10,7 +10,7 @@ from rl_reasoner.evaluation.metrics import figures_of
 from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.report import write_report
 from rl_reasoner.report.pipeline import habits_of, reached, text_table
-from rl_reasoner.report.run_data import Run, read_run
+from rl_reasoner.report.run_data import RunData, read_run
 
 STAGES: list[dict[str, Any]] = [
     {"kind": "sft", "name": "pre"},
@@ -51,7 +51,7 @@ def evaluated(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
     result.save(folder / "evals" / f"{name}.json")
 
 
-def run(folder: Path, **evals: list[dict[str, Any]]) -> Run:
+def run(folder: Path, **evals: list[dict[str, Any]]) -> RunData:
     (folder / "recipe.yaml").write_text(yaml.safe_dump({"name": "tiny", "stages": STAGES}))
     for name, rows in evals.items():
         evaluated(folder, name, rows)

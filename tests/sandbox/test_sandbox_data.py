@@ -50,22 +50,22 @@ def test_values_come_back_equal_and_of_their_type(value: Any) -> None:
 
 @given(VALUES)
 def test_a_value_equals_itself_in_any_order_of_its_members(value: Any) -> None:
-    assert data.equal(data.encode(value), data.encode(value))
+    assert data.equal_trees(data.encode(value), data.encode(value))
 
 
 @given(SMALL, SMALL)
 @settings(max_examples=300)
 def test_equality_is_pythons(a: Any, b: Any) -> None:
-    assert data.equal(data.encode(a), data.encode(b)) is (a == b)
+    assert data.equal_trees(data.encode(a), data.encode(b)) is (a == b)
     for make in (lambda x: {"k": x}, lambda x: [x, x]):
-        assert data.equal(data.encode(make(a)), data.encode(make(b))) is (make(a) == make(b))
+        assert data.equal_trees(data.encode(make(a)), data.encode(make(b))) is (make(a) == make(b))
 
 
 @given(st.sets(KEYS, max_size=4), st.sets(KEYS, max_size=4))
 def test_sets_and_keys_are_equal_as_in_python(a: set[Any], b: set[Any]) -> None:
-    assert data.equal(data.encode(a), data.encode(b)) is (a == b)
+    assert data.equal_trees(data.encode(a), data.encode(b)) is (a == b)
     ours, theirs = dict.fromkeys(a, 1), dict.fromkeys(b, 1)
-    assert data.equal(data.encode(ours), data.encode(theirs)) is (ours == theirs)
+    assert data.equal_trees(data.encode(ours), data.encode(theirs)) is (ours == theirs)
 
 
 @given(st.integers(-(10**6), 10**6), st.floats(-1e-3, 1e-3), st.floats(1e-9, 1e-2))
@@ -73,18 +73,18 @@ def test_tolerance_is_absolute_or_relative_to_the_expected(
     number: int, off: float, tolerance: float
 ) -> None:
     near = abs((number + off) - number) <= tolerance * max(1.0, abs(number))
-    assert data.equal(number + off, number, tolerance) is (near or number + off == number)
-    assert data.equal([number + off], {"t": [number]}, tolerance, loose=True) is near
+    assert data.equal_trees(number + off, number, tolerance) is (near or number + off == number)
+    assert data.equal_trees([number + off], {"t": [number]}, tolerance, loose=True) is near
 
 
 def test_tolerance_lets_no_odd_number_through() -> None:
     for odd in (math.nan, math.inf, -math.inf, 10**400, "1", None, [1]):
-        assert not data.equal(data.encode(odd), 1.0, 0.5)
-    assert data.equal(math.inf, math.inf, 0.5)
+        assert not data.equal_trees(data.encode(odd), 1.0, 0.5)
+    assert data.equal_trees(math.inf, math.inf, 0.5)
     for expected in (math.inf, -math.inf, complex(1, math.inf)):
         for said in (1.0, -math.inf, 10**400, 1j, Fraction(1, 2)):
             same = said == expected
-            assert data.equal(data.encode(said), data.encode(expected), 0.5) is same
+            assert data.equal_trees(data.encode(said), data.encode(expected), 0.5) is same
 
 
 def test_subclasses_travel_as_what_they_are() -> None:
@@ -104,7 +104,7 @@ def test_subclasses_travel_as_what_they_are() -> None:
     assert data.encode([Sly(5), SlyText("own")]) == [5, "own"]
     assert type(data.encode(Sly(5))) is int and type(data.encode(SlyText("own"))) is str
     for value in (Counter("aab"), OrderedDict(b=1), point(1, 2)):
-        assert data.equal(data.encode(value), data.encode(plain(value)))
+        assert data.equal_trees(data.encode(value), data.encode(plain(value)))
 
 
 def plain(value: Any) -> Any:
@@ -134,7 +134,7 @@ HOSTILE = [
 def test_what_no_encoder_writes_is_malformed_or_unequal_but_never_an_error(raw: bytes) -> None:
     for expected in (7, [7], (7,), {7}, {7: 7}, b"7", Fraction(7), Decimal(7), 7j, int, range(7)):
         with contextlib.suppress(data.Malformed):
-            assert not data.equal(data.load(raw), data.encode(expected), 0.5, loose=True)
+            assert not data.equal_trees(data.load(raw), data.encode(expected), 0.5, loose=True)
     with contextlib.suppress(data.Malformed, RecursionError):
         assert data.decode(data.load(raw)) != 7
 
@@ -148,7 +148,7 @@ def test_what_no_encoder_writes_is_malformed_or_unequal_but_never_an_error(raw: 
 @settings(max_examples=400)
 def test_any_json_is_compared_or_refused(tree: Any, expected: Any) -> None:
     try:
-        verdict = data.equal(data.load(json.dumps(tree).encode()), data.encode(expected))
+        verdict = data.equal_trees(data.load(json.dumps(tree).encode()), data.encode(expected))
     except data.Malformed:
         return
     assert isinstance(verdict, bool)
