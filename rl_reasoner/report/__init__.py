@@ -31,15 +31,15 @@ def write_report(folder: Path) -> Path:
     return target
 
 
-def serve_report(folder: Path, port: int, ready: Callable[[str], None]) -> None:
+def serve_folder(folder: Path, port: int, ready: Callable[[str], None]) -> None:
     """Serve the page of the run in `folder`, which may still train, until interrupted.
 
     On this machine alone; `ready` gets the address. Raises `UserError` when `folder` is not a run
     folder, or the port (0 for any) is taken.
     """
-    from rl_reasoner.report.server import serve_report
+    from rl_reasoner.report.server import serve_folder
 
-    serve_report(folder, port, ready)
+    serve_folder(folder, port, ready)
 
 
 def write_evaluation(files: Sequence[Path], target: Path) -> Path:

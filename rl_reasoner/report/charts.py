@@ -18,7 +18,7 @@ SERIES = ("c1", "c2", "c3", "c4", "c5", "c6")
 
 
 @dataclass(frozen=True)
-class Curve:
+class Trace:
     """One curve: values at steps, with `band` (low, high) around it where given."""
 
     label: str
@@ -55,7 +55,7 @@ def colour(index: int) -> str:
     return SERIES[index % len(SERIES)]
 
 
-def curve(title: str, lines: Sequence[Curve], *, share: bool = False, note: str = "") -> Chart:
+def curve(title: str, lines: Sequence[Trace], *, share: bool = False, note: str = "") -> Chart:
     """Curves over steps. Long ones are drawn faint, with their running mean over them.
 
     The summary gives the first line's running mean at both ends.
@@ -125,7 +125,7 @@ def bars(title: str, sets: Sequence[tuple[str, Sequence[Bar]]], *, note: str = "
     return Chart(title, {"kind": "bars", "groups": groups, "named": named}, "", note, legend)
 
 
-def pass_at_k_chart(title: str, curves: Sequence[Curve]) -> Chart:
+def pass_at_k_chart(title: str, curves: Sequence[Trace]) -> Chart:
     """pass@k over k on a doubling axis, one curve an evaluation, its intervals as a band."""
     colours = evaluation_colours([line.label for line in curves])
     lines = [_line(line, colours[line.label]) for line in curves]
@@ -141,7 +141,7 @@ def evaluation_colours(labels: Sequence[str]) -> dict[str, str]:
     return {label: fixed.get(label) or colour(1 + others.index(label)) for label in labels}
 
 
-def _line(line: Curve, colour: str) -> dict[str, Any]:
+def _line(line: Trace, colour: str) -> dict[str, Any]:
     """A curve for JSON: its points without the thinned ones, its running mean where it has one."""
     kept = _extremes(line.values)
     spec: dict[str, Any] = {

@@ -13,7 +13,7 @@ from rl_reasoner.evaluation.comparison import unlike
 from rl_reasoner.evaluation.result import EvalResult, compare
 from rl_reasoner.report import charts
 from rl_reasoner.report.browse import Source
-from rl_reasoner.report.charts import Bar, Chart, Curve
+from rl_reasoner.report.charts import Bar, Chart, Trace
 from rl_reasoner.report.formatting import percent, short_number, signed, span
 from rl_reasoner.report.html import Child, Element, h, table
 from rl_reasoner.report.page import flat
@@ -143,11 +143,11 @@ def _bar(label: str, s: Mapping[str, Any]) -> Bar:
     return Bar(label, s["accuracy"], (low, high))
 
 
-def _points(s: Mapping[str, Any], kind: str, label: str) -> Curve:
+def _points(s: Mapping[str, Any], kind: str, label: str) -> Trace:
     curve, spans = s.get(f"{kind}_at", {}), s.get(f"{kind}_at_interval", {})
     known = [spans[k] for k in curve if k in spans]
     band = ([a for a, _ in known], [b for _, b in known]) if len(known) == len(curve) else None
-    return Curve(f"{kind}@k {label}".strip(), [int(k) for k in curve], list(curve.values()), band)
+    return Trace(f"{kind}@k {label}".strip(), [int(k) for k in curve], list(curve.values()), band)
 
 
 def _parts(result: EvalResult) -> Element | None:

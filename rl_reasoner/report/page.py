@@ -12,7 +12,7 @@ from typing import Any
 
 from rl_reasoner.foreign import number, printable
 from rl_reasoner.report import charts
-from rl_reasoner.report.charts import Bar, Curve
+from rl_reasoner.report.charts import Bar, Trace
 from rl_reasoner.report.formatting import duration, percent, short_number, signed, span
 from rl_reasoner.report.gain import (
     Figures,
@@ -310,7 +310,7 @@ def _results(run: RunData) -> Element | None:
     )
 
 
-def _pass_curves(run: RunData, names: Sequence[str]) -> Iterator[tuple[str, list[Curve]]]:
+def _pass_curves(run: RunData, names: Sequence[str]) -> Iterator[tuple[str, list[Trace]]]:
     for name in names:
         found = [(e.name, e.sets[name]) for e in run.evals if name in e.sets]
         curves = [_pass_curve(label, result) for label, result in found if len(result.pass_at) > 1]
@@ -318,11 +318,11 @@ def _pass_curves(run: RunData, names: Sequence[str]) -> Iterator[tuple[str, list
             yield name, curves
 
 
-def _pass_curve(label: str, result: SetResult) -> Curve:
+def _pass_curve(label: str, result: SetResult) -> Trace:
     spans = [result.pass_interval.get(k) for k in result.pass_at]
     known = [span for span in spans if span is not None]
     band = ([s[0] for s in known], [s[1] for s in known]) if len(known) == len(spans) else None
-    return Curve(label, list(result.pass_at), list(result.pass_at.values()), band)
+    return Trace(label, list(result.pass_at), list(result.pass_at.values()), band)
 
 
 def _results_table(run: RunData, names: Sequence[str]) -> Element:

@@ -17,7 +17,7 @@ from rl_reasoner.foreign import json_value, mapping, number
 from rl_reasoner.language.identification import language_share
 from rl_reasoner.language.thinking import chain_of
 from rl_reasoner.report import charts
-from rl_reasoner.report.charts import Bar, Curve
+from rl_reasoner.report.charts import Bar, Trace
 from rl_reasoner.report.formatting import duration, percent, short_number, span
 from rl_reasoner.report.gain import THINKING_RISE, moved, split_mode
 from rl_reasoner.report.html import Child, Element, h, table
@@ -207,13 +207,13 @@ def pipeline_section(run: RunData) -> Element | None:
     )
 
 
-def _lengths(run: RunData) -> Iterator[Curve]:
+def _lengths(run: RunData) -> Iterator[Trace]:
     """The length of completions in each stage that samples, over the steps of all of them."""
     before = 0
     for stage in run.stages:
         steps, values = stage.series("completions/mean_length")
         if values:
-            yield Curve(stage.name, [before + step for step in steps], values)
+            yield Trace(stage.name, [before + step for step in steps], values)
             before += steps[-1]
 
 

@@ -147,7 +147,7 @@ def _charts(stage: StageRecord) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-def serve_report(folder: Path, port: int, ready: Callable[[str], None]) -> None:
+def serve_folder(folder: Path, port: int, ready: Callable[[str], None]) -> None:
     """Serve the page of the run in `folder` until the process is interrupted.
 
     `ready` gets the address; port 0 is any that is free. Raises `UserError` when `folder` is no run

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from rl_reasoner.evaluation.hindrances import Signs, hindrances
 from rl_reasoner.foreign import mapping, number
 from rl_reasoner.report import charts
-from rl_reasoner.report.charts import Chart, Curve
+from rl_reasoner.report.charts import Chart, Trace
 from rl_reasoner.report.formatting import duration, percent
 from rl_reasoner.report.html import Element, h
 from rl_reasoner.report.run_data import StageRecord, interval
@@ -145,7 +145,7 @@ def drawings_of(stage: StageRecord) -> Iterator[Chart]:
     yield from _evals(stage)
     yield from _lengths(stage)
     for curve in _CURVES:
-        lines = [Curve(label, *stage.series(key)) for label, key in curve.metrics]
+        lines = [Trace(label, *stage.series(key)) for label, key in curve.metrics]
         lines = [line for line in lines if line.values]
         if lines:
             yield charts.curve(curve.title, lines, share=curve.share, note=curve.note)
@@ -167,12 +167,12 @@ def others_of(stage: StageRecord) -> Iterator[Chart]:
         steps, values = stage.series(key)
         if len(set(values)) > 1 and kept < _OTHERS_SHOWN:
             kept += 1
-            yield charts.curve(key, [Curve(key, steps, values)])
+            yield charts.curve(key, [Trace(key, steps, values)])
 
 
 def _faults(stage: StageRecord) -> Iterator[Chart]:
     keys = [key for key in stage.keys("rewards/") if key.endswith("/faults")]
-    lines = [Curve(key.split("/")[1], *stage.series(key)) for key in keys]
+    lines = [Trace(key.split("/")[1], *stage.series(key)) for key in keys]
     if any(any(line.values) for line in lines):
         yield charts.curve("Reward faults", lines, note="completions that a reward failed on")
 
@@ -189,10 +189,10 @@ def _reward(stage: StageRecord) -> Iterator[Chart]:
             [v + s for v, s in zip(values, spread, strict=True)],
         )
     parts = [key for key in stage.keys("rewards/") if key.endswith("/mean")]
-    lines = [Curve("total", steps, values, band)]
+    lines = [Trace("total", steps, values, band)]
     if len(parts) > 1:
         lines += [
-            Curve(key.split("/")[1], *stage.series(key)) for key in parts if stage.series(key)[1]
+            Trace(key.split("/")[1], *stage.series(key)) for key in parts if stage.series(key)[1]
         ]
     note = "band: one standard deviation within a group" if band else ""
     yield charts.curve("Reward", lines, note=note)
@@ -209,7 +209,7 @@ def _evals(stage: StageRecord) -> Iterator[Chart]:
         known = [band for band in bands if band is not None]
         band = ([b[0] for b in known], [b[1] for b in known]) if len(known) == len(bands) else None
         note = "band: 95% interval" if band else ""
-        line = Curve("accuracy", steps, values, band)
+        line = Trace("accuracy", steps, values, band)
         yield charts.curve(f"Accuracy on {name}", [line], share=True, note=note)
 
 
@@ -221,7 +221,7 @@ def _lengths(stage: StageRecord) -> Iterator[Chart]:
     high_steps, high = stage.series("completions/max_length")
     band = (low, high) if low_steps == high_steps == steps else None
     note = "tokens; band: shortest to longest" if band else "tokens"
-    yield charts.curve("Completion length", [Curve("mean", steps, values, band)], note=note)
+    yield charts.curve("Completion length", [Trace("mean", steps, values, band)], note=note)
 
 
 def _timing(stage: StageRecord) -> Iterator[Chart]:

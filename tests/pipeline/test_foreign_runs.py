@@ -14,7 +14,7 @@ import pytest
 
 from rl_reasoner.foreign import json_value, yaml_value
 from rl_reasoner.recipe.recipe import RecipeLoader
-from rl_reasoner.report.server import serve_report
+from rl_reasoner.report.server import serve_folder
 from support.commands import Cli
 from support.report_runs import make_run
 
@@ -195,7 +195,7 @@ def test_the_live_page_answers_whatever_it_is_asked(
         url.append(address)
         found.set()
 
-    threading.Thread(target=serve_report, args=(folder, 0, ready), daemon=True).start()
+    threading.Thread(target=serve_folder, args=(folder, 0, ready), daemon=True).start()
     assert found.wait(20)
     where = urlsplit(url[0])
 

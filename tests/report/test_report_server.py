@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.report.server import Watched, serve_report
+from rl_reasoner.report.server import Watched, serve_folder
 from support.report_runs import lines, make_run, packs, rollout
 
 STAGE = Path("stages") / "2-grpo"
@@ -178,11 +178,11 @@ def test_a_run_that_has_only_just_begun_is_served(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_no_run_and_a_port_that_is_taken(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a run folder"):
-        serve_report(tmp_path, 0, print)
+        serve_folder(tmp_path, 0, print)
     (tmp_path / "recipe.yaml").write_text("name: young\n")
     taken = socket.create_server(("127.0.0.1", 0))
     with taken, pytest.raises(UserError, match="cannot listen"):
-        serve_report(tmp_path, taken.getsockname()[1], print)
+        serve_folder(tmp_path, taken.getsockname()[1], print)
 
 
 def test_readers_at_once_get_the_same(tmp_path: Path) -> None:
