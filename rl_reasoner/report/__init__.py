@@ -31,7 +31,7 @@ def write_report(folder: Path) -> Path:
     return target
 
 
-def serve_folder(folder: Path, port: int, ready: Callable[[str], None]) -> None:
+def serve_report(folder: Path, port: int, ready: Callable[[str], None]) -> None:
     """Serve the page of the run in `folder`, which may still train, until interrupted.
 
     On this machine alone; `ready` gets the address. Raises `UserError` when `folder` is not a run
