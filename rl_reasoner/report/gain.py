@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 from rl_reasoner.report.formatting import percent, signed, span
-from rl_reasoner.report.run_data import SetResult
+from rl_reasoner.report.run_data import Paired, SetResult
 
 Move: TypeAlias = Literal["rose", "fell", "within", "unsettled", "unknown"]
 Figures: TypeAlias = Mapping[str, SetResult]  # one set's figures by mode; "" is the set as it is
@@ -68,14 +68,11 @@ def evidence(before: SetResult, after: SetResult) -> str:
     return "with intervals apart" if apart(before, after) else "by the paired test"
 
 
-def paired_words(result: SetResult) -> str:
-    """The paired test: "−5.6 [−9.7, −1.5], p 0.0097"; empty where there is none."""
-    test = result.paired
-    if test is None:
-        return ""
+def paired_words(test: Paired) -> str:
+    """A paired test's interval in points and its p-value: "[−9.7, −1.5], p 0.0097"."""
     low, high = (signed(100 * end) for end in test.interval)
     several = f" ({_p(test.adjusted)} adjusted)" if test.adjusted > test.p else ""
-    return f"{signed(100 * test.difference)} points [{low}, {high}], p {_p(test.p)}{several}"
+    return f"[{low}, {high}], p {_p(test.p)}{several}"
 
 
 def _p(value: float) -> str:
@@ -91,13 +88,13 @@ def explain_gain(before: Figures, after: Figures, *, by: str) -> list[str]:
     if "" not in before or "" not in after:
         return []
     sentences = [_headline(before[""], after[""])]
-    if told := paired_words(after[""]):
-        many = after[""].paired.problems if after[""].paired else 0
-        sentences.append(f"On the same {many:,} problems: {told}.")
-    if (move := moved(before[""], after[""])) == "rose":
-        sentences.append(_source(before, after, by))
-    elif move == "fell":
-        sentences.append(_lost(before, after, by))
+    if (test := after[""].paired) is not None:
+        points = signed(100 * test.difference)
+        sentences.append(
+            f"On the same {test.problems:,} problems: {points} points {paired_words(test)}."
+        )
+    if (move := moved(before[""], after[""])) in ("rose", "fell"):
+        sentences.append(_cause(before, after, by, gain=move == "rose"))
     elif _move(before, after, "chain-forced") in ("rose", "fell"):
         sentences.append(_changed(before, after, "chain-forced"))
     sentences += [
@@ -128,71 +125,52 @@ def _headline(before: SetResult, after: SetResult) -> str:
             return f"{name} went {way}; without intervals nothing more can be said."
 
 
-def _source(before: Figures, after: Figures, by: str) -> str:
-    """Where a risen accuracy comes from, as far as the forced chain tells."""
+def _cause(before: Figures, after: Figures, by: str, *, gain: bool) -> str:
+    """Where a risen or fallen accuracy comes from, as far as the forced chain tells."""
+
+    def say(of_gain: str, of_loss: str) -> str:
+        return of_gain if gain else of_loss
+
     move = _move(before, after, "chain-forced")
     if move == "unknown":
+        skill = say(
+            "a new skill and a behaviour used more",
+            "a skill that is lost and a behaviour used less",
+        )
         return (
-            "The forced chain was not measured on both sides, so a new skill and a behaviour "
-            "used more often cannot be told apart."
+            f"The forced chain was not measured on both sides, so {skill} often cannot be told "
+            "apart."
         )
     first, last = before["chain-forced"], after["chain-forced"]
     way = f"{percent(first.accuracy)} before and {percent(last.accuracy)} after"
-    if move == "rose":
+    if move == say("rose", "fell"):
+        better, more = say("better", "worse"), say("more", "less")
         return (
-            f"With the chain forced, accuracy rose as well ({way}, {evidence(first, last)}): {by} "
-            "made the thinking itself better, not only more frequent."
+            f"With the chain forced, accuracy {move} as well ({way}, {evidence(first, last)}): "
+            f"{by} made the thinking itself {better}, not only {more} frequent."
         )
-    if move == "fell":
-        return f"With the chain forced, accuracy fell ({way}, {evidence(first, last)})."
+    if move in ("rose", "fell"):
+        return f"With the chain forced, accuracy {move} ({way}, {evidence(first, last)})."
     if move == "unsettled":
         return (
             f"With the chain forced, accuracy was {way}; the intervals overlap, so whether {by} "
-            "added skill is not settled."
+            f"{say('added', 'cost')} skill is not settled."
         )
     margin = f"a move smaller than its interval ({_half_width(first)})"
-    if _above(after[""], first):
-        return (
-            f"With the chain forced, accuracy was {way}, {margin}; yet the policy now does better "
-            "than its forced chain did before, so thinking alone does not account for the gain."
+    if _above(after[""], first) if gain else _above(before[""], last):
+        compared = say(
+            "now does better than its forced chain did before, so thinking alone does not account "
+            "for the gain",
+            "did better before than its forced chain does now, so thinking alone does not account "
+            "for it",
         )
-    return (
-        f"{by} selected a behaviour the policy already had{_behaviour(before[''], after[''])}; it "
-        f"did not measurably add skill: with the chain forced, accuracy was {way}, {margin}."
+        return f"With the chain forced, accuracy was {way}, {margin}; yet the policy {compared}."
+    did = say(
+        "selected a behaviour the policy already had", "made the policy use less of what it can do"
     )
-
-
-def _lost(before: Figures, after: Figures, by: str) -> str:
-    """Where a fallen accuracy comes from, as far as the forced chain tells: `_source` mirrored."""
-    move = _move(before, after, "chain-forced")
-    if move == "unknown":
-        return (
-            "The forced chain was not measured on both sides, so a skill that is lost and a "
-            "behaviour used less often cannot be told apart."
-        )
-    first, last = before["chain-forced"], after["chain-forced"]
-    way = f"{percent(first.accuracy)} before and {percent(last.accuracy)} after"
-    if move == "fell":
-        return (
-            f"With the chain forced, accuracy fell as well ({way}, {evidence(first, last)}): {by} "
-            "made the thinking itself worse, not only less frequent."
-        )
-    if move == "rose":
-        return f"With the chain forced, accuracy rose ({way}, {evidence(first, last)})."
-    if move == "unsettled":
-        return (
-            f"With the chain forced, accuracy was {way}; the intervals overlap, so whether {by} "
-            "cost skill is not settled."
-        )
-    margin = f"a move smaller than its interval ({_half_width(first)})"
-    if _above(before[""], last):
-        return (
-            f"With the chain forced, accuracy was {way}, {margin}; yet the policy did better "
-            "before than its forced chain does now, so thinking alone does not account for it."
-        )
     return (
-        f"{by} made the policy use less of what it can do{_behaviour(before[''], after[''])}; it "
-        f"did not measurably cost skill: with the chain forced, accuracy was {way}, {margin}."
+        f"{by} {did}{_behaviour(before[''], after[''])}; it did not measurably "
+        f"{say('add', 'cost')} skill: with the chain forced, accuracy was {way}, {margin}."
     )
 
 

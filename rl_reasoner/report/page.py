@@ -275,7 +275,7 @@ def _gain_of_set(base: str, before: Figures, after: Figures, by: str) -> Element
 def _change(name: str, a: SetResult, b: SetResult) -> list[Child]:
     moved_by = b.accuracy - a.accuracy if b.paired is None else b.paired.difference
     points = signed(100 * moved_by)
-    paired = paired_words(b) or None
+    paired = paired_words(b.paired) if b.paired else None
     return [name, _with_interval(a), _with_interval(b), points, paired, _chip(a, b)]
 
 
