@@ -17,6 +17,7 @@ from statistics import median
 from typing import Any
 
 from rl_reasoner.evaluation.statistics import (
+    Groups,
     Interval,
     bootstrap,
     clustered_interval,
@@ -65,14 +66,14 @@ def _accuracy(rows: Sequence[Row]) -> dict[str, Any]:
         "problems": n,
         "samples": samples,
         "accuracy": math.fsum(shares) / n,
-        "interval": [*_interval(shares, groups)],
+        "interval": [*accuracy_interval(shares, groups)],
     }
     return found | ({"standard_error": standard_error(shares, groups)} if samples > 1 else {})
 
 
-def _interval(shares: Sequence[float], groups: Sequence[str]) -> Interval:
+def accuracy_interval(shares: Sequence[float], groups: Groups = None) -> Interval:
     """Wilson's of right and wrong ones that are independent, else the clustered one."""
-    if set(shares) <= {0.0, 1.0} and len(set(groups)) == len(groups):
+    if set(shares) <= {0.0, 1.0} and (groups is None or len(set(groups)) == len(groups)):
         return wilson(sum(shares), len(shares))
     return clustered_interval(shares, groups)
 
@@ -128,7 +129,7 @@ def _bin(marks: Sequence[tuple[int, float, str]]) -> dict[str, Any]:
         "tokens": [lengths[0], lengths[-1]],
         "completions": len(marks),
         "accuracy": sum(right) / len(marks),
-        "interval": [*_interval(right, groups)],
+        "interval": [*accuracy_interval(right, groups)],
     }
 
 

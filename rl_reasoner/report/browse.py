@@ -1,9 +1,9 @@
 """What the page's browser of completions is given: a run's rollouts, an evaluation's rows.
 
-Both are `Source`s: entries (completions) in groups (the completions of one prompt). A source
+Both are `EntrySource`s: entries (completions) in groups (the completions of one prompt). A source
 travels inside the page as compressed packs that the script opens when they are needed: an index
 with what is filtered and listed, the texts in parts of `PART` entries, the experts' load by step.
-Pure; what a pack holds is told in `Source.packs`.
+Pure; what a pack holds is told in `EntrySource.packs`.
 """
 
 import base64
@@ -63,7 +63,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Source:
+class EntrySource:
     """Entries that are browsed together. `key` is its id in the page, `name` what a reader sees.
 
     `place` is the stage's id or the set's name; `experts` is the load of each layer by step; `end`

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
+from rl_reasoner.evaluation.statistics import Interval
 from rl_reasoner.foreign import printable
 from rl_reasoner.report.formatting import percent, short_number
 
@@ -47,7 +48,14 @@ class Bar:
 
     label: str
     value: float
-    interval: tuple[float, float] | None
+    interval: Interval | None
+
+
+def band(intervals: Sequence[Interval | None]) -> tuple[list[float], list[float]] | None:
+    """The band of a series whose points have these intervals; None where one has none."""
+    known = [interval for interval in intervals if interval is not None]
+    whole = len(known) == len(intervals)
+    return ([low for low, _ in known], [high for _, high in known]) if whole else None
 
 
 def colour(index: int) -> str:

@@ -12,12 +12,12 @@ from typing import Any
 from rl_reasoner.evaluation.comparison import unlike
 from rl_reasoner.evaluation.result import EvalResult, compare
 from rl_reasoner.report import charts
-from rl_reasoner.report.browse import Source
+from rl_reasoner.report.browse import EntrySource
 from rl_reasoner.report.charts import Bar, Chart, Trace
-from rl_reasoner.report.formatting import percent, short_number, signed, span
-from rl_reasoner.report.html import Child, Element, h, table
+from rl_reasoner.report.formatting import percent, short_number, signed
+from rl_reasoner.report.html import Child, Element, estimate, h, table
 from rl_reasoner.report.page import flat
-from rl_reasoner.report.run_data import ROWS_KEPT
+from rl_reasoner.report.run_data import EVAL_ROWS_KEPT
 from rl_reasoner.report.shell import browser_section, shell
 from rl_reasoner.report.sources import evaluations
 from rl_reasoner.report.stages import figure
@@ -75,7 +75,13 @@ def _tables(named: Named) -> Element:
                 percent(s.get(key)) for key in ("truncated", "no_answer", "abstained", "faults")
             ]
             counts = [f"{s['problems']:,}", str(s["samples"])]
-            row: list[Child] = [name, label, *counts, _accuracy(s), *shares]
+            row: list[Child] = [
+                name,
+                label,
+                *counts,
+                estimate(s["accuracy"], s["interval"]),
+                *shares,
+            ]
             rows.append([*row, short_number(s.get("mean_length"))])
     return h(
         "section",
@@ -90,11 +96,6 @@ def _tables(named: Named) -> Element:
         ),
         id="figures",
     )
-
-
-def _accuracy(s: Mapping[str, Any]) -> list[Element | str | None]:
-    low, high = s["interval"]
-    return [percent(s["accuracy"]), h("span", span((low, high)), class_="interval")]
 
 
 def _curves(named: Named) -> Element | None:
@@ -145,9 +146,8 @@ def _bar(label: str, s: Mapping[str, Any]) -> Bar:
 
 def _points(s: Mapping[str, Any], kind: str, label: str) -> Trace:
     curve, spans = s.get(f"{kind}_at", {}), s.get(f"{kind}_at_interval", {})
-    known = [spans[k] for k in curve if k in spans]
-    band = ([a for a, _ in known], [b for _, b in known]) if len(known) == len(curve) else None
-    return Trace(f"{kind}@k {label}".strip(), [int(k) for k in curve], list(curve.values()), band)
+    band = charts.band([spans.get(k) for k in curve])
+    return Trace(f"{kind}@k {label}".strip(), [int(k) for k in curve], [*curve.values()], band)
 
 
 def _parts(result: EvalResult) -> Element | None:
@@ -157,7 +157,8 @@ def _parts(result: EvalResult) -> Element | None:
         blocks += _at_k(name, s)
         for column, groups in s.get("by", {}).items():
             rows: list[list[Child]] = [
-                [value, f"{g['problems']:,}", _accuracy(g)] for value, g in groups.items()
+                [value, f"{g['problems']:,}", estimate(g["accuracy"], g["interval"])]
+                for value, g in groups.items()
             ]
             blocks += [
                 h("h3", f"{name} by {column}"),
@@ -182,10 +183,8 @@ def _at_k(name: str, s: Mapping[str, Any]) -> list[Element]:
     for k in s[f"{kinds[0]}_at"]:
         cells: list[Child] = [k]
         for kind in kinds:
-            value = percent(s[f"{kind}_at"][k])
-            bounds = s.get(f"{kind}_at_interval", {}).get(k)
-            shown = span(tuple(bounds)) if bounds else ""
-            cells.append([value, h("span", shown, class_="interval")])
+            interval = s.get(f"{kind}_at_interval", {}).get(k)
+            cells.append(estimate(s[f"{kind}_at"][k], interval))
         rows.append(cells)
     heads = ["k", *(f"{kind}@k" for kind in kinds)]
     note = "pass@k by the unbiased estimator, maj@k exact over classes of equal answers; bootstrap"
@@ -195,7 +194,7 @@ def _at_k(name: str, s: Mapping[str, Any]) -> list[Element]:
 # --- comparison
 
 
-def _comparison(found: Mapping[str, Mapping[str, Any]], sources: Sequence[Source]) -> Element:
+def _comparison(found: Mapping[str, Mapping[str, Any]], sources: Sequence[EntrySource]) -> Element:
     head = [
         "Set",
         "Problems",
@@ -237,7 +236,7 @@ def _comparison(found: Mapping[str, Mapping[str, Any]], sources: Sequence[Source
     )
 
 
-def _flipped(name: str, better: int, worse: int, sources: Sequence[Source]) -> Element | None:
+def _flipped(name: str, better: int, worse: int, sources: Sequence[EntrySource]) -> Element | None:
     """How many rows flipped, which a click shows side by side."""
     source = next((s for s in sources if s.place == name), None)
     if not better + worse or source is None:
@@ -251,7 +250,7 @@ def _flipped(name: str, better: int, worse: int, sources: Sequence[Source]) -> E
 # --- completions
 
 
-def _sources(named: Named, found: Mapping[str, Mapping[str, Any]]) -> list[Source]:
+def _sources(named: Named, found: Mapping[str, Mapping[str, Any]]) -> list[EntrySource]:
     """The completions of every set: of large ones the rows that flipped, then the first."""
     kept = []
     for label, result in named:
@@ -259,7 +258,7 @@ def _sources(named: Named, found: Mapping[str, Mapping[str, Any]]) -> list[Sourc
         rows = {}
         for name, every in result.rows.items():
             flipped = [flip[place] for flip in found.get(name, {}).get("flips", [])]
-            chosen = list(dict.fromkeys([*flipped, *range(len(every))]))[:ROWS_KEPT]
+            chosen = list(dict.fromkeys([*flipped, *range(len(every))]))[:EVAL_ROWS_KEPT]
             rows[name] = [every[i] for i in sorted(chosen)]
         kept.append((label, rows))
     return evaluations(kept)

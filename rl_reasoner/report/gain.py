@@ -68,11 +68,11 @@ def evidence(before: SetResult, after: SetResult) -> str:
     return "with intervals apart" if apart(before, after) else "by the paired test"
 
 
-def paired_words(test: Paired) -> str:
-    """A paired test's interval in points and its p-value: "[−9.7, −1.5], p 0.0097"."""
+def paired_words(test: Paired) -> tuple[str, str]:
+    """A paired test's interval in points, and its p-value: ("[−9.7, −1.5]", "p 0.0097")."""
     low, high = (signed(100 * end) for end in test.interval)
-    several = f" ({_p(test.adjusted)} adjusted)" if test.adjusted > test.p else ""
-    return f"[{low}, {high}], p {_p(test.p)}{several}"
+    p, adjusted = _p(test.p), _p(test.adjusted)
+    return f"[{low}, {high}]", f"p {p}" if adjusted == p else f"p {p} ({adjusted} adjusted)"
 
 
 def _p(value: float) -> str:
@@ -89,10 +89,8 @@ def explain_gain(before: Figures, after: Figures, *, by: str) -> list[str]:
         return []
     sentences = [_headline(before[""], after[""])]
     if (test := after[""].paired) is not None:
-        points = signed(100 * test.difference)
-        sentences.append(
-            f"On the same {test.problems:,} problems: {points} points {paired_words(test)}."
-        )
+        points, words = signed(100 * test.difference), ", ".join(paired_words(test))
+        sentences.append(f"On the same {test.problems:,} problems: {points} points {words}.")
     if (move := moved(before[""], after[""])) in ("rose", "fell"):
         sentences.append(_cause(before, after, by, gain=move == "rose"))
     elif _move(before, after, "chain-forced") in ("rose", "fell"):

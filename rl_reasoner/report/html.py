@@ -11,6 +11,7 @@ from typing import TypeAlias
 from xml.etree import ElementTree
 
 from rl_reasoner.foreign import printable
+from rl_reasoner.report.formatting import percent, span
 
 Element: TypeAlias = ElementTree.Element
 Child: TypeAlias = "Element | str | Iterable[Element | str | None] | None"
@@ -68,3 +69,8 @@ def table(head: list[str], rows: list[list[Child]], *, numeric_from: int = 1) ->
         class_="scroll",
         tabindex="0",
     )
+
+
+def estimate(share: float, interval: tuple[float, float] | None) -> list[Element | str | None]:
+    """A share with its interval behind it, for a table's cell."""
+    return [percent(share), h("span", span(interval), class_="interval")]

@@ -25,12 +25,12 @@ from rl_reasoner.report.gain import (
     paired_words,
     split_mode,
 )
-from rl_reasoner.report.html import Child, Element, h, table
+from rl_reasoner.report.html import Child, Element, estimate, h, table
 from rl_reasoner.report.paired import with_pairs
 from rl_reasoner.report.pipeline import pipeline_section
 from rl_reasoner.report.run_data import Evaluation, RunData, SetResult, StageRecord
 from rl_reasoner.report.shell import browser_section, shell
-from rl_reasoner.report.sources import sources_of
+from rl_reasoner.report.sources import run_sources
 from rl_reasoner.report.stages import alarms_of, figure, hindrances_of, stage_section
 
 _MODES = ("", "chain-forced", "direct-forced", "sampled")
@@ -44,7 +44,7 @@ def page(run: RunData, live: Mapping[str, Any] | None = None) -> str:
     `live` is for a page that is served while the run trains: see `shell`.
     """
     run = with_pairs(run)
-    sources = sources_of(run)
+    sources = run_sources(run)
     sections = [
         *[section(run) for section in SECTIONS],
         *map(stage_section, run.stages),
@@ -233,10 +233,7 @@ def _gain(run: RunData) -> Element | None:
 
 def _cause(run: RunData) -> str:
     """What lies between the two evaluations: a run evaluates before its first GRPO stage."""
-    stages = run.recipe.get("stages")
-    kinds = (
-        [s.get("kind") for s in stages if isinstance(s, dict)] if isinstance(stages, list) else []
-    )
+    kinds = [settings.get("kind") for settings in run.stage_settings]
     between = kinds[kinds.index("grpo") :] if "grpo" in kinds else []
     return "GRPO" if set(between) == {"grpo"} else "Training"
 
@@ -275,14 +272,12 @@ def _gain_of_set(base: str, before: Figures, after: Figures, by: str) -> Element
 def _change(name: str, a: SetResult, b: SetResult) -> list[Child]:
     moved_by = b.accuracy - a.accuracy if b.paired is None else b.paired.difference
     points = signed(100 * moved_by)
-    paired = paired_words(b.paired) if b.paired else None
-    return [name, _with_interval(a), _with_interval(b), points, paired, _chip(a, b)]
-
-
-def _with_interval(result: SetResult | None) -> list[Element | str | None]:
-    if result is None:
-        return ["–"]
-    return [percent(result.accuracy), h("span", span(result.interval), class_="interval")]
+    paired: Child = None
+    if b.paired:
+        interval, p = paired_words(b.paired)
+        paired = [interval, h("span", p, class_="interval")]
+    ends = [estimate(one.accuracy, one.interval) for one in (a, b)]
+    return [name, *ends, points, paired, _chip(a, b)]
 
 
 # --- results
@@ -320,9 +315,7 @@ def _pass_curves(run: RunData, names: Sequence[str]) -> Iterator[tuple[str, list
 
 def _pass_curve(label: str, result: SetResult) -> Trace:
     spans = [result.pass_interval.get(k) for k in result.pass_at]
-    known = [span for span in spans if span is not None]
-    band = ([s[0] for s in known], [s[1] for s in known]) if len(known) == len(spans) else None
-    return Trace(label, list(result.pass_at), list(result.pass_at.values()), band)
+    return Trace(label, [*result.pass_at], [*result.pass_at.values()], charts.band(spans))
 
 
 def _results_table(run: RunData, names: Sequence[str]) -> Element:
@@ -334,7 +327,8 @@ def _results_table(run: RunData, names: Sequence[str]) -> Element:
                 result = e.sets[name]
                 counts = [short_number(result.problems), short_number(result.samples)]
                 lengths = [percent(result.truncated), short_number(result.mean_length)]
-                rows.append([name, e.name, *counts, _with_interval(result), *lengths])
+                accuracy = estimate(result.accuracy, result.interval)
+                rows.append([name, e.name, *counts, accuracy, *lengths])
     return table(head, rows, numeric_from=2)
 
 
@@ -387,7 +381,7 @@ def _timing(run: RunData) -> Element | None:
     rows = [_time(stage) for stage in run.stages if stage.seconds()]
     if not rows:
         return None
-    head = ["StageRecord", "Steps", "Time", "A step", "Tokens per second", "Where it went"]
+    head = ["Stage", "Steps", "Time", "A step", "Tokens per second", "Where it went"]
     return h("section", h("h2", "Time"), table(head, rows, numeric_from=1), id="time")
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rl_reasoner.evaluation.statistics import clustered_interval, wilson
+from rl_reasoner.evaluation.metrics import accuracy_interval
 from rl_reasoner.foreign import json_value, mapping, number
 from rl_reasoner.language.identification import language_share
 from rl_reasoner.language.thinking import chain_of
@@ -20,7 +20,7 @@ from rl_reasoner.report import charts
 from rl_reasoner.report.charts import Bar, Trace
 from rl_reasoner.report.formatting import duration, percent, short_number, span
 from rl_reasoner.report.gain import THINKING_RISE, moved, split_mode
-from rl_reasoner.report.html import Child, Element, h, table
+from rl_reasoner.report.html import Child, Element, estimate, h, table
 from rl_reasoner.report.run_data import Evaluation, RunData, SetResult, StageRecord
 from rl_reasoner.report.stages import figure
 
@@ -78,9 +78,7 @@ def habits_of(rows: Sequence[Mapping[str, Any]]) -> Habits:
     with_chain = None
     if shares:
         mean = sum(shares) / len(shares)
-        alone = all(len(row.get("completions", [])) == 1 for row in rows)
-        spread = wilson(sum(shares), len(shares)) if alone else clustered_interval(shares)
-        with_chain = SetResult(mean, interval=spread, problems=len(shares))
+        with_chain = SetResult(mean, accuracy_interval(shares), len(shares))
     return Habits(
         thinking=thinking / count if count else 0.0,
         with_chain=with_chain,
@@ -104,17 +102,12 @@ def _starts(run: RunData) -> dict[str, str | None]:
     """The stage (or "base") whose policy each stage goes on from; None for a policy of its own."""
     found: dict[str, str | None] = {}
     before = "base"
-    for stage in _stages(run):
+    for stage in run.stage_settings:
         name = str(stage.get("name"))
         found[name] = None if stage.get("policy") else str(stage.get("start") or before)
         if stage.get("kind") != "sample":
             before = name
     return found
-
-
-def _stages(run: RunData) -> list[Mapping[str, Any]]:
-    stages = run.recipe.get("stages")
-    return [s for s in stages if isinstance(s, Mapping)] if isinstance(stages, list) else []
 
 
 def _reached(name: str, start: str | None, found: Evaluation) -> Reached:
@@ -218,10 +211,10 @@ def _lengths(run: RunData) -> Iterator[Trace]:
 
 
 def _table(run: RunData, found: Sequence[Reached], names: Sequence[str]) -> Element:
-    head = ["StageRecord", "From", "Kind", "Steps", "Time", "Tokens", *names]
+    head = ["Stage", "From", "Kind", "Steps", "Time", "Tokens", *names]
     head += ["Thinks first", "Languages mixed", "Reflection words"]
     by_name = {each.name: each for each in found}
-    kinds = {str(stage.get("name")): str(stage.get("kind")) for stage in _stages(run)}
+    kinds = {str(stage.get("name")): str(stage.get("kind")) for stage in run.stage_settings}
     starts = _starts(run)
     rows: list[list[Child]] = []
     for stage in run.stages:
@@ -233,16 +226,10 @@ def _table(run: RunData, found: Sequence[Reached], names: Sequence[str]) -> Elem
         cells += [kinds.get(stage.name, "–"), *facts]
         for name in names:
             result = each.sets.get(name) if each else None
-            cells.append(_with_interval(result))
+            cells.append(estimate(result.accuracy, result.interval) if result else "–")
         cells += _habits(each)
         rows.append(cells)
     return table(head, rows, numeric_from=3)
-
-
-def _with_interval(result: SetResult | None) -> list[Element | str | None]:
-    if result is None:
-        return ["–"]
-    return [percent(result.accuracy), h("span", span(result.interval), class_="interval")]
 
 
 def _cost(folder: Path, stage: StageRecord) -> list[Child]:

@@ -17,7 +17,7 @@ from rl_reasoner.scoring.reward import NOT_ITS_ROW
 
 ROLLOUTS_KEPT = 10_000  # of a stage
 ROLLOUT_BYTES_KEPT = 24_000_000  # of a stage's file, some 3 MB in the page
-CHARACTERS_KEPT = 6000  # of a completion or prompt
+_CHARACTERS_KEPT = 6000  # of a completion or prompt
 _REASON_KEPT = 500
 _FAULTS_KEPT = 1000
 
@@ -62,6 +62,17 @@ class Rollouts:
     broken: int = 0  # lines that could not be read
     end: int = 0
 
+    def add(self, sample: Sample) -> None:
+        """Count a sample in."""
+        self.completions += 1
+        self.truncated += sample.truncated
+        for name, verdict in sample.verdicts.items():
+            if verdict.reason == NOT_ITS_ROW.reason:
+                continue
+            self.outcomes.setdefault(name, Counter())[verdict.outcome] += 1
+            if verdict.outcome == "fault" and len(self.fault_reasons) < _FAULTS_KEPT:
+                self.fault_reasons[name, verdict.reason] += 1
+
 
 def read_rollouts(path: Path) -> Rollouts:
     """Read a stage's `rollouts.jsonl`."""
@@ -74,7 +85,7 @@ def read_rollouts(path: Path) -> Rollouts:
             found.broken += 1
             continue
         sample = sample_of(line.row)
-        count(found, sample)
+        found.add(sample)
         rows[sample.step] += 1
         parts = spans.setdefault(sample.step, [])
         if parts and parts[-1][1] == line.start:
@@ -135,18 +146,6 @@ def _chosen(spans: Mapping[int, list[tuple[int, int]]], rows: Counter[int]) -> l
     return [steps[round(i * (len(steps) - 1) / (count - 1))] for i in range(count)]
 
 
-def count(found: Rollouts, sample: Sample) -> None:
-    """Count a sample in."""
-    found.completions += 1
-    found.truncated += sample.truncated
-    for name, verdict in sample.verdicts.items():
-        if verdict.reason == NOT_ITS_ROW.reason:
-            continue
-        found.outcomes.setdefault(name, Counter())[verdict.outcome] += 1
-        if verdict.outcome == "fault" and len(found.fault_reasons) < _FAULTS_KEPT:
-            found.fault_reasons[name, verdict.reason] += 1
-
-
 def sample_of(row: Mapping[str, Any]) -> Sample:
     """A line of `rollouts.jsonl` as a sample."""
     return Sample(
@@ -174,5 +173,5 @@ def cut(value: Any) -> str:
     if isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
         value = "\n\n".join(f"{turn.get('role', '')}: {turn.get('content', '')}" for turn in value)
     text = "" if value is None else str(value)
-    more = len(text) - CHARACTERS_KEPT
-    return text if more <= 0 else f"{text[:CHARACTERS_KEPT]}\n… {more:,} more characters"
+    more = len(text) - _CHARACTERS_KEPT
+    return text if more <= 0 else f"{text[:_CHARACTERS_KEPT]}\n… {more:,} more characters"

@@ -20,8 +20,8 @@ from rl_reasoner.foreign import json_value, mapping, no_links, number, yaml_valu
 from rl_reasoner.report.rollouts import Rollouts, read_rollouts
 from rl_reasoner.types import Row
 
-ROWS_KEPT = 1000  # of an evaluation's set
-BYTES_KEPT = 16_000_000  # of an evaluation's rows
+EVAL_ROWS_KEPT = 1000  # of an evaluation's set
+_BYTES_KEPT = 16_000_000  # of an evaluation's rows
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,11 @@ class RunData:
     stages: list[StageRecord]
     unreadable: list[str]
 
+    @property
+    def stage_settings(self) -> list[Mapping[str, Any]]:
+        """What the recipe says of each of its stages."""
+        return _stage_settings(self.recipe)
+
 
 def read_run(folder: Path) -> RunData:
     """Read the run `folder`; raises `UserError` where nothing of a run is in it, or a link."""
@@ -191,7 +196,7 @@ def _every_row(
     for line in _lines(path, unreadable):
         name = str(line.get("set"))
         rows = found.setdefault(name, [])
-        if len(rows) < ROWS_KEPT and size < BYTES_KEPT:
+        if len(rows) < EVAL_ROWS_KEPT and size < _BYTES_KEPT:
             size += len(str(line))
             rows.append(line)
         scores = line.get("scores")
@@ -252,16 +257,16 @@ def _stage(folder: Path, recipe: Mapping[str, Any], unreadable: list[str]) -> St
         best=mapping(
             _json(folder.parent.parent, f"stages/{folder.name}/best/evaluation.json", unreadable)
         ),
-        settings=_settings(recipe, name),
+        settings=next(
+            (s for s in _stage_settings(recipe) if (s.get("name") or s.get("kind")) == name), {}
+        ),
         highest=_highest(recipe),
     )
 
 
-def _settings(recipe: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """What the recipe says of the stage `name`: empty where it says nothing."""
+def _stage_settings(recipe: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     stages = recipe.get("stages")
-    told = [mapping(stage) for stage in stages] if isinstance(stages, list) else []
-    return next((s for s in told if (s.get("name") or s.get("kind")) == name), {})
+    return [s for s in stages if isinstance(s, Mapping)] if isinstance(stages, list) else []
 
 
 def _highest(recipe: Mapping[str, Any]) -> float | None:

@@ -24,7 +24,7 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.foreign import json_value, number
 from rl_reasoner.report.browse import appended
 from rl_reasoner.report.page import page, run_facts
-from rl_reasoner.report.rollouts import Rollouts, count, rows_after, samples_after
+from rl_reasoner.report.rollouts import Rollouts, rows_after, samples_after
 from rl_reasoner.report.run_data import RunData, StageRecord, read_run
 from rl_reasoner.report.shell import policy
 from rl_reasoner.report.stages import drawings_of, others_of
@@ -117,7 +117,7 @@ class Watched:
             self._ends[stage.index] = end
             kept.end = sampled_to
             for sample in samples:
-                count(kept, sample)
+                kept.add(sample)
             by_step = {row["step"]: row for row in stage.metrics}
             for row in rows:
                 if (step := number(row.get("step"))) is not None:

@@ -14,7 +14,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from rl_reasoner.report.browse import Source, pack_content
+from rl_reasoner.report.browse import EntrySource, pack_content
 from rl_reasoner.report.html import Element, document, h
 
 _SCRIPTS = ("charts.js", "browser.js", "page.js")
@@ -82,7 +82,7 @@ def shell(
     title: str,
     sections: Sequence[Element | None],
     footer: str,
-    sources: Sequence[Source] = (),
+    sources: Sequence[EntrySource] = (),
     live: Mapping[str, Any] | None = None,
 ) -> str:
     """A whole page as HTML text: head, sections, the browser of `sources`, scripts and packs.
@@ -173,7 +173,7 @@ def _help() -> Element:
     )
 
 
-def browser_section(sources: Sequence[Source]) -> Element | None:
+def browser_section(sources: Sequence[EntrySource]) -> Element | None:
     """The frame of the browser of completions, which the script fills; None without sources."""
     if not sources:
         return None
@@ -200,7 +200,7 @@ def browser_section(sources: Sequence[Source]) -> Element | None:
     )
 
 
-def _filters(sources: Sequence[Source]) -> Element:
+def _filters(sources: Sequence[EntrySource]) -> Element:
     def choice(name: str, label: str, options: Sequence[tuple[str, str]]) -> Element:
         items = [h("option", text, value=value) for value, text in options]
         return h("label", label, h("select", items, name=name))

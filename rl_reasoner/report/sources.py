@@ -3,20 +3,20 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rl_reasoner.report.browse import Entry, Source, entry_of, evaluated, experts_of
+from rl_reasoner.report.browse import Entry, EntrySource, entry_of, evaluated, experts_of
 from rl_reasoner.report.run_data import RunData, StageRecord
 from rl_reasoner.report.stages import layers_of
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]  # by set
 
 
-def sources_of(run: RunData) -> list[Source]:
+def run_sources(run: RunData) -> list[EntrySource]:
     """The sources of a run, rollouts of the last stage first."""
     found = [source for stage in reversed(run.stages) if (source := _rollouts(stage))]
     return found + evaluations([(e.name, e.rows) for e in run.evals])
 
 
-def _rollouts(stage: StageRecord) -> Source | None:
+def _rollouts(stage: StageRecord) -> EntrySource | None:
     kept = stage.rollouts
     if kept is None or not kept.samples:
         return None
@@ -26,7 +26,7 @@ def _rollouts(stage: StageRecord) -> Source | None:
     if len(entries) < kept.completions:
         note = f"{len(entries):,} of {kept.completions:,} are in this page: "
         note += f"{len(steps):,} of {kept.steps:,} steps, evenly spread."
-    return Source(
+    return EntrySource(
         key=f"stage-{stage.index}-rollouts",
         name=f"Training · {stage.name}",
         entries=entries,
@@ -37,14 +37,14 @@ def _rollouts(stage: StageRecord) -> Source | None:
     )
 
 
-def evaluations(named: Iterable[tuple[str, Rows]]) -> list[Source]:
+def evaluations(named: Iterable[tuple[str, Rows]]) -> list[EntrySource]:
     """A source for each set, with the completions of every evaluation (name, rows) that has it."""
     entries: dict[str, list[Entry]] = {}
     for name, rows in named:
         for label, found in rows.items():
             entries.setdefault(label, []).extend(evaluated(name, found))
     return [
-        Source(f"set-{index}", f"Evaluation · {label}", by_problem(found), place=label)
+        EntrySource(f"set-{index}", f"Evaluation · {label}", by_problem(found), place=label)
         for index, (label, found) in enumerate(entries.items())
         if found
     ]

@@ -205,9 +205,7 @@ def _evals(stage: StageRecord) -> Iterator[Chart]:
             continue
         name = key.removeprefix("eval/").removesuffix("/accuracy")
         found = {row["step"]: interval(row.get(f"eval/{name}/interval")) for row in stage.metrics}
-        bands = [found[step] for step in steps]
-        known = [band for band in bands if band is not None]
-        band = ([b[0] for b in known], [b[1] for b in known]) if len(known) == len(bands) else None
+        band = charts.band([found[step] for step in steps])
         note = "band: 95% interval" if band else ""
         line = Trace("accuracy", steps, values, band)
         yield charts.curve(f"Accuracy on {name}", [line], share=True, note=note)
