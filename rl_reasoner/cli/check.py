@@ -33,7 +33,7 @@ class CheckVerb:
     def run(self) -> None:
         """Print the table; raises `UserError` where something failed."""
         from rl_reasoner.recipe.load import shipped_recipes
-        from rl_reasoner.scoring.reward import load_reward, shipped_rewards
+        from rl_reasoner.scoring.registry import load_reward, shipped_rewards
 
         path = self.target.endswith((".yaml", ".yml", ".py")) or self.target in shipped_recipes()
         if path or self.target.removesuffix(".yaml") in shipped_recipes():

@@ -31,7 +31,7 @@ class CopyVerb:
             stem = self.name.removeprefix("rewards/").removesuffix(".py")
             source = room("rewards") / f"{stem}.py"
             if not source.is_file() or stem == "__init__":
-                from rl_reasoner.scoring.reward import shipped_rewards
+                from rl_reasoner.scoring.registry import shipped_rewards
 
                 raise unknown("reward", stem, shipped_rewards())
         else:

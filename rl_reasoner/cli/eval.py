@@ -198,7 +198,7 @@ def _check_judged(result: "EvalResult") -> None:
     """Raise `RewardsFailed` where the reward failed on all completions of a set."""
     for name, figures in result.sets.items():
         if figures.get("faults") == 1.0:
-            from rl_reasoner.scoring.runner import RewardsFailed
+            from rl_reasoner.scoring.circuit_breaker import RewardsFailed
 
             row = next(iter(result.rows.get(name, [])), {})
             first = next(iter(row.get("reasons", [])), "")

@@ -30,7 +30,7 @@ class ListVerb:
         from rl_reasoner.dataset.sets import card_of, set_names
         from rl_reasoner.dataset.tasks.generate import TASKS
         from rl_reasoner.recipe.load import shipped_recipes
-        from rl_reasoner.scoring.reward import shipped_rewards
+        from rl_reasoner.scoring.registry import shipped_rewards
 
         names = {
             "recipes": shipped_recipes(),

@@ -65,7 +65,7 @@ class ScoreVerb:
 
     def _score(self, file: str) -> None:
         from rl_reasoner.dataset.sets import read_rows
-        from rl_reasoner.scoring.reward import load_reward
+        from rl_reasoner.scoring.registry import load_reward
 
         names = [self.reward, *([self.disagree] if self.disagree else [])]
         loads = [partial(load_reward, name) for name in names]
@@ -120,7 +120,9 @@ def _write_rows(target: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def _scores(
     function: Callable[..., Any], reward: str, rows: Sequence[dict[str, Any]], source: str
 ) -> list[dict[str, Any]]:
-    from rl_reasoner.scoring.reward import Reward, described, score_batch
+    from rl_reasoner.scoring.batch import score_batch
+    from rl_reasoner.scoring.outcome import outcome_json
+    from rl_reasoner.scoring.reward import Reward
 
     needed = function.columns if isinstance(function, Reward) else ()
     for number, row in enumerate(rows, 1):
@@ -134,7 +136,7 @@ def _scores(
     columns: dict[str, list[Any]] = {key: [row.get(key) for row in rows] for key in rows[0]}
     columns["prompts"] = columns.get("prompt", columns.get("problem", [""] * len(rows)))
     scores = score_batch(function, columns.pop("completion"), columns)
-    return [described(score) for score in scores]
+    return [outcome_json(score) for score in scores]
 
 
 def _score_table(

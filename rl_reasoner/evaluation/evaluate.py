@@ -23,7 +23,7 @@ from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.recipe.recipe import EvalOverrides, Evals, FileData
 from rl_reasoner.rollout.cache import SampleCache
 from rl_reasoner.rollout.server import ServedPolicy
-from rl_reasoner.scoring.reward import load_reward
+from rl_reasoner.scoring.registry import load_reward
 from rl_reasoner.types import Prompt, Row
 
 if TYPE_CHECKING:

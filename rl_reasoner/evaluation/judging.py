@@ -17,7 +17,10 @@ from rl_reasoner.dataset.code_rows import continuing
 from rl_reasoner.dataset.tasks.generate import TASKS
 from rl_reasoner.errors import UserError
 from rl_reasoner.rewards.math_answer import tagged
-from rl_reasoner.scoring.reward import Reward, described, load_reward, score_batch
+from rl_reasoner.scoring.batch import score_batch
+from rl_reasoner.scoring.outcome import outcome_json
+from rl_reasoner.scoring.registry import load_reward
+from rl_reasoner.scoring.reward import Reward
 from rl_reasoner.types import Rollout, Row
 
 _KEPT = ("id", "problem", "answer", "task", "level", "subject", "entry_point", "overlap")
@@ -64,7 +67,7 @@ class _Bench:
         names = dict.fromkeys(name for row in spread for name in row if name not in of_result)
         columns = {name: [row.get(name) for row in spread] for name in names}
         columns["prompts"] = columns["problem"]
-        return map(described, score_batch(self.function, texts, columns))
+        return map(outcome_json, score_batch(self.function, texts, columns))
 
     def kept(self, row: Row) -> Row:
         """What of a row goes into the result: what names it, and what its reward reads."""

@@ -19,18 +19,11 @@ from rl_reasoner.foreign import number as finite
 from rl_reasoner.pipeline.lineage import data_in
 from rl_reasoner.recipe.load import load_recipe
 from rl_reasoner.recipe.recipe import Recipe
-from rl_reasoner.scoring.call import name_of
+from rl_reasoner.scoring.batch import APPLIES, applies, score_batch, score_own_rows
 from rl_reasoner.scoring.ledger import entries
-from rl_reasoner.scoring.reward import (
-    APPLIES,
-    Reward,
-    applies,
-    described,
-    load_reward,
-    score_batch,
-    score_own_rows,
-    usable,
-)
+from rl_reasoner.scoring.outcome import outcome_json, usable
+from rl_reasoner.scoring.registry import load_reward
+from rl_reasoner.scoring.reward import Reward, name_of
 from rl_reasoner.types import Fault, Row
 
 _OF_ROLLOUT = ("group", "prompt", "completion", "reward", "advantage", "truncated", "scores")
@@ -213,7 +206,7 @@ def _rescore(
     score = score_own_rows if own else score_batch  # a reward that is new to the run: on all rows
     outcomes = score(reward, [rollout["completion"] for rollout in batch], columns)
     found.faults += sum(isinstance(outcome, Fault) for outcome in outcomes)
-    found.abstained += sum(described(outcome)["outcome"] == "abstain" for outcome in outcomes)
+    found.abstained += sum(outcome_json(outcome)["outcome"] == "abstain" for outcome in outcomes)
     scored = [*zip(batch, outcomes, strict=True)]
     for _, members in groupby(scored, key=lambda pair: pair[0]["group"]):
         judged = [
@@ -228,7 +221,7 @@ def _rescore(
         means = [sum(pair[side] for pair in pairs) / len(pairs) for side in (0, 1)]
         for (rollout, outcome), (then, now) in zip(judged, pairs, strict=True):
             if (then - means[0]) * (now - means[1]) < 0:
-                why = described(outcome)["reason"]
+                why = outcome_json(outcome)["reason"]
                 found.flips.append({**rollout, "then": then, "now": now, "reason": why})
 
 

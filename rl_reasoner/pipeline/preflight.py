@@ -42,8 +42,9 @@ from rl_reasoner.recipe.recipe import (
 from rl_reasoner.report.dashboards import dashboards_of
 from rl_reasoner.rollout.long_prompts import declared_places, named_rows
 from rl_reasoner.rollout.sampler import long_rows, prompt_ids
-from rl_reasoner.scoring.call import name_of
-from rl_reasoner.scoring.reward import APPLIES, Reward, applies, load_reward, score_batch
+from rl_reasoner.scoring.batch import APPLIES, applies, score_batch
+from rl_reasoner.scoring.registry import load_reward
+from rl_reasoner.scoring.reward import Reward, name_of
 from rl_reasoner.types import Fault, Row
 
 Where = Callable[[tuple[str | int, ...]], str]

@@ -21,9 +21,10 @@ from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.recipe import GrpoStage, Recipe
 from rl_reasoner.rollout.mismatch import diagnose, measure
 from rl_reasoner.rollout.sampler import eos_ids, prompt_ids, sample, without_long
-from rl_reasoner.scoring.reward import NOT_ITS_ROW, described, failed, score_own_rows, usable
+from rl_reasoner.scoring.batch import score_own_rows
+from rl_reasoner.scoring.limits import Limits
+from rl_reasoner.scoring.outcome import NOT_ITS_ROW, failed, outcome_json, usable
 from rl_reasoner.scoring.rule import rule_of, total
-from rl_reasoner.scoring.runner import Limits
 from rl_reasoner.types import Fault, Outcome, Row
 
 _REHEARSED = 8  # rows that are sampled
@@ -131,7 +132,9 @@ def _judged(name: str, outcomes: Sequence[Outcome], needed: bool) -> Notice:
     told = f"mean {sum(values) / len(values):.3g}" if values else "no score"
     said = f"{name}: {told} on {len(scores)} completions, {len(faults)} faults"
     said += f", abstained on {silent} of {len(scores)}" if silent else ""
-    reason = next((described(s)["reason"] for s in [*faults, *scores] if math.isnan(usable(s))), "")
+    reason = next(
+        (outcome_json(s)["reason"] for s in [*faults, *scores] if math.isnan(usable(s))), ""
+    )
     said += f"; {reason}" if reason else ""
     bad, none = sum(map(failed, scores)), bool(scores) and not values
     if len(faults) * 2 > len(scores) or (none and (needed or bad)):

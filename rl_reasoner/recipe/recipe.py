@@ -251,9 +251,9 @@ def _rewards(value: Any) -> Any:
 
 def _of_function(fn: Any, spec: Any) -> tuple[str, dict[str, Any]]:
     """Name and spec of a reward that is given as a function: with its text where it needs that."""
-    from rl_reasoner.scoring.source import named  # recipes are mostly read without it
+    from rl_reasoner.scoring.source import reference_of  # recipes are mostly read without it
 
-    name, source = named(fn)
+    name, source = reference_of(fn)
     spec = spec.model_dump(exclude_unset=True) if isinstance(spec, RewardSpec) else dict(spec)
     options = {**getattr(fn, "options", {}), **spec.get("options", {})}
     return name, {**spec, "options": options, "source": source}
@@ -265,7 +265,7 @@ def _own_names(rewards: Mapping[str, RewardSpec]) -> Mapping[str, RewardSpec]:
     Who rescores a run of others by that name means the one they know, not the text of the run.
     """
     for name in [name for name, spec in rewards.items() if spec.source is not None]:
-        from rl_reasoner.scoring.reward import named_rewards  # recipes are mostly read without it
+        from rl_reasoner.scoring.registry import named_rewards  # recipes are mostly read without it
 
         if not name.isidentifier() or name in named_rewards():
             raise ValueError(f"there is already a reward {name}: rename yours")

@@ -13,7 +13,7 @@ from typing import Any
 
 from rl_reasoner.files import Line, json_lines
 from rl_reasoner.foreign import mapping, number
-from rl_reasoner.scoring.reward import NOT_ITS_ROW
+from rl_reasoner.scoring.outcome import NOT_ITS_ROW
 
 ROLLOUTS_KEPT = 10_000  # of a stage
 ROLLOUT_BYTES_KEPT = 24_000_000  # of a stage's file, some 3 MB in the page

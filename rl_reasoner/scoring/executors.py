@@ -1,7 +1,7 @@
 """The two places where a reward runs: a worker process, or a thread of this one.
 
-Both take the rows of a call and give their outcomes one after the other; `isolation` picks one,
-waits, and deals with what goes wrong.
+Both take the rows of a call and give their outcomes one after the other; `runner` picks one, waits,
+and deals with what goes wrong.
 """
 
 import asyncio
@@ -14,14 +14,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rl_reasoner.scoring.call import outcomes
+from rl_reasoner.scoring.call import call_reward
+from rl_reasoner.scoring.limits import Limits
 from rl_reasoner.types import Completion, Fault, Outcome, Score
 from rl_reasoner.workers import Worker, WorkerDied, WorkerLate
-
-if TYPE_CHECKING:
-    from rl_reasoner.scoring.runner import Limits
 
 LOAD_S = 300.0
 """Seconds that a worker may take to start and to import the reward's module."""
@@ -32,8 +30,12 @@ _ADVICE = (
 )
 
 
+class HoldsState(RuntimeError):
+    """A reward has changed the copy of it that a worker has."""
+
+
 @dataclass(frozen=True)
-class Work:
+class RewardCall:
     """The rows of one call, as they are sent: completions, columns by name, trl's extras.
 
     `seeds`, one a row or none at all, set a worker's generators: its draws are those of the row,
@@ -45,26 +47,26 @@ class Work:
     extras: Mapping[str, Any]
     seeds: Sequence[int]
 
-    def only(self, rows: Sequence[int]) -> "Work":
+    def only(self, rows: Sequence[int]) -> "RewardCall":
         """The same for some rows."""
         columns = {name: [values[i] for i in rows] for name, values in self.columns.items()}
         seeds = [self.seeds[i] for i in rows] if self.seeds else []
-        return Work([self.completions[i] for i in rows], columns, self.extras, seeds)
+        return RewardCall([self.completions[i] for i in rows], columns, self.extras, seeds)
 
 
 class Process:
     """A reward in a worker process."""
 
-    def __init__(self, reward: Mapping[str, Any], limits: "Limits") -> None:
+    def __init__(self, reward: Mapping[str, Any], limits: Limits) -> None:
         self.limits = limits
         self.extras: Mapping[str, Any] = {}
-        self.history: list[Any] = []  # trl's log, of which the worker has the first `told`
-        self.told = 0
+        self.history: list[Any] = []  # trl's log, of which the worker has the first `sent`
+        self.sent = 0
         self.worker = Worker("rl_reasoner.scoring.worker", str(limits.memory_mb), shown=True)
         self.load(reward)
 
     def load(self, reward: Mapping[str, Any]) -> None:
-        """Let the worker have the reward, or what changed of it."""
+        """Let the worker have the reward (`pack_reward`). Raises ImportError where it cannot."""
         deadline = time.monotonic() + LOAD_S
         self.worker.send({"reward": reward}, deadline)
         reply = self.worker.receive(deadline)
@@ -72,13 +74,13 @@ class Process:
             self.worker.stop()
             raise ImportError(f"a worker process cannot load it ({reply['failed']})")
 
-    def send(self, work: Work, deadline: float) -> None:
-        """Begin with the rows of `work`."""
-        self.extras = work.extras
+    def send(self, call: RewardCall, deadline: float) -> None:
+        """Begin with the rows of `call`."""
+        self.extras = call.extras
         request = {
-            "rows": base64.b64encode(pickle.dumps((work.completions, work.columns))).decode(),
-            **self._state(work.extras),
-            "seeds": list(work.seeds),
+            "rows": base64.b64encode(pickle.dumps((call.completions, call.columns))).decode(),
+            **self._state(call.extras),
+            "seeds": list(call.seeds),
             "timeout_s": self.limits.timeout_s,
         }
         self.worker.send(request, deadline)
@@ -92,11 +94,11 @@ class Process:
             {f.name: getattr(state, f.name) for f in dataclasses.fields(state)} if state else {}
         )
         history = values.pop("log_history", [])
-        if history is not self.history or len(history) < self.told:
-            self.history, self.told = history, 0
-        since, self.told = self.told, len(history)
+        if history is not self.history or len(history) < self.sent:
+            self.history, self.sent = history, 0
+        since, self.sent = self.sent, len(history)
         values["log_history"] = history[since:]
-        return {"state": json.dumps(values, default=_told, skipkeys=True), "log_since": since}
+        return {"state": json.dumps(values, default=_number, skipkeys=True), "log_since": since}
 
     def receive(self, deadline: float) -> Outcome:
         """The outcome of the next row."""
@@ -106,8 +108,11 @@ class Process:
         return Score(rest[0], rest[1], rest[2], seconds=rest[3])
 
     def finish(self, deadline: float) -> None:
-        """Take over what the function logged through trl's arguments."""
-        for kind, name, value in self.worker.receive(deadline)["logged"]:
+        """Take over what the function logged through trl's arguments; raises `HoldsState`."""
+        reply = self.worker.receive(deadline)
+        if reply["changed"]:
+            raise HoldsState
+        for kind, name, value in reply["logged"]:
             self.extras[f"log_{kind}"](name, value)
 
     @property
@@ -130,48 +135,50 @@ class Thread:
 
     usable = True
 
-    def __init__(self, function: Callable[[], Callable[..., Any]], limits: "Limits") -> None:
+    def __init__(self, function: Callable[[], Callable[..., Any]], limits: Limits) -> None:
         self.function = function
         self.limits = limits
-        self.works: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self.calls: queue.SimpleQueue[RewardCall | None] = queue.SimpleQueue()
         self.idle = threading.Event()
         self.idle.set()
-        self.found: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
+        self.outcomes: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
         threading.Thread(target=self._serve, name="rl_reasoner reward", daemon=True).start()
 
     def _serve(self) -> None:
         with asyncio.Runner() as loop:
-            while (work := self.works.get()) is not None:
-                self._judge(work, self.found, loop)
-                del work
+            while (call := self.calls.get()) is not None:
+                self._judge(call, self.outcomes, loop)
+                del call
                 self.idle.set()
 
-    def _judge(self, work: Work, found: "queue.SimpleQueue[Any]", loop: asyncio.Runner) -> None:
-        columns = {**work.columns, **work.extras}
+    def _judge(
+        self, call: RewardCall, outcomes: "queue.SimpleQueue[Any]", loop: asyncio.Runner
+    ) -> None:
+        columns = {**call.columns, **call.extras}
         timeout_s = self.limits.timeout_s
         try:
-            for outcome in outcomes(self.function(), work.completions, columns, timeout_s, loop):
-                found.put(_advised(outcome))
+            for outcome in call_reward(self.function(), call.completions, columns, timeout_s, loop):
+                outcomes.put(_advised(outcome))
         except BaseException as error:  # handed on: KeyboardInterrupt and SystemExit
-            found.put(error)
+            outcomes.put(error)
 
-    def send(self, work: Work, deadline: float) -> None:
-        """Begin with the rows of `work`."""
+    def send(self, call: RewardCall, deadline: float) -> None:
+        """Begin with the rows of `call`."""
         if not self.idle.is_set():
             raise WorkerLate("an earlier call has not returned")
         self.idle.clear()
-        self.found = queue.SimpleQueue()
-        self.works.put(work)
+        self.outcomes = queue.SimpleQueue()
+        self.calls.put(call)
 
     def receive(self, deadline: float) -> Outcome:
         """The outcome of the next row."""
         try:
-            found = self.found.get(timeout=max(0.0, deadline - time.monotonic()))
+            outcome = self.outcomes.get(timeout=max(0.0, deadline - time.monotonic()))
         except queue.Empty:
             raise WorkerLate("no reply by the deadline") from None
-        if isinstance(found, BaseException):
-            raise found
-        return found
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
 
     def finish(self, deadline: float) -> None:
         """Wait for the thread, which has nothing left to do."""
@@ -179,15 +186,15 @@ class Thread:
 
     def stop(self) -> None:
         """Let the thread end; a call under way cannot be stopped."""
-        self.works.put(None)
+        self.calls.put(None)
 
     def give_up(self) -> None:
         """End the waiting of another thread; the call itself goes on."""
-        self.found.put(WorkerDied("given up"))
+        self.outcomes.put(WorkerDied("given up"))
         self.stop()
 
 
-def _told(value: Any) -> Any:
+def _number(value: Any) -> Any:
     """A value that JSON has not: a number where it is one, as numpy's are."""
     try:
         return float(value)

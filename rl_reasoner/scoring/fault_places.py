@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rl_reasoner.paths import room
+
 _SENT = "<dynamic-code>"  # cloudpickle's name for every file
 _PACKAGE = Path(__file__).resolve().parent.parent
 _LIBRARIES = tuple(
@@ -30,10 +32,10 @@ def place(error: BaseException, fn: Callable[..., Any] | None = None) -> str:
     ]
     theirs = [step for step in steps if _of_user(_file(step[0], step[3]))]
     if theirs:
-        return _said(*theirs[-1])
+        return _shown(*theirs[-1])
     if fn is not None and (where := definition(fn)):
         return where
-    return _said(*steps[-1]) if steps else ""
+    return _shown(*steps[-1]) if steps else ""
 
 
 def definition(fn: Callable[..., Any]) -> str:
@@ -45,12 +47,12 @@ def definition(fn: Callable[..., Any]) -> str:
     code = getattr(inner, "__code__", None)
     if code is None:
         return ""
-    return _said(code.co_filename, code.co_firstlineno, code.co_name, inner.__globals__)
+    return _shown(code.co_filename, code.co_firstlineno, code.co_name, inner.__globals__)
 
 
-def _said(file: str, line: int, name: str, space: Mapping[str, Any]) -> str:
-    found = _file(file, space)
-    return f" in {name}, line {line}" if found == _SENT else f" at {Path(found).name}:{line}"
+def _shown(file: str, line: int, name: str, space: Mapping[str, Any]) -> str:
+    path = _file(file, space)
+    return f" in {name}, line {line}" if path == _SENT else f" at {Path(path).name}:{line}"
 
 
 def _file(file: str, space: Mapping[str, Any]) -> str:
@@ -61,7 +63,7 @@ def _of_user(file: str) -> bool:
     if file.startswith("<") and file != _SENT:
         return file.startswith(("<ipython", "<reward "))
     path = Path(file).resolve()
-    return not of_library(file) or path.is_relative_to(_PACKAGE / "rewards")
+    return not of_library(file) or path.is_relative_to(room("rewards").resolve())
 
 
 def of_library(file: str | None) -> bool:

@@ -5,7 +5,7 @@
 
 Each completion is one POST of JSON, `{"completion": …, "answer": …}` with the columns asked for;
 the reply is a number, or `{"value": number or null, "reason": text, "parts": {name: number}}`.
-Sixteen requests are under way at most (`reward_calls.CONCURRENT`). What may pass by itself (no
+Sixteen requests are under way at most (`call.CONCURRENT`). What may pass by itself (no
 connection, a time-out, 429, 5xx) is tried again after a random, growing pause.
 """
 
@@ -85,10 +85,10 @@ def _certificates() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
-def _score(said: Any) -> Score:
+def _score(reply: Any) -> Score:
     """The reply as a Score; raises TypeError or ValueError where it is none."""
-    if isinstance(said, (int, float)):
-        return Score(float(said))
-    if not isinstance(said, dict) or "value" not in said:
-        raise ValueError(f"the reply is not a number and has no value: {str(said)[:80]}")
-    return Score(said["value"], str(said.get("reason", "")), said.get("parts") or {})
+    if isinstance(reply, (int, float)):
+        return Score(float(reply))
+    if not isinstance(reply, dict) or "value" not in reply:
+        raise ValueError(f"the reply is not a number and has no value: {str(reply)[:80]}")
+    return Score(reply["value"], str(reply.get("reason", "")), reply.get("parts") or {})

@@ -94,7 +94,7 @@ def _kept_bytes(path: Path, step: int) -> int:
     return kept
 
 
-def digest(completion: str) -> str:
+def completion_hash(completion: str) -> str:
     """The hash under which a completion stands in the ledger."""
     data = completion.encode("utf-8", "surrogatepass")
     return hashlib.blake2b(data, digest_size=8).hexdigest()
@@ -117,7 +117,7 @@ def scores_of(
             "group": group,
             "index": index,
             "seed": seed,
-            "hash": digest(rollout["completion"]),
+            "hash": completion_hash(rollout["completion"]),
         }
         for name, score in rollout["scores"].items():
             row = {**place, "reward": name, **score, "reason": score["reason"][:_REASON]}

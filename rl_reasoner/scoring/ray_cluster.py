@@ -1,7 +1,7 @@
 """Rewards on a Ray cluster: the rows of a batch in blocks, each scored by one of its processors.
 
 A block runs on a node just as the whole batch would run here: a user's reward in a killable process
-of its own (`isolation`), programs in that node's sandbox, sympy in that node's workers. Ray places
+of its own (`runner`), programs in that node's sandbox, sympy in that node's workers. Ray places
 the blocks and gives one whose node has died to another node; what no node can score is a fault of
 its rows. Every node has the package installed, and the files that rewards come from. Ray is
 imported when a recipe asks for it (`run.rewards_on: ray`), not before.
@@ -13,18 +13,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.scoring.call import name_of, packed, unpacked
-from rl_reasoner.scoring.reward import Reward, score_batch
+from rl_reasoner.scoring.limits import Limits
+from rl_reasoner.scoring.reward import Reward
+from rl_reasoner.scoring.runner import runner_of
+from rl_reasoner.scoring.transport import pack_reward, snapshot, unpack_reward
+from rl_reasoner.scoring.waiting import warn_while_waiting
 from rl_reasoner.types import Completion, Fault, Outcome
-from rl_reasoner.waiting import waiting_for
 
-if TYPE_CHECKING:
-    from rl_reasoner.scoring.runner import Limits
-
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 RETRIES = 5
 """How often Ray gives a block to another worker when one has died under it."""
 MOST_ROWS = 64
@@ -40,17 +40,17 @@ def installed() -> None:
         raise UserError("run.rewards_on: ray needs Ray: pip install 'rl-reasoner[ray]'") from error
 
 
-def outcomes(
-    fn: Reward, completions: Sequence[Completion], columns: Mapping[str, Any], limits: "Limits"
+def score_on_ray(
+    fn: Reward, completions: Sequence[Completion], columns: Mapping[str, Any], limits: Limits
 ) -> list[Outcome]:
     """As `score_batch`, by the cluster that `ray.init` finds (RAY_ADDRESS), else by this machine.
 
-    A reward that cannot travel (it holds state) is scored here, which is said once.
+    A reward that cannot travel (it holds state) is scored here, which is logged once.
     """
     here = replace(limits, on="here")
-    place = _place(fn)
-    if isinstance(place, str):
-        return score_batch(fn, completions, columns, here)
+    packed = _packed(fn)
+    if packed is None:
+        return runner_of(fn, here).score(completions, columns)
     ray = _ray()
     size = _block(len(completions), int(ray.cluster_resources().get("CPU", 1)))
     blocks = [
@@ -61,24 +61,28 @@ def outcomes(
     refs = []
     for rows in blocks:
         own = {name: [values[i] for i in rows] for name, values in sent.items()}
-        refs.append(task.remote(place, [completions[i] for i in rows], own, here))
+        refs.append(task.remote(packed, [completions[i] for i in rows], own, here))
     ends = time.monotonic() + limits.batch_timeout_s
-    found: list[Outcome] = []
-    with waiting_for(name_of(fn), limits.batch_timeout_s):
+    outcomes: list[Outcome] = []
+    with warn_while_waiting(fn.name, limits.batch_timeout_s):
         for rows, ref in zip(blocks, refs, strict=True):
-            found += _of(ref, len(rows), name_of(fn), ends, limits)
-    return found
+            scored = _of(ref, len(rows), fn.name, ends, limits)
+            if scored is None:
+                _keep_here(fn, "it changes what it holds, and every node has a copy of that")
+                break
+            outcomes += scored
+    return outcomes if scored is not None else runner_of(fn, here).score(completions, columns)
 
 
-def _of(ref: Any, count: int, name: str, ends: float, limits: "Limits") -> list[Outcome]:
-    """The outcomes of a block, as soon as it is done; faults where it cannot be."""
+def _of(ref: Any, count: int, name: str, ends: float, limits: Limits) -> list[Outcome] | None:
+    """The outcomes of a block (see `_scored`), as soon as it is done; faults where it cannot be."""
     ray = _ray()
     try:
-        scored: list[Outcome] = ray.get(ref, timeout=max(0.0, ends - time.monotonic()))
+        scored: list[Outcome] | None = ray.get(ref, timeout=max(0.0, ends - time.monotonic()))
     except ray.exceptions.GetTimeoutError:
         ray.cancel(ref, force=True)
-        said = f"reward {name!r}: the batch was not done within {limits.batch_timeout_s:g} s"
-        return [Fault(said, "timeout")] * count
+        late = f"reward {name!r}: the batch was not done within {limits.batch_timeout_s:g} s"
+        return [Fault(late, "timeout")] * count
     except ray.exceptions.RayError as error:
         reason = str(error).strip().rpartition("\n")[2]
         return [Fault(f"reward {name!r}: no node could score it ({reason})", "crash")] * count
@@ -94,16 +98,23 @@ def _block(rows: int, processors: int) -> int:
     return max(1, min(MOST_ROWS, -(-rows // (_BLOCKS_EACH * max(1, processors)))))
 
 
-_PLACES: dict[int, dict[str, Any] | str] = {}
+_PACKED: WeakKeyDictionary[Reward, dict[str, Any] | None] = WeakKeyDictionary()
 
 
-def _place(fn: Reward) -> dict[str, Any] | str:
-    """What a node needs to have the reward, or why it cannot have it, which is said once."""
-    if id(fn) not in _PLACES:
-        found = _PLACES[id(fn)] = packed(fn)
-        if isinstance(found, str):
-            logger.warning("reward %r is not scored on Ray: %s", name_of(fn), found)
-    return _PLACES[id(fn)]
+def _packed(fn: Reward) -> dict[str, Any] | None:
+    """What a node needs to have the reward, as it was at first; None where it is scored here."""
+    if fn not in _PACKED:
+        packed = pack_reward(fn)
+        if isinstance(packed, str):
+            _keep_here(fn, packed)
+        else:
+            _PACKED[fn] = packed
+    return _PACKED[fn]
+
+
+def _keep_here(fn: Reward, why: str) -> None:
+    _PACKED[fn] = None
+    _log.warning("reward %r is not scored on Ray: %s", fn.name, why)
 
 
 @cache
@@ -125,11 +136,17 @@ def _task() -> Any:
 
 
 def _scored(
-    place: dict[str, Any], completions: list[Completion], columns: dict[str, Any], limits: "Limits"
-) -> list[Outcome]:
-    """A block's outcomes, by the process that Ray runs this in: it keeps to one processor."""
+    packed: dict[str, Any], completions: list[Completion], columns: dict[str, Any], limits: Limits
+) -> list[Outcome] | None:
+    """A block's outcomes, by the process that Ray runs this in: it keeps to one processor.
+
+    None where the reward has changed what it holds: the state belongs where the run is.
+    """
     _one_processor()
-    return score_batch(_reward(repr(sorted(place.items())), place), completions, columns, limits)
+    fn = _reward(repr(sorted(packed.items())), packed)
+    before = snapshot(packed, fn)
+    outcomes = runner_of(fn, limits).score(completions, columns)
+    return outcomes if snapshot(packed, fn) == before else None
 
 
 @cache
@@ -142,8 +159,8 @@ def _one_processor() -> None:
 _REWARDS: dict[str, Callable[..., Any]] = {}
 
 
-def _reward(key: str, place: dict[str, Any]) -> Callable[..., Any]:
+def _reward(key: str, packed: dict[str, Any]) -> Callable[..., Any]:
     """The reward, kept with its worker process from block to block."""
     if key not in _REWARDS:
-        _REWARDS[key] = unpacked(place)
+        _REWARDS[key] = unpack_reward(packed)
     return _REWARDS[key]

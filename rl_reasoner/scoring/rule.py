@@ -18,7 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rl_reasoner.scoring.reward import NOT_ITS_ROW, OnAbstain, Reward, failed, usable
+from rl_reasoner.scoring.outcome import NOT_ITS_ROW, failed, usable
+from rl_reasoner.scoring.reward import OnAbstain, Reward
 from rl_reasoner.types import Outcome
 
 

@@ -1,12 +1,12 @@
-"""Where a reward runs, and what becomes of its faults: deadlines, one retry, the circuit breaker.
+"""Where a reward runs, and what becomes of its faults: deadlines and one retry.
 
 A reward runs in a worker process of its own, kept between batches, killed when it is late and
-started anew when it died. One that cannot leave the trainer's process (it holds state, a lock, a
-model) runs on a thread of it: its exceptions and hangs are caught all the same, a crash or its
-memory are not; this is said once, by name. The rewards that come with the package run at once:
-they are bounded, or have killable processes of their own. Every row that faults is tried once more;
-where a batch form failed, each of its rows alone (not where it gave a wrong value). `Breaker` stops
-a run whose reward broke down.
+started anew when it died. One that cannot leave the trainer's process (it holds a lock or a model)
+runs on a thread of it: its exceptions and hangs are caught all the same, a crash or its memory are
+not; this is logged once, by name. So does one that holds state: the first batch that changes it in
+the worker is scored once more here. The rewards that come with the package run at once: they are
+bounded, or have killable processes of their own. Every row that faults is tried once more; where a
+batch form failed, each of its rows alone (not where it gave a wrong value).
 """
 
 import asyncio
@@ -18,38 +18,23 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rl_reasoner.errors import RunStopped
-from rl_reasoner.scoring.call import changed, name_of, one_by_one, outcomes, packed, shipped
-from rl_reasoner.scoring.executors import LOAD_S, Process, Thread, Work
-from rl_reasoner.scoring.reward import Reward
+from rl_reasoner.scoring.call import call_reward, one_by_one
+from rl_reasoner.scoring.executors import LOAD_S, HoldsState, Process, RewardCall, Thread
+from rl_reasoner.scoring.limits import Limits
+from rl_reasoner.scoring.reward import Reward, is_shipped, name_of
+from rl_reasoner.scoring.transport import pack_reward
 from rl_reasoner.scoring.trl_form import call_mistake
+from rl_reasoner.scoring.waiting import warn_while_waiting
 from rl_reasoner.types import Completion, Fault, Outcome
-from rl_reasoner.waiting import waiting_for
 from rl_reasoner.workers import WorkerDied, WorkerLate
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 SEEDS = "random seeds"
 """The column with a seed for each row, which workers draw from; functions do not see it."""
 _OF_TRL = ("trainer_state", "log_extra", "log_metric")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a reward may take: seconds a row, seconds a batch (each of two tries), MiB a process.
-
-    With `apart` False everything runs in the caller's process, on a thread. `on`: "here", or "ray"
-    for `@reward` functions on a cluster (`ray_pool`).
-    """
-
-    timeout_s: float = 60.0
-    batch_timeout_s: float = 600.0
-    memory_mb: int = 8192
-    apart: bool = True
-    on: str = "here"
 
 
 # ------------------------------------------------------------------------------- the runner
@@ -62,59 +47,57 @@ class Runner:
         self.limits = limits
         self.name = name_of(fn)
         self.alone = one_by_one(fn)
-        self.shipped = shipped(fn)
+        self.shipped = is_shipped(fn)
         self._fn = weakref.ref(fn) if _weak(fn) else lambda: fn
         self._lock = threading.Lock()
         self._place: Process | Thread | None = None
         self._given_up = False
-        self._packed = packed(fn) if limits.apart and not self.shipped else "isolate_rewards is off"
-        self._here = isinstance(self._packed, str)
-        if self._here and limits.apart and not self.shipped:
-            self._say(str(self._packed))
+        self._packed: Mapping[str, Any] = {}
+        self.here = "" if limits.apart and not self.shipped else "isolate_rewards is off"
+        """Why it runs on a thread of this process; empty where it runs apart."""
+        self._renew(fn)
 
-    def outcomes(
-        self, completions: Sequence[Completion], columns: Mapping[str, Any]
-    ) -> list[Outcome]:
+    def score(self, completions: Sequence[Completion], columns: Mapping[str, Any]) -> list[Outcome]:
         """The outcome of each row, in order."""
         fn = self._function()
         columns = {**columns}
         seeds = columns.pop(SEEDS, ())
         if self.shipped:
             unused = asyncio.Runner()  # none of them is asynchronous; a notebook's own loop runs
-            return list(outcomes(fn, completions, columns, self.limits.timeout_s, unused))
+            return list(call_reward(fn, completions, columns, self.limits.timeout_s, unused))
         if not completions:
             return []
         try:
-            work = self._work(fn, completions, columns, seeds)
+            call = self._call(fn, completions, columns, seeds)
         except KeyError as error:  # a column that the data lacks
             return [Fault(str(error.args[0]))] * len(completions)
-        with self._lock, waiting_for(self.name, self.limits.batch_timeout_s):
+        with self._lock, warn_while_waiting(self.name, self.limits.batch_timeout_s):
             self._renew(fn)
             rows = range(len(completions))
-            found: dict[int, Outcome] = {}
-            self._judge([list(rows)], work, found)
-            again = [i for i in rows if self._retried(found[i])]
-            self._judge([again] if self.alone else [[i] for i in again], work, found)
-            return [found[i] for i in rows]
+            outcomes: dict[int, Outcome] = {}
+            self._judge([list(rows)], call, outcomes)
+            again = [i for i in rows if self._retried(outcomes[i])]
+            self._judge([again] if self.alone else [[i] for i in again], call, outcomes)
+            return [outcomes[i] for i in rows]
 
     def _retried(self, outcome: Outcome) -> bool:
         """Whether a second try may help; a late call on a thread is still running."""
         if not isinstance(outcome, Fault) or outcome.kind == "value":
             return False
-        return not (self._here and outcome.kind == "timeout")
+        return not (self.here and outcome.kind == "timeout")
 
     def _function(self) -> Callable[..., Any]:
         fn = self._fn()
         assert fn is not None  # the caller holds it
         return fn
 
-    def _work(
+    def _call(
         self,
         fn: Callable[..., Any],
         completions: Sequence[Completion],
         columns: Mapping[str, Any],
         seeds: Sequence[int],
-    ) -> Work:
+    ) -> RewardCall:
         """What is sent: of our own rewards the columns they name; all of them to trl's form."""
         if isinstance(fn, Reward):
             for index in range(len(completions)):
@@ -122,14 +105,16 @@ class Runner:
             named = (*fn.columns, *fn.missing)
             wanted = {"prompts" if n == "prompt" and n not in columns else n for n in named}
             kept = {name: columns[name] for name in wanted if name in columns}
-            return Work(completions, kept, {}, seeds)
+            return RewardCall(completions, kept, {}, seeds)
         if mistake := call_mistake(fn, self.name, columns):
             raise KeyError(mistake)
         extras = {name: columns[name] for name in _OF_TRL if name in columns}
         rest = {name: values for name, values in columns.items() if name not in extras}
-        return Work(completions, rest, extras, seeds)
+        return RewardCall(completions, rest, extras, seeds)
 
-    def _judge(self, blocks: list[list[int]], work: Work, found: dict[int, Outcome]) -> None:
+    def _judge(
+        self, blocks: list[list[int]], call: RewardCall, outcomes: dict[int, Outcome]
+    ) -> None:
         """Outcomes for all rows of `blocks`, a request each; a failure ends one row, or its block.
 
         What has no outcome when the batch's time is up is a fault.
@@ -139,30 +124,33 @@ class Runner:
             waiting = deque(block)
             while waiting:
                 try:
-                    self._request(waiting, work, found, ends)
+                    self._request(waiting, call, outcomes, ends)
                 except (WorkerLate, WorkerDied) as failure:
                     over = not self.alone or time.monotonic() >= ends
                     for index in list(waiting) if over else [waiting[0]]:
-                        found[index] = self._fault(failure, time.monotonic() >= ends)
+                        outcomes[index] = self._fault(failure, time.monotonic() >= ends)
                         waiting.popleft()
 
     def _request(
-        self, waiting: deque[int], work: Work, found: dict[int, Outcome], ends: float
+        self, waiting: deque[int], call: RewardCall, outcomes: dict[int, Outcome], ends: float
     ) -> None:
         """Send the waiting rows and take their outcomes, each off `waiting`."""
         each = self.limits.timeout_s if self.alone or len(waiting) == 1 else float("inf")
         place = self._ready()
+        rows = list(waiting)
         try:
-            rows = list(waiting)
-            place.send(work.only(rows), min(ends, time.monotonic() + LOAD_S))
+            place.send(call.only(rows), min(ends, time.monotonic() + LOAD_S))
             for index in rows:
-                found[index] = place.receive(min(ends, time.monotonic() + each))
+                outcomes[index] = place.receive(min(ends, time.monotonic() + each))
                 waiting.popleft()
             place.finish(min(ends, time.monotonic() + LOAD_S))
         except (pickle.PicklingError, TypeError, AttributeError) as error:
-            if self._here:
+            if self.here:
                 raise
             self._move_here(f"its rows cannot be sent to another process ({error})")
+        except HoldsState:
+            self._move_here("it changes what it holds, which a process of its own has a copy of")
+            waiting.extend(rows)
         except BaseException:
             if isinstance(place, Process):
                 place.stop()
@@ -177,8 +165,7 @@ class Runner:
             return self._place
         if self._place is not None:
             self._place.stop()
-        if not self._here:
-            assert isinstance(self._packed, dict)
+        if not self.here:
             try:
                 self._place = Process(self._packed, self.limits)
                 return self._place
@@ -188,27 +175,24 @@ class Runner:
         return self._place
 
     def _renew(self, fn: Callable[..., Any]) -> None:
-        """Send what the reward reads again where it has changed here: the worker has a copy."""
-        if isinstance(self._packed, str) or self._here:
+        """Send the reward again where what it holds has changed here: the worker has a copy."""
+        if self.here:
             return
-        now = packed(fn)
-        if isinstance(now, str):
-            self._move_here(now)
-            return
-        before, self._packed = self._packed, now
-        if now != before and isinstance(self._place, Process):
-            try:
-                self._place.load(changed(before, now))
-            except (WorkerDied, WorkerLate, ImportError):
-                self.close()  # a new one gets all of it
+        packed = pack_reward(fn)
+        if isinstance(packed, str):
+            self._move_here(packed)
+        elif packed != self._packed:
+            self._packed = packed
+            if isinstance(self._place, Process):
+                try:
+                    self._place.load(packed)
+                except (WorkerDied, WorkerLate, ImportError):
+                    self.close()  # the next one is started with it
 
     def _move_here(self, why: str) -> None:
         self.close()
-        self._here = True
-        self._say(why)
-
-    def _say(self, why: str) -> None:
-        logger.warning(
+        self.here = why
+        _log.warning(
             "reward %r runs inside this process, on a thread: %s. Its exceptions and hangs are "
             "caught, but not a crash; a function in a module or file runs in its own process",
             self.name,
@@ -220,13 +204,13 @@ class Runner:
             return Fault(f"reward {self.name!r}: its process ended ({failure})", "crash")
         if over:
             seconds = self.limits.batch_timeout_s
-            said = f"the batch was not done within {seconds:g} s"
+            what = f"the batch was not done within {seconds:g} s"
         elif "earlier" in str(failure):
             return Fault(f"reward {self.name!r}: {failure}", "timeout")
         else:
             seconds = self.limits.timeout_s
-            said = f"no reply within {seconds:g} s"
-        return Fault(f"reward {self.name!r}: {said}", "timeout", seconds=seconds)
+            what = f"no reply within {seconds:g} s"
+        return Fault(f"reward {self.name!r}: {what}", "timeout", seconds=seconds)
 
     def close(self) -> None:
         """Kill the worker, if there is one."""
@@ -262,15 +246,15 @@ def runner_of(fn: Callable[..., Any], limits: Limits) -> Runner:
     """The runner of `fn`, made on first use and closed when `fn` is gone."""
     key = id(fn)
     with _LOCK:
-        found = _RUNNERS.get(key)
-        if found is not None and found.limits == limits and found._fn() is fn:
-            return found
-        if found is not None:
-            found.close()
-        made = _RUNNERS[key] = Runner(fn, limits)
-        if found is None and _weak(fn):
+        runner = _RUNNERS.get(key)
+        if runner is not None and runner.limits == limits and runner._fn() is fn:
+            return runner
+        if runner is not None:
+            runner.close()
+        elif _weak(fn):
             weakref.finalize(fn, _drop, key)
-        return made
+        _RUNNERS[key] = Runner(fn, limits)
+        return _RUNNERS[key]
 
 
 def _drop(key: int) -> None:
@@ -304,71 +288,3 @@ def close_all() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
-
-
-# ------------------------------------------------------------------------ the circuit breaker
-
-
-class RewardsFailed(RunStopped):
-    """A reward broke down: going on would train on nothing, or on something else."""
-
-    title = "a reward kept failing"
-    code = 3
-
-
-class Breaker:
-    """Counts the failures of each reward; raises `RewardsFailed` when one has broken down.
-
-    That is when more than half of its calls failed, in a window of its last `WINDOW` calls and not
-    fewer than its last `STEPS` steps: a bad step alone ends no run, however many rows it has. Also
-    when no row got a reward in `BARREN` steps in a row.
-    """
-
-    WINDOW = 256
-    STEPS = 4
-    SHARE = 0.5
-    BARREN = 64
-
-    def __init__(self) -> None:
-        self._last: dict[str, deque[tuple[int, int]]] = {}  # by step: failures, calls
-        self._barren = self._judged = self._steps = 0
-        self._first = 0  # step that was added first
-        self._failed = False
-
-    def add(
-        self, step: int, faults: Mapping[str, Sequence[bool]], said: Iterator[str], *, judged: bool
-    ) -> None:
-        """Take one step's calls into account: by reward, whether each row failed.
-
-        `said` are fault messages with their rows, for the error; `judged`: a row has got a reward.
-        """
-        broken = []
-        for name, flags in faults.items():
-            last = self._last.setdefault(name, deque())
-            if flags:
-                last.append((sum(flags), len(flags)))
-            while len(last) > self.STEPS and sum(n for _, n in last) - last[0][1] >= self.WINDOW:
-                last.popleft()
-            bad, calls = (sum(column) for column in zip(*last, strict=True)) if last else (0, 0)
-            enough = len(last) >= self.STEPS
-            if enough and bad > self.SHARE * max(self.WINDOW, calls):
-                broken.append(f"{name}: {bad} of its last {calls} calls faulted")
-            self._failed |= any(flags)
-        self._first = self._first or step
-        self._steps += 1
-        self._judged += judged
-        self._barren = 0 if judged else self._barren + 1
-        if self._barren >= self.BARREN:
-            broken.append(f"no row got a reward in the last {self._barren} steps")
-        if broken:
-            raise RewardsFailed("\n".join([*broken, *said]))
-
-    def end(self, said: Iterator[str], *, strict: bool) -> None:
-        """The last step was added: raise where no row of the training got a reward.
-
-        Unless `strict`, only where rewards failed: in trl, abstaining on everything is no error. Of
-        a resumed training the steps before are not known.
-        """
-        if self._first <= 1 and self._judged == 0 and (self._failed or strict):
-            told = f"no row got a reward in any of {self._steps} steps"
-            raise RewardsFailed("\n".join([told, *said]))

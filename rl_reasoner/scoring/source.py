@@ -1,9 +1,10 @@
 """Rewards of a script or a notebook's cell as text: a recipe keeps it, and a resume reads it.
 
-`written` puts down the source of a function and of what it names: functions and classes of the
-script, imports, constants. `read` makes a module of that text again. Lines keep their places, so
-that a fault shows the line of the script. What is alive (a model, a connection) has no text: such a
-reward belongs into a file. Runs nothing but the text of a recipe, which is its author's program.
+`source_of` puts down the source of a function and of what it names: functions and classes of the
+script, imports, constants. `reward_from_source` makes a module of that text again. Lines keep their
+places, so that a fault shows the line of the script. What is alive (a model, a connection) has no
+text: such a reward belongs into a file. Runs nothing but the text of a recipe, which is its
+author's program.
 """
 
 import __future__
@@ -18,20 +19,21 @@ import symtable
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.scoring.captures import PLAIN, cells
 from rl_reasoner.scoring.fault_places import of_library
-from rl_reasoner.scoring.reward import FILE_MODULE, Reward
+from rl_reasoner.scoring.reward import FILE_MODULE, Reward, is_shipped
 
 MOST_CHARS = 1 << 18
 """What the text of a reward may have: code and constants, not a data set."""
 TEXT = "__reward_text__"
-"""The global of a module made by `read` that holds its text."""
+"""The global of a module made by `reward_from_source` that holds its text."""
+OLD_HOME = "rl_reasoner.reward"
+"""Where `reward`, `Score` and `Column` were once imported from."""
 _FROM = re.compile(r"# from (?P<file>.+), line (?P<line>\d+)")
 _SCRIPTS = ("__main__", "__mp_main__")
 _LATER = __future__.annotations
@@ -39,7 +41,7 @@ _UNREAD = "from __future__ import annotations"
 """The first line of a text whose annotations are not evaluated, as in its script."""
 
 
-def named(fn: Callable[..., Any]) -> tuple[str, str | None]:
+def reference_of(fn: Callable[..., Any]) -> tuple[str, str | None]:
     """The name of a function under which a recipe has it, and its text where it has to keep that.
 
     A shipped reward has its name, one of an installed package "module:name", any other its text.
@@ -48,7 +50,7 @@ def named(fn: Callable[..., Any]) -> tuple[str, str | None]:
     target = fn.fn if isinstance(fn, Reward) else fn
     name = str(getattr(target, "__name__", type(target).__name__))
     module = str(getattr(target, "__module__", ""))
-    if module == f"rl_reasoner.rewards.{name}":
+    if is_shipped(fn):
         return name, None
     space = getattr(target, "__globals__", {})
     if (text := space.get(TEXT)) is not None:  # of another recipe
@@ -57,10 +59,10 @@ def named(fn: Callable[..., Any]) -> tuple[str, str | None]:
         return f"{module}:{name}", None
     if not isinstance(target, FunctionType) or name == "<lambda>":
         raise ValueError(f"a reward is a function with a name, or a name: this is {target!r:.60}")
-    return name, written(fn)
+    return name, source_of(fn)
 
 
-def written(fn: Callable[..., Any]) -> str:
+def source_of(fn: Callable[..., Any]) -> str:
     """The text of a module in which `fn` is as it is here. Raises ValueError, in words."""
     target = fn.fn if isinstance(fn, Reward) else fn
     writer = _Writer(target.__name__)
@@ -74,7 +76,7 @@ def written(fn: Callable[..., Any]) -> str:
     return text
 
 
-def read(name: str, text: str) -> Callable[..., Any]:
+def reward_from_source(name: str, text: str) -> Callable[..., Any]:
     """The function `name` of the module that `text` makes. Raises `UserError`."""
     module = ModuleType(f"{FILE_MODULE}{name}")
     space = vars(module)
@@ -83,7 +85,9 @@ def read(name: str, text: str) -> Callable[..., Any]:
     flags = _LATER.compiler_flag if text.startswith(_UNREAD) else 0
     try:
         with _importable(module):
-            for node in ast.parse(text).body:
+            for node in ast.parse(
+                text.replace(f"from {OLD_HOME} import", "from rl_reasoner import")
+            ).body:
                 first = _first_line(node)
                 mark = _FROM.fullmatch(lines[first - 2]) if first > 1 else None
                 if mark:
@@ -98,8 +102,8 @@ def read(name: str, text: str) -> Callable[..., Any]:
         raise UserError(f"reward {name!r}, its source in the recipe: {why}") from error
     if not callable(space.get(name)):
         raise UserError(f"reward {name!r}: its source in the recipe has no function of that name")
-    found: Callable[..., Any] = space[name]
-    return found
+    fn: Callable[..., Any] = space[name]
+    return fn
 
 
 @contextmanager
@@ -154,7 +158,7 @@ class _Writer:
         source, file, line = self._source(inner, space)
         known = dict(_space(inner, space))
         self.unread |= known.get("annotations") is _LATER
-        known |= cells(inner) if isinstance(inner, FunctionType) else {}
+        known |= _captured(inner) if isinstance(inner, FunctionType) else {}
         for used in sorted(_names(source)):
             if used != inner.__name__ and used in known and not _built_in(used, known[used]):
                 self.take(used, known[used], known)
@@ -185,7 +189,7 @@ class _Writer:
 
 def _names(source: str) -> set[str]:
     """The names that a definition takes from outside."""
-    found: set[str] = set()
+    names: set[str] = set()
     waiting = [symtable.symtable(source, "reward", "exec")]
     while waiting:
         table = waiting.pop()
@@ -193,9 +197,18 @@ def _names(source: str) -> set[str]:
         for symbol in table.get_symbols():
             outside = symbol.is_referenced() if top else symbol.is_global()
             if outside and not (top and symbol.is_assigned()):
-                found.add(symbol.get_name())
+                names.add(symbol.get_name())
         waiting += table.get_children()
-    return found
+    return names
+
+
+def _captured(function: FunctionType) -> dict[str, Any]:
+    """What a function has captured, by name; without what is not bound yet."""
+    captured = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):
+            captured[name] = cell.cell_contents
+    return captured
 
 
 def _space(inner: Any, space: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -264,7 +277,7 @@ def _literal(value: Any) -> str | None:
     """Python for a constant, or for tables of constants; None for all else."""
     if type(value) is float and not math.isfinite(value):
         return f'float("{value}")'
-    if type(value) in PLAIN:
+    if type(value) in (str, bytes, int, float, complex, bool, type(None)):
         return repr(value)
     if isinstance(value, re.Pattern):
         return f"re.compile({value.pattern!r}, {value.flags})"

@@ -1,7 +1,7 @@
 """A worker process of one reward: `python -m rl_reasoner.scoring.worker MEMORY_MB`.
 
-Reads requests as JSON lines from its standard input: first the reward (`reward_calls.packed`; once
-more where it has changed), then batches of rows, each row answered by a line on the pipe that was
+Reads requests as JSON lines from its standard input: first the reward (`pack_reward`; once more
+where it has changed), then batches of rows, each row answered by a line on the pipe that was
 its standard output; what the reward prints goes to standard error. The reward runs on the main
 thread, so that it may use signals. Memory is capped by the operating system. When the parent is
 gone the process ends.
@@ -19,48 +19,50 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any, TextIO
 
-from rl_reasoner.scoring.call import outcomes, unpacked
+from rl_reasoner.scoring.call import call_reward
+from rl_reasoner.scoring.transport import snapshot, unpack_reward
 from rl_reasoner.types import Fault, Outcome
 
 _WATCH_S = 1.0
 
 
 def line_of(outcome: Outcome) -> list[Any]:
-    """An outcome as JSON values; `outcome_of` in `isolation` reads it."""
+    """An outcome as JSON values; `Process.receive` reads it."""
     if isinstance(outcome, Fault):
         return ["fault", outcome.message, outcome.kind, outcome.seconds]
     return ["score", outcome.value, outcome.reason, dict(outcome.parts), outcome.seconds]
 
 
-def _loaded(request: dict[str, Any], earlier: Any, out: TextIO) -> Any:
-    """The reward, in place of the `earlier` one; says whether it could be had."""
+def _load(packed: dict[str, Any], out: TextIO) -> Any:
+    """The reward; replies whether it could be had."""
     try:
-        found = unpacked(request["reward"], earlier)
+        fn = unpack_reward(packed)
     except BaseException as error:  # a module may raise anything, SystemExit too
         _put(out, {"failed": f"{type(error).__name__}: {error}"})
         return None
     _put(out, {"loaded": True})
-    return found
+    return fn
 
 
 def _judge(
     fn: Any, request: dict[str, Any], loop: asyncio.Runner, log: list[Any], out: TextIO
-) -> None:
+) -> list[list[Any]]:
+    """Reply with each row's outcome; what the function logged through trl's arguments."""
     completions, columns = pickle.loads(base64.b64decode(request["rows"]))  # noqa: S301 (the parent's)
     logged: list[list[Any]] = []
     if request["state"] is not None:  # what trl hands to functions of its own form
         columns["trainer_state"] = _state(request, log)
         columns["log_metric"] = lambda name, value: logged.append(["metric", name, float(value)])
         columns["log_extra"] = lambda column, values: logged.append(["extra", column, [*values]])
-    found = outcomes(fn, completions, columns, request["timeout_s"], loop)
+    outcomes = call_reward(fn, completions, columns, request["timeout_s"], loop)
     for seed in request["seeds"] or [None] * len(completions):
         if seed is not None:  # each row has its own: which rows come together is a matter of time
             _seed(seed)
-        _put(out, line_of(next(found)))
-    _put(out, {"logged": logged})
+        _put(out, line_of(next(outcomes)))
+    return logged
 
 
 def _state(request: dict[str, Any], log: list[Any]) -> SimpleNamespace:
@@ -103,15 +105,21 @@ def main() -> None:
     os.dup2(2, 1)
     lines = os.fdopen(os.dup(0), encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.modules["__main__"] = ModuleType("__main__")  # a copied function's own is elsewhere
     fn: Any = None
+    packed: dict[str, Any] = {}
+    held = b""
     loop = asyncio.Runner()
     log: list[Any] = []  # of the trainer's state
     for line in lines:
         request = json.loads(line)
         if "reward" in request:
-            fn = _loaded(request, fn, out)
+            packed = request["reward"]
+            fn = _load(packed, out)
+            held = snapshot(packed, fn)
         else:
-            _judge(fn, request, loop, log, out)
+            logged = _judge(fn, request, loop, log, out)
+            _put(out, {"logged": logged, "changed": snapshot(packed, fn) != held})
 
 
 if __name__ == "__main__":

@@ -22,9 +22,10 @@ from rl_reasoner.dataset.rows import lint
 from rl_reasoner.dataset.sets import read_rows
 from rl_reasoner.dataset.tasks.generate import TASKS, generate_problems
 from rl_reasoner.errors import UserError
-from rl_reasoner.scoring.call import name_of, packed
-from rl_reasoner.scoring.reward import Reward, described, failed, usable
-from rl_reasoner.scoring.runner import Limits, Runner
+from rl_reasoner.scoring.limits import Limits
+from rl_reasoner.scoring.outcome import failed, outcome_json, usable
+from rl_reasoner.scoring.reward import Reward, name_of
+from rl_reasoner.scoring.runner import Runner
 from rl_reasoner.testing import probes
 from rl_reasoner.types import Fault, Outcome, Row
 
@@ -206,10 +207,10 @@ class _Kit:
             columns |= {"completion_ids": [[0]] * len(texts), "trainer_state": _State()}
             columns |= {name: lambda *logged: None for name in ("log_metric", "log_extra")}
         if fn is None:
-            return self.runner.outcomes(completions, columns)
+            return self.runner.score(completions, columns)
         runner = Runner(fn, self.limits)
         try:
-            return runner.outcomes(completions, columns)
+            return runner.score(completions, columns)
         finally:
             runner.close()
 
@@ -230,10 +231,11 @@ class _Kit:
 
     def process(self) -> Finding:
         """Can it leave this process?"""
-        where = "ok" if self.runner.shipped else packed(self.fn)
-        if isinstance(where, str) and where != "ok":
-            return Finding("process", "warned", f"it cannot run in a process of its own: {where}")
-        return Finding("process", "passed")
+        if self.runner.shipped or not self.runner.here:
+            return Finding("process", "passed")
+        return Finding(
+            "process", "warned", f"it cannot run in a process of its own: {self.runner.here}"
+        )
 
     def types(self) -> Finding:
         """Numbers, Scores or None, one a row."""
@@ -261,7 +263,7 @@ class _Kit:
         golden = [o for o in [*self.gold, *self.wrong] if _broke(o)]
         if golden:
             return Finding(
-                "ordinary", "failed", described(golden[0])["reason"], self.form(self.rows[0])
+                "ordinary", "failed", outcome_json(golden[0])["reason"], self.form(self.rows[0])
             )
         return self._survives("ordinary", [*probes.ordinary(self.rows[0]), *probes.hollow()])
 
@@ -272,7 +274,7 @@ class _Kit:
     def _survives(self, check: str, names: Sequence[str]) -> Finding:
         for name in names:
             if _broke(self.probed[name]):
-                why = f"{name}: {described(self.probed[name])['reason']}"
+                why = f"{name}: {outcome_json(self.probed[name])['reason']}"
                 return Finding(check, "failed", why, self.probes[name])
         return Finding(check, "passed")
 
@@ -306,7 +308,7 @@ class _Kit:
 
     def threads(self) -> Finding:
         """Several threads at once get what one gets."""
-        if self.runner.shipped or isinstance(packed(self.fn), str):
+        if self.runner.here:
             return Finding("threads", "skipped", "it runs in this process")
         texts, rows = self._scored()
         if not texts:
@@ -319,7 +321,7 @@ class _Kit:
 
     def leaves_data(self) -> Finding:
         """It changes nothing of the rows that it is given."""
-        if self.runner.shipped or isinstance(packed(self.fn), str):
+        if self.runner.here:
             return Finding("leaves data unchanged", "skipped", "it runs in this process")
         texts, rows = self._scored()
         if not texts:
@@ -341,7 +343,7 @@ class _Kit:
         self, check: str, texts: Sequence[str], a: Sequence[Outcome], b: Sequence[Outcome]
     ) -> Finding | None:
         for text, one, other in zip(texts, a, b, strict=True):
-            left, right = described(one), described(other)
+            left, right = outcome_json(one), outcome_json(other)
             if left["value"] != right["value"] or left["outcome"] != right["outcome"]:
                 said = f"{_word(one)}, then {_word(other)}"
                 return Finding(check, "failed", said, text)
@@ -357,7 +359,7 @@ class _Kit:
             said = f"it never judges: abstained on {len(seen)} of {len(seen)}"
             ignored = getattr(self.fn, "on_abstain", None) == "ignore"  # perhaps no rows of its own
             status: Status = "warned" if ignored else "failed"
-            return Finding("distinguishes", status, f"{said}; {described(seen[0])['reason']}")
+            return Finding("distinguishes", status, f"{said}; {outcome_json(seen[0])['reason']}")
         if len(values) < 2:
             return Finding("distinguishes", "warned", f"every completion gets {values.pop():g}")
         said = f"right {self.high:.3g}, wrong {self.low:.3g} on average"
@@ -466,7 +468,7 @@ def _mean(outcomes: Sequence[Outcome]) -> float:
 
 
 def _word(outcome: Outcome) -> str:
-    found = described(outcome)
+    found = outcome_json(outcome)
     return found["outcome"] if found["value"] is None else f"{found['value']:g}"
 
 

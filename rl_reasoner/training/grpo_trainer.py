@@ -29,7 +29,7 @@ from rl_reasoner.rollout.agreement import in_mode
 from rl_reasoner.rollout.engine import generate, generates_as_transformers
 from rl_reasoner.rollout.long_prompts import LongPromptsConfig
 from rl_reasoner.rollout.sampling_params import SamplingParams, unhandled
-from rl_reasoner.scoring.reward import described, usable
+from rl_reasoner.scoring.outcome import outcome_json, usable
 from rl_reasoner.training.checkpointing.exact_resume import ExactResume
 from rl_reasoner.training.checkpointing.faults import SkipBadSteps
 from rl_reasoner.training.expert_balance import balance_figures
@@ -390,7 +390,7 @@ class GRPOTrainer(
                     "answer": row.get("answer"),
                     "reward": sum(known) if known else None,
                     "scores": {
-                        name: described(score)
+                        name: outcome_json(score)
                         for name, score in zip(self.reward_func_names, scores, strict=True)
                     },
                     "seconds": {

@@ -25,20 +25,13 @@ from trl.trainer.utils import nanstd
 
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.foreign import printable
-from rl_reasoner.scoring.reward import (
-    APPLIES,
-    NOT_ITS_ROW,
-    Reward,
-    applies,
-    described,
-    failed,
-    own_rows,
-    score_batch,
-    score_own_rows,
-    usable,
-)
+from rl_reasoner.scoring.batch import APPLIES, applies, own_rows, score_batch, score_own_rows
+from rl_reasoner.scoring.circuit_breaker import Breaker
+from rl_reasoner.scoring.limits import Limits
+from rl_reasoner.scoring.outcome import NOT_ITS_ROW, failed, outcome_json, usable
+from rl_reasoner.scoring.reward import Reward
 from rl_reasoner.scoring.rule import Rule, rule_of, total
-from rl_reasoner.scoring.runner import SEEDS, Breaker, Limits
+from rl_reasoner.scoring.runner import SEEDS
 from rl_reasoner.scoring.trl_form import OF_TRL, call_mistake, form_mistake, needs_column
 from rl_reasoner.training.advantages import total_rewards
 from rl_reasoner.training.overlapped_rewards import EarlyRewards
@@ -423,7 +416,7 @@ class Rewarding(trl.GRPOTrainer):  # type: ignore[misc]
             self._tally.calls[name] += len(flags)
             if not self._tally.due(name, sum(flags)):  # the same in all processes
                 continue
-            mine = [described(s)["reason"] for s in self._scores[place] if failed(s)]
+            mine = [outcome_json(s)["reason"] for s in self._scores[place] if failed(s)]
             found = [why for why in gather_object([mine[0] if mine else None]) if why]
             if self.accelerator.is_main_process:
                 count, calls = self._tally.failed[name], self._tally.calls[name]

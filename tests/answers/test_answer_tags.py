@@ -4,7 +4,7 @@ import pytest
 
 from rl_reasoner.evaluation.judging import Judge
 from rl_reasoner.evaluation.metrics import figures_of
-from rl_reasoner.scoring.reward import load_reward
+from rl_reasoner.scoring.registry import load_reward
 from rl_reasoner.types import Rollout
 
 TAGS = ["<ans>", "</ans>"]

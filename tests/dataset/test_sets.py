@@ -6,7 +6,8 @@ from rl_reasoner.dataset.rows import load_rows
 from rl_reasoner.dataset.sets import CARDS, card_of, find_set, read_rows, set_data
 from rl_reasoner.evaluation.judging import judge_of
 from rl_reasoner.paths import room
-from rl_reasoner.scoring.reward import load_reward, score_batch
+from rl_reasoner.scoring.batch import score_batch
+from rl_reasoner.scoring.registry import load_reward
 from support.places import DATA as SHARED
 
 beside = pytest.mark.skipif(

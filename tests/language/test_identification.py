@@ -12,7 +12,7 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.language.identification import LANGUAGES, language_of, language_share
 from rl_reasoner.language.repetition import ending_loop, repeated_share
 from rl_reasoner.language.thinking import answer_part, chain_of
-from rl_reasoner.scoring.reward import load_reward
+from rl_reasoner.scoring.registry import load_reward
 
 TEXTS = Path(__file__).parent / "language_texts.jsonl"
 TABLE: list[dict[str, Any]] = [

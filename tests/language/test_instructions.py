@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.language.instructions import KINDS, MOST_READ, parsed, verdicts
-from rl_reasoner.scoring.reward import load_reward
+from rl_reasoner.scoring.registry import load_reward
 
 RESPONSES = Path(__file__).parent / "instruction_responses.jsonl"
 CASES: list[dict[str, Any]] = [

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from rl_reasoner.pipeline.hindsight import kendall, pearson
-from rl_reasoner.scoring.ledger import digest, entries
+from rl_reasoner.scoring.ledger import completion_hash, entries
 from support.commands import Cli
 
 pairs = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=12)
@@ -108,6 +108,8 @@ def test_the_ledger_of_a_run_has_every_score(here: Path) -> None:
     stage = here / "run" / "stages" / "2-grpo"
     rollouts = [json.loads(line) for line in (stage / "rollouts.jsonl").read_text().splitlines()]
     found = list(entries(stage))
-    assert [row["hash"] for row in found] == [digest(row["completion"]) for row in rollouts]
+    assert [row["hash"] for row in found] == [
+        completion_hash(row["completion"]) for row in rollouts
+    ]
     assert [row["row"] for row in found] == [row["row"] for row in rollouts]
     assert all(row["seconds"] > 0 and row["reward"] == "fine" for row in found)

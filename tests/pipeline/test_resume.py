@@ -18,7 +18,7 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.pipeline.run_folder import RunFolder
 from rl_reasoner.pipeline.train import Interrupted
 from rl_reasoner.report.terminal import LiveView
-from rl_reasoner.scoring.runner import Breaker
+from rl_reasoner.scoring.circuit_breaker import Breaker
 from support.tiny import TRAPPED, grpo, recipe, rows, same, sft, two_stages, untimed
 
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rl_reasoner import Recipe, Run, open_policy, train
 from rl_reasoner.errors import UserError
-from rl_reasoner.scoring.runner import RewardsFailed
+from rl_reasoner.scoring.circuit_breaker import RewardsFailed
 from support.tiny import (
     REWARD,
     TRAPPED,

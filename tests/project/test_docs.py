@@ -13,7 +13,7 @@ import pytest
 
 import rl_reasoner.recipe.recipe as schema
 from rl_reasoner.recipe.load import shipped_recipes
-from rl_reasoner.scoring.reward import shipped_rewards
+from rl_reasoner.scoring.registry import shipped_rewards
 from support.documents import LANGUAGES, ROOT, blocks, run_document, run_shell
 
 DOCUMENTS = sorted(

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from rl_reasoner import sandbox
 from rl_reasoner.errors import UserError
 from rl_reasoner.rewards.code_tests import program_of
-from rl_reasoner.scoring.reward import load_reward, score_batch
+from rl_reasoner.scoring.batch import score_batch
+from rl_reasoner.scoring.registry import load_reward
 from rl_reasoner.types import Fault
 
 code_tests = load_reward("code_tests")

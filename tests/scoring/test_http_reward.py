@@ -11,9 +11,11 @@ from typing import Any, ClassVar
 import pytest
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.scoring.call import CONCURRENT, packed
-from rl_reasoner.scoring.reward import load_reward, score_batch
-from rl_reasoner.scoring.runner import Limits
+from rl_reasoner.scoring.batch import score_batch
+from rl_reasoner.scoring.call import CONCURRENT
+from rl_reasoner.scoring.limits import Limits
+from rl_reasoner.scoring.registry import load_reward
+from rl_reasoner.scoring.transport import pack_reward
 from rl_reasoner.types import Fault, Score
 
 
@@ -83,7 +85,7 @@ def url() -> Iterator[str]:
 
 def test_what_passes_by_itself_is_tried_again_and_the_rest_is_a_fault(url: str) -> None:
     reward = load_reward(url, {"timeout_s": 1.0, "attempts": 2})
-    assert isinstance(packed(reward), dict), "it runs in a process of its own"
+    assert isinstance(pack_reward(reward), dict), "it runs in a process of its own"
     texts = ["4", "5", "bare", "abstain", "busy", "broken", "hang up"]
     texts += ["slow", "always broken", "not found", "words", "text"]
     found = score_batch(reward, texts, {"answer": ["4"] * len(texts), "other": texts})

@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl_reasoner.scoring.ledger import Ledger, digest, entries, files_of, scores_of
+from rl_reasoner.scoring.ledger import Ledger, completion_hash, entries, files_of, scores_of
 
 steps = st.lists(st.integers(0, 3), min_size=1, max_size=30).map(
     lambda gaps: [sum(gaps[: i + 1]) for i in range(len(gaps))]
@@ -109,7 +109,7 @@ def test_a_row_for_every_score() -> None:
         "group": 0,
         "index": 1,
         "seed": 7,
-        "hash": digest("c1"),
+        "hash": completion_hash("c1"),
         "reward": "f",
         "value": 1.0,
         "outcome": "score",
@@ -118,4 +118,4 @@ def test_a_row_for_every_score() -> None:
         "seconds": 0.5,
     }
     assert found[-1]["row"] is None and found[-1]["outcome"] == "fault"
-    assert digest("\ud800") != digest("c1")
+    assert completion_hash("\ud800") != completion_hash("c1")

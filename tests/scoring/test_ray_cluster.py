@@ -10,8 +10,9 @@ import pytest
 from rl_reasoner.errors import UserError
 from rl_reasoner.pipeline.trl_configs import check_configs
 from rl_reasoner.scoring import ray_cluster
-from rl_reasoner.scoring.reward import load_reward, score_batch
-from rl_reasoner.scoring.runner import Limits
+from rl_reasoner.scoring.batch import score_batch
+from rl_reasoner.scoring.limits import Limits
+from rl_reasoner.scoring.registry import load_reward
 from rl_reasoner.types import Fault, Score
 from support.tiny import grpo, recipe, reward_file
 

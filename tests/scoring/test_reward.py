@@ -19,14 +19,11 @@ from hypothesis import strategies as st
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, Score, open_policy, reward
 from rl_reasoner.errors import UserError
-from rl_reasoner.scoring.reward import (
-    ENTRY_POINTS,
-    Reward,
-    described,
-    load_reward,
-    score_batch,
-    usable,
-)
+from rl_reasoner.scoring import registry
+from rl_reasoner.scoring.batch import score_batch
+from rl_reasoner.scoring.outcome import outcome_json, usable
+from rl_reasoner.scoring.registry import ENTRY_POINTS, load_reward
+from rl_reasoner.scoring.reward import Reward
 from rl_reasoner.types import Fault
 from support.tiny import reward_file
 
@@ -110,7 +107,7 @@ def test_fault_abstention_and_score_are_kept_apart_row_by_row() -> None:
     fault = outcomes[2]
     assert isinstance(fault, Fault)
     assert "'picky': LookupError: no exclamation marks at test_reward.py:" in fault.message
-    assert [described(o)["outcome"] for o in outcomes] == ["score", "abstain", "fault", "score"]
+    assert [outcome_json(o)["outcome"] for o in outcomes] == ["score", "abstain", "fault", "score"]
     assert [math.isnan(usable(o)) for o in outcomes] == [False, True, True, False]
 
 
@@ -148,7 +145,7 @@ def test_every_kind_of_return_value(
         return [returned for _ in completions]
 
     found = score_batch(reward(one) if kind == "decorated" else many, ["text"], {})
-    row = described(found[0])
+    row = outcome_json(found[0])
     assert (row["outcome"], row["value"]) == (outcome, value)
     assert json.loads(json.dumps(row, allow_nan=False)) == row, "fit for JSON as it stands"
     assert row["reason"] or outcome == "score", "what gives no number says why"
@@ -170,8 +167,8 @@ def test_a_score_that_is_no_number_is_refused_where_it_is_made(made: Callable[[]
 def test_a_score_of_array_scalars_holds_plain_numbers() -> None:
     score = Score(np.float32(0.5), "half", {"part": np.float64(2.0)})  # type: ignore[arg-type]
     assert type(score.value) is float and score == Score(0.5, "half", {"part": 2.0})
-    assert json.dumps(described(score), allow_nan=False)
-    assert json.dumps(described(Score(1.0, parts={"x": float("nan")})), allow_nan=False)
+    assert json.dumps(outcome_json(score), allow_nan=False)
+    assert json.dumps(outcome_json(Score(1.0, parts={"x": float("nan")})), allow_nan=False)
 
 
 def test_one_bad_value_of_a_batch_function_faults_its_row_alone() -> None:
@@ -223,7 +220,7 @@ def test_by_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def points(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[EntryPoint]]:
     """The entry points of the group that a test puts there."""
     found: list[EntryPoint] = []
-    monkeypatch.setattr(sys.modules[Reward.__module__], "entry_points", lambda group: found)
+    monkeypatch.setattr(registry, "entry_points", lambda group: found)
     yield found
 
 
@@ -379,6 +376,6 @@ def test_trains_in_stock_trl_and_in_ours(trainer: type, chat: bool, tmp_path: Pa
 
 
 def test_the_public_face_imports_no_torch() -> None:
-    code = "import sys, rl_reasoner.scoring.reward, rl_reasoner; print('torch' in sys.modules)"
+    code = "import sys, rl_reasoner.scoring.batch, rl_reasoner; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr

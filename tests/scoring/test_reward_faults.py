@@ -14,8 +14,10 @@ from rl_reasoner import GRPOTrainer, open_policy, reward, train, waiting
 from rl_reasoner.errors import UserError
 from rl_reasoner.pipeline.preflight import prepared
 from rl_reasoner.pipeline.rehearsal import rehearsed
-from rl_reasoner.scoring.reward import load_reward, score_batch
-from rl_reasoner.scoring.runner import Breaker, Limits, RewardsFailed
+from rl_reasoner.scoring.batch import score_batch
+from rl_reasoner.scoring.circuit_breaker import Breaker, RewardsFailed
+from rl_reasoner.scoring.limits import Limits
+from rl_reasoner.scoring.registry import load_reward
 from rl_reasoner.testing.kit import examine
 from rl_reasoner.types import Fault
 from support.commands import Cli, stock
@@ -158,7 +160,7 @@ SCRIPT = """
 import math
 
 from rl_reasoner import reward
-from rl_reasoner.scoring.reward import score_batch
+from rl_reasoner.scoring.batch import score_batch
 
 
 def helper(text):

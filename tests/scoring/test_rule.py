@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rl_reasoner import GRPOTrainer, Score, open_policy, reward, train
-from rl_reasoner.scoring.reward import NOT_ITS_ROW
+from rl_reasoner.scoring.outcome import NOT_ITS_ROW
 from rl_reasoner.scoring.rule import Rule, rule_of, total
 from rl_reasoner.types import Fault, Outcome
 from support.tiny import grpo, recipe

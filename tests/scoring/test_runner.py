@@ -14,15 +14,11 @@ from typing import Any
 import numpy
 import pytest
 
-from rl_reasoner.scoring.reward import load_reward, score_batch
-from rl_reasoner.scoring.runner import (
-    Breaker,
-    Limits,
-    RewardsFailed,
-    close_all,
-    give_up_all,
-    runner_of,
-)
+from rl_reasoner.scoring.batch import score_batch
+from rl_reasoner.scoring.circuit_breaker import Breaker, RewardsFailed
+from rl_reasoner.scoring.limits import Limits
+from rl_reasoner.scoring.registry import load_reward
+from rl_reasoner.scoring.runner import close_all, give_up_all, runner_of
 from rl_reasoner.types import Fault, Score
 from support.outcomes import QUICK, shown
 
@@ -210,7 +206,8 @@ def test_no_worker_outlives_its_parent(tmp_path: Path, faulty: Callable[[str], A
     (tmp_path / "faulty.py").write_text(FAULTY)
     script = textwrap.dedent("""
         import os, signal
-        from rl_reasoner.scoring.reward import load_reward, score_batch
+        from rl_reasoner.scoring.batch import score_batch
+        from rl_reasoner.scoring.registry import load_reward
         [found] = score_batch(load_reward("faulty.py:where"), ["x"], {})
         print(int(found.value), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -312,7 +309,8 @@ def test_a_file_named_as_a_standard_module_is_not_taken_for_it(tmp_path: Path) -
     (tmp_path / "scripts").mkdir()
     (tmp_path / "scripts" / "run.py").write_text(
         "import os\nfrom rl_reasoner import verify\n"
-        "from rl_reasoner.scoring.reward import load_reward, score_batch\n"
+        "from rl_reasoner.scoring.batch import score_batch\n"
+        "from rl_reasoner.scoring.registry import load_reward\n"
         "[found] = score_batch(load_reward('faulty.py:where'), ['x'], {})\n"
         "print(found.value != os.getpid(), verify('x + 1', '1 + x').value)\n"
     )

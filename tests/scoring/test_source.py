@@ -16,7 +16,9 @@ from pydantic import ValidationError
 from rl_reasoner import Recipe, Score, reward
 from rl_reasoner.errors import UserError
 from rl_reasoner.rewards.boxed import boxed
-from rl_reasoner.scoring.reward import Reward, load_reward, score_batch
+from rl_reasoner.scoring.batch import score_batch
+from rl_reasoner.scoring.registry import load_reward
+from rl_reasoner.scoring.reward import Reward
 from rl_reasoner.scoring.runner import close_all
 from rl_reasoner.types import Fault
 from support.commands import Cli

@@ -1,8 +1,6 @@
 """Outcomes of rewards, as tests write them down."""
 
-from rl_reasoner.scoring.runner import (
-    Limits,
-)
+from rl_reasoner.scoring.limits import Limits
 from rl_reasoner.types import Fault, Outcome
 
 QUICK = Limits(timeout_s=1.5, batch_timeout_s=20.0, memory_mb=512)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.scoring.reward import Reward, load_reward, reward, shipped_rewards
+from rl_reasoner.scoring.registry import load_reward, shipped_rewards
+from rl_reasoner.scoring.reward import Reward, reward
 from rl_reasoner.testing.kit import check_reward, examine
 from support import bad_rewards
 from support.commands import Cli

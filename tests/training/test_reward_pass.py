@@ -16,7 +16,9 @@ from datasets import Dataset, concatenate_datasets
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy, reward
 from rl_reasoner.errors import UserError
-from rl_reasoner.scoring.runner import Limits, RewardsFailed, close_all
+from rl_reasoner.scoring.circuit_breaker import RewardsFailed
+from rl_reasoner.scoring.limits import Limits
+from rl_reasoner.scoring.runner import close_all
 from support.trainers import PLAIN, build, digits, trained
 
 

@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy, reward
 from rl_reasoner.errors import UserError
-from rl_reasoner.scoring.runner import RewardsFailed
+from rl_reasoner.scoring.circuit_breaker import RewardsFailed
 from support.failing_rewards import huge, infinite, nan, nothing, raises_sometimes, text
 from support.processes import build as few
 from support.trainers import (

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from rl_reasoner.dataset.tasks.base import Problem
 from rl_reasoner.dataset.tasks.generate import SPLITS, TASKS, careless, generate_problems
 from rl_reasoner.errors import UserError
-from rl_reasoner.scoring.reward import Reward, load_reward, score_batch
+from rl_reasoner.scoring.batch import score_batch
+from rl_reasoner.scoring.registry import load_reward
+from rl_reasoner.scoring.reward import Reward
 from support.arithmetic import value
 
 # The others have tests of their own: test_code_tasks.py, test_instruction_tasks.py.

@@ -1,0 +1,87 @@
+"""Scores a batch with a reward, under limits: in a process, on a thread, or on a Ray cluster.
+
+The front door of the room: training, evaluation and `rl-reasoner score` come in here.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rl_reasoner.scoring import ray_cluster
+from rl_reasoner.scoring.limits import Limits
+from rl_reasoner.scoring.outcome import NOT_ITS_ROW
+from rl_reasoner.scoring.reward import Reward, name_of
+from rl_reasoner.scoring.runner import runner_of
+from rl_reasoner.types import Completion, Outcome
+
+APPLIES = "rewards"
+"""The column with the names of the rewards that a row gets; rows without it get all."""
+
+
+def score_batch(
+    fn: Callable[..., Any],
+    completions: Sequence[Completion],
+    columns: Mapping[str, Any],
+    limits: Limits | None = None,
+) -> list[Outcome]:
+    """Score completions with a `Reward` or any trl reward function, row faults kept apart.
+
+    `columns` holds one value a row, with trl's `prompts` for the prompts. The function runs in a
+    killable process under `limits` where it can (`runner`); a row that faults is tried once more,
+    alone where the whole batch failed; a wrong value is a fault at once.
+    """
+    limits = limits or Limits()
+    if limits.on == "ray" and isinstance(fn, Reward):
+        return ray_cluster.score_on_ray(fn, completions, columns, limits)
+    return runner_of(fn, limits).score(completions, columns)
+
+
+def applies(name: str, row_names: Sequence[str] | str | None) -> bool:
+    """Whether the reward `name` is one of `row_names`: a list, a text with commas, None for all."""
+    if row_names is None:
+        return True
+    listed = row_names.split(",") if isinstance(row_names, str) else row_names
+    return any(name == one.strip() for one in listed)
+
+
+def score_own_rows(
+    fn: Callable[..., Any],
+    completions: Sequence[Completion],
+    columns: Mapping[str, Any],
+    limits: Limits | None = None,
+) -> list[Outcome]:
+    """As `score_batch`, of the rows that the reward applies to; the others cost nothing.
+
+    A row with a column `rewards` gets the rewards named there, by the functions' names. The others
+    abstain on it: they are not called.
+    """
+    count = len(completions)
+    names = (None if getattr(fn, "of_every_row", False) else columns.get(APPLIES)) or [None] * count
+    mine = [i for i in range(count) if applies(name_of(fn), names[i])]
+    if len(mine) == count:
+        return score_batch(fn, completions, columns, limits)
+    outcomes: list[Outcome] = [NOT_ITS_ROW] * count
+    if mine:
+        part = {key: _of_rows(key, value, mine, count) for key, value in columns.items()}
+        scores = score_batch(fn, [completions[i] for i in mine], part, limits)
+        for i, score in zip(mine, scores, strict=True):
+            outcomes[i] = score
+    return outcomes
+
+
+def own_rows(outcomes: Sequence[Outcome]) -> list[bool]:
+    """Of which rows `score_own_rows` called the reward."""
+    return [outcome is not NOT_ITS_ROW for outcome in outcomes]
+
+
+def _of_rows(name: str, value: Any, rows: Sequence[int], count: int) -> Any:
+    """A column's values of some rows; trl's `log_extra` from some logs None for the others."""
+    if isinstance(value, (list, tuple)):
+        return [value[i] for i in rows]
+    if name != "log_extra":
+        return value
+
+    def spread(column: str, values: Sequence[Any]) -> None:
+        given = dict(zip(rows, values, strict=True))
+        value(column, [given.get(i) for i in range(count)])
+
+    return spread

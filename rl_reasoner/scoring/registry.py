@@ -1,0 +1,125 @@
+"""Finds a reward: by its name, a module or file and a function, an entry point, or a URL."""
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.paths import room
+from rl_reasoner.scoring.fault_places import place
+from rl_reasoner.scoring.reward import FILE_MODULE, Reward
+from rl_reasoner.scoring.source import OLD_HOME, reward_from_source
+from rl_reasoner.scoring.trl_form import form_mistake
+
+ENTRY_POINTS = "rl_reasoner.rewards"
+"""The group of entry points by which packages make their rewards known."""
+_MOVED = f"there is no {OLD_HOME} any more; write `from rl_reasoner import Column, Score, reward`"
+
+
+def shipped_rewards() -> list[str]:
+    """Names of the rewards that come with the package, in alphabetical order."""
+    return sorted(path.stem for path in room("rewards").glob("[a-z]*.py"))
+
+
+def named_rewards() -> list[str]:
+    """Names that need no file or module: of shipped rewards, and of entry points."""
+    return [*shipped_rewards(), *(point.name for point in entry_points(group=ENTRY_POINTS))]
+
+
+def load_reward(
+    reference: str, options: Mapping[str, Any] | None = None, source: str | None = None
+) -> Callable[..., Any]:
+    """The reward that `reference` names, with `options` set; out of the text `source`, if given.
+
+    Forms: the name of a shipped reward or of an entry point of the group `rl_reasoner.rewards`;
+    "package.module:function"; "path/file.py:function"; "https://…" (`http_reward`). Raises
+    `UserError` where nothing is found, the file has an error, or options are given to a function
+    that takes none.
+    """
+    if reference.startswith(("http://", "https://")):
+        return _over_http(reference, options or {})
+    fn = _named(reference) if source is None else reward_from_source(reference, source)
+    if not callable(fn):
+        raise UserError(f"reward {reference!r} is {type(fn).__name__}, not a function")
+    if isinstance(fn, Reward):
+        return fn.with_options(**options) if options else fn
+    if mistake := form_mistake(fn, reference.rpartition(":")[2]):
+        raise UserError(mistake)
+    if options:
+        raise UserError(f"reward {reference!r} takes no options: only @reward functions do")
+    return cast(Callable[..., Any], fn)
+
+
+def _named(reference: str) -> Any:
+    """What `reference` names; raises `UserError`."""
+    module, _, attribute = reference.rpartition(":")
+    if module:
+        return _attribute(import_module_of(module, reference), attribute, reference)
+    if reference in shipped_rewards():
+        return _attribute(
+            import_module_of(f"rl_reasoner.rewards.{reference}", reference), reference, ""
+        )
+    points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if reference not in points:
+        if reference.endswith(".py"):
+            raise UserError(f"reward {reference!r} names no function: write {reference}:NAME")
+        raise unknown("reward", reference, named_rewards())
+    try:
+        return points[reference].load()
+    except (ImportError, AttributeError) as error:
+        target = points[reference].value
+        raise UserError(f"reward {reference!r}: cannot load {target}: {error}") from error
+
+
+def _over_http(url: str, options: Mapping[str, Any]) -> Callable[..., Any]:
+    from rl_reasoner.scoring.http_reward import http_reward  # it brings httpx along
+
+    known = list(inspect.signature(http_reward).parameters)[1:]
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of reward {url}", option, known)
+    return http_reward(url, **options)
+
+
+def import_module_of(name: str, reference: str) -> ModuleType:
+    """The module `name`, or the one in the file of that name, imported; raises `UserError`."""
+    try:
+        if not name.endswith(".py"):
+            return importlib.import_module(name)
+        path = Path(name).expanduser().resolve()
+        if not path.is_file():
+            raise UserError(f"reward {reference!r}: there is no file {path}")
+        spec = importlib.util.spec_from_file_location(f"{FILE_MODULE}{path.stem}", path)
+        if spec is None or spec.loader is None:
+            raise UserError(f"reward {reference!r}: {path} is not a Python file")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        line = f"{error.filename}:{error.lineno}"
+        raise UserError(f"reward {reference!r}: syntax error at {line}: {error.msg}") from error
+    except UserError:
+        raise
+    except Exception as error:  # whatever the module's own code raises
+        if getattr(error, "name", None) == OLD_HOME:
+            raise UserError(f"reward {reference!r}{place(error)}: {_MOVED}") from error
+        what = f"{type(error).__name__}: {error}{place(error)}"
+        file = Path(f"{name.replace('.', '/')}.py")  # its folder may not be one of Python's
+        itself = isinstance(error, ModuleNotFoundError) and name.startswith(error.name or name)
+        if itself and file.is_file():
+            what += f". There is {file} here: write {file}:{reference.rpartition(':')[2]}"
+        raise UserError(f"reward {reference!r}: cannot import {name}: {what}") from error
+    return module
+
+
+def _attribute(module: ModuleType, name: str, reference: str) -> Any:
+    if hasattr(module, name):
+        return getattr(module, name)
+    known = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
+    raise unknown(f"function of {reference.rpartition(':')[0]}", name, known)

@@ -1,0 +1,126 @@
+"""How a reward travels to another process: by its name in a module, by its file, or as a copy.
+
+A function of a script or a cell, or one that is made inside another, is copied (cloudpickle), with
+what it names: the copy is made anew for each batch, and sent where it differs from the one before.
+What the function changes in its copy would be lost here: `snapshot` shows that it has done so.
+Functions of modules and files keep their state in whichever process they run in.
+"""
+
+import base64
+import io
+import pickle
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import cloudpickle
+
+from rl_reasoner.scoring.registry import import_module_of
+from rl_reasoner.scoring.reward import FILE_MODULE, Reward
+from rl_reasoner.scoring.source import TEXT, reward_from_source
+
+MOST_BYTES = 1 << 20
+"""What a copy may weigh: code, constants and small tables, not a model."""
+
+
+class _TooLarge(ValueError):
+    """What a function holds is no longer small."""
+
+
+class _Bounded(io.BytesIO):
+    """Ends the copying of a model at its beginning."""
+
+    def write(self, data: Any) -> int:
+        if self.tell() + memoryview(data).nbytes > MOST_BYTES:
+            raise _TooLarge(f"it holds more than {MOST_BYTES >> 20} MB")
+        return super().write(data)
+
+
+def pack_reward(fn: Callable[..., Any]) -> dict[str, Any] | str:
+    """What a worker needs to have `fn`, as JSON values for `unpack_reward`; or why it cannot."""
+    target, many, options = (
+        (fn.fn, fn.many, fn.options) if isinstance(fn, Reward) else (fn, None, {})
+    )
+    place = _place(target, many)
+    try:
+        if place is None:
+            return {"copy": _text(_copy(fn))}
+        return {
+            **place,
+            "decorated": isinstance(fn, Reward),
+            "options": _text(pickle.dumps(options)),
+        }
+    except _TooLarge as error:
+        return str(error)
+    except Exception as error:  # locks, sockets, anything that refuses
+        return f"it cannot be sent to another process ({type(error).__name__}: {error})"
+
+
+def unpack_reward(packed: Mapping[str, Any]) -> Callable[..., Any]:
+    """The reward that `pack_reward` described, in this process."""
+    if "copy" in packed:
+        return cast(Callable[..., Any], pickle.loads(_bytes(packed["copy"])))  # noqa: S301 (the parent's)
+    fn: Any
+    if "text" in packed:
+        fn = reward_from_source(packed["name"], packed["text"])
+    else:
+        fn = import_module_of(packed["module"], packed["module"])
+        for part in packed["name"].split("."):
+            fn = getattr(fn, part)
+    options = pickle.loads(_bytes(packed["options"]))  # noqa: S301 (the parent's)
+    if packed["decorated"]:
+        return (fn if isinstance(fn, Reward) else Reward(fn)).with_options(**options)
+    return cast(Callable[..., Any], fn)
+
+
+def snapshot(packed: Mapping[str, Any], fn: Callable[..., Any]) -> bytes:
+    """What `fn` holds, where it is a copy: other bytes after a call than before show its state."""
+    if "copy" not in packed:
+        return b""
+    try:
+        return _copy(fn)
+    except Exception:  # it has come to hold what cannot be copied
+        return b"not to be copied"
+
+
+def _copy(fn: Callable[..., Any]) -> bytes:
+    file = _Bounded()
+    cloudpickle.dump(fn, file)
+    return file.getvalue()
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _bytes(text: str) -> bytes:
+    return base64.b64decode(text)
+
+
+def _place(target: Any, many: Any) -> dict[str, str] | None:
+    """Module (or file) and name under which another interpreter finds the function `target`.
+
+    None too where it would be found there without its batch form `many`.
+    """
+    name = str(getattr(target, "__qualname__", "<none>"))
+    module = str(getattr(target, "__module__", None))
+    if "<" in name or module in ("__main__", "__mp_main__"):
+        return None
+    own = module.startswith(FILE_MODULE)  # another file may have taken its place in sys.modules
+    space = target.__globals__ if own else vars(sys.modules.get(module, object))
+    first, *rest = name.split(".")
+    there: Any = space.get(first)
+    for part in rest:
+        there = getattr(there, part, None)
+    if there is not target and getattr(there, "fn", None) is not target:
+        return None
+    if many is not None and getattr(there, "many", None) is not many:
+        return None
+    if TEXT in space:
+        return {"text": space[TEXT], "name": name}
+    file = space.get("__file__")
+    if not own:
+        spec = space.get("__spec__")
+        if spec is not None and spec.origin == file:
+            return {"module": module, "name": name}
+    return {"module": file, "name": name} if file and file.endswith(".py") else None
