@@ -99,8 +99,8 @@ def test_what_needs_the_main_thread_is_told_what_to_do() -> None:
 
     *found, other = score_batch(needs, ["signal", "database", "local", "other"], {}, QUICK)
     for fault in found:
-        assert isinstance(fault, Fault) and "a function of a module or file" in fault.message
-    assert isinstance(other, Fault) and "a function of a module" not in other.message
+        assert isinstance(fault, Fault) and "a function in a module or file" in fault.message
+    assert isinstance(other, Fault) and "a function in a module" not in other.message
 
 
 FACTOR = 3
