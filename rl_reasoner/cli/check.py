@@ -65,18 +65,18 @@ class CheckVerb:
             raise UserError(f"reward {report.reward} fails: {failed}")
 
     def _recipe(self) -> None:
-        from rl_reasoner.recipe.load import load_recipe, place_of
+        from rl_reasoner.recipe.load import read_recipe
 
         if self.data is not None:
             raise UserError("--data is only for rewards: a recipe names its own data")
-        recipe = load_recipe(self.target)
+        recipe, locate = read_recipe(self.target)
         err.print("loading torch and transformers", style="dim")
         silence_libraries()
-        notices = list(_notices(recipe, place_of(self.target)))
+        notices = list(_notices(recipe, locate))
         table = new_table("", "check", "result", "fix")
         for notice in notices:
             status = Text(notice.status, _STYLE[notice.status])
-            table.add_row(status, notice.check, Text(notice.message), Text(notice.mend))
+            table.add_row(status, notice.check, Text(notice.message), Text(notice.fix))
         found = [asdict(notice) for notice in notices]
         emit(self.json, {"recipe": recipe.name, "notices": found}, table)
         failed = [str(notice) for notice in notices if notice.status == "failed"]
@@ -84,24 +84,26 @@ class CheckVerb:
             raise UserError(*failed)
 
 
-def _notices(recipe: Any, where: Any) -> Iterator[Any]:
+def _notices(recipe: Any, locate: Any) -> Iterator[Any]:
     """Everything that can be found out about a recipe without training."""
     from rl_reasoner.distributed.threads import Threads
-    from rl_reasoner.pipeline.preflight import Notice, inspected, prepared
-    from rl_reasoner.pipeline.rehearsal import rehearsed
-    from rl_reasoner.policy.device import choose_device
+    from rl_reasoner.pipeline.placement import place
+    from rl_reasoner.pipeline.preflight import Notice, inspect
+    from rl_reasoner.pipeline.prepare import prepare
+    from rl_reasoner.pipeline.rehearsal import rehearse
     from rl_reasoner.policy.lora import merge_adapter
     from rl_reasoner.policy.opening import open_policy
     from rl_reasoner.provenance import versions
 
-    work = prepared(recipe, where)
-    rows = ", ".join(f"{len(found):,}" for found in work.rows)
+    placement = place(recipe, locate)
+    prepared = prepare(recipe, placement, locate)
+    rows = ", ".join(f"{len(own):,}" for own in prepared.rows.values())
     yield Notice("data", "passed", f"rows by stage: {rows}")
     yield Notice("versions", "passed", ", ".join(f"{k} {v}" for k, v in versions().items()))
-    device = choose_device(recipe.run.device)
-    policy = open_policy(recipe.policy.source, seed=recipe.run.seed, device=device)
+    policy = open_policy(recipe.policy.source, seed=recipe.run.seed, device=placement.device)
     merge_adapter(policy)
     with Threads() as threads:
         yield Notice("threads", "passed", threads.suit(policy.model))
-        yield from inspected(recipe, work, policy, Path(recipe.run.folder or "runs"))
-        yield from rehearsed(recipe, work, policy)
+        folder = Path(recipe.run.folder or "runs")
+        yield from inspect(recipe, placement, prepared, policy, folder)
+        yield from rehearse(recipe, placement, prepared, policy)

@@ -63,6 +63,6 @@ class EnvVerb:
             raise UserError(f"--gpus {self.gpus}: expected 1 or more")
         plans = capacity_planner.plan(load_recipe(source), self.gpus, self.gpu)
         table = new_table("part", *(f"{p.stage} on {p.gpus} {p.gpu}" for p in plans))
-        for row in capacity_planner.rows_of(plans):
+        for row in capacity_planner.table_rows(plans):
             table.add_row(*row)
         emit(self.json, {"plans": [p.to_json() for p in plans]}, table)

@@ -48,17 +48,17 @@ class ScoreVerb:
             self._score(self.file)
 
     def _rescore(self, run: Path) -> None:
-        from rl_reasoner.pipeline.hindsight import rescored
+        from rl_reasoner.pipeline.rescore import rescore
 
         target = check_writable(self.out) if self.out else None
-        found = rescored(run, self.reward, self.stage)
+        rescoring = rescore(run, self.reward, self.stage)
         if target is not None:
-            _write_rows(target, found.flips)
-        summary = {"reward": self.reward, "run": str(run), **found.summary()}
+            _write_rows(target, rescoring.flips)
+        summary = {"reward": self.reward, "run": str(run), **rescoring.summary()}
         table = new_table("step", "then", "now", "reason", "completion")
         table.caption = "\n".join(f"{key}: {short(value)}" for key, value in summary.items())
         table.caption_justify = "left"
-        for row in found.flips[:_SHOWN]:
+        for row in rescoring.flips[:_SHOWN]:
             values = [str(row["step"]), f"{row['then']:g}", f"{row['now']:g}"]
             table.add_row(*values, Text(row["reason"]), Text(row["completion"][-80:]))
         emit(self.json, summary, table)

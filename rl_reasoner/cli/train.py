@@ -35,15 +35,11 @@ class TrainVerb:
 
     def run(self) -> None:
         """Train; prints what came of it."""
-        from rl_reasoner.recipe.load import load_recipe, place_of
+        from rl_reasoner.recipe.load import read_recipe
 
-        if self.resume is not None:
-            source, flags = self._resumed(self.resume)
-        elif self.recipe is not None:
-            source, flags = self.recipe, self.flags
-        else:
-            raise UserError("train what? Give a recipe, or --resume RUN. See: rl-reasoner list")
-        recipe, where = load_recipe(source, flags), place_of(source, flags)
+        source, flags = self._source()
+        recipe, locate = read_recipe(source, flags)
+        self._check_name(recipe.name)
         if self.launch is not None and processes.world_size() == 1:
             if code := launcher.launch(self.launch, self._arguments()):
                 raise SystemExit(code)
@@ -57,7 +53,7 @@ class TrainVerb:
             resume=self.resume,
             quiet=self.quiet,
             command=shlex.join(["rl-reasoner", "train", source, *flags]),
-            where=where,
+            locate=locate,
             first=self.first,
             last=self.until,
         )
@@ -85,23 +81,31 @@ class TrainVerb:
         bare = [f for f, on in (("--quiet", self.quiet), ("--json", self.json)) if on]
         return ["train", *filter(None, [self.recipe]), *valued, *bare, *self.flags]
 
-    def _resumed(self, folder: Path) -> tuple[str, list[str]]:
-        """The recipe that the run in `folder` continues with, and its flags.
+    def _source(self) -> tuple[str, list[str]]:
+        """The recipe to run, and its flags.
 
-        Its own; or the one given, of the same name, with the flags that the run began with.
+        A resumed run's own; or the one given, with the flags that the run began with.
         """
+        if self.resume is None:
+            if self.recipe is None:
+                raise UserError("train what? Give a recipe, or --resume RUN. See: rl-reasoner list")
+            return self.recipe, self.flags
         from rl_reasoner.pipeline.run_folder import begun_with
+
+        check_run(self.resume)
+        if self.recipe is None:
+            return str(self.resume / "recipe.yaml"), self.flags
+        return self.recipe, [*begun_with(self.resume), *self.flags]
+
+    def _check_name(self, name: str) -> None:
+        """Raise `UserError` where another recipe is given than the one of the run to resume."""
+        if self.resume is None or self.recipe is None:
+            return
         from rl_reasoner.recipe.load import load_recipe
 
-        own = str(folder / "recipe.yaml")
-        check_run(folder)
-        begun = load_recipe(own)
-        if self.recipe is None:
-            return own, self.flags
-        flags = [*begun_with(folder), *self.flags]
-        if (asked := load_recipe(self.recipe, flags).name) != begun.name:
+        begun = load_recipe(str(self.resume / "recipe.yaml")).name
+        if name != begun:
             raise UserError(
-                f"{folder} is a run of the recipe {begun.name!r}, not of {asked!r}: "
-                "to continue it, give --resume alone"
+                f"{self.resume} is a run of the recipe {begun!r}, not of {name!r}: "
+                "to resume it, give --resume alone"
             )
-        return self.recipe, flags

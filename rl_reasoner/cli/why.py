@@ -27,9 +27,9 @@ class WhyVerb:
 
     def run(self) -> None:
         """Print the row's group and the step's figures."""
-        from rl_reasoner.pipeline.hindsight import by_reward, step_of
+        from rl_reasoner.pipeline.why import read_step, scores_in_words
 
-        step = step_of(self.run_folder, self.step, self.stage)
+        step = read_step(self.run_folder, self.step, self.stage)
         index = step.row(self.row)
         group = step.group(index)
         asked = step.rollouts[index]
@@ -49,7 +49,7 @@ class WhyVerb:
             out = ", ".join(rollout.get("left_out_by", ()))
             reward = f"{rollout['reward']:g}" if rollout["reward"] is not None else "none"
             reward = f"out: {out}" if out else reward
-            scores = "\n".join(f"{name}: {said}" for name, said in by_reward(rollout))
+            scores = "\n".join(f"{name}: {score}" for name, score in scores_in_words(rollout))
             end = " (cut off)" if rollout["truncated"] else ""
             cells = (Text(scores), Text(f"{rollout['completion']}{end}"))
             table.add_row(mark, reward, f"{rollout['advantage']:+.3g}", *cells)

@@ -5,18 +5,17 @@ Only settings, for transformers' trainers; `sharding` adds what these lack.
 
 from typing import Any
 
-from rl_reasoner.distributed.processes import world_size
 from rl_reasoner.errors import UserError
 
 PARALLEL = ("auto", "ddp", "fsdp", "zero2", "zero3")
 
 
-def trainer_arguments(parallel: str) -> dict[str, Any]:
+def trainer_arguments(parallel: str, processes: int) -> dict[str, Any]:
     """Arguments of a transformers trainer for `parallel`; nothing of them for one process.
 
     "auto" is what the launcher's settings say, and DDP where they say nothing.
     """
-    if world_size() == 1 or parallel in ("auto", "ddp"):
+    if processes == 1 or parallel in ("auto", "ddp"):
         return {}
     if parallel == "fsdp":
         return {
@@ -50,15 +49,15 @@ def deepspeed_settings(stage: int) -> dict[str, Any]:
     }
 
 
-def per_process(total: int, what: str, unit: str = "row") -> int:
+def per_process(total: int, processes: int, what: str, unit: str = "row") -> int:
     """How many of a step's rows or groups are a process's.
 
     Raises `UserError` where they do not divide.
     """
-    if total % world_size():
+    if total % processes:
         never = ", and a group is never split" if unit == "group" else ""
         raise UserError(
-            f"{what} is not a multiple of the {world_size()} processes: each takes the same "
-            f"number of {unit}s a step{never}"
+            f"{what} is not a multiple of the {processes} processes: each takes the same number "
+            f"of {unit}s a step{never}"
         )
-    return total // world_size()
+    return total // processes

@@ -86,7 +86,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Work:
+class StepLoad:
     """One step of GRPO: how much is sampled and trained on, and who holds what."""
 
     gpus: int
@@ -119,27 +119,27 @@ class Work:
 # ------------------------------------------------------------------------------------- time
 
 
-def seconds(shape: Shape, gpu: Gpu, work: Work, a: Assumed = ASSUMED) -> dict[str, float]:
+def seconds(shape: Shape, gpu: Gpu, load: StepLoad, a: Assumed = ASSUMED) -> dict[str, float]:
     """Seconds of a step by part: sampling, training, log-probs, gathering, weights to the engines.
 
     Gathering (shards over the network) is counted as far as it is longer than what it hides behind.
     """
-    sampling = _decoding(shape, gpu, work, a)
-    tokens = work.rows * work.mean + work.prompts
-    flops = pass_flops(shape, work.mean) * tokens
+    sampling = _decoding(shape, gpu, load, a)
+    tokens = load.rows * load.mean + load.prompts
+    flops = pass_flops(shape, load.mean) * tokens
     use = a.expert_use if shape.experts else a.dense_use
-    pieces = (work.batch or work.rows) * work.model / work.gpus
-    idle = (work.pipeline - 1) / (pieces + work.pipeline - 1)
-    one = flops / (work.gpus * gpu.flops * use) / (1 - idle)
-    training = 3 * one * work.iterations
-    found = {"sampling": sampling, "training": training, "log_probs": work.passes * one}
-    if work.shards > 1:
-        rows = work.rows / work.gpus
-        gathers = 3 * work.iterations * max(1.0, rows / work.micro) + work.passes
+    pieces = (load.batch or load.rows) * load.model / load.gpus
+    idle = (load.pipeline - 1) / (pieces + load.pipeline - 1)
+    one = flops / (load.gpus * gpu.flops * use) / (1 - idle)
+    training = 3 * one * load.iterations
+    found = {"sampling": sampling, "training": training, "log_probs": load.passes * one}
+    if load.shards > 1:
+        rows = load.rows / load.gpus
+        gathers = 3 * load.iterations * max(1.0, rows / load.micro) + load.passes
         apart = gathers * 2 * shape.total / (gpu.network * a.network_use)
         found["gathering"] = max(0.0, apart - training - found["log_probs"])
     found["weights_to_engines"] = (
-        2 * shape.total / a.refit if work.engine > 1 or work.sampler else 0
+        2 * shape.total / a.refit if load.engine > 1 or load.sampler else 0
     )
     return found
 
@@ -152,27 +152,27 @@ def pass_flops(shape: Shape, length: float) -> float:
     return 2 * shape.active + 4 * shape.layers * shape.hidden * length / 2
 
 
-def _decoding(shape: Shape, gpu: Gpu, work: Work, a: Assumed) -> float:
+def _decoding(shape: Shape, gpu: Gpu, load: StepLoad, a: Assumed) -> float:
     """Seconds until the longest completion ends; each step reads all weights and the alive rows'
     keys and values (the roofline of Pope et al., arXiv 2211.05102), or computes, if that is longer.
 
     Rows that are alive: their mean length over the longest, on average over the steps. Nearly all
     experts are read: a batch's tokens choose differently.
     """
-    engines = max(1.0, work.gpus / work.engine)
-    alive = work.rows / engines * min(1.0, work.mean / work.most)
-    context = work.mean / 2 + work.prompts / max(1, work.rows)
-    read = 2 * shape.total / work.engine + alive * context * shape.cache / work.engine
+    engines = max(1.0, load.gpus / load.engine)
+    alive = load.rows / engines * min(1.0, load.mean / load.most)
+    context = load.mean / 2 + load.prompts / max(1, load.rows)
+    read = 2 * shape.total / load.engine + alive * context * shape.cache / load.engine
     reading = read / (gpu.bandwidth * a.bandwidth_use)
-    computing = 2 * shape.active * alive / work.engine / (gpu.flops * 0.5)
-    far = a.far_layer_s if work.engine > a.server else 0.0
-    return work.most * (max(reading, computing) + shape.layers * (a.layer_s + far))
+    computing = 2 * shape.active * alive / load.engine / (gpu.flops * 0.5)
+    far = a.far_layer_s if load.engine > a.server else 0.0
+    return load.most * (max(reading, computing) + shape.layers * (a.layer_s + far))
 
 
 # ----------------------------------------------------------------------------------- memory
 
 
-def memory(shape: Shape, work: Work, gpu: Gpu) -> dict[str, float]:
+def memory(shape: Shape, load: StepLoad, gpu: Gpu) -> dict[str, float]:
     """Bytes of one GPU by part, while it is fullest.
 
     Weights, gradients and AdamW's two moments in fp32 (4 + 4 + 8 bytes a parameter, as in ZeRO,
@@ -181,44 +181,44 @@ def memory(shape: Shape, work: Work, gpu: Gpu) -> dict[str, float]:
     al., arXiv 2205.05198, equation 1, without attention's scores). Logits: one chunk of 1,024
     tokens in fp32, twice. Sampling in the trainer needs the whole weights in bf16 and the cache.
     """
-    tokens = work.micro * (work.mean + work.prompts / max(1, work.rows))
+    tokens = load.micro * (load.mean + load.prompts / max(1, load.rows))
     layer = shape.total / shape.layers
-    gathered = 2 * 2 * layer + 2 * shape.vocabulary * shape.hidden if work.shards > 1 else 0.0
+    gathered = 2 * 2 * layer + 2 * shape.vocabulary * shape.hidden if load.shards > 1 else 0.0
     found = {
-        "weights": 4 * shape.total / work.shards + gathered,
-        "gradients": 4 * shape.total / work.shards,
-        "optimizer": 8 * shape.total / work.shards,
+        "weights": 4 * shape.total / load.shards + gathered,
+        "gradients": 4 * shape.total / load.shards,
+        "optimizer": 8 * shape.total / load.shards,
         "activations": tokens * shape.hidden * (2 * shape.layers + 34),
         "logits": 2 * 4 * min(tokens, 1024) * shape.vocabulary,
     }
-    if work.sampler:
-        found["vllm"] = work.sampler * gpu.memory
+    if load.sampler:
+        found["vllm"] = load.sampler * gpu.memory
         return found
-    rows = work.rows / work.gpus
-    alive = rows * min(1.0, 1.25 * work.mean / work.most)
-    found["sampling_weights"] = 2 * shape.total if work.shards > 1 else 0.0
-    found["kv_cache"] = alive * work.most * shape.cache
+    rows = load.rows / load.gpus
+    alive = rows * min(1.0, 1.25 * load.mean / load.most)
+    found["sampling_weights"] = 2 * shape.total if load.shards > 1 else 0.0
+    found["kv_cache"] = alive * load.most * shape.cache
     return found
 
 
-def breaks(shape: Shape, work: Work, gpu: Gpu) -> list[str]:
+def breaks(shape: Shape, load: StepLoad, gpu: Gpu) -> list[str]:
     """Where the plan does not fit, and which knob is next; empty if it does."""
-    parts = memory(shape, work, gpu)
+    parts = memory(shape, load, gpu)
     fit = 0.92 * gpu.memory  # the rest is the allocator's and CUDA's
     said = []
     training = [n for n in parts if n not in ("sampling_weights", "kv_cache")]
     state = sum(parts[n] for n in ("weights", "gradients", "optimizer"))
     if sum(parts[n] for n in training) > fit:
-        if work.shards < work.gpus and state > 0.5 * fit:
+        if load.shards < load.gpus and state > 0.5 * fit:
             said.append("training does not fit: run.parallel: fsdp shares weights and optimizer")
-        elif parts["activations"] + parts["logits"] > 0.3 * fit and work.micro > 1:
+        elif parts["activations"] + parts["logits"] > 0.3 * fit and load.micro > 1:
             said.append("training does not fit: a smaller group.micro_batch")
         else:
             said.append("training does not fit: more GPUs, or policy.lora")
     sampled = parts["weights"] + parts["optimizer"] + parts.get("kv_cache", 0.0)
-    if not work.sampler and sampled + parts["sampling_weights"] > fit:
+    if not load.sampler and sampled + parts["sampling_weights"] > fit:
         said.append("sampling in the trainer does not fit: vLLM in a server of its own (vllm.mode)")
-    if work.sampler and 2 * shape.total / work.engine > 0.9 * work.sampler * gpu.memory:
+    if load.sampler and 2 * shape.total / load.engine > 0.9 * load.sampler * gpu.memory:
         said.append("vLLM does not fit its share: vllm.gpus (tensor parallel) or vllm.memory")
     return said
 
@@ -271,16 +271,16 @@ def plan(recipe: Recipe, gpus: int, gpu: str, shape: Shape | None = None) -> lis
     shape = shape or shape_of(recipe.policy.source)
     found = []
     for stage in stages:
-        work = work_of(recipe, stage, gpus)
-        parts = memory(shape, work, GPUS[gpu])
-        times = seconds(shape, GPUS[gpu], work)
-        tokens = work.rows * work.mean
-        wrong = breaks(shape, work, GPUS[gpu])
+        load = load_of_step(recipe, stage, gpus)
+        parts = memory(shape, load, GPUS[gpu])
+        times = seconds(shape, GPUS[gpu], load)
+        tokens = load.rows * load.mean
+        wrong = breaks(shape, load, GPUS[gpu])
         found.append(Plan(stage.name, gpus, gpu, shape, parts, times, tokens, wrong, vars(ASSUMED)))
     return found
 
 
-def rows_of(plans: Sequence[Plan]) -> Iterator[list[str]]:
+def table_rows(plans: Sequence[Plan]) -> Iterator[list[str]]:
     """The plans as the rows of a table: memory, seconds, tokens, what breaks."""
     memory_parts = dict.fromkeys(part for p in plans for part in p.memory)
     for part in memory_parts:
@@ -293,7 +293,7 @@ def rows_of(plans: Sequence[Plan]) -> Iterator[list[str]]:
     yield ["breaks", *("; ".join(p.breaks) or "no" for p in plans)]
 
 
-def work_of(recipe: Recipe, stage: GrpoStage, gpus: int, a: Assumed = ASSUMED) -> Work:
+def load_of_step(recipe: Recipe, stage: GrpoStage, gpus: int, a: Assumed = ASSUMED) -> StepLoad:
     """A step of `stage` on so many GPUs; raises `UserError` where its groups do not divide."""
     group, loss = stage.group, stage.loss
     if group.prompts % gpus:
@@ -306,7 +306,7 @@ def work_of(recipe: Recipe, stage: GrpoStage, gpus: int, a: Assumed = ASSUMED) -
     mean = a.mean_share * stage.sampling.max_tokens
     sharded = recipe.run.parallel in ("fsdp", "zero3")
     vllm = stage.vllm
-    return Work(
+    return StepLoad(
         gpus=gpus,
         rows=rows,
         most=stage.sampling.max_tokens,

@@ -1,8 +1,8 @@
-"""What each stage of a run was made from; and so which stages have to be done again.
+"""What each stage of a run was made from; and so which stages have to run again.
 
 The facts of a stage are all that decides its result: its own fields, what it uses of the recipe,
-the content of its files, and the hashes of what it takes from other stages. They lie in the
-stage's `lock.json`; a stage whose facts are as they were is not done again. Results are named by
+the content of its files, and the hashes of what it takes from other stages. They are in the
+stage's `lock.json`; a stage whose facts are unchanged does not run again. Results are identified by
 their content: where a stage comes out the same as before, what follows stays as it is. Knows
 recipes and files; nothing of torch.
 """
@@ -40,8 +40,8 @@ def facts_of(recipe: Recipe, stage: Stage, made: Mapping[str, str]) -> dict[str,
     """
     if stage.reuse is not None:
         return {"reuse": hash_of(brought(stage))}
-    said = stage.model_dump(mode="json")
-    facts: dict[str, Any] = {k: v for k, v in said.items() if k not in _WITHOUT_EFFECT}
+    fields = stage.model_dump(mode="json")
+    facts: dict[str, Any] = {k: v for k, v in fields.items() if k not in _WITHOUT_EFFECT}
     facts["data"] = recipe.data_of(stage).model_dump(mode="json")
     facts["files"] = _files(recipe, stage, made)
     start = recipe.start_of(stage)
@@ -67,14 +67,14 @@ def facts_of(recipe: Recipe, stage: Stage, made: Mapping[str, str]) -> dict[str,
 
 def _files(recipe: Recipe, stage: Stage, made: Mapping[str, str]) -> dict[str, str]:
     """The hash of each file, and of each stage's data, that the stage's rows come from."""
-    found = {}
+    hashes = {}
     for source in data_sources(recipe.data_of(stage)):
         if isinstance(source, StageData):
-            found[source.stage] = made[source.stage]
+            hashes[source.stage] = made[source.stage]
         elif isinstance(source, FileData):
             file = find_set(source.path)
-            found[source.path] = hash_of(file) if file else "from the hub"
-    return found
+            hashes[source.path] = hash_of(file) if file else "from the hub"
+    return hashes
 
 
 def hash_of_source(source: str, seed: int) -> str:
@@ -104,7 +104,7 @@ def brought(stage: Stage) -> Path:
         return file
     folder = path / "policy" if (path / "policy").is_dir() else path
     if not (folder / "config.json").is_file():
-        raise UserError(f"stage {stage.name}: reuse: {folder} is no folder with a policy in it")
+        raise UserError(f"stage {stage.name}: reuse: {folder} is not a folder with a policy in it")
     return folder
 
 
@@ -127,8 +127,8 @@ def data_in(run: Path, recipe: Recipe, stage: Stage) -> AnyData:
 def hash_of(path: Path) -> str:
     """SHA-256 of a file, or of the files of a folder with their names."""
     if not path.is_dir():
-        found = path.stat()
-        return _digest(path, found.st_size, found.st_mtime_ns)
+        stat = path.stat()
+        return _digest(path, stat.st_size, stat.st_mtime_ns)
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")):
         if file.is_file():
@@ -151,26 +151,26 @@ def window_of(recipe: Recipe, first: str | None, last: str | None) -> range:
 
 @lru_cache(maxsize=256)
 def _digest(path: Path, size: int, time: int) -> str:
-    """The file's SHA-256; read once as long as size and time say that it is the same."""
+    """The file's SHA-256; read again only when its size or time has changed."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What is another in the facts of a stage, in a few words: "optim.lr 0.001 -> 0.002"."""
+    """How the facts of a stage have changed, in a few words: "optim.lr 0.001 -> 0.002"."""
     old, new = dict(_leaves(before)), dict(_leaves(now))
     changed = [
         name for name in {**old, **new} if old.get(name, _MISSING) != new.get(name, _MISSING)
     ]
-    shown = [_told(name, old.get(name), new.get(name)) for name in changed[:_SHOWN]]
+    shown = [_in_words(name, old.get(name), new.get(name)) for name in changed[:_SHOWN]]
     more = [f"and {len(changed) - _SHOWN} more"] if len(changed) > _SHOWN else []
     return ", ".join([*shown, *more])
 
 
-def _told(name: str, before: Any, now: Any) -> str:
+def _in_words(name: str, before: Any, now: Any) -> str:
     if name == "from" or name.partition(".")[0] in ("files", "teacher", "reuse", "code"):
-        what = {"from": "the policy it goes on from", "teacher": "its teacher"}
-        return f"{what.get(name, name.partition('.')[2] or name)} is another"
+        what = {"from": "starting policy"}.get(name, name.partition(".")[2] or name)
+        return f"{what} changed"
     return f"{name} {before} -> {now}"
 
 

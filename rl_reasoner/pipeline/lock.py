@@ -1,7 +1,7 @@
-"""What a run writes down when it begins: what it is made with, what it evaluates that it trains on.
+"""What a run writes down when it begins: what it is made with, what it trains and tests on.
 
-`lock.json` and `contamination.json` are written once a run; one that is continued is held against
-its lock. Knows recipes, policies and run folders; nothing of trainers.
+`lock.json` and `contamination.json` are written once a run; a resumed run is compared with its
+lock. Knows recipes, policies and run folders; nothing of trainers.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,8 +13,8 @@ from rl_reasoner import sandbox
 from rl_reasoner.evaluation.monitor import overlap_notes, overlaps
 from rl_reasoner.files import write_json
 from rl_reasoner.foreign import json_object
+from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.run_folder import RunFolder
-from rl_reasoner.policy.device import choose_device, choose_precision
 from rl_reasoner.policy.fp8 import fp8_facts
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.recipe import Recipe
@@ -24,20 +24,26 @@ Note = Callable[[str], None]
 
 
 def lock(
-    run: RunFolder, recipe: Recipe, policy: Policy, threads: str, command: str | None, note: Note
+    run: RunFolder,
+    recipe: Recipe,
+    placement: Placement,
+    policy: Policy,
+    threads: str,
+    command: str | None,
+    note: Note,
 ) -> None:
-    """Write lock.json, or say what is another than in the one that is there.
+    """Write lock.json, or note where this process differs from the one that is there.
 
     `threads` are those that the policy is computed with, in words; `command` is what the user gave.
     """
-    device = choose_device(recipe.run.device)
+    device, precision = placement.device, placement.precision
     file = run.path / "lock.json"
     if file.is_file():
         begun, now = json_object(file).get("threads"), torch.get_num_threads()
         if device == "cpu" and begun not in (None, now):
-            note(f"begun with OMP_NUM_THREADS={begun}, continued with {now}: it rounds otherwise")
+            started = f"started with OMP_NUM_THREADS={begun}, resumed with {now}"
+            note(f"{started}: sums are rounded in another order")
         return
-    precision = choose_precision(recipe.run.precision, device)
     total, active = policy.parameter_counts
     facts: dict[str, Any] = {
         "device": device,
@@ -60,12 +66,12 @@ def lock(
 
 
 def find_overlaps(run: RunFolder, recipe: Recipe, rows: Sequence[Row], note: Note) -> None:
-    """Warn, once a run, of evaluated problems that are trained on; write down which they are."""
+    """Warn, once a run, of evaluated problems that are trained on; write down which."""
     file, evals = run.path / "contamination.json", recipe.evals
     names = list(dict.fromkeys([*evals.sets, *filter(None, [evals.validation])]))
     if not names or file.is_file():
         return
-    found = overlaps(rows, names)
-    write_json(file, found)
-    for told in overlap_notes(found):
-        note(told)
+    shared = overlaps(rows, names)
+    write_json(file, shared)
+    for warning in overlap_notes(shared):
+        note(warning)

@@ -1,21 +1,21 @@
 """A few groups sampled and scored before a run: what its first steps would show.
 
-What share is cut off, which rewards fault or judge nothing, how many groups would teach nothing,
-how far sampling and training are apart. `rl-reasoner check RECIPE` tells it beside what `preflight`
-finds.
+Reports the share of completions cut off, rewards that fault or judge nothing, groups that teach
+nothing, and how far log-probabilities of sampling and training are apart. `rl-reasoner check
+RECIPE` prints it with the checks of `preflight`.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import TrainerState
 
 from rl_reasoner.dataset.code_rows import continuing
 from rl_reasoner.dataset.templates import prompt_of
-from rl_reasoner.pipeline.preflight import Notice, Work
-from rl_reasoner.policy.device import choose_precision
+from rl_reasoner.pipeline.placement import Placement
+from rl_reasoner.pipeline.preflight import Notice
+from rl_reasoner.pipeline.prepare import Prepared, trl_columns
 from rl_reasoner.policy.fp8 import in_fp8
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.recipe import GrpoStage, Recipe
@@ -27,47 +27,52 @@ from rl_reasoner.scoring.outcome import NOT_ITS_ROW, failed, outcome_json, usabl
 from rl_reasoner.scoring.rule import rule_of, total
 from rl_reasoner.types import Fault, Outcome, Row
 
-_REHEARSED = 8  # rows that are sampled
+_ROWS = 8  # that groups are sampled for
 _COMPARED = 256  # tokens of a completion
 
 
-def rehearsed(recipe: Recipe, work: Work, policy: Policy) -> list[Notice]:
+def rehearse(
+    recipe: Recipe, placement: Placement, prepared: Prepared, policy: Policy
+) -> list[Notice]:
     """Sample a group for each of a few rows of every grpo stage, and score it.
 
-    What the samples say of the policy is told of stages that begin with it: of others it is not
-    known before the stage that makes their policy.
+    Truncation and variance are reported only for stages that begin with `policy`: for the others
+    they are not known before the stage that makes their policy has run.
     """
-    found = []
-    for stage, rows in zip(recipe.stages, work.rows, strict=True):
+    notices = []
+    for stage in recipe.stages:
+        rows = prepared.rows[stage.name]
         if isinstance(stage, GrpoStage) and rows:
             if stage.long_prompts == "skip":
                 prompts = [prompt_of(row, recipe.template, policy.tokenizer) for row in rows]
                 rows = without_long(prompts, rows, stage.sampling.max_tokens, policy)
             some = _some_of_each_task(rows)
-            found += _rehearse(recipe, stage, work.rewards, some, policy)
-            found.append(_compared(recipe, stage, some, policy))
-    return found
+            notices += _score_groups(recipe, stage, prepared.rewards, some, policy)
+            notices.append(_compare_passes(recipe, stage, placement, some, policy))
+    return notices
 
 
 def _some_of_each_task(rows: Sequence[Row]) -> list[Row]:
-    """A few rows, of each task as many."""
+    """A few rows, the same number of each task."""
     tasks: dict[Any, list[Row]] = {}
     for row in rows:
         tasks.setdefault(row.get("task"), []).append(row)
-    each = max(1, _REHEARSED // len(tasks))
+    each = max(1, _ROWS // len(tasks))
     return [row for part in tasks.values() for row in part[:each]]
 
 
-def _compared(recipe: Recipe, stage: GrpoStage, rows: list[Row], policy: Policy) -> Notice:
+def _compare_passes(
+    recipe: Recipe, stage: GrpoStage, placement: Placement, rows: list[Row], policy: Policy
+) -> Notice:
     """Log-probs and experts of the sampling pass against those of the training pass."""
     prompts = [
         prompt_ids(policy, prompt_of(row, recipe.template, policy.tokenizer))
         for row in rows
         for _ in range(2)
     ]
-    precision = choose_precision(recipe.run.precision, policy.device.type)
-    with in_fp8(precision, recipe.run.fp8, policy.device.type, policy.model):
-        found = measure(
+    precision = placement.precision
+    with in_fp8(precision, recipe.run.fp8, placement.device, policy.model):
+        mismatch = measure(
             policy.model,
             prompts,
             ends=eos_ids(policy),
@@ -75,73 +80,77 @@ def _compared(recipe: Recipe, stage: GrpoStage, rows: list[Row], policy: Policy)
             temperature=stage.sampling.temperature,
             autocast=torch.bfloat16 if precision != "fp32" else None,
         )
-    status, said, mend = diagnose(found, stage.router_replay)
-    return Notice("mismatch", status, f"stage {stage.name}, {precision}: {said}", mend)
+    status, message, fix = diagnose(mismatch, stage.router_replay)
+    return Notice("mismatch", status, f"stage {stage.name}, {precision}: {message}", fix)
 
 
-def _rehearse(
+def _score_groups(
     recipe: Recipe,
     stage: GrpoStage,
-    rewards: Sequence[Callable[..., Any]],
+    rewards: Mapping[str, Callable[..., Any]],
     rows: list[Row],
     policy: Policy,
 ) -> list[Notice]:
     prompts = [prompt_of(row, recipe.template, policy.tokenizer) for row in rows]
-    size, how = stage.group.size, stage.sampling
-    drawn = sample(
-        policy, prompts, samples=size, temperature=how.temperature, max_tokens=how.max_tokens
+    size = stage.group.size
+    sampled = sample(
+        policy,
+        prompts,
+        samples=size,
+        temperature=stage.sampling.temperature,
+        max_tokens=stage.sampling.max_tokens,
     )
-    flat = [rollout for group in drawn for rollout in group]
+    flat = [rollout for group in sampled for rollout in group]
     spread = [row for row in rows for _ in range(size)]
     columns: dict[str, Any] = {k: [r.get(k) for r in spread] for k in rows[0] if k != "completion"}
-    columns |= {"completion_ids": [[0]] * len(flat), "trainer_state": TrainerState()}
-    columns |= dict.fromkeys(("log_extra", "log_metric"), lambda *logged: None)
+    columns |= trl_columns(len(flat))
     columns["prompts"] = [prompt for prompt in prompts for _ in range(size)]
     chat = not isinstance(prompts[0], str)
     texts = [[{"role": "assistant", "content": r.text}] if chat else r.text for r in flat]
     scored = [
-        score_own_rows(continuing(function, rows), texts, columns, Limits()) for function in rewards
+        score_own_rows(continuing(function, rows), texts, columns, Limits())
+        for function in rewards.values()
     ]
     specs = list(recipe.rewards.values())
     weights = [spec.weight for spec in specs]
     rules = [
-        rule_of(f, spec.optional, spec.on_abstain) for f, spec in zip(rewards, specs, strict=True)
+        rule_of(function, spec.optional, spec.on_abstain)
+        for function, spec in zip(rewards.values(), specs, strict=True)
     ]
     totals = [total(row, weights, rules) for row in zip(*scored, strict=True)]
     lost = all(map(math.isnan, totals))
-    found = [
-        _judged(name, scores, lost or rule.on_abstain == "leave")
-        for name, scores, rule in zip(recipe.rewards, scored, rules, strict=True)
+    notices = [
+        _reward(name, scores, lost or rule.on_abstain == "leave")
+        for name, scores, rule in zip(rewards, scored, rules, strict=True)
     ]
     if (before := recipe.start_of(stage)) or stage.policy:
         why = f"stage {before} makes its policy first" if before else "it has a policy of its own"
-        said = f"stage {stage.name}: not looked at, {why}"
-        return [*found, *(Notice(name, "passed", said) for name in ("truncation", "variance"))]
+        message = f"stage {stage.name}: not measured, {why}"
+        return [*notices, *(Notice(name, "passed", message) for name in ("truncation", "variance"))]
     cut = sum(rollout.truncated for rollout in flat) / len(flat)
     groups = [totals[i : i + size] for i in range(0, len(totals), size)]
     same = sum(_flat(group) for group in groups) / len(groups)
-    return [*found, _cut_off(stage, cut), _taught(stage, same, len(groups))]
+    return [*notices, _truncation(stage, cut), _variance(stage, same, len(groups))]
 
 
-def _judged(name: str, outcomes: Sequence[Outcome], needed: bool) -> Notice:
+def _reward(name: str, outcomes: Sequence[Outcome], needed: bool) -> Notice:
     """How the reward `name` judged completions; `needed`: rows on which it abstains are lost."""
     scores = [score for score in outcomes if score != NOT_ITS_ROW]
     values = [value for score in scores if not math.isnan(value := usable(score))]
     faults = [score for score in scores if isinstance(score, Fault)]
     silent = len(scores) - len(values) - len(faults)
-    told = f"mean {sum(values) / len(values):.3g}" if values else "no score"
-    said = f"{name}: {told} on {len(scores)} completions, {len(faults)} faults"
-    said += f", abstained on {silent} of {len(scores)}" if silent else ""
-    reason = next(
-        (outcome_json(s)["reason"] for s in [*faults, *scores] if math.isnan(usable(s))), ""
-    )
-    said += f"; {reason}" if reason else ""
+    mean = f"mean {sum(values) / len(values):.3g}" if values else "no score"
+    message = f"{name}: {mean} on {len(scores)} completions, {len(faults)} faults"
+    message += f", abstained on {silent} of {len(scores)}" if silent else ""
+    unusable = [score for score in [*faults, *scores] if math.isnan(usable(score))]
+    reason = outcome_json(unusable[0])["reason"] if unusable else ""
+    message += f"; {reason}" if reason else ""
     bad, none = sum(map(failed, scores)), bool(scores) and not values
     if len(faults) * 2 > len(scores) or (none and (needed or bad)):
-        return Notice("reward", "failed", said, "mend the reward")
+        return Notice("reward", "failed", message, "fix the reward")
     if bad or none:
-        return Notice("reward", "warned", said, "mend the reward")
-    return Notice("reward", "passed", said)
+        return Notice("reward", "warned", message, "fix the reward")
+    return Notice("reward", "passed", message)
 
 
 def _flat(totals: Sequence[float]) -> bool:
@@ -150,16 +159,16 @@ def _flat(totals: Sequence[float]) -> bool:
     return not known or max(known) - min(known) < 1e-9
 
 
-def _cut_off(stage: GrpoStage, share: float) -> Notice:
-    said = f"stage {stage.name}: {share:.0%} of the completions are cut off"
+def _truncation(stage: GrpoStage, share: float) -> Notice:
+    message = f"stage {stage.name}: {share:.0%} of the completions are cut off"
     if share > 0.5:
-        return Notice("truncation", "warned", said, "a larger sampling.max_tokens")
-    return Notice("truncation", "passed", said)
+        return Notice("truncation", "warned", message, "a larger sampling.max_tokens")
+    return Notice("truncation", "passed", message)
 
 
-def _taught(stage: GrpoStage, share: float, groups: int) -> Notice:
-    said = f"stage {stage.name}: {share:.0%} of {groups} groups have equal rewards"
+def _variance(stage: GrpoStage, share: float, groups: int) -> Notice:
+    message = f"stage {stage.name}: {share:.0%} of {groups} groups have equal rewards"
     if share > 0.75:
-        mend = "they teach nothing: easier or harder rows, larger groups, or a stage of sft before"
-        return Notice("variance", "warned", said, mend)
-    return Notice("variance", "passed", said)
+        fix = "they teach nothing: easier or harder rows, larger groups, or a stage of sft before"
+        return Notice("variance", "warned", message, fix)
+    return Notice("variance", "passed", message)

@@ -2,7 +2,7 @@
 
 A `Job` is one stage at work: its rows, its policy, its folder. This module knows recipes, the
 trainers do not. What the trainers report is written by `recorder`; which stage comes when is
-`stages`' part.
+decided by `session`.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,6 +24,7 @@ from rl_reasoner.moe.experts import (
     check_experts,
     without_router_logits,
 )
+from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.trl_configs import config
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.recipe import DistillStage, GrpoStage, Recipe, SftStage, TrainedStage
@@ -44,8 +45,9 @@ class Job:
 
     recipe: Recipe
     stage: TrainedStage
+    placement: Placement
     rows: list[Row]
-    rewards: list[Callable[..., Any]]
+    rewards: Mapping[str, Callable[..., Any]]
     policy: Policy
     folder: Path
     teacher: Policy | None = None
@@ -74,7 +76,7 @@ def _distill(job: Job, stage: DistillStage) -> Distiller:
     trainer = Distiller(
         policy.model,
         teacher_of(teacher),
-        args=config(job.recipe, stage, job.folder),
+        args=config(job.recipe, stage, job.folder, job.placement),
         train_dataset=Dataset.from_list(prompts),
         processing_class=policy.tokenizer,
     )
@@ -95,7 +97,7 @@ def _sft(job: Job, stage: SftStage) -> Supervised:
     check_experts(policy.model)
     trainer = Supervised(
         policy.model,
-        args=config(job.recipe, stage, job.folder),
+        args=config(job.recipe, stage, job.folder, job.placement),
         train_dataset=Dataset.from_list(rows),
         processing_class=policy.tokenizer,
     )
@@ -136,25 +138,25 @@ def _grpo(job: Job, stage: GrpoStage) -> GRPOTrainer:
         policy.model.config.name_or_path = str(job.folder / "reference")
     trainer = GRPOTrainer(
         policy.model,
-        reward_funcs=[continuing(reward, rows) for reward in job.rewards],
-        args=config(recipe, stage, job.folder),
+        reward_funcs=[continuing(reward, rows) for reward in job.rewards.values()],
+        args=config(recipe, stage, job.folder, job.placement),
         train_dataset=as_dataset(trained),
         processing_class=policy.tokenizer,
     )
     trainer.use_row_settings = True
     trainer.reward_rules = [
         rule_of(function, spec.optional, spec.on_abstain)
-        for function, spec in zip(job.rewards, recipe.rewards.values(), strict=True)
+        for function, spec in zip(job.rewards.values(), recipe.rewards.values(), strict=True)
     ]
     numbers = {text_of(row["prompt"]): i for i, row in reversed([*enumerate(rows)])}
-    trainer.rollout_sink = partial(_keep, job, numbers)
+    trainer.rollout_sink = partial(_write_rollouts, job, numbers)
     return trainer
 
 
-def _keep(job: Job, numbers: Mapping[str, int], found: list[dict[str, Any]]) -> None:
+def _write_rollouts(job: Job, numbers: Mapping[str, int], rollouts: list[dict[str, Any]]) -> None:
     """Write a batch's rollouts, each with the number of its row, and its scores."""
-    job.ledger.append([*scores_of(found, job.recipe.run.seed, numbers.get)])
-    rows = [{**row, "row": numbers.get(row["prompt"])} for row in found]
+    job.ledger.append([*scores_of(rollouts, job.recipe.run.seed, numbers.get)])
+    rows = [{**row, "row": numbers.get(row["prompt"])} for row in rollouts]
     append_rows(job.folder / "rollouts.jsonl", [_without_seconds(row) for row in rows])
 
 

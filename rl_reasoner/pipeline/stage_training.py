@@ -40,11 +40,11 @@ from rl_reasoner.training.checkpointing.whole_checkpoints import Sealing, load_w
 from rl_reasoner.training.expert_balance import balanced
 
 
-def train_stage(job: Job, view: LiveView, stop: Stop, device: str, precision: str) -> None:
+def train_stage(job: Job, view: LiveView, stop: Stop) -> None:
     """Train the policy of `job`, and save it to `policy/` in the job's folder.
 
-    Raises what ends a run (see `stages.train`); when `stop` was asked to, returns with the training
-    left at a checkpoint and nothing saved. Of several processes the first one writes.
+    Raises what ends a run (see `train`); when a stop was asked for, returns with the training left
+    at a checkpoint and nothing saved. Of several processes the first one writes.
     """
     policy, folder, stage = job.policy, job.folder, job.stage
     checkpoints = folder / "checkpoints"
@@ -71,7 +71,7 @@ def train_stage(job: Job, view: LiveView, stop: Stop, device: str, precision: st
         _faults(stop, last_step, checkpoints),
         _unmarked(policy.model),
         balanced(trainer, stage.freeze_router),
-        in_fp8(precision, run.fp8, device, *models),
+        in_fp8(job.placement.precision, run.fp8, job.placement.device, *models),
     ):
         if at and not is_sharded(at[0]):
             _load_weights(policy, at[0])
@@ -80,11 +80,11 @@ def train_stage(job: Job, view: LiveView, stop: Stop, device: str, precision: st
             trainer.train(resume_from_checkpoint=str(at[0]) if at else None)
     if stop.asked:
         return
-    _save(job, trainer, device)
+    _save(job, trainer)
     processes.wait()
 
 
-def _save(job: Job, trainer: Any, device: str) -> None:
+def _save(job: Job, trainer: Any) -> None:
     """Write `policy/`, and the adapter beside it; the policy is plain and merged in all processes.
 
     A model that was sharded is opened anew: nobody held all of it.
@@ -100,7 +100,7 @@ def _save(job: Job, trainer: Any, device: str) -> None:
     if shards:
         processes.wait()
         source = policy.source if lora else str(folder / "policy")
-        opened = open_policy(source, seed=job.recipe.run.seed, device=device)
+        opened = open_policy(source, seed=job.recipe.run.seed, device=job.placement.device)
         merge_adapter(opened)
         policy.model = opened.model
         policy.source = str(folder / "policy")

@@ -1,7 +1,7 @@
 """The trainers' config objects, made from the stages of a recipe.
 
 A translation and nothing else: our names and defaults into those of trl's config classes. What trl
-refuses is said before anything is loaded (`check_configs`). Knows recipes, not runs.
+refuses is reported before anything is loaded (`check_configs`). Knows recipes, not runs.
 """
 
 import importlib.util
@@ -13,7 +13,7 @@ from trl import DistillationConfig, SFTConfig
 
 from rl_reasoner.distributed.strategy import per_process, trainer_arguments
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.policy.device import choose_device, choose_precision
+from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.recipe.recipe import (
     TRL_NAMES,
     DistillStage,
@@ -22,7 +22,6 @@ from rl_reasoner.recipe.recipe import (
     Recipe,
     SampleStage,
     SftStage,
-    Stage,
     TrainedStage,
     Vllm,
 )
@@ -33,8 +32,12 @@ from rl_reasoner.training.grpo_trainer import GRPOConfig
 _CONFIGS = {"sft": SFTConfig, "grpo": GRPOConfig, "distill": DistillationConfig}
 
 
-def check_configs(recipe: Recipe) -> None:
-    """Make the config of every stage; raises `UserError` for arguments that trl does not take."""
+def check_configs(recipe: Recipe, placement: Placement) -> dict[str, int]:
+    """Make the config of every stage; returns how many prompts a step of each grpo stage takes.
+
+    Raises `UserError` for arguments that trl does not take.
+    """
+    step_prompts: dict[str, int] = {}
     for stage in recipe.stages:
         if isinstance(stage, SampleStage):
             continue
@@ -46,53 +49,38 @@ def check_configs(recipe: Recipe) -> None:
         if "algorithm" in stage.trainer:
             raise UserError(f"stage {stage.name}: name the algorithm as loss.algorithm")
         try:
-            config(recipe, stage, Path())
+            made = config(recipe, stage, Path(), placement)
         except (ValueError, TypeError, UserError) as error:
             raise UserError(f"stage {stage.name}: {error}") from error
+        if isinstance(stage, GrpoStage):
+            step_prompts[stage.name] = made.generation_batch_size // made.num_generations
+    return step_prompts
 
 
 def config(
-    recipe: Recipe, stage: TrainedStage, folder: Path
+    recipe: Recipe, stage: TrainedStage, folder: Path, placement: Placement
 ) -> SFTConfig | GRPOConfig | DistillationConfig:
     """The config of trl's trainer for `stage`, whose checkpoints lie in `folder`."""
-    common = _common(recipe, stage, folder)
+    processes = placement.processes
+    common = _common(recipe, stage, folder, placement)
     if not isinstance(stage, DistillStage):  # trl's distillation has no balancing loss
         common["router_aux_loss_coef"] = stage.router_aux
     if isinstance(stage, SftStage):
-        return SFTConfig(**{**common, **_sft(stage), **stage.trainer})
+        return SFTConfig(**{**common, **_sft(stage, processes), **stage.trainer})
     if isinstance(stage, DistillStage):
-        return DistillationConfig(**{**common, **_distill(stage), **stage.trainer})
+        return DistillationConfig(**{**common, **_distill(stage, processes), **stage.trainer})
     weights = [spec.weight for spec in recipe.rewards.values()]
     if recipe.run.rewards_on == "ray":
         ray_cluster.installed()
     given = {"reward_weights": weights, "rewards_on": recipe.run.rewards_on}
-    return GRPOConfig(**{**common, **_grpo(stage), **given, **stage.trainer})
+    return GRPOConfig(**{**common, **_grpo(stage, processes), **given, **stage.trainer})
 
 
-def check_filled(recipe: Recipe, stage: Stage, rows: int) -> None:
-    """Raise `UserError` where the rows cannot fill one step: the stage would train nothing.
-
-    trl draws whole steps, and leaves out of each pass over the rows what fills none.
-    """
-    if not isinstance(stage, GrpoStage):
-        return
-    try:
-        made = config(recipe, stage, Path())
-    except (ValueError, TypeError, UserError):
-        return  # told by `check_configs`
-    need = made.generation_batch_size // made.num_generations
-    if rows < need:
-        few = f"{rows} row{'s' * (rows != 1)}"
-        raise UserError(
-            f"stage {stage.name}: {few} cannot fill a step of {need} prompts, so nothing would be "
-            f"trained: give at least {need} rows, or a smaller group.prompts"
-        )
-
-
-def _common(recipe: Recipe, stage: TrainedStage, folder: Path) -> dict[str, Any]:
+def _common(
+    recipe: Recipe, stage: TrainedStage, folder: Path, placement: Placement
+) -> dict[str, Any]:
     schedule, arguments = _schedule(stage.optim)
     optim = stage.optim
-    device = choose_device(recipe.run.device)
     return {
         "output_dir": str(folder / "checkpoints"),
         "max_steps": stage.steps,
@@ -105,9 +93,9 @@ def _common(recipe: Recipe, stage: TrainedStage, folder: Path) -> dict[str, Any]
         "weight_decay": optim.weight_decay,
         "max_grad_norm": optim.max_grad_norm,
         "seed": recipe.run.seed,
-        "bf16": choose_precision(recipe.run.precision, device) != "fp32",
-        "use_cpu": device == "cpu",
-        "gradient_checkpointing": device != "cpu",
+        "bf16": placement.precision != "fp32",
+        "use_cpu": placement.device == "cpu",
+        "gradient_checkpointing": placement.device != "cpu",
         "logging_steps": 1,
         "save_strategy": "steps",
         "save_steps": stage.save_every,
@@ -116,23 +104,23 @@ def _common(recipe: Recipe, stage: TrainedStage, folder: Path) -> dict[str, Any]
         "project": project_of(recipe.name),
         "run_name": f"{folder.parent.parent.name}/{folder.name}",
         "disable_tqdm": True,
-        **_parallel(recipe, stage),
+        **_parallel(recipe, stage, placement.processes),
     }
 
 
-def _parallel(recipe: Recipe, stage: TrainedStage) -> dict[str, Any]:
+def _parallel(recipe: Recipe, stage: TrainedStage, processes: int) -> dict[str, Any]:
     """Who holds which weights; distillation samples with the weights in the trainer: DDP."""
     if isinstance(stage, DistillStage):
         return {}
-    found = trainer_arguments(recipe.run.parallel)
-    if "deepspeed" in found and importlib.util.find_spec("deepspeed") is None:
-        said = f"run.parallel: {recipe.run.parallel} needs DeepSpeed: pip install deepspeed"
-        raise UserError(said)
-    return found
+    arguments = trainer_arguments(recipe.run.parallel, processes)
+    if "deepspeed" in arguments and importlib.util.find_spec("deepspeed") is None:
+        parallel = recipe.run.parallel
+        raise UserError(f"run.parallel: {parallel} needs DeepSpeed: pip install deepspeed")
+    return arguments
 
 
-def _sft(stage: SftStage) -> dict[str, Any]:
-    rows = per_process(stage.batch, f"batch {stage.batch}")
+def _sft(stage: SftStage, processes: int) -> dict[str, Any]:
+    rows = per_process(stage.batch, processes, f"batch {stage.batch}")
     return {**_passes(rows, stage.micro_batch), "max_length": None}
 
 
@@ -140,16 +128,18 @@ def _passes(rows: int, micro_batch: int | None) -> dict[str, Any]:
     """A process's `rows` of a step in passes of at most `micro_batch`."""
     micro = min(micro_batch or rows, rows)
     if rows % micro:
-        raise UserError(f"a process's {rows} rows of a step are no multiple of micro_batch {micro}")
+        raise UserError(
+            f"{rows} rows of a step per process are not a multiple of micro_batch {micro}"
+        )
     return {
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": rows // micro,
     }
 
 
-def _distill(stage: DistillStage) -> dict[str, Any]:
+def _distill(stage: DistillStage, processes: int) -> dict[str, Any]:
     return {
-        **_passes(per_process(stage.batch, f"batch {stage.batch}"), None),
+        **_passes(per_process(stage.batch, processes, f"batch {stage.batch}"), None),
         "temperature": stage.sampling.temperature,
         "top_p": stage.sampling.top_p,
         "top_k": stage.sampling.top_k,
@@ -158,11 +148,11 @@ def _distill(stage: DistillStage) -> dict[str, Any]:
     }
 
 
-def _grpo(stage: GrpoStage) -> dict[str, Any]:
+def _grpo(stage: GrpoStage, processes: int) -> dict[str, Any]:
     group = stage.group
     if stage.vllm is not None and importlib.util.find_spec("vllm") is None:
         raise UserError("vllm needs vLLM: pip install 'trl[vllm]'")
-    groups = per_process(group.prompts, f"group.prompts {group.prompts}", "group")
+    groups = per_process(group.prompts, processes, f"group.prompts {group.prompts}", "group")
     return {
         **_passes(groups * group.size, group.micro_batch),
         "num_generations": group.size,
@@ -183,18 +173,18 @@ def _grpo(stage: GrpoStage) -> dict[str, Any]:
 
 def _vllm(vllm: Vllm) -> dict[str, Any]:
     correction = vllm.correction
-    found: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "use_vllm": True,
         "vllm_mode": vllm.mode,
         "vllm_importance_sampling_correction": correction != "off",
     }
     if correction != "off":
-        found["vllm_importance_sampling_mode"] = correction
-        found["vllm_importance_sampling_clip_max"] = vllm.clip_max
+        arguments["vllm_importance_sampling_mode"] = correction
+        arguments["vllm_importance_sampling_clip_max"] = vllm.clip_max
     if vllm.mode == "server":
-        return {**found, "vllm_server_base_url": vllm.url}
+        return {**arguments, "vllm_server_base_url": vllm.url}
     return {
-        **found,
+        **arguments,
         "vllm_gpu_memory_utilization": vllm.memory,
         "vllm_tensor_parallel_size": vllm.gpus,
         "vllm_enable_sleep_mode": vllm.sleep,

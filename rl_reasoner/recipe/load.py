@@ -18,6 +18,9 @@ from rl_reasoner.recipe.flags import apply_flags, flag_places
 from rl_reasoner.recipe.locations import FieldPath, explain, python_places, read_yaml, validate
 from rl_reasoner.recipe.recipe import Recipe
 
+Locate = Callable[[FieldPath], str]
+"""Gives the place of a field: file and line, or a flag."""
+
 
 def shipped_recipes() -> list[str]:
     """Names of the recipes that come with the package, in alphabetical order."""
@@ -47,11 +50,30 @@ def load_recipe(reference: str, flags: Sequence[str] = ()) -> Recipe:
 
     Raises `UserError` with every mistake: its place, what was expected, the nearest spelling.
     """
+    return read_recipe(reference, flags)[0]
+
+
+def read_recipe(reference: str, flags: Sequence[str] = ()) -> tuple[Recipe, Locate]:
+    """Read a recipe as `load_recipe` does; also where its fields are set: flag, or file and line.
+
+    The places are for mistakes that show only when the recipe is put to work. A field that is not
+    written down itself has the place of what it is part of.
+    """
     path = find_recipe(reference)
     if path.suffix == ".py":
-        return apply_flags(run_script(path), flags)
-    data, places = read_yaml(path)
-    return apply_flags(validate(data, places, str(path)), flags)
+        plain = run_script(path)
+        places = dict(python_places(path.read_text(encoding="utf-8"), str(path)))
+    else:
+        data, read = read_yaml(path)
+        plain, places = validate(data, read, str(path)), dict(read)
+    recipe = apply_flags(plain, flags)
+    places |= flag_places(plain, flags)
+
+    def locate(field: FieldPath) -> str:
+        above = (places[field[:n]] for n in range(len(field), 0, -1) if field[:n] in places)
+        return next(above, str(path))
+
+    return recipe, locate
 
 
 def run_script(path: Path) -> Recipe:
@@ -82,23 +104,3 @@ def run_script(path: Path) -> Recipe:
     if not isinstance(recipe, Recipe):
         raise UserError(f"{path}: recipe() returned {type(recipe).__name__}, not a Recipe")
     return recipe
-
-
-def place_of(reference: str, flags: Sequence[str] = ()) -> Callable[[FieldPath], str]:
-    """Return a function from the path of a field to where it is set: a flag, or file and line.
-
-    For mistakes that show only when the recipe is put to work. A field that is not written down
-    itself has the place of what it is part of.
-    """
-    path = find_recipe(reference)
-    if path.suffix == ".py":
-        places = dict(python_places(path.read_text(encoding="utf-8"), str(path)))
-    else:
-        places = dict(read_yaml(path)[1])
-    places |= flag_places(load_recipe(reference), flags)
-
-    def place(field: FieldPath) -> str:
-        above = (places[field[:n]] for n in range(len(field), 0, -1) if field[:n] in places)
-        return next(above, str(path))
-
-    return place

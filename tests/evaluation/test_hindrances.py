@@ -8,7 +8,8 @@ import pytest
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.hindrances import Signs, hindrances
-from rl_reasoner.pipeline.preflight import prepared
+from rl_reasoner.pipeline.placement import place
+from rl_reasoner.pipeline.prepare import prepare
 from rl_reasoner.report import write_report
 from support.commands import Cli, stock
 from support.tiny import grpo, recipe, rows
@@ -104,7 +105,8 @@ def test_too_few_rows_for_a_step_are_told_before_the_run(tmp_path: Path, cli: Cl
     (tmp_path / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in few))
     stage = grpo(data={"path": "few.jsonl"}, group={"size": 2, "prompts": 4})
     with pytest.raises(UserError, match="3 rows cannot fill a step of 4 prompts"):
-        prepared(recipe(tmp_path, stage))
+        made = recipe(tmp_path, stage)
+        prepare(made, place(made))
     text = (
         (tmp_path / "tiny.yaml")
         .read_text()

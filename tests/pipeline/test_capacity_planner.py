@@ -7,7 +7,15 @@ import pytest
 
 from rl_reasoner import cli
 from rl_reasoner.errors import UserError
-from rl_reasoner.pipeline.capacity_planner import GPUS, Shape, Work, breaks, memory, plan, seconds
+from rl_reasoner.pipeline.capacity_planner import (
+    GPUS,
+    Shape,
+    StepLoad,
+    breaks,
+    memory,
+    plan,
+    seconds,
+)
 from support.tiny import grpo, recipe
 
 # From the models' cards: parameters, active ones, layers, width, vocabulary, bytes a token's cache.
@@ -18,9 +26,11 @@ QWEN_235B_A22B = Shape(235e9, 22e9, 94, 4096, 151_936, 4 * 94 * 4 * 128)
 DEEPSEEK_V3 = Shape(671e9, 37e9, 61, 7168, 129_280, 2 * 61 * (512 + 64))
 
 
-def run(gpus: int, engine: int, copy: int, pipeline: int, rows: int, mean: int, most: int) -> Work:
+def run(
+    gpus: int, engine: int, copy: int, pipeline: int, rows: int, mean: int, most: int
+) -> StepLoad:
     """A published run: `copy` GPUs train one copy, in `pipeline` parts; 512 rows an update."""
-    return Work(
+    return StepLoad(
         gpus=gpus,
         engine=engine,
         model=copy,
@@ -53,15 +63,15 @@ HELD_OUT = [
 
 @pytest.mark.parametrize(("name", "shape", "work", "measured"), [*FITTED, *HELD_OUT])
 def test_a_published_step_is_estimated_within_a_factor_of_one_and_a_half(
-    name: str, shape: Shape, work: Work, measured: float
+    name: str, shape: Shape, work: StepLoad, measured: float
 ) -> None:
     estimated = sum(seconds(shape, GPUS["H100"], work).values())
     assert 1 / 1.5 < estimated / measured < 1.5
 
 
 def test_shards_share_what_ddp_holds_whole() -> None:
-    alone = Work(gpus=64, rows=512, most=4096, mean=2048)
-    shared = Work(gpus=64, rows=512, most=4096, mean=2048, shards=64)
+    alone = StepLoad(gpus=64, rows=512, most=4096, mean=2048)
+    shared = StepLoad(gpus=64, rows=512, most=4096, mean=2048, shards=64)
     assert "training does not fit: run.parallel: fsdp" in breaks(LLAMA_8B, alone, GPUS["H100"])[0]
     whole, part = (memory(LLAMA_8B, work, GPUS["H100"]) for work in (alone, shared))
     assert whole["optimizer"] == pytest.approx(8 * 8.03e9)
@@ -70,14 +80,14 @@ def test_shards_share_what_ddp_holds_whole() -> None:
 
 
 def test_a_policy_too_large_to_sample_beside_its_training_is_said() -> None:
-    work = Work(gpus=64, rows=512, most=4096, mean=2048, shards=64)
+    work = StepLoad(gpus=64, rows=512, most=4096, mean=2048, shards=64)
     assert any("vllm.mode" in said for said in breaks(QWEN_235B_A22B, work, GPUS["H100"]))
 
 
 def test_more_gpus_make_a_step_shorter_and_not_by_more_than_their_number() -> None:
     steps = []
     for gpus in (8, 16, 64):
-        work = Work(gpus=gpus, rows=1024, most=4096, mean=2048, shards=gpus)
+        work = StepLoad(gpus=gpus, rows=1024, most=4096, mean=2048, shards=gpus)
         steps.append(sum(seconds(LLAMA_8B, GPUS["H100"], work).values()))
     assert steps[0] > steps[1] > steps[2] > steps[0] / 8
 

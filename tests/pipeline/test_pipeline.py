@@ -215,7 +215,7 @@ def test_a_changed_stage_is_done_again_with_what_depends_on_it(
     said = capsys.readouterr().err
     assert "changed, or after what has changed: again, student" in said
     assert "stage again: done again (optim.lr 0.005 -> 0.001)" in said
-    assert "stage student: done again (its teacher is another)" in said
+    assert "stage student: done again (teacher changed)" in said
     old = copy / "old" / "1"
     assert same(old / "stages" / "5-again" / "policy", whole.folder / "stages/5-again/policy")
     assert {p.name for p in (old / "evals").iterdir()} == {
@@ -312,7 +312,9 @@ def test_mistakes_are_said_before_anything_is_done(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--until pre comes before --from again"):
         train(wanted, quiet=True, first="again", last="pre")
     nothing = apply_flags(wanted, ("--pre.reuse", str(tmp_path)))
-    with pytest.raises(UserError, match=r"stage pre: reuse: .* is no folder with a policy in it"):
+    with pytest.raises(
+        UserError, match=r"stage pre: reuse: .* is not a folder with a policy in it"
+    ):
         train(nothing, quiet=True)
     nothing = apply_flags(wanted, ("--samples.reuse", str(tmp_path)))
     with pytest.raises(UserError, match=r"stage samples: reuse: there is no data set"):

@@ -9,12 +9,22 @@ import pytest
 
 from rl_reasoner import open_policy
 from rl_reasoner.errors import UserError
-from rl_reasoner.pipeline.preflight import Notice, inspected, prepared
-from rl_reasoner.pipeline.rehearsal import rehearsed
+from rl_reasoner.pipeline.placement import place
+from rl_reasoner.pipeline.preflight import Notice, inspect
+from rl_reasoner.pipeline.prepare import Prepared, prepare
+from rl_reasoner.pipeline.rehearsal import rehearse
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.rollout.mismatch import measure
 from support.commands import Cli, stock
 from support.tiny import grpo, recipe, sft
+
+
+def prepared(wanted: Recipe) -> Prepared:
+    return prepare(wanted, place(wanted))
+
+
+def rehearsed(wanted: Recipe, policy: Any) -> list[Notice]:
+    return rehearse(wanted, place(wanted), prepared(wanted), policy)
 
 
 def notices(wanted: Recipe, folder: Path, change: Callable[[Any], None] = lambda p: None) -> Any:
@@ -23,7 +33,7 @@ def notices(wanted: Recipe, folder: Path, change: Callable[[Any], None] = lambda
     change(policy)
     found: dict[str, Notice] = {}
     order = ("passed", "warned", "failed")
-    for notice in inspected(wanted, prepared(wanted), policy, folder):
+    for notice in inspect(wanted, place(wanted), prepared(wanted), policy, folder):
         before = found.get(notice.check)
         if before is None or order.index(before.status) < order.index(notice.status):
             found[notice.check] = notice
@@ -84,7 +94,7 @@ def test_what_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         free = 1 << 20
 
     monkeypatch.setattr("shutil.disk_usage", lambda path: Usage)
-    monkeypatch.setattr("rl_reasoner.pipeline.preflight._memory_of", lambda device: 1 << 20)
+    monkeypatch.setattr("rl_reasoner.pipeline.preflight._free_memory", lambda device: 1 << 20)
     found = notices(recipe(tmp_path, grpo()), tmp_path)
     assert found["disk"].status == "failed" and "1 MB free" in found["disk"].message
     assert found["memory"].status == "failed" and "do not fit" in found["memory"].message
@@ -102,7 +112,7 @@ def test_doubtful_settings_are_told(tmp_path: Path) -> None:
     hot = grpo(optim={"lr": 0.5}, group={"size": 2, "prompts": 1})
     found = notices(recipe(tmp_path, hot), tmp_path)
     assert found["learning rate"].status == found["batch"].status == "warned"
-    assert "recipes of this size" in found["learning rate"].mend
+    assert "recipes of this size" in found["learning rate"].fix
 
 
 def test_tokens_that_are_missing_or_outside(tmp_path: Path) -> None:
@@ -126,7 +136,7 @@ def test_a_run_that_cannot_work_is_refused_before_it_begins(tmp_path: Path, cli:
 def test_a_rehearsal_tells_what_the_first_steps_would_show(tmp_path: Path) -> None:
     wanted = recipe(tmp_path, grpo(sampling={"max_tokens": 2}))
     policy = open_policy(wanted.policy.source, device="cpu")
-    found = {notice.check: notice for notice in rehearsed(wanted, prepared(wanted), policy)}
+    found = {notice.check: notice for notice in rehearsed(wanted, policy)}
     assert found["truncation"].status == "warned" and "cut off" in found["truncation"].message
     assert "32 completions, 0 faults" in found["reward"].message
     assert found["variance"].message.endswith("of 8 groups have equal rewards")
@@ -156,7 +166,7 @@ def test_a_policy_that_a_stage_makes_first_is_not_warned_of(tmp_path: Path) -> N
     stage = grpo(sampling={"max_tokens": 2})
     for stages, status in (([stage], "warned"), ([sft(), stage], "passed")):
         wanted = recipe(tmp_path, *stages)
-        found = {n.check: n for n in rehearsed(wanted, prepared(wanted), policy)}
+        found = {n.check: n for n in rehearsed(wanted, policy)}
         assert found["truncation"].status == status
         told = "stage sft makes its policy first" in found["truncation"].message
         assert told == ("stage sft makes its policy first" in found["variance"].message)
@@ -177,5 +187,5 @@ def test_passes_are_compared_up_to_every_end_that_training_knows(
         return measure(*args, **settings)
 
     monkeypatch.setattr("rl_reasoner.pipeline.rehearsal.measure", measured)
-    rehearsed(wanted, prepared(wanted), policy)
+    rehearsed(wanted, policy)
     assert [{*ends} for ends in seen] == [{policy.tokenizer.eos_token_id, 9, 11}]

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from rl_reasoner import open_policy, train
 from rl_reasoner.errors import UserError
-from rl_reasoner.pipeline.preflight import inspected, prepared
-from rl_reasoner.pipeline.rehearsal import rehearsed
+from rl_reasoner.pipeline.placement import place
+from rl_reasoner.pipeline.preflight import inspect
+from rl_reasoner.pipeline.prepare import prepare
+from rl_reasoner.pipeline.rehearsal import rehearse
 from rl_reasoner.policy import fp8_torchao
 from rl_reasoner.policy.fp8 import (
     covered_layers,
@@ -210,11 +212,12 @@ def test_sampling_and_training_pass_are_the_same_policy_in_rows_and_blocks() -> 
 
 def test_the_check_says_that_it_is_emulated(tmp_path: Path) -> None:
     made = recipe(tmp_path, grpo(), run={"device": "cpu", "precision": "fp8"})
-    work = prepared(made)
+    placement = place(made)
+    prepared = prepare(made, placement)
     policy = open_policy("scratch:moe-tiny", device="cpu")
-    notices = {n.check: n for n in inspected(made, work, policy, tmp_path)}
+    notices = {n.check: n for n in inspect(made, placement, prepared, policy, tmp_path)}
     assert notices["precision"].status == "warned" and "emulated" in notices["precision"].message
-    [row] = [n for n in rehearsed(made, work, policy) if n.check == "mismatch"]
+    [row] = [n for n in rehearse(made, placement, prepared, policy) if n.check == "mismatch"]
     assert "fp8" in row.message
 
 

@@ -11,7 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from rl_reasoner import open_policy, train
 from rl_reasoner.errors import UserError
-from rl_reasoner.pipeline.preflight import inspected, prepared
+from rl_reasoner.pipeline.placement import place
+from rl_reasoner.pipeline.preflight import inspect
+from rl_reasoner.pipeline.prepare import prepare
 from rl_reasoner.rollout.long_prompts import places_of
 from rl_reasoner.rollout.sampler import sample
 from support.processes import PROMPTS, build
@@ -131,7 +133,9 @@ def test_a_recipe_names_the_row_or_leaves_it_out(gpt2: str, tmp_path: Path) -> N
         stage = grpo(data=str(lines(tmp_path)), long_prompts=choice, steps=1)
         wanted = recipe(tmp_path, stage, policy=gpt2, evals={"sets": ()})
         policy = open_policy(gpt2, device="cpu")
-        found = {n.check: n for n in inspected(wanted, prepared(wanted), policy, tmp_path)}
+        placement = place(wanted)
+        prepared = prepare(wanted, placement)
+        found = {n.check: n for n in inspect(wanted, placement, prepared, policy, tmp_path)}
         assert found["prompts"].status == status
         assert "row 301 ('a prompt that" in found["prompts"].message
     run = train(wanted, quiet=True)

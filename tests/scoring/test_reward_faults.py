@@ -12,8 +12,9 @@ import pytest
 
 from rl_reasoner import GRPOTrainer, open_policy, reward, train, waiting
 from rl_reasoner.errors import UserError
-from rl_reasoner.pipeline.preflight import prepared
-from rl_reasoner.pipeline.rehearsal import rehearsed
+from rl_reasoner.pipeline.placement import place
+from rl_reasoner.pipeline.prepare import prepare
+from rl_reasoner.pipeline.rehearsal import rehearse
 from rl_reasoner.scoring.batch import score_batch
 from rl_reasoner.scoring.circuit_breaker import Breaker, RewardsFailed
 from rl_reasoner.scoring.limits import Limits
@@ -133,7 +134,9 @@ def test_a_recipe_whose_rows_all_abstain_does_not_end_as_if_it_had_learned(
     )
     wanted = recipe(tmp_path, grpo(steps=1), source=source, evals={"sets": []})
     policy = open_policy(wanted.policy.source, device="cpu")
-    found = [n for n in rehearsed(wanted, prepared(wanted), policy) if n.check == "reward"]
+    placement = place(wanted)
+    notices = rehearse(wanted, placement, prepare(wanted, placement), policy)
+    found = [n for n in notices if n.check == "reward"]
     assert [n.status for n in found] == ["failed"] and "abstained on 32 of 32" in found[0].message
     with pytest.raises(RewardsFailed, match="no row got a reward in any of 1 steps"):
         train(wanted, quiet=True)

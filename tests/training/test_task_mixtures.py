@@ -13,7 +13,8 @@ from rl_reasoner.dataset.rows import load_rows
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.evaluate import replay
 from rl_reasoner.evaluation.result import EvalResult
-from rl_reasoner.pipeline.preflight import prepared
+from rl_reasoner.pipeline.placement import place
+from rl_reasoner.pipeline.prepare import prepare
 from rl_reasoner.recipe.flags import apply_flags
 from rl_reasoner.recipe.recipe import EvalOverrides, FileData, MixData, Recipe
 from rl_reasoner.types import Rollout
@@ -93,17 +94,18 @@ def test_mistakes_in_the_rewards_of_rows_are_told_before_the_run(
 ) -> None:
     mix = [{**MIX[0], **change}]
     with pytest.raises(UserError) as raised:
-        prepared(Recipe.model_validate(fields(REWARDS, mix)))
+        made = Recipe.model_validate(fields(REWARDS, mix))
+        prepare(made, place(made))
     assert message in str(raised.value)
 
 
 @pytest.mark.parametrize(
     ("column", "message"),
     [
-        ({"rewards": [0.5, 1]}, "row '1+1=': its rewards are [0.5, 1], no list of names"),
-        ({"rewards": {"gold": 1}}, "row '1+1=': its rewards are {'gold': 1}, no list of names"),
-        ({"max_tokens": "2"}, "row '1+1=': its max_tokens is '2', no whole number from 1 on"),
-        ({"max_tokens": 0}, "row '1+1=': its max_tokens is 0, no whole number from 1 on"),
+        ({"rewards": [0.5, 1]}, "row '1+1=': its rewards are [0.5, 1], not a list of names"),
+        ({"rewards": {"gold": 1}}, "row '1+1=': its rewards are {'gold': 1}, not a list of names"),
+        ({"max_tokens": "2"}, "row '1+1=': max_tokens is '2', not a whole number from 1 on"),
+        ({"max_tokens": 0}, "row '1+1=': max_tokens is 0, not a whole number from 1 on"),
     ],
 )
 def test_columns_that_say_what_no_run_can_do_are_told_before_it(
@@ -112,7 +114,8 @@ def test_columns_that_say_what_no_run_can_do_are_told_before_it(
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"problem": "1+1=", "answer": "2", **column}))
     with pytest.raises(UserError) as raised:
-        prepared(Recipe.model_validate(fields({"math_answer": 1}, {"path": str(file)})))
+        made = Recipe.model_validate(fields({"math_answer": 1}, {"path": str(file)}))
+        prepare(made, place(made))
     assert message in str(raised.value)
 
 
@@ -125,7 +128,8 @@ def test_two_rewards_of_one_name_cannot_be_named_by_rows(tmp_path: Path) -> None
     mix = [{"task": "modular", "rewards": ["boxed"]}]
     rewards = {"boxed": 1, f"{file}:boxed": 1}
     with pytest.raises(UserError, match="two rewards are functions called boxed"):
-        prepared(Recipe.model_validate(fields(rewards, mix)))
+        made = Recipe.model_validate(fields(rewards, mix))
+        prepare(made, place(made))
 
 
 def test_a_wrong_instruction_is_told_with_its_row(tmp_path: Path) -> None:

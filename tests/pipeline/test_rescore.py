@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from rl_reasoner.pipeline.hindsight import kendall, pearson
+from rl_reasoner.pipeline.rescore import Rescoring, kendall
 from rl_reasoner.scoring.ledger import completion_hash, entries
 from support.commands import Cli
 
@@ -18,11 +18,12 @@ pairs = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, ma
 @given(pairs)
 def test_the_figures_are_those_of_scipy(found: list[tuple[float, float]]) -> None:
     left, right = zip(*found, strict=True)
+    correlation = Rescoring([found]).summary()["correlation"]
     if len(set(left)) == 1 or len(set(right)) == 1:
-        assert kendall(found) is None and pearson(found) is None
+        assert kendall(found) is None and correlation is None
     else:
         assert kendall(found) == pytest.approx(stats.kendalltau(left, right).statistic, abs=1e-9)
-        assert pearson(found) == pytest.approx(stats.pearsonr(left, right).statistic, abs=1e-9)
+        assert correlation == pytest.approx(stats.pearsonr(left, right).statistic, abs=1e-9)
 
 
 def test_why_shows_a_group_and_the_numbers_of_the_batch(here: Path, cli: Cli) -> None:

@@ -1,0 +1,167 @@
+"""A run's saved completions under another reward: what would have been scored otherwise.
+
+Reads what a run wrote and changes nothing. Knows nothing of models.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from statistics import StatisticsError, correlation
+from typing import Any
+
+from rl_reasoner.dataset.code_rows import continuing
+from rl_reasoner.dataset.rows import load_rows
+from rl_reasoner.errors import UserError
+from rl_reasoner.foreign import number as finite
+from rl_reasoner.pipeline.lineage import data_in
+from rl_reasoner.pipeline.why import rollouts_of, sampled_stage
+from rl_reasoner.recipe.load import load_recipe
+from rl_reasoner.recipe.recipe import Recipe
+from rl_reasoner.scoring.batch import APPLIES, applies, score_batch, score_own_rows
+from rl_reasoner.scoring.outcome import outcome_json, usable
+from rl_reasoner.scoring.registry import load_reward
+from rl_reasoner.scoring.reward import Reward, name_of
+from rl_reasoner.types import Fault, Row
+
+
+@dataclass
+class Rescoring:
+    """A run's rollouts under another reward: pairs (value in the run, value now) by group.
+
+    Compared with the run's own scores of the reward of that name, else `against` its total.
+    """
+
+    groups: list[list[tuple[float, float]]] = field(default_factory=list)
+    flips: list[dict[str, Any]] = field(default_factory=list)
+    against: str = "the total"
+    faults: int = 0
+    abstained: int = 0
+
+    def summary(self) -> dict[str, Any]:
+        """The figures: what would have changed.
+
+        `flipped`: rows on the other side of their group's mean; `correlation`: Pearson's, over all
+        rows; `rank_agreement`: mean over groups of Kendall's tau-b, where both rewards vary; and
+        `flat`: groups without any difference, then and now.
+        """
+        pairs = [pair for group in self.groups for pair in group]
+        taus = [tau for group in self.groups if (tau := kendall(group)) is not None]
+        flat = [sum(len({p[side] for p in g}) == 1 for g in self.groups) for side in (0, 1)]
+        return {
+            "against": self.against,
+            "rows": len(pairs),
+            "groups": len(self.groups),
+            "changed": sum(a != b for a, b in pairs),
+            "flipped": len(self.flips),
+            "correlation": _correlation(pairs),
+            "rank_agreement": sum(taus) / len(taus) if taus else None,
+            "flat": {"then": flat[0], "now": flat[1]},
+            "mean": {
+                "then": sum(a for a, _ in pairs) / len(pairs) if pairs else None,
+                "now": sum(b for _, b in pairs) / len(pairs) if pairs else None,
+            },
+            "abstained": self.abstained,
+            "faults": self.faults,
+        }
+
+
+def rescore(run: Path, reference: str, stage: str | None = None) -> Rescoring:
+    """Score the run's rollouts (of one stage) with the reward that `reference` names.
+
+    Rows that either reward did not judge leave the comparison. Raises `UserError`.
+    """
+    folder = sampled_stage(run, stage)
+    recipe = load_recipe(str(run / "recipe.yaml"))
+    data = _data_of(run, recipe, folder.name.partition("-")[2])
+    spec = recipe.rewards.get(reference)
+    own = spec.source if spec is not None else None
+    reward = continuing(load_reward(reference, source=own), data)
+    rescoring = Rescoring()
+    for _, batch in groupby(rollouts_of(folder), key=lambda row: row["step"]):
+        _rescore_step(list(batch), data, reward, reference, rescoring)
+    return rescoring
+
+
+def _data_of(run: Path, recipe: Recipe, name: str) -> list[Row]:
+    [stage] = [stage for stage in recipe.stages if stage.name == name]
+    return load_rows(data_in(run, recipe, stage))
+
+
+def _rescore_step(
+    batch: list[Row],
+    data: list[Row],
+    reward: Callable[..., Any],
+    reference: str,
+    rescoring: Rescoring,
+) -> None:
+    rows = [_row_of(rollout, data) for rollout in batch]
+    needed = reward.columns if isinstance(reward, Reward) else ()
+    for name in needed:
+        if name != "prompt" and name not in rows[0]:
+            raise UserError(
+                f"the reward {reference} needs the column {name!r}; the run's data lack it"
+            )
+    columns = {key: [row.get(key) for row in rows] for key in rows[0]}
+    columns["prompts"] = [rollout["prompt"] for rollout in batch]
+    name = name_of(reward)
+    if any(name in rollout["scores"] for rollout in batch):
+        rescoring.against = name
+    own = any(row.get(APPLIES) and applies(name, row[APPLIES]) for row in data)
+    score = score_own_rows if own else score_batch  # a reward that is new to the run: on all rows
+    outcomes = score(reward, [rollout["completion"] for rollout in batch], columns)
+    rescoring.faults += sum(isinstance(outcome, Fault) for outcome in outcomes)
+    rescoring.abstained += sum(
+        outcome_json(outcome)["outcome"] == "abstain" for outcome in outcomes
+    )
+    scored = [*zip(batch, outcomes, strict=True)]
+    for _, members in groupby(scored, key=lambda pair: pair[0]["group"]):
+        judged = [
+            (rollout, outcome)
+            for rollout, outcome in members
+            if _then(rollout, rescoring.against) is not None and not math.isnan(usable(outcome))
+        ]
+        if not judged:
+            continue
+        pairs = [(_then(r, rescoring.against) or 0.0, usable(outcome)) for r, outcome in judged]
+        rescoring.groups.append(pairs)
+        means = [sum(pair[side] for pair in pairs) / len(pairs) for side in (0, 1)]
+        for (rollout, outcome), (then, now) in zip(judged, pairs, strict=True):
+            if (then - means[0]) * (now - means[1]) < 0:
+                why = outcome_json(outcome)["reason"]
+                rescoring.flips.append({**rollout, "then": then, "now": now, "reason": why})
+
+
+def _then(rollout: Row, reward: str) -> float | None:
+    """What the run gave a completion by `reward`; its total where the run has no such reward."""
+    score = rollout["scores"].get(reward)
+    return finite(rollout["reward"] if score is None else score.get("value"))
+
+
+def _row_of(rollout: Row, data: list[Row]) -> Row:
+    """The data's row that a rollout was sampled for."""
+    number = rollout.get("row")
+    if number is not None and number < len(data):
+        row = data[number]
+        if str(row.get("answer")) == str(rollout.get("answer")):
+            return row
+    return {"answer": rollout.get("answer"), "problem": rollout["prompt"]}
+
+
+def kendall(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Kendall's tau-b of the two sides (Kendall 1945); None where one of them does not vary."""
+    agree, left, right = 0, 0, 0
+    for i, (a, b) in enumerate(pairs):
+        for c, d in pairs[:i]:
+            x, y = (a > c) - (a < c), (b > d) - (b < d)
+            agree, left, right = agree + x * y, left + abs(x), right + abs(y)
+    return agree / math.sqrt(left * right) if left and right else None
+
+
+def _correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Pearson's correlation of the two sides; None where one of them does not vary."""
+    try:
+        return correlation([a for a, _ in pairs], [b for _, b in pairs])
+    except StatisticsError:
+        return None

@@ -1,0 +1,401 @@
+"""A run's way through its stages: what is to do, from which policy, and what is finished.
+
+Stages are supervised fine-tuning, GRPO, rejection sampling and distillation. Each starts from the
+policy of the stage before it or of the one that it names, and has a folder of its own with what it
+was made from (`lineage`). What is finished never runs again, unless the recipe now makes it from
+something else; inside a stage, training continues from the last checkpoint. The run is evaluated
+before its first GRPO stage and at the end, or after every stage. This module knows recipes;
+trainers do not.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rl_reasoner.dataset.templates import render
+from rl_reasoner.distributed import processes
+from rl_reasoner.distributed.threads import Threads
+from rl_reasoner.errors import UserError
+from rl_reasoner.evaluation.evaluate import evaluate_recipe
+from rl_reasoner.evaluation.result import EvalResult
+from rl_reasoner.files import write_json, write_text
+from rl_reasoner.foreign import json_object, mapping
+from rl_reasoner.pipeline.lineage import (
+    brought,
+    data_in,
+    differences,
+    facts_of,
+    hash_of,
+    hash_of_source,
+)
+from rl_reasoner.pipeline.lock import find_overlaps, lock
+from rl_reasoner.pipeline.placement import Placement
+from rl_reasoner.pipeline.preflight import inspect
+from rl_reasoner.pipeline.prepare import Prepared, check_filled, read_stage_rows
+from rl_reasoner.pipeline.rejection_sampling import make_samples, take_over
+from rl_reasoner.pipeline.run_folder import RunFolder
+from rl_reasoner.pipeline.stage_trainers import Job
+from rl_reasoner.pipeline.stage_training import train_stage
+from rl_reasoner.policy.lora import merge_adapter
+from rl_reasoner.policy.opening import open_policy
+from rl_reasoner.policy.policy import Policy
+from rl_reasoner.provenance import made_with
+from rl_reasoner.recipe.old_names import current_stage
+from rl_reasoner.recipe.recipe import (
+    DistillStage,
+    Recipe,
+    SampleStage,
+    Stage,
+    StageData,
+    data_sources,
+)
+from rl_reasoner.report import write_report
+from rl_reasoner.report.terminal import LiveView
+from rl_reasoner.rollout.sampler import prompt_ids
+from rl_reasoner.training.checkpointing.signals import Stop
+from rl_reasoner.types import Row
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop; its state is saved in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder))
+        self.folder = folder
+
+
+@dataclass(frozen=True)
+class PolicyRef:
+    """Where a policy comes from: a stage of the run, or (None) a source outside of it."""
+
+    stage: str | None
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class StageOrder:
+    """What the main process has the others do: train a stage, or (None) end with the policy."""
+
+    index: int | None
+    policy: PolicyRef
+    source: str = ""
+
+
+class Session:
+    """One process's way through the stages of a run; `evals` are its evaluations by name."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        run: RunFolder,
+        placement: Placement,
+        prepared: Prepared,
+        view: LiveView,
+        stop: Stop,
+        threads: Threads,
+    ) -> None:
+        self.recipe = recipe
+        self.run = run
+        self.placement = placement
+        self.prepared = prepared
+        self.view = view
+        self.stop = stop
+        self.threads = threads
+        self.evals: dict[str, EvalResult] = {}
+        self.names = [stage.name for stage in recipe.stages]
+        self.result_hashes: dict[str, str] = {}  # of what finished stages have made, by stage
+        self.opened: tuple[PolicyRef, Policy] | None = None  # one at a time: policies are large
+
+    def go(self, window: range, *, changed: bool, again: bool, command: str | None) -> Policy:
+        """Run the unfinished stages of `window`, evaluate, write the report; the last policy.
+
+        `changed` says that the run began with another recipe; with `again` the window's first stage
+        runs although it is finished.
+        """
+        recipe = self.recipe
+        self.run.arrange(self.names)
+        if changed:
+            self._note_changes()
+        wanted = [i for i, s in enumerate(recipe.stages) if i in window or s.reuse is not None]
+        wanted = [i for i in wanted if i < window.stop]
+        self._check_needed(wanted)
+        self._inspect_and_lock(command)
+        if recipe.evals.stages and not recipe.policy.source.startswith("scratch:"):
+            self._evaluate("base", PolicyRef(None, recipe.policy.source))
+        first_grpo = next((i for i, s in enumerate(recipe.stages) if s.kind == "grpo"), 0)
+        for index in wanted:
+            stage = recipe.stages[index]
+            if index == first_grpo:
+                self._evaluate("before", self._start_of(stage))
+            self._run_stage(index, stage, again=again and index == window[0])
+            if recipe.evals.stages and stage.kind != "sample":
+                self._evaluate(stage.name, PolicyRef(stage.name))
+        trained = [s.name for s in recipe.stages[: window.stop] if s.kind != "sample"]
+        ref = PolicyRef(trained[-1]) if trained else PolicyRef(None, recipe.policy.source)
+        policy = self._policy(ref)
+        if trained:
+            policy.source = str(self._folder(trained[-1]) / "policy")
+        if all(self._is_finished(i) for i in range(len(recipe.stages))):
+            self._evaluate("after", ref)
+            policy.save(self.run.path / "policy")
+            policy.source = str(self.run.path / "policy")
+        write_report(self.run.path)
+        processes.broadcast(StageOrder(None, ref, policy.source))
+        return policy
+
+    def follow(self) -> Policy:
+        """Train the stages that the main process names, until it has come to the end."""
+        while (order := processes.broadcast(StageOrder(None, PolicyRef(None)))).index is not None:
+            stage = self.recipe.stages[order.index]
+            self._train(stage, order.policy, self._folder(stage.name))
+        policy = self._policy(order.policy)
+        policy.source = order.source
+        files = sorted((self.run.path / "evals").glob("*.json"))
+        self.evals = {file.stem: EvalResult.load(file) for file in files}
+        return policy
+
+    def _note_changes(self) -> None:
+        """Tell the user which stages run again because the recipe has changed."""
+        begun = [s for s in self.recipe.stages if _facts_in(self._folder(s.name)) is not None]
+        again = [s.name for s in begun if not self._is_current(self.names.index(s.name))]
+        what = f"stages to run again: {', '.join(again)}" if again else "no stage has to run again"
+        self.view.note(f"recipe changed; {what}")
+
+    # -------------------------------------------------------------------------- before stages
+
+    def _check_needed(self, wanted: Sequence[int]) -> None:
+        """Raise `UserError` where a stage is missing that one of the `wanted` needs."""
+        for index in wanted:
+            for name in self.recipe.needs(self.recipe.stages[index]):
+                at = self.names.index(name)
+                if at not in wanted and not self._is_finished(at):
+                    raise UserError(
+                        f"stage {self.names[index]} needs stage {name}, which is not finished in "
+                        f"{self.run.path}: begin with --from {name}, or give a folder with "
+                        f"--{name}.reuse"
+                    )
+
+    def _inspect_and_lock(self, command: str | None) -> None:
+        """Inspect the policy that comes next and the machine; write what the run is made with.
+
+        Warns of what is doubtful; raises `UserError` for what cannot work.
+        """
+        todo = [s for i, s in enumerate(self.recipe.stages) if not self._is_finished(i)]
+        policy = self._policy(self._start_of(todo[0]) if todo else PolicyRef(self.names[-1]))
+        # can a prompt be rendered?
+        prompt = render("", self.recipe.template, policy.tokenizer, self.recipe.system)
+        prompt_ids(policy, prompt)
+        notices = inspect(self.recipe, self.placement, self.prepared, policy, self.run.path)
+        if failed := [str(notice) for notice in notices if notice.status == "failed"]:
+            raise UserError(*failed)
+        for notice in notices:
+            if notice.status == "warned":
+                self.view.note(str(notice))
+        note, threads = self.view.note, self.threads.suit(policy.model)
+        lock(self.run, self.recipe, self.placement, policy, threads, command, note)
+        rows = [row for rows in self.prepared.rows.values() for row in rows]
+        find_overlaps(self.run, self.recipe, rows, note)
+
+    # ---------------------------------------------------------------------------- policies
+
+    def _start_of(self, stage: Stage) -> PolicyRef:
+        """The policy that `stage` starts from."""
+        name = self.recipe.start_of(stage)
+        source = getattr(stage, "policy", None) or self.recipe.policy.source
+        return PolicyRef(name, None if name else source)
+
+    def _policy(self, ref: PolicyRef) -> Policy:
+        """The policy that `ref` names, opened unless it is open already."""
+        if self.opened is None or self.opened[0] != ref:
+            self.opened = None  # freed before the other one takes its memory
+            self.opened = ref, self._open(ref)
+            self.threads.suit(self.opened[1].model)
+        return self.opened[1]
+
+    def _open(self, ref: PolicyRef) -> Policy:
+        source = str(self._folder(ref.stage) / "policy") if ref.stage else str(ref.source)
+        policy = open_policy(source, seed=self.recipe.run.seed, device=self.placement.device)
+        if merge_adapter(policy) and processes.is_main():
+            self.view.note(
+                f"the adapter {source} is merged into its base: a stage trains all weights, or a "
+                "fresh adapter where policy.lora is set"
+            )
+        return policy
+
+    def _folder(self, name: str) -> Path:
+        return self.run.path / "stages" / f"{self.names.index(name) + 1}-{name}"
+
+    # --------------------------------------------------------------------------- evaluations
+
+    def _evaluate(self, name: str, ref: PolicyRef) -> None:
+        """Evaluate a policy as `name`; an existing evaluation of the same policy is reused."""
+        file, evals = self.run.eval_file(name), self.recipe.evals
+        if not evals.sets:
+            return
+        key = self._eval_key(ref)
+        same = [path for path in (file, *file.parent.glob("*.json")) if _key_of(path) == key]
+        if same:
+            result = EvalResult.load(same[0])
+        else:
+            policy = self._policy(ref)
+            self.view.note(f"evaluating ({name})")
+            result = evaluate_recipe(
+                policy,
+                evals,
+                self.recipe.template,
+                self.recipe.run.seed,
+                self.view.progress,
+                self.recipe.system,
+            )
+            result.manifest["key"] = key
+        self.evals[name] = result
+        if file in same:
+            return
+        if file.is_file():
+            for old in (file, file.with_suffix(".rows.jsonl")):
+                self.run.set_aside(old)
+        result.name, result.policy = name, str(self.run.path)
+        result.save(file)
+
+    def _eval_key(self, ref: PolicyRef) -> str:
+        """What decides an evaluation's result, hashed."""
+        evals = self.recipe.evals.model_dump(mode="json", exclude={"stages", "validation", "every"})
+        seed = self.recipe.run.seed
+        made = self._made(ref.stage) if ref.stage else hash_of_source(str(ref.source), seed)
+        facts = [made, evals, self.recipe.template, seed]
+        facts += [self.recipe.system] if self.recipe.system else []
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    # -------------------------------------------------------------------------------- stages
+
+    def _made(self, name: str) -> str:
+        """The hash of what a finished stage has made."""
+        if name not in self.result_hashes:
+            done = json_object(self._folder(name) / "done.json")
+            self.result_hashes[name] = str(done.get("made"))
+        return self.result_hashes[name]
+
+    def _facts(self, stage: Stage) -> dict[str, Any]:
+        made = {name: self._made(name) for name in self.recipe.needs(stage)}
+        return facts_of(self.recipe, stage, made)
+
+    def _is_current(self, index: int) -> bool:
+        """Whether a stage, if begun, was begun with what the recipe now makes it from."""
+        stage = self.recipe.stages[index]
+        if not all(self._is_finished(self.names.index(n)) for n in self.recipe.needs(stage)):
+            return False
+        return _facts_in(self._folder(stage.name)) == self._facts(stage)
+
+    def _is_finished(self, index: int) -> bool:
+        """Whether a stage is done, from what the recipe now says it is made from."""
+        done = self._folder(self.names[index]) / "done.json"
+        return done.is_file() and self._is_current(index)
+
+    def _run_stage(self, index: int, stage: Stage, again: bool) -> None:
+        """Run a stage, or what is left of it."""
+        facts, folder = self._facts(stage), self._folder(stage.name)
+        before, done = _facts_in(folder), (folder / "done.json").is_file()
+        old: Path | None = None
+        if done and before == facts and not again:
+            self.view.note(f"stage {stage.name}: already finished")
+            return
+        if before is not None and (done or before != facts):
+            why = "as asked" if before == facts else differences(before, facts)
+            old = self.run.set_aside(folder)
+            self.view.note(f"stage {stage.name}: done again ({why}); earlier results are in {old}")
+        folder = self.run.stage(index + 1, stage.name)
+        if before != facts or done:
+            self.result_hashes.pop(stage.name, None)
+            if isinstance(stage, SampleStage) and old:
+                take_over(old, folder, before or {}, facts)
+            begun = {"made_from": facts, **made_with(), "started": time.strftime("%FT%T%z")}
+            write_json(folder / "lock.json", begun)
+        started = time.monotonic()
+        result = self._make(index, stage, folder)
+        seconds = round(time.monotonic() - started, 1)
+        facts = {"steps": getattr(stage, "steps", 0), "seconds": seconds, "made": hash_of(result)}
+        write_text(folder / "done.json", json.dumps(facts))
+
+    def _make(self, index: int, stage: Stage, folder: Path) -> Path:
+        """Run a stage of any kind; the file or folder with its result."""
+        of, steps = len(self.recipe.stages), getattr(stage, "steps", 0)
+        if stage.reuse is not None:
+            self.view.note(f"stage {stage.name}: taken from {stage.reuse}")
+            return self._copy_brought(stage, folder)
+        if isinstance(stage, SampleStage):
+            rows = self._rows(stage)
+            self.view.start_stage(stage.name, index + 1, of, len(rows))
+            make_samples(
+                stage,
+                rows,
+                self._policy(self._start_of(stage)),
+                folder,
+                template=self.recipe.template,
+                seed=self.recipe.run.seed,
+                progress=lambda done: self.view.update({}, done),
+            )
+            self.view.finish_stage()
+            return folder / "data.jsonl"
+        self.view.start_stage(stage.name, index + 1, of, steps)
+        ref = self._start_of(stage)
+        processes.broadcast(StageOrder(index, ref))
+        self._train(stage, ref, folder)
+        self.view.finish_stage()
+        return folder / "policy"
+
+    def _train(self, stage: Stage, ref: PolicyRef, folder: Path) -> None:
+        """Train a stage's policy, together with the other processes of the job."""
+        assert not isinstance(stage, SampleStage)
+        policy = self._policy(ref)
+        self.opened = None  # it is trained in place
+        rows, rewards = self._rows(stage), self.prepared.rewards
+        job = Job(self.recipe, stage, self.placement, rows, rewards, policy, folder)
+        if isinstance(stage, DistillStage):
+            inside = stage.teacher in self.names
+            teacher = PolicyRef(stage.teacher) if inside else PolicyRef(None, stage.teacher)
+            job.teacher = self._open(teacher)
+            self.threads.suit(policy.model, job.teacher.model)
+        train_stage(job, self.view, self.stop)
+        if self.stop.asked:
+            raise Interrupted(self.run.path)
+        self.opened = PolicyRef(stage.name), policy
+
+    def _copy_brought(self, stage: Stage, folder: Path) -> Path:
+        """Copy what the user brings for a stage into its folder."""
+        if isinstance(stage, SampleStage):
+            shutil.copyfile(brought(stage), folder / "data.jsonl")
+            return folder / "data.jsonl"
+        self._policy(PolicyRef(None, str(brought(stage)))).save(folder / "policy")
+        return folder / "policy"
+
+    def _rows(self, stage: Stage) -> list[Row]:
+        """The rows of a stage; those that come from other stages are read now."""
+        data = self.recipe.data_of(stage)
+        if not any(isinstance(source, StageData) for source in data_sources(data)):
+            return self.prepared.rows[stage.name]
+        data = data_in(self.run.path, self.recipe, stage)
+        rows = read_stage_rows(self.recipe, stage, data, self.prepared.rewards)
+        check_filled(stage, len(rows), self.prepared.step_prompts)
+        return rows
+
+
+def _facts_in(folder: Path) -> dict[str, Any] | None:
+    """What an existing stage was begun with; None where there is none, empty in older runs."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return None
+    file = folder / "lock.json"
+    if not file.is_file():
+        return {}
+    return dict(current_stage(mapping(json_object(file).get("made_from"))))
+
+
+def _key_of(file: Path) -> str | None:
+    """The key of the evaluation in a file."""
+    if not file.is_file():
+        return None
+    return mapping(json_object(file).get("manifest")).get("key")
