@@ -213,7 +213,7 @@ def test_a_changed_stage_is_done_again_with_what_depends_on_it(
     assert kept == {"pre", "zero", "cold", "samples"}
     assert before["again"]["made"] != after["again"]["made"]
     said = capsys.readouterr().err
-    assert "changed, or after what has changed: again, student" in said
+    assert "recipe changed; stages to run again: again, student" in said
     assert "stage again: done again (optim.lr 0.005 -> 0.001)" in said
     assert "stage student: done again (teacher changed)" in said
     old = copy / "old" / "1"
