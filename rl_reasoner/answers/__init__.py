@@ -3,14 +3,15 @@
 What counts as right is told in `docs/verifier.md`. The way of an answer: `extract` finds its text,
 `statements` reads it into a tree, `compare` holds it against the gold's, `verdict` puts the result
 in words. All of that is plain, bounded work in this process. Only where letters must be whole
-numbers, or sums and integrals are involved, is sympy asked (`judge`), in a process that is killed
-at its deadline (`pool`, `worker`). `batch` spreads many rows over such processes. A leaf: may
-import only the ground; torch-free.
+numbers, or sums and integrals are involved, is sympy asked (`second_opinion`, `symbolic`), in a
+process that is killed at its deadline (`pool`, `worker`). `batch` spreads many rows over such
+processes. A leaf: may import only the ground; torch-free.
 """
 
 from collections.abc import Sequence
 
-from rl_reasoner.answers.batch import settled, verified
+from rl_reasoner.answers.batch import verify_rows
+from rl_reasoner.answers.second_opinion import settle
 from rl_reasoner.answers.verdict import fast_verdict
 from rl_reasoner.types import Score
 
@@ -24,7 +25,7 @@ def verify(completion: str, answer: str, *, timeout_s: float = 5.0) -> Score:
     judged); the reason says what was extracted and which rule decided. `timeout_s` (seconds) bounds
     sympy's second opinion, which few rows need. Never raises on strings; works from any thread.
     """
-    return settled(fast_verdict(completion, answer), timeout_s)
+    return settle(fast_verdict(completion, answer), timeout_s)
 
 
 def verify_many(
@@ -40,4 +41,4 @@ def verify_many(
     whose worker dies is tried once more, then abstains with the reason. Raises ValueError where the
     two sequences differ in length.
     """
-    return verified(list(zip(completions, answers, strict=True)), timeout_s, workers)
+    return verify_rows(list(zip(completions, answers, strict=True)), timeout_s, workers)

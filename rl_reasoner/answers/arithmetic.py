@@ -6,8 +6,12 @@ operation is closed. mpmath's precision belongs to a context of its own in each 
 
 import math
 import threading
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
+
+from rl_reasoner.answers.tree import Node
 
 MAX_BITS = 200_000
 MAX_FACTORIAL = 5_000
@@ -74,6 +78,26 @@ class Precision:
         size = abs(value)
         limit = size * self.mp.mpf(10) ** -30
         return bool(self.mp.isfinite(size) and abs(self.mp.im(value)) <= limit)
+
+
+class Evaluator(Precision, ABC):
+    """Values of trees at one point and precision, as `functions` need them (`values` makes them).
+
+    `at` gives the letters their values; `in_angle` is set inside the argument of sin and the like.
+    """
+
+    def __init__(self, at: Mapping[str, Value], digits: int = DIGITS) -> None:
+        super().__init__(digits)
+        self.at = dict(at)
+        self.in_angle = False
+
+    @abstractmethod
+    def value(self, node: Node) -> Value:
+        """The value of `node`; raises `Undefined` and `TooLarge`."""
+
+    @abstractmethod
+    def opaque(self, name: str, values: list[Value]) -> Fraction:
+        """A pseudo-random value for an unknown function, the same for equal arguments."""
 
 
 def added(ev: Precision, terms: list[Value]) -> Value:

@@ -1,15 +1,13 @@
-"""Rows on worker processes: sympy's second opinion for one verdict, and batches on all cores."""
+"""Many rows on worker processes, all cores at work."""
 
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
-from rl_reasoner.answers.judge import admissible, pack_tree
 from rl_reasoner.answers.pool import WorkerPool, cores, worker_pool
-from rl_reasoner.answers.tree import Node
-from rl_reasoner.answers.verdict import AnswerVerdict, fast_verdict
+from rl_reasoner.answers.second_opinion import ATTEMPTS, settle
+from rl_reasoner.answers.verdict import fast_verdict
 from rl_reasoner.types import Score
 from rl_reasoner.workers import Worker, WorkerDied, WorkerLate
 
@@ -17,82 +15,15 @@ Pair = tuple[str, str]
 PARALLEL_FROM = 1_000
 BLOCK_ROWS = 128
 BLOCK_CHARACTERS = 200_000
-ATTEMPTS = 2
-MAX_REPLIES = 4_096
 LEASE_S = 3_600.0
 START_S = 10.0
-JUDGE_S = 2.0
-"""Seconds that sympy gets for one pair, its start not counted."""
 
 
-def settled(verdict: AnswerVerdict, timeout_s: float) -> Score:
-    """The score of a verdict, sympy asked where it is undecided; bounded by `timeout_s` seconds."""
-    reason = verdict.reason
-    deadline = time.monotonic() + timeout_s
-    for left, right in verdict.undecided:
-        if not admissible(left, right):
-            reason += "; outside what sympy is asked"
-            continue
-        try:
-            equal, error = _remembered(left, right, deadline)
-        except WorkerLate:
-            return Score(0.0, f"{reason}; sympy did not decide in time")
-        except WorkerDied as death:
-            return Score(None, f"abstained: sympy's worker died {ATTEMPTS} times ({death})")
-        if equal:
-            place = reason.rpartition(": ")[0]
-            return Score(1.0, f"{place}: equal by sympy")
-        reason += f"; sympy cannot tell ({error})" if error else "; not equal by sympy"
-    return Score(verdict.value, reason)
-
-
-def _remembered(left: Node, right: Node, deadline: float) -> list[Any]:
-    """`_judged`, replies kept: a group of completions repeats its answers."""
-    if (left, right) not in _REPLIES:
-        reply = _judged(left, right, deadline)
-        if len(_REPLIES) >= MAX_REPLIES:
-            _REPLIES.clear()
-        _REPLIES[left, right] = reply
-        return reply
-    return _REPLIES[left, right]
-
-
-def _judged(left: Node, right: Node, deadline: float) -> list[Any]:
-    """Sympy's reply on one pair; a death of the worker is answered by one more attempt."""
-    request = {
-        "kind": "judge",
-        "left": pack_tree(left),
-        "right": pack_tree(right),
-        "timeout_s": JUDGE_S,
-    }
-    for attempt in range(ATTEMPTS):
-        try:
-            with worker_pool().lease(deadline) as worker:
-                if not worker.served:
-                    warm = {"kind": "judge", "left": pack_tree(_ONE), "right": pack_tree(_ONE)}
-                    worker.send({**warm, "timeout_s": deadline - time.monotonic()}, deadline)
-                    worker.receive(deadline)
-                worker.send(request, deadline)
-                reply: list[Any] = worker.receive(min(deadline, time.monotonic() + JUDGE_S))
-                return reply
-        except WorkerDied:
-            if attempt + 1 == ATTEMPTS:
-                raise
-    raise AssertionError("unreachable")
-
-
-_ONE = Node("sym", name="x")
-_REPLIES: dict[tuple[Node, Node], list[Any]] = {}
-
-
-# ---------------------------------------------------------------------- batches
-
-
-def verified(rows: Sequence[Pair], timeout_s: float, workers: int | None) -> list[Score]:
+def verify_rows(rows: Sequence[Pair], timeout_s: float, workers: int | None) -> list[Score]:
     """Scores of `rows` in order; see `verify_many`."""
     count = workers or cores()
     if count == 1 or (len(rows) < PARALLEL_FROM and workers is None):
-        return [settled(fast_verdict(*row), timeout_s) for row in rows]
+        return [settle(fast_verdict(*row), timeout_s) for row in rows]
     batch = _Batch(rows, timeout_s, worker_pool(count))
     with ThreadPoolExecutor(count) as threads:
         for work in [threads.submit(batch.run) for _ in range(count)]:
@@ -174,4 +105,4 @@ class _Batch:
 
     def settle(self, index: int) -> None:
         """Ask sympy about a row that the fast verdict left open."""
-        self.given[index] = settled(fast_verdict(*self.rows[index]), self.timeout_s)
+        self.given[index] = settle(fast_verdict(*self.rows[index]), self.timeout_s)

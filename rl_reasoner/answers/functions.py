@@ -1,4 +1,4 @@
-"""Values of named functions and large operators, for `values.Evaluator`.
+"""Values of named functions and large operators, for `arithmetic.Evaluator`.
 
 Whole-number functions are exact on rationals; the others go through mpmath, each behind a bound on
 its argument. An unknown function gets a pseudo-random value that depends on its name and arguments,
@@ -8,11 +8,12 @@ so that f(x) equals f(x) and nothing else.
 import math
 from collections.abc import Callable
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rl_reasoner.answers.arithmetic import (
     MAX_EXPONENT,
     MAX_FACTORIAL,
+    Evaluator,
     TooLarge,
     Undefined,
     Value,
@@ -20,9 +21,6 @@ from rl_reasoner.answers.arithmetic import (
     multiplied,
 )
 from rl_reasoner.answers.tree import Node, names
-
-if TYPE_CHECKING:
-    from rl_reasoner.answers.values import Evaluator
 
 MAX_TERMS = 1_000
 _TRIGONOMETRIC = names("sin cos tan cot sec csc")
@@ -33,7 +31,7 @@ _PLAIN = {
 }  # fmt: skip
 
 
-def applied(ev: "Evaluator", node: Node) -> Value:
+def applied(ev: Evaluator, node: Node) -> Value:
     """The value of the function call `node`; raises `Undefined` and `TooLarge`."""
     name = node.name
     if name.startswith("?"):
@@ -56,7 +54,7 @@ def applied(ev: "Evaluator", node: Node) -> Value:
     raise Undefined(f"the function {name}")
 
 
-def trigonometric(ev: "Evaluator", name: str, args: tuple[Node, ...]) -> Value:
+def trigonometric(ev: Evaluator, name: str, args: tuple[Node, ...]) -> Value:
     """sin, cos and the like; degrees inside the argument are turned into radians."""
     if len(args) != 1:
         raise Undefined(f"{name} of {len(args)} arguments")
@@ -75,7 +73,7 @@ def trigonometric(ev: "Evaluator", name: str, args: tuple[Node, ...]) -> Value:
     return Fraction(0) if abs(value) < ev.mp.mpf(10) ** (6 - ev.digits) else value
 
 
-def elementary(ev: "Evaluator", name: str, value: Value) -> Value:
+def elementary(ev: Evaluator, name: str, value: Value) -> Value:
     """An inverse or hyperbolic function."""
     number = ev.number(value)
     if abs(number) > MAX_EXPONENT:
@@ -83,7 +81,7 @@ def elementary(ev: "Evaluator", name: str, value: Value) -> Value:
     return getattr(ev.mp, _PLAIN[name])(number)
 
 
-def exponential(ev: "Evaluator", value: Value) -> Value:
+def exponential(ev: Evaluator, value: Value) -> Value:
     """e to the power of `value`."""
     number = ev.number(value)
     if abs(number) > MAX_EXPONENT:
@@ -91,7 +89,7 @@ def exponential(ev: "Evaluator", value: Value) -> Value:
     return ev.mp.exp(number)
 
 
-def logarithm(ev: "Evaluator", values: list[Value]) -> Value:
+def logarithm(ev: Evaluator, values: list[Value]) -> Value:
     """The natural logarithm, or that to the base in the second place."""
     if len(values) > 2 or values[0] == 0 or (values[-1] in (0, 1) and len(values) == 2):
         raise Undefined("a logarithm without value")
@@ -99,10 +97,10 @@ def logarithm(ev: "Evaluator", values: list[Value]) -> Value:
     return top if len(values) == 1 else top / ev.mp.log(ev.number(values[1]))
 
 
-def rounded(direction: str) -> Callable[["Evaluator", Value], Value]:
+def rounded(direction: str) -> Callable[[Evaluator, Value], Value]:
     """The floor or ceiling function."""
 
-    def apply(ev: "Evaluator", value: Value) -> Value:
+    def apply(ev: Evaluator, value: Value) -> Value:
         """The rounded value, exact on fractions."""
         if isinstance(value, Fraction):
             return Fraction(math.floor(value) if direction == "floor" else math.ceil(value))
@@ -115,7 +113,7 @@ def rounded(direction: str) -> Callable[["Evaluator", Value], Value]:
     return apply
 
 
-def gamma(ev: "Evaluator", argument: Any) -> Any:
+def gamma(ev: Evaluator, argument: Any) -> Any:
     """The gamma function away from its poles."""
     if abs(argument) > MAX_FACTORIAL:
         raise TooLarge(f"a gamma function beyond {MAX_FACTORIAL}")
@@ -124,7 +122,7 @@ def gamma(ev: "Evaluator", argument: Any) -> Any:
     return ev.mp.gamma(argument)
 
 
-def binomial(ev: "Evaluator", values: list[Value]) -> Value:
+def binomial(ev: Evaluator, values: list[Value]) -> Value:
     """n over k; exact for whole numbers, through the gamma function otherwise."""
     if len(values) != 2:
         raise Undefined("a binomial coefficient of two numbers")
@@ -147,7 +145,7 @@ def whole_numbers(values: list[Value], name: str) -> list[int]:
     return [int(value) for value in values]
 
 
-def remainder(ev: "Evaluator", values: list[Value]) -> Value:
+def remainder(ev: Evaluator, values: list[Value]) -> Value:
     """a mod b with the sign of b."""
     if len(values) != 2 or values[1] == 0:
         raise Undefined("mod of two numbers, the second not 0")
@@ -158,10 +156,10 @@ def remainder(ev: "Evaluator", values: list[Value]) -> Value:
     return a - b * ev.mp.floor(ev.mp.re(a / b))
 
 
-def extreme(pick: Callable[[list[Any]], Any]) -> Callable[["Evaluator", list[Value]], Value]:
+def extreme(pick: Callable[[list[Any]], Any]) -> Callable[[Evaluator, list[Value]], Value]:
     """max or min of real numbers."""
 
-    def apply(ev: "Evaluator", values: list[Value]) -> Value:
+    def apply(ev: Evaluator, values: list[Value]) -> Value:
         """The picked value."""
         if not all(ev.is_real(value) for value in values):
             raise Undefined("an order among complex numbers")
@@ -172,12 +170,12 @@ def extreme(pick: Callable[[list[Any]], Any]) -> Callable[["Evaluator", list[Val
     return apply
 
 
-def signum(ev: "Evaluator", value: Value) -> Value:
+def signum(ev: Evaluator, value: Value) -> Value:
     """-1, 0 or 1."""
     return Fraction((ev.number(value).real > 0) - (ev.number(value).real < 0))
 
 
-def determinant(ev: "Evaluator", matrix: Value) -> Value:
+def determinant(ev: Evaluator, matrix: Value) -> Value:
     """The determinant of a square matrix of at most 6 rows, by cofactors."""
     if not isinstance(matrix, tuple) or len(matrix) != len(matrix[0]) or len(matrix) > 6:
         raise Undefined("the determinant of a square matrix of at most 6 rows")
@@ -191,7 +189,7 @@ def determinant(ev: "Evaluator", matrix: Value) -> Value:
     return added(ev, terms)
 
 
-def summed(ev: "Evaluator", node: Node) -> Value:
+def summed(ev: Evaluator, node: Node) -> Value:
     """The value of a sum or product over few whole numbers; else one made of its parts."""
     kind, _, variable = node.name.partition(" ")
     body, lower, upper = node.args
@@ -223,7 +221,7 @@ def summed(ev: "Evaluator", node: Node) -> Value:
     return result
 
 
-_WHOLE: dict[str, Callable[["Evaluator", list[Value]], Value]] = {
+_WHOLE: dict[str, Callable[[Evaluator, list[Value]], Value]] = {
     "gcd": lambda ev, values: Fraction(math.gcd(*whole_numbers(values, "gcd"))),
     "lcm": lambda ev, values: Fraction(math.lcm(*whole_numbers(values, "lcm"))),
     "mod": remainder,
@@ -234,7 +232,7 @@ _WHOLE: dict[str, Callable[["Evaluator", list[Value]], Value]] = {
     "ln": logarithm,
     "lg": lambda ev, values: logarithm(ev, [*values, Fraction(10)]),
 }
-_SINGLE: dict[str, Callable[["Evaluator", Value], Value]] = {
+_SINGLE: dict[str, Callable[[Evaluator, Value], Value]] = {
     "exp": exponential,
     "abs": lambda ev, value: abs(value),
     "floor": rounded("floor"),

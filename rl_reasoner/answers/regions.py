@@ -12,7 +12,7 @@ from typing import Any
 
 from rl_reasoner.answers.arithmetic import Precision, TooLarge, Undefined
 from rl_reasoner.answers.tree import Node, add, is_label, letters, negative, spelled, walk
-from rl_reasoner.answers.values import Evaluator, constant, near
+from rl_reasoner.answers.values import TreeEvaluator, constant, near
 
 _EV = Precision()
 _ORDERS = {"<", "<=", ">", ">=", "!="}
@@ -244,7 +244,7 @@ def _solved(left: Node, sign: str, right: Node) -> Region | None:
 
 def _affine(node: Node, name: str) -> tuple[Any, Any]:
     """Slope and value at 0 of an expression affine in `name`; raises `Undefined` else."""
-    values = [_EV.number(Evaluator({name: Fraction(x)}).value(node)) for x in (0, 1, 2, 5)]
+    values = [_EV.number(TreeEvaluator({name: Fraction(x)}).value(node)) for x in (0, 1, 2, 5)]
     if not all(_EV.is_real(value) for value in values):
         raise Undefined("not real")
     start = _EV.mp.re(values[0])

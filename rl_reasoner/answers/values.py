@@ -8,7 +8,7 @@ bound of `arithmetic` is never computed.
 
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
 
@@ -16,6 +16,7 @@ from rl_reasoner.answers import functions
 from rl_reasoner.answers.arithmetic import (
     DIGITS,
     MAX_FACTORIAL,
+    Evaluator,
     Precision,
     TooLarge,
     Undefined,
@@ -34,16 +35,10 @@ MIN_POINTS = 3
 ENOUGH_POINTS = 6
 
 
-class Evaluator(Precision):
-    """Evaluates trees at one point (`at`: letter to value) and one precision."""
-
-    def __init__(self, at: Mapping[str, Value], digits: int = DIGITS) -> None:
-        self.at = dict(at)
-        super().__init__(digits)
-        self.in_angle = False
+class TreeEvaluator(Evaluator):
+    """Evaluates trees, a method for each kind of node."""
 
     def value(self, node: Node) -> Value:
-        """The value of `node`; raises `Undefined` and `TooLarge`."""
         method = getattr(self, f"_{node.op}", None)
         if method is None:
             raise Undefined(f"{node.op} has no value")
@@ -139,7 +134,6 @@ class Evaluator(Precision):
         return self.opaque(f"{node.name}_", [self.value(node.args[0])])
 
     def opaque(self, name: str, values: list[Value]) -> Fraction:
-        """A pseudo-random value for an unknown function, the same for equal arguments."""
         parts = [name]
         for value in values:
             number = self.mp.mpc(self.number(value))
@@ -205,16 +199,16 @@ def same_value(ev: Precision, left: Value, right: Value, exponent: int) -> bool:
 def constant(node: Node, digits: int = DIGITS) -> Value:
     """The value of a tree without letters; raises `Undefined` or `TooLarge`."""
     try:
-        return Evaluator({}, digits).value(node)
+        return TreeEvaluator({}, digits).value(node)
     except (ZeroDivisionError, OverflowError) as error:
         raise Undefined(str(error)) from error
 
 
-def samples(left: Node, right: Node) -> Iterator[tuple[Evaluator, Value, Value]]:
+def samples(left: Node, right: Node) -> Iterator[tuple[TreeEvaluator, Value, Value]]:
     """Both sides at the fixed points where both have a value."""
     names = [name.lstrip("?") for name in letters(left) | letters(right)]
     for index in range(POINTS):
-        ev = Evaluator({name: point_of(name, index) for name in names})
+        ev = TreeEvaluator({name: point_of(name, index) for name in names})
         try:
             yield ev, ev.value(left), ev.value(right)
         except (Undefined, ZeroDivisionError, OverflowError):
@@ -268,13 +262,16 @@ def proportional(left: Node, right: Node) -> int:
 def same_constant(left: Node, right: Node) -> bool:
     """Whether two expressions without letters have one value, and the more exactly if near."""
     a, b = constant(left), constant(right)
-    ev = Evaluator({})
+    ev = TreeEvaluator({})
     if not same_value(ev, a, b, 20):
         return False
     if isinstance(a, Fraction) and isinstance(b, Fraction):
         return True
     return same_value(
-        Evaluator({}, MORE_DIGITS), constant(left, MORE_DIGITS), constant(right, MORE_DIGITS), 90
+        TreeEvaluator({}, MORE_DIGITS),
+        constant(left, MORE_DIGITS),
+        constant(right, MORE_DIGITS),
+        90,
     )
 
 
@@ -285,7 +282,7 @@ def approximates(decimal: Node, exact: Node) -> bool:
     """
     if decimal_digits(decimal) < 8 or decimal_digits(exact) or letters(exact):
         return False
-    ev = Evaluator({})
+    ev = TreeEvaluator({})
     a, b = constant(decimal), constant(exact)
     if isinstance(a, tuple) or isinstance(b, tuple):
         return False

@@ -1,8 +1,7 @@
 """The verdict on one answer: gold and completion read, compared, and the reason in words.
 
 `fast_verdict` never leaves this process and is bounded by construction. Where only sympy could
-settle equality it says so in `AnswerVerdict.undecided`; `judge` is asked then, by the package's
-face.
+settle equality it says so in `AnswerVerdict.undecided`; `second_opinion` then asks sympy.
 """
 
 import re

@@ -16,7 +16,7 @@ import time
 from contextlib import suppress
 from typing import Any, TextIO
 
-from rl_reasoner.answers.judge import symbolically_equal, unpack_tree
+from rl_reasoner.answers.symbolic import symbolically_equal, unpack_tree
 from rl_reasoner.answers.verdict import fast_verdict
 
 MEMORY_BYTES = 2 << 30
