@@ -10,7 +10,7 @@ nothing of torch.
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import astuple
 from pathlib import Path
@@ -70,3 +70,31 @@ class SampleCache:
         with closing(self._open()) as store:
             [[count]] = store.execute("SELECT count(*) FROM samples")
         return int(count)
+
+
+Job = tuple[int, int]  # the index of a prompt, the number of its sample
+
+
+def sample_through(
+    cache: SampleCache | None,
+    jobs: Sequence[Job],
+    key: Callable[[SampleCache, Job], str],
+    draw: Callable[[list[Job]], Iterable[Mapping[Job, Rollout]]],
+    progress: Callable[[int], None],
+) -> dict[Job, Rollout]:
+    """The completions of `jobs`: those that `cache` holds, and the others from `draw`.
+
+    What is drawn is kept at once, batch by batch. `progress` is called with the number of
+    completions that have come since its last call.
+    """
+    keys = {} if cache is None else {job: key(cache, job) for job in jobs}
+    kept = {} if cache is None else cache.kept([*keys.values()])
+    rollouts = {job: kept[text] for job, text in keys.items() if text in kept}
+    if rollouts:
+        progress(len(rollouts))
+    for drawn in draw([job for job in jobs if job not in rollouts]):
+        if cache is not None:
+            cache.keep((keys[job], rollout) for job, rollout in drawn.items())
+        rollouts |= drawn
+        progress(len(drawn))
+    return rollouts

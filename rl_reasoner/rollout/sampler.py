@@ -22,7 +22,7 @@ from rl_reasoner.language.thinking import CLOSE_THINK, NO_CHAIN, OPEN_THINK
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.rollout import engine
 from rl_reasoner.rollout.agreement import engine_runs, in_mode
-from rl_reasoner.rollout.cache import SampleCache
+from rl_reasoner.rollout.cache import Job, SampleCache, sample_through
 from rl_reasoner.rollout.long_prompts import declared_places, named_rows, places_of, too_long
 from rl_reasoner.rollout.sampling_params import SamplingParams
 from rl_reasoner.types import Prompt, Rollout, Row
@@ -108,20 +108,20 @@ def sample(
     _check_places(policy, prompts, ids, max_tokens)
     drawer = _Drawer(policy, temperature, max_tokens, seed, force)
     count = samples if temperature else 1
-    jobs = [(index, number) for index in range(len(ids)) for number in range(count)]
-    rollouts = _kept(drawer, jobs, ids, cache)
-    if progress and rollouts:
-        progress(len(rollouts) * samples // count)
-    left = sorted((job for job in jobs if job not in rollouts), key=lambda job: len(ids[job[0]]))
+
+    def draw(jobs: Sequence[Job]) -> Iterator[dict[Job, Rollout]]:
+        for batch in drawer.batches(sorted(jobs, key=lambda job: len(ids[job[0]])), ids):
+            drawn = drawer.draw([(ids[index], number) for index, number in batch], on_token)
+            yield dict(zip(batch, drawn, strict=True))
+
     with in_mode(policy.model, training=False), torch.no_grad():
-        for batch in drawer.batches(left, ids):
-            outs = drawer.draw([(ids[index], number) for index, number in batch], on_token)
-            drawn = dict(zip(batch, outs, strict=True))
-            if cache is not None:
-                cache.keep((drawer.key(cache, ids[i], n), out) for (i, n), out in drawn.items())
-            rollouts |= drawn
-            if progress:
-                progress(len(batch) * samples // count)
+        rollouts = sample_through(
+            cache,
+            [(index, number) for index in range(len(ids)) for number in range(count)],
+            lambda cache, job: drawer.key(cache, ids[job[0]], job[1]),
+            draw,
+            lambda done: progress(done * samples // count) if progress else None,
+        )
     return [
         [rollouts[index, number % count] for number in range(samples)] for index in range(len(ids))
     ]
@@ -163,20 +163,6 @@ def without_long(
     return [row for index, row in enumerate(rows) if index not in left]
 
 
-def _kept(
-    drawer: "_Drawer",
-    jobs: Sequence[tuple[int, int]],
-    ids: Sequence[list[int]],
-    cache: SampleCache | None,
-) -> dict[tuple[int, int], Rollout]:
-    """What the cache holds of the completions that are asked for."""
-    if cache is None:
-        return {}
-    keys = {job: drawer.key(cache, ids[job[0]], job[1]) for job in jobs}
-    kept = cache.kept([*keys.values()])
-    return {job: kept[key] for job, key in keys.items() if key in kept}
-
-
 class _Drawer:
     """Draws completions of one policy with one set of sampling parameters."""
 
@@ -210,15 +196,13 @@ class _Drawer:
         }
         return cache.key([*ids], settings, self.seed if self.sampling.temperature else None, number)
 
-    def batches(
-        self, jobs: Sequence[tuple[int, int]], ids: Sequence[list[int]]
-    ) -> list[list[tuple[int, int]]]:
+    def batches(self, jobs: Sequence[Job], ids: Sequence[list[int]]) -> list[list[Job]]:
         """`jobs`, sorted by the length of their prompts, in batches that the memory holds.
 
         The engine keeps keys and values of a prompt once for all of its samples.
         """
         budget = _BATCH_BYTES // _token_bytes(self.model)
-        batches: list[list[tuple[int, int]]] = []
+        batches: list[list[Job]] = []
         prompts: set[int] = set()  # of the last batch
         for index, number in jobs:  # the newest is the longest of its batch
             prompts.add(index)

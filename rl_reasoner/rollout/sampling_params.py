@@ -1,7 +1,7 @@
-"""What to draw: the settings of sampling, in transformers' words and with its own processors.
+"""`SamplingParams`: what to draw, in transformers' words and with its own logits processors.
 
-Which of `generate`'s settings rl_reasoner.rollout.engine heeds is said here (`HANDLED`,
-`unhandled`). Knows nothing of trainers.
+`HANDLED` and `unhandled` say which settings of `generate` rl_reasoner.rollout.engine supports.
+Knows nothing of trainers.
 """
 
 import copy
@@ -14,48 +14,20 @@ from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation import StopStringCriteria, logits_process
 
 HANDLED = frozenset(
-    {
-        "do_sample",
-        "temperature",
-        "top_k",
-        "top_p",
-        "top_h",
-        "min_p",
-        "typical_p",
-        "epsilon_cutoff",
-        "eta_cutoff",
-        "repetition_penalty",
-        "no_repeat_ngram_size",
-        "bad_words_ids",
-        "sequence_bias",
-        "suppress_tokens",
-        "begin_suppress_tokens",
-        "min_length",
-        "min_new_tokens",
-        "max_new_tokens",
-        "forced_bos_token_id",
-        "forced_eos_token_id",
-        "exponential_decay_length_penalty",
-        "renormalize_logits",
-        "remove_invalid_values",
-        "stop_strings",
-        "pad_token_id",
-        "bos_token_id",
-    }
+    (
+        *("do_sample", "temperature", "top_k", "top_p", "top_h", "min_p", "typical_p"),
+        *("epsilon_cutoff", "eta_cutoff", "repetition_penalty", "no_repeat_ngram_size"),
+        *("bad_words_ids", "sequence_bias", "suppress_tokens", "begin_suppress_tokens"),
+        *("min_length", "min_new_tokens", "max_new_tokens", "stop_strings"),
+        *("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"),
+        *("renormalize_logits", "remove_invalid_values", "pad_token_id", "bos_token_id"),
+    )
 )
-"""Arguments of `generate` that the engine heeds, or that change nothing here."""
+"""Arguments of `generate` that the engine supports, or that change nothing here."""
 _ELSEWHERE = (
-    "num_beams",
-    "num_return_sequences",
-    "guidance_scale",
-    "watermarking_config",
-    "penalty_alpha",
-    "dola_layers",
-    "max_time",
-    "prompt_lookup_num_tokens",
-    "token_healing",
-    "constraints",
-    "force_words_ids",
+    *("num_beams", "num_return_sequences", "guidance_scale", "watermarking_config"),
+    *("penalty_alpha", "dola_layers", "max_time", "prompt_lookup_num_tokens", "token_healing"),
+    *("constraints", "force_words_ids"),
 )
 # processors that do not look at the tokens before
 _BY_LOGITS = (

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from rl_reasoner.errors import RunStopped, UserError
 from rl_reasoner.language.thinking import CLOSE_THINK, OPEN_THINK
-from rl_reasoner.rollout.cache import SampleCache
+from rl_reasoner.rollout.cache import Job, SampleCache, sample_through
 from rl_reasoner.types import Prompt, Rollout
 
 _RETRIES = 8
@@ -77,32 +77,24 @@ class ServedPolicy:
             raise UserError(f"a server cannot force the start of a completion ({force})")
         count = samples if temperature else 1
         settings = {"temperature": temperature, "max_tokens": max_tokens}
-        keep = _Nothing() if cache is None else cache
-        keys = {
-            (index, number): keep.key(prompt, settings, seed if temperature else None, number)
-            for index, prompt in enumerate(prompts)
-            for number in range(count)
-        }
-        kept = keep.kept([*keys.values()])
-        rollouts = {job: kept[key] for job, key in keys.items() if key in kept}
-        if progress and rollouts:
-            progress(len(rollouts) * samples // count)
-        left = [job for job in keys if job not in rollouts]
-        for job, rollout in self._drawn(left, prompts, settings, seed):
-            keep.keep([(keys[job], rollout)])
-            rollouts[job] = rollout
-            if progress:
-                progress(samples // count)
+        drawn_with = seed if temperature else None
+        rollouts = sample_through(
+            cache,
+            [(index, number) for index in range(len(prompts)) for number in range(count)],
+            lambda cache, job: cache.key(prompts[job[0]], settings, drawn_with, job[1]),
+            lambda jobs: self._drawn(jobs, prompts, settings, seed),
+            lambda done: progress(done * samples // count) if progress else None,
+        )
         return [[rollouts[i, n % count] for n in range(samples)] for i in range(len(prompts))]
 
     def _drawn(
         self,
-        jobs: Sequence[tuple[int, int]],
+        jobs: Sequence[Job],
         prompts: Sequence[Prompt],
         settings: Mapping[str, Any],
         seed: int,
-    ) -> Iterator[tuple[tuple[int, int], Rollout]]:
-        """Completions for (prompt's index, sample's number), each as it arrives."""
+    ) -> Iterator[dict[Job, Rollout]]:
+        """The completions of `jobs`, each as it arrives."""
         if not jobs:
             return
         with self._client() as client, ThreadPoolExecutor(self.concurrency) as threads:
@@ -114,7 +106,7 @@ class ServedPolicy:
             }
             try:
                 for done in as_completed(asked):
-                    yield asked[done], self._replied(done, prompts[asked[done][0]])
+                    yield {asked[done]: self._replied(done, prompts[asked[done][0]])}
             except BaseException:
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -165,20 +157,6 @@ class ServedPolicy:
         if not reply.choices:
             raise ServerFailed(f"{self.source} answered without a completion")
         return reply.choices[0]
-
-
-class _Nothing(SampleCache):
-    """A cache that keeps nothing: its keys only tell completions apart."""
-
-    def __init__(self) -> None:
-        self.identity = ""
-
-    def kept(self, keys: Sequence[str]) -> dict[str, Rollout]:
-        """Nothing."""
-        return {}
-
-    def keep(self, drawn: Any) -> None:
-        """Nothing is kept."""
 
 
 def _seed(seed: int, prompt: Prompt, number: int) -> int:
