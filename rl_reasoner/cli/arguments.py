@@ -89,7 +89,7 @@ def parse_options(flag: str, text: str) -> dict[str, Any]:
     return dict(options)
 
 
-def short(value: object) -> str:
+def cell(value: object) -> str:
     """`value` for a table's cell: a float with three digits, anything else in full."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 

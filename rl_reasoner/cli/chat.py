@@ -1,4 +1,4 @@
-"""The verb `chat`: a policy, or two beside each other, asked by a person or a pipe.
+"""The verb `chat`: one policy, or two side by side, prompted by a person or a pipe.
 
 A reply appears as it is sampled, its thinking apart from its answer. Where the right answer is
 known (`--answer`, or `/answer 9` after the reply), the maths verifier says whether the reply is
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rl_reasoner.policy.policy import Policy
     from rl_reasoner.types import Prompt, Score
 
-Heard = Callable[[str], None]
+OnText = Callable[[str], None]
 _NARROW = 80  # columns: below, two replies stand under each other
 _COMMAND = "/answer"
 
@@ -54,10 +54,10 @@ class Reply:
     def shown(self) -> Text:
         """The reply for a reader."""
         thinking, answer = map(printable, self.parts())
-        told = Text.assemble((thinking, "dim"), answer)
+        shown = Text.assemble((thinking, "dim"), answer)
         if self.verdict is not None:
-            told.append_text(_judged(self.verdict))
-        return told
+            shown.append_text(_verdict_text(self.verdict))
+        return shown
 
     def value(self) -> dict[str, Any]:
         """The reply for a program."""
@@ -68,7 +68,7 @@ class Reply:
         return value
 
 
-def _judged(score: "Score") -> Text:
+def _verdict_text(score: "Score") -> Text:
     names = {1.0: ("right", "green"), 0.0: ("wrong", "red")}
     word, style = names.get(score.value if score.value is not None else -1, ("not judged", "dim"))
     return Text.assemble("\n", (word, style), (f": {printable(score.reason)}", "dim"))
@@ -109,8 +109,8 @@ class ChatVerb:
         policies = [(name, open_policy(name)) for name in names]
         asking = sys.stdin.isatty()
         if asking:
-            told = f"type a problem; {_COMMAND} 9 checks the answer; an empty line or Ctrl-D ends"
-            err.print(told, style="dim")
+            hint = f"type a problem; {_COMMAND} 9 checks the answer; an empty line or Ctrl-D ends"
+            err.print(hint, style="dim")
         with Threads() as threads:
             computed = threads.suit(*(policy.model for _, policy in policies))
             if asking:
@@ -140,12 +140,12 @@ class ChatVerb:
                 prompt = render(problem, template, policy.tokenizer, system)
                 reply.opened = isinstance(prompt, str) and prompt.rstrip().endswith(OPEN_THINK)
 
-                def hear(piece: str, reply: Reply = reply) -> None:
+                def show(piece: str, reply: Reply = reply) -> None:
                     reply.text += piece
                     screen.draw(reply, piece)
 
                 count = (self.temperature, self.max_tokens, self.seed)
-                reply.text, reply.truncated = stream(policy, prompt, *count, hear)
+                reply.text, reply.truncated = stream(policy, prompt, *count, show)
                 if self.answer is not None:
                     reply.verdict = verify(reply.text, self.answer)
         return replies
@@ -163,14 +163,16 @@ class ChatVerb:
         for reply in replies:
             if reply.verdict is not None:
                 name = f"{reply.name}: " if len(replies) > 1 else ""
-                out.print(Text(name) + Text(_judged(reply.verdict).plain.strip()), soft_wrap=True)
+                out.print(
+                    Text(name) + Text(_verdict_text(reply.verdict).plain.strip()), soft_wrap=True
+                )
 
     def _emit(self, problem: str, replies: Sequence[Reply]) -> None:
         if len(replies) == 1:
             emit(True, {"problem": problem, **replies[0].value()}, None)
         else:
-            said = [{"policy": reply.name, **reply.value()} for reply in replies]
-            emit(True, {"problem": problem, "replies": said}, None)
+            values = [{"policy": reply.name, **reply.value()} for reply in replies]
+            emit(True, {"problem": problem, "replies": values}, None)
 
 
 class _Screen:
@@ -194,7 +196,7 @@ class _Screen:
             return
         if self.streams:
             verdict = self.replies[0].verdict
-            out.print(_judged(verdict) if verdict is not None else "", soft_wrap=True)
+            out.print(_verdict_text(verdict) if verdict is not None else "", soft_wrap=True)
         elif self.live is not None:
             out.print(self._beside())
         else:
@@ -224,31 +226,31 @@ class _Screen:
 
 
 class _Pieces:
-    """Tokens to pieces of text: `heard` gets a letter as soon as all its tokens are there."""
+    """Tokens to pieces of text: `on_text` gets a letter as soon as all its tokens are there."""
 
-    def __init__(self, tokenizer: Any, heard: Heard) -> None:
+    def __init__(self, tokenizer: Any, on_text: OnText) -> None:
         self.tokenizer = tokenizer
-        self.heard = heard
+        self.on_text = on_text
         self.ids: list[int] = []
-        self.told = 0  # characters of their text
+        self.sent = 0  # characters of their text
 
     def put(self, token: int) -> None:
         """Add the next token."""
         self.ids.append(token)
         text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
         if not text.endswith("\ufffd"):
-            self._tell(text)
+            self._send(text)
         if text.endswith("\n"):  # what follows is decoded without it
-            self.ids, self.told = [], 0
+            self.ids, self.sent = [], 0
 
     def end(self) -> None:
         """The rest, whole or not."""
-        self._tell(self.tokenizer.decode(self.ids, skip_special_tokens=True))
+        self._send(self.tokenizer.decode(self.ids, skip_special_tokens=True))
 
-    def _tell(self, text: str) -> None:
-        if len(text) > self.told:
-            self.heard(text[self.told :])
-        self.told = len(text)
+    def _send(self, text: str) -> None:
+        if len(text) > self.sent:
+            self.on_text(text[self.sent :])
+        self.sent = len(text)
 
 
 def stream(
@@ -257,15 +259,15 @@ def stream(
     temperature: float,
     max_tokens: int,
     seed: int,
-    heard: Heard,
+    on_text: OnText,
 ) -> tuple[str, bool]:
-    """One completion and whether it was cut off; `heard` gets its text piece by piece.
+    """One completion and whether it was cut off; `on_text` gets its text piece by piece.
 
     It is the completion that an evaluation draws for the same prompt, seed and settings.
     """
     from rl_reasoner.rollout.sampler import sample
 
-    pieces = _Pieces(policy.tokenizer, heard)
+    pieces = _Pieces(policy.tokenizer, on_text)
     [[rollout]] = sample(
         policy,
         [prompt],

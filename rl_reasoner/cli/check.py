@@ -54,10 +54,10 @@ class CheckVerb:
 
         report = examine(fn, self.data)
         table = new_table("", "check", "result", "completion")
-        for found in report.findings:
-            status = Text(found.status, _STYLE[found.status])
-            shown = Text(f"{found.completion!r:.100}" if found.completion else "")
-            table.add_row(status, found.check, Text(found.message), shown)
+        for finding in report.findings:
+            status = Text(finding.status, _STYLE[finding.status])
+            shown = Text(f"{finding.completion!r:.100}" if finding.completion else "")
+            table.add_row(status, finding.check, Text(finding.message), shown)
         findings = [asdict(finding) for finding in report.findings]
         emit(self.json, {"reward": report.reward, "findings": findings}, table)
         if report.failed:
@@ -72,20 +72,20 @@ class CheckVerb:
         recipe, locate = read_recipe(self.target)
         err.print("loading torch and transformers", style="dim")
         silence_libraries()
-        notices = list(_notices(recipe, locate))
+        notices = list(_check(recipe, locate))
         table = new_table("", "check", "result", "fix")
         for notice in notices:
             status = Text(notice.status, _STYLE[notice.status])
             table.add_row(status, notice.check, Text(notice.message), Text(notice.fix))
-        found = [asdict(notice) for notice in notices]
-        emit(self.json, {"recipe": recipe.name, "notices": found}, table)
+        values = [asdict(notice) for notice in notices]
+        emit(self.json, {"recipe": recipe.name, "notices": values}, table)
         failed = [str(notice) for notice in notices if notice.status == "failed"]
         if failed:
             raise UserError(*failed)
 
 
-def _notices(recipe: Any, locate: Any) -> Iterator[Any]:
-    """Everything that can be found out about a recipe without training."""
+def _check(recipe: Any, locate: Any) -> Iterator[Any]:
+    """Check everything about a recipe that needs no training."""
     from rl_reasoner.distributed.threads import Threads
     from rl_reasoner.pipeline.placement import place
     from rl_reasoner.pipeline.preflight import Notice, inspect

@@ -37,23 +37,23 @@ class CompareVerb:
             raise UserError(
                 f"--out {target} is one of the results: give another name for the page (HTML)"
             )
-        found = compare(EvalResult.load(self.a), EvalResult.load(self.b))
+        comparison = compare(EvalResult.load(self.a), EvalResult.load(self.b))
         if target is not None:
             from rl_reasoner.report import write_evaluation
 
             write_evaluation([self.a, self.b], target)
-        emit(self.json, found, _compared(found))
+        emit(self.json, comparison, _comparison_table(comparison))
         if not self.json:
-            for told in unlike(found):
-                err.print(told, style="yellow", soft_wrap=True)
-            for name, entry in found.items():
+            for warning in unlike(comparison):
+                err.print(warning, style="yellow", soft_wrap=True)
+            for name, entry in comparison.items():
                 _print_flips(name, entry["flips"], entry["better"] + entry["worse"])
 
 
-def _compared(found: Mapping[str, Mapping[str, Any]]) -> Any:
+def _comparison_table(comparison: Mapping[str, Mapping[str, Any]]) -> Any:
     heads = ["set", "problems", "difference", "95% interval", "p", "p (Holm)", "detectable", "test"]
     table = new_table(*heads)
-    for name, entry in found.items():
+    for name, entry in comparison.items():
         low, high = entry["interval"]
         counts = (
             f" ({entry['only_a']} only a, {entry['only_b']} only b)" if "only_a" in entry else ""

@@ -69,11 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     One of several processes (`launch`) that has met the others ends here, with that code.
     """
-    given = list(sys.argv[1:] if argv is None else argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
     if processes.world_size() == 1:
-        return _run_and_report(given)
+        return _run_and_report(arguments)
     try:
-        code = _run_and_report(given)
+        code = _run_and_report(arguments)
     except Exception as error:
         if processes.lost_peer(error):
             code = processes.LOST
@@ -87,10 +87,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _run_and_report(given: Sequence[str]) -> int:
+def _run_and_report(argv: Sequence[str]) -> int:
     """Run the verb, print its error if it has one, and return the exit code."""
     try:
-        _run(given)
+        _run(argv)
     except UserError as error:
         _print_error("error", "\n".join(error.messages))
         return 2

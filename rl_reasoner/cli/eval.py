@@ -97,7 +97,7 @@ class EvalVerb:
         emit(self.json, result.to_json(), result.table())
         if threads := result.manifest.get("policy", {}).get("threads"):
             err.print(f"threads: {threads}; set OMP_NUM_THREADS to change it", style="dim")
-        _check_judged(result)
+        _check_rewards_worked(result)
 
     def _replayed(self, file: Path) -> "EvalResult":
         from rl_reasoner.evaluation.evaluate import replay
@@ -105,9 +105,9 @@ class EvalVerb:
 
         usable = ("replay", "reward", "reward_options", "data_dir", "out", "quiet", "json")
         given = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
-        if other := [name for name in given if name not in usable]:
+        if unusable := [name for name in given if name not in usable]:
             flags = [
-                "POLICY" if name == "policy" else f"--{name.replace('_', '-')}" for name in other
+                "POLICY" if name == "policy" else f"--{name.replace('_', '-')}" for name in unusable
             ]
             raise UserError(f"--replay judges a saved result: it does not take {', '.join(flags)}")
         options = parse_options("--reward-options", self.reward_options)
@@ -129,7 +129,7 @@ class EvalVerb:
         else:
             silence_libraries()
         template, system = prompt_settings(self.policy, self.template, self.system)
-        with _shown(self.json or self.quiet) as progress:
+        with _ProgressBars(self.json or self.quiet) as progress:
             return evaluate(
                 policy,
                 sets,
@@ -152,14 +152,14 @@ class EvalVerb:
         from rl_reasoner.recipe.recipe import FileData
 
         columns = parse_options("--columns", self.columns)
-        given = {"columns": columns, "config": self.config, "split": self.split}
-        said = {key: value for key, value in given.items() if value}
-        if not said:
+        options = {"columns": columns, "config": self.config, "split": self.split}
+        given = {key: value for key, value in options.items() if value}
+        if not given:
             return name
-        return FileData.model_validate({**set_data(name).model_dump(), **said})
+        return FileData.model_validate({**set_data(name).model_dump(), **given})
 
     def _training_rows(self, policy: str) -> list[dict[str, Any]] | None:
-        """The rows that the policy was trained on, where overlaps are asked for."""
+        """The rows that the policy was trained on, if overlaps are to be counted."""
         from rl_reasoner.dataset.rows import load_problems, load_rows
         from rl_reasoner.recipe.recipe import FileData
 
@@ -194,7 +194,7 @@ def _cache() -> Path:
     return cache_folder() / "samples"
 
 
-def _check_judged(result: "EvalResult") -> None:
+def _check_rewards_worked(result: "EvalResult") -> None:
     """Raise `RewardsFailed` where the reward failed on all completions of a set."""
     for name, figures in result.sets.items():
         if figures.get("faults") == 1.0:
@@ -205,7 +205,7 @@ def _check_judged(result: "EvalResult") -> None:
             raise RewardsFailed(f"{name}: the reward failed on every completion: {first}")
 
 
-class _shown:
+class _ProgressBars:
     """A progress bar for each set on a terminal, nothing elsewhere."""
 
     def __init__(self, as_json: bool) -> None:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional, arg
 
-from rl_reasoner.cli.arguments import Json, check_writable, short
+from rl_reasoner.cli.arguments import Json, cell, check_writable
 from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.report.console import emit, new_table
 
@@ -56,7 +56,7 @@ class ScoreVerb:
             _write_rows(target, rescoring.flips)
         summary = {"reward": self.reward, "run": str(run), **rescoring.summary()}
         table = new_table("step", "then", "now", "reason", "completion")
-        table.caption = "\n".join(f"{key}: {short(value)}" for key, value in summary.items())
+        table.caption = "\n".join(f"{key}: {cell(value)}" for key, value in summary.items())
         table.caption_justify = "left"
         for row in rescoring.flips[:_SHOWN]:
             values = [str(row["step"]), f"{row['then']:g}", f"{row['now']:g}"]
@@ -69,12 +69,12 @@ class ScoreVerb:
 
         names = [self.reward, *([self.disagree] if self.disagree else [])]
         loads = [partial(load_reward, name) for name in names]
-        rows, *functions = _all(partial(read_rows, file), *loads)
+        rows, *functions = _call_all(partial(read_rows, file), *loads)
         target = check_writable(self.out or Path(f"{file}.scores.jsonl"))
         if target.resolve() == Path(file).resolve():
             raise UserError(f"--out {target}: this is the file that is scored; give another name")
-        found = [_scores(*pair, rows, file) for pair in zip(functions, names, strict=True)]
-        mine, other = found[0], found[1] if self.disagree else None
+        scores = [_score_rows(*pair, rows, file) for pair in zip(functions, names, strict=True)]
+        mine, other = scores[0], scores[1] if self.disagree else None
         entries = []
         for index, row in enumerate(rows):
             entry = {"row": index + 1, "id": row.get("id"), self.reward: mine[index]}
@@ -97,18 +97,18 @@ class ScoreVerb:
         emit(self.json, summary, _score_table(entries, rows, summary))
 
 
-def _all(*calls: Callable[[], Any]) -> list[Any]:
-    """What the calls give; where some fail, the mistakes of all of them at once."""
-    given: list[Any] = []
+def _call_all(*calls: Callable[[], Any]) -> list[Any]:
+    """Make the calls and return their values; if some fail, raise the mistakes of all at once."""
+    values: list[Any] = []
     problems: list[str] = []
     for call in calls:
         try:
-            given.append(call())
+            values.append(call())
         except UserError as error:
             problems += error.messages
     if problems:
         raise UserError(*problems)
-    return given
+    return values
 
 
 def _write_rows(target: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -117,7 +117,7 @@ def _write_rows(target: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_jsonl(target, rows)
 
 
-def _scores(
+def _score_rows(
     function: Callable[..., Any], reward: str, rows: Sequence[dict[str, Any]], source: str
 ) -> list[dict[str, Any]]:
     from rl_reasoner.scoring.batch import score_batch
@@ -129,10 +129,10 @@ def _scores(
         for name in ("completion", *needed):
             if row.get(name) is None and name != "prompt":
                 by = "" if name == "completion" else f", which the reward {reward} needs"
-                said = f"no column {name!r}{by}.{did_you_mean(name, row)}"
+                mistake = f"no column {name!r}{by}.{did_you_mean(name, row)}"
                 if name in row:
-                    said = f"the value of {name!r}{by}{',' if by else ''} is null"
-                raise UserError(f"{source}, row {number}: {said}")
+                    mistake = f"the value of {name!r}{by}{',' if by else ''} is null"
+                raise UserError(f"{source}, row {number}: {mistake}")
     columns: dict[str, list[Any]] = {key: [row.get(key) for row in rows] for key in rows[0]}
     columns["prompts"] = columns.get("prompt", columns.get("problem", [""] * len(rows)))
     scores = score_batch(function, columns.pop("completion"), columns)

@@ -34,7 +34,7 @@ class TrainVerb:
     flags: tyro.conf.Suppress[list[str]] = field(default_factory=list)
 
     def run(self) -> None:
-        """Train; prints what came of it."""
+        """Train, and print the result."""
         from rl_reasoner.recipe.load import read_recipe
 
         source, flags = self._source()
@@ -76,8 +76,8 @@ class TrainVerb:
 
     def _arguments(self) -> list[str]:
         """The command line of one of several processes."""
-        given = {"--resume": self.resume, "--from": self.first, "--until": self.until}
-        valued = [text for flag, value in given.items() if value for text in (flag, str(value))]
+        options = {"--resume": self.resume, "--from": self.first, "--until": self.until}
+        valued = [text for flag, value in options.items() if value for text in (flag, str(value))]
         bare = [f for f, on in (("--quiet", self.quiet), ("--json", self.json)) if on]
         return ["train", *filter(None, [self.recipe]), *valued, *bare, *self.flags]
 

@@ -7,7 +7,7 @@ from typing import Any
 from rich.text import Text
 from tyro.conf import Positional
 
-from rl_reasoner.cli.arguments import Json, short
+from rl_reasoner.cli.arguments import Json, cell
 from rl_reasoner.report.console import emit, new_table
 
 
@@ -32,13 +32,13 @@ class WhyVerb:
         step = read_step(self.run_folder, self.step, self.stage)
         index = step.row(self.row)
         group = step.group(index)
-        asked = step.rollouts[index]
+        chosen = step.rollouts[index]
         value = {
             "stage": step.stage,
             "step": step.number,
             "row": index + 1,
-            "prompt": asked["prompt"],
-            "answer": asked.get("answer"),
+            "prompt": chosen["prompt"],
+            "answer": chosen.get("answer"),
             "group": [{"number": number, **rollout} for number, rollout in group],
             "batch": step.metrics,
             "seconds": step.seconds,
@@ -53,15 +53,15 @@ class WhyVerb:
             end = " (cut off)" if rollout["truncated"] else ""
             cells = (Text(scores), Text(f"{rollout['completion']}{end}"))
             table.add_row(mark, reward, f"{rollout['advantage']:+.3g}", *cells)
-        head = f"stage {step.stage}, step {step.number}\nprompt: {asked['prompt']}\n"
-        head += f"answer: {asked.get('answer')}\n"
+        head = f"stage {step.stage}, step {step.number}\nprompt: {chosen['prompt']}\n"
+        head += f"answer: {chosen.get('answer')}\n"
         table.title, table.title_justify, table.title_style = Text(head), "left", ""
-        table.caption, table.caption_justify = Text(_figures(step)), "left"
+        table.caption, table.caption_justify = Text(_metrics_text(step)), "left"
         emit(self.json, value, table)
 
 
-def _figures(step: Any) -> str:
+def _metrics_text(step: Any) -> str:
     """The batch's numbers, a line each."""
     kept = [(k, v) for k, v in step.metrics.items() if isinstance(v, (int, float))]
     kept += [(f"seconds of {name}", seconds) for name, seconds in step.seconds.items()]
-    return "\n" + "\n".join(f"{name}: {short(value)}" for name, value in kept)
+    return "\n" + "\n".join(f"{name}: {cell(value)}" for name, value in kept)

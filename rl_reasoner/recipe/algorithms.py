@@ -111,34 +111,37 @@ ALGORITHMS: Mapping[str, Algorithm] = {
 
 
 def settings(
-    name: str, said: Mapping[str, Any], called: Mapping[str, str] | None = None
+    name: str, given: Mapping[str, Any], shown_as: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """All fields that the algorithm `name` sets, given the fields that the user `said`.
+    """All fields that the algorithm `name` sets, where the user has `given` some of them.
 
-    Raises `UserError` for a name that is none, and for said values that contradict the algorithm,
-    all of them in one error. `called` is what the user knows fields by, where it is not the key.
+    Raises `UserError` for an unknown name, and for given values that contradict the algorithm, all
+    of them in one error. `shown_as` has the names by which the user knows fields, if not the key.
     """
     if name not in ALGORITHMS:
         raise unknown("algorithm", name, ALGORITHMS)
-    found = ALGORITHMS[name]
+    algorithm = ALGORITHMS[name]
     contradictions = [
-        f"{(called or {}).get(key, key)} is {said[key]!r}, but algorithm {name!r} has {value!r}"
-        for key, value in found.fixed.items()
-        if key in said and said[key] != value
+        f"{(shown_as or {}).get(key, key)} is {given[key]!r}, but algorithm {name!r} has {value!r}"
+        for key, value in algorithm.fixed.items()
+        if key in given and given[key] != value
     ]
     if contradictions:
         raise UserError(
             f"{'; '.join(contradictions)}. Leave out either the algorithm's name or the setting."
         )
-    return {**found.fixed, **{key: said.get(key, value) for key, value in found.usual.items()}}
+    return {
+        **algorithm.fixed,
+        **{key: given.get(key, value) for key, value in algorithm.usual.items()},
+    }
 
 
 def describe_algorithm(name: str) -> str:
     """What the algorithm `name` sets, for people: its source, advantage and fields, one a line."""
     if name not in ALGORITHMS:
         raise unknown("algorithm", name, ALGORITHMS)
-    found = ALGORITHMS[name]
-    lines = [f"{name}: {found.source}", f"  advantage: {found.advantage}"]
-    lines += [f"  {key} = {value!r}" for key, value in found.fixed.items()]
-    lines += [f"  {key} = {value!r} unless set otherwise" for key, value in found.usual.items()]
+    algorithm = ALGORITHMS[name]
+    lines = [f"{name}: {algorithm.source}", f"  advantage: {algorithm.advantage}"]
+    lines += [f"  {key} = {value!r}" for key, value in algorithm.fixed.items()]
+    lines += [f"  {key} = {value!r} unless set otherwise" for key, value in algorithm.usual.items()]
     return "\n".join(lines)

@@ -42,11 +42,11 @@ class _Schema(GenerateJsonSchema):
 
 def recipe_schema() -> dict[str, Any]:
     """The schema (JSON Schema 2020-12) of a recipe file, with every field's description."""
-    found = Recipe.model_json_schema(schema_generator=_Schema)
-    for part in found["$defs"].values():
+    schema = Recipe.model_json_schema(schema_generator=_Schema)
+    for part in schema["$defs"].values():
         if "const" in part.get("properties", {}).get("kind", {}):  # what tells stages apart
             part["required"] = sorted({*part.get("required", ()), "kind"})
-    return {"$schema": _Schema.schema_dialect, **found}
+    return {"$schema": _Schema.schema_dialect, **schema}
 
 
 def schema_text() -> str:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from rl_reasoner.errors import UserError, did_you_mean, unknown
 from rl_reasoner.paths import room
 from rl_reasoner.recipe.flags import apply_flags, flag_places
-from rl_reasoner.recipe.locations import FieldPath, explain, python_places, read_yaml, validate
+from rl_reasoner.recipe.locations import FieldPath, python_places, read_yaml, user_error, validate
 from rl_reasoner.recipe.recipe import Recipe
 
 Locate = Callable[[FieldPath], str]
@@ -91,7 +91,7 @@ def run_script(path: Path) -> Recipe:
         raise
     except ValidationError as error:
         text = path.read_text(encoding="utf-8")
-        raise explain(error, python_places(text, str(path)), str(path)) from None
+        raise user_error(error, python_places(text, str(path)), str(path)) from None
     except SyntaxError as error:
         place = f"{error.filename}:{error.lineno}"
         raise UserError(f"{place}: syntax error: {error.msg}") from error

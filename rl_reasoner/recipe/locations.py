@@ -48,7 +48,7 @@ def validate(data: Any, places: Places, source: str) -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise explain(error, places, source) from None
+        raise user_error(error, places, source) from None
 
 
 def _current(places: Iterable[tuple[FieldPath, str]]) -> Places:
@@ -121,7 +121,7 @@ def _python_places(node: ast.expr, at: FieldPath, source: str) -> Iterator[tuple
             yield from _python_places(item, (*at, index), source)
 
 
-def explain(error: ValidationError, places: Places, source: str) -> UserError:
+def user_error(error: ValidationError, places: Places, source: str) -> UserError:
     """The `UserError` with a message for each mistake that pydantic found."""
     return UserError(*(_message(item, places, source) for item in error.errors()))
 

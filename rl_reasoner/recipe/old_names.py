@@ -45,15 +45,15 @@ def current_stage(stage: Any) -> Any:
 
 def current_path(path: Sequence[str | int]) -> tuple[str | int, ...]:
     """A path into a recipe, or a flag's dotted path, with the names of fields as they are now."""
-    found: list[str | int] = []
+    current: list[str | int] = []
     for index, part in enumerate(path):
         above = path[index - 1] if index else ""
         names = _OF_PARTS.get(str(above), {})
         # --reuse, --STAGE.reuse, stages.0.reuse
         if index == 0 or (index == 1 and above != "rewards") or path[index - 2] == "stages":
             names = {**_OF_STAGES, **names}
-        found.append(names.get(part, part) if isinstance(part, str) else part)
-    return tuple(found)
+        current.append(names.get(part, part) if isinstance(part, str) else part)
+    return tuple(current)
 
 
 def _parts_renamed(fields: Mapping[Any, Any]) -> dict[Any, Any]:

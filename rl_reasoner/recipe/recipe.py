@@ -239,14 +239,14 @@ def _rewards(value: Any) -> Any:
         value = dict.fromkeys(value, 1.0)
     if not isinstance(value, Mapping):
         return value
-    found: dict[Any, Any] = {}
+    specs: dict[Any, Any] = {}
     for key, spec in value.items():
         spec = {"weight": spec} if isinstance(spec, (int, float)) else spec
         name, spec = _of_function(key, spec) if callable(key) else (key, spec)
-        if name in found:
+        if name in specs:
             raise ValueError(f"two rewards are called {name}: rename one of them")
-        found[name] = spec
-    return found
+        specs[name] = spec
+    return specs
 
 
 def _of_function(fn: Any, spec: Any) -> tuple[str, dict[str, Any]]:
@@ -348,7 +348,7 @@ class Recipe(Part):
                 raise ValueError(_no_stage(stage.name, "teacher", stage.teacher, policies))
 
     def start_of(self, stage: Stage) -> str | None:
-        """The stage whose policy `stage` goes on from; None: a policy that no stage made."""
+        """The stage whose policy `stage` starts from; None: a policy that no stage made."""
         if getattr(stage, "policy", None) or stage.start == "base":
             return None
         if stage.start is not None:
@@ -361,9 +361,9 @@ class Recipe(Part):
         if stage.reuse is not None:
             return []
         names = [s.name for s in self.stages]
-        found = [self.start_of(stage), getattr(stage, "teacher", None)]
-        found += [s.stage for s in data_sources(stage.data) if isinstance(s, StageData)]
-        return [name for name in dict.fromkeys(found) if name in names]
+        needed = [self.start_of(stage), getattr(stage, "teacher", None)]
+        needed += [s.stage for s in data_sources(stage.data) if isinstance(s, StageData)]
+        return [name for name in dict.fromkeys(needed) if name in names]
 
     def data_of(self, stage: Stage) -> AnyData:
         """The rows that `stage` uses: its own, else the recipe's."""

@@ -166,13 +166,13 @@ class Loss(Part):
         if not isinstance(name, str):
             return data
         own = {field: TRL_NAMES.get(field, field) for field in cls.model_fields}
-        said = {own[field]: value for field, value in data.items() if field in own}
+        given = {own[field]: value for field, value in data.items() if field in own}
         ours = {trl: field for field, trl in own.items()}
         try:
-            found = settings(name, said, ours)
+            fields = settings(name, given, ours)
         except UserError as error:
             raise ValueError(str(error)) from error
-        return {**data, **{ours[trl]: value for trl, value in found.items()}}
+        return {**data, **{ours[trl]: value for trl, value in fields.items()}}
 
 
 class _Stage(Part):

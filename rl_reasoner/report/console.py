@@ -30,15 +30,15 @@ class _Plain:
 
 class _Hook(RenderHook):
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
-        """Everything that is about to be printed, made plain."""
+        """What is about to be printed, without control characters."""
         return [_Plain(shown) for shown in renderables]
 
 
 def console(*, stderr: bool = False, width: int | None = None) -> Console:
     """A console that shows foreign text as text."""
-    made = Console(stderr=stderr, width=width, markup=False)
-    made.push_render_hook(_Hook())
-    return made
+    terminal = Console(stderr=stderr, width=width, markup=False)
+    terminal.push_render_hook(_Hook())
+    return terminal
 
 
 err = console(stderr=True)
