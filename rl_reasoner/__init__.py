@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from rl_reasoner.policy import Policy, open_policy
     from rl_reasoner.recipe.recipe import Recipe
     from rl_reasoner.scoring.reward import Column, reward
-    from rl_reasoner.training.grpo_trainer import GRPOConfig, GRPOTrainer
+    from rl_reasoner.training.config import GRPOConfig
+    from rl_reasoner.training.grpo_trainer import GRPOTrainer
     from rl_reasoner.types import Score
 
 _HOMES = {
     "Column": "scoring.reward",
     "EvalResult": "evaluation.result",
-    "GRPOConfig": "training.grpo_trainer",
+    "GRPOConfig": "training.config",
     "GRPOTrainer": "training.grpo_trainer",
     "Policy": "policy",
     "Recipe": "recipe.recipe",

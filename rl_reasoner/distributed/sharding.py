@@ -62,20 +62,6 @@ class Sharding(Trainer):  # type: ignore[misc]
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """As transformers'; one process also takes the shards of many."""
-        checkpoint = Path(resume_from_checkpoint)
-        if is_sharded(checkpoint) and not self.is_fsdp_enabled:
-            load_state(self.model, merged_state_dict(checkpoint))
-            return
-        if self.is_fsdp_enabled and not is_sharded(checkpoint):
-            raise UserError(
-                f"{checkpoint} was not written in shards: resume it in one process, or under DDP"
-            )
-        if is_sharded(checkpoint):
-            check_shards(checkpoint / MODEL_SHARDS)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or self.is_fsdp_enabled or not is_sharded(Path(checkpoint)):
             if checkpoint is not None and (shards := Path(checkpoint) / OPTIMIZER_SHARDS).is_dir():
@@ -87,6 +73,23 @@ class Sharding(Trainer):  # type: ignore[misc]
         set_optimizer_state_dict(self.model, self.optimizer.optimizer, state, options=options)
         schedule = torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True)
         self.lr_scheduler.load_state_dict(schedule)
+
+
+def load_shards(trainer: Any, checkpoint: Path) -> bool:
+    """Load the shards of many processes into the model of one; whether `checkpoint` was that.
+
+    Raises `UserError` for weights that the trainer cannot take, and for shards that are damaged.
+    """
+    if is_sharded(checkpoint) and not trainer.is_fsdp_enabled:
+        load_state(trainer.model, merged_state_dict(checkpoint))
+        return True
+    if trainer.is_fsdp_enabled and not is_sharded(checkpoint):
+        raise UserError(
+            f"{checkpoint} was not written in shards: resume it in one process, or under DDP"
+        )
+    if is_sharded(checkpoint):
+        check_shards(checkpoint / MODEL_SHARDS)
+    return False
 
 
 def forward_is_collective(trainer: Any) -> bool:

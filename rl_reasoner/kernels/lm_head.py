@@ -4,21 +4,18 @@ trl's fused head goes over the vocabulary in wide tiles, with a dozen passes ove
 no Triton is. Here a tile stays in the processor's cache and is passed over four times, and the
 forward pass also keeps the expected row of the head's weight, E_p[w] (N, H): it gives the entropy,
 log Z - h.E_p[w], and in the backward pass the hidden states' gradient, g (w_y - E_p[w]), without a
-product of its own. `fused_head` puts it in the place of trl's, for fp32 on a CPU; anything else
-(other types, autocast, bias, softcap, entropies with a gradient) stays with trl's.
+product of its own. `FusedHead` takes the place of trl's, for fp32 on a CPU; anything else (other
+types, autocast, bias, softcap, entropies with a gradient) stays with trl's.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from trl.trainer import utils as trl_head
 
 _TILE = 1 << 20  # numbers in a tile of logits: 4 MB
 _TOKENS = 4096  # in a tile
-_theirs = trl_head._ChunkedLogProbFunction
 
 
 class _HeadLogProbs(torch.autograd.Function):
@@ -89,11 +86,14 @@ def _subtract_expected(
         by_weight[part].addmm_(tile.t(), hidden, alpha=-1)
 
 
-class _Head:
-    """Takes trl's function's place: the same call, ours where it can be."""
+class FusedHead:
+    """Takes the place of trl's function, `theirs`: the same call, ours where it can be."""
 
-    @staticmethod
+    def __init__(self, theirs: Any) -> None:
+        self.theirs = theirs
+
     def apply(
+        self,
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -113,14 +113,4 @@ class _Head:
             )
             return logps, entropy, None, None, None
         given = (bias, targets, temperature, chunk_size, softcap, logit_scale, outputs)
-        return _theirs.apply(hidden, weight, *given)
-
-
-@contextmanager
-def fused_head() -> Iterator[None]:
-    """Inside, models with trl's fused head are scored by this one; entropies have no gradient."""
-    trl_head._ChunkedLogProbFunction = _Head
-    try:
-        yield
-    finally:
-        trl_head._ChunkedLogProbFunction = _theirs
+        return self.theirs.apply(hidden, weight, *given)

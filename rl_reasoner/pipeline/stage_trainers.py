@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from trl import SFTTrainer
 
 from rl_reasoner.dataset.code_rows import as_dataset, continuing
 from rl_reasoner.dataset.templates import prompt_of, target_completion
 from rl_reasoner.distributed import processes
-from rl_reasoner.distributed.sharding import Sharding
 from rl_reasoner.files import append_rows
+from rl_reasoner.moe.balance import BiasUpdate
 from rl_reasoner.moe.experts import (
     check_auxiliary_loss,
     check_experts,
@@ -32,10 +31,13 @@ from rl_reasoner.rollout.sampler import without_long
 from rl_reasoner.scoring.ledger import Ledger, scores_of
 from rl_reasoner.scoring.rule import rule_of
 from rl_reasoner.training.checkpointing.faults import SkipBadSteps
-from rl_reasoner.training.checkpointing.whole_checkpoints import WholeCheckpoints
-from rl_reasoner.training.distillation_trainer import Distiller, check_vocabulary, teacher_of
-from rl_reasoner.training.expert_balance import BiasUpdate
+from rl_reasoner.training.distillation_trainer import (
+    DistillationTrainer,
+    check_vocabulary,
+    teacher_of,
+)
 from rl_reasoner.training.grpo_trainer import GRPOTrainer
+from rl_reasoner.training.sft_trainer import SFTTrainer
 from rl_reasoner.types import Row, text_of
 
 
@@ -65,7 +67,7 @@ def trainer_of(job: Job) -> Any:
     return _grpo(job, job.stage)
 
 
-def _distill(job: Job, stage: DistillStage) -> Distiller:
+def _distill(job: Job, stage: DistillStage) -> DistillationTrainer:
     """Raises `UserError` for a teacher of another vocabulary than the student's."""
     policy, teacher = job.policy, job.teacher
     assert teacher is not None
@@ -73,7 +75,7 @@ def _distill(job: Job, stage: DistillStage) -> Distiller:
     prompts = [
         {"prompt": prompt_of(row, job.recipe.template, policy.tokenizer)} for row in job.rows
     ]
-    trainer = Distiller(
+    trainer = DistillationTrainer(
         policy.model,
         teacher_of(teacher),
         args=config(job.recipe, stage, job.folder, job.placement),
@@ -86,16 +88,12 @@ def _distill(job: Job, stage: DistillStage) -> Distiller:
     return trainer
 
 
-class Supervised(WholeCheckpoints, Sharding, SFTTrainer):  # type: ignore[misc]
-    """trl's trainer, whose weights can be sharded anywhere, with whole checkpoints."""
-
-
-def _sft(job: Job, stage: SftStage) -> Supervised:
+def _sft(job: Job, stage: SftStage) -> SFTTrainer:
     policy = job.policy
     rows = [_supervised(row, job.recipe.template, policy) for row in job.rows]
     check_auxiliary_loss(policy.model, stage.router_aux)
     check_experts(policy.model)
-    trainer = Supervised(
+    trainer = SFTTrainer(
         policy.model,
         args=config(job.recipe, stage, job.folder, job.placement),
         train_dataset=Dataset.from_list(rows),

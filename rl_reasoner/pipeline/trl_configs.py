@@ -27,7 +27,7 @@ from rl_reasoner.recipe.recipe import (
 )
 from rl_reasoner.report.dashboards import project_of
 from rl_reasoner.scoring import ray_cluster
-from rl_reasoner.training.grpo_trainer import GRPOConfig
+from rl_reasoner.training.config import GRPOConfig
 
 _CONFIGS = {"sft": SFTConfig, "grpo": GRPOConfig, "distill": DistillationConfig}
 

@@ -8,14 +8,12 @@ is the user's choice.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-import trl
 from datasets import IterableDataset
 from torch import Tensor, nn
 
-from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.errors import UserError
 
 logger = logging.getLogger(__name__)
 CHOICES = ("stop", "skip")
@@ -24,21 +22,6 @@ _AT_ONCE = 256  # prompts that are tokenised together
 _OF_A_TEMPLATE = 2048  # more characters than a chat template adds to messages
 _NAMES = ("pos", "wpe")  # what is in the name of a table of positions
 _OFFSETS = (0, 2)  # OPT's has two places more than positions
-
-
-@dataclass
-class LongPromptsConfig(trl.GRPOConfig):  # type: ignore[misc]
-    """trl's config with what to do about rows whose prompt is too long."""
-
-    long_prompts: str = field(
-        default="stop",
-        metadata={"help": "What to do about rows that exceed the model's positions: stop or skip."},
-    )
-
-    def __post_init__(self) -> None:
-        if self.long_prompts not in CHOICES:
-            raise unknown("long_prompts", str(self.long_prompts), CHOICES)
-        super().__post_init__()
 
 
 def places_of(model: nn.Module) -> int | None:
@@ -97,16 +80,17 @@ def _begin(prompt: Any) -> str:
     return repr(text if len(text) <= 40 else f"{text[:40]}…")
 
 
-def fit_prompts(trainer: Any) -> None:
+def fit_prompts(trainer: Any, tokens: Callable[[list[Any]], list[int]]) -> None:
     """Leave out the rows of a trainer that are too long, or raise `UserError` that names them.
 
+    `tokens` counts those of prompts.
     Rows of a stream are looked at when they come.
     """
     places = places_of(trainer.accelerator.unwrap_model(trainer.model))
     others = trainer.rollout_func is not None or trainer.environment_factories is not None
     if places is None or others:  # prompts that are made, or changed, while sampling
         return
-    fits = _Fits(trainer, places)
+    fits = _Fits(trainer, places, tokens)
     trainer.train_dataset = fits.among(trainer.train_dataset, "train_dataset")
     if isinstance(trainer.eval_dataset, dict):
         fitting = {
@@ -120,8 +104,9 @@ def fit_prompts(trainer: Any) -> None:
 class _Fits:
     """What a trainer does about rows whose prompt and completion are more than `places` tokens."""
 
-    def __init__(self, trainer: Any, places: int) -> None:
+    def __init__(self, trainer: Any, places: int, tokens: Callable[[list[Any]], list[int]]) -> None:
         self.trainer = trainer
+        self.tokens = tokens
         self.places = places
         self.longest = trainer.max_completion_length
         self.skips = getattr(trainer.args, "long_prompts", "stop") == "skip"
@@ -155,10 +140,7 @@ class _Fits:
 
     def _too_long(self, prompts: Sequence[Any], own: Any) -> list[tuple[int, int]]:
         budgets = [min(n or self.longest, self.longest) for n in own or [None] * len(prompts)]
-        return [*too_long(prompts, self._tokens, [self.places - budget for budget in budgets])]
-
-    def _tokens(self, prompts: list[Any]) -> list[int]:
-        return [len(ids) for ids in self.trainer._tokenize_prompts(prompts)[0]]
+        return [*too_long(prompts, self.tokens, [self.places - budget for budget in budgets])]
 
     def _error(self, rows: str, name: str) -> UserError:
         return UserError(

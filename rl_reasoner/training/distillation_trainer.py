@@ -13,11 +13,10 @@ import trl
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.policy.policy import Policy
-from rl_reasoner.training.checkpointing.data_place import PlaceInData
-from rl_reasoner.training.checkpointing.whole_checkpoints import WholeCheckpoints
+from rl_reasoner.training.checkpointing.exact_resume import ExactResume
 
 
-class Distiller(PlaceInData, WholeCheckpoints, trl.DistillationTrainer):  # type: ignore[misc]
+class DistillationTrainer(ExactResume, trl.DistillationTrainer):  # type: ignore[misc]
     """trl's trainer with draws that follow from seed and step, and an exact place in the data."""
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:

@@ -1,24 +1,28 @@
-"""Load balance of a mixture's experts: figures, DeepSeek's bias update, the sequence-wise loss.
+"""Balance of experts in the trainer: DeepSeek's bias update and sequence-wise loss, load, guards.
 
-transformers has the auxiliary loss of Switch Transformers for most families, and trl adds it. What
-they lack is here: routers with a correction bias (`e_score_correction_bias`: DeepSeek-V3, GLM-4)
-never have it updated, and the loss that DeepSeek balances sequences with is not there.
-`ExpertBalance` gives both to the trainer; `BiasUpdate` is a callback for any trainer of
-transformers.
+`ExpertBalance` looks at the routers while passes of a loss are made, and adds the loss of
+rl_reasoner.moe.balance to trl's. `balanced` is for any trainer.
 """
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.kernels import packing
+from rl_reasoner.kernels.causal_lm import base_of
+from rl_reasoner.moe.balance import (
+    BiasUpdate,
+    Segments,
+    affinities_of,
+    balance_figures,
+    packed_segments,
+    padded_segments,
+    sequence_loss,
+)
 from rl_reasoner.moe.experts import (
     ExpertLoad,
     check_auxiliary_loss,
@@ -27,91 +31,6 @@ from rl_reasoner.moe.experts import (
     routers,
     without_router_logits,
 )
-from rl_reasoner.training.packed_forward import base_of
-from rl_reasoner.training.router_replay import RouterReplay, RouterReplayConfig
-
-_BIAS = "e_score_correction_bias"
-
-
-def balance_figures(shares: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Metrics of the experts' shares of load, one list (summing to 1) a layer.
-
-    `max_over_mean`: the busiest expert's load over the mean, in the worst layer (1 is even; less
-    1, it is the "maximal violation" of arXiv 2408.15664). `entropy`: of the shares, over the
-    largest possible, in the mean of the layers. `dead`: experts without a token, of all layers.
-    """
-    worst = max(max(layer) * len(layer) for layer in shares)
-    entropies = [
-        -sum(share * math.log(share) for share in layer if share > 0) / math.log(len(layer))
-        for layer in shares
-    ]
-    return {
-        "experts/max_over_mean": worst,
-        "experts/entropy": sum(entropies) / len(entropies),
-        "experts/dead": float(sum(share == 0.0 for layer in shares for share in layer)),
-    }
-
-
-# ------------------------------------------------------------------------------ the bias update
-
-
-def updated_bias(bias: Tensor, counts: Tensor, rate: float) -> Tensor:
-    """b_i + u sign(mean load - load_i), for (experts,) biases and counts.
-
-    Auxiliary-loss-free balancing: arXiv 2408.15664, algorithm 1; DeepSeek-V3 (arXiv 2412.19437),
-    section 2.1.2, with u = 0.001. The bias takes part in the choice alone, not in the gates.
-    """
-    counts = counts.to(bias.device, torch.float32)
-    return bias + rate * torch.sign(counts.mean() - counts).to(bias.dtype)
-
-
-class BiasUpdate(TrainerCallback):  # type: ignore[misc]
-    """Updates the correction bias of every router of `model` once an optimizer step.
-
-    By the load of the step's passes with gradients, of all processes. Raises `UserError` when the
-    routers have no such bias, or an adapter is trained: its checkpoints do not hold the bias.
-    """
-
-    def __init__(self, model: nn.Module, rate: float) -> None:
-        base = base_of(model)
-        self._rate = rate
-        self._routers: dict[str, Any] = {
-            name: router for name, router in routers(base) if hasattr(router, _BIAS)
-        }
-        if not self._routers:
-            raise UserError(
-                "router_bias_update (router_bias in a recipe) is for routers with a correction "
-                f"bias, as DeepSeek-V3's; {type(base).__name__} has none: use router_aux_loss_coef "
-                "(router_aux) or router_sequence_loss_coef (router_sequence)"
-            )
-        if base is not getattr(model, "module", model):
-            raise UserError(
-                "router_bias_update (router_bias in a recipe) changes the policy itself, which an "
-                "adapter (lora) leaves unchanged: use only one of them"
-            )
-        self._model = base
-        self._load: ExpertLoad | None = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._load = ExpertLoad(self._model)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.remove()
-
-    def remove(self) -> None:
-        """Take its hooks off the model: a training that breaks off tells no callback."""
-        if self._load is not None:
-            self._load.remove()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        counts = {} if self._load is None else self._load.take_counts()
-        for name, router in self._routers.items():
-            bias = getattr(router, _BIAS)
-            here = counts.get(name, torch.zeros(len(bias))).to(bias.device, torch.float32)
-            if args.world_size > 1:
-                torch.distributed.all_reduce(here)
-            with torch.no_grad():
-                bias.copy_(updated_bias(bias, here, self._rate))
 
 
 @contextmanager
@@ -126,155 +45,81 @@ def balanced(trainer: Any, freeze: bool) -> Iterator[None]:
                     callback.remove()
 
 
-# --------------------------------------------------------------------------- the sequence's loss
+def check_given_model(model: Any, args: Any) -> None:
+    """Raise `UserError` for an auxiliary loss the model has not: before trl's own, less clear one.
+
+    `model` may be a name, which is not looked at.
+    """
+    if isinstance(model, nn.Module):
+        check_auxiliary_loss(base_of(model), getattr(args, "router_aux_loss_coef", None))
 
 
-@dataclass(frozen=True)
-class Segments:
-    """Which tokens make up a sequence. `of_token` (N,) gives each token's segment, of `count`.
+class ExpertBalance:
+    """The routers of a trainer's policy, kept in balance; nothing happens to a dense one.
 
-    Sequence r is made of the segments `prompt[r]` and `own[r]`: prompts may be shared.
+    `last_load`: the shares of the experts' load in the last line of the log, a list a layer.
     """
 
-    of_token: Tensor
-    count: int
-    prompt: Tensor
-    own: Tensor
-
-    def sums(self, values: Tensor) -> Tensor:
-        """(N, E) values of tokens -> (sequences, E) their sums."""
-        table = values.new_zeros(self.count, values.shape[1]).index_add(0, self.of_token, values)
-        return table[self.prompt] + table[self.own]
-
-
-def packed_segments(packed: packing.Packed) -> Segments:
-    """The sequences of a packed pass."""
-    lengths: list[int] = []
-    prompts: list[int] = []
-    own: list[int] = []
-    for group in packed.groups:
-        prompt = len(lengths)
-        lengths += [group.prompt, *group.rows]
-        prompts += [prompt] * len(group.rows)
-        own += range(prompt + 1, len(lengths))
-    device = packed.input_ids.device
-    of_token = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
-    return Segments(
-        of_token.to(device),
-        len(lengths),
-        torch.tensor(prompts, device=device),
-        torch.tensor(own, device=device),
-    )
-
-
-def padded_segments(mask: Tensor) -> Segments:
-    """The sequences of a pass over padded rows with a mask (B, S)."""
-    rows = torch.arange(len(mask), device=mask.device)
-    padding, none = len(mask), len(mask) + 1
-    of_token = torch.where(mask.bool(), rows[:, None], padding).flatten()
-    return Segments(of_token, none + 1, torch.full_like(rows, none), rows)
-
-
-def sequence_loss(affinities: Tensor, chosen: Tensor, segments: Segments) -> Tensor:
-    """The mean over sequences of sum_i f_i P_i, for one layer; 1 where all is even.
-
-    DeepSeek-V3 (arXiv 2412.19437), equations 17 to 20: f_i is the share of tokens that chose expert
-    i, times experts / k; P_i the mean of the token's `affinities` (N, experts), which sum to 1.
-    `chosen` (N, k). Gradients flow through P alone.
-    """
-    experts, k = affinities.shape[1], chosen.shape[1]
-    taken = torch.zeros_like(affinities).scatter(1, chosen, 1.0)
-    tokens = segments.sums(torch.ones_like(affinities[:, :1])).clamp(min=1)
-    share = segments.sums(taken) / tokens * experts / k
-    return (share * segments.sums(affinities) / tokens).sum(1).mean()
-
-
-def affinities_of(router: nn.Module, logits: Tensor) -> Tensor:
-    """(N, experts) the router's scores of all experts, summing to 1.
-
-    Sigmoids for routers with a correction bias, as DeepSeek-V3's; else a softmax.
-    """
-    if not hasattr(router, _BIAS):
-        return logits.softmax(-1, dtype=torch.float32)
-    scores = logits.float().sigmoid()
-    return scores / scores.sum(-1, keepdim=True)
-
-
-# --------------------------------------------------------------------------------- the trainer
-
-
-@dataclass
-class ExpertBalanceConfig(RouterReplayConfig):
-    """A config with the balance of mixtures of experts; all of it off."""
-
-    router_bias_update: float = field(
-        default=0.0,
-        metadata={"help": "DeepSeek's u: each step moves the routers' correction bias by it."},
-    )
-    router_sequence_loss_coef: float = field(
-        default=0.0, metadata={"help": "Weight of DeepSeek's sequence-wise balancing loss."}
-    )
-    freeze_router: bool = field(default=False, metadata={"help": "Do not train the routers."})
-
-
-class ExpertBalance(RouterReplay):
-    """The training pass of mixtures of experts that are kept in balance; see the module."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._sequence_coef = 0.0
-        self._balances = False  # a loss with the sequences' balance is being computed
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        args = trainer.args
+        self.last_load: list[list[float]] = []
+        self._load: ExpertLoad | None = None  # while it trains
+        self._coefficient: float = getattr(args, "router_sequence_loss_coef", 0.0)
+        self._collects = False  # a loss with the sequences' balance is being computed
         self._seen: list[tuple[nn.Module, Tensor, Tensor]] | None = None  # of the pass at hand
         self._losses: list[Tensor] = []  # of the last pass, a layer's each
-        given = dict(zip(("model", "reward_funcs", "args"), args, strict=False)) | kwargs
-        coefficient = getattr(given.get("args"), "router_aux_loss_coef", None)
-        if isinstance(given.get("model"), nn.Module):  # before trl's own, less clear error
-            check_auxiliary_loss(base_of(given["model"]), coefficient)
-        super().__init__(*args, **kwargs)
-        base = base_of(self.model)
-        check_auxiliary_loss(base, coefficient)
+        base = base_of(trainer.model)
+        check_auxiliary_loss(base, getattr(args, "router_aux_loss_coef", None))
         check_experts(base)
         without_router_logits(base)
-        self._sequence_coef = getattr(self.args, "router_sequence_loss_coef", 0.0)
-        if rate := getattr(self.args, "router_bias_update", 0.0):
-            self.add_callback(BiasUpdate(self.model, rate))
-        if self._sequence_coef and not any(True for _ in routers(base)):
+        rate: float = getattr(args, "router_bias_update", 0.0)
+        if rate:
+            trainer.add_callback(BiasUpdate(trainer.model, rate))
+        self.of_all_rows = bool(self._coefficient or rate)
+        """Whether the balance is that of the whole batch: rows without advantage count, too."""
+        if self._coefficient:
+            self._check_sequences(base)
+
+    def _check_sequences(self, base: nn.Module) -> None:
+        """Raises `UserError` for a policy that the sequence-wise loss is not for."""
+        args = self.trainer.args
+        if not any(True for _ in routers(base)):
             raise UserError(
                 "router_sequence_loss_coef (router_sequence in a recipe) is for mixtures of "
                 f"experts, which {type(base).__name__} is not"
             )
-        again = self.args.gradient_checkpointing_kwargs or {}
-        if self._sequence_coef and self.args.gradient_checkpointing and again.get("use_reentrant"):
+        again = args.gradient_checkpointing_kwargs or {}
+        if args.gradient_checkpointing and again.get("use_reentrant"):
             raise UserError(
                 "router_sequence_loss_coef (router_sequence in a recipe) has no gradient under "
                 "reentrant checkpointing: set gradient_checkpointing_kwargs={'use_reentrant': "
                 "False}"
             )
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        base = base_of(self.model)
-        seen = [router for _, router in routers(base) if self._sequence_coef]
+    @contextmanager
+    def while_training(self) -> Iterator[None]:
+        """Inside, the policy trains, its load is counted; what that puts on the model comes off."""
+        trainer = self.trainer
+        base = base_of(trainer.model)
         with ExitStack() as stack:
-            stack.enter_context(balanced(self, getattr(self.args, "freeze_router", False)))
-            for router in seen:
+            self._load = ExpertLoad(trainer.model)
+            stack.callback(self._load.remove)
+            stack.enter_context(balanced(trainer, getattr(trainer.args, "freeze_router", False)))
+            for _, router in routers(base) if self._coefficient else ():
                 stack.callback(router.register_forward_hook(self._collect).remove)
-            return super().train(*args, **kwargs)
+            yield
 
     def _collect(self, router: nn.Module, inputs: Any, output: Any) -> None:
         """Only looks: what it added to the graph here, checkpointing would have to compute anew."""
         if self._seen is not None and torch.is_grad_enabled():
             self._seen.append((router, output[0], output[2]))
 
-    @property
-    def _skips(self) -> bool:
-        """Balance is that of the whole batch: rows without advantage count, too."""
-        balances = self._sequence_coef or getattr(self.args, "router_bias_update", 0.0)
-        return bool(super()._skips and not balances)
-
-    def _forward(self, model: nn.Module, packed: packing.Packed, aux: bool) -> Any:
-        if not self._balances:
-            return super()._forward(model, packed, aux)
-        with self._looking(packed_segments(packed)):
-            return super()._forward(model, packed, aux)
+    @contextmanager
+    def packed(self, packed: packing.Packed) -> Iterator[None]:
+        """Inside, the model runs once on packed rows."""
+        with self._looking(packed_segments(packed)) if self._collects else nullcontext():
+            yield
 
     @contextmanager
     def _looking(self, segments: Segments) -> Iterator[None]:
@@ -290,20 +135,34 @@ class ExpertBalance(RouterReplay):
             for router, logits, chosen in seen
         ]
 
-    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        self._balances = bool(self._sequence_coef and self.model.training)
+    @contextmanager
+    def loss_of(self, inputs: dict[str, Any]) -> Iterator[None]:
+        """Inside, passes are those of the loss of this micro-batch."""
+        self._collects = bool(self._coefficient and self.trainer.model.training)
         self._losses = []
         with ExitStack() as stack:
-            if self._balances and not self._packs:
+            if self._collects and not self.trainer.packed_forward.packs:
                 mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
                 stack.enter_context(self._looking(padded_segments(mask)))
             try:
-                loss: Tensor = super()._compute_loss(model, inputs)
+                yield
             finally:
-                self._balances = False
+                self._collects = False
+
+    def added(self, loss: Tensor) -> Tensor:
+        """The loss with that of the sequences' balance in the pass behind it; logged."""
         losses, self._losses = self._losses, []
         if not losses:  # no balance, or no row was computed
             return loss
         balance = torch.stack(losses).sum()
-        self._metrics["train"]["router_sequence_loss"].append(balance.item())
-        return loss.add(balance * (self._sequence_coef / self.current_gradient_accumulation_steps))
+        self.trainer.internals.metrics["router_sequence_loss"].append(balance.item())
+        steps = self.trainer.current_gradient_accumulation_steps
+        return loss.add(balance * (self._coefficient / steps))
+
+    def log(self) -> None:
+        """Add the experts' load since the last line to the training's figures."""
+        load = self._load.take() if self._load and self.trainer.model.training else []
+        if load:
+            self.last_load = load
+            for name, value in balance_figures(load).items():
+                self.trainer.internals.metrics[name].append(value)

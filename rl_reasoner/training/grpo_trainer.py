@@ -1,111 +1,59 @@
-"""`GRPOTrainer` and `GRPOConfig`: drop-ins for trl's, same arguments, same gradients.
+"""`GRPOTrainer`: a drop-in for trl's, same arguments, same gradients.
 
-A subclass that calls `super()` and adds what a run needs: a reward that faults takes out its row
-instead of the run, every score is kept with its reason, the time of a step is split, expert load is
-counted. The internals of trl that it leans on are named in tests/training/test_trainer_contract.py.
-Knows nothing of recipes.
+Each of trl's methods that a run needs more of is overridden here, once, in the order of a step;
+what is done about it stands in parts, objects made in `__init__`, each in its file:
+
+- `prompt_selection`: which prompts a batch is made of;
+- `engine_sampling`: their completions; `router_replay`: the experts that they were sampled with;
+- `reward_pass`: their scores, in processes of their own; faults take out a row, not the run;
+- `objective`: the advantages and the KL of algorithms that trl lacks;
+- `packed_forward`: passes over them, a prompt once and no padding; `old_logprobs`: passes that need
+  not be made; `expert_balance`: the loss that keeps experts in balance;
+- `out_of_memory`: a loss in smaller pieces where memory runs out.
+
+Beside trl's own batch travels one value, `rollout_batch`. The internals of trl that all this leans
+on are in rl_reasoner.training.trl_internals. Knows nothing of recipes.
 """
 
 import logging
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-import torch
+import trl
 from accelerate.utils import gather_object
-from torch import nn
-from transformers import GenerationConfig
-from transformers.generation import StopStringCriteria
-from trl.models.utils import disable_gradient_checkpointing
+from torch import Tensor, nn
 from trl.trainer.utils import get_config_model_id
 
-from rl_reasoner.distributed.sharding import Sharding, gathered_params
-from rl_reasoner.errors import UserError
-from rl_reasoner.moe.experts import ExpertLoad
-from rl_reasoner.rollout.agreement import in_mode
-from rl_reasoner.rollout.engine import generate, generates_as_transformers
-from rl_reasoner.rollout.long_prompts import LongPromptsConfig
-from rl_reasoner.rollout.sampling_params import SamplingParams, unhandled
-from rl_reasoner.scoring.outcome import outcome_json, usable
-from rl_reasoner.training.checkpointing.exact_resume import ExactResume
+from rl_reasoner.distributed.sharding import Sharding
+from rl_reasoner.rollout.long_prompts import fit_prompts
+from rl_reasoner.scoring.rule import Rule
+from rl_reasoner.training.checkpointing.data_place import check_rows, check_trained
+from rl_reasoner.training.checkpointing.exact_resume import ExactResume, same_random_states
 from rl_reasoner.training.checkpointing.faults import SkipBadSteps
-from rl_reasoner.training.expert_balance import balance_figures
-from rl_reasoner.training.objective import Objective, ObjectiveConfig, row_means, trained_tokens
-from rl_reasoner.training.old_logprobs import OldLogProbs, OldLogProbsConfig
+from rl_reasoner.training.config import GRPOConfig
+from rl_reasoner.training.engine_sampling import EngineSampling
+from rl_reasoner.training.expert_balance import ExpertBalance, check_given_model
+from rl_reasoner.training.micro_batches import take_out
+from rl_reasoner.training.objective import Objective, with_punishment
+from rl_reasoner.training.old_logprobs import OldLogProbs
 from rl_reasoner.training.out_of_memory import SmallerPieces
-from rl_reasoner.training.packed_forward import BATCHES, LOSS, PASS, base_of
-from rl_reasoner.training.prompt_selection import Kept, PromptChoice
-from rl_reasoner.training.reward_pass import Rewarding, RewardingConfig
+from rl_reasoner.training.packed_forward import PackedForward, Pass, is_on
+from rl_reasoner.training.prompt_selection import PromptSelection
+from rl_reasoner.training.reward_pass import RewardPass
+from rl_reasoner.training.rollout_batch import RolloutBatch
+from rl_reasoner.training.rollout_report import rollout_rows
+from rl_reasoner.training.router_replay import RouterReplay
+from rl_reasoner.training.step_times import StepTimes
+from rl_reasoner.training.trl_internals import BATCHES, LOSS, PASS, SCORING, Internals, put_on
 from rl_reasoner.types import text_of
 
 logger = logging.getLogger(__name__)
 RolloutSink = Callable[[list[dict[str, Any]]], None]
-_PARTS = ("generation", "reward", "training")  # of a step's time
-_NOT_HERE = "fast_rollouts: transformers' generate is used, for %s"
 
 
-@dataclass
-class GRPOConfig(ObjectiveConfig, RewardingConfig, LongPromptsConfig, OldLogProbsConfig):
-    """trl's `GRPOConfig`, with algorithms by name, and defaults that also run on a CPU.
-
-    Where trl would turn bf16 on (nothing said about precision) and the machine has no accelerator,
-    this stays in fp32, because trl's own default does not start there. The fields below turn one
-    speed-up off each: none changes a gradient, and the rollouts keep their distribution, not their
-    random numbers (docs/trainer.md).
-    """
-
-    share_prompts: bool = field(
-        default=True,
-        metadata={"help": "Compute a group's prompt once, and no padding, in the training pass."},
-    )
-    skip_zero_advantage: bool = field(
-        default=True,
-        metadata={"help": "Do not compute rows without advantage where they add exactly nothing."},
-    )
-    regroup_rows: bool = field(
-        default=True,
-        metadata={
-            "help": "Keep a group's rows together in the micro-batches of an optimizer step."
-        },
-    )
-    balance_processes: bool = field(
-        default=True,
-        metadata={"help": "Several processes: exchange groups, so that all have as many tokens."},
-    )
-
-    fast_rollouts: bool = field(
-        default=True,
-        metadata={
-            "help": "Sample with rl_reasoner.rollout.engine where trl would call `generate`."
-        },
-    )
-
-    correct_sampling: bool = field(
-        default=False,
-        metadata={
-            "help": "Weigh tokens by their probability in training over that in sampling, where "
-            "the engine samples: trl's vllm_importance_sampling_mode and _clip_* say how."
-        },
-    )
-
-    def __post_init__(self) -> None:
-        accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
-        if getattr(self, "bf16", None) is None and not accelerated:
-            self.bf16 = False
-        if self.correct_sampling and not self.vllm_importance_sampling_correction:
-            raise UserError(
-                "correct_sampling=True corrects by trl's code for vLLM, and "
-                "vllm_importance_sampling_correction=False turns that off: use only one of them"
-            )
-        super().__post_init__()
-
-
-class GRPOTrainer(
-    SmallerPieces, PromptChoice, Objective, Rewarding, OldLogProbs, ExactResume, Sharding
-):
+class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
     """trl's `GRPOTrainer` with rewards that cannot end the run by themselves.
 
     `rollout_sink`, when set, is called once a generation batch, on the main process, with one dict
@@ -114,12 +62,22 @@ class GRPOTrainer(
     out of its group (`reward_rule`). Metric names are trl's; added are `timing/generation`,
     `timing/reward`, `timing/training` (seconds a step), `overlapped_time/reward` (seconds that
     rewards ran beside the sampling, in none of these), `rewards/<name>/faults` and
-    `experts/max_over_mean`, `/entropy`, `/dead` (rl_reasoner.training.expert_balance).
+    `experts/max_over_mean`, `/entropy`, `/dead` (rl_reasoner.moe.balance).
+
+    `use_row_settings`, set before training: the columns `rewards`, `max_tokens` and `task` say
+    which rewards a row gets, how long its completion may be, and what its figures are logged under.
+    Left out they are columns like any other, as in trl.
     """
 
     rollout_sink: RolloutSink | None = None
+    use_row_settings: bool = False
+    reward_rules: Sequence[Rule] | None = None
+    """What faults and abstentions of each reward do; None: as the rewards themselves say."""
     use_vllm: bool
-    _correcting = False  # `use_vllm` is set only so that trl corrects
+    beta: float
+    rollout_batch: RolloutBatch
+    """The last batch that was sampled and scored, or the one that is."""
+    _complete = False  # trl's own tests call methods of trainers that were never initialised
 
     def __init__(
         self, model: Any, reward_funcs: Any = None, args: Any = None, *others: Any, **named: Any
@@ -127,42 +85,60 @@ class GRPOTrainer(
         if args is None:  # trl would make its own config, which does not start on a CPU
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = GRPOConfig(f"{name.split('/')[-1]}-GRPO")
+        check_given_model(model, args)
+        reward_funcs, args, named = with_punishment(reward_funcs, args, named)
         super().__init__(model, reward_funcs, args, *others, **named)
-        self._sampled: list[tuple[str, list[int]]] = []  # text and token ids of each completion
-        self._spent = dict.fromkeys(_PARTS, 0.0)  # seconds, this step
-        self._counted = 0.0  # of generation and reward, already taken out of the training time
-        self._evaluated = 0  # batches of the evaluation at hand that are sampled
-        reason = self._no_engine()
-        if reason and self._on("fast_rollouts") and reason != self._obstacle:  # said already
-            logger.warning(_NOT_HERE, reason)
-        self._fast = reason is None and self._on("fast_rollouts")
-        self._elsewhere: set[str] = set()  # for what later `generate` was used, as was said
-        self._sampling: SamplingParams | None = None  # as it was drawn last
-        self._policy_logps: list[list[float]] | None = None  # of the rows drawn last
-        if not self._fast and self._corrects:
-            logger.warning("correct_sampling: turned off, no log-probs are kept while sampling")
-        self.expert_load: ExpertLoad | None = None  # while it trains
-        self.last_expert_load: list[list[float]] = []
+        self.internals = Internals(self, _STANDARD)
+        self.step_times = StepTimes()
+        self.rollout_batch = RolloutBatch([])
+        self.packed_forward = PackedForward(self)
+        self.router_replay = RouterReplay(self)
+        self.expert_balance = ExpertBalance(self)
+        self.old_logprobs = OldLogProbs(self)
+        self.reward_pass = RewardPass(self)
+        self.objective = Objective(self)
+        self.prompt_selection = PromptSelection(self)
+        self.engine_sampling = EngineSampling(self)
+        self.out_of_memory = SmallerPieces(self)
         self.add_callback(SkipBadSteps(self))
+        self._complete = True
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As trl's; afterwards, also after an error, nothing that it put on the model is left."""
-        self._say_what_is_left_out()
-        self.expert_load = ExpertLoad(self.model)
-        try:
-            return super().train(*args, **kwargs)
-        finally:
-            self.expert_load.remove()
+    @property
+    def last_expert_load(self) -> list[list[float]]:
+        """The shares of the experts' load in the last line of the log, a list a layer."""
+        return self.expert_balance.last_load
 
-    def _say_what_is_left_out(self) -> None:
+    # --------------------------------------------------------------------------- the training
+
+    @contextmanager
+    def while_training(self) -> Iterator[None]:
+        """Prompts fit, data fill a step; afterwards nothing that was put on the model is left."""
+        self._warn_of_own_methods()
+        with ExitStack() as stack:
+            stack.enter_context(self.expert_balance.while_training())
+            # a `training_step` of the user's own may have backward passes beside ours
+            step = partial(self._whole_step, self.training_step)
+            stack.enter_context(put_on(self, "training_step", step))
+            fit_prompts(self, self.internals.token_counts)
+            check_rows(self)
+            yield
+            check_trained(self)
+
+    def _whole_step(self, training_step: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        with self.packed_forward.micro_batch():
+            return training_step(*given, **named)
+
+    def _warn_of_own_methods(self) -> None:
         """One warning where methods of the user's own are to find what they find in trl's."""
-        loss = self._own(*LOSS, PASS)
+        overridden, moves_on = self.internals.overridden, self.old_logprobs.moves_on
+        loss = overridden(*LOSS, PASS)
         left = {
             "regroup_rows": loss,
-            "skip_zero_advantage": self._own(PASS),
-            "reuse_log_probs": self._own(*LOSS, PASS, *BATCHES) if self._moves_on else [],
+            "skip_zero_advantage": overridden(PASS),
+            "reuse_log_probs": overridden(*LOSS, PASS, *BATCHES) if moves_on else [],
         }
-        left = {name: own for name, own in left.items() if own and self._packs and self._on(name)}
+        packs = self.packed_forward.packs
+        left = {name: own for name, own in left.items() if own and packs and is_on(self, name)}
         if loss:
             left["smaller pieces where memory runs out"] = loss
         if left:
@@ -173,110 +149,101 @@ class GRPOTrainer(
                 ", ".join(left),
             )
 
-    # ------------------------------------------------------------------------------- rewards
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        """A micro-batch: `_prepare_inputs`, `compute_loss`, and the backward pass."""
+        with (
+            self.step_times.of("training"),
+            self.out_of_memory.training_step(),
+            self.packed_forward.micro_batch(),
+        ):
+            output = super().training_step(model, inputs, num_items_in_batch)
+        if self.internals.step % self.current_gradient_accumulation_steps == 0:  # a whole step
+            metrics = self.internals.training_metrics
+            for part, seconds in self.step_times.take().items():
+                metrics[f"timing/{part}"].append(seconds)
+            metrics["overlapped_time/reward"].append(self.reward_pass.overlapped_s)
+            self.reward_pass.overlapped_s = 0.0
+        return output
 
-    def _calculate_rewards(
-        self,
-        inputs: list[dict[str, Any]],
-        prompts: list[Any],
-        completions: list[Any],
-        completion_ids_list: list[list[int]],
-    ) -> torch.Tensor:
-        if self._replay is not None:  # scored before
-            self._sampled = list(zip(map(text_of, completions), completion_ids_list, strict=True))
-            return self._kept_rewards(self._kept_scores(self._replay))
-        started = time.perf_counter()
-        self._sampled = list(zip(map(text_of, completions), completion_ids_list, strict=True))
-        rewards = self._rewarded(inputs, prompts, completions, completion_ids_list)
-        self._spend("reward", started)
-        return self._kept_rewards(rewards)
+    # --------------------------------------------------------------- prompts become a batch
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        """The micro-batch that is trained on now: of the buffer, or of a new generation."""
+        before = self.internals.buffer
+        inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)
+        take_out(inputs)
+        if self.internals.buffer is not None and self.internals.buffer is not before:  # a new one
+            inputs = self.packed_forward.regrouped(inputs)
+            self.old_logprobs.complete(self.internals.buffer, self._log_probs)
+        return inputs
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Prompts are chosen, completed and scored; what comes out has advantages."""
+        with self.engine_sampling.corrected(), self._rewards_kept():
+            output = self.prompt_selection.batch(inputs, self._scored, self._sample)
+        batch = self.rollout_batch
+        self.engine_sampling.keep_policy_logps(batch, output)
+        if self.rollout_sink is not None and self.model.training and batch.outcomes:
+            rows = gather_object(rollout_rows(self, batch, output))
+            if self.accelerator.is_main_process:
+                self.rollout_sink(rows)
+        return output
+
+    def _scored(self, batch: RolloutBatch) -> dict[str, Any]:
+        """trl's path from the batch's rows to advantages, and what is put around it."""
+        self.rollout_batch = batch
+        self.old_logprobs.begin()
+        self.router_replay.routes = None  # sampling gives them
+        try:
+            output: dict[str, Any] = super()._generate_and_score_completions(batch.rows)
+        finally:
+            batch.scored = False
+        self.router_replay.keep(output)
+        self.router_replay.routes = None
+        self.old_logprobs.defer(output)
+        self.reward_pass.log(batch, output)
+        if batch.rewards is not None:
+            self.objective.replace_advantages(output, batch.rewards)
+        return output
+
+    def _sample(self, batch: RolloutBatch) -> RolloutBatch:
+        """The first half of that path alone: the batch's rows are sampled and scored."""
+        self.rollout_batch = batch
+        prompts = [row["prompt"] for row in batch.rows]
+        ids, completions, batch.logps = self.internals.generate(prompts)
+        batch.rewards = self.internals.score(batch.rows, prompts, completions, ids)
+        logged = self.internals.extra_columns
+        batch.logged = {name: v for name, v in logged.items() if len(v) == len(batch.rows)}
+        logged.clear()
+        return batch
 
     @contextmanager
-    def _scored_once(self) -> Iterator[None]:
-        """Inside, rewards are what a `_calculate_rewards` of the user's own makes of them, once."""
-        own, ours = self._calculate_rewards, partial(GRPOTrainer._calculate_rewards, self)
-        held = self.__dict__
-        before = {name: held[name] for name in ("_calculate_rewards",) if name in held}
+    def _rewards_kept(self) -> Iterator[None]:
+        """Inside, a batch's rewards are what a method of the user's own makes of them, once.
 
-        def scored(*given: Any, **named: Any) -> torch.Tensor:
-            self._rewards = (own if self._replay is None else ours)(*given, **named)
-            return self._rewards
-
-        held["_calculate_rewards"] = scored
-        try:
-            yield
-        finally:
-            del held["_calculate_rewards"]
-            held.update(before)
-
-    def _sample(self, rows: list[dict[str, Any]]) -> Kept:
-        self._at_hand = rows
-        return super()._sample(rows)
-
-    # --------------------------------------------------------------------------- the rollouts
-
-    def _no_engine(self) -> str | None:
-        """What of the settings the sampling engine does not do, or None."""
-        if (elsewhere := self._sampled_elsewhere()) is not None:
-            return elsewhere
-        if self.args.cache_implementation is not None:
-            return "cache_implementation"
-        if self._unsampled is not None:
-            return self._unsampled
-        return unhandled(self.args.generation_kwargs or {}, self._settings())
-
-    def _settings(self) -> GenerationConfig:
-        """trl's settings of `generate`, with the model's own where trl says nothing."""
-        model: Any = base_of(self.model)
-        settings: GenerationConfig = model._prepare_generation_config(self.generation_config)[0]
-        return settings
-
-    def _how(self) -> SamplingParams | None:
-        """What the engine draws by the settings of now, which callbacks may change.
-
-        None where it does not sample: also where a model has a `generate` of its own.
+        Those that ran beside a sampling that broke off end with it.
         """
-        if not self._fast:
-            return None
-        settings = self._settings()
-        reason = unhandled({}, settings)
-        if not generates_as_transformers(base_of(self.model)):
-            reason = "a model with its own `generate`"
-        if reason is not None:
-            if reason not in self._elsewhere:
-                logger.warning(_NOT_HERE, reason)
-            self._elsewhere.add(reason)
-            return None
-        if self._sampling is None or self._sampling.config != settings:
-            stop = settings.stop_strings
-            self._sampling = SamplingParams(
-                max_tokens=settings.max_new_tokens,
-                ends=tuple(self.eos_token_ids),
-                config=settings,
-                policy_temperature=self.temperature,
-                stop=None if stop is None else StopStringCriteria(self._tokenizer, stop),
-            )
-        return self._sampling
+        own, ours = getattr(self, SCORING), partial(getattr(GRPOTrainer, SCORING), self)
 
-    @property
-    def _corrects(self) -> bool:
-        return bool(getattr(self.args, "correct_sampling", False))
+        def scored(*given: Any, **named: Any) -> Tensor:
+            batch = self.rollout_batch
+            batch.rewards = (ours if batch.scored else own)(*given, **named)
+            return batch.rewards
 
-    @contextmanager
-    def _corrected(self) -> Iterator[None]:
-        """While it lasts, trl corrects for the engine's log-probs as it does for vLLM's."""
-        self._correcting = not self.use_vllm and self._corrects and self._how() is not None
-        self.use_vllm = self.use_vllm or self._correcting
         try:
-            yield
+            with put_on(self, SCORING, scored):
+                yield
         finally:
-            self.use_vllm = self.use_vllm and not self._correcting
-            self._correcting = False
+            if self.rollout_batch.overlapped:
+                self.rollout_batch.overlapped.close()
 
-    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-        with self._corrected():
-            loss: torch.Tensor = super()._compute_loss(model, inputs)
-        return loss
+    # ----------------------------------------------------------------------------- sampling
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        if not self._complete:
+            return super()._generate(prompts)
+        with self.step_times.of("generation"), self.engine_sampling.generating():
+            return super()._generate(prompts)
 
     def _generate_single_turn(
         self,
@@ -286,174 +253,131 @@ class GRPOTrainer(
         num_generations: int,
         has_tool_images: bool = False,
     ) -> tuple[list[list[int]], list[list[float]] | None]:
-        """Token ids of a completion for each row, and the log-probs that they were drawn with.
-
-        A row's randomness follows from (seed, train or eval, step, prompt, index in the group).
-        """
-        if self._replay is not None:  # sampled before
-            return self._kept_completions(self._replay)
-        self._policy_logps = None
-        how = self._how()
+        """Token ids of a completion for each row, and the log-probs that they were drawn with."""
+        given = (prompt_ids, images, multimodal_fields, num_generations, has_tool_images)
+        if not self._complete:
+            return super()._generate_single_turn(*given)  # type: ignore[no-any-return]
+        batch, replay = self.rollout_batch, self.router_replay
+        if batch.scored:  # sampled before
+            replay.routes = batch.routes
+            return batch.ids, batch.logps
+        batch.policy_logps = None
+        how = self.engine_sampling.sampling()
         if how is None or images is not None or multimodal_fields:
-            found: tuple[list[list[int]], list[list[float]] | None] = super()._generate_single_turn(
-                prompt_ids, images, multimodal_fields, num_generations, has_tool_images
-            )
-            return _cut(*found, self._budgets(len(prompt_ids)))
-        train = self.model.training
-        self._evaluated += not train
-        part = self._step % self.args.gradient_accumulation_steps if train else self._evaluated
-        batch = (self.args.seed, int(train), self.state.global_step, part)
-        first = self._drawn + self.accelerator.process_index * len(prompt_ids)
-        rows = range(first, first + len(prompt_ids))
-        early = self._begin_early()
-        base = base_of(self.model)
-        with (
-            self.accelerator.autocast(),
-            disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
-            self._sampled_routes() as routes,
-            in_mode(base, training=False),  # dropout is for training
-        ):
-            completions = generate(
-                base,
-                prompt_ids,
-                [(*batch, row // num_generations, row % num_generations) for row in rows],
-                how,
-                routes,
-                None if early is None else early.add,
-                self._budgets(len(prompt_ids)),
-            )
-        self._policy_logps = [c.policy_logps for c in completions]
-        return [c.ids for c in completions], [c.logps for c in completions]
+            ids: list[list[int]] = []
+            with replay.trl_samples(prompt_ids, ids):
+                sampled, logps = super()._generate_single_turn(*given)
+                ids += sampled
+            ids, logps = self.engine_sampling.cut(batch, ids, logps)
+        else:
+            ids, logps = self.engine_sampling.sample(batch, prompt_ids, num_generations, how)
+        batch.routes = replay.routes
+        return ids, logps
 
-    def _budgets(self, count: int) -> list[int | None]:
-        """The longest completions that the rows at hand allow themselves (column `max_tokens`)."""
-        if not self.use_row_settings or len(self._at_hand) != count:
-            return [None] * count
-        return [row.get("max_tokens") for row in self._at_hand]
+    # ------------------------------------------------------------------------------ scoring
 
-    def _generate(self, prompts: list[Any]) -> Any:
-        started = time.perf_counter()
-        correcting, self._correcting = self._correcting, False
-        self.use_vllm = self.use_vllm and not correcting  # it is we who sample
-        try:
-            with nullcontext() if self.use_vllm else gathered_params(self.model):
-                out = super()._generate(prompts)
-        finally:
-            self.use_vllm = self.use_vllm or correcting
-            self._correcting = correcting
-        self._spend("generation", started)
-        return out
+    def _calculate_rewards(
+        self,
+        inputs: list[dict[str, Any]],
+        prompts: list[Any],
+        completions: list[Any],
+        completion_ids_list: list[list[int]],
+    ) -> Tensor:
+        """(rows of all processes, reward functions); NaN where a row has none."""
+        given = (inputs, prompts, completions, completion_ids_list)
+        plain = super()._calculate_rewards
+        if not self._complete:
+            return plain(*given)  # type: ignore[no-any-return]
+        batch = self.rollout_batch
+        batch.ids, batch.texts = completion_ids_list, [*map(text_of, completions)]
+        if batch.scored:  # scored before
+            assert batch.rewards is not None
+            self.internals.extra_columns.update(batch.logged)
+            return self.objective.not_by_length_alone(batch.rewards)
+        with self.step_times.of("reward"):
+            rewards = self.reward_pass.score(batch, plain, *given)
+        batch.rewards = self.objective.not_by_length_alone(rewards)
+        return batch.rewards
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        with self._corrected(), self._scored_once():
-            output: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        self._keep_policy_logps(output)
-        if self.rollout_sink is not None and self.model.training and self._scores:
-            rows = gather_object(self._rollout_rows(inputs, output))
-            if self.accelerator.is_main_process:
-                self.rollout_sink(rows)
-        return output
+    # ----------------------------------------------------------------------------- the loss
 
-    def _keep_policy_logps(self, output: dict[str, Any]) -> None:
-        """Have trl compare with the policy that sampled, not with what was cut off of it to sample.
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Tensor:
+        """The loss; in a training step its backward pass may be done, in pieces that fit."""
+        if self.out_of_memory.active:
+            return self.out_of_memory.loss_and_backward(super().compute_loss, model, inputs)
+        loss: Tensor = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        return loss
 
-        The weights of `correct_sampling`, which are for that, it has by now.
-        """
-        drawn, policy = output.get("sampling_per_token_logps"), self._policy_logps
-        lengths = [len(ids) for _, ids in self._sampled]
-        if drawn is None or policy is None or [*map(len, policy)] != lengths:
-            return
-        table = torch.zeros_like(drawn, device="cpu")
-        for row, logps in zip(table, policy, strict=True):
-            row[: len(logps)] = torch.tensor(logps)
-        output["drawn_per_token_logps"] = drawn
-        output["sampling_per_token_logps"] = table.to(drawn.device)
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        with self.engine_sampling.corrected():
+            with (
+                self.objective.without_trls_kl(),
+                self.expert_balance.loss_of(inputs),
+                self.router_replay.routes_of(inputs),
+                self.packed_forward.loss_of(inputs),
+            ):
+                loss: Tensor = super()._compute_loss(model, inputs)
+            loss = self.expert_balance.added(loss)
+            self.old_logprobs.keep(inputs)
+            return self.objective.added(loss, inputs)
 
-    def _rollout_rows(
-        self, inputs: list[dict[str, Any]], output: dict[str, Any]
-    ) -> list[dict[str, Any]]:
-        advantages = row_means(output["advantages"], trained_tokens(output)).tolist()
-        weights = self.reward_weights.tolist()
-        first = len(inputs) * self.accelerator.process_index
-        table = self._rewards[first:].tolist()
-        rows = []
-        for i, (row, (text, ids)) in enumerate(zip(inputs, self._sampled, strict=True)):
-            scores = [scores[i] for scores in self._scores]
-            values = [usable(s) if v == v else v for s, v in zip(scores, table[i], strict=True)]
-            known = [w * v for w, v in zip(weights, values, strict=True) if v == v]
-            rows.append(
-                {
-                    "step": self.state.global_step + 1,
-                    "group": (first + i) // self.num_generations,
-                    "prompt": text_of(row["prompt"]),
-                    "completion": text,
-                    "answer": row.get("answer"),
-                    "reward": sum(known) if known else None,
-                    "scores": {
-                        name: outcome_json(score)
-                        for name, score in zip(self.reward_func_names, scores, strict=True)
-                    },
-                    "seconds": {
-                        name: score.seconds
-                        for name, score in zip(self.reward_func_names, scores, strict=True)
-                    },
-                    "advantage": advantages[i],
-                    "truncated": not ids or ids[-1] not in self.eos_token_ids,
-                    **({} if known else {"left_out_by": self._took_out(scores)}),
-                }
-            )
-        return rows
+    def _get_per_token_logps_and_entropies(
+        self, model: nn.Module, input_ids: Tensor, *args: Any, **kwargs: Any
+    ) -> Pass:
+        """Log-probs and entropies (B, T), and the router's loss, of a pass over completions."""
+        if not self._complete:
+            return super()._get_per_token_logps_and_entropies(model, input_ids, *args, **kwargs)  # type: ignore[no-any-return]
+        instead = self.old_logprobs.instead_of_pass(input_ids)
+        if instead is None:
+            instead = self._log_probs(model, input_ids, *args, **kwargs)
+            self.old_logprobs.saw(instead[0])
+        self.objective.saw(instead[0])
+        return instead
 
-    # ---------------------------------------------------------------------------- the metrics
+    def _log_probs(self, *args: Any, **kwargs: Any) -> Pass:
+        plain = super()._get_per_token_logps_and_entropies
+        return self.packed_forward.log_probs(plain, *args, **kwargs)
 
-    def _spend(self, part: str, started: float) -> None:
-        """Count the time since `started`; also in a trainer that was not initialised, as trl's."""
-        spent = self.__dict__.setdefault("_spent", dict.fromkeys(_PARTS, 0.0))
-        spent[part] += time.perf_counter() - started
-
-    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Any:
-        started = time.perf_counter()
-        output = super().training_step(model, inputs, num_items_in_batch)
-        spent = self._spent
-        elsewhere = spent["generation"] + spent["reward"] - self._counted
-        spent["training"] += time.perf_counter() - started - elsewhere
-        self._counted += elsewhere
-        if self._step % self.current_gradient_accumulation_steps == 0:  # the step is complete
-            for part, seconds in spent.items():
-                self._metrics["train"][f"timing/{part}"].append(seconds)
-                spent[part] = 0.0
-            self._metrics["train"]["overlapped_time/reward"].append(self._beside)
-            self._beside = 0.0
-            self._counted = 0.0
-        return output
+    # --------------------------------------------------------------- evaluation, log, checkpoints
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """As trl's, without a trace in the training's random states and times."""
-        spent = dict(self._spent)
-        found = super().evaluate(*args, **kwargs)
-        self._spent = spent
-        return found
+        with self.step_times.untouched(), same_random_states():
+            return super().evaluate(*args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As transformers'; what is sampled follows from the step, not from what was before."""
-        self._evaluated = 0
+        self.engine_sampling.evaluation_begins()
         return super().evaluation_loop(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        load = self.expert_load.take() if self.expert_load and self.model.training else []
-        if load:
-            self.last_expert_load = load
-            for name, value in balance_figures(load).items():
-                self._metrics["train"][name].append(value)
+        """As trl's, with the experts' load and the share of choices that replay has changed."""
+        self.expert_balance.log()
+        self.router_replay.log()
         super().log(logs, start_time)
 
+    def own_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside trl's: micro-batches done, completions not trained on."""
+        every = self.args.steps_per_generation * self.num_iterations
+        step = self.internals.step
+        schedule = self.prompt_selection.schedule
+        return {
+            "step": step,
+            "buffered": self.internals.buffer if step % every else None,
+            **({"schedule": schedule.state()} if schedule else {}),
+        }
 
-GRPOTrainer.standard = {name: getattr(GRPOTrainer, name) for name in (*LOSS, PASS, *BATCHES)}
+    def restore_own_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `own_state` gave, on whichever device it was put."""
+        self.internals.step, self.internals.buffer = state["step"], state.get("buffered")
+        if self.prompt_selection.schedule and "schedule" in state:
+            self.prompt_selection.schedule.restore(state["schedule"])
 
 
-def _cut(
-    ids: list[list[int]], logps: list[list[float]] | None, budgets: list[int | None]
-) -> tuple[list[list[int]], list[list[float]] | None]:
-    """Completions and their log-probs, at most as long as their rows allow."""
-    shorter = [row[:budget] for row, budget in zip(ids, budgets, strict=True)]
-    return shorter, logps and [row[:b] for row, b in zip(logps, budgets, strict=True)]
+_STANDARD = {name: getattr(GRPOTrainer, name) for name in (*LOSS, PASS, *BATCHES)}

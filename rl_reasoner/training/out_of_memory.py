@@ -9,6 +9,8 @@ out. For one process; with several, each would make another number of collective
 """
 
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -16,13 +18,8 @@ import torch
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
-from rl_reasoner.training.packed_forward import (
-    LOSS,
-    MEANS_OF_ROWS,
-    PASS,
-    SUMS_OF_ROWS,
-    TrainingPass,
-)
+from rl_reasoner.training.packed_forward import MEANS_OF_ROWS, SUMS_OF_ROWS
+from rl_reasoner.training.trl_internals import LOSS, PASS
 
 logger = logging.getLogger(__name__)
 _IN_BACKWARD = (
@@ -31,83 +28,98 @@ _IN_BACKWARD = (
 )  # the backward pass changes the weights: once, by trl's trainer
 
 
-class SmallerPieces(TrainingPass):
-    """trl's trainer with a way out of running out of memory; see the module's docstring."""
+class SmallerPieces:
+    """A trainer's way out of running out of memory; see the module's docstring.
 
-    _pieces = 1  # of each micro-batch
-    _stepping = False  # in a training step: the backward pass is made here
+    `pieces` of each micro-batch; `active` in a training step whose backward pass is made here.
+    """
 
-    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Any:
-        self._stepping = self._splits
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self.pieces = 1
+        self.active = False
+
+    @contextmanager
+    def training_step(self) -> Iterator[None]:
+        """Inside, losses are computed for a training step."""
+        self.active = self.splits
         try:
-            return super().training_step(model, inputs, num_items_in_batch)
+            yield
         finally:
-            self._stepping = False
+            self.active = False
 
     @property
-    def _splits(self) -> bool:
+    def splits(self) -> bool:
         """Whether the gradient of a micro-batch is the sum of its pieces' gradients."""
+        trainer = self.trainer
         return bool(
-            self.accelerator.distributed_type == DistributedType.NO
-            and not any(kind in self.args.optim for kind in _IN_BACKWARD)
-            and self.loss_type in (*MEANS_OF_ROWS, *SUMS_OF_ROWS)
-            and self._rows_alone
-            and not self._own(*LOSS, PASS)
-            and not getattr(self.args, "router_sequence_loss_coef", 0.0)
+            trainer.accelerator.distributed_type == DistributedType.NO
+            and not any(kind in trainer.args.optim for kind in _IN_BACKWARD)
+            and trainer.loss_type in (*MEANS_OF_ROWS, *SUMS_OF_ROWS)
+            and trainer.packed_forward.rows_alone
+            and not trainer.internals.overridden(*LOSS, PASS)
+            and not getattr(trainer.args, "router_sequence_loss_coef", 0.0)
         )
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
+    def loss_and_backward(
+        self, compute_loss: Callable[..., Tensor], model: nn.Module, inputs: dict[str, Any]
     ) -> Tensor:
-        """The loss; in a training step its backward pass is done, and what comes back is a leaf."""
-        if not self._stepping:
-            plain: Tensor = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            return plain
+        """The loss; its backward pass is done, and what comes back is a leaf."""
         rows = len(inputs["prompt_ids"])
         clean = all(p.grad is None for p in model.parameters())
         while True:
             begun = [False]
             try:
-                return self._in_pieces(model, inputs, min(self._pieces, rows), begun)
+                pieces = min(self.pieces, rows)
+                return self._in_pieces(compute_loss, model, inputs, pieces, begun)
             except torch.OutOfMemoryError:
-                if self._pieces >= rows:
+                if self.pieces >= rows:
                     raise
-                self._pieces *= 2
-            said = f"out of memory with {rows} rows: continuing with {self._pieces} pieces"
-            logger.warning(said)
-            self._metrics["train"]["memory/pieces"].append(float(self._pieces))
+                self.pieces *= 2
+            logger.warning(
+                "out of memory with %d rows: continuing with %d pieces", rows, self.pieces
+            )
+            metrics = self.trainer.internals.training_metrics
+            metrics["memory/pieces"].append(float(self.pieces))
             if begun[0]:
-                self._begin_again(model, clean)
-
-    def _begin_again(self, model: nn.Module, clean: bool) -> None:
-        """Take back what a backward pass that broke off has added, or say that it is not known."""
-        for parameter in model.parameters():
-            if parameter.grad is not None:
-                parameter.grad = None if clean else torch.full_like(parameter.grad, torch.nan)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+                _drop_gradients(model, clean)
 
     def _in_pieces(
-        self, model: nn.Module, inputs: dict[str, Any], count: int, begun: list[bool]
+        self,
+        compute_loss: Callable[..., Tensor],
+        model: nn.Module,
+        inputs: dict[str, Any],
+        count: int,
+        begun: list[bool],
     ) -> Tensor:
         """Loss and gradient of `inputs` in so many pieces; `begun`: whether gradients change."""
+        accelerator = self.trainer.accelerator
         pieces = _split(inputs, count)
-        total = torch.zeros((), device=self.accelerator.device)
+        total = torch.zeros((), device=accelerator.device)
         for piece in pieces:
             share = len(piece["prompt_ids"]) / len(inputs["prompt_ids"])
-            loss = super().compute_loss(model, piece)
-            if count > 1 and self.loss_type in MEANS_OF_ROWS:
+            loss = compute_loss(model, piece)
+            if count > 1 and self.trainer.loss_type in MEANS_OF_ROWS:
                 loss = loss * share
             begun[0] = True
-            self.accelerator.backward(loss)
+            accelerator.backward(loss)
             total += loss.detach()
         if count > 1:
             _take_over(inputs, pieces)
         return total.requires_grad_()
+
+
+def _drop_gradients(model: nn.Module, clean: bool) -> None:
+    """Drop the partial gradients of an interrupted backward pass.
+
+    If earlier micro-batches had already added to them (not `clean`), they are set to NaN so that
+    the step is skipped.
+    """
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad = None if clean else torch.full_like(parameter.grad, torch.nan)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _split(inputs: dict[str, Any], count: int) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from rl_reasoner.scoring.reward import Reward
 from rl_reasoner.types import Completion, Outcome
 
 
-class EarlyRewards:
+class OverlappedRewards:
     """The scores of one batch of completions, begun before the last of them is there.
 
     `rewards` by their place among all; `columns` hold a value for each row of the batch; `read`
@@ -41,7 +41,7 @@ class EarlyRewards:
         self._lock = threading.Lock()
         self._waiting: dict[int, list[int]] = {place: [] for place in rewards}
         self._calls: list[Future[None]] = []
-        self._threads = ThreadPoolExecutor(len(rewards), thread_name_prefix="early rewards")
+        self._threads = ThreadPoolExecutor(len(rewards), thread_name_prefix="overlapped rewards")
 
     def add(self, ended: list[tuple[int, list[int]]]) -> None:
         """Rows that are complete: number and token ids of each."""

@@ -1,7 +1,7 @@
 """The training pass: trl's loss and gradients, without the work that changes neither.
 
-`TrainingPass` overrides the one method of trl's trainer that runs the model on completions and
-leaves every loss to trl. Four speed-ups, each a field of the config:
+`PackedForward` stands in for the one method of trl's trainer that runs the model on completions,
+and leaves every loss to trl. Four speed-ups, each a field of the config:
 
 - `share_prompts`: rows are packed without padding, each prompt computed once
   (rl_reasoner.kernels.packing), the LM head on completion positions only;
@@ -17,19 +17,18 @@ is the mean over the rows that were computed, and the micro-batches it is a mean
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
-import trl
 from accelerate.utils import DistributedType
 from peft import PeftModel
 from torch import Tensor, nn
 
 from rl_reasoner.distributed.sharding import any_rank, forward_is_collective
 from rl_reasoner.kernels import packing
-from rl_reasoner.kernels.lm_head import fused_head
+from rl_reasoner.kernels.causal_lm import base_of
 from rl_reasoner.rollout.agreement import (
     fused_head_agrees,
     in_mode,
@@ -38,23 +37,15 @@ from rl_reasoner.rollout.agreement import (
 )
 from rl_reasoner.training.micro_batches import moves, regrouped, take_out
 from rl_reasoner.training.token_balance import exchanged
+from rl_reasoner.training.trl_internals import LOSS, OLD_LOGPS, PASS, fused_head
 
 logger = logging.getLogger(__name__)
 
 # Losses in which a row's weight in the step does not depend on the rows beside it.
 MEANS_OF_ROWS = ("grpo", "sapo", "dr_grpo", "luspo")
 SUMS_OF_ROWS = ("dapo", "cispo", "vespo")
-# What of trl's trainer makes the loss, and what hands it its batches. Where a trainer of the user's
-# own overrides one of them, it finds there what it finds in trl's.
-LOSS = (
-    "compute_loss",
-    "_compute_loss",
-    "get_off_policy_mask",
-    "get_high_entropy_mask",
-    "get_gamma_weights",
-)
-PASS = "_get_per_token_logps_and_entropies"
-BATCHES = ("_generate_and_score_completions", "_prepare_inputs")
+Pass = tuple[Tensor, Tensor | None, Tensor | None]
+"""Log-probs (B, T), entropies (B, T) and the router's loss, the last two where they are asked."""
 _TOGETHER = (
     DistributedType.NO,
     DistributedType.MULTI_CPU,
@@ -68,118 +59,70 @@ _DROPOUT = (
 )
 
 
-def base_of(model: nn.Module) -> nn.Module:
-    """The causal language model inside wrappers of accelerate and adapters of peft."""
-    inner = getattr(model, "module", model)
-    base: nn.Module = inner.get_base_model() if isinstance(inner, PeftModel) else inner
-    return base
+class PackedForward:
+    """The passes of a trainer over completions; see the module's docstring.
 
+    `packs`: whether rows are packed; `obstacle`: what keeps them from it, `engine_obstacle` what
+    keeps the engine from sampling the policy, or None; `lost` (B,) bool: the rows of the last pass
+    that had no finite log-probability.
+    """
 
-class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
-    """trl's trainer with a packed pass over completions; see the module's docstring."""
-
-    _buffered_inputs: list[dict[str, Any]] | None
-    standard: Mapping[str, Any] = {}  # the methods as this package has them
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self.obstacle: str | None = None
+        self.engine_obstacle: str | None = None
+        self.lost = torch.zeros(0, dtype=torch.bool)
         self._open: ExitStack | None = None  # in a training step: what its backward pass needs
         self._inputs: dict[str, Any] | None = None  # of the loss that is being computed
         self._moved = False  # whether a row of this optimizer step was computed
-        self._obstacle: str | None = None  # to packing
-        self._unsampled: str | None = None  # why the engine does not sample from the policy
-        settings = self._settings_obstacle()
-        if self._on("share_prompts"):
-            self._obstacle = settings or self._packing_obstacle()
-        if self._on("fast_rollouts") and self._sampled_elsewhere() is None:
-            self._unsampled = settings or self._engine_obstacle()
-        if self._obstacle:
+        settings = settings_obstacle(trainer)
+        if is_on(trainer, "share_prompts"):
+            self.obstacle = settings or self._packing_obstacle()
+        if is_on(trainer, "fast_rollouts") and sampled_elsewhere(trainer) is None:
+            self.engine_obstacle = settings or self._engine_obstacle()
+        if self.obstacle:
             used = "share_prompts: trl's own training pass is"
-            if self._unsampled == self._obstacle:
+            if self.engine_obstacle == self.obstacle:
                 used = "share_prompts and fast_rollouts: trl's own training pass and sampling are"
-            mend = _DROPOUT if "dropout" in self._obstacle else ""
-            logger.warning("%s used, for %s%s", used, self._obstacle, mend)
-        self._packs = self._on("share_prompts") and self._obstacle is None
+            fix = _DROPOUT if "dropout" in self.obstacle else ""
+            logger.warning("%s used, for %s%s", used, self.obstacle, fix)
+        self.packs = is_on(trainer, "share_prompts") and self.obstacle is None
         if settings is None:  # weights are whole, and a pass is made by this process alone
             self._check_head()
 
-    def _on(self, name: str) -> bool:
-        """Whether a speed-up is on; a config of trl's own has none of the fields: all are."""
-        return bool(getattr(self.args, name, True))
-
-    def _own(self, *names: str) -> list[str]:
-        """Which of these methods are the user's own: of a subclass, or put on the trainer."""
-        kind = type(self)
-        return [
-            name
-            for name in names
-            if name in vars(self)
-            or getattr(kind, name) is not self.standard.get(name, getattr(kind, name))
-        ]
-
     def _check_head(self) -> None:
         """Say so where trl scores completions otherwise than the policy samples them."""
-        base: Any = base_of(self.model)
+        base: Any = base_of(self.trainer.model)
         if base.config.get_text_config() is not base.config:
             return
         with suppress(Exception):  # code of any model's own, which fails in its first step
-            if not fused_head_agrees(base, self.temperature):
+            if not fused_head_agrees(base, self.trainer.temperature):
                 logger.warning(
                     "trl scores completions by the output matrix alone, and the head of %s does "
                     "more: the distribution that is trained differs from the one that is sampled",
                     type(base).__name__,
                 )
 
-    def _settings_obstacle(self) -> str | None:
-        """What of the settings keeps every model from our layouts, or None."""
-        args = self.args
-        if self.accelerator.distributed_type not in _TOGETHER:
-            return f"training under {self.accelerator.distributed_type.value}"
-        if forward_is_collective(self) and not self.accelerator.is_fsdp2:
-            return "the first version of FSDP"
-        if args.torch_compile:
-            return "torch_compile"
-        if args.parallelism_config is not None and args.parallelism_config.tp_enabled:
-            return "tensor parallelism"
-        if args.neftune_noise_alpha is not None:
-            return "the noise of NEFTune, which depends on the length of the padded row"
-        if args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get(
-            "use_reentrant"
-        ):
-            return "reentrant gradient checkpointing"
-        if isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning:
-            return "prompt-learning adapters"
-        return None
-
     def _packing_obstacle(self) -> str | None:
         """What the models cannot be packed for, or None."""
-        for model in filter(None, (self.model, self.ref_model)):
+        for model in filter(None, (self.trainer.model, self.trainer.ref_model)):
             base = base_of(model)
-            with in_mode(base, training=model is self.model):
+            with in_mode(base, training=model is self.trainer.model):
                 if found := packing_obstacle(base):
                     return found
         return None
 
     def _engine_obstacle(self) -> str | None:
         """What the engine cannot sample from the policy for, or None: the policy rests then."""
-        base = base_of(self.model)
+        base = base_of(self.trainer.model)
         with in_mode(base, training=False):
             return sampling_obstacle(base)
 
-    def _sampled_elsewhere(self) -> str | None:
-        """What samples in the place of a plain batch of prompts, or None."""
-        if self.use_vllm:
-            return "vLLM"
-        if self.use_transformers_continuous_batching:
-            return "continuous batching"
-        if self.tools or self.rollout_func is not None or self.environment_factories is not None:
-            return "tools, environments or a rollout function"
-        return None
-
     # ------------------------------------------------------------------------------ the pass
 
-    def _get_per_token_logps_and_entropies(
+    def log_probs(
         self,
+        plain: Callable[..., Pass],
         model: nn.Module,
         input_ids: Tensor,
         attention_mask: Tensor,
@@ -188,50 +131,49 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
         compute_entropy: bool = False,
         compute_aux_loss: bool = False,
         **multimodal: Any,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    ) -> Pass:
         """Log-probs and entropies (B, logits_to_keep), zero behind the end of a row; router loss.
 
-        As trl's, with the prompts shared.
+        As `plain`, trl's own, with the prompts shared. `batch_size` rows are in a pass at a time.
         """
-        if not self._packs or any(value is not None for value in multimodal.values()):
-            plain: tuple[Tensor, Tensor | None, Tensor | None] = (
-                super()._get_per_token_logps_and_entropies(
-                    model,
-                    input_ids,
-                    attention_mask,
-                    logits_to_keep,
-                    batch_size,
-                    compute_entropy,
-                    compute_aux_loss,
-                    **multimodal,
-                )
-            )
-            return plain
+        options = (compute_entropy, compute_aux_loss)
+        packs = self.packs and all(value is None for value in multimodal.values())
+        replay = self.trainer.router_replay
+        if not packs and not replay.takes_part(model):
+            given = (input_ids, attention_mask, logits_to_keep, batch_size, *options)
+            return plain(model, *given, **multimodal)
         rows = input_ids.shape[0]
         size = batch_size or rows
-        parts = [
-            self._packed_pass(
-                model,
-                input_ids[start : start + size],
-                attention_mask[start : start + size],
-                logits_to_keep,
-                compute_aux_loss,
-            )
-            for start in range(0, rows, size)
-        ]
-        return joined_passes(parts, compute_entropy, compute_aux_loss)
+        parts: list[Pass] = []
+        with replay.passes(model):
+            for start in range(0, rows, size):
+                ids, mask = input_ids[start : start + size], attention_mask[start : start + size]
+                if packs:
+                    parts.append(self.packed(model, ids, mask, logits_to_keep, compute_aux_loss))
+                    continue
+                with replay.padded(model, mask, logits_to_keep):
+                    parts.append(plain(model, ids, mask, logits_to_keep, batch_size, *options))
+        return joined_passes(parts, *options)
+
+    def packed(self, model: nn.Module, ids: Tensor, mask: Tensor, width: int, aux: bool) -> Pass:
+        """Log-probs, entropies (B, width), None from a head that gives none; router loss or zero.
+
+        Rows of one pass, packed, with the experts that are to be replayed.
+        """
+        with self.trainer.router_replay.packed(model, len(ids)):
+            return self._packed_pass(model, ids, mask, width, aux)
 
     def _packed_pass(
         self, model: nn.Module, ids: Tensor, mask: Tensor, width: int, aux: bool
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Log-probs, entropies (B, width), None from a head that gives none; router loss or zero.
+    ) -> Pass:
+        """The pass itself, as `packed`.
 
         A row with a log-prob that is not finite is left out, and the pass is done without it: its
         ratio is 1, it gives no gradient, and the weights stay finite. Without gradients, where its
         log-probs are to be compared with later ones, they are NaN: `take_out` sees to the row.
         """
         keep = self._kept(mask, width)
-        self._lost = torch.zeros_like(ids[:, 0], dtype=torch.bool)
+        self.lost = torch.zeros_like(ids[:, 0], dtype=torch.bool)
         shape = (ids.shape[0], width)
         while (packed := packing.pack(ids, mask, width, keep=keep, whole=aux)) is not None:
             out = self._forward(model, packed, aux)
@@ -242,23 +184,25 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
                 continue  # with a process that has rows to leave out
             keep = torch.ones_like(ids[:, 0], dtype=torch.bool) if keep is None else keep
             keep[broken] = False
-            self._lost[broken] = True
+            self.lost[broken] = True
             count = len(torch.unique(broken))
-            self._metrics["train"]["rows/not_finite"].append(float(count))
+            self.trainer.internals.training_metrics["rows/not_finite"].append(float(count))
             logger.warning("%d rows left out: log-probabilities that are not finite", count)
         if packed is None:
             logps = torch.zeros(shape, device=ids.device, requires_grad=torch.is_grad_enabled())
-            if forward_is_collective(self):
+            if forward_is_collective(self.trainer):
                 logps = logps + self._idle(model, ids, mask, width)
-            elif self.accelerator.num_processes > 1:  # the others wait for every gradient of ours
+            elif (
+                self.trainer.accelerator.num_processes > 1
+            ):  # the others wait for every gradient of ours
                 logps = logps + sum(p.flatten()[0] * 0.0 for p in model.parameters())
             if not torch.is_grad_enabled():
-                logps[self._lost] = torch.nan
-            entropies = torch.full(shape, torch.nan if self._skips else 0.0, device=ids.device)
+                logps[self.lost] = torch.nan
+            entropies = torch.full(shape, torch.nan if self.skips else 0.0, device=ids.device)
             return self._filled(logps, keep), entropies, logps.new_zeros(())
         logps = self._filled(_table(out.log_probs, packed, shape), keep)
         if not torch.is_grad_enabled():
-            logps[self._lost] = torch.nan
+            logps[self.lost] = torch.nan
         router = out.aux_loss if aux else logps.new_zeros(())
         if out.entropy is None:
             return logps, None, router
@@ -269,27 +213,32 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
 
     def _again(self, broken: bool) -> bool:
         """Whether a pass is made again: where passes are collective calls, by all or by none."""
-        return any_rank(self, broken) if forward_is_collective(self) else broken
+        return any_rank(self.trainer, broken) if forward_is_collective(self.trainer) else broken
 
     def _idle(self, model: nn.Module, ids: Tensor, mask: Tensor, width: int) -> Tensor:
         """Zero, by a pass of its own over one token: a process without rows keeps step."""
         first = torch.zeros_like(mask[:1])
         first[:, -width - 1 : mask.shape[1] - width + 1] = 1  # the prompt's last, and one after it
-        while True:
-            packed = packing.pack(ids[:1], first, width)
-            assert packed is not None
-            log_probs: Tensor = TrainingPass._forward(self, model, packed, aux=False).log_probs
-            if not self._again(False):
-                return log_probs.sum() * 0.0
+        with self.trainer.router_replay.idle(model):
+            while True:
+                packed = packing.pack(ids[:1], first, width)
+                assert packed is not None
+                log_probs: Tensor = self._run(model, packed, aux=False).log_probs
+                if not self._again(False):
+                    return log_probs.sum() * 0.0
 
     def _forward(self, model: nn.Module, packed: packing.Packed, aux: bool) -> Any:
         """trl's fused head on a packed row: `log_probs` and `entropy` (1, M), `aux_loss`."""
+        trainer = self.trainer
+        with trainer.expert_balance.packed(packed), trainer.router_replay.forward(model, packed):
+            return self._run(model, packed, aux)
+
+    def _run(self, model: nn.Module, packed: packing.Packed, aux: bool) -> Any:
         with ExitStack() as stack:
             # a pass with gradients may be recomputed in its backward: attention stays as it is
-            held = self._open if torch.is_grad_enabled() and self._open else stack
-            held.enter_context(packing.attention_of(base_of(model)))
-            stack.enter_context(self.accelerator.autocast())
-            if not self._entropy_bonus_enabled:
+            self.until_backward(stack).enter_context(packing.attention_of(base_of(model)))
+            stack.enter_context(self.trainer.accelerator.autocast())
+            if not self.trainer.internals.entropy_bonus:
                 stack.enter_context(fused_head())
             return model(
                 **packing.arguments(packed),
@@ -298,36 +247,36 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
                 **({"output_router_logits": True} if aux else {}),
             )
 
+    def until_backward(self, stack: ExitStack) -> ExitStack:
+        """What ends with the backward pass that may compute this pass anew, or else `stack`."""
+        return self._open if torch.is_grad_enabled() and self._open else stack
+
     def _filled(self, logps: Tensor, keep: Tensor | None) -> Tensor:
         """Rows that were not computed get their old log-probs: a ratio of 1, no gradient."""
-        old = None if self._inputs is None else self._inputs.get("old_per_token_logps")
+        old = None if self._inputs is None else self._inputs.get(OLD_LOGPS)
         return logps if keep is None or old is None else torch.where(keep[:, None], logps, old)
 
     # ---------------------------------------------------------------------------- the skipping
 
     @property
-    def _kl_in_loss(self) -> bool:
-        """Whether a row without advantage has a loss all the same."""
-        return bool(self.beta != 0.0)
-
-    @property
-    def _rows_alone(self) -> bool:
+    def rows_alone(self) -> bool:
         """Whether trl's loss has no term that looks at several rows: of the router, of entropy."""
         return bool(
-            not self.aux_loss_enabled
-            and not self._entropy_bonus_enabled
-            and self.top_entropy_quantile == 1.0
+            not self.trainer.aux_loss_enabled
+            and not self.trainer.internals.entropy_bonus
+            and self.trainer.top_entropy_quantile == 1.0
         )
 
     @property
-    def _skips(self) -> bool:
+    def skips(self) -> bool:
         """Whether a row without advantage adds exactly nothing to the loss."""
         return bool(
-            self._packs
-            and self._on("skip_zero_advantage")
-            and not self._own(PASS)  # who looks at log-probs looks at all of them
-            and not self._kl_in_loss
-            and self._rows_alone
+            self.packs
+            and is_on(self.trainer, "skip_zero_advantage")
+            and not self.trainer.internals.overridden(PASS)  # who looks at log-probs looks at all
+            and not self.trainer.objective.kl_in_loss
+            and self.rows_alone
+            and not self.trainer.expert_balance.of_all_rows
         )
 
     def _kept(self, mask: Tensor, width: int) -> Tensor | None:
@@ -336,49 +285,31 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
         Where a whole optimizer step has none, its shortest row is computed all the same, so that
         every parameter gets the zero gradient that trl gives it.
         """
-        if self._inputs is None or not (self._skips and torch.is_grad_enabled()):
+        if self._inputs is None or not (self.skips and torch.is_grad_enabled()):
             return None
         keep = moves(self._inputs["advantages"])
         if keep.all():
             self._moved = True
             return None
-        alone = self.accelerator.num_processes == 1
-        if not keep.any() and not (alone and (self._moved or not self.accelerator.sync_gradients)):
+        accelerator = self.trainer.accelerator
+        alone = accelerator.num_processes == 1
+        if not keep.any() and not (alone and (self._moved or not accelerator.sync_gradients)):
             lengths = mask[:, -width:].sum(1)
             keep[lengths.masked_fill(lengths == 0, mask.shape[1] + 1).argmin()] = True
         self._moved = self._moved or bool(keep.any())
         return keep
 
-    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        self._inputs = inputs if self.model.training else None
+    @contextmanager
+    def loss_of(self, inputs: dict[str, Any]) -> Iterator[None]:
+        """Inside, passes are those of the loss of this micro-batch."""
+        self._inputs = inputs if self.trainer.model.training else None
         try:
-            loss: Tensor = super()._compute_loss(model, inputs)
+            yield
         finally:
             self._inputs = None
-        return loss
-
-    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Any:
-        with self._micro_batch():
-            return super().training_step(model, inputs, num_items_in_batch)
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As trl's; a `training_step` of the user's own may have backward passes beside ours."""
-        step, held = self.training_step, self.__dict__
-        own = {name: held[name] for name in ("training_step",) if name in held}
-
-        def whole_step(*given: Any, **named: Any) -> Any:
-            with self._micro_batch():
-                return step(*given, **named)
-
-        held["training_step"] = whole_step
-        try:
-            return super().train(*args, **kwargs)
-        finally:
-            del held["training_step"]
-            held.update(own)
 
     @contextmanager
-    def _micro_batch(self) -> Iterator[None]:
+    def micro_batch(self) -> Iterator[None]:
         """Inside, a micro-batch is trained on: what its passes need stays for the backward ones."""
         if self._open is not None:  # inside already
             yield
@@ -389,48 +320,47 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
                 yield
             finally:
                 self._open = None
-        self._micro_batch_done()
-
-    def _micro_batch_done(self) -> None:
-        if self.accelerator.sync_gradients:
+        if self.trainer.accelerator.sync_gradients:
             self._moved = False
+        self.trainer.old_logprobs.micro_batch_done()
 
     # --------------------------------------------------------------------------- the regrouping
 
-    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
-        before = self._buffered_inputs
-        inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)
-        take_out(inputs)
-        if self._buffered_inputs is None or self._buffered_inputs is before or not self._regroups:
+    def regrouped(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The micro-batch to train on now: of the generation just buffered, whose rows move."""
+        internals, buffer = self.trainer.internals, self.trainer.internals.buffer
+        if not self._regroups:
             return inputs
         size = self._window
-        self._buffered_inputs = [
+        internals.buffer = [
             batch
-            for start in range(0, len(self._buffered_inputs), size)
-            for batch in regrouped(
-                self._balanced(self._buffered_inputs[start : start + size]), self._skips
-            )
+            for start in range(0, len(buffer), size)
+            for batch in regrouped(self._balanced(buffer[start : start + size]), self.skips)
         ]
-        current: dict[str, Any] = self._buffered_inputs[self._step % self.args.steps_per_generation]
+        current: dict[str, Any] = internals.buffer[
+            internals.step % self.trainer.args.steps_per_generation
+        ]
         take_out(current)
         return current
 
     def _balanced(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The micro-batches of an optimizer step, with as many tokens as the other processes."""
-        if self.accelerator.num_processes == 1 or not self._on("balance_processes"):
+        accelerator, internals = self.trainer.accelerator, self.trainer.internals
+        if accelerator.num_processes == 1 or not is_on(self.trainer, "balance_processes"):
             return batches
         if any(isinstance(v, Tensor) and v.dim() > 2 for v in batches[0].values()):
             return batches  # images
-        process, padding = self.accelerator.process_index, self._tokenizer.pad_token_id
-        found, before, after = exchanged(batches, self._skips, process, padding)
-        self._metrics["train"]["processes/tokens_spread_sampled"].append(before)
-        self._metrics["train"]["processes/tokens_spread"].append(after)
-        return found
+        process, padding = accelerator.process_index, internals.tokenizer.pad_token_id
+        balanced, before, after = exchanged(batches, self.skips, process, padding)
+        internals.training_metrics["processes/tokens_spread_sampled"].append(before)
+        internals.training_metrics["processes/tokens_spread"].append(after)
+        return balanced
 
     @property
     def _window(self) -> int:
         """How many buffered micro-batches belong to one optimizer step; 1 where it varies."""
-        steps, accumulated = self.args.steps_per_generation, self.args.gradient_accumulation_steps
+        args = self.trainer.args
+        steps, accumulated = args.steps_per_generation, args.gradient_accumulation_steps
         if steps % accumulated == 0:
             return int(accumulated)
         return int(steps) if accumulated % steps == 0 else 1
@@ -439,12 +369,54 @@ class TrainingPass(trl.GRPOTrainer):  # type: ignore[misc]
     def _regroups(self) -> bool:
         """Whether the step's gradient is the same however its rows are split."""
         return bool(
-            self._packs
-            and self._on("regroup_rows")
-            and self.loss_type in (*MEANS_OF_ROWS, *SUMS_OF_ROWS)
-            and self._rows_alone
-            and not self._own(*LOSS, PASS)
+            self.packs
+            and is_on(self.trainer, "regroup_rows")
+            and self.trainer.loss_type in (*MEANS_OF_ROWS, *SUMS_OF_ROWS)
+            and self.rows_alone
+            and not self.trainer.internals.overridden(*LOSS, PASS)
         )
+
+
+def is_on(trainer: Any, name: str) -> bool:
+    """Whether a speed-up is on; a config of trl's own has none of the fields: all are."""
+    return bool(getattr(trainer.args, name, True))
+
+
+def settings_obstacle(trainer: Any) -> str | None:
+    """What of the settings keeps every model from our layouts, or None."""
+    args = trainer.args
+    if trainer.accelerator.distributed_type not in _TOGETHER:
+        return f"training under {trainer.accelerator.distributed_type.value}"
+    if forward_is_collective(trainer) and not trainer.accelerator.is_fsdp2:
+        return "the first version of FSDP"
+    if args.torch_compile:
+        return "torch_compile"
+    if args.parallelism_config is not None and args.parallelism_config.tp_enabled:
+        return "tensor parallelism"
+    if args.neftune_noise_alpha is not None:
+        return "the noise of NEFTune, which depends on the length of the padded row"
+    if args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get(
+        "use_reentrant"
+    ):
+        return "reentrant gradient checkpointing"
+    if isinstance(trainer.model, PeftModel) and trainer.model.active_peft_config.is_prompt_learning:
+        return "prompt-learning adapters"
+    return None
+
+
+def sampled_elsewhere(trainer: Any) -> str | None:
+    """What samples in the place of a plain batch of prompts, or None."""
+    if trainer.use_vllm:
+        return "vLLM"
+    if trainer.use_transformers_continuous_batching:
+        return "continuous batching"
+    if (
+        trainer.tools
+        or trainer.rollout_func is not None
+        or trainer.environment_factories is not None
+    ):
+        return "tools, environments or a rollout function"
+    return None
 
 
 def joined_passes(

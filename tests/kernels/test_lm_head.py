@@ -8,6 +8,7 @@ from torch import Tensor
 from trl.trainer import utils
 
 from rl_reasoner.kernels import lm_head
+from rl_reasoner.training.trl_internals import fused_head
 
 OUTPUTS = ("log_probs", "entropy")
 
@@ -17,7 +18,7 @@ def scored(
 ) -> tuple[Tensor, ...]:
     """What trl's models get from the head that stands in its place."""
     given = {"temperature": 1.0, "softcap": None, "scale": 1.0, "bias": None} | changed
-    with lm_head.fused_head():
+    with fused_head():
         found: tuple[Tensor, ...] = utils._ChunkedLogProbFunction.apply(
             hidden,
             weight,
@@ -95,7 +96,7 @@ def test_what_this_head_does_not_do_is_done_by_trls(changed: dict[str, object]) 
 
 def test_trls_head_is_back_afterwards() -> None:
     theirs = utils._ChunkedLogProbFunction
-    with pytest.raises(ZeroDivisionError), lm_head.fused_head():
+    with pytest.raises(ZeroDivisionError), fused_head():
         assert utils._ChunkedLogProbFunction is not theirs
         raise ZeroDivisionError
     assert utils._ChunkedLogProbFunction is theirs

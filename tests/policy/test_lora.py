@@ -149,7 +149,7 @@ def test_a_run_trains_on_from_an_adapter(
 
 def test_the_drop_in_trains_an_adapter_that_is_opened(saved: Path, tmp_path: Path) -> None:
     trainer = build(str(saved / "adapter"), tmp_path, max_steps=1, save_strategy="no", beta=0.1)
-    assert trainer._packs and trainer._fast
+    assert trainer.packed_forward.packs and trainer.engine_sampling.on
     before = weights(trainer)
     trainer.train()
     moved = {name for name, w in weights(trainer).items() if not torch.equal(w, before[name])}

@@ -275,10 +275,10 @@ def test_our_kl_term_weighs_tokens_as_trl_weighs_its_own(
         trainer.loss_type = loss_type
         for ratio in (True, False):
             trainer.args.use_bias_correction_kl = ratio
-            trainer._estimator = "k3"
+            trainer.objective.estimator = "k3"
             theirs = trainer._compute_loss(trainer.model, inputs)
             wanted = gradient(theirs)
-            trainer._estimator = "k3, ours"  # type: ignore[assignment]
+            trainer.objective.estimator = "k3, ours"  # type: ignore[assignment]
             ours = trainer._compute_loss(trainer.model, inputs)
             assert torch.isclose(theirs, ours, rtol=1e-4), (loss_type, ratio)
             assert (gradient(ours) - wanted).norm() <= 1e-4 * wanted.norm(), (loss_type, ratio)
@@ -306,7 +306,7 @@ def test_kl_in_the_reward(name: str | None, estimator: str, policy: str, tmp_pat
                 parameter.shape, generator=torch.Generator().manual_seed(1)
             )
     output = batch_of(trainer)
-    assert trainer._skips
+    assert trainer.packed_forward.skips
     mask = output["completion_mask"]
     old, _, _ = trainer._get_per_token_logps_and_entropies(
         trainer.model,
@@ -316,7 +316,7 @@ def test_kl_in_the_reward(name: str | None, estimator: str, policy: str, tmp_pat
     )
     kl = kl_estimate((old - output["ref_per_token_logps"]).detach(), estimator)  # type: ignore[arg-type]
     assert (kl * mask).abs().sum() > 0.01
-    rewards = total_rewards(trainer._rewards, torch.ones(2)) - 2.0 * (kl * mask).sum(1)
+    rewards = total_rewards(trainer.rollout_batch.rewards, torch.ones(2)) - 2.0 * (kl * mask).sum(1)
     wanted = leave_one_out(rewards, 4) if name else group_relative(rewards, 4, "group")
     assert torch.allclose(output["advantages"], wanted, atol=1e-3)
     shown = list(trainer._logs["advantages"])
@@ -379,7 +379,7 @@ def test_rewards_normalised_each_with_abstentions_are_the_papers(
         reward_weights=[1.0, 0.5, 2.0],
     )
     found = batch_of(trainer)["advantages"].tolist()
-    wanted = gdpo(trainer._rewards.tolist(), 4, [1.0, 0.5, 2.0])
+    wanted = gdpo(trainer.rollout_batch.rewards.tolist(), 4, [1.0, 0.5, 2.0])
     assert found == pytest.approx(wanted, abs=1e-3)
 
 
@@ -405,7 +405,9 @@ def test_the_overlong_punishment_is_one_reward_more_and_scores_no_row_alone(
     output = batch_of(trainer)
     tokens = output["completion_mask"].sum(1).tolist()
     assert trainer.reward_weights.tolist() == [0.5, 1.0]
-    for row, (given, punished), count in zip(rows, trainer._rewards.tolist(), tokens, strict=True):
+    for row, (given, punished), count in zip(
+        rows, trainer.rollout_batch.rewards.tolist(), tokens, strict=True
+    ):
         if given != given:
             assert punished != punished and row["reward"] is None and row["advantage"] == 0
         else:

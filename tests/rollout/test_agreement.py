@@ -219,7 +219,10 @@ def test_a_run_of_such_a_model_trains_and_says_once_how(
     trainer = build(str(tmp_path / "policy"), tmp_path, max_steps=1, save_strategy="no")
     trainer.train()
     assert trainer.state.global_step == 1
-    assert (trainer._packs, trainer._fast) == (packed is None, sampled is None)
+    assert (trainer.packed_forward.packs, trainer.engine_sampling.on) == (
+        packed is None,
+        sampled is None,
+    )
     said = [r.getMessage() for r in caplog.records if r.name.startswith("rl_reasoner")]
     assert len(said) == (packed is not None)
     ways = "share_prompts and fast_rollouts: trl's own training pass and sampling are used, for "
@@ -240,7 +243,7 @@ def test_gradients_of_such_a_model_are_those_of_stock_trl(
         policy.model = model_of(family, **settings, vocab_size=len(policy.tokenizer))
         steps, _, trainer = gradients(kind, policy, tmp_path, half_flat, max_steps=1)
         found.append(steps)
-    assert trainer._packs == (family in TWICE)
+    assert trainer.packed_forward.packs == (family in TWICE)
     assert worst(*found) <= TOLERANCE
 
 

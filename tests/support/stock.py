@@ -76,15 +76,14 @@ def replay(kind: type[trl.GRPOTrainer]) -> type[trl.GRPOTrainer]:
                 length = int(random.integers(1, self.max_completion_length))
                 ids = random.integers(6, 200, length).tolist()
                 self.table.append([*ids, self.eos_token_ids[0]] if index % 4 else [*ids, 77])
-            if not getattr(self, "_fast", False):
+            if not issubclass(kind, GRPOTrainer) or not self.engine_sampling.on:
                 return self.table, None
+            lengths = [len(ids) for ids in self.table]
+            self.engine_sampling.budgets = lambda batch, count: lengths
             with drawn(self.table):
                 found = super()._generate_single_turn(prompt_ids, *others)
             assert found[0] == self.table
             return found
-
-        def _budgets(self, count: int) -> list[int]:
-            return [len(ids) for ids in self.table]
 
     Replay.__name__ = kind.__name__
     return Replay

@@ -16,7 +16,13 @@ PROBLEMS = [f"{a}+{b}=" for a in range(3) for b in range(4)]
 
 Weights = dict[str, torch.Tensor]
 
-SPEED_UPS = [name for name in vars(GRPOConfig)["__annotations__"] if name != "correct_sampling"]
+SPEED_UPS = [
+    "share_prompts",
+    "skip_zero_advantage",
+    "regroup_rows",
+    "balance_processes",
+    "fast_rollouts",
+]
 
 # bit by bit is trl's own path; the others: gradients
 PLAIN = dict.fromkeys(SPEED_UPS, False)

@@ -14,6 +14,7 @@ import trl
 from accelerate.utils import DistributedType
 
 from rl_reasoner import GRPOTrainer
+from rl_reasoner.training.packed_forward import settings_obstacle
 from support.places import ROOT
 from support.processes import build
 from support.stock import TOLERANCE, Policies, gradients, half_flat, saved_policies, worst
@@ -127,7 +128,7 @@ def test_gradients_are_those_of_stock_trl_with(
     changes = {"max_steps": 2, **changes}
     stock, _, _ = gradients(trl.GRPOTrainer, policy, tmp_path, half_flat, **changes)
     ours, _, trainer = gradients(GRPOTrainer, policy, tmp_path, half_flat, **changes)
-    assert trainer._packs and trainer._fast
+    assert trainer.packed_forward.packs and trainer.engine_sampling.on
     assert worst(stock, ours) <= TOLERANCE
 
 
@@ -166,7 +167,9 @@ def test_what_goes_trls_way_is_said_once_and_has_its_gradients(
     with caplog.at_level(logging.WARNING, "rl_reasoner"):
         ours, _, trainer = gradients(GRPOTrainer, policies("dense"), tmp_path, half_flat, **changes)
     [said] = [r.getMessage() for r in caplog.records if r.name.startswith("rl_reasoner")]
-    assert reason in said and not trainer._fast and trainer._packs == packs
+    assert (
+        reason in said and not trainer.engine_sampling.on and trainer.packed_forward.packs == packs
+    )
     assert worst(stock, ours) <= TOLERANCE
 
 
@@ -181,9 +184,9 @@ def test_what_goes_trls_way_is_said_once_and_has_its_gradients(
 def test_who_else_samples_is_said(attribute: str, value: Any, said: str, tmp_path: Path) -> None:
     """By the words of the list: none of them runs on this machine."""
     trainer = build("scratch:dense-tiny", tmp_path)
-    assert trainer._no_engine() is None
+    assert trainer.engine_sampling.obstacle() is None
     setattr(trainer, attribute, value)
-    assert trainer._no_engine() == said
+    assert trainer.engine_sampling.obstacle() == said
     assert any(f'"{said}"' in what for what in FALLS_BACK)
 
 
@@ -193,8 +196,8 @@ def test_models_in_parts_of_tensors_and_deepspeed_are_said(
     """Neither runs on this machine: what the trainer would be told is put in its place."""
     trainer = build("scratch:dense-tiny", tmp_path)
     trainer.args.parallelism_config = SimpleNamespace(tp_enabled=True)
-    assert trainer._settings_obstacle() == "tensor parallelism"
+    assert settings_obstacle(trainer) == "tensor parallelism"
     kind = DistributedType.DEEPSPEED
     monkeypatch.setattr(type(trainer.accelerator), "distributed_type", kind)
-    said = trainer._settings_obstacle()
+    said = settings_obstacle(trainer)
     assert said == "training under DEEPSPEED" and f'"{said}"' in "".join(FALLS_BACK)

@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from rl_reasoner import open_policy, train
 from rl_reasoner.errors import UserError
-from rl_reasoner.training.distillation_trainer import Distiller, teacher_of
+from rl_reasoner.training.distillation_trainer import DistillationTrainer, teacher_of
 from support.tiny import QUIET, recipe, rows, same, sft
 
 DISTILL = {
@@ -63,7 +63,7 @@ def test_distillation_is_resumed_to_the_same_weights(stream: bool, tmp_path: Pat
         arguments = {**QUIET, "save_strategy": "steps", "save_steps": 1, "max_steps": 7}
         arguments |= {"max_completion_length": 4, "learning_rate": 3e-3}
         arguments |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}
-        return Distiller(
+        return DistillationTrainer(
             student.model,
             teacher_of(teacher),
             args=trl.DistillationConfig(str(folder), **arguments),

@@ -15,8 +15,7 @@ from torch import Tensor
 from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy, train
 from rl_reasoner.errors import UserError
 from rl_reasoner.kernels import packing
-from rl_reasoner.moe.experts import routers
-from rl_reasoner.training.expert_balance import (
+from rl_reasoner.moe.balance import (
     BiasUpdate,
     affinities_of,
     balance_figures,
@@ -25,6 +24,7 @@ from rl_reasoner.training.expert_balance import (
     sequence_loss,
     updated_bias,
 )
+from rl_reasoner.moe.experts import routers
 from support.mixtures import model_of
 from support.processes import build, same, together, weights
 from support.tiny import grpo, recipe, sft

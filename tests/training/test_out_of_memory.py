@@ -8,7 +8,7 @@ import torch
 
 from rl_reasoner import GRPOTrainer, open_policy
 from rl_reasoner.training.out_of_memory import SmallerPieces
-from rl_reasoner.training.packed_forward import TrainingPass
+from rl_reasoner.training.packed_forward import PackedForward
 from support.trainers import Weights, build, digits, trained
 
 
@@ -22,14 +22,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def small_memory(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     """A device that holds the activations of so many rows with a gradient."""
-    plain = TrainingPass._get_per_token_logps_and_entropies
+    whole = PackedForward.log_probs
 
-    def limited(self: Any, model: Any, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
-        if torch.is_grad_enabled() and len(input_ids) > rows:
+    def limited(self: Any, plain: Any, model: Any, ids: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled() and len(ids) > rows:
             raise torch.OutOfMemoryError("tried to allocate")
-        return plain(self, model, input_ids, *args, **kwargs)
+        return whole(self, plain, model, ids, *args, **kwargs)
 
-    monkeypatch.setattr(TrainingPass, "_get_per_token_logps_and_entropies", limited)
+    monkeypatch.setattr(PackedForward, "log_probs", limited)
 
 
 def near(a: Weights, b: Weights, start: Weights) -> float:
@@ -65,7 +65,9 @@ def test_smaller_pieces_give_the_same_weights(
     small_memory(monkeypatch, 3)
     trainer = build(GRPOTrainer, folder, digits, tmp_path, **changes)
     pieces, logged = trained(trainer)
-    assert trainer._pieces == (4 if trainer.args.per_device_train_batch_size == 8 else 2)
+    assert trainer.out_of_memory.pieces == (
+        4 if trainer.args.per_device_train_batch_size == 8 else 2
+    )
     assert logged[0]["memory/pieces"] >= 2 and "memory/pieces" not in logged[1]
     assert near(whole, pieces, start) < 1e-4
     assert not any("steps/skipped" in row for row in logged)
@@ -76,9 +78,9 @@ def breaks_off(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     build_pieces = SmallerPieces._in_pieces
     calls = [0]
 
-    def limited(self: Any, model: Any, inputs: Any, count: int, begun: list[bool]) -> Any:
+    def limited(self: Any, *given: Any) -> Any:
         calls[0] += 1
-        found = build_pieces(self, model, inputs, count, begun)
+        found = build_pieces(self, *given)
         if calls[0] == at:
             raise torch.OutOfMemoryError("tried to allocate")
         return found
@@ -141,4 +143,4 @@ def test_an_optimizer_that_steps_in_the_backward_pass_gets_its_learning_rate(
     assert seen[0][1] > seen[1][1] > 0, "the schedule's rate"
     for name in ("adalomo", "galore_adamw_layerwise"):
         trainer.args.optim = name
-        assert not trainer._splits, "each piece would be a step"
+        assert not trainer.out_of_memory.splits, "each piece would be a step"

@@ -11,7 +11,6 @@ from datasets import Dataset, IterableDataset
 from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy
 from rl_reasoner.errors import UserError
 from rl_reasoner.training.curriculum import PromptSchedule
-from rl_reasoner.training.prompt_selection import PromptChoice
 from support.processes import EVAL, killed, same, together, weights
 from support.tiny import QUIET
 
@@ -177,7 +176,7 @@ def test_the_schedule_draws_by_what_was_scored_and_leaves_evaluation_alone(tmp_p
         batch = groups(rows)[3 * step : 3 * step + 3]
         assert [group[0]["prompt"] for group in batch] == [PROMPTS[i] for i in wanted]
         beside.update(wanted, torch.tensor([[row["reward"] for row in group] for group in batch]))
-    assert torch.allclose(beside.counts, trainer._schedule.counts, atol=1e-5)
+    assert torch.allclose(beside.counts, trainer.prompt_selection.schedule.counts, atol=1e-5)
     assert len({beside.probabilities()[i].item() for i in range(24)}) > 3, "it has learned"
 
 
@@ -194,14 +193,12 @@ def test_the_schedule_draws_by_what_was_scored_and_leaves_evaluation_alone(tmp_p
 def test_a_killed_run_is_resumed_to_the_same_weights(
     changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import test_trainer_resume
-
     def small(policy: str, folder: Path, **changes: Any) -> Any:
         size = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
         steps = {"max_steps": 6, "save_steps": 2, "save_strategy": "steps"}
         return build(folder, **{**size, **steps, **changes})
 
-    monkeypatch.setattr(test_trainer_resume, "build", small)
+    monkeypatch.setattr("support.processes.build", small)
     torch.set_num_threads(1)
     whole = small("", tmp_path / "whole", **changes)
     whole.train()
@@ -210,8 +207,10 @@ def test_a_killed_run_is_resumed_to_the_same_weights(
     resumed.train(resume_from_checkpoint=True)
     assert resumed._initial_global_step == 4
     assert same(weights(whole), weights(resumed))
-    if resumed._schedule:
-        assert torch.equal(whole._schedule.counts, resumed._schedule.counts)
+    if resumed.prompt_selection.schedule:
+        assert torch.equal(
+            whole.prompt_selection.schedule.counts, resumed.prompt_selection.schedule.counts
+        )
 
 
 # ----------------------------------------------------------------------------- two processes
@@ -223,7 +222,7 @@ def test_two_processes_keep_groups_whole_and_end(tmp_path: Path) -> None:
     def job(rank: int) -> None:
         size = {"per_device_train_batch_size": 9, "num_generations": 6, "ddp_backend": "gloo"}
         trainer = build(tmp_path, **size, dynamic_sampling=30)
-        assert isinstance(trainer, PromptChoice) and trainer.accelerator.num_processes == 2
+        assert isinstance(trainer, GRPOTrainer) and trainer.accelerator.num_processes == 2
         rows: Rows = []
         trainer.rollout_sink = rows.extend
         trainer.train()

@@ -109,7 +109,7 @@ def test_a_row_that_abstains_leaves_the_mean_of_its_group(
 def test_limits_come_from_the_config(folder: Path, tmp_path: Path) -> None:
     limits = {"reward_timeout_s": 3.0, "reward_batch_timeout_s": 9.0, "reward_memory_mb": 777}
     trainer = build(GRPOTrainer, folder, digits, tmp_path, **limits, isolate_rewards=False)
-    assert trainer._limits == Limits(3.0, 9.0, 777, apart=False)
+    assert trainer.reward_pass.limits == Limits(3.0, 9.0, 777, apart=False)
 
 
 @pytest.mark.parametrize(

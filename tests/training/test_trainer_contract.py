@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,25 +11,19 @@ import torch
 import trl
 
 from rl_reasoner import GRPOTrainer
-from rl_reasoner.training.checkpointing.data_place import PlaceInData
+from rl_reasoner.distributed.sharding import Sharding
+from rl_reasoner.training import trl_internals
 from rl_reasoner.training.checkpointing.exact_resume import ExactResume
-from rl_reasoner.training.checkpointing.whole_checkpoints import WholeCheckpoints
-from rl_reasoner.training.expert_balance import ExpertBalance
-from rl_reasoner.training.objective import Objective
-from rl_reasoner.training.old_logprobs import OldLogProbs
-from rl_reasoner.training.out_of_memory import SmallerPieces
-from rl_reasoner.training.packed_forward import TrainingPass
-from rl_reasoner.training.prompt_selection import PromptChoice
-from rl_reasoner.training.reward_pass import Rewarding
-from rl_reasoner.training.router_replay import RouterReplay
 from support.processes import build
 
-# Everything of trl that trainer.py, training_pass.py and resume.py touch through `self`.
+# Everything of trl's trainer that ours and its parts touch.
 ATTRIBUTES = {
     "accelerator",
     "args",
     "aux_loss_enabled",
     "beta",
+    "callback_handler",
+    "control",
     "current_gradient_accumulation_steps",
     "environment_factories",
     "environments",
@@ -38,12 +33,14 @@ ATTRIBUTES = {
     "is_deepspeed_enabled",
     "is_fsdp_enabled",
     "loss_type",
+    "lr_scheduler",
     "max_completion_length",
     "model",
     "multi_objective_aggregation",
     "num_generations",
     "num_generations_eval",
     "num_iterations",
+    "optimizer",
     "processing_class",
     "ref_model",
     "reward_func_names",
@@ -61,6 +58,7 @@ ATTRIBUTES = {
     "vllm_importance_sampling_correction",
     "_buffered_inputs",
     "_entropy_bonus_enabled",
+    "_initial_global_step",
     "_logs",
     "_metrics",
     "_pending_extra_logs",
@@ -68,11 +66,15 @@ ATTRIBUTES = {
     "_tokenizer",
 }
 CALLED = {
+    "_get_output_dir": ["trial"],
+    "_tokenize_prompts": ["prompts"],
     "add_callback": ["callback"],
     "_log_completion_extra": ["column", "values"],
     "_log_metric": ["name", "value"],
 }
 OVERRIDDEN = {
+    "create_accelerator_and_postprocess": [],
+    "_save_checkpoint": ["model", "trial"],
     "_get_train_sampler": ["dataset"],
     "_init_training_state": [
         "max_steps",
@@ -131,52 +133,63 @@ OVERRIDDEN = {
 }
 
 
-KINDS = (
-    TrainingPass,
-    RouterReplay,
-    ExpertBalance,
-    OldLogProbs,
-    PlaceInData,
-    WholeCheckpoints,
-    ExactResume,
-    Rewarding,
-    SmallerPieces,
-    Objective,
-    PromptChoice,
-    GRPOTrainer,
-)
+KINDS = (GRPOTrainer, ExactResume, Sharding)
+ROOM = Path(trl_internals.__file__).parent
+INTERNALS = "trl_internals.py"
+
+
+def attributes(tree: ast.AST, *owners: str) -> set[str]:
+    """The names that are taken from `owners`: `self`, `trainer`, `self.trainer`."""
+    return {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in owners
+    }
 
 
 def leaned_on() -> set[str]:
-    """The names that our trainer classes take from `self` and do not define."""
+    """The names that our trainer and its parts take from the trainer, and that are trl's."""
     used: set[str] = set()
-    own: set[str] = set()
+    for file in ROOM.rglob("*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        names = attributes(tree, "trainer", "self.trainer")
+        assert file.name == INTERNALS or not any(
+            name.startswith("_") for name in names - OVERRIDDEN.keys()
+        ), f"{file.name} takes what trl keeps for itself: that is for {INTERNALS}"
+        used |= names
+    own = {name for kind in KINDS for name in vars(kind)}
     for kind in KINDS:
-        [body] = ast.parse(inspect.getsource(kind)).body
-        assert isinstance(body, ast.ClassDef)
-        for node in ast.walk(body):
-            if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "self":
-                used.add(node.attr)
-                own |= {node.attr} if isinstance(node.ctx, ast.Store) else set()
-        own |= {node.name for node in body.body if isinstance(node, ast.FunctionDef)}
-        with_value = (n for n in body.body if isinstance(n, ast.AnnAssign) and n.value)
-        own |= {node.target.id for node in with_value if isinstance(node.target, ast.Name)}
-    own |= {"__dict__"}
-    return used - own | {"_buffered_inputs", "_step", "beta", "use_vllm"}
+        tree = ast.parse(inspect.getsource(kind))
+        used |= attributes(tree, "self")
+        own |= {
+            node.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+        }
+    return used - (own - ATTRIBUTES) - OVERRIDDEN.keys()
 
 
 def test_every_internal_of_trl_that_the_trainer_leans_on(tmp_path: Path) -> None:
-    assert leaned_on() == ATTRIBUTES | CALLED.keys(), "the list in this test is out of date"
     changes = {"max_steps": 1, "save_strategy": "no"}
+    assert leaned_on() == ATTRIBUTES | CALLED.keys(), "the list in this test is out of date"
     stock = build("scratch:moe-tiny", tmp_path, kind=trl.GRPOTrainer, **changes)
     stock.train()  # some are set only then
     assert {name for name in ATTRIBUTES if not hasattr(stock, name)} == set()
     for name, parameters in {**CALLED, **OVERRIDDEN}.items():
-        found = list(inspect.signature(getattr(trl.GRPOTrainer, name)).parameters)
-        assert found == ["self", *parameters], name
-    ours = {name: value for kind in KINDS for name, value in vars(kind).items()}
-    own = {n for n, v in ours.items() if callable(v) and hasattr(trl.GRPOTrainer, n)}
-    assert own - {"__init__"} == OVERRIDDEN.keys()
+        signature = list(inspect.signature(getattr(trl.GRPOTrainer, name)).parameters)
+        assert signature == ["self", *parameters], name
+
+
+def test_each_method_of_trls_is_overridden_once() -> None:
+    """By three classes in all, so that a step is read from top to bottom."""
+    assert [k for k in GRPOTrainer.__mro__ if k.__module__.startswith("rl_reasoner")] == [*KINDS]
+    overridden = Counter(
+        name
+        for kind in KINDS
+        for name, value in vars(kind).items()
+        if callable(value) and hasattr(trl.GRPOTrainer, name) and name != "__init__"
+    )
+    assert overridden == Counter(OVERRIDDEN.keys())
 
 
 def test_a_rollout_function_needs_no_model_that_is_opened() -> None:

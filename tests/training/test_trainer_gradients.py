@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def test_gradients_are_those_of_stock_trl(name: str, policies: Policies, tmp_pat
     changes = CASES[name]
     stock, theirs, _ = gradients(trl.GRPOTrainer, policies("dense"), tmp_path, half_flat, **changes)
     ours, logs, trainer = gradients(GRPOTrainer, policies("dense"), tmp_path, half_flat, **changes)
-    assert trainer._packs
+    assert trainer.packed_forward.packs
     assert worst(stock, ours) <= TOLERANCE
     for a, b in zip(theirs, logs, strict=True):
         assert a.keys() <= b.keys()
@@ -85,7 +86,7 @@ def test_the_rows_masked_as_off_policy_are_trls_whatever_sampling_cuts(
     changes = {"off_policy_mask_threshold": 0.01, "num_iterations": 2, "samples": samples, **cut}
     ours, _, trainer = gradients(GRPOTrainer, policies("dense"), tmp_path, never_flat, **changes)
     stock, _, _ = gradients(trl.GRPOTrainer, policies("dense"), tmp_path, never_flat, **changes)
-    assert trainer._fast and not samples and worst(stock, ours) <= TOLERANCE
+    assert trainer.engine_sampling.on and not samples and worst(stock, ours) <= TOLERANCE
 
 
 APART: dict[str, Any] = {"gradient_accumulation_steps": 1, "steps_per_generation": 3}
@@ -108,10 +109,16 @@ def test_old_log_probs_are_computed_for_no_row_that_has_them(
     passed: list[int] = []
 
     class Counted(GRPOTrainer):
-        def _packed_pass(self, model: Any, ids: Any, *others: Any) -> Any:
-            if not torch.is_grad_enabled() and model is self.model:
-                passed.append(len(ids))
-            return super()._packed_pass(model, ids, *others)
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            packed = self.packed_forward.packed
+
+            def counted(model: Any, ids: Any, *others: Any) -> Any:
+                if not torch.is_grad_enabled() and model is self.model:
+                    passed.append(len(ids))
+                return packed(model, ids, *others)
+
+            self.packed_forward.packed = counted  # type: ignore[method-assign]
 
     gradients(Counted, policies("dense"), tmp_path, reward, **changes)
     assert sum(passed) == rows
@@ -136,7 +143,7 @@ def test_gradients_of_a_mixture_of_experts(
 def test_gradients_of_other_families(kind: str, policies: Policies, tmp_path: Path) -> None:
     stock, _, _ = gradients(trl.GRPOTrainer, policies(kind), tmp_path, half_flat, beta=0.04)
     ours, _, trainer = gradients(GRPOTrainer, policies(kind), tmp_path, half_flat, beta=0.04)
-    assert trainer._packs and worst(stock, ours) <= TOLERANCE
+    assert trainer.packed_forward.packs and worst(stock, ours) <= TOLERANCE
 
 
 @pytest.mark.parametrize("on", [(), *OFF, tuple(OFF)], ids=str)
@@ -180,7 +187,7 @@ def test_learned_positions_are_those_of_the_row_alone(policies: Policies, tmp_pa
         train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
         processing_class=opened.tokenizer,
     )
-    assert trainer._packs
+    assert trainer.packed_forward.packs
     rows = [[9, 10, 11, 12, 13], [20, 21]]
     ends = [[30, 31, 32], [40, 41]]
     ids, mask = torch.zeros(2, 8, dtype=torch.long), torch.zeros(2, 8, dtype=torch.long)
@@ -218,7 +225,12 @@ def poisoned(when: Callable[[Any], bool]) -> type[GRPOTrainer]:
     """Our trainer; the token POISON gives NaN in a model's embedding where `when(trainer)`."""
 
     class Poisoned(GRPOTrainer):
-        def _packed_pass(self, model: Any, *others: Any) -> Any:
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            packed = self.packed_forward.packed
+            self.packed_forward.packed = partial(self.poisoned, packed)  # type: ignore[method-assign]
+
+        def poisoned(self, packed: Any, model: Any, *others: Any) -> Any:
             def hook(embedding: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
                 bad = (inputs[0] == POISON)[..., None] & when(self)
                 return output.masked_fill(bad, torch.nan)
@@ -226,7 +238,7 @@ def poisoned(when: Callable[[Any], bool]) -> type[GRPOTrainer]:
             self.now = "reference" if model is self.ref_model else "policy"
             handle = model.get_input_embeddings().register_forward_hook(hook)
             try:
-                return super()._packed_pass(model, *others)
+                return packed(model, *others)
             finally:
                 handle.remove()
 
@@ -280,8 +292,10 @@ def test_what_cannot_be_packed_goes_trls_way_and_says_so_once(
     stock, _, _ = gradients(
         trl.GRPOTrainer, policies(kind), tmp_path, half_flat, max_steps=1, **changes
     )
-    assert not trainer._packs and worst(stock, ours) == 0.0
-    assert trainer._fast == (reason == "dropout"), "which is off while completions are sampled"
+    assert not trainer.packed_forward.packs and worst(stock, ours) == 0.0
+    assert trainer.engine_sampling.on == (reason == "dropout"), (
+        "which is off while completions are sampled"
+    )
     said = [
         r.getMessage() for r in caplog.records if r.name == "rl_reasoner.training.packed_forward"
     ]

@@ -12,7 +12,7 @@ from transformers import GenerationMixin, TrainerCallback
 from rl_reasoner import GRPOTrainer, reward
 from rl_reasoner.errors import UserError
 from rl_reasoner.policy.scratch import byte_tokenizer
-from rl_reasoner.training.overlapped_rewards import EarlyRewards
+from rl_reasoner.training.overlapped_rewards import OverlappedRewards
 from support import stock
 from support.processes import build
 
@@ -120,7 +120,7 @@ def test_settings_of_generate_reach_the_engine(
             generation_kwargs={"suppress_tokens": tokens, "min_new_tokens": 3},
             **SHORT,
         )
-    assert "fast_rollouts" not in caplog.text and trainer._how() is not None
+    assert "fast_rollouts" not in caplog.text and trainer.engine_sampling.sampling() is not None
     trainer.train()
     for output in trainer.outputs:
         assert not torch.isin(output["completion_ids"], torch.tensor(tokens)).any()
@@ -259,13 +259,13 @@ def test_sampling_that_breaks_off_leaves_no_reward_running(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = build("scratch:dense-tiny", tmp_path, reward=in_batches, **SHORT)
-    left = EarlyRewards.add
+    left = OverlappedRewards.add
 
-    def breaks(self: EarlyRewards, ended: Any) -> None:
+    def breaks(self: OverlappedRewards, ended: Any) -> None:
         left(self, ended)
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(EarlyRewards, "add", breaks)
+    monkeypatch.setattr(OverlappedRewards, "add", breaks)
     with pytest.raises(RuntimeError, match="out of memory"):
         trainer.train()
     monkeypatch.undo()
@@ -280,7 +280,7 @@ def test_the_policy_that_is_sampled_from_has_no_dropout(tmp_path: Path) -> None:
         changes = {"peft_config": stock.lora(dropout), "max_completion_length": 12, **SHORT}
         torch.manual_seed(0)  # of the adapter's first weights
         trainer = build("scratch:dense-tiny", tmp_path, kind=Seen, **{**changes, "max_steps": 1})
-        assert trainer._fast and trainer._packs == (dropout == 0.0)
+        assert trainer.engine_sampling.on and trainer.packed_forward.packs == (dropout == 0.0)
         trainer.train()
         found.append(trainer.outputs[0])
         assert all(module.training for module in trainer.model.modules())

@@ -55,7 +55,7 @@ def test_a_second_trainer_on_a_model_trains_as_the_first(
         gradients(trainer_class, policy, tmp_path, half_flat, max_steps=1)
         steps, _, trainer = gradients(trainer_class, policy, tmp_path, half_flat, max_steps=2)
         found.append(steps)
-    assert trainer._packs and trainer._obstacle is None
+    assert trainer.packed_forward.packs and trainer.packed_forward.obstacle is None
     assert worst(*found) <= TOLERANCE
     assert left_on(policy.model) == []
 
@@ -84,7 +84,7 @@ def test_nothing_is_left_on_a_model_whose_training_broke_off(
         gradients(Breaks, policy, tmp_path, half_flat, **changes)
     assert left_on(policy.model) == []
     again, _, trainer = gradients(GRPOTrainer, policy, tmp_path, half_flat, max_steps=1)
-    assert trainer._packs and trainer.last_expert_load
+    assert trainer.packed_forward.packs and trainer.last_expert_load
     assert any("gate.weight" in name for name in again[0]), "the router is trained again"
     assert left_on(policy.model) == []
 
@@ -182,7 +182,7 @@ def test_a_loss_of_ones_own_has_the_gradients_that_it_has_in_trl(
         ours, _, trainer = gradients(
             own(GRPOTrainer), policies("dense"), tmp_path, half_flat, **changes
         )
-    assert trainer._packs and worst(stock, ours) <= TOLERANCE
+    assert trainer.packed_forward.packs and worst(stock, ours) <= TOLERANCE
     said = [r.getMessage() for r in caplog.records if type(trainer).__name__ in r.getMessage()]
     assert len(said) == 1 and "compute_loss" in said[0] and "regroup_rows" in said[0]
 
@@ -223,7 +223,7 @@ def test_a_step_of_ones_own_may_have_a_backward_pass_more(
         gradients(stepping(kind), policies("dense"), tmp_path, half_flat, **changes)
         for kind in (trl.GRPOTrainer, GRPOTrainer)
     ]
-    assert found[1][2]._packs and worst(found[0][0], found[1][0]) <= TOLERANCE
+    assert found[1][2].packed_forward.packs and worst(found[0][0], found[1][0]) <= TOLERANCE
 
 
 def test_a_loss_put_on_the_trainer_itself_counts(policies: Policies, tmp_path: Path) -> None:

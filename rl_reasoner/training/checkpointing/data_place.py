@@ -14,47 +14,31 @@ from typing import Any
 
 import torch
 from torch.utils.data import IterableDataset
-from transformers import Trainer, TrainerState
+from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from rl_reasoner.errors import UserError
+from rl_reasoner.training.trl_internals import first_step
 
 
-class PlaceInData(Trainer):  # type: ignore[misc]
-    """A trainer of trl's that finds its place again; see the module's docstring."""
+def steps_done(trainer: Any, checkpoint: Path) -> tuple[int, int] | None:
+    """(passes over a stream that are done, micro-batches of the one at hand that are done).
 
-    _sampler: Any = None  # of the training rows; a stream has none
+    None where transformers counts right: rows that have numbers, or a place that is not looked for.
+    """
+    file = checkpoint / TRAINER_STATE_NAME
+    stream = isinstance(trainer.train_dataset, IterableDataset)
+    if not stream or trainer.args.ignore_data_skip or not file.is_file():
+        return None
+    passes, steps = _place(TrainerState.load_from_json(str(file)))
+    return passes, steps * trainer.args.gradient_accumulation_steps
 
-    def _get_train_sampler(self, dataset: Any = None) -> Any:
-        self._sampler = super()._get_train_sampler(dataset)
-        return self._sampler
 
-    def _init_training_state(
-        self,
-        max_steps: int,
-        num_update_steps_per_epoch: int,
-        num_train_epochs: int,
-        resume_from_checkpoint: str | None,
-        trial: Any,
-    ) -> tuple[int, int]:
-        """(passes over the data that are done, micro-batches of the one at hand that are done)."""
-        found: tuple[int, int] = super()._init_training_state(
-            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
-        )
-        if resume_from_checkpoint is None or not isinstance(self.train_dataset, IterableDataset):
-            return found
-        file = Path(resume_from_checkpoint) / TRAINER_STATE_NAME
-        if self.args.ignore_data_skip or not file.is_file():
-            return found
-        passes, steps = _place(TrainerState.load_from_json(str(file)))
-        return passes, steps * self.args.gradient_accumulation_steps
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        generator = getattr(self._sampler, "generator", None)
-        if checkpoint is not None and generator is not None:
-            for _ in range(int(self.state.epoch or 0)):  # each whole epoch drew one permutation
-                torch.randperm(self._sampler.num_samples, generator=generator)
+def wind_on(sampler: Any, epochs: int) -> None:
+    """Have a sampler of trl's go on after so many epochs: each drew one permutation."""
+    generator = getattr(sampler, "generator", None)
+    for _ in range(epochs if generator is not None else 0):
+        torch.randperm(sampler.num_samples, generator=generator)
 
 
 def _place(saved: TrainerState) -> tuple[int, int]:
@@ -86,7 +70,7 @@ def check_rows(trainer: Any) -> None:
 
 def check_trained(trainer: Any) -> None:
     """Raise `UserError` where a stream ended before it filled one generation."""
-    begun, done = trainer._initial_global_step, trainer.state.global_step
+    begun, done = first_step(trainer), trainer.state.global_step
     if (
         isinstance(trainer.train_dataset, IterableDataset)
         and done == begun < trainer.args.max_steps

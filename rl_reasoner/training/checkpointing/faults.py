@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from rl_reasoner.distributed.sharding import any_rank, local_shard
 from rl_reasoner.errors import RunStopped
 from rl_reasoner.training.checkpointing.checkpoints import drop_damaged
+from rl_reasoner.training.trl_internals import training_metrics
 
 logger = logging.getLogger(__name__)
 MOST_SKIPPED = 10
@@ -62,7 +63,7 @@ class SkipBadSteps(TrainerCallback):  # type: ignore[misc]
             optimizer.zero_grad(set_to_none=True)  # a parameter without a gradient is passed over
         self.skipped += 1
         self.in_a_row += scaler is None or scaler.get_scale() <= 1.0
-        self.trainer._metrics["train"]["steps/skipped"].append(1.0)
+        training_metrics(self.trainer)["steps/skipped"].append(1.0)
         step = state.global_step + 1
         logger.warning("step %d is skipped: its gradients are not finite", step)
         if self.in_a_row >= self.most:
@@ -111,14 +112,9 @@ class LastStep(TrainerCallback):  # type: ignore[misc]
         self.kept = None
 
     def _remember(self) -> None:
-        trainer = self.trainer
-        own: dict[str, Any] = getattr(trainer, "_own_state", dict)()
-        self.kept = {
-            "random": _random_states(),
-            "step": getattr(trainer, "_step", None),
-            "buffered": getattr(trainer, "_buffered_inputs", None),
-            "own": copy.deepcopy(own),
-        }
+        own: dict[str, Any] = self.trainer.own_state() or {}
+        rows = own.pop("buffered", None)  # completions, which are many: no copy
+        self.kept = {"random": _random_states(), "own": {**copy.deepcopy(own), "buffered": rows}}
 
     def save(self) -> bool:
         """Write the checkpoint of the last whole step; False where there was none in this process.
@@ -128,9 +124,7 @@ class LastStep(TrainerCallback):  # type: ignore[misc]
         trainer, kept = self.trainer, self.kept
         if kept is None:
             return False
-        trainer._step, trainer._buffered_inputs = kept["step"], kept["buffered"]
-        if kept["own"]:
-            trainer._restore_own_state(kept["own"])
+        trainer.restore_own_state(kept["own"])
         _set_random_states(kept["random"])
         trainer.model.zero_grad()
         trainer._save_checkpoint(trainer.model, trial=None)

@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors import safe_open
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
 from rl_reasoner.distributed.sharding import any_rank, is_sharded
 from rl_reasoner.errors import UserError
@@ -44,63 +44,50 @@ class Sealing(TrainerCallback):  # type: ignore[misc]
             seal(checkpoint)
 
 
-class WholeCheckpoints(Trainer):  # type: ignore[misc]
-    """A trainer whose checkpoints are whole or not used; see the module's docstring."""
+def checkpoint_to_resume(trainer: Any, wanted: str | bool | None) -> str | bool | None:
+    """The checkpoint that is meant: with `True` the last whole one, damaged ones are passed over.
 
-    checked: Path | None = None  # a checkpoint that is known to be whole
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.add_callback(Sealing(self))
-
-    def train(
-        self, resume_from_checkpoint: str | bool | None = None, *others: Any, **named: Any
-    ) -> Any:
-        """As trl's; with `True` the last whole checkpoint is used, damaged ones are passed over.
-
-        Raises `UserError` for a damaged one that is named.
-        """
-        if resume_from_checkpoint is True:
-            found = last_checkpoint(Path(self.args.output_dir), logger.warning)
-            if found is None:
-                raise UserError(f"there is no intact checkpoint in {self.args.output_dir}")
-            resume_from_checkpoint = str(found[0])
-        elif resume_from_checkpoint and Path(resume_from_checkpoint) != self.checked:
-            damage = broken_seal(Path(resume_from_checkpoint))
-            if damage is not None:
-                raise UserError(
-                    f"checkpoint {resume_from_checkpoint} is damaged ({damage}): "
-                    "resume_from_checkpoint=True takes the last intact one"
-                )
-        return super().train(resume_from_checkpoint, *others, **named)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        target = self.model if model is None else model
-        if not self._put_together(Path(resume_from_checkpoint), target):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self) -> None:
-        best = Path(self.state.best_model_checkpoint)
-        damage = broken_seal(best)
-        if any_rank(self, damage is not None):
-            logger.warning(
-                "the best checkpoint %s is damaged (%s): the model of the last step is kept",
-                best,
-                damage,
+    Raises `UserError` for a damaged one that is named.
+    """
+    if wanted is True:
+        last = last_checkpoint(Path(trainer.args.output_dir), logger.warning)
+        if last is None:
+            raise UserError(f"there is no intact checkpoint in {trainer.args.output_dir}")
+        return str(last[0])
+    if wanted and Path(wanted) != trainer.checked:
+        damage = broken_seal(Path(wanted))
+        if damage is not None:
+            raise UserError(
+                f"checkpoint {wanted} is damaged ({damage}): "
+                "resume_from_checkpoint=True takes the last intact one"
             )
-        elif not self._put_together(best, self.model):
-            super()._load_best_model()
+    return wanted
 
-    def _put_together(self, checkpoint: Path, model: nn.Module) -> bool:
-        """Load files whose tensors are not those in memory; whether that was to be done."""
-        in_memory = self.is_fsdp_enabled or self.is_deepspeed_enabled or is_sharded(checkpoint)
-        if in_memory or not isinstance(model, PreTrainedModel):  # an adapter is no model
-            return False
-        names: set[str] = set()
-        for file in checkpoint.glob("model*.safetensors"):
-            with safe_open(str(file), "pt") as tensors:
-                names.update(tensors.keys())
-        if names <= model.state_dict().keys():
-            return False
-        load_whole(checkpoint, model)
-        return True
+
+def best_is_damaged(trainer: Any) -> bool:
+    """Whether the best checkpoint cannot be used: said, and the same in all processes."""
+    best = Path(trainer.state.best_model_checkpoint)
+    damage = broken_seal(best)
+    damaged = any_rank(trainer, damage is not None)
+    if damaged:
+        logger.warning(
+            "the best checkpoint %s is damaged (%s): the model of the last step is kept",
+            best,
+            damage,
+        )
+    return damaged
+
+
+def put_together(trainer: Any, checkpoint: Path, model: nn.Module) -> bool:
+    """Load files whose tensors are not those in memory; whether that was to be done."""
+    in_memory = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or is_sharded(checkpoint)
+    if in_memory or not isinstance(model, PreTrainedModel):  # an adapter is no model
+        return False
+    names: set[str] = set()
+    for file in checkpoint.glob("model*.safetensors"):
+        with safe_open(str(file), "pt") as tensors:
+            names.update(tensors.keys())
+    if names <= model.state_dict().keys():
+        return False
+    load_whole(checkpoint, model)
+    return True

@@ -1,0 +1,191 @@
+"""`GRPOConfig`: every setting of `GRPOTrainer` that trl's config lacks, with what rules them out.
+
+Knows no trainer; what a field does is said where it is read (packed_forward, reward_pass, ...).
+"""
+
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+import torch
+import trl
+
+from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.recipe.algorithms import settings
+from rl_reasoner.rollout.long_prompts import CHOICES
+from rl_reasoner.training.advantages import ESTIMATORS
+
+_GIVEN = "_given"
+
+
+def _setting(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+class _RemembersGiven:
+    """A dataclass that knows what it was given: `beta=0.0` is the default, but no slip if written.
+
+    `__new__` in the dataclass itself would hide its fields from those who ask for its signature.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        config = super().__new__(cls)
+        kind: Any = cls
+        names = [f.name for f in fields(kind) if f.init]
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        if len(given) == len(names):  # from a parser, which passes every default too
+            given = {name: value for name, value in given.items() if value != _default(cls, name)}
+        vars(config)[_GIVEN] = given  # no field: a config is compared and saved without it
+        return config
+
+
+@dataclass
+class GRPOConfig(trl.GRPOConfig, _RemembersGiven):  # type: ignore[misc]
+    """trl's `GRPOConfig`, with algorithms by name, and defaults that also run on a CPU.
+
+    Where trl would turn bf16 on (nothing said about precision) and the machine has no accelerator,
+    this stays in fp32, because trl's own default does not start there. The speed-ups, which are on,
+    change no gradient, and the rollouts keep their distribution, not their random numbers
+    (docs/trainer.md).
+    """
+
+    # The speed-ups: each has a field that turns it off.
+    share_prompts: bool = _setting(
+        True, "Compute a group's prompt once, and no padding, in the training pass."
+    )
+    skip_zero_advantage: bool = _setting(
+        True, "Do not compute rows without advantage where they add exactly nothing."
+    )
+    regroup_rows: bool = _setting(
+        True, "Keep a group's rows together in the micro-batches of an optimizer step."
+    )
+    balance_processes: bool = _setting(
+        True, "Several processes: exchange groups, so that all have as many tokens."
+    )
+    reuse_log_probs: bool = _setting(
+        True, "Take old log-probs from the first training pass where it gives them."
+    )
+    fast_rollouts: bool = _setting(
+        True, "Sample with rl_reasoner.rollout.engine where trl would call `generate`."
+    )
+    overlap_rewards: bool = _setting(
+        True, "Score completions while others are being sampled (@reward functions)."
+    )
+
+    # The objective.
+    algorithm: str | None = _setting(
+        None,
+        "Sets the fields that make a named algorithm: grpo, dr_grpo, dapo, gspo, "
+        "cispo, rloo, reinforce++, reinforce++-baseline.",
+    )
+    kl_estimator: str = _setting(
+        "k3", "Estimator of the KL that beta weighs: k1, k2 or k3 (trl's)."
+    )
+    kl_in: str = _setting("loss", "Where beta times the KL stands: 'loss' (trl's) or 'reward'.")
+    overlong_share: float = _setting(
+        0.0,
+        "Soft overlong punishment over this last share of max_completion_length "
+        "(DAPO, equation 13: 0.2); 0 is off.",
+    )
+    correct_sampling: bool = _setting(
+        False,
+        "Weigh tokens by their probability in training over that in sampling, where "
+        "the engine samples: trl's vllm_importance_sampling_mode and _clip_* say how.",
+    )
+
+    # The prompts.
+    dynamic_sampling: int = _setting(
+        0,
+        "In at most this many rounds per batch, groups of equal rewards are replaced "
+        "by those of other prompts (DAPO, equation 11); 0 is off.",
+    )
+    prompt_schedule: bool = _setting(
+        False, "Draw the prompts that are neither too easy nor too hard more often."
+    )
+    long_prompts: str = _setting(
+        "stop", "What to do about rows that exceed the model's positions: stop or skip."
+    )
+
+    # The rewards.
+    isolate_rewards: bool = _setting(
+        True, "Run reward functions in killable processes of their own."
+    )
+    rewards_on: str = _setting(
+        "here", "Where @reward functions run: here, or on a cluster of Ray (ray)."
+    )
+    reward_timeout_s: float = _setting(60.0, "Seconds for a reward's call on one completion.")
+    reward_batch_timeout_s: float = _setting(
+        600.0, "Seconds for all calls of a reward on one batch."
+    )
+    reward_memory_mb: int = _setting(8192, "Memory that a reward's process may take, in MiB.")
+
+    # Mixtures of experts. Replay gives other numbers than trl: off here, on in recipes.
+    router_replay: bool = _setting(
+        False, "Mixtures of experts: train with the experts that sampling chose."
+    )
+    router_bias_update: float = _setting(
+        0.0, "DeepSeek's u: each step moves the routers' correction bias by it."
+    )
+    router_sequence_loss_coef: float = _setting(
+        0.0, "Weight of DeepSeek's sequence-wise balancing loss."
+    )
+    freeze_router: bool = _setting(False, "Do not train the routers.")
+
+    def __post_init__(self) -> None:
+        accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
+        if getattr(self, "bf16", None) is None and not accelerated:
+            self.bf16 = False
+        if self.algorithm is not None:
+            scale = {True: "group", False: "none"}
+            given = dict(vars(self)[_GIVEN])
+            if "scale_rewards" in given:
+                given["scale_rewards"] = scale.get(given["scale_rewards"], given["scale_rewards"])
+            for name, value in settings(self.algorithm, given).items():
+                setattr(self, name, value)
+        _check_objective(self)
+        _check_rewards(self)
+        if self.long_prompts not in CHOICES:
+            raise unknown("long_prompts", str(self.long_prompts), CHOICES)
+        super().__post_init__()
+
+
+def _default(kind: Any, name: str) -> Any:
+    [setting] = [f for f in fields(kind) if f.name == name]
+    return setting.default_factory() if setting.default_factory is not MISSING else setting.default
+
+
+def _check_objective(config: GRPOConfig) -> None:
+    """Raises `UserError` for settings that do not go together, whoever set them."""
+    if config.correct_sampling and not config.vllm_importance_sampling_correction:
+        raise UserError(
+            "correct_sampling=True corrects by trl's code for vLLM, and "
+            "vllm_importance_sampling_correction=False turns that off: use only one of them"
+        )
+    if config.kl_estimator not in ESTIMATORS:
+        raise unknown("kl_estimator", str(config.kl_estimator), ESTIMATORS)
+    if config.kl_in not in ("loss", "reward"):
+        raise unknown("kl_in", str(config.kl_in), ("loss", "reward"))
+    if not 0.0 <= config.overlong_share <= 1.0:
+        raise UserError(f"overlong_share is {config.overlong_share}; it is a share, from 0 to 1")
+    if config.dynamic_sampling < 0:
+        raise UserError(f"dynamic_sampling is {config.dynamic_sampling}; it is a number of rounds")
+    k1_alone = config.kl_estimator == "k1" and not config.use_bias_correction_kl
+    if config.beta and config.kl_in == "loss" and k1_alone:
+        raise UserError(
+            "kl_estimator 'k1' in the loss, without use_bias_correction_kl, has an expected "
+            "gradient of zero: set use_bias_correction_kl=True, kl_in='reward' or another estimator"
+        )
+    apart = config.multi_objective_aggregation != "sum_then_normalize"
+    if config.beta and config.kl_in == "reward" and apart:
+        raise UserError(
+            "kl_in='reward' takes the KL from the sum of the rewards: it cannot be combined with "
+            f"multi_objective_aggregation={config.multi_objective_aggregation!r}"
+        )
+
+
+def _check_rewards(config: GRPOConfig) -> None:
+    """Raises `UserError` for a place or a limit of rewards that there is not."""
+    if config.rewards_on not in ("here", "ray"):
+        raise unknown("rewards_on", str(config.rewards_on), ("here", "ray"))
+    for name in ("reward_timeout_s", "reward_batch_timeout_s", "reward_memory_mb"):
+        if not (value := getattr(config, name)) > 0:
+            raise UserError(f"{name} is {value}; it has to be more than 0")

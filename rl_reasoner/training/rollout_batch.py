@@ -1,0 +1,87 @@
+"""`RolloutBatch`: what is known of one batch of completions between sampling and the advantages.
+
+trl hands its own batch on as a dict of tensors; this is what travels beside it, in one place.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from rl_reasoner.moe.routing import Routes, join_routes
+from rl_reasoner.training.overlapped_rewards import OverlappedRewards
+from rl_reasoner.types import Outcome
+
+
+@dataclass
+class RolloutRow:
+    """One completion with all that is known of it, so that it can change places."""
+
+    row: dict[str, Any]
+    ids: list[int]
+    logps: list[float] | None
+    policy_logps: list[float] | None
+    routes: Routes | None
+    outcomes: list[Outcome]
+    logged: dict[str, Any]
+
+
+@dataclass
+class RolloutBatch:
+    """This process's rows of a batch, a completion each, as they are sampled and scored.
+
+    `earlier`: rows of all processes that were sampled for the same batch before these. `scored`:
+    sampled and scored before, so that trl's path is to take what is here. `logps`: each token's
+    under the distribution that it was drawn from; `policy_logps`: under the policy itself, nothing
+    cut off. `routes`: the experts chosen. `outcomes` by reward; `rewards` (rows of all processes,
+    reward functions). `logged`: what rewards logged about the rows, by column.
+    """
+
+    rows: list[dict[str, Any]]
+    earlier: int = 0
+    scored: bool = False
+    ids: list[list[int]] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    logps: list[list[float]] | None = None
+    policy_logps: list[list[float]] | None = None
+    routes: Routes | None = None
+    outcomes: list[list[Outcome]] = field(default_factory=list)
+    rewards: Tensor | None = None
+    logged: dict[str, list[Any]] = field(default_factory=dict)
+    overlapped: OverlappedRewards | None = None  # rewards that began beside the sampling
+
+    def split(self) -> list[RolloutRow]:
+        """The rows, each with all that is known of it."""
+        return [
+            RolloutRow(
+                row,
+                self.ids[i],
+                self.logps[i] if self.logps else None,
+                self.policy_logps[i] if self.policy_logps is not None else None,
+                self.routes.rows([i]) if self.routes is not None else None,
+                [outcomes[i] for outcomes in self.outcomes],
+                {name: values[i] for name, values in self.logged.items()},
+            )
+            for i, row in enumerate(self.rows)
+        ]
+
+    @classmethod
+    def of(
+        cls, inputs: list[dict[str, Any]], rows: Sequence[RolloutRow], rewards: Tensor
+    ) -> "RolloutBatch":
+        """A batch that is sampled and scored, made of `rows`; `inputs` become theirs."""
+        inputs[:] = [row.row for row in rows]
+        routes = [row.routes for row in rows if row.routes is not None]
+        names = {name for row in rows for name in row.logged}
+        return cls(
+            inputs,
+            scored=True,
+            ids=[row.ids for row in rows],
+            logps=[row.logps for row in rows if row.logps is not None] or None,
+            policy_logps=[r.policy_logps for r in rows if r.policy_logps is not None] or None,
+            routes=join_routes(routes) if routes else None,
+            outcomes=[list(outcomes) for outcomes in zip(*(r.outcomes for r in rows), strict=True)],
+            rewards=rewards,
+            logged={name: [row.logged.get(name) for row in rows] for name in names},
+        )

@@ -1,0 +1,42 @@
+"""What `rollout_sink` is told: one dict a completion, of a batch with its scores and advantages."""
+
+from typing import Any
+
+from rl_reasoner.scoring.outcome import outcome_json, usable
+from rl_reasoner.training.objective import row_means, trained_tokens
+from rl_reasoner.training.rollout_batch import RolloutBatch
+from rl_reasoner.types import text_of
+
+
+def rollout_rows(trainer: Any, batch: RolloutBatch, output: dict[str, Any]) -> list[dict[str, Any]]:
+    """This process's completions, with the fields that `GRPOTrainer` names.
+
+    `output` is trl's batch: tokens, masks, advantages.
+    """
+    assert batch.rewards is not None
+    advantages = row_means(output["advantages"], trained_tokens(output)).tolist()
+    names, weights = trainer.reward_func_names, trainer.reward_weights.tolist()
+    first = len(batch.rows) * trainer.accelerator.process_index
+    table = batch.rewards[first:].tolist()
+    rows = []
+    for i, row in enumerate(batch.rows):
+        ids = batch.ids[i]
+        scores = [scores[i] for scores in batch.outcomes]
+        values = [usable(s) if v == v else v for s, v in zip(scores, table[i], strict=True)]
+        known = [w * v for w, v in zip(weights, values, strict=True) if v == v]
+        rows.append(
+            {
+                "step": trainer.state.global_step + 1,
+                "group": (first + i) // trainer.num_generations,
+                "prompt": text_of(row["prompt"]),
+                "completion": batch.texts[i],
+                "answer": row.get("answer"),
+                "reward": sum(known) if known else None,
+                "scores": {n: outcome_json(score) for n, score in zip(names, scores, strict=True)},
+                "seconds": {n: score.seconds for n, score in zip(names, scores, strict=True)},
+                "advantage": advantages[i],
+                "truncated": not ids or ids[-1] not in trainer.eos_token_ids,
+                **({} if known else {"left_out_by": trainer.reward_pass.took_out(scores)}),
+            }
+        )
+    return rows

@@ -1,0 +1,166 @@
+"""All that this room takes from the inside of trl: one place to look when trl changes.
+
+`Internals` gives the private names of trl's trainer public ones; the methods that trl calls on the
+way of a step, which `GRPOTrainer` overrides and a user's subclass may override, stand here by name;
+`fused_head` has the only change to trl's own code. tests/training/test_trainer_contract.py holds
+all of them against the trl that is installed. Knows trl; nothing of our trainer's parts.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from trl.trainer import utils as trl_utils
+
+from rl_reasoner.kernels.lm_head import FusedHead
+
+# What of trl's trainer makes the loss, and what hands it its batches. Where a trainer of the user's
+# own overrides one of them, it finds there what it finds in trl's.
+LOSS = (
+    "compute_loss",
+    "_compute_loss",
+    "get_off_policy_mask",
+    "get_high_entropy_mask",
+    "get_gamma_weights",
+)
+PASS = "_get_per_token_logps_and_entropies"
+BATCHES = ("_generate_and_score_completions", "_prepare_inputs")
+SCORING = "_calculate_rewards"
+OLD_LOGPS = "old_per_token_logps"  # a column of a batch
+_head = trl_utils._ChunkedLogProbFunction
+_ours = FusedHead(_head)
+
+
+class Internals:
+    """What trl's trainer keeps for itself; `standard`: its methods as this package has them."""
+
+    def __init__(self, trainer: Any, standard: Mapping[str, Any]) -> None:
+        self.trainer = trainer
+        self.standard = standard
+
+    def overridden(self, *names: str) -> list[str]:
+        """Which of these methods are the user's own: of a subclass, or put on the trainer."""
+        kind = type(self.trainer)
+        return [
+            name
+            for name in names
+            if name in vars(self.trainer) or getattr(kind, name) is not self.standard[name]
+        ]
+
+    @property
+    def metrics(self) -> dict[str, list[float]]:
+        """The figures of the next line in the log, of training or of evaluation."""
+        mode = "train" if self.trainer.model.training else "eval"
+        return self.trainer._metrics[mode]  # type: ignore[no-any-return]
+
+    @property
+    def training_metrics(self) -> dict[str, list[float]]:
+        """The figures of the training's next line."""
+        return training_metrics(self.trainer)
+
+    @property
+    def step(self) -> int:
+        """Micro-batches that were trained on since the start."""
+        return self.trainer._step  # type: ignore[no-any-return]
+
+    @step.setter
+    def step(self, value: int) -> None:
+        self.trainer._step = value
+
+    @property
+    def buffer(self) -> list[dict[str, Any]] | None:
+        """The micro-batches of the last generation, which the iterations to come find again."""
+        return self.trainer._buffered_inputs  # type: ignore[no-any-return]
+
+    @buffer.setter
+    def buffer(self, batches: list[dict[str, Any]] | None) -> None:
+        self.trainer._buffered_inputs = batches
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.trainer._tokenizer
+
+    @property
+    def entropy_bonus(self) -> bool:
+        """Whether the loss has a term of the entropy."""
+        return self.trainer._entropy_bonus_enabled  # type: ignore[no-any-return]
+
+    @property
+    def extra_columns(self) -> dict[str, list[Any]]:
+        """What rewards have logged of the rows that are being scored, by column."""
+        return self.trainer._pending_extra_logs  # type: ignore[no-any-return]
+
+    def token_counts(self, prompts: list[Any]) -> list[int]:
+        """How many tokens trl makes of each prompt, text or chat."""
+        return [len(ids) for ids in self.trainer._tokenize_prompts(prompts)[0]]
+
+    def log_metric(self, name: str, value: float) -> None:
+        """A figure of the batch that is being scored."""
+        self.trainer._log_metric(name, value)
+
+    def for_rewards(self) -> dict[str, Any]:
+        """What trl hands every reward beside the columns of the data."""
+        return {
+            "trainer_state": self.trainer.state,
+            "log_extra": self.trainer._log_completion_extra,
+            "log_metric": self.trainer._log_metric,
+        }
+
+    def replace_logged_advantages(self, advantages: Sequence[float]) -> None:
+        """Show these in the table of completions instead of the last ones."""
+        logged = self.trainer._logs["advantages"]
+        for _ in advantages:
+            logged.pop()
+        logged.extend(advantages)
+
+    def generate(self, prompts: list[Any]) -> tuple[list[list[int]], list[Any], Any]:
+        """Token ids, completions and the log-probs of sampling, a row for each of `prompts`."""
+        _, ids, _, completions, logps, *_ = self.trainer._generate(prompts)
+        return ids, completions, logps
+
+    def score(
+        self,
+        rows: list[dict[str, Any]],
+        prompts: list[Any],
+        completions: list[Any],
+        ids: list[list[int]],
+    ) -> Any:
+        """(rows of all processes, reward functions), as trl's path gets them."""
+        return self.trainer._calculate_rewards(rows, prompts, completions, ids)
+
+    def log_probs(self, model: Any, *args: Any) -> Any:
+        """(B, T) log-probs by the trainer's pass, which may be the user's."""
+        return getattr(self.trainer, PASS)(model, *args)[0]
+
+
+def training_metrics(trainer: Any) -> dict[str, list[float]]:
+    """The figures of the next line in the log of any trainer of trl's."""
+    return trainer._metrics["train"]  # type: ignore[no-any-return]
+
+
+def first_step(trainer: Any) -> int:
+    """The optimizer steps that were done when this training began: those of a checkpoint."""
+    return trainer._initial_global_step  # type: ignore[no-any-return]
+
+
+@contextmanager
+def put_on(trainer: Any, name: str, method: Any) -> Iterator[None]:
+    """Inside, `trainer` calls `method` by this name, whatever its class has there."""
+    held = vars(trainer)
+    before = {name: held[name]} if name in held else {}
+    held[name] = method
+    try:
+        yield
+    finally:
+        del held[name]
+        held.update(before)
+
+
+@contextmanager
+def fused_head() -> Iterator[None]:
+    """Inside, models with trl's fused head are scored by ours; entropies have no gradient."""
+    trl_utils._ChunkedLogProbFunction = _ours
+    try:
+        yield
+    finally:
+        trl_utils._ChunkedLogProbFunction = _head
