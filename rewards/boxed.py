@@ -9,8 +9,8 @@ from rl_reasoner import Score, reward
 @reward
 def boxed(completion: str) -> Score:
     """1.0 when there is exactly one box, closed and not empty, else 0.0."""
-    _, found, after = completion.partition("\\boxed{")
-    if not found:
+    _, box, after = completion.partition("\\boxed{")
+    if not box:
         return Score(0.0, "no \\boxed{}")
     if "\\boxed{" in after:
         return Score(0.0, "several boxes")

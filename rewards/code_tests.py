@@ -98,10 +98,10 @@ def program_of(completion: str, extract: str) -> str | None:
     text = completion.rpartition(CLOSE_THINK)[2]
     if extract == "whole" or (extract == "any" and not _FENCE_LINE.search(text)):
         return text
-    found = [code for language, code in _blocks(text) if language.lower() in _PYTHON]
-    if not found or (extract == "only" and len(found) > 1):
+    programs = [code for language, code in _blocks(text) if language.lower() in _PYTHON]
+    if not programs or (extract == "only" and len(programs) > 1):
         return None
-    return found[0] if extract == "first" else found[-1]
+    return programs[0] if extract == "first" else programs[-1]
 
 
 def _blocks(text: str) -> list[tuple[str, str]]:
@@ -109,19 +109,19 @@ def _blocks(text: str) -> list[tuple[str, str]]:
 
     A fence with a language inside a block starts anew: the block before it was never closed.
     """
-    found: list[tuple[str, str]] = []
+    blocks: list[tuple[str, str]] = []
     opened: tuple[str, str] | None = None  # fence and language
     lines: list[str] = []
     for line in text.split("\n"):
         fence, language = match.groups() if (match := _FENCE.fullmatch(line)) else ("", "")
         if opened and fence.startswith(opened[0]) and not language:
-            found.append((opened[1], "\n".join(lines)))
+            blocks.append((opened[1], "\n".join(lines)))
             opened = None
         elif fence and (language or not opened):
             opened, lines = (fence, language), []
         else:
             lines.append(line)
-    return found
+    return blocks
 
 
 def _score(result: sandbox.SandboxResult, credit: str) -> Score:
@@ -130,8 +130,8 @@ def _score(result: sandbox.SandboxResult, credit: str) -> Score:
     if result.passed:
         return Score(1.0, f"passes all {count} tests", parts)
     at, verdict = next((i, v) for i, v in enumerate(result.verdicts) if v != "passed")
-    said = result.stderr.strip().rpartition("\n")[2][:200]
-    reason = f"test {at + 1} of {count}: {verdict}" + (f" ({said})" if said else "")
+    error = result.stderr.strip().rpartition("\n")[2][:200]
+    reason = f"test {at + 1} of {count}: {verdict}" + (f" ({error})" if error else "")
     if credit == "all":
         return Score(0.0, reason, parts)
     return Score(passed / count, f"passes {passed} of {count}; {reason}", parts)

@@ -36,10 +36,10 @@ def format_tags(
         return Score(0.0, f"{wrong[0]} occurs {text.count(wrong[0])} times, expected once")
     parts, rest = [], text
     for tag in tags:
-        part, found, rest = rest.partition(tag)
+        part, there, rest = rest.partition(tag)
         parts.append(part)
     blank = [name for name, part in zip(names, [*parts, rest], strict=True) if not part.strip()]
-    if not found or blank.count("") != names.count(""):
+    if not there or blank.count("") != names.count(""):
         return Score(0.0, "tags out of order, or text outside of them")
     blank = [name for name in blank if name]
     if filled and blank:

@@ -28,11 +28,11 @@ def instructions(
     if credit not in _CREDIT:
         raise unknown("credit of instructions", credit, _CREDIT)
     wanted = _parsed(json.dumps(instructions))
-    found = verdicts(answer_part(completion), wanted, loose)
-    right = sum(followed for followed, _ in found)
+    judged = verdicts(answer_part(completion), wanted, loose)
+    right = sum(followed for followed, _ in judged)
     wrong = [
         f"{one.name}: {why}"
-        for one, (followed, why) in zip(wanted, found, strict=True)
+        for one, (followed, why) in zip(wanted, judged, strict=True)
         if not followed
     ]
     parts = {"followed": float(right), "instructions": float(len(wanted))}

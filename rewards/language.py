@@ -37,8 +37,8 @@ def language(
     if not wanted:
         return Score(None, "no target language: none given, and the prompt has no words")
     text = OPEN_THINK + completion if opened else completion
-    found = language_share(_PARTS[part](text), wanted)
-    if found.value is None:
+    share = language_share(_PARTS[part](text), wanted)
+    if share.value is None:
         return Score(None, f"no words in the {part}")
-    counts = ", ".join(f"{count} {code}" for code, count in sorted(found.words.items()))
-    return Score(found.value, f"words: {counts}; asked: {wanted}", found.words)
+    counts = ", ".join(f"{count} {code}" for code, count in sorted(share.words.items()))
+    return Score(share.value, f"words: {counts}; asked: {wanted}", share.words)

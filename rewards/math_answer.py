@@ -24,10 +24,10 @@ def math_answer(
     """
     if not tags:
         return verify(completion, answer, timeout_s=timeout_s)
-    found = verify(tagged(completion, tags), answer, timeout_s=timeout_s)
-    if found.value == 0.0 and not tagged(completion, tags):
+    score = verify(tagged(completion, tags), answer, timeout_s=timeout_s)
+    if score.value == 0.0 and not tagged(completion, tags):
         return Score(0.0, f"no final answer: nothing between {tags[0]} and {tags[1]}")
-    return found
+    return score
 
 
 def tagged(completion: str, tags: Sequence[str]) -> str:

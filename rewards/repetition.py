@@ -23,7 +23,7 @@ def repetition(completion: str, size: int = 4, free: float = 0.3) -> Score:
     loop, period = ending_loop(completion)
     part = loop / max(1, len(completion.rstrip()))
     value = max((share - free) / (1.0 - free), part, 0.0)
-    said = f"{share:.0%} of the {size}-grams repeated"
+    reason = f"{share:.0%} of the {size}-grams repeated"
     if loop:
-        said += f"; the last {loop} characters repeat every {period}"
-    return Score(0.0 - value, said, {"repeated": share, "looped": part})
+        reason += f"; the last {loop} characters repeat every {period}"
+    return Score(0.0 - value, reason, {"repeated": share, "looped": part})

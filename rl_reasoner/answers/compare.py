@@ -185,8 +185,8 @@ class Comparison:
         hit: set[int] = set()
         for at, wanted in enumerate(left):
             order = [at, *(other for other in range(len(right)) if other != at)]
-            found = (o for o in order if o < len(right) and self.same(wanted, right[o]))
-            position = next(found, None)
+            positions = (o for o in order if o < len(right) and self.same(wanted, right[o]))
+            position = next(positions, None)
             if position is None:
                 return ""
             hit.add(position)

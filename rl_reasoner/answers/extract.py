@@ -160,9 +160,9 @@ def answer_of(completion: str) -> Extracted:
     if boxes is not None:
         override = _MINERVA.search(text, text.rfind("boxed"))
         if override is not None:
-            found = after_cue(text, override.end())
-            if found:
-                return Extracted(found, "final answer after the last box")
+            texts = after_cue(text, override.end())
+            if texts:
+                return Extracted(texts, "final answer after the last box")
         if not boxes.closed:
             return Extracted((), "", "no final answer: the last box never closes")
         return _boxed(boxes.contents)
@@ -245,14 +245,14 @@ def cued(text: str) -> Extracted | None:
         if _NOT_ASSERTED.search(clause) or line.count('"') % 2:
             continue
         if kind == 1:
-            found = before_cue(line)
+            texts = before_cue(line)
         elif kind == 2:
             option = _OPTION_IS.match(text, start)
-            found = (option[1].upper(),) if option else ()
+            texts = (option[1].upper(),) if option else ()
         else:
-            found = after_cue(text, end)
-        if found:
-            return Extracted(found, "cue")
+            texts = after_cue(text, end)
+        if texts:
+            return Extracted(texts, "cue")
         if kind == 0 and not text[end:].strip(" *_:#\n"):
             return Extracted((), "", "no final answer: cut off after the cue")
     return None
@@ -425,10 +425,10 @@ def gold_of(answer: str) -> Extracted:
     if boxes is not None and not boxes.closed:
         return Extracted((), "", "the gold has a box that does not close")
     if boxes is not None:
-        found = _boxed(boxes.contents)
-        if not found.texts:
+        box = _boxed(boxes.contents)
+        if not box.texts:
             return Extracted((), "", "the gold has an empty box")
-        text, rule = found.texts[0], "box"
+        text, rule = box.texts[0], "box"
     elif "####" in text:
         text, rule = text.rpartition("####")[2], "#### mark"
     else:

@@ -83,9 +83,9 @@ _LOCK = threading.Lock()
 def worker_pool(size: int | None = None) -> WorkerPool:
     """This process's pool, made on first use; `size` raises its number of workers."""
     with _LOCK:
-        found = _POOLS.setdefault(os.getpid(), WorkerPool(max(2, cores())))
-        found.size = max(found.size, size or 0)
-        return found
+        pool = _POOLS.setdefault(os.getpid(), WorkerPool(max(2, cores())))
+        pool.size = max(pool.size, size or 0)
+        return pool
 
 
 def _after_fork() -> None:

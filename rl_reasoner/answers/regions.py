@@ -174,10 +174,10 @@ def _combined(op: str, left: Region | None, right: Region | None) -> Region | No
 
 def _built(node: Node) -> Region | None:
     subject, condition = node.args
-    found = _region(condition)
-    if subject.op == "rel" and found is not None:
-        return _combined("cap", _region(subject), found)
-    return found
+    condition_region = _region(condition)
+    if subject.op == "rel" and condition_region is not None:
+        return _combined("cap", _region(subject), condition_region)
+    return condition_region
 
 
 def _relation(node: Node) -> Region | None:

@@ -80,12 +80,12 @@ class Statements(Expressions):
 
     def joint(self, closers: tuple[str, ...]) -> str:
         """Step over the separators between two members; the loosest of them."""
-        found: list[str] = []
+        seen: list[str] = []
         while self.now.kind == "sep" and self.now.text not in closers:
-            found.append(self.now.text)
+            seen.append(self.now.text)
             self.at += 1
         for text in _LOOSE_TO_TIGHT:
-            if text in found:
+            if text in seen:
                 return text
         raise Unreadable("an & outside a matrix")
 

@@ -114,16 +114,16 @@ def depth(node: Node) -> int:
 
 def letters(node: Node) -> frozenset[str]:
     """Names of the free letters, and of the unknown functions with a mark before them."""
-    found: set[str] = set()
+    letters_in: set[str] = set()
     bound: set[str] = set()
     for part in walk(node):
         if part.op == "sym":
-            found.add(part.name)
+            letters_in.add(part.name)
         elif part.op == "index" or (part.op == "call" and part.name.startswith("?")):
-            found.add("?" + part.name)
+            letters_in.add("?" + part.name)
         elif part.op == "sum":
             bound.add(part.name.partition(" ")[2])
-    return frozenset(found - bound)
+    return frozenset(letters_in - bound)
 
 
 def decimal_digits(node: Node) -> int:

@@ -56,21 +56,21 @@ def _verdict(completion: str, answer: str) -> AnswerVerdict:
     gold = _gold_of(answer) if len(answer) <= CACHED_GOLD else gold_of(answer)
     if gold.trouble:
         return AnswerVerdict(None, f"abstained: {gold.trouble}")
-    found = answer_of(completion)
-    if not found.texts:
-        return AnswerVerdict(0.0, found.trouble)
+    extracted = answer_of(completion)
+    if not extracted.texts:
+        return AnswerVerdict(0.0, extracted.trouble)
     undecided: list[tuple[Node, Node]] = []
     trouble = ""
-    for text in found.texts:
+    for text in extracted.texts:
         how, pairs, why = compared(gold.texts[0], text)
         if how:
             return AnswerVerdict(
-                1.0, f"{found.rule} {shown(text)}, gold {shown(gold.texts[0])}: {how}"
+                1.0, f"{extracted.rule} {shown(text)}, gold {shown(gold.texts[0])}: {how}"
             )
         undecided += pairs
         trouble = trouble or why
-    said = f"{found.rule} {shown(found.texts[0])}, gold {shown(gold.texts[0])}: "
-    return AnswerVerdict(0.0, said + (trouble or "not equal"), tuple(undecided))
+    reason = f"{extracted.rule} {shown(extracted.texts[0])}, gold {shown(gold.texts[0])}: "
+    return AnswerVerdict(0.0, reason + (trouble or "not equal"), tuple(undecided))
 
 
 def shown(text: str) -> str:

@@ -192,14 +192,14 @@ def choice(text: str) -> tuple[str, str] | None:
     if len(text) > 400:
         return None
     plain = unstyled(text).strip()
-    found = _CHOICE.match(plain)
-    if found is None:
+    choice = _CHOICE.match(plain)
+    if choice is None:
         return None
-    letter = found[1] or found[2] or found[3]
-    rest = found[4].strip()
+    letter = choice[1] or choice[2] or choice[3]
+    rest = choice[4].strip()
     if _SECOND_CHOICE.match(rest):
         return None
-    marked = bool(found[1] or found[2]) or not plain.startswith(letter)
+    marked = bool(choice[1] or choice[2]) or not plain.startswith(letter)
     if not marked and rest and plain[1:2] not in ".:),;、" and not rest[0].isalpha():
         return None
     return letter, rest
@@ -210,5 +210,5 @@ def choice_letters(text: str) -> str:
     plain = unstyled(text).strip(" .()")
     if not re.fullmatch(r"\(?[A-J]\)?(?:(?:\s|,|;|、|and|和|&)*\(?[A-J]\)?){1,9}", plain):
         return ""
-    found = [char for char in plain if char.isupper()]
-    return "".join(sorted(found)) if len(set(found)) == len(found) else ""
+    capitals = [char for char in plain if char.isupper()]
+    return "".join(sorted(capitals)) if len(set(capitals)) == len(capitals) else ""

@@ -19,7 +19,6 @@ from rl_reasoner.scoring.trl_form import form_mistake
 
 ENTRY_POINTS = "rl_reasoner.rewards"
 """The group of entry points by which packages make their rewards known."""
-_MOVED = f"there is no {OLD_HOME} any more; write `from rl_reasoner import Column, Score, reward`"
 
 
 def shipped_rewards() -> list[str]:
@@ -74,7 +73,7 @@ def _named(reference: str) -> Any:
         return points[reference].load()
     except (ImportError, AttributeError) as error:
         target = points[reference].value
-        raise UserError(f"reward {reference!r}: cannot load {target}: {error}") from error
+        raise UserError(f"reward {reference!r}: cannot load {target}: {_cause(error)}") from error
 
 
 def _over_http(url: str, options: Mapping[str, Any]) -> Callable[..., Any]:
@@ -107,15 +106,20 @@ def import_module_of(name: str, reference: str) -> ModuleType:
     except UserError:
         raise
     except Exception as error:  # whatever the module's own code raises
-        if getattr(error, "name", None) == OLD_HOME:
-            raise UserError(f"reward {reference!r}{place(error)}: {_MOVED}") from error
-        what = f"{type(error).__name__}: {error}{place(error)}"
+        what = f"{_cause(error)}{place(error)}"
         file = Path(f"{name.replace('.', '/')}.py")  # its folder may not be one of Python's
         itself = isinstance(error, ModuleNotFoundError) and name.startswith(error.name or name)
         if itself and file.is_file():
             what += f". There is {file} here: write {file}:{reference.rpartition(':')[2]}"
         raise UserError(f"reward {reference!r}: cannot import {name}: {what}") from error
     return module
+
+
+def _cause(error: Exception) -> str:
+    """What went wrong; where it is an old import, the new one."""
+    if getattr(error, "name", None) == OLD_HOME:
+        return f"{OLD_HOME} is gone: write `from rl_reasoner import Column, Score, reward`"
+    return f"{type(error).__name__}: {error}"
 
 
 def _attribute(module: ModuleType, name: str, reference: str) -> Any:

@@ -71,7 +71,7 @@ def source_of(fn: Callable[..., Any]) -> str:
     text = "\n".join([*first, *dict.fromkeys(writer.imports), "", *writer.blocks])
     if len(text) > MOST_CHARS:
         raise ValueError(
-            f"reward {target.__name__!r}: {writer.mend(f'it has {len(text):,} characters')}"
+            f"reward {target.__name__!r}: {writer.advised(f'it has {len(text):,} characters')}"
         )
     return text
 
@@ -85,9 +85,7 @@ def reward_from_source(name: str, text: str) -> Callable[..., Any]:
     flags = _LATER.compiler_flag if text.startswith(_UNREAD) else 0
     try:
         with _importable(module):
-            for node in ast.parse(
-                text.replace(f"from {OLD_HOME} import", "from rl_reasoner import")
-            ).body:
+            for node in ast.parse(text.replace(f"from {OLD_HOME} ", "from rl_reasoner ")).body:
                 first = _first_line(node)
                 mark = _FROM.fullmatch(lines[first - 2]) if first > 1 else None
                 if mark:
@@ -129,14 +127,15 @@ class _Writer:
         self.taken: dict[str, Any] = {}
         self.unread = False  # whether a script leaves its annotations unevaluated
 
-    def mend(self, why: str) -> str:
+    def advised(self, why: str) -> str:
         return f"{why}: put the reward into a file and name it 'FILE.py:{self.reward}'"
 
     def take(self, name: str, value: Any, space: Mapping[str, Any]) -> None:
         """Write that `name` is `value`; `space` are the globals in which it was found."""
         if name in self.taken:
             if self.taken[name] is not value:
-                raise ValueError(self.mend(f"reward {self.reward!r} has two things called {name}"))
+                what = f"reward {self.reward!r} has two things called {name}"
+                raise ValueError(self.advised(what))
             return
         self.taken[name] = value
         inner = value.fn if isinstance(value, Reward) else value
@@ -151,7 +150,7 @@ class _Writer:
             self.blocks.append(f"{name} = {literal}\n")
         else:
             what = f"reward {self.reward!r} uses {name}, a {type(value).__name__}"
-            raise ValueError(self.mend(f"{what}, which cannot be written into the recipe"))
+            raise ValueError(self.advised(f"{what}, which cannot be written into the recipe"))
 
     def _define(self, name: str, value: Any, inner: Any, space: Mapping[str, Any]) -> None:
         """Write a function or class of the script, and before it what it names."""
@@ -182,7 +181,7 @@ class _Writer:
             file, lines, line = _class_lines(inner, str(space.get("__file__", "")))
         source = textwrap.dedent("".join(lines))
         if not source.lstrip().startswith(("def ", "async def ", "class ", "@")):
-            raise ValueError(self.mend(f"the source of {inner.__name__} cannot be found"))
+            raise ValueError(self.advised(f"the source of {inner.__name__} cannot be found"))
         cell = not file or file.startswith("<") or "ipykernel" in file
         return source, "cell" if cell else Path(file).name, line
 
@@ -257,11 +256,13 @@ def _imported(value: Any) -> tuple[str, str] | None:
     module = str(getattr(value, "__module__", ""))
     for key in ("__qualname__", "__name__", "_name"):
         name = getattr(value, key, None)
-        found = sys.modules.get(module) if module not in _SCRIPTS else None
-        if isinstance(name, str) and found is not None:
-            there = getattr(found, name, None)
+        space = sys.modules.get(module) if module not in _SCRIPTS else None
+        if isinstance(name, str) and space is not None:
+            there = getattr(space, name, None)
             if value is there or (isinstance(there, Reward) and there.fn is value):
-                return module, name
+                ours = module.startswith("rl_reasoner.")  # public names stay where they are
+                public = ours and name in sys.modules["rl_reasoner"].__all__
+                return "rl_reasoner" if public else module, name
     return None
 
 

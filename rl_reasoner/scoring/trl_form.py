@@ -44,12 +44,12 @@ def call_mistake(fn: Callable[..., Any], name: str, columns: Iterable[str]) -> s
 def _parameters(fn: Callable[..., Any]) -> tuple[list[str] | None, list[str], bool]:
     """Names, those without a default, whether it takes any keyword; None: cannot be known."""
     try:
-        found = inspect.signature(fn).parameters.values()
+        parameters = inspect.signature(fn).parameters.values()
     except (TypeError, ValueError):
         return None, [], False
-    named = [p for p in found if p.kind not in _CATCH_ALL]
+    named = [p for p in parameters if p.kind not in _CATCH_ALL]
     needed = [p.name for p in named if p.default is p.empty]
-    catches = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in found)
+    catches = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
     return [p.name for p in named], needed, catches
 
 

@@ -65,9 +65,9 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"reward {self.reward}"]
-        for found in self.findings:
-            shown = f"  {found.completion!r:.80}" if found.completion else ""
-            lines.append(f"{found.status:8} {found.check:18} {found.message}{shown}".rstrip())
+        for finding in self.findings:
+            shown = f"  {finding.completion!r:.80}" if finding.completion else ""
+            lines.append(f"{finding.status:8} {finding.check:18} {finding.message}{shown}".rstrip())
         return "\n".join(lines)
 
 
@@ -132,8 +132,8 @@ def _rows(fn: Callable[..., Any], data: Sequence[Row] | str | None) -> list[Row]
         drawn = (
             (task, generate_problems(task, split="train", count=4 * ROWS, seed=0)) for task in TASKS
         )
-        found = ([problem.row() for problem in problems] for _, problems in drawn)
-        rows = next((rows for rows in found if all(c in rows[0] for c in columns)), [])
+        tables = ([problem.row() for problem in problems] for _, problems in drawn)
+        rows = next((rows for rows in tables if all(c in rows[0] for c in columns)), [])
     missing = [c for c in columns if not rows or c not in rows[0]]
     if missing:
         raise UserError(
@@ -177,16 +177,16 @@ class _Kit:
     def _best_form(self) -> probes.Form:
         """The way to write right answers that the reward likes best; chats where it wants them."""
         forms = probes.gold_forms()
-        found: dict[str, list[Outcome]] = {}
+        by_form: dict[str, list[Outcome]] = {}
         for self.chat in (False, True):
-            found = {
+            by_form = {
                 name: self.score([f(r) for r in self.rows], self.rows) for name, f in forms.items()
             }
-            if not all(isinstance(o, Fault) for outcomes in found.values() for o in outcomes):
+            if not all(isinstance(o, Fault) for outcomes in by_form.values() for o in outcomes):
                 break
             if isinstance(self.fn, Reward):
                 break
-        return forms[max(found, key=lambda name: _mean(found[name]))]
+        return forms[max(by_form, key=lambda name: _mean(by_form[name]))]
 
     # -------------------------------------------------------------------------- calling it
 
@@ -223,8 +223,8 @@ class _Kit:
     def _scored(self) -> tuple[list[str], list[Row]]:
         """Those of the sample on which the reward does not fail by itself."""
         texts, rows = self._sample()
-        found = zip(texts, rows, self.score(texts, rows), strict=True)
-        kept = [(text, row) for text, row, outcome in found if not failed(outcome)]
+        scored = zip(texts, rows, self.score(texts, rows), strict=True)
+        kept = [(text, row) for text, row, outcome in scored if not failed(outcome)]
         return [text for text, _ in kept], [row for _, row in kept]
 
     # ------------------------------------------------------------------------ what it returns
@@ -295,16 +295,16 @@ class _Kit:
     def order(self) -> Finding:
         """The order of the rows does not matter."""
         texts, rows = self._sample()
-        found = self.score(texts, rows)
+        together = self.score(texts, rows)
         turned = self.score(texts[::-1], rows[::-1])[::-1]
-        return self._same("order", texts, found, turned) or Finding("order", "passed")
+        return self._same("order", texts, together, turned) or Finding("order", "passed")
 
     def batch(self) -> Finding:
         """A row's score does not hang on the rows beside it."""
         texts, rows = self._sample()
-        found = self.score(texts, rows)
+        together = self.score(texts, rows)
         alone = [self.score([text], [row])[0] for text, row in zip(texts, rows, strict=True)]
-        return self._same("batch", texts, found, alone) or Finding("batch", "passed")
+        return self._same("batch", texts, together, alone) or Finding("batch", "passed")
 
     def threads(self) -> Finding:
         """Several threads at once get what one gets."""
@@ -345,8 +345,8 @@ class _Kit:
         for text, one, other in zip(texts, a, b, strict=True):
             left, right = outcome_json(one), outcome_json(other)
             if left["value"] != right["value"] or left["outcome"] != right["outcome"]:
-                said = f"{_word(one)}, then {_word(other)}"
-                return Finding(check, "failed", said, text)
+                change = f"{_word(one)}, then {_word(other)}"
+                return Finding(check, "failed", change, text)
         return None
 
     # ------------------------------------------------------------------------------ hack probes
@@ -356,17 +356,17 @@ class _Kit:
         seen = [outcome for _, outcome in self._seen()]
         values = {usable(o) for o in seen if not math.isnan(usable(o))}
         if not values:
-            said = f"it never judges: abstained on {len(seen)} of {len(seen)}"
+            message = f"it never judges: abstained on {len(seen)} of {len(seen)}"
             ignored = getattr(self.fn, "on_abstain", None) == "ignore"  # perhaps no rows of its own
             status: Status = "warned" if ignored else "failed"
-            return Finding("distinguishes", status, f"{said}; {outcome_json(seen[0])['reason']}")
+            return Finding("distinguishes", status, f"{message}; {outcome_json(seen[0])['reason']}")
         if len(values) < 2:
             return Finding("distinguishes", "warned", f"every completion gets {values.pop():g}")
-        said = f"right {self.high:.3g}, wrong {self.low:.3g} on average"
+        message = f"right {self.high:.3g}, wrong {self.low:.3g} on average"
         if self.tells_apart:
-            return Finding("distinguishes", "passed", said)
-        said += ": it does not distinguish right from wrong: use it beside a reward that does"
-        return Finding("distinguishes", "warned", said)
+            return Finding("distinguishes", "passed", message)
+        message += ": it does not distinguish right from wrong: use it beside a reward that does"
+        return Finding("distinguishes", "warned", message)
 
     def _hacked(self, check: str, *names: str) -> Finding:
         """Whether completions of these names get half of what right answers get, on most rows."""
@@ -377,8 +377,8 @@ class _Kit:
             scores = [usable(outcome) for outcome in self.score(texts, self.rows)]
             paid = [i for i, score in enumerate(scores) if score > (self.low + self.high) / 2]
             if len(paid) * 2 > len(scores):
-                said = f"{name}: {len(paid)} of {len(scores)} are paid"
-                return Finding(check, "failed", said, texts[paid[0]])
+                message = f"{name}: {len(paid)} of {len(scores)} are paid"
+                return Finding(check, "failed", message, texts[paid[0]])
         return Finding(check, "passed")
 
     def _hack(self, name: str, index: int) -> str:
@@ -398,8 +398,8 @@ class _Kit:
         first = self._hacked("several answers", "gold first")
         last = self._hacked("several answers", "gold last")
         if first.status == last.status == "failed":
-            said = "a completion with several answers is paid whichever is right"
-            return Finding("several answers", "failed", said, first.completion)
+            message = "a completion with several answers is paid whichever is right"
+            return Finding("several answers", "failed", message, first.completion)
         return Finding(
             "several answers",
             "skipped" if first.status == "skipped" else "passed",
@@ -437,11 +437,11 @@ class _Kit:
         best = max((usable(o) for _, o in self._seen() if not math.isnan(usable(o))), default=0.0)
         for name, text in probes.hollow().items():
             score = usable(self.probed[name])
-            said = f"{name}: it gets {score:g}"
+            message = f"{name}: it gets {score:g}"
             if self.tells_apart and score > (min(base, self.low) + self.high) / 2:
-                return Finding("empty forms", "failed", said, text)
+                return Finding("empty forms", "failed", message, text)
             if not self.tells_apart and score == best > base:
-                return Finding("empty forms", "warned", said, text)
+                return Finding("empty forms", "warned", message, text)
         return Finding("empty forms", "passed")
 
     def injection(self) -> Finding:
@@ -452,8 +452,8 @@ class _Kit:
         for text, asked, unasked in zip(texts, self.score(texts), self.score(plain), strict=True):
             base = max(usable(unasked), usable(self.probed["neutral"]))
             if usable(asked) > base + gap:
-                said = f"{base:.3g} becomes {usable(asked):.3g}"
-                return Finding("injection", "failed", said, text)
+                message = f"{base:.3g} becomes {usable(asked):.3g}"
+                return Finding("injection", "failed", message, text)
         return Finding("injection", "passed")
 
 
@@ -468,8 +468,8 @@ def _mean(outcomes: Sequence[Outcome]) -> float:
 
 
 def _word(outcome: Outcome) -> str:
-    found = outcome_json(outcome)
-    return found["outcome"] if found["value"] is None else f"{found['value']:g}"
+    row = outcome_json(outcome)
+    return row["outcome"] if row["value"] is None else f"{row['value']:g}"
 
 
 def _threaded(fn: Callable[..., Any]) -> Callable[..., list[float]]:

@@ -239,6 +239,11 @@ def test_by_entry_point(points: list[EntryPoint]) -> None:
     [
         ("def f(:\n", "f", r"syntax error at .*bad\.py:1"),
         ("import no_such_thing\n", "f", "no_such_thing"),
+        (
+            "\nfrom rl_reasoner.reward import Score\n",
+            "f",
+            "write `from rl_reasoner import .*bad.py:2",
+        ),
         ("x = 1 / 0\n", "f", r"ZeroDivisionError.*bad\.py:1"),
         ("def format_it(): pass\n", "formatit", "Did you mean 'format_it'"),
         ("f = 3\n", "f", "is int, not a function"),

@@ -20,6 +20,7 @@ from rl_reasoner.scoring.batch import score_batch
 from rl_reasoner.scoring.registry import load_reward
 from rl_reasoner.scoring.reward import Reward
 from rl_reasoner.scoring.runner import close_all
+from rl_reasoner.scoring.source import source_of
 from rl_reasoner.types import Fault
 from support.commands import Cli
 
@@ -223,6 +224,13 @@ def test_a_text_that_is_broken_is_the_users() -> None:
     ):
         with pytest.raises(UserError, match=f"reward 'f'.*{says}"):
             load_reward("f", None, text)
+
+
+def test_texts_of_earlier_runs_are_read_and_new_ones_use_public_names() -> None:
+    text = "from rl_reasoner.reward import Score as Score, reward as r\n"
+    text += "\n@r\ndef f(completion):\n    return Score(2.0)\n"
+    assert load_reward("f", None, text)("x") == Score(2.0)
+    assert "from rl_reasoner import reward as reward" in source_of(calm)
 
 
 CELLS = [
