@@ -159,7 +159,7 @@ def test_a_system_prompt_is_the_first_message_where_rows_have_none(
 
 def test_a_system_prompt_without_a_place_is_refused(tmp_path: Path) -> None:
     fields = recipe(tmp_path, grpo()).model_dump()
-    with pytest.raises(ValueError, match="the template 'plain' makes a text"):
+    with pytest.raises(ValueError, match="the template 'plain' makes plain text"):
         Recipe.model_validate({**fields, "system": "Be brief."})
     wanted = recipe(tmp_path, grpo(), template="auto", system="Be brief.", evals={"sets": []})
     with pytest.raises(UserError, match="no chat template, and a system prompt needs a chat"):

@@ -366,7 +366,7 @@ def test_each_template_makes_its_prompt() -> None:
 
 
 def test_a_template_without_a_place_for_the_problem_is_refused() -> None:
-    with pytest.raises(UserError, match="none of auto, plain, chat, boxed, r1"):
+    with pytest.raises(UserError, match="not one of auto, plain, chat, boxed, r1"):
         render("p", "Q:", PLAIN)
 
 

@@ -31,10 +31,10 @@ from rl_reasoner.rollout import sampler
 cache, log, out = map(Path, sys.argv[1:4])
 sampler._BATCH_ROWS = 10
 draw = sampler._Drawer.draw
-def drawn(self, jobs):
+def drawn(self, jobs, on_token=None):
     with log.open("a") as file:
         file.writelines(json.dumps([ids, number]) + "\\n" for ids, number in jobs)
-    return draw(self, jobs)
+    return draw(self, jobs, on_token)
 sampler._Drawer.draw = drawn
 result = evaluate("scratch:dense-tiny", ["modular_test"], 3, max_tokens=12, limit=60, cache=cache)
 result.save(out)

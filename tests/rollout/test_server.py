@@ -200,7 +200,7 @@ def test_greedy_answers_are_our_engines(served: Proxy, folder: Path) -> None:
 
 
 def test_what_cannot_be_asked(served: Proxy, folder: Path) -> None:
-    with pytest.raises(UserError, match="forced"):
+    with pytest.raises(UserError, match="cannot force"):
         ServedPolicy(served.url, "x").sample(["1="], force="chain")
     with pytest.raises(UserError, match="expected a URL such as"):
         ServedPolicy("localhost:8000", "x").sample(["1="])
