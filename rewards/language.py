@@ -41,4 +41,4 @@ def language(
     if share.value is None:
         return Score(None, f"no words in the {part}")
     counts = ", ".join(f"{count} {code}" for code, count in sorted(share.words.items()))
-    return Score(share.value, f"words: {counts}; asked: {wanted}", share.words)
+    return Score(share.value, f"words: {counts}; expected: {wanted}", share.words)

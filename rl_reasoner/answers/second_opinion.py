@@ -22,7 +22,7 @@ def settle(verdict: AnswerVerdict, timeout_s: float) -> Score:
     deadline = time.monotonic() + timeout_s
     for left, right in verdict.undecided:
         if not admissible(left, right):
-            reason += "; outside what sympy is asked"
+            reason += "; not a form that sympy decides"
             continue
         try:
             equal, error = _ask_once(left, right, deadline)
@@ -33,7 +33,7 @@ def settle(verdict: AnswerVerdict, timeout_s: float) -> Score:
         if equal:
             place = reason.rpartition(": ")[0]
             return Score(1.0, f"{place}: equal by sympy")
-        reason += f"; sympy cannot tell ({error})" if error else "; not equal by sympy"
+        reason += f"; sympy cannot decide ({error})" if error else "; not equal by sympy"
     return Score(verdict.value, reason)
 
 

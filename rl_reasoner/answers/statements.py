@@ -62,7 +62,7 @@ class Statements(Expressions):
             if len(members) > MAX_MEMBERS:
                 raise Unreadable(f"more than {MAX_MEMBERS} members")
         if not self.at_end(closers):
-            raise Unreadable(f"{self.now.text!r} after a whole statement")
+            raise Unreadable(f"{self.now.text!r} after a complete statement")
         self.depth -= 1
         return members[0] if not joins else grouped(members, joins)
 

@@ -203,7 +203,7 @@ def _counted(count: Callable[..., int], unit: str, text: str, args: Args) -> Fol
     least, most = args.get("at_least", 0), args.get("at_most", found)
     least, most = (args["exactly"],) * 2 if "exactly" in args else (least, most)
     wanted = ", ".join(f"{name.replace('_', ' ')} {args[name]}" for name in _LIMITS if name in args)
-    return least <= found <= most, f"{found} {unit}, asked: {wanted}"
+    return least <= found <= most, f"{found} {unit}, expected: {wanted}"
 
 
 def _characters(text: str) -> int:

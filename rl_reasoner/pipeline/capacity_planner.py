@@ -210,16 +210,16 @@ def breaks(shape: Shape, load: StepLoad, gpu: Gpu) -> list[str]:
     state = sum(parts[n] for n in ("weights", "gradients", "optimizer"))
     if sum(parts[n] for n in training) > fit:
         if load.shards < load.gpus and state > 0.5 * fit:
-            said.append("training does not fit: run.parallel: fsdp shares weights and optimizer")
+            said.append("training does not fit: use run.parallel: fsdp")
         elif parts["activations"] + parts["logits"] > 0.3 * fit and load.micro > 1:
-            said.append("training does not fit: a smaller group.micro_batch")
+            said.append("training does not fit: use a smaller group.micro_batch")
         else:
-            said.append("training does not fit: more GPUs, or policy.lora")
+            said.append("training does not fit: use more GPUs, or policy.lora")
     sampled = parts["weights"] + parts["optimizer"] + parts.get("kv_cache", 0.0)
     if not load.sampler and sampled + parts["sampling_weights"] > fit:
-        said.append("sampling in the trainer does not fit: vLLM in a server of its own (vllm.mode)")
+        said.append("sampling in the trainer does not fit: use a vLLM server (vllm.mode)")
     if load.sampler and 2 * shape.total / load.engine > 0.9 * load.sampler * gpu.memory:
-        said.append("vLLM does not fit its share: vllm.gpus (tensor parallel) or vllm.memory")
+        said.append("vLLM does not fit its share: raise vllm.gpus (tensor parallel) or vllm.memory")
     return said
 
 

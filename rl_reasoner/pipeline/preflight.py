@@ -93,9 +93,9 @@ def _disk(recipe: Recipe, policy: Policy, folder: Path) -> Notice:
     free = shutil.disk_usage(place).free
     message = f"{_size(need)} for checkpoints and policies, {_size(free)} free in {place}"
     if need > free:
-        return Notice("disk", "failed", message, "make room, or choose another --run.folder")
+        return Notice("disk", "failed", message, "free some space, or choose another --run.folder")
     if need > 0.5 * free:
-        return Notice("disk", "warned", message, "make room, or choose another --run.folder")
+        return Notice("disk", "warned", message, "free some space, or choose another --run.folder")
     return Notice("disk", "passed", message)
 
 
@@ -166,7 +166,7 @@ def _tokens(policy: Policy) -> Notice:
         message = f"the end token {end} is outside the model's {vocabulary} tokens"
         return Notice("tokens", "failed", message, "use the tokenizer that belongs to the model")
     if pad is None:
-        return Notice("tokens", "warned", "the tokenizer has no padding token: the end token pads")
+        return Notice("tokens", "warned", "no padding token: the end token is used instead")
     return Notice("tokens", "passed", f"end {end}, padding {pad}")
 
 
@@ -198,7 +198,7 @@ def _learning_rate(recipe: Recipe, stage: TrainedStage, policy: Policy) -> Notic
     message = f"stage {stage.name}: {stage.optim.lr:g}"
     if low <= stage.optim.lr <= high:
         return Notice("learning rate", "passed", message)
-    fix = f"recipes of this size train with {low * 10:g} to {high / 10:g}"
+    fix = f"policies of this size train with {low * 10:g} to {high / 10:g}"
     return Notice("learning rate", "warned", message, fix)
 
 
@@ -213,7 +213,7 @@ def _group_size(stage: GrpoStage) -> Notice:
 
 def _batch_size(stage: SftStage | DistillStage, rows: int) -> Notice:
     """Fewer rows than a batch: trl makes every step of all of them."""
-    message = f"stage {stage.name}: {rows} rows, {stage.batch} a step"
+    message = f"stage {stage.name}: {rows} rows, {stage.batch} per step"
     if rows < stage.batch:
         return Notice("batch", "warned", f"{message}: every step has all {rows}", "a smaller batch")
     return Notice("batch", "passed", message)

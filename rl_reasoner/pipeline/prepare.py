@@ -131,7 +131,7 @@ def _with_rewards(row: Row, rewards: Mapping[str, Callable[..., Any]]) -> Row:
     """The row, its rewards by the functions' names: it may have them as the recipe does."""
     of_row, longest = f"row {row.get('id', row['problem'])!r:.60}", row.get("max_tokens")
     if longest is not None and (type(longest) is not int or longest < 1):
-        raise UserError(f"{of_row}: max_tokens is {longest!r:.40}, not a whole number from 1 on")
+        raise UserError(f"{of_row}: max_tokens is {longest!r:.40}, not a whole number above 0")
     if row.get(APPLIES) is None:
         return row
     titles = [name_of(function) for function in rewards.values()]

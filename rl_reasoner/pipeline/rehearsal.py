@@ -169,6 +169,6 @@ def _truncation(stage: GrpoStage, share: float) -> Notice:
 def _variance(stage: GrpoStage, share: float, groups: int) -> Notice:
     message = f"stage {stage.name}: {share:.0%} of {groups} groups have equal rewards"
     if share > 0.75:
-        fix = "they teach nothing: easier or harder rows, larger groups, or a stage of sft before"
+        fix = "they teach nothing: use easier or harder rows, larger groups, or an sft stage first"
         return Notice("variance", "warned", message, fix)
     return Notice("variance", "passed", message)

@@ -190,6 +190,6 @@ def _card(
         "rows_by_task": dict(sorted(tasks.items())),
         "samples_a_prompt": stage.samples,
         "temperature": stage.sampling.temperature,
-        "judged_by": stage.reward or "what the rows say",
+        "judged_by": stage.reward or "what the rows ask for",
         "keep": stage.keep.model_dump(mode="json"),
     }

@@ -101,7 +101,7 @@ def _rescore_step(
     for name in needed:
         if name != "prompt" and name not in rows[0]:
             raise UserError(
-                f"the reward {reference} needs the column {name!r}; the run's data lack it"
+                f"the reward {reference} needs the column {name!r}; the run's data do not have it"
             )
     columns = {key: [row.get(key) for row in rows] for key in rows[0]}
     columns["prompts"] = [rollout["prompt"] for rollout in batch]

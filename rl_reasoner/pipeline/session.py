@@ -223,7 +223,7 @@ class Session:
         if merge_adapter(policy) and processes.is_main():
             self.view.note(
                 f"the adapter {source} is merged into its base: a stage trains all weights, or a "
-                "fresh adapter where policy.lora is set"
+                "new adapter where policy.lora is set"
             )
         return policy
 
@@ -305,9 +305,9 @@ class Session:
             self.view.note(f"stage {stage.name}: already finished")
             return
         if before is not None and (done or before != facts):
-            why = "as asked" if before == facts else differences(before, facts)
+            why = "as requested" if before == facts else differences(before, facts)
             old = self.run.set_aside(folder)
-            self.view.note(f"stage {stage.name}: done again ({why}); earlier results are in {old}")
+            self.view.note(f"stage {stage.name}: run again ({why}); earlier results are in {old}")
         folder = self.run.stage(index + 1, stage.name)
         if before != facts or done:
             self.result_hashes.pop(stage.name, None)

@@ -54,7 +54,7 @@ def train(
     runs again if it is finished. `command` is what the user typed, and `locate` gives the place of
     a field of the recipe, for messages. Raises `UserError` for what the user can fix (before
     anything is loaded where possible), `Interrupted` when it was asked to stop, `RunStopped` when
-    it cannot continue by itself (a reward broke down, the training diverged, the disk is full);
+    it cannot continue by itself (a reward kept failing, the training diverged, the disk is full);
     each leaves a checkpoint to resume from.
     """
     quiet_libraries()

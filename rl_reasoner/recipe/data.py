@@ -47,7 +47,7 @@ JudgeName = Annotated[str | None, BeforeValidator(_judge)]
 
 
 class Part(BaseModel):
-    """A part of the recipe; NaN and infinity are no settings: runs would train on them silently."""
+    """A part of the recipe; NaN and infinity are refused: runs would train on them silently."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False

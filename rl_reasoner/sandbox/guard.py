@@ -89,7 +89,7 @@ class Guard:
         else:
             allowed = sys._getframe(1).f_code.co_filename in _IMPORTING
         if not allowed:
-            raise ValueError("what the program says is not run in the judge")
+            raise ValueError("text from the program is not run in the judge")
 
     def _is_own(self, source: object) -> bool:
         text = source.decode(errors="replace") if isinstance(source, bytes) else source

@@ -365,7 +365,7 @@ class _Kit:
         message = f"right {self.high:.3g}, wrong {self.low:.3g} on average"
         if self.tells_apart:
             return Finding("distinguishes", "passed", message)
-        message += ": it does not distinguish right from wrong: use it beside a reward that does"
+        message += ": it does not distinguish right from wrong: add a reward that does"
         return Finding("distinguishes", "warned", message)
 
     def _hacked(self, check: str, *names: str) -> Finding:

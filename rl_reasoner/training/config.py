@@ -80,7 +80,9 @@ class GRPOConfig(trl.GRPOConfig, _RemembersGiven):  # type: ignore[misc]
     kl_estimator: str = _setting(
         "k3", "Estimator of the KL that beta weighs: k1, k2 or k3 (trl's)."
     )
-    kl_in: str = _setting("loss", "Where beta times the KL stands: 'loss' (trl's) or 'reward'.")
+    kl_in: str = _setting(
+        "loss", "Apply beta times the KL in the 'loss' (trl's) or in the 'reward'."
+    )
     overlong_share: float = _setting(
         0.0,
         "Soft overlong punishment over this last share of max_completion_length "

@@ -185,7 +185,7 @@ def test_the_reward(completion: str, options: dict[str, Any], value: float) -> N
 
 def test_the_reward_says_what_was_not_followed() -> None:
     score = load_reward("instructions")("red oak tree", instructions=THREE)
-    assert score.reason == "words: 3 words, asked: exactly 2; upper_case: has 'r'"
+    assert score.reason == "words: 3 words, expected: exactly 2; upper_case: has 'r'"
 
 
 def test_an_unknown_credit_is_told() -> None:

@@ -214,8 +214,8 @@ def test_a_changed_stage_is_done_again_with_what_depends_on_it(
     assert before["again"]["made"] != after["again"]["made"]
     said = capsys.readouterr().err
     assert "recipe changed; stages to run again: again, student" in said
-    assert "stage again: done again (optim.lr 0.005 -> 0.001)" in said
-    assert "stage student: done again (teacher changed)" in said
+    assert "stage again: run again (optim.lr 0.005 -> 0.001)" in said
+    assert "stage student: run again (teacher changed)" in said
     old = copy / "old" / "1"
     assert same(old / "stages" / "5-again" / "policy", whole.folder / "stages/5-again/policy")
     assert {p.name for p in (old / "evals").iterdir()} == {

@@ -112,7 +112,7 @@ def test_doubtful_settings_are_told(tmp_path: Path) -> None:
     hot = grpo(optim={"lr": 0.5}, group={"size": 2, "prompts": 1})
     found = notices(recipe(tmp_path, hot), tmp_path)
     assert found["learning rate"].status == found["batch"].status == "warned"
-    assert "recipes of this size" in found["learning rate"].fix
+    assert "policies of this size" in found["learning rate"].fix
 
 
 def test_tokens_that_are_missing_or_outside(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def _levels(task: Task, split: str, levels: range | None) -> range:
     if not levels or any(level not in own for level in levels):
         raise UserError(
             f"task {task.name!r}, split {split!r}: there are levels {own[0]} to {own[-1]}, "
-            f"asked was {levels!r}"
+            f"not {levels!r}"
         )
     return levels
 
@@ -103,7 +103,7 @@ def _rest(task: Task, split: str, levels: range, keys: Set[str], count: int) -> 
     if len(rest) < count:
         raise UserError(
             f"task {task.name!r}, split {split!r}, levels {levels[0]} to {levels[-1]}: there are "
-            f"{len(keys) + len(rest)} distinct problems, asked were {len(keys) + count}"
+            f"{len(keys) + len(rest)} distinct problems, fewer than {len(keys) + count}"
         )
     return sorted(rest.values(), key=lambda problem: sha256_int(f"rest|{problem.key}"))[:count]
 

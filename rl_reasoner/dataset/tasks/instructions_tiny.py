@@ -175,7 +175,7 @@ def _careless_response(problem: Problem, share: float, rng: random.Random) -> di
 
 TINY_INSTRUCTION_TASK = Task(
     "instructions_tiny",
-    "a few words or Chinese characters, as told; level: instructions",
+    "a few words or Chinese characters, as instructed; level: instructions",
     range(2, 4),
     range(4, 5),
     _tiny,
