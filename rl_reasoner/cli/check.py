@@ -87,7 +87,7 @@ class CheckVerb:
 def _check(recipe: Any, locate: Any) -> Iterator[Any]:
     """Check everything about a recipe that needs no training."""
     from rl_reasoner.distributed.threads import Threads
-    from rl_reasoner.pipeline.placement import place
+    from rl_reasoner.pipeline.placement import choose_placement
     from rl_reasoner.pipeline.preflight import Notice, inspect
     from rl_reasoner.pipeline.prepare import prepare
     from rl_reasoner.pipeline.rehearsal import rehearse
@@ -95,7 +95,7 @@ def _check(recipe: Any, locate: Any) -> Iterator[Any]:
     from rl_reasoner.policy.opening import open_policy
     from rl_reasoner.provenance import versions
 
-    placement = place(recipe, locate)
+    placement = choose_placement(recipe, locate)
     prepared = prepare(recipe, placement, locate)
     rows = ", ".join(f"{len(own):,}" for own in prepared.rows.values())
     yield Notice("data", "passed", f"rows by stage: {rows}")

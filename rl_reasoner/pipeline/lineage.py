@@ -72,9 +72,14 @@ def _files(recipe: Recipe, stage: Stage, made: Mapping[str, str]) -> dict[str, s
         if isinstance(source, StageData):
             hashes[source.stage] = made[source.stage]
         elif isinstance(source, FileData):
-            file = find_set(source.path)
-            hashes[source.path] = hash_of(file) if file else "from the hub"
+            hashes[source.path] = hash_of_set(source.path)
     return hashes
+
+
+def hash_of_set(name: str) -> str:
+    """What stands for a data file: its content's hash, or that it comes from the hub."""
+    file = find_set(name)
+    return hash_of(file) if file else "from the hub"
 
 
 def hash_of_source(source: str, seed: int) -> str:

@@ -20,7 +20,7 @@ class Placement:
     processes: int = 1
 
 
-def place(recipe: Recipe, locate: Locate | None = None) -> Placement:
+def choose_placement(recipe: Recipe, locate: Locate | None = None) -> Placement:
     """Decide where `recipe` computes on this machine, in this process's job.
 
     Raises `UserError` where its device is not there, with the place that `locate` gives.

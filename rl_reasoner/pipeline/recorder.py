@@ -36,7 +36,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         name = job.recipe.evals.validation if job.stage.kind == "grpo" else None
         self.watch = Watch(job.folder, name, view.note) if name else None
         self.signs: Signs | None = None
-        self.told: dict[str, int] = {}  # kind of sign -> step at which it was said
+        self.alarmed: dict[str, int] = {}  # kind of alarm -> step at which it was raised
         if isinstance(job.stage, GrpoStage):
             weights = (spec.weight for spec in job.recipe.rewards.values())
             longest, steps = job.stage.sampling.max_tokens, job.stage.steps
@@ -66,13 +66,13 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.signs is not None and processes.is_main():
-            for found in self.signs.standing():
-                if self.told.get(found.kind) != state.global_step:  # just said
-                    self.view.note(f"stage {self.job.stage.name} ends with this alarm: {found}")
+            for alarm in self.signs.standing():
+                if self.alarmed.get(alarm.kind) != state.global_step:  # not raised just now
+                    self.view.note(f"stage {self.job.stage.name} ends with this alarm: {alarm}")
 
     def _validate(self, name: str) -> dict[str, Any]:
         recipe = self.job.recipe
-        found = evaluate(
+        result = evaluate(
             self.job.policy,
             [name],
             max_tokens=recipe.evals.max_tokens,
@@ -83,7 +83,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             reward=recipe.evals.reward,
             reward_options=recipe.evals.reward_options,
         )
-        return found.sets[name]
+        return result.sets[name]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not logs or "train_runtime" in logs:  # the closing summary is no step
@@ -106,7 +106,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             row |= {f"experts/load/layer{layer}": shares for layer, shares in loads}
         logs.update({k: v for k, v in row.items() if k not in logs})  # for dashboards behind us
         append_rows(self.job.folder / "metrics.jsonl", [row])
-        for found in self.signs.add(row) if self.signs else ():
-            self.view.note(f"alarm: {found}")
-            self.told[found.kind] = state.global_step
+        for alarm in self.signs.add(row) if self.signs else ():
+            self.view.note(f"alarm: {alarm}")
+            self.alarmed[alarm.kind] = state.global_step
         self.view.update(row, state.global_step)

@@ -109,9 +109,9 @@ def _sampled(
         )
         judge = Judge(chunk, stage.reward, stage.reward_options)
         fields = ("completions", "tokens", "truncated", "scores", "reasons")
-        found = [{name: row[name] for name in fields} for row in judge.scored(chunk, outs)]
-        append_rows(file, [{"step": number + 1, **row} for row in found])
-        done.append(found)
+        scored = [{name: row[name] for name in fields} for row in judge.scored(chunk, outs)]
+        append_rows(file, [{"step": number + 1, **row} for row in scored])
+        done.append(scored)
         progress(min((number + 1) * _CHUNK, len(rows)))
     return [row for chunk in done for row in chunk]
 
@@ -169,8 +169,8 @@ def _fault(
     if not keep.min_tokens <= tokens <= (keep.max_tokens or tokens):
         return "length"
     if keep.language is not None:
-        found = language_share(chain_of(text), keep.language).value
-        if found is not None and found < keep.language_share:
+        share = language_share(chain_of(text), keep.language).value
+        if share is not None and share < keep.language_share:
             return "language"
     return None
 

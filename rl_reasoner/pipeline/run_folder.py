@@ -15,14 +15,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from rl_reasoner.dataset.sets import find_set
 from rl_reasoner.errors import UserError
 from rl_reasoner.files import write_json, write_text
 from rl_reasoner.foreign import check_run, json_object, no_links
-from rl_reasoner.pipeline.lineage import hash_of
+from rl_reasoner.pipeline.lineage import hash_of_set
 from rl_reasoner.provenance import made_with
 from rl_reasoner.recipe.locations import read_yaml, validate
-from rl_reasoner.recipe.recipe import FileData, MixData, Recipe
+from rl_reasoner.recipe.recipe import FileData, Recipe, data_sources
 
 
 class RunFolder:
@@ -67,7 +66,7 @@ class RunFolder:
         return run, recipe
 
     def lock(self) -> None:
-        """Hold the folder until the process ends. Raises `UserError` when another one does."""
+        """Hold the folder until the process ends. Raises `UserError` when another process does."""
         self._lock = (self.path / ".lock").open("a")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -80,19 +79,13 @@ class RunFolder:
             shutil.rmtree(self.path)
 
     def release(self) -> None:
-        """Give the folder up."""
+        """Release the folder."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
-    def stage(self, index: int, name: str) -> Path:
-        """The folder of a stage, counted from 1; made when it is not there."""
-        folder = self.path / "stages" / f"{index}-{name}"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
     def arrange(self, names: Sequence[str]) -> None:
-        """Number the stages' folders as the recipe does now; lay aside those it has no more."""
+        """Number the stages' folders as the recipe does now; move those aside that it lacks."""
         for folder in sorted((self.path / "stages").glob("*-*")):
             name = folder.name.partition("-")[2]
             if name not in names:
@@ -101,9 +94,9 @@ class RunFolder:
                 folder.rename(folder.with_name(wanted))
 
     def set_aside(self, path: Path) -> Path | None:
-        """Move what a changed recipe makes anew into `old/N/`; None where there is nothing.
+        """Move what a changed recipe replaces to `old/N/`, and return where; None for nothing.
 
-        N goes up by one for each process that lays something aside.
+        N goes up by one for each process that moves something.
         """
         if not path.exists():
             return None
@@ -116,7 +109,7 @@ class RunFolder:
         return target
 
     def change(self, recipe: Recipe) -> None:
-        """Go on with another recipe: the one before, and what was said of it, are laid aside."""
+        """Continue with another recipe; move the one before, and what belongs to it, aside."""
         for name in ("recipe.yaml", "lock.json", "contamination.json"):
             self.set_aside(self.path / name)
         write_text(self.path / "recipe.yaml", recipe.to_yaml())
@@ -148,9 +141,8 @@ def begun_with(folder: Path) -> list[str]:
 
 def _data_hashes(recipe: Recipe) -> dict[str, str]:
     """SHA-256 of every data file that the recipe names, by path; generators by their settings."""
-    whole = [recipe.data, *(stage.data for stage in recipe.stages)]
-    sources = [s for data in whole for s in (data.mix if isinstance(data, MixData) else [data])]
-    names = [data.path for data in sources if isinstance(data, FileData)]
-    names += [*recipe.evals.sets, *([recipe.evals.validation] if recipe.evals.validation else [])]
-    files = {name: find_set(name) for name in names}
-    return {name: hash_of(file) if file else "from the hub" for name, file in files.items()}
+    data = [recipe.data, *(stage.data for stage in recipe.stages)]
+    sources = [source for part in data for source in data_sources(part)]
+    names = [source.path for source in sources if isinstance(source, FileData)]
+    names += [*recipe.evals.sets, *filter(None, [recipe.evals.validation])]
+    return {name: hash_of_set(name) for name in names}

@@ -81,7 +81,7 @@ class PolicyRef:
 class StageOrder:
     """What the main process has the others do: train a stage, or (None) end with the policy."""
 
-    index: int | None
+    stage: str | None
     policy: PolicyRef
     source: str = ""
 
@@ -107,7 +107,7 @@ class Session:
         self.stop = stop
         self.threads = threads
         self.evals: dict[str, EvalResult] = {}
-        self.names = [stage.name for stage in recipe.stages]
+        self.stages = {stage.name: stage for stage in recipe.stages}
         self.result_hashes: dict[str, str] = {}  # of what finished stages have made, by stage
         self.opened: tuple[PolicyRef, Policy] | None = None  # one at a time: policies are large
 
@@ -117,30 +117,29 @@ class Session:
         `changed` says that the run began with another recipe; with `again` the window's first stage
         runs although it is finished.
         """
-        recipe = self.recipe
-        self.run.arrange(self.names)
+        recipe, stages = self.recipe, self.recipe.stages
+        self.run.arrange([*self.stages])
         if changed:
             self._note_changes()
-        wanted = [i for i, s in enumerate(recipe.stages) if i in window or s.reuse is not None]
-        wanted = [i for i in wanted if i < window.stop]
+        until = stages[: window.stop]
+        wanted = [s for i, s in enumerate(until) if i in window or s.reuse is not None]
         self._check_needed(wanted)
         self._inspect_and_lock(command)
         if recipe.evals.stages and not recipe.policy.source.startswith("scratch:"):
             self._evaluate("base", PolicyRef(None, recipe.policy.source))
-        first_grpo = next((i for i, s in enumerate(recipe.stages) if s.kind == "grpo"), 0)
-        for index in wanted:
-            stage = recipe.stages[index]
-            if index == first_grpo:
+        first_grpo = next((s for s in stages if s.kind == "grpo"), stages[0])
+        for stage in wanted:
+            if stage is first_grpo:
                 self._evaluate("before", self._start_of(stage))
-            self._run_stage(index, stage, again=again and index == window[0])
+            self._run_stage(stage, again=again and stage is stages[window.start])
             if recipe.evals.stages and stage.kind != "sample":
                 self._evaluate(stage.name, PolicyRef(stage.name))
-        trained = [s.name for s in recipe.stages[: window.stop] if s.kind != "sample"]
+        trained = [s.name for s in until if s.kind != "sample"]
         ref = PolicyRef(trained[-1]) if trained else PolicyRef(None, recipe.policy.source)
         policy = self._policy(ref)
         if trained:
             policy.source = str(self._folder(trained[-1]) / "policy")
-        if all(self._is_finished(i) for i in range(len(recipe.stages))):
+        if all(map(self._is_finished, self.stages)):
             self._evaluate("after", ref)
             policy.save(self.run.path / "policy")
             policy.source = str(self.run.path / "policy")
@@ -150,9 +149,8 @@ class Session:
 
     def follow(self) -> Policy:
         """Train the stages that the main process names, until it has come to the end."""
-        while (order := processes.broadcast(StageOrder(None, PolicyRef(None)))).index is not None:
-            stage = self.recipe.stages[order.index]
-            self._train(stage, order.policy, self._folder(stage.name))
+        while (order := processes.broadcast(StageOrder(None, PolicyRef(None)))).stage is not None:
+            self._train(self.stages[order.stage], order.policy, self._folder(order.stage))
         policy = self._policy(order.policy)
         policy.source = order.source
         files = sorted((self.run.path / "evals").glob("*.json"))
@@ -161,21 +159,20 @@ class Session:
 
     def _note_changes(self) -> None:
         """Tell the user which stages run again because the recipe has changed."""
-        begun = [s for s in self.recipe.stages if _facts_in(self._folder(s.name)) is not None]
-        again = [s.name for s in begun if not self._is_current(self.names.index(s.name))]
+        begun = [name for name in self.stages if _facts_in(self._folder(name)) is not None]
+        again = [name for name in begun if not self._is_current(name)]
         what = f"stages to run again: {', '.join(again)}" if again else "no stage has to run again"
         self.view.note(f"recipe changed; {what}")
 
     # -------------------------------------------------------------------------- before stages
 
-    def _check_needed(self, wanted: Sequence[int]) -> None:
+    def _check_needed(self, wanted: Sequence[Stage]) -> None:
         """Raise `UserError` where a stage is missing that one of the `wanted` needs."""
-        for index in wanted:
-            for name in self.recipe.needs(self.recipe.stages[index]):
-                at = self.names.index(name)
-                if at not in wanted and not self._is_finished(at):
+        for stage in wanted:
+            for name in self.recipe.needs(stage):
+                if self.stages[name] not in wanted and not self._is_finished(name):
                     raise UserError(
-                        f"stage {self.names[index]} needs stage {name}, which is not finished in "
+                        f"stage {stage.name} needs stage {name}, which is not finished in "
                         f"{self.run.path}: begin with --from {name}, or give a folder with "
                         f"--{name}.reuse"
                     )
@@ -185,8 +182,8 @@ class Session:
 
         Warns of what is doubtful; raises `UserError` for what cannot work.
         """
-        todo = [s for i, s in enumerate(self.recipe.stages) if not self._is_finished(i)]
-        policy = self._policy(self._start_of(todo[0]) if todo else PolicyRef(self.names[-1]))
+        todo = [stage for name, stage in self.stages.items() if not self._is_finished(name)]
+        policy = self._policy(self._start_of(todo[0]) if todo else PolicyRef([*self.stages][-1]))
         # can a prompt be rendered?
         prompt = render("", self.recipe.template, policy.tokenizer, self.recipe.system)
         prompt_ids(policy, prompt)
@@ -228,7 +225,11 @@ class Session:
         return policy
 
     def _folder(self, name: str) -> Path:
-        return self.run.path / "stages" / f"{self.names.index(name) + 1}-{name}"
+        return self.run.path / "stages" / f"{self._number(name)}-{name}"
+
+    def _number(self, name: str) -> int:
+        """The number of a stage, from 1."""
+        return [*self.stages].index(name) + 1
 
     # --------------------------------------------------------------------------- evaluations
 
@@ -284,19 +285,17 @@ class Session:
         made = {name: self._made(name) for name in self.recipe.needs(stage)}
         return facts_of(self.recipe, stage, made)
 
-    def _is_current(self, index: int) -> bool:
-        """Whether a stage, if begun, was begun with what the recipe now makes it from."""
-        stage = self.recipe.stages[index]
-        if not all(self._is_finished(self.names.index(n)) for n in self.recipe.needs(stage)):
-            return False
-        return _facts_in(self._folder(stage.name)) == self._facts(stage)
+    def _is_current(self, name: str) -> bool:
+        """Whether a stage was begun with what the recipe now makes it from."""
+        stage = self.stages[name]
+        needs_finished = all(map(self._is_finished, self.recipe.needs(stage)))
+        return needs_finished and _facts_in(self._folder(name)) == self._facts(stage)
 
-    def _is_finished(self, index: int) -> bool:
+    def _is_finished(self, name: str) -> bool:
         """Whether a stage is done, from what the recipe now says it is made from."""
-        done = self._folder(self.names[index]) / "done.json"
-        return done.is_file() and self._is_current(index)
+        return (self._folder(name) / "done.json").is_file() and self._is_current(name)
 
-    def _run_stage(self, index: int, stage: Stage, again: bool) -> None:
+    def _run_stage(self, stage: Stage, again: bool) -> None:
         """Run a stage, or what is left of it."""
         facts, folder = self._facts(stage), self._folder(stage.name)
         before, done = _facts_in(folder), (folder / "done.json").is_file()
@@ -308,7 +307,7 @@ class Session:
             why = "as requested" if before == facts else differences(before, facts)
             old = self.run.set_aside(folder)
             self.view.note(f"stage {stage.name}: run again ({why}); earlier results are in {old}")
-        folder = self.run.stage(index + 1, stage.name)
+        folder.mkdir(parents=True, exist_ok=True)
         if before != facts or done:
             self.result_hashes.pop(stage.name, None)
             if isinstance(stage, SampleStage) and old:
@@ -316,20 +315,20 @@ class Session:
             begun = {"made_from": facts, **made_with(), "started": time.strftime("%FT%T%z")}
             write_json(folder / "lock.json", begun)
         started = time.monotonic()
-        result = self._make(index, stage, folder)
+        result = self._make(stage, folder)
         seconds = round(time.monotonic() - started, 1)
         facts = {"steps": getattr(stage, "steps", 0), "seconds": seconds, "made": hash_of(result)}
         write_text(folder / "done.json", json.dumps(facts))
 
-    def _make(self, index: int, stage: Stage, folder: Path) -> Path:
+    def _make(self, stage: Stage, folder: Path) -> Path:
         """Run a stage of any kind; the file or folder with its result."""
-        of, steps = len(self.recipe.stages), getattr(stage, "steps", 0)
+        place = self._number(stage.name), len(self.stages)
         if stage.reuse is not None:
             self.view.note(f"stage {stage.name}: taken from {stage.reuse}")
             return self._copy_brought(stage, folder)
         if isinstance(stage, SampleStage):
             rows = self._rows(stage)
-            self.view.start_stage(stage.name, index + 1, of, len(rows))
+            self.view.start_stage(stage.name, *place, len(rows))
             make_samples(
                 stage,
                 rows,
@@ -341,9 +340,9 @@ class Session:
             )
             self.view.finish_stage()
             return folder / "data.jsonl"
-        self.view.start_stage(stage.name, index + 1, of, steps)
+        self.view.start_stage(stage.name, *place, stage.steps)
         ref = self._start_of(stage)
-        processes.broadcast(StageOrder(index, ref))
+        processes.broadcast(StageOrder(stage.name, ref))
         self._train(stage, ref, folder)
         self.view.finish_stage()
         return folder / "policy"
@@ -356,7 +355,7 @@ class Session:
         rows, rewards = self._rows(stage), self.prepared.rewards
         job = Job(self.recipe, stage, self.placement, rows, rewards, policy, folder)
         if isinstance(stage, DistillStage):
-            inside = stage.teacher in self.names
+            inside = stage.teacher in self.stages
             teacher = PolicyRef(stage.teacher) if inside else PolicyRef(None, stage.teacher)
             job.teacher = self._open(teacher)
             self.threads.suit(policy.model, job.teacher.model)

@@ -13,7 +13,7 @@ from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.errors import RunStopped, UserError
 from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.pipeline.lineage import window_of
-from rl_reasoner.pipeline.placement import Placement, place
+from rl_reasoner.pipeline.placement import Placement, choose_placement
 from rl_reasoner.pipeline.prepare import Prepared, prepare
 from rl_reasoner.pipeline.run_folder import RunFolder
 from rl_reasoner.pipeline.session import Interrupted, Session
@@ -58,7 +58,7 @@ def train(
     each leaves a checkpoint to resume from.
     """
     quiet_libraries()
-    placement = place(recipe, locate)
+    placement = choose_placement(recipe, locate)
     processes.join(placement.device)
     window = window_of(recipe, first, last)
     prepared = prepare(recipe, placement, locate)

@@ -9,7 +9,7 @@ import pytest
 
 from rl_reasoner import cli
 from rl_reasoner.errors import UserError
-from rl_reasoner.pipeline.placement import place
+from rl_reasoner.pipeline.placement import choose_placement
 from rl_reasoner.pipeline.trl_configs import check_configs
 from support.jobs import STEPS, ran, written
 from support.tiny import grpo, recipe, same, sft
@@ -62,7 +62,7 @@ def test_a_step_that_the_processes_cannot_share_is_a_mistake(
     monkeypatch.setenv("WORLD_SIZE", "4")
     made = recipe(tmp_path, grpo(group={"size": 4, "prompts": 6}))
     with pytest.raises(UserError, match=r"prompts 6 is not a multiple of the 4 .* never split"):
-        check_configs(made, place(made))
+        check_configs(made, choose_placement(made))
     made = recipe(tmp_path, sft(batch=10))
     with pytest.raises(UserError, match="batch 10 is not a multiple of the 4 processes"):
-        check_configs(made, place(made))
+        check_configs(made, choose_placement(made))

@@ -8,7 +8,7 @@ import pytest
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.hindrances import Signs, hindrances
-from rl_reasoner.pipeline.placement import place
+from rl_reasoner.pipeline.placement import choose_placement
 from rl_reasoner.pipeline.prepare import prepare
 from rl_reasoner.report import write_report
 from support.commands import Cli, stock
@@ -106,7 +106,7 @@ def test_too_few_rows_for_a_step_are_told_before_the_run(tmp_path: Path, cli: Cl
     stage = grpo(data={"path": "few.jsonl"}, group={"size": 2, "prompts": 4})
     with pytest.raises(UserError, match="3 rows cannot fill a step of 4 prompts"):
         made = recipe(tmp_path, stage)
-        prepare(made, place(made))
+        prepare(made, choose_placement(made))
     text = (
         (tmp_path / "tiny.yaml")
         .read_text()

@@ -9,7 +9,7 @@ import pytest
 
 from rl_reasoner import open_policy
 from rl_reasoner.errors import UserError
-from rl_reasoner.pipeline.placement import place
+from rl_reasoner.pipeline.placement import choose_placement
 from rl_reasoner.pipeline.preflight import Notice, inspect
 from rl_reasoner.pipeline.prepare import Prepared, prepare
 from rl_reasoner.pipeline.rehearsal import rehearse
@@ -20,11 +20,11 @@ from support.tiny import grpo, recipe, sft
 
 
 def prepared(wanted: Recipe) -> Prepared:
-    return prepare(wanted, place(wanted))
+    return prepare(wanted, choose_placement(wanted))
 
 
 def rehearsed(wanted: Recipe, policy: Any) -> list[Notice]:
-    return rehearse(wanted, place(wanted), prepared(wanted), policy)
+    return rehearse(wanted, choose_placement(wanted), prepared(wanted), policy)
 
 
 def notices(wanted: Recipe, folder: Path, change: Callable[[Any], None] = lambda p: None) -> Any:
@@ -33,7 +33,7 @@ def notices(wanted: Recipe, folder: Path, change: Callable[[Any], None] = lambda
     change(policy)
     found: dict[str, Notice] = {}
     order = ("passed", "warned", "failed")
-    for notice in inspect(wanted, place(wanted), prepared(wanted), policy, folder):
+    for notice in inspect(wanted, choose_placement(wanted), prepared(wanted), policy, folder):
         before = found.get(notice.check)
         if before is None or order.index(before.status) < order.index(notice.status):
             found[notice.check] = notice

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rl_reasoner import open_policy, train
 from rl_reasoner.errors import UserError
-from rl_reasoner.pipeline.placement import place
+from rl_reasoner.pipeline.placement import choose_placement
 from rl_reasoner.pipeline.preflight import inspect
 from rl_reasoner.pipeline.prepare import prepare
 from rl_reasoner.pipeline.rehearsal import rehearse
@@ -212,7 +212,7 @@ def test_sampling_and_training_pass_are_the_same_policy_in_rows_and_blocks() -> 
 
 def test_the_check_says_that_it_is_emulated(tmp_path: Path) -> None:
     made = recipe(tmp_path, grpo(), run={"device": "cpu", "precision": "fp8"})
-    placement = place(made)
+    placement = choose_placement(made)
     prepared = prepare(made, placement)
     policy = open_policy("scratch:moe-tiny", device="cpu")
     notices = {n.check: n for n in inspect(made, placement, prepared, policy, tmp_path)}

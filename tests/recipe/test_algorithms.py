@@ -12,7 +12,7 @@ from transformers import HfArgumentParser, TrainerCallback
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, Score, open_policy, reward
 from rl_reasoner.errors import UserError
-from rl_reasoner.pipeline.placement import place
+from rl_reasoner.pipeline.placement import choose_placement
 from rl_reasoner.pipeline.trl_configs import config
 from rl_reasoner.recipe.algorithms import ALGORITHMS, describe_algorithm
 from rl_reasoner.recipe.recipe import Loss, Recipe
@@ -173,7 +173,7 @@ def test_a_recipe_names_the_algorithm_and_stays_what_it_is(name: str, tmp_path: 
     again = Recipe.model_validate(made.model_dump(mode="json"))
     assert again == made
     [stage] = again.stages
-    found = config(again, stage, tmp_path, place(again))
+    found = config(again, stage, tmp_path, choose_placement(again))
     for key, value in {**ALGORITHMS[name].fixed, **ALGORITHMS[name].usual}.items():
         assert getattr(found, key) == value, key
     assert found.algorithm == name
@@ -181,7 +181,7 @@ def test_a_recipe_names_the_algorithm_and_stays_what_it_is(name: str, tmp_path: 
 
 def test_a_recipe_without_a_name_has_trls_own_defaults(tmp_path: Path) -> None:
     made = recipe()
-    found = config(made, made.stages[0], tmp_path, place(made))
+    found = config(made, made.stages[0], tmp_path, choose_placement(made))
     plain = GRPOConfig(str(tmp_path))
     for field in ("loss_type", "importance_sampling_level", "use_bias_correction_kl", "kl_in"):
         assert getattr(found, field) == getattr(plain, field)

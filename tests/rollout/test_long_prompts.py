@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from rl_reasoner import open_policy, train
 from rl_reasoner.errors import UserError
-from rl_reasoner.pipeline.placement import place
+from rl_reasoner.pipeline.placement import choose_placement
 from rl_reasoner.pipeline.preflight import inspect
 from rl_reasoner.pipeline.prepare import prepare
 from rl_reasoner.rollout.long_prompts import places_of
@@ -133,7 +133,7 @@ def test_a_recipe_names_the_row_or_leaves_it_out(gpt2: str, tmp_path: Path) -> N
         stage = grpo(data=str(lines(tmp_path)), long_prompts=choice, steps=1)
         wanted = recipe(tmp_path, stage, policy=gpt2, evals={"sets": ()})
         policy = open_policy(gpt2, device="cpu")
-        placement = place(wanted)
+        placement = choose_placement(wanted)
         prepared = prepare(wanted, placement)
         found = {n.check: n for n in inspect(wanted, placement, prepared, policy, tmp_path)}
         assert found["prompts"].status == status

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.pipeline.placement import place
+from rl_reasoner.pipeline.placement import choose_placement
 from rl_reasoner.pipeline.trl_configs import check_configs
 from rl_reasoner.scoring import ray_cluster
 from rl_reasoner.scoring.batch import score_batch
@@ -137,4 +137,4 @@ def test_without_ray_the_recipe_says_how_to_install_it(
         ray_cluster.installed()
     made = recipe(tmp_path, grpo(), run={"rewards_on": "ray", "device": "cpu"})
     with pytest.raises(UserError, match=r"rl-reasoner\[ray\]"):
-        check_configs(made, place(made))
+        check_configs(made, choose_placement(made))

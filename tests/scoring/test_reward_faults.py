@@ -12,7 +12,7 @@ import pytest
 
 from rl_reasoner import GRPOTrainer, open_policy, reward, train, waiting
 from rl_reasoner.errors import UserError
-from rl_reasoner.pipeline.placement import place
+from rl_reasoner.pipeline.placement import choose_placement
 from rl_reasoner.pipeline.prepare import prepare
 from rl_reasoner.pipeline.rehearsal import rehearse
 from rl_reasoner.scoring.batch import score_batch
@@ -134,7 +134,7 @@ def test_a_recipe_whose_rows_all_abstain_does_not_end_as_if_it_had_learned(
     )
     wanted = recipe(tmp_path, grpo(steps=1), source=source, evals={"sets": []})
     policy = open_policy(wanted.policy.source, device="cpu")
-    placement = place(wanted)
+    placement = choose_placement(wanted)
     notices = rehearse(wanted, placement, prepare(wanted, placement), policy)
     found = [n for n in notices if n.check == "reward"]
     assert [n.status for n in found] == ["failed"] and "abstained on 32 of 32" in found[0].message

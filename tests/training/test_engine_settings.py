@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from rl_reasoner.distributed.strategy import deepspeed_settings
 from rl_reasoner.errors import UserError
-from rl_reasoner.pipeline.placement import place
+from rl_reasoner.pipeline.placement import choose_placement
 from rl_reasoner.pipeline.trl_configs import check_configs, config
 from support.tiny import grpo, recipe
 
@@ -19,7 +19,7 @@ def grpo_config(folder: Path, monkeypatch: pytest.MonkeyPatch, **vllm: Any) -> A
     spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec(name) or name == "vllm")
     made = recipe(folder, grpo(vllm=vllm))
-    return config(made, made.stages[0], folder, place(made))  # type: ignore[arg-type]
+    return config(made, made.stages[0], folder, choose_placement(made))  # type: ignore[arg-type]
 
 
 def test_vllm_beside_the_training_is_corrected_for_by_truncation(
@@ -61,7 +61,7 @@ def test_settings_that_contradict_each_other(
 def test_without_vllm_the_recipe_says_how_to_install_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"pip install 'trl\[vllm\]'"):
         made = recipe(tmp_path, grpo(vllm={}))
-        check_configs(made, place(made))
+        check_configs(made, choose_placement(made))
 
 
 @pytest.mark.skipif(
@@ -73,7 +73,7 @@ def test_without_deepspeed_the_recipe_says_how_to_install_it(
     monkeypatch.setenv("WORLD_SIZE", "2")
     made = recipe(tmp_path, grpo(), run={"parallel": "zero3", "device": "cpu"})
     with pytest.raises(UserError, match="pip install deepspeed"):
-        check_configs(made, place(made))
+        check_configs(made, choose_placement(made))
 
 
 @pytest.mark.parametrize("stage", [2, 3])

@@ -13,7 +13,7 @@ from rl_reasoner.dataset.rows import load_rows
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.evaluate import replay
 from rl_reasoner.evaluation.result import EvalResult
-from rl_reasoner.pipeline.placement import place
+from rl_reasoner.pipeline.placement import choose_placement
 from rl_reasoner.pipeline.prepare import prepare
 from rl_reasoner.recipe.flags import apply_flags
 from rl_reasoner.recipe.recipe import EvalOverrides, FileData, MixData, Recipe
@@ -95,7 +95,7 @@ def test_mistakes_in_the_rewards_of_rows_are_told_before_the_run(
     mix = [{**MIX[0], **change}]
     with pytest.raises(UserError) as raised:
         made = Recipe.model_validate(fields(REWARDS, mix))
-        prepare(made, place(made))
+        prepare(made, choose_placement(made))
     assert message in str(raised.value)
 
 
@@ -115,7 +115,7 @@ def test_columns_that_say_what_no_run_can_do_are_told_before_it(
     file.write_text(json.dumps({"problem": "1+1=", "answer": "2", **column}))
     with pytest.raises(UserError) as raised:
         made = Recipe.model_validate(fields({"math_answer": 1}, {"path": str(file)}))
-        prepare(made, place(made))
+        prepare(made, choose_placement(made))
     assert message in str(raised.value)
 
 
@@ -129,7 +129,7 @@ def test_two_rewards_of_one_name_cannot_be_named_by_rows(tmp_path: Path) -> None
     rewards = {"boxed": 1, f"{file}:boxed": 1}
     with pytest.raises(UserError, match="two rewards are functions called boxed"):
         made = Recipe.model_validate(fields(rewards, mix))
-        prepare(made, place(made))
+        prepare(made, choose_placement(made))
 
 
 def test_a_wrong_instruction_is_told_with_its_row(tmp_path: Path) -> None:
