@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from rl_reasoner.dataset.contamination import find_overlap
 from rl_reasoner.evaluation.evaluate import load_set
-from rl_reasoner.evaluation.hindrances import Metrics
+from rl_reasoner.evaluation.learning_alarms import Metrics
 from rl_reasoner.files import write_text
 from rl_reasoner.foreign import json_object
 from rl_reasoner.types import Row

@@ -92,7 +92,7 @@ class StepLoad:
     gpus: int
     rows: int
     """completions a step"""
-    most: int
+    longest: int
     """longest completion, in tokens, or longest sequence where the mean counts prompts"""
     mean: float
     """mean tokens of a completion"""
@@ -132,16 +132,16 @@ def seconds(shape: Shape, gpu: Gpu, load: StepLoad, a: Assumed = ASSUMED) -> dic
     idle = (load.pipeline - 1) / (pieces + load.pipeline - 1)
     one = flops / (load.gpus * gpu.flops * use) / (1 - idle)
     training = 3 * one * load.iterations
-    found = {"sampling": sampling, "training": training, "log_probs": load.passes * one}
+    parts = {"sampling": sampling, "training": training, "log_probs": load.passes * one}
     if load.shards > 1:
         rows = load.rows / load.gpus
         gathers = 3 * load.iterations * max(1.0, rows / load.micro) + load.passes
         apart = gathers * 2 * shape.total / (gpu.network * a.network_use)
-        found["gathering"] = max(0.0, apart - training - found["log_probs"])
-    found["weights_to_engines"] = (
+        parts["gathering"] = max(0.0, apart - training - parts["log_probs"])
+    parts["weights_to_engines"] = (
         2 * shape.total / a.refit if load.engine > 1 or load.sampler else 0
     )
-    return found
+    return parts
 
 
 def pass_flops(shape: Shape, length: float) -> float:
@@ -160,13 +160,13 @@ def _decoding(shape: Shape, gpu: Gpu, load: StepLoad, a: Assumed) -> float:
     experts are read: a batch's tokens choose differently.
     """
     engines = max(1.0, load.gpus / load.engine)
-    alive = load.rows / engines * min(1.0, load.mean / load.most)
+    alive = load.rows / engines * min(1.0, load.mean / load.longest)
     context = load.mean / 2 + load.prompts / max(1, load.rows)
     read = 2 * shape.total / load.engine + alive * context * shape.cache / load.engine
     reading = read / (gpu.bandwidth * a.bandwidth_use)
     computing = 2 * shape.active * alive / load.engine / (gpu.flops * 0.5)
     far = a.far_layer_s if load.engine > a.server else 0.0
-    return load.most * (max(reading, computing) + shape.layers * (a.layer_s + far))
+    return load.longest * (max(reading, computing) + shape.layers * (a.layer_s + far))
 
 
 # ----------------------------------------------------------------------------------- memory
@@ -184,7 +184,7 @@ def memory(shape: Shape, load: StepLoad, gpu: Gpu) -> dict[str, float]:
     tokens = load.micro * (load.mean + load.prompts / max(1, load.rows))
     layer = shape.total / shape.layers
     gathered = 2 * 2 * layer + 2 * shape.vocabulary * shape.hidden if load.shards > 1 else 0.0
-    found = {
+    parts = {
         "weights": 4 * shape.total / load.shards + gathered,
         "gradients": 4 * shape.total / load.shards,
         "optimizer": 8 * shape.total / load.shards,
@@ -192,35 +192,35 @@ def memory(shape: Shape, load: StepLoad, gpu: Gpu) -> dict[str, float]:
         "logits": 2 * 4 * min(tokens, 1024) * shape.vocabulary,
     }
     if load.sampler:
-        found["vllm"] = load.sampler * gpu.memory
-        return found
+        parts["vllm"] = load.sampler * gpu.memory
+        return parts
     rows = load.rows / load.gpus
-    alive = rows * min(1.0, 1.25 * load.mean / load.most)
-    found["sampling_weights"] = 2 * shape.total if load.shards > 1 else 0.0
-    found["kv_cache"] = alive * load.most * shape.cache
-    return found
+    alive = rows * min(1.0, 1.25 * load.mean / load.longest)
+    parts["sampling_weights"] = 2 * shape.total if load.shards > 1 else 0.0
+    parts["kv_cache"] = alive * load.longest * shape.cache
+    return parts
 
 
 def breaks(shape: Shape, load: StepLoad, gpu: Gpu) -> list[str]:
     """Where the plan does not fit, and which knob is next; empty if it does."""
     parts = memory(shape, load, gpu)
     fit = 0.92 * gpu.memory  # the rest is the allocator's and CUDA's
-    said = []
+    reasons = []
     training = [n for n in parts if n not in ("sampling_weights", "kv_cache")]
     state = sum(parts[n] for n in ("weights", "gradients", "optimizer"))
     if sum(parts[n] for n in training) > fit:
         if load.shards < load.gpus and state > 0.5 * fit:
-            said.append("training does not fit: use run.parallel: fsdp")
+            reasons.append("training does not fit: use run.parallel: fsdp")
         elif parts["activations"] + parts["logits"] > 0.3 * fit and load.micro > 1:
-            said.append("training does not fit: use a smaller group.micro_batch")
+            reasons.append("training does not fit: use a smaller group.micro_batch")
         else:
-            said.append("training does not fit: use more GPUs, or policy.lora")
+            reasons.append("training does not fit: use more GPUs, or policy.lora")
     sampled = parts["weights"] + parts["optimizer"] + parts.get("kv_cache", 0.0)
     if not load.sampler and sampled + parts["sampling_weights"] > fit:
-        said.append("sampling in the trainer does not fit: use a vLLM server (vllm.mode)")
+        reasons.append("sampling in the trainer does not fit: use a vLLM server (vllm.mode)")
     if load.sampler and 2 * shape.total / load.engine > 0.9 * load.sampler * gpu.memory:
-        said.append("vLLM does not fit its share: raise vllm.gpus (tensor parallel) or vllm.memory")
-    return said
+        reasons.append("vLLM does not fit its share: raise vllm.gpus (tensor parallel) or vllm.memory")
+    return reasons
 
 
 # ------------------------------------------------------------------------------------- a plan
@@ -269,15 +269,15 @@ def plan(recipe: Recipe, gpus: int, gpu: str, shape: Shape | None = None) -> lis
     if not stages:
         raise UserError("only grpo stages are planned, and the recipe has none")
     shape = shape or shape_of(recipe.policy.source)
-    found = []
+    plans = []
     for stage in stages:
         load = load_of_step(recipe, stage, gpus)
         parts = memory(shape, load, GPUS[gpu])
         times = seconds(shape, GPUS[gpu], load)
         tokens = load.rows * load.mean
         wrong = breaks(shape, load, GPUS[gpu])
-        found.append(Plan(stage.name, gpus, gpu, shape, parts, times, tokens, wrong, vars(ASSUMED)))
-    return found
+        plans.append(Plan(stage.name, gpus, gpu, shape, parts, times, tokens, wrong, vars(ASSUMED)))
+    return plans
 
 
 def table_rows(plans: Sequence[Plan]) -> Iterator[list[str]]:
@@ -309,7 +309,7 @@ def load_of_step(recipe: Recipe, stage: GrpoStage, gpus: int, a: Assumed = ASSUM
     return StepLoad(
         gpus=gpus,
         rows=rows,
-        most=stage.sampling.max_tokens,
+        longest=stage.sampling.max_tokens,
         mean=mean,
         prompts=float(group.prompts * a.prompt),
         passes=float(loss.iterations > 1) + float(loss.beta > 0),

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from rl_reasoner.distributed import processes
 from rl_reasoner.distributed.sharding import any_rank, gathered_params_of
 from rl_reasoner.evaluation.evaluate import evaluate
-from rl_reasoner.evaluation.hindrances import Signs, highest_of
+from rl_reasoner.evaluation.learning_alarms import LearningAlarms, highest_of
 from rl_reasoner.evaluation.monitor import Watch
 from rl_reasoner.files import append_rows, read_jsonl
 from rl_reasoner.pipeline.stage_trainers import Job
@@ -35,14 +35,14 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self.rows = [*read_jsonl(job.folder / "metrics.jsonl")]
         name = job.recipe.evals.validation if job.stage.kind == "grpo" else None
         self.watch = Watch(job.folder, name, view.note) if name else None
-        self.signs: Signs | None = None
+        self.alarms: LearningAlarms | None = None
         self.alarmed: dict[str, int] = {}  # kind of alarm -> step at which it was raised
         if isinstance(job.stage, GrpoStage):
             weights = (spec.weight for spec in job.recipe.rewards.values())
             longest, steps = job.stage.sampling.max_tokens, job.stage.steps
-            self.signs = Signs(longest, steps, highest_of(weights))
+            self.alarms = LearningAlarms(longest, steps, highest_of(weights))
             for row in self.rows:
-                self.signs.add(row)
+                self.alarms.add(row)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.begun = time.perf_counter()
@@ -65,8 +65,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             self.job.ledger.sync()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.signs is not None and processes.is_main():
-            for alarm in self.signs.standing():
+        if self.alarms is not None and processes.is_main():
+            for alarm in self.alarms.standing():
                 if self.alarmed.get(alarm.kind) != state.global_step:  # not raised just now
                     self.view.note(f"stage {self.job.stage.name} ends with this alarm: {alarm}")
 
@@ -106,7 +106,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             row |= {f"experts/load/layer{layer}": shares for layer, shares in loads}
         logs.update({k: v for k, v in row.items() if k not in logs})  # for dashboards behind us
         append_rows(self.job.folder / "metrics.jsonl", [row])
-        for alarm in self.signs.add(row) if self.signs else ():
+        for alarm in self.alarms.add(row) if self.alarms else ():
             self.view.note(f"alarm: {alarm}")
             self.alarmed[alarm.kind] = state.global_step
         self.view.update(row, state.global_step)

@@ -31,7 +31,7 @@ from rl_reasoner.report.pipeline import pipeline_section
 from rl_reasoner.report.run_data import Evaluation, RunData, SetResult, StageRecord
 from rl_reasoner.report.shell import browser_section, shell
 from rl_reasoner.report.sources import run_sources
-from rl_reasoner.report.stages import alarms_of, figure, hindrances_of, stage_section
+from rl_reasoner.report.stages import alarms_of, figure, learning_alarms_of, stage_section
 
 _MODES = ("", "chain-forced", "direct-forced", "sampled")
 _STAGES_NAMED = 3
@@ -99,7 +99,7 @@ def _overview(run: RunData) -> Element:
 def _could_not_learn(run: RunData) -> Iterator[str]:
     """What kept the stages from learning."""
     for stage in run.stages:
-        for text in hindrances_of(stage):
+        for text in learning_alarms_of(stage):
             yield f"Stage {stage.name}: {text}"
 
 

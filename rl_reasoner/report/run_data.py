@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.evaluation.hindrances import Metrics, highest_of
+from rl_reasoner.evaluation.learning_alarms import Metrics, highest_of
 from rl_reasoner.evaluation.statistics import Interval
 from rl_reasoner.files import read_jsonl
 from rl_reasoner.foreign import json_value, mapping, no_links, number, yaml_value
@@ -74,7 +74,7 @@ class Evaluation:
 class StageRecord:
     """One folder of `stages/`; `metrics` has one mapping a step, rising; `best` may be empty.
 
-    `settings` is what the recipe says of the stage; `highest` see `hindrances.Signs`.
+    `settings` is what the recipe says of the stage; `highest` see `LearningAlarms`.
     """
 
     index: int

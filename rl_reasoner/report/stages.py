@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from rl_reasoner.evaluation.hindrances import Signs, hindrances
+from rl_reasoner.evaluation.learning_alarms import LearningAlarms, learning_alarms
 from rl_reasoner.foreign import mapping, number
 from rl_reasoner.report import charts
 from rl_reasoner.report.charts import Chart, Trace
@@ -93,7 +93,7 @@ def _warnings(stage: StageRecord) -> Iterator[Element]:
         told = f"Best by the lower bound on {stage.best.get('set')}: step {stage.best.get('step')}"
         accuracy = percent(number(stage.best.get("accuracy")))
         yield h("p", f"{told}, accuracy {accuracy}; it is kept in best/.", class_="note")
-    for text in [*hindrances_of(stage), *alarms_of(stage)]:
+    for text in [*learning_alarms_of(stage), *alarms_of(stage)]:
         yield h("p", text, class_="warning")
 
 
@@ -107,13 +107,13 @@ def alarms_of(stage: StageRecord) -> list[str]:
     return [f"Alarm, first at step {step}: {text}" for step, text in alarms.values()]
 
 
-def hindrances_of(stage: StageRecord) -> list[str]:
+def learning_alarms_of(stage: StageRecord) -> list[str]:
     """What kept a stage of GRPO from learning, each with its share and since when."""
     said = mapping(stage.settings.get("sampling"))
     longest, steps = number(said.get("max_tokens")), number(stage.settings.get("steps"))
     most = len(stage.metrics) if steps is None else int(steps)
-    signs = Signs(None if longest is None else int(longest), most, stage.highest)
-    return [f"Alarm, {found}" for found in hindrances(stage.metrics, signs)]
+    alarms = LearningAlarms(None if longest is None else int(longest), most, stage.highest)
+    return [f"Alarm, {found}" for found in learning_alarms(stage.metrics, alarms)]
 
 
 def figure(drawing: Chart, place: str) -> Element:

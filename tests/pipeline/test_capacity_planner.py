@@ -27,7 +27,7 @@ DEEPSEEK_V3 = Shape(671e9, 37e9, 61, 7168, 129_280, 2 * 61 * (512 + 64))
 
 
 def run(
-    gpus: int, engine: int, copy: int, pipeline: int, rows: int, mean: int, most: int
+    gpus: int, engine: int, copy: int, pipeline: int, rows: int, mean: int, longest: int
 ) -> StepLoad:
     """A published run: `copy` GPUs train one copy, in `pipeline` parts; 512 rows an update."""
     return StepLoad(
@@ -38,7 +38,7 @@ def run(
         rows=rows,
         batch=512,
         mean=mean,
-        most=most,
+        longest=longest,
     )
 
 
@@ -70,11 +70,17 @@ def test_a_published_step_is_estimated_within_a_factor_of_one_and_a_half(
 
 
 def test_shards_share_what_ddp_holds_whole() -> None:
+<<<<<<< HEAD
     alone = StepLoad(gpus=64, rows=512, most=4096, mean=2048)
     shared = StepLoad(gpus=64, rows=512, most=4096, mean=2048, shards=64)
     assert (
         "training does not fit: use run.parallel: fsdp" in breaks(LLAMA_8B, alone, GPUS["H100"])[0]
     )
+=======
+    alone = StepLoad(gpus=64, rows=512, longest=4096, mean=2048)
+    shared = StepLoad(gpus=64, rows=512, longest=4096, mean=2048, shards=64)
+    assert "training does not fit: run.parallel: fsdp" in breaks(LLAMA_8B, alone, GPUS["H100"])[0]
+>>>>>>> 0ceac64 (evaluation/learning_alarms instead of hindrances; the planner's words)
     whole, part = (memory(LLAMA_8B, work, GPUS["H100"]) for work in (alone, shared))
     assert whole["optimizer"] == pytest.approx(8 * 8.03e9)
     assert part["optimizer"] == pytest.approx(whole["optimizer"] / 64)
@@ -82,14 +88,14 @@ def test_shards_share_what_ddp_holds_whole() -> None:
 
 
 def test_a_policy_too_large_to_sample_beside_its_training_is_said() -> None:
-    work = StepLoad(gpus=64, rows=512, most=4096, mean=2048, shards=64)
+    work = StepLoad(gpus=64, rows=512, longest=4096, mean=2048, shards=64)
     assert any("vllm.mode" in said for said in breaks(QWEN_235B_A22B, work, GPUS["H100"]))
 
 
 def test_more_gpus_make_a_step_shorter_and_not_by_more_than_their_number() -> None:
     steps = []
     for gpus in (8, 16, 64):
-        work = StepLoad(gpus=gpus, rows=1024, most=4096, mean=2048, shards=gpus)
+        work = StepLoad(gpus=gpus, rows=1024, longest=4096, mean=2048, shards=gpus)
         steps.append(sum(seconds(LLAMA_8B, GPUS["H100"], work).values()))
     assert steps[0] > steps[1] > steps[2] > steps[0] / 8
 

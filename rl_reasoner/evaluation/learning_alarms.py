@@ -1,27 +1,29 @@
-"""Signs that a run cannot learn, from the metrics of its steps: what it is, how much, since when.
+"""Alarms that a run cannot learn, from the metrics of its steps: what is wrong, and since when.
 
 GRPO learns from differences within a group. Where nearly all completions are cut off, nearly all
-groups have equal rewards, or no gradient comes, the steps go by and nothing is learned; what mends
-it is said. Groups that are equal because all is right are no hindrance, unless they were so from
-the start. Pure; the live view and the report say the same by it.
+groups have equal rewards, or the gradient is 0, steps go by and nothing is learned; the alarm says
+what to change. Groups that are equal because all is right raise none, unless they were so from the
+start. Pure; the live view and the report use the same.
 """
 
-import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, TypeAlias
 
+from rl_reasoner.foreign import number
+
 Metrics: TypeAlias = Mapping[str, Any]
-_MOST = 0.9  # a share over it teaches nothing
-_WINDOW = 10  # steps that a share is the mean of
-_LEAST = 5  # steps before anything is said
+_TOO_HIGH = 0.9  # share from which on nothing is learned
+_WINDOW = 10  # steps that a share is averaged over
+_MIN_STEPS = 5  # before the first alarm
 _SOLVED = 0.9  # of the highest reward, from which on a group counts as right
-_NOUGHT = 0.02  # of it, up to which a mean counts as 0
+_ZERO = 0.02  # of it, up to which a mean counts as 0
 
 
 @dataclass(frozen=True)
-class Hindrance:
+class LearningAlarm:
     """What keeps a stage from learning: from which step on, until which (None: it still does)."""
 
     kind: str
@@ -47,12 +49,12 @@ class _Streak:
         self._after: list[tuple[float, float]] = []
 
     def add(self, step: int, share: float, reward: float) -> None:
-        """The share of the next step, and its mean reward."""
+        """Take the share of the next step, and its mean reward."""
         self.first = step if self.first is None else self.first
         self.newest.append((step, share, reward))
-        high = len(self.newest) >= self.least and _mean(s for _, s, _ in self.newest) >= _MOST
+        high = len(self.newest) >= self.least and fmean(s for _, s, _ in self.newest) >= _TOO_HIGH
         if high and self.since is None:
-            at = next(i for i, (_, s, _) in enumerate(self.newest) if s >= _MOST)
+            at = next(i for i, (_, s, _) in enumerate(self.newest) if s >= _TOO_HIGH)
             self.since, self.values, self._after = self.newest[at][0], [], []
             for one in list(self.newest)[at:]:
                 self._count(*one)
@@ -63,68 +65,68 @@ class _Streak:
 
     def _count(self, step: int, share: float, reward: float) -> None:
         self._after.append((share, reward))
-        if share >= _MOST:
+        if share >= _TOO_HIGH:
             self.values += self._after
             self._after, self.last = [], step
 
     @property
     def share(self) -> float:
-        return _mean(share for share, _ in self.values)
+        return fmean(share for share, _ in self.values)
 
     @property
     def reward(self) -> float:
-        return _mean(reward for _, reward in self.values)
+        return fmean(reward for _, reward in self.values)
 
 
-class Signs:
-    """The signs in one stage of GRPO, fed a step at a time.
+class LearningAlarms:
+    """The alarms of one stage of GRPO, fed a step at a time.
 
     `longest` is its completions' limit in tokens, `steps` how many it has, `highest` the largest
-    total of rewards from 0 to 1 (None: not known); more than that shows another scale.
+    total of rewards from 0 to 1 (None: not known); a larger reward shows another scale.
     """
 
     def __init__(self, longest: int | None, steps: int, highest: float | None) -> None:
         self.longest = longest
         self.highest = highest
-        least = max(1, min(_LEAST, steps))
+        least = max(1, min(_MIN_STEPS, steps))
         self.streaks = {kind: _Streak(least) for kind in ("cut off", "flat", "still")}
-        self.over: list[Hindrance] = []
-        self._told: dict[str, Hindrance] = {}
+        self.over: list[LearningAlarm] = []
+        self._raised: dict[str, LearningAlarm] = {}
 
-    def add(self, row: Metrics) -> list[Hindrance]:
-        """The metrics of the next step; what hinders from it on, and did not before."""
-        reward, norm = _number(row.get("reward")), _number(row.get("grad_norm"))
+    def add(self, row: Metrics) -> list[LearningAlarm]:
+        """Take the metrics of the next step; return the alarms that it raises."""
+        reward, norm = number(row.get("reward")), number(row.get("grad_norm"))
         if self.highest is not None and (reward or 0.0) > self.highest * (1 + 1e-6):
             self.highest = None
         shares = {
-            "cut off": _number(row.get("completions/clipped_ratio")),
-            "flat": _number(row.get("frac_reward_zero_std")),
+            "cut off": number(row.get("completions/clipped_ratio")),
+            "flat": number(row.get("frac_reward_zero_std")),
             "still": None if norm is None else float(norm == 0),
         }
         for kind, share in shares.items():
             if share is not None:
                 self.streaks[kind].add(int(row["step"]), share, reward or 0.0)
-        now = {found.kind: found for found in self.standing()}
-        for kind, before in self._told.items():
+        now = {alarm.kind: alarm for alarm in self.standing()}
+        for kind, before in self._raised.items():
             if kind not in now or now[kind].since != before.since:
                 over = max(before.since, self.streaks[kind].last)
-                self.over.append(Hindrance(kind, before.since, over, before.text))
-        known = {(before.kind, before.since) for before in self._told.values()}
-        self._told = now
-        return [found for found in now.values() if (found.kind, found.since) not in known]
+                self.over.append(LearningAlarm(kind, before.since, over, before.text))
+        known = {(before.kind, before.since) for before in self._raised.values()}
+        self._raised = now
+        return [alarm for alarm in now.values() if (alarm.kind, alarm.since) not in known]
 
-    def standing(self) -> list[Hindrance]:
-        """What hinders now."""
-        told = {
+    def standing(self) -> list[LearningAlarm]:
+        """The alarms that hold now."""
+        texts = {
             kind: self._words(kind, streak)
             for kind, streak in self.streaks.items()
             if streak.since is not None
         }
-        if "flat" in told:  # equal rewards give no gradient
-            told.pop("still", None)
+        if "flat" in texts:  # equal rewards give no gradient
+            texts.pop("still", None)
         return [
-            Hindrance(kind, self.streaks[kind].since or 0, None, text)
-            for kind, text in told.items()
+            LearningAlarm(kind, self.streaks[kind].since or 0, None, text)
+            for kind, text in texts.items()
             if text
         ]
 
@@ -140,7 +142,7 @@ class Signs:
             if streak.since != streak.first:
                 return ""  # learned
             return f"{share} groups are all right: the rows are too easy to learn from"
-        if abs(streak.reward) <= _NOUGHT * (high or 1.0):
+        if abs(streak.reward) <= _ZERO * (high or 1.0):
             return (
                 f"{share} groups are flat at 0, where no completion is better than another: use "
                 "easier rows, an sft stage first, or a reward that gives partial credit"
@@ -151,24 +153,13 @@ class Signs:
         )
 
 
-def hindrances(rows: Iterable[Metrics], signs: Signs) -> list[Hindrance]:
-    """All that hindered in a stage's metrics, in order."""
+def learning_alarms(rows: Iterable[Metrics], signs: LearningAlarms) -> list[LearningAlarm]:
+    """All alarms in a stage's metrics, in order."""
     for row in rows:
         signs.add(row)
-    return sorted([*signs.over, *signs.standing()], key=lambda found: found.since)
+    return sorted([*signs.over, *signs.standing()], key=lambda alarm: alarm.since)
 
 
 def highest_of(weights: Iterable[float]) -> float | None:
     """The largest total of rewards from 0 to 1 with these weights; None for none above 0."""
     return sum(weight for weight in weights if weight > 0) or None
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return sum(found) / len(found)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.evaluation.hindrances import Signs, hindrances
+from rl_reasoner.evaluation.learning_alarms import LearningAlarms, learning_alarms
 from rl_reasoner.pipeline.placement import choose_placement
 from rl_reasoner.pipeline.prepare import prepare
 from rl_reasoner.report import write_report
@@ -28,7 +28,7 @@ def step(number: int, **metrics: float) -> dict[str, Any]:
 
 
 def said(metrics: list[dict[str, Any]], steps: int = 40) -> list[str]:
-    return [str(found) for found in hindrances(metrics, Signs(96, steps, 1.0))]
+    return [str(found) for found in learning_alarms(metrics, LearningAlarms(96, steps, 1.0))]
 
 
 def test_all_cut_off_from_the_start() -> None:
