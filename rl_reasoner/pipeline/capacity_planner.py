@@ -219,7 +219,9 @@ def breaks(shape: Shape, load: StepLoad, gpu: Gpu) -> list[str]:
     if not load.sampler and sampled + parts["sampling_weights"] > fit:
         reasons.append("sampling in the trainer does not fit: use a vLLM server (vllm.mode)")
     if load.sampler and 2 * shape.total / load.engine > 0.9 * load.sampler * gpu.memory:
-        reasons.append("vLLM does not fit its share: raise vllm.gpus (tensor parallel) or vllm.memory")
+        reasons.append(
+            "vLLM does not fit its share: raise vllm.gpus (tensor parallel) or vllm.memory"
+        )
     return reasons
 
 

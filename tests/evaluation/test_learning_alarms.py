@@ -52,7 +52,7 @@ def test_what_is_over_is_told_with_both_ends() -> None:
     assert told.startswith("from step 1 to 20: all groups have equal rewards (mean 0.2)")
 
 
-def test_rows_that_are_solved_are_no_hindrance_unless_from_the_start() -> None:
+def test_rows_that_are_solved_raise_no_alarm_unless_from_the_start() -> None:
     right = [step(n, flat=1.0, reward=1.0, grad_norm=0.0) for n in range(11, 41)]
     assert said([step(n) for n in range(1, 11)] + right) == []
     [told] = said(right)

@@ -70,17 +70,11 @@ def test_a_published_step_is_estimated_within_a_factor_of_one_and_a_half(
 
 
 def test_shards_share_what_ddp_holds_whole() -> None:
-<<<<<<< HEAD
-    alone = StepLoad(gpus=64, rows=512, most=4096, mean=2048)
-    shared = StepLoad(gpus=64, rows=512, most=4096, mean=2048, shards=64)
+    alone = StepLoad(gpus=64, rows=512, longest=4096, mean=2048)
+    shared = StepLoad(gpus=64, rows=512, longest=4096, mean=2048, shards=64)
     assert (
         "training does not fit: use run.parallel: fsdp" in breaks(LLAMA_8B, alone, GPUS["H100"])[0]
     )
-=======
-    alone = StepLoad(gpus=64, rows=512, longest=4096, mean=2048)
-    shared = StepLoad(gpus=64, rows=512, longest=4096, mean=2048, shards=64)
-    assert "training does not fit: run.parallel: fsdp" in breaks(LLAMA_8B, alone, GPUS["H100"])[0]
->>>>>>> 0ceac64 (evaluation/learning_alarms instead of hindrances; the planner's words)
     whole, part = (memory(LLAMA_8B, work, GPUS["H100"]) for work in (alone, shared))
     assert whole["optimizer"] == pytest.approx(8 * 8.03e9)
     assert part["optimizer"] == pytest.approx(whole["optimizer"] / 64)
