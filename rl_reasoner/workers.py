@@ -3,7 +3,7 @@
 A worker is a fresh interpreter that runs one module, never a fork, so that it is safe after CUDA
 was initialised, in notebooks and in scripts without a main guard. Requests and replies are JSON
 lines. The deadline is kept here, by the parent, with a kill. The verifier (`answers.pool`) and
-rewards (`isolation`) stand on it.
+rewards (`scoring.executors`) stand on it.
 """
 
 import json

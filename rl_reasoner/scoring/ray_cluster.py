@@ -69,9 +69,9 @@ def score_on_ray(
             scored = _of(ref, len(rows), fn.name, ends, limits)
             if scored is None:
                 _keep_here(fn, "it changes what it holds, and every node has a copy of that")
-                break
+                return runner_of(fn, here).score(completions, columns)
             outcomes += scored
-    return outcomes if scored is not None else runner_of(fn, here).score(completions, columns)
+    return outcomes
 
 
 def _of(ref: Any, count: int, name: str, ends: float, limits: Limits) -> list[Outcome] | None:

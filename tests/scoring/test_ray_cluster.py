@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from rl_reasoner import reward
 from rl_reasoner.errors import UserError
 from rl_reasoner.pipeline.placement import choose_placement
 from rl_reasoner.pipeline.trl_configs import check_configs
@@ -108,6 +109,20 @@ def near(completion: str) -> float:
     limits = replace(ON_RAY, batch_timeout_s=3.0)
     [found] = score_batch(near, ["a"], {}, limits)
     assert isinstance(found, Fault) and found.kind == "timeout"
+
+
+def test_a_reward_that_holds_state_is_scored_here(cluster: Any) -> None:
+    texts: list[str] = []
+
+    @reward
+    def counts(completion: str) -> float:
+        texts.append(completion)
+        return float(len(texts))
+
+    for batch in (["a", "b"], ["c"]):
+        found = score_batch(counts, batch, {}, ON_RAY)
+    assert [getattr(score, "value", score) for score in found] == [3.0]
+    assert texts == ["a", "b", "c"]
 
 
 @pytest.mark.matrix
