@@ -20,7 +20,7 @@ _LIBRARIES = tuple(
 )
 
 
-def place(error: BaseException, fn: Callable[..., Any] | None = None) -> str:
+def location_of(error: BaseException, fn: Callable[..., Any] | None = None) -> str:
     """` at FILE:LINE` of the innermost line of the user's that `error` went through.
 
     Where it went through none (a wrong value, arguments that do not fit) that is where `fn` is

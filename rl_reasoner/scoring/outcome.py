@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal
 
-from rl_reasoner.scoring.fault_places import place
+from rl_reasoner.scoring.fault_places import location_of
 from rl_reasoner.types import Fault, Outcome, Score
 
 NOT_ITS_ROW = Score(None, "not a reward of this row")
@@ -35,7 +35,7 @@ def faulted(
     fn: Callable[..., Any] | None = None,
 ) -> Fault:
     """The fault for an exception of the reward `name`, with its place in the user's code."""
-    return Fault(f"reward {name!r}: {type(error).__name__}: {error}{place(error, fn)}", kind)
+    return Fault(f"reward {name!r}: {type(error).__name__}: {error}{location_of(error, fn)}", kind)
 
 
 def usable(outcome: Outcome) -> float:

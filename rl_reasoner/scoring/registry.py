@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.paths import room
-from rl_reasoner.scoring.fault_places import place
+from rl_reasoner.scoring.fault_places import location_of
 from rl_reasoner.scoring.reward import FILE_MODULE, Reward
 from rl_reasoner.scoring.source import OLD_HOME, reward_from_source
 from rl_reasoner.scoring.trl_form import form_mistake
@@ -106,7 +106,7 @@ def import_module_of(name: str, reference: str) -> ModuleType:
     except UserError:
         raise
     except Exception as error:  # whatever the module's own code raises
-        what = f"{_cause(error)}{place(error)}"
+        what = f"{_cause(error)}{location_of(error)}"
         file = Path(f"{name.replace('.', '/')}.py")  # its folder may not be one of Python's
         itself = isinstance(error, ModuleNotFoundError) and name.startswith(error.name or name)
         if itself and file.is_file():
