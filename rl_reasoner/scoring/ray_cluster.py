@@ -29,7 +29,6 @@ RETRIES = 5
 """How often Ray gives a block to another worker when one has died under it."""
 MOST_ROWS = 64
 _BLOCKS_EACH = 4  # blocks a processor, so that slow rows do not hold up a batch
-_OF_TRL = ("trainer_state", "log_extra", "log_metric", "completion_ids")
 
 
 def installed() -> None:
@@ -91,7 +90,7 @@ def _of(ref: Any, count: int, name: str, ends: float, limits: Limits) -> list[Ou
 
 def _wanted(fn: Reward, name: str, values: Any) -> bool:
     """Whether the column goes along: not what is trl's own, unless the reward names it."""
-    return name in fn.columns or (isinstance(values, Sequence) and name not in _OF_TRL)
+    return name in fn.columns or (isinstance(values, Sequence) and name != "completion_ids")
 
 
 def _block(rows: int, processors: int) -> int:

@@ -26,7 +26,7 @@ from rl_reasoner.scoring.executors import LOAD_S, HoldsState, Process, RewardCal
 from rl_reasoner.scoring.limits import Limits
 from rl_reasoner.scoring.reward import Reward, is_shipped, name_of
 from rl_reasoner.scoring.transport import pack_reward
-from rl_reasoner.scoring.trl_form import call_mistake
+from rl_reasoner.scoring.trl_form import OF_TRAINER, call_mistake
 from rl_reasoner.scoring.waiting import warn_while_waiting
 from rl_reasoner.types import Completion, Fault, Outcome
 from rl_reasoner.workers import WorkerDied, WorkerLate
@@ -34,10 +34,6 @@ from rl_reasoner.workers import WorkerDied, WorkerLate
 _log = logging.getLogger(__name__)
 SEEDS = "random seeds"
 """The column with a seed for each row, which workers draw from; functions do not see it."""
-_OF_TRL = ("trainer_state", "log_extra", "log_metric")
-
-
-# ------------------------------------------------------------------------------- the runner
 
 
 class Runner:
@@ -108,7 +104,7 @@ class Runner:
             return RewardCall(completions, kept, {}, seeds)
         if mistake := call_mistake(fn, self.name, columns):
             raise KeyError(mistake)
-        extras = {name: columns[name] for name in _OF_TRL if name in columns}
+        extras = {name: columns[name] for name in OF_TRAINER if name in columns}
         rest = {name: values for name, values in columns.items() if name not in extras}
         return RewardCall(completions, rest, extras, seeds)
 
@@ -149,7 +145,9 @@ class Runner:
                 raise
             self._move_here(f"its rows cannot be sent to another process ({error})")
         except HoldsState:
-            self._move_here("it changes what it holds, which a process of its own has a copy of")
+            self._move_here(
+                "it changes what it holds, and a worker process has only a copy of that"
+            )
             waiting.extend(rows)
         except BaseException:
             if isinstance(place, Process):

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 _CATCH_ALL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-OF_TRL = {"completion_ids", "log_extra", "log_metric", "prompts", "trainer_state"}
+OF_TRAINER = ("trainer_state", "log_extra", "log_metric")
+"""What trl hands to rewards of its trainer: not columns, and the same for all rows."""
+OF_TRL = {"completion_ids", "prompts", *OF_TRAINER}
 """What trl hands to rewards beside the completions and the data's columns."""
 
 
