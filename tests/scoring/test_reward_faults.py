@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from rl_reasoner import GRPOTrainer, open_policy, reward, train, waiting
+from rl_reasoner import GRPOTrainer, open_policy, reward, train
 from rl_reasoner.errors import UserError
 from rl_reasoner.pipeline.placement import choose_placement
 from rl_reasoner.pipeline.prepare import prepare
 from rl_reasoner.pipeline.rehearsal import rehearse
+from rl_reasoner.scoring import waiting
 from rl_reasoner.scoring.batch import score_batch
 from rl_reasoner.scoring.circuit_breaker import Breaker, RewardsFailed
 from rl_reasoner.scoring.limits import Limits
@@ -163,6 +164,7 @@ SCRIPT = """
 import math
 
 from rl_reasoner import reward
+from rl_reasoner.scoring import waiting
 from rl_reasoner.scoring.batch import score_batch
 
 
