@@ -34,17 +34,17 @@ def compare_rows(
         raise UserError(
             f"the two results have no set in common: one has {own[0]}, the other {own[1]}"
         )
-    found = {}
+    entries = {}
     for name in common:
         pairs = _pairs(name, a[name], b[name])
-        found[name] = _paired(a[name], b[name], pairs)
+        entries[name] = _paired(a[name], b[name], pairs)
         clean = [(i, j) for i, j in pairs if not _contaminated(a[name][i], b[name][j])]
         if 0 < len(clean) < len(pairs):
-            found[f"{name}@clean"] = _paired(a[name], b[name], clean)
-    adjusted = holm([entry["p"] for entry in found.values()])
-    for entry, p in zip(found.values(), adjusted, strict=True):
+            entries[f"{name}@clean"] = _paired(a[name], b[name], clean)
+    adjusted = holm([entry["p"] for entry in entries.values()])
+    for entry, p in zip(entries.values(), adjusted, strict=True):
         entry["p_holm"] = p
-    return found
+    return entries
 
 
 def _pairs(name: str, a: Sequence[Row], b: Sequence[Row]) -> list[tuple[int, int]]:
@@ -121,13 +121,13 @@ def _flips(
     ]
 
 
-def unlike(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def unlike(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A sentence for each set that was measured otherwise in b than in a."""
     return [
         f"{name}: apart from the policy, "
-        + ", ".join(f"{key} differs ({x} in a, {y} in b)" for key, (x, y) in told.items())
-        for name, entry in found.items()
-        if (told := entry.get("unlike"))
+        + ", ".join(f"{key} differs ({x} in a, {y} in b)" for key, (x, y) in values.items())
+        for name, entry in entries.items()
+        if (values := entry.get("unlike"))
     ]
 
 

@@ -245,10 +245,10 @@ def _mark(result: EvalResult, label: str, trained_on: Sequence[Row]) -> None:
     """Note at each row of a set what it shares with training rows; add the figures `@clean`."""
     from rl_reasoner.dataset.contamination import find_overlap
 
-    found = find_overlap(trained_on, result.rows[label])
-    for row, hit in zip(result.rows[label], found.hits, strict=True):
+    overlap = find_overlap(trained_on, result.rows[label])
+    for row, hit in zip(result.rows[label], overlap.hits, strict=True):
         row["overlap"] = hit
-    result.sets[label]["contamination"] = found.counts()
+    result.sets[label]["contamination"] = overlap.counts()
     _add_clean(result, label)
 
 

@@ -123,13 +123,13 @@ class Judge:
         return self._judged(saved, [{name: row[name] for name in _SAMPLED} for row in saved])
 
     def _judged(self, rows: Sequence[Row], sampled: Sequence[Row]) -> list[Row]:
-        found: dict[int, Row] = {}
+        scored: dict[int, Row] = {}
         for bench in self.benches:
             marks = bench.marks(rows, sampled)
             for place in bench.places:
                 own = sampled[place]
                 mine = [next(marks) for _ in own["completions"]]
-                found[place] = {
+                scored[place] = {
                     **bench.kept(rows[place]),
                     **own,
                     "scores": [mark["value"] for mark in mine],
@@ -137,10 +137,10 @@ class Judge:
                     "outcomes": [mark["outcome"] for mark in mine],
                 }
                 if bench.name == "math_answer" and len(mine) > 1:
-                    scores, tags = found[place]["scores"], bench.options.get("tags")
+                    scores, tags = scored[place]["scores"], bench.options.get("tags")
                     texts = [tagged(text, tags) if tags else text for text in own["completions"]]
-                    found[place]["classes"] = classes(texts, scores)
-        return [found[place] for place in range(len(rows))]
+                    scored[place]["classes"] = classes(texts, scores)
+        return [scored[place] for place in range(len(rows))]
 
 
 def classes(completions: Sequence[str], scores: Sequence[float | None]) -> list[int]:
@@ -155,13 +155,13 @@ def classes(completions: Sequence[str], scores: Sequence[float | None]) -> list[
         answers.append(next(iter(answer_of(text).texts), None) if wrong else None)
     root = _equal({answer for answer in answers if answer is not None})
     numbers: dict[str, int] = {}
-    found = []
+    class_of_each = []
     for answer, score in zip(answers, scores, strict=True):
         if answer is None:
-            found.append(0 if score == 1.0 else -1)
+            class_of_each.append(0 if score == 1.0 else -1)
         else:
-            found.append(numbers.setdefault(root[answer], len(numbers) + 1))
-    return found
+            class_of_each.append(numbers.setdefault(root[answer], len(numbers) + 1))
+    return class_of_each
 
 
 def _equal(answers: set[str]) -> dict[str, str]:
@@ -185,8 +185,8 @@ def malformed(row: Row) -> str:
             return f"its {name} are missing" if name in lists else "its problem is missing"
     lengths = {name: len(values or ()) for name, values in lists.items()}
     if len({*lengths.values()}) > 1 or not lengths["scores"]:
-        told = ", ".join(f"{count} {name}" for name, count in lengths.items())
-        return f"its lists should be of one length and not empty: {told}"
+        counts = ", ".join(f"{count} {name}" for name, count in lengths.items())
+        return f"its lists should be of one length and not empty: {counts}"
     if not all(isinstance(text, str) for text in row["completions"]):
         return "its completions are not all texts"
     return ""

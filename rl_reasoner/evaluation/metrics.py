@@ -54,21 +54,21 @@ def figures_of(rows: Sequence[Row]) -> dict[str, Any]:
     if samples > 1:
         figures |= _at_k(rows, samples)
     groups = {name: _groups(rows, name) for name in _GROUPED_BY}
-    found = {name: group for name, group in groups.items() if group}
-    return {**figures, **({"by": found} if found else {})}
+    by = {name: group for name, group in groups.items() if group}
+    return {**figures, **({"by": by} if by else {})}
 
 
 def _accuracy(rows: Sequence[Row]) -> dict[str, Any]:
     shares = [share_right(row) for row in rows]
     samples, n = len(rows[0]["scores"]), len(rows)
     groups = problems(rows)
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "problems": n,
         "samples": samples,
         "accuracy": math.fsum(shares) / n,
         "interval": [*accuracy_interval(shares, groups)],
     }
-    return found | ({"standard_error": standard_error(shares, groups)} if samples > 1 else {})
+    return figures | ({"standard_error": standard_error(shares, groups)} if samples > 1 else {})
 
 
 def accuracy_interval(shares: Sequence[float], groups: Groups = None) -> Interval:
@@ -84,7 +84,7 @@ def _shares(rows: Sequence[Row]) -> dict[str, Any]:
     outcomes = Counter(outcome for row in rows for outcome in row["outcomes"])
     silent = sum(reason.startswith(_SILENT) for row in rows for reason in row["reasons"])
     texts = [text for row in rows for text in row["completions"]]
-    found = {
+    shares = {
         "truncated": sum(cut for row in rows for cut in row["truncated"]) / count,
         "no_answer": silent / count,
         "abstained": outcomes["abstain"] / count,
@@ -93,8 +93,8 @@ def _shares(rows: Sequence[Row]) -> dict[str, Any]:
         "judged": sum(score is not None for row in rows for score in row["scores"]) / count,
     }
     if any(OPEN_THINK in text for text in texts):
-        found["thinking"] = sum(map(has_chain, texts)) / count
-    return found
+        shares["thinking"] = sum(map(has_chain, texts)) / count
+    return shares
 
 
 def _lengths(rows: Sequence[Row]) -> dict[str, Any]:
@@ -138,11 +138,11 @@ def _at_k(rows: Sequence[Row], samples: int) -> dict[str, Any]:
     ks = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k < samples] + [samples]
     right = [round(share_right(row) * samples) for row in rows]
     passes = {k: [pass_at_k(samples, count, k) for count in right] for k in ks}
-    found = _curve("pass_at", passes, problems(rows))
+    curves = _curve("pass_at", passes, problems(rows))
     if all("classes" in row for row in rows):
         votes = {k: [_majority(row["classes"], k) for row in rows] for k in ks}
-        found |= _curve("maj_at", votes, problems(rows))
-    return found
+        curves |= _curve("maj_at", votes, problems(rows))
+    return curves
 
 
 def _curve(

@@ -48,24 +48,24 @@ class Watch:
 
     def take(self, figures: Metrics, step: int, policy: "Policy | None") -> dict[str, Any]:
         """The metrics of an evaluation after `step`; keeps `policy` where it is the best so far."""
-        found = {key: figures[key] for key in _SHOWN}
-        if policy is not None and found["interval"][0] > self.best().get("bound", -1.0):
-            self._keep(found, step, policy)
-        return {f"eval/{self.name}/{key}": value for key, value in found.items()}
+        shown = {key: figures[key] for key in _SHOWN}
+        if policy is not None and shown["interval"][0] > self.best().get("bound", -1.0):
+            self._keep(shown, step, policy)
+        return {f"eval/{self.name}/{key}": value for key, value in shown.items()}
 
     def best(self) -> dict[str, Any]:
         """Step, accuracy, interval and bound of the best policy so far; empty for none."""
         file = self.folder / "best" / "evaluation.json"
         return json_object(file) if file.is_file() else {}
 
-    def _keep(self, found: Metrics, step: int, policy: "Policy") -> None:
+    def _keep(self, shown: Metrics, step: int, policy: "Policy") -> None:
         """Put the policy in the place of the best one; a kill leaves the old or the new one."""
         fresh, best, old = (self.folder / name for name in (".best.part", "best", _OLD))
         for rest in (fresh, old):
             shutil.rmtree(rest, ignore_errors=True)
         policy.save(fresh)
-        facts = {"set": self.name, "step": step, "bound": found["interval"][0]}
-        kept = {key: found[key] for key in ("accuracy", "interval")}
+        facts = {"set": self.name, "step": step, "bound": shown["interval"][0]}
+        kept = {key: shown[key] for key in ("accuracy", "interval")}
         write_text(fresh / "evaluation.json", json.dumps({**facts, **kept}))
         if best.is_dir():
             best.rename(old)
@@ -74,12 +74,12 @@ class Watch:
 
     def alarms(self, rows: Sequence[Metrics]) -> dict[str, str]:
         """The alarms that the stage's metrics (one row a step) raise now; new ones are noted."""
-        found = alarms(rows, self.name)
-        for kind, text in found.items():
+        raised = alarms(rows, self.name)
+        for kind, text in raised.items():
             if kind not in self.raised:
                 self.note(f"alarm: {text}")
-        self.raised = set(found)
-        return found
+        self.raised = set(raised)
+        return raised
 
 
 def alarms(rows: Sequence[Metrics], name: str) -> dict[str, str]:
@@ -98,24 +98,24 @@ def alarms(rows: Sequence[Metrics], name: str) -> dict[str, str]:
     first = rows[0 if start == 0 else ends[start - 1] + 1 : ends[start] + 1]
     before, after = rows[ends[start]][f"{key}/accuracy"], now[f"{key}/accuracy"]
     flat = after <= before and (before < 0.98 or start > 0)
-    said = f"accuracy on {name} went from {before:.1%} to {after:.1%}"
-    found = {}
+    moved = f"accuracy on {name} went from {before:.1%} to {after:.1%}"
+    raised = {}
     if flat and _rose(
         *([row["reward"] for row in part if "reward" in row] for part in (first, last))
     ):
-        found["reward"] = f"the reward rises, and {said}: is the reward being gamed?"
+        raised["reward"] = f"the reward rises, and {moved}: is the reward being gamed?"
     cut = [_mean(part, "completions/clipped_ratio") for part in (rows[: ends[0] + 1], last)]
     if cut[1] > max(_CUT_OFF, 2 * cut[0]):
-        found["cut off"] = f"{cut[1]:.0%} of the completions are cut off, at first {cut[0]:.0%}"
+        raised["cut off"] = f"{cut[1]:.0%} of the completions are cut off, at first {cut[0]:.0%}"
     length = [_mean(part, "completions/mean_length") for part in (first, last)]
     if flat and length[1] > _LONGER * max(1.0, length[0]):
-        found["length"] = (
-            f"completions grew from {length[0]:.0f} to {length[1]:.0f} tokens, and {said}"
+        raised["length"] = (
+            f"completions grew from {length[0]:.0f} to {length[1]:.0f} tokens, and {moved}"
         )
     loops = [row.get(f"{key}/repeating", 0.0) for row in (rows[ends[0]], now)]
     if loops[1] > loops[0] + _REPEATING:
-        found["repetition"] = f"{loops[1]:.0%} of the answers on {name} repeat themselves"
-    return found
+        raised["repetition"] = f"{loops[1]:.0%} of the answers on {name} repeat themselves"
+    return raised
 
 
 def _held_against(rows: Sequence[Metrics], ends: Sequence[int], key: str) -> int:
@@ -146,7 +146,7 @@ def overlaps(rows: Sequence[Row], sets: Sequence[str]) -> dict[str, Any]:
 
     Equal texts and shared runs of 13 words; near copies are `rl-reasoner eval`'s to find.
     """
-    found = {}
+    by_set = {}
     for name in sets:
         held_out = load_set(name)
         shared = find_overlap(rows, held_out, near=False)
@@ -155,15 +155,15 @@ def overlaps(rows: Sequence[Row], sets: Sequence[str]) -> dict[str, Any]:
             for i, (row, hit) in enumerate(zip(held_out, shared.hits, strict=True))
             if hit
         ]
-        found[name] = {**shared.counts(), "overlapping": marked}
-    return found
+        by_set[name] = {**shared.counts(), "overlapping": marked}
+    return by_set
 
 
-def overlap_notes(found: Mapping[str, Any]) -> list[str]:
+def overlap_notes(overlaps: Mapping[str, Any]) -> list[str]:
     """One warning for each set of which problems were trained on."""
     return [
         f"{name}: {counts['contaminated']:,} of its {counts['rows']:,} problems are in the "
         "training data; see contamination.json, and evaluate with --decontaminated"
-        for name, counts in found.items()
+        for name, counts in overlaps.items()
         if counts["contaminated"]
     ]

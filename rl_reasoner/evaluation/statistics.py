@@ -34,11 +34,11 @@ def _clusters(values: Sequence[float], groups: Groups) -> list[tuple[float, int]
     """Sum and size of each cluster."""
     if groups is None:
         return [(value, 1) for value in values]
-    found: dict[Hashable, tuple[float, int]] = {}
+    clusters: dict[Hashable, tuple[float, int]] = {}
     for value, group in zip(values, groups, strict=True):
-        total, size = found.get(group, (0.0, 0))
-        found[group] = total + value, size + 1
-    return [*found.values()]
+        total, size = clusters.get(group, (0.0, 0))
+        clusters[group] = total + value, size + 1
+    return [*clusters.values()]
 
 
 def standard_error(values: Sequence[float], groups: Groups = None) -> float:

@@ -142,10 +142,10 @@ def language_share(text: str, target: str) -> LanguageShare:
 
 def language_of(text: str) -> str | None:
     """The language that most words of `text` are in; None where it has none."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for language in dict.fromkeys(own[0] for _, own in _SCRIPTS.values()):
-        found |= Counter(language_share(text, language).words)
-    return max(found, key=lambda language: found[language]) if found else None
+        counts |= Counter(language_share(text, language).words)
+    return max(counts, key=lambda language: counts[language]) if counts else None
 
 
 def _unmarked(text: str) -> str:
@@ -170,14 +170,14 @@ def _runs(text: str) -> Iterator[tuple[str, list[tuple[str, bool]], str]]:
     """
     for match in _SENTENCE.finditer(text):
         sentence = match[0]
-        found: dict[str, list[tuple[str, bool]]] = {}
+        by_script: dict[str, list[tuple[str, bool]]] = {}
         last, end = "", 0
         for word in _WORD.finditer(sentence):
             script = str(word.lastgroup)
             beside = script == last and not sentence[end : word.start()].strip(" ,'’-")
-            found.setdefault(script, []).append((word[0], beside))
+            by_script.setdefault(script, []).append((word[0], beside))
             last, end = script, word.end()
-        for script, words in found.items():
+        for script, words in by_script.items():
             yield script, words, sentence
 
 

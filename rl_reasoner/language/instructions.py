@@ -78,13 +78,13 @@ def verdicts(response: str, instructions: Sequence[Instruction], loose: bool) ->
     text = normalised(response).strip()
     if not text:
         return [(False, "there is no response")] * len(instructions)
-    found = [instruction.check(text) for instruction in instructions]
-    if not loose or all(followed for followed, _ in found):
-        return found
+    strict = [instruction.check(text) for instruction in instructions]
+    if not loose or all(followed for followed, _ in strict):
+        return strict
     others = list(_variants(text))
     return [
         one if one[0] else next((v for v in map(instruction.check, others) if v[0]), one)
-        for instruction, one in zip(instructions, found, strict=True)
+        for instruction, one in zip(instructions, strict, strict=True)
     ]
 
 
@@ -199,11 +199,11 @@ def _marker(value: Any) -> str:
 
 def _counted(count: Callable[..., int], unit: str, text: str, args: Args) -> Followed:
     others = {key: value for key, value in args.items() if key not in _LIMITS}
-    found = count(text, **others)
-    least, most = args.get("at_least", 0), args.get("at_most", found)
+    number = count(text, **others)
+    least, most = args.get("at_least", 0), args.get("at_most", number)
     least, most = (args["exactly"],) * 2 if "exactly" in args else (least, most)
     wanted = ", ".join(f"{name.replace('_', ' ')} {args[name]}" for name in _LIMITS if name in args)
-    return least <= found <= most, f"{found} {unit}, expected: {wanted}"
+    return least <= number <= most, f"{number} {unit}, expected: {wanted}"
 
 
 def _characters(text: str) -> int:
@@ -225,8 +225,8 @@ def _sections(text: str, marker: str) -> int:
     )
     if after.strip():  # 第一部分介绍: what follows the mark may stand close to it
         line = re.compile(line.pattern.removesuffix(r"(?!\w)"), re.IGNORECASE)
-    found = (line.match(row) for row in text.split("\n"))
-    return _in_order([_value(match[1]) for match in found if match])
+    marks = (line.match(row) for row in text.split("\n"))
+    return _in_order([_value(match[1]) for match in marks if match])
 
 
 def _value(numeral: str) -> int:
@@ -308,8 +308,8 @@ def _ends(text: str, args: Args) -> Followed:
 
 
 def _no_comma(text: str, args: Args) -> Followed:
-    found = re.search("[,，،﹐]", text)
-    return found is None, f"has {found[0]!r}" if found else "no comma"
+    comma = re.search("[,，،﹐]", text)
+    return comma is None, f"has {comma[0]!r}" if comma else "no comma"
 
 
 _QUOTES = ('""', "“”", "「」", "『』", "«»", "„“")
@@ -322,24 +322,24 @@ def _quoted(text: str, args: Args) -> Followed:
 
 
 def _title(text: str, args: Args) -> Followed:
-    found = re.search(r"<<([^\S\n]*+[^<>\s][^<>\n]*+)>>", text)
-    return found is not None, f"title {found[1][:40]!r}" if found else "no <<title>>"
+    title = re.search(r"<<([^\S\n]*+[^<>\s][^<>\n]*+)>>", text)
+    return title is not None, f"title {title[1][:40]!r}" if title else "no <<title>>"
 
 
 def _postscript(text: str, args: Args) -> Followed:
     marker = args["marker"].casefold()
-    found = text.casefold().rpartition(f"\n{marker}")
-    if not found[1] or not found[0].strip():
+    parts = text.casefold().rpartition(f"\n{marker}")
+    if not parts[1] or not parts[0].strip():
         return False, f"no line begins with {args['marker']}"
-    return bool(re.search(r"\w", found[2])), "a postscript" if found[2].strip() else "it is empty"
+    return bool(re.search(r"\w", parts[2])), "a postscript" if parts[2].strip() else "it is empty"
 
 
 def _repeats(text: str, args: Args) -> Followed:
     wanted = " ".join(args["text"].casefold().split())
-    said = " ".join(text.casefold().split())
-    if not said.startswith(wanted):
+    begun = " ".join(text.casefold().split())
+    if not begun.startswith(wanted):
         return False, "does not begin with the prompt"
-    return bool(re.search(r"\w", said[len(wanted) :])), "the prompt, then a response"
+    return bool(re.search(r"\w", begun[len(wanted) :])), "the prompt, then a response"
 
 
 def _two_answers(text: str, args: Args) -> Followed:
@@ -349,24 +349,24 @@ def _two_answers(text: str, args: Args) -> Followed:
 
 
 def _choice(text: str, args: Args) -> Followed:
-    said = text.casefold().rstrip(".。!！")
-    right = said in {option.casefold().rstrip(".。!！") for option in args["options"]}
+    chosen = text.casefold().rstrip(".。!！")
+    right = chosen in {option.casefold().rstrip(".。!！") for option in args["options"]}
     return right, "one of the options" if right else "none of the options alone"
 
 
 def _paragraph_starts(text: str, args: Args) -> Followed:
-    found = paragraphs(text)
-    if len(found) < args["paragraph"]:
-        return False, f"{len(found)} paragraphs"
-    first = found[args["paragraph"] - 1].lstrip(" \t\"'“‘*#([").casefold()
+    blocks = paragraphs(text)
+    if len(blocks) < args["paragraph"]:
+        return False, f"{len(blocks)} paragraphs"
+    first = blocks[args["paragraph"] - 1].lstrip(" \t\"'“‘*#([").casefold()
     wanted = args["word"].casefold()
     return first.startswith(wanted) and has_word(first[: len(wanted) + 1], wanted) > 0, first[:30]
 
 
 def _in_language(text: str, args: Args) -> Followed:
-    found = language_share(text, args["language"]).value
-    said = "no words" if found is None else f"{found:.0%} of the words"
-    return found is not None and found >= _IN_LANGUAGE, said
+    share = language_share(text, args["language"]).value
+    reason = "no words" if share is None else f"{share:.0%} of the words"
+    return share is not None and share >= _IN_LANGUAGE, reason
 
 
 # -------------------------------------------------------------------------------------- JSON
@@ -406,14 +406,14 @@ def _flag(value: Any) -> bool:
 def _json(text: str, args: Args) -> Followed:
     fenced = _FENCED.fullmatch(text)
     try:
-        found = json.loads(
+        value = json.loads(
             fenced[1] if fenced else text,
             parse_constant=_refused,
             object_pairs_hook=_object,
         )
     except (ValueError, RecursionError) as error:
         return False, f"not JSON: {error}"[:100]
-    wrong = _against(found, args["schema"], args["only"], "it")
+    wrong = _against(value, args["schema"], args["only"], "it")
     return not wrong, wrong or "JSON as asked"
 
 

@@ -49,11 +49,11 @@ def repeats_itself(text: str) -> bool:
 
 def _borders(units: Sequence[str]) -> list[int]:
     """For each prefix the length of its longest proper border (Knuth, Morris, Pratt 1977)."""
-    found = [0] * len(units)
+    borders = [0] * len(units)
     border = 0
     for at in range(1, len(units)):
         while border and units[at] != units[border]:
-            border = found[border - 1]
+            border = borders[border - 1]
         border += units[at] == units[border]
-        found[at] = border
-    return found
+        borders[at] = border
+    return borders

@@ -97,11 +97,11 @@ def sentences(text: str) -> list[str]:
     abbreviations, initials, numbers and ellipses within a sentence end none. A paragraph, a
     heading and an item of a list end one too, and count where there is a word in them.
     """
-    found: list[str] = []
+    pieces: list[str] = []
     for block in paragraphs(text):
         for part in _parts(block):
-            found += (piece for piece in _split(part) if _WORD.search(piece))
-    return found
+            pieces += (piece for piece in _split(part) if _WORD.search(piece))
+    return pieces
 
 
 def _parts(block: str) -> list[str]:
@@ -119,7 +119,7 @@ def _parts(block: str) -> list[str]:
 
 
 def _split(text: str) -> list[str]:
-    found, start = [], 0
+    pieces, start = [], 0
     for end in _END.finditer(text):
         after = text[end.end() : end.end() + 40].lstrip()
         spaced = end.end() == len(text) or text[end.end()].isspace()
@@ -132,9 +132,9 @@ def _split(text: str) -> list[str]:
                 text[max(start, end.start() - _LAST_WORD) : end.start()], end[0], after
             )
         if ends:
-            found.append(text[start : end.end()])
+            pieces.append(text[start : end.end()])
             start = end.end()
-    return [*found, text[start:]]
+    return [*pieces, text[start:]]
 
 
 def _ideograph(character: str) -> bool:
@@ -175,13 +175,13 @@ def numbered(text: str) -> list[int]:
 
 
 def _lines(text: str, kind: re.Pattern[str]) -> list[tuple[str, re.Match[str]]]:
-    found, fenced = [], False
+    items, fenced = [], False
     for line in normalised(text).split("\n"):
         if _FENCE.match(line):
             fenced = not fenced
         elif not fenced and not _RULE.fullmatch(line) and (mark := kind.match(line)):
-            found.append((line, mark))
-    return found
+            items.append((line, mark))
+    return items
 
 
 def has_word(text: str, word: str) -> int:

@@ -56,10 +56,10 @@ class Entry:
 
     def texts(self) -> list[Any]:
         """What a part holds of it: the completion, and each reward's words."""
-        said = [
+        scores = [
             [printable(name), value, printable(why), out] for name, value, why, out in self.said
         ]
-        return [printable(self.completion), said]
+        return [printable(self.completion), scores]
 
 
 @dataclass(frozen=True)
@@ -204,13 +204,13 @@ def experts_of(
 ) -> dict[int, dict[str, list[float]]]:
     """The experts' load of `layers` (names of metrics) at each of `steps` that has it."""
     wanted = set(steps)
-    found = {}
+    loads_of = {}
     for row in metrics:
         if row["step"] in wanted:
             loads = {name: _shares(row.get(name)) for name in layers}
             if kept := {printable(name): load for name, load in loads.items() if load}:
-                found[row["step"]] = kept
-    return found
+                loads_of[row["step"]] = kept
+    return loads_of
 
 
 def _shares(value: Any) -> list[float]:

@@ -68,8 +68,8 @@ class Dashboard(TrainerCallback):  # type: ignore[misc]
                 work()
         except Exception as error:  # of any kind: code and services of others
             self._inner = None
-            told = f"{type(error).__name__}: {error}".splitlines()[0]
-            self.note(f"dashboard {self.name}: {told}; the run continues without it")
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            self.note(f"dashboard {self.name}: {reason}; the run continues without it")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._inner is not None:

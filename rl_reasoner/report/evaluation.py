@@ -29,11 +29,11 @@ def evaluation_page(results: Sequence[EvalResult]) -> str:
     """The page of one or two results as HTML text; the same results give the same text."""
     labels = ["result"] if len(results) == 1 else ["a", "b"]
     named = list(zip(labels, results, strict=True))
-    found = compare(*results) if len(results) == 2 else {}
-    sources = _sources(named, found)
+    entries = compare(*results) if len(results) == 2 else {}
+    sources = _sources(named, entries)
     sections = [
         _header(named),
-        _comparison(found, sources) if found else None,
+        _comparison(entries, sources) if entries else None,
         _tables(named),
         _curves(named),
         *[_parts(result) for result in results[-1:]],
@@ -48,13 +48,13 @@ def _header(named: Named) -> Element:
     title = named[0][1].policy if len(named) == 1 else "Two evaluations"
     lines = [f"{label}: {result.policy}" for label, result in named] if len(named) > 1 else []
     settings = named[-1][1].settings
-    told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
+    conditions = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
     return h(
         "header",
         h("p", "Evaluation", class_="eyebrow"),
         h("h1", title),
         [h("p", line, class_="lead") for line in lines],
-        h("p", told, class_="lead"),
+        h("p", conditions, class_="lead"),
     )
 
 
@@ -194,7 +194,9 @@ def _at_k(name: str, s: Mapping[str, Any]) -> list[Element]:
 # --- comparison
 
 
-def _comparison(found: Mapping[str, Mapping[str, Any]], sources: Sequence[EntrySource]) -> Element:
+def _comparison(
+    entries: Mapping[str, Mapping[str, Any]], sources: Sequence[EntrySource]
+) -> Element:
     head = [
         "Set",
         "Problems",
@@ -206,7 +208,7 @@ def _comparison(found: Mapping[str, Mapping[str, Any]], sources: Sequence[EntryS
         "Test",
     ]
     rows: list[list[Child]] = []
-    for name, entry in found.items():
+    for name, entry in entries.items():
         low, high = (signed(100 * end) for end in entry["interval"])
         rows.append(
             [
@@ -230,8 +232,11 @@ def _comparison(found: Mapping[str, Mapping[str, Any]], sources: Sequence[EntryS
             "Holm: adjusted for the number of sets.",
             class_="note",
         ),
-        [h("p", told, class_="note") for told in unlike(found)],
-        [_flipped(name, entry["better"], entry["worse"], sources) for name, entry in found.items()],
+        [h("p", sentence, class_="note") for sentence in unlike(entries)],
+        [
+            _flipped(name, entry["better"], entry["worse"], sources)
+            for name, entry in entries.items()
+        ],
         id="comparison",
     )
 
@@ -243,21 +248,21 @@ def _flipped(name: str, better: int, worse: int, sources: Sequence[EntrySource])
         return None
     wanted = json.dumps({"source": source.key, "outcome": "mixed"})
     button = h("button", "show them", type="button", class_="chip", data_show=wanted)
-    told = f"{name}: {better:,} rows better in b, {worse:,} worse. "
-    return h("p", told, button, class_="note")
+    counts = f"{name}: {better:,} rows better in b, {worse:,} worse. "
+    return h("p", counts, button, class_="note")
 
 
 # --- completions
 
 
-def _sources(named: Named, found: Mapping[str, Mapping[str, Any]]) -> list[EntrySource]:
+def _sources(named: Named, entries: Mapping[str, Mapping[str, Any]]) -> list[EntrySource]:
     """The completions of every set: of large ones the rows that flipped, then the first."""
     kept = []
     for label, result in named:
         place = "row_b" if label == "b" else "row"
         rows = {}
         for name, every in result.rows.items():
-            flipped = [flip[place] for flip in found.get(name, {}).get("flips", [])]
+            flipped = [flip[place] for flip in entries.get(name, {}).get("flips", [])]
             chosen = list(dict.fromkeys([*flipped, *range(len(every))]))[:EVAL_ROWS_KEPT]
             rows[name] = [every[i] for i in sorted(chosen)]
         kept.append((label, rows))

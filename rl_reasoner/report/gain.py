@@ -233,9 +233,9 @@ def _way(before: SetResult, after: SetResult, k: int) -> str:
         f"{percent(one.accuracy)}{(one.interval and f' [{span(one.interval)}]') or ''}"
         for one in (first, last)
     )
-    told = {
+    open_ends = {
         "unknown": "no intervals given",
         "within": "no change shown",
         "unsettled": "not settled",
     }
-    return f"pass@{k} {verb} from {ends} ({told.get(move) or evidence(first, last)})"
+    return f"pass@{k} {verb} from {ends} ({open_ends.get(move) or evidence(first, last)})"

@@ -191,12 +191,12 @@ def _chip(before: SetResult | None, after: SetResult | None) -> Element | None:
     """Whether accuracy moved and what tells it, in a few words."""
     if before is None or after is None:
         return None
-    told = "intervals apart" if apart(before, after) else "paired test"
+    evidence = "intervals apart" if apart(before, after) else "paired test"
     match moved(before, after):
         case "rose":
-            return h("span", told, class_="chip good")
+            return h("span", evidence, class_="chip good")
         case "fell":
-            return h("span", told, class_="chip bad")
+            return h("span", evidence, class_="chip bad")
         case "unknown":
             return None
         case _:
@@ -239,9 +239,9 @@ def _cause(run: RunData) -> str:
 
 
 def _by_mode(sets: Mapping[str, SetResult], base: str) -> Figures:
-    found = {split_mode(n)[1]: result for n, result in sets.items() if split_mode(n)[0] == base}
-    order = [m for m in _MODES if m in found] + [m for m in found if m not in _MODES]
-    return {mode: found[mode] for mode in order}
+    modes = {split_mode(n)[1]: result for n, result in sets.items() if split_mode(n)[0] == base}
+    order = [m for m in _MODES if m in modes] + [m for m in modes if m not in _MODES]
+    return {mode: modes[mode] for mode in order}
 
 
 def _gain_of_set(base: str, before: Figures, after: Figures, by: str) -> Element:
@@ -307,8 +307,8 @@ def _results(run: RunData) -> Element | None:
 
 def _pass_curves(run: RunData, names: Sequence[str]) -> Iterator[tuple[str, list[Trace]]]:
     for name in names:
-        found = [(e.name, e.sets[name]) for e in run.evals if name in e.sets]
-        curves = [_pass_curve(label, result) for label, result in found if len(result.pass_at) > 1]
+        shown = [(e.name, e.sets[name]) for e in run.evals if name in e.sets]
+        curves = [_pass_curve(label, result) for label, result in shown if len(result.pass_at) > 1]
         if curves:
             yield name, curves
 
@@ -342,8 +342,8 @@ def _faults(run: RunData) -> Element | None:
     for stage in run.stages:
         kept = stage.rollouts
         for name, counts in kept.outcomes.items() if kept else ():
-            said = [f"{counts[outcome]:,}" for outcome in ("score", "abstain", "fault")]
-            rows.append([f"{stage.name} · {name}", *said])
+            cells = [f"{counts[outcome]:,}" for outcome in ("score", "abstain", "fault")]
+            rows.append([f"{stage.name} · {name}", *cells])
         for (name, reason), count in kept.fault_reasons.items() if kept else ():
             reasons[f"stage-{stage.index}-rollouts", name, reason] += count
     alarms = [f"{stage.name}: {text}" for stage in run.stages for text in alarms_of(stage)]
@@ -358,7 +358,7 @@ def _faults(run: RunData) -> Element | None:
         [h("p", text, class_="warning") for text in alarms],
         h("p", cut, class_="under") if completions else None,
         table(["Reward", "Scores", "Abstentions", "Faults"], rows) if rows else None,
-        [_reason(*found, count) for found, count in reasons.most_common(_REASONS_SHOWN)],
+        [_reason(*place, count) for place, count in reasons.most_common(_REASONS_SHOWN)],
         id="faults",
     )
 

@@ -26,16 +26,16 @@ def with_pairs(run: RunData) -> RunData:
 
 def _tested(before: Evaluation, after: Evaluation) -> dict[str, SetResult]:
     """p-values are adjusted for the number of sets and modes that are tested."""
-    found: dict[str, dict[str, Any]] = {}
+    entries: dict[str, dict[str, Any]] = {}
     for name in after.sets:
         rows = [{name: e.judged[name]} for e in (before, after) if _whole(e, name)]
         try:
-            found |= {name: compare_rows(*rows)[name]} if len(rows) == 2 else {}
+            entries |= {name: compare_rows(*rows)[name]} if len(rows) == 2 else {}
         except UserError:  # other problems in the one than in the other
             continue
-    adjusted = holm([entry["p"] for entry in found.values()])
+    adjusted = holm([entry["p"] for entry in entries.values()])
     sets: dict[str, SetResult] = dict(after.sets)
-    for (name, entry), p in zip(found.items(), adjusted, strict=True):
+    for (name, entry), p in zip(entries.items(), adjusted, strict=True):
         low, high = entry["interval"]
         many, moved = entry["problems"], entry["difference"]
         test = Paired(many, moved, (low, high), entry["p"], p, entry["test"])

@@ -90,36 +90,36 @@ def habits_of(rows: Sequence[Mapping[str, Any]]) -> Habits:
 def reached(run: RunData) -> list[Reached]:
     """What each evaluated stage came to, in the recipe's order; empty where none was evaluated."""
     evals = {e.name: e for e in run.evals}
-    found = [_reached("base", None, evals["base"])] if "base" in evals else []
+    stages = [_reached("base", None, evals["base"])] if "base" in evals else []
     for name, start in _starts(run).items():
         if name in evals:
             known = start if start in evals else None
-            found.append(_reached(name, known, evals[name]))
-    return found
+            stages.append(_reached(name, known, evals[name]))
+    return stages
 
 
 def _starts(run: RunData) -> dict[str, str | None]:
     """The stage (or "base") whose policy each stage goes on from; None for a policy of its own."""
-    found: dict[str, str | None] = {}
+    starts: dict[str, str | None] = {}
     before = "base"
     for stage in run.stage_settings:
         name = str(stage.get("name"))
-        found[name] = None if stage.get("policy") else str(stage.get("start") or before)
+        starts[name] = None if stage.get("policy") else str(stage.get("start") or before)
         if stage.get("kind") != "sample":
             before = name
-    return found
+    return starts
 
 
-def _reached(name: str, start: str | None, found: Evaluation) -> Reached:
-    sampled = {split_mode(n)[0] for n in found.sets if split_mode(n)[1] == "sampled"}
+def _reached(name: str, start: str | None, evaluation: Evaluation) -> Reached:
+    sampled = {split_mode(n)[0] for n in evaluation.sets if split_mode(n)[1] == "sampled"}
     chosen = {
         base: n
-        for n in found.sets
+        for n in evaluation.sets
         for base, mode in [split_mode(n)]
         if mode == ("sampled" if base in sampled else "")
     }
-    sets = {base: found.sets[n] for base, n in chosen.items()}
-    habits = {base: habits_of(found.rows.get(n, [])) for base, n in chosen.items()}
+    sets = {base: evaluation.sets[n] for base, n in chosen.items()}
+    habits = {base: habits_of(evaluation.rows.get(n, [])) for base, n in chosen.items()}
     return Reached(name, start, sets, habits)
 
 
@@ -169,30 +169,30 @@ def _possible(before: SetResult) -> str:
 
 def pipeline_section(run: RunData) -> Element | None:
     """The section; None for a run that was not evaluated after its stages."""
-    found = reached(run)
-    if len(found) < 2:
+    stages = reached(run)
+    if len(stages) < 2:
         return None
-    names = list(dict.fromkeys(name for each in found for name in each.sets))
+    names = list(dict.fromkeys(name for each in stages for name in each.sets))
     groups = [
-        (n, [Bar(e.name, e.sets[n].accuracy, e.sets[n].interval) for e in found if n in e.sets])
+        (n, [Bar(e.name, e.sets[n].accuracy, e.sets[n].interval) for e in stages if n in e.sets])
         for n in names
     ]
     drawings = [charts.bars("Accuracy after each stage", groups, note="lines are 95% intervals")]
     if lengths := list(_lengths(run)):
         note = "mean tokens of a completion, stages one after the other"
         drawings.append(charts.curve("Length over training", lengths, note=note))
-    by_name = {each.name: each for each in found}
+    by_name = {each.name: each for each in stages}
     gains = [
-        h("li", h("b", f"{each.name} (from {each.start}) "), "; ".join(told))
-        for each in found
+        h("li", h("b", f"{each.name} (from {each.start}) "), "; ".join(words))
+        for each in stages
         if each.start in by_name
-        and (told := [gain(by_name[str(each.start)], each, n) for n in names if n in each.sets])
+        and (words := [gain(by_name[str(each.start)], each, n) for n in names if n in each.sets])
     ]
     return h(
         "section",
         h("h2", "The pipeline"),
         h("div", [figure(drawing, "pipeline") for drawing in drawings], class_="charts"),
-        _table(run, found, names),
+        _table(run, stages, names),
         h("h3", "What each gain is"),
         h("ul", gains),
         *_samples(run),
@@ -210,10 +210,10 @@ def _lengths(run: RunData) -> Iterator[Trace]:
             before += steps[-1]
 
 
-def _table(run: RunData, found: Sequence[Reached], names: Sequence[str]) -> Element:
+def _table(run: RunData, stages: Sequence[Reached], names: Sequence[str]) -> Element:
     head = ["Stage", "From", "Kind", "Steps", "Time", "Tokens", *names]
     head += ["Thinks first", "Languages mixed", "Reflection words"]
-    by_name = {each.name: each for each in found}
+    by_name = {each.name: each for each in stages}
     kinds = {str(stage.get("name")): str(stage.get("kind")) for stage in run.stage_settings}
     starts = _starts(run)
     rows: list[list[Child]] = []
@@ -263,8 +263,8 @@ def _samples(run: RunData) -> Iterator[Element]:
         left = ", ".join(f"{why}: {n:,}" for why, n in mapping(card.get("left_out")).items())
         yield h("h3", f"Samples: {stage.name}")
         rows, sampled = (number(card.get(name)) or 0 for name in ("rows", "sampled"))
-        told = f"{rows:,.0f} rows of {sampled:,.0f} sampled completions"
-        yield h("p", f"{told}. Left out: {left or 'none'}.", class_="note")
+        counts = f"{rows:,.0f} rows of {sampled:,.0f} sampled completions"
+        yield h("p", f"{counts}. Left out: {left or 'none'}.", class_="note")
 
 
 def _json(file: Path) -> Mapping[str, Any]:
@@ -279,10 +279,10 @@ def _json(file: Path) -> Mapping[str, Any]:
 
 def text_table(run: RunData) -> str:
     """The table of accuracies and what each gain is, as text."""
-    found = reached(run)
-    names = list(dict.fromkeys(name for each in found for name in each.sets))
+    stages = reached(run)
+    names = list(dict.fromkeys(name for each in stages for name in each.sets))
     cells = [["stage", "from", *names, "thinks", "mixed"]]
-    for each in found:
+    for each in stages:
         row = [each.name, each.start or "–"]
         for name in names:
             result = each.sets.get(name)
@@ -290,11 +290,11 @@ def text_table(run: RunData) -> str:
         cells.append([*row, *map(str, _habits(each)[:2])])
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in cells]
-    by_name = {each.name: each for each in found}
-    for each in found:
+    by_name = {each.name: each for each in stages}
+    for each in stages:
         if each.start in by_name:
             before = by_name[str(each.start)]
-            told = [gain(before, each, n) for n in names if n in each.sets and n in before.sets]
+            words = [gain(before, each, n) for n in names if n in each.sets and n in before.sets]
             lines.append(f"\n{each.name}, from {each.start}:")
-            lines += [f"  {sentence}" for sentence in told]
+            lines += [f"  {sentence}" for sentence in words]
     return "\n".join(lines)

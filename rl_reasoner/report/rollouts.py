@@ -76,28 +76,28 @@ class Rollouts:
 
 def read_rollouts(path: Path) -> Rollouts:
     """Read a stage's `rollouts.jsonl`."""
-    found = Rollouts()
+    kept = Rollouts()
     spans: dict[int, list[tuple[int, int]]] = {}  # step -> (start, end) in bytes of its rows
     rows: Counter[int] = Counter()
     for line in _lines(path):
-        found.end = line.end
+        kept.end = line.end
         if line.row is None:
-            found.broken += 1
+            kept.broken += 1
             continue
         sample = sample_of(line.row)
-        found.add(sample)
+        kept.add(sample)
         rows[sample.step] += 1
         parts = spans.setdefault(sample.step, [])
         if parts and parts[-1][1] == line.start:
             parts[-1] = (parts[-1][0], line.end)
         else:
             parts.append((line.start, line.end))
-    found.steps = len(spans)
+    kept.steps = len(spans)
     for step in _chosen(spans, rows):
         for start, end in spans[step]:
-            found.samples += [sample_of(line.row) for line in _lines(path, start, end) if line.row]
-    del found.samples[ROLLOUTS_KEPT:]  # of a single step that is larger than all
-    return found
+            kept.samples += [sample_of(line.row) for line in _lines(path, start, end) if line.row]
+    del kept.samples[ROLLOUTS_KEPT:]  # of a single step that is larger than all
+    return kept
 
 
 def rows_after(path: Path, start: int, most: int | None = None) -> tuple[int, list[dict[str, Any]]]:

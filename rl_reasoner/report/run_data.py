@@ -190,20 +190,20 @@ def _every_row(
     file: Path, unreadable: list[str]
 ) -> tuple[dict[str, list[Metrics]], dict[str, list[Row]]]:
     """By set, of the rows beside a result: those that are kept, and what all were judged."""
-    found: dict[str, list[Metrics]] = {}
+    kept: dict[str, list[Metrics]] = {}
     judged: dict[str, list[Row]] = {}
     path, size = file.with_suffix(".rows.jsonl"), 0
     for line in _lines(path, unreadable):
         name = str(line.get("set"))
-        rows = found.setdefault(name, [])
+        rows = kept.setdefault(name, [])
         if len(rows) < EVAL_ROWS_KEPT and size < _BYTES_KEPT:
             size += len(str(line))
             rows.append(line)
         scores = line.get("scores")
         if isinstance(line.get("problem"), str) and isinstance(scores, list) and scores:
-            told = {key: line.get(key, "") for key in ("problem", "answer")}
-            judged.setdefault(name, []).append({**told, "scores": [number(s) for s in scores]})
-    return found, judged
+            problem = {key: line.get(key, "") for key in ("problem", "answer")}
+            judged.setdefault(name, []).append({**problem, "scores": [number(s) for s in scores]})
+    return kept, judged
 
 
 def _set_result(raw: Mapping[str, Any]) -> SetResult | None:

@@ -128,7 +128,7 @@ class Watched:
 
     def _rollouts(self, ends: Mapping[str, Any]) -> dict[str, Any]:
         """The rollouts behind what the page has, by source."""
-        found = {}
+        by_source = {}
         for stage in self._run.stages:
             key = f"stage-{stage.index}-rollouts"
             start = ends.get(key)
@@ -136,8 +136,8 @@ class Watched:
                 path = self._path(stage, "rollouts.jsonl")
                 end, samples = samples_after(path, start, _ROWS_SENT)
                 if samples:
-                    found[key] = {"end": end, "rows": appended(samples)}
-        return found
+                    by_source[key] = {"end": end, "rows": appended(samples)}
+        return by_source
 
 
 def _charts(stage: StageRecord) -> list[tuple[str, dict[str, Any]]]:

@@ -136,12 +136,12 @@ def _head(title: str, *, live: bool) -> Element:
 
 def _taken_specs(main: Element) -> dict[str, Any]:
     """The charts' specifications, taken out of their figures."""
-    found = {}
+    specs = {}
     for element in main.iter("figure"):
         spec = element.attrib.pop("data-spec", None)
         if spec is not None:
-            found[element.get("data-chart", "")] = json.loads(spec)
-    return found
+            specs[element.get("data-chart", "")] = json.loads(spec)
+    return specs
 
 
 def _navigation(sections: Sequence[Element], *, live: bool) -> Element:

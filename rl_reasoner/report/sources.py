@@ -12,8 +12,8 @@ Rows = Mapping[str, Sequence[Mapping[str, Any]]]  # by set
 
 def run_sources(run: RunData) -> list[EntrySource]:
     """The sources of a run, rollouts of the last stage first."""
-    found = [source for stage in reversed(run.stages) if (source := _rollouts(stage))]
-    return found + evaluations([(e.name, e.rows) for e in run.evals])
+    rollouts = [source for stage in reversed(run.stages) if (source := _rollouts(stage))]
+    return rollouts + evaluations([(e.name, e.rows) for e in run.evals])
 
 
 def _rollouts(stage: StageRecord) -> EntrySource | None:
@@ -41,12 +41,12 @@ def evaluations(named: Iterable[tuple[str, Rows]]) -> list[EntrySource]:
     """A source for each set, with the completions of every evaluation (name, rows) that has it."""
     entries: dict[str, list[Entry]] = {}
     for name, rows in named:
-        for label, found in rows.items():
-            entries.setdefault(label, []).extend(evaluated(name, found))
+        for label, rows_of_set in rows.items():
+            entries.setdefault(label, []).extend(evaluated(name, rows_of_set))
     return [
-        EntrySource(f"set-{index}", f"Evaluation · {label}", by_problem(found), place=label)
-        for index, (label, found) in enumerate(entries.items())
-        if found
+        EntrySource(f"set-{index}", f"Evaluation · {label}", by_problem(rows_of_set), place=label)
+        for index, (label, rows_of_set) in enumerate(entries.items())
+        if rows_of_set
     ]
 
 

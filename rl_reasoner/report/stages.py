@@ -90,9 +90,9 @@ def stage_section(stage: StageRecord) -> Element | None:
 def _warnings(stage: StageRecord) -> Iterator[Element]:
     """The best policy of the stage, and the alarms of its evaluations with the steps they stood."""
     if stage.best:
-        told = f"Best by the lower bound on {stage.best.get('set')}: step {stage.best.get('step')}"
+        best = f"Best by the lower bound on {stage.best.get('set')}: step {stage.best.get('step')}"
         accuracy = percent(number(stage.best.get("accuracy")))
-        yield h("p", f"{told}, accuracy {accuracy}; it is kept in best/.", class_="note")
+        yield h("p", f"{best}, accuracy {accuracy}; it is kept in best/.", class_="note")
     for text in [*learning_alarms_of(stage), *alarms_of(stage)]:
         yield h("p", text, class_="warning")
 
@@ -101,19 +101,19 @@ def alarms_of(stage: StageRecord) -> list[str]:
     """The alarms of a stage's evaluations, each with the step at which it first stood."""
     alarms: dict[str, tuple[int, str]] = {}  # kind -> first step, newest words
     for row in stage.metrics:
-        found = row.get("alarms")
-        for kind, text in found.items() if isinstance(found, dict) else []:
+        raised = row.get("alarms")
+        for kind, text in raised.items() if isinstance(raised, dict) else []:
             alarms[kind] = (alarms.get(kind, (row["step"], ""))[0], str(text))
     return [f"Alarm, first at step {step}: {text}" for step, text in alarms.values()]
 
 
 def learning_alarms_of(stage: StageRecord) -> list[str]:
     """What kept a stage of GRPO from learning, each with its share and since when."""
-    said = mapping(stage.settings.get("sampling"))
-    longest, steps = number(said.get("max_tokens")), number(stage.settings.get("steps"))
+    sampling = mapping(stage.settings.get("sampling"))
+    longest, steps = number(sampling.get("max_tokens")), number(stage.settings.get("steps"))
     most = len(stage.metrics) if steps is None else int(steps)
     alarms = LearningAlarms(None if longest is None else int(longest), most, stage.highest)
-    return [f"Alarm, {found}" for found in learning_alarms(stage.metrics, alarms)]
+    return [f"Alarm, {alarm}" for alarm in learning_alarms(stage.metrics, alarms)]
 
 
 def figure(drawing: Chart, place: str) -> Element:
@@ -122,7 +122,7 @@ def figure(drawing: Chart, place: str) -> Element:
     The script draws into `.plot`; the specification is taken out of the page by `shell`.
     """
     legend = [h("span", h("i", class_=f"dot {colour}"), label) for label, colour in drawing.legend]
-    said = f"{drawing.title}: {drawing.summary}".rstrip(": ")
+    summary = f"{drawing.title}: {drawing.summary}".rstrip(": ")
     return h(
         "figure",
         h(
@@ -131,7 +131,7 @@ def figure(drawing: Chart, place: str) -> Element:
             h("span", drawing.summary, class_="ends"),
             h("span", legend, class_="legend") if legend else None,
         ),
-        h("div", class_="plot", tabindex="0", role="img", aria_label=said),
+        h("div", class_="plot", tabindex="0", role="img", aria_label=summary),
         h("p", drawing.note, class_="note") if drawing.note else None,
         class_="chart",
         data_chart=f"{place}/{drawing.title}",
@@ -204,8 +204,8 @@ def _evals(stage: StageRecord) -> Iterator[Chart]:
         if not key.endswith("/accuracy") or not values:
             continue
         name = key.removeprefix("eval/").removesuffix("/accuracy")
-        found = {row["step"]: interval(row.get(f"eval/{name}/interval")) for row in stage.metrics}
-        band = charts.band([found[step] for step in steps])
+        spans = {row["step"]: interval(row.get(f"eval/{name}/interval")) for row in stage.metrics}
+        band = charts.band([spans[step] for step in steps])
         note = "band: 95% interval" if band else ""
         line = Trace("accuracy", steps, values, band)
         yield charts.curve(f"Accuracy on {name}", [line], share=True, note=note)
@@ -233,10 +233,10 @@ def _timing(stage: StageRecord) -> Iterator[Chart]:
 
 def _complete(stage: StageRecord, keys: list[str]) -> Iterator[tuple[int, list[float]]]:
     """The steps at which all of `keys` were logged, with their values."""
-    found = [dict(zip(*stage.series(key), strict=True)) for key in keys]
-    for step in sorted(set[int]().union(*found)):
-        if all(step in values for values in found):
-            yield step, [values[step] for values in found]
+    series = [dict(zip(*stage.series(key), strict=True)) for key in keys]
+    for step in sorted(set[int]().union(*series)):
+        if all(step in values for values in series):
+            yield step, [values[step] for values in series]
 
 
 def _experts(stage: StageRecord) -> Iterator[Chart]:
