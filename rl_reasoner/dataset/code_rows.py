@@ -50,7 +50,7 @@ def code_row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def continue_program(row: Mapping[str, Any], completion: str) -> str:
-    """The completion as a reward reads it, where the problem is a program to be continued.
+    """Make a completion that continues its prompt's program a whole program.
 
     That is so when the problem itself begins to define `entry_point`, as in HumanEval. The problem
     is put before each fenced Python block: its imports and helpers hold, and a function written
@@ -82,7 +82,7 @@ def _body(text: str) -> str:
 def continuing(
     function: Callable[..., Any], rows: Sequence[Mapping[str, Any]]
 ) -> Callable[..., Any]:
-    """`function`, reading a completion as the whole program where `rows` begin programs.
+    """Wrap a reward to judge whole programs where `rows` have programs to be continued.
 
     That is for rewards that run tests; others, and rows without an `entry_point`, get `function` as
     it is. The result takes the columns `problem` and `entry_point` too (see `continue_program`).
@@ -118,7 +118,7 @@ def continuing(
 
 
 def as_dataset(rows: Sequence[Mapping[str, Any]]) -> "Dataset":
-    """`rows` as a data set of datasets', their lists and objects (but a chat prompt) unchanged.
+    """Turn `rows` into a `datasets.Dataset` whose lists and objects stay unchanged.
 
     Arrow has one type a column: it would refuse tests of several forms, make `1` of one test `1.0`
     for the `2.5` of another, and add to each object the keys of the others. So such columns, and

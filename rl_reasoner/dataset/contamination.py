@@ -1,4 +1,4 @@
-"""Do rows that were trained on stand in the sets that are evaluated?
+"""Contamination: training rows that are also in evaluation sets.
 
 Three looks at the texts of the problems, case and white space folded: the same text; shared runs of
 13 words, punctuation left out (a row of the set is bad from half of its runs on: one alone is often
@@ -27,7 +27,7 @@ _CANDIDATES = 0.4  # a pair at the threshold itself is found half of the time
 
 @dataclass(frozen=True)
 class Overlap:
-    """What training rows and a set have in common.
+    """The overlap of training rows with a set.
 
     `hits` has an entry for each row of the set, None where nothing is shared: `exact`, `runs` (the
     share of its runs of 13 words that were trained on), `near` (similarity to the nearest copy, or
@@ -115,7 +115,7 @@ class _Found:
                 self.runs.setdefault(run, []).append(index)
 
     def see(self, number: int, text: str) -> None:
-        """Take note of what training row `number` shares with the set."""
+        """Record what training row `number` shares with the set."""
         for index in self.texts.get(text, ()):
             self.exact.setdefault(index, number)
         for run in _runs(_WORD, text, RUN):
@@ -148,7 +148,7 @@ class _Copies:
         return sketch
 
     def see(self, number: int, text: str) -> None:
-        """Take note of the set's texts that training row `number` is a near copy of."""
+        """Record the set's texts that training row `number` is a near copy of."""
         runs = _runs(_PIECE, text, _SHORT_RUN)
         if not runs:
             return

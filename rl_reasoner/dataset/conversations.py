@@ -16,7 +16,7 @@ _ASKING = ("user", "tool")  # who may speak last in a prompt
 
 
 def plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """`row` with texts as `problem`, `completion` and `system`, and with its context told.
+    """Bring a row to the columns `problem`, `completion` and `system`, with its context added.
 
     Where there is no `problem`, `prompt` stands for it; where there is no `prompt` either,
     `messages` is both prompt and completion. A `context` goes behind the problem, unless it is in

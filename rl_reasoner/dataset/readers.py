@@ -28,7 +28,7 @@ def saved_folder(path: Path) -> bool:
 
 
 def file_rows(path: Path, split: str) -> Iterator[Row]:
-    """The rows of a file or saved folder; `split` names one of a folder that has several.
+    """Read the rows of a file or saved folder; `split` chooses one of a folder's splits.
 
     Raises `UserError` with the line where it is broken.
     """
@@ -62,7 +62,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
 
 
 def _between(head: str) -> str:
-    """What parts the names in a CSV file's first line: what gives the most of them."""
+    """The delimiter of a CSV file: the one that splits its first line into most names."""
     return max(_BETWEEN, key=lambda mark: len(next(csv.reader([head], delimiter=mark), [])))
 
 

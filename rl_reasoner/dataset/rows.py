@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 def load_rows(data: AnyData) -> list[Row]:
-    """The rows that `data` describes, linted.
+    """Load and lint the rows that `data` describes.
 
     What a source says of its rows stands in their columns `rewards`, `template` and `max_tokens`.
     The rows of a mix all have the same columns (None where a source has none), and a `task`. Raises
@@ -58,7 +58,7 @@ def load_rows(data: AnyData) -> list[Row]:
 
 
 def load_problems(data: FileData) -> list[Row]:
-    """The rows of a file that have a `problem`, whatever else they lack: to look for overlaps.
+    """Load the rows of a file that have a `problem`, whatever else they lack, to find overlaps.
 
     `columns` may name what only other files have. Raises `UserError` where no row has a problem.
     """
@@ -79,7 +79,7 @@ def _asked(row: Row) -> Row:
 
 
 def _mixed(data: MixData) -> list[Row]:
-    """The rows of all sources, in the parts that their shares say: as many as there are in all."""
+    """Mix the rows of all sources by their shares; their total number stays."""
     parts = [load_rows(source) for source in data.mix]
     total, weights = sum(map(len, parts)), [source.share for source in data.mix]
     counts = [len(part) for part in parts]
@@ -136,7 +136,7 @@ def _task_rows(data: TaskData) -> list[Row]:
 
 
 def _in_words(row: Row, chinese: float, rng: random.Random) -> Row:
-    """The columns of a row whose chain is told in words."""
+    """The columns of a row with its chain of thought in words."""
     try:
         chain = put_into_words(row.get("chain", ""), chinese, rng)
     except ValueError as error:

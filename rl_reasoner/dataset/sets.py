@@ -1,4 +1,4 @@
-"""The named sets of problems: each with its card, and where its rows are found.
+"""The named sets of problems: their cards, where their rows are, and reading them.
 
 A name stands for a file here (shipped, or in the folder `$RL_REASONER_DATA`), else for a data set
 on the hub, where there is one; `read_rows` reads either. Nothing of another's set comes with the
@@ -203,7 +203,7 @@ def set_names() -> list[str]:
 
 
 def how_to_get(place: str) -> str:
-    """What a reader can do who lacks a public set, by its name or its place on the hub; else ""."""
+    """How to get a public set that is not here, by its name or place on the hub; else ""."""
     for name, card in CARDS.items():
         if place == name or (card.hub is not None and card.hub.path == place):
             return f"put {name}.jsonl into a folder and name that in --data-dir or RL_REASONER_DATA"
@@ -248,7 +248,7 @@ def set_data(name: str) -> FileData:
 
 
 def read_rows(name: str, config: str | None = None, split: str = "train") -> list[Row]:
-    """The rows of a file, a saved folder, a shipped set or a hub data set, as they are.
+    """Read the rows of a file, a saved folder, a shipped set or a hub data set, unchanged.
 
     Raises `UserError` when it is not found, empty, or broken (with the line).
     """

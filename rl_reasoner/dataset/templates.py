@@ -27,7 +27,7 @@ BOXED_INSTRUCTION = "Please reason step by step, and put your final answer withi
 
 
 def render(problem: str, template: str, tokenizer: Any, system: str | None = None) -> Prompt:
-    """The prompt for `problem`: a text, or a chat for the templates "chat" and "boxed".
+    """Render the prompt for `problem`: a text, or a chat for the templates "chat" and "boxed".
 
     "auto" is "chat" where the tokenizer has a chat template, else "plain". `system` is the chat's
     system prompt. Raises `UserError` for a template that is no name of one and has no {problem} in
@@ -82,7 +82,7 @@ def with_system(rows: Sequence[Row], system: str | None) -> list[Row]:
 
 
 def target_completion(row: Row) -> str:
-    """The completion that supervised training learns: the row's own, or made of chain and answer.
+    """The completion to train on: the row's own, or made of its chain and answer.
 
     Raises `UserError` for a row that has neither.
     """

@@ -88,7 +88,7 @@ def _run(how: str, command: Sequence[str]) -> None:
 
 
 def _exit_code(ends: dict[int, int], folder: str) -> int:
-    """The job's exit code, from those of its processes that failed: they have said why.
+    """The job's exit code from its failed processes, which have printed why.
 
     Raises `JobEnded` where one was killed and could not.
     """

@@ -40,7 +40,7 @@ def _fixed(known: type) -> type:
 
 
 def _called(function: Callable[[Any], object]) -> type:
-    """What a pickle may call, and do nothing else with."""
+    """A stand-in for `function` that a pickle can call and cannot change."""
     return _Fixed("function", (), {"__new__": lambda cls, argument: function(argument)})
 
 
@@ -93,7 +93,7 @@ def check_shards(folder: Path) -> None:
 
 
 def _wrong(folder: Path, index: Any) -> Iterator[str]:
-    """What of an index would lead its reader out of the folder, or past the machine's memory."""
+    """Yield what in an index would lead its reader out of the folder or past the memory."""
     if not _is_index(index):
         yield f"its {INDEX} is not an index of shards"
         return

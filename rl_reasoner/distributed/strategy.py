@@ -11,7 +11,7 @@ PARALLEL = ("auto", "ddp", "fsdp", "zero2", "zero3")
 
 
 def trainer_arguments(parallel: str, processes: int) -> dict[str, Any]:
-    """Arguments of a transformers trainer for `parallel`; nothing of them for one process.
+    """Arguments of a transformers trainer for `parallel`; none for a single process.
 
     "auto" is what the launcher's settings say, and DDP where they say nothing.
     """
@@ -50,7 +50,7 @@ def deepspeed_settings(stage: int) -> dict[str, Any]:
 
 
 def per_process(total: int, processes: int, what: str, unit: str = "row") -> int:
-    """How many of a step's rows or groups are a process's.
+    """The number of a step's rows or groups that each process takes.
 
     Raises `UserError` where they do not divide.
     """

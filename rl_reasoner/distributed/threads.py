@@ -28,7 +28,7 @@ def wait_asleep() -> None:
 
 
 def share_cores(processes: int) -> None:
-    """Deal the cores out to so many processes to be started, unless the user has."""
+    """Divide the cores among `processes` to be started, unless the user has set threads."""
     if not user_sets_threads():
         cores = len(os.sched_getaffinity(0))
         os.environ["OMP_NUM_THREADS"] = str(max(1, cores // processes))
@@ -36,7 +36,7 @@ def share_cores(processes: int) -> None:
 
 
 def user_sets_threads() -> bool:
-    """Whether the user has said how many threads there are to be."""
+    """Whether the user has set the number of threads."""
     return any(name in os.environ for name in _OWN) and _SHARED not in os.environ
 
 

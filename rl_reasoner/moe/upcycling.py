@@ -1,4 +1,4 @@
-"""From a dense policy to a mixture of experts that computes the same function.
+"""Upcycling: from a dense policy to a mixture of experts that computes the same function.
 
 Sparse upcycling (arXiv 2212.05055): every expert of a layer begins as a copy of the dense layer's
 feed-forward part, the router at random. Gates that sum to 1 make the mixture's output that of the

@@ -194,7 +194,7 @@ def _sides(model: Any, name: str) -> list[int]:
 
 @contextmanager
 def fp8(model: Any, scaling: Scaling = "block", by: Backend = "emulation") -> Iterator[None]:
-    """Inside, `model` multiplies in FP8; weights, and what is saved, stay as they are.
+    """Multiply in FP8 inside; weights, and what is saved, stay as they are.
 
     `excluded_layers` compute as before; fused experts all do or none, since their kind is a setting
     of the whole model.
@@ -231,7 +231,7 @@ def _forward(layer: nn.Linear, scaling: Scaling, by: Backend) -> Callable[[Tenso
 
 
 def fp8_backend(device: str, scaling: Scaling) -> Backend:
-    """How FP8 is computed on `device` ("cpu", "cuda", "mps"): by the card where it can, else not.
+    """Choose how FP8 is computed on `device`: by the card if it can, else emulated.
 
     Raises `UserError` where the card has FP8 and something else is missing: what is emulated is
     never taken for the real one.
@@ -244,7 +244,7 @@ def fp8_backend(device: str, scaling: Scaling) -> Backend:
 
 @contextmanager
 def in_fp8(precision: str, scaling: Scaling, device: str, *models: Any) -> Iterator[None]:
-    """Inside, the models compute as a run with this precision does; None is no model."""
+    """Compute inside as a run with this precision does; a model may be None."""
     with ExitStack() as stack:
         for model in models if precision == "fp8" else ():
             if model is not None:
@@ -255,7 +255,7 @@ def in_fp8(precision: str, scaling: Scaling, device: str, *models: Any) -> Itera
 def describe_fp8(
     model: Any, scaling: Scaling, by: Backend
 ) -> tuple[Literal["passed", "warned"], str]:
-    """Whether there is something to know about a run's FP8, and what it is."""
+    """Describe a run's FP8, with the status of the check."""
     excluded = excluded_layers(model, scaling, by)
     count = len(covered_layers(model)) - len(excluded)
     summary = f"{count} layers multiply in FP8, one scale per {scaling}"

@@ -1,4 +1,4 @@
-"""Policies whose files hold FP8 weights, as DeepSeek-V3's do: opening them, writing them.
+"""Opening and writing policies with FP8 weights, such as DeepSeek-V3.
 
 transformers calls the form FineGrainedFP8: e4m3 weights, one fp32 scale (`weight_scale_inv`) for
 each block of 128 x 128; embeddings, norms, gates and the head stay in a wider type. Training needs
@@ -42,7 +42,7 @@ def has_fp8_weights(config: Any) -> bool:
 
 @contextmanager
 def whole_blocks() -> Iterator[None]:
-    """Inside, transformers dequantises weights whose sides are no multiples of the block, too.
+    """Let transformers also dequantise weights whose sides are not multiples of the block.
 
     It takes the block's size from the number of scales: of DeepSeek-V3's 576 rows it would make 5
     blocks of 115.2, which it refuses, of 192 rows 2 of 96, which is wrong without a word.
@@ -124,7 +124,7 @@ def _fits(layer: Any) -> bool:
 
 
 def _describe(folder: Path, others: Sequence[str], placed: Mapping[str, str]) -> None:
-    """Say in the config, and in the index of several files, what the files hold now."""
+    """Update the config, and the index of several files, to what the files hold now."""
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config["quantization_config"] = {

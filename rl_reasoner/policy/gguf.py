@@ -18,7 +18,7 @@ def cache_folder() -> Path:
 
 
 def convert_gguf(file: Path) -> Path:
-    """The safetensors folder of a GGUF file; made once, kept under the file's hash.
+    """Convert a GGUF file to a safetensors folder, once: it is cached by the file's hash.
 
     Two things that the plain conversion loses are mended: the digit splitting of tokenizers whose
     GGUF type is `smollm`, and a pad token that is the end-of-sequence token (training would then

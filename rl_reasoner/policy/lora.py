@@ -27,7 +27,7 @@ _TAKEN = {"gate_proj", "up_proj", "down_proj"}  # that peft renames to the exper
 
 
 def add_lora(policy: Policy, lora: Lora, seed: int) -> None:
-    """Put a fresh low-rank adapter on the policy's model; `seed` sets its first weights.
+    """Add a new low-rank adapter to the policy's model; `seed` initialises it.
 
     On linear layers and experts, on the router only if it is named (see `lora_targets`).
     """
@@ -46,7 +46,7 @@ def add_lora(policy: Policy, lora: Lora, seed: int) -> None:
 
 
 def merge_adapter(policy: Policy) -> bool:
-    """Merge the adapter of a policy that was opened from one into its base; whether it had one.
+    """Merge a policy's adapter into its base model; return whether it had one.
 
     Raises `UserError` for one that has no merged form (prompts and prefixes that are learned).
     """

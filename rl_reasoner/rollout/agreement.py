@@ -31,7 +31,7 @@ _runs: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
 
 
 def obstacle(causal_lm: nn.Module) -> str | None:
-    """What, by its config and modules, keeps a model from our layouts; None if nothing."""
+    """Why a model's config or modules rule out our layouts, or None."""
     config: Any = causal_lm.config
     text = config.get_text_config()
     if text is not config:
@@ -68,7 +68,7 @@ def sampling_obstacle(causal_lm: nn.Module) -> str | None:
 
 
 def engine_runs(causal_lm: nn.Module) -> bool:
-    """Whether the engine may sample from a model at rest; each model is tried once."""
+    """Whether the engine may sample from a model in evaluation mode; each model is tried once."""
     if causal_lm not in _runs:
         with in_mode(causal_lm, training=False):
             _runs[causal_lm] = sampling_obstacle(causal_lm) is None
@@ -91,7 +91,7 @@ def fused_head_agrees(causal_lm: Any, temperature: float) -> bool:
 
 @contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Inside, all of the model trains, or rests; afterwards each module is as it was."""
+    """Put all of the model in training or evaluation mode inside; each module's own mode after."""
     before = [(module, module.training) for module in model.modules()]
     model.train(training)
     try:
@@ -127,14 +127,14 @@ def _obstacle(causal_lm: nn.Module, proof: Callable[[Any], bool]) -> str | None:
 
 
 def _random_state(device: torch.device) -> Tensor:
-    """The state of what a model on `device` draws from."""
+    """The state of the random generator that a model on `device` uses."""
     cuda = device.type == "cuda"
     return torch.cuda.get_rng_state(device) if cuda else torch.get_rng_state()
 
 
 @contextmanager
 def _narrowed(causal_lm: nn.Module) -> Iterator[None]:
-    """Inside, every window of the model, in its config and its modules, is a few tokens wide."""
+    """Shrink every attention window of the model, in config and modules, to a few tokens inside."""
     config: Any = causal_lm.config
     holders: list[Any] = [config.get_text_config(), *causal_lm.modules()]
     windows = [
@@ -154,7 +154,7 @@ def _narrowed(causal_lm: nn.Module) -> Iterator[None]:
 
 
 def _packs(causal_lm: Any) -> bool:
-    """Two prompts with two rows each: one packed pass, and one over the four rows."""
+    """Compare a packed pass over two prompts with two rows each with one over the four rows."""
     rows = _tokens(causal_lm, 4, _PROMPTS[0] + _TOKENS)
     rows[1::2, : _PROMPTS[0]] = rows[::2, : _PROMPTS[0]]
     packed = pack(rows, torch.ones_like(rows), _TOKENS)
@@ -166,7 +166,7 @@ def _packs(causal_lm: Any) -> bool:
 
 
 def _decodes(causal_lm: Any) -> bool:
-    """Two prompts of unequal lengths with two rows each, drawn token by token."""
+    """Compare rows of two unequal prompts, sampled token by token, with one pass over them."""
     first, second = _PROMPTS
     numbers = _tokens(causal_lm, 1, first + second)[0].tolist()
     prompts = [part for part in (numbers[:first], numbers[first:]) for _ in range(2)]

@@ -1,6 +1,6 @@
-"""Completions that were drawn once and are kept: an interrupted evaluation goes on where it was.
+"""A cache of completions, so that an interrupted evaluation resumes where it was.
 
-A completion's key is a hash over who drew it (`identity`: for a policy the hash of its weights),
+A completion's key is a hash over who sampled it (`identity`: for a policy the hash of its weights),
 its prompt (token ids), the sampling parameters, the seed and its index among the prompt's samples.
 So a changed token, weight or parameter misses, and more samples of a prompt only add. The store is
 SQLite: what was committed survives a kill at any moment, and several processes may share it. Knows
@@ -24,7 +24,7 @@ _WAIT_S = 60.0  # for another process that is writing
 
 
 class SampleCache:
-    """The completions of one drawer, in the file `FOLDER/IDENTITY.sqlite`."""
+    """The completions of one policy (`identity`), in one SQLite file of `folder`."""
 
     def __init__(self, folder: Path, identity: str) -> None:
         self.identity = identity
@@ -48,7 +48,7 @@ class SampleCache:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def kept(self, keys: Sequence[str]) -> dict[str, Rollout]:
-        """Those of the completions that are here, by key."""
+        """The cached completions among `keys`, by key."""
         rollouts: dict[str, Rollout] = {}
         with closing(self._open()) as store:
             for first in range(0, len(keys), _AT_ONCE):
@@ -60,28 +60,28 @@ class SampleCache:
         return rollouts
 
     def keep(self, drawn: Iterable[tuple[str, Rollout]]) -> None:
-        """Keep completions: they are on the disk when this returns. A key's first one holds."""
+        """Store completions durably; the first one of a key stays."""
         rows = [(key, json.dumps(astuple(rollout))) for key, rollout in drawn]
         with closing(self._open()) as store, store:
             store.executemany("INSERT OR IGNORE INTO samples VALUES (?, ?)", rows)
 
     def __len__(self) -> int:
-        """How many completions are kept."""
+        """The number of cached completions."""
         with closing(self._open()) as store:
             [[count]] = store.execute("SELECT count(*) FROM samples")
         return int(count)
 
 
-Job = tuple[int, int]  # the index of a prompt, the number of its sample
+SampleJob = tuple[int, int]  # the index of a prompt, the number of its sample
 
 
 def sample_through(
     cache: SampleCache | None,
-    jobs: Sequence[Job],
-    key: Callable[[SampleCache, Job], str],
-    draw: Callable[[list[Job]], Iterable[Mapping[Job, Rollout]]],
+    jobs: Sequence[SampleJob],
+    key: Callable[[SampleCache, SampleJob], str],
+    draw: Callable[[list[SampleJob]], Iterable[Mapping[SampleJob, Rollout]]],
     progress: Callable[[int], None],
-) -> dict[Job, Rollout]:
+) -> dict[SampleJob, Rollout]:
     """The completions of `jobs`: those that `cache` holds, and the others from `draw`.
 
     What is drawn is kept at once, batch by batch. `progress` is called with the number of

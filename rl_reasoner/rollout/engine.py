@@ -114,7 +114,7 @@ def _first_above(cumulated: Tensor, wanted: Tensor) -> Tensor:
 
 
 class _Batch:
-    """The rows of one call, from their prompts to their last tokens."""
+    """The state of one call of `generate`."""
 
     def __init__(
         self,
@@ -161,7 +161,7 @@ class _Batch:
         self.seen = self._padded(prompts) if looks or sampling.stop else None
 
     def run(self) -> list[SampledCompletion]:
-        """Prompts, then token by token until no row is left."""
+        """Run the prompts, then token by token until no row is left."""
         logits = torch.cat(list(self._prefill()))[self.groups.to(self.device)]
         if self.routes is not None:
             self.routes.start(self.groups, self.sampling.max_tokens)
@@ -183,7 +183,7 @@ class _Batch:
         ]
 
     def _prefill(self) -> Iterator[Tensor]:
-        """Logits (prompts, V) behind each prompt, in passes of at most `_PREFILL` tokens."""
+        """Yield logits (prompts, V) after each prompt, in passes of at most `_PREFILL` tokens."""
         first = 0
         while first < len(self.prompts):
             last, size = first + 1, len(self.prompts[first])
@@ -222,7 +222,7 @@ class _Batch:
         return logits
 
     def _sample(self, logits: Tensor) -> Tensor:
-        """Draw (rows,) tokens, and write them down."""
+        """Draw and record (rows,) tokens."""
         tokens: Tensor
         step = self.caches.time
         if not step and self.sampling.begin_suppress:
@@ -251,7 +251,7 @@ class _Batch:
         return tokens
 
     def _processed(self, logits: Tensor) -> Tensor:
-        """(rows, V) the logits behind transformers' processors, each row's as if it were alone."""
+        """(rows, V) logits after transformers' processors, each row as if it were alone."""
         if self.seen is None:
             by_logits: Tensor = next(iter(self.processors.values()))(None, logits)
             return by_logits
@@ -262,7 +262,7 @@ class _Batch:
         return scores
 
     def _rows_seen(self, step: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Live rows by the length of their prompts: length, places, ids with `step` drawn ones."""
+        """Yield live rows by prompt length: length, places, ids with their first `step` samples."""
         assert self.seen is not None
         longest = self.seen.shape[1] - self.sampling.max_tokens
         lengths = self.lengths[self.order]
@@ -280,7 +280,7 @@ class _Batch:
         return stopped
 
     def _leave(self, tokens: Tensor) -> Tensor:
-        """Take the rows that ended out of the batch; the tokens of those left, in their order."""
+        """Remove finished rows from the batch; return the tokens of the others, in their order."""
         count = self.caches.time + 1
         last = count == self.sampling.max_tokens
         alive = torch.zeros_like(tokens).bool() if last else ~self._stopped(tokens)

@@ -50,7 +50,7 @@ class KVCache:
         self._far.clear()
 
     def advance(self) -> None:
-        """A pass is done: its tokens are behind the next one's."""
+        """Count the tokens of the pass that is done."""
         self.time += 1
         self.calls = 0
         self._far.clear()
@@ -107,7 +107,7 @@ class KVCache:
         return self._by_row(scores)
 
     def _outside(self, window: int) -> Tensor:
-        """(prompts, 1, 1, P) bool: the prompts' tokens that the new ones do not see any more."""
+        """(prompts, 1, 1, P) bool: prompt tokens outside the new tokens' attention window."""
         if window not in self._far:
             columns = torch.arange(int(self.lengths.max()))
             far = columns <= (self.lengths + self.time - window)[:, None]
@@ -120,12 +120,12 @@ class KVCache:
         return table.transpose(1, 2).flatten(2, 3)  # type: ignore[no-any-return]
 
     def _by_row(self, tensor: Tensor) -> Tensor:
-        """The way back."""
+        """The inverse of `_by_prompt`."""
         table = tensor.unflatten(2, (self.slots, -1)).transpose(1, 2)  # type: ignore[no-untyped-call]
         return table.flatten(0, 1)[self.place]  # type: ignore[no-any-return]
 
     def evict(self, holes: Tensor, movers: Tensor, groups: Tensor) -> Tensor:
-        """Rows `movers` take the places `holes`; prompts without a row are dropped.
+        """Move rows `movers` to the places `holes` and drop prompts without a row.
 
         `groups` (rows left,) are the rows' prompts; they are returned by their new numbers.
         """

@@ -1,4 +1,4 @@
-"""Prompts that do not fit, with their completions, into the positions that a model has.
+"""Prompts that, with their completions, exceed the positions of a model.
 
 A model with a table of positions (GPT-2, OPT, GPT-J) ends with an IndexError, or on a GPU with no
 word at all, in the step that such a row comes to. It is named before: `fit_prompts` does so for the
@@ -25,7 +25,7 @@ _OFFSETS = (0, 2)  # OPT's has two places more than positions
 
 
 def places_of(model: nn.Module) -> int | None:
-    """How many positions a model has in a table; None where it has none and may go beyond."""
+    """The size of a model's table of positions; None for one that has no such limit."""
     places = declared_places(model)
     if places is None:
         return None
@@ -55,14 +55,14 @@ def too_long(
 
 
 def _bytes(prompt: Any) -> int:
-    """At least as many as the prompt has tokens."""
+    """An upper bound on the prompt's number of tokens."""
     if isinstance(prompt, str):
         return len(prompt.encode(errors="replace")) + 8
     return _OF_A_TEMPLATE + sum(len(str(m).encode(errors="replace")) for m in prompt)
 
 
 def declared_places(model: nn.Module) -> int | None:
-    """How many positions a model's config says that it has, in a table or not."""
+    """The number of positions that a model's config declares, in a table or not."""
     config: Any = model.config
     places = getattr(config.get_text_config(), "max_position_embeddings", None)
     return places if isinstance(places, int) else None
@@ -81,7 +81,7 @@ def _begin(prompt: Any) -> str:
 
 
 def fit_prompts(trainer: Any, tokens: Callable[[list[Any]], list[int]]) -> None:
-    """Leave out the rows of a trainer that are too long, or raise `UserError` that names them.
+    """Skip the rows of a trainer that are too long, or raise a `UserError` that names them.
 
     `tokens` counts those of prompts.
     Rows of a stream are looked at when they come.
@@ -102,7 +102,7 @@ def fit_prompts(trainer: Any, tokens: Callable[[list[Any]], list[int]]) -> None:
 
 
 class _Fits:
-    """What a trainer does about rows whose prompt and completion are more than `places` tokens."""
+    """Skips or reports rows whose prompt and completion exceed `places` tokens."""
 
     def __init__(self, trainer: Any, places: int, tokens: Callable[[list[Any]], list[int]]) -> None:
         self.trainer = trainer
@@ -112,7 +112,7 @@ class _Fits:
         self.skips = getattr(trainer.args, "long_prompts", "stop") == "skip"
 
     def among(self, rows: Any, name: str) -> Any:
-        """The rows that fit. Raises `UserError` where there are others and the run is to stop."""
+        """The rows that fit. Raises `UserError` for the others unless they are to be skipped."""
         if rows is None:
             return None
         if isinstance(rows, IterableDataset):

@@ -1,4 +1,4 @@
-"""How far a rollout and the training pass of one model are apart: log-probabilities and experts.
+"""The train-inference mismatch: log-probabilities and experts in sampling and in training.
 
 The same completions are sampled token by token, with a cache, and then passed over as whole rows;
 both by the same weights, so every difference is one of arithmetic. In a mixture of experts a
@@ -43,7 +43,7 @@ class Gap:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """The gap of `tokens` sampled tokens, as it is, and with router replay where that is there."""
+    """The gap over `tokens` sampled tokens, without and, where possible, with router replay."""
 
     tokens: int
     plain: Gap
@@ -70,7 +70,7 @@ def measure(
     autocast: torch.dtype | None = None,
     router_gradients: bool = False,
 ) -> Mismatch:
-    """Sample a completion for each of `prompts`, pass over them, and compare.
+    """Sample a completion for each of `prompts`, run the training pass over them, and compare.
 
     `autocast`: the type in which a model that is kept in fp32 computes. `router_gradients` also
     measures those, with the memory of a training pass. Weights and gradients are left as they were.
@@ -93,7 +93,7 @@ def measure(
 
 
 def diagnose(mismatch: Mismatch, replay: bool) -> tuple[Literal["passed", "warned"], str, str]:
-    """A mismatch in words: whether it is one to mend, what was found, and what to set.
+    """Describe a mismatch: whether it needs a change, the figures, and what to set.
 
     `replay`: whether the run is to replay experts.
     """
@@ -126,7 +126,7 @@ def _sample(
     seed: int,
     routing: Routing | None,
 ) -> tuple[list[_SampledRow], Routes | None]:
-    """By the engine, as the trainer does it; by transformers where the engine cannot."""
+    """Sample with the engine, as the trainer does, or with transformers where it cannot run."""
     keys = [(seed, row) for row in range(len(prompts))]
     routes: Routes | None = None
     with _recording(routing) as passes:
@@ -161,7 +161,7 @@ def _gap(
     replay: bool,
     cast: AbstractContextManager[Any],
 ) -> Gap:
-    """Pass over `rows`, right-padded, a few at a time."""
+    """Run the training pass over `rows`, right-padded, a few at a time."""
     asked = torch.is_grad_enabled()
     weights: list[Any] = [r.weight for _, r in routers(model)] if routing is not None else []
     apart, flipped = [], []
@@ -230,7 +230,7 @@ def _log_probs(
 
 @contextmanager
 def _watched(model: nn.Module) -> Iterator[list[Tensor]]:
-    """The choices (N, k) of every layer that runs inside, as the experts get them."""
+    """Collect the choices (N, k) of every layer inside, as the experts get them."""
     chosen: list[Tensor] = []
     handles = [
         router.register_forward_hook(lambda m, i, output: chosen.append(output[2]))

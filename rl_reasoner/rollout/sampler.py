@@ -1,4 +1,4 @@
-"""Completions for prompts, outside the training step: for evaluation, chat and checks.
+"""Sampling outside the training step: for evaluation, chat and checks.
 
 Sampling is the training step's engine (`rl_reasoner.rollout.engine`) where it can run the model,
 else transformers' `generate`; batches hold prompts of similar length, under a budget of memory. A
@@ -22,7 +22,7 @@ from rl_reasoner.language.thinking import CLOSE_THINK, NO_CHAIN, OPEN_THINK
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.rollout import engine
 from rl_reasoner.rollout.agreement import engine_runs, in_mode
-from rl_reasoner.rollout.cache import Job, SampleCache, sample_through
+from rl_reasoner.rollout.cache import SampleCache, SampleJob, sample_through
 from rl_reasoner.rollout.long_prompts import declared_places, named_rows, places_of, too_long
 from rl_reasoner.rollout.sampling_params import SamplingParams
 from rl_reasoner.types import Prompt, Rollout, Row
@@ -37,7 +37,7 @@ _PREFIXES = {"chain": OPEN_THINK, "direct": NO_CHAIN, None: ""}
 
 
 def prompt_ids(policy: Policy, prompt: Prompt, prefix: str = "") -> list[int]:
-    """The token ids of a prompt, with the start of the completion (`prefix`) behind it.
+    """The token ids of a prompt followed by `prefix`, the start of the completion.
 
     Raises `UserError` for a chat that the policy's tokenizer has no template for.
     """
@@ -61,7 +61,7 @@ def eos_ids(policy: Policy) -> list[int]:
 
 
 def weights_hash(policy: Policy) -> str:
-    """SHA-256 over weights, config and tokenizer: what a completion depends on, but its prompt.
+    """SHA-256 over weights, config and tokenizer: all that a completion depends on but its prompt.
 
     The settings of an adapter (its scale, say) count as config.
     """
@@ -109,7 +109,7 @@ def sample(
     drawer = _Drawer(policy, temperature, max_tokens, seed, force)
     count = samples if temperature else 1
 
-    def draw(jobs: Sequence[Job]) -> Iterator[dict[Job, Rollout]]:
+    def draw(jobs: Sequence[SampleJob]) -> Iterator[dict[SampleJob, Rollout]]:
         for batch in drawer.batches(sorted(jobs, key=lambda job: len(ids[job[0]])), ids):
             drawn = drawer.draw([(ids[index], number) for index, number in batch], on_token)
             yield dict(zip(batch, drawn, strict=True))
@@ -196,13 +196,13 @@ class _Drawer:
         }
         return cache.key([*ids], settings, self.seed if self.sampling.temperature else None, number)
 
-    def batches(self, jobs: Sequence[Job], ids: Sequence[list[int]]) -> list[list[Job]]:
-        """`jobs`, sorted by the length of their prompts, in batches that the memory holds.
+    def batches(self, jobs: Sequence[SampleJob], ids: Sequence[list[int]]) -> list[list[SampleJob]]:
+        """Split `jobs`, sorted by prompt length, into batches that fit the memory budget.
 
         The engine keeps keys and values of a prompt once for all of its samples.
         """
         budget = _BATCH_BYTES // _token_bytes(self.model)
-        batches: list[list[Job]] = []
+        batches: list[list[SampleJob]] = []
         prompts: set[int] = set()  # of the last batch
         for index, number in jobs:  # the newest is the longest of its batch
             prompts.add(index)
@@ -326,13 +326,13 @@ def _generation_config(model: Any, settings: GenerationConfig) -> Iterator[None]
 
 
 def _numbers(ids: Sequence[int]) -> tuple[int, ...]:
-    """Two numbers below 2^32 that stand for a sequence."""
+    """Hash a sequence to two numbers below 2^32."""
     digest = hashlib.sha256(json.dumps([*ids]).encode()).digest()
     return int.from_bytes(digest[:4]), int.from_bytes(digest[4:8])
 
 
 def _token_bytes(model: Any) -> int:
-    """Bytes that keys and values of one token take in all layers."""
+    """Bytes of one token's keys and values in all layers."""
     config = model.config.get_text_config()
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads

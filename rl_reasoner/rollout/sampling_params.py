@@ -90,7 +90,7 @@ class SamplingParams:
 
 
 def unhandled(given: Mapping[str, Any], settings: GenerationConfig) -> str | None:
-    """The first setting that the engine does not do: of those `given`, or of all `settings`."""
+    """The first setting that the engine does not support: of `given`, or of all `settings`."""
     for name, value in given.items():
         if value is not None and name not in HANDLED:
             return f"generation_kwargs ({name})"
@@ -101,7 +101,7 @@ def unhandled(given: Mapping[str, Any], settings: GenerationConfig) -> str | Non
 
 
 def is_the_policy(processors: LogitsProcessorList, temperature: float) -> bool:
-    """Whether what they leave is the policy's own distribution at this temperature."""
+    """Whether these processors leave the policy's own distribution at this temperature."""
     left = 1.0
     for processor in processors:
         if isinstance(processor, logits_process.TemperatureLogitsWarper):
@@ -112,5 +112,5 @@ def is_the_policy(processors: LogitsProcessorList, temperature: float) -> bool:
 
 
 def looks_back(processors: LogitsProcessorList) -> bool:
-    """Whether one of them may look at the tokens before, or count them."""
+    """Whether one of these processors may depend on earlier tokens or their number."""
     return any(not isinstance(processor, _BY_LOGITS) for processor in processors)

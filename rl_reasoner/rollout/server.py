@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from rl_reasoner.errors import RunStopped, UserError
 from rl_reasoner.language.thinking import CLOSE_THINK, OPEN_THINK
-from rl_reasoner.rollout.cache import Job, SampleCache, sample_through
+from rl_reasoner.rollout.cache import SampleCache, SampleJob, sample_through
 from rl_reasoner.types import Prompt, Rollout
 
 _RETRIES = 8
@@ -68,7 +68,7 @@ class ServedPolicy:
         progress: Callable[[int], None] | None = None,
         cache: SampleCache | None = None,
     ) -> list[list[Rollout]]:
-        """`samples` completions for each prompt, as `rollouts.sample` gives them.
+        """Sample `samples` completions for each prompt, as `sampler.sample` does.
 
         Raises `UserError` where a start is to be forced (a chat has none), where the client is not
         installed or the server refuses a request; `ServerFailed` when it is gone.
@@ -89,12 +89,12 @@ class ServedPolicy:
 
     def _drawn(
         self,
-        jobs: Sequence[Job],
+        jobs: Sequence[SampleJob],
         prompts: Sequence[Prompt],
         settings: Mapping[str, Any],
         seed: int,
-    ) -> Iterator[dict[Job, Rollout]]:
-        """The completions of `jobs`, each as it arrives."""
+    ) -> Iterator[dict[SampleJob, Rollout]]:
+        """Yield the completions of `jobs` as they arrive."""
         if not jobs:
             return
         with self._client() as client, ThreadPoolExecutor(self.concurrency) as threads:
@@ -125,7 +125,7 @@ class ServedPolicy:
         )
 
     def _replied(self, done: "Future[Rollout]", prompt: Prompt) -> Rollout:
-        """What came of a request for `prompt`."""
+        """The reply to a request for `prompt`; raises what the command prints if it failed."""
         import openai
 
         kept = "What arrived is kept: the same command continues from there"
@@ -139,7 +139,7 @@ class ServedPolicy:
             raise ServerFailed(f"{self.source}: {error}".rstrip(".") + f". {kept}") from error
 
     def _ask(self, client: Any, prompt: Prompt, settings: Mapping[str, Any], seed: int) -> Rollout:
-        """One request. Its seed differs from sample to sample, and is the same in every retry."""
+        """Send one request; its seed differs between samples and is the same in every retry."""
         options = {"model": self.model, "seed": seed, **settings}
         if isinstance(prompt, str):
             reply = client.completions.create(prompt=prompt, **options)

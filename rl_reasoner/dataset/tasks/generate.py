@@ -34,7 +34,7 @@ def generate_problems(
     levels: range | None = None,
     distinct: bool = True,
 ) -> list[Problem]:
-    """`count` problems of `task` out of `split`, levels evenly mixed, in random order.
+    """Generate `count` problems of `task` in `split`, levels evenly mixed, in random order.
 
     `levels` narrows the split's own levels. With `distinct` no two problems share a key, and small
     levels give what they have. Another seed draws others (not disjoint) out of the same split.

@@ -1,4 +1,4 @@
-"""Chains of thought told in words of two languages: what a policy needs to be able to mix them.
+"""Chains of thought in words of two languages, for policies that learn to mix them.
 
 A chain of the maths tasks is steps of signs, `3+4=7;7*2=4`. Worded it reads `3 plus 4=7 times 2=4`
 in English and `3加4=7乘2=4` in Chinese: numbers are common to both, the operators are the words. In
@@ -13,7 +13,7 @@ _STEP = re.compile(r"(-?\d+)([-+*])(-?\d+)=(-?\d+)")
 
 
 def put_into_words(chain: str, chinese: float, rng: random.Random) -> str:
-    """`chain` in words; each step is, with probability `chinese`, told in Chinese, else in English.
+    """Write `chain` in words, each step in Chinese with probability `chinese`, else in English.
 
     Raises ValueError for a chain that has other steps than sums, differences and products.
     """
