@@ -19,7 +19,7 @@ _ROWS = 16  # the number of rows that weights are laid out for; any number may c
 
 @contextmanager
 def packed_linears(model: nn.Module) -> Iterator[None]:
-    """Inside, the model's plain linear layers use packed weights: do not change the weights."""
+    """Let the model's plain linear layers use packed weights inside; they must not change."""
     able = torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu")  # type: ignore[no-untyped-call]
     layers = [m for m in model.modules() if able and isinstance(m, nn.Linear) and _fits(m)]
     if sum(layer.weight.nbytes for layer in layers) < _WORTH:

@@ -35,7 +35,7 @@ class Unsupported(Exception):
 
 
 class Layout(Protocol):
-    """What a pass with `packed=` is given: it attends for every layer, called in their order."""
+    """The attention of a pass with `packed=`; called by every layer, in their order."""
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int
@@ -139,7 +139,7 @@ def prompt_attention(prompt: Three, scale: float, window: int) -> Tensor:
 def _row_attention(
     rows: Three, prompt: Three, table: tuple[int, Tensor, Tensor], scale: float, window: int
 ) -> Tensor:
-    """Rows, padded for this alone to one length, attend to `prompt` and to themselves."""
+    """Attention of rows, padded here to one length, to `prompt` and to themselves."""
     count, index, real = table
     width, shared = index.shape[0] // count, prompt[1].shape[2]
     query, key, value = (  # (1, h, M, d) -> (rows, h, width, d)
@@ -214,7 +214,7 @@ def pack(
 
 
 class _Packing:
-    """Lists that grow group by group, before they become tensors."""
+    """Builds a `Packed` group by group."""
 
     def __init__(self, whole: bool) -> None:
         self.whole = whole
@@ -247,7 +247,7 @@ class _Packing:
         self.weights += [weight] * len(tokens)
 
     def packed(self, device: torch.device) -> Packed:
-        """The lists as tensors."""
+        """Return the lists as tensors."""
         row = (self.ids, self.positions, self.weights, self.labels)
         long = torch.long  # named, as there may be nothing that is scored
         ids, positions, weights, labels = (
@@ -264,7 +264,7 @@ class _Packing:
 
 @dataclass
 class _Switched:
-    """A model inside `attention_of`: what it attends by outside, and whether a pass is packed."""
+    """A model inside `attention_of`: its own attention, and whether a pass is packed."""
 
     before: str
     packed: bool = False
@@ -300,7 +300,7 @@ def _attention(
 
 
 def _before(module: nn.Module) -> Any:
-    """The attention of a pass without a layout: its backward pass computes a layer anew."""
+    """The model's own attention, for passes without a layout."""
     switched = _switched.get(id(getattr(module, "config", None)))
     if switched is None or switched.packed:
         raise Unsupported("layers that do not pass their arguments on to the attention")
@@ -313,7 +313,7 @@ AttentionInterface.register(NAME, _attention)
 
 
 def _enter(text: Any, backbone: nn.Module, args: Any, kwargs: Any) -> None:
-    """A pass begins: one without a layout, masks and all, is that of the model outside."""
+    """Before a pass: one without a layout gets the model's own attention, masks and all."""
     switched = _switched[id(text)]
     switched.packed = kwargs.get("packed") is not None
     if not switched.packed:
@@ -321,7 +321,7 @@ def _enter(text: Any, backbone: nn.Module, args: Any, kwargs: Any) -> None:
 
 
 def _leave(text: Any, backbone: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-    """A pass ends, also by an error: of a packed one's output the scored positions are left.
+    """After a pass, also a failed one: keep only the scored positions of a packed one.
 
     The LM head scores no others: the hidden states become (1, M, hidden).
     """
@@ -336,7 +336,7 @@ def _leave(text: Any, backbone: nn.Module, args: Any, kwargs: Any, output: Any) 
 
 @contextmanager
 def attention_of(causal_lm: nn.Module) -> Iterator[None]:
-    """Inside, passes with `packed=` attend by that layout, and end in the scored positions alone.
+    """Let passes with `packed=` inside attend by that layout and return only scored positions.
 
     Backward passes that recompute (gradient checkpointing) belong inside too. Afterwards nothing
     of it is left on the model.

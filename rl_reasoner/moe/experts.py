@@ -106,7 +106,7 @@ def check_auxiliary_loss(model: nn.Module, coefficient: float | None) -> None:
 
 @contextmanager
 def frozen_routers(model: nn.Module) -> Iterator[None]:
-    """Inside, the routers are out of training; those that were in it are put back."""
+    """Freeze the routers inside; those that were trained are trained again after."""
     trained = [
         (router, name)
         for _, router in routers(model)
@@ -126,7 +126,7 @@ def frozen_routers(model: nn.Module) -> Iterator[None]:
 
 
 class ExpertLoad:
-    """Counts which experts the routers choose in passes with gradients, while its hooks are on.
+    """Counts the experts that the routers choose in passes with gradients, by hooks.
 
     `take()` gives the shares since the last call: one list of n shares, summing to 1, a layer.
     `take_counts()` gives the counts themselves, by the router's name.

@@ -1,4 +1,4 @@
-"""The choices of a mixture's routers, read off while it runs or put in from outside.
+"""The expert choices of a mixture's routers: recording them, and replaying given ones.
 
 `Routing` hooks the routers of one model, while it records or replays. While it records, every pass
 gives its top-k choices; while it replays, the experts are those given and the gates are computed
@@ -130,7 +130,7 @@ class Routing:
         return look
 
     def _count(self, chosen: Tensor, wanted: Tensor, known: Tensor) -> None:
-        """Flips: tokens whose set of experts would have been another one."""
+        """Count flips: tokens for which the router would have chosen another set of experts."""
         with torch.no_grad():
             other = (chosen.sort(-1).values != wanted.sort(-1).values).any(-1)
             counts = torch.stack((other.sum(), known.sum()))
@@ -138,7 +138,7 @@ class Routing:
 
     @contextmanager
     def _hooked(self) -> Iterator[None]:
-        """Inside, the hooks are on, before all others: these see the experts that are taken."""
+        """Register the hooks inside, before all others, which then see the experts that are taken."""
         if not self._uses:
             self._handles = [
                 router.register_forward_hook(hook, prepend=True) for router, hook in self._hooks
@@ -154,7 +154,7 @@ class Routing:
 
     @contextmanager
     def record(self) -> Iterator[list[Tensor]]:
-        """Inside, the choices of every pass are appended to the list that it gives."""
+        """Record inside: the choices of every pass are appended to the list that is yielded."""
         before = self._passes
         self._passes, self._layers = [], []
         try:
@@ -165,7 +165,7 @@ class Routing:
 
     @contextmanager
     def replay(self, choices: Tensor | None) -> Iterator[None]:
-        """Inside, each pass over N tokens takes `choices` (N, layers, k), or chooses where None.
+        """Replay inside: a pass over N tokens takes `choices` (N, layers, k), or its own if None.
 
         Backward passes that recompute (gradient checkpointing) belong inside too.
         """
@@ -178,7 +178,7 @@ class Routing:
             self._given = before
 
     def take_flips(self) -> float | None:
-        """The share of replayed choices that would have been others; then counting starts anew."""
+        """The share of replayed choices that flipped since the last call."""
         if self._flips is None:
             return None
         flipped, known = self._flips.tolist()
@@ -237,7 +237,7 @@ class Routes:
 
 
 def join_routes(parts: Sequence[Routes]) -> Routes:
-    """The rows of all `parts`, one after the other."""
+    """Concatenate the rows of all `parts`."""
     return Routes(
         [tensor for part in parts for tensor in part.prompts],
         [tensor for part in parts for tensor in part.completions],
@@ -298,12 +298,12 @@ class SampledRoutes:
         self._counts = torch.empty(0)
 
     def prompts(self, lengths: Sequence[int]) -> None:
-        """A pass over whole prompts of these lengths is done."""
+        """Take the choices of a pass over whole prompts of these lengths."""
         taken = self._passes.pop().cpu()
         self._prompts += [part.clone() for part in torch.split(taken, list(lengths))]
 
     def start(self, groups: Tensor, tokens: int) -> None:
-        """All prompts are done; `groups` (rows,): whose prompt; at most `tokens` are to come."""
+        """Start the rows: `groups` (rows,) are their prompts, `tokens` the longest completion."""
         last = torch.stack([prompt[-1] for prompt in self._prompts])
         self._own = last.new_empty(len(groups), tokens, *last.shape[1:])
         self._own[:, 0] = last[groups]
@@ -312,7 +312,7 @@ class SampledRoutes:
         self._prompts = [prompt[:-1] for prompt in self._prompts]
 
     def step(self, order: Tensor, time: int) -> None:
-        """A pass over token number `time`, from 1, of the rows `order` is done."""
+        """Take the choices of a pass over token `time`, counted from 1, of the rows `order`."""
         self._own[order, time] = self._passes.pop().cpu()
         self._counts[order] = time + 1
 

@@ -30,7 +30,7 @@ def card_has_fp8(device: str) -> bool:
 
 
 def check(scaling: str) -> None:
-    """Raises `UserError` for what the products need and is not here."""
+    """Raise `UserError` if something that the products need is missing."""
     if importlib.util.find_spec("torchao") is None:
         raise UserError(
             'run.precision fp8 needs torchao on this card: pip install "rl-reasoner[fp8]"'

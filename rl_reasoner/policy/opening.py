@@ -51,14 +51,14 @@ def open_policy(source: str, *, seed: int = 0, device: str = "auto") -> Policy:
     elif source.endswith(".gguf"):
         policy = _open_pretrained(str(convert_gguf(Path(source))), source)
     else:
-        with located(source) as path:
+        with locate(source) as path:
             policy = _open_pretrained(path, source)
     policy.model.to(choose_device(device))
     return policy
 
 
 def load_config(path: str) -> Any:
-    """The configuration of the model in a folder or on the hub; weights in FP8 are dequantised.
+    """Load the configuration of a model in a folder or on the hub, to dequantise FP8 weights.
 
     Raises what transformers does, and ValueError for one that asks for code.
     """
@@ -88,7 +88,7 @@ def _open_pretrained(path: str, source: str) -> Policy:
             from peft import AutoPeftModelForCausalLM, PeftConfig
 
             adapter = PeftConfig.from_pretrained(path)
-            with located(str(adapter.base_model_name_or_path)) as base:
+            with locate(str(adapter.base_model_name_or_path)) as base:
                 load_config(base)
                 model = AutoPeftModelForCausalLM.from_pretrained(
                     path,
@@ -129,8 +129,8 @@ def _open_pretrained(path: str, source: str) -> Policy:
 
 
 @contextmanager
-def located(source: str) -> Iterator[str]:
-    """The folder that `source` names, else its hub id, which can be opened inside.
+def locate(source: str) -> Iterator[str]:
+    """Yield the folder that `source` names, else its hub id, which can be opened inside.
 
     Raises `UserError` for what is neither, before transformers asks the hub again and again.
     """
@@ -156,7 +156,7 @@ def located(source: str) -> Iterator[str]:
 
 
 def _merge_shards(folder: Path) -> PreTrainedModel:
-    """The model of a checkpoint in shards, whole. Raises ValueError for one of an adapter alone."""
+    """Merge the shards of a checkpoint to a model. Raises ValueError for an adapter's shards."""
     model = AutoModelForCausalLM.from_config(load_config(str(folder)), trust_remote_code=False)
     try:
         load_state(model, merged_state_dict(folder))
