@@ -138,7 +138,7 @@ class Routing:
 
     @contextmanager
     def _hooked(self) -> Iterator[None]:
-        """Register the hooks inside, before all others, which then see the experts that are taken."""
+        """Register the hooks inside, before all others: those see the experts that are taken."""
         if not self._uses:
             self._handles = [
                 router.register_forward_hook(hook, prepend=True) for router, hook in self._hooks
