@@ -45,8 +45,10 @@ _KINDS: dict[str, type[BaseModel]] = {
 
 def validate(data: Any, places: Places, source: str) -> Recipe:
     """Make a Recipe of `data`; its mistakes are one `UserError` with their places."""
+    file = Path(source)
+    of_run = file.name == "recipe.yaml" and (file.parent / "lock.json").is_file()
     try:
-        return Recipe.model_validate(data)
+        return Recipe.model_validate(data, context={"of_run": of_run})
     except ValidationError as error:
         raise user_error(error, places, source) from None
 

@@ -1,7 +1,8 @@
 """Old names of recipe fields: they still work, and each is pointed out once.
 
-Run folders and scripts of before hold them. They are replaced in what is read (`current_fields`,
-`current_stage`) and in paths into it (`current_path`), so that the schema knows only the new ones.
+They are replaced in what is read (`current_fields`, `current_stage`) and in paths into it
+(`current_path`), so that the schema knows only the new ones. What a run wrote down itself is read
+without a word.
 """
 
 import warnings
@@ -25,22 +26,24 @@ OLD_NAMES: Mapping[str, str] = {
 _noted: set[str] = set()
 
 
-def current_fields(recipe: Any) -> Any:
-    """The content of a recipe with the names of fields as they are now.
+def current_fields(recipe: Any, *, note: bool = True) -> Any:
+    """The content of a recipe with the names of fields as they are now; `note`: warn of old ones.
 
     Raises ValueError where a field is there by both of its names.
     """
     if not isinstance(recipe, Mapping):
         return recipe
-    fields = _parts_renamed(recipe)
+    fields = _parts_renamed(recipe, note)
     if isinstance(stages := fields.get("stages"), (list, tuple)):
-        fields["stages"] = [current_stage(stage) for stage in stages]
+        fields["stages"] = [current_stage(stage, note=note) for stage in stages]
     return fields
 
 
-def current_stage(stage: Any) -> Any:
+def current_stage(stage: Any, *, note: bool = False) -> Any:
     """The fields of one stage, likewise."""
-    return _parts_renamed(_renamed(stage, _OF_STAGES, "")) if isinstance(stage, Mapping) else stage
+    if not isinstance(stage, Mapping):
+        return stage
+    return _parts_renamed(_renamed(stage, _OF_STAGES, "", note), note)
 
 
 def current_path(path: Sequence[str | int]) -> tuple[str | int, ...]:
@@ -56,21 +59,24 @@ def current_path(path: Sequence[str | int]) -> tuple[str | int, ...]:
     return tuple(current)
 
 
-def _parts_renamed(fields: Mapping[Any, Any]) -> dict[Any, Any]:
+def _parts_renamed(fields: Mapping[Any, Any], note: bool) -> dict[Any, Any]:
     return {
-        name: _renamed(value, _OF_PARTS[name], f"{name}.")
+        name: _renamed(value, _OF_PARTS[name], f"{name}.", note)
         if name in _OF_PARTS and isinstance(value, Mapping)
         else value
         for name, value in fields.items()
     }
 
 
-def _renamed(fields: Mapping[Any, Any], names: Mapping[str, str], prefix: str) -> dict[Any, Any]:
+def _renamed(
+    fields: Mapping[Any, Any], names: Mapping[str, str], prefix: str, note: bool
+) -> dict[Any, Any]:
     for old, new in names.items():
         if old in fields:
             if new in fields:
                 raise ValueError(f"{prefix}{old} is the old name of {prefix}{new}: give only one")
-            note_old_name(f"{prefix}{old}", f"{prefix}{new}")
+            if note:
+                note_old_name(f"{prefix}{old}", f"{prefix}{new}")
     return {names.get(name, name): value for name, value in fields.items()}
 
 

@@ -15,6 +15,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     ModelWrapValidatorHandler,
+    ValidationInfo,
     model_validator,
 )
 
@@ -305,8 +306,10 @@ class Recipe(Part):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _take_old_names(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        return handler(current_fields(data))
+    def _take_old_names(
+        cls, data: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo
+    ) -> Self:
+        return handler(current_fields(data, note=not (info.context or {}).get("of_run")))
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

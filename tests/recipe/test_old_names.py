@@ -1,6 +1,5 @@
 """Old names of recipe fields: they work in every form, and each is pointed out once."""
 
-import json
 import subprocess
 import sys
 import warnings
@@ -13,7 +12,7 @@ import pytest
 from rl_reasoner.errors import OldName, UserError
 from rl_reasoner.recipe import old_names
 from rl_reasoner.recipe.flags import apply_flags
-from rl_reasoner.recipe.load import load_recipe, place_of
+from rl_reasoner.recipe.load import load_recipe, read_recipe
 from rl_reasoner.recipe.recipe import Recipe
 
 OLD = """
@@ -115,7 +114,7 @@ def test_a_mistake_by_an_old_name_has_its_line(tmp_path: Path) -> None:
     source = written(tmp_path, OLD.replace("most: 3", "most: 0"))
     with pytest.warns(OldName), pytest.raises(UserError, match=r":10: stages.2.vllm.clip_max"):
         load_recipe(source)
-    where = place_of(written(tmp_path, OLD), ("--least", "0.3"))
+    _, where = read_recipe(written(tmp_path, OLD), ("--least", "0.3"))
     assert where(("evals", "overrides")).endswith(":12")
     assert where(("stages", 1, "min_score")) == "--least 0.3"
 
@@ -145,9 +144,16 @@ def test_the_command_line_notes_an_old_name(tmp_path: Path) -> None:
     assert "Warning" not in done.stderr
 
 
+def test_what_a_run_wrote_down_is_read_without_a_word(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(OLD, encoding="utf-8")
+    (tmp_path / "lock.json").write_text("{}", encoding="utf-8")
+    assert load_recipe(str(tmp_path / "recipe.yaml")).evals.overrides
+    assert not recwarn.list
+
+
 def test_facts_of_an_older_run_are_compared_by_the_names_of_now() -> None:
     facts: dict[str, Any] = {"kind": "grpo", "group": {"schedule": False}, "files": {"use": "x"}}
     now = {"kind": "grpo", "group": {"curriculum": False}, "files": {"use": "x"}}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert old_names.current_stage(json.loads(json.dumps(facts))) == now
+    assert old_names.current_stage(facts) == now
