@@ -380,7 +380,7 @@ def test_pairs_are_by_problem_in_any_order_and_with_the_same_golds() -> None:
     assert (found["only_a"], found["only_b"]) == (0, 1)
     assert [(flip["row"], flip["row_b"]) for flip in found["flips"]] == [(2, 0)]
     b.rows["s0"][1]["answer"] = "2"
-    with pytest.raises(UserError, match="'1' has the answer '1' in the one result, '2' in"):
+    with pytest.raises(UserError, match="'1' has the answer '1' in the one result and '2' in"):
         compare(a, b)
 
 
