@@ -48,17 +48,14 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
 
 class Line(NamedTuple):
-    """A line of a JSONL file: where it stands, and its value, or why it has none."""
+    """A line of a JSONL file: its number from 1, its place in bytes, its value or its error."""
 
     number: int
-    """from 1"""
     start: int
     end: int
-    """offsets in bytes; `end` is behind the line's end"""
     text: bytes
     value: Any
     error: Exception | None
-    """ValueError, or what else `parse` raised"""
 
     @property
     def row(self) -> dict[str, Any] | None:
@@ -81,14 +78,15 @@ def json_lines(
     """
     with path.open("rb") as file:
         file.seek(start)
-        for number_, text in enumerate(file, 1):  # at b"\n" only: U+2028 is text
-            end = start + len(text)
+        for at, text in enumerate(file, 1):  # lines end at b"\n" only: U+2028 is text
             if text.strip():
+                value, error = None, None
                 try:
-                    yield Line(number_, start, end, text, parse(text), None)
-                except (ValueError, RecursionError) as error:
-                    yield Line(number_, start, end, text, None, error)
-            start = end
+                    value = parse(text)
+                except (ValueError, RecursionError) as caught:
+                    error = caught
+                yield Line(at, start, start + len(text), text, value, error)
+            start += len(text)
 
 
 def read_jsonl(
@@ -117,7 +115,7 @@ def keep_rows_until(path: Path, step: int) -> None:
         if line.error is not None:
             break
         if line.row is not None and (number(line.row.get("step")) or 0) <= step:
-            kept.append(line.text.decode().rstrip("\n") + "\n")
+            kept.append(line.text.decode(errors="replace").rstrip("\n") + "\n")
     write_text(path, "".join(kept))
 
 

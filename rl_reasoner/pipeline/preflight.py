@@ -58,6 +58,11 @@ class Notice:
         return f"{self.check}: {self.message}" + (f" ({self.fix})" if self.fix else "")
 
 
+def warn_if(doubtful: bool, check: str, message: str, fix: str) -> Notice:
+    """A notice that warns and tells the fix where `doubtful`, and has passed otherwise."""
+    return Notice(check, "warned", message, fix) if doubtful else Notice(check, "passed", message)
+
+
 def inspect(
     recipe: Recipe, placement: Placement, prepared: Prepared, policy: Policy, folder: Path
 ) -> list[Notice]:
@@ -92,11 +97,10 @@ def _disk(recipe: Recipe, policy: Policy, folder: Path) -> Notice:
         return Notice("disk", "failed", message, "choose another --run.folder")
     free = shutil.disk_usage(place).free
     message = f"{_size(need)} for checkpoints and policies, {_size(free)} free in {place}"
+    fix = "free some space, or choose another --run.folder"
     if need > free:
-        return Notice("disk", "failed", message, "free some space, or choose another --run.folder")
-    if need > 0.5 * free:
-        return Notice("disk", "warned", message, "free some space, or choose another --run.folder")
-    return Notice("disk", "passed", message)
+        return Notice("disk", "failed", message, fix)
+    return warn_if(need > 0.5 * free, "disk", message, fix)
 
 
 def _memory(recipe: Recipe, placement: Placement, policy: Policy) -> Notice:
@@ -196,27 +200,22 @@ def _learning_rate(recipe: Recipe, stage: TrainedStage, policy: Policy) -> Notic
     ]
     high *= _LORA_RATE if recipe.policy.lora else 1.0
     message = f"stage {stage.name}: {stage.optim.lr:g}"
-    if low <= stage.optim.lr <= high:
-        return Notice("learning rate", "passed", message)
     fix = f"policies of this size train with {low * 10:g} to {high / 10:g}"
-    return Notice("learning rate", "warned", message, fix)
+    return warn_if(not low <= stage.optim.lr <= high, "learning rate", message, fix)
 
 
 def _group_size(stage: GrpoStage) -> Notice:
     size, prompts = stage.group.size, stage.group.prompts
     message = f"stage {stage.name}: {prompts} prompts x {size} completions"
-    if size < 4 or prompts < 4:
-        fix = "with fewer than 4 of either, a step's gradient is mostly noise"
-        return Notice("batch", "warned", message, fix)
-    return Notice("batch", "passed", message)
+    fix = "with fewer than 4 of either, a step's gradient is mostly noise"
+    return warn_if(size < 4 or prompts < 4, "batch", message, fix)
 
 
 def _batch_size(stage: SftStage | DistillStage, rows: int) -> Notice:
     """Fewer rows than a batch: trl makes every step of all of them."""
     message = f"stage {stage.name}: {rows} rows, {stage.batch} per step"
-    if rows < stage.batch:
-        return Notice("batch", "warned", f"{message}: every step has all {rows}", "a smaller batch")
-    return Notice("batch", "passed", message)
+    fix = f"every step has all {rows}: use a smaller batch"
+    return warn_if(rows < stage.batch, "batch", message, fix)
 
 
 def _prompts(recipe: Recipe, stage: GrpoStage, rows: list[Row], policy: Policy) -> Notice:

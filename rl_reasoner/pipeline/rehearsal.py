@@ -14,7 +14,7 @@ import torch
 from rl_reasoner.dataset.code_rows import continuing
 from rl_reasoner.dataset.templates import prompt_of
 from rl_reasoner.pipeline.placement import Placement
-from rl_reasoner.pipeline.preflight import Notice
+from rl_reasoner.pipeline.preflight import Notice, warn_if
 from rl_reasoner.pipeline.prepare import Prepared, trl_columns
 from rl_reasoner.policy.fp8 import in_fp8
 from rl_reasoner.policy.policy import Policy
@@ -148,9 +148,7 @@ def _reward(name: str, outcomes: Sequence[Outcome], needed: bool) -> Notice:
     bad, none = sum(map(failed, scores)), bool(scores) and not values
     if len(faults) * 2 > len(scores) or (none and (needed or bad)):
         return Notice("reward", "failed", message, "fix the reward")
-    if bad or none:
-        return Notice("reward", "warned", message, "fix the reward")
-    return Notice("reward", "passed", message)
+    return warn_if(bool(bad) or none, "reward", message, "fix the reward")
 
 
 def _flat(totals: Sequence[float]) -> bool:
@@ -161,14 +159,10 @@ def _flat(totals: Sequence[float]) -> bool:
 
 def _truncation(stage: GrpoStage, share: float) -> Notice:
     message = f"stage {stage.name}: {share:.0%} of the completions are cut off"
-    if share > 0.5:
-        return Notice("truncation", "warned", message, "a larger sampling.max_tokens")
-    return Notice("truncation", "passed", message)
+    return warn_if(share > 0.5, "truncation", message, "use a larger sampling.max_tokens")
 
 
 def _variance(stage: GrpoStage, share: float, groups: int) -> Notice:
     message = f"stage {stage.name}: {share:.0%} of {groups} groups have equal rewards"
-    if share > 0.75:
-        fix = "they teach nothing: use easier or harder rows, larger groups, or an sft stage first"
-        return Notice("variance", "warned", message, fix)
-    return Notice("variance", "passed", message)
+    fix = "they teach nothing: use easier or harder rows, larger groups, or an sft stage first"
+    return warn_if(share > 0.75, "variance", message, fix)

@@ -86,28 +86,21 @@ class StageOrder:
     source: str = ""
 
 
+@dataclass
 class Session:
     """One process's way through the stages of a run; `evals` are its evaluations by name."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        run: RunFolder,
-        placement: Placement,
-        prepared: Prepared,
-        view: LiveView,
-        stop: Stop,
-        threads: Threads,
-    ) -> None:
-        self.recipe = recipe
-        self.run = run
-        self.placement = placement
-        self.prepared = prepared
-        self.view = view
-        self.stop = stop
-        self.threads = threads
+    recipe: Recipe
+    run: RunFolder
+    placement: Placement
+    prepared: Prepared
+    view: LiveView
+    stop: Stop
+    threads: Threads
+
+    def __post_init__(self) -> None:
         self.evals: dict[str, EvalResult] = {}
-        self.stages = {stage.name: stage for stage in recipe.stages}
+        self.stages = {stage.name: stage for stage in self.recipe.stages}
         self.result_hashes: dict[str, str] = {}  # of what finished stages have made, by stage
         self.opened: tuple[PolicyRef, Policy] | None = None  # one at a time: policies are large
 

@@ -60,11 +60,13 @@ class Job:
 
 def trainer_of(job: Job) -> Any:
     """The trainer of a stage, ready to train."""
-    if isinstance(job.stage, SftStage):
-        return _sft(job, job.stage)
-    if isinstance(job.stage, DistillStage):
-        return _distill(job, job.stage)
-    return _grpo(job, job.stage)
+    if isinstance(job.stage, GrpoStage):
+        return _grpo(job, job.stage)
+    trainer = _sft(job, job.stage) if isinstance(job.stage, SftStage) else _distill(job, job.stage)
+    if job.stage.router_bias:
+        trainer.add_callback(BiasUpdate(job.policy.model, job.stage.router_bias))
+    trainer.add_callback(SkipBadSteps(trainer))
+    return trainer
 
 
 def _distill(job: Job, stage: DistillStage) -> DistillationTrainer:
@@ -75,17 +77,13 @@ def _distill(job: Job, stage: DistillStage) -> DistillationTrainer:
     prompts = [
         {"prompt": prompt_of(row, job.recipe.template, policy.tokenizer)} for row in job.rows
     ]
-    trainer = DistillationTrainer(
+    return DistillationTrainer(
         policy.model,
         teacher_of(teacher),
         args=config(job.recipe, stage, job.folder, job.placement),
         train_dataset=Dataset.from_list(prompts),
         processing_class=policy.tokenizer,
     )
-    if stage.router_bias:
-        trainer.add_callback(BiasUpdate(policy.model, stage.router_bias))
-    trainer.add_callback(SkipBadSteps(trainer))
-    return trainer
 
 
 def _sft(job: Job, stage: SftStage) -> SFTTrainer:
@@ -100,9 +98,6 @@ def _sft(job: Job, stage: SftStage) -> SFTTrainer:
         processing_class=policy.tokenizer,
     )
     without_router_logits(policy.model)  # trl asks for them pass by pass
-    if stage.router_bias:
-        trainer.add_callback(BiasUpdate(policy.model, stage.router_bias))
-    trainer.add_callback(SkipBadSteps(trainer))
     return trainer
 
 
@@ -152,12 +147,12 @@ def _grpo(job: Job, stage: GrpoStage) -> GRPOTrainer:
 
 
 def _write_rollouts(job: Job, numbers: Mapping[str, int], rollouts: list[dict[str, Any]]) -> None:
-    """Write a batch's rollouts, each with the number of its row, and its scores."""
+    """Write a batch's rollouts, each with the number of its row, and its scores.
+
+    Seconds are left to the ledger: rollouts are the same in a run that was resumed.
+    """
     job.ledger.append([*scores_of(rollouts, job.recipe.run.seed, numbers.get)])
-    rows = [{**row, "row": numbers.get(row["prompt"])} for row in rollouts]
-    append_rows(job.folder / "rollouts.jsonl", [_without_seconds(row) for row in rows])
-
-
-def _without_seconds(row: dict[str, Any]) -> dict[str, Any]:
-    """A rollout without what the clock says: it is the same in a run that was resumed."""
-    return {key: value for key, value in row.items() if key != "seconds"}
+    for row in rollouts:
+        row["row"] = numbers.get(row["prompt"])
+        row.pop("seconds", None)
+    append_rows(job.folder / "rollouts.jsonl", rollouts)
