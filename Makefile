@@ -26,6 +26,7 @@ lint: .venv/dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	.venv/bin/lint-imports --no-cache --no-logo
 
 bench: .venv/dev  ## speed against peers, on this machine
 	for bench in benchmarks/*.py; do $(PY) $$bench || exit 1; done

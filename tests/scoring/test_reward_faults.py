@@ -89,7 +89,7 @@ def test_a_hanging_reward_of_trls_form_is_told_while_it_hangs(
     score_batch(hangs, ["a", "b"], {}, Limits(apart=False))
     said = [r.getMessage() for r in caplog.records if "waiting for" in r.getMessage()]
     assert (
-        said[0] == "waiting for reward 'hangs' since 0.05 s (its calls on one batch may take 600 s)"
+        said[0] == "waiting for reward 'hangs' for 0.05 s (its calls on one batch may take 600 s)"
     )
     assert 2 <= len(said) <= 4, "again whenever the time has doubled"
 
