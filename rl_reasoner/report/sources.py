@@ -7,7 +7,7 @@ from rl_reasoner.report.browse import Entry, EntrySource, entry_of, evaluated, e
 from rl_reasoner.report.run_data import RunData, StageRecord
 from rl_reasoner.report.stages import layers_of
 
-Rows = Mapping[str, Sequence[Mapping[str, Any]]]  # by set
+SetRows = Mapping[str, Sequence[Mapping[str, Any]]]  # by set
 
 
 def run_sources(run: RunData) -> list[EntrySource]:
@@ -37,7 +37,7 @@ def _rollouts(stage: StageRecord) -> EntrySource | None:
     )
 
 
-def evaluations(named: Iterable[tuple[str, Rows]]) -> list[EntrySource]:
+def evaluations(named: Iterable[tuple[str, SetRows]]) -> list[EntrySource]:
     """A source for each set, with the completions of every evaluation (name, rows) that has it."""
     entries: dict[str, list[Entry]] = {}
     for name, rows in named:

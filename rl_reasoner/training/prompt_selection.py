@@ -27,8 +27,6 @@ from rl_reasoner.training.advantages import total_rewards, varied
 from rl_reasoner.training.curriculum import PromptSchedule
 from rl_reasoner.training.rollout_batch import RolloutBatch, RolloutRow
 
-Rows = list[dict[str, Any]]
-
 
 class PromptSelection:
     """Which prompts a trainer's batches are made of; see the module's docstring.
@@ -59,7 +57,7 @@ class PromptSelection:
 
     def batch(
         self,
-        inputs: Rows,
+        inputs: list[dict[str, Any]],
         scored: Callable[[RolloutBatch], dict[str, Any]],
         sample: Callable[[RolloutBatch], RolloutBatch],
     ) -> dict[str, Any]:
@@ -92,7 +90,7 @@ class PromptSelection:
             random = np.random.Generator(np.random.Philox(np.random.SeedSequence(list(key))))
             yield from random.permutation(len(self.trainer.train_dataset)).tolist()
 
-    def _rows(self, prompts: list[int], like: dict[str, Any]) -> Rows:
+    def _rows(self, prompts: list[int], like: dict[str, Any]) -> list[dict[str, Any]]:
         """This process's rows of the groups of `prompts`, with the columns of `like`."""
         trainer = self.trainer
         size = trainer.num_generations
@@ -123,7 +121,7 @@ class PromptSelection:
 
     def _varied_batch(
         self,
-        inputs: Rows,
+        inputs: list[dict[str, Any]],
         prompts: list[int],
         order: Iterator[int],
         scored: Callable[[RolloutBatch], dict[str, Any]],

@@ -40,7 +40,6 @@ from rl_reasoner.training.rollout_batch import RolloutBatch
 from rl_reasoner.types import Completion, Fault, Outcome, Score
 
 logger = logging.getLogger(__name__)
-Rows = list[dict[str, Any]]
 _SHOWN = 5  # faults told when a run stops
 _TASKS = 24  # with more, each step would log more figures of tasks than anyone reads
 
@@ -114,7 +113,7 @@ class RewardPass:
         self,
         batch: RolloutBatch,
         plain: Callable[..., Tensor],
-        inputs: Rows,
+        inputs: list[dict[str, Any]],
         prompts: list[Any],
         completions: list[Any],
         ids: list[list[int]],
@@ -277,7 +276,7 @@ class RewardPass:
     def _of_models(
         self,
         plain: Callable[..., Tensor],
-        inputs: Rows,
+        inputs: list[dict[str, Any]],
         prompts: list[Any],
         completions: list[Any],
         ids: list[list[int]],
