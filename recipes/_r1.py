@@ -31,7 +31,7 @@ REWARDS: Fields = {
     "format_tags": 0.1,
     "language": 0.5,
 }
-"""Which of them a row gets is said by its data."""
+"""Each row's data name the ones it gets."""
 
 
 def r1(

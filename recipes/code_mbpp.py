@@ -6,7 +6,7 @@
 MBPP (CC BY 4.0) gives a task in a sentence and three assertions; the first one is shown to the
 policy, which would not know the function's name without it. A completion earns 1 when its last
 Python block passes all three. HumanEval is not trained on. It has been run for two steps on a CPU
-with a tiny policy, which shows that the whole way works, and not yet to its end.
+with a tiny policy, which shows that every step works, not what a full run gives.
 """
 
 from rl_reasoner import Recipe

@@ -5,7 +5,7 @@
 
 SmolLM2-135M-Instruct (Apache-2.0) gets few of these problems right, so many groups have no right
 answer and teach nothing: a small reward for a boxed answer keeps a signal. `make real` runs 20
-steps of it on a CPU; what 20 steps show is that the whole way works, not that the model improves.
+steps of it on a CPU; 20 steps show that every step works, not that the model improves.
 """
 
 from rl_reasoner import Recipe

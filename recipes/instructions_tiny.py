@@ -1,4 +1,4 @@
-"""Instructions, tiny: a policy of half a million parameters learns to do all that it is told.
+"""Instructions, tiny: a policy of half a million parameters learns to follow all instructions.
 
     python recipes/instructions_tiny.py          # or: rl-reasoner train instructions_tiny
 

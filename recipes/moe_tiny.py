@@ -4,7 +4,7 @@
 
 The policy (0.59M parameters, 8 experts, 2 active, one shared) learns chains of modular arithmetic;
 then GRPO rewards right answers. Both stages move the routers' correction bias towards an even load
-(arXiv 2408.15664); a very small sequence-wise loss stands beside it, as in DeepSeek-V3. The page of
+(arXiv 2408.15664); a very small sequence-wise loss is added, as in DeepSeek-V3. The page of
 the run draws the load of each expert.
 """
 

@@ -3,8 +3,8 @@
     accelerate launch recipes/r1_qwen_7b.py      # eight GPUs of 80 GB
     rl-reasoner train r1_qwen_7b --cold_start.data chains.jsonl --zero.reuse DONE --until reasoning
 
-R1's stages (recipes/_r1.py) with sizes from the paper where it tells them (arXiv 2501.12948): 16
-completions a prompt, 32 prompts a step, KL 0.001. Data from the hub: word problems and competition
+R1's stages (recipes/_r1.py) with sizes from the paper where it gives them (arXiv 2501.12948): 16
+completions per prompt, 32 prompts per step, KL 0.001. Data from the hub: word problems and contest
 maths in English, word problems in Chinese, programs with tests, generated instructions in both.
 Not run: each stage has been taken at a reduced size with scratch policies, no more.
 """

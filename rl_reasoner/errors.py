@@ -19,7 +19,7 @@ class UserError(Exception):
 def did_you_mean(name: str, known: Iterable[str], renamed: Mapping[str, str] | None = None) -> str:
     """` Did you mean 'x'?` for the known name nearest to `name`, or an empty string.
 
-    `renamed` has names of before, which may be the nearest too: their new names are suggested.
+    `renamed` maps old names to new ones: near an old name, its new name is suggested.
     """
     now = {**(renamed or {}), **{name: name for name in known}}
     near = difflib.get_close_matches(name, list(now), n=1, cutoff=0.6)

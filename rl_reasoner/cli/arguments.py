@@ -31,7 +31,7 @@ def prompt_settings(
 ) -> tuple[str, str | None]:
     """The prompt template and the system prompt: as given, else as the run's policy was trained.
 
-    A policy that is no run's gets "auto" and no system prompt. An empty `system` means none; a
+    A policy that is not a run's gets "auto" and no system prompt. An empty `system` means none; a
     run's own system prompt is used only with the run's own template.
     """
     recipe = Path(policy) / "recipe.yaml"

@@ -176,7 +176,7 @@ class ChatVerb:
 
 
 class _Screen:
-    """Where replies appear: as they come on a terminal, whole elsewhere, nowhere if `hidden`."""
+    """Shows replies: as they are sampled on a terminal, at the end elsewhere, never if `hidden`."""
 
     def __init__(self, replies: Sequence[Reply], *, hidden: bool) -> None:
         self.replies = replies
@@ -244,7 +244,7 @@ class _Pieces:
             self.ids, self.sent = [], 0
 
     def end(self) -> None:
-        """The rest, whole or not."""
+        """Send the rest, even of an incomplete character."""
         self._send(self.tokenizer.decode(self.ids, skip_special_tokens=True))
 
     def _send(self, text: str) -> None:

@@ -110,7 +110,7 @@ ALGORITHMS: Mapping[str, Algorithm] = {
 }
 
 
-def settings(
+def algorithm_settings(
     name: str, given: Mapping[str, Any], shown_as: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """All fields that the algorithm `name` sets, where the user has `given` some of them.

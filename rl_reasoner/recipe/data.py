@@ -22,7 +22,7 @@ TEMPLATES = ("auto", "plain", "chat", "boxed", "r1")
 
 
 def checked_template(template: str) -> str:
-    """`template`; raises ValueError when it is no template's name and has no {problem} in it."""
+    """`template`; raises ValueError if it is no template's name and has no {problem}."""
     if template not in TEMPLATES and "{problem}" not in template:
         raise ValueError(
             f"template {template!r} is not one of {', '.join(TEMPLATES)} and has no "

@@ -1,7 +1,7 @@
 """The JSON schema of recipes in YAML: what an editor checks and completes them by.
 
 Made from the same pydantic classes that read a recipe, with the short forms that those take in
-(`data: problems.jsonl`, `rewards: {math_answer: 1}`). It lies beside the shipped recipes as
+(`data: problems.jsonl`, `rewards: {math_answer: 1}`). It is next to the shipped recipes as
 `recipe.schema.json`; `rl-reasoner list schema` prints it. Knows nothing of torch.
 """
 
@@ -50,7 +50,7 @@ def recipe_schema() -> dict[str, Any]:
 
 
 def schema_text() -> str:
-    """The schema as it lies in `recipe.schema.json`."""
+    """The schema as the text of `recipe.schema.json`."""
     return json.dumps(recipe_schema(), indent=1, ensure_ascii=False) + "\n"
 
 

@@ -81,7 +81,7 @@ def _renamed(
 
 
 def note_old_name(old: str, new: str) -> None:
-    """Warn that `old` is the name of before, once in a process."""
+    """Warn, once per process, that `old` is an old name."""
     if old not in _noted:
         _noted.add(old)
         kind = "flag" if old.startswith("--") else "recipe field"

@@ -330,13 +330,13 @@ class Recipe(Part):
                 )
             if stage.kind == "grpo" and not self.rewards:
                 raise ValueError(f"stage {stage.name!r} is a grpo stage: the recipe needs rewards")
-            self._refers(index)
+            self._check_references(index)
         if self.stages[-1].kind == "sample":
             raise ValueError("the last stage makes no policy: add a stage that trains on its data")
         return self
 
-    def _refers(self, index: int) -> None:
-        """Raise ValueError where a stage refers to what is no earlier stage of the right kind."""
+    def _check_references(self, index: int) -> None:
+        """Raise ValueError where what a stage refers to is not an earlier stage of that kind."""
         stage, earlier = self.stages[index], self.stages[:index]
         policies = [s.name for s in earlier if s.kind != "sample"]
         samples = [s.name for s in earlier if s.kind == "sample"]

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.recipe.algorithms import ALGORITHMS, settings
+from rl_reasoner.recipe.algorithms import ALGORITHMS, algorithm_settings
 from rl_reasoner.recipe.data import Data, JudgeName, Part
 
 # What `start` and evaluations are called that are no stage's.
@@ -169,7 +169,7 @@ class Loss(Part):
         given = {own[field]: value for field, value in data.items() if field in own}
         ours = {trl: field for field, trl in own.items()}
         try:
-            fields = settings(name, given, ours)
+            fields = algorithm_settings(name, given, ours)
         except UserError as error:
             raise ValueError(str(error)) from error
         return {**data, **{ours[trl]: value for trl, value in fields.items()}}

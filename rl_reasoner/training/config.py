@@ -10,7 +10,7 @@ import torch
 import trl
 
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.recipe.algorithms import settings
+from rl_reasoner.recipe.algorithms import algorithm_settings
 from rl_reasoner.rollout.long_prompts import CHOICES
 from rl_reasoner.training.advantages import ESTIMATORS
 
@@ -141,7 +141,7 @@ class GRPOConfig(trl.GRPOConfig, _RemembersGiven):  # type: ignore[misc]
             given = dict(vars(self)[_GIVEN])
             if "scale_rewards" in given:
                 given["scale_rewards"] = scale.get(given["scale_rewards"], given["scale_rewards"])
-            for name, value in settings(self.algorithm, given).items():
+            for name, value in algorithm_settings(self.algorithm, given).items():
                 setattr(self, name, value)
         _check_objective(self)
         _check_rewards(self)
@@ -156,7 +156,7 @@ def _default(kind: Any, name: str) -> Any:
 
 
 def _check_objective(config: GRPOConfig) -> None:
-    """Raises `UserError` for settings that do not go together, whoever set them."""
+    """Raises `UserError` for settings that exclude each other, whoever set them."""
     if config.correct_sampling and not config.vllm_importance_sampling_correction:
         raise UserError(
             "correct_sampling=True corrects by trl's code for vLLM, and "
