@@ -164,7 +164,6 @@ SCRIPT = """
 import math
 
 from rl_reasoner import reward
-from rl_reasoner.scoring import waiting
 from rl_reasoner.scoring.batch import score_batch
 
 
