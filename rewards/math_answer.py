@@ -2,7 +2,7 @@
 
 The first reward of most recipes, and the shortest way to write one: a function of a completion and
 of the columns it needs (`answer`), with options that have defaults (`timeout_s`). What counts as
-equal is told in `docs/verifier.md`.
+equal is described in `docs/verifier.md`.
 """
 
 from collections.abc import Sequence
