@@ -107,7 +107,7 @@ def program_of(completion: str, extract: str) -> str | None:
 def _blocks(text: str) -> list[tuple[str, str]]:
     """Language and content of each closed fenced block, in one pass over the lines.
 
-    A fence with a language inside a block starts anew: the block before it was never closed.
+    A fence with a language inside a block starts a new block: the one before it was never closed.
     """
     blocks: list[tuple[str, str]] = []
     opened: tuple[str, str] | None = None  # fence and language

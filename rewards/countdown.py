@@ -53,7 +53,7 @@ class _Expression:
         self.used: list[int] = []
 
     def read(self) -> tuple[Fraction, list[int]]:
-        """The value and the numbers used; raises ValueError where the text is no expression."""
+        """The value and the numbers used; raises ValueError if the text is not an expression."""
         value = self.sum()
         if token := self.tokens[self.at]:
             raise ValueError(f"unexpected {token!r}")

@@ -1,7 +1,7 @@
-"""Language reward: how much of the chain of thought is in the language that was asked for?
+"""Language reward: how much of the chain of thought is in the requested language?
 
 The language-consistency reward of DeepSeek-R1 (arXiv 2501.12948, section 2.3.2): the share of
-target-language words in the chain. What counts as a word, and of which language, is told in
+target-language words in the chain. What counts as a word, and of which language, is described in
 docs/rewards-language.md.
 """
 
@@ -29,7 +29,7 @@ def language(
     The target is the row's `language` where there is one, else the option `target` (a code such as
     "en" or "zh"), else the language of the prompt. `part` is "chain", "answer" or "all"; with
     `opened`, the chain was begun by the prompt. Abstains where there are no words, or no target
-    can be told.
+    can be determined.
     """
     if part not in _PARTS:
         raise unknown("part of reward language", part, _PARTS)

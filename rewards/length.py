@@ -1,4 +1,4 @@
-"""Length reward: nothing up to a limit, then a penalty; or 1 for the length that was asked for.
+"""Length reward: nothing up to a limit, then a penalty; or 1 for the requested length.
 
 The limit is the soft overlong punishment of DAPO (arXiv 2503.14476, equation 13), in characters: 0
 up to `limit - buffer`, falling linearly to -1 at `limit`, -1 beyond. For the token limit of the

@@ -1,7 +1,7 @@
 """No hard-coding: does a program that passes its tests also pass tests it has not seen?
 
 A probe against the cheapest hack of code rewards: a program that answers the tests from a list.
-It needs data with a generator of fresh tests; give it a small weight beside `code_tests`.
+It needs data with a generator of fresh tests; give it a small weight next to `code_tests`.
 """
 
 import zlib

@@ -253,7 +253,7 @@ def _mark(result: EvalResult, label: str, trained_on: Sequence[Row]) -> None:
 
 
 def _add_clean(result: EvalResult, label: str) -> None:
-    """The figures of the rows that no training row overlaps, beside those of all."""
+    """The figures of the rows that no training row overlaps, in addition to those of all."""
     rows = result.rows[label]
     clean = [row for row in rows if not (row["overlap"] or {}).get("contaminated")]
     if clean:
@@ -266,8 +266,8 @@ def replay(
 ) -> EvalResult:
     """The saved completions judged again, by the same reward or another: no model is needed.
 
-    The figures are made anew; settings and manifest stay, with this machine's verifier noted. What
-    was judged as its rows say is judged so again. Raises `UserError` for a result without rows.
+    The figures are computed again; settings and manifest stay, with this machine's verifier noted.
+    What was judged as its rows ask is judged so again. Raises `UserError` for results without rows.
     """
     from rl_reasoner.evaluation.manifest import verifier_version
 

@@ -1,6 +1,6 @@
 """The result of an evaluation: its figures as a table, saved and loaded again, and two compared.
 
-`RESULT.json` has the figures and the first rows of each set, `RESULT.rows.jsonl` beside it every
+`RESULT.json` has the figures and the first rows of each set, `RESULT.rows.jsonl` next to it every
 row. Knows nothing of policies.
 """
 
@@ -50,7 +50,7 @@ class EvalResult:
 
     @classmethod
     def load(cls, path: Path | str) -> "EvalResult":
-        """Read a saved result, with every row. Raises `UserError` when it is none."""
+        """Read a saved result, with every row. Raises `UserError` if it is not one."""
         path = Path(path)
         if not path.is_file():
             raise UserError(f"there is no file {path}: give one that rl-reasoner eval has written")
@@ -155,7 +155,7 @@ def compare(a: EvalResult, b: EvalResult) -> dict[str, dict[str, Any]]:
 
 
 def _unlike(name: str, a: EvalResult, b: EvalResult) -> dict[str, list[Any]]:
-    """What two results on a set differ in, beside the policy: a difference may be due to it."""
+    """What two results on a set differ in, apart from the policy: a difference may be due to it."""
     x, y = _conditions(name, a), _conditions(name, b)
     return {key: [x.get(key), y.get(key)] for key in x | y if x.get(key) != y.get(key)}
 

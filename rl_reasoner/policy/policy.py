@@ -28,7 +28,7 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
-        """The device that the model lies on."""
+        """The device that the model is on."""
         device: torch.device = next(iter(self.model.parameters())).device
         return device
 

@@ -2,7 +2,7 @@
 
 A reward looks at one completion and says how good it is. The decorator turns a function of one
 completion into a batch reward that stock trl accepts as it is; any trl reward function is accepted
-here as it is. How rewards are found stands in `registry`, how a batch is scored in `batch`.
+here as it is. `registry` finds rewards, `batch` scores a batch.
 """
 
 import asyncio

@@ -300,7 +300,7 @@ class _Kit:
         return self._same("order", texts, together, turned) or Finding("order", "passed")
 
     def batch(self) -> Finding:
-        """A row's score does not hang on the rows beside it."""
+        """A row's score does not depend on the other rows."""
         texts, rows = self._sample()
         together = self.score(texts, rows)
         alone = [self.score([text], [row])[0] for text, row in zip(texts, rows, strict=True)]
@@ -407,7 +407,7 @@ class _Kit:
         )
 
     def echo(self) -> Finding:
-        """The prompt is not an answer, even where the answer stands in it."""
+        """The prompt is not an answer, even where the answer is in it."""
         return self._hacked("prompt echoed", "prompt echoed")
 
     def fences(self) -> Finding:

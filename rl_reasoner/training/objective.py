@@ -126,7 +126,7 @@ class Objective:
 
     @property
     def _estimates(self) -> bool:
-        """Whether the loss has a KL term that trl has not."""
+        """Whether the loss has a KL term that trl does not have."""
         return self.kl_in_loss and self.estimator != "k3"
 
     def saw(self, logps: Tensor) -> None:
