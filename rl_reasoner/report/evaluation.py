@@ -75,14 +75,8 @@ def _tables(named: Named) -> Element:
                 percent(s.get(key)) for key in ("truncated", "no_answer", "abstained", "faults")
             ]
             counts = [f"{s['problems']:,}", str(s["samples"])]
-            row: list[Child] = [
-                name,
-                label,
-                *counts,
-                estimate(s["accuracy"], s["interval"]),
-                *shares,
-            ]
-            rows.append([*row, short_number(s.get("mean_length"))])
+            accuracy, length = estimate(s["accuracy"], s["interval"]), s.get("mean_length")
+            rows.append([name, label, *counts, accuracy, *shares, short_number(length)])
     return h(
         "section",
         h("h2", "Figures"),
@@ -197,31 +191,17 @@ def _at_k(name: str, s: Mapping[str, Any]) -> list[Element]:
 def _comparison(
     entries: Mapping[str, Mapping[str, Any]], sources: Sequence[EntrySource]
 ) -> Element:
-    head = [
-        "Set",
-        "Problems",
-        "b − a, points",
-        "95% interval",
-        "p",
-        "p (Holm)",
-        "Detectable",
-        "Test",
-    ]
+    head = ["Set", "Problems", "b − a, points", "95% interval", "p", "p (Holm)"]
+    head += ["Detectable", "Test"]
     rows: list[list[Child]] = []
     for name, entry in entries.items():
-        low, high = (signed(100 * end) for end in entry["interval"])
-        rows.append(
-            [
-                name,
-                f"{entry['problems']:,}",
-                signed(100 * entry["difference"]),
-                f"{low} to {high}",
-                f"{entry['p']:.2g}",
-                f"{entry['p_holm']:.2g}",
-                f"±{100 * entry['detectable']:.1f}",
-                entry["test"],
-            ]
+        difference, *ends = (
+            signed(100 * value) for value in (entry["difference"], *entry["interval"])
         )
+        p_values = [f"{entry[key]:.2g}" for key in ("p", "p_holm")]
+        detectable = f"±{100 * entry['detectable']:.1f}"
+        cells = [name, f"{entry['problems']:,}", difference, " to ".join(ends)]
+        rows.append([*cells, *p_values, detectable, entry["test"]])
     return h(
         "section",
         h("h2", "Comparison, paired by problem"),
@@ -233,16 +213,14 @@ def _comparison(
             class_="note",
         ),
         [h("p", sentence, class_="note") for sentence in unlike(entries)],
-        [
-            _flipped(name, entry["better"], entry["worse"], sources)
-            for name, entry in entries.items()
-        ],
+        [_flipped(name, entry, sources) for name, entry in entries.items()],
         id="comparison",
     )
 
 
-def _flipped(name: str, better: int, worse: int, sources: Sequence[EntrySource]) -> Element | None:
+def _flipped(name: str, entry: Mapping[str, Any], sources: Sequence[EntrySource]) -> Element | None:
     """How many rows flipped, which a click shows side by side."""
+    better, worse = entry["better"], entry["worse"]
     source = next((s for s in sources if s.place == name), None)
     if not better + worse or source is None:
         return None

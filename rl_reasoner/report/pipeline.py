@@ -234,7 +234,7 @@ def _table(run: RunData, stages: Sequence[Reached], names: Sequence[str]) -> Ele
 
 def _cost(folder: Path, stage: StageRecord) -> list[Child]:
     """Steps, time and tokens of a stage, as far as they are known."""
-    done = _json(folder / "stages" / f"{stage.index}-{stage.name}" / "done.json")
+    done = _json(folder / "stages" / stage.folder / "done.json")
     seconds = number(done.get("seconds")) or stage.seconds()
     steps = f"{stage.metrics[-1]['step']:,}" if stage.metrics else "–"
     _, tokens = stage.series("num_tokens")
@@ -257,7 +257,7 @@ def _habits(each: Reached | None) -> list[Child]:
 def _samples(run: RunData) -> Iterator[Element]:
     """What rejection sampling kept and left out."""
     for stage in run.stages:
-        card = _json(run.folder / "stages" / f"{stage.index}-{stage.name}" / "card.json")
+        card = _json(run.folder / "stages" / stage.folder / "card.json")
         if not card:
             continue
         left = ", ".join(f"{why}: {n:,}" for why, n in mapping(card.get("left_out")).items())

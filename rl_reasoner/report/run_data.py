@@ -85,6 +85,11 @@ class StageRecord:
     settings: Mapping[str, Any] = field(default_factory=dict)
     highest: float | None = None
 
+    @property
+    def folder(self) -> str:
+        """The name of its folder."""
+        return f"{self.index}-{self.name}"
+
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """The steps at which `key` was logged as a finite number, and its values there."""
         pairs = [(int(row["step"]), number(row.get(key))) for row in self.metrics]

@@ -76,7 +76,7 @@ class Watched:
         return run
 
     def _path(self, stage: StageRecord, name: str) -> Path:
-        return self.folder / "stages" / f"{stage.index}-{stage.name}" / name
+        return self.folder / "stages" / stage.folder / name
 
     def _size(self, stage: StageRecord, name: str) -> int:
         path = self._path(stage, name)
