@@ -18,7 +18,7 @@ from rl_reasoner.dataset.templates import prompt_of, with_system
 from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.evaluation.judging import Judge
-from rl_reasoner.evaluation.metrics import figures_of
+from rl_reasoner.evaluation.metrics import compute_figures
 from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.recipe.recipe import EvalOverrides, Evals, FileData
 from rl_reasoner.rollout.cache import SampleCache
@@ -183,10 +183,10 @@ class _Session:
             label = name if mode == "greedy" else f"{name}@{mode}"
             many = mode == "sampled" or not self.given
             outs = self._draw(prompts, label, longest, many, _FORCES[mode])
-            scored = self.result.rows[label] = judge.scored(rows, outs)
+            scored = self.result.rows[label] = judge.score(rows, outs)
             temperature = self.temperature if many else 0.0
             shared = {"temperature": temperature, "reward": judge.name}
-            self.result.sets[label] = {**figures_of(scored), **shared}
+            self.result.sets[label] = {**compute_figures(scored), **shared}
             if trained_on is not None:
                 _mark(self.result, label, trained_on)
 
@@ -258,7 +258,7 @@ def _add_clean(result: EvalResult, label: str) -> None:
     clean = [row for row in rows if not (row["overlap"] or {}).get("contaminated")]
     if clean:
         same = {key: result.sets[label][key] for key in ("temperature", "reward")}
-        result.sets[f"{label}@clean"] = {**figures_of(clean), **same}
+        result.sets[f"{label}@clean"] = {**compute_figures(clean), **same}
 
 
 def replay(
@@ -285,9 +285,9 @@ def replay(
         before = saved.sets[label]
         by_rows = saved.settings.get("reward") == "by the rows"
         judge = Judge(rows, reward or (None if by_rows else before.get("reward")), options)
-        made.rows[label] = judge.judged_again(rows)
+        made.rows[label] = judge.judge_again(rows)
         same = {"temperature": before.get("temperature"), "reward": judge.name}
-        made.sets[label] = {**figures_of(made.rows[label]), **same}
+        made.sets[label] = {**compute_figures(made.rows[label]), **same}
         if "contamination" in before:
             made.sets[label]["contamination"] = before["contamination"]
             _add_clean(made, label)

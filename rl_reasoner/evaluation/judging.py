@@ -3,7 +3,7 @@
 Rows say it themselves: by the task that made them, or by having tests or instructions instead of an
 answer. So one set may hold maths, programs and instructions, and one evaluation several such sets.
 
-`scored` takes completions that were just sampled, `judged_again` those of a saved result: a replay
+`score` takes completions that were just sampled, `judge_again` those of a saved result: a replay
 needs no model. Rows keep what their reward read, so that a saved result can be judged anywhere.
 Knows nothing of sampling; the figures are made by `figures`.
 """
@@ -106,7 +106,7 @@ class Judge:
         self.name = ", ".join(dict.fromkeys(bench.name for bench in self.benches))
         """The names of the rewards that judge."""
 
-    def scored(self, rows: Sequence[Row], outs: Sequence[Sequence[Rollout]]) -> list[Row]:
+    def score(self, rows: Sequence[Row], outs: Sequence[Sequence[Rollout]]) -> list[Row]:
         """The scored rows (see `figures`) of fresh completions, one group a row."""
         sampled = [
             {
@@ -116,13 +116,13 @@ class Judge:
             }
             for group in outs
         ]
-        return self._judged(rows, sampled)
+        return self._judge(rows, sampled)
 
-    def judged_again(self, saved: Sequence[Row]) -> list[Row]:
+    def judge_again(self, saved: Sequence[Row]) -> list[Row]:
         """Scored rows of a saved result, judged anew by their completions alone."""
-        return self._judged(saved, [{name: row[name] for name in _SAMPLED} for row in saved])
+        return self._judge(saved, [{name: row[name] for name in _SAMPLED} for row in saved])
 
-    def _judged(self, rows: Sequence[Row], sampled: Sequence[Row]) -> list[Row]:
+    def _judge(self, rows: Sequence[Row], sampled: Sequence[Row]) -> list[Row]:
         scored: dict[int, Row] = {}
         for bench in self.benches:
             marks = bench.marks(rows, sampled)

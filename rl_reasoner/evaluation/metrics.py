@@ -47,7 +47,7 @@ def problems(rows: Sequence[Row]) -> list[str]:
     return [str(row["problem"]) for row in rows]
 
 
-def figures_of(rows: Sequence[Row]) -> dict[str, Any]:
+def compute_figures(rows: Sequence[Row]) -> dict[str, Any]:
     """All figures of a set, as JSON values. `rows` have the same number of samples each."""
     samples = len(rows[0]["scores"])
     figures = {**_accuracy(rows), **_shares(rows), **_lengths(rows)}

@@ -46,7 +46,7 @@ class Watch:
             with suppress(FileNotFoundError):  # another process of the job was first
                 old.rename(folder / "best")
 
-    def take(self, figures: Metrics, step: int, policy: "Policy | None") -> dict[str, Any]:
+    def record(self, figures: Metrics, step: int, policy: "Policy | None") -> dict[str, Any]:
         """The metrics of an evaluation after `step`; keeps `policy` where it is the best so far."""
         shown = {key: figures[key] for key in _SHOWN}
         if policy is not None and shown["interval"][0] > self.best().get("bound", -1.0):
@@ -141,7 +141,7 @@ def _mean(rows: Sequence[Metrics], key: str) -> float:
     return fmean(values) if values else 0.0
 
 
-def overlaps(rows: Sequence[Row], sets: Sequence[str]) -> dict[str, Any]:
+def measure_overlaps(rows: Sequence[Row], sets: Sequence[str]) -> dict[str, Any]:
     """What training rows share with evaluation sets: counts, and which rows of a set they are.
 
     Equal texts and shared runs of 13 words; near copies are `rl-reasoner eval`'s to find.

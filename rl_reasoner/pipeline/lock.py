@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from rl_reasoner import sandbox
-from rl_reasoner.evaluation.monitor import overlap_notes, overlaps
+from rl_reasoner.evaluation.monitor import measure_overlaps, overlap_notes
 from rl_reasoner.files import write_json
 from rl_reasoner.foreign import json_object
 from rl_reasoner.pipeline.placement import Placement
@@ -71,7 +71,7 @@ def find_overlaps(run: RunFolder, recipe: Recipe, rows: Sequence[Row], note: Not
     names = list(dict.fromkeys([*evals.sets, *filter(None, [evals.validation])]))
     if not names or file.is_file():
         return
-    shared = overlaps(rows, names)
+    shared = measure_overlaps(rows, names)
     write_json(file, shared)
     for warning in overlap_notes(shared):
         note(warning)

@@ -54,7 +54,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
                 if processes.is_main():
                     figures = self._validate(self.watch.name)
                     step = state.global_step
-                    self.validated = self.watch.take(figures, step, self.job.policy)
+                    self.validated = self.watch.record(figures, step, self.job.policy)
                 processes.wait()  # as long as it takes: inside, all hold the whole weights
         if any_rank(self.trainer, self.stop.asked):
             self.stop.asked = True  # of the job: the signal may have come to another process

@@ -109,7 +109,7 @@ def _sampled(
         )
         judge = Judge(chunk, stage.reward, stage.reward_options)
         fields = ("completions", "tokens", "truncated", "scores", "reasons")
-        scored = [{name: row[name] for name in fields} for row in judge.scored(chunk, outs)]
+        scored = [{name: row[name] for name in fields} for row in judge.score(chunk, outs)]
         append_rows(file, [{"step": number + 1, **row} for row in scored])
         done.append(scored)
         progress(min((number + 1) * _CHUNK, len(rows)))

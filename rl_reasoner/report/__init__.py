@@ -23,11 +23,11 @@ def write_report(folder: Path) -> Path:
     Raises `UserError` when `folder` is not a run folder, or cannot be written to.
     """
     from rl_reasoner.files import write_text
-    from rl_reasoner.report.page import page
+    from rl_reasoner.report.page import build_page
     from rl_reasoner.report.run_data import read_run
 
     target = folder / "report.html"
-    write_text(target, page(read_run(folder)))
+    write_text(target, build_page(read_run(folder)))
     return target
 
 
@@ -49,7 +49,7 @@ def write_evaluation(files: Sequence[Path], target: Path) -> Path:
     """
     from rl_reasoner.evaluation.result import EvalResult
     from rl_reasoner.files import write_text
-    from rl_reasoner.report.evaluation import evaluation_page
+    from rl_reasoner.report.evaluation import build_evaluation_page
 
-    write_text(target, evaluation_page([EvalResult.load(file) for file in files]))
+    write_text(target, build_evaluation_page([EvalResult.load(file) for file in files]))
     return target

@@ -25,7 +25,7 @@ from rl_reasoner.report.stages import figure
 Named = Sequence[tuple[str, EvalResult]]
 
 
-def evaluation_page(results: Sequence[EvalResult]) -> str:
+def build_evaluation_page(results: Sequence[EvalResult]) -> str:
     """The page of one or two results as HTML text; the same results give the same text."""
     labels = ["result"] if len(results) == 1 else ["a", "b"]
     named = list(zip(labels, results, strict=True))

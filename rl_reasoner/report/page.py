@@ -26,7 +26,7 @@ from rl_reasoner.report.gain import (
     split_mode,
 )
 from rl_reasoner.report.html import Child, Element, estimate, h, table
-from rl_reasoner.report.paired import with_pairs
+from rl_reasoner.report.paired import add_paired_tests
 from rl_reasoner.report.pipeline import pipeline_section
 from rl_reasoner.report.run_data import Evaluation, RunData, SetResult, StageRecord
 from rl_reasoner.report.shell import browser_section, shell
@@ -38,12 +38,12 @@ _STAGES_NAMED = 3
 _REASONS_SHOWN = 8
 
 
-def page(run: RunData, live: Mapping[str, Any] | None = None) -> str:
+def build_page(run: RunData, live: Mapping[str, Any] | None = None) -> str:
     """The whole page as HTML text; the same run gives the same text.
 
     `live` is for a page that is served while the run trains: see `shell`.
     """
-    run = with_pairs(run)
+    run = add_paired_tests(run)
     sources = run_sources(run)
     sections = [
         *[section(run) for section in SECTIONS],

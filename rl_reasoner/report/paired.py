@@ -14,7 +14,7 @@ from rl_reasoner.evaluation.statistics import holm
 from rl_reasoner.report.run_data import Evaluation, Paired, RunData, SetResult
 
 
-def with_pairs(run: RunData) -> RunData:
+def add_paired_tests(run: RunData) -> RunData:
     """The run, its figures "after" with their tests against "before", where all rows are there."""
     named = {e.name: e for e in run.evals}
     if "before" not in named or "after" not in named:

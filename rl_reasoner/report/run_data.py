@@ -40,7 +40,7 @@ class Paired:
 class SetResult:
     """One policy's figures on one set. Shares are of 1, lengths in tokens, None is "not there".
 
-    `paired` is the test against the evaluation that the run began with (`paired.with_pairs`).
+    `paired` is the test against the evaluation that the run began with (`paired.add_paired_tests`).
     """
 
     accuracy: float

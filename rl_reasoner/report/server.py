@@ -23,7 +23,7 @@ from urllib.parse import parse_qs
 from rl_reasoner.errors import UserError
 from rl_reasoner.foreign import json_value, number
 from rl_reasoner.report.browse import appended
-from rl_reasoner.report.page import page, run_facts
+from rl_reasoner.report.page import build_page, run_facts
 from rl_reasoner.report.rollouts import Rollouts, rows_after, samples_after
 from rl_reasoner.report.run_data import RunData, StageRecord, read_run
 from rl_reasoner.report.shell import policy
@@ -47,7 +47,7 @@ class Watched:
         with self._lock:
             version = self._version()
             self._run = self._begin()
-            return page(self._run, {"version": version, "structure": self._structure()})
+            return build_page(self._run, {"version": version, "structure": self._structure()})
 
     def state(self, have: str, ends: Mapping[str, Any]) -> dict[str, Any] | None:
         """What has changed since the version `have`; None for nothing.

@@ -3,7 +3,7 @@
 import pytest
 
 from rl_reasoner.evaluation.judging import Judge
-from rl_reasoner.evaluation.metrics import figures_of
+from rl_reasoner.evaluation.metrics import compute_figures
 from rl_reasoner.scoring.registry import load_reward
 from rl_reasoner.types import Rollout
 
@@ -47,4 +47,4 @@ def test_votes_are_counted_by_the_tags() -> None:
     group = [Rollout(text=text, tokens=1, truncated=False) for text in texts]
     [row] = judge.scored([{"problem": "2+2=", "answer": "4"}], [group])
     assert row["classes"] == [1, 1, 0, -1]
-    assert figures_of([row])["maj_at"]["4"] == 0.0
+    assert compute_figures([row])["maj_at"]["4"] == 0.0

@@ -123,14 +123,14 @@ def test_eval_saves_what_compare_reads(here: Path, cli: Cli) -> None:
 
 
 def test_compare_says_of_how_many_rows_it_shows_the_first(tmp_path: Path, cli: Cli) -> None:
-    from rl_reasoner.evaluation.metrics import figures_of
+    from rl_reasoner.evaluation.metrics import compute_figures
     from rl_reasoner.evaluation.result import EvalResult
 
     for name in ("a", "b"):
         same = {"answer": "1", "completions": ["1"], "tokens": [1], "truncated": [False]}
         right = {"scores": [float(name == "b")], "reasons": ["as told"], "outcomes": ["score"]}
         rows = [{"problem": f"{i}", **same, **right} for i in range(600)]
-        sets = {"s": {**figures_of(rows), "temperature": 0.0, "reward": "boxed"}}
+        sets = {"s": {**compute_figures(rows), "temperature": 0.0, "reward": "boxed"}}
         EvalResult("p", name, sets=sets, rows={"s": rows}).save(tmp_path / f"{name}.json")
     ended = cli("compare", "a.json", "b.json")
     assert "590 more: the first 50 of all 600 are in --json and --out" in " ".join(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rl_reasoner import EvalResult, Policy, compare, evaluate, open_policy
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.evaluate import Mode
-from rl_reasoner.evaluation.metrics import figures_of
+from rl_reasoner.evaluation.metrics import compute_figures
 from rl_reasoner.evaluation.statistics import Z, mcnemar, wilson
 from rl_reasoner.types import Rollout
 from support.tiny import reward_file
@@ -158,7 +158,7 @@ def test_texts_of_every_kind_survive_saving(tmp_path: Path) -> None:
     odd = "a\u2028b\x85c\x1cd\r\ne\ud800\x00"
     row = {"problem": odd, "answer": "1", "completions": [odd], "scores": [1.0], "reasons": [odd]}
     row |= {"outcomes": ["score"], "tokens": [3], "truncated": [False]}
-    result = EvalResult("p", sets={"s": figures_of([row, row])}, rows={"s": [row, row]})
+    result = EvalResult("p", sets={"s": compute_figures([row, row])}, rows={"s": [row, row]})
     assert EvalResult.load(result.save(tmp_path / "e.json")).rows == result.rows
 
 

@@ -62,11 +62,11 @@ def test_the_best_is_the_one_with_the_highest_lower_bound(tmp_path: Path) -> Non
     policy = open_policy("scratch:dense-tiny", device="cpu")
     watch = Watch(tmp_path, "held", lambda text: None)
     assert watch.best() == {}
-    watch.take(figures(0.5, 0.4, 0.6), 5, policy)
-    watch.take(figures(0.7, 0.35, 0.9), 10, policy)
+    watch.record(figures(0.5, 0.4, 0.6), 5, policy)
+    watch.record(figures(0.7, 0.35, 0.9), 10, policy)
     assert watch.best()["step"] == 5, "a higher figure, but on few problems"
-    watch.take(figures(0.55, 0.45, 0.65), 15, policy)
-    watch.take(figures(0.9, 0.8, 0.95), 20, None)
+    watch.record(figures(0.55, 0.45, 0.65), 15, policy)
+    watch.record(figures(0.9, 0.8, 0.95), 20, None)
     best = Watch(tmp_path, "held", lambda text: None).best()
     assert (best["step"], best["accuracy"], best["bound"]) == (15, 0.55, 0.45)
     open_policy(str(tmp_path / "best"), device="cpu")
@@ -75,11 +75,11 @@ def test_the_best_is_the_one_with_the_highest_lower_bound(tmp_path: Path) -> Non
 
 def test_a_kill_between_two_names_leaves_the_old_best(tmp_path: Path) -> None:
     policy = open_policy("scratch:dense-tiny", device="cpu")
-    Watch(tmp_path, "held", print).take(figures(0.5, 0.4, 0.6), 5, policy)
+    Watch(tmp_path, "held", print).record(figures(0.5, 0.4, 0.6), 5, policy)
     (tmp_path / "best").rename(tmp_path / ".best.old")  # so a kill in the middle leaves it
     again = Watch(tmp_path, "held", print)
     assert again.best()["step"] == 5
-    again.take(figures(0.7, 0.6, 0.8), 10, policy)
+    again.record(figures(0.7, 0.6, 0.8), 10, policy)
     assert [path.name for path in tmp_path.iterdir()] == ["best"] and again.best()["step"] == 10
 
 

@@ -13,9 +13,9 @@ from rl_reasoner import EvalResult, Policy, compare, evaluate, open_policy
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.evaluate import replay
 from rl_reasoner.evaluation.judging import classes
-from rl_reasoner.evaluation.metrics import figures_of
+from rl_reasoner.evaluation.metrics import compute_figures
 from rl_reasoner.evaluation.statistics import holm
-from rl_reasoner.report.evaluation import evaluation_page
+from rl_reasoner.report.evaluation import build_evaluation_page
 from rl_reasoner.types import Rollout
 from support.commands import Cli
 from support.report_runs import packs
@@ -178,7 +178,7 @@ def of(*scores: list[float]) -> EvalResult:
         ]
         for n, some in enumerate(scores)
     }
-    figures = {name: {**figures_of(some), "temperature": 0.0} for name, some in rows.items()}
+    figures = {name: {**compute_figures(some), "temperature": 0.0} for name, some in rows.items()}
     return EvalResult("p", sets=figures, rows=rows)
 
 
@@ -207,7 +207,7 @@ def test_the_page_shows_it_all_and_escapes_what_models_say(
     hostile = "<script>alert(1)</script>\u202e"
     said(monkeypatch, [[hostile] * 4, SAID[1], SAID[2]])
     other = evaluate(policy, [str(file)], 4, trained_on=[ROWS[0]])
-    page = evaluation_page([other])
+    page = build_evaluation_page([other])
     assert "alert(1)" not in page and "\u202e" not in page
     for text in ("pass@k", "maj@k", "by level", "overlap with the training rows"):
         assert text in page, text
@@ -215,8 +215,8 @@ def test_the_page_shows_it_all_and_escapes_what_models_say(
     assert texts[0][0] == "<script>alert(1)</script>\ufffd"
     assert any("no final answer" in said[0][2] for _, said in texts)
     assert other.manifest["policy"]["prompt_example"]["prompt"] in page
-    assert page == evaluation_page([other])
-    both = evaluation_page([result, other])
+    assert page == build_evaluation_page([other])
+    both = build_evaluation_page([result, other])
     assert "rows better in b" in both and "Detectable" in both
     for text in re.findall(r'(?:src|href)="([^"]*)"', both):
         assert text.startswith(("data:", "#"))
@@ -238,7 +238,7 @@ def test_eval_replays_and_compare_writes_a_page(
     assert "Comparison" in (tmp_path / "both.html").read_text()
     assert cli("eval", "x", "--sets", "y", "--replay", "a.json").code == 2
     assert Path(cli("report", "a.json").out.strip()).read_text() == (
-        evaluation_page([EvalResult.load(tmp_path / "a.json")])
+        build_evaluation_page([EvalResult.load(tmp_path / "a.json")])
     )
     assert "--sets, or --replay" in cli("eval").err
 
@@ -276,7 +276,7 @@ def test_figures_of_one_row_of_one_sample() -> None:
         "problem": "p", "answer": "1", "completions": ["x"], "scores": [None], "reasons": ["why"],
         "outcomes": ["fault"], "tokens": [0], "truncated": [False],
     }  # fmt: skip
-    figures = figures_of([row])
+    figures = compute_figures([row])
     assert figures["accuracy"] == 0.0 and figures["faults"] == 1.0 and figures["judged"] == 0.0
     assert figures["interval"][1] < 1.0
 
@@ -393,7 +393,7 @@ def test_what_else_differs_is_told(cli: Cli, tmp_path: Path) -> None:
     b.save(tmp_path / "b.json")
     told = "max_tokens differs (256 in a, 9 in b)"
     assert told in cli("compare", "a.json", "b.json").err
-    assert told in evaluation_page([a, b])
+    assert told in build_evaluation_page([a, b])
 
 
 def test_the_clean_parts_are_compared_too() -> None:
@@ -406,7 +406,7 @@ def test_the_clean_parts_are_compared_too() -> None:
 
 def test_problems_that_stand_twice_are_one_problem() -> None:
     rows = of([1.0, 0.0, 1.0]).rows["s0"]
-    once, often = figures_of(rows), figures_of([row for row in rows for _ in range(20)])
+    once, often = compute_figures(rows), compute_figures([row for row in rows for _ in range(20)])
     assert often["problems"] == 60 and often["accuracy"] == once["accuracy"]
     assert often["interval"] == pytest.approx(once["interval"], abs=0.12)
     a, b = of([0.0] * 3), of([1.0] * 3)

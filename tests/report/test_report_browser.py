@@ -230,7 +230,7 @@ def test_evaluations_are_browsed_before_beside_after(visit: Any, run: Path, tmp_
 
 
 def test_two_results_are_held_against_each_other(visit: Any, tmp_path: Path) -> None:
-    from rl_reasoner.evaluation.metrics import figures_of
+    from rl_reasoner.evaluation.metrics import compute_figures
     from rl_reasoner.evaluation.result import EvalResult
 
     files = []
@@ -248,7 +248,7 @@ def test_two_results_are_held_against_each_other(visit: Any, tmp_path: Path) -> 
             }
             for i in range(80)
         ]
-        result = EvalResult(name, rows={"sums": rows}, sets={"sums": figures_of(rows)})
+        result = EvalResult(name, rows={"sums": rows}, sets={"sums": compute_figures(rows)})
         files.append(result.save(tmp_path / f"{name}.json"))
     opened = visit(write_evaluation(files, tmp_path / "both.html"))
     opened.found(160, 160)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rl_reasoner.evaluation.metrics import figures_of
+from rl_reasoner.evaluation.metrics import compute_figures
 from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.report import write_report
 from rl_reasoner.report.pipeline import habits_of, reached, text_table
@@ -46,7 +46,7 @@ def evaluated(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
             row(*list(zip(r["completions"], r["scores"], strict=True))[:chosen], problem=f"{i}=")
             for i, r in enumerate(rows)
         ]
-        result.sets[label] = {**figures_of(part), "temperature": temperature}
+        result.sets[label] = {**compute_figures(part), "temperature": temperature}
         result.rows[label] = part
     result.save(folder / "evals" / f"{name}.json")
 

@@ -18,7 +18,7 @@ import pytest
 
 from rl_reasoner import evaluate, open_policy
 from rl_reasoner.errors import UserError
-from rl_reasoner.report.evaluation import evaluation_page
+from rl_reasoner.report.evaluation import build_evaluation_page
 from rl_reasoner.rollout.cache import SampleCache
 from rl_reasoner.rollout.sampler import sample
 from rl_reasoner.rollout.server import ServedPolicy, ServerFailed
@@ -256,7 +256,7 @@ def test_lengths_that_a_server_does_not_tell_are_not_zero(tmp_path: Path) -> Non
         figures = result.sets[str(file)]
         assert figures["accuracy"] == 1.0 and "mean_length" not in figures
         assert result.rows[str(file)][0]["tokens"] == [None]
-        assert "12" in evaluation_page([result])
+        assert "12" in build_evaluation_page([result])
         with pytest.raises(ServerFailed, match="answered without a completion"):
             asked.sample(["nothing"])
     finally:
