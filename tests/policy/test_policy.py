@@ -213,7 +213,7 @@ def test_a_run_that_is_not_finished(tmp_path: Path, saved: Path) -> None:
 def test_what_is_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     refused(tmp_path / "none", "there is no policy '.*/none': no such folder")
-    refused("nobody/nothing", "not to be had from the hub .*does not answer: .*offline mode")
+    refused("nobody/nothing", "available on the hub .*does not answer: .*offline mode")
 
 
 def test_a_name_that_is_no_folder_is_told_with_what_is_near(
