@@ -24,7 +24,7 @@ _refusals: list[tuple[float, str]] = []  # the last one: when, and why
 
 
 class NotThereError(Exception):
-    """What was asked for is not to be had from the hub; the message says why."""
+    """What was asked for is not available on the hub; the message says why."""
 
 
 def is_name(text: str) -> bool:

@@ -290,6 +290,6 @@ def _hub_rows(name: str, config: str | None, split: str) -> list[Row]:
     except Exception as error:  # datasets' own errors are many and share no base class
         why = "" if isinstance(error, hub.NotThereError) else f"{type(error).__name__}: "
         raise UserError(
-            f"data set {name!r} (split {split!r}): neither a file here nor to be had from the hub: "
+            f"data set {name!r} (split {split!r}) is neither a file nor available on the hub: "
             f"{why}{first_line(error)}{hint and f'. Or {hint}'}"
         ) from error
