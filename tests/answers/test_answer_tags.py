@@ -45,6 +45,6 @@ def test_votes_are_counted_by_the_tags() -> None:
     texts = ["<ans>5</ans>", "<ans>5.0</ans>", "<ans>4</ans>", "\\boxed{4}"]
     judge = Judge([{"problem": "2+2=", "answer": "4"}], "math_answer", {"tags": TAGS})
     group = [Rollout(text=text, tokens=1, truncated=False) for text in texts]
-    [row] = judge.scored([{"problem": "2+2=", "answer": "4"}], [group])
+    [row] = judge.score([{"problem": "2+2=", "answer": "4"}], [group])
     assert row["classes"] == [1, 1, 0, -1]
     assert compute_figures([row])["maj_at"]["4"] == 0.0
