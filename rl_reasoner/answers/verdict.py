@@ -8,13 +8,11 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from rl_reasoner.answers.arithmetic import TooLarge
-from rl_reasoner.answers.compare import Comparison
-from rl_reasoner.answers.extract import answer_of, gold_of
-from rl_reasoner.answers.shapes import Inconsistent
-from rl_reasoner.answers.statements import CACHED_LENGTH, Reading, read_answer
-from rl_reasoner.answers.tree import Node
-from rl_reasoner.answers.wording import (
+from rl_reasoner.answers.equality.arithmetic import TooLarge
+from rl_reasoner.answers.equality.compare import Comparison
+from rl_reasoner.answers.equality.shapes import Inconsistent
+from rl_reasoner.answers.extraction.extract import answer_of, gold_of
+from rl_reasoner.answers.extraction.wording import (
     choice,
     choice_letters,
     dated,
@@ -25,6 +23,8 @@ from rl_reasoner.answers.wording import (
     time_of_day,
     words,
 )
+from rl_reasoner.answers.parsing.statements import CACHED_LENGTH, Reading, read_answer
+from rl_reasoner.answers.tree import Node
 
 SHOWN = 80
 CACHED_GOLD = 20_000

@@ -39,7 +39,7 @@ class ExportVerb:
         check_writable(self.to)
         import torch
 
-        from rl_reasoner.policy.fp8_weights import check_fp8, write_fp8
+        from rl_reasoner.policy.fp8.weights import check_fp8, write_fp8
         from rl_reasoner.policy.lora import merge_adapter
         from rl_reasoner.policy.opening import open_policy
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rl_reasoner.answers import verify
-from rl_reasoner.answers.extract import answer_of
+from rl_reasoner.answers.extraction.extract import answer_of
 from rl_reasoner.dataset.code_rows import continuing
 from rl_reasoner.dataset.tasks.generate import TASKS
 from rl_reasoner.errors import UserError

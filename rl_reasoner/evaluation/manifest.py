@@ -31,7 +31,7 @@ def verifier_version() -> str:
     """A hash over the sources of the maths verifier: it changes when a verdict might."""
     folder = Path(__file__).parent.parent / "answers"
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.py")):
+    for path in sorted(folder.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -15,7 +15,7 @@ from rl_reasoner.files import write_json
 from rl_reasoner.foreign import json_object
 from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.run_folder import RunFolder
-from rl_reasoner.policy.fp8 import fp8_facts
+from rl_reasoner.policy.fp8.layers import fp8_facts
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.types import Row

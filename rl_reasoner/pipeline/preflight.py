@@ -17,7 +17,7 @@ from rl_reasoner import sandbox
 from rl_reasoner.dataset.templates import prompt_of
 from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.prepare import Prepared
-from rl_reasoner.policy.fp8 import describe_fp8, fp8_backend
+from rl_reasoner.policy.fp8.layers import describe_fp8, fp8_backend
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.recipe import (
     DistillStage,

@@ -18,7 +18,7 @@ from rl_reasoner.evaluation.evaluate import check_judge, load_set
 from rl_reasoner.pipeline.lineage import brought
 from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.trl_configs import check_configs
-from rl_reasoner.policy.fp8 import fp8_backend
+from rl_reasoner.policy.fp8.layers import fp8_backend
 from rl_reasoner.recipe.load import Locate
 from rl_reasoner.recipe.recipe import AnyData, Recipe, Stage, StageData, data_sources
 from rl_reasoner.report.dashboards import dashboards_of

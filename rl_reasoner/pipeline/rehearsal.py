@@ -16,7 +16,7 @@ from rl_reasoner.dataset.templates import prompt_of
 from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.preflight import Notice, warn_if
 from rl_reasoner.pipeline.prepare import Prepared, trl_columns
-from rl_reasoner.policy.fp8 import in_fp8
+from rl_reasoner.policy.fp8.layers import in_fp8
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.recipe import GrpoStage, Recipe
 from rl_reasoner.rollout.mismatch import diagnose, measure

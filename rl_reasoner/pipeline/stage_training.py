@@ -25,7 +25,7 @@ from rl_reasoner.files import keep_rows_until
 from rl_reasoner.moe.experts import without_router_logits
 from rl_reasoner.pipeline.recorder import Recorder
 from rl_reasoner.pipeline.stage_trainers import Job, trainer_of
-from rl_reasoner.policy.fp8 import in_fp8
+from rl_reasoner.policy.fp8.layers import in_fp8
 from rl_reasoner.policy.lora import add_lora, merge_adapter
 from rl_reasoner.policy.opening import open_policy
 from rl_reasoner.policy.policy import Policy

@@ -24,7 +24,7 @@ def choose_device(wanted: str = "auto") -> str:
 
 def choose_precision(wanted: str, device: str) -> str:
     """ "fp32", "bf16" (mixed: weights stay in fp32, the passes run in bf16), or "fp8" (as bf16,
-    with the products of linear layers and experts in FP8: rl_reasoner.policy.fp8).
+    with the products of linear layers and experts in FP8: rl_reasoner.policy.fp8.layers).
 
     "auto" is bf16 on CUDA cards that have it, fp32 elsewhere: on CPUs bf16 is seldom faster, and
     in a mixture of experts it flips routing decisions between rollout and training.

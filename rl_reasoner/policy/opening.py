@@ -21,7 +21,7 @@ from rl_reasoner.distributed.sharding import is_sharded, load_state, merged_stat
 from rl_reasoner.errors import UserError, did_you_mean, first_line
 from rl_reasoner.moe.experts import without_router_logits
 from rl_reasoner.policy.device import choose_device
-from rl_reasoner.policy.fp8_weights import config_of, has_fp8_weights, whole_blocks
+from rl_reasoner.policy.fp8.weights import config_of, has_fp8_weights, whole_blocks
 from rl_reasoner.policy.gguf import convert_gguf
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.policy.scratch import SCRATCH, scratch_policy

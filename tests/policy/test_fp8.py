@@ -17,8 +17,8 @@ from rl_reasoner.pipeline.placement import choose_placement
 from rl_reasoner.pipeline.preflight import inspect
 from rl_reasoner.pipeline.prepare import prepare
 from rl_reasoner.pipeline.rehearsal import rehearse
-from rl_reasoner.policy import fp8_torchao
-from rl_reasoner.policy.fp8 import (
+from rl_reasoner.policy.fp8 import torchao_products
+from rl_reasoner.policy.fp8.layers import (
     covered_layers,
     emulated_product,
     excluded_layers,
@@ -286,7 +286,7 @@ def test_rows_are_filled_up_for_the_kernels_and_odd_layers_stay(
         seen.append(weight.shape)
         return rows @ weight.T
 
-    monkeypatch.setattr(fp8_torchao, "_blockwise", lambda: kernel)
+    monkeypatch.setattr(torchao_products, "_blockwise", lambda: kernel)
     wide = {"hidden_size": 128, "moe_intermediate_size": 128, "head_dim": 64}
     model = model_of("Qwen3Moe", **wide).eval()
     plain = model(input_ids=IDS).logits

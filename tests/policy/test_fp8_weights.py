@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from rl_reasoner import open_policy, train
 from rl_reasoner.cli import main
-from rl_reasoner.policy.fp8 import quantise
-from rl_reasoner.policy.fp8_weights import dequantise, quantise_weight
+from rl_reasoner.policy.fp8.layers import quantise
+from rl_reasoner.policy.fp8.weights import dequantise, quantise_weight
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.policy.scratch import byte_tokenizer
 from support.mixtures import model_of

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from rl_reasoner.answers.units import canonical_unit
+from rl_reasoner.answers.parsing.units import canonical_unit
 from rl_reasoner.dataset import code_rows
 from rl_reasoner.language import units
 from rl_reasoner.language.instructions import _sections
@@ -17,7 +17,7 @@ SHORT, LONG = 1_500, 6_000
 MADE: dict[str, Callable[[str], object]] = {
     "rl_reasoner.language.units.has_word": lambda text: units.has_word(text, "a"),
     "rl_reasoner.language.instructions._sections": lambda text: _sections(text, "a {n}"),
-    "rl_reasoner.answers.units.canonical_unit": canonical_unit,
+    "rl_reasoner.answers.parsing.units.canonical_unit": canonical_unit,
     "rl_reasoner.dataset.code_rows.code_row": lambda text: code_rows.code_row(
         {"problem": text, "tests": ["assert f(1) == 2"]}
     ),

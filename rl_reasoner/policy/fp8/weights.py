@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.policy.fp8 import BLOCK, covered_layers, is_experts, round_to_e4m3
+from rl_reasoner.policy.fp8.layers import BLOCK, covered_layers, is_experts, round_to_e4m3
 
 _SCALE = "_scale_inv"
 
@@ -86,7 +86,7 @@ def write_fp8(model: Any, folder: Path) -> None:
     """Turn the plain policy in `folder`, saved from `model`, into one of FP8 weights.
 
     What is rounded: linear layers and experts whose sides are multiples of 128, but not the head
-    and no gates (rl_reasoner.policy.fp8.covered); the rest keeps its type.
+    and no gates (rl_reasoner.policy.fp8.layers.covered); the rest keeps its type.
     """
     fitting = {name for name in covered_layers(model) if _fits(model.get_submodule(name))}
     experts = any(is_experts(model.get_submodule(name)) for name in fitting)

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
 
-from rl_reasoner.answers import functions
-from rl_reasoner.answers.arithmetic import (
+from rl_reasoner.answers.equality import functions
+from rl_reasoner.answers.equality.arithmetic import (
     DIGITS,
     MAX_FACTORIAL,
     Evaluator,

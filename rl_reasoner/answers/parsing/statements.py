@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
 
-from rl_reasoner.answers.lexer import Token, clean, tokens_of
-from rl_reasoner.answers.parser import Expressions
+from rl_reasoner.answers.parsing.lexer import Token, clean, tokens_of
+from rl_reasoner.answers.parsing.parser import Expressions
+from rl_reasoner.answers.parsing.units import MONEY, canonical_unit, is_known_unit
 from rl_reasoner.answers.tree import (
     Node,
     Unreadable,
@@ -21,7 +22,6 @@ from rl_reasoner.answers.tree import (
     negative,
     spelled,
 )
-from rl_reasoner.answers.units import MONEY, canonical_unit, is_known_unit
 
 MAX_MEMBERS = 60
 MAX_LENGTH = 4000

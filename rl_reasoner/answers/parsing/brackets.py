@@ -1,6 +1,6 @@
 """Brackets of every kind, large operators and matrices: rules with an end of their own."""
 
-from rl_reasoner.answers.cursor import Cursor
+from rl_reasoner.answers.parsing.cursor import Cursor
 from rl_reasoner.answers.tree import EMPTY, Node, Unreadable, add, integer, multiply, names
 
 _MATRICES = names("matrix pmatrix bmatrix Bmatrix vmatrix Vmatrix smallmatrix array")

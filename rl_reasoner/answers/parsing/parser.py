@@ -7,8 +7,8 @@ evaluated.
 
 from fractions import Fraction
 
-from rl_reasoner.answers.brackets import Brackets
-from rl_reasoner.answers.lexer import Token
+from rl_reasoner.answers.parsing.brackets import Brackets
+from rl_reasoner.answers.parsing.lexer import Token
 from rl_reasoner.answers.tree import (
     EMPTY,
     INFINITY,

@@ -6,9 +6,9 @@
 
 from collections.abc import Sequence
 
-from rl_reasoner.answers.arithmetic import TooLarge
-from rl_reasoner.answers.regions import region, same_region
-from rl_reasoner.answers.shapes import (
+from rl_reasoner.answers.equality.arithmetic import TooLarge
+from rl_reasoner.answers.equality.regions import region, same_region
+from rl_reasoner.answers.equality.shapes import (
     as_matrix,
     ascending,
     assignments,
@@ -26,8 +26,8 @@ from rl_reasoner.answers.shapes import (
     single,
     split_unit,
 )
+from rl_reasoner.answers.equality.values import equal, proportional
 from rl_reasoner.answers.tree import Node, add, integer, letters, multiply, negative
-from rl_reasoner.answers.values import equal, proportional
 
 MAX_STEPS = 6_000
 _GATHERED = ("list", "set", "pm")

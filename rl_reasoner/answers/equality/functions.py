@@ -10,7 +10,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-from rl_reasoner.answers.arithmetic import (
+from rl_reasoner.answers.equality.arithmetic import (
     MAX_EXPONENT,
     MAX_FACTORIAL,
     Evaluator,

@@ -6,7 +6,7 @@ and full stops is not asked.
 
 import re
 
-from rl_reasoner.answers.glyphs import ascii_mathematics
+from rl_reasoner.answers.parsing.glyphs import ascii_mathematics
 
 _PHRASES = {
     r"\mathbb{R}": (

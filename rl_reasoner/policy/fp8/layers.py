@@ -2,7 +2,7 @@
 
 `fp8` makes the linear layers and the fused experts of a model multiply in float8 (e4m3), forward
 and in both backward products (DeepSeek-V3, arXiv 2412.19437, section 3.3). By "torchao" the
-products are a GPU's own (rl_reasoner.policy.fp8_torchao). By "emulation" both factors are scaled,
+products are a GPU's own (`torchao_products`). By "emulation" both factors are scaled,
 rounded to float8 and scaled back, and sums are those of float32: so the effect on losses and
 gradients can be studied on any machine; nothing becomes faster. Embeddings, norms, routers and
 other gates, and the head stay as they are, and so do the weights themselves, which are rounded for
@@ -23,7 +23,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.moe.experts import routers
-from rl_reasoner.policy import fp8_torchao
+from rl_reasoner.policy.fp8 import torchao_products
 
 Scaling = Literal["tensor", "row", "block"]
 BLOCK = 128
@@ -103,7 +103,7 @@ _Product = Callable[[Tensor, Tensor], Tensor]
 
 def _product(scaling: Scaling, by: Backend) -> _Product:
     if by == "torchao":
-        return fp8_torchao.fp8_product(scaling)
+        return torchao_products.fp8_product(scaling)
     return lambda rows, weight: _Linear.apply(rows, weight, scaling)  # type: ignore[no-untyped-call]
 
 
@@ -181,7 +181,7 @@ def is_experts(module: nn.Module) -> bool:
 
 def excluded_layers(model: Any, scaling: Scaling, by: Backend) -> list[str]:
     """Those of `covered_layers` whose sides the GPU's products do not take; none if emulated."""
-    side = fp8_torchao.side(scaling) if by == "torchao" else 1
+    side = torchao_products.side(scaling) if by == "torchao" else 1
     return [name for name in covered_layers(model) if any(n % side for n in _sides(model, name))]
 
 
@@ -236,9 +236,9 @@ def fp8_backend(device: str, scaling: Scaling) -> Backend:
     Raises `UserError` where the card has FP8 and something else is missing: what is emulated is
     never taken for the real one.
     """
-    if not fp8_torchao.card_has_fp8(device):
+    if not torchao_products.card_has_fp8(device):
         return "emulation"
-    fp8_torchao.check(scaling)
+    torchao_products.check(scaling)
     return "torchao"
 
 
@@ -263,7 +263,7 @@ def describe_fp8(
         slow = "emulated, since this machine has no FP8: nothing becomes faster"
         return "warned", f"{summary}; {slow}"
     if excluded:
-        side = fp8_torchao.side(scaling)
+        side = torchao_products.side(scaling)
         summary += f"; {len(excluded)} stay in bf16, their sides are not multiples of {side}: "
         summary += f"{excluded[0]} …"
     return ("warned" if excluded else "passed"), summary
@@ -275,7 +275,7 @@ def fp8_facts(model: Any, scaling: Scaling, device: str) -> dict[str, Any]:
     out = excluded_layers(model, scaling, by)
     return {
         "scaling": scaling,
-        "computed_by": "emulation" if by == "emulation" else fp8_torchao.torchao_version(),
+        "computed_by": "emulation" if by == "emulation" else torchao_products.torchao_version(),
         "layers": len(covered_layers(model)) - len(out),
         "left_in_bf16": out,
         "rollouts": "the same products; vLLM's own precision where vLLM samples",

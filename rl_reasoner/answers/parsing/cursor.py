@@ -3,7 +3,7 @@
 `brackets`, `parser` and `statements` each add rules of the grammar to this class.
 """
 
-from rl_reasoner.answers.lexer import Token
+from rl_reasoner.answers.parsing.lexer import Token
 from rl_reasoner.answers.tree import Node, Unreadable
 
 MAX_NESTING = 60

@@ -11,11 +11,11 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rl_reasoner.answers.boxes import last_boxes
-from rl_reasoner.answers.lexer import closing_brace
-from rl_reasoner.answers.statements import read_answer
+from rl_reasoner.answers.extraction.boxes import last_boxes
+from rl_reasoner.answers.extraction.wording import choice, is_wordy, meant, unstyled
+from rl_reasoner.answers.parsing.lexer import closing_brace
+from rl_reasoner.answers.parsing.statements import read_answer
 from rl_reasoner.answers.tree import Unreadable
-from rl_reasoner.answers.wording import choice, is_wordy, meant, unstyled
 
 TAIL = 20_000
 MAX_GOLD = 5_000

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from itertools import product
 from typing import TypeVar
 
-from rl_reasoner.answers.arithmetic import TooLarge, Undefined
+from rl_reasoner.answers.equality.arithmetic import TooLarge, Undefined
+from rl_reasoner.answers.equality.values import equal
 from rl_reasoner.answers.tree import Node, is_label, letters, spelled, walk
-from rl_reasoner.answers.values import equal
 
 _T = TypeVar("_T")
 MAX_EXPANDED = 16

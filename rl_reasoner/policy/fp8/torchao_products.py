@@ -4,7 +4,7 @@ torchao's float8 training (`torchao.float8`) scales a tensor or a row; its block
 (`torchao.prototype`) as DeepSeek-V3 does. `convert_to_float8_training` swaps `nn.Linear` alone and
 passes over fused experts, and the wrapper of its MoE prototype hears `torch._grouped_mm`, which
 transformers' experts do not call. So its differentiable products are taken from below that, one for
-each linear layer and each expert (rl_reasoner.policy.fp8 says where). Rows are filled up with zeros
+each linear layer and each expert (`layers` says where). Rows are filled up with zeros
 to the number that the kernels take: zeros change no scale and no sum. torchao is an extra:
 `pip install "rl-reasoner[fp8]"`.
 """

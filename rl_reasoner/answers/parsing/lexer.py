@@ -10,10 +10,9 @@ import re
 from enum import StrEnum
 from typing import NamedTuple
 
-from rl_reasoner.answers.glyphs import GREEK_NAMES, ascii_mathematics
-from rl_reasoner.answers.tree import Unreadable
-from rl_reasoner.answers.units import CURRENCIES, LETTER_RUNS, MONEY, SOFT
-from rl_reasoner.answers.vocabulary import (
+from rl_reasoner.answers.parsing.glyphs import GREEK_NAMES, ascii_mathematics
+from rl_reasoner.answers.parsing.units import CURRENCIES, LETTER_RUNS, MONEY, SOFT
+from rl_reasoner.answers.parsing.vocabulary import (
     ALIAS,
     ALIGNED,
     BASE_WORDS,
@@ -28,6 +27,7 @@ from rl_reasoner.answers.vocabulary import (
     STYLE,
     TEXTS,
 )
+from rl_reasoner.answers.tree import Unreadable
 
 MAX_TOKENS = 2500
 

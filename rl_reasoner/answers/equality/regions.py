@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from rl_reasoner.answers.arithmetic import Precision, TooLarge, Undefined
+from rl_reasoner.answers.equality.arithmetic import Precision, TooLarge, Undefined
+from rl_reasoner.answers.equality.values import TreeEvaluator, constant, near
 from rl_reasoner.answers.tree import Node, add, is_label, letters, negative, spelled, walk
-from rl_reasoner.answers.values import TreeEvaluator, constant, near
 
 _EV = Precision()
 _ORDERS = {"<", "<=", ">", ">=", "!="}

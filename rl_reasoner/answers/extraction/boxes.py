@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from rl_reasoner.answers.lexer import closing_brace
+from rl_reasoner.answers.parsing.lexer import closing_brace
 from rl_reasoner.answers.tree import Unreadable
 
 MAX_JOINED = 60

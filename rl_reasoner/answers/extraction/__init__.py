@@ -1,0 +1,4 @@
+"""Where in a completion its answer stands: tags, boxes, words that announce it, the last line.
+
+May import `answers.parsing` and `answers.tree`.
+"""
