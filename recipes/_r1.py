@@ -53,9 +53,9 @@ def r1(
     """
     language = {"weight": REWARDS["language"], "options": {"target": target}}
     stages: list[dict[str, Any]] = [dict(base)] if base else []
-    for stage, (kind, anew) in _STAGES.items():
+    for stage, (kind, from_base) in _STAGES.items():
         fields = {"kind": kind, "name": stage, "data": data[stage]}
-        fields |= {"start": base["name"] if base else "base"} if anew else {}
+        fields |= {"start": base["name"] if base else "base"} if from_base else {}
         stages.append({**fields, **sizes.get(kind, {}), **sizes.get(stage, {})})
         if stage == "samples":
             stages += [{**sizes.get(str(s["kind"]), {}), **s} for s in students]
