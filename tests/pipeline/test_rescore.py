@@ -50,7 +50,7 @@ def test_why_shows_a_group_and_the_numbers_of_the_batch(here: Path, cli: Cli) ->
         (("why", "run", "--step", "9"), ("there is no step 9", "up to 1")),
         (("why", "run", "--step", "1", "--row", "7"), ("has the rows 1 to 4",)),
         (("why", "run", "--step", "1", "--stage", "grop"), ("'grop'", "'grpo'")),
-        (("why", "saved.jsonl", "--step", "1"), ("no run folder",)),
+        (("why", "saved.jsonl", "--step", "1"), ("not a run folder",)),
         (("score", "length"), ("--rescore",)),
         (("score", "length", "saved.jsonl", "--rescore", "run"), ("--rescore",)),
         (("score", "countdown", "--rescore", "run"), ("'numbers'",)),
