@@ -1,4 +1,4 @@
-"""Two evaluations of the same problems, held against each other pair by pair.
+"""Two evaluations of the same problems, compared problem by problem.
 
 Each set has its difference with interval, a paired test, the least difference that this many
 problems could show, and the rows that flipped with their reasons. Several sets are several tests:
@@ -27,7 +27,7 @@ _FLIPS_SHOWN = 50
 def compare_rows(
     a: Mapping[str, Sequence[Row]], b: Mapping[str, Sequence[Row]]
 ) -> dict[str, dict[str, Any]]:
-    """b against a for every set that both have; see `rl_reasoner.compare`."""
+    """Compare b with a on every set that both have; see `rl_reasoner.compare`."""
     common = [name for name in a if name in b]
     if not common:
         own = [", ".join(rows) or "none" for rows in (a, b)]
@@ -48,7 +48,7 @@ def compare_rows(
 
 
 def _pairs(name: str, a: Sequence[Row], b: Sequence[Row]) -> list[tuple[int, int]]:
-    """The place of each row of a, with that of the row of b that has its problem."""
+    """For each row of a its index, and the index of b's row with the same problem."""
     if Counter(problems(a)) != Counter(problems(b)):
         raise UserError(f"set {name!r} holds different problems in the two results")
     places: dict[str, list[int]] = {}
@@ -122,7 +122,7 @@ def _flips(
 
 
 def unlike(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A sentence for each set that was measured otherwise in b than in a."""
+    """A sentence for each set that was measured under other conditions in b than in a."""
     return [
         f"{name}: apart from the policy, "
         + ", ".join(f"{key} differs ({x} in a, {y} in b)" for key, (x, y) in values.items())

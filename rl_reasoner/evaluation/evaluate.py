@@ -102,7 +102,7 @@ def evaluate(
 
 @contextmanager
 def _threads(policy: "Policy | ServedPolicy") -> Iterator[None]:
-    """The threads that suit a policy here; a server has its own."""
+    """Set the number of threads that suits the policy on this machine; a server has its own."""
     if isinstance(policy, ServedPolicy):
         yield
         return
@@ -112,7 +112,7 @@ def _threads(policy: "Policy | ServedPolicy") -> Iterator[None]:
 
 
 def check_judge(reward: str | None, options: Mapping[str, Any] | None) -> None:
-    """Raise `UserError` where the reward that is to judge cannot be had, or not with `options`."""
+    """Raise `UserError` if the reward that is to judge cannot be loaded with `options`."""
     if reward is not None:
         load_reward(reward, options)
     elif options:
@@ -130,7 +130,7 @@ def _check(samples: int, modes: Sequence[Mode], temperature: float | None) -> No
 
 
 class _Session:
-    """One evaluation: a policy taken through its sets, the result growing."""
+    """One evaluation: takes a policy through its sets and fills the result."""
 
     def __init__(
         self,
@@ -242,7 +242,7 @@ def _counter(progress: Progress | None, label: str, of: int) -> Callable[[int], 
 
 
 def _mark(result: EvalResult, label: str, trained_on: Sequence[Row]) -> None:
-    """Note at each row of a set what it shares with training rows; add the figures `@clean`."""
+    """Note on each row what it shares with training rows; add the figures of the set `@clean`."""
     from rl_reasoner.dataset.contamination import find_overlap
 
     overlap = find_overlap(trained_on, result.rows[label])
@@ -253,7 +253,7 @@ def _mark(result: EvalResult, label: str, trained_on: Sequence[Row]) -> None:
 
 
 def _add_clean(result: EvalResult, label: str) -> None:
-    """The figures of the rows that no training row overlaps, in addition to those of all."""
+    """Add the figures of the rows that overlap with no training row."""
     rows = result.rows[label]
     clean = [row for row in rows if not (row["overlap"] or {}).get("contaminated")]
     if clean:
@@ -264,7 +264,7 @@ def _add_clean(result: EvalResult, label: str) -> None:
 def replay(
     saved: EvalResult, reward: str | None = None, reward_options: Mapping[str, Any] | None = None
 ) -> EvalResult:
-    """The saved completions judged again, by the same reward or another: no model is needed.
+    """Judge saved completions again, by the same reward or another; no model is needed.
 
     The figures are computed again; settings and manifest stay, with this machine's verifier noted.
     What was judged as its rows ask is judged so again. Raises `UserError` for results without rows.
@@ -302,7 +302,7 @@ def evaluate_recipe(
     progress: Progress | None = None,
     system: str | None = None,
 ) -> EvalResult:
-    """The evaluation that a recipe asks for, all its sets in all its modes."""
+    """Run the evaluation that a recipe asks for: all its sets in all its modes."""
     modes: list[Mode] = ["greedy"]
     modes += ["sampled"] if evals.samples else []
     modes += ["chain-forced", "direct-forced"] if evals.forced else []

@@ -5,7 +5,7 @@ answer. So one set may hold maths, programs and instructions, and one evaluation
 
 `score` takes completions that were just sampled, `judge_again` those of a saved result: a replay
 needs no model. Rows keep what their reward read, so that a saved result can be judged anywhere.
-Knows nothing of sampling; the figures are made by `figures`.
+Knows nothing of sampling; the figures are made by `metrics`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,7 +43,7 @@ def judge_of(row: Row) -> tuple[str, Mapping[str, Any]]:
 
 
 class _Bench:
-    """One reward, and which rows it judges."""
+    """One reward, and the rows that it judges."""
 
     def __init__(
         self, name: str, options: Mapping[str, Any] | None, places: list[int], rows: list[Row]
@@ -70,7 +70,7 @@ class _Bench:
         return map(outcome_json, score_batch(self.function, texts, columns))
 
     def kept(self, row: Row) -> Row:
-        """What of a row goes into the result: what names it, and what its reward reads."""
+        """The columns that go into the result: those that name the row or that its reward reads."""
         if self.columns is None:
             own = {name: value for name, value in row.items() if name not in _JUDGED}
             return {"answer": "", **own}
@@ -79,7 +79,7 @@ class _Bench:
 
 
 def _check_columns(reward: Reward, rows: Sequence[Row]) -> None:
-    """Raise `UserError` where no row has what the reward reads: it would fail on every sample."""
+    """Raise `UserError` if no row has a column that the reward reads: every call would fail."""
     there = {"prompt": None, "prompts": None} | dict.fromkeys(name for row in rows for name in row)
     for name in reward.columns:
         if name not in there:
@@ -107,7 +107,7 @@ class Judge:
         """The names of the rewards that judge."""
 
     def score(self, rows: Sequence[Row], outs: Sequence[Sequence[Rollout]]) -> list[Row]:
-        """The scored rows (see `figures`) of fresh completions, one group a row."""
+        """Score fresh completions, one group for each row; returns scored rows (see `metrics`)."""
         sampled = [
             {
                 "completions": [out.text for out in group],
@@ -119,7 +119,7 @@ class Judge:
         return self._judge(rows, sampled)
 
     def judge_again(self, saved: Sequence[Row]) -> list[Row]:
-        """Scored rows of a saved result, judged anew by their completions alone."""
+        """Score the completions of a saved result again."""
         return self._judge(saved, [{name: row[name] for name in _SAMPLED} for row in saved])
 
     def _judge(self, rows: Sequence[Row], sampled: Sequence[Row]) -> list[Row]:

@@ -48,7 +48,7 @@ def problems(rows: Sequence[Row]) -> list[str]:
 
 
 def compute_figures(rows: Sequence[Row]) -> dict[str, Any]:
-    """All figures of a set, as JSON values. `rows` have the same number of samples each."""
+    """Compute all figures of a set, as JSON values; each row has the same number of samples."""
     samples = len(rows[0]["scores"])
     figures = {**_accuracy(rows), **_shares(rows), **_lengths(rows)}
     if samples > 1:
@@ -72,7 +72,7 @@ def _accuracy(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def accuracy_interval(shares: Sequence[float], groups: Groups = None) -> Interval:
-    """Wilson's of right and wrong ones that are independent, else the clustered one."""
+    """Wilson's interval where each problem has one completion, else the clustered one."""
     if set(shares) <= {0.0, 1.0} and (groups is None or len(set(groups)) == len(groups)):
         return wilson(sum(shares), len(shares))
     return clustered_interval(shares, groups)
@@ -162,7 +162,7 @@ def _majority(classes: Sequence[int], k: int) -> float:
 
 
 def _groups(rows: Sequence[Row], column: str) -> dict[str, Any]:
-    """Accuracy by the values of a column; empty where it says nothing or too much."""
+    """Accuracy by the values of a column; empty for one value or for too many."""
     parts: dict[str, list[Row]] = {}
     for row in rows:
         if row.get(column) not in (None, ""):

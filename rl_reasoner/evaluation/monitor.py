@@ -47,7 +47,7 @@ class Watch:
                 old.rename(folder / "best")
 
     def record(self, figures: Metrics, step: int, policy: "Policy | None") -> dict[str, Any]:
-        """The metrics of an evaluation after `step`; keeps `policy` where it is the best so far."""
+        """The metrics of an evaluation after `step`; saves `policy` if it is the best so far."""
         shown = {key: figures[key] for key in _SHOWN}
         if policy is not None and shown["interval"][0] > self.best().get("bound", -1.0):
             self._keep(shown, step, policy)
@@ -59,7 +59,7 @@ class Watch:
         return json_object(file) if file.is_file() else {}
 
     def _keep(self, shown: Metrics, step: int, policy: "Policy") -> None:
-        """Put the policy in the place of the best one; a kill leaves the old or the new one."""
+        """Replace the best policy; if the process is killed, the old or the new one is left."""
         fresh, best, old = (self.folder / name for name in (".best.part", "best", _OLD))
         for rest in (fresh, old):
             shutil.rmtree(rest, ignore_errors=True)
@@ -73,7 +73,7 @@ class Watch:
         shutil.rmtree(old, ignore_errors=True)
 
     def alarms(self, rows: Sequence[Metrics]) -> dict[str, str]:
-        """The alarms that the stage's metrics (one row a step) raise now; new ones are noted."""
+        """Return the alarms that the metrics (one row a step) raise now, and report new ones."""
         raised = alarms(rows, self.name)
         for kind, text in raised.items():
             if kind not in self.raised:
@@ -85,9 +85,9 @@ class Watch:
 def alarms(rows: Sequence[Metrics], name: str) -> dict[str, str]:
     """Alarms by kind, from the metrics of all steps so far and the evaluations on set `name`.
 
-    The last stretch between two evaluations is held against the first one; there must be three.
-    Where accuracy has fallen from its best so far by more than their intervals explain, rewards and
-    lengths are held against that one.
+    The last stretch between two evaluations is compared with the first one; there must be three.
+    Where accuracy has fallen from its best so far by more than the intervals explain, rewards and
+    lengths are compared with that one.
     """
     key = f"eval/{name}"
     ends = [i for i, row in enumerate(rows) if f"{key}/accuracy" in row]
@@ -119,7 +119,7 @@ def alarms(rows: Sequence[Metrics], name: str) -> dict[str, str]:
 
 
 def _held_against(rows: Sequence[Metrics], ends: Sequence[int], key: str) -> int:
-    """The evaluation that the last one is held against: the first, or a best that was better."""
+    """The evaluation that the last one is compared with: the first, or the best so far."""
     accuracies = [rows[i][f"{key}/accuracy"] for i in ends]
     best = max(range(len(ends) - 1), key=lambda n: accuracies[n])
     spans = [rows[ends[n]].get(f"{key}/interval", (0.0, 1.0)) for n in (best, -1)]
@@ -142,7 +142,7 @@ def _mean(rows: Sequence[Metrics], key: str) -> float:
 
 
 def measure_overlaps(rows: Sequence[Row], sets: Sequence[str]) -> dict[str, Any]:
-    """What training rows share with evaluation sets: counts, and which rows of a set they are.
+    """Measure what training rows share with each set: counts, and which rows of the set.
 
     Equal texts and shared runs of 13 words; near copies are `rl-reasoner eval`'s to find.
     """

@@ -66,7 +66,7 @@ class EvalResult:
         return result
 
     def _read(self, every: Path) -> None:
-        """Take the saved rows; raises `UserError` where they are not those of the figures."""
+        """Read the saved rows; raises `UserError` if they do not belong to the figures."""
         for number, row in enumerate(read_rows(str(every)), 1):
             name = row.pop("set", None)
             if name not in self.sets:

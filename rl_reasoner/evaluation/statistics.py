@@ -129,7 +129,7 @@ def bootstrap(
 def sign_flips(
     differences: Sequence[float], seed: int = 0, repeats: int = _REPEATS, groups: Groups = None
 ) -> float:
-    """Two-sided p-value of "neither is better": each problem's difference had either sign alike.
+    """Two-sided p-value under "neither is better": either sign of a difference is equally likely.
 
     Fisher's randomisation test of pairs, of which McNemar's is the case of single completions. All
     ways are counted where few problems differ, else `repeats` are drawn.

@@ -164,9 +164,9 @@ def _unmarked(text: str) -> str:
 
 
 def _runs(text: str) -> Iterator[tuple[str, list[tuple[str, bool]], str]]:
-    """By sentence and script: its words in order, each with whether one of them stands before it.
+    """By sentence and script: its words in order, each with whether the word before it is adjacent.
 
-    Empty texts stand where a word of another script, or something of no language, lies between.
+    Words of another script, formulas and the like lie between words that are not adjacent.
     """
     for match in _SENTENCE.finditer(text):
         sentence = match[0]

@@ -4,7 +4,7 @@ A row's column `instructions` is a list such as
 
     [{"name": "words", "at_least": 3, "at_most": 5}, {"name": "upper_case"}]
 
-`parsed` reads it, and says what is wrong with it; `verdicts` holds a response against it.
+`parsed` reads it, and says what is wrong with it; `verdicts` checks a response by it.
 `KINDS` are all kinds with their arguments; docs/rewards-language.md says what counts as what.
 Checkers take any text, take time linear in it, and raise nothing. Knows nothing of rewards.
 """
@@ -429,7 +429,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _against(value: Any, schema: Any, only: bool, where: str) -> str:
-    """What of `value` is not as the schema says; empty where all is. As deep as the schema."""
+    """What in `value` breaks the schema, to the schema's depth; empty if nothing does."""
     if isinstance(schema, str):
         return "" if _TYPES[schema](value) else f"{where} is no {schema}"
     if isinstance(schema, list):

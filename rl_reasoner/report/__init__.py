@@ -43,7 +43,7 @@ def serve_report(folder: Path, port: int, ready: Callable[[str], None]) -> None:
 
 
 def write_evaluation(files: Sequence[Path], target: Path) -> Path:
-    """Write the page of one saved evaluation, or of two held against each other, to `target`.
+    """Write the page of one saved evaluation, or of two compared, to `target`.
 
     Raises `UserError` when a file is not an evaluation result.
     """

@@ -50,12 +50,12 @@ class Entry:
         )
 
     def listed(self) -> list[Any]:
-        """What an index holds of it beside its group."""
+        """Its columns in an index, without its group."""
         size = len(self.completion)
         return [self.where, self.reward, self.advantage, self.flags, size]
 
     def texts(self) -> list[Any]:
-        """What a part holds of it: the completion, and each reward's words."""
+        """Its texts in a part: the completion, and each reward's reason."""
         scores = [
             [printable(name), value, printable(why), out] for name, value, why, out in self.said
         ]
@@ -161,7 +161,7 @@ def entry_of(sample: Sample) -> Entry:
 def evaluated(
     label: str, rows: Iterable[Mapping[str, Any]], judge: str = "score"
 ) -> Iterator[Entry]:
-    """The completions of an evaluation's rows as entries; `label` names the evaluation."""
+    """The completions in an evaluation's rows as entries; `label` names the evaluation."""
     for index, row in enumerate(rows):
         problem = cut(row.get("problem"))
         for place, completion in enumerate(_list(row, "completions")):
@@ -182,7 +182,7 @@ def evaluated(
 
 
 def appended(samples: Iterable[Sample]) -> list[list[Any]]:
-    """Rollouts of a run that still trains, as the script adds them to a source it has opened."""
+    """New rollouts of a run that still trains, in the form that the page's script appends."""
     return [
         [*e.listed(), printable(e.group), printable(e.prompt), printable(e.answer), *e.texts()]
         for e in map(entry_of, samples)

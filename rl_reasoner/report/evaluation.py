@@ -1,4 +1,4 @@
-"""The page of one saved evaluation, or of two held against each other.
+"""The page of one saved evaluation, or of two compared.
 
 Figures with their intervals, pass@k and maj@k, right answers by length, tables by level and
 subject, overlaps with training data, completions with the reasons of their scores, the manifest;
@@ -26,7 +26,7 @@ Named = Sequence[tuple[str, EvalResult]]
 
 
 def build_evaluation_page(results: Sequence[EvalResult]) -> str:
-    """The page of one or two results as HTML text; the same results give the same text."""
+    """Build the page of one or two results as HTML text; equal results give equal text."""
     labels = ["result"] if len(results) == 1 else ["a", "b"]
     named = list(zip(labels, results, strict=True))
     entries = compare(*results) if len(results) == 2 else {}

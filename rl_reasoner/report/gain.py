@@ -64,7 +64,7 @@ def apart(before: SetResult, after: SetResult) -> bool:
 
 
 def evidence(before: SetResult, after: SetResult) -> str:
-    """What a rise or fall is told by."""
+    """The evidence for a rise or fall."""
     return "with intervals apart" if apart(before, after) else "by the paired test"
 
 

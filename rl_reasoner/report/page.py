@@ -39,7 +39,7 @@ _REASONS_SHOWN = 8
 
 
 def build_page(run: RunData, live: Mapping[str, Any] | None = None) -> str:
-    """The whole page as HTML text; the same run gives the same text.
+    """Build the whole page as HTML text; the same run gives the same text.
 
     `live` is for a page that is served while the run trains: see `shell`.
     """
@@ -123,7 +123,7 @@ def _policy_name(run: RunData) -> str:
 
 
 def run_facts(run: RunData) -> list[tuple[str, str]]:
-    """What the overview tells as (name, value)."""
+    """The facts of the overview as (name, value)."""
     return [(name, value) for name, value in _facts(run) if value]
 
 
@@ -188,7 +188,7 @@ def _size(result: SetResult) -> str:
 
 
 def _chip(before: SetResult | None, after: SetResult | None) -> Element | None:
-    """Whether accuracy moved and what tells it, in a few words."""
+    """Whether accuracy moved and by what evidence, in a few words."""
     if before is None or after is None:
         return None
     evidence = "intervals apart" if apart(before, after) else "paired test"
@@ -336,7 +336,7 @@ def _results_table(run: RunData, names: Sequence[str]) -> Element:
 
 
 def _faults(run: RunData) -> Element | None:
-    """What the rewards said by outcome, their commonest faults, alarms of evaluations."""
+    """The rewards' outcomes, their commonest faults, and the alarms of evaluations."""
     rows: list[list[Child]] = []
     reasons: Counter[tuple[str, str, str]] = Counter()
     for stage in run.stages:
@@ -434,7 +434,7 @@ def _reproduce(run: RunData) -> Element | None:
 
 
 def _threads(run: RunData) -> str:
-    """What sets the run's number of threads, before its command: another one rounds otherwise."""
+    """The variable that sets the run's number of threads: another number rounds differently."""
     count = run.lock.get("threads")
     there = isinstance(count, int) and run.lock.get("device") == "cpu"
     return f"OMP_NUM_THREADS={count} " if there else ""

@@ -15,7 +15,7 @@ from rl_reasoner.report.run_data import Evaluation, Paired, RunData, SetResult
 
 
 def add_paired_tests(run: RunData) -> RunData:
-    """The run, its figures "after" with their tests against "before", where all rows are there."""
+    """Add tests against "before" to the figures "after" of a run, where all rows are there."""
     named = {e.name: e for e in run.evals}
     if "before" not in named or "after" not in named:
         return run

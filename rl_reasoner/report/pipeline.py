@@ -99,7 +99,7 @@ def reached(run: RunData) -> list[Reached]:
 
 
 def _starts(run: RunData) -> dict[str, str | None]:
-    """The stage (or "base") whose policy each stage goes on from; None for a policy of its own."""
+    """The stage (or "base") whose policy each stage starts from; None for a policy of its own."""
     starts: dict[str, str | None] = {}
     before = "base"
     for stage in run.stage_settings:
@@ -156,7 +156,7 @@ def gain(before: Reached, after: Reached, name: str) -> str:
 
 
 def _possible(before: SetResult) -> str:
-    """Whether what is likely now was possible before."""
+    """Say whether what is likely now was possible before."""
     if len(before.pass_at) < 2:
         return "rose, with intervals apart"
     k = max(before.pass_at)

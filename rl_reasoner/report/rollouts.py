@@ -48,7 +48,7 @@ class Sample:
 
 @dataclass
 class Rollouts:
-    """What is kept of a stage's rollouts: counts over all of them, samples of some steps.
+    """A stage's rollouts: counts over all of them, and the samples of some steps.
 
     `end` is the size in bytes of what was read: what is appended later begins there.
     """
@@ -101,7 +101,7 @@ def read_rollouts(path: Path) -> Rollouts:
 
 
 def rows_after(path: Path, start: int, most: int | None = None) -> tuple[int, list[dict[str, Any]]]:
-    """What was appended to a JSONL file from the byte `start` on, and where that ends.
+    """Read what was appended to a JSONL file after the byte `start`: (new end, rows).
 
     Whole lines only, at most some `most` bytes. A file that is shorter than `start` was cut back:
     (-1, []).

@@ -103,7 +103,7 @@ class StageRecord:
         ]
 
     def seconds(self) -> float:
-        """Time of all steps; a logged step stands, as in trl, for those since the one before it."""
+        """Time of all steps; a logged step stands, as in trl, for all since the one before it."""
         steps, times = self.series("step_time")
         return sum(
             t * max(step - last, 1)
@@ -194,7 +194,7 @@ def _evaluation(folder: Path, file: str, unreadable: list[str]) -> Evaluation:
 def _every_row(
     file: Path, unreadable: list[str]
 ) -> tuple[dict[str, list[Metrics]], dict[str, list[Row]]]:
-    """By set, of the rows beside a result: those that are kept, and what all were judged."""
+    """By set, from the rows of a result: those that are kept, and the scores of all."""
     kept: dict[str, list[Metrics]] = {}
     judged: dict[str, list[Row]] = {}
     path, size = file.with_suffix(".rows.jsonl"), 0

@@ -83,7 +83,7 @@ class Watched:
         return path.stat().st_size if path.is_file() else 0
 
     def _version(self) -> str:
-        """Changes with any file that the page tells of."""
+        """A hash that changes with any file that the page shows."""
         patterns = ("lock.json", "evals/*.json", "stages/*/*.json*", "stages/*/best/*.json")
         files = sorted(path for pattern in patterns for path in self.folder.glob(pattern))
         facts = []
@@ -93,7 +93,7 @@ class Watched:
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
     def _structure(self) -> str:
-        """Changes with what only a new page can show."""
+        """A hash that changes with what only a newly loaded page can show."""
         evals = [(p.name, p.stat().st_mtime_ns) for p in sorted(self.folder.glob("evals/*.json"))]
         stages = sorted(path.name for path in self.folder.glob("stages/*-*"))
         charts = [key for stage in self._run.stages for key, _ in _charts(stage)]
