@@ -1,8 +1,8 @@
-"""The hub of Hugging Face: whether a policy or data set is to be had from it, asked briefly.
+"""The hub of Hugging Face: whether it has a policy or data set, asked briefly.
 
 The libraries ask a hub that does not answer again and again, half a minute for each name. Here each
-name is asked for once; after the first refusal (no network, no answer, a fault of the hub's) no
-more is asked for some minutes, and the libraries are told to look into their caches only.
+name is asked for once; after a failure (no network, no answer, an error of the hub's) nothing is
+asked for some minutes, and the libraries use only their caches.
 """
 
 import re
@@ -33,7 +33,7 @@ def is_name(text: str) -> bool:
 
 
 @contextmanager
-def asked(kind: Literal["model", "dataset"], name: str) -> Iterator[None]:
+def access(kind: Literal["model", "dataset"], name: str) -> Iterator[None]:
     """Inside, libraries may open `name` from the hub, or where it does not answer from the cache.
 
     Raises `NotThereError` where the hub does not have it, or gives no answer and the cache lacks

@@ -90,12 +90,12 @@ class TrainVerb:
             if self.recipe is None:
                 raise UserError("train what? Give a recipe, or --resume RUN. See: rl-reasoner list")
             return self.recipe, self.flags
-        from rl_reasoner.pipeline.run_folder import begun_with
+        from rl_reasoner.pipeline.run_folder import original_flags
 
         check_run(self.resume)
         if self.recipe is None:
             return str(self.resume / "recipe.yaml"), self.flags
-        return self.recipe, [*begun_with(self.resume), *self.flags]
+        return self.recipe, [*original_flags(self.resume), *self.flags]
 
     def _check_name(self, name: str) -> None:
         """Raise `UserError` where another recipe is given than the one of the run to resume."""

@@ -285,7 +285,7 @@ def _hub_rows(name: str, config: str | None, split: str) -> list[Row]:
     from rl_reasoner import hub
 
     try:
-        with hub.asked("dataset", name):
+        with hub.access("dataset", name):
             return [dict(row) for row in load_dataset(name, config, split=split)]
     except Exception as error:  # datasets' own errors are many and share no base class
         why = "" if isinstance(error, hub.NotThereError) else f"{type(error).__name__}: "

@@ -39,7 +39,7 @@ def facts_of(recipe: Recipe, stage: Stage, made: Mapping[str, str]) -> dict[str,
     `made` has the hash of what each stage has made that this one needs (see `Recipe.needs`).
     """
     if stage.reuse is not None:
-        return {"reuse": hash_of(brought(stage))}
+        return {"reuse": hash_of(reused_path(stage))}
     fields = stage.model_dump(mode="json")
     facts: dict[str, Any] = {k: v for k, v in fields.items() if k not in _WITHOUT_EFFECT}
     facts["data"] = recipe.data_of(stage).model_dump(mode="json")
@@ -96,8 +96,8 @@ def _code(reward: str) -> str | None:
     return hash_of(file) if file.suffix == ".py" and file.is_file() else None
 
 
-def brought(stage: Stage) -> Path:
-    """What the user brings for a stage: a policy's folder, or the file of a data set.
+def reused_path(stage: Stage) -> Path:
+    """What a stage reuses instead of running: a policy's folder, or the file of a data set.
 
     Raises `UserError` where it is not there, or of the wrong kind.
     """

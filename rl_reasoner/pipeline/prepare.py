@@ -15,7 +15,7 @@ from rl_reasoner.dataset.rows import load_rows
 from rl_reasoner.dataset.templates import target_completion, with_system
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.evaluation.evaluate import check_judge, load_set
-from rl_reasoner.pipeline.lineage import brought
+from rl_reasoner.pipeline.lineage import reused_path
 from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.trl_configs import check_configs
 from rl_reasoner.policy.fp8.layers import fp8_backend
@@ -33,7 +33,7 @@ class Prepared:
     """What is read before any model is loaded."""
 
     rows: Mapping[str, list[Row]]
-    """by stage; empty where another stage makes them, or the user brings the stage's result"""
+    """by stage; empty where another stage makes them, or the stage reuses a result"""
     rewards: Mapping[str, Callable[..., Any]]
     """by their names in the recipe"""
     step_prompts: Mapping[str, int]
@@ -80,7 +80,7 @@ def prepare(recipe: Recipe, placement: Placement, locate: Locate | None = None) 
     for index, stage in enumerate(recipe.stages):
         if stage.reuse is not None:
             with field("stages", index, "reuse"):
-                brought(stage)
+                reused_path(stage)
         elif not any(isinstance(s, StageData) for s in data_sources(recipe.data_of(stage))):
             with field(*(("stages", index, "data") if stage.data else ("data",))):
                 rows[stage.name] = read_stage_rows(recipe, stage, recipe.data_of(stage), rewards)

@@ -2,7 +2,7 @@
 
 R1's third stage (arXiv 2501.12948): sample several completions a prompt, keep those that are right,
 leave out what mixes languages or cannot be read, and train on the rest. Prompts are sampled in
-chunks, each written whole, so that a run that is killed goes on with the next chunk, exactly. Knows
+chunks, each written whole, so that a killed run continues exactly with the next chunk. Knows
 policies and rows; nothing of trainers.
 """
 
@@ -58,7 +58,7 @@ def make_samples(
     rows.
     """
     started = time.monotonic()
-    sampled = _sampled(stage, rows, policy, folder, template, seed, progress)
+    sampled = _sample_rows(stage, rows, policy, folder, template, seed, progress)
     counts: Counter[str] = Counter()
     kept = [row for i, row in enumerate(rows) for row in _kept(stage, row, sampled[i], counts)]
     write_jsonl(folder / "data.jsonl", kept)
@@ -74,17 +74,19 @@ def make_samples(
     return card
 
 
-def take_over(old: Path, folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Keep what was sampled in the folder `old` where only the filters are others.
+def reuse_samples(
+    old: Path, folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]
+) -> None:
+    """Copy what was sampled in the folder `old`, where only the filters have changed.
 
     `before` and `now` are the facts of the stage (see `lineage`).
     """
-    others = ({k: v for k, v in facts.items() if k not in _FILTERS} for facts in (before, now))
-    if next(others) == next(others) and (old / "samples.jsonl").is_file():
+    sampling = [{k: v for k, v in facts.items() if k not in _FILTERS} for facts in (before, now)]
+    if sampling[0] == sampling[1] and (old / "samples.jsonl").is_file():
         shutil.copyfile(old / "samples.jsonl", folder / "samples.jsonl")
 
 
-def _sampled(
+def _sample_rows(
     stage: SampleStage,
     rows: Sequence[Row],
     policy: Policy,
@@ -93,10 +95,10 @@ def _sampled(
     seed: int,
     progress: Callable[[int], None],
 ) -> list[Mapping[str, Any]]:
-    """For each row its completions with scores, read from `samples.jsonl` as far as it goes."""
+    """For each row its completions with scores; those in `samples.jsonl` are not sampled again."""
     file = folder / "samples.jsonl"
     chunks = [rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)]
-    done = _sampled_before(file, chunks)
+    done = _read_samples(file, chunks)
     for number, chunk in enumerate(chunks[len(done) :], len(done)):
         prompts = [prompt_of(row, template, policy.tokenizer) for row in chunk]
         outs = sample(
@@ -116,10 +118,8 @@ def _sampled(
     return [row for chunk in done for row in chunk]
 
 
-def _sampled_before(
-    file: Path, chunks: Sequence[Sequence[Row]]
-) -> list[Sequence[Mapping[str, Any]]]:
-    """The chunks that are whole in `file`; what is torn behind them is cut off."""
+def _read_samples(file: Path, chunks: Sequence[Sequence[Row]]) -> list[Sequence[Mapping[str, Any]]]:
+    """The chunks that are complete in `file`; what follows them is cut off."""
     if not file.is_file():
         return []
     lines = takewhile(lambda line: line.whole and line.row is not None, json_lines(file))

@@ -131,7 +131,7 @@ class RunFolder:
         write_json(self.path / "lock.json", lock)
 
 
-def begun_with(folder: Path) -> list[str]:
+def original_flags(folder: Path) -> list[str]:
     """The flags that the run in `folder` was started with on the command line."""
     file = folder / "lock.json"
     lock = json_object(file) if file.is_file() else {}

@@ -26,18 +26,18 @@ from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.files import write_json, write_text
 from rl_reasoner.foreign import json_object, mapping
 from rl_reasoner.pipeline.lineage import (
-    brought,
     data_in,
     differences,
     facts_of,
     hash_of,
     hash_of_source,
+    reused_path,
 )
 from rl_reasoner.pipeline.lock import find_overlaps, lock
 from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.preflight import inspect
 from rl_reasoner.pipeline.prepare import Prepared, check_filled, read_stage_rows
-from rl_reasoner.pipeline.rejection_sampling import make_samples, take_over
+from rl_reasoner.pipeline.rejection_sampling import make_samples, reuse_samples
 from rl_reasoner.pipeline.run_folder import RunFolder
 from rl_reasoner.pipeline.stage_trainers import Job
 from rl_reasoner.pipeline.stage_training import train_stage
@@ -304,7 +304,7 @@ class Session:
         if before != facts or done:
             self.result_hashes.pop(stage.name, None)
             if isinstance(stage, SampleStage) and old:
-                take_over(old, folder, before or {}, facts)
+                reuse_samples(old, folder, before or {}, facts)
             begun = {"made_from": facts, **made_with(), "started": time.strftime("%FT%T%z")}
             write_json(folder / "lock.json", begun)
         started = time.monotonic()
@@ -318,7 +318,7 @@ class Session:
         place = self._number(stage.name), len(self.stages)
         if stage.reuse is not None:
             self.view.note(f"stage {stage.name}: taken from {stage.reuse}")
-            return self._copy_brought(stage, folder)
+            return self._copy_reused(stage, folder)
         if isinstance(stage, SampleStage):
             rows = self._rows(stage)
             self.view.start_stage(stage.name, *place, len(rows))
@@ -357,12 +357,12 @@ class Session:
             raise Interrupted(self.run.path)
         self.opened = PolicyRef(stage.name), policy
 
-    def _copy_brought(self, stage: Stage, folder: Path) -> Path:
-        """Copy what the user brings for a stage into its folder."""
+    def _copy_reused(self, stage: Stage, folder: Path) -> Path:
+        """Copy what a stage reuses into its folder."""
         if isinstance(stage, SampleStage):
-            shutil.copyfile(brought(stage), folder / "data.jsonl")
+            shutil.copyfile(reused_path(stage), folder / "data.jsonl")
             return folder / "data.jsonl"
-        self._policy(PolicyRef(None, str(brought(stage)))).save(folder / "policy")
+        self._policy(PolicyRef(None, str(reused_path(stage)))).save(folder / "policy")
         return folder / "policy"
 
     def _rows(self, stage: Stage) -> list[Row]:

@@ -1,7 +1,7 @@
 """One stage's training: from its last whole checkpoint, or from its start, to its end.
 
-What ends it early (a signal, a reward that broke down, bad gradients, a full disk) leaves a
-checkpoint to go on from. The policy is trained in place; an adapter is merged at the end, so that
+What ends it early (a signal, a reward that keeps failing, bad gradients, a full disk) leaves a
+checkpoint to resume from. The policy is trained in place; an adapter is merged at the end, so that
 what is saved opens anywhere.
 """
 
@@ -44,17 +44,16 @@ def train_stage(job: Job, view: LiveView, stop: Stop) -> None:
     """Train the policy of `job`, and save it to `policy/` in the job's folder.
 
     Raises what ends a run (see `train`); when a stop was asked for, returns with the training left
-    at a checkpoint and nothing saved. Of several processes the first one writes.
+    at a checkpoint and nothing saved. Of several processes the main one writes.
     """
     policy, folder, stage = job.policy, job.folder, job.stage
     checkpoints = folder / "checkpoints"
-    at = processes.broadcast(
-        last_checkpoint(checkpoints, view.note) if processes.is_main() else None
-    )
+    last = last_checkpoint(checkpoints, view.note) if processes.is_main() else None
+    checkpoint, step = processes.broadcast(last) or (None, 0)
     if processes.is_main():
         for name in ("metrics.jsonl", "rollouts.jsonl"):
-            keep_rows_until(folder / name, at[1] if at else 0)
-        job.ledger = Ledger.open(folder, at[1] if at else 0)
+            keep_rows_until(folder / name, step)
+        job.ledger = Ledger.open(folder, step)
     run = job.recipe.run
     if job.recipe.policy.lora:
         add_lora(policy, job.recipe.policy.lora, run.seed)
@@ -73,11 +72,11 @@ def train_stage(job: Job, view: LiveView, stop: Stop) -> None:
         balanced(trainer, stage.freeze_router),
         in_fp8(job.placement.precision, run.fp8, job.placement.device, *models),
     ):
-        if at and not is_sharded(at[0]):
-            _load_weights(policy, at[0])
-        trainer.checked = at[0] if at else None
-        if not at or at[1] < stage.steps:  # from its last step, trl would take one more
-            trainer.train(resume_from_checkpoint=str(at[0]) if at else None)
+        if checkpoint and not is_sharded(checkpoint):
+            _load_weights(policy, checkpoint)
+        trainer.checked = checkpoint
+        if step < stage.steps:  # from its last step, trl would take one more
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if stop.asked:
         return
     _save(job, trainer)

@@ -147,7 +147,7 @@ def locate(source: str) -> Iterator[str]:
     if not hub.is_name(source) or (near and "/" in source):  # beside it lies what was meant
         raise UserError(f"there is no policy {source!r}: no such folder.{near}")
     try:
-        with hub.asked("model", source):
+        with hub.access("model", source):
             yield source
     except hub.NotThereError as error:
         raise UserError(
