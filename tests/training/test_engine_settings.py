@@ -45,7 +45,7 @@ def test_vllm_behind_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     [
         ({"mode": "server"}, "mode server needs url"),
         ({"url": "http://a:1"}, "url belongs to mode server"),
-        ({"mode": "server", "url": "http://a:1", "memory": 0.5}, "are the server's own"),
+        ({"mode": "server", "url": "http://a:1", "memory": 0.5}, "are settings of the server"),
         ({"memory": 1.0}, "less than 1"),
     ],
     ids=str,
