@@ -94,10 +94,10 @@ def _disk(recipe: Recipe, policy: Policy, folder: Path) -> Notice:
     place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
         message = f"cannot write {folder}: {place} is not a writable folder"
-        return Notice("disk", "failed", message, "choose another --run.folder")
+        return Notice("disk", "failed", message, "choose a different --run.folder")
     free = shutil.disk_usage(place).free
     message = f"{_size(need)} for checkpoints and policies, {_size(free)} free in {place}"
-    fix = "free some space, or choose another --run.folder"
+    fix = "free some space, or choose a different --run.folder"
     if need > free:
         return Notice("disk", "failed", message, fix)
     return warn_if(need > 0.5 * free, "disk", message, fix)

@@ -198,7 +198,7 @@ def test_killed_in_every_kind_of_stage_it_ends_with_the_same_weights(
     for name in ("pre", "zero", "student"):
         other = whole.folder / "stages" / stage[name].name
         assert untimed(stage[name] / "metrics.jsonl") == untimed(other / "metrics.jsonl")
-    assert not (run / "old").exists(), "nothing was done again"
+    assert not (run / "old").exists(), "nothing ran again"
 
 
 # ------------------------------------------------------------------------------------ changes
