@@ -161,5 +161,5 @@ def test_an_adapter_that_cannot_be_merged_is_one_clear_error(saved: Path, tmp_pa
     learned = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     policy.model = get_peft_model(policy.model, learned)
     policy.save(tmp_path / "prompts")
-    with pytest.raises(UserError, match="of the kind PROMPT_TUNING, which cannot be merged"):
+    with pytest.raises(UserError, match="of type PROMPT_TUNING, which cannot be merged"):
         train(recipe(tmp_path, grpo(), policy=str(tmp_path / "prompts"), evals={"sets": []}))
