@@ -106,7 +106,7 @@ def import_module_of(name: str, reference: str) -> ModuleType:
     except UserError:
         raise
     except Exception as error:  # whatever the module's own code raises
-        what = f"{_cause(error)}{location_of(error)}"
+        what = _cause(error, location_of(error))
         file = Path(f"{name.replace('.', '/')}.py")  # its folder may not be one of Python's
         itself = isinstance(error, ModuleNotFoundError) and name.startswith(error.name or name)
         if itself and file.is_file():
@@ -115,11 +115,11 @@ def import_module_of(name: str, reference: str) -> ModuleType:
     return module
 
 
-def _cause(error: Exception) -> str:
+def _cause(error: Exception, where: str = "") -> str:
     """What went wrong; where it is an old import, the new one."""
     if getattr(error, "name", None) == OLD_HOME:
-        return f"{OLD_HOME} is gone: write `from rl_reasoner import Column, Score, reward`"
-    return f"{type(error).__name__}: {error}"
+        return f"{OLD_HOME} is gone{where}: write `from rl_reasoner import Column, Score, reward`"
+    return f"{type(error).__name__}: {error}{where}"
 
 
 def _attribute(module: ModuleType, name: str, reference: str) -> Any:
