@@ -242,7 +242,7 @@ def test_by_entry_point(points: list[EntryPoint]) -> None:
         (
             "\nfrom rl_reasoner.reward import Score\n",
             "f",
-            "write `from rl_reasoner import .*bad.py:2",
+            r"bad\.py:2: write `from rl_reasoner import",
         ),
         ("x = 1 / 0\n", "f", r"ZeroDivisionError.*bad\.py:1"),
         ("def format_it(): pass\n", "formatit", "Did you mean 'format_it'"),
