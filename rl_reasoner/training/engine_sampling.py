@@ -11,7 +11,6 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
 from transformers.generation import StopStringCriteria
 from trl.models.utils import disable_gradient_checkpointing
 
@@ -57,14 +56,9 @@ class EngineSampling:
             return "cache_implementation"
         if trainer.packed_forward.engine_obstacle is not None:
             return str(trainer.packed_forward.engine_obstacle)
-        return unhandled(trainer.args.generation_kwargs or {}, self._settings())
-
-    def _settings(self) -> GenerationConfig:
-        """trl's settings of `generate`, with the model's own where trl says nothing."""
-        model: Any = base_of(self.trainer.model)
-        settings: GenerationConfig
-        settings, _ = model._prepare_generation_config(self.trainer.generation_config)
-        return settings
+        return unhandled(
+            trainer.args.generation_kwargs or {}, self.trainer.internals.generation_config()
+        )
 
     def sampling(self) -> SamplingParams | None:
         """What the engine draws by the settings of now, which callbacks may change.
@@ -73,7 +67,7 @@ class EngineSampling:
         """
         if not self.on:
             return None
-        trainer, settings = self.trainer, self._settings()
+        trainer, settings = self.trainer, self.trainer.internals.generation_config()
         reason = unhandled({}, settings)
         if not generates_as_transformers(base_of(trainer.model)):
             reason = "a model with its own `generate`"

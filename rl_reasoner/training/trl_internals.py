@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from transformers import GenerationConfig
 from trl.trainer import utils as trl_utils
 
+from rl_reasoner.kernels.causal_lm import base_of
 from rl_reasoner.kernels.lm_head import FusedHead
 
 # What of trl's trainer makes the loss, and what hands it its batches. Where a trainer of the user's
@@ -79,6 +81,13 @@ class Internals:
     @property
     def tokenizer(self) -> Any:
         return self.trainer._tokenizer
+
+    def generation_config(self) -> GenerationConfig:
+        """trl's settings of `generate`, with the model's own where trl says nothing."""
+        model: Any = base_of(self.trainer.model)
+        settings: GenerationConfig
+        settings, _ = model._prepare_generation_config(self.trainer.generation_config)
+        return settings
 
     @property
     def entropy_bonus(self) -> bool:

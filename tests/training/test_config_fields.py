@@ -137,7 +137,7 @@ def test_every_heeded_field_is_set_in_a_test() -> None:
     here = {name for changes in CASES for name in changes}
     others = "\n".join(
         path.read_text(encoding="utf-8")
-        for path in (ROOT / "tests").glob("*.py")
+        for path in (ROOT / "tests").rglob("*.py")
         if path != Path(__file__)
     )
     for name in (name for group in HEEDS.values() for name in group if name not in here):

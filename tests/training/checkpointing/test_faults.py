@@ -288,7 +288,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
         at_step(patch, 3, fill)
         assert main(["train", str(tmp_path / "recipe.yaml"), "--quiet"]) == 1
     said = " ".join(capsys.readouterr().err.split())
-    assert "the disk is full" in said and "the checkpoint of step 2 is whole" in said
+    assert "the disk is full" in said and "the checkpoint of step 2 is intact" in said
     assert "Traceback" not in said and f"--resume {small_disk / 'run'}" in said
     checkpoints = stage_of(small_disk / "run") / "checkpoints"
     assert [path.name for path in checkpoints.glob("checkpoint-*")] == ["checkpoint-2"]
