@@ -1,4 +1,4 @@
-"""SamplingParams of the training step by our engine, where trl would call `generate`.
+"""Sampling of the training step by our engine, where trl would call `generate`.
 
 `EngineSampling` says whether, and as what, the engine draws trl's settings, draws completions whose
 randomness follows from their place in the run, and lets trl correct for their log-probs as it does

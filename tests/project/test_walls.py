@@ -52,7 +52,7 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("errors", "from rl_reasoner.language import units", "one way down"),
         ("scoring.rule", "from rl_reasoner.cli import main", "one way down"),
-        ("answers.tree", "from rl_reasoner.answers import parser", "no circles inside a room"),
+        ("answers.tree", "from rl_reasoner.answers import parsing", "no circles inside a room"),
         ("sandbox.plans", "import torch", "rooms without torch"),
     ],
 )
@@ -104,6 +104,12 @@ def test_every_room_says_what_it_is() -> None:
         if path.name == "__init__.py":
             text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
             assert text and len(text.split()) > 8, path
+
+
+def test_every_room_is_in_the_tree_of_contributing() -> None:
+    tree = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## The rooms")[2]
+    for folder in {path.parent for path in MODULES} - {PACKAGE}:
+        assert f" {folder.name}/" in tree, folder
 
 
 def public(body: list[ast.stmt]) -> Iterator[str]:
