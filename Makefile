@@ -20,7 +20,7 @@ r1: .venv/user  ## DeepSeek-R1's stages with a tiny mixture: a table of stage by
 	  else $(RUN) train r1_tiny --run.seed $(SEED) --run.folder runs/r1/r1_tiny-$(SEED); fi
 
 test: .venv/dev  ## install, then run the tests; FAST=1 leaves out those that train or start processes
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --durations=20 $(MARKED) $(COVERED) $(TESTS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal --durations=20 $(MARKED) $(COVERED) $(TESTS)
 
 lint: .venv/dev
 	$(PY) -m ruff check .

@@ -63,6 +63,7 @@ def test_chinese_problems_are_read_by_their_characters() -> None:
     assert find_overlap(rows("小明有三个苹果，吃了一个。"), rows(problem)).hits == [None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", sorted(TASKS))
 def test_splits_that_are_apart_share_nothing(task: str) -> None:
     """Writing tasks are put together from the same sentences: of them, no whole one."""

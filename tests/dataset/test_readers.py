@@ -38,6 +38,7 @@ def test_saved_folders_open_with_their_splits(tmp_path: Path, cli: Cli) -> None:
     assert refused(one)[0].startswith("one: not a saved data set")
 
 
+@pytest.mark.slow
 def test_a_run_on_a_saved_folder_says_what_it_was_made_with(tmp_path: Path, cli: Cli) -> None:
     stock(tmp_path)
     rows = [{**row, "completion": "2"} for row in ROWS]

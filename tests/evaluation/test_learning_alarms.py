@@ -84,6 +84,7 @@ def test_a_sound_run_and_a_few_bad_steps_say_nothing() -> None:
     assert said([step(n, clipped_ratio=1.0) for n in range(1, 4)]) == []
 
 
+@pytest.mark.slow
 def test_a_run_that_is_cut_off_says_so_while_it_runs_and_in_the_report(
     tmp_path: Path, cli: Cli
 ) -> None:
@@ -99,6 +100,7 @@ def test_a_run_that_is_cut_off_says_so_while_it_runs_and_in_the_report(
     assert f"Stage grpo: Alarm, {alarm}" in page
 
 
+@pytest.mark.slow
 def test_too_few_rows_for_a_step_are_told_before_the_run(tmp_path: Path, cli: Cli) -> None:
     stock(tmp_path)
     few = [{"problem": f"{n}+1=", "answer": str(n + 1)} for n in range(3)]

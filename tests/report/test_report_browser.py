@@ -20,6 +20,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
+pytestmark = pytest.mark.slow  # a browser is opened
 HOSTILE = "</script><img src=x onerror=alert(1)><script>alert(2)</script>"
 
 

@@ -89,6 +89,7 @@ def test_a_program_without_one_of_its_operations_fails() -> None:
     assert not [p for p, result in zip(shorter, results, strict=True) if result.passed]
 
 
+@pytest.mark.slow
 def test_functions_that_do_the_same_share_a_split() -> None:
     split_of: dict[str, str] = {}
     for split in ("train", "validation", "test"):

@@ -135,6 +135,7 @@ def test_few_plain_characters(task: str) -> None:
 # ---------------------------------------------------------------------------------- splits
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(maths, seeds, seeds)
 def test_no_seed_mixes_the_splits(task: str, one: int, other: int) -> None:
@@ -154,6 +155,7 @@ def everything(task: str, split: str, levels: range) -> list[Problem]:
     return generate_problems(task, split=split, count=int(found[1]), levels=levels)
 
 
+@pytest.mark.slow
 def test_the_splits_share_out_all_problems() -> None:
     parts = {s: everything("modular", s, range(2, 4)) for s in ("train", "validation", "test")}
     # a+b and b+a are one problem: 55 sums, 55 products, 100 differences; times 30 for the third.
