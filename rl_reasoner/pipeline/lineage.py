@@ -65,6 +65,31 @@ def facts_of(recipe: Recipe, stage: Stage, made: Mapping[str, str]) -> dict[str,
     return json.loads(json.dumps(facts))  # type: ignore[no-any-return]
 
 
+def with_new_fields(
+    recipe: Recipe, stage: Stage, before: Mapping[str, Any], now: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The facts `before`, with the stage's fields that they do not have but `now` has by default.
+
+    An older version wrote them, in which those fields did not exist: no reason to run again.
+    """
+    given = stage.model_dump(mode="json", exclude_defaults=True)
+    given["data"] = recipe.data_of(stage).model_dump(mode="json", exclude_defaults=True)
+    fields = {name for name in now if name in type(stage).model_fields}
+    return {**before, **_filled(before, {name: now[name] for name in fields}, given)}
+
+
+def _filled(before: Any, now: Any, given: Any) -> Any:
+    if not isinstance(before, Mapping) or not isinstance(now, Mapping):
+        return before
+    given = given if isinstance(given, Mapping) else {}
+    filled = {
+        name: _filled(before[name], value, given.get(name)) if name in before else value
+        for name, value in now.items()
+        if name in before or name not in given
+    }
+    return {**before, **filled}
+
+
 def _files(recipe: Recipe, stage: Stage, made: Mapping[str, str]) -> dict[str, str]:
     """The hash of each file, and of each stage's data, that the stage's rows come from."""
     hashes = {}

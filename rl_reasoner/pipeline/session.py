@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from rl_reasoner.pipeline.lineage import (
     hash_of,
     hash_of_source,
     reused_path,
+    with_new_fields,
 )
 from rl_reasoner.pipeline.lock import find_overlaps, lock
 from rl_reasoner.pipeline.placement import Placement
@@ -278,11 +279,19 @@ class Session:
         made = {name: self._made(name) for name in self.recipe.needs(stage)}
         return facts_of(self.recipe, stage, made)
 
+    def _facts_before(self, stage: Stage, now: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What the stage was begun with, to compare with `now`; None where it was not."""
+        before = _facts_in(self._folder(stage.name))
+        return None if before is None else with_new_fields(self.recipe, stage, before, now)
+
     def _is_current(self, name: str) -> bool:
         """Whether a stage was begun with what the recipe now makes it from."""
         stage = self.stages[name]
         needs_finished = all(map(self._is_finished, self.recipe.needs(stage)))
-        return needs_finished and _facts_in(self._folder(name)) == self._facts(stage)
+        if not needs_finished:
+            return False
+        facts = self._facts(stage)
+        return self._facts_before(stage, facts) == facts
 
     def _is_finished(self, name: str) -> bool:
         """Whether a stage is done, from what the recipe now says it is made from."""
@@ -291,7 +300,7 @@ class Session:
     def _run_stage(self, stage: Stage, again: bool) -> None:
         """Run a stage, or what is left of it."""
         facts, folder = self._facts(stage), self._folder(stage.name)
-        before, done = _facts_in(folder), (folder / "done.json").is_file()
+        before, done = self._facts_before(stage, facts), (folder / "done.json").is_file()
         old: Path | None = None
         if done and before == facts and not again:
             self.view.note(f"stage {stage.name}: already finished")

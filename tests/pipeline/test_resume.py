@@ -149,6 +149,24 @@ def test_without_any_whole_checkpoint_the_stage_begins_anew(
     held_against(whole, folder)
 
 
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_run_of_a_version_that_lacked_some_fields_is_finished_all_the_same(
+    changed: bool, whole: Run, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole.folder, folder)
+    lock = folder / "stages" / "2-grpo" / "lock.json"
+    begun = json.loads(lock.read_text())
+    del begun["made_from"]["long_prompts"], begun["made_from"]["sampling"]["top_p"]
+    if changed:
+        del begun["made_from"]["steps"]  # not the default of today
+    lock.write_text(json.dumps(begun))
+    done = folder / "stages" / "2-grpo" / "done.json"
+    before = done.stat().st_mtime_ns
+    resumed(folder)
+    assert (done.stat().st_mtime_ns != before) == changed
+
+
 def test_two_processes_in_one_folder(killed: Path, tmp_path: Path) -> None:
     folder = copied(killed, tmp_path)
     run, _ = RunFolder.reopen(folder)
