@@ -154,6 +154,7 @@ def test_experts_alone_are_rounded_as_their_formula_says() -> None:
             assert torch.allclose(found[t], total, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_model_learns_with_it() -> None:
     """The same loss curve, up to its rounding: 30 steps on one batch, in fp32 and emulated."""
     ends = []

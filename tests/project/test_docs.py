@@ -37,11 +37,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sys.path.remove(str(folder))
 
 
+@pytest.mark.slow
 def test_the_first_tutorial_gives_a_run(place: Path) -> None:
     assert (place / "runs/first/report.html").is_file()
     assert (place / "runs/first/stages/3-grpo/ledger.jsonl").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("document", WITH_BLOCKS)
 def test_every_block_runs(document: str, place: Path) -> None:
     run_document(document, place)

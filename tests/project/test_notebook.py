@@ -18,6 +18,7 @@ def notebook() -> Any:
     return nbformat.read(FILE, as_version=4)
 
 
+@pytest.mark.slow
 def test_it_runs(notebook: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [sizes] = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     if not FULL:

@@ -29,6 +29,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     sys.path.remove(str(folder))
 
 
+@pytest.mark.slow
 def test_the_examples_run(place: Path) -> None:
     run_document(ENGLISH, place, typed="((3+4)*2-5)%10=\n")
     for run in ("mine", "own"):

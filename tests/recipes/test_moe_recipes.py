@@ -28,6 +28,7 @@ def small(family: str, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", POLICIES)
 def test_two_steps_of_its_own_settings(name: str, tmp_path: Path) -> None:
     file, folder = tmp_path / "rows.jsonl", tmp_path / "run"

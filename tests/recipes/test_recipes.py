@@ -70,6 +70,7 @@ def test_every_recipe_is_run_here_or_with_a_real_model() -> None:
     assert {*SMALL, "gsm8k", "code_mbpp", "moe_qwen3", "moe_deepseek", *R1} == {*shipped_recipes()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_by_name(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"

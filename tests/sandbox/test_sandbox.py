@@ -144,6 +144,7 @@ def test_a_batch_keeps_its_order_and_its_programs_apart() -> None:
     assert sandbox.run_many([], []) == []
 
 
+@pytest.mark.slow
 def test_threads_may_share_the_sandbox() -> None:
     passed: list[bool] = []
 

@@ -143,6 +143,7 @@ def test_a_recipe_whose_rows_all_abstain_does_not_end_as_if_it_had_learned(
         train(wanted, quiet=True)
 
 
+@pytest.mark.slow
 def test_the_kit_fails_a_reward_that_judges_nothing_and_warns_of_one_that_cannot_tell() -> None:
     found = {f.check: f for f in examine(reward(lambda completion: None)).findings}
     assert found["distinguishes"].status == "failed"

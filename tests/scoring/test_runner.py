@@ -22,6 +22,7 @@ from rl_reasoner.scoring.runner import close_all, give_up_all, runner_of
 from rl_reasoner.types import Fault, Score
 from support.outcomes import QUICK, shown
 
+pytestmark = pytest.mark.slow  # real processes that hang and are killed
 FAULTY = '''
 import asyncio
 import ctypes

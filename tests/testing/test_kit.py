@@ -26,6 +26,7 @@ CODE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", bad_rewards.EXPECTED)
 def test_a_planted_defect_is_found(name: str) -> None:
     report = examine(getattr(bad_rewards, name), timeout_s=1.0)
