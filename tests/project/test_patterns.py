@@ -21,7 +21,7 @@ MADE: dict[str, Callable[[str], object]] = {
     "rl_reasoner.dataset.code_rows.code_row": lambda text: code_rows.code_row(
         {"problem": text, "tests": ["assert f(1) == 2"]}
     ),
-    "rl_reasoner.dataset.code_rows.continued": lambda text: code_rows.continue_program(
+    "rl_reasoner.dataset.code_rows.continue_program": lambda text: code_rows.continue_program(
         {"problem": f"{text}\ndef f(x):\n", "entry_point": "f"}, text
     ),
 }

@@ -92,7 +92,9 @@ def test_what_passes_by_itself_is_tried_again_and_the_rest_is_a_fault(url: str) 
     values = [o.value if isinstance(o, Score) else o.message for o in found]
     assert values[:7] == [1.0, 0.0, 0.5, None, 0.0, 0.0, 0.0]
     for message, why in zip(
-        values[7:], ("Timeout", "answered 503", "404", "no number", "not a number"), strict=True
+        values[7:],
+        ("Timeout", "answered 503", "404", "is not a number and has no value", "not a number"),
+        strict=True,
     ):
         assert why in str(message)
     assert found[0] == Score(1.0, "compared", {"a": 1.0})
