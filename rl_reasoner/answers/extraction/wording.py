@@ -65,34 +65,11 @@ _CHOICE = re.compile(
 )
 _SECOND_CHOICE = re.compile(r"^(?:(?:and|or|和|或|&|/)\b|\(?[A-J]\)?(?:[.,:;)\s]|$))")
 _BETWEEN_NAMES = re.compile(r"(?:(?<!\s)\s++)?,\s*(?:and\s+)?|(?<!\s)\s+and\s+|、|和")
-_NUMBER_WORDS = {
-    word: str(number)
-    for number, word in enumerate(
-        [
-            "zero",
-            "one",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-            "thirteen",
-            "fourteen",
-            "fifteen",
-            "sixteen",
-            "seventeen",
-            "eighteen",
-            "nineteen",
-            "twenty",
-        ]
-    )
-}
+_COUNTING = """
+zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
+sixteen seventeen eighteen nineteen twenty
+"""
+_NUMBER_WORDS = {word: str(number) for number, word in enumerate(_COUNTING.split())}
 
 
 def unstyled(text: str) -> str:
