@@ -5,7 +5,6 @@ subject, overlaps with training data, completions with the reasons of their scor
 for two results also the paired comparison. Pure: results in, text out.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,12 +14,12 @@ from rl_reasoner.report import charts
 from rl_reasoner.report.browse import EntrySource
 from rl_reasoner.report.charts import Bar, Chart, Trace
 from rl_reasoner.report.formatting import percent, short_number, signed
-from rl_reasoner.report.html import Child, Element, estimate, h, table
+from rl_reasoner.report.html import Child, Element, estimate, folded, h, note, section, table
 from rl_reasoner.report.page import flat
 from rl_reasoner.report.run_data import EVAL_ROWS_KEPT
-from rl_reasoner.report.shell import browser_section, shell
+from rl_reasoner.report.shell import browser_section, shell, show_button
 from rl_reasoner.report.sources import evaluations
-from rl_reasoner.report.stages import figure
+from rl_reasoner.report.stages import figures
 
 Named = Sequence[tuple[str, EvalResult]]
 
@@ -36,7 +35,7 @@ def build_evaluation_page(results: Sequence[EvalResult]) -> str:
         _comparison(entries, sources) if entries else None,
         _tables(named),
         _curves(named),
-        *[_parts(result) for result in results[-1:]],
+        _parts(results[-1]),
         browser_section(sources),
         *[_manifest(label, result) for label, result in named],
     ]
@@ -77,37 +76,22 @@ def _tables(named: Named) -> Element:
             counts = [f"{s['problems']:,}", str(s["samples"])]
             accuracy, length = estimate(s["accuracy"], s["interval"]), s.get("mean_length")
             rows.append([name, label, *counts, accuracy, *shares, short_number(length)])
-    return h(
-        "section",
-        h("h2", "Figures"),
-        table(head, rows, numeric_from=2),
-        h(
-            "p",
-            "95% intervals: Wilson's for one completion per problem, clustered by problem for "
-            "several. A completion that has no answer or could not be judged is not right; one "
-            "that was cut off is judged by what was written until then.",
-            class_="note",
-        ),
-        id="figures",
+    meaning = (
+        "95% intervals: Wilson's for one completion per problem, clustered by problem for several. "
+        "A completion that has no answer or could not be judged is not right; one that was cut off "
+        "is judged by what was written until then."
     )
+    return section("figures", "Figures", table(head, rows, numeric_from=2), note(meaning))
 
 
 def _curves(named: Named) -> Element | None:
-    drawings = [figure(drawing, "curves") for drawing in _drawings(named)]
-    if not drawings:
-        return None
-    return h("section", h("h2", "Curves"), h("div", drawings, class_="charts"), id="curves")
+    drawings = list(_drawings(named))
+    return section("curves", "Curves", figures(drawings, "curves")) if drawings else None
 
 
 def _drawings(named: Named) -> Iterator[Chart]:
     names = list(dict.fromkeys(name for _, result in named for name in result.sets))
-    groups = [
-        (
-            name,
-            [_bar(label, r.sets[name]) for label, r in named if name in r.sets],
-        )
-        for name in names
-    ]
+    groups = [(n, [_bar(label, r.sets[n]) for label, r in named if n in r.sets]) for n in names]
     yield charts.bars("Accuracy", groups, note="lines are 95% intervals")
     many = len(named) > 1
     for name in names:
@@ -154,19 +138,15 @@ def _parts(result: EvalResult) -> Element | None:
                 [value, f"{g['problems']:,}", estimate(g["accuracy"], g["interval"])]
                 for value, g in groups.items()
             ]
-            blocks += [
-                h("h3", f"{name} by {column}"),
-                table([column, "Problems", "Accuracy"], rows),
-            ]
+            heads = [column, "Problems", "Accuracy"]
+            blocks += [h("h3", f"{name} by {column}"), table(heads, rows)]
         if "contamination" in s:
             counts = s["contamination"]
             heads = [key.replace("_", " ") for key in counts]
             values: list[Child] = [f"{value:,}" for value in counts.values()]
-            blocks += [
-                h("h3", f"{name}: overlap with the training rows"),
-                table(heads, [values], numeric_from=0),
-            ]
-    return h("section", h("h2", "In detail"), blocks, id="detail") if blocks else None
+            blocks.append(h("h3", f"{name}: overlap with the training rows"))
+            blocks.append(table(heads, [values], numeric_from=0))
+    return section("detail", "In detail", blocks) if blocks else None
 
 
 def _at_k(name: str, s: Mapping[str, Any]) -> list[Element]:
@@ -181,8 +161,8 @@ def _at_k(name: str, s: Mapping[str, Any]) -> list[Element]:
             cells.append(estimate(s[f"{kind}_at"][k], interval))
         rows.append(cells)
     heads = ["k", *(f"{kind}@k" for kind in kinds)]
-    note = "pass@k by the unbiased estimator, maj@k exact over classes of equal answers; bootstrap"
-    return [h("h3", f"{name} at k"), table(heads, rows), h("p", note, class_="note")]
+    how = "pass@k by the unbiased estimator, maj@k exact over classes of equal answers; bootstrap"
+    return [h("h3", f"{name} at k"), table(heads, rows), note(how)]
 
 
 # --- comparison
@@ -202,19 +182,16 @@ def _comparison(
         detectable = f"±{100 * entry['detectable']:.1f}"
         cells = [name, f"{entry['problems']:,}", difference, " to ".join(ends)]
         rows.append([*cells, *p_values, detectable, entry["test"]])
-    return h(
-        "section",
-        h("h2", "Comparison, paired by problem"),
+    meaning = (
+        "Detectable: the least true difference that this many problems show 4 times in 5. "
+        "Holm: adjusted for the number of sets."
+    )
+    return section(
+        "comparison",
+        "Comparison, paired by problem",
         table(head, rows),
-        h(
-            "p",
-            "Detectable: the least true difference that this many problems show 4 times in 5. "
-            "Holm: adjusted for the number of sets.",
-            class_="note",
-        ),
-        [h("p", sentence, class_="note") for sentence in unlike(entries)],
+        [note(sentence) for sentence in (meaning, *unlike(entries))],
         [_flipped(name, entry, sources) for name, entry in entries.items()],
-        id="comparison",
     )
 
 
@@ -224,10 +201,8 @@ def _flipped(name: str, entry: Mapping[str, Any], sources: Sequence[EntrySource]
     source = next((s for s in sources if s.place == name), None)
     if not better + worse or source is None:
         return None
-    wanted = json.dumps({"source": source.key, "outcome": "mixed"})
-    button = h("button", "show them", type="button", class_="chip", data_show=wanted)
     counts = f"{name}: {better:,} rows better in b, {worse:,} worse. "
-    return h("p", counts, button, class_="note")
+    return note(counts, show_button("show them", source=source.key, outcome="mixed"))
 
 
 # --- completions
@@ -252,13 +227,5 @@ def _manifest(label: str, result: EvalResult) -> Element | None:
     if not rows:
         return None
     title = "Manifest" if label == "result" else f"Manifest of {label}"
-    return h(
-        "section",
-        h("h2", title),
-        h(
-            "details",
-            h("summary", "What it was measured with"),
-            table(["", ""], rows, numeric_from=9),
-        ),
-        id=f"manifest-{label}",
-    )
+    facts = folded("What it was measured with", table(["", ""], rows, numeric_from=9))
+    return section(f"manifest-{label}", title, facts)

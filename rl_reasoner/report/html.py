@@ -71,6 +71,21 @@ def table(head: list[str], rows: list[list[Child]], *, numeric_from: int = 1) ->
     )
 
 
+def section(id_: str, title: str, *children: Child) -> Element:
+    """A section of a page, which its navigation lists by the `title`."""
+    return h("section", h("h2", title), *children, id=id_)
+
+
+def note(*children: Child) -> Element:
+    """A remark in small print."""
+    return h("p", *children, class_="note")
+
+
+def folded(summary: str, *children: Child) -> Element:
+    """What is shown at a click on its `summary`."""
+    return h("details", h("summary", summary), *children)
+
+
 def estimate(share: float, interval: tuple[float, float] | None) -> list[Element | str | None]:
     """A share with its interval behind it, for a table's cell."""
     return [percent(share), h("span", span(interval), class_="interval")]

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rl_reasoner.foreign import number, printable
+from rl_reasoner.foreign import mapping, number, printable
 from rl_reasoner.report import charts
 from rl_reasoner.report.charts import Bar, Trace
 from rl_reasoner.report.formatting import duration, percent, short_number, signed, span
@@ -25,13 +25,13 @@ from rl_reasoner.report.gain import (
     paired_words,
     split_mode,
 )
-from rl_reasoner.report.html import Child, Element, estimate, h, table
+from rl_reasoner.report.html import Child, Element, estimate, folded, h, note, section, table
 from rl_reasoner.report.paired import add_paired_tests
 from rl_reasoner.report.pipeline import pipeline_section
-from rl_reasoner.report.run_data import Evaluation, RunData, SetResult, StageRecord
-from rl_reasoner.report.shell import browser_section, shell
+from rl_reasoner.report.run_data import RunData, SetResult, StageRecord
+from rl_reasoner.report.shell import browser_section, shell, show_button
 from rl_reasoner.report.sources import run_sources
-from rl_reasoner.report.stages import alarms_of, figure, learning_alarms_of, stage_section
+from rl_reasoner.report.stages import alarms_of, figures, learning_alarms_of, stage_section
 
 _MODES = ("", "chain-forced", "direct-forced", "sampled")
 _STAGES_NAMED = 3
@@ -46,23 +46,19 @@ def build_page(run: RunData, live: Mapping[str, Any] | None = None) -> str:
     run = add_paired_tests(run)
     sources = run_sources(run)
     sections = [
-        *[section(run) for section in SECTIONS],
+        *[build(run) for build in SECTIONS],
         *map(stage_section, run.stages),
         browser_section(sources),
-        *[section(run) for section in LAST_SECTIONS],
+        *[build(run) for build in LAST_SECTIONS],
     ]
     footer = "Made by rl-reasoner from this run's folder."
     return shell(f"{run.name} – run report", sections, footer, sources, live)
 
 
-def _eval(run: RunData, name: str) -> Evaluation | None:
-    return next((e for e in run.evals if e.name == name), None)
-
-
 def _ends(run: RunData) -> tuple[Mapping[str, SetResult], Mapping[str, SetResult]]:
     """The figures before and after, empty where there are none."""
-    before, after = _eval(run, "before"), _eval(run, "after")
-    return before.sets if before else {}, after.sets if after else {}
+    sets = {e.name: e.sets for e in run.evals}
+    return sets.get("before", {}), sets.get("after", {})
 
 
 def _main_set(run: RunData) -> str | None:
@@ -75,37 +71,24 @@ def _main_set(run: RunData) -> str | None:
 
 
 def _overview(run: RunData) -> Element:
-    facts = run_facts(run)
+    facts = [h("div", h("dt", name), h("dd", value)) for name, value in run_facts(run)]
+    warnings = [
+        f"Stage {stage.name}: {text}" for stage in run.stages for text in learning_alarms_of(stage)
+    ]
+    if run.unreadable:
+        warnings.append(f"Could not be read in full: {', '.join(run.unreadable)}.")
     return h(
         "header",
         h("p", "Run report", class_="eyebrow"),
         h("h1", run.name),
         h("p", _policy_line(run), class_="lead"),
-        h(
-            "div",
-            _headline(run),
-            h("dl", [h("div", h("dt", name), h("dd", value)) for name, value in facts], id="facts")
-            if facts
-            else None,
-            class_="hero",
-        ),
-        [h("p", text, class_="warning") for text in _could_not_learn(run)],
-        h("p", f"Could not be read in full: {', '.join(run.unreadable)}.", class_="warning")
-        if run.unreadable
-        else None,
+        h("div", _headline(run), h("dl", facts, id="facts") if facts else None, class_="hero"),
+        [h("p", text, class_="warning") for text in warnings],
     )
 
 
-def _could_not_learn(run: RunData) -> Iterator[str]:
-    """What kept the stages from learning."""
-    for stage in run.stages:
-        for text in learning_alarms_of(stage):
-            yield f"Stage {stage.name}: {text}"
-
-
 def _policy_line(run: RunData) -> str:
-    facts = run.lock.get("policy")
-    facts = facts if isinstance(facts, dict) else {}
+    facts = mapping(run.lock.get("policy"))
     parts = [_policy_name(run)]
     total, active = number(facts.get("parameters")), number(facts.get("active_parameters"))
     if total is not None:
@@ -217,18 +200,13 @@ def _gain(run: RunData) -> Element | None:
     if not blocks:
         return None
     title = {(True, False): "What the gain is", (False, True): "What the loss is"}
-    note = (
+    meaning = (
         "A change is one whose intervals are apart, or that the paired test of the same problems "
         "finds (p under 0.05, adjusted for the number of tests); intervals that overlap alone do "
         "not prove that nothing changed. rl-reasoner compare has the problems that flipped."
     )
-    return h(
-        "section",
-        h("h2", title.get(("rose" in moves, "fell" in moves), "What changed")),
-        *blocks,
-        h("p", note, class_="note"),
-        id="gain",
-    )
+    heading = title.get(("rose" in moves, "fell" in moves), "What changed")
+    return section("gain", heading, *blocks, note(meaning))
 
 
 def _cause(run: RunData) -> str:
@@ -292,25 +270,12 @@ def _results(run: RunData) -> Element | None:
         for n in names
     ]
     drawings = [charts.bars("Accuracy", groups, note="lines are 95% intervals")]
-    drawings += [
-        charts.pass_at_k_chart(f"pass@k on {name}", curves)
-        for name, curves in _pass_curves(run, names)
-    ]
-    return h(
-        "section",
-        h("h2", "Evaluations"),
-        h("div", [figure(drawing, "evaluations") for drawing in drawings], class_="charts"),
-        _results_table(run, names),
-        id="evaluations",
-    )
-
-
-def _pass_curves(run: RunData, names: Sequence[str]) -> Iterator[tuple[str, list[Trace]]]:
     for name in names:
         shown = [(e.name, e.sets[name]) for e in run.evals if name in e.sets]
-        curves = [_pass_curve(label, result) for label, result in shown if len(result.pass_at) > 1]
-        if curves:
-            yield name, curves
+        if curves := [_pass_curve(label, r) for label, r in shown if len(r.pass_at) > 1]:
+            drawings.append(charts.pass_at_k_chart(f"pass@k on {name}", curves))
+    charts_shown = figures(drawings, "evaluations")
+    return section("evaluations", "Evaluations", charts_shown, _results_table(run, names))
 
 
 def _pass_curve(label: str, result: SetResult) -> Trace:
@@ -352,28 +317,21 @@ def _faults(run: RunData) -> Element | None:
     completions = sum(s.rollouts.completions for s in run.stages if s.rollouts)
     truncated = sum(s.rollouts.truncated for s in run.stages if s.rollouts)
     cut = f"{completions:,} completions, {percent(truncated / max(completions, 1))} cut off."
-    return h(
-        "section",
-        h("h2", "Faults"),
+    return section(
+        "faults",
+        "Faults",
         [h("p", text, class_="warning") for text in alarms],
         h("p", cut, class_="under") if completions else None,
         table(["Reward", "Scores", "Abstentions", "Faults"], rows) if rows else None,
         [_reason(*place, count) for place, count in reasons.most_common(_REASONS_SHOWN)],
-        id="faults",
     )
 
 
 def _reason(source: str, name: str, reason: str, count: int) -> Element:
     """A fault's reason; a click on its count shows the completions."""
     wanted = {"source": source, "outcome": "fault", "text": reason[:80]}
-    button = h(
-        "button",
-        f"{count:,} × fault",
-        type="button",
-        class_="chip bad",
-        data_show=json.dumps(wanted),
-    )
-    return h("p", button, " ", f"{name}: {reason}", class_="note")
+    button = show_button(f"{count:,} × fault", "chip bad", **wanted)
+    return note(button, " ", f"{name}: {reason}")
 
 
 def _timing(run: RunData) -> Element | None:
@@ -382,7 +340,7 @@ def _timing(run: RunData) -> Element | None:
     if not rows:
         return None
     head = ["Stage", "Steps", "Time", "A step", "Tokens per second", "Where it went"]
-    return h("section", h("h2", "Time"), table(head, rows, numeric_from=1), id="time")
+    return section("time", "Time", table(head, rows))
 
 
 def _time(stage: StageRecord) -> list[Child]:
@@ -415,21 +373,14 @@ def _reproduce(run: RunData) -> Element | None:
     ]
     if not (command or rows or run.recipe_text):
         return None
-    return h(
-        "section",
-        h("h2", "How to get it again"),
+    facts = table(["", ""], rows, numeric_from=9)
+    recipe = h("pre", run.recipe_text)
+    return section(
+        "reproduce",
+        "How to get it again",
         h("pre", f"{_threads(run)}{command}", class_="command") if command else None,
-        h(
-            "details",
-            h("summary", "Versions, data and hardware (lock.json)"),
-            table(["", ""], rows, numeric_from=9),
-        )
-        if rows
-        else None,
-        h("details", h("summary", "Resolved recipe (recipe.yaml)"), h("pre", run.recipe_text))
-        if run.recipe_text
-        else None,
-        id="reproduce",
+        folded("Versions, data and hardware (lock.json)", facts) if rows else None,
+        folded("Resolved recipe (recipe.yaml)", recipe) if run.recipe_text else None,
     )
 
 

@@ -20,9 +20,9 @@ from rl_reasoner.report import charts
 from rl_reasoner.report.charts import Bar, Trace
 from rl_reasoner.report.formatting import duration, percent, short_number, span
 from rl_reasoner.report.gain import THINKING_RISE, moved, split_mode
-from rl_reasoner.report.html import Child, Element, estimate, h, table
+from rl_reasoner.report.html import Child, Element, estimate, h, note, section, table
 from rl_reasoner.report.run_data import Evaluation, RunData, SetResult, StageRecord
-from rl_reasoner.report.stages import figure
+from rl_reasoner.report.stages import figures
 
 # Words by which a chain of thought takes back or checks what it has said; R1's paper counts such
 # words over training (arXiv 2501.12948, supplement).
@@ -179,8 +179,8 @@ def pipeline_section(run: RunData) -> Element | None:
     ]
     drawings = [charts.bars("Accuracy after each stage", groups, note="lines are 95% intervals")]
     if lengths := list(_lengths(run)):
-        note = "mean tokens of a completion, stages one after the other"
-        drawings.append(charts.curve("Length over training", lengths, note=note))
+        measured = "mean tokens of a completion, stages one after the other"
+        drawings.append(charts.curve("Length over training", lengths, note=measured))
     by_name = {each.name: each for each in stages}
     gains = [
         h("li", h("b", f"{each.name} (from {each.start}) "), "; ".join(words))
@@ -188,15 +188,14 @@ def pipeline_section(run: RunData) -> Element | None:
         if each.start in by_name
         and (words := [gain(by_name[str(each.start)], each, n) for n in names if n in each.sets])
     ]
-    return h(
-        "section",
-        h("h2", "The pipeline"),
-        h("div", [figure(drawing, "pipeline") for drawing in drawings], class_="charts"),
+    return section(
+        "pipeline",
+        "The pipeline",
+        figures(drawings, "pipeline"),
         _table(run, stages, names),
         h("h3", "What each gain is"),
         h("ul", gains),
         *_samples(run),
-        id="pipeline",
     )
 
 
@@ -238,11 +237,8 @@ def _cost(folder: Path, stage: StageRecord) -> list[Child]:
     seconds = number(done.get("seconds")) or stage.seconds()
     steps = f"{stage.metrics[-1]['step']:,}" if stage.metrics else "–"
     _, tokens = stage.series("num_tokens")
-    return [
-        steps,
-        duration(seconds) if seconds else "–",
-        short_number(tokens[-1] if tokens else None),
-    ]
+    took = duration(seconds) if seconds else "–"
+    return [steps, took, short_number(tokens[-1] if tokens else None)]
 
 
 def _habits(each: Reached | None) -> list[Child]:
@@ -264,7 +260,7 @@ def _samples(run: RunData) -> Iterator[Element]:
         yield h("h3", f"Samples: {stage.name}")
         rows, sampled = (number(card.get(name)) or 0 for name in ("rows", "sampled"))
         counts = f"{rows:,.0f} rows of {sampled:,.0f} sampled completions"
-        yield h("p", f"{counts}. Left out: {left or 'none'}.", class_="note")
+        yield note(f"{counts}. Left out: {left or 'none'}.")
 
 
 def _json(file: Path) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ from importlib.resources import files
 from typing import Any
 
 from rl_reasoner.report.browse import EntrySource, pack_content
-from rl_reasoner.report.html import Element, document, h
+from rl_reasoner.report.html import Element, document, h, note, section
 
 _SCRIPTS = ("charts.js", "browser.js", "page.js")
 _KEYS = (
@@ -89,7 +89,7 @@ def shell(
 
     `live` is what the script asks its server with, for a page that is served.
     """
-    shown = [section for section in sections if section is not None]
+    shown = [each for each in sections if each is not None]
     main = h("main", shown)
     about = {
         "charts": _taken_specs(main),
@@ -146,11 +146,11 @@ def _taken_specs(main: Element) -> dict[str, Any]:
 
 def _navigation(sections: Sequence[Element], *, live: bool) -> Element:
     links = []
-    for section in sections:
-        heading = section.find("h2")
-        if heading is not None and section.get("id"):
-            name = section.get("data-short") or "".join(heading.itertext())
-            links.append(h("a", name, href=f"#{section.get('id')}"))
+    for each in sections:
+        heading = each.find("h2")
+        if heading is not None and each.get("id"):
+            name = each.get("data-short") or "".join(heading.itertext())
+            links.append(h("a", name, href=f"#{each.get('id')}"))
     return h(
         "nav",
         h("div", links, class_="links"),
@@ -167,7 +167,7 @@ def _help() -> Element:
         "dialog",
         h("h2", "Keys"),
         h("dl", rows, class_="keys"),
-        h("p", "A click on a curve of a stage shows the completions of that step.", class_="note"),
+        note("A click on a curve of a stage shows the completions of that step."),
         h("form", h("button", "Close", type="submit"), method="dialog"),
         id="help",
     )
@@ -177,27 +177,22 @@ def browser_section(sources: Sequence[EntrySource]) -> Element | None:
     """The frame of the browser of completions, which the script fills; None without sources."""
     if not sources:
         return None
-    return h(
-        "section",
-        h("h2", "Completions"),
-        h("noscript", h("p", "Charts and completions need the page's own script.", class_="note")),
+    listed = {"class_": "list", "tabindex": "0", "role": "listbox", "aria_label": "Completions"}
+    entries = h("div", h("div", class_="rows"), **listed)
+    detail = h("article", class_="detail", aria_live="polite", tabindex="-1")
+    return section(
+        "completions",
+        "Completions",
+        h("noscript", note("Charts and completions need the page's own script.")),
         _filters(sources),
         h("p", id="found", class_="under", role="status"),
-        h(
-            "div",
-            h(
-                "div",
-                h("div", class_="rows"),
-                class_="list",
-                tabindex="0",
-                role="listbox",
-                aria_label="Completions",
-            ),
-            h("article", class_="detail", aria_live="polite", tabindex="-1"),
-            class_="browser",
-        ),
-        id="completions",
+        h("div", entries, detail, class_="browser"),
     )
+
+
+def show_button(text: str, look: str = "chip", /, **wanted: str) -> Element:
+    """A button that shows the completions that are `wanted`, by names and values of filters."""
+    return h("button", text, type="button", class_=look, data_show=json.dumps(wanted))
 
 
 def _filters(sources: Sequence[EntrySource]) -> Element:

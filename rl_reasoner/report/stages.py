@@ -9,7 +9,7 @@ from rl_reasoner.foreign import mapping, number
 from rl_reasoner.report import charts
 from rl_reasoner.report.charts import Chart, Trace
 from rl_reasoner.report.formatting import duration, percent
-from rl_reasoner.report.html import Element, h
+from rl_reasoner.report.html import Element, folded, h, note, section
 from rl_reasoner.report.run_data import StageRecord, interval
 
 _LAYERS_SHOWN = 6
@@ -69,21 +69,14 @@ def stage_section(stage: StageRecord) -> Element | None:
     drawings, others = list(drawings_of(stage)), list(others_of(stage))
     seconds = stage.seconds()
     steps = f"{stage.metrics[-1]['step']:,} steps"
-    more = h(
-        "details",
-        h("summary", f"{len(others)} other metrics, by their names in the log"),
-        h("div", [figure(drawing, place) for drawing in others], class_="charts"),
-    )
-    return h(
-        "section",
-        h("h2", f"Stage {stage.index} · {stage.name}"),
+    more = f"{len(others)} other metrics, by their names in the log"
+    return section(
+        place,
+        f"Stage {stage.index} · {stage.name}",
         h("p", f"{steps}, {duration(seconds)}" if seconds else steps, class_="under"),
         *_warnings(stage),
-        h("div", [figure(drawing, place) for drawing in drawings], class_="charts")
-        if drawings
-        else None,
-        more if others else None,
-        id=place,
+        figures(drawings, place) if drawings else None,
+        folded(more, figures(others, place)) if others else None,
     )
 
 
@@ -92,7 +85,7 @@ def _warnings(stage: StageRecord) -> Iterator[Element]:
     if stage.best:
         best = f"Best by the lower bound on {stage.best.get('set')}: step {stage.best.get('step')}"
         accuracy = percent(number(stage.best.get("accuracy")))
-        yield h("p", f"{best}, accuracy {accuracy}; it is kept in best/.", class_="note")
+        yield note(f"{best}, accuracy {accuracy}; it is kept in best/.")
     for text in [*learning_alarms_of(stage), *alarms_of(stage)]:
         yield h("p", text, class_="warning")
 
@@ -132,11 +125,16 @@ def figure(drawing: Chart, place: str) -> Element:
             h("span", legend, class_="legend") if legend else None,
         ),
         h("div", class_="plot", tabindex="0", role="img", aria_label=summary),
-        h("p", drawing.note, class_="note") if drawing.note else None,
+        note(drawing.note) if drawing.note else None,
         class_="chart",
         data_chart=f"{place}/{drawing.title}",
         data_spec=json.dumps(drawing.spec, allow_nan=False),
     )
+
+
+def figures(drawings: Sequence[Chart], place: str) -> Element:
+    """The charts of the section `place`, side by side where there is room."""
+    return h("div", [figure(drawing, place) for drawing in drawings], class_="charts")
 
 
 def drawings_of(stage: StageRecord) -> Iterator[Chart]:
@@ -184,18 +182,15 @@ def _reward(stage: StageRecord) -> Iterator[Chart]:
     spread_steps, spread = stage.series("reward_std")
     band = None
     if spread_steps == steps:
-        band = (
-            [v - s for v, s in zip(values, spread, strict=True)],
-            [v + s for v, s in zip(values, spread, strict=True)],
-        )
+        pairs = list(zip(values, spread, strict=True))
+        band = [v - s for v, s in pairs], [v + s for v, s in pairs]
     parts = [key for key in stage.keys("rewards/") if key.endswith("/mean")]
     lines = [Trace("total", steps, values, band)]
     if len(parts) > 1:
-        lines += [
-            Trace(key.split("/")[1], *stage.series(key)) for key in parts if stage.series(key)[1]
-        ]
-    note = "band: one standard deviation within a group" if band else ""
-    yield charts.curve("Reward", lines, note=note)
+        singles = [Trace(key.split("/")[1], *stage.series(key)) for key in parts]
+        lines += [line for line in singles if line.values]
+    remark = "band: one standard deviation within a group" if band else ""
+    yield charts.curve("Reward", lines, note=remark)
 
 
 def _evals(stage: StageRecord) -> Iterator[Chart]:
@@ -206,9 +201,9 @@ def _evals(stage: StageRecord) -> Iterator[Chart]:
         name = key.removeprefix("eval/").removesuffix("/accuracy")
         spans = {row["step"]: interval(row.get(f"eval/{name}/interval")) for row in stage.metrics}
         band = charts.band([spans[step] for step in steps])
-        note = "band: 95% interval" if band else ""
+        remark = "band: 95% interval" if band else ""
         line = Trace("accuracy", steps, values, band)
-        yield charts.curve(f"Accuracy on {name}", [line], share=True, note=note)
+        yield charts.curve(f"Accuracy on {name}", [line], share=True, note=remark)
 
 
 def _lengths(stage: StageRecord) -> Iterator[Chart]:
@@ -218,8 +213,8 @@ def _lengths(stage: StageRecord) -> Iterator[Chart]:
     low_steps, low = stage.series("completions/min_length")
     high_steps, high = stage.series("completions/max_length")
     band = (low, high) if low_steps == high_steps == steps else None
-    note = "tokens; band: shortest to longest" if band else "tokens"
-    yield charts.curve("Completion length", [Trace("mean", steps, values, band)], note=note)
+    remark = "tokens; band: shortest to longest" if band else "tokens"
+    yield charts.curve("Completion length", [Trace("mean", steps, values, band)], note=remark)
 
 
 def _timing(stage: StageRecord) -> Iterator[Chart]:
@@ -247,8 +242,8 @@ def _experts(stage: StageRecord) -> Iterator[Chart]:
             fair = 100 / len(loads[0][1])
             steps, shares = zip(*loads, strict=True)
             name = key.removeprefix("experts/load/").replace("layer", "layer ")
-            note = f"share of tokens by expert; fair is {fair:.1f}%, full colour twice that"
-            yield charts.heat_map(f"Expert load, {name}", steps, shares, note)
+            remark = f"share of tokens by expert; fair is {fair:.1f}%, full colour twice that"
+            yield charts.heat_map(f"Expert load, {name}", steps, shares, remark)
 
 
 def layers_of(stage: StageRecord) -> Sequence[str]:
