@@ -24,7 +24,7 @@ from typing import Any
 from rl_reasoner import Recipe, train
 from rl_reasoner.dataset.rows import load_rows
 from rl_reasoner.evaluation.statistics import wilson
-from rl_reasoner.recipe.recipe import TaskData
+from rl_reasoner.recipe.data import TaskData
 
 PRECISIONS = ("fp32", "bf16", "fp8")
 POLICY = "scratch:moe-tiny"

@@ -25,7 +25,7 @@ from rl_reasoner.report.console import emit, err
 
 if TYPE_CHECKING:
     from rl_reasoner.evaluation.result import EvalResult
-    from rl_reasoner.recipe.recipe import FileData
+    from rl_reasoner.recipe.data import FileData
 
 _FLIPS_SHOWN = 10
 
@@ -149,7 +149,7 @@ class EvalVerb:
 
     def _set(self, name: str) -> "str | FileData":
         from rl_reasoner.dataset.sets import set_data
-        from rl_reasoner.recipe.recipe import FileData
+        from rl_reasoner.recipe.data import FileData
 
         columns = parse_options("--columns", self.columns)
         options = {"columns": columns, "config": self.config, "split": self.split}
@@ -161,7 +161,7 @@ class EvalVerb:
     def _training_rows(self, policy: str) -> list[dict[str, Any]] | None:
         """The rows that the policy was trained on, if overlaps are to be counted."""
         from rl_reasoner.dataset.rows import load_problems, load_rows
-        from rl_reasoner.recipe.recipe import FileData
+        from rl_reasoner.recipe.data import FileData
 
         if self.trained_on is not None:
             columns = parse_options("--columns", self.columns)

@@ -19,13 +19,7 @@ from rl_reasoner.dataset.tasks.mixed_language import put_into_words
 from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.language.instructions import parsed
 from rl_reasoner.language.thinking import with_tags
-from rl_reasoner.recipe.recipe import (
-    AnyData,
-    FileData,
-    MixData,
-    StageData,
-    TaskData,
-)
+from rl_reasoner.recipe.data import AnyData, FileData, MixData, StageData, TaskData
 from rl_reasoner.types import Row
 
 # What rows may be judged by instead of an answer, or learned from.

@@ -14,7 +14,7 @@ from rl_reasoner.dataset.readers import FORMS, file_rows, saved_folder
 from rl_reasoner.dataset.tasks.generate import TASKS
 from rl_reasoner.errors import UserError, did_you_mean, first_line
 from rl_reasoner.paths import room
-from rl_reasoner.recipe.recipe import FileData
+from rl_reasoner.recipe.data import FileData
 from rl_reasoner.types import Row
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from rl_reasoner.dataset.conversations import TURNS, chat_of
 from rl_reasoner.errors import UserError
 from rl_reasoner.language.thinking import with_tags
-from rl_reasoner.recipe.recipe import checked_template
+from rl_reasoner.recipe.data import checked_template
 from rl_reasoner.types import Prompt, Row
 
 _CHATS = ("chat", "boxed")  # the templates that make messages

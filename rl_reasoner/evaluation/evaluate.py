@@ -20,7 +20,8 @@ from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.evaluation.judging import Judge
 from rl_reasoner.evaluation.metrics import compute_figures
 from rl_reasoner.evaluation.result import EvalResult
-from rl_reasoner.recipe.recipe import EvalOverrides, Evals, FileData
+from rl_reasoner.recipe.data import FileData
+from rl_reasoner.recipe.recipe import EvalOverrides, Evals
 from rl_reasoner.rollout.cache import SampleCache
 from rl_reasoner.rollout.server import ServedPolicy
 from rl_reasoner.scoring.registry import load_reward

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rl_reasoner.dataset.sets import card_of, find_set
 from rl_reasoner.provenance import made_with
-from rl_reasoner.recipe.recipe import FileData
+from rl_reasoner.recipe.data import FileData
 from rl_reasoner.types import Prompt, Row
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.recipe.recipe import GrpoStage, Recipe
+from rl_reasoner.recipe.recipe import Recipe
+from rl_reasoner.recipe.stages import GrpoStage
 
 
 @dataclass(frozen=True)

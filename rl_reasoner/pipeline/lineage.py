@@ -16,16 +16,9 @@ from typing import Any
 
 from rl_reasoner.dataset.sets import find_set
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.recipe.recipe import (
-    AnyData,
-    FileData,
-    MixData,
-    Recipe,
-    SampleStage,
-    Stage,
-    StageData,
-    data_sources,
-)
+from rl_reasoner.recipe.data import AnyData, FileData, MixData, StageData, data_sources
+from rl_reasoner.recipe.recipe import Recipe
+from rl_reasoner.recipe.stages import SampleStage, Stage
 
 # Fields of a stage that change nothing in its result.
 _WITHOUT_EFFECT = ("name", "start", "policy", "teacher", "save_every")

@@ -19,14 +19,8 @@ from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.prepare import Prepared
 from rl_reasoner.policy.fp8.layers import describe_fp8, fp8_backend
 from rl_reasoner.policy.policy import Policy
-from rl_reasoner.recipe.recipe import (
-    DistillStage,
-    GrpoStage,
-    Recipe,
-    SampleStage,
-    SftStage,
-    TrainedStage,
-)
+from rl_reasoner.recipe.recipe import Recipe
+from rl_reasoner.recipe.stages import DistillStage, GrpoStage, SampleStage, SftStage, TrainedStage
 from rl_reasoner.rollout.long_prompts import declared_places, named_rows
 from rl_reasoner.rollout.sampler import long_rows, prompt_ids
 from rl_reasoner.types import Row

@@ -19,8 +19,10 @@ from rl_reasoner.pipeline.lineage import reused_path
 from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.trl_configs import check_configs
 from rl_reasoner.policy.fp8.layers import fp8_backend
+from rl_reasoner.recipe.data import AnyData, StageData, data_sources
 from rl_reasoner.recipe.load import Locate
-from rl_reasoner.recipe.recipe import AnyData, Recipe, Stage, StageData, data_sources
+from rl_reasoner.recipe.recipe import Recipe
+from rl_reasoner.recipe.stages import Stage
 from rl_reasoner.report.dashboards import dashboards_of
 from rl_reasoner.scoring.batch import APPLIES, applies, score_batch
 from rl_reasoner.scoring.registry import load_reward

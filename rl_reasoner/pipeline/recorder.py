@@ -17,7 +17,7 @@ from rl_reasoner.evaluation.learning_alarms import LearningAlarms, highest_of
 from rl_reasoner.evaluation.monitor import Watch
 from rl_reasoner.files import append_rows, read_jsonl
 from rl_reasoner.pipeline.stage_trainers import Job
-from rl_reasoner.recipe.recipe import GrpoStage
+from rl_reasoner.recipe.stages import GrpoStage
 from rl_reasoner.report.terminal import LiveView
 from rl_reasoner.training.checkpointing.signals import Stop
 

@@ -18,7 +18,8 @@ from rl_reasoner.pipeline.preflight import Notice, warn_if
 from rl_reasoner.pipeline.prepare import Prepared, trl_columns
 from rl_reasoner.policy.fp8.layers import in_fp8
 from rl_reasoner.policy.policy import Policy
-from rl_reasoner.recipe.recipe import GrpoStage, Recipe
+from rl_reasoner.recipe.recipe import Recipe
+from rl_reasoner.recipe.stages import GrpoStage
 from rl_reasoner.rollout.mismatch import diagnose, measure
 from rl_reasoner.rollout.sampler import eos_ids, prompt_ids, sample, without_long
 from rl_reasoner.scoring.batch import score_own_rows

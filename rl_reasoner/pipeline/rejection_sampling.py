@@ -24,7 +24,7 @@ from rl_reasoner.language.identification import language_share
 from rl_reasoner.language.repetition import repeats_itself
 from rl_reasoner.language.thinking import NO_CHAIN, TAGS, chain_of, with_tags
 from rl_reasoner.policy.policy import Policy
-from rl_reasoner.recipe.recipe import SampleStage
+from rl_reasoner.recipe.stages import SampleStage
 from rl_reasoner.rollout.sampler import sample
 from rl_reasoner.types import Row
 

@@ -20,8 +20,9 @@ from rl_reasoner.files import write_json, write_text
 from rl_reasoner.foreign import check_run, json_object, no_links
 from rl_reasoner.pipeline.lineage import hash_of_set
 from rl_reasoner.provenance import made_with
+from rl_reasoner.recipe.data import FileData, data_sources
 from rl_reasoner.recipe.locations import read_yaml, validate
-from rl_reasoner.recipe.recipe import FileData, Recipe, data_sources
+from rl_reasoner.recipe.recipe import Recipe
 
 
 class RunFolder:

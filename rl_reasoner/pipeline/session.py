@@ -46,15 +46,10 @@ from rl_reasoner.policy.lora import merge_adapter
 from rl_reasoner.policy.opening import open_policy
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.provenance import made_with
+from rl_reasoner.recipe.data import StageData, data_sources
 from rl_reasoner.recipe.old_names import current_stage
-from rl_reasoner.recipe.recipe import (
-    DistillStage,
-    Recipe,
-    SampleStage,
-    Stage,
-    StageData,
-    data_sources,
-)
+from rl_reasoner.recipe.recipe import Recipe
+from rl_reasoner.recipe.stages import DistillStage, SampleStage, Stage
 from rl_reasoner.report import write_report
 from rl_reasoner.report.terminal import LiveView
 from rl_reasoner.rollout.sampler import prompt_ids

@@ -26,7 +26,8 @@ from rl_reasoner.moe.experts import (
 from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.trl_configs import config
 from rl_reasoner.policy.policy import Policy
-from rl_reasoner.recipe.recipe import DistillStage, GrpoStage, Recipe, SftStage, TrainedStage
+from rl_reasoner.recipe.recipe import Recipe
+from rl_reasoner.recipe.stages import DistillStage, GrpoStage, SftStage, TrainedStage
 from rl_reasoner.rollout.sampler import without_long
 from rl_reasoner.scoring.ledger import Ledger, scores_of
 from rl_reasoner.scoring.rule import rule_of

@@ -14,12 +14,12 @@ from trl import DistillationConfig, SFTConfig
 from rl_reasoner.distributed.strategy import per_process, trainer_arguments
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.pipeline.placement import Placement
-from rl_reasoner.recipe.recipe import (
+from rl_reasoner.recipe.recipe import Recipe
+from rl_reasoner.recipe.stages import (
     TRL_NAMES,
     DistillStage,
     GrpoStage,
     Optim,
-    Recipe,
     SampleStage,
     SftStage,
     TrainedStage,

@@ -15,22 +15,11 @@ from pydantic import BaseModel
 
 from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.foreign import yaml_value
+from rl_reasoner.recipe.data import FileData, MixData, StageData, TaskData
 from rl_reasoner.recipe.locations import FieldPath, model_in, validate
 from rl_reasoner.recipe.old_names import OLD_NAMES, current_path, note_old_name
-from rl_reasoner.recipe.recipe import (
-    DistillStage,
-    EvalOverrides,
-    FileData,
-    GrpoStage,
-    MixData,
-    Recipe,
-    RecipeLoader,
-    RewardSpec,
-    SampleStage,
-    SftStage,
-    StageData,
-    TaskData,
-)
+from rl_reasoner.recipe.recipe import EvalOverrides, Recipe, RecipeLoader, RewardSpec
+from rl_reasoner.recipe.stages import DistillStage, GrpoStage, SampleStage, SftStage
 
 _STAGES: list[type[BaseModel]] = [SftStage, GrpoStage, SampleStage, DistillStage]
 _LISTS: dict[str, list[type[BaseModel]]] = {

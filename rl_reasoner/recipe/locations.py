@@ -15,19 +15,10 @@ from pydantic import BaseModel, ValidationError
 
 from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.foreign import yaml_value
+from rl_reasoner.recipe.data import FileData, MixData, StageData, TaskData
 from rl_reasoner.recipe.old_names import OLD_NAMES, current_path
-from rl_reasoner.recipe.recipe import (
-    DistillStage,
-    FileData,
-    GrpoStage,
-    MixData,
-    Recipe,
-    RecipeLoader,
-    SampleStage,
-    SftStage,
-    StageData,
-    TaskData,
-)
+from rl_reasoner.recipe.recipe import Recipe, RecipeLoader
+from rl_reasoner.recipe.stages import DistillStage, GrpoStage, SampleStage, SftStage
 
 FieldPath = tuple[str | int, ...]
 Places = Mapping[FieldPath, str]

@@ -12,7 +12,8 @@ from rl_reasoner.dataset.rows import lint, load_problems, load_rows
 from rl_reasoner.dataset.templates import prompt_of, target_completion
 from rl_reasoner.errors import UserError
 from rl_reasoner.pipeline.train import train
-from rl_reasoner.recipe.recipe import FileData, Recipe
+from rl_reasoner.recipe.data import FileData
+from rl_reasoner.recipe.recipe import Recipe
 from support.commands import Cli, lines, stock
 from support.tiny import grpo, recipe, rows, sft
 

@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict
 from rl_reasoner.dataset.rows import load_rows
 from rl_reasoner.dataset.sets import set_data
 from rl_reasoner.errors import UserError
-from rl_reasoner.recipe.recipe import FileData
+from rl_reasoner.recipe.data import FileData
 from support.commands import Cli, stock
 
 ROWS = [{"problem": "1+1=", "answer": "2"}, {"problem": "f(2; 3), g", "answer": "5"}]

@@ -19,7 +19,7 @@ from rl_reasoner.dataset.sets import find_set, read_rows, set_data, set_names
 from rl_reasoner.dataset.tasks.generate import generate_problems
 from rl_reasoner.dataset.templates import render, target_completion
 from rl_reasoner.errors import UserError
-from rl_reasoner.recipe.recipe import FileData, TaskData
+from rl_reasoner.recipe.data import FileData, TaskData
 
 ROWS = [{"problem": "1+1=", "answer": "2"}, {"problem": "2+3=", "answer": "5"}]
 

@@ -13,7 +13,7 @@ from rl_reasoner import open_policy
 from rl_reasoner.pipeline import rejection_sampling
 from rl_reasoner.pipeline.rejection_sampling import NothingKept, make_samples
 from rl_reasoner.pipeline.train import train
-from rl_reasoner.recipe.recipe import SampleStage
+from rl_reasoner.recipe.stages import SampleStage
 from support.tiny import recipe, sft
 
 ROWS = [

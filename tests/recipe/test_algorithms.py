@@ -15,7 +15,8 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.pipeline.placement import choose_placement
 from rl_reasoner.pipeline.trl_configs import config
 from rl_reasoner.recipe.algorithms import ALGORITHMS, describe_algorithm
-from rl_reasoner.recipe.recipe import Loss, Recipe
+from rl_reasoner.recipe.recipe import Recipe
+from rl_reasoner.recipe.stages import Loss
 from rl_reasoner.training.advantages import (
     group_relative,
     kl_estimate,

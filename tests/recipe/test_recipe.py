@@ -14,10 +14,12 @@ from pydantic import ValidationError
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.paths import room
+from rl_reasoner.recipe.data import FileData, TaskData
 from rl_reasoner.recipe.flags import apply_flags, flag_table
 from rl_reasoner.recipe.load import find_recipe, load_recipe, shipped_recipes
 from rl_reasoner.recipe.locations import read_yaml, validate
-from rl_reasoner.recipe.recipe import FileData, GrpoStage, Recipe, TaskData
+from rl_reasoner.recipe.recipe import Recipe
+from rl_reasoner.recipe.stages import GrpoStage
 
 
 def grpo(**fields: Any) -> dict[str, Any]:

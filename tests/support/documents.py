@@ -26,7 +26,8 @@ import yaml
 from rl_reasoner.cli import main
 from rl_reasoner.recipe.load import load_recipe
 from rl_reasoner.recipe.locations import validate
-from rl_reasoner.recipe.recipe import GrpoStage, Recipe, RecipeLoader
+from rl_reasoner.recipe.recipe import Recipe, RecipeLoader
+from rl_reasoner.recipe.stages import GrpoStage
 from support.places import ROOT
 
 LANGUAGES = {"sh", "python", "yaml", "text", "console"}

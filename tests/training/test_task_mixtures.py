@@ -15,8 +15,9 @@ from rl_reasoner.evaluation.evaluate import replay
 from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.pipeline.placement import choose_placement
 from rl_reasoner.pipeline.prepare import prepare
+from rl_reasoner.recipe.data import FileData, MixData
 from rl_reasoner.recipe.flags import apply_flags
-from rl_reasoner.recipe.recipe import EvalOverrides, FileData, MixData, Recipe
+from rl_reasoner.recipe.recipe import EvalOverrides, Recipe
 from rl_reasoner.types import Rollout
 from support.tiny import QUIET, grpo, recipe, rows, sft
 from support.trainers import Log

@@ -17,7 +17,7 @@ from rl_reasoner.dataset.sets import set_data
 from rl_reasoner.dataset.tasks.base import Problem
 from rl_reasoner.dataset.tasks.generate import SPLITS, careless, generate_problems
 from rl_reasoner.errors import UserError
-from rl_reasoner.recipe.recipe import TaskData
+from rl_reasoner.recipe.data import TaskData
 from rl_reasoner.scoring.batch import score_batch
 from rl_reasoner.scoring.registry import load_reward
 from rl_reasoner.scoring.reward import Reward

@@ -19,7 +19,8 @@ from rl_reasoner.cli import main
 from rl_reasoner.dataset.rows import load_rows
 from rl_reasoner.pipeline.run_folder import RunFolder
 from rl_reasoner.pipeline.train import Interrupted
-from rl_reasoner.recipe.recipe import FileData, Recipe
+from rl_reasoner.recipe.data import FileData
+from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.report.terminal import LiveView
 from rl_reasoner.scoring.ledger import entries
 from rl_reasoner.training.checkpointing.faults import Diverged, LastStep
