@@ -46,105 +46,86 @@ _FILLING = {
 }
 
 
-def _some(pick: Pick, least: int, span: int) -> int:
-    return least + pick(span)
-
-
 def _two_of(pick: Pick, words: Sequence[str]) -> list[str]:
     first = pick(len(words))
     return [words[first], words[(first + 1 + pick(len(words) - 1)) % len(words)]]
 
 
-# ------------------------------------------------------------------------------- in English
+# ------------------------------------------------------------------- instructions by their form
+
+
+def _always(text: str, name: str, **args: Any) -> _Add:
+    """An instruction without choices."""
+    return lambda pick: (text, {"name": name, **args})
+
+
+def _count(text: str, name: str, span: int, least: int = 2, bound: str = "exactly") -> _Add:
+    """A number of something: one of `span` numbers from `least` on."""
+
+    def add(pick: Pick) -> Added:
+        count = least + pick(span)
+        return text.format(count), {"name": name, bound: count}
+
+    return add
+
+
+def _one(text: str, name: str, texts: Sequence[str]) -> _Add:
+    """One of the `texts` at a fixed place."""
+
+    def add(pick: Pick) -> Added:
+        chosen = texts[pick(len(texts))]
+        return text.format(chosen), {"name": name, "text": chosen}
+
+    return add
+
+
+def _two(text: str, name: str, words: Sequence[str]) -> _Add:
+    """Two of the `words`, used or avoided."""
+
+    def add(pick: Pick) -> Added:
+        chosen = _two_of(pick, words)
+        return text.format(*chosen), {"name": name, "words": chosen}
+
+    return add
+
+
+def _keyword(text: str, words: Sequence[str]) -> _Add:
+    """One of the `words`, used two or three times."""
+
+    def add(pick: Pick) -> Added:
+        word, count = words[pick(len(words))], 2 + pick(2)
+        return text.format(word, count), {"name": "keyword", "word": word, "exactly": count}
+
+    return add
 
 
 def _en_words(pick: Pick) -> Added:
-    least = 10 * _some(pick, 1, 6)
+    least = 10 * (1 + pick(6))
     if pick(2):
-        most = least + 10 * _some(pick, 1, 3)
+        most = least + 10 * (1 + pick(3))
         text = f"Use between {least} and {most} words."
         return text, {"name": "words", "at_least": least, "at_most": most}
     return f"Use at least {least} words.", {"name": "words", "at_least": least}
 
 
+def _zh_ideographs(pick: Pick) -> Added:
+    least = 10 * (1 + pick(6))
+    most = least + 10 * (1 + pick(3))
+    text = f"全文不少于{least}个汉字，不超过{most}个汉字。"
+    return text, {"name": "ideographs", "at_least": least, "at_most": most}
+
+
 def _en_sentences(pick: Pick) -> Added:
-    count = _some(pick, 2, 5)
+    count = 2 + pick(5)
     if pick(2):
         return f"Use exactly {count} sentences.", {"name": "sentences", "exactly": count}
     return f"Use at most {count} sentences.", {"name": "sentences", "at_most": count}
-
-
-def _en_paragraphs(pick: Pick) -> Added:
-    count = _some(pick, 2, 3)
-    text = f"Write exactly {count} paragraphs, with a blank line between them."
-    return text, {"name": "paragraphs", "exactly": count}
-
-
-def _en_bullets(pick: Pick) -> Added:
-    count = _some(pick, 2, 4)
-    text = f"Give exactly {count} bullet points, each on a line that begins with -."
-    return text, {"name": "bullets", "exactly": count}
-
-
-def _en_numbered(pick: Pick) -> Added:
-    count = _some(pick, 2, 4)
-    text = f"Give a numbered list of exactly {count} items (1. 2. and so on)."
-    return text, {"name": "numbered", "exactly": count}
-
-
-def _en_include(pick: Pick) -> Added:
-    words = _two_of(pick, _WORDS["en"])
-    return f"Use the words {words[0]} and {words[1]}.", {"name": "include", "words": words}
-
-
-def _en_exclude(pick: Pick) -> Added:
-    words = _two_of(pick, ("very", "nice", "good", "really", "beautiful", "big"))
-    text = f"Do not use the words {words[0]} and {words[1]}."
-    return text, {"name": "exclude", "words": words}
-
-
-def _en_keyword(pick: Pick) -> Added:
-    word, count = _WORDS["en"][pick(len(_WORDS["en"]))], _some(pick, 2, 2)
-    text = f"Use the word {word} exactly {count} times."
-    return text, {"name": "keyword", "word": word, "exactly": count}
 
 
 def _en_case(pick: Pick) -> Added:
     if pick(2):
         return "Write in capital letters only.", {"name": "upper_case"}
     return "Write in lower case only, without any capital letter.", {"name": "lower_case"}
-
-
-def _en_starts(pick: Pick) -> Added:
-    text = ("Long ago", "To begin with", "Every day", "Nobody knows")[pick(4)]
-    return f'Begin with the words "{text}".', {"name": "starts_with", "text": text}
-
-
-def _en_ends(pick: Pick) -> Added:
-    text = ("That is all.", "And so it goes.", "The end.", "Who can say?")[pick(4)]
-    return f'End with exactly these words: "{text}"', {"name": "ends_with", "text": text}
-
-
-def _en_quoted(pick: Pick) -> Added:
-    return "Put your whole response between double quotation marks.", {"name": "quoted"}
-
-
-def _en_title(pick: Pick) -> Added:
-    return "Give it a title between double angle brackets, <<like this>>.", {"name": "title"}
-
-
-def _en_postscript(pick: Pick) -> Added:
-    return "End with a postscript that begins with P.S. on its own line.", {"name": "postscript"}
-
-
-def _en_placeholders(pick: Pick) -> Added:
-    count = _some(pick, 1, 3)
-    text = f"Have at least {count} placeholders in square brackets, such as [name]."
-    return text, {"name": "placeholders", "at_least": count}
-
-
-def _en_no_comma(pick: Pick) -> Added:
-    return "Do not use any commas.", {"name": "no_comma"}
 
 
 def _en_json(pick: Pick) -> Added:
@@ -157,106 +138,55 @@ def _en_json(pick: Pick) -> Added:
     return text, {"name": "json", "schema": schema}
 
 
-def _en_two(pick: Pick) -> Added:
-    text = "Give two different responses, with ****** (six asterisks) between them."
-    return text, {"name": "two_answers"}
-
-
-def _en_language(pick: Pick) -> Added:
-    return "Answer in Chinese.", {"name": "language", "language": "zh"}
-
-
-# ------------------------------------------------------------------------------- in Chinese
-
-
-def _zh_ideographs(pick: Pick) -> Added:
-    least = 10 * _some(pick, 1, 6)
-    most = least + 10 * _some(pick, 1, 3)
-    text = f"全文不少于{least}个汉字，不超过{most}个汉字。"
-    return text, {"name": "ideographs", "at_least": least, "at_most": most}
-
-
-def _zh_sentences(pick: Pick) -> Added:
-    count = _some(pick, 2, 5)
-    return f"恰好写{count}句话。", {"name": "sentences", "exactly": count}
-
-
-def _zh_paragraphs(pick: Pick) -> Added:
-    count = _some(pick, 2, 3)
-    return f"分成{count}段，段与段之间空一行。", {"name": "paragraphs", "exactly": count}
-
-
-def _zh_bullets(pick: Pick) -> Added:
-    count = _some(pick, 2, 4)
-    return f"列出{count}个要点，每个要点一行，以 - 开头。", {"name": "bullets", "exactly": count}
-
-
-def _zh_numbered(pick: Pick) -> Added:
-    count = _some(pick, 2, 4)
-    return f"写成有{count}条的编号列表（1. 2. ……）。", {"name": "numbered", "exactly": count}
-
-
-def _zh_include(pick: Pick) -> Added:
-    words = _two_of(pick, _WORDS["zh"])
-    return f"必须用到“{words[0]}”和“{words[1]}”。", {"name": "include", "words": words}
-
-
-def _zh_exclude(pick: Pick) -> Added:
-    words = _two_of(pick, ("非常", "美丽", "很", "十分", "漂亮"))
-    return f"不要用“{words[0]}”和“{words[1]}”。", {"name": "exclude", "words": words}
-
-
-def _zh_keyword(pick: Pick) -> Added:
-    word, count = _WORDS["zh"][pick(len(_WORDS["zh"]))], _some(pick, 2, 2)
-    text = f"“{word}”这个词恰好出现{count}次。"
-    return text, {"name": "keyword", "word": word, "exactly": count}
-
-
-def _zh_starts(pick: Pick) -> Added:
-    text = ("从前", "有一天", "每到夜里", "首先")[pick(4)]
-    return f"以“{text}”开头。", {"name": "starts_with", "text": text}
-
-
-def _zh_ends(pick: Pick) -> Added:
-    text = ("就是这样。", "谢谢。", "故事完了。", "谁知道呢？")[pick(4)]
-    return f"最后以“{text}”结束全文。", {"name": "ends_with", "text": text}
-
-
-def _zh_title(pick: Pick) -> Added:
-    return "加一个标题，写在双尖括号里，例如<<标题>>。", {"name": "title"}
-
-
-def _zh_postscript(pick: Pick) -> Added:
-    text = "最后另起一行，写一个以“附言：”开头的附言。"
-    return text, {"name": "postscript", "marker": "附言："}
-
-
-def _zh_no_comma(pick: Pick) -> Added:
-    return "全文不要用逗号。", {"name": "no_comma"}
-
-
-def _zh_language(pick: Pick) -> Added:
-    return "请用英文回答。", {"name": "language", "language": "en"}
-
-
-# ------------------------------------------------------------------------------ combinations
-
 _ADDS: dict[str, dict[str, _Add]] = {
     "en": {
-        "words": _en_words, "sentences": _en_sentences, "paragraphs": _en_paragraphs,
-        "bullets": _en_bullets, "numbered": _en_numbered, "json": _en_json,
-        "two_answers": _en_two, "include": _en_include, "exclude": _en_exclude,
-        "keyword": _en_keyword, "case": _en_case, "starts_with": _en_starts,
-        "ends_with": _en_ends, "quoted": _en_quoted, "title": _en_title,
-        "postscript": _en_postscript, "placeholders": _en_placeholders,
-        "no_comma": _en_no_comma, "language": _en_language,
+        "words": _en_words,
+        "sentences": _en_sentences,
+        "paragraphs": _count("Write exactly {} paragraphs, with a blank line between them.",
+                             "paragraphs", 3),
+        "bullets": _count("Give exactly {} bullet points, each on a line that begins with -.",
+                          "bullets", 4),
+        "numbered": _count("Give a numbered list of exactly {} items (1. 2. and so on).",
+                           "numbered", 4),
+        "json": _en_json,
+        "two_answers": _always(
+            "Give two different responses, with ****** (six asterisks) between them.",
+            "two_answers"),
+        "include": _two("Use the words {} and {}.", "include", _WORDS["en"]),
+        "exclude": _two("Do not use the words {} and {}.", "exclude",
+                        ("very", "nice", "good", "really", "beautiful", "big")),
+        "keyword": _keyword("Use the word {} exactly {} times.", _WORDS["en"]),
+        "case": _en_case,
+        "starts_with": _one('Begin with the words "{}".', "starts_with",
+                            ("Long ago", "To begin with", "Every day", "Nobody knows")),
+        "ends_with": _one('End with exactly these words: "{}"', "ends_with",
+                          ("That is all.", "And so it goes.", "The end.", "Who can say?")),
+        "quoted": _always("Put your whole response between double quotation marks.", "quoted"),
+        "title": _always("Give it a title between double angle brackets, <<like this>>.", "title"),
+        "postscript": _always("End with a postscript that begins with P.S. on its own line.",
+                              "postscript"),
+        "placeholders": _count("Have at least {} placeholders in square brackets, such as [name].",
+                               "placeholders", 3, least=1, bound="at_least"),
+        "no_comma": _always("Do not use any commas.", "no_comma"),
+        "language": _always("Answer in Chinese.", "language", language="zh"),
     },
     "zh": {
-        "ideographs": _zh_ideographs, "sentences": _zh_sentences, "paragraphs": _zh_paragraphs,
-        "bullets": _zh_bullets, "numbered": _zh_numbered, "include": _zh_include,
-        "exclude": _zh_exclude, "keyword": _zh_keyword, "starts_with": _zh_starts,
-        "ends_with": _zh_ends, "title": _zh_title, "postscript": _zh_postscript,
-        "no_comma": _zh_no_comma, "language": _zh_language,
+        "ideographs": _zh_ideographs,
+        "sentences": _count("恰好写{}句话。", "sentences", 5),
+        "paragraphs": _count("分成{}段，段与段之间空一行。", "paragraphs", 3),
+        "bullets": _count("列出{}个要点，每个要点一行，以 - 开头。", "bullets", 4),
+        "numbered": _count("写成有{}条的编号列表（1. 2. ……）。", "numbered", 4),
+        "include": _two("必须用到“{}”和“{}”。", "include", _WORDS["zh"]),
+        "exclude": _two("不要用“{}”和“{}”。", "exclude", ("非常", "美丽", "很", "十分", "漂亮")),
+        "keyword": _keyword("“{}”这个词恰好出现{}次。", _WORDS["zh"]),
+        "starts_with": _one("以“{}”开头。", "starts_with", ("从前", "有一天", "每到夜里", "首先")),
+        "ends_with": _one("最后以“{}”结束全文。", "ends_with",
+                          ("就是这样。", "谢谢。", "故事完了。", "谁知道呢？")),
+        "title": _always("加一个标题，写在双尖括号里，例如<<标题>>。", "title"),
+        "postscript": _always("最后另起一行，写一个以“附言：”开头的附言。", "postscript",
+                              marker="附言："),
+        "no_comma": _always("全文不要用逗号。", "no_comma"),
+        "language": _always("请用英文回答。", "language", language="en"),
     },
 }  # fmt: skip
 # What does not go together: kinds of form, and what a form or a language leaves no room for.

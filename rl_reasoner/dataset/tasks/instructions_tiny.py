@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rl_reasoner.dataset.tasks.base import Pick, Problem, Task, picker
-from rl_reasoner.dataset.tasks.instructions import Instructions
+from rl_reasoner.dataset.tasks.instructions import Added, Instructions
 from rl_reasoner.language.instructions import parsed, verdicts
 
 _WORDS = (
@@ -24,68 +24,44 @@ _WORDS = (
 _CHARACTERS = "山水火木金土日月天地人口手足上下大小中云"
 _COUNTS = range(2, 6)
 _TRIED = 40  # answers that are tried out for one problem
-# A kind of instruction: how many choices it has; the choice in words, and as instructions.
-_Kind = tuple[int, Callable[[int], tuple[str, Instructions]]]
+# A kind of instruction: how many choices it has; the choice in words, and as data.
+_Kind = tuple[int, Callable[[int], Added]]
 
 
-def _of(name: str, **args: Any) -> Instructions:
-    return [{"name": name, **args}]
+def _each(values: Sequence[Any], words: str, told: Callable[[Any], dict[str, Any]]) -> _Kind:
+    """A choice among `values`: each in `words`, and as what is `told` to the checkers."""
+    return len(values), lambda i: (words.format(values[i]), told(values[i]))
 
 
-_STARTS = sorted({word[0] for word in _WORDS})
-_ENDS = sorted({word[-1] for word in _WORDS})
-_WITHOUT = "aeiou"
+def _starts(text: str) -> dict[str, Any]:
+    return {"name": "starts_with", "text": text}
+
+
+def _ends(text: str) -> dict[str, Any]:
+    return {"name": "ends_with", "text": text}
+
+
+def _with(word: str) -> dict[str, Any]:
+    return {"name": "include", "words": [word]}
+
+
 _ENGLISH: dict[str, _Kind] = {
-    "count": (
-        len(_COUNTS),
-        lambda i: (f"{_COUNTS[i]} words", _of("words", exactly=_COUNTS[i])),
+    "count": _each(_COUNTS, "{} words", lambda n: {"name": "words", "exactly": n}),
+    "case": _each(("upper", "lower"), "{}", lambda case: {"name": f"{case}_case"}),
+    "start": _each(sorted({word[0] for word in _WORDS}), "start {}", _starts),
+    "with": _each(_WORDS, "with {}", _with),
+    "twice": _each(
+        _WORDS, "{} twice", lambda word: {"name": "keyword", "word": word, "exactly": 2}
     ),
-    "case": (
-        2,
-        lambda i: (("upper", _of("upper_case")), ("lower", _of("lower_case")))[i],
-    ),
-    "start": (
-        len(_STARTS),
-        lambda i: (f"start {_STARTS[i]}", _of("starts_with", text=_STARTS[i])),
-    ),
-    "with": (
-        len(_WORDS),
-        lambda i: (f"with {_WORDS[i]}", _of("include", words=[_WORDS[i]])),
-    ),
-    "twice": (
-        len(_WORDS),
-        lambda i: (f"{_WORDS[i]} twice", _of("keyword", word=_WORDS[i], exactly=2)),
-    ),
-    "without": (
-        len(_WITHOUT),
-        lambda i: (f"no {_WITHOUT[i]}", _of("letter", letter=_WITHOUT[i], exactly=0)),
-    ),
-    "end": (
-        len(_ENDS),
-        lambda i: (f"end {_ENDS[i]}", _of("ends_with", text=_ENDS[i])),
-    ),
+    "without": _each("aeiou", "no {}", lambda c: {"name": "letter", "letter": c, "exactly": 0}),
+    "end": _each(sorted({word[-1] for word in _WORDS}), "end {}", _ends),
 }
 _CHINESE: dict[str, _Kind] = {
-    "count": (
-        len(_COUNTS),
-        lambda i: (f"写{_COUNTS[i]}字", _of("ideographs", exactly=_COUNTS[i])),
-    ),
-    "start": (
-        len(_CHARACTERS),
-        lambda i: (f"{_CHARACTERS[i]}开头", _of("starts_with", text=_CHARACTERS[i])),
-    ),
-    "with": (
-        len(_CHARACTERS),
-        lambda i: (f"含{_CHARACTERS[i]}", _of("include", words=[_CHARACTERS[i]])),
-    ),
-    "without": (
-        len(_CHARACTERS),
-        lambda i: (f"无{_CHARACTERS[i]}", _of("exclude", words=[_CHARACTERS[i]])),
-    ),
-    "end": (
-        len(_CHARACTERS),
-        lambda i: (f"{_CHARACTERS[i]}结尾", _of("ends_with", text=_CHARACTERS[i])),
-    ),
+    "count": _each(_COUNTS, "写{}字", lambda n: {"name": "ideographs", "exactly": n}),
+    "start": _each(_CHARACTERS, "{}开头", _starts),
+    "with": _each(_CHARACTERS, "含{}", _with),
+    "without": _each(_CHARACTERS, "无{}", lambda c: {"name": "exclude", "words": [c]}),
+    "end": _each(_CHARACTERS, "{}结尾", _ends),
 }
 
 
@@ -101,7 +77,7 @@ def _tiny(level: int, pick: Pick) -> Problem | None:
         choices, make = kinds[name]
         words, told = make(pick(choices))
         said.append(words)
-        instructions += told
+        instructions.append(told)
     key = json.dumps(instructions, ensure_ascii=False)
     answer = _answer(instructions, chinese, picker(f"instructions_tiny|{key}"))
     if answer is None:
@@ -113,11 +89,7 @@ def _tiny(level: int, pick: Pick) -> Problem | None:
         answer,
         level,
         key,
-        {
-            "completion": answer,
-            "instructions": instructions,
-            "language": "zh" if chinese else "en",
-        },
+        {"completion": answer, "instructions": instructions, "language": "zh" if chinese else "en"},
     )
 
 
