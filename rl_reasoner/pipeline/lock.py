@@ -4,6 +4,9 @@
 lock. Knows recipes, policies and run folders; nothing of trainers.
 """
 
+import shlex
+import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,10 +16,13 @@ from rl_reasoner import sandbox
 from rl_reasoner.evaluation.monitor import measure_overlaps, overlap_notes
 from rl_reasoner.files import write_json
 from rl_reasoner.foreign import json_object
+from rl_reasoner.pipeline.lineage import hash_of_set
 from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.run_folder import RunFolder
 from rl_reasoner.policy.fp8.layers import fp8_facts
 from rl_reasoner.policy.policy import Policy
+from rl_reasoner.provenance import made_with
+from rl_reasoner.recipe.data import FileData, data_sources
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.types import Row
 
@@ -34,6 +40,7 @@ def lock(
 ) -> None:
     """Write lock.json, or note where this process differs from the one that is there.
 
+    In it are versions, commit, machine, data hashes, and what the policy is computed with.
     `threads` are those that the policy is computed with, in words; `command` is what the user gave.
     """
     device, precision = placement.device, placement.precision
@@ -46,6 +53,11 @@ def lock(
         return
     total, active = policy.parameter_counts
     facts: dict[str, Any] = {
+        **made_with(),
+        "seed": recipe.run.seed,
+        "data": _data_hashes(recipe),
+        "command": command or shlex.join(["rl-reasoner", *sys.argv[1:]]),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "device": device,
         "precision": precision,
         "threads": torch.get_num_threads(),
@@ -58,17 +70,28 @@ def lock(
     }
     if precision == "fp8":
         facts["fp8"] = fp8_facts(policy.model, recipe.run.fp8, device)
-    run.write_lock(recipe, facts | ({"command": command} if command else {}))
+    write_json(file, facts)
     size = f"{total / 1e6:.2f}M parameters"
     size += f", {active / 1e6:.2f}M active" if active != total else ""
     by = f", {threads}" if device == "cpu" else ""
     note(f"{policy.source}: {size}; {device}, {precision}{by}")
 
 
+def _data_hashes(recipe: Recipe) -> dict[str, str]:
+    """SHA-256 of every data file that the recipe names, by path; generators by their settings."""
+    data = [recipe.data, *(stage.data for stage in recipe.stages)]
+    sources = [source for part in data for source in data_sources(part)]
+    names = [source.path for source in sources if isinstance(source, FileData)]
+    return {name: hash_of_set(name) for name in [*names, *_evaluated_sets(recipe)]}
+
+
+def _evaluated_sets(recipe: Recipe) -> list[str]:
+    return [*recipe.evals.sets, *filter(None, [recipe.evals.validation])]
+
+
 def find_overlaps(run: RunFolder, recipe: Recipe, rows: Sequence[Row], note: Note) -> None:
     """Warn, once a run, of evaluated problems that are trained on; write down which."""
-    file, evals = run.path / "contamination.json", recipe.evals
-    names = list(dict.fromkeys([*evals.sets, *filter(None, [evals.validation])]))
+    file, names = run.path / "contamination.json", list(dict.fromkeys(_evaluated_sets(recipe)))
     if not names or file.is_file():
         return
     shared = measure_overlaps(rows, names)

@@ -58,7 +58,14 @@ def make_samples(
     rows.
     """
     started = time.monotonic()
-    sampled = _sample_rows(stage, rows, policy, folder, template, seed, progress)
+    file = folder / "samples.jsonl"
+    chunks = [rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)]
+    done = _read_samples(file, chunks)
+    for number, chunk in enumerate(chunks[len(done) :], len(done) + 1):
+        done.append(_sample_chunk(stage, chunk, policy, template, seed))
+        append_rows(file, [{"step": number, **row} for row in done[-1]])
+        progress(min(number * _CHUNK, len(rows)))
+    sampled = [row for chunk in done for row in chunk]
     counts: Counter[str] = Counter()
     kept = [row for i, row in enumerate(rows) for row in _kept(stage, row, sampled[i], counts)]
     write_jsonl(folder / "data.jsonl", kept)
@@ -69,7 +76,7 @@ def make_samples(
         why = ", ".join(f"{why} {count:,}" for why, count in card["left_out"].items())
         raise NothingKept(
             f"stage {stage.name} kept none of {card['sampled']:,} completions ({why}): "
-            f"train longer before it, or loosen {stage.name}.keep; see {folder / 'samples.jsonl'}"
+            f"train longer before it, or loosen {stage.name}.keep; see {file}"
         )
     return card
 
@@ -86,36 +93,22 @@ def reuse_samples(
         shutil.copyfile(old / "samples.jsonl", folder / "samples.jsonl")
 
 
-def _sample_rows(
-    stage: SampleStage,
-    rows: Sequence[Row],
-    policy: Policy,
-    folder: Path,
-    template: str,
-    seed: int,
-    progress: Callable[[int], None],
+def _sample_chunk(
+    stage: SampleStage, rows: Sequence[Row], policy: Policy, template: str, seed: int
 ) -> list[Mapping[str, Any]]:
-    """For each row its completions with scores; those in `samples.jsonl` are not sampled again."""
-    file = folder / "samples.jsonl"
-    chunks = [rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)]
-    done = _read_samples(file, chunks)
-    for number, chunk in enumerate(chunks[len(done) :], len(done)):
-        prompts = [prompt_of(row, template, policy.tokenizer) for row in chunk]
-        outs = sample(
-            policy,
-            prompts,
-            samples=stage.samples,
-            temperature=stage.sampling.temperature,
-            max_tokens=stage.sampling.max_tokens,
-            seed=seed,
-        )
-        judge = Judge(chunk, stage.reward, stage.reward_options)
-        fields = ("completions", "tokens", "truncated", "scores", "reasons")
-        scored = [{name: row[name] for name in fields} for row in judge.score(chunk, outs)]
-        append_rows(file, [{"step": number + 1, **row} for row in scored])
-        done.append(scored)
-        progress(min((number + 1) * _CHUNK, len(rows)))
-    return [row for chunk in done for row in chunk]
+    """For each row its completions with their scores."""
+    prompts = [prompt_of(row, template, policy.tokenizer) for row in rows]
+    outs = sample(
+        policy,
+        prompts,
+        samples=stage.samples,
+        temperature=stage.sampling.temperature,
+        max_tokens=stage.sampling.max_tokens,
+        seed=seed,
+    )
+    judge = Judge(rows, stage.reward, stage.reward_options)
+    fields = ("completions", "tokens", "truncated", "scores", "reasons")
+    return [{name: row[name] for name in fields} for row in judge.score(rows, outs)]
 
 
 def _read_samples(file: Path, chunks: Sequence[Sequence[Row]]) -> list[Sequence[Mapping[str, Any]]]:

@@ -18,7 +18,6 @@ from rl_reasoner.foreign import number as finite
 from rl_reasoner.pipeline.lineage import data_in
 from rl_reasoner.pipeline.why import rollouts_of, sampled_stage
 from rl_reasoner.recipe.load import load_recipe
-from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.scoring.batch import APPLIES, applies, score_batch, score_own_rows
 from rl_reasoner.scoring.outcome import outcome_json, usable
 from rl_reasoner.scoring.registry import load_reward
@@ -74,7 +73,8 @@ def rescore(run: Path, reference: str, stage: str | None = None) -> Rescoring:
     """
     folder = sampled_stage(run, stage)
     recipe = load_recipe(str(run / "recipe.yaml"))
-    data = _data_of(run, recipe, folder.name.partition("-")[2])
+    [own_stage] = [s for s in recipe.stages if s.name == folder.name.partition("-")[2]]
+    data = load_rows(data_in(run, recipe, own_stage))
     spec = recipe.rewards.get(reference)
     own = spec.source if spec is not None else None
     reward = continuing(load_reward(reference, source=own), data)
@@ -82,11 +82,6 @@ def rescore(run: Path, reference: str, stage: str | None = None) -> Rescoring:
     for _, batch in groupby(rollouts_of(folder), key=lambda row: row["step"]):
         _rescore_step(list(batch), data, reward, reference, rescoring)
     return rescoring
-
-
-def _data_of(run: Path, recipe: Recipe, name: str) -> list[Row]:
-    [stage] = [stage for stage in recipe.stages if stage.name == name]
-    return load_rows(data_in(run, recipe, stage))
 
 
 def _rescore_step(

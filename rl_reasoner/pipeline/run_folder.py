@@ -9,18 +9,14 @@ Knows nothing of torch.
 import fcntl
 import shlex
 import shutil
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.files import write_json, write_text
+from rl_reasoner.files import write_text
 from rl_reasoner.foreign import check_run, json_object, no_links
-from rl_reasoner.pipeline.lineage import hash_of_set
-from rl_reasoner.provenance import made_with
-from rl_reasoner.recipe.data import FileData, data_sources
 from rl_reasoner.recipe.locations import read_yaml, validate
 from rl_reasoner.recipe.recipe import Recipe
 
@@ -115,22 +111,6 @@ class RunFolder:
             self.set_aside(self.path / name)
         write_text(self.path / "recipe.yaml", recipe.to_yaml())
 
-    def eval_file(self, name: str) -> Path:
-        """The file of the evaluation `name`."""
-        return self.path / "evals" / f"{name}.json"
-
-    def write_lock(self, recipe: Recipe, facts: Mapping[str, Any]) -> None:
-        """Write lock.json: versions, commit, data hashes, machine and `facts`."""
-        lock = {
-            **made_with(),
-            "seed": recipe.run.seed,
-            "data": _data_hashes(recipe),
-            "command": shlex.join(["rl-reasoner", *sys.argv[1:]]),
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            **facts,
-        }
-        write_json(self.path / "lock.json", lock)
-
 
 def original_flags(folder: Path) -> list[str]:
     """The flags that the run in `folder` was started with on the command line."""
@@ -138,12 +118,3 @@ def original_flags(folder: Path) -> list[str]:
     lock = json_object(file) if file.is_file() else {}
     words = shlex.split(str(lock.get("command", "")))
     return words[3:] if words[:2] == ["rl-reasoner", "train"] else []
-
-
-def _data_hashes(recipe: Recipe) -> dict[str, str]:
-    """SHA-256 of every data file that the recipe names, by path; generators by their settings."""
-    data = [recipe.data, *(stage.data for stage in recipe.stages)]
-    sources = [source for part in data for source in data_sources(part)]
-    names = [source.path for source in sources if isinstance(source, FileData)]
-    names += [*recipe.evals.sets, *filter(None, [recipe.evals.validation])]
-    return {name: hash_of_set(name) for name in names}

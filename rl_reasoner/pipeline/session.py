@@ -224,23 +224,18 @@ class Session:
 
     def _evaluate(self, name: str, ref: PolicyRef) -> None:
         """Evaluate a policy as `name`; an existing evaluation of the same policy is reused."""
-        file, evals = self.run.eval_file(name), self.recipe.evals
-        if not evals.sets:
+        file, recipe = self.run.path / "evals" / f"{name}.json", self.recipe
+        if not recipe.evals.sets:
             return
         key = self._eval_key(ref)
         same = [path for path in (file, *file.parent.glob("*.json")) if _key_of(path) == key]
         if same:
             result = EvalResult.load(same[0])
         else:
-            policy = self._policy(ref)
+            policy, seed = self._policy(ref), recipe.run.seed
             self.view.note(f"evaluating ({name})")
             result = evaluate_recipe(
-                policy,
-                evals,
-                self.recipe.template,
-                self.recipe.run.seed,
-                self.view.progress,
-                self.recipe.system,
+                policy, recipe.evals, recipe.template, seed, self.view.progress, recipe.system
             )
             result.manifest["key"] = key
         self.evals[name] = result
@@ -282,8 +277,7 @@ class Session:
     def _is_current(self, name: str) -> bool:
         """Whether a stage was begun with what the recipe now makes it from."""
         stage = self.stages[name]
-        needs_finished = all(map(self._is_finished, self.recipe.needs(stage)))
-        if not needs_finished:
+        if not all(map(self._is_finished, self.recipe.needs(stage))):
             return False
         facts = self._facts(stage)
         return self._facts_before(stage, facts) == facts

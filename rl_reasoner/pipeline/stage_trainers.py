@@ -18,11 +18,7 @@ from rl_reasoner.dataset.templates import prompt_of, target_completion
 from rl_reasoner.distributed import processes
 from rl_reasoner.files import append_rows
 from rl_reasoner.moe.balance import BiasUpdate
-from rl_reasoner.moe.experts import (
-    check_auxiliary_loss,
-    check_experts,
-    without_router_logits,
-)
+from rl_reasoner.moe.experts import check_auxiliary_loss, check_experts, without_router_logits
 from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.trl_configs import config
 from rl_reasoner.policy.policy import Policy

@@ -66,7 +66,9 @@ def config(
     if not isinstance(stage, DistillStage):  # trl's distillation has no balancing loss
         common["router_aux_loss_coef"] = stage.router_aux
     if isinstance(stage, SftStage):
-        return SFTConfig(**{**common, **_sft(stage, processes), **stage.trainer})
+        rows = per_process(stage.batch, processes, f"batch {stage.batch}")
+        passes = _passes(rows, stage.micro_batch)
+        return SFTConfig(**{**common, **passes, "max_length": None, **stage.trainer})
     if isinstance(stage, DistillStage):
         return DistillationConfig(**{**common, **_distill(stage, processes), **stage.trainer})
     weights = [spec.weight for spec in recipe.rewards.values()]
@@ -119,11 +121,6 @@ def _parallel(recipe: Recipe, stage: TrainedStage, processes: int) -> dict[str, 
     return arguments
 
 
-def _sft(stage: SftStage, processes: int) -> dict[str, Any]:
-    rows = per_process(stage.batch, processes, f"batch {stage.batch}")
-    return {**_passes(rows, stage.micro_batch), "max_length": None}
-
-
 def _passes(rows: int, micro_batch: int | None) -> dict[str, Any]:
     """A process's `rows` of a step in passes of at most `micro_batch`."""
     micro = min(micro_batch or rows, rows)
@@ -131,10 +128,7 @@ def _passes(rows: int, micro_batch: int | None) -> dict[str, Any]:
         raise UserError(
             f"{rows} rows of a step per process are not a multiple of micro_batch {micro}"
         )
-    return {
-        "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": rows // micro,
-    }
+    return {"per_device_train_batch_size": micro, "gradient_accumulation_steps": rows // micro}
 
 
 def _distill(stage: DistillStage, processes: int) -> dict[str, Any]:

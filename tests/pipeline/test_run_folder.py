@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 from rl_reasoner.dataset.sets import find_set
 from rl_reasoner.errors import UserError
 from rl_reasoner.files import append_rows, keep_rows_until, write_text
+from rl_reasoner.pipeline.lock import lock as lock_run
+from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.run_folder import RunFolder
+from rl_reasoner.policy.scratch import scratch_policy
 from support.tiny import grpo, recipe, sft
 
 
@@ -93,7 +96,8 @@ def test_the_lock_says_what_the_run_was_made_from(tmp_path: Path) -> None:
         run={"folder": str(tmp_path / "run"), "seed": 11},
     )
     run = RunFolder.create(wanted)
-    run.write_lock(wanted, {"device": "cpu"})
+    policy = scratch_policy("dense-tiny", 0)
+    lock_run(run, wanted, Placement("cpu", "fp32"), policy, "1 thread", None, print)
     run.release()
     lock = json.loads((run.path / "lock.json").read_text())
     assert lock["seed"] == 11 and lock["device"] == "cpu"
