@@ -19,13 +19,6 @@ Json = FlagCreatePairsOff[
 Quiet = FlagCreatePairsOff[Annotated[bool, arg(help="print nothing on standard error but errors")]]
 
 
-def silence_libraries() -> None:
-    """Silence the libraries' own progress bars and advice."""
-    from rl_reasoner.policy.opening import quiet_libraries
-
-    quiet_libraries()
-
-
 def prompt_settings(
     policy: str, template: str | None, system: str | None
 ) -> tuple[str, str | None]:
@@ -61,14 +54,6 @@ def check_writable(path: Path) -> Path:
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UserError(f"cannot write {path}: {folder} is not a folder that can be written to")
     return path
-
-
-def set_data_folder(folder: Path | None) -> None:
-    """Look for sets in `folder`; raise `UserError` where there is no such folder."""
-    if folder is not None:
-        if not folder.is_dir():
-            raise UserError(f"--data-dir: there is no folder {folder}")
-        os.environ["RL_REASONER_DATA"] = str(folder)
 
 
 def parse_options(flag: str, text: str) -> dict[str, Any]:

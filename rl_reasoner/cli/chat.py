@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional
 
-from rl_reasoner.cli.arguments import Json, Quiet, check_numbers, prompt_settings, silence_libraries
+from rl_reasoner.cli.arguments import Json, Quiet, check_numbers, prompt_settings
 from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.errors import UserError
 from rl_reasoner.foreign import printable
@@ -101,10 +101,10 @@ class ChatVerb:
 
     def run(self) -> None:
         """Read problems from standard input, one a line, until its end; one result a line."""
-        from rl_reasoner.policy.opening import open_policy
+        from rl_reasoner.policy.opening import open_policy, quiet_libraries
 
         check_numbers(self.temperature, max_tokens=self.max_tokens)
-        silence_libraries()
+        quiet_libraries()
         names = [self.policy, *([self.other] if self.other else [])]
         policies = [(name, open_policy(name)) for name in names]
         asking = sys.stdin.isatty()

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from rich.text import Text
 from tyro.conf import Positional, arg
 
-from rl_reasoner.cli.arguments import Json, Quiet, silence_libraries
+from rl_reasoner.cli.arguments import Json, Quiet
 from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.report.console import emit, err, new_table
 
@@ -35,8 +35,8 @@ class CheckVerb:
         from rl_reasoner.recipe.load import shipped_recipes
         from rl_reasoner.scoring.registry import load_reward, shipped_rewards
 
-        path = self.target.endswith((".yaml", ".yml", ".py")) or self.target in shipped_recipes()
-        if path or self.target.removesuffix(".yaml") in shipped_recipes():
+        file = self.target.endswith((".yaml", ".yml", ".py"))
+        if file or self.target in shipped_recipes():
             self._recipe()
             return
         try:
@@ -71,7 +71,6 @@ class CheckVerb:
             raise UserError("--data is only for rewards: a recipe names its own data")
         recipe, locate = read_recipe(self.target)
         err.print("loading torch and transformers", style="dim")
-        silence_libraries()
         notices = list(_check(recipe, locate))
         table = new_table("", "check", "result", "fix")
         for notice in notices:
@@ -92,9 +91,10 @@ def _check(recipe: Any, locate: Any) -> Iterator[Any]:
     from rl_reasoner.pipeline.prepare import prepare
     from rl_reasoner.pipeline.rehearsal import rehearse
     from rl_reasoner.policy.lora import merge_adapter
-    from rl_reasoner.policy.opening import open_policy
+    from rl_reasoner.policy.opening import open_policy, quiet_libraries
     from rl_reasoner.provenance import versions
 
+    quiet_libraries()
     placement = choose_placement(recipe, locate)
     prepared = prepare(recipe, placement, locate)
     rows = ", ".join(f"{len(own):,}" for own in prepared.rows.values())

@@ -28,17 +28,16 @@ class EnvVerb:
         if self.plan is not None:
             self._plan(self.plan)
             return
-        import importlib.metadata
         import platform
 
         import torch
 
         from rl_reasoner import sandbox
         from rl_reasoner.policy.device import choose_device, choose_precision
+        from rl_reasoner.provenance import versions
         from rl_reasoner.version import __version__
 
         device = choose_device()
-        names = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "sympy")
         value = {
             "rl_reasoner": __version__,
             "python": platform.python_version(),
@@ -48,7 +47,7 @@ class EnvVerb:
             "card": torch.cuda.get_device_name() if device == "cuda" else None,
             "precision": choose_precision("auto", device),
             "sandbox": str(sandbox.strength()),
-            **{name: importlib.metadata.version(name) for name in names},
+            **versions(),
         }
         table = new_table("what", "value")
         for key, here in value.items():

@@ -1,8 +1,9 @@
-"""The verbs of evaluation, `eval` and `compare`: see `verbs` for the others.
+"""The verb `eval`: a policy, or saved completions, on sets of problems.
 
-Nothing heavy is imported before a verb needs it.
+Nothing heavy is imported before it is needed.
 """
 
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,8 +18,6 @@ from rl_reasoner.cli.arguments import (
     check_writable,
     parse_options,
     prompt_settings,
-    set_data_folder,
-    silence_libraries,
 )
 from rl_reasoner.errors import UserError
 from rl_reasoner.report.console import emit, err
@@ -26,8 +25,6 @@ from rl_reasoner.report.console import emit, err
 if TYPE_CHECKING:
     from rl_reasoner.evaluation.result import EvalResult
     from rl_reasoner.recipe.data import FileData
-
-_FLIPS_SHOWN = 10
 
 
 @dataclass
@@ -86,7 +83,10 @@ class EvalVerb:
         target = check_writable(self.out) if self.out is not None else None
         if target is not None and target.suffix in (".html", ".jsonl"):
             raise UserError(f"--out {target}: the result is JSON; its page and rows go next to it")
-        set_data_folder(self.data_dir)
+        if self.data_dir is not None:
+            if not self.data_dir.is_dir():
+                raise UserError(f"--data-dir: there is no folder {self.data_dir}")
+            os.environ["RL_REASONER_DATA"] = str(self.data_dir)
         result = self._replayed(self.replay) if self.replay is not None else self._evaluated()
         if target is not None:
             from rl_reasoner.evaluation.result import sibling_file
@@ -115,6 +115,8 @@ class EvalVerb:
 
     def _evaluated(self) -> "EvalResult":
         from rl_reasoner.evaluation.evaluate import evaluate
+        from rl_reasoner.policy.gguf import cache_folder
+        from rl_reasoner.policy.opening import quiet_libraries
 
         if self.policy is None or self.sets is None:
             raise UserError("evaluate what? Give POLICY and --sets, or --replay FILE")
@@ -127,7 +129,7 @@ class EvalVerb:
 
             policy = ServedPolicy(self.server, self.policy)
         else:
-            silence_libraries()
+            quiet_libraries()
         template, system = prompt_settings(self.policy, self.template, self.system)
         with _ProgressBars(self.json or self.quiet) as progress:
             return evaluate(
@@ -143,7 +145,7 @@ class EvalVerb:
                 reward=self.reward,
                 reward_options=options or None,
                 progress=progress,
-                cache=None if self.no_cache else _cache(),
+                cache=None if self.no_cache else cache_folder() / "samples",
                 trained_on=trained_on,
             )
 
@@ -188,12 +190,6 @@ class EvalVerb:
         ]
 
 
-def _cache() -> Path:
-    from rl_reasoner.policy.gguf import cache_folder
-
-    return cache_folder() / "samples"
-
-
 def _check_rewards_worked(result: "EvalResult") -> None:
     """Raise `RewardsFailed` where the reward failed on all completions of a set."""
     for name, figures in result.sets.items():
@@ -209,14 +205,9 @@ class _ProgressBars:
     """A progress bar for each set on a terminal, nothing elsewhere."""
 
     def __init__(self, as_json: bool) -> None:
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-        )
-        self.bars = Progress(
-            *columns, TimeRemainingColumn(), console=err, disable=as_json or not err.is_terminal
-        )
+        name = TextColumn("{task.description}", markup=False)
+        columns = name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        self.bars = Progress(*columns, console=err, disable=as_json or not err.is_terminal)
         self.tasks: dict[str, Any] = {}
 
     def __enter__(self) -> Any:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from rl_reasoner.cli.arguments import Json, check_writable, silence_libraries
+from rl_reasoner.cli.arguments import Json, check_writable
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.report.console import emit
 
@@ -41,9 +41,9 @@ class ExportVerb:
 
         from rl_reasoner.policy.fp8.weights import check_fp8, write_fp8
         from rl_reasoner.policy.lora import merge_adapter
-        from rl_reasoner.policy.opening import open_policy
+        from rl_reasoner.policy.opening import open_policy, quiet_libraries
 
-        silence_libraries()
+        quiet_libraries()
         policy = open_policy(self.policy, device="cpu")
         merge_adapter(policy)
         if self.upcycle is not None:

@@ -48,27 +48,19 @@ class ListVerb:
             emit(self.json, {**shown, "cards": facts}, _card_table(names["sets"], cards))
             return
         if self.kind == "policies":
-            sizes = _parameter_counts(names["policies"])
+            from rl_reasoner.policy.opening import open_policy
+
+            sizes = {n: open_policy(n, device="cpu").parameter_counts for n in names["policies"]}
             counts = {n: {"parameters": a, "active_parameters": b} for n, (a, b) in sizes.items()}
-            emit(self.json, {**shown, "sizes": counts}, _size_table(sizes))
+            table = new_table("policy", "parameters", "active per token")
+            for name, (total, active) in sizes.items():
+                table.add_row(name, f"{total:,}", f"{active:,}")
+            emit(self.json, {**shown, "sizes": counts}, table)
             return
         table = new_table("kind", "names")
         for kind, known in shown.items():
             table.add_row(kind, ", ".join(known))
         emit(self.json, shown, table)
-
-
-def _parameter_counts(policies: Sequence[str]) -> dict[str, tuple[int, int]]:
-    from rl_reasoner.policy.opening import open_policy
-
-    return {name: open_policy(name, device="cpu").parameter_counts for name in policies}
-
-
-def _size_table(sizes: Mapping[str, tuple[int, int]]) -> Table:
-    table = new_table("policy", "parameters", "active per token")
-    for name, (total, active) in sizes.items():
-        table.add_row(name, f"{total:,}", f"{active:,}")
-    return table
 
 
 def _card_table(names: Sequence[str], cards: Mapping[str, Any]) -> Table:

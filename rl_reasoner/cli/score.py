@@ -12,6 +12,7 @@ from tyro.conf import Positional, arg
 
 from rl_reasoner.cli.arguments import Json, cell, check_writable
 from rl_reasoner.errors import UserError, did_you_mean
+from rl_reasoner.files import write_jsonl
 from rl_reasoner.report.console import emit, new_table
 
 _SHOWN = 50  # rows of a table
@@ -53,7 +54,7 @@ class ScoreVerb:
         target = check_writable(self.out) if self.out else None
         rescoring = rescore(run, self.reward, self.stage)
         if target is not None:
-            _write_rows(target, rescoring.flips)
+            write_jsonl(target, rescoring.flips)
         summary = {"reward": self.reward, "run": str(run), **rescoring.summary()}
         table = new_table("step", "then", "now", "reason", "completion")
         table.caption = "\n".join(f"{key}: {cell(value)}" for key, value in summary.items())
@@ -83,7 +84,7 @@ class ScoreVerb:
                 if mine[index]["value"] == other[index]["value"]:
                     continue
             entries.append(entry)
-        _write_rows(target, entries)
+        write_jsonl(target, entries)
         values = [s["value"] for s in mine if s["value"] is not None]
         summary = {
             "rows": len(rows),
@@ -109,12 +110,6 @@ def _call_all(*calls: Callable[[], Any]) -> list[Any]:
     if problems:
         raise UserError(*problems)
     return values
-
-
-def _write_rows(target: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    from rl_reasoner.files import write_jsonl
-
-    write_jsonl(target, rows)
 
 
 def _score_rows(
