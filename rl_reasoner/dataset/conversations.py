@@ -24,7 +24,10 @@ def plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """
     made = dict(row)
     if "problem" not in made and "prompt" not in made and _listed(made.get("messages")):
-        _split(made, check_messages(made.pop("messages"), "messages"))
+        messages = check_messages(made.pop("messages"), "messages")
+        if messages[-1]["role"] == "assistant":
+            made.setdefault("completion", messages.pop()["content"])
+        made["prompt"] = messages
     if "problem" not in made and ("prompt" in made and not made.get("tests")):
         made["problem"] = made.pop("prompt")
     if _listed(made.get("problem")):
@@ -76,13 +79,6 @@ def check_messages(value: Any, what: str) -> list[_Message]:
     if not messages:
         raise ValueError(f"{what} has no message")
     return messages
-
-
-def _split(made: dict[str, Any], messages: list[_Message]) -> None:
-    """A whole conversation as prompt and, where the assistant speaks last, completion."""
-    if messages[-1]["role"] == "assistant":
-        made.setdefault("completion", messages.pop()["content"])
-    made["prompt"] = messages
 
 
 def _asked(messages: list[_Message]) -> dict[str, Any]:

@@ -112,15 +112,14 @@ def _json_list(path: Path) -> Iterator[Row]:
 
 def _json_lines(path: Path) -> Iterator[Row]:
     for line in json_lines(path, parse=json.loads):  # numbers of any length: answers may be large
+        place = f"{path}, line {line.number}"
         if line.error is not None:
             if line.text.startswith(_GZIP):
                 raise UserError(f"{path} is compressed: gunzip it first") from line.error
             if line.number == 1 and line.text.strip() == b"{":
                 reason = "one object over several lines"
                 raise UserError(f"{path}: {reason}; {_WANTED}") from line.error
-            place = f"{path}, line {line.number}"
             raise UserError(f"{place}: not JSON: {line.error}") from line.error
         if line.row is None:
-            got = f"{line.value!r:.40}"
-            raise UserError(f"{path}, line {line.number}: expected a JSON object, got {got}")
+            raise UserError(f"{place}: expected a JSON object, got {line.value!r:.40}")
         yield line.row

@@ -150,67 +150,50 @@ def lint(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
     good: list[Row] = []
     problems = []
     answers: dict[str, tuple[str, int]] = {}
-    for number, given in enumerate(rows, 1):
+    for number, row in enumerate(rows, 1):
         try:
-            row = code_row(plain_row(given))
-        except ValueError as error:
+            good.append(_checked(row, number, answers))
+        except (ValueError, UserError) as error:
             problems.append(f"{source}, row {number}: {error}")
-            continue
-        others = [name for name in _INSTEAD if row.get("answer") is None and row.get(name)]
-        judged_by = others[0] if others else "answer"
-        missing = [name for name in ("problem", judged_by) if name not in row]
-        if missing:
-            names = [str(name) for name in row]
-            hint = did_you_mean(missing[0], names) or f" It has: {', '.join(names)}."
-            problems.append(f"{source}, row {number}: {_NO_COLUMN} {missing[0]!r}.{hint}")
-            continue
-        if long := next((name for name in _TEXTS if _length(row, name) > _LONGEST), None):
-            size = f"{_length(row, long):,} characters, more than {_LONGEST:,}"
-            problems.append(f"{source}, row {number}: the {long} has {size}")
-            continue
-        problem, answer = (
-            "" if row[name] is None else str(row[name]) for name in ("problem", judged_by)
-        )
-        answer = answer.strip()
-        if _broken(problem + answer):
-            problems.append(f"{source}, row {number}: half of a surrogate pair is not text")
-            continue
-        if not answer or not problem.strip():
-            empty = "problem" if answer else "answer"
-            problems.append(f"{source}, row {number}: the {empty} is empty")
-            continue
-        if row.get("instructions"):
-            try:
-                parsed(row["instructions"])
-            except UserError as error:
-                problems.append(f"{source}, row {number}: {error}")
-                continue
-        if others:
-            good.append({**row, "problem": problem})
-            continue
-        first, at = answers.setdefault(" ".join(problem.lower().split()), (answer, number))
-        if first != answer:
-            problems.append(
-                f"{source}, row {number}: the same problem as row {at}, "
-                f"but a different answer ({answer!r:.40} against {first!r:.40})"
-            )
-        else:
-            good.append({**row, "problem": problem, "answer": answer})
     return good, problems
 
 
-def _length(row: Row, name: str) -> int:
-    value = row.get(name)
-    return len(value) if isinstance(value, str) else 0
+def _checked(given: Row, number: int, answers: dict[str, tuple[str, int]]) -> Row:
+    """The row as it is used; raises ValueError or `UserError` with what is wrong with it.
 
-
-def _broken(text: str) -> bool:
-    """Whether a text cannot be written: JSON may hold halves of surrogate pairs."""
+    `answers` has the answer to each problem so far and its row's number; this row's is added.
+    """
+    row = code_row(plain_row(given))
+    others = [name for name in _INSTEAD if row.get("answer") is None and row.get(name)]
+    judged_by = others[0] if others else "answer"
+    if missing := [name for name in ("problem", judged_by) if name not in row]:
+        names = [str(name) for name in row]
+        hint = did_you_mean(missing[0], names) or f" It has: {', '.join(names)}."
+        raise ValueError(f"{_NO_COLUMN} {missing[0]!r}.{hint}")
+    for name in _TEXTS:
+        if isinstance(text := row.get(name), str) and len(text) > _LONGEST:
+            raise ValueError(f"the {name} has {len(text):,} characters, more than {_LONGEST:,}")
+    problem, answer = (
+        "" if row[name] is None else str(row[name]) for name in ("problem", judged_by)
+    )
+    answer = answer.strip()
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
+        (problem + answer).encode()
+    except UnicodeEncodeError:  # JSON may hold it
+        raise ValueError("half of a surrogate pair is not text") from None
+    if not answer or not problem.strip():
+        raise ValueError(f"the {'problem' if answer else 'answer'} is empty")
+    if row.get("instructions"):
+        parsed(row["instructions"])
+    if others:
+        return {**row, "problem": problem}
+    first, at = answers.setdefault(" ".join(problem.lower().split()), (answer, number))
+    if first != answer:
+        raise ValueError(
+            f"the same problem as row {at}, "
+            f"but a different answer ({answer!r:.40} against {first!r:.40})"
+        )
+    return {**row, "problem": problem, "answer": answer}
 
 
 def _check_columns(rows: Sequence[Row], data: FileData) -> None:

@@ -33,7 +33,7 @@ def render(problem: str, template: str, tokenizer: Any, system: str | None = Non
     system prompt. Raises `UserError` for a template that is no name of one and has no {problem} in
     it, and for a system prompt where the template makes a text.
     """
-    return _rendered({"problem": problem}, template, tokenizer, system)
+    return prompt_of({"problem": problem, "system": system}, template, tokenizer)
 
 
 def prompt_of(row: Row, template: str, tokenizer: Any) -> Prompt:
@@ -42,10 +42,7 @@ def prompt_of(row: Row, template: str, tokenizer: Any) -> Prompt:
     A conversation keeps its turns. Raises `UserError` where one has several and the template makes
     a text.
     """
-    return _rendered(row, row.get("template") or template, tokenizer, row.get("system"))
-
-
-def _rendered(row: Row, template: str, tokenizer: Any, system: str | None) -> Prompt:
+    template, system = row.get("template") or template, row.get("system")
     try:
         checked_template(template)
     except ValueError as error:

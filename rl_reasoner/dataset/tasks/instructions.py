@@ -260,16 +260,14 @@ class _Writer:
         words = args.get("include", {}).get("words", [])
         keyword = args.get("keyword")
         self.wanted = [*words, *([keyword["word"]] * keyword["exactly"] if keyword else [])]
-        self.wanted += [
-            f"[name {n}]" for n in range(args.get("placeholders", {}).get("at_least", 0))
-        ]
+        placeholders = args.get("placeholders", {}).get("at_least", 0)
+        self.wanted += [f"[name {n}]" for n in range(placeholders)]
 
     def text(self) -> str:
         """The response."""
         args = self.args
-        count = args.get("sentences", {}).get("exactly") or args.get("sentences", {}).get(
-            "at_most", 3
-        )
+        sentences = args.get("sentences", {})
+        count = sentences.get("exactly") or sentences.get("at_most", 3)
         marks = {"bullets": "- ", "numbered": "{}. "}
         listed = next((name for name in marks if name in args), None)
         blocks = args["paragraphs"]["exactly"] if "paragraphs" in args else 1
