@@ -79,7 +79,7 @@ def worker(folder: Path, steps: int, parallel: str) -> None:
             isolate_rewards=False,
             report_to="none",
             disable_tqdm=True,
-            **strategy.trainer_arguments(parallel),
+            **strategy.trainer_arguments(parallel, processes.world_size()),
         ),
         train_dataset=Dataset.from_list(rows),
         processing_class=policy.tokenizer,

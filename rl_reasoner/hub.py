@@ -39,7 +39,8 @@ def access(kind: Literal["model", "dataset"], name: str) -> Iterator[None]:
     Raises `NotThereError` where the hub does not have it, or gives no answer and the cache lacks
     it.
     """
-    refusal = _refusal() or _ask(kind, name)
+    recent = [why for when, why in _refusals if time.monotonic() - when < _QUIET_S]
+    refusal = recent[-1] if recent else _ask(kind, name)
     if refusal is None:
         yield
         return
@@ -50,13 +51,6 @@ def access(kind: Literal["model", "dataset"], name: str) -> Iterator[None]:
             yield
     except OSError as error:  # of what is lacking in the cache
         raise NotThereError(refusal) from error
-
-
-def _refusal() -> str | None:
-    """Why the hub is not asked at present."""
-    if _refusals and time.monotonic() - _refusals[-1][0] < _QUIET_S:
-        return _refusals[-1][1]
-    return None
 
 
 def _ask(kind: str, name: str) -> str | None:

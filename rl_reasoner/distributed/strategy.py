@@ -7,8 +7,6 @@ from typing import Any
 
 from rl_reasoner.errors import UserError
 
-PARALLEL = ("auto", "ddp", "fsdp", "zero2", "zero3")
-
 
 def trainer_arguments(parallel: str, processes: int) -> dict[str, Any]:
     """Arguments of a transformers trainer for `parallel`; none for a single process.

@@ -56,11 +56,7 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     "gspo": Algorithm(
         _GROUP,
         "GSPO, arXiv 2507.18071: objective eq. 5, advantage eq. 6, sequence ratio eq. 7",
-        {
-            "loss_type": "grpo",
-            "scale_rewards": "group",
-            "importance_sampling_level": "sequence",
-        },
+        {"loss_type": "grpo", "scale_rewards": "group", "importance_sampling_level": "sequence"},
         {"epsilon": 3e-4, "epsilon_high": 4e-4},
     ),
     "cispo": Algorithm(

@@ -35,9 +35,8 @@ def _judge(value: Any) -> Any:
     if callable(value):
         name = getattr(value, "__name__", "NAME")
         raise ValueError(
-            f"a judge is given by name, since other programs use it too: put {name} "
-            "into a file and write "
-            f"'FILE.py:{name}'"
+            f"a judge is given by name, since other programs use it too: put {name} into a file "
+            f"and write 'FILE.py:{name}'"
         )
     return value
 

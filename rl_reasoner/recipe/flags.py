@@ -21,9 +21,8 @@ from rl_reasoner.recipe.old_names import OLD_NAMES, current_path, note_old_name
 from rl_reasoner.recipe.recipe import EvalOverrides, Recipe, RecipeLoader, RewardSpec
 from rl_reasoner.recipe.stages import DistillStage, GrpoStage, SampleStage, SftStage
 
-_STAGES: list[type[BaseModel]] = [SftStage, GrpoStage, SampleStage, DistillStage]
 _LISTS: dict[str, list[type[BaseModel]]] = {
-    "stages": _STAGES,
+    "stages": [SftStage, GrpoStage, SampleStage, DistillStage],
     "rewards": [RewardSpec],
     "mix": [TaskData, FileData, StageData],
     "overrides": [EvalOverrides],
@@ -202,10 +201,8 @@ def _paths(data: Mapping[str, Any], at: str = "") -> list[str]:
 
 def flag_table(recipe: Recipe) -> list[tuple[str, str, str]]:
     """Every flag of a recipe: (flag, value now, what it means), for `train RECIPE --help`."""
-    rows = []
-    for prefix, part in [("", recipe), *((f"{s.name}.", s) for s in recipe.stages)]:
-        rows += list(_flag_rows(part, prefix))
-    return rows
+    parts = [("", recipe), *((f"{stage.name}.", stage) for stage in recipe.stages)]
+    return [row for prefix, part in parts for row in _flag_rows(part, prefix)]
 
 
 def _flag_rows(part: BaseModel, prefix: str) -> Iterator[tuple[str, str, str]]:
@@ -214,9 +211,6 @@ def _flag_rows(part: BaseModel, prefix: str) -> Iterator[tuple[str, str, str]]:
         if isinstance(value, BaseModel):
             yield from _flag_rows(value, f"{prefix}{name}.")
         elif name not in ("stages", "kind"):
-            shown = (
-                {k: getattr(v, "weight", v) for k, v in value.items()}
-                if isinstance(value, Mapping)
-                else value
-            )
-            yield f"--{prefix}{name}", str(shown), field.description or ""
+            if isinstance(value, Mapping):
+                value = {k: getattr(v, "weight", v) for k, v in value.items()}
+            yield f"--{prefix}{name}", str(value), field.description or ""

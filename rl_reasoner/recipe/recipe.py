@@ -30,10 +30,7 @@ from rl_reasoner.recipe.data import (
     data_sources,
 )
 from rl_reasoner.recipe.old_names import current_fields
-from rl_reasoner.recipe.stages import (
-    DistillStage,
-    Stage,
-)
+from rl_reasoner.recipe.stages import DistillStage, Stage
 
 
 class RecipeLoader(yaml.SafeLoader):
@@ -235,8 +232,7 @@ class Recipe(Part):
 
     name: str = Field(default="run", description="name of the run, part of its folder's name")
     policy: Annotated[
-        PolicySpec,
-        BeforeValidator(lambda v: {"source": v} if isinstance(v, str) else v),
+        PolicySpec, BeforeValidator(lambda v: {"source": v} if isinstance(v, str) else v)
     ] = Field(description="the policy that is trained")
     data: Data | None = Field(default=None, description="default data of the stages")
     template: Annotated[str, AfterValidator(checked_template)] = Field(

@@ -181,7 +181,7 @@ def is_experts(module: nn.Module) -> bool:
 
 def excluded_layers(model: Any, scaling: Scaling, by: Backend) -> list[str]:
     """Those of `covered_layers` whose sides the GPU's products do not take; none if emulated."""
-    side = torchao_products.side(scaling) if by == "torchao" else 1
+    side = torchao_products.SIDES[scaling] if by == "torchao" else 1
     return [name for name in covered_layers(model) if any(n % side for n in _sides(model, name))]
 
 
@@ -263,7 +263,7 @@ def describe_fp8(
         slow = "emulated, since this machine has no FP8: nothing becomes faster"
         return "warned", f"{summary}; {slow}"
     if excluded:
-        side = torchao_products.side(scaling)
+        side = torchao_products.SIDES[scaling]
         summary += f"; {len(excluded)} stay in bf16, their sides are not multiples of {side}: "
         summary += f"{excluded[0]} …"
     return ("warned" if excluded else "passed"), summary

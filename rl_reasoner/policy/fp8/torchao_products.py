@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from rl_reasoner.errors import UserError
 
-_SIDES = {"tensor": 16, "row": 16, "block": 128}  # what sides must be multiples of
+SIDES = {"tensor": 16, "row": 16, "block": 128}  # what a weight's sides must be multiples of
 _RECIPES = {"tensor": "tensorwise", "row": "rowwise"}
 
 
@@ -44,15 +44,10 @@ def torchao_version() -> str:
     return f"torchao {importlib.metadata.version('torchao')}"
 
 
-def side(scaling: str) -> int:
-    """The sides of a weight must be multiples of this."""
-    return _SIDES[scaling]
-
-
 def fp8_product(scaling: str) -> Callable[[Tensor, Tensor], Tensor]:
     """(M, K) rows and (N, K) weight -> (M, N) in the rows' type; all three products in FP8."""
     multiply = _blockwise() if scaling == "block" else _scaled(_RECIPES[scaling])
-    side = _SIDES[scaling]
+    side = SIDES[scaling]
 
     def padded(rows: Tensor, weight: Tensor) -> Tensor:
         count = len(rows)
