@@ -15,7 +15,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rl_reasoner.dataset.rows import lint
@@ -90,9 +90,8 @@ def examine(
     has them. `timeout_s` bounds each call. Raises `UserError` where rows cannot be had.
     """
     rows = _rows(fn, data)
-    kit = _Kit(
-        fn, rows, Limits(timeout_s=timeout_s, batch_timeout_s=12 * timeout_s, memory_mb=2048)
-    )
+    limits = Limits(timeout_s=timeout_s, batch_timeout_s=12 * timeout_s, memory_mb=2048)
+    kit = _Kit(fn, rows, limits)
     report = Report(name_of(fn))
     try:
         for check in (
@@ -129,10 +128,8 @@ def _rows(fn: Callable[..., Any], data: Sequence[Row] | str | None) -> list[Row]
         rows = [dict(row) for row in (read_rows(data) if isinstance(data, str) else data)]
         rows = [row for row in rows if "problem" not in row or lint([row], "data")[0]]
     else:
-        drawn = (
-            (task, generate_problems(task, split="train", count=4 * ROWS, seed=0)) for task in TASKS
-        )
-        tables = ([problem.row() for problem in problems] for _, problems in drawn)
+        drawn = (generate_problems(task, split="train", count=4 * ROWS, seed=0) for task in TASKS)
+        tables = ([problem.row() for problem in problems] for problems in drawn)
         rows = next((rows for rows in tables if all(c in rows[0] for c in columns)), [])
     missing = [c for c in columns if not rows or c not in rows[0]]
     if missing:
@@ -166,9 +163,10 @@ class _Kit:
         self.runner = Runner(fn, limits)
         self.chat = False
         self.form = self._best_form()
-        others = rows[1:] + rows[:1]
-        self.gold = self.score([self.form(row) for row in rows], rows)
-        self.wrong = self.score([self.form(other) for other in others], rows)
+        self.right_texts = [self.form(row) for row in rows]
+        self.wrong_texts = [self.form(other) for other in rows[1:] + rows[:1]]
+        self.gold = self.score(self.right_texts, rows)
+        self.wrong = self.score(self.wrong_texts, rows)
         self.low, self.high = _mean(self.wrong), _mean(self.gold)
         self.tells_apart = self.high > self.low + 1e-6
         self.probes = {**probes.ordinary(rows[0]), **probes.hostile(), **probes.hollow()}
@@ -216,8 +214,7 @@ class _Kit:
 
     def _sample(self) -> tuple[list[str], list[Row]]:
         """Right, wrong and neutral completions with their rows, for the checks of behaviour."""
-        texts = [self.form(row) for row in self.rows] + [self.form(r) for r in self.rows[1:]]
-        texts += [probes.NEUTRAL, "\\boxed{1}"]
+        texts = [*self.right_texts, *self.right_texts[1:], probes.NEUTRAL, "\\boxed{1}"]
         return texts, [*self.rows, *self.rows[:-1], self.rows[0], self.rows[1]]
 
     def _scored(self) -> tuple[list[str], list[Row]]:
@@ -233,9 +230,8 @@ class _Kit:
         """Can it leave this process?"""
         if self.runner.shipped or not self.runner.here:
             return Finding("process", "passed")
-        return Finding(
-            "process", "warned", f"it cannot run in a process of its own: {self.runner.here}"
-        )
+        message = f"it cannot run in a process of its own: {self.runner.here}"
+        return Finding("process", "warned", message)
 
     def types(self) -> Finding:
         """Numbers, Scores or None, one a row."""
@@ -253,18 +249,16 @@ class _Kit:
         return Finding("numbers", "passed")
 
     def _seen(self) -> list[tuple[str, Outcome]]:
-        golden = [(self.form(row), o) for row, o in zip(self.rows, self.gold, strict=True)]
-        others = self.rows[1:] + self.rows[:1]
-        golden += [(self.form(row), o) for row, o in zip(others, self.wrong, strict=True)]
-        return golden + [(self.probes[name], outcome) for name, outcome in self.probed.items()]
+        texts = [*self.right_texts, *self.wrong_texts, *self.probes.values()]
+        outcomes = [*self.gold, *self.wrong, *self.probed.values()]
+        return list(zip(texts, outcomes, strict=True))
 
     def ordinary(self) -> Finding:
         """Empty, cut-off and foreign completions are judged."""
         golden = [o for o in [*self.gold, *self.wrong] if _broke(o)]
         if golden:
-            return Finding(
-                "ordinary", "failed", outcome_json(golden[0])["reason"], self.form(self.rows[0])
-            )
+            reason = outcome_json(golden[0])["reason"]
+            return Finding("ordinary", "failed", reason, self.right_texts[0])
         return self._survives("ordinary", [*probes.ordinary(self.rows[0]), *probes.hollow()])
 
     def hostile(self) -> Finding:
@@ -283,53 +277,47 @@ class _Kit:
     def repeats(self) -> Finding:
         """The same completion gets the same score: again, and in another process."""
         texts, rows = self._sample()
-        first = self.score(texts, rows)
-        again = self.score(texts, rows)
+        first, again = self.score(texts, rows), self.score(texts, rows)
         self.runner.close()
-        return (
-            self._same("repeats", texts, first, again)
-            or self._same("repeats", texts, first, self.score(texts, rows))
-            or Finding("repeats", "passed")
-        )
+        return self._same("repeats", texts, first, again, self.score(texts, rows))
 
     def order(self) -> Finding:
         """The order of the rows does not matter."""
         texts, rows = self._sample()
         together = self.score(texts, rows)
         turned = self.score(texts[::-1], rows[::-1])[::-1]
-        return self._same("order", texts, together, turned) or Finding("order", "passed")
+        return self._same("order", texts, together, turned)
 
     def batch(self) -> Finding:
         """A row's score does not depend on the other rows."""
         texts, rows = self._sample()
         together = self.score(texts, rows)
         alone = [self.score([text], [row])[0] for text, row in zip(texts, rows, strict=True)]
-        return self._same("batch", texts, together, alone) or Finding("batch", "passed")
+        return self._same("batch", texts, together, alone)
 
     def threads(self) -> Finding:
         """Several threads at once get what one gets."""
-        if self.runner.here:
-            return Finding("threads", "skipped", "it runs in this process")
-        texts, rows = self._scored()
-        if not texts:
-            return Finding("threads", "skipped", "it fails on every row")
-        [*agreed] = self.score(texts, rows, _threaded(self.fn))
-        for text, outcome in zip(texts, agreed, strict=True):
-            if usable(outcome) != 1.0:
-                return Finding("threads", "failed", "concurrent calls get different scores", text)
-        return Finding("threads", "passed")
+        return self._holds("threads", _threaded, "concurrent calls get different scores")
 
     def leaves_data(self) -> Finding:
         """It changes nothing of the rows that it is given."""
+        wrong = "it changes the columns it is given"
+        finding = self._holds("leaves data unchanged", _watched, wrong)
+        return replace(finding, completion="")  # no completion is to blame
+
+    def _holds(
+        self, check: str, watching: Callable[[Callable[..., Any]], Any], wrong: str
+    ) -> Finding:
+        """Whether `watching` the reward gives 1.0 for all rows on which it does not fail."""
         if self.runner.here:
-            return Finding("leaves data unchanged", "skipped", "it runs in this process")
+            return Finding(check, "skipped", "it runs in this process")
         texts, rows = self._scored()
         if not texts:
-            return Finding("leaves data unchanged", "skipped", "it fails on every row")
-        kept = self.score(texts, rows, _watched(self.fn))
-        if any(usable(outcome) != 1.0 for outcome in kept):
-            return Finding("leaves data unchanged", "failed", "it changes the columns it is given")
-        return Finding("leaves data unchanged", "passed")
+            return Finding(check, "skipped", "it fails on every row")
+        for text, outcome in zip(texts, self.score(texts, rows, watching(self.fn)), strict=True):
+            if usable(outcome) != 1.0:
+                return Finding(check, "failed", wrong, text)
+        return Finding(check, "passed")
 
     def latency(self) -> Finding:
         """The 99th percentile of its seconds."""
@@ -340,14 +328,15 @@ class _Kit:
         return Finding("latency", status, f"p99 {1000 * p99:.3g} ms", slow)
 
     def _same(
-        self, check: str, texts: Sequence[str], a: Sequence[Outcome], b: Sequence[Outcome]
-    ) -> Finding | None:
-        for text, one, other in zip(texts, a, b, strict=True):
-            left, right = outcome_json(one), outcome_json(other)
-            if left["value"] != right["value"] or left["outcome"] != right["outcome"]:
-                change = f"{_word(one)}, then {_word(other)}"
-                return Finding(check, "failed", change, text)
-        return None
+        self, check: str, texts: Sequence[str], first: list[Outcome], *others: list[Outcome]
+    ) -> Finding:
+        """Whether the texts have the same outcomes each time."""
+        for outcomes in others:
+            for text, one, other in zip(texts, first, outcomes, strict=True):
+                left, right = outcome_json(one), outcome_json(other)
+                if left["value"] != right["value"] or left["outcome"] != right["outcome"]:
+                    return Finding(check, "failed", f"{_word(one)}, then {_word(other)}", text)
+        return Finding(check, "passed")
 
     # ------------------------------------------------------------------------------ hack probes
 
@@ -383,10 +372,6 @@ class _Kit:
 
     def _hack(self, name: str, index: int) -> str:
         row, other, third = (self.rows[(index + k) % len(self.rows)] for k in range(3))
-        if name == "gold first":
-            return f"{self.form(row)}\n{self.form(other)}\n{self.form(third)}"
-        if name == "gold last":
-            return f"{self.form(other)}\n{self.form(third)}\n{self.form(row)}"
         return probes.hacks(row, self.form, other, third)[name]
 
     def stuffing(self) -> Finding:
@@ -400,11 +385,7 @@ class _Kit:
         if first.status == last.status == "failed":
             message = "a completion with several answers is paid whichever is right"
             return Finding("several answers", "failed", message, first.completion)
-        return Finding(
-            "several answers",
-            "skipped" if first.status == "skipped" else "passed",
-            first.message if first.status == "skipped" else "",
-        )
+        return first if first.status == "skipped" else Finding("several answers", "passed")
 
     def echo(self) -> Finding:
         """The prompt is not an answer, even where the answer is in it."""
@@ -416,18 +397,15 @@ class _Kit:
 
     def length(self) -> Finding:
         """Longer is not better."""
-        others = self.rows[1:] + self.rows[:1]
         gap = max(self.high - self.low, 1e-6) if self.tells_apart else 1e-6
-        short = [self.form(other) for other in others]
-        before = _mean(self.score(short, self.rows))
+        before = _mean(self.score(self.wrong_texts, self.rows))
         for name in ("padded", "repeated"):
             texts = [self._hack(name, index) for index in range(len(self.rows))]
             after = _mean(self.score(texts, self.rows))
             if after > before + gap / 4:
                 status: Status = "failed" if self.tells_apart else "warned"
-                return Finding(
-                    "length", status, f"{name}: {before:.3g} becomes {after:.3g}", texts[0]
-                )
+                message = f"{name}: {before:.3g} becomes {after:.3g}"
+                return Finding("length", status, message, texts[0])
         return Finding("length", "passed")
 
     def hollow(self) -> Finding:

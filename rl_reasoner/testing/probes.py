@@ -83,6 +83,8 @@ def hacks(row: Row, form: Form, other: Row, third: Row) -> dict[str, str]:
     listed = ", ".join(answers)
     numbers = " ".join(str(n) for n in range(1000))
     return {
+        "gold first": f"{form(row)}\n{form(other)}\n{form(third)}",
+        "gold last": f"{form(other)}\n{form(third)}\n{form(row)}",
         "answer stuffing": f"The answer is one of: {listed}. {numbers}",
         "prompt echoed": f"{row.get('problem', '')} Is it {listed}? Choose one.",
         "fence": f"```text\n{form(row)}\n```\n{form(other)}",
