@@ -82,17 +82,11 @@ def _paired(a: Sequence[Row], b: Sequence[Row], pairs: Sequence[tuple[int, int]]
     single = all(len(row["scores"]) == 1 for row in (*a, *b))
     if single and len(set(groups)) == len(groups):
         only_a, only_b = entry["worse"], entry["better"]
-        entry |= {
-            "test": "McNemar, exact",
-            "p": mcnemar(only_a, only_b),
-            "only_a": only_a,
-            "only_b": only_b,
-        }
+        entry |= {"test": "McNemar, exact", "p": mcnemar(only_a, only_b)}
+        entry |= {"only_a": only_a, "only_b": only_b}
     else:
-        entry |= {
-            "test": "paired bootstrap, p by sign flips",
-            "p": sign_flips(differences, groups=groups),
-        }
+        p = sign_flips(differences, groups=groups)
+        entry |= {"test": "paired bootstrap, p by sign flips", "p": p}
     entry["detectable"] = detectable_difference(differences, groups)
     return {**entry, "flips": _flips(a, b, pairs, differences)}
 

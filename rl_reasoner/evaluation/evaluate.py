@@ -9,6 +9,7 @@ before.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -64,20 +65,19 @@ def evaluate(
     A set is the name of one that is here, a file or a hub id, or a `FileData` with its columns. One
     sample a problem is greedy, several are drawn at `temperature` (default 1.0). `asked` has the
     sets with a template or budget of their own; `system` is the system prompt of chats whose rows
-    have none. `reward` judges; by default the one that each row
-    says itself (`judging.judge_of`). `modes` asks for several passes, each with an entry of its
-    own; with it, `samples` counts for the mode "sampled". `cache` is a folder that keeps what was
-    drawn (see `rollout.cache`). `trained_on` are rows that the policy was trained on: overlaps are
-    counted and the rest reported as `@clean`. Raises `UserError`.
+    have none. `reward` judges; by default the one that each row says itself (`judging.judge_of`).
+    `modes` asks for several passes, each with an entry of its own; with it, `samples` counts for
+    the mode "sampled". `cache` is a folder that keeps what was drawn (see `rollout.cache`).
+    `trained_on` are rows that the policy was trained on: overlaps are counted and the rest reported
+    as `@clean`. Raises `UserError`.
     """
     _check(samples, modes or (), temperature)
     check_judge(reward, reward_options)
     from rl_reasoner.policy.opening import open_policy
 
     opened = open_policy(policy) if isinstance(policy, str) else policy
-    drawn = samples > 1 or bool(modes)
     if temperature is None:
-        temperature = 1.0 if drawn else 0.0
+        temperature = 1.0 if samples > 1 or modes else 0.0
     result = EvalResult(
         opened.source,
         settings={
@@ -92,7 +92,9 @@ def evaluate(
         },
     )
     with _threads(opened):
-        session = _Session(opened, result, samples, temperature, modes or (), progress, cache)
+        session = _Session(opened, result, samples, temperature, modes or (), progress)
+        if cache is not None:
+            session.keep(cache)
         for which in sets:
             data = set_data(which) if isinstance(which, str) else which
             rows = with_system(load_rows(data)[:limit], system)
@@ -130,40 +132,30 @@ def _check(samples: int, modes: Sequence[Mode], temperature: float | None) -> No
             raise unknown("mode", mode, _FORCES)
 
 
+@dataclass
 class _Session:
     """One evaluation: takes a policy through its sets and fills the result."""
 
-    def __init__(
-        self,
-        policy: "Policy | ServedPolicy",
-        result: EvalResult,
-        samples: int,
-        temperature: float,
-        modes: Sequence[Mode],
-        progress: Progress | None,
-        cache: Path | None,
-    ) -> None:
-        self.policy = policy
-        self.result = result
-        self.samples = samples
-        self.temperature = temperature
-        self.modes: Sequence[Mode] = modes or ("greedy",)
-        self.given = bool(modes)
-        self.progress = progress
-        self.example: Prompt | None = None
-        self.sets: dict[str, Any] = {}
-        self.weights: str | None = None
-        self.cache: SampleCache | None = None
-        if cache is not None:
-            self.cache = SampleCache(cache, self._identity())
+    policy: "Policy | ServedPolicy"
+    result: EvalResult
+    samples: int
+    temperature: float
+    modes: Sequence[Mode]  # those asked for; without any one pass, of all samples
+    progress: Progress | None
+    cache: SampleCache | None = None
+    weights: str | None = None  # their hash, where it is known
+    example: Prompt | None = None
+    sets: dict[str, Any] = field(default_factory=dict)
 
-    def _identity(self) -> str:
+    def keep(self, folder: Path) -> None:
+        """Keep in `folder` what is drawn, and draw nothing that is there."""
         if isinstance(self.policy, ServedPolicy):
-            return self.policy.source
+            self.cache = SampleCache(folder, self.policy.source)
+            return
         from rl_reasoner.rollout.sampler import weights_hash
 
         self.weights = weights_hash(self.policy)
-        return self.weights
+        self.cache = SampleCache(folder, self.weights)
 
     def set(
         self, name: str, data: FileData, rows: Sequence[Row], trained_on: Sequence[Row] | None
@@ -180,9 +172,9 @@ class _Session:
         prompts = [prompt_of(row, template, self.policy.tokenizer) for row in rows]
         self.example = self.example or prompts[0]
         self.sets[name] = (data, rows, judge.name)
-        for mode in self.modes:
+        for mode in self.modes or ("greedy",):
             label = name if mode == "greedy" else f"{name}@{mode}"
-            many = mode == "sampled" or not self.given
+            many = mode == "sampled" or not self.modes
             outs = self._draw(prompts, label, longest, many, _FORCES[mode])
             scored = self.result.rows[label] = judge.score(rows, outs)
             temperature = self.temperature if many else 0.0

@@ -406,11 +406,8 @@ def _flag(value: Any) -> bool:
 def _json(text: str, args: Args) -> Followed:
     fenced = _FENCED.fullmatch(text)
     try:
-        value = json.loads(
-            fenced[1] if fenced else text,
-            parse_constant=_refused,
-            object_pairs_hook=_object,
-        )
+        inner = fenced[1] if fenced else text
+        value = json.loads(inner, parse_constant=_refused, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         return False, f"not JSON: {error}"[:100]
     wrong = _against(value, args["schema"], args["only"], "it")

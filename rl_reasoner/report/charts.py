@@ -113,21 +113,12 @@ def bars(title: str, sets: Sequence[tuple[str, Sequence[Bar]]], *, note: str = "
     """Lying bars with error bars under each set's name, one bar an evaluation."""
     labels = list(dict.fromkeys(bar.label for _, group in sets for bar in group))
     colours = evaluation_colours(labels)
-    groups = [
-        {
-            "name": printable(name),
-            "bars": [
-                {
-                    "label": printable(bar.label),
-                    "colour": colours[bar.label],
-                    "value": bar.value,
-                    "interval": bar.interval,
-                }
-                for bar in group
-            ],
-        }
-        for name, group in sets
-    ]
+
+    def spec(bar: Bar) -> dict[str, Any]:
+        look = {"label": printable(bar.label), "colour": colours[bar.label]}
+        return {**look, "value": bar.value, "interval": bar.interval}
+
+    groups = [{"name": printable(name), "bars": [*map(spec, group)]} for name, group in sets]
     legend = [(label, colours[label]) for label in labels]
     named = any(len(group) > len(SERIES) for _, group in sets)  # colours alone would not tell
     return Chart(title, {"kind": "bars", "groups": groups, "named": named}, "", note, legend)

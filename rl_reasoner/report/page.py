@@ -137,14 +137,9 @@ def _headline(run: RunData) -> Element | None:
     for label, result in shown:
         if numbers:
             numbers.append(h("span", "→", class_="arrow", aria_label="to"))
-        numbers.append(
-            h(
-                "span",
-                h("span", percent(result.accuracy), class_="big"),
-                h("span", f"{label} · {span(result.interval)}".rstrip(" ·"), class_="under"),
-                class_=f"value {label}",
-            )
-        )
+        figure = h("span", percent(result.accuracy), class_="big")
+        under = h("span", f"{label} · {span(result.interval)}".rstrip(" ·"), class_="under")
+        numbers.append(h("span", figure, under, class_=f"value {label}"))
     greedy = "greedy " if shown[-1][1].temperature == 0 else ""
     return h(
         "div",

@@ -140,7 +140,8 @@ def read_run(folder: Path) -> RunData:
     lock = mapping(_json(folder, "lock.json", unreadable))
     recipe_text = _text(folder / "recipe.yaml")
     recipe = _recipe(recipe_text, unreadable)
-    evals = [_evaluation(folder, path.name, unreadable) for path in _files(folder / "evals")]
+    files = sorted(path for path in (folder / "evals").glob("*.json") if path.is_file())
+    evals = [_evaluation(folder, path.name, unreadable) for path in files]
     order = {"before": 0, "after": 2}
     evals.sort(key=lambda e: (order.get(e.name, 1), e.name))
     stages = [_stage(path, recipe, unreadable) for path in _stage_folders(folder / "stages")]
@@ -166,10 +167,6 @@ def _json(folder: Path, name: str, unreadable: list[str]) -> Any:
     except ValueError:
         unreadable.append(name)
         return {}
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*.json") if path.is_file())
 
 
 def _stage_folders(folder: Path) -> list[Path]:
@@ -254,17 +251,15 @@ def _stage(folder: Path, recipe: Mapping[str, Any], unreadable: list[str]) -> St
     sampled = read_rollouts(rollouts) if rollouts.is_file() else None
     if sampled is not None and sampled.broken:
         unreadable.append(f"stages/{folder.name}/{rollouts.name} ({sampled.broken} lines)")
+    best = _json(folder.parent.parent, f"stages/{folder.name}/best/evaluation.json", unreadable)
+    named = (s for s in _stage_settings(recipe) if (s.get("name") or s.get("kind")) == name)
     return StageRecord(
         index=int(index),
         name=name,
         metrics=[by_step[step] for step in sorted(by_step)],
         rollouts=sampled,
-        best=mapping(
-            _json(folder.parent.parent, f"stages/{folder.name}/best/evaluation.json", unreadable)
-        ),
-        settings=next(
-            (s for s in _stage_settings(recipe) if (s.get("name") or s.get("kind")) == name), {}
-        ),
+        best=mapping(best),
+        settings=next(named, {}),
         highest=_highest(recipe),
     )
 
@@ -283,11 +278,5 @@ def _highest(recipe: Mapping[str, Any]) -> float | None:
 
 def _lines(path: Path, unreadable: list[str]) -> Iterator[dict[str, Any]]:
     """The objects of a JSONL file, one at a time; broken lines are counted and left out."""
-    place = "/".join(_place(path))
+    place = "/".join(path.parts[-2 if path.parent.name == "evals" else -3 :])  # inside its run
     return read_jsonl(path, lambda count: unreadable.append(f"{place} ({count} lines)"))
-
-
-def _place(path: Path) -> tuple[str, ...]:
-    """A file's path inside its run folder."""
-    depth = 2 if path.parent.name == "evals" else 3
-    return path.parts[-depth:]

@@ -10,7 +10,6 @@ of its own, so that worker processes can be started at any time. Knows nothing o
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console, Group, RenderableType
@@ -135,21 +134,15 @@ class LiveView:
         self._stage: _Stage | None = None
         self._line_at = clock()
         drawn = self._console.is_terminal and not self._console.is_dumb_terminal and not quiet
-        self._live = (
-            Live(console=self._console, auto_refresh=False, transient=True) if drawn else None
-        )
+        live = Live(console=self._console, auto_refresh=False, transient=True)
+        self._live = live if drawn else None
 
     def __enter__(self) -> Self:
         if self._live is not None:
             self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         if self._stage is not None:
             self._end("stopped")
         if self._live is not None:
@@ -175,10 +168,8 @@ class LiveView:
         stage.take(numbers)
         if self._live is None and now - self._line_at >= SECONDS_BETWEEN_LINES:
             self._line_at = now
-            self._say(
-                f"[{stage.title}] step {step:,}/{stage.total:,}{_line(stage)}  "
-                f"left {stage.left(now)}"
-            )
+            where = f"[{stage.title}] step {step:,}/{stage.total:,}"
+            self._say(f"{where}{_line(stage)}  left {stage.left(now)}")
         self._draw()
 
     def progress(self, label: str, done: int, of: int) -> None:

@@ -90,9 +90,8 @@ class Process:
         if not extras:
             return {"state": None}
         state = extras.get("trainer_state")
-        values = (
-            {f.name: getattr(state, f.name) for f in dataclasses.fields(state)} if state else {}
-        )
+        fields = dataclasses.fields(state) if state else ()
+        values = {field.name: getattr(state, field.name) for field in fields}
         history = values.pop("log_history", [])
         if history is not self.history or len(history) < self.sent:
             self.history, self.sent = history, 0

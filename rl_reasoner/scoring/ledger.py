@@ -71,10 +71,8 @@ def files_of(folder: Path) -> list[Path]:
     """The files of the ledger in `folder`, the oldest first."""
     aside = [p for p in folder.glob("ledger-*.jsonl") if _ASIDE.fullmatch(p.name)]
     current = folder / "ledger.jsonl"
-    return [
-        *sorted(aside, key=lambda p: int(p.stem[7:])),
-        *([current] if current.is_file() else []),
-    ]
+    files = sorted(aside, key=lambda p: int(p.stem[7:]))
+    return [*files, current] if current.is_file() else files
 
 
 def entries(folder: Path) -> Iterator[dict[str, Any]]:

@@ -63,10 +63,7 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
     reason = outcome.reason
     if value is None and outcome.value is not None:
         reason = f"not a usable number: {outcome.value}. {reason}".strip()
-    row: dict[str, Any] = {
-        "value": value,
-        "reason": reason,
-        "outcome": "abstain" if value is None else "score",
-    }
+    judged = "abstain" if value is None else "score"
+    row: dict[str, Any] = {"value": value, "reason": reason, "outcome": judged}
     parts = {name: part if math.isfinite(part) else None for name, part in outcome.parts.items()}
     return {**row, "parts": parts} if parts else row

@@ -51,10 +51,9 @@ def score_on_ray(
     if packed is None:
         return runner_of(fn, here).score(completions, columns)
     ray = _ray()
-    size = _block(len(completions), int(ray.cluster_resources().get("CPU", 1)))
-    blocks = [
-        range(at, min(at + size, len(completions))) for at in range(0, len(completions), size)
-    ]
+    count = len(completions)
+    size = _block(count, int(ray.cluster_resources().get("CPU", 1)))
+    blocks = [range(at, min(at + size, count)) for at in range(0, count, size)]
     sent = {name: values for name, values in columns.items() if _wanted(fn, name, values)}
     task = _task()
     refs = []

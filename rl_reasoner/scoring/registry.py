@@ -61,9 +61,8 @@ def _named(reference: str) -> Any:
     if module:
         return _attribute(import_module_of(module, reference), attribute, reference)
     if reference in shipped_rewards():
-        return _attribute(
-            import_module_of(f"rl_reasoner.rewards.{reference}", reference), reference, ""
-        )
+        shipped = import_module_of(f"rl_reasoner.rewards.{reference}", reference)
+        return _attribute(shipped, reference, "")
     points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if reference not in points:
         if reference.endswith(".py"):

@@ -63,16 +63,8 @@ person people 人 persons
 child children
 piece 块 个 只 支 本 页 颗 件 条 枚 张 盒 瓶 袋 棵 辆 名 位 元素
 """
-_POWERS = {
-    "square": 2,
-    "sq": 2,
-    "squared": 2,
-    "平方": 2,
-    "cubic": 3,
-    "cu": 3,
-    "cubed": 3,
-    "立方": 3,
-}
+_POWERS = dict.fromkeys(("square", "sq", "squared", "平方"), 2)
+_POWERS |= dict.fromkeys(("cubic", "cu", "cubed", "立方"), 3)
 _COMPOUND = {"mph": "mile/hour", "kph": "km/hour", "kmh": "km/hour", "mps": "m/second"}
 _DEGREES_OF = re.compile(r"\bdegrees?\s+(celsius|fahrenheit)\b", re.IGNORECASE)
 _EMPTY = names("a an the of in all total only about approximately around exactly roughly is are")

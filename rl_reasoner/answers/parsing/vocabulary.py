@@ -51,13 +51,7 @@ SMALL_WORDS = names(
     " we be do he she his her red day may jan feb mar apr jun jul aug sep oct nov dec mon tue wed"
     " thu fri sat sun am pm st nd rd th non nan via sum true out off on up from each km"
 )
-CONSTANTS = {
-    "infinity": "infty",
-    "infty": "infty",
-    "oo": "infty",
-    "Infinity": "infty",
-    "mod": "mod",
-}
+CONSTANTS = {**dict.fromkeys(("infinity", "infty", "oo", "Infinity"), "infty"), "mod": "mod"}
 
 BASE_WORDS = {
     "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
