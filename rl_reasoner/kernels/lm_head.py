@@ -48,9 +48,11 @@ class _HeadLogProbs(torch.autograd.Function):
             by_weight = torch.zeros_like(weight).index_add_(0, targets, hidden * grad)
             for at in range(0, len(hidden), _TOKENS):
                 rows = slice(at, at + _TOKENS)
-                _subtract_expected(
-                    by_weight, hidden[rows], weight, log_z[rows], grad[rows], ctx.scale
-                )
+                scaled = hidden[rows] * ctx.scale
+                for part in _tiles(len(scaled), len(weight)):  # less each word's share of `grad`
+                    tile = scaled @ weight[part].t()
+                    tile.sub_(log_z[rows, None]).exp_().mul_(grad[rows])
+                    by_weight[part].addmm_(tile.t(), hidden[rows], alpha=-1)
         return by_hidden, by_weight, None, None
 
 
@@ -75,17 +77,6 @@ def _statistics(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return (largest + total.log()).squeeze(1), expected.div_(total)
 
 
-def _subtract_expected(
-    by_weight: Tensor, hidden: Tensor, weight: Tensor, log_z: Tensor, grad: Tensor, scale: float
-) -> None:
-    """Take each word's share of `grad` (n, 1), by its probability, out of its row's gradient."""
-    scaled = hidden * scale
-    for part in _tiles(len(hidden), len(weight)):
-        tile = scaled @ weight[part].t()
-        tile.sub_(log_z[:, None]).exp_().mul_(grad)
-        by_weight[part].addmm_(tile.t(), hidden, alpha=-1)
-
-
 class FusedHead:
     """Takes the place of trl's function, `theirs`: the same call, ours where it can be."""
 
@@ -108,9 +99,8 @@ class FusedHead:
         plain = bias is None and softcap is None and set(outputs) <= {"log_probs", "entropy"}
         fp32 = hidden.dtype == weight.dtype == torch.float32
         if hidden.device.type == "cpu" and plain and fp32 and not torch.is_autocast_enabled("cpu"):
-            logps, entropy = _HeadLogProbs.apply(  # type: ignore[no-untyped-call]
-                hidden, weight, targets, logit_scale / temperature
-            )
+            scale = logit_scale / temperature
+            logps, entropy = _HeadLogProbs.apply(hidden, weight, targets, scale)  # type: ignore[no-untyped-call]
             return logps, entropy, None, None, None
         given = (bias, targets, temperature, chunk_size, softcap, logit_scale, outputs)
         return self.theirs.apply(hidden, weight, *given)

@@ -171,9 +171,8 @@ def _masked_attention(
 
 def visible(offset: int, queries: int, keys: int, window: int, device: torch.device) -> Tensor:
     """(queries, keys) bool: whether query i, at position `offset` + i, sees key j."""
-    distance = torch.arange(offset, offset + queries, device=device)[:, None] - torch.arange(
-        keys, device=device
-    )
+    positions = torch.arange(offset, offset + queries, device=device)
+    distance = positions[:, None] - torch.arange(keys, device=device)
     seen = distance >= 0
     return seen & (distance < window) if window else seen
 
@@ -206,18 +205,17 @@ def pack(
             members.setdefault(tuple(ids[row][edge - prompt : edge]), []).append(row)
     if not members:
         return None
-    packing = _Packing(whole)
+    packing = _Packing(width, whole)
     for shared, rows in members.items():
-        completions = {row: ids[row][edge : edge + lengths[row]] for row in rows}
-        packing.add(shared, completions, width)
+        packing.add(shared, {row: ids[row][edge : edge + lengths[row]] for row in rows})
     return packing.packed(input_ids.device)
 
 
 class _Packing:
     """Builds a `Packed` group by group."""
 
-    def __init__(self, whole: bool) -> None:
-        self.whole = whole
+    def __init__(self, width: int, whole: bool) -> None:
+        self.width, self.whole = width, whole  # of the table; with the last token of every row
         self.ids: list[int] = []
         self.positions: list[int] = []
         self.weights: list[int] = []
@@ -226,8 +224,8 @@ class _Packing:
         self.places: list[int] = []
         self.groups: list[PackedGroup] = []
 
-    def add(self, prompt: Sequence[int], completions: dict[int, list[int]], width: int) -> None:
-        """One group: its prompt, and its completions by their row in the table of `width`."""
+    def add(self, prompt: Sequence[int], completions: dict[int, list[int]]) -> None:
+        """One group: its prompt, and its completions by their row in the table."""
         start, shared = len(self.ids), len(prompt) - 1
         self._tokens(prompt[:-1], 0, len(completions))
         rows = []
@@ -236,7 +234,7 @@ class _Packing:
             at = len(self.ids)
             self.scored += range(at, at + len(completion))
             self.labels += completion
-            self.places += range(row * width, row * width + len(completion))
+            self.places += range(row * self.width, row * self.width + len(completion))
             self._tokens(tokens, shared, 1)
             rows.append(len(tokens))
         self.groups.append(PackedGroup(start, shared, tuple(rows), tuple(completions)))
@@ -248,15 +246,16 @@ class _Packing:
 
     def packed(self, device: torch.device) -> Packed:
         """Return the lists as tensors."""
-        row = (self.ids, self.positions, self.weights, self.labels)
-        long = torch.long  # named, as there may be nothing that is scored
-        ids, positions, weights, labels = (
-            torch.tensor([x], dtype=long, device=device) for x in row
+        tensor = partial(torch.tensor, dtype=torch.long, device=device)  # there may be no labels
+        return Packed(
+            tensor([self.ids]),
+            tensor([self.positions]),
+            tensor([self.weights]),
+            tensor(self.scored),
+            tensor([self.labels]),
+            tensor(self.places),
+            tuple(self.groups),
         )
-        scored, places = (
-            torch.tensor(x, dtype=long, device=device) for x in (self.scored, self.places)
-        )
-        return Packed(ids, positions, weights, scored, labels, places, tuple(self.groups))
 
 
 # ----------------------------------------------------------------------------------- the model

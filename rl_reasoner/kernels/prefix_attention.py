@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PrefixSegments = Sequence[
-    tuple[int, int, Sequence[int]]
-]  # (start, prefix length, row lengths) each
+# (start, prefix length, row lengths) each
+PrefixSegments = Sequence[tuple[int, int, Sequence[int]]]
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -39,8 +38,9 @@ def prefix_attention(
     return out
 
 
-def _rows(start: int, lengths: Sequence[int]) -> Iterator[slice]:
-    for length in lengths:
+def _parts(start: int, prefix: int, lengths: Sequence[int]) -> Iterator[slice]:
+    """The prefix, where there is one, and the rows behind it."""
+    for length in (prefix, *lengths) if prefix else lengths:
         yield slice(start, start + length)
         start += length
 
@@ -62,9 +62,8 @@ class _PrefixAttention(torch.autograd.Function):
 
         for start, prefix, lengths in segments:
             first = slice(start, start + prefix)
-            for own in ((first,) if prefix else ()), _rows(first.stop, lengths):
-                for at in own:
-                    out[:, :, at], sums[:, :, at] = attend(at, at, True)
+            for at in _parts(start, prefix, lengths):
+                out[:, :, at], sums[:, :, at] = attend(at, at, True)
             if prefix:
                 rest = slice(first.stop, first.stop + sum(lengths))
                 there, total = attend(rest, first, False)
@@ -83,25 +82,16 @@ class _PrefixAttention(torch.autograd.Function):
         results = [torch.empty_like(t) for t in (query, key, value)]
 
         def gradients(q: slice, k: slice, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
-            parts: tuple[Tensor, Tensor, Tensor] = _backward(
-                grad[:, :, q],
-                query[:, :, q],
-                key[:, :, k],
-                value[:, :, k],
-                out[:, :, q],
-                sums[:, :, q],
-                0.0,
-                causal,
-                scale=ctx.scale,
-            )
-            return parts
+            parts = grad[:, :, q], query[:, :, q], key[:, :, k], value[:, :, k], out[:, :, q]
+            result: tuple[Tensor, Tensor, Tensor]
+            result = _backward(*parts, sums[:, :, q], 0.0, causal, scale=ctx.scale)
+            return result
 
         for start, prefix, lengths in ctx.segments:
             first = slice(start, start + prefix)
-            for own in ((first,) if prefix else ()), _rows(first.stop, lengths):
-                for at in own:
-                    for gradient, part in zip(results, gradients(at, at, True), strict=True):
-                        gradient[:, :, at] = part
+            for at in _parts(start, prefix, lengths):
+                for gradient, part in zip(results, gradients(at, at, True), strict=True):
+                    gradient[:, :, at] = part
             if prefix:
                 rest = slice(first.stop, first.stop + sum(lengths))
                 parts = gradients(rest, first, False)

@@ -138,12 +138,8 @@ def packed_segments(packed: packing.Packed) -> Segments:
         own += range(prompt + 1, len(lengths))
     device = packed.input_ids.device
     of_token = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
-    return Segments(
-        of_token.to(device),
-        len(lengths),
-        torch.tensor(prompts, device=device),
-        torch.tensor(own, device=device),
-    )
+    sequences = (torch.tensor(segments, device=device) for segments in (prompts, own))
+    return Segments(of_token.to(device), len(lengths), *sequences)
 
 
 def padded_segments(mask: Tensor) -> Segments:

@@ -37,6 +37,12 @@ def expert_count(router: nn.Module) -> int:
     return 0
 
 
+def _text_config(model: nn.Module) -> Any:
+    """The config of a model's language part; None where it has none."""
+    config: Any = getattr(model, "config", None)
+    return None if config is None else config.get_text_config()
+
+
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
     """(total parameters, parameters active for one token) of `model`.
 
@@ -44,8 +50,7 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
     Embeddings count in full, as model cards do.
     """
     total = sum(p.numel() for p in model.parameters())
-    config = getattr(model, "config", None)
-    text = config.get_text_config() if config is not None else None
+    text = _text_config(model)
     chosen = getattr(text, "num_experts_per_tok", None)
     experts = getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None)
     experts = experts or getattr(text, "n_routed_experts", None)
@@ -65,8 +70,7 @@ def without_router_logits(model: nn.Module) -> None:
     (load_balancing_loss_func meets a mask that is longer than the cached step). Trainers ask for
     them pass by pass.
     """
-    config: Any = getattr(model, "config", None)
-    text: Any = config.get_text_config() if config is not None else None
+    text = _text_config(model)
     if getattr(text, "output_router_logits", False):
         text.output_router_logits = False
 
@@ -92,8 +96,7 @@ def check_auxiliary_loss(model: nn.Module, coefficient: float | None) -> None:
 
     trl would say that DeepSeek's are no mixtures of experts, or fail in the first step.
     """
-    config: Any = getattr(model, "config", None)
-    text: Any = config.get_text_config() if config is not None else None
+    text = _text_config(model)
     known = hasattr(text, "output_router_logits") and hasattr(text, "router_aux_loss_coef")
     if coefficient and not known:
         raise UserError(

@@ -67,9 +67,8 @@ def gate_rule(router: nn.Module) -> GateRule:
     scale = float(getattr(router, "routed_scaling_factor", None) or 1.0)
     random = torch.Generator().manual_seed(0)
     x, w = (torch.randn(n, weight.shape[1], generator=random) for n in (32, len(weight)))
-    given = {
-        name: t.detach().float() for name, t in router.named_parameters() if name != "weight"
-    } | {"weight": w.to(weight.device)}
+    given = {name: t.detach().float() for name, t in router.named_parameters()}
+    given["weight"] = w.to(weight.device)
     with torch.no_grad():
         output = torch.func.functional_call(router, given, (x.to(weight.device),))
         if not isinstance(output, tuple) or len(output) != 3:

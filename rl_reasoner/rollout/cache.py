@@ -77,24 +77,30 @@ SampleJob = tuple[int, int]  # the index of a prompt, the number of its sample
 
 def sample_through(
     cache: SampleCache | None,
-    jobs: Sequence[SampleJob],
+    prompts: int,
+    samples: int,
+    greedy: bool,
     key: Callable[[SampleCache, SampleJob], str],
     draw: Callable[[list[SampleJob]], Iterable[Mapping[SampleJob, Rollout]]],
-    progress: Callable[[int], None],
-) -> dict[SampleJob, Rollout]:
-    """The completions of `jobs`: those that `cache` holds, and the others from `draw`.
+    progress: Callable[[int], None] | None,
+) -> list[list[Rollout]]:
+    """`samples` completions of each prompt: those that `cache` holds, and the others from `draw`.
 
-    What is drawn is kept at once, batch by batch. `progress` is called with the number of
-    completions that have come since its last call.
+    All of a prompt are the same one where sampling is `greedy`. What is drawn is kept at once,
+    batch by batch. `progress` is called with the number of completions that have come since its
+    last call.
     """
+    count = 1 if greedy else samples
+    jobs = [(index, number) for index in range(prompts) for number in range(count)]
     keys = {} if cache is None else {job: key(cache, job) for job in jobs}
     kept = {} if cache is None else cache.kept([*keys.values()])
     rollouts = {job: kept[text] for job, text in keys.items() if text in kept}
-    if rollouts:
-        progress(len(rollouts))
+    if progress and rollouts:
+        progress(len(rollouts) * samples // count)
     for drawn in draw([job for job in jobs if job not in rollouts]):
         if cache is not None:
             cache.keep((keys[job], rollout) for job, rollout in drawn.items())
         rollouts |= drawn
-        progress(len(drawn))
-    return rollouts
+        if progress:
+            progress(len(drawn) * samples // count)
+    return [[rollouts[i, n % count] for n in range(samples)] for i in range(prompts)]

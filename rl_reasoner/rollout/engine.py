@@ -81,13 +81,13 @@ def generates_as_transformers(model: nn.Module) -> bool:
 
 def uniforms(keys: Sequence[Sequence[int]], count: int) -> Tensor:
     """(len(keys), count) float32 in [0, 1): each row's numbers follow from its key alone."""
-    rows = [
-        np.random.Generator(np.random.Philox(np.random.SeedSequence(list(key)))).random(
-            count, dtype=np.float32
-        )
-        for key in keys
-    ]
+    rows = [keyed_generator(key).random(count, dtype=np.float32) for key in keys]
     return torch.from_numpy(np.stack(rows))
+
+
+def keyed_generator(key: Sequence[int]) -> np.random.Generator:
+    """Random numbers that follow from `key` (integers >= 0) alone."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(list(key))))
 
 
 def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
@@ -99,9 +99,8 @@ def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     drawn = _first_above(cumulated, uniform * cumulated[:, -1])
     wrong = probabilities.gather(1, drawn[:, None]).squeeze(1) == 0
     if wrong.any():  # sums of a parallel scan are rounded each in its way: one may rise by nothing
-        rising = (
-            cumulated[wrong].masked_fill(probabilities[wrong] == 0, -torch.inf).cummax(-1).values
-        )
+        possible = cumulated[wrong].masked_fill(probabilities[wrong] == 0, -torch.inf)
+        rising = possible.cummax(-1).values
         drawn[wrong] = _first_above(rising, uniform[wrong] * rising[:, -1])
     return drawn
 

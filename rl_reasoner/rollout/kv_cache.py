@@ -72,11 +72,9 @@ class KVCache:
         rows, heads = query.shape[:2]
         shared = key.shape[1]
         if self.calls == len(self.own):
+            shape = (self.rows, shared, self.capacity)
             self.own.append(
-                (
-                    key.new_empty(self.rows, shared, self.capacity, key.shape[-1]),
-                    value.new_empty(self.rows, shared, self.capacity, value.shape[-1]),
-                )
+                (key.new_empty(*shape, key.shape[-1]), value.new_empty(*shape, value.shape[-1]))
             )
         own_keys, own_values = self.own[self.calls]
         prompt_keys, prompt_values = self.prompt[self.calls]

@@ -92,10 +92,8 @@ def fit_prompts(trainer: Any, tokens: Callable[[list[Any]], list[int]]) -> None:
         return
     fits = _Fits(trainer, places, tokens)
     trainer.train_dataset = fits.among(trainer.train_dataset, "train_dataset")
-    if isinstance(trainer.eval_dataset, dict):
-        fitting = {
-            n: fits.among(d, f"eval_dataset[{n!r}]") for n, d in trainer.eval_dataset.items()
-        }
+    if isinstance(evals := trainer.eval_dataset, dict):
+        fitting = {name: fits.among(d, f"eval_dataset[{name!r}]") for name, d in evals.items()}
         trainer.eval_dataset = fitting
     else:
         trainer.eval_dataset = fits.among(trainer.eval_dataset, "eval_dataset")
@@ -118,7 +116,8 @@ class _Fits:
         if isinstance(rows, IterableDataset):
             return rows.filter(lambda row, i: self._one(row, i, name), with_indices=True)
         prompts = rows["prompt"][:]
-        long = self._too_long(prompts, rows["max_tokens"] if self._own(rows) else None)
+        own = self.trainer.use_row_settings and "max_tokens" in rows.column_names
+        long = self._too_long(prompts, rows["max_tokens"] if own else None)
         if not long:
             return rows
         if not self.skips:
@@ -126,9 +125,6 @@ class _Fits:
         logger.warning("%s: %d rows are skipped: their prompts are too long", name, len(long))
         left = {i for i, _ in long}
         return rows.select([i for i in range(len(prompts)) if i not in left])
-
-    def _own(self, rows: Any) -> bool:
-        return bool(self.trainer.use_row_settings and "max_tokens" in rows.column_names)
 
     def _one(self, row: dict[str, Any], index: int, name: str) -> bool:
         own = [row.get("max_tokens")] if self.trainer.use_row_settings else None

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rl_reasoner.moe.experts import routers
 from rl_reasoner.moe.routing import NoReplay, Routes, Routing, SampledRoutes, from_padded
 from rl_reasoner.rollout.agreement import engine_runs
-from rl_reasoner.rollout.engine import generate
+from rl_reasoner.rollout.engine import SampledCompletion, generate
 from rl_reasoner.rollout.sampler import generate_by_transformers
 from rl_reasoner.rollout.sampling_params import SamplingParams
 
@@ -50,13 +50,7 @@ class Mismatch:
     replayed: Gap | None
 
 
-@dataclass(frozen=True)
-class _SampledRow:
-    """A sampled row: its tokens, their log-probs."""
-
-    prompt: list[int]
-    ids: list[int]
-    logps: list[float]
+_Row = tuple[list[int], SampledCompletion]  # a prompt, and what was sampled
 
 
 def measure(
@@ -75,8 +69,9 @@ def measure(
     `autocast`: the type in which a model that is kept in fp32 computes. `router_gradients` also
     measures those, with the memory of a training pass. Weights and gradients are left as they were.
     """
+    routing: Routing | None
     try:
-        routing = Routing(model) if any(True for _ in routers(model)) else None
+        routing = Routing(model)
     except NoReplay:
         routing = None
     device = next(model.parameters()).device.type
@@ -89,7 +84,7 @@ def measure(
         replayed = None
         if routing is not None:
             replayed = _gap(model, rows, temperature, routing, routes, True, cast)
-    return Mismatch(sum(len(row.ids) for row in rows), plain, replayed)
+    return Mismatch(sum(len(sampled.ids) for _, sampled in rows), plain, replayed)
 
 
 def diagnose(mismatch: Mismatch, replay: bool) -> tuple[Literal["passed", "warned"], str, str]:
@@ -125,11 +120,14 @@ def _sample(
     sampling: SamplingParams,
     seed: int,
     routing: Routing | None,
-) -> tuple[list[_SampledRow], Routes | None]:
+) -> tuple[list[_Row], Routes | None]:
     """Sample with the engine, as the trainer does, or with transformers where it cannot run."""
     keys = [(seed, row) for row in range(len(prompts))]
     routes: Routes | None = None
-    with _recording(routing) as passes:
+    recorded: AbstractContextManager[list[Tensor]] = nullcontext([])
+    if routing is not None:
+        recorded = routing.record()
+    with recorded as passes:
         if engine_runs(model):
             sampled = SampledRoutes(passes) if routing is not None else None
             completions = generate(model, prompts, keys, sampling, sampled)
@@ -141,12 +139,7 @@ def _sample(
                 parts = [choices.unflatten(0, (len(prompts), -1)) for choices in passes]  # type: ignore[no-untyped-call]
                 lengths = [len(completion.ids) for completion in completions]
                 routes = from_padded(torch.cat(parts, 1), [*map(len, prompts)], lengths)
-    pairs = zip(prompts, completions, strict=True)
-    return [_SampledRow([*prompt], c.ids, c.logps) for prompt, c in pairs], routes
-
-
-def _recording(routing: Routing | None) -> AbstractContextManager[list[Tensor]]:
-    return routing.record() if routing is not None else nullcontext([])
+    return list(zip(map(list, prompts), completions, strict=True)), routes
 
 
 # -------------------------------------------------------------------------------------- the pass
@@ -154,7 +147,7 @@ def _recording(routing: Routing | None) -> AbstractContextManager[list[Tensor]]:
 
 def _gap(
     model: nn.Module,
-    rows: list[_SampledRow],
+    rows: list[_Row],
     temperature: float,
     routing: Routing | None,
     routes: Routes | None,
@@ -166,21 +159,20 @@ def _gap(
     weights: list[Any] = [r.weight for _, r in routers(model)] if routing is not None else []
     apart, flipped = [], []
     gradient = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
-    total = sum(len(row.ids) for row in rows)
+    total = sum(len(sampled.ids) for _, sampled in rows)
     for start in range(0, len(rows), _ROWS):
         part = rows[start : start + _ROWS]
         ids, mask = _table(part, next(model.parameters()).device)
-        own = routes.rows(range(start, start + len(part))) if routes is not None else None
-        with _watched(model) as chosen, cast:
-            if routing is not None and own is not None and replay:
-                with routing.replay(_laid_out(own, mask, routing)):
-                    logps = _log_probs(model, ids, mask, part, temperature)
-            else:
-                logps = _log_probs(model, ids, mask, part, temperature)
-        sampled = torch.tensor([value for row in part for value in row.logps])
-        apart.append((logps.detach().float().cpu() - sampled).abs())
-        if routing is not None and own is not None:
+        known = None
+        if routing is not None and routes is not None:
+            own = routes.rows(range(start, start + len(part)))
             known = _laid_out(own, mask, routing)
+        replayed = routing.replay(known) if routing is not None and replay else nullcontext()
+        with _watched(model) as chosen, cast, replayed:
+            logps = _log_probs(model, ids, mask, part, temperature)
+        sampled = torch.tensor([value for _, row in part for value in row.logps])
+        apart.append((logps.detach().float().cpu() - sampled).abs())
+        if routing is not None and known is not None:
             flipped.append(_flipped(torch.stack(chosen, 1), known, routing.unknown))
             if logps.requires_grad:
                 grads = torch.autograd.grad(logps.sum() / total, weights)
@@ -194,9 +186,9 @@ def _gap(
     )
 
 
-def _table(rows: list[_SampledRow], device: torch.device) -> tuple[Tensor, Tensor]:
+def _table(rows: list[_Row], device: torch.device) -> tuple[Tensor, Tensor]:
     """Ids and mask (B, S) of rows, right-padded; the last token of a row predicts nothing."""
-    whole = [row.prompt + row.ids[:-1] for row in rows]
+    whole = [prompt + sampled.ids[:-1] for prompt, sampled in rows]
     longest = max(map(len, whole))
     ids = [row + [0] * (longest - len(row)) for row in whole]
     mask = [[1] * len(row) + [0] * (longest - len(row)) for row in whole]
@@ -215,15 +207,15 @@ def _laid_out(routes: Routes, mask: Tensor, routing: Routing) -> Tensor:
 
 
 def _log_probs(
-    model: Any, ids: Tensor, mask: Tensor, rows: list[_SampledRow], temperature: float
+    model: Any, ids: Tensor, mask: Tensor, rows: list[_Row], temperature: float
 ) -> Tensor:
     """(tokens,) of all rows' completions, one row after the other."""
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     logps = []
-    for row, own in zip(rows, logits, strict=True):
-        start = len(row.prompt) - 1
-        scores = own[start : start + len(row.ids)].float() / temperature
-        targets = torch.tensor(row.ids, device=scores.device)
+    for (prompt, sampled), own in zip(rows, logits, strict=True):
+        start = len(prompt) - 1
+        scores = own[start : start + len(sampled.ids)].float() / temperature
+        targets = torch.tensor(sampled.ids, device=scores.device)
         logps.append(scores.log_softmax(-1).gather(1, targets[:, None]).squeeze(1))
     return torch.cat(logps)
 

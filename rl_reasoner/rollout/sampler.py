@@ -107,7 +107,6 @@ def sample(
     ids = [prompt_ids(policy, prompt, _PREFIXES[force]) for prompt in prompts]
     _check_places(policy, prompts, ids, max_tokens)
     drawer = _Drawer(policy, temperature, max_tokens, seed, force)
-    count = samples if temperature else 1
 
     def draw(jobs: Sequence[SampleJob]) -> Iterator[dict[SampleJob, Rollout]]:
         for batch in drawer.batches(sorted(jobs, key=lambda job: len(ids[job[0]])), ids):
@@ -115,16 +114,15 @@ def sample(
             yield dict(zip(batch, drawn, strict=True))
 
     with in_mode(policy.model, training=False), torch.no_grad():
-        rollouts = sample_through(
+        return sample_through(
             cache,
-            [(index, number) for index in range(len(ids)) for number in range(count)],
+            len(ids),
+            samples,
+            not temperature,
             lambda cache, job: drawer.key(cache, ids[job[0]], job[1]),
             draw,
-            lambda done: progress(done * samples // count) if progress else None,
+            progress,
         )
-    return [
-        [rollouts[index, number % count] for number in range(samples)] for index in range(len(ids))
-    ]
 
 
 def _check_places(
@@ -224,14 +222,8 @@ class _Drawer:
         if self.by_engine:
             completions = engine.generate(self.model, rows, keys, self.sampling, on_token=on_token)
         else:
-            completions = generate_by_transformers(
-                self.policy.model,
-                rows,
-                keys,
-                self.sampling,
-                self.policy.tokenizer.pad_token_id,
-                on_token,
-            )
+            model, pad = self.policy.model, self.policy.tokenizer.pad_token_id
+            completions = generate_by_transformers(model, rows, keys, self.sampling, pad, on_token)
         return [self._rollout(completion.ids) for completion in completions]
 
     def _rollout(self, ids: list[int]) -> Rollout:
@@ -288,16 +280,16 @@ class _KeyedDraws(LogitsProcessor):  # type: ignore[misc]
         sampling: SamplingParams,
         on_token: engine.OnToken | None,
     ) -> None:
-        self.temperature = sampling.temperature
-        self.ends = sampling.ends
+        self.sampling = sampling
         self.on_token = on_token
-        self.uniforms = engine.uniforms(keys, sampling.max_tokens) if self.temperature else None
+        drawn = sampling.temperature > 0
+        self.uniforms = engine.uniforms(keys, sampling.max_tokens) if drawn else None
         self.completions = [engine.SampledCompletion([], []) for _ in keys]
         self.step = 0
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """(rows, V) scores -> 0 for the token that is drawn, else -inf."""
-        scaled = scores.float() / (self.temperature or 1.0)
+        scaled = scores.float() / (self.sampling.temperature or 1.0)
         if self.uniforms is None:
             chosen = scores.argmax(-1)
         else:
@@ -305,7 +297,7 @@ class _KeyedDraws(LogitsProcessor):  # type: ignore[misc]
         values = scaled.log_softmax(-1).gather(1, chosen[:, None]).squeeze(1).tolist()
         for row, (token, value) in enumerate(zip(chosen.tolist(), values, strict=True)):
             completion = self.completions[row]
-            if completion.ids and completion.ids[-1] in self.ends:
+            if completion.ids and completion.ids[-1] in self.sampling.ends:
                 continue  # `generate` fills a finished row with padding
             completion.ids.append(token)
             completion.logps.append(value)

@@ -75,17 +75,17 @@ class ServedPolicy:
         """
         if force:
             raise UserError(f"a server cannot force the start of a completion ({force})")
-        count = samples if temperature else 1
         settings = {"temperature": temperature, "max_tokens": max_tokens}
         drawn_with = seed if temperature else None
-        rollouts = sample_through(
+        return sample_through(
             cache,
-            [(index, number) for index in range(len(prompts)) for number in range(count)],
+            len(prompts),
+            samples,
+            not temperature,
             lambda cache, job: cache.key(prompts[job[0]], settings, drawn_with, job[1]),
             lambda jobs: self._drawn(jobs, prompts, settings, seed),
-            lambda done: progress(done * samples // count) if progress else None,
+            progress,
         )
-        return [[rollouts[i, n % count] for n in range(samples)] for i in range(len(prompts))]
 
     def _drawn(
         self,
@@ -98,12 +98,10 @@ class ServedPolicy:
         if not jobs:
             return
         with self._client() as client, ThreadPoolExecutor(self.concurrency) as threads:
-            asked = {
-                threads.submit(
-                    self._ask, client, prompts[i], settings, _seed(seed, prompts[i], n)
-                ): (i, n)
-                for i, n in jobs
-            }
+            asked = {}
+            for i, n in jobs:
+                options = {**settings, "seed": _seed(seed, prompts[i], n)}
+                asked[threads.submit(self._ask, client, prompts[i], options)] = i, n
             try:
                 for done in as_completed(asked):
                     yield {asked[done]: self._replied(done, prompts[asked[done][0]])}
@@ -138,14 +136,13 @@ class ServedPolicy:
                 raise UserError(refusal, f"{kept}, once the row is fixed or left out") from error
             raise ServerFailed(f"{self.source}: {error}".rstrip(".") + f". {kept}") from error
 
-    def _ask(self, client: Any, prompt: Prompt, settings: Mapping[str, Any], seed: int) -> Rollout:
+    def _ask(self, client: Any, prompt: Prompt, options: Mapping[str, Any]) -> Rollout:
         """Send one request; its seed differs between samples and is the same in every retry."""
-        options = {"model": self.model, "seed": seed, **settings}
         if isinstance(prompt, str):
-            reply = client.completions.create(prompt=prompt, **options)
+            reply = client.completions.create(model=self.model, prompt=prompt, **options)
             text = self._choice(reply).text
         else:
-            reply = client.chat.completions.create(messages=prompt, **options)
+            reply = client.chat.completions.create(model=self.model, messages=prompt, **options)
             message = self._choice(reply).message
             thoughts = getattr(message, "reasoning_content", None)  # some servers set it apart
             chain = f"{OPEN_THINK}{thoughts}{CLOSE_THINK}" if thoughts else ""
