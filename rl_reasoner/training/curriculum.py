@@ -10,9 +10,10 @@ from its key and the counts alone. Pure bookkeeping: knows no trainer and no dat
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from rl_reasoner.rollout.engine import keyed_generator
 
 _EVEN = 0.2  # share of the probability that does not look at the counts
 _KEPT = 0.5  # of a prompt's earlier counts at its next visit: the policy has changed since
@@ -40,8 +41,7 @@ class PromptSchedule:
 
         The same numbers for the same `key` (integers >= 0) and counts.
         """
-        random = np.random.Generator(np.random.Philox(np.random.SeedSequence(list(key))))
-        noise = torch.from_numpy(random.gumbel(size=len(self.counts)))
+        noise = torch.from_numpy(keyed_generator(key).gumbel(size=len(self.counts)))
         found: list[int] = (self.probabilities().log() + noise).argsort(descending=True).tolist()
         return found
 

@@ -39,6 +39,4 @@ def check_vocabulary(student: Policy, teacher: Policy) -> None:
 
 def teacher_of(policy: Policy) -> Any:
     """The model of a policy as a teacher: no dropout, no gradients."""
-    model = policy.model.eval()
-    model.requires_grad_(False)
-    return model
+    return policy.model.eval().requires_grad_(False)

@@ -21,6 +21,7 @@ from rl_reasoner.rollout.engine import generate, generates_as_transformers
 from rl_reasoner.rollout.sampling_params import SamplingParams, unhandled
 from rl_reasoner.training.packed_forward import is_on, sampled_elsewhere
 from rl_reasoner.training.rollout_batch import RolloutBatch
+from rl_reasoner.training.trl_internals import put_on
 
 logger = logging.getLogger(__name__)
 _NOT_HERE = "fast_rollouts: transformers' generate is used, for %s"
@@ -29,12 +30,13 @@ _NOT_HERE = "fast_rollouts: transformers' generate is used, for %s"
 class EngineSampling:
     """The engine's part in a trainer's sampling; see the module's docstring.
 
-    `on`: whether the engine samples at all.
+    `on`: whether the engine samples at all; `evaluated`: batches of the evaluation at hand that are
+    sampled.
     """
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
-        self._evaluated = 0  # batches of the evaluation at hand that are sampled
+        self.evaluated = 0
         self._elsewhere: set[str] = set()  # for what later `generate` was used, as was said
         self._sampling: SamplingParams | None = None  # as it was drawn last
         self._corrects = bool(getattr(trainer.args, "correct_sampling", False))
@@ -56,9 +58,8 @@ class EngineSampling:
             return "cache_implementation"
         if trainer.packed_forward.engine_obstacle is not None:
             return str(trainer.packed_forward.engine_obstacle)
-        return unhandled(
-            trainer.args.generation_kwargs or {}, self.trainer.internals.generation_config()
-        )
+        settings = trainer.internals.generation_config()
+        return unhandled(trainer.args.generation_kwargs or {}, settings)
 
     def sampling(self) -> SamplingParams | None:
         """What the engine draws by the settings of now, which callbacks may change.
@@ -88,10 +89,6 @@ class EngineSampling:
             )
         return self._sampling
 
-    def evaluation_begins(self) -> None:
-        """What is sampled follows from the step, not from evaluations that were before."""
-        self._evaluated = 0
-
     def sample(
         self, batch: RolloutBatch, prompt_ids: list[list[int]], size: int, how: SamplingParams
     ) -> tuple[list[list[int]], list[list[float]] | None]:
@@ -102,9 +99,9 @@ class EngineSampling:
         """
         trainer = self.trainer
         train = trainer.model.training
-        self._evaluated += not train
+        self.evaluated += not train
         step = trainer.internals.step
-        part = step % trainer.args.gradient_accumulation_steps if train else self._evaluated
+        part = step % trainer.args.gradient_accumulation_steps if train else self.evaluated
         key = (trainer.args.seed, int(train), trainer.state.global_step, part)
         first = batch.earlier + trainer.accelerator.process_index * len(prompt_ids)
         rows = range(first, first + len(prompt_ids))
@@ -149,26 +146,22 @@ class EngineSampling:
     def corrected(self) -> Iterator[None]:
         """Inside, trl corrects for the engine's log-probs as it does for vLLM's."""
         trainer = self.trainer
-        self._correcting = not trainer.use_vllm and self._corrects and self.sampling() is not None
-        trainer.use_vllm = trainer.use_vllm or self._correcting
-        try:
+        correcting = not trainer.use_vllm and self._corrects and self.sampling() is not None
+        with (
+            put_on(self, "_correcting", correcting),
+            put_on(trainer, "use_vllm", trainer.use_vllm or correcting),
+        ):
             yield
-        finally:
-            trainer.use_vllm = trainer.use_vllm and not self._correcting
-            self._correcting = False
 
     @contextmanager
     def generating(self) -> Iterator[None]:
         """Inside, completions are sampled from whole weights, and it is not vLLM that samples."""
         trainer = self.trainer
-        correcting, self._correcting = self._correcting, False
-        trainer.use_vllm = trainer.use_vllm and not correcting
-        try:
-            with nullcontext() if trainer.use_vllm else gathered_params(trainer.model):
-                yield
-        finally:
-            trainer.use_vllm = trainer.use_vllm or correcting
-            self._correcting = correcting
+        with (
+            put_on(trainer, "use_vllm", trainer.use_vllm and not self._correcting),
+            nullcontext() if trainer.use_vllm else gathered_params(trainer.model),
+        ):
+            yield
 
     def keep_policy_logps(self, batch: RolloutBatch, output: dict[str, Any]) -> None:
         """Have trl compare with the policy that sampled, not with what was cut off of it to sample.

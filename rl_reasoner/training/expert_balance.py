@@ -5,7 +5,7 @@ rl_reasoner.moe.balance to trl's. `balanced` is for any trainer.
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ from rl_reasoner.moe.experts import (
     routers,
     without_router_logits,
 )
+from rl_reasoner.training.trl_internals import put_on
 
 
 @contextmanager
@@ -43,15 +44,6 @@ def balanced(trainer: Any, freeze: bool) -> Iterator[None]:
             for callback in trainer.callback_handler.callbacks:
                 if isinstance(callback, BiasUpdate):
                     callback.remove()
-
-
-def check_given_model(model: Any, args: Any) -> None:
-    """Raise `UserError` for an auxiliary loss the model has not: before trl's own, less clear one.
-
-    `model` may be a name, which is not looked at.
-    """
-    if isinstance(model, nn.Module):
-        check_auxiliary_loss(base_of(model), getattr(args, "router_aux_loss_coef", None))
 
 
 class ExpertBalance:
@@ -115,11 +107,9 @@ class ExpertBalance:
         if self._seen is not None and torch.is_grad_enabled():
             self._seen.append((router, output[0], output[2]))
 
-    @contextmanager
-    def packed(self, packed: packing.Packed) -> Iterator[None]:
+    def packed(self, packed: packing.Packed) -> AbstractContextManager[None]:
         """Inside, the model runs once on packed rows."""
-        with self._looking(packed_segments(packed)) if self._collects else nullcontext():
-            yield
+        return self._looking(packed_segments(packed)) if self._collects else nullcontext()
 
     @contextmanager
     def _looking(self, segments: Segments) -> Iterator[None]:
@@ -138,16 +128,14 @@ class ExpertBalance:
     @contextmanager
     def loss_of(self, inputs: dict[str, Any]) -> Iterator[None]:
         """Inside, passes are those of the loss of this micro-batch."""
-        self._collects = bool(self._coefficient and self.trainer.model.training)
+        collects = bool(self._coefficient and self.trainer.model.training)
         self._losses = []
         with ExitStack() as stack:
-            if self._collects and not self.trainer.packed_forward.packs:
+            stack.enter_context(put_on(self, "_collects", collects))
+            if collects and not self.trainer.packed_forward.packs:
                 mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
                 stack.enter_context(self._looking(padded_segments(mask)))
-            try:
-                yield
-            finally:
-                self._collects = False
+            yield
 
     def added(self, loss: Tensor) -> Tensor:
         """The loss with that of the sequences' balance in the pass behind it; logged."""

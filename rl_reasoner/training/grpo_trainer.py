@@ -27,6 +27,8 @@ from torch import Tensor, nn
 from trl.trainer.utils import get_config_model_id
 
 from rl_reasoner.distributed.sharding import Sharding
+from rl_reasoner.kernels.causal_lm import base_of
+from rl_reasoner.moe.experts import check_auxiliary_loss
 from rl_reasoner.rollout.long_prompts import fit_prompts
 from rl_reasoner.scoring.rule import Rule
 from rl_reasoner.training.checkpointing.data_place import check_rows, check_trained
@@ -34,7 +36,7 @@ from rl_reasoner.training.checkpointing.exact_resume import ExactResume, same_ra
 from rl_reasoner.training.checkpointing.faults import SkipBadSteps
 from rl_reasoner.training.config import GRPOConfig
 from rl_reasoner.training.engine_sampling import EngineSampling
-from rl_reasoner.training.expert_balance import ExpertBalance, check_given_model
+from rl_reasoner.training.expert_balance import ExpertBalance
 from rl_reasoner.training.micro_batches import take_out
 from rl_reasoner.training.objective import Objective, with_punishment
 from rl_reasoner.training.old_logprobs import OldLogProbs
@@ -85,7 +87,8 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
         if args is None:  # trl would make its own config, which does not start on a CPU
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = GRPOConfig(f"{name.split('/')[-1]}-GRPO")
-        check_given_model(model, args)
+        if isinstance(model, nn.Module):  # before trl's own, less clear error
+            check_auxiliary_loss(base_of(model), getattr(args, "router_aux_loss_coef", None))
         reward_funcs, args, named = with_punishment(reward_funcs, args, named)
         super().__init__(model, reward_funcs, args, *others, **named)
         self.internals = Internals(self, _STANDARD)
@@ -97,7 +100,7 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
         self.old_logprobs = OldLogProbs(self)
         self.reward_pass = RewardPass(self)
         self.objective = Objective(self)
-        self.prompt_selection = PromptSelection(self)
+        self.prompt_selection = PromptSelection(self, self._scored, self._sample)
         self.engine_sampling = EngineSampling(self)
         self.out_of_memory = SmallerPieces(self)
         self.add_callback(SkipBadSteps(self))
@@ -117,16 +120,12 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
         with ExitStack() as stack:
             stack.enter_context(self.expert_balance.while_training())
             # a `training_step` of the user's own may have backward passes beside ours
-            step = partial(self._whole_step, self.training_step)
-            stack.enter_context(put_on(self, "training_step", step))
+            whole = self.packed_forward.micro_batch()(self.training_step)
+            stack.enter_context(put_on(self, "training_step", whole))
             fit_prompts(self, self.internals.token_counts)
             check_rows(self)
             yield
             check_trained(self)
-
-    def _whole_step(self, training_step: Callable[..., Any], *given: Any, **named: Any) -> Any:
-        with self.packed_forward.micro_batch():
-            return training_step(*given, **named)
 
     def _warn_of_own_methods(self) -> None:
         """One warning where methods of the user's own are to find what they find in trl's."""
@@ -180,7 +179,7 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Prompts are chosen, completed and scored; what comes out has advantages."""
         with self.engine_sampling.corrected(), self._rewards_kept():
-            output = self.prompt_selection.batch(inputs, self._scored, self._sample)
+            output = self.prompt_selection.batch(inputs)
         batch = self.rollout_batch
         self.engine_sampling.keep_policy_logps(batch, output)
         if self.rollout_sink is not None and self.model.training and batch.outcomes:
@@ -202,16 +201,15 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
         self.router_replay.routes = None
         self.old_logprobs.defer(output)
         self.reward_pass.log(batch, output)
-        if batch.rewards is not None:
-            self.objective.replace_advantages(output, batch.rewards)
+        self.objective.replace_advantages(output, batch.rewards)
         return output
 
     def _sample(self, batch: RolloutBatch) -> RolloutBatch:
         """The first half of that path alone: the batch's rows are sampled and scored."""
         self.rollout_batch = batch
         prompts = [row["prompt"] for row in batch.rows]
-        ids, completions, batch.logps = self.internals.generate(prompts)
-        batch.rewards = self.internals.score(batch.rows, prompts, completions, ids)
+        _, ids, _, completions, batch.logps, *_ = self._generate(prompts)
+        batch.rewards = self._calculate_rewards(batch.rows, prompts, completions, ids)
         logged = self.internals.extra_columns
         batch.logged = {name: v for name, v in logged.items() if len(v) == len(batch.rows)}
         logged.clear()
@@ -291,11 +289,10 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
         batch = self.rollout_batch
         batch.ids, batch.texts = completion_ids_list, [*map(text_of, completions)]
         if batch.scored:  # scored before
-            assert batch.rewards is not None
             self.internals.extra_columns.update(batch.logged)
             return self.objective.not_by_length_alone(batch.rewards)
         with self.step_times.of("reward"):
-            rewards = self.reward_pass.score(batch, plain, *given)
+            rewards = self.reward_pass.score(batch, partial(plain, *given), *given)
         batch.rewards = self.objective.not_by_length_alone(rewards)
         return batch.rewards
 
@@ -353,7 +350,7 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As transformers'; what is sampled follows from the step, not from what was before."""
-        self.engine_sampling.evaluation_begins()
+        self.engine_sampling.evaluated = 0
         return super().evaluation_loop(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -8,8 +8,8 @@ punishment, which is one reward more. The mathematics is in rl_reasoner.training
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from trl.rewards import get_soft_overlong_punishment
 from rl_reasoner.errors import UserError
 from rl_reasoner.recipe.algorithms import describe_algorithm
 from rl_reasoner.training import advantages as maths
-from rl_reasoner.training.trl_internals import OLD_LOGPS, PASS
+from rl_reasoner.training.trl_internals import OLD_LOGPS, PASS, put_on
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +51,7 @@ class Objective:
     def not_by_length_alone(self, rewards: Tensor) -> Tensor:
         """The gathered rewards; no row is scored by its length alone."""
         if self.punishes:
-            rewards[:, -1] = rewards[:, -1].masked_fill(
-                rewards[:, :-1].isnan().all(dim=1), torch.nan
-            )
+            rewards[rewards[:, :-1].isnan().all(dim=1), -1] = torch.nan
         return rewards
 
     # -------------------------------------------------------------------------- the advantages
@@ -88,10 +86,10 @@ class Objective:
             penalty = trainer.beta * self._kl(output, mask)
         if self._algorithm == "reinforce++":
             values = maths.returns_to_go(rewards[here], penalty, mask)
-            return maths.whitened(values, mask, self._total)
+            return maths.whitened(values, mask, accelerator.reduce)
         if token_wise:
             values = maths.group_centred(rewards, size)[here, None].expand_as(mask)
-            return maths.whitened(values, mask, self._total)
+            return maths.whitened(values, mask, accelerator.reduce)
         rewards = rewards - accelerator.gather((penalty * mask).sum(1))
         if self._algorithm == "rloo":
             return maths.leave_one_out(rewards, size)[here]
@@ -106,7 +104,8 @@ class Objective:
             attended = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
             size = trainer.args.per_device_train_batch_size
             with torch.no_grad():
-                old = trainer.internals.log_probs(trainer.model, ids, attended, mask.shape[1], size)
+                one_pass = getattr(trainer, PASS)  # which may be the user's
+                old = one_pass(trainer.model, ids, attended, mask.shape[1], size)[0]
         apart = old - output["ref_per_token_logps"]
         apart = apart.nan_to_num(nan=0.0)  # of a row to be taken out
         kl = maths.kl_estimate(apart * mask, self.estimator)
@@ -114,13 +113,9 @@ class Objective:
         return kl
 
     def _log_kl(self, kl: Tensor, mask: Tensor) -> None:
-        added, count = self._total(torch.stack([(kl.detach() * mask).sum(), mask.sum()]))
+        sums = torch.stack([(kl.detach() * mask).sum(), mask.sum()])
+        added, count = self.trainer.accelerator.reduce(sums)  # over the processes
         self.trainer.internals.metrics["kl"].append((added / count.clamp(min=1.0)).item())
-
-    def _total(self, value: Tensor) -> Tensor:
-        """`value` added up over the processes."""
-        total: Tensor = self.trainer.accelerator.reduce(value, reduction="sum")
-        return total
 
     # -------------------------------------------------------------------------------- the loss
 
@@ -133,16 +128,10 @@ class Objective:
         """The log-probs (B, T) of a pass."""
         self._logps = logps if self._estimates else None
 
-    @contextmanager
-    def without_trls_kl(self) -> Iterator[None]:
+    def without_trls_kl(self) -> AbstractContextManager[None]:
         """Inside, trl's loss has no KL term where it is ours, or in the reward."""
-        beta = self.trainer.beta
-        if self.kl_in_reward or self.estimator != "k3":
-            self.trainer.beta = 0.0
-        try:
-            yield
-        finally:
-            self.trainer.beta = beta
+        ours = self.kl_in_reward or self.estimator != "k3"
+        return put_on(self.trainer, "beta", 0.0) if ours else nullcontext()
 
     def added(self, loss: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         """trl's loss with the KL term that is ours; logged."""

@@ -9,8 +9,8 @@ out. For one process; with several, each would make another number of collective
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from itertools import pairwise
 from typing import Any
 
@@ -19,13 +19,10 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from rl_reasoner.training.packed_forward import MEANS_OF_ROWS, SUMS_OF_ROWS
-from rl_reasoner.training.trl_internals import LOSS, PASS
+from rl_reasoner.training.trl_internals import LOSS, PASS, put_on
 
 logger = logging.getLogger(__name__)
-_IN_BACKWARD = (
-    "lomo",
-    "layerwise",
-)  # the backward pass changes the weights: once, by trl's trainer
+_IN_BACKWARD = ("lomo", "layerwise")  # the backward pass changes weights: once, by trl's trainer
 
 
 class SmallerPieces:
@@ -39,14 +36,9 @@ class SmallerPieces:
         self.pieces = 1
         self.active = False
 
-    @contextmanager
-    def training_step(self) -> Iterator[None]:
+    def training_step(self) -> AbstractContextManager[None]:
         """Inside, losses are computed for a training step."""
-        self.active = self.splits
-        try:
-            yield
-        finally:
-            self.active = False
+        return put_on(self, "active", self.splits)
 
     @property
     def splits(self) -> bool:

@@ -9,12 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from rl_reasoner.scoring.reward import Reward
 from rl_reasoner.types import Completion, Outcome
 
 
+@dataclass(eq=False)
 class OverlappedRewards:
     """The scores of one batch of completions, begun before the last of them is there.
 
@@ -22,26 +24,21 @@ class OverlappedRewards:
     makes completions of token ids; `score` gives the outcomes of a reward.
     """
 
-    def __init__(
-        self,
-        rewards: Mapping[int, Reward],
-        columns: Mapping[str, Sequence[Any]],
-        read: Callable[[list[list[int]]], list[Completion]],
-        score: Callable[[Reward, Sequence[Completion], Mapping[str, Any]], list[Outcome]],
-    ) -> None:
-        self.rewards = rewards
-        self.columns = columns
-        self.read = read
-        self.score = score
+    rewards: Mapping[int, Reward]
+    columns: Mapping[str, Sequence[Any]]
+    read: Callable[[list[list[int]]], list[Completion]]
+    score: Callable[[Reward, Sequence[Completion], Mapping[str, Any]], list[Outcome]]
+
+    def __post_init__(self) -> None:
         self.ids: dict[int, list[int]] = {}
         self.completions: dict[int, Completion] = {}
-        self.found: dict[int, dict[int, Outcome]] = {place: {} for place in rewards}
+        self.found: dict[int, dict[int, Outcome]] = {place: {} for place in self.rewards}
         self.seconds = 0.0  # that rewards ran while nobody waited for them
         self._waited_since: float | None = None
         self._lock = threading.Lock()
-        self._waiting: dict[int, list[int]] = {place: [] for place in rewards}
+        self._waiting: dict[int, list[int]] = {place: [] for place in self.rewards}
         self._calls: list[Future[None]] = []
-        self._threads = ThreadPoolExecutor(len(rewards), thread_name_prefix="overlapped rewards")
+        self._threads = ThreadPoolExecutor(len(self.rewards), "overlapped rewards")
 
     def add(self, ended: list[tuple[int, list[int]]]) -> None:
         """Rows that are complete: number and token ids of each."""

@@ -18,7 +18,8 @@ is the mean over the rows that were computed, and the micro-batches it is a mean
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from math import gcd
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ from rl_reasoner.rollout.agreement import (
 )
 from rl_reasoner.training.micro_batches import moves, regrouped, take_out
 from rl_reasoner.training.token_balance import exchanged
-from rl_reasoner.training.trl_internals import LOSS, OLD_LOGPS, PASS, fused_head
+from rl_reasoner.training.trl_internals import LOSS, OLD_LOGPS, PASS, fused_head, put_on
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +140,7 @@ class PackedForward:
         options = (compute_entropy, compute_aux_loss)
         packs = self.packs and all(value is None for value in multimodal.values())
         replay = self.trainer.router_replay
-        if not packs and not replay.takes_part(model):
+        if not packs and replay.routing_of(model) is None:
             given = (input_ids, attention_mask, logits_to_keep, batch_size, *options)
             return plain(model, *given, **multimodal)
         rows = input_ids.shape[0]
@@ -149,28 +150,22 @@ class PackedForward:
             for start in range(0, rows, size):
                 ids, mask = input_ids[start : start + size], attention_mask[start : start + size]
                 if packs:
-                    parts.append(self.packed(model, ids, mask, logits_to_keep, compute_aux_loss))
-                    continue
-                with replay.padded(model, mask, logits_to_keep):
-                    parts.append(plain(model, ids, mask, logits_to_keep, batch_size, *options))
+                    with replay.packed(model, len(ids)):
+                        parts.append(
+                            self.packed(model, ids, mask, logits_to_keep, compute_aux_loss)
+                        )
+                else:
+                    with replay.padded(model, mask, logits_to_keep):
+                        parts.append(plain(model, ids, mask, logits_to_keep, batch_size, *options))
         return joined_passes(parts, *options)
 
     def packed(self, model: nn.Module, ids: Tensor, mask: Tensor, width: int, aux: bool) -> Pass:
         """Log-probs, entropies (B, width), None from a head that gives none; router loss or zero.
 
-        Rows of one pass, packed, with the experts that are to be replayed.
-        """
-        with self.trainer.router_replay.packed(model, len(ids)):
-            return self._packed_pass(model, ids, mask, width, aux)
-
-    def _packed_pass(
-        self, model: nn.Module, ids: Tensor, mask: Tensor, width: int, aux: bool
-    ) -> Pass:
-        """The pass itself, as `packed`.
-
-        A row with a log-prob that is not finite is left out, and the pass is done without it: its
-        ratio is 1, it gives no gradient, and the weights stay finite. Without gradients, where its
-        log-probs are to be compared with later ones, they are NaN: `take_out` sees to the row.
+        Rows of one pass, packed. A row with a log-prob that is not finite is left out, and the pass
+        is done without it: its ratio is 1, it gives no gradient, and the weights stay finite.
+        Without gradients, where its log-probs are to be compared with later ones, they are NaN:
+        `take_out` sees to the row.
         """
         keep = self._kept(mask, width)
         self.lost = torch.zeros_like(ids[:, 0], dtype=torch.bool)
@@ -192,9 +187,7 @@ class PackedForward:
             logps = torch.zeros(shape, device=ids.device, requires_grad=torch.is_grad_enabled())
             if forward_is_collective(self.trainer):
                 logps = logps + self._idle(model, ids, mask, width)
-            elif (
-                self.trainer.accelerator.num_processes > 1
-            ):  # the others wait for every gradient of ours
+            elif self.trainer.accelerator.num_processes > 1:  # the others wait for our gradients
                 logps = logps + sum(p.flatten()[0] * 0.0 for p in model.parameters())
             if not torch.is_grad_enabled():
                 logps[self.lost] = torch.nan
@@ -234,12 +227,13 @@ class PackedForward:
             return self._run(model, packed, aux)
 
     def _run(self, model: nn.Module, packed: packing.Packed, aux: bool) -> Any:
-        with ExitStack() as stack:
+        ours = not self.trainer.internals.entropy_bonus
+        with (
             # a pass with gradients may be recomputed in its backward: attention stays as it is
-            self.until_backward(stack).enter_context(packing.attention_of(base_of(model)))
-            stack.enter_context(self.trainer.accelerator.autocast())
-            if not self.trainer.internals.entropy_bonus:
-                stack.enter_context(fused_head())
+            self.until_backward(packing.attention_of(base_of(model))),
+            self.trainer.accelerator.autocast(),
+            fused_head() if ours else nullcontext(),
+        ):
             return model(
                 **packing.arguments(packed),
                 shift_labels=packed.labels,
@@ -247,9 +241,13 @@ class PackedForward:
                 **({"output_router_logits": True} if aux else {}),
             )
 
-    def until_backward(self, stack: ExitStack) -> ExitStack:
-        """What ends with the backward pass that may compute this pass anew, or else `stack`."""
-        return self._open if torch.is_grad_enabled() and self._open else stack
+    @contextmanager
+    def until_backward(self, context: AbstractContextManager[None]) -> Iterator[None]:
+        """Inside `context`, which lasts until the backward pass that may compute this pass anew."""
+        with ExitStack() as stack:
+            held = self._open if torch.is_grad_enabled() and self._open else stack
+            held.enter_context(context)
+            yield
 
     def _filled(self, logps: Tensor, keep: Tensor | None) -> Tensor:
         """Rows that were not computed get their old log-probs: a ratio of 1, no gradient."""
@@ -299,14 +297,9 @@ class PackedForward:
         self._moved = self._moved or bool(keep.any())
         return keep
 
-    @contextmanager
-    def loss_of(self, inputs: dict[str, Any]) -> Iterator[None]:
+    def loss_of(self, inputs: dict[str, Any]) -> AbstractContextManager[None]:
         """Inside, passes are those of the loss of this micro-batch."""
-        self._inputs = inputs if self.trainer.model.training else None
-        try:
-            yield
-        finally:
-            self._inputs = None
+        return put_on(self, "_inputs", inputs if self.trainer.model.training else None)
 
     @contextmanager
     def micro_batch(self) -> Iterator[None]:
@@ -331,15 +324,16 @@ class PackedForward:
         internals, buffer = self.trainer.internals, self.trainer.internals.buffer
         if not self._regroups:
             return inputs
-        size = self._window
+        args = self.trainer.args
+        steps, accumulated = args.steps_per_generation, args.gradient_accumulation_steps
+        size = gcd(steps, accumulated)  # of one optimizer step, or 1 where that varies
+        size = size if size in (steps, accumulated) else 1
         internals.buffer = [
             batch
             for start in range(0, len(buffer), size)
             for batch in regrouped(self._balanced(buffer[start : start + size]), self.skips)
         ]
-        current: dict[str, Any] = internals.buffer[
-            internals.step % self.trainer.args.steps_per_generation
-        ]
+        current: dict[str, Any] = internals.buffer[internals.step % steps]
         take_out(current)
         return current
 
@@ -355,15 +349,6 @@ class PackedForward:
         internals.training_metrics["processes/tokens_spread_sampled"].append(before)
         internals.training_metrics["processes/tokens_spread"].append(after)
         return balanced
-
-    @property
-    def _window(self) -> int:
-        """How many buffered micro-batches belong to one optimizer step; 1 where it varies."""
-        args = self.trainer.args
-        steps, accumulated = args.steps_per_generation, args.gradient_accumulation_steps
-        if steps % accumulated == 0:
-            return int(accumulated)
-        return int(steps) if accumulated % steps == 0 else 1
 
     @property
     def _regroups(self) -> bool:
@@ -395,9 +380,8 @@ def settings_obstacle(trainer: Any) -> str | None:
         return "tensor parallelism"
     if args.neftune_noise_alpha is not None:
         return "the noise of NEFTune, which depends on the length of the padded row"
-    if args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get(
-        "use_reentrant"
-    ):
+    checkpointing = args.gradient_checkpointing_kwargs or {}
+    if args.gradient_checkpointing and checkpointing.get("use_reentrant"):
         return "reentrant gradient checkpointing"
     if isinstance(trainer.model, PeftModel) and trainer.model.active_peft_config.is_prompt_learning:
         return "prompt-learning adapters"
@@ -410,23 +394,15 @@ def sampled_elsewhere(trainer: Any) -> str | None:
         return "vLLM"
     if trainer.use_transformers_continuous_batching:
         return "continuous batching"
-    if (
-        trainer.tools
-        or trainer.rollout_func is not None
-        or trainer.environment_factories is not None
-    ):
+    if trainer.tools or (trainer.rollout_func, trainer.environment_factories) != (None, None):
         return "tools, environments or a rollout function"
     return None
 
 
-def joined_passes(
-    parts: Sequence[tuple[Tensor, Tensor | None, Tensor | None]], entropy: bool, aux: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def joined_passes(parts: Sequence[Pass], entropy: bool, aux: bool) -> Pass:
     """Log-probs, entropies and router losses of passes over parts of a batch, as of one pass."""
-    logps: tuple[Tensor, ...]
-    entropies: Any
-    losses: Any
-    logps, entropies, losses = zip(*parts, strict=True)
+    columns: Any = zip(*parts, strict=True)
+    logps, entropies, losses = columns
     return (
         torch.cat(logps),
         torch.cat(entropies) if entropy else None,

@@ -17,12 +17,12 @@ from itertools import islice
 from math import gcd
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
 from rl_reasoner.errors import UserError
+from rl_reasoner.rollout.engine import keyed_generator
 from rl_reasoner.training.advantages import total_rewards, varied
 from rl_reasoner.training.curriculum import PromptSchedule
 from rl_reasoner.training.rollout_batch import RolloutBatch, RolloutRow
@@ -31,11 +31,19 @@ from rl_reasoner.training.rollout_batch import RolloutBatch, RolloutRow
 class PromptSelection:
     """Which prompts a trainer's batches are made of; see the module's docstring.
 
-    `schedule`: the counts that prompts are drawn by, None without a schedule.
+    `scored` takes a batch through trl's path, `sample` only samples and scores one. `schedule`: the
+    counts that prompts are drawn by, None without a schedule.
     """
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(
+        self,
+        trainer: Any,
+        scored: Callable[[RolloutBatch], dict[str, Any]],
+        sample: Callable[[RolloutBatch], RolloutBatch],
+    ) -> None:
         self.trainer = trainer
+        self._scored = scored
+        self._sample = sample
         self._rounds: int = getattr(trainer.args, "dynamic_sampling", 0)
         scheduled = getattr(trainer.args, "prompt_schedule", False)
         if scheduled or self._rounds:
@@ -55,18 +63,10 @@ class PromptSelection:
 
     # ------------------------------------------------------------------------------ the batch
 
-    def batch(
-        self,
-        inputs: list[dict[str, Any]],
-        scored: Callable[[RolloutBatch], dict[str, Any]],
-        sample: Callable[[RolloutBatch], RolloutBatch],
-    ) -> dict[str, Any]:
-        """trl's output for a batch of chosen prompts; `inputs` become its rows.
-
-        `scored` takes a batch through trl's path, `sample` only samples and scores one.
-        """
+    def batch(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """trl's output for a batch of chosen prompts; `inputs` become its rows."""
         if not self.trainer.model.training or not (self._rounds or self.schedule):
-            return scored(RolloutBatch(inputs))
+            return self._scored(RolloutBatch(inputs))
         order = self._order()
         prompts: list[int] = []
         if self.schedule:
@@ -74,9 +74,9 @@ class PromptSelection:
             prompts = list(islice(order, rows // self.trainer.num_generations))
             inputs[:] = self._rows(prompts, inputs[0])  # in place: callers look at it afterwards
         if self._rounds:
-            return self._varied_batch(inputs, prompts, order, scored, sample)
+            return self._varied_batch(inputs, prompts, order)
         batch = RolloutBatch(inputs)
-        output = scored(batch)
+        output = self._scored(batch)
         self._learn(prompts, batch.rewards)
         return output
 
@@ -87,8 +87,7 @@ class PromptSelection:
         if self.schedule:
             yield from self.schedule.order(key)
         else:
-            random = np.random.Generator(np.random.Philox(np.random.SeedSequence(list(key))))
-            yield from random.permutation(len(self.trainer.train_dataset)).tolist()
+            yield from keyed_generator(key).permutation(len(self.trainer.train_dataset)).tolist()
 
     def _rows(self, prompts: list[int], like: dict[str, Any]) -> list[dict[str, Any]]:
         """This process's rows of the groups of `prompts`, with the columns of `like`."""
@@ -99,9 +98,8 @@ class PromptSelection:
         rows = [trainer.train_dataset[prompts[i // size]] for i in range(first, first + count)]
         return [{name: row[name] for name in like} for row in rows]
 
-    def _learn(self, prompts: list[int], rewards: Tensor | None) -> None:
+    def _learn(self, prompts: list[int], rewards: Tensor) -> None:
         if self.schedule:
-            assert rewards is not None
             totals = self._values(rewards, summed=True)
             self.schedule.update(prompts, totals.view(len(prompts), -1))
 
@@ -120,12 +118,7 @@ class PromptSelection:
     # ------------------------------------------------------------------------ dynamic sampling
 
     def _varied_batch(
-        self,
-        inputs: list[dict[str, Any]],
-        prompts: list[int],
-        order: Iterator[int],
-        scored: Callable[[RolloutBatch], dict[str, Any]],
-        sample: Callable[[RolloutBatch], RolloutBatch],
+        self, inputs: list[dict[str, Any]], prompts: list[int], order: Iterator[int]
     ) -> dict[str, Any]:
         """trl's output for a batch whose flat groups were replaced."""
         trainer, metrics = self.trainer, self.trainer.internals.training_metrics
@@ -133,15 +126,14 @@ class PromptSelection:
             tried = gather_object([row["prompt"] for row in inputs])
             order = (i for i in order if trainer.train_dataset[i]["prompt"] not in tried)
         before = {name: list(values) for name, values in metrics.items()}
-        first = sample(RolloutBatch(inputs))
+        first = self._sample(RolloutBatch(inputs))
         rows, rewards = first.split(), first.rewards
-        assert rewards is not None
         self._learn(prompts, rewards)
-        refills, drawn = self._refill(rows, rewards, order, sample)
+        refills, drawn = self._refill(rows, rewards, order)
         metrics.clear()
         metrics.update(before)  # those of the kept batch are to come
         seen = trainer.state.num_input_tokens_seen  # with the tokens thrown away
-        output = scored(RolloutBatch.of(inputs, rows, rewards))
+        output = self._scored(RolloutBatch.of(inputs, rows, rewards))
         trainer.state.num_input_tokens_seen = seen
         metrics["num_tokens"] = [seen]
         metrics["dynamic_sampling/refills"].append(float(refills))
@@ -150,11 +142,7 @@ class PromptSelection:
         return output
 
     def _refill(
-        self,
-        kept: list[RolloutRow],
-        rewards: Tensor,
-        order: Iterator[int],
-        sample: Callable[[RolloutBatch], RolloutBatch],
+        self, kept: list[RolloutRow], rewards: Tensor, order: Iterator[int]
     ) -> tuple[int, int]:
         """Put groups of other prompts in the place of flat ones, in `kept` and `rewards`.
 
@@ -171,8 +159,7 @@ class PromptSelection:
             prompts = prompts[: len(prompts) // together * together]
             if not prompts:
                 return done, drawn
-            batch = sample(RolloutBatch(self._rows(prompts, kept[0].row), earlier=drawn))
-            assert batch.rewards is not None
+            batch = self._sample(RolloutBatch(self._rows(prompts, kept[0].row), earlier=drawn))
             drawn += len(batch.rewards)
             self._learn(prompts, batch.rewards)
             everywhere: list[RolloutRow] = gather_object(batch.split())

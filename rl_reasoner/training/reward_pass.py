@@ -12,6 +12,7 @@ import math
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -37,6 +38,7 @@ from rl_reasoner.training.advantages import total_rewards
 from rl_reasoner.training.overlapped_rewards import OverlappedRewards
 from rl_reasoner.training.packed_forward import is_on
 from rl_reasoner.training.rollout_batch import RolloutBatch
+from rl_reasoner.training.trl_internals import put_on
 from rl_reasoner.types import Completion, Fault, Outcome, Score
 
 logger = logging.getLogger(__name__)
@@ -112,7 +114,7 @@ class RewardPass:
     def score(
         self,
         batch: RolloutBatch,
-        plain: Callable[..., Tensor],
+        plain: Callable[[], Tensor],
         inputs: list[dict[str, Any]],
         prompts: list[Any],
         completions: list[Any],
@@ -120,19 +122,18 @@ class RewardPass:
     ) -> Tensor:
         """Rewards of shape (rows of all processes, reward functions); NaN where a row has none.
 
-        `plain` is trl's own way, `batch` gets each row's outcomes.
+        `plain` is trl's own way for the same rows, `batch` gets each row's outcomes.
         """
         trainer = self.trainer
-        given = (inputs, prompts, completions, ids)
         if trainer.environments is not None:
             batch.outcomes = []
-            return plain(*given)
+            return plain()
         columns = {
             **self._columns(inputs, prompts, ids),
             **self._seeds(batch, len(inputs)),
             **trainer.internals.for_rewards(),
         }
-        outcomes = self._of_models(plain, *given)
+        outcomes = self._of_models(plain, inputs)
         overlapped, batch.overlapped = batch.overlapped, None
         begun = overlapped.rewards if overlapped else {}
         for i, f in enumerate(trainer.reward_funcs):
@@ -145,7 +146,7 @@ class RewardPass:
             outcomes[i] if i in outcomes else self._score(f, completions, columns)
             for i, f in enumerate(trainer.reward_funcs)
         ]
-        self._warn_of_unscored(batch, columns, prompts, completions)
+        self._warn_of_unscored(batch, columns, completions)
         return self._gathered(batch)
 
     @staticmethod
@@ -169,16 +170,15 @@ class RewardPass:
 
     def begin_overlapped(self, batch: RolloutBatch) -> OverlappedRewards | None:
         """Rewards for the rows that are about to be sampled; None where they have to wait."""
-        trainer, internals = self.trainer, self.trainer.internals
+        trainer = self.trainer
         ours = {i: f for i, f in enumerate(trainer.reward_funcs) if isinstance(f, Reward)}
         if not ours or not is_on(trainer, "overlap_rewards"):
             return None
         prompts = [row["prompt"] for row in batch.rows]
         chats = is_conversational({"prompt": prompts[0]})
+        tokenizer = trainer.internals.tokenizer
         templates = ("response_template", "response_schema")
-        if chats and any(
-            getattr(internals.tokenizer, name, None) is not None for name in templates
-        ):
+        if chats and any(getattr(tokenizer, name, None) is not None for name in templates):
             return None  # trl reads these completions by a template
 
         def read(ids: list[list[int]]) -> list[Any]:
@@ -202,7 +202,6 @@ class RewardPass:
     def _log_rewards(self, batch: RolloutBatch) -> None:
         """Log the rows that are out of their groups; trl's figures of each reward, of all rows."""
         metrics, accelerator = self.trainer.internals.metrics, self.trainer.accelerator
-        assert batch.rewards is not None
         out = batch.rewards.isnan().all(dim=1)
         metrics["rows/left_out"].append(float(out.sum()))
         if not out.any():  # trl has had all scores
@@ -219,11 +218,8 @@ class RewardPass:
     def _logs_tasks(self) -> bool:
         """Whether the rows are of several tasks, and of few enough to log each."""
         rows = self.trainer.train_dataset
-        if (
-            not self.trainer.use_row_settings
-            or not isinstance(rows, Dataset)
-            or "task" not in rows.column_names
-        ):
+        named = isinstance(rows, Dataset) and "task" in rows.column_names
+        if not (self.trainer.use_row_settings and named):
             return False
         return 1 < len(rows.unique("task")) <= _TASKS
 
@@ -232,7 +228,6 @@ class RewardPass:
         lengths = output["completion_mask"].sum(1).tolist()
         here = [(row.get("task"), length) for row, length in zip(batch.rows, lengths, strict=True)]
         rows: list[tuple[str | None, int]] = gather_object(here)
-        assert batch.rewards is not None
         weights = self.trainer.reward_weights.to(batch.rewards.device)
         totals = total_rewards(batch.rewards, weights)
         of_task: dict[str, list[tuple[float, int]]] = {}
@@ -250,11 +245,7 @@ class RewardPass:
     # ------------------------------------------------------------------------ what comes of it
 
     def _warn_of_unscored(
-        self,
-        batch: RolloutBatch,
-        columns: dict[str, Any],
-        prompts: list[Any],
-        completions: list[Any],
+        self, batch: RolloutBatch, columns: dict[str, Any], completions: list[Any]
     ) -> None:
         """trl's warning for rows that no reward gave a number, at their first and at powers of ten.
 
@@ -270,16 +261,11 @@ class RewardPass:
         hidden = (SEEDS, "completion_ids")  # thousands of numbers
         i = none[0]
         row = {k: v[i] for k, v in columns.items() if isinstance(v, list) and k not in hidden}
-        row |= {"prompt": prompts[i], "completion": completions[i]}
+        row |= {"prompt": columns["prompts"][i], "completion": completions[i]}
         logger.warning("All reward functions returned None for the following kwargs:\n%s", row)
 
     def _of_models(
-        self,
-        plain: Callable[..., Tensor],
-        inputs: list[dict[str, Any]],
-        prompts: list[Any],
-        completions: list[Any],
-        ids: list[list[int]],
+        self, plain: Callable[[], Tensor], inputs: list[dict[str, Any]]
     ) -> dict[int, list[Outcome]]:
         """The scores of the reward models, by their place among the rewards, through trl."""
         trainer = self.trainer
@@ -288,15 +274,12 @@ class RewardPass:
             return {}
         names = ("reward_funcs", "reward_processing_classes", "reward_func_names")
         whole = {name: getattr(trainer, name) for name in names}
-        try:
+        with ExitStack() as stack:
             for name, values in whole.items():
-                setattr(trainer, name, [values[i] for i in places])
-            rewards = plain(inputs, prompts, completions, ids)
-        finally:
-            for name, values in whole.items():
-                setattr(trainer, name, values)
-        first = trainer.accelerator.process_index * len(prompts)
-        rows = rewards[first : first + len(prompts)].T.tolist()
+                stack.enter_context(put_on(trainer, name, [values[i] for i in places]))
+            rewards = plain()
+        first = trainer.accelerator.process_index * len(inputs)
+        rows = rewards[first : first + len(inputs)].T.tolist()
         heeds = trainer.use_row_settings
         return {
             i: [

@@ -5,8 +5,10 @@ trl hands its own batch on as a dict of tensors; this is what travels beside it,
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rl_reasoner.moe.routing import Routes, join_routes
@@ -47,7 +49,7 @@ class RolloutBatch:
     policy_logps: list[list[float]] | None = None
     routes: Routes | None = None
     outcomes: list[list[Outcome]] = field(default_factory=list)
-    rewards: Tensor | None = None
+    rewards: Tensor = field(default_factory=partial(torch.empty, 0))
     logged: dict[str, list[Any]] = field(default_factory=dict)
     overlapped: OverlappedRewards | None = None  # rewards that began beside the sampling
 

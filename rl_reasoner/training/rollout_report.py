@@ -13,7 +13,6 @@ def rollout_rows(trainer: Any, batch: RolloutBatch, output: dict[str, Any]) -> l
 
     `output` is trl's batch: tokens, masks, advantages.
     """
-    assert batch.rewards is not None
     advantages = row_means(output["advantages"], trained_tokens(output)).tolist()
     names, weights = trainer.reward_func_names, trainer.reward_weights.tolist()
     first = len(batch.rows) * trainer.accelerator.process_index

@@ -12,7 +12,7 @@ regrouped and kept in checkpoints with their rows.
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -56,9 +56,8 @@ class RouterReplay:
         self._cursor = 0  # rows that had their pass
         self._recorded: list[Routes] = []  # of those, where the pass gives them
         policy = base_of(trainer.model)
-        if not getattr(trainer.args, "router_replay", False) or not any(
-            True for _ in routers(policy)
-        ):
+        wanted = getattr(trainer.args, "router_replay", False)
+        if not wanted or not any(True for _ in routers(policy)):
             return
         try:
             config: Any = policy.config
@@ -140,22 +139,18 @@ class RouterReplay:
         finally:
             self.routes = None
 
-    def _active(self, model: nn.Module) -> Routing | None:
-        """The routers of `model`, if this pass replays them or is to record them."""
+    def routing_of(self, model: nn.Module) -> Routing | None:
+        """The routers of `model`, if its passes are replayed or recorded now."""
         if self._policy is None or not self.trainer.model.training:
             return None
         if base_of(model) is base_of(self.trainer.model):
             return self._policy
         return self._reference if self.routes is not None else None
 
-    def takes_part(self, model: nn.Module) -> bool:
-        """Whether passes of `model` are replayed or recorded now."""
-        return self._active(model) is not None
-
     @contextmanager
     def passes(self, model: nn.Module) -> Iterator[None]:
         """Inside, all rows have their passes, a part of them after the other."""
-        active = self.takes_part(model)
+        active = self.routing_of(model) is not None
         self._cursor, self._recorded = 0, []
         yield
         if active and self.routes is None:
@@ -169,27 +164,24 @@ class RouterReplay:
     @contextmanager
     def padded(self, model: nn.Module, mask: Tensor, width: int) -> Iterator[None]:
         """Inside, one pass is made over padded rows with this mask, the next ones."""
-        routing = self._active(model)
+        routing = self.routing_of(model)
         assert routing is not None
-        known = self._next_rows(len(mask))
-        with ExitStack() as stack:
-            if known is not None:
-                held = self.trainer.packed_forward.until_backward(stack)
-                held.enter_context(routing.replay(known.padded(mask, width, routing)))
+        if (known := self._next_rows(len(mask))) is not None:
+            with self._replayed(routing, known.padded(mask, width, routing)):
                 yield
-                return
-            passes = stack.enter_context(routing.record())
+            return
+        with routing.record() as passes:
             yield
-            prompts, lengths = mask[:, :-width].sum(1).tolist(), mask[:, -width:].sum(1).tolist()
-            table = passes[0].unflatten(0, tuple(mask.shape))  # type: ignore[no-untyped-call]
-            edge = mask.shape[1] - width
-            start = edge - max(prompts)  # padding that all rows have
-            self._recorded.append(from_padded(table[:, start:], prompts, lengths))
+        prompts, lengths = mask[:, :-width].sum(1).tolist(), mask[:, -width:].sum(1).tolist()
+        table = passes[0].unflatten(0, tuple(mask.shape))  # type: ignore[no-untyped-call]
+        edge = mask.shape[1] - width
+        start = edge - max(prompts)  # padding that all rows have
+        self._recorded.append(from_padded(table[:, start:], prompts, lengths))
 
     @contextmanager
     def packed(self, model: nn.Module, count: int) -> Iterator[None]:
         """Inside, the next `count` rows have their pass, packed; a row may be left out of it."""
-        active = self.takes_part(model)
+        active = self.routing_of(model) is not None
         self._chunk = self._next_rows(count) if active else None
         nothing = torch.zeros(0, 1, 1, dtype=torch.uint8)
         self._taken = Routes([nothing] * count, [nothing] * count)
@@ -197,32 +189,30 @@ class RouterReplay:
         if active and self._chunk is None:
             self._recorded.append(self._taken)
 
-    @contextmanager
-    def idle(self, model: nn.Module) -> Iterator[None]:
+    def idle(self, model: nn.Module) -> AbstractContextManager[None]:
         """Inside, passes are made over no row: the choices of an earlier try are not theirs."""
-        routing = self._active(model)
-        with ExitStack() as stack:
-            if routing is not None:
-                held = self.trainer.packed_forward.until_backward(stack)
-                held.enter_context(routing.replay(None))
-            yield
+        routing = self.routing_of(model)
+        return nullcontext() if routing is None else self._replayed(routing, None)
+
+    def _replayed(self, routing: Routing, choices: Tensor | None) -> AbstractContextManager[None]:
+        held: AbstractContextManager[None]
+        held = self.trainer.packed_forward.until_backward(routing.replay(choices))
+        return held
 
     @contextmanager
     def forward(self, model: nn.Module, packed: packing.Packed) -> Iterator[None]:
         """Inside, the model runs once on packed rows."""
-        routing = self._active(model)
+        routing = self.routing_of(model)
         if routing is None:
             yield
             return
-        with ExitStack() as stack:
-            if self._chunk is not None:
-                held = self.trainer.packed_forward.until_backward(stack)
-                held.enter_context(routing.replay(self._chunk.packed(packed, routing)))
+        if self._chunk is not None:
+            with self._replayed(routing, self._chunk.packed(packed, routing)):
                 yield
-                return
-            passes = stack.enter_context(routing.record())
+            return
+        with routing.record() as passes:
             yield
-            self._taken = from_packed(passes[0], packed, len(self._taken.prompts))
+        self._taken = from_packed(passes[0], packed, len(self._taken.prompts))
 
     def log(self) -> None:
         """Add the share of choices that replay has changed to the training's figures."""

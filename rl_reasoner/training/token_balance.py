@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
+from trl.trainer.utils import pad
 
 from rl_reasoner.types import Row
 
@@ -85,16 +86,15 @@ def _cost(row: Row, flat: bool) -> float:
 
 def _rows_of(batches: list[dict[str, Any]]) -> list[Row]:
     """Every row of the micro-batches, on the CPU; what has no rows stays in them."""
-    found: list[Row] = []
-    for batch in batches:
-        for i in range(len(batch["prompt_ids"])):
-            row = {
-                name: value[i].cpu() if isinstance(value, Tensor) else value[i]
-                for name, value in batch.items()
-                if _by_row(value)
-            }
-            found.append(row)
-    return found
+    return [
+        {
+            name: value[i].cpu() if isinstance(value, Tensor) else value[i]
+            for name, value in batch.items()
+            if _by_row(value)
+        }
+        for batch in batches
+        for i in range(len(batch["prompt_ids"]))
+    ]
 
 
 def _by_row(value: Any) -> bool:
@@ -117,7 +117,10 @@ def _batches_of(rows: list[Row], like: list[dict[str, Any]], padding: int) -> li
         if _by_row(value):
             column: Any = [row[name] for row in rows]
             if isinstance(value, Tensor):
-                column = _stacked(column, name in _LEFT, padding if name in _IDS else 0).to(device)
+                side = "left" if name in _LEFT else "right"
+                wide = value.dim() > 1  # rows of several widths
+                filler = padding if name in _IDS else 0
+                column = (pad(column, filler, side) if wide else torch.stack(column)).to(device)
             whole[name] = column
     found, start = [], 0
     for batch in like:
@@ -125,15 +128,3 @@ def _batches_of(rows: list[Row], like: list[dict[str, Any]], padding: int) -> li
         found.append({**batch, **{name: column[start:end] for name, column in whole.items()}})
         start = end
     return found
-
-
-def _stacked(rows: list[Tensor], left: bool, padding: int) -> Tensor:
-    """Rows of several widths as one table."""
-    if not rows[0].dim():
-        return torch.stack(rows)
-    width = max(len(row) for row in rows)
-    table = rows[0].new_full((len(rows), width), padding)
-    for i, row in enumerate(rows):
-        place = slice(width - len(row), width) if left else slice(len(row))
-        table[i, place] = row
-    return table

@@ -7,7 +7,7 @@ all of them against the trl that is installed. Knows trl; nothing of our trainer
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from transformers import GenerationConfig
@@ -29,8 +29,7 @@ PASS = "_get_per_token_logps_and_entropies"
 BATCHES = ("_generate_and_score_completions", "_prepare_inputs")
 SCORING = "_calculate_rewards"
 OLD_LOGPS = "old_per_token_logps"  # a column of a batch
-_head = trl_utils._ChunkedLogProbFunction
-_ours = FusedHead(_head)
+_ours = FusedHead(trl_utils._ChunkedLogProbFunction)
 
 
 class Internals:
@@ -122,25 +121,6 @@ class Internals:
             logged.pop()
         logged.extend(advantages)
 
-    def generate(self, prompts: list[Any]) -> tuple[list[list[int]], list[Any], Any]:
-        """Token ids, completions and the log-probs of sampling, a row for each of `prompts`."""
-        _, ids, _, completions, logps, *_ = self.trainer._generate(prompts)
-        return ids, completions, logps
-
-    def score(
-        self,
-        rows: list[dict[str, Any]],
-        prompts: list[Any],
-        completions: list[Any],
-        ids: list[list[int]],
-    ) -> Any:
-        """(rows of all processes, reward functions), as trl's path gets them."""
-        return self.trainer._calculate_rewards(rows, prompts, completions, ids)
-
-    def log_probs(self, model: Any, *args: Any) -> Any:
-        """(B, T) log-probs by the trainer's pass, which may be the user's."""
-        return getattr(self.trainer, PASS)(model, *args)[0]
-
 
 def training_metrics(trainer: Any) -> dict[str, list[float]]:
     """The figures of the next line in the log of any trainer of trl's."""
@@ -153,11 +133,11 @@ def first_step(trainer: Any) -> int:
 
 
 @contextmanager
-def put_on(trainer: Any, name: str, method: Any) -> Iterator[None]:
-    """Inside, `trainer` calls `method` by this name, whatever its class has there."""
-    held = vars(trainer)
+def put_on(holder: Any, name: str, value: Any) -> Iterator[None]:
+    """Inside, `holder` has `value` by this name, whatever it or its class has there."""
+    held = vars(holder)
     before = {name: held[name]} if name in held else {}
-    held[name] = method
+    held[name] = value
     try:
         yield
     finally:
@@ -165,11 +145,6 @@ def put_on(trainer: Any, name: str, method: Any) -> Iterator[None]:
         held.update(before)
 
 
-@contextmanager
-def fused_head() -> Iterator[None]:
+def fused_head() -> AbstractContextManager[None]:
     """Inside, models with trl's fused head are scored by ours; entropies have no gradient."""
-    trl_utils._ChunkedLogProbFunction = _ours
-    try:
-        yield
-    finally:
-        trl_utils._ChunkedLogProbFunction = _head
+    return put_on(trl_utils, "_ChunkedLogProbFunction", _ours)

@@ -47,6 +47,12 @@ def drop_damaged(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def steps_in(folder: Path) -> dict[int, Path]:
+    """The checkpoints in `folder` by their step, whole or not."""
+    names = {path.name.removeprefix("checkpoint-"): path for path in folder.glob("checkpoint-*")}
+    return {int(step): path for step, path in names.items() if step.isdigit()}
+
+
 def _checksum(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "blake2b").hexdigest()
@@ -60,12 +66,7 @@ def last_checkpoint(folder: Path, note: Callable[[str], None]) -> tuple[Path, in
     A checkpoint without a seal (killed right before it, or of trl's own) has to pass all but the
     first. One of the model alone (`save_only_model`) is whole too; `note` hears what it lacks.
     """
-    found = [
-        (int(path.name.rpartition("-")[2]), path)
-        for path in folder.glob("checkpoint-*")
-        if path.name.rpartition("-")[2].isdigit()
-    ]
-    for step, path in sorted(found, reverse=True):
+    for step, path in sorted(steps_in(folder).items(), reverse=True):
         damage = _damage(path)
         if damage is None:
             if _of_model_alone(path):

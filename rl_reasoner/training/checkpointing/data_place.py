@@ -24,13 +24,17 @@ from rl_reasoner.training.trl_internals import first_step
 def steps_done(trainer: Any, checkpoint: Path) -> tuple[int, int] | None:
     """(passes over a stream that are done, micro-batches of the one at hand that are done).
 
+    After step s of pass p, from 0, `epoch` is p + s / `max_steps`: those of the run that saved it.
     None where transformers counts right: rows that have numbers, or a place that is not looked for.
     """
     file = checkpoint / TRAINER_STATE_NAME
     stream = isinstance(trainer.train_dataset, IterableDataset)
     if not stream or trainer.args.ignore_data_skip or not file.is_file():
         return None
-    passes, steps = _place(TrainerState.load_from_json(str(file)))
+    saved = TrainerState.load_from_json(str(file))
+    epoch = saved.epoch or 0.0
+    passes = max(math.ceil(epoch) - 1, 0)
+    steps = round((epoch - passes) * saved.max_steps)
     return passes, steps * trainer.args.gradient_accumulation_steps
 
 
@@ -39,16 +43,6 @@ def wind_on(sampler: Any, epochs: int) -> None:
     generator = getattr(sampler, "generator", None)
     for _ in range(epochs if generator is not None else 0):
         torch.randperm(sampler.num_samples, generator=generator)
-
-
-def _place(saved: TrainerState) -> tuple[int, int]:
-    """(passes over a stream that are done, steps of the one at hand that are done).
-
-    After step s of pass p, from 0, `epoch` is p + s / `max_steps`: those of the run that saved it.
-    """
-    epoch = saved.epoch or 0.0
-    passes = max(math.ceil(epoch) - 1, 0)
-    return passes, round((epoch - passes) * saved.max_steps)
 
 
 def check_rows(trainer: Any) -> None:
@@ -70,11 +64,8 @@ def check_rows(trainer: Any) -> None:
 
 def check_trained(trainer: Any) -> None:
     """Raise `UserError` where a stream ended before it filled one generation."""
-    begun, done = first_step(trainer), trainer.state.global_step
-    if (
-        isinstance(trainer.train_dataset, IterableDataset)
-        and done == begun < trainer.args.max_steps
-    ):
+    stream = isinstance(trainer.train_dataset, IterableDataset)
+    if stream and trainer.state.global_step == first_step(trainer) < trainer.args.max_steps:
         wanted = trainer.args.generation_batch_size // trainer.num_generations
         raise UserError(
             f"nothing was trained: the stream train_dataset ended before it gave {wanted} prompts "

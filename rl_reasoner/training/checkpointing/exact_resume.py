@@ -163,10 +163,24 @@ def _moved(batches: Any, device: torch.device) -> Any:
 @contextmanager
 def same_random_states() -> Iterator[None]:
     """Put the random states of Python, numpy and torch back afterwards."""
-    python, legacy = random.getstate(), np.random.get_state()
+    states = random_states()
     try:
-        with torch.random.fork_rng():
-            yield
+        yield
     finally:
-        random.setstate(python)
-        np.random.set_state(legacy)
+        set_random_states(states)
+
+
+def random_states() -> tuple[Any, ...]:
+    """The states of Python's, numpy's and torch's generators, on every device."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+
+
+def set_random_states(states: tuple[Any, ...]) -> None:
+    """Put back what `random_states` gave."""
+    python, legacy, cpu, cuda = states
+    random.setstate(python)
+    np.random.set_state(legacy)
+    torch.set_rng_state(cpu)
+    if cuda is not None:
+        torch.cuda.set_rng_state_all(cuda)

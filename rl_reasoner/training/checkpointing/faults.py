@@ -9,21 +9,23 @@ full disk: the half-written checkpoint goes, the last good one stays. Knows noth
 import copy
 import errno
 import logging
-import random
+import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import TrainerCallback
 
 from rl_reasoner.distributed.sharding import any_rank, local_shard
 from rl_reasoner.errors import RunStopped
-from rl_reasoner.training.checkpointing.checkpoints import drop_damaged
+from rl_reasoner.training.checkpointing.checkpoints import drop_damaged, steps_in
+from rl_reasoner.training.checkpointing.exact_resume import random_states, set_random_states
 from rl_reasoner.training.trl_internals import training_metrics
 
 logger = logging.getLogger(__name__)
 MOST_SKIPPED = 10
+# how the writers of torch and safetensors say that a disk is full
+_IN_WORDS = "No space left|os error 28|os error 122|PytorchStreamWriter failed|iostream error"
 
 
 class Diverged(RunStopped):
@@ -104,17 +106,14 @@ class LastStep(TrainerCallback):  # type: ignore[misc]
         self.busy = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._remember()
+        own: dict[str, Any] = self.trainer.own_state() or {}
+        rows = own.pop("buffered", None)  # completions, which are many: no copy
+        self.kept = {"random": random_states(), "own": {**copy.deepcopy(own), "buffered": rows}}
         self.busy = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.busy = False
         self.kept = None
-
-    def _remember(self) -> None:
-        own: dict[str, Any] = self.trainer.own_state() or {}
-        rows = own.pop("buffered", None)  # completions, which are many: no copy
-        self.kept = {"random": _random_states(), "own": {**copy.deepcopy(own), "buffered": rows}}
 
     def save(self) -> bool:
         """Write the checkpoint of the last whole step; False where there was none in this process.
@@ -125,39 +124,20 @@ class LastStep(TrainerCallback):  # type: ignore[misc]
         if kept is None:
             return False
         trainer.restore_own_state(kept["own"])
-        _set_random_states(kept["random"])
+        set_random_states(kept["random"])
         trainer.model.zero_grad()
         trainer._save_checkpoint(trainer.model, trial=None)
         trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
         return True
 
 
-def _random_states() -> tuple[Any, ...]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
-
-
-def _set_random_states(states: tuple[Any, ...]) -> None:
-    python, legacy, cpu, cuda = states
-    random.setstate(python)
-    np.random.set_state(legacy)
-    torch.set_rng_state(cpu)
-    if cuda is not None:
-        torch.cuda.set_rng_state_all(cuda)
-
-
 def disk_is_full(error: BaseException) -> bool:
-    """Whether `error`, or what it came from, says that nothing more can be written.
-
-    torch's and safetensors' writers say so in words only.
-    """
+    """Whether `error`, or what it came from, says that nothing more can be written."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if any(said in str(seen) for said in ("No space left", "os error 28", "os error 122")):
-            return True
-        if "PytorchStreamWriter failed" in str(seen) or "iostream error" in str(seen):
+        if re.search(_IN_WORDS, str(seen)):
             return True
         seen = seen.__cause__ or seen.__context__
     return False
@@ -166,8 +146,8 @@ def disk_is_full(error: BaseException) -> bool:
 def stopped_by_full_disk(checkpoints: Path, error: BaseException) -> DiskFull:
     """Take away what was half written; the error that ends the run."""
     drop_damaged(checkpoints)
-    left = sorted(
-        int(p.name[11:]) for p in checkpoints.glob("checkpoint-*") if p.name[11:].isdigit()
+    left = steps_in(checkpoints)
+    last = (
+        f"the checkpoint of step {max(left)} is intact" if left else "there was no checkpoint yet"
     )
-    last = f"the checkpoint of step {left[-1]} is intact" if left else "there was no checkpoint yet"
     return DiskFull(f"{type(error).__name__} while writing to {checkpoints}: {last}")
