@@ -123,7 +123,8 @@ class Runner:
                     self._request(waiting, call, outcomes, ends)
                 except (WorkerLate, WorkerDied) as failure:
                     over = not self.alone or time.monotonic() >= ends
-                    for index in list(waiting) if over else [waiting[0]]:
+                    # none waits where the process ended after its last reply
+                    for index in list(waiting) if over else list(waiting)[:1]:
                         outcomes[index] = self._fault(failure, time.monotonic() >= ends)
                         waiting.popleft()
 

@@ -16,6 +16,7 @@ on are in rl_reasoner.training.trl_internals. Knows nothing of recipes.
 """
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from trl.trainer.utils import get_config_model_id
 
 from rl_reasoner.distributed.sharding import Sharding
+from rl_reasoner.errors import OldName
 from rl_reasoner.kernels.causal_lm import base_of
 from rl_reasoner.moe.experts import check_auxiliary_loss
 from rl_reasoner.rollout.long_prompts import fit_prompts
@@ -110,6 +112,16 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
     def last_expert_load(self) -> list[list[float]]:
         """The shares of the experts' load in the last line of the log, a list a layer."""
         return self.expert_balance.last_load
+
+    @property
+    def heeds_rows(self) -> bool:
+        """The old name of `use_row_settings`."""
+        return self.use_row_settings
+
+    @heeds_rows.setter
+    def heeds_rows(self, value: bool) -> None:
+        warnings.warn("heeds_rows is now called use_row_settings", OldName, stacklevel=2)
+        self.use_row_settings = value
 
     # --------------------------------------------------------------------------- the training
 
@@ -208,8 +220,9 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
         """The first half of that path alone: the batch's rows are sampled and scored."""
         self.rollout_batch = batch
         prompts = [row["prompt"] for row in batch.rows]
-        _, ids, _, completions, batch.logps, *_ = self._generate(prompts)
-        batch.rewards = self._calculate_rewards(batch.rows, prompts, completions, ids)
+        _, batch.ids, _, completions, batch.logps, *_ = self._generate(prompts)
+        batch.texts = [*map(text_of, completions)]
+        batch.rewards = self._calculate_rewards(batch.rows, prompts, completions, batch.ids)
         logged = self.internals.extra_columns
         batch.logged = {name: v for name, v in logged.items() if len(v) == len(batch.rows)}
         logged.clear()

@@ -14,6 +14,7 @@ from typing import Any
 import numpy
 import pytest
 
+from rl_reasoner import reward
 from rl_reasoner.scoring.batch import score_batch
 from rl_reasoner.scoring.circuit_breaker import Breaker, RewardsFailed
 from rl_reasoner.scoring.limits import Limits
@@ -377,3 +378,26 @@ def test_calls_under_way_can_be_given_up_from_another_thread(
     assert time.monotonic() - started < 10
     assert all(isinstance(o, Fault) and "given up" in o.message for o in found[1:])
     assert shown(score_batch(row, ["ab"], {}, limits)) == [2.0], "the next ones start anew"
+
+
+def test_a_process_that_ends_after_its_last_reply_ends_no_run() -> None:
+    """Here when it looks at what the reward holds; its scores count."""
+
+    class Held:
+        scored = False
+
+        def __getstate__(self) -> dict[str, Any]:
+            if self.scored:
+                os._exit(3)
+            return {}
+
+    held = Held()
+
+    @reward
+    def touches(completion: str) -> float:
+        held.scored = True
+        return float(len(completion))
+
+    for _ in range(2):
+        assert shown(score_batch(touches, ["a", "ab"], {}, QUICK)) == [1.0, 2.0]
+    assert not held.scored

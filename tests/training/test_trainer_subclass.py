@@ -10,6 +10,7 @@ import torch
 import trl
 
 from rl_reasoner import GRPOTrainer, open_policy
+from rl_reasoner.errors import OldName
 from support.stock import (
     TOLERANCE,
     Policies,
@@ -274,3 +275,35 @@ def test_rewards_changed_by_a_trainer_of_ones_own_count_once(
     )
     assert plain.abs().max() > 0
     torch.testing.assert_close(doubled, 2 * plain)
+
+
+def test_rewards_of_a_trainer_of_ones_own_alone_go_through_dynamic_sampling(
+    policies: Policies, tmp_path: Path
+) -> None:
+    class OwnRewards(GRPOTrainer):
+        def _calculate_rewards(
+            self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
+        ) -> torch.Tensor:
+            rewards = torch.arange(float(len(completions)))[:, None]
+            gathered: torch.Tensor = self.accelerator.gather(rewards)
+            return gathered
+
+    changes: dict[str, Any] = {"max_steps": 1}
+    chosen, plain = (
+        gradients(OwnRewards, policies("dense"), tmp_path, never_flat, **changes, **more)[0]
+        for more in ({"dynamic_sampling": 1}, {})
+    )
+    assert worst(chosen, plain) <= TOLERANCE
+
+
+def test_the_old_name_of_use_row_settings_is_pointed_out_and_works(
+    policies: Policies, tmp_path: Path
+) -> None:
+    class Old(GRPOTrainer):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            with pytest.warns(OldName, match="use_row_settings"):
+                self.heeds_rows = True
+
+    trainer = gradients(Old, policies("dense"), tmp_path, never_flat, max_steps=1)[2]
+    assert trainer.use_row_settings and trainer.heeds_rows
