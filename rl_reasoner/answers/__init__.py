@@ -1,11 +1,11 @@
 """Is this maths answer right? `verify` for one completion, `verify_many` for a batch.
 
-What counts as right is described in `docs/verifier.md`. The way of an answer: `extraction` finds
-its text, `parsing` reads it into a `tree`, `equality` holds it against the gold's, `verdict` puts
-the result in words. All of that is plain, bounded work in this process. Only where letters must be
-whole numbers, or sums and integrals are involved, is sympy asked (`second_opinion`, `symbolic`), in
-a process that is killed at its deadline (`pool`, `worker`). `batch` spreads many rows over such
-processes. A leaf: may import only the ground; torch-free.
+What counts as right is described in `docs/verifier.md`. The path of an answer: `extraction` finds
+its text, `parsing` reads it into a `tree`, `equality` compares it with the gold answer's, `verdict`
+puts the result in words. All of that is plain, bounded work in this process. Only where letters
+must be whole numbers, or sums and integrals are involved, is sympy asked (`second_opinion`,
+`symbolic`), in a process that is killed at its deadline (`pool`, `worker`). `batch` spreads many
+rows over such processes. A leaf: may import only the ground; torch-free.
 """
 
 from collections.abc import Sequence

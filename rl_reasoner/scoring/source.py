@@ -3,7 +3,7 @@
 `source_of` puts down the source of a function and of what it names: functions and classes of the
 script, imports, constants. `reward_from_source` makes a module of that text again. Lines keep their
 places, so that a fault shows the line of the script. What is alive (a model, a connection) has no
-text: such a reward belongs into a file. Runs nothing but the text of a recipe, which is its
+text: such a reward belongs in a file. Runs nothing but the text of a recipe, which is its
 author's program.
 """
 

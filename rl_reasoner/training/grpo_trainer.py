@@ -63,7 +63,7 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
     `rollout_sink`, when set, is called once a generation batch, on the main process, with one dict
     a completion: step, group, prompt, completion, answer, reward, scores (value, reason, outcome by
     reward), advantage, truncated; where the reward is None, `left_out_by`: the rewards that took it
-    out of its group (`reward_rule`). Metric names are trl's; added are `timing/generation`,
+    out of its group (`reward_rules`). Metric names are trl's; added are `timing/generation`,
     `timing/reward`, `timing/training` (seconds a step), `overlapped_time/reward` (seconds that
     rewards ran beside the sampling, in none of these), `rewards/<name>/faults` and
     `experts/max_over_mean`, `/entropy`, `/dead` (rl_reasoner.moe.balance).

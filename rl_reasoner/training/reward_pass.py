@@ -292,7 +292,7 @@ class RewardPass:
         }
 
     def _gathered(self, batch: RolloutBatch) -> Tensor:
-        """The rewards of all processes, NaN on rows that are out of their groups (`reward_rule`).
+        """The rewards of all processes, NaN on rows that are out of their groups (`reward_rules`).
 
         Each process counts the same faults, and stops at the same step.
         """
@@ -338,7 +338,7 @@ class RewardPass:
         return list(zip(trainer.reward_func_names, weights, rules, strict=True))
 
     def _taken_out(self, outcomes: list[list[Outcome]]) -> list[float]:
-        """1.0 for each row of this process that is out of its group, by `reward_rule`."""
+        """1.0 for each row of this process that is out of its group, by `reward_rules`."""
         _, weights, rules = zip(*self._rules(), strict=True)
         rows = zip(*outcomes, strict=True)
         return [float(math.isnan(total(row, weights, rules))) for row in rows]

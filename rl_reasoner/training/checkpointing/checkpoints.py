@@ -1,8 +1,8 @@
-"""Which checkpoint a run continues from.
+"""Checkpoints as files: their seals, and which one a run continues from.
 
 A checkpoint is sealed with the checksums of its files when it is complete. One that was cut off
-while it was written (killed, disk full) or damaged since, be it by one bit, is passed over, with a
-word about it, and the one before is used. Knows nothing of rewards.
+while it was written (killed, disk full) or damaged since, even by one bit, is passed over with a
+note, and the one before is used. Knows nothing of rewards.
 """
 
 import hashlib
