@@ -76,6 +76,8 @@ def parse_options(flag: str, text: str) -> dict[str, Any]:
 
 def cell(value: object) -> str:
     """`value` for a table's cell: a float with three digits, anything else in full."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {cell(part)}" for name, part in value.items())
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

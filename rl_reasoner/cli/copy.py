@@ -3,8 +3,9 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from rl_reasoner.cli.arguments import Json, check_writable
 from rl_reasoner.errors import UserError, unknown
@@ -16,7 +17,7 @@ from rl_reasoner.report.console import emit
 class CopyVerb:
     """Copy a shipped recipe or reward into this folder, to change it."""
 
-    name: Positional[str]
+    name: Positional[Annotated[str, arg(metavar="NAME")]]
     """quickstart, quickstart.yaml, rewards/length …"""
     to: Positional[Path] = Path()
     """a folder or a file name"""
@@ -26,16 +27,20 @@ class CopyVerb:
         """Copy one file; never overwrites."""
         from rl_reasoner.recipe.json_schema import with_schema
         from rl_reasoner.recipe.load import find_recipe
+        from rl_reasoner.scoring.registry import shipped_rewards
 
+        stem = self.name.removeprefix("rewards/").removesuffix(".py")
         if self.name.startswith("rewards/"):
-            stem = self.name.removeprefix("rewards/").removesuffix(".py")
-            source = room("rewards") / f"{stem}.py"
-            if not source.is_file() or stem == "__init__":
-                from rl_reasoner.scoring.registry import shipped_rewards
-
+            if stem not in shipped_rewards():
                 raise unknown("reward", stem, shipped_rewards())
+            source = room("rewards") / f"{stem}.py"
         else:
-            source = find_recipe(self.name)
+            try:
+                source = find_recipe(self.name)
+            except UserError:
+                if stem not in shipped_rewards():
+                    raise
+                raise UserError(f"{stem} is a reward: rl-reasoner copy rewards/{stem}") from None
         target = self.to / source.name if self.to.is_dir() else self.to
         if os.path.lexists(target):
             raise UserError(f"{target} exists already; give another name")

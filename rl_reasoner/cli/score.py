@@ -139,7 +139,8 @@ def _score_table(
 ) -> Table:
     names = [key for key in entries[0] if key not in ("row", "id")] if entries else []
     table = new_table("row", *names, "reason", "completion")
-    table.caption = ", ".join(f"{key}: {value}" for key, value in summary.items())
+    table.caption = "\n".join(f"{key}: {cell(value)}" for key, value in summary.items())
+    table.caption_justify = "left"
     for entry in entries[:_SHOWN]:
         values = [str(entry[name]["value"]) for name in names]
         reasons = "; ".join(entry[name]["reason"] for name in names)

@@ -34,7 +34,9 @@ class RunFolder:
         """A new folder for `recipe`, locked. Raises `UserError` when it exists or can't be made."""
         stamp = time.strftime("%Y%m%d-%H%M%S")
         path = Path(recipe.run.folder or f"runs/{recipe.name}-{stamp}").expanduser()
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"--run.folder {path}: this is a file; give a folder")
+        if path.exists() and any(path.iterdir()):
             raise UserError(
                 f"the run folder {path} exists already; continue it with --resume {path}, "
                 "or choose another one with --run.folder"

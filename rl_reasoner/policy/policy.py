@@ -3,11 +3,14 @@
 A policy that is saved opens with `AutoModelForCausalLM.from_pretrained` anywhere.
 """
 
+import errno
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from rl_reasoner.distributed.sharding import gathered_state_dict
 from rl_reasoner.moe.experts import parameter_counts, without_router_logits
@@ -40,5 +43,10 @@ class Policy:
         without_router_logits(self.model)
         for stale in folder.glob(".tmp??????"):  # of a save that was killed: safetensors' file
             stale.unlink(missing_ok=True)
-        self.model.save_pretrained(folder, state_dict=gathered_state_dict(self.model))
+        try:
+            self.model.save_pretrained(folder, state_dict=gathered_state_dict(self.model))
+        except SafetensorError as error:  # it tells a full disk in words only
+            if "os error 28" not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
         self.tokenizer.save_pretrained(folder)

@@ -40,7 +40,8 @@ def find_recipe(reference: str) -> Path:
         if Path(name).name == name and shipped.is_file():
             return shipped
     if path.suffix in (".py", ".yaml", ".yml") or len(path.parts) > 1:
-        near = did_you_mean(path.stem, shipped_recipes())
+        there = [f.name for f in path.parent.glob("*") if f.suffix in (".py", ".yaml", ".yml")]
+        near = did_you_mean(path.name, there) or did_you_mean(path.stem, shipped_recipes())
         raise UserError(f"there is no recipe file {reference}.{near}")
     raise unknown("recipe", reference, shipped_recipes())
 

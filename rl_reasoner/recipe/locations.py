@@ -32,6 +32,28 @@ _KINDS: dict[str, type[BaseModel]] = {
     "sample": SampleStage,
     "distill": DistillStage,
 }
+_EXPECTED = {
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a mapping, such as {{name: value}}",
+    "mapping_type": "a mapping, such as {{name: value}}",
+    "greater_than": "a value above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "a value below {lt}",
+    "less_than_equal": "at most {le}",
+    "literal_error": "{expected}",
+    "union_tag_invalid": "one of the kinds {expected_tags}",
+}
+"""A kind of mistake, as pydantic calls it -> what was expected, in plain words."""
 
 
 def validate(data: Any, places: Places, source: str) -> Recipe:
@@ -133,12 +155,16 @@ def _message(item: Any, places: Places, source: str) -> str:
         return f"{place}: {dotted}: this field is required"
     given = item.get("input")
     text = str(item["msg"]).removeprefix("Value error, ")
+    context, near = item.get("ctx") or {}, ""
+    if expected := _EXPECTED.get(item["type"]):
+        text = f"expected {expected.format_map(context)}"
     if item["type"] == "union_tag_invalid":
-        text += "." + did_you_mean(str(item["ctx"]["tag"]), _KINDS)
+        given = context["tag"]
+        near = did_you_mean(given, re.findall("'([^']*)'", context["expected_tags"]))
     if item["type"] == "literal_error":
-        text += "." + did_you_mean(str(given), re.findall("'([^']*)'", item["ctx"]["expected"]))
+        near = did_you_mean(str(given), re.findall("'([^']*)'", context["expected"]))
     shown = f" (given: {given!r:.60})" if isinstance(given, (str, int, float, bool)) else ""
-    return f"{place}: {dotted}: {text[:1].lower()}{text[1:]}{shown}"
+    return f"{place}: {dotted}: {text[:1].lower()}{text[1:]}{shown}{near and f'.{near}'}"
 
 
 def _located(loc: Sequence[str | int]) -> tuple[FieldPath, type[BaseModel] | None]:

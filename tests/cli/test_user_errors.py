@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from support.commands import ROWS, TINY, Cli, lines
 
@@ -59,7 +60,7 @@ MISTAKES: dict[str, tuple[Setup, tuple[str, ...], tuple[str, ...]]] = {
     "flag of a verb": (no, ("eval", "run", "--sampels", "3"), ("--sampels",)),
     "flag without value": (no, (*TRAIN, "--steps"), ("--steps: expected a value",)),
     "micro batch": (no, (*TRAIN, "--group.micro_batch", "3"), ("--group.micro_batch 3", "= 4")),
-    "group of one": (no, (*TRAIN, "--group.size", "1"), ("--group.size 1", "equal to 2")),
+    "group of one": (no, (*TRAIN, "--group.size", "1"), ("--group.size 1", "expected at least 2")),
     "template": (no, (*TRAIN, "--template", "Q:"), ("--template Q:", "{problem}")),
     "stage names": (no, (*TRAIN, "--sft.name", "grpo"), ("the same name: grpo, grpo",)),
     "trainer argument": (no, (*TRAIN, "--trainer.sed", "1"), ("'sed'", "GRPOConfig", "'seed'")),
@@ -301,3 +302,27 @@ def test_a_full_disk_is_told(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPat
     ended = cli(*SCORE, "saved.jsonl")
     assert ended.code == 2
     assert "No space left on device" in ended.err
+
+
+def test_a_full_disk_is_told_by_export(
+    here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **settings: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
+    ended = cli("export", "scratch:dense-tiny", "out")
+    assert ended.code == 2
+    assert "out: No space left on device" in ended.err
+
+
+def test_a_reward_copied_by_its_bare_name_is_told_where_it_is(here: Path, cli: Cli) -> None:
+    for name in ("length", "length.py"):
+        assert "rl-reasoner copy rewards/length" in cli("copy", name).err
+
+
+def test_a_file_in_place_of_the_run_folder_is_told(here: Path, cli: Cli) -> None:
+    Path("taken").write_text("", encoding="utf-8")
+    ended = cli(*TRAIN[:3], "--run.folder", "taken")
+    assert ended.code == 2
+    assert "--run.folder taken: this is a file; give a folder" in ended.err

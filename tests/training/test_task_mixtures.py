@@ -75,7 +75,7 @@ def test_flags_reach_into_a_mix() -> None:
     mix: Any = changed.data_of(changed.stages[0])
     assert (mix.mix[0].count, mix.mix[1].task, mix.mix[1].count) == (5, "gcd", 12)
     assert changed.evals.overrides == {"modular_test": EvalOverrides(max_tokens=7)}
-    with pytest.raises(UserError, match=r"--data\.mix\.0\.count x: .*valid integer"):
+    with pytest.raises(UserError, match=r"--data\.mix\.0\.count x: .*a whole number"):
         apply_flags(wanted, ["--data.mix.0.count", "x"])
 
 
