@@ -26,11 +26,15 @@ def did_you_mean(name: str, known: Iterable[str], renamed: Mapping[str, str] | N
     return f" Did you mean {now[near[0]]!r}?" if near else ""
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a `name` that is not in `known`: suggests the nearest, and lists up to 40."""
+def unknown(kind: str, name: str, known: Iterable[str], *, owner: str = "") -> UserError:
+    """The error for a `name` that is not in `known`: suggests the nearest, and lists up to 40.
+
+    `owner` is what has the known names, where that helps: "reward length has no option 'x'".
+    """
     names = sorted(known)
-    there = f" There are: {', '.join(names)}." if len(names) <= 40 else ""
-    return UserError(f"unknown {kind} {name!r}.{did_you_mean(name, names)}{there}")
+    there = f" There are: {', '.join(names)}." if 0 < len(names) <= 40 else ""
+    mistake = f"{owner} has no {kind} {name!r}" if owner else f"unknown {kind} {name!r}"
+    return UserError(f"{mistake}.{did_you_mean(name, names)}{there}")
 
 
 def first_line(error: BaseException) -> str:

@@ -127,7 +127,7 @@ def _instruction(item: Any) -> Instruction:
     given = {key: value for key, value in item.items() if key != "name" and value is not None}
     for key, value in given.items():
         if key not in kind.arguments:
-            raise unknown(f"argument of instruction {name}", key, kind.arguments)
+            raise unknown("argument", key, kind.arguments, owner=f"instruction {name}")
         try:
             args[key] = kind.arguments[key](value)
         except ValueError as error:

@@ -143,7 +143,7 @@ def _with_rewards(row: Row, rewards: Mapping[str, Callable[..., Any]]) -> Row:
     names = [name_of(rewards[key]) if key in rewards else key for key in map(str.strip, listed)]
     for name in names:
         if name not in titles:
-            raise unknown("reward of these rows, which the recipe does not have", name, rewards)
+            raise unknown("reward", name, rewards, owner=f"{of_row}: the recipe")
         if titles.count(name) > 1:
             raise UserError(f"two rewards are functions called {name}: rows cannot name one")
     if not names:

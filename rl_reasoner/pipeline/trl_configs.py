@@ -45,7 +45,8 @@ def check_configs(recipe: Recipe, placement: Placement) -> dict[str, int]:
         known = {field.name for field in fields(kind)}
         for name in stage.trainer:
             if name not in known:
-                raise unknown(f"argument of {kind.__name__} (stage {stage.name})", name, known)
+                owner = f"stage {stage.name}: {kind.__name__}"
+                raise unknown("argument", name, known, owner=owner)
         if "algorithm" in stage.trainer:
             raise UserError(f"stage {stage.name}: name the algorithm as loss.algorithm")
         try:

@@ -95,7 +95,7 @@ def lora_targets(model: Any, targets: str | Sequence[str], dropout: float = 0.0)
     )
     for name in sorted(wanted - modules - {*experts, *matrices}):
         known = {*map(_last, linear), *experts, *matrices}
-        raise unknown(f"layer of {type(model).__name__} (lora.targets)", name, known)
+        raise unknown("layer", name, known, owner=f"lora.targets: {type(model).__name__}")
     if fused and dropout:
         raise UserError(
             f"lora.dropout is not possible for experts and routers ({', '.join(fused)}): set it to "

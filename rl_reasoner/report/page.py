@@ -1,4 +1,4 @@
-"""The report page from a `RunData`: overview, what the gain is, results, how to get them again.
+"""The report page from a `RunData`: overview, what the gain is, results, how to reproduce them.
 
 The stages' own sections are in `stages`, the page around them in `shell`. A section is a function
 of the run that gives an element with an id and a heading, or None; `SECTIONS` has them in order.
@@ -279,7 +279,7 @@ def _pass_curve(label: str, result: SetResult) -> Trace:
 
 
 def _results_table(run: RunData, names: Sequence[str]) -> Element:
-    head = ["Set", "Evaluation", "Problems", "Samples", "Accuracy", "Truncated", "Mean length"]
+    head = ["Set", "Evaluation", "Problems", "Samples", "Accuracy", "Cut off", "Mean length"]
     rows: list[list[Child]] = []
     for name in names:
         for e in run.evals:
@@ -354,7 +354,7 @@ def _time(stage: StageRecord) -> list[Child]:
     ]
 
 
-# --- how to get it again
+# --- how to reproduce it
 
 
 def _reproduce(run: RunData) -> Element | None:
@@ -372,7 +372,7 @@ def _reproduce(run: RunData) -> Element | None:
     recipe = h("pre", run.recipe_text)
     return section(
         "reproduce",
-        "How to get it again",
+        "How to reproduce it",
         h("pre", f"{_threads(run)}{command}", class_="command") if command else None,
         folded("Versions, data and hardware (lock.json)", facts) if rows else None,
         folded("Resolved recipe (recipe.yaml)", recipe) if run.recipe_text else None,

@@ -81,7 +81,7 @@ def _over_http(url: str, options: Mapping[str, Any]) -> Callable[..., Any]:
     known = list(inspect.signature(http_reward).parameters)[1:]
     for option in options:
         if option not in known:
-            raise unknown(f"option of reward {url}", option, known)
+            raise unknown("option", option, known, owner=f"reward {url}")
     return http_reward(url, **options)
 
 
@@ -124,5 +124,10 @@ def _cause(error: Exception, where: str = "") -> str:
 def _attribute(module: ModuleType, name: str, reference: str) -> Any:
     if hasattr(module, name):
         return getattr(module, name)
-    known = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
-    raise unknown(f"function of {reference.rpartition(':')[0]}", name, known)
+    known = [
+        key
+        for key, value in vars(module).items()
+        if callable(value) and key[0] != "_"
+        if getattr(value, "__module__", None) == module.__name__  # not what it imports
+    ]
+    raise unknown("function", name, known, owner=reference.rpartition(":")[0])

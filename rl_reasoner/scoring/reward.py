@@ -66,7 +66,7 @@ class Reward:
         self._many: Callable[..., Sequence[object]] | None = None
         for option in self.options:
             if option not in self.defaults:
-                raise unknown(f"option of reward {self.name}", option, self.defaults)
+                raise unknown("option", option, self.defaults, owner=f"reward {self.name}")
 
     def with_options(self, **options: Any) -> Self:
         """The same reward with some options set; an unknown option is a `UserError`."""

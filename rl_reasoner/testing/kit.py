@@ -345,7 +345,8 @@ class _Kit:
         seen = [outcome for _, outcome in self._seen()]
         values = {usable(o) for o in seen if not math.isnan(usable(o))}
         if not values:
-            message = f"it never judges: abstained on {len(seen)} of {len(seen)}"
+            faults, rows = sum(map(failed, seen)), len(seen)
+            message = f"it judges none of {rows} rows: {faults} faults, {rows - faults} abstentions"
             ignored = getattr(self.fn, "on_abstain", None) == "ignore"  # perhaps no rows of its own
             status: Status = "warned" if ignored else "failed"
             return Finding("distinguishes", status, f"{message}; {outcome_json(seen[0])['reason']}")

@@ -37,6 +37,12 @@ def test_a_long_list_of_names_is_not_printed() -> None:
     assert "There are" in str(unknown("argument", "argument_x", names[:40]))
 
 
+def test_unknown_names_who_should_have_it() -> None:
+    error = unknown("option", "tmie", ["time"], owner="reward slow")
+    assert str(error) == "reward slow has no option 'tmie'. Did you mean 'time'? There are: time."
+    assert str(unknown("option", "x", [], owner="reward slow")) == "reward slow has no option 'x'."
+
+
 def test_every_message_is_kept_apart() -> None:
     error = UserError("one", "two")
     assert error.messages == ("one", "two")

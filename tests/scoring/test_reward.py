@@ -71,7 +71,7 @@ def test_options_are_set_once_and_checked() -> None:
     assert twice("4", answer="4", prompt="p").value == 2.0
     assert twice(prompts=["p"], completions=["4"], answer=["4"]) == [2.0]
     assert close("4", answer="4", prompt="p").value == 1.0, "the first one is unchanged"
-    with pytest.raises(UserError, match=r"unknown option of reward close 'scael'.*'scale'"):
+    with pytest.raises(UserError, match=r"reward close has no option 'scael'.*'scale'"):
         close.with_options(scael=2.0)
 
 
