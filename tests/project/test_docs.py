@@ -13,6 +13,7 @@ import pytest
 
 import rl_reasoner.recipe.recipe as schema
 from rl_reasoner.recipe.load import shipped_recipes
+from rl_reasoner.recipe.stages import GrpoStage
 from rl_reasoner.scoring.registry import shipped_rewards
 from support.documents import LANGUAGES, ROOT, blocks, run_document, run_shell
 
@@ -86,7 +87,7 @@ def test_the_table_of_names_is_true_of_the_recipe_and_of_trl() -> None:
     text = (ROOT / "docs/migration.md").read_text(encoding="utf-8")
     table = text.partition("## Names")[2].partition("## Rewards")[0]
     rows = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("| `")]
-    stage, whole = schema.GrpoStage(data="x"), schema.Recipe.model_fields
+    stage, whole = GrpoStage(data="x"), schema.Recipe.model_fields
     for ours, theirs, *_ in rows:
         for name in re.findall(r"`([a-z_.]+)", ours):
             head, _, rest = name.partition(".")
