@@ -3,6 +3,7 @@
 The public face: every name is loaded on first use, so that `import rl_reasoner` is quick.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,8 @@ __all__ = [
 
 
 wait_asleep()  # heeded only until torch is loaded
+# Where rewards were once told to import from: those of earlier runs still do.
+sys.modules.setdefault("rl_reasoner.reward", sys.modules[__name__])
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.paths import room
 from rl_reasoner.scoring.fault_places import location_of
 from rl_reasoner.scoring.reward import FILE_MODULE, Reward
-from rl_reasoner.scoring.source import OLD_HOME, reward_from_source
+from rl_reasoner.scoring.source import reward_from_source
 from rl_reasoner.scoring.trl_form import form_mistake
 
 ENTRY_POINTS = "rl_reasoner.rewards"
@@ -115,9 +115,10 @@ def import_module_of(name: str, reference: str) -> ModuleType:
 
 
 def _cause(error: Exception, where: str = "") -> str:
-    """What went wrong; where it is an old import, the new one."""
-    if getattr(error, "name", None) == OLD_HOME:
-        return f"{OLD_HOME} is gone{where}: write `from rl_reasoner import Column, Score, reward`"
+    """What went wrong; of an import that a copy of an earlier shipped reward has, the way out."""
+    name = getattr(error, "name", None) or ""
+    if isinstance(error, ModuleNotFoundError) and name.startswith("rl_reasoner."):
+        return f"there is no {name} any more{where}: copy the reward again (rl-reasoner copy)"
     return f"{type(error).__name__}: {error}{where}"
 
 

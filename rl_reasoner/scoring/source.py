@@ -32,8 +32,6 @@ MOST_CHARS = 1 << 18
 """What the text of a reward may have: code and constants, not a data set."""
 TEXT = "__reward_text__"
 """The global of a module made by `reward_from_source` that holds its text."""
-OLD_HOME = "rl_reasoner.reward"
-"""Where `reward`, `Score` and `Column` were once imported from."""
 _FROM = re.compile(r"# from (?P<file>.+), line (?P<line>\d+)")
 _SCRIPTS = ("__main__", "__mp_main__")
 _LATER = __future__.annotations
@@ -85,7 +83,7 @@ def reward_from_source(name: str, text: str) -> Callable[..., Any]:
     flags = _LATER.compiler_flag if text.startswith(_UNREAD) else 0
     try:
         with _importable(module):
-            for node in ast.parse(text.replace(f"from {OLD_HOME} ", "from rl_reasoner ")).body:
+            for node in ast.parse(text).body:
                 first = _first_line(node)
                 mark = _FROM.fullmatch(lines[first - 2]) if first > 1 else None
                 if mark:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from trl.trainer.utils import get_config_model_id
 
 from rl_reasoner.distributed.sharding import Sharding
-from rl_reasoner.errors import OldName
+from rl_reasoner.errors import OldName, UserError
 from rl_reasoner.kernels.causal_lm import base_of
 from rl_reasoner.moe.experts import check_auxiliary_loss
 from rl_reasoner.rollout.long_prompts import fit_prompts
@@ -128,6 +128,7 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
     @contextmanager
     def while_training(self) -> Iterator[None]:
         """Prompts fit, data fill a step; afterwards nothing that was put on the model is left."""
+        self._check_parts()
         self._warn_of_own_methods()
         with ExitStack() as stack:
             stack.enter_context(self.expert_balance.while_training())
@@ -138,6 +139,15 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
             check_rows(self)
             yield
             check_trained(self)
+
+    def _check_parts(self) -> None:
+        """Raise `UserError` where a subclass has an attribute under the name of a part."""
+        for name, kind in _PARTS.items():
+            if not isinstance(value := getattr(self, name), kind):
+                raise UserError(
+                    f"{type(self).__name__}.{name} is {value!r:.40}, but GRPOTrainer has its "
+                    f"{kind.__name__} there: give your attribute another name"
+                )
 
     def _warn_of_own_methods(self) -> None:
         """One warning where methods of the user's own are to find what they find in trl's."""
@@ -390,4 +400,18 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
             self.prompt_selection.schedule.restore(state["schedule"])
 
 
+_PARTS = {
+    "internals": Internals,
+    "step_times": StepTimes,
+    "rollout_batch": RolloutBatch,
+    "packed_forward": PackedForward,
+    "router_replay": RouterReplay,
+    "expert_balance": ExpertBalance,
+    "old_logprobs": OldLogProbs,
+    "reward_pass": RewardPass,
+    "objective": Objective,
+    "prompt_selection": PromptSelection,
+    "engine_sampling": EngineSampling,
+    "out_of_memory": SmallerPieces,
+}
 _STANDARD = {name: getattr(GRPOTrainer, name) for name in (*LOSS, PASS, *BATCHES)}

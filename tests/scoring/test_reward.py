@@ -240,9 +240,9 @@ def test_by_entry_point(points: list[EntryPoint]) -> None:
         ("def f(:\n", "f", r"syntax error at .*bad\.py:1"),
         ("import no_such_thing\n", "f", "no_such_thing"),
         (
-            "\nfrom rl_reasoner.reward import Score\n",
+            "\nfrom rl_reasoner.languages import share\n",
             "f",
-            r"bad\.py:2: write `from rl_reasoner import",
+            r"no rl_reasoner\.languages any more at bad\.py:2: copy the reward again",
         ),
         ("x = 1 / 0\n", "f", r"ZeroDivisionError.*bad\.py:1"),
         ("def format_it(): pass\n", "formatit", "Did you mean 'format_it'"),
@@ -260,6 +260,22 @@ def test_mistakes_in_a_reward_file_are_the_users(
     (tmp_path / "bad.py").write_text(source)
     with pytest.raises(UserError, match=message):
         load_reward(f"{tmp_path}/bad.py:{reference}")
+
+
+def test_rewards_that_import_from_where_they_once_did(tmp_path: Path) -> None:
+    """In a process that has loaded nothing yet, too; and `reward` stays the function."""
+    (tmp_path / "old.py").write_text(
+        "from rl_reasoner.reward import Column, Score, reward\n\n"
+        "@reward\ndef f(completion: str) -> Score:\n    return Score(2.0)\n"
+    )
+    assert load_reward(f"{tmp_path}/old.py:f")("x") == Score(2.0)
+    code = (
+        "from old import f; import rl_reasoner; print(f('x').value, callable(rl_reasoner.reward))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout == "2.0 True\n", done.stderr
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 import trl
 
 from rl_reasoner import GRPOTrainer, open_policy
-from rl_reasoner.errors import OldName
+from rl_reasoner.errors import OldName, UserError
 from support.stock import (
     TOLERANCE,
     Policies,
@@ -307,3 +307,15 @@ def test_the_old_name_of_use_row_settings_is_pointed_out_and_works(
 
     trainer = gradients(Old, policies("dense"), tmp_path, never_flat, max_steps=1)[2]
     assert trainer.use_row_settings and trainer.heeds_rows
+
+
+def test_an_attribute_under_the_name_of_a_part_is_one_clear_error(
+    policies: Policies, tmp_path: Path
+) -> None:
+    class Mine(GRPOTrainer):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            self.objective: Any = "maximize"
+
+    with pytest.raises(UserError, match=r"Mine\.objective is 'maximize'.*another name"):
+        gradients(Mine, policies("dense"), tmp_path, half_flat)
