@@ -9,7 +9,6 @@ full disk: the half-written checkpoint goes, the last good one stays. Knows noth
 import copy
 import errno
 import logging
-import re
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,13 @@ from rl_reasoner.training.trl_internals import training_metrics
 logger = logging.getLogger(__name__)
 MOST_SKIPPED = 10
 # how the writers of torch and safetensors say that a disk is full
-_IN_WORDS = "No space left|os error 28|os error 122|PytorchStreamWriter failed|iostream error"
+_IN_WORDS = (
+    "No space left",
+    "os error 28",
+    "os error 122",
+    "PytorchStreamWriter failed",
+    "iostream error",
+)
 
 
 class Diverged(RunStopped):
@@ -137,7 +142,7 @@ def disk_is_full(error: BaseException) -> bool:
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if re.search(_IN_WORDS, str(seen)):
+        if any(words in str(seen) for words in _IN_WORDS):
             return True
         seen = seen.__cause__ or seen.__context__
     return False
