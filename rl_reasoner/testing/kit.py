@@ -346,7 +346,8 @@ class _Kit:
         values = {usable(o) for o in seen if not math.isnan(usable(o))}
         if not values:
             faults, rows = sum(map(failed, seen)), len(seen)
-            message = f"it judges none of {rows} rows: {faults} faults, {rows - faults} abstentions"
+            message = f"abstained on {rows - faults} of {rows}" if faults < rows else "never judged"
+            message += f", faulted on {faults} of {rows}" if faults else ""
             ignored = getattr(self.fn, "on_abstain", None) == "ignore"  # perhaps no rows of its own
             status: Status = "warned" if ignored else "failed"
             return Finding("distinguishes", status, f"{message}; {outcome_json(seen[0])['reason']}")
