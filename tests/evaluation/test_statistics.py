@@ -270,6 +270,7 @@ def test_sign_flips_of_single_completions_are_mcnemars_test(only_a: int, only_b:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_is_statsmodels(p_values: list[float]) -> None:

@@ -261,6 +261,7 @@ def wrong_variants(row: dict[str, Any]) -> list[str]:
     return [*made, "", f"print({said!r})", "import os; os._exit(0)", "while True: pass"]
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.parametrize("name", SETS)
 def test_references_pass_and_wrong_programs_fail(name: str) -> None:

@@ -156,6 +156,7 @@ def everything(task: str, split: str, levels: range) -> list[Problem]:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_the_splits_share_out_all_problems() -> None:
     parts = {s: everything("modular", s, range(2, 4)) for s in ("train", "validation", "test")}
     # a+b and b+a are one problem: 55 sums, 55 products, 100 differences; times 30 for the third.
