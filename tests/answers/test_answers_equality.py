@@ -6,6 +6,7 @@ Each table is one rule; a row is (gold, answer as a model writes it in its box).
 import pytest
 
 from rl_reasoner.answers import verify
+from support.verdicts import rows
 
 EQUAL = {
     "exact values": [
@@ -484,14 +485,6 @@ EQUAL = {
         (r"\prod_{k=1}^{4} k", "24"),
     ],
 }
-
-
-def rows(table: dict[str, list[tuple[str, str]]]) -> list[object]:
-    return [
-        pytest.param(gold, answer, id=f"{rule}: {gold} | {answer}")
-        for rule, pairs in table.items()
-        for gold, answer in pairs
-    ]
 
 
 @pytest.mark.parametrize(("gold", "answer"), rows(EQUAL))

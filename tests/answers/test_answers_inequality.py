@@ -6,6 +6,7 @@ Each table is one rule; a row is (gold, answer as a model writes it in its box).
 import pytest
 
 from rl_reasoner.answers import verify
+from support.verdicts import rows
 
 UNEQUAL = {
     "exact values": [
@@ -239,14 +240,6 @@ BAD_GOLDS = [
     "[asy] draw((0,0)--(1,1)); [/asy]", r"\includegraphics{a.png}", "![](image.png)", "<image>",
     "\x00\x01\x02", "\x1b[31m", "ab" * 3000, r"\begin{pmatrix}1&2", r"\text{yes", "如图",
 ]  # fmt: skip
-
-
-def rows(table: dict[str, list[tuple[str, str]]]) -> list[object]:
-    return [
-        pytest.param(gold, answer, id=f"{rule}: {gold} | {answer}")
-        for rule, pairs in table.items()
-        for gold, answer in pairs
-    ]
 
 
 @pytest.mark.parametrize(("gold", "answer"), rows(UNEQUAL))
