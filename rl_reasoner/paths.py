@@ -1,8 +1,9 @@
-"""Where the sibling rooms (`rewards`, `recipes`, `data`) lie: in a clone and in a wheel.
+"""Where the sibling rooms (`rewards`, `recipes`, `data`) lie, in a clone and in a wheel; the cache.
 
 In a wheel they are sub-packages of `rl_reasoner`; in a clone they are folders beside it.
 """
 
+import os
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -17,3 +18,8 @@ def room(name: str) -> Path:
         if folder.is_dir():
             return folder
     raise FileNotFoundError(f"the installation of rl_reasoner is missing its folder {name!r}")
+
+
+def cache_folder() -> Path:
+    """Where what was made once is kept: `$RL_REASONER_CACHE`, else `~/.cache/rl-reasoner`."""
+    return Path(os.environ.get("RL_REASONER_CACHE", "~/.cache/rl-reasoner")).expanduser()

@@ -1,10 +1,12 @@
 """Shared by the test files: the command line in an empty folder or beside a finished tiny run."""
 
 import io
+import json
 import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -14,6 +16,8 @@ from support.slow import is_slow
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in every job of a script with `&`,
     signal.signal(signal.SIGINT, signal.default_int_handler)  # where Ctrl-C cannot be tested
+CHOICES: dict[str, Any] = {}  # what is not measured in tests (rl_reasoner.machine), by name
+os.environ.setdefault("RL_REASONER_CHOICES", json.dumps(CHOICES))
 os.environ.setdefault("RL_REASONER_REPORT_TO", "none")  # no dashboard, also where there is one
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when huggingface_hub is imported
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure

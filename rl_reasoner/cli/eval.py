@@ -115,7 +115,7 @@ class EvalVerb:
 
     def _evaluated(self) -> "EvalResult":
         from rl_reasoner.evaluation.evaluate import evaluate
-        from rl_reasoner.policy.gguf import cache_folder
+        from rl_reasoner.paths import cache_folder
         from rl_reasoner.policy.opening import quiet_libraries
 
         if self.policy is None or self.sets is None:

@@ -16,6 +16,7 @@ from rl_reasoner import sandbox
 from rl_reasoner.evaluation.monitor import measure_overlaps, overlap_notes
 from rl_reasoner.files import write_json
 from rl_reasoner.foreign import json_object
+from rl_reasoner.machine import choices
 from rl_reasoner.pipeline.lineage import hash_of_set
 from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.run_folder import RunFolder
@@ -61,6 +62,7 @@ def lock(
         "device": device,
         "precision": precision,
         "threads": torch.get_num_threads(),
+        "choices": choices.taken(),
         "sandbox": str(sandbox.strength()),
         "policy": {
             "source": recipe.policy.source,

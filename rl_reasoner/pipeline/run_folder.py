@@ -10,13 +10,13 @@ import fcntl
 import shlex
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.files import write_text
-from rl_reasoner.foreign import check_run, json_object, no_links
+from rl_reasoner.files import write_json, write_text
+from rl_reasoner.foreign import check_run, json_object, mapping, no_links
 from rl_reasoner.recipe.locations import read_yaml, validate
 from rl_reasoner.recipe.recipe import Recipe
 
@@ -106,6 +106,17 @@ class RunFolder:
         target.parent.mkdir(parents=True, exist_ok=True)
         path.rename(target)
         return target
+
+    def choices(self) -> Mapping[str, Any]:
+        """What the run chose by measurement (rl_reasoner.machine), as far as it has come."""
+        file = self.path / "lock.json"
+        return mapping(json_object(file).get("choices")) if file.is_file() else {}
+
+    def keep_choices(self, taken: Mapping[str, Any]) -> None:
+        """Write down what was chosen, once the lock is there."""
+        file = self.path / "lock.json"
+        if file.is_file():
+            write_json(file, {**json_object(file), "choices": dict(taken)})
 
     def change(self, recipe: Recipe) -> None:
         """Continue with another recipe; move the one before, and what belongs to it, aside."""

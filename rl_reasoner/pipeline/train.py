@@ -7,11 +7,13 @@ stages that it names (`session`).
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rl_reasoner.distributed import launcher, processes
 from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.errors import RunStopped, UserError
 from rl_reasoner.evaluation.result import EvalResult
+from rl_reasoner.machine import choices
 from rl_reasoner.pipeline.lineage import window_of
 from rl_reasoner.pipeline.placement import Placement, choose_placement
 from rl_reasoner.pipeline.prepare import Prepared, prepare
@@ -73,8 +75,14 @@ def train(
         if saved.name != recipe.name:
             raise UserError(f"{resume} is a run of the recipe {saved.name!r}, not {recipe.name!r}")
         launcher.tell_launcher(run.path)
-        processes.broadcast((run.path, recipe))
-        with LiveView(quiet=quiet) as view, Stop(view.note) as stop, Threads() as threads:
+        chosen = run.choices()
+        processes.broadcast((run.path, recipe, chosen))
+        with (
+            choices.during(chosen, run.keep_choices),
+            LiveView(quiet=quiet) as view,
+            Stop(view.note) as stop,
+            Threads() as threads,
+        ):
             session = Session(recipe, run, placement, prepared, view, stop, threads)
             if changed := saved != recipe:
                 run.change(recipe)
@@ -96,10 +104,16 @@ def train(
 
 def _follow(placement: Placement, prepared: Prepared) -> Run:
     """The run in a process that is not the main one: it trains the stages that it is sent."""
-    path, recipe = processes.broadcast((Path(), None))
+    chosen: Mapping[str, Any] = {}
+    path, recipe, chosen = processes.broadcast((Path(), None, chosen))
     assert recipe is not None
     try:
-        with LiveView(quiet=True) as view, Stop(view.note) as stop, Threads() as threads:
+        with (
+            choices.during(chosen),
+            LiveView(quiet=True) as view,
+            Stop(view.note) as stop,
+            Threads() as threads,
+        ):
             session = Session(recipe, RunFolder(path), placement, prepared, view, stop, threads)
             policy = session.follow()
             return Run(path, policy, session.evals, path / "report.html")

@@ -10,11 +10,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rl_reasoner.errors import UserError, first_line
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: `$RL_REASONER_CACHE`, else `~/.cache/rl-reasoner`."""
-    return Path(os.environ.get("RL_REASONER_CACHE", "~/.cache/rl-reasoner")).expanduser()
+from rl_reasoner.paths import cache_folder
 
 
 def convert_gguf(file: Path) -> Path:

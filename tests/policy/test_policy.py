@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rl_reasoner import open_policy
 from rl_reasoner.errors import UserError
 from rl_reasoner.language.thinking import TAGS
+from rl_reasoner.paths import cache_folder
 from rl_reasoner.policy.device import choose_device, choose_precision
-from rl_reasoner.policy.gguf import cache_folder, convert_gguf
+from rl_reasoner.policy.gguf import convert_gguf
 from rl_reasoner.policy.lora import add_lora
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.policy.scratch import byte_tokenizer

@@ -16,7 +16,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rl_reasoner.cli import main
-from rl_reasoner.policy.gguf import cache_folder, convert_gguf
+from rl_reasoner.paths import cache_folder
+from rl_reasoner.policy.gguf import convert_gguf
 from support.places import ROOT
 
 ROWS = ROOT.parent / "shared" / "data" / "gsm8k_train.jsonl"

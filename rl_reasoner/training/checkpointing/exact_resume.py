@@ -5,8 +5,8 @@ gives that to any trainer of trl's, on top of what transformers keeps (weights, 
 scheduler, random states): the place in the data (`data_place`), a reference that moves
 (`reference_model`), the whole of a checkpoint (`whole_checkpoints`), and what the trainer names in
 `own_state`: of `GRPOTrainer` how many micro-batches are done and the completions that were sampled
-but not yet trained on. That is kept in the file of the random states, so that one checksum and one
-reader cover all.
+but not yet trained on, and what was chosen by measurement (rl_reasoner.machine). That is kept in
+the file of the random states, so that one checksum and one reader cover all.
 """
 
 import logging
@@ -22,6 +22,7 @@ from transformers import Trainer
 from transformers.trainer_pt_utils import safe_globals
 
 from rl_reasoner.distributed.sharding import load_shards
+from rl_reasoner.machine import choices
 from rl_reasoner.training.checkpointing.data_place import steps_done, wind_on
 from rl_reasoner.training.checkpointing.reference_model import load_reference, save_reference
 from rl_reasoner.training.checkpointing.whole_checkpoints import (
@@ -63,7 +64,7 @@ class ExactResume(Trainer):  # type: ignore[misc]
 
         Raises `UserError` for a damaged one that is named.
         """
-        with self.while_training():
+        with choices.during(), self.while_training():
             checkpoint = checkpoint_to_resume(self, resume_from_checkpoint)
             return super().train(checkpoint, *others, **named)
 
@@ -89,7 +90,9 @@ class ExactResume(Trainer):  # type: ignore[misc]
         wind_on(self._sampler, int(self.state.epoch or 0))
         if self.own_state() is not None:
             load_reference(self, checkpoint)
-            self.restore_own_state(self._kept(checkpoint))
+            kept = self._kept(checkpoint)
+            choices.adopt(kept.pop("choices", {}))
+            self.restore_own_state(kept)
         return steps_done(self, checkpoint) or done
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -109,7 +112,7 @@ class ExactResume(Trainer):  # type: ignore[misc]
             return
         file = self._random_file(Path(output_dir))
         state = _load(file)
-        state[_KEY] = {"processes": self.args.world_size, **own}
+        state[_KEY] = {"processes": self.args.world_size, "choices": choices.taken(), **own}
         partial = file.with_suffix(".part")
         torch.save(state, partial)
         partial.replace(file)
