@@ -57,10 +57,13 @@ class Choices:
         name: str,
         measure: Callable[[], Any],
         usable: Callable[[Any], bool] = lambda value: True,
+        *,
+        here_and_now: bool = False,
     ) -> Any:
         """The value chosen for `name`, a JSON value; `measure()` makes it where there is none.
 
-        Looked for in the environment, in the resumed run, in the cache folder. One that is not
+        Looked for in the environment, in the resumed run, in the cache folder; what depends on how
+        busy the machine is, `here_and_now`, only in this process instead of that. One that is not
         `usable` here, as a run's from another machine, is passed over. What depends on the number
         of threads has it in its name.
         """
@@ -69,6 +72,8 @@ class Choices:
                 return self._take(name, value)
             if value is not None:
                 logger.warning("%s was %s, which this machine cannot do", name, value)
+        if here_and_now:
+            return self._take(name, self._taken[name] if name in self._taken else measure())
         return self._take(name, _measured(name, measure, usable))
 
     def taken(self) -> dict[str, Any]:
