@@ -124,11 +124,14 @@ def _part(tensors: Three, start: int, end: int) -> Three:
 
 
 def prompt_attention(prompt: Three, scale: float, window: int) -> Tensor:
-    """Causal attention of one sequence to itself: three (1, heads, N, d) -> (1, heads, N, d)."""
+    """Causal attention of one sequence to itself: three (1, heads, N, d) -> (1, heads, N, d).
+
+    With fewer queries than keys: those of its last tokens.
+    """
     query, key, value = prompt
-    length = query.shape[2]
-    if window and length > window:
-        mask = visible(0, length, length, window, query.device)
+    last, length = query.shape[2], key.shape[2]
+    if (window and length > window) or last < length:
+        mask = visible(length - last, last, length, window, query.device)
         return _masked_attention(query, key, value, mask, scale)
     grouped = query.shape[1] != key.shape[1]
     return scaled_dot_product_attention(

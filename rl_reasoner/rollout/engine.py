@@ -27,7 +27,7 @@ from transformers import GenerationMixin
 from rl_reasoner.kernels.packed_linear import packed_linears
 from rl_reasoner.kernels.packing import attention_of
 from rl_reasoner.moe.routing import SampledRoutes
-from rl_reasoner.rollout.kv_cache import KVCache, Prefill
+from rl_reasoner.rollout.kv_cache import KVCache, Part, Prefill
 from rl_reasoner.rollout.sampling_params import SamplingParams, is_the_policy, looks_back
 
 _PREFILL = 8192  # prompt tokens of one pass
@@ -138,9 +138,8 @@ class _Batch:
         self.groups = torch.tensor(members)  # of the live rows
         self.order = torch.arange(len(prompts))  # live row -> row
         self.lengths = torch.tensor([len(prompt) for prompt in prompts])
-        self.caches = KVCache(
-            [len(p) for p in self.prompts], self.groups, sampling.max_tokens, self.device
-        )
+        self.caches = KVCache(self.device, sampling.max_tokens)
+        self.time = 0  # tokens that each live row has in the cache
         self.ids = torch.zeros(len(prompts), sampling.max_tokens, dtype=torch.long)
         self.logps = torch.zeros(len(prompts), sampling.max_tokens)
         self.policy_logps: Tensor | None = None  # where they are asked for and others
@@ -183,6 +182,8 @@ class _Batch:
 
     def _prefill(self) -> Iterator[Tensor]:
         """Yield logits (prompts, V) after each prompt, in passes of at most `_PREFILL` tokens."""
+        counts = torch.bincount(self.groups).tolist()
+        cached = self.caches.add_prompts([len(prompt) for prompt in self.prompts], counts)
         first = 0
         while first < len(self.prompts):
             last, size = first + 1, len(self.prompts[first])
@@ -196,19 +197,21 @@ class _Batch:
             yield self._logits(
                 [[token for prompt in chunk for token in prompt]],
                 [positions],
-                packed=Prefill(lengths, first, self.caches),
+                packed=Prefill([Part(p, 0, p.length) for p in cached[first:last]], self.caches),
                 logits_to_keep=ends.to(self.device),
             )[0]
             if self.routes is not None:
                 self.routes.prompts(lengths)
             first = last
+        self.caches.change([], [cached[group] for group in self.groups.tolist()])
 
     def _step(self, tokens: Tensor) -> Tensor:
-        positions = self.lengths[self.order] + self.caches.time
+        positions = self.caches.positions
         logits = self._logits(tokens[:, None], positions[:, None], packed=self.caches)
         self.caches.advance()
+        self.time += 1
         if self.routes is not None:
-            self.routes.step(self.order, self.caches.time)
+            self.routes.step(self.order, self.time)
         return logits[:, -1]
 
     def _logits(self, ids: Any, positions: Any, **layout: Any) -> Tensor:
@@ -223,7 +226,7 @@ class _Batch:
     def _sample(self, logits: Tensor) -> Tensor:
         """Draw and record (rows,) tokens."""
         tokens: Tensor
-        step = self.caches.time
+        step = self.time
         if not step and self.sampling.begin_suppress:
             logits[:, list(self.sampling.begin_suppress)] = -torch.inf
         scores = self._processed(logits)
@@ -255,7 +258,7 @@ class _Batch:
             by_logits: Tensor = next(iter(self.processors.values()))(None, logits)
             return by_logits
         scores = torch.empty_like(logits)
-        for length, rows, ids in self._rows_seen(self.caches.time):
+        for length, rows, ids in self._rows_seen(self.time):
             rows = rows.to(self.device)
             scores[rows] = self.processors[length](ids, logits[rows])
         return scores
@@ -274,13 +277,13 @@ class _Batch:
         """(rows,) bool: the rows that end with `tokens`."""
         stopped = torch.isin(tokens, self.ends)
         if self.sampling.stop is not None:
-            for _, rows, ids in self._rows_seen(self.caches.time + 1):
+            for _, rows, ids in self._rows_seen(self.time + 1):
                 stopped[rows] |= self.sampling.stop(ids, None).cpu()
         return stopped
 
     def _leave(self, tokens: Tensor) -> Tensor:
         """Remove finished rows from the batch; return the tokens of the others, in their order."""
-        count = self.caches.time + 1
+        count = self.time + 1
         last = count == self.sampling.max_tokens
         alive = torch.zeros_like(tokens).bool() if last else ~self._stopped(tokens)
         alive &= self.budgets[self.order] > count
@@ -290,13 +293,12 @@ class _Batch:
         left = int(alive.sum())
         if left in (0, len(tokens)):
             return tokens[:left]
-        rows = torch.arange(len(tokens))
-        holes = rows[:left][~alive[:left]]
-        movers = rows[left:][alive[left:]]
-        for row in (tokens, self.order, self.groups):
+        broken = self.logps[self.order, count - 1].isnan()
+        self.caches.broke(broken.nonzero().flatten().tolist())
+        _, holes, movers = self.caches.change((~alive).nonzero().flatten().tolist(), [])
+        for row in (tokens, self.order):
             row[holes] = row[movers]
         self.order = self.order[:left]
-        self.groups = self.caches.evict(holes, movers, self.groups[:left])
         return tokens[:left]
 
     def _padded(self, prompts: Sequence[Sequence[int]]) -> Tensor:

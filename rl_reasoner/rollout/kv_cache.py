@@ -1,165 +1,366 @@
 """Keys and values while completions are sampled: a prompt's once, whatever the number of its rows.
 
-Both classes are layouts of rl_reasoner.kernels.packing: `Prefill` attends in a pass over whole
-prompts and stores them, `KVCache` in a pass over one new token of each row.
+`KVCache` holds them for the prompts and rows that are alive. A row has a slot of its own and its
+own length, so that rows may enter and leave at any time; slots and the room of a prompt are used
+again. `KVCache` is also the layout of rl_reasoner.kernels.packing in a pass over one new token of
+each row, `Prefill` that of a pass over prompts, or parts of them, which it stores.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rl_reasoner.kernels.packing import prompt_attention
 
+_STEP = 64  # tokens that rows have room for at first; doubled when a row needs more
+Pair = tuple[Tensor, Tensor]  # keys and values
+
+
+@dataclass(eq=False)
+class CachedPrompt:
+    """A prompt in the cache: `length` tokens, kept until all of its `rows` have left.
+
+    `slot` is where it lies now: it changes when another prompt goes.
+    """
+
+    length: int
+    rows: int
+    slot: int
+    broken: bool = False  # it may hold what is not a number
+
 
 class KVCache:
     """Keys and values of every attention call: of the prompts, and of the rows that are alive.
 
-    The layout of a pass over one new token of each row: (rows, heads, 1, d). Calls are told apart
-    by their order in a pass, not by their layer: a layer may attend twice, or be run again.
+    Calls are told apart by their order in a pass, not by their layer: a layer may attend twice.
+    For a call c, with all buffers contiguous, on the model's device and in the keys' own type:
+
+    - `own[c]`: keys (slots, kv heads, capacity, d) and values (slots, kv heads, capacity, e) of the
+      rows' own tokens. The live rows are the slots 0 ... `rows` - 1. Row r has `own_lengths[r]`
+      tokens there, at 0 ... own_lengths[r] - 1; a pass writes its new token at own_lengths[r].
+    - `prompt[c]`: keys (prompt slots, kv heads, P, d) and values of the prompts. Row r reads the
+      slot `prompt_of[r]`, of which `prompt_lengths[slot]` tokens are real.
+
+    `own_lengths`, `prompt_of` (slots,) and `prompt_lengths` (prompt slots,) are int64 tensors on
+    the device, valid beyond `rows` too (length 0, prompt 0), so that a pass may be padded with more
+    rows. What is not real is finite, mostly zeros. `longest`, `shortest` (own) and `longest_prompt`
+    are the same as numbers, for what is alive. `version` changes when buffers are made anew, at
+    other addresses; `membership` when rows enter, leave or move.
     """
 
-    def __init__(
-        self, lengths: Sequence[int], groups: Tensor, capacity: int, device: torch.device
-    ) -> None:
-        self.lengths = torch.tensor(lengths)
-        self.capacity = capacity
-        self.device = device
-        self.rows = len(groups)  # rows that buffers were made for
-        self.prompt: list[tuple[Tensor, Tensor]] = []  # of a call: (prompts, kv heads, P, d)
-        self.own: list[tuple[Tensor, Tensor]] = []  # of a call: (rows, kv heads, capacity, d)
-        self.time = 0  # tokens in `own`
-        self.calls = 0  # of the attention in this pass
-        self._far: dict[int, Tensor] = {}  # window -> what of the prompts is outside in this pass
-        self._place(groups)
+    def __init__(self, device: torch.device, longest: int, budget: int | None = None) -> None:
+        """`longest`: tokens of the longest completion; `budget`: of all buffers together.
 
-    def _place(self, groups: Tensor) -> None:
-        """Give each row a slot beside the other rows of its prompt; `groups` (rows,)."""
-        counts = torch.bincount(groups, minlength=len(self.lengths))
-        order = groups.argsort(stable=True)
-        rank = torch.empty_like(order)
-        rank[order] = torch.arange(len(groups)) - (counts.cumsum(0) - counts)[groups[order]]
-        self.slots = int(counts.max())
-        place = groups * self.slots + rank
-        row = torch.zeros(len(self.lengths) * self.slots, dtype=torch.long)
-        row[place] = torch.arange(len(groups))
-        short = torch.arange(int(self.lengths.max())) >= self.lengths[:, None]
-        # on the model's device from here on: every layer of every pass uses them
-        self.place, self.row = place.to(self.device), row.to(self.device)  # row -> slot, and back
-        self.padding = short[:, None, None, :].to(self.device) if short.any() else None
-        self._far.clear()
+        More rows or prompts than fit into the budget are the caller's mistake, not refused here.
+        """
+        self.device = device
+        self.most = longest
+        self.budget = budget
+        self.own: list[Pair] = []
+        self.prompt: list[Pair] = []
+        self.slots, self.capacity, self.prompt_slots, self.prompt_capacity = 0, 0, 0, 0
+        self.own_lengths = self.prompt_of = self.prompt_lengths = self._numbers = self._tensor([])
+        self.rows = self.longest = self.shortest = self.longest_prompt = 0
+        self.version = self.membership = 0
+        self._prompts: list[CachedPrompt] = []  # by slot
+        self._row_prompts: list[CachedPrompt] = []  # by slot of the row
+        self._lengths = np.zeros(0, dtype=np.int64)  # of the live rows
+        self._calls = 0  # of the attention in this pass
+        self._hidden: dict[int, Tensor | None] = {}  # window -> what rows do not see in this pass
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers."""
+        return sum(buffer.nbytes for pair in (*self.own, *self.prompt) for buffer in pair)
+
+    @property
+    def positions(self) -> Tensor:
+        """(rows,) positions of the new tokens of a pass."""
+        prompts = self.prompt_lengths[self.prompt_of[: self.rows]]
+        return prompts + self.own_lengths[: self.rows]
+
+    # ------------------------------------------------------------------------ who is in the cache
+
+    def add_prompts(self, lengths: Sequence[int], rows: Sequence[int]) -> list[CachedPrompt]:
+        """Make room for prompts, each for a number of rows; their tokens are stored later."""
+        first = len(self._prompts)
+        added = [
+            CachedPrompt(length, count, slot)
+            for slot, (length, count) in enumerate(zip(lengths, rows, strict=True), first)
+        ]
+        self._prompts += added
+        self._fit()
+        return added
+
+    def change(
+        self, gone: Sequence[int], entering: Sequence[CachedPrompt]
+    ) -> tuple[list[int], list[int], list[int]]:
+        """Let the rows in the slots `gone` leave, and one for each prompt of `entering` enter.
+
+        They take the places of those that left, then slots at the end; rows from the end move to
+        the places that are left over. Returns the slots of the entering rows, and the slots that
+        rows move to and from. A prompt whose last row leaves is dropped.
+        """
+        left = self.rows - len(gone) + len(entering)
+        holes = [*sorted(gone), *range(self.rows, left)]
+        places, holes = holes[: len(entering)], holes[len(entering) :]
+        empty = {*holes}
+        to = [slot for slot in holes if slot < left]
+        source = [slot for slot in range(left, self.rows) if slot not in empty]
+        self._clean(self.own, [slot for slot in gone if self._row_prompts[slot].broken])
+        leaving = [self._row_prompts[slot] for slot in gone]
+        self._row_prompts += entering  # long enough for every slot; set right below
+        self._lengths = np.append(self._lengths, np.zeros(len(entering), dtype=np.int64))
+        for slot, prompt in zip(places, entering, strict=True):
+            self._row_prompts[slot], self._lengths[slot] = prompt, 0
+        self._move(self.own, to, source, int(self._lengths[source].max(initial=0)))
+        for there, here in zip(to, source, strict=True):
+            self._row_prompts[there] = self._row_prompts[here]
+            self._lengths[there] = self._lengths[here]
+        del self._row_prompts[left:]
+        self._lengths = self._lengths[:left].copy()
+        self.rows = left
+        for prompt in leaving:
+            self.release(prompt)
+        self._fit()
+        return places, to, source
+
+    def broke(self, slots: Sequence[int]) -> None:
+        """Rows have values that are not numbers: what they leave must not spread to others."""
+        for slot in slots:
+            self._row_prompts[slot].broken = True
 
     def advance(self) -> None:
         """Count the tokens of the pass that is done."""
-        self.time += 1
-        self.calls = 0
-        self._far.clear()
+        self.own_lengths[: self.rows] += 1
+        self._lengths += 1
+        self.longest += 1
+        self.shortest += 1
+        self._calls = 0
+        self._hidden.clear()
+        if self.longest == self.capacity < self.most:
+            self._fit()
 
-    def store_prompt(self, call: int, number: int, key: Tensor, value: Tensor) -> None:
-        """Keep (kv heads, length, d) of one prompt, padded on the right to the longest."""
+    def release(self, prompt: CachedPrompt) -> None:
+        """One row less: the last prompt of all takes the place of one that has none left."""
+        prompt.rows -= 1
+        if prompt.rows:
+            return
+        self._clean(self.prompt, [prompt.slot] if prompt.broken else [])
+        last = self._prompts.pop()
+        if last is not prompt:
+            self._move(self.prompt, [prompt.slot], [last.slot], last.length)
+            self._prompts[prompt.slot] = last
+            last.slot = prompt.slot
+
+    def _clean(self, buffers: list[Pair], slots: list[int]) -> None:
+        for slot in slots:
+            for pair in buffers:
+                for buffer in pair:
+                    buffer[slot] = 0
+
+    def _move(self, buffers: list[Pair], to: list[int], source: list[int], length: int) -> None:
+        if not to or not buffers:
+            return
+        there, here = self._tensor(to), self._tensor(source)
+        for pair in buffers:
+            for buffer in pair:
+                buffer[there, :, :length] = buffer[here, :, :length]
+
+    # ------------------------------------------------------------------------------ the buffers
+
+    def _fit(self) -> None:
+        """Make buffers large enough for who is alive, and bring the index tensors up to date."""
+        self.longest = int(self._lengths.max(initial=0))
+        self.shortest = int(self._lengths.min(initial=self.most))
+        self.longest_prompt = max((prompt.length for prompt in self._prompts), default=0)
+        capacity = max(self.capacity, min(_STEP, self.most))
+        while capacity < min(self.longest + 1, self.most):
+            capacity = min(2 * capacity, self.most)
+        need = (self.rows, capacity, len(self._prompts), self.longest_prompt)
+        have = (self.slots, self.capacity, self.prompt_slots, self.prompt_capacity)
+        new = tuple(map(max, need, have))
+        if self.budget is not None and new[0] * new[1] + new[2] * new[3] > self.budget:
+            new = need
+        if new != have:
+            self.slots, self.capacity, self.prompt_slots, self.prompt_capacity = new
+            self.version += 1
+            for buffers, shape in ((self.own, new[:2]), (self.prompt, new[2:])):
+                for call, pair in enumerate(buffers):  # one after the other, for the memory
+                    buffers[call] = (_resized(pair[0], *shape), _resized(pair[1], *shape))
+        self._place()
+
+    def _place(self) -> None:
+        """Bring the index tensors up to date."""
+        groups = np.array([prompt.slot for prompt in self._row_prompts], dtype=np.int64)
+        lengths = np.array([prompt.length for prompt in self._prompts], dtype=np.int64)
+        self.own_lengths = self._filled(self.own_lengths, self.slots, self._lengths)
+        self.prompt_of = self._filled(self.prompt_of, self.slots, groups)
+        self.prompt_lengths = self._filled(self.prompt_lengths, self.prompt_slots, lengths)
+        self.membership += 1
+        self._hidden.clear()
+        if len(self._numbers) != self.slots:
+            self._numbers = torch.arange(self.slots, device=self.device)
+        # each row's place in the table (prompts, most rows of a prompt), and back
+        counts = np.bincount(groups, minlength=len(lengths))
+        self._width = int(counts.max(initial=1))
+        order = groups.argsort(kind="stable")
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(groups)) - (counts.cumsum() - counts)[groups[order]]
+        place = groups * self._width + rank
+        row = np.zeros(len(lengths) * self._width, dtype=np.int64)
+        row[place] = np.arange(len(groups))
+        self._places, self._table = self._tensor(place), self._tensor(row)
+        self._padded = bool(len(lengths)) and int(lengths.min()) < self.longest_prompt
+
+    def _filled(self, tensor: Tensor, size: int, values: np.ndarray) -> Tensor:
+        """`tensor`, made anew where it has another size, with `values` in front, 0 behind."""
+        if len(tensor) != size:
+            tensor = torch.empty(size, dtype=torch.long, device=self.device)
+        whole = np.zeros(size, dtype=np.int64)
+        whole[: len(values)] = values
+        return tensor.copy_(self._tensor(whole))
+
+    def _tensor(self, values: "Sequence[int] | np.ndarray") -> Tensor:
+        """Numbers on the device; the host does not wait for them to get there."""
+        tensor = torch.as_tensor(values, dtype=torch.long)
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+    def store_prompt(self, call: int, slot: int, start: int, key: Tensor, value: Tensor) -> Pair:
+        """Keep (kv heads, n, d) of a prompt's tokens from `start`; return all until then."""
         if call == len(self.prompt):
-            shape = (len(self.lengths), key.shape[0], int(self.lengths.max()))
-            self.prompt.append(
-                (key.new_zeros(*shape, key.shape[-1]), value.new_zeros(*shape, value.shape[-1]))
-            )
+            self.prompt.append(_pair(key, value, self.prompt_slots, self.prompt_capacity))
+        end = start + key.shape[1]
         for buffer, tensor in zip(self.prompt[call], (key, value), strict=True):
-            buffer[number, :, : tensor.shape[1]] = tensor
+            buffer[slot, :, start:end] = tensor
+        keys, values = self.prompt[call]
+        return keys[slot : slot + 1, :, :end], values[slot : slot + 1, :, :end]
+
+    # ---------------------------------------------------------------------------- the attention
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int
     ) -> Tensor:
-        """Each row attends to its prompt and to its own tokens, with the new one."""
+        """Each row attends to its prompt and to its own tokens, with the new one.
+
+        (rows, heads, 1, d), (rows, kv heads, 1, d), (rows, kv heads, 1, e) -> (rows, 1, heads, e).
+        """
         rows, heads = query.shape[:2]
         shared = key.shape[1]
-        if self.calls == len(self.own):
-            shape = (self.rows, shared, self.capacity)
-            self.own.append(
-                (key.new_empty(*shape, key.shape[-1]), value.new_empty(*shape, value.shape[-1]))
-            )
-        own_keys, own_values = self.own[self.calls]
-        prompt_keys, prompt_values = self.prompt[self.calls]
-        self.calls += 1
-        own_keys[:rows, :, self.time] = key[:, :, 0]
-        own_values[:rows, :, self.time] = value[:, :, 0]
-        first = max(0, self.time + 1 - window) if window else 0
+        if self._calls == len(self.own):
+            self.own.append(_pair(key[0], value[0], self.slots, self.capacity))
+        pair = self.own[self._calls]
+        prompt_keys, prompt_values = (
+            t[: len(self._prompts), :, : self.longest_prompt] for t in self.prompt[self._calls]
+        )
+        self._calls += 1
+        at = (self._numbers[:rows], slice(None), self.own_lengths[:rows])
+        pair[0][at], pair[1][at] = key[:, :, 0], value[:, :, 0]
+        first = self._first(window)
         keys, values = (
-            t.view(-1, *t.shape[2:])[: rows * shared, first : self.time + 1]
-            for t in (own_keys, own_values)
+            t.view(-1, *t.shape[2:])[: rows * shared, first : self.longest + 1] for t in pair
         )
         query = query.reshape(rows, shared, heads // shared, -1) * scale
-        before = self._scores(prompt_keys, query, window)  # (rows, kv heads, queries, P)
+        before = self._by_row(self._by_prompt(query) @ prompt_keys.transpose(2, 3))
         own = torch.bmm(query.flatten(0, 1), keys.transpose(1, 2)).view(*before.shape[:3], -1)
-        scores = torch.cat((before, own), dim=-1)
+        scores = torch.cat((before, own), dim=-1)  # (rows, kv heads, queries, P + own)
+        if (hidden := self._hidden_in(window)) is not None:
+            scores = scores.masked_fill_(hidden, -torch.inf)
         weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
         there, here = torch.split(weights, [before.shape[-1], own.shape[-1]], dim=-1)
         out = torch.bmm(here.flatten(0, 1), values).view(*before.shape[:3], -1)
         out = out + self._by_row(self._by_prompt(there) @ prompt_values)
         return out.reshape(rows, 1, heads, -1)
 
-    def _scores(self, keys: Tensor, query: Tensor, window: int) -> Tensor:
-        scores = self._by_prompt(query) @ keys.transpose(2, 3)
-        if self.padding is not None:
-            scores = scores.masked_fill(self.padding, -torch.inf)
-        if window:
-            scores = scores.masked_fill(self._outside(window), -torch.inf)
-        return self._by_row(scores)
+    def _first(self, window: int) -> int:
+        """The first of the rows' own tokens that a row may see."""
+        return max(0, self.shortest + 1 - window) if window else 0
 
-    def _outside(self, window: int) -> Tensor:
-        """(prompts, 1, 1, P) bool: prompt tokens outside the new tokens' attention window."""
-        if window not in self._far:
-            columns = torch.arange(int(self.lengths.max()))
-            far = columns <= (self.lengths + self.time - window)[:, None]
-            self._far[window] = far[:, None, None, :].to(self.device)
-        return self._far[window]
+    def _hidden_in(self, window: int) -> Tensor | None:
+        """(rows, 1, 1, P + own) bool: what rows do not see; None where they see everything."""
+        if window not in self._hidden:
+            uneven = self.shortest < self.longest
+            reached = window and self.longest_prompt + self.longest >= window
+            needed = self._padded or uneven or reached
+            self._hidden[window] = self._mask(window) if needed else None
+        return self._hidden[window]
+
+    def _mask(self, window: int) -> Tensor:
+        own = self.own_lengths[: self.rows, None]
+        prompts = self.prompt_lengths[self.prompt_of[: self.rows], None]
+        before = torch.arange(self.longest_prompt, device=self.device)
+        behind = torch.arange(self._first(window), self.longest + 1, device=self.device)
+        parts = [before >= prompts, behind > own]
+        if window:
+            parts = [
+                parts[0] | (before <= prompts + own - window),
+                parts[1] | (behind <= own - window),
+            ]
+        return torch.cat(parts, dim=1)[:, None, None]
 
     def _by_prompt(self, tensor: Tensor) -> Tensor:
-        """(rows, kv heads, queries, x) -> (prompts, kv heads, slots * queries, x)."""
-        table = tensor[self.row].unflatten(0, (-1, self.slots))  # type: ignore[no-untyped-call]
+        """(rows, kv heads, queries, x) -> (prompts, kv heads, width * queries, x)."""
+        table = tensor[self._table].unflatten(0, (-1, self._width))  # type: ignore[no-untyped-call]
         return table.transpose(1, 2).flatten(2, 3)  # type: ignore[no-any-return]
 
     def _by_row(self, tensor: Tensor) -> Tensor:
         """The inverse of `_by_prompt`."""
-        table = tensor.unflatten(2, (self.slots, -1)).transpose(1, 2)  # type: ignore[no-untyped-call]
-        return table.flatten(0, 1)[self.place]  # type: ignore[no-any-return]
+        table = tensor.unflatten(2, (self._width, -1)).transpose(1, 2)  # type: ignore[no-untyped-call]
+        return table.flatten(0, 1)[self._places]  # type: ignore[no-any-return]
 
-    def evict(self, holes: Tensor, movers: Tensor, groups: Tensor) -> Tensor:
-        """Move rows `movers` to the places `holes` and drop prompts without a row.
 
-        `groups` (rows left,) are the rows' prompts; they are returned by their new numbers.
-        """
-        renumbered: Tensor
-        if len(holes):
-            there, here = holes.to(self.device), movers.to(self.device)
-            for buffers in self.own:
-                for buffer in buffers:
-                    buffer[there, :, : self.time] = buffer[here, :, : self.time]
-        kept, renumbered = torch.unique(groups, return_inverse=True)
-        if len(kept) < len(self.lengths):
-            self.lengths = self.lengths[kept]
-            longest, at = int(self.lengths.max()), kept.to(self.device)
-            for call, (key, value) in enumerate(self.prompt):  # one after the other, for the memory
-                self.prompt[call] = (key[at][:, :, :longest], value[at][:, :, :longest])
-        self._place(renumbered)
-        return renumbered
+def _pair(key: Tensor, value: Tensor, slots: int, length: int) -> Pair:
+    """Zeros for the likes of `key` and `value` (kv heads, n, d)."""
+    keys, values = (t.new_zeros(slots, t.shape[0], length, t.shape[-1]) for t in (key, value))
+    return keys, values
+
+
+def _resized(buffer: Tensor, slots: int, length: int) -> Tensor:
+    """`buffer` (slots, heads, length, d) with other numbers of slots and tokens."""
+    if buffer.shape[0] == slots and buffer.shape[2] == length:
+        return buffer
+    new = buffer.new_zeros(slots, buffer.shape[1], length, buffer.shape[3])
+    kept, width = min(slots, buffer.shape[0]), min(length, buffer.shape[2])
+    new[:kept, :, :width] = buffer[:kept, :, :width]
+    return new
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tokens `start` ... `start` + `length` - 1 of a prompt."""
+
+    prompt: CachedPrompt
+    start: int
+    length: int
 
 
 class Prefill:
-    """The layout of prompts packed into one row; `caches` gets their keys and values."""
+    """The layout of parts of prompts packed into one row; `cache` gets their keys and values.
 
-    def __init__(self, lengths: Sequence[int], first: int, caches: KVCache) -> None:
-        self.lengths = lengths
-        self.first = first
-        self.caches = caches
-        self.calls = 0  # of the attention in this pass
+    What comes before a part is in the cache already.
+    """
+
+    def __init__(self, parts: Sequence[Part], cache: KVCache) -> None:
+        self.parts = parts
+        self.cache = cache
+        self._calls = 0  # of the attention in this pass
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int
     ) -> Tensor:
         """Causal attention within each prompt."""
         outs = []
-        parts = (torch.split(t, list(self.lengths), dim=2) for t in (query, key, value))
-        for number, (q, k, v) in enumerate(zip(*parts, strict=True), self.first):
-            self.caches.store_prompt(self.calls, number, k[0], v[0])
-            outs.append(prompt_attention((q, k, v), scale, window))
-        self.calls += 1
+        lengths = [part.length for part in self.parts]
+        tables = (torch.split(t, lengths, dim=2) for t in (query, key, value))
+        for part, q, k, v in zip(self.parts, *tables, strict=True):
+            slot, start = part.prompt.slot, part.start
+            whole = self.cache.store_prompt(self._calls, slot, start, k[0], v[0])
+            keys, values = whole if start else (k, v)
+            outs.append(prompt_attention((q, keys, values), scale, window))
+        self._calls += 1
         return torch.cat(outs, dim=2).transpose(1, 2)
