@@ -51,6 +51,7 @@ class Choices:
         self._recorded: dict[str, Any] = {}  # of the run that is resumed
         self._taken: dict[str, Any] = {}
         self._keep: Callable[[dict[str, Any]], None] | None = None
+        self._found: dict[tuple[str | None, ...], Any] = {}  # asked for many times a second
 
     def get(
         self,
@@ -67,14 +68,22 @@ class Choices:
         `usable` here, as a run's from another machine, is passed over. What depends on the number
         of threads has it in its name.
         """
+        asked = name, os.environ.get(VARIABLE), os.environ.get("RL_REASONER_CACHE")
+        if asked not in self._found:
+            self._found[asked] = self._look(name, measure, usable, here_and_now)
+        return self._take(name, self._found[asked])
+
+    def _look(
+        self, name: str, measure: Callable[[], Any], usable: Callable[[Any], bool], now: bool
+    ) -> Any:
         for value in (self._said().get(name), self._recorded.get(name)):
             if value is not None and usable(value):
-                return self._take(name, value)
+                return value
             if value is not None:
                 logger.warning("%s was %s, which this machine cannot do", name, value)
-        if here_and_now:
-            return self._take(name, self._taken[name] if name in self._taken else measure())
-        return self._take(name, _measured(name, measure, usable))
+        if now:
+            return self._taken[name] if name in self._taken else measure()
+        return _measured(name, measure, usable)
 
     def taken(self) -> dict[str, Any]:
         """What was used so far, by name: what a run or a checkpoint keeps."""
@@ -83,6 +92,7 @@ class Choices:
     def adopt(self, recorded: Mapping[str, Any]) -> None:
         """Take from now on what a run or a checkpoint recorded, until `during` ends."""
         self._recorded.update(recorded)
+        self._found.clear()
 
     @contextmanager
     def during(
@@ -92,15 +102,17 @@ class Choices:
     ) -> Iterator[None]:
         """Inside, `recorded` is adopted; `keep` gets all that was taken, at each new choice."""
         before = self._recorded, self._keep
-        self._recorded = {**self._recorded, **(recorded or {})}
+        self._recorded = dict(self._recorded)
+        self.adopt(recorded or {})
         self._keep = keep or self._keep
         try:
             yield
         finally:
             self._recorded, self._keep = before
+            self._found.clear()
 
     def _take(self, name: str, value: Any) -> Any:
-        new = self._taken.get(name) != value
+        new = name not in self._taken or self._taken[name] != value
         self._taken[name] = value
         if new and self._keep is not None:
             self._keep(self.taken())

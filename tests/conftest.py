@@ -16,7 +16,11 @@ from support.slow import is_slow
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in every job of a script with `&`,
     signal.signal(signal.SIGINT, signal.default_int_handler)  # where Ctrl-C cannot be tested
-CHOICES: dict[str, Any] = {}  # what is not measured in tests (rl_reasoner.machine), by name
+# what is not measured in tests (rl_reasoner.machine), by name
+CHOICES: dict[str, Any] = {
+    "native": False,
+    "products": {"forward": "torch", "input": "torch", "weight": "torch", "rates": {}},
+}
 os.environ.setdefault("RL_REASONER_CHOICES", json.dumps(CHOICES))
 os.environ.setdefault("RL_REASONER_REPORT_TO", "none")  # no dashboard, also where there is one
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when huggingface_hub is imported

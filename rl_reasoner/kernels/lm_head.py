@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_reasoner.kernels.products import multiply
+
 _TILE = 1 << 20  # numbers in a tile of logits: 4 MB
 _TOKENS = 4096  # in a tile
 
@@ -50,9 +52,10 @@ class _HeadLogProbs(torch.autograd.Function):
                 rows = slice(at, at + _TOKENS)
                 scaled = hidden[rows] * ctx.scale
                 for part in _tiles(len(scaled), len(weight)):  # less each word's share of `grad`
-                    tile = scaled @ weight[part].t()
+                    tile = multiply(scaled, weight[part], "forward")
                     tile.sub_(log_z[rows, None]).exp_().mul_(grad[rows])
-                    by_weight[part].addmm_(tile.t(), hidden[rows], alpha=-1)
+                    tile.neg_()
+                    multiply(tile.t(), hidden[rows].t(), "weight", by_weight[part])
         return by_hidden, by_weight, None, None
 
 
@@ -67,12 +70,12 @@ def _statistics(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     largest = hidden.new_full((len(hidden), 1), -torch.inf)
     total, expected = torch.zeros_like(largest), torch.zeros_like(hidden)
     for part in _tiles(len(hidden), len(weight)):
-        tile = hidden @ weight[part].t()
+        tile = multiply(hidden, weight[part], "forward")
         top = torch.maximum(largest, tile.amax(1, keepdim=True))
         shrunk = (largest - top).exp_()
         tile.sub_(top).exp_()
         total.mul_(shrunk).add_(tile.sum(1, keepdim=True))
-        expected.mul_(shrunk).addmm_(tile, weight[part])
+        multiply(tile, weight[part].t(), "input", expected.mul_(shrunk))
         largest = top
     return (largest + total.log()).squeeze(1), expected.div_(total)
 

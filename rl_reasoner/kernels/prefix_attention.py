@@ -3,8 +3,9 @@
 A row's attention is two parts, one to its prefix and one to itself, each by torch's own fused
 kernel; the parts are put together by their log-sum-exps, as ring attention does (arXiv 2310.01889).
 The backward of each part needs only the output and the log-sum-exp of the whole. Against one call
-a group with padded rows and a mask, this computes a third of the products on typical batches. Knows
-tensors only.
+a group with padded rows and a mask, this computes a third of the products on typical batches. Where
+the machine has compiled `cpp/`, a row's attention is one function of its own: no call for
+each of the parts, no copies of keys for the query heads that share them. Knows tensors only.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from rl_reasoner.kernels import native
 
 # (start, prefix length, row lengths) each
 PrefixSegments = Sequence[tuple[int, int, Sequence[int]]]
@@ -31,6 +34,9 @@ def prefix_attention(
     kind = query.device.type
     if torch.is_autocast_enabled(kind):  # as torch's attention: norms give fp32 beside bf16
         query, key, value = (t.to(torch.get_autocast_dtype(kind)) for t in (query, key, value))
+    if _fits(query, key, value):
+        own: Tensor = _CompiledAttention.apply(query, key, value, segments, scale)  # type: ignore[no-untyped-call]
+        return own
     times = query.shape[1] // key.shape[1]
     if times > 1:
         key, value = (t.repeat_interleave(times, dim=1) for t in (key, value))
@@ -98,3 +104,48 @@ class _PrefixAttention(torch.autograd.Function):
                 for gradient, part, at in zip(results, parts, (rest, first, first), strict=True):
                     gradient[:, :, at] += part
         return (*results, None, None)
+
+
+# -------------------------------------------------------------------------- the compiled function
+
+
+def _fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether the compiled function takes them: fp32, heads of a width that fills registers."""
+    given = query, key, value
+    fp32 = all(t.dtype == torch.float32 and t.stride(-1) == 1 for t in given)
+    return (
+        fp32 and query.shape[-1] % 16 == 0 == query.shape[1] % key.shape[1] and native.available()
+    )
+
+
+class _CompiledAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, segments: PrefixSegments, scale: float
+    ) -> Tensor:
+        _, heads, length, width = query.shape
+        out = query.new_empty(1, length, heads, width).transpose(1, 2)
+        sums = query.new_empty(heads, length)
+        told = [(start, prefix, len(rows), *rows) for start, prefix, rows in segments]
+        ctx.told = torch.tensor([number for segment in told for number in segment])
+        ctx.sizes = (length, heads, heads // key.shape[1], width, scale, ctx.told, len(told))
+        native.call("attention_forward", *_placed(query, key, value, out), sums, *ctx.sizes)
+        ctx.save_for_backward(query, key, value, out, sums)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        *given, sums = ctx.saved_tensors
+        grad = grads[0] if grads[0].stride(-1) == 1 else grads[0].contiguous()
+        results = [  # tokens before heads in memory, as the layers gave them
+            t.new_empty(1, t.shape[2], t.shape[1], t.shape[3]).transpose(1, 2) for t in given[:3]
+        ]
+        placed = (*_placed(*given), sums, *_placed(grad), *results)
+        native.call("attention_backward", *placed, *ctx.sizes)
+        return (*results, None, None)
+
+
+def _placed(*tensors: Tensor) -> Iterator[Tensor | int]:
+    """Each tensor with its strides between tokens and between heads."""
+    for tensor in tensors:
+        yield from (tensor, tensor.stride(2), tensor.stride(1))

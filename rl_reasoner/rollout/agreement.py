@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from rl_reasoner.kernels.fused_modules import fused_modules
 from rl_reasoner.kernels.packing import Unsupported, arguments, attention_of, pack
 from rl_reasoner.rollout.engine import generate
 from rl_reasoner.rollout.sampling_params import SamplingParams
@@ -60,6 +61,12 @@ def _rope_types(parameters: Any) -> set[str]:
 def packing_obstacle(causal_lm: nn.Module) -> str | None:
     """Why the training pass may not pack rows for a model, or None."""
     return _obstacle(causal_lm, _packs)
+
+
+def fused_modules_agree(causal_lm: nn.Module) -> bool:
+    """Whether a model that may be packed is the same with the modules of kernels.fused_modules."""
+    with fused_modules(causal_lm):
+        return _obstacle(causal_lm, _packs) is None
 
 
 def sampling_obstacle(causal_lm: nn.Module) -> str | None:

@@ -30,8 +30,10 @@ from torch import Tensor, nn
 from rl_reasoner.distributed.sharding import any_rank, forward_is_collective
 from rl_reasoner.kernels import packing
 from rl_reasoner.kernels.causal_lm import base_of
+from rl_reasoner.kernels.fused_modules import fused_modules
 from rl_reasoner.rollout.agreement import (
     fused_head_agrees,
+    fused_modules_agree,
     in_mode,
     packing_obstacle,
     sampling_obstacle,
@@ -88,6 +90,7 @@ class PackedForward:
             fix = _DROPOUT if "dropout" in self.obstacle else ""
             logger.warning("%s used, for %s%s", used, self.obstacle, fix)
         self.packs = is_on(trainer, "share_prompts") and self.obstacle is None
+        self.fuses = self.packs and self._fusing_agrees()
         if settings is None:  # weights are whole, and a pass is made by this process alone
             self._check_head()
 
@@ -112,6 +115,12 @@ class PackedForward:
                 if found := packing_obstacle(base):
                     return found
         return None
+
+    def _fusing_agrees(self) -> bool:
+        """Whether the models are the same with fused modules; on a CPU, where those are for."""
+        models = [base_of(m) for m in (self.trainer.model, self.trainer.ref_model) if m is not None]
+        on_cpu = self.trainer.accelerator.device.type == "cpu"
+        return on_cpu and all(map(fused_modules_agree, models))
 
     def _engine_obstacle(self) -> str | None:
         """What the engine cannot sample from the policy for, or None: the policy rests then."""
@@ -231,6 +240,7 @@ class PackedForward:
         with (
             # a pass with gradients may be recomputed in its backward: attention stays as it is
             self.until_backward(packing.attention_of(base_of(model))),
+            self.until_backward(self._fused(model)),
             self.trainer.accelerator.autocast(),
             fused_head() if ours else nullcontext(),
         ):
@@ -240,6 +250,9 @@ class PackedForward:
                 fused_lm_head=True,
                 **({"output_router_logits": True} if aux else {}),
             )
+
+    def _fused(self, model: nn.Module) -> AbstractContextManager[None]:
+        return fused_modules(base_of(model)) if self.fuses else nullcontext()
 
     @contextmanager
     def until_backward(self, context: AbstractContextManager[None]) -> Iterator[None]:

@@ -25,6 +25,33 @@ OFF = {"share_prompts": False, "skip_zero_advantage": False, "regroup_rows": Fal
 PROMPTS = ["1+1=", "Is it?", "7", "a longer prompt, of thirty chars", "22*3=", "x"]
 Gradients = list[dict[str, torch.Tensor]]
 TOLERANCE = 1e-5  # relative, of every parameter's gradient in fp32
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    **{
+        f"{loss}-beta{beta}": {"loss_type": loss, "beta": beta}
+        for loss in ("grpo", "bnpo", "dr_grpo", "dapo")
+        for beta in (0.0, 0.04)
+    },
+    **{loss: {"loss_type": loss} for loss in ("cispo", "sapo", "vespo", "luspo")},
+    "sequence": {"importance_sampling_level": "sequence", "loss_type": "grpo", "num_iterations": 2},
+    "entropy": {"entropy_coef": 0.01},
+    "adaptive": {"use_adaptive_entropy": True, "entropy_target": 9.0, "entropy_coef": 0.01},
+    "quantile": {"top_entropy_quantile": 0.4},
+    "iterations": {"num_iterations": 2, "max_steps": 4},
+    "iterations-beta": {"num_iterations": 2, "max_steps": 4, "beta": 0.04},
+    "batch": {"scale_rewards": "batch"},
+    "none": {"scale_rewards": "none"},
+    "steps": {"gradient_accumulation_steps": 1, "steps_per_generation": 3, "max_steps": 4},
+    "windows": {"gradient_accumulation_steps": 2, "steps_per_generation": 4, "max_steps": 4},
+    "off-policy": {"off_policy_mask_threshold": 0.01, "num_iterations": 2},
+    "delta": {"delta": 2.0, "epsilon_high": 0.28, "num_iterations": 2},
+    "temperature": {"temperature": 0.7},
+    "truncated": {"mask_truncated_completions": True},
+    "checkpointing": {"gradient_checkpointing": True},
+    "textbook-kl": {"beta": 0.04, "use_bias_correction_kl": False},
+    "lora": {"lora": 0.0},
+    "lora-beta": {"lora": 0.0, "beta": 0.04},
+}
 
 
 class Gradient(TrainerCallback):  # type: ignore[misc]

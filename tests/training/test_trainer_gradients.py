@@ -13,6 +13,7 @@ from datasets import Dataset
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy
 from support.stock import (
+    CASES,
     OFF,
     PROMPTS,
     TOLERANCE,
@@ -25,6 +26,7 @@ from support.stock import (
     saved_policies,
     worst,
 )
+from support.ways import multiplied
 
 POISON = 100  # a token of some of the completions
 
@@ -33,35 +35,6 @@ POISON = 100  # a token of some of the completions
 def policies(tmp_path_factory: pytest.TempPathFactory) -> Policies:
     """A saved policy by its kind."""
     return saved_policies(tmp_path_factory.mktemp("policies"))
-
-
-CASES: dict[str, dict[str, Any]] = {
-    "plain": {},
-    **{
-        f"{loss}-beta{beta}": {"loss_type": loss, "beta": beta}
-        for loss in ("grpo", "bnpo", "dr_grpo", "dapo")
-        for beta in (0.0, 0.04)
-    },
-    **{loss: {"loss_type": loss} for loss in ("cispo", "sapo", "vespo", "luspo")},
-    "sequence": {"importance_sampling_level": "sequence", "loss_type": "grpo", "num_iterations": 2},
-    "entropy": {"entropy_coef": 0.01},
-    "adaptive": {"use_adaptive_entropy": True, "entropy_target": 9.0, "entropy_coef": 0.01},
-    "quantile": {"top_entropy_quantile": 0.4},
-    "iterations": {"num_iterations": 2, "max_steps": 4},
-    "iterations-beta": {"num_iterations": 2, "max_steps": 4, "beta": 0.04},
-    "batch": {"scale_rewards": "batch"},
-    "none": {"scale_rewards": "none"},
-    "steps": {"gradient_accumulation_steps": 1, "steps_per_generation": 3, "max_steps": 4},
-    "windows": {"gradient_accumulation_steps": 2, "steps_per_generation": 4, "max_steps": 4},
-    "off-policy": {"off_policy_mask_threshold": 0.01, "num_iterations": 2},
-    "delta": {"delta": 2.0, "epsilon_high": 0.28, "num_iterations": 2},
-    "temperature": {"temperature": 0.7},
-    "truncated": {"mask_truncated_completions": True},
-    "checkpointing": {"gradient_checkpointing": True},
-    "textbook-kl": {"beta": 0.04, "use_bias_correction_kl": False},
-    "lora": {"lora": 0.0},
-    "lora-beta": {"lora": 0.0, "beta": 0.04},
-}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -73,6 +46,11 @@ def test_gradients_are_those_of_stock_trl(name: str, policies: Policies, tmp_pat
     assert worst(stock, ours) <= TOLERANCE
     for a, b in zip(theirs, logs, strict=True):
         assert a.keys() <= b.keys()
+    with multiplied("integers") as able:
+        if able:
+            kind = policies("dense")
+            ours, _, trainer = gradients(GRPOTrainer, kind, tmp_path, half_flat, **changes)
+            assert trainer.packed_forward.fuses and worst(stock, ours) <= TOLERANCE
 
 
 @pytest.mark.parametrize(

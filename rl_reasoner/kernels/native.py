@@ -1,0 +1,99 @@
+"""The C++ in `cpp/`, compiled once on this machine where it has a compiler, called with pointers.
+
+The library lies in the cache folder under a hash of its source and of the processor. Where there is
+no compiler, or what it made does not give the right numbers, there is no library: everything has
+another way, in torch's own operations. Knows tensors only.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rl_reasoner.machine import choices, processor
+from rl_reasoner.paths import cache_folder
+
+_SOURCES = sorted(Path(__file__).with_name("cpp").iterdir())
+_CODE = [file for file in _SOURCES if file.suffix == ".cpp"]
+_FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp"]
+_WAIT_S = 120.0  # for the compiler
+logger = logging.getLogger(__name__)
+
+
+def available() -> bool:
+    """Whether this machine runs the library; found out once, and the same where a run resumes."""
+    return bool(choices.get("native", lambda: _library() is not None, _can_be))
+
+
+def _can_be(value: Any) -> bool:
+    return value is False or (value is True and _library() is not None)
+
+
+def can_slice() -> bool:
+    """Whether the library multiplies by slices of integers (AMX)."""
+    library = _library() if available() else None
+    return library is not None and bool(library.can_slice())
+
+
+def call(name: str, *given: Tensor | int | float) -> None:
+    """Call a function of the library: tensors as pointers, `int` as long, `float` as float."""
+    library = _library()
+    assert library is not None
+    converted = [
+        ctypes.c_void_p(value.data_ptr())
+        if isinstance(value, Tensor)
+        else ctypes.c_float(value)
+        if isinstance(value, float)
+        else ctypes.c_long(value)
+        for value in given
+    ]
+    getattr(library, name)(*converted)
+
+
+@cache
+def _library() -> Any:
+    """The loaded library, or None."""
+    compiler = next(filter(None, map(shutil.which, _compilers())), None)
+    if compiler is None:
+        return None
+    sources = [file.read_text(encoding="utf-8") for file in _SOURCES]
+    told = "\n".join((*sources, processor(), compiler, *_FLAGS))
+    digest = hashlib.sha256(told.encode()).hexdigest()[:16]
+    file = cache_folder() / "machine" / f"native-{digest}.so"
+    try:
+        if not file.is_file():
+            _compile(compiler, file)
+        library = ctypes.CDLL(str(file))
+        return library if _is_right(library) else None
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.info("the compiled operations are not used: %s", error)
+        return None
+
+
+def _compilers() -> list[str]:
+    return [*filter(None, [os.environ.get("CXX")]), "c++", "g++", "clang++"]
+
+
+def _compile(compiler: str, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"{file.name}.{os.getpid()}.part")
+    command = [compiler, *_FLAGS, "-shared", "-fPIC", *map(str, _CODE), "-o", str(partial)]
+    subprocess.run(command, check=True, capture_output=True, timeout=_WAIT_S)
+    partial.replace(file)
+
+
+def _is_right(library: Any) -> bool:
+    """Whether one of the operations gives torch's numbers."""
+    x = torch.linspace(-3, 3, 2 * 40).view(2, 40)
+    y, scale, weight = torch.empty_like(x), torch.empty(2), torch.ones(40)
+    pointers = [ctypes.c_void_p(t.data_ptr()) for t in (x, weight, y, scale)]
+    library.rms_forward(*pointers, ctypes.c_long(2), ctypes.c_long(40), ctypes.c_float(1e-6))
+    return torch.allclose(y, x * (x.square().mean(1, keepdim=True) + 1e-6).rsqrt(), atol=1e-5)

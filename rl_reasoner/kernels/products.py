@@ -1,0 +1,163 @@
+"""Matrix products of fp32 on a CPU, each class of them by what is fastest on this machine.
+
+Three ways give fp32's digits: `torch` (F.linear's own: MKL, or what torch was built with), `onednn`
+(which torch holds beside it, and which is twice as fast on AMD's processors), and `integers`: each
+number as three integers of 8 bits, six products of which are summed exactly, on processors whose
+tiles multiply integers (AMX; see `cpp/integers.cpp`). Errors against exact sums are the same, 3e-7 of the
+result. Which one is taken is timed once a machine for each class: a layer's `forward`, the gradient
+of its `input`, the gradient of its `weight`; they differ by which of the factors lie transposed.
+Knows tensors only; low precision and other devices are torch's.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear as torch_linear
+
+from rl_reasoner.kernels import native
+from rl_reasoner.machine import choices
+
+Class = Literal["forward", "input", "weight"]
+CLASSES: tuple[Class, ...] = ("forward", "input", "weight")
+WAYS = ("torch", "onednn", "integers")
+_WORTH = 1 << 21  # multiplications, from which another way than torch's is worth its call
+_SHAPE = 1024, 512, 512  # that is timed: rows, outputs, inputs
+_TIMES = 5
+
+
+def usable_ways() -> list[str]:
+    """The ways that this machine has."""
+    has = {"torch": True, "onednn": torch.backends.mkldnn.is_available()}  # type: ignore[no-untyped-call]
+    has["integers"] = native.can_slice()
+    return [way for way in WAYS if has[way]]
+
+
+def chosen() -> dict[str, Any]:
+    """The way of each class, and under `rates` what each way reached, in GFLOP/s."""
+    value: dict[str, Any] = choices.get("products", _measure, _is_usable)
+    return value
+
+
+def _is_usable(value: Any) -> bool:
+    return isinstance(value, dict) and all(value.get(c) in usable_ways() for c in CLASSES)
+
+
+def multiply(a: Tensor, b: Tensor, kind: Class, out: Tensor | None = None) -> Tensor:
+    """a (m, k) times b (n, k) transposed -> (m, n); with `out`, the product is added to it.
+
+    `kind`: the class that the product belongs to.
+    """
+    (m, k), n = a.shape, len(b)
+    way = chosen()[kind] if m * n * k >= _WORTH and _plain(a) and _plain(b) else "torch"
+    return _multiply(a, b, way, out)
+
+
+def _plain(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.float32 and tensor.device.type == "cpu"
+
+
+def _multiply(a: Tensor, b: Tensor, way: str, out: Tensor | None = None) -> Tensor:
+    if way == "integers":
+        return _by_integers(a, b, out)
+    if way == "onednn":
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+        return product if out is None else out.add_(product)
+    return a @ b.t() if out is None else out.addmm_(a, b.t())
+
+
+def _by_integers(a: Tensor, b: Tensor, out: Tensor | None) -> Tensor:
+    a, b = (t if 1 in t.stride() else t.contiguous() for t in (a, b))
+    target = a.new_empty(len(a), len(b)) if out is None else out
+    # the two strides of a factor; a single row or column may have any
+    strides = [(t.stride(0), 1) if t.stride(1) == 1 else (1, t.stride(1)) for t in (a, b)]
+    sizes = len(a), len(b), a.shape[1]
+    native.call(
+        "sliced_product",
+        *(a, *strides[0], b, *strides[1]),
+        *(target, target.stride(0), *sizes, int(out is not None)),
+    )
+    return target
+
+
+# ------------------------------------------------------------------------------------ the choice
+
+
+def _measure() -> dict[str, Any]:
+    """Time each way on one product of each class."""
+    rows, outputs, inputs = _SHAPE
+    random = torch.Generator().manual_seed(0)
+    x, w, grad = (
+        torch.randn(*shape, generator=random)
+        for shape in ((rows, inputs), (outputs, inputs), (rows, outputs))
+    )
+    factors = {"forward": (x, w), "input": (grad, w.t()), "weight": (grad.t(), x.t())}
+    rates: dict[str, dict[str, int]] = {kind: {} for kind in factors}
+    for kind, (a, b) in factors.items():
+        for way in usable_ways():
+            seconds = _fastest(lambda a=a, b=b, way=way: _multiply(a, b, way))  # type: ignore[misc]
+            rates[kind][way] = round(2 * rows * outputs * inputs / seconds / 1e9)
+    best: dict[str, Any] = {kind: max(r, key=lambda way: r[way]) for kind, r in rates.items()}
+    return {**best, "rates": rates}
+
+
+def _fastest(run: Callable[[], object]) -> float:
+    """Seconds of the fastest of some runs."""
+    run()
+    seconds = []
+    for _ in range(_TIMES):
+        started = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+# -------------------------------------------------------------------------------- linear layers
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """As F.linear, (..., inputs) -> (..., outputs), by the chosen products; fp32 on a CPU."""
+    if not (_plain(x) and _plain(weight)) or torch.is_autocast_enabled("cpu"):
+        return torch_linear(x, weight, bias)
+    [out] = linears(x, [weight], [bias])
+    return out
+
+
+def linears(x: Tensor, weights: list[Tensor], biases: list[Tensor | None]) -> tuple[Tensor, ...]:
+    """Several layers of one input, whose gradient is summed up in one place."""
+    rows = x.reshape(-1, x.shape[-1])
+    outs: tuple[Tensor, ...] = _Linears.apply(rows, len(weights), *weights, *biases)  # type: ignore[no-untyped-call]
+    return tuple(out.view(*x.shape[:-1], -1) for out in outs)
+
+
+class _Linears(torch.autograd.Function):
+    """rows (N, inputs), how many, weights (outputs, inputs), biases (outputs,) or None."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, count: int, *given: Any) -> tuple[Tensor, ...]:
+        weights, biases = given[:count], given[count:]
+        ctx.save_for_backward(rows, *weights)
+        outs = tuple(multiply(rows, weight, "forward") for weight in weights)
+        for out, bias in zip(outs, biases, strict=True):
+            if bias is not None:
+                out.add_(bias)
+        return outs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rows, *weights = ctx.saved_tensors
+        needs_rows, _, *needs = ctx.needs_input_grad
+        count = len(weights)
+        by_rows: Tensor | None = None
+        by_weights: list[Tensor | None] = []
+        for grad, weight, needed in zip(grads, weights, needs[:count], strict=True):
+            if needs_rows:
+                by_rows = multiply(grad, weight.t(), "input", by_rows)
+            by_weights.append(multiply(grad.t(), rows.t(), "weight") if needed else None)
+        by_biases = [
+            grad.sum(0) if needed else None
+            for grad, needed in zip(grads, needs[count:], strict=True)
+        ]
+        return (by_rows, None, *by_weights, *by_biases)

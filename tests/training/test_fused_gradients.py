@@ -1,0 +1,32 @@
+"""Gradients by each way of multiplying and with fused modules: equal to stock trl's."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trl
+
+from rl_reasoner import GRPOTrainer
+from support.stock import TOLERANCE, Policies, gradients, never_flat, saved_policies, worst
+from support.ways import WAYS, multiplied
+
+
+@pytest.fixture(scope="module")
+def policies(tmp_path_factory: pytest.TempPathFactory) -> Policies:
+    return saved_policies(tmp_path_factory.mktemp("policies"))
+
+
+@pytest.mark.parametrize("kind", ["dense", "moe", "llama", "mistral"])
+def test_gradients_of_each_way_and_family(kind: str, policies: Policies, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"beta": 0.04, "max_steps": 2}
+    if kind == "moe":
+        changes["router_aux_loss_coef"] = 0.01
+    stock, _, _ = gradients(trl.GRPOTrainer, policies(kind), tmp_path, never_flat, **changes)
+    for way in WAYS:
+        with multiplied(way) as able:
+            if not able:
+                continue
+            policy = policies(kind)
+            ours, _, trainer = gradients(GRPOTrainer, policy, tmp_path, never_flat, **changes)
+        assert trainer.packed_forward.fuses
+        assert worst(stock, ours) <= TOLERANCE, way
