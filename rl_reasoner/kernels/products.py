@@ -3,10 +3,10 @@
 Three ways give fp32's digits: `torch` (F.linear's own: MKL, or what torch was built with), `onednn`
 (which torch holds beside it, and which is twice as fast on AMD's processors), and `integers`: each
 number as three integers of 8 bits, six products of which are summed exactly, on processors whose
-tiles multiply integers (AMX; see `cpp/integers.cpp`). Errors against exact sums are the same, 3e-7 of the
-result. Which one is taken is timed once a machine for each class: a layer's `forward`, the gradient
-of its `input`, the gradient of its `weight`; they differ by which of the factors lie transposed.
-Knows tensors only; low precision and other devices are torch's.
+tiles multiply integers (AMX; `cpp/integers.cpp`). Errors against exact sums are the same, 3e-7 of
+the result. Which one is taken is timed once a machine for each class: a layer's `forward`, the
+gradient of its `input`, the gradient of its `weight`; they differ by which of the factors lie
+transposed. Knows tensors only; low precision and other devices are torch's.
 """
 
 import time

@@ -12,9 +12,7 @@ from torch import Tensor
 from rl_reasoner.kernels import native
 from rl_reasoner.kernels.products import multiply
 
-_BLOCK = (
-    256  # rows whose gradients of a norm's weight are summed together, as in cpp/operations.cpp
-)
+_BLOCK = 256  # rows whose gradients of a norm's weight are summed together, as in C++
 
 
 def rms_norm(states: Tensor, weight: Tensor, epsilon: float) -> Tensor:

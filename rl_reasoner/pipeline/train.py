@@ -4,7 +4,8 @@ Of several processes (`launch`) the main one holds the folder and decides; the o
 stages that it names (`session`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,13 +78,8 @@ def train(
         launcher.tell_launcher(run.path)
         chosen = run.choices()
         processes.broadcast((run.path, recipe, chosen))
-        with (
-            choices.during(chosen, run.keep_choices),
-            LiveView(quiet=quiet) as view,
-            Stop(view.note) as stop,
-            Threads() as threads,
-        ):
-            session = Session(recipe, run, placement, prepared, view, stop, threads)
+        with choices.during(chosen, run.keep_choices), _begun(quiet) as tools:
+            session = Session(recipe, run, placement, prepared, *tools)
             if changed := saved != recipe:
                 run.change(recipe)
             policy = session.go(window, changed=changed, again=first is not None, command=command)
@@ -102,19 +98,21 @@ def train(
         run.release()
 
 
+@contextmanager
+def _begun(quiet: bool) -> Iterator[tuple[LiveView, Stop, Threads]]:
+    """What a session is shown with, stopped by and computed with."""
+    with LiveView(quiet=quiet) as view, Stop(view.note) as stop, Threads() as threads:
+        yield view, stop, threads
+
+
 def _follow(placement: Placement, prepared: Prepared) -> Run:
     """The run in a process that is not the main one: it trains the stages that it is sent."""
     chosen: Mapping[str, Any] = {}
     path, recipe, chosen = processes.broadcast((Path(), None, chosen))
     assert recipe is not None
     try:
-        with (
-            choices.during(chosen),
-            LiveView(quiet=True) as view,
-            Stop(view.note) as stop,
-            Threads() as threads,
-        ):
-            session = Session(recipe, RunFolder(path), placement, prepared, view, stop, threads)
+        with choices.during(chosen), _begun(quiet=True) as tools:
+            session = Session(recipe, RunFolder(path), placement, prepared, *tools)
             policy = session.follow()
             return Run(path, policy, session.evals, path / "report.html")
     except KeyboardInterrupt as error:

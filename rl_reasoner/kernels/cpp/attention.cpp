@@ -1,5 +1,6 @@
-// Attention of rows that share prefixes (rl_reasoner.kernels.prefix_attention), a key head at a time: the
-// scores of some queries with all their keys lie in the inner cache and are passed over once.
+// Attention of rows that share prefixes (rl_reasoner.kernels.prefix_attention), a key head at a
+// time: the scores of some queries with all their keys lie in the inner cache and are passed over
+// once.
 // Compiled by rl_reasoner.kernels.native on the machine that runs it.
 
 #include <algorithm>
