@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import arg
 
@@ -46,6 +46,7 @@ class EnvVerb:
             "device": device,
             "card": torch.cuda.get_device_name() if device == "cuda" else None,
             "precision": choose_precision("auto", device),
+            **_measured(device),
             "sandbox": str(sandbox.strength()),
             **versions(),
         }
@@ -65,3 +66,20 @@ class EnvVerb:
         for row in capacity_planner.table_rows(plans):
             table.add_row(*row)
         emit(self.json, {"plans": [p.to_json() for p in plans]}, table)
+
+
+def _measured(device: str) -> dict[str, Any]:
+    """What this machine multiplies with, by the time that it takes; on a GPU torch decides."""
+    if device != "cpu":
+        return {}
+    from rl_reasoner.kernels import native, products
+
+    chosen = products.chosen()
+    measured = {}
+    for kind in products.CLASSES:
+        rates = chosen.get("rates", {}).get(kind, {})
+        told = ", ".join(f"{way} {rate}" for way, rate in rates.items()) or "not measured"
+        measured[f"products: {kind}"] = f"{chosen[kind]} (GFLOP/s: {told})"
+    compiled = native.available()
+    measured["compiled operations"] = "yes" if compiled else "no: there is no compiler that works"
+    return measured

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_reasoner.kernels.products import multiply
+from rl_reasoner.kernels.products import product_of
 from rl_reasoner.kernels.training_operations import gated_gradients, gated_product
 
 
@@ -37,12 +37,12 @@ class _Experts(torch.autograd.Function):
         gate, up = (states.new_empty(len(order), width) for _ in range(2))
         for expert, rows in _parts(ends):
             half = gate_up[expert]
-            gate[rows] = multiply(sorted_states[rows], half[:width], "forward")
-            up[rows] = multiply(sorted_states[rows], half[width:], "forward")
+            gate[rows] = product_of(sorted_states[rows], half[:width], "forward")
+            up[rows] = product_of(sorted_states[rows], half[width:], "forward")
         hidden = gated_product(gate, up).mul_(weights[:, None])
         out = torch.zeros_like(states)
         for expert, rows in _parts(ends):
-            out.index_add_(0, tokens[rows], multiply(hidden[rows], down[expert], "forward"))
+            out.index_add_(0, tokens[rows], product_of(hidden[rows], down[expert], "forward"))
         ctx.save_for_backward(states, gate_up, down, tokens, weights, order, gate, up)
         ctx.ends, ctx.shape = ends, gates.shape
         return out
@@ -54,7 +54,7 @@ class _Experts(torch.autograd.Function):
         grad, sorted_states = grads[0][tokens], states[tokens]
         by_hidden = torch.empty_like(gate)  # before the gates
         for expert, rows in _parts(ends):
-            by_hidden[rows] = multiply(grad[rows], down[expert].t(), "input")
+            by_hidden[rows] = product_of(grad[rows], down[expert].t(), "input")
         hidden = by_hidden * weights[:, None]
         by_gate, by_up = gated_gradients(hidden, gate, up)
         by_weights = torch.empty_like(weights)
@@ -64,12 +64,12 @@ class _Experts(torch.autograd.Function):
         by_states = torch.zeros_like(states)
         for expert, rows in _parts(ends):
             half, own = gate_up[expert], sorted_states[rows].t()
-            by_down[expert] = multiply(grad[rows].t(), hidden[rows].t(), "weight")
-            by_gate_up[expert, :width] = multiply(by_gate[rows].t(), own, "weight")
-            by_gate_up[expert, width:] = multiply(by_up[rows].t(), own, "weight")
-            by_rows = multiply(by_gate[rows], half[:width].t(), "input")
+            by_down[expert] = product_of(grad[rows].t(), hidden[rows].t(), "weight")
+            by_gate_up[expert, :width] = product_of(by_gate[rows].t(), own, "weight")
+            by_gate_up[expert, width:] = product_of(by_up[rows].t(), own, "weight")
+            by_rows = product_of(by_gate[rows], half[:width].t(), "input")
             by_states.index_add_(
-                0, tokens[rows], multiply(by_up[rows], half[width:].t(), "input", by_rows)
+                0, tokens[rows], product_of(by_up[rows], half[width:].t(), "input", by_rows)
             )
         return by_states, by_gate_up, by_down, None, by_weights.view(ctx.shape)
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from rl_reasoner.kernels import native
 from rl_reasoner.kernels.expert_products import experts
-from rl_reasoner.kernels.products import linear, linears
+from rl_reasoner.kernels.products import joint_layers, plain_layer
 from rl_reasoner.kernels.training_operations import gated, rms_norm, rotated
 
 _FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "qwen2_moe", "mixtral", "olmoe")
@@ -87,7 +87,7 @@ def _plain(layer: Any) -> bool:
 def _linear(module: Any, rows: Tensor) -> Tensor:
     if not _fits(rows, module.weight):
         return nn.Linear.forward(module, rows)
-    return linear(rows, module.weight, module.bias)
+    return plain_layer(rows, module.weight, module.bias)
 
 
 def _norm(module: Any, states: Tensor) -> Tensor:
@@ -114,7 +114,9 @@ def _joined(states: Tensor, *layers: Any) -> tuple[Tensor, ...]:
     """The outputs of several layers of one input."""
     if not all(map(_plain, layers)):
         return tuple(layer(states) for layer in layers)
-    return linears(states, [layer.weight for layer in layers], [layer.bias for layer in layers])
+    return joint_layers(
+        states, [layer.weight for layer in layers], [layer.bias for layer in layers]
+    )
 
 
 def is_silu(function: Any) -> bool:

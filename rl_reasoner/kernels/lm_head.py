@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_reasoner.kernels.products import multiply
+from rl_reasoner.kernels.products import product_of
 
 _TILE = 1 << 20  # numbers in a tile of logits: 4 MB
 _TOKENS = 4096  # in a tile
@@ -52,10 +52,10 @@ class _HeadLogProbs(torch.autograd.Function):
                 rows = slice(at, at + _TOKENS)
                 scaled = hidden[rows] * ctx.scale
                 for part in _tiles(len(scaled), len(weight)):  # less each word's share of `grad`
-                    tile = multiply(scaled, weight[part], "forward")
+                    tile = product_of(scaled, weight[part], "forward")
                     tile.sub_(log_z[rows, None]).exp_().mul_(grad[rows])
                     tile.neg_()
-                    multiply(tile.t(), hidden[rows].t(), "weight", by_weight[part])
+                    product_of(tile.t(), hidden[rows].t(), "weight", by_weight[part])
         return by_hidden, by_weight, None, None
 
 
@@ -70,12 +70,12 @@ def _statistics(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     largest = hidden.new_full((len(hidden), 1), -torch.inf)
     total, expected = torch.zeros_like(largest), torch.zeros_like(hidden)
     for part in _tiles(len(hidden), len(weight)):
-        tile = multiply(hidden, weight[part], "forward")
+        tile = product_of(hidden, weight[part], "forward")
         top = torch.maximum(largest, tile.amax(1, keepdim=True))
         shrunk = (largest - top).exp_()
         tile.sub_(top).exp_()
         total.mul_(shrunk).add_(tile.sum(1, keepdim=True))
-        multiply(tile, weight[part].t(), "input", expected.mul_(shrunk))
+        product_of(tile, weight[part].t(), "input", expected.mul_(shrunk))
         largest = top
     return (largest + total.log()).squeeze(1), expected.div_(total)
 

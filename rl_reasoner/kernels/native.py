@@ -43,7 +43,7 @@ def can_slice() -> bool:
     return library is not None and bool(library.can_slice())
 
 
-def call(name: str, *given: Tensor | int | float) -> None:
+def run_compiled(name: str, *given: Tensor | int | float) -> None:
     """Call a function of the library: tensors as pointers, `int` as long, `float` as float."""
     library = _library()
     assert library is not None

@@ -129,7 +129,7 @@ class _CompiledAttention(torch.autograd.Function):
         told = [(start, prefix, len(rows), *rows) for start, prefix, rows in segments]
         ctx.told = torch.tensor([number for segment in told for number in segment])
         ctx.sizes = (length, heads, heads // key.shape[1], width, scale, ctx.told, len(told))
-        native.call("attention_forward", *_placed(query, key, value, out), sums, *ctx.sizes)
+        native.run_compiled("attention_forward", *_placed(query, key, value, out), sums, *ctx.sizes)
         ctx.save_for_backward(query, key, value, out, sums)
         return out
 
@@ -141,7 +141,7 @@ class _CompiledAttention(torch.autograd.Function):
             t.new_empty(1, t.shape[2], t.shape[1], t.shape[3]).transpose(1, 2) for t in given[:3]
         ]
         placed = (*_placed(*given), sums, *_placed(grad), *results)
-        native.call("attention_backward", *placed, *ctx.sizes)
+        native.run_compiled("attention_backward", *placed, *ctx.sizes)
         return (*results, None, None)
 
 

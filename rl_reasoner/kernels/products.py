@@ -45,7 +45,7 @@ def _is_usable(value: Any) -> bool:
     return isinstance(value, dict) and all(value.get(c) in usable_ways() for c in CLASSES)
 
 
-def multiply(a: Tensor, b: Tensor, kind: Class, out: Tensor | None = None) -> Tensor:
+def product_of(a: Tensor, b: Tensor, kind: Class, out: Tensor | None = None) -> Tensor:
     """a (m, k) times b (n, k) transposed -> (m, n); with `out`, the product is added to it.
 
     `kind`: the class that the product belongs to.
@@ -74,7 +74,7 @@ def _by_integers(a: Tensor, b: Tensor, out: Tensor | None) -> Tensor:
     # the two strides of a factor; a single row or column may have any
     strides = [(t.stride(0), 1) if t.stride(1) == 1 else (1, t.stride(1)) for t in (a, b)]
     sizes = len(a), len(b), a.shape[1]
-    native.call(
+    native.run_compiled(
         "sliced_product",
         *(a, *strides[0], b, *strides[1]),
         *(target, target.stride(0), *sizes, int(out is not None)),
@@ -117,15 +117,17 @@ def _fastest(run: Callable[[], object]) -> float:
 # -------------------------------------------------------------------------------- linear layers
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def plain_layer(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """As F.linear, (..., inputs) -> (..., outputs), by the chosen products; fp32 on a CPU."""
     if not (_plain(x) and _plain(weight)) or torch.is_autocast_enabled("cpu"):
         return torch_linear(x, weight, bias)
-    [out] = linears(x, [weight], [bias])
+    [out] = joint_layers(x, [weight], [bias])
     return out
 
 
-def linears(x: Tensor, weights: list[Tensor], biases: list[Tensor | None]) -> tuple[Tensor, ...]:
+def joint_layers(
+    x: Tensor, weights: list[Tensor], biases: list[Tensor | None]
+) -> tuple[Tensor, ...]:
     """Several layers of one input, whose gradient is summed up in one place."""
     rows = x.reshape(-1, x.shape[-1])
     outs: tuple[Tensor, ...] = _Linears.apply(rows, len(weights), *weights, *biases)  # type: ignore[no-untyped-call]
@@ -139,7 +141,7 @@ class _Linears(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, count: int, *given: Any) -> tuple[Tensor, ...]:
         weights, biases = given[:count], given[count:]
         ctx.save_for_backward(rows, *weights)
-        outs = tuple(multiply(rows, weight, "forward") for weight in weights)
+        outs = tuple(product_of(rows, weight, "forward") for weight in weights)
         for out, bias in zip(outs, biases, strict=True):
             if bias is not None:
                 out.add_(bias)
@@ -154,8 +156,8 @@ class _Linears(torch.autograd.Function):
         by_weights: list[Tensor | None] = []
         for grad, weight, needed in zip(grads, weights, needs[:count], strict=True):
             if needs_rows:
-                by_rows = multiply(grad, weight.t(), "input", by_rows)
-            by_weights.append(multiply(grad.t(), rows.t(), "weight") if needed else None)
+                by_rows = product_of(grad, weight.t(), "input", by_rows)
+            by_weights.append(product_of(grad.t(), rows.t(), "weight") if needed else None)
         by_biases = [
             grad.sum(0) if needed else None
             for grad, needed in zip(grads, needs[count:], strict=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rl_reasoner.kernels import native
-from rl_reasoner.kernels.products import multiply
+from rl_reasoner.kernels.products import product_of
 
 _BLOCK = 256  # rows whose gradients of a norm's weight are summed together, as in C++
 
@@ -27,7 +27,7 @@ class _RMSNorm(torch.autograd.Function):
         states, width = states.contiguous(), states.shape[-1]
         out, rows = torch.empty_like(states), states.numel() // width
         scales = states.new_empty(rows)
-        native.call("rms_forward", states, weight, out, scales, rows, width, epsilon)
+        native.run_compiled("rms_forward", states, weight, out, scales, rows, width, epsilon)
         ctx.save_for_backward(states, weight, scales)
         return out
 
@@ -38,7 +38,7 @@ class _RMSNorm(torch.autograd.Function):
         by_states = torch.empty_like(states)
         parts = states.new_empty((len(scales) + _BLOCK - 1) // _BLOCK, width)
         given = (grad, states, weight, scales, by_states, parts)
-        native.call("rms_backward", *given, len(scales), width)
+        native.run_compiled("rms_backward", *given, len(scales), width)
         return by_states, parts.sum(0) if ctx.needs_input_grad[1] else None, None
 
 
@@ -66,7 +66,7 @@ def _turned(states: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
         states = states.contiguous()
     out = states.new_empty(states.shape)
     given = (states, states.stride(1), cos, sin, out)
-    native.call("rotate", *given, tokens, heads, width, sign)
+    native.run_compiled("rotate", *given, tokens, heads, width, sign)
     return out
 
 
@@ -85,7 +85,7 @@ class _Gated(torch.autograd.Function):
         if down is None:
             return hidden
         rows = hidden.view(-1, hidden.shape[-1])
-        return multiply(rows, down, "forward").view(*gate.shape[:-1], -1)
+        return product_of(rows, down, "forward").view(*gate.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -94,21 +94,21 @@ class _Gated(torch.autograd.Function):
             by_gate, by_up = gated_gradients(grads[0].clone(), gate, up)
             return by_gate, by_up, None
         grad = grads[0].reshape(-1, len(down))
-        hidden = multiply(grad, down.t(), "input")
+        hidden = product_of(grad, down.t(), "input")
         by_gate, by_up = gated_gradients(hidden, gate, up)
-        by_down = multiply(grad.t(), hidden.t(), "weight") if ctx.needs_input_grad[2] else None
+        by_down = product_of(grad.t(), hidden.t(), "weight") if ctx.needs_input_grad[2] else None
         return by_gate, by_up, by_down
 
 
 def gated_product(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) times up, of contiguous tensors."""
     hidden = torch.empty_like(gate)
-    native.call("gated_forward", gate, up, hidden, gate.numel())
+    native.run_compiled("gated_forward", gate, up, hidden, gate.numel())
     return hidden
 
 
 def gated_gradients(hidden: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of gate and up, by that of `hidden`, which becomes silu(gate) times up."""
     by_gate, by_up = torch.empty_like(gate), torch.empty_like(up)
-    native.call("gated_backward", hidden, gate, up, by_gate, by_up, gate.numel())
+    native.run_compiled("gated_backward", hidden, gate, up, by_gate, by_up, gate.numel())
     return by_gate, by_up

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rl_reasoner import __version__
+from rl_reasoner.machine import VARIABLE
 from support.commands import ROWS, Cli, lines, run_outside, stock
 
 # --------------------------------------------------------------------------------------- no torch
@@ -179,7 +181,7 @@ def test_chat_prints_one_object_a_problem(here: Path, cli: Cli) -> None:
     assert all(set(row) == {"problem", "thinking", "answer", "truncated"} for row in rows)
 
 
-def test_env_says_what_is_here(cli: Cli) -> None:
+def test_env_says_what_is_here(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     ended = cli("env", "--json")
     assert ended.code == 0
     value = json.loads(ended.out)
@@ -192,6 +194,11 @@ def test_env_says_what_is_here(cli: Cli) -> None:
     assert value["device"] in ("cpu", "cuda", "mps")
     assert value["sandbox"] == str(sandbox.strength())
     assert "transformers" in cli("env").out
+    if value["device"] == "cpu":
+        assert value["products: forward"] == "torch (GFLOP/s: not measured)"
+        monkeypatch.setenv(VARIABLE, "{}")
+        measured = json.loads(cli("env", "--json").out)
+        assert re.match(r"\w+ \(GFLOP/s: torch \d+", measured["products: weight"])
 
 
 # ------------------------------------------------------------------------- verbs that do not train

@@ -156,6 +156,25 @@ void pack_columns(const float* x, long rows, long depth, long stride, bool turne
     }
 }
 
+// Memory that a thread keeps from one product to the next: the system fills new pages with zeros.
+struct Scratch {
+    void* place = nullptr;
+    size_t size = 0;
+
+    template <typename Number>
+    Number* of(long count) {
+        const size_t wanted = (count * sizeof(Number) + 63) / 64 * 64;
+        if (wanted > size) {
+            std::free(place);
+            place = std::aligned_alloc(64, size = wanted);
+        }
+        return static_cast<Number*>(place);
+    }
+    ~Scratch() { std::free(place); }
+};
+
+thread_local Scratch column_scratch, column_scale_scratch, row_scratch;
+
 struct Factor {  // (rows, depth), one of the two strides is 1
     const float* x;
     long row_stride, depth_stride;
@@ -245,12 +264,12 @@ int sliced_product(const float* a, long a_row, long a_depth, const float* b, lon
     const long parts = std::max(1L, (k + DEEP - 1) / DEEP);
     const long deep = up_to((k + parts - 1) / parts, DEPTH), wide = std::min(up_to(n, 32), WIDE);
     const long most = deep / DEPTH * SLICES * TILE;
-    auto* columns = static_cast<int8_t*>(std::aligned_alloc(64, wide / 16 * most));
-    auto* column_scales = static_cast<float*>(std::aligned_alloc(64, wide * 4));
+    auto* columns = column_scratch.of<int8_t>(wide / 16 * most);
+    auto* column_scales = column_scale_scratch.of<float>(wide);
 #pragma omp parallel
     {
         use_tiles();
-        auto* rows = static_cast<int8_t*>(std::aligned_alloc(64, HIGH / 16 * most));
+        auto* rows = row_scratch.of<int8_t>(HIGH / 16 * most);
         alignas(64) float row_scales[HIGH];
         for (long at = 0; at < k; at += deep) {
             const long depth = std::min(deep, k - at), count = up_to(depth, DEPTH) / DEPTH;
@@ -277,11 +296,8 @@ int sliced_product(const float* a, long a_row, long a_depth, const float* b, lon
                 }
             }
         }
-        std::free(rows);
         _tile_release();
     }
-    std::free(columns);
-    std::free(column_scales);
     return 1;
 #else
     return 0;
