@@ -1,31 +1,44 @@
-"""Linear layers for sampling on a CPU: weights laid out once, not at every call.
+"""Linear layers for sampling: weights laid out once, not at every call, and in bf16 where asked.
 
 A step of sampling multiplies a few rows with each weight, and torch's product spends much of that
 time on bringing the weight into its kernel's order. Inside `packed_linears` oneDNN has done so
-beforehand, which needs a copy of the weights while it lasts. The products are the same up to
-rounding. For fp32 on a CPU, without gradients; other layers are left as they are, and so are small
-models.
+beforehand, which needs a copy of the weights while it lasts. In the weights' own type the products
+are the same up to rounding. In bf16 they are not: what a layer is given and gives is rounded too,
+but what lies between two layers keeps its type. Without gradients; other layers are left as they
+are, and so are small models, where it does not pay.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
-_WORTH = 64 << 20  # bytes of weights from which it pays: smaller ones stay in the cache anyway
+from rl_reasoner.machine import choices
+
+_WORTH = 64 << 20  # bytes of weights from which it pays everywhere: smaller ones stay in the cache
 _ROWS = 16  # the number of rows that weights are laid out for; any number may come
+_MANY = 64  # the same in bf16, whose layout is another for more rows
+_TYPES = (torch.float32, torch.bfloat16)
 
 
 @contextmanager
-def packed_linears(model: nn.Module) -> Iterator[None]:
-    """Let the model's plain linear layers use packed weights inside; they must not change."""
-    able = torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu")  # type: ignore[no-untyped-call]
-    layers = [m for m in model.modules() if able and isinstance(m, nn.Linear) and _fits(m)]
-    if sum(layer.weight.nbytes for layer in layers) < _WORTH:
-        layers = []
+def packed_linears(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
+    """Let the model's plain linear layers use packed weights inside; they must not change.
+
+    `dtype`: that of the copies, by default the layers' own. Under autocast only its own type pays.
+    """
+    layers = plain_linears(model)
+    cast = _autocast(layers)
+    if cast is not None:
+        layers = layers if dtype == cast else []
+    elif dtype is None or all(layer.weight.dtype == dtype for layer in layers):
+        layers = layers if _pays(layers) else []
     for layer in layers:
-        layer.__dict__["forward"] = _packed(layer)  # before the class's own, for this instance
+        # before the class's own, for this instance
+        layer.__dict__["forward"] = _packed(layer, dtype or layer.weight.dtype, cast is None)
     try:
         yield
     finally:
@@ -33,19 +46,97 @@ def packed_linears(model: nn.Module) -> Iterator[None]:
             del layer.__dict__["forward"]
 
 
+def plain_linears(model: nn.Module) -> list[nn.Linear]:
+    """The layers that may be packed: torch's own linear layers, in fp32 or bf16."""
+    return [m for m in model.modules() if isinstance(m, nn.Linear) and _fits(m)]
+
+
+def linear_bytes(model: nn.Module) -> int:
+    """Bytes of those layers' weights."""
+    return sum(layer.weight.nbytes for layer in plain_linears(model))
+
+
+def bf16_pays() -> bool:
+    """Whether products in bf16, casts included, are faster than in fp32 on this processor."""
+    name = f"sampling_weights/{torch.get_num_threads()}_threads"
+    return bool(choices.get(name, _time_bf16) == "bfloat16")
+
+
 def _fits(layer: nn.Linear) -> bool:
     if type(layer) is not nn.Linear or "forward" in layer.__dict__:
         return False
-    weight = layer.weight
-    return weight.device.type == "cpu" and weight.dtype == torch.float32
+    return layer.weight.dtype in _TYPES
 
 
-def _packed(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
-    weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), _ROWS)
-    bias = layer.bias
+def _autocast(layers: list[nn.Linear]) -> torch.dtype | None:
+    """The type in which autocast computes these layers, if it is on."""
+    device = layers[0].weight.device.type if layers else "cpu"
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
-    def forward(rows: Tensor) -> Tensor:
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
-        return product
+
+def _pays(layers: list[nn.Linear]) -> bool:
+    """Whether a copy in another layout alone is faster."""
+    if not layers or not all(_by_onednn(layer.weight) for layer in layers):
+        return False
+    large = sum(layer.weight.nbytes for layer in layers) >= _WORTH
+    return large or choices.get("sampling_layout", _time_layout) == "packed"
+
+
+def _by_onednn(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+
+
+def _packed(layer: nn.Linear, dtype: torch.dtype, back: bool) -> Callable[[Tensor], Tensor]:
+    """The layer's product with a copy of its weights; `back`: in the type of what it is given."""
+    weight = layer.weight.detach().to(dtype)
+    bias = None if layer.bias is None else layer.bias.detach().to(dtype)
+    packs = _by_onednn(weight)
+    if packs:
+        rows = _MANY if dtype == torch.bfloat16 else _ROWS
+        weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+
+    def forward(given: Tensor) -> Tensor:
+        rows = given.to(dtype)
+        product: Tensor
+        if packs:
+            product = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+        else:
+            product = linear(rows, weight, bias)
+        return product.to(given.dtype) if back else product
 
     return forward
+
+
+# ------------------------------------------------------------------------------ the measurements
+
+
+@torch.no_grad()
+def _time_bf16() -> str:
+    """`bfloat16` where it is clearly faster over weights that no cache holds, else `float32`."""
+    layers = [nn.Linear(1024, 4096, bias=False) for _ in range(8)]  # 128 MiB
+    given = torch.ones(32, 1024)
+    exact, rounded = (
+        _best_seconds([_packed(layer, dtype, True) for layer in layers], given)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    return "bfloat16" if rounded < 0.8 * exact else "float32"
+
+
+@torch.no_grad()
+def _time_layout() -> str:
+    """`packed` where oneDNN's layout is clearly faster for a tiny model too, else `plain`."""
+    layers = [nn.Linear(256, 704, bias=False) for _ in range(16)]  # 11 MiB
+    given = torch.ones(32, 256)
+    plain = _best_seconds([layer.forward for layer in layers], given)
+    packed = _best_seconds([_packed(layer, torch.float32, True) for layer in layers], given)
+    return "packed" if packed < 0.9 * plain else "plain"
+
+
+def _best_seconds(products: list[Callable[[Tensor], Tensor]], given: Tensor) -> float:
+    seconds = []
+    for _ in range(7):
+        started = time.perf_counter()
+        for product in products:
+            product(given)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)

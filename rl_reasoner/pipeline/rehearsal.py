@@ -80,6 +80,7 @@ def _compare_passes(
             max_tokens=min(stage.sampling.max_tokens, _COMPARED),
             temperature=stage.sampling.temperature,
             autocast=torch.bfloat16 if precision != "fp32" else None,
+            weights=stage.sampling.weights,
         )
     status, message, fix = diagnose(mismatch, stage.router_replay)
     return Notice("mismatch", status, f"stage {stage.name}, {precision}: {message}", fix)

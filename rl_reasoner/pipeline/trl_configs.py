@@ -155,6 +155,7 @@ def _grpo(stage: GrpoStage, processes: int) -> dict[str, Any]:
         "top_p": stage.sampling.top_p,
         "top_k": stage.sampling.top_k,
         "long_prompts": stage.long_prompts,
+        "sampling_weights": stage.sampling.weights,
         "max_completion_length": stage.sampling.max_tokens,
         "prompt_schedule": group.curriculum,
         "router_replay": stage.router_replay,

@@ -67,6 +67,16 @@ class Sampling(Part):
     max_tokens: int = Field(default=256, ge=1, description="longest completion, in tokens")
 
 
+class GrpoSampling(Sampling):
+    """How completions are sampled in a grpo stage, and from which weights."""
+
+    weights: Literal["auto", "own", "bfloat16"] = Field(
+        default="auto",
+        description="sample with the policy's own weights, with copies in bf16 (corrected by "
+        "importance), or (auto) with those where it is large and the processor has it",
+    )
+
+
 class Vllm(Part):
     """Sampling by vLLM, through trl; fields that are left out are trl's defaults."""
 
@@ -264,7 +274,7 @@ class GrpoStage(_Trained):
     kind: Literal["grpo"] = "grpo"
     data: Data | None = Field(default=None, description="prompts (default: the recipe's)")
     group: Group = Group()
-    sampling: Sampling = Sampling()
+    sampling: GrpoSampling = GrpoSampling()
     loss: Loss = Loss()
     long_prompts: Literal["stop", "skip"] = Field(
         default="stop",

@@ -67,7 +67,7 @@ def generate(
     finished at a step, `on_token` with (row, token id) of every token. `budgets` are the rows'
     longest completions, where these are shorter than `sampling.max_tokens`.
     """
-    with torch.no_grad(), attention_of(model), packed_linears(model):
+    with torch.no_grad(), attention_of(model), packed_linears(model, sampling.weights):
         return _Batch(model, prompts, keys, sampling, routes, on_finished, budgets, on_token).run()
 
 

@@ -1,7 +1,8 @@
 """The train-inference mismatch: log-probabilities and experts in sampling and in training.
 
 The same completions are sampled token by token, with a cache, and then passed over as whole rows;
-both by the same weights, so every difference is one of arithmetic. In a mixture of experts a
+both by the same weights, but for rounded copies where sampling uses these (`sampling_weights`), so
+every difference is one of arithmetic. In a mixture of experts a
 difference of rounding can flip a token's choice of experts, and then its log-probability moves by
 tenths of a nat: `measure` gives both without and with router replay. Knows models; nothing of
 trainers.
@@ -9,7 +10,7 @@ trainers.
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -21,6 +22,7 @@ from rl_reasoner.rollout.agreement import engine_runs
 from rl_reasoner.rollout.engine import SampledCompletion, generate
 from rl_reasoner.rollout.sampler import generate_by_transformers
 from rl_reasoner.rollout.sampling_params import SamplingParams
+from rl_reasoner.rollout.sampling_weights import sampling_dtype
 
 _ROWS = 16  # of one pass
 _BEARABLE = 0.2  # nats; PPO's usual clip range is about that
@@ -62,12 +64,14 @@ def measure(
     temperature: float = 1.0,
     seed: int = 0,
     autocast: torch.dtype | None = None,
+    weights: str = "own",
     router_gradients: bool = False,
 ) -> Mismatch:
     """Sample a completion for each of `prompts`, run the training pass over them, and compare.
 
-    `autocast`: the type in which a model that is kept in fp32 computes. `router_gradients` also
-    measures those, with the memory of a training pass. Weights and gradients are left as they were.
+    `autocast`: the type in which a model that is kept in fp32 computes; `weights`: those it is
+    sampled with (`sampling_weights`). `router_gradients` also measures those, with the memory of a
+    training pass. Weights and gradients are left as they were.
     """
     routing: Routing | None
     try:
@@ -78,6 +82,7 @@ def measure(
     cast = torch.autocast(device, autocast) if autocast is not None else nullcontext()
     sampling = SamplingParams(max_tokens=max_tokens, ends=tuple(ends), temperature=temperature)
     with cast:
+        sampling = replace(sampling, weights=sampling_dtype(model, weights, "sampling.weights"))
         rows, routes = _sample(model, prompts, sampling, seed, routing)
     with torch.set_grad_enabled(router_gradients):
         plain = _gap(model, rows, temperature, routing, routes, False, cast)

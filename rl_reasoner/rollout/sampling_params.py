@@ -63,6 +63,7 @@ class SamplingParams:
     config: GenerationConfig | None = None
     stop: StopStringCriteria | None = None
     policy_temperature: float | None = None  # of `policy_logps`; none are kept for None
+    weights: torch.dtype | None = None  # of copies of the model's for sampling; None: its own
 
     @property
     def settings(self) -> GenerationConfig:

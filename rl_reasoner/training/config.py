@@ -12,6 +12,7 @@ import trl
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.recipe.algorithms import algorithm_settings
 from rl_reasoner.rollout.long_prompts import CHOICES
+from rl_reasoner.rollout.sampling_weights import check_choice
 from rl_reasoner.training.advantages import ESTIMATORS
 
 _GIVEN = "_given"
@@ -67,6 +68,11 @@ class GRPOConfig(trl.GRPOConfig, _RemembersGiven):  # type: ignore[misc]
     fast_rollouts: bool = _setting(
         True, "Sample with rl_reasoner.rollout.engine where trl would call `generate`."
     )
+    sampling_weights: str = _setting(
+        "auto",
+        "Sample with the policy's own weights (own), with copies in bf16 (bfloat16), or with "
+        "those where the policy is large and the processor has it (auto).",
+    )
     overlap_rewards: bool = _setting(
         True, "Score completions while others are being sampled (@reward functions)."
     )
@@ -88,10 +94,11 @@ class GRPOConfig(trl.GRPOConfig, _RemembersGiven):  # type: ignore[misc]
         "Soft overlong punishment over this last share of max_completion_length "
         "(DAPO, equation 13: 0.2); 0 is off.",
     )
-    correct_sampling: bool = _setting(
-        False,
+    correct_sampling: bool | None = _setting(
+        None,
         "Weigh tokens by their probability in training over that in sampling, where "
-        "the engine samples: trl's vllm_importance_sampling_mode and _clip_* say how.",
+        "the engine samples: trl's vllm_importance_sampling_mode and _clip_* say how. "
+        "Default: where sampling_weights are rounded.",
     )
 
     # The prompts.
@@ -145,6 +152,7 @@ class GRPOConfig(trl.GRPOConfig, _RemembersGiven):  # type: ignore[misc]
                 setattr(self, name, value)
         _check_objective(self)
         _check_rewards(self)
+        check_choice("sampling_weights", self.sampling_weights)
         if self.long_prompts not in CHOICES:
             raise unknown("long_prompts", str(self.long_prompts), CHOICES)
         super().__post_init__()

@@ -8,6 +8,7 @@ for vLLM's (`correct_sampling`). What the engine does not do is left to trl, sai
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from rl_reasoner.kernels.causal_lm import base_of
 from rl_reasoner.rollout.agreement import in_mode
 from rl_reasoner.rollout.engine import generate, generates_as_transformers
 from rl_reasoner.rollout.sampling_params import SamplingParams, unhandled
+from rl_reasoner.rollout.sampling_weights import sampling_dtype
 from rl_reasoner.training.packed_forward import is_on, sampled_elsewhere
 from rl_reasoner.training.rollout_batch import RolloutBatch
 from rl_reasoner.training.trl_internals import put_on
@@ -39,7 +41,8 @@ class EngineSampling:
         self.evaluated = 0
         self._elsewhere: set[str] = set()  # for what later `generate` was used, as was said
         self._sampling: SamplingParams | None = None  # as it was drawn last
-        self._corrects = bool(getattr(trainer.args, "correct_sampling", False))
+        self._corrects: bool | None = getattr(trainer.args, "correct_sampling", False)
+        self._wanted: str = getattr(trainer.args, "sampling_weights", "own")  # of trl's config
         self._correcting = False  # trl's `use_vllm` is set only so that it corrects
         wanted = is_on(trainer, "fast_rollouts")
         reason = self.obstacle()
@@ -86,8 +89,26 @@ class EngineSampling:
                 config=settings,
                 policy_temperature=trainer.temperature,
                 stop=None if stop is None else StopStringCriteria(tokenizer, stop),
+                weights=self.weights,
             )
         return self._sampling
+
+    @cached_property
+    def weights(self) -> torch.dtype | None:
+        """The type that the policy is sampled in, for all of a run; None: that of its weights."""
+        trainer = self.trainer
+        base = base_of(trainer.model)
+        with trainer.accelerator.autocast():
+            dtype = sampling_dtype(base, self._wanted)
+        # another machine of the run may choose otherwise
+        rounds = torch.tensor([int(dtype is not None)], device=trainer.accelerator.device)
+        return dtype if bool(trainer.accelerator.gather(rounds).all()) else None
+
+    @property
+    def _rounds(self) -> bool:
+        """Whether what is sampled from is further from what is trained than by rounding of sums."""
+        own = next(self.trainer.model.parameters()).dtype
+        return self.weights not in (None, own) and self.trainer.accelerator.mixed_precision == "no"
 
     def sample(
         self, batch: RolloutBatch, prompt_ids: list[list[int]], size: int, how: SamplingParams
@@ -142,11 +163,19 @@ class EngineSampling:
 
     # -------------------------------------------------------------------------- the correction
 
+    @property
+    def corrects(self) -> bool:
+        """Whether tokens are weighed: as asked for, else where the weights are rounded."""
+        if self._corrects is None:
+            correction = self.trainer.args.vllm_importance_sampling_correction
+            return bool(correction) and self._rounds
+        return self._corrects
+
     @contextmanager
     def corrected(self) -> Iterator[None]:
         """Inside, trl corrects for the engine's log-probs as it does for vLLM's."""
         trainer = self.trainer
-        correcting = not trainer.use_vllm and self._corrects and self.sampling() is not None
+        correcting = not trainer.use_vllm and self.sampling() is not None and self.corrects
         with (
             put_on(self, "_correcting", correcting),
             put_on(trainer, "use_vllm", trainer.use_vllm or correcting),
