@@ -43,13 +43,41 @@ def test_other_types_and_subclasses_are_left_alone() -> None:
         def forward(self, given: torch.Tensor) -> torch.Tensor:
             return super().forward(given) + 1
 
-    model = nn.Sequential(nn.Linear(4, 4).bfloat16(), Own(4, 4))
-    with packed_linears(model):
+    model = nn.Sequential(nn.Linear(4, 4).half(), Own(4, 4))
+    with packed_linears(model, torch.bfloat16):
         assert not any("forward" in layer.__dict__ for layer in model)
+
+
+@pytest.mark.parametrize("own", [torch.float32, torch.bfloat16])
+def test_copies_in_bf16_give_the_products_of_rounded_weights(own: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(33, 70), nn.SiLU(), nn.Linear(70, 5)).to(own)
+    given = torch.randn(8, 33, dtype=own)
+    with torch.no_grad():
+        with packed_linears(model, torch.bfloat16):
+            found = model(given)
+        rounded = model.bfloat16()(given.bfloat16())
+    assert found.dtype == own
+    torch.testing.assert_close(found.bfloat16(), rounded, atol=2e-2, rtol=2e-2)
+
+
+def test_under_autocast_only_its_own_type_is_packed() -> None:
+    model = nn.Sequential(nn.Linear(33, 70))
+    given = torch.randn(8, 33)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        plain = model(given)
+        with packed_linears(model):
+            assert "forward" not in model[0].__dict__
+        with packed_linears(model, torch.bfloat16):
+            assert "forward" in model[0].__dict__
+            found = model(given)
+    assert found.dtype == plain.dtype == torch.bfloat16
+    torch.testing.assert_close(found, plain)
 
 
 def test_small_models_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed_linear, "_WORTH", 4 * 16 + 1)
+    monkeypatch.setenv("RL_REASONER_CHOICES", '{"sampling_layout": "plain"}')
     model = nn.Sequential(nn.Linear(4, 4))
     with packed_linears(model):
         assert "forward" not in model[0].__dict__

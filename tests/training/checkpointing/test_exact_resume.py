@@ -17,6 +17,7 @@ PLAIN: dict[str, Any] = {"fast_rollouts": False, "share_prompts": False}
     ("at", "changes"),
     [
         (4, {}),
+        (4, {"sampling_weights": "bfloat16"}),
         (6, {"save_steps": 4}),  # at the end of an epoch
         (7, {"save_steps": 5}),  # within the second epoch
         (5, {"steps_per_generation": 4, "save_steps": 3}),

@@ -1,0 +1,105 @@
+"""Which weights a policy is sampled from, and that what is drawn is drawn from these."""
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from rl_reasoner.errors import UserError
+from rl_reasoner.kernels.packed_linear import packed_linears
+from rl_reasoner.rollout import sampling_weights
+from rl_reasoner.rollout.engine import generate
+from rl_reasoner.rollout.mismatch import measure
+from rl_reasoner.rollout.sampling_params import SamplingParams
+from rl_reasoner.rollout.sampling_weights import sampling_dtype
+
+TYPES = [None, torch.bfloat16]
+SIZE = 24  # of the vocabulary
+
+
+def tiny(own: torch.dtype = torch.float32) -> Any:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=SIZE,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+    )
+    return transformers.AutoModelForCausalLM.from_config(config).to(own).eval()
+
+
+@pytest.mark.parametrize("pays", [True, False])
+@pytest.mark.parametrize("large", [True, False])
+def test_auto_is_exact_for_tiny_policies_and_slow_processors(
+    pays: bool, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling_weights, "bf16_pays", lambda: pays)
+    monkeypatch.setattr(sampling_weights, "LARGE", 0 if large else 64 << 20)
+    model = tiny()
+    assert sampling_dtype(model, "auto") == (torch.bfloat16 if pays and large else None)
+    assert sampling_dtype(model, "own") is None
+    assert sampling_dtype(tiny(torch.bfloat16), "auto") is None
+
+
+def test_what_cannot_be_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="bfloat61"):
+        sampling_dtype(tiny(), "bfloat61")
+    with pytest.raises(UserError, match=r"x\.weights is bfloat16, .*weights are float16"):
+        sampling_dtype(tiny(torch.float16), "bfloat16", "x.weights")
+    monkeypatch.setattr(sampling_weights, "_computes_bf16", lambda: False)
+    with pytest.raises(UserError, match="this processor has no instructions for it"):
+        sampling_dtype(tiny(), "bfloat16")
+
+
+@pytest.mark.parametrize("weights", TYPES)
+@pytest.mark.parametrize("own", [torch.float32, torch.bfloat16])
+def test_tokens_come_from_the_distribution_of_the_weights_used(
+    own: torch.dtype, weights: torch.dtype | None
+) -> None:
+    """Chi-square of the pairs of tokens, against passes over whole rows with the same weights."""
+    model, rows, prompt = tiny(own), 4000, [3, 5, 7]
+    sampling = SamplingParams(max_tokens=2, ends=(-1,), weights=weights)
+    keys = [(1, row) for row in range(rows)]
+    counts = torch.zeros(SIZE, SIZE)
+    for row in generate(model, [prompt] * rows, keys, sampling):
+        counts[row.ids[0], row.ids[1]] += 1
+    ids = torch.tensor([[*prompt, token] for token in range(SIZE)])
+    with torch.no_grad(), packed_linears(model, weights):
+        logits = model(input_ids=ids, use_cache=False).logits.float()
+    expected = rows * logits[0, -2].softmax(-1)[:, None] * logits[:, -1].softmax(-1)
+    often = expected >= 5
+    terms = (counts - expected)[often] ** 2 / expected[often]
+    freedom = int(often.sum()) - 1
+    assert float(terms.sum()) < freedom + 4 * (2 * freedom) ** 0.5
+
+
+@pytest.mark.parametrize("weights", TYPES)
+def test_log_probs_are_those_under_the_weights_used(weights: torch.dtype | None) -> None:
+    model = tiny()
+    sampling = SamplingParams(max_tokens=32, ends=(-1,), weights=weights)
+    [row] = generate(model, [[3, 5, 7]], [(0,)], sampling)
+
+    def apart(copies: torch.dtype | None) -> torch.Tensor:
+        ids = torch.tensor([[3, 5, 7, *row.ids[:-1]]])
+        with torch.no_grad(), packed_linears(model, copies):
+            logits = model(input_ids=ids, use_cache=False).logits[0, 2:].float()
+        logps = logits.log_softmax(-1).gather(1, torch.tensor(row.ids)[:, None]).squeeze(1)
+        return (torch.tensor(row.logps) - logps).abs()
+
+    if weights is None:
+        assert apart(None).max() < 1e-5
+    else:
+        assert 1e-4 < apart(None).mean() < 0.1, "rounded, and said to be"
+        assert apart(weights).mean() < apart(None).mean()
+
+
+def test_the_mismatch_is_measured_with_the_weights_that_are_sampled() -> None:
+    gaps = {
+        weights: measure(tiny(), [[3, 5, 7]] * 4, ends=[-1], weights=weights).plain
+        for weights in ("own", "bfloat16")
+    }
+    assert gaps["own"].largest < 1e-4 < gaps["bfloat16"].mean

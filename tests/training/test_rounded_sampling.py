@@ -1,0 +1,58 @@
+"""Training on what copies in bf16 sampled: corrected by itself, and measured at each step."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rl_reasoner.rollout import sampling_weights
+from support.processes import build
+
+SHORT: dict[str, Any] = {"max_steps": 1, "save_strategy": "no", "logging_steps": 1}
+BF16 = {"sampling_weights": "bfloat16"}
+GAP = "sampling/sampling_logp_difference/mean"
+RATIO = "sampling/importance_sampling_ratio/mean"
+
+
+@pytest.mark.parametrize(
+    ("changes", "corrects"),
+    [
+        ({}, False),  # tiny: exact
+        ({"sampling_weights": "own"}, False),
+        (BF16, True),
+        ({**BF16, "correct_sampling": False}, False),
+        ({**BF16, "vllm_importance_sampling_correction": False}, False),
+    ],
+    ids=str,
+)
+def test_rounded_weights_are_corrected_for_by_themselves(
+    changes: dict[str, Any], corrects: bool, tmp_path: Path
+) -> None:
+    trainer = build("scratch:dense-tiny", tmp_path, **changes, **SHORT)
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    assert (GAP in logged) == corrects
+    if corrects:
+        assert 1e-5 < logged[GAP] < 0.05
+        assert 0.5 < logged[RATIO] < 1.5 and logged[RATIO] != 1.0
+
+
+def test_a_large_policy_is_sampled_in_bf16_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling_weights, "LARGE", 0)
+    monkeypatch.setattr(sampling_weights, "bf16_pays", lambda: True)
+    trainer = build("scratch:dense-tiny", tmp_path, **SHORT)
+    trainer.train()
+    assert trainer.engine_sampling.weights == torch.bfloat16
+    assert GAP in trainer.state.log_history[0]
+
+
+def test_the_copies_are_of_the_weights_of_now(tmp_path: Path) -> None:
+    """The gap stays one of rounding while the policy moves far."""
+    changes = {**SHORT, **BF16, "max_steps": 3, "learning_rate": 3e-2}
+    trainer = build("scratch:dense-tiny", tmp_path, **changes)
+    trainer.train()
+    gaps = [log[GAP] for log in trainer.state.log_history if GAP in log]
+    assert len(gaps) == 3 and max(gaps) < 0.1
