@@ -4,8 +4,8 @@ trl's fused head goes over the vocabulary in wide tiles, with a dozen passes ove
 no Triton is. Here a tile stays in the processor's cache and is passed over four times, and the
 forward pass also keeps the expected row of the head's weight, E_p[w] (N, H): it gives the entropy,
 log Z - h.E_p[w], and in the backward pass the hidden states' gradient, g (w_y - E_p[w]), without a
-product of its own. `FusedHead` takes the place of trl's, for fp32 on a CPU; anything else (other
-types, autocast, bias, softcap, entropies with a gradient) stays with trl's.
+product of its own. `FusedHead` takes the place of trl's, for fp32 weights on a CPU, under autocast
+in fp32 too; anything else (other types, bias, softcap, entropies with a gradient) stays with trl's.
 """
 
 from collections.abc import Iterator
@@ -100,10 +100,13 @@ class FusedHead:
     ) -> Any:
         """As trl's ChunkedLogProbFunction: log-probs, entropies, three outputs not asked for."""
         plain = bias is None and softcap is None and set(outputs) <= {"log_probs", "entropy"}
-        fp32 = hidden.dtype == weight.dtype == torch.float32
-        if hidden.device.type == "cpu" and plain and fp32 and not torch.is_autocast_enabled("cpu"):
+        mixed = torch.is_autocast_enabled("cpu")  # hidden states in low precision, weights in fp32
+        fp32 = weight.dtype == torch.float32 and (mixed or hidden.dtype == torch.float32)
+        if hidden.device.type == "cpu" and plain and fp32:
             scale = logit_scale / temperature
-            logps, entropy = _HeadLogProbs.apply(hidden, weight, targets, scale)  # type: ignore[no-untyped-call]
+            with torch.autocast("cpu", enabled=False):
+                given = (hidden.float(), weight, targets, scale)
+                logps, entropy = _HeadLogProbs.apply(*given)  # type: ignore[no-untyped-call]
             return logps, entropy, None, None, None
-        given = (bias, targets, temperature, chunk_size, softcap, logit_scale, outputs)
-        return self.theirs.apply(hidden, weight, *given)
+        others = (bias, targets, temperature, chunk_size, softcap, logit_scale, outputs)
+        return self.theirs.apply(hidden, weight, *others)

@@ -100,3 +100,16 @@ def test_trls_head_is_back_afterwards() -> None:
         assert utils._ChunkedLogProbFunction is not theirs
         raise ZeroDivisionError
     assert utils._ChunkedLogProbFunction is theirs
+
+
+def test_under_autocast_sums_are_fp32s_and_states_may_be_in_bf16() -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(9, 16).bfloat16(), torch.randn(50, 16).requires_grad_()
+    targets = torch.randint(0, 50, (9,))
+    with torch.autocast("cpu", torch.bfloat16):
+        logps, _, *_ = scored(hidden.requires_grad_(), weight, targets)
+    exact = (hidden.float() @ weight.t()).log_softmax(1).gather(1, targets[:, None]).squeeze(1)
+    assert logps.dtype == torch.float32 and torch.allclose(logps, exact, atol=1e-5)
+    logps.sum().backward()
+    assert hidden.grad is not None and hidden.grad.dtype == torch.bfloat16
+    assert weight.grad is not None and weight.grad.dtype == torch.float32
