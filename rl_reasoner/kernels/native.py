@@ -43,6 +43,11 @@ def can_slice() -> bool:
     return library is not None and bool(library.can_slice())
 
 
+def library() -> Any:
+    """The library, where it is `available`, for functions that take more than tensors."""
+    return _library()
+
+
 def run_compiled(name: str, *given: Tensor | int | float) -> None:
     """Call a function of the library: tensors as pointers, `int` as long, `float` as float."""
     library = _library()

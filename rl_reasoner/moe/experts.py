@@ -9,11 +9,16 @@ nothing of the trainer.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import nn
 
 from rl_reasoner.errors import UserError
+
+silent_hooks: "WeakSet[Any]" = WeakSet()
+"""Hooks on routers that a pass of sampling does not miss when it calls no modules: those that look
+at passes with gradients alone, and those that are told the choices (`SampledRoutes.told`)."""
 
 
 def routers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -151,6 +156,7 @@ class ExpertLoad:
             counts = torch.bincount(chosen.reshape(-1), minlength=experts).cpu()
             self._counts[name] = self._counts.get(name, torch.zeros_like(counts)) + counts
 
+        silent_hooks.add(count)
         return count
 
     def take(self) -> list[list[float]]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_reasoner.kernels.packing import Packed
-from rl_reasoner.moe.experts import expert_count, routers
+from rl_reasoner.moe.experts import expert_count, routers, silent_hooks
 
 GateRule = Callable[[Tensor, Tensor], Tensor]  # logits (N, experts), choices (N, k) -> gates (N, k)
 
@@ -51,6 +51,11 @@ RULES: tuple[GateRule, ...] = (
     _sigmoid,
     _softmax_of_chosen,  # GPT-OSS
 )
+
+
+def choice_type(experts: int) -> torch.dtype:
+    """The type that choices among so many experts are kept in."""
+    return torch.uint8 if experts < 256 else torch.int16
 
 
 class NoReplay(Exception):
@@ -96,7 +101,7 @@ class Routing:
         if not modules:
             raise NoReplay("a model without experts")
         rules = [gate_rule(router) for router in modules]
-        self.dtype = torch.uint8 if max(map(expert_count, modules)) < 256 else torch.int16
+        self.dtype = choice_type(max(map(expert_count, modules)))
         self.unknown = torch.iinfo(self.dtype).max
         self.layers = len(modules)
         self._passes: list[Tensor] | None = None  # recorded ones
@@ -126,6 +131,7 @@ class Routing:
                     self._layers = []
             return output
 
+        silent_hooks.add(look)
         return look
 
     def _count(self, chosen: Tensor, wanted: Tensor, known: Tensor) -> None:
@@ -309,6 +315,10 @@ class SampledRoutes:
         self._counts = torch.ones(len(groups), dtype=torch.long)
         self._groups = groups.tolist()
         self._prompts = [prompt[:-1] for prompt in self._prompts]
+
+    def told(self, chosen: Tensor) -> None:
+        """Take choices (N, layers, k) of a pass that called no routers, in their type."""
+        self._passes.append(chosen)
 
     def step(self, order: Tensor, time: int) -> None:
         """Take the choices of a pass over token `time`, counted from 1, of the rows `order`."""

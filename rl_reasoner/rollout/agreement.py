@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from rl_reasoner.kernels.fused_modules import fused_modules
 from rl_reasoner.kernels.packing import Unsupported, arguments, attention_of, pack
+from rl_reasoner.rollout import decode_pass
 from rl_reasoner.rollout.engine import generate
+from rl_reasoner.rollout.kv_cache import KVCache, Part, Prefill
 from rl_reasoner.rollout.sampling_params import SamplingParams
 
 # Rotary embeddings that depend on the length of the batch's longest row, not on positions alone.
@@ -70,8 +72,14 @@ def fused_modules_agree(causal_lm: nn.Module) -> bool:
 
 
 def sampling_obstacle(causal_lm: nn.Module) -> str | None:
-    """Why `engine.generate` may not sample from a model, or None."""
-    return _obstacle(causal_lm, _decodes)
+    """Why `engine.generate` may not sample from a model, or None.
+
+    Notes besides whether `DecodePass` may run the model's new tokens.
+    """
+    reason = _obstacle(causal_lm, _decodes)
+    able = reason is None and decode_pass.decode_obstacle(causal_lm) is None
+    decode_pass.proved(causal_lm, able and _obstacle(causal_lm, _passes) is None)
+    return reason
 
 
 def engine_runs(causal_lm: nn.Module) -> bool:
@@ -196,6 +204,35 @@ def _decodes(causal_lm: Any) -> bool:
         places = [len(prompt) + step for prompt in prompts]
         alone.append(full[range(len(places)), places])
     return _equal(torch.cat([s.flatten(0, -2) for s in passes]), torch.cat(alone))
+
+
+def _passes(causal_lm: Any) -> bool:
+    """Compare `DecodePass` over new tokens of two unequal prompts' rows with a pass over all."""
+    first, second = _PROMPTS
+    rows = _tokens(causal_lm, 4, first + _TOKENS)
+    prompts = [rows[0, :first], rows[2, :second]]
+    new = rows[:, first:]
+    cache = KVCache(rows.device, _TOKENS)
+    decoding = decode_pass.DecodePass(causal_lm)
+    decoding.states = []
+    with attention_of(causal_lm):
+        cached = cache.add_prompts(_PROMPTS, [2, 2])
+        causal_lm.base_model(
+            input_ids=torch.cat(prompts)[None],
+            position_ids=torch.cat([torch.arange(n, device=rows.device) for n in _PROMPTS])[None],
+            use_cache=False,
+            packed=Prefill([Part(prompt, 0, prompt.length) for prompt in cached], cache),
+        )
+        cache.change([], [cached[0], cached[0], cached[1], cached[1]])
+        for step in range(_TOKENS):
+            decoding.step(new[:, step], cache)
+            cache.advance()
+    alone = []
+    for row, prompt in enumerate([prompts[0], prompts[0], prompts[1], prompts[1]]):
+        ids = torch.cat((prompt, new[row]))[None]
+        states = causal_lm.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        alone.append(states[0, len(prompt) :])
+    return _equal(torch.stack(decoding.states, 1), torch.stack(alone))
 
 
 def _tokens(causal_lm: Any, rows: int, length: int) -> Tensor:

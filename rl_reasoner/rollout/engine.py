@@ -15,6 +15,7 @@ transformers and the attention of rl_reasoner.kernels.packing; nothing of traine
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,7 @@ from transformers import GenerationMixin
 from rl_reasoner.kernels.packed_linear import packed_linears
 from rl_reasoner.kernels.packing import attention_of
 from rl_reasoner.moe.routing import SampledRoutes
+from rl_reasoner.rollout.decode_pass import DecodePass, decode_pass
 from rl_reasoner.rollout.kv_cache import KVCache, Part, Prefill
 from rl_reasoner.rollout.sampling_params import SamplingParams, is_the_policy, looks_back
 
@@ -67,8 +69,14 @@ def generate(
     finished at a step, `on_token` with (row, token id) of every token. `budgets` are the rows'
     longest completions, where these are shorter than `sampling.max_tokens`.
     """
-    with torch.no_grad(), attention_of(model), packed_linears(model, sampling.weights):
-        return _Batch(model, prompts, keys, sampling, routes, on_finished, budgets, on_token).run()
+    with torch.no_grad():
+        decoding = decode_pass(model, sampling.weights) if sampling.max_tokens > 1 else None
+        packed = decoding is None or sampling.weights is not None
+        linears = packed_linears(model, sampling.weights) if packed else nullcontext()
+        with attention_of(model), linears:
+            batch = _Batch(model, prompts, keys, sampling, routes, on_finished, budgets, on_token)
+            batch.decode_by(decoding)
+            return batch.run()
 
 
 def generates_as_transformers(model: nn.Module) -> bool:
@@ -131,6 +139,7 @@ class _Batch:
         self.on_token = on_token
         self.sampling = sampling
         self.routes = routes
+        self.decoding: DecodePass | None = None
         self.device = next(model.parameters()).device
         numbers: dict[tuple[int, ...], int] = {}
         members = [numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts]
@@ -157,6 +166,12 @@ class _Batch:
         self.budgets = torch.tensor([b or longest for b in budgets or [None] * len(prompts)])
         looks = looks_back(self.processors[lengths[0]])
         self.seen = self._padded(prompts) if looks or sampling.stop else None
+
+    def decode_by(self, decoding: DecodePass | None) -> None:
+        """Run new tokens by `decoding` where it is given, not by the model's modules."""
+        self.decoding = decoding
+        if decoding is not None:
+            self.caches.dtype = decoding.dtype
 
     def run(self) -> list[SampledCompletion]:
         """Run the prompts, then token by token until no row is left."""
@@ -206,8 +221,13 @@ class _Batch:
         self.caches.change([], [cached[group] for group in self.groups.tolist()])
 
     def _step(self, tokens: Tensor) -> Tensor:
-        positions = self.caches.positions
-        logits = self._logits(tokens[:, None], positions[:, None], packed=self.caches)
+        if self.decoding is not None:
+            logits = self.decoding.step(tokens, self.caches)[:, None]
+            if self.routes is not None and self.decoding.chosen is not None:
+                self.routes.told(self.decoding.chosen)
+        else:
+            positions = self.caches.positions
+            logits = self._logits(tokens[:, None], positions[:, None], packed=self.caches)
         self.caches.advance()
         self.time += 1
         if self.routes is not None:

@@ -51,14 +51,23 @@ class KVCache:
     other addresses; `membership` when rows enter, leave or move.
     """
 
-    def __init__(self, device: torch.device, longest: int, budget: int | None = None) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        longest: int,
+        budget: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         """`longest`: tokens of the longest completion; `budget`: of all buffers together.
+
+        `dtype`: that of the buffers, by default the keys' and values' own.
 
         More rows or prompts than fit into the budget are the caller's mistake, not refused here.
         """
         self.device = device
         self.most = longest
         self.budget = budget
+        self.dtype = dtype
         self.own: list[Pair] = []
         self.prompt: list[Pair] = []
         self.slots, self.capacity, self.prompt_slots, self.prompt_capacity = 0, 0, 0, 0
@@ -81,6 +90,11 @@ class KVCache:
         """(rows,) positions of the new tokens of a pass."""
         prompts = self.prompt_lengths[self.prompt_of[: self.rows]]
         return prompts + self.own_lengths[: self.rows]
+
+    @property
+    def most_rows(self) -> int:
+        """The most rows that one prompt has."""
+        return self._width
 
     # ------------------------------------------------------------------------ who is in the cache
 
@@ -234,12 +248,28 @@ class KVCache:
     def store_prompt(self, call: int, slot: int, start: int, key: Tensor, value: Tensor) -> Pair:
         """Keep (kv heads, n, d) of a prompt's tokens from `start`; return all until then."""
         if call == len(self.prompt):
-            self.prompt.append(_pair(key, value, self.prompt_slots, self.prompt_capacity))
+            self.prompt.append(self._pair(key, value, self.prompt_slots, self.prompt_capacity))
         end = start + key.shape[1]
         for buffer, tensor in zip(self.prompt[call], (key, value), strict=True):
             buffer[slot, :, start:end] = tensor
-        keys, values = self.prompt[call]
-        return keys[slot : slot + 1, :, :end], values[slot : slot + 1, :, :end]
+        keys, values = (
+            buffer[slot : slot + 1, :, :end].to(tensor.dtype)
+            for buffer, tensor in zip(self.prompt[call], (key, value), strict=True)
+        )
+        return keys, values
+
+    def make_room(self) -> None:
+        """Make the rows' buffers of every call that prompts have, for a pass that fills them."""
+        for keys, values in self.prompt[len(self.own) :]:
+            self.own.append(self._pair(keys[0], values[0], self.slots, self.capacity))
+
+    def _pair(self, key: Tensor, value: Tensor, slots: int, length: int) -> Pair:
+        """Zeros for the likes of `key` and `value` (kv heads, n, d)."""
+        keys, values = (
+            t.new_zeros(slots, t.shape[0], length, t.shape[-1], dtype=self.dtype or t.dtype)
+            for t in (key, value)
+        )
+        return keys, values
 
     # ---------------------------------------------------------------------------- the attention
 
@@ -253,7 +283,7 @@ class KVCache:
         rows, heads = query.shape[:2]
         shared = key.shape[1]
         if self._calls == len(self.own):
-            self.own.append(_pair(key[0], value[0], self.slots, self.capacity))
+            self.own.append(self._pair(key[0], value[0], self.slots, self.capacity))
         pair = self.own[self._calls]
         prompt_keys, prompt_values = (
             t[: len(self._prompts), :, : self.longest_prompt] for t in self.prompt[self._calls]
@@ -312,12 +342,6 @@ class KVCache:
         """The inverse of `_by_prompt`."""
         table = tensor.unflatten(2, (self._width, -1)).transpose(1, 2)  # type: ignore[no-untyped-call]
         return table.flatten(0, 1)[self._places]  # type: ignore[no-any-return]
-
-
-def _pair(key: Tensor, value: Tensor, slots: int, length: int) -> Pair:
-    """Zeros for the likes of `key` and `value` (kv heads, n, d)."""
-    keys, values = (t.new_zeros(slots, t.shape[0], length, t.shape[-1]) for t in (key, value))
-    return keys, values
 
 
 def _resized(buffer: Tensor, slots: int, length: int) -> Tensor:

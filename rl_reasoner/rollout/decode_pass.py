@@ -1,0 +1,393 @@
+"""A pass over one new token of each live row, for the common families, without calling modules.
+
+Calling transformers' modules for a few rows costs more than computing. `DecodePass` reads the
+weights of a Llama, Mistral, Qwen2, Qwen3 or Qwen3-MoE once for a call of the engine, joins the
+products that have the same input, lays them out for the processor, and runs a layer in four
+products with one operation between two: compiled ones (rl_reasoner.kernels.decoding) on a CPU that
+has them, torch's elsewhere. On a GPU the pass is a CUDA graph (rl_reasoner.rollout.decode_graphs).
+Copies of the weights last as long as the call. What passes of the model itself would do besides
+(hooks, adapters of other kinds, patched modules) it cannot know: `decode_obstacle` refuses such a
+model, and rl_reasoner.rollout.agreement tries the others before one is taken.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import grouped_mm, linear, rms_norm, silu
+
+from rl_reasoner.kernels import decoding
+from rl_reasoner.moe.experts import silent_hooks
+from rl_reasoner.moe.routing import choice_type
+from rl_reasoner.rollout.decode_graphs import Graphs, StaticRows
+from rl_reasoner.rollout.kv_cache import KVCache
+
+_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe")
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_PLAIN = ("torch.nn.modules.", "transformers.activations")  # where modules without a state are from
+_LORA = "peft.tuners.lora."
+_GRAPHED = ("cuda",)  # devices on which a pass is captured
+# the number of rows that weights are laid out for; any number may come
+_ROWS = {torch.float32: 16, torch.bfloat16: 64}
+_proved: "WeakSet[nn.Module]" = WeakSet()
+
+
+# ------------------------------------------------------------------------------- which models
+
+
+def decode_obstacle(model: Any) -> str | None:
+    """Why `DecodePass` does not run a causal language model, or None."""
+    kind = model.config.model_type
+    home = f"transformers.models.{kind}.modeling_{kind}"
+    if kind not in _FAMILIES or type(model).__module__ != home:
+        return f"models of type {type(model).__name__}"
+    if not type(model).__name__.endswith("ForCausalLM") or model.config.hidden_act != "silu":
+        return "layers of another form"
+    for module in model.modules():
+        own_forward = "forward" in vars(module)
+        if own_forward and not (module is model and hasattr(model, "_original_forward")):
+            return f"a {type(module).__name__} with a forward of its own"  # not accelerate's cast
+        reason = _module_obstacle(module, home)
+        if reason is not None:
+            return reason
+    tensors = [*model.parameters()]
+    if any(type(t) not in (nn.Parameter, Tensor) or t.dtype not in _DTYPES for t in tensors):
+        return "weights in parts or of other types"
+    if len({t.device for t in tensors}) > 1 or tensors[0].device.type == "meta":
+        return "weights on several devices"
+    sizes = (model.config.hidden_size, getattr(model.config, "moe_intermediate_size", 0))
+    if kind == "qwen3_moe" and any(size % 8 for size in sizes):
+        return "experts of an odd size"
+    return None
+
+
+def _module_obstacle(module: nn.Module, home: str) -> str | None:
+    kind = type(module)
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    if any(hook not in silent_hooks for hook in hooks):
+        return f"hooks on a {kind.__name__}"
+    if kind.__module__.startswith(_LORA):
+        layer: Any = module
+        plain = kind.__name__ == "Linear" and type(layer.base_layer) is nn.Linear
+        variants = getattr(layer, "lora_variant", {}) or any(
+            getattr(layer, "lora_bias", {}).values()
+        )
+        return None if plain and not variants else "an adapter that is not a plain LoRA"
+    if kind.__module__ != home and not kind.__module__.startswith(_PLAIN):
+        return f"a {kind.__name__}"
+    return None
+
+
+def proved(model: nn.Module, agrees: bool) -> None:
+    """Note whether passes of a model were found to agree with the model's own."""
+    if agrees:
+        _proved.add(model)
+    else:
+        _proved.discard(model)
+
+
+def decode_pass(model: nn.Module, dtype: torch.dtype | None = None) -> "DecodePass | None":
+    """The pass of a model that is proved and may be run now, with its weights as they are now.
+
+    `dtype`: that of the products and the copies of the weights, by default that of autocast where
+    it is on, else the model's own. None where transformers' modules have to be called.
+    """
+    if model not in _proved or decode_obstacle(model) is not None:
+        return None
+    kind = next(model.parameters()).device.type
+    if dtype is None and torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+    with torch.autocast(kind, enabled=False):
+        return DecodePass(model, dtype)
+
+
+# --------------------------------------------------------------------------------- the weights
+
+
+class _Product:
+    """x @ weight.T + bias, with the weight laid out for few rows."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        self.weight = weight.to(dtype)
+        self.bias = None if bias is None else bias.to(dtype)
+        on_cpu = weight.device.type == "cpu" and dtype in _ROWS
+        self.packed = on_cpu and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        if self.packed:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, _ROWS[dtype])
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        if self.packed:
+            return torch.ops.mkldnn._linear_pointwise(  # type: ignore[no-any-return]
+                rows, self.weight, self.bias, "none", [], ""
+            )
+        return linear(rows, self.weight, self.bias)
+
+
+def _joined(modules: Sequence[Any], dtype: torch.dtype) -> _Product:
+    """One product for linear layers with the same input."""
+    weights = [_weight(module).to(dtype) for module in modules]
+    biases = [getattr(module, "base_layer", module).bias for module in modules]
+    bias = None if biases[0] is None else torch.cat([b.detach().to(dtype) for b in biases])
+    return _Product(torch.cat(weights) if len(weights) > 1 else weights[0], bias, dtype)
+
+
+def _weight(module: Any) -> Tensor:
+    """A layer's weight, with its active adapters added."""
+    weight: Tensor = getattr(module, "base_layer", module).weight.detach()
+    if not hasattr(module, "base_layer") or module.disable_adapters or module.merged:
+        return weight
+    for adapter in module.active_adapters:
+        if adapter in module.lora_A:
+            weight = weight + module.get_delta_weight(adapter).to(weight.dtype)
+    return weight
+
+
+@dataclass
+class _Mlp:
+    gate_up: _Product
+    down: _Product
+
+
+@dataclass
+class _Mixture:
+    router: Tensor
+    gate_up: Tensor  # (experts, 2 * inner, hidden)
+    down: Tensor  # (experts, hidden, inner)
+    chosen: int
+    normalised: bool
+    panels: decoding.PanelExperts | None
+
+
+@dataclass
+class _Layer:
+    """A layer's weights; norms in fp32."""
+
+    before: Tensor
+    after: Tensor
+    projections: _Product  # queries, keys and values
+    heads: decoding.Heads
+    output: _Product
+    mlp: _Mlp | _Mixture
+
+
+class DecodePass:
+    """One new token of each live row through a model; see the module. For one call of the engine.
+
+    `chosen`: the experts of the last pass, (rows, layers with experts, k), or None.
+    """
+
+    def __init__(self, model: Any, dtype: torch.dtype | None = None) -> None:
+        backbone, config = model.model, model.config
+        self.dtype = dtype or next(model.parameters()).dtype
+        self.device = next(model.parameters()).device
+        self.eps = float(config.rms_norm_eps)
+        able = self.device.type == "cpu" and self.dtype in (torch.float32, torch.bfloat16)
+        self.operations = decoding.operations() if able else None
+        self.embedding = backbone.embed_tokens.weight.detach()
+        self.layers = [self._layer(layer, config) for layer in backbone.layers]
+        self.norm = backbone.norm.weight.detach().float()
+        head = model.get_output_embeddings()
+        self.head = _joined([head], self.dtype)
+        self.rotary = backbone.rotary_emb
+        self.rotation = self._rotation(1024)
+        self.chosen: Tensor | None = None
+        self._choice_type = choice_type(getattr(config, "num_experts", 0))
+        self._graphs = Graphs(self._by_torch) if self.device.type in _GRAPHED else None
+        self._kept: dict[str, Any] = {}  # of the rows at hand
+        self._state: tuple[int, int] | None = None
+        self.states: list[Tensor] | None = None  # of each pass, as the head gets them, if a list
+
+    def _layer(self, layer: Any, config: Any) -> _Layer:
+        attention = layer.self_attn
+        window = getattr(attention, "sliding_window", None)
+        if config.model_type == "mistral":
+            window = config.sliding_window
+        query, key = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
+        return _Layer(
+            layer.input_layernorm.weight.detach().float(),
+            layer.post_attention_layernorm.weight.detach().float(),
+            _joined([attention.q_proj, attention.k_proj, attention.v_proj], self.dtype),
+            decoding.Heads(
+                heads=config.num_attention_heads,
+                shared=config.num_key_value_heads,
+                dim=attention.head_dim,
+                scale=attention.scaling,
+                window=window or 0,
+                query_norm=None if query is None else query.weight.detach().float(),
+                key_norm=None if key is None else key.weight.detach().float(),
+                eps=self.eps,
+            ),
+            _joined([attention.o_proj], self.dtype),
+            self._mixture(layer.mlp) if hasattr(layer.mlp, "experts") else self._mlp(layer.mlp),
+        )
+
+    def _mlp(self, mlp: Any) -> _Mlp:
+        return _Mlp(
+            _joined([mlp.gate_proj, mlp.up_proj], self.dtype), _joined([mlp.down_proj], self.dtype)
+        )
+
+    def _mixture(self, block: Any) -> _Mixture:
+        router, experts = block.gate, block.experts
+        gate_up, down = (
+            t.detach().to(self.dtype) for t in (experts.gate_up_proj, experts.down_proj)
+        )
+        chosen, normalised = router.top_k, router.norm_topk_prob
+        panels = None
+        if self.operations is not None:
+            panels = decoding.PanelExperts(gate_up, down, chosen, normalised)
+        weight = router.weight.detach().to(self.dtype)
+        return _Mixture(weight, gate_up, down, chosen, normalised, panels)
+
+    def _rotation(self, positions: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (positions, dim), fp32."""
+        index = torch.arange(positions, device=self.device)[None]
+        cosine, sine = self.rotary(torch.zeros(1, device=self.device), index)
+        return cosine[0].contiguous(), sine[0].contiguous()
+
+    # ------------------------------------------------------------------------------- the pass
+
+    def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """(rows,) tokens of the live rows -> their logits (rows, V); `cache` is to be advanced."""
+        while cache.longest_prompt + cache.longest >= len(self.rotation[0]):
+            self.rotation = self._rotation(2 * len(self.rotation[0]))
+            self._state = None
+            if self._graphs is not None:
+                self._graphs = Graphs(self._by_torch)
+        with torch.autocast(self.device.type, enabled=False):
+            state, chosen = self._run(tokens.to(self.device), cache)
+            self.chosen = None if chosen is None else chosen.to(self._choice_type)
+            if self.states is not None:
+                self.states.append(state)
+            return self.head(state)
+
+    def _run(self, tokens: Tensor, cache: KVCache) -> tuple[Tensor, Tensor | None]:
+        if self.operations is not None:
+            return self._compiled(tokens, cache)
+        if self._graphs is not None:
+            return self._graphs.step(tokens, cache)
+        return self._by_torch(tokens, cache)
+
+    def _compiled(self, tokens: Tensor, cache: KVCache) -> tuple[Tensor, Tensor | None]:
+        """(rows, hidden) as the head gets them, and the experts, by compiled operations."""
+        operations = self.operations
+        assert operations is not None
+        rows, attentions = self._rows(cache)
+        hidden = self.embedding[tokens].float()
+        chosen: list[Tensor] = []
+        normed = hidden.new_empty(hidden.shape, dtype=self.dtype)
+        change: Tensor | None = None
+        for layer, attention in zip(self.layers, attentions, strict=True):
+            operations.norm(hidden, change, layer.before, self.eps, normed)
+            projected = layer.projections(normed)
+            width = layer.heads.heads * layer.heads.dim
+            joined = operations.attend(
+                attention[0], rows, projected, projected.new_empty(len(hidden), width)
+            )
+            change = layer.output(joined)
+            operations.norm(hidden, change, layer.after, self.eps, normed)
+            if isinstance(mlp := layer.mlp, _Mlp):
+                wide = mlp.gate_up(normed)
+                change = mlp.down(
+                    operations.gated(wide, wide.new_empty(len(wide), wide.shape[1] // 2))
+                )
+            else:
+                assert mlp.panels is not None
+                chosen.append(experts := torch.empty(len(hidden), mlp.chosen, dtype=torch.long))
+                change = operations.mixture(
+                    mlp.panels,
+                    normed,
+                    linear(normed, mlp.router),
+                    experts,
+                    torch.empty_like(normed),
+                )
+        return operations.norm(hidden, change, self.norm, self.eps, normed), _stacked(chosen)
+
+    def _rows(self, cache: KVCache) -> tuple[decoding.Rows, list[Any]]:
+        """Where keys and values of the live rows lie; the same objects until the cache changes."""
+        state = (cache.version, cache.membership)
+        if self._state != state:
+            cache.make_room()
+            rows = decoding.Rows(
+                cache.own_lengths,
+                cache.prompt_of[: cache.rows],
+                cache.prompt_lengths,
+                self.rotation,
+                self.layers[0].heads.heads,
+            )
+            layers = [
+                decoding.layer_of(layer.heads, prompt, own)
+                for layer, prompt, own in zip(self.layers, cache.prompt, cache.own, strict=True)
+            ]
+            self._kept, self._state = {"rows": rows, "layers": layers}, state
+        return self._kept["rows"], self._kept["layers"]
+
+    def _by_torch(
+        self, tokens: Tensor, cache: KVCache | StaticRows
+    ) -> tuple[Tensor, Tensor | None]:
+        """The same by torch's operations."""
+        positions = cache.positions
+        cosine, sine = (table[positions][:, None] for table in self.rotation)
+        hidden = self.embedding[tokens].float()
+        chosen: list[Tensor] = []
+        width = hidden.shape[1:]
+        for layer in self.layers:
+            normed = rms_norm(hidden, width, layer.before, self.eps).to(self.dtype)
+            joined = _attended(layer, layer.projections(normed), cache, (cosine, sine))
+            hidden = hidden + layer.output(joined)
+            normed = rms_norm(hidden, width, layer.after, self.eps).to(self.dtype)
+            if isinstance(mlp := layer.mlp, _Mlp):
+                gates, others = mlp.gate_up(normed).chunk(2, dim=-1)
+                hidden = hidden + mlp.down(silu(gates).mul_(others))
+            else:
+                change, experts = _mixed(mlp, normed)
+                hidden = hidden + change
+                chosen.append(experts)
+        return rms_norm(hidden, width, self.norm, self.eps).to(self.dtype), _stacked(chosen)
+
+
+def _stacked(chosen: list[Tensor]) -> Tensor | None:
+    """(rows, layers, k) of each layer's choices; None of a model without experts."""
+    return torch.stack(chosen, dim=1) if chosen else None
+
+
+def _attended(
+    layer: _Layer,
+    projected: Tensor,
+    cache: KVCache | StaticRows,
+    rotation: tuple[Tensor, Tensor],
+) -> Tensor:
+    """Attention of a layer by torch: (rows, all heads * dim) -> (rows, heads * dim)."""
+    heads = layer.heads
+    parts = projected.unflatten(1, (-1, heads.dim))  # type: ignore[no-untyped-call]
+    query, key, value = parts.split([heads.heads, heads.shared, heads.shared], dim=1)
+    turned = []
+    for part, norm in ((query, heads.query_norm), (key, heads.key_norm)):
+        part = part.float()
+        if norm is not None:
+            part = rms_norm(part, (heads.dim,), norm, heads.eps)
+        first, second = part.chunk(2, dim=-1)
+        swapped = torch.cat((-second, first), dim=-1)
+        turned.append((part * rotation[0] + swapped * rotation[1]).to(projected.dtype))
+    query, key, value = (t.unsqueeze(2) for t in (*turned, value))
+    return cache.attend(query, key, value, heads.scale, heads.window).flatten(1)
+
+
+def _mixed(mlp: _Mixture, given: Tensor) -> tuple[Tensor, Tensor]:
+    """(rows, hidden) through their experts by torch, and which these are (rows, k)."""
+    shares = linear(given, mlp.router).softmax(-1, dtype=torch.float32)
+    gates, chosen = shares.topk(mlp.chosen, dim=-1)
+    if mlp.normalised:
+        gates = gates / gates.sum(-1, keepdim=True)
+    experts, order = chosen.flatten().sort(stable=True)
+    numbers = torch.arange(len(mlp.gate_up), device=given.device)
+    ends = torch.searchsorted(experts, numbers, right=True).int()
+    wide = grouped_mm(given[order // mlp.chosen], mlp.gate_up.transpose(1, 2), offs=ends)
+    first, second = wide.chunk(2, dim=-1)
+    parts = grouped_mm(silu(first).mul_(second), mlp.down.transpose(1, 2), offs=ends)
+    products = torch.empty_like(parts)
+    products[order] = parts
+    products = products.unflatten(0, chosen.shape)  # type: ignore[no-untyped-call]
+    return (products * gates.unsqueeze(-1)).sum(1), chosen

@@ -1,0 +1,219 @@
+"""The pass over one new token of each row: transformers' values, or transformers' modules."""
+
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+from rl_reasoner.kernels import native
+from rl_reasoner.moe.routing import Routing, SampledRoutes
+from rl_reasoner.rollout import decode_pass
+from rl_reasoner.rollout.agreement import sampling_obstacle
+from rl_reasoner.rollout.engine import generate
+from rl_reasoner.rollout.sampling_params import SamplingParams
+
+END = 1
+SIZES: dict[str, Any] = {"vocab_size": 40, "hidden_size": 48, "num_hidden_layers": 3}
+SIZES |= {"num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 70}
+SIZES |= {"initializer_range": 0.3, "pad_token_id": 0, "eos_token_id": END, "bos_token_id": 2}
+EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "head_dim": 16}
+LONG = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0}
+LONG |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8}
+SLIDING = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
+CONFIGS = {
+    "llama": lambda: transformers.LlamaConfig(**SIZES),
+    "llama, tied, scaled, biases": lambda: transformers.LlamaConfig(
+        **SIZES, tie_word_embeddings=True, attention_bias=True, rope_parameters=LONG
+    ),
+    "mistral, window": lambda: transformers.MistralConfig(**SIZES, sliding_window=5),
+    "qwen2": lambda: transformers.Qwen2Config(**SIZES),
+    "qwen2, windows in some layers": lambda: transformers.Qwen2Config(**SIZES, **SLIDING),
+    "qwen3, tied": lambda: transformers.Qwen3Config(**SIZES, head_dim=20, tie_word_embeddings=True),
+    "qwen3_moe": lambda: transformers.Qwen3MoeConfig(**SIZES, **EXPERTS, norm_topk_prob=True),
+    "qwen3_moe, some layers dense": lambda: transformers.Qwen3MoeConfig(
+        **SIZES, **EXPERTS, norm_topk_prob=False, mlp_only_layers=[1]
+    ),
+}
+PROMPTS = [[7, 9, 3, 8, 12], [4], [30, 31, 5, 6, 20, 11, 2, 3, 17, 18, 19]]
+ROWS = [PROMPTS[i] for i in (0, 1, 2, 2, 0, 2, 2, 2, 2, 2, 2, 2, 2, 1)]
+
+
+@pytest.fixture(params=["compiled", "torch", "graphs"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The ways to do what lies between the products; a graph's buffers, not captured here."""
+    compiled = request.param == "compiled"
+    if compiled and native.library() is None:
+        pytest.skip("no compiled operations on this machine")
+    monkeypatch.setattr(native, "available", lambda: compiled)
+    if request.param == "graphs":
+        monkeypatch.setattr(decode_pass, "_GRAPHED", ("cpu",))
+    return str(request.param)
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows of every pass that calls no modules."""
+    seen: list[int] = []
+    step = decode_pass.DecodePass.step
+
+    def counted(self: Any, tokens: torch.Tensor, cache: Any) -> torch.Tensor:
+        seen.append(len(tokens))
+        return step(self, tokens, cache)
+
+    monkeypatch.setattr(decode_pass.DecodePass, "step", counted)
+    return seen
+
+
+def model_of(kind: str, dtype: torch.dtype = torch.float32) -> Any:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(CONFIGS[kind]()).to(dtype).eval()
+
+
+def sampled(model: Any, tokens: int = 14, **options: Any) -> list[Any]:
+    sampling = SamplingParams(tokens, (END,), policy_temperature=1.0, **options)
+    return generate(model, ROWS, [[row] for row in range(len(ROWS))], sampling)
+
+
+def gap(model: Any, completions: list[Any]) -> float:
+    """The largest difference of a log-probability from the model's own, over whole rows."""
+    worst = 0.0
+    for prompt, completion in zip(ROWS, completions, strict=True):
+        ids = torch.tensor([[*prompt, *completion.ids]])
+        with torch.no_grad():
+            logps = model(ids).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+        own = logps.gather(1, torch.tensor(completion.ids)[:, None]).squeeze(1)
+        worst = max(worst, float((own - torch.tensor(completion.policy_logps)).abs().max()))
+    return worst
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_log_probs_are_those_of_transformers(kind: str, way: str, passes: list[int]) -> None:
+    """Rows of three prompts that end at different times."""
+    model = model_of(kind)
+    assert sampling_obstacle(model) is None
+    passes.clear()
+    completions = sampled(model)
+    assert len(set(passes)) > 1, "the pass was taken, and rows left on the way"
+    assert gap(model, completions) < 2e-4
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_greedy_tokens_are_those_of_the_modules(kind: str, way: str, passes: list[int]) -> None:
+    model = model_of(kind)
+    expected = [c.ids for c in sampled(model, temperature=0.0)]
+    assert not passes, "a model is not taken before it was tried"
+    assert sampling_obstacle(model) is None
+    assert [c.ids for c in sampled(model, temperature=0.0)] == expected
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3_moe"])
+def test_bfloat16_stays_near(kind: str, way: str, passes: list[int]) -> None:
+    model = model_of(kind, torch.bfloat16)
+    assert sampling_obstacle(model) is None
+    passes.clear()
+    completions = sampled(model, temperature=0.0)
+    assert passes
+    ids = [torch.tensor([[*p, *c.ids]]) for p, c in zip(ROWS, completions, strict=True)]
+    with torch.no_grad():
+        own = [model.float()(row).logits[0].log_softmax(-1) for row in ids]
+    gaps = [
+        abs(float(table[len(p) - 1 + i, token]) - logp)
+        for table, p, c in zip(own, ROWS, completions, strict=True)
+        for i, (token, logp) in enumerate(zip(c.ids, c.policy_logps, strict=True))
+    ]
+    assert sorted(gaps)[len(gaps) // 2] < 0.1
+
+
+def test_autocast_is_kept_to(way: str, passes: list[int]) -> None:
+    model = model_of("qwen3, tied")
+    assert sampling_obstacle(model) is None
+    passes.clear()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        completions = sampled(model)
+    assert passes
+    assert 1e-4 < gap(model, completions) < 0.6
+
+
+def test_adapters_are_added_to_the_weights(way: str, passes: list[int]) -> None:
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"])
+    wrapped = peft.get_peft_model(model_of("qwen2"), config).eval()
+    for name, weight in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.2)
+    model = wrapped.get_base_model()
+    assert sampling_obstacle(model) is None
+    passes.clear()
+    assert gap(model, sampled(model)) < 2e-4 and passes
+    with wrapped.disable_adapter():
+        assert gap(model, sampled(model)) < 2e-4
+
+
+def routes_of(model: Any) -> Any:
+    """The experts of completions, recorded while the engine samples."""
+    with Routing(model).record() as taken:
+        routes = SampledRoutes(taken)
+        keys = [[row] for row in range(len(ROWS))]
+        generate(model, ROWS, keys, SamplingParams(14, (END,)), routes)
+    return routes.routes()
+
+
+def test_the_experts_of_the_pass_are_told(way: str, passes: list[int]) -> None:
+    model = model_of("qwen3_moe")
+    by_routers = routes_of(model)
+    assert not passes and sampling_obstacle(model) is None
+    passes.clear()
+    by_pass = routes_of(model)
+    assert passes
+    for first, second in zip(by_routers.completions, by_pass.completions, strict=True):
+        assert torch.equal(first.sort(-1).values, second.sort(-1).values)
+
+
+def test_weights_are_those_of_the_call(passes: list[int]) -> None:
+    model = model_of("llama")
+    assert sampling_obstacle(model) is None
+    sampled(model)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.mul_(-1)
+    passes.clear()
+    assert gap(model, sampled(model)) < 2e-4 and passes
+
+
+def hooked(model: Any) -> None:
+    model.model.layers[0].mlp.register_forward_hook(lambda module, inputs, output: output * 1.5)
+
+
+def patched(model: Any) -> None:
+    layer = model.model.layers[1].mlp.up_proj
+    layer.forward = lambda given: torch.nn.functional.linear(given, layer.weight) * 0.5
+
+
+def subclassed(model: Any) -> None:
+    class Own(torch.nn.Linear):
+        def forward(self, given: torch.Tensor) -> torch.Tensor:
+            return super().forward(given) * 0.5
+
+    model.model.layers[0].self_attn.o_proj.__class__ = Own
+
+
+@pytest.mark.parametrize("change", [hooked, patched, subclassed], ids=lambda f: f.__name__)
+def test_what_only_modules_do_is_left_to_them(change: Any, passes: list[int]) -> None:
+    """Also where it comes after the model was tried."""
+    model = model_of("llama")
+    assert sampling_obstacle(model) is None
+    change(model)
+    passes.clear()
+    assert gap(model, sampled(model)) < 2e-4
+    assert not passes
+    assert sampling_obstacle(model) is None
+    assert gap(model, sampled(model)) < 2e-4
+    assert not passes
+
+
+def test_other_models_are_named() -> None:
+    config = transformers.GPT2Config(vocab_size=40, n_layer=1, n_embd=32, n_head=2)
+    model = AutoModelForCausalLM.from_config(config)
+    assert decode_pass.decode_obstacle(model) == "models of type GPT2LMHeadModel"
+    assert decode_pass.decode_obstacle(model_of("llama")) is None
