@@ -6,7 +6,7 @@ Nothing heavy is imported before it is needed.
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tyro.conf import FlagCreatePairsOff, Positional, arg
@@ -60,6 +60,8 @@ class EvalVerb:
     """for hub ids: configuration"""
     split: str | None = None
     """for hub ids and saved folders: split (default: test)"""
+    weights: Literal["own", "auto", "bfloat16"] = "own"
+    """sample with the policy's own weights, or with copies in bf16"""
     server: str | None = None
     """URL of an OpenAI-compatible server of the model"""
     trained_on: str | None = None
@@ -147,6 +149,7 @@ class EvalVerb:
                 progress=progress,
                 cache=None if self.no_cache else cache_folder() / "samples",
                 trained_on=trained_on,
+                weights=self.weights,
             )
 
     def _set(self, name: str) -> "str | FileData":

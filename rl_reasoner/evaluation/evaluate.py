@@ -59,6 +59,7 @@ def evaluate(
     progress: Progress | None = None,
     cache: Path | None = None,
     trained_on: Sequence[Row] | None = None,
+    weights: str = "own",
 ) -> EvalResult:
     """Sample and score completions of `policy` (or of the one its name opens) on `sets`.
 
@@ -69,7 +70,7 @@ def evaluate(
     `modes` asks for several passes, each with an entry of its own; with it, `samples` counts for
     the mode "sampled". `cache` is a folder that keeps what was drawn (see `rollout.cache`).
     `trained_on` are rows that the policy was trained on: overlaps are counted and the rest reported
-    as `@clean`. Raises `UserError`.
+    as `@clean`. `weights` are sampled: auto and bfloat16 round them. Raises `UserError`.
     """
     _check(samples, modes or (), temperature)
     check_judge(reward, reward_options)
@@ -85,10 +86,8 @@ def evaluate(
             "temperature": temperature,
             "max_tokens": max_tokens,
             "template": template,
-            **({"system": system} if system else {}),
             "reward": reward or "by the rows",
-            **({"reward_options": dict(reward_options)} if reward_options else {}),
-            **({"asked": {k: v.model_dump() for k, v in asked.items()}} if asked else {}),
+            **_optional_settings(system, reward_options, asked, weights),
         },
     )
     with _threads(opened):
@@ -101,6 +100,21 @@ def evaluate(
             session.set(which if isinstance(which, str) else which.path, data, rows, trained_on)
         session.finish()
     return result
+
+
+def _optional_settings(
+    system: str | None,
+    reward_options: Mapping[str, Any] | None,
+    asked: Mapping[str, EvalOverrides] | None,
+    weights: str,
+) -> dict[str, Any]:
+    """The settings that a result names only where they are not the default."""
+    return {
+        **({"system": system} if system else {}),
+        **({"reward_options": dict(reward_options)} if reward_options else {}),
+        **({"asked": {k: v.model_dump() for k, v in asked.items()}} if asked else {}),
+        **({"weights": weights} if weights != "own" else {}),
+    }
 
 
 @contextmanager
@@ -201,11 +215,14 @@ class _Session:
             "progress": _counter(self.progress, label, count * len(prompts)),
             "cache": self.cache,
         }
+        weights = self.result.settings.get("weights", "own")
         if isinstance(self.policy, ServedPolicy):
+            if weights != "own":
+                raise UserError(f"weights is {weights}, but the server samples with its own")
             return self.policy.sample(prompts, **options)
         from rl_reasoner.rollout.sampler import sample
 
-        return sample(self.policy, prompts, **options)
+        return sample(self.policy, prompts, weights=weights, **options)
 
     def finish(self) -> None:
         """Write the manifest."""

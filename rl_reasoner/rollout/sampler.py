@@ -25,6 +25,7 @@ from rl_reasoner.rollout.agreement import engine_runs, in_mode
 from rl_reasoner.rollout.cache import SampleCache, SampleJob, sample_through
 from rl_reasoner.rollout.long_prompts import declared_places, named_rows, places_of, too_long
 from rl_reasoner.rollout.sampling_params import SamplingParams
+from rl_reasoner.rollout.sampling_weights import sampling_dtype
 from rl_reasoner.types import Prompt, Rollout, Row
 
 __all__ = ["Force", "eos_ids", "prompt_ids", "sample", "weights_hash"]
@@ -92,6 +93,7 @@ def sample(
     max_tokens: int = 256,
     seed: int = 0,
     force: Force | None = None,
+    weights: str = "own",
     progress: Callable[[int], None] | None = None,
     cache: SampleCache | None = None,
     on_token: engine.OnToken | None = None,
@@ -99,14 +101,15 @@ def sample(
     """Sample `samples` completions for each prompt; greedy (all the same one) at temperature 0.
 
     `force` "chain" begins each completion with an open `<think>` that may not close at once;
-    "direct" begins it with an empty one. What was forced is part of the returned text. `progress`
+    "direct" begins it with an empty one. What was forced is part of the returned text. `weights`:
+    those that are sampled from (`rl_reasoner.rollout.sampling_weights`). `progress`
     is called with the number of completions done since the last call. What `cache` holds is not
     drawn again, what is drawn is kept in it batch by batch. `on_token` is
     called with (row of the batch, token id) as each token is drawn.
     """
     ids = [prompt_ids(policy, prompt, _PREFIXES[force]) for prompt in prompts]
     _check_places(policy, prompts, ids, max_tokens)
-    drawer = _Drawer(policy, temperature, max_tokens, seed, force)
+    drawer = _Drawer(policy, temperature, max_tokens, seed, force, weights)
 
     def draw(jobs: Sequence[SampleJob]) -> Iterator[dict[SampleJob, Rollout]]:
         for batch in drawer.batches(sorted(jobs, key=lambda job: len(ids[job[0]])), ids):
@@ -165,7 +168,13 @@ class _Drawer:
     """Draws completions of one policy with one set of sampling parameters."""
 
     def __init__(
-        self, policy: Policy, temperature: float, max_tokens: int, seed: int, force: Force | None
+        self,
+        policy: Policy,
+        temperature: float,
+        max_tokens: int,
+        seed: int,
+        force: Force | None,
+        weights: str,
     ) -> None:
         self.policy = policy
         self.model: Any = policy.model
@@ -179,6 +188,7 @@ class _Drawer:
             ends=tuple(eos_ids(policy)),
             temperature=temperature,
             begin_suppress=tuple(closing) if force == "chain" else (),
+            weights=sampling_dtype(self.model, weights, "weights"),
         )
         self.by_engine = engine_runs(self.model)
 
@@ -192,6 +202,8 @@ class _Drawer:
             "begin_suppress": self.sampling.begin_suppress,
             "sampler": "engine" if self.by_engine else "generate",
         }
+        if self.sampling.weights is not None:
+            settings["weights"] = str(self.sampling.weights)
         return cache.key([*ids], settings, self.seed if self.sampling.temperature else None, number)
 
     def batches(self, jobs: Sequence[SampleJob], ids: Sequence[list[int]]) -> list[list[SampleJob]]:

@@ -1,11 +1,13 @@
 """Which weights a policy is sampled from, and that what is drawn is drawn from these."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
 
+from rl_reasoner import evaluate, open_policy
 from rl_reasoner.errors import UserError
 from rl_reasoner.kernels.packed_linear import packed_linears
 from rl_reasoner.rollout import sampling_weights
@@ -103,3 +105,18 @@ def test_the_mismatch_is_measured_with_the_weights_that_are_sampled() -> None:
         for weights in ("own", "bfloat16")
     }
     assert gaps["own"].largest < 1e-4 < gaps["bfloat16"].mean
+
+
+def test_an_evaluation_says_that_its_weights_were_rounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RL_REASONER_CACHE", str(tmp_path))
+    rows = tmp_path / "sums.jsonl"
+    rows.write_text('{"problem": "1+1=", "answer": "2"}\n', encoding="utf-8")
+    policy = open_policy("scratch:dense-tiny", seed=0, device="cpu")
+    found = {
+        weights: evaluate(policy, [str(rows)], max_tokens=3, weights=weights, cache=tmp_path / "c")
+        for weights in ("own", "bfloat16")
+    }
+    assert "weights" not in found["own"].settings
+    assert found["bfloat16"].settings["weights"] == "bfloat16"
