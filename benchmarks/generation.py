@@ -114,10 +114,13 @@ def opened(args: argparse.Namespace) -> Any:
 
 
 def ours(args: argparse.Namespace) -> Draw:
+    from rl_reasoner.rollout.agreement import engine_runs
     from rl_reasoner.rollout.engine import generate
     from rl_reasoner.rollout.sampling_params import SamplingParams
 
     model = opened(args)
+    if not engine_runs(model):  # which also proves the pass for one token, as a trainer does
+        raise SystemExit("the engine does not run this model")
 
     def draw(prompts: list[list[int]], lengths: list[int]) -> list[tuple[list[int], list[float]]]:
         sampling = SamplingParams(max_tokens=max(lengths), ends=(-1,))
