@@ -113,7 +113,7 @@ def _packed(layer: nn.Linear, dtype: torch.dtype, back: bool) -> Callable[[Tenso
 @torch.no_grad()
 def _time_bf16() -> str:
     """`bfloat16` where it is clearly faster over weights that no cache holds, else `float32`."""
-    layers = [nn.Linear(1024, 4096, bias=False) for _ in range(8)]  # 128 MiB
+    layers = _layers(8, 1024, 4096)  # 128 MiB
     given = torch.ones(32, 1024)
     exact, rounded = (
         _best_seconds([_packed(layer, dtype, True) for layer in layers], given)
@@ -125,11 +125,17 @@ def _time_bf16() -> str:
 @torch.no_grad()
 def _time_layout() -> str:
     """`packed` where oneDNN's layout is clearly faster for a tiny model too, else `plain`."""
-    layers = [nn.Linear(256, 704, bias=False) for _ in range(16)]  # 11 MiB
+    layers = _layers(16, 256, 704)  # 11 MiB
     given = torch.ones(32, 256)
     plain = _best_seconds([layer.forward for layer in layers], given)
     packed = _best_seconds([_packed(layer, torch.float32, True) for layer in layers], given)
     return "packed" if packed < 0.9 * plain else "plain"
+
+
+def _layers(count: int, inputs: int, outputs: int) -> list[nn.Linear]:
+    """Layers with random weights; the global generator is as it was after."""
+    with torch.random.fork_rng([]):
+        return [nn.Linear(inputs, outputs, bias=False) for _ in range(count)]
 
 
 def _best_seconds(products: list[Callable[[Tensor], Tensor]], given: Tensor) -> float:
