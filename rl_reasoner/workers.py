@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,12 @@ class Worker:
     It leads a process group of its own: Ctrl-C does not reach it, and a kill takes what it started
     along. What it prints is lost, or with `shown` goes to this process's standard error. It imports
     from where this process does, and not from the working folder first: a file random.py there
-    would be taken for the standard module.
+    would be taken for the standard module. It has the open files `fds`, by the same numbers.
     """
 
-    def __init__(self, module: str, *arguments: str, shown: bool = False) -> None:
+    def __init__(
+        self, module: str, *arguments: str, shown: bool = False, fds: Sequence[int] = ()
+    ) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", module, *arguments],
             stdin=subprocess.PIPE,
@@ -51,6 +54,7 @@ class Worker:
             stderr=None if shown else subprocess.DEVNULL,
             bufsize=0,
             start_new_session=True,
+            pass_fds=fds,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(_paths())},
         )
         assert self.process.stdin is not None

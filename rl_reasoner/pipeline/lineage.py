@@ -50,6 +50,8 @@ def facts_of(recipe: Recipe, stage: Stage, made: Mapping[str, str]) -> dict[str,
             n: spec.model_dump(mode="json", exclude_none=True) for n, spec in recipe.rewards.items()
         }
         facts["code"] = {name: code for name in recipe.rewards if (code := _code(name))}
+        if recipe.run.overlap != "off":
+            facts["overlap"] = recipe.run.overlap
     if isinstance(stage, SampleStage) and stage.reward:
         facts["code"] = _code(stage.reward)
     if not isinstance(stage, SampleStage):

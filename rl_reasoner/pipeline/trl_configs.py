@@ -75,7 +75,16 @@ def config(
     weights = [spec.weight for spec in recipe.rewards.values()]
     if recipe.run.rewards_on == "ray":
         ray_cluster.installed()
-    given = {"reward_weights": weights, "rewards_on": recipe.run.rewards_on}
+    if recipe.run.overlap != "off" and processes > 1:
+        raise UserError(
+            f"run.overlap: {recipe.run.overlap} samples beside one process that trains, not beside "
+            f"{processes}"
+        )
+    given = {
+        "reward_weights": weights,
+        "rewards_on": recipe.run.rewards_on,
+        "overlap": recipe.run.overlap,
+    }
     return GRPOConfig(**{**common, **_grpo(stage, processes), **given, **stage.trainer})
 
 

@@ -168,6 +168,11 @@ class RunSpec(Part):
         default="auto",
         description="several processes: how weights are distributed; auto: as the launcher is set",
     )
+    overlap: Literal["off", "one_step"] = Field(
+        default="off",
+        description="one_step: GRPO samples a batch while the one before it trains, with the "
+        "weights before, corrected for that; half of the threads each",
+    )
     rewards_on: Literal["here", "ray"] = Field(
         default="here", description="where rewards, programs and verifications run in training"
     )

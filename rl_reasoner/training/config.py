@@ -16,6 +16,7 @@ from rl_reasoner.rollout.sampling_weights import check_choice
 from rl_reasoner.training.advantages import ESTIMATORS
 
 _GIVEN = "_given"
+OVERLAPS = ("off", "one_step")
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -75,6 +76,12 @@ class GRPOConfig(trl.GRPOConfig, _RemembersGiven):  # type: ignore[misc]
     )
     overlap_rewards: bool = _setting(
         True, "Score completions while others are being sampled (@reward functions)."
+    )
+
+    overlap: str = _setting(
+        "off",
+        "one_step: sample a batch while the one before it is trained on, by the weights before, "
+        "corrected as by correct_sampling; half of torch's threads sample.",
     )
 
     # The objective.
@@ -150,6 +157,7 @@ class GRPOConfig(trl.GRPOConfig, _RemembersGiven):  # type: ignore[misc]
                 given["scale_rewards"] = scale.get(given["scale_rewards"], given["scale_rewards"])
             for name, value in algorithm_settings(self.algorithm, given).items():
                 setattr(self, name, value)
+        _check_sampling(self)
         _check_objective(self)
         _check_rewards(self)
         check_choice("sampling_weights", self.sampling_weights)
@@ -163,13 +171,26 @@ def _default(kind: Any, name: str) -> Any:
     return setting.default_factory() if setting.default_factory is not MISSING else setting.default
 
 
+def _check_sampling(config: GRPOConfig) -> None:
+    """Raises `UserError` for a way of sampling that there is not, or that is not corrected for."""
+    if config.overlap not in OVERLAPS:
+        raise unknown("overlap", str(config.overlap), OVERLAPS)
+    ahead = config.overlap != "off"
+    if ahead and config.correct_sampling is False:
+        raise UserError(
+            f"overlap={config.overlap!r} trains on completions of other weights, and "
+            "correct_sampling=False would not correct for that: leave correct_sampling out"
+        )
+    if (ahead or config.correct_sampling) and not config.vllm_importance_sampling_correction:
+        raise UserError(
+            f"{'overlap=' + repr(config.overlap) if ahead else 'correct_sampling=True'} corrects "
+            "by trl's code for vLLM, and vllm_importance_sampling_correction=False turns that off: "
+            "use only one of them"
+        )
+
+
 def _check_objective(config: GRPOConfig) -> None:
     """Raises `UserError` for settings that exclude each other, whoever set them."""
-    if config.correct_sampling and not config.vllm_importance_sampling_correction:
-        raise UserError(
-            "correct_sampling=True corrects by trl's code for vLLM, and "
-            "vllm_importance_sampling_correction=False turns that off: use only one of them"
-        )
     if config.kl_estimator not in ESTIMATORS:
         raise unknown("kl_estimator", str(config.kl_estimator), ESTIMATORS)
     if config.kl_in not in ("loss", "reward"):

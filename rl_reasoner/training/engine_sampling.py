@@ -6,12 +6,13 @@ for vLLM's (`correct_sampling`). What the engine does not do is left to trl, sai
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers.generation import StopStringCriteria
 from trl.models.utils import disable_gradient_checkpointing
 
@@ -19,21 +20,24 @@ from rl_reasoner.distributed.sharding import gathered_params
 from rl_reasoner.kernels.causal_lm import base_of
 from rl_reasoner.rollout.agreement import in_mode
 from rl_reasoner.rollout.engine import generate, generates_as_transformers
+from rl_reasoner.rollout.sampling_order import SamplingOrder
 from rl_reasoner.rollout.sampling_params import SamplingParams, unhandled
 from rl_reasoner.rollout.sampling_weights import sampling_dtype
+from rl_reasoner.training.micro_batches import moves
 from rl_reasoner.training.packed_forward import is_on, sampled_elsewhere
 from rl_reasoner.training.rollout_batch import RolloutBatch
-from rl_reasoner.training.trl_internals import put_on
+from rl_reasoner.training.trl_internals import BATCHES, LOSS, PASS, put_on
 
 logger = logging.getLogger(__name__)
+RATIO = "importance_sampling_ratio"  # a column of a batch
 _NOT_HERE = "fast_rollouts: transformers' generate is used, for %s"
 
 
 class EngineSampling:
     """The engine's part in a trainer's sampling; see the module's docstring.
 
-    `on`: whether the engine samples at all; `evaluated`: batches of the evaluation at hand that are
-    sampled.
+    `on`: whether the engine samples at all; `correcting`: whether trl corrects for it now;
+    `evaluated`: batches of the evaluation at hand that are sampled.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -41,9 +45,10 @@ class EngineSampling:
         self.evaluated = 0
         self._elsewhere: set[str] = set()  # for what later `generate` was used, as was said
         self._sampling: SamplingParams | None = None  # as it was drawn last
+        self._ahead = getattr(trainer.args, "overlap", "off") != "off"  # drawn with other weights
         self._corrects: bool | None = getattr(trainer.args, "correct_sampling", False)
         self._wanted: str = getattr(trainer.args, "sampling_weights", "own")  # of trl's config
-        self._correcting = False  # trl's `use_vllm` is set only so that it corrects
+        self.correcting = False  # trl's `use_vllm` is set only so that it corrects
         wanted = is_on(trainer, "fast_rollouts")
         reason = self.obstacle()
         if reason and wanted and reason != trainer.packed_forward.obstacle:  # said already
@@ -125,7 +130,6 @@ class EngineSampling:
         part = step % trainer.args.gradient_accumulation_steps if train else self.evaluated
         key = (trainer.args.seed, int(train), trainer.state.global_step, part)
         first = batch.earlier + trainer.accelerator.process_index * len(prompt_ids)
-        rows = range(first, first + len(prompt_ids))
         overlapped = trainer.reward_pass.begin_overlapped(batch)
         base = base_of(trainer.model)
         checkpointing = trainer.args.gradient_checkpointing_kwargs
@@ -138,26 +142,45 @@ class EngineSampling:
             completions = generate(
                 base,
                 prompt_ids,
-                [(*key, row // size, row % size) for row in rows],
+                _keys(key, first, len(prompt_ids), size),
                 how,
                 routes,
                 None if overlapped is None else overlapped.add,
-                self.budgets(batch, len(prompt_ids)),
+                self.budgets(batch.rows, len(prompt_ids)),
             )
         batch.policy_logps = [c.policy_logps for c in completions]
         return [c.ids for c in completions], [c.logps for c in completions]
 
-    def budgets(self, batch: RolloutBatch, count: int) -> list[int | None]:
-        """The longest completions that the rows at hand allow themselves (column `max_tokens`)."""
-        if not self.trainer.use_row_settings or len(batch.rows) != count:
+    def order(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        prompt_ids: list[list[int]],
+        size: int,
+        how: SamplingParams,
+        at: int,
+    ) -> SamplingOrder:
+        """What `sample` would draw for the training's `rows` when micro-batch `at` begins."""
+        trainer = self.trainer
+        device = trainer.accelerator.device.type
+        with trainer.accelerator.autocast():
+            low = torch.is_autocast_enabled(device)
+            dtype = torch.get_autocast_dtype(device) if low else None
+        key = (trainer.args.seed, 1, *divmod(at, trainer.args.gradient_accumulation_steps))
+        keys = _keys(key, 0, len(prompt_ids), size)
+        budgets = self.budgets(rows, len(prompt_ids))
+        return SamplingOrder(prompt_ids, keys, how, budgets, dtype, trainer.router_replay.records)
+
+    def budgets(self, rows: Sequence[Mapping[str, Any]], count: int) -> list[int | None]:
+        """The longest completions that `count` rows allow themselves (column `max_tokens`)."""
+        if not self.trainer.use_row_settings or len(rows) != count:
             return [None] * count
-        return [row.get("max_tokens") for row in batch.rows]
+        return [row.get("max_tokens") for row in rows]
 
     def cut(
         self, batch: RolloutBatch, ids: list[list[int]], logps: list[list[float]] | None
     ) -> tuple[list[list[int]], list[list[float]] | None]:
         """Completions that trl sampled and their log-probs, as long as their rows allow."""
-        budgets = self.budgets(batch, len(ids))
+        budgets = self.budgets(batch.rows, len(ids))
         shorter = [row[:budget] for row, budget in zip(ids, budgets, strict=True)]
         return shorter, logps and [row[:b] for row, b in zip(logps, budgets, strict=True)]
 
@@ -165,19 +188,26 @@ class EngineSampling:
 
     @property
     def corrects(self) -> bool:
-        """Whether tokens are weighed: as asked for, else where the weights are rounded."""
+        """Whether tokens are weighed: as asked for, else where the weights are rounded or others."""
+        if self._ahead:
+            return True
         if self._corrects is None:
             correction = self.trainer.args.vllm_importance_sampling_correction
             return bool(correction) and self._rounds
         return self._corrects
 
     @contextmanager
-    def corrected(self) -> Iterator[None]:
-        """Inside, trl corrects for the engine's log-probs as it does for vLLM's."""
+    def corrected(self, *, sampling: bool = False) -> Iterator[None]:
+        """Inside, trl corrects for the engine's log-probs as it does for vLLM's.
+
+        Where a batch is sampled (`sampling`), only if the training's own pass does not do it.
+        """
         trainer = self.trainer
         correcting = not trainer.use_vllm and self.sampling() is not None and self.corrects
+        if sampling and trainer.model.training and trainer.sampling_correction.in_the_loss:
+            correcting = False
         with (
-            put_on(self, "_correcting", correcting),
+            put_on(self, "correcting", correcting),
             put_on(trainer, "use_vllm", trainer.use_vllm or correcting),
         ):
             yield
@@ -187,7 +217,7 @@ class EngineSampling:
         """Inside, completions are sampled from whole weights, and it is not vLLM that samples."""
         trainer = self.trainer
         with (
-            put_on(trainer, "use_vllm", trainer.use_vllm and not self._correcting),
+            put_on(trainer, "use_vllm", trainer.use_vllm and not self.correcting),
             nullcontext() if trainer.use_vllm else gathered_params(trainer.model),
         ):
             yield
@@ -206,3 +236,95 @@ class EngineSampling:
             row[: len(logps)] = torch.tensor(logps)
         output["drawn_per_token_logps"] = drawn
         output["sampling_per_token_logps"] = table.to(drawn.device)
+
+
+def _keys(key: tuple[int, ...], first: int, count: int, size: int) -> list[tuple[int, ...]]:
+    """A key for each of `count` rows from `first` on, in groups of `size`."""
+    return [(*key, row // size, row % size) for row in range(first, first + count)]
+
+
+class SamplingCorrection:
+    """trl's weights of tokens for the log-probs they were drawn with, made in the training pass.
+
+    trl computes the policy's log-probs for them in a pass before (`vllm_importance_sampling_*`).
+    Where the policy does not move between that pass and the training's, the training's own has the
+    same: the weights, by trl's formulas and settings, are made of those, in the middle of the loss.
+    Figures of them are over the rows that are computed.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self._inputs: dict[str, Any] | None = None  # the micro-batch whose loss is computed
+
+    @property
+    def in_the_loss(self) -> bool:
+        """Whether the training pass gives what the pass before it would."""
+        trainer = self.trainer
+        return bool(
+            trainer.packed_forward.packs
+            and is_on(trainer, "reuse_log_probs")
+            and trainer.accelerator.num_processes == 1
+            and trainer.loss_type != "vespo"  # which has the weights in its own
+            and trainer.off_policy_mask_threshold is None
+            and not trainer.old_logprobs.moves_on
+            and not trainer.objective.kl_in_reward
+            and not trainer.internals.overridden(*LOSS, PASS, *BATCHES)
+        )
+
+    @contextmanager
+    def loss_of(self, inputs: dict[str, Any]) -> Iterator[None]:
+        """Inside, the loss of `inputs` is computed, and corrected for."""
+        before, self._inputs = self._inputs, inputs
+        try:
+            yield
+        finally:
+            self._inputs = before
+
+    def saw(self, logps: Tensor) -> None:
+        """The (B, T) log-probs of the pass that is made now: the weights of its tokens follow."""
+        inputs, trainer = self._inputs, self.trainer
+        if not inputs or not trainer.model.training or not self.in_the_loss:
+            return
+        drawn = inputs.get("drawn_per_token_logps", inputs.get("sampling_per_token_logps"))
+        if drawn is None:
+            return
+        mask = inputs["completion_mask"]
+        apart = ((logps.detach() - drawn) * mask).nan_to_num(nan=0.0)
+        inputs[RATIO] = weights(
+            apart,
+            trainer.vllm_importance_sampling_mode,
+            trainer.vllm_importance_sampling_clip_min,
+            trainer.vllm_importance_sampling_clip_max,
+        )
+        self._log(apart, inputs, mask.bool())
+
+    def _log(self, apart: Tensor, inputs: dict[str, Any], mask: Tensor) -> None:
+        """trl's figures, of the rows that have log-probs."""
+        if self.trainer.packed_forward.skips:
+            mask = mask & moves(inputs["advantages"])[:, None]
+        if not mask.any():
+            return
+        ratio = inputs[RATIO]
+        ratio = ratio[mask] if ratio.shape == mask.shape else ratio[mask.any(1)]
+        metrics, apart = self.trainer.internals.training_metrics, apart[mask].abs()
+        for name, figures in {
+            "importance_sampling_ratio": {"min": ratio.min(), "mean": ratio.mean()},
+            "sampling_logp_difference": {"mean": apart.mean(), "max": apart.max()},
+        }.items():
+            for kind, value in figures.items():
+                metrics[f"sampling/{name}/{kind}"].append(value.item())
+        metrics["sampling/importance_sampling_ratio/max"].append(ratio.max().item())
+
+
+def weights(apart: Tensor, mode: str, least: float | None, most: float | None) -> Tensor:
+    """(B, T) weights of tokens, or (B, 1) of rows, from `apart` (B, T): log policy - log drawn.
+
+    `mode` is trl's `vllm_importance_sampling_mode`: of a token or of the whole sequence; what is
+    out of bounds is set to the bound (truncate) or to 0 (mask).
+    """
+    level, _, bound = mode.partition("_")
+    ratio = (apart.sum(-1, keepdim=True) if level == "sequence" else apart).exp()
+    if bound == "truncate":
+        return ratio if least is None and most is None else torch.clamp(ratio, least, most)
+    low, high = -torch.inf if least is None else least, torch.inf if most is None else most
+    return ratio.masked_fill((ratio < low) | (ratio > high), 0.0)

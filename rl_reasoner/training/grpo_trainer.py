@@ -4,7 +4,8 @@ Each of trl's methods that a run needs more of is overridden here, once, in the 
 what is done about it stands in parts, objects made in `__init__`, each in its file:
 
 - `prompt_selection`: which prompts a batch is made of;
-- `engine_sampling`: their completions; `router_replay`: the experts that they were sampled with;
+- `engine_sampling`: their completions; `sampling_ahead`: while the batch before is trained on;
+  `router_replay`: the experts that they were sampled with;
 - `reward_pass`: their scores, in processes of their own; faults take out a row, not the run;
 - `objective`: the advantages and the KL of algorithms that trl lacks;
 - `packed_forward`: passes over them, a prompt once and no padding; `old_logprobs`: passes that need
@@ -32,12 +33,13 @@ from rl_reasoner.errors import OldName, UserError
 from rl_reasoner.kernels.causal_lm import base_of
 from rl_reasoner.moe.experts import check_auxiliary_loss
 from rl_reasoner.rollout.long_prompts import fit_prompts
+from rl_reasoner.rollout.sampling_params import SamplingParams
 from rl_reasoner.scoring.rule import Rule
 from rl_reasoner.training.checkpointing.data_place import check_rows, check_trained
 from rl_reasoner.training.checkpointing.exact_resume import ExactResume, same_random_states
 from rl_reasoner.training.checkpointing.faults import SkipBadSteps
 from rl_reasoner.training.config import GRPOConfig
-from rl_reasoner.training.engine_sampling import EngineSampling
+from rl_reasoner.training.engine_sampling import EngineSampling, SamplingCorrection
 from rl_reasoner.training.expert_balance import ExpertBalance
 from rl_reasoner.training.micro_batches import take_out
 from rl_reasoner.training.objective import Objective, with_punishment
@@ -49,6 +51,7 @@ from rl_reasoner.training.reward_pass import RewardPass
 from rl_reasoner.training.rollout_batch import RolloutBatch
 from rl_reasoner.training.rollout_report import rollout_rows
 from rl_reasoner.training.router_replay import RouterReplay
+from rl_reasoner.training.sampling_ahead import SamplingAhead
 from rl_reasoner.training.step_times import StepTimes
 from rl_reasoner.training.trl_internals import BATCHES, LOSS, PASS, SCORING, Internals, put_on
 from rl_reasoner.types import text_of
@@ -104,6 +107,8 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
         self.objective = Objective(self)
         self.prompt_selection = PromptSelection(self, self._scored, self._sample)
         self.engine_sampling = EngineSampling(self)
+        self.sampling_ahead = SamplingAhead(self)
+        self.sampling_correction = SamplingCorrection(self)
         self.out_of_memory = SmallerPieces(self)
         self.add_callback(SkipBadSteps(self))
         self._complete = True
@@ -132,6 +137,7 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
         self._warn_of_own_methods()
         with ExitStack() as stack:
             stack.enter_context(self.expert_balance.while_training())
+            stack.enter_context(self.sampling_ahead.while_training())
             # a `training_step` of the user's own may have backward passes beside ours
             whole = self.packed_forward.micro_batch()(self.training_step)
             stack.enter_context(put_on(self, "training_step", whole))
@@ -200,10 +206,12 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Prompts are chosen, completed and scored; what comes out has advantages."""
-        with self.engine_sampling.corrected(), self._rewards_kept():
+        with self.engine_sampling.corrected(sampling=True), self._rewards_kept():
             output = self.prompt_selection.batch(inputs)
         batch = self.rollout_batch
         self.engine_sampling.keep_policy_logps(batch, output)
+        if self.model.training:
+            self.sampling_ahead.log()
         if self.rollout_sink is not None and self.model.training and batch.outcomes:
             rows = gather_object(rollout_rows(self, batch, output))
             if self.accelerator.is_main_process:
@@ -291,9 +299,25 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
                 ids += sampled
             ids, logps = self.engine_sampling.cut(batch, ids, logps)
         else:
-            ids, logps = self.engine_sampling.sample(batch, prompt_ids, num_generations, how)
+            ids, logps = self._sampled(batch, prompt_ids, num_generations, how)
         batch.routes = replay.routes
         return ids, logps
+
+    def _sampled(
+        self, batch: RolloutBatch, prompt_ids: list[list[int]], size: int, how: SamplingParams
+    ) -> tuple[list[list[int]], list[list[float]] | None]:
+        """The engine's completions: of a batch that was sampled ahead, or of now."""
+        ahead = self.sampling_ahead
+        if not (ahead.on and self.model.training) or batch.earlier:
+            return self.engine_sampling.sample(batch, prompt_ids, size, how)
+        if (done := ahead.take(prompt_ids)) is None:
+            found = self.engine_sampling.sample(batch, prompt_ids, size, how)
+        else:
+            self.router_replay.routes = done.routes
+            batch.policy_logps = [c.policy_logps for c in done.completions]
+            found = [c.ids for c in done.completions], [c.logps for c in done.completions]
+        ahead.begin()
+        return found
 
     # ------------------------------------------------------------------------------ scoring
 
@@ -340,6 +364,7 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
                 self.objective.without_trls_kl(),
                 self.expert_balance.loss_of(inputs),
                 self.router_replay.routes_of(inputs),
+                self.sampling_correction.loss_of(inputs if self.engine_sampling.correcting else {}),
                 self.packed_forward.loss_of(inputs),
             ):
                 loss: Tensor = super()._compute_loss(model, inputs)
@@ -357,6 +382,7 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
         if instead is None:
             instead = self._log_probs(model, input_ids, *args, **kwargs)
             self.old_logprobs.saw(instead[0])
+            self.sampling_correction.saw(instead[0])
         self.objective.saw(instead[0])
         return instead
 
@@ -390,11 +416,19 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
         return {
             "step": step,
             "buffered": self.internals.buffer if step % every else None,
+            **({"ahead": self.sampling_ahead.next} if self.sampling_ahead.on else {}),
             **({"schedule": schedule.state()} if schedule else {}),
         }
 
+    def settled(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The same, with the completions that are being sampled."""
+        if "ahead" not in state:
+            return state
+        return {**state, "ahead": self.sampling_ahead.settled(state["ahead"])}
+
     def restore_own_state(self, state: dict[str, Any]) -> None:
         """Go on from what `own_state` gave, on whichever device it was put."""
+        self.sampling_ahead.restore(state.get("ahead"))
         self.internals.step, self.internals.buffer = state["step"], state.get("buffered")
         if self.prompt_selection.schedule and "schedule" in state:
             self.prompt_selection.schedule.restore(state["schedule"])
@@ -412,6 +446,8 @@ _PARTS = {
     "objective": Objective,
     "prompt_selection": PromptSelection,
     "engine_sampling": EngineSampling,
+    "sampling_ahead": SamplingAhead,
+    "sampling_correction": SamplingCorrection,
     "out_of_memory": SmallerPieces,
 }
 _STANDARD = {name: getattr(GRPOTrainer, name) for name in (*LOSS, PASS, *BATCHES)}

@@ -67,11 +67,13 @@ class PromptSelection:
         """trl's output for a batch of chosen prompts; `inputs` become its rows."""
         if not self.trainer.model.training or not (self._rounds or self.schedule):
             return self._scored(RolloutBatch(inputs))
-        order = self._order()
+        order = self._order(self.trainer.internals.step)
         prompts: list[int] = []
         if self.schedule:
             rows = len(inputs) * self.trainer.accelerator.num_processes
-            prompts = list(islice(order, rows // self.trainer.num_generations))
+            ahead = self.trainer.sampling_ahead.chosen
+            prompts = ahead or list(islice(order, rows // self.trainer.num_generations))
+            order = (number for number in order if number not in prompts)
             inputs[:] = self._rows(prompts, inputs[0])  # in place: callers look at it afterwards
         if self._rounds:
             return self._varied_batch(inputs, prompts, order)
@@ -80,10 +82,18 @@ class PromptSelection:
         self._learn(prompts, batch.rewards)
         return output
 
-    def _order(self) -> Iterator[int]:
-        """The numbers of the data's rows as this batch wants them, each once."""
+    def drawn(self, step: int) -> list[int] | None:
+        """The prompts that the schedule would draw now for a batch that begins at `step`."""
+        if not self.schedule:
+            return None
+        args = self.trainer.args
+        count = args.generation_batch_size // self.trainer.num_generations
+        return list(islice(self._order(step), count))
+
+    def _order(self, step: int) -> Iterator[int]:
+        """The numbers of the data's rows as the batch of `step` wants them, each once."""
         # 0 and 1 as the second: completions
-        key = (self.trainer.args.seed, 2, self.trainer.internals.step)
+        key = (self.trainer.args.seed, 2, step)
         if self.schedule:
             yield from self.schedule.order(key)
         else:

@@ -82,6 +82,11 @@ class RouterReplay:
         train = self._policy is not None and self.trainer.model.training
         return self._policy if train and self._unrecorded is None else None
 
+    @property
+    def records(self) -> bool:
+        """Whether the engine's choices are wanted while it samples."""
+        return self._recording is not None
+
     @contextmanager
     def engine_samples(self) -> Iterator[SampledRoutes | None]:
         """Inside, the engine samples, and fills what this gives with the experts it chooses."""

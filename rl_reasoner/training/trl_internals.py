@@ -100,7 +100,11 @@ class Internals:
 
     def token_counts(self, prompts: list[Any]) -> list[int]:
         """How many tokens trl makes of each prompt, text or chat."""
-        return [len(ids) for ids in self.trainer._tokenize_prompts(prompts)[0]]
+        return [len(ids) for ids in self.prompt_ids(prompts)]
+
+    def prompt_ids(self, prompts: list[Any]) -> list[list[int]]:
+        """The tokens that trl makes of each prompt, text or chat."""
+        return self.trainer._tokenize_prompts(prompts)[0]  # type: ignore[no-any-return]
 
     def log_metric(self, name: str, value: float) -> None:
         """A figure of the batch that is being scored."""

@@ -128,6 +128,11 @@ class LastStep(TrainerCallback):  # type: ignore[misc]
         trainer, kept = self.trainer, self.kept
         if kept is None:
             return False
+        try:
+            trainer.settled(kept["own"])
+        except RunStopped as error:
+            logger.warning("the last step is not kept: %s", error)
+            return False
         trainer.restore_own_state(kept["own"])
         set_random_states(kept["random"])
         trainer.model.zero_grad()

@@ -1,0 +1,81 @@
+"""The process of `SamplingProcess`: opens a policy, samples order after order.
+
+Requests and replies are JSON lines on the standard streams; what libraries print goes to standard
+error. It ends when its standard input does, also in the middle of an order: whoever asked is gone.
+"""
+
+import base64
+import json
+import os
+import pickle
+import queue
+import sys
+import threading
+from typing import Any
+
+Requests = queue.SimpleQueue[dict[str, Any]]
+
+
+def _listen(requests: Requests) -> None:
+    """Read requests until the input ends, and the process with it."""
+    for line in sys.stdin.buffer:
+        requests.put(json.loads(line))
+    os._exit(0)
+
+
+def _replies() -> int:
+    """The standard output for replies alone: what is printed goes to standard error."""
+    output = os.dup(1)
+    os.dup2(2, 1)
+    return output
+
+
+def _answer(output: int, reply: dict[str, Any]) -> None:
+    data = memoryview(json.dumps(reply).encode() + b"\n")
+    while data:
+        data = data[os.write(output, data) :]
+
+
+def main() -> None:
+    """Open the policy, then sample order after order."""
+    output, requests = _replies(), Requests()
+    threading.Thread(target=_listen, args=(requests,), daemon=True).start()
+    opening = requests.get()
+    policy: Any = None
+    while True:
+        request = requests.get()
+        try:
+            policy = policy or _Policy(opening)
+            order = pickle.loads(base64.b64decode(request["order"]))  # noqa: S301, of who started it
+            sampled = policy.sample(order)
+            reply = {"sampled": base64.b64encode(pickle.dumps(sampled)).decode()}
+        except Exception as error:
+            reply = {"failed": f"{type(error).__name__}: {error}"}
+        _answer(output, reply)
+
+
+class _Policy:
+    """The policy that was sent, and its routers where they are asked for."""
+
+    def __init__(self, opening: dict[str, Any]) -> None:
+        import torch
+
+        from rl_reasoner.rollout.shared_policy import opened
+
+        torch.set_num_threads(opening["threads"])
+        modules = base64.b64decode(opening["modules"])
+        self.opened = opened(modules, opening["file"], opening["size"], opening["device"])
+        self.routing: Any = None
+
+    def sample(self, order: Any) -> Any:
+        from rl_reasoner.moe.routing import Routing
+        from rl_reasoner.rollout.sampling_order import carry_out
+
+        if order.routed and self.routing is None:
+            self.routing = Routing(self.opened.model)
+        self.opened.refresh()
+        return carry_out(self.opened.model, order, self.routing)
+
+
+if __name__ == "__main__":
+    main()

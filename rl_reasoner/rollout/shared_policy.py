@@ -1,0 +1,163 @@
+"""A policy in two processes: its modules are sent once, its tensors lie in memory that both see.
+
+`SharedPolicy` makes a model's modules to bytes without the numbers in their tensors, for which it
+has a place each in a file without a name; `publish` copies them there. `opened` makes a model of
+both in the other process, whose parameters and buffers are that memory (on a CPU) or a copy of it
+(on another device), taken with `Opened.refresh`. Hooks, and a `forward` that a trainer has put on a
+module, stay where they are. Knows modules and tensors alone.
+"""
+
+import io
+import mmap
+import os
+import pickle
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor, nn
+
+_ALIGNED = 64  # bytes
+_MEMORY = Path("/dev/shm")
+_HOOKS = frozenset(name for name in vars(nn.Identity()) if name.endswith("_hooks"))
+# a place of a tensor: its number, where it begins, dtype, shape, whether it is a parameter
+Place = tuple[int, int, torch.dtype, tuple[int, ...], bool]
+
+
+class SharedPolicy:
+    """The modules of a model as `modules`, and a place for its tensors in `file`, of `size` bytes.
+
+    Raises what pickle raises for a module that cannot be sent, OSError where no memory is left.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._tensors: list[Tensor] = []
+        written = io.BytesIO()
+        sender = _Sender(written, self._tensors)
+        sender.dump(model)
+        self.modules = written.getvalue()
+        self.size = max(sender.end, 1)
+        self.file = _nameless(self.size)
+        self._memory = mmap.mmap(self.file.fileno(), self.size)
+        self._places = [
+            _placed(self._memory, start, tensor.dtype, tuple(tensor.shape))
+            for tensor, start in zip(self._tensors, sender.starts, strict=True)
+        ]
+
+    def publish(self) -> None:
+        """Copy the numbers of now; whoever reads them meanwhile reads both."""
+        for place, tensor in zip(self._places, self._tensors, strict=True):
+            place.copy_(tensor.detach())
+
+    def close(self) -> None:
+        """Let go of the memory; the other process keeps what it has."""
+        self._places = []
+        self.file.close()
+
+
+class _Sender(pickle.Pickler):
+    """Pickles modules; of a tensor only its place."""
+
+    def __init__(self, file: IO[bytes], tensors: list[Tensor]) -> None:
+        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        self.tensors = tensors
+        self.starts: list[int] = []
+        self.end = 0
+        self._numbers: dict[int, int] = {}
+
+    def persistent_id(self, obj: Any) -> Place | None:
+        if not isinstance(obj, Tensor):
+            return None
+        if (number := self._numbers.get(id(obj))) is None:
+            number = self._numbers[id(obj)] = len(self.tensors)
+            self.tensors.append(obj)
+            self.starts.append(self.end)
+            self.end += -(-obj.numel() * obj.element_size() // _ALIGNED) * _ALIGNED
+        shape = tuple(obj.shape)
+        return number, self.starts[number], obj.dtype, shape, isinstance(obj, nn.Parameter)
+
+    def reducer_override(self, obj: Any) -> Any:
+        if not isinstance(obj, nn.Module) or type(obj).__reduce_ex__ is not object.__reduce_ex__:
+            return NotImplemented
+        state = {name: value for name, value in vars(obj).items() if name != "forward"}
+        state |= {name: OrderedDict() for name in _HOOKS & state.keys()}
+        return _bare, (type(obj),), state
+
+
+def _bare(kind: type[nn.Module]) -> nn.Module:
+    """A module without anything in it yet."""
+    return kind.__new__(kind)
+
+
+class _Receiver(pickle.Unpickler):
+    """Makes modules whose tensors lie in `memory`."""
+
+    def __init__(self, modules: bytes, memory: mmap.mmap) -> None:
+        super().__init__(io.BytesIO(modules))
+        self.memory = memory
+        self.found: dict[int, Tensor] = {}
+
+    def persistent_load(self, pid: Place) -> Tensor:
+        number, start, dtype, shape, parameter = pid
+        if number not in self.found:
+            tensor = _placed(self.memory, start, dtype, shape)
+            made = nn.Parameter(tensor, requires_grad=False) if parameter else tensor
+            self.found[number] = made
+        return self.found[number]
+
+
+class Opened:
+    """A model in the process that it was sent to; `refresh` before each use of it."""
+
+    def __init__(self, model: nn.Module, refresh: Callable[[], None]) -> None:
+        self.model = model
+        self.refresh = refresh
+
+
+def opened(modules: bytes, file: int, size: int, device: str) -> Opened:
+    """The model of a `SharedPolicy`, in evaluation mode; its `file` is an open descriptor here."""
+    receiver = _Receiver(modules, mmap.mmap(file, size))
+    model: nn.Module = receiver.load().eval()
+    if device == "cpu":
+        return Opened(model, lambda: None)
+    shared = _tensors(model)
+    model.to(device)
+    return Opened(model, lambda: _copy(shared, _tensors(model)))
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [t.data for t in (*model.parameters(), *model.buffers())]
+
+
+def _copy(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        target.copy_(source)
+
+
+def _placed(memory: mmap.mmap, start: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """The tensor that lies in `memory` from the byte `start` on."""
+    count = int(torch.Size(shape).numel())
+    if not count:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(memory, dtype=dtype, count=count, offset=start).view(shape)
+
+
+def _nameless(size: int) -> IO[bytes]:
+    """A file without a name: in memory where that has room, else on disk."""
+    for folder in (str(_MEMORY), None) if _MEMORY.is_dir() else (None,):
+        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+        except OSError:
+            file.close()
+            if folder is None:
+                raise
+            continue
+        return file
+    raise AssertionError("unreachable")
