@@ -188,7 +188,7 @@ class EngineSampling:
 
     @property
     def corrects(self) -> bool:
-        """Whether tokens are weighed: as asked for, else where the weights are rounded or others."""
+        """Whether tokens are weighed: as asked for, else where other weights sample."""
         if self._ahead:
             return True
         if self._corrects is None:
