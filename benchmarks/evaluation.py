@@ -42,9 +42,9 @@ def plain(
     """
     import torch
 
-    from rl_reasoner.rollout import sampler
+    from rl_reasoner.rollout import engine, sampler
 
-    budget = sampler._BATCH_BYTES // sampler._token_bytes(policy.model)
+    budget = engine.cache_budget(policy.model)
     jobs = [ids for ids in prompts for _ in range(samples)]
     size = max(1, budget // (max(map(len, jobs)) + longest))
     sampled: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}

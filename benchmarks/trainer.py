@@ -201,9 +201,9 @@ def end_as_planned(trainer: Any, args: argparse.Namespace) -> None:
         return
     processed = engine._Batch._processed
 
-    def process(batch: Any, logits: Any) -> Any:
-        lengths = planned["lengths"][batch.order]
-        return ended(processed(batch, logits), lengths == batch.caches.time + 1)
+    def process(batch: Any, logits: Any, rows: Any, times: Any, seen: Any) -> Any:
+        due = planned["lengths"].numpy()[rows] == times + 1
+        return ended(processed(batch, logits, rows, times, seen), torch.from_numpy(due))
 
     engine._Batch._processed = process  # type: ignore[method-assign,assignment]
 

@@ -290,43 +290,52 @@ def from_padded(choices: Tensor, prompts: Sequence[int], lengths: Sequence[int])
 
 
 class SampledRoutes:
-    """The routes of rows while they are sampled: passes over whole prompts, then token by token.
+    """The routes of rows while they are sampled: passes over parts of prompts, and over new tokens.
 
     Prompts are run once for all their rows; rows are numbered as they were given.
     """
 
     def __init__(self, passes: list[Tensor]) -> None:
         self._passes = passes  # of `Routing.record`; emptied here
-        self._prompts: list[Tensor] = []
         self._groups: list[int] = []
-        self._own = torch.empty(0)  # (rows, tokens, layers, k)
-        self._counts = torch.empty(0)
+        self._prompts: dict[int, list[Tensor]] = {}  # of each prompt, its parts
+        self._tokens = 0
+        self._own = torch.empty(0)  # (rows, tokens, layers, k), without those of the prompts
+        self._counts: list[int] = []
 
-    def prompts(self, lengths: Sequence[int]) -> None:
-        """Take the choices of a pass over whole prompts of these lengths."""
-        taken = self._passes.pop().cpu()
-        self._prompts += [part.clone() for part in torch.split(taken, list(lengths))]
-
-    def start(self, groups: Tensor, tokens: int) -> None:
-        """Start the rows: `groups` (rows,) are their prompts, `tokens` the longest completion."""
-        last = torch.stack([prompt[-1] for prompt in self._prompts])
-        self._own = last.new_empty(len(groups), tokens, *last.shape[1:])
-        self._own[:, 0] = last[groups]
-        self._counts = torch.ones(len(groups), dtype=torch.long)
-        self._groups = groups.tolist()
-        self._prompts = [prompt[:-1] for prompt in self._prompts]
+    def start(self, groups: Sequence[int], tokens: int) -> None:
+        """Start: `groups` are the rows' prompts, by number; `tokens` the longest completion."""
+        self._groups, self._tokens = [*groups], tokens
+        self._counts = [1] * len(groups)
 
     def told(self, chosen: Tensor) -> None:
         """Take choices (N, layers, k) of a pass that called no routers, in their type."""
         self._passes.append(chosen)
 
-    def step(self, order: Tensor, time: int) -> None:
-        """Take the choices of a pass over token `time`, counted from 1, of the rows `order`."""
-        self._own[order, time] = self._passes.pop().cpu()
-        self._counts[order] = time + 1
+    def take(self) -> Tensor:
+        """The choices (N, layers, k) of the last pass, for `prompts` or `step`."""
+        return self._passes.pop()
+
+    def prompts(self, choices: Tensor, numbers: Sequence[int], lengths: Sequence[int]) -> None:
+        """Keep the choices of a pass over `lengths` more tokens of the prompts `numbers`."""
+        for number, part in zip(numbers, torch.split(choices, list(lengths)), strict=True):
+            self._prompts.setdefault(number, []).append(part.clone())
+
+    def step(self, choices: Tensor, rows: Sequence[int], times: Sequence[int]) -> None:
+        """Keep the choices, on the CPU, of a pass over tokens of `rows`, at `times` from 1 on."""
+        if not len(self._own):
+            shape = (len(self._groups), self._tokens, *choices.shape[1:])
+            self._own = choices.new_empty(shape)
+        self._own[rows, times] = choices
+        for row, time in zip(rows, times, strict=True):
+            self._counts[row] = time + 1
 
     def routes(self) -> Routes:
         """The routes of all rows."""
-        table = zip(self._own, self._counts.tolist(), strict=True)
-        own = [row[:count].clone() for row, count in table]
-        return Routes([self._prompts[group] for group in self._groups], own)
+        whole = {number: torch.cat(parts).cpu() for number, parts in self._prompts.items()}
+        before = {number: prompt[:-1].clone() for number, prompt in whole.items()}
+        own = []
+        for row, (group, count) in enumerate(zip(self._groups, self._counts, strict=True)):
+            parts = [whole[group][-1:], self._own[row, 1:count] if count > 1 else whole[group][:0]]
+            own.append(torch.cat(parts))
+        return Routes([before[group] for group in self._groups], own)

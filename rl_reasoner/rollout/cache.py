@@ -73,6 +73,7 @@ class SampleCache:
 
 
 SampleJob = tuple[int, int]  # the index of a prompt, the number of its sample
+Take = Callable[[Mapping[SampleJob, Rollout]], None]
 
 
 def sample_through(
@@ -81,14 +82,14 @@ def sample_through(
     samples: int,
     greedy: bool,
     key: Callable[[SampleCache, SampleJob], str],
-    draw: Callable[[list[SampleJob]], Iterable[Mapping[SampleJob, Rollout]]],
+    draw: Callable[[list[SampleJob], Take], None],
     progress: Callable[[int], None] | None,
 ) -> list[list[Rollout]]:
     """`samples` completions of each prompt: those that `cache` holds, and the others from `draw`.
 
-    All of a prompt are the same one where sampling is `greedy`. What is drawn is kept at once,
-    batch by batch. `progress` is called with the number of completions that have come since its
-    last call.
+    All of a prompt are the same one where sampling is `greedy`. `draw` hands on what is drawn as it
+    comes; it is kept at once. `progress` is called with the number of completions that have come
+    since its last call.
     """
     count = 1 if greedy else samples
     jobs = [(index, number) for index in range(prompts) for number in range(count)]
@@ -97,10 +98,13 @@ def sample_through(
     rollouts = {job: kept[text] for job, text in keys.items() if text in kept}
     if progress and rollouts:
         progress(len(rollouts) * samples // count)
-    for drawn in draw([job for job in jobs if job not in rollouts]):
+
+    def take(drawn: Mapping[SampleJob, Rollout]) -> None:
         if cache is not None:
             cache.keep((keys[job], rollout) for job, rollout in drawn.items())
-        rollouts |= drawn
+        rollouts.update(drawn)
         if progress:
             progress(len(drawn) * samples // count)
+
+    draw([job for job in jobs if job not in rollouts], take)
     return [[rollouts[i, n % count] for n in range(samples)] for i in range(prompts)]

@@ -1,19 +1,24 @@
-"""Sampling of many completions at once, for the training step.
+"""Sampling of many completions, for training, evaluation and chat: a continuous batch.
 
-`generate` runs each distinct prompt once, whatever the number of its rows; rows then advance
-together, one token a pass. Keys and values of a prompt are kept once and shared by its rows; those
-of the rows lie in buffers made at the start, so that a step copies nothing; a row that ends leaves
-the batch at once, the last row takes its place. What is sampled is distributed as by transformers'
-`generate` with the same settings (its own logits processors are used), and the log-probability of
-each token under that distribution is kept. A row whose logits are not numbers ends there, with an
-end token and the log-probability NaN.
+`generate` runs each distinct prompt once, whatever the number of its rows. Rows then advance
+together, one token a pass, each with a length of its own: a row that ends leaves the batch at once,
+and waiting rows enter when there is room (`rl_reasoner.rollout.admission`), so that a few long rows
+do not run alone. What is sampled is distributed as by transformers' `generate` with the same
+settings (its own logits processors are used), and the log-probability of each token under that
+distribution is kept. A row whose logits are not numbers ends there, with an end token and the
+log-probability NaN.
 
-Randomness is counted, not streamed: token t of a row is drawn with the t-th number of a generator
-that is keyed by the row's own key (Philox), so a completion does not depend on the rows beside it,
-beyond the rounding of its logits. The global generators are not touched. Knows models of
-transformers and the attention of rl_reasoner.kernels.packing; nothing of trainers.
+Token t of a row is drawn with the t-th number of its own key, so a completion does not depend on
+the rows beside it, beyond the rounding of its logits. The global generators are not touched.
+
+On a GPU the host never waits for the token of a pass before it has started the next one: tokens
+stay on the device, and a copy of them is read one pass late. So a row that ends is run once too
+often; what comes of that is dropped. Knows models of transformers and the attention of
+rl_reasoner.kernels.packing; nothing of trainers.
 """
 
+import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -23,16 +28,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from transformers import GenerationMixin
+from transformers import GenerationMixin, LogitsProcessorList
 
 from rl_reasoner.kernels.packed_linear import packed_linears
 from rl_reasoner.kernels.packing import attention_of
 from rl_reasoner.moe.routing import SampledRoutes
+from rl_reasoner.rollout.admission import Admission, WaitingPrompt
 from rl_reasoner.rollout.decode_pass import DecodePass, decode_pass
-from rl_reasoner.rollout.kv_cache import KVCache, Part, Prefill
-from rl_reasoner.rollout.sampling_params import SamplingParams, is_the_policy, looks_back
+from rl_reasoner.rollout.drawing import tokens_from, uniforms
+from rl_reasoner.rollout.kv_cache import KVCache, Prefill
+from rl_reasoner.rollout.sampling_params import (
+    SamplingParams,
+    is_the_policy,
+    looks_back,
+    only_temperature,
+)
 
-_PREFILL = 8192  # prompt tokens of one pass
+_CACHE_BYTES = 4 << 30  # keys and values of one batch on a CPU, and no more than
+_CACHE_SHARE = 4  # one part in so many of the memory
 _GENERATE = GenerationMixin.generate
 OnFinished = Callable[[list[tuple[int, list[int]]]], None]
 OnToken = Callable[[int, int], None]
@@ -63,10 +76,11 @@ def generate(
 ) -> list[SampledCompletion]:
     """Sample one completion for each of `prompts`; equal prompts are run once.
 
+    There may be any number of rows: as many as `cache_budget` has room for are in the batch.
     `model` is a causal language model that `agreement.sampling_obstacle` has nothing against.
     `keys`: one for each row, any sequence of numbers >= 0. Greedy where the temperature is 0.
-    `routes` gets the experts chosen. `on_finished` is called with (row, token ids) of the rows that
-    finished at a step, `on_token` with (row, token id) of every token. `budgets` are the rows'
+    `routes` gets the experts chosen. `on_finished` is called with (row, token ids) of rows that
+    have finished, `on_token` with (row, token id) of every token. `budgets` are the rows'
     longest completions, where these are shorter than `sampling.max_tokens`.
     """
     with torch.no_grad():
@@ -87,37 +101,38 @@ def generates_as_transformers(model: nn.Module) -> bool:
     return getattr(own, "__func__", None) is _GENERATE
 
 
-def uniforms(keys: Sequence[Sequence[int]], count: int) -> Tensor:
-    """(len(keys), count) float32 in [0, 1): each row's numbers follow from its key alone."""
-    rows = [keyed_generator(key).random(count, dtype=np.float32) for key in keys]
-    return torch.from_numpy(np.stack(rows))
+def cache_budget(model: nn.Module) -> int:
+    """The tokens whose keys and values the batch may hold: a share of the device's memory."""
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        size = torch.cuda.get_device_properties(device).total_memory // _CACHE_SHARE
+    else:
+        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // _CACHE_SHARE
+        size = min(size, _CACHE_BYTES)
+    return size // token_bytes(model)
 
 
-def keyed_generator(key: Sequence[int]) -> np.random.Generator:
-    """Random numbers that follow from `key` (integers >= 0) alone."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(list(key))))
+def token_bytes(model: Any) -> int:
+    """Bytes of one token's keys and values in all layers."""
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    shared = getattr(config, "num_key_value_heads", None) or heads
+    return int(2 * config.num_hidden_layers * shared * width * model.dtype.itemsize)
 
 
-def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """(n,) indices from (n, V) probabilities by inversion: the first whose cumulated share is more.
+@dataclass
+class _Drawn:
+    """What one pass has drawn, on its way to the host.
 
-    `uniform` (n,) in [0, 1). Never one with probability 0.
+    `rows`, and which token of theirs it is (`times`), are known here; the tensors are copies that
+    may be read once `copied` says so.
     """
-    cumulated = probabilities.cumsum(-1)
-    drawn = _first_above(cumulated, uniform * cumulated[:, -1])
-    wrong = probabilities.gather(1, drawn[:, None]).squeeze(1) == 0
-    if wrong.any():  # sums of a parallel scan are rounded each in its way: one may rise by nothing
-        possible = cumulated[wrong].masked_fill(probabilities[wrong] == 0, -torch.inf)
-        rising = possible.cummax(-1).values
-        drawn[wrong] = _first_above(rising, uniform[wrong] * rising[:, -1])
-    return drawn
 
-
-def _first_above(cumulated: Tensor, wanted: Tensor) -> Tensor:
-    """(n,) of each row of (n, V) the first index that is above `wanted` (n,), or has the total."""
-    total = cumulated[:, -1]
-    wanted = torch.minimum(wanted, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulated, wanted[:, None], right=True).squeeze(1)
+    rows: "np.ndarray"
+    times: "np.ndarray"
+    copies: list[Tensor | None]  # tokens, logps, policy_logps, stopped (n,), choices (n, layers, k)
+    copied: Any  # torch.cuda.Event, or None
 
 
 class _Batch:
@@ -134,197 +149,308 @@ class _Batch:
         budgets: Sequence[int | None] | None,
         on_token: OnToken | None,
     ) -> None:
-        self.model = model
-        self.on_finished = on_finished
-        self.on_token = on_token
-        self.sampling = sampling
-        self.routes = routes
+        self.model, self.sampling, self.keys, self.routes = model, sampling, keys, routes
+        self.on_finished, self.on_token = on_finished, on_token
         self.decoding: DecodePass | None = None
         self.device = next(model.parameters()).device
-        numbers: dict[tuple[int, ...], int] = {}
-        members = [numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts]
-        self.prompts = list(numbers)
-        self.groups = torch.tensor(members)  # of the live rows
-        self.order = torch.arange(len(prompts))  # live row -> row
-        self.lengths = torch.tensor([len(prompt) for prompt in prompts])
-        self.caches = KVCache(self.device, sampling.max_tokens)
-        self.time = 0  # tokens that each live row has in the cache
-        self.ids = torch.zeros(len(prompts), sampling.max_tokens, dtype=torch.long)
-        self.logps = torch.zeros(len(prompts), sampling.max_tokens)
-        self.policy_logps: Tensor | None = None  # where they are asked for and others
-        sampled = sampling.settings.do_sample
-        self.uniforms = uniforms(keys, sampling.max_tokens) if sampled else None
-        lengths = sorted(set(self.lengths.tolist()))
-        self.processors = {length: sampling.processors(model, length) for length in lengths}
+        self.late = _lateness(self.device)
+        longest = sampling.max_tokens
+        waiting: dict[tuple[int, ...], WaitingPrompt] = {}
+        for row, ids in enumerate(map(tuple, prompts)):
+            waiting.setdefault(ids, WaitingPrompt(len(waiting), ids, deque())).rows.append(row)
+        self.prompts = [tuple(ids) for ids in prompts]  # of the rows
+        tokens = cache_budget(model)
+        self.cache = KVCache(self.device, longest, tokens)
+        self.admission = Admission([*waiting.values()], self.cache, longest, tokens)
+        if routes is not None:
+            routes.start([waiting[ids].number for ids in self.prompts], longest)
+        self.lengths = np.array([len(ids) for ids in self.prompts])
+        shape = (len(prompts), longest)
+        self.ids = np.empty(shape, dtype=np.int64)  # touched as far as completions reach
+        self.logps = np.empty(shape, dtype=np.float32)
+        self.policy_logps: np.ndarray | None = None  # where they are asked for and others
+        self.counts = np.zeros(len(prompts), dtype=np.int64)  # tokens that the host has read
+        self.done = np.zeros(len(prompts), dtype=bool)
+        self.budgets = np.array([b or longest for b in budgets or [longest] * len(prompts)])
+        self.budgets = self.budgets.clip(max=longest)
+        self.ends = np.array(sampling.ends)
+        self.order = np.zeros(0, dtype=np.int64)  # live row (slot) -> row
+        self.drawn: deque[_Drawn] = deque()  # not read yet
+        self.tokens = torch.zeros(0, dtype=torch.long, device=self.device)  # of the live rows
+        self.uniforms = torch.zeros(0, longest, device=self.device)
+        self.seen: Tensor | None = None  # (slots, prompt and completion), where it is looked at
+        self._read_settings(sorted({*self.lengths.tolist()}))
+
+    def _read_settings(self, lengths: list[int]) -> None:
+        sampling = self.sampling
+        self.sampled = bool(sampling.settings.do_sample)
+        self.processors = {length: sampling.processors(self.model, length) for length in lengths}
         if (temperature := sampling.policy_temperature) is not None and not all(
             is_the_policy(processors, temperature) for processors in self.processors.values()
         ):
-            self.policy_logps = torch.zeros_like(self.logps)
-        self.ends = torch.tensor(sampling.ends)
-        self.counts = torch.zeros(len(prompts), dtype=torch.long)
-        longest = sampling.max_tokens
-        self.budgets = torch.tensor([b or longest for b in budgets or [None] * len(prompts)])
-        looks = looks_back(self.processors[lengths[0]])
-        self.seen = self._padded(prompts) if looks or sampling.stop else None
+            self.policy_logps = np.empty_like(self.logps)
+        some: LogitsProcessorList = self.processors[lengths[0]]
+        self.looks = looks_back(some)
+        self.temperature = only_temperature(some) if self.policy_logps is None else None
+        if self.looks or sampling.stop is not None:
+            width = lengths[-1] + sampling.max_tokens
+            self.seen = torch.zeros(0, width, dtype=torch.long, device=self.device)
 
     def decode_by(self, decoding: DecodePass | None) -> None:
         """Run new tokens by `decoding` where it is given, not by the model's modules."""
         self.decoding = decoding
         if decoding is not None:
-            self.caches.dtype = decoding.dtype
+            self.cache.dtype = decoding.dtype
 
     def run(self) -> list[SampledCompletion]:
-        """Run the prompts, then token by token until no row is left."""
-        logits = torch.cat(list(self._prefill()))[self.groups.to(self.device)]
-        if self.routes is not None:
-            self.routes.start(self.groups, self.sampling.max_tokens)
-        while True:
-            tokens = self._sample(logits.float())
-            if self.on_token is not None:
-                for row, token in zip(self.order.tolist(), tokens.tolist(), strict=True):
-                    self.on_token(row, token)
-            tokens = self._leave(tokens)
-            if not len(tokens):
-                break
-            logits = self._step(tokens)
+        """Token by token until no row is left, live or waiting."""
+        while self.admission.left or self.cache.rows:
+            self._enter()
+            if self.cache.rows:
+                self._step()
+            self._read(self.late)
+            self._leave()
+        self._read(0)
         wanted = self.sampling.policy_temperature is not None
         own = self.logps if self.policy_logps is None else self.policy_logps
-        table = zip(*(t.tolist() for t in (self.ids, self.logps, own, self.counts)), strict=True)
         return [
-            SampledCompletion(ids[:count], logps[:count], policy[:count] if wanted else [])
-            for ids, logps, policy, count in table
+            SampledCompletion(
+                self.ids[row, :count].tolist(),
+                self.logps[row, :count].tolist(),
+                own[row, :count].tolist() if wanted else [],
+            )
+            for row, count in enumerate(self.counts.tolist())
         ]
 
-    def _prefill(self) -> Iterator[Tensor]:
-        """Yield logits (prompts, V) after each prompt, in passes of at most `_PREFILL` tokens."""
-        counts = torch.bincount(self.groups).tolist()
-        cached = self.caches.add_prompts([len(prompt) for prompt in self.prompts], counts)
-        first = 0
-        while first < len(self.prompts):
-            last, size = first + 1, len(self.prompts[first])
-            while last < len(self.prompts) and size + len(self.prompts[last]) <= _PREFILL:
-                size += len(self.prompts[last])
-                last += 1
-            chunk = self.prompts[first:last]
-            lengths = [len(prompt) for prompt in chunk]
-            positions = [position for length in lengths for position in range(length)]
-            ends = torch.tensor(lengths).cumsum(0) - 1
-            yield self._logits(
-                [[token for prompt in chunk for token in prompt]],
-                [positions],
-                packed=Prefill([Part(p, 0, p.length) for p in cached[first:last]], self.caches),
-                logits_to_keep=ends.to(self.device),
+    # ------------------------------------------------------------------------------- the passes
+
+    def _enter(self) -> None:
+        """Run prompts that are due, and let the rows behind them enter with their first token."""
+        self.admission.take()
+        while parts := self.admission.parts():
+            prompts = [prompt for prompt, _ in parts]
+            layout = [part for _, part in parts]
+            ids = [p.ids[part.start : part.start + part.length] for p, part in parts]
+            positions = [range(part.start, part.start + part.length) for part in layout]
+            ends = np.cumsum([part.length for part in layout]) - 1
+            logits = self._logits(
+                self._numbers([token for some in ids for token in some])[None],
+                self._numbers([position for some in positions for position in some])[None],
+                packed=Prefill(layout, self.cache),
+                logits_to_keep=self._numbers(ends),
             )[0]
+            for prompt, row in zip(prompts, logits, strict=True):
+                prompt.logits = row if prompt.stored == len(prompt.ids) else None
             if self.routes is not None:
-                self.routes.prompts(lengths)
-            first = last
-        self.caches.change([], [cached[group] for group in self.groups.tolist()])
+                choices = self.routes.take()
+                lengths = [part.length for part in layout]
+                self.routes.prompts(choices, [p.number for p in prompts], lengths)
+        if ready := self.admission.ready():
+            self._start(ready)
 
-    def _step(self, tokens: Tensor) -> Tensor:
-        if self.decoding is not None:
-            logits = self.decoding.step(tokens, self.caches)[:, None]
-            if self.routes is not None and self.decoding.chosen is not None:
-                self.routes.told(self.decoding.chosen)
-        else:
-            positions = self.caches.positions
-            logits = self._logits(tokens[:, None], positions[:, None], packed=self.caches)
-        self.caches.advance()
-        self.time += 1
-        if self.routes is not None:
-            self.routes.step(self.order, self.time)
-        return logits[:, -1]
+    def _start(self, ready: Sequence[WaitingPrompt]) -> None:
+        """Sample the first token of the rows that are due, and let those enter that go on."""
+        rows = np.array([row for prompt in ready for row in prompt.due])
+        of_row = [prompt for prompt in ready for _ in prompt.due]
+        logits = torch.stack([p.logits for p in of_row if p.logits is not None])
+        uniform = uniforms([self.keys[row] for row in rows], self.sampling.max_tokens)
+        uniform = self._moved(uniform) if self.sampled else self.uniforms[:0]
+        seen = None
+        if self.seen is not None:
+            table = np.zeros((len(rows), self.seen.shape[1]), dtype=np.int64)
+            for line, prompt in zip(table, of_row, strict=True):
+                line[: len(prompt.ids)] = prompt.ids
+            seen = self._moved(torch.from_numpy(table))
+        times = np.zeros_like(rows)
+        tokens = self._sample(logits, rows, times, uniform[:, 0], seen, None)
+        self._read(self.late)
+        for prompt in ready:
+            prompt.due.clear()
+        on = np.flatnonzero(~self.done[rows] & (self.budgets[rows] > 1))
+        staying = {*on.tolist()}
+        for index, prompt in enumerate(of_row):
+            if index not in staying:
+                assert prompt.cached is not None
+                self.cache.release(prompt.cached)
+                self.admission.taken -= 1
+        entering = [cached for i in on if (cached := of_row[i].cached) is not None]
+        places, _, _ = self.cache.change([], entering)
+        self.order = np.append(self.order, rows[on])
+        at, kept = self._numbers(places), self._numbers(on)
+        self.tokens = _put(self.tokens, at, tokens[kept], self.cache.slots)
+        if self.sampled:
+            self.uniforms = _put(self.uniforms, at, uniform[kept], self.cache.slots)
+        if seen is not None and self.seen is not None:
+            self.seen = _put(self.seen, at, seen[kept], self.cache.slots)
 
-    def _logits(self, ids: Any, positions: Any, **layout: Any) -> Tensor:
+    def _step(self) -> None:
+        """One more token of each live row."""
+        cache, rows = self.cache, self.cache.rows
+        logits = self._decode(self.tokens[:rows])
+        cache.advance()
+        self.admission.worked(rows)
+        choices = None if self.routes is None else self.routes.take()
+        uniform = self.uniforms[:rows]
+        if self.sampled:
+            uniform = uniform.gather(1, cache.own_lengths[:rows, None]).squeeze(1)
+        seen = None if self.seen is None else self.seen[:rows]
+        times = cache.lengths.copy()
+        self.tokens[:rows] = self._sample(logits, self.order.copy(), times, uniform, seen, choices)
+
+    def _decode(self, tokens: Tensor) -> Tensor:
+        """Logits (rows, V) of a pass over one new token of each live row."""
+        if self.decoding is None:
+            positions = self.cache.positions
+            return self._logits(tokens[:, None], positions[:, None], packed=self.cache)[:, -1]
+        logits: Tensor = self.decoding.step(tokens, self.cache)
+        if self.routes is not None and self.decoding.chosen is not None:
+            self.routes.told(self.decoding.chosen)
+        return logits
+
+    def _logits(self, ids: Tensor, positions: Tensor, **layout: Any) -> Tensor:
         logits: Tensor = self.model(
-            input_ids=torch.as_tensor(ids, device=self.device),
-            position_ids=torch.as_tensor(positions, device=self.device),
-            use_cache=False,
-            **layout,
+            input_ids=ids, position_ids=positions, use_cache=False, **layout
         ).logits
         return logits
 
-    def _sample(self, logits: Tensor) -> Tensor:
-        """Draw and record (rows,) tokens."""
-        tokens: Tensor
-        step = self.time
-        if not step and self.sampling.begin_suppress:
-            logits[:, list(self.sampling.begin_suppress)] = -torch.inf
-        scores = self._processed(logits)
-        logps = scores.log_softmax(-1)
-        broken = logps.isnan().any(-1)  # a row without a distribution: it ends here
-        logps[broken] = -torch.inf
-        logps[broken, self.sampling.ends[0]] = 0.0
-        if self.uniforms is None:
-            tokens = logps.argmax(-1)
-        else:
-            uniform = self.uniforms[self.order, step].to(self.device)
-            tokens = draw(logps.exp(), uniform)
-        chosen = logps.gather(1, tokens[:, None]).squeeze(1).masked_fill(broken, torch.nan).cpu()
+    # ------------------------------------------------------------------------------- the tokens
+
+    def _sample(
+        self,
+        logits: Tensor,
+        rows: "np.ndarray",
+        times: "np.ndarray",
+        uniform: Tensor,
+        seen: Tensor | None,
+        choices: Tensor | None,
+    ) -> Tensor:
+        """Draw (n,) tokens of `rows`, their `times`-th; the host will read them later."""
+        sampling, logits = self.sampling, logits.float()
+        if sampling.begin_suppress and not times[0]:
+            logits[:, list(sampling.begin_suppress)] = -torch.inf
+        scores = self._processed(logits, rows, times, seen)
+        tokens, logps = tokens_from(scores, uniform if self.sampled else None, sampling.ends[0])
+        policy_logps = stopped = None
         if self.policy_logps is not None:
-            scaled = logits / (self.sampling.policy_temperature or 1.0)
-            own = scaled.gather(1, tokens[:, None]).squeeze(1) - scaled.logsumexp(-1)
-            self.policy_logps[self.order, step] = own.masked_fill(broken, torch.nan).cpu()
-        tokens = tokens.cpu()
-        self.ids[self.order, step] = tokens
-        self.logps[self.order, step] = chosen
-        self.counts[self.order] = step + 1
-        if self.seen is not None:
-            self.seen[self.order, self.seen.shape[1] - self.sampling.max_tokens + step] = tokens
+            scaled = logits / (sampling.policy_temperature or 1.0)
+            policy_logps = scaled.gather(1, tokens[:, None]).squeeze(1) - scaled.logsumexp(-1)
+            policy_logps = policy_logps.masked_fill(logps.isnan(), torch.nan)
+        if seen is not None:
+            seen.scatter_(1, self._numbers(self.lengths[rows] + times)[:, None], tokens[:, None])
+            if sampling.stop is not None:
+                stopped = torch.zeros_like(tokens, dtype=torch.bool)
+                for _, some, ids in self._alike(rows, times + 1, seen):
+                    stopped[some] = sampling.stop(ids, None)
+        copies = [self._copied(t) for t in (tokens, logps, policy_logps, stopped, choices)]
+        self.drawn.append(_Drawn(rows, times, copies, self._event()))
         return tokens
 
-    def _processed(self, logits: Tensor) -> Tensor:
-        """(rows, V) logits after transformers' processors, each row as if it were alone."""
-        if self.seen is None:
+    def _processed(
+        self, logits: Tensor, rows: "np.ndarray", times: "np.ndarray", seen: Tensor | None
+    ) -> Tensor:
+        """(n, V) logits after transformers' processors, each row as if it were alone."""
+        if self.temperature is not None:
+            return logits if self.temperature == 1.0 else logits.div_(self.temperature)
+        if not self.looks or seen is None:
             by_logits: Tensor = next(iter(self.processors.values()))(None, logits)
             return by_logits
         scores = torch.empty_like(logits)
-        for length, rows, ids in self._rows_seen(self.time):
-            rows = rows.to(self.device)
-            scores[rows] = self.processors[length](ids, logits[rows])
+        for length, some, ids in self._alike(rows, times, seen):
+            scores[some] = self.processors[length](ids, logits[some])
         return scores
 
-    def _rows_seen(self, step: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yield live rows by prompt length: length, places, ids with their first `step` samples."""
-        assert self.seen is not None
-        longest = self.seen.shape[1] - self.sampling.max_tokens
-        lengths = self.lengths[self.order]
-        for length in sorted(set(lengths.tolist())):
-            rows = (lengths == length).nonzero().flatten()
-            ids = self.seen[self.order[rows], longest - length : longest + step]
-            yield length, rows, ids.to(self.device)
+    def _alike(
+        self, rows: "np.ndarray", times: "np.ndarray", seen: Tensor
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield rows of equal lengths together: of the prompt, their places, their ids so far."""
+        lengths = self.lengths[rows]
+        for length, time in sorted({*zip(lengths.tolist(), times.tolist(), strict=True)}):
+            places = self._numbers(np.flatnonzero((lengths == length) & (times == time)))
+            yield length, places, seen[places, : length + time]
 
-    def _stopped(self, tokens: Tensor) -> Tensor:
-        """(rows,) bool: the rows that end with `tokens`."""
-        stopped = torch.isin(tokens, self.ends)
-        if self.sampling.stop is not None:
-            for _, rows, ids in self._rows_seen(self.time + 1):
-                stopped[rows] |= self.sampling.stop(ids, None).cpu()
-        return stopped
+    # ---------------------------------------------------------------------- what the host learns
 
-    def _leave(self, tokens: Tensor) -> Tensor:
-        """Remove finished rows from the batch; return the tokens of the others, in their order."""
-        count = self.time + 1
-        last = count == self.sampling.max_tokens
-        alive = torch.zeros_like(tokens).bool() if last else ~self._stopped(tokens)
-        alive &= self.budgets[self.order] > count
-        if self.on_finished is not None and not alive.all():
-            gone = self.order[~alive].tolist()
-            self.on_finished([(row, self.ids[row, : self.counts[row]].tolist()) for row in gone])
-        left = int(alive.sum())
-        if left in (0, len(tokens)):
-            return tokens[:left]
-        broken = self.logps[self.order, count - 1].isnan()
-        self.caches.broke(broken.nonzero().flatten().tolist())
-        _, holes, movers = self.caches.change((~alive).nonzero().flatten().tolist(), [])
-        for row in (tokens, self.order):
-            row[holes] = row[movers]
-        self.order = self.order[:left]
-        return tokens[:left]
+    def _read(self, late: int) -> None:
+        """Learn what was drawn, but for the last `late` passes; waits for what is not there yet."""
+        while len(self.drawn) > late:
+            drawn = self.drawn.popleft()
+            if drawn.copied is not None:
+                drawn.copied.synchronize()
+            new = np.flatnonzero(~self.done[drawn.rows])  # not what was run once too often
+            rows, times = drawn.rows[new], drawn.times[new]
+            tokens, logps, policy_logps, stopped, choices = (
+                None if t is None else t[new] for t in drawn.copies
+            )
+            assert tokens is not None and logps is not None
+            self.ids[rows, times], self.logps[rows, times] = tokens.numpy(), logps.numpy()
+            if self.policy_logps is not None and policy_logps is not None:
+                self.policy_logps[rows, times] = policy_logps.numpy()
+            self.counts[rows] = times + 1
+            ended = (self.ids[rows, times][:, None] == self.ends).any(1)
+            ended |= times + 1 >= self.budgets[rows]
+            if stopped is not None:
+                ended |= stopped.numpy()
+            self.done[rows] = ended
+            if self.routes is not None and choices is not None:
+                self.routes.step(choices, rows.tolist(), times.tolist())
+            if self.on_token is not None:
+                for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
+                    self.on_token(row, token)
+            if self.on_finished is not None and ended.any():
+                gone = rows[ended].tolist()
+                self.on_finished([(r, self.ids[r, : self.counts[r]].tolist()) for r in gone])
 
-    def _padded(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """(rows, longest prompt + max_tokens): the prompts end in the same column."""
-        longest = max(map(len, prompts))
-        rows = [
-            [*[p[0]] * (longest - len(p)), *p, *[0] * self.sampling.max_tokens] for p in prompts
-        ]
-        return torch.tensor(rows)
+    def _leave(self) -> None:
+        """Let the rows leave that have ended, as far as the host knows, or are full."""
+        full = self.cache.lengths + 1 >= self.budgets[self.order]
+        gone = np.flatnonzero(self.done[self.order] | full).tolist()
+        if not gone:
+            return
+        _, to, source = self.cache.change(gone, [])
+        self.admission.taken -= len(gone)
+        self.order[to] = self.order[source]
+        self.order = self.order[: self.cache.rows].copy()
+        if to:
+            there, here = self._numbers(to), self._numbers(source)
+            tables = (self.tokens, self.uniforms if self.sampled else None, self.seen)
+            for table in tables:
+                if table is not None:
+                    table[there] = table[here]
+
+    # ------------------------------------------------------------------------------ the device
+
+    def _numbers(self, values: "Sequence[int] | np.ndarray") -> Tensor:
+        return self._moved(torch.as_tensor(values, dtype=torch.long))
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        """A tensor of the host on the device; the host does not wait for it to get there."""
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+    def _event(self) -> Any:
+        """What is recorded behind all that the device has been given; None where nothing waits."""
+        if self.device.type != "cuda":
+            return None
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def _copied(self, tensor: Tensor | None) -> Tensor | None:
+        """A copy for the host, in pinned memory; the host does not wait for it."""
+        return None if tensor is None else tensor.to("cpu", non_blocking=self.device.type == "cuda")
+
+
+def _lateness(device: torch.device) -> int:
+    """The passes that the host may start before it has to know what the last one drew."""
+    return 1 if device.type == "cuda" else 0
+
+
+def _put(table: Tensor, at: Tensor, values: Tensor, slots: int) -> Tensor:
+    """`table` (slots, ...), made longer where it has to be, with `values` in the slots `at`."""
+    if len(table) < slots:
+        longer = table.new_zeros(slots, *table.shape[1:])
+        longer[: len(table)] = table
+        table = longer
+    table[at] = values
+    return table

@@ -16,7 +16,7 @@ from torch import Tensor
 from rl_reasoner.kernels.packing import prompt_attention
 
 _STEP = 64  # tokens that rows have room for at first; doubled when a row needs more
-Pair = tuple[Tensor, Tensor]  # keys and values
+Buffers = tuple[Tensor, Tensor]  # keys and values
 
 
 @dataclass(eq=False)
@@ -29,7 +29,6 @@ class CachedPrompt:
     length: int
     rows: int
     slot: int
-    broken: bool = False  # it may hold what is not a number
 
 
 class KVCache:
@@ -58,25 +57,24 @@ class KVCache:
         budget: int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """`longest`: tokens of the longest completion; `budget`: of all buffers together.
+        """`longest`: tokens of the longest completion; `budget`: tokens of all buffers together.
 
-        `dtype`: that of the buffers, by default the keys' and values' own.
-
-        More rows or prompts than fit into the budget are the caller's mistake, not refused here.
+        Buffers keep to the budget where rows of `longest` tokens, with the prompts, would: that
+        they do is up to the caller. `dtype`: that of the buffers, by default the keys' own.
         """
         self.device = device
         self.most = longest
         self.budget = budget
         self.dtype = dtype
-        self.own: list[Pair] = []
-        self.prompt: list[Pair] = []
+        self.own: list[Buffers] = []
+        self.prompt: list[Buffers] = []
         self.slots, self.capacity, self.prompt_slots, self.prompt_capacity = 0, 0, 0, 0
         self.own_lengths = self.prompt_of = self.prompt_lengths = self._numbers = self._tensor([])
         self.rows = self.longest = self.shortest = self.longest_prompt = 0
         self.version = self.membership = 0
         self._prompts: list[CachedPrompt] = []  # by slot
         self._row_prompts: list[CachedPrompt] = []  # by slot of the row
-        self._lengths = np.zeros(0, dtype=np.int64)  # of the live rows
+        self.lengths = np.zeros(0, dtype=np.int64)  # of the live rows' own, on the host
         self._calls = 0  # of the attention in this pass
         self._hidden: dict[int, Tensor | None] = {}  # window -> what rows do not see in this pass
 
@@ -84,6 +82,11 @@ class KVCache:
     def nbytes(self) -> int:
         """Bytes of all buffers."""
         return sum(buffer.nbytes for pair in (*self.own, *self.prompt) for buffer in pair)
+
+    @property
+    def prompts(self) -> int:
+        """The number of prompts."""
+        return len(self._prompts)
 
     @property
     def positions(self) -> Tensor:
@@ -106,6 +109,7 @@ class KVCache:
             for slot, (length, count) in enumerate(zip(lengths, rows, strict=True), first)
         ]
         self._prompts += added
+        self._clean(self.prompt, [prompt.slot for prompt in added])
         self._fit()
         return added
 
@@ -124,33 +128,28 @@ class KVCache:
         empty = {*holes}
         to = [slot for slot in holes if slot < left]
         source = [slot for slot in range(left, self.rows) if slot not in empty]
-        self._clean(self.own, [slot for slot in gone if self._row_prompts[slot].broken])
         leaving = [self._row_prompts[slot] for slot in gone]
         self._row_prompts += entering  # long enough for every slot; set right below
-        self._lengths = np.append(self._lengths, np.zeros(len(entering), dtype=np.int64))
+        self.lengths = np.append(self.lengths, np.zeros(len(entering), dtype=np.int64))
         for slot, prompt in zip(places, entering, strict=True):
-            self._row_prompts[slot], self._lengths[slot] = prompt, 0
-        self._move(self.own, to, source, int(self._lengths[source].max(initial=0)))
+            self._row_prompts[slot], self.lengths[slot] = prompt, 0
+        self._clean(self.own, places)
+        self._move(self.own, to, source, self.longest)
         for there, here in zip(to, source, strict=True):
             self._row_prompts[there] = self._row_prompts[here]
-            self._lengths[there] = self._lengths[here]
+            self.lengths[there] = self.lengths[here]
         del self._row_prompts[left:]
-        self._lengths = self._lengths[:left].copy()
+        self.lengths = self.lengths[:left].copy()
         self.rows = left
         for prompt in leaving:
             self.release(prompt)
         self._fit()
         return places, to, source
 
-    def broke(self, slots: Sequence[int]) -> None:
-        """Rows have values that are not numbers: what they leave must not spread to others."""
-        for slot in slots:
-            self._row_prompts[slot].broken = True
-
     def advance(self) -> None:
         """Count the tokens of the pass that is done."""
         self.own_lengths[: self.rows] += 1
-        self._lengths += 1
+        self.lengths += 1
         self.longest += 1
         self.shortest += 1
         self._calls = 0
@@ -163,20 +162,22 @@ class KVCache:
         prompt.rows -= 1
         if prompt.rows:
             return
-        self._clean(self.prompt, [prompt.slot] if prompt.broken else [])
         last = self._prompts.pop()
         if last is not prompt:
-            self._move(self.prompt, [prompt.slot], [last.slot], last.length)
+            self._move(self.prompt, [prompt.slot], [last.slot], self.longest_prompt)
             self._prompts[prompt.slot] = last
             last.slot = prompt.slot
 
-    def _clean(self, buffers: list[Pair], slots: list[int]) -> None:
-        for slot in slots:
+    def _clean(self, buffers: list[Buffers], slots: Sequence[int]) -> None:
+        """Zero `slots`, as far as they are there: rows before may have left NaN or infinities."""
+        slots = [slot for slot in slots if buffers and slot < len(buffers[0][0])]
+        if slots:
+            there = self._tensor(slots)
             for pair in buffers:
                 for buffer in pair:
-                    buffer[slot] = 0
+                    buffer[there] = 0
 
-    def _move(self, buffers: list[Pair], to: list[int], source: list[int], length: int) -> None:
+    def _move(self, buffers: list[Buffers], to: list[int], source: list[int], length: int) -> None:
         if not to or not buffers:
             return
         there, here = self._tensor(to), self._tensor(source)
@@ -188,8 +189,8 @@ class KVCache:
 
     def _fit(self) -> None:
         """Make buffers large enough for who is alive, and bring the index tensors up to date."""
-        self.longest = int(self._lengths.max(initial=0))
-        self.shortest = int(self._lengths.min(initial=self.most))
+        self.longest = int(self.lengths.max(initial=0))
+        self.shortest = int(self.lengths.min(initial=self.most))
         self.longest_prompt = max((prompt.length for prompt in self._prompts), default=0)
         capacity = max(self.capacity, min(_STEP, self.most))
         while capacity < min(self.longest + 1, self.most):
@@ -211,7 +212,7 @@ class KVCache:
         """Bring the index tensors up to date."""
         groups = np.array([prompt.slot for prompt in self._row_prompts], dtype=np.int64)
         lengths = np.array([prompt.length for prompt in self._prompts], dtype=np.int64)
-        self.own_lengths = self._filled(self.own_lengths, self.slots, self._lengths)
+        self.own_lengths = self._filled(self.own_lengths, self.slots, self.lengths)
         self.prompt_of = self._filled(self.prompt_of, self.slots, groups)
         self.prompt_lengths = self._filled(self.prompt_lengths, self.prompt_slots, lengths)
         self.membership += 1
@@ -245,7 +246,7 @@ class KVCache:
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
 
-    def store_prompt(self, call: int, slot: int, start: int, key: Tensor, value: Tensor) -> Pair:
+    def store_prompt(self, call: int, slot: int, start: int, key: Tensor, value: Tensor) -> Buffers:
         """Keep (kv heads, n, d) of a prompt's tokens from `start`; return all until then."""
         if call == len(self.prompt):
             self.prompt.append(self._pair(key, value, self.prompt_slots, self.prompt_capacity))
@@ -263,7 +264,7 @@ class KVCache:
         for keys, values in self.prompt[len(self.own) :]:
             self.own.append(self._pair(keys[0], values[0], self.slots, self.capacity))
 
-    def _pair(self, key: Tensor, value: Tensor, slots: int, length: int) -> Pair:
+    def _pair(self, key: Tensor, value: Tensor, slots: int, length: int) -> Buffers:
         """Zeros for the likes of `key` and `value` (kv heads, n, d)."""
         keys, values = (
             t.new_zeros(slots, t.shape[0], length, t.shape[-1], dtype=self.dtype or t.dtype)
@@ -355,7 +356,7 @@ def _resized(buffer: Tensor, slots: int, length: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Part:
+class PromptPart:
     """Tokens `start` ... `start` + `length` - 1 of a prompt."""
 
     prompt: CachedPrompt
@@ -369,7 +370,7 @@ class Prefill:
     What comes before a part is in the cache already.
     """
 
-    def __init__(self, parts: Sequence[Part], cache: KVCache) -> None:
+    def __init__(self, parts: Sequence[PromptPart], cache: KVCache) -> None:
         self.parts = parts
         self.cache = cache
         self._calls = 0  # of the attention in this pass

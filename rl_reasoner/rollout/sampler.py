@@ -1,7 +1,7 @@
 """Sampling outside the training step: for evaluation, chat and checks.
 
 Sampling is the training step's engine (`rl_reasoner.rollout.engine`) where it can run the model,
-else transformers' `generate`; batches hold prompts of similar length, under a budget of memory. A
+else transformers' `generate` in batches of similar prompts; both within the engine's budgets. A
 completion follows from the seed, its prompt and its index among the prompt's samples, so that
 asking for more of them adds to those before; the global generators are not touched, so that
 evaluating in the middle of training changes no training number. Knows nothing of rewards.
@@ -10,7 +10,8 @@ evaluating in the middle of training changes no training number. Knows nothing o
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -21,8 +22,10 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.language.thinking import CLOSE_THINK, NO_CHAIN, OPEN_THINK
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.rollout import engine
+from rl_reasoner.rollout.admission import MOST_ROWS
 from rl_reasoner.rollout.agreement import engine_runs, in_mode
-from rl_reasoner.rollout.cache import SampleCache, SampleJob, sample_through
+from rl_reasoner.rollout.cache import SampleCache, SampleJob, Take, sample_through
+from rl_reasoner.rollout.drawing import draw, uniforms
 from rl_reasoner.rollout.long_prompts import declared_places, named_rows, places_of, too_long
 from rl_reasoner.rollout.sampling_params import SamplingParams
 from rl_reasoner.rollout.sampling_weights import sampling_dtype
@@ -31,8 +34,7 @@ from rl_reasoner.types import Prompt, Rollout, Row
 __all__ = ["Force", "eos_ids", "prompt_ids", "sample", "weights_hash"]
 
 Force = Literal["chain", "direct"]
-_BATCH_BYTES = 2 << 30  # keys and values of one batch
-_BATCH_ROWS = 512
+_KEEP_S = 0.05  # between writes to the cache: each waits for the disk
 _PLACES = ("base_model_name_or_path", "revision", "peft_version", "inference_mode")
 _PREFIXES = {"chain": OPEN_THINK, "direct": NO_CHAIN, None: ""}
 
@@ -104,17 +106,15 @@ def sample(
     "direct" begins it with an empty one. What was forced is part of the returned text. `weights`:
     those that are sampled from (`rl_reasoner.rollout.sampling_weights`). `progress`
     is called with the number of completions done since the last call. What `cache` holds is not
-    drawn again, what is drawn is kept in it batch by batch. `on_token` is
-    called with (row of the batch, token id) as each token is drawn.
+    drawn again, what is drawn is kept in it as it gets done. `on_token` is called with (number of
+    the completion in this call, token id) as each token is drawn.
     """
     ids = [prompt_ids(policy, prompt, _PREFIXES[force]) for prompt in prompts]
     _check_places(policy, prompts, ids, max_tokens)
     drawer = _Drawer(policy, temperature, max_tokens, seed, force, weights)
 
-    def draw(jobs: Sequence[SampleJob]) -> Iterator[dict[SampleJob, Rollout]]:
-        for batch in drawer.batches(sorted(jobs, key=lambda job: len(ids[job[0]])), ids):
-            drawn = drawer.draw([(ids[index], number) for index, number in batch], on_token)
-            yield dict(zip(batch, drawn, strict=True))
+    def draw(jobs: Sequence[SampleJob], take: Take) -> None:
+        drawer.draw(sorted(jobs, key=lambda job: len(ids[job[0]])), ids, take, on_token)
 
     with in_mode(policy.model, training=False), torch.no_grad():
         return sample_through(
@@ -206,42 +206,81 @@ class _Drawer:
             settings["weights"] = str(self.sampling.weights)
         return cache.key([*ids], settings, self.seed if self.sampling.temperature else None, number)
 
-    def batches(self, jobs: Sequence[SampleJob], ids: Sequence[list[int]]) -> list[list[SampleJob]]:
-        """Split `jobs`, sorted by prompt length, into batches that fit the memory budget.
-
-        The engine keeps keys and values of a prompt once for all of its samples.
-        """
-        budget = _BATCH_BYTES // _token_bytes(self.model)
-        batches: list[list[SampleJob]] = []
-        prompts: set[int] = set()  # of the last batch
-        for index, number in jobs:  # the newest is the longest of its batch
-            prompts.add(index)
-            rows = len(batches[-1]) + 1 if batches else 1
-            copies = len(prompts) if self.by_engine else rows
-            size = copies * len(ids[index]) + rows * self.sampling.max_tokens
-            if not batches or rows > _BATCH_ROWS or size > budget:
-                batches.append([])
-                prompts = {index}
-            batches[-1].append((index, number))
-        return batches
-
     def draw(
-        self, jobs: Sequence[tuple[list[int], int]], on_token: engine.OnToken | None = None
-    ) -> list[Rollout]:
-        """One completion for each (prompt, index among the prompt's samples)."""
-        keys = [(self.seed, number, *_numbers(ids)) for ids, number in jobs]
-        rows = [ids for ids, _ in jobs]
+        self,
+        jobs: Sequence[SampleJob],
+        ids: Sequence[list[int]],
+        take: Take,
+        on_token: engine.OnToken | None = None,
+    ) -> None:
+        """Draw the completions of `jobs`, sorted by prompt length; `take` gets them as they end."""
+        if not jobs:
+            return
+        kept = _Kept(take)
         if self.by_engine:
-            completions = engine.generate(self.model, rows, keys, self.sampling, on_token=on_token)
-        else:
-            model, pad = self.policy.model, self.policy.tokenizer.pad_token_id
-            completions = generate_by_transformers(model, rows, keys, self.sampling, pad, on_token)
-        return [self._rollout(completion.ids) for completion in completions]
 
-    def _rollout(self, ids: list[int]) -> Rollout:
+            def finished(rows: list[tuple[int, list[int]]]) -> None:
+                kept.add({jobs[row]: self._rollout(jobs[row], tokens) for row, tokens in rows})
+
+            prompts, keys = [ids[index] for index, _ in jobs], self._keys(jobs, ids)
+            engine.generate(
+                self.model, prompts, keys, self.sampling, on_finished=finished, on_token=on_token
+            )
+        else:
+            for batch in self._batches(jobs, ids):
+                drawn = generate_by_transformers(
+                    self.policy.model,
+                    [ids[index] for index, _ in batch],
+                    self._keys(batch, ids),
+                    self.sampling,
+                    self.policy.tokenizer.pad_token_id,
+                    on_token,
+                )
+                done = zip(batch, drawn, strict=True)
+                kept.add({job: self._rollout(job, one.ids) for job, one in done})
+        kept.write()
+
+    def _keys(self, jobs: Sequence[SampleJob], ids: Sequence[list[int]]) -> list[tuple[int, ...]]:
+        return [(self.seed, number, *_numbers(ids[index])) for index, number in jobs]
+
+    def _batches(
+        self, jobs: Sequence[SampleJob], ids: Sequence[list[int]]
+    ) -> Iterator[Sequence[SampleJob]]:
+        """`jobs`, sorted by prompt length, in batches within the engine's budgets."""
+        budget, first = engine.cache_budget(self.model), 0
+        while first < len(jobs):
+            last = first + 1
+            while last < len(jobs) and last - first < MOST_ROWS:
+                width = len(ids[jobs[last][0]]) + self.sampling.max_tokens
+                if (last + 1 - first) * width > budget:
+                    break
+                last += 1
+            yield jobs[first:last]
+            first = last
+
+    def _rollout(self, job: SampleJob, ids: list[int]) -> Rollout:
         text = self.policy.tokenizer.decode(ids, skip_special_tokens=True)
         truncated = len(ids) == self.sampling.max_tokens and ids[-1] not in self.sampling.ends
         return Rollout(self.prefix + text, len(ids), truncated)
+
+
+class _Kept:
+    """Completions on their way to the cache, which is written to from time to time."""
+
+    def __init__(self, take: Take) -> None:
+        self.take = take
+        self.waiting: dict[SampleJob, Rollout] = {}
+        self.written = time.monotonic()
+
+    def add(self, drawn: Mapping[SampleJob, Rollout]) -> None:
+        self.waiting.update(drawn)
+        if time.monotonic() - self.written > _KEEP_S:
+            self.write()
+
+    def write(self) -> None:
+        if self.waiting:
+            self.take(self.waiting)
+        self.waiting, self.written = {}, time.monotonic()
 
 
 # ------------------------------------------------------------------------ models beside the engine
@@ -295,7 +334,7 @@ class _KeyedDraws(LogitsProcessor):  # type: ignore[misc]
         self.sampling = sampling
         self.on_token = on_token
         drawn = sampling.temperature > 0
-        self.uniforms = engine.uniforms(keys, sampling.max_tokens) if drawn else None
+        self.uniforms = uniforms(keys, sampling.max_tokens) if drawn else None
         self.completions = [engine.SampledCompletion([], []) for _ in keys]
         self.step = 0
 
@@ -305,7 +344,7 @@ class _KeyedDraws(LogitsProcessor):  # type: ignore[misc]
         if self.uniforms is None:
             chosen = scores.argmax(-1)
         else:
-            chosen = engine.draw(scaled.softmax(-1), self.uniforms[:, self.step].to(scores.device))
+            chosen = draw(scaled.softmax(-1), self.uniforms[:, self.step].to(scores.device))
         values = scaled.log_softmax(-1).gather(1, chosen[:, None]).squeeze(1).tolist()
         for row, (token, value) in enumerate(zip(chosen.tolist(), values, strict=True)):
             completion = self.completions[row]
@@ -333,12 +372,3 @@ def _numbers(ids: Sequence[int]) -> tuple[int, ...]:
     """Hash a sequence to two numbers below 2^32."""
     digest = hashlib.sha256(json.dumps([*ids]).encode()).digest()
     return int.from_bytes(digest[:4]), int.from_bytes(digest[4:8])
-
-
-def _token_bytes(model: Any) -> int:
-    """Bytes of one token's keys and values in all layers."""
-    config = model.config.get_text_config()
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    shared = getattr(config, "num_key_value_heads", None) or heads
-    return int(2 * config.num_hidden_layers * shared * width * model.dtype.itemsize)

@@ -112,6 +112,16 @@ def is_the_policy(processors: LogitsProcessorList, temperature: float) -> bool:
     return left == temperature
 
 
+def only_temperature(processors: LogitsProcessorList) -> float | None:
+    """The temperature, where these processors divide by one and do no more."""
+    left = 1.0
+    for processor in processors:
+        if not isinstance(processor, logits_process.TemperatureLogitsWarper):
+            return None
+        left *= processor.temperature
+    return left
+
+
 def looks_back(processors: LogitsProcessorList) -> bool:
     """Whether one of these processors may depend on earlier tokens or their number."""
     return any(not isinstance(processor, _BY_LOGITS) for processor in processors)

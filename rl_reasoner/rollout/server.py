@@ -9,7 +9,7 @@ is kept at once, so that a server that dies loses nothing. Knows nothing of torc
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from rl_reasoner.errors import RunStopped, UserError
 from rl_reasoner.language.thinking import CLOSE_THINK, OPEN_THINK
-from rl_reasoner.rollout.cache import SampleCache, SampleJob, sample_through
+from rl_reasoner.rollout.cache import SampleCache, SampleJob, Take, sample_through
 from rl_reasoner.types import Prompt, Rollout
 
 _RETRIES = 8
@@ -83,18 +83,19 @@ class ServedPolicy:
             samples,
             not temperature,
             lambda cache, job: cache.key(prompts[job[0]], settings, drawn_with, job[1]),
-            lambda jobs: self._drawn(jobs, prompts, settings, seed),
+            lambda jobs, take: self._draw(jobs, take, prompts, settings, seed),
             progress,
         )
 
-    def _drawn(
+    def _draw(
         self,
         jobs: Sequence[SampleJob],
+        take: Take,
         prompts: Sequence[Prompt],
         settings: Mapping[str, Any],
         seed: int,
-    ) -> Iterator[dict[SampleJob, Rollout]]:
-        """Yield the completions of `jobs` as they arrive."""
+    ) -> None:
+        """Hand the completions of `jobs` to `take` as they arrive."""
         if not jobs:
             return
         with self._client() as client, ThreadPoolExecutor(self.concurrency) as threads:
@@ -104,7 +105,7 @@ class ServedPolicy:
                 asked[threads.submit(self._ask, client, prompts[i], options)] = i, n
             try:
                 for done in as_completed(asked):
-                    yield {asked[done]: self._replied(done, prompts[asked[done][0]])}
+                    take({asked[done]: self._replied(done, prompts[asked[done][0]])})
             except BaseException:
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise

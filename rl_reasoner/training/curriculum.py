@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_reasoner.rollout.engine import keyed_generator
+from rl_reasoner.rollout.drawing import keyed_generator
 
 _EVEN = 0.2  # share of the probability that does not look at the counts
 _KEPT = 0.5  # of a prompt's earlier counts at its next visit: the policy has changed since

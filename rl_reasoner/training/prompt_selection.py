@@ -22,7 +22,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.rollout.engine import keyed_generator
+from rl_reasoner.rollout.drawing import keyed_generator
 from rl_reasoner.training.advantages import total_rewards, varied
 from rl_reasoner.training.curriculum import PromptSchedule
 from rl_reasoner.training.rollout_batch import RolloutBatch, RolloutRow

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation import StopStringCriteria
 
 from rl_reasoner import open_policy
-from rl_reasoner.rollout.engine import draw, generate, uniforms
+from rl_reasoner.rollout.drawing import draw, uniforms
+from rl_reasoner.rollout.engine import generate
 from rl_reasoner.rollout.sampling_params import SamplingParams, unhandled
 
 KINDS = ("llama", "mistral", "qwen3_moe", "gpt2")

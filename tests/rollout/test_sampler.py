@@ -152,27 +152,43 @@ def test_sampling_leaves_no_trace(policy: Policy) -> None:
     assert not policy.model.training
 
 
-def test_order_and_progress_over_several_batches(
+def room_for(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rl_reasoner.rollout.engine._CACHE_BYTES", tokens * 1536)
+
+
+def test_order_and_progress_within_a_small_budget(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = sample(policy, PROMPTS, samples=3, temperature=1.0, max_tokens=5)
     done: list[int] = []
-    monkeypatch.setattr("rl_reasoner.rollout.sampler._BATCH_BYTES", 25 * 1536)
+    room_for(25, monkeypatch)
+    monkeypatch.setattr("rl_reasoner.rollout.sampler._KEEP_S", 0.0)
     small = sample(policy, PROMPTS, samples=3, temperature=1.0, max_tokens=5, progress=done.append)
     assert small == whole
     assert sum(done) == 12 and len(done) > 3
 
 
-@pytest.mark.parametrize(("room", "batches"), [(40, [8]), (39, [7, 1]), (20, [4, 4])])
+@pytest.mark.parametrize(("room", "passes"), [(40, 4), (39, 8), (20, 8)])
 def test_a_prompt_counts_once_for_its_samples(
-    policy: Policy, monkeypatch: pytest.MonkeyPatch, room: int, batches: list[int]
+    policy: Policy, monkeypatch: pytest.MonkeyPatch, room: int, passes: int
 ) -> None:
+    """Eight rows of five tokens: at once, one of them late, or one half after the other."""
     prompts = ["1+2+3+4=", "4+3+2+1="]
     shared = sum(len(prompt_ids(policy, prompt)) for prompt in prompts)
-    monkeypatch.setattr("rl_reasoner.rollout.sampler._BATCH_BYTES", (shared + room) * 1536)
-    done: list[int] = []
-    sample(policy, prompts, samples=4, temperature=1.0, max_tokens=5, progress=done.append)
-    assert done == batches
+    room_for(shared + room, monkeypatch)
+    monkeypatch.setattr("rl_reasoner.rollout.sampler.eos_ids", lambda policy: [-1])
+    count = 0
+
+    def counted(module: Any, arguments: Any, output: Any) -> None:
+        nonlocal count
+        count += arguments[0].shape[-2] == 1  # tokens of a row
+
+    handle = policy.model.model.layers[0].register_forward_hook(counted)
+    try:
+        sample(policy, prompts, samples=4, temperature=1.0, max_tokens=5)
+    finally:
+        handle.remove()
+    assert count == passes
 
 
 def test_generate_has_a_prompt_for_each_of_its_rows(
@@ -180,7 +196,8 @@ def test_generate_has_a_prompt_for_each_of_its_rows(
 ) -> None:
     width = len(prompt_ids(policy, "1+2+3+4=")) + 5
     monkeypatch.setattr("rl_reasoner.rollout.sampler.engine_runs", lambda model: False)
-    monkeypatch.setattr("rl_reasoner.rollout.sampler._BATCH_BYTES", 3 * width * 1536)
+    monkeypatch.setattr("rl_reasoner.rollout.sampler._KEEP_S", 0.0)
+    room_for(3 * width, monkeypatch)
     done: list[int] = []
     sample(policy, ["1+2+3+4="], samples=4, temperature=1.0, max_tokens=5, progress=done.append)
     assert done == [3, 1]
@@ -189,7 +206,7 @@ def test_generate_has_a_prompt_for_each_of_its_rows(
 def test_a_prompt_beyond_the_budget_still_goes_alone(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rl_reasoner.rollout.sampler._BATCH_BYTES", 1)
+    room_for(1, monkeypatch)
     assert len(sample(policy, PROMPTS, max_tokens=2)) == 4
     assert sample(policy, [], max_tokens=2) == []
 

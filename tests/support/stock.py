@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy
 from rl_reasoner.policy.policy import Policy
-from rl_reasoner.rollout import engine
+from rl_reasoner.rollout import drawing, engine
 from support.tiny import QUIET
 
 OFF = {"share_prompts": False, "skip_zero_advantage": False, "regroup_rows": False}
@@ -146,7 +146,7 @@ def drawn(table: list[list[int]]) -> Iterator[None]:
     def draw(probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
         return flat[uniform.long()]
 
-    with mock.patch.object(engine, "uniforms", places), mock.patch.object(engine, "draw", draw):
+    with mock.patch.object(engine, "uniforms", places), mock.patch.object(drawing, "draw", draw):
         yield
 
 
