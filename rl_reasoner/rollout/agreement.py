@@ -20,7 +20,7 @@ from rl_reasoner.kernels.fused_modules import fused_modules
 from rl_reasoner.kernels.packing import Unsupported, arguments, attention_of, pack
 from rl_reasoner.rollout import decode_pass
 from rl_reasoner.rollout.engine import generate
-from rl_reasoner.rollout.kv_cache import KVCache, Part, Prefill
+from rl_reasoner.rollout.kv_cache import KVCache, PromptPart, Prefill
 from rl_reasoner.rollout.sampling_params import SamplingParams
 
 # Rotary embeddings that depend on the length of the batch's longest row, not on positions alone.
@@ -221,7 +221,7 @@ def _passes(causal_lm: Any) -> bool:
             input_ids=torch.cat(prompts)[None],
             position_ids=torch.cat([torch.arange(n, device=rows.device) for n in _PROMPTS])[None],
             use_cache=False,
-            packed=Prefill([Part(prompt, 0, prompt.length) for prompt in cached], cache),
+            packed=Prefill([PromptPart(prompt, 0, prompt.length) for prompt in cached], cache),
         )
         cache.change([], [cached[0], cached[0], cached[1], cached[1]])
         for step in range(_TOKENS):
