@@ -20,7 +20,7 @@ from rl_reasoner.kernels.fused_modules import fused_modules
 from rl_reasoner.kernels.packing import Unsupported, arguments, attention_of, pack
 from rl_reasoner.rollout import decode_pass
 from rl_reasoner.rollout.engine import generate
-from rl_reasoner.rollout.kv_cache import KVCache, PromptPart, Prefill
+from rl_reasoner.rollout.kv_cache import KVCache, Prefill, PromptPart
 from rl_reasoner.rollout.sampling_params import SamplingParams
 
 # Rotary embeddings that depend on the length of the batch's longest row, not on positions alone.
