@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rl_reasoner.rollout.kv_cache import CachedPrompt, KVCache, PromptPart
 
-MOST_ROWS = 512  # that are sampled at once
+LIVE_ROWS = 512  # that are sampled at once
 PREFILL = 8192  # prompt tokens of one pass
 _CHUNK = 512  # of one pass while rows wait for it: fewer would be slow work
 _SHARE = 0.5  # of the time between tokens that new prompts may take
@@ -50,7 +50,7 @@ class Admission:
         self.cache = cache
         self.longest = longest
         self.tokens = tokens
-        self.limit = rows or MOST_ROWS
+        self.limit = rows or LIVE_ROWS
         self.taken = 0  # rows that live or are due
         self._waiting = deque(prompts)
         self._started: list[WaitingPrompt] = []  # with rows that are due

@@ -22,7 +22,7 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.language.thinking import CLOSE_THINK, NO_CHAIN, OPEN_THINK
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.rollout import engine
-from rl_reasoner.rollout.admission import MOST_ROWS
+from rl_reasoner.rollout.admission import LIVE_ROWS
 from rl_reasoner.rollout.agreement import engine_runs, in_mode
 from rl_reasoner.rollout.cache import SampleCache, SampleJob, Take, sample_through
 from rl_reasoner.rollout.drawing import draw, uniforms
@@ -250,7 +250,7 @@ class _Drawer:
         budget, first = engine.cache_budget(self.model), 0
         while first < len(jobs):
             last = first + 1
-            while last < len(jobs) and last - first < MOST_ROWS:
+            while last < len(jobs) and last - first < LIVE_ROWS:
                 width = len(ids[jobs[last][0]]) + self.sampling.max_tokens
                 if (last + 1 - first) * width > budget:
                     break

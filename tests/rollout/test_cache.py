@@ -29,7 +29,7 @@ torch.set_num_threads(1)
 from rl_reasoner import evaluate
 from rl_reasoner.rollout import admission, sampler
 cache, log, out = map(Path, sys.argv[1:4])
-admission.MOST_ROWS = 10
+admission.LIVE_ROWS = 10
 drawn = sampler._Drawer._rollout
 def written(self, job, ids):
     with log.open("a") as file:

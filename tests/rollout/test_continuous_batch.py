@@ -50,7 +50,7 @@ def test_rows_that_enter_late_have_the_tokens_that_they_have_alone(
     keys = [[9, i] for i in range(27)]
     sampling = SamplingParams(max_tokens=90, ends=(END, 5), temperature=temperature)
     expected = alone(model, prompts, keys, sampling)
-    monkeypatch.setattr(admission, "MOST_ROWS", 4)
+    monkeypatch.setattr(admission, "LIVE_ROWS", 4)
     monkeypatch.setattr(admission, "_CHUNK", 3)
     monkeypatch.setattr(engine, "_lateness", lambda device: late)
     done: dict[int, list[int]] = {}
@@ -75,7 +75,7 @@ def test_settings_that_look_back_hold_for_rows_that_enter_late(
     prompts, keys = prompts_of(10, 1), [[i] for i in range(10)]
     sampling = SamplingParams(12, (END,), temperature=0.0, repetition_penalty=1.7)
     expected = alone(model, prompts, keys, sampling)
-    monkeypatch.setattr(admission, "MOST_ROWS", 3)
+    monkeypatch.setattr(admission, "LIVE_ROWS", 3)
     assert [c.ids for c in generate(model, prompts, keys, sampling)] == expected
 
 
@@ -84,7 +84,7 @@ def test_a_long_tail_does_not_run_alone(monkeypatch: pytest.MonkeyPatch) -> None
     model = model_of("llama")
     prompts, keys = prompts_of(1, 40), [[i] for i in range(40)]
     budgets = [40 if i % 4 == 0 else 4 for i in range(40)]
-    monkeypatch.setattr(admission, "MOST_ROWS", 4)
+    monkeypatch.setattr(admission, "LIVE_ROWS", 4)
     with passes_of(model) as passes:
         found = generate(model, prompts, keys, SamplingParams(40, (-1,)), budgets=budgets)
     assert [len(c.ids) for c in found] == budgets
@@ -117,7 +117,7 @@ def test_new_prompts_take_no_more_than_their_share(monkeypatch: pytest.MonkeyPat
     """Of the tokens of all passes, while rows are being sampled, but for one part at a time."""
     model = model_of("llama")
     prompts = [[3 + (i + j) % 30 for j in range(100)] for i in range(20)]
-    monkeypatch.setattr(admission, "MOST_ROWS", 4)
+    monkeypatch.setattr(admission, "LIVE_ROWS", 4)
     monkeypatch.setattr(admission, "_FEW", {"cpu": 4, "cuda": 4})
     monkeypatch.setattr(admission, "_CHUNK", 16)
     budgets = [5 + 7 * (i % 5) for i in range(20)]
@@ -153,7 +153,7 @@ def test_experts_are_kept_of_rows_that_enter_late(monkeypatch: pytest.MonkeyPatc
     sampling = SamplingParams(9, (END, 5, 6))
     kept = []
     for rows, late in ((512, 0), (3, 0), (3, 1)):
-        monkeypatch.setattr(admission, "MOST_ROWS", rows)
+        monkeypatch.setattr(admission, "LIVE_ROWS", rows)
         monkeypatch.setattr(engine, "_lateness", lambda device, late=late: late)
         with routing.record() as passes:
             routes = SampledRoutes(passes)
@@ -178,7 +178,7 @@ def test_what_is_no_number_does_not_spread_to_rows_that_enter_later(
         return output.masked_fill((arguments[0] == 39)[..., None], torch.nan)
 
     model.model.embed_tokens.register_forward_hook(poison)
-    monkeypatch.setattr(admission, "MOST_ROWS", 2)
+    monkeypatch.setattr(admission, "LIVE_ROWS", 2)
     monkeypatch.setattr(engine, "_lateness", lambda device: 1)
     found = generate(model, prompts, keys, sampling)
     if all(39 not in ids for ids in expected):
