@@ -12,6 +12,7 @@ On a GPU with FP8 it is the real one (--device cuda), elsewhere it is emulated.
 
     OMP_NUM_THREADS=1 python benchmarks/fp8.py [--seeds 0 1] [--scaling block] [--device cpu]
     OMP_NUM_THREADS=1 python benchmarks/fp8.py --before 400 --lr 1e-3 --supervised 150   # converged
+    OMP_NUM_THREADS=1 python benchmarks/fp8.py --without-fp8    # bf16 training against fp32 alone
 """
 
 import argparse
@@ -133,16 +134,18 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=200)
     parser.add_argument("--scaling", choices=("tensor", "row", "block"), default="block")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--without-fp8", action="store_true", help="bf16 against fp32 alone")
     wanted = parser.parse_args()
+    precisions = PRECISIONS[:-1] if wanted.without_fp8 else PRECISIONS
     print("| seed | precision | sft loss, last quarter | from bf16 | grpo reward | accuracy |")
     print("| --- | --- | --- | --- | --- | --- |")
-    gaps: dict[str, list[float]] = {"fp32": [], "fp8": []}
-    right = dict.fromkeys(PRECISIONS, 0)
+    gaps: dict[str, list[float]] = {p: [] for p in precisions if p != "bf16"}
+    right = dict.fromkeys(precisions, 0)
     problems = 0
     for seed in wanted.seeds:
         with tempfile.TemporaryDirectory() as name:
             policy = started(Path(name) / "start", seed, wanted)
-            runs = {p: measured(Path(name) / p, policy, p, seed, wanted) for p in PRECISIONS}
+            runs = {p: measured(Path(name) / p, policy, p, seed, wanted) for p in precisions}
         problems += runs["bf16"]["problems"]
         for precision, run in runs.items():
             gap = 100 * (run["loss"] / runs["bf16"]["loss"] - 1)
@@ -161,9 +164,9 @@ def main() -> None:
             f"loss of {precision} from bf16's: median {median(sizes):.2f}%, "
             f"largest {sizes[-1]:.2f}%, mean with its sign {mean(found):+.2f}%"
         )
-    if runs["fp8"]["computed"] != "emulation":
+    if not wanted.without_fp8 and runs["fp8"]["computed"] != "emulation":
         print("DeepSeek-V3's bound for FP8, for converged runs: 0.25%")
-    for precision in PRECISIONS:
+    for precision in precisions:
         print(f"accuracy, all seeds, {precision}: {share(right[precision], problems)}")
 
 

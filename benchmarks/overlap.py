@@ -8,9 +8,9 @@ Three ways: synchronous with one thread, synchronous with two, and one_step, whe
 and one samples. Each is a process of its own, in turn; seconds are those of a step, the median of
 the steps after the first two. `quickstart` is GRPO's step of that recipe on its policy (16 prompts
 x 8 rows of up to 64 tokens), `moe` and `smollm` are those of benchmarks/trainer.py (4.1M; the shape
-of SmolLM2-135M), random weights, so that all rows are as long as they may. `--learning` trains
-`--recipe` both ways, GRPO from the same supervised policy, and prints accuracy on its validation
-set after equal steps, and after equal seconds of GRPO.
+of SmolLM2-135M), `moe_wide` has four times the rows of `moe`; random weights, so that all rows are
+as long as they may. `--learning` trains `--recipe` both ways, GRPO from the same supervised policy,
+and prints accuracy on its validation set after equal steps, and after equal seconds of GRPO.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from typing import Any
 CASES: dict[str, dict[str, Any]] = {
     "quickstart": {"prompts": 16, "group": 8, "micro": 128, "tokens": 64, "steps": 12},
     "moe": {"prompts": 8, "group": 8, "micro": 16, "tokens": 128, "steps": 6},
+    "moe_wide": {"prompts": 32, "group": 8, "micro": 64, "tokens": 128, "steps": 5},
     "smollm": {"prompts": 2, "group": 8, "micro": 16, "tokens": 48, "steps": 4},
 }
 WAYS = {"1 thread": (1, "off"), "2 threads": (2, "off"), "one_step": (2, "one_step")}
@@ -41,7 +42,7 @@ def model_of(case: str) -> Any:
         return open_policy("scratch:moe-tiny", device="cpu").model
     import trainer  # benchmarks/trainer.py, beside this file
 
-    return trainer.model_of(case)
+    return trainer.model_of(case.removesuffix("_wide"))
 
 
 def config_of(case: str, overlap: str) -> Any:
