@@ -72,7 +72,9 @@ def _measured(device: str) -> dict[str, Any]:
     """What this machine multiplies with, by the time that it takes; on a GPU torch decides."""
     if device != "cpu":
         return {}
-    from rl_reasoner.kernels import native, products
+    from rl_reasoner.kernels import decoding, native, products
+    from rl_reasoner.kernels.packed_linear import sampling_weights_timed
+    from rl_reasoner.rollout.sampling_weights import LARGE
 
     chosen = products.chosen()
     measured = {}
@@ -80,6 +82,11 @@ def _measured(device: str) -> dict[str, Any]:
         rates = chosen.get("rates", {}).get(kind, {})
         told = ", ".join(f"{way} {rate}" for way, rate in rates.items()) or "not measured"
         measured[f"products: {kind}"] = f"{chosen[kind]} (GFLOP/s: {told})"
-    compiled = native.available()
-    measured["compiled operations"] = "yes" if compiled else "no: there is no compiler that works"
+    measured["compiled operations"] = native.described()
+    compiled = decoding.operations() is not None
+    measured["pass over new tokens"] = "compiled" if compiled else "by torch's operations"
+    timed = sampling_weights_timed()
+    told = ", ".join(f"{dtype} {ms}" for dtype, ms in timed.get("ms", {}).items())
+    weights = f"{timed['dtype']} (128 MiB for 32 rows, ms: {told or 'not measured'})"
+    measured[f"sampling weights from {LARGE >> 20} MiB"] = weights
     return measured

@@ -1,7 +1,7 @@
 """The operations between the products of a pass over one new token of each row, compiled.
 
 Such a pass is hundreds of small operations, and calling each of them from Python costs more than
-computing it. `cpp/decoding.cpp` does those between the matrix products in one call each: norms,
+computing it. `cpp/step_*.cpp` do those between the matrix products in one call each: norms,
 rotation with the write to the cache and the attention, gated activations, mixtures of experts, the
 drawing of tokens. `operations` gives them where rl_reasoner.kernels.native has its library and
 their values are torch's: what needs them has a way without. Knows tensors only.
@@ -19,6 +19,7 @@ from torch import Tensor
 from rl_reasoner.kernels import native
 
 _SUFFIX = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+DTYPES = tuple(_SUFFIX)
 _BLOCK = 8  # rows of one prompt that attend together
 logger = logging.getLogger(__name__)
 

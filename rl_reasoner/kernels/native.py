@@ -63,10 +63,20 @@ def run_compiled(name: str, *given: Tensor | int | float) -> None:
     getattr(library, name)(*converted)
 
 
+def described() -> str:
+    """Whether the library is used, and why or why not, in a few words."""
+    compiler = _compiler()
+    if available():
+        return f"yes ({compiler})"
+    if compiler is None:
+        return f"no: there is no compiler ({', '.join(_compilers())})"
+    return f"no: what {compiler} makes does not work here, or is not wanted"
+
+
 @cache
 def _library() -> Any:
     """The loaded library, or None."""
-    compiler = next(filter(None, map(shutil.which, _compilers())), None)
+    compiler = _compiler()
     if compiler is None:
         return None
     sources = [file.read_text(encoding="utf-8") for file in _SOURCES]
@@ -81,6 +91,10 @@ def _library() -> Any:
     except (OSError, subprocess.SubprocessError) as error:
         logger.info("the compiled operations are not used: %s", error)
         return None
+
+
+def _compiler() -> str | None:
+    return next(filter(None, map(shutil.which, _compilers())), None)
 
 
 def _compilers() -> list[str]:

@@ -11,6 +11,7 @@ are, and so are small models, where it does not pay.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,8 +59,18 @@ def linear_bytes(model: nn.Module) -> int:
 
 def bf16_pays() -> bool:
     """Whether products in bf16, casts included, are faster than in fp32 on this processor."""
+    return bool(sampling_weights_timed()["dtype"] == "bfloat16")
+
+
+def sampling_weights_timed() -> dict[str, Any]:
+    """The faster `dtype` of large weights that are sampled from, and `ms`: of a step's products."""
     name = f"sampling_weights/{torch.get_num_threads()}_threads"
-    return bool(choices.get(name, _time_bf16) == "bfloat16")
+    timed: dict[str, Any] = choices.get(name, _time_bf16, _is_timed)
+    return timed
+
+
+def _is_timed(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("dtype") in ("float32", "bfloat16")
 
 
 def _fits(layer: nn.Linear) -> bool:
@@ -111,7 +122,7 @@ def _packed(layer: nn.Linear, dtype: torch.dtype, back: bool) -> Callable[[Tenso
 
 
 @torch.no_grad()
-def _time_bf16() -> str:
+def _time_bf16() -> dict[str, Any]:
     """`bfloat16` where it is clearly faster over weights that no cache holds, else `float32`."""
     layers = _layers(8, 1024, 4096)  # 128 MiB
     given = torch.ones(32, 1024)
@@ -119,7 +130,12 @@ def _time_bf16() -> str:
         _best_seconds([_packed(layer, dtype, True) for layer in layers], given)
         for dtype in (torch.float32, torch.bfloat16)
     )
-    return "bfloat16" if rounded < 0.8 * exact else "float32"
+    dtype = "bfloat16" if rounded < 0.8 * exact else "float32"
+    return {"dtype": dtype, "ms": {"float32": _ms(exact), "bfloat16": _ms(rounded)}}
+
+
+def _ms(seconds: float) -> float:
+    return round(1000 * seconds, 1)
 
 
 @torch.no_grad()

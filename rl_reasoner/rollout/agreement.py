@@ -215,18 +215,13 @@ def _passes(causal_lm: Any) -> bool:
     cache = KVCache(rows.device, _TOKENS)
     decoding = decode_pass.DecodePass(causal_lm)
     decoding.states = []
-    with attention_of(causal_lm):
-        cached = cache.add_prompts(_PROMPTS, [2, 2])
-        causal_lm.base_model(
-            input_ids=torch.cat(prompts)[None],
-            position_ids=torch.cat([torch.arange(n, device=rows.device) for n in _PROMPTS])[None],
-            use_cache=False,
-            packed=Prefill([PromptPart(prompt, 0, prompt.length) for prompt in cached], cache),
-        )
-        cache.change([], [cached[0], cached[0], cached[1], cached[1]])
-        for step in range(_TOKENS):
-            decoding.step(new[:, step], cache)
-            cache.advance()
+    cached = cache.add_prompts(_PROMPTS, [2, 2])
+    layout = Prefill([PromptPart(prompt, 0, prompt.length) for prompt in cached], cache)
+    decoding.prefill(torch.cat(prompts), layout, torch.arange(1, device=rows.device))
+    cache.change([], [cached[0], cached[0], cached[1], cached[1]])
+    for step in range(_TOKENS):
+        decoding.step(new[:, step], cache)
+        cache.advance()
     alone = []
     for row, prompt in enumerate([prompts[0], prompts[0], prompts[1], prompts[1]]):
         ids = torch.cat((prompt, new[row]))[None]

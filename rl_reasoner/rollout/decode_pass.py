@@ -5,9 +5,10 @@ weights of a Llama, Mistral, Qwen2, Qwen3 or Qwen3-MoE once for a call of the en
 products that have the same input, lays them out for the processor, and runs a layer in four
 products with one operation between two: compiled ones (rl_reasoner.kernels.decoding) on a CPU that
 has them, torch's elsewhere. On a GPU the pass is a CUDA graph (rl_reasoner.rollout.decode_graphs).
-Copies of the weights last as long as the call. What passes of the model itself would do besides
-(hooks, adapters of other kinds, patched modules) it cannot know: `decode_obstacle` refuses such a
-model, and rl_reasoner.rollout.agreement tries the others before one is taken.
+Prompts go through the same weights, by torch's operations. Copies of the weights last as long as
+the call. What passes of the model itself would do besides (hooks, adapters of other kinds, patched
+modules) it cannot know: `decode_obstacle` refuses such a model, and rl_reasoner.rollout.agreement
+tries the others before one is taken.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from rl_reasoner.kernels import decoding
 from rl_reasoner.moe.experts import silent_hooks
 from rl_reasoner.moe.routing import choice_type
 from rl_reasoner.rollout.decode_graphs import Graphs, StaticRows
-from rl_reasoner.rollout.kv_cache import KVCache
+from rl_reasoner.rollout.kv_cache import KVCache, Prefill
 
 _FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -251,17 +252,32 @@ class DecodePass:
 
     def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """(rows,) tokens of the live rows -> their logits (rows, V); `cache` is to be advanced."""
-        while cache.longest_prompt + cache.longest >= len(self.rotation[0]):
+        self._lengthen(cache.longest_prompt + cache.longest + 1)
+        with torch.autocast(self.device.type, enabled=False):
+            state, chosen = self._run(tokens.to(self.device), cache)
+            self._tell(chosen)
+            if self.states is not None:
+                self.states.append(state)
+            return self.head(state)
+
+    def prefill(self, tokens: Tensor, layout: Prefill, kept: Tensor) -> Tensor:
+        """(n,) tokens of parts of prompts -> logits behind those at `kept` (m,), (m, V)."""
+        with torch.autocast(self.device.type, enabled=False):
+            self._lengthen(layout.reach)
+            state, chosen = self._by_torch(tokens.to(self.device), layout)
+            self._tell(chosen)
+            return self.head(state[kept])
+
+    def _tell(self, chosen: Tensor | None) -> None:
+        self.chosen = None if chosen is None else chosen.to(self._choice_type)
+
+    def _lengthen(self, positions: int) -> None:
+        """Have the rotation of so many positions."""
+        while positions > len(self.rotation[0]):
             self.rotation = self._rotation(2 * len(self.rotation[0]))
             self._state = None
             if self._graphs is not None:
                 self._graphs = Graphs(self._by_torch)
-        with torch.autocast(self.device.type, enabled=False):
-            state, chosen = self._run(tokens.to(self.device), cache)
-            self.chosen = None if chosen is None else chosen.to(self._choice_type)
-            if self.states is not None:
-                self.states.append(state)
-            return self.head(state)
 
     def _run(self, tokens: Tensor, cache: KVCache) -> tuple[Tensor, Tensor | None]:
         if self.operations is not None:
@@ -325,9 +341,9 @@ class DecodePass:
         return self._kept["rows"], self._kept["layers"]
 
     def _by_torch(
-        self, tokens: Tensor, cache: KVCache | StaticRows
+        self, tokens: Tensor, cache: KVCache | StaticRows | Prefill
     ) -> tuple[Tensor, Tensor | None]:
-        """The same by torch's operations."""
+        """The same by torch's operations, for prompts too."""
         positions = cache.positions
         cosine, sine = (table[positions][:, None] for table in self.rotation)
         hidden = self.embedding[tokens].float()
@@ -356,7 +372,7 @@ def _stacked(chosen: list[Tensor]) -> Tensor | None:
 def _attended(
     layer: _Layer,
     projected: Tensor,
-    cache: KVCache | StaticRows,
+    cache: KVCache | StaticRows | Prefill,
     rotation: tuple[Tensor, Tensor],
 ) -> Tensor:
     """Attention of a layer by torch: (rows, all heads * dim) -> (rows, heads * dim)."""
@@ -371,8 +387,12 @@ def _attended(
         first, second = part.chunk(2, dim=-1)
         swapped = torch.cat((-second, first), dim=-1)
         turned.append((part * rotation[0] + swapped * rotation[1]).to(projected.dtype))
-    query, key, value = (t.unsqueeze(2) for t in (*turned, value))
-    return cache.attend(query, key, value, heads.scale, heads.window).flatten(1)
+    # (rows, heads, 1, dim), or all tokens of prompts in one row
+    one_row = isinstance(cache, Prefill)
+    query, key, value = (
+        t.transpose(0, 1)[None] if one_row else t.unsqueeze(2) for t in (*turned, value)
+    )
+    return cache.attend(query, key, value, heads.scale, heads.window).reshape(len(projected), -1)
 
 
 def _mixed(mlp: _Mixture, given: Tensor) -> tuple[Tensor, Tensor]:

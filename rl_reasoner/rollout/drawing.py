@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rl_reasoner.kernels.decoding import DTYPES, operations
+
 _AT_ONCE = 1 << 20  # scores that a processor has at hand: what is made of them stays in its cache
 
 
@@ -24,6 +26,17 @@ def uniforms(keys: Sequence[Sequence[int]], count: int) -> Tensor:
 def keyed_generator(key: Sequence[int]) -> np.random.Generator:
     """Random numbers that follow from `key` (integers >= 0) alone."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(list(key))))
+
+
+def tokens_at(
+    logits: Tensor, temperature: float, uniform: Tensor | None, end: int
+) -> tuple[Tensor, Tensor]:
+    """As `tokens_from` the scores logits / `temperature`; by one compiled operation where it is."""
+    compiled = operations() if logits.device.type == "cpu" else None
+    if compiled is None or logits.dtype not in DTYPES:
+        return tokens_from(logits.float() / temperature, uniform, end)
+    numbers = None if uniform is None else uniform.contiguous()
+    return compiled.draw(logits.contiguous(), temperature, numbers, end)
 
 
 def tokens_from(scores: Tensor, uniform: Tensor | None, end: int) -> tuple[Tensor, Tensor]:

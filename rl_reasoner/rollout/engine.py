@@ -35,7 +35,7 @@ from rl_reasoner.kernels.packing import attention_of
 from rl_reasoner.moe.routing import SampledRoutes
 from rl_reasoner.rollout.admission import Admission, WaitingPrompt
 from rl_reasoner.rollout.decode_pass import DecodePass, decode_pass
-from rl_reasoner.rollout.drawing import tokens_from, uniforms
+from rl_reasoner.rollout.drawing import tokens_at, tokens_from, uniforms
 from rl_reasoner.rollout.kv_cache import KVCache, Prefill
 from rl_reasoner.rollout.sampling_params import (
     SamplingParams,
@@ -85,8 +85,8 @@ def generate(
     """
     with torch.no_grad():
         decoding = decode_pass(model, sampling.weights) if sampling.max_tokens > 1 else None
-        packed = decoding is None or sampling.weights is not None
-        linears = packed_linears(model, sampling.weights) if packed else nullcontext()
+        # the pass has copies of the weights of its own
+        linears = nullcontext() if decoding else packed_linears(model, sampling.weights)
         with attention_of(model), linears:
             batch = _Batch(model, prompts, keys, sampling, routes, on_finished, budgets, on_token)
             batch.decode_by(decoding)
@@ -231,14 +231,9 @@ class _Batch:
             prompts = [prompt for prompt, _ in parts]
             layout = [part for _, part in parts]
             ids = [p.ids[part.start : part.start + part.length] for p, part in parts]
-            positions = [range(part.start, part.start + part.length) for part in layout]
             ends = np.cumsum([part.length for part in layout]) - 1
-            logits = self._logits(
-                self._numbers([token for some in ids for token in some])[None],
-                self._numbers([position for some in positions for position in some])[None],
-                packed=Prefill(layout, self.cache),
-                logits_to_keep=self._numbers(ends),
-            )[0]
+            tokens = self._numbers([token for some in ids for token in some])
+            logits = self._prefill(tokens, Prefill(layout, self.cache), self._numbers(ends))
             for prompt, row in zip(prompts, logits, strict=True):
                 prompt.logits = row if prompt.stored == len(prompt.ids) else None
             if self.routes is not None:
@@ -297,14 +292,28 @@ class _Batch:
         times = cache.lengths.copy()
         self.tokens[:rows] = self._sample(logits, self.order.copy(), times, uniform, seen, choices)
 
+    def _prefill(self, tokens: Tensor, layout: Prefill, kept: Tensor) -> Tensor:
+        """Logits (m, V) behind the tokens at `kept` (m,) of a pass over parts of prompts."""
+        if self.decoding is None:
+            positions = layout.positions
+            return self._logits(tokens[None], positions[None], packed=layout, logits_to_keep=kept)[
+                0
+            ]
+        logits = self.decoding.prefill(tokens, layout, kept)
+        self._tell_routes(self.decoding)
+        return logits
+
+    def _tell_routes(self, decoding: DecodePass) -> None:
+        if self.routes is not None and decoding.chosen is not None:
+            self.routes.told(decoding.chosen)
+
     def _decode(self, tokens: Tensor) -> Tensor:
         """Logits (rows, V) of a pass over one new token of each live row."""
         if self.decoding is None:
             positions = self.cache.positions
             return self._logits(tokens[:, None], positions[:, None], packed=self.cache)[:, -1]
         logits: Tensor = self.decoding.step(tokens, self.cache)
-        if self.routes is not None and self.decoding.chosen is not None:
-            self.routes.told(self.decoding.chosen)
+        self._tell_routes(self.decoding)
         return logits
 
     def _logits(self, ids: Tensor, positions: Tensor, **layout: Any) -> Tensor:
@@ -325,11 +334,15 @@ class _Batch:
         choices: Tensor | None,
     ) -> Tensor:
         """Draw (n,) tokens of `rows`, their `times`-th; the host will read them later."""
-        sampling, logits = self.sampling, logits.float()
+        sampling, numbers = self.sampling, uniform if self.sampled else None
         if sampling.begin_suppress and not times[0]:
             logits[:, list(sampling.begin_suppress)] = -torch.inf
-        scores = self._processed(logits, rows, times, seen)
-        tokens, logps = tokens_from(scores, uniform if self.sampled else None, sampling.ends[0])
+        if self.temperature is not None:
+            tokens, logps = tokens_at(logits, self.temperature, numbers, sampling.ends[0])
+        else:
+            logits = logits.float()
+            scores = self._processed(logits, rows, times, seen)
+            tokens, logps = tokens_from(scores, numbers, sampling.ends[0])
         policy_logps = stopped = None
         if self.policy_logps is not None:
             scaled = logits / (sampling.policy_temperature or 1.0)
@@ -349,8 +362,6 @@ class _Batch:
         self, logits: Tensor, rows: "np.ndarray", times: "np.ndarray", seen: Tensor | None
     ) -> Tensor:
         """(n, V) logits after transformers' processors, each row as if it were alone."""
-        if self.temperature is not None:
-            return logits if self.temperature == 1.0 else logits.div_(self.temperature)
         if not self.looks or seen is None:
             by_logits: Tensor = next(iter(self.processors.values()))(None, logits)
             return by_logits

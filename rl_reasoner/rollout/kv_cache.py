@@ -240,11 +240,7 @@ class KVCache:
         return tensor.copy_(self._tensor(whole))
 
     def _tensor(self, values: "Sequence[int] | np.ndarray") -> Tensor:
-        """Numbers on the device; the host does not wait for them to get there."""
-        tensor = torch.as_tensor(values, dtype=torch.long)
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.to(self.device)
+        return on_device(values, self.device)
 
     def store_prompt(self, call: int, slot: int, start: int, key: Tensor, value: Tensor) -> Buffers:
         """Keep (kv heads, n, d) of a prompt's tokens from `start`; return all until then."""
@@ -345,6 +341,14 @@ class KVCache:
         return table.flatten(0, 1)[self._places]  # type: ignore[no-any-return]
 
 
+def on_device(values: "Sequence[int] | np.ndarray", device: torch.device) -> Tensor:
+    """Numbers on the device; the host does not wait for them to get there."""
+    tensor = torch.as_tensor(values, dtype=torch.long)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def _resized(buffer: Tensor, slots: int, length: int) -> Tensor:
     """`buffer` (slots, heads, length, d) with other numbers of slots and tokens."""
     if buffer.shape[0] == slots and buffer.shape[2] == length:
@@ -374,6 +378,17 @@ class Prefill:
         self.parts = parts
         self.cache = cache
         self._calls = 0  # of the attention in this pass
+
+    @property
+    def positions(self) -> Tensor:
+        """(tokens,) positions of the parts' tokens."""
+        ranges = [np.arange(p.start, p.start + p.length) for p in self.parts]
+        return on_device(np.concatenate(ranges), self.cache.device)
+
+    @property
+    def reach(self) -> int:
+        """The number of positions that the parts reach."""
+        return max(part.start + part.length for part in self.parts)
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int

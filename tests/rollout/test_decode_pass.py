@@ -12,6 +12,7 @@ from rl_reasoner.kernels import native
 from rl_reasoner.moe.routing import Routing, SampledRoutes
 from rl_reasoner.rollout import decode_pass
 from rl_reasoner.rollout.agreement import sampling_obstacle
+from rl_reasoner.rollout.drawing import tokens_at, tokens_from
 from rl_reasoner.rollout.engine import generate
 from rl_reasoner.rollout.sampling_params import SamplingParams
 
@@ -217,3 +218,44 @@ def test_other_models_are_named() -> None:
     model = AutoModelForCausalLM.from_config(config)
     assert decode_pass.decode_obstacle(model) == "models of type GPT2LMHeadModel"
     assert decode_pass.decode_obstacle(model_of("llama")) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tokens_are_drawn_as_documented(dtype: torch.dtype, way: str) -> None:
+    """By inversion: over evenly spread numbers, shares and log-probs are those of the softmax."""
+    logits = torch.randn(1, 2500, generator=torch.Generator().manual_seed(0)).mul(2).to(dtype)
+    logits[0, ::7] = -torch.inf
+    count = 20_000
+    uniform = (torch.arange(count) + 0.5) / count
+    shares = (logits[0].float() / 0.7).softmax(-1)
+    tokens, logps = tokens_at(logits.expand(count, -1), 0.7, uniform, END)
+    drawn = torch.bincount(tokens, minlength=2500)
+    assert bool((tokens.diff() >= 0).all()) and int(drawn[::7].sum()) == 0
+    assert ((drawn - shares * count).abs() < 1.5).all()
+    torch.testing.assert_close(logps, shares[tokens].log(), rtol=1e-5, atol=1e-5)
+    likeliest = tokens_at(logits, 0.7, None, END)
+    expected = tokens_from(logits.float() / 0.7, None, END)
+    assert torch.equal(likeliest[0], expected[0])
+    torch.testing.assert_close(likeliest[1], expected[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_a_row_without_a_distribution_ends(broken: float, way: str) -> None:
+    logits = torch.zeros(3, 40)
+    logits[1, 39] = broken
+    tokens, logps = tokens_at(logits, 1.0, torch.full((3,), 0.5), END)
+    assert int(tokens[1]) == END and logps.isnan().tolist() == [False, True, False]
+
+
+def test_prompts_go_through_the_weights_of_the_pass(way: str, passes: list[int]) -> None:
+    """No module is called, so no weight is laid out for one."""
+    model = model_of("qwen2")
+    assert sampling_obstacle(model) is None
+    called: list[Any] = []
+    forward = type(model.model).forward
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            type(model.model), "forward", lambda *a, **k: called.append(a) or forward(*a, **k)
+        )
+        generate(model, ROWS, [[row] for row in range(len(ROWS))], SamplingParams(3, (END,)))
+    assert passes and not called
