@@ -141,7 +141,10 @@ def _measured(name: str, measure: Callable[[], Any], usable: Callable[[Any], boo
 
     Of processes that start together each may measure; the first one's value stays for all.
     """
-    file = choices_file()
+    try:
+        file = choices_file()
+    except OSError:
+        return measure()
     if (value := _kept(file).get(name)) is not None and usable(value):
         return value
     value = measure()
@@ -155,8 +158,8 @@ def _measured(name: str, measure: Callable[[], Any], usable: Callable[[Any], boo
 
 
 def _kept(file: Path) -> dict[str, Any]:
-    """The choices in a file; none where it is missing or damaged."""
-    with suppress(UserError):
+    """The choices in a file; none where it is missing, damaged or not to be read."""
+    with suppress(UserError, OSError):
         if isinstance(kept := json_object(file).get("choices"), dict):
             return kept
     return {}

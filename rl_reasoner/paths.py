@@ -21,5 +21,12 @@ def room(name: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where what was made once is kept: `$RL_REASONER_CACHE`, else `~/.cache/rl-reasoner`."""
-    return Path(os.environ.get("RL_REASONER_CACHE", "~/.cache/rl-reasoner")).expanduser()
+    """Where what was made once is kept: `$RL_REASONER_CACHE`, else `~/.cache/rl-reasoner`.
+
+    Raises `FileNotFoundError` for a user without a home folder, as in some containers.
+    """
+    folder = Path(os.environ.get("RL_REASONER_CACHE", "~/.cache/rl-reasoner"))
+    try:
+        return folder.expanduser()
+    except RuntimeError as error:
+        raise FileNotFoundError(f"{folder}: {error} Set RL_REASONER_CACHE to a folder.") from error

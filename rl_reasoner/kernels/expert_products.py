@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from rl_reasoner.kernels.products import product_of
 from rl_reasoner.kernels.training_operations import gated_gradients, gated_product
@@ -48,6 +49,7 @@ class _Experts(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         states, gate_up, down, tokens, weights, order, gate, up = ctx.saved_tensors
         width, ends = down.shape[2], ctx.ends
@@ -60,13 +62,18 @@ class _Experts(torch.autograd.Function):
         by_weights = torch.empty_like(weights)
         by_weights[order] = (hidden * by_hidden).sum(1)
         grad.mul_(weights[:, None])
-        by_gate_up, by_down = torch.zeros_like(gate_up), torch.zeros_like(down)
+        by_gate_up, by_down = (  # none of frozen ones
+            torch.zeros_like(weight) if needed else None
+            for weight, needed in zip((gate_up, down), ctx.needs_input_grad[1:3], strict=True)
+        )
         by_states = torch.zeros_like(states)
         for expert, rows in _parts(ends):
             half, own = gate_up[expert], sorted_states[rows].t()
-            by_down[expert] = product_of(grad[rows].t(), hidden[rows].t(), "weight")
-            by_gate_up[expert, :width] = product_of(by_gate[rows].t(), own, "weight")
-            by_gate_up[expert, width:] = product_of(by_up[rows].t(), own, "weight")
+            if by_down is not None:
+                by_down[expert] = product_of(grad[rows].t(), hidden[rows].t(), "weight")
+            if by_gate_up is not None:
+                by_gate_up[expert, :width] = product_of(by_gate[rows].t(), own, "weight")
+                by_gate_up[expert, width:] = product_of(by_up[rows].t(), own, "weight")
             by_rows = product_of(by_gate[rows], half[:width].t(), "input")
             by_states.index_add_(
                 0, tokens[rows], product_of(by_up[rows], half[width:].t(), "input", by_rows)

@@ -80,8 +80,13 @@ def _fits(*tensors: Tensor) -> bool:
 
 def _plain(layer: Any) -> bool:
     """Whether a layer is torch's own linear one, and nobody looks at what goes through it."""
-    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks)
-    return type(layer) is nn.Linear and not any(hooks) and _fits(layer.weight)
+    if type(layer) is not nn.Linear:
+        return False
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks)
+    backward = (layer._backward_hooks, layer._backward_pre_hooks)
+    forward = layer.__dict__.get("forward")
+    ours = forward is None or (isinstance(forward, partial) and forward.func is _linear)
+    return ours and not any(hooks) and not any(backward) and _fits(layer.weight)
 
 
 def _linear(module: Any, rows: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from rl_reasoner.kernels.products import product_of
 
@@ -38,6 +39,7 @@ class _HeadLogProbs(torch.autograd.Function):
         return chosen - log_z, entropy
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, log_z, expected = ctx.saved_tensors
         if grads[0] is None:

@@ -10,9 +10,11 @@ import hashlib
 import logging
 import os
 import shutil
+import signal
 import subprocess
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -25,12 +27,17 @@ _SOURCES = sorted(Path(__file__).with_name("cpp").iterdir())
 _CODE = [file for file in _SOURCES if file.suffix == ".cpp"]
 _FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp"]
 _WAIT_S = 120.0  # for the compiler
+_DIGEST = hashlib.sha256().digest_size  # bytes at the end of the file
 logger = logging.getLogger(__name__)
 
 
 def available() -> bool:
-    """Whether this machine runs the library; found out once, and the same where a run resumes."""
-    return bool(choices.get("native", lambda: _library() is not None, _can_be))
+    """Whether this machine runs the library; the same where a run resumes.
+
+    Found out by each process: that a compiler failed once says nothing of the next time.
+    """
+    found = choices.get("native", lambda: _library() is not None, _can_be, here_and_now=True)
+    return bool(found)
 
 
 def _can_be(value: Any) -> bool:
@@ -82,9 +89,9 @@ def _library() -> Any:
     sources = [file.read_text(encoding="utf-8") for file in _SOURCES]
     told = "\n".join((*sources, processor(), compiler, *_FLAGS))
     digest = hashlib.sha256(told.encode()).hexdigest()[:16]
-    file = cache_folder() / "machine" / f"native-{digest}.so"
     try:
-        if not file.is_file():
+        file = cache_folder() / "machine" / f"native-{digest}.so"
+        if not _is_whole(file):
             _compile(compiler, file)
         library = ctypes.CDLL(str(file))
         return library if _is_right(library) else None
@@ -101,12 +108,39 @@ def _compilers() -> list[str]:
     return [*filter(None, [os.environ.get("CXX")]), "c++", "g++", "clang++"]
 
 
+def _is_whole(file: Path) -> bool:
+    """Whether a library ends with its digest: loading a part of one would end the process."""
+    data = file.read_bytes() if file.is_file() else b""
+    return data[-_DIGEST:] == hashlib.sha256(data[:-_DIGEST]).digest()
+
+
 def _compile(compiler: str, file: Path) -> None:
+    """Compile in a folder of our own: processes of other machines may do so beside us."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.name}.{os.getpid()}.part")
-    command = [compiler, *_FLAGS, "-shared", "-fPIC", *map(str, _CODE), "-o", str(partial)]
-    subprocess.run(command, check=True, capture_output=True, timeout=_WAIT_S)
-    partial.replace(file)
+    with TemporaryDirectory(prefix="native-", dir=file.parent) as folder:
+        made = Path(folder) / file.name
+        _run([compiler, *_FLAGS, "-shared", "-fPIC", *map(str, _CODE), "-o", str(made)])
+        digest = hashlib.sha256(made.read_bytes()).digest()
+        with made.open("ab") as end:
+            end.write(digest)
+            end.flush()
+            os.fsync(end.fileno())
+        made.replace(file)
+
+
+def _run(command: list[str]) -> None:
+    """Run a compiler, and end it with all that it started where it takes too long."""
+    none = subprocess.DEVNULL
+    with subprocess.Popen(
+        command, stdin=none, stdout=none, stderr=none, start_new_session=True
+    ) as process:
+        try:
+            code = process.wait(_WAIT_S)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    if code:
+        raise subprocess.CalledProcessError(code, command)
 
 
 def _is_right(library: Any) -> bool:

@@ -4,9 +4,13 @@ Three ways give fp32's digits: `torch` (F.linear's own: MKL, or what torch was b
 (which torch holds beside it, and which is twice as fast on AMD's processors), and `integers`: each
 number as three integers of 8 bits, six products of which are summed exactly, on processors whose
 tiles multiply integers (AMX; `cpp/integers.cpp`). Errors against exact sums are the same, 3e-7 of
-the result. Which one is taken is timed once a machine for each class: a layer's `forward`, the
-gradient of its `input`, the gradient of its `weight`; they differ by which of the factors lie
-transposed. Knows tensors only; low precision and other devices are torch's.
+the result, where a row's numbers are of like size; in the last way they are relative to the largest
+of 256 in a row, so that numbers a hundred times as large as the others, which meet as small ones in
+the other factor, leave 7e-6, a thousand times 5e-5.
+
+Which one is taken is timed once a machine for each class: a layer's `forward`, the gradient of its
+`input`, the gradient of its `weight`; they differ by which of the factors lie transposed. Knows
+tensors only; low precision and other devices are torch's.
 """
 
 import time
@@ -15,6 +19,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear as torch_linear
 
 from rl_reasoner.kernels import native
@@ -42,7 +47,12 @@ def chosen() -> dict[str, Any]:
 
 
 def _is_usable(value: Any) -> bool:
-    return isinstance(value, dict) and all(value.get(c) in usable_ways() for c in CLASSES)
+    """Whether this machine has the ways, and none that was missing when they were measured."""
+    ways = usable_ways()
+    if not isinstance(value, dict) or not all(value.get(c) in ways for c in CLASSES):
+        return False
+    rates = value.get("rates")
+    return rates is None or all(set(ways) <= set(rates.get(c, ())) for c in CLASSES)
 
 
 def product_of(a: Tensor, b: Tensor, kind: Class, out: Tensor | None = None) -> Tensor:
@@ -148,6 +158,7 @@ class _Linears(torch.autograd.Function):
         return outs
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, *weights = ctx.saved_tensors
         needs_rows, _, *needs = ctx.needs_input_grad

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from rl_reasoner.kernels import native
 from rl_reasoner.kernels.products import product_of
@@ -32,6 +33,7 @@ class _RMSNorm(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         states, weight, scales = ctx.saved_tensors
         grad, width = grads[0].contiguous(), states.shape[-1]
@@ -55,6 +57,7 @@ class _Rotation(torch.autograd.Function):
         return _turned(states, cos, sin, 1.0)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
         return _turned(grads[0], cos, sin, -1.0), None, None
@@ -88,6 +91,7 @@ class _Gated(torch.autograd.Function):
         return product_of(rows, down, "forward").view(*gate.shape[:-1], -1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         gate, up, down = ctx.saved_tensors
         if down is None:

@@ -108,8 +108,11 @@ class SamplingProcess:
             )
         logger.warning("the process that samples ended (%s): it is started again", death)
         assert self._order is not None
-        self._worker = self._started()
-        self._send(self._order)
+        try:
+            self._worker = self._started()
+            self._send(self._order)
+        except WorkerDied as another:
+            self._begin_again(another, left - 1)
 
     def _fail(self, why: str) -> NoReturn:
         self.close()

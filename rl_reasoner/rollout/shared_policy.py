@@ -71,6 +71,8 @@ class _Sender(pickle.Pickler):
     def persistent_id(self, obj: Any) -> Place | None:
         if not isinstance(obj, Tensor):
             return None
+        if type(obj) not in (Tensor, nn.Parameter):  # as quantised weights, which are more
+            raise pickle.PicklingError(f"its tensors are not plain ones: {type(obj).__name__}")
         if (number := self._numbers.get(id(obj))) is None:
             number = self._numbers[id(obj)] = len(self.tensors)
             self.tensors.append(obj)
@@ -148,14 +150,16 @@ def _placed(memory: mmap.mmap, start: int, dtype: torch.dtype, shape: tuple[int,
 def _nameless(size: int) -> IO[bytes]:
     """A file without a name: in memory where that has room, else on disk."""
     for folder in (str(_MEMORY), None) if _MEMORY.is_dir() else (None,):
-        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        file = None
         try:
+            file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size)
             else:
                 file.truncate(size)
         except OSError:
-            file.close()
+            if file is not None:
+                file.close()
             if folder is None:
                 raise
             continue
