@@ -52,7 +52,7 @@ def _is_usable(value: Any) -> bool:
     if not isinstance(value, dict) or not all(value.get(c) in ways for c in CLASSES):
         return False
     rates = value.get("rates")
-    return rates is None or all(set(ways) <= set(rates.get(c, ())) for c in CLASSES)
+    return not rates or all(set(ways) <= set(rates.get(c, ())) for c in CLASSES)
 
 
 def product_of(a: Tensor, b: Tensor, kind: Class, out: Tensor | None = None) -> Tensor:

@@ -57,6 +57,7 @@ def tokens_from(scores: Tensor, uniform: Tensor | None, end: int) -> tuple[Tenso
         return drawn, logps
     probabilities = scores.softmax(-1)  # NaN as a whole, where a score is NaN or infinite
     drawn = _likeliest(scores) if uniform is None else draw(probabilities, uniform)
+    drawn = drawn.clamp(max=scores.shape[1] - 1)  # of a row without a distribution it may be any
     logps = probabilities.gather(1, drawn[:, None]).squeeze(1).log()
     return drawn.masked_fill(logps.isnan(), end), logps
 

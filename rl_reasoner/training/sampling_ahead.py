@@ -131,7 +131,7 @@ class SamplingAhead:
         """The completions of the batch at hand, if they were sampled ahead; waits for them."""
         ahead, self.next = self.next, None
         if ahead is not None and ahead.prompts != prompts:
-            logger.warning("overlap: other prompts came than were sampled ahead; sampled anew")
+            logger.warning("overlap: other prompts came than were sampled ahead; sampled again")
             self._settle(ahead)
             ahead = None
         self.taken = ahead

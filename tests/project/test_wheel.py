@@ -16,7 +16,7 @@ import pytest
 from support.places import ROOT
 
 ROOMS = ("rewards", "recipes", "data")
-SHIPPED = {".py", ".typed", ".json", ".jsonl", ".md", ".yaml", ".css", ".js", ".sh"}
+SHIPPED = {".py", ".typed", ".json", ".jsonl", ".md", ".yaml", ".css", ".js", ".sh", ".cpp", ".h"}
 
 
 def tracked() -> list[Path]:

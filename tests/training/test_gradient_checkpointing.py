@@ -22,6 +22,7 @@ OTHERS: list[tuple[str, dict[str, Any]]] = [
         {
             "router_replay": True,
             "correct_sampling": True,
+            "sampling_weights": "bfloat16",
             "router_sequence_loss_coef": 0.1,
             "num_iterations": 2,
             "dynamic_sampling": 1,
@@ -42,6 +43,7 @@ OTHERS: list[tuple[str, dict[str, Any]]] = [
         {
             "router_replay": True,
             "freeze_router": True,
+            "overlap": "one_step",
             "share_prompts": False,
             "regroup_rows": False,
             "balance_processes": False,
