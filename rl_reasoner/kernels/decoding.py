@@ -97,11 +97,6 @@ class Rows:
         self._kept = (lengths, prompts, prompt_lengths, order, block, *rotation, query)
         self.step = _Step(len(prompts), len(starts) - 1, *(t.data_ptr() for t in self._kept), 1)
 
-    def rotate_by(self, cosine: Tensor, sine: Tensor) -> None:
-        """Take longer tables of the rotation."""
-        self._kept = (*self._kept[:5], cosine, sine, self._kept[7])
-        self.step.cosine, self.step.sine = cosine.data_ptr(), sine.data_ptr()
-
 
 class Operations:
     """The compiled operations, on contiguous tensors of fp32 or bfloat16 on the CPU."""

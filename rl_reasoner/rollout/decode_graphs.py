@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_reasoner.rollout.kv_cache import KVCache
+from rl_reasoner.rollout.kv_cache import KVCache, by_prompt, by_row, unseen
 
 _ROWS = (1, 2, 4, 8)  # buckets of rows; then multiples of the last one
 _TILE = 64  # tokens of a row's own that a graph is made for at a time
@@ -53,16 +53,9 @@ class StaticRows:
         cache = self.cache
         self.tokens[: cache.rows].copy_(tokens, non_blocking=True)
         if self.membership != cache.membership:
-            prompts = cache.prompt_of[: cache.rows].cpu()
-            order = prompts.argsort(stable=True)
-            counts = prompts.bincount()
-            rank = torch.empty_like(order)
-            rank[order] = torch.arange(len(order)) - (counts.cumsum(0) - counts)[prompts[order]]
-            place = prompts * self.width + rank
-            table = torch.zeros(len(self._table), dtype=torch.long)
-            table[place] = torch.arange(len(place))
-            self._table.copy_(table)
-            self._place[: cache.rows].copy_(place)
+            places, table = cache.table(self.width)
+            self._table.zero_()[: len(table)].copy_(table)
+            self._place[: cache.rows].copy_(places)
             self.membership = cache.membership
         self._calls = 0
 
@@ -86,12 +79,13 @@ class StaticRows:
             buffer[self._index, :, own_lengths] = new[:, :, 0]
         own_keys, own_values = (t[:rows, :, : self.own] for t in pair)
         query = query.reshape(rows, shared, heads // shared, -1) * scale
-        before = self._by_row(self._by_prompt(query) @ keys.transpose(2, 3))
+        table, places, width = self._table, self._place, self.width
+        before = by_row(by_prompt(query, table, width) @ keys.transpose(2, 3), places, width)
         scores = torch.cat((before, query @ own_keys.transpose(2, 3)), dim=-1)
         scores = scores.masked_fill(self._hidden(own_lengths, window), -torch.inf)
         weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
         there, here = torch.split(weights, [self.before, self.own], dim=-1)
-        out = here @ own_values + self._by_row(self._by_prompt(there) @ values)
+        out = here @ own_values + by_row(by_prompt(there, table, width) @ values, places, width)
         joined: Tensor = out.reshape(rows, 1, heads, -1)
         return joined
 
@@ -100,21 +94,7 @@ class StaticRows:
         own = own[:, None]
         prompts = self.cache.prompt_lengths[self.cache.prompt_of[: self.rows], None]
         before, behind = self._columns[: self.before], self._columns[: self.own]
-        parts = [before >= prompts, behind > own]
-        if window:
-            parts = [
-                parts[0] | (before <= prompts + own - window),
-                parts[1] | (behind <= own - window),
-            ]
-        return torch.cat(parts, dim=1)[:, None, None]
-
-    def _by_prompt(self, tensor: Tensor) -> Tensor:
-        table = tensor[self._table].unflatten(0, (-1, self.width))  # type: ignore[no-untyped-call]
-        return table.transpose(1, 2).flatten(2, 3)  # type: ignore[no-any-return]
-
-    def _by_row(self, tensor: Tensor) -> Tensor:
-        table = tensor.unflatten(2, (self.width, -1)).transpose(1, 2)  # type: ignore[no-untyped-call]
-        return table.flatten(0, 1)[self._place]  # type: ignore[no-any-return]
+        return unseen(before, prompts, behind, own, window)
 
 
 class Graphs:
@@ -127,7 +107,7 @@ class Graphs:
         self._captures = True
 
     def step(self, tokens: Tensor, cache: KVCache) -> tuple[Tensor, Tensor | None]:
-        """RunPass the pass for the live rows: its results, cut to them."""
+        """Run the pass for the live rows: its results, cut to them."""
         cache.make_room()
         if self._version != cache.version or len(self._made) >= _MOST:
             self._made.clear()

@@ -220,16 +220,24 @@ class KVCache:
         if len(self._numbers) != self.slots:
             self._numbers = torch.arange(self.slots, device=self.device)
         # each row's place in the table (prompts, most rows of a prompt), and back
-        counts = np.bincount(groups, minlength=len(lengths))
-        self._width = int(counts.max(initial=1))
+        self._width = int(np.bincount(groups, minlength=len(lengths)).max(initial=1))
+        self._places, self._table = self.table(self._width)
+        self._padded = bool(len(lengths)) and int(lengths.min()) < self.longest_prompt
+
+    def table(self, width: int) -> tuple[Tensor, Tensor]:
+        """Rows by their prompts: each row's place in a table (prompts, width), and who is there.
+
+        `width`: at least `most_rows`. (rows,), and (prompts * width,) with row 0 where nobody is.
+        """
+        groups = np.array([prompt.slot for prompt in self._row_prompts], dtype=np.int64)
+        counts = np.bincount(groups, minlength=len(self._prompts))
         order = groups.argsort(kind="stable")
         rank = np.empty_like(order)
         rank[order] = np.arange(len(groups)) - (counts.cumsum() - counts)[groups[order]]
-        place = groups * self._width + rank
-        row = np.zeros(len(lengths) * self._width, dtype=np.int64)
-        row[place] = np.arange(len(groups))
-        self._places, self._table = self._tensor(place), self._tensor(row)
-        self._padded = bool(len(lengths)) and int(lengths.min()) < self.longest_prompt
+        places = groups * width + rank
+        rows = np.zeros(len(self._prompts) * width, dtype=np.int64)
+        rows[places] = np.arange(len(groups))
+        return self._tensor(places), self._tensor(rows)
 
     def _filled(self, tensor: Tensor, size: int, values: np.ndarray) -> Tensor:
         """`tensor`, made anew where it has another size, with `values` in front, 0 behind."""
@@ -293,7 +301,8 @@ class KVCache:
             t.view(-1, *t.shape[2:])[: rows * shared, first : self.longest + 1] for t in pair
         )
         query = query.reshape(rows, shared, heads // shared, -1) * scale
-        before = self._by_row(self._by_prompt(query) @ prompt_keys.transpose(2, 3))
+        table, places, width = self._table, self._places, self._width
+        before = by_row(by_prompt(query, table, width) @ prompt_keys.transpose(2, 3), places, width)
         own = torch.bmm(query.flatten(0, 1), keys.transpose(1, 2)).view(*before.shape[:3], -1)
         scores = torch.cat((before, own), dim=-1)  # (rows, kv heads, queries, P + own)
         if (hidden := self._hidden_in(window)) is not None:
@@ -301,7 +310,7 @@ class KVCache:
         weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
         there, here = torch.split(weights, [before.shape[-1], own.shape[-1]], dim=-1)
         out = torch.bmm(here.flatten(0, 1), values).view(*before.shape[:3], -1)
-        out = out + self._by_row(self._by_prompt(there) @ prompt_values)
+        out = out + by_row(by_prompt(there, table, width) @ prompt_values, places, width)
         return out.reshape(rows, 1, heads, -1)
 
     def _first(self, window: int) -> int:
@@ -322,23 +331,34 @@ class KVCache:
         prompts = self.prompt_lengths[self.prompt_of[: self.rows], None]
         before = torch.arange(self.longest_prompt, device=self.device)
         behind = torch.arange(self._first(window), self.longest + 1, device=self.device)
-        parts = [before >= prompts, behind > own]
-        if window:
-            parts = [
-                parts[0] | (before <= prompts + own - window),
-                parts[1] | (behind <= own - window),
-            ]
-        return torch.cat(parts, dim=1)[:, None, None]
+        return unseen(before, prompts, behind, own, window)
 
-    def _by_prompt(self, tensor: Tensor) -> Tensor:
-        """(rows, kv heads, queries, x) -> (prompts, kv heads, width * queries, x)."""
-        table = tensor[self._table].unflatten(0, (-1, self._width))  # type: ignore[no-untyped-call]
-        return table.transpose(1, 2).flatten(2, 3)  # type: ignore[no-any-return]
 
-    def _by_row(self, tensor: Tensor) -> Tensor:
-        """The inverse of `_by_prompt`."""
-        table = tensor.unflatten(2, (self._width, -1)).transpose(1, 2)  # type: ignore[no-untyped-call]
-        return table.flatten(0, 1)[self._places]  # type: ignore[no-any-return]
+def unseen(before: Tensor, prompts: Tensor, behind: Tensor, own: Tensor, window: int) -> Tensor:
+    """(rows, 1, 1, P + own) bool: what rows do not see of a pass's keys.
+
+    `before` (P,) and `behind` are the numbers of the tokens of prompts, and of rows' own, that are
+    read; `prompts` and `own` (rows, 1) how many of them there are before the new token.
+    """
+    parts = [before >= prompts, behind > own]
+    if window:
+        parts = [
+            parts[0] | (before <= prompts + own - window),
+            parts[1] | (behind <= own - window),
+        ]
+    return torch.cat(parts, dim=1)[:, None, None]
+
+
+def by_prompt(tensor: Tensor, table: Tensor, width: int) -> Tensor:
+    """(rows, kv heads, queries, x) -> (prompts, kv heads, width * queries, x); `KVCache.table`."""
+    rows = tensor[table].unflatten(0, (-1, width))  # type: ignore[no-untyped-call]
+    return rows.transpose(1, 2).flatten(2, 3)  # type: ignore[no-any-return]
+
+
+def by_row(tensor: Tensor, places: Tensor, width: int) -> Tensor:
+    """The inverse of `by_prompt`."""
+    rows = tensor.unflatten(2, (width, -1)).transpose(1, 2)  # type: ignore[no-untyped-call]
+    return rows.flatten(0, 1)[places]  # type: ignore[no-any-return]
 
 
 def on_device(values: "Sequence[int] | np.ndarray", device: torch.device) -> Tensor:
