@@ -32,7 +32,7 @@ bench: .venv/dev  ## speed against peers, on this machine
 	for bench in benchmarks/*.py; do $(PY) $$bench || exit 1; done
 
 real: .venv/dev  ## 20 GRPO steps of a real model on real rows; DATA is a folder with gsm8k_train.jsonl
-	$(PY) benchmarks/real/fetch_smollm2.py .cache/smollm2
+	$(PY) benchmarks/real/fetch.py smollm2 .cache/smollm2
 	RL_REASONER_DATA=$(DATA) $(RUN) train gsm8k --policy .cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \
 	  --data.path $(DATA)/gsm8k_train.jsonl --data.columns {} --steps 20 --group.size 4 --group.prompts 4 \
 	  --group.micro_batch 8 --sampling.max_tokens 160 --evals.max_tokens 160 --evals.limit 50

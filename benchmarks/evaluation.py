@@ -11,7 +11,7 @@ are compared; speed is completion tokens a second of processor time (and of wall
 little on a busy machine), end tokens included and padding not, because sampled lengths differ.
 `tiny`: 10,000 problems on the tiny mixture of experts, by the whole `evaluate`. `figures`: GSM8K,
 SVAMP and CMATH rows by the command line as a user runs it; what was drawn is kept and not drawn
-again. The model comes from benchmarks/real/fetch_smollm2.py, the rows from DATA.
+again. The model comes from benchmarks/real/fetch.py, the rows from DATA.
 """
 
 import argparse

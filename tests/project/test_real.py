@@ -29,8 +29,8 @@ def weights() -> Path:
     """The GGUF file, fetched once into the cache folder."""
     if not (ROOT.parent / "shared" / "models").is_dir():
         pytest.skip("the folder ../shared/models is not beside the checkout")
-    script = ROOT / "benchmarks" / "real" / "fetch_smollm2.py"
-    command = [sys.executable, str(script), str(cache_folder() / "smollm2")]
+    script = ROOT / "benchmarks" / "real" / "fetch.py"
+    command = [sys.executable, str(script), "smollm2", str(cache_folder() / "smollm2")]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         pytest.skip(done.stderr.strip())
