@@ -15,7 +15,7 @@ import numpy as np
 Interval = tuple[float, float]
 Groups = Sequence[Hashable] | None  # the problem that each value is of; None: all are different
 Z = 1.959963984540054  # the 97.5% point of the normal distribution
-_Z80 = 0.8416212335729143  # the 80% point: the power of `detectable_difference`
+Z80 = 0.8416212335729143  # the 80% point: the power of `detectable_difference`
 _REPEATS = 10_000  # resamples of a bootstrap
 _ENUMERATED = 12  # pairs that differ, up to which all ways to flip their signs are counted
 
@@ -182,7 +182,7 @@ def detectable_difference(differences: Sequence[float], groups: Groups = None) -
     if error == 0.0:
         clusters = len(_clusters(differences, groups))
         error = math.sqrt(wilson(0, clusters)[1] / clusters)
-    return min(1.0, (Z + _Z80) * error)
+    return min(1.0, (Z + Z80) * error)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

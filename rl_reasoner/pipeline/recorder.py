@@ -1,4 +1,4 @@
-"""What a stage's trainer reports while it trains: metrics, evaluations, its ledger.
+"""What a stage's trainer reports while it trains: metrics, evaluations, a forecast, its ledger.
 
 A callback of transformers' trainer: it writes metrics.jsonl, feeds the live view, evaluates while
 GRPO trains, has the disk hold the ledger before a checkpoint counts on it, and stops the training
@@ -16,6 +16,7 @@ from rl_reasoner.evaluation.evaluate import evaluate
 from rl_reasoner.evaluation.learning_alarms import LearningAlarms, highest_of
 from rl_reasoner.evaluation.monitor import Watch
 from rl_reasoner.files import append_rows, read_jsonl
+from rl_reasoner.pipeline.forecaster import add_outcome, first_steps, forecast_first_steps
 from rl_reasoner.pipeline.stage_trainers import Job
 from rl_reasoner.recipe.stages import GrpoStage
 from rl_reasoner.report.terminal import LiveView
@@ -32,12 +33,17 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self.stop = stop
         self.validated: dict[str, Any] = {}
         self.begun = 0.0
+        self.started = time.perf_counter()
         self.rows = [*read_jsonl(job.folder / "metrics.jsonl")]
         name = job.recipe.evals.validation if job.stage.kind == "grpo" else None
         self.watch = Watch(job.folder, name, view.note) if name else None
+        self.before = [*self.rows]  # of the processes before, in a run that is continued
+        self.validating = 0.0  # seconds
+        self.forecast_at = 0  # step; 0: never again
         self.alarms: LearningAlarms | None = None
         self.alarmed: dict[str, int] = {}  # kind of alarm -> step at which it was raised
         if isinstance(job.stage, GrpoStage):
+            self.forecast_at = first_steps(job.stage)
             weights = (spec.weight for spec in job.recipe.rewards.values())
             longest, steps = job.stage.sampling.max_tokens, job.stage.steps
             self.alarms = LearningAlarms(longest, steps, highest_of(weights))
@@ -51,11 +57,13 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         evals = self.job.recipe.evals
         if self.watch is not None and state.global_step % evals.every == 0:
             with gathered_params_of(self.trainer):
+                started = time.perf_counter()
                 if processes.is_main():
                     figures = self._validate(self.watch.name)
                     step = state.global_step
                     self.validated = self.watch.record(figures, step, self.job.policy)
                 processes.wait()  # as long as it takes: inside, all hold the whole weights
+                self.validating += time.perf_counter() - started
         if any_rank(self.trainer, self.stop.asked):
             self.stop.asked = True  # of the job: the signal may have come to another process
             control.should_save = control.should_training_stop = True
@@ -69,6 +77,19 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             for alarm in self.alarms.standing():
                 if self.alarmed.get(alarm.kind) != state.global_step:  # not raised just now
                     self.view.note(f"stage {self.job.stage.name} ends with this alarm: {alarm}")
+        if processes.is_main() and state.global_step >= self.job.stage.steps:
+            spent = None if self.before else time.perf_counter() - self.started
+            if said := add_outcome(self.job, self.rows, spent):
+                self.view.note(f"stage {self.job.stage.name}: {said}")
+
+    def _forecast(self) -> None:
+        """Forecast the rest of the stage from the steps so far."""
+        self.forecast_at = 0
+        spent = time.perf_counter() - self.started - self.validating
+        spent += sum(row["step_time"] for row in self.before)
+        if made := forecast_first_steps(self.job, self.rows, spent):
+            minutes = f"{made.minutes['stage']:.1f} min"
+            self.view.note(f"stage {self.job.stage.name}, forecast: {made.sentence}; {minutes}")
 
     def _validate(self, name: str) -> dict[str, Any]:
         recipe = self.job.recipe
@@ -110,3 +131,5 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             self.view.note(f"alarm: {alarm}")
             self.alarmed[alarm.kind] = state.global_step
         self.view.update(row, state.global_step)
+        if 0 < self.forecast_at <= state.global_step:
+            self._forecast()

@@ -98,6 +98,7 @@ class Session:
         self.evals: dict[str, EvalResult] = {}
         self.stages = {stage.name: stage for stage in self.recipe.stages}
         self.result_hashes: dict[str, str] = {}  # of what finished stages have made, by stage
+        self.answer_s: float | None = None  # seconds of a completion in the last evaluation
         self.opened: tuple[PolicyRef, Policy] | None = None  # one at a time: policies are large
 
     def go(self, window: range, *, changed: bool, again: bool, command: str | None) -> Policy:
@@ -234,9 +235,14 @@ class Session:
         else:
             policy, seed = self._policy(ref), recipe.run.seed
             self.view.note(f"evaluating ({name})")
+            started = time.monotonic()
             result = evaluate_recipe(
                 policy, recipe.evals, recipe.template, seed, self.view.progress, recipe.system
             )
+            answers = sum(
+                figures["problems"] * figures["samples"] for figures in result.sets.values()
+            )
+            self.answer_s = (time.monotonic() - started) / max(1, answers)
             result.manifest["key"] = key
         self.evals[name] = result
         if file in same:
@@ -345,6 +351,7 @@ class Session:
         self.opened = None  # it is trained in place
         rows, rewards = self._rows(stage), self.prepared.rewards
         job = Job(self.recipe, stage, self.placement, rows, rewards, policy, folder)
+        job.answer_s = self.answer_s
         if isinstance(stage, DistillStage):
             inside = stage.teacher in self.stages
             teacher = PolicyRef(stage.teacher) if inside else PolicyRef(None, stage.teacher)

@@ -40,7 +40,10 @@ from rl_reasoner.types import Row, text_of
 
 @dataclass
 class Job:
-    """One stage at work: what its trainer is made of; `teacher` is for distillation."""
+    """One stage at work: what its trainer is made of; `teacher` is for distillation.
+
+    `answer_s`: seconds that a completion took in the run's last evaluation, where one was made.
+    """
 
     recipe: Recipe
     stage: TrainedStage
@@ -50,6 +53,7 @@ class Job:
     policy: Policy
     folder: Path
     teacher: Policy | None = None
+    answer_s: float | None = None
 
     def __post_init__(self) -> None:
         self.ledger = Ledger(self.folder)
