@@ -204,5 +204,5 @@ def test_how_a_reward_moved() -> None:
     noise = [0.01, -0.01, 0.02, -0.02, 0.0]
     rising = [0.3 + e for e in noise] + [0.5] * 15 + [0.8 + e for e in noise]
     assert reward_moved(rising) == "rose" and reward_moved(rising[::-1]) == "fell"
-    assert reward_moved(noise * 4) == "stayed" and reward_moved([0.1] * 40) == "stayed"
+    assert reward_moved(noise * 5) == "stayed" and reward_moved([0.1] * 40) == "stayed"
     assert reward_moved([0.0] * 24) is None
