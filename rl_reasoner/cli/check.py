@@ -19,8 +19,9 @@ _STYLE = {"passed": "green", "warned": "yellow", "failed": "red", "skipped": "di
 class CheckVerb:
     """Before a run: check a recipe on this machine, or test a reward.
 
-    Of a recipe: data, rewards, disk and memory, tokens, prompts, a few sampled groups. Of a reward:
-    types, determinism, hostile completions, and completions that try to game it.
+    Of a recipe: data, rewards, disk and memory, tokens, prompts, a few sampled groups, and a
+    forecast: will it learn, in how many minutes? Of a reward: types, determinism, hostile
+    completions, and completions that try to game it.
     """
 
     target: Positional[str]
@@ -71,25 +72,28 @@ class CheckVerb:
             raise UserError("--data is only for rewards: a recipe names its own data")
         recipe, locate = read_recipe(self.target)
         err.print("loading torch and transformers", style="dim")
-        notices = list(_check(recipe, locate))
+        forecasts: list[dict[str, Any]] = []
+        notices = list(_check(recipe, locate, forecasts))
         table = new_table("", "check", "result", "fix")
         for notice in notices:
             status = Text(notice.status, _STYLE[notice.status])
             table.add_row(status, notice.check, Text(notice.message), Text(notice.fix))
         values = [asdict(notice) for notice in notices]
-        emit(self.json, {"recipe": recipe.name, "notices": values}, table)
+        found = {"recipe": recipe.name, "notices": values, "forecasts": forecasts}
+        emit(self.json, found, table)
         failed = [str(notice) for notice in notices if notice.status == "failed"]
         if failed:
             raise UserError(*failed)
 
 
-def _check(recipe: Any, locate: Any) -> Iterator[Any]:
-    """Check everything about a recipe that needs no training."""
+def _check(recipe: Any, locate: Any, forecasts: list[dict[str, Any]]) -> Iterator[Any]:
+    """Check everything about a recipe that needs no run; what is forecast is put in `forecasts`."""
     from rl_reasoner.distributed.threads import Threads
     from rl_reasoner.pipeline.placement import choose_placement
     from rl_reasoner.pipeline.preflight import Notice, inspect
     from rl_reasoner.pipeline.prepare import prepare
     from rl_reasoner.pipeline.rehearsal import rehearse
+    from rl_reasoner.pipeline.trial import forecast_by_trial
     from rl_reasoner.policy.lora import merge_adapter
     from rl_reasoner.policy.opening import open_policy, quiet_libraries
     from rl_reasoner.provenance import versions
@@ -105,5 +109,13 @@ def _check(recipe: Any, locate: Any) -> Iterator[Any]:
     with Threads() as threads:
         yield Notice("threads", "passed", threads.suit(policy.model))
         folder = Path(recipe.run.folder or "runs")
-        yield from inspect(recipe, placement, prepared, policy, folder)
-        yield from rehearse(recipe, placement, prepared, policy)
+        inspected = inspect(recipe, placement, prepared, policy, folder)
+        yield from inspected
+        sound = all(notice.status != "failed" for notice in inspected)
+        for seen in rehearse(recipe, placement, prepared, policy):
+            yield from seen.notices
+            if not sound:
+                continue
+            notice, made = forecast_by_trial(recipe, placement, prepared, policy, seen)
+            yield notice
+            forecasts += [made.to_json()] if made else []

@@ -17,8 +17,8 @@ from typing import Any, Literal
 from rl_reasoner.evaluation.statistics import Z80, Interval, Z, pass_at_k, wilson
 from rl_reasoner.foreign import mapping, number
 
-Verdict = Literal["likely", "flat at 0", "too easy", "equal rewards", "too few"]
-Group = Sequence[float | None]  # total rewards of a prompt's completions; None: left out
+LearningVerdict = Literal["likely", "flat at 0", "too easy", "equal rewards", "too few"]
+Totals = Sequence[float | None]  # total rewards of a prompt's completions; None: left out
 
 PROMPTS = 64
 """Groups that a forecast wants: a share of flat groups is then known to within 12 points."""
@@ -60,7 +60,7 @@ class SampledGroups:
     sampling has already replaced: all of them were flat.
     """
 
-    groups: Sequence[Group]
+    groups: Sequence[Totals]
     of: str
     truncated: float = 0.0
     thrown_away: float = 0.0
@@ -100,7 +100,7 @@ class PlannedEvals:
 # ------------------------------------------------------------------------------- groups
 
 
-def full_scale(groups: Sequence[Group], highest: float | None) -> float | None:
+def full_scale(groups: Sequence[Totals], highest: float | None) -> float | None:
     """The full reward; None where it is not known, or rewards above it show another scale."""
     values = [value for group in groups for value in group if value is not None]
     if highest is None or any(value > highest * (1 + 1e-6) for value in values):
@@ -108,7 +108,7 @@ def full_scale(groups: Sequence[Group], highest: float | None) -> float | None:
     return highest
 
 
-def right_of(groups: Sequence[Group], full: float) -> list[tuple[int, int]]:
+def right_of(groups: Sequence[Totals], full: float) -> list[tuple[int, int]]:
     """(completions, right ones) of each group in which one was judged."""
     kept = [[value for value in group if value is not None] for group in groups]
     return [(len(g), sum(value >= full - _ALMOST for value in g)) for g in kept if g]
@@ -153,7 +153,7 @@ class FlatGroups:
         return wilson(self.share * self.groups, self.groups)
 
 
-def flat_groups(groups: Sequence[Group], full: float | None) -> FlatGroups:
+def flat_groups(groups: Sequence[Totals], full: float | None) -> FlatGroups:
     """Count flat groups at no reward, at the full one (`full`, where it is known) and between.
 
     A group of which fewer than two completions were judged is flat, too: at 0 where none was right.
@@ -246,7 +246,7 @@ class Forecast:
     differ: float | None
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> LearningVerdict:
         """What decides whether the stage learns."""
         return _verdict(self)
 
@@ -373,12 +373,12 @@ def _minutes(value: float) -> str:
     return f"{value:.1f} min" if value < 99.5 else f"{value / 60:.1f} h"
 
 
-def _verdict(made: Forecast) -> Verdict:
+def _verdict(made: Forecast) -> LearningVerdict:
     flat, thrown = made.flat, made.sampled.thrown_away
     if made.pass_at.get(1, 0.0) >= SOLVED:
         return "too easy"
     if flat.share * (1 - thrown) + thrown >= FLAT and flat.share > 0:
-        where: dict[Verdict, float] = {
+        where: dict[LearningVerdict, float] = {
             "flat at 0": flat.at_0,
             "too easy": flat.at_1,
             "equal rewards": flat.between,

@@ -15,11 +15,11 @@ from rl_reasoner.evaluation.evaluate import load_set
 from rl_reasoner.evaluation.forecast import (
     PROMPTS,
     Forecast,
-    Group,
     PlannedEvals,
     SampledGroups,
     StagePlan,
     StepPace,
+    Totals,
     beside_outcome,
     forecast,
     reward_moved,
@@ -92,7 +92,7 @@ def sampled_groups(folder: Path, rows: Sequence[Metrics], of: str) -> SampledGro
         if row["step"] <= last:
             found.setdefault((row["step"], row["group"]), []).append(row["reward"])
             cut.append(row["truncated"])
-    groups: list[Group] = [*found.values()]
+    groups: list[Totals] = [*found.values()]
     thrown = [row.get("dynamic_sampling/thrown_away", 0.0) for row in rows]
     return SampledGroups(groups, of, fmean(cut) if cut else 0.0, fmean(thrown))
 

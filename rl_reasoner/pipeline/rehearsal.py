@@ -6,13 +6,16 @@ RECIPE` prints it with the checks of `preflight`.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from rl_reasoner.dataset.code_rows import continuing
 from rl_reasoner.dataset.templates import prompt_of
+from rl_reasoner.evaluation.forecast import FlatGroups, flat_groups
 from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.preflight import Notice, warn_if
 from rl_reasoner.pipeline.prepare import Prepared, trl_columns
@@ -26,21 +29,32 @@ from rl_reasoner.scoring.batch import score_own_rows
 from rl_reasoner.scoring.limits import Limits
 from rl_reasoner.scoring.outcome import NOT_ITS_ROW, failed, outcome_json, usable
 from rl_reasoner.scoring.rule import rule_of, total
-from rl_reasoner.types import Fault, Outcome, Row
+from rl_reasoner.types import Fault, Outcome, Prompt, Rollout, Row
 
 _ROWS = 8  # that groups are sampled for
+REHEARSAL_S = 30.0
+"""Seconds after which no further group is sampled: slow policies are shown by fewer rows."""
 _COMPARED = 256  # tokens of a completion
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a few groups of a grpo stage showed: notices, their total rewards, seconds of one."""
+
+    stage: GrpoStage
+    notices: list[Notice]
+    groups: list[list[float | None]]
+    group_s: float
 
 
 def rehearse(
     recipe: Recipe, placement: Placement, prepared: Prepared, policy: Policy
-) -> list[Notice]:
+) -> Iterator[Rehearsal]:
     """Sample a group for each of a few rows of every grpo stage, and score it.
 
     Truncation and variance are reported only for stages that begin with `policy`: for the others
     they are not known before the stage that makes their policy has run.
     """
-    notices = []
     for stage in recipe.stages:
         rows = prepared.rows[stage.name]
         if isinstance(stage, GrpoStage) and rows:
@@ -48,9 +62,9 @@ def rehearse(
                 prompts = [prompt_of(row, recipe.template, policy.tokenizer) for row in rows]
                 rows = without_long(prompts, rows, stage.sampling.max_tokens, policy)
             some = _some_of_each_task(rows)
-            notices += _score_groups(recipe, stage, prepared.rewards, some, policy)
-            notices.append(_compare_passes(recipe, stage, placement, some, policy))
-    return notices
+            seen = _score_groups(recipe, stage, prepared.rewards, some, policy)
+            mismatch = _compare_passes(recipe, stage, placement, some, policy)
+            yield replace(seen, notices=[*seen.notices, mismatch])
 
 
 def _some_of_each_task(rows: Sequence[Row]) -> list[Row]:
@@ -92,27 +106,12 @@ def _score_groups(
     rewards: Mapping[str, Callable[..., Any]],
     rows: list[Row],
     policy: Policy,
-) -> list[Notice]:
-    prompts = [prompt_of(row, recipe.template, policy.tokenizer) for row in rows]
+) -> Rehearsal:
     size = stage.group.size
-    sampled = sample(
-        policy,
-        prompts,
-        samples=size,
-        temperature=stage.sampling.temperature,
-        max_tokens=stage.sampling.max_tokens,
-    )
+    sampled, group_s = _sample_in_time(recipe, stage, rows, policy)
+    rows = rows[: len(sampled)]
     flat = [rollout for group in sampled for rollout in group]
-    spread = [row for row in rows for _ in range(size)]
-    columns: dict[str, Any] = {k: [r.get(k) for r in spread] for k in rows[0] if k != "completion"}
-    columns |= trl_columns(len(flat))
-    columns["prompts"] = [prompt for prompt in prompts for _ in range(size)]
-    chat = not isinstance(prompts[0], str)
-    texts = [[{"role": "assistant", "content": r.text}] if chat else r.text for r in flat]
-    scored = [
-        score_own_rows(continuing(function, rows), texts, columns, Limits())
-        for function in rewards.values()
-    ]
+    scored = _score(recipe, rewards, rows, flat, size, policy)
     specs = list(recipe.rewards.values())
     weights = [spec.weight for spec in specs]
     rules = [
@@ -125,14 +124,63 @@ def _score_groups(
         _reward(name, scores, lost or rule.on_abstain == "leave")
         for name, scores, rule in zip(rewards, scored, rules, strict=True)
     ]
+    known = [None if math.isnan(value) else value for value in totals]
+    groups = [known[i : i + size] for i in range(0, len(known), size)]
     if (before := recipe.start_of(stage)) or stage.policy:
         why = f"stage {before} makes its policy first" if before else "it has a policy of its own"
         message = f"stage {stage.name}: not measured, {why}"
-        return [*notices, *(Notice(name, "passed", message) for name in ("truncation", "variance"))]
-    cut = sum(rollout.truncated for rollout in flat) / len(flat)
-    groups = [totals[i : i + size] for i in range(0, len(totals), size)]
-    same = sum(_flat(group) for group in groups) / len(groups)
-    return [*notices, _truncation(stage, cut), _variance(stage, same, len(groups))]
+        notices += [Notice(name, "passed", message) for name in ("truncation", "variance")]
+    else:
+        cut = sum(rollout.truncated for rollout in flat) / len(flat)
+        notices += [_truncation(stage, cut), _variance(stage, flat_groups(groups, None))]
+    return Rehearsal(stage, notices, groups, group_s)
+
+
+def _sample_in_time(
+    recipe: Recipe, stage: GrpoStage, rows: Sequence[Row], policy: Policy
+) -> tuple[list[list[Rollout]], float]:
+    """Groups of the first row and of as many more as there is time for; seconds of a group."""
+    prompts = [prompt_of(row, recipe.template, policy.tokenizer) for row in rows]
+
+    def groups_of(some: Sequence[Prompt]) -> tuple[list[list[Rollout]], float]:
+        started = time.monotonic()
+        found = sample(
+            policy,
+            some,
+            samples=stage.group.size,
+            temperature=stage.sampling.temperature,
+            max_tokens=stage.sampling.max_tokens,
+        )
+        return found, (time.monotonic() - started) / len(some)
+
+    first, seconds = groups_of(prompts[:1])
+    more = prompts[1 : 1 + int(REHEARSAL_S / seconds)]
+    if not more:
+        return first, seconds
+    others, seconds = groups_of(more)
+    return [*first, *others], seconds
+
+
+def _score(
+    recipe: Recipe,
+    rewards: Mapping[str, Callable[..., Any]],
+    rows: Sequence[Row],
+    sampled: Sequence[Rollout],
+    size: int,
+    policy: Policy,
+) -> list[list[Outcome]]:
+    """Outcomes by reward, a list with one for each completion, `size` for each row."""
+    prompts = [prompt_of(row, recipe.template, policy.tokenizer) for row in rows]
+    spread = [row for row in rows for _ in range(size)]
+    columns: dict[str, Any] = {k: [r.get(k) for r in spread] for k in rows[0] if k != "completion"}
+    columns |= trl_columns(len(sampled))
+    columns["prompts"] = [prompt for prompt in prompts for _ in range(size)]
+    chat = not isinstance(prompts[0], str)
+    texts = [[{"role": "assistant", "content": r.text}] if chat else r.text for r in sampled]
+    return [
+        score_own_rows(continuing(function, rows), texts, columns, Limits())
+        for function in rewards.values()
+    ]
 
 
 def _reward(name: str, outcomes: Sequence[Outcome], needed: bool) -> Notice:
@@ -153,18 +201,12 @@ def _reward(name: str, outcomes: Sequence[Outcome], needed: bool) -> Notice:
     return warn_if(bool(bad) or none, "reward", message, "fix the reward")
 
 
-def _flat(totals: Sequence[float]) -> bool:
-    """Whether a group teaches nothing; rows that are out of it (NaN) do not count."""
-    known = [value for value in totals if not math.isnan(value)]
-    return not known or max(known) - min(known) < 1e-9
-
-
 def _truncation(stage: GrpoStage, share: float) -> Notice:
     message = f"stage {stage.name}: {share:.0%} of the completions are cut off"
     return warn_if(share > 0.5, "truncation", message, "use a larger sampling.max_tokens")
 
 
-def _variance(stage: GrpoStage, share: float, groups: int) -> Notice:
-    message = f"stage {stage.name}: {share:.0%} of {groups} groups have equal rewards"
+def _variance(stage: GrpoStage, flat: FlatGroups) -> Notice:
+    message = f"stage {stage.name}: {flat.share:.0%} of {flat.groups} groups have equal rewards"
     fix = "they teach nothing: use easier or harder rows, larger groups, or an sft stage first"
-    return warn_if(share > 0.75, "variance", message, fix)
+    return warn_if(flat.share > 0.75, "variance", message, fix)

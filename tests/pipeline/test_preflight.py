@@ -24,7 +24,8 @@ def prepared(wanted: Recipe) -> Prepared:
 
 
 def rehearsed(wanted: Recipe, policy: Any) -> list[Notice]:
-    return rehearse(wanted, choose_placement(wanted), prepared(wanted), policy)
+    found = rehearse(wanted, choose_placement(wanted), prepared(wanted), policy)
+    return [notice for seen in found for notice in seen.notices]
 
 
 def notices(wanted: Recipe, folder: Path, change: Callable[[Any], None] = lambda p: None) -> Any:

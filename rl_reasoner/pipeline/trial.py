@@ -1,0 +1,142 @@
+"""A trial of a grpo stage before its run: a few of its real steps, at a learning rate of 0.
+
+Sampling, rewards and the training pass are the stage's own, in a folder that goes away; the policy
+stays as it is. So `rl-reasoner check` forecasts from what a run forecasts from (`forecaster`). What
+would take too long is made smaller: fewer steps, then fewer prompts in a step.
+"""
+
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from rl_reasoner.errors import RunStopped
+from rl_reasoner.evaluation.forecast import PROMPTS, Forecast, SampledGroups, Totals
+from rl_reasoner.files import read_jsonl
+from rl_reasoner.pipeline.forecaster import forecast_of, pace_of, sampled_groups
+from rl_reasoner.pipeline.placement import Placement
+from rl_reasoner.pipeline.preflight import Notice, warn_if
+from rl_reasoner.pipeline.prepare import Prepared
+from rl_reasoner.pipeline.rehearsal import Rehearsal
+from rl_reasoner.pipeline.stage_trainers import Job
+from rl_reasoner.pipeline.stage_training import train_stage
+from rl_reasoner.policy.policy import Policy
+from rl_reasoner.recipe.recipe import Evals, Recipe
+from rl_reasoner.recipe.stages import GrpoStage
+from rl_reasoner.report.terminal import LiveView
+from rl_reasoner.training.checkpointing.signals import Stop
+
+TRIAL_S = 60.0
+"""Seconds that a trial may take by estimate, on one machine."""
+_TRAINING = 3.0  # times as long as its sampling alone takes a step, at most
+_EVER = 1 << 30  # steps between checkpoints: none is written
+
+
+def trial_size(stage: GrpoStage, group_s: float, budget_s: float = TRIAL_S) -> tuple[int, int]:
+    """(steps, prompts a step) of a trial where sampling a group takes `group_s` seconds.
+
+    Whole steps with 64 prompts in all, and one before them to warm up; as many as `budget_s` has
+    room for. Where not even two whole steps fit, one step of fewer prompts.
+    """
+    room = max(1, int(budget_s / max(1e-9, group_s * _TRAINING)))
+    prompts = stage.group.prompts
+    wanted = -(-PROMPTS // prompts) + 1
+    if room >= 2 * prompts:
+        return min(wanted, stage.steps, room // prompts), prompts
+    return 1, min(room, prompts)
+
+
+def forecast_by_trial(
+    recipe: Recipe,
+    placement: Placement,
+    prepared: Prepared,
+    policy: Policy,
+    seen: Rehearsal,
+) -> tuple[Notice, Forecast | None]:
+    """Forecast the stage of a rehearsal from a trial of it, and from the groups `seen` there."""
+    stage = seen.stage
+    if why := _not_judged(recipe, stage, seen):
+        return Notice("forecast", "passed", f"stage {stage.name}: not judged: {why}"), None
+    steps, prompts = trial_size(stage, seen.group_s)
+    try:
+        made = _trial(recipe, stage, placement, prepared, policy, (steps, prompts), seen.groups)
+    except RunStopped as error:
+        return Notice("forecast", "failed", f"stage {stage.name}: {error}", "fix the reward"), None
+    return _notice(made), made
+
+
+def _not_judged(recipe: Recipe, stage: GrpoStage, seen: Rehearsal) -> str:
+    """Why nothing can be said of a stage; "" where something can."""
+    if stage.policy:
+        return "it has a policy of its own"
+    if before := recipe.start_of(stage):
+        return f"the stages before it have not run (stage {before} makes its policy)"
+    if stage.vllm is not None:
+        return "vLLM samples for it"
+    if any(notice.status == "failed" for notice in seen.notices):
+        return "its rewards fail"
+    return ""
+
+
+def _trial(
+    recipe: Recipe,
+    stage: GrpoStage,
+    placement: Placement,
+    prepared: Prepared,
+    policy: Policy,
+    size: tuple[int, int],
+    before: Sequence[Totals],
+) -> Forecast:
+    """Take (steps, prompts) of the stage, and forecast from them and the groups `before`."""
+    steps, prompts = size
+    group = stage.group.model_copy(
+        update={"prompts": prompts, "micro_batch": _micro(stage, prompts)}
+    )
+    nothing = {"learning_rate": 0.0, "save_strategy": "no", "max_steps": steps}
+    tried = stage.model_copy(
+        update={
+            "steps": steps,
+            "group": group,
+            "save_every": _EVER,
+            "router_bias": 0.0,
+            "loss": stage.loss.model_copy(update={"dynamic_sampling": 0}),
+            "trainer": {**stage.trainer, **nothing},
+        }
+    )
+    run = recipe.run.model_copy(update={"report_to": "none"})
+    asked = recipe.model_copy(update={"stages": (tried,), "evals": Evals(), "run": run})
+    name = policy.model.config.name_or_path  # a reference is loaded from where it says
+    quiet = LiveView(quiet=True)
+    with tempfile.TemporaryDirectory(prefix="rl-reasoner-trial-") as folder:
+        rows = prepared.rows[stage.name]
+        job = Job(asked, tried, placement, rows, prepared.rewards, policy, Path(folder))
+        train_stage(job, quiet, Stop(quiet.note))
+        metrics = [*read_jsonl(job.folder / "metrics.jsonl")]
+        sampled = sampled_groups(job.folder, metrics, "")
+        pace = pace_of(metrics, stage.loss.iterations, prompts / stage.group.prompts)
+    policy.model.config.name_or_path = name
+    groups = [*before, *sampled.groups]
+    cut_short = f", cut short of {PROMPTS} to save time" if len(groups) < PROMPTS else ""
+    of = f"{len(groups)} sampled groups{cut_short}"
+    sampled = SampledGroups(groups, of, sampled.truncated)
+    return forecast_of(recipe, stage, sampled, pace)
+
+
+def _micro(stage: GrpoStage, prompts: int) -> int | None:
+    """The micro-batch of a step of fewer prompts."""
+    micro = stage.group.micro_batch
+    return micro and math.gcd(micro, prompts * stage.group.size)
+
+
+def _notice(made: Forecast) -> Notice:
+    minutes, tokens = made.minutes, made.tokens_per_second
+    rate = f", {tokens:,.0f} tokens/s sampled" if tokens else ""
+    message = (
+        f"stage {made.plan.name}: {made.sentence} ({made.sampled.of}); {minutes['step']:.2g} min a "
+        f"step{rate}, {minutes['stage']:.3g} min for the stage, {minutes['end']:.2g} min for each "
+        "evaluation before and after it"
+    )
+    if shown := made.detectable:
+        least = ", ".join(f"{100 * d:.1f} points on {name}" for name, d in shown.items())
+        message += f"; the least gain that these can show: {least}"
+    return warn_if(made.direction == "none", "forecast", message, "see the forecast")

@@ -1,0 +1,103 @@
+"""Forecasts of real stages: of a run from its own first steps, of a check from a trial."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rl_reasoner import open_policy, train
+from rl_reasoner.pipeline.forecaster import first_steps
+from rl_reasoner.pipeline.placement import choose_placement
+from rl_reasoner.pipeline.prepare import prepare
+from rl_reasoner.pipeline.rehearsal import rehearse
+from rl_reasoner.pipeline.trial import forecast_by_trial, trial_size
+from rl_reasoner.recipe.recipe import Recipe
+from rl_reasoner.recipe.stages import GrpoStage
+from support.commands import Cli
+from support.tiny import grpo, recipe, rows, sft
+
+
+def tried(wanted: Recipe, policy: Any = None) -> list[Any]:
+    """(notice, forecast) of each grpo stage, as `check` makes them."""
+    placement = choose_placement(wanted)
+    prepared = prepare(wanted, placement)
+    policy = policy or open_policy(wanted.policy.source, device="cpu")
+    found = rehearse(wanted, placement, prepared, policy)
+    return [forecast_by_trial(wanted, placement, prepared, policy, seen) for seen in found]
+
+
+def test_a_trial_forecasts_and_leaves_the_policy_as_it_is(tmp_path: Path) -> None:
+    wanted = recipe(tmp_path, grpo(steps=500, loss={"beta": 0.1}, router_bias=0.1))
+    policy = open_policy(wanted.policy.source, device="cpu")
+    before = {name: tensor.clone() for name, tensor in policy.model.state_dict().items()}
+    [(notice, made)] = tried(wanted, policy)
+    after = policy.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert made.sentence in notice.message and "min for the stage" in notice.message
+    found = made.to_json()
+    assert found["groups"] >= 64 and found["completions"] == 8
+    assert {"1", "2", "4"} == found["pass_at"].keys()
+    assert found["minutes"]["steps"] == pytest.approx(500 * found["minutes"]["step"])
+    assert 0 < found["detectable"]["modular_test"] <= 1
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_a_policy_that_earlier_stages_make_is_not_judged(tmp_path: Path) -> None:
+    [(notice, made)] = tried(recipe(tmp_path, sft(), grpo()))
+    assert made is None and notice.status == "passed"
+    assert "not judged: the stages before it have not run" in notice.message
+
+
+def test_check_warns_where_there_is_nothing_to_learn_from(tmp_path: Path, cli: Cli) -> None:
+    wanted = recipe(tmp_path, grpo(steps=200), rewards={"math_answer": 1.0})
+    (tmp_path / "none.yaml").write_text(wanted.to_yaml())
+    ended = cli("check", "none.yaml", "--json")
+    assert ended.code == 0, ended.err
+    found = json.loads(ended.out)
+    [made] = found["forecasts"]
+    assert made["verdict"] == "flat at 0" and made["direction"] == "none"
+    [notice] = [n for n in found["notices"] if n["check"] == "forecast"]
+    assert notice["status"] == "warned" and "nothing to learn from: 100%" in notice["message"]
+
+
+@given(st.integers(1, 100), st.integers(1, 40), st.floats(1e-4, 1e3), st.floats(1, 100))
+def test_a_trial_keeps_its_time(steps: int, prompts: int, group_s: float, budget: float) -> None:
+    stage = GrpoStage.model_validate({"steps": steps, "group": {"size": 4, "prompts": prompts}})
+    took, each = trial_size(stage, group_s, budget)
+    assert 1 <= took <= steps and 1 <= each <= prompts
+    assert took * each == 1 or took * each * group_s * 3 <= budget * (1 + 1e-9)
+    assert each == prompts or took == 1  # whole steps, or one smaller one
+
+
+@given(st.integers(1, 300), st.integers(1, 100), st.integers(1, 4))
+def test_a_run_waits_for_enough_prompts_or_a_fifth(steps: int, prompts: int, once: int) -> None:
+    stage = GrpoStage.model_validate(
+        {"steps": steps, "group": {"size": 4, "prompts": prompts}, "loss": {"iterations": once}}
+    )
+    waits = first_steps(stage)
+    assert 1 <= waits <= steps and waits <= max(once, steps // 5)
+    assert (waits // once) * prompts >= 64 or waits in (max(once, steps // 5), steps)
+
+
+def test_a_run_forecasts_once_and_says_what_happened(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evals = {"validation": "modular_validation", "every": 10}
+    run = train(recipe(tmp_path, sft(), grpo(steps=30), evals=evals))
+    [folder] = (run.folder / "stages").glob("2-*")
+    assert not (run.folder / "stages" / "1-sft" / "forecast.json").exists()
+    made = json.loads((folder / "forecast.json").read_text())
+    assert made["of"] == "the first 6 steps" and made["groups"] == 12
+    first = [row for row in rows(folder / "rollouts.jsonl") if row["step"] <= 6]
+    assert made["truncated"] == pytest.approx(sum(r["truncated"] for r in first) / len(first))
+    outcome = made["outcome"]
+    assert outcome["minutes"] >= outcome["minutes_of_steps"] > 0
+    assert outcome["reward"] in ("rose", "fell", "stayed")
+    said = capsys.readouterr().err
+    assert said.count("stage grpo, forecast: ") == 1
+    assert "stage grpo: forecast " in said and f"the reward {outcome['reward']}" in said
