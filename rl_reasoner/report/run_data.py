@@ -74,7 +74,8 @@ class Evaluation:
 class StageRecord:
     """One folder of `stages/`; `metrics` has one mapping a step, rising; `best` may be empty.
 
-    `settings` is what the recipe says of the stage; `highest` see `LearningAlarms`.
+    `settings` is what the recipe says of the stage; `highest` see `LearningAlarms`; `forecast` is
+    what was expected of it, and empty where nothing was.
     """
 
     index: int
@@ -84,6 +85,7 @@ class StageRecord:
     best: Metrics = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     highest: float | None = None
+    forecast: Metrics = field(default_factory=dict)
 
     @property
     def folder(self) -> str:
@@ -252,6 +254,7 @@ def _stage(folder: Path, recipe: Mapping[str, Any], unreadable: list[str]) -> St
     if sampled is not None and sampled.broken:
         unreadable.append(f"stages/{folder.name}/{rollouts.name} ({sampled.broken} lines)")
     best = _json(folder.parent.parent, f"stages/{folder.name}/best/evaluation.json", unreadable)
+    forecast = _json(folder.parent.parent, f"stages/{folder.name}/forecast.json", unreadable)
     named = (s for s in _stage_settings(recipe) if (s.get("name") or s.get("kind")) == name)
     return StageRecord(
         index=int(index),
@@ -261,6 +264,7 @@ def _stage(folder: Path, recipe: Mapping[str, Any], unreadable: list[str]) -> St
         best=mapping(best),
         settings=next(named, {}),
         highest=_highest(recipe),
+        forecast=mapping(forecast),
     )
 
 

@@ -8,6 +8,7 @@ from rl_reasoner.evaluation.learning_alarms import LearningAlarms, learning_alar
 from rl_reasoner.foreign import mapping, number
 from rl_reasoner.report import charts
 from rl_reasoner.report.charts import Chart, Trace
+from rl_reasoner.report.forecast import forecast_table
 from rl_reasoner.report.formatting import duration, percent
 from rl_reasoner.report.html import Element, folded, h, note, section
 from rl_reasoner.report.run_data import StageRecord, interval
@@ -75,6 +76,7 @@ def stage_section(stage: StageRecord) -> Element | None:
         f"Stage {stage.index} · {stage.name}",
         h("p", f"{steps}, {duration(seconds)}" if seconds else steps, class_="under"),
         *_warnings(stage),
+        forecast_table(stage),
         figures(drawings, place) if drawings else None,
         folded(more, figures(others, place)) if others else None,
     )

@@ -1,0 +1,97 @@
+"""Forecasts of finished runs beside what then happened, as a Markdown table.
+
+    python benchmarks/forecasts.py RUN [RUN ...]
+
+A row is a grpo stage with a forecast. Learned: the paired test between the evaluations before and
+after finds a gain (p < 0.05) on the first set, in samples where it was sampled; of a run with
+several grpo stages, or without evaluations, that the stage's reward rose. Minutes are the whole
+stage's with the evaluations in it; of a stage that was interrupted those of its steps alone.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from rl_reasoner.foreign import mapping, number
+from rl_reasoner.report.paired import add_paired_tests
+from rl_reasoner.report.run_data import Paired, RunData, StageRecord, read_run
+
+HEAD = (
+    "| run, seed | forecast | what happened | direction | minutes: forecast | took | ratio |\n"
+    "|---|---|---|---|---|---|---|"
+)
+SURE = 0.05
+
+
+def tested(run: RunData) -> tuple[str, Paired] | None:
+    """The first set after training that has a paired test, its samples before its greedy answer."""
+    after = next((e for e in run.evals if e.name == "after"), None)
+    sets = {name: figures.paired for name, figures in after.sets.items()} if after else {}
+    first = next(iter(sets), "")
+    for name in (f"{first}@sampled", first):
+        if (test := sets.get(name)) is not None:
+            return name, test
+    return None
+
+
+def outcome(run: RunData, stage: StageRecord, alone: bool) -> tuple[str, bool | None]:
+    """What happened in words, and whether the stage learned (None: not known)."""
+    if alone and (found := tested(run)) is not None:
+        name, test = found
+        p = "p < 0.0001" if test.p < 1e-4 else f"p {test.p:.2g}"
+        words = f"{100 * test.difference:+.1f} points on {name}, {p}"
+        return words.replace("+-", "-"), test.p < SURE and test.difference > 0
+    moved = mapping(stage.forecast.get("outcome")).get("reward")
+    return f"the reward {moved}" if moved else "–", None if moved is None else moved == "rose"
+
+
+def minutes(stage: StageRecord) -> tuple[float | None, float | None]:
+    """(forecast, taken)."""
+    planned, took = (mapping(stage.forecast.get(name)) for name in ("minutes", "outcome"))
+    if (whole := number(took.get("minutes"))) is not None:
+        return number(planned.get("stage")), whole
+    return number(planned.get("steps")), number(took.get("minutes_of_steps"))
+
+
+def rows(folder: Path) -> Iterator[tuple[str, bool | None, float | None]]:
+    """(row, was the direction right, minutes taken over forecast) of each forecast in a run."""
+    run = add_paired_tests(read_run(folder))
+    stages = [stage for stage in run.stages if stage.forecast]
+    for stage in stages:
+        words, learned = outcome(run, stage, alone=len(stages) == 1)
+        up = stage.forecast.get("direction") == "up"
+        right = None if learned is None else learned == up
+        planned, took = minutes(stage)
+        ratio = took / planned if took and planned else None
+        name = f"{run.name}, {mapping(run.recipe.get('run')).get('seed')}"
+        cells = [
+            name if len(stages) == 1 else f"{name}: {stage.name}",
+            str(stage.forecast.get("sentence")),
+            words,
+            {True: "right", False: "wrong", None: "–"}[right],
+            *("–" if value is None else f"{value:.1f}" for value in (planned, took)),
+            "–" if ratio is None else f"{ratio:.2f}",
+        ]
+        yield f"| {' | '.join(cells)} |", right, ratio
+
+
+def main() -> None:
+    """Print the table of the runs that are given, and what it comes to."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("runs", nargs="+", type=Path)
+    print(HEAD)
+    judged, ratios = [], []
+    for folder in parser.parse_args().runs:
+        for row, right, ratio in rows(folder):
+            print(row)
+            judged += [right] if right is not None else []
+            ratios += [max(ratio, 1 / ratio)] if ratio else []
+    near = sum(factor <= 1.5 for factor in ratios)
+    print(
+        f"\ndirection right in {sum(judged)} of {len(judged)}; minutes within a factor of 1.5 in "
+        f"{near} of {len(ratios)}" + (f", worst {max(ratios):.2f}" if ratios else "")
+    )
+
+
+if __name__ == "__main__":
+    main()
