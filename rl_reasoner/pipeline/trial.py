@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from rl_reasoner.errors import RunStopped
+from rl_reasoner.errors import RunStopped, UserError
 from rl_reasoner.evaluation.forecast import PROMPTS, Forecast, SampledGroups, Totals
 from rl_reasoner.files import read_jsonl
 from rl_reasoner.pipeline.forecaster import forecast_of, pace_of, sampled_groups
@@ -60,8 +60,8 @@ def forecast_by_trial(
     steps, prompts = trial_size(stage, seen.group_s)
     try:
         made = _trial(recipe, stage, placement, prepared, policy, (steps, prompts), seen.groups)
-    except RunStopped as error:
-        return Notice("forecast", "failed", f"stage {stage.name}: {error}", "fix the reward"), None
+    except (RunStopped, UserError) as error:
+        return Notice("forecast", "failed", f"stage {stage.name}: {error}", "see the message"), None
     return _notice(made), made
 
 
@@ -103,7 +103,7 @@ def _trial(
             "trainer": {**stage.trainer, **nothing},
         }
     )
-    run = recipe.run.model_copy(update={"report_to": "none"})
+    run = recipe.run.model_copy(update={"report_to": "none", "rewards_on": "here"})
     asked = recipe.model_copy(update={"stages": (tried,), "evals": Evals(), "run": run})
     name = policy.model.config.name_or_path  # a reference is loaded from where it says
     quiet = LiveView(quiet=True)
