@@ -15,7 +15,7 @@ from rl_reasoner.language.thinking import CLOSE_THINK
 
 _FENCE = re.compile(r" {0,3}(`{3,}+|~{3,}+)[ \t]*+([\w+-]*+)[^`]*+")
 _FENCE_LINE = re.compile(r"^ {0,3}(?:```|~~~)", re.MULTILINE)
-_PYTHON = {"", "python", "python3", "py", "py3"}
+PYTHON = {"", "python", "python3", "py", "py3"}
 _EXTRACT = ("last", "first", "only", "whole", "any")
 _CREDIT = ("all", "fraction")
 _LONGEST_S = 60.0
@@ -98,30 +98,33 @@ def program_of(completion: str, extract: str) -> str | None:
     text = completion.rpartition(CLOSE_THINK)[2]
     if extract == "whole" or (extract == "any" and not _FENCE_LINE.search(text)):
         return text
-    programs = [code for language, code in _blocks(text) if language.lower() in _PYTHON]
+    programs = [code for language, code in blocks(text) if language.lower() in PYTHON]
     if not programs or (extract == "only" and len(programs) > 1):
         return None
     return programs[0] if extract == "first" else programs[-1]
 
 
-def _blocks(text: str) -> list[tuple[str, str]]:
+def blocks(text: str, *, unclosed: bool = False) -> list[tuple[str, str]]:
     """Language and content of each closed fenced block, in one pass over the lines.
 
     A fence with a language inside a block starts a new block: the one before it was never closed.
+    `unclosed` also takes a last block that never closes.
     """
-    blocks: list[tuple[str, str]] = []
+    found: list[tuple[str, str]] = []
     opened: tuple[str, str] | None = None  # fence and language
     lines: list[str] = []
     for line in text.split("\n"):
         fence, language = match.groups() if (match := _FENCE.fullmatch(line)) else ("", "")
         if opened and fence.startswith(opened[0]) and not language:
-            blocks.append((opened[1], "\n".join(lines)))
+            found.append((opened[1], "\n".join(lines)))
             opened = None
         elif fence and (language or not opened):
             opened, lines = (fence, language), []
         else:
             lines.append(line)
-    return blocks
+    if opened and unclosed:
+        found.append((opened[1], "\n".join(lines)))
+    return found
 
 
 def _score(result: sandbox.SandboxResult, credit: str) -> Score:

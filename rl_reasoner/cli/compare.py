@@ -47,6 +47,8 @@ class CompareVerb:
             for warning in unlike(comparison):
                 err.print(warning, style="yellow", soft_wrap=True)
             for name, entry in comparison.items():
+                if "form" in entry:
+                    err.print(f"{name}: {entry['form']['words']}", soft_wrap=True)
                 _print_flips(name, entry["flips"], entry["better"] + entry["worse"])
 
 
@@ -54,21 +56,24 @@ def _comparison_table(comparison: Mapping[str, Mapping[str, Any]]) -> Any:
     heads = ["set", "problems", "difference", "95% interval", "p", "p (Holm)", "detectable", "test"]
     table = new_table(*heads)
     for name, entry in comparison.items():
-        low, high = entry["interval"]
-        counts = (
-            f" ({entry['only_a']} only a, {entry['only_b']} only b)" if "only_a" in entry else ""
-        )
-        table.add_row(
-            name,
-            str(entry["problems"]),
-            f"{entry['difference']:+.1%}",
-            f"[{low:+.1%}, {high:+.1%}]",
-            f"{entry['p']:.2g}",
-            f"{entry['p_holm']:.2g}",
-            f"±{entry['detectable']:.1%}",
-            entry["test"] + counts,
-        )
+        table.add_row(name, str(entry["problems"]), *_tested(entry))
+        if "lenient" in entry:
+            table.add_row("  lenient", "", *_tested(entry["lenient"]))
     return table
+
+
+def _tested(entry: Mapping[str, Any]) -> list[str]:
+    """The cells of a difference with its test."""
+    low, high = entry["interval"]
+    counts = f" ({entry['only_a']} only a, {entry['only_b']} only b)" if "only_a" in entry else ""
+    return [
+        f"{entry['difference']:+.1%}",
+        f"[{low:+.1%}, {high:+.1%}]",
+        f"{entry['p']:.2g}",
+        f"{entry['p_holm']:.2g}",
+        f"±{entry['detectable']:.1%}",
+        entry["test"] + counts,
+    ]
 
 
 def _print_flips(name: str, flips: Sequence[Mapping[str, Any]], of: int) -> None:

@@ -1,8 +1,10 @@
 """Two evaluations of the same problems, compared problem by problem.
 
 Each set has its difference with interval, a paired test, the least difference that this many
-problems could show, and the rows that flipped with their reasons. Several sets are several tests:
-p-values are adjusted by Holm's method. Knows saved rows only.
+problems could show, and the rows that flipped with their reasons. Where rows have lenient marks,
+the same of these, and how much of the difference is form: what strict judging sees and lenient
+judging does not. Several sets are several tests: p-values are adjusted by Holm's method, strict
+and lenient ones apart. Knows saved rows only.
 """
 
 import math
@@ -11,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.evaluation.metrics import problems, share_right
+from rl_reasoner.evaluation.metrics import has_lenient, problems, share_right
 from rl_reasoner.evaluation.statistics import (
     detectable_difference,
     holm,
@@ -22,6 +24,12 @@ from rl_reasoner.evaluation.statistics import (
 from rl_reasoner.types import Row
 
 _FLIPS_SHOWN = 50
+_PARTS = {
+    0.0: "next to none", 0.1: "a tenth", 0.2: "a fifth", 0.25: "a quarter", 1 / 3: "a third",
+    0.5: "half", 2 / 3: "two thirds", 0.75: "three quarters", 0.8: "four fifths",
+    0.9: "nine tenths", 1.0: "nearly all",
+}  # fmt: skip
+_WHOLE = 0.005  # of a share: so near to none or all is told as that
 
 
 def compare_rows(
@@ -41,9 +49,10 @@ def compare_rows(
         clean = [(i, j) for i, j in pairs if not _contaminated(a[name][i], b[name][j])]
         if 0 < len(clean) < len(pairs):
             entries[f"{name}@clean"] = _paired(a[name], b[name], clean)
-    adjusted = holm([entry["p"] for entry in entries.values()])
-    for entry, p in zip(entries.values(), adjusted, strict=True):
-        entry["p_holm"] = p
+    lenient = [entry["lenient"] for entry in entries.values() if "lenient" in entry]
+    for family in ([*entries.values()], lenient):
+        for entry, p in zip(family, holm([entry["p"] for entry in family]), strict=True):
+            entry["p_holm"] = p
     return entries
 
 
@@ -70,25 +79,72 @@ def _contaminated(*rows: Row) -> bool:
 
 
 def _paired(a: Sequence[Row], b: Sequence[Row], pairs: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    differences = [share_right(b[j]) - share_right(a[i]) for i, j in pairs]
-    groups = problems([a[i] for i, _ in pairs])
+    def moved(marks: str) -> list[float]:
+        return [share_right(b[j], marks) - share_right(a[i], marks) for i, j in pairs]
+
+    strict, groups = moved("scores"), problems([a[i] for i, _ in pairs])
+    single = all(len(row["scores"]) == 1 for row in (*a, *b)) and len({*groups}) == len(groups)
+    entry = {"problems": len(pairs), **_tested(strict, groups, single=single)}
+    if has_lenient((*a, *b)):
+        lenient = moved("lenient")
+        entry["lenient"] = _tested(lenient, groups, single=single)
+        entry["form"] = _form(strict, lenient, groups)
+    return {**entry, "flips": _flips(a, b, pairs, strict)}
+
+
+def _tested(differences: Sequence[float], groups: Sequence[str], *, single: bool) -> dict[str, Any]:
+    """The mean of paired differences with interval and test; `single`: of one completion each."""
     entry: dict[str, Any] = {
-        "problems": len(pairs),
-        "difference": math.fsum(differences) / len(pairs),
+        "difference": math.fsum(differences) / len(differences),
         "interval": [*paired_interval(differences, groups=groups)],
         "better": sum(d > 0 for d in differences),
         "worse": sum(d < 0 for d in differences),
     }
-    single = all(len(row["scores"]) == 1 for row in (*a, *b))
-    if single and len(set(groups)) == len(groups):
+    if single:
         only_a, only_b = entry["worse"], entry["better"]
         entry |= {"test": "McNemar, exact", "p": mcnemar(only_a, only_b)}
         entry |= {"only_a": only_a, "only_b": only_b}
     else:
         p = sign_flips(differences, groups=groups)
         entry |= {"test": "paired bootstrap, p by sign flips", "p": p}
-    entry["detectable"] = detectable_difference(differences, groups)
-    return {**entry, "flips": _flips(a, b, pairs, differences)}
+    return {**entry, "detectable": detectable_difference(differences, groups)}
+
+
+def _form(
+    strict: Sequence[float], lenient: Sequence[float], groups: Sequence[str]
+) -> dict[str, Any]:
+    """How much of the strict difference is form: there strictly and not leniently."""
+    form = [x - y for x, y in zip(strict, lenient, strict=True)]
+    means = [math.fsum(values) / len(values) for values in (strict, lenient, form)]
+    low, high = paired_interval(strict, groups=groups)
+    clear = low > 0 or high < 0
+    return {
+        "difference": means[2],
+        "interval": [*paired_interval(form, groups=groups)],
+        "share": means[2] / means[0] if clear else None,
+        "words": form_words(means[0], means[1], clear=clear),
+    }
+
+
+def form_words(strict: float, lenient: float, *, clear: bool) -> str:
+    """How much of a strict difference is form, in words: "of +18.2 points strict, 6.1 are …".
+
+    Differences are shares of 1; `clear`: whether the strict one is clear of 0. Without that there
+    is nothing to take a share of.
+    """
+    points = f"{100 * strict:+.1f}".replace("-", "−")
+    there = f"{100 * lenient:.1f}".replace("-", "−")
+    words = f"of {points} points strict, {there} are also there leniently"
+    if not clear or strict == 0.0:
+        return f"{words}: too little is sure to say how much of it is form"
+    share, what = 1 - lenient / strict, "gain" if strict > 0 else "loss"
+    if share > 1 + _WHOLE:
+        other = f"{100 * lenient:+.1f}".replace("-", "−")
+        return f"of {points} points strict, none are there leniently ({other}): it is all form"
+    if share < _WHOLE or share > 1 - _WHOLE:
+        return f"{words}: {'none' if share < 0.5 else 'all'} of the {what} is form"
+    nearest = min(_PARTS, key=lambda part: abs(part - share))
+    return f"{words}: {_PARTS[nearest]} of the {what} is form"
 
 
 def _flips(

@@ -5,6 +5,8 @@ answer. So one set may hold maths, programs and instructions, and one evaluation
 
 `score` takes completions that were just sampled, `judge_again` those of a saved result: a replay
 needs no model. Rows keep what their reward read, so that a saved result can be judged anywhere.
+Where the answer is one thing and its form another, each completion also has a lenient mark: 1.0
+where the answer is right in the form asked for or where else a person reads it (`lenient`).
 Knows nothing of sampling; the figures are made by `metrics`.
 """
 
@@ -16,6 +18,8 @@ from rl_reasoner.answers.extraction.extract import answer_of
 from rl_reasoner.dataset.code_rows import continuing
 from rl_reasoner.dataset.tasks.generate import TASKS
 from rl_reasoner.errors import UserError
+from rl_reasoner.evaluation.lenient import has_form, readings
+from rl_reasoner.foreign import number
 from rl_reasoner.rewards.math_answer import tagged
 from rl_reasoner.scoring.batch import score_batch
 from rl_reasoner.scoring.outcome import outcome_json
@@ -26,7 +30,7 @@ from rl_reasoner.types import Rollout, Row
 _KEPT = ("id", "problem", "answer", "task", "level", "subject", "entry_point", "overlap")
 _CLASS_TIMEOUT_S = 1.0  # of sympy's opinion whether two wrong answers are one
 _SAMPLED = ("completions", "tokens", "truncated")
-_JUDGED = ("scores", "reasons", "outcomes", "classes")
+_JUDGED = ("scores", "reasons", "outcomes", "classes", "lenient", "lenient_reasons")
 
 
 def judge_of(row: Row) -> tuple[str, Mapping[str, Any]]:
@@ -59,15 +63,33 @@ class _Bench:
         self.function: Callable[..., Any] = continuing(function, rows)
 
     def marks(self, rows: Sequence[Row], sampled: Sequence[Row]) -> Iterator[dict[str, Any]]:
-        """Verdicts on every completion of its rows, in order."""
+        """Verdicts on every completion of its rows, in order, lenient ones beside them."""
         pairs = [(rows[i], sampled[i]) for i in self.places]
         spread = [row for row, own in pairs for _ in own["completions"]]
         texts = [text for _, own in pairs for text in own["completions"]]
+        marks = self._verdicts(spread, texts)
+        if not has_form(self.name):
+            return iter(marks)
+        asked: list[tuple[int, str, str]] = []  # which completion, place and text of a reading
+        for i, (mark, text) in enumerate(zip(marks, texts, strict=True)):
+            mark |= {"lenient": mark["value"], "lenient_reason": ""}
+            if mark["outcome"] == "score" and mark["value"] != 1.0:
+                asked += [(i, *reading) for reading in readings(self.name, self.options, text)]
+        if asked:
+            again = self._verdicts([spread[i] for i, _, _ in asked], [text for *_, text in asked])
+            for (i, place, _), mark in zip(asked, again, strict=True):
+                if mark["value"] == 1.0:
+                    reason = mark["reason"].removeprefix("answer tag ")  # where it was put
+                    marks[i] |= {"lenient": 1.0, "lenient_reason": f"{place}: {reason}"}
+        return iter(marks)
+
+    def _verdicts(self, rows: Sequence[Row], texts: Sequence[str]) -> list[dict[str, Any]]:
+        """Verdicts on texts, each of the row that stands beside it."""
         of_result = {*_SAMPLED, *_JUDGED}  # columns of rows that are judged again
-        names = dict.fromkeys(name for row in spread for name in row if name not in of_result)
-        columns = {name: [row.get(name) for row in spread] for name in names}
+        names = dict.fromkeys(name for row in rows for name in row if name not in of_result)
+        columns = {name: [row.get(name) for row in rows] for name in names}
         columns["prompts"] = columns["problem"]
-        return map(outcome_json, score_batch(self.function, texts, columns))
+        return [*map(outcome_json, score_batch(self.function, texts, columns))]
 
     def kept(self, row: Row) -> Row:
         """The columns that go into the result: those that name the row or that its reward reads."""
@@ -136,6 +158,9 @@ class Judge:
                     "reasons": [mark["reason"] for mark in mine],
                     "outcomes": [mark["outcome"] for mark in mine],
                 }
+                if mine and "lenient" in mine[0]:
+                    scored[place]["lenient"] = [mark["lenient"] for mark in mine]
+                    scored[place]["lenient_reasons"] = [mark["lenient_reason"] for mark in mine]
                 if bench.name == "math_answer" and len(mine) > 1:
                     scores, tags = scored[place]["scores"], bench.options.get("tags")
                     texts = [tagged(text, tags) if tags else text for text in own["completions"]]
@@ -189,4 +214,9 @@ def malformed(row: Row) -> str:
         return f"its lists should be of one length and not empty: {counts}"
     if not all(isinstance(text, str) for text in row["completions"]):
         return "its completions are not all texts"
+    marks = row.get("lenient", row["scores"])
+    if not isinstance(marks, list) or len(marks) != lengths["scores"]:
+        return f"its lenient marks should be a list of {lengths['scores']}"
+    if not all(mark is None or number(mark) is not None for mark in marks):
+        return "its lenient marks are not all numbers"
     return ""

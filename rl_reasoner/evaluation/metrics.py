@@ -3,9 +3,9 @@
 A scored row is a dict with `problem`, `answer`, and a list with one value a sample for each of
 `completions`, `scores`, `reasons`, `outcomes` ("score", "abstain", "fault"), `tokens`, `truncated`;
 where answers were sorted into classes of equal ones, also `classes` (0: right, above: wrong, -1: no
-answer). `tokens` are None where a server does not tell them. A completion is right when its score
-is 1.0; what abstained or failed is not right, and is counted. Pure; the statistics are
-`statistics`'.
+answer); where an answer and its form are two things, also `lenient` marks (see the module of that
+name). `tokens` are None where a server does not tell them. A completion is right when its score is
+1.0; what abstained or failed is not right, and is counted. Pure; the statistics are `statistics`'.
 """
 
 import math
@@ -36,10 +36,15 @@ _MOST_GROUPS = 24
 _BINS = 5  # of lengths, with about as many completions each
 
 
-def share_right(row: Row) -> float:
-    """The share of a row's completions that are right."""
-    right: int = sum(score == 1.0 for score in row["scores"])
-    return right / len(row["scores"])
+def share_right(row: Row, marks: str = "scores") -> float:
+    """The share of a row's completions that are right, by its `scores` or its `lenient` marks."""
+    right: int = sum(mark == 1.0 for mark in row[marks])
+    return right / len(row[marks])
+
+
+def has_lenient(rows: Sequence[Row]) -> bool:
+    """Whether all rows have lenient marks beside their scores."""
+    return all("lenient" in row for row in rows)
 
 
 def problems(rows: Sequence[Row]) -> list[str]:
@@ -48,9 +53,15 @@ def problems(rows: Sequence[Row]) -> list[str]:
 
 
 def compute_figures(rows: Sequence[Row]) -> dict[str, Any]:
-    """Compute all figures of a set, as JSON values; each row has the same number of samples."""
+    """Compute all figures of a set, as JSON values; each row has the same number of samples.
+
+    `accuracy` is strict: the answer as asked. `lenient` has the same figures of lenient marks.
+    """
     samples = len(rows[0]["scores"])
     figures = {**_accuracy(rows), **_shares(rows), **_lengths(rows)}
+    if has_lenient(rows):
+        lenient = _accuracy(rows, "lenient")
+        figures["lenient"] = {k: v for k, v in lenient.items() if k not in ("problems", "samples")}
     if samples > 1:
         figures |= _at_k(rows, samples)
     groups = {name: _groups(rows, name) for name in _GROUPED_BY}
@@ -58,8 +69,8 @@ def compute_figures(rows: Sequence[Row]) -> dict[str, Any]:
     return {**figures, **({"by": by} if by else {})}
 
 
-def _accuracy(rows: Sequence[Row]) -> dict[str, Any]:
-    shares = [share_right(row) for row in rows]
+def _accuracy(rows: Sequence[Row], marks: str = "scores") -> dict[str, Any]:
+    shares = [share_right(row, marks) for row in rows]
     samples, n = len(rows[0]["scores"]), len(rows)
     groups = problems(rows)
     figures: dict[str, Any] = {

@@ -51,7 +51,10 @@ class Watch:
         shown = {key: figures[key] for key in _SHOWN}
         if policy is not None and shown["interval"][0] > self.best().get("bound", -1.0):
             self._keep(shown, step, policy)
-        return {f"eval/{self.name}/{key}": value for key, value in shown.items()}
+        metrics = {f"eval/{self.name}/{key}": value for key, value in shown.items()}
+        if "lenient" in figures:
+            metrics[f"eval/{self.name}/lenient"] = figures["lenient"]["accuracy"]
+        return metrics
 
     def best(self) -> dict[str, Any]:
         """Step, accuracy, interval and bound of the best policy so far; empty for none."""

@@ -85,31 +85,53 @@ class EvalResult:
         return {key: value for key, value in own.items() if value is not None}
 
     def table(self) -> str:
-        """The figures as a text table: one line a set, and one for each estimate at several k."""
-        lines = [
-            f"{'set':32} {'problems':>8} {'samples':>7} {'accuracy':>8}  {'95% interval':16}"
-            f" {'cut off':>7} {'no answer':>9} {'abstained':>9}"
-        ]
+        """The figures as a text table of at most 80 columns, for names of at most 26 letters.
+
+        One line a set with strict and lenient accuracy side by side (for sets of which answer and
+        form are not two things, strict alone), one of what became of its completions where there is
+        something to tell, one for each estimate at several k.
+        """
+        lines = [_line("set", "problems", "strict", "95% interval", "lenient", "95% interval")]
         notes = []
         for name, s in self.sets.items():
             notes += _notes(name, s)
-            shares = [s.get(key) for key in ("truncated", "no_answer", "abstained")]
-            texts = ["–" if share is None else f"{share:.1%}" for share in shares]
-            lines.append(
-                f"{name:32} {s['problems']:8d} {s['samples']:7d} {s['accuracy']:8.1%}"
-                f"  {_span(s['interval']):16} {texts[0]:>7} {texts[1]:>9} {texts[2]:>9}"
-            )
+            many = f"{s['problems']}x{s['samples']}" if s["samples"] > 1 else str(s["problems"])
+            lines.append(_line(name, many, *_estimate(s), *_estimate(s.get("lenient"))))
+            lines += _became(s)
             for kind, title in (("pass_at", "pass"), ("maj_at", "maj")):
-                for k, value in s.get(kind, {}).items():
-                    interval = s.get(f"{kind}_interval", {}).get(k)
-                    shown = "" if k == "1" else f"{f'  {title}@{k}':49} {value:8.1%}"
-                    lines += [f"{shown}  {_span(interval) if interval else ''}"] if shown else []
+                spans = s.get(f"{kind}_interval", {})
+                lines += [
+                    _line(f"  {title}@{k}", "", f"{value:.1%}", _span(spans.get(k)))
+                    for k, value in s.get(kind, {}).items()
+                    if k != "1"
+                ]
         return "\n".join([*lines, *notes])
 
 
 def sibling_file(path: Path, suffix: str) -> Path:
     """The file that belongs to the result `path`: its name without `.json`, and `suffix`."""
     return path.with_name(path.name.removesuffix(".json") + suffix)
+
+
+def _line(name: str, many: str, *cells: str) -> str:
+    """A line of the table: strict accuracy and its interval, then the lenient ones."""
+    strict, span, lenient, lenient_span = [*cells, "", ""][:4]
+    start = f"{name:26} {many:>8} {strict:>6} {span:13}"
+    return f"{start}  {lenient:>7} {lenient_span}".rstrip()
+
+
+def _estimate(figures: Mapping[str, Any] | None) -> tuple[str, str]:
+    """An accuracy and its interval; a dash for none."""
+    return (
+        ("–", "") if figures is None else (f"{figures['accuracy']:.1%}", _span(figures["interval"]))
+    )
+
+
+def _became(s: Mapping[str, Any]) -> list[str]:
+    """The shares of completions that were cut off, had no answer or were not judged, if any."""
+    shares = {"cut off": "truncated", "without an answer": "no_answer", "abstained": "abstained"}
+    there = [f"{s[key]:.1%} {title}" for title, key in shares.items() if s.get(key)]
+    return [f"  {', '.join(there)}"] if there else []
 
 
 def _notes(name: str, s: Mapping[str, Any]) -> list[str]:
@@ -130,8 +152,9 @@ def _notes(name: str, s: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _span(interval: Sequence[float]) -> str:
-    return f"[{interval[0]:.1%}, {interval[1]:.1%}]"
+def _span(interval: Sequence[float] | None) -> str:
+    """An interval in percent, without the signs: a table has many."""
+    return f"[{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else ""
 
 
 def compare(a: EvalResult, b: EvalResult) -> dict[str, dict[str, Any]]:
@@ -141,8 +164,11 @@ def compare(a: EvalResult, b: EvalResult) -> dict[str, dict[str, Any]]:
     for one completion a problem, else a paired bootstrap), `p`, `p_holm` (adjusted for the number
     of sets), `detectable` (the least true difference that this many problems would show 4 times
     in 5), `flips` (rows whose verdict changed, with reasons), `unlike` (what else the two differ
-    in: name -> their values). Rows that were found in the training data of either are left out
-    under `SET@clean`. Raises `UserError` when no set is in both, or a common set has other problems
+    in: name -> their values); where both have lenient marks, `lenient` (the same test of these, its
+    `p_holm` among the lenient ones) and `form`: the `difference` strict less lenient, its
+    `interval`, the `share` of the strict difference that it is (None where the strict one is not
+    clear of 0) and `words`. Rows that were found in the training data of either are left out under
+    `SET@clean`. Raises `UserError` when no set is in both, or a common set has other problems
     or answers in the one than in the other.
     """
     for result in (a, b):

@@ -168,6 +168,10 @@ def evaluated(
             score = number(_at(row, "scores", place))
             reason = str(_at(row, "reasons", place) or "")
             outcome = str(_at(row, "outcomes", place) or ("abstain" if score is None else "score"))
+            said = [(judge, score, reason, outcome)]
+            if leniently := _at(row, "lenient_reasons", place):
+                mark = number(_at(row, "lenient", place))
+                said.append(("lenient", mark, str(leniently), "score"))
             yield Entry(
                 where=label,
                 group=f"{index}:{problem}",
@@ -177,7 +181,7 @@ def evaluated(
                 reward=score,
                 advantage=None,
                 truncated=_at(row, "truncated", place) is True,
-                said=[(judge, score, reason, outcome)],
+                said=said,
             )
 
 

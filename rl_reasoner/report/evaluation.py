@@ -62,7 +62,7 @@ def _header(named: Named) -> Element:
 
 def _tables(named: Named) -> Element:
     names = dict.fromkeys(name for _, result in named for name in result.sets)
-    head = ["Set", "Result", "Problems", "Samples", "Accuracy", "Cut off", "No answer"]
+    head = ["Set", "Result", "Problems", "Samples", "Accuracy", "Lenient", "Cut off", "No answer"]
     head += ["Abstained", "Faults", "Mean length"]
     rows: list[list[Child]] = []
     for name in names:
@@ -74,14 +74,20 @@ def _tables(named: Named) -> Element:
                 percent(s.get(key)) for key in ("truncated", "no_answer", "abstained", "faults")
             ]
             counts = [f"{s['problems']:,}", str(s["samples"])]
-            accuracy, length = estimate(s["accuracy"], s["interval"]), s.get("mean_length")
-            rows.append([name, label, *counts, accuracy, *shares, short_number(length)])
+            judged = [_accuracy(s), _accuracy(s.get("lenient"))]
+            length = short_number(s.get("mean_length"))
+            rows.append([name, label, *counts, *judged, *shares, length])
     meaning = (
         "95% intervals: Wilson's for one completion per problem, clustered by problem for several. "
         "A completion that has no answer or could not be judged is not right; one that was cut off "
-        "is judged by what was written until then."
+        "is judged by what was written until then. Lenient: right wherever a person reads the "
+        "answer, in whatever form; a dash where answer and form are one thing."
     )
     return section("figures", "Figures", table(head, rows, numeric_from=2), note(meaning))
+
+
+def _accuracy(figures: Mapping[str, Any] | None) -> Child:
+    return "–" if figures is None else estimate(figures["accuracy"], figures["interval"])
 
 
 def _curves(named: Named) -> Element | None:
@@ -175,24 +181,29 @@ def _comparison(
     head += ["Detectable", "Test"]
     rows: list[list[Child]] = []
     for name, entry in entries.items():
-        difference, *ends = (
-            signed(100 * value) for value in (entry["difference"], *entry["interval"])
-        )
-        p_values = [f"{entry[key]:.2g}" for key in ("p", "p_holm")]
-        detectable = f"±{100 * entry['detectable']:.1f}"
-        cells = [name, f"{entry['problems']:,}", difference, " to ".join(ends)]
-        rows.append([*cells, *p_values, detectable, entry["test"]])
+        rows.append([name, f"{entry['problems']:,}", *_tested(entry)])
+        if "lenient" in entry:
+            rows.append([f"{name}, lenient", "", *_tested(entry["lenient"])])
+    form = [f"{name}: {e['form']['words']}." for name, e in entries.items() if "form" in e]
     meaning = (
         "Detectable: the least true difference that this many problems show 4 times in 5. "
-        "Holm: adjusted for the number of sets."
+        "Holm: adjusted for the number of sets, lenient ones apart."
     )
     return section(
         "comparison",
         "Comparison, paired by problem",
         table(head, rows),
-        [note(sentence) for sentence in (meaning, *unlike(entries))],
+        [note(sentence) for sentence in (*form, meaning, *unlike(entries))],
         [_flipped(name, entry, sources) for name, entry in entries.items()],
     )
+
+
+def _tested(entry: Mapping[str, Any]) -> list[Child]:
+    """The cells of a difference with its test."""
+    difference, *ends = (signed(100 * value) for value in (entry["difference"], *entry["interval"]))
+    p_values = [f"{entry[key]:.2g}" for key in ("p", "p_holm")]
+    detectable = f"±{100 * entry['detectable']:.1f}"
+    return [difference, " to ".join(ends), *p_values, detectable, entry["test"]]
 
 
 def _flipped(name: str, entry: Mapping[str, Any], sources: Sequence[EntrySource]) -> Element | None:

@@ -2,7 +2,9 @@
 
 A policy that answers better after training may have learned something, or may only have come to
 use more often what it could do before. Forcing the mode of answering (always with a chain of
-thought, always without) tells the two apart. Pure functions on figures; knows nothing of files.
+thought, always without) tells the two apart, for policies that can be forced. For others, answers
+judged apart from their form tell what is form of a gain. Pure functions on figures; knows nothing
+of files.
 
 Notions are kept apart on purpose. *Apart*: the two intervals do not meet, a change. *Paired*: they
 meet, yet the test of the same problems finds a change. *Within*: each accuracy lies inside the
@@ -13,6 +15,7 @@ is told as a gain is.
 from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
+from rl_reasoner.evaluation.comparison import form_words
 from rl_reasoner.report.formatting import percent, signed, span
 from rl_reasoner.report.run_data import Paired, SetResult
 
@@ -20,6 +23,7 @@ Move: TypeAlias = Literal["rose", "fell", "within", "unsettled", "unknown"]
 Figures: TypeAlias = Mapping[str, SetResult]  # one set's figures by mode; "" is the set as it is
 
 SURE = 0.05  # p-value of a paired test, adjusted for several, under which it is a change
+_FORM = 0.1  # a smaller share of a gain is not named as form where the forced chain explains it
 THINKING_RISE = 0.1  # a smaller rise in the share of thinking is not named as the behaviour
 
 
@@ -92,7 +96,7 @@ def explain_gain(before: Figures, after: Figures, *, by: str) -> list[str]:
         points, words = signed(100 * test.difference), ", ".join(paired_words(test))
         sentences.append(f"On the same {test.problems:,} problems: {points} points {words}.")
     if (move := moved(before[""], after[""])) in ("rose", "fell"):
-        sentences.append(_cause(before, after, by, gain=move == "rose"))
+        sentences += _causes(before, after, by, gain=move == "rose")
     elif _move(before, after, "chain-forced") in ("rose", "fell"):
         sentences.append(_changed(before, after, "chain-forced"))
     sentences += [
@@ -121,6 +125,40 @@ def _headline(before: SetResult, after: SetResult) -> str:
             return f"{name} went {way}; the intervals overlap, so these figures do not settle it."
         case "unknown":
             return f"{name} went {way}; without intervals nothing more can be said."
+
+
+def _causes(before: Figures, after: Figures, by: str, *, gain: bool) -> list[str]:
+    """What the forced chain and the lenient figures say of a risen or fallen accuracy."""
+    first, last = before[""], after[""]
+    forced = _cause(before, after, by, gain=gain)
+    if first.lenient is None or last.lenient is None:
+        return [forced]
+    form = _form(first, first.lenient, last, last.lenient, by)
+    if _move(before, after, "chain-forced") == "unknown":
+        return [form]
+    strict, lenient = last.accuracy - first.accuracy, last.lenient.accuracy - first.lenient.accuracy
+    named = (strict - lenient if gain else lenient - strict) >= _FORM * abs(strict)
+    return [forced, form] if named else [forced]
+
+
+def _form(
+    first: SetResult, first_lenient: SetResult, last: SetResult, last_lenient: SetResult, by: str
+) -> str:
+    """How much of a strict difference is form, and whether the rest is a change by itself."""
+    strict, lenient = last.accuracy - first.accuracy, last_lenient.accuracy - first_lenient.accuracy
+    words = form_words(strict, lenient, clear=True)
+    way = f"{percent(first_lenient.accuracy)} before and {percent(last_lenient.accuracy)} after"
+    match move := moved(first_lenient, last_lenient):
+        case "rose" | "fell":
+            shown = evidence(first_lenient, last_lenient)
+            rest = f"apart from form, accuracy {move} as well ({way}, {shown})"
+            if (move == "rose") != (strict > 0):
+                rest = f"apart from form, accuracy {move} ({way}, {shown})"
+        case "within":
+            rest = f"{by} did not measurably change how often it is right in any form ({way})"
+        case _:
+            rest = f"whether it is right more or less often in any form is not settled ({way})"
+    return f"{words[0].upper()}{words[1:]}; {rest}."
 
 
 def _cause(before: Figures, after: Figures, by: str, *, gain: bool) -> str:

@@ -189,16 +189,21 @@ def _gain(run: RunData) -> Element | None:
     blocks, moves = [], set()
     for base in dict.fromkeys(split_mode(name)[0] for name in after):
         first, last = _by_mode(before, base), _by_mode(after, base)
-        if len(first.keys() & last.keys()) >= 2 and "" in first and "" in last:
+        if "" not in first or "" not in last:
+            continue
+        both = first.keys() & last.keys()
+        if len(both) >= 2 or (first[""].lenient and last[""].lenient):
             blocks.append(_gain_of_set(base, first, last, _cause(run)))
-            moves |= {moved(first[mode], last[mode]) for mode in first.keys() & last.keys()}
+            moves |= {moved(first[mode], last[mode]) for mode in both}
     if not blocks:
         return None
     title = {(True, False): "What the gain is", (False, True): "What the loss is"}
     meaning = (
         "A change is one whose intervals are apart, or that the paired test of the same problems "
         "finds (p under 0.05, adjusted for the number of tests); intervals that overlap alone do "
-        "not prove that nothing changed. rl-reasoner compare has the problems that flipped."
+        "not prove that nothing changed. rl-reasoner compare has the problems that flipped. "
+        "Lenient: the answer counts wherever a person reads it, in whatever form; what a strict "
+        "gain has beyond the lenient one is form."
     )
     heading = title.get(("rose" in moves, "fell" in moves), "What changed")
     return section("gain", heading, *blocks, note(meaning))
@@ -222,6 +227,8 @@ def _gain_of_set(base: str, before: Figures, after: Figures, by: str) -> Element
     for mode in [m for m in before if m in after]:
         a, b = before[mode], after[mode]
         rows.append(_change(mode_name(mode, b), a, b))
+        if a.lenient is not None and b.lenient is not None:
+            rows.append(_change(f"{mode_name(mode, b)}, lenient", a.lenient, b.lenient))
         ks = at_both(a, b)
         rows += [_change(f"pass@{k}", at(a, k), at(b, k)) for k in ks[-1:] if len(ks) > 1]
     first, last = before[""], after[""]
@@ -279,7 +286,8 @@ def _pass_curve(label: str, result: SetResult) -> Trace:
 
 
 def _results_table(run: RunData, names: Sequence[str]) -> Element:
-    head = ["Set", "Evaluation", "Problems", "Samples", "Accuracy", "Cut off", "Mean length"]
+    head = ["Set", "Evaluation", "Problems", "Samples", "Accuracy", "Lenient", "Cut off"]
+    head.append("Mean length")
     rows: list[list[Child]] = []
     for name in names:
         for e in run.evals:
@@ -287,9 +295,13 @@ def _results_table(run: RunData, names: Sequence[str]) -> Element:
                 result = e.sets[name]
                 counts = [short_number(result.problems), short_number(result.samples)]
                 lengths = [percent(result.truncated), short_number(result.mean_length)]
-                accuracy = estimate(result.accuracy, result.interval)
-                rows.append([name, e.name, *counts, accuracy, *lengths])
+                judged = [_accuracy(result), _accuracy(result.lenient)]
+                rows.append([name, e.name, *counts, *judged, *lengths])
     return table(head, rows, numeric_from=2)
+
+
+def _accuracy(result: SetResult | None) -> Child:
+    return "–" if result is None else estimate(result.accuracy, result.interval)
 
 
 # --- faults and time

@@ -25,7 +25,7 @@ def add_paired_tests(run: RunData) -> RunData:
 
 
 def _tested(before: Evaluation, after: Evaluation) -> dict[str, SetResult]:
-    """p-values are adjusted for the number of sets and modes that are tested."""
+    """p-values are adjusted for the number of sets and modes tested, lenient ones apart."""
     entries: dict[str, dict[str, Any]] = {}
     for name in after.sets:
         rows = [{name: e.judged[name]} for e in (before, after) if _whole(e, name)]
@@ -33,14 +33,25 @@ def _tested(before: Evaluation, after: Evaluation) -> dict[str, SetResult]:
             entries |= {name: compare_rows(*rows)[name]} if len(rows) == 2 else {}
         except UserError:  # other problems in the one than in the other
             continue
-    adjusted = holm([entry["p"] for entry in entries.values()])
+    leniently = {name: entry["lenient"] for name, entry in entries.items() if "lenient" in entry}
     sets: dict[str, SetResult] = dict(after.sets)
+    for name, test in _adjusted(entries, after).items():
+        sets[name] = replace(sets[name], paired=test)
+    for name, test in _adjusted(leniently, after).items():
+        if (lenient := sets[name].lenient) is not None:
+            sets[name] = replace(sets[name], lenient=replace(lenient, paired=test))
+    return sets
+
+
+def _adjusted(entries: Mapping[str, Mapping[str, Any]], after: Evaluation) -> dict[str, Paired]:
+    """The tests of one family."""
+    tests = {}
+    adjusted = holm([entry["p"] for entry in entries.values()])
     for (name, entry), p in zip(entries.items(), adjusted, strict=True):
         low, high = entry["interval"]
-        many, moved = entry["problems"], entry["difference"]
-        test = Paired(many, moved, (low, high), entry["p"], p, entry["test"])
-        sets[name] = replace(sets[name], paired=test)
-    return sets
+        many, moved = len(after.judged[name]), entry["difference"]
+        tests[name] = Paired(many, moved, (low, high), entry["p"], p, entry["test"])
+    return tests
 
 
 def _whole(evaluation: Evaluation, name: str) -> bool:

@@ -40,7 +40,8 @@ class Paired:
 class SetResult:
     """One policy's figures on one set. Shares are of 1, lengths in tokens, None is "not there".
 
-    `paired` is the test against the evaluation that the run began with (`paired.add_paired_tests`).
+    `paired` is the test against the evaluation that the run began with (`paired.add_paired_tests`);
+    `lenient` has the figures of answers judged apart from their form, where there are any.
     """
 
     accuracy: float
@@ -54,13 +55,14 @@ class SetResult:
     pass_at: Mapping[int, float] = field(default_factory=dict)
     pass_interval: Mapping[int, Interval] = field(default_factory=dict)
     paired: Paired | None = None
+    lenient: "SetResult | None" = None
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """One file of `evals/`: figures and the first rows of each set, in the file's order.
 
-    `judged` has of every row its problem, its answer and its scores.
+    `judged` has of every row its problem, its answer, its scores and its lenient marks.
     """
 
     name: str
@@ -205,8 +207,12 @@ def _every_row(
             rows.append(line)
         scores = line.get("scores")
         if isinstance(line.get("problem"), str) and isinstance(scores, list) and scores:
-            problem = {key: line.get(key, "") for key in ("problem", "answer")}
-            judged.setdefault(name, []).append({**problem, "scores": [number(s) for s in scores]})
+            row = {key: line.get(key, "") for key in ("problem", "answer")}
+            row["scores"] = [number(s) for s in scores]
+            marks = line.get("lenient")
+            if isinstance(marks, list) and len(marks) == len(scores):
+                row["lenient"] = [number(mark) for mark in marks]
+            judged.setdefault(name, []).append(row)
     return kept, judged
 
 
@@ -215,6 +221,7 @@ def _set_result(raw: Mapping[str, Any]) -> SetResult | None:
     if accuracy is None:
         return None
     problems, samples = number(raw.get("problems")), number(raw.get("samples"))
+    lenient = mapping(raw.get("lenient"))
     curve = {int(k): number(v) for k, v in mapping(raw.get("pass_at")).items() if k.isdecimal()}
     return SetResult(
         accuracy=accuracy,
@@ -231,6 +238,9 @@ def _set_result(raw: Mapping[str, Any]) -> SetResult | None:
             for k, v in mapping(raw.get("pass_at_interval")).items()
             if k.isdecimal() and (span := interval(v)) is not None
         },
+        lenient=_set_result({**raw, **lenient, "lenient": None, "pass_at": {}})
+        if lenient
+        else None,
     )
 
 

@@ -204,8 +204,9 @@ def _evals(stage: StageRecord) -> Iterator[Chart]:
         spans = {row["step"]: interval(row.get(f"eval/{name}/interval")) for row in stage.metrics}
         band = charts.band([spans[step] for step in steps])
         remark = "band: 95% interval" if band else ""
-        line = Trace("accuracy", steps, values, band)
-        yield charts.curve(f"Accuracy on {name}", [line], share=True, note=remark)
+        lenient = Trace("lenient", *stage.series(f"eval/{name}/lenient"))
+        lines = [Trace("accuracy", steps, values, band), *([lenient] if lenient.values else [])]
+        yield charts.curve(f"Accuracy on {name}", lines, share=True, note=remark)
 
 
 def _lengths(stage: StageRecord) -> Iterator[Chart]:

@@ -133,3 +133,10 @@ def test_a_run_keeps_its_best_policy_and_tells_of_overlaps(
         assert same(folder / "best", folder / "policy")
     page = write_report(run.folder).read_text(encoding="utf-8")
     assert f"Best by the lower bound on modular_validation: step {best['step']}" in page
+
+
+def test_a_curve_of_lenient_accuracy_goes_beside_the_strict_one(tmp_path: Path) -> None:
+    watch = Watch(tmp_path, "held", print)
+    assert "eval/held/lenient" not in watch.record(figures(0.5, 0.4, 0.6), 5, None)
+    both = {**figures(0.5, 0.4, 0.6), "lenient": {"accuracy": 0.75, "interval": [0.6, 0.8]}}
+    assert watch.record(both, 5, None)["eval/held/lenient"] == 0.75

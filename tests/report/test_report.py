@@ -277,3 +277,35 @@ def test_report_needs_no_torch(tmp_path: Path) -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def judged(name: str, strict: int, lenient: int, *, with_lenient: bool = True) -> dict[str, Any]:
+    """An evaluation of 100 problems, of which so many are right in either way."""
+    marks = {"lenient": figures(lenient / 100, 100)} if with_lenient else {}
+    return {"policy": "m", "name": name, "sets": {"gsm8k": figures(strict / 100, 100, **marks)}}
+
+
+def rows_of(strict: int, lenient: int, *, with_lenient: bool = True) -> list[dict[str, Any]]:
+    rows = []
+    for i in range(100):
+        row = {"set": "gsm8k", "problem": f"p{i}", "answer": "1", "scores": [float(i < strict)]}
+        rows.append(row | ({"lenient": [float(i < lenient)]} if with_lenient else {}))
+    return rows
+
+
+@pytest.mark.parametrize("with_lenient", [True, False])
+def test_a_policy_that_cannot_be_forced_has_its_gain_explained_by_lenient_judging(
+    tmp_path: Path, with_lenient: bool
+) -> None:
+    folder = make_run(tmp_path, steps=3)
+    shutil.rmtree(folder / "evals")
+    for name, counts in (("before", (10, 40)), ("after", (40, 50))):
+        made = judged(name, *counts, with_lenient=with_lenient)
+        lines(folder / "evals" / f"{name}.rows.jsonl", rows_of(*counts, with_lenient=with_lenient))
+        (folder / "evals" / f"{name}.json").write_text(json.dumps(made))
+    _, parsed = report(folder)
+    told = "Of +30.0 points strict, 10.0 are also there leniently: two thirds of the gain is form"
+    assert (told in parsed.text) == ("What the gain is" in parsed.text) == with_lenient
+    assert ("by the paired test)" in parsed.text) == with_lenient, "40 to 50: intervals overlap"
+    assert ("Greedy, lenient" in parsed.text) == with_lenient
+    assert "Lenient" in parsed.text and "40.0%" in parsed.text

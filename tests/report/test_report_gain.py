@@ -141,3 +141,46 @@ def test_the_paired_test_settles_what_intervals_leave_open() -> None:
     assert "do not settle it" in say(
         {"": result(0.364, 500)}, {"": result(0.308, 500, paired=weak)}
     )
+
+
+def lenient(strict: float, leniently: float, n: int = 400, **more: Any) -> SetResult:
+    return result(strict, n, lenient=result(leniently, n), **more)
+
+
+def test_of_a_policy_that_cannot_be_forced_the_form_is_told_from_the_rest() -> None:
+    formed = say({"": lenient(0.1, 0.3)}, {"": lenient(0.282, 0.31)})
+    assert "Of +18.2 points strict, 1.0 are also there leniently: nine tenths of" in formed
+    assert "GRPO did not measurably change how often it is right in any form (30.0% " in formed
+    assert "cannot be told apart" not in formed, "it was measured in another way"
+    learned = say({"": lenient(0.1, 0.3)}, {"": lenient(0.6, 0.65)})
+    assert "Of +50.0 points strict, 35.0 are also there leniently: a third of" in learned
+    assert "apart from form, accuracy rose as well (30.0% before and 65.0% after, " in learned
+    open_ = say({"": lenient(0.1, 0.3)}, {"": lenient(0.6, 0.35)})
+    assert "whether it is right more or less often in any form is not settled" in open_
+    lost = say({"": lenient(0.6, 0.65)}, {"": lenient(0.1, 0.3)})
+    assert "Of −50.0 points strict, −35.0 are" in lost and "fell as well" in lost
+    crossed = say({"": lenient(0.1, 0.6)}, {"": lenient(0.3, 0.3)})
+    assert "none are there leniently (−30.0)" in crossed
+    assert "apart from form, accuracy fell (60.0% before" in crossed
+
+
+def test_beside_a_forced_chain_form_is_told_where_there_is_some() -> None:
+    before = {"": lenient(0.13, 0.13), "chain-forced": result(0.74)}
+    plain = say(before, {"": lenient(0.745, 0.745), "chain-forced": result(0.75)})
+    assert "selected a behaviour" in plain and "leniently" not in plain
+    before[""] = lenient(0.13, 0.5)
+    formed = say(before, {"": lenient(0.745, 0.75), "chain-forced": result(0.75)})
+    assert "selected a behaviour" in formed and "of the gain is form" in formed
+
+
+def test_figures_without_lenient_ones_on_both_sides_say_nothing_of_form() -> None:
+    words = say({"": result(0.1)}, {"": lenient(0.9, 0.9)})
+    assert "cannot be told apart" in words and "leniently" not in words
+
+
+def test_the_paired_test_of_lenient_marks_settles_what_intervals_leave_open() -> None:
+    test = Paired(500, 0.056, (0.015, 0.097), 0.0097, 0.0097, "McNemar, exact")
+    last = replace(result(0.364, 500), paired=test)
+    after = replace(result(0.9, 500), lenient=last)
+    words = say({"": lenient(0.1, 0.308, 500)}, {"": after})
+    assert "accuracy rose as well (30.8% before and 36.4% after, by the paired test)" in words

@@ -173,13 +173,18 @@ def answer_of(completion: str) -> Extracted:
     return Extracted((), "", "no final answer")
 
 
-def spoken(completion: str) -> str | None:
-    """The completion without its reasoning and what follows a chat marker; None if unfinished."""
+def _first_turn(completion: str) -> str:
+    """The completion up to a chat marker."""
     start = 0
     while lead := _LEADING.match(completion, start):
         start = lead.end()
     marker = _MARKER.search(completion, start)
-    text = completion[start : marker.start() if marker else None]
+    return completion[start : marker.start() if marker else None]
+
+
+def spoken(completion: str) -> str | None:
+    """The completion without its reasoning and what follows a chat marker; None if unfinished."""
+    text = _first_turn(completion)
     last = None
     for match in _THINK.finditer(text):
         last = match
@@ -187,6 +192,19 @@ def spoken(completion: str) -> str | None:
         return text
     ends = "/" in (last[1], last[2], last[4]) or last[3] == "end"
     return text[last.end() :] if ends else None
+
+
+def thought_and_spoken(completion: str) -> str:
+    """The completion up to a chat marker, with its reasoning, but without the tags around that."""
+    return _THINK.sub(" ", _first_turn(completion))
+
+
+def last_formula(text: str) -> tuple[int, int, str] | None:
+    """Start, end and content of the last formula between `$`, `\\(` or `\\[`; None for none."""
+    last = None
+    for match in _SPAN.finditer(text):
+        last = match
+    return None if last is None else (last.start(), last.end(), last[last.lastindex or 0])
 
 
 def _boxed(contents: tuple[str, ...]) -> Extracted:

@@ -1,0 +1,149 @@
+"""The answer of a completion that is not in the form asked for, put into that form.
+
+A strict judge wants a final answer as asked, and a policy learns that form early. How much of a
+gain is form shows beside a lenient judge, which takes the answer from where a person would read
+it: of maths the last value (a number, or the formula it stands in), and what an unfinished form
+(reasoning, box or tag that never closes; tags of one's own left out) marks; of code the last block,
+closed or not, or the code of a completion without a fence. Each reading is written as the reward
+wants it and judged by the same reward (`judging`): so the two judges differ in form alone. A few
+places are looked at, never all: a list of guesses counts by its last one.
+
+Pure text, bounded: maths reads the end of a completion, code goes once over its lines.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from rl_reasoner.answers.extraction.boxes import last_boxes
+from rl_reasoner.answers.extraction.extract import (
+    TAIL,
+    answer_of,
+    last_formula,
+    readable,
+    spoken,
+    thought_and_spoken,
+)
+from rl_reasoner.language.thinking import CLOSE_ANSWER, CLOSE_THINK, OPEN_ANSWER
+from rl_reasoner.rewards.code_tests import PYTHON, blocks, program_of
+
+_TEX = r"\\[dt]?frac\s?\{[^{}]{1,40}\}\s?\{[^{}]{1,40}\}|\\sqrt\{[^{}]{1,40}\}|\\pi(?![a-z])"
+_VALUE = re.compile(
+    r"(?:(?<![\w)\]}])[-−])?(?:"  # a sign, where it is no difference
+    r"(?<![A-Za-z_\d.^])(?:\d{1,3}(?:,\d{3}){1,9}(?!,?\d)|\d{1,60}(?!\d))"
+    r"(?:\.\d{1,60})?(?:\^\{?-?\d{1,6}\}?|/\d{1,60})?"
+    rf"|(?<![\w.])\.\d{{1,60}}|{_TEX})(?:{_TEX})?(?:\s?\\?%)?"
+)
+_RELATION = re.compile(r"=|≈|\\approx(?![a-z])|\\(?:[Rr]ightarrow|implies|to)(?![a-z])")
+_BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
+_BEGINS = re.compile(r"(?:async )?def \w+\(|class \w+ ?[(:]|import \w|from [\w.]+ import |@\w")
+_STATEMENT = re.compile(
+    r"(?:if|elif|for|while|with|try|except|else|finally)\b.*:[ \t]*(?:#.*)?$"
+    r"|(?:return|raise|assert)\b|print\(|[)\]}#]"
+    r"|[\w.]+(?:\[[^\]]*\])?(?:, ?\w+)* ?(?:[-+*/|&]|//)?=(?!=)|[\w.]+\(.*\)[ \t]*$"
+)
+
+PlacedAnswer = tuple[str, str]
+"""Where an answer stands, and the completion that says it in the form asked for."""
+
+
+def has_form(reward: str) -> bool:
+    """Whether answer and form are two things to the shipped reward of this name.
+
+    Not to `instructions`, where the form is what is asked, nor to a reward of one's own.
+    """
+    return reward in _KINDS
+
+
+def readings(reward: str, options: Mapping[str, Any], completion: str) -> list[PlacedAnswer]:
+    """The places of `completion` in which a person would read its answer, beyond the form asked.
+
+    `reward` is one that `has_form`, `options` are its options, as it accepts them. A handful at
+    most; empty where nothing more is to be read. Never raises on strings.
+    """
+    return list(dict.fromkeys(_KINDS[reward](completion, options)))
+
+
+# ---------------------------------------------------------------------- maths
+
+
+def _answers(completion: str, options: Mapping[str, Any]) -> Iterator[PlacedAnswer]:
+    """The unfinished mark and the last value of a maths completion."""
+    before, after = options.get("tags") or (OPEN_ANSWER, CLOSE_ANSWER)
+    answered = spoken(completion)
+    finished = answered is not None and any(map(str.isalnum, answered))
+    text = (answered if finished and answered else thought_and_spoken(completion))[-TAIL:]
+    as_asked = finished and not options.get("tags")
+    found: list[PlacedAnswer] = [("unfinished form", value) for value in _marked(text, as_asked)]
+    for place, value in [*found, *_last_values(text)]:
+        yield place, f"{before}{value.strip()}{after}"
+
+
+def _marked(text: str, as_asked: bool) -> tuple[str, ...]:
+    """What `text` marks as its answer, unless the strict judge has seen it so (`as_asked`)."""
+    boxes = last_boxes(text)
+    if boxes is not None and not boxes.closed:
+        inside = _BOX.split(text)[-1].partition("\n")[0]
+        return (inside + "}" * max(0, inside.count("{") - inside.count("}")),)
+    if found := answer_of(text).texts:
+        return () if as_asked else found
+    closed = answer_of(text + CLOSE_ANSWER)
+    return closed.texts if closed.rule == "answer tag" else ()
+
+
+def _last_values(text: str) -> Iterator[PlacedAnswer]:
+    """The last number of `text`, or what the formula around it comes to; a formula behind it."""
+    number, formula = None, last_formula(text)
+    for match in _VALUE.finditer(text):
+        number = match
+    value = ""
+    if formula is not None:
+        value = _RELATION.split(formula[2])[-1].strip(" .,;")
+        value = value if readable(value) else ""
+    if number is not None and formula is not None and number.start() < formula[0] and value:
+        yield "last formula", value
+    if number is None:
+        if value:
+            yield "last formula", value
+    elif formula is not None and formula[0] <= number.start() < formula[1] and value:
+        yield "last formula", value
+    else:
+        yield "last number", number[0]
+
+
+# ---------------------------------------------------------------------- code
+
+
+def _programs(completion: str, options: Mapping[str, Any]) -> Iterator[PlacedAnswer]:
+    """The last block of a completion, closed or not; without any, the code that it has."""
+    extract = options.get("extract", "last")
+    text = completion.rpartition(CLOSE_THINK)[2]
+    found = [(name, code) for name, code in blocks(text, unclosed=True) if code.strip()]
+    python = [code for name, code in found if name.lower() in PYTHON]
+    program = (python or [code for _, code in found] or [_bare(text)])[-1]
+    if program.strip() and program != program_of(completion, extract):
+        fence = "~~~" if "```" in program else "```"
+        whole = program if extract == "whole" else f"{fence}python\n{program}\n{fence}\n"
+        yield "last block" if found else "code without a fence", whole
+
+
+def _bare(text: str) -> str:
+    """The code in a text without fences: from the first line of code to the next line of prose."""
+    lines = text.split("\n")
+    starts = [at for at, line in enumerate(lines) if _BEGINS.match(line)]
+    starts = starts or [at for at, line in enumerate(lines) if _STATEMENT.match(line)]
+    if not starts:
+        return ""
+    ends = (at for at, line in enumerate(lines) if at > starts[0] and not _is_code(line))
+    return "\n".join(lines[starts[0] : next(ends, len(lines))])
+
+
+def _is_code(line: str) -> bool:
+    """Whether a line may go on with a program: an empty, an indented or a written statement."""
+    return not line[:1].strip() or bool(_BEGINS.match(line) or _STATEMENT.match(line))
+
+
+_KINDS: Mapping[str, Callable[[str, Mapping[str, Any]], Iterator[PlacedAnswer]]] = {
+    "math_answer": _answers,
+    "code_tests": _programs,
+}
