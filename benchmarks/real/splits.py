@@ -15,6 +15,7 @@ texts count once. Rows whose texts are alike once numbers and names are left out
 no template is in two splits, and each held-out row has a template to itself.
 `mbpp`: its own splits by task id (11 to 510 test, 511 to 600 validation, 601 to 974 train).
 `gsm8k`: its own two files; the last 300 rows of the train file are for validation.
+`instructions`: generated here, English alone, one or two instructions a prompt.
 Training rows that are copies or near copies of held-out rows, or share half of their runs of 13
 words, are left out, and counted.
 """
@@ -32,6 +33,7 @@ from typing import Any
 from rl_reasoner.dataset.code_rows import code_row
 from rl_reasoner.dataset.contamination import find_overlap, fold
 from rl_reasoner.dataset.sets import read_rows
+from rl_reasoner.dataset.tasks.generate import generate_problems
 from rl_reasoner.errors import UserError
 from rl_reasoner.files import write_json, write_jsonl
 from rl_reasoner.types import Row
@@ -194,6 +196,18 @@ def gsm8k(train: Sequence[Row], test: Sequence[Row]) -> tuple[Split, Counts]:
     }, {}
 
 
+def instructions() -> tuple[Split, Counts]:
+    """English prompts of the task `instructions`, of its first two levels; splits are its own."""
+    split: Split = {}
+    counts = {"chinese": 0}
+    for name, size in (("train", 2000), ("validation", VALIDATION), ("test", TEST)):
+        drawn = generate_problems("instructions", split=name, count=3 * size, levels=range(1, 3))
+        english = [row for row in (one.row() for one in drawn) if row["language"] == "en"]
+        split[name] = english[:size]
+        counts["chinese"] += len(drawn) - len(english)
+    return split, counts
+
+
 def without_copies(split: Split) -> int:
     """Take rows out of `train` until no held-out row counts as contaminated (`contamination`)."""
     held = split["validation"] + split["test"]
@@ -224,10 +238,12 @@ def make(folder: Path, data: Path) -> dict[str, Any]:
         "word_problems": word_problems(rows["mawps"] + rows["asdiv"] + rows["svamp"]),
         "mbpp": mbpp(rows["mbpp"]),
         "gsm8k": gsm8k(rows["gsm8k_train"], rows["gsm8k_test"]),
+        "instructions": instructions(),
     }
     told: dict[str, Any] = {"sources": {f.name: _sha256(f) for f in files.values()}, "sets": {}}
     for name, (split, counts) in made.items():
-        counts["copies_taken_from_train"] = without_copies(split)
+        if name != "instructions":  # prompts of few words in common phrases are not copies
+            counts["copies_taken_from_train"] = without_copies(split)
         written = {part: folder / f"{name}_{part}.jsonl" for part in SPLITS}
         for part, file in written.items():
             write_jsonl(file, split[part])

@@ -1,0 +1,51 @@
+"""MBPP on two CPU cores: Qwen2.5-Coder-0.5B-Instruct, rewarded by the sandbox alone.
+
+    rl-reasoner train mbpp_qwen_coder                             # model and rows from the hub
+    make real RECIPE=mbpp_qwen_coder SEED=0                       # offline, in runs/real
+    rl-reasoner train mbpp_qwen_coder --policy FOLDER --data.path mbpp_train.jsonl \\
+      --data.config null --data.columns {} --evals.sets mbpp_test.jsonl,humaneval
+
+3,200 completions for rows of MBPP's train split (CC BY 4.0), of which the first assertion is shown;
+a completion earns 1 when its last Python block passes all three. Its test split is evaluated before
+and after, and HumanEval, which no setting was chosen on. Not yet measured: rate, steps and length
+are what small models took elsewhere (a rate of 1e-6 for large batches to 1e-5 for single prompts,
+groups of 8, no KL), and the length leaves room for the explanation that the model likes to add.
+"""
+
+from rl_reasoner import Recipe
+from rl_reasoner.cli import main_of
+
+
+def recipe() -> Recipe:
+    """The recipe for two CPU cores; `code_mbpp` is the one for a GPU."""
+    return Recipe(
+        name="mbpp_qwen_coder",
+        policy="Qwen/Qwen2.5-Coder-0.5B-Instruct",
+        data={
+            "path": "google-research-datasets/mbpp",
+            "config": "full",
+            "columns": {"problem": "text", "tests": "test_list"},
+            "on_bad_row": "skip",
+        },
+        rewards={"code_tests": 1.0},
+        stages=[
+            {
+                "kind": "grpo",
+                "steps": 50,
+                "group": {"size": 8, "prompts": 8, "micro_batch": 8},
+                "sampling": {"max_tokens": 384},
+                "optim": {"lr": 3e-6, "warmup": 5, "betas": (0.9, 0.99)},
+                "save_every": 5,
+            }
+        ],
+        evals={
+            "sets": ["mbpp", "humaneval"],
+            "samples": 1,
+            "max_tokens": 384,
+            "reward": "code_tests",
+        },
+    )
+
+
+if __name__ == "__main__":
+    main_of(__file__)
