@@ -71,6 +71,12 @@ class TrainVerb:
             from rl_reasoner.report.run_data import read_run
 
             tables = [f"\n{text_table(read_run(done.folder))}\n"]
+        from rl_reasoner.report.controls import read_controls
+        from rl_reasoner.report.controls import text_table as controls_table
+
+        if recipe.controls and (controls := read_controls(done.folder)):
+            value["controls"] = controls
+            tables.append(f"\n{controls_table(controls)}\n")
         ends = f"\npolicy  {done.policy.source}\nreport  {done.report}"
         emit(self.json, value, "".join([*tables, ends]))
 

@@ -65,6 +65,8 @@ def inspect(
     notices.append(_sandbox(recipe))
     if placement.precision == "fp8":
         notices.append(_fp8(recipe, policy))
+    if recipe.controls and (controlled := recipe.controlled):
+        notices.append(_controls(recipe, controlled))
     for stage in recipe.stages:
         if isinstance(stage, SampleStage):
             continue
@@ -80,11 +82,12 @@ def inspect(
 
 
 def _disk(recipe: Recipe, policy: Policy, folder: Path) -> Notice:
-    """Two checkpoints kept and one being written, and a policy a stage and at the end."""
+    """Two checkpoints kept and one being written, a policy a stage and at the end; and of arms."""
     weights = sum(p.numel() * p.element_size() for p in policy.model.parameters())
     trained = _trained(recipe, policy)
     checkpoint = weights + trained * _ADAM_BYTES
     need = 3 * checkpoint + (len(recipe.stages) + 1) * weights
+    need += len(recipe.controls) * (2 * checkpoint + weights)
     place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
         message = f"cannot write {folder}: {place} is not a writable folder"
@@ -196,6 +199,20 @@ def _learning_rate(recipe: Recipe, stage: TrainedStage, policy: Policy) -> Notic
     message = f"stage {stage.name}: {stage.optim.lr:g}"
     fix = f"policies of this size train with {low * 10:g} to {high / 10:g}"
     return warn_if(not low <= stage.optim.lr <= high, "learning rate", message, fix)
+
+
+def _controls(recipe: Recipe, stage: GrpoStage) -> Notice:
+    """What the control arms cost, beside the stage that they repeat."""
+    arms, sets = len(recipe.controls), len(recipe.evals.sets)
+    steps = arms * stage.steps
+    completions = steps * stage.group.prompts * stage.group.size
+    again = "once" if arms == 1 else f"{arms} times"
+    message = (
+        f"{', '.join(recipe.controls)}: stage {stage.name} {again} more, {steps:,} steps with "
+        f"{completions:,} completions, and {again} more the evaluation of {sets} "
+        f"set{'s' * (sets != 1)}"
+    )
+    return Notice("controls", "passed", message)
 
 
 def _group_size(stage: GrpoStage) -> Notice:

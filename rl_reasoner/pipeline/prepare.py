@@ -15,6 +15,7 @@ from rl_reasoner.dataset.rows import load_rows
 from rl_reasoner.dataset.templates import target_completion, with_system
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.evaluation.evaluate import check_judge, load_set
+from rl_reasoner.pipeline.control_rewards import with_forms
 from rl_reasoner.pipeline.lineage import reused_path
 from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.trl_configs import check_configs
@@ -94,6 +95,9 @@ def prepare(recipe: Recipe, placement: Placement, locate: Locate | None = None) 
             for row in _first_of_each_task(rows[stage.name], name_of(function)):
                 with field("rewards", name):
                     _try_reward(function, row)
+    if "form_only" in recipe.controls and recipe.controlled and not problems:
+        with field("controls"):
+            with_forms(rows[recipe.controlled.name], recipe, rewards)
     if problems:
         raise UserError(*dict.fromkeys(problems))
     return Prepared(rows, rewards, step_prompts)

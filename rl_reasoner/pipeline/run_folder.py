@@ -1,7 +1,7 @@
 """The run folder: its layout, its lock, what it records, and what is finished in it.
 
     recipe.yaml lock.json evals/*.json stages/1-NAME/{checkpoints,metrics.jsonl,rollouts.jsonl,
-    policy} policy/ report.html
+    policy} policy/ report.html; of control arms controls.json controls/NAME/{evals,stages}
 
 Knows nothing of torch.
 """

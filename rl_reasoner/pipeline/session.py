@@ -101,8 +101,8 @@ class Session:
         self.answer_s: float | None = None  # seconds of a completion in the last evaluation
         self.opened: tuple[PolicyRef, Policy] | None = None  # one at a time: policies are large
 
-    def go(self, window: range, *, changed: bool, again: bool, command: str | None) -> Policy:
-        """Run the unfinished stages of `window`, evaluate, write the report; the last policy.
+    def go(self, window: range, *, changed: bool, again: bool, command: str | None) -> PolicyRef:
+        """Run the unfinished stages of `window` and evaluate; where the last policy comes from.
 
         `changed` says that the run began with another recipe; with `again` the window's first stage
         runs although it is finished.
@@ -126,21 +126,37 @@ class Session:
                 self._evaluate(stage.name, PolicyRef(stage.name))
         trained = [s.name for s in until if s.kind != "sample"]
         ref = PolicyRef(trained[-1]) if trained else PolicyRef(None, recipe.policy.source)
-        policy = self._policy(ref)
-        if trained:
-            policy.source = str(self._folder(trained[-1]) / "policy")
-        if all(map(self._is_finished, self.stages)):
+        if self.is_over:
             self._evaluate("after", ref)
-            policy.save(self.run.path / "policy")
+            self._policy(ref).save(self.run.path / "policy")
+        processes.broadcast(StageOrder(None, ref))
+        return ref
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all stages are finished."""
+        return all(map(self._is_finished, self.stages))
+
+    def end(self, ref: PolicyRef) -> Policy:
+        """The policy that the run ends with, in all processes; the report is written."""
+        policy = self._policy(ref)
+        if self.is_over:
             policy.source = str(self.run.path / "policy")
+        elif ref.stage:
+            policy.source = str(self._folder(ref.stage) / "policy")
         write_report(self.run.path)
         processes.broadcast(StageOrder(None, ref, policy.source))
         return policy
 
-    def follow(self) -> Policy:
-        """Train the stages that the main process names, until it has come to the end."""
+    def follow(self) -> StageOrder:
+        """Train the stages that the main process names, until it has come to the end: its order."""
         while (order := processes.broadcast(StageOrder(None, PolicyRef(None)))).stage is not None:
             self._train(self.stages[order.stage], order.policy, self._folder(order.stage))
+        return order
+
+    def follow_to_end(self) -> Policy:
+        """As `end`, in a process that is not the main one."""
+        order = self.follow()
         policy = self._policy(order.policy)
         policy.source = order.source
         files = sorted((self.run.path / "evals").glob("*.json"))

@@ -15,6 +15,7 @@ from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.errors import RunStopped, UserError
 from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.machine import choices
+from rl_reasoner.pipeline.controls import follow_controls, train_controls
 from rl_reasoner.pipeline.lineage import window_of
 from rl_reasoner.pipeline.placement import Placement, choose_placement
 from rl_reasoner.pipeline.prepare import Prepared, prepare
@@ -82,7 +83,9 @@ def train(
             session = Session(recipe, run, placement, prepared, *tools)
             if changed := saved != recipe:
                 run.change(recipe)
-            policy = session.go(window, changed=changed, again=first is not None, command=command)
+            ref = session.go(window, changed=changed, again=first is not None, command=command)
+            train_controls(session)
+            policy = session.end(ref)
             return Run(run.path, policy, session.evals, run.path / "report.html")
     except KeyboardInterrupt as error:
         give_up_all()
@@ -113,7 +116,9 @@ def _follow(placement: Placement, prepared: Prepared) -> Run:
     try:
         with choices.during(chosen), _begun(quiet=True) as tools:
             session = Session(recipe, RunFolder(path), placement, prepared, *tools)
-            policy = session.follow()
+            session.follow()
+            follow_controls(session)
+            policy = session.follow_to_end()
             return Run(path, policy, session.evals, path / "report.html")
     except KeyboardInterrupt as error:
         give_up_all()

@@ -30,7 +30,7 @@ from rl_reasoner.recipe.data import (
     data_sources,
 )
 from rl_reasoner.recipe.old_names import current_fields
-from rl_reasoner.recipe.stages import DistillStage, Stage
+from rl_reasoner.recipe.stages import DistillStage, GrpoStage, Stage
 
 
 class RecipeLoader(yaml.SafeLoader):
@@ -183,6 +183,15 @@ class RunSpec(Part):
     )
 
 
+ControlName = Literal["random_reward", "form_only"]
+
+
+def _once(names: tuple[str, ...]) -> tuple[str, ...]:
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"{twice} stands in it twice: each arm is trained once")
+    return names
+
+
 def _no_stage(stage: str, field: str, name: str, known: list[str]) -> str:
     kind = "sample stage" if field == "data.stage" else "stage with a policy"
     hint = did_you_mean(name, known) or f" There are: {', '.join(known) or 'none'}."
@@ -255,6 +264,16 @@ class Recipe(Part):
         "name, in Python also a function",
     )
     stages: tuple[Stage, ...] = Field(description="the stages, in order")
+    controls: Annotated[
+        tuple[ControlName, ...],
+        BeforeValidator(lambda v: (v,) if isinstance(v, str) else v),
+        AfterValidator(_once),
+    ] = Field(
+        default=(),
+        description="control arms: the last grpo stage again, from the same policy, with the same "
+        "seed and data, and a reward that is drawn at random (random_reward) or that only checks "
+        "the answer's form (form_only); the run is compared with them",
+    )
     evals: Evals = Evals()
     run: RunSpec = RunSpec()
 
@@ -287,7 +306,27 @@ class Recipe(Part):
             self._check_references(index)
         if self.stages[-1].kind == "sample":
             raise ValueError("the last stage makes no policy: add a stage that trains on its data")
+        if self.controls:
+            self._check_controls()
         return self
+
+    def _check_controls(self) -> None:
+        """Raise ValueError where control arms have nothing to train, or nothing to show."""
+        if (stage := self.controlled) is None:
+            raise ValueError("controls train a grpo stage again: the recipe has none")
+        if stage.reuse is not None:
+            raise ValueError(
+                f"controls: stage {stage.name!r} is taken from {stage.reuse}, so nothing is known "
+                "of its training that an arm could repeat: leave out reuse, or controls"
+            )
+        if not self.evals.sets:
+            raise ValueError("controls are compared on evals.sets, which is empty: name a set")
+
+    @property
+    def controlled(self) -> GrpoStage | None:
+        """The stage that control arms train again: the last one of kind grpo."""
+        stages = [stage for stage in self.stages if isinstance(stage, GrpoStage)]
+        return stages[-1] if stages else None
 
     def _check_references(self, index: int) -> None:
         """Raise ValueError where what a stage refers to is not an earlier stage of that kind."""

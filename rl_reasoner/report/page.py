@@ -13,6 +13,7 @@ from typing import Any
 from rl_reasoner.foreign import mapping, number, printable
 from rl_reasoner.report import charts
 from rl_reasoner.report.charts import Bar, Trace
+from rl_reasoner.report.controls import controls_section, headline_of, read_controls
 from rl_reasoner.report.formatting import duration, percent, short_number, signed, span
 from rl_reasoner.report.gain import (
     Figures,
@@ -147,6 +148,7 @@ def _headline(run: RunData) -> Element | None:
         h("p", *numbers, class_="numbers"),
         h("p", _chip(before, after), " ", _size(shown[-1][1]), class_="under"),
         _sampled(*(sets.get(f"{name}@sampled") for sets in _ends(run))),
+        [h("p", line, class_="under") for line in headline_of(read_controls(run.folder), name)],
         class_="headline",
     )
 
@@ -417,6 +419,7 @@ def _inline(value: Any) -> str:
 SECTIONS: tuple[Callable[[RunData], Element | None], ...] = (
     _overview,
     _gain,
+    controls_section,
     pipeline_section,
     _results,
 )

@@ -10,11 +10,14 @@ from rl_reasoner.scoring import ray_cluster
 from rl_reasoner.scoring.limits import Limits
 from rl_reasoner.scoring.outcome import NOT_ITS_ROW
 from rl_reasoner.scoring.reward import Reward, name_of
-from rl_reasoner.scoring.runner import runner_of
+from rl_reasoner.scoring.runner import SEEDS, runner_of
 from rl_reasoner.types import Completion, Outcome
 
 APPLIES = "rewards"
 """The column with the names of the rewards that a row gets; rows without it get all."""
+ROW_SEED = "row_seed"
+"""The column with the seed of a row's place in the run, for rewards that name it (as a `Column`):
+what is drawn from it is the same wherever the reward runs, and after a resume."""
 
 
 def score_batch(
@@ -30,6 +33,8 @@ def score_batch(
     alone where the whole batch failed; a wrong value is a fault at once.
     """
     limits = limits or Limits()
+    if isinstance(fn, Reward) and ROW_SEED in fn.missing and SEEDS in columns:
+        columns = {**columns, ROW_SEED: columns[SEEDS]}
     if limits.on == "ray" and isinstance(fn, Reward):
         return ray_cluster.score_on_ray(fn, completions, columns, limits)
     return runner_of(fn, limits).score(completions, columns)
