@@ -90,7 +90,7 @@ def _check(recipe: Any, locate: Any, forecasts: list[dict[str, Any]]) -> Iterato
     """Check everything about a recipe that needs no run; what is forecast is put in `forecasts`."""
     from rl_reasoner.distributed.threads import Threads
     from rl_reasoner.pipeline.placement import choose_placement
-    from rl_reasoner.pipeline.preflight import Notice, inspect
+    from rl_reasoner.pipeline.preflight import Notice, control_cost, inspect
     from rl_reasoner.pipeline.prepare import prepare
     from rl_reasoner.pipeline.rehearsal import rehearse
     from rl_reasoner.pipeline.trial import forecast_by_trial
@@ -119,3 +119,7 @@ def _check(recipe: Any, locate: Any, forecasts: list[dict[str, Any]]) -> Iterato
             notice, made = forecast_by_trial(recipe, placement, prepared, policy, seen)
             yield notice
             forecasts += [made.to_json()] if made else []
+    if recipe.controls:
+        again = recipe.controlled
+        known = (made["minutes"] for made in forecasts if made["stage"] == again.name)
+        yield control_cost(recipe, again, next(known, None))

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from rl_reasoner.distributed import processes
 from rl_reasoner.errors import UserError
@@ -48,6 +48,7 @@ class ArmSession(Session):
 
     treatment: Session
     treated: GrpoStage
+    is_control: ClassVar[bool] = True
 
     @classmethod
     def of(cls, treatment: Session, arm: Arm) -> "ArmSession":

@@ -6,6 +6,7 @@ and settings far from those that work. `rl-reasoner check RECIPE` adds a rehears
 
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,8 +66,6 @@ def inspect(
     notices.append(_sandbox(recipe))
     if placement.precision == "fp8":
         notices.append(_fp8(recipe, policy))
-    if recipe.controls and (controlled := recipe.controlled):
-        notices.append(_controls(recipe, controlled))
     for stage in recipe.stages:
         if isinstance(stage, SampleStage):
             continue
@@ -201,8 +200,11 @@ def _learning_rate(recipe: Recipe, stage: TrainedStage, policy: Policy) -> Notic
     return warn_if(not low <= stage.optim.lr <= high, "learning rate", message, fix)
 
 
-def _controls(recipe: Recipe, stage: GrpoStage) -> Notice:
-    """What the control arms cost, beside the stage that they repeat."""
+def control_cost(recipe: Recipe, stage: GrpoStage, minutes: Mapping[str, float] | None) -> Notice:
+    """What the control arms cost beside the stage that they repeat.
+
+    `minutes` are a forecast's of that stage: of all of it, and of an evaluation at its end.
+    """
     arms, sets = len(recipe.controls), len(recipe.evals.sets)
     steps = arms * stage.steps
     completions = steps * stage.group.prompts * stage.group.size
@@ -212,6 +214,8 @@ def _controls(recipe: Recipe, stage: GrpoStage) -> Notice:
         f"{completions:,} completions, and {again} more the evaluation of {sets} "
         f"set{'s' * (sets != 1)}"
     )
+    if minutes is not None:
+        message += f"; about {arms * (minutes['stage'] + minutes['end']):.1f} minutes"
     return Notice("controls", "passed", message)
 
 

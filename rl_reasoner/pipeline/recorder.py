@@ -43,7 +43,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self.alarms: LearningAlarms | None = None
         self.alarmed: dict[str, int] = {}  # kind of alarm -> step at which it was raised
         if isinstance(job.stage, GrpoStage):
-            self.forecast_at = first_steps(job.stage)
+            self.forecast_at = 0 if job.is_control else first_steps(job.stage)
             weights = (spec.weight for spec in job.recipe.rewards.values())
             longest, steps = job.stage.sampling.max_tokens, job.stage.steps
             self.alarms = LearningAlarms(longest, steps, highest_of(weights))

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from rl_reasoner.dataset.templates import render
 from rl_reasoner.distributed import processes
@@ -93,6 +93,7 @@ class Session:
     view: LiveView
     stop: Stop
     threads: Threads
+    is_control: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self.evals: dict[str, EvalResult] = {}
@@ -367,7 +368,7 @@ class Session:
         self.opened = None  # it is trained in place
         rows, rewards = self._rows(stage), self.prepared.rewards
         job = Job(self.recipe, stage, self.placement, rows, rewards, policy, folder)
-        job.answer_s = self.answer_s
+        job.answer_s, job.is_control = self.answer_s, self.is_control
         if isinstance(stage, DistillStage):
             inside = stage.teacher in self.stages
             teacher = PolicyRef(stage.teacher) if inside else PolicyRef(None, stage.teacher)

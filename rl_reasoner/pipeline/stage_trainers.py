@@ -42,7 +42,8 @@ from rl_reasoner.types import Row, text_of
 class Job:
     """One stage at work: what its trainer is made of; `teacher` is for distillation.
 
-    `answer_s`: seconds that a completion took in the run's last evaluation, where one was made.
+    `answer_s`: seconds that a completion took in the run's last evaluation, where one was made;
+    `is_control`: it is a control arm, of which nobody asks whether it will learn.
     """
 
     recipe: Recipe
@@ -54,6 +55,7 @@ class Job:
     folder: Path
     teacher: Policy | None = None
     answer_s: float | None = None
+    is_control: bool = False
 
     def __post_init__(self) -> None:
         self.ledger = Ledger(self.folder)

@@ -278,9 +278,12 @@ def test_instructions_have_no_form_but_take_the_random_arm(tmp_path: Path) -> No
 
 def test_check_names_the_arms_and_what_they_cost(tmp_path: Path, cli: Cli) -> None:
     stock(tmp_path)
-    text = (tmp_path / "tiny.yaml").read_text()
-    (tmp_path / "tiny.yaml").write_text(text + "controls: [random_reward]\n")
-    found = json.loads(cli("check", "tiny.yaml", "--json").out)["notices"]
-    [notice] = [one for one in found if one["check"] == "controls"]
-    assert notice["status"] == "passed"
-    assert "random_reward: stage grpo once more, 1 steps with 4 completions" in notice["message"]
+    text = (tmp_path / "tiny.yaml").read_text() + "controls: [random_reward]\n"
+    cold_start = next(line for line in text.splitlines(keepends=True) if "kind: sft" in line)
+    for recipe_text, timed in ((text, False), (text.replace(cold_start, ""), True)):
+        (tmp_path / "tiny.yaml").write_text(recipe_text)
+        found = json.loads(cli("check", "tiny.yaml", "--json").out)["notices"]
+        [notice] = [one for one in found if one["check"] == "controls"]
+        said = "random_reward: stage grpo once more, 1 steps with 4 completions"
+        assert notice["status"] == "passed" and said in notice["message"]
+        assert ("minutes" in notice["message"]) == timed, "known where the stage is forecast"
