@@ -2,7 +2,7 @@
 
 `compared` makes the comparison out of evaluations, `controls.json` keeps it, and a section of the
 page and the terminal show it. All differences on sets and arms are one family of tests: their
-p-values are adjusted by Holm's method. Knows nothing of torch.
+p-values are adjusted by Holm's method (lenient ones apart). Knows nothing of torch.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,10 +25,11 @@ from rl_reasoner.report.run_data import Paired, RunData, interval
 from rl_reasoner.report.stages import figures
 
 FILE = "controls.json"
+_LENIENT = "@lenient"
 _KEPT = ("problems", "difference", "interval", "test", "p", "detectable")
 _MEANING = (
     "An arm is the same stage again: policy, seed, data, order and steps are those of the "
-    "treatment, only the reward is another. What an arm gains too, the run's own reward has not "
+    "treatment, only the reward differs. What an arm gains too, the run's own reward has not "
     "taught: some policies improve on rewards that are drawn at random (arXiv 2506.10947)."
 )
 
@@ -44,37 +45,59 @@ def compared(
 
     `stage`, what all arms repeat; `treatment` and each of `arms` with `sets`: accuracy and its
     interval, the paired `gain` on the policy `before`; of an arm also `headline` (treatment minus
-    control: difference, 95% interval, p, `p_holm` over all sets and arms) and its `facts`.
+    control: difference, 95% interval, p, `p_holm` over all sets and arms) and its `facts`. What
+    was also judged leniently stands in `SET@lenient`, a family of tests of its own, as in
+    `compare`; `tests` are those of a family.
     """
-    headlines = {name: compare_rows(arm.rows, treatment.rows) for name, arm in arms.items()}
-    tests = [entry for entries in headlines.values() for entry in entries.values()]
-    adjusted = iter(holm([entry["p"] for entry in tests]))
-    shown: dict[str, Any] = {}
-    for name, entries in headlines.items():
-        headline = {
-            key: {**{part: entry[part] for part in _KEPT}, "p_holm": next(adjusted)}
-            for key, entry in entries.items()
-        }
-        shown[name] = {**facts[name], "headline": headline, "sets": _sets(before, arms[name])}
-    start = {name: _figures(before, name) for name in before.sets}
-    sets = {"before": start, "treatment": {"sets": _sets(before, treatment)}}
-    return {"stage": stage, "tests": len(tests), **sets, "arms": shown}
+    headlines = {name: _tests(arm, treatment) for name, arm in arms.items()}
+    for lenient in (False, True):
+        tests = [
+            test
+            for entries in headlines.values()
+            for key, test in entries.items()
+            if key.endswith(_LENIENT) == lenient
+        ]
+        for test, p in zip(tests, holm([test["p"] for test in tests]), strict=True):
+            test["p_holm"] = p
+    shown = {
+        name: {**facts[name], "headline": entries, "sets": _sets(before, arms[name])}
+        for name, entries in headlines.items()
+    }
+    strict = sum(not key.endswith(_LENIENT) for entries in headlines.values() for key in entries)
+    sets = {"before": _figures(before), "treatment": {"sets": _sets(before, treatment)}}
+    return {"stage": stage, "tests": strict, **sets, "arms": shown}
+
+
+def _tests(a: EvalResult, b: EvalResult) -> dict[str, dict[str, Any]]:
+    """The paired tests of b against a by set, lenient ones behind the strict."""
+    entries = compare_rows(a.rows, b.rows)
+    leniently = {
+        f"{name}{_LENIENT}": {"problems": entry["problems"], **entry["lenient"]}
+        for name, entry in entries.items()
+        if "lenient" in entry
+    }
+    return {
+        name: {part: entry[part] for part in _KEPT} for name, entry in (entries | leniently).items()
+    }
 
 
 def _sets(before: EvalResult, after: EvalResult) -> dict[str, Any]:
-    gains = compare_rows(before.rows, after.rows)
+    gains = _tests(before, after)
     return {
-        name: {
-            **_figures(after, name),
-            "gain": {part: gains[name][part] for part in ("difference", "interval")},
-        }
-        for name in after.sets
+        name: {**own, "gain": {part: gains[name][part] for part in ("difference", "interval")}}
+        for name, own in _figures(after).items()
         if name in gains
     }
 
 
-def _figures(result: EvalResult, name: str) -> dict[str, Any]:
-    return {key: result.sets[name][key] for key in ("accuracy", "interval")}
+def _figures(result: EvalResult) -> dict[str, dict[str, Any]]:
+    """Accuracy and interval by set, lenient ones beside the strict."""
+    found = {}
+    for name, own in result.sets.items():
+        for key, shown in ((name, own), (f"{name}{_LENIENT}", own.get("lenient"))):
+            if shown:
+                found[key] = {part: shown[part] for part in ("accuracy", "interval")}
+    return found
 
 
 # -------------------------------------------------------------------------- reading it again
@@ -123,7 +146,7 @@ def verdict(test: Paired) -> str:
 
 
 def _accuracy(part: Mapping[str, Any], name: str) -> tuple[float | None, Interval | None]:
-    entry = mapping(part.get(name.removesuffix("@clean")))
+    entry = mapping(part.get(name.replace("@clean", "")))
     return number(entry.get("accuracy")), interval(entry.get("interval"))
 
 
@@ -146,7 +169,7 @@ def controls_section(run: RunData) -> Element | None:
     if not tests:
         return None
     levels, groups = _levels(controls), []
-    for name in dict.fromkeys(name for name, _, _ in tests if not name.endswith("@clean")):
+    for name in dict.fromkeys(name for name, _, _ in tests if "@clean" not in name):
         shown = {label: _accuracy(part, name) for label, part in levels.items()}
         bars = [
             Bar(label, share, ends) for label, (share, ends) in shown.items() if share is not None
@@ -268,5 +291,5 @@ def text_table(controls: Mapping[str, Any]) -> str:
     widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (head, *cells)]
     tests = number(controls.get("tests")) or len(cells)
-    lines.append(f"paired by problem; p adjusted by Holm for {tests:.0f} tests")
+    lines.append(f"paired by problem; p adjusted by Holm for {tests:.0f} tests, lenient ones apart")
     return printable("\n".join(lines))

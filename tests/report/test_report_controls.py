@@ -98,6 +98,31 @@ def test_a_gain_that_the_controls_share_is_not_the_rewards() -> None:
     assert "treatment minus control" in table and "Holm for 2 tests" in table
 
 
+def test_lenient_marks_are_compared_beside_and_adjusted_apart() -> None:
+    """What the treatment has above its control may be the form alone."""
+    made = {
+        "before": (drawn(0.1, 1), drawn(0.5, 4)),
+        "treatment": (drawn(0.6, 2), drawn(0.6, 2)),
+        "control": (drawn(0.1, 3), drawn(0.58, 5)),
+    }
+    results = {}
+    for label, (strict, lenient) in made.items():
+        one = results[label] = result({"s": strict})
+        for row, mark in zip(one.rows["s"], lenient, strict=True):
+            row["lenient"] = [mark]
+        one.sets["s"]["lenient"] = {"accuracy": sum(lenient) / 200, "interval": [0.1, 0.9]}
+    arms = {"random_reward": results["control"]}
+    value = compared("grpo", results["before"], results["treatment"], arms, FACTS)
+    assert {name: verdict(test) for name, _, test in differences(value)} == {
+        "s": "above its control",
+        "s@lenient": "not told apart",
+    }
+    assert value["tests"] == 1
+    for test in value["arms"]["random_reward"]["headline"].values():
+        assert test["p_holm"] == test["p"], "each family has one test"
+    assert "s@lenient" in text_table(value)
+
+
 def test_a_run_below_its_control_is_said_to_be() -> None:
     value = comparison(
         {"s": drawn(0.5, 1)}, {"s": drawn(0.1, 2)}, random_reward={"s": drawn(0.6, 3)}
