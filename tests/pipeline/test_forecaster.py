@@ -1,6 +1,10 @@
 """Forecasts of real stages: of a run from its own first steps, of a check from a trial."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +18,12 @@ from rl_reasoner.pipeline.forecaster import first_steps
 from rl_reasoner.pipeline.placement import choose_placement
 from rl_reasoner.pipeline.prepare import prepare
 from rl_reasoner.pipeline.rehearsal import rehearse
+from rl_reasoner.pipeline.run_folder import RunFolder
 from rl_reasoner.pipeline.trial import forecast_by_trial, trial_size
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import GrpoStage
 from support.commands import Cli
-from support.tiny import grpo, recipe, rows, sft
+from support.tiny import TRAPPED, grpo, recipe, rows, sft
 
 
 def tried(wanted: Recipe, policy: Any = None) -> list[Any]:
@@ -101,3 +106,33 @@ def test_a_run_forecasts_once_and_says_what_happened(
     said = capsys.readouterr().err
     assert said.count("stage grpo, forecast: ") == 1
     assert "stage grpo: forecast " in said and f"the reward {outcome['reward']}" in said
+
+
+def without_clock(run: Path) -> dict[str, Any]:
+    """A run's forecast without what the clock says."""
+    [file] = (run / "stages").glob("*/forecast.json")
+    made: dict[str, Any] = json.loads(file.read_text())
+    timed = ("seconds", "minutes", "tokens_per_second")
+    reward = made["outcome"]["reward"]
+    return {**{k: v for k, v in made.items() if k not in timed}, "outcome": reward}
+
+
+def test_a_run_that_was_killed_forecasts_the_same(tmp_path: Path) -> None:
+    """Killed with signal 9 in step 4, continued from step 2; the forecast is made after step 6."""
+    folders = [tmp_path / name for name in ("whole", "killed")]
+    for folder in folders:
+        folder.mkdir()
+    whole, killed = (recipe(f, grpo(steps=30, save_every=2), source=TRAPPED) for f in folders)
+    (folders[1] / "recipe.yaml").write_text(killed.to_yaml())
+    trap = {"TRAP_AT": str(1 + 8 * 3 + 3), "TRAP_SIGNAL": str(int(signal.SIGKILL))}
+    command = [sys.executable, "-m", "rl_reasoner.cli", "train", str(folders[1] / "recipe.yaml")]
+    done = subprocess.run(command, env={**os.environ, **trap}, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not [*(folders[1] / "run" / "stages").glob("*/forecast.json")]
+    run, saved = RunFolder.reopen(folders[1] / "run")
+    run.release()
+    ours, theirs = train(saved, resume=run.path, quiet=True), train(whole, quiet=True)
+    assert without_clock(ours.folder) == without_clock(theirs.folder)
+    [made] = (ours.folder / "stages").glob("*/forecast.json")
+    outcome = json.loads(made.read_text())["outcome"]
+    assert outcome["minutes"] is None and outcome["minutes_of_steps"] > 0
