@@ -17,7 +17,7 @@ from typing import Any, Literal
 from rl_reasoner.evaluation.statistics import Z80, Interval, Z, pass_at_k, wilson
 from rl_reasoner.foreign import mapping, number
 
-LearningVerdict = Literal["likely", "flat at 0", "too easy", "equal rewards", "too few"]
+LearningVerdict = Literal["likely", "flat at 0", "too easy", "equal rewards", "too few", "unclear"]
 Totals = Sequence[float | None]  # total rewards of a prompt's completions; None: left out
 
 PROMPTS = 64
@@ -31,6 +31,9 @@ FEW_GROUPS = 50
 """Groups with a difference in the whole stage below which it is too short: a step of fewer than 4
 is mostly noise (`preflight`), and a dozen steps of AdamW at usual rates move a policy little."""
 _MOVES = ("rose", "fell", "stayed")
+CLEAR = 0.7
+"""Lower end of the interval of the share of flat groups from which on it counts as known: ten
+groups that are all flat. With fewer, a verdict that nothing is learned would be a guess."""
 _SURE = 3.0  # standard errors that a mean reward must have moved by
 _ALMOST = 1e-9
 
@@ -182,6 +185,19 @@ def useful_groups(flat: float, prompts: int, refills: int) -> float:
 def groups_sampled(flat: float, prompts: int, refills: int) -> float:
     """Groups that a step samples for `prompts` kept ones: more with dynamic sampling."""
     return prompts * math.fsum(flat**i for i in range(refills + 1))
+
+
+def widened(seconds: float, rows: int, other: tuple[float, int], wanted: int) -> float:
+    """Seconds that sampling `wanted` rows at once takes, where `rows` of them took `seconds`.
+
+    Between the same time (a pass costs what reading the weights costs) and time in proportion;
+    `other`, the (seconds, rows) of a second measurement, says where between.
+    """
+    proportion = seconds * wanted / rows
+    if other[1] == rows or wanted <= rows:
+        return proportion
+    each = (other[0] - seconds) / (other[1] - rows)
+    return min(proportion, max(seconds, seconds + each * (wanted - rows)))
 
 
 # -------------------------------------------------------------------------- what is seen
@@ -383,7 +399,8 @@ def _verdict(made: Forecast) -> LearningVerdict:
             "too easy": flat.at_1,
             "equal rewards": flat.between,
         }
-        return max(where, key=lambda kind: where[kind])
+        known = flat.interval[0] > CLEAR or thrown > 0
+        return max(where, key=lambda kind: where[kind]) if known else "unclear"
     if made._useful_groups * made.plan.steps < FEW_GROUPS:
         return "too few"
     return "likely"
@@ -406,6 +423,10 @@ def _sentence(made: Forecast) -> str:
         case "flat at 0":
             tips = _tips(made)
             return f"nothing to learn from: {flat.at_0:.0%} of groups flat at 0; try {tips}"
+        case "unclear":
+            return (
+                f"not clear: only {flat.groups} groups were sampled ({seen}); ten or more can tell"
+            )
         case "too few":
             groups = made._useful_groups * plan.steps
             return (

@@ -97,19 +97,16 @@ def sampled_groups(folder: Path, rows: Sequence[Metrics], of: str) -> SampledGro
     return SampledGroups(groups, of, fmean(cut) if cut else 0.0, fmean(thrown))
 
 
-def pace_of(rows: Sequence[Metrics], once: int, share: float = 1.0) -> StepPace:
+def pace_of(rows: Sequence[Metrics], once: int) -> StepPace:
     """The pace of steps from their metrics; the first batch, which warms up, counts if alone.
 
-    `once`: steps on one batch; `share`: of the stage's prompts that each of these steps had.
+    `once`: steps on one batch.
     """
     timed = rows[once:] if len(rows) > once else rows
     parts = {part: fmean(row.get(f"timing/{part}", 0.0) for row in timed) for part in _PARTS}
     whole = fmean(row["step_time"] for row in timed)
-    rest = max(0.0, whole - sum(parts.values()))
-    return StepPace(
-        {**{part: seconds / share for part, seconds in parts.items()}, "rest": rest},
-        fmean(row.get("completions/mean_length", 0.0) for row in rows),
-    )
+    parts["rest"] = max(0.0, whole - sum(parts.values()))
+    return StepPace(parts, fmean(row.get("completions/mean_length", 0.0) for row in rows))
 
 
 def forecast_of(

@@ -32,19 +32,20 @@ from rl_reasoner.scoring.rule import rule_of, total
 from rl_reasoner.types import Fault, Outcome, Prompt, Rollout, Row
 
 _ROWS = 8  # that groups are sampled for
-REHEARSAL_S = 30.0
-"""Seconds after which no further group is sampled: slow policies are shown by fewer rows."""
+_PROBE = 16  # tokens of a completion that tell how fast a policy is
+REHEARSAL_S = 40.0
+"""Seconds that sampling may take by estimate: slow policies are shown by fewer rows."""
 _COMPARED = 256  # tokens of a completion
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What a few groups of a grpo stage showed: notices, their total rewards, seconds of one."""
+    """What a few groups of a grpo stage showed: notices, total rewards, seconds of sampling."""
 
     stage: GrpoStage
     notices: list[Notice]
     groups: list[list[float | None]]
-    group_s: float
+    seconds: float
 
 
 def rehearse(
@@ -108,7 +109,7 @@ def _score_groups(
     policy: Policy,
 ) -> Rehearsal:
     size = stage.group.size
-    sampled, group_s = _sample_in_time(recipe, stage, rows, policy)
+    sampled, seconds = _sample_in_time(recipe, stage, rows, policy)
     rows = rows[: len(sampled)]
     flat = [rollout for group in sampled for rollout in group]
     scored = _score(recipe, rewards, rows, flat, size, policy)
@@ -133,32 +134,32 @@ def _score_groups(
     else:
         cut = sum(rollout.truncated for rollout in flat) / len(flat)
         notices += [_truncation(stage, cut), _variance(stage, flat_groups(groups, None))]
-    return Rehearsal(stage, notices, groups, group_s)
+    return Rehearsal(stage, notices, groups, seconds)
 
 
 def _sample_in_time(
     recipe: Recipe, stage: GrpoStage, rows: Sequence[Row], policy: Policy
 ) -> tuple[list[list[Rollout]], float]:
-    """Groups of the first row and of as many more as there is time for; seconds of a group."""
+    """Groups of as many of the rows (two at least) as there is time for, and their seconds."""
     prompts = [prompt_of(row, recipe.template, policy.tokenizer) for row in rows]
+    longest = stage.sampling.max_tokens
 
-    def groups_of(some: Sequence[Prompt]) -> tuple[list[list[Rollout]], float]:
+    def groups_of(some: Sequence[Prompt], max_tokens: int) -> tuple[list[list[Rollout]], float]:
         started = time.monotonic()
         found = sample(
             policy,
             some,
             samples=stage.group.size,
             temperature=stage.sampling.temperature,
-            max_tokens=stage.sampling.max_tokens,
+            max_tokens=max_tokens,
+            weights=stage.sampling.weights,
         )
-        return found, (time.monotonic() - started) / len(some)
+        return found, time.monotonic() - started
 
-    first, seconds = groups_of(prompts[:1])
-    more = prompts[1 : 1 + int(REHEARSAL_S / seconds)]
-    if not more:
-        return first, seconds
-    others, seconds = groups_of(more)
-    return [*first, *others], seconds
+    few = min(_PROBE, longest)
+    _, seconds = groups_of(prompts, few)  # and what is made once is made
+    room = REHEARSAL_S / (seconds / few * longest)
+    return groups_of(prompts[: max(2, int(len(prompts) * room))], longest)
 
 
 def _score(

@@ -7,11 +7,10 @@ would take too long is made smaller: fewer steps, then fewer prompts in a step.
 
 import math
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from rl_reasoner.errors import RunStopped, UserError
-from rl_reasoner.evaluation.forecast import PROMPTS, Forecast, SampledGroups, Totals
+from rl_reasoner.evaluation.forecast import PROMPTS, Forecast, SampledGroups, StepPace, widened
 from rl_reasoner.files import read_jsonl
 from rl_reasoner.pipeline.forecaster import forecast_of, pace_of, sampled_groups
 from rl_reasoner.pipeline.placement import Placement
@@ -26,24 +25,27 @@ from rl_reasoner.recipe.stages import GrpoStage
 from rl_reasoner.report.terminal import LiveView
 from rl_reasoner.training.checkpointing.signals import Stop
 
-TRIAL_S = 60.0
+TRIAL_S = 75.0
 """Seconds that a trial may take by estimate, on one machine."""
-_TRAINING = 3.0  # times as long as its sampling alone takes a step, at most
+_WHOLE_STEP = 2.5  # times as long as its sampling a step takes, at most
 _EVER = 1 << 30  # steps between checkpoints: none is written
 
 
-def trial_size(stage: GrpoStage, group_s: float, budget_s: float = TRIAL_S) -> tuple[int, int]:
-    """(steps, prompts a step) of a trial where sampling a group takes `group_s` seconds.
+def trial_size(
+    stage: GrpoStage, rows: int, seconds: float, budget_s: float = TRIAL_S
+) -> tuple[int, int]:
+    """(steps, prompts a step) of a trial, where sampling `rows` completions took `seconds`.
 
     Whole steps with 64 prompts in all, and one before them to warm up; as many as `budget_s` has
-    room for. Where not even two whole steps fit, one step of fewer prompts.
+    room for. Where not one fits, a step of fewer prompts. Fewer completions at once than `rows` are
+    taken to need as long: often the weights are read once for all of them.
     """
-    room = max(1, int(budget_s / max(1e-9, group_s * _TRAINING)))
     prompts = stage.group.prompts
+    step_s = seconds * max(1.0, prompts * stage.group.size / rows) * _WHOLE_STEP
+    if step_s > budget_s:
+        return 1, max(1, int(prompts * budget_s / step_s))
     wanted = -(-PROMPTS // prompts) + 1
-    if room >= 2 * prompts:
-        return min(wanted, stage.steps, room // prompts), prompts
-    return 1, min(room, prompts)
+    return min(wanted, stage.steps, int(budget_s / max(1e-9, step_s))), prompts
 
 
 def forecast_by_trial(
@@ -57,11 +59,10 @@ def forecast_by_trial(
     stage = seen.stage
     if why := _not_judged(recipe, stage, seen):
         return Notice("forecast", "passed", f"stage {stage.name}: not judged: {why}"), None
-    steps, prompts = trial_size(stage, seen.group_s)
     try:
-        made = _trial(recipe, stage, placement, prepared, policy, (steps, prompts), seen.groups)
+        made = _trial(recipe, placement, prepared, policy, seen)
     except (RunStopped, UserError) as error:
-        return Notice("forecast", "failed", f"stage {stage.name}: {error}", "see the message"), None
+        return Notice("forecast", "failed", f"stage {stage.name}: {error}", ""), None
     return _notice(made), made
 
 
@@ -79,31 +80,14 @@ def _not_judged(recipe: Recipe, stage: GrpoStage, seen: Rehearsal) -> str:
 
 
 def _trial(
-    recipe: Recipe,
-    stage: GrpoStage,
-    placement: Placement,
-    prepared: Prepared,
-    policy: Policy,
-    size: tuple[int, int],
-    before: Sequence[Totals],
+    recipe: Recipe, placement: Placement, prepared: Prepared, policy: Policy, seen: Rehearsal
 ) -> Forecast:
-    """Take (steps, prompts) of the stage, and forecast from them and the groups `before`."""
-    steps, prompts = size
-    group = stage.group.model_copy(
-        update={"prompts": prompts, "micro_batch": _micro(stage, prompts)}
-    )
-    nothing = {"learning_rate": 0.0, "save_strategy": "no", "max_steps": steps}
-    tried = stage.model_copy(
-        update={
-            "steps": steps,
-            "group": group,
-            "save_every": _EVER,
-            "router_bias": 0.0,
-            "loss": stage.loss.model_copy(update={"dynamic_sampling": 0}),
-            "trainer": {**stage.trainer, **nothing},
-        }
-    )
+    """Take a few steps of the stage, and forecast from them and the groups `seen` before."""
+    stage = seen.stage
+    sampled = sum(map(len, seen.groups)), seen.seconds
+    steps, prompts = trial_size(stage, *sampled)
     run = recipe.run.model_copy(update={"report_to": "none", "rewards_on": "here"})
+    tried = _shortened(stage, steps, prompts)
     asked = recipe.model_copy(update={"stages": (tried,), "evals": Evals(), "run": run})
     name = policy.model.config.name_or_path  # a reference is loaded from where it says
     quiet = LiveView(quiet=True)
@@ -112,14 +96,44 @@ def _trial(
         job = Job(asked, tried, placement, rows, prepared.rewards, policy, Path(folder))
         train_stage(job, quiet, Stop(quiet.note))
         metrics = [*read_jsonl(job.folder / "metrics.jsonl")]
-        sampled = sampled_groups(job.folder, metrics, "")
-        pace = pace_of(metrics, stage.loss.iterations, prompts / stage.group.prompts)
+        found = sampled_groups(job.folder, metrics, "")
     policy.model.config.name_or_path = name
-    groups = [*before, *sampled.groups]
+    pace = _of_whole_steps(pace_of(metrics, stage.loss.iterations), stage, prompts, sampled)
+    groups = [*seen.groups, *found.groups]
     cut_short = f", cut short of {PROMPTS} to save time" if len(groups) < PROMPTS else ""
     of = f"{len(groups)} sampled groups{cut_short}"
-    sampled = SampledGroups(groups, of, sampled.truncated)
-    return forecast_of(recipe, stage, sampled, pace)
+    return forecast_of(recipe, stage, SampledGroups(groups, of, found.truncated), pace)
+
+
+def _shortened(stage: GrpoStage, steps: int, prompts: int) -> GrpoStage:
+    """The stage with so many steps and prompts, in which nothing changes the policy."""
+    nothing = {"learning_rate": 0.0, "save_strategy": "no", "max_steps": steps}
+    group = {"prompts": prompts, "micro_batch": _micro(stage, prompts)}
+    return stage.model_copy(
+        update={
+            "steps": steps,
+            "group": stage.group.model_copy(update=group),
+            "save_every": _EVER,
+            "router_bias": 0.0,
+            "loss": stage.loss.model_copy(update={"dynamic_sampling": 0}),
+            "trainer": {**stage.trainer, **nothing},
+        }
+    )
+
+
+def _of_whole_steps(
+    pace: StepPace, stage: GrpoStage, prompts: int, before: tuple[int, float]
+) -> StepPace:
+    """The pace of the stage's steps from that of steps with fewer `prompts`.
+
+    `before`: the completions that the rehearsal sampled, and its seconds.
+    """
+    share, size = prompts / stage.group.prompts, stage.group.size
+    parts = {name: value / share for name, value in pace.parts.items() if name != "rest"}
+    rows, seconds = before
+    took, wanted = pace.parts["generation"], stage.group.prompts * size
+    parts["generation"] = widened(took, prompts * size, (seconds, rows), wanted)
+    return StepPace({**parts, "rest": pace.parts["rest"]}, pace.tokens)
 
 
 def _micro(stage: GrpoStage, prompts: int) -> int | None:
@@ -139,4 +153,4 @@ def _notice(made: Forecast) -> Notice:
     if shown := made.detectable:
         least = ", ".join(f"{100 * d:.1f} points on {name}" for name, d in shown.items())
         message += f"; the least gain that these can show: {least}"
-    return warn_if(made.direction == "none", "forecast", message, "see the forecast")
+    return warn_if(made.direction == "none", "forecast", message, "")

@@ -25,6 +25,7 @@ from rl_reasoner.evaluation.forecast import (
     reward_moved,
     right_of,
     useful_groups,
+    widened,
 )
 from rl_reasoner.evaluation.statistics import mcnemar
 
@@ -99,6 +100,26 @@ def test_dynamic_sampling_replaces_flat_groups(
     assert math.isclose(useful, sampled * (1 - flat), abs_tol=1e-6)  # all others are flat
 
 
+@given(
+    st.floats(0.1, 100),
+    st.integers(1, 64),
+    st.floats(0.1, 100),
+    st.integers(1, 64),
+    st.integers(1, 512),
+)
+def test_more_rows_at_once_take_no_less_and_at_most_in_proportion(
+    seconds: float, rows: int, other_s: float, other: int, wanted: int
+) -> None:
+    found = widened(seconds, rows, (other_s, other), wanted)
+    assert found <= seconds * wanted / rows * (1 + 1e-9)
+    assert wanted < rows or found >= seconds * (1 - 1e-9)
+
+
+def test_two_measurements_tell_what_reading_the_weights_costs() -> None:
+    assert widened(12.0, 8, (20.0, 24), 64) == pytest.approx(8 + 0.5 * 64)
+    assert widened(10.0, 8, (10.0, 64), 64) == 10.0
+
+
 # ---------------------------------------------------------- what an evaluation can show
 
 
@@ -143,6 +164,7 @@ NOTHING, ALL, SOME, EQUAL = [0.0] * 4, [1.0] * 4, [0.0, 1.0, 0.0, 1.0], [0.5] * 
         ([SOME] * 6 + [NOTHING] * 4, "likely", "likely to learn: 40% of groups flat, pass@1 30%"),
         ([NOTHING] * 24 + [SOME], "flat at 0", "nothing to learn from: 96% of groups flat at 0"),
         ([ALL] * 10, "too easy", "too easy: 100% of groups flat at 1"),
+        ([NOTHING] * 8, "unclear", "not clear: only 8 groups were sampled"),
         ([EQUAL] * 19 + [SOME], "equal rewards", "95% of groups have equal rewards"),
     ],
 )

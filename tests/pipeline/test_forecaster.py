@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl_reasoner import open_policy, train
+from rl_reasoner.pipeline import trial
 from rl_reasoner.pipeline.forecaster import first_steps
 from rl_reasoner.pipeline.placement import choose_placement
 from rl_reasoner.pipeline.prepare import prepare
@@ -70,13 +71,32 @@ def test_check_warns_where_there_is_nothing_to_learn_from(tmp_path: Path, cli: C
     assert notice["status"] == "warned" and "nothing to learn from: 100%" in notice["message"]
 
 
-@given(st.integers(1, 100), st.integers(1, 40), st.floats(1e-4, 1e3), st.floats(1, 100))
-def test_a_trial_keeps_its_time(steps: int, prompts: int, group_s: float, budget: float) -> None:
+@given(
+    st.integers(1, 100),
+    st.integers(1, 40),
+    st.integers(8, 64),
+    st.floats(1e-4, 1e3),
+    st.floats(1, 100),
+)
+def test_a_trial_keeps_its_time(
+    steps: int, prompts: int, rows: int, seconds: float, budget: float
+) -> None:
     stage = GrpoStage.model_validate({"steps": steps, "group": {"size": 4, "prompts": prompts}})
-    took, each = trial_size(stage, group_s, budget)
+    took, each = trial_size(stage, rows, seconds, budget)
     assert 1 <= took <= steps and 1 <= each <= prompts
-    assert took * each == 1 or took * each * group_s * 3 <= budget * (1 + 1e-9)
+    whole = seconds * max(1.0, prompts * 4 / rows) * 2.5
+    assert took * each == 1 or took * whole * each / prompts <= budget * (1 + 1e-9)
     assert each == prompts or took == 1  # whole steps, or one smaller one
+
+
+def test_a_trial_of_a_smaller_step_is_forecast_as_the_whole_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "trial_size", lambda *given: (1, 3))
+    group = {"size": 4, "prompts": 6, "micro_batch": 8}
+    [(notice, made)] = tried(recipe(tmp_path, grpo(steps=500, group=group)))
+    assert "11 sampled groups, cut short of 64" in notice.message  # 8 of the rehearsal
+    assert made.to_json()["completions"] == 24
 
 
 @given(st.integers(1, 300), st.integers(1, 100), st.integers(1, 4))
