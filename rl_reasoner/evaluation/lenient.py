@@ -6,7 +6,8 @@ it: of maths the last value (a number, or the formula it stands in), and what an
 (reasoning, box or tag that never closes; tags of one's own left out) marks; of code the last block,
 closed or not, or the code of a completion without a fence. Each reading is written as the reward
 wants it and judged by the same reward (`judging`): so the two judges differ in form alone. A few
-places are looked at, never all: a list of guesses counts by its last one.
+places are looked at, never all: a list of guesses counts by its last one. What numbers an item or
+a step is no answer.
 
 Pure text, bounded: maths reads the end of a completion, code goes once over its lines.
 """
@@ -35,6 +36,8 @@ _VALUE = re.compile(
     rf"|(?<![\w.])\.\d{{1,60}}|{_TEX})(?:{_TEX})?(?:\s?\\?%)?"
 )
 _RELATION = re.compile(r"=|≈|\\approx(?![a-z])|\\(?:[Rr]ightarrow|implies|to)(?![a-z])")
+_ITEM = re.compile(r"[.)]\**[ \t]+\S")
+_STEP = re.compile(r"\b(?:[Ss]tep|[Pp]art|[Cc]ase) $")
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
 _BEGINS = re.compile(r"(?:async )?def \w+\(|class \w+ ?[(:]|import \w|from [\w.]+ import |@\w")
 _STATEMENT = re.compile(
@@ -95,7 +98,7 @@ def _last_values(text: str) -> Iterator[PlacedAnswer]:
     """The last number of `text`, or what the formula around it comes to; a formula behind it."""
     number, formula = None, last_formula(text)
     for match in _VALUE.finditer(text):
-        number = match
+        number = number if _numbers_an_item(text, match) else match
     value = ""
     if formula is not None:
         value = _RELATION.split(formula[2])[-1].strip(" .,;")
@@ -109,6 +112,14 @@ def _last_values(text: str) -> Iterator[PlacedAnswer]:
         yield "last formula", value
     else:
         yield "last number", number[0]
+
+
+def _numbers_an_item(text: str, number: re.Match[str]) -> bool:
+    """Whether a number is that of a list's item or a step ("2. We add", "Step 3")."""
+    before = text[max(0, number.start() - 12) : number.start()]
+    line_start = not before.rpartition("\n")[2].strip(" \t*#>(")
+    at_start = line_start and ("\n" in before or number.start() <= len(before))
+    return bool((at_start and _ITEM.match(text, number.end())) or _STEP.search(before))
 
 
 # ---------------------------------------------------------------------- code

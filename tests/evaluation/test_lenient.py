@@ -92,6 +92,9 @@ def test_the_last_number_counts_and_none_before_it() -> None:
     assert marks("3 boxes and 4 bags are 7 things, he said to her then", "3") == (0.0, 0.0)
     assert marks("x2 and H2O and 10^8 are what the 5 of them saw there", "2") == (0.0, 0.0)
     assert marks("They saw 5 of it, in the form of CO2 and of x_2 there", "5") == (0.0, 1.0)
+    listed = "There are 9 of them.\n2. So we can write\n3) this down:\n\n**Step 4:** we see"
+    assert [marks(listed, gold)[1] for gold in "9234"] == [1.0, 0.0, 0.0, 0.0]
+    assert marks("I found this many:\n5. \n", "5")[1] == 1.0
     assert marks(r"We know $x = 3$ and then $\frac{1}{2}$ of that is left", "2") == (0.0, 0.0)
 
 
