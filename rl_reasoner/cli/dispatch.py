@@ -26,6 +26,7 @@ from rl_reasoner.cli.copy import CopyVerb
 from rl_reasoner.cli.env import EnvVerb
 from rl_reasoner.cli.eval import EvalVerb
 from rl_reasoner.cli.export import ExportVerb
+from rl_reasoner.cli.filter import FilterVerb
 from rl_reasoner.cli.list import ListVerb
 from rl_reasoner.cli.report import ReportVerb
 from rl_reasoner.cli.score import ScoreVerb
@@ -40,6 +41,7 @@ Verb = (
     Annotated[TrainVerb, subcommand("train")]
     | Annotated[EvalVerb, subcommand("eval")]
     | Annotated[CompareVerb, subcommand("compare")]
+    | Annotated[FilterVerb, subcommand("filter")]
     | Annotated[ChatVerb, subcommand("chat")]
     | Annotated[ScoreVerb, subcommand("score")]
     | Annotated[CheckVerb, subcommand("check")]

@@ -133,7 +133,7 @@ class EvalVerb:
         else:
             quiet_libraries()
         template, system = prompt_settings(self.policy, self.template, self.system)
-        with _ProgressBars(self.json or self.quiet) as progress:
+        with ProgressBars(self.json or self.quiet) as progress:
             return evaluate(
                 policy,
                 sets,
@@ -204,7 +204,7 @@ def _check_rewards_worked(result: "EvalResult") -> None:
             raise RewardsFailed(f"{name}: the reward failed on every completion: {first}")
 
 
-class _ProgressBars:
+class ProgressBars:
     """A progress bar for each set on a terminal, nothing elsewhere."""
 
     def __init__(self, as_json: bool) -> None:

@@ -18,7 +18,7 @@ from rl_reasoner.dataset.sets import find_set
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.recipe.data import AnyData, FileData, MixData, StageData, data_sources
 from rl_reasoner.recipe.recipe import Recipe
-from rl_reasoner.recipe.stages import SampleStage, Stage
+from rl_reasoner.recipe.stages import RowStage, Stage
 
 # Fields of a stage that change nothing in its result.
 _WITHOUT_EFFECT = ("name", "start", "policy", "teacher", "save_every")
@@ -52,9 +52,9 @@ def facts_of(recipe: Recipe, stage: Stage, made: Mapping[str, str]) -> dict[str,
         facts["code"] = {name: code for name in recipe.rewards if (code := _code(name))}
         if recipe.run.overlap != "off":
             facts["overlap"] = recipe.run.overlap
-    if isinstance(stage, SampleStage) and stage.reward:
+    if isinstance(stage, RowStage) and stage.reward:
         facts["code"] = _code(stage.reward)
-    if not isinstance(stage, SampleStage):
+    if not isinstance(stage, RowStage):
         facts["precision"] = recipe.run.precision
         facts["lora"] = recipe.policy.lora and recipe.policy.lora.model_dump(mode="json")
     return json.loads(json.dumps(facts))  # type: ignore[no-any-return]
@@ -122,7 +122,7 @@ def reused_path(stage: Stage) -> Path:
     Raises `UserError` where it is not there, or of the wrong kind.
     """
     path = Path(str(stage.reuse)).expanduser()
-    if isinstance(stage, SampleStage):
+    if isinstance(stage, RowStage):
         file = path / "data.jsonl" if path.is_dir() else path
         if not file.is_file():
             raise UserError(f"stage {stage.name}: reuse: there is no data set {file}")

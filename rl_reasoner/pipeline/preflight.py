@@ -21,7 +21,7 @@ from rl_reasoner.pipeline.prepare import Prepared
 from rl_reasoner.policy.fp8.layers import describe_fp8, fp8_backend
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.recipe import Recipe
-from rl_reasoner.recipe.stages import DistillStage, GrpoStage, SampleStage, SftStage, TrainedStage
+from rl_reasoner.recipe.stages import DistillStage, GrpoStage, RowStage, SftStage, TrainedStage
 from rl_reasoner.rollout.long_prompts import declared_places, named_rows
 from rl_reasoner.rollout.sampler import long_rows, prompt_ids
 from rl_reasoner.types import Row
@@ -67,7 +67,7 @@ def inspect(
     if placement.precision == "fp8":
         notices.append(_fp8(recipe, policy))
     for stage in recipe.stages:
-        if isinstance(stage, SampleStage):
+        if isinstance(stage, RowStage):
             continue
         rows = prepared.rows[stage.name]
         notices.append(_learning_rate(recipe, stage, policy))

@@ -23,7 +23,7 @@ from rl_reasoner.policy.fp8.layers import fp8_backend
 from rl_reasoner.recipe.data import AnyData, StageData, data_sources
 from rl_reasoner.recipe.load import Locate
 from rl_reasoner.recipe.recipe import Recipe
-from rl_reasoner.recipe.stages import Stage
+from rl_reasoner.recipe.stages import RowStage, Stage
 from rl_reasoner.report.dashboards import dashboards_of
 from rl_reasoner.scoring.batch import APPLIES, applies, score_batch
 from rl_reasoner.scoring.registry import load_reward
@@ -81,6 +81,9 @@ def prepare(recipe: Recipe, placement: Placement, locate: Locate | None = None) 
             load_set(recipe.evals.validation, 1)
     rows: dict[str, list[Row]] = {stage.name: [] for stage in recipe.stages}
     for index, stage in enumerate(recipe.stages):
+        if isinstance(stage, RowStage):
+            with field("stages", index, "reward"):
+                check_judge(stage.reward, stage.reward_options)
         if stage.reuse is not None:
             with field("stages", index, "reuse"):
                 reused_path(stage)
@@ -92,8 +95,9 @@ def prepare(recipe: Recipe, placement: Placement, locate: Locate | None = None) 
         if problems or stage.kind != "grpo":
             continue
         for name, function in rewards.items():
-            for row in _first_of_each_task(rows[stage.name], name_of(function)):
-                with field("rewards", name):
+            with field("rewards", name):
+                tried = [_with_rewards(row, rewards) for row in unfiltered(recipe, stage, rows)]
+                for row in _first_of_each_task(tried, name_of(function)):
                     _try_reward(function, row)
     if "form_only" in recipe.controls and recipe.controlled and not problems:
         with field("controls"):
@@ -101,6 +105,19 @@ def prepare(recipe: Recipe, placement: Placement, locate: Locate | None = None) 
     if problems:
         raise UserError(*dict.fromkeys(problems))
     return Prepared(rows, rewards, step_prompts)
+
+
+def unfiltered(recipe: Recipe, stage: Stage, rows: Mapping[str, list[Row]]) -> list[Row]:
+    """The rows of `stage`; where filters choose them in the run, those that they choose from.
+
+    `rows` are those that are known before the run, by stage. Rows that a stage samples are not.
+    """
+    while not rows[stage.name] and isinstance(data := recipe.data_of(stage), StageData):
+        source = next(other for other in recipe.stages if other.name == data.stage)
+        if source.kind != "filter":
+            break
+        stage = source
+    return rows[stage.name]
 
 
 def read_stage_rows(

@@ -18,7 +18,7 @@ from rl_reasoner.dataset.templates import prompt_of
 from rl_reasoner.evaluation.forecast import FlatGroups, flat_groups
 from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.preflight import Notice, warn_if
-from rl_reasoner.pipeline.prepare import Prepared, trl_columns
+from rl_reasoner.pipeline.prepare import Prepared, trl_columns, unfiltered
 from rl_reasoner.policy.fp8.layers import in_fp8
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.recipe import Recipe
@@ -57,7 +57,7 @@ def rehearse(
     they are not known before the stage that makes their policy has run.
     """
     for stage in recipe.stages:
-        rows = prepared.rows[stage.name]
+        rows = unfiltered(recipe, stage, prepared.rows)
         if isinstance(stage, GrpoStage) and rows:
             if stage.long_prompts == "skip":
                 prompts = [prompt_of(row, recipe.template, policy.tokenizer) for row in rows]

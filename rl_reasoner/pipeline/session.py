@@ -25,6 +25,12 @@ from rl_reasoner.evaluation.evaluate import evaluate_recipe
 from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.files import write_json, write_text
 from rl_reasoner.foreign import json_object, mapping
+from rl_reasoner.pipeline.difficulty_filter import (
+    FilterFiles,
+    dropped_words,
+    filter_rows,
+    reuse_completions,
+)
 from rl_reasoner.pipeline.lineage import (
     data_in,
     differences,
@@ -49,7 +55,7 @@ from rl_reasoner.provenance import made_with
 from rl_reasoner.recipe.data import StageData, data_sources
 from rl_reasoner.recipe.old_names import current_stage
 from rl_reasoner.recipe.recipe import Recipe
-from rl_reasoner.recipe.stages import DistillStage, SampleStage, Stage
+from rl_reasoner.recipe.stages import DistillStage, FilterStage, RowStage, SampleStage, Stage
 from rl_reasoner.report import write_report
 from rl_reasoner.report.terminal import LiveView
 from rl_reasoner.rollout.sampler import prompt_ids
@@ -123,9 +129,9 @@ class Session:
             if stage is first_grpo:
                 self._evaluate("before", self._start_of(stage))
             self._run_stage(stage, again=again and stage is stages[window.start])
-            if recipe.evals.stages and stage.kind != "sample":
+            if recipe.evals.stages and not isinstance(stage, RowStage):
                 self._evaluate(stage.name, PolicyRef(stage.name))
-        trained = [s.name for s in until if s.kind != "sample"]
+        trained = [s.name for s in until if not isinstance(s, RowStage)]
         ref = PolicyRef(trained[-1]) if trained else PolicyRef(None, recipe.policy.source)
         if self.is_over:
             self._evaluate("after", ref)
@@ -326,6 +332,8 @@ class Session:
             self.result_hashes.pop(stage.name, None)
             if isinstance(stage, SampleStage) and old:
                 reuse_samples(old, folder, before or {}, facts)
+            if isinstance(stage, FilterStage) and old:
+                reuse_completions(old, folder)
             begun = {"made_from": facts, **made_with(), "started": time.strftime("%FT%T%z")}
             write_json(folder / "lock.json", begun)
         started = time.monotonic()
@@ -354,6 +362,8 @@ class Session:
             )
             self.view.finish_stage()
             return folder / "data.jsonl"
+        if isinstance(stage, FilterStage):
+            return self._filter(stage, folder, place)
         self.view.start_stage(stage.name, *place, stage.steps)
         ref = self._start_of(stage)
         processes.broadcast(StageOrder(stage.name, ref))
@@ -361,9 +371,27 @@ class Session:
         self.view.finish_stage()
         return folder / "policy"
 
+    def _filter(self, stage: FilterStage, folder: Path, place: tuple[int, int]) -> Path:
+        """Write the rows that `stage` keeps, and its card; the file of the rows."""
+        rows, data = self._rows(stage), folder / "data.jsonl"
+        self.view.start_stage(stage.name, *place, len(rows) * stage.samples)
+        card = filter_rows(
+            stage,
+            rows,
+            self._policy(self._start_of(stage)),
+            FilterFiles(data, folder / "rates.jsonl", folder / "samples"),
+            template=self.recipe.template,
+            seed=self.recipe.run.seed,
+            progress=lambda done: self.view.update({}, done),
+        )
+        write_json(folder / "card.json", card)
+        self.view.finish_stage()
+        self.view.note(f"stage {stage.name}: {dropped_words(card)}")
+        return data
+
     def _train(self, stage: Stage, ref: PolicyRef, folder: Path) -> None:
         """Train a stage's policy, together with the other processes of the job."""
-        assert not isinstance(stage, SampleStage)
+        assert not isinstance(stage, RowStage)
         policy = self._policy(ref)
         self.opened = None  # it is trained in place
         rows, rewards = self._rows(stage), self.prepared.rewards
@@ -381,7 +409,7 @@ class Session:
 
     def _copy_reused(self, stage: Stage, folder: Path) -> Path:
         """Copy what a stage reuses into its folder."""
-        if isinstance(stage, SampleStage):
+        if isinstance(stage, RowStage):
             shutil.copyfile(reused_path(stage), folder / "data.jsonl")
             return folder / "data.jsonl"
         self._policy(PolicyRef(None, str(reused_path(stage)))).save(folder / "policy")

@@ -20,7 +20,7 @@ from rl_reasoner.recipe.stages import (
     DistillStage,
     GrpoStage,
     Optim,
-    SampleStage,
+    RowStage,
     SftStage,
     TrainedStage,
     Vllm,
@@ -39,7 +39,7 @@ def check_configs(recipe: Recipe, placement: Placement) -> dict[str, int]:
     """
     step_prompts: dict[str, int] = {}
     for stage in recipe.stages:
-        if isinstance(stage, SampleStage):
+        if isinstance(stage, RowStage):
             continue
         kind = _CONFIGS[stage.kind]
         known = {field.name for field in fields(kind)}

@@ -115,7 +115,7 @@ class FileData(RowSource):
 
 
 class StageData(RowSource):
-    """Rows that an earlier stage of kind `sample` wrote."""
+    """Rows that an earlier stage of kind `sample` or `filter` wrote."""
 
     stage: str = Field(description="the name of that stage")
     limit: int | None = Field(default=None, ge=1, description="take only the first N rows")

@@ -19,10 +19,10 @@ from rl_reasoner.recipe.data import FileData, MixData, StageData, TaskData
 from rl_reasoner.recipe.locations import FieldPath, model_in, validate
 from rl_reasoner.recipe.old_names import OLD_NAMES, current_path, note_old_name
 from rl_reasoner.recipe.recipe import EvalOverrides, Recipe, RecipeLoader, RewardSpec
-from rl_reasoner.recipe.stages import DistillStage, GrpoStage, SampleStage, SftStage
+from rl_reasoner.recipe.stages import DistillStage, FilterStage, GrpoStage, SampleStage, SftStage
 
 _LISTS: dict[str, list[type[BaseModel]]] = {
-    "stages": [SftStage, GrpoStage, SampleStage, DistillStage],
+    "stages": [SftStage, GrpoStage, SampleStage, FilterStage, DistillStage],
     "rewards": [RewardSpec],
     "mix": [TaskData, FileData, StageData],
     "overrides": [EvalOverrides],

@@ -18,7 +18,7 @@ from rl_reasoner.foreign import yaml_value
 from rl_reasoner.recipe.data import FileData, MixData, StageData, TaskData
 from rl_reasoner.recipe.old_names import OLD_NAMES, current_path
 from rl_reasoner.recipe.recipe import Recipe, RecipeLoader
-from rl_reasoner.recipe.stages import DistillStage, GrpoStage, SampleStage, SftStage
+from rl_reasoner.recipe.stages import DistillStage, FilterStage, GrpoStage, SampleStage, SftStage
 
 FieldPath = tuple[str | int, ...]
 Places = Mapping[FieldPath, str]
@@ -30,6 +30,7 @@ _KINDS: dict[str, type[BaseModel]] = {
     "sft": SftStage,
     "grpo": GrpoStage,
     "sample": SampleStage,
+    "filter": FilterStage,
     "distill": DistillStage,
 }
 _EXPECTED = {

@@ -30,7 +30,7 @@ from rl_reasoner.recipe.data import (
     data_sources,
 )
 from rl_reasoner.recipe.old_names import current_fields
-from rl_reasoner.recipe.stages import DistillStage, GrpoStage, Stage
+from rl_reasoner.recipe.stages import DistillStage, GrpoStage, RowStage, Stage
 
 
 class RecipeLoader(yaml.SafeLoader):
@@ -193,7 +193,7 @@ def _once(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _no_stage(stage: str, field: str, name: str, known: list[str]) -> str:
-    kind = "sample stage" if field == "data.stage" else "stage with a policy"
+    kind = "sample or filter stage" if field == "data.stage" else "stage with a policy"
     hint = did_you_mean(name, known) or f" There are: {', '.join(known) or 'none'}."
     return f"stage {stage!r}: {field}: no {kind} {name!r} before it.{hint}"
 
@@ -297,14 +297,14 @@ class Recipe(Part):
         if len(set(names)) < len(names):
             raise ValueError(f"two stages have the same name: {', '.join(names)}")
         for index, stage in enumerate(self.stages):
-            if stage.data is None and self.data is None:
+            if stage.data is None and self.data is None and self._filter_before(stage) is None:
                 raise ValueError(
                     f"stage {stage.name!r} has no data: give data to it or to the recipe"
                 )
             if stage.kind == "grpo" and not self.rewards:
                 raise ValueError(f"stage {stage.name!r} is a grpo stage: the recipe needs rewards")
             self._check_references(index)
-        if self.stages[-1].kind == "sample":
+        if isinstance(self.stages[-1], RowStage):
             raise ValueError("the last stage makes no policy: add a stage that trains on its data")
         if self.controls:
             self._check_controls()
@@ -331,8 +331,8 @@ class Recipe(Part):
     def _check_references(self, index: int) -> None:
         """Raise ValueError where what a stage refers to is not an earlier stage of that kind."""
         stage, earlier = self.stages[index], self.stages[:index]
-        policies = [s.name for s in earlier if s.kind != "sample"]
-        samples = [s.name for s in earlier if s.kind == "sample"]
+        policies = [s.name for s in earlier if not isinstance(s, RowStage)]
+        samples = [s.name for s in earlier if isinstance(s, RowStage)]
         if stage.start is not None and stage.start not in ("base", *policies):
             raise ValueError(_no_stage(stage.name, "start", stage.start, ["base", *policies]))
         for source in data_sources(stage.data):
@@ -349,8 +349,8 @@ class Recipe(Part):
             return None
         if stage.start is not None:
             return stage.start
-        before = self.stages[: [s.name for s in self.stages].index(stage.name)]
-        return next((s.name for s in reversed(before) if s.kind != "sample"), None)
+        before = self._before(stage)
+        return next((s.name for s in reversed(before) if not isinstance(s, RowStage)), None)
 
     def needs(self, stage: Stage) -> list[str]:
         """The stages that `stage` takes something from: policy, data, teacher."""
@@ -358,14 +358,23 @@ class Recipe(Part):
             return []
         names = [s.name for s in self.stages]
         needed = [self.start_of(stage), getattr(stage, "teacher", None)]
-        needed += [s.stage for s in data_sources(stage.data) if isinstance(s, StageData)]
+        needed += [s.stage for s in data_sources(self.data_of(stage)) if isinstance(s, StageData)]
         return [name for name in dict.fromkeys(needed) if name in names]
 
     def data_of(self, stage: Stage) -> AnyData:
-        """The rows that `stage` uses: its own, else the recipe's."""
-        data = stage.data or self.data
+        """The rows that `stage` uses: its own, else those of the last filter, else the recipe's."""
+        kept = self._filter_before(stage)
+        data = stage.data or (StageData(stage=kept) if kept else self.data)
         assert data is not None  # checked by the validator
         return data
+
+    def _before(self, stage: Stage) -> tuple[Stage, ...]:
+        return self.stages[: [s.name for s in self.stages].index(stage.name)]
+
+    def _filter_before(self, stage: Stage) -> str | None:
+        """The last filter stage before `stage`."""
+        before = reversed(self._before(stage))
+        return next((s.name for s in before if s.kind == "filter"), None)
 
     def in_folder(self, folder: str | None) -> "Recipe":
         """The same recipe in another run folder."""

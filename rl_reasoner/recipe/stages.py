@@ -5,10 +5,11 @@ to the trainers. Knows nothing of torch.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.recipe.algorithms import ALGORITHMS, algorithm_settings
@@ -58,13 +59,18 @@ class Group(Part):
     )
 
 
-class Sampling(Part):
-    """How completions are sampled in training."""
+class FilterSampling(Part):
+    """How the completions of a filter stage are sampled."""
 
     temperature: float = Field(default=1.0, gt=0)
+    max_tokens: int = Field(default=512, ge=1, description="longest completion, in tokens")
+
+
+class Sampling(FilterSampling):
+    """How completions are sampled in training."""
+
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0, description="0 = no limit")
-    max_tokens: int = Field(default=256, ge=1, description="longest completion, in tokens")
 
 
 class GrpoSampling(Sampling):
@@ -342,6 +348,69 @@ class SampleStage(_Stage):
     keep: Keep = Keep()
 
 
+def rate_range(text: str) -> tuple[float, float]:
+    """(lowest, highest) pass rate of a range, both included, such as "0.2..0.8".
+
+    Raises ValueError for what is not a range within 0 to 1.
+    """
+    low, _, high = text.partition("..")
+    try:
+        lowest, highest = float(low), float(high)
+    except ValueError:
+        lowest, highest = 1.0, 0.0
+    if 0 <= lowest <= highest <= 1:
+        return lowest, highest
+    numbers = sorted(float(number) for number in re.findall(r"\d+(?:\.\d+)?", text))
+    share = 100 if numbers and 1 < numbers[-1] <= 100 else 1  # it may be in percent
+    fits = len(numbers) == 2 and numbers[-1] / share <= 1
+    near = "..".join(f"{number / share:g}" for number in numbers) if fits else "0.2..0.8"
+    raise ValueError(
+        f"{text!r} is not a range of pass rates: expected LOW..HIGH from 0 to 1, such as {near}"
+    )
+
+
+def check_range(text: str, samples: int) -> None:
+    """Raise ValueError for a range that no rate of so many samples lies in."""
+    low, high = rate_range(text)
+    if not any(low <= passed / samples <= high for passed in range(samples + 1)):
+        raise ValueError(
+            f"no pass rate of {samples} samples is in {text}: take more samples, or a wider range"
+        )
+
+
+def _rate_range(text: str) -> str:
+    rate_range(text)
+    return text
+
+
+class FilterStage(_Stage):
+    """Filtering by difficulty: sample each row several times, keep rows of medium pass rates.
+
+    The rows that are kept, with their pass rates, are `data.jsonl` in the stage's folder. They are
+    the data of the stages after it that name none of their own.
+    """
+
+    kind: Literal["filter"] = "filter"
+    data: Data | None = Field(default=None, description="rows (default: the recipe's)")
+    samples: int = Field(default=8, ge=1, description="completions per row")
+    keep: Annotated[str, AfterValidator(_rate_range)] = Field(
+        default="0.2..0.8", description="pass rates of the rows that are kept, both ends included"
+    )
+    sampling: FilterSampling = FilterSampling()
+    reward: JudgeName = Field(
+        default=None, description="the reward that judges completions (default: as the rows ask)"
+    )
+    reward_options: Mapping[str, Any] = Field(
+        default_factory=dict, description="options of that reward"
+    )
+    min_score: float = Field(default=1.0, description="completions with this score or more pass")
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        check_range(self.keep, self.samples)
+        return self
+
+
 class DistillStage(_Trained):
     """On-policy distillation (arXiv 2306.13649): the student samples, the teacher corrects.
 
@@ -359,5 +428,9 @@ class DistillStage(_Trained):
     )
 
 
-Stage = Annotated[SftStage | GrpoStage | SampleStage | DistillStage, Field(discriminator="kind")]
+Stage = Annotated[
+    SftStage | GrpoStage | SampleStage | FilterStage | DistillStage, Field(discriminator="kind")
+]
 TrainedStage = SftStage | GrpoStage | DistillStage
+RowStage = SampleStage | FilterStage
+"""The stages that make rows, and no policy."""

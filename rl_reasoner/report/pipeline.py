@@ -105,7 +105,7 @@ def _starts(run: RunData) -> dict[str, str | None]:
     for stage in run.stage_settings:
         name = str(stage.get("name"))
         starts[name] = None if stage.get("policy") else str(stage.get("start") or before)
-        if stage.get("kind") != "sample":
+        if stage.get("kind") not in ("sample", "filter"):
             before = name
     return starts
 
@@ -253,8 +253,8 @@ def _habits(each: Reached | None) -> list[Child]:
 def _samples(run: RunData) -> Iterator[Element]:
     """What rejection sampling kept and left out."""
     for stage in run.stages:
-        card = _json(run.folder / "stages" / stage.folder / "card.json")
-        if not card:
+        card = stage.card
+        if "left_out" not in card:
             continue
         left = ", ".join(f"{why}: {n:,}" for why, n in mapping(card.get("left_out")).items())
         yield h("h3", f"Samples: {stage.name}")

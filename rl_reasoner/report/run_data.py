@@ -76,8 +76,9 @@ class Evaluation:
 class StageRecord:
     """One folder of `stages/`; `metrics` has one mapping a step, rising; `best` may be empty.
 
-    `settings` is what the recipe says of the stage; `highest` see `LearningAlarms`; `forecast` is
-    what was expected of it, and empty where nothing was.
+    `settings` is what the recipe says of the stage; `card` what it says itself of the rows that it
+    made; `highest` see `LearningAlarms`; `forecast` is what was expected of it, and empty where
+    nothing was.
     """
 
     index: int
@@ -88,6 +89,7 @@ class StageRecord:
     settings: Mapping[str, Any] = field(default_factory=dict)
     highest: float | None = None
     forecast: Metrics = field(default_factory=dict)
+    card: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> str:
@@ -275,6 +277,7 @@ def _stage(folder: Path, recipe: Mapping[str, Any], unreadable: list[str]) -> St
         settings=next(named, {}),
         highest=_highest(recipe),
         forecast=mapping(forecast),
+        card=mapping(_json(folder.parent.parent, f"stages/{folder.name}/card.json", unreadable)),
     )
 
 

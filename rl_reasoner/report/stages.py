@@ -7,10 +7,10 @@ from typing import NamedTuple
 from rl_reasoner.evaluation.learning_alarms import LearningAlarms, learning_alarms
 from rl_reasoner.foreign import mapping, number
 from rl_reasoner.report import charts
-from rl_reasoner.report.charts import Chart, Trace
+from rl_reasoner.report.charts import Bar, Chart, Trace
 from rl_reasoner.report.forecast import forecast_table
 from rl_reasoner.report.formatting import duration, percent
-from rl_reasoner.report.html import Element, folded, h, note, section
+from rl_reasoner.report.html import Child, Element, folded, h, note, section, table
 from rl_reasoner.report.run_data import StageRecord, interval
 
 _LAYERS_SHOWN = 6
@@ -64,6 +64,8 @@ _CURVES = (
 
 def stage_section(stage: StageRecord) -> Element | None:
     """The section of `stage`; None when nothing was logged in it."""
+    if "histogram" in stage.card:
+        return _filter_section(stage)
     if not stage.metrics:
         return None
     place = f"stage-{stage.index}"
@@ -79,6 +81,34 @@ def stage_section(stage: StageRecord) -> Element | None:
         forecast_table(stage),
         figures(drawings, place) if drawings else None,
         folded(more, figures(others, place)) if others else None,
+    )
+
+
+def _filter_section(stage: StageRecord) -> Element:
+    """What a filter stage kept of its rows, what it dropped and why, and all pass rates."""
+    card, place = stage.card, f"stage-{stage.index}"
+    kept, of, samples = (number(card.get(name)) or 0 for name in ("rows", "of", "samples_a_row"))
+    dropped = [f"{number(n) or 0:,.0f} {why}" for why, n in mapping(card.get("dropped")).items()]
+    words = f"{kept:,.0f} of {of:,.0f} rows kept, with pass rates {card.get('keep')} of "
+    words += f"{samples:,.0f} samples. Dropped: {', '.join(dropped)}."
+    found = card["histogram"] if isinstance(card["histogram"], list) else []
+    counts = [
+        [number(mapping(bar).get(name)) or 0 for name in ("rate", "rows", "kept")] for bar in found
+    ]
+    groups = [
+        (f"{rate:.3f}", [Bar("kept" if some else "dropped", rows / max(of, 1), None)])
+        for rate, rows, some in counts
+    ]
+    cells: list[list[Child]] = [[f"{r:.3f}", f"{n:,.0f}", f"{k:,.0f}"] for r, n, k in counts]
+    cut, mean = percent(number(card.get("truncated"))), percent(number(card.get("mean_rate")))
+    remark = f"Mean pass rate {mean}; {cut} of the completions cut off at "
+    return section(
+        place,
+        f"Stage {stage.index} · {stage.name}",
+        h("p", words, class_="under"),
+        figures([charts.bars("Rows by pass rate", groups, note="share of all rows")], place),
+        folded("The numbers of rows", table(["Pass rate", "Rows", "Kept"], cells)),
+        note(f"{remark}{card.get('max_tokens')} tokens. Judged by: {card.get('judged_by')}."),
     )
 
 

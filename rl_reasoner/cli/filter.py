@@ -1,0 +1,209 @@
+"""The verb `filter`: the rows of a set that a policy gets right sometimes, as a file.
+
+Nothing heavy is imported before it is needed.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from rich.console import Group
+from rich.text import Text
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from rl_reasoner.cli.arguments import (
+    Json,
+    Quiet,
+    check_numbers,
+    check_writable,
+    parse_options,
+    prompt_settings,
+)
+from rl_reasoner.cli.eval import ProgressBars
+from rl_reasoner.errors import UserError
+from rl_reasoner.report.console import emit, err, new_table
+
+if TYPE_CHECKING:
+    from rl_reasoner.recipe.data import FileData
+    from rl_reasoner.recipe.stages import FilterStage
+
+_BAR = 36  # columns
+
+
+@dataclass
+class FilterVerb:
+    """Keep the rows that a policy gets right sometimes: GRPO learns nothing from the others.
+
+    Each row is sampled several times and judged. OUT gets the rows whose share of right completions
+    is in --keep, OUT.rates.jsonl the rates of all. Interrupted or killed, the same command goes on
+    where it was.
+    """
+
+    policy: Positional[Annotated[str, arg(metavar="POLICY")]]
+    """a run or policy folder, a .gguf file, a hub id"""
+    data: Positional[Annotated[str, arg(metavar="SET")]]
+    """a set by name, file or hub id; see: rl-reasoner list sets"""
+    samples: int = 8
+    """completions per row"""
+    keep: str = "0.2..0.8"
+    """pass rates of the rows that are kept: LOW..HIGH, both included"""
+    out: Annotated[Path | None, arg(metavar="FILE.jsonl", aliases=["--output"])] = None
+    """the rows that are kept (default: SET.filtered.jsonl)"""
+    limit: int | None = None
+    """only the first N rows"""
+    seed: int = 0
+    temperature: float = 1.0
+    """sampling temperature"""
+    max_tokens: int = 512
+    """longest completion, in tokens"""
+    template: str | None = None
+    """prompt template (default: the run's own, else auto)"""
+    system: str | None = None
+    """system prompt of chats (default: the run's own)"""
+    reward: str | None = None
+    """the reward that judges (default: code_tests where rows have tests, else math_answer)"""
+    reward_options: str = ""
+    """its options: extract=whole,timeout_s=2 or a JSON object"""
+    min_score: float = 1.0
+    """completions with this score or more are right"""
+    data_dir: Path | None = None
+    """a folder that holds sets as NAME.jsonl"""
+    columns: str = ""
+    """for files and hub ids: problem=question,answer=final"""
+    config: str | None = None
+    """for hub ids: configuration"""
+    split: str = "train"
+    """for hub ids and saved folders: split"""
+    weights: Literal["own", "auto", "bfloat16"] = "own"
+    """sample with the policy's own weights, or with copies in bf16"""
+    no_cache: FlagCreatePairsOff[bool] = False
+    """sample everything again, and cache nothing"""
+    quiet: Quiet = False
+    json: Json = False
+
+    def run(self) -> None:
+        """Filter, and print the histogram."""
+        from rl_reasoner.pipeline.rejection_sampling import NothingKept
+        from rl_reasoner.scoring.circuit_breaker import RewardsFailed
+
+        stage = self._stage()
+        kept, rates = self._files()
+        try:
+            card = self._filter(stage, kept, rates)
+        except KeyboardInterrupt:
+            if not self.no_cache:
+                err.print("what was sampled is kept: the same command goes on there")
+            raise
+        except (NothingKept, RewardsFailed):
+            kept.unlink(missing_ok=True)  # of an earlier filter: it would be taken for this one's
+            raise
+        value = {**card, "written": str(kept), "rates": str(rates)}
+        emit(self.json, value, _shown(card, kept, rates))
+
+    def _stage(self) -> "FilterStage":
+        """What to do, as a stage of a recipe; raises `UserError` for bad flags."""
+        from rl_reasoner.evaluation.evaluate import check_judge
+        from rl_reasoner.recipe.stages import FilterSampling, FilterStage, check_range, rate_range
+
+        counts = {"samples": self.samples, "max_tokens": self.max_tokens, "limit": self.limit}
+        check_numbers(self.temperature, **counts)
+        if self.temperature == 0:
+            raise UserError("--temperature 0: all samples of a row would be the same")
+        try:
+            rate_range(self.keep)
+            check_range(self.keep, self.samples)
+        except ValueError as error:
+            raise UserError(f"--keep: {error}") from None
+        options = parse_options("--reward-options", self.reward_options)
+        check_judge(self.reward, options or None)
+        return FilterStage(
+            name="filter",
+            samples=self.samples,
+            keep=self.keep,
+            sampling=FilterSampling(temperature=self.temperature, max_tokens=self.max_tokens),
+            reward=self.reward,
+            reward_options=options,
+            min_score=self.min_score,
+        )
+
+    def _files(self) -> tuple[Path, Path]:
+        """The files of the rows that are kept and of all rates; neither is the one that is read."""
+        kept = check_writable(self.out or Path(f"{Path(self.data).stem}.filtered.jsonl"))
+        if kept.suffix != ".jsonl":
+            raise UserError(f"--out {kept}: the rows are JSONL: give a name that ends in .jsonl")
+        rates = check_writable(kept.with_suffix(".rates.jsonl"))
+        for file in (kept, rates):
+            if file.resolve() == Path(self.data).expanduser().resolve():
+                raise UserError(f"--out {kept}: {file} is what is filtered; give another name")
+        return kept, rates
+
+    def _data(self) -> "FileData":
+        from rl_reasoner.dataset.sets import set_data
+        from rl_reasoner.recipe.data import FileData
+
+        columns = parse_options("--columns", self.columns)
+        given = {"columns": columns, "config": self.config, "split": self.split}
+        given = {key: value for key, value in given.items() if value}
+        return FileData.model_validate({**set_data(self.data).model_dump(), **given})
+
+    def _filter(self, stage: "FilterStage", kept: Path, rates: Path) -> dict[str, Any]:
+        if self.data_dir is not None:
+            if not self.data_dir.is_dir():
+                raise UserError(f"--data-dir: there is no folder {self.data_dir}")
+            os.environ["RL_REASONER_DATA"] = str(self.data_dir)
+        from rl_reasoner.dataset.rows import load_rows
+
+        rows = load_rows(self._data())[: self.limit]
+        template, system = prompt_settings(self.policy, self.template, self.system)
+        from rl_reasoner.distributed.threads import Threads
+        from rl_reasoner.paths import cache_folder
+        from rl_reasoner.pipeline.difficulty_filter import FilterFiles, filter_rows
+        from rl_reasoner.policy.opening import open_policy, quiet_libraries
+
+        quiet_libraries()
+        policy = open_policy(self.policy)
+        cache = None if self.no_cache else cache_folder() / "samples"
+        total = len(rows) * stage.samples
+        with Threads() as threads, ProgressBars(self.json or self.quiet) as progress:
+            threads.suit(policy.model)
+            return filter_rows(
+                stage,
+                rows,
+                policy,
+                FilterFiles(kept, rates, cache),
+                template=template,
+                seed=self.seed,
+                system=system,
+                weights=self.weights,
+                progress=lambda done: progress(Path(self.data).stem, done, total),
+            )
+
+
+def _shown(card: Mapping[str, Any], kept: Path, rates: Path) -> Group:
+    """The histogram of pass rates, with what became of the rows under it."""
+    table = new_table("pass rate", "rows", "", "")
+    table.columns[1].justify = "right"
+    most = max(bar["rows"] for bar in card["histogram"])
+    for bar in card["histogram"]:
+        style = "green" if bar["kept"] else "dim"
+        length = -(-bar["rows"] * _BAR // max(most, 1))
+        drawn = Text("█" * length, style=style)
+        table.add_row(f"{bar['rate']:.3f}", f"{bar['rows']:,}", drawn, "kept" * bool(bar["kept"]))
+    return Group(table, Text("\n".join(["", *_sentences(card, kept, rates)])))
+
+
+def _sentences(card: Mapping[str, Any], kept: Path, rates: Path) -> list[str]:
+    dropped = ", ".join(f"{count:,} {why}" for why, count in card["dropped"].items())
+    cut = f"{card['truncated']:.1%} of the completions were cut off at {card['max_tokens']} tokens"
+    silent = f"{card['abstained']:,} abstentions, {card['faults']:,} faults"
+    return [
+        f"kept {card['rows']:,} of {card['of']:,} rows with pass rates {card['keep']} "
+        f"of {card['samples_a_row']} samples",
+        f"dropped: {dropped}",
+        f"{cut}; {silent}",
+        *([f"commonest: {card['commonest_failure']}"] if card["commonest_failure"] else []),
+        f"rows: {kept}",
+        f"rates of all: {rates}",
+    ]
