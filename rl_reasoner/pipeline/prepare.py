@@ -95,13 +95,12 @@ def prepare(recipe: Recipe, placement: Placement, locate: Locate | None = None) 
         if problems or stage.kind != "grpo":
             continue
         for name, function in rewards.items():
-            with field("rewards", name):
-                tried = [_with_rewards(row, rewards) for row in unfiltered(recipe, stage, rows)]
-                for row in _first_of_each_task(tried, name_of(function)):
-                    _try_reward(function, row)
+            for row in _first_of_each_task(unfiltered(recipe, stage, rows), name_of(function)):
+                with field("rewards", name):
+                    _try_reward(function, _with_rewards(row, rewards))
     if "form_only" in recipe.controls and recipe.controlled and not problems:
         with field("controls"):
-            with_forms(rows[recipe.controlled.name], recipe, rewards)
+            with_forms(unfiltered(recipe, recipe.controlled, rows), recipe, rewards)
     if problems:
         raise UserError(*dict.fromkeys(problems))
     return Prepared(rows, rewards, step_prompts)
