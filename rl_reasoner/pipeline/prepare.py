@@ -23,7 +23,7 @@ from rl_reasoner.policy.fp8.layers import fp8_backend
 from rl_reasoner.recipe.data import AnyData, StageData, data_sources
 from rl_reasoner.recipe.load import Locate
 from rl_reasoner.recipe.recipe import Recipe
-from rl_reasoner.recipe.stages import RowStage, Stage
+from rl_reasoner.recipe.stages import Stage
 from rl_reasoner.report.dashboards import dashboards_of
 from rl_reasoner.scoring.batch import APPLIES, applies, score_batch
 from rl_reasoner.scoring.registry import load_reward
@@ -81,9 +81,8 @@ def prepare(recipe: Recipe, placement: Placement, locate: Locate | None = None) 
             load_set(recipe.evals.validation, 1)
     rows: dict[str, list[Row]] = {stage.name: [] for stage in recipe.stages}
     for index, stage in enumerate(recipe.stages):
-        if isinstance(stage, RowStage):
-            with field("stages", index, "reward"):
-                check_judge(stage.reward, stage.reward_options)
+        with field("stages", index, "reward"):
+            check_judge(getattr(stage, "reward", None), getattr(stage, "reward_options", None))
         if stage.reuse is not None:
             with field("stages", index, "reuse"):
                 reused_path(stage)
