@@ -3,13 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
 from rl_reasoner.cli.arguments import Json, Quiet, check_writable
 from rl_reasoner.errors import UserError
 from rl_reasoner.report.console import emit, err, new_table
+
+if TYPE_CHECKING:
+    from rl_reasoner.evaluation.result import EvalResult
 
 _FLIPS_SHOWN = 10
 
@@ -37,7 +40,8 @@ class CompareVerb:
             raise UserError(
                 f"--out {target} is one of the results: give another name for the page (HTML)"
             )
-        comparison = compare(EvalResult.load(self.a), EvalResult.load(self.b))
+        results = {path: EvalResult.load(path) for path in (self.a, self.b)}
+        comparison = compare(results[self.a], results[self.b])
         if target is not None:
             from rl_reasoner.report import write_evaluation
 
@@ -46,10 +50,26 @@ class CompareVerb:
         if not self.json:
             for warning in unlike(comparison):
                 err.print(warning, style="yellow", soft_wrap=True)
+            for path in _without_lenient(results):
+                err.print(
+                    f"{path} was saved before there were lenient figures; they are added, without "
+                    f"a model, by: rl-reasoner eval --replay {path} --out NEW.json",
+                    soft_wrap=True,
+                )
             for name, entry in comparison.items():
                 if "form" in entry:
                     err.print(f"{name}: {entry['form']['words']}", soft_wrap=True)
                 _print_flips(name, entry["flips"], entry["better"] + entry["worse"])
+
+
+def _without_lenient(results: Mapping[Path, "EvalResult"]) -> list[Path]:
+    """The results of which a set lacks lenient figures that another result has."""
+    having = {name for r in results.values() for name, s in r.sets.items() if "lenient" in s}
+    return [
+        path
+        for path, result in results.items()
+        if any(name in having and "lenient" not in s for name, s in result.sets.items())
+    ]
 
 
 def _comparison_table(comparison: Mapping[str, Mapping[str, Any]]) -> Any:

@@ -38,7 +38,7 @@ _VALUE = re.compile(
 _RELATION = re.compile(r"=|≈|\\approx(?![a-z])|\\(?:[Rr]ightarrow|implies|to)(?![a-z])")
 _ITEM = re.compile(r"[.)]\**[ \t]+\S")
 _STEP = re.compile(r"\b(?:[Ss]tep|[Pp]art|[Cc]ase) $")
-_BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
+_BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?:\s*\{|(?![a-zA-Z]))")
 _BEGINS = re.compile(r"(?:async )?def \w+\(|class \w+ ?[(:]|import \w|from [\w.]+ import |@\w")
 _STATEMENT = re.compile(
     r"(?:if|elif|for|while|with|try|except|else|finally)\b.*:[ \t]*(?:#.*)?$"
@@ -77,17 +77,25 @@ def _answers(completion: str, options: Mapping[str, Any]) -> Iterator[PlacedAnsw
     finished = answered is not None and any(map(str.isalnum, answered))
     text = (answered if finished and answered else thought_and_spoken(completion))[-TAIL:]
     as_asked = finished and not options.get("tags")
+    if inside := _unclosed_box(text):
+        yield "unfinished form", f"{before}{inside}{after}"
+        return
     found: list[PlacedAnswer] = [("unfinished form", value) for value in _marked(text, as_asked)]
     for place, value in [*found, *_last_values(text)]:
         yield place, f"{before}{value.strip()}{after}"
 
 
+def _unclosed_box(text: str) -> str:
+    """What a last box that never closes holds, closed; empty where there is no such box."""
+    boxes = last_boxes(text)
+    if boxes is None or boxes.closed:
+        return ""
+    inside = _BOX.split(text)[-1].partition("\n")[0].strip()
+    return inside and inside + "}" * max(0, inside.count("{") - inside.count("}"))
+
+
 def _marked(text: str, as_asked: bool) -> tuple[str, ...]:
     """What `text` marks as its answer, unless the strict judge has seen it so (`as_asked`)."""
-    boxes = last_boxes(text)
-    if boxes is not None and not boxes.closed:
-        inside = _BOX.split(text)[-1].partition("\n")[0]
-        return (inside + "}" * max(0, inside.count("{") - inside.count("}")),)
     if found := answer_of(text).texts:
         return () if as_asked else found
     closed = answer_of(text + CLOSE_ANSWER)

@@ -147,18 +147,22 @@ def _headline(run: RunData) -> Element | None:
         h("p", f"{name} · {greedy}accuracy", class_="label"),
         h("p", *numbers, class_="numbers"),
         h("p", _chip(before, after), " ", _size(shown[-1][1]), class_="under"),
-        _sampled(*(sets.get(f"{name}@sampled") for sets in _ends(run))),
+        _beside("sampled", *(sets.get(f"{name}@sampled") for sets in _ends(run))),
+        _beside("lenient", *(each and each.lenient for each in (before, after))),
         [h("p", line, class_="under") for line in headline_of(read_controls(run.folder), name)],
         class_="headline",
     )
 
 
-def _sampled(before: SetResult | None, after: SetResult | None) -> Element | None:
-    """Accuracy of samples, where both ends have it: a careless policy may be right when greedy."""
+def _beside(what: str, before: SetResult | None, after: SetResult | None) -> Element | None:
+    """Accuracy of another kind, where both ends have it.
+
+    Of samples: a careless policy may be right when greedy. Lenient: a gain may be of form alone.
+    """
     if before is None or after is None:
         return None
     way = f"{percent(before.accuracy)} → {percent(after.accuracy)}"
-    return h("p", f"sampled {way} ", _chip(before, after), class_="under")
+    return h("p", f"{what} {way} ", _chip(before, after), class_="under")
 
 
 def _size(result: SetResult) -> str:

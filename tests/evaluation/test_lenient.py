@@ -95,6 +95,8 @@ def test_the_last_number_counts_and_none_before_it() -> None:
     listed = "There are 9 of them.\n2. So we can write\n3) this down:\n\n**Step 4:** we see"
     assert [marks(listed, gold)[1] for gold in "9234"] == [1.0, 0.0, 0.0, 0.0]
     assert marks("I found this many:\n5. \n", "5")[1] == 1.0
+    assert marks(r"so it comes to \boxed{\frac{1}{2", "2") == (0.0, 0.0), "the box holds a half"
+    assert marks(r"He has 6 * 2 = 12. The answer is \boxed", "12") == (0.0, 1.0)
     assert marks(r"We know $x = 3$ and then $\frac{1}{2}$ of that is left", "2") == (0.0, 0.0)
 
 
@@ -352,7 +354,7 @@ def aged(result: EvalResult, path: Path) -> Path:
 
 
 def test_results_of_before_load_and_compare_and_a_replay_adds_what_they_lack(
-    saved: EvalResult, tmp_path: Path
+    saved: EvalResult, tmp_path: Path, cli: Cli
 ) -> None:
     again = EvalResult.load(saved.save(tmp_path / "new.json"))
     assert again == saved
@@ -360,6 +362,8 @@ def test_results_of_before_load_and_compare_and_a_replay_adds_what_they_lack(
     assert "lenient" not in next(iter(old.sets.values())) and "–" in old.table()
     [entry] = compare(old, saved).values()
     assert entry["difference"] == 0.0 and not {"lenient", "form"} & entry.keys()
+    told = cli("compare", "old.json", "new.json")
+    assert told.code == 0 and "eval --replay old.json" in told.err and "replay new" not in told.err
     assert "Comparison" in build_evaluation_page([old, saved])
     made = replay(old)
     assert made.sets == saved.sets and made.rows == saved.rows

@@ -309,3 +309,4 @@ def test_a_policy_that_cannot_be_forced_has_its_gain_explained_by_lenient_judgin
     assert ("by the paired test)" in parsed.text) == with_lenient, "40 to 50: intervals overlap"
     assert ("Greedy, lenient" in parsed.text) == with_lenient
     assert "Lenient" in parsed.text and "40.0%" in parsed.text
+    assert ("lenient 40.0% → 50.0%" in parsed.text) == with_lenient
