@@ -31,11 +31,9 @@ lint: .venv/dev
 bench: .venv/dev  ## speed against peers, on this machine
 	for bench in benchmarks/*.py; do $(PY) $$bench || exit 1; done
 
-real: .venv/dev  ## 20 GRPO steps of a real model on real rows; DATA is a folder with gsm8k_train.jsonl
-	$(PY) benchmarks/real/fetch.py smollm2 .cache/smollm2
-	RL_REASONER_DATA=$(DATA) $(RUN) train gsm8k --policy .cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \
-	  --data.path $(DATA)/gsm8k_train.jsonl --data.columns {} --steps 20 --group.size 4 --group.prompts 4 \
-	  --group.micro_batch 8 --sampling.max_tokens 160 --evals.max_tokens 160 --evals.limit 50
+real: .venv/dev  ## a recipe with a real model, from nothing to its file of results: RECIPE=… SEED=… FLAGS=…; goes on where it was stopped
+	@test -n "$(RECIPE)" || { echo "say which recipe: make real RECIPE=mbpp_qwen_coder SEED=0 (see benchmarks/real/run.py)"; exit 2; }
+	$(PY) benchmarks/real/run.py $(RECIPE) --seed $(SEED) --data $(DATA) $(FLAGS)
 
 conformance: .venv/dev  ## trl's own tests of its GRPO trainer, on ours; TRL is a folder with trl's tests
 	@test -d "$(TRL)" || { echo "say where trl lies: make conformance TRL=path (git clone of huggingface/trl)"; exit 2; }

@@ -4,8 +4,9 @@
     rl-reasoner train gsm8k --policy MODEL.gguf --data.path train.jsonl --data.columns {}
 
 SmolLM2-135M-Instruct (Apache-2.0) gets few of these problems right, so many groups have no right
-answer and teach nothing: a small reward for a boxed answer keeps a signal. `make real` runs 20
-steps of it on a CPU; 20 steps show that every step works, not that the model improves.
+answer and teach nothing: a small reward for a boxed answer keeps a signal. 20 steps were run on a
+CPU, which shows that every step works, not that the model improves. `gsm8k_qwen_coder` is the
+recipe with a model that does solve some.
 """
 
 from rl_reasoner import Recipe
@@ -13,7 +14,7 @@ from rl_reasoner.cli import main_of
 
 
 def recipe() -> Recipe:
-    """The recipe for one GPU; `make real` overrides the sizes for a CPU."""
+    """The recipe for one GPU."""
     return Recipe(
         name="gsm8k",
         policy="HuggingFaceTB/SmolLM2-135M-Instruct",

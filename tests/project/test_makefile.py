@@ -1,5 +1,6 @@
 """The Makefile on machines that lack something: it says what, ends with 2, and leaves nothing."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -44,6 +45,17 @@ def test_quickstart_installs_and_then_trains(tmp_path: Path) -> None:
     assert done.returncode == 0
     install, train = done.stdout.index("pip install"), done.stdout.index("train quickstart")
     assert install < train
+
+
+def test_a_real_run_needs_a_recipe_and_passes_its_flags(tmp_path: Path) -> None:
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for made in (".venv/bin/python", ".venv/dev"):
+        (tmp_path / made).touch()
+        os.utime(tmp_path / made, (2**32, 2**32))  # newer than what it is made of
+    done = make(tmp_path, "exit 1", "real")
+    assert done.returncode == 2 and "make real RECIPE=" in done.stdout
+    told = make(tmp_path, "exit 1", "--dry-run", "real", "RECIPE=x", "SEED=3", "FLAGS=--steps 2")
+    assert "run.py x --seed 3 --data ../shared/data --steps 2" in told.stdout
 
 
 def test_clean_removes_the_environment(tmp_path: Path) -> None:

@@ -1,0 +1,91 @@
+"""benchmarks/real/run.py with a tiny policy: killed in the middle, continued, written down."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rl_reasoner.policy.scratch import scratch_policy
+from support.places import ROOT
+
+CHAT = "{% for m in messages %}<think>{{ m['content'] }}</think>{% endfor %}"
+TINY = [
+    *("--steps", "6", "--save_every", "1", "--sampling.max_tokens", "8"),
+    *("--group.size", "4", "--group.prompts", "2", "--group.micro_batch", "4"),
+    *("--evals.limit", "4", "--evals.max_tokens", "8", "--run.device", "cpu"),
+]
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    """The script with rows and a policy that are there already, so that nothing is fetched."""
+    policy = scratch_policy("dense-tiny", 0)
+    policy.tokenizer.chat_template = CHAT
+    policy.save(tmp_path / "tiny")
+    rows = tmp_path / "cache" / "splits"
+    rows.mkdir(parents=True)
+    (rows / "splits.json").write_text("{}")
+    for part in ("train", "test"):
+        sums: list[dict[str, Any]] = [
+            {"problem": f"Ann has {n} pens and gets {n + 1}.", "answer": str(2 * n + 1)}
+            for n in range(8)
+        ]
+        text = "".join(json.dumps(row) + "\n" for row in sums)
+        (rows / f"word_problems_{part}.jsonl").write_text(text)
+    places = {"model": "tiny", "cache": "cache", "runs": "runs", "results": "out", "data": "data"}
+    script = str(ROOT / "benchmarks" / "real" / "run.py")
+    flags = [text for name, at in places.items() for text in (f"--{name}", str(tmp_path / at))]
+    return [sys.executable, script, "word_problems_moe", "--seed", "3", *flags]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_killed_run_goes_on_and_its_results_are_written(
+    command: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "runs" / "word_problems_moe-3"
+    metrics = run / "stages" / "1-grpo" / "metrics.jsonl"
+    with (tmp_path / "said").open("w") as said:
+        first = subprocess.Popen([*command, *TINY], start_new_session=True, stderr=said)
+    try:
+        while not (metrics.is_file() and metrics.read_text().count("\n") >= 2):
+            assert first.poll() is None, (tmp_path / "said").read_text()
+            time.sleep(0.05)
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+    assert not (tmp_path / "out").exists() and (run / "recipe.yaml").is_file()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "out" / "word_problems_moe-3.json"
+    assert done.stdout.strip() == str(out)
+    told = json.loads(out.read_text())
+    steps = [json.loads(line)["step"] for line in metrics.open()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert told["pieces"] == 2 and told["killed_pieces"] == 1
+    assert told["seconds"] > 0 and 0.05 < told["peak_memory_gb"] < 50
+    for name in ("before", "after"):
+        found = told["evals"][name]["word_problems_test"]
+        assert found["of"] == found["problems"] == 4
+        assert found["right"] == found["accuracy"] * 4
+    paired = told["paired_with_before"]["after"]["word_problems_test"]
+    assert {"difference", "interval", "p", "p_holm"} <= paired.keys() and "flips" not in paired
+    assert told["policy"]["parameters"] > told["policy"]["active_parameters"], "it was upcycled"
+    assert "cores" in told["machine"]["system"]
+    began = out.stat().st_mtime_ns
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    again = json.loads(out.read_text())
+    assert again == told and out.stat().st_mtime_ns > began, "a finished run is only read"
+
+
+@pytest.mark.slow
+def test_a_step_that_fails_ends_it_with_its_code(command: list[str], tmp_path: Path) -> None:
+    done = subprocess.run([*command, "--stepz", "2"], capture_output=True, text=True)
+    assert done.returncode == 2 and "stepz" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
