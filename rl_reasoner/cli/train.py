@@ -71,8 +71,7 @@ class TrainVerb:
             from rl_reasoner.report.run_data import read_run
 
             tables = [f"\n{text_table(read_run(done.folder))}\n"]
-        from rl_reasoner.report.controls import read_controls
-        from rl_reasoner.report.controls import text_table as controls_table
+        from rl_reasoner.report.controls import controls_table, read_controls
 
         if recipe.controls and (controls := read_controls(done.folder)):
             value["controls"] = controls

@@ -25,7 +25,7 @@ from rl_reasoner.scoring.batch import APPLIES, applies
 from rl_reasoner.scoring.reward import Reward, name_of
 from rl_reasoner.types import Row
 
-FORM = "form_asked"
+FORM_COLUMN = "form_asked"
 """The column in which the rows of a form_only arm have their form, as `form_of` gives it."""
 _CODE = ("code_tests", "no_hardcode")
 _LONGEST = 100_000  # characters of a program that is parsed
@@ -63,12 +63,12 @@ def form_only(completion: str, form_asked: Mapping[str, Any]) -> Score:
 _REWARDS: Mapping[str, Reward] = {"random_reward": random_reward, "form_only": form_only}
 
 
-def reference_of(arm: str) -> str:
+def control_reference(arm: str) -> str:
     """How a recipe names the reward of the arm."""
     return f"{__name__}:{arm}"
 
 
-def reward_of(arm: str, options: Mapping[str, Any]) -> Reward:
+def control_reward(arm: str, options: Mapping[str, Any]) -> Reward:
     """The reward of the arm, for all rows, whichever rewards they name."""
     made = _REWARDS[arm].with_options(**options)
     made.__dict__["of_every_row"] = True
@@ -154,8 +154,8 @@ def _form(kind: str, **options: Any) -> dict[str, Any]:
 
 
 def with_forms(rows: Iterable[Row], recipe: Recipe, rewards: Mapping[str, Any]) -> list[Row]:
-    """`rows`, each with its form in the column `FORM`. Raises `UserError` where one has none."""
-    return [{**row, FORM: _form_or_error(row, recipe, rewards)} for row in rows]
+    """`rows`, each with its form in `FORM_COLUMN`. Raises `UserError` where one has none."""
+    return [{**row, FORM_COLUMN: _form_or_error(row, recipe, rewards)} for row in rows]
 
 
 def _form_or_error(row: Row, recipe: Recipe, rewards: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,13 +18,13 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.files import read_jsonl, write_json, write_text
 from rl_reasoner.foreign import json_object, mapping, number
-from rl_reasoner.pipeline.control_rewards import reference_of, reward_of, with_forms
+from rl_reasoner.pipeline.control_rewards import control_reference, control_reward, with_forms
 from rl_reasoner.pipeline.lineage import data_in
 from rl_reasoner.pipeline.run_folder import RunFolder
 from rl_reasoner.pipeline.session import PolicyRef, Session, StageOrder
 from rl_reasoner.recipe.recipe import Recipe, RewardSpec
 from rl_reasoner.recipe.stages import GrpoStage, Stage, TrainedStage
-from rl_reasoner.report.controls import FILE, compared
+from rl_reasoner.report.controls import CONTROLS_FILE, against_controls
 from rl_reasoner.scoring.reward import name_of
 from rl_reasoner.types import Row
 
@@ -62,7 +62,7 @@ class ArmSession(Session):
         prepared = replace(
             treatment.prepared,
             rows={arm.name: rows},
-            rewards={reference_of(arm.name): reward_of(arm.name, arm.options)},
+            rewards={control_reference(arm.name): control_reward(arm.name, arm.options)},
         )
         tools = treatment.placement, prepared, treatment.view, treatment.stop, treatment.threads
         return cls(recipe, RunFolder(_folder(treatment, arm.name)), *tools, treatment, stage)
@@ -98,7 +98,7 @@ def train_controls(session: Session) -> None:
         if folder.name not in names:
             run.set_aside(folder)
     if not names:
-        run.set_aside(run.path / FILE)
+        run.set_aside(run.path / CONTROLS_FILE)
     elif session.is_over:
         stage = session.recipe.controlled
         assert stage is not None  # checked by the recipe
@@ -111,7 +111,8 @@ def train_controls(session: Session) -> None:
             processes.broadcast((arm,))
             arms[name] = ArmSession.of(session, arm).train_and_evaluate()
         facts = {name: _facts_of(_folder(session, name)) for name in arms}
-        write_json(run.path / FILE, compared(stage.name, before, treatment, arms, facts))
+        value = against_controls(stage.name, before, treatment, arms, facts)
+        write_json(run.path / CONTROLS_FILE, value)
     processes.broadcast(())
 
 
@@ -160,7 +161,7 @@ def _recipe_of(treatment: Session, stage: GrpoStage, arm: Arm) -> Recipe:
     return recipe.model_copy(
         update={
             "stages": (stage.model_copy(update=own),),
-            "rewards": {reference_of(arm.name): RewardSpec(options=arm.options)},
+            "rewards": {control_reference(arm.name): RewardSpec(options=arm.options)},
             "controls": (),
             "evals": recipe.evals.model_copy(update={"stages": False}),
         }

@@ -188,7 +188,7 @@ ControlName = Literal["random_reward", "form_only"]
 
 def _once(names: tuple[str, ...]) -> tuple[str, ...]:
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ValueError(f"{twice} stands in it twice: each arm is trained once")
+        raise ValueError(f"{twice} occurs twice: each arm is trained once")
     return names
 
 

@@ -1,8 +1,8 @@
 """A run against its control arms: treatment minus control, paired by problem.
 
-`compared` makes the comparison out of evaluations, `controls.json` keeps it, and a section of the
-page and the terminal show it. All differences on sets and arms are one family of tests: their
-p-values are adjusted by Holm's method (lenient ones apart). Knows nothing of torch.
+`against_controls` makes the comparison out of evaluations, `controls.json` keeps it, and a section
+of the page and the terminal show it. All differences on sets and arms are one family of tests:
+their p-values are adjusted by Holm's method (lenient ones apart). Knows nothing of torch.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ from rl_reasoner.report.html import Child, Element, estimate, h, note, section, 
 from rl_reasoner.report.run_data import Paired, RunData, interval
 from rl_reasoner.report.stages import figures
 
-FILE = "controls.json"
+CONTROLS_FILE = "controls.json"
 _LENIENT = "@lenient"
 _KEPT = ("problems", "difference", "interval", "test", "p", "detectable")
 _MEANING = (
@@ -34,7 +34,7 @@ _MEANING = (
 )
 
 
-def compared(
+def against_controls(
     stage: str,
     before: EvalResult,
     treatment: EvalResult,
@@ -106,7 +106,7 @@ def _figures(result: EvalResult) -> dict[str, dict[str, Any]]:
 def read_controls(folder: Path) -> Mapping[str, Any]:
     """What `controls.json` of a run holds; empty where there is none that can be read."""
     try:
-        return mapping(json_value((folder / FILE).read_bytes()))
+        return mapping(json_value((folder / CONTROLS_FILE).read_bytes()))
     except (OSError, ValueError):
         return {}
 
@@ -117,7 +117,7 @@ def _arms(controls: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {arm: mapping(arms[arm]) for arm in get_args(ControlName) if arm in arms}
 
 
-def differences(controls: Mapping[str, Any]) -> Iterator[tuple[str, str, Paired]]:
+def control_differences(controls: Mapping[str, Any]) -> Iterator[tuple[str, str, Paired]]:
     """Each set and arm with the treatment's difference from it, sets in their order."""
     headlines = {arm: mapping(one.get("headline")) for arm, one in _arms(controls).items()}
     for name in dict.fromkeys(key for entries in headlines.values() for key in entries):
@@ -165,7 +165,7 @@ def _levels(controls: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 def controls_section(run: RunData) -> Element | None:
     """The section of the page; None for a run without control arms."""
     controls = read_controls(run.folder)
-    tests = [*differences(controls)]
+    tests = [*control_differences(controls)]
     if not tests:
         return None
     levels, groups = _levels(controls), []
@@ -187,7 +187,7 @@ def controls_section(run: RunData) -> Element | None:
     return section(
         "controls",
         "Against its controls",
-        h("div", [h("p", sentence) for sentence in sentences(controls)], class_="callout"),
+        h("div", [h("p", sentence) for sentence in control_sentences(controls)], class_="callout"),
         figures(drawings, "controls"),
         table(head, rows, numeric_from=2),
         [h("p", text, class_="under") for text in _facts(controls)],
@@ -251,15 +251,15 @@ def headline_of(controls: Mapping[str, Any], name: str) -> list[str]:
     """A line for each control of the set `name`, for the head of the page."""
     return [
         f"minus {arm}: {signed(100 * test.difference)} {paired_words(test)[0]}, {verdict(test)}"
-        for own, arm, test in differences(controls)
+        for own, arm, test in control_differences(controls)
         if own == name
     ]
 
 
-def sentences(controls: Mapping[str, Any]) -> list[str]:
+def control_sentences(controls: Mapping[str, Any]) -> list[str]:
     """What the treatment's gain on each set is beside its controls', in words."""
     levels, found = _levels(controls), []
-    for name, arm, test in differences(controls):
+    for name, arm, test in control_differences(controls):
         gains = [_gain(levels[label], name) for label in ("treatment", arm)]
         words = ", ".join(paired_words(test))
         text = f"{name}: {signed(100 * test.difference)} points on {arm} {words}"
@@ -277,10 +277,10 @@ def _gain(part: Mapping[str, Any], name: str) -> float | None:
 # -------------------------------------------------------------------------------- the terminal
 
 
-def text_table(controls: Mapping[str, Any]) -> str:
+def controls_table(controls: Mapping[str, Any]) -> str:
     """The comparison as text; empty where there is none."""
     levels, cells = _levels(controls), []
-    for name, arm, test in differences(controls):
+    for name, arm, test in control_differences(controls):
         shares = [_accuracy(levels[label], name)[0] for label in ("before", "treatment", arm)]
         spread, p = paired_words(test)
         points = f"{signed(100 * test.difference)} {spread}"

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.pipeline.control_rewards import FORM, form_of, reward_of, with_forms
+from rl_reasoner.pipeline.control_rewards import FORM_COLUMN, control_reward, form_of, with_forms
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.scoring.batch import score_batch
 from rl_reasoner.scoring.limits import Limits
@@ -36,7 +36,7 @@ def form(rewards: Any, row: dict[str, Any] | None = None, **changes: Any) -> Any
 
 
 def has_form(asked: Any, completion: str) -> float | None:
-    score: Score = reward_of("form_only", {}).score(completion, **{FORM: asked})
+    score: Score = control_reward("form_only", {}).score(completion, **{FORM_COLUMN: asked})
     return score.value
 
 
@@ -45,7 +45,7 @@ def has_form(asked: Any, completion: str) -> float | None:
 
 @given(st.integers(0, 2**32 - 1), st.text(max_size=20), st.text(max_size=20))
 def test_the_draw_is_a_function_of_the_place_alone(seed: int, one: str, other: str) -> None:
-    drawn = reward_of("random_reward", {"mean": 0.4})
+    drawn = control_reward("random_reward", {"mean": 0.4})
     assert drawn.score(one, row_seed=seed) == drawn.score(other, row_seed=seed)
 
 
@@ -53,27 +53,27 @@ def test_the_draw_is_a_function_of_the_place_alone(seed: int, one: str, other: s
 @given(st.floats(0, 1), st.floats(-2, 0), st.floats(0.1, 2))
 def test_the_mean_is_the_one_asked_for(share: float, low: float, width: float) -> None:
     mean = low + share * width
-    drawn = reward_of("random_reward", {"mean": mean, "low": low, "high": low + width})
+    drawn = control_reward("random_reward", {"mean": mean, "low": low, "high": low + width})
     values = [drawn.score("", row_seed=seed).value or 0.0 for seed in range(4000)]
     assert {*values} <= {low, low + width}
     assert sum(values) / len(values) == pytest.approx(mean, abs=5 * width * 0.5 / 4000**0.5)
 
 
 def test_a_reward_that_never_varied_is_drawn_flat() -> None:
-    drawn = reward_of("random_reward", {"mean": 0.5, "low": 0.5, "high": 0.5})
+    drawn = control_reward("random_reward", {"mean": 0.5, "low": 0.5, "high": 0.5})
     assert {drawn.score("", row_seed=seed).value for seed in range(50)} == {0.5}
 
 
 def test_places_decide_wherever_the_reward_runs() -> None:
     """In a worker process, on a thread, in one batch or in two: the seeds of the rows decide."""
-    drawn = reward_of("random_reward", {"mean": 0.5})
+    drawn = control_reward("random_reward", {"mean": 0.5})
     seeds = list(range(100, 140))
     texts = ["the same"] * len(seeds)
     columns = {"prompts": texts, SEEDS: seeds}
     apart = [s.value for s in score_batch(drawn, texts, columns) if isinstance(s, Score)]
     thread = [
         s.value
-        for s in score_batch(reward_of("random_reward", {"mean": 0.5}), texts, columns, HERE)
+        for s in score_batch(control_reward("random_reward", {"mean": 0.5}), texts, columns, HERE)
         if isinstance(s, Score)
     ]
     half = {name: values[20:] for name, values in columns.items()}
@@ -181,7 +181,7 @@ def test_rows_of_several_tasks_have_forms_of_their_own() -> None:
         {"problem": "a", "answer": "1", "rewards": ["math_answer"]},
         {"problem": "b", "tests": ["assert f()"], "rewards": ["code_tests"]},
     ]
-    kinds = [row[FORM]["kind"] for row in with_forms(rows, made, loaded)]
+    kinds = [row[FORM_COLUMN]["kind"] for row in with_forms(rows, made, loaded)]
     assert kinds == ["boxed", "program"]
 
 

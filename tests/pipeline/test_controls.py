@@ -246,7 +246,7 @@ def test_arms_come_and_go_with_the_recipe(tmp_path: Path, cli: Cli) -> None:
     ("given", "said"),
     [
         ("random_rewrd", "Did you mean 'random_reward'?"),
-        ("form_only,form_only", "form_only stands in it twice"),
+        ("form_only,form_only", "form_only occurs twice"),
         ("form_only", "asks for no form of an answer"),  # a reward of their own, a plain prompt
     ],
 )

@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.evaluation.statistics import holm, mcnemar, wilson
 from rl_reasoner.report import write_report
-from rl_reasoner.report.controls import compared, differences, sentences, text_table, verdict
+from rl_reasoner.report.controls import (
+    against_controls,
+    control_differences,
+    control_sentences,
+    controls_table,
+    verdict,
+)
 from rl_reasoner.report.run_data import Paired
 from support.report_runs import make_run
 
@@ -47,7 +53,7 @@ def result(scores: Scores) -> EvalResult:
 def comparison(before: Scores, treatment: Scores, **arms: Scores) -> dict[str, Any]:
     made = {name: result(scores) for name, scores in arms.items()}
     facts = {name: FACTS[name] for name in arms}
-    value = compared("grpo", result(before), result(treatment), made, facts)
+    value = against_controls("grpo", result(before), result(treatment), made, facts)
     loaded: dict[str, Any] = json.loads(json.dumps(value))  # as the file holds it
     return loaded
 
@@ -71,7 +77,7 @@ def test_each_difference_is_paired_and_all_are_adjusted_together(given: list[lis
         random_reward={"easy": one, "hard": one},
         form_only={"easy": two, "hard": two},
     )
-    tests = [*differences(value)]
+    tests = [*control_differences(value)]
     assert [(name, arm) for name, arm, _ in tests] == [
         (name, arm) for name in ("easy", "hard") for arm in ("random_reward", "form_only")
     ]
@@ -89,12 +95,12 @@ def test_each_difference_is_paired_and_all_are_adjusted_together(given: list[lis
 def test_a_gain_that_the_controls_share_is_not_the_rewards() -> None:
     before, after = {"s": drawn(0.2, 1)}, {"s": drawn(0.6, 2)}
     value = comparison(before, after, random_reward={"s": drawn(0.58, 3)}, form_only=before)
-    by_arm = {arm: verdict(test) for _, arm, test in differences(value)}
+    by_arm = {arm: verdict(test) for _, arm, test in control_differences(value)}
     assert by_arm == {"random_reward": "not told apart", "form_only": "above its control"}
-    first, second = sentences(value)
+    first, second = control_sentences(value)
     assert "the treatment gained +" in first and first.endswith("not told apart.")
     assert second.endswith("the control +0.0: above its control.")
-    table = text_table(value)
+    table = controls_table(value)
     assert "treatment minus control" in table and "Holm for 2 tests" in table
 
 
@@ -112,22 +118,22 @@ def test_lenient_marks_are_compared_beside_and_adjusted_apart() -> None:
             row["lenient"] = [mark]
         one.sets["s"]["lenient"] = {"accuracy": sum(lenient) / 200, "interval": [0.1, 0.9]}
     arms = {"random_reward": results["control"]}
-    value = compared("grpo", results["before"], results["treatment"], arms, FACTS)
-    assert {name: verdict(test) for name, _, test in differences(value)} == {
+    value = against_controls("grpo", results["before"], results["treatment"], arms, FACTS)
+    assert {name: verdict(test) for name, _, test in control_differences(value)} == {
         "s": "above its control",
         "s@lenient": "not told apart",
     }
     assert value["tests"] == 1
     for test in value["arms"]["random_reward"]["headline"].values():
         assert test["p_holm"] == test["p"], "each family has one test"
-    assert "s@lenient" in text_table(value)
+    assert "s@lenient" in controls_table(value)
 
 
 def test_a_run_below_its_control_is_said_to_be() -> None:
     value = comparison(
         {"s": drawn(0.5, 1)}, {"s": drawn(0.1, 2)}, random_reward={"s": drawn(0.6, 3)}
     )
-    assert [verdict(test) for _, _, test in differences(value)] == ["below its control"]
+    assert [verdict(test) for _, _, test in control_differences(value)] == ["below its control"]
 
 
 @given(st.floats(-1, 1), st.floats(-1, 1), st.floats(-1, 1), st.floats(0, 1), st.floats(0, 1))
