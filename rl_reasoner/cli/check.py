@@ -112,10 +112,12 @@ def _check(recipe: Any, locate: Any, forecasts: list[dict[str, Any]]) -> Iterato
         inspected = inspect(recipe, placement, prepared, policy, folder)
         yield from inspected
         sound = all(notice.status != "failed" for notice in inspected)
+        err.print("sampling a few groups", style="dim")
         for seen in rehearse(recipe, placement, prepared, policy):
             yield from seen.notices
             if not sound:
                 continue
+            err.print(f"stage {seen.stage.name}: trying a few of its steps", style="dim")
             notice, made = forecast_by_trial(recipe, placement, prepared, policy, seen)
             yield notice
             forecasts += [made.to_json()] if made else []

@@ -442,7 +442,7 @@ def _tips(made: Forecast) -> str:
     if made.sampled.truncated > 0.5:
         tips.append(f"a larger sampling.max_tokens ({made.sampled.truncated:.0%} are cut off)")
     if made.pass_at.get(plan.size, 0.0) > 0:
-        tips.append("only rows that are sometimes solved (a filter)")
+        tips.append("only rows that are sometimes solved (rl-reasoner filter)")
         tips.append(f"larger groups (group.size {4 * plan.size})")
     else:
         tips.append("an sft stage that teaches the form of an answer")

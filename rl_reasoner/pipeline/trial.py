@@ -57,7 +57,7 @@ def forecast_by_trial(
 ) -> tuple[Notice, Forecast | None]:
     """Forecast the stage of a rehearsal from a trial of it, and from the groups `seen` there."""
     stage = seen.stage
-    if why := _not_judged(recipe, stage, seen):
+    if why := _not_judged(recipe, seen, known=bool(prepared.rows[stage.name])):
         return Notice("forecast", "passed", f"stage {stage.name}: not judged: {why}"), None
     try:
         made = _trial(recipe, placement, prepared, policy, seen)
@@ -66,12 +66,15 @@ def forecast_by_trial(
     return _notice(made), made
 
 
-def _not_judged(recipe: Recipe, stage: GrpoStage, seen: Rehearsal) -> str:
-    """Why nothing can be said of a stage; "" where something can."""
+def _not_judged(recipe: Recipe, seen: Rehearsal, known: bool) -> str:
+    """Why nothing can be said of a stage; "" where something can. `known`: its rows are."""
+    stage = seen.stage
     if stage.policy:
         return "it has a policy of its own"
     if before := recipe.start_of(stage):
         return f"the stages before it have not run (stage {before} makes its policy)"
+    if not known:
+        return "an earlier stage makes or chooses its rows"
     if stage.vllm is not None:
         return "vLLM samples for it"
     if any(notice.status == "failed" for notice in seen.notices):

@@ -59,6 +59,13 @@ def test_a_policy_that_earlier_stages_make_is_not_judged(tmp_path: Path) -> None
     assert "not judged: the stages before it have not run" in notice.message
 
 
+def test_a_stage_whose_rows_are_chosen_before_it_is_not_judged(tmp_path: Path) -> None:
+    data = {"task": "modular", "count": 16}
+    chosen = {"kind": "filter", "data": data, "samples": 4, "sampling": {"max_tokens": 8}}
+    [(notice, made)] = tried(recipe(tmp_path, chosen, grpo(data={"stage": "filter"})))
+    assert made is None and "not judged: an earlier stage" in notice.message
+
+
 def test_check_warns_where_there_is_nothing_to_learn_from(tmp_path: Path, cli: Cli) -> None:
     wanted = recipe(tmp_path, grpo(steps=200), rewards={"math_answer": 1.0})
     (tmp_path / "none.yaml").write_text(wanted.to_yaml())
