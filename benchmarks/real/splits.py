@@ -13,6 +13,8 @@ operation, and its value is the answer. MAWPS gives none: all of its `singleop`;
 `addsub` those whose text has exactly two numbers, one operation on which gives the answer. Equal
 texts count once. Rows whose texts are alike once numbers and names are left out have one template;
 no template is in two splits, and each held-out row has a template to itself.
+word_problems_form.jsonl has the training rows whose set gives the equation, with a completion that
+is this equation, its value boxed.
 `mbpp`: its own splits by task id (11 to 510 test, 511 to 600 validation, 601 to 974 train).
 `gsm8k`: its own two files; the last 300 rows of the train file are for validation.
 `instructions`: generated here, English alone, one or two instructions a prompt.
@@ -115,6 +117,22 @@ def word_problems(rows: Sequence[Row]) -> tuple[Split, Counts]:
     train = [_tidy(row) for group in groups[len(held) :] for row in group]
     split = {"train": train, "validation": chosen[test:], "test": chosen[:test]}
     return {name: sorted(rows, key=_order) for name, rows in split.items()}, counts
+
+
+def with_equations(train: Sequence[Row], sources: Sequence[Row]) -> list[Row]:
+    """Training rows whose source gives the equation, which is their completion, its value boxed."""
+    given = {row["id"]: _EQUATION.fullmatch(_plain(row.get("solution", ""))) for row in sources}
+    return [
+        {**row, "completion": f"{a} {sign} {b} = \\boxed{{{_plain(row['answer'])}}}"}
+        for row, found in ((row, given.get(row["id"])) for row in train)
+        if found
+        for a, sign, b in [found.groups()]
+    ]
+
+
+def _plain(number: str) -> str:
+    """Numbers as people write them: 1050 for 1,050 and for 1050.0."""
+    return re.sub(r"(\d)\.0+\b", r"\1", number.replace(",", "")).strip()
 
 
 def _order(row: Row) -> str:
@@ -244,11 +262,13 @@ def make(folder: Path, data: Path) -> dict[str, Any]:
     for name, (split, counts) in made.items():
         if name != "instructions":  # prompts of few words in common phrases are not copies
             counts["copies_taken_from_train"] = without_copies(split)
-        written = {part: folder / f"{name}_{part}.jsonl" for part in SPLITS}
+        if name == "word_problems":
+            split["form"] = with_equations(split["train"], rows["asdiv"] + rows["svamp"])
+        written = {part: folder / f"{name}_{part}.jsonl" for part in split}
         for part, file in written.items():
             write_jsonl(file, split[part])
         told["sets"][name] = {
-            "rows": {part: len(split[part]) for part in SPLITS},
+            "rows": {part: len(rows) for part, rows in split.items()},
             "left_out": counts,
             "contamination": {
                 part: find_overlap(split["train"], split[part]).counts()

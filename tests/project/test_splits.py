@@ -157,6 +157,20 @@ def test_a_missing_or_broken_source_is_named(data: Path, tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
 
 
+def test_rows_with_an_equation_get_it_as_their_completion() -> None:
+    sources = [
+        row("a", "Zoe has 2 dice", "1,050", solution="6*175=1,050"),
+        row("s", "Trees", "7.0", solution="( 9.0 - 2.0 )"),
+        row("u", "Not in training", "3", solution="1+2=3"),
+    ]
+    train = [row("m", "No equation", "4"), *({**r, "solution": ""} for r in sources[:2])]
+    form = runpy.run_path(str(SCRIPT))["with_equations"](train, sources)
+    assert {r["id"]: r["completion"] for r in form} == {
+        "a": "6 * 175 = \\boxed{1050}",
+        "s": "9 - 2 = \\boxed{7}",
+    }
+
+
 @pytest.mark.real
 @pytest.mark.slow
 def test_the_real_sets(tmp_path: Path) -> None:
@@ -168,6 +182,8 @@ def test_the_real_sets(tmp_path: Path) -> None:
     assert told["word_problems"]["rows"]["test"] == 500
     assert told["word_problems"]["rows"]["validation"] == 200
     assert told["word_problems"]["rows"]["train"] > 1000
+    forms = rows_of(tmp_path / "word_problems_form.jsonl")
+    assert len(forms) > 800 and all("= \\boxed{" in r["completion"] for r in forms)
     assert told["mbpp"]["rows"]["test"] == 500 and told["mbpp"]["rows"]["validation"] == 90
     assert told["gsm8k"]["rows"]["test"] == 1319 and told["gsm8k"]["rows"]["validation"] == 300
     assert all(

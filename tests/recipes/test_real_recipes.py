@@ -28,6 +28,7 @@ ROWS = {
     "mbpp_qwen_coder": TASKS,
     "gsm8k_qwen_coder": SUMS,
     "instructions_smollm2": PROMPTS,
+    "word_problems_smollm2": SUMS,
     "word_problems_moe": SUMS,
 }
 CHAT = "{% for m in messages %}<think>{{ m['content'] }}</think>{% endfor %}"
@@ -55,6 +56,10 @@ def test_two_steps_of_its_own_settings(name: str, policy: Path, tmp_path: Path) 
     rows = ["--data", str(file)]
     if name in ("mbpp_qwen_coder", "gsm8k_qwen_coder"):
         rows = ["--data.path", str(file), "--data.config", "null", "--data.columns", "{}"]
+    elif name == "word_problems_smollm2":
+        form = tmp_path / "form.jsonl"
+        form.write_text("".join(json.dumps({**row, "completion": "3"}) + "\n" for row in SUMS))
+        rows += ["--form.data.path", str(form), "--form.steps", "1", "--form.batch", "4"]
     elif name == "word_problems_moe":
         rows = ["--data.path", str(file), "--data.columns", "{}"]
     flags = [
@@ -66,7 +71,7 @@ def test_two_steps_of_its_own_settings(name: str, policy: Path, tmp_path: Path) 
     ]
     assert main(["train", name, *flags, "--json"]) == 0
     AutoModelForCausalLM.from_pretrained(folder / "policy")
-    steps = [json.loads(line) for line in (folder / "stages/1-grpo/metrics.jsonl").open()]
+    steps = [json.loads(line) for line in next(folder.glob("stages/*-grpo/metrics.jsonl")).open()]
     assert [step["step"] for step in steps] == [1, 2]
     mixture_seen = all(
         "router_replay/flips" in step and "experts/max_over_mean" in step for step in steps
