@@ -1,20 +1,21 @@
 """A real model as a mixture of experts: SmolLM2-135M upcycled, on one-step word problems.
 
+    make real RECIPE=word_problems_moe SEED=0              # offline, in runs/real
     rl-reasoner export HuggingFaceTB/SmolLM2-135M-Instruct smollm2-moe --upcycle 4 --chosen 2
-    rl-reasoner train word_problems_moe                           # rows from the hub
-    make real RECIPE=word_problems_moe SEED=0                     # offline, in runs/real
-    rl-reasoner train word_problems_moe --policy FOLDER --data.path word_problems_train.jsonl \\
-      --data.columns {} --evals.sets word_problems_test.jsonl
+    rl-reasoner train word_problems_moe --form.data.path word_problems_form.jsonl \\
+      --data.path word_problems_train.jsonl --evals.sets word_problems_test.jsonl
 
 Each layer's feed-forward part becomes four equal experts with a random router, two for a token, so
-that the mixture (a Mixtral of 0.37B parameters) begins as the dense model, to the last digits. The
-experts that sampling chose are replayed in training, and Mixtral's auxiliary loss keeps their load
-even. The page of the run draws the load of each expert. From the hub it trains on SVAMP; offline on
-MAWPS, ASDiv and SVAMP as benchmarks/real/splits.py writes them. Not yet measured.
+that the mixture (a Mixtral of 0.37B parameters) begins as the dense model. All else is as in
+`word_problems_smollm2`, beside which it is to be read: rows, steps, completions, rates. In GRPO the
+experts that sampling chose are replayed, and Mixtral's auxiliary loss keeps their load even, in
+both stages. The page of the run draws the load of each expert. Not yet measured.
 """
 
 from rl_reasoner import Recipe
 from rl_reasoner.cli import main_of
+
+TEMPLATE = "<|im_start|>user\n{problem}<|im_end|>\n<|im_start|>assistant\n"
 
 
 def recipe() -> Recipe:
@@ -22,26 +23,31 @@ def recipe() -> Recipe:
     return Recipe(
         name="word_problems_moe",
         policy="smollm2-moe",
-        data={
-            "path": "ChilleD/SVAMP",
-            "columns": {"problem": "question_concat", "answer": "Answer"},
-            "on_bad_row": "skip",
-        },
-        template="boxed",
+        data="word_problems_train.jsonl",
+        template=TEMPLATE,
         rewards={"math_answer": 1.0},
         stages=[
             {
+                "kind": "sft",
+                "name": "form",
+                "data": "word_problems_form.jsonl",
+                "steps": 25,
+                "batch": 16,
+                "optim": {"lr": 3e-5, "warmup": 3},
+                "router_aux": 0.01,
+            },
+            {
                 "kind": "grpo",
-                "steps": 50,
-                "group": {"size": 8, "prompts": 8, "micro_batch": 16},
-                "sampling": {"max_tokens": 160},
+                "steps": 150,
+                "group": {"size": 8, "prompts": 16, "micro_batch": 64},
+                "sampling": {"max_tokens": 32},
                 "optim": {"lr": 1e-5, "warmup": 5, "betas": (0.9, 0.99)},
                 "router_replay": True,
                 "router_aux": 0.01,
-                "save_every": 10,
-            }
+                "save_every": 25,
+            },
         ],
-        evals={"sets": ["svamp"], "limit": 500, "samples": 1, "max_tokens": 160},
+        evals={"sets": ["word_problems_test.jsonl"], "samples": 4, "max_tokens": 32},
     )
 
 

@@ -35,11 +35,15 @@ _FIGURES = ("problems", "samples", "accuracy", "interval", "lenient", "truncated
 
 @dataclass(frozen=True)
 class Job:
-    """What a recipe trains on: a model of fetch.py, rows of splits.py, further sets to evaluate."""
+    """What a recipe trains on: a model of fetch.py, rows of splits.py, further sets to evaluate.
+
+    `form`: it has a supervised stage of that name, with rows of its own.
+    """
 
     model: str
     rows: str
     sets: tuple[str, ...] = ()
+    form: bool = False
     experts: int = 0
 
 
@@ -47,8 +51,8 @@ JOBS = {
     "mbpp_qwen_coder": Job("qwen-coder", "mbpp", ("humaneval",)),
     "gsm8k_qwen_coder": Job("qwen-coder", "gsm8k"),
     "instructions_smollm2": Job("smollm2", "instructions"),
-    "word_problems_smollm2": Job("smollm2", "word_problems"),
-    "word_problems_moe": Job("smollm2", "word_problems", experts=4),
+    "word_problems_smollm2": Job("smollm2", "word_problems", form=True),
+    "word_problems_moe": Job("smollm2", "word_problems", form=True, experts=4),
 }
 
 
@@ -97,11 +101,14 @@ def train(name: str, folder: Path, asked: argparse.Namespace, flags: Sequence[st
     if (ROOT / folder / "recipe.yaml").is_file():
         command = ["train", "--resume", str(folder), *flags]
     else:
-        sets = ",".join([str(rows / f"{job.rows}_test.jsonl"), *job.sets])
+        parts = ("train", "test", "form") if job.form else ("train", "test")
+        files = {part: rows / f"{job.rows}_{part}.jsonl" for part in parts}
         command = ["train", name, "--policy", model_of(job, asked.cache, asked.model)]
-        if not (ROOT / rows / "splits.json").is_file():
+        if not all((ROOT / file).is_file() for file in [rows / "splits.json", *files.values()]):
             call(sys.executable, str(HERE / "splits.py"), str(rows), "--data", str(asked.data))
-        command += ["--data", str(rows / f"{job.rows}_train.jsonl"), "--evals.sets", sets]
+        command += ["--data", str(files["train"])]
+        command += ["--evals.sets", ",".join([str(files["test"]), *job.sets])]
+        command += ["--form.data.path", str(files["form"])] if job.form else []
         command += ["--run.seed", str(asked.seed), "--run.folder", str(folder), *flags]
     began, finished = time.time(), False
     pieces.parent.mkdir(parents=True, exist_ok=True)

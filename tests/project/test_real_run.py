@@ -16,7 +16,8 @@ from support.places import ROOT
 
 CHAT = "{% for m in messages %}<think>{{ m['content'] }}</think>{% endfor %}"
 TINY = [
-    *("--steps", "6", "--save_every", "1", "--sampling.max_tokens", "8"),
+    *("--form.steps", "2", "--form.batch", "4", "--steps", "6", "--save_every", "1"),
+    *("--sampling.max_tokens", "8"),
     *("--group.size", "4", "--group.prompts", "2", "--group.micro_batch", "4"),
     *("--evals.limit", "4", "--evals.max_tokens", "8", "--run.device", "cpu"),
 ]
@@ -31,9 +32,9 @@ def command(tmp_path: Path) -> list[str]:
     rows = tmp_path / "cache" / "splits"
     rows.mkdir(parents=True)
     (rows / "splits.json").write_text("{}")
-    for part in ("train", "test"):
+    for part in ("train", "test", "form"):
         sums: list[dict[str, Any]] = [
-            {"problem": f"Ann has {n} pens and gets {n + 1}.", "answer": str(2 * n + 1)}
+            {"problem": f"Ann has {n} and gets 1.", "answer": str(n + 1), "completion": "1"}
             for n in range(8)
         ]
         text = "".join(json.dumps(row) + "\n" for row in sums)
@@ -50,7 +51,7 @@ def test_a_killed_run_goes_on_and_its_results_are_written(
     command: list[str], tmp_path: Path
 ) -> None:
     run = tmp_path / "runs" / "word_problems_moe-3"
-    metrics = run / "stages" / "1-grpo" / "metrics.jsonl"
+    metrics = run / "stages" / "2-grpo" / "metrics.jsonl"
     with (tmp_path / "said").open("w") as said:
         first = subprocess.Popen([*command, *TINY], start_new_session=True, stderr=said)
     try:

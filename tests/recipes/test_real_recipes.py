@@ -56,12 +56,10 @@ def test_two_steps_of_its_own_settings(name: str, policy: Path, tmp_path: Path) 
     rows = ["--data", str(file)]
     if name in ("mbpp_qwen_coder", "gsm8k_qwen_coder"):
         rows = ["--data.path", str(file), "--data.config", "null", "--data.columns", "{}"]
-    elif name == "word_problems_smollm2":
+    elif name.startswith("word_problems"):
         form = tmp_path / "form.jsonl"
         form.write_text("".join(json.dumps({**row, "completion": "3"}) + "\n" for row in SUMS))
         rows += ["--form.data.path", str(form), "--form.steps", "1", "--form.batch", "4"]
-    elif name == "word_problems_moe":
-        rows = ["--data.path", str(file), "--data.columns", "{}"]
     flags = [
         *("--policy", str(policy), *rows, "--evals.sets", f"[{file}]"),
         *("--grpo.steps", "2", "--grpo.group.size", "4", "--grpo.group.prompts", "2"),

@@ -44,6 +44,7 @@ REAL = (
     "mbpp_qwen_coder",
     "gsm8k_qwen_coder",
     "instructions_smollm2",
+    "word_problems_smollm2",
     "word_problems_moe",
 )  # test_real_recipes
 GRPO = [
