@@ -322,7 +322,7 @@ def evaluate_recipe(
         max(1, evals.samples),
         seed,
         temperature=evals.temperature,
-        max_tokens=evals.max_tokens,
+        max_tokens=evals.longest,
         template=template,
         system=system,
         asked=evals.overrides,

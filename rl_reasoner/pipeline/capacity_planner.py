@@ -306,13 +306,13 @@ def load_of_step(recipe: Recipe, stage: GrpoStage, gpus: int, a: Assumed = ASSUM
         )
     rows = group.size * group.prompts
     own = rows // gpus
-    mean = a.mean_share * stage.sampling.max_tokens
+    mean = a.mean_share * stage.sampling.longest
     sharded = recipe.run.parallel in ("fsdp", "zero3")
     vllm = stage.vllm
     return StepLoad(
         gpus=gpus,
         rows=rows,
-        longest=stage.sampling.max_tokens,
+        longest=stage.sampling.longest,
         mean=mean,
         prompts=float(group.prompts * a.prompt),
         passes=float(loss.iterations > 1) + float(loss.beta > 0),

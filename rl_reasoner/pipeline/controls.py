@@ -150,7 +150,11 @@ def _words(arm: Arm) -> str:
 
 def _recipe_of(treatment: Session, stage: GrpoStage, arm: Arm) -> Recipe:
     """The arm as a recipe of its own."""
-    recipe, start = treatment.recipe, treatment._start_of(stage)
+    recipe, start, evals = treatment.recipe, treatment._start_of(stage), treatment.recipe.evals
+    if processes.is_main():  # what max_tokens auto came to is the same for all arms
+        fitted, evals = treatment._fitted(stage), treatment._fitted_evals(start)
+        assert isinstance(fitted, GrpoStage)
+        stage = fitted
     source = treatment._folder(start.stage) / "policy" if start.stage else start.source
     own = {
         "name": arm.name,
@@ -163,7 +167,7 @@ def _recipe_of(treatment: Session, stage: GrpoStage, arm: Arm) -> Recipe:
             "stages": (stage.model_copy(update=own),),
             "rewards": {control_reference(arm.name): RewardSpec(options=arm.options)},
             "controls": (),
-            "evals": recipe.evals.model_copy(update={"stages": False}),
+            "evals": evals.model_copy(update={"stages": False}),
         }
     ).in_folder(str(_folder(treatment, arm.name)))
 

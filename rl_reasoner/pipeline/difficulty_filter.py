@@ -87,7 +87,7 @@ def filter_rows(
             prompts[first : first + _CHUNK],
             samples=stage.samples,
             temperature=stage.sampling.temperature,
-            max_tokens=stage.sampling.max_tokens,
+            max_tokens=stage.sampling.longest,
             seed=seed,
             weights=weights,
             progress=count,
@@ -123,7 +123,7 @@ def _check_lengths(
     stage: FilterStage, prompts: Sequence[Prompt], rows: Sequence[Row], policy: Policy
 ) -> None:
     """Raise `UserError` for rows that do not fit into the policy: before hours of sampling."""
-    longest = stage.sampling.max_tokens
+    longest = stage.sampling.longest
     if too_long := long_rows(prompts, [{} for _ in rows], longest, policy):
         raise UserError(
             f"{len(too_long)} of {len(rows)} prompts do not fit, with completions up to {longest}, "
@@ -196,7 +196,7 @@ def _card(stage: FilterStage, rates: Sequence[Row], failures: Counter[str]) -> d
         "faults": sum(rate["faults"] for rate in rates),
         "commonest_failure": failures.most_common(1)[0][0] if failures else "",
         "temperature": stage.sampling.temperature,
-        "max_tokens": stage.sampling.max_tokens,
+        "max_tokens": stage.sampling.longest,
         "judged_by": stage.reward or "what the rows ask for",
         "min_score": stage.min_score,
     }

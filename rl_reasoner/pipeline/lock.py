@@ -1,13 +1,16 @@
 """What a run writes down when it begins: what it is made with, what it trains and tests on.
 
 `lock.json` and `contamination.json` are written once a run; a resumed run is compared with its
-lock. Knows recipes, policies and run folders; nothing of trainers.
+lock. Lengths of completions are added to it as they are found (`completion_lengths`). Knows
+recipes, policies and run folders; nothing of trainers.
 """
 
+import hashlib
+import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +18,7 @@ import torch
 from rl_reasoner import sandbox
 from rl_reasoner.evaluation.monitor import measure_overlaps, overlap_notes
 from rl_reasoner.files import write_json
-from rl_reasoner.foreign import json_object
+from rl_reasoner.foreign import json_object, mapping
 from rl_reasoner.machine import choices
 from rl_reasoner.pipeline.lineage import hash_of_set
 from rl_reasoner.pipeline.placement import Placement
@@ -77,6 +80,24 @@ def lock(
     size += f", {active / 1e6:.2f}M active" if active != total else ""
     by = f", {threads}" if device == "cpu" else ""
     note(f"{policy.source}: {size}; {device}, {precision}{by}")
+
+
+def lengths_once(
+    run: RunFolder, name: str, facts: Any, find: Callable[[], Mapping[str, Any]]
+) -> Mapping[str, Any]:
+    """What `find` finds of the lengths of completions in the stage `name`, from lock.json.
+
+    It is found once, and again where the `facts` that decide it have changed.
+    """
+    file = run.path / "lock.json"
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    kept = mapping(mapping(json_object(file).get("max_tokens")).get(name))
+    if kept.get("key") == key:
+        return kept
+    found = {**find(), "key": key}
+    lock = json_object(file)  # what was found may itself have been written there
+    write_json(file, {**lock, "max_tokens": {**mapping(lock.get("max_tokens")), name: found}})
+    return found
 
 
 def _data_hashes(recipe: Recipe) -> dict[str, str]:

@@ -36,7 +36,7 @@ _RATES = {
     ("grpo", True): (1e-6, 3e-3),
     ("grpo", False): (1e-8, 2e-5),
 }
-_LORA_RATE = 20.0  # adapters take rates that much larger
+_LORA_RATE = 10.0  # adapters take rates that much larger
 _ADAM_BYTES = 8  # two moments in fp32
 
 
@@ -112,7 +112,7 @@ def _memory(recipe: Recipe, placement: Placement, policy: Policy) -> Notice:
     for stage in recipe.stages:
         if isinstance(stage, GrpoStage):
             rows = stage.group.micro_batch or stage.group.size * stage.group.prompts
-            tokens = max(tokens, rows * 2 * stage.sampling.max_tokens)
+            tokens = max(tokens, rows * 2 * stage.sampling.longest)
     width = 20 * config.num_hidden_layers * config.hidden_size + 2 * min(config.vocab_size, 50_000)
     need += tokens * width * 4
     if not recipe.policy.lora and any(s.kind == "grpo" and s.loss.beta for s in recipe.stages):
@@ -194,9 +194,12 @@ def _learning_rate(recipe: Recipe, stage: TrainedStage, policy: Policy) -> Notic
     low, high = _RATES[
         "grpo" if stage.kind == "grpo" else "sft", policy.parameter_counts[0] < _SMALL
     ]
-    high *= _LORA_RATE if recipe.policy.lora else 1.0
-    message = f"stage {stage.name}: {stage.optim.lr:g}"
-    fix = f"policies of this size train with {low * 10:g} to {high / 10:g}"
+    message, who = f"stage {stage.name}: {stage.optim.lr:g}", "policies of this size"
+    if recipe.policy.lora:
+        low, high = low * _LORA_RATE, high * _LORA_RATE
+        message += ", of an adapter, which takes about ten times the rate of full training"
+        who = "adapters of policies of this size"
+    fix = f"{who} train with {low * 10:g} to {high / 10:g}"
     return warn_if(not low <= stage.optim.lr <= high, "learning rate", message, fix)
 
 
@@ -236,7 +239,7 @@ def _batch_size(stage: SftStage | DistillStage, rows: int) -> Notice:
 def _prompts(recipe: Recipe, stage: GrpoStage, rows: list[Row], policy: Policy) -> Notice:
     """Prompt and completion have to fit into the positions that the model knows."""
     prompts = [prompt_of(row, recipe.template, policy.tokenizer) for row in rows]
-    longest = stage.sampling.max_tokens
+    longest = stage.sampling.needed
     too_long = long_rows(prompts, rows, longest, policy)
     places = declared_places(policy.model)
     if not too_long:

@@ -45,7 +45,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         if isinstance(job.stage, GrpoStage):
             self.forecast_at = 0 if job.is_control else first_steps(job.stage)
             weights = (spec.weight for spec in job.recipe.rewards.values())
-            longest, steps = job.stage.sampling.max_tokens, job.stage.steps
+            longest, steps = job.stage.sampling.longest, job.stage.steps
             self.alarms = LearningAlarms(longest, steps, highest_of(weights))
             for row in self.rows:
                 self.alarms.add(row)
@@ -96,7 +96,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         result = evaluate(
             self.job.policy,
             [name],
-            max_tokens=recipe.evals.max_tokens,
+            max_tokens=recipe.evals.longest,
             template=recipe.template,
             system=recipe.system,
             asked=recipe.evals.overrides,

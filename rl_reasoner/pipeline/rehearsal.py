@@ -16,13 +16,19 @@ import torch
 from rl_reasoner.dataset.code_rows import continuing
 from rl_reasoner.dataset.templates import prompt_of
 from rl_reasoner.evaluation.forecast import FlatGroups, flat_groups
+from rl_reasoner.pipeline.completion_lengths import (
+    Lengths,
+    auto_words,
+    find_max_tokens,
+    length_notice,
+)
 from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.preflight import Notice, warn_if
 from rl_reasoner.pipeline.prepare import Prepared, trl_columns, unfiltered
 from rl_reasoner.policy.fp8.layers import in_fp8
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.recipe import Recipe
-from rl_reasoner.recipe.stages import GrpoStage
+from rl_reasoner.recipe.stages import GrpoStage, with_max_tokens
 from rl_reasoner.rollout.mismatch import diagnose, measure
 from rl_reasoner.rollout.sampler import eos_ids, prompt_ids, sample, without_long
 from rl_reasoner.scoring.batch import score_own_rows
@@ -61,11 +67,26 @@ def rehearse(
         if isinstance(stage, GrpoStage) and rows:
             if stage.long_prompts == "skip":
                 prompts = [prompt_of(row, recipe.template, policy.tokenizer) for row in rows]
-                rows = without_long(prompts, rows, stage.sampling.max_tokens, policy)
+                rows = without_long(prompts, rows, stage.sampling.needed, policy)
+            stage, found = _with_length(recipe, stage, rows, policy)
             some = _some_of_each_task(rows)
             seen = _score_groups(recipe, stage, prepared.rewards, some, policy)
             mismatch = _compare_passes(recipe, stage, placement, some, policy)
-            yield replace(seen, notices=[*seen.notices, mismatch])
+            yield replace(seen, notices=[*found, *seen.notices, mismatch])
+
+
+def _with_length(
+    recipe: Recipe, stage: GrpoStage, rows: Sequence[Row], policy: Policy
+) -> tuple[GrpoStage, list[Notice]]:
+    """`stage` with the number that `max_tokens: auto` comes to, and what is said of it."""
+    if stage.sampling.max_tokens != "auto":
+        return stage, []
+    if recipe.start_of(stage) or stage.policy:  # another policy's completions
+        return with_max_tokens(stage, _COMPARED), []
+    lengths = find_max_tokens(recipe, stage, rows, policy)
+    longest = lengths.fitting()
+    words = auto_words(stage.name, lengths.facts(longest))
+    return with_max_tokens(stage, longest), [Notice("max_tokens", "passed", words)]
 
 
 def _some_of_each_task(rows: Sequence[Row]) -> list[Row]:
@@ -92,7 +113,7 @@ def _compare_passes(
             policy.model,
             prompts,
             ends=eos_ids(policy),
-            max_tokens=min(stage.sampling.max_tokens, _COMPARED),
+            max_tokens=min(stage.sampling.longest, _COMPARED),
             temperature=stage.sampling.temperature,
             autocast=torch.bfloat16 if precision != "fp32" else None,
             weights=stage.sampling.weights,
@@ -132,8 +153,9 @@ def _score_groups(
         message = f"stage {stage.name}: not measured, {why}"
         notices += [Notice(name, "passed", message) for name in ("truncation", "variance")]
     else:
-        cut = sum(rollout.truncated for rollout in flat) / len(flat)
-        notices += [_truncation(stage, cut), _variance(stage, flat_groups(groups, None))]
+        drawn = Lengths.of(flat, stage.sampling.longest)
+        truncation, _ = length_notice(recipe, stage, rows, policy, drawn)
+        notices += [truncation, _variance(stage, flat_groups(groups, None))]
     return Rehearsal(stage, notices, groups, seconds)
 
 
@@ -142,7 +164,7 @@ def _sample_in_time(
 ) -> tuple[list[list[Rollout]], float]:
     """Groups of as many of the rows (two at least) as there is time for, and their seconds."""
     prompts = [prompt_of(row, recipe.template, policy.tokenizer) for row in rows]
-    longest = stage.sampling.max_tokens
+    longest = stage.sampling.longest
 
     def groups_of(some: Sequence[Prompt], max_tokens: int) -> tuple[list[list[Rollout]], float]:
         started = time.monotonic()
@@ -200,11 +222,6 @@ def _reward(name: str, outcomes: Sequence[Outcome], needed: bool) -> Notice:
     if len(faults) * 2 > len(scores) or (none and (needed or bad)):
         return Notice("reward", "failed", message, "fix the reward")
     return warn_if(bool(bad) or none, "reward", message, "fix the reward")
-
-
-def _truncation(stage: GrpoStage, share: float) -> Notice:
-    message = f"stage {stage.name}: {share:.0%} of the completions are cut off"
-    return warn_if(share > 0.5, "truncation", message, "use a larger sampling.max_tokens")
 
 
 def _variance(stage: GrpoStage, flat: FlatGroups) -> Notice:

@@ -103,7 +103,7 @@ def _sample_chunk(
         prompts,
         samples=stage.samples,
         temperature=stage.sampling.temperature,
-        max_tokens=stage.sampling.max_tokens,
+        max_tokens=stage.sampling.longest,
         seed=seed,
     )
     judge = Judge(rows, stage.reward, stage.reward_options)

@@ -25,6 +25,7 @@ from rl_reasoner.evaluation.evaluate import evaluate_recipe
 from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.files import write_json, write_text
 from rl_reasoner.foreign import json_object, mapping
+from rl_reasoner.pipeline.completion_lengths import find_max_tokens, measured
 from rl_reasoner.pipeline.difficulty_filter import (
     FilterFiles,
     dropped_words,
@@ -40,10 +41,10 @@ from rl_reasoner.pipeline.lineage import (
     reused_path,
     with_new_fields,
 )
-from rl_reasoner.pipeline.lock import find_overlaps, lock
+from rl_reasoner.pipeline.lock import find_overlaps, lengths_once, lock
 from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.preflight import inspect
-from rl_reasoner.pipeline.prepare import Prepared, check_filled, read_stage_rows
+from rl_reasoner.pipeline.prepare import Prepared, check_filled, read_stage_rows, unfiltered
 from rl_reasoner.pipeline.rejection_sampling import make_samples, reuse_samples
 from rl_reasoner.pipeline.run_folder import RunFolder
 from rl_reasoner.pipeline.stage_trainers import Job
@@ -54,8 +55,16 @@ from rl_reasoner.policy.policy import Policy
 from rl_reasoner.provenance import made_with
 from rl_reasoner.recipe.data import StageData, data_sources
 from rl_reasoner.recipe.old_names import current_stage
-from rl_reasoner.recipe.recipe import Recipe
-from rl_reasoner.recipe.stages import DistillStage, FilterStage, RowStage, SampleStage, Stage
+from rl_reasoner.recipe.recipe import Evals, Recipe
+from rl_reasoner.recipe.stages import (
+    DistillStage,
+    FilterStage,
+    RowStage,
+    SampledStage,
+    SampleStage,
+    Stage,
+    with_max_tokens,
+)
 from rl_reasoner.report import write_report
 from rl_reasoner.report.terminal import LiveView
 from rl_reasoner.rollout.sampler import prompt_ids
@@ -86,6 +95,7 @@ class StageOrder:
     stage: str | None
     policy: PolicyRef
     source: str = ""
+    max_tokens: int | None = None  # what auto came to
 
 
 @dataclass
@@ -158,7 +168,10 @@ class Session:
     def follow(self) -> StageOrder:
         """Train the stages that the main process names, until it has come to the end: its order."""
         while (order := processes.broadcast(StageOrder(None, PolicyRef(None)))).stage is not None:
-            self._train(self.stages[order.stage], order.policy, self._folder(order.stage))
+            stage = self.stages[order.stage]
+            if isinstance(stage, SampledStage) and order.max_tokens is not None:
+                stage = with_max_tokens(stage, order.max_tokens)
+            self._train(stage, order.policy, self._folder(order.stage))
         return order
 
     def follow_to_end(self) -> Policy:
@@ -251,7 +264,8 @@ class Session:
         file, recipe = self.run.path / "evals" / f"{name}.json", self.recipe
         if not recipe.evals.sets:
             return
-        key = self._eval_key(ref)
+        evals = self._fitted_evals(ref)
+        key = self._eval_key(ref, evals)
         same = [path for path in (file, *file.parent.glob("*.json")) if _key_of(path) == key]
         if same:
             result = EvalResult.load(same[0])
@@ -260,7 +274,7 @@ class Session:
             self.view.note(f"evaluating ({name})")
             started = time.monotonic()
             result = evaluate_recipe(
-                policy, recipe.evals, recipe.template, seed, self.view.progress, recipe.system
+                policy, evals, recipe.template, seed, self.view.progress, recipe.system
             )
             answers = sum(
                 figures["problems"] * figures["samples"] for figures in result.sets.values()
@@ -276,14 +290,53 @@ class Session:
         result.name, result.policy = name, str(self.run.path)
         result.save(file)
 
-    def _eval_key(self, ref: PolicyRef) -> str:
+    def _eval_key(self, ref: PolicyRef, evals: Evals) -> str:
         """What decides an evaluation's result, hashed."""
-        evals = self.recipe.evals.model_dump(mode="json", exclude={"stages", "validation", "every"})
+        asked = evals.model_dump(mode="json", exclude={"stages", "validation", "every"})
         seed = self.recipe.run.seed
         made = self._made(ref.stage) if ref.stage else hash_of_source(str(ref.source), seed)
-        facts = [made, evals, self.recipe.template, seed]
+        facts = [made, asked, self.recipe.template, seed]
         facts += [self.recipe.system] if self.recipe.system else []
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    # --------------------------------------------------------------- lengths of completions
+
+    def _fitted(self, stage: Stage) -> Stage:
+        """`stage` with what max_tokens auto comes to; a note of what a given number cuts off."""
+        if not isinstance(stage, SampledStage) or stage.reuse is not None or self.is_control:
+            return stage
+        auto = stage.sampling.max_tokens == "auto"
+        if not auto and (stage.kind != "grpo" or stage.vllm is not None):
+            return stage
+
+        def find() -> Mapping[str, Any]:
+            rows, policy = self._rows(stage), self._policy(self._start_of(stage))
+            return measured(self.recipe, stage, rows, policy, self.view.note)
+
+        found = lengths_once(self.run, stage.name, self._facts(stage), find)
+        return with_max_tokens(stage, found["max_tokens"]) if auto else stage
+
+    def _fitted_evals(self, ref: PolicyRef) -> Evals:
+        """The evaluations with what max_tokens auto comes to, once a run: the first grpo stage's.
+
+        Where that cannot be looked at yet, it is what the completions of `ref` need.
+        """
+
+        def find() -> Mapping[str, Any]:
+            stage: Stage = next(stage for stage in self.stages.values() if stage.kind == "grpo")
+            if stage.reuse is None and all(map(self._is_finished, self.recipe.needs(stage))):
+                stage = self._fitted(stage)
+            assert isinstance(stage, SampledStage)
+            if stage.sampling.max_tokens != "auto":
+                return {"max_tokens": stage.sampling.max_tokens}
+            rows = unfiltered(self.recipe, stage, self.prepared.rows)
+            found = find_max_tokens(self.recipe, stage, rows, self._policy(ref))
+            return {"max_tokens": found.fitting()}
+
+        if (evals := self.recipe.evals).max_tokens != "auto":
+            return evals
+        found = lengths_once(self.run, "(evals)", None, find)
+        return evals.model_copy(update={"max_tokens": found["max_tokens"]})
 
     # -------------------------------------------------------------------------------- stages
 
@@ -348,6 +401,7 @@ class Session:
         if stage.reuse is not None:
             self.view.note(f"stage {stage.name}: taken from {stage.reuse}")
             return self._copy_reused(stage, folder)
+        stage = self._fitted(stage)
         if isinstance(stage, SampleStage):
             rows = self._rows(stage)
             self.view.start_stage(stage.name, *place, len(rows))
@@ -366,7 +420,8 @@ class Session:
             return self._filter(stage, folder, place)
         self.view.start_stage(stage.name, *place, stage.steps)
         ref = self._start_of(stage)
-        processes.broadcast(StageOrder(stage.name, ref))
+        longest = stage.sampling.longest if isinstance(stage, SampledStage) else None
+        processes.broadcast(StageOrder(stage.name, ref, max_tokens=longest))
         self._train(stage, ref, folder)
         self.view.finish_stage()
         return folder / "policy"
@@ -392,10 +447,12 @@ class Session:
     def _train(self, stage: Stage, ref: PolicyRef, folder: Path) -> None:
         """Train a stage's policy, together with the other processes of the job."""
         assert not isinstance(stage, RowStage)
-        policy = self._policy(ref)
+        recipe, policy = self.recipe, self._policy(ref)
+        if recipe.evals.validation and processes.is_main():
+            recipe = recipe.model_copy(update={"evals": self._fitted_evals(ref)})
         self.opened = None  # it is trained in place
         rows, rewards = self._rows(stage), self.prepared.rewards
-        job = Job(self.recipe, stage, self.placement, rows, rewards, policy, folder)
+        job = Job(recipe, stage, self.placement, rows, rewards, policy, folder)
         job.answer_s, job.is_control = self.answer_s, self.is_control
         if isinstance(stage, DistillStage):
             inside = stage.teacher in self.stages

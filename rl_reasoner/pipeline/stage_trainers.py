@@ -124,7 +124,7 @@ def _grpo(job: Job, stage: GrpoStage) -> GRPOTrainer:
     trained = rows  # those left out keep their numbers
     if stage.long_prompts == "skip":
         prompts = [row["prompt"] for row in rows]
-        trained = without_long(prompts, rows, stage.sampling.max_tokens, policy)
+        trained = without_long(prompts, rows, stage.sampling.longest, policy)
     if stage.loss.beta and not recipe.policy.lora:
         # trl loads the reference from where the model says it came from: that must be the
         # policy as it enters this stage, not the one that the first stage opened

@@ -147,7 +147,7 @@ def _distill(stage: DistillStage, processes: int) -> dict[str, Any]:
         "temperature": stage.sampling.temperature,
         "top_p": stage.sampling.top_p,
         "top_k": stage.sampling.top_k,
-        "max_completion_length": stage.sampling.max_tokens,
+        "max_completion_length": stage.sampling.longest,
         "beta": stage.beta,
     }
 
@@ -165,7 +165,7 @@ def _grpo(stage: GrpoStage, processes: int) -> dict[str, Any]:
         "top_k": stage.sampling.top_k,
         "long_prompts": stage.long_prompts,
         "sampling_weights": stage.sampling.weights,
-        "max_completion_length": stage.sampling.max_tokens,
+        "max_completion_length": stage.sampling.longest,
         "prompt_schedule": group.curriculum,
         "router_replay": stage.router_replay,
         "router_bias_update": stage.router_bias,

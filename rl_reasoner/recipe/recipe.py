@@ -30,7 +30,14 @@ from rl_reasoner.recipe.data import (
     data_sources,
 )
 from rl_reasoner.recipe.old_names import current_fields
-from rl_reasoner.recipe.stages import DistillStage, GrpoStage, RowStage, Stage
+from rl_reasoner.recipe.stages import (
+    AUTO_MOST,
+    DistillStage,
+    GrpoStage,
+    MaxTokens,
+    RowStage,
+    Stage,
+)
 
 
 class RecipeLoader(yaml.SafeLoader):
@@ -129,7 +136,10 @@ class Evals(Part):
         description="also evaluate with the chain of thought forced, and with it left out",
     )
     limit: int | None = Field(default=None, ge=1, description="at most this many problems per set")
-    max_tokens: int = Field(default=256, ge=1, description="longest completion, in tokens")
+    max_tokens: MaxTokens = Field(
+        default=512,
+        description="longest completion, in tokens; auto: that of the first grpo stage",
+    )
     overrides: Mapping[str, EvalOverrides] = Field(
         default_factory=dict, description="set -> its own template and max_tokens"
     )
@@ -146,6 +156,11 @@ class Evals(Part):
     )
     validation: str | None = Field(default=None, description="set evaluated while GRPO trains")
     every: int = Field(default=10, ge=1, description="steps between evaluations on `validation`")
+
+    @property
+    def longest(self) -> int:
+        """The most tokens that a completion may have; for auto the most that it may come to."""
+        return AUTO_MOST if self.max_tokens == "auto" else self.max_tokens
 
 
 class RunSpec(Part):
@@ -304,6 +319,11 @@ class Recipe(Part):
             if stage.kind == "grpo" and not self.rewards:
                 raise ValueError(f"stage {stage.name!r} is a grpo stage: the recipe needs rewards")
             self._check_references(index)
+        if self.evals.max_tokens == "auto" and all(stage.kind != "grpo" for stage in self.stages):
+            raise ValueError(
+                "evals.max_tokens auto takes that of the first grpo stage, and there is none: give "
+                "a number"
+            )
         if isinstance(self.stages[-1], RowStage):
             raise ValueError("the last stage makes no policy: add a stage that trains on its data")
         if self.controls:

@@ -7,9 +7,9 @@ to the trainers. Knows nothing of torch.
 import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.recipe.algorithms import ALGORITHMS, algorithm_settings
@@ -27,6 +27,9 @@ TRL_NAMES = {
     "mask_truncated": "mask_truncated_completions",
 }
 _NAMES = ", ".join(ALGORITHMS)
+# What `max_tokens: auto` may come to: multiples of the one, up to the other.
+AUTO_STEP = 64
+AUTO_MOST = 1024
 
 
 class Optim(Part):
@@ -59,11 +62,41 @@ class Group(Part):
     )
 
 
+def _max_tokens(value: Any) -> Any:
+    """A whole number, also as text, or "auto"; raises ValueError for anything else."""
+    if value == "auto":
+        return value
+    text = str(value).strip()
+    if isinstance(value, bool) or not re.fullmatch(r"[-+]?\d+(\.0*)?", text):
+        raise ValueError("expected a whole number, or auto")
+    if (number := int(float(text))) < 1:
+        raise ValueError("expected at least 1, or auto")
+    return number
+
+
+MaxTokens = Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], BeforeValidator(_max_tokens)]
+"""The longest completion, in tokens; or "auto": what the rehearsal of the stage finds."""
+
+
 class FilterSampling(Part):
     """How the completions of a filter stage are sampled."""
 
     temperature: float = Field(default=1.0, gt=0)
-    max_tokens: int = Field(default=512, ge=1, description="longest completion, in tokens")
+    max_tokens: MaxTokens = Field(
+        default=512,
+        description="longest completion, in tokens; auto: the smallest multiple of 64 that cuts "
+        "off at most 5% of sampled ones, up to 1024",
+    )
+
+    @property
+    def longest(self) -> int:
+        """The most tokens that a completion may have; for auto the most that it may come to."""
+        return AUTO_MOST if self.max_tokens == "auto" else self.max_tokens
+
+    @property
+    def needed(self) -> int:
+        """The tokens that a prompt has to leave room for; auto takes what there is."""
+        return AUTO_STEP if self.max_tokens == "auto" else self.max_tokens
 
 
 class Sampling(FilterSampling):
@@ -432,5 +465,16 @@ Stage = Annotated[
     SftStage | GrpoStage | SampleStage | FilterStage | DistillStage, Field(discriminator="kind")
 ]
 TrainedStage = SftStage | GrpoStage | DistillStage
+SampledStage = GrpoStage | SampleStage | FilterStage | DistillStage
+"""The stages that sample completions."""
 RowStage = SampleStage | FilterStage
 """The stages that make rows, and no policy."""
+
+
+_Sampled = TypeVar("_Sampled", bound=SampledStage)
+
+
+def with_max_tokens(stage: _Sampled, longest: int) -> _Sampled:
+    """`stage` with completions of up to `longest` tokens."""
+    sampling = stage.sampling.model_copy(update={"max_tokens": longest})
+    return cast(_Sampled, stage.model_copy(update={"sampling": sampling}))

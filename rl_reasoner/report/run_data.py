@@ -150,7 +150,7 @@ def read_run(folder: Path) -> RunData:
     evals = [_evaluation(folder, path.name, unreadable) for path in files]
     order = {"before": 0, "after": 2}
     evals.sort(key=lambda e: (order.get(e.name, 1), e.name))
-    stages = [_stage(path, recipe, unreadable) for path in _stage_folders(folder / "stages")]
+    stages = [_stage(path, recipe, lock, unreadable) for path in _stage_folders(folder / "stages")]
     name = recipe.get("name") or folder.resolve().name
     return RunData(folder, str(name), recipe, recipe_text, lock, evals, stages, unreadable)
 
@@ -254,7 +254,9 @@ def interval(value: Any) -> Interval | None:
     return None if low is None or high is None else (low, high)
 
 
-def _stage(folder: Path, recipe: Mapping[str, Any], unreadable: list[str]) -> StageRecord:
+def _stage(
+    folder: Path, recipe: Mapping[str, Any], lock: Mapping[str, Any], unreadable: list[str]
+) -> StageRecord:
     index, _, name = folder.name.partition("-")
     by_step: dict[int, Metrics] = {}
     for row in _lines(folder / "metrics.jsonl", unreadable):
@@ -274,11 +276,19 @@ def _stage(folder: Path, recipe: Mapping[str, Any], unreadable: list[str]) -> St
         metrics=[by_step[step] for step in sorted(by_step)],
         rollouts=sampled,
         best=mapping(best),
-        settings=next(named, {}),
+        settings=_fitted(next(named, {}), mapping(mapping(lock.get("max_tokens")).get(name))),
         highest=_highest(recipe),
         forecast=mapping(forecast),
         card=mapping(_json(folder.parent.parent, f"stages/{folder.name}/card.json", unreadable)),
     )
+
+
+def _fitted(settings: Mapping[str, Any], lengths: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of a stage, with what its max_tokens auto came to."""
+    sampling = mapping(settings.get("sampling"))
+    if sampling.get("max_tokens") != "auto" or not lengths:
+        return settings
+    return {**settings, "sampling": {**sampling, "max_tokens": lengths.get("max_tokens")}}
 
 
 def _stage_settings(recipe: Mapping[str, Any]) -> list[Mapping[str, Any]]:
