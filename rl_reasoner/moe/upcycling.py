@@ -45,7 +45,7 @@ def upcycle(model: Any, experts: int, chosen: int = 2, seed: int = 0) -> Any:
     ids = torch.arange(64).mul(37).remainder(model.config.vocab_size).view(2, 32)
     with torch.no_grad():
         apart = (mixture(input_ids=ids).logits - model(input_ids=ids).logits).abs().max()
-        limit = 1e-5 if model.dtype == torch.float32 else 0.1
+        limit = 1e-4 if model.dtype == torch.float32 else 0.1  # of rounding in many layers
         if not apart <= limit * model(input_ids=ids).logits.abs().max():
             raise UserError(
                 f"--upcycle: {type(mixture).__name__} cannot compute what this policy does (logits "
