@@ -107,7 +107,22 @@ def check_run(folder: Path) -> None:
     around = folder.parent.iterdir() if folder.parent.is_dir() else ()
     near = did_you_mean(folder.name, [p.name for p in around if (p / "recipe.yaml").is_file()])
     what = "it has no recipe.yaml" if folder.is_dir() else "there is no such folder"
-    raise UserError(f"{folder} is not a run folder: {what}.{near}")
+    raise UserError(f"{folder} is not a run folder: {what}.{near or runs_beside(folder)}")
+
+
+def runs_beside(folder: Path, most: int = 5) -> str:
+    """` Runs there: a, b.`, the newest first, of `folder`'s own parent or of runs/.
+
+    An empty string where there are none.
+    """
+    for place in (folder.parent, Path("runs")):
+        around = list(place.iterdir()) if place.is_dir() else []
+        runs = [path for path in around if (path / "recipe.yaml").is_file()]
+        runs.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+        if runs:
+            more = f" and {len(runs) - most} more" if len(runs) > most else ""
+            return f" Runs there: {', '.join(map(str, runs[:most]))}{more}."
+    return ""
 
 
 def no_links(folder: Path) -> None:

@@ -20,6 +20,7 @@ _QUIET_S = 300.0
 """Seconds after a refusal in which the hub is not asked."""
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # with its owner, or without as "gpt2"
 
+_there: set[tuple[str, str]] = set()  # what the hub has been asked for, and has
 _refusals: list[tuple[float, str]] = []  # the last one: when, and why
 
 
@@ -55,9 +56,12 @@ def access(kind: Literal["model", "dataset"], name: str) -> Iterator[None]:
 
 def _ask(kind: str, name: str) -> str | None:
     """Ask the hub for `name`; why there is no answer, or None. Raises `NotThereError`."""
+    if (kind, name) in _there:
+        return None
     info: Any = huggingface_hub.model_info if kind == "model" else huggingface_hub.dataset_info
     try:
         info(name, timeout=_TIMEOUT_S)
+        _there.add((kind, name))
     except HfHubHTTPError as error:
         if isinstance(error, RepositoryNotFoundError) and not _cached(name):
             raise NotThereError(f"the hub has no {kind} {name!r} that you may read") from error

@@ -13,10 +13,29 @@ from tyro.conf import FlagCreatePairsOff, arg
 from rl_reasoner.errors import UserError
 from rl_reasoner.foreign import json_value
 
+# what is left out has no default to show: its help says what then holds
+Flag = FlagCreatePairsOff[Annotated[bool, arg(help_behavior_hint="")]]
+Text = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
+Name = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
+Names = Annotated[str | None, arg(metavar="NAME,...", help_behavior_hint="")]
+Options = Annotated[str, arg(metavar="NAME=VALUE,...", help_behavior_hint="")]
+Stage = Annotated[str | None, arg(metavar="STAGE", help_behavior_hint="")]
+Count = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
+Decimal = Annotated[float | None, arg(metavar="X", help_behavior_hint="")]
+File = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")]
+Folder = Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")]
+RunFolder = Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")]
 Json = FlagCreatePairsOff[
-    Annotated[bool, arg(help="print one JSON object and nothing else on standard output")]
+    Annotated[
+        bool,
+        arg(
+            help="print one JSON object and nothing else on standard output", help_behavior_hint=""
+        ),
+    ]
 ]
-Quiet = FlagCreatePairsOff[Annotated[bool, arg(help="print nothing on standard error but errors")]]
+Quiet = FlagCreatePairsOff[
+    Annotated[bool, arg(help="print nothing on standard error but errors", help_behavior_hint="")]
+]
 
 
 def prompt_settings(

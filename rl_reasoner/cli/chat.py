@@ -9,17 +9,18 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from rl_reasoner.cli.arguments import Json, Quiet, check_numbers, prompt_settings
+from rl_reasoner.cli.arguments import Text as Written
 from rl_reasoner.distributed.threads import Threads
-from rl_reasoner.errors import UserError
+from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.foreign import printable
 from rl_reasoner.language.thinking import CLOSE_THINK, OPEN_THINK
 from rl_reasoner.report.console import emit, err, out
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 OnText = Callable[[str], None]
 _NARROW = 80  # columns: below, two replies stand under each other
 _COMMAND = "/answer"
+_HINT = f"Type a problem; {_COMMAND} 9 checks the last replies; an empty line or Ctrl-D ends."
 
 
 @dataclass
@@ -68,6 +70,11 @@ class Reply:
         return value
 
 
+def _is_command(word: str) -> bool:
+    """Whether the first word of a line is meant for the chat: /help, not a path or a fraction."""
+    return word.startswith("/") and word[1:].isalpha()
+
+
 def _verdict_text(score: "Score") -> Text:
     names = {1.0: ("right", "green"), 0.0: ("wrong", "red")}
     word, style = names.get(score.value if score.value is not None else -1, ("not judged", "dim"))
@@ -81,19 +88,19 @@ class ChatVerb:
     `/answer 9` checks the last replies against the answer 9.
     """
 
-    policy: Positional[str]
+    policy: Positional[Annotated[str, arg(metavar="POLICY")]]
     """a run or policy folder, a .gguf file, a hub id"""
-    other: Positional[str | None] = None
+    other: Positional[Annotated[str | None, arg(metavar="OTHER", help_behavior_hint="")]] = None
     """a second policy, given the same problems"""
-    answer: str | None = None
+    answer: Written = None
     """the right answer: each reply is verified against it"""
     temperature: float = 0.0
     """0 is greedy"""
     max_tokens: int = 512
     """longest completion, in tokens"""
-    template: str | None = None
+    template: Written = None
     """prompt template (default: the run's own, else auto)"""
-    system: str | None = None
+    system: Written = None
     """system prompt of chats (default: the run's own)"""
     seed: int = 0
     quiet: Quiet = False
@@ -101,16 +108,19 @@ class ChatVerb:
 
     def run(self) -> None:
         """Read problems from standard input, one a line, until its end; one result a line."""
-        from rl_reasoner.policy.opening import open_policy, quiet_libraries
+        from rl_reasoner.policy.names import check_policy
 
         check_numbers(self.temperature, max_tokens=self.max_tokens)
-        quiet_libraries()
         names = [self.policy, *([self.other] if self.other else [])]
+        for name in names:
+            check_policy(name)
+        from rl_reasoner.policy.opening import open_policy, quiet_libraries
+
+        quiet_libraries()
         policies = [(name, open_policy(name)) for name in names]
         asking = sys.stdin.isatty()
         if asking:
-            hint = f"type a problem; {_COMMAND} 9 checks the answer; an empty line or Ctrl-D ends"
-            err.print(hint, style="dim")
+            err.print(_HINT, style="dim")
         with Threads() as threads:
             computed = threads.suit(*(policy.model for _, policy in policies))
             if asking:
@@ -120,8 +130,13 @@ class ChatVerb:
     def _talk(self, asking: bool, policies: Sequence[tuple[str, "Policy"]]) -> None:
         problem, replies = "", list[Reply]()
         for line in _lines(asking):
-            if line.startswith(_COMMAND):
-                self._verify(line.removeprefix(_COMMAND).strip(), problem, replies)
+            command, _, rest = line.partition(" ")
+            if command == _COMMAND:
+                self._verify(rest.strip(), problem, replies)
+                continue
+            if _is_command(command):
+                near = did_you_mean(command, [_COMMAND])
+                err.print(f"there is no {command}.{near} {_HINT}", style="yellow", soft_wrap=True)
                 continue
             problem, replies = line, self._replies(line, policies)
             if self.json:

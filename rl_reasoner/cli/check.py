@@ -24,9 +24,9 @@ class CheckVerb:
     completions, and completions that try to game it.
     """
 
-    target: Positional[str]
+    target: Positional[Annotated[str, arg(metavar="RECIPE|REWARD")]]
     """a recipe (name, script, YAML) or a reward (name, MODULE:FUNCTION, FILE.py:FUNCTION)"""
-    data: Annotated[str | None, arg(metavar="FILE")] = None
+    data: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """rows to test a reward on (default: rows of a task that has its columns)"""
     quiet: Quiet = False
     json: Json = False

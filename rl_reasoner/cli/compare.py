@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from rl_reasoner.cli.arguments import Json, Quiet, check_writable
+from rl_reasoner.cli.arguments import File, Json, Quiet, check_writable
 from rl_reasoner.errors import UserError
 from rl_reasoner.report.console import emit, err, new_table
 
@@ -21,11 +21,11 @@ _FLIPS_SHOWN = 10
 class CompareVerb:
     """Compare two saved evaluations, paired by problem."""
 
-    a: Positional[Path]
+    a: Positional[Annotated[Path, arg(metavar="A")]]
     """the first result (JSON of eval --out, or of a run's evals/)"""
-    b: Positional[Path]
+    b: Positional[Annotated[Path, arg(metavar="B")]]
     """the second one"""
-    out: Path | None = None
+    out: File = None
     """write a page (HTML) with both results and the rows that flipped here"""
     quiet: Quiet = False
     json: Json = False

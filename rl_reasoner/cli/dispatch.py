@@ -28,6 +28,7 @@ from rl_reasoner.cli.eval import EvalVerb
 from rl_reasoner.cli.export import ExportVerb
 from rl_reasoner.cli.filter import FilterVerb
 from rl_reasoner.cli.list import ListVerb
+from rl_reasoner.cli.mistakes import check_arguments
 from rl_reasoner.cli.report import ReportVerb
 from rl_reasoner.cli.score import ScoreVerb
 from rl_reasoner.cli.train import TrainVerb
@@ -56,6 +57,11 @@ Verb = (
 # Flags of `train` itself that have a value.
 _VALUES = ("--resume", "--from", "--until", "--launch")
 _DESCRIPTION = """Reinforcement-learning fine-tuning for reasoning.
+
+Try:
+  rl-reasoner train quickstart       two CPU cores, about two minutes
+  rl-reasoner list                   recipes, rewards, sets
+  rl-reasoner check quickstart       will it learn, and how long will it take?
 
 Exit codes: 0 done, 1 the work failed, 2 a mistake in what you gave, 3 a reward kept failing,
 130 interrupted. Results go to standard output, everything else to standard error.
@@ -161,10 +167,15 @@ def main_of(script: str) -> NoReturn:
 
 def parse_verb(argv: Sequence[str]) -> Any:
     """Parse the verb and its arguments; `--help` and mistakes in flags end the process."""
-    names = [get_args(verb)[1].name for verb in get_args(Verb)]
-    if argv and argv[0] not in names and not argv[0].startswith("-"):
-        raise unknown("verb", argv[0], names)
+    verbs = {get_args(verb)[1].name: get_args(verb)[0] for verb in get_args(Verb)}
+    argv = list(argv) or ["--help"]
+    if argv[0] not in (*verbs, "--help", "-h"):
+        if argv[0].startswith("-"):
+            raise UserError(f"{argv[0]}: first comes a verb: {', '.join(verbs)}")
+        raise unknown("verb", argv[0], verbs)
     own, flags = _split_flags(argv) if argv[:1] == ["train"] else (list(argv), [])
+    if not {"--help", "-h"} & set(own):
+        check_arguments(own[0], verbs[own[0]], own[1:])
     try:
         verb = tyro.cli(Verb, args=own, prog="rl-reasoner", description=_DESCRIPTION)
     except SystemExit as end:

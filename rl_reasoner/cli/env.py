@@ -15,7 +15,7 @@ from rl_reasoner.report.console import emit, new_table
 class EnvVerb:
     """Versions, device, precision, sandbox on this machine; with --plan, a run on other GPUs."""
 
-    plan: Annotated[str | None, arg(metavar="RECIPE")] = None
+    plan: Annotated[str | None, arg(metavar="RECIPE", help_behavior_hint="")] = None
     """a recipe to plan instead: memory, time per step, and what does not fit"""
     gpus: int = 8
     """with --plan: how many GPUs"""

@@ -9,11 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import Positional, arg
 
 from rl_reasoner.cli.arguments import (
+    Count,
+    Decimal,
+    File,
+    Flag,
+    Folder,
     Json,
+    Name,
+    Names,
+    Options,
     Quiet,
+    Text,
     check_numbers,
     check_writable,
     parse_options,
@@ -31,48 +40,48 @@ if TYPE_CHECKING:
 class EvalVerb:
     """Evaluate a policy on sets of problems, with 95% intervals."""
 
-    policy: Positional[Annotated[str | None, arg(metavar="POLICY")]] = None
+    policy: Positional[Annotated[str | None, arg(metavar="POLICY", help_behavior_hint="")]] = None
     """a run or policy folder, a .gguf file, a hub id; with --server the model's name there"""
-    sets: str | None = None
+    sets: Names = None
     """sets by name, file or hub id, separated by commas; see: rl-reasoner list sets"""
     samples: int = 1
     """completions per problem: 1 is greedy, more are sampled"""
     seed: int = 0
-    temperature: float | None = None
+    temperature: Decimal = None
     """sampling temperature (default 1.0)"""
     max_tokens: int = 256
     """longest completion, in tokens"""
-    template: str | None = None
+    template: Text = None
     """prompt template (default: the run's own, else auto)"""
-    system: str | None = None
+    system: Text = None
     """system prompt of chats (default: the run's own)"""
-    limit: int | None = None
+    limit: Count = None
     """only the first N problems of each set"""
-    reward: str | None = None
+    reward: Name = None
     """the reward that judges (default: code_tests where rows have tests, else math_answer)"""
-    reward_options: str = ""
+    reward_options: Options = ""
     """its options: extract=whole,timeout_s=2 or a JSON object"""
-    data_dir: Path | None = None
+    data_dir: Folder = None
     """a folder that holds sets as NAME.jsonl"""
-    columns: str = ""
+    columns: Options = ""
     """for files and hub ids: problem=question,answer=final"""
-    config: str | None = None
+    config: Name = None
     """for hub ids: configuration"""
-    split: str | None = None
+    split: Name = None
     """for hub ids and saved folders: split (default: test)"""
     weights: Literal["own", "auto", "bfloat16"] = "own"
     """sample with the policy's own weights, or with copies in bf16"""
-    server: str | None = None
+    server: Annotated[str | None, arg(metavar="URL", help_behavior_hint="")] = None
     """URL of an OpenAI-compatible server of the model"""
-    trained_on: str | None = None
+    trained_on: Names = None
     """files or sets that the policy was trained on; overlaps with them are counted"""
-    decontaminated: FlagCreatePairsOff[bool] = False
+    decontaminated: Flag = False
     """count overlaps with the data of the run in POLICY, and also report on the clean rows"""
-    no_cache: FlagCreatePairsOff[bool] = False
+    no_cache: Flag = False
     """sample everything again, and cache nothing"""
-    replay: Path | None = None
+    replay: File = None
     """judge the completions of this saved result again; needs no policy"""
-    out: Path | None = None
+    out: File = None
     """save the result here (JSON), and its page (HTML) next to it"""
     quiet: Quiet = False
     json: Json = False
@@ -116,12 +125,16 @@ class EvalVerb:
         return replay(EvalResult.load(file), self.reward, options or None)
 
     def _evaluated(self) -> "EvalResult":
+        from rl_reasoner.policy.names import check_policy
+
+        if self.policy is None or self.sets is None:
+            raise UserError("evaluate what? Give POLICY and --sets, or --replay FILE")
+        if self.server is None:
+            check_policy(self.policy)
         from rl_reasoner.evaluation.evaluate import evaluate
         from rl_reasoner.paths import cache_folder
         from rl_reasoner.policy.opening import quiet_libraries
 
-        if self.policy is None or self.sets is None:
-            raise UserError("evaluate what? Give POLICY and --sets, or --replay FILE")
         options = parse_options("--reward-options", self.reward_options)
         sets = [self._set(name.strip()) for name in self.sets.split(",")]
         trained_on = self._training_rows(self.policy)

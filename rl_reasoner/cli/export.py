@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import Positional, arg
 
-from rl_reasoner.cli.arguments import Json, check_writable
+from rl_reasoner.cli.arguments import Flag, Json, check_writable
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.report.console import emit
 
@@ -16,15 +16,15 @@ from rl_reasoner.report.console import emit
 class ExportVerb:
     """Write a policy to a folder that opens anywhere in transformers."""
 
-    policy: Positional[str]
+    policy: Positional[Annotated[str, arg(metavar="POLICY")]]
     """a run or policy folder (adapters are merged), a .gguf file, a hub id"""
-    to: Positional[Path]
+    to: Positional[Annotated[Path, arg(metavar="FOLDER")]]
     """a new folder"""
     dtype: str = "fp32"
     """fp32 or bf16"""
-    fp8: FlagCreatePairsOff[bool] = False
+    fp8: Flag = False
     """write linear layers and experts in FP8 blocks, as DeepSeek-V3 does; the rest as --dtype"""
-    upcycle: Annotated[int | None, arg(metavar="N")] = None
+    upcycle: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
     """turn a dense policy into a mixture of N experts that computes the same"""
     chosen: int = 2
     """with --upcycle: experts per token"""
@@ -37,6 +37,9 @@ class ExportVerb:
         if self.dtype not in ("fp32", "bf16"):
             raise unknown("dtype", self.dtype, ["fp32", "bf16"])
         check_writable(self.to)
+        from rl_reasoner.policy.names import check_policy
+
+        check_policy(self.policy)
         import torch
 
         from rl_reasoner.policy.fp8.weights import check_fp8, write_fp8

@@ -16,7 +16,7 @@ from rl_reasoner.report.console import emit, new_table
 class ListVerb:
     """List recipes, rewards, sets, policies and tasks, or print the schema of recipe files."""
 
-    kind: Positional[Annotated[str | None, arg(metavar="KIND")]] = None
+    kind: Positional[Annotated[str | None, arg(metavar="KIND", help_behavior_hint="")]] = None
     """only this kind; or `schema`: the JSON schema of YAML recipes, for editors"""
     json: Json = False
 

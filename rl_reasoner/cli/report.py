@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import Positional, arg
 
-from rl_reasoner.cli.arguments import Json, check_writable
+from rl_reasoner.cli.arguments import Flag, Json, check_writable
 from rl_reasoner.foreign import check_run
 from rl_reasoner.report.console import emit
 
@@ -20,7 +20,7 @@ class ReportVerb:
 
     source: Positional[Annotated[Path, arg(metavar="RUN")]]
     """the run's folder, or the JSON file of an evaluation"""
-    live: FlagCreatePairsOff[bool] = False
+    live: Flag = False
     """serve the page on 127.0.0.1, at an address with a token, until Ctrl-C"""
     port: int = 0
     """with --live: the port (0: any free one)"""

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional, arg
 
-from rl_reasoner.cli.arguments import Json, cell, check_writable
+from rl_reasoner.cli.arguments import File, Json, RunFolder, Stage, cell, check_writable
 from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.files import write_jsonl
 from rl_reasoner.report.console import emit, new_table
@@ -25,17 +25,17 @@ class ScoreVerb:
     With --rescore RUN, score a run's completions and compare with the scores it gave.
     """
 
-    reward: Positional[str]
+    reward: Positional[Annotated[str, arg(metavar="REWARD")]]
     """a reward's name, MODULE:FUNCTION or FILE.py:FUNCTION"""
-    file: Positional[Annotated[str | None, arg(metavar="FILE")]] = None
+    file: Positional[Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")]] = None
     """JSON, CSV, TSV or Parquet"""
-    rescore: Annotated[Path | None, arg(metavar="RUN")] = None
+    rescore: RunFolder = None
     """score what this run sampled, and show what would have changed"""
-    stage: str | None = None
+    stage: Stage = None
     """with --rescore: the stage (default: the last one that sampled)"""
-    disagree: str | None = None
+    disagree: Annotated[str | None, arg(metavar="REWARD", help_behavior_hint="")] = None
     """a second reward: list only the rows where the two differ"""
-    out: Path | None = None
+    out: File = None
     """write all scores here (default: FILE.scores.jsonl)"""
     json: Json = False
 

@@ -2,13 +2,12 @@
 
 import shlex
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 from tyro.conf import Positional, arg
 
-from rl_reasoner.cli.arguments import Json, Quiet
+from rl_reasoner.cli.arguments import Json, Quiet, RunFolder, Stage
 from rl_reasoner.distributed import launcher, processes
 from rl_reasoner.errors import UserError
 from rl_reasoner.foreign import check_run
@@ -19,15 +18,15 @@ from rl_reasoner.report.console import emit, err
 class TrainVerb:
     """Run a recipe. Each of its fields is a flag: --group.size 16, --run.seed 1 …"""
 
-    recipe: Positional[Annotated[str | None, arg(metavar="RECIPE")]] = None
+    recipe: Positional[Annotated[str | None, arg(metavar="RECIPE", help_behavior_hint="")]] = None
     """a recipe's name, script or YAML file"""
-    resume: Annotated[Path | None, arg(metavar="RUN")] = None
+    resume: RunFolder = None
     """continue the run in this folder; with RECIPE or flags, run changed stages again"""
-    first: Annotated[str | None, arg(name="from", metavar="STAGE")] = None
+    first: Annotated[str | None, arg(name="from", metavar="STAGE", help_behavior_hint="")] = None
     """start with this stage, and run it again if it is finished"""
-    until: Annotated[str | None, arg(metavar="STAGE")] = None
+    until: Stage = None
     """stop after this stage"""
-    launch: Annotated[str | None, arg(metavar="N|FILE")] = None
+    launch: Annotated[str | None, arg(metavar="N|FILE", help_behavior_hint="")] = None
     """run in N processes on this machine, or as in a file of `accelerate config`"""
     quiet: Quiet = False
     json: Json = False

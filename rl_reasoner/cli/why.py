@@ -2,34 +2,40 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from rich.text import Text
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from rl_reasoner.cli.arguments import Json, cell
+from rl_reasoner.cli.arguments import Count, Json, Stage, cell
 from rl_reasoner.report.console import emit, new_table
+
+_LEGEND = """* the row that --row chose, or the one with the largest advantage
+advantage: above 0, training made this completion likelier; below 0, less likely"""
 
 
 @dataclass
 class WhyVerb:
     """Explain a training step: a prompt, its group's completions, scores and advantages."""
 
-    run_folder: Positional[Path]
+    run_folder: Positional[Annotated[Path, arg(metavar="RUN")]]
     """the run's folder"""
-    step: int
-    """the step, from 1"""
-    row: int | None = None
+    step: Count = None
+    """the step, from 1 (default: the most telling one, with the largest advantages)"""
+    row: Count = None
     """a completion of the step, from 1 (default: the one with the largest advantage)"""
-    stage: str | None = None
+    stage: Stage = None
     """the stage (default: the last one that sampled)"""
     json: Json = False
 
     def run(self) -> None:
         """Print the row's group and the step's figures."""
-        from rl_reasoner.pipeline.why import read_step, scores_in_words
+        from rl_reasoner.pipeline.why import most_telling, read_step, scores_in_words
 
-        step = read_step(self.run_folder, self.step, self.stage)
+        number = self.step
+        if number is None:
+            number = most_telling(self.run_folder, self.stage)
+        step = read_step(self.run_folder, number, self.stage)
         index = step.row(self.row)
         group = step.group(index)
         chosen = step.rollouts[index]
@@ -53,10 +59,15 @@ class WhyVerb:
             end = " (cut off)" if rollout["truncated"] else ""
             cells = (Text(scores), Text(f"{rollout['completion']}{end}"))
             table.add_row(mark, reward, f"{rollout['advantage']:+.3g}", *cells)
-        head = f"stage {step.stage}, step {step.number}\nprompt: {chosen['prompt']}\n"
+        told = (
+            ""
+            if self.step is not None
+            else ", the most telling one: its advantages are the largest"
+        )
+        head = f"stage {step.stage}, step {step.number}{told}\nprompt: {chosen['prompt']}\n"
         head += f"answer: {chosen.get('answer')}\n"
         table.title, table.title_justify, table.title_style = Text(head), "left", ""
-        table.caption, table.caption_justify = Text(_metrics_text(step)), "left"
+        table.caption, table.caption_justify = Text(f"\n{_LEGEND}\n{_metrics_text(step)}"), "left"
         emit(self.json, value, table)
 
 

@@ -326,7 +326,8 @@ def load_of_step(recipe: Recipe, stage: GrpoStage, gpus: int, a: Assumed = ASSUM
 
 def _config(source: str) -> Any:
     """The configuration of a policy: a scratch name, a folder with config.json, a hub id."""
-    from rl_reasoner.policy.opening import UNREADABLE, load_config, locate, open_policy, reason_of
+    from rl_reasoner.policy.names import locate
+    from rl_reasoner.policy.opening import UNREADABLE, load_config, open_policy, reason_of
 
     if source.startswith("scratch:"):
         return open_policy(source, device="cpu").model.config

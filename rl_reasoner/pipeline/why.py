@@ -102,6 +102,22 @@ def read_step(run: Path, number: int, stage: str | None = None) -> TrainedStep:
     return TrainedStep(folder.name.partition("-")[2], number, rollouts, metrics, seconds)
 
 
+def most_telling(run: Path, stage: str | None = None) -> int:
+    """The step whose advantages are largest on average, the first of several alike.
+
+    There rewards within groups differed most, for the reasons that the scores give. Raises
+    `UserError` where nothing was sampled.
+    """
+    folder = sampled_stage(run, stage)
+    sums: dict[int, tuple[float, int]] = {}
+    for row in rollouts_of(folder):
+        total, count = sums.get(int(row["step"]), (0.0, 0))
+        sums[int(row["step"])] = total + abs(finite(row["advantage"]) or 0.0), count + 1
+    if not sums:
+        raise UserError(f"{folder.name}: nothing has been sampled yet")
+    return max(sums, key=lambda step: sums[step][0] / sums[step][1])
+
+
 def scores_in_words(rollout: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(reward, value and reason in words) of one rollout."""
     for name, score in rollout["scores"].items():

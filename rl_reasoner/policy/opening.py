@@ -5,8 +5,7 @@ and no code that comes with a model is run. Knows nothing of rewards.
 """
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,15 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from rl_reasoner import hub
 from rl_reasoner.distributed.sharding import is_sharded, load_state, merged_state_dict
-from rl_reasoner.errors import UserError, did_you_mean, first_line
+from rl_reasoner.errors import UserError, first_line
 from rl_reasoner.moe.experts import without_router_logits
 from rl_reasoner.policy.device import choose_device
 from rl_reasoner.policy.fp8.weights import config_of, has_fp8_weights, whole_blocks
 from rl_reasoner.policy.gguf import convert_gguf
+from rl_reasoner.policy.names import locate
 from rl_reasoner.policy.policy import Policy
-from rl_reasoner.policy.scratch import SCRATCH, scratch_policy
+from rl_reasoner.policy.scratch import scratch_policy
 
 # What the readers of a policy's files raise for files that are damaged, or not of their kind.
 UNREADABLE = (OSError, ValueError, KeyError, ImportError, RecursionError, SafetensorError)
@@ -41,7 +40,7 @@ def quiet_libraries() -> None:
 def open_policy(source: str, *, seed: int = 0, device: str = "auto") -> Policy:
     """Open the policy that `source` names, in fp32, on `device`.
 
-    `source`: "scratch:moe-tiny" or another of `SCRATCH`, a folder (also a run folder or a peft
+    `source`: "scratch:moe-tiny" or another of them, a folder (also a run folder or a peft
     adapter, which can be trained on), a `.gguf` file (converted once, kept in the cache folder), or
     a hub id. `seed` sets the weights of scratch models. Raises `UserError` when it cannot be
     opened.
@@ -68,17 +67,6 @@ def load_config(path: str) -> Any:
         if "/" in str(kernel):
             raise ValueError(f"its config asks for {kernel!r}, an attention kernel that is code")
     return config
-
-
-def _policy_folder(path: Path) -> Path | None:
-    """The folder with the weights: `path` itself, or `policy/` in a run folder."""
-    if not path.is_dir():
-        return None
-    if (path / "recipe.yaml").is_file():
-        if not (path / "policy" / "config.json").is_file():
-            raise UserError(f"the run {path} has no finished policy/ yet: resume it first")
-        return path / "policy"
-    return path
 
 
 def _open_pretrained(path: str, source: str) -> Policy:
@@ -126,33 +114,6 @@ def _open_pretrained(path: str, source: str) -> Policy:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return Policy(model, tokenizer, source)
-
-
-@contextmanager
-def locate(source: str) -> Iterator[str]:
-    """Yield the folder that `source` names, else its hub id, which can be opened inside.
-
-    Raises `UserError` for what is neither, before transformers asks the hub again and again.
-    """
-    path = Path(source).expanduser()
-    if (folder := _policy_folder(path)) is not None:
-        yield str(folder)
-        return
-    if path.is_file():
-        raise UserError(f"policy {source!r} is a file: give a folder, a .gguf file or a hub id")
-    around = path.parent.iterdir() if path.parent.is_dir() else ()
-    near = did_you_mean(
-        str(path), [*map(str, filter(Path.is_dir, around)), *(f"scratch:{n}" for n in SCRATCH)]
-    )
-    if not hub.is_name(source) or (near and "/" in source):  # beside it lies what was meant
-        raise UserError(f"there is no policy {source!r}: no such folder.{near}")
-    try:
-        with hub.access("model", source):
-            yield source
-    except hub.NotThereError as error:
-        raise UserError(
-            f"policy {source!r} is neither a folder nor available on the hub ({error}).{near}"
-        ) from error
 
 
 def _merge_shards(folder: Path) -> PreTrainedModel:

@@ -7,8 +7,8 @@ import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from rl_reasoner.errors import unknown
 from rl_reasoner.language.thinking import TAGS
+from rl_reasoner.policy.names import check_scratch
 from rl_reasoner.policy.policy import Policy
 
 _TINY: dict[str, Any] = {
@@ -62,8 +62,7 @@ SCRATCH: dict[str, tuple[str, dict[str, Any]]] = {
 
 def scratch_policy(name: str, seed: int) -> Policy:
     """A new policy of the kind `name`, one of `SCRATCH`. Raises `UserError` for another name."""
-    if name not in SCRATCH:
-        raise unknown("scratch policy", f"scratch:{name}", [f"scratch:{n}" for n in SCRATCH])
+    check_scratch(name)
     tokenizer = byte_tokenizer()
     kind, settings = SCRATCH[name]
     config = getattr(transformers, kind)(

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.foreign import yaml_value
 from rl_reasoner.recipe.data import FileData, MixData, StageData, TaskData
+from rl_reasoner.recipe.flag_habits import habit_hint
 from rl_reasoner.recipe.locations import FieldPath, model_in, validate
 from rl_reasoner.recipe.old_names import OLD_NAMES, current_path, note_old_name
 from rl_reasoner.recipe.recipe import EvalOverrides, Recipe, RecipeLoader, RewardSpec
@@ -77,7 +78,6 @@ def _pairs(flags: Sequence[str]) -> Iterator[tuple[str, str | None]]:
         if not flag.startswith("--"):
             raise UserError(f"expected a flag that starts with --, got {flag!r}")
         name, equals, text = flag[2:].partition("=")
-        name = name.replace("-", "_") if "." not in name else name
         if equals:
             yield name, text
         else:
@@ -128,7 +128,7 @@ def _set(data: dict[str, Any], path: FieldPath, value: Any) -> None:
 
 def _resolve(data: dict[str, Any], flag: str) -> tuple[FieldPath, Any]:
     """The path into the dumped recipe that `flag` means (see the module's docstring), its type."""
-    written = flag.split(".")
+    written = (flag if "." in flag else flag.replace("-", "_")).split(".")
     parts = [str(part) for part in current_path(written)]
     if parts != written:
         note_old_name(f"--{flag}", f"--{'.'.join(parts)}")
@@ -153,7 +153,17 @@ def _resolve(data: dict[str, Any], flag: str) -> tuple[FieldPath, Any]:
                 int(p) if p.isdecimal() and before in lists else p
                 for before, p in zip(above, candidate, strict=False)
             ), annotation
+    raise UserError(f"--{flag}: the recipe has no such field.{_hint(data, flag)}")
+
+
+def _hint(data: dict[str, Any], flag: str) -> str:
+    """What may have been meant by a flag that the recipe does not have."""
     known = [f"--{path}" for path in _paths(data)] + ["--resume", "--quiet", "--json"]
+    given = {*known, *(f"--{name}" for name in Recipe.model_fields)}
+    given |= {f"--data.{name}" for name in ("path", "task") if "--data" in given}
+    if hint := habit_hint(flag, given):
+        return hint
+    flag = flag if "." in flag else flag.replace("-", "_")
     # the last part of a path alone (--lr for --optim.lr) is nearer than another path like it
     ends = {p.lstrip("-").rpartition(".")[2]: p for p in sorted(known, key=len, reverse=True)}
     renamed = {
@@ -162,8 +172,7 @@ def _resolve(data: dict[str, Any], flag: str) -> tuple[FieldPath, Any]:
         for path in known
         if re.split("[.-]", path)[-1] == new
     }
-    near = did_you_mean(ends.get(flag, f"--{flag}"), known, renamed)
-    raise UserError(f"--{flag}: the recipe has no such field.{near}")
+    return did_you_mean(ends.get(flag, f"--{flag}"), known, renamed)
 
 
 def _annotation(parts: Sequence[str], models: Sequence[type[BaseModel]]) -> Any:

@@ -139,3 +139,14 @@ def test_on_a_terminal_replies_stream_and_stand_side_by_side(here: Path) -> None
     argv = ("chat", "run", "scratch:dense-tiny", "--max-tokens", "3")
     shown = on_terminal(*argv, typed="1+1=\n\n", folder=here)
     assert any("run" in line and "scratch:dense-tiny" in line for line in shown.splitlines())
+
+
+def test_unknown_commands_are_answered_and_not_sent_to_the_policy(here: Path, cli: Cli) -> None:
+    ask = ("chat", "run", "--max-tokens", "4", "--json")
+    ended = cli(*ask, stdin="/help\n/anwser 2\n/home/me is a path\n")
+    assert ended.code == 0
+    [reply] = map(json.loads, ended.out.splitlines())
+    assert reply["problem"] == "/home/me is a path"
+    told = ended.err.splitlines()
+    assert told[0].startswith("there is no /help. Type a problem; /answer 9 checks")
+    assert told[1].startswith("there is no /anwser. Did you mean '/answer'?")

@@ -1,0 +1,112 @@
+"""Thirty mistakes that people make: one line on standard error, exit code 2, no traceback.
+
+Each names what is wrong and, where there is one, the right name. None of them loads torch, which
+alone takes seconds, and none of them asks a hub.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support.commands import Cli
+
+TRAIN = ("train", "quickstart")
+FIELD_HABITS = {
+    ("--lr", "1e-5"): "'--optim.lr'",
+    ("--learning-rate", "1e-5"): "'--optim.lr'",
+    ("--learning_rate=1e-5",): "'--optim.lr'",
+    ("--max-steps", "10"): "'--steps'",
+    ("--epochs", "3"): "'--steps' (stages count optimiser steps, not epochs)",
+    ("--num-train-epochs", "3"): "'--steps'",
+    ("--batch-size", "8"): "'--group.prompts' (prompts per step) or '--batch'",
+    ("--model", "gpt2"): "'--policy'",
+    ("--model-name-or-path", "gpt2"): "'--policy'",
+    ("--dataset", "gsm8k"): "'--data.path' (a file, set or hub id)",
+    ("--output-dir", "out"): "'--run.folder'",
+    ("--beta", "0.1"): "'--loss.beta'",
+    ("--num-generations", "8"): "'--group.size'",
+    ("--max-new-tokens", "64"): "'--sampling.max_tokens'",
+    ("--max-completion-length", "64"): "'--sampling.max_tokens'",
+    ("--save-steps", "5"): "'--save_every'",
+}
+MISTAKES = {
+    **{(*TRAIN, *flags): says for flags, says in FIELD_HABITS.items()},
+    ("trian", "quickstart"): "Did you mean 'train'?",
+    ("--verbose",): "first comes a verb: train, eval",
+    ("train", "quickstart", "other"): "'other' is too much: train takes RECIPE",
+    ("eval", "scratch:moe-tiny", "--model", "x"): "rl-reasoner eval POLICY",
+    ("eval", "x", "--max-new-tokens", "9"): "Did you mean '--max-tokens'?",
+    ("eval", "x", "--dataset", "gsm8k"): "Did you mean '--sets'?",
+    ("eval", "x", "--num-generations", "9"): "Did you mean '--samples'?",
+    ("eval", "x", "--batch-size", "9"): "--batch-size: batches are as large as",
+    ("eval", "x", "--lr", "9"): "It is one of training: rl-reasoner train, --optim.lr",
+    ("eval", "x", "--sampels", "9"): "Did you mean '--samples'?",
+    ("eval", "x", "--samples", "many"): "--samples many: expected a whole number",
+    ("eval", "x", "--samples"): "--samples: expected a value after it",
+    ("eval", "x", "--weights", "bf16"): "expected own, auto, bfloat16. Did you mean 'bfloat16'?",
+    ("eval", "x", "--json=yes"): "--json takes no value",
+    ("eval", "--quiet"): "Give POLICY and --sets",
+    ("eval", "runs/nope", "--sets", "modular_test"): "Did you mean 'runs/one'?",
+    ("chat", "runs/anything"): "there is no policy 'runs/anything': no such folder. Runs there",
+    ("chat", "scratch:moe-tny"): "Did you mean 'scratch:moe-tiny'?",
+    ("chat", "model.gguf"): "model.gguf",
+    ("chat", "--model", "x"): "rl-reasoner chat POLICY",
+    ("chat", "x", "--max-completion-length", "9"): "Did you mean '--max-tokens'?",
+    ("report", "runs/anything"): "is not a run folder: there is no such folder. Runs there: runs/",
+    ("why", "runs/noe"): "Did you mean 'one'?",
+    ("why",): "why needs RUN",
+    ("score",): "score needs REWARD",
+    ("export", "runs/one"): "export needs FOLDER",
+    ("compare", "a.json"): "compare needs B",
+    ("list", "recipies"): "Did you mean 'recipes'?",
+    ("completion", "bsh"): "Did you mean 'bash'?",
+    ("copy", "quickstrat"): "'quickstart'",
+}
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in which there is one run, begun and not finished."""
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    (tmp_path / "runs" / "one" / "recipe.yaml").write_text("name: one\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("argv", list(MISTAKES), ids=" ".join)
+def test_a_mistake_is_one_line_that_names_what_was_meant(
+    argv: tuple[str, ...], runs: Path, cli: Cli
+) -> None:
+    ended = cli(*argv)
+    assert (ended.code, ended.out) == (2, "")
+    [line] = ended.err.splitlines()
+    assert line.startswith("error: ") and MISTAKES[argv] in line, line
+    assert [path.name for path in runs.iterdir()] == ["runs"], "nothing is written"
+
+
+def test_a_mistake_is_told_before_anything_heavy_is_loaded(runs: Path) -> None:
+    code = f"""if True:
+        import sys
+        from rl_reasoner.cli import main
+        for argv in {list(MISTAKES)}:
+            assert main(argv) == 2, argv
+            heavy = {{"torch", "transformers", "datasets"}} & set(sys.modules)
+            assert not heavy, (argv, heavy)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_alone_it_shows_the_help_with_three_examples(cli: Cli) -> None:
+    ended = cli()
+    assert (ended.code, ended.err) == (0, "")
+    shown = [line.split("  ")[0] for line in map(str.strip, ended.out.splitlines())]
+    assert sum(line.startswith("rl-reasoner ") for line in shown) == 3
+    assert "rl-reasoner train quickstart" in shown
+    assert ended.out == cli("--help").out
+
+
+def test_a_hub_id_is_still_a_hub_id_where_there_are_runs(runs: Path, cli: Cli) -> None:
+    assert "neither a folder nor available on the hub" in cli("chat", "nobody/nothing").err
