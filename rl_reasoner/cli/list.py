@@ -1,15 +1,18 @@
 """The verb `list`: what recipes can name."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 from rich.table import Table
+from rich.text import Text
 from tyro.conf import Positional, arg
 
 from rl_reasoner.cli.arguments import Json
 from rl_reasoner.errors import unknown
-from rl_reasoner.report.console import emit, new_table
+from rl_reasoner.paths import room
+from rl_reasoner.report.console import emit, new_table, out
 
 
 @dataclass
@@ -29,6 +32,7 @@ class ListVerb:
             return
         from rl_reasoner.dataset.sets import card_of, set_names
         from rl_reasoner.dataset.tasks.generate import TASKS
+        from rl_reasoner.policy.names import SCRATCH_NAMES
         from rl_reasoner.recipe.load import shipped_recipes
         from rl_reasoner.scoring.registry import shipped_rewards
 
@@ -36,7 +40,7 @@ class ListVerb:
             "recipes": shipped_recipes(),
             "rewards": shipped_rewards(),
             "sets": set_names(),
-            "policies": ["scratch:deepseek-tiny", "scratch:dense-tiny", "scratch:moe-tiny"],
+            "policies": [f"scratch:{name}" for name in SCRATCH_NAMES],
             "tasks": sorted(TASKS),
         }
         if self.kind is not None and self.kind not in names:
@@ -57,10 +61,59 @@ class ListVerb:
                 table.add_row(name, f"{total:,}", f"{active:,}")
             emit(self.json, {**shown, "sizes": counts}, table)
             return
-        table = new_table("kind", "names")
-        for kind, known in shown.items():
-            table.add_row(kind, ", ".join(known))
-        emit(self.json, shown, table)
+        about = {
+            "recipes": _recipes(),
+            "rewards": {row[0]: row[1:2] for row in _guide_rows("rewards")},
+            "sets": {name: [card.about] for name in names["sets"] if (card := card_of(name))},
+            "policies": {
+                name: ["small and random, to try things out"] for name in names["policies"]
+            },
+            "tasks": {name: [task.about] for name, task in TASKS.items()},
+        }
+        texts = {kind: about[kind] for kind in shown}
+        emit(self.json, {**shown, "about": texts}, _described(shown, about))
+
+
+def _described(shown: Mapping[str, Any], about: Mapping[str, Mapping[str, Sequence[str]]]) -> Text:
+    """A line for each name under the heading of its kind; long descriptions end with the line."""
+    lines: list[Sequence[str]] = []
+    for kind, names in shown.items():
+        lines += [[kind], *([f"  {name}", *about[kind].get(name, ())] for name in names), []]
+    rows = [line for line in lines if len(line) > 1]
+    sizes = [max((len(row[i]) for row in rows if len(row) > i), default=0) for i in range(4)]
+    gaps = 2 * sum(size > 0 for size in sizes[1:])
+    sizes[1] = max(24, min(sizes[1], out.width - sizes[0] - sizes[2] - sizes[3] - gaps))
+    texts = []
+    for line in lines:
+        cells = [Text(cell) for cell in line]
+        for cell, size in zip(cells, sizes, strict=False):
+            cell.truncate(size, overflow="ellipsis", pad=len(line) > 1)
+        texts.append(Text("  ").join(cells) if len(line) > 1 else Text("".join(line), "bold"))
+    return Text("\n").join(texts[:-1])
+
+
+def _recipes() -> dict[str, Sequence[str]]:
+    """Recipe -> what it shows, machine and time, and the measured accuracy before and after.
+
+    Of samples, seed 0, where it was measured.
+    """
+    gains: dict[str, str] = {}
+    shows: dict[str, Sequence[str]] = {}
+    for row in _guide_rows("recipes"):
+        if len(row) == 3:
+            shows[row[0]] = [row[1], row[2].partition(";")[0]]
+        elif len(row) == 6 and row[1] == "0" and row[2] == "sampled":
+            before, after = (text.partition(" ")[0] for text in row[3:5])
+            gains[row[0]] = f"{before} → {after}"
+    return {name: [*texts, gains.get(name, "")] for name, texts in shows.items()}
+
+
+def _guide_rows(kind: str) -> Iterator[list[str]]:
+    """The rows of the tables in the README of the shipped `kind`, without marks of Markdown."""
+    for line in (room(kind) / "README.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("| "):
+            plain = re.sub(r"\s*\(\[[^]]*\]\([^)]*\)\)|`", "", line)
+            yield [cell.strip() for cell in plain.strip("|").split("|")]
 
 
 def _card_table(names: Sequence[str], cards: Mapping[str, Any]) -> Table:

@@ -221,6 +221,24 @@ def test_list_names_what_there_is(cli: Cli) -> None:
     assert only.code == 0
     assert "boxed" in only.out
     assert "quickstart" not in only.out
+    assert all(
+        any(line.strip().startswith(name) for line in only.out.splitlines())
+        for name in ("boxed", "countdown", "math_answer")
+    )
+
+
+def test_list_says_what_each_is_time_and_measured_gain_of_recipes(
+    cli: Cli,
+) -> None:
+    value = json.loads(cli("list", "--json").out)
+    for kind in ("recipes", "rewards", "sets", "policies", "tasks"):
+        assert set(value[kind]) <= set(value["about"][kind]), kind
+        assert all(text[0] for text in value["about"][kind].values()), kind
+    shown = cli("list", "recipes").out
+    [line] = [line for line in shown.splitlines() if line.strip().startswith("quickstart")]
+    assert "think before it answers" in line
+    assert re.search(r"2 CPU cores, \d+–\d+ s +[\d.]+% → [\d.]+%", line)
+    assert cli("list").out.index("rewards") < cli("list").out.index("math_answer")
 
 
 def test_copy_gives_recipes_and_rewards_and_never_overwrites(tmp_path: Path, cli: Cli) -> None:
