@@ -19,12 +19,12 @@ Text = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
 Name = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
 Names = Annotated[str | None, arg(metavar="NAME,...", help_behavior_hint="")]
 Options = Annotated[str, arg(metavar="NAME=VALUE,...", help_behavior_hint="")]
-Stage = Annotated[str | None, arg(metavar="STAGE", help_behavior_hint="")]
+StageName = Annotated[str | None, arg(metavar="STAGE", help_behavior_hint="")]
 Count = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
 Decimal = Annotated[float | None, arg(metavar="X", help_behavior_hint="")]
 File = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")]
 Folder = Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")]
-RunFolder = Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")]
+RunOption = Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")]
 Json = FlagCreatePairsOff[
     Annotated[
         bool,

@@ -61,7 +61,7 @@ class ListVerb:
                 table.add_row(name, f"{total:,}", f"{active:,}")
             emit(self.json, {**shown, "sizes": counts}, table)
             return
-        about = {
+        about: dict[str, Mapping[str, Sequence[str]]] = {
             "recipes": _recipes(),
             "rewards": {row[0]: row[1:2] for row in _guide_rows("rewards")},
             "sets": {name: [card.about] for name in names["sets"] if (card := card_of(name))},

@@ -47,7 +47,6 @@ class Argument:
     required: bool
     kind: Any  # bool, int, float, str, Path, or a Literal
     metavar: str
-    help: str = ""
 
     @property
     def shown(self) -> str:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional, arg
 
-from rl_reasoner.cli.arguments import File, Json, RunFolder, Stage, cell, check_writable
+from rl_reasoner.cli.arguments import File, Json, RunOption, StageName, cell, check_writable
 from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.files import write_jsonl
 from rl_reasoner.report.console import emit, new_table
@@ -29,9 +29,9 @@ class ScoreVerb:
     """a reward's name, MODULE:FUNCTION or FILE.py:FUNCTION"""
     file: Positional[Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")]] = None
     """JSON, CSV, TSV or Parquet"""
-    rescore: RunFolder = None
+    rescore: RunOption = None
     """score what this run sampled, and show what would have changed"""
-    stage: Stage = None
+    stage: StageName = None
     """with --rescore: the stage (default: the last one that sampled)"""
     disagree: Annotated[str | None, arg(metavar="REWARD", help_behavior_hint="")] = None
     """a second reward: list only the rows where the two differ"""

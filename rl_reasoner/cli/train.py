@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional, arg
 
-from rl_reasoner.cli.arguments import Json, Quiet, RunFolder, Stage
+from rl_reasoner.cli.arguments import Json, Quiet, RunOption, StageName
 from rl_reasoner.distributed import launcher, processes
 from rl_reasoner.errors import UserError
 from rl_reasoner.foreign import check_run
@@ -20,11 +20,11 @@ class TrainVerb:
 
     recipe: Positional[Annotated[str | None, arg(metavar="RECIPE", help_behavior_hint="")]] = None
     """a recipe's name, script or YAML file"""
-    resume: RunFolder = None
+    resume: RunOption = None
     """continue the run in this folder; with RECIPE or flags, run changed stages again"""
     first: Annotated[str | None, arg(name="from", metavar="STAGE", help_behavior_hint="")] = None
     """start with this stage, and run it again if it is finished"""
-    until: Stage = None
+    until: StageName = None
     """stop after this stage"""
     launch: Annotated[str | None, arg(metavar="N|FILE", help_behavior_hint="")] = None
     """run in N processes on this machine, or as in a file of `accelerate config`"""

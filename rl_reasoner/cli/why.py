@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from rich.text import Text
 from tyro.conf import Positional, arg
 
-from rl_reasoner.cli.arguments import Count, Json, Stage, cell
+from rl_reasoner.cli.arguments import Count, Json, StageName, cell
 from rl_reasoner.report.console import emit, new_table
 
 _LEGEND = """* the row that --row chose, or the one with the largest advantage
@@ -24,7 +24,7 @@ class WhyVerb:
     """the step, from 1 (default: the most telling one, with the largest advantages)"""
     row: Count = None
     """a completion of the step, from 1 (default: the one with the largest advantage)"""
-    stage: Stage = None
+    stage: StageName = None
     """the stage (default: the last one that sampled)"""
     json: Json = False
 

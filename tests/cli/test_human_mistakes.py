@@ -13,7 +13,7 @@ import pytest
 from support.commands import Cli
 
 TRAIN = ("train", "quickstart")
-FIELD_HABITS = {
+FIELD_HABITS: dict[tuple[str, ...], str] = {
     ("--lr", "1e-5"): "'--optim.lr'",
     ("--learning-rate", "1e-5"): "'--optim.lr'",
     ("--learning_rate=1e-5",): "'--optim.lr'",
@@ -31,7 +31,7 @@ FIELD_HABITS = {
     ("--max-completion-length", "64"): "'--sampling.max_tokens'",
     ("--save-steps", "5"): "'--save_every'",
 }
-MISTAKES = {
+MISTAKES: dict[tuple[str, ...], str] = {
     **{(*TRAIN, *flags): says for flags, says in FIELD_HABITS.items()},
     ("trian", "quickstart"): "Did you mean 'train'?",
     ("--verbose",): "first comes a verb: train, eval",
