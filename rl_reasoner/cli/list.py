@@ -70,7 +70,10 @@ class ListVerb:
             },
             "tasks": {name: [task.about] for name, task in TASKS.items()},
         }
-        texts = {kind: about[kind] for kind in shown}
+        texts = {
+            kind: {name: about[kind][name] for name in known if name in about[kind]}
+            for kind, known in shown.items()
+        }
         emit(self.json, {**shown, "about": texts}, _described(shown, about))
 
 

@@ -44,7 +44,6 @@ SCORE = ("score", "boxed")
 EVAL = ("eval", "run", "--max-tokens", "4", "--limit", "2", "--reward", "boxed", "--sets")
 MISTAKES: dict[str, tuple[Setup, tuple[str, ...], tuple[str, ...]]] = {
     "unknown verb": (no, ("trian", "x"), ("unknown verb 'trian'", "'train'")),
-    "no verb": (no, (), ("train", "eval")),
     "train nothing": (no, ("train",), ("Give a recipe",)),
     "two recipes": (no, ("train", "quickstart", "other"), ("other",)),
     "recipe name": (no, ("train", "quickstrat"), ("'quickstrat'", "'quickstart'")),
