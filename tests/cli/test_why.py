@@ -39,7 +39,7 @@ def test_without_a_step_it_takes_the_one_with_the_largest_advantages(
 ) -> None:
     run = run_with(tmp_path, {1: (0.1, -0.1), 2: (1.0, -1.0), 3: (1.0, -1.0), 4: (0.0, 0.0)})
     assert json.loads(cli("why", run, "--json").out)["step"] == 2, "the first of several alike"
-    shown = cli("why", run).out
+    shown = " ".join(cli("why", run).out.split())
     assert "step 2, the most telling one" in shown
     assert "advantage: above 0, training made this completion likelier" in shown
     assert "the most telling one" not in cli("why", run, "--step", "3").out
