@@ -83,8 +83,8 @@ def length_notice(
     rows: Sequence[Row],
     policy: Policy,
     sampled: Lengths | None = None,
-) -> tuple[Notice, dict[str, Any]]:
-    """Whether the number given as max_tokens cuts completions off, and which would not; the facts.
+) -> Notice:
+    """Whether the number given as max_tokens cuts completions off, and which would not.
 
     `sampled` are completions that were drawn already. Where it cuts more than 5%, completions are
     followed to four times that length.
@@ -94,9 +94,8 @@ def length_notice(
     if lengths.share_cut(given) > _CUT:
         bound = min(_FARTHER * given, _room(recipe, stage, rows, policy))
         lengths = _measure(recipe, stage, rows, policy, max(bound, given))
-    facts, share = lengths.facts(given), lengths.share_cut(given)
-    cut = f"{share:.0%} cut off at {given}" if share else f"none cut off at {given}"
-    message = f"stage {stage.name}: median {_at_least(lengths)} tokens, {cut}"
+    share = lengths.share_cut(given)
+    message = _cut_words(stage, lengths)
     better = lengths.fitting()
     left = lengths.share_cut(better)
     fix = f"set sampling.max_tokens {better}"
@@ -104,8 +103,8 @@ def length_notice(
     if share > _MANY and better <= given:
         fix = "there is no room for longer ones: train on shorter answers first (sft)"
     if share > _MANY:
-        return Notice("truncation", "warned", message, fix), facts
-    return Notice("truncation", "passed", message), facts
+        return Notice("truncation", "warned", message, fix)
+    return Notice("truncation", "passed", message)
 
 
 def auto_words(stage: str, facts: Mapping[str, Any]) -> str:
@@ -123,16 +122,31 @@ def measured(
     policy: Policy,
     note: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Look at the lengths of a stage that begins; `note` hears what is to be said of them."""
+    """Look at the lengths of a stage that begins; `note` hears what is to be said of them.
+
+    Samples 64 completions, of which none is longer than the stage's own may be.
+    """
     if stage.sampling.max_tokens != "auto":
-        notice, facts = length_notice(recipe, stage, rows, policy)
-        if notice.status == "warned":
-            note(str(notice))
+        # Not followed further, as `check` does: a policy that never ends would take many steps.
+        lengths = _measure(recipe, stage, rows, policy, stage.sampling.longest)
+        facts = lengths.facts(lengths.bound)
+        if lengths.share_cut(lengths.bound) > _MANY:
+            note(
+                f"{_cut_words(stage, lengths)} (rl-reasoner check says which max_tokens would not; "
+                "auto takes it)"
+            )
         return facts
     lengths = find_max_tokens(recipe, stage, rows, policy)
     facts = lengths.facts(lengths.fitting())
     note(auto_words(stage.name, facts))
     return facts
+
+
+def _cut_words(stage: SampledStage, lengths: Lengths) -> str:
+    given = stage.sampling.longest
+    share = lengths.share_cut(given)
+    cut = f"{share:.0%} cut off at {given}" if share else f"none cut off at {given}"
+    return f"stage {stage.name}: median {_at_least(lengths)} tokens, {cut}"
 
 
 def _at_least(lengths: Lengths) -> str:

@@ -154,7 +154,7 @@ def _score_groups(
         notices += [Notice(name, "passed", message) for name in ("truncation", "variance")]
     else:
         drawn = Lengths.of(flat, stage.sampling.longest)
-        truncation, _ = length_notice(recipe, stage, rows, policy, drawn)
+        truncation = length_notice(recipe, stage, rows, policy, drawn)
         notices += [truncation, _variance(stage, flat_groups(groups, None))]
     return Rehearsal(stage, notices, groups, seconds)
 
