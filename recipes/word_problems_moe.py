@@ -38,10 +38,10 @@ def recipe() -> Recipe:
             },
             {
                 "kind": "grpo",
-                "steps": 150,
-                "group": {"size": 8, "prompts": 16, "micro_batch": 64},
+                "steps": 120,
+                "group": {"size": 8, "prompts": 16, "micro_batch": 64, "curriculum": True},
                 "sampling": {"max_tokens": 32},
-                "optim": {"lr": 1e-5, "warmup": 5, "betas": (0.9, 0.99)},
+                "optim": {"lr": 3e-5, "warmup": 5, "betas": (0.9, 0.99)},
                 "router_replay": True,
                 "router_aux": 0.01,
                 "save_every": 25,

