@@ -28,12 +28,21 @@ from rl_reasoner.answers.extraction.extract import (
 from rl_reasoner.language.thinking import CLOSE_ANSWER, CLOSE_THINK, OPEN_ANSWER
 from rl_reasoner.rewards.code_tests import PYTHON, blocks, program_of
 
-_TEX = r"\\[dt]?frac\s?\{[^{}]{1,40}\}\s?\{[^{}]{1,40}\}|\\sqrt\{[^{}]{1,40}\}|\\pi(?![a-z])"
+_TEX = (
+    r"\\[dt]?frac\s?\{[^{}]{1,40}\}\s?\{[^{}]{1,40}\}|\\sqrt\{[^{}]{1,40}\}|\\pi(?![a-z])"
+    r"|√\d{1,60}|[¼-¾⅐-⅞]"
+)
+_POWER = r"(?:\^\{?-?\d{1,6}\}?|\*\*-?\d{1,6}|[⁻⁰¹²³⁴-⁹]{1,6})"
+_TIMES_TEN = rf"\s?(?:×|·|\*|\\times|\\cdot)\s?10{_POWER}"
+_SCALE = (
+    r"\s?(?:hundred|thousand|million|billion|trillion|dozen|percent)(?![a-z])|[十百千万亿]"
+    r"|[eE][-+]?\d{1,4}(?![\w.])"
+)
 _VALUE = re.compile(
     r"(?:(?<![\w)\]}])[-−])?(?:"  # a sign, where it is no difference
-    r"(?<![A-Za-z_\d.^])(?:\d{1,3}(?:,\d{3}){1,9}(?!,?\d)|\d{1,60}(?!\d))"
-    r"(?:\.\d{1,60})?(?:\^\{?-?\d{1,6}\}?|/\d{1,60})?"
-    rf"|(?<![\w.])\.\d{{1,60}}|{_TEX})(?:{_TEX})?(?:\s?\\?%)?"
+    r"(?<![A-Za-z_\d.^])(?<![A-Za-z]/)(?:\d{1,3}(?:,\d{3}){1,9}(?!,?\d)|\d{1,60}(?!\d))"
+    rf"(?:\.\d{{1,60}})?(?:{_TIMES_TEN}|{_POWER}|\s?/\s?\d{{1,60}}|[ ]\d{{1,3}}/\d{{1,60}})?"
+    rf"|(?<![\w.])\.\d{{1,60}}|{_TEX})(?:{_TEX})?(?:{_SCALE}|\s?\\?%)?"
 )
 _RELATION = re.compile(r"=|≈|\\approx(?![a-z])|\\(?:[Rr]ightarrow|implies|to)(?![a-z])")
 _ITEM = re.compile(r"[.)]\**[ \t]+\S")

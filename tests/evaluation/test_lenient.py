@@ -88,6 +88,33 @@ def test_a_right_answer_without_the_form_is_right_leniently_alone(text: str, ans
     assert marks(text, "77") == (0.0, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("value", "answer", "part"),
+    [
+        ("3 million", "3000000", "3"),
+        ("1.5e3", "1500", "1.5"),
+        ("3 1/2", "7/2", "1/2"),
+        ("3½", "7/2", "3"),
+        ("5 × 10^3", "5000", "1000"),
+        (r"5 \cdot 10^{3}", "5000", "1000"),
+        ("2**10", "1024", "10"),
+        ("5²", "25", "5"),
+        ("5 / 3", "5/3", "3"),
+        ("2√3", r"2\sqrt{3}", "3"),
+        ("25 percent", "0.25", "0"),
+        ("2 dozen", "24", "2"),
+    ],
+)
+def test_a_value_is_read_whole(value: str, answer: str, part: str) -> None:
+    text = f"Overall they needed {value} for it, as all of them could see by then"
+    assert [marks(text, gold)[1] for gold in (answer, part)] == [1.0, 0.0]
+
+
+def test_a_value_of_chinese_tens_of_thousands_is_read_whole() -> None:
+    text = "共需要3万元，他们都觉得太贵了"
+    assert [marks(text, gold)[1] for gold in ("30000", "3")] == [1.0, 0.0]
+
+
 def test_the_last_number_counts_and_none_before_it() -> None:
     assert marks("3 boxes and 4 bags are 7 things, he said to her then", "3") == (0.0, 0.0)
     assert marks("x2 and H2O and 10^8 are what the 5 of them saw there", "2") == (0.0, 0.0)
