@@ -43,7 +43,7 @@ class StagePlan:
     """What a recipe says of a grpo stage: `prompts` prompts x `size` completions a step.
 
     `refills`: rounds of dynamic sampling; `highest`: the largest total of rewards from 0 to 1, None
-    where the scale is not known.
+    where the scale is not known; `iterations`: steps on one batch.
     """
 
     name: str
@@ -53,6 +53,12 @@ class StagePlan:
     highest: float | None
     temperature: float = 1.0
     refills: int = 0
+    iterations: int = 1
+
+    @property
+    def batches(self) -> int:
+        """How often the stage samples."""
+        return -(-self.steps // self.iterations)
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,7 @@ class SampledGroups:
 class StepPace:
     """Seconds of a step by part (generation, reward, training, rest), and tokens of a completion.
 
+    Of a batch that several steps train on, each has its share of the generation and the reward.
     `spent` are the seconds that the stage has taken so far, for `done` steps; both 0 before it.
     """
 
@@ -309,7 +316,7 @@ class Forecast:
     def tokens_per_second(self) -> float | None:
         """Tokens sampled a second, while it samples."""
         seconds = self.pace.parts.get("generation", 0.0)
-        each = self.pace.tokens * self.plan.prompts * self.plan.size
+        each = self.pace.tokens * self.plan.prompts * self.plan.size / self.plan.iterations
         return each / seconds if seconds else None
 
     @property
@@ -401,7 +408,7 @@ def _verdict(made: Forecast) -> LearningVerdict:
         }
         known = flat.interval[0] > CLEAR or thrown > 0
         return max(where, key=lambda kind: where[kind]) if known else "unclear"
-    if made._useful_groups * made.plan.steps < FEW_GROUPS:
+    if made._useful_groups * made.plan.batches < FEW_GROUPS:
         return "too few"
     return "likely"
 
@@ -428,7 +435,7 @@ def _sentence(made: Forecast) -> str:
                 f"not clear: only {flat.groups} groups were sampled ({seen}); ten or more can tell"
             )
         case "too few":
-            groups = made._useful_groups * plan.steps
+            groups = made._useful_groups * plan.batches
             return (
                 f"too short to learn: {groups:.0f} groups with a difference in all {plan.steps} "
                 f"steps ({seen}); try more steps or more prompts per step"

@@ -37,10 +37,13 @@ _PARTS = ("generation", "reward", "training")
 
 
 def first_steps(stage: GrpoStage) -> int:
-    """After how many steps a run forecasts: those with enough prompts, at most a fifth of all."""
+    """After how many steps a run forecasts: those with enough prompts, at most a fifth of all.
+
+    Of whole batches, as each is sampled in the first of its steps.
+    """
     once = stage.loss.iterations  # steps on one batch
-    batches = -(-PROMPTS // stage.group.prompts)
-    return min(stage.steps, max(once, min(batches * once, int(stage.steps * _SHARE))))
+    batches = min(-(-PROMPTS // stage.group.prompts), int(stage.steps * _SHARE) // once)
+    return min(stage.steps, max(1, batches) * once)
 
 
 def plan_of(recipe: Recipe, stage: GrpoStage) -> StagePlan:
@@ -53,6 +56,7 @@ def plan_of(recipe: Recipe, stage: GrpoStage) -> StagePlan:
         highest_of(spec.weight for spec in recipe.rewards.values()),
         stage.sampling.temperature,
         stage.loss.dynamic_sampling,
+        stage.loss.iterations,
     )
 
 
@@ -93,20 +97,26 @@ def sampled_groups(folder: Path, rows: Sequence[Metrics], of: str) -> SampledGro
             found.setdefault((row["step"], row["group"]), []).append(row["reward"])
             cut.append(row["truncated"])
     groups: list[Totals] = [*found.values()]
-    thrown = [row.get("dynamic_sampling/thrown_away", 0.0) for row in rows]
-    return SampledGroups(groups, of, fmean(cut) if cut else 0.0, fmean(thrown))
+    thrown = _mean(rows, "dynamic_sampling/thrown_away")
+    return SampledGroups(groups, of, fmean(cut) if cut else 0.0, thrown)
 
 
 def pace_of(rows: Sequence[Metrics], once: int) -> StepPace:
     """The pace of steps from their metrics; the first batch, which warms up, counts if alone.
 
-    `once`: steps on one batch.
+    `once`: steps on one batch, in the first of which it is sampled. Whole batches count.
     """
-    timed = rows[once:] if len(rows) > once else rows
+    batches = rows[: len(rows) // once * once] or rows
+    timed = batches[once:] or batches
     parts = {part: fmean(row.get(f"timing/{part}", 0.0) for row in timed) for part in _PARTS}
     whole = fmean(row["step_time"] for row in timed)
     parts["rest"] = max(0.0, whole - sum(parts.values()))
-    return StepPace(parts, fmean(row.get("completions/mean_length", 0.0) for row in rows))
+    return StepPace(parts, _mean(rows, "completions/mean_length"))
+
+
+def _mean(rows: Sequence[Metrics], key: str) -> float:
+    """The mean of a metric over the steps that have it: those in which a batch is sampled."""
+    return fmean([row[key] for row in rows if key in row] or [0.0])
 
 
 def forecast_of(
@@ -118,7 +128,7 @@ def forecast_of(
 ) -> Forecast:
     """Forecast a stage; completions of evaluations take `answer_s`, or as long as the sampled."""
     plan = plan_of(recipe, stage)
-    own = pace.parts.get("generation", 0.0) / (plan.prompts * plan.size)
+    own = pace.parts.get("generation", 0.0) * plan.iterations / (plan.prompts * plan.size)
     evals = planned_evals(recipe, stage, own if answer_s is None else answer_s)
     return forecast(plan, sampled, pace, evals)
 

@@ -101,7 +101,7 @@ def _trial(
         metrics = [*read_jsonl(job.folder / "metrics.jsonl")]
         found = sampled_groups(job.folder, metrics, "")
     policy.model.config.name_or_path = name
-    pace = _of_whole_steps(pace_of(metrics, stage.loss.iterations), stage, prompts, sampled)
+    pace = _of_whole_steps(pace_of(metrics, 1), stage, prompts, sampled)
     groups = [*seen.groups, *found.groups]
     cut_short = f", cut short of {PROMPTS} to save time" if len(groups) < PROMPTS else ""
     of = f"{len(groups)} sampled groups{cut_short}"
@@ -109,7 +109,10 @@ def _trial(
 
 
 def _shortened(stage: GrpoStage, steps: int, prompts: int) -> GrpoStage:
-    """The stage with so many steps and prompts, in which nothing changes the policy."""
+    """The stage with so many steps and prompts, in which nothing changes the policy.
+
+    Each step samples, also where the stage takes several steps on one batch.
+    """
     nothing = {"learning_rate": 0.0, "save_strategy": "no", "max_steps": steps}
     group = {"prompts": prompts, "micro_batch": _micro(stage, prompts)}
     return stage.model_copy(
@@ -118,7 +121,7 @@ def _shortened(stage: GrpoStage, steps: int, prompts: int) -> GrpoStage:
             "group": stage.group.model_copy(update=group),
             "save_every": _EVER,
             "router_bias": 0.0,
-            "loss": stage.loss.model_copy(update={"dynamic_sampling": 0}),
+            "loss": stage.loss.model_copy(update={"dynamic_sampling": 0, "iterations": 1}),
             "trainer": {**stage.trainer, **nothing},
         }
     )
@@ -127,7 +130,7 @@ def _shortened(stage: GrpoStage, steps: int, prompts: int) -> GrpoStage:
 def _of_whole_steps(
     pace: StepPace, stage: GrpoStage, prompts: int, before: tuple[int, float]
 ) -> StepPace:
-    """The pace of the stage's steps from that of steps with fewer `prompts`.
+    """The pace of the stage's steps from that of steps with fewer `prompts`, each with its batch.
 
     `before`: the completions that the rehearsal sampled, and its seconds.
     """
@@ -136,6 +139,8 @@ def _of_whole_steps(
     rows, seconds = before
     took, wanted = pace.parts["generation"], stage.group.prompts * size
     parts["generation"] = widened(took, prompts * size, (seconds, rows), wanted)
+    for name in ("generation", "reward"):  # once for all steps on a batch
+        parts[name] /= stage.loss.iterations
     return StepPace({**parts, "rest": pace.parts["rest"]}, pace.tokens)
 
 

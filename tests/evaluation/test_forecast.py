@@ -43,6 +43,13 @@ def made(given: list[list[float | None]], **changes: Any) -> Any:
     return forecast(plan, SampledGroups(given, "tests", **changes), pace, evals)
 
 
+def test_a_stage_learns_from_each_batch_not_from_each_step() -> None:
+    half: list[list[float | None]] = [[0.0, 1.0], [0.0, 0.0]] * 8
+    plans = [{"steps": 40, "prompts": 4, "iterations": once} for once in (1, 2, 4)]
+    assert [made(half, plan=plan).verdict for plan in plans] == ["likely", "too few", "too few"]
+    assert "40 groups with a difference" in made(half, plan=plans[1]).sentence
+
+
 @given(groups)
 def test_pass_at_k_counts_every_way_to_draw_k(given: list[list[float | None]]) -> None:
     counts = right_of(given, 1.0)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rl_reasoner import open_policy, train
 from rl_reasoner.pipeline import trial
-from rl_reasoner.pipeline.forecaster import first_steps
+from rl_reasoner.pipeline.forecaster import first_steps, pace_of
 from rl_reasoner.pipeline.placement import choose_placement
 from rl_reasoner.pipeline.prepare import prepare
 from rl_reasoner.pipeline.rehearsal import rehearse
@@ -36,7 +36,10 @@ def tried(wanted: Recipe, policy: Any = None) -> list[Any]:
     return [forecast_by_trial(wanted, placement, prepared, policy, seen) for seen in found]
 
 
-def test_a_trial_forecasts_and_leaves_the_policy_as_it_is(tmp_path: Path) -> None:
+def test_a_trial_forecasts_and_leaves_the_policy_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "trial_size", lambda *given: (33, 2))  # on a busy machine, too
     wanted = recipe(tmp_path, grpo(steps=500, loss={"beta": 0.1}, router_bias=0.1))
     policy = open_policy(wanted.policy.source, device="cpu")
     before = {name: tensor.clone() for name, tensor in policy.model.state_dict().items()}
@@ -113,7 +116,45 @@ def test_a_run_waits_for_enough_prompts_or_a_fifth(steps: int, prompts: int, onc
     )
     waits = first_steps(stage)
     assert 1 <= waits <= steps and waits <= max(once, steps // 5)
-    assert (waits // once) * prompts >= 64 or waits in (max(once, steps // 5), steps)
+    assert waits % once == 0 or waits == steps  # whole batches
+    assert (waits // once) * prompts >= 64 or waits in (max(1, steps // 5 // once) * once, steps)
+
+
+def test_steps_that_share_a_batch_share_its_sampling(tmp_path: Path) -> None:
+    shared = grpo(steps=40, loss={"iterations": 4})
+    run = train(recipe(tmp_path, shared), quiet=True)
+    [folder] = (run.folder / "stages").glob("*")
+    made = json.loads((folder / "forecast.json").read_text())
+    took = rows(folder / "metrics.jsonl")[:8]
+    assert made["of"] == "the first 8 steps" and made["groups"] == 4
+    sampled = [row for row in took if row["timing/generation"] > 0]
+    assert [row["step"] for row in sampled] == [1, 5], "of a batch, the first step samples"
+    assert made["seconds"]["generation"] == pytest.approx(sampled[1]["timing/generation"] / 4)
+    lengths = [row["completions/mean_length"] for row in sampled]
+    assert made["mean_length"] == pytest.approx(sum(lengths) / 2)
+    rate = made["mean_length"] * 8 / sampled[1]["timing/generation"]
+    assert made["tokens_per_second"] == pytest.approx(rate)
+
+
+def test_a_trial_samples_for_each_of_its_steps(tmp_path: Path) -> None:
+    [(_, made)] = tried(recipe(tmp_path, grpo(steps=500, loss={"iterations": 4})))
+    found, pace = made.to_json(), made.pace
+    batch_s = 4 * pace.parts["generation"]
+    assert found["tokens_per_second"] == pytest.approx(pace.tokens * 8 / batch_s)
+    each = 60 * found["minutes"]["end"] / sum(n for n, _ in made.evals.sets.values())
+    assert each == pytest.approx(batch_s / 8), "an evaluation samples each of its completions"
+
+
+def test_whole_batches_tell_the_pace() -> None:
+    """A stage that is continued may be forecast at any step."""
+    steps = [
+        {"step": float(i + 1), "step_time": 9.0 if i % 4 == 0 else 1.0, "timing/training": 1.0}
+        | ({"timing/generation": 8.0, "completions/mean_length": 5.0} if i % 4 == 0 else {})
+        for i in range(11)
+    ]
+    for many in (4, 6, 8, 10, 11):
+        pace = pace_of(steps[:many], 4)
+        assert (pace.parts["generation"], pace.step, pace.tokens) == (2.0, 3.0, 5.0)
 
 
 def test_a_run_forecasts_once_and_says_what_happened(
