@@ -62,12 +62,18 @@ class Stopped(Exception):
 
 def call(*command: str, env: dict[str, str] | None = None) -> str:
     """Run a command in the project's root; its standard output. Raises `Stopped` when it fails."""
-    done = subprocess.run(
-        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}
-    )
-    if done.returncode:
-        raise Stopped(done.returncode)
-    return done.stdout
+    given = {**os.environ, **(env or {})}
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=given
+    ) as running:
+        try:
+            said, _ = running.communicate()
+        except KeyboardInterrupt:
+            running.communicate()  # Ctrl-C is the command's too: it saves its state, and ends
+            raise
+    if running.returncode:
+        raise Stopped(running.returncode)
+    return said
 
 
 def reasoner(*arguments: str, env: dict[str, str] | None = None) -> str:
@@ -107,7 +113,7 @@ def train(name: str, folder: Path, asked: argparse.Namespace, flags: Sequence[st
         if not all((ROOT / file).is_file() for file in [rows / "splits.json", *files.values()]):
             call(sys.executable, str(HERE / "splits.py"), str(rows), "--data", str(asked.data))
         command += ["--data", str(files["train"])]
-        command += ["--evals.sets", ",".join([str(files["test"]), *job.sets])]
+        command += ["--evals.sets", json.dumps([str(files["test"]), *job.sets])]
         command += ["--form.data.path", str(files["form"])] if job.form else []
         command += ["--run.seed", str(asked.seed), "--run.folder", str(folder), *flags]
     began, finished = time.time(), False
@@ -145,7 +151,7 @@ def figures(result: dict[str, Any]) -> dict[str, Any]:
 
 def short(name: str) -> str:
     """A set's name without the folder and ending of its file; what follows an @ stays."""
-    place, at, mode = name.partition("@")
+    place, at, mode = Path(name).name.partition("@")
     return Path(place).stem + at + mode
 
 
@@ -215,6 +221,8 @@ def main() -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs/real"))
     parser.add_argument("--results", type=Path, default=HERE / "results")
     asked, flags = parser.parse_known_args()
+    if any(flag.partition("=")[0] == "--until" for flag in flags):
+        parser.error("--until: a run is taken to its end here; rl-reasoner train stops before")
     asked.data = asked.data.resolve()
     folder = asked.runs / f"{asked.recipe}-{asked.seed}"
     try:

@@ -69,7 +69,9 @@ Exit codes: 0 done, 1 the work failed, 2 a mistake in what you gave, 3 a reward 
 `rl-reasoner --version` prints the version.
 """
 _showwarning = warnings.showwarning
-_UNWRITABLE = (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+# what the system says of a path that somebody gave
+_PATHS = (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG)
+_NO_HOME = "Could not determine home directory."  # Path.expanduser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,7 +108,7 @@ def _run_and_report(argv: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.errno not in _UNWRITABLE:
+        if error.errno not in _PATHS:
             raise
         _print_error("error", f"{error.filename or 'writing a file'}: {error.strerror}")
         return 2
@@ -121,6 +123,12 @@ def _run_and_report(argv: Sequence[str]) -> int:
         hint = f"\ncontinue with: rl-reasoner train --resume {error.folder}" if error.folder else ""
         _print_error(error.title, f"{error}{hint}")
         return error.code
+    except RuntimeError as error:
+        if str(error) != _NO_HOME:
+            raise
+        path = next((word for word in argv if "~" in word), "~")
+        _print_error("error", f"{path}: ~NAME is a user's home folder, and no user has this name")
+        return 2
     return 0
 
 

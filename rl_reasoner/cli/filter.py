@@ -49,7 +49,7 @@ class FilterVerb:
     """completions per row"""
     keep: str = "0.2..0.8"
     """pass rates of the rows that are kept: LOW..HIGH, both included"""
-    out: Annotated[Path | None, arg(metavar="FILE.jsonl", aliases=["--output"])] = None
+    out: Annotated[Path | None, arg(metavar="FILE.jsonl")] = None
     """the rows that are kept (default: SET.filtered.jsonl)"""
     limit: int | None = None
     """only the first N rows"""
@@ -89,6 +89,7 @@ class FilterVerb:
         from rl_reasoner.scoring.circuit_breaker import RewardsFailed
 
         stage = self._stage()
+        self._use_data_dir()
         kept, rates = self._files()
         try:
             card = self._filter(stage, kept, rates)
@@ -128,14 +129,23 @@ class FilterVerb:
             min_score=self.min_score,
         )
 
+    def _use_data_dir(self) -> None:
+        if self.data_dir is not None:
+            if not self.data_dir.is_dir():
+                raise UserError(f"--data-dir: there is no folder {self.data_dir}")
+            os.environ["RL_REASONER_DATA"] = str(self.data_dir)
+
     def _files(self) -> tuple[Path, Path]:
         """The files of the rows that are kept and of all rates; neither is the one that is read."""
+        from rl_reasoner.dataset.sets import find_set
+
+        source = find_set(self.data)
         kept = check_writable(self.out or Path(f"{Path(self.data).stem}.filtered.jsonl"))
         if kept.suffix != ".jsonl":
             raise UserError(f"--out {kept}: the rows are JSONL: give a name that ends in .jsonl")
         rates = check_writable(kept.with_suffix(".rates.jsonl"))
         for file in (kept, rates):
-            if file.resolve() == Path(self.data).expanduser().resolve():
+            if source is not None and file.resolve() == source.resolve():
                 raise UserError(f"--out {kept}: {file} is what is filtered; give another name")
         return kept, rates
 
@@ -149,10 +159,6 @@ class FilterVerb:
         return FileData.model_validate({**set_data(self.data).model_dump(), **given})
 
     def _filter(self, stage: "FilterStage", kept: Path, rates: Path) -> dict[str, Any]:
-        if self.data_dir is not None:
-            if not self.data_dir.is_dir():
-                raise UserError(f"--data-dir: there is no folder {self.data_dir}")
-            os.environ["RL_REASONER_DATA"] = str(self.data_dir)
         from rl_reasoner.dataset.rows import load_rows
 
         rows = load_rows(self._data())[: self.limit]

@@ -97,9 +97,7 @@ def train_controls(session: Session) -> None:
     for folder in sorted((run.path / "controls").glob("*")):
         if folder.name not in names:
             run.set_aside(folder)
-    if not names:
-        run.set_aside(run.path / CONTROLS_FILE)
-    elif session.is_over:
+    if names and session.is_over:
         stage = session.recipe.controlled
         assert stage is not None  # checked by the recipe
         before, treatment = _evaluated_around(session, stage)

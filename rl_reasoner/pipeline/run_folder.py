@@ -120,7 +120,7 @@ class RunFolder:
 
     def change(self, recipe: Recipe) -> None:
         """Continue with another recipe; move the one before, and what belongs to it, aside."""
-        for name in ("recipe.yaml", "lock.json", "contamination.json"):
+        for name in ("recipe.yaml", "lock.json", "contamination.json", "controls.json"):
             self.set_aside(self.path / name)
         write_text(self.path / "recipe.yaml", recipe.to_yaml())
 

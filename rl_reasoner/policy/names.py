@@ -20,7 +20,7 @@ def check_policy(source: str) -> None:
     if source.startswith("scratch:"):
         check_scratch(source.removeprefix("scratch:"))
     elif source.endswith(".gguf"):
-        if not Path(source).is_file():
+        if not Path(source).expanduser().is_file():
             raise UserError(f"there is no policy file {source}")
     else:
         with locate(source):

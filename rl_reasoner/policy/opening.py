@@ -48,7 +48,7 @@ def open_policy(source: str, *, seed: int = 0, device: str = "auto") -> Policy:
     if source.startswith("scratch:"):
         policy = scratch_policy(source.removeprefix("scratch:"), seed)
     elif source.endswith(".gguf"):
-        policy = _open_pretrained(str(convert_gguf(Path(source))), source)
+        policy = _open_pretrained(str(convert_gguf(Path(source).expanduser())), source)
     else:
         with locate(source) as path:
             policy = _open_pretrained(path, source)

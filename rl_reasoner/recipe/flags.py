@@ -184,7 +184,7 @@ def _annotation(parts: Sequence[str], models: Sequence[type[BaseModel]]) -> Any:
     annotation = fields[0].annotation
     if not rest:
         return annotation
-    if name in ("trainer", "options", "columns"):
+    if name in ("trainer", "options", "columns", "reward_options"):
         return Any if len(rest) == 1 else None
     inner: Sequence[type[BaseModel]] = [m] if (m := model_in(annotation)) else []
     if name == "data":

@@ -232,6 +232,10 @@ def test_arms_come_and_go_with_the_recipe(tmp_path: Path, cli: Cli) -> None:
     assert ended.code == 0, ended.err
     assert stage_of(tmp_path / "run", "random_reward").is_dir()
     assert (tmp_path / "run/stages/2-grpo/policy/model.safetensors").stat().st_mtime_ns == weights
+    assert (tmp_path / "run/controls.json").is_file()
+    ended = cli("train", "--resume", "run", "--grpo.optim.lr", "0.5", "--until", "sft")
+    assert ended.code == 0, ended.err
+    assert not (tmp_path / "run/controls.json").exists(), "it compared what the stage made before"
     ended = cli("train", "--resume", "run", "--controls", "[]")
     assert ended.code == 0, ended.err
     assert not (tmp_path / "run/controls/random_reward").exists()

@@ -107,6 +107,19 @@ def test_the_histogram_fits_80_columns_and_says_what_was_dropped(
     assert rows(Path("a/hard.jsonl")) and rows(Path("a/hard.rates.jsonl"))
 
 
+def test_a_set_by_name_is_not_written_over(
+    cli: Cli, reward: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RL_REASONER_DATA", "")  # --data-dir changes it
+    given = '{"problem": "1 + 2", "answer": "3"}\n'
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "sets" / "mine.jsonl").write_text(given)
+    flags = (*FLAGS, "--data-dir", "sets", "--out", "sets/mine.jsonl")
+    ended = cli("filter", "scratch:dense-tiny", "mine", *flags)
+    assert ended.code == 2 and "is what is filtered" in ended.err, ended.err
+    assert (tmp_path / "sets" / "mine.jsonl").read_text() == given
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -90,3 +90,44 @@ def test_a_step_that_fails_ends_it_with_its_code(command: list[str], tmp_path: P
     done = subprocess.run([*command, "--stepz", "2"], capture_output=True, text=True)
     assert done.returncode == 2 and "stepz" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+# A command of run.py that saves its state for a while when it is interrupted.
+SAVES = """
+import sys, time
+try:
+    print("ready", file=sys.stderr, flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(1)
+    open(sys.argv[1], "w").close()
+"""
+
+
+def test_ctrl_c_lets_the_command_save_its_state(tmp_path: Path) -> None:
+    parent = "import sys; from run import call; call(sys.executable, '-c', *sys.argv[1:])"
+    running = subprocess.Popen(
+        [sys.executable, "-c", parent, SAVES, str(tmp_path / "saved")],
+        cwd=ROOT / "benchmarks" / "real",
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert running.stderr is not None and running.stderr.readline() == "ready\n"
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+    running.communicate()
+    assert (tmp_path / "saved").is_file()
+
+
+def test_a_run_is_taken_to_its_end(command: list[str], tmp_path: Path) -> None:
+    done = subprocess.run([*command, "--until", "form"], capture_output=True, text=True)
+    assert done.returncode == 2 and "--until: a run is taken to its end" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_sets_are_named_by_their_files() -> None:
+    asked = ["/home/me@there/gsm8k_test.jsonl@sampled", "a/b.jsonl", "humaneval@clean"]
+    code = f"from run import short; print([*map(short, {asked})])"
+    where = ROOT / "benchmarks" / "real"
+    told = subprocess.run([sys.executable, "-c", code], cwd=where, capture_output=True, text=True)
+    assert told.stdout.strip() == "['gsm8k_test@sampled', 'b', 'humaneval@clean']", told.stderr
