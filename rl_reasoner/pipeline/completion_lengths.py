@@ -77,6 +77,13 @@ def find_max_tokens(
     return _measure(recipe, stage, rows, policy, min(AUTO_MOST, room))
 
 
+def facts_of_evals(recipe: Recipe) -> list[Any]:
+    """What decides `max_tokens: auto` of the evaluations, as JSON values."""
+    stage = next(stage for stage in recipe.stages if stage.kind == "grpo")
+    parts = stage.sampling, recipe.data_of(stage), recipe.policy
+    return [*(part.model_dump(mode="json") for part in parts), recipe.template, recipe.system]
+
+
 def length_notice(
     recipe: Recipe,
     stage: SampledStage,

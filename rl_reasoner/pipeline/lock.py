@@ -73,6 +73,8 @@ def lock(
             "active_parameters": active,
         },
     }
+    if run.lengths:
+        facts["max_tokens"] = dict(run.lengths)
     if precision == "fp8":
         facts["fp8"] = fp8_facts(policy.model, recipe.run.fp8, device)
     write_json(file, facts)

@@ -28,6 +28,7 @@ class RunFolder:
         self.path = path
         self._lock: IO[str] | None = None
         self._old: Path | None = None
+        self.lengths: Mapping[str, Any] = {}  # of completions, from the lock of another recipe
 
     @classmethod
     def create(cls, recipe: Recipe) -> "RunFolder":
@@ -120,6 +121,8 @@ class RunFolder:
 
     def change(self, recipe: Recipe) -> None:
         """Continue with another recipe; move the one before, and what belongs to it, aside."""
+        if (file := self.path / "lock.json").is_file():
+            self.lengths = mapping(json_object(file).get("max_tokens"))
         for name in ("recipe.yaml", "lock.json", "contamination.json", "controls.json"):
             self.set_aside(self.path / name)
         write_text(self.path / "recipe.yaml", recipe.to_yaml())

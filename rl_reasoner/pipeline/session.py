@@ -25,7 +25,7 @@ from rl_reasoner.evaluation.evaluate import evaluate_recipe
 from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.files import write_json, write_text
 from rl_reasoner.foreign import json_object, mapping
-from rl_reasoner.pipeline.completion_lengths import find_max_tokens, measured
+from rl_reasoner.pipeline.completion_lengths import facts_of_evals, find_max_tokens, measured
 from rl_reasoner.pipeline.difficulty_filter import (
     FilterFiles,
     dropped_words,
@@ -335,7 +335,7 @@ class Session:
 
         if (evals := self.recipe.evals).max_tokens != "auto":
             return evals
-        found = lengths_once(self.run, "(evals)", None, find)
+        found = lengths_once(self.run, "(evals)", facts_of_evals(self.recipe), find)
         return evals.model_copy(update={"max_tokens": found["max_tokens"]})
 
     # -------------------------------------------------------------------------------- stages

@@ -159,3 +159,22 @@ def test_an_adapter_s_rate_is_told_to_be_ten_times_the_full_one(cli: Cli, tmp_pa
     made = recipe(tmp_path, grpo(), policy=policy)
     [found] = [n for n in notices_of(cli, made, tmp_path) if n["check"] == "learning rate"]
     assert "ten times the rate of full training" in found["message"]
+
+
+def test_a_changed_recipe_keeps_what_auto_came_to(tmp_path: Path) -> None:
+    """A policy that never ends is looked at before sft, one that ends behind it: 64 would do."""
+    given: dict[str, Any] = {
+        "evals": {"limit": 4, "max_tokens": "auto", "validation": "modular_validation", "every": 9}
+    }
+    stages = sft(steps=20, batch=16), grpo(steps=1, sampling=AUTO)
+    run = tmp_path / "run"
+    train(recipe(tmp_path, *stages, **given), quiet=True)
+    lock = json.loads((run / "lock.json").read_text())["max_tokens"]
+    assert lock["(evals)"]["max_tokens"] > 64, "the test needs a first look that differs"
+    train(recipe(tmp_path, *stages, **given, controls=["random_reward"]), resume=run, quiet=True)
+    assert json.loads((run / "lock.json").read_text())["max_tokens"] == lock
+    assert not [*(run / "old").glob("*/evals")], "nothing is evaluated again"
+    stages = stages[0], grpo(steps=1, sampling={"max_tokens": 24})
+    train(recipe(tmp_path, *stages, **given), resume=run, quiet=True)
+    lock = json.loads((run / "lock.json").read_text())["max_tokens"]
+    assert lock["(evals)"]["max_tokens"] == 24, "a number that is given is taken"
