@@ -245,13 +245,8 @@ def test_a_mapping_by_flag_replaces_it_or_one_of_its_entries() -> None:
     emptied = apply_flags(load_recipe("gsm8k"), ["--data.columns", "{}"]).data
     assert isinstance(emptied, FileData)
     assert emptied.columns == {}
-
-
-def test_an_option_of_a_judge_by_flag_replaces_it() -> None:
-    given = load_recipe("code_tiny")
-    assert given.evals.reward_options["extract"] == "whole"
-    changed = apply_flags(given, ["--evals.reward_options.extract", "last"])
-    assert changed.evals.reward_options == {**given.evals.reward_options, "extract": "last"}
+    judged = apply_flags(load_recipe("code_tiny"), ["--evals.reward_options.extract", "last"])
+    assert judged.evals.reward_options["extract"] == "last"
 
 
 def test_a_policy_by_flag_keeps_the_adapter() -> None:
