@@ -77,3 +77,11 @@ def here(trained: Path, tmp_path: Path) -> Path:
     """The folder that `cli` runs in, with the files above and a copy of the finished run."""
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     return tmp_path
+
+
+@pytest.fixture
+def any_processor_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bf16 copies are sampled from on any processor; without instructions for it, slowly."""
+    from rl_reasoner.rollout import sampling_weights
+
+    monkeypatch.setattr(sampling_weights, "_computes_bf16", lambda: True)

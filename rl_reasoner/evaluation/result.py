@@ -58,7 +58,7 @@ class EvalResult:
             data = json_value(path.read_bytes())
             result = cls(**{**data, "rows": {}})
             result.table()
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise UserError(f"{path} is not an evaluation result: {error!r}") from error
         every = sibling_file(path, ".rows.jsonl")
         if every.is_file():

@@ -300,6 +300,15 @@ def test_names_with_dots_keep_their_own_rows(cli: Cli, tmp_path: Path) -> None:
     assert (tmp_path / "r2.5.rows.jsonl").is_file() and (tmp_path / "r2.7.rows.jsonl").is_file()
 
 
+def test_half_an_interval_is_one_clear_mistake(cli: Cli, tmp_path: Path) -> None:
+    file = of([1.0]).save(tmp_path / "a.json")
+    result = json.loads(file.read_text())
+    result["sets"]["s0"]["interval"] = [0.5]
+    file.write_text(json.dumps(result))
+    ended = cli("compare", "a.json", "a.json")
+    assert ended.code == 2 and "a.json" in ended.err and "Traceback" not in ended.err
+
+
 def test_no_result_is_written_over(cli: Cli, tmp_path: Path) -> None:
     before = of([1.0]).save(tmp_path / "a.json").read_bytes()
     assert "its page and rows go next to it" in (

@@ -218,7 +218,8 @@ def test_the_check_says_that_it_is_emulated(tmp_path: Path) -> None:
     policy = open_policy("scratch:moe-tiny", device="cpu")
     notices = {n.check: n for n in inspect(made, placement, prepared, policy, tmp_path)}
     assert notices["precision"].status == "warned" and "emulated" in notices["precision"].message
-    [row] = [n for n in rehearse(made, placement, prepared, policy) if n.check == "mismatch"]
+    [rehearsed] = rehearse(made, placement, prepared, policy)
+    [row] = [n for n in rehearsed.notices if n.check == "mismatch"]
     assert "fp8" in row.message
 
 

@@ -16,6 +16,8 @@ from rl_reasoner.rollout.mismatch import measure
 from rl_reasoner.rollout.sampling_params import SamplingParams
 from rl_reasoner.rollout.sampling_weights import sampling_dtype
 
+pytestmark = pytest.mark.usefixtures("any_processor_rounds")
+
 TYPES = [None, torch.bfloat16]
 SIZE = 24  # of the vocabulary
 

@@ -136,8 +136,8 @@ def test_a_recipe_whose_rows_all_abstain_does_not_end_as_if_it_had_learned(
     wanted = recipe(tmp_path, grpo(steps=1), source=source, evals={"sets": []})
     policy = open_policy(wanted.policy.source, device="cpu")
     placement = choose_placement(wanted)
-    notices = rehearse(wanted, placement, prepare(wanted, placement), policy)
-    found = [n for n in notices if n.check == "reward"]
+    [rehearsed] = rehearse(wanted, placement, prepare(wanted, placement), policy)
+    found = [n for n in rehearsed.notices if n.check == "reward"]
     assert [n.status for n in found] == ["failed"] and "abstained on 32 of 32" in found[0].message
     with pytest.raises(RewardsFailed, match="no row got a reward in any of 1 steps"):
         train(wanted, quiet=True)

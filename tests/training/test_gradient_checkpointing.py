@@ -11,6 +11,8 @@ from rl_reasoner import GRPOConfig, open_policy
 from rl_reasoner.errors import UserError
 from support.processes import build, same, weights
 
+pytestmark = pytest.mark.usefixtures("any_processor_rounds")
+
 AGAIN: dict[str, Any] = {
     "gradient_checkpointing": True,
     "gradient_checkpointing_kwargs": {"use_reentrant": False},

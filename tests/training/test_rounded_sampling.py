@@ -9,6 +9,8 @@ import torch
 from rl_reasoner.rollout import sampling_weights
 from support.processes import build
 
+pytestmark = pytest.mark.usefixtures("any_processor_rounds")
+
 SHORT: dict[str, Any] = {"max_steps": 1, "save_strategy": "no", "logging_steps": 1}
 BF16 = {"sampling_weights": "bfloat16"}
 GAP = "sampling/sampling_logp_difference/mean"

@@ -10,6 +10,8 @@ from rl_reasoner import GRPOTrainer, open_policy
 from rl_reasoner.errors import UserError
 from support.processes import EVAL, FSDP, build, killed, same, trained, weights
 
+pytestmark = pytest.mark.usefixtures("any_processor_rounds")
+
 PLAIN: dict[str, Any] = {"fast_rollouts": False, "share_prompts": False}
 
 
