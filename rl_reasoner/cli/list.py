@@ -115,7 +115,7 @@ def _guide_rows(kind: str) -> Iterator[list[str]]:
     """The rows of the tables in the README of the shipped `kind`, without marks of Markdown."""
     for line in (room(kind) / "README.md").read_text(encoding="utf-8").splitlines():
         if line.startswith("| "):
-            plain = re.sub(r"\s*\(\[[^]]*\]\([^)]*\)\)|`", "", line)
+            plain = re.sub(r" ?\(\[[^]]{0,99}\]\([^)]{0,199}\)\)|`", "", line)
             yield [cell.strip() for cell in plain.strip("|").split("|")]
 
 
