@@ -17,7 +17,7 @@ _TINY: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
     "head_dim": 24,
-    "max_position_embeddings": 512,
+    "max_position_embeddings": 1024,  # the default of 512 new tokens leaves room for a prompt
     "tie_word_embeddings": True,
     "initializer_range": 0.05,
     "use_cache": True,
