@@ -40,7 +40,7 @@ conformance: .venv/dev  ## trl's own tests of its GRPO trainer, on ours; TRL is 
 	$(PY) tests/conformance $(TRL)
 
 resume-matrix: .venv/dev  ## kill -9 and resume at every point of the matrix; `make test` has some of them
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m matrix tests/training/test_trainer_processes.py
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m matrix tests/training/test_trainer_processes.py tests/pipeline tests/project/test_real.py
 
 browser: .venv/dev  ## the report in a real browser, where playwright and Chromium are there
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests/report/test_report_browser.py

@@ -118,6 +118,7 @@ def test_stage_and_evaluations_take_what_was_found(whole: Run) -> None:
     assert rollouts and str(number) in (whole.folder / "report.html").read_text()
 
 
+@pytest.mark.matrix
 def test_a_killed_run_goes_on_with_the_same_number(whole: Run, tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text(fitted(tmp_path).to_yaml(), encoding="utf-8")

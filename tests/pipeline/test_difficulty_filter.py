@@ -279,6 +279,7 @@ def test_the_stages_after_it_train_on_what_it_kept(reward: str, tmp_path: Path) 
     assert f"{len(kept)} of 40 rows kept" in page and "too hard" in page and "unjudged" in page
 
 
+@pytest.mark.matrix
 def test_a_killed_stage_goes_on_and_a_changed_range_draws_nothing_again(
     reward: str, tmp_path: Path
 ) -> None:

@@ -71,6 +71,7 @@ def test_conversion_mends_the_tokenizer_and_saves_plain_weights(weights: Path, r
     assert "5" in said, "the weights are the trained ones"
 
 
+@pytest.mark.matrix
 def test_two_grpo_steps_on_gsm8k(
     weights: Path, room: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
