@@ -40,7 +40,7 @@ def outcome(run: RunData, stage: StageRecord, alone: bool) -> tuple[str, bool | 
         name, test = found
         p = "p < 0.0001" if test.p < 1e-4 else f"p {test.p:.2g}"
         words = f"{100 * test.difference:+.1f} points on {name}, {p}"
-        return words.replace("+-", "-"), test.p < SURE and test.difference > 0
+        return words, test.p < SURE and test.difference > 0
     moved = mapping(stage.forecast.get("outcome")).get("reward")
     return f"the reward {moved}" if moved else "–", None if moved is None else moved == "rose"
 

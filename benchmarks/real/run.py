@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rl_reasoner.files import append_rows, json_lines, write_json
+from rl_reasoner.files import append_rows, read_jsonl, write_json
+from rl_reasoner.foreign import json_object
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path("benchmarks") / "real"
@@ -102,7 +103,7 @@ def train(name: str, folder: Path, asked: argparse.Namespace, flags: Sequence[st
     """Train in `folder`, or go on there; how long it took and what it held is added to a file."""
     job, rows = JOBS[name], asked.cache / "splits"
     pieces = ROOT / folder.parent / f"{folder.name}.pieces.jsonl"
-    if any(piece.get("finished") for piece in read_rows(pieces)) and not flags:
+    if any(piece.get("finished") for piece in read_jsonl(pieces)) and not flags:
         return
     if (ROOT / folder / "recipe.yaml").is_file():
         command = ["train", "--resume", str(folder), *flags]
@@ -129,16 +130,6 @@ def train(name: str, folder: Path, asked: argparse.Namespace, flags: Sequence[st
         append_rows(pieces, [{**ended, "finished": finished}])
 
 
-def read_rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file; none where it is not there."""
-    return [line.row for line in json_lines(file) if line.row] if file.is_file() else []
-
-
-def read(file: Path) -> Any:
-    """A JSON file."""
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
 def figures(result: dict[str, Any]) -> dict[str, Any]:
     """The sets of an evaluation with what a table needs, by the names of their files."""
     made = {}
@@ -158,7 +149,7 @@ def short(name: str) -> str:
 def results(name: str, folder: Path, seed: int) -> dict[str, Any]:
     """What a finished run came to."""
     files = {file.stem: file for file in sorted((ROOT / folder / "evals").glob("*.json"))}
-    lock = read(ROOT / folder / "lock.json")
+    lock = json_object(ROOT / folder / "lock.json")
     controls = ROOT / folder / "controls.json"
     paired = {}
     for stem in files.keys() - {"before"}:
@@ -167,7 +158,7 @@ def results(name: str, folder: Path, seed: int) -> dict[str, Any]:
             short(one): {key: value for key, value in entry.items() if key != "flips"}
             for one, entry in told.items()
         }
-    pieces = read_rows(ROOT / folder.parent / f"{folder.name}.pieces.jsonl")
+    pieces = [*read_jsonl(ROOT / folder.parent / f"{folder.name}.pieces.jsonl")]
     ended = [piece for piece in pieces if "seconds" in piece]
     stages = sorted(path for path in (ROOT / folder / "stages").iterdir() if path.is_dir())
     return {
@@ -177,16 +168,18 @@ def results(name: str, folder: Path, seed: int) -> dict[str, Any]:
         "commit": lock["commit"],
         "versions": lock["versions"],
         "policy": lock["policy"],
-        "evals": {stem: figures(read(file)) for stem, file in files.items()},
+        "evals": {stem: figures(json_object(file)) for stem, file in files.items()},
         "paired_with_before": paired,
-        "controls": read(controls) if controls.is_file() else None,
+        "controls": json_object(controls) if controls.is_file() else None,
         "forecasts": {
-            stage.name: read(stage / "forecast.json")
+            stage.name: json_object(stage / "forecast.json")
             for stage in stages
             if (stage / "forecast.json").is_file()
         },
         "seconds": sum(piece["seconds"] for piece in ended),  # without those of killed pieces
-        "stage_seconds": {stage.name: read(stage / "done.json").get("seconds") for stage in stages},
+        "stage_seconds": {
+            stage.name: json_object(stage / "done.json").get("seconds") for stage in stages
+        },
         "pieces": len({piece["began"] for piece in pieces}),  # over 1: stopped, and went on
         "killed_pieces": len({piece["began"] for piece in pieces}) - len(ended),
         "peak_memory_gb": max(piece["peak_gb"] for piece in ended),

@@ -37,7 +37,7 @@ from rl_reasoner.dataset.contamination import find_overlap, fold
 from rl_reasoner.dataset.sets import read_rows
 from rl_reasoner.dataset.tasks.generate import generate_problems
 from rl_reasoner.errors import UserError
-from rl_reasoner.files import write_json, write_jsonl
+from rl_reasoner.files import sha256_of, write_json, write_jsonl
 from rl_reasoner.types import Row
 
 SOURCES = ("mawps", "asdiv", "svamp", "mbpp", "gsm8k_train", "gsm8k_test")
@@ -258,7 +258,7 @@ def make(folder: Path, data: Path) -> dict[str, Any]:
         "gsm8k": gsm8k(rows["gsm8k_train"], rows["gsm8k_test"]),
         "instructions": instructions(),
     }
-    told: dict[str, Any] = {"sources": {f.name: _sha256(f) for f in files.values()}, "sets": {}}
+    told: dict[str, Any] = {"sources": {f.name: sha256_of(f) for f in files.values()}, "sets": {}}
     for name, (split, counts) in made.items():
         if name != "instructions":  # prompts of few words in common phrases are not copies
             counts["copies_taken_from_train"] = without_copies(split)
@@ -274,15 +274,10 @@ def make(folder: Path, data: Path) -> dict[str, Any]:
                 part: find_overlap(split["train"], split[part]).counts()
                 for part in ("validation", "test")
             },
-            "sha256": {file.name: _sha256(file) for file in written.values()},
+            "sha256": {file.name: sha256_of(file) for file in written.values()},
         }
     write_json(folder / "splits.json", told)
     return told
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def main() -> int:

@@ -6,12 +6,15 @@ Every check comes before any work and raises `UserError`.
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff, arg
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.foreign import json_value
+
+if TYPE_CHECKING:
+    from rl_reasoner.recipe.data import FileData
 
 # what is left out has no default to show: its help says what then holds
 Flag = FlagCreatePairsOff[Annotated[bool, arg(help_behavior_hint="")]]
@@ -63,6 +66,22 @@ def check_numbers(temperature: float | None, **counts: int | None) -> None:
             raise UserError(f"--{name.replace('_', '-')} {count}: expected 1 or more")
     if temperature is not None and not 0 <= temperature < float("inf"):
         raise UserError(f"--temperature {temperature}: expected 0 or more")
+
+
+def use_data_dir(folder: Path | None) -> None:
+    """Find sets by name in `folder` (of --data-dir). Raises `UserError` where there is none."""
+    if folder is not None:
+        if not folder.is_dir():
+            raise UserError(f"--data-dir: there is no folder {folder}")
+        os.environ["RL_REASONER_DATA"] = str(folder)
+
+
+def data_of(name: str, given: Mapping[str, Any]) -> "FileData":
+    """The rows of the set `name`, with what flags say of its columns, configuration and split."""
+    from rl_reasoner.dataset.sets import set_data
+    from rl_reasoner.recipe.data import FileData
+
+    return FileData.model_validate({**set_data(name).model_dump(), **given})
 
 
 def check_writable(path: Path) -> Path:

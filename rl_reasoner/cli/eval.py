@@ -3,7 +3,6 @@
 Nothing heavy is imported before it is needed.
 """
 
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -25,8 +24,10 @@ from rl_reasoner.cli.arguments import (
     Text,
     check_numbers,
     check_writable,
+    data_of,
     parse_options,
     prompt_settings,
+    use_data_dir,
 )
 from rl_reasoner.errors import UserError
 from rl_reasoner.report.console import emit, err
@@ -94,10 +95,7 @@ class EvalVerb:
         target = check_writable(self.out) if self.out is not None else None
         if target is not None and target.suffix in (".html", ".jsonl"):
             raise UserError(f"--out {target}: the result is JSON; its page and rows go next to it")
-        if self.data_dir is not None:
-            if not self.data_dir.is_dir():
-                raise UserError(f"--data-dir: there is no folder {self.data_dir}")
-            os.environ["RL_REASONER_DATA"] = str(self.data_dir)
+        use_data_dir(self.data_dir)
         result = self._replayed(self.replay) if self.replay is not None else self._evaluated()
         if target is not None:
             from rl_reasoner.evaluation.result import sibling_file
@@ -166,15 +164,10 @@ class EvalVerb:
             )
 
     def _set(self, name: str) -> "str | FileData":
-        from rl_reasoner.dataset.sets import set_data
-        from rl_reasoner.recipe.data import FileData
-
         columns = parse_options("--columns", self.columns)
         options = {"columns": columns, "config": self.config, "split": self.split}
         given = {key: value for key, value in options.items() if value}
-        if not given:
-            return name
-        return FileData.model_validate({**set_data(name).model_dump(), **given})
+        return data_of(name, given) if given else name
 
     def _training_rows(self, policy: str) -> list[dict[str, Any]] | None:
         """The rows that the policy was trained on, if overlaps are to be counted."""

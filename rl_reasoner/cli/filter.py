@@ -3,23 +3,30 @@
 Nothing heavy is imported before it is needed.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rich.console import Group
-from rich.text import Text
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from rich.text import Text as Line
+from tyro.conf import Positional, arg
 
 from rl_reasoner.cli.arguments import (
+    Count,
+    Flag,
+    Folder,
     Json,
+    Name,
+    Options,
     Quiet,
+    Text,
     check_numbers,
     check_writable,
+    data_of,
     parse_options,
     prompt_settings,
+    use_data_dir,
 )
 from rl_reasoner.cli.eval import ProgressBars
 from rl_reasoner.errors import UserError
@@ -49,36 +56,36 @@ class FilterVerb:
     """completions per row"""
     keep: str = "0.2..0.8"
     """pass rates of the rows that are kept: LOW..HIGH, both included"""
-    out: Annotated[Path | None, arg(metavar="FILE.jsonl")] = None
+    out: Annotated[Path | None, arg(metavar="FILE.jsonl", help_behavior_hint="")] = None
     """the rows that are kept (default: SET.filtered.jsonl)"""
-    limit: int | None = None
+    limit: Count = None
     """only the first N rows"""
     seed: int = 0
     temperature: float = 1.0
     """sampling temperature"""
     max_tokens: int = 512
     """longest completion, in tokens"""
-    template: str | None = None
+    template: Text = None
     """prompt template (default: the run's own, else auto)"""
-    system: str | None = None
+    system: Text = None
     """system prompt of chats (default: the run's own)"""
-    reward: str | None = None
+    reward: Name = None
     """the reward that judges (default: code_tests where rows have tests, else math_answer)"""
-    reward_options: str = ""
+    reward_options: Options = ""
     """its options: extract=whole,timeout_s=2 or a JSON object"""
     min_score: float = 1.0
     """completions with this score or more are right"""
-    data_dir: Path | None = None
+    data_dir: Folder = None
     """a folder that holds sets as NAME.jsonl"""
-    columns: str = ""
+    columns: Options = ""
     """for files and hub ids: problem=question,answer=final"""
-    config: str | None = None
+    config: Name = None
     """for hub ids: configuration"""
     split: str = "train"
     """for hub ids and saved folders: split"""
     weights: Literal["own", "auto", "bfloat16"] = "own"
     """sample with the policy's own weights, or with copies in bf16"""
-    no_cache: FlagCreatePairsOff[bool] = False
+    no_cache: Flag = False
     """sample everything again, and cache nothing"""
     quiet: Quiet = False
     json: Json = False
@@ -89,7 +96,7 @@ class FilterVerb:
         from rl_reasoner.scoring.circuit_breaker import RewardsFailed
 
         stage = self._stage()
-        self._use_data_dir()
+        use_data_dir(self.data_dir)
         kept, rates = self._files()
         try:
             card = self._filter(stage, kept, rates)
@@ -129,12 +136,6 @@ class FilterVerb:
             min_score=self.min_score,
         )
 
-    def _use_data_dir(self) -> None:
-        if self.data_dir is not None:
-            if not self.data_dir.is_dir():
-                raise UserError(f"--data-dir: there is no folder {self.data_dir}")
-            os.environ["RL_REASONER_DATA"] = str(self.data_dir)
-
     def _files(self) -> tuple[Path, Path]:
         """The files of the rows that are kept and of all rates; neither is the one that is read."""
         from rl_reasoner.dataset.sets import find_set
@@ -150,13 +151,9 @@ class FilterVerb:
         return kept, rates
 
     def _data(self) -> "FileData":
-        from rl_reasoner.dataset.sets import set_data
-        from rl_reasoner.recipe.data import FileData
-
         columns = parse_options("--columns", self.columns)
         given = {"columns": columns, "config": self.config, "split": self.split}
-        given = {key: value for key, value in given.items() if value}
-        return FileData.model_validate({**set_data(self.data).model_dump(), **given})
+        return data_of(self.data, {key: value for key, value in given.items() if value})
 
     def _filter(self, stage: "FilterStage", kept: Path, rates: Path) -> dict[str, Any]:
         from rl_reasoner.dataset.rows import load_rows
@@ -195,9 +192,9 @@ def _shown(card: Mapping[str, Any], kept: Path, rates: Path) -> Group:
     for bar in card["histogram"]:
         style = "green" if bar["kept"] else "dim"
         length = -(-bar["rows"] * _BAR // max(most, 1))
-        drawn = Text("█" * length, style=style)
+        drawn = Line("█" * length, style=style)
         table.add_row(f"{bar['rate']:.3f}", f"{bar['rows']:,}", drawn, "kept" * bool(bar["kept"]))
-    return Group(table, Text("\n".join(["", *_sentences(card, kept, rates)])))
+    return Group(table, Line("\n".join(["", *_sentences(card, kept, rates)])))
 
 
 def _sentences(card: Mapping[str, Any], kept: Path, rates: Path) -> list[str]:

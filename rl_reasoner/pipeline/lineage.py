@@ -16,6 +16,7 @@ from typing import Any
 
 from rl_reasoner.dataset.sets import find_set
 from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.files import sha256_of
 from rl_reasoner.recipe.data import AnyData, FileData, MixData, StageData, data_sources
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import RowStage, Stage
@@ -177,8 +178,7 @@ def window_of(recipe: Recipe, first: str | None, last: str | None) -> range:
 @lru_cache(maxsize=256)
 def _digest(path: Path, size: int, time: int) -> str:
     """The file's SHA-256; read again only when its size or time has changed."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -5,7 +5,6 @@ that is not the end token, all end tokens of the family, and embeddings that are
 file twice, at two precisions. The file is opened once for configuration, tokenizer and weights.
 """
 
-import hashlib
 import logging
 import os
 import shutil
@@ -21,6 +20,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from rl_reasoner.errors import UserError, first_line
+from rl_reasoner.files import sha256_of
 from rl_reasoner.paths import cache_folder
 
 _log = logging.getLogger(__name__)
@@ -50,9 +50,7 @@ def convert_gguf(file: Path) -> Path:
     with file.open("rb") as handle:
         if handle.read(4) != b"GGUF":
             raise UserError(f"{file} is not a GGUF file (its first bytes are not 'GGUF')")
-        handle.seek(0)
-        digest = hashlib.file_digest(handle, "sha256").hexdigest()[:16]
-    folder = cache_folder() / f"{file.stem}-{digest}-{_FORM}"
+    folder = cache_folder() / f"{file.stem}-{sha256_of(file)[:16]}-{_FORM}"
     if (folder / "config.json").is_file():
         return folder
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.part")
