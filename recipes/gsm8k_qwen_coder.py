@@ -14,6 +14,9 @@ for large batches to 1e-5 for single prompts, groups of 8, no KL, a reward of 0 
 from rl_reasoner import Recipe
 from rl_reasoner.cli import main_of
 
+# A sum that is written down but not done is equal to its answer; these rows ask for the number.
+WORKED_OUT = {"value_only": True}
+
 
 def recipe() -> Recipe:
     """The recipe for two CPU cores."""
@@ -27,7 +30,7 @@ def recipe() -> Recipe:
             "on_bad_row": "skip",
         },
         template="boxed",
-        rewards={"math_answer": 1.0},
+        rewards={"math_answer": {"weight": 1.0, "options": WORKED_OUT}},
         stages=[
             {
                 "kind": "grpo",
@@ -38,7 +41,13 @@ def recipe() -> Recipe:
                 "save_every": 5,
             }
         ],
-        evals={"sets": ["gsm8k"], "limit": 500, "max_tokens": 400},
+        evals={
+            "sets": ["gsm8k"],
+            "limit": 500,
+            "max_tokens": 400,
+            "reward": "math_answer",
+            "reward_options": WORKED_OUT,
+        },
     )
 
 

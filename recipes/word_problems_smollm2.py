@@ -17,6 +17,10 @@ from rl_reasoner.cli import main_of
 TEMPLATE = "<|im_start|>user\n{problem}<|im_end|>\n<|im_start|>assistant\n"
 
 
+# A sum that is written down but not done is equal to its answer; these rows ask for the number.
+WORKED_OUT = {"value_only": True}
+
+
 def recipe() -> Recipe:
     """The recipe for two CPU cores; its settings were chosen on the validation rows."""
     return Recipe(
@@ -24,7 +28,7 @@ def recipe() -> Recipe:
         policy="HuggingFaceTB/SmolLM2-135M-Instruct",
         data="word_problems_train.jsonl",
         template=TEMPLATE,
-        rewards={"math_answer": 1.0},
+        rewards={"math_answer": {"weight": 1.0, "options": WORKED_OUT}},
         stages=[
             {
                 "kind": "sft",
@@ -43,7 +47,13 @@ def recipe() -> Recipe:
                 "save_every": 25,
             },
         ],
-        evals={"sets": ["word_problems_test.jsonl"], "samples": 4, "max_tokens": 32},
+        evals={
+            "sets": ["word_problems_test.jsonl"],
+            "samples": 4,
+            "max_tokens": 32,
+            "reward": "math_answer",
+            "reward_options": WORKED_OUT,
+        },
     )
 
 

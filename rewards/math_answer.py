@@ -9,24 +9,32 @@ from collections.abc import Sequence
 
 from rl_reasoner import Score, reward
 from rl_reasoner.answers import verify
+from rl_reasoner.answers.verdict import left_to_do, shown
 from rl_reasoner.language.thinking import CLOSE_ANSWER, CLOSE_THINK, OPEN_ANSWER
 
 
 @reward
 def math_answer(
-    completion: str, answer: str, timeout_s: float = 5.0, tags: Sequence[str] = ()
+    completion: str,
+    answer: str,
+    timeout_s: float = 5.0,
+    tags: Sequence[str] = (),
+    value_only: bool = False,
 ) -> Score:
     """1.0 for a right final answer, 0.0 for a wrong or missing one, None for an unusable gold.
 
     `timeout_s` (seconds) bounds what a second opinion from sympy may take; most answers need none.
     `tags` are those of an answer form of your own, such as `["<ans>", "</ans>"]`: what stands last
-    between them, behind the reasoning, is the answer, and nothing else is.
+    between them, behind the reasoning, is the answer, and nothing else is. `value_only` wants a
+    number worked out where the gold is one: `900 - 156` equals 744, but a policy in training that
+    is paid for it learns to leave the sum to the verifier.
     """
-    if not tags:
-        return verify(completion, answer, timeout_s=timeout_s)
-    score = verify(tagged(completion, tags), answer, timeout_s=timeout_s)
-    if score.value == 0.0 and not tagged(completion, tags):
+    judged = tagged(completion, tags) if tags else completion
+    score = verify(judged, answer, timeout_s=timeout_s)
+    if score.value == 0.0 and tags and not judged:
         return Score(0.0, f"no final answer: nothing between {tags[0]} and {tags[1]}")
+    if score.value == 1.0 and value_only and (calculation := left_to_do(judged, answer)):
+        return Score(0.0, f"a calculation left to do: {shown(calculation)}")
     return score
 
 

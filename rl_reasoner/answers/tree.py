@@ -7,6 +7,7 @@ One node type with an operation name; `lexer` and `parser` build it, `values`, `
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from math import gcd
 
 
 class Unreadable(ValueError):
@@ -151,6 +152,26 @@ def is_label(node: Node) -> bool:
     if node.op in ("seq", "ratio") or (node.op == "div" and _derivative_or_segments(node)):
         return bool(node.args) and all(is_label(arg) for arg in node.args)
     return False
+
+
+def is_worked_out(node: Node) -> bool:
+    """Whether `node` is a number with nothing left to calculate: `744`, `$7.50`, `-1/2`, `3e5`.
+
+    A fraction of whole numbers counts in lowest terms only, so `100/4` does not. Of a chain of
+    equal parts one worked out is enough: `900 - 156 = 744`.
+    """
+    if node.op == "rel":
+        return set(node.name.split()) == {"="} and any(map(is_worked_out, node.args))
+    if node.op in ("neg", "quantity"):
+        return is_worked_out(node.args[0])
+    numbers = [part.number for part in node.args if part.op == "num" and part.number is not None]
+    if node.op == "div" and len(numbers) == 2 and all(n.denominator == 1 for n in numbers):
+        return abs(numbers[1]) > 1 and gcd(int(numbers[0]), int(numbers[1])) == 1
+    if node.op == "mul" and len(node.args) == 2 and len(numbers) == 1:
+        power = next(part for part in node.args if part.op != "num")
+        exponents = [part.op == "num" for part in power.args]
+        return power.op == "pow" and all(exponents) and power.args[0].number == 10
+    return node.op in ("num", "const")
 
 
 def _derivative_or_segments(node: Node) -> bool:
