@@ -40,10 +40,10 @@ def recipe() -> Recipe:
             },
             {
                 "kind": "grpo",
-                "steps": 120,
+                "steps": 200,
                 "group": {"size": 8, "prompts": 16, "micro_batch": 64, "curriculum": True},
                 "sampling": {"max_tokens": 32},
-                "optim": {"lr": 3e-5, "warmup": 5, "betas": (0.9, 0.99)},
+                "optim": {"lr": 2e-5, "warmup": 5, "betas": (0.9, 0.99)},
                 "save_every": 25,
             },
         ],
