@@ -114,6 +114,7 @@ def examine(
             kit.length,
             kit.hollow,
             kit.injection,
+            kit.undone,
         ):
             report.findings.append(check())
     finally:
@@ -435,6 +436,20 @@ class _Kit:
                 message = f"{base:.3g} becomes {usable(asked):.3g}"
                 return Finding("injection", "failed", message, text)
         return Finding("injection", "passed")
+
+    def undone(self) -> Finding:
+        """A calculation written down is paid as its value is: a policy may stop there."""
+        if not self.tells_apart:
+            return Finding("sum left undone", "skipped", _NEEDS_GOLD)
+        shown = [(text, row) for row in self.rows if (text := probes.undone(row, self.form))]
+        if not shown:
+            return Finding("sum left undone", "skipped", "no answers that are whole numbers")
+        outcomes = self.score([text for text, _ in shown], [row for _, row in shown])
+        paid = sum(usable(outcome) > (self.low + self.high) / 2 for outcome in outcomes)
+        if 2 * paid <= len(shown):
+            return Finding("sum left undone", "passed")
+        message = f"{paid} of {len(shown)} are paid (math_answer: value_only pays for the value)"
+        return Finding("sum left undone", "warned", message, shown[0][0])
 
 
 def _broke(outcome: Outcome) -> bool:

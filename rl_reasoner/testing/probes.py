@@ -96,6 +96,15 @@ def hacks(row: Row, form: Form, other: Row, third: Row) -> dict[str, str]:
     }
 
 
+def undone(row: Row, form: Form) -> str | None:
+    """A right answer of `row` as a sum that nobody has done; None where it is no whole number."""
+    answer = str(row.get("answer", "")).strip()
+    if not answer.lstrip("-").isdecimal() or len(answer) > 12:
+        return None
+    text = form({**row, "answer": f"{int(answer) + 17} - 17"})
+    return None if text == form(row) else text  # a completion of the row's own
+
+
 def hollow() -> dict[str, str]:
     """Forms without content."""
     return {

@@ -55,6 +55,20 @@ def test_shipped_rewards_for_programs_pass(name: str) -> None:
         assert tells.message == "right 1, wrong 0 on average"
 
 
+def test_a_sum_left_to_the_verifier_is_told() -> None:
+    rows = [{"problem": f"{i} + 17 =", "answer": str(i + 17)} for i in range(8)]
+
+    def found(**options: Any) -> str:
+        report = examine(load_reward("math_answer", options), rows)
+        assert not report.failed
+        [finding] = [f for f in report.findings if f.check == "sum left undone"]
+        assert finding.status == "passed" or "34 - 17" in finding.completion
+        return finding.status
+
+    assert found() == "warned"
+    assert found(value_only=True) == "passed"
+
+
 def test_functions_of_trls_form_for_chats() -> None:
     def chats(completions: Any, answer: Any, trainer_state: Any, **kwargs: Any) -> list[float]:
         assert trainer_state.global_step >= 0
