@@ -301,6 +301,7 @@ class SampledRoutes:
         self._prompts: dict[int, list[Tensor]] = {}  # of each prompt, its parts
         self._tokens = 0
         self._own = torch.empty(0)  # (rows, tokens, layers, k), without those of the prompts
+        self._given: list[tuple[int, int, Tensor]] = []  # a row, the time of the first, choices
         self._counts: list[int] = []
 
     def start(self, groups: Sequence[int], tokens: int) -> None:
@@ -316,22 +317,36 @@ class SampledRoutes:
         """The choices (N, layers, k) of the last pass, for `prompts` or `step`."""
         return self._passes.pop()
 
-    def prompts(self, choices: Tensor, numbers: Sequence[int], lengths: Sequence[int]) -> None:
-        """Keep the choices of a pass over `lengths` more tokens of the prompts `numbers`."""
-        for number, part in zip(numbers, torch.split(choices, list(lengths)), strict=True):
-            self._prompts.setdefault(number, []).append(part.clone())
+    def prompt(self, choices: Tensor, number: int) -> None:
+        """Keep the choices (n, layers, k) for n more tokens of the prompt `number`."""
+        self._prompts.setdefault(number, []).append(choices.clone())
+
+    def given(self, choices: Tensor, row: int, time: int) -> None:
+        """Keep the choices (n, layers, k) for n tokens that `row` was given, from `time` on.
+
+        As in `step`, that is one more than the first token's place in the completion.
+        """
+        if len(choices):
+            self._given.append((row, time, choices.clone()))
+            self._counts[row] = time + len(choices)
 
     def step(self, choices: Tensor, rows: Sequence[int], times: Sequence[int]) -> None:
         """Keep the choices, on the CPU, of a pass over tokens of `rows`, at `times` from 1 on."""
-        if not len(self._own):
-            shape = (len(self._groups), self._tokens, *choices.shape[1:])
-            self._own = choices.new_empty(shape)
+        self._make_room(choices)
         self._own[rows, times] = choices
         for row, time in zip(rows, times, strict=True):
             self._counts[row] = time + 1
 
+    def _make_room(self, choices: Tensor) -> None:
+        if not len(self._own):
+            shape = (len(self._groups), self._tokens, *choices.shape[1:])
+            self._own = choices.new_empty(shape, device="cpu")
+
     def routes(self) -> Routes:
         """The routes of all rows."""
+        for row, time, choices in self._given:
+            self._make_room(choices)
+            self._own[row, time : time + len(choices)] = choices
         whole = {number: torch.cat(parts).cpu() for number, parts in self._prompts.items()}
         before = {number: prompt[:-1].clone() for number, prompt in whole.items()}
         own = []

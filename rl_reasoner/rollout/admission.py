@@ -4,7 +4,12 @@ Rows wait in the order of their prompts. One is taken when it fits, by the longe
 then nothing has to be thrown out later. Prompts of rows that are taken are run part by part, so
 that rows that are being sampled wait for no more than a share of the time. What is decided here
 follows from numbers of tokens, never from a clock: a run that is repeated takes the same rows at
-the same steps. Knows nothing of models.
+the same steps.
+
+A row that waits for an answer is away; when it comes back is up to who answers. It keeps what it
+has stored as long as nobody needs the room; else that is run again when it is back. Rows that come
+back go before prompts that wait. A prompt stays until its last row has ended, so that there is room
+for any of them alone. Knows nothing of models.
 """
 
 from collections import deque
@@ -13,7 +18,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from rl_reasoner.rollout.kv_cache import CachedPrompt, KVCache, PromptPart
+from rl_reasoner.rollout.kv_cache import CachedPrompt, CachedRow, KVCache
+from rl_reasoner.rollout.prefill import PromptPart, RowPart
 
 LIVE_ROWS = 512  # that are sampled at once
 PREFILL = 8192  # prompt tokens of one pass
@@ -34,6 +40,62 @@ class WaitingPrompt:
     stored: int = 0  # tokens
     logits: Tensor | None = None  # (V,) behind it, once it is stored
 
+    @property
+    def own(self) -> tuple[int, ...]:
+        """Of the completion of its rows: nothing yet."""
+        return ()
+
+    def enter(self) -> list[CachedRow]:
+        """The rows that are due, and from now on are not."""
+        assert self.cached is not None
+        rows = [CachedRow(self.cached) for _ in self.due]
+        self.due.clear()
+        return rows
+
+    def part(self, length: int) -> PromptPart:
+        """The next tokens, counted as stored."""
+        assert self.cached is not None
+        self.stored += length
+        return PromptPart(self.cached, self.stored - length, length)
+
+
+@dataclass(eq=False)
+class WaitingRow:
+    """A row that has left the batch for an answer, and comes back behind it.
+
+    `ids` of its completion, of which the first `known` have been run before.
+    """
+
+    row: int
+    ids: tuple[int, ...]
+    known: int
+    cached: CachedRow
+    stored: int  # tokens
+    logits: Tensor | None = None  # (V,) behind it, once it is stored
+
+    @property
+    def due(self) -> list[int]:
+        """Itself."""
+        return [self.row]
+
+    @property
+    def own(self) -> tuple[int, ...]:
+        """Of its completion: all so far."""
+        return self.ids
+
+    def enter(self) -> list[CachedRow]:
+        """Itself."""
+        return [self.cached]
+
+    def part(self, length: int) -> RowPart:
+        """The next tokens, counted as stored."""
+        self.stored += length
+        return RowPart(self.cached, self.stored - length, length)
+
+    def drop(self) -> None:
+        """Keep nothing: all is to be run again."""
+        self.cached.pairs, self.stored = [], 0
+
 
 class Admission:
     """The rows of one call of the engine that have not entered yet."""
@@ -52,15 +114,32 @@ class Admission:
         self.tokens = tokens
         self.limit = rows or LIVE_ROWS
         self.taken = 0  # rows that live or are due
+        self.away: dict[int, WaitingRow] = {}  # that have no answer yet
+        self._back: deque[WaitingRow] = deque()  # that have
         self._waiting = deque(prompts)
-        self._started: list[WaitingPrompt] = []  # with rows that are due
+        self._started: list[WaitingPrompt | WaitingRow] = []  # with rows that are due
         self._credit = 0.0  # prompt tokens that may be run now
         self._few = _FEW.get(cache.device.type, _FEW["cuda"])
 
     @property
     def left(self) -> bool:
-        """Whether rows are still to enter."""
-        return bool(self._waiting or self._started)
+        """Whether rows are still to enter, without an answer."""
+        return bool(self._waiting or self._started or self._back)
+
+    @property
+    def started(self) -> bool:
+        """Whether rows have been taken that have not entered."""
+        return bool(self._started)
+
+    def leave(self, row: WaitingRow) -> None:
+        """A row goes away."""
+        self.away[row.row] = row
+
+    def come_back(self, number: int, ids: Sequence[int]) -> None:
+        """A row that is away has its answer; `ids`: its whole completion."""
+        row = self.away.pop(number)
+        row.ids = tuple(ids)
+        self._back.append(row)
 
     def worked(self, rows: int) -> None:
         """Count a pass over one new token of `rows`: prompts may now take their share."""
@@ -70,6 +149,9 @@ class Admission:
 
     def take(self) -> None:
         """Take the waiting rows that fit now, and make room for their prompts."""
+        while self._back and self._fits_again(self._back[0]):
+            self._started.append(self._back.popleft())
+            self.taken += 1
         fresh: list[WaitingPrompt] = []
         while self._waiting and self._fits(self._waiting[0], fresh):
             prompt = self._waiting[0]
@@ -88,17 +170,40 @@ class Admission:
                 prompt.cached = cached
 
     def _fits(self, prompt: WaitingPrompt, fresh: Sequence[WaitingPrompt]) -> bool:
-        if not self.taken:
+        if not self.taken and not self._back and not self.away:
             return True
         if self.taken >= self.limit:
             return False
         prompts, longest = self.cache.prompts + len(fresh), self.cache.longest_prompt
         longest = max(longest, *(len(p.ids) for p in (prompt, *fresh)))
         prompts += prompt.cached is None and prompt not in fresh
-        return prompts * longest + (self.taken + 1) * self.longest <= self.tokens
+        left = self.tokens - prompts * longest - (self.taken + 1) * self.longest
+        if left < 0:
+            return False
+        self._drop([*self._back, *self.away.values()], left)
+        return True
 
-    def parts(self) -> list[tuple[WaitingPrompt, PromptPart]]:
-        """The parts of prompts to run in one pass now; counted as stored."""
+    def _fits_again(self, row: WaitingRow) -> bool:
+        if self.taken >= self.limit:
+            return False
+        prompts = self.cache.prompts * self.cache.longest_prompt
+        left = self.tokens - prompts - (self.taken + 1) * self.longest
+        if left < 0 and self.taken:
+            return False
+        others = (*self._back, *self.away.values())
+        self._drop([other for other in others if other is not row], left)
+        return True
+
+    def _drop(self, rows: list[WaitingRow], left: int) -> None:
+        """Let `rows` keep no more than `left` tokens; the last ones wait longest."""
+        kept = sum(row.stored for row in rows)
+        while kept > left and rows:
+            row = rows.pop()
+            kept -= row.stored
+            row.drop()
+
+    def parts(self) -> list[tuple[WaitingPrompt | WaitingRow, PromptPart | RowPart]]:
+        """The parts of prompts, and of rows that come back, to run in one pass now."""
         room = PREFILL
         due = [p for p in self._started if p.stored < len(p.ids)]
         if self.cache.rows:
@@ -106,23 +211,21 @@ class Admission:
             if self._credit < min(left, _CHUNK):
                 return []
             room = min(_CHUNK, int(self._credit))
-        found: list[tuple[WaitingPrompt, PromptPart]] = []
+        found: list[tuple[WaitingPrompt | WaitingRow, PromptPart | RowPart]] = []
         for prompt in due:
             length = min(room, len(prompt.ids) - prompt.stored)
             if not length:
                 break
             if found and not self.cache.rows and length < len(prompt.ids) - prompt.stored:
                 break  # whole ones, while nobody waits
-            assert prompt.cached is not None
-            found.append((prompt, PromptPart(prompt.cached, prompt.stored, length)))
-            prompt.stored += length
+            found.append((prompt, prompt.part(length)))
             room -= length
         if self.cache.rows:
             self._credit -= sum(part.length for _, part in found)
         return found
 
-    def ready(self) -> list[WaitingPrompt]:
-        """The prompts whose `due` rows can be sampled now; they are no longer started."""
+    def ready(self) -> list[WaitingPrompt | WaitingRow]:
+        """Those whose `due` rows can be sampled now; they are no longer started."""
         found = [p for p in self._started if p.logits is not None]
         self._started = [p for p in self._started if p.logits is None]
         return found

@@ -20,7 +20,8 @@ from rl_reasoner.kernels.fused_modules import fused_modules
 from rl_reasoner.kernels.packing import Unsupported, arguments, attention_of, pack
 from rl_reasoner.rollout import decode_pass
 from rl_reasoner.rollout.engine import generate
-from rl_reasoner.rollout.kv_cache import KVCache, Prefill, PromptPart
+from rl_reasoner.rollout.kv_cache import CachedRow, KVCache
+from rl_reasoner.rollout.prefill import Prefill, PromptPart
 from rl_reasoner.rollout.sampling_params import SamplingParams
 
 # Rotary embeddings that depend on the length of the batch's longest row, not on positions alone.
@@ -218,7 +219,7 @@ def _passes(causal_lm: Any) -> bool:
     cached = cache.add_prompts(_PROMPTS, [2, 2])
     layout = Prefill([PromptPart(prompt, 0, prompt.length) for prompt in cached], cache)
     decoding.prefill(torch.cat(prompts), layout, torch.arange(1, device=rows.device))
-    cache.change([], [cached[0], cached[0], cached[1], cached[1]])
+    cache.change([], [CachedRow(cached[group]) for group in (0, 0, 1, 1)])
     for step in range(_TOKENS):
         decoding.step(new[:, step], cache)
         cache.advance()

@@ -24,7 +24,8 @@ from rl_reasoner.kernels import decoding
 from rl_reasoner.moe.experts import silent_hooks
 from rl_reasoner.moe.routing import choice_type
 from rl_reasoner.rollout.decode_graphs import Graphs, StaticRows
-from rl_reasoner.rollout.kv_cache import KVCache, Prefill
+from rl_reasoner.rollout.kv_cache import KVCache
+from rl_reasoner.rollout.prefill import Prefill
 
 _FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -11,6 +11,9 @@ log-probability NaN.
 Token t of a row is drawn with the t-th number of its own key, so a completion does not depend on
 the rows beside it, beyond the rounding of its logits. The global generators are not touched.
 
+A completion may have several turns (rl_reasoner.rollout.turns): a row then leaves the batch for an
+answer, while others go on, and comes back behind it (rl_reasoner.rollout.parking).
+
 On a GPU the host never waits for the token of a pass before it has started the next one: tokens
 stay on the device, and a copy of them is read one pass late. So a row that ends is run once too
 often; what comes of that is dropped. Knows models of transformers and the attention of
@@ -19,9 +22,8 @@ rl_reasoner.kernels.packing; nothing of trainers.
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,35 +35,30 @@ from transformers import GenerationMixin, LogitsProcessorList
 from rl_reasoner.kernels.packed_linear import packed_linears
 from rl_reasoner.kernels.packing import attention_of
 from rl_reasoner.moe.routing import SampledRoutes
-from rl_reasoner.rollout.admission import Admission, WaitingPrompt
+from rl_reasoner.rollout.admission import Admission, WaitingPrompt, WaitingRow
+from rl_reasoner.rollout.completions import (
+    Completions,
+    Drawn,
+    OnFinished,
+    OnToken,
+    SampledCompletion,
+)
 from rl_reasoner.rollout.decode_pass import DecodePass, decode_pass
 from rl_reasoner.rollout.drawing import tokens_at, tokens_from, uniforms
-from rl_reasoner.rollout.kv_cache import KVCache, Prefill
+from rl_reasoner.rollout.kv_cache import KVCache
+from rl_reasoner.rollout.parking import Parking
+from rl_reasoner.rollout.prefill import Prefill
 from rl_reasoner.rollout.sampling_params import (
     SamplingParams,
     is_the_policy,
     looks_back,
     only_temperature,
 )
+from rl_reasoner.rollout.turns import TurnTaker
 
 _CACHE_BYTES = 4 << 30  # keys and values of one batch on a CPU, and no more than
 _CACHE_SHARE = 4  # one part in so many of the memory
 _GENERATE = GenerationMixin.generate
-OnFinished = Callable[[list[tuple[int, list[int]]]], None]
-OnToken = Callable[[int, int], None]
-
-
-@dataclass
-class SampledCompletion:
-    """Token ids up to and with the end token, and the log-probability each was drawn with.
-
-    `policy_logps`: those under the policy at `SamplingParams.policy_temperature`, whatever cut-offs
-    and penalties sampling had; empty where no temperature is given.
-    """
-
-    ids: list[int]
-    logps: list[float]
-    policy_logps: list[float] = field(default_factory=list)
 
 
 def generate(
@@ -73,6 +70,7 @@ def generate(
     on_finished: OnFinished | None = None,
     budgets: Sequence[int | None] | None = None,
     on_token: OnToken | None = None,
+    turns: TurnTaker | None = None,
 ) -> list[SampledCompletion]:
     """Sample one completion for each of `prompts`; equal prompts are run once.
 
@@ -80,15 +78,19 @@ def generate(
     `model` is a causal language model that `agreement.sampling_obstacle` has nothing against.
     `keys`: one for each row, any sequence of numbers >= 0. Greedy where the temperature is 0.
     `routes` gets the experts chosen. `on_finished` is called with (row, token ids) of rows that
-    have finished, `on_token` with (row, token id) of every token. `budgets` are the rows'
-    longest completions, where these are shorter than `sampling.max_tokens`.
+    have finished, `on_token` with (row, token id) of every sampled token. `budgets` are the rows'
+    longest completions, where these are shorter than `sampling.max_tokens`. `turns` answers rows
+    that stop for it; what they are given counts in their budgets.
     """
     with torch.no_grad():
         decoding = decode_pass(model, sampling.weights) if sampling.max_tokens > 1 else None
         # the pass has copies of the weights of its own
         linears = nullcontext() if decoding else packed_linears(model, sampling.weights)
         with attention_of(model), linears:
-            batch = _Batch(model, prompts, keys, sampling, routes, on_finished, budgets, on_token)
+            known = Completions(
+                len(prompts), sampling, budgets, routes, on_finished, on_token, turns
+            )
+            batch = _Batch(model, prompts, keys, sampling, known)
             batch.decode_by(decoding)
             return batch.run()
 
@@ -121,20 +123,6 @@ def token_bytes(model: Any) -> int:
     return int(2 * config.num_hidden_layers * shared * width * model.dtype.itemsize)
 
 
-@dataclass
-class _Drawn:
-    """What one pass has drawn, on its way to the host.
-
-    `rows`, and which token of theirs it is (`times`), are known here; the tensors are copies that
-    may be read once `copied` says so.
-    """
-
-    rows: "np.ndarray"
-    times: "np.ndarray"
-    copies: list[Tensor | None]  # tokens, logps, policy_logps, stopped (n,), choices (n, layers, k)
-    copied: Any  # torch.cuda.Event, or None
-
-
 class _Batch:
     """The state of one call of `generate`."""
 
@@ -144,13 +132,10 @@ class _Batch:
         prompts: Sequence[Sequence[int]],
         keys: Sequence[Sequence[int]],
         sampling: SamplingParams,
-        routes: SampledRoutes | None,
-        on_finished: OnFinished | None,
-        budgets: Sequence[int | None] | None,
-        on_token: OnToken | None,
+        known: Completions,
     ) -> None:
-        self.model, self.sampling, self.keys, self.routes = model, sampling, keys, routes
-        self.on_finished, self.on_token = on_finished, on_token
+        self.model, self.sampling, self.keys, self.known = model, sampling, keys, known
+        self.routes: SampledRoutes | None = known.routes
         self.decoding: DecodePass | None = None
         self.device = next(model.parameters()).device
         self.late = _lateness(self.device)
@@ -162,20 +147,15 @@ class _Batch:
         tokens = cache_budget(model)
         self.cache = KVCache(self.device, longest, tokens)
         self.admission = Admission([*waiting.values()], self.cache, longest, tokens)
-        if routes is not None:
-            routes.start([waiting[ids].number for ids in self.prompts], longest)
+        turns = known.turns
+        self.parking: Parking | None = None
+        if turns is not None:
+            self.parking = Parking(turns, known, self.admission, self.cache)
+        if self.routes is not None:
+            self.routes.start([waiting[ids].number for ids in self.prompts], longest)
         self.lengths = np.array([len(ids) for ids in self.prompts])
-        shape = (len(prompts), longest)
-        self.ids = np.empty(shape, dtype=np.int64)  # touched as far as completions reach
-        self.logps = np.empty(shape, dtype=np.float32)
-        self.policy_logps: np.ndarray | None = None  # where they are asked for and others
-        self.counts = np.zeros(len(prompts), dtype=np.int64)  # tokens that the host has read
-        self.done = np.zeros(len(prompts), dtype=bool)
-        self.budgets = np.array([b or longest for b in budgets or [longest] * len(prompts)])
-        self.budgets = self.budgets.clip(max=longest)
-        self.ends = np.array(sampling.ends)
         self.order = np.zeros(0, dtype=np.int64)  # live row (slot) -> row
-        self.drawn: deque[_Drawn] = deque()  # not read yet
+        self.drawn: deque[Drawn] = deque()  # not read yet
         self.tokens = torch.zeros(0, dtype=torch.long, device=self.device)  # of the live rows
         self.uniforms = torch.zeros(0, longest, device=self.device)
         self.seen: Tensor | None = None  # (slots, prompt and completion), where it is looked at
@@ -188,10 +168,10 @@ class _Batch:
         if (temperature := sampling.policy_temperature) is not None and not all(
             is_the_policy(processors, temperature) for processors in self.processors.values()
         ):
-            self.policy_logps = np.empty_like(self.logps)
+            self.known.policy_logps = np.empty_like(self.known.logps)
         some: LogitsProcessorList = self.processors[lengths[0]]
         self.looks = looks_back(some)
-        self.temperature = only_temperature(some) if self.policy_logps is None else None
+        self.temperature = only_temperature(some) if self.known.policy_logps is None else None
         if self.looks or sampling.stop is not None:
             width = lengths[-1] + sampling.max_tokens
             self.seen = torch.zeros(0, width, dtype=torch.long, device=self.device)
@@ -203,24 +183,16 @@ class _Batch:
             self.cache.dtype = decoding.dtype
 
     def run(self) -> list[SampledCompletion]:
-        """Token by token until no row is left, live or waiting."""
-        while self.admission.left or self.cache.rows:
+        """Token by token until no row is left, live, waiting or away."""
+        while self.admission.left or self.cache.rows or self.admission.away:
             self._enter()
             if self.cache.rows:
                 self._step()
             self._read(self.late)
             self._leave()
+            self._hear()
         self._read(0)
-        wanted = self.sampling.policy_temperature is not None
-        own = self.logps if self.policy_logps is None else self.policy_logps
-        return [
-            SampledCompletion(
-                self.ids[row, :count].tolist(),
-                self.logps[row, :count].tolist(),
-                own[row, :count].tolist() if wanted else [],
-            )
-            for row, count in enumerate(self.counts.tolist())
-        ]
+        return self.known.all(self.sampling.policy_temperature is not None)
 
     # ------------------------------------------------------------------------------- the passes
 
@@ -237,39 +209,47 @@ class _Batch:
             for prompt, row in zip(prompts, logits, strict=True):
                 prompt.logits = row if prompt.stored == len(prompt.ids) else None
             if self.routes is not None:
-                choices = self.routes.take()
-                lengths = [part.length for part in layout]
-                self.routes.prompts(choices, [p.number for p in prompts], lengths)
+                chosen = torch.split(self.routes.take(), [part.length for part in layout])
+                for prompt, part, own in zip(prompts, layout, chosen, strict=True):
+                    if isinstance(prompt, WaitingPrompt):
+                        self.routes.prompt(own, prompt.number)
+                    else:
+                        again = max(prompt.known - part.start, 0)  # run and recorded before
+                        self.routes.given(own[again:], prompt.row, part.start + again + 1)
         if ready := self.admission.ready():
             self._start(ready)
 
-    def _start(self, ready: Sequence[WaitingPrompt]) -> None:
-        """Sample the first token of the rows that are due, and let those enter that go on."""
-        rows = np.array([row for prompt in ready for row in prompt.due])
-        of_row = [prompt for prompt in ready for _ in prompt.due]
+    def _start(self, ready: Sequence[WaitingPrompt | WaitingRow]) -> None:
+        """Sample the next token of the rows that are due, and let those enter that go on."""
+        rows = np.array([row for waiting in ready for row in waiting.due])
+        of_row = [waiting for waiting in ready for _ in waiting.due]
+        own = [waiting.own for waiting in of_row]
+        times = np.array([len(ids) for ids in own])
+        if times.any():
+            self._read(0)  # what was run once too often does not count, but what comes now does
+            self.known.done[rows] = False
         logits = torch.stack([p.logits for p in of_row if p.logits is not None])
-        uniform = uniforms([self.keys[row] for row in rows], self.sampling.max_tokens)
-        uniform = self._moved(uniform) if self.sampled else self.uniforms[:0]
+        uniform, now = self.uniforms[:0], self.uniforms[:0]
+        if self.sampled:
+            uniform = self._moved(uniforms([self.keys[r] for r in rows], self.sampling.max_tokens))
+            now = uniform.gather(1, self._numbers(times)[:, None]).squeeze(1)
         seen = None
         if self.seen is not None:
             table = np.zeros((len(rows), self.seen.shape[1]), dtype=np.int64)
-            for line, prompt in zip(table, of_row, strict=True):
-                line[: len(prompt.ids)] = prompt.ids
+            for line, row, ids in zip(table, rows, own, strict=True):
+                before = (*self.prompts[row], *ids)
+                line[: len(before)] = before
             seen = self._moved(torch.from_numpy(table))
-        times = np.zeros_like(rows)
-        tokens = self._sample(logits, rows, times, uniform[:, 0], seen, None)
+        tokens = self._sample(logits, rows, times, now, seen, None)
         self._read(self.late)
-        for prompt in ready:
-            prompt.due.clear()
-        on = np.flatnonzero(~self.done[rows] & (self.budgets[rows] > 1))
-        staying = {*on.tolist()}
-        for index, prompt in enumerate(of_row):
-            if index not in staying:
-                assert prompt.cached is not None
-                self.cache.release(prompt.cached)
-                self.admission.taken -= 1
-        entering = [cached for i in on if (cached := of_row[i].cached) is not None]
-        places, _, _ = self.cache.change([], entering)
+        cached = [row for waiting in ready for row in waiting.enter()]
+        goes_on = ~self.known.done[rows] & (times + 1 < self.known.budgets[rows])
+        for index in np.flatnonzero(~goes_on).tolist():
+            self.admission.taken -= 1
+            if self.parking is None or not self.parking.park(int(rows[index]), cached[index]):
+                self.cache.let_go(cached[index])
+        on = np.flatnonzero(goes_on)
+        places, _, _ = self.cache.change([], [cached[index] for index in on])
         self.order = np.append(self.order, rows[on])
         at, kept = self._numbers(places), self._numbers(on)
         self.tokens = _put(self.tokens, at, tokens[kept], self.cache.slots)
@@ -335,8 +315,9 @@ class _Batch:
     ) -> Tensor:
         """Draw (n,) tokens of `rows`, their `times`-th; the host will read them later."""
         sampling, numbers = self.sampling, uniform if self.sampled else None
-        if sampling.begin_suppress and not times[0]:
-            logits[:, list(sampling.begin_suppress)] = -torch.inf
+        if sampling.begin_suppress and not times.all():
+            first = self._numbers(np.flatnonzero(times == 0))[:, None]
+            logits[first, self._numbers(sampling.begin_suppress)] = -torch.inf
         if self.temperature is not None:
             tokens, logps = tokens_at(logits, self.temperature, numbers, sampling.ends[0])
         else:
@@ -344,7 +325,7 @@ class _Batch:
             scores = self._processed(logits, rows, times, seen)
             tokens, logps = tokens_from(scores, numbers, sampling.ends[0])
         policy_logps = stopped = None
-        if self.policy_logps is not None:
+        if self.known.policy_logps is not None:
             scaled = logits / (sampling.policy_temperature or 1.0)
             policy_logps = scaled.gather(1, tokens[:, None]).squeeze(1) - scaled.logsumexp(-1)
             policy_logps = policy_logps.masked_fill(logps.isnan(), torch.nan)
@@ -355,7 +336,7 @@ class _Batch:
                 for _, some, ids in self._alike(rows, times + 1, seen):
                     stopped[some] = sampling.stop(ids, None)
         copies = [self._copied(t) for t in (tokens, logps, policy_logps, stopped, choices)]
-        self.drawn.append(_Drawn(rows, times, copies, self._event()))
+        self.drawn.append(Drawn(rows, times, copies, self._event()))
         return tokens
 
     def _processed(
@@ -384,39 +365,16 @@ class _Batch:
     def _read(self, late: int) -> None:
         """Learn what was drawn, but for the last `late` passes; waits for what is not there yet."""
         while len(self.drawn) > late:
-            drawn = self.drawn.popleft()
-            if drawn.copied is not None:
-                drawn.copied.synchronize()
-            new = np.flatnonzero(~self.done[drawn.rows])  # not what was run once too often
-            rows, times = drawn.rows[new], drawn.times[new]
-            tokens, logps, policy_logps, stopped, choices = (
-                None if t is None else t[new] for t in drawn.copies
-            )
-            assert tokens is not None and logps is not None
-            self.ids[rows, times], self.logps[rows, times] = tokens.numpy(), logps.numpy()
-            if self.policy_logps is not None and policy_logps is not None:
-                self.policy_logps[rows, times] = policy_logps.numpy()
-            self.counts[rows] = times + 1
-            ended = (self.ids[rows, times][:, None] == self.ends).any(1)
-            ended |= times + 1 >= self.budgets[rows]
-            if stopped is not None:
-                ended |= stopped.numpy()
-            self.done[rows] = ended
-            if self.routes is not None and choices is not None:
-                self.routes.step(choices, rows.tolist(), times.tolist())
-            if self.on_token is not None:
-                for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
-                    self.on_token(row, token)
-            if self.on_finished is not None and ended.any():
-                gone = rows[ended].tolist()
-                self.on_finished([(r, self.ids[r, : self.counts[r]].tolist()) for r in gone])
+            self.known.learn(self.drawn.popleft())
 
     def _leave(self) -> None:
-        """Let the rows leave that have ended, as far as the host knows, or are full."""
-        full = self.cache.lengths + 1 >= self.budgets[self.order]
-        gone = np.flatnonzero(self.done[self.order] | full).tolist()
+        """Let the rows leave that have ended or stopped, as far as the host knows, or are full."""
+        full = self.cache.lengths + 1 >= self.known.budgets[self.order]
+        gone = np.flatnonzero(self.known.done[self.order] | full).tolist()
         if not gone:
             return
+        if self.parking is not None:
+            self.parking.take_out(gone, self.order[gone].tolist())
         _, to, source = self.cache.change(gone, [])
         self.admission.taken -= len(gone)
         self.order[to] = self.order[source]
@@ -427,6 +385,16 @@ class _Batch:
             for table in tables:
                 if table is not None:
                     table[there] = table[here]
+
+    def _hear(self) -> None:
+        """Let rows come back whose answers are there; wait for one where no row can be sampled."""
+        if self.parking is None or not self.admission.away:
+            return
+        self.admission.take()
+        idle = not self.cache.rows and not self.admission.started
+        if idle:
+            self._read(0)
+        self.parking.hear(wait=idle)
 
     # ------------------------------------------------------------------------------ the device
 

@@ -2,18 +2,16 @@
 
 `KVCache` holds them for the prompts and rows that are alive. A row has a slot of its own and its
 own length, so that rows may enter and leave at any time; slots and the room of a prompt are used
-again. `KVCache` is also the layout of rl_reasoner.kernels.packing in a pass over one new token of
-each row, `Prefill` that of a pass over prompts, or parts of them, which it stores.
+again. A row that leaves for a while takes what it has along (`CachedRow`). `KVCache` is also the
+layout of rl_reasoner.kernels.packing in a pass over one new token of each row.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
-
-from rl_reasoner.kernels.packing import prompt_attention
 
 _STEP = 64  # tokens that rows have room for at first; doubled when a row needs more
 Buffers = tuple[Tensor, Tensor]  # keys and values
@@ -29,6 +27,22 @@ class CachedPrompt:
     length: int
     rows: int
     slot: int
+
+
+@dataclass(eq=False)
+class CachedRow:
+    """A row without a slot: its own keys and values, of each call (kv heads, n, d) for n tokens.
+
+    It counts among the rows of its prompt.
+    """
+
+    prompt: CachedPrompt
+    pairs: list[Buffers] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """The number of its own tokens in the cache."""
+        return self.pairs[0][0].shape[1] if self.pairs else 0
 
 
 class KVCache:
@@ -74,6 +88,7 @@ class KVCache:
         self.version = self.membership = 0
         self._prompts: list[CachedPrompt] = []  # by slot
         self._row_prompts: list[CachedPrompt] = []  # by slot of the row
+        self._outside: set[CachedRow] = set()  # that keep what they have
         self.lengths = np.zeros(0, dtype=np.int64)  # of the live rows' own, on the host
         self._calls = 0  # of the attention in this pass
         self._hidden: dict[int, Tensor | None] = {}  # window -> what rows do not see in this pass
@@ -113,10 +128,27 @@ class KVCache:
         self._fit()
         return added
 
+    def take_out(self, slot: int, length: int) -> CachedRow:
+        """A copy of the first `length` own tokens of the row in `slot`, which is to leave."""
+        prompt = self._row_prompts[slot]
+        prompt.rows += 1
+        pairs = [(k[slot, :, :length].clone(), v[slot, :, :length].clone()) for k, v in self.own]
+        return CachedRow(prompt, pairs if length else [])
+
+    def keep(self, row: CachedRow) -> CachedRow:
+        """Count what `row` has in the budget, until it enters or is let go."""
+        self._outside.add(row)
+        return row
+
+    def let_go(self, row: CachedRow) -> None:
+        """A row less, that has no slot; call `change` behind it."""
+        self._outside.discard(row)
+        self.release(row.prompt)
+
     def change(
-        self, gone: Sequence[int], entering: Sequence[CachedPrompt]
+        self, gone: Sequence[int], entering: Sequence[CachedRow]
     ) -> tuple[list[int], list[int], list[int]]:
-        """Let the rows in the slots `gone` leave, and one for each prompt of `entering` enter.
+        """Let the rows in the slots `gone` leave, and those of `entering` enter.
 
         They take the places of those that left, then slots at the end; rows from the end move to
         the places that are left over. Returns the slots of the entering rows, and the slots that
@@ -129,10 +161,11 @@ class KVCache:
         to = [slot for slot in holes if slot < left]
         source = [slot for slot in range(left, self.rows) if slot not in empty]
         leaving = [self._row_prompts[slot] for slot in gone]
-        self._row_prompts += entering  # long enough for every slot; set right below
+        # long enough for every slot; set right below
+        self._row_prompts += [row.prompt for row in entering]
         self.lengths = np.append(self.lengths, np.zeros(len(entering), dtype=np.int64))
-        for slot, prompt in zip(places, entering, strict=True):
-            self._row_prompts[slot], self.lengths[slot] = prompt, 0
+        for slot, row in zip(places, entering, strict=True):
+            self._row_prompts[slot], self.lengths[slot] = row.prompt, row.length
         self._clean(self.own, places)
         self._move(self.own, to, source, self.longest)
         for there, here in zip(to, source, strict=True):
@@ -144,7 +177,19 @@ class KVCache:
         for prompt in leaving:
             self.release(prompt)
         self._fit()
+        self._fill(places, entering)
         return places, to, source
+
+    def _fill(self, places: Sequence[int], entering: Sequence[CachedRow]) -> None:
+        """Write what the rows bring along into their slots."""
+        for slot, row in zip(places, entering, strict=True):
+            self._outside.discard(row)
+            if not row.pairs:
+                continue
+            self.make_room()
+            for own, pair in zip(self.own, row.pairs, strict=True):
+                for buffer, tensor in zip(own, pair, strict=True):
+                    buffer[slot, :, : tensor.shape[1]] = tensor
 
     def advance(self) -> None:
         """Count the tokens of the pass that is done."""
@@ -198,7 +243,8 @@ class KVCache:
         need = (self.rows, capacity, len(self._prompts), self.longest_prompt)
         have = (self.slots, self.capacity, self.prompt_slots, self.prompt_capacity)
         new = tuple(map(max, need, have))
-        if self.budget is not None and new[0] * new[1] + new[2] * new[3] > self.budget:
+        outside = sum(row.length for row in self._outside)
+        if self.budget is not None and new[0] * new[1] + new[2] * new[3] + outside > self.budget:
             new = need
         if new != have:
             self.slots, self.capacity, self.prompt_slots, self.prompt_capacity = new
@@ -377,50 +423,3 @@ def _resized(buffer: Tensor, slots: int, length: int) -> Tensor:
     kept, width = min(slots, buffer.shape[0]), min(length, buffer.shape[2])
     new[:kept, :, :width] = buffer[:kept, :, :width]
     return new
-
-
-@dataclass(frozen=True)
-class PromptPart:
-    """Tokens `start` ... `start` + `length` - 1 of a prompt."""
-
-    prompt: CachedPrompt
-    start: int
-    length: int
-
-
-class Prefill:
-    """The layout of parts of prompts packed into one row; `cache` gets their keys and values.
-
-    What comes before a part is in the cache already.
-    """
-
-    def __init__(self, parts: Sequence[PromptPart], cache: KVCache) -> None:
-        self.parts = parts
-        self.cache = cache
-        self._calls = 0  # of the attention in this pass
-
-    @property
-    def positions(self) -> Tensor:
-        """(tokens,) positions of the parts' tokens."""
-        ranges = [np.arange(p.start, p.start + p.length) for p in self.parts]
-        return on_device(np.concatenate(ranges), self.cache.device)
-
-    @property
-    def reach(self) -> int:
-        """The number of positions that the parts reach."""
-        return max(part.start + part.length for part in self.parts)
-
-    def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int
-    ) -> Tensor:
-        """Causal attention within each prompt."""
-        outs = []
-        lengths = [part.length for part in self.parts]
-        tables = (torch.split(t, lengths, dim=2) for t in (query, key, value))
-        for part, q, k, v in zip(self.parts, *tables, strict=True):
-            slot, start = part.prompt.slot, part.start
-            whole = self.cache.store_prompt(self._calls, slot, start, k[0], v[0])
-            keys, values = whole if start else (k, v)
-            outs.append(prompt_attention((q, keys, values), scale, window))
-        self._calls += 1
-        return torch.cat(outs, dim=2).transpose(1, 2)

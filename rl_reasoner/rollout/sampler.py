@@ -25,10 +25,12 @@ from rl_reasoner.rollout import engine
 from rl_reasoner.rollout.admission import LIVE_ROWS
 from rl_reasoner.rollout.agreement import engine_runs, in_mode
 from rl_reasoner.rollout.cache import SampleCache, SampleJob, Take, sample_through
+from rl_reasoner.rollout.completions import OnToken, SampledCompletion
 from rl_reasoner.rollout.drawing import draw, uniforms
 from rl_reasoner.rollout.long_prompts import declared_places, named_rows, places_of, too_long
 from rl_reasoner.rollout.sampling_params import SamplingParams
 from rl_reasoner.rollout.sampling_weights import sampling_dtype
+from rl_reasoner.rollout.turns import Answer, TurnTaker, TurnTakers
 from rl_reasoner.types import Prompt, Rollout, Row
 
 __all__ = ["Force", "eos_ids", "prompt_ids", "sample", "weights_hash"]
@@ -98,7 +100,8 @@ def sample(
     weights: str = "own",
     progress: Callable[[int], None] | None = None,
     cache: SampleCache | None = None,
-    on_token: engine.OnToken | None = None,
+    on_token: OnToken | None = None,
+    turns: TurnTakers | None = None,
 ) -> list[list[Rollout]]:
     """Sample `samples` completions for each prompt; greedy (all the same one) at temperature 0.
 
@@ -107,11 +110,13 @@ def sample(
     those that are sampled from (`rl_reasoner.rollout.sampling_weights`). `progress`
     is called with the number of completions done since the last call. What `cache` holds is not
     drawn again, what is drawn is kept in it as it gets done. `on_token` is called with (number of
-    the completion in this call, token id) as each token is drawn.
+    the completion in this call, token id) as each token is drawn. `turns` answers completions that
+    stop for it; what it gives is part of their text and of `max_tokens`. Raises `UserError` for
+    turns of a model that the engine does not run.
     """
     ids = [prompt_ids(policy, prompt, _PREFIXES[force]) for prompt in prompts]
     _check_places(policy, prompts, ids, max_tokens)
-    drawer = _Drawer(policy, temperature, max_tokens, seed, force, weights)
+    drawer = _Drawer(policy, temperature, max_tokens, seed, force, weights, turns)
 
     def draw(jobs: Sequence[SampleJob], take: Take) -> None:
         drawer.draw(sorted(jobs, key=lambda job: len(ids[job[0]])), ids, take, on_token)
@@ -175,8 +180,10 @@ class _Drawer:
         seed: int,
         force: Force | None,
         weights: str,
+        turns: TurnTakers | None,
     ) -> None:
         self.policy = policy
+        self.turns = turns
         self.model: Any = policy.model
         if hasattr(self.model, "get_base_model"):  # an adapter lies in the layers of its base
             self.model = self.model.get_base_model()
@@ -191,6 +198,11 @@ class _Drawer:
             weights=sampling_dtype(self.model, weights, "weights"),
         )
         self.by_engine = engine_runs(self.model)
+        if turns is not None and not self.by_engine:
+            raise UserError(
+                f"completions of {policy.source} cannot have several turns: "
+                "the sampling engine does not run this model"
+            )
 
     def key(self, cache: SampleCache, ids: Sequence[int], number: int) -> str:
         """The key of a completion in the cache. Greedy ones have no seed."""
@@ -204,6 +216,8 @@ class _Drawer:
         }
         if self.sampling.weights is not None:
             settings["weights"] = str(self.sampling.weights)
+        if self.turns is not None:
+            settings["turns"] = self.turns.name
         return cache.key([*ids], settings, self.seed if self.sampling.temperature else None, number)
 
     def draw(
@@ -211,20 +225,28 @@ class _Drawer:
         jobs: Sequence[SampleJob],
         ids: Sequence[list[int]],
         take: Take,
-        on_token: engine.OnToken | None = None,
+        on_token: OnToken | None = None,
     ) -> None:
         """Draw the completions of `jobs`, sorted by prompt length; `take` gets them as they end."""
         if not jobs:
             return
         kept = _Kept(take)
         if self.by_engine:
+            asked = None if self.turns is None else _Asked(self.turns.taker(jobs))
 
             def finished(rows: list[tuple[int, list[int]]]) -> None:
-                kept.add({jobs[row]: self._rollout(jobs[row], tokens) for row, tokens in rows})
+                cut = {row for row, tokens in rows if asked and asked.cut(row, tokens)}
+                kept.add({jobs[row]: self._rollout(tokens, row in cut) for row, tokens in rows})
 
             prompts, keys = [ids[index] for index, _ in jobs], self._keys(jobs, ids)
             engine.generate(
-                self.model, prompts, keys, self.sampling, on_finished=finished, on_token=on_token
+                self.model,
+                prompts,
+                keys,
+                self.sampling,
+                on_finished=finished,
+                on_token=on_token,
+                turns=asked,
             )
         else:
             for batch in self._batches(jobs, ids):
@@ -237,7 +259,7 @@ class _Drawer:
                     on_token,
                 )
                 done = zip(batch, drawn, strict=True)
-                kept.add({job: self._rollout(job, one.ids) for job, one in done})
+                kept.add({job: self._rollout(one.ids) for job, one in done})
         kept.write()
 
     def _keys(self, jobs: Sequence[SampleJob], ids: Sequence[list[int]]) -> list[tuple[int, ...]]:
@@ -258,10 +280,33 @@ class _Drawer:
             yield jobs[first:last]
             first = last
 
-    def _rollout(self, job: SampleJob, ids: list[int]) -> Rollout:
+    def _rollout(self, ids: list[int], cut: bool = False) -> Rollout:
         text = self.policy.tokenizer.decode(ids, skip_special_tokens=True)
-        truncated = len(ids) == self.sampling.max_tokens and ids[-1] not in self.sampling.ends
-        return Rollout(self.prefix + text, len(ids), truncated)
+        cut |= len(ids) == self.sampling.max_tokens and ids[-1] not in self.sampling.ends
+        return Rollout(self.prefix + text, len(ids), cut)
+
+
+class _Asked:
+    """A `TurnTaker` that remembers which rows asked for an answer, and were not ended by it."""
+
+    def __init__(self, turns: TurnTaker) -> None:
+        self.turns, self.stops = turns, turns.stops
+        self.lengths: dict[int, int] = {}  # of completions, when they asked
+
+    def submit(self, row: int, ids: list[int]) -> None:
+        self.lengths[row] = len(ids)
+        self.turns.submit(row, ids)
+
+    def answers(self, wait: bool) -> Sequence[Answer]:
+        found = self.turns.answers(wait)
+        for answer in found:
+            if answer.ended:
+                self.lengths.pop(answer.row, None)
+        return found
+
+    def cut(self, row: int, ids: Sequence[int]) -> bool:
+        """Whether a completion ended because its answer had no room."""
+        return self.lengths.get(row) == len(ids)
 
 
 class _Kept:
@@ -292,8 +337,8 @@ def generate_by_transformers(
     keys: Sequence[Sequence[int]],
     sampling: SamplingParams,
     pad: int,
-    on_token: engine.OnToken | None = None,
-) -> list[engine.SampledCompletion]:
+    on_token: OnToken | None = None,
+) -> list[SampledCompletion]:
     """`engine.generate` for a model that the engine cannot run: by its own `generate`.
 
     Draws with the same keys, so the same completions, up to the rounding of logits. Of `sampling`
@@ -329,13 +374,13 @@ class _KeyedDraws(LogitsProcessor):  # type: ignore[misc]
         self,
         keys: Sequence[Sequence[int]],
         sampling: SamplingParams,
-        on_token: engine.OnToken | None,
+        on_token: OnToken | None,
     ) -> None:
         self.sampling = sampling
         self.on_token = on_token
         drawn = sampling.temperature > 0
         self.uniforms = uniforms(keys, sampling.max_tokens) if drawn else None
-        self.completions = [engine.SampledCompletion([], []) for _ in keys]
+        self.completions = [SampledCompletion([], []) for _ in keys]
         self.step = 0
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

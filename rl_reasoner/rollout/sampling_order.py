@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from rl_reasoner.moe.routing import Routes, Routing, SampledRoutes
-from rl_reasoner.rollout.engine import SampledCompletion, generate
+from rl_reasoner.rollout.completions import SampledCompletion
+from rl_reasoner.rollout.engine import generate
 from rl_reasoner.rollout.sampling_params import SamplingParams
 
 

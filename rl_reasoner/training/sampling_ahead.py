@@ -24,7 +24,7 @@ from torch.utils.data import IterableDataset
 from rl_reasoner.errors import UserError
 from rl_reasoner.kernels.causal_lm import base_of
 from rl_reasoner.moe.routing import Routes
-from rl_reasoner.rollout.engine import SampledCompletion
+from rl_reasoner.rollout.completions import SampledCompletion
 from rl_reasoner.rollout.sampling_order import Sampled
 from rl_reasoner.rollout.sampling_process import SamplingProcess
 from rl_reasoner.training.checkpointing.data_place import wind_on
