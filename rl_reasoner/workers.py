@@ -78,9 +78,15 @@ class Worker:
             except OSError as error:
                 raise self._died() from error
 
-    def receive(self, deadline: float) -> Any:
-        """The next reply; raises `WorkerDied` or `WorkerLate`."""
+    def receive(self, deadline: float, most: int | None = None) -> Any:
+        """The next reply; raises `WorkerDied` or `WorkerLate`.
+
+        A worker whose reply has more than `most` bytes is killed, and counts as one that died.
+        """
         while b"\n" not in self.buffer:
+            if most is not None and len(self.buffer) > most:
+                self.stop()
+                raise WorkerDied(f"its reply has more than {most:,} bytes")
             self._wait(self.out, select.POLLIN, deadline)
             data = os.read(self.out, _READ)
             if not data:

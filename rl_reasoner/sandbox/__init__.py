@@ -1,4 +1,4 @@
-"""Does this program pass these tests? Public: `run`, `run_many`, `strength`.
+"""Does this program pass these tests? Public: `run`, `run_many`, `execute`, `strength`.
 
 Programs are hostile: they run in a jail whose strength is tested on this machine (`levels`), in a
 fresh process and work folder for each test, forked from a zygote that was started before
@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.sandbox import data
@@ -25,16 +25,18 @@ from rl_reasoner.sandbox.host import (
     wants_science,
 )
 from rl_reasoner.sandbox.levels import LEVELS, SandboxUnavailable, Strength, choose, strength
-from rl_reasoner.sandbox.plans import Call, TestPlan, Verdict, plan_test, verdict_on
+from rl_reasoner.sandbox.plans import Call, Stdio, TestPlan, Verdict, plan_test, verdict_on
 
 __all__ = [
     "LEVELS",
+    "Execution",
     "SandboxResult",
     "SandboxUnavailable",
     "Strength",
     "Test",
     "Verdict",
     "call",
+    "execute",
     "run",
     "run_many",
     "strength",
@@ -64,6 +66,21 @@ class SandboxResult:
     def passed(self) -> bool:
         """Whether every test passed."""
         return all(verdict == "passed" for verdict in self.verdicts)
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a program ended that was run to see what it prints.
+
+    `ended`: by itself, with the exit status `code` ("exited"), at a limit of time or memory
+    ("timeout", "memory"), or by a signal ("crash"). `stdout` has up to 4 MB and a byte of what it
+    wrote before. `seconds` is the longer of processor and wall time.
+    """
+
+    ended: Literal["exited", "timeout", "memory", "crash"]
+    code: int
+    stdout: bytes
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -160,6 +177,34 @@ def call(
         return data.decode(data.load(finished.answer))
     except (data.Malformed, RecursionError) as error:
         raise RuntimeError(f"{name}: {error}") from error
+
+
+def execute(
+    program: str,
+    stdin: str = "",
+    *,
+    science: bool = False,
+    timeout_s: float = 5.0,
+    memory_mb: int = 512,
+    min_level: str = "landlock",
+    allow_weak: bool = False,
+) -> Execution:
+    """Run `program` as a script that reads `stdin`, to see what it prints.
+
+    With `science` it may import numpy and sympy, whatever its own text says. Limits and errors are
+    those of `run`.
+    """
+    settings = _settings(timeout_s, memory_mb, min_level, allow_weak, stop_early=False)
+    plan = Stdio(stdin, "", 0.0)
+    science = science or wants_science(program)
+    verdict, finished = _run_test(program, plan, settings, Leases(), science)
+    if finished is None:
+        return Execution("timeout" if verdict == "timeout" else "crash", 0, b"", timeout_s)
+    seconds = max(finished.wall_s, finished.first.cpu_s)
+    ended: Literal["exited", "timeout", "memory", "crash"] = "exited"
+    if verdict in ("timeout", "memory", "crash"):
+        ended = verdict
+    return Execution(ended, finished.first.code, finished.stdout, seconds)
 
 
 def _settings(

@@ -28,6 +28,7 @@ MAX_OUTPUT = 4 << 20
 _START_S = 60.0
 _GRACE_S = 5.0
 _PASSED_ON = ("LD_LIBRARY_PATH",)  # some Pythons do not start without; programs do not see it
+_SAME_HASHES = {"PYTHONHASHSEED": "0"}  # a program prints a set in the same order in every run
 _SCIENCE = ("numpy", "sympy", "mpmath")
 _SCIENCE_IMPORT = re.compile(r"^[^\S\n]*(?:import|from)\s+(?:numpy|sympy|mpmath)\b", re.MULTILINE)
 # The sandbox's own modules under their own names, without what their packages import.
@@ -78,13 +79,16 @@ class Zygote:
         self._socket, theirs = socket.socketpair()
         root = str(Path(__file__).resolve().parent.parent)
         packages = _science_folders() if science else []
-        command = [os.path.realpath(sys.executable), "-I", "-S", "-X", "utf8", "-c", _BOOT]
+        # As -I, but for the variables of Python: the environment has one of them.
+        isolated = ["-P", "-s", "-S", "-X", "utf8"]
+        command = [os.path.realpath(sys.executable), *isolated, "-c", _BOOT]
         command += [level, self.scratch, str(theirs.fileno()), root, *packages]
+        passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         try:
             with theirs:
                 self._process = subprocess.Popen(
                     command,
-                    env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+                    env={**passed_on, **_SAME_HASHES},
                     cwd="/",
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,

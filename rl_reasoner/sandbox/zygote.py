@@ -1,9 +1,10 @@
 """The server in the jail: started once, it forks one fresh process for each test.
 
-Started by `host` as a bare interpreter (`python -I -S`, empty environment) with one end of a
-socket pair. It builds its jail, then answers jobs one at a time: descriptors go to the forked
-process, what comes back is how that process ended. It never reads a program, a test or an answer.
-It ends, and everything in it, when the host's end of the socket closes.
+Started by `host` as a bare interpreter (`python -P -s -S`, of the environment a seed for hashes
+alone) with one end of a socket pair. It builds its jail, then answers jobs one at a time:
+descriptors go to the forked process, what comes back is how that process ended. It never reads a
+program, a test or an answer. It ends, and everything in it, when the host's end of the socket
+closes.
 """
 
 # A zygote does not load pathlib: each fork would pay for it.
