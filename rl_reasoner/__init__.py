@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rl_reasoner.policy import Policy, open_policy
     from rl_reasoner.recipe.recipe import Recipe
     from rl_reasoner.scoring.reward import Column, reward
+    from rl_reasoner.tools.tool import Tool, tool
     from rl_reasoner.training.config import GRPOConfig
     from rl_reasoner.training.grpo_trainer import GRPOTrainer
     from rl_reasoner.types import Score
@@ -31,10 +32,12 @@ _HOMES = {
     "Recipe": "recipe.recipe",
     "Run": "pipeline.train",
     "Score": "types",
+    "Tool": "tools.tool",
     "compare": "evaluation.result",
     "evaluate": "evaluation.evaluate",
     "open_policy": "policy",
     "reward": "scoring.reward",
+    "tool": "tools.tool",
     "train": "pipeline.train",
     "verify": "answers",
     "verify_many": "answers",
@@ -49,11 +52,13 @@ __all__ = [
     "Recipe",
     "Run",
     "Score",
+    "Tool",
     "__version__",
     "compare",
     "evaluate",
     "open_policy",
     "reward",
+    "tool",
     "train",
     "verify",
     "verify_many",

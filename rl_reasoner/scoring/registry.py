@@ -59,10 +59,10 @@ def _named(reference: str) -> Any:
     """What `reference` names; raises `UserError`."""
     module, _, attribute = reference.rpartition(":")
     if module:
-        return _attribute(import_module_of(module, reference), attribute, reference)
+        return function_of(import_module_of(module, reference), attribute, reference)
     if reference in shipped_rewards():
         shipped = import_module_of(f"rl_reasoner.rewards.{reference}", reference)
-        return _attribute(shipped, reference, "")
+        return function_of(shipped, reference, "")
     points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if reference not in points:
         if reference.endswith(".py"):
@@ -85,23 +85,26 @@ def _over_http(url: str, options: Mapping[str, Any]) -> Callable[..., Any]:
     return http_reward(url, **options)
 
 
-def import_module_of(name: str, reference: str) -> ModuleType:
-    """The module `name`, or the one in the file of that name, imported; raises `UserError`."""
+def import_module_of(name: str, reference: str, kind: str = "reward") -> ModuleType:
+    """The module `name`, or the one in the file of that name, imported; raises `UserError`.
+
+    Its messages say that it is for the `kind` called `reference`.
+    """
     try:
         if not name.endswith(".py"):
             return importlib.import_module(name)
         path = Path(name).expanduser().resolve()
         if not path.is_file():
-            raise UserError(f"reward {reference!r}: there is no file {path}")
+            raise UserError(f"{kind} {reference!r}: there is no file {path}")
         spec = importlib.util.spec_from_file_location(f"{FILE_MODULE}{path.stem}", path)
         if spec is None or spec.loader is None:
-            raise UserError(f"reward {reference!r}: {path} is not a Python file")
+            raise UserError(f"{kind} {reference!r}: {path} is not a Python file")
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)
     except SyntaxError as error:
         line = f"{error.filename}:{error.lineno}"
-        raise UserError(f"reward {reference!r}: syntax error at {line}: {error.msg}") from error
+        raise UserError(f"{kind} {reference!r}: syntax error at {line}: {error.msg}") from error
     except UserError:
         raise
     except Exception as error:  # whatever the module's own code raises
@@ -110,7 +113,7 @@ def import_module_of(name: str, reference: str) -> ModuleType:
         itself = isinstance(error, ModuleNotFoundError) and name.startswith(error.name or name)
         if itself and file.is_file():
             what += f". There is {file} here: write {file}:{reference.rpartition(':')[2]}"
-        raise UserError(f"reward {reference!r}: cannot import {name}: {what}") from error
+        raise UserError(f"{kind} {reference!r}: cannot import {name}: {what}") from error
     return module
 
 
@@ -122,7 +125,8 @@ def _cause(error: Exception, where: str = "") -> str:
     return f"{type(error).__name__}: {error}{where}"
 
 
-def _attribute(module: ModuleType, name: str, reference: str) -> Any:
+def function_of(module: ModuleType, name: str, reference: str) -> Any:
+    """What `module`, which `reference` names, calls `name`; raises `UserError`."""
     if hasattr(module, name):
         return getattr(module, name)
     known = [
