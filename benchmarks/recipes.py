@@ -20,7 +20,10 @@ from typing import Any
 
 from rl_reasoner.files import read_jsonl
 
-RECIPES = ("quickstart", "noisy_start", "skill", "code_tiny", "instructions_tiny", "moe_tiny")
+RECIPES = (
+    *("quickstart", "noisy_start", "skill", "code_tiny"),
+    *("instructions_tiny", "moe_tiny", "tool_tiny"),
+)
 
 
 def run(name: str, seed: int, folder: Path) -> dict[str, Any]:

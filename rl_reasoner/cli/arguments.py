@@ -15,6 +15,7 @@ from rl_reasoner.foreign import json_value
 
 if TYPE_CHECKING:
     from rl_reasoner.recipe.data import FileData
+    from rl_reasoner.recipe.tools import ToolSettings
 
 # what is left out has no default to show: its help says what then holds
 Flag = FlagCreatePairsOff[Annotated[bool, arg(help_behavior_hint="")]]
@@ -57,6 +58,35 @@ def prompt_settings(
     run = load_recipe(str(recipe))
     own = run.system if system is None and template in (None, run.template) else system
     return template or run.template, own or None
+
+
+def tool_settings(policy: str, tools: str | None, call_format: str | None) -> "ToolSettings | None":
+    """What the policy may call: as given, else as the run's policy was trained; "none" is nothing.
+
+    Raises `UserError`.
+    """
+    from pydantic import ValidationError
+
+    from rl_reasoner.recipe.load import load_recipe
+    from rl_reasoner.recipe.tools import ToolSettings
+    from rl_reasoner.tools import load_tools
+
+    recipe = Path(policy) / "recipe.yaml"
+    own = load_recipe(str(recipe)).tools if recipe.is_file() else None
+    settings = own.model_dump() if own else {}
+    settings |= {"use": [name.strip() for name in tools.split(",")]} if tools else {}
+    settings |= {"format": call_format} if call_format else {}
+    if not settings or tools == "none":
+        return None
+    if "use" not in settings:
+        raise UserError("--tool-format: which tools? Give --tools python")
+    try:
+        made = ToolSettings(**settings)
+    except ValidationError as error:
+        forms = "auto, hermes, llama3, fences or tags"
+        raise UserError(f"--tool-format {call_format}: expected {forms}") from error
+    load_tools(made.use)
+    return made
 
 
 def check_numbers(temperature: float | None, **counts: int | None) -> None:

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional, arg
 
-from rl_reasoner.cli.arguments import Json, Quiet, check_numbers, prompt_settings
+from rl_reasoner.cli.arguments import Json, Quiet, check_numbers, prompt_settings, tool_settings
 from rl_reasoner.cli.arguments import Text as Written
 from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.errors import UserError, did_you_mean
@@ -27,6 +27,7 @@ from rl_reasoner.report.console import emit, err, out
 
 if TYPE_CHECKING:
     from rl_reasoner.policy.policy import Policy
+    from rl_reasoner.recipe.tools import ToolSettings
     from rl_reasoner.types import Prompt, Score
 
 OnText = Callable[[str], None]
@@ -160,7 +161,8 @@ class ChatVerb:
                     screen.draw(reply, piece)
 
                 count = (self.temperature, self.max_tokens, self.seed)
-                reply.text, reply.truncated = stream(policy, prompt, *count, show)
+                tools = tool_settings(name, None, None)
+                reply.text, reply.truncated = stream(policy, prompt, *count, show, tools)
                 if self.answer is not None:
                     reply.verdict = verify(reply.text, self.answer)
         return replies
@@ -275,10 +277,12 @@ def stream(
     max_tokens: int,
     seed: int,
     on_text: OnText,
+    tools: "ToolSettings | None" = None,
 ) -> tuple[str, bool]:
     """One completion and whether it was cut off; `on_text` gets its text piece by piece.
 
-    It is the completion that an evaluation draws for the same prompt, seed and settings.
+    It is the completion that an evaluation draws for the same prompt, seed and settings. With
+    `tools` the text comes at once, with what they gave in its place.
     """
     from rl_reasoner.rollout.sampler import sample
 
@@ -289,8 +293,11 @@ def stream(
         temperature=temperature,
         max_tokens=max_tokens,
         seed=seed,
-        on_token=lambda row, token: pieces.put(token),
+        on_token=None if tools else lambda row, token: pieces.put(token),
+        tools=tools,
     )
+    if tools:
+        on_text(rollout.text)
     pieces.end()
     return rollout.text, rollout.truncated
 

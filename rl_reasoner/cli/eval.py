@@ -27,6 +27,7 @@ from rl_reasoner.cli.arguments import (
     data_of,
     parse_options,
     prompt_settings,
+    tool_settings,
     use_data_dir,
 )
 from rl_reasoner.errors import UserError
@@ -72,6 +73,10 @@ class EvalVerb:
     """for hub ids and saved folders: split (default: test)"""
     weights: Literal["own", "auto", "bfloat16"] = "own"
     """sample with the policy's own weights, or with copies in bf16"""
+    tools: Names = None
+    """what the policy may call: calculator, python, FILE.py:NAME (default: the run's own)"""
+    tool_format: Name = None
+    """how calls are written: auto, hermes, llama3, fences or tags (default: the run's own)"""
     server: Annotated[str | None, arg(metavar="URL", help_behavior_hint="")] = None
     """URL of an OpenAI-compatible server of the model"""
     trained_on: Names = None
@@ -161,6 +166,7 @@ class EvalVerb:
                 cache=None if self.no_cache else cache_folder() / "samples",
                 trained_on=trained_on,
                 weights=self.weights,
+                tools=tool_settings(self.policy, self.tools, self.tool_format),
             )
 
     def _set(self, name: str) -> "str | FileData":

@@ -20,6 +20,9 @@ from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.language.instructions import parsed
 from rl_reasoner.language.thinking import with_tags
 from rl_reasoner.recipe.data import AnyData, FileData, MixData, StageData, TaskData
+from rl_reasoner.tools.calculator import calculator
+from rl_reasoner.tools.formats import call_format
+from rl_reasoner.tools.tool import ToolCall
 from rl_reasoner.types import Row
 
 # What rows may be judged by instead of an answer, or learned from.
@@ -125,8 +128,29 @@ def _task_rows(data: TaskData) -> list[Row]:
             raise UserError(f"task {data.task!r} has no chain of thought: direct must be 0")
         if rng.random() < data.direct:
             row["completion"] = with_tags("", row["answer"])
+        elif data.called and rng.random() < data.called:
+            row["completion"] = with_tags(_called(row), row["answer"])
         rows.append(row)
     return rows
+
+
+def _called(row: Row) -> str:
+    """The row's chain with each step calculated by a call, as the format `tags` writes them."""
+    written = call_format("tags", [calculator])
+    chain = ""
+    for step in str(row.get("chain", "")).split(";"):
+        left, _, result = step.partition("=")
+        told = ""
+        with suppress(ValueError, ArithmeticError):
+            told = calculator(left)
+        if told != result or not told:
+            raise UserError(
+                f"task {row['task']!r}: the calculator does not do the steps of its chains, such "
+                f"as {step!r}: called must be 0"
+            )
+        call = written.write(ToolCall(calculator.name, {"expression": left}))
+        chain += call + "".join(written.turn(told))
+    return chain
 
 
 def _in_words(row: Row, chinese: float, rng: random.Random) -> Row:

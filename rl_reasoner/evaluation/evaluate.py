@@ -22,7 +22,8 @@ from rl_reasoner.evaluation.judging import Judge
 from rl_reasoner.evaluation.metrics import compute_figures
 from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.recipe.data import FileData
-from rl_reasoner.recipe.recipe import EvalOverrides, Evals
+from rl_reasoner.recipe.recipe import EvalOverrides, Evals, Recipe
+from rl_reasoner.recipe.tools import ToolSettings
 from rl_reasoner.rollout.cache import SampleCache
 from rl_reasoner.rollout.server import ServedPolicy
 from rl_reasoner.scoring.registry import load_reward
@@ -60,6 +61,7 @@ def evaluate(
     cache: Path | None = None,
     trained_on: Sequence[Row] | None = None,
     weights: str = "own",
+    tools: ToolSettings | None = None,
 ) -> EvalResult:
     """Sample and score completions of `policy` (or of the one its name opens) on `sets`.
 
@@ -69,16 +71,16 @@ def evaluate(
     have none. `reward` judges; by default the one that each row says itself (`judging.judge_of`).
     `modes` asks for several passes, each with an entry of its own; with it, `samples` counts for
     the mode "sampled". `cache` is a folder that keeps what was drawn (see `rollout.cache`).
-    `trained_on` are rows that the policy was trained on: overlaps are counted and the rest reported
-    as `@clean`. `weights` are sampled: auto and bfloat16 round them. Raises `UserError`.
+    `trained_on`: rows that the policy was trained on; overlaps are counted, the rest is `@clean`.
+    `weights`: auto and bfloat16 round them. `tools` may be called in it. Raises `UserError`.
     """
     _check(samples, modes or (), temperature)
     check_judge(reward, reward_options)
     from rl_reasoner.policy.opening import open_policy
 
     opened = open_policy(policy) if isinstance(policy, str) else policy
-    if temperature is None:
-        temperature = 1.0 if samples > 1 or modes else 0.0
+    drawn = 1.0 if samples > 1 or modes else 0.0
+    temperature = drawn if temperature is None else temperature
     result = EvalResult(
         opened.source,
         settings={
@@ -87,7 +89,7 @@ def evaluate(
             "max_tokens": max_tokens,
             "template": template,
             "reward": reward or "by the rows",
-            **_optional_settings(system, reward_options, asked, weights),
+            **_optional_settings(system, reward_options, asked, weights, tools),
         },
     )
     with _threads(opened):
@@ -107,6 +109,7 @@ def _optional_settings(
     reward_options: Mapping[str, Any] | None,
     asked: Mapping[str, EvalOverrides] | None,
     weights: str,
+    tools: ToolSettings | None,
 ) -> dict[str, Any]:
     """The settings that a result names only where they are not the default."""
     return {
@@ -114,6 +117,7 @@ def _optional_settings(
         **({"reward_options": dict(reward_options)} if reward_options else {}),
         **({"asked": {k: v.model_dump() for k, v in asked.items()}} if asked else {}),
         **({"weights": weights} if weights != "own" else {}),
+        **({"tools": tools.model_dump(mode="json")} if tools else {}),
     }
 
 
@@ -219,10 +223,14 @@ class _Session:
         if isinstance(self.policy, ServedPolicy):
             if weights != "own":
                 raise UserError(f"weights is {weights}, but the server samples with its own")
+            if "tools" in self.result.settings:
+                raise UserError("tools are for policies that our engine samples: not a server's")
             return self.policy.sample(prompts, **options)
         from rl_reasoner.rollout.sampler import sample
 
-        return sample(self.policy, prompts, weights=weights, **options)
+        settings = self.result.settings.get("tools")
+        tools = ToolSettings(**settings) if settings else None
+        return sample(self.policy, prompts, weights=weights, tools=tools, **options)
 
     def finish(self) -> None:
         """Write the manifest."""
@@ -307,12 +315,10 @@ def replay(
 def evaluate_recipe(
     policy: "Policy",
     evals: Evals,
-    template: str,
-    seed: int,
+    recipe: Recipe,
     progress: Progress | None = None,
-    system: str | None = None,
 ) -> EvalResult:
-    """Run the evaluation that a recipe asks for: all its sets in all its modes."""
+    """Run the evaluation `evals` of a recipe: all its sets in all its modes."""
     modes: list[Mode] = ["greedy"]
     modes += ["sampled"] if evals.samples else []
     modes += ["chain-forced", "direct-forced"] if evals.forced else []
@@ -320,11 +326,12 @@ def evaluate_recipe(
         policy,
         evals.sets,
         max(1, evals.samples),
-        seed,
+        recipe.run.seed,
         temperature=evals.temperature,
         max_tokens=evals.longest,
-        template=template,
-        system=system,
+        template=recipe.template,
+        system=recipe.system,
+        tools=recipe.tools,
         asked=evals.overrides,
         limit=evals.limit,
         reward=evals.reward,

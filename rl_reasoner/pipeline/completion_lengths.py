@@ -81,7 +81,9 @@ def facts_of_evals(recipe: Recipe) -> list[Any]:
     """What decides `max_tokens: auto` of the evaluations, as JSON values."""
     stage = next(stage for stage in recipe.stages if stage.kind == "grpo")
     parts = stage.sampling, recipe.data_of(stage), recipe.policy
-    return [*(part.model_dump(mode="json") for part in parts), recipe.template, recipe.system]
+    told = [recipe.tools.model_dump(mode="json")] if recipe.tools else []
+    settings = [part.model_dump(mode="json") for part in parts]
+    return [*settings, recipe.template, recipe.system, *told]
 
 
 def length_notice(
@@ -176,6 +178,7 @@ def _measure(
         max_tokens=bound,
         seed=recipe.run.seed,
         weights=getattr(stage.sampling, "weights", "own"),
+        tools=recipe.tools,
     )
     return Lengths.of([rollout for group in groups for rollout in group], bound)
 

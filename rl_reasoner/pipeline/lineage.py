@@ -46,6 +46,8 @@ def facts_of(recipe: Recipe, stage: Stage, made: Mapping[str, str]) -> dict[str,
     facts["template"], facts["seed"] = recipe.template, recipe.run.seed
     if recipe.system:
         facts["system"] = recipe.system
+    if recipe.tools:
+        facts["tools"] = recipe.tools.model_dump(mode="json")
     if stage.kind == "grpo":
         facts["rewards"] = {
             n: spec.model_dump(mode="json", exclude_none=True) for n, spec in recipe.rewards.items()

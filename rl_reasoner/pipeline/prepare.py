@@ -28,6 +28,7 @@ from rl_reasoner.report.dashboards import dashboards_of
 from rl_reasoner.scoring.batch import APPLIES, applies, score_batch
 from rl_reasoner.scoring.registry import load_reward
 from rl_reasoner.scoring.reward import Reward, name_of
+from rl_reasoner.tools import load_tools
 from rl_reasoner.types import Fault, Row
 
 
@@ -73,6 +74,8 @@ def prepare(recipe: Recipe, placement: Placement, locate: Locate | None = None) 
     for name, spec in recipe.rewards.items():
         with field("rewards", name):
             rewards[name] = load_reward(name, spec.options, spec.source)
+    with field("tools"):
+        load_tools(recipe.tools.use if recipe.tools else ())
     for index, name in enumerate(recipe.evals.sets):
         with field("evals", "sets", index):
             load_set(name, 1)

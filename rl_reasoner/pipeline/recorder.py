@@ -103,6 +103,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             limit=recipe.evals.limit,
             reward=recipe.evals.reward,
             reward_options=recipe.evals.reward_options,
+            tools=recipe.tools,
         )
         return result.sets[name]
 

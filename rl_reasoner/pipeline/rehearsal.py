@@ -175,6 +175,7 @@ def _sample_in_time(
             temperature=stage.sampling.temperature,
             max_tokens=max_tokens,
             weights=stage.sampling.weights,
+            tools=recipe.tools,
         )
         return found, time.monotonic() - started
 

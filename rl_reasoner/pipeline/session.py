@@ -270,12 +270,10 @@ class Session:
         if same:
             result = EvalResult.load(same[0])
         else:
-            policy, seed = self._policy(ref), recipe.run.seed
+            policy = self._policy(ref)
             self.view.note(f"evaluating ({name})")
             started = time.monotonic()
-            result = evaluate_recipe(
-                policy, evals, recipe.template, seed, self.view.progress, recipe.system
-            )
+            result = evaluate_recipe(policy, evals, recipe, self.view.progress)
             answers = sum(
                 figures["problems"] * figures["samples"] for figures in result.sets.values()
             )
@@ -297,6 +295,7 @@ class Session:
         made = self._made(ref.stage) if ref.stage else hash_of_source(str(ref.source), seed)
         facts = [made, asked, self.recipe.template, seed]
         facts += [self.recipe.system] if self.recipe.system else []
+        facts += [self.recipe.tools.model_dump(mode="json")] if self.recipe.tools else []
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     # --------------------------------------------------------------- lengths of completions

@@ -25,6 +25,7 @@ from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import DistillStage, GrpoStage, SftStage, TrainedStage
 from rl_reasoner.rollout.sampler import without_long
+from rl_reasoner.rollout.tool_turns import ToolUse
 from rl_reasoner.scoring.ledger import Ledger, scores_of
 from rl_reasoner.scoring.rule import rule_of
 from rl_reasoner.training.checkpointing.faults import SkipBadSteps
@@ -140,6 +141,7 @@ def _grpo(job: Job, stage: GrpoStage) -> GRPOTrainer:
         processing_class=policy.tokenizer,
     )
     trainer.use_row_settings = True
+    trainer.tool_use = ToolUse.of(recipe.tools, policy.tokenizer) if recipe.tools else None
     trainer.reward_rules = [
         rule_of(function, spec.optional, spec.on_abstain)
         for function, spec in zip(job.rewards.values(), recipe.rewards.values(), strict=True)

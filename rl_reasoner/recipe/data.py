@@ -85,6 +85,13 @@ class TaskData(RowSource):
     direct: float = Field(
         default=0.0, ge=0, le=1, description="sft: share of rows without a chain of thought"
     )
+    called: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="sft: of the rows with a chain, share whose steps are calls of the calculator "
+        "(tools.format tags)",
+    )
     noise: float = Field(
         default=0.0, ge=0, le=1, description="sft: share of random steps, or of wrong programs"
     )

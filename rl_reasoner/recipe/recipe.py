@@ -38,6 +38,7 @@ from rl_reasoner.recipe.stages import (
     RowStage,
     Stage,
 )
+from rl_reasoner.recipe.tools import ToolSettings
 
 
 class RecipeLoader(yaml.SafeLoader):
@@ -278,6 +279,11 @@ class Recipe(Part):
         description="reward -> weight, or {weight, options, optional, on_abstain}; a reward is a "
         "name, in Python also a function",
     )
+    tools: ToolSettings | None = Field(
+        default=None,
+        description="what the policy may call in the middle of a completion: a list of names, or "
+        "{use, format, calls, timeout_s, memory_mb, output_chars}",
+    )
     stages: tuple[Stage, ...] = Field(description="the stages, in order")
     controls: Annotated[
         tuple[ControlName, ...],
@@ -318,7 +324,16 @@ class Recipe(Part):
                 )
             if stage.kind == "grpo" and not self.rewards:
                 raise ValueError(f"stage {stage.name!r} is a grpo stage: the recipe needs rewards")
+            if self.tools and stage.kind in ("sample", "filter"):
+                raise ValueError(f"stage {stage.name!r}: {stage.kind} stages run no tools yet")
+            if self.tools and stage.kind == "grpo" and stage.vllm:
+                raise ValueError(
+                    f"stage {stage.name!r}: tools are for policies that our engine samples: leave "
+                    "vllm out"
+                )
             self._check_references(index)
+        if self.tools and self.run.overlap != "off":
+            raise ValueError("run.overlap: completions with tools are not sampled ahead yet")
         if self.evals.max_tokens == "auto" and all(stage.kind != "grpo" for stage in self.stages):
             raise ValueError(
                 "evals.max_tokens auto takes that of the first grpo stage, and there is none: give "

@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -21,6 +21,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from rl_reasoner.errors import UserError
 from rl_reasoner.language.thinking import CLOSE_THINK, NO_CHAIN, OPEN_THINK
 from rl_reasoner.policy.policy import Policy
+from rl_reasoner.recipe.tools import ToolSettings
 from rl_reasoner.rollout import engine
 from rl_reasoner.rollout.admission import LIVE_ROWS
 from rl_reasoner.rollout.agreement import engine_runs, in_mode
@@ -30,7 +31,7 @@ from rl_reasoner.rollout.drawing import draw, uniforms
 from rl_reasoner.rollout.long_prompts import declared_places, named_rows, places_of, too_long
 from rl_reasoner.rollout.sampling_params import SamplingParams
 from rl_reasoner.rollout.sampling_weights import sampling_dtype
-from rl_reasoner.rollout.turns import Answer, TurnTaker, TurnTakers
+from rl_reasoner.rollout.tool_turns import ToolUse
 from rl_reasoner.types import Prompt, Rollout, Row
 
 __all__ = ["Force", "eos_ids", "prompt_ids", "sample", "weights_hash"]
@@ -41,10 +42,13 @@ _PLACES = ("base_model_name_or_path", "revision", "peft_version", "inference_mod
 _PREFIXES = {"chain": OPEN_THINK, "direct": NO_CHAIN, None: ""}
 
 
-def prompt_ids(policy: Policy, prompt: Prompt, prefix: str = "") -> list[int]:
+def prompt_ids(
+    policy: Policy, prompt: Prompt, prefix: str = "", schemas: list[dict[str, Any]] | None = None
+) -> list[int]:
     """The token ids of a prompt followed by `prefix`, the start of the completion.
 
-    Raises `UserError` for a chat that the policy's tokenizer has no template for.
+    `schemas` are those of tools, which the chat template tells the policy. Raises `UserError` for a
+    chat that the policy's tokenizer has no template for.
     """
     tokenizer = policy.tokenizer
     if isinstance(prompt, str):
@@ -54,7 +58,9 @@ def prompt_ids(policy: Policy, prompt: Prompt, prefix: str = "") -> list[int]:
             f"the tokenizer of {policy.source} has no chat template: "
             "choose the prompt template plain, r1 or a text with {problem} in it"
         )
-    text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    text = tokenizer.apply_chat_template(
+        prompt, tools=schemas, add_generation_prompt=True, tokenize=False
+    )
     return list(tokenizer(text + prefix, add_special_tokens=False)["input_ids"])
 
 
@@ -101,7 +107,7 @@ def sample(
     progress: Callable[[int], None] | None = None,
     cache: SampleCache | None = None,
     on_token: OnToken | None = None,
-    turns: TurnTakers | None = None,
+    tools: ToolSettings | None = None,
 ) -> list[list[Rollout]]:
     """Sample `samples` completions for each prompt; greedy (all the same one) at temperature 0.
 
@@ -110,13 +116,14 @@ def sample(
     those that are sampled from (`rl_reasoner.rollout.sampling_weights`). `progress`
     is called with the number of completions done since the last call. What `cache` holds is not
     drawn again, what is drawn is kept in it as it gets done. `on_token` is called with (number of
-    the completion in this call, token id) as each token is drawn. `turns` answers completions that
-    stop for it; what it gives is part of their text and of `max_tokens`. Raises `UserError` for
-    turns of a model that the engine does not run.
+    the completion in this call, token id) as each token is drawn. `tools` may be called in the
+    middle of a completion; then the engine has to run the policy. Raises `UserError`.
     """
-    ids = [prompt_ids(policy, prompt, _PREFIXES[force]) for prompt in prompts]
+    use = ToolUse.of(tools, policy.tokenizer) if tools else None
+    schemas = use.schemas if use else None
+    ids = [prompt_ids(policy, prompt, _PREFIXES[force], schemas) for prompt in prompts]
     _check_places(policy, prompts, ids, max_tokens)
-    drawer = _Drawer(policy, temperature, max_tokens, seed, force, weights, turns)
+    drawer = _Drawer(policy, temperature, max_tokens, seed, force, weights, use)
 
     def draw(jobs: Sequence[SampleJob], take: Take) -> None:
         drawer.draw(sorted(jobs, key=lambda job: len(ids[job[0]])), ids, take, on_token)
@@ -180,10 +187,9 @@ class _Drawer:
         seed: int,
         force: Force | None,
         weights: str,
-        turns: TurnTakers | None,
+        use: ToolUse | None,
     ) -> None:
-        self.policy = policy
-        self.turns = turns
+        self.policy, self.use = policy, use
         self.model: Any = policy.model
         if hasattr(self.model, "get_base_model"):  # an adapter lies in the layers of its base
             self.model = self.model.get_base_model()
@@ -198,11 +204,8 @@ class _Drawer:
             weights=sampling_dtype(self.model, weights, "weights"),
         )
         self.by_engine = engine_runs(self.model)
-        if turns is not None and not self.by_engine:
-            raise UserError(
-                f"completions of {policy.source} cannot have several turns: "
-                "the sampling engine does not run this model"
-            )
+        if use and not self.by_engine:
+            raise UserError(f"tools are for policies that our engine samples: not {policy.source}")
 
     def key(self, cache: SampleCache, ids: Sequence[int], number: int) -> str:
         """The key of a completion in the cache. Greedy ones have no seed."""
@@ -216,8 +219,8 @@ class _Drawer:
         }
         if self.sampling.weights is not None:
             settings["weights"] = str(self.sampling.weights)
-        if self.turns is not None:
-            settings["turns"] = self.turns.name
+        if self.use is not None:
+            settings["tools"] = self.use.identity()
         return cache.key([*ids], settings, self.seed if self.sampling.temperature else None, number)
 
     def draw(
@@ -232,22 +235,22 @@ class _Drawer:
             return
         kept = _Kept(take)
         if self.by_engine:
-            asked = None if self.turns is None else _Asked(self.turns.taker(jobs))
 
             def finished(rows: list[tuple[int, list[int]]]) -> None:
-                cut = {row for row, tokens in rows if asked and asked.cut(row, tokens)}
-                kept.add({jobs[row]: self._rollout(tokens, row in cut) for row, tokens in rows})
+                kept.add({jobs[row]: self._rollout(jobs[row], tokens) for row, tokens in rows})
 
             prompts, keys = [ids[index] for index, _ in jobs], self._keys(jobs, ids)
-            engine.generate(
-                self.model,
-                prompts,
-                keys,
-                self.sampling,
-                on_finished=finished,
-                on_token=on_token,
-                turns=asked,
-            )
+            calling = self.use.turns(len(jobs)) if self.use else nullcontext()
+            with calling as turns:
+                engine.generate(
+                    self.model,
+                    prompts,
+                    keys,
+                    self.sampling,
+                    on_finished=finished,
+                    on_token=on_token,
+                    turns=turns,
+                )
         else:
             for batch in self._batches(jobs, ids):
                 drawn = generate_by_transformers(
@@ -259,7 +262,7 @@ class _Drawer:
                     on_token,
                 )
                 done = zip(batch, drawn, strict=True)
-                kept.add({job: self._rollout(one.ids) for job, one in done})
+                kept.add({job: self._rollout(job, one.ids) for job, one in done})
         kept.write()
 
     def _keys(self, jobs: Sequence[SampleJob], ids: Sequence[list[int]]) -> list[tuple[int, ...]]:
@@ -280,33 +283,11 @@ class _Drawer:
             yield jobs[first:last]
             first = last
 
-    def _rollout(self, ids: list[int], cut: bool = False) -> Rollout:
+    def _rollout(self, job: SampleJob, ids: list[int]) -> Rollout:
         text = self.policy.tokenizer.decode(ids, skip_special_tokens=True)
-        cut |= len(ids) == self.sampling.max_tokens and ids[-1] not in self.sampling.ends
-        return Rollout(self.prefix + text, len(ids), cut)
-
-
-class _Asked:
-    """A `TurnTaker` that remembers which rows asked for an answer, and were not ended by it."""
-
-    def __init__(self, turns: TurnTaker) -> None:
-        self.turns, self.stops = turns, turns.stops
-        self.lengths: dict[int, int] = {}  # of completions, when they asked
-
-    def submit(self, row: int, ids: list[int]) -> None:
-        self.lengths[row] = len(ids)
-        self.turns.submit(row, ids)
-
-    def answers(self, wait: bool) -> Sequence[Answer]:
-        found = self.turns.answers(wait)
-        for answer in found:
-            if answer.ended:
-                self.lengths.pop(answer.row, None)
-        return found
-
-    def cut(self, row: int, ids: Sequence[int]) -> bool:
-        """Whether a completion ended because its answer had no room."""
-        return self.lengths.get(row) == len(ids)
+        full = self.use is not None or len(ids) == self.sampling.max_tokens
+        truncated = full and ids[-1] not in self.sampling.ends
+        return Rollout(self.prefix + text, len(ids), truncated)
 
 
 class _Kept:

@@ -58,16 +58,3 @@ class TurnTaker(Protocol):
         With `wait`: at least one, however long it takes; asked so only where no row can be sampled.
         """
         ...
-
-
-class TurnTakers(Protocol):
-    """A `TurnTaker` for each call of the engine that `rl_reasoner.rollout.sampler.sample` makes.
-
-    `name` is part of a kept completion's key: whatever changes an answer has to change it.
-    """
-
-    name: str
-
-    def taker(self, samples: Sequence[tuple[int, int]]) -> TurnTaker:
-        """For rows that are these samples: (index of the prompt, number of its sample) of each."""
-        ...

@@ -12,11 +12,13 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from transformers.generation import StopStringCriteria
 from trl.models.utils import disable_gradient_checkpointing
 
 from rl_reasoner.distributed.sharding import gathered_params
+from rl_reasoner.errors import UserError
 from rl_reasoner.kernels.causal_lm import base_of
 from rl_reasoner.rollout.agreement import in_mode
 from rl_reasoner.rollout.engine import generate, generates_as_transformers
@@ -24,6 +26,7 @@ from rl_reasoner.rollout.sampling_order import SamplingOrder
 from rl_reasoner.rollout.sampling_params import SamplingParams, unhandled
 from rl_reasoner.rollout.sampling_weights import sampling_dtype
 from rl_reasoner.training.micro_batches import moves
+from rl_reasoner.training.objective import trained_tokens
 from rl_reasoner.training.packed_forward import is_on, sampled_elsewhere
 from rl_reasoner.training.rollout_batch import RolloutBatch
 from rl_reasoner.training.trl_internals import BATCHES, LOSS, PASS, put_on
@@ -133,7 +136,9 @@ class EngineSampling:
         overlapped = trainer.reward_pass.begin_overlapped(batch)
         base = base_of(trainer.model)
         checkpointing = trainer.args.gradient_checkpointing_kwargs
+        tools = trainer.tool_use
         with (
+            nullcontext() if tools is None else tools.turns(len(prompt_ids)) as turns,
             trainer.accelerator.autocast(),
             disable_gradient_checkpointing(trainer.model, checkpointing),
             trainer.router_replay.engine_samples() as routes,
@@ -147,8 +152,12 @@ class EngineSampling:
                 routes,
                 None if overlapped is None else overlapped.add,
                 self.budgets(batch.rows, len(prompt_ids)),
+                turns=turns,
             )
         batch.policy_logps = [c.policy_logps for c in completions]
+        if turns is not None:
+            batch.tool_masks = [completion.tool_mask for completion in completions]
+            batch.turns = turns.events_in([completion.ids for completion in completions])
         return [c.ids for c in completions], [c.logps for c in completions]
 
     def order(
@@ -222,6 +231,46 @@ class EngineSampling:
         ):
             yield
 
+    @contextmanager
+    def several_turns(self) -> Iterator[None]:
+        """Inside, a trainer with `tool_use` hands trl completions in which tools gave tokens.
+
+        By trl's own way for these, a `rollout_func` with a mask. Raises `UserError` where the
+        engine does not sample.
+        """
+        trainer = self.trainer
+        if trainer.tool_use is None:
+            yield
+            return
+        why = "run.overlap" if trainer.sampling_ahead.on else self.obstacle()
+        if why or self.sampling() is None:
+            why = why or "a model with its own `generate`"
+            raise UserError(f"tools are for policies that our engine samples: not with {why}")
+        with put_on(trainer, "rollout_func", self._completed):
+            yield
+        self._log_turns()
+
+    def _completed(self, prompts: list[Any], trainer: Any) -> dict[str, Any]:
+        """What trl expects of a `rollout_func`."""
+        prompt_ids, images, fields = trainer._tokenize_prompts(prompts)
+        train = trainer.model.training
+        size = trainer.num_generations if train else trainer.num_generations_eval
+        ids, logps = trainer._generate_single_turn(prompt_ids, images, fields, size)
+        masks = trainer.rollout_batch.tool_masks
+        sampled = {"completion_ids": ids, "logprobs": logps, "env_mask": masks}
+        return {"prompt_ids": prompt_ids, **sampled}
+
+    def _log_turns(self) -> None:
+        """trl's figures of tools, over the rows of all processes."""
+        own = self.trainer.rollout_batch.turns or []
+        rows = gather_object([[event.kind for event in row] for row in own])
+        kinds = [kind for row in rows for kind in row]
+        failed = sum(kind not in ("ok", "cut") for kind in kinds)
+        metrics = self.trainer.internals.metrics
+        metrics["tools/call_frequency"].append(len(kinds) / max(len(rows), 1))
+        metrics["tools/failure_frequency"].append(failed / max(len(kinds), 1))
+        metrics["tools/completions_with_calls"].append(sum(map(bool, rows)) / max(len(rows), 1))
+
     def keep_policy_logps(self, batch: RolloutBatch, output: dict[str, Any]) -> None:
         """Have trl compare with the policy that sampled, not with what was cut off of it to sample.
 
@@ -288,7 +337,7 @@ class SamplingCorrection:
         drawn = inputs.get("drawn_per_token_logps", inputs.get("sampling_per_token_logps"))
         if drawn is None:
             return
-        mask = inputs["completion_mask"]
+        mask = trained_tokens(inputs)
         apart = ((logps.detach() - drawn) * mask).nan_to_num(nan=0.0)
         inputs[RATIO] = weights(
             apart,

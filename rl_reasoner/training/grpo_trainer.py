@@ -34,6 +34,7 @@ from rl_reasoner.kernels.causal_lm import base_of
 from rl_reasoner.moe.experts import check_auxiliary_loss
 from rl_reasoner.rollout.long_prompts import fit_prompts
 from rl_reasoner.rollout.sampling_params import SamplingParams
+from rl_reasoner.rollout.tool_turns import ToolUse
 from rl_reasoner.scoring.rule import Rule
 from rl_reasoner.training.checkpointing.data_place import check_rows, check_trained
 from rl_reasoner.training.checkpointing.exact_resume import ExactResume, same_random_states
@@ -77,6 +78,9 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
     """
 
     rollout_sink: RolloutSink | None = None
+    tool_use: ToolUse | None = None
+    """What the policy may call in the middle of a completion, in the engine. Set before training;
+    for trl's `tools=` trl's own loop is used."""
     use_row_settings: bool = False
     reward_rules: Sequence[Rule] | None = None
     """What faults and abstentions of each reward do; None: as the rewards themselves say."""
@@ -271,8 +275,17 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
     def _generate(self, prompts: list[Any]) -> Any:
         if not self._complete:
             return super()._generate(prompts)
-        with self.step_times.of("generation"), self.engine_sampling.generating():
+        with (
+            self.step_times.of("generation"),
+            self.engine_sampling.generating(),
+            self.engine_sampling.several_turns(),
+        ):
             return super()._generate(prompts)
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
+        schemas = self.tool_use.schemas if self.tool_use else None
+        with put_on(self, "tools", schemas or self.tools):  # what its chat template tells
+            return super()._tokenize_prompts(prompts)
 
     def _generate_single_turn(
         self,

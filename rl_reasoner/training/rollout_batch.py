@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rl_reasoner.moe.routing import Routes, join_routes
+from rl_reasoner.rollout.tool_turns import ToolEvent
 from rl_reasoner.training.overlapped_rewards import OverlappedRewards
 from rl_reasoner.types import Outcome
 
@@ -24,6 +25,8 @@ class RolloutRow:
     ids: list[int]
     logps: list[float] | None
     policy_logps: list[float] | None
+    tool_mask: list[int] | None
+    turns: list[ToolEvent] | None
     routes: Routes | None
     outcomes: list[Outcome]
     logged: dict[str, Any]
@@ -36,8 +39,10 @@ class RolloutBatch:
     `earlier`: rows of all processes that were sampled for the same batch before these. `scored`:
     sampled and scored before, so that trl's path is to take what is here. `logps`: each token's
     under the distribution that it was drawn from; `policy_logps`: under the policy itself, nothing
-    cut off. `routes`: the experts chosen. `outcomes` by reward; `rewards` (rows of all processes,
-    reward functions). `logged`: what rewards logged about the rows, by column.
+    cut off. `tool_masks`: 1 for tokens that the policy sampled, 0 for those that tools gave, and
+    `turns` what was called; None without tools. `routes`: the experts chosen. `outcomes` by
+    reward; `rewards` (rows of all processes, reward functions). `logged`: what rewards logged about
+    the rows, by column.
     """
 
     rows: list[dict[str, Any]]
@@ -47,6 +52,8 @@ class RolloutBatch:
     texts: list[str] = field(default_factory=list)
     logps: list[list[float]] | None = None
     policy_logps: list[list[float]] | None = None
+    tool_masks: list[list[int]] | None = None
+    turns: list[list[ToolEvent]] | None = None
     routes: Routes | None = None
     outcomes: list[list[Outcome]] = field(default_factory=list)
     rewards: Tensor = field(default_factory=partial(torch.empty, 0))
@@ -61,6 +68,8 @@ class RolloutBatch:
                 self.ids[i],
                 self.logps[i] if self.logps else None,
                 self.policy_logps[i] if self.policy_logps is not None else None,
+                self.tool_masks[i] if self.tool_masks is not None else None,
+                self.turns[i] if self.turns is not None else None,
                 self.routes.rows([i]) if self.routes is not None else None,
                 [outcomes[i] for outcomes in self.outcomes],
                 {name: values[i] for name, values in self.logged.items()},
@@ -82,6 +91,8 @@ class RolloutBatch:
             ids=[row.ids for row in rows],
             logps=[row.logps for row in rows if row.logps is not None] or None,
             policy_logps=[r.policy_logps for r in rows if r.policy_logps is not None] or None,
+            tool_masks=[row.tool_mask for row in rows if row.tool_mask is not None] or None,
+            turns=[row.turns for row in rows if row.turns is not None] or None,
             routes=join_routes(routes) if routes else None,
             outcomes=[list(outcomes) for outcomes in zip(*(r.outcomes for r in rows), strict=True)],
             rewards=rewards,

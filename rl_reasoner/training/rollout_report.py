@@ -35,6 +35,7 @@ def rollout_rows(trainer: Any, batch: RolloutBatch, output: dict[str, Any]) -> l
                 "seconds": {n: score.seconds for n, score in zip(names, scores, strict=True)},
                 "advantage": advantages[i],
                 "truncated": not ids or ids[-1] not in trainer.eos_token_ids,
+                **({"turns": [e.told() for e in batch.turns[i]]} if batch.turns else {}),
                 **({} if known else {"left_out_by": trainer.reward_pass.took_out(scores)}),
             }
         )

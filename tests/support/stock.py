@@ -135,13 +135,17 @@ def sampled(kind: type[trl.GRPOTrainer], samples: Samples) -> type[trl.GRPOTrain
 
 
 @contextmanager
-def drawn(table: list[list[int]]) -> Iterator[None]:
-    """Inside, the engine's row i draws `table[i]`, whatever the probabilities."""
+def drawn(table: list[list[int]], size: int = 0) -> Iterator[None]:
+    """Inside, the engine's row i draws `table[i]`, whatever the probabilities.
+
+    Rows that come back to the batch are known by their keys, in groups of `size`.
+    """
     width = max(map(len, table))
     flat = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in table]).flatten()
 
     def places(keys: Any, count: int) -> torch.Tensor:
-        return (torch.arange(len(keys))[:, None] * width + torch.arange(count)).float()
+        rows = [key[-2] * size + key[-1] for key in keys] if size else [*range(len(keys))]
+        return (torch.tensor(rows)[:, None] * width + torch.arange(count)).float()
 
     def draw(probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
         return flat[uniform.long()]

@@ -57,6 +57,25 @@ def _chain_sum(level: int, pick: Pick) -> Problem:
     return Problem("chain_sum", text, *_worked(operands, operators), level, key)
 
 
+def _product(level: int, pick: Pick) -> Problem:
+    """Two numbers of `level` digits, no power of ten: no tiny policy does it in its head."""
+    least = 10 ** (level - 1)
+    a, b = (least + 1 + pick(9 * least - 1) for _ in range(2))
+    return _multiplied("product", level, a, b)
+
+
+def _tens(level: int, pick: Pick) -> Problem:
+    """A number of `level` digits times 1, 10, 100 or 1000: it is written down, with zeros."""
+    least = 10 ** (level - 1)
+    return _multiplied("tens", level, least + pick(9 * least), 10 ** pick(4))
+
+
+def _multiplied(task: str, level: int, a: int, b: int) -> Problem:
+    operands = (a, b)
+    text = f"{_left_nested(operands, '*')}="
+    return Problem(task, text, *_worked(operands, "*"), level, _key(operands, "*"))
+
+
 def _nested(level: int, pick: Pick) -> Problem:
     """Sums and products in turn: (a+b)*c-d and so on, `level` operators."""
     operators = "".join("*" if place % 2 else "+-"[pick(2)] for place in range(level))
@@ -168,6 +187,10 @@ MATHS_TASKS = (
          range(2, 6), range(6, 8), _modular, _careless_chain),
     Task("chain_sum", "sums and differences of numbers up to 99; level: numbers",
          range(2, 6), range(6, 9), _chain_sum),
+    Task("product", "a*b; level: digits of each",
+         range(2, 4), range(4, 5), _product),
+    Task("tens", "a*1, a*10, a*100 or a*1000; level: digits of a",
+         range(2, 4), range(4, 5), _tens),
     Task("nested", "(a+b)*c-d and so on: sums and products in turn; level: operators",
          range(2, 5), range(5, 7), _nested),
     Task("linear", "ax+b=c with a whole solution; level: size of the numbers",

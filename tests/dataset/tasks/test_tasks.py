@@ -34,7 +34,7 @@ seeds = st.integers(0, 10**6)
 def is_right(problem: Problem) -> bool:
     """Whether the answer is right, by a way that shares nothing with the generators."""
     text, answer = problem.problem, problem.answer
-    if problem.task in ("modular", "chain_sum", "nested"):
+    if problem.task in ("modular", "chain_sum", "nested", "product", "tens"):
         return value(text.removesuffix("=")) == int(answer)
     if problem.task == "linear":
         found = re.fullmatch(r"(\d+)x([+-]\d+)=(-?\d+),x=", text)
@@ -109,6 +109,8 @@ def test_levels_mean_what_they_say() -> None:
                     "gcd": steps,
                     "base": len(re.split("_", problem.key)[0]),
                     "countdown": numbers - 1,
+                    "product": len(re.findall(r"\d+", problem.problem)[1]),
+                    "tens": len(re.findall(r"\d+", problem.problem)[0]),
                 }
                 assert measured[task] == problem.level, problem
 
@@ -212,6 +214,8 @@ FIRST = {  # the first training problem of seed 0; a change here changes every r
     "gcd": ("gcd(266,140)=", "266%140=126;140%126=14;126%14=0", "14"),
     "base": ("6=?_2", "6/2=3r0;3/2=1r1;1/2=0r1", "110_2"),
     "countdown": ("11,4,3->45", "11+4=15;3*15=45", "3*(11+4)"),
+    "product": ("43*22=", "43*22=946", "946"),
+    "tens": ("27*1000=", "27*1000=27000", "27000"),
     "functions": ("f(x): negate, add 9. f(-8)=17 f(-5)=14\n", "", "def f(x):x=-x;x+=9;return x"),
     "instructions": (
         "谈谈森林。最后另起一行，写一个以“附言：”开头的附言。",

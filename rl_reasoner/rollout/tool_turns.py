@@ -1,0 +1,223 @@
+"""Tools as turns of a completion: calls are read off sampled tokens, results go back as tokens.
+
+`ToolUse` is what a run's policy may call, and how; `ToolTurns` answers the rows of one call of the
+engine (rl_reasoner.rollout.turns). Calls run in threads and processes of rl_reasoner.tools while
+other rows are sampled. What a tool returns is tokenised as plain text, so that it cannot write a
+special token, say an end of turn, into a completion.
+"""
+
+import inspect
+import queue
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from rl_reasoner.errors import UserError
+from rl_reasoner.recipe.tools import ToolSettings
+from rl_reasoner.rollout.turns import Answer
+from rl_reasoner.tools import load_tools
+from rl_reasoner.tools.formats import (
+    CallFormat,
+    HermesFormat,
+    LlamaFormat,
+    call_format,
+    format_of_template,
+)
+from rl_reasoner.tools.runner import ToolRunner, ToolSession
+from rl_reasoner.tools.tool import MalformedCall, Tool, ToolLimits, ToolOutcome, ToolResult
+
+_ENDS = frozenset("`>}")  # what the end of a call, in any format, is made of
+
+
+@dataclass(frozen=True, slots=True)
+class ToolEvent:
+    """One call in a completion: whose, how it ended, its seconds, and where its result stands.
+
+    The result is the tokens `at` to `at + given` of the completion. `tool` is empty for a call that
+    could not be read.
+    """
+
+    tool: str
+    kind: ToolOutcome
+    seconds: float
+    at: int
+    given: int
+
+    def told(self) -> dict[str, Any]:
+        """The event as rollouts keep it: without seconds, which differ in a resumed run."""
+        return {key: value for key, value in asdict(self).items() if key != "seconds"}
+
+
+class ToolUse:
+    """The tools of a run, the format of calls, and how many a completion may make."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        tools: Iterable[str | Tool],
+        *,
+        call_format: str = "auto",
+        calls: int = 4,
+        limits: ToolLimits | None = None,
+    ) -> None:
+        """Tools as `load_tool` finds them; "auto" is the format of the tokenizer's chat template.
+
+        Raises `UserError`: for tools that are not there or cannot run, a format that the template
+        does not have.
+        """
+        self.tokenizer, self.calls, self.limits = tokenizer, calls, limits or ToolLimits()
+        self.tools = load_tools(tools)
+        self.format = _format(call_format, self.tools, tokenizer)
+        with self._runner():
+            pass  # what cannot run is told now
+        self._may_end: dict[int, bool] = {}
+
+    @classmethod
+    def of(cls, settings: ToolSettings, tokenizer: Any) -> "ToolUse":
+        """The tools that a recipe names, for a policy with this tokenizer. Raises `UserError`."""
+        limits = ToolLimits(settings.timeout_s, settings.memory_mb, settings.output_chars)
+        call, calls = settings.format, settings.calls
+        return cls(tokenizer, settings.use, call_format=call, calls=calls, limits=limits)
+
+    @property
+    def schemas(self) -> list[dict[str, Any]] | None:
+        """What a chat template tells the policy of the tools; None where the prompt says it."""
+        told = isinstance(self.format, (HermesFormat, LlamaFormat))
+        return [tool.schema for tool in self.tools] if told else None
+
+    @contextmanager
+    def turns(self, count: int) -> Iterator["ToolTurns"]:
+        """Inside, `count` rows may call; nothing of the calls is left behind."""
+        with self._runner() as runner:
+            turns = ToolTurns(self, runner, count)
+            try:
+                yield turns
+            finally:
+                turns.close()
+
+    def _runner(self) -> ToolRunner:
+        return ToolRunner(self.tools, self.limits)
+
+    def may_end_call(self, token: int) -> bool:
+        """Whether a call can end with this token: all others need no closer look."""
+        if (known := self._may_end.get(token)) is None:
+            known = self._may_end[token] = not _ENDS.isdisjoint(self.text([token]))
+        return known
+
+    def identity(self) -> dict[str, Any]:
+        """All that completions depend on: the tools' text, the format, the limits."""
+        texts = {
+            one.name: inspect.getsource(inspect.getmodule(one.fn) or one.fn) for one in self.tools
+        }
+        asked = {"format": self.format.name, "calls": self.calls, **asdict(self.limits)}
+        return {"tools": texts, "schemas": self.schemas, **asked}
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Token ids as text, special tokens with it."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=False)
+        return text
+
+    def tokens(self, result: str) -> list[int]:
+        """The tokens that are put behind a call with this result."""
+        before, text, after = self.format.turn(result)
+        ids: list[int] = []
+        for part, plain in ((before, False), (text, True), (after, False)):
+            if part:
+                one = self.tokenizer(part, add_special_tokens=False, split_special_tokens=plain)
+                ids += one["input_ids"]
+        return ids
+
+
+@dataclass
+class _Row:
+    """One completion: its session, the calls that it made, and where its own text goes on."""
+
+    session: ToolSession
+    events: list[ToolEvent] = field(default_factory=list)
+    begin: int = 0
+    tool: str = ""
+    length: int = 0
+
+
+class ToolTurns:
+    """A `TurnTaker` for the rows of one call of the engine; see `ToolUse.turns`."""
+
+    def __init__(self, use: ToolUse, runner: ToolRunner, count: int) -> None:
+        self._use, self._runner = use, runner
+        self._rows = [_Row(runner.session()) for _ in range(count)]
+        self._done: queue.SimpleQueue[tuple[int, Future[ToolResult] | None]] = queue.SimpleQueue()
+
+    def events_in(self, completions: Sequence[Sequence[int]]) -> list[list[ToolEvent]]:
+        """What each row has called; a result that its completion had no room for has no tokens."""
+        return [
+            [e if e.at + e.given <= len(ids) else replace(e, given=0) for e in row.events]
+            for row, ids in zip(self._rows, completions, strict=True)
+        ]
+
+    def stops(self, row: int, ids: Sequence[int]) -> bool:
+        """Whether the last token has finished a call."""
+        if not self._use.may_end_call(ids[-1]):
+            return False
+        begin = self._rows[row].begin
+        text = self._use.text(ids[begin:])
+        new = len(text) - len(self._use.text(ids[begin:-1]))
+        return self._use.format.ended(text, max(new, 1))
+
+    def submit(self, row: int, ids: list[int]) -> None:
+        """Begin with the row's call; one too many ends the completion."""
+        at = self._rows[row]
+        if len(at.events) >= self._use.calls:
+            self._done.put((row, None))
+            return
+        call = self._use.format.read(self._use.text(ids[at.begin :]))
+        at.tool, at.length = "" if isinstance(call, MalformedCall) else call.tool, len(ids)
+        running = self._runner.submit(at.session, call)
+        running.add_done_callback(lambda done: self._done.put((row, done)))
+
+    def answers(self, wait: bool) -> list[Answer]:
+        """The results that are there, as tokens."""
+        found: list[Answer] = []
+        while True:
+            try:
+                row, done = self._done.get(block=wait and not found)
+            except queue.Empty:
+                return found
+            found.append(self._answer(row, done))
+
+    def _answer(self, row: int, done: "Future[ToolResult] | None") -> Answer:
+        if done is None:
+            return Answer(row, ended="calls")
+        result, at = done.result(), self._rows[row]
+        ids = self._use.tokens(result.text)
+        at.events.append(ToolEvent(at.tool, result.kind, result.seconds, at.length, len(ids)))
+        at.begin = at.length + len(ids)
+        return Answer(row, ids)
+
+    def close(self) -> None:
+        """Forget what the rows' tools keep."""
+        for row in self._rows:
+            row.session.close()
+
+
+def _format(name: str, tools: Sequence[Tool], tokenizer: Any) -> CallFormat:
+    """The format called `name`, with the turns of the tokenizer's template where it has them."""
+    template = getattr(tokenizer, "chat_template", None) or ""
+    if name == "auto" and (name := format_of_template(template) or "") == "":
+        raise UserError(
+            "tools.format: the policy's chat template has no form for calls: choose 'fences' "
+            "(```python blocks) or 'tags' (<python>…</python>), and say so in the prompt template"
+        )
+    found = call_format(name, tools)
+    if not isinstance(found, (HermesFormat, LlamaFormat)) or not template:
+        return found
+
+    def render(messages: list[dict[str, str]]) -> str:
+        schemas = [tool.schema for tool in tools]
+        text: str = tokenizer.apply_chat_template(
+            messages, tools=schemas, tokenize=False, add_generation_prompt=True
+        )
+        return text
+
+    return found.in_template(render)

@@ -1,0 +1,152 @@
+"""Runs whose policy may call tools: recipes, evaluation, rollouts, and kill -9 in mid-turn."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from rl_reasoner.dataset.rows import load_rows
+from rl_reasoner.errors import UserError
+from rl_reasoner.recipe.data import TaskData
+from support.commands import Cli
+
+RECIPE: dict[str, Any] = {
+    "name": "calls",
+    "policy": "scratch:dense-tiny",
+    "template": "plain",
+    "tools": {"use": ["calculator", "slow.py:slow"], "format": "tags", "calls": 2},
+    "rewards": {"math_answer": 1.0},
+    "stages": [
+        {
+            "kind": "sft",
+            "data": {"task": "product", "count": 64, "called": 1.0},
+            "steps": 60,
+            "batch": 32,
+            "optim": {"lr": 5e-3},
+        },
+        {
+            "kind": "grpo",
+            "data": {"task": "product", "count": 16},
+            "steps": 4,
+            "group": {"size": 4, "prompts": 2},
+            "sampling": {"max_tokens": 96},
+            "save_every": 1,
+        },
+    ],
+    "evals": {"sets": ["product_validation"], "limit": 8, "max_tokens": 96},
+    "run": {"seed": 1, "report_to": "none"},
+}
+SLOW = '''import time
+
+from rl_reasoner import tool
+
+
+@tool
+def slow(text: str) -> str:
+    """Take a while.
+
+    Args:
+        text: What to give back.
+    """
+    time.sleep(0.2)
+    return text
+'''
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Path:
+    """A folder with a recipe whose policy soon writes calls."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "calls.yaml").write_text(yaml.safe_dump(RECIPE))
+    return tmp_path
+
+
+def rollouts(run: Path) -> list[dict[str, Any]]:
+    """The rollouts of a run's second stage."""
+    lines = (run / "stages" / "2-grpo" / "rollouts.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_a_run_calls_and_is_evaluated_with_its_tools(room: Path, cli: Cli) -> None:
+    assert cli("train", "calls.yaml", "--run.folder", "run").code == 0
+    rows = rollouts(room / "run")
+    called = [row for row in rows if row["turns"]]
+    assert called, "after 60 steps on calls the policy writes some"
+    for row in called:
+        for event in row["turns"]:
+            assert event.keys() == {"tool", "kind", "at", "given"}
+    assert any(event["given"] for row in called for event in row["turns"])
+    assert any("<output>\n" in row["completion"] for row in called)
+    metrics = (room / "run" / "stages" / "2-grpo" / "metrics.jsonl").read_text()
+    assert "tools/call_frequency" in metrics and "tools/failure_frequency" in metrics
+    before = json.loads((room / "run" / "evals" / "before.json").read_text())
+    assert before["settings"]["tools"]["use"] == ["calculator", "slow.py:slow"]
+
+    sets = ("--sets", "product_validation", "--limit", "4", "--max-tokens", "96", "--json")
+    own = json.loads(cli("eval", "run", *sets).out)
+    assert own["settings"]["tools"]["format"] == "tags"
+    none = json.loads(cli("eval", "run", *sets, "--tools", "none").out)
+    assert "tools" not in none["settings"]
+
+
+def test_the_same_in_the_middle_of_a_turn_after_kill_9(room: Path) -> None:
+    """Killed while completions are sampled and tools run; the weights are those of a whole run."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "rl_reasoner.cli", "train"]
+    first = [*command, "calls.yaml", "--run.folder"]
+    subprocess.run([*first, "whole"], cwd=room, env=environment, check=True, capture_output=True)
+    with subprocess.Popen(
+        [*first, "killed"], cwd=room, env=environment, stderr=subprocess.DEVNULL
+    ) as running:
+        metrics = room / "killed" / "stages" / "2-grpo" / "metrics.jsonl"
+        while not metrics.is_file() or len(metrics.read_text().splitlines()) < 2:
+            assert running.poll() is None
+            time.sleep(0.02)
+        time.sleep(0.1)
+        running.send_signal(signal.SIGKILL)
+    again = [*command, "--resume", "killed"]
+    subprocess.run(again, cwd=room, env=environment, check=True, capture_output=True)
+    weights = [
+        load_file(room / run / "policy" / "model.safetensors") for run in ("whole", "killed")
+    ]
+    for name, tensor in weights[0].items():
+        assert tensor.equal(weights[1][name]), name
+    assert rollouts(room / "whole") == rollouts(room / "killed")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tools": ["calculater"]}, "Did you mean 'calculator'"),
+        ({"tools": {"use": ["calculator"], "format": "fence"}}, "tools.format"),
+        ({"tools": {"use": []}}, "tools.use"),
+        ({"tools": ["slow.py:quick"]}, "quick"),
+        ({"run": {"overlap": "one_step"}}, "run.overlap"),
+        ({"tools": ["calculator"]}, "no form for calls"),
+    ],
+)
+def test_mistakes_are_one_line(change: dict[str, Any], message: str, room: Path, cli: Cli) -> None:
+    (room / "calls.yaml").write_text(yaml.safe_dump({**RECIPE, **change}))
+    ended = cli("train", "calls.yaml", "--run.folder", "run")
+    assert ended.code == 2 and message in ended.err, ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_steps_of_chains_as_calls() -> None:
+    rows = load_rows(TaskData(task="chain_sum", count=20, called=1.0))
+    for row in rows:
+        assert row["completion"].count("<calculator>") == len(row["chain"].split(";"))
+    shares = load_rows(TaskData(task="product", count=400, direct=0.5, called=0.5))
+    calls = sum("<calculator>" in str(row.get("completion")) for row in shares)
+    plain = sum("completion" not in row for row in shares)
+    assert 70 < calls < 130 and 70 < plain < 130
+    with pytest.raises(UserError, match="called must be 0"):
+        load_rows(TaskData(task="modular", count=20, called=1.0))

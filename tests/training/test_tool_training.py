@@ -1,0 +1,282 @@
+"""Training on completions in which tools gave tokens: gradients, masks, figures, resuming."""
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+import trl
+
+from rl_reasoner import GRPOTrainer
+from rl_reasoner.errors import UserError
+from rl_reasoner.rollout.tool_turns import ToolEvent, ToolUse
+from rl_reasoner.rollout.turns import Answer
+from rl_reasoner.tools.tool import tool
+from rl_reasoner.training.objective import trained_tokens
+from support.processes import build
+from support.stock import (
+    TOLERANCE,
+    Policies,
+    gradients,
+    half_flat,
+    never_flat,
+    saved_policies,
+    worst,
+)
+
+
+class Interrupting:
+    """Stands for tools where a policy without training writes no calls.
+
+    A row is given tokens behind its 2nd, 5th … sampled one, as many and such as follow from it.
+    """
+
+    schemas = None
+
+    @contextmanager
+    def turns(self, count: int) -> Iterator["Interrupting"]:
+        self.events: list[list[ToolEvent]] = [[] for _ in range(count)]
+        self.begin, self.asked = [0] * count, list[tuple[int, list[int]]]()
+        yield self
+
+    def events_in(self, completions: Sequence[Sequence[int]]) -> list[list[ToolEvent]]:
+        return self.events
+
+    def stops(self, row: int, ids: Sequence[int]) -> bool:
+        wrote = len(ids) - self.begin[row]
+        return wrote == (3 if self.begin[row] else 2)
+
+    def submit(self, row: int, ids: list[int]) -> None:
+        self.asked.append((row, ids))
+
+    def answers(self, wait: bool) -> list[Answer]:
+        found = []
+        for row, ids in self.asked:
+            given = [7 + (sum(ids) + place) % 190 for place in range(sum(ids) % 3)]
+            self.events[row].append(ToolEvent("none", "ok", 0.0, len(ids), len(given)))
+            self.begin[row] = len(ids) + len(given)
+            found.append(Answer(row, given))
+        self.asked = []
+        return found
+
+
+Turns = list[tuple[list[list[int]], list[list[int]]]]  # ids and masks of each batch
+
+
+def with_turns(turns: Turns) -> type[GRPOTrainer]:
+    """Our trainer with such a tool; what is sampled is kept in `turns`."""
+
+    class Ours(GRPOTrainer):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            self.tool_use = Interrupting()  # type: ignore[assignment]
+
+        def _generate_single_turn(self, *given: Any, **named: Any) -> Any:
+            found = super()._generate_single_turn(*given, **named)
+            masks = self.rollout_batch.tool_masks
+            assert masks is not None
+            turns.append((found[0], masks))
+            return found
+
+    Ours.__name__ = "GRPOTrainer"
+    return Ours
+
+
+def replaying(turns: Turns) -> type[trl.GRPOTrainer]:
+    """trl's own trainer on the same completions, by its own way for tokens that were given."""
+
+    class Stock(trl.GRPOTrainer):  # type: ignore[misc]
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            self.rollout_func = self._same
+
+        def _same(self, prompts: list[Any], _: Any) -> dict[str, Any]:
+            ids, masks = turns.pop(0)
+            prompt_ids = self._tokenize_prompts(prompts)[0]
+            told = {"completion_ids": ids, "logprobs": None, "env_mask": masks}
+            return {"prompt_ids": prompt_ids, **told}
+
+    Stock.__name__ = "GRPOTrainer"
+    return Stock
+
+
+@pytest.fixture(scope="module")
+def policies(tmp_path_factory: pytest.TempPathFactory) -> Policies:
+    """A saved policy by its kind."""
+    return saved_policies(tmp_path_factory.mktemp("policies"))
+
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "dapo": ("dense", {}),
+    "grpo": ("dense", {"loss_type": "grpo"}),
+    "bnpo": ("dense", {"loss_type": "bnpo"}),
+    "dr_grpo": ("dense", {"loss_type": "dr_grpo"}),
+    "kl": ("dense", {"beta": 0.04}),
+    "kl, grpo": ("dense", {"beta": 0.04, "loss_type": "grpo"}),
+    "sequence": (
+        "dense",
+        {"importance_sampling_level": "sequence", "loss_type": "grpo", "num_iterations": 2},
+    ),
+    "iterations": ("dense", {"num_iterations": 2, "max_steps": 4}),
+    "accumulation": ("dense", {"gradient_accumulation_steps": 6, "max_steps": 2}),
+    "truncated": ("dense", {"mask_truncated_completions": True}),
+    "lora": ("dense", {"lora": 0.0}),
+    "lora, kl": ("dense", {"lora": 0.0, "beta": 0.04}),
+    "experts": ("moe", {}),
+    "experts, kl": ("moe", {"beta": 0.04}),
+    "llama": ("llama", {}),
+    "entropy": ("dense", {"entropy_coef": 0.01}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_are_those_of_stock_trl(name: str, policies: Policies, tmp_path: Path) -> None:
+    kind, changes = CASES[name]
+    turns: Turns = []
+    ours, logs, trainer = gradients(
+        with_turns(turns), policies(kind), tmp_path, never_flat, samples=[], **changes
+    )
+    assert trainer.engine_sampling.on and trainer.packed_forward.packs
+    masks = [mask for _, batch in turns for mask in batch]
+    assert any(0 in mask for mask in masks)
+    assert all(len(i) == len(m) for batch in turns for i, m in zip(*batch, strict=True))
+    stock, theirs, _ = gradients(
+        replaying(turns), policies(kind), tmp_path, never_flat, samples=[], **changes
+    )
+    assert not turns and worst(stock, ours) <= TOLERANCE
+    for a, b in zip(theirs, logs, strict=True):
+        for figure in {"completions/mean_length", "num_tokens", "reward"} & a.keys():
+            assert a[figure] == pytest.approx(b[figure], rel=1e-4), figure
+
+
+def test_several_rewards_and_groups_that_teach_nothing(policies: Policies, tmp_path: Path) -> None:
+    turns: Turns = []
+    given = (policies("dense"), tmp_path, [half_flat, never_flat])
+    ours, _, _ = gradients(with_turns(turns), *given, samples=[], reward_weights=[1.0, 0.5])
+    stock, _, _ = gradients(replaying(turns), *given, samples=[], reward_weights=[1.0, 0.5])
+    assert worst(stock, ours) <= TOLERANCE
+
+
+def test_given_tokens_move_nothing(policies: Policies, tmp_path: Path) -> None:
+    """A row's loss has no gradient in the log-probs of what it was given."""
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    class Watched(with_turns([])):  # type: ignore[misc]
+        def _get_per_token_logps_and_entropies(self, *given: Any, **named: Any) -> Any:
+            found = super()._get_per_token_logps_and_entropies(*given, **named)
+            if torch.is_grad_enabled():
+                found[0].retain_grad()
+                seen.append((found[0], trained_tokens(self.packed_forward._inputs)))
+            return found
+
+    Watched.__name__ = "GRPOTrainer"
+    gradients(Watched, policies("dense"), tmp_path, never_flat, samples=[], beta=0.04)
+    given = 0
+    for logps, trained in seen:
+        assert logps.grad is not None
+        assert not (logps.grad * (1 - trained)).any()
+        given += int((trained == 0).sum())
+    assert given
+
+
+def test_the_correction_leaves_out_what_was_given(tmp_path: Path) -> None:
+    class Seen(with_turns([])):  # type: ignore[misc]
+        ratios: ClassVar[list[torch.Tensor]] = []
+
+        def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+            loss = super()._compute_loss(model, inputs)
+            ratio = inputs["importance_sampling_ratio"]
+            self.ratios.append(ratio[(1 - trained_tokens(inputs)).bool()])
+            return loss
+
+    Seen.__name__ = "GRPOTrainer"
+    trainer = build(
+        "scratch:dense-tiny", tmp_path, kind=Seen, correct_sampling=True, top_k=20, max_steps=1,
+        vllm_importance_sampling_mode="token_truncate",
+        max_completion_length=12, save_strategy="no",
+    )  # fmt: skip
+    trainer.train()
+    ratios = torch.cat(Seen.ratios)
+    assert len(ratios) and (ratios == 1).all()
+
+
+def test_tools_need_the_engine(tmp_path: Path) -> None:
+    trainer = build("scratch:dense-tiny", tmp_path, kind=with_turns([]), fast_rollouts=False)
+    with pytest.raises(UserError, match="tools are for policies that our engine samples"):
+        trainer.train()
+
+
+@tool
+def shout(text: str) -> str:
+    """Say it loudly.
+
+    Args:
+        text: What to say.
+    """
+    return text.upper()
+
+
+@tool
+def repeat(text: str, times: int) -> str:
+    """Say it again and again.
+
+    Args:
+        text: What to say.
+        times: How often.
+    """
+    return text * times
+
+
+def test_calls_are_read_run_and_told(tmp_path: Path) -> None:
+    """A policy that writes nothing but calls: real tools, and trl's figures of them."""
+    from support.stock import drawn
+
+    trainer = build(
+        "scratch:dense-tiny", tmp_path, max_steps=1, max_completion_length=240,
+        per_device_train_batch_size=8, gradient_accumulation_steps=1, save_strategy="no",
+    )  # fmt: skip
+    encode, end = trainer.processing_class, trainer.eos_token_ids[0]
+    call = encode("<shout>no</shout>", add_special_tokens=False)["input_ids"]
+    wrong = encode("<repeat>no</repeat>", add_special_tokens=False)["input_ids"]
+    plain = encode("no call", add_special_tokens=False)["input_ids"]
+    trainer.tool_use = ToolUse(encode, [shout, repeat], call_format="tags", calls=2)
+    rows: list[dict[str, Any]] = []
+    trainer.rollout_sink = rows.extend
+    given = trainer.tool_use.tokens("NO")
+    # the engine draws the t-th token of a row, with what was given counted
+    hole = [6] * len(given)
+    table = [[*call, *hole, *call, *hole, *plain, end], [*plain, end], [*wrong, end] + [end] * 60]
+    table = [[*row, *[end] * (240 - len(row))] for row in (table * 3)[:8]]
+    with drawn(table, size=4):
+        trainer.train()
+    texts = [row["completion"] for row in rows]
+    assert "<shout>no</shout>\n<output>\nNO\n</output>\n<shout>" in texts[0]
+    assert texts[0].endswith("no call") and texts[1] == "no call"
+    assert [event["kind"] for event in rows[0]["turns"]] == ["ok", "ok"]
+    assert rows[1]["turns"] == [] and rows[2]["turns"][0]["kind"] == "malformed"
+    assert "malformed call" in texts[2]
+    [log] = [entry for entry in trainer.state.log_history if "tools/call_frequency" in entry]
+    assert log["tools/call_frequency"] == pytest.approx((3 * 2 + 2) / 8)
+    assert log["tools/failure_frequency"] == pytest.approx(2 / 8)
+
+
+def test_tokens_are_never_decoded_and_encoded_again(policies: Policies, tmp_path: Path) -> None:
+    """1,000 completions of several turns: what is trained on is what was sampled and given."""
+    random.seed(0)
+    turns: Turns = []
+    changes = {"per_device_train_batch_size": 50, "num_generations": 25, "max_steps": 7}
+    trained: list[list[int]] = []
+
+    class Watched(with_turns(turns)):  # type: ignore[misc]
+        def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+            for ids, mask in zip(inputs["completion_ids"], inputs["completion_mask"], strict=True):
+                trained.append(ids[mask.bool()].tolist())
+            return super()._compute_loss(model, inputs)
+
+    Watched.__name__ = "GRPOTrainer"
+    gradients(Watched, policies("dense"), tmp_path, never_flat, samples=[], **changes)
+    sampled = [ids for batch, _ in turns for ids in batch]
+    assert len(sampled) >= 1000 and sorted(sampled) == sorted(trained)
