@@ -16,14 +16,17 @@ import torch
 
 from rl_reasoner import sandbox
 from rl_reasoner.dataset.templates import prompt_of
+from rl_reasoner.errors import UserError
 from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.prepare import Prepared
 from rl_reasoner.policy.fp8.layers import describe_fp8, fp8_backend
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import DistillStage, GrpoStage, RowStage, SftStage, TrainedStage
+from rl_reasoner.recipe.tools import ToolSettings
 from rl_reasoner.rollout.long_prompts import declared_places, named_rows
 from rl_reasoner.rollout.sampler import long_rows, prompt_ids
+from rl_reasoner.rollout.tool_turns import ToolUse
 from rl_reasoner.types import Row
 
 _LOOKED_AT = 256  # prompts that are measured
@@ -66,6 +69,8 @@ def inspect(
     notices.append(_sandbox(recipe))
     if placement.precision == "fp8":
         notices.append(_fp8(recipe, policy))
+    if recipe.tools:
+        notices.append(_tools(recipe.tools, policy))
     for stage in recipe.stages:
         if isinstance(stage, RowStage):
             continue
@@ -168,6 +173,24 @@ def _tokens(policy: Policy) -> Notice:
     if pad is None:
         return Notice("tokens", "warned", "no padding token: the end token is used instead")
     return Notice("tokens", "passed", f"end {end}, padding {pad}")
+
+
+def _tools(settings: ToolSettings, policy: Policy) -> Notice:
+    """Whether each tool answers a call, and in which time; and whether calls have a form."""
+    try:
+        use = ToolUse.of(settings, policy.tokenizer)
+    except UserError as error:
+        return Notice("tools", "failed", str(error))
+    answers = use.tried()
+    told = f"calls as {use.format.name}; " + ", ".join(
+        f"{name} {1000 * answer.seconds:.3g} ms" for name, answer in answers.items()
+    )
+    for name, answer in answers.items():
+        if answer.kind in ("died", "timeout"):
+            fix = "call it yourself in Python first"
+            return Notice("tools", "failed", f"{name} does not answer: {answer.text}", fix)
+    slow = any(answer.seconds > settings.timeout_s / 2 for answer in answers.values())
+    return warn_if(slow, "tools", told, "a tool takes half of tools.timeout_s: raise it")
 
 
 def _fp8(recipe: Recipe, policy: Policy) -> Notice:

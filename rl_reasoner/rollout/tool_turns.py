@@ -26,8 +26,16 @@ from rl_reasoner.tools.formats import (
     format_of_template,
 )
 from rl_reasoner.tools.runner import ToolRunner, ToolSession
-from rl_reasoner.tools.tool import MalformedCall, Tool, ToolLimits, ToolOutcome, ToolResult
+from rl_reasoner.tools.tool import (
+    MalformedCall,
+    Tool,
+    ToolCall,
+    ToolLimits,
+    ToolOutcome,
+    ToolResult,
+)
 
+_FIRST = {"calculator": {"expression": "6*7"}, "python": {"code": "print(6*7)"}}
 _ENDS = frozenset("`>}")  # what the end of a call, in any format, is made of
 
 
@@ -96,6 +104,13 @@ class ToolUse:
                 yield turns
             finally:
                 turns.close()
+
+    def tried(self) -> dict[str, ToolResult]:
+        """What each tool answers to a first call: of yours one without arguments."""
+        with self._runner() as runner:
+            session = runner.session()
+            calls = {one.name: ToolCall(one.name, _FIRST.get(one.name, {})) for one in self.tools}
+            return {name: session.call(call) for name, call in calls.items()}
 
     def _runner(self) -> ToolRunner:
         return ToolRunner(self.tools, self.limits)

@@ -140,6 +140,16 @@ def test_mistakes_are_one_line(change: dict[str, Any], message: str, room: Path,
     assert "Traceback" not in ended.err
 
 
+def test_check_calls_each_tool_before_the_run(room: Path, cli: Cli) -> None:
+    told = json.loads(cli("check", "calls.yaml", "--json").out)
+    [found] = [notice for notice in told["notices"] if notice["check"] == "tools"]
+    assert found["status"] == "passed"
+    assert "calls as tags; calculator" in found["message"] and "slow" in found["message"]
+    (room / "calls.yaml").write_text(yaml.safe_dump({**RECIPE, "tools": ["calculator"]}))
+    ended = cli("check", "calls.yaml")
+    assert ended.code == 2 and "no form for calls" in ended.err + ended.out
+
+
 def test_steps_of_chains_as_calls() -> None:
     rows = load_rows(TaskData(task="chain_sum", count=20, called=1.0))
     for row in rows:
