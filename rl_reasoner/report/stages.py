@@ -35,6 +35,14 @@ _CURVES = (
         ),
         share=True,
     ),
+    _Curve(
+        "Tools",
+        (
+            ("completions with calls", "tools/completions_with_calls"),
+            ("calls that failed", "tools/failure_frequency"),
+        ),
+        share=True,
+    ),
     _Curve("KL to the reference", (("KL", "kl"),)),
     _Curve("Entropy", (("entropy", "entropy"),), note="nats per token"),
     _Curve("Clipped tokens", (("clipped", "clip_ratio/region_mean"),), share=True),

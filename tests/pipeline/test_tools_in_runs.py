@@ -87,6 +87,7 @@ def test_a_run_calls_and_is_evaluated_with_its_tools(room: Path, cli: Cli) -> No
     assert any("<output>\n" in row["completion"] for row in called)
     metrics = (room / "run" / "stages" / "2-grpo" / "metrics.jsonl").read_text()
     assert "tools/call_frequency" in metrics and "tools/failure_frequency" in metrics
+    assert "completions with calls" in (room / "run" / "report.html").read_text()
     before = json.loads((room / "run" / "evals" / "before.json").read_text())
     assert before["settings"]["tools"]["use"] == ["calculator", "slow.py:slow"]
 
