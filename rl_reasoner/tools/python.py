@@ -77,9 +77,10 @@ def _ending(done: sandbox.Execution, limits: ToolLimits) -> tuple[ToolOutcome, s
     if done.ended == "timeout":
         return "timeout", f"TimeoutError: stopped after {limits.timeout_s:g} s; {kept}"
     if done.ended == "memory":
-        return "failed", f"MemoryError: more than {limits.memory_mb} MB; {kept}"
+        return "failed", f"MemoryError: more than {limits.memory_mb} MB, or too many files; {kept}"
     if done.ended == "crash":
-        return "died", f"the Python process was killed by signal {done.code}; {kept}"
+        how = f"was killed by signal {done.code}" if done.code else "was lost"
+        return "died", f"the Python process {how}; {kept}"
     if done.code not in (cell.RAN, cell.RAISED):
         return "died", f"the Python process ended with exit code {done.code}; {kept}"
     return "ok" if done.code == cell.RAN else "failed", ""

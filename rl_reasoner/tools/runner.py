@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from rl_reasoner.errors import unknown
 from rl_reasoner.foreign import printable
+from rl_reasoner.sandbox import SandboxUnavailable
 from rl_reasoner.sandbox.host import processors
 from rl_reasoner.tools import load_tools
 from rl_reasoner.tools.apart import ToolProcess, pack_tool
@@ -90,6 +91,9 @@ class ToolRunner:
             return _result("cut" if cut else "ok", printable(text), began)
         except ArgumentsMismatch as error:
             return _result("malformed", malformed_call(str(error)).message, began)
+        except SandboxUnavailable as error:
+            _log.warning("tool %r does not start: %s", tool.name, error)
+            return _result("died", f"{tool.name} failed: it does not start", began)
         except Exception as error:
             return _result("failed", failure(tool.name, error), began)
 

@@ -7,6 +7,7 @@ completions are the other modules' work; a leaf of the room.
 """
 
 import asyncio
+import functools
 import inspect
 import json
 import typing
@@ -73,7 +74,7 @@ class Tool:
     """A function that a policy may call; made by `@tool`.
 
     `parameters` is the JSON schema of its arguments and `schema` that of the whole function, in the
-    form that chat templates take in `tools=`. Called, it is the function itself.
+    form that chat templates take in `tools=`. Called, it is the function itself; trl takes it, too.
     """
 
     bounded = False
@@ -82,10 +83,10 @@ class Tool:
     def __init__(self, fn: Callable[..., Any]) -> None:
         if not inspect.isroutine(fn):
             raise UserError(f"a tool is a function: this is {type(fn).__name__} ({fn!r:.60})")
+        functools.update_wrapper(self, fn)  # name, docstring, annotations: all that trl reads
         self.fn = fn
-        self.name = self.__name__ = fn.__name__
-        self.__doc__ = fn.__doc__
-        self.__module__ = fn.__module__
+        self.name: str = fn.__name__
+        self._loop: asyncio.Runner | None = None
         self.description, about = _documented(fn)
         self._names, self._model = _arguments_of(fn, about)
         self.parameters = _plain_schema(self._model.model_json_schema())
@@ -121,7 +122,9 @@ class Tool:
         """
         value = self.fn(**arguments)
         if inspect.iscoroutine(value):
-            value = asyncio.run(value)
+            # One loop for all calls: the clients of a tool are bound to the loop they began in.
+            self._loop = self._loop or asyncio.Runner()
+            value = self._loop.run(value)
         return as_text(value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

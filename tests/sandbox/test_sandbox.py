@@ -379,3 +379,28 @@ def test_a_wrong_name_in_the_environment_is_told(monkeypatch: pytest.MonkeyPatch
 def test_importing_the_sandbox_does_not_import_torch() -> None:
     code = "import sys; import rl_reasoner.sandbox; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_executing_a_program_shows_how_it_ended_and_what_it_printed() -> None:
+    done = sandbox.execute("import sys; print(input()[::-1]); sys.exit(3)", "abc\n")
+    assert (done.ended, done.code, done.stdout) == ("exited", 3, b"cba\n")
+    late = sandbox.execute("print('so far', flush=True)\nwhile True: pass", timeout_s=0.3)
+    assert (late.ended, late.stdout) == ("timeout", b"so far\n")
+    assert sandbox.execute("[0] * 10**9", memory_mb=64).ended == "memory"
+    killed = sandbox.execute("import os; os.kill(os.getpid(), 11)")
+    assert (killed.ended, killed.code) == ("crash", 11)
+
+
+def test_a_program_may_be_given_numpy_that_it_does_not_name_at_a_lines_beginning() -> None:
+    program = "import math, numpy; print(numpy.arange(3).sum())"
+    assert sandbox.execute(program, science=True).stdout == b"3\n"
+    assert sandbox.execute(program).code == 1
+
+
+def test_every_zygote_has_the_same_hashes() -> None:
+    program = "print({'a', 'b', 'c', 'd', 'e'}, hash('a'))"
+    seen = set()
+    for _ in range(3):
+        seen.add(sandbox.execute(program).stdout)
+        host.pool.close()
+    assert len(seen) == 1

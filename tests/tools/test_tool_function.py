@@ -1,5 +1,6 @@
 """A typed function with a docstring becomes a tool: its schema, its arguments, its text."""
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Callable
@@ -74,6 +75,7 @@ def test_a_schema_has_what_transformers_reads_out_of_the_same_function(
 def test_the_decorated_function_is_still_one() -> None:
     made = tool(search)
     assert made("x", count=2) == "x\nx"
+    assert get_json_schema(made) == get_json_schema(search)  # as trl asks for it
     assert (made.name, made.__doc__) == ("search", search.__doc__)
     assert isinstance(made, Tool)
 
@@ -116,10 +118,14 @@ def test_parameters_may_be_called_as_anything() -> None:
 def test_a_coroutine_is_a_tool() -> None:
     @tool
     async def later(word: str) -> str:
-        """Say a word."""
+        """Say a word, and by which loop."""
+        loops.append(asyncio.get_running_loop())
         return word * 2
 
-    assert later.result(later.check({"word": "ab"})) == "abab"
+    loops: list[asyncio.AbstractEventLoop] = []
+    for _ in range(2):
+        assert later.result(later.check({"word": "ab"})) == "abab"
+    assert loops[0] is loops[1]
 
 
 def no_docstring(query: str) -> str:
