@@ -8,8 +8,9 @@ the same steps.
 
 A row that waits for an answer is away; when it comes back is up to who answers. It keeps what it
 has stored as long as nobody needs the room; else that is run again when it is back. Rows that come
-back go before prompts that wait. A prompt stays until its last row has ended, so that there is room
-for any of them alone. Knows nothing of models.
+back go before prompts that wait, and a few of them wait for others: a pass over little takes its
+time, too. A prompt stays until its last row has ended, so that there is room for any of them alone.
+Knows nothing of models.
 """
 
 from collections import deque
@@ -119,6 +120,7 @@ class Admission:
         self._waiting = deque(prompts)
         self._started: list[WaitingPrompt | WaitingRow] = []  # with rows that are due
         self._credit = 0.0  # prompt tokens that may be run now
+        self._lost = 0.0  # passes' worth of the rows that wait to enter
         self._few = _FEW.get(cache.device.type, _FEW["cuda"])
 
     @property
@@ -146,6 +148,7 @@ class Admission:
         due = sum(len(p.ids) - p.stored for p in self._started)
         earned = max(rows, self._few) * _SHARE / (1 - _SHARE)
         self._credit = min(self._credit + earned, _CHUNK) if due else 0.0
+        self._lost = self._lost + len(self._started) / rows if due else 0.0
 
     def take(self) -> None:
         """Take the waiting rows that fit now, and make room for their prompts."""
@@ -208,8 +211,9 @@ class Admission:
         due = [p for p in self._started if p.stored < len(p.ids)]
         if self.cache.rows:
             left = sum(len(p.ids) - p.stored for p in due)
-            if self._credit < min(left, _CHUNK):
+            if self._credit < min(left, _CHUNK) or self._too_few(due, left):
                 return []
+            self._lost = 0.0
             room = min(_CHUNK, int(self._credit))
         found: list[tuple[WaitingPrompt | WaitingRow, PromptPart | RowPart]] = []
         for prompt in due:
@@ -223,6 +227,11 @@ class Admission:
         if self.cache.rows:
             self._credit -= sum(part.length for _, part in found)
         return found
+
+    def _too_few(self, due: Sequence[WaitingPrompt | WaitingRow], left: int) -> bool:
+        """Whether rows that come back are to wait for others, until that costs a pass as well."""
+        again = all(isinstance(waiting, WaitingRow) for waiting in due)
+        return again and left < self._few and self._lost < 1
 
     def ready(self) -> list[WaitingPrompt | WaitingRow]:
         """Those whose `due` rows can be sampled now; they are no longer started."""
