@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff, arg
 
-from rl_reasoner.errors import UserError
+from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.foreign import json_value
 
 if TYPE_CHECKING:
@@ -65,12 +65,13 @@ def tool_settings(policy: str, tools: str | None, call_format: str | None) -> "T
 
     Raises `UserError`.
     """
-    from pydantic import ValidationError
-
     from rl_reasoner.recipe.load import load_recipe
     from rl_reasoner.recipe.tools import ToolSettings
     from rl_reasoner.tools import load_tools
+    from rl_reasoner.tools.formats import FORMATS
 
+    if call_format is not None and call_format not in (forms := ("auto", *FORMATS)):
+        raise unknown("--tool-format", call_format, forms)
     recipe = Path(policy) / "recipe.yaml"
     own = load_recipe(str(recipe)).tools if recipe.is_file() else None
     settings = own.model_dump() if own else {}
@@ -80,11 +81,7 @@ def tool_settings(policy: str, tools: str | None, call_format: str | None) -> "T
         return None
     if "use" not in settings:
         raise UserError("--tool-format: which tools? Give --tools python")
-    try:
-        made = ToolSettings(**settings)
-    except ValidationError as error:
-        forms = "auto, hermes, llama3, fences or tags"
-        raise UserError(f"--tool-format {call_format}: expected {forms}") from error
+    made = ToolSettings(**settings)
     load_tools(made.use)
     return made
 

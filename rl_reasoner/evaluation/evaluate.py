@@ -228,9 +228,13 @@ class _Session:
             return self.policy.sample(prompts, **options)
         from rl_reasoner.rollout.sampler import sample
 
+        return sample(self.policy, prompts, weights=weights, tools=self.tools, **options)
+
+    @property
+    def tools(self) -> ToolSettings | None:
+        """What the policy may call."""
         settings = self.result.settings.get("tools")
-        tools = ToolSettings(**settings) if settings else None
-        return sample(self.policy, prompts, weights=weights, tools=tools, **options)
+        return ToolSettings(**settings) if settings else None
 
     def finish(self) -> None:
         """Write the manifest."""
@@ -241,7 +245,7 @@ class _Session:
             facts: Row = {"server": self.policy.base, "model": self.policy.model}
             facts |= {"template": template, "prompt_example": {"prompt": self.example}}
         else:
-            facts = of_policy(self.policy, self.weights, template, self.example or "")
+            facts = of_policy(self.policy, self.weights, template, self.example or "", self.tools)
         sets = {name: of_set(*parts) for name, parts in self.sets.items()}
         self.result.manifest = manifest(facts, sets, self.result.settings["seed"])
 

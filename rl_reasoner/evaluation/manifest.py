@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rl_reasoner.dataset.sets import card_of, find_set
 from rl_reasoner.provenance import made_with
 from rl_reasoner.recipe.data import FileData
+from rl_reasoner.recipe.tools import ToolSettings
 from rl_reasoner.types import Prompt, Row
 
 if TYPE_CHECKING:
@@ -36,12 +37,23 @@ def verifier_version() -> str:
     return digest.hexdigest()[:16]
 
 
-def of_policy(policy: "Policy", weights: str | None, template: str, example: Prompt) -> Row:
-    """The facts of a policy: weights (their hash, where it was made), template, device."""
+def of_policy(
+    policy: "Policy",
+    weights: str | None,
+    template: str,
+    example: Prompt,
+    tools: ToolSettings | None = None,
+) -> Row:
+    """The facts of a policy: weights (their hash, where it was made), template, device.
+
+    And an `example` of a prompt, as it is with `tools`.
+    """
     import torch
 
     from rl_reasoner.rollout.sampler import prompt_ids
+    from rl_reasoner.rollout.tool_turns import ToolUse
 
+    schemas = ToolUse.told(tools, policy.tokenizer)
     chat = getattr(policy.tokenizer, "chat_template", None)
     card = torch.cuda.get_device_name() if policy.device.type == "cuda" else None
     return {
@@ -52,7 +64,10 @@ def of_policy(policy: "Policy", weights: str | None, template: str, example: Pro
         "threads": torch.get_num_threads(),
         "template": template,
         "chat_template_sha256": digest_of(chat) if chat else None,
-        "prompt_example": {"prompt": example, "token_ids": prompt_ids(policy, example)},
+        "prompt_example": {
+            "prompt": example,
+            "token_ids": prompt_ids(policy, example, schemas=schemas),
+        },
     }
 
 

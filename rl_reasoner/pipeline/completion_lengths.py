@@ -16,12 +16,14 @@ from statistics import median
 from typing import Any, Self
 
 from rl_reasoner.dataset.templates import prompt_of
+from rl_reasoner.pipeline.lineage import facts_of_tools
 from rl_reasoner.pipeline.preflight import Notice
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import AUTO_MOST, AUTO_STEP, SampledStage
 from rl_reasoner.rollout.long_prompts import declared_places
 from rl_reasoner.rollout.sampler import prompt_ids, sample
+from rl_reasoner.rollout.tool_turns import ToolUse
 from rl_reasoner.types import Rollout, Row
 
 _ROWS = 16  # that are sampled
@@ -81,7 +83,7 @@ def facts_of_evals(recipe: Recipe) -> list[Any]:
     """What decides `max_tokens: auto` of the evaluations, as JSON values."""
     stage = next(stage for stage in recipe.stages if stage.kind == "grpo")
     parts = stage.sampling, recipe.data_of(stage), recipe.policy
-    told = [recipe.tools.model_dump(mode="json")] if recipe.tools else []
+    told = [facts_of_tools(recipe.tools)] if recipe.tools else []
     settings = [part.model_dump(mode="json") for part in parts]
     return [*settings, recipe.template, recipe.system, *told]
 
@@ -192,7 +194,8 @@ def _room(recipe: Recipe, stage: SampledStage, rows: Sequence[Row], policy: Poli
     if places is None:
         return sys.maxsize
     prompts = (prompt_of(row, recipe.template, policy.tokenizer) for row in rows)
-    lengths = [len(prompt_ids(policy, prompt)) for prompt in prompts]
+    schemas = ToolUse.told(recipe.tools, policy.tokenizer)
+    lengths = [len(prompt_ids(policy, prompt, schemas=schemas)) for prompt in prompts]
     if getattr(stage, "long_prompts", "stop") == "skip":
         lengths = [n for n in lengths if n + AUTO_STEP <= places] or lengths
     return max(1, int(places) - max(lengths))

@@ -20,6 +20,7 @@ from rl_reasoner.files import sha256_of
 from rl_reasoner.recipe.data import AnyData, FileData, MixData, StageData, data_sources
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import RowStage, Stage
+from rl_reasoner.recipe.tools import ToolSettings
 
 # Fields of a stage that change nothing in its result.
 _WITHOUT_EFFECT = ("name", "start", "policy", "teacher", "save_every")
@@ -47,7 +48,7 @@ def facts_of(recipe: Recipe, stage: Stage, made: Mapping[str, str]) -> dict[str,
     if recipe.system:
         facts["system"] = recipe.system
     if recipe.tools:
-        facts["tools"] = recipe.tools.model_dump(mode="json")
+        facts["tools"] = facts_of_tools(recipe.tools)
     if stage.kind == "grpo":
         facts["rewards"] = {
             n: spec.model_dump(mode="json", exclude_none=True) for n, spec in recipe.rewards.items()
@@ -113,9 +114,15 @@ def hash_of_source(source: str, seed: int) -> str:
     return f"{source}, seed {seed}" if source.startswith("scratch:") else source
 
 
-def _code(reward: str) -> str | None:
-    """The hash of the file that a reward of the user's lies in."""
-    file = Path(reward.rpartition(":")[0]).expanduser()
+def facts_of_tools(tools: ToolSettings) -> dict[str, Any]:
+    """What decides what calls give: the settings, and the files of the user's tools."""
+    code = {name: code for name in tools.use if (code := _code(name))}
+    return {**tools.model_dump(mode="json"), **({"code": code} if code else {})}
+
+
+def _code(reference: str) -> str | None:
+    """The hash of the file that a reward or a tool of the user's lies in."""
+    file = Path(reference.rpartition(":")[0]).expanduser()
     return hash_of(file) if file.suffix == ".py" and file.is_file() else None
 
 

@@ -263,10 +263,12 @@ def _prompts(recipe: Recipe, stage: GrpoStage, rows: list[Row], policy: Policy) 
     """Prompt and completion have to fit into the positions that the model knows."""
     prompts = [prompt_of(row, recipe.template, policy.tokenizer) for row in rows]
     longest = stage.sampling.needed
-    too_long = long_rows(prompts, rows, longest, policy)
+    too_long = long_rows(prompts, rows, longest, policy, recipe.tools)
     places = declared_places(policy.model)
     if not too_long:
-        longest_prompt = max(len(prompt_ids(policy, prompt)) for prompt in prompts[:_LOOKED_AT])
+        schemas = ToolUse.told(recipe.tools, policy.tokenizer)
+        some = [prompt_ids(policy, prompt, schemas=schemas) for prompt in prompts[:_LOOKED_AT]]
+        longest_prompt = max(map(len, some))
         message = f"stage {stage.name}: up to {longest_prompt} tokens, completions up to {longest}"
         return Notice("prompts", "passed", message)
     message = (

@@ -31,6 +31,7 @@ from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import GrpoStage, with_max_tokens
 from rl_reasoner.rollout.mismatch import diagnose, measure
 from rl_reasoner.rollout.sampler import eos_ids, prompt_ids, sample, without_long
+from rl_reasoner.rollout.tool_turns import ToolUse
 from rl_reasoner.scoring.batch import score_own_rows
 from rl_reasoner.scoring.limits import Limits
 from rl_reasoner.scoring.outcome import NOT_ITS_ROW, failed, outcome_json, usable
@@ -67,7 +68,7 @@ def rehearse(
         if isinstance(stage, GrpoStage) and rows:
             if stage.long_prompts == "skip":
                 prompts = [prompt_of(row, recipe.template, policy.tokenizer) for row in rows]
-                rows = without_long(prompts, rows, stage.sampling.needed, policy)
+                rows = without_long(prompts, rows, stage.sampling.needed, policy, recipe.tools)
             stage, found = _with_length(recipe, stage, rows, policy)
             some = _some_of_each_task(rows)
             seen = _score_groups(recipe, stage, prepared.rewards, some, policy)
@@ -102,8 +103,9 @@ def _compare_passes(
     recipe: Recipe, stage: GrpoStage, placement: Placement, rows: list[Row], policy: Policy
 ) -> Notice:
     """Log-probs and experts of the sampling pass against those of the training pass."""
+    schemas = ToolUse.told(recipe.tools, policy.tokenizer)
     prompts = [
-        prompt_ids(policy, prompt_of(row, recipe.template, policy.tokenizer))
+        prompt_ids(policy, prompt_of(row, recipe.template, policy.tokenizer), schemas=schemas)
         for row in rows
         for _ in range(2)
     ]

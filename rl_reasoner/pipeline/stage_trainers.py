@@ -5,6 +5,7 @@ trainers do not. What the trainers report is written by `recorder`; which stage 
 decided by `session`.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -92,7 +93,8 @@ def _distill(job: Job, stage: DistillStage) -> DistillationTrainer:
 
 def _sft(job: Job, stage: SftStage) -> SFTTrainer:
     policy = job.policy
-    rows = [_supervised(row, job.recipe.template, policy) for row in job.rows]
+    schemas = ToolUse.told(job.recipe.tools, policy.tokenizer)
+    rows = [_supervised(row, job.recipe.template, policy, schemas) for row in job.rows]
     check_auxiliary_loss(policy.model, stage.router_aux)
     check_experts(policy.model)
     trainer = SFTTrainer(
@@ -105,12 +107,16 @@ def _sft(job: Job, stage: SftStage) -> SFTTrainer:
     return trainer
 
 
-def _supervised(row: Row, template: str, policy: Policy) -> dict[str, Any]:
+def _supervised(
+    row: Row, template: str, policy: Policy, schemas: list[dict[str, Any]] | None
+) -> dict[str, Any]:
+    """A row as trl takes it; a chat tells of tools as the prompts of other stages do."""
     prompt = prompt_of(row, template, policy.tokenizer)
     completion = target_completion(row)
     if isinstance(prompt, str):
         return {"prompt": prompt, "completion": completion}
-    return {"prompt": prompt, "completion": [{"role": "assistant", "content": completion}]}
+    told = {"tools": json.dumps(schemas)} if schemas else {}
+    return {"prompt": prompt, "completion": [{"role": "assistant", "content": completion}], **told}
 
 
 def _grpo(job: Job, stage: GrpoStage) -> GRPOTrainer:
@@ -125,7 +131,7 @@ def _grpo(job: Job, stage: GrpoStage) -> GRPOTrainer:
     trained = rows  # those left out keep their numbers
     if stage.long_prompts == "skip":
         prompts = [row["prompt"] for row in rows]
-        trained = without_long(prompts, rows, stage.sampling.longest, policy)
+        trained = without_long(prompts, rows, stage.sampling.longest, policy, recipe.tools)
     if stage.loss.beta and not recipe.policy.lora:
         # trl loads the reference from where the model says it came from: that must be the
         # policy as it enters this stage, not the one that the first stage opened

@@ -324,7 +324,7 @@ class Recipe(Part):
                 )
             if stage.kind == "grpo" and not self.rewards:
                 raise ValueError(f"stage {stage.name!r} is a grpo stage: the recipe needs rewards")
-            if self.tools and stage.kind in ("sample", "filter"):
+            if self.tools and stage.kind in ("sample", "filter", "distill"):
                 raise ValueError(f"stage {stage.name!r}: {stage.kind} stages run no tools yet")
             if self.tools and stage.kind == "grpo" and stage.vllm:
                 raise ValueError(

@@ -155,24 +155,37 @@ def _check_places(
 
 
 def long_rows(
-    prompts: Sequence[Prompt], rows: Sequence[Row], longest: int, policy: Policy
+    prompts: Sequence[Prompt],
+    rows: Sequence[Row],
+    longest: int,
+    policy: Policy,
+    tools: ToolSettings | None = None,
 ) -> list[tuple[int, int]]:
     """(index, tokens) of the prompts that do not fit, with their completions, into a policy.
 
-    `rows` may have a shorter completion of their own (`max_tokens`).
+    `rows` may have a shorter completion of their own (`max_tokens`). Prompts may tell of `tools`.
     """
     places = declared_places(policy.model)
     if places is None:
         return []
     budgets = [places - min(row.get("max_tokens") or longest, longest) for row in rows]
-    return [*too_long(prompts, lambda some: [len(prompt_ids(policy, p)) for p in some], budgets)]
+    schemas = ToolUse.told(tools, policy.tokenizer)
+
+    def count(some: list[Prompt]) -> list[int]:
+        return [len(prompt_ids(policy, prompt, schemas=schemas)) for prompt in some]
+
+    return [*too_long(prompts, count, budgets)]
 
 
 def without_long(
-    prompts: Sequence[Prompt], rows: Sequence[Row], longest: int, policy: Policy
+    prompts: Sequence[Prompt],
+    rows: Sequence[Row],
+    longest: int,
+    policy: Policy,
+    tools: ToolSettings | None = None,
 ) -> list[Row]:
     """The rows that fit; see `long_rows`."""
-    left = {index for index, _ in long_rows(prompts, rows, longest, policy)}
+    left = {index for index, _ in long_rows(prompts, rows, longest, policy, tools)}
     return [row for index, row in enumerate(rows) if index not in left]
 
 

@@ -89,6 +89,11 @@ class ToolUse:
         call, calls = settings.format, settings.calls
         return cls(tokenizer, settings.use, call_format=call, calls=calls, limits=limits)
 
+    @classmethod
+    def told(cls, settings: ToolSettings | None, tokenizer: Any) -> list[dict[str, Any]] | None:
+        """The `schemas` of a recipe's tools; None without tools. Raises `UserError`."""
+        return cls.of(settings, tokenizer).schemas if settings else None
+
     @property
     def schemas(self) -> list[dict[str, Any]] | None:
         """What a chat template tells the policy of the tools; None where the prompt says it."""

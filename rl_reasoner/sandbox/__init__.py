@@ -188,16 +188,17 @@ def execute(
     memory_mb: int = 512,
     min_level: str = "landlock",
     allow_weak: bool = False,
+    leases: Leases | None = None,
 ) -> Execution:
     """Run `program` as a script that reads `stdin`, to see what it prints.
 
     With `science` it may import numpy and sympy, whatever its own text says. Limits and errors are
-    those of `run`.
+    those of `run`; `SandboxUnavailable` also where another thread cancels `leases`, which ends it.
     """
     settings = _settings(timeout_s, memory_mb, min_level, allow_weak, stop_early=False)
     plan = Stdio(stdin, "", 0.0)
     science = science or wants_science(program)
-    verdict, finished = _run_test(program, plan, settings, Leases(), science)
+    verdict, finished = _run_test(program, plan, settings, leases or Leases(), science)
     if finished is None:
         return Execution("timeout" if verdict == "timeout" else "crash", 0, b"", timeout_s)
     seconds = max(finished.wall_s, finished.first.cpu_s)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rl_reasoner import sandbox
 from rl_reasoner.foreign import printable
+from rl_reasoner.sandbox.host import Leases
 from rl_reasoner.sandbox.levels import choose
 from rl_reasoner.tools import cell
 from rl_reasoner.tools.tool import Tool, ToolLimits, ToolOutcome, ToolResult, shorten
@@ -28,9 +29,18 @@ _WHOLE = 4 << 20  # bytes of output that the sandbox hands over
 class PythonSession:
     """The Python of one completion. Not for use by two threads at once."""
 
-    def __init__(self, limits: ToolLimits | None = None, *, allow_weak: bool = False) -> None:
-        """With `allow_weak` also where the sandbox holds little (see `sandbox.run`)."""
-        self._limits = limits or ToolLimits()
+    def __init__(
+        self,
+        limits: ToolLimits | None = None,
+        *,
+        allow_weak: bool = False,
+        leases: Leases | None = None,
+    ) -> None:
+        """With `allow_weak` also where the sandbox holds little (see `sandbox.run`).
+
+        Who cancels `leases` ends the block that runs.
+        """
+        self._limits, self._leases = limits or ToolLimits(), leases
         self._allow_weak = allow_weak
         self._blocks: list[str] = []
         self._seconds = 0.0  # what running them takes, each within its limit
@@ -38,7 +48,7 @@ class PythonSession:
     def run(self, code: str) -> ToolResult:
         """Run one block and give what the policy is shown of it.
 
-        Raises `SandboxUnavailable` where the sandbox cannot be had.
+        Raises `SandboxUnavailable` where the sandbox cannot be had, or the leases are cancelled.
         """
         if len(self._blocks) >= MOST_BLOCKS:
             text = f"python failed: a session has at most {MOST_BLOCKS} blocks"
@@ -52,6 +62,7 @@ class PythonSession:
             timeout_s=self._limits.timeout_s + self._seconds,
             memory_mb=self._limits.memory_mb,
             allow_weak=self._allow_weak,
+            leases=self._leases,
         )
         seconds = time.monotonic() - began
         ended, why = _ending(done, self._limits)
@@ -95,9 +106,9 @@ class PythonTool(Tool):
         """Raise `SandboxUnavailable` where the sandbox is not strong enough here."""
         choose("landlock", self.allow_weak)
 
-    def session(self, limits: ToolLimits) -> PythonSession:
+    def session(self, limits: ToolLimits, leases: Leases | None = None) -> PythonSession:
         """A session for one completion."""
-        return PythonSession(limits, allow_weak=self.allow_weak)
+        return PythonSession(limits, allow_weak=self.allow_weak, leases=leases)
 
 
 def _python(code: str) -> str:

@@ -19,7 +19,7 @@ from typing import Any, Self
 from rl_reasoner.errors import unknown
 from rl_reasoner.foreign import printable
 from rl_reasoner.sandbox import SandboxUnavailable
-from rl_reasoner.sandbox.host import processors
+from rl_reasoner.sandbox.host import Leases, processors
 from rl_reasoner.tools import load_tools
 from rl_reasoner.tools.apart import ToolProcess, pack_tool
 from rl_reasoner.tools.formats import malformed_call
@@ -59,6 +59,7 @@ class ToolRunner:
         self.counts: Counter[ToolOutcome] = Counter()
         self._lock = threading.Lock()
         self._processors = threading.Semaphore(processors())
+        self.leases = Leases()  # of the sandbox, by all sessions
         self._apart: dict[str, _Processes] = {}
         for tool in self.tools.values():
             if isinstance(tool, PythonTool):
@@ -92,7 +93,8 @@ class ToolRunner:
         except ArgumentsMismatch as error:
             return _result("malformed", malformed_call(str(error)).message, began)
         except SandboxUnavailable as error:
-            _log.warning("tool %r does not start: %s", tool.name, error)
+            if not self.leases.cancelled:
+                _log.warning("tool %r does not start: %s", tool.name, error)
             return _result("died", f"{tool.name} failed: it does not start", began)
         except Exception as error:
             return _result("failed", failure(tool.name, error), began)
@@ -104,6 +106,7 @@ class ToolRunner:
 
     def close(self) -> None:
         """End all processes of tools; calls under way end as those of a process that died."""
+        self.leases.cancel()
         for processes in self._apart.values():
             processes.close()
         self._threads.shutdown(wait=True, cancel_futures=True)
@@ -127,7 +130,8 @@ class ToolSession:
         self._runner = runner
         self._lock = threading.Lock()
         tools = runner.tools.values()
-        made = (tool.session(runner.limits) for tool in tools if isinstance(tool, PythonTool))
+        pythons = (tool for tool in tools if isinstance(tool, PythonTool))
+        made = (tool.session(runner.limits, runner.leases) for tool in pythons)
         self._python = next(made, None) or PythonSession(runner.limits)
 
     def call(self, call: ToolCall | MalformedCall) -> ToolResult:

@@ -242,7 +242,9 @@ class EngineSampling:
         if trainer.tool_use is None:
             yield
             return
-        why = "run.overlap" if trainer.sampling_ahead.on else self.obstacle()
+        why = 'overlap="one_step"' if trainer.sampling_ahead.on else self.obstacle()
+        if not why and not self.on:
+            why = "fast_rollouts=False"
         if why or self.sampling() is None:
             why = why or "a model with its own `generate`"
             raise UserError(f"tools are for policies that our engine samples: not with {why}")

@@ -35,6 +35,7 @@ from rl_reasoner.scoring.rule import Rule, rule_of, total
 from rl_reasoner.scoring.runner import SEEDS
 from rl_reasoner.scoring.trl_form import OF_TRL, call_mistake, form_mistake, needs_column
 from rl_reasoner.training.advantages import total_rewards
+from rl_reasoner.training.objective import trained_tokens
 from rl_reasoner.training.overlapped_rewards import OverlappedRewards
 from rl_reasoner.training.packed_forward import is_on
 from rl_reasoner.training.rollout_batch import RolloutBatch
@@ -225,12 +226,12 @@ class RewardPass:
 
     def _log_tasks(self, batch: RolloutBatch, output: dict[str, Any]) -> None:
         """Log each task's `reward`, `mean_length` (tokens) and `rows` under `task/NAME/`."""
-        lengths = output["completion_mask"].sum(1).tolist()
+        lengths = trained_tokens(output).sum(1).tolist()
         here = [(row.get("task"), length) for row, length in zip(batch.rows, lengths, strict=True)]
-        rows: list[tuple[str | None, int]] = gather_object(here)
+        rows: list[tuple[str | None, float]] = gather_object(here)
         weights = self.trainer.reward_weights.to(batch.rewards.device)
         totals = total_rewards(batch.rewards, weights)
-        of_task: dict[str, list[tuple[float, int]]] = {}
+        of_task: dict[str, list[tuple[float, float]]] = {}
         for (task, length), value in zip(rows, totals.tolist(), strict=True):
             if task is not None:
                 of_task.setdefault(str(task), []).append((value, length))

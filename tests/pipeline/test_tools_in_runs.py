@@ -13,9 +13,18 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from rl_reasoner import Recipe, evaluate, open_policy
 from rl_reasoner.dataset.rows import load_rows
+from rl_reasoner.dataset.templates import prompt_of
 from rl_reasoner.errors import UserError
+from rl_reasoner.pipeline.lineage import facts_of
+from rl_reasoner.pipeline.placement import choose_placement
+from rl_reasoner.pipeline.stage_trainers import Job, trainer_of
 from rl_reasoner.recipe.data import TaskData
+from rl_reasoner.recipe.stages import SftStage
+from rl_reasoner.rollout.sampler import long_rows, prompt_ids
+from rl_reasoner.rollout.tool_turns import ToolUse
+from rl_reasoner.types import Row
 from support.commands import Cli
 
 RECIPE: dict[str, Any] = {
@@ -43,6 +52,11 @@ RECIPE: dict[str, Any] = {
     ],
     "evals": {"sets": ["product_validation"], "limit": 8, "max_tokens": 96},
     "run": {"seed": 1, "report_to": "none"},
+}
+DISTILL = {
+    "kind": "distill",
+    "teacher": "scratch:dense-tiny",
+    "data": {"task": "product", "count": 16},
 }
 SLOW = '''import time
 
@@ -132,6 +146,7 @@ def test_the_same_in_the_middle_of_a_turn_after_kill_9(room: Path) -> None:
         ({"tools": ["slow.py:quick"]}, "quick"),
         ({"run": {"overlap": "one_step"}}, "run.overlap"),
         ({"tools": ["calculator"]}, "no form for calls"),
+        ({"stages": [DISTILL]}, "run no tools yet"),
     ],
 )
 def test_mistakes_are_one_line(change: dict[str, Any], message: str, room: Path, cli: Cli) -> None:
@@ -161,3 +176,48 @@ def test_steps_of_chains_as_calls() -> None:
     assert 70 < calls < 130 and 70 < plain < 130
     with pytest.raises(UserError, match="called must be 0"):
         load_rows(TaskData(task="modular", count=20, called=1.0))
+
+
+CHAT = (
+    "{% if tools %}{{ tools | tojson }} answer, or call by <tool_call>{% endif %}"
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+def test_every_prompt_tells_of_the_tools(tmp_path: Path) -> None:
+    """What a chat template says of them is in sft rows, in the manifest, and in lengths."""
+    policy = open_policy("scratch:dense-tiny", seed=1, device="cpu")
+    policy.tokenizer.chat_template = CHAT
+    recipe = Recipe(**{**RECIPE, "template": "chat", "tools": ["calculator"]})
+    stage = recipe.stages[0]
+    assert isinstance(stage, SftStage)
+    rows: list[Row] = [{"problem": "1+1=", "answer": "2", "completion": "2"}] * 4
+    prompts = [prompt_of(row, "chat", policy.tokenizer) for row in rows]
+    schemas = ToolUse.told(recipe.tools, policy.tokenizer)
+    told = prompt_ids(policy, prompts[0], schemas=schemas)
+    assert "calculator" in policy.tokenizer.decode(told)
+
+    job = Job(recipe, stage, choose_placement(recipe), rows, {}, policy, tmp_path)
+    assert trainer_of(job).train_dataset[0]["input_ids"][: len(told)] == told
+
+    result = evaluate(
+        policy, ["product_validation"], limit=1, max_tokens=2, template="chat", tools=recipe.tools
+    )
+    example = result.manifest["policy"]["prompt_example"]["token_ids"]
+    assert "calculator" in policy.tokenizer.decode(example)
+
+    policy.model.config.max_position_embeddings = len(told) + 1
+    assert len(long_rows(prompts, rows, 2, policy, recipe.tools)) == 4
+    assert long_rows(prompts, rows, 2, policy) == []
+
+
+def test_what_a_stage_was_made_from_has_the_text_of_tools(
+    room: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(room)
+    recipe = Recipe(**RECIPE)
+    before = facts_of(recipe, recipe.stages[1], {"sft": "weights"})
+    assert facts_of(recipe, recipe.stages[1], {"sft": "weights"}) == before
+    (room / "slow.py").write_text(SLOW.replace("return text", "return text * 2"))
+    assert facts_of(recipe, recipe.stages[1], {"sft": "weights"}) != before

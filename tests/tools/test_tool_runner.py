@@ -202,6 +202,17 @@ def test_closing_ends_a_call_that_is_under_way() -> None:
     assert runner.session().call(ToolCall("hangs", {})).kind == "died"
 
 
+def test_closing_ends_python_that_is_under_way() -> None:
+    """Ctrl-C, or a scheduler's order to end, does not wait for a program to be late."""
+    runner = ToolRunner(["python"], ToolLimits(timeout_s=120))
+    with ThreadPoolExecutor(1) as thread:
+        call = ToolCall("python", {"code": "import time\ntime.sleep(100)"})
+        calling = thread.submit(runner.session().call, call)
+        time.sleep(1)
+        runner.close()
+        assert calling.result(90).kind == "died"
+
+
 def test_functions_of_scripts_and_closures_go_along() -> None:
     factor = 7
 

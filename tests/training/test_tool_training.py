@@ -205,7 +205,7 @@ def test_the_correction_leaves_out_what_was_given(tmp_path: Path) -> None:
 
 def test_tools_need_the_engine(tmp_path: Path) -> None:
     trainer = build("scratch:dense-tiny", tmp_path, kind=with_turns([]), fast_rollouts=False)
-    with pytest.raises(UserError, match="tools are for policies that our engine samples"):
+    with pytest.raises(UserError, match="our engine samples: not with fast_rollouts=False"):
         trainer.train()
 
 
@@ -280,3 +280,18 @@ def test_tokens_are_never_decoded_and_encoded_again(policies: Policies, tmp_path
     gradients(Watched, policies("dense"), tmp_path, never_flat, samples=[], **changes)
     sampled = [ids for batch, _ in turns for ids in batch]
     assert len(sampled) >= 1000 and sorted(sampled) == sorted(trained)
+
+
+def test_lengths_of_tasks_leave_out_what_was_given(tmp_path: Path) -> None:
+    columns = {"task": ["a", "b"] * 4}
+    trainer = build(
+        "scratch:dense-tiny", tmp_path, kind=with_turns([]), columns=columns, max_steps=1,
+        max_completion_length=12, save_strategy="no",
+    )  # fmt: skip
+    trainer.use_row_settings = True
+    trainer.train()
+    [log] = [entry for entry in trainer.state.log_history if "completions/mean_length" in entry]
+    tasks = [name.split("/")[1] for name in log if name.startswith("task/") and "rows" in name]
+    tokens = sum(log[f"task/{task}/mean_length"] * log[f"task/{task}/rows"] for task in tasks)
+    rows = sum(log[f"task/{task}/rows"] for task in tasks)
+    assert tasks and tokens / rows == pytest.approx(log["completions/mean_length"])
