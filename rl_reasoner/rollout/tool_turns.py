@@ -8,10 +8,11 @@ special token, say an end of turn, into a completion.
 
 import inspect
 import queue
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from rl_reasoner.errors import UserError
@@ -128,11 +129,9 @@ class ToolUse:
 
     def identity(self) -> dict[str, Any]:
         """All that completions depend on: the tools' text, the format, the limits."""
-        texts = {
-            one.name: inspect.getsource(inspect.getmodule(one.fn) or one.fn) for one in self.tools
-        }
-        asked = {"format": self.format.name, "calls": self.calls, **asdict(self.limits)}
-        return {"tools": texts, "schemas": self.schemas, **asked}
+        texts = {one.name: _source(one.fn) for one in self.tools}
+        told = {"format": self.format.name, "turn": self.format.turn(""), "schemas": self.schemas}
+        return {"tools": texts, **told, "calls": self.calls, **asdict(self.limits)}
 
     def text(self, ids: Sequence[int]) -> str:
         """Token ids as text, special tokens with it."""
@@ -219,6 +218,12 @@ class ToolTurns:
         """Forget what the rows' tools keep."""
         for row in self._rows:
             row.session.close()
+
+
+def _source(fn: Callable[..., Any]) -> str:
+    """The text of the file that a function is in; its module may have gone for one of its name."""
+    file = Path(inspect.getsourcefile(inspect.unwrap(fn)) or "")
+    return file.read_text(encoding="utf-8") if file.is_file() else inspect.getsource(fn)
 
 
 def _format(name: str, tools: Sequence[Tool], tokenizer: Any) -> CallFormat:

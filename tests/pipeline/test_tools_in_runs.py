@@ -22,6 +22,7 @@ from rl_reasoner.pipeline.placement import choose_placement
 from rl_reasoner.pipeline.stage_trainers import Job, trainer_of
 from rl_reasoner.recipe.data import TaskData
 from rl_reasoner.recipe.stages import SftStage
+from rl_reasoner.recipe.tools import ToolSettings
 from rl_reasoner.rollout.sampler import long_rows, prompt_ids
 from rl_reasoner.rollout.tool_turns import ToolUse
 from rl_reasoner.types import Row
@@ -221,3 +222,23 @@ def test_what_a_stage_was_made_from_has_the_text_of_tools(
     assert facts_of(recipe, recipe.stages[1], {"sft": "weights"}) == before
     (room / "slow.py").write_text(SLOW.replace("return text", "return text * 2"))
     assert facts_of(recipe, recipe.stages[1], {"sft": "weights"}) != before
+
+
+def test_what_was_drawn_with_another_tool_is_not_taken(tmp_path: Path) -> None:
+    """Of two files of one name, and of the turns that a chat template writes, all counts."""
+    policy = open_policy("scratch:dense-tiny", seed=1, device="cpu")
+    policy.tokenizer.chat_template = CHAT
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "own.py").write_text(SLOW.replace("def slow", f"def {name}"))
+    tools = ToolSettings(
+        use=tuple(f"{tmp_path / name / 'own.py'}:{name}" for name in ("one", "two"))
+    )
+    before = ToolUse.of(tools, policy.tokenizer).identity()
+    assert ToolUse.of(tools, policy.tokenizer).identity() == before
+    own = tmp_path / "one" / "own.py"
+    own.write_text(own.read_text().replace("return text", "return text * 2"))
+    edited = ToolUse.of(tools, policy.tokenizer).identity()
+    assert edited != before
+    policy.tokenizer.chat_template = CHAT.replace("[assistant]", "[answer]")
+    assert ToolUse.of(tools, policy.tokenizer).identity() != edited
