@@ -107,7 +107,7 @@ def import_module_of(name: str, reference: str, kind: str = "reward") -> ModuleT
         raise UserError(f"{kind} {reference!r}: syntax error at {line}: {error.msg}") from error
     except UserError:
         raise
-    except Exception as error:  # whatever the module's own code raises
+    except (Exception, SystemExit) as error:  # whatever the module's own code raises
         what = _cause(error, location_of(error))
         file = Path(f"{name.replace('.', '/')}.py")  # its folder may not be one of Python's
         itself = isinstance(error, ModuleNotFoundError) and name.startswith(error.name or name)
@@ -117,7 +117,7 @@ def import_module_of(name: str, reference: str, kind: str = "reward") -> ModuleT
     return module
 
 
-def _cause(error: Exception, where: str = "") -> str:
+def _cause(error: BaseException, where: str = "") -> str:
     """What went wrong; of an import that a copy of an earlier shipped reward has, the way out."""
     name = getattr(error, "name", None) or ""
     if isinstance(error, ModuleNotFoundError) and name.startswith("rl_reasoner."):

@@ -218,7 +218,11 @@ def _arguments_of(
         raise UserError(f"{owner}: its annotations cannot be read: {error}") from error
     names: dict[str, str] = {}
     fields: dict[str, Any] = {}
-    for parameter in inspect.signature(fn).parameters.values():
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except ValueError as error:  # some functions in C
+        raise UserError(f"{owner} does not say its parameters: wrap it into a def") from error
+    for parameter in parameters:
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise UserError(f"{owner}: a policy gives arguments by name, {parameter} takes none")
         if parameter.name not in hints:

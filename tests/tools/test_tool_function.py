@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -161,6 +162,7 @@ def many(*words: str) -> str:
         (unknown_type, "tool 'unknown_type': its annotations cannot be read"),
         (many, "tool 'many': a policy gives arguments by name"),
         (3, "a tool is a function: this is int"),
+        (time.sleep, "tool 'sleep' does not say its parameters"),
     ],
 )
 def test_a_function_that_is_no_tool_is_refused_by_name(fn: Any, told: str) -> None:
@@ -232,6 +234,7 @@ def test_tools_are_found_by_name_in_files_and_as_functions(tmp_path: Path) -> No
         ("{folder}/mine.py", "names no function: write"),
         ("{folder}/yours.py:shout", "there is no file"),
         ("{folder}/broken.py:shout", "tool '{folder}/broken.py:shout': syntax error at"),
+        ("{folder}/script.py:shout", "cannot import {folder}/script.py: SystemExit: 0"),
         ("no.such.module:f", "tool 'no.such.module:f': cannot import no.such.module"),
     ],
 )
@@ -240,6 +243,7 @@ def test_a_reference_that_names_no_tool_is_one_clear_line(
 ) -> None:
     (tmp_path / "mine.py").write_text(FILE)
     (tmp_path / "broken.py").write_text("def shout(:")
+    (tmp_path / "script.py").write_text("import sys\n\nsys.exit(0)\n")
     with pytest.raises(UserError) as caught:
         load_tool(reference.format(folder=tmp_path))
     assert told.format(folder=tmp_path) in str(caught.value)
