@@ -93,9 +93,7 @@ def prepare(recipe: Recipe, placement: Placement, locate: Locate | None = None) 
             with field(*(("stages", index, "data") if stage.data else ("data",))):
                 rows[stage.name] = read_stage_rows(recipe, stage, recipe.data_of(stage), rewards)
                 check_filled(stage, len(rows[stage.name]), step_prompts)
-    for stage in recipe.stages:
-        if problems or stage.kind != "grpo":
-            continue
+    for stage in (one for one in recipe.stages if one.kind == "grpo" and not problems):
         for name, function in rewards.items():
             for row in _first_of_each_task(unfiltered(recipe, stage, rows), name_of(function)):
                 with field("rewards", name):
