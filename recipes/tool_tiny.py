@@ -3,7 +3,7 @@
     python recipes/tool_tiny.py                  # or: rl-reasoner train tool_tiny
     rl-reasoner train tool_tiny --tools null     # the same without the tool
 
-A policy of half a million parameters cannot multiply numbers of two or three digits in its head.
+A policy of 0.3 million parameters cannot multiply numbers of two or three digits in its head.
 `calls` teaches it to call: a call with its result in the chain of thought, then the answer. `habit`
 gives it a bad habit: seven of eight products are answered at once, wrong of course. So are products
 with 1, 10, 100 and 1000, rightly: for those it needs no calculator. GRPO rewards right answers

@@ -254,10 +254,7 @@ class EngineSampling:
 
     def _completed(self, prompts: list[Any], trainer: Any) -> dict[str, Any]:
         """What trl expects of a `rollout_func`."""
-        prompt_ids, images, fields = trainer._tokenize_prompts(prompts)
-        train = trainer.model.training
-        size = trainer.num_generations if train else trainer.num_generations_eval
-        ids, logps = trainer._generate_single_turn(prompt_ids, images, fields, size)
+        prompt_ids, ids, logps = trainer.internals.completed(prompts)
         masks = trainer.rollout_batch.tool_masks
         sampled = {"completion_ids": ids, "logprobs": logps, "env_mask": masks}
         return {"prompt_ids": prompt_ids, **sampled}

@@ -106,6 +106,16 @@ class Internals:
         """The tokens that trl makes of each prompt, text or chat."""
         return self.trainer._tokenize_prompts(prompts)[0]  # type: ignore[no-any-return]
 
+    def completed(
+        self, prompts: list[Any]
+    ) -> tuple[list[list[int]], list[list[int]], list[list[float]] | None]:
+        """Prompts, a completion for each and its log-probs, in tokens, as trl has them made."""
+        trainer = self.trainer
+        prompt_ids, images, fields = trainer._tokenize_prompts(prompts)
+        train = trainer.model.training
+        size = trainer.num_generations if train else trainer.num_generations_eval
+        return prompt_ids, *trainer._generate_single_turn(prompt_ids, images, fields, size)
+
     def log_metric(self, name: str, value: float) -> None:
         """A figure of the batch that is being scored."""
         self.trainer._log_metric(name, value)

@@ -32,6 +32,9 @@ SMALL = {
     "moe_tiny": [
         *("--chains.steps", "2", "--chains.data.count", "200", "--chains.batch", "8"),
     ],
+    "tool_tiny": [
+        *("--calls.steps", "2", "--calls.batch", "8", "--habit.steps", "2", "--habit.batch", "8"),
+    ],
     "code_tiny": [
         *("--careless.steps", "2", "--careless.data.count", "50", "--careless.batch", "8"),
     ],
@@ -48,11 +51,17 @@ REAL = (
     "word_problems_moe",
 )  # test_real_recipes
 GRPO = [
-    *("--grpo.steps", "2", "--grpo.data.count", "50"),
+    *("--grpo.steps", "2"),
     *("--grpo.group.size", "4", "--grpo.group.prompts", "2", "--grpo.sampling.max_tokens", "12"),
     *("--evals.limit", "4", "--evals.max_tokens", "12", "--evals.every", "1"),
     *("--run.device", "cpu"),
 ]
+
+
+def flags(name: str) -> list[str]:
+    """What makes the recipe `name` tiny."""
+    rows = [] if name == "tool_tiny" else ["--grpo.data.count", "50"]  # a mix has no count
+    return [*SMALL[name], *GRPO, *rows]
 
 
 def looked_over(folder: Path, name: str) -> None:
@@ -82,7 +91,7 @@ def test_every_recipe_is_run_here_or_with_a_real_model() -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_by_name(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
-    assert main(["train", name, "--json", *SMALL[name], *GRPO, "--run.folder", str(folder)]) == 0
+    assert main(["train", name, "--json", *flags(name), "--run.folder", str(folder)]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["run"] == str(folder) and shown["evals"].keys() == {"before", "after"}
     looked_over(folder, name)
@@ -91,7 +100,7 @@ def test_by_name(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_as_a_script_in_a_folder_of_ones_own(tmp_path: Path) -> None:
     """`python recipes/noisy_start.py`: runs go to runs/ in the working folder."""
     script = ROOT / "recipes" / "noisy_start.py"
-    command = [sys.executable, str(script), *SMALL["noisy_start"], *GRPO]
+    command = [sys.executable, str(script), *flags("noisy_start")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     [folder] = (tmp_path / "runs").iterdir()

@@ -122,7 +122,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "iterations": ("dense", {"num_iterations": 2, "max_steps": 4}),
     "accumulation": ("dense", {"gradient_accumulation_steps": 6, "max_steps": 2}),
-    "truncated": ("dense", {"mask_truncated_completions": True}),
     "lora": ("dense", {"lora": 0.0}),
     "lora, kl": ("dense", {"lora": 0.0, "beta": 0.04}),
     "experts": ("moe", {}),

@@ -71,7 +71,6 @@ ATTRIBUTES = {
 }
 CALLED = {
     "_get_output_dir": ["trial"],
-    "_tokenize_prompts": ["prompts"],
     "add_callback": ["callback"],
     "_log_completion_extra": ["column", "values"],
     "_log_metric": ["name", "value"],
@@ -123,6 +122,7 @@ OVERRIDDEN = {
     "_prepare_inputs": ["generation_batch"],
     "_calculate_rewards": ["inputs", "prompts", "completions", "completion_ids_list"],
     "_generate": ["prompts"],
+    "_tokenize_prompts": ["prompts"],
     "_generate_single_turn": [
         "prompt_ids",
         "images",
