@@ -21,6 +21,8 @@ DATA = room("data")
 COUNTS = {"train": 200, "validation": 200, "test": 500, "ood": 300}
 COUNTS_OF = {
     "modular": {"train": 200, "validation": 400, "test": 1000, "ood": 500},
+    "product": {"validation": 100, "test": 500},
+    "tens": {"validation": 100, "test": 500},
     "functions": {"validation": 200, "test": 400},
     "instructions": {"train": 200, "validation": 200, "test": 400, "ood": 200},
     "instructions_tiny": {"train": 200, "validation": 400, "test": 1000, "ood": 300},
