@@ -11,9 +11,11 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -22,8 +24,10 @@ from rl_reasoner.files import read_jsonl
 
 RECIPES = (
     *("quickstart", "noisy_start", "skill", "code_tiny"),
-    *("instructions_tiny", "moe_tiny", "tool_tiny"),
+    *("instructions_tiny", "moe_tiny", "tool_tiny", "no_tool"),
 )
+VARIANTS = {"no_tool": ("tool_tiny", "--tools", "null")}  # a recipe with flags, by a name of ours
+_TENS = re.compile(r"\*10{0,3}=")  # the end of a product that needs no calculator
 
 
 def run(name: str, seed: int, folder: Path) -> dict[str, Any]:
@@ -34,7 +38,7 @@ def run(name: str, seed: int, folder: Path) -> dict[str, Any]:
         command = [sys.executable, "-m", "rl_reasoner.cli", "train"]
         fresh = not (target / "recipe.yaml").is_file()
         command += (
-            [name, "--run.seed", str(seed), "--run.folder", str(target)]
+            [*VARIANTS.get(name, (name,)), "--run.seed", str(seed), "--run.folder", str(target)]
             if fresh
             else ["--resume", str(target)]
         )
@@ -85,6 +89,23 @@ def loads(run: Path) -> str:
     return f"{mean(found[:10]):.2f} → {mean(found[-10:]):.2f}, dead experts {dead:.0f}"
 
 
+def calls(run: Path) -> list[str]:
+    """The share of completions with calls, by tenth of the GRPO steps; nothing without tools."""
+    stage = max(run.glob("stages/*-grpo"), key=lambda path: int(path.name.split("-")[0]))
+    rows = list(read_jsonl(stage / "rollouts.jsonl"))
+    if "turns" not in rows[0]:
+        return []
+    last = max(row["step"] for row in rows)
+    found: dict[tuple[str, int], list[bool]] = defaultdict(list)
+    for row in rows:
+        kind = "with powers of ten" if _TENS.search(row["prompt"]) else "products"
+        found[kind, (row["step"] - 1) * 10 // last].append(bool(row["turns"]))
+    return [
+        f"{kind} | " + " | ".join(f"{mean(found[kind, tenth]):.0%}" for tenth in range(10))
+        for kind in ("products", "with powers of ten")
+    ]
+
+
 def main() -> None:
     """Run what is asked and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
@@ -96,7 +117,7 @@ def main() -> None:
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
     print("| recipe | seed | set | before GRPO | after GRPO | thinks | tokens | best of k |")
     print("|---|---|---|---|---|---|---|---|")
-    seconds, balance = [], []
+    seconds, balance, called = [], [], list[str]()
     for name in asked.only.split(","):
         for seed in map(int, asked.seeds.split(",")):
             found = run(name, seed, asked.folder)
@@ -104,8 +125,13 @@ def main() -> None:
             print("\n".join(rows(name, seed, found)), flush=True)
             if load := loads(asked.folder / f"{name}-{seed}"):
                 balance.append(f"{name} seed {seed}: {load}")
+            called += [f"| {seed} | {line} |" for line in calls(asked.folder / f"{name}-{seed}")]
     if balance:
         print("\nbusiest expert over the mean, first and last 10 GRPO steps: " + "; ".join(balance))
+    if called:
+        numbers = " | ".join(map(str, range(1, 11)))
+        print(f"\n| seed | completions with calls | {numbers} |\n|" + "---|" * 12)
+        print("\n".join(called))
     print("\nwall time: " + "; ".join(seconds))
 
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 from rl_reasoner.answers.equality.arithmetic import TooLarge
 from rl_reasoner.answers.equality.compare import Comparison
 from rl_reasoner.answers.equality.shapes import Inconsistent
-from rl_reasoner.answers.extraction.extract import answer_of, gold_of
+from rl_reasoner.answers.extraction.extract import Extracted, answer_of, gold_of
 from rl_reasoner.answers.extraction.wording import (
     choice,
     choice_letters,
@@ -53,7 +53,7 @@ def fast_verdict(completion: str, answer: str) -> AnswerVerdict:
 
 
 def _verdict(completion: str, answer: str) -> AnswerVerdict:
-    gold = _gold_of(answer) if len(answer) <= CACHED_GOLD else gold_of(answer)
+    gold = _gold(answer)
     if gold.trouble:
         return AnswerVerdict(None, f"abstained: {gold.trouble}")
     extracted = answer_of(completion)
@@ -73,6 +73,10 @@ def _verdict(completion: str, answer: str) -> AnswerVerdict:
     return AnswerVerdict(0.0, reason + (trouble or "not equal"), tuple(undecided))
 
 
+def _gold(answer: str) -> Extracted:
+    return _gold_of(answer) if len(answer) <= CACHED_GOLD else gold_of(answer)
+
+
 def left_to_do(completion: str, answer: str) -> str:
     """The answer of a right completion where it is a calculation (`900 - 156`), else empty.
 
@@ -81,7 +85,7 @@ def left_to_do(completion: str, answer: str) -> str:
     `2^{10}`. Never raises on strings.
     """
     try:
-        gold = gold_of(answer).texts
+        gold = _gold(answer).texts
         if not gold or not _is_value(gold[0]):
             return ""
         equal = [text for text in answer_of(completion).texts if compared(gold[0], text)[0]]

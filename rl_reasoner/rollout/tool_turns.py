@@ -19,13 +19,7 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.recipe.tools import ToolSettings
 from rl_reasoner.rollout.turns import Answer
 from rl_reasoner.tools import load_tools
-from rl_reasoner.tools.formats import (
-    CallFormat,
-    HermesFormat,
-    LlamaFormat,
-    call_format,
-    format_of_template,
-)
+from rl_reasoner.tools.formats import CallFormat, call_format, format_of_template
 from rl_reasoner.tools.runner import ToolRunner, ToolSession
 from rl_reasoner.tools.tool import (
     MalformedCall,
@@ -93,13 +87,14 @@ class ToolUse:
     @classmethod
     def told(cls, settings: ToolSettings | None, tokenizer: Any) -> list[dict[str, Any]] | None:
         """The `schemas` of a recipe's tools; None without tools. Raises `UserError`."""
-        return cls.of(settings, tokenizer).schemas if settings else None
+        if settings is None:
+            return None
+        return _format(settings.format, load_tools(settings.use), tokenizer).schemas
 
     @property
     def schemas(self) -> list[dict[str, Any]] | None:
         """What a chat template tells the policy of the tools; None where the prompt says it."""
-        told = isinstance(self.format, (HermesFormat, LlamaFormat))
-        return [tool.schema for tool in self.tools] if told else None
+        return self.format.schemas
 
     @contextmanager
     def turns(self, count: int) -> Iterator["ToolTurns"]:
@@ -235,14 +230,11 @@ def _format(name: str, tools: Sequence[Tool], tokenizer: Any) -> CallFormat:
             "(```python blocks) or 'tags' (<python>…</python>), and say so in the prompt template"
         )
     found = call_format(name, tools)
-    if not isinstance(found, (HermesFormat, LlamaFormat)) or not template:
-        return found
 
     def render(messages: list[dict[str, str]]) -> str:
-        schemas = [tool.schema for tool in tools]
         text: str = tokenizer.apply_chat_template(
-            messages, tools=schemas, tokenize=False, add_generation_prompt=True
+            messages, tools=found.schemas, tokenize=False, add_generation_prompt=True
         )
         return text
 
-    return found.in_template(render)
+    return found.in_template(render) if template else found

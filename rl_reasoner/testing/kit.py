@@ -366,12 +366,17 @@ class _Kit:
             return Finding(check, "skipped", _NEEDS_GOLD)
         for name in names:
             texts = [self._hack(name, index) for index in range(len(self.rows))]
-            scores = [usable(outcome) for outcome in self.score(texts, self.rows)]
-            paid = [i for i, score in enumerate(scores) if score > (self.low + self.high) / 2]
-            if len(paid) * 2 > len(scores):
-                message = f"{name}: {len(paid)} of {len(scores)} are paid"
+            paid = self._paid(texts, self.rows)
+            if len(paid) * 2 > len(texts):
+                message = f"{name}: {len(paid)} of {len(texts)} are paid"
                 return Finding(check, "failed", message, texts[paid[0]])
         return Finding(check, "passed")
+
+    def _paid(self, texts: Sequence[str], rows: Sequence[Row]) -> list[int]:
+        """Which of the texts get more than half of what right answers get."""
+        middle = (self.low + self.high) / 2
+        outcomes = self.score(texts, rows)
+        return [i for i, outcome in enumerate(outcomes) if usable(outcome) > middle]
 
     def _hack(self, name: str, index: int) -> str:
         row, other, third = (self.rows[(index + k) % len(self.rows)] for k in range(3))
@@ -444,11 +449,12 @@ class _Kit:
         shown = [(text, row) for row in self.rows if (text := probes.undone(row, self.form))]
         if not shown:
             return Finding("sum left undone", "skipped", "no answers that are whole numbers")
-        outcomes = self.score([text for text, _ in shown], [row for _, row in shown])
-        paid = sum(usable(outcome) > (self.low + self.high) / 2 for outcome in outcomes)
-        if 2 * paid <= len(shown):
+        paid = self._paid([text for text, _ in shown], [row for _, row in shown])
+        if 2 * len(paid) <= len(shown):
             return Finding("sum left undone", "passed")
-        message = f"{paid} of {len(shown)} are paid (math_answer: value_only pays for the value)"
+        message = (
+            f"{len(paid)} of {len(shown)} are paid (math_answer: value_only pays for the value)"
+        )
         return Finding("sum left undone", "warned", message, shown[0][0])
 
 

@@ -7,6 +7,7 @@ a call. Calls are read by JSON within bounds or taken as they stand; nothing is 
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -23,6 +24,10 @@ _LABELS = {"py": "python", "python3": "python"}
 _CALL, _RESULT = "the call stands here", "line one\nline two"
 
 
+Render = Callable[[list[dict[str, str]]], str]
+"""The text of a chat's messages, by a template."""
+
+
 class ToolTurn(NamedTuple):
     """What follows a call: the result, and what the format writes around it.
 
@@ -35,7 +40,7 @@ class ToolTurn(NamedTuple):
     after: str
 
 
-class CallFormat:
+class CallFormat(ABC):
     """A way to write calls, for the tools that it knows."""
 
     name: ClassVar[str]
@@ -43,25 +48,34 @@ class CallFormat:
     def __init__(self, tools: Iterable[Tool]) -> None:
         self.tools = {tool.name: tool for tool in tools}
 
+    @property
+    def schemas(self) -> list[dict[str, Any]] | None:
+        """What a chat template tells the policy of the tools; None where the prompt says it."""
+        return None
+
+    def in_template(self, render: Render) -> "CallFormat":
+        """This format in a chat template, which `render` gives the text of messages by."""
+        return self
+
+    @abstractmethod
     def ended(self, text: str, new: int) -> bool:
         """Whether the last `new` characters of `text` finish a call.
 
         `text` is what the policy wrote since the last result. Made to be asked after every token:
         all but the tail is only looked at where the tail holds the end of a call.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, text: str) -> ToolCall | MalformedCall:
         """The call that `text` ends with, once `ended` has said so."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write(self, call: ToolCall) -> str:
         """A call as a policy of this format writes it. Raises ValueError where it cannot."""
-        raise NotImplementedError
 
+    @abstractmethod
     def turn(self, result: str) -> ToolTurn:
         """What is put behind a call that had this result."""
-        raise NotImplementedError
 
     def _named(self, name: object, arguments: Mapping[str, Any]) -> ToolCall | MalformedCall:
         if isinstance(name, str) and name in self.tools:
@@ -92,7 +106,11 @@ class _JsonFormat(CallFormat):
     around: _Around
     closes: ClassVar[str] = ""  # what a result's text may not hold
 
-    def in_template(self, render: Callable[[list[dict[str, str]]], str]) -> "_JsonFormat":
+    @property
+    def schemas(self) -> list[dict[str, Any]]:
+        return [tool.schema for tool in self.tools.values()]
+
+    def in_template(self, render: Render) -> "_JsonFormat":
         """This format with the turns of a chat template.
 
         `render` gives the text of messages, the prompt for the next answer included. Raises
