@@ -162,6 +162,7 @@ def test_an_adapter_s_rate_is_told_to_be_ten_times_the_full_one(cli: Cli, tmp_pa
     assert "ten times the rate of full training" in found["message"]
 
 
+@pytest.mark.matrix
 def test_a_changed_recipe_keeps_what_auto_came_to(tmp_path: Path) -> None:
     """A policy that never ends is looked at before sft, one that ends behind it: 64 would do."""
     given: dict[str, Any] = {

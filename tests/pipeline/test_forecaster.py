@@ -185,6 +185,7 @@ def without_clock(run: Path) -> dict[str, Any]:
     return {**{k: v for k, v in made.items() if k not in timed}, "outcome": reward}
 
 
+@pytest.mark.matrix
 def test_a_run_that_was_killed_forecasts_the_same(tmp_path: Path) -> None:
     """Killed with signal 9 in step 4, continued from step 2; the forecast is made after step 6."""
     folders = [tmp_path / name for name in ("whole", "killed")]

@@ -171,6 +171,7 @@ def test_rows_with_an_equation_get_it_as_their_completion() -> None:
     }
 
 
+@pytest.mark.matrix
 @pytest.mark.real
 @pytest.mark.slow
 def test_the_real_sets(tmp_path: Path) -> None:

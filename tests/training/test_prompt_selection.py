@@ -184,9 +184,12 @@ def test_the_schedule_draws_by_what_was_scored_and_leaves_evaluation_alone(tmp_p
     "changes",
     [
         {"dynamic_sampling": 3},
-        {"prompt_schedule": True},
+        pytest.param({"prompt_schedule": True}, marks=pytest.mark.matrix),
         {"prompt_schedule": True, "dynamic_sampling": 2, "steps_per_generation": 4},
-        {"algorithm": "dapo", "num_iterations": 2, "steps_per_generation": 4, **EVAL},
+        pytest.param(
+            {"algorithm": "dapo", "num_iterations": 2, "steps_per_generation": 4, **EVAL},
+            marks=pytest.mark.matrix,
+        ),
     ],
     ids=str,
 )
