@@ -50,11 +50,11 @@ scaling: .venv/dev  ## several processes: killed, told to stop, 200 steps; Ray w
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m matrix tests/distributed/test_launch.py tests/distributed/test_launch_files.py tests/scoring/test_ray_cluster.py
 	$(PY) benchmarks/processes.py
 
-docs: .venv/dev  ## the site, in build/site; nothing is fetched, every link is checked (to search in it: python3 -m http.server -d build/site)
+docs: .venv/dev  ## the site, in build/site; nothing is fetched, every link is checked; search works from the folder, too
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build
 
-tutorials: .venv/dev  ## every block of README and docs at its full size; `make test` runs them tiny
-	RL_REASONER_DOCS=full OMP_NUM_THREADS=1 $(PY) -m pytest -n0 --timeout=3600 tests/project/test_readme.py tests/project/test_docs.py tests/project/test_notebook.py
+tutorials: .venv/dev  ## every block of README and docs at its full size, and what it prints into the tutorials; `make test` runs them tiny
+	RL_REASONER_DOCS=full OMP_NUM_THREADS=1 COLUMNS=110 $(PY) -m pytest -n0 --timeout=3600 tests/project/test_readme.py tests/project/test_docs.py tests/project/test_notebook.py
 
 release-check: .venv/dev  ## version, wheel, README, and the wheel in an empty environment on each Python that is here
 	$(PY) -m pip install --quiet -e '.[release]'

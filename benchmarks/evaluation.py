@@ -161,7 +161,7 @@ def tiny(asked: argparse.Namespace) -> None:
 
 
 def figures(asked: argparse.Namespace) -> None:
-    """The README's table, by the commands that it names."""
+    """The table of docs/evaluation.md (a real model as published), by the commands it names."""
     print(
         "| set | problems | samples | accuracy | pass@4 | maj@4 | cut off | no answer | seconds |"
     )

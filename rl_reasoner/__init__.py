@@ -12,6 +12,7 @@ from rl_reasoner.version import __version__
 
 if TYPE_CHECKING:
     from rl_reasoner.answers import verify, verify_many
+    from rl_reasoner.evaluation.comparison import Comparison
     from rl_reasoner.evaluation.evaluate import evaluate
     from rl_reasoner.evaluation.result import EvalResult, compare
     from rl_reasoner.pipeline.train import Run, train
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Column": "scoring.reward",
+    "Comparison": "evaluation.comparison",
     "EvalResult": "evaluation.result",
     "GRPOConfig": "training.config",
     "GRPOTrainer": "training.grpo_trainer",
@@ -45,6 +47,7 @@ _HOMES = {
 
 __all__ = [
     "Column",
+    "Comparison",
     "EvalResult",
     "GRPOConfig",
     "GRPOTrainer",

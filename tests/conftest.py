@@ -21,7 +21,8 @@ CHOICES: dict[str, Any] = {
     "native": False,
     "products": {"forward": "torch", "input": "torch", "weight": "torch", "rates": {}},
 }
-os.environ.setdefault("RL_REASONER_CHOICES", json.dumps(CHOICES))
+if os.environ.get("RL_REASONER_DOCS") != "full":  # documents at full size: as a user sees them
+    os.environ.setdefault("RL_REASONER_CHOICES", json.dumps(CHOICES))
 os.environ.setdefault("RL_REASONER_REPORT_TO", "none")  # no dashboard, also where there is one
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when huggingface_hub is imported
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure

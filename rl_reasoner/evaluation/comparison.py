@@ -14,6 +14,7 @@ from typing import Any
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.metrics import has_lenient, problems, share_right
+from rl_reasoner.evaluation.notebook import comparison_html, difference
 from rl_reasoner.evaluation.statistics import (
     detectable_difference,
     holm,
@@ -30,6 +31,17 @@ _PARTS = {
     0.9: "nine tenths", 1.0: "nearly all",
 }  # fmt: skip
 _WHOLE = 0.005  # of a share: so near to none or all is told as that
+
+
+class Comparison(dict[str, dict[str, Any]]):
+    """Set -> its paired comparison, as `rl_reasoner.compare` gives it; a table in a notebook."""
+
+    def __repr__(self) -> str:
+        sets = [f"{name}: {difference(entry)}" for name, entry in self.items()]
+        return f"Comparison({'; '.join(sets)})"
+
+    def _repr_html_(self) -> str:
+        return comparison_html(self)
 
 
 def compare_rows(

@@ -11,15 +11,16 @@ from typing import Any
 
 from rl_reasoner.dataset.sets import read_rows
 from rl_reasoner.errors import UserError
-from rl_reasoner.evaluation.comparison import compare_rows
+from rl_reasoner.evaluation.comparison import Comparison, compare_rows
 from rl_reasoner.evaluation.judging import malformed
+from rl_reasoner.evaluation.notebook import result_html
 from rl_reasoner.files import write_json, write_jsonl
 from rl_reasoner.foreign import json_value
 
 _SHOWN = 8  # rows of each set kept in the result's JSON, to look at
 
 
-@dataclass
+@dataclass(repr=False)
 class EvalResult:
     """Figures of one policy on several sets.
 
@@ -34,6 +35,13 @@ class EvalResult:
     sets: dict[str, dict[str, Any]] = field(default_factory=dict)
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     manifest: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        accuracies = {name: round(figures["accuracy"], 4) for name, figures in self.sets.items()}
+        return f"EvalResult({self.name!r}, policy={self.policy!r}, accuracy={accuracies})"
+
+    def _repr_html_(self) -> str:
+        return result_html(self.name, self.policy, self.sets)
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON values, with the first few rows of each set."""
@@ -157,7 +165,7 @@ def _span(interval: Sequence[float] | None) -> str:
     return f"[{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else ""
 
 
-def compare(a: EvalResult, b: EvalResult) -> dict[str, dict[str, Any]]:
+def compare(a: EvalResult, b: EvalResult) -> Comparison:
     """b against a, paired by problem, for every set that both have.
 
     A set's entry: `problems`, `difference` (b - a), its 95% `interval`, `test` (McNemar's exact one
@@ -174,7 +182,7 @@ def compare(a: EvalResult, b: EvalResult) -> dict[str, dict[str, Any]]:
     for result in (a, b):
         if result.sets and not result.rows:
             raise UserError(f"{result.policy}: the result has no rows: is .rows.jsonl next to it?")
-    entries = compare_rows(a.rows, b.rows)
+    entries = Comparison(compare_rows(a.rows, b.rows))
     for name, entry in entries.items():
         entry["unlike"] = _unlike(name.removesuffix("@clean"), a, b)
     return entries

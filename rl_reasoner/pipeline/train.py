@@ -25,19 +25,29 @@ from rl_reasoner.policy.opening import quiet_libraries
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.load import Locate
 from rl_reasoner.recipe.recipe import Recipe
+from rl_reasoner.report.notebook import run_html
 from rl_reasoner.report.terminal import LiveView
 from rl_reasoner.scoring.runner import give_up_all
 from rl_reasoner.training.checkpointing.signals import Stop
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
-    """A finished run: its folder, its policy, its evaluations by name, its report."""
+    """A finished run: its folder, its policy, its evaluations by name, its report.
+
+    In a notebook it shows what the gain is, the curves, and groups of completions.
+    """
 
     folder: Path
     policy: Policy
     evals: Mapping[str, EvalResult]
     report: Path
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r}, evals={[*self.evals]}, report={str(self.report)!r})"
+
+    def _repr_html_(self) -> str:
+        return run_html(self.folder)
 
 
 def train(

@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -16,6 +17,7 @@ from rl_reasoner.recipe.load import shipped_recipes
 from rl_reasoner.recipe.stages import GrpoStage
 from rl_reasoner.scoring.registry import shipped_rewards
 from support.documents import LANGUAGES, ROOT, blocks, run_document, run_shell
+from support.readability import readability
 
 DOCUMENTS = sorted(
     path.relative_to(ROOT).as_posix()
@@ -23,6 +25,24 @@ DOCUMENTS = sorted(
     for path in (ROOT / folder).glob("*.md")
 )
 FIRST = "docs/tutorials/first-run.md"
+READ_MOST = [
+    "README.md",
+    *(
+        f"docs/{page}.md"
+        for page in (
+            "evaluation",
+            "forecasts",
+            "grpo",
+            "moe",
+            "r1",
+            "reliability",
+            "sandbox",
+            "scaling",
+            "trainer",
+            "verifier",
+        )
+    ),
+]
 WITH_BLOCKS = [
     name for name in DOCUMENTS if blocks(name) and not name.startswith("README") and name != FIRST
 ]
@@ -156,17 +176,67 @@ class _Outside(HTMLParser):
             self.found.append(fetched)
 
 
-def test_the_site_is_built_without_a_warning_and_without_the_network(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built once; a warning is an error."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr
-    pages = sorted(tmp_path.rglob("*.html"))
+    return folder
+
+
+def test_the_site_fetches_nothing_and_its_formulas_need_no_script(site: Path) -> None:
+    pages = sorted(site.rglob("*.html"))
     assert len(pages) > 20
     for page in pages:
         parser = _Outside()
         parser.feed(page.read_text(encoding="utf-8"))
         assert not parser.found, page
-    assert "arithmatex" not in (tmp_path / "grpo.html").read_text(encoding="utf-8")
-    assert "<math" in (tmp_path / "grpo.html").read_text(encoding="utf-8")
+    assert "arithmatex" not in (site / "grpo.html").read_text(encoding="utf-8")
+    assert "<math" in (site / "grpo.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["index.html", "tutorials/resume.html"])
+def test_search_works_in_pages_opened_from_a_folder(page: str, site: Path) -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as started:
+        try:
+            browser = started.chromium.launch(
+                executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+            )
+        except playwright.Error as error:
+            pytest.skip(f"no browser: {str(error).splitlines()[0]}")
+        opened = browser.new_page()
+        opened.goto((site / page).as_uri())
+        opened.locator("[data-md-component=search-query]").press_sequentially("router replay")
+        first = opened.locator(".md-search-result__link").first
+        first.wait_for()
+        assert "moe.html" in str(first.get_attribute("href"))
+        browser.close()
+
+
+@pytest.mark.parametrize("document", READ_MOST)
+def test_sentences_are_short(document: str) -> None:
+    found = readability((ROOT / document).read_text(encoding="utf-8"))
+    assert found.words_a_sentence <= 18
+    assert found.long_sentences <= 0.13  # of more than 30 words
+    assert found.flesch >= 60  # plain English
+
+
+def test_readability_counts_what_is_read_aloud() -> None:
+    text = (
+        "# Not this\n\n| nor | this |\n\nThe cat sat. It *slept* [here](x.md).\n\n- One `x` more.\n"
+    )
+    found = readability(text + "\n```sh\nnot this either\n```\n")
+    assert (found.words, found.sentences) == (9, 3)
+
+
+def test_the_glossary_has_twenty_words_and_the_questions_are_thirty() -> None:
+    words = re.findall(r"^\| \*\*", (ROOT / "docs/glossary.md").read_text(), re.MULTILINE)
+    asked = re.findall(r"^\*\*(\d+)\. ", (ROOT / "docs/faq.md").read_text(), re.MULTILINE)
+    assert len(words) == 20
+    assert asked == [str(n) for n in range(1, 31)]

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,22 +19,68 @@ ENGLISH, CHINESE = "README.md", "README.zh-CN.md"
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with the files that the README's examples speak of."""
+    """An empty folder: what the README's commands need, they make themselves."""
     folder = tmp_path_factory.mktemp("readme")
-    rows = [{"question": f"{n}+1=", "answer": str(n + 1)} for n in range(8)]
-    (folder / "problems.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    saved = [{"completion": "4", "answer": "4"}, {"completion": "5" * 300, "answer": "5"}]
-    (folder / "completions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in saved))
     sys.path.insert(0, str(folder))
     yield folder
     sys.path.remove(str(folder))
 
 
 @pytest.mark.slow
-def test_the_examples_run(place: Path) -> None:
+def test_every_command_runs_in_its_order(place: Path) -> None:
     run_document(ENGLISH, place, typed="((3+4)*2-5)%10=\n")
-    for run in ("mine", "own"):
-        assert (place / "runs" / run / "report.html").is_file()
+    assert [*place.glob("runs/quickstart-*/report.html")]
+    assert "short.py:short" in (place / "runs/mine/recipe.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("document", "most"), [(ENGLISH, 900), (CHINESE, 900)])
+def test_it_is_read_in_a_few_minutes(document: str, most: int) -> None:
+    """Chinese is counted by its text without spaces: some two characters a word."""
+    text = read(document)
+    assert len(text.splitlines()) <= 150
+    assert len(text.split()) <= most
+    assert len(re.findall(r"[\u4e00-\u9fff]", text)) <= 2 * most
+
+
+def shown_interval(figures: dict[str, Any], *, sign: str = "") -> str:
+    low, high = (f"{100 * end:{sign}.1f}" for end in figures["interval"])
+    return f"[{low}, {high}]" if sign else f"[{low}%, {high}%]"
+
+
+def rows_of_real_runs() -> Iterator[str]:
+    """The table's rows, made of the files of results."""
+    for file in sorted((ROOT / "benchmarks/real/results").glob("word_problems_smollm2-[0-9].json")):
+        results = json.loads(file.read_text(encoding="utf-8"))
+        for name, decoding in (
+            ("word_problems_test", "greedy"),
+            ("word_problems_test@sampled", "sampled"),
+        ):
+            sides = [results["evals"][when][name] for when in ("before", "after")]
+            cells = [f"{100 * side['accuracy']:.1f}% {shown_interval(side)}" for side in sides]
+            paired = results["paired_with_before"]["after"][name]
+            moved = [
+                f"{100 * one['difference']:+.1f} {shown_interval(one, sign='+')}"
+                for one in (paired, paired["lenient"])
+            ]
+            p = "p < 0.001" if paired["p"] < 0.001 else f"p {paired['p']:.3f}"
+            cells = [str(results["seed"]), decoding, *cells, f"{moved[0]}, {p}", moved[1]]
+            yield f"| {' | '.join(cells)} |"
+
+
+@pytest.mark.parametrize("document", [ENGLISH, "recipes/README.md"])
+def test_the_table_of_the_real_model_is_that_of_the_results(document: str) -> None:
+    table = [line for line in read(document).splitlines() if "p < 0.001" in line or ", p 0" in line]
+    shown = [line for line in table if re.match(r"\| \d+ \| (greedy|sampled)", line)]
+    assert shown == [*rows_of_real_runs()]
+
+
+def test_the_quickstart_has_the_figures_of_the_recipes_page() -> None:
+    [row] = re.findall(
+        r"^\| quickstart \| 0 \| greedy \|.*$", read("recipes/README.md"), re.MULTILINE
+    )
+    before, after = re.findall(r"(\d+\.\d%) \[", row)
+    for document in (ENGLISH, CHINESE):
+        assert f"{before} → {after}" in read(document)
 
 
 def test_the_command_is_there_in_a_process_of_its_own(place: Path) -> None:

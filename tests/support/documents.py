@@ -29,6 +29,13 @@ from rl_reasoner.recipe.locations import validate
 from rl_reasoner.recipe.recipe import Recipe, RecipeLoader
 from rl_reasoner.recipe.stages import GrpoStage
 from support.places import ROOT
+from support.shown import (
+    brought_up_to_date,
+    is_shown,
+    keep_measured,
+    processor_seconds,
+    rewrite,
+)
 
 LANGUAGES = {"sh", "python", "yaml", "text", "console"}
 FULL = os.environ.get("RL_REASONER_DOCS") == "full"
@@ -81,23 +88,37 @@ def blocks(document: str) -> list[Block]:
 
 
 def run_document(document: str, place: Path, typed: str = "") -> None:
-    """Run every block of `document` in the folder `place`; `typed` is standard input."""
-    found = blocks(document)
+    """Run every block of `document` in the folder `place`; `typed` is standard input.
+
+    What is shown of output has to be what is printed; at full size it is written anew, with the
+    time and the figures of the whole document (`support.shown`).
+    """
+    found, began = blocks(document), processor_seconds()
+    outputs: list[str] = []
+    renewed: list[tuple[str, str]] = []
     for block in found:
         if block.file:
             (place / block.file).parent.mkdir(parents=True, exist_ok=True)
             (place / block.file).write_text(block.text, encoding="utf-8")
     after = [*found[1:], Block("", "", "")]
     for block, following in zip(found, after, strict=True):
+        shown = following.text if following.language == "text" else None
         with contextlib.chdir(place):
             if block.language == "sh":
-                run_commands(block, typed)
+                outputs.append(run_commands(block, typed))
+                if shown and FULL:
+                    renewed.append((shown, brought_up_to_date(outputs[-1], shown)))
+                elif shown:
+                    assert is_shown(outputs[-1], shown), f"{block.place} prints:\n{outputs[-1]}"
             elif block.language == "python" and not block.file:
-                printed = run_python(block)
-                if following.language == "text":
-                    assert like(printed, following.text), f"{block.place} prints:\n{printed}"
+                outputs.append(run_python(block))
+                if shown:
+                    assert like(outputs[-1], shown), f"{block.place} prints:\n{outputs[-1]}"
             elif block.language == "yaml":
                 read_yaml(block)
+    if FULL and document.startswith("docs/tutorials/"):
+        rewrite(ROOT / document, renewed)
+        keep_measured(document, processor_seconds() - began, outputs)
 
 
 def like(printed: str, shown: str) -> bool:
@@ -128,28 +149,34 @@ def read_yaml(block: Block) -> None:
     validate(whole, {}, block.place)
 
 
-def run_commands(block: Block, typed: str = "") -> None:
-    """Run the commands of a shell block."""
+def run_commands(block: Block, typed: str = "") -> str:
+    """Run the commands of a shell block; gives what they print, on either stream."""
     for name, _, text in _HERE.findall(block.text):
         Path(name).write_text(text, encoding="utf-8")
+    whole = io.StringIO()
     for line in _lines(_HERE.sub("", block.text)):
         line, _, target = line.partition(" > ")
         words = shlex.split(line)
         program = words[0].removeprefix(".venv/bin/")
         if program == "rl-reasoner":
-            printed = io.StringIO()
-            with contextlib.redirect_stdout(printed) if target else contextlib.nullcontext():
-                run_command(words[1:], block.place, typed)
+            out = io.StringIO() if target else whole
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(whole):
+                try:
+                    run_command([*_globbed(words[1:])], block.place, typed)
+                except AssertionError as error:
+                    raise AssertionError(f"{error}:\n{whole.getvalue()[-3000:]}") from None
             if target:
-                Path(target.strip()).write_text(printed.getvalue(), encoding="utf-8")
+                Path(target.strip()).write_text(out.getvalue(), encoding="utf-8")
         elif program == "make":
-            assert _is_target(words[1]), f"{block.place}: there is no make target {words[1]}"
+            for made in _target(words[1], block.place):
+                run_command(made, block.place)
         elif program == "pip":
             _check_extras(words, block.place)
         elif program == "python":
             assert (ROOT / words[1]).is_file(), f"{block.place}: there is no {words[1]}"
         else:
             assert program in _PLAIN, f"{block.place}: what is {program}?"
+    return whole.getvalue()
 
 
 def run_command(words: list[str], place: str, typed: str = "") -> None:
@@ -192,6 +219,13 @@ def _has(part: Any, field: str) -> bool:
     return True
 
 
+def _globbed(words: list[str]) -> Iterator[str]:
+    """Arguments as a shell gives them: a pattern becomes the paths that it matches."""
+    for word in words:
+        is_pattern = word.endswith("*") and "/" in word
+        yield from (sorted(map(str, Path().glob(word))) or [word]) if is_pattern else [word]
+
+
 def _lines(text: str) -> Iterator[str]:
     """Commands without their comments, continued lines joined."""
     for line in text.replace("\\\n", " ").splitlines():
@@ -200,9 +234,13 @@ def _lines(text: str) -> Iterator[str]:
             yield command
 
 
-def _is_target(name: str) -> bool:
-    made = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    return name in made
+def _target(name: str, place: str) -> Iterator[list[str]]:
+    """The commands of ours that `make NAME` trains with; those of other targets are not tried."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    found = re.search(rf"^{re.escape(name)}:.*\n((?:\t.*\n)*)", makefile, re.MULTILINE)
+    assert found, f"{place}: there is no make target {name}"
+    for command in re.findall(r"^\t\$\(RUN\) (train [^$;|]+)$", found[1], re.MULTILINE):
+        yield shlex.split(command)
 
 
 def _check_extras(words: list[str], place: str) -> None:
