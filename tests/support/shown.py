@@ -20,6 +20,7 @@ from support.places import ROOT
 MEASURED = ROOT / "docs/tutorials/measured.json"
 MORE = "…"
 _FIGURE = re.compile(r"(?:(?<!\w)[+−-])?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
+_PROGRESS = re.compile(r"\[\d+/\d+ ")  # of a stage: figures of single steps
 
 
 def shape(line: str) -> str:
@@ -97,11 +98,12 @@ def measured() -> dict[str, Any]:
 
 def keep_measured(document: str, seconds: float, printed: Iterable[str]) -> None:
     """Put one document's run at full size into `measured.json`."""
-    found = sorted(set().union(*map(figures, printed)))
+    lines = [line for text in printed for line in text.splitlines() if not _PROGRESS.match(line)]
+    found = sorted(set().union(*map(figures, lines)))
     entry = {"processor_seconds": round(seconds), "machine": platform.machine(), "figures": found}
     text = json.dumps({**measured(), document: entry}, ensure_ascii=False, sort_keys=True)
-    lines = text.replace('}, "', '},\n"').replace('"figures"', '\n  "figures"')
-    MEASURED.write_text(lines + "\n", encoding="utf-8")
+    text = text.replace('}, "', '},\n"').replace('"figures"', '\n  "figures"')
+    MEASURED.write_text(text + "\n", encoding="utf-8")
 
 
 def rewrite(document: Path, blocks: Iterable[tuple[str, str]]) -> None:
