@@ -166,4 +166,5 @@ def _write_rollouts(job: Job, numbers: Mapping[str, int], rollouts: list[dict[st
     for row in rollouts:
         row["row"] = numbers.get(row["prompt"])
         row.pop("seconds", None)
+        row.pop("call_seconds", None)
     append_rows(job.folder / "rollouts.jsonl", rollouts)

@@ -73,9 +73,10 @@ class ToolUse:
         self.tokenizer, self.calls, self.limits = tokenizer, calls, limits or ToolLimits()
         self.tools = load_tools(tools)
         self.format = _format(call_format, self.tools, tokenizer)
-        with self._runner():
+        with self._new_runner():
             pass  # what cannot run is told now
         self._may_end: dict[int, bool] = {}
+        self._running: ToolRunner | None = None  # inside `running`
 
     @classmethod
     def of(cls, settings: ToolSettings, tokenizer: Any) -> "ToolUse":
@@ -97,23 +98,43 @@ class ToolUse:
         return self.format.schemas
 
     @contextmanager
+    def running(self) -> Iterator[None]:
+        """Inside, the processes of a user's tools go on from one `turns` to the next.
+
+        They end with the block. Within another such block, they are that one's.
+        """
+        if self._running is not None:
+            yield
+            return
+        self._running = self._new_runner()
+        try:
+            yield
+        finally:
+            ended, self._running = self._running, None
+            ended.close()
+
+    @contextmanager
     def turns(self, count: int) -> Iterator["ToolTurns"]:
-        """Inside, `count` rows may call; nothing of the calls is left behind."""
-        with self._runner() as runner:
-            turns = ToolTurns(self, runner, count)
+        """Inside, `count` rows may call; what sessions of the rows hold is not left behind."""
+        with self.running():
+            assert self._running is not None
+            turns = ToolTurns(self, self._running, count)
             try:
                 yield turns
             finally:
+                if turns.waiting:  # broken off: nobody wants to hear of the calls under way
+                    self._running.close()
+                    self._running = self._new_runner()
                 turns.close()
 
     def tried(self) -> dict[str, ToolResult]:
         """What each tool answers to a first call: of yours one without arguments."""
-        with self._runner() as runner:
+        with self._new_runner() as runner:
             session = runner.session()
             calls = {one.name: ToolCall(one.name, _FIRST.get(one.name, {})) for one in self.tools}
             return {name: session.call(call) for name, call in calls.items()}
 
-    def _runner(self) -> ToolRunner:
+    def _new_runner(self) -> ToolRunner:
         return ToolRunner(self.tools, self.limits)
 
     def may_end_call(self, token: int) -> bool:
@@ -162,6 +183,7 @@ class ToolTurns:
         self._use, self._runner = use, runner
         self._rows = [_Row(runner.session()) for _ in range(count)]
         self._done: queue.SimpleQueue[tuple[int, Future[ToolResult] | None]] = queue.SimpleQueue()
+        self.waiting: set[int] = set()  # rows whose call has no answer yet
 
     def events_in(self, completions: Sequence[Sequence[int]]) -> list[list[ToolEvent]]:
         """What each row has called; a result that its completion had no room for has no tokens."""
@@ -187,6 +209,7 @@ class ToolTurns:
             return
         call = self._use.format.read(self._use.text(ids[at.begin :]))
         at.tool, at.length = "" if isinstance(call, MalformedCall) else call.tool, len(ids)
+        self.waiting.add(row)
         running = self._runner.submit(at.session, call)
         running.add_done_callback(lambda done: self._done.put((row, done)))
 
@@ -203,6 +226,7 @@ class ToolTurns:
     def _answer(self, row: int, done: "Future[ToolResult] | None") -> Answer:
         if done is None:
             return Answer(row, ended="calls")
+        self.waiting.discard(row)
         result, at = done.result(), self._rows[row]
         ids = self._use.tokens(result.text)
         at.events.append(ToolEvent(at.tool, result.kind, result.seconds, at.length, len(ids)))

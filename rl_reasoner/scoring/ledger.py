@@ -5,8 +5,10 @@
 
 `row` is the data's row, `group` and `index` say where in the step's batch the completion stands,
 `hash` is the completion's (BLAKE2b, 8 bytes). The file only grows, one write a batch; a line that
-was torn by a kill is taken off when it is opened again. Full files are put aside as
-`ledger-0001.jsonl` and so on; the oldest go when there are too many. Knows nothing of models.
+was torn by a kill is taken off when it is opened again. What tools did in a completion stands in
+the line of its first score: `"calls": [{"tool": "python", "kind": "ok", "seconds": 0.02}]`. Full
+files are put aside as `ledger-0001.jsonl` and so on; the oldest go when there are too many. Knows
+nothing of models.
 """
 
 import hashlib
@@ -117,8 +119,21 @@ def scores_of(
             "seed": seed,
             "hash": completion_hash(rollout["completion"]),
         }
+        calls = _calls(rollout)
         for name, score in rollout["scores"].items():
             row = {**place, "reward": name, **score, "reason": score["reason"][:_REASON]}
             if "parts" in score:
                 row["parts"] = dict(list(score["parts"].items())[:_PARTS])
-            yield {**row, "seconds": round(rollout["seconds"][name], 6)}
+            yield {**row, "seconds": round(rollout["seconds"][name], 6), **calls}
+            calls = {}
+
+
+def _calls(rollout: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """What is kept of a completion's calls, each with its seconds; empty where there were none."""
+    calls = [
+        {"tool": turn["tool"], "kind": turn["kind"], "seconds": round(seconds, 6)}
+        for turn, seconds in zip(
+            rollout.get("turns", ()), rollout.get("call_seconds", ()), strict=True
+        )
+    ]
+    return {"calls": calls} if calls else {}

@@ -69,6 +69,7 @@ class ToolProcess:
     def __init__(self, packed: Mapping[str, Any], limits: ToolLimits) -> None:
         """Start it. Raises `WorkerDied`, `WorkerLate`, and ImportError where loading it fails."""
         self._limits = limits
+        self._whole = True
         self._worker = _Kept("rl_reasoner.tools.apart", str(limits.memory_mb), shown=True)
         deadline = time.monotonic() + _LOAD_S
         self._worker.send({"tool": packed}, deadline)
@@ -87,7 +88,7 @@ class ToolProcess:
         self._worker.send({"arguments": dict(arguments), "most": most}, deadline)
         bytes_most = _BYTES_A_CHAR * most + _MOST_LOADED
         try:
-            kind, text = self._worker.receive(deadline, bytes_most)
+            kind, text, self._whole = self._worker.receive(deadline, bytes_most)
         except ValueError as error:  # the tool has written on the pipe itself
             self._worker.stop()
             raise WorkerDied("its reply cannot be read") from error
@@ -95,8 +96,8 @@ class ToolProcess:
 
     @property
     def usable(self) -> bool:
-        """Whether it takes another call."""
-        return self._worker.usable
+        """Whether it takes another call: not where it has no memory left."""
+        return self._whole and self._worker.usable
 
     def stop(self) -> None:
         """End it with all that the tool has started, also while a thread waits for it."""
@@ -215,17 +216,17 @@ def _serve() -> None:
         _put(out, reply)
 
 
-def _called(tool: Tool, arguments: dict[str, Any], most: int) -> tuple[ToolOutcome, str]:
-    """How a call ended, and the text of that."""
+def _called(tool: Tool, arguments: dict[str, Any], most: int) -> tuple[ToolOutcome, str, bool]:
+    """How a call ended, the text of that, and whether the process may take another one."""
     try:
         checked = tool.check(arguments)
     except ArgumentsMismatch as error:
-        return "malformed", f"malformed call: {error}"
+        return "malformed", f"malformed call: {error}", True
     try:
         text, cut = shorten(tool.result(checked), most)
     except BaseException as error:  # it may raise anything, SystemExit too
-        return "failed", printable(failure(tool.name, error))
-    return "cut" if cut else "ok", printable(text)
+        return "failed", printable(failure(tool.name, error)), not isinstance(error, MemoryError)
+    return "cut" if cut else "ok", printable(text), True
 
 
 def _put(out: TextIO, reply: Any) -> None:

@@ -142,6 +142,8 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
         with ExitStack() as stack:
             stack.enter_context(self.expert_balance.while_training())
             stack.enter_context(self.sampling_ahead.while_training())
+            if self.tool_use is not None:
+                stack.enter_context(self.tool_use.running())
             # a `training_step` of the user's own may have backward passes beside ours
             whole = self.packed_forward.micro_batch()(self.training_step)
             stack.enter_context(put_on(self, "training_step", whole))

@@ -196,12 +196,13 @@ class PackedForward:
             logps = torch.zeros(shape, device=ids.device, requires_grad=torch.is_grad_enabled())
             if forward_is_collective(self.trainer):
                 logps = logps + self._idle(model, ids, mask, width)
-            elif self.trainer.accelerator.num_processes > 1:  # the others wait for our gradients
+            elif self._owes_gradients:
                 logps = logps + sum(p.flatten()[0] * 0.0 for p in model.parameters())
             if not torch.is_grad_enabled():
                 logps[self.lost] = torch.nan
             entropies = torch.full(shape, torch.nan if self.skips else 0.0, device=ids.device)
             return self._filled(logps, keep), entropies, logps.new_zeros(())
+        self._moved = self._moved or torch.is_grad_enabled()
         logps = self._filled(_table(out.log_probs, packed, shape), keep)
         if not torch.is_grad_enabled():
             logps[self.lost] = torch.nan
@@ -212,6 +213,12 @@ class PackedForward:
         if keep is not None:
             entropies = torch.where(keep[:, None], entropies, out.entropy.detach().mean())
         return logps, entropies, router
+
+    @property
+    def _owes_gradients(self) -> bool:
+        """Whether a pass without rows gives zeros: others wait for them, or trl has them."""
+        accelerator = self.trainer.accelerator
+        return accelerator.num_processes > 1 or (accelerator.sync_gradients and not self._moved)
 
     def _again(self, broken: bool) -> bool:
         """Whether a pass is made again: where passes are collective calls, by all or by none."""
@@ -300,14 +307,12 @@ class PackedForward:
             return None
         keep = moves(self._inputs["advantages"])
         if keep.all():
-            self._moved = True
             return None
         accelerator = self.trainer.accelerator
         alone = accelerator.num_processes == 1
         if not keep.any() and not (alone and (self._moved or not accelerator.sync_gradients)):
             lengths = mask[:, -width:].sum(1)
             keep[lengths.masked_fill(lengths == 0, mask.shape[1] + 1).argmin()] = True
-        self._moved = self._moved or bool(keep.any())
         return keep
 
     def loss_of(self, inputs: dict[str, Any]) -> AbstractContextManager[None]:

@@ -35,8 +35,21 @@ def rollout_rows(trainer: Any, batch: RolloutBatch, output: dict[str, Any]) -> l
                 "seconds": {n: score.seconds for n, score in zip(names, scores, strict=True)},
                 "advantage": advantages[i],
                 "truncated": not ids or ids[-1] not in trainer.eos_token_ids,
-                **({"turns": [e.told() for e in batch.turns[i]]} if batch.turns else {}),
+                **(_called(trainer, batch, i) if batch.turns else {}),
                 **({} if known else {"left_out_by": trainer.reward_pass.took_out(scores)}),
             }
         )
     return rows
+
+
+def _called(trainer: Any, batch: RolloutBatch, i: int) -> dict[str, Any]:
+    """The calls of a completion: `turns`, each with where in the text its result is; seconds."""
+    assert batch.turns is not None
+    tokenizer, ids, events = trainer.internals.tokenizer, batch.ids[i], batch.turns[i]
+
+    def place(tokens: int) -> int:
+        before = tokenizer.decode(ids[:tokens], skip_special_tokens=True)
+        return min(len(before), len(batch.texts[i]))
+
+    turns = [{**e.told(), "text": [place(e.at), place(e.at + e.given)]} for e in events]
+    return {"turns": turns, "call_seconds": [e.seconds for e in events]}

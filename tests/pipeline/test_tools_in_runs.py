@@ -97,7 +97,7 @@ def test_a_run_calls_and_is_evaluated_with_its_tools(room: Path, cli: Cli) -> No
     assert called, "after 60 steps on calls the policy writes some"
     for row in called:
         for event in row["turns"]:
-            assert event.keys() == {"tool", "kind", "at", "given"}
+            assert event.keys() == {"tool", "kind", "at", "given", "text"}
     assert any(event["given"] for row in called for event in row["turns"])
     assert any("<output>\n" in row["completion"] for row in called)
     metrics = (room / "run" / "stages" / "2-grpo" / "metrics.jsonl").read_text()

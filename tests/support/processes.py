@@ -192,3 +192,19 @@ def killed(policy: str, folder: Path, at: int, changes: dict[str, Any]) -> None:
 
 
 EVAL: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 8}
+
+
+def children() -> set[int]:
+    """The processes that this one has started, and those have."""
+    found: set[int] = set()
+    waiting = [os.getpid()]
+    while waiting:
+        pid = waiting.pop()
+        for task in Path(f"/proc/{pid}/task").glob("*/children"):
+            try:
+                started = {int(number) for number in task.read_text().split()}
+            except OSError:
+                continue
+            waiting += started - found
+            found |= started
+    return found

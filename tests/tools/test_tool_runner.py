@@ -19,6 +19,7 @@ from rl_reasoner.tools.runner import ToolRunner, ToolSession
 from rl_reasoner.tools.tool import MalformedCall, Tool, ToolCall, ToolLimits
 from support import hostile_tools
 from support.places import ROOT
+from support.processes import children
 
 pytestmark = pytest.mark.slow
 FILE = ROOT / "tests" / "support" / "hostile_tools.py"
@@ -46,22 +47,6 @@ def gone(pid: int) -> bool:
     while alive(pid) and time.monotonic() < ends:
         time.sleep(0.02)
     return not alive(pid)
-
-
-def children() -> set[int]:
-    """The processes that this one has started, and those have."""
-    found: set[int] = set()
-    waiting = [os.getpid()]
-    while waiting:
-        pid = waiting.pop()
-        for task in Path(f"/proc/{pid}/task").glob("*/children"):
-            try:
-                started = {int(number) for number in task.read_text().split()}
-            except OSError:
-                continue
-            waiting += started - found
-            found |= started
-    return found
 
 
 @pytest.mark.parametrize(

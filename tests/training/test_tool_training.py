@@ -2,13 +2,14 @@
 
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
 import trl
+from transformers import TrainerCallback
 
 from rl_reasoner import GRPOTrainer
 from rl_reasoner.errors import UserError
@@ -16,16 +17,20 @@ from rl_reasoner.rollout.tool_turns import ToolEvent, ToolUse
 from rl_reasoner.rollout.turns import Answer
 from rl_reasoner.tools.tool import tool
 from rl_reasoner.training.objective import trained_tokens
-from support.processes import build
+from support.places import ROOT
+from support.processes import build, children
 from support.stock import (
     TOLERANCE,
     Policies,
+    drawn,
     gradients,
     half_flat,
     never_flat,
     saved_policies,
     worst,
 )
+
+FILE = ROOT / "tests" / "support" / "hostile_tools.py"
 
 
 class Interrupting:
@@ -35,6 +40,9 @@ class Interrupting:
     """
 
     schemas = None
+
+    def running(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     @contextmanager
     def turns(self, count: int) -> Iterator["Interrupting"]:
@@ -231,8 +239,6 @@ def repeat(text: str, times: int) -> str:
 
 def test_calls_are_read_run_and_told(tmp_path: Path) -> None:
     """A policy that writes nothing but calls: real tools, and trl's figures of them."""
-    from support.stock import drawn
-
     trainer = build(
         "scratch:dense-tiny", tmp_path, max_steps=1, max_completion_length=240,
         per_device_train_batch_size=8, gradient_accumulation_steps=1, save_strategy="no",
@@ -260,6 +266,39 @@ def test_calls_are_read_run_and_told(tmp_path: Path) -> None:
     [log] = [entry for entry in trainer.state.log_history if "tools/call_frequency" in entry]
     assert log["tools/call_frequency"] == pytest.approx((3 * 2 + 2) / 8)
     assert log["tools/failure_frequency"] == pytest.approx(2 / 8)
+
+
+class Leaving(TrainerCallback):  # type: ignore[misc]
+    """Ctrl-C at the end of a step."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.at:
+            raise KeyboardInterrupt
+
+
+def test_a_tools_process_lives_as_long_as_the_training(tmp_path: Path) -> None:
+    """What a module loads is loaded once a run; after it, or Ctrl-C, no process is left."""
+    before = children()
+    trainer = build(
+        "scratch:dense-tiny", tmp_path, max_steps=4, max_completion_length=48,
+        gradient_accumulation_steps=1, num_generations=2, per_device_train_batch_size=2,
+        save_strategy="no",
+    )  # fmt: skip
+    encode, end = trainer.processing_class, trainer.eos_token_ids[0]
+    trainer.tool_use = ToolUse(encode, [f"{FILE}:counts"], call_format="tags")
+    trainer.add_callback(Leaving(3))
+    rows: list[dict[str, Any]] = []
+    trainer.rollout_sink = rows.extend
+    call = encode("<counts>{}</counts>", add_special_tokens=False)["input_ids"]
+    table = [[*ids, *[end] * (48 - len(ids))] for ids in (call, [])]
+    with drawn(table, size=2), pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    texts = [row["completion"] for row in rows if row["turns"]]
+    assert [text.split("\n")[2] for text in texts] == ["1", "2", "3"]
+    assert children() <= before
 
 
 def test_tokens_are_never_decoded_and_encoded_again(policies: Policies, tmp_path: Path) -> None:

@@ -117,6 +117,21 @@ def test_gradients_of_a_mixture_of_experts(
         )
 
 
+@pytest.mark.parametrize("reward", [never_flat, always_flat])
+def test_a_step_of_truncated_completions_has_zeros(
+    reward: Any, policies: Policies, tmp_path: Path
+) -> None:
+    """Every parameter has a gradient as in trl, so that its weight decay and moments go on."""
+    samples: Samples = []
+    changes = {"mask_truncated_completions": True, "max_completion_length": 2, "max_steps": 2}
+    given = (policies("dense"), tmp_path, reward)
+    ours, logs, _ = gradients(GRPOTrainer, *given, samples=samples, **changes)
+    assert [log["completions/clipped_ratio"] for log in logs[:2]] == [1.0, 1.0]
+    stock, _, _ = gradients(trl.GRPOTrainer, *given, samples=samples, **changes)
+    assert worst(stock, ours) == 0.0
+    assert not any(gradient.any() for step in ours for gradient in step.values())
+
+
 @pytest.mark.parametrize("kind", ["llama", "mistral"])
 def test_gradients_of_other_families(kind: str, policies: Policies, tmp_path: Path) -> None:
     stock, _, _ = gradients(trl.GRPOTrainer, policies(kind), tmp_path, half_flat, beta=0.04)
