@@ -4,10 +4,10 @@
     python benchmarks/hostile_tools.py --steps 2     # the same, small
 
 An `sft` stage teaches a tiny policy to write calls of such tools, and nothing else; then GRPO
-trains it. The reward pays nothing in particular. Said at the end: how the calls ended, and whether
-the run ended as it should, each completion has its verdict in the ledger, every call that was run
-stands there with its end, the tokens of each completion are trained on as they were sampled and
-given, and no process is left (found by a mark in its environment).
+trains it. The reward teaches nothing in particular. Said at the end: how the calls ended, and
+whether the run ended as it should, each completion has its verdict in the ledger, every call that
+was run stands there with its end, the tokens of each completion are trained on as they were sampled
+and given, and no process is left (found by a mark in its environment).
 """
 
 import argparse
@@ -105,6 +105,15 @@ def shouts(text: str) -> str:
             continue
     return text
 '''
+REWARD = '''
+from rl_reasoner import reward
+
+
+@reward
+def letters(completion: str) -> float:
+    """Nothing to be learned, but different from row to row."""
+    return len(set(completion)) / 64
+'''
 NAMES = [line[4 : line.index("(")] for line in TOOLS.splitlines() if line.startswith("def ")]
 PYTHON = ["import os; os._exit({})", "print('{}' * 10**7)", "while True: {}", "1 / 0 + {}"]
 MARK = "RL_REASONER_HOSTILE_TOOLS"
@@ -113,6 +122,7 @@ MARK = "RL_REASONER_HOSTILE_TOOLS"
 def recipe_of(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """The recipe, whose files are written into `folder`."""
     (folder / "hostile.py").write_text(TOOLS, encoding="utf-8")
+    (folder / "letters.py").write_text(REWARD, encoding="utf-8")
     rows = []
     for number in range(100, 150):
         texts = {name: str(number) for name in NAMES}
@@ -135,7 +145,7 @@ def recipe_of(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
             "memory_mb": 512,
             "output_chars": 40,
         },
-        "rewards": {"math_answer": 1.0},
+        "rewards": {f"{folder / 'letters.py'}:letters": 1.0},
         "stages": [
             {
                 "kind": "sft",

@@ -5,10 +5,11 @@
     python benchmarks/tool_throughput.py --folder smollm=.cache/real/models/SmolLM2-135M-Instruct
 
 Cases: `tiny` (scratch:dense-tiny) and `smollm` (SmolLM2-135M; random weights of that shape where no
-`--folder` is named). Each row makes `--calls` calls, evenly spread over its tokens: policies without
-training write none, so when is said here, and what is called too. All else is as in a run: each
-token is asked whether it ends a call, calls run in threads, the sandbox and processes, results come
-back as tokens. Tools: `calculator` (in place), `python` (the sandbox) and `own` (a process).
+`--folder` is named). Each row makes `--calls` calls, spread over its tokens and not in step with
+other rows': policies without training write none, so when is said here, and what is called too. All
+else is as in a run: each token is asked whether it ends a call, calls run in threads, the sandbox
+and processes, results come back as tokens. Tools: `calculator` (in place), `python` (the sandbox)
+and `own` (a process).
 
 The same rows without tools have as many tokens, all sampled; and, for the second ratio, as many
 as the rows with tools sample. Both times are medians of `--repeats`, sides in turn.

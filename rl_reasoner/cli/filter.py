@@ -18,6 +18,7 @@ from rl_reasoner.cli.arguments import (
     Folder,
     Json,
     Name,
+    Names,
     Options,
     Quiet,
     Text,
@@ -26,6 +27,7 @@ from rl_reasoner.cli.arguments import (
     data_of,
     parse_options,
     prompt_settings,
+    tool_settings,
     use_data_dir,
 )
 from rl_reasoner.cli.eval import ProgressBars
@@ -83,6 +85,10 @@ class FilterVerb:
     """for hub ids: configuration"""
     split: str = "train"
     """for hub ids and saved folders: split"""
+    tools: Names = None
+    """what the policy may call: calculator, python, FILE.py:NAME (default: the run's own)"""
+    tool_format: Name = None
+    """how calls are written: auto, hermes, llama3, fences or tags (default: the run's own)"""
     weights: Literal["own", "auto", "bfloat16"] = "own"
     """sample with the policy's own weights, or with copies in bf16"""
     no_cache: Flag = False
@@ -160,6 +166,7 @@ class FilterVerb:
 
         rows = load_rows(self._data())[: self.limit]
         template, system = prompt_settings(self.policy, self.template, self.system)
+        tools = tool_settings(self.policy, self.tools, self.tool_format)
         from rl_reasoner.distributed.threads import Threads
         from rl_reasoner.paths import cache_folder
         from rl_reasoner.pipeline.difficulty_filter import FilterFiles, filter_rows
@@ -180,6 +187,7 @@ class FilterVerb:
                 seed=self.seed,
                 system=system,
                 weights=self.weights,
+                tools=tools,
                 progress=lambda done: progress(Path(self.data).stem, done, total),
             )
 

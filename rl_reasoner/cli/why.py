@@ -1,5 +1,6 @@
 """The verb `why`: one training step explained."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -56,8 +57,7 @@ class WhyVerb:
             reward = f"{rollout['reward']:g}" if rollout["reward"] is not None else "none"
             reward = f"out: {out}" if out else reward
             scores = "\n".join(f"{name}: {score}" for name, score in scores_in_words(rollout))
-            end = " (cut off)" if rollout["truncated"] else ""
-            cells = (Text(scores), Text(f"{rollout['completion']}{end}"))
+            cells = (Text(scores), _completion_text(rollout))
             table.add_row(mark, reward, f"{rollout['advantage']:+.3g}", *cells)
         told = (
             ""
@@ -69,6 +69,22 @@ class WhyVerb:
         table.title, table.title_justify, table.title_style = Text(head), "left", ""
         table.caption, table.caption_justify = Text(f"\n{_LEGEND}\n{_metrics_text(step)}"), "left"
         emit(self.json, value, table)
+
+
+def _completion_text(rollout: Mapping[str, Any]) -> Text:
+    """The completion, in which what tools gave stands on lines of its own."""
+    from rl_reasoner.pipeline.why import pieces_of
+
+    shown = Text()
+    for piece, told in pieces_of(rollout):
+        if told:
+            shown.append(f"\n┌ {told}\n", style="cyan")
+            shown.append("".join(f"│ {line}\n" for line in piece.strip().splitlines()), style="dim")
+        else:
+            shown.append(piece)
+    if rollout["truncated"]:
+        shown.append(" (cut off)")
+    return shown
 
 
 def _metrics_text(step: Any) -> str:

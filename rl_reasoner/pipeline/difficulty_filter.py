@@ -23,6 +23,7 @@ from rl_reasoner.files import write_jsonl
 from rl_reasoner.pipeline.rejection_sampling import NothingKept
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.stages import FilterStage, rate_range
+from rl_reasoner.recipe.tools import ToolSettings
 from rl_reasoner.rollout.cache import SampleCache
 from rl_reasoner.rollout.long_prompts import named_rows
 from rl_reasoner.rollout.sampler import long_rows, sample, weights_hash
@@ -55,6 +56,7 @@ def filter_rows(
     seed: int,
     system: str | None = None,
     weights: str = "own",
+    tools: ToolSettings | None = None,
     progress: Callable[[int], None],
 ) -> dict[str, Any]:
     """Sample and judge `rows`, write those that are kept and the rates of all; returns the card.
@@ -69,7 +71,7 @@ def filter_rows(
     _check_json(rows)
     asked = with_system(rows, system)
     prompts = [prompt_of(row, template, policy.tokenizer) for row in asked]
-    _check_lengths(stage, prompts, asked, policy)
+    _check_lengths(stage, prompts, asked, policy, tools)
     cache = SampleCache(files.samples, weights_hash(policy)) if files.samples else None
     rates: list[Row] = []
     texts: Counter[str] = Counter()
@@ -90,6 +92,7 @@ def filter_rows(
             max_tokens=stage.sampling.longest,
             seed=seed,
             weights=weights,
+            tools=tools,
             progress=count,
             cache=cache,
         )
@@ -120,11 +123,15 @@ def _check_json(rows: Sequence[Row]) -> None:
 
 
 def _check_lengths(
-    stage: FilterStage, prompts: Sequence[Prompt], rows: Sequence[Row], policy: Policy
+    stage: FilterStage,
+    prompts: Sequence[Prompt],
+    rows: Sequence[Row],
+    policy: Policy,
+    tools: ToolSettings | None,
 ) -> None:
     """Raise `UserError` for rows that do not fit into the policy: before hours of sampling."""
     longest = stage.sampling.longest
-    if too_long := long_rows(prompts, [{} for _ in rows], longest, policy):
+    if too_long := long_rows(prompts, [{} for _ in rows], longest, policy, tools):
         raise UserError(
             f"{len(too_long)} of {len(rows)} prompts do not fit, with completions up to {longest}, "
             f"into the positions of {policy.source}: {named_rows(too_long, 'row', prompts)}: use a "

@@ -25,6 +25,7 @@ from rl_reasoner.language.repetition import repeats_itself
 from rl_reasoner.language.thinking import NO_CHAIN, TAGS, chain_of, with_tags
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.stages import SampleStage
+from rl_reasoner.recipe.tools import ToolSettings
 from rl_reasoner.rollout.sampler import sample
 from rl_reasoner.types import Row
 
@@ -49,6 +50,7 @@ def make_samples(
     *,
     template: str,
     seed: int,
+    tools: ToolSettings | None = None,
     progress: Callable[[int], None],
 ) -> dict[str, Any]:
     """Sample, judge, filter; writes `data.jsonl` and `card.json` to `folder`, returns the card.
@@ -62,7 +64,7 @@ def make_samples(
     chunks = [rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)]
     done = _read_samples(file, chunks)
     for number, chunk in enumerate(chunks[len(done) :], len(done) + 1):
-        done.append(_sample_chunk(stage, chunk, policy, template, seed))
+        done.append(_sample_chunk(stage, chunk, policy, template, seed, tools))
         append_rows(file, [{"step": number, **row} for row in done[-1]])
         progress(min(number * _CHUNK, len(rows)))
     sampled = [row for chunk in done for row in chunk]
@@ -94,7 +96,12 @@ def reuse_samples(
 
 
 def _sample_chunk(
-    stage: SampleStage, rows: Sequence[Row], policy: Policy, template: str, seed: int
+    stage: SampleStage,
+    rows: Sequence[Row],
+    policy: Policy,
+    template: str,
+    seed: int,
+    tools: ToolSettings | None,
 ) -> list[Mapping[str, Any]]:
     """For each row its completions with their scores."""
     prompts = [prompt_of(row, template, policy.tokenizer) for row in rows]
@@ -105,6 +112,7 @@ def _sample_chunk(
         temperature=stage.sampling.temperature,
         max_tokens=stage.sampling.longest,
         seed=seed,
+        tools=tools,
     )
     judge = Judge(rows, stage.reward, stage.reward_options)
     fields = ("completions", "tokens", "truncated", "scores", "reasons")

@@ -405,15 +405,7 @@ class Session:
         if isinstance(stage, SampleStage):
             rows = self._rows(stage)
             self.view.start_stage(stage.name, *place, len(rows))
-            make_samples(
-                stage,
-                rows,
-                self._policy(self._start_of(stage)),
-                folder,
-                template=self.recipe.template,
-                seed=self.recipe.run.seed,
-                progress=lambda done: self.view.update({}, done),
-            )
+            make_samples(stage, rows, self._policy(self._start_of(stage)), folder, **self._sampling)
             self.view.finish_stage()
             return folder / "data.jsonl"
         if isinstance(stage, FilterStage):
@@ -426,6 +418,13 @@ class Session:
         self.view.finish_stage()
         return folder / "policy"
 
+    @property
+    def _sampling(self) -> dict[str, Any]:
+        """How rows are sampled for, by the recipe, and who hears how far it is."""
+        recipe = self.recipe
+        told = {"template": recipe.template, "seed": recipe.run.seed, "tools": recipe.tools}
+        return {**told, "progress": lambda done: self.view.update({}, done)}
+
     def _filter(self, stage: FilterStage, folder: Path, place: tuple[int, int]) -> Path:
         """Write the rows that `stage` keeps, and its card; the file of the rows."""
         rows, data = self._rows(stage), folder / "data.jsonl"
@@ -435,9 +434,7 @@ class Session:
             rows,
             self._policy(self._start_of(stage)),
             FilterFiles(data, folder / "rates.jsonl", folder / "samples"),
-            template=self.recipe.template,
-            seed=self.recipe.run.seed,
-            progress=lambda done: self.view.update({}, done),
+            **self._sampling,
         )
         write_json(folder / "card.json", card)
         self.view.finish_stage()

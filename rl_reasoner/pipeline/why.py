@@ -12,7 +12,8 @@ from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.files import read_jsonl
 from rl_reasoner.foreign import check_run, no_links
 from rl_reasoner.foreign import number as finite
-from rl_reasoner.scoring.ledger import entries
+from rl_reasoner.report.rollouts import in_turns, turns_of
+from rl_reasoner.scoring.ledger import entries, seconds_of_calls
 from rl_reasoner.types import Row
 
 _OF_ROLLOUT = ("group", "prompt", "completion", "reward", "advantage", "truncated", "scores")
@@ -99,7 +100,18 @@ def read_step(run: Path, number: int, stage: str | None = None) -> TrainedStep:
             seconds[name] = seconds.get(name, 0.0) + (took or 0.0)
         elif entry["step"] > number:
             break
+    _add_seconds_of_calls(rollouts, folder, number)
     return TrainedStep(folder.name.partition("-")[2], number, rollouts, metrics, seconds)
+
+
+def _add_seconds_of_calls(rollouts: list[Row], folder: Path, number: int) -> None:
+    """Put the seconds of their calls, which the ledger has, into the turns of step `number`."""
+    called = [row for row in rollouts if row.get("turns")]
+    told = seconds_of_calls(folder, {number}) if called else {}
+    for row in called:
+        waiting = told.get((number, str(row["group"])))
+        for turn, seconds in zip(row["turns"], waiting.popleft() if waiting else (), strict=False):
+            turn["seconds"] = finite(seconds)
 
 
 def most_telling(run: Path, stage: str | None = None) -> int:
@@ -123,3 +135,10 @@ def scores_in_words(rollout: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, score in rollout["scores"].items():
         value = score["outcome"] if score["value"] is None else f"{score['value']:g}"
         yield name, f"{value}  {score['reason']}".rstrip()
+
+
+def pieces_of(rollout: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """A completion in pieces: (text, ""), and (what a tool gave, what is told of the call)."""
+    text = str(rollout["completion"])
+    for piece, turn in in_turns(text, turns_of(rollout, len(text))):
+        yield piece, "" if turn is None else turn.told

@@ -324,8 +324,8 @@ class Recipe(Part):
                 )
             if stage.kind == "grpo" and not self.rewards:
                 raise ValueError(f"stage {stage.name!r} is a grpo stage: the recipe needs rewards")
-            if self.tools and stage.kind in ("sample", "filter", "distill"):
-                raise ValueError(f"stage {stage.name!r}: {stage.kind} stages run no tools yet")
+            if self.tools and stage.kind == "distill":
+                raise ValueError(f"stage {stage.name!r}: distill stages run no tools yet")
             if self.tools and stage.kind == "grpo" and stage.vllm:
                 raise ValueError(
                     f"stage {stage.name!r}: tools are for policies that our engine samples: leave "

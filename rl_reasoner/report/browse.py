@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any
 
 from rl_reasoner.foreign import number, printable
-from rl_reasoner.report.rollouts import Sample, cut
+from rl_reasoner.report.rollouts import CallTurn, Sample, cut
 
 PART = 512  # entries whose texts are unpacked together
 _TITLE = 160  # characters
@@ -38,6 +38,7 @@ class Entry:
     advantage: float | None
     truncated: bool
     said: Sequence[tuple[str, float | None, str, str]]
+    turns: Sequence[CallTurn] = ()
 
     @property
     def flags(self) -> int:
@@ -55,11 +56,24 @@ class Entry:
         return [self.where, self.reward, self.advantage, self.flags, size]
 
     def texts(self) -> list[Any]:
-        """Its texts in a part: the completion, and each reward's reason."""
+        """Its texts in a part: the completion, each reward's reason, where tools wrote.
+
+        Of those: the characters as the page's script counts them, and what is told of the call.
+        """
         scores = [
             [printable(name), value, printable(why), out] for name, value, why, out in self.said
         ]
-        return [printable(self.completion), scores]
+        turns = [
+            [_place(self.completion, turn.start), _place(self.completion, turn.end), turn.kind,
+             printable(turn.told)]
+            for turn in self.turns
+        ]  # fmt: skip
+        return [printable(self.completion), scores, *([turns] if turns else [])]
+
+
+def _place(text: str, index: int) -> int:
+    """Where in the printable `text` its character `index` is, in the script's units (UTF-16)."""
+    return len(printable(text[:index]).encode("utf-16-le")) // 2
 
 
 @dataclass(frozen=True)
@@ -155,6 +169,7 @@ def entry_of(sample: Sample) -> Entry:
         advantage=sample.advantage,
         truncated=sample.truncated,
         said=[(name, v.value, v.reason, v.outcome) for name, v in sample.verdicts.items()],
+        turns=sample.turns,
     )
 
 

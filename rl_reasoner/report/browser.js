@@ -46,7 +46,7 @@ class Source {
 
   // Rows of a run that still trains, as browse.appended writes them.
   append(rows) {
-    for (const [where, reward, advantage, flags, size, key, prompt, answer, completion, said] of rows) {
+    for (const [where, reward, advantage, flags, size, key, prompt, answer, completion, said, turns = []] of rows) {
       if (!this.numbers.has(key)) {
         const [start, end] = this.index.ends;
         const title = (prompt.slice(start, prompt.length - end).trim() || prompt).replace(/\s+/g, " ").slice(0, 160);
@@ -55,7 +55,7 @@ class Source {
       }
       const columns = { where, reward, advantage, flags, size, group: this.numbers.get(key) };
       for (const [name, value] of Object.entries(columns)) this.index[name].push(value);
-      this.added.push({ prompt, answer, completion, said });
+      this.added.push({ prompt, answer, completion, said, turns });
       this.join(this.count - 1);
     }
   }
@@ -65,9 +65,9 @@ class Source {
     const number = Math.floor(i / this.index.part);
     if (!this.parts.has(number)) this.parts.set(number, unpack(`${this.key}-${number}`));
     const part = await this.parts.get(number);
-    const [completion, said] = part.rows[i % this.index.part];
+    const [completion, said, turns = []] = part.rows[i % this.index.part];
     const [prompt, answer] = part.prompts[this.index.group[i]];
-    return { prompt, answer, completion, said };
+    return { prompt, answer, completion, said, turns };
   }
 
   async experts(step) {
@@ -327,7 +327,7 @@ class Browser {
       this.siblings(i, members, rival),
       el("pre", "prompt", texts.prompt),
       texts.answer ? el("p", "note", "Expected answer: ", el("code", "", texts.answer)) : null,
-      other ? this.compared(other.completion, texts.completion, rival) : el("pre", "", texts.completion),
+      other ? this.compared(other.completion, texts.completion, rival) : this.inTurns(texts),
       el("ul", "verdicts", ...texts.said.map((said) => this.verdict(said))),
       loads && this.loads(loads, where[i]),
     ].filter(Boolean));
@@ -377,6 +377,20 @@ class Browser {
   compared(before, now, rival) {
     const parts = differences(before, now).map(([kind, text]) => (kind ? el(kind, "", text) : document.createTextNode(text)));
     return el("div", "", el("p", "note", "Against ", this.place(rival), ": ", el("del", "", "only there"), " ", el("ins", "", "only here")), el("pre", "", ...parts));
+  }
+
+  // What the policy wrote, and apart from it what tools gave.
+  inTurns({ completion, turns }) {
+    const shown = el("div", "turns");
+    let at = 0;
+    for (const [start, end, kind, told] of turns) {
+      if (start > at) shown.append(el("pre", "", completion.slice(at, start)));
+      const good = kind === "ok" || kind === "cut";
+      shown.append(el("div", "given", el("p", good ? "" : "failed", told), el("pre", "", completion.slice(start, end).trim())));
+      at = end;
+    }
+    if (at < completion.length || !turns.length) shown.append(el("pre", "", completion.slice(at)));
+    return shown;
   }
 
   verdict([name, value, reason, outcome]) {

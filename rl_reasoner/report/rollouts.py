@@ -6,19 +6,21 @@ holds one completion and those that are kept. What is of the wrong kind counts a
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rl_reasoner.files import Line, json_lines
 from rl_reasoner.foreign import mapping, number
+from rl_reasoner.scoring.ledger import seconds_of_calls
 from rl_reasoner.scoring.outcome import NOT_ITS_ROW
 
 ROLLOUTS_KEPT = 10_000  # of a stage
 ROLLOUT_BYTES_KEPT = 24_000_000  # of a stage's file, some 3 MB in the page
 _CHARACTERS_KEPT = 6000  # of a completion or prompt
 _REASON_KEPT = 500
+_NAME_KEPT = 60
 _FAULTS_KEPT = 1000
 
 
@@ -29,6 +31,30 @@ class RewardVerdict:
     value: float | None
     reason: str
     outcome: str
+
+
+@dataclass(frozen=True)
+class CallTurn:
+    """What a tool put into a completion: the characters `start` to `end` of it.
+
+    `seconds` that the call took, where the ledger has told them.
+    """
+
+    start: int
+    end: int
+    tool: str
+    kind: str
+    seconds: float | None = None
+
+    @property
+    def told(self) -> str:
+        """Which tool it was, how its call ended and how long it took, in a line."""
+        parts = [self.tool or "unreadable call", self.kind]
+        if self.seconds is not None:
+            parts.append(
+                f"{self.seconds:.3g} s" if self.seconds >= 1 else f"{1000 * self.seconds:.3g} ms"
+            )
+        return " · ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -44,6 +70,7 @@ class Sample:
     advantage: float | None
     truncated: bool
     verdicts: Mapping[str, RewardVerdict]
+    turns: Sequence[CallTurn] = ()
 
 
 @dataclass
@@ -148,12 +175,13 @@ def _chosen(spans: Mapping[int, list[tuple[int, int]]], rows: Counter[int]) -> l
 
 def sample_of(row: Mapping[str, Any]) -> Sample:
     """A line of `rollouts.jsonl` as a sample."""
+    completion = cut(row.get("completion"))
     return Sample(
         step=int(number(row.get("step")) or 0),
         group=str(row.get("group")),
         prompt=cut(row.get("prompt")),
         answer=cut(row.get("answer")),
-        completion=cut(row.get("completion")),
+        completion=completion,
         reward=number(row.get("reward")),
         advantage=number(row.get("advantage")),
         truncated=row.get("truncated") is True,
@@ -165,7 +193,51 @@ def sample_of(row: Mapping[str, Any]) -> Sample:
             )
             for name, raw in mapping(row.get("scores")).items()
         },
+        turns=turns_of(row, len(completion)),
     )
+
+
+def turns_of(row: Mapping[str, Any], length: int) -> list[CallTurn]:
+    """The turns of a rollout that lie within `length` characters, in order, none within another.
+
+    Of rollouts that do not tell where in the text a result stands: none.
+    """
+    raw = row.get("turns")
+    turns: list[CallTurn] = []
+    for one in map(mapping, raw if isinstance(raw, list) else ()):
+        places = one.get("text")
+        if not isinstance(places, list) or len(places) != 2:
+            continue
+        start, end = (int(number(place) or 0) for place in places)
+        if (turns[-1].end if turns else 0) <= start <= end <= length:
+            told = str(one.get("tool") or "")[:_NAME_KEPT], str(one.get("kind") or "")[:_NAME_KEPT]
+            turns.append(CallTurn(start, end, *told, number(one.get("seconds"))))
+    return turns
+
+
+def with_seconds(samples: Iterable[Sample], folder: Path) -> list[Sample]:
+    """The samples of a stage with the seconds of their calls, which its ledger has."""
+    found = [*samples]
+    steps = {sample.step for sample in found if sample.turns}
+    told = seconds_of_calls(folder, steps) if steps else {}
+    for place, sample in enumerate(found):
+        waiting = told.get((sample.step, sample.group)) if sample.turns else None
+        seconds = waiting.popleft() if waiting else []
+        if len(seconds) == len(sample.turns):
+            pairs = zip(sample.turns, seconds, strict=True)
+            turns = [replace(turn, seconds=number(took)) for turn, took in pairs]
+            found[place] = replace(sample, turns=turns)
+    return found
+
+
+def in_turns(text: str, turns: Sequence[CallTurn]) -> Iterator[tuple[str, CallTurn | None]]:
+    """A completion's text in pieces: what the policy wrote, and what each call gave."""
+    at = 0
+    for turn in turns:
+        yield text[at : turn.start], None
+        yield text[turn.start : turn.end], turn
+        at = turn.end
+    yield text[at:], None
 
 
 def cut(value: Any) -> str:

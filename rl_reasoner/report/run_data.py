@@ -17,7 +17,7 @@ from rl_reasoner.evaluation.learning_alarms import Metrics, highest_of
 from rl_reasoner.evaluation.statistics import Interval
 from rl_reasoner.files import read_jsonl
 from rl_reasoner.foreign import json_value, mapping, no_links, number, yaml_value
-from rl_reasoner.report.rollouts import Rollouts, read_rollouts
+from rl_reasoner.report.rollouts import Rollouts, read_rollouts, with_seconds
 from rl_reasoner.types import Row
 
 EVAL_ROWS_KEPT = 1000  # of an evaluation's set
@@ -265,6 +265,8 @@ def _stage(
             by_step[int(step)] = {**row, "step": int(step)}
     rollouts = folder / "rollouts.jsonl"
     sampled = read_rollouts(rollouts) if rollouts.is_file() else None
+    if sampled is not None:
+        sampled.samples = with_seconds(sampled.samples, folder)
     if sampled is not None and sampled.broken:
         unreadable.append(f"stages/{folder.name}/{rollouts.name} ({sampled.broken} lines)")
     best = _json(folder.parent.parent, f"stages/{folder.name}/best/evaluation.json", unreadable)

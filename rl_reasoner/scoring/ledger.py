@@ -14,7 +14,8 @@ nothing of models.
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,21 @@ def entries(folder: Path) -> Iterator[dict[str, Any]]:
     """Every row of the ledger in `folder`, in order; lines that cannot be read are passed over."""
     for path in files_of(folder):
         yield from (row for row in read_jsonl(path) if isinstance(row.get("step"), int))
+
+
+def seconds_of_calls(folder: Path, steps: Set[int]) -> dict[tuple[int, str], deque[list[Any]]]:
+    """The seconds of tools' calls at `steps`, in the ledger in `folder`: by step and group.
+
+    A list for each completion that called, in the order of the rollouts.
+    """
+    found: dict[tuple[int, str], deque[list[Any]]] = {}
+    for entry in entries(folder):
+        calls = entry.get("calls")
+        if entry["step"] in steps and isinstance(calls, list):
+            seconds = [call.get("seconds") for call in calls if isinstance(call, dict)]
+            place = entry["step"], str(entry.get("group"))
+            found.setdefault(place, deque()).append(seconds)
+    return found
 
 
 def _kept_bytes(path: Path, step: int) -> int:

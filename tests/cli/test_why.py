@@ -49,3 +49,20 @@ def test_a_step_that_is_not_there_is_still_told(tmp_path: Path, cli: Cli) -> Non
     ended = cli("why", run_with(tmp_path, {1: (0.1, -0.1)}), "--step", "0")
     assert ended.code == 2
     assert "there is no step 0" in ended.err
+
+
+def test_what_tools_gave_is_shown_as_turns(tmp_path: Path, cli: Cli) -> None:
+    run = run_with(tmp_path, {1: (1.0, -1.0)})
+    file = run / "stages" / "1-grpo" / "rollouts.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[0]["completion"] = "<calculator>6*7</calculator>\n<output>\n42\n</output>\n42"
+    turn = {"tool": "calculator", "kind": "ok", "at": 9, "given": 6, "text": [28, 50]}
+    rows[0]["turns"] = [turn]
+    file.write_text(lines(*rows), encoding="utf-8")
+    call = {"tool": "calculator", "kind": "ok", "seconds": 0.25}
+    score = {"step": 1, "group": 0, "index": 0, "reward": "fine", "seconds": 0.1, "calls": [call]}
+    (file.parent / "ledger.jsonl").write_text(lines(score), encoding="utf-8")
+    told = json.loads(cli("why", run, "--json").out)
+    assert told["group"][0]["turns"] == [{**turn, "seconds": 0.25}]
+    shown = cli("why", run).out
+    assert "┌ calculator · ok · 250 ms" in shown and "│ 42" in shown

@@ -242,3 +242,34 @@ def test_what_was_drawn_with_another_tool_is_not_taken(tmp_path: Path) -> None:
     assert edited != before
     policy.tokenizer.chat_template = CHAT.replace("[assistant]", "[answer]")
     assert ToolUse.of(tools, policy.tokenizer).identity() != edited
+
+
+def test_rows_are_filtered_and_sampled_with_tools(
+    room: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Completions of `filter` and `sample` call; those kept in a cache are of the same tools."""
+    monkeypatch.chdir(room)
+    data = {"task": "product", "count": 16}
+    stages = [
+        RECIPE["stages"][0],
+        {"kind": "filter", "data": data, "samples": 2, "keep": "0..1",
+         "sampling": {"temperature": 1.0, "max_tokens": 96}},
+        {"kind": "sample", "data": data, "samples": 2, "min_score": 0.0,
+         "sampling": {"max_tokens": 96}, "keep": {"readable": False}},
+        {"kind": "sft", "name": "again", "data": {"stage": "sample"}, "steps": 1, "batch": 4},
+    ]  # fmt: skip
+    (room / "calls.yaml").write_text(yaml.safe_dump({**RECIPE, "stages": stages, "evals": {}}))
+    ended = cli("train", "calls.yaml", "--run.folder", "run")
+    assert ended.code == 0, ended.err
+    kept = (room / "run" / "stages" / "3-sample" / "data.jsonl").read_text()
+    assert "</calculator>\\n<output>\\n" in kept
+    policy = room / "run" / "policy"
+    flags = ("product_validation", "--limit", "4", "--samples", "2", "--max-tokens", "96",
+             "--keep", "0..1", "--json")  # fmt: skip
+    with_tools = json.loads(cli("filter", "run", *flags).out)
+    without = json.loads(cli("filter", "run", *flags, "--tools", "none").out)
+    rates = [json.loads(line) for line in Path(without["rates"]).read_text().splitlines()]
+    assert policy.is_dir() and len(rates) == 4
+    assert with_tools["sampled"] == without["sampled"] == 8
+    ended = cli("filter", str(policy), *flags, "--tools", "calculater", "--tool-format", "tags")
+    assert ended.code == 2 and "Did you mean 'calculator'" in ended.err

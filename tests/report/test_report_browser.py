@@ -144,6 +144,36 @@ def test_experts_of_the_step_are_shown_with_the_completion(visit: Any, run: Path
     assert opened.page.locator(".load >> nth=0").locator(".columns i").count() == 8
 
 
+def test_what_tools_gave_stands_apart_from_what_the_policy_wrote(
+    visit: Any, tmp_path: Path
+) -> None:
+    folder = make_run(tmp_path)
+    wrote, gave = "I ask 🧮 <calculator>7*8</calculator>", "\n<output>\n56\n</output>\n"
+    row = rollout(1, 0, 0, True)
+    row["completion"] = f"{wrote}{gave}so 6"
+    turn = {"tool": "calculator", "kind": "ok", "at": 30, "given": 8}
+    row["turns"] = [{**turn, "text": [len(wrote), len(wrote) + len(gave)]}]
+    wrong = rollout(1, 0, 1, False)
+    refused = "\nmalformed call: no"
+    wrong["completion"] = HOSTILE + refused
+    place = [len(HOSTILE), len(HOSTILE) + len(refused)]
+    wrong["turns"] = [{"tool": "", "kind": "malformed", "at": 9, "given": 5, "text": place}]
+    stage = folder / "stages" / "2-grpo"
+    lines(stage / "rollouts.jsonl", [row, wrong])
+    call = {"tool": "calculator", "kind": "ok", "seconds": 0.0123}
+    score = {"step": 1, "group": 0, "index": 0, "reward": "math_answer", "calls": [call]}
+    lines(stage / "ledger.jsonl", [score])
+    opened = visit(write_report(folder))
+    assert opened.page.locator(".turns > pre").all_inner_texts() == [wrote, "so 6"]
+    assert opened.text(".given p") == "calculator · ok · 12.3 ms"
+    assert opened.text(".given pre") == "<output>\n56\n</output>"
+    opened.page.locator(".rows .row").nth(1).click()
+    playwright.expect(opened.page.locator(".given p.failed")).to_have_text(
+        "unreadable call · malformed"
+    )
+    assert opened.text(".turns > pre") == HOSTILE
+
+
 def test_a_curve_tells_its_values_and_leads_to_its_step(visit: Any, run: Path) -> None:
     opened = visit(run)
     plot = opened.page.locator("figure[data-chart='stage-2/Reward'] .plot")
