@@ -26,9 +26,10 @@ from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import DistillStage, GrpoStage, SftStage, TrainedStage
 from rl_reasoner.rollout.sampler import without_long
-from rl_reasoner.rollout.tool_turns import ToolUse
+from rl_reasoner.rollout.tool_turns import ToolUse, given_tokens
 from rl_reasoner.scoring.ledger import Ledger, scores_of
 from rl_reasoner.scoring.rule import rule_of
+from rl_reasoner.tools.formats import CallFormat
 from rl_reasoner.training.checkpointing.faults import SkipBadSteps
 from rl_reasoner.training.distillation_trainer import (
     DistillationTrainer,
@@ -38,6 +39,8 @@ from rl_reasoner.training.distillation_trainer import (
 from rl_reasoner.training.grpo_trainer import GRPOTrainer
 from rl_reasoner.training.sft_trainer import SFTTrainer
 from rl_reasoner.types import Row, text_of
+
+_NO_LOSS = -100  # trl's label of a token that is not trained on
 
 
 @dataclass
@@ -93,7 +96,8 @@ def _distill(job: Job, stage: DistillStage) -> DistillationTrainer:
 
 def _sft(job: Job, stage: SftStage) -> SFTTrainer:
     policy = job.policy
-    schemas = ToolUse.told(job.recipe.tools, policy.tokenizer)
+    form = ToolUse.format_of(job.recipe.tools, policy.tokenizer)
+    schemas = form.schemas if form else None
     rows = [_supervised(row, job.recipe.template, policy, schemas) for row in job.rows]
     check_auxiliary_loss(policy.model, stage.router_aux)
     check_experts(policy.model)
@@ -104,7 +108,24 @@ def _sft(job: Job, stage: SftStage) -> SFTTrainer:
         processing_class=policy.tokenizer,
     )
     without_router_logits(policy.model)  # trl asks for them pass by pass
+    if form is not None:
+        own = [
+            _own_labels(row["input_ids"], row["labels"], form, policy.tokenizer)
+            for row in trainer.train_dataset
+        ]
+        kept = trainer.train_dataset.remove_columns("labels")
+        trainer.train_dataset = kept.add_column("labels", own)
     return trainer
+
+
+def _own_labels(ids: list[int], labels: list[int], form: CallFormat, tokenizer: Any) -> list[int]:
+    """The labels of a row without those of tokens that tools gave: they have no loss."""
+    first = next((at for at, label in enumerate(labels) if label != _NO_LOSS), len(ids))
+    own = [*labels]
+    for given in given_tokens(ids[first:], form, tokenizer):
+        for at in given:
+            own[first + at] = _NO_LOSS
+    return own
 
 
 def _supervised(

@@ -8,6 +8,7 @@ special token, say an end of turn, into a completion.
 
 import inspect
 import queue
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -86,11 +87,17 @@ class ToolUse:
         return cls(tokenizer, settings.use, call_format=call, calls=calls, limits=limits)
 
     @classmethod
-    def told(cls, settings: ToolSettings | None, tokenizer: Any) -> list[dict[str, Any]] | None:
-        """The `schemas` of a recipe's tools; None without tools. Raises `UserError`."""
+    def format_of(cls, settings: ToolSettings | None, tokenizer: Any) -> CallFormat | None:
+        """The form of a recipe's calls; None without tools. Raises `UserError`."""
         if settings is None:
             return None
-        return _format(settings.format, load_tools(settings.use), tokenizer).schemas
+        return _format(settings.format, load_tools(settings.use), tokenizer)
+
+    @classmethod
+    def told(cls, settings: ToolSettings | None, tokenizer: Any) -> list[dict[str, Any]] | None:
+        """The `schemas` of a recipe's tools; None without tools. Raises `UserError`."""
+        form = cls.format_of(settings, tokenizer)
+        return None if form is None else form.schemas
 
     @property
     def schemas(self) -> list[dict[str, Any]] | None:
@@ -237,6 +244,23 @@ class ToolTurns:
         """Forget what the rows' tools keep."""
         for row in self._rows:
             row.session.close()
+
+
+def given_tokens(ids: Sequence[int], form: CallFormat, tokenizer: Any) -> list[range]:
+    """Which tokens of a written completion are of results that its calls were given.
+
+    A token that begins before a result is the policy's, whatever else is in it.
+    """
+
+    def text(count: int) -> str:
+        found: str = tokenizer.decode(ids[:count], skip_special_tokens=False)
+        return found
+
+    def first_from(place: int) -> int:
+        return bisect_left(range(len(ids)), place, key=lambda count: len(text(count)))
+
+    spans = form.given(text(len(ids)))
+    return [range(first_from(start), first_from(end)) for start, end in spans]
 
 
 def _source(fn: Callable[..., Any]) -> str:

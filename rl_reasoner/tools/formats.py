@@ -21,6 +21,7 @@ _HERMES_MARKS = ("<tool_call>", "</tool_call>")
 _PYTHON_TAG = "<|python_tag|>"
 _FENCE = "```"
 _LABELS = {"py": "python", "python3": "python"}
+_BEHIND_CALL = 4  # characters that the last token of a call may have behind its end
 _CALL, _RESULT = "the call stands here", "line one\nline two"
 
 
@@ -76,6 +77,26 @@ class CallFormat(ABC):
     @abstractmethod
     def turn(self, result: str) -> ToolTurn:
         """What is put behind a call that had this result."""
+
+    def given(self, text: str) -> list[tuple[int, int]]:
+        """Where in a completion results stand, with what is around them: (start, end) of each.
+
+        A result stands behind a call, as `turn` puts it there; one that is cut off goes to the end.
+        """
+        around = {self.turn(result)[::2] for result in ("", _FENCE, f"{_FENCE}`")}
+        spans: list[tuple[int, int]] = []
+        at = 0
+        while True:
+            starts = ((text.find(before, at), before, after) for before, after in around)
+            start, before, after = min((one for one in starts if one[0] >= 0), default=(-1, "", ""))
+            if start < 0:
+                return spans
+            if not self.ended(text[spans[-1][1] if spans else 0 : start], _BEHIND_CALL):
+                at = start + 1
+                continue
+            end = text.find(after, start + len(before))
+            at = len(text) if end < 0 else end + len(after)
+            spans.append((start, at))
 
     def _named(self, name: object, arguments: Mapping[str, Any]) -> ToolCall | MalformedCall:
         if isinstance(name, str) and name in self.tools:
