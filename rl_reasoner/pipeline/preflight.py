@@ -22,7 +22,14 @@ from rl_reasoner.pipeline.prepare import Prepared
 from rl_reasoner.policy.fp8.layers import describe_fp8, fp8_backend
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.recipe import Recipe
-from rl_reasoner.recipe.stages import DistillStage, GrpoStage, RowStage, SftStage, TrainedStage
+from rl_reasoner.recipe.stages import (
+    DistillStage,
+    GrpoStage,
+    RowStage,
+    SampleStage,
+    SftStage,
+    TrainedStage,
+)
 from rl_reasoner.recipe.tools import ToolSettings
 from rl_reasoner.rollout.long_prompts import declared_places, named_rows
 from rl_reasoner.rollout.sampler import long_rows, prompt_ids
@@ -70,7 +77,7 @@ def inspect(
     if placement.precision == "fp8":
         notices.append(_fp8(recipe, policy))
     if recipe.tools:
-        notices.append(_tools(recipe.tools, policy))
+        notices.append(_tools(recipe, recipe.tools, policy))
     for stage in recipe.stages:
         if isinstance(stage, RowStage):
             continue
@@ -175,12 +182,16 @@ def _tokens(policy: Policy) -> Notice:
     return Notice("tokens", "passed", f"end {end}, padding {pad}")
 
 
-def _tools(settings: ToolSettings, policy: Policy) -> Notice:
+def _tools(recipe: Recipe, settings: ToolSettings, policy: Policy) -> Notice:
     """Whether each tool answers a call, and in which time; and whether calls have a form."""
     try:
         use = ToolUse.of(settings, policy.tokenizer)
     except UserError as error:
         return Notice("tools", "failed", str(error))
+    sampled = [stage.name for stage in recipe.stages if isinstance(stage, SampleStage)]
+    if sampled and use.schemas is not None:
+        why = f"stage {sampled[0]} keeps completions as text, which has no turns of a chat template"
+        return Notice("tools", "failed", why, "set tools.format to fences or tags")
     answers = use.tried()
     told = f"calls as {use.format.name}; " + ", ".join(
         f"{name} {1000 * answer.seconds:.3g} ms" for name, answer in answers.items()

@@ -168,7 +168,9 @@ def _grpo(job: Job, stage: GrpoStage) -> GRPOTrainer:
         processing_class=policy.tokenizer,
     )
     trainer.use_row_settings = True
-    trainer.tool_use = ToolUse.of(recipe.tools, policy.tokenizer) if recipe.tools else None
+    if recipe.tools:
+        told = trainer.chat_template_kwargs
+        trainer.tool_use = ToolUse.of(recipe.tools, policy.tokenizer, told)
     trainer.reward_rules = [
         rule_of(function, spec.optional, spec.on_abstain)
         for function, spec in zip(job.rewards.values(), recipe.rewards.values(), strict=True)

@@ -9,7 +9,7 @@ special token, say an end of turn, into a completion.
 import inspect
 import queue
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -65,26 +65,38 @@ class ToolUse:
         call_format: str = "auto",
         calls: int = 4,
         limits: ToolLimits | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         """Tools as `load_tool` finds them; "auto" is the format of the tokenizer's chat template.
 
-        Raises `UserError`: for tools that are not there or cannot run, a format that the template
-        does not have.
+        `chat_template_kwargs`: what the template is given for prompts, and here for turns. Raises
+        `UserError`: for tools that are not there or cannot run, a format that the template does not
+        have.
         """
         self.tokenizer, self.calls, self.limits = tokenizer, calls, limits or ToolLimits()
         self.tools = load_tools(tools)
-        self.format = _format(call_format, self.tools, tokenizer)
+        self.format = _format(call_format, self.tools, tokenizer, chat_template_kwargs)
         with self._new_runner():
             pass  # what cannot run is told now
         self._may_end: dict[int, bool] = {}
         self._running: ToolRunner | None = None  # inside `running`
 
     @classmethod
-    def of(cls, settings: ToolSettings, tokenizer: Any) -> "ToolUse":
+    def of(
+        cls,
+        settings: ToolSettings,
+        tokenizer: Any,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> "ToolUse":
         """The tools that a recipe names, for a policy with this tokenizer. Raises `UserError`."""
-        limits = ToolLimits(settings.timeout_s, settings.memory_mb, settings.output_chars)
-        call, calls = settings.format, settings.calls
-        return cls(tokenizer, settings.use, call_format=call, calls=calls, limits=limits)
+        return cls(
+            tokenizer,
+            settings.use,
+            call_format=settings.format,
+            calls=settings.calls,
+            limits=ToolLimits(settings.timeout_s, settings.memory_mb, settings.output_chars),
+            chat_template_kwargs=chat_template_kwargs,
+        )
 
     @classmethod
     def format_of(cls, settings: ToolSettings | None, tokenizer: Any) -> CallFormat | None:
@@ -269,7 +281,12 @@ def _source(fn: Callable[..., Any]) -> str:
     return file.read_text(encoding="utf-8") if file.is_file() else inspect.getsource(fn)
 
 
-def _format(name: str, tools: Sequence[Tool], tokenizer: Any) -> CallFormat:
+def _format(
+    name: str,
+    tools: Sequence[Tool],
+    tokenizer: Any,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> CallFormat:
     """The format called `name`, with the turns of the tokenizer's template where it has them."""
     template = getattr(tokenizer, "chat_template", None) or ""
     if name == "auto" and (name := format_of_template(template) or "") == "":
@@ -281,7 +298,11 @@ def _format(name: str, tools: Sequence[Tool], tokenizer: Any) -> CallFormat:
 
     def render(messages: list[dict[str, str]]) -> str:
         text: str = tokenizer.apply_chat_template(
-            messages, tools=found.schemas, tokenize=False, add_generation_prompt=True
+            messages,
+            tools=found.schemas,
+            tokenize=False,
+            add_generation_prompt=True,
+            **(chat_template_kwargs or {}),
         )
         return text
 

@@ -83,7 +83,7 @@ class CallFormat(ABC):
 
         A result stands behind a call, as `turn` puts it there; one that is cut off goes to the end.
         """
-        around = {self.turn(result)[::2] for result in ("", _FENCE, f"{_FENCE}`")}
+        around = {self.turn("`" * ticks)[::2] for ticks in range(8)}
         spans: list[tuple[int, int]] = []
         at = 0
         while True:

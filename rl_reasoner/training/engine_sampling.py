@@ -158,6 +158,7 @@ class EngineSampling:
         if turns is not None:
             batch.tool_masks = [completion.tool_mask for completion in completions]
             batch.turns = turns.events_in([completion.ids for completion in completions])
+            batch.ended = [completion.ended for completion in completions]
         return [c.ids for c in completions], [c.logps for c in completions]
 
     def order(

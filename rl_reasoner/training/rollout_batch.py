@@ -27,6 +27,7 @@ class RolloutRow:
     policy_logps: list[float] | None
     tool_mask: list[int] | None
     turns: list[ToolEvent] | None
+    ended: str | None
     routes: Routes | None
     outcomes: list[Outcome]
     logged: dict[str, Any]
@@ -40,7 +41,8 @@ class RolloutBatch:
     sampled and scored before, so that trl's path is to take what is here. `logps`: each token's
     under the distribution that it was drawn from; `policy_logps`: under the policy itself, nothing
     cut off. `tool_masks`: 1 for tokens that the policy sampled, 0 for those that tools gave, and
-    `turns` what was called; None without tools. `routes`: the experts chosen. `outcomes` by
+    `turns` what was called, `ended` why each completion did (`SampledCompletion`); None without
+    tools. `routes`: the experts chosen. `outcomes` by
     reward; `rewards` (rows of all processes, reward functions). `logged`: what rewards logged about
     the rows, by column.
     """
@@ -54,6 +56,7 @@ class RolloutBatch:
     policy_logps: list[list[float]] | None = None
     tool_masks: list[list[int]] | None = None
     turns: list[list[ToolEvent]] | None = None
+    ended: list[str] | None = None
     routes: Routes | None = None
     outcomes: list[list[Outcome]] = field(default_factory=list)
     rewards: Tensor = field(default_factory=partial(torch.empty, 0))
@@ -70,6 +73,7 @@ class RolloutBatch:
                 self.policy_logps[i] if self.policy_logps is not None else None,
                 self.tool_masks[i] if self.tool_masks is not None else None,
                 self.turns[i] if self.turns is not None else None,
+                self.ended[i] if self.ended is not None else None,
                 self.routes.rows([i]) if self.routes is not None else None,
                 [outcomes[i] for outcomes in self.outcomes],
                 {name: values[i] for name, values in self.logged.items()},
@@ -93,6 +97,7 @@ class RolloutBatch:
             policy_logps=[r.policy_logps for r in rows if r.policy_logps is not None] or None,
             tool_masks=[row.tool_mask for row in rows if row.tool_mask is not None] or None,
             turns=[row.turns for row in rows if row.turns is not None] or None,
+            ended=[row.ended for row in rows if row.ended is not None] or None,
             routes=join_routes(routes) if routes else None,
             outcomes=[list(outcomes) for outcomes in zip(*(r.outcomes for r in rows), strict=True)],
             rewards=rewards,

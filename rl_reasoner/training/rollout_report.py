@@ -52,4 +52,8 @@ def _called(trainer: Any, batch: RolloutBatch, i: int) -> dict[str, Any]:
         return min(len(before), len(batch.texts[i]))
 
     turns = [{**e.told(), "text": [place(e.at), place(e.at + e.given)]} for e in events]
-    return {"turns": turns, "call_seconds": [e.seconds for e in events]}
+    return {
+        "turns": turns,
+        "call_seconds": [event.seconds for event in events],
+        **({"ended": batch.ended[i]} if batch.ended else {}),
+    }

@@ -273,3 +273,22 @@ def test_rows_are_filtered_and_sampled_with_tools(
     assert with_tools["sampled"] == without["sampled"] == 8
     ended = cli("filter", str(policy), *flags, "--tools", "calculater", "--tool-format", "tags")
     assert ended.code == 2 and "Did you mean 'calculator'" in ended.err
+
+
+@pytest.mark.parametrize("template", ["plain", "chat"])
+def test_sft_has_no_loss_on_what_tools_gave(template: str, tmp_path: Path) -> None:
+    policy = open_policy("scratch:dense-tiny", seed=1, device="cpu")
+    policy.tokenizer.chat_template = CHAT
+    tools = {"use": ["calculator"], "format": "tags"}
+    recipe = Recipe(**{**RECIPE, "template": template, "tools": tools})
+    stage = recipe.stages[0]
+    assert isinstance(stage, SftStage)
+    rows = load_rows(TaskData(task="product", count=8, called=1.0))
+    job = Job(recipe, stage, choose_placement(recipe), rows, {}, policy, tmp_path)
+    decode = policy.tokenizer.decode
+    for row, made in zip(rows, trainer_of(job).train_dataset, strict=True):
+        begin, _, behind = str(row["completion"]).partition("\n<output>\n")
+        given, _, end = behind.partition("\n</output>\n")
+        assert given.isdecimal() and f"<output>\n{given}" in decode(made["input_ids"])
+        pairs = zip(made["input_ids"], made["labels"], strict=True)
+        assert f"{begin}{end}" in decode([token for token, label in pairs if label != -100])

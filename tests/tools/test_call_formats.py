@@ -285,3 +285,31 @@ def test_a_templates_own_format_is_known() -> None:
 def test_an_unknown_format_has_its_nearest_name() -> None:
     with pytest.raises(UserError, match="Did you mean 'hermes'"):
         call_format("hermez", TOOLS)
+
+
+@every_format
+@given(
+    pairs=st.lists(st.tuples(marked_calls | calls, st.text() | marked), min_size=1, max_size=3),
+    room=st.integers(0, 30),
+)
+def test_results_are_found_in_a_written_completion(
+    form: CallFormat, pairs: list[tuple[ToolCall, str]], room: int
+) -> None:
+    """As an sft row holds them: each result behind its call, and nothing that only looks so."""
+    text, results = "", []
+    for call, result in pairs:
+        try:
+            text += form.write(call)
+        except ValueError:
+            assume(False)
+        if form.name == "llama3":  # without a template a line's end is all that ends a result
+            result = " ".join(result.split())
+        start = len(text)
+        text += "".join(form.turn(result))
+        results.append((start, len(text)))
+    assert form.given(f"{text}so done") == results
+    assert form.given(f"no call{form.turn('42').before}42 is none") == []
+    first, last = results[-1]
+    cut = min(first + len(form.turn(result).before) + room, last - 1)
+    if form.name != "llama3":
+        assert form.given(text[:cut]) == [*results[:-1], (first, cut)]
