@@ -8,7 +8,7 @@ MARKED = $(if $(FAST),-m "not slow and not matrix")
 
 SEED ?= 0
 
-.PHONY: quickstart r1 test coverage lint bench real conformance resume-matrix browser scaling docs tutorials schema fields release-check clean
+.PHONY: quickstart r1 test coverage lint bench real conformance resume-matrix hostile-tools browser scaling docs tutorials schema fields release-check clean
 
 quickstart: .venv/user  ## install, then the main job: train a tiny mixture of experts to think
 	$(RUN) train quickstart
@@ -42,6 +42,9 @@ conformance: .venv/dev  ## trl's own tests of its GRPO trainer, on ours; TRL is 
 
 resume-matrix: .venv/dev  ## kill -9 and resume at every point of the matrix; `make test` has some of them
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m matrix tests/training tests/pipeline tests/project/test_real.py tests/project/test_splits.py
+
+hostile-tools: .venv/dev  ## 2,048 completions whose tools raise, hang, exit, fork, print 10 MB: nothing ends, nothing is lost
+	$(PY) benchmarks/hostile_tools.py
 
 browser: .venv/dev  ## the report in a real browser, where playwright and Chromium are there
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests/report/test_report_browser.py
