@@ -47,11 +47,14 @@ def _called(trainer: Any, batch: RolloutBatch, i: int) -> dict[str, Any]:
     assert batch.turns is not None
     tokenizer, ids, events = trainer.internals.tokenizer, batch.ids[i], batch.turns[i]
 
-    def place(tokens: int) -> int:
-        before = tokenizer.decode(ids[:tokens], skip_special_tokens=True)
-        return min(len(before), len(batch.texts[i]))
+    def text(tokens: int) -> str:
+        found: str = tokenizer.decode(ids[:tokens], skip_special_tokens=True)
+        return found
 
-    turns = [{**e.told(), "text": [place(e.at), place(e.at + e.given)]} for e in events]
+    turns = [event.told() for event in events]
+    if events and text(len(ids)) == batch.texts[i]:  # else a chat's template reads it otherwise
+        for turn, event in zip(turns, events, strict=True):
+            turn["text"] = [len(text(event.at)), len(text(event.at + event.given))]
     return {
         "turns": turns,
         "call_seconds": [event.seconds for event in events],

@@ -11,6 +11,7 @@ from typing import Any
 from rl_reasoner import tool
 
 COUNT = 0
+KEPT = []
 
 
 @tool
@@ -25,6 +26,13 @@ def counts() -> int:
     global COUNT
     COUNT += 1
     return COUNT
+
+
+@tool
+def keeps() -> str:
+    """Keep 200 MB of each call."""
+    KEPT.append(bytearray(200 << 20))
+    return "kept"
 
 
 @tool

@@ -142,6 +142,14 @@ def test_a_process_is_kept_between_calls_and_not_tried_twice() -> None:
         assert runner.counts == {"ok": 3, "died": 1}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="memory has no limit elsewhere")
+def test_a_process_without_memory_left_takes_no_other_call() -> None:
+    with ToolRunner([f"{FILE}:keeps"], LIMITS) as runner:
+        session = runner.session()
+        kinds = [session.call(ToolCall("keeps", {})).kind for _ in range(4)]
+    assert kinds == ["ok", "ok", "failed", "ok"]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel has no subreapers")
 @pytest.mark.parametrize("name", ["spawns", "spawns_and_hangs", "spawns_and_dies"])
 def test_what_a_tool_started_ends_with_it(name: str, tmp_path: Path) -> None:
