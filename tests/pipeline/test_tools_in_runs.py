@@ -17,16 +17,26 @@ from rl_reasoner import Recipe, evaluate, open_policy
 from rl_reasoner.dataset.rows import load_rows
 from rl_reasoner.dataset.templates import prompt_of
 from rl_reasoner.errors import UserError
+from rl_reasoner.pipeline.difficulty_filter import FilterFiles, filter_rows
 from rl_reasoner.pipeline.lineage import facts_of
 from rl_reasoner.pipeline.placement import choose_placement
+from rl_reasoner.pipeline.rejection_sampling import make_samples
 from rl_reasoner.pipeline.stage_trainers import Job, trainer_of
 from rl_reasoner.recipe.data import TaskData
-from rl_reasoner.recipe.stages import SftStage
+from rl_reasoner.recipe.stages import (
+    FilterSampling,
+    FilterStage,
+    Keep,
+    SampleStage,
+    Sampling,
+    SftStage,
+)
 from rl_reasoner.recipe.tools import ToolSettings
 from rl_reasoner.rollout.sampler import long_rows, prompt_ids
 from rl_reasoner.rollout.tool_turns import ToolUse
 from rl_reasoner.types import Row
 from support.commands import Cli
+from support.stock import drawn
 
 RECIPE: dict[str, Any] = {
     "name": "calls",
@@ -244,34 +254,38 @@ def test_what_was_drawn_with_another_tool_is_not_taken(tmp_path: Path) -> None:
     assert ToolUse.of(tools, policy.tokenizer).identity() != edited
 
 
-def test_rows_are_filtered_and_sampled_with_tools(
-    room: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_are_filtered_and_sampled_with_tools(tmp_path: Path) -> None:
     """Completions of `filter` and `sample` call; those kept in a cache are of the same tools."""
-    monkeypatch.chdir(room)
-    data = {"task": "product", "count": 16}
-    stages = [
-        RECIPE["stages"][0],
-        {"kind": "filter", "data": data, "samples": 2, "keep": "0..1",
-         "sampling": {"temperature": 1.0, "max_tokens": 96}},
-        {"kind": "sample", "data": data, "samples": 2, "min_score": 0.0,
-         "sampling": {"max_tokens": 96}, "keep": {"readable": False}},
-        {"kind": "sft", "name": "again", "data": {"stage": "sample"}, "steps": 1, "batch": 4},
-    ]  # fmt: skip
-    (room / "calls.yaml").write_text(yaml.safe_dump({**RECIPE, "stages": stages, "evals": {}}))
-    ended = cli("train", "calls.yaml", "--run.folder", "run")
-    assert ended.code == 0, ended.err
-    kept = (room / "run" / "stages" / "3-sample" / "data.jsonl").read_text()
-    assert "</calculator>\\n<output>\\n" in kept
-    policy = room / "run" / "policy"
-    flags = ("product_validation", "--limit", "4", "--samples", "2", "--max-tokens", "96",
-             "--keep", "0..1", "--json")  # fmt: skip
-    with_tools = json.loads(cli("filter", "run", *flags).out)
-    without = json.loads(cli("filter", "run", *flags, "--tools", "none").out)
-    rates = [json.loads(line) for line in Path(without["rates"]).read_text().splitlines()]
-    assert policy.is_dir() and len(rates) == 4
-    assert with_tools["sampled"] == without["sampled"] == 8
-    ended = cli("filter", str(policy), *flags, "--tools", "calculater", "--tool-format", "tags")
+    policy = open_policy("scratch:dense-tiny", seed=1, device="cpu")
+    encode, end = policy.tokenizer, policy.tokenizer.eos_token_id
+    call = encode("<calculator>6*7</calculator>", add_special_tokens=False)["input_ids"]
+    rows = load_rows(TaskData(task="product", count=4))
+    tools = ToolSettings(use=("calculator",), format="tags")
+    told: dict[str, Any] = {"template": "plain", "seed": 0, "progress": lambda done: None}
+    files = FilterFiles(tmp_path / "kept.jsonl", tmp_path / "rates.jsonl", tmp_path / "samples")
+
+    def tokens(settings: ToolSettings | None) -> float:
+        stage = FilterStage(samples=2, keep="0..1", sampling=FilterSampling(max_tokens=80))
+        filter_rows(stage, rows, policy, files, tools=settings, **told)
+        return float(json.loads(files.rates.read_text().splitlines()[0])["mean_tokens"])
+
+    with drawn([[*call, *[end] * 52]] * 8):
+        given = len(ToolUse.of(tools, policy.tokenizer).tokens("42"))
+        assert tokens(tools) == len(call) + given + 1
+        assert tokens(None) == len(call) + 1  # not what the cache has of rows with tools
+        assert tokens(tools) == len(call) + given + 1
+        stage = SampleStage(
+            samples=2, min_score=0.0, sampling=Sampling(max_tokens=80), keep=Keep(readable=False)
+        )
+        make_samples(stage, rows, policy, tmp_path, tools=tools, **told)
+    kept = [json.loads(line) for line in (tmp_path / "data.jsonl").read_text().splitlines()]
+    texts = {row["completion"] for row in kept}
+    assert texts == {"<calculator>6*7</calculator>\n<output>\n42\n</output>\n"}
+
+
+def test_a_mistake_in_the_tools_of_filter_is_one_line(cli: Cli) -> None:
+    flags = ("--tools", "calculater", "--tool-format", "tags")
+    ended = cli("filter", "scratch:dense-tiny", "product_validation", *flags)
     assert ended.code == 2 and "Did you mean 'calculator'" in ended.err
 
 
