@@ -21,7 +21,7 @@ CONCURRENT = 16
 
 def one_by_one(fn: Callable[..., Any]) -> bool:
     """Whether `fn` judges row by row, so that each row has a deadline and a fault of its own."""
-    return isinstance(fn, Reward) and fn.many is None and not fn.is_async
+    return isinstance(fn, Reward) and fn.many is None and not fn.is_async and not fn.group
 
 
 def call_reward(
@@ -33,9 +33,10 @@ def call_reward(
 ) -> Iterator[Outcome]:
     """The outcome of each row in order, with its seconds; each as soon as it is known.
 
-    A batch form counts its seconds in equal shares. `timeout_s` bounds each row of an asynchronous
-    reward, here; all else is bounded by whoever waits for this iterator. What is asynchronous runs
-    in `loop`: one for all batches, as the clients of a reward are bound to the loop they began in.
+    A batch form counts its seconds in equal shares, so does a call on a group. `timeout_s` bounds
+    each call of an asynchronous reward, here; all else is bounded by whoever waits for this
+    iterator. What is asynchronous runs in `loop`: one for all batches, as the clients of a reward
+    are bound to the loop they began in.
     """
     if not isinstance(fn, Reward):
         yield from _batch(fn, completions, columns, loop)
@@ -48,43 +49,60 @@ def call_reward(
 def _rows(
     fn: Reward, completions: Sequence[Completion], columns: Mapping[str, Any]
 ) -> Iterator[Outcome]:
-    started = time.perf_counter()
+    started, count = time.perf_counter(), len(completions)
     if fn.many is not None:
         try:
-            yield from _shared(fn.scores(completions, columns), started)
+            values = fn.values_of_all(completions, columns)
+            yield from _shared([_scored(values[i], fn) for i in range(count)], started)
             return
         except Exception:
             started = time.perf_counter()  # the rows one by one say which is at fault
-    for index, completion in enumerate(completions):
-        outcome: Outcome
+    found: dict[int, Outcome] = {}
+    at = 0  # the row that is due
+    for unit in fn.groups(columns, count):
+        outcomes: Sequence[Outcome]
         try:
-            outcome = _scored(fn.result(completion, **fn.row(columns, index)), fn)
+            outcomes = _of_unit(fn, fn.given(unit, completions, columns), len(unit))
         except Exception as error:
-            outcome = faulted(fn.name, error, fn=fn)
-        now = time.perf_counter()
-        yield replace(outcome, seconds=now - started)
-        started = now
+            outcomes = [faulted(fn.name, error, fn=fn)] * len(unit)
+        found |= zip(unit, _shared(outcomes, started), strict=True)
+        started = time.perf_counter()
+        while at in found:
+            yield found[at]
+            at += 1
+
+
+def _of_unit(fn: Reward, value: Any, count: int) -> list[Outcome]:
+    """The outcomes of the `count` rows of one call, which has returned `value`."""
+    try:
+        return [_scored(one, fn) for one in fn.each(value, count)]
+    except ValueError as error:
+        return [faulted(fn.name, error, "value", fn)] * count
 
 
 async def _gathered(
     fn: Reward, completions: Sequence[Completion], columns: Mapping[str, Any], timeout_s: float
 ) -> list[Outcome]:
-    """The rows of an asynchronous reward, `CONCURRENT` at a time, each under its deadline."""
+    """The rows of an asynchronous reward, `CONCURRENT` calls at a time, each under its deadline."""
     free = asyncio.Semaphore(CONCURRENT)
+    found: dict[int, Outcome] = {}
 
-    async def one(index: int, completion: Completion) -> Outcome:
+    async def one(unit: Sequence[int]) -> None:
         async with free:
             started = time.perf_counter()
+            outcomes: Sequence[Outcome]
             try:
-                result = fn.result(completion, **fn.row(columns, index))
-                outcome = _scored(await asyncio.wait_for(result, timeout_s), fn)
+                result = fn.given(unit, completions, columns)
+                outcomes = _of_unit(fn, await asyncio.wait_for(result, timeout_s), len(unit))
             except TimeoutError:
-                outcome = Fault(f"reward {fn.name!r}: no reply within {timeout_s:g} s", "timeout")
+                late = f"reward {fn.name!r}: no reply within {timeout_s:g} s"
+                outcomes = [Fault(late, "timeout")] * len(unit)
             except Exception as error:
-                outcome = faulted(fn.name, error, fn=fn)
-            return replace(outcome, seconds=time.perf_counter() - started)
+                outcomes = [faulted(fn.name, error, fn=fn)] * len(unit)
+            found.update(zip(unit, _shared(outcomes, started), strict=True))
 
-    return list(await asyncio.gather(*(one(i, text) for i, text in enumerate(completions))))
+    await asyncio.gather(*map(one, fn.groups(columns, len(completions))))
+    return [found[index] for index in range(len(completions))]
 
 
 def _batch(
@@ -117,6 +135,8 @@ async def _awaited(value: Awaitable[Any]) -> Any:
 
 
 def _scored(value: object, fn: Callable[..., Any]) -> Outcome:
+    if isinstance(value, Fault):
+        return value
     try:
         return as_score(value, name_of(fn))
     except Exception as error:  # an object's own __float__ may raise anything

@@ -18,6 +18,8 @@ def as_score(value: object, name: str) -> Score:
     """`value` as a `Score`; raises TypeError naming the reward when it is no number or Score."""
     if isinstance(value, Score):
         return value
+    if isinstance(value, Fault):  # a batch form's; here is no outcome but a score
+        raise RuntimeError(value.message)
     if value is None:
         return Score(None, "the reward returned None")
     if not isinstance(value, (str, bytes)) and hasattr(value, "__float__"):

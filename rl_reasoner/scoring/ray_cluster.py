@@ -53,7 +53,7 @@ def score_on_ray(
     ray = _ray()
     count = len(completions)
     size = _block(count, int(ray.cluster_resources().get("CPU", 1)))
-    blocks = [range(at, min(at + size, count)) for at in range(0, count, size)]
+    blocks = _blocks(fn.groups(columns, count), size)
     sent = {name: values for name, values in columns.items() if _wanted(fn, name, values)}
     task = _task()
     refs = []
@@ -61,15 +61,15 @@ def score_on_ray(
         own = {name: [values[i] for i in rows] for name, values in sent.items()}
         refs.append(task.remote(packed, [completions[i] for i in rows], own, here))
     ends = time.monotonic() + limits.batch_timeout_s
-    outcomes: list[Outcome] = []
+    outcomes: dict[int, Outcome] = {}
     with warn_while_waiting(fn.name, limits.batch_timeout_s):
         for rows, ref in zip(blocks, refs, strict=True):
             scored = _of(ref, len(rows), fn.name, ends, limits)
             if scored is None:
                 _keep_here(fn, "it changes what it holds, and every node has a copy of that")
                 return runner_of(fn, here).score(completions, columns)
-            outcomes += scored
-    return outcomes
+            outcomes |= zip(rows, scored, strict=True)
+    return [outcomes[index] for index in range(count)]
 
 
 def _of(ref: Any, count: int, name: str, ends: float, limits: Limits) -> list[Outcome] | None:
@@ -90,6 +90,16 @@ def _of(ref: Any, count: int, name: str, ends: float, limits: Limits) -> list[Ou
 def _wanted(fn: Reward, name: str, values: Any) -> bool:
     """Whether the column goes along: not what is trl's own, unless the reward names it."""
     return name in fn.columns or (isinstance(values, Sequence) and name != "completion_ids")
+
+
+def _blocks(units: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+    """Rows in blocks of about `size`, those of a unit together."""
+    blocks: list[list[int]] = []
+    for unit in units:
+        if not blocks or len(blocks[-1]) + len(unit) > size:
+            blocks.append([])
+        blocks[-1] += unit
+    return blocks
 
 
 def _block(rows: int, processors: int) -> int:

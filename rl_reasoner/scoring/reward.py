@@ -1,8 +1,8 @@
 """What a reward is: `@reward`, the class `Reward` it makes, and `Column`.
 
-A reward looks at one completion and says how good it is. The decorator turns a function of one
-completion into a batch reward that stock trl accepts as it is; any trl reward function is accepted
-here as it is. `registry` finds rewards, `batch` scores a batch.
+A reward looks at one completion and says how good it is; a group reward looks at all completions of
+a prompt. The decorator turns such a function into a batch reward that stock trl accepts as it is;
+any trl reward function is accepted here as it is. `registry` finds rewards, `batch` scores a batch.
 """
 
 import asyncio
@@ -41,20 +41,30 @@ class Reward:
     completion (`f("text", answer="4")`) it returns the `Score`; called in trl's form
     (`f(completions=[...], answer=[...])`) it returns `list[float | None]`.
 
+    With `group` its first parameter is `completions`: the texts of all completions of a prompt
+    (`groups`); it returns one value each, in their order, such as the places of a ranking.
+
     `optional` and `on_abstain` say what its faults and abstentions do to rows (`rule`).
     """
 
     optional: bool = False
     on_abstain: OnAbstain | None = None
 
-    def __init__(self, fn: Callable[..., object], options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        fn: Callable[..., object],
+        options: Mapping[str, Any] | None = None,
+        group: bool = False,
+    ) -> None:
         catch_all = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         parameters = [
             p for p in inspect.signature(fn).parameters.values() if p.kind not in catch_all
         ]
-        if not parameters or parameters[0].name != "completion":
-            raise TypeError(f"reward {fn.__name__!r}: its first parameter must be `completion`")
+        first = "completions" if group else "completion"
+        if not parameters or parameters[0].name != first:
+            raise TypeError(f"reward {fn.__name__!r}: its first parameter must be `{first}`")
         self.fn = fn
+        self.group = group
         self.name = self.__name__ = fn.__name__
         self.__doc__ = fn.__doc__
         self.__module__ = fn.__module__
@@ -70,7 +80,7 @@ class Reward:
 
     def with_options(self, **options: Any) -> Self:
         """The same reward with some options set; an unknown option is a `UserError`."""
-        chosen = type(self)(self.fn, {**self.options, **options})
+        chosen = type(self)(self.fn, {**self.options, **options}, self.group)
         chosen._many = self._many
         chosen.optional, chosen.on_abstain = self.optional, self.on_abstain
         return chosen
@@ -79,7 +89,9 @@ class Reward:
         """Decorator for a function that scores a whole batch as this one would row by row.
 
         It is called as `many(completions, rows, **options)`, each row a dict of this reward's
-        columns, with every option. Where it raises, the rows are scored one by one.
+        columns, with every option. Where it raises, the rows are scored one by one. That of a group
+        reward is given a list of groups, each the list of its texts, and one row for each group.
+        It may return a `Fault` for a row on which it failed.
         """
         self._many = many
         return many
@@ -94,9 +106,16 @@ class Reward:
         """Whether the function is a coroutine: its rows are judged at the same time."""
         return inspect.iscoroutinefunction(self.fn)
 
-    def result(self, completion: Completion, **columns: Any) -> Any:
-        """What the function itself returns for one completion; a coroutine's is to be awaited."""
-        return self.fn(text_of(completion), **{**self.missing, **columns}, **self.options)
+    def result(self, completion: Any, **columns: Any) -> Any:
+        """What the function itself returns for one completion; a coroutine's is to be awaited.
+
+        A group reward takes a list of completions.
+        """
+        return self.fn(self._texts(completion), **{**self.missing, **columns}, **self.options)
+
+    def _texts(self, completion: Any) -> Any:
+        """The text of a completion, or of each of a group."""
+        return [text_of(one) for one in completion] if self.group else text_of(completion)
 
     def score(self, completion: Completion, **columns: Any) -> Score:
         """The score of one completion; exceptions of the function pass through."""
@@ -107,19 +126,82 @@ class Reward:
             bound = inspect.signature(self.fn).bind(
                 *args, **{**self.missing, **self.options, **kwargs}
             )
-            bound.arguments["completion"] = text_of(bound.arguments["completion"])
-            return as_score(_awaited(self.fn(*bound.args, **bound.kwargs)), self.name)
+            first = next(iter(bound.arguments))
+            given = bound.arguments[first]
+            bound.arguments[first] = self._texts(given)
+            value = _awaited(self.fn(*bound.args, **bound.kwargs))
+            if self.group:
+                return [as_score(one, self.name) for one in self.each(value, len(given))]
+            return as_score(value, self.name)
         scores = self.scores(kwargs["completions"], kwargs)
         return [score.value for score in scores]
 
     def scores(self, completions: Sequence[Completion], columns: Mapping[str, Any]) -> list[Score]:
         """The scores of a batch in trl's form; exceptions of the function pass through."""
-        rows = [self.row(columns, index) for index in range(len(completions))]
         if self._many is None:
-            return [self.score(text, **row) for text, row in zip(completions, rows, strict=True)]
-        texts = [text_of(completion) for completion in completions]
+            found: dict[int, object] = {}
+            for unit in self.groups(columns, len(completions)):
+                found |= zip(unit, self.values_of(unit, completions, columns), strict=True)
+        else:
+            found = self.values_of_all(completions, columns)
+        return [as_score(found[index], self.name) for index in range(len(completions))]
+
+    def groups(self, columns: Mapping[str, Any], count: int) -> list[list[int]]:
+        """The rows of each call, of a batch of `count`: one, or all of a prompt for a group reward.
+
+        Rows are of one group where the prompt and the reward's own columns are the same.
+        """
+        if not self.group:
+            return [[index] for index in range(count)]
+        found: dict[str, list[int]] = {}
+        for index in range(count):
+            prompt = columns["prompts"][index] if "prompts" in columns else None
+            own = self.row(columns, index)
+            found.setdefault(repr((prompt, own)), []).append(index)
+        return [*found.values()]
+
+    def given(
+        self, unit: Sequence[int], completions: Sequence[Completion], columns: Mapping[str, Any]
+    ) -> Any:
+        """What a call on the rows `unit` (of `groups`) returns; a coroutine's is to be awaited."""
+        texts = [completions[index] for index in unit]
+        return self.result(texts if self.group else texts[0], **self.row(columns, unit[0]))
+
+    def each(self, value: Any, count: int) -> Sequence[object]:
+        """The values of `count` rows in what one call has returned.
+
+        Raises ValueError where a group reward has returned another number of them.
+        """
+        if not self.group:
+            return [value]
+        if isinstance(value, (str, bytes, Mapping)) or not hasattr(value, "__iter__"):
+            raise ValueError(f"it returned {type(value).__name__}, not one value for each")
+        values = list(value)
+        if len(values) != count:
+            raise ValueError(f"it returned {len(values)} values for {count} completions")
+        return values
+
+    def values_of(
+        self, unit: Sequence[int], completions: Sequence[Completion], columns: Mapping[str, Any]
+    ) -> Sequence[object]:
+        """The value of each row of `unit`, by one call of the function."""
+        return self.each(_awaited(self.given(unit, completions, columns)), len(unit))
+
+    def values_of_all(
+        self, completions: Sequence[Completion], columns: Mapping[str, Any]
+    ) -> dict[int, object]:
+        """The value of each row of a batch, by its number, from the function of a whole batch."""
+        assert self._many is not None
+        units = self.groups(columns, len(completions))
+        firsts = [completions[unit[0]] for unit in units]
+        wholes = [[completions[index] for index in unit] for unit in units]
+        texts = [self._texts(given) for given in (wholes if self.group else firsts)]
+        rows = [self.row(columns, unit[0]) for unit in units]
         values = self._many(texts, rows, **{**self.defaults, **self.options})
-        return [as_score(value, self.name) for _, value in zip(texts, values, strict=True)]
+        found: dict[int, object] = {}
+        for unit, value in zip(units, values, strict=True):
+            found |= zip(unit, self.each(value, len(unit)), strict=True)
+        return found
 
     def row(self, columns: Mapping[str, Any], index: int) -> dict[str, Any]:
         """This reward's columns of row `index` out of a trl batch (`prompt` is in `prompts`)."""
@@ -145,7 +227,7 @@ def reward(fn: Callable[..., object]) -> Reward: ...
 
 @overload
 def reward(
-    *, optional: bool = False, on_abstain: OnAbstain | None = None
+    *, optional: bool = False, on_abstain: OnAbstain | None = None, group: bool = False
 ) -> Callable[[Callable[..., object]], Reward]: ...
 
 
@@ -154,18 +236,20 @@ def reward(
     *,
     optional: bool = False,
     on_abstain: OnAbstain | None = None,
+    group: bool = False,
 ) -> Any:
     """Turn a function of one completion into a `Reward` (see there).
 
     A fault of it takes its row out of its group, and so does an abstention; with `optional` neither
     does, with `on_abstain="ignore"` an abstention does not: the row has the sum of its other
-    rewards. Raises ValueError for another word than "leave" or "ignore".
+    rewards. With `group` the function is of all completions of a prompt, and returns one value for
+    each. Raises ValueError for another word than "leave" or "ignore".
     """
     if on_abstain not in (None, "leave", "ignore"):
         raise ValueError(f"on_abstain is {on_abstain!r}: it is 'leave' or 'ignore'")
 
     def decorate(fn: Callable[..., object]) -> Reward:
-        decorated = Reward(fn)
+        decorated = Reward(fn, group=group)
         decorated.optional, decorated.on_abstain = optional, on_abstain
         return decorated
 

@@ -6,7 +6,7 @@ runs on a thread of it: its exceptions and hangs are caught all the same, a cras
 not; this is logged once, by name. So does one that holds state: the first batch that changes it in
 the worker is scored once more here. The rewards that come with the package run at once: they are
 bounded, or have killable processes of their own. Every row that faults is tried once more; where a
-batch form failed, each of its rows alone (not where it gave a wrong value).
+batch form failed, each of its rows alone (not where it gave a wrong value); a group is tried whole.
 """
 
 import asyncio
@@ -72,9 +72,19 @@ class Runner:
             rows = range(len(completions))
             outcomes: dict[int, Outcome] = {}
             self._judge([list(rows)], call, outcomes)
-            again = [i for i in rows if self._retried(outcomes[i])]
-            self._judge([again] if self.alone else [[i] for i in again], call, outcomes)
+            again = {i for i in rows if self._retried(outcomes[i])}
+            self._judge(self._second_try(fn, again, call), call, outcomes)
             return [outcomes[i] for i in rows]
+
+    def _second_try(
+        self, fn: Callable[..., Any], again: set[int], call: RewardCall
+    ) -> list[list[int]]:
+        """The requests for the rows `again`: each row its own, unless they are judged together."""
+        if self.alone:
+            return [sorted(again)]
+        if isinstance(fn, Reward) and fn.group:  # its groups stay whole
+            return [u for u in fn.groups(call.columns, len(call.completions)) if again & {*u}]
+        return [[index] for index in sorted(again)]
 
     def _retried(self, outcome: Outcome) -> bool:
         """Whether a second try may help; a late call on a thread is still running."""
@@ -100,6 +110,7 @@ class Runner:
                 fn.row(columns, index)  # raises where one is missing
             named = (*fn.columns, *fn.missing)
             wanted = {"prompts" if n == "prompt" and n not in columns else n for n in named}
+            wanted |= {"prompts"} if fn.group else set()
             kept = {name: columns[name] for name in wanted if name in columns}
             return RewardCall(completions, kept, {}, seeds)
         if mistake := call_mistake(fn, self.name, columns):

@@ -164,6 +164,7 @@ class _Writer:
         if isinstance(value, Reward) and bare:
             self.imports.append("from rl_reasoner import reward as _reward")
             settings = f"optional={value.optional!r}, on_abstain={value.on_abstain!r}"
+            settings += ", group=True" if value.group else ""
             self.blocks.append(f"{inner.__name__} = _reward({settings})({inner.__name__})\n")
         if name != inner.__name__:
             self.blocks.append(f"{name} = {inner.__name__}\n")

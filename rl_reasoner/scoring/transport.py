@@ -48,6 +48,7 @@ def pack_reward(fn: Callable[..., Any]) -> dict[str, Any] | str:
         return {
             **place,
             "decorated": isinstance(fn, Reward),
+            "group": isinstance(fn, Reward) and fn.group,
             "options": _text(pickle.dumps(options)),
         }
     except _TooLarge as error:
@@ -69,7 +70,8 @@ def unpack_reward(packed: Mapping[str, Any]) -> Callable[..., Any]:
             fn = getattr(fn, part)
     options = pickle.loads(_bytes(packed["options"]))  # noqa: S301 (the parent's)
     if packed["decorated"]:
-        return (fn if isinstance(fn, Reward) else Reward(fn)).with_options(**options)
+        made = fn if isinstance(fn, Reward) else Reward(fn, group=packed["group"])
+        return made.with_options(**options)
     return cast(Callable[..., Any], fn)
 
 

@@ -61,6 +61,19 @@ class Tally:
         return len(str(self.failed[name])) > len(str(before)) or (more > 0 and not before)
 
 
+def split_groups(fn: Reward, rows: int, size: int) -> str:
+    """What is wrong where a reward would see parts of groups of `size`; empty if nothing.
+
+    `rows` are those that one process has of a batch.
+    """
+    if not fn.group or rows % size == 0:
+        return ""
+    return (
+        f"reward {fn.name!r} judges whole groups: each process has {rows} rows of a batch, "
+        f"which is no multiple of the {size} completions of a prompt"
+    )
+
+
 class RewardPass:
     """The rewards of a trainer, which cannot end the run by themselves; see the module's docstring.
 
@@ -92,11 +105,13 @@ class RewardPass:
         known = isinstance(rows, Dataset) and APPLIES not in rows.column_names
         columns = {*rows.column_names} - {"prompt", "completion"} if known else set()
         handed = {*columns, *OF_TRL}
+        rows_here = trainer.args.generation_batch_size // trainer.accelerator.num_processes
         for fn, name in zip(trainer.reward_funcs, trainer.reward_func_names, strict=True):
             mistake = ""
             if isinstance(fn, Reward):
                 lacking = [c for c in fn.columns if known and c not in {*handed, "prompt"}]
                 mistake = needs_column(name, lacking[0], columns) if lacking else ""
+                mistake = mistake or split_groups(fn, rows_here, trainer.num_generations)
             elif not isinstance(fn, nn.Module):
                 mistake = call_mistake(fn, name, handed) if known else form_mistake(fn, name)
             if mistake:
@@ -172,7 +187,11 @@ class RewardPass:
     def begin_overlapped(self, batch: RolloutBatch) -> OverlappedRewards | None:
         """Rewards for the rows that are about to be sampled; None where they have to wait."""
         trainer = self.trainer
-        ours = {i: f for i, f in enumerate(trainer.reward_funcs) if isinstance(f, Reward)}
+        ours = {
+            i: f
+            for i, f in enumerate(trainer.reward_funcs)
+            if isinstance(f, Reward) and not f.group  # a group waits for its last row
+        }
         if not ours or not is_on(trainer, "overlap_rewards"):
             return None
         prompts = [row["prompt"] for row in batch.rows]
