@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rl_reasoner.evaluation.comparison import Comparison
     from rl_reasoner.evaluation.evaluate import evaluate
     from rl_reasoner.evaluation.result import EvalResult, compare
+    from rl_reasoner.judging.judge import ModelJudge
     from rl_reasoner.pipeline.train import Run, train
     from rl_reasoner.policy import Policy, open_policy
     from rl_reasoner.recipe.recipe import Recipe
@@ -30,6 +31,7 @@ _HOMES = {
     "EvalResult": "evaluation.result",
     "GRPOConfig": "training.config",
     "GRPOTrainer": "training.grpo_trainer",
+    "ModelJudge": "judging.judge",
     "Policy": "policy",
     "Recipe": "recipe.recipe",
     "Run": "pipeline.train",
@@ -51,6 +53,7 @@ __all__ = [
     "EvalResult",
     "GRPOConfig",
     "GRPOTrainer",
+    "ModelJudge",
     "Policy",
     "Recipe",
     "Run",

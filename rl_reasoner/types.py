@@ -23,12 +23,13 @@ Completion = str | Sequence[Message]
 class Rollout:
     """A sampled completion: its text, its length in tokens, whether it was cut off at the limit.
 
-    The length is None where a server does not tell it.
+    The length is None where a server does not tell it; that of the prompt is what a server counts.
     """
 
     text: str
     tokens: int | None
     truncated: bool
+    prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

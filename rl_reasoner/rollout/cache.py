@@ -65,6 +65,16 @@ class SampleCache:
         with closing(self._open()) as store, store:
             store.executemany("INSERT OR IGNORE INTO samples VALUES (?, ?)", rows)
 
+    def usage(self) -> tuple[int, int, int]:
+        """How many completions are kept, and the tokens of their prompts and of themselves."""
+        asked = (
+            "SELECT count(*), sum(json_extract(value, '$[3]')), sum(json_extract(value, '$[1]'))"
+            " FROM samples"
+        )
+        with closing(self._open()) as store:
+            [(count, of_prompts, own)] = store.execute(asked)
+        return int(count), int(of_prompts or 0), int(own or 0)
+
     def __len__(self) -> int:
         """The number of cached completions."""
         with closing(self._open()) as store:

@@ -3,16 +3,18 @@
 One request is one completion, several are under way at once; prompts that repeat are the server's
 own to share. Requests that fail in a way that may pass (no connection, a broken one, statuses 408,
 409, 429 and from 500 up) are sent again by the `openai` client, with growing pauses. What arrives
-is kept at once, so that a server that dies loses nothing. Knows nothing of torch.
+is kept at once, so that a server that dies loses nothing. `replies` serves judges: one request's
+failure is its own. Knows nothing of torch.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from rl_reasoner.errors import RunStopped, UserError
@@ -20,6 +22,7 @@ from rl_reasoner.language.thinking import CLOSE_THINK, OPEN_THINK
 from rl_reasoner.rollout.cache import SampleCache, SampleJob, Take, sample_through
 from rl_reasoner.types import Prompt, Rollout
 
+_Key = TypeVar("_Key")
 _RETRIES = 8
 _TIMEOUT_S = 600.0
 
@@ -35,13 +38,17 @@ class ServedPolicy:
     """The model `model` at `url`; the key is in `$OPENAI_API_KEY`, where one is needed.
 
     `tokenizer` is None: the server has it. Its own defaults hold for what the OpenAI interface does
-    not name (top-k, repetition penalty).
+    not name (top-k, repetition penalty). `http` makes the HTTP client (an `httpx.Client`), where it
+    is not to be the usual one.
     """
 
     url: str
     model: str
     concurrency: int = 16
     tokenizer: None = None
+    retries: int = _RETRIES
+    timeout_s: float = _TIMEOUT_S
+    http: Callable[[], Any] | None = None
 
     @property
     def source(self) -> str:
@@ -96,16 +103,47 @@ class ServedPolicy:
         seed: int,
     ) -> None:
         """Hand the completions of `jobs` to `take` as they arrive."""
-        if not jobs:
+        requests = {
+            (i, n): (prompts[i], {**settings, "seed": _seed(seed, prompts[i], n)}) for i, n in jobs
+        }
+        with closing(self._arriving(requests)) as arriving:
+            for job, done in arriving:
+                take({job: self._replied(done, prompts[job[0]])})
+
+    def replies(
+        self,
+        prompts: Sequence[Prompt],
+        settings: Mapping[str, Any],
+        seed: int,
+        take: Callable[[int, Rollout | Exception], None],
+    ) -> None:
+        """Hand the reply to each prompt to `take` as it arrives, or the exception it ended in.
+
+        `settings` go into the requests as they are. Raises `UserError` without the client.
+        """
+        requests = {
+            i: (prompt, {**settings, "seed": _seed(seed, prompt, 0)})
+            for i, prompt in enumerate(prompts)
+        }
+        with closing(self._arriving(requests)) as arriving:
+            for index, done in arriving:
+                error = done.exception()
+                take(index, error if isinstance(error, Exception) else done.result())
+
+    def _arriving(
+        self, requests: Mapping[_Key, tuple[Prompt, Mapping[str, Any]]]
+    ) -> Generator[tuple[_Key, "Future[Rollout]"]]:
+        """The replies to requests (prompt and options), each as it comes; closed, the rest end."""
+        if not requests:
             return
         with self._client() as client, ThreadPoolExecutor(self.concurrency) as threads:
-            asked = {}
-            for i, n in jobs:
-                options = {**settings, "seed": _seed(seed, prompts[i], n)}
-                asked[threads.submit(self._ask, client, prompts[i], options)] = i, n
+            asked = {
+                threads.submit(self._ask, client, prompt, options): key
+                for key, (prompt, options) in requests.items()
+            }
             try:
                 for done in as_completed(asked):
-                    take({asked[done]: self._replied(done, prompts[asked[done][0]])})
+                    yield asked[done], done
             except BaseException:
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -115,12 +153,15 @@ class ServedPolicy:
             import openai
         except ImportError as error:
             raise UserError(
-                "evaluating through a server needs the openai client: "
-                "pip install 'rl-reasoner[server]'"
+                "asking a server needs the openai client: pip install 'rl-reasoner[server]'"
             ) from error
         key = os.environ.get("OPENAI_API_KEY") or "none"
         return openai.OpenAI(
-            base_url=self.base, api_key=key, max_retries=_RETRIES, timeout=_TIMEOUT_S
+            base_url=self.base,
+            api_key=key,
+            max_retries=self.retries,
+            timeout=self.timeout_s,
+            http_client=self.http() if self.http else None,
         )
 
     def _replied(self, done: "Future[Rollout]", prompt: Prompt) -> Rollout:
@@ -147,12 +188,16 @@ class ServedPolicy:
             message = self._choice(reply).message
             thoughts = getattr(message, "reasoning_content", None)  # some servers set it apart
             chain = f"{OPEN_THINK}{thoughts}{CLOSE_THINK}" if thoughts else ""
-            text = chain + (message.content or "")
-        tokens = reply.usage.completion_tokens if reply.usage else None
-        return Rollout(text, tokens, self._choice(reply).finish_reason == "length")
+            text = chain + (message.content or getattr(message, "refusal", None) or "")
+        usage = reply.usage
+        tokens, of_prompt = (
+            (usage.completion_tokens, usage.prompt_tokens) if usage else (None, None)
+        )
+        cut_off = self._choice(reply).finish_reason == "length"
+        return Rollout(text, tokens, cut_off, of_prompt)
 
     def _choice(self, reply: Any) -> Any:
-        if not reply.choices:
+        if not getattr(reply, "choices", None):  # a page of HTML comes as a text
             raise ServerFailed(f"{self.source} answered without a completion")
         return reply.choices[0]
 

@@ -49,6 +49,8 @@ class Reward:
 
     optional: bool = False
     on_abstain: OnAbstain | None = None
+    code_options: tuple[str, ...] = ()
+    """Options that name a user's code: where one is set, a shipped reward runs apart as well."""
 
     def __init__(
         self,
@@ -83,6 +85,7 @@ class Reward:
         chosen = type(self)(self.fn, {**self.options, **options}, self.group)
         chosen._many = self._many
         chosen.optional, chosen.on_abstain = self.optional, self.on_abstain
+        chosen.code_options = self.code_options
         return chosen
 
     def batch(self, many: _Many) -> _Many:
@@ -267,6 +270,11 @@ def _awaited(value: Any) -> Any:
 def name_of(fn: Callable[..., Any]) -> str:
     """The reward's name in messages, ledger and metrics."""
     return str(getattr(fn, "__name__", type(fn).__name__))
+
+
+def brings_code(fn: Callable[..., Any]) -> bool:
+    """Whether an option of the reward `fn` names a user's code."""
+    return isinstance(fn, Reward) and any(fn.options.get(name) for name in fn.code_options)
 
 
 def is_shipped(fn: Callable[..., Any]) -> bool:

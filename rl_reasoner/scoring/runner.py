@@ -24,7 +24,7 @@ from typing import Any
 from rl_reasoner.scoring.call import call_reward, one_by_one
 from rl_reasoner.scoring.executors import LOAD_S, HoldsState, Process, RewardCall, Thread
 from rl_reasoner.scoring.limits import Limits
-from rl_reasoner.scoring.reward import Reward, is_shipped, name_of
+from rl_reasoner.scoring.reward import Reward, brings_code, is_shipped, name_of
 from rl_reasoner.scoring.transport import pack_reward
 from rl_reasoner.scoring.trl_form import OF_TRAINER, call_mistake
 from rl_reasoner.scoring.waiting import warn_while_waiting
@@ -43,7 +43,7 @@ class Runner:
         self.limits = limits
         self.name = name_of(fn)
         self.alone = one_by_one(fn)
-        self.shipped = is_shipped(fn)
+        self.shipped = is_shipped(fn) and not brings_code(fn)
         self._fn = weakref.ref(fn) if _weak(fn) else lambda: fn
         self._lock = threading.Lock()
         self._place: Process | Thread | None = None

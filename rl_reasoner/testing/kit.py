@@ -10,11 +10,8 @@ ask for a reward without having earned it; in processes of its own, so that noth
 the test. `rl-reasoner check REWARD` prints the same table.
 """
 
-import copy
 import math
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -27,6 +24,7 @@ from rl_reasoner.scoring.outcome import failed, outcome_json, usable
 from rl_reasoner.scoring.reward import Reward, name_of
 from rl_reasoner.scoring.runner import Runner
 from rl_reasoner.testing import probes
+from rl_reasoner.testing.wrappers import threaded, watched
 from rl_reasoner.types import Fault, Outcome, Row
 
 Status = Literal["passed", "warned", "failed", "skipped"]
@@ -178,9 +176,8 @@ class _Kit:
         forms = probes.gold_forms()
         by_form: dict[str, list[Outcome]] = {}
         for self.chat in (False, True):
-            by_form = {
-                name: self.score([f(r) for r in self.rows], self.rows) for name, f in forms.items()
-            }
+            for name, self.form in forms.items():
+                by_form[name] = self.score([self.form(row) for row in self.rows], self.rows)
             if not all(isinstance(o, Fault) for outcomes in by_form.values() for o in outcomes):
                 break
             if isinstance(self.fn, Reward):
@@ -192,8 +189,17 @@ class _Kit:
     def score(
         self, texts: Sequence[str], rows: Sequence[Row] | None = None, fn: Any = None
     ) -> list[Outcome]:
-        """Outcomes for texts, by default all for the first row; `fn` stands in for the reward."""
+        """Outcomes for texts, by default all for the first row; `fn` stands in for the reward.
+
+        A group reward sees each text beside a right answer of its row.
+        """
         rows = rows or [self.rows[0]] * len(texts)
+        if getattr(self.fn, "group", False):
+            pairs = zip(texts, rows, strict=True)
+            return [self._outcomes([t, self.form(row)], [row] * 2, fn)[0] for t, row in pairs]
+        return self._outcomes(texts, rows, fn)
+
+    def _outcomes(self, texts: Sequence[str], rows: Sequence[Row], fn: Any) -> list[Outcome]:
         columns: dict[str, Any] = {key: [row.get(key) for row in rows] for key in rows[0]}
         prompts: list[Any] = [str(row.get("problem", "")) for row in rows]
         completions: list[Any] = list(texts)
@@ -298,12 +304,12 @@ class _Kit:
 
     def threads(self) -> Finding:
         """Several threads at once get what one gets."""
-        return self._holds("threads", _threaded, "concurrent calls get different scores")
+        return self._holds("threads", threaded, "concurrent calls get different scores")
 
     def leaves_data(self) -> Finding:
         """It changes nothing of the rows that it is given."""
         wrong = "it changes the columns it is given"
-        finding = self._holds("leaves data unchanged", _watched, wrong)
+        finding = self._holds("leaves data unchanged", watched, wrong)
         return replace(finding, completion="")  # no completion is to blame
 
     def _holds(
@@ -432,8 +438,9 @@ class _Kit:
 
     def injection(self) -> Finding:
         """Asking for a score is not paid."""
-        texts = [self._hack("injection", 0), self._hack("injection after", 0)]
-        plain = [len(texts[0]) * "x", self.form(self.rows[1])]
+        names = ("injection", "injection after", "injection fenced")
+        texts = [self._hack(name, 0) for name in names]
+        plain = [len(texts[0]) * "x", *[self.form(self.rows[1])] * 2]
         gap = (self.high - self.low) / 2 if self.tells_apart else 1e-6
         for text, asked, unasked in zip(texts, self.score(texts), self.score(plain), strict=True):
             base = max(usable(unasked), usable(self.probed["neutral"]))
@@ -471,29 +478,3 @@ def _mean(outcomes: Sequence[Outcome]) -> float:
 def _word(outcome: Outcome) -> str:
     row = outcome_json(outcome)
     return row["outcome"] if row["value"] is None else f"{row['value']:g}"
-
-
-def _threaded(fn: Callable[..., Any]) -> Callable[..., list[float]]:
-    """A trl function: 1.0 for each row on which eight calls of `fn` at once agree with one."""
-
-    def agreed(completions: Any, **columns: Any) -> list[float]:
-        sys.setswitchinterval(1e-6)
-        alone = list(fn(completions=completions, **columns))
-        with ThreadPoolExecutor(8) as pool:
-            calls = [pool.submit(fn, completions=completions, **columns) for _ in range(8)]
-            rows = zip(alone, *(call.result() for call in calls), strict=True)
-            return [float(all(other == row[0] for other in row)) for row in rows]
-
-    return agreed
-
-
-def _watched(fn: Callable[..., Any]) -> Callable[..., list[float]]:
-    """A trl function: 1.0 for every row where `fn` leaves completions and columns as they were."""
-
-    def kept(completions: Any, **columns: Any) -> list[float]:
-        plain: Mapping[str, Any] = {k: v for k, v in columns.items() if isinstance(v, list)}
-        before = copy.deepcopy((completions, plain))
-        fn(completions=completions, **columns)
-        return [float((completions, plain) == before)] * len(completions)
-
-    return kept

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from rl_reasoner.answers import verify
 from rl_reasoner.errors import UserError
 from rl_reasoner.scoring.registry import load_reward, shipped_rewards
 from rl_reasoner.scoring.reward import Reward, reward
@@ -38,7 +39,8 @@ def test_a_planted_defect_is_found(name: str) -> None:
             check_reward(getattr(bad_rewards, name), timeout_s=1.0)
 
 
-OF_TEXTS = sorted({*shipped_rewards()} - {"code_tests", "no_hardcode"})
+JUDGES = {"judge", "judge_ranking"}  # which need a model: tests/judging
+OF_TEXTS = sorted({*shipped_rewards()} - {"code_tests", "no_hardcode"} - JUDGES)
 
 
 @pytest.mark.parametrize("name", OF_TEXTS)
@@ -118,3 +120,20 @@ def test_what_fails_on_every_row_is_charged_with_nothing_else(fails: Reward) -> 
     found = {finding.check: finding for finding in examine(fails).findings}
     assert found["distinguishes"].status == "failed"
     assert found["threads"].status == found["leaves data unchanged"].status == "skipped"
+
+
+@reward(group=True)
+def best_of_group(completions: list[str], answer: str) -> list[float]:
+    return [float(verify(text, answer).value or 0.0) for text in completions]
+
+
+@reward(group=True)
+def longest_of_group(completions: list[str], answer: str) -> list[float]:
+    longest = max(len(text) for text in completions)
+    return [len(text) / max(1, longest) for text in completions]
+
+
+def test_rewards_of_groups() -> None:
+    found = {finding.check: finding for finding in check_reward(best_of_group).findings}
+    assert found["distinguishes"].message == "right 1, wrong 0 on average"
+    assert "length" in [finding.check for finding in examine(longest_of_group).warned]

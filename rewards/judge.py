@@ -1,0 +1,70 @@
+"""Judge: how many points does a model give the completion, by a rubric?
+
+For tasks without a checker. The model stands behind any OpenAI-compatible server, is a policy of
+this machine, or answers through a function of yours. Measure a judge before you train on it:
+`rl-reasoner check judge --labelled FILE`. See `docs/judges.md`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rl_reasoner import Column, ModelJudge, reward
+from rl_reasoner.types import Outcome
+
+
+@reward
+def judge(
+    completion: str,
+    prompt: str,
+    answer: str | None = Column(),  # type: ignore[assignment]
+    rubric: Mapping[str, Any] | str | None = None,
+    server: str | None = None,
+    model: str | None = None,
+    policy: str | None = None,
+    function: str | None = None,
+    votes: int = 1,
+    tolerance: float = 0.25,
+    reference: bool = False,
+    temperature: float = 0.0,
+    max_tokens: int = 300,
+    max_chars: int = 8000,
+    timeout_s: float = 60.0,
+    attempts: int = 4,
+    concurrency: int = 8,
+    structured: bool = True,
+    cache: str | None = None,
+    max_requests: int | None = None,
+    max_cost: float | None = None,
+    price_in: float = 0.0,
+    price_out: float = 0.0,
+) -> Outcome:
+    """0 to 1 by the points of `rubric`, a YAML file or its content; None where the judge abstains.
+
+    It abstains where its `votes` are more than `tolerance` apart, and on refusals and replies that
+    are no verdict. With `reference` it is shown the row's `answer`. One of `server` with `model`,
+    `policy`, and `function` ("FILE.py:NAME") answers. `price_in` and `price_out` (money a million
+    tokens) are for `max_cost`. Raises `UserError` for options that make no sense.
+    """
+    options = dict(locals())
+    row = {name: options.pop(name) for name in ("prompt", "answer")}
+    [outcome] = _scores([options.pop("completion")], [row], **options)
+    return outcome
+
+
+@judge.batch
+def _scores(
+    completions: Sequence[str],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    reference: bool,
+    **options: Any,
+) -> list[Outcome]:
+    """The scores of a batch: its questions are asked at once."""
+    cases = [
+        (row["prompt"], text, str(row["answer"]) if reference and row["answer"] else None)
+        for text, row in zip(completions, rows, strict=True)
+    ]
+    return ModelJudge.shared(options).points(cases)
+
+
+judge.code_options = ("function",)

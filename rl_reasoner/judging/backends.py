@@ -1,0 +1,147 @@
+"""Who answers a judge's questions: a server, a policy of this machine, or a function.
+
+All have an `identity`, by which replies are kept, and `ask`, which hands on each reply, or the
+exception that a question ended in, as it comes. What one question ends in concerns no other.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, Protocol
+
+from rl_reasoner.errors import UserError
+from rl_reasoner.judging.prompts import Chat
+from rl_reasoner.judging.wire import CountedClient, Counts
+from rl_reasoner.rollout.server import ServedPolicy
+from rl_reasoner.scoring.registry import function_of, import_module_of
+from rl_reasoner.types import Rollout
+
+Take = Callable[[int, Rollout | Exception], None]
+
+
+class Backend(Protocol):
+    """Who answers; `identity` names it with all that its replies depend on but the question."""
+
+    identity: str
+
+    def ask(self, chats: Sequence[Chat], schemas: Sequence[Mapping[str, Any]], take: Take) -> None:
+        """Hand the reply to each chat to `take`, with its number; `schemas` say what JSON it is."""
+
+
+class ServerBackend:
+    """A model behind an OpenAI-compatible server."""
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        counts: Counts,
+        *,
+        temperature: float = 0.0,
+        max_tokens: int = 300,
+        timeout_s: float = 60.0,
+        attempts: int = 4,
+        concurrency: int = 8,
+        structured: bool = True,
+    ) -> None:
+        self.settings = {"temperature": temperature, "max_tokens": max_tokens}
+        self.structured = structured
+        self.policy = ServedPolicy(
+            url,
+            model,
+            concurrency=concurrency,
+            retries=attempts - 1,
+            timeout_s=timeout_s,
+            http=lambda: CountedClient(counts, timeout_s),
+        )
+        self.identity = f"{self.policy.source} {self.settings} structured={structured}"
+
+    def ask(self, chats: Sequence[Chat], schemas: Sequence[Mapping[str, Any]], take: Take) -> None:
+        """Ask the server, several questions at a time."""
+        if not self.structured:
+            self.policy.replies(chats, self.settings, 0, take)
+            return
+        by_schema: dict[str, list[int]] = {}
+        for index, schema in enumerate(schemas):
+            by_schema.setdefault(repr(schema), []).append(index)
+        for own in by_schema.values():
+            form = {"name": "verdict", "strict": True, "schema": schemas[own[0]]}
+            settings = {
+                **self.settings,
+                "response_format": {"type": "json_schema", "json_schema": form},
+            }
+
+            def placed(at: int, reply: Rollout | Exception, own: list[int] = own) -> None:
+                take(own[at], reply)
+
+            self.policy.replies([chats[index] for index in own], settings, 0, placed)
+
+
+class PolicyBackend:
+    """A policy of this machine: a folder, a GGUF file or a hub id, sampled by our own engine."""
+
+    def __init__(self, source: str, *, temperature: float = 0.0, max_tokens: int = 300) -> None:
+        from rl_reasoner.policy.opening import open_policy
+        from rl_reasoner.rollout.sampler import weights_hash
+
+        self.settings = {"temperature": temperature, "max_tokens": max_tokens}
+        self.policy = open_policy(source)
+        self.identity = f"{weights_hash(self.policy)} {self.settings}"
+
+    def ask(self, chats: Sequence[Chat], schemas: Sequence[Mapping[str, Any]], take: Take) -> None:
+        """Sample a reply to each chat; one that does not fit fails alone."""
+        from rl_reasoner.rollout.sampler import sample
+
+        plain = not self.policy.tokenizer.chat_template
+        prompts: list[Any] = [
+            "\n\n".join(m["content"] for m in chat) if plain else chat for chat in chats
+        ]
+        try:
+            for index, [reply] in enumerate(sample(self.policy, prompts, **self.settings)):  # type: ignore[arg-type]
+                take(index, reply)
+        except UserError as error:
+            if len(chats) == 1:
+                take(0, error)
+                return
+            for index, chat in enumerate(chats):
+                self.ask([chat], schemas, lambda _, reply, index=index: take(index, reply))  # type: ignore[misc]
+
+
+class FunctionBackend:
+    """A function `ask(messages, seed) -> str`: any model behind any client.
+
+    It runs in whichever process the judge runs in; the rewards put it into one of its own.
+    """
+
+    def __init__(self, ask: Callable[..., Any] | str, concurrency: int = 8) -> None:
+        self.concurrency = concurrency
+        self.function, self.identity = _function(ask)
+
+    def ask(self, chats: Sequence[Chat], schemas: Sequence[Mapping[str, Any]], take: Take) -> None:
+        """Call the function, several times at once."""
+        with ThreadPoolExecutor(self.concurrency) as threads:
+            asked = {threads.submit(self._one, chat): i for i, chat in enumerate(chats)}
+            for done in as_completed(asked):
+                error = done.exception()
+                take(asked[done], error if isinstance(error, Exception) else done.result())
+
+    def _one(self, chat: Chat) -> Rollout:
+        seed = int.from_bytes(hashlib.sha256(repr(chat).encode("utf-8", "replace")).digest()[:4])
+        text = self.function([dict(message) for message in chat], seed >> 1)
+        if not isinstance(text, str):
+            raise TypeError(f"the judge's function returned {type(text).__name__}, not a text")
+        return Rollout(text, None, False)
+
+
+def _function(given: Callable[..., Any] | str) -> tuple[Callable[..., Any], str]:
+    """The function, and a name by which its replies are kept: of a file with its content."""
+    if not isinstance(given, str):
+        return given, f"{given.__module__}.{given.__qualname__}"
+    name, colon, attribute = given.rpartition(":")
+    if not colon:
+        raise UserError(f"judge: function {given!r}: write FILE.py:NAME or MODULE:NAME")
+    function = function_of(import_module_of(name, given, "judge"), attribute, given)
+    file = Path(name).expanduser()
+    content = file.read_bytes() if file.is_file() else b""
+    return function, f"{given} {hashlib.sha256(content).hexdigest()}"

@@ -1,0 +1,427 @@
+"""A judge: asks about completions, keeps every reply, and says what the votes come to.
+
+    judge = ModelJudge.of(server="http://localhost:8000/v1", model="Qwen2.5-7B-Instruct", votes=3)
+    [outcome] = judge.points([("What is 2 + 2?", "It is 4.", None)])
+
+A score is the rubric's, 0 to 1. The judge abstains where votes disagree, and where half of them or
+more are none: a refusal, no JSON, other items than the rubric's. What the backend itself ends in (a
+server that is gone, an exception of the function) is a fault of its row. Replies are kept on disk
+by content, so that judging again costs nothing and a resumed run takes the verdicts it had.
+"""
+
+import hashlib
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from rl_reasoner.errors import UserError
+from rl_reasoner.judging.backends import (
+    Backend,
+    FunctionBackend,
+    PolicyBackend,
+    ServerBackend,
+)
+from rl_reasoner.judging.prompts import LABELS, Chat, ranking_chat, rubric_chat, turned
+from rl_reasoner.judging.rubric import Rubric, read_rubric
+from rl_reasoner.judging.verdicts import (
+    Points,
+    Void,
+    discord,
+    read_points,
+    read_ranking,
+    spread,
+)
+from rl_reasoner.judging.wire import Counts
+from rl_reasoner.paths import cache_folder
+from rl_reasoner.rollout.cache import SampleCache
+from rl_reasoner.types import Fault, Outcome, Rollout, Score
+
+_KEEP_S = 0.2  # between writes to the cache: each waits for the disk
+_AT_ONCE = 32  # questions between two looks at what they cost
+_Vote = Points | Void | Fault
+
+
+Case = tuple[str, str, str | None]
+"""A prompt, its completion, and the answer that the judge is shown, if any."""
+Group = tuple[str, Sequence[str], str | None]
+"""A prompt, its completions, and the answer that the judge is shown, if any."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most requests and money of all that a judge's cache holds; prices per million tokens."""
+
+    max_requests: int | None = None
+    max_cost: float | None = None
+    price_in: float = 0.0
+    price_out: float = 0.0
+
+    def cost(self, of_prompts: float, own: float) -> float:
+        """What so many tokens of prompts and of replies cost."""
+        return (self.price_in * of_prompts + self.price_out * own) / 1e6
+
+
+@dataclass
+class ModelJudge:
+    """A judge with its rubric; `cache` is the folder of the replies.
+
+    `tolerance`: how far the votes on a completion may be apart (their scores, 0 to 1; of rankings
+    the share of pairs in another order) before the judge abstains. `counts` says what happened.
+    """
+
+    backend: Backend
+    rubric: Rubric = field(default_factory=lambda: read_rubric(None))
+    votes: int = 1
+    tolerance: float = 0.25
+    most_chars: int = 8000
+    cache: Path | None = None
+    budget: Budget = field(default_factory=Budget)
+    counts: Counts = field(default_factory=Counts)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.votes <= 25:
+            raise UserError(f"judge: votes is {self.votes!r}: expected 1 to 25")
+        if not 0 <= self.tolerance <= 1:
+            raise UserError(f"judge: tolerance is {self.tolerance!r}: expected 0 to 1")
+        if self.most_chars < 100:
+            raise UserError(f"judge: max_chars is {self.most_chars!r}: expected 100 or more")
+        self._store = SampleCache(self.cache or cache_folder() / "judge", self.backend.identity)
+        self._failed = 0
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        rubric: Mapping[str, Any] | Rubric | str | None = None,
+        server: str | None = None,
+        model: str | None = None,
+        policy: str | None = None,
+        function: Callable[..., Any] | str | None = None,
+        votes: int = 1,
+        tolerance: float = 0.25,
+        max_chars: int = 8000,
+        temperature: float = 0.0,
+        max_tokens: int = 300,
+        timeout_s: float = 60.0,
+        attempts: int = 4,
+        concurrency: int = 8,
+        structured: bool = True,
+        cache: str | None = None,
+        max_requests: int | None = None,
+        max_cost: float | None = None,
+        price_in: float = 0.0,
+        price_out: float = 0.0,
+    ) -> Self:
+        """The judge with these options: those of the rewards `judge` and `judge_ranking`.
+
+        One of `server` (a URL, with `model`), `policy` (a folder, GGUF file or hub id) and
+        `function` ("FILE.py:NAME") answers. Raises `UserError` for options that make no sense.
+        """
+        given = {"server": server, "policy": policy, "function": function}
+        named = [name for name, value in given.items() if value]
+        if len(named) != 1:
+            has = " and ".join(named) or "none"
+            raise UserError(f"judge: give one of server, policy and function (it has {has})")
+        if server and not model:
+            raise UserError("judge: server needs model, the model's name there")
+        if min(timeout_s, attempts, concurrency, max_tokens) <= 0:
+            raise UserError(
+                "judge: timeout_s, attempts, concurrency and max_tokens must be positive"
+            )
+        counts = Counts()
+        backend: Backend
+        if server and model:
+            backend = ServerBackend(
+                server,
+                model,
+                counts,
+                temperature=temperature,
+                max_tokens=max_tokens,
+                timeout_s=timeout_s,
+                attempts=attempts,
+                concurrency=concurrency,
+                structured=structured,
+            )
+        elif policy:
+            backend = PolicyBackend(policy, temperature=temperature, max_tokens=max_tokens)
+        else:
+            assert function is not None
+            backend = FunctionBackend(function, concurrency)
+        budget = Budget(max_requests, max_cost, price_in, price_out)
+        folder = Path(cache).expanduser() if cache else None
+        own = read_rubric(rubric)
+        return cls(backend, own, votes, tolerance, max_chars, folder, budget, counts)
+
+    _SHARED: ClassVar[dict[str, "ModelJudge"]] = {}
+
+    @classmethod
+    def shared(cls, options: Mapping[str, Any]) -> "ModelJudge":
+        """The judge with these options (see `of`), made once: it may hold a policy, and counts."""
+        key = repr(sorted(options.items()))
+        if key not in cls._SHARED:
+            cls._SHARED[key] = cls.of(**options)
+        return cls._SHARED[key]
+
+    # --------------------------------------------------------------------------- by points
+
+    def points(self, cases: Sequence[Case]) -> list[Outcome]:
+        """The score of each completion, 0 to 1, an abstention, or the fault of its questions."""
+        chats: list[Chat] = []
+        masked: list[int] = []
+        for prompt, completion, answer in cases:
+            for vote in range(self.votes):
+                chat, hidden = rubric_chat(
+                    self.rubric, prompt, completion, answer, vote, self.most_chars
+                )
+                chats.append(chat)
+            masked.append(hidden)
+        replies = self.replies(chats, [_points_schema(self.rubric)] * len(chats))
+        found: list[Outcome] = []
+        for index, hidden in enumerate(masked):
+            own = replies[index * self.votes : (index + 1) * self.votes]
+            votes: list[_Vote] = [
+                vote if isinstance(vote, Fault) else read_points(vote, self.rubric) for vote in own
+            ]
+            found.append(self._counted(self._sum(votes, hidden)))
+        return found
+
+    def _sum(self, votes: Sequence[_Vote], masked: int) -> Outcome:
+        """What the votes on one completion come to."""
+        if stopped := self._stopped(votes):
+            return stopped
+        counted = [vote for vote in votes if isinstance(vote, Points)]
+        values = [self.rubric.value(vote.points) for vote in counted]
+        apart = spread(values)
+        if apart > self.tolerance:
+            return self._void(Void("disagreement", f"votes are {apart:.2f} apart"))
+        means = {
+            item.name: math.fsum(vote.points[item.name] for vote in counted) / len(counted)
+            for item in self.rubric.items
+        }
+        parts = {name: mean / self.rubric.points for name, mean in means.items()}
+        if masked:
+            self.counts.add("masked", masked)
+            parts |= {"masked": masked}
+        words = ", ".join(f"{name} {mean:.3g}/{self.rubric.points}" for name, mean in means.items())
+        return Score(self.rubric.value(means), f"{words}; {counted[0].reason}"[:300], parts)
+
+    # -------------------------------------------------------------------------- by ranking
+
+    def rank(self, groups: Sequence[Group]) -> list[list[Outcome]]:
+        """The place of each completion among those of its prompt: 1 the best, 0 the worst.
+
+        Equal texts share a place. Each vote sees them in another order. A judge that abstains, or
+        fails, does so on the whole group.
+        """
+        plans = [self._orders(texts) for _, texts, _ in groups]
+        chats: list[Chat] = []
+        schemas: list[Mapping[str, Any]] = []
+        for (prompt, _, answer), orders in zip(groups, plans, strict=True):
+            for vote, order in enumerate(orders):
+                chat, _ = ranking_chat(self.rubric, prompt, order, answer, vote, self.most_chars)
+                chats.append(chat)
+                schemas.append(_ranking_schema(len(order)))
+        replies = iter(self.replies(chats, schemas))
+        found = []
+        for (_, texts, _), orders in zip(groups, plans, strict=True):
+            by_text = self._places(orders, [next(replies) for _ in orders], texts)
+            outcomes = [by_text[text] for text in texts]
+            found.append([self._counted(outcome) for outcome in outcomes])
+        return found
+
+    def _orders(self, completions: Sequence[str]) -> list[list[str]]:
+        """The distinct completions in the order of each vote; none where nothing is to be asked."""
+        texts = sorted({*completions}, key=_shuffled)
+        if not 2 <= len(texts) <= len(LABELS):
+            return []
+        step = max(1, 2 * len(texts) // (self.votes + 1))
+        orders = [turned(texts, vote // 2 * step) for vote in range(self.votes)]
+        return [order[::-1] if vote % 2 else order for vote, order in enumerate(orders)]
+
+    def _places(
+        self, orders: Sequence[list[str]], replies: Sequence[Rollout | Fault], given: Sequence[str]
+    ) -> dict[str, Outcome]:
+        texts = [*dict.fromkeys(given)]
+        if len(texts) == 1:
+            return {texts[0]: Score(0.5, "all completions are the same")}
+        if not orders:
+            return dict.fromkeys(texts, Score(None, f"more than {len(LABELS)} completions"))
+        votes: list[Any] = []
+        for order, reply in zip(orders, replies, strict=True):
+            labels = LABELS[: len(order)]
+            vote = reply if isinstance(reply, Fault) else read_ranking(reply, labels)
+            if isinstance(vote, list):
+                place = {order[labels.index(label)]: n for n, label in enumerate(vote)}
+                vote = [place[text] for text in texts]
+            votes.append(vote)
+        if stopped := self._stopped(votes):
+            return dict.fromkeys(texts, stopped)
+        ranked = [vote for vote in votes if isinstance(vote, list)]
+        apart = discord(ranked)
+        if apart > self.tolerance:
+            away = Void("disagreement", f"{apart:.0%} of pairs are in another order")
+            return dict.fromkeys(texts, self._void(away))
+        last = len(texts) - 1
+        means = [math.fsum(vote[i] for vote in ranked) / len(ranked) for i in range(len(texts))]
+        return {
+            one: Score((last - mean) / last, f"place {mean + 1:.3g} of {len(texts)}")
+            for one, mean in zip(texts, means, strict=True)
+        }
+
+    # ------------------------------------------------------------------- votes that are none
+
+    def _stopped(self, votes: Sequence[Any]) -> Outcome | None:
+        """The fault of a vote; an abstention where half of them or more do not count."""
+        if faults := [vote for vote in votes if isinstance(vote, Fault)]:
+            return faults[0]
+        voids = [vote for vote in votes if isinstance(vote, Void)]
+        for void in voids:
+            self.counts.add(f"vote: {void.kind}")
+        if 2 * len(voids) < len(votes):
+            return None
+        [(kind, _)] = Counter(void.kind for void in voids).most_common(1)
+        return self._void(next(void for void in voids if void.kind == kind))
+
+    def _void(self, void: Void) -> Score:
+        self.counts.add(f"abstained: {void.kind}")
+        return Score(None, str(void))
+
+    def _counted(self, outcome: Outcome) -> Outcome:
+        self.counts.add("faults" if isinstance(outcome, Fault) else "verdicts")
+        return outcome
+
+    # ------------------------------------------------------------------------------ asking
+
+    def replies(
+        self, chats: Sequence[Chat], schemas: Sequence[Mapping[str, Any]]
+    ) -> list[Rollout | Fault]:
+        """The reply to each chat, or the fault that its question ended in; kept ones cost nothing.
+
+        Equal questions are asked once.
+        """
+        keys = [self._store.key(chat, {}, None, 0) for chat in chats]
+        known: dict[str, Rollout | Fault] = {**self._store.kept([*dict.fromkeys(keys)])}
+        self.counts.add("cached", sum(key in known for key in keys))
+        missing = {key: i for i, key in reversed([*enumerate(keys)]) if key not in known}
+        left = sorted(missing.values())
+        size = len(left) if self.budget.max_cost is None else _AT_ONCE
+        while left:
+            some, left = left[:size], left[size:]
+            allowed, why = self._allowed()
+            for index in some[allowed:]:
+                known[keys[index]] = Fault(f"judge: {why}", "value")
+            some = some[:allowed]
+
+            if some:
+                self.counts.add("asked", len(some))
+                own = [(keys[i], chats[i], schemas[i]) for i in some]
+                known |= self._ask(own)
+        lost = Fault("judge: the backend did not reply")
+        return [known.get(key, lost) for key in keys]
+
+    def _ask(
+        self, questions: Sequence[tuple[str, Chat, Mapping[str, Any]]]
+    ) -> dict[str, Rollout | Fault]:
+        """The replies to questions (key, chat, schema), by key; stored soon after they come."""
+        found: dict[str, Rollout | Fault] = {}
+        waiting: dict[str, Rollout] = {}
+        stored = time.monotonic()
+
+        def store() -> None:
+            nonlocal stored
+            self._store.keep(waiting.items())
+            waiting.clear()
+            stored = time.monotonic()
+
+        def take(at: int, reply: Rollout | Exception) -> None:
+            key = questions[at][0]
+            if isinstance(reply, Rollout):
+                found[key] = waiting[key] = reply
+            else:
+                found[key] = self._fault(reply)
+            if time.monotonic() > stored + _KEEP_S:
+                store()
+
+        _, chats, schemas = zip(*questions, strict=True)
+        try:
+            self.backend.ask(chats, schemas, take)
+        finally:  # Ctrl-C too: what has come is paid
+            store()
+        return found
+
+    def _fault(self, reply: Exception) -> Fault:
+        """The fault of a question that ended in an exception: it is asked again another time."""
+        self._failed += 1
+        kind, message = _failure(reply)
+        self.counts.add(f"fault: {kind}")
+        return Fault(f"judge: {message}", "timeout" if kind == "timeout" else "exception")
+
+    def _allowed(self) -> tuple[int, str]:
+        """How many questions may be asked, and why no more."""
+        budget = self.budget
+        if budget.max_cost is None and budget.max_requests is None:
+            return 1 << 62, ""
+        count, of_prompts, own = self._store.usage()
+        cost = budget.cost(of_prompts, own)
+        if budget.max_cost is not None and cost >= budget.max_cost:
+            return 0, f"max_cost of {budget.max_cost:g} is spent ({cost:.4g})"
+        if budget.max_requests is None:
+            return 1 << 62, ""
+        left = budget.max_requests - count - self._failed
+        return max(0, left), f"max_requests of {budget.max_requests:,} are spent"
+
+    def spent(self) -> dict[str, float]:
+        """Requests, tokens and cost of all that the cache holds."""
+        count, of_prompts, own = self._store.usage()
+        cost = self.budget.cost(of_prompts, own)
+        return {"requests": count, "prompt_tokens": of_prompts, "tokens": own, "cost": cost}
+
+
+def _shuffled(text: str) -> str:
+    """A key that puts texts in an order which says nothing of them."""
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+
+
+def _failure(error: Exception) -> tuple[str, str]:
+    """The kind of what a question ended in, and a message."""
+    name, status = type(error).__name__, getattr(error, "status_code", None)
+    cause = error.__cause__
+    if status is not None:
+        hint = " (structured: false, for a server without JSON schemas)" if status < 429 else ""
+        return f"HTTP {status}", f"the server answered {status}: {str(error)[:160]}{hint}"
+    if name == "APITimeoutError":
+        return "timeout", "no reply in time"
+    if name == "APIConnectionError":
+        what = "huge" if cause is not None and "more than" in str(cause) else "disconnected"
+        return what, f"no whole reply: {str(cause or error)[:160]}"
+    if isinstance(error, ValueError):
+        return "not JSON", f"the server's reply cannot be read: {str(error)[:160]}"
+    return name, f"{name}: {str(error)[:160]}"
+
+
+def _points_schema(rubric: Rubric) -> dict[str, Any]:
+    """The JSON schema of a verdict."""
+    one = {"type": "integer", "minimum": 0, "maximum": rubric.points}
+    names = [item.name for item in rubric.items]
+    points = _object(dict.fromkeys(names, one), names)
+    fields = {"points": points, "reason": {"type": "string"}}
+    return _object(fields, ["points", "reason"])
+
+
+def _ranking_schema(count: int) -> dict[str, Any]:
+    label = {"type": "string", "enum": [*LABELS[:count]]}
+    ranking = {"type": "array", "items": label, "minItems": count, "maxItems": count}
+    return _object({"ranking": ranking}, ["ranking"])
+
+
+def _object(properties: Mapping[str, Any], required: Sequence[str]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": dict(properties),
+        "required": [*required],
+        "additionalProperties": False,
+    }

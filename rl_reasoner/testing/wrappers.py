@@ -1,0 +1,36 @@
+"""Functions of trl's form that watch a reward while it is called.
+
+They go to the worker process in the reward's place, and give 1.0 for each row on which it behaves.
+"""
+
+import copy
+import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+
+def threaded(fn: Callable[..., Any]) -> Callable[..., list[float]]:
+    """A trl function: 1.0 for each row on which eight calls of `fn` at once agree with one."""
+
+    def agreed(completions: Any, **columns: Any) -> list[float]:
+        sys.setswitchinterval(1e-6)
+        alone = list(fn(completions=completions, **columns))
+        with ThreadPoolExecutor(8) as pool:
+            calls = [pool.submit(fn, completions=completions, **columns) for _ in range(8)]
+            rows = zip(alone, *(call.result() for call in calls), strict=True)
+            return [float(all(other == row[0] for other in row)) for row in rows]
+
+    return agreed
+
+
+def watched(fn: Callable[..., Any]) -> Callable[..., list[float]]:
+    """A trl function: 1.0 for every row where `fn` leaves completions and columns as they were."""
+
+    def kept(completions: Any, **columns: Any) -> list[float]:
+        plain: Mapping[str, Any] = {k: v for k, v in columns.items() if isinstance(v, list)}
+        before = copy.deepcopy((completions, plain))
+        fn(completions=completions, **columns)
+        return [float((completions, plain) == before)] * len(completions)
+
+    return kept
