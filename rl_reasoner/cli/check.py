@@ -1,4 +1,4 @@
-"""The verb `check`: a recipe before its run, or a reward."""
+"""The verb `check`: a recipe before its run, a reward, or a judge against labels."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from rich.text import Text
 from tyro.conf import Positional, arg
 
-from rl_reasoner.cli.arguments import Json, Quiet
+from rl_reasoner.cli.arguments import Json, Options, Quiet, cell, parse_options
 from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.report.console import emit, err, new_table
 
@@ -21,13 +21,18 @@ class CheckVerb:
 
     Of a recipe: data, rewards, disk and memory, tokens, prompts, a few sampled groups, and a
     forecast: will it learn, in how many minutes? Of a reward: types, determinism, hostile
-    completions, and completions that try to game it.
+    completions, and completions that try to game it. With --labelled, of a judge: how far it
+    agrees with labels, its biases, and what it costs.
     """
 
     target: Positional[Annotated[str, arg(metavar="RECIPE|REWARD")]]
     """a recipe (name, script, YAML) or a reward (name, MODULE:FUNCTION, FILE.py:FUNCTION)"""
     data: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """rows to test a reward on (default: rows of a task that has its columns)"""
+    reward_options: Options = ""
+    """the reward's options: votes=3,rubric=rubric.yaml or a JSON object"""
+    labelled: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """for judge: rows with problem, completion and label (0 to 1) to hold its verdicts against"""
     quiet: Quiet = False
     json: Json = False
 
@@ -36,14 +41,18 @@ class CheckVerb:
         from rl_reasoner.recipe.load import shipped_recipes
         from rl_reasoner.scoring.registry import load_reward, shipped_rewards
 
+        if self.labelled is not None:
+            self._calibrate(self.labelled)
+            return
         file = self.target.endswith((".yaml", ".yml", ".py"))
         if file or self.target in shipped_recipes():
             self._recipe()
             return
+        options = parse_options("--reward-options", self.reward_options)
         try:
-            fn = load_reward(self.target)
+            fn = load_reward(self.target, options)
         except UserError as error:
-            if ":" in self.target:
+            if ":" in self.target or self.target in shipped_rewards():
                 raise
             names = [*shipped_recipes(), *shipped_rewards()]
             near = did_you_mean(self.target, names)
@@ -65,11 +74,39 @@ class CheckVerb:
             failed = ", ".join(finding.check for finding in report.failed)
             raise UserError(f"reward {report.reward} fails: {failed}")
 
+    def _calibrate(self, file: str) -> None:
+        from rl_reasoner.dataset.sets import read_rows
+        from rl_reasoner.evaluation.calibration import calibrate, read_labels
+        from rl_reasoner.judging.judge import ModelJudge
+        from rl_reasoner.scoring.registry import load_reward
+
+        if self.target != "judge":
+            near = did_you_mean(self.target, ["judge"])
+            raise UserError(f"--labelled is for the reward judge, not {self.target!r}.{near}")
+        if self.data is not None:
+            raise UserError("--data is for the test kit: --labelled has its own rows")
+        options = parse_options("--reward-options", self.reward_options)
+        fn = load_reward("judge", options)  # tells what is no option of it
+        reference = bool(options.pop("reference", False))
+        rows = read_labels(read_rows(file), file)
+        judge = ModelJudge.of(**options)
+        err.print(f"judging {len(rows):,} rows; what has come is kept", style="dim")
+        found = calibrate(judge, rows, reference=reference)
+        table = new_table("figure", "value", "95% interval", "of", "")
+        for figure in found.figures:
+            ends = "" if figure.interval is None else " to ".join(map(cell, figure.interval))
+            value = "" if figure.value is None else cell(figure.value)
+            table.add_row(figure.name, value, ends, str(figure.count), Text(figure.meaning))
+        table.caption = f"what happened: {cell(found.counts)}"
+        table.caption_justify = "left"
+        emit(self.json, {"reward": fn.__name__, **found.to_json()}, table)
+
     def _recipe(self) -> None:
         from rl_reasoner.recipe.load import read_recipe
 
-        if self.data is not None:
-            raise UserError("--data is only for rewards: a recipe names its own data")
+        if self.data is not None or self.reward_options:
+            flag = "--data" if self.data is not None else "--reward-options"
+            raise UserError(f"{flag} is only for rewards: a recipe names its own")
         recipe, locate = read_recipe(self.target)
         err.print("loading torch and transformers", style="dim")
         forecasts: list[dict[str, Any]] = []

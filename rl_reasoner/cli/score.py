@@ -10,7 +10,16 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional, arg
 
-from rl_reasoner.cli.arguments import File, Json, RunOption, StageName, cell, check_writable
+from rl_reasoner.cli.arguments import (
+    File,
+    Json,
+    Options,
+    RunOption,
+    StageName,
+    cell,
+    check_writable,
+    parse_options,
+)
 from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.files import write_jsonl
 from rl_reasoner.report.console import emit, new_table
@@ -35,6 +44,8 @@ class ScoreVerb:
     """with --rescore: the stage (default: the last one that sampled)"""
     disagree: Annotated[str | None, arg(metavar="REWARD", help_behavior_hint="")] = None
     """a second reward: list only the rows where the two differ"""
+    reward_options: Options = ""
+    """its options: extract=whole,timeout_s=2 or a JSON object (--rescore: by default the run's)"""
     out: File = None
     """write all scores here (default: FILE.scores.jsonl)"""
     json: Json = False
@@ -52,7 +63,8 @@ class ScoreVerb:
         from rl_reasoner.pipeline.rescore import rescore
 
         target = check_writable(self.out) if self.out else None
-        rescoring = rescore(run, self.reward, self.stage)
+        options = parse_options("--reward-options", self.reward_options)
+        rescoring = rescore(run, self.reward, self.stage, options)
         if target is not None:
             write_jsonl(target, rescoring.flips)
         summary = {"reward": self.reward, "run": str(run), **rescoring.summary()}
@@ -69,7 +81,9 @@ class ScoreVerb:
         from rl_reasoner.scoring.registry import load_reward
 
         names = [self.reward, *([self.disagree] if self.disagree else [])]
+        options = parse_options("--reward-options", self.reward_options)
         loads = [partial(load_reward, name) for name in names]
+        loads[0] = partial(load_reward, self.reward, options)
         rows, *functions = _call_all(partial(read_rows, file), *loads)
         target = check_writable(self.out or Path(f"{file}.scores.jsonl"))
         if target.resolve() == Path(file).resolve():

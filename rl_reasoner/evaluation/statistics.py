@@ -7,11 +7,13 @@ nothing of policies, sets or files.
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import product
 
 import numpy as np
+from numpy.typing import NDArray
 
+Table = NDArray[np.float64]
 Interval = tuple[float, float]
 Groups = Sequence[Hashable] | None  # the problem that each value is of; None: all are different
 Z = 1.959963984540054  # the 97.5% point of the normal distribution
@@ -124,6 +126,45 @@ def bootstrap(
     drawn = np.random.default_rng(seed).multinomial(len(clusters), shares, size=repeats)
     low, high = np.quantile((drawn @ distinct[:, 0]) / (drawn @ distinct[:, 1]), [0.025, 0.975])
     return float(low), float(high)
+
+
+def bootstrap_of_sums(
+    rows: Sequence[Sequence[float]],
+    statistic: Callable[[Table], Table],
+    seed: int = 0,
+    repeats: int = _REPEATS,
+    groups: Groups = None,
+) -> tuple[float, Interval]:
+    """A figure that follows from column sums of `rows`, and its 95% percentile interval.
+
+    `statistic` makes of sums, of shape (draws, columns), the figure of each draw; NaN where a draw
+    has none. Clusters are resampled, as in `bootstrap`. NaN everywhere where the rows have none.
+    """
+    table = np.asarray(rows, dtype=float).reshape(len(rows), -1)
+    names = {name: i for i, name in enumerate(dict.fromkeys(groups or range(len(rows))))}
+    clusters = np.zeros((len(names), table.shape[1]))
+    for name, row in zip(groups or range(len(rows)), table, strict=True):
+        clusters[names[name]] += row
+    with np.errstate(divide="ignore", invalid="ignore"):
+        figure = float(statistic(table.sum(0, keepdims=True))[0])
+        distinct, counts = np.unique(clusters, axis=0, return_counts=True)
+        generator = np.random.default_rng(seed)
+        drawn = generator.multinomial(len(clusters), counts / len(clusters), size=repeats)
+        values = statistic(drawn @ distinct)
+    if np.isnan(values).all():
+        return figure, (math.nan, math.nan)
+    low, high = np.nanquantile(values, [0.025, 0.975])
+    return figure, (float(low), float(high))
+
+
+def cohens_kappa(both: Table, only_a: Table, only_b: Table, neither: Table) -> Table:
+    """Agreement of two yes/no judges beyond chance, from counts (Cohen 1960); NaN for no spread."""
+    n = both + only_a + only_b + neither
+    seen = (both + neither) / n
+    a, b = (both + only_a) / n, (both + only_b) / n
+    chance = a * b + (1 - a) * (1 - b)
+    kappa: Table = (seen - chance) / (1 - chance)
+    return kappa
 
 
 def sign_flips(

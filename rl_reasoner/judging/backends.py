@@ -17,6 +17,7 @@ from rl_reasoner.rollout.server import ServedPolicy
 from rl_reasoner.scoring.registry import function_of, import_module_of
 from rl_reasoner.types import Rollout
 
+_AT_ONCE = 64  # questions that a policy answers together
 Take = Callable[[int, Rollout | Exception], None]
 
 
@@ -84,10 +85,13 @@ class PolicyBackend:
     def __init__(self, source: str, *, temperature: float = 0.0, max_tokens: int = 300) -> None:
         from rl_reasoner.policy.opening import open_policy
         from rl_reasoner.rollout.sampler import weights_hash
+        from rl_reasoner.rollout.sampling_weights import sampling_dtype
 
         self.settings = {"temperature": temperature, "max_tokens": max_tokens}
         self.policy = open_policy(source)
-        self.identity = f"{weights_hash(self.policy)} {self.settings}"
+        # "auto": a large policy in fp32 answers with copies in bf16 where the processor has it
+        dtype = sampling_dtype(self.policy.model, "auto")
+        self.identity = f"{weights_hash(self.policy)} {self.settings} {dtype}"
 
     def ask(self, chats: Sequence[Chat], schemas: Sequence[Mapping[str, Any]], take: Take) -> None:
         """Sample a reply to each chat; one that does not fit fails alone."""
@@ -98,8 +102,11 @@ class PolicyBackend:
             "\n\n".join(m["content"] for m in chat) if plain else chat for chat in chats
         ]
         try:
-            for index, [reply] in enumerate(sample(self.policy, prompts, **self.settings)):  # type: ignore[arg-type]
-                take(index, reply)
+            for first in range(0, len(prompts), _AT_ONCE):  # what is done is kept
+                some = prompts[first : first + _AT_ONCE]
+                drawn = sample(self.policy, some, weights="auto", **self.settings)  # type: ignore[arg-type]
+                for index, [reply] in enumerate(drawn, first):
+                    take(index, reply)
         except UserError as error:
             if len(chats) == 1:
                 take(0, error)

@@ -253,11 +253,12 @@ class ModelJudge:
         votes: list[Any] = []
         for order, reply in zip(orders, replies, strict=True):
             labels = LABELS[: len(order)]
-            vote = reply if isinstance(reply, Fault) else read_ranking(reply, labels)
-            if isinstance(vote, list):
-                place = {order[labels.index(label)]: n for n, label in enumerate(vote)}
-                vote = [place[text] for text in texts]
-            votes.append(vote)
+            ranking = reply if isinstance(reply, Fault) else read_ranking(reply, labels)
+            if isinstance(ranking, list):
+                place = {order[labels.index(label)]: n for n, label in enumerate(ranking)}
+                votes.append([place[one] for one in texts])
+            else:
+                votes.append(ranking)
         if stopped := self._stopped(votes):
             return dict.fromkeys(texts, stopped)
         ranked = [vote for vote in votes if isinstance(vote, list)]
@@ -271,6 +272,17 @@ class ModelJudge:
             one: Score((last - mean) / last, f"place {mean + 1:.3g} of {len(texts)}")
             for one, mean in zip(texts, means, strict=True)
         }
+
+    def prefers_first(self, pairs: Sequence[Group]) -> list[bool | None]:
+        """Of pairs shown in this order, whether the judge ranks the first one higher; else None."""
+        chats, schemas = [], [_ranking_schema(2)] * len(pairs)
+        for prompt, texts, answer in pairs:
+            chats.append(ranking_chat(self.rubric, prompt, texts, answer, 0, self.most_chars)[0])
+        found = []
+        for reply in self.replies(chats, schemas):
+            ranking = Void("") if isinstance(reply, Fault) else read_ranking(reply, LABELS[:2])
+            found.append(None if isinstance(ranking, Void) else ranking[0] == LABELS[0])
+        return found
 
     # ------------------------------------------------------------------- votes that are none
 

@@ -4,7 +4,7 @@ Reads what a run wrote and changes nothing. Knows nothing of models.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -66,9 +66,15 @@ class Rescoring:
         }
 
 
-def rescore(run: Path, reference: str, stage: str | None = None) -> Rescoring:
+def rescore(
+    run: Path,
+    reference: str,
+    stage: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Rescoring:
     """Score the run's rollouts (of one stage) with the reward that `reference` names.
 
+    `options` are the reward's, by default those of the run for a reward of its own.
     Rows that either reward did not judge leave the comparison. Raises `UserError`.
     """
     folder = sampled_stage(run, stage)
@@ -77,7 +83,8 @@ def rescore(run: Path, reference: str, stage: str | None = None) -> Rescoring:
     data = load_rows(data_in(run, recipe, own_stage))
     spec = recipe.rewards.get(reference)
     own = spec.source if spec is not None else None
-    reward = continuing(load_reward(reference, source=own), data)
+    given = options or (spec.options if spec is not None else None)
+    reward = continuing(load_reward(reference, given, source=own), data)
     rescoring = Rescoring()
     for _, batch in groupby(rollouts_of(folder), key=lambda row: row["step"]):
         _rescore_step(list(batch), data, reward, reference, rescoring)

@@ -194,14 +194,20 @@ class _Kit:
         A group reward sees each text beside a right answer of its row.
         """
         rows = rows or [self.rows[0]] * len(texts)
-        if getattr(self.fn, "group", False):
-            pairs = zip(texts, rows, strict=True)
-            return [self._outcomes([t, self.form(row)], [row] * 2, fn)[0] for t, row in pairs]
-        return self._outcomes(texts, rows, fn)
-
-    def _outcomes(self, texts: Sequence[str], rows: Sequence[Row], fn: Any) -> list[Outcome]:
-        columns: dict[str, Any] = {key: [row.get(key) for row in rows] for key in rows[0]}
         prompts: list[Any] = [str(row.get("problem", "")) for row in rows]
+        if not getattr(self.fn, "group", False):
+            return self._outcomes(texts, rows, prompts, fn)
+        # blanks behind the prompts keep groups of one row apart
+        prompts = [f"{prompt}{' ' * i}" for i, prompt in enumerate(prompts) for _ in range(2)]
+        beside = [
+            one for text, row in zip(texts, rows, strict=True) for one in (text, self.form(row))
+        ]
+        return self._outcomes(beside, [row for row in rows for _ in range(2)], prompts, fn)[::2]
+
+    def _outcomes(
+        self, texts: Sequence[str], rows: Sequence[Row], prompts: list[Any], fn: Any
+    ) -> list[Outcome]:
+        columns: dict[str, Any] = {key: [row.get(key) for row in rows] for key in rows[0]}
         completions: list[Any] = list(texts)
         if self.chat:
             prompts = [[{"role": "user", "content": prompt}] for prompt in prompts]

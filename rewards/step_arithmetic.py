@@ -1,0 +1,194 @@
+"""Step arithmetic: which share of the calculations in a chain is right?
+
+A small reward beside one for the answer: it reads claims such as `16 - 3 - 4 = 9` out of the text
+and checks each exactly, with the verifier's own bounded parser; nothing is evaluated as code. What
+would be cheap to write is not counted: `1 = 1`, `7 * 1 = 7`, a claim twice, numbers out of the
+blue, and right results that do not lead to the answer.
+"""
+
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import pairwise
+from typing import NamedTuple
+
+from rl_reasoner import Score, reward
+from rl_reasoner.answers.equality.arithmetic import TooLarge, Undefined
+from rl_reasoner.answers.equality.values import constant, equal
+from rl_reasoner.answers.extraction.extract import answer_of
+from rl_reasoner.answers.parsing.statements import read_answer
+from rl_reasoner.answers.tree import Node
+
+MAX_CHARS = 20_000
+MAX_CLAIMS = 200
+MAX_SIDE = 40  # tokens
+_TOKEN = re.compile(
+    r"(?P<number>[0-9]{1,3}(?:,[0-9]{3}){1,5}(?:\.[0-9]{1,20})?|[0-9]{1,20}(?:\.[0-9]{1,20})?)"
+    r"(?P<percent>\s?\\?%)?"
+    r"|(?P<operator>[-+*/^×·÷−–]|\\times|\\cdot|\\div|[xX](?=\s{0,3}\$?[0-9(]))"
+    r"|(?P<open>\()|(?P<close>\))|(?P<equal>=)|(?P<skip>\\?\$|\s)|(?P<other>[^\W\d_]{1,40}|.)",
+    re.DOTALL,
+)
+_PLAIN = {"×": "*", "·": "*", "\\times": "*", "\\cdot": "*", "x": "*", "X": "*"}
+_PLAIN |= {"÷": "/", "\\div": "/", "−": "-", "–": "-"}
+
+
+class _Token(NamedTuple):
+    kind: str
+    text: str
+    at: int
+
+
+class _Claim(NamedTuple):
+    text: str
+    operands: tuple[Fraction, ...]
+    result: Fraction
+    right: bool
+
+
+@reward
+def step_arithmetic(completion: str, prompt: str, at_least: int = 1) -> Score:
+    """The share of right claims among those that count; 0.0 for fewer than `at_least` right ones.
+
+    A claim counts where it calculates something, for the first time, with a number of the `prompt`
+    or of an earlier claim. A right one has to lead to the answer: its result is the answer's number
+    or stands in a claim that does. A wrong one counts in any case.
+    """
+    text = completion[:MAX_CHARS]
+    claims = [*_that_count(text, prompt)]
+    answer = answer_of(text).texts
+    needed = {number for number, _ in _numbers(answer[0])} if answer else set()
+    if not needed and claims:  # it stops at its last step
+        needed = {claims[-1].result}
+    right = []
+    for claim in reversed(claims):
+        if claim.result not in needed:
+            continue
+        if claim.right:
+            right.append(claim.text)
+        needed |= {*claim.operands}
+    wrong = [claim.text for claim in claims if not claim.right]
+    parts = {"right": float(len(right)), "wrong": float(len(wrong))}
+    if len(right) < max(1, at_least):
+        told = f", wrong: {wrong[0]}" if wrong else ""
+        return Score(0.0, f"{len(right)} right claims that count{told}", parts)
+    told = f"; wrong: {wrong[0]}" if wrong else ""
+    of = len(right) + len(wrong)
+    return Score(len(right) / of, f"{len(right)} of {of} claims are right{told}", parts)
+
+
+def _that_count(text: str, prompt: str) -> Iterator[_Claim]:
+    """The claims of a text that are new, no matter of course, and about the problem."""
+    known = {number for number, _ in _numbers(prompt[:MAX_CHARS])}
+    seen: set[tuple[object, ...]] = set()
+    for claim in _claims(text):
+        key = (tuple(sorted(claim.operands)), claim.result)
+        if key in seen or claim.result in claim.operands or not known & {*claim.operands}:
+            continue
+        seen.add(key)
+        known.add(claim.result)
+        yield claim
+
+
+def _tokens(text: str) -> Iterator[_Token]:
+    for match in _TOKEN.finditer(text):
+        kind = str(match.lastgroup)
+        if kind == "skip" and match[0] != "\n":
+            continue
+        if match["number"]:
+            number = match["number"].replace(",", "")
+            yield _Token("number", f"({number}/100)" if match["percent"] else number, match.start())
+        else:
+            yield _Token(kind, _PLAIN.get(match[0], match[0]), match.start())
+
+
+def _numbers(text: str) -> Iterator[tuple[Fraction, int]]:
+    """The numbers of a text, and where each stands."""
+    for token in _tokens(text):
+        if token.kind == "number":
+            yield _value(token.text), token.at
+
+
+def _value(number: str) -> Fraction:
+    whole, _, hundred = number.strip("()").partition("/")
+    return Fraction(whole) / (100 if hundred else 1)
+
+
+def _claims(text: str) -> Iterator[_Claim]:
+    """The claims of a text, in order: of `a = b = c` two."""
+    sides: list[list[_Token]] = [[]]
+    found = 0
+    for token in [*_tokens(text), _Token("other", "", len(text))]:
+        if token.kind == "equal":
+            sides.append([])
+        elif token.kind in ("other", "skip"):  # a word, a stop, the end of a line
+            for left, right in pairwise(sides):
+                claim = _claim(_ending(left), _beginning(right))
+                if claim is not None and found < MAX_CLAIMS:
+                    found += 1
+                    yield claim
+            sides = [[]]
+        else:
+            sides[-1].append(token)
+
+
+def _ending(tokens: list[_Token]) -> list[_Token]:
+    """The expression that tokens end in: a number that follows another begins a new one."""
+    at = len(tokens)
+    while at > 0 and not (at < len(tokens) and _apart(tokens[at - 1], tokens[at])):
+        at -= 1
+    own = tokens[at:]
+    while own and own[0].kind in ("operator", "close"):  # the dash of a list
+        own = own[1:]
+    return own
+
+
+def _beginning(tokens: list[_Token]) -> list[_Token]:
+    """The expression that tokens begin with."""
+    end = 0
+    while end < len(tokens) and not (end and _apart(tokens[end - 1], tokens[end])):
+        end += 1
+    own = tokens[:end]
+    while own and own[-1].kind in ("operator", "open"):
+        own = own[:-1]
+    return own
+
+
+def _apart(one: _Token, next_one: _Token) -> bool:
+    """Whether two tokens cannot stand in one expression."""
+    return one.kind in ("number", "close") and next_one.kind in ("number", "open")
+
+
+def _claim(left: list[_Token], right: list[_Token]) -> _Claim | None:
+    """The claim that two sides make; None where it is none, or too large to check."""
+    calculates = any(t.kind == "operator" for t in left) and len(left) > 2
+    if not calculates or not right or max(len(left), len(right)) > MAX_SIDE:
+        return None
+    sides = [" ".join(token.text for token in side) for side in (left, right)]
+    trees = [reading.trees for reading in map(read_answer, sides)]
+    numbers = [t for t in right if t.kind == "number"]
+    if not all(trees) or not numbers:
+        return None
+    try:
+        one, other = (_plain(tree[0]) for tree in trees)
+        holds = bool(equal(one, other)) or _rounded(one, right)
+    except (TooLarge, Undefined, RecursionError, ValueError):
+        return None
+    operands = tuple(_value(token.text) for token in left if token.kind == "number")
+    text = f"{sides[0]} = {sides[1]}"
+    return _Claim(text[:80], operands, _value(numbers[-1].text), holds)
+
+
+def _rounded(exact: Node, right: list[_Token]) -> bool:
+    """Whether the right side is a decimal that rounds `exact`, to two places or more: 4.29."""
+    number = right[0].text
+    places = len(number.partition(".")[2])
+    value = constant(exact)
+    if len(right) > 1 or places < 2 or "/" in number or not isinstance(value, Fraction):
+        return False
+    return abs(value - Fraction(number)) * 2 * 10**places <= 1
+
+
+def _plain(tree: Node) -> Node:
+    """A tree without its unit."""
+    return tree.args[0] if tree.op == "quantity" else tree

@@ -1,0 +1,130 @@
+"""`check judge --labelled`: agreement, kappa and biases of judges that are known to have them."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rl_reasoner import ModelJudge
+from rl_reasoner.errors import UserError
+from rl_reasoner.evaluation.calibration import Calibration, calibrate, read_labels
+from rl_reasoner.evaluation.statistics import bootstrap_of_sums, cohens_kappa
+from support.commands import Cli
+
+ROWS = [
+    {
+        "problem": f"{i} + 1 = ?",
+        "completion": f"It is {i + (1 if label else 2)}." + "!" * (40 * long),
+        "label": label,
+    }
+    for i in range(40)
+    for label, long in ((1, i % 2), (0, 1 - i % 2))
+]
+
+
+def judged(tmp_path: Path, points: str, ranking: str) -> Calibration:
+    """What a function comes to that gives these points, and ranks like this."""
+    from rl_reasoner.judging.backends import FunctionBackend
+
+    def ask(messages: list[dict[str, str]], seed: int) -> str:
+        text = messages[-1]["content"]
+        problem = int(text.split("| ")[1].split(" ")[0])
+        texts = [part.split("\n---")[0] for part in text.split("---\n| ")[1:]]
+        right = [f"It is {problem + 1}." in one for one in texts]
+        if "Rank all" in text:
+            order = {"first": [0, 1], "right": [0, 1] if right[0] else [1, 0]}[ranking]
+            return json.dumps({"ranking": ["AB"[i] for i in order]})
+        yes = {"right": right[0], "long": len(texts[0]) > 30, "always": True}[points]
+        return json.dumps({"points": {"correct": 4 * yes, "sound": 4 * yes}})
+
+    judge = ModelJudge(FunctionBackend(ask), cache=tmp_path / f"{points} {ranking}")
+    return calibrate(judge, read_labels(ROWS, "rows"))
+
+
+def test_a_sound_judge(tmp_path: Path) -> None:
+    found = {f.name: f for f in judged(tmp_path, "right", "right").figures}
+    assert found["agreement"].value == found["kappa"].value == found["prefers the right"].value == 1
+    assert found["length bias"].value == 0.0 and found["changes with the order"].value == 0.0
+    assert found["prefers the first"].value == 0.5
+    assert found["abstained"].value == 0.0 and found["agreement"].count == 80
+    agreement = found["agreement"].interval
+    assert agreement is not None and 0.9 < agreement[0] < 1.0
+
+
+def test_one_that_likes_length_and_the_first_place(tmp_path: Path) -> None:
+    found = {f.name: f for f in judged(tmp_path, "long", "first").figures}
+    assert found["kappa"].value == pytest.approx(0.0) and found["agreement"].value == 0.5
+    assert found["length bias"].value == pytest.approx(1.0)
+    assert found["prefers the first"].value == found["changes with the order"].value == 1.0
+    assert found["prefers the right"].value == 0.5
+
+
+def test_one_that_always_says_yes_has_no_kappa_to_speak_of(tmp_path: Path) -> None:
+    found = {f.name: f for f in judged(tmp_path, "always", "right").figures}
+    assert found["agreement"].value == 0.5 and found["kappa"].value == 0.0
+    assert found["said yes to wrong"].value == 1.0
+
+
+def test_kappa_is_cohens() -> None:
+    table = np.array([[20.0, 5.0, 10.0, 15.0]])  # Cohen's formula by hand: 0.7 seen, 0.5 by chance
+    assert cohens_kappa(*table.T)[0] == pytest.approx(0.4)
+    assert math.isnan(
+        bootstrap_of_sums([(1, 0, 0, 0)] * 5, lambda s: cohens_kappa(*s.T), repeats=100)[0]
+    )
+
+
+def test_an_interval_of_clusters_is_wider() -> None:
+    rows = [(1.0, 0.0, 0.0, 0.0) if i % 3 else (0.0, 1.0, 0.0, 0.0) for i in range(60)]
+    rows += [(0.0, 0.0, 0.0, 1.0)] * 60
+
+    def width(groups: list[int] | None) -> float:
+        _, (low, high) = bootstrap_of_sums(
+            rows, lambda s: cohens_kappa(*s.T), repeats=500, groups=groups
+        )
+        return high - low
+
+    tens = [(i % 3, i // 30) for i in range(120)]
+    assert width([hash(one) for one in tens]) > width(None)
+
+
+def test_the_command(tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / "judges.py").write_text(
+        "def ask(messages, seed):\n"
+        '    return \'{"points": {"correct": 4, "sound": 1}, "ranking": ["A", "B"]}\'\n'
+    )
+    lines = [json.dumps(row) + "\n" for row in ROWS[:8]]
+    (tmp_path / "labels.jsonl").write_text("".join(lines))
+    options = f"function=judges.py:ask,cache={tmp_path}/kept"
+    asked = ("check", "judge", "--labelled", "labels.jsonl", "--reward-options", options, "--json")
+    ended = cli(*asked)
+    assert ended.code == 0, ended.err
+    found = json.loads(ended.out)
+    assert found["rows"] == 8 and found["figures"]["agreement"]["value"] == 0.5
+    assert found["figures"]["prefers the first"]["value"] == 1.0
+    assert found["counts"]["asked"] == 8 + 8
+    again = json.loads(cli(*asked).out)
+    assert again["figures"]["agreement"] == found["figures"]["agreement"]
+    assert again["counts"].get("asked", 0) == 0, "a second pass asks nothing"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("judgee", "--labelled", "x.jsonl"), "Did you mean 'judge'?"),
+        (("judge", "--labelled", "x.jsonl"), "x.jsonl"),
+        (("judge", "--reward-options", "voets=3"), "has no option 'voets'"),
+        (("judge", "--labeled", "x.jsonl"), "Did you mean '--labelled'?"),
+    ],
+)
+def test_mistakes_of_the_command(arguments: tuple[str, ...], said: str, cli: Cli) -> None:
+    ended = cli("check", *arguments)
+    assert ended.code == 2 and said in ended.err
+
+
+def test_rows_that_are_no_labels() -> None:
+    with pytest.raises(UserError, match=r"f.jsonl, row 1: label is 3: expected 0 to 1"):
+        read_labels([{"problem": "p", "completion": "c", "label": 3}], "f.jsonl")
+    with pytest.raises(UserError, match=r"row 1: no text 'completion'. Did you mean 'complet'"):
+        read_labels([{"problem": "p", "complet": "c", "label": 1}], "f.jsonl")
