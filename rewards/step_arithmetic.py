@@ -19,9 +19,9 @@ from rl_reasoner.answers.extraction.extract import answer_of
 from rl_reasoner.answers.parsing.statements import read_answer
 from rl_reasoner.answers.tree import Node
 
-MAX_CHARS = 20_000
-MAX_CLAIMS = 200
-MAX_SIDE = 40  # tokens
+_MAX_CHARS = 20_000
+_MAX_CLAIMS = 200
+_MAX_SIDE = 40  # tokens
 _TOKEN = re.compile(
     r"(?P<number>[0-9]{1,3}(?:,[0-9]{3}){1,5}(?:\.[0-9]{1,20})?|[0-9]{1,20}(?:\.[0-9]{1,20})?)"
     r"(?P<percent>\s?\\?%)?"
@@ -54,7 +54,7 @@ def step_arithmetic(completion: str, prompt: str, at_least: int = 1) -> Score:
     or of an earlier claim. A right one has to lead to the answer: its result is the answer's number
     or stands in a claim that does. A wrong one counts in any case.
     """
-    text = completion[:MAX_CHARS]
+    text = completion[:_MAX_CHARS]
     claims = [*_that_count(text, prompt)]
     answer = answer_of(text).texts
     needed = {number for number, _ in _numbers(answer[0])} if answer else set()
@@ -79,7 +79,7 @@ def step_arithmetic(completion: str, prompt: str, at_least: int = 1) -> Score:
 
 def _that_count(text: str, prompt: str) -> Iterator[_Claim]:
     """The claims of a text that are new, no matter of course, and about the problem."""
-    known = {number for number, _ in _numbers(prompt[:MAX_CHARS])}
+    known = {number for number, _ in _numbers(prompt[:_MAX_CHARS])}
     seen: set[tuple[object, ...]] = set()
     for claim in _claims(text):
         key = (tuple(sorted(claim.operands)), claim.result)
@@ -124,7 +124,7 @@ def _claims(text: str) -> Iterator[_Claim]:
         elif token.kind in ("other", "skip"):  # a word, a stop, the end of a line
             for left, right in pairwise(sides):
                 claim = _claim(_ending(left), _beginning(right))
-                if claim is not None and found < MAX_CLAIMS:
+                if claim is not None and found < _MAX_CLAIMS:
                     found += 1
                     yield claim
             sides = [[]]
@@ -162,7 +162,7 @@ def _apart(one: _Token, next_one: _Token) -> bool:
 def _claim(left: list[_Token], right: list[_Token]) -> _Claim | None:
     """The claim that two sides make; None where it is none, or too large to check."""
     calculates = any(t.kind == "operator" for t in left) and len(left) > 2
-    if not calculates or not right or max(len(left), len(right)) > MAX_SIDE:
+    if not calculates or not right or max(len(left), len(right)) > _MAX_SIDE:
         return None
     sides = [" ".join(token.text for token in side) for side in (left, right)]
     trees = [reading.trees for reading in map(read_answer, sides)]

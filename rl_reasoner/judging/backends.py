@@ -18,15 +18,17 @@ from rl_reasoner.scoring.registry import function_of, import_module_of
 from rl_reasoner.types import Rollout
 
 _AT_ONCE = 64  # questions that a policy answers together
-Take = Callable[[int, Rollout | Exception], None]
+TakeReply = Callable[[int, Rollout | Exception], None]
 
 
-class Backend(Protocol):
+class JudgeBackend(Protocol):
     """Who answers; `identity` names it with all that its replies depend on but the question."""
 
     identity: str
 
-    def ask(self, chats: Sequence[Chat], schemas: Sequence[Mapping[str, Any]], take: Take) -> None:
+    def ask(
+        self, chats: Sequence[Chat], schemas: Sequence[Mapping[str, Any]], take: TakeReply
+    ) -> None:
         """Hand the reply to each chat to `take`, with its number; `schemas` say what JSON it is."""
 
 
@@ -58,7 +60,9 @@ class ServerBackend:
         )
         self.identity = f"{self.policy.source} {self.settings} structured={structured}"
 
-    def ask(self, chats: Sequence[Chat], schemas: Sequence[Mapping[str, Any]], take: Take) -> None:
+    def ask(
+        self, chats: Sequence[Chat], schemas: Sequence[Mapping[str, Any]], take: TakeReply
+    ) -> None:
         """Ask the server, several questions at a time."""
         if not self.structured:
             self.policy.replies(chats, self.settings, 0, take)
@@ -93,7 +97,9 @@ class PolicyBackend:
         dtype = sampling_dtype(self.policy.model, "auto")
         self.identity = f"{weights_hash(self.policy)} {self.settings} {dtype}"
 
-    def ask(self, chats: Sequence[Chat], schemas: Sequence[Mapping[str, Any]], take: Take) -> None:
+    def ask(
+        self, chats: Sequence[Chat], schemas: Sequence[Mapping[str, Any]], take: TakeReply
+    ) -> None:
         """Sample a reply to each chat; one that does not fit fails alone."""
         from rl_reasoner.rollout.sampler import sample
 
@@ -125,7 +131,9 @@ class FunctionBackend:
         self.concurrency = concurrency
         self.function, self.identity = _function(ask)
 
-    def ask(self, chats: Sequence[Chat], schemas: Sequence[Mapping[str, Any]], take: Take) -> None:
+    def ask(
+        self, chats: Sequence[Chat], schemas: Sequence[Mapping[str, Any]], take: TakeReply
+    ) -> None:
         """Call the function, several times at once."""
         with ThreadPoolExecutor(self.concurrency) as threads:
             asked = {threads.submit(self._one, chat): i for i, chat in enumerate(chats)}

@@ -20,8 +20,8 @@ from typing import Any, ClassVar, Self
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.judging.backends import (
-    Backend,
     FunctionBackend,
+    JudgeBackend,
     PolicyBackend,
     ServerBackend,
 )
@@ -33,7 +33,7 @@ from rl_reasoner.judging.verdicts import (
     discord,
     read_points,
     read_ranking,
-    spread,
+    vote_spread,
 )
 from rl_reasoner.judging.wire import Counts
 from rl_reasoner.paths import cache_folder
@@ -47,7 +47,7 @@ _Vote = Points | Void | Fault
 
 Case = tuple[str, str, str | None]
 """A prompt, its completion, and the answer that the judge is shown, if any."""
-Group = tuple[str, Sequence[str], str | None]
+CaseGroup = tuple[str, Sequence[str], str | None]
 """A prompt, its completions, and the answer that the judge is shown, if any."""
 
 
@@ -73,7 +73,7 @@ class ModelJudge:
     the share of pairs in another order) before the judge abstains. `counts` says what happened.
     """
 
-    backend: Backend
+    backend: JudgeBackend
     rubric: Rubric = field(default_factory=lambda: read_rubric(None))
     votes: int = 1
     tolerance: float = 0.25
@@ -121,11 +121,7 @@ class ModelJudge:
         One of `server` (a URL, with `model`), `policy` (a folder, GGUF file or hub id) and
         `function` ("FILE.py:NAME") answers. Raises `UserError` for options that make no sense.
         """
-        given = {"server": server, "policy": policy, "function": function}
-        named = [name for name, value in given.items() if value]
-        if len(named) != 1:
-            has = " and ".join(named) or "none"
-            raise UserError(f"judge: give one of server, policy and function (it has {has})")
+        _check_one(server=server, policy=policy, function=function)
         if server and not model:
             raise UserError("judge: server needs model, the model's name there")
         if min(timeout_s, attempts, concurrency, max_tokens) <= 0:
@@ -133,7 +129,7 @@ class ModelJudge:
                 "judge: timeout_s, attempts, concurrency and max_tokens must be positive"
             )
         counts = Counts()
-        backend: Backend
+        backend: JudgeBackend
         if server and model:
             backend = ServerBackend(
                 server,
@@ -195,7 +191,7 @@ class ModelJudge:
             return stopped
         counted = [vote for vote in votes if isinstance(vote, Points)]
         values = [self.rubric.value(vote.points) for vote in counted]
-        apart = spread(values)
+        apart = vote_spread(values)
         if apart > self.tolerance:
             return self._void(Void("disagreement", f"votes are {apart:.2f} apart"))
         means = {
@@ -211,7 +207,7 @@ class ModelJudge:
 
     # -------------------------------------------------------------------------- by ranking
 
-    def rank(self, groups: Sequence[Group]) -> list[list[Outcome]]:
+    def rank(self, groups: Sequence[CaseGroup]) -> list[list[Outcome]]:
         """The place of each completion among those of its prompt: 1 the best, 0 the worst.
 
         Equal texts share a place. Each vote sees them in another order. A judge that abstains, or
@@ -273,7 +269,7 @@ class ModelJudge:
             for one, mean in zip(texts, means, strict=True)
         }
 
-    def prefers_first(self, pairs: Sequence[Group]) -> list[bool | None]:
+    def prefers_first(self, pairs: Sequence[CaseGroup]) -> list[bool | None]:
         """Of pairs shown in this order, whether the judge ranks the first one higher; else None."""
         chats, schemas = [], [_ranking_schema(2)] * len(pairs)
         for prompt, texts, answer in pairs:
@@ -391,6 +387,14 @@ class ModelJudge:
         count, of_prompts, own = self._store.usage()
         cost = self.budget.cost(of_prompts, own)
         return {"requests": count, "prompt_tokens": of_prompts, "tokens": own, "cost": cost}
+
+
+def _check_one(**given: object) -> None:
+    """Raise `UserError` where not just one of these answers."""
+    named = [name for name, value in given.items() if value]
+    if len(named) != 1:
+        has = " and ".join(named) or "none"
+        raise UserError(f"judge: give one of server, policy and function (it has {has})")
 
 
 def _shuffled(text: str) -> str:

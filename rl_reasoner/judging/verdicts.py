@@ -17,7 +17,7 @@ from rl_reasoner.judging.rubric import Rubric
 from rl_reasoner.language.thinking import CLOSE_THINK
 from rl_reasoner.types import Rollout
 
-MOST_CHARS = 1 << 16
+REPLY_CHARS = 1 << 16
 """What a reply may have; a verdict has some hundred."""
 _REFUSED = re.compile(
     r"\b(?:I(?:'m| am) (?:sorry|unable|not able)|I can(?:'t|not| not)|I won't|as an AI)\b",
@@ -85,7 +85,7 @@ def read_ranking(reply: Rollout, labels: Sequence[str]) -> list[str] | Void:
 
 def _read(reply: Rollout) -> _Reply | Void:
     text = reply.text.rpartition(CLOSE_THINK)[2].strip()
-    if len(text) > MOST_CHARS:
+    if len(text) > REPLY_CHARS:
         return Void("huge", f"{len(text):,} characters")
     start, end = text.find("{"), text.rfind("}")
     if start < 0 or end < start:
@@ -109,7 +109,7 @@ def _kind_of_prose(text: str, truncated: bool) -> tuple[str, str]:
     return ("not JSON", repr(text[:80])) if text else ("empty", "")
 
 
-def spread(values: Sequence[float]) -> float:
+def vote_spread(values: Sequence[float]) -> float:
     """How far votes are apart: the largest less the smallest, 0 for none."""
     return max(values, default=0.0) - min(values, default=0.0)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-MOST_BYTES = 1 << 20
+REPLY_BYTES = 1 << 20
 """What a reply may have."""
 
 
@@ -38,7 +38,7 @@ class Counts:
 
 
 class CountedClient(httpx.Client):
-    """A client whose tries end after `timeout_s` and at `MOST_BYTES`, whatever the server does."""
+    """A client whose tries end after `timeout_s` and at `REPLY_BYTES`, whatever the server does."""
 
     def __init__(self, counts: Counts, timeout_s: float) -> None:
         super().__init__(follow_redirects=True, timeout=timeout_s)
@@ -80,9 +80,9 @@ class _Bounded(httpx.SyncByteStream):
         size = 0
         for piece in self.inner:
             size += len(piece)
-            if size > MOST_BYTES:
+            if size > REPLY_BYTES:
                 self.counts.add("huge")
-                what = f"the reply has more than {MOST_BYTES:,} bytes"
+                what = f"the reply has more than {REPLY_BYTES:,} bytes"
                 raise httpx.ReadError(what, request=self.request)
             if time.monotonic() > self.ends:
                 raise httpx.ReadTimeout("the reply drips", request=self.request)

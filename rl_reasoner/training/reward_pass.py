@@ -70,7 +70,7 @@ def split_groups(fn: Reward, rows: int, size: int) -> str:
         return ""
     return (
         f"reward {fn.name!r} judges whole groups: each process has {rows} rows of a batch, "
-        f"which is no multiple of the {size} completions of a prompt"
+        f"not a multiple of the {size} completions of a prompt"
     )
 
 
