@@ -186,7 +186,7 @@ def _rounded(exact: Node, right: list[_Token]) -> bool:
     value = constant(exact)
     if len(right) > 1 or places < 2 or "/" in number or not isinstance(value, Fraction):
         return False
-    return abs(value - Fraction(number)) * 2 * 10**places <= 1
+    return bool(abs(value - Fraction(number)) * 2 * 10**places <= 1)
 
 
 def _plain(tree: Node) -> Node:
