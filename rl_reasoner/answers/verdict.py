@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from rl_reasoner.answers.equality.arithmetic import TooLarge
-from rl_reasoner.answers.equality.compare import Comparison
+from rl_reasoner.answers.equality.compare import TreeComparison
 from rl_reasoner.answers.equality.shapes import Inconsistent
 from rl_reasoner.answers.extraction.extract import Extracted, answer_of, gold_of
 from rl_reasoner.answers.extraction.wording import (
@@ -174,7 +174,7 @@ def by_trees(left: Reading, right: Reading) -> Equality:
     if not left.trees or not right.trees:
         side, trouble = ("gold", left.trouble) if not left.trees else ("answer", right.trouble)
         return "", (), f"not equal as text (the {side} is not mathematics: {trouble})"
-    comparison = Comparison()
+    comparison = TreeComparison()
     trouble = ""
     pairs = [(gold, right.trees[0]) for gold in left.trees]
     pairs += [(left.trees[0], given) for given in right.trees[1:]]

@@ -50,12 +50,14 @@ def prompt_settings(
     A policy that is not a run's gets "auto" and no system prompt. An empty `system` means none; a
     run's own system prompt is used only with the run's own template.
     """
-    recipe = Path(policy) / "recipe.yaml"
-    if not recipe.is_file():
+    from rl_reasoner.policy.names import run_of
+
+    folder = run_of(Path(policy).absolute())
+    if folder is None:
         return template or "auto", system or None
     from rl_reasoner.recipe.load import load_recipe
 
-    run = load_recipe(str(recipe))
+    run = load_recipe(str(folder / "recipe.yaml"))
     own = run.system if system is None and template in (None, run.template) else system
     return template or run.template, own or None
 
@@ -65,6 +67,7 @@ def tool_settings(policy: str, tools: str | None, call_format: str | None) -> "T
 
     Raises `UserError`.
     """
+    from rl_reasoner.policy.names import run_of
     from rl_reasoner.recipe.load import load_recipe
     from rl_reasoner.recipe.tools import ToolSettings
     from rl_reasoner.tools import load_tools
@@ -72,8 +75,8 @@ def tool_settings(policy: str, tools: str | None, call_format: str | None) -> "T
 
     if call_format is not None and call_format not in (forms := ("auto", *FORMATS)):
         raise unknown("--tool-format", call_format, forms)
-    recipe = Path(policy) / "recipe.yaml"
-    own = load_recipe(str(recipe)).tools if recipe.is_file() else None
+    folder = run_of(Path(policy).absolute())
+    own = load_recipe(str(folder / "recipe.yaml")).tools if folder else None
     settings = own.model_dump() if own else {}
     settings |= {"use": [name.strip() for name in tools.split(",")]} if tools else {}
     settings |= {"format": call_format} if call_format else {}

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.console import Group
@@ -21,9 +22,10 @@ from rl_reasoner.cli.arguments import Json, Quiet, check_numbers, prompt_setting
 from rl_reasoner.cli.arguments import Text as Written
 from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.errors import UserError, did_you_mean
+from rl_reasoner.files import read_jsonl
 from rl_reasoner.foreign import printable
 from rl_reasoner.language.thinking import CLOSE_THINK, OPEN_THINK
-from rl_reasoner.report.console import emit, err, out
+from rl_reasoner.report.console import emit, err, out, wrapped
 
 if TYPE_CHECKING:
     from rl_reasoner.policy.policy import Policy
@@ -69,6 +71,18 @@ class Reply:
         if self.verdict is not None:
             value |= {"score": self.verdict.value, "reason": self.verdict.reason}
         return value
+
+
+def _problem_of(policy: Path) -> str:
+    """A problem of the data that the run of a policy was evaluated on; "" where there is none."""
+    from rl_reasoner.policy.names import run_of
+
+    run = run_of(policy)
+    for file in sorted((run / "evals").glob("*.rows.jsonl")) if run else ():
+        row = next(read_jsonl(file, lambda lines: None), {})
+        if isinstance(problem := row.get("problem"), str):
+            return " ".join(problem.split())
+    return ""
 
 
 def _is_command(word: str) -> bool:
@@ -121,7 +135,9 @@ class ChatVerb:
         policies = [(name, open_policy(name)) for name in names]
         asking = sys.stdin.isatty()
         if asking:
-            err.print(_HINT, style="dim")
+            err.print(wrapped(_HINT), style="dim")
+            if example := _problem_of(Path(self.policy).absolute()):
+                err.print(Text(f"for example: {printable(example)}", style="dim"))
         with Threads() as threads:
             computed = threads.suit(*(policy.model for _, policy in policies))
             if asking:

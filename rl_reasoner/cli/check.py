@@ -1,6 +1,6 @@
 """The verb `check`: a recipe before its run, a reward, or a judge against labels."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,9 +10,11 @@ from tyro.conf import Positional, arg
 
 from rl_reasoner.cli.arguments import Json, Options, Quiet, cell, parse_options
 from rl_reasoner.errors import UserError, did_you_mean
-from rl_reasoner.report.console import emit, err, new_table
+from rl_reasoner.report.console import emit, err, new_table, wrapped
 
 _STYLE = {"passed": "green", "warned": "yellow", "failed": "red", "skipped": "dim"}
+
+_WORDS = {"skipped": "not judged"}
 
 
 @dataclass
@@ -62,14 +64,17 @@ class CheckVerb:
     def _reward(self, fn: Any) -> None:
         from rl_reasoner.testing.kit import examine
 
+        err.print("testing the reward: about 20 checks, in processes of its own", style="dim")
         report = examine(fn, self.data)
         table = new_table("", "check", "result", "completion")
         for finding in report.findings:
-            status = Text(finding.status, _STYLE[finding.status])
+            status = Text(_WORDS.get(finding.status, finding.status), _STYLE[finding.status])
             shown = Text(f"{finding.completion!r:.100}" if finding.completion else "")
             table.add_row(status, finding.check, Text(finding.message), shown)
         findings = [asdict(finding) for finding in report.findings]
         emit(self.json, {"reward": report.reward, "findings": findings}, table)
+        if not (self.json or report.failed):
+            emit(False, {}, f"\n{_verdict(report.reward, report.findings)}")
         if report.failed:
             failed = ", ".join(finding.check for finding in report.failed)
             raise UserError(f"reward {report.reward} fails: {failed}")
@@ -113,14 +118,32 @@ class CheckVerb:
         notices = list(_check(recipe, locate, forecasts))
         table = new_table("", "check", "result", "fix")
         for notice in notices:
-            status = Text(notice.status, _STYLE[notice.status])
+            status = Text(_WORDS.get(notice.status, notice.status), _STYLE[notice.status])
             table.add_row(status, notice.check, Text(notice.message), Text(notice.fix))
         values = [asdict(notice) for notice in notices]
         found = {"recipe": recipe.name, "notices": values, "forecasts": forecasts}
         emit(self.json, found, table)
+        if not self.json:
+            emit(False, {}, f"\n{_verdict(recipe.name, notices)}")
         failed = [str(notice) for notice in notices if notice.status == "failed"]
         if failed:
             raise UserError(*failed)
+
+
+def _verdict(name: str, found: Sequence[Any]) -> str:
+    """The last line: what all checks come to, and what none of them could judge."""
+    by_status = {
+        status: ", ".join(dict.fromkeys(each.check for each in found if each.status == status))
+        for status in ("failed", "warned", "skipped")
+    }
+    passed = sum(each.status == "passed" for each in found)
+    words = f"nothing speaks against it, {passed} checks passed"
+    if by_status["warned"]:
+        words = f"it can be used; look first at: {by_status['warned']}"
+    if by_status["failed"]:
+        words = f"it cannot be used as it is: {by_status['failed']}"
+    skipped = f". Not judged: {by_status['skipped']}" if by_status["skipped"] else ""
+    return wrapped(f"{name}: {words}{skipped}.")
 
 
 def _check(recipe: Any, locate: Any, forecasts: list[dict[str, Any]]) -> Iterator[Any]:

@@ -5,16 +5,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from rich.text import Text
 from tyro.conf import Positional, arg
 
 from rl_reasoner.cli.arguments import File, Json, Quiet, check_writable
 from rl_reasoner.errors import UserError
-from rl_reasoner.report.console import emit, err, new_table
+from rl_reasoner.evaluation.formatting import (
+    NAME_WIDTH,
+    fixed,
+    p_value,
+    percent,
+    points,
+    points_span,
+    with_name,
+)
+from rl_reasoner.report.console import emit, err, wrapped
 
 if TYPE_CHECKING:
     from rl_reasoner.evaluation.result import EvalResult
 
-_FLIPS_SHOWN = 10
+_FLIPS_SHOWN = 3
+_LONGEST = 160  # characters of a problem or a reason
+_SURE = 0.05
+_LEGEND = (
+    "differences in points, paired by problem; p: McNemar's exact test, or sign flips",
+    "for several completions; (Holm): corrected for the number of sets",
+)
 
 
 @dataclass
@@ -46,20 +62,22 @@ class CompareVerb:
             from rl_reasoner.report import write_evaluation
 
             write_evaluation([self.a, self.b], target)
-        emit(self.json, comparison, _comparison_table(comparison))
-        if not self.json:
-            for warning in unlike(comparison):
-                err.print(warning, style="yellow", soft_wrap=True)
-            for path in _without_lenient(results):
-                err.print(
-                    f"{path} was saved before there were lenient figures; they are added, without "
-                    f"a model, by: rl-reasoner eval --replay {path} --out NEW.json",
-                    soft_wrap=True,
-                )
-            for name, entry in comparison.items():
-                if "form" in entry:
-                    err.print(f"{name}: {entry['form']['words']}", soft_wrap=True)
-                _print_flips(name, entry["flips"], entry["better"] + entry["worse"])
+        if self.json:
+            emit(True, comparison, None)
+            return
+        emit(False, comparison, comparison_table(comparison))
+        for warning in unlike(comparison):
+            err.print(warning, style="yellow", soft_wrap=True)
+        for path in _without_lenient(results):
+            err.print(
+                f"{path} was saved before there were lenient figures; they are added, without "
+                f"a model, by: rl-reasoner eval --replay {path} --out NEW.json",
+                soft_wrap=True,
+            )
+        for name, entry in comparison.items():
+            _print_flips(name, entry["flips"], entry["better"], entry["worse"])
+        sentences = map(_summary, comparison, comparison.values())
+        emit(False, comparison, "\n" + "\n".join(map(wrapped, sentences)))
 
 
 def _without_lenient(results: Mapping[Path, "EvalResult"]) -> list[Path]:
@@ -72,41 +90,68 @@ def _without_lenient(results: Mapping[Path, "EvalResult"]) -> list[Path]:
     ]
 
 
-def _comparison_table(comparison: Mapping[str, Mapping[str, Any]]) -> Any:
-    heads = ["set", "problems", "difference", "95% interval", "p", "p (Holm)", "detectable", "test"]
-    table = new_table(*heads)
+def comparison_table(comparison: Mapping[str, Mapping[str, Any]]) -> str:
+    """The differences as a text table of at most 80 columns, with its legend."""
+    lines = [_line("set", "problems", "b - a", "95% interval", "p", "p (Holm)")]
     for name, entry in comparison.items():
-        table.add_row(name, str(entry["problems"]), *_tested(entry))
+        lines += with_name(name, _line("", f"{entry['problems']:,}", *_tested(entry)))
         if "lenient" in entry:
-            table.add_row("  lenient", "", *_tested(entry["lenient"]))
-    return table
+            lines.append(_line("  lenient", "", *_tested(entry["lenient"])))
+        if "pass_at_k" in entry:
+            passes = entry["pass_at_k"]
+            lines.append(_line(f"  pass@{passes['k']}", "", *_tested(passes)))
+    return "\n".join([*lines, *_LEGEND])
+
+
+def _line(name: str, problems: str, *cells: str) -> str:
+    difference, span, p, holm = cells
+    return f"{name:{NAME_WIDTH}} {problems:>8} {difference:>7}  {span:16} {p:>8} {holm:>8}"
 
 
 def _tested(entry: Mapping[str, Any]) -> list[str]:
     """The cells of a difference with its test."""
     low, high = entry["interval"]
-    counts = f" ({entry['only_a']} only a, {entry['only_b']} only b)" if "only_a" in entry else ""
-    return [
-        f"{entry['difference']:+.1%}",
-        f"[{low:+.1%}, {high:+.1%}]",
-        f"{entry['p']:.2g}",
-        f"{entry['p_holm']:.2g}",
-        f"±{entry['detectable']:.1%}",
-        entry["test"] + counts,
-    ]
+    p_values = [p_value(entry[key]) for key in ("p", "p_holm")]
+    return [points(entry["difference"]), points_span((low, high)), *p_values]
 
 
-def _print_flips(name: str, flips: Sequence[Mapping[str, Any]], of: int) -> None:
-    """The first of the rows that flipped, `of` so many; `flips` may not be all of them."""
+def _summary(name: str, entry: Mapping[str, Any]) -> str:
+    """One sentence: whether b is better, worse or neither, by how much, and what of it is form."""
+    moved, p = points(entry["difference"]), p_value(entry["p_holm"])
+    if entry["p_holm"] < _SURE:
+        how = "better" if entry["difference"] > 0 else "worse"
+        words = f"b is {how} than a: {moved} points, p {p} after Holm's correction"
+    else:
+        least = fixed(100 * entry["detectable"])
+        words = f"no difference is shown ({moved} points, p {p} after Holm's correction); "
+        words += f"so many problems show one of ±{least} points 4 times in 5"
+    form = f"; {entry['form']['words']}" if "form" in entry else ""
+    return f"{name}: {words}{form}."
+
+
+def _print_flips(name: str, flips: Sequence[Mapping[str, Any]], better: int, worse: int) -> None:
+    """The first of the rows that flipped, with both reasons; `flips` may not be all of them."""
     if not flips:
         return
-    table = new_table("row", "problem", "a", "b", "reason of a", "reason of b")
-    table.title = f"{name}: rows that flipped"
-    for flip in flips[:_FLIPS_SHOWN]:
-        reasons = [str(flip[side].get("reason", ""))[:100] for side in ("a", "b")]
-        shares = [f"{flip[side]['share']:.0%}" for side in ("a", "b")]
-        table.add_row(str(flip["id"] or flip["row"]), flip["problem"][:80], *shares, *reasons)
-    if of > _FLIPS_SHOWN:
-        more = f"the first {len(flips)} of all {of:,} are in" if len(flips) < of else "see"
-        table.caption = f"{of - _FLIPS_SHOWN:,} more: {more} --json and --out"
-    err.print(table)
+    shown = flips[:_FLIPS_SHOWN]
+    what = f"{better:,} problems are answered better in b, {worse:,} worse"
+    err.print(Text(f"\n{name}\n{what}", style="bold"), soft_wrap=True)
+    for flip in shown:
+        a, b = (f"{percent(flip[side]['share'], 0)} right" for side in ("a", "b"))
+        label = flip["id"] or f"row {flip['row']}"
+        problem = f"{label}, {a} in a, {b} in b: {_one_line(flip['problem'])}"
+        err.print(Text(wrapped(problem, "    ", "  ")), soft_wrap=True)
+        for side in ("a", "b"):
+            if reason := str(flip[side].get("reason", "")):
+                words = wrapped(f"{side}: {_one_line(reason)}", "       ", "    ")
+                err.print(Text(words, style="dim"), soft_wrap=True)
+    if len(shown) < better + worse:
+        more = f"the first {len(flips)} of all" if len(flips) < better + worse else "all"
+        rest = better + worse - len(shown)
+        err.print(f"  {rest:,} more; --json and --out FILE.html have {more}", style="dim")
+
+
+def _one_line(text: str) -> str:
+    """A text of a problem or a reason in a line, its end left out where it is long."""
+    flat = " ".join(text.split())
+    return flat if len(flat) <= _LONGEST else f"{flat[: _LONGEST - 1]}…"

@@ -25,7 +25,6 @@ class CopyVerb:
 
     def run(self) -> None:
         """Copy one file; never overwrites."""
-        from rl_reasoner.recipe.json_schema import with_schema
         from rl_reasoner.recipe.load import find_recipe
         from rl_reasoner.scoring.registry import shipped_rewards
 
@@ -46,7 +45,23 @@ class CopyVerb:
             raise UserError(f"{target} exists already; give another name")
         check_writable(target).parent.mkdir(parents=True, exist_ok=True)
         text = source.read_text(encoding="utf-8")
-        target.write_text(with_schema(text) if source.suffix == ".yaml" else text, encoding="utf-8")
+        target.write_text(text, encoding="utf-8")
         recipe = not self.name.startswith("rewards/")
         use = f"; run it with: rl-reasoner train {target}" if recipe else ""
+        if schema := _schema_beside(target):
+            use += f"\n{schema} is beside it: editors check and complete the recipe by it"
         emit(self.json, {"copied": str(target)}, f"copied to {target}{use}")
+
+
+def _schema_beside(target: Path) -> Path | None:
+    """Write the schema that a YAML recipe names in its first line; None where that is there.
+
+    The line names it without a folder: a path would be this machine's.
+    """
+    from rl_reasoner.recipe.json_schema import SCHEMA_FILE, schema_text
+
+    schema = target.with_name(SCHEMA_FILE)
+    if target.suffix not in (".yaml", ".yml") or os.path.lexists(schema):
+        return None
+    schema.write_text(schema_text(), encoding="utf-8")
+    return schema

@@ -21,7 +21,7 @@ from tyro.conf import subcommand
 from rl_reasoner.cli.chat import ChatVerb
 from rl_reasoner.cli.check import CheckVerb
 from rl_reasoner.cli.compare import CompareVerb
-from rl_reasoner.cli.completion import CompletionVerb
+from rl_reasoner.cli.completion import CompletionVerb, print_candidates
 from rl_reasoner.cli.copy import CopyVerb
 from rl_reasoner.cli.env import EnvVerb
 from rl_reasoner.cli.eval import EvalVerb
@@ -137,14 +137,14 @@ def _run(argv: Sequence[str]) -> None:
     if list(argv) == ["--version"]:
         out.print(Text(f"rl-reasoner {__version__}"))
         return
+    if list(argv[:2]) == ["completion", "words"]:  # a shell asks, at every key
+        print_candidates(_verbs(), argv[2:])
+        return
     verb = parse_verb(argv)
     err.quiet = getattr(verb, "quiet", False)
     warnings.showwarning = _print_old_name
     try:
-        if isinstance(verb, CompletionVerb):
-            verb.run(Verb)
-        else:
-            verb.run()
+        verb.run()
     finally:
         err.quiet = False
         warnings.showwarning = _showwarning
@@ -175,7 +175,7 @@ def main_of(script: str) -> NoReturn:
 
 def parse_verb(argv: Sequence[str]) -> Any:
     """Parse the verb and its arguments; `--help` and mistakes in flags end the process."""
-    verbs = {get_args(verb)[1].name: get_args(verb)[0] for verb in get_args(Verb)}
+    verbs = _verbs()
     argv = list(argv) or ["--help"]
     if argv[0] not in (*verbs, "--help", "-h"):
         if argv[0].startswith("-"):
@@ -193,6 +193,11 @@ def parse_verb(argv: Sequence[str]) -> Any:
     if isinstance(verb, TrainVerb):
         verb.flags = flags
     return verb
+
+
+def _verbs() -> dict[str, type[Any]]:
+    """Name of a verb -> its class."""
+    return {get_args(verb)[1].name: get_args(verb)[0] for verb in get_args(Verb)}
 
 
 def _split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tyro.conf import Positional, arg
 
 from rl_reasoner.cli.arguments import (
@@ -30,6 +29,7 @@ from rl_reasoner.cli.arguments import (
     tool_settings,
     use_data_dir,
 )
+from rl_reasoner.cli.progress import ProgressBars
 from rl_reasoner.errors import UserError
 from rl_reasoner.report.console import emit, err
 
@@ -128,18 +128,22 @@ class EvalVerb:
         return replay(EvalResult.load(file), self.reward, options or None)
 
     def _evaluated(self) -> "EvalResult":
+        from rl_reasoner.dataset.sets import check_set
         from rl_reasoner.policy.names import check_policy
 
         if self.policy is None or self.sets is None:
             raise UserError("evaluate what? Give POLICY and --sets, or --replay FILE")
         if self.server is None:
             check_policy(self.policy)
+        names = [name.strip() for name in self.sets.split(",")]
+        for name in names:
+            check_set(name)
         from rl_reasoner.evaluation.evaluate import evaluate
         from rl_reasoner.paths import cache_folder
         from rl_reasoner.policy.opening import quiet_libraries
 
         options = parse_options("--reward-options", self.reward_options)
-        sets = [self._set(name.strip()) for name in self.sets.split(",")]
+        sets = [self._set(name) for name in names]
         trained_on = self._training_rows(self.policy)
         policy: Any = self.policy
         if self.server is not None:
@@ -149,7 +153,7 @@ class EvalVerb:
         else:
             quiet_libraries()
         template, system = prompt_settings(self.policy, self.template, self.system)
-        with ProgressBars(self.json or self.quiet) as progress:
+        with ProgressBars(self.quiet) as progress:
             return evaluate(
                 policy,
                 sets,
@@ -214,26 +218,3 @@ def _check_rewards_worked(result: "EvalResult") -> None:
             row = next(iter(result.rows.get(name, [])), {})
             first = next(iter(row.get("reasons", [])), "")
             raise RewardsFailed(f"{name}: the reward failed on every completion: {first}")
-
-
-class ProgressBars:
-    """A progress bar for each set on a terminal, nothing elsewhere."""
-
-    def __init__(self, as_json: bool) -> None:
-        name = TextColumn("{task.description}", markup=False)
-        columns = name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        self.bars = Progress(*columns, console=err, disable=as_json or not err.is_terminal)
-        self.tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> Any:
-        self.bars.__enter__()
-        return self.step
-
-    def __exit__(self, *exc: Any) -> None:
-        self.bars.__exit__(*exc)
-
-    def step(self, label: str, done: int, of: int) -> None:
-        """Move the bar of the set `label`."""
-        if label not in self.tasks:
-            self.tasks[label] = self.bars.add_task(label, total=of)
-        self.bars.update(self.tasks[label], completed=done)

@@ -9,7 +9,7 @@ from tyro.conf import Positional, arg
 
 from rl_reasoner.cli.arguments import Flag, Json, check_writable
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.report.console import emit
+from rl_reasoner.report.console import emit, err
 
 
 @dataclass
@@ -47,6 +47,7 @@ class ExportVerb:
         from rl_reasoner.policy.opening import open_policy, quiet_libraries
 
         quiet_libraries()
+        err.print(f"opening {self.policy}", style="dim", soft_wrap=True)
         policy = open_policy(self.policy, device="cpu")
         merge_adapter(policy)
         if self.upcycle is not None:
@@ -56,6 +57,7 @@ class ExportVerb:
         policy.model.to(torch.bfloat16 if self.dtype == "bf16" else torch.float32)
         if self.fp8:
             check_fp8(policy.model)
+        err.print(f"writing {self.to}", style="dim", soft_wrap=True)
         policy.save(self.to)
         if self.fp8:
             write_fp8(policy.model, self.to)

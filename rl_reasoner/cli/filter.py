@@ -30,7 +30,7 @@ from rl_reasoner.cli.arguments import (
     tool_settings,
     use_data_dir,
 )
-from rl_reasoner.cli.eval import ProgressBars
+from rl_reasoner.cli.progress import ProgressBars
 from rl_reasoner.errors import UserError
 from rl_reasoner.report.console import emit, err, new_table
 
@@ -176,7 +176,7 @@ class FilterVerb:
         policy = open_policy(self.policy)
         cache = None if self.no_cache else cache_folder() / "samples"
         total = len(rows) * stage.samples
-        with Threads() as threads, ProgressBars(self.json or self.quiet) as progress:
+        with Threads() as threads, ProgressBars(self.quiet) as progress:
             threads.suit(policy.model)
             return filter_rows(
                 stage,

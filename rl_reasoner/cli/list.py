@@ -12,7 +12,9 @@ from tyro.conf import Positional, arg
 from rl_reasoner.cli.arguments import Json
 from rl_reasoner.errors import unknown
 from rl_reasoner.paths import room
-from rl_reasoner.report.console import emit, new_table, out
+from rl_reasoner.report.console import emit, new_table, out, wrapped
+
+_WIDE = 140  # columns from which a name, its description, machine and gain fit one line
 
 
 @dataclass
@@ -78,7 +80,13 @@ class ListVerb:
 
 
 def _described(shown: Mapping[str, Any], about: Mapping[str, Mapping[str, Sequence[str]]]) -> Text:
-    """A line for each name under the heading of its kind; long descriptions end with the line."""
+    """A line for each name under the heading of its kind, where a line has room for all of it.
+
+    On a narrow terminal a description goes on in the next line, and machine, time and measured
+    gain stand under it.
+    """
+    if out.width < _WIDE:
+        return _narrow(shown, about)
     lines: list[Sequence[str]] = []
     for kind, names in shown.items():
         lines += [[kind], *([f"  {name}", *about[kind].get(name, ())] for name in names), []]
@@ -92,6 +100,22 @@ def _described(shown: Mapping[str, Any], about: Mapping[str, Mapping[str, Sequen
         for cell, size in zip(cells, sizes, strict=False):
             cell.truncate(size, overflow="ellipsis", pad=len(line) > 1)
         texts.append(Text("  ").join(cells) if len(line) > 1 else Text("".join(line), "bold"))
+    return Text("\n").join(texts[:-1])
+
+
+def _narrow(shown: Mapping[str, Any], about: Mapping[str, Mapping[str, Sequence[str]]]) -> Text:
+    """As `_described`, in 80 columns."""
+    every = [name for names in shown.values() for name in names]
+    size = max(map(len, every), default=0) + 4
+    texts = []
+    for kind, names in shown.items():
+        texts.append(Text(kind, "bold"))
+        for name in names:
+            meaning, *more = about[kind].get(name, [""])
+            texts.append(Text(wrapped(meaning or "–", " " * size, f"  {name}".ljust(size))))
+            if facts := ", ".join(filter(None, more)):
+                texts.append(Text(wrapped(facts, " " * size), "dim"))
+        texts.append(Text())
     return Text("\n").join(texts[:-1])
 
 
@@ -116,6 +140,7 @@ def _guide_rows(kind: str) -> Iterator[list[str]]:
     for line in (room(kind) / "README.md").read_text(encoding="utf-8").splitlines():
         if line.startswith("| "):
             plain = re.sub(r" ?\(\[[^]]{0,99}\]\([^)]{0,199}\)\)|`", "", line)
+            plain = re.sub(r"\[([^]]{0,99})\]\([^)]{0,199}\)", r"\1", plain)
             yield [cell.strip() for cell in plain.strip("|").split("|")]
 
 

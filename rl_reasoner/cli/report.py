@@ -8,7 +8,7 @@ from tyro.conf import Positional, arg
 
 from rl_reasoner.cli.arguments import Flag, Json, check_writable
 from rl_reasoner.foreign import check_run
-from rl_reasoner.report.console import emit
+from rl_reasoner.report.console import emit, err, wrapped
 
 
 @dataclass
@@ -32,7 +32,7 @@ class ReportVerb:
 
         if self.live:
             check_run(self.source)
-            serve_report(self.source, self.port, lambda url: emit(self.json, {"live": url}, url))
+            serve_report(self.source, self.port, self._ready)
             return
         if self.source.suffix == ".json":
             target = check_writable(self.source.with_suffix(".html"))
@@ -42,3 +42,17 @@ class ReportVerb:
             check_writable(self.source / "report.html")
             path = write_report(self.source)
         emit(self.json, {"report": str(path)}, str(path))
+
+    def _ready(self, url: str) -> None:
+        """Say where the page is, what to do with the address, and how to end it."""
+        emit(self.json, {"live": url}, url)
+        port = url.split(":")[2].partition("/")[0]
+        err.print(
+            wrapped(
+                "Open this address in a browser on this machine; it shows the run as it trains, "
+                f"steps and time left. From another machine: ssh -L {port}:127.0.0.1:{port} "
+                "THIS_MACHINE, then the same address there. Ctrl-C ends the page; the run goes on."
+            ),
+            style="dim",
+            soft_wrap=True,
+        )

@@ -22,7 +22,7 @@ from rl_reasoner.cli.arguments import (
 )
 from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.files import write_jsonl
-from rl_reasoner.report.console import emit, new_table
+from rl_reasoner.report.console import emit, err, new_table
 
 _SHOWN = 50  # rows of a table
 
@@ -144,6 +144,7 @@ def _score_rows(
                 raise UserError(f"{source}, row {number}: {mistake}")
     columns: dict[str, list[Any]] = {key: [row.get(key) for row in rows] for key in rows[0]}
     columns["prompts"] = columns.get("prompt", columns.get("problem", [""] * len(rows)))
+    err.print(f"{reward}: scoring {len(rows):,} rows", style="dim")
     scores = score_batch(function, columns.pop("completion"), columns)
     return [outcome_json(score) for score in scores]
 

@@ -264,10 +264,14 @@ def read_rows(name: str, config: str | None = None, split: str = "train") -> lis
     return rows
 
 
-def _hub_rows(name: str, config: str | None, split: str) -> list[Row]:
+def check_set(name: str) -> None:
+    """Raise `UserError` where `name` is no set, no file, and no place on a hub; asks no hub."""
+    card = CARDS.get(name)
+    if find_set(name) is not None or (card is not None and card.hub is not None):
+        return
     looks_like_file = Path(name).suffix in FORMS or name.startswith(("/", "~", "."))
-    hint = how_to_get(name)
-    if name in CARDS:
+    if card is not None:
+        hint = how_to_get(name)
         raise UserError(f"the set {name!r} does not come with the package: {hint}")
     if name and Path(name).expanduser().is_dir():  # datasets would walk through all of it
         forms = ", ".join(FORMS)
@@ -280,6 +284,11 @@ def _hub_rows(name: str, config: str | None, split: str) -> list[Row]:
         beside = [str(file) for file in files if file.suffix in FORMS]
         near = did_you_mean(name, beside) or did_you_mean(Path(name).stem, set_names())
         raise UserError(f"there is no data file or set {name!r}.{near}")
+
+
+def _hub_rows(name: str, config: str | None, split: str) -> list[Row]:
+    check_set(name)
+    hint = how_to_get(name)
     from datasets import load_dataset
 
     from rl_reasoner import hub

@@ -3,8 +3,9 @@
 Each set has its difference with interval, a paired test, the least difference that this many
 problems could show, and the rows that flipped with their reasons. Where rows have lenient marks,
 the same of these, and how much of the difference is form: what strict judging sees and lenient
-judging does not. Several sets are several tests: p-values are adjusted by Holm's method, strict
-and lenient ones apart. Knows saved rows only.
+judging does not; where there are several completions, the same of pass@k. Several sets are several
+tests: p-values are adjusted by Holm's method, those of strict accuracy, lenient accuracy and pass@k
+apart. Knows saved rows only.
 """
 
 import math
@@ -13,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rl_reasoner.errors import UserError
+from rl_reasoner.evaluation.formatting import fixed, points
 from rl_reasoner.evaluation.metrics import has_lenient, problems, share_right
 from rl_reasoner.evaluation.notebook import comparison_html, difference
 from rl_reasoner.evaluation.statistics import (
@@ -20,6 +22,7 @@ from rl_reasoner.evaluation.statistics import (
     holm,
     mcnemar,
     paired_interval,
+    pass_at_k,
     sign_flips,
 )
 from rl_reasoner.types import Row
@@ -61,11 +64,16 @@ def compare_rows(
         clean = [(i, j) for i, j in pairs if not _contaminated(a[name][i], b[name][j])]
         if 0 < len(clean) < len(pairs):
             entries[f"{name}@clean"] = _paired(a[name], b[name], clean)
-    lenient = [entry["lenient"] for entry in entries.values() if "lenient" in entry]
-    for family in ([*entries.values()], lenient):
+    for family in families(entries):
         for entry, p in zip(family, holm([entry["p"] for entry in family]), strict=True):
             entry["p_holm"] = p
     return entries
+
+
+def families(entries: Mapping[str, dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The tests of strict accuracy, of lenient accuracy and of pass@k, each with its p-value."""
+    others = [[e[key] for e in entries.values() if key in e] for key in ("lenient", "pass_at_k")]
+    return [[*entries.values()], *others]
 
 
 def _pairs(name: str, a: Sequence[Row], b: Sequence[Row]) -> list[tuple[int, int]]:
@@ -97,11 +105,20 @@ def _paired(a: Sequence[Row], b: Sequence[Row], pairs: Sequence[tuple[int, int]]
     strict, groups = moved("scores"), problems([a[i] for i, _ in pairs])
     single = all(len(row["scores"]) == 1 for row in (*a, *b)) and len({*groups}) == len(groups)
     entry = {"problems": len(pairs), **_tested(strict, groups, single=single)}
+    k = min(len(row["scores"]) for row in (*a, *b))
+    if k > 1:
+        passes = [_pass_at_k(b[j], k) - _pass_at_k(a[i], k) for i, j in pairs]
+        entry["pass_at_k"] = {"k": k, **_tested(passes, groups, single=False)}
     if has_lenient((*a, *b)):
         lenient = moved("lenient")
         entry["lenient"] = _tested(lenient, groups, single=single)
         entry["form"] = _form(strict, lenient, groups)
     return {**entry, "flips": _flips(a, b, pairs, strict)}
+
+
+def _pass_at_k(row: Row, k: int) -> float:
+    samples = len(row["scores"])
+    return pass_at_k(samples, round(share_right(row) * samples), k)
 
 
 def _tested(differences: Sequence[float], groups: Sequence[str], *, single: bool) -> dict[str, Any]:
@@ -144,15 +161,13 @@ def form_words(strict: float, lenient: float, *, clear: bool) -> str:
     Differences are shares of 1; `clear`: whether the strict one is clear of 0. Without that there
     is nothing to take a share of.
     """
-    points = f"{100 * strict:+.1f}".replace("-", "−")
-    there = f"{100 * lenient:.1f}".replace("-", "−")
-    words = f"of {points} points strict, {there} are also there leniently"
+    of = f"of {points(strict)} points strict"
+    words = f"{of}, {fixed(100 * lenient)} are also there leniently"
     if not clear or strict == 0.0:
         return f"{words}: too little is sure to say how much of it is form"
     share, what = 1 - lenient / strict, "gain" if strict > 0 else "loss"
     if share > 1 + _WHOLE:
-        other = f"{100 * lenient:+.1f}".replace("-", "−")
-        return f"of {points} points strict, none are there leniently ({other}): it is all form"
+        return f"{of}, none are there leniently ({points(lenient)}): it is all form"
     if share < _WHOLE or share > 1 - _WHOLE:
         return f"{words}: {'none' if share < 0.5 else 'all'} of the {what} is form"
     nearest = min(_PARTS, key=lambda part: abs(part - share))

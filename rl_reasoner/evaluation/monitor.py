@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from rl_reasoner.dataset.contamination import find_overlap
 from rl_reasoner.evaluation.evaluate import load_set
+from rl_reasoner.evaluation.formatting import percent
 from rl_reasoner.evaluation.learning_alarms import Metrics
 from rl_reasoner.files import write_text
 from rl_reasoner.foreign import json_object
@@ -101,7 +102,7 @@ def alarms(rows: Sequence[Metrics], name: str) -> dict[str, str]:
     first = rows[0 if start == 0 else ends[start - 1] + 1 : ends[start] + 1]
     before, after = rows[ends[start]][f"{key}/accuracy"], now[f"{key}/accuracy"]
     flat = after <= before and (before < 0.98 or start > 0)
-    moved = f"accuracy on {name} went from {before:.1%} to {after:.1%}"
+    moved = f"accuracy on {name} went from {percent(before)} to {percent(after)}"
     raised = {}
     if flat and _rose(
         *([row["reward"] for row in part if "reward" in row] for part in (first, last))
@@ -109,7 +110,8 @@ def alarms(rows: Sequence[Metrics], name: str) -> dict[str, str]:
         raised["reward"] = f"the reward rises, and {moved}: is the reward being gamed?"
     cut = [_mean(part, "completions/clipped_ratio") for part in (rows[: ends[0] + 1], last)]
     if cut[1] > max(_CUT_OFF, 2 * cut[0]):
-        raised["cut off"] = f"{cut[1]:.0%} of the completions are cut off, at first {cut[0]:.0%}"
+        first_cut, now_cut = (percent(share, 0) for share in cut)
+        raised["cut off"] = f"{now_cut} of the completions are cut off, at first {first_cut}"
     length = [_mean(part, "completions/mean_length") for part in (first, last)]
     if flat and length[1] > _LONGER * max(1.0, length[0]):
         raised["length"] = (
@@ -117,7 +119,7 @@ def alarms(rows: Sequence[Metrics], name: str) -> dict[str, str]:
         )
     loops = [row.get(f"{key}/repeating", 0.0) for row in (rows[ends[0]], now)]
     if loops[1] > loops[0] + _REPEATING:
-        raised["repetition"] = f"{loops[1]:.0%} of the answers on {name} repeat themselves"
+        raised["repetition"] = f"{percent(loops[1], 0)} of the answers on {name} repeat themselves"
     return raised
 
 

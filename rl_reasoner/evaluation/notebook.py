@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from rl_reasoner.evaluation.formatting import bracketed, p_value, percent, points, points_span
 from rl_reasoner.foreign import printable
 
 _CELL = "vertical-align:top;white-space:pre-wrap"
@@ -35,25 +36,18 @@ def html_table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, left: int
     return f"<table><thead><tr>{cells('th', heads)}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def interval(ends: Sequence[float] | None, *, signed: bool = False) -> str:
-    """An interval in percent or, `signed`, in points: "[66.6, 75.4]", "[+1.2, +9.0]"."""
-    sign = "+" if signed else ""
-    shown = f"[{100 * ends[0]:{sign}.1f}, {100 * ends[1]:{sign}.1f}]" if ends else ""
-    return shown.replace("-", "−")
-
-
-def estimate(figures: Mapping[str, Any] | None) -> str:
+def estimated(figures: Mapping[str, Any] | None) -> str:
     """An accuracy with its interval; a dash for none."""
     if figures is None:
         return "–"
-    return f"{100 * figures['accuracy']:.1f}% {interval(figures.get('interval'))}".strip()
+    return f"{percent(figures['accuracy'])} {bracketed(figures.get('interval'))}".strip()
 
 
 def difference(entry: Mapping[str, Any]) -> str:
     """A paired difference in points with its interval and p-value, as plain text."""
-    p = "< 0.0001" if entry["p_holm"] < 1e-4 else f"{entry['p_holm']:.2g}"
-    points = f"{100 * entry['difference']:+.1f}".replace("-", "−")
-    return f"{points} {interval(entry['interval'], signed=True)}, p {p}"
+    low, high = entry["interval"]
+    moved = f"{points(entry['difference'])} {points_span((low, high))}"
+    return f"{moved}, p {p_value(entry['p_holm'])}"
 
 
 def result_html(name: str, policy: str, sets: Mapping[str, Mapping[str, Any]]) -> str:
@@ -63,8 +57,8 @@ def result_html(name: str, policy: str, sets: Mapping[str, Mapping[str, Any]]) -
             text(key),
             f"{figures['problems']:,}"
             + (f" × {figures['samples']}" if figures["samples"] > 1 else ""),
-            estimate(figures),
-            estimate(figures.get("lenient")),
+            estimated(figures),
+            estimated(figures.get("lenient")),
         ]
         for key, figures in sets.items()
     ]
@@ -82,8 +76,8 @@ def comparison_html(entries: Mapping[str, Mapping[str, Any]]) -> str:
         notes += [f"{name}: {entry['form']['words']}"] if "form" in entry else []
         for flip in entry["flips"][:_FLIPS_SHOWN]:
             sides = [
-                f"{flip[side]['share']:.0%} {text(flip[side].get('completion', ''), _TEXT_SHOWN)}"
-                for side in ("a", "b")
+                f"{percent(side['share'], 0)} {text(side.get('completion', ''), _TEXT_SHOWN)}"
+                for side in (flip["a"], flip["b"])
             ]
             flips.append([text(name), text(flip["problem"], _TEXT_SHOWN), *sides])
     heads = ["set", "problems", "better", "worse", "difference, points", "lenient"]

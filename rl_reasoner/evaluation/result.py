@@ -4,14 +4,15 @@
 row. Knows nothing of policies.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rl_reasoner.dataset.sets import read_rows
-from rl_reasoner.errors import UserError
+from rl_reasoner.errors import UserError, first_line
 from rl_reasoner.evaluation.comparison import Comparison, compare_rows
+from rl_reasoner.evaluation.formatting import NAME_WIDTH, bracketed, percent, with_name
 from rl_reasoner.evaluation.judging import malformed
 from rl_reasoner.evaluation.notebook import result_html
 from rl_reasoner.files import write_json, write_jsonl
@@ -67,7 +68,10 @@ class EvalResult:
             result = cls(**{**data, "rows": {}})
             result.table()
         except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-            raise UserError(f"{path} is not an evaluation result: {error!r}") from error
+            raise UserError(
+                f"{path} is not an evaluation result: give a JSON file that rl-reasoner eval --out "
+                f"has written, or one of a run's evals/ ({first_line(error)})"
+            ) from error
         every = sibling_file(path, ".rows.jsonl")
         if every.is_file():
             result._read(every)
@@ -93,7 +97,7 @@ class EvalResult:
         return {key: value for key, value in own.items() if value is not None}
 
     def table(self) -> str:
-        """The figures as a text table of at most 80 columns, for names of at most 26 letters.
+        """The figures as a text table of at most 80 columns; a long name has a line to itself.
 
         One line a set with strict and lenient accuracy side by side (for sets of which answer and
         form are not two things, strict alone), one of what became of its completions where there is
@@ -104,12 +108,12 @@ class EvalResult:
         for name, s in self.sets.items():
             notes += _notes(name, s)
             many = f"{s['problems']}x{s['samples']}" if s["samples"] > 1 else str(s["problems"])
-            lines.append(_line(name, many, *_estimate(s), *_estimate(s.get("lenient"))))
+            lines += with_name(name, _line("", many, *_estimate(s), *_estimate(s.get("lenient"))))
             lines += _became(s)
             for kind, title in (("pass_at", "pass"), ("maj_at", "maj")):
                 spans = s.get(f"{kind}_interval", {})
                 lines += [
-                    _line(f"  {title}@{k}", "", f"{value:.1%}", _span(spans.get(k)))
+                    _line(f"  {title}@{k}", "", percent(value), bracketed(spans.get(k)))
                     for k, value in s.get(kind, {}).items()
                     if k != "1"
                 ]
@@ -124,21 +128,23 @@ def sibling_file(path: Path, suffix: str) -> Path:
 def _line(name: str, many: str, *cells: str) -> str:
     """A line of the table: strict accuracy and its interval, then the lenient ones."""
     strict, span, lenient, lenient_span = [*cells, "", ""][:4]
-    start = f"{name:26} {many:>8} {strict:>6} {span:13}"
+    start = f"{name:{NAME_WIDTH}} {many:>8} {strict:>6} {span:13}"
     return f"{start}  {lenient:>7} {lenient_span}".rstrip()
 
 
 def _estimate(figures: Mapping[str, Any] | None) -> tuple[str, str]:
     """An accuracy and its interval; a dash for none."""
     return (
-        ("–", "") if figures is None else (f"{figures['accuracy']:.1%}", _span(figures["interval"]))
+        ("–", "")
+        if figures is None
+        else (percent(figures["accuracy"]), bracketed(figures["interval"]))
     )
 
 
 def _became(s: Mapping[str, Any]) -> list[str]:
     """The shares of completions that were cut off, had no answer or were not judged, if any."""
     shares = {"cut off": "truncated", "without an answer": "no_answer", "abstained": "abstained"}
-    there = [f"{s[key]:.1%} {title}" for title, key in shares.items() if s.get(key)]
+    there = [f"{percent(s[key])} {title}" for title, key in shares.items() if s.get(key)]
     return [f"  {', '.join(there)}"] if there else []
 
 
@@ -147,8 +153,8 @@ def _notes(name: str, s: Mapping[str, Any]) -> list[str]:
     notes = []
     if s.get("faults"):
         notes.append(
-            f"{name}: the reward failed on {s['faults']:.1%} of the completions, which count as "
-            "wrong; the reasons are in the rows (--out)"
+            f"{name}: the reward failed on {percent(s['faults'])} of the completions, which count "
+            "as wrong; the reasons are in the rows (--out)"
         )
     if counts := s.get("contamination"):
         bad, of = counts["contaminated"], counts["rows"]
@@ -158,11 +164,6 @@ def _notes(name: str, s: Mapping[str, Any]) -> list[str]:
             + (f"; {rest}" if bad else "")
         )
     return notes
-
-
-def _span(interval: Sequence[float] | None) -> str:
-    """An interval in percent, without the signs: a table has many."""
-    return f"[{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else ""
 
 
 def compare(a: EvalResult, b: EvalResult) -> Comparison:
@@ -175,9 +176,10 @@ def compare(a: EvalResult, b: EvalResult) -> Comparison:
     in: name -> their values); where both have lenient marks, `lenient` (the same test of these, its
     `p_holm` among the lenient ones) and `form`: the `difference` strict less lenient, its
     `interval`, the `share` of the strict difference that it is (None where the strict one is not
-    clear of 0) and `words`. Rows that were found in the training data of either are left out under
-    `SET@clean`. Raises `UserError` when no set is in both, or a common set has other problems
-    or answers in the one than in the other.
+    clear of 0) and `words`; of several completions `pass_at_k`: the same test of pass@k at the
+    largest `k` of both, its `p_holm` among those of pass@k. Rows that were found in the training
+    data of either are left out under `SET@clean`. Raises `UserError` when no set is in both, or a
+    common set has other problems or answers in the one than in the other.
     """
     for result in (a, b):
         if result.sets and not result.rows:

@@ -52,10 +52,13 @@ _ADAM_BYTES = 8  # two moments in fp32
 
 @dataclass(frozen=True)
 class Notice:
-    """One check of a run to come: its status, what was found, and how to fix it."""
+    """One check of a run to come: its status, what was found, and how to fix it.
+
+    What cannot be judged before the run is "skipped"; its message says why.
+    """
 
     check: str
-    status: Literal["passed", "warned", "failed"]
+    status: Literal["passed", "warned", "failed", "skipped"]
     message: str
     fix: str = ""
 

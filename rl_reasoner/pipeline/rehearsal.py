@@ -144,16 +144,16 @@ def _score_groups(
     ]
     totals = [total(row, weights, rules) for row in zip(*scored, strict=True)]
     lost = all(map(math.isnan, totals))
+    unlike = not_its_policy(recipe, stage)
     notices = [
-        _reward(name, scores, lost or rule.on_abstain == "leave")
+        _reward(name, scores, lost or rule.on_abstain == "leave", unlike)
         for name, scores, rule in zip(rewards, scored, rules, strict=True)
     ]
     known = [None if math.isnan(value) else value for value in totals]
     groups = [known[i : i + size] for i in range(0, len(known), size)]
-    if (before := recipe.start_of(stage)) or stage.policy:
-        why = f"stage {before} makes its policy first" if before else "it has a policy of its own"
-        message = f"stage {stage.name}: not measured, {why}"
-        notices += [Notice(name, "passed", message) for name in ("truncation", "variance")]
+    if unlike:
+        message = f"stage {stage.name}: not judged: {unlike}"
+        notices += [Notice(name, "skipped", message) for name in ("truncation", "variance")]
     else:
         drawn = Lengths.of(flat, stage.sampling.longest)
         truncation = length_notice(recipe, stage, rows, policy, drawn)
@@ -209,8 +209,20 @@ def _score(
     ]
 
 
-def _reward(name: str, outcomes: Sequence[Outcome], needed: bool) -> Notice:
-    """How the reward `name` judged completions; `needed`: rows on which it abstains are lost."""
+def not_its_policy(recipe: Recipe, stage: GrpoStage) -> str:
+    """Why the policy that is there is not the one that `stage` begins with; "" where it is."""
+    if stage.policy:
+        return "it has a policy of its own"
+    if before := recipe.start_of(stage):
+        return f"the stages before it have not run (stage {before} makes its policy)"
+    return ""
+
+
+def _reward(name: str, outcomes: Sequence[Outcome], needed: bool, unlike: str) -> Notice:
+    """How the reward `name` judged completions; `needed`: rows on which it abstains are lost.
+
+    `unlike` says why the completions are another policy's: their scores then say nothing of it.
+    """
     scores = [score for score in outcomes if score != NOT_ITS_ROW]
     values = [value for score in scores if not math.isnan(value := usable(score))]
     faults = [score for score in scores if isinstance(score, Fault)]
@@ -221,8 +233,10 @@ def _reward(name: str, outcomes: Sequence[Outcome], needed: bool) -> Notice:
     unusable = [score for score in [*faults, *scores] if math.isnan(usable(score))]
     reason = outcome_json(unusable[0])["reason"] if unusable else ""
     message += f"; {reason}" if reason else ""
+    if unlike:
+        message += "; that it runs is judged, not these scores: another policy will be scored"
     bad, none = sum(map(failed, scores)), bool(scores) and not values
-    if len(faults) * 2 > len(scores) or (none and (needed or bad)):
+    if len(faults) * 2 > len(scores) or (none and (bad or (needed and not unlike))):
         return Notice("reward", "failed", message, "fix the reward")
     return warn_if(bool(bad) or none, "reward", message, "fix the reward")
 

@@ -16,7 +16,7 @@ from rl_reasoner.pipeline.forecaster import forecast_of, pace_of, sampled_groups
 from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.preflight import Notice, warn_if
 from rl_reasoner.pipeline.prepare import Prepared
-from rl_reasoner.pipeline.rehearsal import Rehearsal
+from rl_reasoner.pipeline.rehearsal import Rehearsal, not_its_policy
 from rl_reasoner.pipeline.stage_trainers import Job
 from rl_reasoner.pipeline.stage_training import train_stage
 from rl_reasoner.policy.policy import Policy
@@ -58,7 +58,7 @@ def forecast_by_trial(
     """Forecast the stage of a rehearsal from a trial of it, and from the groups `seen` there."""
     stage = seen.stage
     if why := _not_judged(recipe, seen, known=bool(prepared.rows[stage.name])):
-        return Notice("forecast", "passed", f"stage {stage.name}: not judged: {why}"), None
+        return Notice("forecast", "skipped", f"stage {stage.name}: not judged: {why}"), None
     try:
         made = _trial(recipe, placement, prepared, policy, seen)
     except (RunStopped, UserError) as error:
@@ -69,10 +69,8 @@ def forecast_by_trial(
 def _not_judged(recipe: Recipe, seen: Rehearsal, known: bool) -> str:
     """Why nothing can be said of a stage; "" where something can. `known`: its rows are."""
     stage = seen.stage
-    if stage.policy:
-        return "it has a policy of its own"
-    if before := recipe.start_of(stage):
-        return f"the stages before it have not run (stage {before} makes its policy)"
+    if why := not_its_policy(recipe, stage):
+        return why
     if not known:
         return "an earlier stage makes or chooses its rows"
     if stage.vllm is not None:

@@ -68,6 +68,26 @@ def _policy_folder(path: Path) -> Path | None:
         return None
     if (path / "recipe.yaml").is_file():
         if not (path / "policy" / "config.json").is_file():
-            raise UserError(f"the run {path} has no finished policy/ yet: resume it first")
+            resume = f"continue it (rl-reasoner train --resume {path})"
+            stages = finished_stages(path)
+            also = f", or take that of its last finished stage: {stages[-1]}" if stages else ""
+            raise UserError(f"the run {path} has no policy/ yet: {resume}{also}")
         return path / "policy"
     return path
+
+
+def finished_stages(run: Path) -> list[Path]:
+    """The policy folders of the stages that a run has finished, in their order."""
+    found = (
+        (int(number), file.parent)
+        for file in run.glob("stages/*-*/policy/config.json")
+        if (number := file.parent.parent.name.partition("-")[0]).isdecimal()
+    )
+    return [folder for _, folder in sorted(found)]
+
+
+def run_of(policy: Path) -> Path | None:
+    """The run that a policy is of: the folder itself, or the one around a stage's policy."""
+    inside = policy.name in ("policy", "best") and policy.parent.parent.name == "stages"
+    run = policy.parents[2] if inside else policy
+    return run if (run / "recipe.yaml").is_file() else None

@@ -214,6 +214,19 @@ def flag_table(recipe: Recipe) -> list[tuple[str, str, str]]:
     return [row for prefix, part in parts for row in _flag_rows(part, prefix)]
 
 
+def flags_of(recipe: Recipe) -> list[str]:
+    """Every flag that `recipe` takes, short forms of its stages' fields among them."""
+    return [f"--{path}" for path in dict.fromkeys(_paths(recipe.model_dump(mode="json")))]
+
+
+def choices_of(recipe: Recipe, flag: str) -> list[str]:
+    """The values that `flag` (without dashes) can have, where these are words or a yes and no."""
+    _, annotation = _resolve(recipe.model_dump(mode="json"), flag)
+    kinds = [annotation, *(get_args(annotation) if get_origin(annotation) is not Literal else ())]
+    words = [str(w) for kind in kinds if get_origin(kind) is Literal for w in get_args(kind)]
+    return [*words, *(("true", "false") if bool in kinds else ())]
+
+
 def _flag_rows(part: BaseModel, prefix: str) -> Iterator[tuple[str, str, str]]:
     for name, field in type(part).model_fields.items():
         value = getattr(part, name)

@@ -6,16 +6,13 @@ Made from the same pydantic classes that read a recipe, with the short forms tha
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
-from rl_reasoner.paths import room
 from rl_reasoner.recipe.recipe import Recipe
 
 SCHEMA_FILE = "recipe.schema.json"
-_COMMENT = f"# yaml-language-server: $schema={SCHEMA_FILE}\n"
 _NAME: JsonSchemaValue = {"type": "string"}
 
 
@@ -52,9 +49,3 @@ def recipe_schema() -> dict[str, Any]:
 def schema_text() -> str:
     """The schema as the text of `recipe.schema.json`."""
     return json.dumps(recipe_schema(), indent=1, ensure_ascii=False) + "\n"
-
-
-def with_schema(text: str) -> str:
-    """A shipped YAML recipe that is copied elsewhere, still pointing at the shipped schema."""
-    place = (room("recipes") / SCHEMA_FILE).resolve()
-    return text.replace(_COMMENT, _COMMENT.replace(SCHEMA_FILE, Path(place).as_uri()), 1)

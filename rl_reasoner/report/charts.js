@@ -18,18 +18,30 @@ function draw(tag, attributes, ...kids) {
   return node;
 }
 
+// A number's text as it is rounded, but of two equally near ones the even; `exact` has all digits.
+function even(rounded, exact, digits) {
+  const [kept, rest] = [exact.slice(0, exact.indexOf(".") + 1 + digits), exact.slice(exact.indexOf(".") + 1 + digits)];
+  if (!/^50*(e.*)?$/.test(rest)) return rounded;
+  const shown = kept.replace(/\.$/, "");
+  return Number(shown.at(-1)) % 2 ? rounded : shown + (rest.match(/e.*$/) || [""])[0];
+}
+
+// As `short_number` and `percent` of formatting.py write: a test holds them together.
 function short(value) {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
   const [unit, name] = [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e4, "k"]].find(([least]) => size >= least) || [1, ""];
-  const scaled = value / (name === "k" ? 1e3 : unit);
-  const whole = Math.abs(scaled) >= 99.95 && Math.abs(scaled) < 1e5;
-  const text = whole ? Math.round(scaled).toLocaleString("en") : String(+scaled.toPrecision(3));
-  return (text + name).replace("-", "−");
+  const scaled = size / (name === "k" ? 1e3 : unit);
+  const three = even(scaled.toExponential(2), scaled.toExponential(60), 2);
+  const small = scaled !== 0 && (+three < 1e-4 || scaled >= 1e5);
+  let text = String(+three);
+  if (scaled >= 99.95 && scaled < 1e5) text = (+even(scaled.toFixed(0), scaled.toFixed(60), 0)).toLocaleString("en");
+  else if (small) text = three.replace(/\.?0+e/, "e").replace("e+", "e");
+  return (value < 0 ? "−" : "") + text + name;
 }
 
 const cut = (name, most) => (name.length > most ? `${name.slice(0, most - 1)}…` : name);
-const percent = (share) => `${(100 * share).toFixed(1)}%`;
+const percent = (share) => `${even((100 * share).toFixed(1), (100 * share).toFixed(60), 1)}%`;
 
 // Round marks between low and high, some `count` of them.
 function marks(low, high, count) {

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
+from rl_reasoner.evaluation.formatting import percent, short_number
 from rl_reasoner.evaluation.statistics import Interval
 from rl_reasoner.foreign import printable
-from rl_reasoner.report.formatting import percent, short_number
 
 _POINTS = 200  # along the x axis: more would not be seen
 SERIES = ("c1", "c2", "c3", "c4", "c5", "c6")
@@ -32,7 +32,7 @@ class Trace:
 class Chart:
     """What is drawn (`spec`, for JSON), with its title, newest figures in words, and legend.
 
-    The legend has (label, colour variable) pairs.
+    The legend has (label, colour variable) pairs. `flat`: no curve on it moves.
     """
 
     title: str
@@ -40,6 +40,7 @@ class Chart:
     summary: str = ""
     note: str = ""
     legend: Sequence[tuple[str, str]] = field(default_factory=tuple)
+    flat: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,12 @@ def curve(title: str, lines: Sequence[Trace], *, share: bool = False, note: str 
     legend = [(line.label, colour(i)) for i, line in enumerate(lines)] if len(lines) > 1 else []
     _, means = _running_mean(lines[0].values)
     ends = [percent(v) if share else short_number(v) for v in (means[0], means[-1])]
-    return Chart(title, spec, " → ".join(ends), note, legend)
+    flat = len(lines[0].values) > 1 and not any(_moves(line) for line in lines)
+    return Chart(title, spec, " → ".join(ends), note, legend, flat)
+
+
+def _moves(line: Trace) -> bool:
+    return any(len(set(values)) > 1 for values in (line.values, *(line.band or ())))
 
 
 def stack(
@@ -92,9 +98,8 @@ def stack(
         "rows": [_rounded(row[1:]) for row in means],
     }
     sums = [sum(row[i] for row in rows) for i in range(len(labels))]
-    parts = [
-        f"{label} {100 * s / (sum(sums) or 1):.0f}%" for label, s in zip(labels, sums, strict=True)
-    ]
+    whole = sum(sums) or 1
+    parts = [f"{label} {percent(s / whole, 0)}" for label, s in zip(labels, sums, strict=True)]
     return Chart(title, spec, "", "seconds", [(part, colour(i)) for i, part in enumerate(parts)])
 
 
@@ -106,7 +111,7 @@ def heat_map(title: str, steps: Sequence[int], rows: Sequence[Sequence[float]], 
         "x": [[part[0], part[-1]] for part in parts],
         "rows": [_rounded(row, 3) for row in _means(rows)],
     }
-    return Chart(title, spec, f"largest {100 * max(rows[-1]):.1f}%", note)
+    return Chart(title, spec, f"largest {percent(max(rows[-1]))}", note)
 
 
 def bars(title: str, sets: Sequence[tuple[str, Sequence[Bar]]], *, note: str = "") -> Chart:

@@ -7,6 +7,7 @@ taken for rich's markup.
 
 import json
 import sys
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from rich.segment import Segment
 from rich.table import Table
 
 from rl_reasoner.foreign import printable, printable_json
+
+COLUMNS = 80  # what we write fits a terminal of so many
 
 
 class _Plain:
@@ -53,6 +56,18 @@ def emit(as_json: bool, value: Mapping[str, Any], shown: Any) -> None:
     else:  # a text goes out as it is: no line broken
         whole = not isinstance(shown, Table)
         out.print(shown, highlight=False, soft_wrap=whole)
+
+
+def wrapped(text: str, indent: str = "", start: str = "") -> str:
+    """A sentence in lines of at most 80 columns, broken between words; `start` begins the first."""
+    return textwrap.fill(
+        text,
+        COLUMNS,
+        initial_indent=start or indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def new_table(*columns: str) -> Table:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from rl_reasoner.evaluation.comparison import compare_rows
+from rl_reasoner.evaluation.formatting import duration, percent, signed
 from rl_reasoner.evaluation.learning_alarms import Metrics
 from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.evaluation.statistics import Interval, holm
@@ -18,7 +19,6 @@ from rl_reasoner.foreign import json_value, mapping, number, printable
 from rl_reasoner.recipe.recipe import ControlName
 from rl_reasoner.report import charts
 from rl_reasoner.report.charts import Bar, Trace
-from rl_reasoner.report.formatting import duration, percent, signed
 from rl_reasoner.report.gain import SURE, paired_words
 from rl_reasoner.report.html import Child, Element, estimate, h, note, section, table
 from rl_reasoner.report.run_data import Paired, RunData, interval

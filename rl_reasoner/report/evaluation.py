@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rl_reasoner.evaluation.comparison import unlike
+from rl_reasoner.evaluation.formatting import fixed, p_value, percent, points, points_span
 from rl_reasoner.evaluation.result import EvalResult, compare
 from rl_reasoner.report import charts
 from rl_reasoner.report.browse import EntrySource
 from rl_reasoner.report.charts import Bar, Chart, Trace
-from rl_reasoner.report.formatting import percent, short_number, signed
+from rl_reasoner.report.first_screen import set_title
 from rl_reasoner.report.html import Child, Element, estimate, folded, h, note, section, table
 from rl_reasoner.report.page import flat
 from rl_reasoner.report.run_data import EVAL_ROWS_KEPT
@@ -75,8 +76,9 @@ def _tables(named: Named) -> Element:
             ]
             counts = [f"{s['problems']:,}", str(s["samples"])]
             judged = [_accuracy(s), _accuracy(s.get("lenient"))]
-            length = short_number(s.get("mean_length"))
-            rows.append([name, label, *counts, *judged, *shares, length])
+            mean = s.get("mean_length")
+            length = "–" if mean is None else fixed(mean)
+            rows.append([set_title(name), label, *counts, *judged, *shares, length])
     meaning = (
         "95% intervals: Wilson's for one completion per problem, clustered by problem for several. "
         "A completion that has no answer or could not be judged is not right; one that was cut off "
@@ -97,7 +99,9 @@ def _curves(named: Named) -> Element | None:
 
 def _drawings(named: Named) -> Iterator[Chart]:
     names = list(dict.fromkeys(name for _, result in named for name in result.sets))
-    groups = [(n, [_bar(label, r.sets[n]) for label, r in named if n in r.sets]) for n in names]
+    groups = [
+        (set_title(n), [_bar(label, r.sets[n]) for label, r in named if n in r.sets]) for n in names
+    ]
     yield charts.bars("Accuracy", groups, note="lines are 95% intervals")
     many = len(named) > 1
     for name in names:
@@ -109,13 +113,13 @@ def _drawings(named: Named) -> Iterator[Chart]:
             if len(line.steps) > 1
         ]
         if curves:
-            yield charts.pass_at_k_chart(f"pass@k and maj@k on {name}", curves)
+            yield charts.pass_at_k_chart(f"pass@k and maj@k on {set_title(name)}", curves)
     for name in names:
         label, result = next((label, r) for label, r in reversed(named) if name in r.sets)
         bins = result.sets[name].get("by_length", [])
         if len(bins) > 1:
             lengths = [(_tokens(*b["tokens"]), [_bar(label, b)]) for b in bins]
-            title = f"Right answers by length on {name}"
+            title = f"Right answers by length on {set_title(name)}"
             yield charts.bars(title, lengths, note="about a fifth of the completions each")
 
 
@@ -145,12 +149,12 @@ def _parts(result: EvalResult) -> Element | None:
                 for value, g in groups.items()
             ]
             heads = [column, "Problems", "Accuracy"]
-            blocks += [h("h3", f"{name} by {column}"), table(heads, rows)]
+            blocks += [h("h3", f"{set_title(name)} by {column}"), table(heads, rows)]
         if "contamination" in s:
             counts = s["contamination"]
             heads = [key.replace("_", " ") for key in counts]
             values: list[Child] = [f"{value:,}" for value in counts.values()]
-            blocks.append(h("h3", f"{name}: overlap with the training rows"))
+            blocks.append(h("h3", f"{set_title(name)}: overlap with the training rows"))
             blocks.append(table(heads, [values], numeric_from=0))
     return section("detail", "In detail", blocks) if blocks else None
 
@@ -168,7 +172,7 @@ def _at_k(name: str, s: Mapping[str, Any]) -> list[Element]:
         rows.append(cells)
     heads = ["k", *(f"{kind}@k" for kind in kinds)]
     how = "pass@k by the unbiased estimator, maj@k exact over classes of equal answers; bootstrap"
-    return [h("h3", f"{name} at k"), table(heads, rows), note(how)]
+    return [h("h3", f"{set_title(name)} at k"), table(heads, rows), note(how)]
 
 
 # --- comparison
@@ -181,13 +185,17 @@ def _comparison(
     head += ["Detectable", "Test"]
     rows: list[list[Child]] = []
     for name, entry in entries.items():
-        rows.append([name, f"{entry['problems']:,}", *_tested(entry)])
+        rows.append([set_title(name), f"{entry['problems']:,}", *_tested(entry)])
         if "lenient" in entry:
-            rows.append([f"{name}, lenient", "", *_tested(entry["lenient"])])
-    form = [f"{name}: {e['form']['words']}." for name, e in entries.items() if "form" in e]
+            rows.append(["lenient", "", *_tested(entry["lenient"])])
+        if "pass_at_k" in entry:
+            rows.append([f"pass@{entry['pass_at_k']['k']}", "", *_tested(entry["pass_at_k"])])
+    form = [
+        f"{set_title(name)}: {e['form']['words']}." for name, e in entries.items() if "form" in e
+    ]
     meaning = (
         "Detectable: the least true difference that this many problems show 4 times in 5. "
-        "Holm: adjusted for the number of sets, lenient ones apart."
+        "Holm: adjusted for the number of sets; lenient ones and pass@k apart."
     )
     return section(
         "comparison",
@@ -200,10 +208,11 @@ def _comparison(
 
 def _tested(entry: Mapping[str, Any]) -> list[Child]:
     """The cells of a difference with its test."""
-    difference, *ends = (signed(100 * value) for value in (entry["difference"], *entry["interval"]))
-    p_values = [f"{entry[key]:.2g}" for key in ("p", "p_holm")]
-    detectable = f"±{100 * entry['detectable']:.1f}"
-    return [difference, " to ".join(ends), *p_values, detectable, entry["test"]]
+    low, high = entry["interval"]
+    p_values = [p_value(entry[key]) for key in ("p", "p_holm")]
+    detectable = f"±{fixed(100 * entry['detectable'])}"
+    moved = [points(entry["difference"]), points_span((low, high))]
+    return [*moved, *p_values, detectable, entry["test"]]
 
 
 def _flipped(name: str, entry: Mapping[str, Any], sources: Sequence[EntrySource]) -> Element | None:
@@ -212,7 +221,7 @@ def _flipped(name: str, entry: Mapping[str, Any], sources: Sequence[EntrySource]
     source = next((s for s in sources if s.place == name), None)
     if not better + worse or source is None:
         return None
-    counts = f"{name}: {better:,} rows better in b, {worse:,} worse. "
+    counts = f"{set_title(name)}: {better:,} rows better in b, {worse:,} worse. "
     return note(counts, show_button("show them", source=source.key, outcome="mixed"))
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from statistics import fmean
 
 from rl_reasoner.evaluation.forecast import reward_moved
+from rl_reasoner.evaluation.formatting import duration, short_number
 from rl_reasoner.foreign import mapping, number
-from rl_reasoner.report.formatting import duration, short_number
 from rl_reasoner.report.html import Child, Element, h, note, table
 from rl_reasoner.report.run_data import StageRecord
 

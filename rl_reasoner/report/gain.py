@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 from rl_reasoner.evaluation.comparison import form_words
-from rl_reasoner.report.formatting import percent, signed, span
+from rl_reasoner.evaluation.formatting import fixed, p_value, percent, points, points_span, span
 from rl_reasoner.report.run_data import Paired, SetResult
 
 Move: TypeAlias = Literal["rose", "fell", "within", "unsettled", "unknown"]
@@ -43,20 +43,19 @@ def mode_name(mode: str, result: SetResult) -> str:
 
 
 def moved(before: SetResult, after: SetResult) -> Move:
-    """How accuracy moved, measured against both intervals; "unknown" where one is missing.
+    """How accuracy moved, measured against both intervals.
 
-    Where they meet, the paired test of `after` decides, if it is there and finds a change. "within"
-    is a move no larger than half of the narrower interval.
+    Where they meet, or one is missing, the paired test of `after` decides, if it is there and finds
+    a change. "within" is a move no larger than half of the narrower interval; "unknown": there are
+    neither intervals nor a test.
     """
     a, b = before.interval, after.interval
-    if a is None or b is None:
-        return "unknown"
-    if b[0] > a[1]:
-        return "rose"
-    if b[1] < a[0]:
-        return "fell"
+    if a is not None and b is not None and apart(before, after):
+        return "rose" if b[0] > a[1] else "fell"
     if after.paired is not None and after.paired.adjusted < SURE:
         return "rose" if after.paired.difference > 0 else "fell"
+    if a is None or b is None:
+        return "unknown" if after.paired is None else "unsettled"
     half = min(a[1] - a[0], b[1] - b[0]) / 2
     return "within" if abs(after.accuracy - before.accuracy) <= half else "unsettled"
 
@@ -73,14 +72,13 @@ def evidence(before: SetResult, after: SetResult) -> str:
 
 
 def paired_words(test: Paired) -> tuple[str, str]:
-    """A paired test's interval in points, and its p-value: ("[−9.7, −1.5]", "p 0.0097")."""
-    low, high = (signed(100 * end) for end in test.interval)
-    p, adjusted = _p(test.p), _p(test.adjusted)
-    return f"[{low}, {high}]", f"p {p}" if adjusted == p else f"p {p} ({adjusted} adjusted)"
+    """A paired test's interval in points, and its p-values: ("[−9.7, −1.5]", "p 0.0097").
 
-
-def _p(value: float) -> str:
-    return f"{value:.2g}" if value >= 1e-4 else "< 0.0001"
+    Where the correction for several tests shows, the second is "p 0.0097 (0.019 by Holm)".
+    """
+    p, adjusted = p_value(test.p), p_value(test.adjusted)
+    words = f"p {p}" if adjusted == p else f"p {p} ({adjusted} by Holm)"
+    return points_span(test.interval), words
 
 
 def explain_gain(before: Figures, after: Figures, *, by: str) -> list[str]:
@@ -93,10 +91,10 @@ def explain_gain(before: Figures, after: Figures, *, by: str) -> list[str]:
         return []
     sentences = [_headline(before[""], after[""])]
     if (test := after[""].paired) is not None:
-        points, words = signed(100 * test.difference), ", ".join(paired_words(test))
-        sentences.append(f"On the same {test.problems:,} problems: {points} points {words}.")
-    if (move := moved(before[""], after[""])) in ("rose", "fell"):
-        sentences += _causes(before, after, by, gain=move == "rose")
+        moved_by, words = points(test.difference), ", ".join(paired_words(test))
+        sentences.append(f"On the same {test.problems:,} problems: {moved_by} points {words}.")
+    if causes := explain_cause(before, after, by=by):
+        sentences += causes
     elif _move(before, after, "chain-forced") in ("rose", "fell"):
         sentences.append(_changed(before, after, "chain-forced"))
     sentences += [
@@ -105,6 +103,12 @@ def explain_gain(before: Figures, after: Figures, *, by: str) -> list[str]:
         if _move(before, after, mode) in ("rose", "fell")
     ]
     return sentences + _pass_at(before, after)
+
+
+def explain_cause(before: Figures, after: Figures, *, by: str) -> list[str]:
+    """Whether a change is one of skill, behaviour or form; empty where there is no change."""
+    move = _move(before, after, "")
+    return _causes(before, after, by, gain=move == "rose") if move in ("rose", "fell") else []
 
 
 def _move(before: Figures, after: Figures, mode: str) -> Move:
@@ -216,7 +220,7 @@ def _above(a: SetResult, b: SetResult) -> bool:
 
 def _half_width(result: SetResult) -> str:
     low, high = result.interval or (0.0, 0.0)
-    return f"±{50 * (high - low):.1f} points"
+    return f"±{fixed(50 * (high - low))} points"
 
 
 def _behaviour(before: SetResult, after: SetResult) -> str:
@@ -260,7 +264,8 @@ def at(result: SetResult, k: int) -> SetResult:
     """pass@k as figures of its own; pass@1 is the accuracy, with its interval and paired test."""
     if k == 1:
         return result
-    return SetResult(result.pass_at[k], result.pass_interval.get(k))
+    test = result.pass_paired.get(k)
+    return SetResult(result.pass_at[k], result.pass_interval.get(k), paired=test)
 
 
 def _way(before: SetResult, after: SetResult, k: int) -> str:
@@ -276,4 +281,7 @@ def _way(before: SetResult, after: SetResult, k: int) -> str:
         "within": "no change shown",
         "unsettled": "not settled",
     }
-    return f"pass@{k} {verb} from {ends} ({open_ends.get(move) or evidence(first, last)})"
+    shown = open_ends.get(move) or evidence(first, last)
+    if k > 1 and (test := last.paired) is not None:
+        shown += f": {points(test.difference)} points {', '.join(paired_words(test))}"
+    return f"pass@{k} {verb} from {ends} ({shown})"

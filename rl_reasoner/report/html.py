@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from typing import TypeAlias
 from xml.etree import ElementTree
 
+from rl_reasoner.evaluation.formatting import percent, span
 from rl_reasoner.foreign import printable
-from rl_reasoner.report.formatting import percent, span
 
 Element: TypeAlias = ElementTree.Element
 Child: TypeAlias = "Element | str | Iterable[Element | str | None] | None"
@@ -54,10 +54,19 @@ def document(root: Element) -> str:
 
 
 def table(head: list[str], rows: list[list[Child]], *, numeric_from: int = 1) -> Element:
-    """A table in a box that scrolls sideways; columns from `numeric_from` hold figures."""
+    """A table; columns from `numeric_from` hold figures.
+
+    It scrolls sideways where it does not fit. On a phone each row is a block of its own, with the
+    column's title beside every cell: nothing is out of sight.
+    """
 
     def cell(tag: str, index: int, content: Child) -> Element:
-        return h(tag, content, class_="figure" if index >= numeric_from else "name")
+        look = "figure" if index >= numeric_from else "name"
+        if tag == "th":
+            return h(tag, content, class_=look)
+        filled = h("span", content)
+        empty = not (len(filled) or filled.text)
+        return h(tag, filled, class_=f"{look} empty" if empty else look, data_label=head[index])
 
     return h(
         "div",

@@ -7,8 +7,8 @@ curves are small drawings in the notebook's own colour. Knows the run's folder, 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rl_reasoner.evaluation.notebook import estimate, html_table, interval, text
-from rl_reasoner.report.formatting import short_number, signed
+from rl_reasoner.evaluation.formatting import p_value, points, points_span, short_number
+from rl_reasoner.evaluation.notebook import estimated, html_table, text
 from rl_reasoner.report.gain import explain_gain, split_mode
 from rl_reasoner.report.paired import add_paired_tests
 from rl_reasoner.report.rollouts import Sample
@@ -61,16 +61,16 @@ def _results(run: RunData) -> Iterator[str]:
 
 def _estimate(figures: SetResult | None) -> str:
     if figures is None:
-        return estimate(None)
-    return estimate({"accuracy": figures.accuracy, "interval": figures.interval})
+        return estimated(None)
+    return estimated({"accuracy": figures.accuracy, "interval": figures.interval})
 
 
 def _paired(figures: SetResult) -> str:
     test = figures.paired
     if test is None:
         return "–"
-    p = "&lt; 0.0001" if test.adjusted < 1e-4 else f"{test.adjusted:.2g}"
-    return f"{signed(100 * test.difference)} {interval(test.interval, signed=True)}, p {p}"
+    moved = f"{points(test.difference)} {points_span(test.interval)}"
+    return text(f"{moved}, p {p_value(test.adjusted)}")
 
 
 def _curves(stage: StageRecord) -> str:
@@ -83,16 +83,16 @@ def _curves(stage: StageRecord) -> str:
 def _curve(title: str, steps: Sequence[int], values: Sequence[float]) -> str:
     """A line with its first and last value in words."""
     every = max(1, len(steps) // _POINTS)
-    points = [*zip(steps, values, strict=True)]
-    points = [*points[:-1][::every], points[-1]]
-    low, high = min(v for _, v in points), max(v for _, v in points)
-    start, end = points[0][0], points[-1][0]
+    places = [*zip(steps, values, strict=True)]
+    places = [*places[:-1][::every], places[-1]]
+    low, high = min(v for _, v in places), max(v for _, v in places)
+    start, end = places[0][0], places[-1][0]
     path = " ".join(
         f"{_EDGE + (_WIDE - 2 * _EDGE) * (step - start) / ((end - start) or 1):.1f},"
         f"{_HIGH - _EDGE - (_HIGH - 2 * _EDGE) * (value - low) / ((high - low) or 1):.1f}"
-        for step, value in points
+        for step, value in places
     )
-    words = f"{title}: {short_number(points[0][1])} → {short_number(points[-1][1])}, {end} steps"
+    words = f"{title}: {short_number(places[0][1])} → {short_number(places[-1][1])}, {end} steps"
     return (
         f'<div style="display:inline-block;margin:0 1em 1em 0"><div>{text(words)}</div>'
         f'<svg width="{_WIDE}" height="{_HIGH}" role="img" aria-label="{text(words)}">'

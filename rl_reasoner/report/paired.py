@@ -25,7 +25,7 @@ def add_paired_tests(run: RunData) -> RunData:
 
 
 def _tested(before: Evaluation, after: Evaluation) -> dict[str, SetResult]:
-    """p-values are adjusted for the number of sets and modes tested, lenient ones apart."""
+    """p-values are adjusted for the number of sets and modes, lenient ones and pass@k apart."""
     entries: dict[str, dict[str, Any]] = {}
     for name in after.sets:
         rows = [{name: e.judged[name]} for e in (before, after) if _whole(e, name)]
@@ -33,13 +33,18 @@ def _tested(before: Evaluation, after: Evaluation) -> dict[str, SetResult]:
             entries |= {name: compare_rows(*rows)[name]} if len(rows) == 2 else {}
         except UserError:  # other problems in the one than in the other
             continue
-    leniently = {name: entry["lenient"] for name, entry in entries.items() if "lenient" in entry}
+    leniently, passes = (
+        {name: entry[key] for name, entry in entries.items() if key in entry}
+        for key in ("lenient", "pass_at_k")
+    )
     sets: dict[str, SetResult] = dict(after.sets)
     for name, test in _adjusted(entries, after).items():
         sets[name] = replace(sets[name], paired=test)
     for name, test in _adjusted(leniently, after).items():
         if (lenient := sets[name].lenient) is not None:
             sets[name] = replace(sets[name], lenient=replace(lenient, paired=test))
+    for name, test in _adjusted(passes, after).items():
+        sets[name] = replace(sets[name], pass_paired={passes[name]["k"]: test})
     return sets
 
 
@@ -50,7 +55,17 @@ def _adjusted(entries: Mapping[str, Mapping[str, Any]], after: Evaluation) -> di
     for (name, entry), p in zip(entries.items(), adjusted, strict=True):
         low, high = entry["interval"]
         many, moved = len(after.judged[name]), entry["difference"]
-        tests[name] = Paired(many, moved, (low, high), entry["p"], p, entry["test"])
+        tests[name] = Paired(
+            many,
+            moved,
+            (low, high),
+            entry["p"],
+            p,
+            entry["test"],
+            tests=len(adjusted),
+            better=entry["better"],
+            worse=entry["worse"],
+        )
     return tests
 
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rl_reasoner.evaluation.formatting import duration, percent, short_number, span
 from rl_reasoner.evaluation.metrics import accuracy_interval
 from rl_reasoner.foreign import json_value, mapping, number
 from rl_reasoner.language.identification import language_share
 from rl_reasoner.language.thinking import chain_of
 from rl_reasoner.report import charts
 from rl_reasoner.report.charts import Bar, Trace
-from rl_reasoner.report.formatting import duration, percent, short_number, span
 from rl_reasoner.report.gain import THINKING_RISE, moved, split_mode
 from rl_reasoner.report.html import Child, Element, estimate, h, note, section, table
 from rl_reasoner.report.run_data import Evaluation, RunData, SetResult, StageRecord

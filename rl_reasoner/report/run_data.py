@@ -26,7 +26,10 @@ _BYTES_KEPT = 16_000_000  # of an evaluation's rows
 
 @dataclass(frozen=True)
 class Paired:
-    """A paired test of the same problems before and after; `adjusted` is p for several tests."""
+    """A paired test of the same problems before and after; `adjusted` is p for several tests.
+
+    `tests` is how many these are; `better` and `worse` count the problems that moved.
+    """
 
     problems: int
     difference: float
@@ -34,6 +37,9 @@ class Paired:
     p: float
     adjusted: float
     test: str
+    tests: int = 1
+    better: int | None = None
+    worse: int | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,8 @@ class SetResult:
     """One policy's figures on one set. Shares are of 1, lengths in tokens, None is "not there".
 
     `paired` is the test against the evaluation that the run began with (`paired.add_paired_tests`);
-    `lenient` has the figures of answers judged apart from their form, where there are any.
+    `pass_paired` has that of pass@k by k; `lenient` has the figures of answers judged apart from
+    their form, where there are any.
     """
 
     accuracy: float
@@ -55,6 +62,7 @@ class SetResult:
     pass_at: Mapping[int, float] = field(default_factory=dict)
     pass_interval: Mapping[int, Interval] = field(default_factory=dict)
     paired: Paired | None = None
+    pass_paired: Mapping[int, Paired] = field(default_factory=dict)
     lenient: "SetResult | None" = None
 
 

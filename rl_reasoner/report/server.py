@@ -23,13 +23,15 @@ from urllib.parse import parse_qs
 from rl_reasoner.errors import UserError
 from rl_reasoner.foreign import json_value, number
 from rl_reasoner.report.browse import appended
-from rl_reasoner.report.page import build_page, run_facts
+from rl_reasoner.report.first_screen import run_facts
+from rl_reasoner.report.page import build_page
 from rl_reasoner.report.rollouts import Rollouts, rows_after, samples_after
 from rl_reasoner.report.run_data import RunData, StageRecord, read_run
 from rl_reasoner.report.shell import policy
 from rl_reasoner.report.stages import drawings_of, others_of
 
 HOST = "127.0.0.1"
+_LAST_PORT = 65535
 _ROWS_SENT = 2_000_000  # bytes of a file in one answer
 
 
@@ -97,10 +99,11 @@ class Watched:
         evals = [(p.name, p.stat().st_mtime_ns) for p in sorted(self.folder.glob("evals/*.json"))]
         stages = sorted(path.name for path in self.folder.glob("stages/*-*"))
         charts = [key for stage in self._run.stages for key, _ in _charts(stage)]
+        flat = [d.title for stage in self._run.stages for d in drawings_of(stage) if d.flat]
         sampled = [
             bool(stage.rollouts and stage.rollouts.completions) for stage in self._run.stages
         ]
-        facts = (self._cuts, evals, stages, charts, sampled)
+        facts = (self._cuts, evals, stages, charts, flat, sampled)
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
     def _follow(self) -> None:
@@ -153,6 +156,8 @@ def serve_folder(folder: Path, port: int, ready: Callable[[str], None]) -> None:
     `ready` gets the address; port 0 is any that is free. Raises `UserError` when `folder` is no run
     folder or the port is taken.
     """
+    if not 0 <= port <= _LAST_PORT:
+        raise UserError(f"--port {port}: expected 0 (any that is free) to {_LAST_PORT}")
     watched = Watched(folder)
     token = secrets.token_urlsafe(24)
 

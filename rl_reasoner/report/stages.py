@@ -4,12 +4,12 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from rl_reasoner.evaluation.formatting import duration, percent
 from rl_reasoner.evaluation.learning_alarms import LearningAlarms, learning_alarms
 from rl_reasoner.foreign import mapping, number
 from rl_reasoner.report import charts
 from rl_reasoner.report.charts import Bar, Chart, Trace
 from rl_reasoner.report.forecast import forecast_table
-from rl_reasoner.report.formatting import duration, percent
 from rl_reasoner.report.html import Child, Element, folded, h, note, section, table
 from rl_reasoner.report.run_data import StageRecord, interval
 
@@ -78,6 +78,7 @@ def stage_section(stage: StageRecord) -> Element | None:
         return None
     place = f"stage-{stage.index}"
     drawings, others = list(drawings_of(stage)), list(others_of(stage))
+    moving, flat = ([d for d in drawings if d.flat == still] for still in (False, True))
     seconds = stage.seconds()
     steps = f"{stage.metrics[-1]['step']:,} steps"
     more = f"{len(others)} other metrics, by their names in the log"
@@ -87,9 +88,16 @@ def stage_section(stage: StageRecord) -> Element | None:
         h("p", f"{steps}, {duration(seconds)}" if seconds else steps, class_="under"),
         *_warnings(stage),
         forecast_table(stage),
-        figures(drawings, place) if drawings else None,
+        figures(moving, place) if moving else None,
+        folded(_flat_words(flat), figures(flat, place)) if flat else None,
         folded(more, figures(others, place)) if others else None,
     )
+
+
+def _flat_words(flat: Sequence[Chart]) -> str:
+    """What is told of curves that are one value all along, which are folded away."""
+    values = [f"{chart.title} {chart.summary.partition(' → ')[0]}" for chart in flat]
+    return f"{len(flat)} that did not move: {', '.join(values)}"
 
 
 def _filter_section(stage: StageRecord) -> Element:
@@ -123,9 +131,13 @@ def _filter_section(stage: StageRecord) -> Element:
 def _warnings(stage: StageRecord) -> Iterator[Element]:
     """The best policy of the stage, and the alarms of its evaluations with the steps they stood."""
     if stage.best:
-        best = f"Best by the lower bound on {stage.best.get('set')}: step {stage.best.get('step')}"
+        best = f"Best on {stage.best.get('set')}: step {stage.best.get('step')}, accuracy"
         accuracy = percent(number(stage.best.get("accuracy")))
-        yield note(f"{best}, accuracy {accuracy}; it is kept in best/.")
+        yield note(
+            f"{best} {accuracy}; it is kept in best/. It is the one whose interval has the highest "
+            "lower end: the highest of many accuracies is partly luck. The stage goes on, and "
+            "ends, with its last step."
+        )
     for text in [*learning_alarms_of(stage), *alarms_of(stage)]:
         yield h("p", text, class_="warning")
 
@@ -280,10 +292,10 @@ def _experts(stage: StageRecord) -> Iterator[Chart]:
         loads = [(row["step"], row[key]) for row in stage.metrics if _is_load(row.get(key))]
         loads = [(step, load) for step, load in loads if len(load) == len(loads[0][1])]
         if loads:
-            fair = 100 / len(loads[0][1])
+            fair = percent(1 / len(loads[0][1]))
             steps, shares = zip(*loads, strict=True)
             name = key.removeprefix("experts/load/").replace("layer", "layer ")
-            remark = f"share of tokens by expert; fair is {fair:.1f}%, full colour twice that"
+            remark = f"share of tokens by expert; fair is {fair}, full colour twice that"
             yield charts.heat_map(f"Expert load, {name}", steps, shares, remark)
 
 

@@ -18,9 +18,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from rl_reasoner.evaluation.formatting import duration, percent, short_number
 from rl_reasoner.foreign import printable
 from rl_reasoner.report.console import console as standard
-from rl_reasoner.report.formatting import duration, percent, short_number
 
 SECONDS_BETWEEN_LINES = 5.0  # where there is no terminal
 _CURVE = 40  # columns

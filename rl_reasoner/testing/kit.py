@@ -24,6 +24,7 @@ from rl_reasoner.scoring.outcome import failed, outcome_json, usable
 from rl_reasoner.scoring.reward import Reward, name_of
 from rl_reasoner.scoring.runner import Runner
 from rl_reasoner.testing import probes
+from rl_reasoner.testing.apart import tell_apart
 from rl_reasoner.testing.wrappers import threaded, watched
 from rl_reasoner.types import Fault, Outcome, Row
 
@@ -166,8 +167,9 @@ class _Kit:
         self.wrong_texts = [self.form(other) for other in rows[1:] + rows[:1]]
         self.gold = self.score(self.right_texts, rows)
         self.wrong = self.score(self.wrong_texts, rows)
+        others = self.score([self.form(other) for other in rows[2:] + rows[:2]], rows)
         self.low, self.high = _mean(self.wrong), _mean(self.gold)
-        self.tells_apart = self.high > self.low + 1e-6
+        self.tells_apart = tell_apart(self.gold, self.wrong, others)
         self.probes = {**probes.ordinary(rows[0]), **probes.hostile(), **probes.hollow()}
         self.probed = dict(zip(self.probes, self.score([*self.probes.values()]), strict=True))
 
@@ -465,9 +467,7 @@ class _Kit:
         paid = self._paid([text for text, _ in shown], [row for _, row in shown])
         if 2 * len(paid) <= len(shown):
             return Finding("sum left undone", "passed")
-        message = (
-            f"{len(paid)} of {len(shown)} are paid (math_answer: value_only pays for the value)"
-        )
+        message = f"{len(paid)} of {len(shown)} are paid (math_answer: value_only pays for values)"
         return Finding("sum left undone", "warned", message, shown[0][0])
 
 

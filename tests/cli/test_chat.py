@@ -150,3 +150,24 @@ def test_unknown_commands_are_answered_and_not_sent_to_the_policy(here: Path, cl
     told = ended.err.splitlines()
     assert told[0].startswith("there is no /help. Type a problem; /answer 9 checks")
     assert told[1].startswith("there is no /anwser. Did you mean '/answer'?")
+
+
+def test_an_unfinished_run_offers_its_last_finished_stage(tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text("name: run\n")
+    ended = cli("chat", tmp_path / "run")
+    assert ended.code == 2
+    assert "has no policy/ yet: continue it (rl-reasoner train --resume" in ended.err
+    assert "stage" not in ended.err
+    for stage in ("1-form", "2-grpo", "10-more"):
+        policy = tmp_path / "run" / "stages" / stage / "policy"
+        policy.mkdir(parents=True)
+        (policy / "config.json").write_text("{}")
+    told = cli("chat", tmp_path / "run").err
+    assert f"take that of its last finished stage: {policy}" in told
+
+
+def test_the_first_line_shows_a_problem_of_the_runs_data(here: Path) -> None:
+    rows = (here / "run" / "evals" / "after.rows.jsonl").read_text().splitlines()
+    shown = on_terminal("chat", "run", "--max-tokens", "3", typed="\n", folder=here)
+    assert f"for example: {json.loads(rows[0])['problem']}" in shown

@@ -249,6 +249,11 @@ def test_copy_gives_recipes_and_rewards_and_never_overwrites(tmp_path: Path, cli
 
     assert load_recipe(str(tmp_path / "quickstart.py")) == load_recipe(str(tmp_path / "mine.yaml"))
     assert "def length" in (tmp_path / "new/folder/short.py").read_text(encoding="utf-8")
+    written = [file for file in tmp_path.rglob("*") if file.suffix in (".py", ".yaml")]
+    assert not [
+        f for f in written if "file://" in f.read_text() or str(Path.cwd()) in f.read_text()
+    ]
+    assert json.loads((tmp_path / "recipe.schema.json").read_text())["title"] == "Recipe"
     (tmp_path / "quickstart.py").write_text("mine", encoding="utf-8")
     ended = cli("copy", "quickstart")
     assert ended.code == 2

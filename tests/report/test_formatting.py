@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rl_reasoner.evaluation.formatting import duration, fixed, percent, points, short_number, signed
 from rl_reasoner.foreign import printable
 from rl_reasoner.report.browse import shared_ends, titled
-from rl_reasoner.report.formatting import duration, short_number
 from rl_reasoner.report.html import document, h
 from support.report_runs import Parsed
 
@@ -50,11 +50,29 @@ def test_any_text_comes_back_from_the_page_as_text(text: str, value: str) -> Non
         (999_999, "1,000k"),
         (3_145_728, "3.15M"),
         (7.2e9, "7.2B"),
-        (1e300, "1e+288T"),
+        (1e300, "1e288T"),
+        (6.08e-5, "6.08e-5"),
+        (-2e-7, "−2e-7"),
+        (0.0625, "0.0625"),
     ],
 )
 def test_short_figures(value: float | None, shown: str) -> None:
     assert short_number(value) == shown
+
+
+def test_of_two_equally_near_figures_the_even_is_written() -> None:
+    assert [percent(1 / 16), percent(3 / 16), fixed(-0.25), fixed(1234.25)] == [
+        "6.2%",
+        "18.8%",
+        "−0.2",
+        "1,234.2",
+    ]
+    assert [signed(0.04), signed(-0.04), points(-0.056), points(0.2)] == [
+        "0.0",
+        "0.0",
+        "−5.6",
+        "+20.0",
+    ]
 
 
 def test_durations() -> None:

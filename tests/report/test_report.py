@@ -36,9 +36,15 @@ def test_whole_run_gives_a_whole_page(tmp_path: Path) -> None:
         "scratch:moe-tiny · 3.15M parameters · 1.2M active per token",
         "13.0%",
         "74.5%",
-        "intervals apart",
+        "better",
         "400 problems, Wilson 95% intervals",
-        "sampled 30.0% → 73.0%",
+        "30.0% → 73.0%",
+        "Did it get better?",
+        "What was the task?",
+        "Compute (17 * 5 + 3) mod 11.",
+        "Skill or form?",
+        "What did it cost?",
+        "The figures after training are of policy/: the last step of the last stage.",
         "40 sft, 60 grpo",
         "Chain forced",
         "pass@k on modular_test@sampled",
@@ -309,4 +315,89 @@ def test_a_policy_that_cannot_be_forced_has_its_gain_explained_by_lenient_judgin
     assert ("by the paired test)" in parsed.text) == with_lenient, "40 to 50: intervals overlap"
     assert ("Greedy, lenient" in parsed.text) == with_lenient
     assert "Lenient" in parsed.text and "40.0%" in parsed.text
-    assert ("lenient 40.0% → 50.0%" in parsed.text) == with_lenient
+    assert ("40.0% → 50.0%" in parsed.text) == with_lenient
+
+
+def sampled_run(folder: Path, before: list[int], after: list[int]) -> Parsed:
+    """The page of a run whose 4 samples of each problem were right so often, before and after."""
+    make_run(folder, steps=3)
+    shutil.rmtree(folder / "evals")
+    for name, counts in (("before", before), ("after", after)):
+        rows = [
+            {
+                "set": "sums@sampled",
+                "problem": f"p{i}",
+                "answer": "1",
+                "scores": [1.0] * right + [0.0] * (4 - right),
+            }
+            for i, right in enumerate(counts)
+        ]
+        lines(folder / "evals" / f"{name}.rows.jsonl", rows)
+        share = sum(counts) / len(counts) / 4
+        passed = sum(right > 0 for right in counts) / len(counts)
+        own = {"problems": len(counts), "samples": 4, "accuracy": share, "interval": [0.0, 1.0]}
+        own |= {"pass_at": {"1": share, "4": passed}, "pass_at_interval": {}}
+        sets = {"sums": figures(0.5, 40), "sums@sampled": own}
+        made = {"policy": "m", "name": name, "sets": sets}
+        (folder / "evals" / f"{name}.json").write_text(json.dumps(made))
+    return report(folder)[1]
+
+
+def test_pass_at_k_is_tested_on_the_same_problems_and_told_gain_or_loss(tmp_path: Path) -> None:
+    broad, narrow = [1] * 40, [4] * 16 + [0] * 24
+    lost = sampled_run(tmp_path / "lost", broad, narrow)
+    assert "pass@4 fell from 100.0% to 40.0% (by the paired test: −60.0 points" in lost.text
+    assert "no intervals given" not in lost.text
+    gained = sampled_run(tmp_path / "gained", narrow, broad)
+    assert "pass@4 rose from 40.0% to 100.0% (by the paired test: +60.0 points" in gained.text
+    for page, chip in ((lost, "worse"), (gained, "better")):
+        assert chip in page.texts
+        assert "100.0% → 40.0%" in page.text or "40.0% → 100.0%" in page.text
+
+
+def test_a_loss_is_shown_by_a_problem_that_was_right_before(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, steps=3)
+    for name, right in (("before", 2), ("after", 1)):
+        rows = [
+            {
+                "problem": f"{i} + 1 =",
+                "answer": str(i + 1),
+                "completions": [f"{name} says {i}"],
+                "scores": [float(i < right)],
+            }
+            for i in range(3)
+        ]
+        file = folder / "evals" / f"{name}.json"
+        sets = {"modular_test": figures(right / 3, 3)}
+        lines(file.with_suffix(".rows.jsonl"), [{**row, "set": "modular_test"} for row in rows])
+        edit(file, sets=sets, rows={})
+    _, parsed = report(folder)
+    assert "A problem of the test set, right before only" in parsed.text
+    assert "1 + 1 =" in parsed.text and "before says 1" in parsed.text
+    assert "Of 3 problems 0 came to be answered better and 1 worse" in parsed.text
+
+
+def test_curves_that_do_not_move_are_folded_and_told(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, steps=3)
+    rows = [{"step": s, "loss": 1.0 / s, "grad_norm": 0.25, "kl": 0.0} for s in (1, 2, 3)]
+    lines(folder / "stages" / "1-sft" / "metrics.jsonl", rows)
+    _, parsed = report(folder)
+    assert "2 that did not move: KL to the reference 0, Gradient norm 0.25" in parsed.text
+
+
+def test_how_to_get_it_again_names_machine_and_threads(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, steps=3)
+    edit(folder / "lock.json", device="cpu", threads=2, machine="Linux, 2 cores", python="3.11.7")
+    _, parsed = report(folder)
+    assert "Made on Linux, 2 cores, cpu, 2 threads, Python 3.11.7, torch 2.9.0" in parsed.text
+    assert "OMP_NUM_THREADS=2 rl-reasoner train recipes/modular.py" in parsed.text
+
+
+def test_an_unfinished_stage_tells_its_steps_of_how_many_and_the_time_left(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, steps=3)
+    (folder / "recipe.yaml").write_text("name: x\nstages: [{kind: sft}, {kind: grpo, steps: 9}]\n")
+    rows = [{"step": s, "reward": 0.5, "step_time": 2.0} for s in (1, 2, 3)]
+    lines(folder / "stages" / "2-grpo" / "metrics.jsonl", rows)
+    _, parsed = report(folder)
+    assert "40 sft, 3 of 9 grpo" in parsed.text
+    assert "6 steps of grpo, about 12.0 s" in parsed.text

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from rl_reasoner.evaluation.formatting import percent, short_number
 from rl_reasoner.report import write_evaluation, write_report
 from support.report_runs import lines, make_run, rollout
 
@@ -21,6 +22,7 @@ CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 pytestmark = pytest.mark.slow  # a browser is opened
+EXPONENTS = (-9, -5, -4, -2, 0, 2, 5, 9, 13)
 HOSTILE = "</script><img src=x onerror=alert(1)><script>alert(2)</script>"
 
 
@@ -205,6 +207,22 @@ def test_every_chart_is_drawn(visit: Any, run: Path) -> None:
         assert "undefined" not in drawing
 
 
+def test_charts_round_as_tables_do(visit: Any, run: Path) -> None:
+    values = [
+        n / 2**m * 10.0**e for n in (1, 3, 5, 9.995, 12345) for m in (0, 4, 7) for e in EXPONENTS
+    ]
+    values += [-value for value in values] + [0.0]
+    values += [1.125, 1.375, 100.5, 101.5]  # as near to the one as to the other
+    shares = [n / 1024 for n in range(1025)]
+    source = (Path(write_report.__code__.co_filename).parent / "charts.js").read_text()
+    opened = visit(run)
+    opened.page.goto("about:blank")
+    written = opened.page.evaluate(
+        source + ";([a, b]) => [a.map(short), b.map(percent)]", [values, shares]
+    )
+    assert written == [[short_number(v) for v in values], [percent(s) for s in shares]]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_theme_follows_the_system_until_it_is_switched(visit: Any, run: Path, scheme: str) -> None:
     opened = visit(run, color_scheme=scheme)
@@ -225,6 +243,8 @@ def test_nothing_is_wider_than_a_phone(visit: Any, run: Path) -> None:
     opened = visit(run, viewport={"width": 390, "height": 844}, has_touch=True)
     page = opened.page
     assert page.evaluate("document.documentElement.scrollWidth") == 390
+    tables = "[...document.querySelectorAll('.scroll')]"
+    assert page.evaluate(f"{tables}.filter((e) => e.scrollWidth > e.clientWidth).length") == 0
     assert not page.locator(".detail").is_visible()
     page.tap(".row >> nth=1")
     playwright.expect(page.locator(".detail .label")).to_contain_text("2 of 10")

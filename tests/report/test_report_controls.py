@@ -99,7 +99,7 @@ def test_a_gain_that_the_controls_share_is_not_the_rewards() -> None:
     assert by_arm == {"random_reward": "not told apart", "form_only": "above its control"}
     first, second = control_sentences(value)
     assert "the treatment gained +" in first and first.endswith("not told apart.")
-    assert second.endswith("the control +0.0: above its control.")
+    assert second.endswith("the control 0.0: above its control.")
     table = controls_table(value)
     assert "treatment minus control" in table and "Holm for 2 tests" in table
 

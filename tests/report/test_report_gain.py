@@ -136,7 +136,7 @@ def test_the_paired_test_settles_what_intervals_leave_open() -> None:
     test = Paired(500, -0.056, (-0.097, -0.015), 0.0097, 0.019, "McNemar, exact")
     words = say({"": result(0.364, 500)}, {"": result(0.308, 500, paired=test)})
     assert "accuracy fell from 36.4% to 30.8%, by the paired test." in words
-    assert "On the same 500 problems: −5.6 points [−9.7, −1.5], p 0.0097 (0.019 adjusted)" in words
+    assert "On the same 500 problems: −5.6 points [−9.7, −1.5], p 0.0097 (0.019 by Holm)" in words
     weak = replace(test, adjusted=0.2)
     assert "do not settle it" in say(
         {"": result(0.364, 500)}, {"": result(0.308, 500, paired=weak)}

@@ -187,3 +187,9 @@ def obedient_judge(completion: str, answer: str) -> float:
 @reward
 def always_content(completion: str, answer: str) -> float:
     return 1.0
+
+
+@found_by("distinguishes")
+def of_its_length_and_luck(completions: list[str], **kwargs: Any) -> list[float]:
+    """The same for the same text, and nothing to do with the answer."""
+    return [random.Random(text).random() for text in completions]

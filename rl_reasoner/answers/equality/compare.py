@@ -1,6 +1,6 @@
 """Are two readings of answers equal? By type: lists, sets, relations, regions, matrices, scalars.
 
-`Comparison.same` gives how two trees are equal, or an empty string. It never falls through to
+`TreeComparison.same` gives how two trees are equal, or an empty string. It never falls through to
 "compare the first number": what has no rule for its two types is unequal.
 """
 
@@ -37,7 +37,7 @@ _FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
 Side = tuple[Node, Node | None, Node]
 
 
-class Comparison:
+class TreeComparison:
     """One comparison: counts its steps, and keeps the pairs that only sympy could settle."""
 
     def __init__(self) -> None:
