@@ -87,12 +87,18 @@ def calibrate(
     judge: ModelJudge, rows: Sequence[Row], *, reference: bool = False, most_pairs: int = 100
 ) -> Calibration:
     """Judge labelled rows (`read_labels`), and pairs of them in both orders; `reference` shows
-    the judge each row's answer."""
+    the judge each row's answer.
+
+    Raises `UserError` where the judge failed on every row.
+    """
     answers = [str(row["answer"]) if reference and row.get("answer") else None for row in rows]
     started = time.perf_counter()
     cases = [(row["problem"], row["completion"], a) for row, a in zip(rows, answers, strict=True)]
     before = judge.counts["cached"]
     outcomes = judge.points(cases)
+    if all(isinstance(outcome, Fault) for outcome in outcomes):
+        first = next(outcome for outcome in outcomes if isinstance(outcome, Fault))
+        raise UserError(f"no row was judged: {first.message}")
     seconds = time.perf_counter() - started
     replies = judge.counts["cached"] - before
     figures = [*_agreement(rows, outcomes), _length_bias(rows, outcomes)]

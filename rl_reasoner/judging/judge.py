@@ -121,13 +121,7 @@ class ModelJudge:
         One of `server` (a URL, with `model`), `policy` (a folder, GGUF file or hub id) and
         `function` ("FILE.py:NAME") answers. Raises `UserError` for options that make no sense.
         """
-        _check_one(server=server, policy=policy, function=function)
-        if server and not model:
-            raise UserError("judge: server needs model, the model's name there")
-        if min(timeout_s, attempts, concurrency, max_tokens) <= 0:
-            raise UserError(
-                "judge: timeout_s, attempts, concurrency and max_tokens must be positive"
-            )
+        _check_options(dict(locals()))
         counts = Counts()
         backend: JudgeBackend
         if server and model:
@@ -389,12 +383,28 @@ class ModelJudge:
         return {"requests": count, "prompt_tokens": of_prompts, "tokens": own, "cost": cost}
 
 
-def _check_one(**given: object) -> None:
-    """Raise `UserError` where not just one of these answers."""
-    named = [name for name, value in given.items() if value]
+_WHOLE = ("votes", "max_chars", "max_tokens", "attempts", "concurrency", "max_requests")
+_NUMBERS = ("tolerance", "temperature", "timeout_s", "price_in", "price_out", "max_cost")
+_POSITIVE = ("max_tokens", "timeout_s", "attempts", "concurrency")
+
+
+def _check_options(given: Mapping[str, Any]) -> None:
+    """Raise `UserError` for options of `ModelJudge.of` that make no sense."""
+    named = [name for name in ("server", "policy", "function") if given[name]]
     if len(named) != 1:
         has = " and ".join(named) or "none"
         raise UserError(f"judge: give one of server, policy and function (it has {has})")
+    if given["server"] and not given["model"]:
+        raise UserError("judge: server needs model, the model's name there")
+    for name in (*_WHOLE, *_NUMBERS):
+        value, kind = given[name], int if name in _WHOLE else (int, float)
+        if value is None and name.startswith("max_"):
+            continue
+        if isinstance(value, bool) or not isinstance(value, kind):
+            what = "a whole number" if kind is int else "a number"
+            raise UserError(f"judge: {name} is {value!r:.40}: expected {what}")
+        if name in _POSITIVE and not value > 0:
+            raise UserError(f"judge: {name} is {value!r}: expected more than 0")
 
 
 def _shuffled(text: str) -> str:

@@ -123,6 +123,17 @@ def test_mistakes_of_the_command(arguments: tuple[str, ...], said: str, cli: Cli
     assert ended.code == 2 and said in ended.err
 
 
+def test_a_judge_that_fails_on_every_row_is_told(tmp_path: Path) -> None:
+    from rl_reasoner.judging.backends import FunctionBackend
+
+    def fails(messages: list[dict[str, str]], seed: int) -> str:
+        raise LookupError("no key")
+
+    judge = ModelJudge(FunctionBackend(fails), cache=tmp_path)
+    with pytest.raises(UserError, match="no row was judged: judge: LookupError: no key"):
+        calibrate(judge, read_labels(ROWS[:4], "rows"))
+
+
 def test_rows_that_are_no_labels() -> None:
     with pytest.raises(UserError, match=r"f.jsonl, row 1: label is 3: expected 0 to 1"):
         read_labels([{"problem": "p", "completion": "c", "label": 3}], "f.jsonl")

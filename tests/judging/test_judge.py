@@ -129,6 +129,8 @@ def test_a_rubric_that_is_not_there() -> None:
         ({"function": "judges.py"}, "write FILE.py:NAME"),
         ({"function": "nowhere.py:f"}, "there is no file"),
         ({"function": "json:dumps", "votes": 0}, "votes is 0: expected 1 to 25"),
+        ({"function": "json:dumps", "votes": "many"}, "votes is 'many': expected a whole number"),
+        ({"function": "json:dumps", "timeout_s": 0}, "timeout_s is 0: expected more than 0"),
         ({"server": "localhost", "model": "m"}, "expected a URL such as"),
     ],
 )
