@@ -398,7 +398,7 @@ def _check_options(given: Mapping[str, Any]) -> None:
         raise UserError("judge: server needs model, the model's name there")
     for name in (*_WHOLE, *_NUMBERS):
         value, kind = given[name], int if name in _WHOLE else (int, float)
-        if value is None and name.startswith("max_"):
+        if value is None and name in ("max_requests", "max_cost"):
             continue
         if isinstance(value, bool) or not isinstance(value, kind):
             what = "a whole number" if kind is int else "a number"
