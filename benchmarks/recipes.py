@@ -24,7 +24,7 @@ from rl_reasoner.files import read_jsonl
 
 RECIPES = (
     *("quickstart", "noisy_start", "skill", "code_tiny"),
-    *("instructions_tiny", "moe_tiny", "tool_tiny", "no_tool"),
+    *("instructions_tiny", "moe_tiny", "tool_tiny", "no_tool", "game_tiny"),
 )
 VARIANTS = {"no_tool": ("tool_tiny", "--tools", "null")}  # a recipe with flags, by a name of ours
 _TENS = re.compile(r"\*10{0,3}=")  # the end of a product that needs no calculator
@@ -93,7 +93,7 @@ def calls(run: Path) -> list[str]:
     """The share of completions with calls, by tenth of the GRPO steps; nothing without tools."""
     stage = max(run.glob("stages/*-grpo"), key=lambda path: int(path.name.split("-")[0]))
     rows = list(read_jsonl(stage / "rollouts.jsonl"))
-    if "turns" not in rows[0]:
+    if "turns" not in rows[0] or "ended" in rows[0]:  # the turns of an environment are no calls
         return []
     last = max(row["step"] for row in rows)
     found: dict[tuple[str, int], list[bool]] = defaultdict(list)

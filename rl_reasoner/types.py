@@ -24,12 +24,15 @@ class Rollout:
     """A sampled completion: its text, its length in tokens, whether it was cut off at the limit.
 
     The length is None where a server does not tell it; that of the prompt is what a server counts.
+    `episode` is what an environment gave it (`rl_reasoner.rollout.episodes`), as the column that
+    rewards see; None without one.
     """
 
     text: str
     tokens: int | None
     truncated: bool
     prompt_tokens: int | None = None
+    episode: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

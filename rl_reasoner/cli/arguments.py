@@ -15,6 +15,7 @@ from rl_reasoner.foreign import json_value
 
 if TYPE_CHECKING:
     from rl_reasoner.recipe.data import FileData
+    from rl_reasoner.recipe.environment import EnvironmentSettings
     from rl_reasoner.recipe.tools import ToolSettings
 
 # what is left out has no default to show: its help says what then holds
@@ -87,6 +88,14 @@ def tool_settings(policy: str, tools: str | None, call_format: str | None) -> "T
     made = ToolSettings(**settings)
     load_tools(made.use)
     return made
+
+
+def environment_of(policy: str) -> "EnvironmentSettings | None":
+    """What answered a run's policy when it was trained."""
+    from rl_reasoner.recipe.load import load_recipe
+
+    recipe = Path(policy) / "recipe.yaml"
+    return load_recipe(str(recipe)).environment if recipe.is_file() else None
 
 
 def check_numbers(temperature: float | None, **counts: int | None) -> None:

@@ -18,7 +18,14 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional, arg
 
-from rl_reasoner.cli.arguments import Json, Quiet, check_numbers, prompt_settings, tool_settings
+from rl_reasoner.cli.arguments import (
+    Json,
+    Quiet,
+    check_numbers,
+    environment_of,
+    prompt_settings,
+    tool_settings,
+)
 from rl_reasoner.cli.arguments import Text as Written
 from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.errors import UserError, did_you_mean
@@ -129,6 +136,11 @@ class ChatVerb:
         names = [self.policy, *([self.other] if self.other else [])]
         for name in names:
             check_policy(name)
+            if (environment := environment_of(name)) is not None:
+                raise UserError(
+                    f"{name} was trained with the environment {environment.use}, which answers its "
+                    "turns: chat has nobody who does; play by rl-reasoner eval"
+                )
         from rl_reasoner.policy.opening import open_policy, quiet_libraries
 
         quiet_libraries()

@@ -24,6 +24,7 @@ from rl_reasoner.cli.arguments import (
     check_numbers,
     check_writable,
     data_of,
+    environment_of,
     parse_options,
     prompt_settings,
     tool_settings,
@@ -171,6 +172,7 @@ class EvalVerb:
                 trained_on=trained_on,
                 weights=self.weights,
                 tools=tool_settings(self.policy, self.tools, self.tool_format),
+                environment=environment_of(self.policy),
             )
 
     def _set(self, name: str) -> "str | FileData":

@@ -26,7 +26,7 @@ from rl_reasoner.tools.tool import ToolCall
 from rl_reasoner.types import Row
 
 # What rows may be judged by instead of an answer, or learned from.
-_INSTEAD = ("tests", "instructions", "completion")
+_INSTEAD = ("tests", "instructions", "completion", "start")
 _LONGEST = 1_000_000  # characters of a text: more is a mistake in the file, or no memory is enough
 _TEXTS = ("problem", "answer", "system", "completion", "chain", "solution")
 _SHOWN = 10  # bad rows named in a message; the others are counted
@@ -169,7 +169,8 @@ def lint(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
     """(good rows, one message for each bad one): missing columns, empty and contradicting answers.
 
     Where one problem stands with different answers, the rows after the first are bad. A row with
-    `tests` (see `code_rows`) or `instructions` needs no answer; these have to be known ones.
+    `tests` (see `code_rows`), `instructions` or a `start` (of an environment) needs no answer;
+    instructions have to be known ones.
     """
     good: list[Row] = []
     problems = []

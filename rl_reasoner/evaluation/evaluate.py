@@ -22,9 +22,12 @@ from rl_reasoner.evaluation.judging import Judge
 from rl_reasoner.evaluation.metrics import compute_figures
 from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.recipe.data import FileData
+from rl_reasoner.recipe.environment import EnvironmentSettings
 from rl_reasoner.recipe.recipe import EvalOverrides, Evals, Recipe
 from rl_reasoner.recipe.tools import ToolSettings
 from rl_reasoner.rollout.cache import SampleCache
+from rl_reasoner.rollout.episodes.environment_turns import Episodes
+from rl_reasoner.rollout.episodes.opening import open_rows
 from rl_reasoner.rollout.server import ServedPolicy
 from rl_reasoner.scoring.registry import load_reward
 from rl_reasoner.types import Prompt, Row
@@ -62,6 +65,7 @@ def evaluate(
     trained_on: Sequence[Row] | None = None,
     weights: str = "own",
     tools: ToolSettings | None = None,
+    environment: EnvironmentSettings | None = None,
 ) -> EvalResult:
     """Sample and score completions of `policy` (or of the one its name opens) on `sets`.
 
@@ -72,33 +76,27 @@ def evaluate(
     `modes` asks for several passes, each with an entry of its own; with it, `samples` counts for
     the mode "sampled". `cache` is a folder that keeps what was drawn (see `rollout.cache`).
     `trained_on`: rows that the policy was trained on; overlaps are counted, the rest is `@clean`.
-    `weights`: auto and bfloat16 round them. `tools` may be called in it. Raises `UserError`.
+    `weights`: auto and bfloat16 round them. `tools` may be called in it, an `environment` answers
+    its turns and judges where no reward does. Raises `UserError`.
     """
     _check(samples, modes or (), temperature)
     check_judge(reward, reward_options)
     from rl_reasoner.policy.opening import open_policy
 
     opened = open_policy(policy) if isinstance(policy, str) else policy
-    drawn = 1.0 if samples > 1 or modes else 0.0
-    temperature = drawn if temperature is None else temperature
-    result = EvalResult(
-        opened.source,
-        settings={
-            "seed": seed,
-            "temperature": temperature,
-            "max_tokens": max_tokens,
-            "template": template,
-            "reward": reward or "by the rows",
-            **_optional_settings(system, reward_options, asked, weights, tools),
-        },
-    )
+    if temperature is None:
+        temperature = 1.0 if samples > 1 or modes else 0.0
+    settings: dict[str, Any] = {"seed": seed, "temperature": temperature, "max_tokens": max_tokens}
+    settings |= {"template": template, "reward": reward or "by the rows"}
+    settings |= {"reward": "environment"} if environment and not reward else {}
+    settings |= _optional_settings(system, reward_options, asked, weights, tools, environment)
+    result = EvalResult(opened.source, settings=settings)
     with _threads(opened):
         session = _Session(opened, result, samples, temperature, modes or (), progress)
-        if cache is not None:
-            session.keep(cache)
+        session.keep(cache)
         for which in sets:
             data = set_data(which) if isinstance(which, str) else which
-            rows = with_system(load_rows(data)[:limit], system)
+            rows = with_system(open_rows(environment, load_rows(data)[:limit], seed), system)
             session.set(which if isinstance(which, str) else which.path, data, rows, trained_on)
         session.finish()
     return result
@@ -110,6 +108,7 @@ def _optional_settings(
     asked: Mapping[str, EvalOverrides] | None,
     weights: str,
     tools: ToolSettings | None,
+    environment: EnvironmentSettings | None,
 ) -> dict[str, Any]:
     """The settings that a result names only where they are not the default."""
     return {
@@ -118,6 +117,7 @@ def _optional_settings(
         **({"asked": {k: v.model_dump() for k, v in asked.items()}} if asked else {}),
         **({"weights": weights} if weights != "own" else {}),
         **({"tools": tools.model_dump(mode="json")} if tools else {}),
+        **({"environment": environment.model_dump(mode="json")} if environment else {}),
     }
 
 
@@ -165,8 +165,10 @@ class _Session:
     example: Prompt | None = None
     sets: dict[str, Any] = field(default_factory=dict)
 
-    def keep(self, folder: Path) -> None:
-        """Keep in `folder` what is drawn, and draw nothing that is there."""
+    def keep(self, folder: Path | None) -> None:
+        """Keep in `folder` what is drawn, and draw nothing that is there; None: nowhere."""
+        if folder is None:
+            return
         if isinstance(self.policy, ServedPolicy):
             self.cache = SampleCache(folder, self.policy.source)
             return
@@ -193,7 +195,8 @@ class _Session:
         for mode in self.modes or ("greedy",):
             label = name if mode == "greedy" else f"{name}@{mode}"
             many = mode == "sampled" or not self.modes
-            outs = self._draw(prompts, label, longest, many, _FORCES[mode])
+            played = self._episodes(template, rows)
+            outs = self._draw(prompts, label, longest, many, _FORCES[mode], played)
             scored = self.result.rows[label] = judge.score(rows, outs)
             temperature = self.temperature if many else 0.0
             shared = {"temperature": temperature, "reward": judge.name}
@@ -208,6 +211,7 @@ class _Session:
         longest: int,
         many: bool,
         force: Literal["chain", "direct"] | None,
+        episodes: Episodes | None,
     ) -> Any:
         count = self.samples if many else 1
         options: dict[str, Any] = {
@@ -225,10 +229,22 @@ class _Session:
                 raise UserError(f"weights is {weights}, but the server samples with its own")
             if "tools" in self.result.settings:
                 raise UserError("tools are for policies that our engine samples: not a server's")
+            if episodes is not None:
+                raise UserError(
+                    "an environment is for policies that our engine samples: not a server's"
+                )
             return self.policy.sample(prompts, **options)
         from rl_reasoner.rollout.sampler import sample
 
-        return sample(self.policy, prompts, weights=weights, tools=self.tools, **options)
+        options |= {"tools": self.tools, "episodes": episodes}
+        return sample(self.policy, prompts, weights=weights, **options)
+
+    def _episodes(self, template: str, rows: Sequence[Row]) -> Episodes | None:
+        """The episodes of a set's rows, where an environment answers."""
+        settings = self.result.settings.get("environment")
+        if settings is None:
+            return None
+        return Episodes(EnvironmentSettings(**settings), template, rows)
 
     @property
     def tools(self) -> ToolSettings | None:
@@ -336,6 +352,7 @@ def evaluate_recipe(
         template=recipe.template,
         system=recipe.system,
         tools=recipe.tools,
+        environment=recipe.environment,
         asked=evals.overrides,
         limit=evals.limit,
         reward=evals.reward,

@@ -17,6 +17,7 @@ from rl_reasoner.answers import verify
 from rl_reasoner.answers.extraction.extract import answer_of
 from rl_reasoner.dataset.code_rows import continuing
 from rl_reasoner.dataset.tasks.generate import TASKS
+from rl_reasoner.environments.environment import EPISODE
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.lenient import has_form, readings
 from rl_reasoner.foreign import number
@@ -27,9 +28,10 @@ from rl_reasoner.scoring.registry import load_reward
 from rl_reasoner.scoring.reward import Reward
 from rl_reasoner.types import Rollout, Row
 
-_KEPT = ("id", "problem", "answer", "task", "level", "subject", "entry_point", "overlap")
+_KEPT = ("id", "problem", "answer", "start", "task", "level", "subject", "entry_point", "overlap")
 _CLASS_TIMEOUT_S = 1.0  # of sympy's opinion whether two wrong answers are one
 _SAMPLED = ("completions", "tokens", "truncated")
+_EPISODES = "episodes"  # what an environment gave each completion
 _JUDGED = ("scores", "reasons", "outcomes", "classes", "lenient", "lenient_reasons")
 
 
@@ -65,7 +67,7 @@ class _Bench:
     def marks(self, rows: Sequence[Row], sampled: Sequence[Row]) -> Iterator[dict[str, Any]]:
         """Verdicts on every completion of its rows, in order, lenient ones beside them."""
         pairs = [(rows[i], sampled[i]) for i in self.places]
-        spread = [row for row, own in pairs for _ in own["completions"]]
+        spread = [played for row, own in pairs for played in _played(row, own)]
         texts = [text for _, own in pairs for text in own["completions"]]
         marks = self._verdicts(spread, texts)
         if not has_form(self.name):
@@ -85,7 +87,7 @@ class _Bench:
 
     def _verdicts(self, rows: Sequence[Row], texts: Sequence[str]) -> list[dict[str, Any]]:
         """Verdicts on texts, each of the row that stands beside it."""
-        of_result = {*_SAMPLED, *_JUDGED}  # columns of rows that are judged again
+        of_result = {*_SAMPLED, *_JUDGED, _EPISODES}  # columns of rows that are judged again
         names = dict.fromkeys(name for row in rows for name in row if name not in of_result)
         columns = {name: [row.get(name) for row in rows] for name in names}
         columns["prompts"] = columns["problem"]
@@ -100,12 +102,22 @@ class _Bench:
         return {"answer": "", **{name: row[name] for name in wanted if name in row}}
 
 
+def _played(row: Row, sampled: Row) -> list[Row]:
+    """The row for each of its completions, with what an environment gave that."""
+    episodes = sampled.get(_EPISODES)
+    if episodes is None:
+        return [row] * len(sampled["completions"])
+    return [{**row, EPISODE: episode} for episode in episodes]
+
+
 def _check_columns(reward: Reward, rows: Sequence[Row]) -> None:
     """Raise `UserError` if no row has a column that the reward reads: every call would fail."""
-    there = {"prompt": None, "prompts": None} | dict.fromkeys(name for row in rows for name in row)
+    there = {"prompt": None, "prompts": None, EPISODE: None} | dict.fromkeys(
+        name for row in rows for name in row
+    )
     for name in reward.columns:
         if name not in there:
-            names = ", ".join([*map(str, there)][2:])
+            names = ", ".join([*map(str, there)][3:])
             raise UserError(
                 f"reward {reward.name!r} needs the column {name!r}; the rows have {names}"
             )
@@ -135,6 +147,7 @@ class Judge:
                 "completions": [out.text for out in group],
                 "tokens": [out.tokens for out in group],
                 "truncated": [out.truncated for out in group],
+                **_episodes(group),
             }
             for group in outs
         ]
@@ -142,7 +155,9 @@ class Judge:
 
     def judge_again(self, saved: Sequence[Row]) -> list[Row]:
         """Score the completions of a saved result again."""
-        return self._judge(saved, [{name: row[name] for name in _SAMPLED} for row in saved])
+        names = (*_SAMPLED, _EPISODES)
+        sampled = [{name: row[name] for name in names if name in row} for row in saved]
+        return self._judge(saved, sampled)
 
     def _judge(self, rows: Sequence[Row], sampled: Sequence[Row]) -> list[Row]:
         scored: dict[int, Row] = {}
@@ -166,6 +181,12 @@ class Judge:
                     texts = [tagged(text, tags) if tags else text for text in own["completions"]]
                     scored[place]["classes"] = classes(texts, scores)
         return [scored[place] for place in range(len(rows))]
+
+
+def _episodes(group: Sequence[Rollout]) -> dict[str, Any]:
+    """What an environment gave completions, where there is one."""
+    episodes = [out.episode for out in group]
+    return {} if None in episodes else {_EPISODES: episodes}
 
 
 def classes(completions: Sequence[str], scores: Sequence[float | None]) -> list[int]:

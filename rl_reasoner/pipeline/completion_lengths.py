@@ -16,11 +16,12 @@ from statistics import median
 from typing import Any, Self
 
 from rl_reasoner.dataset.templates import prompt_of
-from rl_reasoner.pipeline.lineage import facts_of_tools
+from rl_reasoner.pipeline.lineage import facts_of_turns
 from rl_reasoner.pipeline.preflight import Notice
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import AUTO_MOST, AUTO_STEP, SampledStage
+from rl_reasoner.rollout.episodes.environment_turns import episodes_of
 from rl_reasoner.rollout.long_prompts import declared_places
 from rl_reasoner.rollout.sampler import prompt_ids, sample
 from rl_reasoner.rollout.tool_turns import ToolUse
@@ -83,9 +84,8 @@ def facts_of_evals(recipe: Recipe) -> list[Any]:
     """What decides `max_tokens: auto` of the evaluations, as JSON values."""
     stage = next(stage for stage in recipe.stages if stage.kind == "grpo")
     parts = stage.sampling, recipe.data_of(stage), recipe.policy
-    told = [facts_of_tools(recipe.tools)] if recipe.tools else []
     settings = [part.model_dump(mode="json") for part in parts]
-    return [*settings, recipe.template, recipe.system, *told]
+    return [*settings, recipe.template, recipe.system, *facts_of_turns(recipe)]
 
 
 def length_notice(
@@ -181,6 +181,7 @@ def _measure(
         seed=recipe.run.seed,
         weights=getattr(stage.sampling, "weights", "own"),
         tools=recipe.tools,
+        episodes=episodes_of(recipe, some),
     )
     return Lengths.of([rollout for group in groups for rollout in group], bound)
 

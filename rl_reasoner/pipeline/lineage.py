@@ -18,6 +18,7 @@ from rl_reasoner.dataset.sets import find_set
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.files import sha256_of
 from rl_reasoner.recipe.data import AnyData, FileData, MixData, StageData, data_sources
+from rl_reasoner.recipe.environment import EnvironmentSettings
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import RowStage, Stage
 from rl_reasoner.recipe.tools import ToolSettings
@@ -49,6 +50,8 @@ def facts_of(recipe: Recipe, stage: Stage, made: Mapping[str, str]) -> dict[str,
         facts["system"] = recipe.system
     if recipe.tools:
         facts["tools"] = facts_of_tools(recipe.tools)
+    if recipe.environment:
+        facts["environment"] = facts_of_environment(recipe.environment)
     if stage.kind == "grpo":
         facts["rewards"] = {
             n: spec.model_dump(mode="json", exclude_none=True) for n, spec in recipe.rewards.items()
@@ -118,6 +121,18 @@ def facts_of_tools(tools: ToolSettings) -> dict[str, Any]:
     """What decides what calls give: the settings, and the files of the user's tools."""
     code = {name: code for name in tools.use if (code := _code(name))}
     return {**tools.model_dump(mode="json"), **({"code": code} if code else {})}
+
+
+def facts_of_environment(environment: EnvironmentSettings) -> dict[str, Any]:
+    """What decides what an environment answers: the settings, and the user's file."""
+    code = _code(environment.use)
+    return {**environment.model_dump(mode="json"), **({"code": code} if code else {})}
+
+
+def facts_of_turns(recipe: Recipe) -> list[dict[str, Any]]:
+    """The facts of a recipe's tools, or of its environment; nothing without."""
+    facts = [facts_of_tools(recipe.tools)] if recipe.tools else []
+    return facts + ([facts_of_environment(recipe.environment)] if recipe.environment else [])
 
 
 def _code(reference: str) -> str | None:

@@ -21,6 +21,7 @@ from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.prepare import Prepared
 from rl_reasoner.policy.fp8.layers import describe_fp8, fp8_backend
 from rl_reasoner.policy.policy import Policy
+from rl_reasoner.recipe.environment import EnvironmentSettings
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import (
     DistillStage,
@@ -31,6 +32,7 @@ from rl_reasoner.recipe.stages import (
     TrainedStage,
 )
 from rl_reasoner.recipe.tools import ToolSettings
+from rl_reasoner.rollout.episodes.environment_turns import EnvironmentUse
 from rl_reasoner.rollout.long_prompts import declared_places, named_rows
 from rl_reasoner.rollout.sampler import long_rows, prompt_ids
 from rl_reasoner.rollout.tool_turns import ToolUse
@@ -81,6 +83,8 @@ def inspect(
         notices.append(_fp8(recipe, policy))
     if recipe.tools:
         notices.append(_tools(recipe, recipe.tools, policy))
+    if recipe.environment:
+        notices.append(_environment(recipe, recipe.environment, prepared, policy))
     for stage in recipe.stages:
         if isinstance(stage, RowStage):
             continue
@@ -205,6 +209,30 @@ def _tools(recipe: Recipe, settings: ToolSettings, policy: Policy) -> Notice:
             return Notice("tools", "failed", f"{name} does not answer: {answer.text}", fix)
     slow = any(answer.seconds > settings.timeout_s / 2 for answer in answers.values())
     return warn_if(slow, "tools", told, "a tool takes half of tools.timeout_s: raise it")
+
+
+def _environment(
+    recipe: Recipe, settings: EnvironmentSettings, prepared: Prepared, policy: Policy
+) -> Notice:
+    """Whether the environment answers a turn, twice the same, and in which time."""
+    try:
+        use = EnvironmentUse.of(settings, policy.tokenizer, recipe.template)
+    except UserError as error:
+        return Notice("environment", "failed", str(error))
+    rows = [row for some in prepared.rows.values() for row in some[:1]]
+    replies, seconds = use.tried(rows[0] if rows else {"problem": "", "answer": ""})
+    use.close()
+    first = replies[0]
+    if not first.usable:
+        fix = "play it yourself in Python first: reset(row), then step('')"
+        message = f"{settings.use}: a first turn failed: {first.why}"
+        return Notice("environment", "failed", message, fix)
+    told = f"{settings.use}: a turn takes {1000 * seconds:.3g} ms"
+    if replies[0] != replies[1]:
+        fix = "draw from row['seed'] alone, so that a run can be resumed exactly"
+        return Notice("environment", "warned", f"{told}; it answers one turn in two ways", fix)
+    slow = seconds > settings.timeout_s / 2
+    return warn_if(slow, "environment", told, "that is half of environment.timeout_s: raise it")
 
 
 def _fp8(recipe: Recipe, policy: Policy) -> Notice:

@@ -13,6 +13,8 @@ from transformers import TrainerState
 
 from rl_reasoner.dataset.rows import load_rows
 from rl_reasoner.dataset.templates import target_completion, with_system
+from rl_reasoner.environments.environment import EPISODE, PLAYED
+from rl_reasoner.environments.runner import EnvironmentRunner
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.evaluation.evaluate import check_judge, load_set
 from rl_reasoner.pipeline.control_rewards import with_forms
@@ -25,6 +27,7 @@ from rl_reasoner.recipe.load import Locate
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import Stage
 from rl_reasoner.report.dashboards import dashboards_of
+from rl_reasoner.rollout.episodes.opening import open_rows
 from rl_reasoner.scoring.batch import APPLIES, applies, score_batch
 from rl_reasoner.scoring.registry import load_reward
 from rl_reasoner.scoring.reward import Reward, name_of
@@ -69,13 +72,12 @@ def prepare(recipe: Recipe, placement: Placement, locate: Locate | None = None) 
     if not problems:
         with field("stages"):  # what the trainers' configs refuse
             step_prompts = check_configs(recipe, placement)
-    with field("evals", "reward"):
-        check_judge(recipe.evals.reward, recipe.evals.reward_options)
+    for path, check in _CHECKS.items():
+        with field(*path):
+            check(recipe)
     for name, spec in recipe.rewards.items():
         with field("rewards", name):
             rewards[name] = load_reward(name, spec.options, spec.source)
-    with field("tools"):
-        load_tools(recipe.tools.use if recipe.tools else ())
     for index, name in enumerate(recipe.evals.sets):
         with field("evals", "sets", index):
             load_set(name, 1)
@@ -126,9 +128,10 @@ def read_stage_rows(
 
     `rewards` are the recipe's, by name. Raises `UserError` for bad rows.
     """
-    rows = with_system(load_rows(data), recipe.system)
+    rows = open_rows(recipe.environment, load_rows(data), recipe.run.seed)
+    rows = with_system(rows, recipe.system)
     if stage.kind == "sft":
-        for row in rows:
+        for row in (row for row in rows if not row.get(PLAYED)):
             target_completion(row)
     if stage.kind == "grpo":
         rows = [_with_rewards(row, rewards) for row in rows]
@@ -147,6 +150,27 @@ def check_filled(stage: Stage, rows: int, step_prompts: Mapping[str, int]) -> No
             f"stage {stage.name}: {few} cannot fill a step of {needed} prompts, so nothing would "
             f"be trained: give at least {needed} rows, or a smaller group.prompts"
         )
+
+
+def _check_judge(recipe: Recipe) -> None:
+    check_judge(recipe.evals.reward, recipe.evals.reward_options)
+
+
+def _check_tools(recipe: Recipe) -> None:
+    load_tools(recipe.tools.use if recipe.tools else ())
+
+
+def _check_environment(recipe: Recipe) -> None:
+    """Raise `UserError` for an environment that is not there, or cannot be made so."""
+    if recipe.environment is not None:
+        EnvironmentRunner(recipe.environment.use, recipe.environment.options).close()
+
+
+_CHECKS: Mapping[tuple[str, ...], Callable[[Recipe], None]] = {
+    ("evals", "reward"): _check_judge,
+    ("tools",): _check_tools,
+    ("environment",): _check_environment,
+}
 
 
 def _with_rewards(row: Row, rewards: Mapping[str, Callable[..., Any]]) -> Row:
@@ -201,5 +225,7 @@ def _try_reward(function: Callable[..., Any], row: Row) -> None:
 def trl_columns(completions: int) -> dict[str, Any]:
     """What trl gives a reward function beside the columns of the data, outside of training."""
     columns: dict[str, Any] = {"completion_ids": [[0]] * completions}
+    columns[EPISODE] = [{"reward": 0.0, "turn_rewards": [0.0], "ended": "done", "reason": ""}]
+    columns[EPISODE] *= completions
     columns |= {"trainer_state": TrainerState()}
     return columns | dict.fromkeys(("log_extra", "log_metric"), lambda *logged: None)

@@ -104,6 +104,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             reward=recipe.evals.reward,
             reward_options=recipe.evals.reward_options,
             tools=recipe.tools,
+            environment=recipe.environment,
         )
         return result.sets[name]
 

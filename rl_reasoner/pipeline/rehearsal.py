@@ -15,6 +15,7 @@ import torch
 
 from rl_reasoner.dataset.code_rows import continuing
 from rl_reasoner.dataset.templates import prompt_of
+from rl_reasoner.environments.environment import EPISODE
 from rl_reasoner.evaluation.forecast import FlatGroups, flat_groups
 from rl_reasoner.pipeline.completion_lengths import (
     Lengths,
@@ -29,6 +30,7 @@ from rl_reasoner.policy.fp8.layers import in_fp8
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import GrpoStage, with_max_tokens
+from rl_reasoner.rollout.episodes.environment_turns import episodes_of
 from rl_reasoner.rollout.mismatch import diagnose, measure
 from rl_reasoner.rollout.sampler import eos_ids, prompt_ids, sample, without_long
 from rl_reasoner.rollout.tool_turns import ToolUse
@@ -178,6 +180,7 @@ def _sample_in_time(
             max_tokens=max_tokens,
             weights=stage.sampling.weights,
             tools=recipe.tools,
+            episodes=episodes_of(recipe, rows[: len(some)]),
         )
         return found, time.monotonic() - started
 
@@ -200,6 +203,7 @@ def _score(
     spread = [row for row in rows for _ in range(size)]
     columns: dict[str, Any] = {k: [r.get(k) for r in spread] for k in rows[0] if k != "completion"}
     columns |= trl_columns(len(sampled))
+    columns[EPISODE] = [rollout.episode for rollout in sampled]
     columns["prompts"] = [prompt for prompt in prompts for _ in range(size)]
     chat = not isinstance(prompts[0], str)
     texts = [[{"role": "assistant", "content": r.text}] if chat else r.text for r in sampled]

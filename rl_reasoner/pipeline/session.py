@@ -36,7 +36,7 @@ from rl_reasoner.pipeline.lineage import (
     data_in,
     differences,
     facts_of,
-    facts_of_tools,
+    facts_of_turns,
     hash_of,
     hash_of_source,
     reused_path,
@@ -296,7 +296,7 @@ class Session:
         made = self._made(ref.stage) if ref.stage else hash_of_source(str(ref.source), seed)
         facts = [made, asked, self.recipe.template, seed]
         facts += [self.recipe.system] if self.recipe.system else []
-        facts += [facts_of_tools(self.recipe.tools)] if self.recipe.tools else []
+        facts += facts_of_turns(self.recipe)
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     # --------------------------------------------------------------- lengths of completions

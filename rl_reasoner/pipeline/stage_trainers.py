@@ -17,6 +17,7 @@ from datasets import Dataset
 from rl_reasoner.dataset.code_rows import as_dataset, continuing
 from rl_reasoner.dataset.templates import prompt_of, target_completion
 from rl_reasoner.distributed import processes
+from rl_reasoner.environments.environment import PLAYED
 from rl_reasoner.files import append_rows
 from rl_reasoner.moe.balance import BiasUpdate
 from rl_reasoner.moe.experts import check_auxiliary_loss, check_experts, without_router_logits
@@ -25,7 +26,8 @@ from rl_reasoner.pipeline.trl_configs import config
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import DistillStage, GrpoStage, SftStage, TrainedStage
-from rl_reasoner.rollout.sampler import without_long
+from rl_reasoner.rollout.episodes.environment_turns import EnvironmentUse
+from rl_reasoner.rollout.sampler import prompt_ids, without_long
 from rl_reasoner.rollout.tool_turns import ToolUse, given_tokens
 from rl_reasoner.scoring.ledger import Ledger, scores_of
 from rl_reasoner.scoring.rule import rule_of
@@ -97,8 +99,7 @@ def _distill(job: Job, stage: DistillStage) -> DistillationTrainer:
 def _sft(job: Job, stage: SftStage) -> SFTTrainer:
     policy = job.policy
     form = ToolUse.format_of(job.recipe.tools, policy.tokenizer)
-    schemas = form.schemas if form else None
-    rows = [_supervised(row, job.recipe.template, policy, schemas) for row in job.rows]
+    rows = _supervised_rows(job, form.schemas if form else None)
     check_auxiliary_loss(policy.model, stage.router_aux)
     check_experts(policy.model)
     trainer = SFTTrainer(
@@ -128,6 +129,22 @@ def _own_labels(ids: list[int], labels: list[int], form: CallFormat, tokenizer: 
     return own
 
 
+def _supervised_rows(job: Job, schemas: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
+    """Rows as trl takes them; those with a played episode as token ids, as it was played."""
+    recipe, policy = job.recipe, job.policy
+    if recipe.environment is None or not any(row.get(PLAYED) for row in job.rows):
+        return [_supervised(row, recipe.template, policy, schemas) for row in job.rows]
+    use = EnvironmentUse.of(recipe.environment, policy.tokenizer, recipe.template)
+    rows = []
+    for row in job.rows:
+        prompt = prompt_ids(policy, prompt_of(row, recipe.template, policy.tokenizer))
+        ids, mask = use.written(row.get(PLAYED) or [(target_completion(row), "")])
+        labels = [token if own else _NO_LOSS for token, own in zip(ids, mask, strict=True)]
+        rows.append({"input_ids": prompt + ids, "labels": [_NO_LOSS] * len(prompt) + labels})
+    use.close()
+    return rows
+
+
 def _supervised(
     row: Row, template: str, policy: Policy, schemas: list[dict[str, Any]] | None
 ) -> dict[str, Any]:
@@ -144,7 +161,7 @@ def _grpo(job: Job, stage: GrpoStage) -> GRPOTrainer:
     recipe, policy = job.recipe, job.policy
     rows = [
         {
-            **{key: value for key, value in row.items() if key != "completion"},
+            **{key: value for key, value in row.items() if key not in ("completion", PLAYED)},
             "prompt": prompt_of(row, recipe.template, policy.tokenizer),
         }
         for row in job.rows
@@ -171,6 +188,9 @@ def _grpo(job: Job, stage: GrpoStage) -> GRPOTrainer:
     if recipe.tools:
         told = trainer.chat_template_kwargs
         trainer.tool_use = ToolUse.of(recipe.tools, policy.tokenizer, told)
+    if recipe.environment:
+        environment = EnvironmentUse.of(recipe.environment, policy.tokenizer, recipe.template)
+        trainer.environment_use = environment
     trainer.reward_rules = [
         rule_of(function, spec.optional, spec.on_abstain)
         for function, spec in zip(job.rewards.values(), recipe.rewards.values(), strict=True)

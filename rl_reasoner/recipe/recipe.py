@@ -29,6 +29,7 @@ from rl_reasoner.recipe.data import (
     checked_template,
     data_sources,
 )
+from rl_reasoner.recipe.environment import EnvironmentSettings
 from rl_reasoner.recipe.old_names import current_fields
 from rl_reasoner.recipe.stages import (
     AUTO_MOST,
@@ -284,6 +285,12 @@ class Recipe(Part):
         description="what the policy may call in the middle of a completion: a list of names, or "
         "{use, format, calls, timeout_s, memory_mb, output_chars}",
     )
+    environment: EnvironmentSettings | None = Field(
+        default=None,
+        description="what answers the policy, turn by turn: a name, or {use, options, turns, "
+        "seconds, timeout_s, memory_mb, output_chars, processes}; the reward `environment` is "
+        "what it pays",
+    )
     stages: tuple[Stage, ...] = Field(description="the stages, in order")
     controls: Annotated[
         tuple[ControlName, ...],
@@ -324,16 +331,19 @@ class Recipe(Part):
                 )
             if stage.kind == "grpo" and not self.rewards:
                 raise ValueError(f"stage {stage.name!r} is a grpo stage: the recipe needs rewards")
-            if self.tools and stage.kind == "distill":
-                raise ValueError(f"stage {stage.name!r}: distill stages run no tools yet")
-            if self.tools and stage.kind == "grpo" and stage.vllm:
-                raise ValueError(
-                    f"stage {stage.name!r}: tools are for policies that our engine samples: leave "
-                    "vllm out"
-                )
+            self._check_turns(stage)
             self._check_references(index)
-        if self.tools and self.run.overlap != "off":
-            raise ValueError("run.overlap: completions with tools are not sampled ahead yet")
+        if self.turns_by and self.run.overlap != "off":
+            raise ValueError(
+                f"run.overlap: completions with {self.turns_by} are not sampled ahead yet"
+            )
+        if self.tools and self.environment:
+            raise ValueError("environment: tools and an environment in one run are not there yet")
+        if "environment" in self.rewards and not self.environment:
+            raise ValueError(
+                "rewards.environment is what an environment pays: say which, in the field "
+                "environment"
+            )
         if self.evals.max_tokens == "auto" and all(stage.kind != "grpo" for stage in self.stages):
             raise ValueError(
                 "evals.max_tokens auto takes that of the first grpo stage, and there is none: give "
@@ -344,6 +354,25 @@ class Recipe(Part):
         if self.controls:
             self._check_controls()
         return self
+
+    @property
+    def turns_by(self) -> str:
+        """What gives completions several turns, in a word or two; empty where nothing does."""
+        return "tools" if self.tools else "an environment" if self.environment else ""
+
+    def _check_turns(self, stage: Stage) -> None:
+        """Raise ValueError for a stage that cannot have tools, or an environment."""
+        by = self.turns_by
+        if not by:
+            return
+        if stage.kind == "distill" or (self.environment and stage.kind in ("sample", "filter")):
+            what = by if self.tools else "environments"
+            raise ValueError(f"stage {stage.name!r}: {stage.kind} stages run no {what} yet")
+        if stage.kind == "grpo" and stage.vllm:
+            raise ValueError(
+                f"stage {stage.name!r}: {by} {'are' if self.tools else 'is'} for policies that "
+                "our engine samples: leave vllm out"
+            )
 
     def _check_controls(self) -> None:
         """Raise ValueError where control arms have nothing to train, or nothing to show."""

@@ -12,7 +12,8 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -28,10 +29,16 @@ from rl_reasoner.rollout.agreement import engine_runs, in_mode
 from rl_reasoner.rollout.cache import SampleCache, SampleJob, Take, sample_through
 from rl_reasoner.rollout.completions import OnToken, SampledCompletion
 from rl_reasoner.rollout.drawing import draw, uniforms
+from rl_reasoner.rollout.episodes.environment_turns import (
+    EnvironmentUse,
+    EpisodeRecord,
+    Episodes,
+    EpisodeTurns,
+)
 from rl_reasoner.rollout.long_prompts import declared_places, named_rows, places_of, too_long
 from rl_reasoner.rollout.sampling_params import SamplingParams
 from rl_reasoner.rollout.sampling_weights import sampling_dtype
-from rl_reasoner.rollout.tool_turns import ToolUse
+from rl_reasoner.rollout.tool_turns import ToolTurns, ToolUse
 from rl_reasoner.types import Prompt, Rollout, Row
 
 __all__ = ["Force", "eos_ids", "prompt_ids", "sample", "weights_hash"]
@@ -108,6 +115,7 @@ def sample(
     cache: SampleCache | None = None,
     on_token: OnToken | None = None,
     tools: ToolSettings | None = None,
+    episodes: Episodes | None = None,
 ) -> list[list[Rollout]]:
     """Sample `samples` completions for each prompt; greedy (all the same one) at temperature 0.
 
@@ -117,13 +125,15 @@ def sample(
     is called with the number of completions done since the last call. What `cache` holds is not
     drawn again, what is drawn is kept in it as it gets done. `on_token` is called with (number of
     the completion in this call, token id) as each token is drawn. `tools` may be called in the
-    middle of a completion; then the engine has to run the policy. Raises `UserError`.
+    middle of a completion, `episodes` say which environment answers it; then the engine has to run
+    the policy. Raises `UserError`.
     """
+    played = _Episodes.of(episodes, policy) if episodes else None
     use = ToolUse.of(tools, policy.tokenizer) if tools else None
     schemas = use.schemas if use else None
     ids = [prompt_ids(policy, prompt, _PREFIXES[force], schemas) for prompt in prompts]
     _check_places(policy, prompts, ids, max_tokens)
-    drawer = _Drawer(policy, temperature, max_tokens, seed, force, weights, use)
+    drawer = _Drawer(policy, temperature, max_tokens, seed, force, weights, use, played)
 
     def draw(jobs: Sequence[SampleJob], take: Take) -> None:
         drawer.draw(sorted(jobs, key=lambda job: len(ids[job[0]])), ids, take, on_token)
@@ -134,7 +144,7 @@ def sample(
             len(ids),
             samples,
             not temperature,
-            lambda cache, job: drawer.key(cache, ids[job[0]], job[1]),
+            lambda cache, job: drawer.key(cache, ids[job[0]], job),
             draw,
             progress,
         )
@@ -189,6 +199,19 @@ def without_long(
     return [row for index, row in enumerate(rows) if index not in left]
 
 
+@dataclass(frozen=True)
+class _Episodes:
+    """The environment that answers, and the row of each prompt."""
+
+    use: EnvironmentUse
+    rows: Sequence[Row]
+
+    @classmethod
+    def of(cls, episodes: Episodes, policy: Policy) -> "_Episodes":
+        use = EnvironmentUse.of(episodes.settings, policy.tokenizer, episodes.template)
+        return cls(use, episodes.rows)
+
+
 class _Drawer:
     """Draws completions of one policy with one set of sampling parameters."""
 
@@ -201,8 +224,9 @@ class _Drawer:
         force: Force | None,
         weights: str,
         use: ToolUse | None,
+        played: _Episodes | None,
     ) -> None:
-        self.policy, self.use = policy, use
+        self.policy, self.use, self.played = policy, use, played
         self.model: Any = policy.model
         if hasattr(self.model, "get_base_model"):  # an adapter lies in the layers of its base
             self.model = self.model.get_base_model()
@@ -217,10 +241,11 @@ class _Drawer:
             weights=sampling_dtype(self.model, weights, "weights"),
         )
         self.by_engine = engine_runs(self.model)
-        if use and not self.by_engine:
-            raise UserError(f"tools are for policies that our engine samples: not {policy.source}")
+        if (use or played) and not self.by_engine:
+            what = "tools are" if use else "an environment is"
+            raise UserError(f"{what} for policies that our engine samples: not {policy.source}")
 
-    def key(self, cache: SampleCache, ids: Sequence[int], number: int) -> str:
+    def key(self, cache: SampleCache, ids: Sequence[int], job: SampleJob) -> str:
         """The key of a completion in the cache. Greedy ones have no seed."""
         settings = {
             "temperature": self.sampling.temperature,
@@ -234,7 +259,11 @@ class _Drawer:
             settings["weights"] = str(self.sampling.weights)
         if self.use is not None:
             settings["tools"] = self.use.identity()
-        return cache.key([*ids], settings, self.seed if self.sampling.temperature else None, number)
+        if self.played is not None:
+            settings["environment"] = self.played.use.identity()
+            settings["row"] = json.dumps(self.played.rows[job[0]], sort_keys=True, default=str)
+        seed = self.seed if self.sampling.temperature else None
+        return cache.key([*ids], settings, seed, job[1])
 
     def draw(
         self,
@@ -250,11 +279,16 @@ class _Drawer:
         if self.by_engine:
 
             def finished(rows: list[tuple[int, list[int]]]) -> None:
-                kept.add({jobs[row]: self._rollout(jobs[row], tokens) for row, tokens in rows})
+                done = {}
+                for row, tokens in rows:
+                    found = self._rollout(jobs[row], tokens)
+                    if isinstance(turns, EpisodeTurns):
+                        found = _with_episode(found, turns.record(row, tokens))
+                    done[jobs[row]] = found
+                kept.add(done)
 
             prompts, keys = [ids[index] for index, _ in jobs], self._keys(jobs, ids)
-            calling = self.use.turns(len(jobs)) if self.use else nullcontext()
-            with calling as turns:
+            with self._turns(jobs) as turns:
                 engine.generate(
                     self.model,
                     prompts,
@@ -277,6 +311,15 @@ class _Drawer:
                 done = zip(batch, drawn, strict=True)
                 kept.add({job: self._rollout(job, one.ids) for job, one in done})
         kept.write()
+
+    def _turns(
+        self, jobs: Sequence[SampleJob]
+    ) -> AbstractContextManager[ToolTurns | EpisodeTurns | None]:
+        """What answers the completions of `jobs` in their turns."""
+        if self.played is not None:
+            rows = [self.played.rows[index] for index, _ in jobs]
+            return self.played.use.episodes(rows, self.sampling.ends)
+        return self.use.turns(len(jobs)) if self.use else nullcontext()
 
     def _keys(self, jobs: Sequence[SampleJob], ids: Sequence[list[int]]) -> list[tuple[int, ...]]:
         return [(self.seed, number, *_numbers(ids[index])) for index, number in jobs]
@@ -301,6 +344,12 @@ class _Drawer:
         full = self.use is not None or len(ids) == self.sampling.max_tokens
         truncated = full and ids[-1] not in self.sampling.ends
         return Rollout(self.prefix + text, len(ids), truncated)
+
+
+def _with_episode(rollout: Rollout, record: EpisodeRecord) -> Rollout:
+    """A completion with what an environment gave it; cut off is what is not done."""
+    cut = record.ended not in ("done", "failed")
+    return replace(rollout, truncated=cut, episode=record.told())
 
 
 class _Kept:

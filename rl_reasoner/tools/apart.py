@@ -5,6 +5,7 @@ once, then calls one at a time, each answered by how it ended and the text for t
 may raise, hang, exit, fork and return anything. A keeper stands between the two processes: it has
 no code of the tool, and when the tool's process ends, is late, or loses its host, the keeper ends
 all that it started, in other sessions and groups too (on Linux; elsewhere those of its group).
+Environments (rl_reasoner.environments.apart) are kept in the same way.
 """
 
 import json
@@ -14,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -52,7 +53,7 @@ def pack_tool(tool: Tool) -> dict[str, Any]:
     return packed
 
 
-class _Kept(Worker):
+class KeptWorker(Worker):
     """A worker with a keeper, which is asked to end all before it is killed itself."""
 
     def kill(self) -> None:
@@ -70,7 +71,7 @@ class ToolProcess:
         """Start it. Raises `WorkerDied`, `WorkerLate`, and ImportError where loading it fails."""
         self._limits = limits
         self._whole = True
-        self._worker = _Kept("rl_reasoner.tools.apart", str(limits.memory_mb), shown=True)
+        self._worker = KeptWorker("rl_reasoner.tools.apart", str(limits.memory_mb), shown=True)
         deadline = time.monotonic() + _LOAD_S
         self._worker.send({"tool": packed}, deadline)
         reply = self._worker.receive(deadline, _MOST_LOADED)
@@ -112,7 +113,12 @@ class ToolProcess:
 
 
 def main() -> None:
-    """Start the keeper's child, which has the tool, and keep it; or, on the child's side, serve."""
+    """Serve calls of a tool."""
+    run_kept(_serve)
+
+
+def run_kept(serve: Callable[[], None]) -> NoReturn:
+    """Start the keeper's child, which is to `serve`, and keep it; on the child's side, serve."""
     parent = os.getppid()
     signals = {signal.SIGTERM, signal.SIGCHLD, signal.SIGALRM}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
@@ -125,7 +131,7 @@ def main() -> None:
     with suppress(OSError):
         linux.die_with_parent(signal.SIGKILL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-    _serve()
+    serve()
     os._exit(0)
 
 
@@ -188,8 +194,12 @@ def _children() -> list[int]:
     return [int(number) for number in text.split()]
 
 
-def _serve() -> None:
-    """Have a tool, and answer calls of it until the input ends."""
+def requests(answer: Callable[[dict[str, Any]], Any]) -> None:
+    """Reply to each request by what `answer` makes of it, until the input ends.
+
+    What answers has no more memory than the process was told, nothing to read, and prints on
+    standard error.
+    """
     cap = int(sys.argv[1]) << 20
     with suppress(ValueError, OSError):  # macOS has no such limit
         resource.setrlimit(resource.RLIMIT_DATA, (cap, cap))
@@ -199,21 +209,29 @@ def _serve() -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.modules["__main__"] = ModuleType("__main__")  # a copied function's own is elsewhere
     own = os.getpid()
-    tool: Any = None
     for line in lines:
-        request = json.loads(line)
-        if "tool" in request:
-            try:
-                loaded = unpack_reward(request["tool"])
-                tool = loaded if isinstance(loaded, Tool) else Tool(loaded)
-                reply: Any = "loaded"
-            except BaseException as error:  # a module may raise anything, SystemExit too
-                reply = f"{type(error).__name__}: {error}"[:500]
-        else:
-            reply = _called(tool, request["arguments"], request["most"])
-        if os.getpid() != own:  # the tool forked, and this is the copy
+        reply = answer(json.loads(line))
+        if os.getpid() != own:  # what answered forked, and this is the copy
             os._exit(0)
         _put(out, reply)
+
+
+def _serve() -> None:
+    """Have a tool, and answer calls of it until the input ends."""
+    tool: Any = None
+
+    def answer(request: dict[str, Any]) -> Any:
+        nonlocal tool
+        if "tool" not in request:
+            return _called(tool, request["arguments"], request["most"])
+        try:
+            loaded = unpack_reward(request["tool"])
+            tool = loaded if isinstance(loaded, Tool) else Tool(loaded)
+        except BaseException as error:  # a module may raise anything, SystemExit too
+            return f"{type(error).__name__}: {error}"[:500]
+        return "loaded"
+
+    requests(answer)
 
 
 def _called(tool: Tool, arguments: dict[str, Any], most: int) -> tuple[ToolOutcome, str, bool]:

@@ -7,7 +7,7 @@ for vLLM's (`correct_sampling`). What the engine does not do is left to trl, sai
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -22,9 +22,11 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.kernels.causal_lm import base_of
 from rl_reasoner.rollout.agreement import in_mode
 from rl_reasoner.rollout.engine import generate, generates_as_transformers
+from rl_reasoner.rollout.episodes.environment_turns import EpisodeRecord, EpisodeTurns
 from rl_reasoner.rollout.sampling_order import SamplingOrder
 from rl_reasoner.rollout.sampling_params import SamplingParams, unhandled
 from rl_reasoner.rollout.sampling_weights import sampling_dtype
+from rl_reasoner.rollout.tool_turns import ToolTurns
 from rl_reasoner.training.micro_batches import moves
 from rl_reasoner.training.objective import trained_tokens
 from rl_reasoner.training.packed_forward import is_on, sampled_elsewhere
@@ -136,9 +138,8 @@ class EngineSampling:
         overlapped = trainer.reward_pass.begin_overlapped(batch)
         base = base_of(trainer.model)
         checkpointing = trainer.args.gradient_checkpointing_kwargs
-        tools = trainer.tool_use
         with (
-            nullcontext() if tools is None else tools.turns(len(prompt_ids)) as turns,
+            self._turns(batch, len(prompt_ids), how) as turns,
             trainer.accelerator.autocast(),
             disable_gradient_checkpointing(trainer.model, checkpointing),
             trainer.router_replay.engine_samples() as routes,
@@ -157,9 +158,30 @@ class EngineSampling:
         batch.policy_logps = [c.policy_logps for c in completions]
         if turns is not None:
             batch.tool_masks = [completion.tool_mask for completion in completions]
-            batch.turns = turns.events_in([completion.ids for completion in completions])
             batch.ended = [completion.ended for completion in completions]
+            self._keep_turns(batch, turns, [completion.ids for completion in completions])
         return [c.ids for c in completions], [c.logps for c in completions]
+
+    def _turns(
+        self, batch: RolloutBatch, count: int, how: SamplingParams
+    ) -> AbstractContextManager[ToolTurns | EpisodeTurns | None]:
+        """What answers the rows of a batch in the middle of their completions."""
+        tools, environment = self.trainer.tool_use, self.trainer.environment_use
+        if environment is not None:
+            return environment.episodes(batch.rows, how.ends)  # type: ignore[no-any-return]
+        return nullcontext() if tools is None else tools.turns(count)
+
+    @staticmethod
+    def _keep_turns(
+        batch: RolloutBatch, turns: ToolTurns | EpisodeTurns, ids: list[list[int]]
+    ) -> None:
+        """What rows were given, for their rewards and whoever looks at them."""
+        if isinstance(turns, EpisodeTurns):
+            batch.episodes = [turns.record(row, own) for row, own in enumerate(ids)]
+            batch.turns = [record.turns for record in batch.episodes]
+            batch.ended = [record.ended for record in batch.episodes]
+        else:
+            batch.turns = turns.events_in(ids)
 
     def order(
         self,
@@ -234,21 +256,25 @@ class EngineSampling:
 
     @contextmanager
     def several_turns(self) -> Iterator[None]:
-        """Inside, a trainer with `tool_use` hands trl completions in which tools gave tokens.
+        """Inside, a trainer with `tool_use` or `environment_use` hands trl completions in which
+        tools or an environment gave tokens.
 
         By trl's own way for these, a `rollout_func` with a mask. Raises `UserError` where the
         engine does not sample.
         """
         trainer = self.trainer
-        if trainer.tool_use is None:
+        if (trainer.tool_use, trainer.environment_use) == (None, None):
             yield
             return
+        if trainer.tool_use is not None and trainer.environment_use is not None:
+            raise UserError("tool_use and environment_use: one of them answers, not both yet")
+        what = "tools are" if trainer.tool_use is not None else "an environment is"
         why = 'overlap="one_step"' if trainer.sampling_ahead.on else self.obstacle()
         if not why and not self.on:
             why = "fast_rollouts=False"
         if why or self.sampling() is None:
             why = why or "a model with its own `generate`"
-            raise UserError(f"tools are for policies that our engine samples: not with {why}")
+            raise UserError(f"{what} for policies that our engine samples: not with {why}")
         with put_on(trainer, "rollout_func", self._completed):
             yield
         self._log_turns()
@@ -261,7 +287,10 @@ class EngineSampling:
         return {"prompt_ids": prompt_ids, **sampled}
 
     def _log_turns(self) -> None:
-        """trl's figures of tools, over the rows of all processes."""
+        """trl's figures of tools, or an environment's, over the rows of all processes."""
+        if (episodes := self.trainer.rollout_batch.episodes) is not None:
+            self._log_episodes(episodes)
+            return
         own = self.trainer.rollout_batch.turns or []
         rows = gather_object([[event.kind for event in row] for row in own])
         kinds = [kind for row in rows for kind in row]
@@ -270,6 +299,15 @@ class EngineSampling:
         metrics["tools/call_frequency"].append(len(kinds) / max(len(rows), 1))
         metrics["tools/failure_frequency"].append(failed / max(len(kinds), 1))
         metrics["tools/completions_with_calls"].append(sum(map(bool, rows)) / max(len(rows), 1))
+
+    def _log_episodes(self, own: list[EpisodeRecord]) -> None:
+        """Turns of a completion, the shares that are done, and that the environment failed on."""
+        found = gather_object([(len(record.turns), record.ended) for record in own])
+        metrics, count = self.trainer.internals.metrics, max(len(found), 1)
+        metrics["environment/turns"].append(sum(turns for turns, _ in found) / count)
+        for name, ended in (("done", "done"), ("failures", "failed")):
+            share = sum(how == ended for _, how in found) / count
+            metrics[f"environment/{name}"].append(share)
 
     def keep_policy_logps(self, batch: RolloutBatch, output: dict[str, Any]) -> None:
         """Have trl compare with the policy that sampled, not with what was cut off of it to sample.

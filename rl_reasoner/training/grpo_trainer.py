@@ -32,6 +32,7 @@ from rl_reasoner.distributed.sharding import Sharding
 from rl_reasoner.errors import OldName, UserError
 from rl_reasoner.kernels.causal_lm import base_of
 from rl_reasoner.moe.experts import check_auxiliary_loss
+from rl_reasoner.rollout.episodes.environment_turns import EnvironmentUse
 from rl_reasoner.rollout.long_prompts import fit_prompts
 from rl_reasoner.rollout.sampling_params import SamplingParams
 from rl_reasoner.rollout.tool_turns import ToolUse
@@ -81,6 +82,9 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
     tool_use: ToolUse | None = None
     """What the policy may call in the middle of a completion, in the engine. Set before training;
     for trl's `tools=` trl's own loop is used."""
+    environment_use: EnvironmentUse | None = None
+    """What answers the policy's turns, in the engine; its rewards see the column `episode`. Set
+    before training; for trl's `environment_factory=` trl's own loop is used."""
     use_row_settings: bool = False
     reward_rules: Sequence[Rule] | None = None
     """What faults and abstentions of each reward do; None: as the rewards themselves say."""

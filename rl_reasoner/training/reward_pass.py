@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from trl.data_utils import is_conversational
 from trl.trainer.utils import nanstd
 
+from rl_reasoner.environments.environment import EPISODE
 from rl_reasoner.errors import UserError
 from rl_reasoner.foreign import printable
 from rl_reasoner.scoring.batch import APPLIES, applies, own_rows, score_batch, score_own_rows
@@ -109,7 +110,7 @@ class RewardPass:
         for fn, name in zip(trainer.reward_funcs, trainer.reward_func_names, strict=True):
             mistake = ""
             if isinstance(fn, Reward):
-                lacking = [c for c in fn.columns if known and c not in {*handed, "prompt"}]
+                lacking = [c for c in fn.columns if known and c not in {*handed, EPISODE, "prompt"}]
                 mistake = needs_column(name, lacking[0], columns) if lacking else ""
                 mistake = mistake or split_groups(fn, rows_here, trainer.num_generations)
             elif not isinstance(fn, nn.Module):
@@ -148,6 +149,7 @@ class RewardPass:
             **self._columns(inputs, prompts, ids),
             **self._seeds(batch, len(inputs)),
             **trainer.internals.for_rewards(),
+            **({EPISODE: [e.told() for e in batch.episodes]} if batch.episodes else {}),
         }
         outcomes = self._of_models(plain, inputs)
         overlapped, batch.overlapped = batch.overlapped, None
@@ -190,7 +192,8 @@ class RewardPass:
         ours = {
             i: f
             for i, f in enumerate(trainer.reward_funcs)
-            if isinstance(f, Reward) and not f.group  # a group waits for its last row
+            # a group waits for its last row, an episode for its end
+            if isinstance(f, Reward) and not f.group and EPISODE not in f.columns
         }
         if not ours or not is_on(trainer, "overlap_rewards"):
             return None

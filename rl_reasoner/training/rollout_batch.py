@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rl_reasoner.moe.routing import Routes, join_routes
+from rl_reasoner.rollout.episodes.environment_turns import EnvironmentTurn, EpisodeRecord
 from rl_reasoner.rollout.tool_turns import ToolEvent
 from rl_reasoner.training.overlapped_rewards import OverlappedRewards
 from rl_reasoner.types import Outcome
@@ -26,8 +27,9 @@ class RolloutRow:
     logps: list[float] | None
     policy_logps: list[float] | None
     tool_mask: list[int] | None
-    turns: list[ToolEvent] | None
+    turns: Sequence[ToolEvent | EnvironmentTurn] | None
     ended: str | None
+    episode: EpisodeRecord | None
     routes: Routes | None
     outcomes: list[Outcome]
     logged: dict[str, Any]
@@ -42,7 +44,8 @@ class RolloutBatch:
     under the distribution that it was drawn from; `policy_logps`: under the policy itself, nothing
     cut off. `tool_masks`: 1 for tokens that the policy sampled, 0 for those that tools gave, and
     `turns` what was called, `ended` why each completion did (`SampledCompletion`); None without
-    tools. `routes`: the experts chosen. `outcomes` by
+    tools. `episodes`: what an environment gave, `turns` are its turns then. `routes`: the experts
+    chosen. `outcomes` by
     reward; `rewards` (rows of all processes, reward functions). `logged`: what rewards logged about
     the rows, by column.
     """
@@ -55,8 +58,9 @@ class RolloutBatch:
     logps: list[list[float]] | None = None
     policy_logps: list[list[float]] | None = None
     tool_masks: list[list[int]] | None = None
-    turns: list[list[ToolEvent]] | None = None
+    turns: Sequence[Sequence[ToolEvent | EnvironmentTurn]] | None = None
     ended: list[str] | None = None
+    episodes: list[EpisodeRecord] | None = None
     routes: Routes | None = None
     outcomes: list[list[Outcome]] = field(default_factory=list)
     rewards: Tensor = field(default_factory=partial(torch.empty, 0))
@@ -74,6 +78,7 @@ class RolloutBatch:
                 self.tool_masks[i] if self.tool_masks is not None else None,
                 self.turns[i] if self.turns is not None else None,
                 self.ended[i] if self.ended is not None else None,
+                self.episodes[i] if self.episodes is not None else None,
                 self.routes.rows([i]) if self.routes is not None else None,
                 [outcomes[i] for outcomes in self.outcomes],
                 {name: values[i] for name, values in self.logged.items()},
@@ -98,6 +103,7 @@ class RolloutBatch:
             tool_masks=[row.tool_mask for row in rows if row.tool_mask is not None] or None,
             turns=[row.turns for row in rows if row.turns is not None] or None,
             ended=[row.ended for row in rows if row.ended is not None] or None,
+            episodes=[row.episode for row in rows if row.episode is not None] or None,
             routes=join_routes(routes) if routes else None,
             outcomes=[list(outcomes) for outcomes in zip(*(r.outcomes for r in rows), strict=True)],
             rewards=rewards,

@@ -22,6 +22,8 @@ def rollout_rows(trainer: Any, batch: RolloutBatch, output: dict[str, Any]) -> l
         ids = batch.ids[i]
         scores = [scores[i] for scores in batch.outcomes]
         values = [usable(s) if v == v else v for s, v in zip(scores, table[i], strict=True)]
+        record = batch.episodes[i] if batch.episodes else None
+        cut = not ids or ids[-1] not in trainer.eos_token_ids
         known = [w * v for w, v in zip(weights, values, strict=True) if v == v]
         rows.append(
             {
@@ -34,7 +36,7 @@ def rollout_rows(trainer: Any, batch: RolloutBatch, output: dict[str, Any]) -> l
                 "scores": {n: outcome_json(score) for n, score in zip(names, scores, strict=True)},
                 "seconds": {n: score.seconds for n, score in zip(names, scores, strict=True)},
                 "advantage": advantages[i],
-                "truncated": not ids or ids[-1] not in trainer.eos_token_ids,
+                "truncated": record.ended not in ("done", "failed") if record else cut,
                 **(_called(trainer, batch, i) if batch.turns else {}),
                 **({} if known else {"left_out_by": trainer.reward_pass.took_out(scores)}),
             }
@@ -43,7 +45,8 @@ def rollout_rows(trainer: Any, batch: RolloutBatch, output: dict[str, Any]) -> l
 
 
 def _called(trainer: Any, batch: RolloutBatch, i: int) -> dict[str, Any]:
-    """The calls of a completion: `turns`, each with where in the text its result is; seconds."""
+    """The calls of a completion, or its environment's turns: `turns`, each with where in the text
+    its result is; seconds."""
     assert batch.turns is not None
     tokenizer, ids, events = trainer.internals.tokenizer, batch.ids[i], batch.turns[i]
 

@@ -23,6 +23,7 @@ COUNTS_OF = {
     "modular": {"train": 200, "validation": 400, "test": 1000, "ood": 500},
     "product": {"validation": 100, "test": 500},
     "tens": {"validation": 100, "test": 500},
+    "guess": {"validation": 25, "test": 75},
     "functions": {"validation": 200, "test": 400},
     "instructions": {"train": 200, "validation": 200, "test": 400, "ood": 200},
     "instructions_tiny": {"train": 200, "validation": 400, "test": 1000, "ood": 300},
@@ -99,8 +100,10 @@ def test_task_sets_are_distinct_well_formed_and_apart(task: str) -> None:
             "functions": {"completion", "tests"},
             "instructions": {"instructions", "language"},
             "instructions_tiny": {"completion", "instructions", "language"},
+            "guess": {"start"},
         }
         fields = {"id", "problem", "answer", "task", "level"} | extra.get(task, {"chain"})
+        fields -= {"answer"} if task == "guess" else set()
         fields |= {"chain"} if task == "countdown" else set()
         for row in rows:
             assert set(row) == fields
@@ -110,7 +113,8 @@ def test_task_sets_are_distinct_well_formed_and_apart(task: str) -> None:
             assert all(isinstance(text, str) and text for text in texts)
         assert len(rows) == count
         total += count
-        seen |= {row["problem"] for row in rows} | {row["id"] for row in rows}
+        problems = {f"{row['problem']}{row.get('start', '')}" for row in rows}
+        seen |= problems | {row["id"] for row in rows}
     assert len(seen) == 2 * total  # no problem and no id twice, in all splits together
 
 

@@ -35,6 +35,9 @@ SMALL = {
     "tool_tiny": [
         *("--calls.steps", "2", "--calls.batch", "8", "--habit.steps", "2", "--habit.batch", "8"),
     ],
+    "game_tiny": [
+        *("--form.steps", "2", "--form.data.count", "50", "--form.batch", "8"),
+    ],
     "code_tiny": [
         *("--careless.steps", "2", "--careless.data.count", "50", "--careless.batch", "8"),
     ],

@@ -16,8 +16,11 @@ Pick = Callable[[int], int]  # pick(n) is a number in range(n)
 class Problem:
     """One problem: its text, a chain of thought that solves it ("" for none), and the answer.
 
+    A start of a game has no answer either, but a column `start`.
+
     `level` is the task's measure of difficulty. `key` writes operands and operators in canonical
-    form: problems that differ only by `3+4` against `4+3` share it, and so share a split.
+    form: problems that differ only by `3+4` against `4+3` share it, and so share a split. So do
+    problems of one `family`, where there are any.
     `columns` is what the task's rows have besides, such as what a reward needs.
     """
 
@@ -28,11 +31,13 @@ class Problem:
     level: int
     key: str
     columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    family: str = ""
 
     def row(self) -> dict[str, Any]:
         """The problem as a row of a data set (JSON values only)."""
+        own = self.key if self.family else self.problem
         row = {
-            "id": f"{self.task}-{sha256_int(self.problem) % 16**10:010x}",
+            "id": f"{self.task}-{sha256_int(own) % 16**10:010x}",
             "problem": self.problem,
             "answer": self.answer,
             "chain": self.chain,
@@ -40,11 +45,11 @@ class Problem:
             "level": self.level,
             **self.columns,
         }
-        return row if self.chain else {k: v for k, v in row.items() if k != "chain"}
+        return {k: v for k, v in row.items() if v != "" or k not in ("chain", "answer")}
 
 
 # A careless writer: (problem, how careless from 0 to 1, choices) -> the columns it changes.
-Careless = Callable[[Problem, float, random.Random], dict[str, str]]
+Careless = Callable[[Problem, float, random.Random], dict[str, Any]]
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,16 @@ choices come from SHA-256, not from `random`. Knows nothing of models, prompts o
 import itertools
 import random
 from collections.abc import Iterator, Mapping, Set
+from typing import Any
 
 from rl_reasoner.dataset.tasks.base import Problem, Task, picker, sha256_int
 from rl_reasoner.dataset.tasks.code import FUNCTION_TASK
 from rl_reasoner.dataset.tasks.instructions import INSTRUCTION_TASK
 from rl_reasoner.dataset.tasks.instructions_tiny import TINY_INSTRUCTION_TASK
-from rl_reasoner.dataset.tasks.maths import MATHS_TASKS
+from rl_reasoner.dataset.tasks.maths import GUESS_TASK, MATHS_TASKS
 from rl_reasoner.errors import UserError, unknown
 
-_TASKS = (*MATHS_TASKS, FUNCTION_TASK, TINY_INSTRUCTION_TASK, INSTRUCTION_TASK)
+_TASKS = (*MATHS_TASKS, FUNCTION_TASK, TINY_INSTRUCTION_TASK, INSTRUCTION_TASK, GUESS_TASK)
 TASKS: Mapping[str, Task] = {task.name: task for task in _TASKS}
 SPLITS = ("train", "validation", "test", "ood")
 _SHARES = {"train": 70, "validation": 80}  # percent of the keys, cumulated; the rest is test
@@ -88,7 +89,7 @@ def _levels(task: Task, split: str, levels: range | None) -> range:
 def _belongs(problem: Problem, split: str) -> bool:
     if split == "ood":  # by its levels
         return True
-    percent = sha256_int(f"split|{problem.task}|{problem.key}") % 100
+    percent = sha256_int(f"split|{problem.task}|{problem.family or problem.key}") % 100
     return split == next((name for name, end in _SHARES.items() if percent < end), "test")
 
 
@@ -131,12 +132,12 @@ def _every(task: Task, level: int) -> Iterator[Problem]:
         wheels[-1] = (wheels[-1][0] + 1, wheels[-1][1])
 
 
-def careless(problem: Problem, share: float, rng: random.Random) -> dict[str, str]:
+def careless(problem: Problem, share: float, rng: random.Random) -> dict[str, Any]:
     """The columns of the problem's row that a careless writer changes, as the task has it.
 
     `share` (0 to 1) is how careless: the share of wrong steps in `modular`, of wrong programs in
-    `functions`, of responses that forget an instruction in `instructions_tiny`. Raises `UserError`
-    for a task that has no such writer.
+    `functions`, of responses that forget an instruction in `instructions_tiny`, of random guesses
+    in `guess`. Raises `UserError` for a task that has no such writer.
     """
     writer = TASKS[problem.task].careless
     if writer is None:

@@ -20,7 +20,7 @@ from rl_reasoner.scoring.reward import Reward
 from support.arithmetic import value
 
 # The others have tests of their own: test_code_tasks.py, test_instruction_tasks.py.
-UNCHAINED = {"functions", "instructions", "instructions_tiny"}
+UNCHAINED = {"functions", "guess", "instructions", "instructions_tiny"}
 MATHS = sorted({*TASKS} - UNCHAINED)
 tasks = st.sampled_from(sorted(TASKS))
 maths = st.sampled_from(MATHS)
@@ -169,6 +169,26 @@ def test_the_splits_share_out_all_problems() -> None:
         assert len(parts[split]) / total == pytest.approx(share, abs=0.03)
 
 
+def test_ranges_of_a_game_are_held_out() -> None:
+    parts = [generate_problems("guess", split=split, count=60) for split in SPLITS[:3]]
+    ranges = [{problem.problem for problem in part} for part in parts]
+    assert all(one.isdisjoint(other) for one, other in combinations(ranges, 2))
+    for problem in parts[0]:
+        low, high = map(int, problem.problem.rstrip("?").split("-"))
+        assert high - low == 15 and low <= problem.columns["start"] <= high
+
+
+def test_a_careless_player_guesses_at_random() -> None:
+    """And one that is not halves what is left: five guesses are enough."""
+    games = generate_problems("guess", split="train", count=200)
+    good, wild = (
+        [careless(game, share, random.Random(i))["played"] for i, game in enumerate(games)]
+        for share in (0.0, 1.0)
+    )
+    assert all(played[-1][1] == "" for played in good)
+    assert 0.15 < sum(played[-1][1] == "" for played in wild) / 200 < 0.4
+
+
 def test_a_small_split_is_given_whole_and_no_further() -> None:
     whole = everything("linear", "validation", range(1, 2))
     assert len({p.key for p in whole}) == len(whole)
@@ -201,7 +221,7 @@ def test_ood_is_harder(task: str) -> None:
 def test_every_level_is_in_every_split(task: str) -> None:
     for split in SPLITS:
         levels = TASKS[task].ood if split == "ood" else TASKS[task].levels
-        assert {p.level for p in generate_problems(task, split=split, count=100)} == set(levels)
+        assert {p.level for p in generate_problems(task, split=split, count=60)} == set(levels)
 
 
 # ------------------------------------------------------------------------------ determinism
@@ -216,6 +236,7 @@ FIRST = {  # the first training problem of seed 0; a change here changes every r
     "countdown": ("11,4,3->45", "11+4=15;3*15=45", "3*(11+4)"),
     "product": ("43*22=", "43*22=946", "946"),
     "tens": ("27*1000=", "27*1000=27000", "27000"),
+    "guess": ("56-71?", "", ""),
     "functions": ("f(x): negate, add 9. f(-8)=17 f(-5)=14\n", "", "def f(x):x=-x;x+=9;return x"),
     "instructions": (
         "谈谈森林。最后另起一行，写一个以“附言：”开头的附言。",
@@ -257,12 +278,14 @@ def test_rows_are_plain_json() -> None:
         extra = {
             "countdown": ["numbers", "target"],
             "functions": ["completion", "tests"],
+            "guess": ["start"],
             "instructions": ["instructions", "language"],
             "instructions_tiny": ["completion", "instructions", "language"],
         }
         chain = [] if task in UNCHAINED else ["chain"]
+        answer = [] if task == "guess" else ["answer"]
         assert list(row) == [
-            *("id", "problem", "answer", *chain, "task", "level"),
+            *("id", "problem", *answer, *chain, "task", "level"),
             *extra.get(task, []),
         ]
 

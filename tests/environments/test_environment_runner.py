@@ -1,0 +1,135 @@
+"""Episodes, many at once and apart: answers, seeds, environments that do what they should not."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rl_reasoner.environments import load_environment
+from rl_reasoner.environments.environment import EnvironmentLimits, EnvironmentReply
+from rl_reasoner.environments.guess import Guess, play
+from rl_reasoner.environments.runner import EnvironmentRunner
+from rl_reasoner.errors import UserError
+from support.environments import FILE, Echo
+
+LIMITS = EnvironmentLimits(timeout_s=2.0, processes=2, output_chars=200)
+
+
+@pytest.fixture(scope="module")
+def hostile() -> Iterator[EnvironmentRunner]:
+    """Two processes of an environment that does what a turn says."""
+    with EnvironmentRunner(f"{FILE}:Hostile", limits=LIMITS) as runner:
+        yield runner
+
+
+def played(
+    runner: EnvironmentRunner, turns: list[str], start: Any = 1, seed: int = 7
+) -> list[EnvironmentReply]:
+    """The replies to the turns of an episode of its own."""
+    episode = runner.episode({"start": start, "seed": seed})
+    return [runner.step(episode, turn).result() for turn in turns]
+
+
+def test_the_same_row_and_turns_have_the_same_answers() -> None:
+    with EnvironmentRunner(f"{FILE}:Echo", {"pay": 0.25}, LIMITS) as runner:
+        first, again = (played(runner, ["a", "b", "stop"]) for _ in range(2))
+        assert first == again and first[-1].done and first[0].reward == 0.25
+        assert played(runner, ["a"], seed=8)[0] != first[0]  # its draws follow from the seed
+        text = first[0].messages[0]
+        assert text["role"] == "user" and text["content"].startswith("1 a ")
+
+
+@pytest.mark.parametrize(
+    ("turn", "kind", "why"),
+    [
+        ("raise", "failed", "step failed: ValueError: no"),
+        ("quit", "failed", "SystemExit"),
+        ("exit", "died", "exit code 3"),
+        ("hang", "timeout", "no answer within 2 s"),
+        ("many", "failed", "a message is str"),
+        ("nothing", "failed", "it returned NoneType"),
+        ("nan", "failed", "the reward is nan"),
+        ("text reward", "failed", "the reward is str"),
+        ("no done", "failed", "done is NoneType"),
+        ("role", "failed", "the role of a message is 'assistant'"),
+        ("bytes", "failed", "messages are bytes"),
+        ("huge", "cut", ""),
+        ("fork", "ok", ""),
+        ("no reward", "ok", ""),
+    ],
+)
+def test_what_an_environment_does_is_a_reply(
+    hostile: EnvironmentRunner, turn: str, kind: str, why: str
+) -> None:
+    [before, reply] = played(hostile, ["well", turn])
+    assert before == EnvironmentReply("ok", ({"role": "user", "content": "fine"},), 1.0)
+    assert reply.kind == kind and why in reply.why, reply
+    assert all(len(message["content"]) < 400 for message in reply.messages)
+
+
+def test_others_go_on_where_one_ends_the_process(hostile: EnvironmentRunner) -> None:
+    """Episodes share processes; those of a process that ended are played again in the next."""
+    episodes = [hostile.episode({"start": 1}) for _ in range(6)]
+    for turn in ("one", "two"):
+        assert all(hostile.step(episode, turn).result().usable for episode in episodes)
+    ends = [hostile.step(episodes[0], "exit"), hostile.step(episodes[1], "shout")]
+    going = [hostile.step(episode, "three") for episode in episodes[2:]]
+    assert ends[0].result().kind == "died"
+    assert all(step.result().kind == "ok" for step in going)
+    assert played(hostile, ["x"], start="raise")[0].why.startswith("Hostile.reset failed: KeyError")
+
+
+def test_what_answers_otherwise_when_played_again_fails() -> None:
+    limits = EnvironmentLimits(timeout_s=2.0, processes=1)
+    with EnvironmentRunner(f"{FILE}:Fickle", limits=limits) as runner:
+        one, other = runner.episode({}), runner.episode({})
+        assert runner.step(one, "a").result().usable
+        assert runner.step(other, "exit").result().kind == "died"
+        reply = runner.step(one, "b").result()
+        assert reply.kind == "failed" and "must follow from the row" in reply.why
+
+
+def test_what_is_found_and_what_is_not(tmp_path: Path) -> None:
+    assert load_environment("guess") is Guess
+    assert load_environment(f"{FILE}:Echo").__name__ == "Echo"
+    with pytest.raises(UserError, match="Did you mean 'guess'"):
+        load_environment("gues")
+    with pytest.raises(UserError, match="no class: write"):
+        load_environment(str(FILE))
+    with pytest.raises(UserError, match="there is no file"):
+        load_environment(f"{tmp_path}/none.py:Echo")
+    with pytest.raises(UserError, match="Did you mean 'pay'"):
+        EnvironmentRunner(f"{FILE}:Echo", {"pays": 1})
+    with pytest.raises(UserError, match="timeout_s of an environment"):
+        EnvironmentLimits(timeout_s=0)
+
+    class Local(Echo):
+        """Nobody else can import it."""
+
+    with pytest.raises(UserError, match="put it into a file"):
+        EnvironmentRunner(Local)
+    with EnvironmentRunner(Echo, limits=LIMITS) as runner:
+        assert played(runner, ["a"])[0].usable
+
+
+def test_the_game_is_won_by_halving() -> None:
+    for number in range(23, 39):
+        game = Guess(guesses=5)
+        game.reset({"problem": "23-38?", "start": number})
+        played = play(23, 38, number, 5, lambda low, high: (low + high) // 2)
+        total = 0.0
+        for guess, said in played:
+            told, reward, done = game.step(guess)
+            total += reward
+            assert told == said and (total == 1.0) == done
+        assert done
+    blind = random.Random(0)
+    won = sum(
+        play(23, 38, number, 5, lambda *_: blind.randint(23, 38))[-1][1] == ""
+        for number in range(23, 39)
+        for _ in range(50)
+    )
+    assert 0.2 < won / 800 < 0.35  # five of sixteen, drawn with repeats: 27.6%
+    assert Guess().step("seven") == ("a number", 0.0, False)

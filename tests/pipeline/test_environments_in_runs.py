@@ -1,0 +1,130 @@
+"""Runs whose policy plays with an environment: training, evaluation, mistakes, kill -9."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from support.commands import Cli
+from support.environments import FILE
+
+RECIPE: dict[str, Any] = {
+    "name": "plays",
+    "policy": "scratch:dense-tiny",
+    "template": "plain",
+    "environment": {"use": "own.py:Slow", "turns": 3, "processes": 1},
+    "rewards": {"environment": 1.0, "length": {"weight": 0.1}},
+    "stages": [
+        {
+            "kind": "sft",
+            "data": {"task": "guess", "count": 32, "noise": 1.0},
+            "steps": 12,
+            "batch": 16,
+            "optim": {"lr": 5e-3},
+        },
+        {
+            "kind": "grpo",
+            "data": {"task": "guess", "count": 16},
+            "steps": 3,
+            "group": {"size": 4, "prompts": 2},
+            "sampling": {"max_tokens": 48},
+            "save_every": 1,
+        },
+    ],
+    "evals": {"sets": ["guess_validation"], "limit": 4, "max_tokens": 48},
+    "run": {"seed": 1, "report_to": "none"},
+}
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Path:
+    """A folder with a recipe and its environment."""
+    shutil.copy(FILE, tmp_path / "own.py")
+    (tmp_path / "plays.yaml").write_text(yaml.safe_dump(RECIPE))
+    return tmp_path
+
+
+def rollouts(run: Path) -> list[dict[str, Any]]:
+    """The rollouts of a run's second stage."""
+    lines = (run / "stages" / "2-grpo" / "rollouts.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_the_same_in_the_middle_of_a_turn_after_kill_9(room: Path, cli: Cli) -> None:
+    """Killed while its environment takes a step; weights and rollouts are those of a whole run."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "rl_reasoner.cli", "train"]
+    first = [*command, "plays.yaml", "--run.folder"]
+    subprocess.run([*first, "whole"], cwd=room, env=environment, check=True, capture_output=True)
+    with subprocess.Popen(
+        [*first, "killed"], cwd=room, env=environment, stderr=subprocess.DEVNULL
+    ) as running:
+        metrics = room / "killed" / "stages" / "2-grpo" / "metrics.jsonl"
+        while not metrics.is_file() or not metrics.read_text().splitlines():
+            assert running.poll() is None
+            time.sleep(0.02)
+        time.sleep(0.1)
+        running.send_signal(signal.SIGKILL)
+    again = [*command, "--resume", "killed"]
+    subprocess.run(again, cwd=room, env=environment, check=True, capture_output=True)
+    weights = [
+        load_file(room / run / "policy" / "model.safetensors") for run in ("whole", "killed")
+    ]
+    for name, tensor in weights[0].items():
+        assert tensor.equal(weights[1][name]), name
+    assert rollouts(room / "whole") == rollouts(room / "killed")
+
+    rows = rollouts(room / "whole")
+    assert {row["ended"] for row in rows} <= {"done", "length"}
+    done = [row for row in rows if row["ended"] == "done"]
+    assert done, "after 12 steps on played games the policy ends its turns"
+    for row in done:
+        assert [turn["kind"] for turn in row["turns"]] == ["ok"] * 3
+        paid = sum(turn["reward"] for turn in row["turns"])
+        assert row["scores"]["environment"]["value"] == pytest.approx(paid)
+        assert not row["truncated"] and "\n1 of 3\n" in row["completion"]
+    lines = (room / "whole" / "stages" / "2-grpo" / "metrics.jsonl").read_text()
+    assert {"environment/turns", "environment/done", "rewards/environment/mean"} <= json.loads(
+        lines.splitlines()[0]
+    ).keys()
+
+    sets = ("--sets", "guess_validation", "--limit", "2", "--max-tokens", "48", "--json")
+    own = json.loads(cli("eval", "whole", *sets).out)
+    assert own["settings"]["environment"]["use"] == "own.py:Slow"
+    assert own["sets"]["guess_validation"]["reward"] == "environment"
+    told = cli("chat", "whole")
+    assert told.code == 2 and "environment" in told.err, told.err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"environment": "gues"}, "Did you mean 'guess'"),
+        ({"environment": {"use": "guess", "options": {"guess": 3}}}, "Did you mean 'guesses'"),
+        ({"environment": {"use": "guess", "turn": 3}}, "environment.turn"),
+        ({"environment": "own.py:Echoes"}, "Did you mean 'Echo'"),
+        ({"environment": None}, "rewards.environment"),
+        ({"tools": ["calculator"]}, "not there yet"),
+        ({"run": {"overlap": "one_step"}}, "run.overlap"),
+    ],
+)
+def test_mistakes_are_one_line(change: dict[str, Any], message: str, room: Path, cli: Cli) -> None:
+    (room / "plays.yaml").write_text(yaml.safe_dump({**RECIPE, **change}))
+    ended = cli("train", "plays.yaml", "--run.folder", "run")
+    assert ended.code == 2 and message in ended.err, ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_check_plays_a_turn_before_the_run(room: Path, cli: Cli) -> None:
+    told = json.loads(cli("check", "plays.yaml", "--json").out)
+    [found] = [notice for notice in told["notices"] if notice["check"] == "environment"]
+    assert found["status"] == "passed" and "a turn takes" in found["message"]
