@@ -312,7 +312,9 @@ def _cost(run: RunData) -> Element | None:
     facts = [h("div", h("dt", name), h("dd", value)) for name, value in run_facts(run)]
     if not facts:
         return None
-    return _card("What did it cost?", h("dl", facts, id="facts"), *map(note, _which_policy(run)))
+    over = any(e.name == "after" for e in run.evals)
+    question = "What did it cost?" if over else "What does it cost?"
+    return _card(question, h("dl", facts, id="facts"), *map(note, _which_policy(run)))
 
 
 def run_facts(run: RunData) -> list[tuple[str, str]]:
