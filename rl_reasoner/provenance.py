@@ -1,14 +1,17 @@
-"""What a result depends on beside its inputs: versions, machine, and the commit of this project."""
+"""What a result depends on beside its inputs: versions, machine, this project's commit and code."""
 
+import hashlib
 import importlib.metadata
 import os
 import platform
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from rl_reasoner.version import __version__
 
+_SOURCES = (".py", ".cpp", ".h")
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "sympy")
 
 
@@ -25,7 +28,23 @@ def made_with() -> dict[str, Any]:
         "versions": versions(),
         "machine": f"{platform.platform()}, {os.cpu_count()} cores",
         "commit": git_commit(),
+        "code": code_hash(),
     }
+
+
+@cache
+def code_hash() -> str:
+    """SHA-256 over the sources of this package as they lie here: a commit may not be what runs.
+
+    The shipped rewards are not in it: a run keeps the hash of each reward that it uses.
+    """
+    package = Path(__file__).resolve().parent
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*")):
+        name = file.relative_to(package)
+        if file.suffix in _SOURCES and name.parts[0] not in ("rewards", "recipes", "data"):
+            digest.update(f"{name.as_posix()}\0".encode() + file.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def git_commit() -> str | None:

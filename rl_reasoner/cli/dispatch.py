@@ -18,6 +18,7 @@ from rich.panel import Panel
 from rich.text import Text
 from tyro.conf import subcommand
 
+from rl_reasoner.cli.audit import AuditVerb
 from rl_reasoner.cli.chat import ChatVerb
 from rl_reasoner.cli.check import CheckVerb
 from rl_reasoner.cli.compare import CompareVerb
@@ -47,6 +48,7 @@ Verb = (
     | Annotated[ScoreVerb, subcommand("score")]
     | Annotated[CheckVerb, subcommand("check")]
     | Annotated[WhyVerb, subcommand("why")]
+    | Annotated[AuditVerb, subcommand("audit")]
     | Annotated[ListVerb, subcommand("list")]
     | Annotated[CopyVerb, subcommand("copy")]
     | Annotated[ReportVerb, subcommand("report")]

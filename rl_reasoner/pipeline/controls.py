@@ -108,7 +108,7 @@ def train_controls(session: Session) -> None:
             session.view.note(f"control arm {name}: stage {stage.name} again, {_words(arm)}")
             processes.broadcast((arm,))
             arms[name] = ArmSession.of(session, arm).train_and_evaluate()
-        facts = {name: _facts_of(_folder(session, name)) for name in arms}
+        facts = {name: facts_of_arm(_folder(session, name)) for name in arms}
         value = against_controls(stage.name, before, treatment, arms, facts)
         write_json(run.path / CONTROLS_FILE, value)
     processes.broadcast(())
@@ -124,14 +124,20 @@ def follow_controls(session: Session) -> None:
 
 def _evaluated_around(session: Session, stage: GrpoStage) -> tuple[EvalResult, EvalResult]:
     """The evaluations of the policy that `stage` starts from, and of the one that it makes."""
-    stages, start = session.recipe.stages, session._start_of(stage)
-    first = next(s for s in stages if s.kind == "grpo")
-    last = next(s for s in reversed(stages) if isinstance(s, TrainedStage))
-    before = "before" if stage is first else start.stage or f"before-{stage.name}"
-    after = "after" if stage is last else stage.name
-    session._evaluate(before, start)
+    before, after = evaluated_around(session.recipe)
+    session._evaluate(before, session._start_of(stage))
     session._evaluate(after, PolicyRef(stage.name))
     return session.evals[before], session.evals[after]
+
+
+def evaluated_around(recipe: Recipe) -> tuple[str, str]:
+    """The names of the evaluations of the policies before and after the stage that arms repeat."""
+    stages, stage = recipe.stages, recipe.controlled
+    assert stage is not None  # checked by the recipe
+    first = next(s for s in stages if s.kind == "grpo")
+    last = next(s for s in reversed(stages) if isinstance(s, TrainedStage))
+    before = "before" if stage is first else recipe.start_of(stage) or f"before-{stage.name}"
+    return before, "after" if stage is last else stage.name
 
 
 def _folder(treatment: Session, name: str) -> Path:
@@ -198,7 +204,7 @@ def _options(treatment: Session, stage: GrpoStage) -> dict[str, float]:
     return {name: round(value, _DIGITS) for name, value in figures.items()}
 
 
-def _facts_of(folder: Path) -> dict[str, Any]:
+def facts_of_arm(folder: Path) -> dict[str, Any]:
     """What an arm was, for those who read the comparison."""
     [stage] = folder.glob("stages/1-*")
     made, done = json_object(stage / "lock.json"), json_object(stage / "done.json")

@@ -17,9 +17,9 @@ import torch
 
 from rl_reasoner import sandbox
 from rl_reasoner.evaluation.monitor import measure_overlaps, overlap_notes
-from rl_reasoner.files import write_json
+from rl_reasoner.files import sha256_of, write_json
 from rl_reasoner.foreign import json_object, mapping
-from rl_reasoner.machine import choices
+from rl_reasoner.machine import choices, processor
 from rl_reasoner.pipeline.lineage import hash_of_set
 from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.run_folder import RunFolder
@@ -28,6 +28,8 @@ from rl_reasoner.policy.policy import Policy
 from rl_reasoner.provenance import made_with
 from rl_reasoner.recipe.data import FileData, data_sources
 from rl_reasoner.recipe.recipe import Recipe
+from rl_reasoner.recipe.stages import RowStage
+from rl_reasoner.scoring.registry import source_file
 from rl_reasoner.types import Row
 
 Note = Callable[[str], None]
@@ -44,7 +46,8 @@ def lock(
 ) -> None:
     """Write lock.json, or note where this process differs from the one that is there.
 
-    In it are versions, commit, machine, data hashes, and what the policy is computed with.
+    In it are versions, commit, machine, hashes of data and rewards, and what the policy is
+    computed with.
     `threads` are those that the policy is computed with, in words; `command` is what the user gave.
     """
     device, precision = placement.device, placement.precision
@@ -60,8 +63,11 @@ def lock(
         **made_with(),
         "seed": recipe.run.seed,
         "data": _data_hashes(recipe),
+        "rewards": reward_hashes(recipe),
         "command": command or shlex.join(["rl-reasoner", *sys.argv[1:]]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "processor": processor(),
+        "processes": placement.processes,
         "device": device,
         "precision": precision,
         "threads": torch.get_num_threads(),
@@ -107,16 +113,26 @@ def _data_hashes(recipe: Recipe) -> dict[str, str]:
     data = [recipe.data, *(stage.data for stage in recipe.stages)]
     sources = [source for part in data for source in data_sources(part)]
     names = [source.path for source in sources if isinstance(source, FileData)]
-    return {name: hash_of_set(name) for name in [*names, *_evaluated_sets(recipe)]}
+    return {name: hash_of_set(name) for name in [*names, *evaluated_sets(recipe)]}
 
 
-def _evaluated_sets(recipe: Recipe) -> list[str]:
+def reward_hashes(recipe: Recipe) -> dict[str, str]:
+    """SHA-256 of the file of every reward that the recipe names, where there is one to be read."""
+    named = [name for name, spec in recipe.rewards.items() if spec.source is None]
+    judges = [stage.reward for stage in recipe.stages if isinstance(stage, RowStage)]
+    names = dict.fromkeys([*named, *filter(None, [*judges, recipe.evals.reward])])
+    files = {name: file for name in names if (file := source_file(name)) is not None}
+    return {name: sha256_of(file) for name, file in files.items()}
+
+
+def evaluated_sets(recipe: Recipe) -> list[str]:
+    """The sets that a run is evaluated on, at its ends and while it trains."""
     return [*recipe.evals.sets, *filter(None, [recipe.evals.validation])]
 
 
 def find_overlaps(run: RunFolder, recipe: Recipe, rows: Sequence[Row], note: Note) -> None:
     """Warn, once a run, of evaluated problems that are trained on; write down which."""
-    file, names = run.path / "contamination.json", list(dict.fromkeys(_evaluated_sets(recipe)))
+    file, names = run.path / "contamination.json", list(dict.fromkeys(evaluated_sets(recipe)))
     if not names or file.is_file():
         return
     shared = measure_overlaps(rows, names)

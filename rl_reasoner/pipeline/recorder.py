@@ -64,6 +64,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
                     self.validated = self.watch.record(figures, step, self.job.policy)
                 processes.wait()  # as long as it takes: inside, all hold the whole weights
                 self.validating += time.perf_counter() - started
+        self.stop.asked = self.stop.asked or state.global_step == self.job.until
         if any_rank(self.trainer, self.stop.asked):
             self.stop.asked = True  # of the job: the signal may have come to another process
             control.should_save = control.should_training_stop = True

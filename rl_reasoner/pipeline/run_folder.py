@@ -3,7 +3,8 @@
     recipe.yaml lock.json evals/*.json stages/1-NAME/{checkpoints,metrics.jsonl,rollouts.jsonl,
     policy} policy/ report.html; of control arms controls.json controls/NAME/{evals,stages}
 
-Knows nothing of torch.
+At its end a run is sealed: `hashes.json` has the SHA-256 of every file (`rl-reasoner audit` holds
+the folder against it). Knows nothing of torch.
 """
 
 import fcntl
@@ -15,10 +16,23 @@ from pathlib import Path
 from typing import IO, Any
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.files import write_json, write_text
+from rl_reasoner.files import sha256_of, write_json, write_text
 from rl_reasoner.foreign import check_run, json_object, mapping, no_links
 from rl_reasoner.recipe.locations import read_yaml, validate
 from rl_reasoner.recipe.recipe import Recipe
+
+HASHES = "hashes.json"
+_UNSEALED = ("checkpoints", "old", "reference")
+"""Folders that `hashes.json` leaves out: checkpoints have seals of their own, the others are what a
+run has replaced, and copies of a policy that is in the folder."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop; its state is saved in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder))
+        self.folder = folder
 
 
 class RunFolder:
@@ -61,9 +75,15 @@ class RunFolder:
         run = cls(path)
         try:
             run.lock()
+            (path / HASHES).unlink(missing_ok=True)  # until it has come to its end again
         except OSError as error:
             raise UserError(f"cannot write to the run folder {path}: {error.strerror}") from error
         return run, recipe
+
+    def seal(self) -> None:
+        """Write the hashes of all files that the run has made, now that it has come to its end."""
+        names = [str(file.relative_to(self.path)) for file in sealed_files(self.path)]
+        write_json(self.path / HASHES, {name: sha256_of(self.path / name) for name in names})
 
     def lock(self) -> None:
         """Hold the folder until the process ends. Raises `UserError` when another process does."""
@@ -126,6 +146,17 @@ class RunFolder:
         for name in ("recipe.yaml", "lock.json", "contamination.json", "controls.json"):
             self.set_aside(self.path / name)
         write_text(self.path / "recipe.yaml", recipe.to_yaml())
+
+
+def sealed_files(folder: Path) -> list[Path]:
+    """The files of a run that `hashes.json` names, in the order of their paths."""
+    files = []
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        hidden = any(part.startswith(".") or part in _UNSEALED for part in parts)
+        if path.is_file() and not hidden and parts != (HASHES,):
+            files.append(path)
+    return files
 
 
 def original_flags(folder: Path) -> list[str]:

@@ -47,7 +47,7 @@ from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.preflight import inspect
 from rl_reasoner.pipeline.prepare import Prepared, check_filled, read_stage_rows, unfiltered
 from rl_reasoner.pipeline.rejection_sampling import make_samples, reuse_samples
-from rl_reasoner.pipeline.run_folder import RunFolder
+from rl_reasoner.pipeline.run_folder import Interrupted, RunFolder
 from rl_reasoner.pipeline.stage_trainers import Job
 from rl_reasoner.pipeline.stage_training import train_stage
 from rl_reasoner.policy.lora import merge_adapter
@@ -71,14 +71,6 @@ from rl_reasoner.report.terminal import LiveView
 from rl_reasoner.rollout.sampler import prompt_ids
 from rl_reasoner.training.checkpointing.signals import Stop
 from rl_reasoner.types import Row
-
-
-class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop; its state is saved in `folder`."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(str(folder))
-        self.folder = folder
 
 
 @dataclass(frozen=True)
@@ -451,6 +443,7 @@ class Session:
         rows, rewards = self._rows(stage), self.prepared.rewards
         job = Job(recipe, stage, self.placement, rows, rewards, policy, folder)
         job.answer_s, job.is_control = self.answer_s, self.is_control
+        self.on_job(job)
         if isinstance(stage, DistillStage):
             inside = stage.teacher in self.stages
             teacher = PolicyRef(stage.teacher) if inside else PolicyRef(None, stage.teacher)
@@ -460,6 +453,9 @@ class Session:
         if self.stop.asked:
             raise Interrupted(self.run.path)
         self.opened = PolicyRef(stage.name), policy
+
+    def on_job(self, job: Job) -> None:
+        """Called with each stage's job before it trains: nothing here."""
 
     def _copy_reused(self, stage: Stage, folder: Path) -> Path:
         """Copy what a stage reuses into its folder."""

@@ -50,7 +50,8 @@ class Job:
     """One stage at work: what its trainer is made of; `teacher` is for distillation.
 
     `answer_s`: seconds that a completion took in the run's last evaluation, where one was made;
-    `is_control`: it is a control arm, of which nobody asks whether it will learn.
+    `is_control`: it is a control arm, of which nobody asks whether it will learn. `until`: the step
+    after which it stops, as if it were asked to; `on_trainer` gets the trainer before it trains.
     """
 
     recipe: Recipe
@@ -63,6 +64,8 @@ class Job:
     teacher: Policy | None = None
     answer_s: float | None = None
     is_control: bool = False
+    until: int | None = None
+    on_trainer: Callable[[Any], None] | None = None
 
     def __post_init__(self) -> None:
         self.ledger = Ledger(self.folder)

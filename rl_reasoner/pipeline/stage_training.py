@@ -58,6 +58,8 @@ def train_stage(job: Job, view: LiveView, stop: Stop) -> None:
     if job.recipe.policy.lora:
         add_lora(policy, job.recipe.policy.lora, run.seed)
     trainer = trainer_of(job)
+    if job.on_trainer is not None:
+        job.on_trainer(trainer)
     last_step = LastStep(trainer)
     trainer.add_callback(last_step)
     trainer.add_callback(Recorder(job, trainer, view, stop))

@@ -19,8 +19,8 @@ from rl_reasoner.pipeline.controls import follow_controls, train_controls
 from rl_reasoner.pipeline.lineage import window_of
 from rl_reasoner.pipeline.placement import Placement, choose_placement
 from rl_reasoner.pipeline.prepare import Prepared, prepare
-from rl_reasoner.pipeline.run_folder import RunFolder
-from rl_reasoner.pipeline.session import Interrupted, Session
+from rl_reasoner.pipeline.run_folder import Interrupted, RunFolder
+from rl_reasoner.pipeline.session import Session
 from rl_reasoner.policy.opening import quiet_libraries
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.load import Locate
@@ -96,6 +96,8 @@ def train(
             ref = session.go(window, changed=changed, again=first is not None, command=command)
             train_controls(session)
             policy = session.end(ref)
+            if session.is_over:
+                run.seal()
             return Run(run.path, policy, session.evals, run.path / "report.html")
     except KeyboardInterrupt as error:
         give_up_all()

@@ -75,6 +75,28 @@ def _named(reference: str) -> Any:
         raise UserError(f"reward {reference!r}: cannot load {target}: {_cause(error)}") from error
 
 
+def source_file(reference: str) -> Path | None:
+    """The file of the reward that `reference` names; None where there is none to be read.
+
+    Nothing of it is imported: of a module, only the packages that it lies in.
+    """
+    if reference.startswith(("http://", "https://")):
+        return None
+    module, _, _ = reference.rpartition(":")
+    if module.endswith(".py"):
+        file: Path | None = Path(module).expanduser()
+    elif not module and reference in shipped_rewards():
+        file = room("rewards") / f"{reference}.py"
+    else:
+        points = {point.name: point.module for point in entry_points(group=ENTRY_POINTS)}
+        try:
+            spec = importlib.util.find_spec(module or points.get(reference, reference))
+        except (ImportError, ValueError):
+            spec = None
+        file = Path(spec.origin) if spec is not None and spec.origin else None
+    return file if file is not None and file.is_file() else None
+
+
 def _over_http(url: str, options: Mapping[str, Any]) -> Callable[..., Any]:
     from rl_reasoner.scoring.http_reward import http_reward  # it brings httpx along
 

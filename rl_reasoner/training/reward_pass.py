@@ -181,8 +181,8 @@ class RewardPass:
         trainer = self.trainer
         step = trainer.internals.step
         at = (trainer.args.seed, trainer.model.training, trainer.state.global_step, step)
-        place = "/".join(map(str, (*at, batch.earlier, trainer.accelerator.process_index)))
-        return {SEEDS: [zlib.crc32(f"{place}/{row}".encode()) for row in range(count)]}
+        place = *at, batch.earlier, trainer.accelerator.process_index
+        return {SEEDS: seeds_of_rows(place, count)}
 
     # ------------------------------------------------------------------- beside the sampling
 
@@ -386,6 +386,16 @@ class RewardPass:
                 why = printable(reasons[0].removeprefix(f"reward {name!r}: "))
                 text = "reward %r has failed on %d of %d rows so far: %s"
                 logger.warning(text, name, count, calls, why)
+
+
+def seeds_of_rows(place: Sequence[object], count: int) -> list[int]:
+    """The seeds of a batch's `count` rows, from its `place` in the run.
+
+    That is the run's seed, whether it trains, optimizer steps and micro-batches done, rows sampled
+    earlier for the same batch, and the process.
+    """
+    at = "/".join(map(str, place))
+    return [zlib.crc32(f"{at}/{row}".encode()) for row in range(count)]
 
 
 def _first_faults(outcomes: Sequence[Sequence[Outcome]]) -> Iterator[str]:

@@ -1,0 +1,272 @@
+"""The hashes that a run keeps, held against its files: of the whole folder, and of what it is from.
+
+`hashes.json` has every file as the run left it; the locks of run and stages have data, rewards,
+code and policies. A forger may write `hashes.json` anew: what the other checks of the room find
+does not depend on it.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from rl_reasoner.audit.findings import (
+    Finding,
+    as_finding,
+    counted,
+    differs,
+    held,
+    listed,
+    unchecked,
+)
+from rl_reasoner.dataset.sets import find_set
+from rl_reasoner.files import sha256_of
+from rl_reasoner.foreign import json_object, mapping
+from rl_reasoner.pipeline.lineage import (
+    differences,
+    facts_of,
+    hash_of,
+    hash_of_set,
+    with_new_fields,
+)
+from rl_reasoner.pipeline.lock import reward_hashes
+from rl_reasoner.pipeline.run_folder import HASHES, sealed_files
+from rl_reasoner.provenance import code_hash
+from rl_reasoner.recipe.old_names import current_stage
+from rl_reasoner.recipe.recipe import Recipe
+from rl_reasoner.recipe.stages import RowStage, Stage, TrainedStage
+from rl_reasoner.scoring.registry import shipped_rewards
+from rl_reasoner.training.checkpointing.checkpoints import broken_seal, steps_in
+
+_BY_NAME = {
+    "rollouts.jsonl": "completions",
+    "metrics.jsonl": "metrics",
+    "data.jsonl": "data",
+    "recipe.yaml": "recipe",
+    "report.html": "report",
+    "lock.json": "lock",
+    "done.json": "lock",
+    "contamination.json": "results",
+    "controls.json": "results",
+    "forecast.json": "results",
+}
+_OF_FACTS = {"files": "data", "code": "rewards", "rewards": "rewards", "from": "weights"}
+_OUTSIDE = ("files", "code", "from", "teacher")
+"""Facts of a stage that are hashes of files, which may lie on another machine."""
+
+
+def part_of(name: str) -> str:
+    """The part of the run that the file `name` (a path in the run folder) is of."""
+    path = PurePosixPath(name)
+    if {"policy", "adapter", "best"} & {*path.parts}:
+        return "weights"
+    if "evals" in path.parts:
+        return "results"
+    if path.name.startswith("ledger"):
+        return "ledger"
+    return _BY_NAME.get(path.name, "files")
+
+
+def check_files(run: Path) -> Iterator[Finding]:
+    """Every file as `hashes.json` has it; report.html is left to the check that makes it anew."""
+    if not (run / HASHES).is_file():
+        yield unchecked(
+            "files", f"there is no {HASHES}: the run has not come to its end, or is older than that"
+        )
+        return
+    kept = {name: str(value) for name, value in json_object(run / HASHES).items()}
+    wrong: dict[str, list[str]] = {}
+    right: dict[str, int] = {}
+    for name, value in kept.items():
+        part, file = part_of(name), run / name
+        if part == "report":
+            continue
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            wrong.setdefault("files", []).append(f"{HASHES} names {name}, which is not of the run")
+        elif not file.is_file():
+            wrong.setdefault(part, []).append(f"{name} is missing")
+        elif sha256_of(file) != value:
+            wrong.setdefault(part, []).append(f"{name} has changed")
+        else:
+            right[part] = right.get(part, 0) + 1
+    for part in dict.fromkeys([*right, *wrong]):
+        if part in wrong:
+            yield differs(part, f"since the run ended, {listed(wrong[part])}")
+        else:
+            yield held(part, f"{counted(right[part], 'file')} as the run left them")
+    names = [str(file.relative_to(run)) for file in sealed_files(run)]
+    if new := [name for name in names if name not in kept]:
+        yield unchecked("files", f"not of the run: {listed(new)}")
+
+
+def check_code(run: Path, recipe: Recipe) -> Iterator[Finding]:
+    """This package and the rewards, as the run had them; data files by their names."""
+    lock = json_object(run / "lock.json")
+    kept = lock.get("code")
+    if kept is None:
+        yield unchecked("code", "the run did not keep the hash of its code: it is older than that")
+    elif kept == code_hash():
+        yield held("code", "this is the code of rl-reasoner that the run was made with")
+    else:
+        made = f"rl-reasoner {lock.get('rl_reasoner')}, commit {lock.get('commit') or 'unknown'}"
+        yield unchecked("code", f"the run was made with other code than this: {made}")
+    yield from _rewards(mapping(lock.get("rewards")), recipe, known=kept in (None, code_hash()))
+    wrong, right = [], 0
+    for name, value in mapping(lock.get("data")).items():
+        if value != "from the hub" and find_set(name) is None:
+            yield unchecked("data", f"{name} is not here")
+        elif hash_of_set(name) != value:
+            wrong.append(name)
+        else:
+            right += 1
+    if wrong:
+        yield differs("data", f"another content than the run read: {listed(wrong)}")
+    elif right:
+        yield held("data", f"{counted(right, 'file')} of rows as the run read them")
+
+
+def _rewards(kept: Mapping[str, Any], recipe: Recipe, *, known: bool) -> Iterator[Finding]:
+    """The rewards' files; a shipped one is another where all of the package is, too."""
+    if not kept:
+        named = [name for name, spec in recipe.rewards.items() if spec.source is None]
+        if named:
+            yield unchecked("rewards", "the run did not keep the hashes of its rewards")
+        return
+    here = reward_hashes(recipe)
+    for name, value in kept.items():
+        if name not in here:
+            yield unchecked("rewards", f"the file of {name} is not here")
+        elif here[name] == value:
+            yield held("rewards", f"{name} is the code that the run scored with")
+        elif known or name not in shipped_rewards():
+            yield differs("rewards", f"{name} is other code than the run scored with")
+        else:
+            yield unchecked("rewards", f"{name} is that of another rl-reasoner than the run's")
+
+
+def check_stages(run: Path, recipe: Recipe) -> Iterator[Finding]:
+    """Each stage: made from what the recipe says, and what it made as it made it."""
+    folders = stage_folders(run, recipe)
+    made: dict[str, str] = {}
+    for stage in recipe.stages:
+        done = folders[stage.name] / "done.json"
+        made[stage.name] = str(json_object(done).get("made")) if done.is_file() else ""
+    for stage in recipe.stages:
+        folder, found = folders[stage.name], list[Finding]()
+        if not (folder / "lock.json").is_file():
+            yield unchecked("recipe", f"stage {stage.name} has not begun, or is of an old version")
+            continue
+        with as_finding("recipe", found):
+            found += _facts(recipe, stage, folder, made)
+        found += _result(stage, folder, made[stage.name])
+        yield from found
+
+
+def stage_folders(run: Path, recipe: Recipe) -> dict[str, Path]:
+    """The folder of each stage of `recipe` in the run, by its name."""
+    return {s.name: run / "stages" / f"{i}-{s.name}" for i, s in enumerate(recipe.stages, 1)}
+
+
+def _facts(
+    recipe: Recipe, stage: Stage, folder: Path, made: Mapping[str, str]
+) -> Iterator[Finding]:
+    before = current_stage(mapping(json_object(folder / "lock.json").get("made_from")))
+    now = facts_of(recipe, stage, made)
+    before = with_new_fields(recipe, stage, before, now)
+    old, new = _outside(before), _outside(now)
+    lost = [name for name, value in old.items() if _is_lost(name, value, new.get(name))]
+    for _, name in lost:
+        yield unchecked("data", f"stage {stage.name} was made from {name}, which is not here")
+    for key in {**old, **new}:
+        if key not in lost and old.get(key) != new.get(key):
+            part = _OF_FACTS.get(key[0], "weights")
+            what = f"from another {key[1]}" if key[1] else "from another policy"
+            yield differs(part, f"stage {stage.name} was made {what} than what is here")
+    rest = [{k: v for k, v in facts.items() if k not in _OUTSIDE} for facts in (before, now)]
+    if rest[0] != rest[1]:
+        changed = differences(rest[0], rest[1])
+        yield differs("recipe", f"stage {stage.name} was made by another recipe: {changed}")
+    else:
+        yield held("recipe", f"stage {stage.name} was made by what recipe.yaml says")
+
+
+def _outside(facts: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
+    """The facts that are hashes of files, by (fact, name)."""
+    found: dict[tuple[str, str], Any] = {}
+    for key in (key for key in _OUTSIDE if key in facts):
+        value = facts[key]
+        if isinstance(value, Mapping):
+            found |= {(key, name): inner for name, inner in value.items()}
+        else:
+            found[key, ""] = value
+    return found
+
+
+def _is_lost(name: tuple[str, str], before: Any, now: Any) -> bool:
+    """Whether a file was hashed then that is not here now."""
+    if name[0] == "files":
+        return bool(now == "from the hub" and before != now)
+    if name[0] == "code":
+        return now is None
+    hashed = isinstance(now, str) and len(now) == 64 and now.isalnum()  # else a name, of the hub
+    return bool(before != now and not hashed)
+
+
+def _result(stage: Stage, folder: Path, made: str) -> Iterator[Finding]:
+    rows = isinstance(stage, RowStage)
+    part, path = ("data", folder / "data.jsonl") if rows else ("weights", folder / "policy")
+    if not made:
+        yield unchecked(part, f"stage {stage.name} is not finished")
+    elif not path.exists():
+        yield unchecked(part, f"what stage {stage.name} made is not here: {path}")
+    elif hash_of(path) != made:
+        yield differs(part, f"what stage {stage.name} made has changed: {path}")
+    else:
+        yield held(part, f"stage {stage.name} made what is in {path.parent.name}/{path.name}")
+
+
+def check_checkpoints(run: Path, recipe: Recipe) -> Iterator[Finding]:
+    """Every checkpoint against its seal, and the run's policy against that of its last stage."""
+    for folder in stage_folders(run, recipe).values():
+        for step, path in sorted(steps_in(folder / "checkpoints").items()):
+            name = f"{folder.name}/checkpoints/{path.name}"
+            if broken := broken_seal(path):
+                yield differs("checkpoints", f"{name}: {broken}")
+            elif (path / "checksums.json").is_file():
+                yield held("checkpoints", f"{name} is as it was sealed at step {step}")
+            else:
+                yield unchecked("checkpoints", f"{name} has no seal")
+    trained = [s for s in recipe.stages if isinstance(s, TrainedStage)]
+    if not trained or not (run / "policy").is_dir():
+        yield unchecked("weights", "the run has no policy/ yet")
+        return
+    last = stage_folders(run, recipe)[trained[-1].name] / "policy"
+    if not last.is_dir():
+        yield unchecked("weights", f"{last} is not here: is policy/ what the last stage made?")
+    elif other := first_other_tensor(last, run / "policy"):
+        yield differs("weights", f"policy/ is not what the last stage made: {other}")
+    else:
+        yield held("weights", "policy/ has the weights that the last stage made")
+
+
+def first_other_tensor(one: Path, other: Path) -> str | None:
+    """The first tensor by which the safetensors of two folders differ, in words; None for equal."""
+    a, b = tensor_files(one), tensor_files(other)
+    if only := sorted(a.keys() ^ b.keys()):
+        return f"{only[0]} is in one of them only"
+    for name in a:
+        with safe_open(str(a[name]), "pt") as left, safe_open(str(b[name]), "pt") as right:
+            if not torch.equal(left.get_tensor(name), right.get_tensor(name)):
+                return f"{name} differs"
+    return None
+
+
+def tensor_files(folder: Path) -> dict[str, Path]:
+    """The file of each tensor of a folder's safetensors, by the tensor's name."""
+    found: dict[str, Path] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(str(file), "pt") as tensors:
+            found |= dict.fromkeys(tensors.keys(), file)
+    return dict(sorted(found.items()))

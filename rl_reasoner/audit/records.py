@@ -1,0 +1,203 @@
+"""What a sampled stage wrote down, held against itself: completions, ledger, advantages, metrics.
+
+Each completion of `rollouts.jsonl` has its hash and its scores in the ledger; its reward is the sum
+of its scores, its advantage follows from those of its group, and the figures of a step in
+`metrics.jsonl` from all of them. Nothing is judged here (`rejudging`), and nothing sampled.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rl_reasoner.audit.findings import Finding, differs, held, unchecked
+from rl_reasoner.files import read_jsonl
+from rl_reasoner.foreign import mapping, number
+from rl_reasoner.pipeline.why import rollouts_of
+from rl_reasoner.recipe.stages import GrpoStage
+from rl_reasoner.scoring.ledger import entries, files_of, scores_of
+from rl_reasoner.training.advantages import group_relative
+from rl_reasoner.types import Row
+
+_OWN_ADVANTAGES = ("rloo", "reinforce++", "reinforce++-baseline")
+_CLOSE = 1e-4  # relative: the trainer sums in float32
+
+
+@dataclass
+class _Tally:
+    """Rows or figures that agree, and the first that does not."""
+
+    right: int = 0
+    wrong: int = 0
+    first: str = ""
+
+    def add(self, agrees: bool, said: str) -> None:
+        self.right += agrees
+        self.wrong += not agrees
+        self.first = self.first or ("" if agrees else said)
+
+    def finding(self, part: str, what: str, stage: str) -> Iterator[Finding]:
+        """How it ended; nothing where there was nothing to compare. `what` follows "all 12"."""
+        if self.wrong:
+            yield differs(part, f"stage {stage}: {self.first} ({self.wrong:,} of such in all)")
+        elif self.right:
+            yield held(part, f"stage {stage}: all {self.right:,} {what}")
+
+
+def check_ledger(folder: Path, name: str) -> Iterator[Finding]:
+    """Every line of the ledger against the completion that it scored."""
+    rollouts = folder / "rollouts.jsonl"
+    if not rollouts.is_file() or not files_of(folder):
+        if rollouts.is_file() or files_of(folder):
+            lacking = rollouts.name if files_of(folder) else "ledger.jsonl"
+            yield differs("ledger", f"stage {name}: there is no {lacking}")
+        return
+    lines = _untimed(entries(folder))
+    first = next(lines, None)
+    kept_from = int(first["step"]) if first else 0
+    tally = _Tally()
+    begun = files_of(folder)[0].name == "ledger.jsonl" or files_of(folder)[0].stem.endswith("0001")
+    for step, batch in groupby(rollouts_of(folder), key=lambda row: int(row["step"])):
+        if step < kept_from and not begun:  # the oldest lines of a large ledger are gone
+            continue
+        for expected in _expected([*batch], first):
+            line, first = (first, None) if first is not None else (next(lines, None), None)
+            same = line == expected
+            tally.add(same, "" if same else _unlike(expected, line))
+            if not same and (line is None or _place(line) != _place(expected)):
+                yield from tally.finding("ledger", "lines", name)
+                return
+    if (more := next(lines, None)) is not None:
+        tally.add(False, f"a line of no completion, at step {more['step']}")
+    yield from tally.finding("ledger", "lines are of the completions with their hashes", name)
+
+
+def _expected(batch: list[Row], example: Mapping[str, Any] | None) -> Iterator[Row]:
+    """The ledger's lines for the rollouts of a step, without seconds."""
+    numbers = {row["prompt"]: row.get("row") for row in batch}
+    timed = [{**row, "seconds": dict.fromkeys(row["scores"], 0.0)} for row in batch]
+    seed = (example or {}).get("seed", 0)
+    yield from _untimed(scores_of(timed, seed, numbers.get))
+
+
+def _untimed(lines: Iterator[Row]) -> Iterator[Row]:
+    return ({k: v for k, v in line.items() if k not in ("seconds", "seed")} for line in lines)
+
+
+def _place(line: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(line.get(key) for key in ("step", "group", "index", "reward"))
+
+
+def _unlike(expected: Row, line: Row | None) -> str:
+    step, group, index, reward = _place(expected)
+    at = f"step {step}, group {group}, completion {index}, {reward}"
+    if line is None:
+        return f"{at}: not in the ledger"
+    if _place(line) != _place(expected):
+        return f"{at}: in its place the ledger has another line"
+    keys = [key for key in {**expected, **line} if expected.get(key) != line.get(key)]
+    if "hash" in keys:
+        return f"{at}: the ledger has the hash of another completion"
+    key = keys[0]
+    return f"{at}: {key} is {line.get(key)!r}, with the completion {expected.get(key)!r}"
+
+
+def check_figures(
+    folder: Path, stage: GrpoStage, weights: Mapping[str, float]
+) -> Iterator[Finding]:
+    """Rewards, advantages and the figures of steps, computed again from the scores.
+
+    `weights` of the rewards, by the functions' names.
+    """
+    if not (folder / "rollouts.jsonl").is_file():
+        return
+    metrics = {row["step"]: row for row in read_jsonl(folder / "metrics.jsonl") if "step" in row}
+    work = _Figures(stage, weights)
+    for step, batch in groupby(rollouts_of(folder), key=lambda row: int(row["step"])):
+        rows = [*batch]
+        for i, row in enumerate(rows, 1):
+            work.total(step, i, row)
+        work.advantages_of(step, rows)
+        if (logged := metrics.get(step)) is not None:
+            work.step(step, rows, logged)
+        else:
+            work.metrics.add(False, f"step {step} was sampled, but is not in metrics.jsonl")
+    yield from work.totals.finding(
+        "completions", "rewards are the sums of their scores", stage.name
+    )
+    if work.advantages.right or work.advantages.wrong:
+        yield from work.advantages.finding(
+            "completions", "advantages follow from their groups", stage.name
+        )
+    else:
+        why = "are checked by a replay alone"
+        yield unchecked("completions", f"stage {stage.name}: advantages of this algorithm {why}")
+    yield from work.metrics.finding(
+        "metrics", "figures of steps follow from the completions", stage.name
+    )
+
+
+@dataclass
+class _Figures:
+    """What is compared of a stage."""
+
+    stage: GrpoStage
+    weights: Mapping[str, float]
+    totals: _Tally = field(default_factory=_Tally)
+    advantages: _Tally = field(default_factory=_Tally)
+    metrics: _Tally = field(default_factory=_Tally)
+
+    def total(self, step: int, at: int, row: Row) -> None:
+        """A completion's reward from its scores; what the length costs is a reward of weight 1."""
+        scores = row["scores"].items()
+        values = {name: number(mapping(score).get("value")) for name, score in scores}
+        known = [self.weights.get(n, 1.0) * v for n, v in values.items() if v is not None]
+        expected = sum(known) if known and not row.get("left_out_by") else None
+        found = number(row["reward"])
+        said = f"step {step}, row {at}: reward {found}, its scores give {expected}"
+        self.totals.add(_close(expected, found), said)
+
+    def advantages_of(self, step: int, rows: list[Row]) -> None:
+        """Advantages from rewards, where they are GRPO's own."""
+        loss, size = self.stage.loss, self.stage.group.size
+        own = loss.algorithm in _OWN_ADVANTAGES or self.stage.trainer
+        in_reward = loss.beta and loss.kl_in == "reward"
+        if own or in_reward or loss.aggregation != "sum_then_normalize" or len(rows) % size:
+            return
+        rewards = [math.nan if row["reward"] is None else row["reward"] for row in rows]
+        expected = group_relative(torch.tensor(rewards), size, loss.scale_rewards).tolist()
+        for i, (row, value) in enumerate(zip(rows, expected, strict=True), 1):
+            found = number(row["advantage"])
+            agrees = found is not None and math.isclose(found, value, rel_tol=1e-3, abs_tol=1e-3)
+            said = f"step {step}, row {i}: advantage {found}, its group's rewards give {value:.6g}"
+            self.advantages.add(agrees, said)
+
+    def step(self, step: int, rows: list[Row], logged: Mapping[str, Any]) -> None:
+        """The figures of a step that the rows alone decide."""
+        totals = [row["reward"] for row in rows]
+        expected: dict[str, float | None] = {}
+        if all(total is not None for total in totals):
+            expected["reward"] = _mean(totals)
+        for name in {name: None for row in rows for name in row["scores"]}:
+            values = [number(mapping(row["scores"].get(name)).get("value")) for row in rows]
+            expected[f"rewards/{name}/mean"] = _mean([v for v in values if v is not None])
+        expected["completions/clipped_ratio"] = _mean([float(row["truncated"]) for row in rows])
+        for name, value in expected.items():
+            found = number(logged.get(name))
+            if found is not None and value is not None:
+                said = f"step {step}: {name} is {found}, the completions give {value:.6g}"
+                self.metrics.add(_close(value, found), said)
+
+
+def _close(expected: float | None, found: float | None) -> bool:
+    if expected is None or found is None:
+        return expected is found
+    return math.isclose(expected, found, rel_tol=_CLOSE, abs_tol=_CLOSE)
+
+
+def _mean(values: list[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None

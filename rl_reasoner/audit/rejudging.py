@@ -1,0 +1,268 @@
+"""Stored completions judged again, and what readers are shown made anew of what there is.
+
+Judged are the completions that were trained on and those of evaluations, with the run's own rewards
+and options, on the rows that they were sampled for; a score that is another now is named. Made anew
+are the figures of evaluations, overlaps, the comparison with control arms, and the report. Where a
+judgement cannot be repeated, as by a reward that reads token ids or whose server is gone, that is
+said, and nothing is held against the run.
+"""
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rl_reasoner.audit.findings import Finding, as_finding, counted, differs, held, unchecked
+from rl_reasoner.dataset.code_rows import continuing
+from rl_reasoner.evaluation.evaluate import replay
+from rl_reasoner.evaluation.metrics import compute_figures
+from rl_reasoner.evaluation.monitor import measure_overlaps
+from rl_reasoner.evaluation.result import EvalResult
+from rl_reasoner.foreign import json_object, mapping, number
+from rl_reasoner.pipeline.controls import evaluated_around, facts_of_arm
+from rl_reasoner.pipeline.lineage import data_in
+from rl_reasoner.pipeline.lock import evaluated_sets
+from rl_reasoner.pipeline.placement import Placement
+from rl_reasoner.pipeline.prepare import Prepared, read_stage_rows, trl_columns
+from rl_reasoner.pipeline.trl_configs import config
+from rl_reasoner.pipeline.why import rollouts_of
+from rl_reasoner.provenance import code_hash
+from rl_reasoner.recipe.data import StageData, data_sources
+from rl_reasoner.recipe.recipe import Recipe
+from rl_reasoner.recipe.stages import GrpoStage
+from rl_reasoner.report.controls import CONTROLS_FILE, against_controls
+from rl_reasoner.report.page import build_page
+from rl_reasoner.report.run_data import read_run
+from rl_reasoner.scoring.batch import APPLIES, score_own_rows
+from rl_reasoner.scoring.outcome import outcome_json
+from rl_reasoner.scoring.reward import Reward, name_of
+from rl_reasoner.scoring.runner import SEEDS
+from rl_reasoner.scoring.trl_form import OF_TRAINER
+from rl_reasoner.training.reward_pass import seeds_of_rows
+from rl_reasoner.types import Row
+
+_TOKENS = ("completion_ids", *OF_TRAINER)
+_CLOSE = 1e-6
+
+
+@dataclass
+class _Again:
+    """The judgements of one reward: how many are the same, the first that is not."""
+
+    same: int = 0
+    other: int = 0
+    first: str = ""
+    failed: Counter[str] = field(default_factory=Counter)  # faults of now, by their words
+
+    def add(self, before: Mapping[str, Any], now: Mapping[str, Any], at: str) -> None:
+        if now["outcome"] == "fault" and before.get("outcome") != "fault":
+            self.failed[str(now["reason"])] += 1
+        elif _alike(before, now):
+            self.same += 1
+        else:
+            self.other += 1
+            self.first = self.first or f"{at}: {_worth(before)} in the run, {_worth(now)} now"
+
+    def findings(self, part: str, name: str, where: str) -> Iterator[Finding]:
+        if self.other:
+            all_ = self.same + self.other
+            yield differs(part, f"{where}: {name}, {self.first} ({self.other:,} of {all_:,})")
+        elif self.same:
+            judged = counted(self.same, "completion")
+            yield held(part, f"{where}: {name} judges {judged} as it did in the run")
+        for why, count in self.failed.most_common(1):
+            rest = f"{counted(self.failed.total(), 'completion')} could not be judged here"
+            yield unchecked(part, f"{where}: {name}, {rest}: {why:.200}" if count else rest)
+
+
+def _alike(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    a, b = number(before.get("value")), number(now.get("value"))
+    if before.get("outcome") != now["outcome"]:
+        return False
+    return a == b if a is None or b is None else abs(a - b) <= _CLOSE * max(1.0, abs(a))
+
+
+def _worth(score: Mapping[str, Any]) -> str:
+    value = score.get("value")
+    return str(score.get("outcome")) if value is None else f"{value:g}"
+
+
+def rejudge_stage(
+    run: Path,
+    folder: Path,
+    recipe: Recipe,
+    stage: GrpoStage,
+    prepared: Prepared,
+    placement: Placement,
+) -> Iterator[Finding]:
+    """Every completion that `stage` was trained on, by every reward of the recipe."""
+    if not (folder / "rollouts.jsonl").is_file():
+        return
+    rows = stage_rows(run, recipe, stage, prepared)
+    again = {name: _Again() for name in prepared.rewards}
+    rewards = dict(prepared.rewards)
+    for name in [name for name, fn in rewards.items() if _needs_trainer(fn)]:
+        del rewards[name], again[name]
+        said = f"stage {stage.name}: {name} reads what only a trainer has"
+        yield unchecked("rewards", said)
+    rewards = {name: continuing(fn, rows) for name, fn in rewards.items()}
+    passes = config(recipe, stage, folder, placement).gradient_accumulation_steps
+    lost = 0
+    for step, batch in groupby(rollouts_of(folder), key=lambda row: int(row["step"])):
+        rollouts = [*batch]
+        own = [_row_of(rollout, rows) for rollout in rollouts]
+        lost += sum(row is None for row in own)
+        pairs = [(r, row) for r, row in zip(rollouts, own, strict=True) if row is not None]
+        place = recipe.run.seed, True, step - 1, (step - 1) * passes, 0, 0
+        seeds = seeds_of_rows(place, len(rollouts))
+        kept = [seed for seed, row in zip(seeds, own, strict=True) if row is not None]
+        columns = _columns(pairs, kept)
+        texts = [rollout["completion"] for rollout, _ in pairs]
+        for name, fn in rewards.items() if pairs else ():
+            outcomes = score_own_rows(fn, texts, columns)
+            for i, (outcome, (rollout, _)) in enumerate(zip(outcomes, pairs, strict=True), 1):
+                before = mapping(rollout["scores"].get(name_of(fn)))
+                again[name].add(before, outcome_json(outcome), f"step {step}, row {i}")
+    for name, judged in again.items():
+        yield from judged.findings("completions", name, f"stage {stage.name}")
+    if lost:
+        said = f"{counted(lost, 'completion')} of rows that the data do not have"
+        yield differs("data", f"stage {stage.name}: {said}")
+
+
+def stage_rows(run: Path, recipe: Recipe, stage: GrpoStage, prepared: Prepared) -> list[Row]:
+    """The rows that `stage` was trained on; raises `UserError` where they are not here."""
+    if not any(isinstance(source, StageData) for source in data_sources(recipe.data_of(stage))):
+        return prepared.rows[stage.name]
+    return read_stage_rows(recipe, stage, data_in(run, recipe, stage), prepared.rewards)
+
+
+def _row_of(rollout: Row, rows: Sequence[Row]) -> Row | None:
+    """The data's row that a completion was sampled for; None where it is another one now."""
+    at = rollout.get("row")
+    if not isinstance(at, int) or not 0 <= at < len(rows):
+        return None
+    return rows[at] if rows[at].get("answer") == rollout.get("answer") else None
+
+
+def _columns(pairs: Sequence[tuple[Row, Row]], seeds: list[int]) -> dict[str, Any]:
+    names = {name: None for _, row in pairs for name in row if name not in ("prompt", "completion")}
+    columns: dict[str, Any] = {name: [row.get(name) for _, row in pairs] for name in names}
+    if not any(columns.get(APPLIES, ())):
+        columns.pop(APPLIES, None)
+    given = {"prompts": [rollout["prompt"] for rollout, _ in pairs], SEEDS: seeds}
+    return {**columns, **given, **trl_columns(len(pairs))}
+
+
+def _needs_trainer(fn: Callable[..., Any]) -> bool:
+    """Whether a reward reads token ids or the trainer's state, which no file has."""
+    if isinstance(fn, Reward):
+        return any(name in _TOKENS for name in (*fn.columns, *fn.missing))
+    try:
+        return any(name in _TOKENS for name in inspect.signature(fn).parameters)
+    except (TypeError, ValueError):
+        return False
+
+
+def check_results(run: Path) -> Iterator[Finding]:
+    """Every evaluation: its rows judged again, its figures computed again from its rows."""
+    for file in sorted([*run.glob("evals/*.json"), *run.glob("controls/*/evals/*.json")]):
+        found: list[Finding] = []
+        with as_finding("results", found):
+            found += _result(file, str(file.relative_to(run)))
+        yield from found
+
+
+def _result(file: Path, name: str) -> Iterator[Finding]:
+    saved = EvalResult.load(file)
+    if not saved.rows:
+        yield unchecked("results", f"{name} has no rows: {file.stem}.rows.jsonl is not there")
+        return
+    wrong = [
+        f"{label}: {key} is {saved.sets[label].get(key)}, its rows give {value}"
+        for label, rows in saved.rows.items()
+        for key, value in compute_figures(rows).items()
+        if not same_values(value, saved.sets[label].get(key))
+    ]
+    if wrong:
+        yield differs("results", f"{name}, {wrong[0]:.300} ({counted(len(wrong), 'figure')})")
+    else:
+        yield held("results", f"{name}: its figures are those of its rows")
+    judged = _Again()
+    again = replay(saved)
+    for label, rows in saved.rows.items():
+        for i, (row, now) in enumerate(zip(rows, again.rows[label], strict=True), 1):
+            both = zip(_verdicts(row), _verdicts(now), strict=True)
+            for before, after in both:
+                judged.add(before, after, f"{label}, row {i}")
+    yield from judged.findings("results", "the judge", name)
+
+
+def _verdicts(row: Row) -> list[dict[str, Any]]:
+    keys = ("scores", "outcomes", "reasons")
+    lists = zip(*(row[key] for key in keys), strict=True)
+    return [{"value": v, "outcome": o, "reason": r} for v, o, r in lists]
+
+
+def same_values(one: Any, other: Any) -> bool:
+    """Whether two JSON values are equal, numbers up to the last digits."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(same_values(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        pairs = zip(one, other, strict=False)
+        return len(one) == len(other) and all(same_values(a, b) for a, b in pairs)
+    if isinstance(one, float) or isinstance(other, float):
+        numbers = isinstance(one, int | float) and isinstance(other, int | float)
+        return numbers and abs(one - other) <= 1e-9 * max(1.0, abs(one))
+    return bool(one == other)
+
+
+# ------------------------------------------------------------------ what readers are shown
+
+
+def check_overlaps(run: Path, recipe: Recipe, prepared: Prepared) -> Iterator[Finding]:
+    """What training rows and evaluated sets have in common, counted again."""
+    file = run / "contamination.json"
+    if not file.is_file():
+        return
+    rows = [row for rows in prepared.rows.values() for row in rows]
+    names = list(dict.fromkeys(evaluated_sets(recipe)))
+    now = measure_overlaps(rows, names)
+    yield _compared(f"{file.name}: rows that are trained and tested on", json_object(file), now)
+
+
+def check_controls(run: Path, recipe: Recipe) -> Iterator[Finding]:
+    """The comparison with the control arms, from the evaluations' rows."""
+    file = run / CONTROLS_FILE
+    if not file.is_file() or recipe.controlled is None:
+        return
+    stage, names = recipe.controlled, evaluated_around(recipe)
+    before, after = (EvalResult.load(run / "evals" / f"{name}.json") for name in names)
+    folders = {str(name): run / "controls" / name for name in recipe.controls}
+    arms = {name: EvalResult.load(at / "evals" / "after.json") for name, at in folders.items()}
+    facts = {name: facts_of_arm(at) for name, at in folders.items()}
+    now = against_controls(stage.name, before, after, arms, facts)
+    yield _compared(f"{file.name}: treatment minus control", json_object(file), now)
+
+
+def _compared(what: str, kept: Mapping[str, Any], now: Mapping[str, Any]) -> Finding:
+    if same_values(kept, now):
+        return held("results", f"{what}, as counted again")
+    return differs("results", f"{what}, is another when it is counted again")
+
+
+def check_report(run: Path) -> Iterator[Finding]:
+    """report.html against the page that the run's files make: the same files, the same bytes."""
+    file = run / "report.html"
+    if not file.is_file():
+        yield unchecked("report", "there is no report.html")
+        return
+    if build_page(read_run(run)) == file.read_text(encoding="utf-8", errors="replace"):
+        yield held("report", "report.html is the page that the run's files make, byte by byte")
+    elif json_object(run / "lock.json").get("code") != code_hash():
+        yield unchecked("report", "report.html was made by other code than this: write it anew")
+    else:
+        yield differs("report", "report.html is not the page that the run's files make")
