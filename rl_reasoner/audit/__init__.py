@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from rl_reasoner.audit import hashes, records, rejudging, replaying
-from rl_reasoner.audit.findings import Audit, Finding, as_finding
+from rl_reasoner.audit.findings import Audit, AuditFinding, as_finding
 from rl_reasoner.foreign import check_run, no_links
 from rl_reasoner.pipeline.placement import choose_placement
 from rl_reasoner.pipeline.prepare import Prepared, prepare
@@ -23,7 +23,7 @@ from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import GrpoStage
 from rl_reasoner.scoring.reward import name_of
 
-__all__ = ["Audit", "Finding", "audit_run"]
+__all__ = ["Audit", "AuditFinding", "audit_run"]
 
 
 def audit_run(
@@ -51,7 +51,7 @@ def audit_run(
         wanted = replaying.step_to_replay(run, recipe, stage, step)
     audit = Audit(run)
 
-    def check(part: str, what: str, make: Callable[[], Iterable[Finding]]) -> None:
+    def check(part: str, what: str, make: Callable[[], Iterable[AuditFinding]]) -> None:
         note(what)
         with as_finding(part, audit.findings):
             for finding in make():
@@ -85,7 +85,7 @@ def _check_completions(
     run: Path,
     recipe: Recipe,
     prepared: Prepared | None,
-    check: Callable[[str, str, Callable[[], Iterable[Finding]]], None],
+    check: Callable[[str, str, Callable[[], Iterable[AuditFinding]]], None],
 ) -> None:
     """What the grpo stages sampled: against their ledgers, and judged again."""
     folders, placement = hashes.stage_folders(run, recipe), choose_placement(recipe)

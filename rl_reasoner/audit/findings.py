@@ -8,33 +8,33 @@ from typing import Any, Literal
 
 from rl_reasoner.errors import UserError
 
-Status = Literal["held", "differs", "unchecked"]
+FindingStatus = Literal["held", "differs", "unchecked"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class AuditFinding:
     """One check: of which part of the run, how it ended, and what there is to say."""
 
     part: str
     """recipe, data, rewards, code, weights, checkpoints, completions, ledger, metrics, results,
     report, lock, files or replay"""
-    status: Status
+    status: FindingStatus
     said: str
 
 
-def held(part: str, said: str) -> Finding:
+def held(part: str, said: str) -> AuditFinding:
     """The run says what is there."""
-    return Finding(part, "held", said)
+    return AuditFinding(part, "held", said)
 
 
-def differs(part: str, said: str) -> Finding:
+def differs(part: str, said: str) -> AuditFinding:
     """The run says something else than what is there."""
-    return Finding(part, "differs", said)
+    return AuditFinding(part, "differs", said)
 
 
-def unchecked(part: str, said: str) -> Finding:
+def unchecked(part: str, said: str) -> AuditFinding:
     """What the check needs is not here."""
-    return Finding(part, "unchecked", said)
+    return AuditFinding(part, "unchecked", said)
 
 
 @dataclass
@@ -42,14 +42,14 @@ class Audit:
     """All findings on the run in `run`, in the order of the checks."""
 
     run: Path
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[AuditFinding] = field(default_factory=list)
 
     @property
     def holds(self) -> bool:
         """Whether everything that could be checked held."""
         return all(finding.status != "differs" for finding in self.findings)
 
-    def of(self, status: Status) -> list[Finding]:
+    def of(self, status: FindingStatus) -> list[AuditFinding]:
         """The findings of one kind."""
         return [finding for finding in self.findings if finding.status == status]
 
@@ -70,7 +70,7 @@ class Audit:
 
 
 @contextmanager
-def as_finding(part: str, found: list[Finding]) -> Iterator[None]:
+def as_finding(part: str, found: list[AuditFinding]) -> Iterator[None]:
     """Inside, a `UserError` becomes a finding: that check could not be made."""
     try:
         yield

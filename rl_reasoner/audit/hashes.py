@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 
 from rl_reasoner.audit.findings import (
-    Finding,
+    AuditFinding,
     as_finding,
     counted,
     differs,
@@ -69,7 +69,7 @@ def part_of(name: str) -> str:
     return _BY_NAME.get(path.name, "files")
 
 
-def check_files(run: Path) -> Iterator[Finding]:
+def check_files(run: Path) -> Iterator[AuditFinding]:
     """Every file as `hashes.json` has it; report.html is left to the check that makes it anew."""
     if not (run / HASHES).is_file():
         yield unchecked(
@@ -79,12 +79,18 @@ def check_files(run: Path) -> Iterator[Finding]:
     kept = {name: str(value) for name, value in json_object(run / HASHES).items()}
     wrong: dict[str, list[str]] = {}
     right: dict[str, int] = {}
+    away = 0
     for name, value in kept.items():
         part, file = part_of(name), run / name
         if part == "report":
             continue
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             wrong.setdefault("files", []).append(f"{HASHES} names {name}, which is not of the run")
+        elif part == "weights" and not file.is_file():  # of a published run they lie elsewhere
+            found = _published(run, name)
+            away += found is None
+            if found is not None and sha256_of(found) != value:
+                wrong.setdefault(part, []).append(f"{found} is another than the run's {name}")
         elif not file.is_file():
             wrong.setdefault(part, []).append(f"{name} is missing")
         elif sha256_of(file) != value:
@@ -96,12 +102,21 @@ def check_files(run: Path) -> Iterator[Finding]:
             yield differs(part, f"since the run ended, {listed(wrong[part])}")
         else:
             yield held(part, f"{counted(right[part], 'file')} as the run left them")
+    if away:
+        yield unchecked("weights", f"{counted(away, 'file')} of policies are not here")
     names = [str(file.relative_to(run)) for file in sealed_files(run)]
     if new := [name for name in names if name not in kept]:
         yield unchecked("files", f"not of the run: {listed(new)}")
 
 
-def check_code(run: Path, recipe: Recipe) -> Iterator[Finding]:
+def _published(run: Path, name: str) -> Path | None:
+    """Where a file of policy/ lies in a published folder, whose run/ has no weights of its own."""
+    inner = PurePosixPath(name)
+    file = run.parent / inner.name
+    return file if inner.parts[0] == "policy" and len(inner.parts) == 2 and file.is_file() else None
+
+
+def check_code(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:
     """This package and the rewards, as the run had them; data files by their names."""
     lock = json_object(run / "lock.json")
     kept = lock.get("code")
@@ -127,7 +142,7 @@ def check_code(run: Path, recipe: Recipe) -> Iterator[Finding]:
         yield held("data", f"{counted(right, 'file')} of rows as the run read them")
 
 
-def _rewards(kept: Mapping[str, Any], recipe: Recipe, *, known: bool) -> Iterator[Finding]:
+def _rewards(kept: Mapping[str, Any], recipe: Recipe, *, known: bool) -> Iterator[AuditFinding]:
     """The rewards' files; a shipped one is another where all of the package is, too."""
     if not kept:
         named = [name for name, spec in recipe.rewards.items() if spec.source is None]
@@ -146,7 +161,7 @@ def _rewards(kept: Mapping[str, Any], recipe: Recipe, *, known: bool) -> Iterato
             yield unchecked("rewards", f"{name} is that of another rl-reasoner than the run's")
 
 
-def check_stages(run: Path, recipe: Recipe) -> Iterator[Finding]:
+def check_stages(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:
     """Each stage: made from what the recipe says, and what it made as it made it."""
     folders = stage_folders(run, recipe)
     made: dict[str, str] = {}
@@ -154,7 +169,7 @@ def check_stages(run: Path, recipe: Recipe) -> Iterator[Finding]:
         done = folders[stage.name] / "done.json"
         made[stage.name] = str(json_object(done).get("made")) if done.is_file() else ""
     for stage in recipe.stages:
-        folder, found = folders[stage.name], list[Finding]()
+        folder, found = folders[stage.name], list[AuditFinding]()
         if not (folder / "lock.json").is_file():
             yield unchecked("recipe", f"stage {stage.name} has not begun, or is of an old version")
             continue
@@ -171,7 +186,7 @@ def stage_folders(run: Path, recipe: Recipe) -> dict[str, Path]:
 
 def _facts(
     recipe: Recipe, stage: Stage, folder: Path, made: Mapping[str, str]
-) -> Iterator[Finding]:
+) -> Iterator[AuditFinding]:
     before = current_stage(mapping(json_object(folder / "lock.json").get("made_from")))
     now = facts_of(recipe, stage, made)
     before = with_new_fields(recipe, stage, before, now)
@@ -214,7 +229,7 @@ def _is_lost(name: tuple[str, str], before: Any, now: Any) -> bool:
     return bool(before != now and not hashed)
 
 
-def _result(stage: Stage, folder: Path, made: str) -> Iterator[Finding]:
+def _result(stage: Stage, folder: Path, made: str) -> Iterator[AuditFinding]:
     rows = isinstance(stage, RowStage)
     part, path = ("data", folder / "data.jsonl") if rows else ("weights", folder / "policy")
     if not made:
@@ -227,7 +242,7 @@ def _result(stage: Stage, folder: Path, made: str) -> Iterator[Finding]:
         yield held(part, f"stage {stage.name} made what is in {path.parent.name}/{path.name}")
 
 
-def check_checkpoints(run: Path, recipe: Recipe) -> Iterator[Finding]:
+def check_checkpoints(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:
     """Every checkpoint against its seal, and the run's policy against that of its last stage."""
     for folder in stage_folders(run, recipe).values():
         for step, path in sorted(steps_in(folder / "checkpoints").items()):

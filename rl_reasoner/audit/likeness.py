@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from rl_reasoner.audit.findings import Finding, counted, differs, held, unchecked
+from rl_reasoner.audit.findings import AuditFinding, counted, differs, held, unchecked
 from rl_reasoner.audit.hashes import tensor_files
 from rl_reasoner.files import read_jsonl
 from rl_reasoner.training.checkpointing.checkpoints import steps_in
@@ -173,7 +173,7 @@ def _square(values: torch.Tensor) -> float:
     return float(values.double().square().sum())
 
 
-def verdict_of(found: Likeness, steps: Steps, because: list[str], stage: str) -> Finding:
+def verdict_of(found: Likeness, steps: Steps, because: list[str], stage: str) -> AuditFinding:
     """What is said of steps that were made again: bit-equal, equal within, or where they part."""
     what = f"stage {stage}, step{'s' * (steps.first < steps.last)} {steps.first}"
     what += f" to {steps.last}" if steps.first < steps.last else ""

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from rl_reasoner.audit.findings import Finding, differs, held, unchecked
+from rl_reasoner.audit.findings import AuditFinding, differs, held, unchecked
 from rl_reasoner.files import read_jsonl
 from rl_reasoner.foreign import mapping, number
 from rl_reasoner.pipeline.why import rollouts_of
@@ -40,7 +40,7 @@ class _Tally:
         self.wrong += not agrees
         self.first = self.first or ("" if agrees else said)
 
-    def finding(self, part: str, what: str, stage: str) -> Iterator[Finding]:
+    def finding(self, part: str, what: str, stage: str) -> Iterator[AuditFinding]:
         """How it ended; nothing where there was nothing to compare. `what` follows "all 12"."""
         if self.wrong:
             yield differs(part, f"stage {stage}: {self.first} ({self.wrong:,} of such in all)")
@@ -48,7 +48,7 @@ class _Tally:
             yield held(part, f"stage {stage}: all {self.right:,} {what}")
 
 
-def check_ledger(folder: Path, name: str) -> Iterator[Finding]:
+def check_ledger(folder: Path, name: str) -> Iterator[AuditFinding]:
     """Every line of the ledger against the completion that it scored."""
     rollouts = folder / "rollouts.jsonl"
     if not rollouts.is_file() or not files_of(folder):
@@ -108,7 +108,7 @@ def _unlike(expected: Row, line: Row | None) -> str:
 
 def check_figures(
     folder: Path, stage: GrpoStage, weights: Mapping[str, float]
-) -> Iterator[Finding]:
+) -> Iterator[AuditFinding]:
     """Rewards, advantages and the figures of steps, computed again from the scores.
 
     `weights` of the rewards, by the functions' names.

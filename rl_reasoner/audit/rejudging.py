@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from rl_reasoner.audit.findings import Finding, as_finding, counted, differs, held, unchecked
+from rl_reasoner.audit.findings import AuditFinding, as_finding, counted, differs, held, unchecked
 from rl_reasoner.dataset.code_rows import continuing
 from rl_reasoner.evaluation.evaluate import replay
 from rl_reasoner.evaluation.metrics import compute_figures
@@ -66,7 +66,7 @@ class _Again:
             self.other += 1
             self.first = self.first or f"{at}: {_worth(before)} in the run, {_worth(now)} now"
 
-    def findings(self, part: str, name: str, where: str) -> Iterator[Finding]:
+    def findings(self, part: str, name: str, where: str) -> Iterator[AuditFinding]:
         if self.other:
             all_ = self.same + self.other
             yield differs(part, f"{where}: {name}, {self.first} ({self.other:,} of {all_:,})")
@@ -97,7 +97,7 @@ def rejudge_stage(
     stage: GrpoStage,
     prepared: Prepared,
     placement: Placement,
-) -> Iterator[Finding]:
+) -> Iterator[AuditFinding]:
     """Every completion that `stage` was trained on, by every reward of the recipe."""
     if not (folder / "rollouts.jsonl").is_file():
         return
@@ -167,16 +167,16 @@ def _needs_trainer(fn: Callable[..., Any]) -> bool:
         return False
 
 
-def check_results(run: Path) -> Iterator[Finding]:
+def check_results(run: Path) -> Iterator[AuditFinding]:
     """Every evaluation: its rows judged again, its figures computed again from its rows."""
     for file in sorted([*run.glob("evals/*.json"), *run.glob("controls/*/evals/*.json")]):
-        found: list[Finding] = []
+        found: list[AuditFinding] = []
         with as_finding("results", found):
             found += _result(file, str(file.relative_to(run)))
         yield from found
 
 
-def _result(file: Path, name: str) -> Iterator[Finding]:
+def _result(file: Path, name: str) -> Iterator[AuditFinding]:
     saved = EvalResult.load(file)
     if not saved.rows:
         yield unchecked("results", f"{name} has no rows: {file.stem}.rows.jsonl is not there")
@@ -223,7 +223,7 @@ def same_values(one: Any, other: Any) -> bool:
 # ------------------------------------------------------------------ what readers are shown
 
 
-def check_overlaps(run: Path, recipe: Recipe, prepared: Prepared) -> Iterator[Finding]:
+def check_overlaps(run: Path, recipe: Recipe, prepared: Prepared) -> Iterator[AuditFinding]:
     """What training rows and evaluated sets have in common, counted again."""
     file = run / "contamination.json"
     if not file.is_file():
@@ -234,7 +234,7 @@ def check_overlaps(run: Path, recipe: Recipe, prepared: Prepared) -> Iterator[Fi
     yield _compared(f"{file.name}: rows that are trained and tested on", json_object(file), now)
 
 
-def check_controls(run: Path, recipe: Recipe) -> Iterator[Finding]:
+def check_controls(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:
     """The comparison with the control arms, from the evaluations' rows."""
     file = run / CONTROLS_FILE
     if not file.is_file() or recipe.controlled is None:
@@ -248,13 +248,13 @@ def check_controls(run: Path, recipe: Recipe) -> Iterator[Finding]:
     yield _compared(f"{file.name}: treatment minus control", json_object(file), now)
 
 
-def _compared(what: str, kept: Mapping[str, Any], now: Mapping[str, Any]) -> Finding:
+def _compared(what: str, kept: Mapping[str, Any], now: Mapping[str, Any]) -> AuditFinding:
     if same_values(kept, now):
         return held("results", f"{what}, as counted again")
     return differs("results", f"{what}, is another when it is counted again")
 
 
-def check_report(run: Path) -> Iterator[Finding]:
+def check_report(run: Path) -> Iterator[AuditFinding]:
     """report.html against the page that the run's files make: the same files, the same bytes."""
     file = run / "report.html"
     if not file.is_file():

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from rl_reasoner.audit.findings import Finding, differs, held, unchecked
+from rl_reasoner.audit.findings import AuditFinding, differs, held, unchecked
 from rl_reasoner.audit.hashes import stage_folders
 from rl_reasoner.audit.likeness import Steps, compare_steps, verdict_of
 from rl_reasoner.distributed import processes
@@ -180,7 +180,7 @@ def _copy_checkpoint(own: Path, new: Path, most: int) -> int:
 
 def replay_step(
     run: Path, recipe: Recipe, stage: TrainedStage, step: int, prepared: Prepared, *, quiet: bool
-) -> Finding:
+) -> AuditFinding:
     """Make the steps up to `step` again, from the checkpoint before it, and compare them all.
 
     Raises `UserError` where it cannot be done.
@@ -197,7 +197,7 @@ def replay_step(
         return verdict_of(compare_steps(steps), steps, because, stage.name)
 
 
-def replay_all(run: Path, recipe: Recipe, *, quiet: bool) -> Iterator[Finding]:
+def replay_all(run: Path, recipe: Recipe, *, quiet: bool) -> Iterator[AuditFinding]:
     """Make the whole run again in a scratch folder: every stage, arm and evaluation, and compare.
 
     Raises `UserError` where it cannot be done.
@@ -229,7 +229,7 @@ def replay_all(run: Path, recipe: Recipe, *, quiet: bool) -> Iterator[Finding]:
             yield _same_result(run, file, str(file.relative_to(folder)), because)
 
 
-def _same_rows(name: str, then: Path, now: Path, because: list[str]) -> Finding:
+def _same_rows(name: str, then: Path, now: Path, because: list[str]) -> AuditFinding:
     """Whether a stage of rows made the same file."""
     files = [side / "data.jsonl" for side in (then, now)]
     if files[0].is_file() and files[0].read_bytes() == files[1].read_bytes():
@@ -239,7 +239,7 @@ def _same_rows(name: str, then: Path, now: Path, because: list[str]) -> Finding:
     return differs("replay", f"stage {name}: other rows")
 
 
-def _same_result(run: Path, file: Path, name: str, because: list[str]) -> Finding:
+def _same_result(run: Path, file: Path, name: str, because: list[str]) -> AuditFinding:
     """Whether an evaluation came to the same figures and completions."""
     if not (run / name).is_file():
         return differs("replay", f"{name} is not in the run")

@@ -1,4 +1,4 @@
-"""The verb `why`: one training step explained."""
+"""The verb `why`: one training step explained, or seen under another reward."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,15 +9,20 @@ from rich.text import Text
 from tyro.conf import Positional, arg
 
 from rl_reasoner.cli.arguments import Count, Json, StageName, cell
-from rl_reasoner.report.console import emit, new_table
+from rl_reasoner.errors import UserError
+from rl_reasoner.report.console import emit, err, new_table
 
 _LEGEND = """* the row that --row chose, or the one with the largest advantage
 advantage: above 0, training made this completion likelier; below 0, less likely"""
+_CHANGED = 8  # rows shown under another reward
 
 
 @dataclass
 class WhyVerb:
-    """Explain a training step: a prompt, its group's completions, scores and advantages."""
+    """Explain a training step: a prompt, its group's completions, scores and advantages.
+
+    With --reward, what its advantages and its gradient would have been under another reward.
+    """
 
     run_folder: Positional[Annotated[Path, arg(metavar="RUN")]]
     """the run's folder"""
@@ -27,6 +32,8 @@ class WhyVerb:
     """a completion of the step, from 1 (default: the one with the largest advantage)"""
     stage: StageName = None
     """the stage (default: the last one that sampled)"""
+    reward: Annotated[str | None, arg(metavar="REWARD", help_behavior_hint="")] = None
+    """another reward: a name, MODULE:FUNCTION or FILE.py:FUNCTION"""
     json: Json = False
 
     def run(self) -> None:
@@ -37,6 +44,9 @@ class WhyVerb:
         if number is None:
             number = most_telling(self.run_folder, self.stage)
         step = read_step(self.run_folder, number, self.stage)
+        if self.reward is not None:
+            self._under(self.reward, number)
+            return
         index = step.row(self.row)
         group = step.group(index)
         chosen = step.rollouts[index]
@@ -69,6 +79,28 @@ class WhyVerb:
         table.title, table.title_justify, table.title_style = Text(head), "left", ""
         table.caption, table.caption_justify = Text(f"\n{_LEGEND}\n{_metrics_text(step)}"), "left"
         emit(self.json, value, table)
+
+    def _under(self, reward: str, number: int) -> None:
+        """Print the step under another reward."""
+        if self.row is not None:
+            raise UserError("--reward shows the rows that change most: leave out --row")
+        err.print("loading torch and transformers, and making the step again", style="dim")
+        from rl_reasoner.audit.counterfactual import ask_counterfactual
+
+        found = ask_counterfactual(self.run_folder, number, reward, self.stage, quiet=True)
+        table = new_table("row", "reward", f"by {reward}", "advantage", "would be", "completion")
+        for row in found.most_changed(_CHANGED):
+            values = row["reward"].values()
+            rewards = ("none" if value is None else f"{value:g}" for value in values)
+            advantages = (f"{row[key]:+.3g}" for key in ("then", "now"))
+            table.add_row(str(row["number"]), *rewards, *advantages, Text(row["completion"]))
+        then, now = found.norms
+        cosine = "none: one of them is 0" if found.cosine is None else f"{found.cosine:.6g}"
+        head = f"stage {found.stage}, step {number} under {reward}\n"
+        head += f"cosine of the gradients: {cosine}; norms: {then:.4g} in the run, {now:.4g}\n"
+        head += f"{found.turned} of {len(found.rows)} rows would be pushed the other way\n"
+        table.title, table.title_justify, table.title_style = Text(head), "left", ""
+        emit(self.json, found.to_json(), table)
 
 
 def _completion_text(rollout: Mapping[str, Any]) -> Text:

@@ -155,6 +155,8 @@ class Session:
         elif ref.stage:
             policy.source = str(self._folder(ref.stage) / "policy")
         write_report(self.run.path)
+        if self.is_over:
+            self.run.seal()
         processes.broadcast(StageOrder(None, ref, policy.source))
         return policy
 

@@ -96,8 +96,6 @@ def train(
             ref = session.go(window, changed=changed, again=first is not None, command=command)
             train_controls(session)
             policy = session.end(ref)
-            if session.is_over:
-                run.seal()
             return Run(run.path, policy, session.evals, run.path / "report.html")
     except KeyboardInterrupt as error:
         give_up_all()

@@ -37,7 +37,7 @@ class OldLogProbs:
         return bool(args.gradient_accumulation_steps % every)
 
     @property
-    def _defers(self) -> bool:
+    def defers(self) -> bool:
         """Whether trl would make the pass, and nobody needs it at once."""
         trainer = self.trainer
         return bool(
@@ -51,11 +51,11 @@ class OldLogProbs:
 
     def begin(self) -> None:
         """A batch is sampled and scored: trl's first pass after sampling may be left out."""
-        self._leaves_out = self._defers
+        self._leaves_out = self.defers
 
     def defer(self, batch: dict[str, Any]) -> None:
         """What stood in for that pass leaves the batch again."""
-        if self._defers:
+        if self.defers:
             del batch[OLD_LOGPS]
 
     def instead_of_pass(self, input_ids: Tensor) -> Pass | None:
@@ -71,7 +71,7 @@ class OldLogProbs:
 
     def complete(self, buffer: list[dict[str, Any]], log_probs: Callable[..., Pass]) -> None:
         """Give those micro-batches their old log-probs that are trained on when it is too late."""
-        if not self._defers:
+        if not self.defers:
             return
         on_policy = self.trainer.current_gradient_accumulation_steps - self._done
         for batch in buffer[on_policy:]:
@@ -99,7 +99,7 @@ class OldLogProbs:
     def keep(self, inputs: dict[str, Any]) -> None:
         """Keep the log-probs of the loss's pass with its rows, for the iterations to come."""
         trainer = self.trainer
-        if trainer.model.training and self._defers and OLD_LOGPS not in inputs:
+        if trainer.model.training and self.defers and OLD_LOGPS not in inputs:
             assert self._fresh is not None
             # in the buffer, where the iterations find it; rows without numbers stay so
             lost = trainer.packed_forward.lost[:, None]

@@ -167,6 +167,20 @@ class RewardPass:
         self._warn_of_unscored(batch, columns, completions)
         return self._gathered(batch)
 
+    def judge(self, fn: Callable[..., Any], batch: RolloutBatch) -> list[Outcome]:
+        """What `fn`, a reward that need not be the trainer's, says of a batch that is sampled."""
+        prompts = [row["prompt"] for row in batch.rows]
+        chats = is_conversational({"prompt": prompts[0]})
+        columns = {
+            **self._columns(batch.rows, prompts, batch.ids),
+            **self._seeds(batch, len(batch.rows)),
+            **self.trainer.internals.for_rewards(),
+        }
+        given: list[Any] = [
+            [{"role": "assistant", "content": text}] if chats else text for text in batch.texts
+        ]
+        return self._score(fn, given, columns)
+
     @staticmethod
     def _columns(
         inputs: list[dict[str, Any]], prompts: list[Any], completion_ids: list[list[int]]
