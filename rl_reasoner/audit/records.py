@@ -64,7 +64,7 @@ def check_ledger(folder: Path, name: str) -> Iterator[AuditFinding]:
     for step, batch in groupby(rollouts_of(folder), key=lambda row: int(row["step"])):
         if step < kept_from and not begun:  # the oldest lines of a large ledger are gone
             continue
-        for expected in _expected([*batch], first):
+        for expected in _expected([*batch]):
             line, first = (first, None) if first is not None else (next(lines, None), None)
             same = line == expected
             tally.add(same, "" if same else _unlike(expected, line))
@@ -76,12 +76,11 @@ def check_ledger(folder: Path, name: str) -> Iterator[AuditFinding]:
     yield from tally.finding("ledger", "lines are of the completions with their hashes", name)
 
 
-def _expected(batch: list[Row], example: Mapping[str, Any] | None) -> Iterator[Row]:
-    """The ledger's lines for the rollouts of a step, without seconds."""
+def _expected(batch: list[Row]) -> Iterator[Row]:
+    """The ledger's lines for the rollouts of a step, without seconds and seed."""
     numbers = {row["prompt"]: row.get("row") for row in batch}
     timed = [{**row, "seconds": dict.fromkeys(row["scores"], 0.0)} for row in batch]
-    seed = (example or {}).get("seed", 0)
-    yield from _untimed(scores_of(timed, seed, numbers.get))
+    yield from _untimed(scores_of(timed, 0, numbers.get))
 
 
 def _untimed(lines: Iterator[Row]) -> Iterator[Row]:

@@ -21,12 +21,14 @@ from rl_reasoner.evaluation.evaluate import replay
 from rl_reasoner.evaluation.metrics import compute_figures
 from rl_reasoner.evaluation.monitor import measure_overlaps
 from rl_reasoner.evaluation.result import EvalResult
+from rl_reasoner.files import sha256_of
 from rl_reasoner.foreign import json_object, mapping, number
 from rl_reasoner.pipeline.controls import evaluated_around, facts_of_arm
 from rl_reasoner.pipeline.lineage import data_in
 from rl_reasoner.pipeline.lock import evaluated_sets
 from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.prepare import Prepared, read_stage_rows, trl_columns
+from rl_reasoner.pipeline.run_folder import HASHES
 from rl_reasoner.pipeline.trl_configs import config
 from rl_reasoner.pipeline.why import rollouts_of
 from rl_reasoner.provenance import code_hash
@@ -260,9 +262,13 @@ def check_report(run: Path) -> Iterator[AuditFinding]:
     if not file.is_file():
         yield unchecked("report", "there is no report.html")
         return
+    kept = json_object(run / HASHES).get(file.name) if (run / HASHES).is_file() else None
+    other_code = json_object(run / "lock.json").get("code") != code_hash()
     if build_page(read_run(run)) == file.read_text(encoding="utf-8", errors="replace"):
         yield held("report", "report.html is the page that the run's files make, byte by byte")
-    elif json_object(run / "lock.json").get("code") != code_hash():
+    elif other_code and kept == sha256_of(file):
+        yield held("report", "report.html is as the run left it; other code than this made it")
+    elif other_code and kept is None:
         yield unchecked("report", "report.html was made by other code than this: write it anew")
     else:
         yield differs("report", "report.html is not the page that the run's files make")

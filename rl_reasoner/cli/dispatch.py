@@ -30,6 +30,7 @@ from rl_reasoner.cli.export import ExportVerb
 from rl_reasoner.cli.filter import FilterVerb
 from rl_reasoner.cli.list import ListVerb
 from rl_reasoner.cli.mistakes import check_arguments
+from rl_reasoner.cli.publish import PublishVerb
 from rl_reasoner.cli.report import ReportVerb
 from rl_reasoner.cli.score import ScoreVerb
 from rl_reasoner.cli.train import TrainVerb
@@ -53,6 +54,7 @@ Verb = (
     | Annotated[CopyVerb, subcommand("copy")]
     | Annotated[ReportVerb, subcommand("report")]
     | Annotated[ExportVerb, subcommand("export")]
+    | Annotated[PublishVerb, subcommand("publish")]
     | Annotated[EnvVerb, subcommand("env")]
     | Annotated[CompletionVerb, subcommand("completion")]
 )

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -24,6 +24,8 @@ class ExportVerb:
     """fp32 or bf16"""
     fp8: Flag = False
     """write linear layers and experts in FP8 blocks, as DeepSeek-V3 does; the rest as --dtype"""
+    gguf: Flag = False
+    """write one GGUF file, for llama.cpp and Ollama, and compare its logits"""
     upcycle: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
     """turn a dense policy into a mixture of N experts that computes the same"""
     chosen: int = 2
@@ -36,6 +38,8 @@ class ExportVerb:
             raise UserError(f"{self.to} exists already; give a new folder")
         if self.dtype not in ("fp32", "bf16"):
             raise unknown("dtype", self.dtype, ["fp32", "bf16"])
+        if self.gguf and self.fp8:
+            raise UserError("--gguf and --fp8 are two forms: give one of them")
         check_writable(self.to)
         from rl_reasoner.policy.names import check_policy
 
@@ -54,6 +58,9 @@ class ExportVerb:
             from rl_reasoner.moe.upcycling import upcycle
 
             policy.model = upcycle(policy.model, self.upcycle, self.chosen)
+        if self.gguf:
+            self._gguf(policy)
+            return
         policy.model.to(torch.bfloat16 if self.dtype == "bf16" else torch.float32)
         if self.fp8:
             check_fp8(policy.model)
@@ -62,3 +69,11 @@ class ExportVerb:
         if self.fp8:
             write_fp8(policy.model, self.to)
         emit(self.json, {"policy": str(self.to)}, str(self.to))
+
+    def _gguf(self, policy: Any) -> None:
+        """Write the policy as a GGUF file, opened again and compared."""
+        from rl_reasoner.publishing.gguf_export import export_gguf
+
+        file, apart = export_gguf(policy, self.to, self.dtype)
+        said = f"{file}\nopened again: logits within {apart:.1e} of the policy's (relative)"
+        emit(self.json, {"policy": str(file), "logits_apart": apart}, said)

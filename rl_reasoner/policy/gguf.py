@@ -17,7 +17,7 @@ import gguf
 import numpy as np
 import torch
 from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from rl_reasoner.errors import UserError, first_line
 from rl_reasoner.files import sha256_of
@@ -25,6 +25,12 @@ from rl_reasoner.paths import cache_folder
 
 _log = logging.getLogger(__name__)
 _FORM = 2  # of what a conversion writes: an older one in the cache is not taken for a new one
+_ARCHITECTURE = "general.architecture"
+# Sizes that transformers leaves at its own defaults, of some families: config -> the file's key.
+_UNREAD = {
+    "moe_intermediate_size": "expert_feed_forward_length",
+    "head_dim": "attention.key_length",
+}
 _HEAD, _EMBEDDING = "output.weight", "token_embd.weight"
 _ALIKE = 0.2  # relative difference of one weight's two precisions; of two weights it is about 1.4
 _ROWS = 1024  # of both tensors, evenly spaced, that are compared
@@ -55,7 +61,7 @@ def convert_gguf(file: Path) -> Path:
         return folder
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     try:
-        _convert(file, partial)
+        convert_to(file, partial)
     except Exception as error:  # the readers' own errors are many and share no base class
         what = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{file} cannot be read or converted: {what}") from error
@@ -67,7 +73,11 @@ def convert_gguf(file: Path) -> Path:
     return folder
 
 
-def _convert(file: Path, folder: Path) -> None:
+def convert_to(file: Path, folder: Path) -> Any:
+    """Write the model and the tokenizer of a GGUF file to `folder`; the tokenizer.
+
+    Raises whatever the readers of the file raise.
+    """
     place = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     with _opened_once(file) as reader:
         kind = _value(reader, "tokenizer.ggml.pre")
@@ -75,8 +85,14 @@ def _convert(file: Path, folder: Path) -> None:
         if (twins := _one_weight_twice(reader)) is not None:
             _log.warning("%s: %s", file.name, twins)
         tokenizer = AutoTokenizer.from_pretrained(**place, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(**place, trust_remote_code=False)
+        for name, key in _UNREAD.items():
+            size = _value(reader, f"{_value(reader, _ARCHITECTURE)}.{key}")
+            if size is not None and hasattr(config, name):
+                setattr(config, name, size)
         model = AutoModelForCausalLM.from_pretrained(
             **place,
+            config=config,
             dtype=torch.float32,
             quantization_config=GgufConfig(dequantize=True),
             trust_remote_code=False,
@@ -105,6 +121,7 @@ def _convert(file: Path, folder: Path) -> None:
     settings._from_model_config = False  # else transformers may make it anew, with one end
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return tokenizer
 
 
 @contextmanager

@@ -1,0 +1,195 @@
+"""The card of a published policy: what it is, what it was trained on, and what its gain is.
+
+Every figure is one of the run's own results, with its interval; nothing is said that they do not
+support (`report.gain`). In the form that model hubs show: front matter, then Markdown.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rl_reasoner.audit import Audit
+from rl_reasoner.files import sha256_of
+from rl_reasoner.foreign import json_object, mapping, number, printable
+from rl_reasoner.hub import is_name
+from rl_reasoner.pipeline.run_folder import HASHES
+from rl_reasoner.recipe.data import FileData, StageData, data_sources
+from rl_reasoner.recipe.recipe import Recipe
+from rl_reasoner.recipe.stages import GrpoStage
+from rl_reasoner.report.controls import control_sentences, read_controls
+from rl_reasoner.report.formatting import percent, short_number, signed, span
+from rl_reasoner.report.gain import explain_gain, mode_name, paired_words, split_mode
+from rl_reasoner.report.page import by_mode, cause_of
+from rl_reasoner.report.paired import add_paired_tests
+from rl_reasoner.report.run_data import RunData, SetResult, read_run
+
+_NOTHING = "There are no evaluations in the run: nothing is claimed."
+
+
+def write_card(run: Path, recipe: Recipe, audit: Audit, title: str, weights: Sequence[Path]) -> str:
+    """The card of the run in `run` as Markdown; `weights` are the files that are published."""
+    found = add_paired_tests(read_run(run))
+    lock = json_object(run / "lock.json")
+    parts = [
+        _front_matter(recipe),
+        f"# {printable(title)}",
+        _what(recipe, lock),
+        "## Results",
+        "\n".join(_results(found)) or _NOTHING,
+        "## What the gain is",
+        "\n".join(_gain(found)) or "The run was not evaluated at both ends: nothing is known.",
+        "## Controls",
+        "\n".join(f"- {text}" for text in control_sentences(read_controls(run)))
+        or "No control arm was trained: how much of the gain any reward gives is not known.",
+        "## Trained on",
+        "\n".join(_data(recipe, run)),
+        "## Use",
+        _use(recipe),
+        "## How to get it again",
+        _again(recipe, lock),
+        "## Hashes and audit",
+        "\n".join(_hashes(run, audit, weights)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(recipe: Recipe) -> str:
+    source = recipe.policy.source
+    kinds = {stage.kind for stage in recipe.stages}
+    fields: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["rl-reasoner", "reasoning", *sorted(kinds & {"grpo", "sft", "distill"})],
+    }
+    if is_name(source) and not Path(source).expanduser().exists():
+        fields["base_model"] = source
+    return f"---\n{yaml.safe_dump(fields, sort_keys=False)}---"
+
+
+def _what(recipe: Recipe, lock: Mapping[str, Any]) -> str:
+    size = number(mapping(lock.get("policy")).get("parameters"))
+    steps = [
+        f"{stage.name} ({stage.kind}, {stage.steps:,} steps)"
+        if hasattr(stage, "steps")
+        else f"{stage.name} ({stage.kind})"
+        for stage in recipe.stages
+    ]
+    about = f"{short_number(size)} parameters, " if size else ""
+    return (
+        f"`{printable(recipe.policy.source)}`, {about}trained with "
+        f"[rl-reasoner](https://pypi.org/project/rl-reasoner/) {lock.get('rl_reasoner')} by the "
+        f"recipe `{printable(recipe.name)}`: {', '.join(steps)}; seed {recipe.run.seed}."
+    )
+
+
+def _results(run: RunData) -> Iterator[str]:
+    """A row for each set and mode: before, after, the change on the same problems."""
+    sets = {e.name: e.sets for e in run.evals}
+    before, after = sets.get("before", {}), sets.get("after", {})
+    if not before and not after:
+        return
+    yield "Accuracy with its 95% interval, before and after training.\n"
+    yield "| set | problems | before | after | on the same problems |"
+    yield "|---|---|---|---|---|"
+    for name in dict.fromkeys([*before, *after]):
+        a, b = before.get(name), after.get(name)
+        yield _row(_title(name, b or a), a, b)
+        lenient = [each and each.lenient for each in (a, b)]
+        if any(lenient):
+            yield _row(f"{_title(name, b or a)}, lenient", *lenient)
+
+
+def _title(name: str, result: SetResult | None) -> str:
+    base, mode = split_mode(name)
+    return printable(base) if result is None else f"{printable(base)}, {mode_name(mode, result)}"
+
+
+def _row(title: str, a: SetResult | None, b: SetResult | None) -> str:
+    ends = [
+        "–" if each is None else f"{percent(each.accuracy)} [{span(each.interval)}]"
+        for each in (a, b)
+    ]
+    tested = ""
+    if b is not None and b.paired is not None:
+        points = signed(100 * b.paired.difference)
+        tested = f"{points} points {', '.join(paired_words(b.paired))}"
+    known = b or a
+    count = "–" if known is None or known.problems is None else f"{known.problems:,}"
+    return f"| {title} | {count} | {ends[0]} | {ends[1]} | {tested} |"
+
+
+def _gain(run: RunData) -> Iterator[str]:
+    sets = {e.name: e.sets for e in run.evals}
+    before, after = sets.get("before", {}), sets.get("after", {})
+    for base in dict.fromkeys(split_mode(name)[0] for name in after):
+        told = explain_gain(by_mode(before, base), by_mode(after, base), by=cause_of(run))
+        if told:
+            yield f"- {printable(base)}: {' '.join(told)}"
+
+
+def _data(recipe: Recipe, run: Path) -> Iterator[str]:
+    """Rows, rewards, and what training and tests have in common."""
+    hashes = mapping(json_object(run / "lock.json").get("data"))
+    for stage in recipe.stages:
+        for source in data_sources(recipe.data_of(stage)):
+            match source:
+                case FileData(path=path):
+                    digest = str(hashes.get(path, "unknown"))
+                    said = (
+                        f"`{printable(path)}`, SHA-256 {digest[:16]}"
+                        if len(digest) > 20
+                        else (f"`{printable(path)}`, {digest}")
+                    )
+                case StageData(stage=name):
+                    said = f"what stage {name} made"
+                case _:
+                    said = f"the task `{source.task}`, {source.count:,} rows, seed {source.seed}"
+            yield f"- stage {stage.name}: {said}"
+    weights = ", ".join(f"`{printable(n)}` × {s.weight:g}" for n, s in recipe.rewards.items())
+    if any(isinstance(stage, GrpoStage) for stage in recipe.stages):
+        yield f"- rewards: {weights}"
+    file = run / "contamination.json"
+    for name, counts in (json_object(file) if file.is_file() else {}).items():
+        shared, of = mapping(counts).get("contaminated", 0), mapping(counts).get("rows", 0)
+        yield f"- {shared:,} of the {of:,} problems of {printable(name)} are in the training data"
+
+
+def _use(recipe: Recipe) -> str:
+    how = f"The prompts of its training have the template `{recipe.template}`"
+    how += f" and the system prompt {recipe.system!r}." if recipe.system else "."
+    return f"""```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+```
+
+{printable(how)}"""
+
+
+def _again(recipe: Recipe, lock: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{k} {v}" for k, v in mapping(lock.get("versions")).items())
+    code = f"rl-reasoner {lock.get('rl_reasoner')} (commit {lock.get('commit') or 'unknown'})"
+    place = f"{lock.get('machine')}, device {lock.get('device')}, {lock.get('precision')}"
+    return (
+        f"`rl-reasoner train run/recipe.yaml`, with {code}, {versions}. Made on {place}, "
+        f"{lock.get('threads')} threads. On the same machine every weight comes out the same bit "
+        "by bit; elsewhere sums are rounded otherwise."
+    )
+
+
+def _hashes(run: Path, audit: Audit, weights: Sequence[Path]) -> Iterator[str]:
+    yield "| file | SHA-256 |"
+    yield "|---|---|"
+    for file in weights:
+        yield f"| {file.name} | `{sha256_of(file)}` |"
+    if (run / HASHES).is_file():
+        yield f"| run/{HASHES}, which has all others | `{sha256_of(run / HASHES)}` |"
+    yield f"\nWhen this was written, {len(audit.of('held'))} checks of the run held"
+    if left := audit.of("unchecked"):
+        yield f"and {len(left)} could not be made (`audit.json`)."
+    else:
+        yield "and none was left out (`audit.json`)."
+    yield "`rl-reasoner audit run` makes them again, and the last step of the training, bit by bit."

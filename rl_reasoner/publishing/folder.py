@@ -1,0 +1,103 @@
+"""A run as a folder that is ready for a hub: policy, card, report, results, and what proves them.
+
+    README.md config.json model.safetensors tokenizer.json … report.html audit.json
+    run/{recipe.yaml,lock.json,hashes.json,evals,stages}    all that an audit reads, but weights
+
+Written beside its place and renamed, so that a folder that is there is whole.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+from rl_reasoner.audit import Audit, audit_run
+from rl_reasoner.audit.hashes import part_of
+from rl_reasoner.errors import RunStopped, UserError, first_line
+from rl_reasoner.files import write_json, write_text
+from rl_reasoner.foreign import check_run
+from rl_reasoner.hub import is_name
+from rl_reasoner.pipeline.run_folder import HASHES, sealed_files
+from rl_reasoner.publishing.card import write_card
+from rl_reasoner.recipe.load import load_recipe
+
+
+def publish_run(
+    run: Path, folder: Path, *, records: bool = True, note: Callable[[str], None]
+) -> Audit:
+    """Write the finished run in `run` to the new folder `folder`; the audit that is in it.
+
+    `records`: with the run's own files under run/, which an audit needs. Raises `UserError` where
+    the run is not finished or `folder` is there, and `RunStopped` where the run is not what it
+    says it is.
+    """
+    check_run(run)
+    if os.path.lexists(folder):
+        raise UserError(f"{folder} exists already; give a new folder")
+    if not (run / "policy" / "config.json").is_file():
+        raise UserError(f"{run} has no policy yet: finish it with rl-reasoner train --resume {run}")
+    audit = audit_run(run, replays=False, quiet=True, note=note)
+    if not audit.holds:
+        wrong = "\n".join(f"{finding.part}: {finding.said}" for finding in audit.of("differs"))
+        raise RunStopped(f"{run} is not what it says it is, and is not published:\n{wrong}")
+    partial = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        shutil.copytree(run / "policy", partial)
+        weights = sorted(partial.glob("*.safetensors"))
+        if (run / "report.html").is_file():
+            shutil.copy(run / "report.html", partial)
+        recipe = load_recipe(str(run / "recipe.yaml"))
+        write_text(partial / "README.md", write_card(run, recipe, audit, folder.name, weights))
+        write_json(partial / "audit.json", audit.to_json())
+        if records:
+            _copy_records(run, partial / "run")
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return audit
+
+
+def _copy_records(run: Path, target: Path) -> None:
+    """Copy what an audit reads of a run: all that is sealed, but no weights."""
+    files = [file for file in sealed_files(run) if part_of(str(file.relative_to(run))) != "weights"]
+    for file in [*files, *filter(Path.is_file, [run / HASHES])]:
+        place = target / file.relative_to(run)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, place)
+
+
+def files_to_push(folder: Path) -> list[dict[str, Any]]:
+    """The files of a published folder, each with its size in bytes."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [{"file": str(p.relative_to(folder)), "bytes": p.stat().st_size} for p in files]
+
+
+def check_repository(name: str) -> None:
+    """Raise `UserError` where `name` can name no repository on the hub."""
+    if not is_name(name) or "/" not in name:
+        raise UserError(f"--push {name!r:.80}: expected OWNER/NAME, as on the hub")
+
+
+def push_folder(folder: Path, repository: str, *, private: bool = True) -> str:
+    """Upload a published folder to the hub, as a new commit of `repository`; its address.
+
+    Made where it is not there. Raises `UserError` where the hub does not take it.
+    """
+    check_repository(repository)
+    hub = HfApi()
+    try:
+        hub.create_repo(repository, private=private, exist_ok=True)
+        hub.upload_folder(
+            repo_id=repository, folder_path=folder, commit_message="Published by rl-reasoner"
+        )
+    except (LocalTokenNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+        raise UserError(
+            f"--push {repository}: the hub did not take it: {first_line(error)}. {folder} is "
+            "written: log in with `hf auth login`, then publish again or upload it by hand"
+        ) from error
+    return f"https://huggingface.co/{repository}"

@@ -1,0 +1,144 @@
+"""A published run: it opens in plain transformers, its card says what the results say."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rl_reasoner.audit import audit_run
+from rl_reasoner.files import sha256_of
+from support.commands import Cli
+
+
+def changed_in_place(file: Path, before: str, after: str) -> None:
+    """Replace a text that stands once or more in a file."""
+    text = file.read_text(encoding="utf-8")
+    assert before in text
+    file.write_text(text.replace(before, after), encoding="utf-8")
+
+
+def card_rows(card: str) -> dict[tuple[str, str], list[str]]:
+    """The cells of the card's tables, by (heading of the section, first cell)."""
+    found: dict[tuple[str, str], list[str]] = {}
+    heading = ""
+    for line in card.splitlines():
+        if line.startswith("## "):
+            heading = line[3:]
+        elif line.startswith("|"):
+            first, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+            found[heading, first] = cells
+    return found
+
+
+def in_card(figures: dict[str, Any]) -> str:
+    """Figures of a result as a card writes them."""
+    low, high = figures["interval"]
+    return f"{100 * figures['accuracy']:.1f}% [{100 * low:.1f}–{100 * high:.1f}%]"
+
+
+def test_a_published_run_opens_says_its_figures_and_can_be_audited(here: Path, cli: Cli) -> None:
+    ended = cli("publish", "run", "out/tiny-reasoner", "--push", "me/tiny", "--dry-run", "--json")
+    value = json.loads(ended.out)
+    assert ended.code == 0 and value["pushed"] is None, ended.err
+    folder = here / "out" / "tiny-reasoner"
+    sizes = {row["file"]: row["bytes"] for row in value["files"]}
+    assert sizes == {
+        str(p.relative_to(folder)): p.stat().st_size for p in folder.rglob("*") if p.is_file()
+    }
+    assert {"README.md", "audit.json", "report.html", "run/hashes.json"} <= sizes.keys()
+    _opens_in_plain_transformers(folder)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["library_name"] == "transformers" and "base_model" not in front
+    rows = card_rows(card)
+    results = [json.loads((here / f"run/evals/{n}.json").read_text()) for n in ("before", "after")]
+    for name in results[0]["sets"]:
+        cells = rows["Results", f"{name}, Greedy"]
+        assert cells[1:3] == [in_card(result["sets"][name]) for result in results]
+        assert cells[0] == str(results[0]["sets"][name]["problems"])
+    for file in folder.glob("*.safetensors"):
+        assert rows["Hashes and audit", file.name] == [f"`{sha256_of(file)}`"]
+    of_run = rows["Hashes and audit", "run/hashes.json, which has all others"]
+    assert of_run == [f"`{sha256_of(here / 'run/hashes.json')}`"]
+    assert "No control arm was trained" in card
+    assert re.search(r"- \d+ of the [\d,]+ problems of modular_test are in the training", card)
+    (here / "rewards.py").unlink()  # a stranger has the published folder alone
+    audit = audit_run(folder / "run", replays=False)
+    assert audit.holds and {"weights", "rewards"} <= {f.part for f in audit.of("unchecked")}
+    assert {"ledger", "report", "recipe"} <= {finding.part for finding in audit.of("held")}
+
+
+def _opens_in_plain_transformers(folder: Path) -> None:
+    """In a process that cannot import rl_reasoner."""
+    code = f"""
+import sys
+sys.modules["rl_reasoner"] = None
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained({str(folder)!r})
+tokenizer = AutoTokenizer.from_pretrained({str(folder)!r})
+ids = tokenizer("1+1=", return_tensors="pt")
+print(model.generate(**ids, max_new_tokens=2).shape[0])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip() == "1", done.stderr
+
+
+def test_a_run_that_is_not_what_it_says_it_is_is_not_published(here: Path, cli: Cli) -> None:
+    changed_in_place(here / "run/report.html", "2 problems", "200 problems")
+    ended = cli("publish", "run", "out")
+    assert ended.code == 1 and "report: report.html is not the page" in ended.err
+    assert not (here / "out").exists() and not [*here.glob(".out*")]
+
+
+class Hub:
+    """The hub's edge: what it was asked for; `fails` is raised in the upload."""
+
+    asked: list[tuple[Any, ...]] = []  # noqa: RUF012
+    fails: Exception | None = None
+
+    def create_repo(self, repository: str, *, private: bool, exist_ok: bool) -> None:
+        self.asked.append(("create", repository, private, exist_ok))
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
+        if self.fails is not None:
+            raise self.fails
+        self.asked.append(("upload", repo_id, sorted(p.name for p in folder_path.iterdir())))
+
+
+def test_a_folder_is_pushed(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rl_reasoner.publishing.folder.HfApi", Hub)
+    monkeypatch.setattr(Hub, "asked", [])
+    ended = cli("publish", "run", "out", "--push", "me/tiny", "--no-records", "--json")
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["pushed"] == "https://huggingface.co/me/tiny"
+    made, sent = Hub.asked
+    assert made == ("create", "me/tiny", True, True) and sent[:2] == ("upload", "me/tiny")
+    assert {"README.md", "config.json", "model.safetensors"} <= {*sent[2]} and "run" not in sent[2]
+    shutil.rmtree("out")
+    monkeypatch.setattr(Hub, "fails", OSError("no route to host"))
+    ended = cli("publish", "run", "out", "--push", "me/tiny")
+    assert ended.code == 2 and "no route to host" in ended.err and Path("out/README.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("rum", "out"), ("'run'",)),
+        (("run", "run"), ("run",)),
+        (("run", "out", "--push", "nobody"), ("OWNER/NAME",)),
+        (("run", "out", "--dry-run"), ("--push",)),
+    ],
+)
+def test_wrong_arguments_are_one_line(
+    argv: tuple[str, ...], words: tuple[str, ...], here: Path, cli: Cli
+) -> None:
+    ended = cli("publish", *argv)
+    assert ended.code == 2 and "Traceback" not in ended.err
+    assert all(word in ended.err for word in words), ended.err
+    assert not Path("out").exists()
