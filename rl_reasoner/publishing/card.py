@@ -15,7 +15,7 @@ from rl_reasoner.files import sha256_of
 from rl_reasoner.foreign import json_object, mapping, number, printable
 from rl_reasoner.hub import is_name
 from rl_reasoner.pipeline.run_folder import HASHES
-from rl_reasoner.recipe.data import FileData, StageData, data_sources
+from rl_reasoner.recipe.data import FileData, RowSource, StageData, TaskData, data_sources
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import GrpoStage
 from rl_reasoner.report.controls import control_sentences, read_controls
@@ -134,19 +134,7 @@ def _data(recipe: Recipe, run: Path) -> Iterator[str]:
     hashes = mapping(json_object(run / "lock.json").get("data"))
     for stage in recipe.stages:
         for source in data_sources(recipe.data_of(stage)):
-            match source:
-                case FileData(path=path):
-                    digest = str(hashes.get(path, "unknown"))
-                    said = (
-                        f"`{printable(path)}`, SHA-256 {digest[:16]}"
-                        if len(digest) > 20
-                        else (f"`{printable(path)}`, {digest}")
-                    )
-                case StageData(stage=name):
-                    said = f"what stage {name} made"
-                case _:
-                    said = f"the task `{source.task}`, {source.count:,} rows, seed {source.seed}"
-            yield f"- stage {stage.name}: {said}"
+            yield f"- stage {stage.name}: {_source(source, hashes)}"
     weights = ", ".join(f"`{printable(n)}` × {s.weight:g}" for n, s in recipe.rewards.items())
     if any(isinstance(stage, GrpoStage) for stage in recipe.stages):
         yield f"- rewards: {weights}"
@@ -154,6 +142,19 @@ def _data(recipe: Recipe, run: Path) -> Iterator[str]:
     for name, counts in (json_object(file) if file.is_file() else {}).items():
         shared, of = mapping(counts).get("contaminated", 0), mapping(counts).get("rows", 0)
         yield f"- {shared:,} of the {of:,} problems of {printable(name)} are in the training data"
+
+
+def _source(source: RowSource, hashes: Mapping[str, Any]) -> str:
+    match source:
+        case FileData(path=path):
+            digest = str(hashes.get(path, "unknown"))
+            known = f"SHA-256 {digest[:16]}…" if len(digest) == 64 else digest
+            return f"`{printable(path)}`, {known}"
+        case StageData(stage=name):
+            return f"what stage {name} made"
+        case TaskData(task=task, count=count, seed=seed):
+            return f"the task `{task}`, {count:,} rows, seed {seed}"
+    return "rows of a kind that this card does not know"
 
 
 def _use(recipe: Recipe) -> str:
