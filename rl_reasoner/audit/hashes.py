@@ -90,7 +90,7 @@ def check_files(run: Path) -> Iterator[AuditFinding]:
             found = _published(run, name)
             away += found is None
             if found is not None and sha256_of(found) != value:
-                wrong.setdefault(part, []).append(f"{found} is another than the run's {name}")
+                wrong.setdefault(part, []).append(f"{found} differs from the run's {name}")
         elif not file.is_file():
             wrong.setdefault(part, []).append(f"{name} is missing")
         elif sha256_of(file) != value:
@@ -137,7 +137,7 @@ def check_code(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:
         else:
             right += 1
     if wrong:
-        yield differs("data", f"another content than the run read: {listed(wrong)}")
+        yield differs("data", f"changed since the run read it: {listed(wrong)}")
     elif right:
         yield held("data", f"{counted(right, 'file')} of rows as the run read them")
 
@@ -197,14 +197,14 @@ def _facts(
     for key in {**old, **new}:
         if key not in lost and old.get(key) != new.get(key):
             part = _OF_FACTS.get(key[0], "weights")
-            what = f"from another {key[1]}" if key[1] else "from another policy"
-            yield differs(part, f"stage {stage.name} was made {what} than what is here")
+            what = key[1] or "its starting policy"
+            yield differs(part, f"stage {stage.name}: {what} has changed since the stage began")
     rest = [{k: v for k, v in facts.items() if k not in _OUTSIDE} for facts in (before, now)]
     if rest[0] != rest[1]:
         changed = differences(rest[0], rest[1])
-        yield differs("recipe", f"stage {stage.name} was made by another recipe: {changed}")
+        yield differs("recipe", f"stage {stage.name} was made with other settings: {changed}")
     else:
-        yield held("recipe", f"stage {stage.name} was made by what recipe.yaml says")
+        yield held("recipe", f"stage {stage.name} was made with the settings in recipe.yaml")
 
 
 def _outside(facts: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
@@ -250,7 +250,7 @@ def check_checkpoints(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:
             if broken := broken_seal(path):
                 yield differs("checkpoints", f"{name}: {broken}")
             elif (path / "checksums.json").is_file():
-                yield held("checkpoints", f"{name} is as it was sealed at step {step}")
+                yield held("checkpoints", f"{name} is unchanged since it was sealed at step {step}")
             else:
                 yield unchecked("checkpoints", f"{name} has no seal")
     trained = [s for s in recipe.stages if isinstance(s, TrainedStage)]

@@ -184,7 +184,6 @@ class _Figures:
         for name in {name: None for row in rows for name in row["scores"]}:
             values = [number(mapping(row["scores"].get(name)).get("value")) for row in rows]
             expected[f"rewards/{name}/mean"] = _mean([v for v in values if v is not None])
-        expected["completions/clipped_ratio"] = _mean([float(row["truncated"]) for row in rows])
         for name, value in expected.items():
             found = number(logged.get(name))
             if found is not None and value is not None:

@@ -74,7 +74,7 @@ class _Again:
             yield differs(part, f"{where}: {name}, {self.first} ({self.other:,} of {all_:,})")
         elif self.same:
             judged = counted(self.same, "completion")
-            yield held(part, f"{where}: {name} judges {judged} as it did in the run")
+            yield held(part, f"{where}: {name} scores {judged} as in the run")
         for why, count in self.failed.most_common(1):
             rest = f"{counted(self.failed.total(), 'completion')} could not be judged here"
             yield unchecked(part, f"{where}: {name}, {rest}: {why:.200}" if count else rest)
@@ -253,7 +253,7 @@ def check_controls(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:
 def _compared(what: str, kept: Mapping[str, Any], now: Mapping[str, Any]) -> AuditFinding:
     if same_values(kept, now):
         return held("results", f"{what}, as counted again")
-    return differs("results", f"{what}, is another when it is counted again")
+    return differs("results", f"{what}, is different when it is counted again")
 
 
 def check_report(run: Path) -> Iterator[AuditFinding]:
@@ -269,6 +269,6 @@ def check_report(run: Path) -> Iterator[AuditFinding]:
     elif other_code and kept == sha256_of(file):
         yield held("report", "report.html is as the run left it; other code than this made it")
     elif other_code and kept is None:
-        yield unchecked("report", "report.html was made by other code than this: write it anew")
+        yield unchecked("report", "report.html was made by other code than this: write it again")
     else:
         yield differs("report", "report.html is not the page that the run's files make")

@@ -25,7 +25,7 @@ from rl_reasoner.report.page import by_mode, cause_of
 from rl_reasoner.report.paired import add_paired_tests
 from rl_reasoner.report.run_data import RunData, SetResult, read_run
 
-_NOTHING = "There are no evaluations in the run: nothing is claimed."
+_NOTHING = "The run was not evaluated: nothing is claimed."
 
 
 def write_card(run: Path, recipe: Recipe, audit: Audit, title: str, weights: Sequence[Path]) -> str:
