@@ -66,6 +66,8 @@ def check_ledger(folder: Path, name: str) -> Iterator[AuditFinding]:
             continue
         for expected in _expected([*batch]):
             line, first = (first, None) if first is not None else (next(lines, None), None)
+            if line is not None and "calls" not in line:  # of a run before calls were in it
+                expected.pop("calls", None)
             same = line == expected
             tally.add(same, "" if same else _unlike(expected, line))
             if not same and (line is None or _place(line) != _place(expected)):
@@ -79,12 +81,23 @@ def check_ledger(folder: Path, name: str) -> Iterator[AuditFinding]:
 def _expected(batch: list[Row]) -> Iterator[Row]:
     """The ledger's lines for the rollouts of a step, without seconds and seed."""
     numbers = {row["prompt"]: row.get("row") for row in batch}
-    timed = [{**row, "seconds": dict.fromkeys(row["scores"], 0.0)} for row in batch]
+    timed = [
+        {
+            **row,
+            "seconds": dict.fromkeys(row["scores"], 0.0),
+            "call_seconds": [0.0] * len(row.get("turns", ())),
+        }
+        for row in batch
+    ]
     yield from _untimed(scores_of(timed, 0, numbers.get))
 
 
 def _untimed(lines: Iterator[Row]) -> Iterator[Row]:
-    return ({k: v for k, v in line.items() if k not in ("seconds", "seed")} for line in lines)
+    for line in lines:
+        kept = {key: value for key, value in line.items() if key not in ("seconds", "seed")}
+        if isinstance(calls := line.get("calls"), list):
+            kept["calls"] = [{**mapping(call), "seconds": 0.0} for call in calls]
+        yield kept
 
 
 def _place(line: Mapping[str, Any]) -> tuple[Any, ...]:
