@@ -9,7 +9,8 @@ said, and nothing is held against the run.
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -47,6 +48,8 @@ from rl_reasoner.training.reward_pass import seeds_of_rows
 from rl_reasoner.types import Row
 
 _TOKENS = ("completion_ids", *OF_TRAINER)
+_OPINIONS = ("judge", "judge_ranking")
+"""Shipped rewards that ask a model: it costs, and may think otherwise each time."""
 _CLOSE = 1e-6
 
 
@@ -106,10 +109,11 @@ def rejudge_stage(
     rows = stage_rows(run, recipe, stage, prepared)
     again = {name: _Again() for name in prepared.rewards}
     rewards = dict(prepared.rewards)
-    for name in [name for name, fn in rewards.items() if _needs_trainer(fn)]:
-        del rewards[name], again[name]
-        said = f"stage {stage.name}: {name} reads what only a trainer has"
-        yield unchecked("rewards", said)
+    for name, fn in prepared.rewards.items():
+        why = _unrepeatable(name, fn)
+        if why:
+            del rewards[name], again[name]
+            yield unchecked("rewards", f"stage {stage.name}: {name} {why}")
     rewards = {name: continuing(fn, rows) for name, fn in rewards.items()}
     passes = config(recipe, stage, folder, placement).gradient_accumulation_steps
     lost = 0
@@ -159,14 +163,17 @@ def _columns(pairs: Sequence[tuple[Row, Row]], seeds: list[int]) -> dict[str, An
     return {**columns, **given, **trl_columns(len(pairs))}
 
 
-def _needs_trainer(fn: Callable[..., Any]) -> bool:
-    """Whether a reward reads token ids or the trainer's state, which no file has."""
+def _unrepeatable(name: str, fn: Callable[..., Any]) -> str:
+    """Why a reward cannot be asked again, in words; empty where it can."""
+    if name in _OPINIONS or name.startswith(("http://", "https://")):
+        return "is the opinion of a model or a server, which is not asked again"
+    taken: Iterable[str] = ()
     if isinstance(fn, Reward):
-        return any(name in _TOKENS for name in (*fn.columns, *fn.missing))
-    try:
-        return any(name in _TOKENS for name in inspect.signature(fn).parameters)
-    except (TypeError, ValueError):
-        return False
+        taken = (*fn.columns, *fn.missing)
+    else:
+        with suppress(TypeError, ValueError):
+            taken = inspect.signature(fn).parameters
+    return "reads what only a trainer has" if any(n in _TOKENS for n in taken) else ""
 
 
 def check_results(run: Path) -> Iterator[AuditFinding]:
@@ -193,6 +200,9 @@ def _result(file: Path, name: str) -> Iterator[AuditFinding]:
         yield differs("results", f"{name}, {wrong[0]:.300} ({counted(len(wrong), 'figure')})")
     else:
         yield held("results", f"{name}: its figures are those of its rows")
+    if why := _unrepeatable(str(saved.settings.get("reward")), replay):
+        yield unchecked("results", f"{name}: its judge {why}")
+        return
     judged = _Again()
     again = replay(saved)
     for label, rows in saved.rows.items():
