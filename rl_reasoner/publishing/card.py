@@ -19,9 +19,9 @@ from rl_reasoner.recipe.data import FileData, RowSource, StageData, TaskData, da
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import GrpoStage
 from rl_reasoner.report.controls import control_sentences, read_controls
+from rl_reasoner.report.first_screen import by_mode, cause_of
 from rl_reasoner.report.formatting import percent, short_number, signed, span
 from rl_reasoner.report.gain import explain_gain, mode_name, paired_words, split_mode
-from rl_reasoner.report.page import by_mode, cause_of
 from rl_reasoner.report.paired import add_paired_tests
 from rl_reasoner.report.run_data import RunData, SetResult, read_run
 

@@ -91,20 +91,6 @@ def _gain(run: RunData) -> Element | None:
     return section("gain", heading, *blocks, note(meaning))
 
 
-def cause_of(run: RunData) -> str:
-    """What lies between the two evaluations: a run evaluates before its first GRPO stage."""
-    kinds = [settings.get("kind") for settings in run.stage_settings]
-    between = kinds[kinds.index("grpo") :] if "grpo" in kinds else []
-    return "GRPO" if set(between) == {"grpo"} else "Training"
-
-
-def by_mode(sets: Mapping[str, SetResult], base: str) -> Figures:
-    """The figures of the set `base` in each of its modes, in their order."""
-    modes = {split_mode(n)[1]: result for n, result in sets.items() if split_mode(n)[0] == base}
-    order = [m for m in _MODES if m in modes] + [m for m in modes if m not in _MODES]
-    return {mode: modes[mode] for mode in order}
-
-
 def _gain_of_set(base: str, before: Figures, after: Figures, by: str) -> Element:
     rows: list[list[Child]] = []
     for mode in [m for m in before if m in after]:
