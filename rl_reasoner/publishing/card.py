@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from rl_reasoner.audit import Audit
+from rl_reasoner.evaluation.formatting import percent, short_number, signed, span
 from rl_reasoner.files import sha256_of
 from rl_reasoner.foreign import json_object, mapping, number, printable
 from rl_reasoner.hub import is_name
@@ -20,7 +21,6 @@ from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import GrpoStage
 from rl_reasoner.report.controls import control_sentences, read_controls
 from rl_reasoner.report.first_screen import by_mode, cause_of
-from rl_reasoner.report.formatting import percent, short_number, signed, span
 from rl_reasoner.report.gain import explain_gain, mode_name, paired_words, split_mode
 from rl_reasoner.report.paired import add_paired_tests
 from rl_reasoner.report.run_data import RunData, SetResult, read_run
