@@ -3,6 +3,8 @@
 import signal
 from pathlib import Path
 
+import pytest
+
 from support.jobs import ran
 from support.tiny import grpo, recipe, rows, same
 
@@ -22,6 +24,7 @@ def ask(messages, seed):
 """
 
 
+@pytest.mark.matrix
 def test_a_run_that_is_killed_keeps_the_verdicts_it_had(tmp_path: Path) -> None:
     (tmp_path / "judges.py").write_text(DRAWN, encoding="utf-8")
     options = {
