@@ -41,7 +41,7 @@ conformance: .venv/dev  ## trl's own tests of its GRPO trainer, on ours; TRL is 
 	$(PY) tests/conformance $(TRL)
 
 resume-matrix: .venv/dev  ## kill -9 and resume at every point of the matrix; `make test` has some of them
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m matrix tests/training tests/pipeline tests/project/test_real.py tests/project/test_splits.py
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m matrix tests/training tests/pipeline tests/judging tests/project/test_real.py tests/project/test_splits.py
 
 hostile-tools: .venv/dev  ## 2,048 completions whose tools raise, hang, exit, fork, print 10 MB: nothing ends, nothing is lost
 	$(PY) benchmarks/hostile_tools.py
