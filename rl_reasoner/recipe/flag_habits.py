@@ -10,7 +10,7 @@ from collections.abc import Container, Mapping, Sequence
 _Flags = Sequence[tuple[str, str]]  # (our flag, what it counts or takes)
 
 _LR: _Flags = [("--optim.lr", "")]
-_STEPS: _Flags = [("--steps", "optimiser steps of the last stage")]
+_STEPS: _Flags = [("--steps", "optimiser steps of the last stage, and of all others of its kind")]
 _EPOCHS: _Flags = [("--steps", "stages count optimiser steps, not epochs")]
 _BATCH: _Flags = [
     ("--group.prompts", "prompts per step"),

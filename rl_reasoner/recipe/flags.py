@@ -1,12 +1,14 @@
 """Flags of a recipe: dotted paths into it (`--group.size 16`), and the table that `--help` prints.
 
-A path is looked up in the recipe first, then by stage name (`--chains.steps 50`), then in the last
-stage that has such a field. tyro parses only the verb's own arguments, since a recipe is a list of
+A path is looked up in the recipe first, then by stage name (`--chains.steps 50`), then in the
+stages: a flag means the last stage that has such a field, and all others of that stage's kind, so
+that `--vllm.mode` is heard by every grpo stage and `--optim.lr` does not reach into sft. tyro parses only the verb's own arguments, since a recipe is a list of
 stages of different kinds and all mistakes in flags are reported at once.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
@@ -39,21 +41,22 @@ def apply_flags(recipe: Recipe, flags: Sequence[str]) -> Recipe:
     if not flags:
         return recipe
     data = recipe.model_dump(mode="json")
-    settings: list[tuple[FieldPath, Any, str]] = []
+    settings: list[tuple[FieldPath, Any, str, bool]] = []
     problems: list[str] = []
     for flag, text in _pairs(flags):
         try:
-            path, annotation = _resolve(data, flag)
+            paths, annotation = _resolve(data, flag)
             value = _read(flag, text, annotation)
-            settings.append((path, value, _spelled(flag, text)))
+            one = len(paths) == 1
+            settings += [(path, value, _spelled(flag, text), one) for path in paths]
         except UserError as error:
             problems += error.messages
-    # a whole before its parts, and the kind of data before its settings
-    settings.sort(key=lambda f: (len(f[0]), f[0][-1] not in ("task", "path", "stage", "mix")))
-    for path, value, _ in settings:
-        _set(data, path, value)
+    # a whole before its parts, the kind of data before its settings, all stages before one of them
+    settings.sort(key=lambda f: (len(f[0]), f[0][-1] not in ("task", "path", "stage", "mix"), f[3]))
+    for path, value, _, _ in settings:
+        _set(data, path, deepcopy(value))  # its parts may be set in one stage alone
     try:
-        changed = validate(data, {path: place for path, _, place in settings}, "flags")
+        changed = validate(data, {path: place for path, _, place, _ in settings}, "flags")
     except UserError as error:
         problems += error.messages
     if problems:
@@ -64,7 +67,11 @@ def apply_flags(recipe: Recipe, flags: Sequence[str]) -> Recipe:
 def flag_places(recipe: Recipe, flags: Sequence[str]) -> dict[FieldPath, str]:
     """The path into `recipe` of every field that `flags` set -> the flag, as it is spelled."""
     data = recipe.model_dump(mode="json")
-    return {_resolve(data, flag)[0]: _spelled(flag, text) for flag, text in _pairs(flags)}
+    return {
+        path: _spelled(flag, text)
+        for flag, text in _pairs(flags)
+        for path in _resolve(data, flag)[0]
+    }
 
 
 def _spelled(flag: str, text: str | None) -> str:
@@ -126,8 +133,11 @@ def _set(data: dict[str, Any], path: FieldPath, value: Any) -> None:
     holder[last] = value
 
 
-def _resolve(data: dict[str, Any], flag: str) -> tuple[FieldPath, Any]:
-    """The path into the dumped recipe that `flag` means (see the module's docstring), its type."""
+def _resolve(data: dict[str, Any], flag: str) -> tuple[list[FieldPath], Any]:
+    """The paths into the dumped recipe that `flag` means (see the module's docstring), their type.
+
+    All of them end alike: one, or one in each stage of a kind.
+    """
     written = (flag if "." in flag else flag.replace("-", "_")).split(".")
     parts = [str(part) for part in current_path(written)]
     if parts != written:
@@ -137,23 +147,28 @@ def _resolve(data: dict[str, Any], flag: str) -> tuple[FieldPath, Any]:
     if parts[0] == "stages" and len(parts) > 1:
         index = names.get(parts[1], int(parts[1]) if parts[1].isdecimal() else -1)
         parts = ["stages", str(index), *parts[2:]] if 0 <= index < len(stages) else [flag]
-    candidates: list[list[str]] = [parts] if data.get(parts[0]) is not None else []
+    candidates: list[list[list[str]]] = [[parts]] if data.get(parts[0]) is not None else []
     if parts[0] in names and len(parts) > 1:
-        candidates.append(["stages", str(names[parts[0]]), *parts[1:]])
-    last = [i for i in reversed(range(len(stages))) if parts[0] in stages[i]]
+        candidates.append([["stages", str(names[parts[0]]), *parts[1:]]])
+    kind = next((stage["kind"] for stage in reversed(stages) if parts[0] in stage), None)
     # a stage's own data stand before the recipe's, when the recipe has none
-    candidates += [["stages", str(last[0]), *parts]] if last else []
-    candidates += [parts] if parts[0] in Recipe.model_fields else []
-    for candidate in candidates:
-        annotation = _annotation(candidate, [Recipe])
+    candidates.append(
+        [["stages", str(i), *parts] for i, stage in enumerate(stages) if stage["kind"] == kind]
+    )
+    candidates += [[parts]] if parts[0] in Recipe.model_fields else []
+    for candidate in filter(None, candidates):
+        annotation = _annotation(candidate[-1], [Recipe])
         if annotation is not None:
-            lists = ("stages", "mix")
-            above = ["", *candidate]
-            return tuple(
-                int(p) if p.isdecimal() and before in lists else p
-                for before, p in zip(above, candidate, strict=False)
-            ), annotation
+            return [_path(one) for one in candidate], annotation
     raise UserError(f"--{flag}: the recipe has no such field.{_hint(data, flag)}")
+
+
+def _path(parts: Sequence[str]) -> FieldPath:
+    """Places in a list are numbers."""
+    return tuple(
+        int(part) if part.isdecimal() and before in ("stages", "mix") else part
+        for before, part in zip(["", *parts], parts, strict=False)
+    )
 
 
 def _hint(data: dict[str, Any], flag: str) -> str:
