@@ -44,12 +44,13 @@ def r1(
     base: Fields | None = None,
     students: Sequence[Fields] = (),
     target: str = "",
+    parallel: str = "auto",
 ) -> Recipe:
     """The recipe of R1 with `data` for each stage, by its name.
 
     `sizes` has further fields of the stages by kind ("sft", "grpo", "sample") and, before these, by
     name. `base` is a stage that makes the base; without it that is `policy` itself. `target` is the
-    language of the chains, where it is not the prompt's.
+    language of the chains, where it is not the prompt's. `parallel` is `run.parallel`.
     """
     language = {"weight": REWARDS["language"], "options": {"target": target}}
     stages: list[dict[str, Any]] = [dict(base)] if base else []
@@ -67,5 +68,6 @@ def r1(
             "rewards": {**REWARDS, "language": language},
             "stages": stages,
             "evals": {**evals, "stages": True},
+            "run": {"parallel": parallel},
         }
     )

@@ -1,10 +1,12 @@
 """DeepSeek-V2-Lite (16 billion parameters, 2.4 active) on GSM8K: all weights, experts balanced.
 
-    rl-reasoner train moe_deepseek       # GPUs; see docs/moe.md
+    rl-reasoner train moe_deepseek --launch 8      # eight GPUs of 80 GB; see docs/moe.md
 
 Its routers have no correction bias, which came with V3, and transformers has no auxiliary loss for
 them: DeepSeek's sequence-wise loss keeps the load. The experts of sampling are replayed. Not run at
-its size: two steps of the same code with a tiny DeepSeek-V2 are tested on a CPU.
+its size: two steps of the same code with a tiny DeepSeek-V2 are tested on a CPU. By the planner
+(`rl-reasoner env --plan moe_deepseek`) a GPU holds 58 GB at most, and the run takes 1.5 hours on
+eight H100.
 """
 
 from rl_reasoner import Recipe
@@ -36,7 +38,7 @@ def recipe() -> Recipe:
             }
         ],
         evals={"sets": ["gsm8k"], "max_tokens": 1024},
-        run={"precision": "bf16"},
+        run={"precision": "bf16", "parallel": "fsdp"},
     )
 
 

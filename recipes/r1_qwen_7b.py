@@ -1,12 +1,14 @@
 """R1 on a dense model of 7 billion parameters, English and Chinese.
 
-    accelerate launch recipes/r1_qwen_7b.py      # eight GPUs of 80 GB
+    rl-reasoner train r1_qwen_7b --launch 8      # eight GPUs of 80 GB, weights in shards
     rl-reasoner train r1_qwen_7b --cold_start.data chains.jsonl --zero.reuse DONE --until reasoning
 
 R1's stages (recipes/_r1.py) with sizes from the paper where it gives them (arXiv 2501.12948): 16
 completions per prompt, 32 prompts per step, KL 0.001. Data from the hub: word problems and contest
 maths in English, word problems in Chinese, programs with tests, generated instructions in both.
-Not run: each stage has been taken at a reduced size with scratch policies, no more.
+Not run: each stage has been taken at a reduced size with scratch policies, no more. By the planner
+(`rl-reasoner env --plan r1_qwen_7b`) a GPU holds 51 GB at most, and each of the three grpo stages
+takes 50 hours on eight H100, 400 GPU-hours.
 """
 
 from collections.abc import Mapping
@@ -82,7 +84,8 @@ def recipe(
 ) -> Recipe:
     """The recipe for GPUs."""
     students = [{"kind": "sft", "name": "student", "policy": student, "data": data["sft"]}]
-    return r1("r1_qwen_7b", policy, "r1", data, sizes, evals, students=students)
+    fields = {"students": students, "parallel": "fsdp"}
+    return r1("r1_qwen_7b", policy, "r1", data, sizes, evals, **fields)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,11 @@ Verb = (
     | Annotated[CompletionVerb, subcommand("completion")]
 )
 # Flags of `train` itself that have a value.
-_VALUES = ("--resume", "--from", "--until", "--launch")
+_VALUES = {
+    "train": ("--resume", "--from", "--until", "--launch"),
+    "env": ("--plan", "--gpus", "--gpu", "--server-gpus"),
+}
+"""Flags with a value of the verbs that also take a recipe's flags."""
 _DESCRIPTION = """Reinforcement-learning fine-tuning for reasoning.
 
 Try:
@@ -185,7 +189,8 @@ def parse_verb(argv: Sequence[str]) -> Any:
         if argv[0].startswith("-"):
             raise UserError(f"{argv[0]}: first comes a verb: {', '.join(verbs)}")
         raise unknown("verb", argv[0], verbs)
-    own, flags = _split_flags(argv) if argv[:1] == ["train"] else (list(argv), [])
+    heard = argv[0] == "train" or (argv[0] == "env" and "--plan" in argv)
+    own, flags = _split_flags(argv) if heard else (list(argv), [])
     if not {"--help", "-h"} & set(own):
         check_arguments(own[0], verbs[own[0]], own[1:])
     try:
@@ -194,7 +199,7 @@ def parse_verb(argv: Sequence[str]) -> Any:
         if end.code == 0 and argv[:1] == ["train"]:
             _print_recipe_flags(own)
         raise
-    if isinstance(verb, TrainVerb):
+    if isinstance(verb, TrainVerb | EnvVerb):
         verb.flags = flags
     return verb
 
@@ -205,16 +210,17 @@ def _verbs() -> dict[str, type[Any]]:
 
 
 def _split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(what `train` itself takes, the recipe's flags with their values)."""
+    """(what the verb itself takes, the recipe's flags with their values)."""
+    values = _VALUES[argv[0]]
     known: list[str] = []
     flags: list[str] = []
     rest = list(argv)
     while rest:
         token = rest.pop(0)
-        own = token.partition("=")[0] in (*_VALUES, "--quiet", "--json", "--help", "-h")
+        own = token.partition("=")[0] in (*values, "--quiet", "--json", "--help", "-h")
         kept = known if own or not token.startswith("--") else flags
         kept.append(token)
-        takes_value = token in _VALUES or (kept is flags and "=" not in token)
+        takes_value = token in values or (kept is flags and "=" not in token)
         if takes_value and rest and not rest[0].startswith("--"):
             kept.append(rest.pop(0))
     return known, flags

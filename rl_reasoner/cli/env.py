@@ -1,27 +1,33 @@
 """The verb `env`: this machine as the programs see it, or a plan for other GPUs."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+import tyro
 from tyro.conf import arg
 
-from rl_reasoner.cli.arguments import Json
-from rl_reasoner.errors import UserError
+from rl_reasoner.cli.arguments import Count, Json, check_numbers
 from rl_reasoner.report.console import emit, new_table
 
 
 @dataclass
 class EnvVerb:
-    """Versions, device, precision, sandbox on this machine; with --plan, a run on other GPUs."""
+    """Versions, device, precision, sandbox on this machine; with --plan, a run on other GPUs.
+
+    With --plan each field of the recipe is a flag, as for train: --vllm.mode server …
+    """
 
     plan: Annotated[str | None, arg(metavar="RECIPE", help_behavior_hint="")] = None
     """a recipe to plan instead: memory, time per step, and what does not fit"""
     gpus: int = 8
-    """with --plan: how many GPUs"""
+    """with --plan: how many GPUs train"""
     gpu: str = "H100"
     """with --plan: which GPU"""
+    server_gpus: Count = None
+    """with --plan and vllm.mode server: GPUs of the server, beside --gpus (left out: as many)"""
     json: Json = False
+    flags: tyro.conf.Suppress[list[str]] = field(default_factory=list)
 
     def run(self) -> None:
         """Print what is here, or the plan."""
@@ -56,14 +62,14 @@ class EnvVerb:
         emit(self.json, value, table)
 
     def _plan(self, source: str) -> None:
-        from rl_reasoner.pipeline import capacity_planner
+        from rl_reasoner.planning.plan import plan, table_rows
         from rl_reasoner.recipe.load import load_recipe
 
-        if self.gpus < 1:
-            raise UserError(f"--gpus {self.gpus}: expected 1 or more")
-        plans = capacity_planner.plan(load_recipe(source), self.gpus, self.gpu)
+        check_numbers(None, gpus=self.gpus, server_gpus=self.server_gpus)
+        recipe = load_recipe(source, self.flags)
+        plans = plan(recipe, self.gpus, self.gpu, self.server_gpus or 0)
         table = new_table("part", *(f"{p.stage} on {p.gpus} {p.gpu}" for p in plans))
-        for row in capacity_planner.table_rows(plans):
+        for row in table_rows(plans):
             table.add_row(*row)
         emit(self.json, {"plans": [p.to_json() for p in plans]}, table)
 

@@ -31,18 +31,25 @@ def add_lora(policy: Policy, lora: Lora, seed: int) -> None:
 
     On linear layers and experts, on the router only if it is named (see `lora_targets`).
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        **lora_targets(policy.model, lora.targets, lora.dropout),
-        task_type="CAUSAL_LM",
-    )
+    config = adapter_config(policy.model, lora)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         policy.model = get_peft_model(policy.model, config)
+
+
+def adapter_config(model: Any, lora: Lora) -> Any:
+    """peft's `LoraConfig` for an adapter of `model` as a recipe describes it."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        **lora_targets(model, lora.targets, lora.dropout),
+        task_type="CAUSAL_LM",
+    )
 
 
 def merge_adapter(policy: Policy) -> bool:

@@ -2,8 +2,9 @@
 
 A path is looked up in the recipe first, then by stage name (`--chains.steps 50`), then in the
 stages: a flag means the last stage that has such a field, and all others of that stage's kind, so
-that `--vllm.mode` is heard by every grpo stage and `--optim.lr` does not reach into sft. tyro parses only the verb's own arguments, since a recipe is a list of
-stages of different kinds and all mistakes in flags are reported at once.
+that `--vllm.mode` is heard by every grpo stage and `--optim.lr` does not reach into sft. tyro
+parses only the verb's own arguments, since a recipe is a list of stages of different kinds and all
+mistakes in flags are reported at once.
 """
 
 import re

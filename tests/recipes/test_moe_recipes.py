@@ -42,7 +42,8 @@ def test_two_steps_of_its_own_settings(name: str, tmp_path: Path) -> None:
         *("--grpo.steps", "2", "--grpo.group.size", "4", "--grpo.group.prompts", "2"),
         *("--grpo.group.micro_batch", "4", "--grpo.sampling.max_tokens", "8"),
         *("--evals.sets", f"[{file}]", "--evals.limit", "4", "--evals.max_tokens", "8"),
-        *("--template", "plain", "--run.device", "cpu", "--run.folder", str(folder)),
+        *("--grpo.vllm", "none", "--template", "plain"),
+        *("--run.device", "cpu", "--run.folder", str(folder)),
     ]
     assert main(["train", name, *flags, "--json"]) == 0
     AutoModelForCausalLM.from_pretrained(folder / "policy")

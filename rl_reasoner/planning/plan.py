@@ -1,0 +1,117 @@
+"""The plan of a recipe: for each grpo stage memory, seconds, hours, and what breaks; as a table."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.planning.gpus import ASSUMED, GPUS
+from rl_reasoner.planning.load import StepLoad, load_of_step
+from rl_reasoner.planning.shapes import Shape, shape_of
+from rl_reasoner.planning.step_memory import breaks, memory, phases
+from rl_reasoner.planning.step_time import seconds
+from rl_reasoner.recipe.recipe import Recipe
+from rl_reasoner.recipe.stages import GrpoStage
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe's grpo stage on paper."""
+
+    stage: str
+    gpus: int
+    gpu: str
+    shape: Shape
+    memory: dict[str, float]
+    seconds: dict[str, float]
+    tokens: float
+    breaks: list[str]
+    steps: int
+    load: StepLoad
+
+    @property
+    def step(self) -> float:
+        """Seconds of a step."""
+        return sum(self.seconds.values())
+
+    @property
+    def hours(self) -> float:
+        """Hours of all steps, without evaluations and checkpoints."""
+        return self.steps * self.step / 3600
+
+    @property
+    def gpu_hours(self) -> float:
+        """Hours times GPUs, a server's with them."""
+        return self.hours * (self.gpus + self.load.servers)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON values: bytes, seconds, sampled tokens a second."""
+        return {
+            "stage": self.stage,
+            "gpus": self.gpus,
+            "gpu": self.gpu,
+            "parameters": self.shape.total,
+            "active_parameters": self.shape.active,
+            "adapter_parameters": self.shape.adapter,
+            "server_gpus": self.load.servers,
+            "memory": {**self.memory, **phases(self.memory, self.load)},
+            "seconds": {**self.seconds, "step": self.step},
+            "tokens_per_second": self.tokens / self.step,
+            "steps": self.steps,
+            "hours": self.hours,
+            "gpu_hours": self.gpu_hours,
+            "breaks": self.breaks,
+            "assumed": vars(ASSUMED),
+        }
+
+
+def plan(recipe: Recipe, gpus: int, gpu: str, servers: int = 0) -> list[Plan]:
+    """A plan for every grpo stage of `recipe`; `servers`: GPUs of its vLLM server (`load_of_step`).
+
+    Raises `UserError` for a GPU without a data sheet, a recipe without a grpo stage, groups that do
+    not divide among the GPUs.
+    """
+    if gpu not in GPUS:
+        raise unknown("GPU", gpu, GPUS)
+    stages = [stage for stage in recipe.stages if isinstance(stage, GrpoStage)]
+    if not stages:
+        raise UserError("only grpo stages are planned, and the recipe has none")
+    if servers and not any(stage.vllm and stage.vllm.mode == "server" for stage in stages):
+        raise UserError(f"--server-gpus {servers}: the recipe has no vLLM server (--vllm.mode)")
+    shape, sheet = shape_of(recipe.policy.source, recipe.policy.lora), GPUS[gpu]
+    plans = []
+    for stage in stages:
+        load = load_of_step(recipe, stage, gpus, shape, sheet, servers)
+        parts = memory(shape, load, sheet)
+        times = seconds(shape, sheet, load)
+        wrong = breaks(shape, load, sheet)
+        tokens = load.rows * load.mean
+        plans.append(
+            Plan(stage.name, gpus, gpu, shape, parts, times, tokens, wrong, stage.steps, load)
+        )
+    return plans
+
+
+def table_rows(plans: Sequence[Plan]) -> Iterator[list[str]]:
+    """The plans as the rows of a table: memory, seconds, tokens, hours, what breaks."""
+    if any(p.load.servers for p in plans):
+        yield ["GPUs of the vLLM server", *(str(p.load.servers or "none") for p in plans)]
+    for part in dict.fromkeys(part for p in plans for part in p.memory):
+        yield [f"memory: {part}", *(size(p.memory.get(part, 0.0)) for p in plans)]
+    for phase in ("sampling", "training"):
+        at = [phases(p.memory, p.load)[phase] for p in plans]
+        yield [f"memory while {phase}", *map(size, at)]
+    for part in dict.fromkeys(part for p in plans for part in p.seconds):
+        yield [f"seconds: {part}", *(f"{p.seconds.get(part, 0.0):.3g} s" for p in plans)]
+    yield ["seconds: step", *(f"{p.step:.3g} s" for p in plans)]
+    yield ["sampled tokens/s", *(f"{p.tokens / p.step:,.0f}" for p in plans)]
+    yield ["all steps", *(f"{p.steps:,}: {p.hours:.3g} h, {p.gpu_hours:.3g} GPU-h" for p in plans)]
+    yield ["breaks", *("; ".join(p.breaks) or "no" for p in plans)]
+
+
+def size(amount: float) -> str:
+    """Bytes in the unit that has one to three digits before the point."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if amount >= factor:
+            return f"{amount / factor:.1f} {unit}"
+    return f"{amount:.0f} B"

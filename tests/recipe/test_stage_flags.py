@@ -1,0 +1,49 @@
+"""A flag that several stages have: which of them it means."""
+
+from itertools import permutations
+
+import pytest
+
+from rl_reasoner import Recipe
+from rl_reasoner.recipe.flags import apply_flags
+from rl_reasoner.recipe.load import load_recipe
+from rl_reasoner.recipe.stages import GrpoStage
+
+
+@pytest.fixture
+def two() -> Recipe:
+    """Two grpo stages behind an sft stage."""
+    rows = {"data": {"task": "modular"}}
+    sft = {"kind": "sft", "steps": 3, "batch": 4, "optim": {"lr": 1e-3}, **rows}
+    stages = [{"kind": "grpo", "name": name, **rows} for name in "ab"]
+    fields = {"template": "plain", "rewards": {"math_answer": 1.0}}
+    return Recipe.model_validate(
+        {"name": "two", "policy": "scratch:dense-tiny", "stages": [sft, *stages], **fields}
+    )
+
+
+def test_it_means_all_stages_of_the_last_ones_kind(two: Recipe) -> None:
+    flags = ["--vllm.mode", "server", "--vllm.url", "http://other:1", "--optim.lr", "1e-5"]
+    sft, *stages = apply_flags(two, flags).stages
+    assert sft.optim.lr == 1e-3  # type: ignore[union-attr]
+    for stage in stages:
+        assert isinstance(stage, GrpoStage) and stage.vllm
+        assert stage.vllm.mode == "server" and stage.optim.lr == 1e-5
+
+
+@pytest.mark.parametrize("flags", permutations(["--router_aux=0", "--a.router_aux=0.2"]))
+def test_the_stage_that_is_named_keeps_its_own(two: Recipe, flags: tuple[str, ...]) -> None:
+    stages = apply_flags(two, flags).stages[1:]
+    assert [stage.router_aux for stage in stages] == [0.2, 0]  # type: ignore[union-attr]
+
+
+def test_a_part_of_a_whole_is_set_in_one_stage_alone(two: Recipe) -> None:
+    flags = ["--b.sampling.max_tokens", "7", "--sampling", "{max_tokens: 9}"]
+    stages = apply_flags(two, flags).stages[1:]
+    assert [stage.sampling.max_tokens for stage in stages] == [9, 7]  # type: ignore[union-attr]
+
+
+def test_every_stage_of_a_shipped_recipe_hears_it() -> None:
+    made = load_recipe("r1_qwen_7b", ["--vllm.memory", "0.4"])
+    grpo = [stage for stage in made.stages if isinstance(stage, GrpoStage)]
+    assert len(grpo) == 3 and all(stage.vllm and stage.vllm.memory == 0.4 for stage in grpo)
