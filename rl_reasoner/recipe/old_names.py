@@ -23,6 +23,7 @@ OLD_NAMES: Mapping[str, str] = {
     **{old: new for names in _OF_PARTS.values() for old, new in names.items()},
 }
 """Old name -> new name, of every field that was renamed."""
+_NO_STAGES = ("rewards", "tools", "environment")  # parts whose fields are called as stages' were
 _noted: set[str] = set()
 
 
@@ -53,7 +54,8 @@ def current_path(path: Sequence[str | int]) -> tuple[str | int, ...]:
         above = path[index - 1] if index else ""
         names = _OF_PARTS.get(str(above), {})
         # --reuse, --STAGE.reuse, stages.0.reuse
-        if index == 0 or (index == 1 and above != "rewards") or path[index - 2] == "stages":
+        of_stage = index == 1 and above not in _NO_STAGES
+        if index == 0 or of_stage or path[index - 2] == "stages":
             names = {**_OF_STAGES, **names}
         current.append(names.get(part, part) if isinstance(part, str) else part)
     return tuple(current)

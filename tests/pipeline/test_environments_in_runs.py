@@ -124,6 +124,19 @@ def test_mistakes_are_one_line(change: dict[str, Any], message: str, room: Path,
     assert "Traceback" not in ended.err
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--environment.use", "gues"), "Did you mean 'guess'"),
+        (("--environment.use", "guess", "--environment.turns", "0"), "environment.turns"),
+        (("--environment.used", "guess"), "Did you mean '--environment.use'"),
+    ],
+)
+def test_its_fields_are_flags(flags: tuple[str, ...], message: str, room: Path, cli: Cli) -> None:
+    ended = cli("train", "plays.yaml", *flags, "--run.folder", "run")
+    assert ended.code == 2 and message in ended.err, ended.err
+
+
 def test_check_plays_a_turn_before_the_run(room: Path, cli: Cli) -> None:
     told = json.loads(cli("check", "plays.yaml", "--json").out)
     [found] = [notice for notice in told["notices"] if notice["check"] == "environment"]
