@@ -49,17 +49,18 @@ PRINTED = """\
 noise 1
 set      problems  strict
 one           300   48.3% [42.7, 54.0]
-two             2    0.1%
+  pass@2             50.0%
+  pass@8             70.0%
 policy  runs/a-20261127-052252/policy
 end
 """
 
 
 def test_output_is_brought_up_to_date_with_the_same_lines_left_out() -> None:
-    shown = "set    problems strict\none 20 1.0% [0.1, 2.0]\n…\npolicy  runs/a-…\n"
+    shown = "set    problems strict\none 20 1.0% [0.1, 2.0]\n…\n pass@8 1.0%\npolicy  runs/a-…\n"
     new = brought_up_to_date(PRINTED, shown)
     lines = PRINTED.splitlines()
-    assert new.splitlines() == [*lines[1:3], "…", "policy  runs/a-…"]
+    assert new.splitlines() == [*lines[1:3], "…", lines[4], "policy  runs/a-…"]
     assert is_shown(PRINTED, shown)
     with pytest.raises(LookupError, match="three"):
         brought_up_to_date(PRINTED, "three 3\n")

@@ -19,12 +19,12 @@ from support.places import ROOT
 
 MEASURED = ROOT / "docs/tutorials/measured.json"
 MORE = "…"
-_FIGURE = re.compile(r"(?:(?<!\w)[+−-])?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
+_FIGURE = re.compile(r"(?:(?<!\w)[+−-])?(?<![\w@.])\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
 _PROGRESS = re.compile(r"\[\d+/\d+ ")  # of a stage: figures of single steps
 
 
 def shape(line: str) -> str:
-    """A line without its figures and its spacing."""
+    """A line without its figures and its spacing; the k of pass@k is part of a name."""
     return " ".join(_FIGURE.sub("#", line).split())
 
 
