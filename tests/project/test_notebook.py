@@ -29,12 +29,21 @@ def test_it_runs(notebook: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     where = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=1800, kernel_name="python3", resources=where).execute()
     assert (tmp_path / notebook.cells[-1].outputs[0].text.strip()).is_file()
+    assert "<polyline" in shown(notebook) and "whose verdict changed" in shown(notebook)
 
 
-def test_what_is_shown_of_a_run_is_text_and_small() -> None:
-    """Outputs in the repository are those of a run at full size: printed lines, no error."""
+def shown(notebook: Any) -> str:
+    """The HTML of its outputs."""
+    outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+    return "".join(o.data.get("text/html", "") for o in outputs if "data" in o)
+
+
+def test_it_shows_the_run_and_is_small() -> None:
+    """Outputs in the repository are those of a run at full size: no error, no script."""
     stored = nbformat.read(FILE, as_version=4)
     outputs = [o for c in stored.cells if c.cell_type == "code" for o in c.outputs]
-    assert outputs
-    assert {output.output_type for output in outputs} == {"stream"}
-    assert FILE.stat().st_size < 30_000
+    assert {output.output_type for output in outputs} == {"stream", "execute_result"}
+    for part in ("<polyline", "advantage", "paired difference", "whose verdict changed"):
+        assert part in shown(stored)
+    assert "<script" not in shown(stored)
+    assert FILE.stat().st_size < 80_000
