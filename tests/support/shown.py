@@ -25,7 +25,7 @@ _PROGRESS = re.compile(r"\[\d+/\d+ ")  # of a stage: figures of single steps
 
 def shape(line: str) -> str:
     """A line without its figures and its spacing; the k of pass@k is part of a name."""
-    return " ".join(_FIGURE.sub("#", line).split())
+    return " ".join(_FIGURE.sub("#", line).split()).replace("< #", "#")
 
 
 def is_beginning(shown: str) -> bool:
