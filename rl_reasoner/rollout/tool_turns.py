@@ -3,16 +3,20 @@
 `ToolUse` is what a run's policy may call, and how; `ToolTurns` answers the rows of one call of the
 engine (rl_reasoner.rollout.turns). Calls run in threads and processes of rl_reasoner.tools while
 other rows are sampled. What a tool returns is tokenised as plain text, so that it cannot write a
-special token, say an end of turn, into a completion.
+special token, say an end of turn, into a completion. `TrlTools` is for trl's own `tools=`, whose
+loop reads the calls.
 """
 
 import inspect
+import logging
 import queue
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +35,7 @@ from rl_reasoner.tools.tool import (
     ToolResult,
 )
 
+_log = logging.getLogger(__name__)
 _FIRST = {"calculator": {"expression": "6*7"}, "python": {"code": "print(6*7)"}}
 _ENDS = frozenset("`>}")  # what the end of a call, in any format, is made of
 
@@ -256,6 +261,136 @@ class ToolTurns:
         """Forget what the rows' tools keep."""
         for row in self._rows:
             row.session.close()
+
+
+class TrlTools:
+    """The functions of trl's `tools=` while trl's own loop calls them: timed, counted, isolated.
+
+    A tool of ours (`@tool`) runs as in recipes, under limits, in the sandbox or a process of its
+    own. Any other function runs in place, as in trl: it may hold state that a process would not
+    see.
+    """
+
+    def __init__(self, tools: Sequence[Any]) -> None:
+        self._own = [one for one in tools if isinstance(one, Tool)]
+        self._runner: ToolRunner | None = None
+        if plain := [one.__name__ for one in tools if not isinstance(one, Tool)]:
+            _log.warning(
+                "tools: %s run in this process, as in trl; decorated with rl_reasoner.tool they "
+                "are isolated and have limits",
+                ", ".join(plain),
+            )
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Inside, processes of our tools go on from call to call; they end with the block."""
+        if not self._own or self._runner is not None:
+            yield
+            return
+        with ToolRunner(self._own) as self._runner:
+            try:
+                yield
+            finally:
+                self._runner = None
+
+    @contextmanager
+    def recorded(self, rows: int) -> Iterator["LoopCalls"]:
+        """Inside, the calls of so many completions are put down."""
+        with self.running():
+            runner = self._runner
+            calls = LoopCalls([None if runner is None else runner.session() for _ in range(rows)])
+            try:
+                yield calls
+            finally:
+                calls.close()
+
+
+class _ToolFailed(Exception):
+    """What trl's loop tells the policy of a call that did not end well."""
+
+
+class LoopCalls:
+    """The calls of completions in trl's loop, in the order in which they ended."""
+
+    def __init__(self, sessions: Sequence[ToolSession | None]) -> None:
+        self._sessions = sessions
+        self._made: list[list[ToolEvent]] = [[] for _ in sessions]
+
+    def through(self, row: int, fn: Any) -> Callable[..., Any]:
+        """A tool as the loop is to call it for `row`."""
+        name, session, made = fn.__name__, self._sessions[row], self._made[row]
+
+        @contextmanager
+        def timed() -> Iterator[None]:
+            kind: ToolOutcome = "failed"
+            began = time.monotonic()
+            try:
+                yield
+                kind = "ok"
+            finally:
+                made.append(ToolEvent(name, kind, time.monotonic() - began, 0, 0))
+
+        def apart(**arguments: Any) -> str:
+            assert session is not None
+            result = session.call(ToolCall(name, arguments))
+            made.append(ToolEvent(name, result.kind, result.seconds, 0, 0))
+            if result.kind not in ("ok", "cut"):
+                raise _ToolFailed(result.text)
+            return result.text
+
+        def here(**arguments: Any) -> Any:
+            with timed():
+                return fn(**arguments)
+
+        async def later(**arguments: Any) -> Any:
+            with timed():
+                return await fn(**arguments)
+
+        if isinstance(fn, Tool) and session is not None:
+            return apart
+        return later if inspect.iscoroutinefunction(fn) else here
+
+    def events(
+        self, completions: Sequence[Sequence[Any]], masks: Sequence[Sequence[int]]
+    ) -> list[list[ToolEvent]]:
+        """The calls of the loop's messages, with where its masks have the results.
+
+        The results of one turn stand together: the first of its events has all of their tokens. A
+        call that reached no tool is malformed.
+        """
+        return [
+            _placed(made, messages, mask)
+            for made, messages, mask in zip(self._made, completions, masks, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Forget what the completions' tools keep."""
+        for session in self._sessions:
+            if session is not None:
+                session.close()
+
+
+def _placed(made: list[ToolEvent], messages: Sequence[Any], mask: Sequence[int]) -> list[ToolEvent]:
+    """The events of one completion, by its messages and the places that were not sampled."""
+    given = [at for at, sampled in enumerate(mask) if not sampled]
+    # places of one run are as far from their numbers
+    runs = [[at for _, at in run] for _, run in groupby(enumerate(given), lambda p: p[1] - p[0])]
+    turns = [[*turn] for told, turn in groupby(messages, _is_result) if told]
+    events: list[ToolEvent] = []
+    for turn, run in zip(turns, runs, strict=False):
+        for number, message in enumerate(turn):
+            known = next((one for one in made if one.tool == message["name"]), None)
+            if known is not None:
+                made.remove(known)
+            event = known or ToolEvent(str(message["name"]), "malformed", 0.0, 0, 0)
+            at, size = (run[0], len(run)) if number == 0 else (run[-1] + 1, 0)
+            events.append(replace(event, at=at, given=size))
+    # those whose results had no room
+    return events + [replace(event, at=len(mask), given=0) for event in made]
+
+
+def _is_result(message: Any) -> bool:
+    return bool(message["role"] == "tool")
 
 
 def given_tokens(ids: Sequence[int], form: CallFormat, tokenizer: Any) -> list[range]:

@@ -51,6 +51,7 @@ class EngineSampling:
         self._elsewhere: set[str] = set()  # for what later `generate` was used, as was said
         self._sampling: SamplingParams | None = None  # as it was drawn last
         self._ahead = getattr(trainer.args, "overlap", "off") != "off"  # drawn with other weights
+        self.turn = 0  # of the loop in which trl runs its `tools=`
         self._corrects: bool | None = getattr(trainer.args, "correct_sampling", False)
         self._wanted: str = getattr(trainer.args, "sampling_weights", "own")  # of trl's config
         self.correcting = False  # trl's `use_vllm` is set only so that it corrects
@@ -67,6 +68,8 @@ class EngineSampling:
         trainer = self.trainer
         if (elsewhere := sampled_elsewhere(trainer)) is not None:
             return elsewhere
+        if trainer.tools and trainer.internals.sees_images:
+            return "tools with images"
         if trainer.args.cache_implementation is not None:
             return "cache_implementation"
         if trainer.packed_forward.engine_obstacle is not None:
@@ -126,16 +129,22 @@ class EngineSampling:
         """Token ids of a completion for each row, and the log-probs that they were drawn with.
 
         A row's randomness follows from (seed, train or eval, step, prompt, index in the group of
-        `size`).
+        `size`); behind results of trl's `tools=` from (…, turn, process, row).
         """
         trainer = self.trainer
         train = trainer.model.training
-        self.evaluated += not train
+        self.evaluated += not train and not self.turn
         step = trainer.internals.step
         part = step % trainer.args.gradient_accumulation_steps if train else self.evaluated
-        key = (trainer.args.seed, int(train), trainer.state.global_step, part)
+        key: tuple[int, ...] = (trainer.args.seed, int(train), trainer.state.global_step, part)
         first = batch.earlier + trainer.accelerator.process_index * len(prompt_ids)
-        overlapped = trainer.reward_pass.begin_overlapped(batch)
+        keys = _keys(key, first, len(prompt_ids), size)
+        if self.turn:
+            key = (*key, self.turn, trainer.accelerator.process_index)
+            keys = [(*key, row) for row in range(len(prompt_ids))]
+            self.turn += 1
+        # a turn is no completion yet
+        overlapped = None if trainer.tools else trainer.reward_pass.begin_overlapped(batch)
         base = base_of(trainer.model)
         checkpointing = trainer.args.gradient_checkpointing_kwargs
         with (
@@ -148,14 +157,14 @@ class EngineSampling:
             completions = generate(
                 base,
                 prompt_ids,
-                _keys(key, first, len(prompt_ids), size),
+                keys,
                 how,
                 routes,
                 None if overlapped is None else overlapped.add,
                 self.budgets(batch.rows, len(prompt_ids)),
                 turns=turns,
             )
-        batch.policy_logps = [c.policy_logps for c in completions]
+        batch.policy_logps = None if trainer.tools else [c.policy_logps for c in completions]
         if turns is not None:
             batch.tool_masks = [completion.tool_mask for completion in completions]
             batch.ended = [completion.ended for completion in completions]
@@ -252,6 +261,12 @@ class EngineSampling:
             put_on(trainer, "use_vllm", trainer.use_vllm and not self.correcting),
             nullcontext() if trainer.use_vllm else gathered_params(trainer.model),
         ):
+            yield
+
+    @contextmanager
+    def turns_of_trl(self) -> Iterator[None]:
+        """Inside, what is sampled goes on behind results of trl's `tools=`."""
+        with put_on(self, "turn", 1):
             yield
 
     @contextmanager

@@ -35,7 +35,7 @@ from rl_reasoner.moe.experts import check_auxiliary_loss
 from rl_reasoner.rollout.episodes.environment_turns import EnvironmentUse
 from rl_reasoner.rollout.long_prompts import fit_prompts
 from rl_reasoner.rollout.sampling_params import SamplingParams
-from rl_reasoner.rollout.tool_turns import ToolUse
+from rl_reasoner.rollout.tool_turns import ToolUse, TrlTools
 from rl_reasoner.scoring.rule import Rule
 from rl_reasoner.training.checkpointing.data_place import check_rows, check_trained
 from rl_reasoner.training.checkpointing.exact_resume import ExactResume, same_random_states
@@ -81,7 +81,7 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
     rollout_sink: RolloutSink | None = None
     tool_use: ToolUse | None = None
     """What the policy may call in the middle of a completion, in the engine. Set before training;
-    for trl's `tools=` trl's own loop is used."""
+    for trl's `tools=` trl's own loop is used, with the engine and `trl_tools`."""
     environment_use: EnvironmentUse | None = None
     """What answers the policy's turns, in the engine; its rewards see the column `episode`. Set
     before training; for trl's `environment_factory=` trl's own loop is used."""
@@ -105,6 +105,7 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
         reward_funcs, args, named = with_punishment(reward_funcs, args, named)
         super().__init__(model, reward_funcs, args, *others, **named)
         self.internals = Internals(self, _STANDARD)
+        self.internals.tell_of_tools_by_schema()
         self.step_times = StepTimes()
         self.rollout_batch = RolloutBatch([])
         self.packed_forward = PackedForward(self)
@@ -115,6 +116,7 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
         self.objective = Objective(self)
         self.prompt_selection = PromptSelection(self, self._scored, self._sample)
         self.engine_sampling = EngineSampling(self)
+        self.trl_tools = TrlTools(self.internals.own_tools)
         self.sampling_ahead = SamplingAhead(self)
         self.sampling_correction = SamplingCorrection(self)
         self.out_of_memory = SmallerPieces(self)
@@ -146,6 +148,7 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
         with ExitStack() as stack:
             stack.enter_context(self.expert_balance.while_training())
             stack.enter_context(self.sampling_ahead.while_training())
+            stack.enter_context(self.trl_tools.running())
             if self.tool_use is not None:
                 stack.enter_context(self.tool_use.running())
             # a `training_step` of the user's own may have backward passes beside ours
@@ -292,6 +295,22 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
         schemas = self.tool_use.schemas if self.tool_use else None
         with put_on(self, "tools", schemas or self.tools):  # what its chat template tells
             return super()._tokenize_prompts(prompts)
+
+    def _tool_call_loop(
+        self, prompts: Any, prompt_ids: Any, completion_ids: Any, completions: Any, *others: Any
+    ) -> Any:
+        """trl's loop: calls of its `tools=`, turns behind their results."""
+        given = (prompts, prompt_ids, completion_ids, completions, *others)
+        if not self._complete:
+            return super()._tool_call_loop(*given)
+        with (
+            self.trl_tools.recorded(len(completions)) as calls,
+            self.internals.tools_through(calls.through),
+            self.engine_sampling.turns_of_trl(),
+        ):
+            found = super()._tool_call_loop(*given)
+        self.rollout_batch.turns = calls.events(found[1], found[0])
+        return found
 
     def _generate_single_turn(
         self,
@@ -465,6 +484,7 @@ _PARTS = {
     "objective": Objective,
     "prompt_selection": PromptSelection,
     "engine_sampling": EngineSampling,
+    "trl_tools": TrlTools,
     "sampling_ahead": SamplingAhead,
     "sampling_correction": SamplingCorrection,
     "out_of_memory": SmallerPieces,

@@ -412,7 +412,7 @@ def sampled_elsewhere(trainer: Any) -> str | None:
         return "vLLM"
     if trainer.use_transformers_continuous_batching:
         return "continuous batching"
-    if trainer.tools or (trainer.rollout_func, trainer.environment_factories) != (None, None):
+    if (trainer.rollout_func, trainer.environment_factories) != (None, None):
         return "tools, environments or a rollout function"
     return None
 

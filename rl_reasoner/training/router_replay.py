@@ -70,7 +70,7 @@ class RouterReplay:
             logger.warning("router_replay: off, for %s", reason)
             return
         self._policy = routing
-        self._unrecorded = sampled_elsewhere(trainer)
+        self._unrecorded = sampled_elsewhere(trainer) or ("tools" if trainer.tools else None)
         if self._unrecorded is not None:
             logger.warning(_MISSING, self._unrecorded)
 

@@ -95,6 +95,8 @@ class SamplingAhead:
             raise UserError(f"{where}, beside one that trains: it cannot be used with several")
         if isinstance(trainer.train_dataset, IterableDataset):
             raise UserError(f"{where}, rows by number: the data set must not be iterable")
+        if trainer.tools:
+            raise UserError(f"{where}, ahead of calls whose results come later: not with tools")
         if not trainer.engine_sampling.on:
             reason = trainer.engine_sampling.obstacle() or "fast_rollouts=False"
             raise UserError(f"{where}, with the engine, which does not sample here: {reason}")

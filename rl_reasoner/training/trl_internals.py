@@ -6,7 +6,7 @@ way of a step, which `GRPOTrainer` overrides and a user's subclass may override,
 all of them against the trl that is installed. Knows trl; nothing of our trainer's parts.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from trl.trainer import utils as trl_utils
 
 from rl_reasoner.kernels.causal_lm import base_of
 from rl_reasoner.kernels.lm_head import FusedHead
+from rl_reasoner.tools.tool import Tool
 
 # What of trl's trainer makes the loss, and what hands it its batches. Where a trainer of the user's
 # own overrides one of them, it finds there what it finds in trl's.
@@ -115,6 +116,41 @@ class Internals:
         train = trainer.model.training
         size = trainer.num_generations if train else trainer.num_generations_eval
         return prompt_ids, *trainer._generate_single_turn(prompt_ids, images, fields, size)
+
+    @property
+    def own_tools(self) -> list[Any]:
+        """What trl was given as `tools=`; methods of environments are not among them."""
+        return self.trainer._standalone_tools  # type: ignore[no-any-return]
+
+    def tell_of_tools_by_schema(self) -> None:
+        """Give chat templates the schemas of our tools: of others than functions they take those.
+
+        trl calls what `own_tools` has.
+        """
+        told = [one.schema if isinstance(one, Tool) else one for one in self.trainer.tools]
+        self.trainer.tools = told
+
+    @property
+    def sees_images(self) -> bool:
+        """Whether the policy is one of images and text."""
+        return self.trainer._is_vlm  # type: ignore[no-any-return]
+
+    @contextmanager
+    def tools_through(self, way: Callable[[int, Any], Any]) -> Iterator[None]:
+        """Inside, trl's loop calls `way(row, tool)` in the place of each row's tools."""
+        trainer = self.trainer
+
+        def changed(tables: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+            return [
+                {name: way(row, tool) for name, tool in table.items()}
+                for row, table in enumerate(tables)
+            ]
+
+        with (
+            put_on(trainer, "_sync_tool_dicts", changed(trainer._sync_tool_dicts)),
+            put_on(trainer, "_async_tool_dicts", changed(trainer._async_tool_dicts)),
+        ):
+            yield
 
     def log_metric(self, name: str, value: float) -> None:
         """A figure of the batch that is being scored."""
