@@ -176,11 +176,14 @@ def train(folder: Path) -> None:
 
     sampled: Counter[tuple[int, ...]] = Counter()
     trained: Counter[tuple[int, ...]] = Counter()
-    calls = [0]
+    calls = []  # a runner's, while the training samples: other looks at the policy call, too
+    training = [False]
     sample, loss_of, submit = EngineSampling.sample, PackedForward.loss_of, ToolRunner.submit
 
     def watched_sample(self: Any, *given: Any) -> Any:
+        training[0] = True
         found = sample(self, *given)
+        training[0] = False
         sampled.update(map(tuple, found[0]))
         return found
 
@@ -190,7 +193,8 @@ def train(folder: Path) -> None:
         return loss_of(self, inputs)
 
     def watched_submit(self: Any, *given: Any) -> Any:
-        calls[0] += 1
+        if training[0]:
+            calls.append(given)
         return submit(self, *given)
 
     EngineSampling.sample = watched_sample  # type: ignore[method-assign]
@@ -201,7 +205,7 @@ def train(folder: Path) -> None:
         "completions": sampled.total(),
         "tokens": sum(len(ids) * count for ids, count in sampled.items()),
         "trained as sampled": sampled == trained,
-        "calls": calls[0],
+        "calls": len(calls),
     }
     (folder / "seen.json").write_text(json.dumps(seen), encoding="utf-8")
 
