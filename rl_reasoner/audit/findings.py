@@ -71,11 +71,18 @@ class Audit:
 
 @contextmanager
 def as_finding(part: str, found: list[AuditFinding]) -> Iterator[None]:
-    """Inside, a `UserError` becomes a finding: that check could not be made."""
+    """Inside, an error becomes a finding.
+
+    A `UserError`: that check could not be made. What reading values of the wrong kind raises: a
+    file of the run, which may be anybody's, is not of the form that runs have.
+    """
     try:
         yield
     except UserError as error:
         found.append(unchecked(part, "; ".join(error.messages)))
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        said = f"a file is not of the form that runs have: {error!r:.200}"
+        found.append(differs(part, said))
 
 
 def counted(count: int, what: str) -> str:
