@@ -2,8 +2,8 @@
 
 A small reward beside one for the answer: it reads claims such as `16 - 3 - 4 = 9` out of the text
 and checks each exactly, with the verifier's own bounded parser; nothing is evaluated as code. What
-would be cheap to write is not counted: `1 = 1`, `7 * 1 = 7`, a claim twice, numbers out of the
-blue, and right results that do not lead to the answer.
+would be cheap to write is not counted: `1 = 1`, `7 * 1 = 7`, a result twice (`16 - 7 + 0 = 9`
+after `16 - 7 = 9`), numbers out of the blue, and right results that do not lead to the answer.
 """
 
 import re
@@ -50,9 +50,9 @@ class _Claim(NamedTuple):
 def step_arithmetic(completion: str, prompt: str, at_least: int = 1) -> Score:
     """The share of right claims among those that count; 0.0 for fewer than `at_least` right ones.
 
-    A claim counts where it calculates something, for the first time, with a number of the `prompt`
-    or of an earlier claim. A right one has to lead to the answer: its result is the answer's number
-    or stands in a claim that does. A wrong one counts in any case.
+    A claim counts where it calculates something with a number of the `prompt` or of an earlier
+    claim. A right one has to come to a result for the first time and to lead to the answer: its
+    result is the answer's number or stands in a claim that does. A wrong one counts in any case.
     """
     text = completion[:_MAX_CHARS]
     claims = [*_that_count(text, prompt)]
@@ -78,12 +78,14 @@ def step_arithmetic(completion: str, prompt: str, at_least: int = 1) -> Score:
 
 
 def _that_count(text: str, prompt: str) -> Iterator[_Claim]:
-    """The claims of a text that are new, no matter of course, and about the problem."""
+    """The claims of a text that are about the problem; right ones new, and no matter of course."""
     known = {number for number, _ in _numbers(prompt[:_MAX_CHARS])}
     seen: set[tuple[object, ...]] = set()
     for claim in _claims(text):
-        key = (tuple(sorted(claim.operands)), claim.result)
-        if key in seen or claim.result in claim.operands or not known & {*claim.operands}:
+        # a right result is made once: adding 0 to it makes no other claim
+        key = (() if claim.right else tuple(sorted(claim.operands)), claim.result)
+        of_course = claim.right and claim.result in claim.operands
+        if key in seen or of_course or not known & {*claim.operands}:
             continue
         seen.add(key)
         known.add(claim.result)
@@ -166,17 +168,19 @@ def _claim(left: list[_Token], right: list[_Token]) -> _Claim | None:
         return None
     sides = [" ".join(token.text for token in side) for side in (left, right)]
     trees = [reading.trees for reading in map(read_answer, sides)]
-    numbers = [t for t in right if t.kind == "number"]
-    if not all(trees) or not numbers:
+    if not all(trees):
         return None
     try:
         one, other = (_plain(tree[0]) for tree in trees)
         holds = bool(equal(one, other)) or _rounded(one, right)
+        result = constant(other)
     except (TooLarge, Undefined, RecursionError, ValueError):
+        return None
+    if not isinstance(result, Fraction):
         return None
     operands = tuple(_value(token.text) for token in left if token.kind == "number")
     text = f"{sides[0]} = {sides[1]}"
-    return _Claim(text[:80], operands, _value(numbers[-1].text), holds)
+    return _Claim(text[:80], operands, result, holds)
 
 
 def _rounded(exact: Node, right: list[_Token]) -> bool:

@@ -63,6 +63,7 @@ def test_more_forms() -> None:
         "x = 16. y = 3. So 18.",
         "16 - 3 = . = 13. 13 13",
         "<think></think><answer>18</answer>",
+        "16 + 4 = 2 * 9 + 2. The answer is 2.",
     ],
 )
 def test_what_is_cheap_to_write_is_not_paid(hack: str) -> None:
@@ -80,6 +81,14 @@ def test_a_claim_said_often_counts_once_and_idle_right_ones_do_not() -> None:
         PROMPT,
     )
     assert idle.parts == {"right": 2.0, "wrong": 1.0}, "the first and the last lead to it"
+
+
+def test_a_result_made_again_counts_once_and_a_wrong_one_that_repeats_its_operand_counts() -> None:
+    padded = "16 - 3 = 14. 16 - 7 = 9. 16 - 7 + 0 = 9. (16 - 7) * 1 = 9. 16 - 7 + 5 - 5 = 9. "
+    found = step_arithmetic(padded + "The answer is 9.", PROMPT)
+    assert found.parts == {"right": 1.0, "wrong": 1.0}
+    found = step_arithmetic("16 + 4 = 16. 16 - 7 = 9. The answer is 9.", PROMPT)
+    assert found.parts == {"right": 1.0, "wrong": 1.0}
 
 
 def test_at_least_so_many_right_ones() -> None:
