@@ -65,7 +65,7 @@ def audit_run(
     with as_finding("data", audit.findings):  # what needs rows and rewards cannot be checked
         prepared = prepare(recipe, choose_placement(recipe))
     _check_completions(run, recipe, prepared, check)
-    check("results", "evaluations", partial(rejudging.check_results, run))
+    check("results", "evaluations", partial(rejudging.check_results, run, recipe))
     check("results", "control arms", partial(rejudging.check_controls, run, recipe))
     if prepared is not None:
         overlaps = partial(rejudging.check_overlaps, run, recipe, prepared)

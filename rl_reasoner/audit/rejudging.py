@@ -176,8 +176,11 @@ def _unrepeatable(name: str, fn: Callable[..., Any]) -> str:
     return "reads what only a trainer has" if any(n in _TOKENS for n in taken) else ""
 
 
-def check_results(run: Path) -> Iterator[AuditFinding]:
+def check_results(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:
     """Every evaluation: its rows judged again, its figures computed again from its rows."""
+    for name in ("before", "after") if recipe.evals.sets else ():
+        if not (run / "evals" / f"{name}.json").is_file():
+            yield unchecked("results", f"evals/{name}.json is not there")
     for file in sorted([*run.glob("evals/*.json"), *run.glob("controls/*/evals/*.json")]):
         found: list[AuditFinding] = []
         with as_finding("results", found):
@@ -190,10 +193,12 @@ def _result(file: Path, name: str) -> Iterator[AuditFinding]:
     if not saved.rows:
         yield unchecked("results", f"{name} has no rows: {file.stem}.rows.jsonl is not there")
         return
-    wrong = [
+    rows_of = {label: _rows_of(saved, label) for label in saved.sets}
+    wrong = [f"{label} has figures, and no rows" for label, rows in rows_of.items() if not rows]
+    wrong += [
         f"{label}: {key} is {saved.sets[label].get(key)}, its rows give {value}"
-        for label, rows in saved.rows.items()
-        for key, value in compute_figures(rows).items()
+        for label, rows in rows_of.items()
+        for key, value in (compute_figures(rows) if rows else {}).items()
         if not same_values(value, saved.sets[label].get(key))
     ]
     if wrong:
@@ -211,6 +216,15 @@ def _result(file: Path, name: str) -> Iterator[AuditFinding]:
             for before, after in both:
                 judged.add(before, after, f"{label}, row {i}")
     yield from judged.findings("results", "the judge", name)
+
+
+def _rows_of(saved: EvalResult, label: str) -> list[Row]:
+    """The rows that the figures of `label` are of: of `SET@clean`, those that share nothing."""
+    base, clean, rest = label.rpartition("@clean")
+    if label in saved.rows or not clean or rest:
+        return saved.rows.get(label, [])
+    rows = saved.rows.get(base, [])
+    return [row for row in rows if not mapping(row.get("overlap") or {}).get("contaminated")]
 
 
 def _verdicts(row: Row) -> list[dict[str, Any]]:

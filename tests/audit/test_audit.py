@@ -149,6 +149,12 @@ def a_row_of_a_result() -> None:
     result.save("run/evals/after.json")
 
 
+def a_set_that_was_not_measured() -> None:
+    value = json.loads(Path("run/evals/after.json").read_text(encoding="utf-8"))
+    value["sets"]["hard"] = {**value["sets"]["held.jsonl"], "accuracy": 0.99}
+    Path("run/evals/after.json").write_text(json.dumps(value), encoding="utf-8")
+
+
 def the_report() -> None:
     replaced("run/report.html", "</title>", ", which learned more</title>")
 
@@ -189,6 +195,7 @@ TAMPERINGS: list[tuple[Callable[[], None], str]] = [
     (a_figure_of_a_step, "metrics"),
     (a_result, "results"),
     (a_row_of_a_result, "results"),
+    (a_set_that_was_not_measured, "results"),
     (the_report, "report"),
     (the_weights, "weights"),
     (a_checkpoint, "checkpoints"),
