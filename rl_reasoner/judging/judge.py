@@ -429,19 +429,23 @@ def _failure(error: Exception) -> tuple[str, str]:
     return name, f"{name}: {str(error)[:160]}"
 
 
+_UNSURE: dict[str, Any] = {"unsure": {"type": "boolean"}}
+
+
 def _points_schema(rubric: Rubric) -> dict[str, Any]:
-    """The JSON schema of a verdict."""
+    """The JSON schema of a verdict; a judge that may not say that it is unsure guesses."""
     one = {"type": "integer", "minimum": 0, "maximum": rubric.points}
     names = [item.name for item in rubric.items]
     points = _object(dict.fromkeys(names, one), names)
-    fields = {"points": points, "reason": {"type": "string"}}
-    return _object(fields, ["points", "reason"])
+    fields = {"points": points, "reason": {"type": "string"}, **_UNSURE}
+    return _object(fields, [*fields])
 
 
 def _ranking_schema(count: int) -> dict[str, Any]:
     label = {"type": "string", "enum": [*LABELS[:count]]}
     ranking = {"type": "array", "items": label, "minItems": count, "maxItems": count}
-    return _object({"ranking": ranking}, ["ranking"])
+    fields = {"ranking": ranking, **_UNSURE}
+    return _object(fields, [*fields])
 
 
 def _object(properties: Mapping[str, Any], required: Sequence[str]) -> dict[str, Any]:

@@ -32,7 +32,8 @@ _TO_A_JUDGE = re.compile(
     r"|\b(?:score|rating|grade|verdict)\b[\"']?\s{0,3}[:=]\s{0,3}[\"']?[\w./]{1,12}"
     r"|\[\[[^\]\n]{1,12}\]\]"
     r"|</?(?:score|rating|verdict|system|assistant|user|instructions?)>"
-    r"|<\|[^|>\n]{1,30}\|>"
+    r"|<[|\uff5c][^|\uff5c>\n]{1,30}[|\uff5c]>"  # ChatML, Llama 3, DeepSeek (a wide bar)
+    r"|</?(?:s|bos|eos)>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>"  # Gemma, Mistral, Llama 2
     r"|[\"'](?:points|ranking|unsure)[\"']\s{0,3}:",
     re.IGNORECASE,
 )

@@ -217,7 +217,9 @@ def test_an_injected_instruction_is_masked_quoted_and_pays_nothing(options: dict
 
 def test_a_request_says_what_json_it_wants(options: dict[str, Any]) -> None:
     ModelJudge.of(**options).points([("Q", "good", None)])
-    form = Judge.bodies[0]["response_format"]["json_schema"]["schema"]["properties"]["points"]
+    schema = Judge.bodies[0]["response_format"]["json_schema"]["schema"]
+    assert schema["properties"]["unsure"] == {"type": "boolean"}, "it may abstain"
+    form = schema["properties"]["points"]
     assert form["required"] == ["right"] and form["properties"]["right"]["maximum"] == 4
     ModelJudge.of(**{**options, "structured": False}).points([("Q", "good", None)])
     assert "response_format" not in Judge.bodies[-1]
