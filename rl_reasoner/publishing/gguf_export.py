@@ -8,6 +8,7 @@ rl_reasoner.policy.gguf, and its logits are compared with the policy's.
 import json
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,27 @@ def export_gguf(policy: Policy, folder: Path, dtype: str) -> tuple[Path, float]:
         _round_matrices(policy.model)
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / ".policy.gguf.part"
-    writer = gguf.GGUFWriter(partial, architecture)
+    try:
+        _write(policy, partial, architecture, vocabulary, dtype)
+        apart = compare_logits(policy, partial)
+        if apart > TOLERANCE_OF_LOGITS:
+            raise UserError(
+                f"--gguf: opened again, its logits lie {apart:.2g} apart from the policy's "
+                f"(relative), and {TOLERANCE_OF_LOGITS:g} is allowed: no file was written"
+            )
+        partial.replace(folder / "policy.gguf")
+    except BaseException:  # Ctrl-C too: the next try wants a new folder
+        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # there is something else in it
+            folder.rmdir()
+        raise
+    write_text(folder / "Modelfile", _MODELFILE)
+    return folder / "policy.gguf", apart
+
+
+def _write(policy: Policy, file: Path, architecture: str, vocabulary: Any, dtype: str) -> None:
+    """Write settings, tokenizer and tensors to `file`."""
+    writer = gguf.GGUFWriter(file, architecture)
     _add_settings(writer, policy.model.config)
     vocabulary(writer)
     names = gguf.get_tensor_name_map(
@@ -60,18 +81,6 @@ def export_gguf(policy: Policy, folder: Path, dtype: str) -> tuple[Path, float]:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    try:
-        apart = compare_logits(policy, partial)
-        if apart > TOLERANCE_OF_LOGITS:
-            raise UserError(
-                f"--gguf: opened again, its logits lie {apart:.2g} apart from the policy's "
-                f"(relative), and {TOLERANCE_OF_LOGITS:g} is allowed: no file was written"
-            )
-        partial.replace(folder / "policy.gguf")
-    finally:
-        partial.unlink(missing_ok=True)
-    write_text(folder / "Modelfile", _MODELFILE)
-    return folder / "policy.gguf", apart
 
 
 def _architecture(config: Any) -> str:

@@ -110,6 +110,15 @@ def test_bf16_rounds_matrices_and_nothing_else(tmp_path: Path) -> None:
     assert kinds == {"BF16", "F32"} and half.stat().st_size < whole.stat().st_size
 
 
+def test_a_file_that_would_be_another_policy_is_not_written_and_leaves_no_folder(
+    tmp_path: Path,
+) -> None:
+    """The format has no place for an activation: the file would be opened with another one."""
+    with pytest.raises(UserError, match="no file was written"):
+        export_gguf(a_policy("llama", hidden_act="relu"), tmp_path / "out", "fp32")
+    assert not (tmp_path / "out").exists()
+
+
 def test_another_policys_file_is_told(tmp_path: Path) -> None:
     file, _ = export_gguf(a_policy("llama"), tmp_path / "out", "fp32")
     assert compare_logits(a_policy("llama, tied"), file) > 100 * TOLERANCE_OF_LOGITS
