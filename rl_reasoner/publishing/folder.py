@@ -16,10 +16,10 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
 from rl_reasoner.audit import Audit, audit_run
-from rl_reasoner.audit.hashes import part_of
+from rl_reasoner.audit.hashes import part_of, stage_folders
 from rl_reasoner.errors import RunStopped, UserError, first_line
 from rl_reasoner.files import write_json, write_text
-from rl_reasoner.foreign import check_run
+from rl_reasoner.foreign import check_run, no_links
 from rl_reasoner.hub import is_name
 from rl_reasoner.pipeline.run_folder import HASHES, sealed_files
 from rl_reasoner.publishing.card import write_card
@@ -36,10 +36,17 @@ def publish_run(
     says it is.
     """
     check_run(run)
+    no_links(run)
     if os.path.lexists(folder):
         raise UserError(f"{folder} exists already; give a new folder")
+    recipe = load_recipe(str(run / "recipe.yaml"))
     if not (run / "policy" / "config.json").is_file():
         raise UserError(f"{run} has no policy yet: finish it with rl-reasoner train --resume {run}")
+    for name, stage in stage_folders(run, recipe).items():  # policy/ may be of an earlier end
+        if not (stage / "done.json").is_file():
+            raise UserError(
+                f"stage {name} of {run} is not finished: rl-reasoner train --resume {run}"
+            )
     audit = audit_run(run, replays=False, quiet=True, note=note)
     if not audit.holds:
         wrong = "\n".join(f"{finding.part}: {finding.said}" for finding in audit.of("differs"))
@@ -51,7 +58,6 @@ def publish_run(
         weights = sorted(partial.glob("*.safetensors"))
         if (run / "report.html").is_file():
             shutil.copy(run / "report.html", partial)
-        recipe = load_recipe(str(run / "recipe.yaml"))
         write_text(partial / "README.md", write_card(run, recipe, audit, folder.name, weights))
         write_json(partial / "audit.json", audit.to_json())
         if records:

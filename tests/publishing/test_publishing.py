@@ -96,6 +96,19 @@ def test_a_run_that_is_not_what_it_says_it_is_is_not_published(here: Path, cli: 
     assert not (here / "out").exists() and not [*here.glob(".out*")]
 
 
+def test_a_run_whose_stage_is_trained_on_is_not_published_with_its_old_policy(
+    here: Path, cli: Cli
+) -> None:
+    """As Ctrl-C leaves a finished run that goes on with more steps."""
+    [*_, last] = sorted((here / "run/stages").iterdir())
+    (last / "done.json").unlink()
+    shutil.rmtree(last / "policy")
+    (here / "run/hashes.json").unlink()
+    ended = cli("publish", "run", "out")
+    assert ended.code == 2 and "is not finished: rl-reasoner train --resume run" in ended.err
+    assert not (here / "out").exists()
+
+
 class Hub:
     """The hub's edge: what it was asked for; `fails` is raised in the upload."""
 
