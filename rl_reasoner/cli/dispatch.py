@@ -189,7 +189,8 @@ def parse_verb(argv: Sequence[str]) -> Any:
         if argv[0].startswith("-"):
             raise UserError(f"{argv[0]}: first comes a verb: {', '.join(verbs)}")
         raise unknown("verb", argv[0], verbs)
-    heard = argv[0] == "train" or (argv[0] == "env" and "--plan" in argv)
+    planned = any(token.partition("=")[0] == "--plan" for token in argv)
+    heard = argv[0] == "train" or (argv[0] == "env" and planned)
     own, flags = _split_flags(argv) if heard else (list(argv), [])
     if not {"--help", "-h"} & set(own):
         check_arguments(own[0], verbs[own[0]], own[1:])

@@ -124,9 +124,7 @@ class Played:
                 )
             said, reward, done = answer
             messages, cut = messages_of(said, self._most)
-            if done is not True and done is not False:
-                raise TypeError(f"done is {type(done).__name__}, not True or False")
-            return EnvironmentReply("cut" if cut else "ok", messages, _reward(reward), done)
+            return EnvironmentReply("cut" if cut else "ok", messages, _reward(reward), _done(done))
         except BaseException as error:  # it may raise anything, SystemExit too
             return self._failed("step", error)
 
@@ -183,6 +181,17 @@ def messages_of(said: Any, most: int) -> tuple[tuple[dict[str, str], ...], bool]
         found.append({"role": str(role), "content": printable(text)})
         cut |= shorter
     return tuple(found), cut
+
+
+def _done(value: Any) -> bool:
+    """Whether an episode is done, as Python or numpy (a comparison of arrays) says it.
+
+    Raises TypeError.
+    """
+    numpy = sys.modules.get("numpy")
+    if not isinstance(value, bool if numpy is None else (bool, numpy.bool_)):
+        raise TypeError(f"done is {type(value).__name__}, not True or False")
+    return bool(value)
 
 
 def _reward(value: Any) -> float | None:

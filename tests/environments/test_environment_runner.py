@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rl_reasoner.environments import load_environment
-from rl_reasoner.environments.environment import EnvironmentLimits, EnvironmentReply
+from rl_reasoner.environments.environment import EnvironmentLimits, EnvironmentReply, Played
 from rl_reasoner.environments.guess import Guess, play
 from rl_reasoner.environments.runner import EnvironmentRunner
 from rl_reasoner.errors import UserError
@@ -67,6 +68,25 @@ def test_what_an_environment_does_is_a_reply(
     assert before == EnvironmentReply("ok", ({"role": "user", "content": "fine"},), 1.0)
     assert reply.kind == kind and why in reply.why, reply
     assert all(len(message["content"]) < 400 for message in reply.messages)
+
+
+class Arrays:
+    """An environment that counts with numpy, as many games do."""
+
+    def reset(self, row: Any) -> None:
+        self.at = np.zeros(2)
+
+    def step(self, completion: str) -> tuple[str, Any, Any]:
+        self.at += 1
+        return "on", np.float32(0.5), self.at.sum() >= 4
+
+
+def test_numbers_of_numpy_are_taken() -> None:
+    game = Played(Arrays, {}, 200)
+    game.reset({})
+    replies = [game.step("a"), game.step("b")]
+    assert [(r.kind, r.reward, r.done) for r in replies] == [("ok", 0.5, False), ("ok", 0.5, True)]
+    assert type(replies[1].done) is bool  # it is written as JSON
 
 
 def test_others_go_on_where_one_ends_the_process(hostile: EnvironmentRunner) -> None:

@@ -107,6 +107,9 @@ def test_a_recipe_is_planned(tmp_path: Any, capsys: pytest.CaptureFixture[str]) 
     assert cli.main(["env", "--plan", str(tmp_path / "r.yaml"), "--gpus", "4"]) == 0
     told = capsys.readouterr().out
     assert "sampled tokens/s" in told and "0.0 GB" not in told and "MB" in told
+    named = f"--plan={tmp_path / 'r.yaml'}"  # the recipe's flags are heard in this spelling, too
+    assert cli.main(["env", "--steps", "3", named, "--gpus", "4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["plans"][0]["steps"] == 3
 
 
 def test_mistakes_in_a_plan_are_said(tmp_path: Any) -> None:
