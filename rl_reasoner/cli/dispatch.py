@@ -218,10 +218,11 @@ def _split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     rest = list(argv)
     while rest:
         token = rest.pop(0)
-        own = token.partition("=")[0] in (*values, "--quiet", "--json", "--help", "-h")
+        name = token.partition("=")[0].replace("_", "-")  # tyro takes both
+        own = name in (*values, "--quiet", "--json", "--help", "-h")
         kept = known if own or not token.startswith("--") else flags
         kept.append(token)
-        takes_value = token in values or (kept is flags and "=" not in token)
+        takes_value = ("=" not in token and name in values) or (kept is flags and "=" not in token)
         if takes_value and rest and not rest[0].startswith("--"):
             kept.append(rest.pop(0))
     return known, flags

@@ -68,11 +68,9 @@ def apply_flags(recipe: Recipe, flags: Sequence[str]) -> Recipe:
 def flag_places(recipe: Recipe, flags: Sequence[str]) -> dict[FieldPath, str]:
     """The path into `recipe` of every field that `flags` set -> the flag, as it is spelled."""
     data = recipe.model_dump(mode="json")
-    return {
-        path: _spelled(flag, text)
-        for flag, text in _pairs(flags)
-        for path in _resolve(data, flag)[0]
-    }
+    given = [(_resolve(data, flag)[0], _spelled(flag, text)) for flag, text in _pairs(flags)]
+    given.sort(key=lambda one: len(one[0]) == 1)  # as they are applied: one stage's own is last
+    return {path: spelled for paths, spelled in given for path in paths}
 
 
 def _spelled(flag: str, text: str | None) -> str:

@@ -110,6 +110,8 @@ def test_a_recipe_is_planned(tmp_path: Any, capsys: pytest.CaptureFixture[str]) 
     named = f"--plan={tmp_path / 'r.yaml'}"  # the recipe's flags are heard in this spelling, too
     assert cli.main(["env", "--steps", "3", named, "--gpus", "4", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["plans"][0]["steps"] == 3
+    assert cli.main(["env", named, "--vllm.mode", "server", "--server_gpus", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["plans"][0]["server_gpus"] == 2
 
 
 def test_mistakes_in_a_plan_are_said(tmp_path: Any) -> None:

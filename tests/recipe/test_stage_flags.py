@@ -5,7 +5,7 @@ from itertools import permutations
 import pytest
 
 from rl_reasoner import Recipe
-from rl_reasoner.recipe.flags import apply_flags
+from rl_reasoner.recipe.flags import apply_flags, flag_places
 from rl_reasoner.recipe.load import load_recipe
 from rl_reasoner.recipe.stages import GrpoStage
 
@@ -35,6 +35,9 @@ def test_it_means_all_stages_of_the_last_ones_kind(two: Recipe) -> None:
 def test_the_stage_that_is_named_keeps_its_own(two: Recipe, flags: tuple[str, ...]) -> None:
     stages = apply_flags(two, flags).stages[1:]
     assert [stage.router_aux for stage in stages] == [0.2, 0]  # type: ignore[union-attr]
+    places = flag_places(two, flags)  # a mistake names the flag that was heard
+    assert places["stages", 1, "router_aux"] == "--a.router_aux 0.2"
+    assert places["stages", 2, "router_aux"] == "--router_aux 0"
 
 
 def test_a_part_of_a_whole_is_set_in_one_stage_alone(two: Recipe) -> None:
