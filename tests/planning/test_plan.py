@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from rl_reasoner import cli
+from rl_reasoner.cli.dispatch import parse_verb
 from rl_reasoner.errors import UserError
 from rl_reasoner.planning.gpus import GPUS
 from rl_reasoner.planning.load import StepLoad
@@ -107,11 +108,11 @@ def test_a_recipe_is_planned(tmp_path: Any, capsys: pytest.CaptureFixture[str]) 
     assert cli.main(["env", "--plan", str(tmp_path / "r.yaml"), "--gpus", "4"]) == 0
     told = capsys.readouterr().out
     assert "sampled tokens/s" in told and "0.0 GB" not in told and "MB" in told
-    named = f"--plan={tmp_path / 'r.yaml'}"  # the recipe's flags are heard in this spelling, too
-    assert cli.main(["env", "--steps", "3", named, "--gpus", "4", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["plans"][0]["steps"] == 3
-    assert cli.main(["env", named, "--vllm.mode", "server", "--server_gpus", "2", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["plans"][0]["server_gpus"] == 2
+
+
+def test_the_flags_of_a_recipe_are_heard_in_every_spelling() -> None:
+    verb = parse_verb(["env", "--steps", "3", "--plan=game_tiny", "--server_gpus", "2"])
+    assert (verb.plan, verb.server_gpus, verb.flags) == ("game_tiny", 2, ["--steps", "3"])
 
 
 def test_mistakes_in_a_plan_are_said(tmp_path: Any) -> None:
