@@ -124,7 +124,7 @@ def _summary(name: str, entry: Mapping[str, Any]) -> str:
     else:
         least = fixed(100 * entry["detectable"])
         words = f"no difference is shown ({moved} points, p {p} after Holm's correction); "
-        words += f"so many problems show one of ±{least} points 4 times in 5"
+        words += f"this many problems show one of ±{least} points 4 times in 5"
     form = f"; {entry['form']['words']}" if "form" in entry else ""
     return f"{name}: {words}{form}."
 

@@ -240,7 +240,9 @@ def compare_logits(policy: Policy, file: Path) -> float:
     """
     with tempfile.TemporaryDirectory(prefix="rl-reasoner-gguf-") as place:
         tokenizer = convert_to(file, Path(place))
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_pretrained(
+            place, dtype=torch.float32, trust_remote_code=False
+        ).eval()
     policy.model.eval()
     largest, apart = 0.0, 0.0
     for text in _TEXTS:

@@ -70,7 +70,7 @@ def test_splits_that_are_apart_share_nothing(task: str) -> None:
     kind = "exact" if task.startswith("instructions") else "contaminated"
     train = [p.row() for p in generate_problems(task, split="train", count=600, seed=1)]
     for split in ("validation", "test", "ood"):
-        held_out = [p.row() for p in generate_problems(task, split=split, count=200)]
+        held_out = [p.row() for p in generate_problems(task, split=split, count=64)]
         assert find_overlap(train, held_out).counts()[kind] == 0, split
         assert find_overlap(train, train[:50]).counts()["exact"] == 50
 

@@ -132,7 +132,7 @@ def test_a_run_keeps_its_best_policy_and_tells_of_overlaps(
     if best["step"] == 4:
         assert same(folder / "best", folder / "policy")
     page = write_report(run.folder).read_text(encoding="utf-8")
-    assert f"Best by the lower bound on modular_validation: step {best['step']}" in page
+    assert f"Best on modular_validation: step {best['step']}" in page
 
 
 def test_a_curve_of_lenient_accuracy_goes_beside_the_strict_one(tmp_path: Path) -> None:

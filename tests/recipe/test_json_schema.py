@@ -98,4 +98,4 @@ def test_a_copied_recipe_still_finds_it(tmp_path: Path) -> None:
     target = tmp_path / "mine.yaml"
     assert main(["copy", "quickstart.yaml", str(target)]) == 0
     named = target.read_text(encoding="utf-8").splitlines()[0].partition("$schema=")[2]
-    assert json.loads(Path(named.removeprefix("file://")).read_text(encoding="utf-8"))["$defs"]
+    assert json.loads((tmp_path / named).read_text(encoding="utf-8"))["$defs"]

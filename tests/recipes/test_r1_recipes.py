@@ -55,7 +55,7 @@ def small_stage(stage: dict[str, Any]) -> dict[str, Any]:
         return {**stage, "samples": 1, "min_score": 0.0, "keep": keep, "sampling": few}
     stage |= {"steps": 1}
     if stage["kind"] == "grpo":
-        return stage | {"group": {"size": 4, "prompts": 2}, "sampling": few}
+        return stage | {"group": {"size": 4, "prompts": 2}, "sampling": few, "vllm": None}
     return stage | {
         "batch": 4,
         **({"sampling": few} if stage["kind"] == "distill" else {"micro_batch": None}),
