@@ -61,6 +61,7 @@ class EnvironmentProcess:
             "rl_reasoner.environments.apart", str(limits.memory_mb), shown=True
         )
         self._over: list[int] = []
+        self._whole = True
         deadline = time.monotonic() + _LOAD_S
         asked = {"environment": packed, "options": dict(options), "most": limits.output_chars}
         self._worker.send(asked, deadline)
@@ -88,7 +89,9 @@ class EnvironmentProcess:
         most = _BYTES_A_CHAR * self._limits.output_chars * _MESSAGES + _MOST_LOADED
         try:
             self._worker.send({**request, "episode": episode, "over": over}, deadline)
-            return _reply(self._worker.receive(deadline, most))
+            reply = _reply(self._worker.receive(deadline, most))
+            self._whole = "MemoryError" not in reply.why
+            return reply
         except WorkerLate:
             return EnvironmentReply("timeout", why=f"no answer within {limit:g} s")
         except WorkerDied as error:
@@ -99,8 +102,8 @@ class EnvironmentProcess:
 
     @property
     def usable(self) -> bool:
-        """Whether it takes another request."""
-        return self._worker.usable and not self._worker.stopped
+        """Whether it takes another request: not where it has no memory left."""
+        return self._whole and self._worker.usable and not self._worker.stopped
 
     def kill(self) -> None:
         """End it with all that it has started, also while a thread waits for it."""

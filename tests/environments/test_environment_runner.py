@@ -134,6 +134,17 @@ def test_what_is_found_and_what_is_not(tmp_path: Path) -> None:
         assert played(runner, ["a"])[0].usable
 
 
+def test_a_process_without_memory_takes_no_other_episode_along() -> None:
+    limits = EnvironmentLimits(timeout_s=20, memory_mb=400, processes=1)
+    with EnvironmentRunner(f"{FILE}:Hoards", limits=limits) as runner:
+        one, other = (runner.episode({"start": 1, "seed": seed}) for seed in range(2))
+        assert runner.step(other, "wait").result().kind == "ok"
+        hoarded = runner.step(one, "hoard").result()
+        assert hoarded.kind == "failed" and "MemoryError" in hoarded.why
+        assert runner.step(other, "wait").result().kind == "ok"
+        assert played(runner, ["wait"])[0].kind == "ok"
+
+
 def test_the_game_is_won_by_halving() -> None:
     for number in range(23, 39):
         game = Guess(guesses=5)

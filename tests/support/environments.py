@@ -25,6 +25,27 @@ class Echo:
         return said, self.pay, completion == "stop"
 
 
+KEPT: list[bytearray] = []
+
+
+class Hoards:
+    """Keeps all the memory of its process at "hoard"; else takes a little and gives it back."""
+
+    def reset(self, row: Row) -> None:
+        """Nothing to begin with."""
+
+    def step(self, completion: str) -> tuple[str, float, bool]:
+        size = 64 << 20
+        while completion == "hoard":
+            try:
+                KEPT.append(bytearray(size))
+            except MemoryError:
+                if size < 1 << 16:
+                    raise
+                size //= 2
+        return str(len(bytearray(1 << 20))), 1.0, False
+
+
 class Hostile:
     """Does in a step what the turn says."""
 
