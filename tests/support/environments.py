@@ -104,7 +104,7 @@ class Slow:
 
     def step(self, completion: str) -> tuple[str, float, bool]:
         self.turns += 1
-        time.sleep(0.1)
+        time.sleep(0.04)
         return f"{self.turns} of 3", len(set(completion)) / 10, self.turns == 3
 
 
