@@ -89,9 +89,8 @@ class EnvironmentProcess:
         most = _BYTES_A_CHAR * self._limits.output_chars * _MESSAGES + _MOST_LOADED
         try:
             self._worker.send({**request, "episode": episode, "over": over}, deadline)
-            reply = _reply(self._worker.receive(deadline, most))
-            self._whole = "MemoryError" not in reply.why
-            return reply
+            value, self._whole = self._worker.receive(deadline, most)
+            return _reply(value)
         except WorkerLate:
             return EnvironmentReply("timeout", why=f"no answer within {limit:g} s")
         except WorkerDied as error:
@@ -156,7 +155,7 @@ def _serve() -> None:
             reply = EnvironmentReply(
                 "failed", why=f"{len(reply.messages)} messages, more than {_MESSAGES}"
             )
-        return asdict(reply)
+        return asdict(reply), episodes[number].whole
 
     requests(answer)
 

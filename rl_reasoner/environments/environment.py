@@ -97,6 +97,7 @@ class Played:
         self.name = getattr(factory, "__name__", type(factory).__name__)
         self._make, self._options, self._most = factory, options, most
         self._environment: Any = None
+        self.whole = True  # whether this process has the memory for another call
         self._turn, self._seed = 0, 0
         self._loop: asyncio.Runner | None = None
 
@@ -148,6 +149,7 @@ class Played:
         return self._loop.run(_awaited(value))
 
     def _failed(self, method: str, error: BaseException) -> EnvironmentReply:
+        self.whole = not isinstance(error, MemoryError)
         return EnvironmentReply("failed", why=printable(failure(f"{self.name}.{method}", error)))
 
 

@@ -41,12 +41,12 @@ class ServerBackend:
         model: str,
         counts: Counts,
         *,
-        temperature: float = 0.0,
-        max_tokens: int = 300,
-        timeout_s: float = 60.0,
-        attempts: int = 4,
-        concurrency: int = 8,
-        structured: bool = True,
+        temperature: float,
+        max_tokens: int,
+        timeout_s: float,
+        attempts: int,
+        concurrency: int,
+        structured: bool,
     ) -> None:
         self.settings = {"temperature": temperature, "max_tokens": max_tokens}
         self.structured = structured
@@ -86,7 +86,7 @@ class ServerBackend:
 class PolicyBackend:
     """A policy of this machine: a folder, a GGUF file or a hub id, sampled by our own engine."""
 
-    def __init__(self, source: str, *, temperature: float = 0.0, max_tokens: int = 300) -> None:
+    def __init__(self, source: str, *, temperature: float, max_tokens: int) -> None:
         from rl_reasoner.policy.opening import open_policy
         from rl_reasoner.rollout.sampler import weights_hash
         from rl_reasoner.rollout.sampling_weights import sampling_dtype
@@ -127,7 +127,7 @@ class FunctionBackend:
     It runs in whichever process the judge runs in; the rewards put it into one of its own.
     """
 
-    def __init__(self, ask: Callable[..., Any] | str, concurrency: int = 8) -> None:
+    def __init__(self, ask: Callable[..., Any] | str, concurrency: int) -> None:
         self.concurrency = concurrency
         self.function, self.identity = _function(ask)
 

@@ -1,21 +1,16 @@
 """Runs whose policy plays with an environment: training, evaluation, mistakes, kill -9."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from safetensors.torch import load_file
 
-from support.commands import Cli
+from support.commands import Cli, whole_and_resumed
 from support.environments import FILE
+from support.tiny import rows, same
 
 RECIPE: dict[str, Any] = {
     "name": "plays",
@@ -55,32 +50,13 @@ def room(tmp_path: Path) -> Path:
 
 def rollouts(run: Path) -> list[dict[str, Any]]:
     """The rollouts of a run's second stage."""
-    lines = (run / "stages" / "2-grpo" / "rollouts.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    return rows(run / "stages" / "2-grpo" / "rollouts.jsonl")
 
 
 def test_the_same_in_the_middle_of_a_turn_after_kill_9(room: Path, cli: Cli) -> None:
     """Killed while its environment takes a step; weights and rollouts are those of a whole run."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "rl_reasoner.cli", "train"]
-    first = [*command, "plays.yaml", "--run.folder"]
-    subprocess.run([*first, "whole"], cwd=room, env=environment, check=True, capture_output=True)
-    with subprocess.Popen(
-        [*first, "killed"], cwd=room, env=environment, stderr=subprocess.DEVNULL
-    ) as running:
-        metrics = room / "killed" / "stages" / "2-grpo" / "metrics.jsonl"
-        while not metrics.is_file() or not metrics.read_text().splitlines():
-            assert running.poll() is None
-            time.sleep(0.02)
-        time.sleep(0.1)
-        running.send_signal(signal.SIGKILL)
-    again = [*command, "--resume", "killed"]
-    subprocess.run(again, cwd=room, env=environment, check=True, capture_output=True)
-    weights = [
-        load_file(room / run / "policy" / "model.safetensors") for run in ("whole", "killed")
-    ]
-    for name, tensor in weights[0].items():
-        assert tensor.equal(weights[1][name]), name
+    whole_and_resumed(room, "plays.yaml", "stages/2-grpo/metrics.jsonl", 1)
+    assert same(room / "whole" / "policy", room / "killed" / "policy")
     assert rollouts(room / "whole") == rollouts(room / "killed")
 
     rows = rollouts(room / "whole")

@@ -1,17 +1,11 @@
 """Runs whose policy may call tools: recipes, evaluation, rollouts, and kill -9 in mid-turn."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from safetensors.torch import load_file
 
 from rl_reasoner import Recipe, evaluate, open_policy
 from rl_reasoner.dataset.rows import load_rows
@@ -35,8 +29,9 @@ from rl_reasoner.recipe.tools import ToolSettings
 from rl_reasoner.rollout.sampler import long_rows, prompt_ids
 from rl_reasoner.rollout.tool_turns import ToolUse
 from rl_reasoner.types import Row
-from support.commands import Cli
+from support.commands import Cli, whole_and_resumed
 from support.stock import drawn
+from support.tiny import rows, same
 
 RECIPE: dict[str, Any] = {
     "name": "calls",
@@ -96,8 +91,7 @@ def room(tmp_path: Path) -> Path:
 
 def rollouts(run: Path) -> list[dict[str, Any]]:
     """The rollouts of a run's second stage."""
-    lines = (run / "stages" / "2-grpo" / "rollouts.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    return rows(run / "stages" / "2-grpo" / "rollouts.jsonl")
 
 
 def test_a_run_calls_and_is_evaluated_with_its_tools(room: Path, cli: Cli) -> None:
@@ -125,26 +119,8 @@ def test_a_run_calls_and_is_evaluated_with_its_tools(room: Path, cli: Cli) -> No
 
 def test_the_same_in_the_middle_of_a_turn_after_kill_9(room: Path) -> None:
     """Killed while completions are sampled and tools run; the weights are those of a whole run."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "rl_reasoner.cli", "train"]
-    first = [*command, "calls.yaml", "--run.folder"]
-    subprocess.run([*first, "whole"], cwd=room, env=environment, check=True, capture_output=True)
-    with subprocess.Popen(
-        [*first, "killed"], cwd=room, env=environment, stderr=subprocess.DEVNULL
-    ) as running:
-        metrics = room / "killed" / "stages" / "2-grpo" / "metrics.jsonl"
-        while not metrics.is_file() or len(metrics.read_text().splitlines()) < 2:
-            assert running.poll() is None
-            time.sleep(0.02)
-        time.sleep(0.1)
-        running.send_signal(signal.SIGKILL)
-    again = [*command, "--resume", "killed"]
-    subprocess.run(again, cwd=room, env=environment, check=True, capture_output=True)
-    weights = [
-        load_file(room / run / "policy" / "model.safetensors") for run in ("whole", "killed")
-    ]
-    for name, tensor in weights[0].items():
-        assert tensor.equal(weights[1][name]), name
+    whole_and_resumed(room, "calls.yaml", "stages/2-grpo/metrics.jsonl", 2)
+    assert same(room / "whole" / "policy", room / "killed" / "policy")
     assert rollouts(room / "whole") == rollouts(room / "killed")
 
 

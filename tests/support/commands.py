@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,3 +89,23 @@ def run_outside(folder: Path, *argv: str, stdin: str = "") -> subprocess.Complet
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
+
+
+def whole_and_resumed(folder: Path, recipe: str, metrics: str, rows: int) -> None:
+    """Run `recipe` as run "whole", and as "killed": by SIGKILL soon behind `rows` of `metrics`.
+
+    The killed one is resumed to its end. Both are in `folder`, `metrics` is a file of the run.
+    """
+    run_outside(folder, "train", recipe, "--run.folder", "whole").check_returncode()
+    command = [sys.executable, "-m", "rl_reasoner.cli", "train", recipe, "--run.folder", "killed"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stderr=subprocess.DEVNULL
+    ) as running:
+        file = folder / "killed" / metrics
+        while not file.is_file() or len(file.read_text().splitlines()) < rows:
+            assert running.poll() is None
+            time.sleep(0.02)
+        time.sleep(0.1)
+        running.send_signal(signal.SIGKILL)
+    run_outside(folder, "train", "--resume", "killed").check_returncode()
