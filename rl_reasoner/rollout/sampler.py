@@ -348,8 +348,7 @@ class _Drawer:
 
 def _with_episode(rollout: Rollout, record: EpisodeRecord) -> Rollout:
     """A completion with what an environment gave it; cut off is what is not done."""
-    cut = record.ended not in ("done", "failed")
-    return replace(rollout, truncated=cut, episode=record.told())
+    return replace(rollout, truncated=record.truncated, episode=record.told())
 
 
 class _Kept:

@@ -36,7 +36,7 @@ def rollout_rows(trainer: Any, batch: RolloutBatch, output: dict[str, Any]) -> l
                 "scores": {n: outcome_json(score) for n, score in zip(names, scores, strict=True)},
                 "seconds": {n: score.seconds for n, score in zip(names, scores, strict=True)},
                 "advantage": advantages[i],
-                "truncated": record.ended not in ("done", "failed") if record else cut,
+                "truncated": record.truncated if record else cut,
                 **(_called(trainer, batch, i) if batch.turns else {}),
                 **({} if known else {"left_out_by": trainer.reward_pass.took_out(scores)}),
             }

@@ -73,6 +73,11 @@ class EpisodeRecord:
             return None
         return sum(given, 0.0)
 
+    @property
+    def truncated(self) -> bool:
+        """Whether a limit ended it."""
+        return self.ended not in ("done", "failed")
+
     def told(self) -> dict[str, Any]:
         """The column `episode` that rewards see, as JSON values."""
         reasons = {"done": "", "failed": f"the environment failed: {self.why}"}
