@@ -39,7 +39,7 @@ def judged(tmp_path: Path, points: str, ranking: str) -> Calibration:
         yes = {"right": right[0], "long": len(texts[0]) > 30, "always": True}[points]
         return json.dumps({"points": {"correct": 4 * yes, "sound": 4 * yes}})
 
-    judge = ModelJudge(FunctionBackend(ask), cache=tmp_path / f"{points} {ranking}")
+    judge = ModelJudge(FunctionBackend(ask, 8), cache=tmp_path / f"{points} {ranking}")
     return calibrate(judge, read_labels(ROWS, "rows"))
 
 
@@ -129,7 +129,7 @@ def test_a_judge_that_fails_on_every_row_is_told(tmp_path: Path) -> None:
     def fails(messages: list[dict[str, str]], seed: int) -> str:
         raise LookupError("no key")
 
-    judge = ModelJudge(FunctionBackend(fails), cache=tmp_path)
+    judge = ModelJudge(FunctionBackend(fails, 8), cache=tmp_path)
     with pytest.raises(UserError, match="no row was judged: judge: LookupError: no key"):
         calibrate(judge, read_labels(ROWS[:4], "rows"))
 
