@@ -27,6 +27,7 @@ COUNTS_OF = {  # where a recipe needs others
     "product": {"validation": 100, "test": 500},
     "tens": {"validation": 100, "test": 500},
     "guess": {"validation": 25, "test": 75},
+    "grid": {"validation": 100, "test": 400},
     "functions": {"validation": 200, "test": 400},
     "instructions": {"train": 200, "validation": 200, "test": 400, "ood": 200},
     "instructions_tiny": {"train": 200, "validation": 400, "test": 1000, "ood": 300},

@@ -1,14 +1,13 @@
-"""An environment: a tiny policy is to learn to guess a number by halving what is left.
+"""An environment: a tiny policy learns to walk a grid with a wall that it cannot see.
 
     python recipes/game_tiny.py                  # or: rl-reasoner train game_tiny
 
-The policy is asked "23-38?" and guesses; the environment `guess` says "higher" or "lower", five
-guesses at most. `form` teaches what a game looks like, from careless play: four of five guesses are
-drawn at random from the range, whatever was said of the ones before. The environment pays half for
-what hints tell of the number, turn by turn, and half for the number; right is who has all. What is
-to be learned is to heed the hints, and to guess in the middle. Ranges are held out: those of
-evaluations stand in no training row. What the environment says is no token of the policy's: it has
-no loss, in `form` neither.
+"11>34?" asks the policy to go from row 1, column 1 to row 3, column 4 of a grid of 4 x 4, in eight
+steps at most. A turn is a step; the environment `grid` says where it led, or that a wall is there:
+one cell is, another in each row. `form` teaches what a walk looks like, from steps drawn at random.
+The environment pays half for coming closer, turn by turn, and half for arriving; right is who
+arrives. Ways are held out: those of evaluations stand in no training row. What the environment says
+is no token of the policy's: it has no loss, in `form` neither.
 """
 
 from rl_reasoner import Recipe
@@ -21,27 +20,27 @@ def recipe() -> Recipe:
         name="game_tiny",
         policy="scratch:dense-tiny",
         template="plain",
-        environment={"use": "guess", "options": {"guesses": 5}, "turns": 5},
+        environment={"use": "grid", "options": {"moves": 8}, "turns": 8},
         rewards={"environment": 1.0},
         stages=[
             {
                 "kind": "sft",
                 "name": "form",
-                "data": {"task": "guess", "count": 800, "noise": 0.8},
-                "steps": 300,
+                "data": {"task": "grid", "count": 2000, "noise": 1.0},
+                "steps": 150,
                 "batch": 64,
                 "optim": {"lr": 5e-3, "schedule": "linear", "warmup": 20, "final_lr_share": 0.1},
             },
             {
                 "kind": "grpo",
-                "data": {"task": "guess", "count": 800, "seed": 1},
-                "steps": 400,
+                "data": {"task": "grid", "count": 2000, "seed": 1},
+                "steps": 150,
                 "group": {"size": 16, "prompts": 16},
                 "sampling": {"max_tokens": 64},
-                "optim": {"lr": 2e-3, "betas": (0.9, 0.99)},
+                "optim": {"lr": 1e-3, "betas": (0.9, 0.99)},
             },
         ],
-        evals={"sets": ["guess_test"], "samples": 4, "max_tokens": 64},
+        evals={"sets": ["grid_test"], "samples": 4, "max_tokens": 64},
     )
 
 

@@ -1,8 +1,9 @@
 """What answers a policy turn by turn: environments, and finding them by name.
 
-`environment` says what an environment is and what a turn of it gives, `guess` is a small game,
-`runner` plays many episodes at once, `apart` is the process that a user's environment runs in. The
-bridges run what was written for others: trl's `environment_factory`, `verifiers`, `reasoning_gym`.
+`environment` says what an environment is and what a turn of it gives, `guess` and `grid` are
+small games, `runner` plays many episodes at once, `apart` is the process that a user's environment
+runs in. The bridges run what was written for others: trl's `environment_factory`, `verifiers`,
+`reasoning_gym`.
 May import the tools (whose processes it shares), the scoring of rewards and the ground; torch-free.
 Knows nothing of tokens, trainers and engines.
 """
@@ -16,6 +17,7 @@ from rl_reasoner.scoring.registry import function_of, import_module_of
 __all__ = ["ENVIRONMENTS", "load_environment"]
 
 ENVIRONMENTS = {
+    "grid": "Grid",
     "guess": "Guess",
     "reasoning_gym": "ReasoningGym",
     "trl": "TrlEnvironment",

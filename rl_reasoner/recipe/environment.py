@@ -14,7 +14,7 @@ from rl_reasoner.recipe.data import Part
 class EnvironmentSettings(Part):
     """An environment, and how long it plays; `environment: guess` gives only the first."""
 
-    use: str = Field(description="environment: guess, or a class of yours as FILE.py:NAME")
+    use: str = Field(description="environment: guess, grid, or a class of yours as FILE.py:NAME")
     options: Mapping[str, Any] = Field(
         default_factory=dict, description="what the class is made with, by name"
     )

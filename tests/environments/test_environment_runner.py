@@ -7,9 +7,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rl_reasoner.environments import load_environment
 from rl_reasoner.environments.environment import EnvironmentLimits, EnvironmentReply, Played
+from rl_reasoner.environments.grid import (
+    STEPS,
+    Grid,
+    cell_of,
+    distances,
+    ends_of,
+    moved,
+    name_of,
+    walk,
+)
 from rl_reasoner.environments.guess import Guess, play
 from rl_reasoner.environments.runner import EnvironmentRunner
 from rl_reasoner.errors import UserError
@@ -164,3 +176,50 @@ def test_the_game_is_won_by_halving() -> None:
     )
     assert 0.2 < won / 800 < 0.35  # five of sixteen, drawn with repeats: 27.6%
     assert Guess().step("seven") == ("a number", 0.0, False)
+
+
+WALKS = st.permutations([f"{row}{column}" for row in range(1, 5) for column in range(1, 5)])
+
+
+@given(WALKS)
+def test_the_nearest_way_round_a_wall_is_paid_in_full(cells: list[str]) -> None:
+    at, goal, wall = cells[:3]
+    row = {"problem": f"{at}>{goal}?", "start": wall, "level": 4}
+    left = distances(cell_of(goal), 4, cell_of(wall))
+
+    def nearest(cell: tuple[int, int], _: tuple[int, int]) -> str:
+        return min(STEPS, key=lambda step: left[moved(cell, STEPS[step], 4, cell_of(wall))])
+
+    played = walk(row, 8, nearest)
+    assert len(played) == left[cell_of(at)] and played[-1][1] == ""
+    game, total = Grid(), 0.0
+    game.reset(row)
+    for step, said in played:
+        told, reward, done = game.step(step)
+        total += reward
+        assert told == said and reward > 0 and done == (total == 1.0)
+
+
+@given(WALKS, st.text("nsew", min_size=8, max_size=8))
+def test_a_walk_stays_in_the_grid_and_off_the_wall(cells: list[str], steps: str) -> None:
+    at, goal, wall = cells[:3]
+    given, game, total = iter(steps), Grid(), 0.0
+    row = {"problem": f"{at}>{goal}?", "start": wall, "level": 4}
+    game.reset(row)
+    for step, said in walk(row, 8, lambda *_: next(given)):
+        told, reward, done = game.step(step)
+        total += reward
+        assert told == said and reward >= 0 and wall not in said.split()
+        stood = "wall" in said
+        assert stood == (said.removeprefix("wall ") == at)
+        at = said[-2:] or goal
+        assert set(at) <= set("1234")
+    assert done and (at == goal) == (total == 1.0) and total <= 1.0
+    assert ends_of(row["problem"])[1] == cell_of(goal) and name_of(cell_of(goal)) == goal
+
+
+def test_a_step_that_is_none_costs_a_turn() -> None:
+    game = Grid(moves=2)
+    game.reset({"problem": "11>44?", "start": "22", "level": 4})
+    assert game.step("north") == ("n, s, e or w", 0.0, False)
+    assert game.step("n") == ("wall 11", 0.0, True)

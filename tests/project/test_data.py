@@ -24,6 +24,7 @@ COUNTS_OF = {
     "product": {"validation": 100, "test": 500},
     "tens": {"validation": 100, "test": 500},
     "guess": {"validation": 25, "test": 75},
+    "grid": {"validation": 100, "test": 400},
     "functions": {"validation": 200, "test": 400},
     "instructions": {"train": 200, "validation": 200, "test": 400, "ood": 200},
     "instructions_tiny": {"train": 200, "validation": 400, "test": 1000, "ood": 300},
@@ -101,9 +102,10 @@ def test_task_sets_are_distinct_well_formed_and_apart(task: str) -> None:
             "instructions": {"instructions", "language"},
             "instructions_tiny": {"completion", "instructions", "language"},
             "guess": {"start"},
+            "grid": {"start"},
         }
         fields = {"id", "problem", "answer", "task", "level"} | extra.get(task, {"chain"})
-        fields -= {"answer"} if task == "guess" else set()
+        fields -= {"answer"} if task in ("grid", "guess") else set()
         fields |= {"chain"} if task == "countdown" else set()
         for row in rows:
             assert set(row) == fields

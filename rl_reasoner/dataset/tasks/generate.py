@@ -14,12 +14,14 @@ from typing import Any
 
 from rl_reasoner.dataset.tasks.base import Problem, Task, picker, sha256_int
 from rl_reasoner.dataset.tasks.code import FUNCTION_TASK
+from rl_reasoner.dataset.tasks.games import GRID_TASK, GUESS_TASK
 from rl_reasoner.dataset.tasks.instructions import INSTRUCTION_TASK
 from rl_reasoner.dataset.tasks.instructions_tiny import TINY_INSTRUCTION_TASK
-from rl_reasoner.dataset.tasks.maths import GUESS_TASK, MATHS_TASKS
+from rl_reasoner.dataset.tasks.maths import MATHS_TASKS
 from rl_reasoner.errors import UserError, unknown
 
-_TASKS = (*MATHS_TASKS, FUNCTION_TASK, TINY_INSTRUCTION_TASK, INSTRUCTION_TASK, GUESS_TASK)
+_LANGUAGE = (TINY_INSTRUCTION_TASK, INSTRUCTION_TASK)
+_TASKS = (*MATHS_TASKS, FUNCTION_TASK, *_LANGUAGE, GUESS_TASK, GRID_TASK)
 TASKS: Mapping[str, Task] = {task.name: task for task in _TASKS}
 SPLITS = ("train", "validation", "test", "ood")
 _SHARES = {"train": 70, "validation": 80}  # percent of the keys, cumulated; the rest is test
@@ -137,7 +139,7 @@ def careless(problem: Problem, share: float, rng: random.Random) -> dict[str, An
 
     `share` (0 to 1) is how careless: the share of wrong steps in `modular`, of wrong programs in
     `functions`, of responses that forget an instruction in `instructions_tiny`, of random guesses
-    in `guess`. Raises `UserError` for a task that has no such writer.
+    in `guess`, of random steps in `grid`. Raises `UserError` for a task without such a writer.
     """
     writer = TASKS[problem.task].careless
     if writer is None:

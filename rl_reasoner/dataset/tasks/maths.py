@@ -1,18 +1,10 @@
-"""The maths tasks: each a function that writes a problem, its chain of thought and its answer.
-
-And `guess`, the starts of a game that an environment plays (`rl_reasoner.environments.guess`): a
-range of numbers is the problem, the hidden number the `start`.
-"""
+"""The maths tasks: each a function that writes a problem, its chain of thought and its answer."""
 
 import random
 from collections.abc import Sequence
-from typing import Any
 
 from rl_reasoner.dataset.tasks.base import Pick, Problem, Task
-from rl_reasoner.environments.guess import play
 from rl_reasoner.language.thinking import with_tags
-
-_GUESSES = 5  # of a played game: as many as halving 16 numbers takes
 
 
 def _left_nested(operands: Sequence[int], operators: str) -> str:
@@ -211,34 +203,3 @@ MATHS_TASKS = (
          "reach a target with + - * / out of given numbers, each used at most once; level: numbers",
          range(3, 5), range(5, 7), _countdown, judge="countdown"),
 )  # fmt: skip
-
-
-def _guess(level: int, pick: Pick) -> Problem:
-    """A range of 2 ** level numbers, and one of them."""
-    size = 2**level
-    first = 10 + pick(90 - size + 1)
-    number = first + pick(size)
-    last = first + size - 1
-    text = f"{first}-{last}?"
-    return Problem("guess", text, "", "", level, f"{text}{number}", {"start": number}, text)
-
-
-def _careless_game(problem: Problem, share: float, rng: random.Random) -> dict[str, Any]:
-    """A game played with this share of random guesses, the others in the middle of what is left."""
-    low, high = map(int, problem.problem.rstrip("?").split("-"))
-
-    def choose(lowest: int, highest: int) -> int:
-        return rng.randint(low, high) if rng.random() < share else (lowest + highest) // 2
-
-    return {"played": play(low, high, int(problem.columns["start"]), _GUESSES, choose)}
-
-
-GUESS_TASK = Task(
-    name="guess",
-    about="starts of a game: a number to guess in a range, for the environment of that name",
-    levels=range(4, 5),
-    ood=range(5, 6),
-    make=_guess,
-    careless=_careless_game,
-    judge="environment",
-)

@@ -20,7 +20,8 @@ from rl_reasoner.scoring.reward import Reward
 from support.arithmetic import value
 
 # The others have tests of their own: test_code_tasks.py, test_instruction_tasks.py.
-UNCHAINED = {"functions", "guess", "instructions", "instructions_tiny"}
+GAMES = {"grid", "guess"}
+UNCHAINED = {"functions", "instructions", "instructions_tiny", *GAMES}
 MATHS = sorted({*TASKS} - UNCHAINED)
 tasks = st.sampled_from(sorted(TASKS))
 maths = st.sampled_from(MATHS)
@@ -189,6 +190,28 @@ def test_a_careless_player_guesses_at_random() -> None:
     assert 0.15 < sum(played[-1][1] == "" for played in wild) / 200 < 0.4
 
 
+def test_ways_of_a_grid_are_held_out_whatever_wall_stands_there() -> None:
+    parts = [generate_problems("grid", split=split, count=300) for split in SPLITS[:3]]
+    ways = [{problem.problem for problem in part} for part in parts]
+    assert all(one.isdisjoint(other) for one, other in combinations(ways, 2))
+    walls = {problem.columns["start"] for problem in parts[0] if problem.problem == "33>32?"}
+    assert len(walls) > 3 and walls.isdisjoint({"33", "32"})
+
+
+def test_a_careless_walker_steps_at_random() -> None:
+    """And one that is not goes straight, which a wall in the way stops."""
+    starts = generate_problems("grid", split="train", count=300)
+    straight, wild = (
+        sum(
+            careless(start, share, random.Random(i))["played"][-1][1] == ""
+            for i, start in enumerate(starts)
+        )
+        / len(starts)
+        for share in (0.0, 1.0)
+    )
+    assert 0.9 < straight < 1 and 0.15 < wild < 0.4
+
+
 def test_a_small_split_is_given_whole_and_no_further() -> None:
     whole = everything("linear", "validation", range(1, 2))
     assert len({p.key for p in whole}) == len(whole)
@@ -237,6 +260,7 @@ FIRST = {  # the first training problem of seed 0; a change here changes every r
     "product": ("43*22=", "43*22=946", "946"),
     "tens": ("27*1000=", "27*1000=27000", "27000"),
     "guess": ("56-71?", "", ""),
+    "grid": ("33>32?", "", ""),
     "functions": ("f(x): negate, add 9. f(-8)=17 f(-5)=14\n", "", "def f(x):x=-x;x+=9;return x"),
     "instructions": (
         "谈谈森林。最后另起一行，写一个以“附言：”开头的附言。",
@@ -278,12 +302,13 @@ def test_rows_are_plain_json() -> None:
         extra = {
             "countdown": ["numbers", "target"],
             "functions": ["completion", "tests"],
+            "grid": ["start"],
             "guess": ["start"],
             "instructions": ["instructions", "language"],
             "instructions_tiny": ["completion", "instructions", "language"],
         }
         chain = [] if task in UNCHAINED else ["chain"]
-        answer = [] if task == "guess" else ["answer"]
+        answer = [] if task in GAMES else ["answer"]
         assert list(row) == [
             *("id", "problem", *answer, *chain, "task", "level"),
             *extra.get(task, []),

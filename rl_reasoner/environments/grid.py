@@ -1,0 +1,114 @@
+"""Walk a grid: a game of several turns in which one cell, not told, is a wall.
+
+The row says in its `problem` where the policy stands and where it is to go ("11>34?": row and
+column, counted from the north-west), in its `start` which cell is the wall, in its `level` how many
+cells a side has. A turn is a step: n, s, e or w; the game says where it led. Arriving makes the
+rewards of the turns 1 together; half of that is for coming closer.
+"""
+
+import re
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from rl_reasoner.types import Row
+
+Cell = tuple[int, int]
+STEPS: dict[str, Cell] = {"n": (-1, 0), "s": (1, 0), "e": (0, 1), "w": (0, -1)}
+_PATH = re.compile(r"(\d)(\d)>(\d)(\d)")
+
+
+class Grid:
+    """A walk of at most `moves` steps from a row's cell to another."""
+
+    bounded = True
+
+    def __init__(self, moves: int = 8) -> None:
+        self._left = moves
+        self._side = 1
+        self._at: Cell = (1, 1)
+        self._goal: Cell = (1, 1)
+        self._wall: Cell = (0, 0)
+        self._far = self._nearest = 1  # steps to the goal at first, and at best so far
+        self._paid = 0.0
+
+    def reset(self, row: Row) -> None:
+        """Stand where the row's problem says; it is what the policy is asked."""
+        self._at, self._goal = ends_of(row["problem"])
+        self._side, self._wall = int(row["level"]), cell_of(str(row["start"]))
+        self._far = self._nearest = self._distance()
+
+    def step(self, completion: str) -> tuple[str, float, bool]:
+        """Where a step led: a cell, with "wall" before it where there is no way."""
+        self._left -= 1
+        to = STEPS.get(completion.strip())
+        if to is None:
+            return "n, s, e or w", 0.0, self._left <= 0
+        there = moved(self._at, to, self._side, self._wall)
+        said = name_of(there) if there != self._at else f"wall {name_of(there)}"
+        self._at = there
+        self._nearest = min(self._nearest, self._distance())
+        before, self._paid = self._paid, self._worth()
+        arrived = there == self._goal
+        return "" if arrived else said, self._paid - before, arrived or self._left <= 0
+
+    def _worth(self) -> float:
+        """The rewards so far: exact in binary, so that they add up to 1."""
+        if self._at == self._goal:
+            return 1.0
+        return round((1 - self._nearest / self._far) / 2 * 1024) / 1024
+
+    def _distance(self) -> int:
+        return distances(self._goal, self._side, self._wall)[self._at]
+
+
+def ends_of(problem: str) -> tuple[Cell, Cell]:
+    """The cells that a walk begins and ends in."""
+    row, column, to_row, to_column = map(int, _PATH.findall(problem)[-1])
+    return (row, column), (to_row, to_column)
+
+
+def cell_of(name: str) -> Cell:
+    """A cell by its name, "34"."""
+    return int(name[0]), int(name[1])
+
+
+def name_of(cell: Cell) -> str:
+    """A cell's row and column, a digit each."""
+    return f"{cell[0]}{cell[1]}"
+
+
+def moved(at: Cell, step: Cell, side: int, wall: Cell) -> Cell:
+    """Where a step leads: nowhere at the wall and at the edge."""
+    there = (at[0] + step[0], at[1] + step[1])
+    inside = all(1 <= place <= side for place in there)
+    return there if inside and there != wall else at
+
+
+@cache
+def distances(goal: Cell, side: int, wall: Cell) -> dict[Cell, int]:
+    """Of each cell from which there is a way, the steps to the goal."""
+    found, ring = {goal: 0}, [goal]
+    while ring:
+        further = {moved(cell, step, side, wall) for cell in ring for step in STEPS.values()}
+        ring = sorted(further - found.keys())
+        found.update(dict.fromkeys(ring, max(found.values()) + 1))
+    return found
+
+
+def walk(row: Row, moves: int, choose: Callable[[Cell, Cell], str]) -> list[list[str]]:
+    """A walk as pairs of a step and what was said of it.
+
+    `choose(cell, goal)` is the next step, by what is known.
+    """
+    game: Any = Grid(moves)
+    game.reset(row)
+    at, goal = ends_of(row["problem"])
+    played: list[list[str]] = []
+    done = False
+    while not done:
+        step = choose(at, goal)
+        said, _, done = game.step(step)
+        played.append([step, said])
+        at = cell_of(said[-2:]) if said else goal
+    return played
