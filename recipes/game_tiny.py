@@ -3,11 +3,11 @@
     python recipes/game_tiny.py                  # or: rl-reasoner train game_tiny
 
 "11>34?" asks the policy to go from row 1, column 1 to row 3, column 4 of a grid of 4 x 4, in eight
-steps at most. A turn is a step; the environment `grid` says where it led, or that a wall is there:
-one cell is, another in each row. `form` teaches what a walk looks like, from steps drawn at random.
-The environment pays half for coming closer, turn by turn, and half for arriving; right is who
-arrives. Ways are held out: those of evaluations stand in no training row. What the environment says
-is no token of the policy's: it has no loss, in `form` neither.
+steps at most. A turn is a step; the environment `grid` says where the goal lies from there, or that
+there was a wall: one cell is, another in each row. `form` teaches what a walk looks like, from
+steps drawn at random. The environment pays half for coming closer, turn by turn, and half for
+arriving; right is who arrives. Ways are held out: those of evaluations stand in no training row.
+What the environment says is no token of the policy's: it has no loss, in `form` neither.
 """
 
 from rl_reasoner import Recipe
@@ -36,11 +36,11 @@ def recipe() -> Recipe:
                 "data": {"task": "grid", "count": 2000, "seed": 1},
                 "steps": 150,
                 "group": {"size": 16, "prompts": 16},
-                "sampling": {"max_tokens": 64},
+                "sampling": {"max_tokens": 96},
                 "optim": {"lr": 1e-3, "betas": (0.9, 0.99)},
             },
         ],
-        evals={"sets": ["grid_test"], "samples": 4, "max_tokens": 64},
+        evals={"sets": ["grid_test"], "samples": 4, "max_tokens": 96},
     )
 
 

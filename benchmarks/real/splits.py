@@ -195,7 +195,10 @@ def mbpp(rows: Iterable[Row]) -> tuple[Split, Counts]:
     split: Split = {name: [] for name in SPLITS}
     prompts = 0
     for row in rows:
-        task = int(str(row["id"]).rpartition("-")[2])
+        number = str(row.get("id", "")).rpartition("-")[2]
+        if not number.isdecimal():
+            raise UserError(f"mbpp.jsonl: id {row.get('id')!r} does not end in the task's number")
+        task = int(number)
         if task <= 10:
             prompts += 1
             continue

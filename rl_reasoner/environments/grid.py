@@ -2,14 +2,14 @@
 
 The row says in its `problem` where the policy stands and where it is to go ("11>34?": row and
 column, counted from the north-west), in its `start` which cell is the wall, in its `level` how many
-cells a side has. A turn is a step: n, s, e or w; the game says where it led. Arriving makes the
-rewards of the turns 1 together; half of that is for coming closer.
+cells a side has. A turn is a step: n, s, e or w. The game says where the goal lies from there
+("s2e1": two to the south, one to the east), with "wall" before it where the step led nowhere.
+Arriving makes the rewards of the turns 1 together; half of that is for coming closer.
 """
 
 import re
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 from rl_reasoner.types import Row
 
@@ -39,13 +39,13 @@ class Grid:
         self._far = self._nearest = self._distance()
 
     def step(self, completion: str) -> tuple[str, float, bool]:
-        """Where a step led: a cell, with "wall" before it where there is no way."""
+        """Where the goal lies after a step."""
         self._left -= 1
         to = STEPS.get(completion.strip())
         if to is None:
             return "n, s, e or w", 0.0, self._left <= 0
         there = moved(self._at, to, self._side, self._wall)
-        said = name_of(there) if there != self._at else f"wall {name_of(there)}"
+        said = way(there, self._goal) if there != self._at else f"wall {way(there, self._goal)}"
         self._at = there
         self._nearest = min(self._nearest, self._distance())
         before, self._paid = self._paid, self._worth()
@@ -78,6 +78,13 @@ def name_of(cell: Cell) -> str:
     return f"{cell[0]}{cell[1]}"
 
 
+def way(at: Cell, goal: Cell) -> str:
+    """Where the goal lies from a cell, "s2e1"; nothing where it is that cell."""
+    down, right = goal[0] - at[0], goal[1] - at[1]
+    ways = (("n", -down), ("s", down), ("e", right), ("w", -right))
+    return "".join(f"{side}{steps}" for side, steps in ways if steps > 0)
+
+
 def moved(at: Cell, step: Cell, side: int, wall: Cell) -> Cell:
     """Where a step leads: nowhere at the wall and at the edge."""
     there = (at[0] + step[0], at[1] + step[1])
@@ -96,19 +103,19 @@ def distances(goal: Cell, side: int, wall: Cell) -> dict[Cell, int]:
     return found
 
 
-def walk(row: Row, moves: int, choose: Callable[[Cell, Cell], str]) -> list[list[str]]:
+def walk(row: Row, moves: int, choose: Callable[[str], str]) -> list[list[str]]:
     """A walk as pairs of a step and what was said of it.
 
-    `choose(cell, goal)` is the next step, by what is known.
+    `choose(way)` is the next step, by where the goal lies.
     """
-    game: Any = Grid(moves)
+    game = Grid(moves)
     game.reset(row)
-    at, goal = ends_of(row["problem"])
+    told = way(*ends_of(row["problem"]))
     played: list[list[str]] = []
     done = False
     while not done:
-        step = choose(at, goal)
+        step = choose(told)
         said, _, done = game.step(step)
         played.append([step, said])
-        at = cell_of(said[-2:]) if said else goal
+        told = said.removeprefix("wall ")
     return played

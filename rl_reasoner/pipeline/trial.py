@@ -19,6 +19,7 @@ from rl_reasoner.pipeline.prepare import Prepared
 from rl_reasoner.pipeline.rehearsal import Rehearsal, not_its_policy
 from rl_reasoner.pipeline.stage_trainers import Job
 from rl_reasoner.pipeline.stage_training import train_stage
+from rl_reasoner.policy.lora import merge_adapter
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.recipe import Evals, Recipe
 from rl_reasoner.recipe.stages import GrpoStage
@@ -95,10 +96,13 @@ def _trial(
     with tempfile.TemporaryDirectory(prefix="rl-reasoner-trial-") as folder:
         rows = prepared.rows[stage.name]
         job = Job(asked, tried, placement, rows, prepared.rewards, policy, Path(folder))
-        train_stage(job, quiet, Stop(quiet.note))
+        try:
+            train_stage(job, quiet, Stop(quiet.note))
+        finally:  # also of a trial that fails: what comes after it finds the policy as it was
+            merge_adapter(policy)
+            policy.model.config.name_or_path = name
         metrics = [*read_jsonl(job.folder / "metrics.jsonl")]
         found = sampled_groups(job.folder, metrics, "")
-    policy.model.config.name_or_path = name
     pace = _of_whole_steps(pace_of(metrics, 1), stage, prompts, sampled)
     groups = [*seen.groups, *found.groups]
     cut_short = f", cut short of {PROMPTS} to save time" if len(groups) < PROMPTS else ""

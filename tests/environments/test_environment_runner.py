@@ -12,16 +12,7 @@ from hypothesis import strategies as st
 
 from rl_reasoner.environments import load_environment
 from rl_reasoner.environments.environment import EnvironmentLimits, EnvironmentReply, Played
-from rl_reasoner.environments.grid import (
-    STEPS,
-    Grid,
-    cell_of,
-    distances,
-    ends_of,
-    moved,
-    name_of,
-    walk,
-)
+from rl_reasoner.environments.grid import STEPS, Grid, cell_of, distances, moved, walk, way
 from rl_reasoner.environments.guess import Guess, play
 from rl_reasoner.environments.runner import EnvironmentRunner
 from rl_reasoner.errors import UserError
@@ -183,43 +174,42 @@ WALKS = st.permutations([f"{row}{column}" for row in range(1, 5) for column in r
 
 @given(WALKS)
 def test_the_nearest_way_round_a_wall_is_paid_in_full(cells: list[str]) -> None:
-    at, goal, wall = cells[:3]
-    row = {"problem": f"{at}>{goal}?", "start": wall, "level": 4}
-    left = distances(cell_of(goal), 4, cell_of(wall))
-
-    def nearest(cell: tuple[int, int], _: tuple[int, int]) -> str:
-        return min(STEPS, key=lambda step: left[moved(cell, STEPS[step], 4, cell_of(wall))])
-
-    played = walk(row, 8, nearest)
-    assert len(played) == left[cell_of(at)] and played[-1][1] == ""
-    game, total = Grid(), 0.0
-    game.reset(row)
-    for step, said in played:
-        told, reward, done = game.step(step)
-        total += reward
-        assert told == said and reward > 0 and done == (total == 1.0)
+    at, goal, wall = map(cell_of, cells[:3])
+    left = distances(goal, 4, wall)
+    game, paid, here = Grid(), [], at
+    game.reset({"problem": f"{cells[0]}>{cells[1]}?", "start": cells[2], "level": 4})
+    for turn in range(left[at]):
+        ahead = {name: moved(here, step, 4, wall) for name, step in STEPS.items()}
+        nearest = min(ahead, key=lambda name: left[ahead[name]])
+        here = ahead[nearest]
+        told, reward, done = game.step(nearest)
+        paid.append(reward)
+        assert told == way(here, goal) and reward > 0
+        assert done == (turn + 1 == left[at]) == (told == "")
+    assert sum(paid) == 1.0
 
 
 @given(WALKS, st.text("nsew", min_size=8, max_size=8))
 def test_a_walk_stays_in_the_grid_and_off_the_wall(cells: list[str], steps: str) -> None:
-    at, goal, wall = cells[:3]
-    given, game, total = iter(steps), Grid(), 0.0
-    row = {"problem": f"{at}>{goal}?", "start": wall, "level": 4}
+    start, goal, wall = cells[:3]
+    game, given = Grid(), iter(steps)
+    row = {"problem": f"{start}>{goal}?", "start": wall, "level": 4}
     game.reset(row)
-    for step, said in walk(row, 8, lambda *_: next(given)):
-        told, reward, done = game.step(step)
-        total += reward
-        assert told == said and reward >= 0 and wall not in said.split()
-        stood = "wall" in said
-        assert stood == (said.removeprefix("wall ") == at)
-        at = said[-2:] or goal
-        assert set(at) <= set("1234")
-    assert done and (at == goal) == (total == 1.0) and total <= 1.0
-    assert ends_of(row["problem"])[1] == cell_of(goal) and name_of(cell_of(goal)) == goal
+    told = way(cell_of(start), cell_of(goal))
+    for step, said in walk(row, 8, lambda _: next(given)):
+        assert game.step(step)[0] == said
+        before, told = told, said.removeprefix("wall ")
+        assert ("wall" in said) == (before == told)
+        far = {side: int(steps) for side, steps in zip(told[::2], told[1::2], strict=True)}
+        down = far.get("s", 0) - far.get("n", 0)
+        right = far.get("e", 0) - far.get("w", 0)
+        here = (int(goal[0]) - down, int(goal[1]) - right)
+        assert {*here} <= {1, 2, 3, 4} and here != cell_of(wall)
+    assert (told == "") == (here == cell_of(goal))
 
 
 def test_a_step_that_is_none_costs_a_turn() -> None:
     game = Grid(moves=2)
     game.reset({"problem": "11>44?", "start": "22", "level": 4})
     assert game.step("north") == ("n, s, e or w", 0.0, False)
-    assert game.step("n") == ("wall 11", 0.0, True)
+    assert game.step("n") == ("wall s3e3", 0.0, True)

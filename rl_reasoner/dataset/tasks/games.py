@@ -8,7 +8,7 @@ import random
 from typing import Any
 
 from rl_reasoner.dataset.tasks.base import Pick, Problem, Task
-from rl_reasoner.environments.grid import STEPS, Cell, name_of, walk
+from rl_reasoner.environments.grid import STEPS, name_of, walk
 from rl_reasoner.environments.guess import play
 
 _GUESSES = 5  # of a played game: as many as halving 16 numbers takes
@@ -57,13 +57,8 @@ def _grid(level: int, pick: Pick) -> Problem:
 def _careless_walk(problem: Problem, share: float, rng: random.Random) -> dict[str, Any]:
     """A walk with this share of random steps, the others towards the goal as if no wall were."""
 
-    def choose(at: Cell, goal: Cell) -> str:
-        better = [
-            name
-            for name, (down, right) in STEPS.items()
-            if down * (goal[0] - at[0]) + right * (goal[1] - at[1]) > 0
-        ]
-        return rng.choice([*STEPS] if rng.random() < share else better)
+    def choose(told: str) -> str:
+        return rng.choice([*STEPS] if rng.random() < share else [*told[::2]])
 
     return {"played": walk(problem.row(), _MOVES, choose)}
 
