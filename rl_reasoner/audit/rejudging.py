@@ -25,10 +25,11 @@ from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.files import sha256_of
 from rl_reasoner.foreign import json_object, mapping, number
 from rl_reasoner.pipeline.controls import evaluated_around, facts_of_arm
+from rl_reasoner.pipeline.inputs import read_stage_rows, trl_columns
 from rl_reasoner.pipeline.lineage import data_in
 from rl_reasoner.pipeline.lock import evaluated_sets
 from rl_reasoner.pipeline.placement import Placement
-from rl_reasoner.pipeline.prepare import Prepared, read_stage_rows, trl_columns
+from rl_reasoner.pipeline.prepare import Prepared
 from rl_reasoner.pipeline.run_folder import HASHES
 from rl_reasoner.pipeline.trl_configs import config
 from rl_reasoner.pipeline.why import rollouts_of

@@ -107,15 +107,17 @@ class CheckVerb:
         emit(self.json, {"reward": fn.__name__, **found.to_json()}, table)
 
     def _recipe(self) -> None:
+        from rl_reasoner.pipeline.inputs import read_inputs
         from rl_reasoner.recipe.load import read_recipe
 
         if self.data is not None or self.reward_options:
             flag = "--data" if self.data is not None else "--reward-options"
             raise UserError(f"{flag} is only for rewards: a recipe names its own")
         recipe, locate = read_recipe(self.target)
+        inputs = read_inputs(recipe, locate, starts=True)
         err.print("loading torch and transformers", style="dim")
         forecasts: list[dict[str, Any]] = []
-        notices = list(_check(recipe, locate, forecasts))
+        notices = list(_check(recipe, locate, inputs, forecasts))
         table = new_table("", "check", "result", "fix")
         for notice in notices:
             status = Text(_WORDS.get(notice.status, notice.status), _STYLE[notice.status])
@@ -146,7 +148,7 @@ def _verdict(name: str, found: Sequence[Any]) -> str:
     return wrapped(f"{name}: {words}{skipped}.")
 
 
-def _check(recipe: Any, locate: Any, forecasts: list[dict[str, Any]]) -> Iterator[Any]:
+def _check(recipe: Any, locate: Any, inputs: Any, forecasts: list[dict[str, Any]]) -> Iterator[Any]:
     """Check everything about a recipe that needs no run; what is forecast is put in `forecasts`."""
     from rl_reasoner.distributed.threads import Threads
     from rl_reasoner.pipeline.placement import choose_placement
@@ -160,7 +162,7 @@ def _check(recipe: Any, locate: Any, forecasts: list[dict[str, Any]]) -> Iterato
 
     quiet_libraries()
     placement = choose_placement(recipe, locate)
-    prepared = prepare(recipe, placement, locate)
+    prepared = prepare(recipe, placement, locate, inputs)
     rows = ", ".join(f"{len(own):,}" for own in prepared.rows.values())
     yield Notice("data", "passed", f"rows by stage: {rows}")
     yield Notice("versions", "passed", ", ".join(f"{k} {v}" for k, v in versions().items()))

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import arg
 
-from rl_reasoner.cli.arguments import Count, Json, check_numbers
+from rl_reasoner.cli.arguments import Count, Json, Name, check_numbers
+from rl_reasoner.errors import UserError
 from rl_reasoner.report.console import emit, new_table
 
 
@@ -20,10 +21,10 @@ class EnvVerb:
 
     plan: Annotated[str | None, arg(metavar="RECIPE", help_behavior_hint="")] = None
     """a recipe to plan instead: memory, time per step, and what does not fit"""
-    gpus: int = 8
-    """with --plan: how many GPUs train"""
-    gpu: str = "H100"
-    """with --plan: which GPU"""
+    gpus: Count = None
+    """with --plan: how many GPUs train (default: 8)"""
+    gpu: Name = None
+    """with --plan: which GPU (default: H100)"""
     server_gpus: Count = None
     """with --plan and vllm.mode server: GPUs of the server, beside --gpus (left out: as many)"""
     json: Json = False
@@ -34,6 +35,11 @@ class EnvVerb:
         if self.plan is not None:
             self._plan(self.plan)
             return
+        of_plan = ("gpus", "gpu", "server_gpus")
+        if given := [f"--{n.replace('_', '-')}" for n in of_plan if getattr(self, n) is not None]:
+            raise UserError(
+                f"{', '.join(given)}: only with --plan RECIPE; env alone shows this machine"
+            )
         import platform
 
         import torch
@@ -67,7 +73,7 @@ class EnvVerb:
 
         check_numbers(None, gpus=self.gpus, server_gpus=self.server_gpus)
         recipe = load_recipe(source, self.flags)
-        plans = plan(recipe, self.gpus, self.gpu, self.server_gpus or 0)
+        plans = plan(recipe, self.gpus or 8, self.gpu or "H100", self.server_gpus or 0)
         table = new_table("part", *(f"{p.stage} on {p.gpus} {p.gpu}" for p in plans))
         for row in table_rows(plans):
             table.add_row(*row)

@@ -139,12 +139,15 @@ class EvalVerb:
         names = [name.strip() for name in self.sets.split(",")]
         for name in names:
             check_set(name)
-        from rl_reasoner.evaluation.evaluate import evaluate
-        from rl_reasoner.paths import cache_folder
-        from rl_reasoner.policy.opening import quiet_libraries
+        from rl_reasoner.evaluation.evaluate import check_judge, evaluate
 
         options = parse_options("--reward-options", self.reward_options)
+        check_judge(self.reward, options or None)
+        from rl_reasoner.paths import cache_folder
+
         sets = [self._set(name) for name in names]
+        template, system = prompt_settings(self.policy, self.template, self.system)
+        tools = tool_settings(self.policy, self.tools, self.tool_format)
         trained_on = self._training_rows(self.policy)
         policy: Any = self.policy
         if self.server is not None:
@@ -152,8 +155,10 @@ class EvalVerb:
 
             policy = ServedPolicy(self.server, self.policy)
         else:
+            err.print("loading torch and transformers", style="dim")
+            from rl_reasoner.policy.opening import quiet_libraries
+
             quiet_libraries()
-        template, system = prompt_settings(self.policy, self.template, self.system)
         with ProgressBars(self.quiet) as progress:
             return evaluate(
                 policy,
@@ -171,7 +176,7 @@ class EvalVerb:
                 cache=None if self.no_cache else cache_folder() / "samples",
                 trained_on=trained_on,
                 weights=self.weights,
-                tools=tool_settings(self.policy, self.tools, self.tool_format),
+                tools=tools,
                 environment=environment_of(self.policy),
             )
 

@@ -31,7 +31,7 @@ from rl_reasoner.cli.arguments import (
     use_data_dir,
 )
 from rl_reasoner.cli.progress import ProgressBars
-from rl_reasoner.errors import UserError
+from rl_reasoner.errors import RunStopped, UserError
 from rl_reasoner.report.console import emit, err, new_table
 
 if TYPE_CHECKING:
@@ -98,11 +98,13 @@ class FilterVerb:
 
     def run(self) -> None:
         """Filter, and print the histogram."""
-        from rl_reasoner.pipeline.rejection_sampling import NothingKept
-        from rl_reasoner.scoring.circuit_breaker import RewardsFailed
+        from rl_reasoner.dataset.sets import check_set
+        from rl_reasoner.policy.names import check_policy
 
         stage = self._stage()
         use_data_dir(self.data_dir)
+        check_policy(self.policy)
+        check_set(self.data)
         kept, rates = self._files()
         try:
             card = self._filter(stage, kept, rates)
@@ -110,7 +112,7 @@ class FilterVerb:
             if not self.no_cache:
                 err.print("what was sampled is kept: the same command goes on there")
             raise
-        except (NothingKept, RewardsFailed):
+        except RunStopped:  # nothing is kept, or the reward failed
             kept.unlink(missing_ok=True)  # of an earlier filter: it would be taken for this one's
             raise
         value = {**card, "written": str(kept), "rates": str(rates)}
@@ -167,6 +169,7 @@ class FilterVerb:
         rows = load_rows(self._data())[: self.limit]
         template, system = prompt_settings(self.policy, self.template, self.system)
         tools = tool_settings(self.policy, self.tools, self.tool_format)
+        err.print("loading torch and transformers", style="dim")
         from rl_reasoner.distributed.threads import Threads
         from rl_reasoner.paths import cache_folder
         from rl_reasoner.pipeline.difficulty_filter import FilterFiles, filter_rows

@@ -2,7 +2,7 @@
 
 import shlex
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from tyro.conf import Positional, arg
@@ -12,6 +12,9 @@ from rl_reasoner.distributed import launcher, processes
 from rl_reasoner.errors import UserError
 from rl_reasoner.foreign import check_run
 from rl_reasoner.report.console import emit, err
+
+if TYPE_CHECKING:
+    from rl_reasoner.recipe.recipe import Recipe
 
 
 @dataclass
@@ -39,10 +42,14 @@ class TrainVerb:
         source, flags = self._source()
         recipe, locate = read_recipe(source, flags)
         self._check_name(recipe.name)
+        self._check_places(recipe)
         if self.launch is not None and processes.world_size() == 1:
             if code := launcher.launch(self.launch, self._arguments()):
                 raise SystemExit(code)
             return
+        from rl_reasoner.pipeline.inputs import read_inputs
+
+        inputs = read_inputs(recipe, locate, starts=self.resume is None)
         if not self.quiet and processes.is_main():
             err.print("loading torch and transformers", style="dim")
         from rl_reasoner.pipeline.train import train
@@ -53,6 +60,7 @@ class TrainVerb:
             quiet=self.quiet,
             command=shlex.join(["rl-reasoner", "train", source, *flags]),
             locate=locate,
+            inputs=inputs,
             first=self.first,
             last=self.until,
         )
@@ -100,6 +108,15 @@ class TrainVerb:
         if self.recipe is None:
             return str(self.resume / "recipe.yaml"), self.flags
         return self.recipe, [*original_flags(self.resume), *self.flags]
+
+    def _check_places(self, recipe: "Recipe") -> None:
+        """Raise `UserError` where a stage to begin or end with, or the run folder, cannot be."""
+        from rl_reasoner.pipeline.lineage import window_of
+        from rl_reasoner.pipeline.run_folder import RunFolder
+
+        window_of(recipe, self.first, self.until)
+        if self.resume is None and processes.is_main():
+            RunFolder.new_path(recipe)
 
     def _check_name(self, name: str) -> None:
         """Raise `UserError` where another recipe is given than the one of the run to resume."""

@@ -13,13 +13,20 @@ from pathlib import Path
 
 from rl_reasoner.dataset.code_rows import code_row
 from rl_reasoner.dataset.conversations import plain_row
-from rl_reasoner.dataset.sets import read_rows
+from rl_reasoner.dataset.sets import check_set, read_rows
 from rl_reasoner.dataset.tasks.generate import careless, generate_problems
 from rl_reasoner.dataset.tasks.mixed_language import put_into_words
 from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.language.instructions import parsed
 from rl_reasoner.language.thinking import with_tags
-from rl_reasoner.recipe.data import AnyData, FileData, MixData, StageData, TaskData
+from rl_reasoner.recipe.data import (
+    AnyData,
+    FileData,
+    MixData,
+    StageData,
+    TaskData,
+    data_sources,
+)
 from rl_reasoner.tools.calculator import calculator
 from rl_reasoner.tools.formats import call_format
 from rl_reasoner.tools.tool import ToolCall
@@ -52,6 +59,15 @@ def load_rows(data: AnyData) -> list[Row]:
     settings = {"rewards": rewards, "template": data.template, "max_tokens": data.max_tokens}
     kept = {name: value for name, value in settings.items() if value is not None}
     return [row | kept for row in rows] if kept else rows
+
+
+def check_source(data: AnyData) -> None:
+    """Raise `UserError` where `data` names no file, set or task; reads no row and asks no hub."""
+    for source in data_sources(data):
+        if isinstance(source, FileData):
+            check_set(source.path)
+        elif isinstance(source, TaskData):
+            generate_problems(source.task, split=source.split, count=0, levels=_levels(source))
 
 
 def load_problems(data: FileData) -> list[Row]:
@@ -112,9 +128,8 @@ def _file_rows(data: FileData) -> list[Row]:
 
 
 def _task_rows(data: TaskData) -> list[Row]:
-    levels = range(data.levels[0], data.levels[1] + 1) if data.levels else None
     problems = generate_problems(
-        data.task, split=data.split, count=data.count, seed=data.seed, levels=levels
+        data.task, split=data.split, count=data.count, seed=data.seed, levels=_levels(data)
     )
     rng = random.Random(f"{data.seed}")
     rows = []
@@ -132,6 +147,10 @@ def _task_rows(data: TaskData) -> list[Row]:
             row["completion"] = with_tags(_called(row), row["answer"])
         rows.append(row)
     return rows
+
+
+def _levels(data: TaskData) -> range | None:
+    return range(data.levels[0], data.levels[1] + 1) if data.levels else None
 
 
 def _called(row: Row) -> str:

@@ -23,9 +23,10 @@ from rl_reasoner.pipeline.completion_lengths import (
     find_max_tokens,
     length_notice,
 )
+from rl_reasoner.pipeline.inputs import trl_columns, unfiltered
 from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.preflight import Notice, warn_if
-from rl_reasoner.pipeline.prepare import Prepared, trl_columns, unfiltered
+from rl_reasoner.pipeline.prepare import Prepared
 from rl_reasoner.policy.fp8.layers import in_fp8
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.recipe import Recipe

@@ -8,6 +8,7 @@ the folder against it). Knows nothing of torch.
 """
 
 import fcntl
+import os
 import shlex
 import shutil
 import time
@@ -47,6 +48,19 @@ class RunFolder:
     @classmethod
     def create(cls, recipe: Recipe) -> "RunFolder":
         """A new folder for `recipe`, locked. Raises `UserError` when it exists or can't be made."""
+        path = cls.new_path(recipe)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            run = cls(path)
+            run.lock()
+            write_text(path / "recipe.yaml", recipe.to_yaml())
+        except OSError as error:
+            raise UserError(f"cannot write to the run folder {path}: {error.strerror}") from error
+        return run
+
+    @staticmethod
+    def new_path(recipe: Recipe) -> Path:
+        """Where a new run of `recipe` goes. Raises `UserError` where something is there already."""
         stamp = time.strftime("%Y%m%d-%H%M%S")
         path = Path(recipe.run.folder or f"runs/{recipe.name}-{stamp}").expanduser()
         if path.exists() and not path.is_dir():
@@ -56,14 +70,11 @@ class RunFolder:
                 f"the run folder {path} exists already; continue it with --resume {path}, "
                 "or choose another one with --run.folder"
             )
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            run = cls(path)
-            run.lock()
-            write_text(path / "recipe.yaml", recipe.to_yaml())
-        except OSError as error:
-            raise UserError(f"cannot write to the run folder {path}: {error.strerror}") from error
-        return run
+        above = next(parent for parent in path.absolute().parents if parent.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            why = "is not a folder that can be written to"
+            raise UserError(f"cannot write to the run folder {path}: {above} {why}")
+        return path
 
     @classmethod
     def reopen(cls, path: Path) -> tuple["RunFolder", Recipe]:

@@ -32,6 +32,7 @@ from rl_reasoner.pipeline.difficulty_filter import (
     filter_rows,
     reuse_completions,
 )
+from rl_reasoner.pipeline.inputs import read_stage_rows, unfiltered
 from rl_reasoner.pipeline.lineage import (
     data_in,
     differences,
@@ -45,7 +46,7 @@ from rl_reasoner.pipeline.lineage import (
 from rl_reasoner.pipeline.lock import find_overlaps, lengths_once, lock
 from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.preflight import inspect
-from rl_reasoner.pipeline.prepare import Prepared, check_filled, read_stage_rows, unfiltered
+from rl_reasoner.pipeline.prepare import Prepared, check_filled
 from rl_reasoner.pipeline.rejection_sampling import make_samples, reuse_samples
 from rl_reasoner.pipeline.run_folder import Interrupted, RunFolder
 from rl_reasoner.pipeline.stage_trainers import Job

@@ -16,6 +16,7 @@ from rl_reasoner.errors import RunStopped, UserError
 from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.machine import choices
 from rl_reasoner.pipeline.controls import follow_controls, train_controls
+from rl_reasoner.pipeline.inputs import Inputs
 from rl_reasoner.pipeline.lineage import window_of
 from rl_reasoner.pipeline.placement import Placement, choose_placement
 from rl_reasoner.pipeline.prepare import Prepared, prepare
@@ -57,6 +58,7 @@ def train(
     quiet: bool = False,
     command: str | None = None,
     locate: Locate | None = None,
+    inputs: Inputs | None = None,
     first: str | None = None,
     last: str | None = None,
 ) -> Run:
@@ -65,17 +67,17 @@ def train(
     What a run has finished stays. Where `recipe` differs from the one that the run began with, the
     stages that it makes from something else run again, and their earlier results are moved to
     `old/N/` in the folder. `first` and `last` name the stages to begin and to end with; `first`
-    runs again if it is finished. `command` is what the user typed, and `locate` gives the place of
-    a field of the recipe, for messages. Raises `UserError` for what the user can fix (before
-    anything is loaded where possible), `Interrupted` when it was asked to stop, `RunStopped` when
-    it cannot continue by itself (a reward kept failing, the training diverged, the disk is full);
-    each leaves a checkpoint to resume from.
+    runs again if it is finished. `command` is what the user typed, `locate` gives the place of a
+    field of the recipe, for messages, and `inputs` is what it names, if that is read already.
+    Raises `UserError` for what the user can fix (before anything is loaded where possible),
+    `Interrupted` when it was asked to stop, `RunStopped` when it cannot continue by itself (as
+    where a reward kept failing or the disk is full); each leaves a checkpoint to resume from.
     """
     quiet_libraries()
     placement = choose_placement(recipe, locate)
     processes.join(placement.device)
     window = window_of(recipe, first, last)
-    prepared = prepare(recipe, placement, locate)
+    prepared = prepare(recipe, placement, locate, inputs)
     if not processes.is_main():
         return _follow(placement, prepared)
     if resume is None:

@@ -14,6 +14,7 @@ from trl import DistillationConfig, SFTConfig
 from rl_reasoner.distributed.strategy import per_process, trainer_arguments
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.pipeline.placement import Placement
+from rl_reasoner.recipe.dashboards import project_of
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import (
     TRL_NAMES,
@@ -25,7 +26,6 @@ from rl_reasoner.recipe.stages import (
     TrainedStage,
     Vllm,
 )
-from rl_reasoner.report.dashboards import project_of
 from rl_reasoner.scoring import ray_cluster
 from rl_reasoner.training.config import GRPOConfig
 

@@ -68,7 +68,10 @@ def read_recipe(reference: str, flags: Sequence[str] = ()) -> tuple[Recipe, Loca
         data, read = read_yaml(path)
         plain, places = validate(data, read, str(path)), dict(read)
     recipe = apply_flags(plain, flags)
-    places |= flag_places(plain, flags)
+    by_flags = flag_places(plain, flags)
+    given = set(by_flags)
+    inside = {field for field in places if any(field[:n] in given for n in range(1, len(field)))}
+    places = {field: at for field, at in places.items() if field not in inside} | by_flags
 
     def locate(field: FieldPath) -> str:
         above = (places[field[:n]] for n in range(len(field), 0, -1) if field[:n] in places)

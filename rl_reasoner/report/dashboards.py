@@ -6,10 +6,7 @@ They get trl's metrics under trl's names, by transformers' own callbacks, and wh
 `RL_REASONER_REPORT_TO` stands in for "auto".
 """
 
-import importlib.util
 import io
-import os
-import re
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from typing import Any
@@ -17,35 +14,13 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
-from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.recipe.dashboards import dashboards_of
 
 _CALLBACKS = {
     "trackio": TrackioCallback,
     "tensorboard": TensorBoardCallback,
     "wandb": WandbCallback,
 }
-
-
-def dashboards_of(report_to: str) -> list[str]:
-    """The dashboards that `report_to` names; raises `UserError` for one that is not installed."""
-    if report_to == "auto":
-        report_to = os.environ.get("RL_REASONER_REPORT_TO", "auto")
-    if report_to == "auto":
-        return ["trackio"] if importlib.util.find_spec("trackio") else []
-    names = [name.strip() for name in report_to.split(",") if name.strip()]
-    if names == ["none"]:
-        return []
-    for name in names:
-        if name not in _CALLBACKS:
-            raise unknown("dashboard", name, [*_CALLBACKS, "auto", "none"])
-        if not importlib.util.find_spec(name):
-            raise UserError(f"the dashboard {name} is not installed: pip install {name}")
-    return names
-
-
-def project_of(name: str) -> str:
-    """A recipe's name as a dashboard's project: letters, digits, "-" and "_"."""
-    return re.sub(r"[^\w-]+", "-", name).strip("-") or "rl-reasoner"
 
 
 def callbacks_of(report_to: str, note: Callable[[str], None]) -> Sequence["Dashboard"]:

@@ -1,7 +1,7 @@
-"""Thirty mistakes that people make: one line on standard error, exit code 2, no traceback.
+"""Mistakes that people make: one line on standard error, exit code 2, no traceback.
 
 Each names what is wrong and, where there is one, the right name. None of them loads torch, which
-alone takes seconds, and none of them asks a hub.
+alone takes seconds, and none of them asks a hub. `benchmarks/mistakes.py` times such mistakes.
 """
 
 import subprocess
@@ -66,6 +66,21 @@ MISTAKES: dict[tuple[str, ...], str] = {
     ("list", "recipies"): "Did you mean 'recipes'?",
     ("completion", "bsh"): "Did you mean 'bash'?",
     ("copy", "quickstrat"): "'quickstart'",
+    ("env", "--gpus", "3"): "--gpus: only with --plan RECIPE",
+    (*TRAIN, "--evals.sets", "modular_tst"): "--evals.sets modular_tst: there is no",
+    (*TRAIN, "--data.path", "problms.jsonl"): "--data.path problms.jsonl: there is no",
+    (*TRAIN, "--data.task", "modulr"): "--data.task modulr: unknown task",
+    (*TRAIN, "--rewards", "{lenght: 1}"): "Did you mean 'length'?",
+    (*TRAIN, "--policy", "scratch:moe-tny"): "Did you mean 'scratch:moe-tiny'?",
+    (*TRAIN, "--policy", "runs/noe"): "Did you mean 'runs/one'?",
+    (*TRAIN, "--run.folder", "runs/one"): "the run folder runs/one exists already",
+    (*TRAIN, "--run.report_to", "wandbb"): "Did you mean 'wandb'?",
+    (*TRAIN, "--until", "grop"): "Did you mean 'grpo'?",
+    ("check", "quickstrat"): "Did you mean 'quickstart'?",
+    ("eval", "scratch:moe-tiny", "--sets", "modular_tst"): "Did you mean 'modular_test'?",
+    ("eval", "scratch:moe-tiny", "--sets", "gsm8k", "--reward", "boxd"): "Did you mean 'boxed'?",
+    ("filter", "scratch:moe-tiny", "problms.jsonl"): "there is no data file or set",
+    ("filter", "scratch:moe-tny", "modular_test"): "Did you mean 'scratch:moe-tiny'?",
 }
 
 

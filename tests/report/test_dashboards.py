@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.report.dashboards import Dashboard, dashboards_of, project_of
+from rl_reasoner.recipe.dashboards import dashboards_of, project_of
+from rl_reasoner.report.dashboards import Dashboard
 from support.commands import Cli, stock
 
 

@@ -1,0 +1,287 @@
+"""What a recipe names, read before anything heavy is loaded: rows, rewards, sets, files, tools.
+
+Knows nothing of torch, which alone takes seconds: so a misspelled set or a column that is not there
+is told at once. Every mistake is collected, and they are raised together, each with its place in
+the recipe. What only trl or the machine can refuse is `prepare`'s.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rl_reasoner.dataset.rows import check_source, load_rows
+from rl_reasoner.dataset.templates import target_completion, with_system
+from rl_reasoner.environments.environment import EPISODE, PLAYED
+from rl_reasoner.environments.runner import EnvironmentRunner
+from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.evaluation.evaluate import check_judge, load_set
+from rl_reasoner.pipeline.control_rewards import with_forms
+from rl_reasoner.pipeline.lineage import reused_path
+from rl_reasoner.policy.names import check_policy
+from rl_reasoner.recipe.dashboards import dashboards_of
+from rl_reasoner.recipe.data import AnyData, FileData, StageData, TaskData, data_sources
+from rl_reasoner.recipe.load import Locate
+from rl_reasoner.recipe.recipe import Recipe
+from rl_reasoner.recipe.stages import DistillStage, Stage
+from rl_reasoner.rollout.episodes.opening import open_rows
+from rl_reasoner.scoring.batch import APPLIES, applies, score_batch
+from rl_reasoner.scoring.registry import load_reward
+from rl_reasoner.scoring.reward import Reward, name_of
+from rl_reasoner.tools import load_tools
+from rl_reasoner.types import Fault, Row
+
+_STATE = "trainer_state"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a recipe names, read and tried."""
+
+    rows: Mapping[str, list[Row]]
+    """by stage; empty where another stage makes them, or the stage reuses a result"""
+    rewards: Mapping[str, Callable[..., Any]]
+    """by their names in the recipe"""
+
+
+class Problems:
+    """Mistakes in the fields of a recipe, collected; `locate` gives the place of a field."""
+
+    def __init__(self, locate: Locate | None) -> None:
+        self.locate = locate
+        self.found: list[str] = []
+
+    @contextmanager
+    def field(self, *path: str | int) -> Iterator[None]:
+        """Keep the mistakes of the field at `path` that are raised inside."""
+        try:
+            yield
+        except UserError as error:
+            at = f"{self.locate(path)}: " if self.locate else ""
+            self.found.extend(f"{at}{message}" for message in error.messages)
+
+    def tell(self) -> None:
+        """Raise one `UserError` with all that was found, if anything was."""
+        if self.found:
+            raise UserError(*dict.fromkeys(self.found))
+
+
+def read_inputs(recipe: Recipe, locate: Locate | None = None, *, starts: bool = False) -> Inputs:
+    """Read the rows and rewards that `recipe` names, and call each reward once.
+
+    Where the run `starts` now, the policies that it begins with have to be there, too. Raises one
+    `UserError` with every mistake; `locate` gives the place of a field in it.
+    """
+    problems = Problems(locate)
+    rewards = _find_named(recipe, problems, starts=starts)
+    problems.tell()
+    rows: dict[str, list[Row]] = {stage.name: [] for stage in recipe.stages}
+    known = [i for i in range(len(recipe.stages)) if not made_in_run(recipe, i)]
+    for generated in (False, True):  # files first: their mistakes are found sooner
+        for index in (i for i in known if _is_generated(recipe, i) is generated):
+            stage = recipe.stages[index]
+            with problems.field(*data_place(recipe, index)):
+                rows[stage.name] = read_stage_rows(recipe, stage, recipe.data_of(stage), rewards)
+        problems.tell()
+    _try_rewards(recipe, rows, rewards, problems)
+    problems.tell()
+    return Inputs(rows, rewards)
+
+
+def _find_named(
+    recipe: Recipe, problems: Problems, *, starts: bool
+) -> Mapping[str, Callable[..., Any]]:
+    """Find everything that the recipe names, and read no rows; its rewards, by their names."""
+    field = problems.field
+    for at, source in _policies(recipe) if starts else ():
+        with field(*at):
+            check_policy(source)
+    with field("run", "report_to"):
+        dashboards_of(recipe.run.report_to)
+    for path, check in _CHECKS.items():
+        with field(*path):
+            check(recipe)
+    rewards: dict[str, Callable[..., Any]] = {}
+    for name, spec in recipe.rewards.items():
+        with field("rewards", name):
+            rewards[name] = load_reward(name, spec.options, spec.source)
+    for index, name in enumerate(recipe.evals.sets):
+        with field("evals", "sets", index):
+            load_set(name, 1)
+    if recipe.evals.validation:
+        with field("evals", "validation"):
+            load_set(recipe.evals.validation, 1)
+    for index, stage in enumerate(recipe.stages):
+        with field("stages", index, "reward"):
+            check_judge(getattr(stage, "reward", None), getattr(stage, "reward_options", None))
+        if stage.reuse is not None:
+            with field("stages", index, "reuse"):
+                reused_path(stage)
+        elif not made_in_run(recipe, index):
+            with field(*data_place(recipe, index)):
+                check_source(recipe.data_of(stage))
+    return rewards
+
+
+def _policies(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """The policies from outside that a run begins with, each with its place in the recipe."""
+    yield ("policy",), recipe.policy.source
+    own = {stage.name for stage in recipe.stages}
+    for index, stage in enumerate(recipe.stages):
+        if isinstance(stage, DistillStage) and stage.teacher not in own:
+            yield ("stages", index, "teacher"), stage.teacher
+
+
+def made_in_run(recipe: Recipe, index: int) -> bool:
+    """Whether the rows of a recipe's stage are known only in its run."""
+    stage = recipe.stages[index]
+    sources = data_sources(recipe.data_of(stage))
+    return stage.reuse is not None or any(isinstance(s, StageData) for s in sources)
+
+
+def _is_generated(recipe: Recipe, index: int) -> bool:
+    sources = data_sources(recipe.data_of(recipe.stages[index]))
+    return any(isinstance(source, TaskData) for source in sources)
+
+
+def data_place(recipe: Recipe, index: int) -> tuple[str | int, ...]:
+    """Where the data of a recipe's stage is named: with the stage, or for all."""
+    stage = recipe.stages[index]
+    data = recipe.data_of(stage)
+    where = ("stages", index, "data") if stage.data else ("data",)
+    if isinstance(data, FileData | TaskData):
+        return (*where, "path" if isinstance(data, FileData) else "task")
+    return where
+
+
+def _try_rewards(
+    recipe: Recipe,
+    rows: Mapping[str, list[Row]],
+    rewards: Mapping[str, Callable[..., Any]],
+    problems: Problems,
+) -> None:
+    """Call each reward once on a real row of each task; and ask for the forms of a control arm."""
+    for stage in (one for one in recipe.stages if one.kind == "grpo"):
+        for name, function in rewards.items():
+            for row in _first_of_each_task(unfiltered(recipe, stage, rows), name_of(function)):
+                with problems.field("rewards", name):
+                    _try_reward(function, _with_rewards(row, rewards))
+    if "form_only" in recipe.controls and recipe.controlled and not problems.found:
+        with problems.field("controls"):
+            with_forms(unfiltered(recipe, recipe.controlled, rows), recipe, rewards)
+
+
+def unfiltered(recipe: Recipe, stage: Stage, rows: Mapping[str, list[Row]]) -> list[Row]:
+    """The rows of `stage`; where filters choose them in the run, those that they choose from.
+
+    `rows` are those that are known before the run, by stage. Rows that a stage samples are not.
+    """
+    while not rows[stage.name] and isinstance(data := recipe.data_of(stage), StageData):
+        source = next(other for other in recipe.stages if other.name == data.stage)
+        if source.kind != "filter":
+            break
+        stage = source
+    return rows[stage.name]
+
+
+def read_stage_rows(
+    recipe: Recipe, stage: Stage, data: AnyData, rewards: Mapping[str, Callable[..., Any]]
+) -> list[Row]:
+    """The rows of `data`, as the trainer of `stage` wants them, with the recipe's system prompt.
+
+    `rewards` are the recipe's, by name. Raises `UserError` for bad rows.
+    """
+    rows = open_rows(recipe.environment, load_rows(data), recipe.run.seed)
+    rows = with_system(rows, recipe.system)
+    if stage.kind == "sft":
+        for row in (row for row in rows if not row.get(PLAYED)):
+            target_completion(row)
+    if stage.kind == "grpo":
+        rows = [_with_rewards(row, rewards) for row in rows]
+    return rows
+
+
+def _check_judge(recipe: Recipe) -> None:
+    check_judge(recipe.evals.reward, recipe.evals.reward_options)
+
+
+def _check_tools(recipe: Recipe) -> None:
+    load_tools(recipe.tools.use if recipe.tools else ())
+
+
+def _check_environment(recipe: Recipe) -> None:
+    """Raise `UserError` for an environment that is not there, or cannot be made so."""
+    if recipe.environment is not None:
+        EnvironmentRunner(recipe.environment.use, recipe.environment.options).close()
+
+
+_CHECKS: Mapping[tuple[str, ...], Callable[[Recipe], None]] = {
+    ("evals", "reward"): _check_judge,
+    ("tools",): _check_tools,
+    ("environment",): _check_environment,
+}
+
+
+def _with_rewards(row: Row, rewards: Mapping[str, Callable[..., Any]]) -> Row:
+    """The row, its rewards by the functions' names: it may have them as the recipe does."""
+    of_row, longest = f"row {row.get('id', row['problem'])!r:.60}", row.get("max_tokens")
+    if longest is not None and (type(longest) is not int or longest < 1):
+        raise UserError(f"{of_row}: max_tokens is {longest!r:.40}, not a whole number above 0")
+    if row.get(APPLIES) is None:
+        return row
+    titles = [name_of(function) for function in rewards.values()]
+    listed = row[APPLIES].split(",") if isinstance(row[APPLIES], str) else row[APPLIES]
+    if not isinstance(listed, (list, tuple)) or not all(isinstance(key, str) for key in listed):
+        raise UserError(f"{of_row}: its rewards are {listed!r:.40}, not a list of names")
+    names = [name_of(rewards[key]) if key in rewards else key for key in map(str.strip, listed)]
+    for name in names:
+        if name not in titles:
+            raise unknown("reward", name, rewards, owner=f"{of_row}: the recipe")
+        if titles.count(name) > 1:
+            raise UserError(f"two rewards are functions called {name}: rows cannot name one")
+    if not names:
+        raise UserError(f"{of_row}: its list of rewards is empty")
+    return {**row, APPLIES: names}
+
+
+def _first_of_each_task(rows: Sequence[Row], reward: str) -> list[Row]:
+    """The first row of each task that the reward applies to."""
+    mine = [row for row in rows if applies(reward, row.get(APPLIES))]
+    return list({row.get("task"): row for row in reversed(mine)}.values())
+
+
+def _try_reward(function: Callable[..., Any], row: Row) -> None:
+    """Call a reward once on a real row, with its answer (if any) as the completion.
+
+    A function of trl's own form may want chats or plain texts; which one is known only when the
+    policy is open, so it has to take one of them.
+    """
+    columns = {key: [value] for key, value in row.items() if key != "completion"}
+    reads = {*function.columns, *function.missing} if isinstance(function, Reward) else {_STATE}
+    columns |= trl_columns(1, state=_STATE in reads)
+    prompt, answer = row["problem"], str(row.get("answer", ""))
+    chat = [{"role": "user", "content": prompt}], [{"role": "assistant", "content": answer}]
+    faults = []
+    for asked, completion in ((prompt, answer), chat):
+        [outcome] = score_batch(function, [completion], {**columns, "prompts": [asked]})
+        if not isinstance(outcome, Fault):
+            return
+        faults.append(outcome.message)
+        if isinstance(function, Reward):
+            break
+    raise UserError(f"a trial call failed: {faults[0]}")
+
+
+def trl_columns(completions: int, *, state: bool = True) -> dict[str, Any]:
+    """What trl gives a reward function beside the columns of the data, outside of training.
+
+    Without `state` its trainer state is left out, and transformers is not loaded for it.
+    """
+    columns: dict[str, Any] = {"completion_ids": [[0]] * completions}
+    columns[EPISODE] = [{"reward": 0.0, "turn_rewards": [0.0], "ended": "done", "reason": ""}]
+    columns[EPISODE] *= completions
+    if state:
+        from transformers import TrainerState
+
+        columns[_STATE] = TrainerState()
+    return columns | dict.fromkeys(("log_extra", "log_metric"), lambda *logged: None)
