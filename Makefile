@@ -18,6 +18,7 @@ r1: .venv/user  ## DeepSeek-R1's stages with a tiny mixture: a table of stage by
 	  else $(RUN) train r1_tiny --run.seed $(SEED) --run.folder runs/r1/r1_tiny-$(SEED); fi
 
 test: .venv/dev  ## install, then run the tests; FAST=1 leaves out those that train or start processes
+	@$(PY) -m compileall -q rl_reasoner rewards recipes # once, not in each of hundreds of processes: PYTHONDONTWRITEBYTECODE may be set
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal --durations=20 $(MARKED) $(TESTS)
 
 coverage: .venv/dev  ## `make test` with the share of lines that it runs (a sixth slower): at least 85%

@@ -17,7 +17,11 @@ _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "
 
 def versions() -> dict[str, str]:
     """The versions of the libraries that results depend on, by name."""
-    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {name: _version(name) for name in _PACKAGES}
+
+
+# Asked for by every evaluation and stage, and the same while the process lives: what it has loaded.
+_version = cache(importlib.metadata.version)
 
 
 def made_with() -> dict[str, Any]:
@@ -47,6 +51,7 @@ def code_hash() -> str:
     return digest.hexdigest()
 
 
+@cache
 def git_commit() -> str | None:
     """The git commit of the project's checkout, with `+` when it is changed; None outside one."""
     git = ["git", "-C", str(Path(__file__).resolve().parent)]

@@ -1,5 +1,6 @@
 """Shared by the test files: the command line in an empty folder or beside a finished tiny run."""
 
+import gc
 import io
 import json
 import os
@@ -27,6 +28,12 @@ os.environ.setdefault("RL_REASONER_REPORT_TO", "none")  # no dashboard, also whe
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when huggingface_hub is imported
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 settings.load_profile("untimed")
+
+
+def pytest_collection_finish() -> None:
+    """Let the collector of garbage leave alone what is loaded: half a million objects, which each
+    trainer's end would have it look through."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+@cache
 def verifier_version() -> str:
     """A hash over the sources of the maths verifier: it changes when a verdict might."""
     folder = Path(__file__).parent.parent / "answers"
