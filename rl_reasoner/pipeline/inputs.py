@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from rl_reasoner.dataset.levels import levels_of
 from rl_reasoner.dataset.rows import check_source, load_rows
 from rl_reasoner.dataset.templates import target_completion, with_system
 from rl_reasoner.environments.environment import EPISODE, PLAYED
@@ -23,7 +24,7 @@ from rl_reasoner.recipe.dashboards import dashboards_of
 from rl_reasoner.recipe.data import AnyData, FileData, StageData, TaskData, data_sources
 from rl_reasoner.recipe.load import Locate
 from rl_reasoner.recipe.recipe import Recipe
-from rl_reasoner.recipe.stages import DistillStage, Stage
+from rl_reasoner.recipe.stages import DistillStage, GrpoStage, Stage
 from rl_reasoner.rollout.episodes.opening import open_rows
 from rl_reasoner.scoring.batch import APPLIES, applies, score_batch
 from rl_reasoner.scoring.registry import load_reward
@@ -198,6 +199,8 @@ def read_stage_rows(
             target_completion(row)
     if stage.kind == "grpo":
         rows = [_with_rewards(row, rewards) for row in rows]
+    if isinstance(stage, GrpoStage) and stage.group.curriculum == "levels":
+        levels_of(rows)
     return rows
 
 

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 
 from rl_reasoner import sandbox
+from rl_reasoner.dataset.tasks.generate import TASKS
 from rl_reasoner.dataset.templates import prompt_of
 from rl_reasoner.errors import UserError
 from rl_reasoner.pipeline.placement import Placement
@@ -96,6 +97,7 @@ def inspect(
                 notices.append(_prompts(recipe, stage, rows, policy))
         elif rows:
             notices.append(_batch_size(stage, len(rows)))
+    notices += _trained_levels(recipe, prepared)
     return notices
 
 
@@ -322,6 +324,20 @@ def _prompts(recipe: Recipe, stage: GrpoStage, rows: list[Row], policy: Policy) 
         return Notice("prompts", "warned", message, "they are left out")
     fix = "a smaller sampling.max_tokens, shorter rows, or long_prompts: skip"
     return Notice("prompts", "failed", message, fix)
+
+
+def _trained_levels(recipe: Recipe, prepared: Prepared) -> list[Notice]:
+    """A warning for each set of higher levels (`TASK_ood`) whose levels are trained on."""
+    trained = {(row.get("task"), row.get("level")) for s in prepared.rows.values() for row in s}
+    notices = []
+    for name in (name for name in recipe.evals.sets if name.endswith("_ood")):
+        task = TASKS.get(name.removesuffix("_ood"))
+        levels = [level for level in task.ood if (task.name, level) in trained] if task else []
+        if levels:
+            message = f"{name}: its levels {levels[0]} to {levels[-1]} are trained on"
+            fix = "it is not out of distribution then: use lower levels in data.levels, or a set"
+            notices.append(Notice("levels", "warned", message, f"{fix} of higher ones"))
+    return notices
 
 
 def _size(count: float) -> str:

@@ -80,7 +80,9 @@ class TaskData(RowSource):
     count: int = Field(default=2000, ge=1, description="number of distinct problems")
     seed: int = Field(default=0, description="seed of the draw")
     levels: tuple[int, int] | None = Field(
-        default=None, description="smallest and largest level (problem size), both included"
+        default=None,
+        description="smallest and largest level (problem size), both included; up to the hardest "
+        "of split ood",
     )
     direct: float = Field(
         default=0.0, ge=0, le=1, description="sft: share of rows without a chain of thought"

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 from rl_reasoner.errors import UserError
 from rl_reasoner.recipe.algorithms import ALGORITHMS, algorithm_settings
 from rl_reasoner.recipe.data import Data, JudgeName, Part
+from rl_reasoner.recipe.group import Group
 
 # What `start` and evaluations are called that are no stage's.
 RESERVED = ("base", "before", "after")
@@ -47,19 +48,6 @@ class Optim(Part):
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's betas")
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0, description="clip the gradient norm to this")
-
-
-class Group(Part):
-    """Batch of one GRPO step: `prompts` prompts with `size` completions each."""
-
-    size: int = Field(default=8, ge=2, description="completions per prompt (G in the GRPO paper)")
-    prompts: int = Field(default=16, ge=1, description="prompts per step")
-    micro_batch: int | None = Field(
-        default=None, ge=1, description="completions in one forward pass (default: all of the step)"
-    )
-    curriculum: bool = Field(
-        default=False, description="curriculum: draw prompts of medium difficulty more often"
-    )
 
 
 def _max_tokens(value: Any) -> Any:

@@ -194,6 +194,7 @@ def drawings_of(stage: StageRecord) -> Iterator[Chart]:
     yield from _reward(stage)
     yield from _evals(stage)
     yield from _lengths(stage)
+    yield from _levels(stage)
     for curve in _CURVES:
         lines = [Trace(label, *stage.series(key)) for label, key in curve.metrics]
         lines = [line for line in lines if line.values]
@@ -208,7 +209,7 @@ def others_of(stage: StageRecord) -> Iterator[Chart]:
     """A small chart of every other figure that was logged."""
     shown = {key for curve in _CURVES for _, key in curve.metrics}
     shown |= {"step", "reward", *(f"completions/{k}_length" for k in ("mean", "min", "max"))}
-    apart = ("timing/", "eval/")
+    apart = ("timing/", "eval/", "curriculum/")
     kept = 0
     for key in stage.keys(""):
         single = key.endswith("/mean") and key.startswith("rewards/")
@@ -268,6 +269,21 @@ def _lengths(stage: StageRecord) -> Iterator[Chart]:
     band = (low, high) if low_steps == high_steps == steps else None
     remark = "tokens; band: shortest to longest" if band else "tokens"
     yield charts.curve("Completion length", [Trace("mean", steps, values, band)], note=remark)
+
+
+def _levels(stage: StageRecord) -> Iterator[Chart]:
+    """What a curriculum of levels knows of each level, and how often it draws it."""
+    steps, values = stage.series("curriculum/level_mean")
+    if values:
+        yield charts.curve("Level", [Trace("mean", steps, values)], note="mean of a step's prompts")
+    drawn = ("share", "Levels drawn", "chance of each level to be drawn")
+    for kind, title, remark in (("success", "Success by level", "posterior means"), drawn):
+        keys = stage.keys(f"curriculum/{kind}/")
+        shown = keys[:: -(-len(keys) // len(charts.SERIES)) or 1]
+        lines = [Trace(key.split("/", 2)[2], *stage.series(key)) for key in shown]
+        remark += f"; {len(shown)} of {len(keys)} levels" if len(shown) < len(keys) else ""
+        if lines:
+            yield charts.curve(title, lines, share=True, note=remark)
 
 
 def _timing(stage: StageRecord) -> Iterator[Chart]:

@@ -107,6 +107,7 @@ _SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
     "reward": ("reward", short_number),
     "loss": ("loss", short_number),
     "completions/mean_length": ("length", short_number),
+    "curriculum/level_mean": ("level", short_number),
     "tokens_per_second": ("tokens/s", short_number),
 }
 

@@ -117,6 +117,13 @@ class GRPOConfig(trl.GRPOConfig, _RemembersGiven):  # type: ignore[misc]
     prompt_schedule: bool = _setting(
         False, "Draw the prompts that are neither too easy nor too hard more often."
     )
+    level_band: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Draw levels (the rows' column `level`) whose success is in this band, "
+            "[low, high], or nearest to it."
+        },
+    )
     long_prompts: str = _setting(
         "stop", "What to do about rows that exceed the model's positions: stop or skip."
     )
@@ -160,6 +167,7 @@ class GRPOConfig(trl.GRPOConfig, _RemembersGiven):  # type: ignore[misc]
         _check_sampling(self)
         _check_objective(self)
         _check_rewards(self)
+        _check_curriculum(self)
         check_choice("sampling_weights", self.sampling_weights)
         if self.long_prompts not in CHOICES:
             raise unknown("long_prompts", str(self.long_prompts), CHOICES)
@@ -220,3 +228,18 @@ def _check_rewards(config: GRPOConfig) -> None:
     for name in ("reward_timeout_s", "reward_batch_timeout_s", "reward_memory_mb"):
         if not (value := getattr(config, name)) > 0:
             raise UserError(f"{name} is {value}; it has to be more than 0")
+
+
+def _check_curriculum(config: GRPOConfig) -> None:
+    """Raises `UserError` for a band that is none, and for two ways of drawing prompts."""
+    if (band := config.level_band) is None:
+        return
+    if len(band) != 2 or not 0.0 <= band[0] < band[1] <= 1.0:
+        raise UserError(
+            f"level_band is {band}; it is two shares of success, [low, high], 0 <= low < high <= 1"
+        )
+    if config.prompt_schedule:
+        raise UserError(
+            "prompt_schedule draws prompts by their own success, level_band by that of their "
+            "levels: use only one of them"
+        )

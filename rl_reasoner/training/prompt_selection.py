@@ -1,11 +1,11 @@
 """Which prompts a batch is made of: dynamic sampling and the prompt schedule.
 
-`PromptSelection` stands before trl's sampling and scoring. With `prompt_schedule`, a batch's
-prompts are drawn by rl_reasoner.training.curriculum instead of taken from the data loader. With
-`dynamic_sampling`, groups of equal rewards are replaced by groups of other prompts (DAPO, arXiv
-2503.14476, equation 11): the batch is sampled and scored, then flat groups again and again, up to
-the cap; what is kept goes through trl's own path as if it had been sampled at once. The shape of
-the batch stays. Evaluation is left alone.
+`PromptSelection` stands before trl's sampling and scoring. With `prompt_schedule` or `level_band`,
+a batch's prompts are drawn by rl_reasoner.training.curriculum instead of taken from the data
+loader. With `dynamic_sampling`, groups of equal rewards are replaced by groups of other prompts
+(DAPO, arXiv 2503.14476, equation 11): the batch is sampled and scored, then flat groups again and
+again, up to the cap; what is kept goes through trl's own path as if it had been sampled at once.
+The shape of the batch stays. Evaluation is left alone.
 
 Nothing is streamed: which prompts come next follows from the seed, the micro-batch and the
 schedule's counts, so a resumed run draws the same. All decisions are made on rewards gathered from
@@ -21,11 +21,14 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from rl_reasoner.dataset.levels import levels_of
 from rl_reasoner.errors import UserError
 from rl_reasoner.rollout.drawing import keyed_generator
 from rl_reasoner.training.advantages import total_rewards, varied
-from rl_reasoner.training.curriculum import PromptSchedule
+from rl_reasoner.training.curriculum import LevelSchedule, PromptSchedule, Schedule
 from rl_reasoner.training.rollout_batch import RolloutBatch, RolloutRow
+
+_SETTINGS = ("prompt_schedule", "level_band", "dynamic_sampling")  # each draws rows by number
 
 
 class PromptSelection:
@@ -45,10 +48,10 @@ class PromptSelection:
         self._scored = scored
         self._sample = sample
         self._rounds: int = getattr(trainer.args, "dynamic_sampling", 0)
-        scheduled = getattr(trainer.args, "prompt_schedule", False)
-        if scheduled or self._rounds:
-            self._check("prompt_schedule" if scheduled else "dynamic_sampling")
-        self.schedule = PromptSchedule(len(trainer.train_dataset)) if scheduled else None
+        used = [name for name in _SETTINGS if getattr(trainer.args, name, None)]
+        if used:
+            self._check(used[0])
+        self.schedule = self._schedule()
 
     def _check(self, name: str) -> None:
         """Raises `UserError` for what other prompts cannot be drawn with."""
@@ -60,6 +63,17 @@ class PromptSelection:
             raise UserError(f"{name} cannot be used with tools, environments or a rollout function")
         if {"image", "images"} & set(trainer.train_dataset.column_names):
             raise UserError(f"{name} cannot be used with images")
+
+    def _schedule(self) -> Schedule | None:
+        """What prompts are drawn by; None without it. Raises `UserError` for rows of no levels."""
+        args, rows = self.trainer.args, self.trainer.train_dataset
+        if getattr(args, "prompt_schedule", False):
+            return PromptSchedule(len(rows))
+        if not (band := getattr(args, "level_band", None)):
+            return None
+        columns = [name for name in rows.column_names if name in ("level", "task")]
+        known = rows.select_columns(columns).to_list() if "level" in columns else [rows[0]]
+        return LevelSchedule(levels_of(known), (band[0], band[1]))
 
     # ------------------------------------------------------------------------------ the batch
 
@@ -76,10 +90,14 @@ class PromptSelection:
             order = (number for number in order if number not in prompts)
             inputs[:] = self._rows(prompts, inputs[0])  # in place: callers look at it afterwards
         if self._rounds:
-            return self._varied_batch(inputs, prompts, order)
-        batch = RolloutBatch(inputs)
-        output = self._scored(batch)
-        self._learn(prompts, batch.rewards)
+            output = self._varied_batch(inputs, prompts, order)
+        else:
+            batch = RolloutBatch(inputs)
+            output = self._scored(batch)
+            self._learn(prompts, batch.rewards)
+        if isinstance(self.schedule, LevelSchedule):
+            for name, value in self.schedule.metrics(prompts).items():
+                self.trainer.internals.training_metrics[name].append(value)
         return output
 
     def drawn(self, step: int) -> list[int] | None:

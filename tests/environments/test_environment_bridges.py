@@ -87,6 +87,28 @@ def test_a_task_of_reasoning_gym_plays_here() -> None:
         ReasoningGym("leg_countin")
 
 
+@pytest.mark.skipif(find_spec("reasoning_gym") is None, reason="reasoning-gym is not installed")
+def test_a_level_of_reasoning_gym_is_that_of_its_curriculum() -> None:
+    from reasoning_gym.factory import create_curriculum, create_dataset
+
+    asked = {}
+    for level in (0, 3):
+        curriculum = create_curriculum("leg_counting")
+        curriculum.set_global_level(level)
+        config = curriculum.generate_configuration({"seed": 3, "size": 6})
+        entry = create_dataset("leg_counting", **vars(config))[5]
+        row = {"problem": "?", "start": 5, "level": level}
+        answer = f"<answer>{entry['answer']}</answer>"
+        opening, right = play(ReasoningGym, {"task": "leg_counting", "seed": 3}, row, answer)
+        asked[level] = opening.messages[0]["content"]
+        assert asked[level] == entry["question"] and right.reward == 1.0
+    assert asked[0] != asked[3]
+    [failed] = play(
+        ReasoningGym, {"task": "leg_counting"}, {"problem": "?", "start": 5, "level": -1}
+    )
+    assert "levels begin with 0" in failed.why
+
+
 TASKSET = """
 import verifiers.v1 as vf
 

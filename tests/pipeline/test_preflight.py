@@ -116,6 +116,34 @@ def test_doubtful_settings_are_told(tmp_path: Path) -> None:
     assert "policies of this size" in found["learning rate"].fix
 
 
+def test_levels_out_of_distribution_that_are_trained_on_are_told(tmp_path: Path) -> None:
+    sets = {"sets": ["modular_ood"]}
+    inside = recipe(tmp_path, grpo(), evals=sets)
+    assert "levels" not in notices(inside, tmp_path)
+    reached = grpo(data={"task": "modular", "count": 64, "levels": (2, 6)})
+    told = notices(recipe(tmp_path, reached, evals=sets), tmp_path)["levels"]
+    assert told.status == "warned" and "levels 6 to 6 are trained on" in told.message
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([{}, {}], "the rows have no level"),
+        ([{"level": 2}, {}], "row 2 has no level"),
+        ([{"level": 2}, {"level": 2}], "all rows have level 2"),
+    ],
+)
+def test_rows_that_make_no_curriculum_are_told_before_a_run(
+    rows: list[dict[str, Any]], expected: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    own = [{"problem": f"{i}+1=", "answer": f"{i + 1}", **row} for i, row in enumerate(rows)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in own))
+    wanted = grpo(data=str(file), group={"size": 4, "prompts": 2, "curriculum": "levels"})
+    with pytest.raises(UserError, match=expected):
+        prepared(recipe(tmp_path, wanted))
+
+
 def test_tokens_that_are_missing_or_outside(tmp_path: Path) -> None:
     def no_end(policy: Any) -> None:
         policy.tokenizer.eos_token = None

@@ -54,6 +54,8 @@ def test_whole_run_gives_a_whole_page(tmp_path: Path) -> None:
         "Expert load, layer 1",
         "Accuracy on modular_test",
         "Time per step",
+        "Success by level",
+        "Levels drawn",
         "math_answer: timed out after 5 s",
         "Training · grpo",
         "Evaluation · modular_test",

@@ -95,6 +95,9 @@ def grpo_metrics(steps: int, rng: random.Random) -> list[dict[str, Any]]:
             "experts/load/layer1": [s / sum(skew) for s in reversed(skew)],
             "experts/max_over_mean": max(skew) * 8 / sum(skew),
         }
+        row |= {f"curriculum/success/{level}": share / level for level in (1, 2, 3)}
+        row |= {f"curriculum/share/{level}": 1 / 3 for level in (1, 2, 3)}
+        row["curriculum/level_mean"] = 1 + 2 * share
         if step % max(1, steps // 8) == 0:
             row["eval/modular_test/accuracy"] = share
             row["eval/modular_test/interval"] = wilson(share * 200, 200)

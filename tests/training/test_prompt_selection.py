@@ -9,8 +9,9 @@ import torch
 from datasets import Dataset, IterableDataset
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy
+from rl_reasoner.dataset.levels import levels_of
 from rl_reasoner.errors import UserError
-from rl_reasoner.training.curriculum import PromptSchedule
+from rl_reasoner.training.curriculum import LevelSchedule, PromptSchedule
 from support.processes import EVAL, killed, same, together, weights
 from support.tiny import QUIET
 
@@ -54,8 +55,10 @@ def build(folder: Path, rewards: Any = judged, prompts: Any = PROMPTS, **changes
     )
 
 
-def prompted(prompts: list[str]) -> dict[str, list[str]]:
-    return {"prompt": list(prompts), "note": [f"about {p}" for p in prompts]}
+def prompted(prompts: list[str]) -> dict[str, list[Any]]:
+    """The level of a prompt is its first number; 0 to 3 are the hard ones."""
+    about = {"note": [f"about {p}" for p in prompts], "level": [int(p[0]) for p in prompts]}
+    return {"prompt": list(prompts), **about}
 
 
 def logged(trainer: Any) -> Rows:
@@ -146,11 +149,30 @@ def test_the_punishment_for_length_makes_no_group_vary(tmp_path: Path) -> None:
     assert not {row["prompt"] for row in rows} & HARD
 
 
-@pytest.mark.parametrize("name", ["dynamic_sampling", "prompt_schedule"])
-def test_rows_that_have_no_number_are_refused(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"), [("dynamic_sampling", 1), ("prompt_schedule", 1), ("level_band", [0.3, 0.7])]
+)
+def test_rows_that_have_no_number_are_refused(name: str, value: Any, tmp_path: Path) -> None:
     stream = IterableDataset.from_generator(lambda: iter([{"prompt": "1+1="}]))
     with pytest.raises(UserError, match=f"{name}.*must not be iterable"):
-        build(tmp_path, prompts=stream, **{name: 1})
+        build(tmp_path, prompts=stream, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"level_band": [0.7, 0.3]}, r"level_band is \[0.7, 0.3\].*low < high"),
+        ({"level_band": [0.3]}, "two shares of success"),
+        ({"level_band": [0.3, 30]}, "two shares of success"),
+        ({"level_band": [0.3, 0.7], "prompt_schedule": True}, "use only one of them"),
+        ({"level_band": [0.3, 0.7], "prompts": PROMPTS[:4]}, "all rows have level 0"),
+    ],
+)
+def test_levels_that_cannot_be_drawn_are_refused(
+    changes: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=expected):
+        build(tmp_path, **changes)
 
 
 # ---------------------------------------------------------------------------------- the schedule
@@ -180,10 +202,38 @@ def test_the_schedule_draws_by_what_was_scored_and_leaves_evaluation_alone(tmp_p
     assert len({beside.probabilities()[i].item() for i in range(24)}) > 3, "it has learned"
 
 
+def test_levels_are_drawn_by_their_success_and_resumed_exactly(tmp_path: Path) -> None:
+    """As a schedule beside the trainer that is told the same rewards; and the second half again."""
+    changes = {"level_band": [0.1, 0.9], "max_steps": 8, "save_strategy": "steps", "save_steps": 4}
+    whole = build(tmp_path, **changes)
+    rows: Rows = []
+    whole.rollout_sink = rows.extend
+    whole.train()
+    beside = LevelSchedule(levels_of([{"level": int(p[0])} for p in PROMPTS]), (0.1, 0.9))
+    for step, line in enumerate(logged(whole)):
+        wanted = beside.order((7, 2, step))[:3]
+        batch = groups(rows)[3 * step : 3 * step + 3]
+        assert [group[0]["prompt"] for group in batch] == [PROMPTS[i] for i in wanted]
+        beside.update(wanted, torch.tensor([[row["reward"] for row in group] for group in batch]))
+        told = {name: value for name, value in line.items() if name.startswith("curriculum/")}
+        assert told == pytest.approx(beside.metrics(wanted)) and len(told) == 2 * 6 + 1
+    assert told["curriculum/level_mean"] == pytest.approx(sum(i // 4 for i in wanted) / 3)
+    assert beside.shares()[4:].min() > beside.shares()[:4].max(), "0 to 3 are never solved"
+    resumed = build(tmp_path, **changes)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert resumed._initial_global_step == 4 and same(weights(whole), weights(resumed))
+    counts = [trainer.prompt_selection.schedule.counts for trainer in (whole, resumed)]
+    assert torch.equal(*counts)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"dynamic_sampling": 3},
+        pytest.param(
+            {"level_band": [0.1, 0.9], "dynamic_sampling": 2, "steps_per_generation": 4},
+            marks=pytest.mark.matrix,
+        ),
         pytest.param({"prompt_schedule": True}, marks=pytest.mark.matrix),
         {"prompt_schedule": True, "dynamic_sampling": 2, "steps_per_generation": 4},
         pytest.param(
@@ -220,11 +270,14 @@ def test_a_killed_run_is_resumed_to_the_same_weights(
 
 
 def test_two_processes_keep_groups_whole_and_end(tmp_path: Path) -> None:
-    """Groups of six in batches of nine rows a process: groups lie across the processes."""
+    """Groups of six in batches of nine rows a process: groups lie across the processes.
+
+    Both draw the same levels, or the groups would not be whole.
+    """
 
     def job(rank: int) -> None:
         size = {"per_device_train_batch_size": 9, "num_generations": 6, "ddp_backend": "gloo"}
-        trainer = build(tmp_path, **size, dynamic_sampling=30)
+        trainer = build(tmp_path, **size, dynamic_sampling=30, level_band=[0.3, 0.7])
         assert isinstance(trainer, GRPOTrainer) and trainer.accelerator.num_processes == 2
         rows: Rows = []
         trainer.rollout_sink = rows.extend

@@ -39,9 +39,11 @@ def generate_problems(
 ) -> list[Problem]:
     """Generate `count` problems of `task` in `split`, levels evenly mixed, in random order.
 
-    `levels` narrows the split's own levels. With `distinct` no two problems share a key, and small
-    levels give what they have. Another seed draws others (not disjoint) out of the same split.
-    Raises `UserError` for an unknown task, split or level, and where fewer distinct problems exist.
+    `levels` narrows the split's own levels, or reaches up to those of `ood`: the hash of the key
+    keeps the other splits apart there too, but `ood` is then no longer above what was trained on.
+    With `distinct` no two problems share a key, and small levels give what they have. Another seed
+    draws others (not disjoint) out of the same split. Raises `UserError` for an unknown task, split
+    or level, and where fewer distinct problems exist.
     """
     if task not in TASKS:
         raise unknown("task", task, TASKS)
@@ -80,9 +82,10 @@ def _levels(task: Task, split: str, levels: range | None) -> range:
     own = task.ood if split == "ood" else task.levels
     if levels is None:
         return own
-    if not levels or any(level not in own for level in levels):
+    able = own if split == "ood" else range(task.levels.start, task.ood.stop)
+    if not levels or any(level not in able for level in levels):
         raise UserError(
-            f"task {task.name!r}, split {split!r}: there are levels {own[0]} to {own[-1]}, "
+            f"task {task.name!r}, split {split!r}: there are levels {able[0]} to {able[-1]}, "
             f"not {levels!r}"
         )
     return levels

@@ -240,6 +240,15 @@ def test_ood_is_harder(task: str) -> None:
     assert sum(len(p.chain) for p in ood) > 1.2 * sum(len(p.chain) for p in test)
 
 
+def test_levels_that_are_asked_for_reach_up_to_the_hardest_and_splits_stay_apart() -> None:
+    train, test = (
+        generate_problems("modular", split=split, count=300, levels=range(4, 8))
+        for split in ("train", "test")
+    )
+    assert {p.level for p in train} == {p.level for p in test} == {4, 5, 6, 7}
+    assert not {p.key for p in train} & {p.key for p in test}
+
+
 @pytest.mark.parametrize("task", sorted(TASKS))
 def test_every_level_is_in_every_split(task: str) -> None:
     for split in SPLITS:
@@ -320,9 +329,9 @@ def test_rows_are_plain_json() -> None:
     [
         ({"task": "modulr", "split": "train"}, "unknown task 'modulr'. Did you mean 'modular'?"),
         ({"task": "gcd", "split": "tests"}, "Did you mean 'test'?"),
-        ({"task": "gcd", "split": "train", "levels": range(3, 7)}, "levels 1 to 4"),
+        ({"task": "gcd", "split": "train", "levels": range(3, 9)}, "levels 1 to 7"),
         ({"task": "gcd", "split": "ood", "levels": range(1, 2)}, "levels 5 to 7"),
-        ({"task": "gcd", "split": "train", "levels": range(0)}, "levels 1 to 4"),
+        ({"task": "gcd", "split": "train", "levels": range(0)}, "levels 1 to 7"),
     ],
 )
 def test_mistakes_are_named(arguments: dict[str, object], message: str) -> None:
