@@ -31,13 +31,13 @@ from rl_reasoner.dataset.tasks.generate import TASKS
 from rl_reasoner.language.thinking import with_tags
 from rl_reasoner.rewards.math_answer import math_answer
 
-LEVELS = range(2, 10)
-HELD_OUT, TRAINED = 40, 500  # problems of each level
+LEVELS = range(2, 18)
+HELD_OUT, TRAINED = 25, 300  # problems of each level
 SIZE, PROMPTS = 8, 16  # a step's completions
 BAND = [0.3, 0.7]
 ARMS: Mapping[str, list[float] | None] = {"uniform": None, "levels": BAND}
-TARGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-MAX_TOKENS = 24
+TARGETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+MAX_TOKENS = 36
 Curve = Sequence[tuple[int, float]]  # (completions, held-out accuracy)
 
 
