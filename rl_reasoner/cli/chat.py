@@ -27,6 +27,7 @@ from rl_reasoner.cli.arguments import (
     tool_settings,
 )
 from rl_reasoner.cli.arguments import Text as Written
+from rl_reasoner.cli.progress import told_if_long
 from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.files import read_jsonl
@@ -141,10 +142,11 @@ class ChatVerb:
                     f"{name} was trained with the environment {environment.use}, which answers its "
                     "turns: chat has nobody who does; play by rl-reasoner eval"
                 )
-        from rl_reasoner.policy.opening import open_policy, quiet_libraries
+        with told_if_long(f"loading torch and opening {' and '.join(names)}"):
+            from rl_reasoner.policy.opening import open_policy, quiet_libraries
 
-        quiet_libraries()
-        policies = [(name, open_policy(name)) for name in names]
+            quiet_libraries()
+            policies = [(name, open_policy(name)) for name in names]
         asking = sys.stdin.isatty()
         if asking:
             err.print(wrapped(_HINT), style="dim")

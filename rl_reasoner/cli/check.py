@@ -9,6 +9,7 @@ from rich.text import Text
 from tyro.conf import Positional, arg
 
 from rl_reasoner.cli.arguments import Json, Options, Quiet, cell, parse_options
+from rl_reasoner.cli.progress import told_if_long
 from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.report.console import emit, err, new_table, wrapped
 
@@ -114,7 +115,8 @@ class CheckVerb:
             flag = "--data" if self.data is not None else "--reward-options"
             raise UserError(f"{flag} is only for rewards: a recipe names its own")
         recipe, locate = read_recipe(self.target)
-        inputs = read_inputs(recipe, locate, starts=True)
+        with told_if_long("reading the data, and calling each reward once"):
+            inputs = read_inputs(recipe, locate, starts=True)
         err.print("loading torch and transformers", style="dim")
         forecasts: list[dict[str, Any]] = []
         notices = list(_check(recipe, locate, inputs, forecasts))

@@ -9,10 +9,10 @@ from rich.text import Text
 from tyro.conf import Positional, arg
 
 from rl_reasoner.cli.arguments import File, Json, Quiet, check_writable
+from rl_reasoner.cli.progress import told_if_long
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.formatting import (
     NAME_WIDTH,
-    fixed,
     p_value,
     percent,
     points,
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 _FLIPS_SHOWN = 3
 _LONGEST = 160  # characters of a problem or a reason
-_SURE = 0.05
 _LEGEND = (
     "differences in points, paired by problem; p: McNemar's exact test, or sign flips",
     "for several completions; (Holm): corrected for the number of sets",
@@ -48,7 +47,7 @@ class CompareVerb:
 
     def run(self) -> None:
         """Print the differences b - a."""
-        from rl_reasoner.evaluation.comparison import unlike
+        from rl_reasoner.evaluation.comparison import sentence_of, unlike
         from rl_reasoner.evaluation.result import EvalResult, compare
 
         target = check_writable(self.out) if self.out is not None else None
@@ -56,8 +55,9 @@ class CompareVerb:
             raise UserError(
                 f"--out {target} is one of the results: give another name for the page (HTML)"
             )
-        results = {path: EvalResult.load(path) for path in (self.a, self.b)}
-        comparison = compare(results[self.a], results[self.b])
+        with told_if_long("comparing problem by problem"):
+            results = {path: EvalResult.load(path) for path in (self.a, self.b)}
+            comparison = compare(results[self.a], results[self.b])
         if target is not None:
             from rl_reasoner.report import write_evaluation
 
@@ -76,7 +76,7 @@ class CompareVerb:
             )
         for name, entry in comparison.items():
             _print_flips(name, entry["flips"], entry["better"], entry["worse"])
-        sentences = map(_summary, comparison, comparison.values())
+        sentences = map(sentence_of, comparison, comparison.values())
         emit(False, comparison, "\n" + "\n".join(map(wrapped, sentences)))
 
 
@@ -113,20 +113,6 @@ def _tested(entry: Mapping[str, Any]) -> list[str]:
     low, high = entry["interval"]
     p_values = [p_value(entry[key]) for key in ("p", "p_holm")]
     return [points(entry["difference"]), points_span((low, high)), *p_values]
-
-
-def _summary(name: str, entry: Mapping[str, Any]) -> str:
-    """One sentence: whether b is better, worse or neither, by how much, and what of it is form."""
-    moved, p = points(entry["difference"]), p_value(entry["p_holm"])
-    if entry["p_holm"] < _SURE:
-        how = "better" if entry["difference"] > 0 else "worse"
-        words = f"b is {how} than a: {moved} points, p {p} after Holm's correction"
-    else:
-        least = fixed(100 * entry["detectable"])
-        words = f"no difference is shown ({moved} points, p {p} after Holm's correction); "
-        words += f"this many problems show one of ±{least} points 4 times in 5"
-    form = f"; {entry['form']['words']}" if "form" in entry else ""
-    return f"{name}: {words}{form}."
 
 
 def _print_flips(name: str, flips: Sequence[Mapping[str, Any]], better: int, worse: int) -> None:

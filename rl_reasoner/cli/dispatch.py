@@ -10,7 +10,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NoReturn, get_args
 
 import tyro
@@ -37,7 +37,7 @@ from rl_reasoner.cli.train import TrainVerb
 from rl_reasoner.cli.why import WhyVerb
 from rl_reasoner.distributed import launcher, processes
 from rl_reasoner.errors import OldName, RunStopped, UserError, unknown
-from rl_reasoner.report.console import err, new_table, out
+from rl_reasoner.report.console import err, new_table, out, wrapped
 from rl_reasoner.version import __version__
 
 Verb = (
@@ -64,18 +64,20 @@ _VALUES = {
     "env": ("--plan", "--gpus", "--gpu", "--server-gpus"),
 }
 """Flags with a value of the verbs that also take a recipe's flags."""
-_DESCRIPTION = """Reinforcement-learning fine-tuning for reasoning.
+_OVERVIEW = """\
+Reinforcement-learning fine-tuning for reasoning.
 
 Try:
   rl-reasoner train quickstart       two CPU cores, about two minutes
-  rl-reasoner list                   recipes, rewards, sets
   rl-reasoner check quickstart       will it learn, and how long will it take?
+  rl-reasoner list                   recipes, rewards, sets
 
-Exit codes: 0 done, 1 the work failed, 2 a mistake in what you gave, 3 a reward kept failing,
-130 interrupted. Results go to standard output, everything else to standard error.
+Verbs (rl-reasoner VERB --help shows the flags of one):
+{verbs}
 
-`rl-reasoner --version` prints the version.
-"""
+Exit codes: 0 done, 1 the work failed, 2 a mistake in what you gave, 3 a reward
+kept failing, 130 interrupted. Results go to standard output, everything else to
+standard error. rl-reasoner --version prints the version."""
 _showwarning = warnings.showwarning
 # what the system says of a path that somebody gave
 _PATHS = (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG)
@@ -185,7 +187,10 @@ def parse_verb(argv: Sequence[str]) -> Any:
     """Parse the verb and its arguments; `--help` and mistakes in flags end the process."""
     verbs = _verbs()
     argv = list(argv) or ["--help"]
-    if argv[0] not in (*verbs, "--help", "-h"):
+    if argv[0] in ("--help", "-h"):
+        out.print(Text(_overview(verbs)), soft_wrap=True)
+        raise SystemExit(0)
+    if argv[0] not in verbs:
         if argv[0].startswith("-"):
             raise UserError(f"{argv[0]}: first comes a verb: {', '.join(verbs)}")
         raise unknown("verb", argv[0], verbs)
@@ -195,7 +200,7 @@ def parse_verb(argv: Sequence[str]) -> Any:
     if not {"--help", "-h"} & set(own):
         check_arguments(own[0], verbs[own[0]], own[1:])
     try:
-        verb = tyro.cli(Verb, args=own, prog="rl-reasoner", description=_DESCRIPTION)
+        verb = tyro.cli(Verb, args=own, prog="rl-reasoner")
     except SystemExit as end:
         if end.code == 0 and argv[:1] == ["train"]:
             _print_recipe_flags(own)
@@ -208,6 +213,16 @@ def parse_verb(argv: Sequence[str]) -> Any:
 def _verbs() -> dict[str, type[Any]]:
     """Name of a verb -> its class."""
     return {get_args(verb)[1].name: get_args(verb)[0] for verb in get_args(Verb)}
+
+
+def _overview(verbs: Mapping[str, type[Any]]) -> str:
+    """The help of all: three examples, and a sentence of each verb."""
+    size = max(map(len, verbs)) + 4
+    lines = []
+    for name, verb in verbs.items():
+        about = " ".join(str(verb.__doc__).partition("\n\n")[0].split())
+        lines.append(wrapped(about, " " * size, f"  {name}".ljust(size)))
+    return _OVERVIEW.format(verbs="\n".join(lines))
 
 
 def _split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -8,6 +8,7 @@ import tyro
 from tyro.conf import arg
 
 from rl_reasoner.cli.arguments import Count, Json, Name, check_numbers
+from rl_reasoner.cli.progress import told_if_long
 from rl_reasoner.errors import UserError
 from rl_reasoner.report.console import emit, new_table
 
@@ -40,6 +41,15 @@ class EnvVerb:
             raise UserError(
                 f"{', '.join(given)}: only with --plan RECIPE; env alone shows this machine"
             )
+        with told_if_long("loading torch and measuring the machine"):
+            value = self._machine()
+        table = new_table("what", "value")
+        for key, here in value.items():
+            table.add_row(key, "none" if here is None else str(here))
+        emit(self.json, value, table)
+
+    def _machine(self) -> dict[str, Any]:
+        """What is here, by its name."""
         import platform
 
         import torch
@@ -50,7 +60,7 @@ class EnvVerb:
         from rl_reasoner.version import __version__
 
         device = choose_device()
-        value = {
+        return {
             "rl_reasoner": __version__,
             "python": platform.python_version(),
             "platform": platform.platform(),
@@ -62,10 +72,6 @@ class EnvVerb:
             "sandbox": str(sandbox.strength()),
             **versions(),
         }
-        table = new_table("what", "value")
-        for key, here in value.items():
-            table.add_row(key, "none" if here is None else str(here))
-        emit(self.json, value, table)
 
     def _plan(self, source: str) -> None:
         from rl_reasoner.planning.plan import plan, table_rows

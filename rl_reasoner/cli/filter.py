@@ -30,7 +30,7 @@ from rl_reasoner.cli.arguments import (
     tool_settings,
     use_data_dir,
 )
-from rl_reasoner.cli.progress import ProgressBars
+from rl_reasoner.cli.progress import ProgressBars, told_if_long
 from rl_reasoner.errors import RunStopped, UserError
 from rl_reasoner.report.console import emit, err, new_table
 
@@ -166,7 +166,8 @@ class FilterVerb:
     def _filter(self, stage: "FilterStage", kept: Path, rates: Path) -> dict[str, Any]:
         from rl_reasoner.dataset.rows import load_rows
 
-        rows = load_rows(self._data())[: self.limit]
+        with told_if_long(f"reading {self.data}"):
+            rows = load_rows(self._data())[: self.limit]
         template, system = prompt_settings(self.policy, self.template, self.system)
         tools = tool_settings(self.policy, self.tools, self.tool_format)
         err.print("loading torch and transformers", style="dim")
@@ -176,7 +177,8 @@ class FilterVerb:
         from rl_reasoner.policy.opening import open_policy, quiet_libraries
 
         quiet_libraries()
-        policy = open_policy(self.policy)
+        with told_if_long(f"opening {self.policy}"):
+            policy = open_policy(self.policy)
         cache = None if self.no_cache else cache_folder() / "samples"
         total = len(rows) * stage.samples
         with Threads() as threads, ProgressBars(self.quiet) as progress:

@@ -4,7 +4,9 @@ With `--json` too, since standard output alone is the result; `--quiet` shows no
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Timer
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -13,6 +15,20 @@ from rich.text import Text
 from rl_reasoner.evaluation.formatting import duration
 from rl_reasoner.report.console import err
 from rl_reasoner.report.terminal import SECONDS_BETWEEN_LINES
+
+_LONG_S = 2.0  # a silence that one notices
+
+
+@contextmanager
+def told_if_long(what: str) -> Iterator[None]:
+    """Say `what` is being done where it takes more than two seconds; for work without a count."""
+    timer = Timer(_LONG_S, lambda: err.print(Text(f"{what} …"), style="dim", soft_wrap=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class ProgressBars:

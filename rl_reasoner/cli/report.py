@@ -7,6 +7,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from rl_reasoner.cli.arguments import Flag, Json, check_writable
+from rl_reasoner.cli.progress import told_if_long
 from rl_reasoner.foreign import check_run
 from rl_reasoner.report.console import emit, err, wrapped
 
@@ -36,11 +37,13 @@ class ReportVerb:
             return
         if self.source.suffix == ".json":
             target = check_writable(self.source.with_suffix(".html"))
-            path = write_evaluation([self.source], target)
+            with told_if_long("writing the page"):
+                path = write_evaluation([self.source], target)
         else:
             check_run(self.source)
             check_writable(self.source / "report.html")
-            path = write_report(self.source)
+            with told_if_long("writing the page"):
+                path = write_report(self.source)
         emit(self.json, {"report": str(path)}, str(path))
 
     def _ready(self, url: str) -> None:

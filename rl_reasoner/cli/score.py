@@ -20,10 +20,12 @@ from rl_reasoner.cli.arguments import (
     check_writable,
     parse_options,
 )
+from rl_reasoner.cli.progress import ProgressBars, told_if_long
 from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.files import write_jsonl
 from rl_reasoner.report.console import emit, err, new_table
 
+_PIECE = 256  # rows that are scored at once
 _SHOWN = 50  # rows of a table
 
 
@@ -64,7 +66,8 @@ class ScoreVerb:
 
         target = check_writable(self.out) if self.out else None
         options = parse_options("--reward-options", self.reward_options)
-        rescoring = rescore(run, self.reward, self.stage, options)
+        with told_if_long(f"scoring the completions of {run} again"):
+            rescoring = rescore(run, self.reward, self.stage, options)
         if target is not None:
             write_jsonl(target, rescoring.flips)
         summary = {"reward": self.reward, "run": str(run), **rescoring.summary()}
@@ -145,8 +148,17 @@ def _score_rows(
     columns: dict[str, list[Any]] = {key: [row.get(key) for row in rows] for key in rows[0]}
     columns["prompts"] = columns.get("prompt", columns.get("problem", [""] * len(rows)))
     err.print(f"{reward}: scoring {len(rows):,} rows", style="dim")
-    scores = score_batch(function, columns.pop("completion"), columns)
-    return [outcome_json(score) for score in scores]
+    completions = columns.pop("completion")
+    alone = isinstance(function, Reward) and not function.group  # others may see the whole batch
+    piece = _PIECE if alone else len(rows)
+    found: list[dict[str, Any]] = []
+    with ProgressBars(err.quiet) as progress:
+        for at in range(0, len(rows), piece):
+            own = {name: values[at : at + piece] for name, values in columns.items()}
+            scores = score_batch(function, completions[at : at + piece], own)
+            found += map(outcome_json, scores)
+            progress(reward, len(found), len(rows))
+    return found
 
 
 def _score_table(

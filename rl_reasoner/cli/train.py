@@ -8,6 +8,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from rl_reasoner.cli.arguments import Json, Quiet, RunOption, StageName
+from rl_reasoner.cli.progress import told_if_long
 from rl_reasoner.distributed import launcher, processes
 from rl_reasoner.errors import UserError
 from rl_reasoner.foreign import check_run
@@ -49,7 +50,8 @@ class TrainVerb:
             return
         from rl_reasoner.pipeline.inputs import read_inputs
 
-        inputs = read_inputs(recipe, locate, starts=self.resume is None)
+        with told_if_long("reading the data, and calling each reward once"):
+            inputs = read_inputs(recipe, locate, starts=self.resume is None)
         if not self.quiet and processes.is_main():
             err.print("loading torch and transformers", style="dim")
         from rl_reasoner.pipeline.train import train

@@ -10,10 +10,15 @@ from tyro.conf import Positional, arg
 
 from rl_reasoner.cli.arguments import Count, Json, StageName, cell
 from rl_reasoner.errors import UserError
-from rl_reasoner.report.console import emit, err, new_table
+from rl_reasoner.report.console import emit, err, new_table, wrapped
 
 _LEGEND = """* the row that --row chose, or the one with the largest advantage
 advantage: above 0, training made this completion likelier; below 0, less likely"""
+_TELLING = (
+    "reward", "reward_std", "frac_reward_zero_std", "kl", "entropy", "loss", "grad_norm",
+    "completions/mean_length", "completions/clipped_ratio", "tokens_per_second",
+)  # fmt: skip
+"""The metrics of a step that are shown; there are some fifty."""
 _CHANGED = 8  # rows shown under another reward
 
 
@@ -120,7 +125,9 @@ def _completion_text(rollout: Mapping[str, Any]) -> Text:
 
 
 def _metrics_text(step: Any) -> str:
-    """The batch's numbers, a line each."""
-    kept = [(k, v) for k, v in step.metrics.items() if isinstance(v, (int, float))]
-    kept += [(f"seconds of {name}", seconds) for name, seconds in step.seconds.items()]
-    return "\n" + "\n".join(f"{name}: {cell(value)}" for name, value in kept)
+    """The batch's telling numbers in a few lines; the JSON has all of them."""
+    kept = [f"{name} {cell(step.metrics[name])}" for name in _TELLING if name in step.metrics]
+    kept += [f"seconds of {name} {cell(seconds)}" for name, seconds in step.seconds.items()]
+    rest = len(step.metrics) + len(step.seconds) - len(kept)
+    more = f"; {rest} more with --json" if rest else ""
+    return "\n" + wrapped(f"the step: {', '.join(kept)}{more}") if kept else ""

@@ -60,6 +60,11 @@ _INTEGER = "a whole number"
 _ANSWERS = {"functions": "tests"} | dict.fromkeys(
     ("instructions", "instructions_tiny"), "instructions, one of many responses that follow them"
 )
+_OWN = {
+    "programming": "short Python functions on numbers, text and lists",
+    "word_problems": "word problems in English, on ten subjects",
+}
+"""What a set that no generator made is about."""
 _CODE = "auto; a chat model is to answer with a fenced Python block"
 
 CARDS = {
@@ -185,7 +190,7 @@ def card_of(name: str) -> Card | None:
         task, _, split = own.stem.rpartition("_")
         made = task in TASKS
         return Card(
-            about=f"generated problems of the task {task}" if made else own.stem.replace("_", " "),
+            about=generated_words(task) if made else _OWN.get(own.stem, own.stem),
             size=size,
             split=split if made else "all",
             answers=_ANSWERS.get(task, "a number or expression"),
@@ -194,6 +199,11 @@ def card_of(name: str) -> Card | None:
             prompt="plain",
         )
     return None
+
+
+def generated_words(task: str) -> str:
+    """What a card says of a set that a task's generator made."""
+    return f"generated problems of the task {task}"
 
 
 def set_names() -> list[str]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.evaluation.formatting import fixed, points
+from rl_reasoner.evaluation.formatting import fixed, p_value, points
 from rl_reasoner.evaluation.metrics import has_lenient, problems, share_right
 from rl_reasoner.evaluation.notebook import comparison_html, difference
 from rl_reasoner.evaluation.statistics import (
@@ -33,6 +33,7 @@ _PARTS = {
     0.5: "half", 2 / 3: "two thirds", 0.75: "three quarters", 0.8: "four fifths",
     0.9: "nine tenths", 1.0: "nearly all",
 }  # fmt: skip
+_SURE = 0.05  # p below which b differs from a
 _WHOLE = 0.005  # of a share: so near to none or all is told as that
 
 
@@ -191,8 +192,8 @@ def _flips(
             "problem": a[i]["problem"],
             "answer": a[i].get("answer", ""),
             "difference": difference,
-            "a": _telling(a[i]),
-            "b": _telling(b[j]),
+            "a": _telling(a[i], right=difference < 0),
+            "b": _telling(b[j], right=difference > 0),
         }
         for i, j, difference in changed
     ]
@@ -208,9 +209,26 @@ def unlike(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _telling(row: Row) -> dict[str, Any]:
-    """The share that is right, and one completion with its reason: a wrong one where there is."""
+def sentence_of(name: str, entry: Mapping[str, Any]) -> str:
+    """One sentence: whether b is better, worse or neither, by how much, and what of it is form.
+
+    What of a difference is form is not asked where none is shown.
+    """
+    moved, p = points(entry["difference"]), p_value(entry["p_holm"])
+    if entry["p_holm"] < _SURE:
+        how = "better" if entry["difference"] > 0 else "worse"
+        words = f"b is {how} than a: {moved} points, p {p} after Holm's correction"
+        words += f"; {entry['form']['words']}" if "form" in entry else ""
+    else:
+        least = fixed(100 * entry["detectable"])
+        words = f"no difference is shown ({moved} points, p {p} after Holm's correction); "
+        words += f"this many problems show one of ±{least} points 4 times in 5"
+    return f"{name}: {words}."
+
+
+def _telling(row: Row, *, right: bool) -> dict[str, Any]:
+    """The share that is right, and one completion that is right or is not, with its reason."""
     scores = row["scores"]
-    at = next((i for i, score in enumerate(scores) if score != 1.0), 0)
+    at = next((i for i, score in enumerate(scores) if (score == 1.0) == right), 0)
     one = {name: row[f"{name}s"][at] for name in ("completion", "reason") if f"{name}s" in row}
     return {"share": share_right(row), **one}

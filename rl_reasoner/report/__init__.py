@@ -51,5 +51,6 @@ def write_evaluation(files: Sequence[Path], target: Path) -> Path:
     from rl_reasoner.files import write_text
     from rl_reasoner.report.evaluation import build_evaluation_page
 
-    write_text(target, build_evaluation_page([EvalResult.load(file) for file in files]))
+    results = [EvalResult.load(file) for file in files]
+    write_text(target, build_evaluation_page(results, [file.name for file in files]))
     return target

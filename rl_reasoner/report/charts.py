@@ -15,6 +15,8 @@ from rl_reasoner.evaluation.statistics import Interval
 from rl_reasoner.foreign import printable
 
 _POINTS = 200  # along the x axis: more would not be seen
+RESULT = "result"
+"""What the only evaluation of a page is called: it needs no legend."""
 SERIES = ("c1", "c2", "c3", "c4", "c5", "c6")
 
 
@@ -124,7 +126,7 @@ def bars(title: str, sets: Sequence[tuple[str, Sequence[Bar]]], *, note: str = "
         return {**look, "value": bar.value, "interval": bar.interval}
 
     groups = [{"name": printable(name), "bars": [*map(spec, group)]} for name, group in sets]
-    legend = [(label, colours[label]) for label in labels]
+    legend = [(label, colours[label]) for label in labels if label != RESULT]
     named = any(len(group) > len(SERIES) for _, group in sets)  # colours alone would not tell
     return Chart(title, {"kind": "bars", "groups": groups, "named": named}, "", note, legend)
 
@@ -140,7 +142,7 @@ def pass_at_k_chart(title: str, curves: Sequence[Trace]) -> Chart:
 
 def evaluation_colours(labels: Sequence[str]) -> dict[str, str]:
     """A colour variable for each evaluation: grey before, the accent after, others between."""
-    fixed = {"before": "before", "after": "c1"}
+    fixed = {"before": "before", "after": "c1", RESULT: "c1"}
     others = [label for label in labels if label not in fixed]
     return {label: fixed.get(label) or colour(1 + others.index(label)) for label in labels}
 

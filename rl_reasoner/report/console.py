@@ -58,11 +58,11 @@ def emit(as_json: bool, value: Mapping[str, Any], shown: Any) -> None:
         out.print(shown, highlight=False, soft_wrap=whole)
 
 
-def wrapped(text: str, indent: str = "", start: str = "") -> str:
-    """A sentence in lines of at most 80 columns, broken between words; `start` begins the first."""
+def wrapped(text: str, indent: str = "", start: str = "", columns: int = COLUMNS) -> str:
+    """A sentence in lines of at most `columns`, broken between words; `start` begins the first."""
     return textwrap.fill(
         text,
-        COLUMNS,
+        max(columns, COLUMNS),
         initial_indent=start or indent,
         subsequent_indent=indent,
         break_long_words=False,

@@ -8,7 +8,7 @@ for two results also the paired comparison. Pure: results in, text out.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rl_reasoner.evaluation.comparison import unlike
+from rl_reasoner.evaluation.comparison import sentence_of, unlike
 from rl_reasoner.evaluation.formatting import fixed, p_value, percent, points, points_span
 from rl_reasoner.evaluation.result import EvalResult, compare
 from rl_reasoner.report import charts
@@ -25,14 +25,17 @@ from rl_reasoner.report.stages import figures
 Named = Sequence[tuple[str, EvalResult]]
 
 
-def build_evaluation_page(results: Sequence[EvalResult]) -> str:
-    """Build the page of one or two results as HTML text; equal results give equal text."""
-    labels = ["result"] if len(results) == 1 else ["a", "b"]
+def build_evaluation_page(results: Sequence[EvalResult], files: Sequence[str] = ()) -> str:
+    """Build the page of one or two results as HTML text; equal results give equal text.
+
+    `files` are the names of their files, which tell two results of one policy apart.
+    """
+    labels = [charts.RESULT] if len(results) == 1 else ["a", "b"]
     named = list(zip(labels, results, strict=True))
     entries = compare(*results) if len(results) == 2 else {}
     sources = _sources(named, entries)
     sections = [
-        _header(named),
+        _header(named, files),
         _comparison(entries, sources) if entries else None,
         _tables(named),
         _curves(named),
@@ -44,9 +47,11 @@ def build_evaluation_page(results: Sequence[EvalResult]) -> str:
     return shell(title, sections, "Made by rl-reasoner from saved completions.", sources)
 
 
-def _header(named: Named) -> Element:
+def _header(named: Named, files: Sequence[str]) -> Element:
     title = named[0][1].policy if len(named) == 1 else "Two evaluations"
-    lines = [f"{label}: {result.policy}" for label, result in named] if len(named) > 1 else []
+    of = [f", {name}" for name in files] or [""] * len(named)
+    told = zip(named, of, strict=True) if len(named) > 1 else ()
+    lines = [f"{label}: {result.policy}{file}" for (label, result), file in told]
     settings = named[-1][1].settings
     conditions = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
     return h(
@@ -63,7 +68,10 @@ def _header(named: Named) -> Element:
 
 def _tables(named: Named) -> Element:
     names = dict.fromkeys(name for _, result in named for name in result.sets)
-    head = ["Set", "Result", "Problems", "Samples", "Accuracy", "Lenient", "Cut off", "No answer"]
+    alone = len(named) == 1
+    head = ["Set"] if alone else ["Set", "Result"]
+    first = len(head)
+    head += ["Problems", "Samples", "Accuracy", "Lenient", "Cut off", "No answer"]
     head += ["Abstained", "Faults", "Mean length"]
     rows: list[list[Child]] = []
     for name in names:
@@ -78,27 +86,33 @@ def _tables(named: Named) -> Element:
             judged = [_accuracy(s), _accuracy(s.get("lenient"))]
             mean = s.get("mean_length")
             length = "–" if mean is None else fixed(mean)
-            rows.append([set_title(name), label, *counts, *judged, *shares, length])
+            whose: list[Child] = [set_title(name)] if alone else [set_title(name), label]
+            rows.append([*whose, *counts, *judged, *shares, length])
     meaning = (
         "95% intervals: Wilson's for one completion per problem, clustered by problem for several. "
         "A completion that has no answer or could not be judged is not right; one that was cut off "
         "is judged by what was written until then. Lenient: right wherever a person reads the "
         "answer, in whatever form; a dash where answer and form are one thing."
     )
-    return section("figures", "Figures", table(head, rows, numeric_from=2), note(meaning))
+    return section("figures", "Figures", table(head, rows, numeric_from=first), note(meaning))
 
 
 def _accuracy(figures: Mapping[str, Any] | None) -> Child:
     return "–" if figures is None else estimate(figures["accuracy"], figures["interval"])
 
 
-def _curves(named: Named) -> Element | None:
-    drawings = list(_drawings(named))
-    return section("curves", "Curves", figures(drawings, "curves")) if drawings else None
-
-
-def _drawings(named: Named) -> Iterator[Chart]:
+def _curves(named: Named) -> Element:
     names = list(dict.fromkeys(name for _, result in named for name in result.sets))
+    drawings, lengths = list(_drawings(named, names)), list(_by_length(named, names))
+    return section(
+        "curves",
+        "Curves",
+        figures(drawings, "curves"),
+        figures(lengths, "curves") if lengths else None,
+    )
+
+
+def _drawings(named: Named, names: Sequence[str]) -> Iterator[Chart]:
     groups = [
         (set_title(n), [_bar(label, r.sets[n]) for label, r in named if n in r.sets]) for n in names
     ]
@@ -114,6 +128,9 @@ def _drawings(named: Named) -> Iterator[Chart]:
         ]
         if curves:
             yield charts.pass_at_k_chart(f"pass@k and maj@k on {set_title(name)}", curves)
+
+
+def _by_length(named: Named, names: Sequence[str]) -> Iterator[Chart]:
     for name in names:
         label, result = next((label, r) for label, r in reversed(named) if name in r.sets)
         bins = result.sets[name].get("by_length", [])
@@ -187,12 +204,10 @@ def _comparison(
     for name, entry in entries.items():
         rows.append([set_title(name), f"{entry['problems']:,}", *_tested(entry)])
         if "lenient" in entry:
-            rows.append(["lenient", "", *_tested(entry["lenient"])])
+            rows.append([f"{set_title(name)}, lenient", "", *_tested(entry["lenient"])])
         if "pass_at_k" in entry:
-            rows.append([f"pass@{entry['pass_at_k']['k']}", "", *_tested(entry["pass_at_k"])])
-    form = [
-        f"{set_title(name)}: {e['form']['words']}." for name, e in entries.items() if "form" in e
-    ]
+            at_k = f"{set_title(name)}, pass@{entry['pass_at_k']['k']}"
+            rows.append([at_k, "", *_tested(entry["pass_at_k"])])
     meaning = (
         "Detectable: the least true difference that this many problems show 4 times in 5. "
         "Holm: adjusted for the number of sets; lenient ones and pass@k apart."
@@ -200,8 +215,9 @@ def _comparison(
     return section(
         "comparison",
         "Comparison, paired by problem",
+        h("ul", [h("li", sentence_of(set_title(name), entry)) for name, entry in entries.items()]),
         table(head, rows),
-        [note(sentence) for sentence in (*form, meaning, *unlike(entries))],
+        [note(sentence) for sentence in (meaning, *unlike(entries))],
         [_flipped(name, entry, sources) for name, entry in entries.items()],
     )
 

@@ -214,8 +214,9 @@ def _task(run: RunData) -> Element | None:
     first, row = next((pair for pair in pairs if _flip(*pair) == wanted), pairs[0])
     answer = printable(str(row.get("answer") or ""))
     said = [_said("before", first)] if first else []
+    question = "What was the task?" if "after" in ends else "What is the task?"
     return _card(
-        "What was the task?",
+        question,
         h("p", "A problem of the test set" + _flipped_words(_flip(first, row)), class_="label"),
         h("pre", _short(row.get("problem")), class_="example"),
         h("p", "Right answer: ", h("b", _short(answer)), class_="answer") if answer else None,

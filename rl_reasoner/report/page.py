@@ -256,7 +256,7 @@ def _reproduce(run: RunData) -> Element | None:
         "reproduce",
         "How to get it again",
         h("p", _machine(run)) if _machine(run) else None,
-        h("pre", f"{_threads(run)}{command}", class_="command") if command else None,
+        h("pre", _words(f"{_threads(run)}{command}"), class_="command") if command else None,
         folded("Versions, data and hardware (lock.json)", facts) if rows else None,
         folded("Resolved recipe (recipe.yaml)", recipe) if run.recipe_text else None,
     )
@@ -286,6 +286,14 @@ def _machine(run: RunData) -> str:
         "threads; another number of threads, processor or version of torch rounds otherwise, and "
         "its figures differ as those of another seed do."
     )
+
+
+def _words(command: str) -> list[Child]:
+    """The words of a command, none of which is broken at its hyphens."""
+    words: list[Child] = []
+    for word in command.split(" "):
+        words += [" ", h("span", word)]
+    return words[1:]
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

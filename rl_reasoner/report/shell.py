@@ -204,7 +204,7 @@ def _filters(sources: Sequence[EntrySource]) -> Element:
         field = h("input", name=name, type="number", step=step, inputmode="decimal")
         return h("label", label, field, class_="bound")
 
-    text = h("input", name="text", type="search", placeholder="prompt, completion, reason")
+    text = h("input", name="text", type="search", placeholder="words in it")
     return h(
         "form",
         choice("source", "From", [(source.key, source.name) for source in sources]),

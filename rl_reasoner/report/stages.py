@@ -15,6 +15,7 @@ from rl_reasoner.report.run_data import StageRecord, interval
 
 _LAYERS_SHOWN = 6
 _OTHERS_SHOWN = 60
+_TALL = 12  # lines of bars that make a chart twice as high as others
 
 
 class _Curve(NamedTuple):
@@ -168,6 +169,7 @@ def figure(drawing: Chart, place: str) -> Element:
     """
     legend = [h("span", h("i", class_=f"dot {colour}"), label) for label, colour in drawing.legend]
     summary = f"{drawing.title}: {drawing.summary}".rstrip(": ")
+    bars = sum(1 + len(group["bars"]) for group in drawing.spec.get("groups", ()))
     return h(
         "figure",
         h(
@@ -178,7 +180,7 @@ def figure(drawing: Chart, place: str) -> Element:
         ),
         h("div", class_="plot", tabindex="0", role="img", aria_label=summary),
         note(drawing.note) if drawing.note else None,
-        class_="chart",
+        class_="chart tall" if bars > _TALL else "chart",
         data_chart=f"{place}/{drawing.title}",
         data_spec=json.dumps(drawing.spec, allow_nan=False),
     )
@@ -249,7 +251,7 @@ def _reward(stage: StageRecord) -> Iterator[Chart]:
 def _evals(stage: StageRecord) -> Iterator[Chart]:
     for key in stage.keys("eval/"):
         steps, values = stage.series(key)
-        if not key.endswith("/accuracy") or not values:
+        if not key.endswith("/accuracy") or len(values) < 2:  # one is no curve
             continue
         name = key.removeprefix("eval/").removesuffix("/accuracy")
         spans = {row["step"]: interval(row.get(f"eval/{name}/interval")) for row in stage.metrics}

@@ -51,7 +51,7 @@ def test_help_names_every_verb_and_every_flag_of_the_recipe(cli: Cli) -> None:
     ended = cli("--help")
     assert ended.code == 0
     for verb in ("train", "eval", "compare", "chat", "score", "list", "copy", "report", "env"):
-        assert f"• {verb} " in ended.out
+        assert f"\n  {verb} " in ended.out
     ended = cli("train", "quickstart", "--help")
     assert ended.code == 0
     for flag in ("--grpo.group.size", "--habit.optim.max_grad_norm", "--run.folder", "--resume"):

@@ -411,7 +411,7 @@ def test_the_page_shows_both_and_why(saved: EvalResult) -> None:
     assert ">Lenient<" in page
     assert "last number: '6'" in json.dumps(packs(page)["set-0-0"]["rows"])
     both = build_evaluation_page([saved, saved])
-    assert ">lenient<" in both and "too little is sure" in both
+    assert ", lenient<" in both and "no difference is shown" in both
 
 
 # ---------------------------------------------------------------------------------- commands
