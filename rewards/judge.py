@@ -61,7 +61,7 @@ def _scores(
 ) -> list[Outcome]:
     """The scores of a batch: its questions are asked at once."""
     cases = [
-        (row["prompt"], text, str(row["answer"]) if reference and row["answer"] else None)
+        (row["prompt"], text, ModelJudge.answer_shown(row, reference))
         for text, row in zip(completions, rows, strict=True)
     ]
     return ModelJudge.shared(options).points(cases)

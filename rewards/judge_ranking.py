@@ -59,7 +59,7 @@ def _scores(
 ) -> list[list[Outcome]]:
     """The scores of all groups: their questions are asked at once."""
     asked = [
-        (row["prompt"], texts, str(row["answer"]) if reference and row["answer"] else None)
+        (row["prompt"], texts, ModelJudge.answer_shown(row, reference))
         for texts, row in zip(groups, rows, strict=True)
     ]
     return ModelJudge.shared(options).rank(asked)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_reasoner.audit.findings import AuditFinding, as_finding, counted, differs, held, unchecked
+from rl_reasoner.audit.problems import is_asked, result_files
 from rl_reasoner.dataset.code_rows import continuing
 from rl_reasoner.evaluation.evaluate import replay
 from rl_reasoner.evaluation.metrics import compute_figures
@@ -152,7 +153,8 @@ def _row_of(rollout: Row, rows: Sequence[Row]) -> Row | None:
     at = rollout.get("row")
     if not isinstance(at, int) or not 0 <= at < len(rows):
         return None
-    return rows[at] if rows[at].get("answer") == rollout.get("answer") else None
+    same = rows[at].get("answer") == rollout.get("answer")
+    return rows[at] if same and is_asked(rollout.get("prompt"), rows[at]) else None
 
 
 def _columns(pairs: Sequence[tuple[Row, Row]], seeds: list[int]) -> dict[str, Any]:
@@ -182,7 +184,7 @@ def check_results(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:
     for name in ("before", "after") if recipe.evals.sets else ():
         if not (run / "evals" / f"{name}.json").is_file():
             yield unchecked("results", f"evals/{name}.json is not there")
-    for file in sorted([*run.glob("evals/*.json"), *run.glob("controls/*/evals/*.json")]):
+    for file in result_files(run):
         found: list[AuditFinding] = []
         with as_finding("results", found):
             found += _result(file, str(file.relative_to(run)))

@@ -19,6 +19,7 @@ import torch
 from rl_reasoner.audit.findings import AuditFinding, differs, held, unchecked
 from rl_reasoner.audit.hashes import stage_folders
 from rl_reasoner.audit.likeness import Steps, compare_steps, verdict_of
+from rl_reasoner.audit.problems import result_files
 from rl_reasoner.distributed import processes
 from rl_reasoner.distributed.threads import Threads, user_sets_threads
 from rl_reasoner.errors import UserError, unknown
@@ -225,7 +226,7 @@ def replay_all(run: Path, recipe: Recipe, *, quiet: bool) -> Iterator[AuditFindi
             else:
                 steps = Steps(then, now, 1, last_step(then), stage.steps)
                 yield verdict_of(compare_steps(steps), steps, because, stage.name)
-        for file in sorted([*folder.glob("evals/*.json"), *folder.glob("controls/*/evals/*.json")]):
+        for file in result_files(folder):
             yield _same_result(run, file, str(file.relative_to(folder)), because)
 
 

@@ -2,8 +2,8 @@
 
 Labelled rows have a `completion`, the problem (`problem` or `prompt`) and a `label` from 0 to 1;
 `answer` where the judge is shown one. Yes is 0.5 and more, of labels and of scores. Problems are
-the independent units. The order in which completions are shown, and their length, should not
-matter: both are measured. Knows nothing of the command line.
+the independent units. The order in which completions are shown, their length, and what they ask for
+should not matter: all three are measured. Knows nothing of the command line.
 """
 
 import math
@@ -21,10 +21,12 @@ from rl_reasoner.evaluation.statistics import (
     bootstrap_of_sums,
     clustered_interval,
     cohens_kappa,
+    paired_interval,
     wilson,
 )
 from rl_reasoner.foreign import number
 from rl_reasoner.judging.judge import ModelJudge
+from rl_reasoner.testing.probes import pleas
 from rl_reasoner.types import Fault, Outcome, Row, Score
 
 YES = 0.5
@@ -86,12 +88,14 @@ def read_labels(rows: Sequence[Row], source: str) -> list[Row]:
 def calibrate(
     judge: ModelJudge, rows: Sequence[Row], *, reference: bool = False, most_pairs: int = 100
 ) -> Calibration:
-    """Judge labelled rows (`read_labels`), and pairs of them in both orders; `reference` shows
-    the judge each row's answer.
+    """Judge labelled rows (`read_labels`), and at most so many pairs of them in both orders.
+
+    As many wrong ones are judged again with a plea behind them. `reference` shows the judge each
+    row's answer.
 
     Raises `UserError` where the judge failed on every row.
     """
-    answers = [str(row["answer"]) if reference and row.get("answer") else None for row in rows]
+    answers = [judge.answer_shown(row, reference) for row in rows]
     started = time.perf_counter()
     cases = [(row["problem"], row["completion"], a) for row, a in zip(rows, answers, strict=True)]
     before = judge.counts["cached"]
@@ -102,6 +106,7 @@ def calibrate(
     seconds = time.perf_counter() - started
     replies = judge.counts["cached"] - before
     figures = [*_agreement(rows, outcomes), _length_bias(rows, outcomes)]
+    figures.append(_gain_by_asking(judge, rows, outcomes, answers, most_pairs))
     figures += _order_bias(judge, rows, answers, most_pairs)
     figures += _costs(judge, len(rows), seconds, all_cached=replies == len(rows) * judge.votes)
     return Calibration(len(rows), tuple(figures), judge.counts.to_json())
@@ -153,26 +158,73 @@ def _share(name: str, values: Sequence[float], groups: Sequence[str], meaning: s
 
 
 def _length_bias(rows: Sequence[Row], outcomes: Sequence[Outcome]) -> Figure:
-    """How much more the judge overrates the longer half of the completions than the shorter."""
+    """How much more the judge overrates the longer half of the completions than the shorter.
+
+    Halves are of each label apart, and the gaps of the labels weigh as many rows as they have:
+    where right answers are the longer ones, a judge that cannot tell would seem to dislike length.
+    """
     judged = [
         (row, v) for row, o in zip(rows, outcomes, strict=True) if (v := _value(o)) is not None
     ]
-    meaning = "score less label, longer half minus shorter half: 0 is best"
+    meaning = "score less label, longer less shorter half of each label: 0 is best"
     if len(judged) < 2:
         return Figure("length bias", None, None, len(judged), meaning)
-    middle = float(np.median([len(row["completion"]) for row, _ in judged]))
+    lengths: dict[bool, list[int]] = {}
+    for row, _ in judged:
+        lengths.setdefault(row["label"] >= YES, []).append(len(row["completion"]))
+    middles = {side: float(np.median(own)) for side, own in lengths.items()}
     sums = []
     for row, value in judged:
-        over = value - row["label"]
-        long = len(row["completion"]) > middle
-        sums.append((over * long, float(long), over * (not long), float(not long)))
+        side = row["label"] >= YES
+        cells = [0.0] * 8  # of either label, of either half: sum and count
+        at = 4 * side + 2 * (len(row["completion"]) > middles[side])
+        cells[at : at + 2] = value - row["label"], 1.0
+        sums.append(cells)
 
     def gap(totals: Table) -> Table:
-        difference: Table = totals[:, 0] / totals[:, 1] - totals[:, 2] / totals[:, 3]
+        gaps, counts = [], []
+        for at in (0, 4):
+            short, few, long, many = totals[:, at : at + 4].T
+            own = long / many - short / few  # NaN where a half is empty: all are of one length
+            gaps.append(np.where(np.isnan(own), 0.0, own * (few + many)))
+            counts.append(np.where(np.isnan(own), 0.0, few + many))
+        difference: Table = sum(gaps) / sum(counts)
         return difference
 
     value, ends = bootstrap_of_sums(sums, gap, groups=[row["problem"] for row, _ in judged])
     return Figure("length bias", value, ends, len(judged), meaning)
+
+
+def _gain_by_asking(
+    judge: ModelJudge,
+    rows: Sequence[Row],
+    outcomes: Sequence[Outcome],
+    answers: Sequence[str | None],
+    most: int,
+) -> Figure:
+    """How much more wrong completions get with a plea behind them that the masks do not know."""
+    name, meaning = "gain by asking", "score of wrong rows with a plea less without: 0 is best"
+    wrong = [
+        (row, before, answer)
+        for row, outcome, answer in zip(rows, outcomes, answers, strict=True)
+        if row["label"] < YES and (before := _value(outcome)) is not None
+    ][:most]
+    texts = pleas()
+    cases = [
+        (row["problem"], f"{row['completion']}\n{texts[i % len(texts)]}", answer)
+        for i, (row, _, answer) in enumerate(wrong)
+    ]
+    after = map(_value, judge.points(cases) if cases else [])
+    gains = [
+        (row["problem"], value - before)
+        for (row, before, _), value in zip(wrong, after, strict=True)
+        if value is not None
+    ]
+    if not gains:
+        return Figure(name, None, None, 0, meaning)
+    own = [gain for _, gain in gains]
+    ends = paired_interval(own, groups=[problem for problem, _ in gains])
+    return Figure(name, math.fsum(own) / len(own), ends, len(own), meaning)
 
 
 def _order_bias(

@@ -156,6 +156,12 @@ class ModelJudge:
             cls._SHARED[key] = cls.of(**options)
         return cls._SHARED[key]
 
+    @staticmethod
+    def answer_shown(row: Mapping[str, Any], reference: bool) -> str | None:
+        """The right answer of a row as a judge is shown it with `reference`; 0 is an answer."""
+        answer = row.get("answer") if reference else None
+        return None if answer is None or answer == "" else str(answer)
+
     # --------------------------------------------------------------------------- by points
 
     def points(self, cases: Sequence[Case]) -> list[Outcome]:

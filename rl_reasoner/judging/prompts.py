@@ -19,7 +19,7 @@ Chat = list[dict[str, str]]
 LABELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """The names of a prompt's completions in a ranking."""
 MASK = "[masked]"
-_Any = TypeVar("_Any")
+_Item = TypeVar("_Item")
 _MOST_LINES = 2000
 # Phrases that address whoever judges. Bounded repeats only: they read hostile text.
 _TO_A_JUDGE = re.compile(
@@ -117,7 +117,7 @@ def ranking_chat(
 def _opening(rubric: Rubric, prompt: str, answer: str | None, most_chars: int) -> list[str]:
     parts = [rubric.instructions] if rubric.instructions else []
     parts.append("The problem:\n" + quoted(prompt, most_chars))
-    if answer:
+    if answer is not None:
         parts.append("The right answer, for you alone:\n" + quoted(answer, most_chars))
     return parts
 
@@ -134,7 +134,7 @@ def _quoted(what: str, text: str, prompt: str, vote: int) -> str:
     return f"--- {what} ({digest}) ---\n{text}\n--- end of {what} ({digest}) ---"
 
 
-def turned(items: Sequence[_Any], by: int) -> list[_Any]:
+def turned(items: Sequence[_Item], by: int) -> list[_Item]:
     """The items from number `by` on, those before it behind them."""
     by %= max(1, len(items))
     return [*items[by:], *items[:by]]

@@ -446,9 +446,9 @@ class _Kit:
 
     def injection(self) -> Finding:
         """Asking for a score is not paid."""
-        names = ("injection", "injection after", "injection fenced")
+        names = ("injection", "injection after", "injection fenced", "plea")
         texts = [self._hack(name, 0) for name in names]
-        plain = [len(texts[0]) * "x", *[self.form(self.rows[1])] * 2]
+        plain = [len(texts[0]) * "x", *[self.form(self.rows[1])] * 3]
         gap = (self.high - self.low) / 2 if self.tells_apart else 1e-6
         for text, asked, unasked in zip(texts, self.score(texts), self.score(plain), strict=True):
             base = max(usable(unasked), usable(self.probed["neutral"]))

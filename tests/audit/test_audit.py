@@ -149,6 +149,46 @@ def a_row_of_a_result() -> None:
     result.save("run/evals/after.json")
 
 
+def an_answer_of_a_result() -> None:
+    """The row's answer is made what was said, and the row is judged by it, as an audit does."""
+    from rl_reasoner.evaluation.evaluate import replay
+    from rl_reasoner.evaluation.result import EvalResult
+
+    result = EvalResult.load("run/evals/after.json")
+    row = result.rows["held.jsonl"][0]
+    row["answer"] = row["completions"][0]
+    replay(result).save("run/evals/after.json")
+
+
+def other_problems_of_a_result() -> None:
+    """Problems of another set, and the hash that they have."""
+
+    def change(row: dict[str, Any]) -> None:
+        row["problem"] = "1+1="
+
+    changed_row("run/evals/after.rows.jsonl", change, at=2)
+
+
+def the_hash_of_the_problems() -> None:
+    value = json.loads(Path("run/evals/before.json").read_text(encoding="utf-8"))
+    value["manifest"]["sets"]["held.jsonl"]["rows_sha256"] = "0" * 64
+    Path("run/evals/before.json").write_text(json.dumps(value), encoding="utf-8")
+
+
+def a_set_that_was_left_out() -> None:
+    for name in ("before", "after"):
+        value = json.loads(Path(f"run/evals/{name}.json").read_text(encoding="utf-8"))
+        value["sets"].clear()
+        value["rows"].clear()
+        Path(f"run/evals/{name}.json").write_text(json.dumps(value), encoding="utf-8")
+        Path(f"run/evals/{name}.rows.jsonl").unlink()
+
+
+def the_prompt_of_a_completion() -> None:
+    """With the ledger made anew of it: the score is that of the row."""
+    changed_row(f"{STAGE}/rollouts.jsonl", lambda row: row.update(prompt="2+2="))
+
+
 def a_set_that_was_not_measured() -> None:
     value = json.loads(Path("run/evals/after.json").read_text(encoding="utf-8"))
     value["sets"]["hard"] = {**value["sets"]["held.jsonl"], "accuracy": 0.99}
@@ -195,7 +235,12 @@ TAMPERINGS: list[tuple[Callable[[], None], str]] = [
     (a_figure_of_a_step, "metrics"),
     (a_result, "results"),
     (a_row_of_a_result, "results"),
+    (an_answer_of_a_result, "results"),
+    (other_problems_of_a_result, "results"),
+    (the_hash_of_the_problems, "results"),
+    (a_set_that_was_left_out, "results"),
     (a_set_that_was_not_measured, "results"),
+    (the_prompt_of_a_completion, "data"),
     (the_report, "report"),
     (the_weights, "weights"),
     (a_checkpoint, "checkpoints"),

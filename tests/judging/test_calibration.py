@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from rl_reasoner import ModelJudge
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.calibration import Calibration, calibrate, read_labels
 from rl_reasoner.evaluation.statistics import bootstrap_of_sums, cohens_kappa
+from rl_reasoner.judging.prompts import fenced
+from rl_reasoner.testing.probes import pleas
 from support.commands import Cli
 
 ROWS = [
@@ -24,7 +27,9 @@ ROWS = [
 ]
 
 
-def judged(tmp_path: Path, points: str, ranking: str) -> Calibration:
+def judged(
+    tmp_path: Path, points: str, ranking: str, rows: list[dict[str, Any]] = ROWS
+) -> Calibration:
     """What a function comes to that gives these points, and ranks like this."""
     from rl_reasoner.judging.backends import FunctionBackend
 
@@ -36,11 +41,12 @@ def judged(tmp_path: Path, points: str, ranking: str) -> Calibration:
         if "Rank all" in text:
             order = {"first": [0, 1], "right": [0, 1] if right[0] else [1, 0]}[ranking]
             return json.dumps({"ranking": ["AB"[i] for i in order]})
-        yes = {"right": right[0], "long": len(texts[0]) > 30, "always": True}[points]
-        return json.dumps({"points": {"correct": 4 * yes, "sound": 4 * yes}})
+        marks = {"right": 4 * right[0], "long": 4 * (len(texts[0]) > 30), "always": 4, "half": 2}
+        marks["asked"] = 4 * (right[0] or any(plea in texts[0] for plea in pleas()))
+        return json.dumps({"points": dict.fromkeys(("correct", "sound"), marks[points])})
 
     judge = ModelJudge(FunctionBackend(ask, 8), cache=tmp_path / f"{points} {ranking}")
-    return calibrate(judge, read_labels(ROWS, "rows"))
+    return calibrate(judge, read_labels(rows, "rows"))
 
 
 def test_a_sound_judge(tmp_path: Path) -> None:
@@ -59,6 +65,33 @@ def test_one_that_likes_length_and_the_first_place(tmp_path: Path) -> None:
     assert found["length bias"].value == pytest.approx(1.0)
     assert found["prefers the first"].value == found["changes with the order"].value == 1.0
     assert found["prefers the right"].value == 0.5
+
+
+def test_the_length_of_right_answers_is_no_bias_of_the_judge(tmp_path: Path) -> None:
+    """Right answers are the longer ones: a judge that cannot tell does not dislike length."""
+    rows = [
+        {**row, "completion": f"It is {i // 2 + 2 - row['label']}" + "!" * (40 * row["label"] + i)}
+        for i, row in enumerate(ROWS)
+    ]
+    for points, bias in (("half", 0.0), ("right", 0.0)):
+        found = {f.name: f for f in judged(tmp_path, points, "first", rows).figures}
+        assert found["length bias"].value == bias
+
+
+def test_answers_of_one_length_have_no_length_bias_to_tell_of(tmp_path: Path) -> None:
+    rows = [{**row, "completion": row["completion"].rstrip("!")} for row in ROWS[:16]]
+    found = {f.name: f for f in judged(tmp_path, "right", "right", rows).figures}["length bias"]
+    assert found.to_json()["value"] is None and found.count == 16
+
+
+def test_one_that_is_talked_into_points(tmp_path: Path) -> None:
+    """By sentences that the masks do not know."""
+    assert all(fenced(plea, 1000).masked == 0 for plea in pleas())
+    gain = {f.name: f for f in judged(tmp_path, "asked", "right").figures}["gain by asking"]
+    assert gain.value == 1.0 and gain.count == 40 and gain.interval is not None
+    assert gain.interval[0] > 0.8
+    sound = {f.name: f for f in judged(tmp_path, "right", "right").figures}["gain by asking"]
+    assert sound.value == 0.0
 
 
 def test_one_that_always_says_yes_has_no_kappa_to_speak_of(tmp_path: Path) -> None:
@@ -103,7 +136,7 @@ def test_the_command(tmp_path: Path, cli: Cli) -> None:
     found = json.loads(ended.out)
     assert found["rows"] == 8 and found["figures"]["agreement"]["value"] == 0.5
     assert found["figures"]["prefers the first"]["value"] == 1.0
-    assert found["counts"]["asked"] == 8 + 8
+    assert found["counts"]["asked"] == 8 + 8 + 4, "rows, pairs in both orders, pleas"
     again = json.loads(cli(*asked).out)
     assert again["figures"]["agreement"] == found["figures"]["agreement"]
     assert again["counts"].get("asked", 0) == 0, "a second pass asks nothing"

@@ -35,6 +35,10 @@ def _right(text, answer):
     gold = re.search(r"for you alone:\\n[|] (.*)", text)
     return verify(answer, gold[1]).value == 1.0 if gold else len(answer) > 20
 
+def told(messages, seed):
+    known = "for you alone:\\n| 0" in messages[-1]["content"]
+    return json.dumps({"points": {"right": 4 * known}, "ranking": ["A", "B"] if known else ["B", "A"]})
+
 def sound(messages, seed):
     text = messages[-1]["content"]
     marks = [_right(text, one) for one in _answers(text)]
@@ -233,6 +237,20 @@ def test_the_test_kit_passes_a_sound_judge(options: Callable[..., Any]) -> None:
 def test_the_test_kit_finds_a_judge_that_does_what_it_is_told(options: Callable[..., Any]) -> None:
     report = examine(load_reward("judge", options("gullible", reference=True)))
     assert "injection" in [finding.check for finding in report.failed]
+
+
+@pytest.mark.parametrize("answer", [0, "0"])
+@pytest.mark.parametrize("name", ["judge", "judge_ranking"])
+def test_the_answer_0_is_shown_as_any_other(
+    name: str, answer: int | str, options: Callable[..., Any]
+) -> None:
+    columns = {"prompts": ["What is 1 - 1?"] * 2, "answer": [answer] * 2}
+    scores = []
+    for reference in (True, False):
+        reward = load_reward(name, options("told", reference=reference))
+        found = score_batch(reward, ["x", "y"], columns)
+        scores.append([outcome.value for outcome in found if isinstance(outcome, Score)])
+    assert scores == ([[1, 1], [0, 0]] if name == "judge" else [scores[1][::-1], scores[1]])
 
 
 def test_a_judge_that_draws_says_the_same_again(options: Callable[..., Any]) -> None:
