@@ -3,7 +3,12 @@
 A small reward beside one for the answer: it reads claims such as `16 - 3 - 4 = 9` out of the text
 and checks each exactly, with the verifier's own bounded parser; nothing is evaluated as code. What
 would be cheap to write is not counted: `1 = 1`, `7 * 1 = 7`, a result twice (`16 - 7 + 0 = 9`
-after `16 - 7 = 9`), numbers out of the blue, and right results that do not lead to the answer.
+after `16 - 7 = 9`), and right results that do not lead to the answer. Numbers have to come from
+somewhere: each operand of a right claim is a number of the problem (in digits, in words, or implied
+by its units) or the result of an earlier claim that counts, so that no sum can be made up which
+ends in whatever the answer is. What the reward cannot see is whether a step is the one to take:
+`16 + 4 = 20` is right arithmetic, whatever was asked. Hence the reward for the answer beside it,
+and `only_right`, with which steps to a wrong answer are not paid.
 """
 
 import re
@@ -12,19 +17,22 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import NamedTuple
 
-from rl_reasoner import Score, reward
+from rl_reasoner import Column, Score, reward
+from rl_reasoner.answers import verify
 from rl_reasoner.answers.equality.arithmetic import TooLarge, Undefined
 from rl_reasoner.answers.equality.values import constant, equal
 from rl_reasoner.answers.extraction.extract import answer_of
 from rl_reasoner.answers.parsing.statements import read_answer
 from rl_reasoner.answers.tree import Node
+from rl_reasoner.language.spoken_numbers import spoken_numbers
 
 _MAX_CHARS = 20_000
 _MAX_CLAIMS = 200
 _MAX_SIDE = 40  # tokens
+_MAX_UNIT = 6  # words behind a number
 _TOKEN = re.compile(
-    r"(?P<number>[0-9]{1,3}(?:,[0-9]{3}){1,5}(?:\.[0-9]{1,20})?|[0-9]{1,20}(?:\.[0-9]{1,20})?)"
-    r"(?P<percent>\s?\\?%)?"
+    r"(?P<number>[0-9]{1,3}(?:,[0-9]{3}){1,5}(?:\.[0-9]{1,20})?|[0-9]{1,20}(?:\.[0-9]{1,20})?"
+    r"|\.[0-9]{1,20})(?P<percent>\s?\\?%)?|(?P<unit>/\s?[^\W\d_]{2,20})"
     r"|(?P<operator>[-+*/^×·÷−–]|\\times|\\cdot|\\div|[xX](?=\s{0,3}\$?[0-9(]))"
     r"|(?P<open>\()|(?P<close>\))|(?P<equal>=)|(?P<skip>\\?\$|\s)|(?P<other>[^\W\d_]{1,40}|.)",
     re.DOTALL,
@@ -47,13 +55,25 @@ class _Claim(NamedTuple):
 
 
 @reward
-def step_arithmetic(completion: str, prompt: str, at_least: int = 1) -> Score:
+def step_arithmetic(
+    completion: str,
+    prompt: str,
+    at_least: int = 1,
+    only_right: bool = False,
+    answer: str | None = Column(),  # type: ignore[assignment]
+) -> Score:
     """The share of right claims among those that count; 0.0 for fewer than `at_least` right ones.
 
-    A claim counts where it calculates something with a number of the `prompt` or of an earlier
-    claim. A right one has to come to a result for the first time and to lead to the answer: its
-    result is the answer's number or stands in a claim that does. A wrong one counts in any case.
+    A right claim counts where all that it calculates with are numbers of the `prompt` or results of
+    earlier claims that count; it has to come to a result for the first time and to lead to the
+    answer: its result is the answer's number or stands in a claim that does. A wrong one counts
+    where it calculates with one such number. With `only_right` a wrong answer gets 0.0, whatever
+    its steps; a row without an `answer` then abstains.
     """
+    if only_right and answer is None:
+        return Score(None, "the row has no answer, which only_right needs")
+    if only_right and verify(completion, str(answer)).value != 1.0:
+        return Score(0.0, "the answer is not right")
     text = completion[:_MAX_CHARS]
     claims = [*_that_count(text, prompt)]
     answer = answer_of(text).texts
@@ -79,29 +99,47 @@ def step_arithmetic(completion: str, prompt: str, at_least: int = 1) -> Score:
 
 def _that_count(text: str, prompt: str) -> Iterator[_Claim]:
     """The claims of a text that are about the problem; right ones new, and no matter of course."""
-    known = {number for number, _ in _numbers(prompt[:_MAX_CHARS])}
+    known = _given(prompt[:_MAX_CHARS])
     seen: set[tuple[object, ...]] = set()
     for claim in _claims(text):
         # a right result is made once: adding 0 to it makes no other claim
         key = (() if claim.right else tuple(sorted(claim.operands)), claim.result)
         of_course = claim.right and claim.result in claim.operands
-        if key in seen or of_course or not known & {*claim.operands}:
+        grounded = known.issuperset if claim.right else known.intersection
+        if key in seen or of_course or not grounded(claim.operands):
             continue
         seen.add(key)
         known.add(claim.result)
         yield claim
 
 
+def _given(prompt: str) -> set[Fraction]:
+    """What a problem gives to calculate with: its numbers, and what its shares leave or come to.
+
+    1 and 2 are always there: oneself, each half, a pair.
+    """
+    found = spoken_numbers(prompt) | {Fraction(1), Fraction(2)}
+    numbers = [*_numbers(prompt)]
+    found |= {number for number, _ in numbers}
+    for (one, at), (other, behind) in pairwise(numbers):
+        if other and prompt[at:behind].strip("0123456789., ") == "/":  # 3/4
+            found.add(one / other)
+    shares = {number for number in found if 0 < number < 1}
+    found |= {100 * share for share in shares}  # of 20%
+    return found | {1 - share for share in shares} | {1 + share for share in shares}
+
+
 def _tokens(text: str) -> Iterator[_Token]:
     for match in _TOKEN.finditer(text):
         kind = str(match.lastgroup)
-        if kind == "skip" and match[0] != "\n":
+        if kind == "unit" or (kind == "skip" and match[0] != "\n"):
             continue
         if match["number"]:
             number = match["number"].replace(",", "")
             yield _Token("number", f"({number}/100)" if match["percent"] else number, match.start())
         else:
-            yield _Token(kind, _PLAIN.get(match[0], match[0]), match.start())
+            plain = _PLAIN.get(match[0], match[0]) if kind == "operator" else match[0]
+            yield _Token(kind, plain, match.start())
 
 
 def _numbers(text: str) -> Iterator[tuple[Fraction, int]]:
@@ -120,7 +158,7 @@ def _claims(text: str) -> Iterator[_Claim]:
     """The claims of a text, in order: of `a = b = c` two."""
     sides: list[list[_Token]] = [[]]
     found = 0
-    for token in [*_tokens(text), _Token("other", "", len(text))]:
+    for token in _without_units([*_tokens(text), _Token("other", "", len(text))]):
         if token.kind == "equal":
             sides.append([])
         elif token.kind in ("other", "skip"):  # a word, a stop, the end of a line
@@ -129,17 +167,41 @@ def _claims(text: str) -> Iterator[_Claim]:
                 if claim is not None and found < _MAX_CLAIMS:
                     found += 1
                     yield claim
-            sides = [[]]
+            sides = [[token] if _is_word(token) else []]
         else:
             sides[-1].append(token)
 
 
+def _without_units(tokens: list[_Token]) -> Iterator[_Token]:
+    """The tokens without the words behind a number that calculations go on after: `3 bags * 4`."""
+    before, at = "", 0
+    while at < len(tokens):
+        end = at
+        if before in ("number", "close"):
+            while end < at + _MAX_UNIT and _is_word(tokens[end]):
+                end += 1
+            if tokens[end].kind in ("operator", "equal", "close"):
+                at = end
+        before = tokens[at].kind
+        yield tokens[at]
+        at += 1
+
+
+def _is_word(token: _Token) -> bool:
+    return token.kind == "other" and token.text.isalpha()
+
+
 def _ending(tokens: list[_Token]) -> list[_Token]:
-    """The expression that tokens end in: a number that follows another begins a new one."""
+    """The expression that tokens end in: a number that follows another begins a new one.
+
+    Nothing where it goes on from a word: of `x * 2 + 3` the end is no claim.
+    """
     at = len(tokens)
     while at > 0 and not (at < len(tokens) and _apart(tokens[at - 1], tokens[at])):
         at -= 1
     own = tokens[at:]
+    if own and own[0].kind == "other":
+        return [] if len(own) > 1 and own[1].kind == "operator" else own[1:]
     while own and own[0].kind in ("operator", "close"):  # the dash of a list
         own = own[1:]
     return own

@@ -25,6 +25,7 @@ from rl_reasoner.evaluation.monitor import measure_overlaps
 from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.files import sha256_of
 from rl_reasoner.foreign import json_object, mapping, number
+from rl_reasoner.judging.trial import OPINIONS
 from rl_reasoner.pipeline.controls import evaluated_around, facts_of_arm
 from rl_reasoner.pipeline.inputs import read_stage_rows, trl_columns
 from rl_reasoner.pipeline.lineage import data_in
@@ -50,8 +51,6 @@ from rl_reasoner.training.reward_pass import seeds_of_rows
 from rl_reasoner.types import Row
 
 _TOKENS = ("completion_ids", *OF_TRAINER)
-_OPINIONS = ("judge", "judge_ranking")
-"""Shipped rewards that ask a model: it costs, and may think otherwise each time."""
 _CLOSE = 1e-6
 
 
@@ -168,7 +167,7 @@ def _columns(pairs: Sequence[tuple[Row, Row]], seeds: list[int]) -> dict[str, An
 
 def _unrepeatable(name: str, fn: Callable[..., Any]) -> str:
     """Why a reward cannot be asked again, in words; empty where it can."""
-    if name in _OPINIONS or name.startswith(("http://", "https://")):
+    if name in OPINIONS or name.startswith(("http://", "https://")):
         return "is the opinion of a model or a server, which is not asked again"
     taken: Iterable[str] = ()
     if isinstance(fn, Reward):

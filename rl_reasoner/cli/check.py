@@ -156,7 +156,7 @@ def _check(recipe: Any, locate: Any, inputs: Any, forecasts: list[dict[str, Any]
     from rl_reasoner.pipeline.placement import choose_placement
     from rl_reasoner.pipeline.preflight import Notice, control_cost, inspect
     from rl_reasoner.pipeline.prepare import prepare
-    from rl_reasoner.pipeline.rehearsal import rehearse
+    from rl_reasoner.pipeline.rehearsal import rehearse, try_judges
     from rl_reasoner.pipeline.trial import forecast_by_trial
     from rl_reasoner.policy.lora import merge_adapter
     from rl_reasoner.policy.opening import open_policy, quiet_libraries
@@ -175,6 +175,7 @@ def _check(recipe: Any, locate: Any, inputs: Any, forecasts: list[dict[str, Any]
         folder = Path(recipe.run.folder or "runs")
         inspected = inspect(recipe, placement, prepared, policy, folder)
         yield from inspected
+        yield from try_judges(recipe, prepared)
         sound = all(notice.status != "failed" for notice in inspected)
         err.print("sampling a few groups", style="dim")
         for seen in rehearse(recipe, placement, prepared, policy):

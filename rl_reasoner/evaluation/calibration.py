@@ -90,8 +90,8 @@ def calibrate(
 ) -> Calibration:
     """Judge labelled rows (`read_labels`), and at most so many pairs of them in both orders.
 
-    As many wrong ones are judged again with a plea behind them. `reference` shows the judge each
-    row's answer.
+    Half as many wrong ones are judged again with a plea behind them. `reference` shows the judge
+    each row's answer.
 
     Raises `UserError` where the judge failed on every row.
     """
@@ -106,7 +106,7 @@ def calibrate(
     seconds = time.perf_counter() - started
     replies = judge.counts["cached"] - before
     figures = [*_agreement(rows, outcomes), _length_bias(rows, outcomes)]
-    figures.append(_gain_by_asking(judge, rows, outcomes, answers, most_pairs))
+    figures.append(_gain_by_asking(judge, rows, outcomes, answers, most_pairs // 2))
     figures += _order_bias(judge, rows, answers, most_pairs)
     figures += _costs(judge, len(rows), seconds, all_cached=replies == len(rows) * judge.votes)
     return Calibration(len(rows), tuple(figures), judge.counts.to_json())

@@ -17,6 +17,7 @@ from rl_reasoner.dataset.code_rows import continuing
 from rl_reasoner.dataset.templates import prompt_of
 from rl_reasoner.environments.environment import EPISODE
 from rl_reasoner.evaluation.forecast import FlatGroups, flat_groups
+from rl_reasoner.judging.trial import is_judge, try_judge
 from rl_reasoner.pipeline.completion_lengths import (
     Lengths,
     auto_words,
@@ -77,6 +78,23 @@ def rehearse(
             seen = _score_groups(recipe, stage, prepared.rewards, some, policy)
             mismatch = _compare_passes(recipe, stage, placement, some, policy)
             yield replace(seen, notices=[*found, *seen.notices, mismatch])
+
+
+def try_judges(recipe: Recipe, prepared: Prepared) -> Iterator[Notice]:
+    """Ask each judge among the rewards two questions, and say what a step will ask of it."""
+    for name, fn in prepared.rewards.items():
+        if not is_judge(fn):
+            continue
+        status, message = try_judge(fn).told()
+        votes = int({**fn.defaults, **fn.options}["votes"])
+        asked = [
+            stage.group.prompts * votes * (1 if fn.group else stage.group.size)
+            for stage in recipe.stages
+            if isinstance(stage, GrpoStage)
+        ]
+        many = f"; a step asks up to {max(asked):,} questions" if asked else ""
+        fix = "see docs/judges.md" if status != "passed" else ""
+        yield Notice("judge", status, f"{name}: {message}{many}", fix)
 
 
 def _with_length(

@@ -12,62 +12,28 @@ the test. `rl-reasoner check REWARD` prints the same table.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 from rl_reasoner.dataset.rows import lint
 from rl_reasoner.dataset.sets import read_rows
 from rl_reasoner.dataset.tasks.generate import TASKS, generate_problems
 from rl_reasoner.errors import UserError
+from rl_reasoner.judging.trial import is_judge, try_judge
 from rl_reasoner.scoring.limits import Limits
 from rl_reasoner.scoring.outcome import failed, outcome_json, usable
 from rl_reasoner.scoring.reward import Reward, name_of
 from rl_reasoner.scoring.runner import Runner
 from rl_reasoner.testing import probes
 from rl_reasoner.testing.apart import tell_apart
+from rl_reasoner.testing.findings import Finding, Report, Status
 from rl_reasoner.testing.wrappers import threaded, watched
 from rl_reasoner.types import Fault, Outcome, Row
 
-Status = Literal["passed", "warned", "failed", "skipped"]
 ROWS = 8
 SLOW_S = 0.5
 """The 99th percentile of a call's seconds above which a reward is called slow."""
 _NEEDS_GOLD = "it does not distinguish right answers from wrong ones: nothing to hack"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One check: how it ended, in words, and the completion that shows it."""
-
-    check: str
-    status: Status
-    message: str = ""
-    completion: str = ""
-
-
-@dataclass
-class Report:
-    """All findings about one reward."""
-
-    reward: str
-    findings: list[Finding] = field(default_factory=list)
-
-    @property
-    def failed(self) -> list[Finding]:
-        """The findings that should stop a run."""
-        return [finding for finding in self.findings if finding.status == "failed"]
-
-    @property
-    def warned(self) -> list[Finding]:
-        """The findings to think about."""
-        return [finding for finding in self.findings if finding.status == "warned"]
-
-    def __str__(self) -> str:
-        lines = [f"reward {self.reward}"]
-        for finding in self.findings:
-            shown = f"  {finding.completion!r:.80}" if finding.completion else ""
-            lines.append(f"{finding.status:8} {finding.check:18} {finding.message}{shown}".rstrip())
-        return "\n".join(lines)
 
 
 def check_reward(
@@ -94,6 +60,7 @@ def examine(
     report = Report(name_of(fn))
     try:
         for check in (
+            *((kit.trial,) if is_judge(fn) else ()),
             kit.process,
             kit.types,
             kit.numbers,
@@ -113,6 +80,7 @@ def examine(
             kit.length,
             kit.hollow,
             kit.injection,
+            kit.made_up,
             kit.undone,
         ):
             report.findings.append(check())
@@ -240,6 +208,10 @@ class _Kit:
         return [text for text, _ in kept], [row for _, row in kept]
 
     # ------------------------------------------------------------------------ what it returns
+
+    def trial(self) -> Finding:
+        """Does the model behind a judge answer, how soon, and with a verdict?"""
+        return Finding("trial", *try_judge(self.fn).told())
 
     def process(self) -> Finding:
         """Can it leave this process?"""
@@ -448,14 +420,27 @@ class _Kit:
         """Asking for a score is not paid."""
         names = ("injection", "injection after", "injection fenced", "plea")
         texts = [self._hack(name, 0) for name in names]
-        plain = [len(texts[0]) * "x", *[self.form(self.rows[1])] * 3]
+        return self._above("injection", texts, [len(texts[0]) * "x", *[self._other] * 3])
+
+    def made_up(self) -> Finding:
+        """Sums of numbers from nowhere are not paid: `7041 - 7000 = 41` to say 41."""
+        text = self._hack("made-up sum", 0)
+        filler = "x" * (len(text) - len(self._other) - 1)
+        return self._above("made-up sum", [text], [f"{filler}\n{self._other}"])
+
+    @property
+    def _other(self) -> str:
+        return self.form(self.rows[1])
+
+    def _above(self, check: str, texts: list[str], plain: list[str]) -> Finding:
+        """Whether texts get more than plain ones in their places, by half of what is to be had."""
         gap = (self.high - self.low) / 2 if self.tells_apart else 1e-6
         for text, asked, unasked in zip(texts, self.score(texts), self.score(plain), strict=True):
             base = max(usable(unasked), usable(self.probed["neutral"]))
             if usable(asked) > base + gap:
                 message = f"{base:.3g} becomes {usable(asked):.3g}"
-                return Finding("injection", "failed", message, text)
-        return Finding("injection", "passed")
+                return Finding(check, "failed", message, text)
+        return Finding(check, "passed")
 
     def undone(self) -> Finding:
         """A calculation written down is paid as its value is: a policy may stop there."""

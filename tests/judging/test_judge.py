@@ -13,6 +13,7 @@ from rl_reasoner import ModelJudge
 from rl_reasoner.errors import UserError
 from rl_reasoner.judging.prompts import fenced, rubric_chat
 from rl_reasoner.judging.rubric import DEFAULT, Rubric, read_rubric
+from rl_reasoner.judging.trial import is_judge, try_judge
 from rl_reasoner.judging.verdicts import Points, Void, discord, read_points
 from rl_reasoner.scoring.batch import score_batch
 from rl_reasoner.scoring.limits import Limits
@@ -37,7 +38,8 @@ def _right(text, answer):
 
 def told(messages, seed):
     known = "for you alone:\\n| 0" in messages[-1]["content"]
-    return json.dumps({"points": {"right": 4 * known}, "ranking": ["A", "B"] if known else ["B", "A"]})
+    ranking = ["A", "B"] if known else ["B", "A"]
+    return json.dumps({"points": {"right": 4 * known}, "ranking": ranking})
 
 def sound(messages, seed):
     text = messages[-1]["content"]
@@ -50,6 +52,17 @@ def sound(messages, seed):
 def gullible(messages, seed):
     told = "in every item" in messages[-1]["content"]
     return '{"points": {"right": 4}}' if told else sound(messages, seed)
+
+def refuses(messages, seed):
+    return "I'm sorry, but I cannot judge this."
+
+def broken(messages, seed):
+    raise LookupError("no key")
+
+def counted(messages, seed):
+    with open(os.path.join(os.path.dirname(__file__), "calls"), "a") as file:
+        file.write("x")
+    return '{"points": {"right": 4}}'
 
 def first(messages, seed):
     return '{"ranking": ["A", "B", "C"]}'
@@ -251,6 +264,32 @@ def test_the_answer_0_is_shown_as_any_other(
         found = score_batch(reward, ["x", "y"], columns)
         scores.append([outcome.value for outcome in found if isinstance(outcome, Score)])
     assert scores == ([[1, 1], [0, 0]] if name == "judge" else [scores[1][::-1], scores[1]])
+
+
+@pytest.mark.parametrize(
+    ("reward", "name", "status", "said"),
+    [
+        ("judge", "sound", "passed", "a right sum gets 1, a wrong one 0"),
+        ("judge_ranking", "sound", "passed", "a right sum gets 1, a wrong one 0"),
+        ("judge", "gullible", "passed", "s a question"),
+        ("judge", "refuses", "warned", "no verdict on a sum (refusal:"),
+        ("judge", "broken", "failed", "it does not answer: judge: LookupError: no key"),
+    ],
+)
+def test_a_judge_is_tried_before_it_is_relied_on(
+    reward: str, name: str, status: str, said: str, options: Callable[..., Any]
+) -> None:
+    judge = load_reward(reward, options(name, reference=True))
+    assert is_judge(judge) and not is_judge(load_reward("length"))
+    found, message = try_judge(judge).told()
+    assert found == status and said in message, message
+
+
+def test_a_trial_is_no_kept_reply(options: Callable[..., Any], tmp_path: Path) -> None:
+    judge = load_reward("judge", options("counted"))
+    for _ in range(2):
+        try_judge(judge)
+    assert (tmp_path / "calls").read_text() == "xxxx"
 
 
 def test_a_judge_that_draws_says_the_same_again(options: Callable[..., Any]) -> None:

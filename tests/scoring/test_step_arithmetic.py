@@ -22,7 +22,9 @@ def value(text: str, prompt: str = PROMPT) -> float | None:
         "$16 - 3 - 4 = 9$ and $9 \\times 2 = 18$, so \\boxed{18}",
         "- 16 - (3 + 4) = 9\n- 9 × 2 = 18\n#### 18",
         "16 - 3 - 4 = 13 - 4 = 9. 9*2=18.00 dollars: 18",
-        "1. 16 − 7 = 9. 2. 9·2 = 18. It is 18",
+        "1. 3 + 4 = 7. 2. 16 − 7 = 9. 3. 9·2 = 18. It is 18",
+        "16 eggs - 3 for her - 4 muffins = 9 eggs. 9 eggs * $2/egg = $18. So 18.",
+        "(16 eggs - 7 eggs) * 2 = 18 as 3 + 4 = 7. Or 3 + 4 = 7 and 16 - 7 = 9, 9*2 = 18: 18.",
     ],
 )
 def test_right_steps_in_the_forms_in_which_they_are_written(text: str) -> None:
@@ -46,6 +48,10 @@ def test_wrong_steps_lower_the_share(text: str, share: float) -> None:
 
 
 def test_more_forms() -> None:
+    assert value("100 * .5 = 50. So 50", "half of a hundred") == 1.0
+    assert value("12 * 7 = 84. 84 * 3 = 252. So 252", "three dozen a day for a week") == 1.0
+    assert value("100% - 20% = 80%. 80% * 50 = 40. So 40", "50, less 20%") == 1.0
+    assert value("x*2 - 6 = 18. 12 * 2 = 24. 24 - 6 = 18. So 18", "12 twice, less 6") == 1.0
     assert value("20% * 50 = 10. So 10", "20% of 50?") == 1.0
     assert value("1/3 * 90 = 30. 30 / 7 = 4.29. So 4.29", "a third of 90, by 7") == 1.0
     assert value("80,000 * 1.5 = 120,000. So 120000", "80,000 by 150%") == 1.0
@@ -64,10 +70,33 @@ def test_more_forms() -> None:
         "16 - 3 = . = 13. 13 13",
         "<think></think><answer>18</answer>",
         "16 + 4 = 2 * 9 + 2. The answer is 2.",
+        "16 + 984 = 1000. The answer is 1000.",
+        "1016 - 16 = 1000. So 1000.",
+        "(16 - 16) + 1000 = 1000. 1000",
+        "500 + 500 = 1000 and 1000 * 16 / 16 = 1000. 1000",
+        "16 - 3 = 13. 13 + 987 = 1000. The answer is 1000.",
+        "984 + 16 = 1000. 1000 + 3 = 1003. \\boxed{1003}",
+        "16 eggs + 984 more eggs = 1000 eggs. So 1000.",
     ],
 )
 def test_what_is_cheap_to_write_is_not_paid(hack: str) -> None:
     assert value(hack) == 0.0, step_arithmetic(hack, prompt=PROMPT)
+
+
+def test_a_number_from_nowhere_leads_nowhere() -> None:
+    """Neither it nor what is made of it may be calculated with; what is grounded still counts."""
+    found = step_arithmetic("16 - 3 = 13. 13 + 987 = 1000. 1000 / 2 = 500. So 13.", PROMPT)
+    assert found.parts == {"right": 1.0, "wrong": 0.0} and found.value == 1.0
+    found = step_arithmetic("16 + 900 = 984. 984 + 16 = 1000. So 1000.", PROMPT)
+    assert found.parts == {"right": 1.0, "wrong": 1.0}, "a wrong claim costs as much as it gives"
+
+
+def test_with_only_right_steps_to_a_wrong_answer_are_not_paid() -> None:
+    strict = step_arithmetic.with_options(only_right=True)
+    led = "16 + 4 = 20. The answer is 20."  # right arithmetic, and not what was asked
+    assert value(led) == 1.0 and strict(led, prompt=PROMPT, answer="18").value == 0.0
+    assert strict(SOLVED, prompt=PROMPT, answer="18").value == 1.0
+    assert strict(SOLVED, prompt=PROMPT, answer=None).value is None
 
 
 def test_a_claim_said_often_counts_once_and_idle_right_ones_do_not() -> None:
@@ -84,10 +113,11 @@ def test_a_claim_said_often_counts_once_and_idle_right_ones_do_not() -> None:
 
 
 def test_a_result_made_again_counts_once_and_a_wrong_one_that_repeats_its_operand_counts() -> None:
-    padded = "16 - 3 = 14. 16 - 7 = 9. 16 - 7 + 0 = 9. (16 - 7) * 1 = 9. 16 - 7 + 5 - 5 = 9. "
+    nine = "16 - 3 - 4"
+    padded = f"16 - 3 = 14. {nine} = 9. {nine} + 0 = 9. ({nine}) * 1 = 9. {nine} + 2 - 2 = 9. "
     found = step_arithmetic(padded + "The answer is 9.", PROMPT)
     assert found.parts == {"right": 1.0, "wrong": 1.0}
-    found = step_arithmetic("16 + 4 = 16. 16 - 7 = 9. The answer is 9.", PROMPT)
+    found = step_arithmetic("16 + 4 = 16. 16 - 3 - 4 = 9. The answer is 9.", PROMPT)
     assert found.parts == {"right": 1.0, "wrong": 1.0}
 
 
