@@ -38,6 +38,7 @@ from rl_reasoner.judging.verdicts import (
 from rl_reasoner.judging.wire import Counts
 from rl_reasoner.paths import cache_folder
 from rl_reasoner.rollout.cache import SampleCache
+from rl_reasoner.rollout.server import ServerFailed
 from rl_reasoner.types import Fault, Outcome, Rollout, Score
 
 _KEEP_S = 0.2  # between writes to the cache: each waits for the disk
@@ -432,6 +433,8 @@ def _failure(error: Exception) -> tuple[str, str]:
         return what, f"no whole reply: {str(cause or error)[:160]}"
     if isinstance(error, ValueError):
         return "not JSON", f"the server's reply cannot be read: {str(error)[:160]}"
+    if isinstance(error, ServerFailed):
+        return "no completion", str(error)[:160]
     return name, f"{name}: {str(error)[:160]}"
 
 

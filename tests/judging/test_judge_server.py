@@ -181,7 +181,10 @@ def test_every_fault_of_a_server_is_its_rows_own_and_counted(options: dict[str, 
     assert counts["HTTP 429"] >= 1 and counts["HTTP 500"] >= 4
     assert counts["timeout"] >= 4 and counts["disconnected"] >= 1 and counts["huge"] >= 2
     assert counts["vote: refusal"] == counts["vote: unsure"] == 2
-    assert counts["vote: wrong length"] == 4
+    assert counts["vote: wrong length"] == 4 and counts["vote: malformed"] == 6
+    assert counts["vote: not JSON"] == counts["vote: empty"] == 2
+    of_faults = ("timeout", "HTTP 500", "huge", "not JSON", "no completion")  # timeout: two words
+    assert [counts[f"fault: {kind}"] for kind in of_faults] == [4, 2, 2, 2, 2], counts
     assert counts["abstained: disagreement"] == 1
     assert counts["faults"] == [*FAULTS.values()].count("fault")
 

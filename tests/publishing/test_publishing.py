@@ -42,7 +42,10 @@ def in_card(figures: dict[str, Any]) -> str:
     return f"{100 * figures['accuracy']:.1f}% [{100 * low:.1f}–{100 * high:.1f}%]"
 
 
-def test_a_published_run_opens_says_its_figures_and_can_be_audited(here: Path, cli: Cli) -> None:
+def test_a_published_run_opens_says_its_figures_and_can_be_audited(
+    here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rl_reasoner.publishing.folder.HfApi", None)  # a dry run asks nobody
     ended = cli("publish", "run", "out/tiny-reasoner", "--push", "me/tiny", "--dry-run", "--json")
     value = json.loads(ended.out)
     assert ended.code == 0 and value["pushed"] is None, ended.err
@@ -58,10 +61,7 @@ def test_a_published_run_opens_says_its_figures_and_can_be_audited(here: Path, c
     assert front["library_name"] == "transformers" and "base_model" not in front
     rows = card_rows(card)
     results = [json.loads((here / f"run/evals/{n}.json").read_text()) for n in ("before", "after")]
-    for name in results[0]["sets"]:
-        cells = rows["Results", f"{name}, Greedy"]
-        assert cells[1:3] == [in_card(result["sets"][name]) for result in results]
-        assert cells[0] == str(results[0]["sets"][name]["problems"])
+    _has_the_figures(rows, *(result["sets"] for result in results))
     for file in folder.glob("*.safetensors"):
         assert rows["Hashes and audit", file.name] == [f"`{sha256_of(file)}`"]
     of_run = rows["Hashes and audit", "run/hashes.json, which has all others"]
@@ -72,6 +72,24 @@ def test_a_published_run_opens_says_its_figures_and_can_be_audited(here: Path, c
     audit = audit_run(folder / "run", replays=False)
     assert audit.holds and {"weights", "rewards"} <= {f.part for f in audit.of("unchecked")}
     assert {"ledger", "report", "recipe"} <= {finding.part for finding in audit.of("held")}
+
+
+def _has_the_figures(
+    rows: dict[tuple[str, str], list[str]], before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    """The card's results are the figures of every set and mode, strict and lenient, and no more."""
+    wanted = {}
+    for label in before:
+        base, _, mode = label.partition("@")
+        title = f"{base}, {(mode or 'greedy').replace('-', ' ').capitalize()}"
+        wanted[title] = [in_card(sets[label]) for sets in (before, after)]
+        assert rows["Results", title][0] == f"{before[label]['problems']:,}"
+        if "lenient" in before[label]:
+            lenient = [in_card(sets[label]["lenient"]) for sets in (before, after)]
+            wanted[f"{title}, lenient"] = lenient
+    heads = ("set", "---")
+    shown = {name: cells[1:3] for (part, name), cells in rows.items() if part == "Results"}
+    assert {name: cells for name, cells in shown.items() if name not in heads} == wanted
 
 
 def _opens_in_plain_transformers(folder: Path) -> None:
