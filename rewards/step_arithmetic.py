@@ -76,8 +76,8 @@ def step_arithmetic(
         return Score(0.0, "the answer is not right")
     text = completion[:_MAX_CHARS]
     claims = [*_that_count(text, prompt)]
-    answer = answer_of(text).texts
-    needed = {number for number, _ in _numbers(answer[0])} if answer else set()
+    said = answer_of(text).texts
+    needed = {number for number, _ in _numbers(said[0])} if said else set()
     if not needed and claims:  # it stops at its last step
         needed = {claims[-1].result}
     right = []
@@ -99,7 +99,7 @@ def step_arithmetic(
 
 def _that_count(text: str, prompt: str) -> Iterator[_Claim]:
     """The claims of a text that are about the problem; right ones new, and no matter of course."""
-    known = _given(prompt[:_MAX_CHARS])
+    known = numbers_given(prompt[:_MAX_CHARS])
     seen: set[tuple[object, ...]] = set()
     for claim in _claims(text):
         # a right result is made once: adding 0 to it makes no other claim
@@ -113,7 +113,7 @@ def _that_count(text: str, prompt: str) -> Iterator[_Claim]:
         yield claim
 
 
-def _given(prompt: str) -> set[Fraction]:
+def numbers_given(prompt: str) -> set[Fraction]:
     """What a problem gives to calculate with: its numbers, and what its shares leave or come to.
 
     1 and 2 are always there: oneself, each half, a pair.

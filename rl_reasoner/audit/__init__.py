@@ -1,19 +1,18 @@
 """Is a run what it says it is? Its hashes held, its completions judged again, its steps made again.
 
 `audit_run` goes through a run folder and gives findings (`findings`): `hashes` compares files with
-what the run kept of them, `records` a stage's completions, ledger and metrics with each other,
-`problems` what was asked with the data, `rejudging` stored completions with what the rewards say
-now and what readers are shown with what it is made of, and `replaying` trains steps again from
-their checkpoint, which `likeness` compares. `counterfactual` asks what one step would have been
-under another reward. Nothing in the run folder is written. Stands above the pipeline, which makes
-the steps again.
+what the run kept of them, `records` a stage's completions, ledger and metrics with each other and
+what was asked with the data, `rejudging` stored completions with what the rewards say now and what
+readers are shown with what it is made of, and `replaying` trains steps again from their checkpoint,
+which `likeness` compares. `counterfactual` asks what one step would have been under another reward.
+Nothing in the run folder is written. Stands above the pipeline, which makes the steps again.
 """
 
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-from rl_reasoner.audit import hashes, problems, records, rejudging, replaying
+from rl_reasoner.audit import hashes, records, rejudging, replaying
 from rl_reasoner.audit.findings import Audit, AuditFinding, as_finding
 from rl_reasoner.foreign import check_run, no_links
 from rl_reasoner.pipeline.placement import choose_placement
@@ -67,7 +66,7 @@ def audit_run(
         prepared = prepare(recipe, choose_placement(recipe))
     _check_completions(run, recipe, prepared, check)
     check("results", "evaluations", partial(rejudging.check_results, run, recipe))
-    problems_of = partial(problems.check_problems, run, recipe)
+    problems_of = partial(records.check_problems, run, recipe)
     check("results", "problems of evaluations", problems_of)
     check("results", "control arms", partial(rejudging.check_controls, run, recipe))
     if prepared is not None:

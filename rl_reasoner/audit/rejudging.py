@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_reasoner.audit.findings import AuditFinding, as_finding, counted, differs, held, unchecked
-from rl_reasoner.audit.problems import is_asked, result_files
+from rl_reasoner.audit.records import is_asked, result_files
 from rl_reasoner.dataset.code_rows import continuing
 from rl_reasoner.evaluation.evaluate import replay
 from rl_reasoner.evaluation.metrics import compute_figures

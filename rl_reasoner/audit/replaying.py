@@ -19,7 +19,7 @@ import torch
 from rl_reasoner.audit.findings import AuditFinding, differs, held, unchecked
 from rl_reasoner.audit.hashes import stage_folders
 from rl_reasoner.audit.likeness import Steps, compare_steps, verdict_of
-from rl_reasoner.audit.problems import result_files
+from rl_reasoner.audit.records import result_files
 from rl_reasoner.distributed import processes
 from rl_reasoner.distributed.threads import Threads, user_sets_threads
 from rl_reasoner.errors import UserError, unknown

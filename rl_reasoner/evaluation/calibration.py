@@ -42,10 +42,18 @@ class Figure:
     count: int
     meaning: str = ""
 
+    @classmethod
+    def known(
+        cls, name: str, value: float, interval: Interval, count: int, meaning: str
+    ) -> "Figure":
+        """The figure; without a value or an interval where they are not numbers."""
+        ends = interval if all(map(math.isfinite, interval)) else None
+        return cls(name, value if math.isfinite(value) else None, ends, count, meaning)
+
     def to_json(self) -> dict[str, Any]:
         """As JSON values; None for what cannot be computed."""
-        ends = None if self.interval is None else [_finite(end) for end in self.interval]
-        return {"value": _finite(self.value), "interval": ends, "count": self.count}
+        ends = None if self.interval is None else [*self.interval]
+        return {"value": self.value, "interval": ends, "count": self.count}
 
 
 @dataclass(frozen=True)
@@ -129,7 +137,8 @@ def _agreement(rows: Sequence[Row], outcomes: Sequence[Outcome]) -> list[Figure]
     value, ends = math.nan, (math.nan, math.nan)
     if cells:
         value, ends = bootstrap_of_sums(cells, lambda s: cohens_kappa(*s.T), groups=groups)
-    found.append(Figure("kappa", value, ends, len(cells), "agreement beyond chance: 0 none, 1 all"))
+    meaning = "agreement beyond chance: 0 none, 1 all"
+    found.append(Figure.known("kappa", value, ends, len(cells), meaning))
     for name, side, meaning in (
         ("said yes to right", True, "of rows with a label of 0.5 and more"),
         ("said yes to wrong", False, "of the others: 0 is best"),
@@ -188,11 +197,11 @@ def _length_bias(rows: Sequence[Row], outcomes: Sequence[Outcome]) -> Figure:
             own = long / many - short / few  # NaN where a half is empty: all are of one length
             gaps.append(np.where(np.isnan(own), 0.0, own * (few + many)))
             counts.append(np.where(np.isnan(own), 0.0, few + many))
-        difference: Table = sum(gaps) / sum(counts)
+        difference: Table = (gaps[0] + gaps[1]) / (counts[0] + counts[1])
         return difference
 
     value, ends = bootstrap_of_sums(sums, gap, groups=[row["problem"] for row, _ in judged])
-    return Figure("length bias", value, ends, len(judged), meaning)
+    return Figure.known("length bias", value, ends, len(judged), meaning)
 
 
 def _gain_by_asking(
@@ -281,7 +290,3 @@ def _costs(judge: ModelJudge, rows: int, seconds: float, *, all_cached: bool) ->
 
 def _value(outcome: Outcome) -> float | None:
     return outcome.value if isinstance(outcome, Score) else None
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None

@@ -211,6 +211,7 @@ class _Kit:
 
     def trial(self) -> Finding:
         """Does the model behind a judge answer, how soon, and with a verdict?"""
+        assert isinstance(self.fn, Reward)  # `examine` asks no other
         return Finding("trial", *try_judge(self.fn).told())
 
     def process(self) -> Finding:
