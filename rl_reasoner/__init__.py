@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rl_reasoner.evaluation.comparison import Comparison
     from rl_reasoner.evaluation.evaluate import evaluate
     from rl_reasoner.evaluation.result import EvalResult, compare
+    from rl_reasoner.handover.rewards import RecipeRewards
     from rl_reasoner.judging.judge import ModelJudge
     from rl_reasoner.pipeline.train import Run, train
     from rl_reasoner.policy import Policy, open_policy
@@ -34,6 +35,7 @@ _HOMES = {
     "ModelJudge": "judging.judge",
     "Policy": "policy",
     "Recipe": "recipe.recipe",
+    "RecipeRewards": "handover.rewards",
     "Run": "pipeline.train",
     "Score": "types",
     "Tool": "tools.tool",
@@ -56,6 +58,7 @@ __all__ = [
     "ModelJudge",
     "Policy",
     "Recipe",
+    "RecipeRewards",
     "Run",
     "Score",
     "Tool",

@@ -1,25 +1,34 @@
-"""The verb `export`: a policy as a folder that transformers opens."""
+"""The verb `export`: a policy for transformers, llama.cpp, Ollama; a recipe for other engines."""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from rich.text import Text
 from tyro.conf import Positional, arg
 
-from rl_reasoner.cli.arguments import Flag, Json, check_writable
+from rl_reasoner.cli.arguments import Flag, Json, StageName, check_writable
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.report.console import emit, err
 
 
 @dataclass
 class ExportVerb:
-    """Write a policy to a folder that opens anywhere in transformers."""
+    """Write a policy to a folder that opens anywhere in transformers.
+
+    With --to ENGINE, write a RECIPE as verl, OpenRLHF or verifiers read it: data, configuration and
+    a reward file through which its rewards run there.
+    """
 
     policy: Positional[Annotated[str, arg(metavar="POLICY")]]
-    """a run or policy folder (adapters are merged), a .gguf file, a hub id"""
-    to: Positional[Annotated[Path, arg(metavar="FOLDER")]]
+    """a run or policy folder (adapters are merged), a .gguf file, a hub id; with --to a recipe"""
+    folder: Positional[Annotated[Path, arg(metavar="FOLDER")]]
     """a new folder"""
+    to: Annotated[str | None, arg(metavar="ENGINE", help_behavior_hint="")] = None
+    """hand a recipe over to verl, openrlhf or verifiers"""
+    stage: StageName = None
+    """with --to: the grpo stage (default: the last)"""
     dtype: str = "fp32"
     """fp32 or bf16"""
     fp8: Flag = False
@@ -33,14 +42,19 @@ class ExportVerb:
     json: Json = False
 
     def run(self) -> None:
-        """Open, merge, convert, save."""
-        if os.path.lexists(self.to):
-            raise UserError(f"{self.to} exists already; give a new folder")
+        """Open, merge, convert, save; or hand a recipe over."""
+        if os.path.lexists(self.folder):
+            raise UserError(f"{self.folder} exists already; give a new folder")
+        if self.to is not None:
+            self._hand_over(self.to)
+            return
+        if self.stage is not None:
+            raise UserError("--stage is of a recipe that is handed over: it goes with --to ENGINE")
         if self.dtype not in ("fp32", "bf16"):
             raise unknown("dtype", self.dtype, ["fp32", "bf16"])
         if self.gguf and self.fp8:
             raise UserError("--gguf and --fp8 are two forms: give one of them")
-        check_writable(self.to)
+        check_writable(self.folder)
         from rl_reasoner.policy.names import check_policy
 
         check_policy(self.policy)
@@ -64,16 +78,41 @@ class ExportVerb:
         policy.model.to(torch.bfloat16 if self.dtype == "bf16" else torch.float32)
         if self.fp8:
             check_fp8(policy.model)
-        err.print(f"writing {self.to}", style="dim", soft_wrap=True)
-        policy.save(self.to)
+        err.print(f"writing {self.folder}", style="dim", soft_wrap=True)
+        policy.save(self.folder)
         if self.fp8:
-            write_fp8(policy.model, self.to)
-        emit(self.json, {"policy": str(self.to)}, str(self.to))
+            write_fp8(policy.model, self.folder)
+        emit(self.json, {"policy": str(self.folder)}, str(self.folder))
+
+    def _hand_over(self, engine: str) -> None:
+        """Write the recipe in the form of another engine, and say what that one does otherwise."""
+        if self.gguf or self.fp8 or self.upcycle is not None:
+            raise UserError("--gguf, --fp8 and --upcycle are forms of a policy: leave out --to")
+        check_writable(self.folder)
+        from rl_reasoner.handover.folder import hand_over
+        from rl_reasoner.recipe.load import load_recipe
+
+        made = hand_over(load_recipe(self.policy), engine, self.folder, self.stage)
+        summary = {
+            "folder": str(made.folder),
+            "engine": made.engine.name,
+            "stage": made.subject.stage.name,
+            "rows": len(made.subject.tasks),
+            "otherwise": list(made.warnings),
+            "no_counterpart": made.without,
+            "start": list(made.start),
+        }
+        title, stage = made.engine.title, made.subject.stage.name
+        lines = [f"{made.folder}: stage {stage}, {len(made.subject.tasks):,} rows, for {title}"]
+        lines += [f"otherwise there: {warning}" for warning in made.warnings]
+        lines += [f"no counterpart there: {', '.join(made.without)}", "to start it:"]
+        lines += [f"  {command}" for command in made.start]
+        emit(self.json, summary, Text("\n".join(lines)))
 
     def _gguf(self, policy: Any) -> None:
         """Write the policy as a GGUF file, opened again and compared."""
         from rl_reasoner.publishing.gguf_export import export_gguf
 
-        file, apart = export_gguf(policy, self.to, self.dtype)
+        file, apart = export_gguf(policy, self.folder, self.dtype)
         said = f"{file}\nopened again: logits within {apart:.1e} of the policy's (relative)"
         emit(self.json, {"policy": str(file), "logits_apart": apart}, said)

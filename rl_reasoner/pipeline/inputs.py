@@ -15,7 +15,7 @@ from rl_reasoner.dataset.rows import check_source, load_rows
 from rl_reasoner.dataset.templates import target_completion, with_system
 from rl_reasoner.environments.environment import EPISODE, PLAYED
 from rl_reasoner.environments.runner import EnvironmentRunner
-from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.evaluate import check_judge, load_set
 from rl_reasoner.pipeline.control_rewards import with_forms
 from rl_reasoner.pipeline.lineage import reused_path
@@ -26,7 +26,7 @@ from rl_reasoner.recipe.load import Locate
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import DistillStage, GrpoStage, Stage
 from rl_reasoner.rollout.episodes.opening import open_rows
-from rl_reasoner.scoring.batch import APPLIES, applies, score_batch
+from rl_reasoner.scoring.batch import APPLIES, applies, name_rewards, score_batch
 from rl_reasoner.scoring.registry import load_reward
 from rl_reasoner.scoring.reward import Reward, name_of
 from rl_reasoner.tools import load_tools
@@ -166,7 +166,7 @@ def _try_rewards(
         for name, function in rewards.items():
             for row in _first_of_each_task(unfiltered(recipe, stage, rows), name_of(function)):
                 with problems.field("rewards", name):
-                    _try_reward(function, _with_rewards(row, rewards))
+                    _try_reward(function, name_rewards(row, rewards))
     if "form_only" in recipe.controls and recipe.controlled and not problems.found:
         with problems.field("controls"):
             with_forms(unfiltered(recipe, recipe.controlled, rows), recipe, rewards)
@@ -198,7 +198,7 @@ def read_stage_rows(
         for row in (row for row in rows if not row.get(PLAYED)):
             target_completion(row)
     if stage.kind == "grpo":
-        rows = [_with_rewards(row, rewards) for row in rows]
+        rows = [name_rewards(row, rewards) for row in rows]
     if isinstance(stage, GrpoStage) and stage.group.curriculum == "levels":
         levels_of(rows)
     return rows
@@ -223,28 +223,6 @@ _CHECKS: Mapping[tuple[str, ...], Callable[[Recipe], None]] = {
     ("tools",): _check_tools,
     ("environment",): _check_environment,
 }
-
-
-def _with_rewards(row: Row, rewards: Mapping[str, Callable[..., Any]]) -> Row:
-    """The row, its rewards by the functions' names: it may have them as the recipe does."""
-    of_row, longest = f"row {row.get('id', row['problem'])!r:.60}", row.get("max_tokens")
-    if longest is not None and (type(longest) is not int or longest < 1):
-        raise UserError(f"{of_row}: max_tokens is {longest!r:.40}, not a whole number above 0")
-    if row.get(APPLIES) is None:
-        return row
-    titles = [name_of(function) for function in rewards.values()]
-    listed = row[APPLIES].split(",") if isinstance(row[APPLIES], str) else row[APPLIES]
-    if not isinstance(listed, (list, tuple)) or not all(isinstance(key, str) for key in listed):
-        raise UserError(f"{of_row}: its rewards are {listed!r:.40}, not a list of names")
-    names = [name_of(rewards[key]) if key in rewards else key for key in map(str.strip, listed)]
-    for name in names:
-        if name not in titles:
-            raise unknown("reward", name, rewards, owner=f"{of_row}: the recipe")
-        if titles.count(name) > 1:
-            raise UserError(f"two rewards are functions called {name}: rows cannot name one")
-    if not names:
-        raise UserError(f"{of_row}: its list of rewards is empty")
-    return {**row, APPLIES: names}
 
 
 def _first_of_each_task(rows: Sequence[Row], reward: str) -> list[Row]:

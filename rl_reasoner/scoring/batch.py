@@ -6,12 +6,13 @@ The front door of the room: training, evaluation and `rl-reasoner score` come in
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.scoring import ray_cluster
 from rl_reasoner.scoring.limits import Limits
 from rl_reasoner.scoring.outcome import NOT_ITS_ROW
 from rl_reasoner.scoring.reward import Reward, name_of
 from rl_reasoner.scoring.runner import SEEDS, runner_of
-from rl_reasoner.types import Completion, Outcome
+from rl_reasoner.types import Completion, Outcome, Row
 
 APPLIES = "rewards"
 """The column with the names of the rewards that a row gets; rows without it get all."""
@@ -46,6 +47,32 @@ def applies(name: str, row_names: Sequence[str] | str | None) -> bool:
         return True
     listed = row_names.split(",") if isinstance(row_names, str) else row_names
     return any(name == one.strip() for one in listed)
+
+
+def name_rewards(row: Row, rewards: Mapping[str, Callable[..., Any]]) -> Row:
+    """The row, its rewards by the functions' names: it may have them as the recipe does.
+
+    Raises `UserError` for rewards that are none of `rewards` (by their names in the recipe), and
+    for a row's `max_tokens` that is no number of tokens.
+    """
+    of_row, longest = f"row {row.get('id', row['problem'])!r:.60}", row.get("max_tokens")
+    if longest is not None and (type(longest) is not int or longest < 1):
+        raise UserError(f"{of_row}: max_tokens is {longest!r:.40}, not a whole number above 0")
+    if row.get(APPLIES) is None:
+        return row
+    titles = [name_of(function) for function in rewards.values()]
+    listed = row[APPLIES].split(",") if isinstance(row[APPLIES], str) else row[APPLIES]
+    if not isinstance(listed, (list, tuple)) or not all(isinstance(key, str) for key in listed):
+        raise UserError(f"{of_row}: its rewards are {listed!r:.40}, not a list of names")
+    names = [name_of(rewards[key]) if key in rewards else key for key in map(str.strip, listed)]
+    for name in names:
+        if name not in titles:
+            raise unknown("reward", name, rewards, owner=f"{of_row}: the recipe")
+        if titles.count(name) > 1:
+            raise UserError(f"two rewards are functions called {name}: rows cannot name one")
+    if not names:
+        raise UserError(f"{of_row}: its list of rewards is empty")
+    return {**row, APPLIES: names}
 
 
 def score_own_rows(

@@ -234,6 +234,9 @@ MISTAKES: dict[str, tuple[Setup, tuple[str, ...], tuple[str, ...]]] = {
     "report: no run": (no, ("report", "run/policy"), ("is not a run folder",)),
     "export: there": (no, ("export", "run", "run"), ("run exists already",)),
     "export: below a file": (no, ("export", "run", "tiny.yaml/x"), ("tiny.yaml/x",)),
+    "export: engine": (no, ("export", "tiny.yaml", "new", "--to", "verll"), ("'verll'", "'verl'")),
+    "export: to, there": (no, ("export", "tiny.yaml", "run", "--to", "verl"), ("run exists",)),
+    "export: to, recipe": (no, ("export", "tiny.yml", "new", "--to", "verl"), ("tiny.yml",)),
     "export: dtype": (no, ("export", "run", "new", "--dtype", "fp23"), ("'fp23'", "'fp32'")),
 }
 

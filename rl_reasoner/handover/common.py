@@ -1,0 +1,145 @@
+"""What the engines' tables share: values computed alike, and fields that few take over."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rl_reasoner.handover.fields import Field, ValueOf
+from rl_reasoner.handover.subject import Subject
+from rl_reasoner.recipe.recipe import RecipeDumper
+
+RENDER_AS_IS = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+"""A chat template that adds nothing: for prompts that are texts."""
+KL = "the value as it is, with the unbiased gradient of the KL"
+
+
+def most_tokens(subject: Subject) -> int:
+    """The longest completion, in tokens."""
+    return subject.stage.sampling.longest
+
+
+def epsilon_high(subject: Subject) -> float:
+    """The upper clip range; as the lower one where the recipe has none."""
+    loss = subject.stage.loss
+    return loss.epsilon if loss.epsilon_high is None else loss.epsilon_high
+
+
+def of_kl(subject: Subject, place: str) -> bool:
+    """Whether there is a KL term in `place`: "loss" or "reward"."""
+    return subject.stage.loss.beta > 0 and subject.stage.loss.kl_in == place
+
+
+def policy_path(subject: Subject) -> str:
+    """The policy that training starts from, or the place of the one that a run has yet to make."""
+    recipe, stage = subject.recipe, subject.stage
+    start = recipe.start_of(stage)
+    if start is not None:
+        number = [one.name for one in recipe.stages].index(start) + 1
+        return f"RUN/stages/{number}-{start}/policy"
+    source = stage.policy or recipe.policy.source
+    return str(Path(source).resolve()) if Path(source).is_dir() else source
+
+
+def policy_field(setting: str) -> Field:
+    """The field of the policy, by the engine's name for it."""
+    return Field(
+        "policy.source",
+        {setting: policy_path},
+        "a folder or a hub id",
+        lambda s: policy_path(s).startswith("scratch:") or policy_path(s).endswith(".gguf"),
+        "not what transformers opens: `rl-reasoner export POLICY FOLDER`, and name that folder",
+    )
+
+
+START = Field(
+    "start",
+    note="in `policy.source`",
+    lost=lambda s: policy_path(s).startswith("RUN/"),
+    else_does="it starts from what an earlier stage makes: `rl-reasoner train` those stages, and "
+    "name that folder where RUN/… stands now",
+)
+
+
+BY_NEITHER = (
+    Field("system", note="in the prompts"),
+    Field("tools", note="refused: `--to` hands over recipes of one turn"),
+    Field("environment", note="refused: `--to` hands over recipes of one turn"),
+    Field("controls", lost=lambda s: bool(s.recipe.controls)),
+    Field(
+        "run.device",
+        note="cuda",
+        lost=lambda s: s.recipe.run.device not in ("auto", "cuda"),
+        else_does="trains on CUDA",
+    ),
+    Field("run.fp8"),
+    Field("run.rewards_on", note="in its own workers (Ray)"),
+    START,
+    Field("reuse", note="nothing to do there"),
+    Field("router_bias", lost=lambda s: s.stage.router_bias > 0),
+    Field("freeze_router", lost=lambda s: s.stage.freeze_router),
+    Field("router_sequence", lost=lambda s: s.stage.router_sequence > 0),
+    Field("trainer", note="trl's own arguments", lost=lambda s: bool(s.stage.trainer)),
+    Field("group.curriculum", lost=lambda s: bool(s.stage.group.curriculum)),
+    Field("group.band"),
+    Field("sampling.weights", note="by vLLM, in bf16"),
+    Field(
+        "loss.aggregation",
+        note="the reward file gives the weighted sum",
+        lost=lambda s: s.stage.loss.aggregation != "sum_then_normalize",
+        else_does="normalises the rewards' sum",
+    ),
+    Field("loss.mask_truncated", lost=lambda s: s.stage.loss.mask_truncated),
+    Field("vllm.url", note="it starts its own"),
+)
+"""The fields that neither verl nor OpenRLHF has a setting for."""
+
+
+def replays(else_does: str, note: str = "") -> Field:
+    """The field of router replay, which matters to mixtures of experts."""
+    return Field(
+        "router_replay",
+        note=note,
+        lost=lambda s: s.stage.router_replay and "moe" in s.recipe.policy.source.lower(),
+        else_does=else_does,
+    )
+
+
+def data_field(settings: Mapping[str, ValueOf]) -> Field:
+    """The field of the data, by the engine's names for it."""
+    return Field(
+        "data",
+        settings,
+        "written out; rows' own `max_tokens` are left out",
+        lambda s: any(task.row.get("max_tokens") for task in s.tasks),
+        "rows' own max_tokens are left out: all have sampling.max_tokens",
+    )
+
+
+def template_field(settings: Mapping[str, ValueOf], note: str) -> Field:
+    """The field of the template, by the engine's names for it."""
+    return Field(
+        "template",
+        settings,
+        note,
+        lambda s: not s.template_known,
+        "taken for the policy's chat template, which was not at hand to look",
+    )
+
+
+def longest_field(setting: str) -> Field:
+    """The field of the longest completion, by the engine's name for it."""
+    return Field(
+        "sampling.max_tokens",
+        {setting: most_tokens},
+        "auto: its bound of 1,024",
+        lambda s: s.stage.sampling.max_tokens == "auto",
+        "the most that auto may come to, 1,024",
+    )
+
+
+def yaml_text(tree: Mapping[str, Any], comment: str) -> str:
+    """`tree` as YAML under a line of comment."""
+    dumped = yaml.dump(tree, Dumper=RecipeDumper, sort_keys=False, allow_unicode=True)
+    return f"# {comment}\n{dumped}"

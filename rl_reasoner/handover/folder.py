@@ -1,0 +1,149 @@
+"""The folder of a handover: written whole or not at all, checked by opening what was written.
+
+It holds the engine's files, `recipe.yaml` with the files of the recipe's own rewards, and a README
+that says how to start, what was mapped, and what has no counterpart.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.handover.engine import Engine
+from rl_reasoner.handover.fields import OURS, settings, warnings
+from rl_reasoner.handover.openrlhf import OPENRLHF
+from rl_reasoner.handover.rewards import RecipeRewards
+from rl_reasoner.handover.subject import Subject, not_given, subject_of
+from rl_reasoner.handover.verifiers import VERIFIERS
+from rl_reasoner.handover.verl import VERL
+from rl_reasoner.recipe.recipe import Recipe
+
+ENGINES = {engine.name: engine for engine in (VERL, OPENRLHF, VERIFIERS)}
+_OWN = "own_rewards"
+
+
+@dataclass(frozen=True)
+class Handover:
+    """What was written."""
+
+    folder: Path
+    engine: Engine
+    subject: Subject
+    warnings: Sequence[str]
+    """what the engine does otherwise than this recipe says"""
+    start: Sequence[str]
+    """the commands that start it there"""
+
+    @property
+    def without(self) -> list[str]:
+        """The fields of a recipe that have no counterpart in the engine."""
+        return [one.ours for one in self.engine.fields if not one.theirs and not one.note]
+
+
+def hand_over(recipe: Recipe, engine: str, folder: Path, stage: str | None = None) -> Handover:
+    """Write `recipe`'s grpo stage (default: the last) for the engine of that name into `folder`.
+
+    `folder` must not be there. Raises `UserError` for an engine that is not known, and a recipe
+    that cannot be handed over; then nothing is written.
+    """
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
+    whole = folder.absolute()
+    partial = whole.with_name(f".{whole.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)  # of a write that was killed
+    try:
+        made = _write(recipe, ENGINES[engine], partial, whole, stage)
+        partial.rename(whole)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return made
+
+
+def _write(
+    recipe: Recipe, engine: Engine, partial: Path, whole: Path, stage: str | None
+) -> Handover:
+    partial.mkdir(parents=True)
+    recipe = _with_own_files(recipe, partial)
+    (partial / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    rewards = RecipeRewards(partial / "recipe.yaml")
+    subject = subject_of(recipe, stage, rewards)
+    for name, content in engine.files(subject, str(whole)).items():
+        file = partial / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    start = [line.format(folder=whole, module=subject.slug) for line in engine.start]
+    lost = [*warnings(engine.fields, subject), *not_given(rewards)]
+    made = Handover(whole, engine, subject, lost, start)
+    (partial / "README.md").write_text(_readme(made), encoding="utf-8")
+    return made
+
+
+def _with_own_files(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe, its rewards' files copied into `folder` and named from there."""
+    specs = {}
+    for number, (name, spec) in enumerate(recipe.rewards.items()):
+        file, _, function = name.rpartition(":")
+        if file.endswith(".py"):
+            source = Path(file).expanduser()
+            if not source.is_file():
+                raise UserError(f"reward {name!r}: there is no file {source}")
+            copy = f"{_OWN}/{number}_{source.name}"
+            (folder / _OWN).mkdir(exist_ok=True)
+            shutil.copyfile(source, folder / copy)
+            name = f"{copy}:{function}"
+        specs[name] = spec
+    return recipe.model_copy(update={"rewards": specs})
+
+
+def _readme(made: Handover) -> str:
+    engine, subject = made.engine, made.subject
+    given = settings(engine.fields, subject)
+    mapped = [
+        f"| `{one.ours}` | `{name}` | `{given[name]}` |"
+        for one in engine.fields
+        for name in one.theirs
+        if name in given
+    ]
+    told = {one.ours: one.note for one in engine.fields if one.note and not one.theirs}
+    noted = [f"- `{name}`: {told[name]}" for name in OURS if name in told]
+    lost = [f"- {line}" for line in made.warnings] or ["- nothing that this recipe uses"]
+    return "\n".join(
+        [
+            f"# {subject.recipe.name} for {engine.title}",
+            "",
+            f"Stage `{subject.stage.name}` with {len(subject.tasks):,} rows, for {engine.title} "
+            f"{engine.version}, written by rl-reasoner. To start it there:",
+            "",
+            "```text",
+            *made.start,
+            "```",
+            "",
+            f"Rewards run in rl-reasoner, in processes of their own: {engine.outcomes}.",
+            f"Evaluate what comes out with `rl-reasoner eval POLICY {_sets(subject)}`.",
+            "",
+            "## Otherwise than the recipe says",
+            "",
+            *lost,
+            "",
+            "## Mapped",
+            "",
+            "| recipe | there | value |",
+            "|---|---|---|",
+            *mapped,
+            "",
+            "## Elsewhere",
+            "",
+            *noted,
+            "",
+            "## No counterpart",
+            "",
+            ", ".join(f"`{name}`" for name in made.without) + ".",
+            "",
+        ]
+    )
+
+
+def _sets(subject: Subject) -> str:
+    sets = subject.recipe.evals.sets
+    return f"--sets {','.join(sets)}" if sets else "--sets SET"

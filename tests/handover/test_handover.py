@@ -1,0 +1,245 @@
+"""A recipe handed over to another engine: its table of fields, its folder, its reward file."""
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rl_reasoner import Recipe, RecipeRewards
+from rl_reasoner.errors import UserError
+from rl_reasoner.handover.fields import OURS, field_table, settings
+from rl_reasoner.handover.folder import ENGINES, hand_over
+from rl_reasoner.recipe.algorithms import ALGORITHMS
+from support.documents import ROOT
+
+ACTOR = "actor_rollout_ref.actor."
+
+
+def recipe(loss: Mapping[str, Any] | None = None, **more: Any) -> Recipe:
+    stage = {"kind": "grpo", "steps": 3, "sampling": {"max_tokens": 64}, "loss": loss or {}}
+    given: dict[str, Any] = {
+        "policy": "org/model",
+        "template": "plain",
+        "data": {"task": "modular", "count": 6},
+        "rewards": {"math_answer": 2.0},
+        "stages": [stage],
+    }
+    return Recipe(**{**given, **more})
+
+
+def verl_settings(folder: Path, made_of: Recipe) -> dict[str, Any]:
+    made = hand_over(made_of, "verl", folder)
+    return settings(made.engine.fields, made.subject)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_field_of_a_recipe_is_in_the_table_once(engine: str) -> None:
+    fields = ENGINES[engine].fields
+    assert sorted(one.ours for one in fields) == sorted(OURS)
+    theirs = [name for one in fields for name in one.theirs]
+    assert len(theirs) == len(set(theirs))
+
+
+def test_the_page_has_the_table() -> None:
+    page = (ROOT / "docs/handover.md").read_text()
+    begin, end = "<!-- the table of fields -->\n\n", "\n<!-- its end -->"
+    shown = page.partition(begin)[2].partition(end)[0]
+    titles = {one.title: one.fields for one in ENGINES.values()}
+    assert shown == field_table(titles), "run: python docs/handover_fields.py"
+
+
+@pytest.mark.parametrize(
+    ("loss", "there"),
+    [
+        ({"algorithm": "grpo"}, ("seq-mean-token-mean", "vanilla", 0.2, 0.2)),
+        ({"algorithm": "dapo"}, ("token-mean", "vanilla", 0.2, 0.28)),
+        ({"algorithm": "dr_grpo"}, ("seq-mean-token-sum-norm", "vanilla", 0.2, 0.2)),
+        ({"algorithm": "gspo"}, ("seq-mean-token-mean", "gspo", 3e-4, 4e-4)),
+        ({"algorithm": "cispo"}, ("token-mean", "cispo", 1.0, 4.0)),
+        ({"algorithm": "rloo"}, ("seq-mean-token-sum", "gspo", 0.2, 0.2)),
+        ({"algorithm": "reinforce++"}, ("token-mean", "vanilla", 0.2, 0.2)),
+        ({"algorithm": "reinforce++-baseline"}, ("token-mean", "vanilla", 0.2, 0.2)),
+    ],
+)
+def test_algorithms_are_what_verl_calls_them(
+    loss: dict[str, Any], there: tuple[object, ...], tmp_path: Path
+) -> None:
+    given = verl_settings(tmp_path / "out", recipe(loss))
+    names = ("loss_agg_mode", "policy_loss.loss_mode", "clip_ratio_low", "clip_ratio_high")
+    assert tuple(given[ACTOR + name] for name in names) == there
+    estimators = {
+        "rloo": "rloo",
+        "reinforce++": "reinforce_plus_plus",
+        "reinforce++-baseline": "reinforce_plus_plus_baseline",
+    }
+    assert given["algorithm.adv_estimator"] == estimators.get(loss["algorithm"], "grpo")
+    assert given["algorithm.norm_adv_by_std_in_grpo"] == (
+        loss["algorithm"] not in ("dr_grpo", "rloo")
+    )
+    assert (ACTOR + "loss_scale_factor" in given) == (loss["algorithm"] == "dr_grpo")
+
+
+def test_every_algorithm_is_asked_above() -> None:
+    marks = test_algorithms_are_what_verl_calls_them.pytestmark  # type: ignore[attr-defined]
+    assert {loss["algorithm"] for loss, _ in marks[0].args[1]} == set(ALGORITHMS)
+
+
+def test_the_kl_goes_where_the_recipe_has_it(tmp_path: Path) -> None:
+    in_loss = verl_settings(tmp_path / "a", recipe({"beta": 0.1, "kl_estimator": "k3"}))
+    assert (in_loss[f"{ACTOR}use_kl_loss"], in_loss["algorithm.use_kl_in_reward"]) == (True, False)
+    assert (in_loss[f"{ACTOR}kl_loss_coef"], in_loss[f"{ACTOR}kl_loss_type"]) == (
+        0.1,
+        "low_var_kl+",
+    )
+    in_reward = verl_settings(
+        tmp_path / "b", recipe({"beta": 0.2, "kl_in": "reward", "kl_estimator": "k1"})
+    )
+    assert in_reward[f"{ACTOR}use_kl_loss"] is False
+    assert in_reward["algorithm.kl_ctrl.kl_coef"] == 0.2
+    assert f"{ACTOR}kl_loss_coef" not in in_reward
+
+
+def test_what_the_engine_does_otherwise_is_a_warning(tmp_path: Path) -> None:
+    asked = recipe({"mask_truncated": True, "type": "vespo"})
+    told = hand_over(asked, "verl", tmp_path / "out")
+    assert [line.partition(":")[0] for line in told.warnings] == [
+        "loss.type vespo",
+        "loss.mask_truncated True",
+    ]
+    lengths = hand_over(recipe(rewards={"math_answer": 1.0, "length": 0.1}), "verl", tmp_path / "b")
+    assert ["completion_ids" in line for line in lengths.warnings] == [True]
+    readme = (told.folder / "README.md").read_text()
+    assert all(line in readme for line in (*told.warnings, *told.start))
+    assert "`loss.mask_truncated`" in readme.partition("## No counterpart")[2]
+    assert not hand_over(recipe(), "verl", tmp_path / "plain").warnings
+
+
+OWN = """
+from rl_reasoner import reward
+
+
+@reward
+def brief(completion: str, answer: str) -> float | None:
+    if "fail" in completion:
+        raise ValueError("it fails")
+    return None if "hm" in completion else 1.0
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "mine.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    return "mine.py:brief"
+
+
+def loaded(file: Path) -> Any:
+    spec = importlib.util.spec_from_file_location("handed_over", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_the_reward_file_has_three_outcomes_without_the_recipes_own_files(
+    tmp_path: Path, own: str
+) -> None:
+    asked = recipe(rewards={"math_answer": 2.0, own: 0.5})
+    made = hand_over(asked, "verl", tmp_path / "out")
+    (tmp_path / "mine.py").unlink()
+    score = loaded(made.folder / "rewards.py").compute_score
+    task = made.subject.tasks[0]
+    right = f"<answer>{task.answer}</answer>"
+
+    def told(completion: str) -> tuple[float, float, float]:
+        given = score("modular", completion, task.answer, {"task": task.text}, num_turns=None)
+        return given["score"], given["unjudged"], given["fault"]
+
+    assert told(right) == (2.5, 0.0, 0.0)
+    assert told("<answer>no</answer>") == (0.5, 0.0, 0.0)
+    assert told(f"hm {right}") == (0.0, 1.0, 0.0)
+    assert told(f"fail {right}") == (0.0, 1.0, 1.0)
+
+
+def test_rows_get_the_rewards_that_they_name(tmp_path: Path) -> None:
+    rows = [
+        {"problem": "1+1=", "answer": "2", "rewards": ["math_answer"]},
+        {"problem": "2+2=", "answer": "4", "rewards": ["length"]},
+        {"problem": "3+3=", "answer": "6"},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    weights = {"math_answer": 1.0, "length": {"weight": 0.25, "options": {"limit": 8, "buffer": 0}}}
+    rewards = RecipeRewards(recipe(rewards=weights, data=str(tmp_path / "rows.jsonl")))
+    texts = [f"<answer>{row['answer']}</answer>" for row in rows]
+    made = rewards.score(texts, rows, [str(row["problem"]) for row in rows])
+    assert [one.value for one in made] == [1.0, -0.25, 0.75]
+
+
+def test_a_folder_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: object) -> Any:
+        raise OSError("no space left on device")
+
+    monkeypatch.setitem(ENGINES, "verl", replace(ENGINES["verl"], files=full))
+    with pytest.raises(OSError, match="no space"):
+        hand_over(recipe(), "verl", tmp_path / "out")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_chats_stay_chats_and_texts_come_with_a_template_that_adds_nothing(
+    tmp_path: Path,
+) -> None:
+    import pyarrow.parquet as pq
+
+    template = "actor_rollout_ref.model.custom_chat_template"
+    chats = hand_over(recipe(template="boxed", system="Be brief."), "verl", tmp_path / "chats")
+    row = pq.read_table(chats.folder / "train.parquet").to_pylist()[0]
+    assert [turn["role"] for turn in row["prompt"]] == ["system", "user"]
+    assert template not in settings(chats.engine.fields, chats.subject)
+    assert json.loads(row["extra_info"]["task"])["prompt"] == row["prompt"]
+    texts = hand_over(recipe(template="r1"), "verl", tmp_path / "texts")
+    assert settings(texts.engine.fields, texts.subject)[template]
+    guessed = hand_over(recipe(template="auto"), "verl", tmp_path / "auto")
+    assert [line.partition(" ")[0] for line in guessed.warnings] == ["template"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tools": ["calculator"]}, "only our engine plays"),
+        ({"rewards": {"judge_ranking": {"options": {"rubric": "x"}}}}, "judges whole groups"),
+        ({"rewards": {"gone.py:f": 1.0}}, r"there is no file gone\.py"),
+        (
+            {"stages": [{"kind": "sft", "steps": 1}]},
+            r"the recipe has none \(only: sft\)",
+        ),
+        (
+            {
+                "stages": [
+                    {"kind": "filter", "name": "medium"},
+                    {"kind": "grpo", "steps": 1},
+                ]
+            },
+            "rows that stage 'medium' makes",
+        ),
+    ],
+)
+def test_what_cannot_be_handed_over_is_refused(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        hand_over(recipe(**change), "verl", tmp_path / "out")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_unknown_engines_and_stages_are_told_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Did you mean 'verl'"):
+        hand_over(recipe(), "verll", tmp_path / "out")
+    with pytest.raises(UserError, match="Did you mean 'grpo'"):
+        hand_over(recipe(), "verl", tmp_path / "out", "gropo")
