@@ -27,7 +27,7 @@ _PLACES: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("eval", "policy"): ("runs", "policies", "folders", "files"),
     ("chat", "policy"): ("runs", "policies", "folders", "files"),
     ("chat", "other"): ("runs", "policies", "folders", "files"),
-    ("export", "policy"): ("runs", "folders"),
+    ("export", "policy"): ("runs", "recipes", "folders"),
     ("filter", "policy"): ("runs", "policies", "folders"),
     ("filter", "data"): ("sets", "files"),
     ("score", "reward"): ("rewards", "files"),
