@@ -8,6 +8,7 @@ from rich.text import Text
 from tyro.conf import Positional, arg
 
 from rl_reasoner.cli.arguments import Count, Flag, Json, Quiet, StageName
+from rl_reasoner.distributed.loading import load_for_good
 from rl_reasoner.errors import UserError
 from rl_reasoner.foreign import check_run
 from rl_reasoner.report.console import emit, err, new_table
@@ -43,6 +44,7 @@ class AuditVerb:
             raise UserError("--no-replay makes no step again: leave out --step and --all")
         check_run(self.run_folder)
         err.print("loading torch and transformers", style="dim")
+        load_for_good("rl_reasoner.audit")
         from rl_reasoner.audit import audit_run
 
         audit = audit_run(

@@ -28,6 +28,7 @@ from rl_reasoner.cli.arguments import (
 )
 from rl_reasoner.cli.arguments import Text as Written
 from rl_reasoner.cli.progress import told_if_long
+from rl_reasoner.distributed.loading import load_for_good
 from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.files import read_jsonl
@@ -143,6 +144,7 @@ class ChatVerb:
                     "turns: chat has nobody who does; play by rl-reasoner eval"
                 )
         with told_if_long(f"loading torch and opening {' and '.join(names)}"):
+            load_for_good("rl_reasoner.policy.opening", "rl_reasoner.rollout.sampler")
             from rl_reasoner.policy.opening import open_policy, quiet_libraries
 
             quiet_libraries()

@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 
 from rl_reasoner.cli.arguments import Json, Options, Quiet, cell, parse_options
 from rl_reasoner.cli.progress import told_if_long
+from rl_reasoner.distributed.loading import load_for_good
 from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.report.console import emit, err, new_table, wrapped
 
@@ -118,6 +119,7 @@ class CheckVerb:
         with told_if_long("reading the data, and calling each reward once"):
             inputs = read_inputs(recipe, locate, starts=True)
         err.print("loading torch and transformers", style="dim")
+        load_for_good("rl_reasoner.pipeline.trial")
         forecasts: list[dict[str, Any]] = []
         notices = list(_check(recipe, locate, inputs, forecasts))
         table = new_table("", "check", "result", "fix")

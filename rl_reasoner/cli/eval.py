@@ -31,6 +31,7 @@ from rl_reasoner.cli.arguments import (
     use_data_dir,
 )
 from rl_reasoner.cli.progress import ProgressBars
+from rl_reasoner.distributed.loading import load_for_good
 from rl_reasoner.errors import UserError
 from rl_reasoner.report.console import emit, err
 
@@ -156,6 +157,7 @@ class EvalVerb:
             policy = ServedPolicy(self.server, self.policy)
         else:
             err.print("loading torch and transformers", style="dim")
+            load_for_good("rl_reasoner.policy.opening", "rl_reasoner.rollout.sampler")
             from rl_reasoner.policy.opening import quiet_libraries
 
             quiet_libraries()

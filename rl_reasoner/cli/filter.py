@@ -31,6 +31,7 @@ from rl_reasoner.cli.arguments import (
     use_data_dir,
 )
 from rl_reasoner.cli.progress import ProgressBars, told_if_long
+from rl_reasoner.distributed.loading import load_for_good
 from rl_reasoner.errors import RunStopped, UserError
 from rl_reasoner.report.console import emit, err, new_table
 
@@ -171,6 +172,7 @@ class FilterVerb:
         template, system = prompt_settings(self.policy, self.template, self.system)
         tools = tool_settings(self.policy, self.tools, self.tool_format)
         err.print("loading torch and transformers", style="dim")
+        load_for_good("rl_reasoner.pipeline.difficulty_filter")
         from rl_reasoner.distributed.threads import Threads
         from rl_reasoner.paths import cache_folder
         from rl_reasoner.pipeline.difficulty_filter import FilterFiles, filter_rows

@@ -8,6 +8,7 @@ from rich.text import Text
 from tyro.conf import Positional, arg
 
 from rl_reasoner.cli.arguments import Flag, Json, check_writable
+from rl_reasoner.distributed.loading import load_for_good
 from rl_reasoner.errors import UserError
 from rl_reasoner.foreign import check_run
 from rl_reasoner.report.console import emit, err, new_table
@@ -41,6 +42,7 @@ class PublishVerb:
         check_run(self.run_folder)
         check_writable(self.to)
         err.print("loading torch and transformers", style="dim")
+        load_for_good("rl_reasoner.publishing.folder")
         from rl_reasoner.publishing.folder import (
             check_repository,
             files_to_push,

@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 from rl_reasoner.cli.arguments import Json, Quiet, RunOption, StageName
 from rl_reasoner.cli.progress import told_if_long
 from rl_reasoner.distributed import launcher, processes
+from rl_reasoner.distributed.loading import load_for_good
 from rl_reasoner.errors import UserError
 from rl_reasoner.foreign import check_run
 from rl_reasoner.report.console import emit, err
@@ -54,6 +55,7 @@ class TrainVerb:
             inputs = read_inputs(recipe, locate, starts=self.resume is None)
         if not self.quiet and processes.is_main():
             err.print("loading torch and transformers", style="dim")
+        load_for_good("rl_reasoner.pipeline.train")
         from rl_reasoner.pipeline.train import train
 
         done = train(

@@ -9,6 +9,7 @@ from rich.text import Text
 from tyro.conf import Positional, arg
 
 from rl_reasoner.cli.arguments import Count, Json, StageName, cell
+from rl_reasoner.distributed.loading import load_for_good
 from rl_reasoner.errors import UserError
 from rl_reasoner.report.console import emit, err, new_table, wrapped
 
@@ -90,6 +91,7 @@ class WhyVerb:
         if self.row is not None:
             raise UserError("--reward shows the rows that change most: leave out --row")
         err.print("loading torch and transformers, and making the step again", style="dim")
+        load_for_good("rl_reasoner.audit.counterfactual")
         from rl_reasoner.audit.counterfactual import ask_counterfactual
 
         found = ask_counterfactual(self.run_folder, number, reward, self.stage, quiet=True)

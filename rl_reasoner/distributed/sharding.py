@@ -1,9 +1,9 @@
-"""Weights in shards: FSDP2 (`torch.distributed.fsdp.fully_shard`) under a trainer, and back again.
+"""Trainers whose weights are in shards: FSDP2 (`torch.distributed.fsdp.fully_shard`), and back.
 
 accelerate shards; this module adds what sampling, checkpoints and the next stage need: all weights
-for a while (`gathered_params`), a sharded checkpoint as one state dict (`merged_state_dict`), and
-FSDP2 over gloo on a CPU, which torch can do and accelerate does not offer, so that a recipe for
-many GPUs can be tried on a laptop. Knows trainers of transformers; nothing of recipes.
+for a while (`gathered_params`), a sharded checkpoint in one process (`load_shards`), and FSDP2 over
+gloo on a CPU, which torch can do and accelerate does not offer, so that a recipe for many GPUs can
+be tried on a laptop. Knows trainers of transformers; nothing of recipes.
 """
 
 import os
@@ -15,24 +15,25 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from peft import PeftModel, set_peft_model_state_dict
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
-from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import Trainer
 from trl.models.utils import unwrap_model_for_generation
 
+from rl_reasoner.distributed.sharded_weights import (
+    MODEL_SHARDS,
+    is_sharded,
+    load_state,
+    merged_shards,
+    merged_state_dict,
+)
 from rl_reasoner.distributed.shards import check_shards
 from rl_reasoner.errors import UserError
 
-MODEL_SHARDS = "pytorch_model_fsdp_0"
 OPTIMIZER_SHARDS = "optimizer_0"
-"""Folders of a sharded checkpoint, as transformers writes them."""
+"""The folder of a sharded checkpoint with the optimizer's state, as transformers writes it."""
 
 
 class Sharding(Trainer):  # type: ignore[misc]
@@ -68,7 +69,7 @@ class Sharding(Trainer):  # type: ignore[misc]
                 check_shards(shards)
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        state = _merged(Path(checkpoint) / OPTIMIZER_SHARDS, "optimizer")
+        state = merged_shards(Path(checkpoint) / OPTIMIZER_SHARDS, "optimizer")
         options = StateDictOptions(full_state_dict=True)
         set_optimizer_state_dict(self.model, self.optimizer.optimizer, state, options=options)
         schedule = torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True)
@@ -143,60 +144,6 @@ def _frees(unit: FSDPModule) -> bool:
 def local_shard(tensor: Tensor) -> Tensor:
     """The shard of a tensor on this rank: all of it where it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def is_sharded(checkpoint: Path) -> bool:
-    """Whether the weights in `checkpoint` are in shards, one or more a process."""
-    return (checkpoint / MODEL_SHARDS).is_dir()
-
-
-def merged_state_dict(checkpoint: Path) -> dict[str, Tensor]:
-    """The weights of a sharded checkpoint as one state dict, by one process, on the CPU."""
-    return _merged(checkpoint / MODEL_SHARDS, "model")
-
-
-def _merged(folder: Path, name: str) -> dict[str, Any]:
-    """What `folder` holds as `name` in shards, merged. Raises `UserError` as `check_shards`."""
-    check_shards(folder)
-    loaded: dict[str, Any] = {}
-    try:
-        _load_state_dict(
-            loaded,
-            storage_reader=FileSystemReader(folder),
-            planner=_EmptyStateDictLoadPlanner(),  # type: ignore[no-untyped-call]
-            no_dist=True,
-        )
-    except CheckpointException as error:
-        cause = next(iter(error.failures.values()))[0]
-        raise UserError(f"{folder} cannot be read: {type(cause).__name__}: {cause}") from error
-    if not isinstance(state := loaded.get(name), dict):
-        raise UserError(f"{folder} is not loaded: there is no {name} in it")
-    return state
-
-
-def load_state(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load a merged state dict into a model, or into its adapter where that alone was trained."""
-    if isinstance(model, PeftModel):
-        set_peft_model_state_dict(model, state)
-    else:
-        model.load_state_dict(state)
-
-
-def gathered_state_dict(model: nn.Module) -> dict[str, Tensor] | None:
-    """The state dict of a sharded model inside `gathered_params`; None for one that is not.
-
-    `model.state_dict()` itself would shard it again.
-    """
-    if not isinstance(model, FSDPModule):
-        return None
-    state: dict[str, Tensor] = {}
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        lasting = module._buffers.keys() - module._non_persistent_buffers_set
-        kept = {name: module._buffers[name] for name in lasting}
-        for name, tensor in {**module._parameters, **kept}.items():
-            if tensor is not None:
-                state[f"{prefix}.{name}" if prefix else name] = tensor.detach()
-    return state
 
 
 def params_are_sharded(trainer: Any) -> bool:

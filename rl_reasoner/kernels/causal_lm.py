@@ -1,11 +1,15 @@
 """The causal language model inside the wrappers that training puts around it."""
 
-from peft import PeftModel
+import sys
+
 from torch import nn
 
 
 def base_of(model: nn.Module) -> nn.Module:
     """The causal language model inside wrappers of accelerate and adapters of peft."""
     inner = getattr(model, "module", model)
-    base: nn.Module = inner.get_base_model() if isinstance(inner, PeftModel) else inner
+    peft = sys.modules.get("peft")  # no adapter is there before it is loaded, at a second or more
+    if peft is not None and isinstance(inner, peft.PeftModel):
+        inner = inner.get_base_model()
+    base: nn.Module = inner
     return base

@@ -4,18 +4,19 @@
 and no code that comes with a model is run. Knows nothing of rewards.
 """
 
+import os
+import sys
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 import transformers
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from rl_reasoner.distributed.sharding import is_sharded, load_state, merged_state_dict
+from rl_reasoner.distributed.sharded_weights import is_sharded, load_state, merged_state_dict
 from rl_reasoner.errors import UserError, first_line
 from rl_reasoner.moe.experts import without_router_logits
 from rl_reasoner.policy.device import choose_device
@@ -32,7 +33,12 @@ UNREADABLE = (OSError, ValueError, KeyError, ImportError, RecursionError, Safete
 def quiet_libraries() -> None:
     """Turn off the progress bars and advice of datasets and transformers: we show our own."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\.")
-    datasets.disable_progress_bars()
+    if "datasets" in sys.modules:
+        import datasets
+
+        datasets.disable_progress_bars()
+    else:  # it reads this when something loads it, at a second or more
+        os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
 

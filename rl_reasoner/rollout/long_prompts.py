@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from datasets import IterableDataset
 from torch import Tensor, nn
 
 from rl_reasoner.errors import UserError
@@ -113,6 +112,8 @@ class _Fits:
         """The rows that fit. Raises `UserError` for the others unless they are to be skipped."""
         if rows is None:
             return None
+        from datasets import IterableDataset
+
         if isinstance(rows, IterableDataset):
             return rows.filter(lambda row, i: self._one(row, i, name), with_indices=True)
         prompts = rows["prompt"][:]

@@ -13,6 +13,8 @@ import sys
 import threading
 from typing import Any
 
+from rl_reasoner.distributed.loading import load_for_good
+
 Requests = queue.SimpleQueue[dict[str, Any]]
 
 
@@ -58,6 +60,7 @@ class _Policy:
     """The policy that was sent, and its routers where they are asked for."""
 
     def __init__(self, opening: dict[str, Any]) -> None:
+        load_for_good("rl_reasoner.rollout.sampling_order")
         import torch
 
         from rl_reasoner.rollout.shared_policy import opened

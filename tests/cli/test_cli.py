@@ -12,7 +12,7 @@ import pytest
 
 from rl_reasoner import __version__
 from rl_reasoner.machine import VARIABLE
-from support.commands import ROWS, Cli, lines, run_outside, stock
+from support.commands import ROWS, Cli, lines, stock
 
 # --------------------------------------------------------------------------------------- no torch
 
@@ -360,11 +360,12 @@ def test_on_a_terminal_a_mistake_is_a_panel(cli: Cli, monkeypatch: pytest.Monkey
 
 
 def test_the_exit_code_reaches_the_shell(tmp_path: Path) -> None:
-    done = run_outside(tmp_path, "list", "nothing")
+    command = [sys.executable, "-m", "rl_reasoner.cli", "list"]
+    done = subprocess.run([*command, "nothing"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("error: unknown kind 'nothing'")
-    assert run_outside(tmp_path, "list", "--json").returncode == 0
+    assert subprocess.run([*command, "--json"], cwd=tmp_path, capture_output=True).returncode == 0
 
 
 def test_a_script_runs_itself_with_flags(tmp_path: Path) -> None:

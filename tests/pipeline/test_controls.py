@@ -21,6 +21,7 @@ from rl_reasoner.pipeline.prepare import prepare
 from rl_reasoner.pipeline.run_folder import RunFolder
 from rl_reasoner.recipe.recipe import Recipe
 from support.commands import Cli, stock
+from support.ready import Ready
 from support.tiny import grpo, recipe, rows, same, sft, untimed
 
 BOTH = ["random_reward", "form_only"]
@@ -146,8 +147,7 @@ def test_results_name_the_arms(whole: Run, cli: Cli) -> None:
 
 def killed(folder: Path, stage: str, step: int) -> None:
     """Resume the run in `folder`; it dies with signal 9 at a step of the stage or arm `stage`."""
-    command = [sys.executable, "-c", KILLED, stage, str(step), "--resume", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = Ready(folder, KILLED, stage, str(step), "--resume", str(folder)).wait()
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 

@@ -1,11 +1,9 @@
 """Filtering by difficulty: which rows are kept, what is written of all, what a kill leaves."""
 
 import json
-import os
 import signal
 import sqlite3
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from rl_reasoner.pipeline.rejection_sampling import NothingKept
 from rl_reasoner.recipe.data import FileData
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import FilterStage, check_range, rate_range
-from support.commands import Cli, lines
+from support.commands import Cli, lines, run_outside
 from support.tiny import grpo, recipe, rows
 
 # Judges by the problem and by chance; at its TRAP_AT-th call it sends a signal to who filters.
@@ -210,11 +208,8 @@ def test_every_judged_row_stands_in_one_bar(
 
 def outside(folder: Path, *argv: str, trap: str = "") -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own, which a reward may kill."""
-    more = {"TRAP_AT": trap, "TRAP_SIGNAL": str(int(signal.SIGKILL)), "OMP_NUM_THREADS": "1"}
-    more["RL_REASONER_CACHE"] = str(folder / "cache")
-    command = [sys.executable, "-m", "rl_reasoner.cli", *argv]
-    environment = {**os.environ, **more}
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    more = {"TRAP_AT": trap, "TRAP_SIGNAL": str(int(signal.SIGKILL))}
+    return run_outside(folder, *argv, RL_REASONER_CACHE=str(folder / "cache"), **more)
 
 
 def kept_completions(folder: Path) -> int:

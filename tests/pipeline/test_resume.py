@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from rl_reasoner.pipeline.run_folder import RunFolder
 from rl_reasoner.pipeline.train import Interrupted
 from rl_reasoner.report.terminal import LiveView
 from rl_reasoner.scoring.circuit_breaker import Breaker
+from support.commands import run_outside
 from support.tiny import TRAPPED, grpo, recipe, rows, same, sft, two_stages, untimed
 
 
@@ -57,8 +56,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "recipe.yaml").write_text(two_stages(folder).to_yaml())
     calls = 1 + 8 * 5 + 3  # the trial call, five steps, and into the sixth
     trap = {"TRAP_AT": str(calls), "TRAP_SIGNAL": str(int(signal.SIGKILL))}
-    command = [sys.executable, "-m", "rl_reasoner.cli", "train", str(folder / "recipe.yaml")]
-    done = subprocess.run(command, env={**os.environ, **trap}, capture_output=True, text=True)
+    done = run_outside(folder, "train", "recipe.yaml", **trap)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert len(rows(folder / "run" / "stages" / "2-grpo" / "metrics.jsonl")) == 5
     return folder / "run"
@@ -115,11 +113,11 @@ def flip(file: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
-        ("model.safetensors", cut),
+        pytest.param("model.safetensors", cut, marks=pytest.mark.matrix),
         ("model.safetensors", flip),
-        ("optimizer.pt", flip),
+        pytest.param("optimizer.pt", flip, marks=pytest.mark.matrix),
         ("trainer_state.json", cut),
-        ("config.json", flip),
+        pytest.param("config.json", flip, marks=pytest.mark.matrix),
     ],
 )
 def test_a_damaged_checkpoint_is_passed_over_and_said(
@@ -170,8 +168,7 @@ def test_a_run_of_a_version_that_lacked_some_fields_is_finished_all_the_same(
 def test_two_processes_in_one_folder(killed: Path, tmp_path: Path) -> None:
     folder = copied(killed, tmp_path)
     run, _ = RunFolder.reopen(folder)
-    command = [sys.executable, "-m", "rl_reasoner.cli", "train", "--resume", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_outside(tmp_path, "train", "--resume", str(folder))
     run.release()
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert f"another process is training in {folder}" in " ".join(done.stderr.split())
@@ -220,7 +217,7 @@ def test_ctrl_c_in_the_middle_of_grpo(
     ("at", "signals"),
     [
         (("sft", 1), [signal.SIGINT]),
-        (("sft", 3), [signal.SIGTERM]),
+        pytest.param(("sft", 3), [signal.SIGTERM], marks=pytest.mark.matrix),
         (("grpo", 3), [signal.SIGINT, signal.SIGINT]),
         (("grpo", 7), [signal.SIGINT]),
     ],
@@ -250,7 +247,11 @@ def test_a_stop_at_any_step_costs_nothing(
     [
         ({"source": "scratch:moe-tiny", "lora": {"rank": 4}}, {"loss": {"beta": 0.04}}),
         ({"source": "scratch:moe-tiny"}, {"loss": {"beta": 0.04}}),
-        ({"source": "scratch:dense-tiny"}, {"group": {"size": 4, "prompts": 2, "micro_batch": 4}}),
+        pytest.param(
+            {"source": "scratch:dense-tiny"},
+            {"group": {"size": 4, "prompts": 2, "micro_batch": 4}},
+            marks=pytest.mark.matrix,
+        ),
     ],
     ids=["adapter", "reference", "micro-batches"],
 )

@@ -1,11 +1,7 @@
 """Completions are drawn once: kept over a kill, added to, and missed when anything changes."""
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +14,7 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.rollout.cache import SampleCache
 from rl_reasoner.rollout.sampler import sample, weights_hash
 from rl_reasoner.types import Rollout
+from support.ready import Ready
 
 PROMPTS = ["1+1=", "2+3=", "10="]
 # An evaluation with few rows at once, which writes down what it has drawn before it is kept.
@@ -46,10 +43,9 @@ def policy() -> Policy:
     return open_policy("scratch:moe-tiny", seed=3, device="cpu")
 
 
-def started(folder: Path, cache: Path, name: str) -> "subprocess.Popen[bytes]":
+def started(folder: Path, cache: Path, name: str) -> Ready:
     arguments = [str(cache), str(folder / f"{name}.log"), str(folder / f"{name}.json")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", EVALUATION, *arguments], env=environment)
+    return Ready(folder, EVALUATION, *arguments)
 
 
 def count_in(cache: Path) -> int:
@@ -66,18 +62,17 @@ def count_in(cache: Path) -> int:
 
 def test_killed_at_any_moment_it_goes_on_and_draws_nothing_twice(tmp_path: Path) -> None:
     whole = started(tmp_path, tmp_path / "other", "whole")
-    assert whole.wait(300) == 0
+    assert whole.wait().returncode == 0
     cache = tmp_path / "cache"
     wanted = random.randint(1, 150)
     killed = started(tmp_path, cache, "killed")
     while killed.poll() is None and count_in(cache) < wanted:
         time.sleep(0.002)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    killed.kill()
     assert not (tmp_path / "killed.json").exists()
     kept = count_in(cache)
     assert wanted <= kept < 180, "killed in the middle"
-    assert started(tmp_path, cache, "resumed").wait(300) == 0
+    assert started(tmp_path, cache, "resumed").wait().returncode == 0
     for end in ("json", "rows.jsonl"):
         same = [(tmp_path / f"{name}.{end}").read_bytes() for name in ("whole", "resumed")]
         assert same[0] == same[1], end
@@ -88,7 +83,7 @@ def test_killed_at_any_moment_it_goes_on_and_draws_nothing_twice(tmp_path: Path)
     assert len(drawn["whole"]) == 180 and len(drawn["resumed"]) == 180 - kept
     every = [json.dumps(job) for job in drawn["killed"][:kept] + drawn["resumed"]]
     assert sorted(every) == sorted(json.dumps(job) for job in drawn["whole"])
-    assert started(tmp_path, cache, "again").wait(300) == 0
+    assert started(tmp_path, cache, "again").wait().returncode == 0
     assert not (tmp_path / "again.log").exists(), "all of it was kept"
 
 

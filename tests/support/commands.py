@@ -1,15 +1,14 @@
 """The command line as a user has it, and the files that its tests name."""
 
 import json
-import os
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from support.ready import Ready
 
 REWARD = """
 from rl_reasoner import Score, reward
@@ -79,16 +78,19 @@ class Ended:
 Cli = Callable[..., Ended]
 
 
-def run_outside(folder: Path, *argv: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """`rl-reasoner ARGUMENTS` in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "rl_reasoner.cli", *argv],
-        cwd=folder,
-        input=stdin,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+_MAIN = "import sys; from rl_reasoner.cli import main; sys.exit(main())"
+
+
+def start_outside(folder: Path, *argv: str, stdin: str = "", **said: str) -> Ready:
+    """Start `rl-reasoner ARGUMENTS` in a process of its own, told `said` by its environment."""
+    return Ready(folder, _MAIN, *argv, stdin=stdin, **said)
+
+
+def run_outside(
+    folder: Path, *argv: str, stdin: str = "", **said: str
+) -> subprocess.CompletedProcess[str]:
+    """`rl-reasoner ARGUMENTS` in a process of its own, told `said` by its environment."""
+    return start_outside(folder, *argv, stdin=stdin, **said).wait()
 
 
 def whole_and_resumed(folder: Path, recipe: str, metrics: str, rows: int) -> None:
@@ -97,15 +99,11 @@ def whole_and_resumed(folder: Path, recipe: str, metrics: str, rows: int) -> Non
     The killed one is resumed to its end. Both are in `folder`, `metrics` is a file of the run.
     """
     run_outside(folder, "train", recipe, "--run.folder", "whole").check_returncode()
-    command = [sys.executable, "-m", "rl_reasoner.cli", "train", recipe, "--run.folder", "killed"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, cwd=folder, env=environment, stderr=subprocess.DEVNULL
-    ) as running:
-        file = folder / "killed" / metrics
-        while not file.is_file() or len(file.read_text().splitlines()) < rows:
-            assert running.poll() is None
-            time.sleep(0.02)
-        time.sleep(0.1)
-        running.send_signal(signal.SIGKILL)
+    running = start_outside(folder, "train", recipe, "--run.folder", "killed")
+    file = folder / "killed" / metrics
+    while not file.is_file() or len(file.read_text().splitlines()) < rows:
+        assert running.poll() is None
+        time.sleep(0.02)
+    time.sleep(0.1)
+    running.kill()
     run_outside(folder, "train", "--resume", "killed").check_returncode()

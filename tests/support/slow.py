@@ -14,7 +14,9 @@ import pytest
 
 TESTS = Path(__file__).resolve().parents[1]
 # Modules, functions and methods that make a test slow, by the names that code calls them by.
-NAMES = frozenset({"Popen", "check_output", "fork", "multiprocessing", "subprocess", "train"})
+NAMES = frozenset(
+    {"Popen", "Ready", "check_output", "fork", "multiprocessing", "subprocess", "train"}
+)
 
 
 def is_slow(item: pytest.Item) -> bool:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -139,14 +139,21 @@ def test_gradients_of_other_families(kind: str, policies: Policies, tmp_path: Pa
     assert trainer.packed_forward.packs and worst(stock, ours) <= TOLERANCE
 
 
+@pytest.fixture(scope="module")
+def stock_of(policies: Policies, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The gradients of stock trl's trainer on the dense policy, by the reward."""
+    folder = tmp_path_factory.mktemp("stock")
+    return cache(lambda reward: gradients(trl.GRPOTrainer, policies("dense"), folder, reward)[0])
+
+
 @pytest.mark.parametrize("on", [(), *OFF, tuple(OFF)], ids=str)
 @pytest.mark.parametrize("reward", [half_flat, never_flat])
 def test_each_speed_up_alone_and_all_together(
-    on: str | tuple[str, ...], reward: Any, policies: Policies, tmp_path: Path
+    on: str | tuple[str, ...], reward: Any, policies: Policies, stock_of: Any, tmp_path: Path
 ) -> None:
     wanted = {*on} if isinstance(on, tuple) else {on, "share_prompts"}
     changes = {name: name in wanted for name in OFF}
-    stock, _, _ = gradients(trl.GRPOTrainer, policies("dense"), tmp_path, reward)
+    stock = stock_of(reward)
     ours, _, _ = gradients(GRPOTrainer, policies("dense"), tmp_path, reward, **changes)
     assert worst(stock, ours) <= (TOLERANCE if wanted else 0.0)
 

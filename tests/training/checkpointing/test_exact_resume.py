@@ -19,13 +19,17 @@ PLAIN: dict[str, Any] = {"fast_rollouts": False, "share_prompts": False}
     ("at", "changes"),
     [
         (4, {}),
-        (4, {"sampling_weights": "bfloat16"}),
-        (6, {"save_steps": 4}),  # at the end of an epoch
+        pytest.param(4, {"sampling_weights": "bfloat16"}, marks=pytest.mark.matrix),
+        pytest.param(6, {"save_steps": 4}, marks=pytest.mark.matrix),  # at the end of an epoch
         (7, {"save_steps": 5}),  # within the second epoch
-        (5, {"steps_per_generation": 4, "save_steps": 3}),
+        pytest.param(5, {"steps_per_generation": 4, "save_steps": 3}, marks=pytest.mark.matrix),
         (5, {"steps_per_generation": 4, "num_iterations": 3, "max_steps": 9, "save_steps": 3}),
         (9, {"num_iterations": 3, "max_steps": 9, "beta": 0.04, "save_steps": 7}),
-        (4, {"gradient_accumulation_steps": 1, "steps_per_generation": 1, "num_iterations": 3}),
+        pytest.param(
+            4,
+            {"gradient_accumulation_steps": 1, "steps_per_generation": 1, "num_iterations": 3},
+            marks=pytest.mark.matrix,
+        ),
         (5, {"steps_per_generation": 4, "save_steps": 3, **PLAIN}),
         (5, {"steps_per_generation": 4, "save_steps": 3, **EVAL}),
     ],
