@@ -122,10 +122,12 @@ class CheckVerb:
         load_for_good("rl_reasoner.pipeline.trial")
         forecasts: list[dict[str, Any]] = []
         notices = list(_check(recipe, locate, inputs, forecasts))
-        table = new_table("", "check", "result", "fix")
+        fixes = ["fix"] if any(notice.fix for notice in notices) else []
+        table = new_table("", "check", "result", *fixes)
         for notice in notices:
             status = Text(_WORDS.get(notice.status, notice.status), _STYLE[notice.status])
-            table.add_row(status, notice.check, Text(notice.message), Text(notice.fix))
+            told = (Text(notice.message), Text(notice.fix))[: 1 + len(fixes)]
+            table.add_row(status, notice.check, *told)
         values = [asdict(notice) for notice in notices]
         found = {"recipe": recipe.name, "notices": values, "forecasts": forecasts}
         emit(self.json, found, table)

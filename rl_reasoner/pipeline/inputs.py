@@ -33,6 +33,9 @@ from rl_reasoner.tools import load_tools
 from rl_reasoner.types import Fault, Row
 
 _STATE = "trainer_state"
+_TURNS = ("files", "scored", "others")
+"""The order in which rows are read, so that mistakes show soon: those of files, those generated
+ones that the rewards are tried on, and what else is generated, which takes longest."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +81,15 @@ def read_inputs(recipe: Recipe, locate: Locate | None = None, *, starts: bool = 
     problems.tell()
     rows: dict[str, list[Row]] = {stage.name: [] for stage in recipe.stages}
     known = [i for i in range(len(recipe.stages)) if not made_in_run(recipe, i)]
-    for generated in (False, True):  # files first: their mistakes are found sooner
-        for index in (i for i in known if _is_generated(recipe, i) is generated):
+    for turn in _TURNS:
+        for index in (i for i in known if _turn_of(recipe, i) == turn):
             stage = recipe.stages[index]
             with problems.field(*data_place(recipe, index)):
                 rows[stage.name] = read_stage_rows(recipe, stage, recipe.data_of(stage), rewards)
         problems.tell()
-    _try_rewards(recipe, rows, rewards, problems)
-    problems.tell()
+        if turn == "scored":
+            _try_rewards(recipe, rows, rewards, problems)
+            problems.tell()
     return Inputs(rows, rewards)
 
 
@@ -140,9 +144,12 @@ def made_in_run(recipe: Recipe, index: int) -> bool:
     return stage.reuse is not None or any(isinstance(s, StageData) for s in sources)
 
 
-def _is_generated(recipe: Recipe, index: int) -> bool:
-    sources = data_sources(recipe.data_of(recipe.stages[index]))
-    return any(isinstance(source, TaskData) for source in sources)
+def _turn_of(recipe: Recipe, index: int) -> str:
+    """When the rows of a stage are read, of `_TURNS`."""
+    stage = recipe.stages[index]
+    if not any(isinstance(source, TaskData) for source in data_sources(recipe.data_of(stage))):
+        return "files"
+    return "scored" if stage.kind in ("grpo", "filter") else "others"
 
 
 def data_place(recipe: Recipe, index: int) -> tuple[str | int, ...]:
