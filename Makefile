@@ -81,12 +81,12 @@ DATA ?= ../shared/data
 
 .venv/user: .venv/bin/python pyproject.toml
 	@echo "installing torch and the other packages into .venv; the first time this takes some minutes"
-	$(PY) -m pip install --quiet -e .
+	$(PY) .ci/install.py -e .
 	@touch $@
 
 .venv/dev: .venv/bin/python pyproject.toml
 	@echo "installing what tests need into .venv; the first time this takes some minutes"
-	$(PY) -m pip install --quiet -e '.[dev]'
+	$(PY) .ci/install.py -e '.[dev]'
 	@touch $@ .venv/user
 
 clean:

@@ -256,7 +256,7 @@ def _reproduce(run: RunData) -> Element | None:
         "reproduce",
         "How to get it again",
         h("p", _machine(run)) if _machine(run) else None,
-        h("pre", _words(f"{_threads(run)}{command}"), class_="command") if command else None,
+        h("pre", *_words(f"{_threads(run)}{command}"), class_="command") if command else None,
         folded("Versions, data and hardware (lock.json)", facts) if rows else None,
         folded("Resolved recipe (recipe.yaml)", recipe) if run.recipe_text else None,
     )

@@ -1,6 +1,7 @@
 """The Makefile on machines that lack something: it says what, ends with 2, and leaves nothing."""
 
 import os
+import runpy
 import shutil
 import subprocess
 from pathlib import Path
@@ -43,7 +44,7 @@ def test_a_python_without_venv_is_said_with_what_to_install(tmp_path: Path) -> N
 def test_quickstart_installs_and_then_trains(tmp_path: Path) -> None:
     done = make(tmp_path, "exit 1", "--dry-run", "quickstart")
     assert done.returncode == 0
-    install, train = done.stdout.index("pip install"), done.stdout.index("train quickstart")
+    install, train = done.stdout.index(".ci/install.py -e ."), done.stdout.index("train quickstart")
     assert install < train
 
 
@@ -64,3 +65,20 @@ def test_clean_removes_the_environment(tmp_path: Path) -> None:
     assert make(tmp_path, "exit 1", "clean").returncode == 0
     assert not (tmp_path / ".venv").exists()
     assert (tmp_path / "runs").exists()  # results are the user's
+
+
+def test_an_installation_tells_what_it_fetches_and_how_many_there_are() -> None:
+    said = """Obtaining file:///here
+  Preparing metadata (pyproject.toml): started
+Collecting torch<3,>=2.9
+  Downloading torch-2.13.0-cp311-cp311-linux_x86_64.whl.metadata (30 kB)
+  Downloading https://example.org/whl/torch-2.13.0%2Bcpu-cp311-linux_x86_64.whl (196.7 MB)
+  Using cached typing_extensions-4.15.0-py3-none-any.whl (44 kB)
+Installing collected packages: typing_extensions, torch
+Successfully installed torch-2.13.0 typing_extensions-4.15.0"""
+    script = runpy.run_path(str(ROOT / ".ci" / "install.py"))
+    assert [*script["told"](said.splitlines())] == [
+        "    1 torch (196.7 MB)",
+        "    2 typing_extensions (44 kB)",
+        "  all fetched; installing 2 packages",
+    ]
