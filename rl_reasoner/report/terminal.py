@@ -205,7 +205,8 @@ class LiveView:
 
     def _say(self, text: str) -> None:
         if not self._quiet:
-            self._console.print(Text(text), soft_wrap=True)
+            # a terminal would break a line in the middle of a word; a file keeps it whole
+            self._console.print(Text(text), soft_wrap=not self._console.is_terminal)
 
     def _draw(self) -> None:
         if self._live is not None:
