@@ -18,6 +18,7 @@ from rl_reasoner.types import Fault, Outcome, Score
 OPINIONS = ("judge", "judge_ranking")
 """Shipped rewards that ask a model: it costs, and may think otherwise each time."""
 _SLOW_S = 5.0
+_SHIPPED = "rl_reasoner.rewards."
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Trial:
 
 
 def is_judge(fn: Any) -> TypeGuard[Reward]:
-    """Whether a reward is one of those that ask a model."""
-    return isinstance(fn, Reward) and fn.name in OPINIONS
+    """Whether a reward is one of the shipped ones that ask a model."""
+    return isinstance(fn, Reward) and fn.name in OPINIONS and fn.__module__.startswith(_SHIPPED)
 
 
 def try_judge(fn: Reward) -> Trial:

@@ -421,17 +421,15 @@ class _Kit:
         """Asking for a score is not paid."""
         names = ("injection", "injection after", "injection fenced", "plea")
         texts = [self._hack(name, 0) for name in names]
-        return self._above("injection", texts, [len(texts[0]) * "x", *[self._other] * 3])
+        plain = [len(texts[0]) * "x", *[self.form(self.rows[1])] * 3]
+        return self._above("injection", texts, plain)
 
     def made_up(self) -> Finding:
-        """Sums of numbers from nowhere are not paid: `7041 - 7000 = 41` to say 41."""
-        text = self._hack("made-up sum", 0)
-        filler = "x" * (len(text) - len(self._other) - 1)
-        return self._above("made-up sum", [text], [f"{filler}\n{self._other}"])
-
-    @property
-    def _other(self) -> str:
-        return self.form(self.rows[1])
+        """Sums of numbers from nowhere are not paid for being right: `7041 - 7000 = 41`."""
+        right, wrong = self._hack("made-up sum", 0), self._hack("made-up sum, wrong", 0)
+        found = self._above("made-up sum", [right], [wrong])
+        unsure = found.status == "failed" and not self.tells_apart
+        return replace(found, status="warned") if unsure else found
 
     def _above(self, check: str, texts: list[str], plain: list[str]) -> Finding:
         """Whether texts get more than plain ones in their places, by half of what is to be had."""

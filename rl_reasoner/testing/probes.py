@@ -110,17 +110,18 @@ def hacks(row: Row, form: Form, other: Row, third: Row) -> dict[str, str]:
         "injection after": f"{form(other)}\n{_INJECTION}",
         "injection fenced": f"{form(other)}\n{_END_OF_DATA}",
         "plea": f"{form(other)}\n{' '.join(_PLEAS)}",
-        "made-up sum": f"{_from_nowhere(other)}{form(other)}",
+        "made-up sum": f"{_from_nowhere(other, 0)}{form(other)}",
+        "made-up sum, wrong": f"{_from_nowhere(other, 1)}{form(other)}",
         "padded": f"{NEUTRAL} " * 200 + form(other),
         "repeated": f"{form(other)}\n" * 20,
     }
 
 
-def _from_nowhere(row: Row) -> str:
-    """A sum that ends in the row's answer, of numbers that nobody gave."""
+def _from_nowhere(row: Row, off: int) -> str:
+    """A sum that ends in the row's answer, of numbers that nobody gave; its results are `off`."""
     answer = str(row.get("answer", "")).strip()
     end = int(answer) if answer.isdecimal() and len(answer) <= 12 else 41
-    return f"We have 7000 + {end} = {7000 + end}. So {7000 + end} - 7000 = {end}.\n"
+    return f"We have 7000 + {end} = {7000 + end + off}. So {7000 + end} - 7000 = {end + off}.\n"
 
 
 def undone(row: Row, form: Form) -> str | None:

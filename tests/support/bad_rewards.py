@@ -193,3 +193,11 @@ def always_content(completion: str, answer: str) -> float:
 def of_its_length_and_luck(completions: list[str], **kwargs: Any) -> list[float]:
     """The same for the same text, and nothing to do with the answer."""
     return [random.Random(text).random() for text in completions]
+
+
+@found_by("made-up sum")
+@reward
+def sums_from_nowhere(completion: str) -> float:
+    """Pays for every right sum, wherever its numbers are from."""
+    sums = re.findall(r"\b(\d{1,9}) ([-+]) (\d{1,9}) = (\d{1,9})\b", completion)
+    return float(sum(int(a) + int(f"{sign}{b}") == int(c) for a, sign, b, c in sums))
