@@ -51,6 +51,7 @@ _BY_NAME = {
     "contamination.json": "results",
     "controls.json": "results",
     "forecast.json": "results",
+    "hacking.jsonl": "results",
 }
 _OF_FACTS = {"files": "data", "code": "rewards", "rewards": "rewards", "from": "weights"}
 _OUTSIDE = ("files", "code", "from", "teacher")

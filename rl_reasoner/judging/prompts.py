@@ -45,6 +45,11 @@ _SYSTEM = (
 )
 
 
+def speaks_to_a_judge(text: str) -> bool:
+    """Whether `text` has a phrase that is masked: it addresses whoever judges."""
+    return _TO_A_JUDGE.search(text) is not None
+
+
 class Fenced(NamedTuple):
     """A text as a judge is shown it, and how many phrases of it were masked."""
 

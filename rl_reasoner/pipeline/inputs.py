@@ -225,8 +225,13 @@ def _check_environment(recipe: Recipe) -> None:
         EnvironmentRunner(recipe.environment.use, recipe.environment.options).close()
 
 
+def _check_hacking_meter(recipe: Recipe) -> None:
+    check_judge(recipe.hacking_meter.judge, recipe.hacking_meter.judge_options)
+
+
 _CHECKS: Mapping[tuple[str, ...], Callable[[Recipe], None]] = {
     ("evals", "reward"): _check_judge,
+    ("hacking_meter", "judge"): _check_hacking_meter,
     ("tools",): _check_tools,
     ("environment",): _check_environment,
 }

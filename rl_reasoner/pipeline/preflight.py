@@ -6,6 +6,7 @@ and settings far from those that work. `rl-reasoner check RECIPE` adds a rehears
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from rl_reasoner import sandbox
 from rl_reasoner.dataset.tasks.generate import TASKS
 from rl_reasoner.dataset.templates import prompt_of
 from rl_reasoner.errors import UserError
+from rl_reasoner.hacking.judges import WORDS, IndependentJudge, claims_of
 from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.prepare import Prepared
 from rl_reasoner.policy.fp8.layers import describe_fp8, fp8_backend
@@ -93,6 +95,7 @@ def inspect(
         notices.append(_learning_rate(recipe, stage, policy))
         if isinstance(stage, GrpoStage):
             notices.append(_group_size(stage))
+            notices.append(_hacking_meter(recipe, stage, rows, prepared))
             if rows:
                 notices.append(_prompts(recipe, stage, rows, policy))
         elif rows:
@@ -294,6 +297,22 @@ def _group_size(stage: GrpoStage) -> Notice:
     message = f"stage {stage.name}: {prompts} prompts x {size} completions"
     fix = "with fewer than 4 of either, a step's gradient is mostly noise"
     return warn_if(size < 4 or prompts < 4, "batch", message, fix)
+
+
+def _hacking_meter(recipe: Recipe, stage: GrpoStage, rows: list[Row], prepared: Prepared) -> Notice:
+    """Who judges the best-paid completions again; where nobody can, the alarm cannot ring."""
+    of = f"stage {stage.name}: "
+    if not recipe.hacking_meter.every:
+        return Notice("hacking meter", "passed", f"{of}off")
+    if not rows and recipe.hacking_meter.judge is None:
+        return Notice("hacking meter", "skipped", f"{of}an earlier stage makes or chooses its rows")
+    judge = IndependentJudge(recipe, rows, claims_of(recipe, prepared.rewards))
+    kinds = Counter(judge.kind_of(row) for row in rows[:_LOOKED_AT])
+    known = [f"{WORDS[kind]} ({count} rows)" for kind, count in kinds.most_common() if kind]
+    if known or judge.own is not None:
+        return Notice("hacking meter", "passed", f"{of}{', '.join(known) or WORDS['own']}")
+    why = f"{of}no independent judge: nothing can say whether the reward is hacked"
+    return Notice("hacking meter", "skipped", why, "name a reward in hacking_meter.judge")
 
 
 def _batch_size(stage: SftStage | DistillStage, rows: int) -> Notice:

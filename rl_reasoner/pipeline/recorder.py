@@ -32,6 +32,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self.view = view
         self.stop = stop
         self.validated: dict[str, Any] = {}
+        self.metered: dict[str, Any] = {}
         self.begun = 0.0
         self.started = time.perf_counter()
         self.rows = [*read_jsonl(job.folder / "metrics.jsonl")]
@@ -40,6 +41,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self.before = [*self.rows]  # of the processes before, in a run that is continued
         self.validating = 0.0  # seconds
         self.forecast_at = 0  # step; 0: never again
+        self.hacked = False  # told
         self.alarms: LearningAlarms | None = None
         self.alarmed: dict[str, int] = {}  # kind of alarm -> step at which it was raised
         if isinstance(job.stage, GrpoStage):
@@ -64,6 +66,9 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
                     self.validated = self.watch.record(figures, step, self.job.policy)
                 processes.wait()  # as long as it takes: inside, all hold the whole weights
                 self.validating += time.perf_counter() - started
+        if self.job.meter is not None:  # in the main process
+            last = state.global_step >= self.job.stage.steps
+            self.metered = self.job.meter.close(state.global_step, last=last)
         self.stop.asked = self.stop.asked or state.global_step == self.job.until
         if any_rank(self.trainer, self.stop.asked):
             self.stop.asked = True  # of the job: the signal may have come to another process
@@ -78,6 +83,10 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             for alarm in self.alarms.standing():
                 if self.alarmed.get(alarm.kind) != state.global_step:  # not raised just now
                     self.view.note(f"stage {self.job.stage.name} ends with this alarm: {alarm}")
+        if self.job.meter is not None and self.job.meter.alarm:
+            self.view.note(
+                f"stage {self.job.stage.name} ends with this alarm: {self.job.meter.alarm}"
+            )
         if processes.is_main() and state.global_step >= self.job.stage.steps:
             spent = None if self.before else time.perf_counter() - self.started
             if said := add_outcome(self.job, self.rows, spent):
@@ -116,10 +125,16 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             return
         seconds = time.perf_counter() - self.begun  # of a step of sft: grpo logs its own
         row = {"step": state.global_step, "step_time": seconds, **logs, **self.validated}
+        row |= self.metered
         self.rows.append(row)
         if self.watch is not None and self.validated:
             row["alarms"] = self.watch.alarms(self.rows)
-        self.validated = {}
+        if self.metered and (meter := self.job.meter) is not None and meter.alarm:
+            row["alarms"] = {**row.get("alarms", {}), "hacking": meter.alarm}
+            if not self.hacked:
+                self.view.note(f"alarm, step {state.global_step}: {meter.alarm}")
+            self.hacked = True
+        self.validated, self.metered = {}, {}
         if isinstance(self.job.stage, GrpoStage):
             group = self.job.stage.group
             seconds = sum(v for key, v in row.items() if key.startswith("timing/"))

@@ -19,6 +19,7 @@ from rl_reasoner.dataset.templates import prompt_of, target_completion
 from rl_reasoner.distributed import processes
 from rl_reasoner.environments.environment import PLAYED
 from rl_reasoner.files import append_rows
+from rl_reasoner.hacking.meter import HackingMeter
 from rl_reasoner.moe.balance import BiasUpdate
 from rl_reasoner.moe.experts import check_auxiliary_loss, check_experts, without_router_logits
 from rl_reasoner.pipeline.placement import Placement
@@ -50,8 +51,9 @@ class Job:
     """One stage at work: what its trainer is made of; `teacher` is for distillation.
 
     `answer_s`: seconds that a completion took in the run's last evaluation, where one was made;
-    `is_control`: it is a control arm, of which nobody asks whether it will learn. `until`: the step
-    after which it stops, as if it were asked to; `on_trainer` gets the trainer before it trains.
+    `is_control`: it is a control arm, of which nobody asks whether it will learn. `meter`: judges
+    the best-paid completions again, in the main process. `until`: the step after which it stops, as
+    if it were asked to; `on_trainer` gets the trainer before it trains.
     """
 
     recipe: Recipe
@@ -64,6 +66,7 @@ class Job:
     teacher: Policy | None = None
     answer_s: float | None = None
     is_control: bool = False
+    meter: HackingMeter | None = None
     until: int | None = None
     on_trainer: Callable[[Any], None] | None = None
 
@@ -214,3 +217,5 @@ def _write_rollouts(job: Job, numbers: Mapping[str, int], rollouts: list[dict[st
         row.pop("seconds", None)
         row.pop("call_seconds", None)
     append_rows(job.folder / "rollouts.jsonl", rollouts)
+    if job.meter is not None:
+        job.meter.add(rollouts)

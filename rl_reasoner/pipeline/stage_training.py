@@ -18,6 +18,7 @@ from rl_reasoner.distributed.sharded_weights import gathered_state_dict, is_shar
 from rl_reasoner.distributed.sharding import gathered_params_of, params_are_sharded
 from rl_reasoner.errors import RunStopped
 from rl_reasoner.files import keep_rows_until
+from rl_reasoner.hacking.meter import HackingMeter
 from rl_reasoner.moe.experts import without_router_logits
 from rl_reasoner.pipeline.recorder import Recorder
 from rl_reasoner.pipeline.stage_trainers import Job, trainer_of
@@ -25,6 +26,7 @@ from rl_reasoner.policy.fp8.layers import in_fp8
 from rl_reasoner.policy.lora import add_lora, merge_adapter
 from rl_reasoner.policy.opening import open_policy
 from rl_reasoner.policy.policy import Policy
+from rl_reasoner.recipe.stages import GrpoStage
 from rl_reasoner.report.dashboards import callbacks_of
 from rl_reasoner.report.terminal import LiveView
 from rl_reasoner.scoring.ledger import Ledger
@@ -50,6 +52,8 @@ def train_stage(job: Job, view: LiveView, stop: Stop) -> None:
         for name in ("metrics.jsonl", "rollouts.jsonl"):
             keep_rows_until(folder / name, step)
         job.ledger = Ledger.open(folder, step)
+        if isinstance(stage, GrpoStage) and job.recipe.hacking_meter.every and not job.is_control:
+            job.meter = HackingMeter(folder, job.recipe, job.rows, job.rewards, step)
     run = job.recipe.run
     if job.recipe.policy.lora:
         add_lora(policy, job.recipe.policy.lora, run.seed)

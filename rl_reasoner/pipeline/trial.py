@@ -21,6 +21,7 @@ from rl_reasoner.pipeline.stage_trainers import Job
 from rl_reasoner.pipeline.stage_training import train_stage
 from rl_reasoner.policy.lora import merge_adapter
 from rl_reasoner.policy.policy import Policy
+from rl_reasoner.recipe.hacking_meter import HackingMeterSettings
 from rl_reasoner.recipe.recipe import Evals, Recipe
 from rl_reasoner.recipe.stages import GrpoStage
 from rl_reasoner.report.terminal import LiveView
@@ -90,7 +91,9 @@ def _trial(
     steps, prompts = trial_size(stage, *sampled)
     run = recipe.run.model_copy(update={"report_to": "none", "rewards_on": "here"})
     tried = _shortened(stage, steps, prompts)
-    asked = recipe.model_copy(update={"stages": (tried,), "evals": Evals(), "run": run})
+    off = HackingMeterSettings(every=0)
+    alone = {"stages": (tried,), "evals": Evals(), "run": run, "hacking_meter": off}
+    asked = recipe.model_copy(update=alone)
     name = policy.model.config.name_or_path  # a reference is loaded from where it says
     quiet = LiveView(quiet=True)
     with tempfile.TemporaryDirectory(prefix="rl-reasoner-trial-") as folder:

@@ -30,6 +30,7 @@ from rl_reasoner.recipe.data import (
     data_sources,
 )
 from rl_reasoner.recipe.environment import EnvironmentSettings
+from rl_reasoner.recipe.hacking_meter import HackingMeterSettings
 from rl_reasoner.recipe.old_names import current_fields
 from rl_reasoner.recipe.stages import (
     AUTO_MOST,
@@ -303,6 +304,7 @@ class Recipe(Part):
         "the answer's form (form_only); the run is compared with them",
     )
     evals: Evals = Evals()
+    hacking_meter: HackingMeterSettings = HackingMeterSettings()
     run: RunSpec = RunSpec()
 
     @model_validator(mode="wrap")
@@ -353,6 +355,10 @@ class Recipe(Part):
             raise ValueError("the last stage makes no policy: add a stage that trains on its data")
         if self.controls:
             self._check_controls()
+        for name in self.hacking_meter.rewards:
+            if name not in self.rewards:
+                hint = did_you_mean(name, self.rewards) or f" There are: {', '.join(self.rewards)}."
+                raise ValueError(f"hacking_meter.rewards: the recipe has no reward {name!r}.{hint}")
         return self
 
     @property

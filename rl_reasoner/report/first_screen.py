@@ -28,6 +28,7 @@ from rl_reasoner.report.gain import (
     moved,
     split_mode,
 )
+from rl_reasoner.report.hacking import hacking_alarms_of
 from rl_reasoner.report.html import Child, Element, h, note
 from rl_reasoner.report.rollouts import cut
 from rl_reasoner.report.run_data import Evaluation, RunData, SetResult, StageRecord
@@ -54,6 +55,7 @@ def first_screen(run: RunData) -> Element:
     warnings = [
         f"Stage {stage.name}: {text}" for stage in run.stages for text in learning_alarms_of(stage)
     ]
+    warnings += [f"Stage {s.name}: {text}" for s in run.stages for text in hacking_alarms_of(s)]
     if run.unreadable:
         warnings.append(f"Could not be read in full: {', '.join(run.unreadable)}.")
     cards = [_better(run), _task(run), _cause_card(run), _cost(run)]

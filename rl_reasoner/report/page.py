@@ -34,6 +34,7 @@ from rl_reasoner.report.gain import (
     paired_words,
     split_mode,
 )
+from rl_reasoner.report.hacking import hacking_section
 from rl_reasoner.report.html import Child, Element, estimate, folded, h, note, section, table
 from rl_reasoner.report.paired import add_paired_tests
 from rl_reasoner.report.pipeline import pipeline_section
@@ -320,5 +321,10 @@ SECTIONS: tuple[Callable[[RunData], Element | None], ...] = (
     _results,
 )
 """What comes first; the stages and the browser of completions follow."""
-LAST_SECTIONS: tuple[Callable[[RunData], Element | None], ...] = (_faults, _timing, _reproduce)
+LAST_SECTIONS: tuple[Callable[[RunData], Element | None], ...] = (
+    hacking_section,
+    _faults,
+    _timing,
+    _reproduce,
+)
 """What comes behind the browser."""

@@ -86,7 +86,7 @@ class StageRecord:
 
     `settings` is what the recipe says of the stage; `card` what it says itself of the rows that it
     made; `highest` see `LearningAlarms`; `forecast` is what was expected of it, and empty where
-    nothing was.
+    nothing was; `hacking` are the windows of its hacking meter.
     """
 
     index: int
@@ -98,6 +98,7 @@ class StageRecord:
     highest: float | None = None
     forecast: Metrics = field(default_factory=dict)
     card: Mapping[str, Any] = field(default_factory=dict)
+    hacking: list[Metrics] = field(default_factory=list)
 
     @property
     def folder(self) -> str:
@@ -290,6 +291,7 @@ def _stage(
         highest=_highest(recipe),
         forecast=mapping(forecast),
         card=mapping(_json(folder.parent.parent, f"stages/{folder.name}/card.json", unreadable)),
+        hacking=[*_lines(folder / "hacking.jsonl", unreadable)],
     )
 
 

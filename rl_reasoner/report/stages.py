@@ -211,7 +211,7 @@ def others_of(stage: StageRecord) -> Iterator[Chart]:
     """A small chart of every other figure that was logged."""
     shown = {key for curve in _CURVES for _, key in curve.metrics}
     shown |= {"step", "reward", *(f"completions/{k}_length" for k in ("mean", "min", "max"))}
-    apart = ("timing/", "eval/", "curriculum/")
+    apart = ("timing/", "eval/", "curriculum/", "hacking/")
     kept = 0
     for key in stage.keys(""):
         single = key.endswith("/mean") and key.startswith("rewards/")

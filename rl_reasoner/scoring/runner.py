@@ -267,6 +267,12 @@ def runner_of(fn: Callable[..., Any], limits: Limits) -> Runner:
         return _RUNNERS[key]
 
 
+def runs_apart(fn: Callable[..., Any]) -> bool:
+    """Whether `fn` has run in a process of its own, as far as it was called."""
+    runner = _RUNNERS.get(id(fn))
+    return runner is not None and not runner.here
+
+
 def _drop(key: int) -> None:
     gone = _RUNNERS.pop(key, None)
     if gone is not None:

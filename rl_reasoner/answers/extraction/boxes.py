@@ -1,4 +1,4 @@
-"""Boxes in a text: the last `\\boxed{...}` or `\\fbox{...}`, and those it forms one list with."""
+"""Boxes in a text: the last `\\boxed{...}` or `\\fbox{...}`, those it forms one list with, all."""
 
 import re
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from rl_reasoner.answers.tree import Unreadable
 
 MAX_JOINED = 60
 MAX_GAP = 90
+MAX_ALL = 64
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s*")
 _BARE = re.compile(r"\\?[^\s${}\\]+")
 _DELIMITERS = re.compile(r"\$|\\[()\[\],;:! ]|\\q?quad|~|\\displaystyle|\*\*|\\left|\\right|\s+")
@@ -31,6 +32,14 @@ class Boxes:
 
 
 @dataclass(frozen=True, slots=True)
+class AllBoxes:
+    """Contents of the boxes of a text: those of the last list of boxes, and those before it."""
+
+    last: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class _Box:
     start: int
     end: int
@@ -42,9 +51,30 @@ def last_boxes(text: str) -> Boxes | None:
     starts = [match.span() for match in _BOX.finditer(text)]
     if not starts:
         return None
+    group = _last_list(text, starts)
+    if not group:
+        return Boxes((), closed=False)
+    return Boxes(tuple(box.content for box in group))
+
+
+def boxes_of(text: str) -> AllBoxes:
+    """All boxes of `text` that close, each one's content; of very many the last ones."""
+    starts = [match.span() for match in _BOX.finditer(text)]
+    if not starts:
+        return AllBoxes()
+    group = _last_list(text, starts)
+    first = group[0].start if group else len(text)
+    before = [span for span in starts if span[0] < first][-MAX_ALL:]
+    found = (_box(text, *span, within=first) for span in before)
+    contents = tuple(box.content for box in found if box is not None)
+    return AllBoxes(tuple(box.content for box in group), contents)
+
+
+def _last_list(text: str, starts: list[tuple[int, int]]) -> list[_Box]:
+    """The last box and those it forms one list with; empty where the last never closes."""
     last = _box(text, *starts[-1])
     if last is None:
-        return Boxes((), closed=False)
+        return []
     group = [last]
     for span in reversed(starts[:-1]):
         if group[0].start - span[1] > MAX_GAP + 400 or len(group) >= MAX_JOINED:
@@ -53,7 +83,7 @@ def last_boxes(text: str) -> Boxes | None:
         if box is None or not _joins(text[box.end : group[0].start]):
             break
         group.insert(0, box)
-    return Boxes(tuple(box.content for box in group))
+    return group
 
 
 def _box(text: str, start: int, after: int, within: int | None = None) -> _Box | None:

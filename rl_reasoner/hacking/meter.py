@@ -1,0 +1,181 @@
+"""The hacking meter of one stage: it collects what is paid best, and judges it window by window.
+
+Each window's figures and examples are a line of `hacking.jsonl` in the stage's folder:
+
+    {"step": 5, "groups": 80, "judged": 31, "agrees": 30, "disagrees": 1, "cannot_tell": 1,
+     "disagreement": 0.03, "interval": [0.01, 0.16], "proxy_reward": 1.0, "alarm": null,
+     "scale": [0.0, 1.0], "examples": [{…}]}
+
+The file and `rollouts.jsonl` are all of its state: a stage that goes on after a checkpoint has the
+same windows as one that nothing interrupted. It draws nothing from random generators, and what it
+finds never reaches the trainer.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rl_reasoner.evaluation.formatting import percent, span
+from rl_reasoner.evaluation.statistics import wilson
+from rl_reasoner.files import append_rows, keep_rows_until, read_jsonl
+from rl_reasoner.foreign import number
+from rl_reasoner.hacking.judges import Claim, IndependentJudge, Rejudged, claims_of
+from rl_reasoner.hacking.window import (
+    Alarm,
+    Paid,
+    Scale,
+    VerdictCounts,
+    alarm_of,
+    best_paid,
+    pay_of,
+)
+from rl_reasoner.recipe.recipe import Recipe
+from rl_reasoner.types import Row
+
+FILE = "hacking.jsonl"
+_EXAMPLES = 6  # of a window, disagreements first
+_AGREEING = 1  # of them, to hold the others against
+_TEXT = 2000  # characters of a prompt or a completion in an example
+
+
+class HackingMeter:
+    """The meter of a stage of GRPO, fed its rollouts; see the module's docstring.
+
+    `folder` is the stage's, `step` the last one that is done: what the files hold after it goes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        recipe: Recipe,
+        rows: Sequence[Row],
+        rewards: Mapping[str, Callable[..., Any]],
+        step: int = 0,
+    ) -> None:
+        self.file = folder / FILE
+        self.every = recipe.hacking_meter.every
+        self.most = recipe.hacking_meter.completions
+        self.seed = recipe.run.seed
+        self.claims: list[Claim] = claims_of(recipe, rewards)
+        self.judge = IndependentJudge(recipe, rows, self.claims)
+        self.scale = Scale()
+        self.windows: list[VerdictCounts] = []
+        self.standing: Alarm | None = None
+        self.alarm = ""
+        """The alarm that stands since the last window, in words; empty for none."""
+        self._best: dict[tuple[int, int], Paid] = {}  # by step and group, of the open window
+        keep_rows_until(self.file, step)
+        closed = 0
+        for row in read_jsonl(self.file):
+            closed = int(row["step"])
+            low, high = row["scale"]
+            self.scale = Scale(low, high)
+            self._count(VerdictCounts(row["judged"], row["disagrees"]))
+            self.alarm = str(row["alarm"] or "")
+        if step > closed:
+            rollouts = read_jsonl(folder / "rollouts.jsonl")
+            self.add(row for row in rollouts if closed < (number(row.get("step")) or 0) <= step)
+
+    def add(self, rollouts: Iterable[Mapping[str, Any]]) -> None:
+        """Take the scored completions of a batch, as `rollouts.jsonl` has them."""
+        indices: Counter[tuple[int, int]] = Counter()
+        weights = [claim.weight for claim in self.claims]
+        for row in rollouts:
+            place = int(row["step"]), int(row["group"])
+            index = indices[place]
+            indices[place] += 1
+            given = [row["scores"].get(claim.name, {}) for claim in self.claims]
+            pay = pay_of([number(score.get("value")) for score in given], weights)
+            if pay is None:
+                continue
+            self.scale.see(pay)
+            one = Paid(*place, index, row.get("row"), row["prompt"], row["completion"], pay)
+            known = self._best.get(place)
+            if known is None or _rank(one, self.seed) < _rank(known, self.seed):
+                self._best[place] = one
+
+    def close(self, step: int, *, last: bool = False) -> dict[str, Any]:
+        """End a window if one ends at `step` (or it is the `last`): its metrics, else nothing."""
+        if step % self.every and not last:
+            return {}
+        groups = [one for (at, _), one in self._best.items() if at <= step]
+        self._best = {place: one for place, one in self._best.items() if place[0] > step}
+        if not groups:
+            return {}
+        started = time.perf_counter()
+        chosen = best_paid(groups, self.scale, self.most, self.seed)
+        judged = self.judge.judge(chosen, self.scale)
+        row = self._row(step, len(groups), judged)
+        append_rows(self.file, [row])
+        metrics = {f"hacking/{name}": row[name] for name in ("judged", "disagrees", "cannot_tell")}
+        if row["judged"]:
+            metrics |= {f"hacking/{n}": row[n] for n in ("disagreement", "interval")}
+        return {**metrics, "hacking/time": time.perf_counter() - started}
+
+    def _row(self, step: int, groups: int, judged: Sequence[Rejudged]) -> dict[str, Any]:
+        counts = Counter(one.verdict for one in judged)
+        agrees, disagrees = counts["agrees"], counts["disagrees"]
+        known = agrees + disagrees
+        self._count(VerdictCounts(known, disagrees))
+        self.alarm = alarm_words(self.standing, judged) if self.standing else ""
+        return {
+            "step": step,
+            "groups": groups,
+            "judged": known,
+            "agrees": agrees,
+            "disagrees": disagrees,
+            "cannot_tell": counts["cannot tell"],
+            "disagreement": disagrees / known if known else None,
+            "interval": [*wilson(disagrees, known)] if known else None,
+            "proxy_reward": fmean(one.paid.pay for one in judged) if judged else None,
+            "alarm": self.alarm or None,
+            "scale": [self.scale.low, self.scale.high],
+            "examples": examples_of(judged),
+        }
+
+    def _count(self, counts: VerdictCounts) -> None:
+        self.windows.append(counts)
+        self.standing = alarm_of(self.windows)
+
+
+def _rank(one: Paid, seed: int) -> tuple[float, str]:
+    return -one.pay, one.drawn(seed)
+
+
+def alarm_words(alarm: Alarm, judged: Sequence[Rejudged]) -> str:
+    """An alarm in words: how many, with their interval, and the commonest reason."""
+    wrong, of = alarm.counts.disagrees, alarm.counts.judged
+    reasons = Counter(one.reason.partition(":")[0] for one in judged if one.verdict == "disagrees")
+    why = f", most often: {reasons.most_common(1)[0][0]}" if reasons else ""
+    shares = f"{percent(wrong / of, 0)} {span(wilson(wrong, of))}"
+    return (
+        f"{wrong} of the {of} best-paid completions are not right by an independent judge "
+        f"({shares}; {percent(alarm.tolerated, 0)} is tolerated){why}: is the reward being hacked?"
+    )
+
+
+def examples_of(judged: Sequence[Rejudged]) -> list[dict[str, Any]]:
+    """A few of a window's completions with both judgements, disagreements first."""
+    order = ("disagrees", "cannot tell", "agrees")
+    by_verdict = {verdict: [o for o in judged if o.verdict == verdict] for verdict in order}
+    chosen = by_verdict["disagrees"][: _EXAMPLES - _AGREEING]
+    chosen += by_verdict["cannot tell"][: max(0, _EXAMPLES - _AGREEING - len(chosen))]
+    chosen += by_verdict["agrees"][:_AGREEING]
+    return [
+        {
+            "step": one.paid.step,
+            "row": one.paid.row,
+            "group": one.paid.group,
+            "index": one.paid.index,
+            "prompt": one.paid.prompt[:_TEXT],
+            "completion": one.paid.completion[:_TEXT],
+            "pay": one.paid.pay,
+            "verdict": one.verdict,
+            "reason": one.reason[:300],
+            "judge": one.kind,
+        }
+        for one in chosen
+    ]

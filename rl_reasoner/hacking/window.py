@@ -1,0 +1,181 @@
+"""Which completions of a window are judged again, and when their disagreement is an alarm.
+
+The best-paid completions of a window, one a group at most: groups are the independent units. The
+proxy reward is what the run pays, its gold counterpart (arXiv 2210.10760) the independent verdict;
+disagreement is the share of verdicts that call a best-paid completion wrong.
+
+The alarm is a sequence of exact binomial tests, one at the end of each window. The k-th test has
+the level 0.01 / (k (k + 1)), which sum up to 0.01: in a stage whose disagreement stays at the rate
+that is tolerated, or below it, the chance of any alarm is at most 1%, however long it trains.
+Pure; raises nothing.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rl_reasoner.evaluation.statistics import wilson
+
+IndependentVerdict = Literal["agrees", "disagrees", "cannot tell"]
+"""What an independent judge says of a completion that its reward pays."""
+
+LEVEL = 0.01
+"""The chance of an alarm in a stage that disagrees no more than is tolerated."""
+TOLERATED = (0.2, 0.5)
+"""The least and the most disagreement that a policy may begin with and keep."""
+ENOUGH = 16
+"""Verdicts that a rate is taken from: where a window has fewer, newest windows are put together."""
+_TOGETHER = 4  # windows at most
+_FULL = 0.75  # of the largest pay: less is no claim that a completion is right
+_NEAR = 0.1  # of it: so much less than the window's best still counts as best-paid
+
+
+@dataclass(frozen=True)
+class Paid:
+    """A completion and what it was paid, as a share of the largest pay (1 is all of it).
+
+    `group` and `index` are its place in the batch of `step`, `row` the data's row.
+    """
+
+    step: int
+    group: int
+    index: int
+    row: int | None
+    prompt: str
+    completion: str
+    pay: float
+
+    def drawn(self, seed: int) -> str:
+        """A text that orders completions of equal pay, from the seed and its place alone."""
+        place = f"{seed}/{self.step}/{self.group}/{self.index}"
+        return hashlib.sha256(place.encode()).hexdigest()
+
+
+def pay_of(values: Sequence[float | None], weights: Sequence[float]) -> float | None:
+    """The weighted sum of `values`, as a share of what it is where all of them are 1.
+
+    None stands for a reward that the row did not get; the result is None where nothing could be
+    gained. Below 0 and above 1 for rewards of another scale.
+    """
+    known = [(v, w) for v, w in zip(values, weights, strict=True) if v is not None and w]
+    most = sum(w for _, w in known if w > 0)
+    return sum(w * v for v, w in known) / most if most else None
+
+
+@dataclass
+class Scale:
+    """The lowest and the highest pay of a stage so far; 0 and 1 until others are seen."""
+
+    low: float = 0.0
+    high: float = 1.0
+
+    def see(self, pay: float) -> None:
+        """Take note of a pay."""
+        self.low, self.high = min(self.low, pay), max(self.high, pay)
+
+    def least(self, best: float) -> float:
+        """The least pay that is among the best, in a window whose best is `best`.
+
+        Rewards that keep to 0 to 1 are held against 1; of others nobody knows the largest, so they
+        are held against the window's own best.
+        """
+        full = 1.0 if (self.low, self.high) == (0.0, 1.0) else best
+        reach = full - self.low
+        return max(self.low + _FULL * reach, best - _NEAR * reach)
+
+    def fall(self, before: float, after: float, best: float) -> float:
+        """By what share of the scale a pay falls."""
+        reach = (1.0 if (self.low, self.high) == (0.0, 1.0) else best) - self.low
+        return (before - after) / reach if reach > 0 else 0.0
+
+
+def best_paid(groups: Sequence[Paid], scale: Scale, most: int, seed: int) -> list[Paid]:
+    """The best-paid of a window, at most `most`, out of the best of each group.
+
+    None where nothing is paid. Equal completions of a prompt count once; ties are drawn from the
+    seed and a completion's place, so that another run of the same chooses the same.
+    """
+    if not groups:
+        return []
+    best = max(one.pay for one in groups)
+    least = scale.least(best)
+    paid = [one for one in groups if one.pay >= least and one.pay > scale.low]
+    paid.sort(key=lambda one: (-one.pay, one.drawn(seed)))
+    different = {(one.prompt, one.completion): one for one in reversed(paid)}
+    kept = [one for one in paid if different[one.prompt, one.completion] is one]
+    return kept[:most]
+
+
+# ------------------------------------------------------------------------------------ the alarm
+
+
+@dataclass(frozen=True)
+class VerdictCounts:
+    """The verdicts of a window that say something: how many, and how many disagree."""
+
+    judged: int
+    disagrees: int
+
+    def __add__(self, other: "VerdictCounts") -> "VerdictCounts":
+        return VerdictCounts(self.judged + other.judged, self.disagrees + other.disagrees)
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """Disagreement that chance does not explain: of how many, and what was tolerated."""
+
+    counts: VerdictCounts
+    tolerated: float
+
+
+def tolerated_by(windows: Sequence[VerdictCounts]) -> float:
+    """The rate that is tolerated: what the first windows may have had, within `TOLERATED`.
+
+    A judge that is stricter than the reward disagrees with honest completions too, and does so from
+    the start; half is too much in any case.
+    """
+    first = VerdictCounts(0, 0)
+    for window in windows:
+        if first.judged >= ENOUGH:
+            break
+        first += window
+    least, most = TOLERATED
+    return min(most, max(least, wilson(first.disagrees, first.judged)[1]))
+
+
+def newest(windows: Sequence[VerdictCounts]) -> VerdictCounts:
+    """The counts of the newest window, and of those before it where it has too few."""
+    found = VerdictCounts(0, 0)
+    for window in reversed(windows[-_TOGETHER:]):
+        if found.judged >= ENOUGH:
+            break
+        found += window
+    return found
+
+
+def tail(hits: int, of: int, rate: float) -> float:
+    """The chance of `hits` or more among `of`, each with the chance `rate` (0 < rate < 1)."""
+    if hits <= 0:
+        return 1.0
+    logs = (
+        math.lgamma(of + 1)
+        - math.lgamma(n + 1)
+        - math.lgamma(of - n + 1)
+        + n * math.log(rate)
+        + (of - n) * math.log1p(-rate)
+        for n in range(hits, of + 1)
+    )
+    return min(1.0, math.fsum(map(math.exp, logs)))
+
+
+def alarm_of(windows: Sequence[VerdictCounts]) -> Alarm | None:
+    """The alarm at the end of the last of `windows`, all of a stage's so far; None for none."""
+    if not windows:
+        return None
+    looks, now, tolerated = len(windows), newest(windows), tolerated_by(windows)
+    level = LEVEL / (looks * (looks + 1))
+    if tail(now.disagrees, now.judged, tolerated) > level:
+        return None
+    return Alarm(now, tolerated)
