@@ -3,10 +3,12 @@
 A row with a gold answer is judged by `maths`, one with tests by `programs`; one that a shipped
 reward could judge and the run's rewards do not is judged by that reward. Without any of these, and
 where a model or a function of the user's judges, the same judge is asked again about the text
-without praise and repeats (`texts`). A reward that the recipe names judges all rows instead.
-Whatever fails is "cannot tell", with its reason. Knows nothing of trainers.
+without praise and repeats, and about one without content (`texts`). A reward that the recipe names
+judges all rows instead. Whatever fails is "cannot tell", with its reason. Knows nothing of
+trainers.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +19,8 @@ from rl_reasoner.evaluation.judging import judge_of
 from rl_reasoner.hacking.math_verify import is_there, math_verify
 from rl_reasoner.hacking.maths import has_gold, judge_maths
 from rl_reasoner.hacking.programs import can_judge, judge_program
-from rl_reasoner.hacking.texts import copies, without_praise, without_repeats
-from rl_reasoner.hacking.window import IndependentVerdict, Paid, Scale, pay_of
+from rl_reasoner.hacking.texts import copies, emptied, without_praise, without_repeats
+from rl_reasoner.hacking.window import IndependentVerdict, Paid, Scale
 from rl_reasoner.language.thinking import answer_part
 from rl_reasoner.recipe.hacking_meter import HackingMeterSettings
 from rl_reasoner.recipe.recipe import Recipe
@@ -38,7 +40,7 @@ WORDS: Mapping[JudgeKind, str] = {
     "maths": "gold answers, by stricter rules",
     "programs": "hidden or mutated tests",
     "gold": "the rows' own checker, which the run does not pay by",
-    "texts": "the same reward, without praise and repeats",
+    "texts": "the same reward, about the text without praise and repeats, and without content",
     "": "none",
 }
 _CHECKERS = frozenset({"math_answer", "code_tests", "no_hardcode", "instructions", "countdown"})
@@ -114,9 +116,9 @@ class IndependentJudge:
         if can_judge(row):
             return "programs"
         wanted, _ = judge_of(row)
-        if wanted == "math_answer" and has_gold(row.get("answer")):
-            return "maths"
         names = {claim.name for claim in mine if is_shipped(claim.function)}
+        if wanted == "math_answer" and (wanted in names or has_gold(row.get("answer"))):
+            return "maths"
         if wanted != "math_answer":
             return "" if wanted in names else "gold"
         return "" if names & _CHECKERS else "texts"
@@ -147,14 +149,14 @@ class IndependentJudge:
         if kind == "own":
             return self._by_reward(self.own, one, row)
         if kind == "maths":
-            return self._by_gold(one, str(row["answer"]))
+            return self._by_gold(one, str(row.get("answer", "")))
         if kind == "programs":
             return judge_program(one.completion, row, self.extract)
         if kind == "gold":
             name, options = judge_of(row)
             return self._by_reward(load_reward(name, options), one, row)
         if kind == "texts":
-            return self._without_extras(one, row, scale, best)
+            return self._counterfactual(one, row, scale, best)
         return _cannot("no independent judge for this row")
 
     def _by_gold(self, one: Paid, answer: str) -> tuple[IndependentVerdict, str]:
@@ -167,44 +169,55 @@ class IndependentJudge:
         other = usable(outcome)
         right_there = other >= _RIGHT
         unequal = verdict == "disagrees" and right_there and reason.endswith("not equal")
-        if other == other and (unequal or (verdict == "agrees" and not right_there)):
+        if not math.isnan(other) and (unequal or (verdict == "agrees" and not right_there)):
             return _cannot(f"{reason}; Math-Verify says {'right' if right_there else 'wrong'}")
         return verdict, reason
 
     def _by_reward(self, function: Any, one: Paid, row: Row) -> tuple[IndependentVerdict, str]:
         [outcome] = score_batch(function, [one.completion], self._columns(one, row))
         value, told = usable(outcome), outcome_json(outcome)
-        if value != value:
+        if math.isnan(value):
             return _cannot(str(told["reason"]))
         return ("agrees" if value >= _RIGHT else "disagrees"), f"{value:.3g}: {told['reason']}"
 
-    def _without_extras(
+    def _counterfactual(
         self, one: Paid, row: Row, scale: Scale, best: float
     ) -> tuple[IndependentVerdict, str]:
-        """Whether the same rewards pay as much for the text without praise and repeats."""
-        said = answer_part(one.completion)
-        if copies(said, one.prompt):
+        """Whether the same rewards pay as much without praise and repeats, and less for nothing."""
+        if copies(answer_part(one.completion), one.prompt):
             return "disagrees", "only repeats its prompt"
-        bare = without_repeats(without_praise(one.completion))
-        if bare == one.completion:
-            return "agrees", "no praise of itself, nothing said again and again"
+        bare, empty = without_repeats(without_praise(one.completion)), emptied(one.completion)
+        if bare != one.completion:
+            after = self._paid_again(bare, one, row, scale)
+            if isinstance(after, str):
+                return _cannot(after)
+            if scale.fall(one.pay, after, best) > _FALL:
+                shares = f"paid {one.pay:.3g}, without them {after:.3g}"
+                return "disagrees", f"its pay hangs on praise or repeats: {shares}"
+        if empty:
+            after = self._paid_again(empty, one, row, scale)
+            if isinstance(after, str):
+                return _cannot(after)
+            if scale.fall(one.pay, after, best) <= _FALL:
+                times = len(empty.split())
+                shares = f"paid {one.pay:.3g}, and {after:.3g} for its first word, {times} times"
+                return "disagrees", f"its pay hangs on length alone: {shares}"
+        return "agrees", "its pay hangs on neither praise, repeats nor length alone"
+
+    def _paid_again(self, text: str, one: Paid, row: Row, scale: Scale) -> float | str:
+        """What the run's rewards pay for another text in the place of a completion, or why not."""
         mine = [claim for claim in self.claims if applies(claim.name, row.get("rewards"))]
-        values = []
+        values: dict[str, float] = {}
         for claim in mine:
             if why := _not_asked_again(claim.function):
-                return _cannot(f"reward {claim.name}: {why}")
+                return f"reward {claim.name}: {why}"
             columns = self._columns(one, row)
-            [outcome] = score_own_rows(self._again[claim.name], [bare], columns)
-            value = usable(outcome)
-            if value != value:
-                return _cannot(f"reward {claim.name}: {outcome_json(outcome)['reason']}")
-            values.append(value)
-        after = pay_of(values, [claim.weight for claim in mine])
-        if after is None:
-            return _cannot("no reward with a weight")
-        words = f"paid {one.pay:.3g}, without praise and repeats {after:.3g}"
-        hangs = scale.fall(one.pay, after, best) > _FALL
-        return ("disagrees" if hangs else "agrees"), words
+            [outcome] = score_own_rows(self._again[claim.name], [text], columns)
+            values[claim.name] = usable(outcome)
+            if math.isnan(values[claim.name]):
+                return f"reward {claim.name}: {outcome_json(outcome)['reason']}"
+        pay = scale.pay(values, {claim.name: claim.weight for claim in mine})
+        return "no reward with a weight" if pay is None else pay
 
     def _columns(self, one: Paid, row: Row) -> dict[str, list[Any]]:
         """What a reward may ask for of one row."""

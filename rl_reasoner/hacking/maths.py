@@ -17,7 +17,7 @@ from rl_reasoner.hacking.window import IndependentVerdict
 from rl_reasoner.language.thinking import CLOSE_ANSWER, OPEN_ANSWER
 
 _TAGGED = re.compile(rf"{OPEN_ANSWER}([^<]{{1,400}}){CLOSE_ANSWER}")
-_LONGEST_GOLD = 8  # words, of a gold that is no mathematics: a longer one is a text
+_LONGEST_GOLD = 3  # words, of a gold that is no mathematics: a longer one is a text
 _TIMEOUT_S = 2.0  # of the second opinion on one answer
 
 

@@ -4,7 +4,7 @@ Each window's figures and examples are a line of `hacking.jsonl` in the stage's 
 
     {"step": 5, "groups": 80, "judged": 31, "agrees": 30, "disagrees": 1, "cannot_tell": 1,
      "disagreement": 0.03, "interval": [0.01, 0.16], "proxy_reward": 1.0, "alarm": null,
-     "scale": [0.0, 1.0], "examples": [{…}]}
+     "scale": [0.0, 1.0], "rewards": {"math_answer": [0.0, 1.0]}, "examples": [{…}]}
 
 The file and `rollouts.jsonl` are all of its state: a stage that goes on after a checkpoint has the
 same windows as one that nothing interrupted. It draws nothing from random generators, and what it
@@ -13,7 +13,8 @@ finds never reaches the trainer.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -30,7 +31,6 @@ from rl_reasoner.hacking.window import (
     VerdictCounts,
     alarm_of,
     best_paid,
-    pay_of,
 )
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.types import Row
@@ -71,30 +71,37 @@ class HackingMeter:
         closed = 0
         for row in read_jsonl(self.file):
             closed = int(row["step"])
-            low, high = row["scale"]
-            self.scale = Scale(low, high)
+            ranges = {name: (low, high) for name, (low, high) in row["rewards"].items()}
+            self.scale = Scale(*row["scale"], ranges)
             self._count(VerdictCounts(row["judged"], row["disagrees"]))
             self.alarm = str(row["alarm"] or "")
         if step > closed:
-            rollouts = read_jsonl(folder / "rollouts.jsonl")
-            self.add(row for row in rollouts if closed < (number(row.get("step")) or 0) <= step)
+            later = (
+                row
+                for row in read_jsonl(folder / "rollouts.jsonl")
+                if closed < (number(row.get("step")) or 0) <= step
+            )
+            for _, batch in groupby(later, key=lambda row: row["step"]):
+                self.add([*batch])
 
-    def add(self, rollouts: Iterable[Mapping[str, Any]]) -> None:
+    def add(self, rollouts: Sequence[Mapping[str, Any]]) -> None:
         """Take the scored completions of a batch, as `rollouts.jsonl` has them."""
         indices: Counter[tuple[int, int]] = Counter()
-        weights = [claim.weight for claim in self.claims]
-        for row in rollouts:
+        weights = {claim.name: claim.weight for claim in self.claims}
+        values = [_values(row["scores"], weights) for row in rollouts]
+        for known in values:
+            self.scale.see(known)
+        for row, known in zip(rollouts, values, strict=True):
             place = int(row["step"]), int(row["group"])
             index = indices[place]
             indices[place] += 1
-            given = [row["scores"].get(claim.name, {}) for claim in self.claims]
-            pay = pay_of([number(score.get("value")) for score in given], weights)
+            pay = self.scale.pay(known, weights)
             if pay is None:
                 continue
-            self.scale.see(pay)
+            self.scale.note(pay)
             one = Paid(*place, index, row.get("row"), row["prompt"], row["completion"], pay)
-            known = self._best.get(place)
-            if known is None or _rank(one, self.seed) < _rank(known, self.seed):
+            best = self._best.get(place)
+            if best is None or _rank(one, self.seed) < _rank(best, self.seed):
                 self._best[place] = one
 
     def close(self, step: int, *, last: bool = False) -> dict[str, Any]:
@@ -133,12 +140,19 @@ class HackingMeter:
             "proxy_reward": fmean(one.paid.pay for one in judged) if judged else None,
             "alarm": self.alarm or None,
             "scale": [self.scale.low, self.scale.high],
+            "rewards": self.scale.rewards,
             "examples": examples_of(judged),
         }
 
     def _count(self, counts: VerdictCounts) -> None:
         self.windows.append(counts)
         self.standing = alarm_of(self.windows)
+
+
+def _values(scores: Mapping[str, Mapping[str, Any]], names: Collection[str]) -> dict[str, float]:
+    """The values of the rewards `names`, where they gave one."""
+    given = {name: number(scores[name].get("value")) for name in names if name in scores}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _rank(one: Paid, seed: int) -> tuple[float, str]:

@@ -128,7 +128,7 @@ def _values(program: str, name: str, inputs: list[list[Any]]) -> list[tuple[bool
     )
     pairs = values if isinstance(values, list) and len(values) == len(inputs) else []
     if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs) or not pairs:
-        raise RuntimeError(f"{name}: other values than were asked for")
+        raise RuntimeError(f"{name}: other values than expected")
     return [(pair[0] is True, pair[1]) for pair in pairs]
 
 
@@ -245,7 +245,8 @@ def _near(value: Any, by: int, pool: Sequence[Any]) -> Any:
         signed = any(isinstance(v, int | float) and v < 0 for v in pool)
         return value - by if signed and by % 2 else value + by
     if isinstance(value, str | list | tuple) and len(value) > 1:
+        sequence: Any = value
         turn = by % len(value)
-        turned = value[turn:] + value[:turn]
+        turned = sequence[turn:] + sequence[:turn]
         return turned if by % 2 else turned[::-1]
     return value

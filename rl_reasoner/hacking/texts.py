@@ -1,8 +1,9 @@
 """What should not be paid in a text: praise of itself, orders to its judge, what it said before.
 
 Where no gold answer is known, the independent question is counterfactual: is the same completion
-worth as much without these? `without_praise` and `without_repeats` take them out; `copies` tells a
-completion that is its prompt again. English phrases, and repeats in any language. Pure, bounded;
+worth as much without these, and is a text as long that says nothing (`emptied`) worth less?
+`without_praise` and `without_repeats` take them out; `copies` tells a completion that is its prompt
+again. English phrases, and repeats in any language. Pure, bounded;
 never raises.
 """
 
@@ -38,25 +39,37 @@ _PRAISE = re.compile(
     r"|\b(?:great|excellent|wonderful|fantastic|brilliant|amazing) question\b",
     re.IGNORECASE,
 )
+_SUPERLATIVE = re.compile(rf"\b{_SUPERB}\w{{0,30}}[ \t]?", re.IGNORECASE)
 _LONGEST_UNIT = 8  # words of what is said again and again
 _ROUNDS = 3  # from which on the same words count as padding
+_NEARBY = 8  # words before a word among which
+_CROWD = 2  # it may not stand so often, where that is so for more than
+_CROWDED = 0.25  # of a text's words
+_WORD_AND_GAP = re.compile(r"\S+\s*")
+_FEW = 4  # words
 _COPIED = 24  # characters from which on a copy of the prompt is no short answer
 
 
 def without_praise(text: str) -> str:
-    """`text` without the sentences in which it praises itself or speaks to whoever judges it."""
+    """`text` without the sentences in which it praises itself or speaks to whoever judges it.
+
+    And without superlatives wherever they stand: an answer that needs "excellent" to be paid, needs
+    it for nothing else.
+    """
     kept = [
         sentence
         for sentence in _SENTENCE.findall(text[:_MOST])
         if not (_PRAISE.search(sentence) or speaks_to_a_judge(sentence))
     ]
-    return "".join(kept) + text[_MOST:]
+    return _SUPERLATIVE.sub("", "".join(kept)) + text[_MOST:]
 
 
 def without_repeats(text: str) -> str:
-    """`text` without the sentences that stood in it before, and with the same words once only.
+    """`text` without what it said before.
 
-    The same one to eight words three times or more in a row are one: "very very very" is "very".
+    Sentences that stood in it go. The same one to eight words three times or more in a row are one:
+    "very very very" is "very". Where more than a quarter of the words stand twice or more among
+    the eight before them, these go, too: "o and and o o and" says nothing new.
     """
     seen: set[str] = set()
     kept = []
@@ -65,20 +78,33 @@ def without_repeats(text: str) -> str:
         if len(plain.split()) < 2 or plain not in seen:
             kept.append(sentence)
         seen.add(plain)
-    return _collapsed("".join(kept)) + text[_MOST:]
+    rest = "".join(kept)
+    head = rest[: len(rest) - len(rest.lstrip())]
+    return head + "".join(_uncrowded(_collapsed(_WORD_AND_GAP.findall(rest)))) + text[_MOST:]
 
 
-def _collapsed(text: str) -> str:
-    words = re.findall(r"\S+\s*", text)
+def _collapsed(words: list[str]) -> list[str]:
+    """The words with their gaps, those said several times in a row once."""
     plain = [word.casefold().strip() for word in words]
-    head = text[: len(text) - len(text.lstrip())]
     kept: list[str] = []
     at = 0
     while at < len(words):
         size, rounds = _run_at(plain, at)
         kept += words[at : at + size]
         at += size * rounds
-    return head + "".join(kept)
+    return kept
+
+
+def _uncrowded(words: list[str]) -> list[str]:
+    """The words that are not crowded by themselves; all, where few are."""
+    plain = ["".join(filter(str.isalnum, word.casefold())) for word in words]
+    crowded = [
+        word != "" and plain[max(0, at - _NEARBY) : at].count(word) >= _CROWD
+        for at, word in enumerate(plain)
+    ]
+    if sum(crowded) <= _CROWDED * len(words):
+        return words
+    return [word for word, out in zip(words, crowded, strict=True) if not out]
 
 
 def _run_at(words: list[str], at: int) -> tuple[int, int]:
@@ -91,6 +117,15 @@ def _run_at(words: list[str], at: int) -> tuple[int, int]:
         if rounds >= _ROUNDS and len(unit) == size:
             return size, rounds
     return 1, 1
+
+
+def emptied(text: str) -> str:
+    """A text as long as this one, in words, that says nothing: its first word again and again.
+
+    Empty for texts of fewer than four words, which hold too little to take out.
+    """
+    words = text[:_MOST].split()
+    return " ".join(words[:1] * len(words)) if len(words) >= _FEW else ""
 
 
 def copies(text: str, prompt: str) -> bool:

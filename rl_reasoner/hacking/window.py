@@ -12,8 +12,8 @@ Pure; raises nothing.
 
 import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from rl_reasoner.evaluation.statistics import wilson
@@ -53,25 +53,38 @@ class Paid:
         return hashlib.sha256(place.encode()).hexdigest()
 
 
-def pay_of(values: Sequence[float | None], weights: Sequence[float]) -> float | None:
-    """The weighted sum of `values`, as a share of what it is where all of them are 1.
-
-    None stands for a reward that the row did not get; the result is None where nothing could be
-    gained. Below 0 and above 1 for rewards of another scale.
-    """
-    known = [(v, w) for v, w in zip(values, weights, strict=True) if v is not None and w]
-    most = sum(w for _, w in known if w > 0)
-    return sum(w * v for v, w in known) / most if most else None
-
-
 @dataclass
 class Scale:
-    """The lowest and the highest pay of a stage so far; 0 and 1 until others are seen."""
+    """What was paid in a stage so far: its lowest and highest pay, and the range of each reward.
+
+    Until others are seen, pays are taken to go from 0 to 1.
+    """
 
     low: float = 0.0
     high: float = 1.0
+    rewards: dict[str, tuple[float, float]] = field(default_factory=dict)
 
-    def see(self, pay: float) -> None:
+    def see(self, values: Mapping[str, float]) -> None:
+        """Take note of the values of a completion's rewards."""
+        for name, value in values.items():
+            low, high = self.rewards.get(name, (value, value))
+            self.rewards[name] = min(low, value), max(high, value)
+
+    def pay(self, values: Mapping[str, float], weights: Mapping[str, float]) -> float | None:
+        """The weighted sum of `values`, as a share of what it is where all of them are 1.
+
+        A reward that was below 0 and never above it takes away only: it is no part of what can be
+        gained. None where nothing can be; below 0 or above 1 for rewards of another scale.
+        """
+        known = {name: weights[name] for name in values if weights[name]}
+        most = sum(w for name, w in known.items() if w > 0 and not self._only_takes(name))
+        return sum(w * values[name] for name, w in known.items()) / most if most else None
+
+    def _only_takes(self, name: str) -> bool:
+        low, high = self.rewards.get(name, (0.0, 0.0))
+        return low < 0 >= high
+
+    def note(self, pay: float) -> None:
         """Take note of a pay."""
         self.low, self.high = min(self.low, pay), max(self.high, pay)
 

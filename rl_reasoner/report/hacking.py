@@ -105,11 +105,9 @@ def _mean_pay(row: Mapping[str, Any]) -> str:
 
 def _examples(stage: StageRecord) -> Iterator[Element]:
     """What the judges disagree on, the newest first; then what nobody can tell."""
+    lists = [row.get("examples") for row in reversed(stage.hacking)]
     given = [
-        one
-        for row in reversed(stage.hacking)
-        for one in (row.get("examples") if isinstance(row.get("examples"), list) else [])
-        if isinstance(one, dict)
+        one for some in lists if isinstance(some, list) for one in some if isinstance(one, dict)
     ]
     for verdict, title in (
         ("disagrees", "Paid most, and wrong by the independent judge"),

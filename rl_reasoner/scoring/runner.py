@@ -268,9 +268,9 @@ def runner_of(fn: Callable[..., Any], limits: Limits) -> Runner:
 
 
 def runs_apart(fn: Callable[..., Any]) -> bool:
-    """Whether `fn` has run in a process of its own, as far as it was called."""
+    """Whether `fn` runs in a process of its own, as far as it was called."""
     runner = _RUNNERS.get(id(fn))
-    return runner is not None and not runner.here
+    return runner is None or not runner.here
 
 
 def _drop(key: int) -> None:

@@ -9,7 +9,7 @@ from rl_reasoner.hacking import judges
 from rl_reasoner.hacking.judges import IndependentJudge, claims_of
 from rl_reasoner.hacking.maths import has_gold, judge_maths
 from rl_reasoner.hacking.programs import judge_program
-from rl_reasoner.hacking.texts import copies, without_praise, without_repeats
+from rl_reasoner.hacking.texts import copies, emptied, without_praise, without_repeats
 from rl_reasoner.hacking.window import Paid, Scale
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.scoring.registry import load_reward
@@ -104,6 +104,7 @@ def test_a_program_that_is_not_there_is_wrong() -> None:
         ("The correct answer is B.", "The correct answer is B."),
         ("The answer is correct, says the book.", "The answer is correct, says the book."),
         ("My garden is a great place.", "My garden is a great place."),
+        ("Light bends. Excellent, excellentthis. It does.", "Light bends. , . It does."),
     ],
 )
 def test_praise_of_itself_is_taken_out(text: str, left: str) -> None:
@@ -117,6 +118,11 @@ def test_praise_of_itself_is_taken_out(text: str, left: str) -> None:
         ("very very very very good", "very good"),
         ("a b c a b c a b c d", "a b c d"),
         ("had had a b a b", "had had a b a b"),
+        ("so o and and o o and o and o o and", "so o and and o"),
+        (
+            "The cat and the dog and the bird live in the house by the river.",
+            "The cat and the dog and the bird live in the house by the river.",
+        ),
         ("No. No. Yes. No.", "No. No. Yes. No."),
     ],
 )
@@ -127,6 +133,11 @@ def test_what_was_said_before_is_taken_out(text: str, left: str) -> None:
 def test_a_copy_of_the_prompt_is_no_answer() -> None:
     assert copies(PROMPT.upper(), PROMPT) and copies(PROMPT[:30], PROMPT)
     assert not copies("256", PROMPT) and not copies(PROMPT + " It is 744.", PROMPT)
+
+
+def test_an_empty_text_is_as_long() -> None:
+    assert emptied("Light bends in the air.") == "Light Light Light Light Light"
+    assert emptied("Light bends.") == ""
 
 
 # ---------------------------------------------------------------------------------- who judges what
@@ -162,7 +173,7 @@ def test_each_row_has_the_judge_that_does_not_pay_it(tmp_path: Path) -> None:
     mine = f"{own}:any"
     rows = [GOLD, CODE, TOLD, OPEN]
     kinds = {
-        "math_answer": ["maths", "programs", "gold", ""],
+        "math_answer": ["maths", "programs", "gold", "maths"],
         "instructions": ["maths", "programs", "", ""],
         "length": ["", "", "", ""],
         "judge_ranking": ["", "", "", ""],
@@ -172,7 +183,7 @@ def test_each_row_has_the_judge_that_does_not_pay_it(tmp_path: Path) -> None:
         options = {"function": f"{own}:any"} if name.startswith("judge") else {}
         judge = judge_for(rows, {name: {"options": options}})
         assert [judge.kind_of(row) for row in rows] == wanted, name
-    chosen = judge_for(rows, {mine: 1.0, "math_answer": 1.0}, rewards=["math_answer"])
+    chosen = judge_for(rows, {mine: 1.0, "countdown": 1.0}, rewards=["countdown"])
     assert chosen.kind_of(OPEN) == ""
     assert judge_for(rows, {mine: 1.0}, judge="boxed").kind_of(OPEN) == "own"
 
@@ -181,6 +192,47 @@ def test_a_judge_of_the_users_stands_for_all(tmp_path: Path) -> None:
     judge = judge_for([GOLD], {"math_answer": 1.0}, judge="boxed")
     right, wrong = judge.judge([paid(r"\boxed{1}"), paid("7")], Scale())
     assert (right.verdict, wrong.verdict) == ("agrees", "disagrees")
+
+
+OWN = """
+from rl_reasoner import reward
+
+
+@reward
+def longest(completion: str) -> float:
+    return min(1.0, len(completion.split()) / 6)
+
+
+@reward
+def flattered(completion: str) -> float:
+    return float("excellent" in completion or "light" in completion)
+
+
+@reward
+def padded(completion: str) -> float:
+    return min(1.0, completion.count("light") / 3)
+"""
+
+
+def test_texts_are_judged_by_what_their_pay_hangs_on(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    said = "Air scatters the blue light most."
+    praised = "Air scatters the blue. This answer is excellent."
+    cases = {
+        ("longest", said): "length alone",
+        ("flattered", said): "neither",
+        ("flattered", praised): "praise or repeats",
+        ("padded", "light and air " * 4): "praise or repeats",
+        ("padded", "The light here, a light there and light upstairs"): "neither",
+    }
+    for (name, text), why in cases.items():
+        judge = judge_for([OPEN], {f"{tmp_path / 'own.py'}:{name}": 1.0})
+        [found] = judge.judge([paid(text)], Scale())
+        assert why in found.reason, (name, text, found)
+        assert found.verdict == ("agrees" if why == "neither" else "disagrees")
+    limited = {"judge": {"options": {"function": f"{tmp_path / 'own.py'}:f", "max_requests": 9}}}
+    [found] = judge_for([OPEN], limited).judge([paid(praised)], Scale())
+    assert found.verdict == "cannot tell" and "left to the training" in found.reason
 
 
 def test_a_judge_that_fails_abstains(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,6 @@ from rl_reasoner.hacking.window import (
     VerdictCounts,
     alarm_of,
     best_paid,
-    pay_of,
     tail,
     tolerated_by,
 )
@@ -28,17 +27,22 @@ def paid(pay: float, group: int = 0, text: str = "", step: int = 1) -> Paid:
 
 
 def test_pay_is_a_share_of_what_the_rewards_of_a_row_could_pay() -> None:
-    assert pay_of([1.0, 1.0, None], [1.0, 0.5, 2.0]) == 1.0
-    assert pay_of([1.0, 0.0], [1.0, 1.0]) == 0.5
-    assert pay_of([1.0, -1.0], [1.0, 0.5]) == 0.5, "a penalty is held against what can be gained"
-    assert pay_of([None, 1.0], [1.0, 0.0]) is None, "a weight of 0 pays nothing"
+    scale = Scale()
+    weights = {"right": 1.0, "style": 0.5, "other": 2.0, "off": 0.0}
+    assert scale.pay({"right": 1.0, "style": 1.0}, weights) == 1.0
+    assert scale.pay({"right": 1.0, "style": -0.5}, weights) == 0.5
+    assert scale.pay({"off": 1.0}, weights) is None, "a weight of 0 pays nothing"
+    scale.see({"right": 0.0, "style": -1.0})
+    assert scale.pay({"right": 1.0, "style": 0.0}, weights) == 1.0, "a penalty can only take away"
+    scale.see({"right": 1.0, "style": 1.0})
+    assert scale.pay({"right": 1.0, "style": 0.5}, weights) == 1.25 / 1.5
 
 
 def test_nothing_is_best_paid_where_nothing_is_paid() -> None:
     assert best_paid([], Scale(), 4, 0) == []
     assert best_paid([paid(0.0, g) for g in range(4)], Scale(), 4, 0) == []
     signed = Scale()
-    signed.see(-1.0)
+    signed.note(-1.0)
     assert best_paid([paid(-1.0, g) for g in range(4)], signed, 4, 0) == [], "all are wrong"
 
 
@@ -52,7 +56,7 @@ def test_partial_credit_is_no_claim_that_an_answer_is_right() -> None:
 def test_rewards_of_another_scale_are_held_against_the_best_of_their_window() -> None:
     scale = Scale()
     for pay in (3.0, 40.0, 500.0):
-        scale.see(pay)
+        scale.note(pay)
     assert [one.pay for one in best_paid([paid(30.0, 1), paid(290.0, 2)], scale, 4, 0)] == [290.0]
 
 
