@@ -9,7 +9,7 @@ text but for the verifier's bounded second opinion; never raises on strings.
 import re
 
 from rl_reasoner.answers import verify
-from rl_reasoner.answers.extraction.boxes import boxes_of
+from rl_reasoner.answers.extraction.boxes import MAX_ALL, boxes_of
 from rl_reasoner.answers.extraction.extract import TAIL, readable, spoken
 from rl_reasoner.answers.verdict import left_to_do, shown
 from rl_reasoner.hacking.texts import copies
@@ -60,7 +60,7 @@ def _others(said: str, answer: str) -> list[str]:
 
     Boxes that end it as one list are one answer, which the verifier has read.
     """
-    boxes, tagged = boxes_of(said), _TAGGED.findall(said)
+    boxes, tagged = boxes_of(said), _TAGGED.findall(said)[-MAX_ALL:]
     earlier = [*boxes.before, *tagged[:-1]]
     last = [*boxes.last, *tagged[-1:]]
     marked = list(dict.fromkeys(text.strip() for text in (*earlier, *last) if text.strip()))

@@ -71,8 +71,9 @@ class HackingMeter:
         closed = 0
         for row in read_jsonl(self.file):
             closed = int(row["step"])
-            ranges = {name: (low, high) for name, (low, high) in row["rewards"].items()}
-            self.scale = Scale(*row["scale"], ranges)
+            low, high = row["scale"]
+            ranges = {name: (least, most) for name, (least, most) in row["rewards"].items()}
+            self.scale = Scale(low, high, ranges)
             self._count(VerdictCounts(row["judged"], row["disagrees"]))
             self.alarm = str(row["alarm"] or "")
         if step > closed:

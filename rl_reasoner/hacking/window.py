@@ -21,7 +21,7 @@ from rl_reasoner.evaluation.statistics import wilson
 IndependentVerdict = Literal["agrees", "disagrees", "cannot tell"]
 """What an independent judge says of a completion that its reward pays."""
 
-LEVEL = 0.01
+ALARM_LEVEL = 0.01
 """The chance of an alarm in a stage that disagrees no more than is tolerated."""
 TOLERATED = (0.2, 0.5)
 """The least and the most disagreement that a policy may begin with and keep."""
@@ -188,7 +188,7 @@ def alarm_of(windows: Sequence[VerdictCounts]) -> Alarm | None:
     if not windows:
         return None
     looks, now, tolerated = len(windows), newest(windows), tolerated_by(windows)
-    level = LEVEL / (looks * (looks + 1))
+    level = ALARM_LEVEL / (looks * (looks + 1))
     if tail(now.disagrees, now.judged, tolerated) > level:
         return None
     return Alarm(now, tolerated)

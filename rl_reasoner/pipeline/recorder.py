@@ -41,7 +41,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self.before = [*self.rows]  # of the processes before, in a run that is continued
         self.validating = 0.0  # seconds
         self.forecast_at = 0  # step; 0: never again
-        self.hacked = False  # told
+        self.hacked_at = 0  # the step at which an alarm of the hacking meter was told; 0: none
         self.alarms: LearningAlarms | None = None
         self.alarmed: dict[str, int] = {}  # kind of alarm -> step at which it was raised
         if isinstance(job.stage, GrpoStage):
@@ -83,10 +83,9 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             for alarm in self.alarms.standing():
                 if self.alarmed.get(alarm.kind) != state.global_step:  # not raised just now
                     self.view.note(f"stage {self.job.stage.name} ends with this alarm: {alarm}")
-        if self.job.meter is not None and self.job.meter.alarm:
-            self.view.note(
-                f"stage {self.job.stage.name} ends with this alarm: {self.job.meter.alarm}"
-            )
+        standing = self.job.meter.alarm if self.job.meter is not None else ""
+        if standing and self.hacked_at != state.global_step:
+            self.view.note(f"stage {self.job.stage.name} ends with this alarm: {standing}")
         if processes.is_main() and state.global_step >= self.job.stage.steps:
             spent = None if self.before else time.perf_counter() - self.started
             if said := add_outcome(self.job, self.rows, spent):
@@ -131,9 +130,9 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             row["alarms"] = self.watch.alarms(self.rows)
         if self.metered and (meter := self.job.meter) is not None and meter.alarm:
             row["alarms"] = {**row.get("alarms", {}), "hacking": meter.alarm}
-            if not self.hacked:
+            if not self.hacked_at:
                 self.view.note(f"alarm, step {state.global_step}: {meter.alarm}")
-            self.hacked = True
+                self.hacked_at = state.global_step
         self.validated, self.metered = {}, {}
         if isinstance(self.job.stage, GrpoStage):
             group = self.job.stage.group

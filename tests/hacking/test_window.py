@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from rl_reasoner.hacking.window import (
-    LEVEL,
+    ALARM_LEVEL,
     Paid,
     Scale,
     VerdictCounts,
@@ -123,4 +123,4 @@ def test_honest_stages_stay_below_the_level(seed: int) -> None:
             if alarm_of(windows) is not None:
                 alarms += 1
                 break
-    assert binom.sf(alarms - 1, 100, LEVEL) > 1e-6
+    assert binom.sf(alarms - 1, 100, ALARM_LEVEL) > 1e-6

@@ -8,7 +8,7 @@ from rl_reasoner.answers.tree import Unreadable
 
 MAX_JOINED = 60
 MAX_GAP = 90
-MAX_ALL = 64
+MAX_ALL = 16
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s*")
 _BARE = re.compile(r"\\?[^\s${}\\]+")
 _DELIMITERS = re.compile(r"\$|\\[()\[\],;:! ]|\\q?quad|~|\\displaystyle|\*\*|\\left|\\right|\s+")
