@@ -13,6 +13,7 @@ from rl_reasoner.pipeline.placement import choose_placement
 from rl_reasoner.pipeline.preflight import Notice, inspect
 from rl_reasoner.pipeline.prepare import Prepared, prepare
 from rl_reasoner.pipeline.rehearsal import rehearse
+from rl_reasoner.recipe.hacking_meter import HackingMeterSettings
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.rollout.mismatch import measure
 from support.commands import Cli, stock
@@ -218,3 +219,18 @@ def test_passes_are_compared_up_to_every_end_that_training_knows(
     monkeypatch.setattr("rl_reasoner.pipeline.rehearsal.measure", measured)
     rehearsed(wanted, policy)
     assert [{*ends} for ends in seen] == [{policy.tokenizer.eos_token_id, 9, 11}]
+
+
+def test_who_judges_the_best_paid_completions_is_told(tmp_path: Path) -> None:
+    found = notices(recipe(tmp_path, grpo()), tmp_path)["hacking meter"]
+    assert found.status == "passed" and "gold answers, by stricter rules (64 rows)" in str(found)
+    told = {"data": {"task": "instructions_tiny", "count": 8}}
+    nobody = recipe(tmp_path, grpo(**told), rewards={"instructions": 1.0})
+    found = notices(nobody, tmp_path)["hacking meter"]
+    assert found.status == "skipped" and "hacking_meter.judge" in found.fix
+    found = notices(
+        nobody.model_copy(update={"hacking_meter": HackingMeterSettings(judge="boxed")}), tmp_path
+    )
+    assert found["hacking meter"].status == "passed"
+    off = nobody.model_copy(update={"hacking_meter": HackingMeterSettings(every=0)})
+    assert str(notices(off, tmp_path)["hacking meter"]).endswith(": off")
