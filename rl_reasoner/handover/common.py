@@ -67,6 +67,7 @@ BY_NEITHER = (
     Field("tools", note="refused: `--to` hands over recipes of one turn"),
     Field("environment", note="refused: `--to` hands over recipes of one turn"),
     Field("controls", lost=lambda s: bool(s.recipe.controls)),
+    Field("hacking_meter", note="it only watches"),
     Field(
         "run.device",
         note="cuda",

@@ -108,7 +108,16 @@ def _cell(one: Field) -> str:
 
 # What is the recipe's own, beside the fields of the grpo stage that is handed over.
 _OF_RECIPE = ("name", "policy", "rewards", "template", "system", "tools", "environment")
-_WHOLE = ("rewards", "trainer", "tools", "environment", "data", "controls", "evals")
+_WHOLE = (
+    "rewards",
+    "trainer",
+    "tools",
+    "environment",
+    "data",
+    "controls",
+    "evals",
+    "hacking_meter",
+)
 # Other stages, and what says which stage starts where, are not handed over.
 _LEFT = ("stages", "stage.name", "kind")
 
