@@ -1,14 +1,16 @@
 """Adaptive levels against uniform ones: completions to the same held-out accuracy.
 
 The task is the generator `tens` (a number times 1, 10, 100 or 1000, written down), at levels from 2
-to 9 digits. A tiny policy learns it from rows (supervised), then from rows in which each digit is,
-with a chance of `--noise`, another one: what it writes is right in two digits now and then, in nine
-hardly ever. GRPO trains it on right answers alone, over all levels, from the same start with the
-same settings: once with every level as often as the others (trl's sampler), once with `level_band`.
-Compared is the accuracy of samples at temperature 1 on a fixed held-out set with all levels evenly,
-and the completions drawn until it first reaches a target (between evaluations: a straight line).
+digits up. A tiny policy learns it at 2 to 9 digits from rows (supervised), then from rows in which
+each digit is, with a chance of `--noise`, a random one: what it writes is right now and then where
+it is short, and hardly ever where it is long. GRPO trains it on right answers alone, at levels up
+to `--hardest`, from that one start with the same settings: once with every level as often as the
+others (trl's sampler), once with `level_band`. A seed is one of GRPO: of its samples, and of the
+order of its rows. Compared is the accuracy of samples at temperature 1 on a fixed held-out set with
+all levels evenly, and the completions drawn until it first reaches a target (between evaluations: a
+straight line).
 
-    OMP_NUM_THREADS=1 python benchmarks/adaptive.py --seeds 0 1 2 [--json FILE]
+    OMP_NUM_THREADS=1 python benchmarks/adaptive.py [--seeds 0 1 3] [--json FILE]
     python benchmarks/adaptive.py --tables FILE...       # of what was written by --json
 """
 
@@ -31,13 +33,12 @@ from rl_reasoner.dataset.tasks.generate import TASKS
 from rl_reasoner.language.thinking import with_tags
 from rl_reasoner.rewards.math_answer import math_answer
 
-LEVELS = range(2, 18)
-HELD_OUT, TRAINED = 25, 300  # problems of each level
+LEARNED = range(2, 10)  # levels of the supervised rows
+TRAINED = 500  # problems of each level
 SIZE, PROMPTS = 8, 16  # a step's completions
 BAND = [0.3, 0.7]
 ARMS: Mapping[str, list[float] | None] = {"uniform": None, "levels": BAND}
-TARGETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
-MAX_TOKENS = 36
+TARGETS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
 Curve = Sequence[tuple[int, float]]  # (completions, held-out accuracy)
 
 
@@ -53,11 +54,13 @@ def problems(level: int, held_out: bool) -> Iterator[Problem]:
             yield problem
 
 
-def rows(held_out: bool, noise: float = 0.0) -> list[dict[str, Any]]:
-    """Rows of all levels, as many of each where there are; completions without a chain."""
+def rows(
+    levels: range, count: int = TRAINED, *, held_out: bool = False, noise: float = 0.0
+) -> list[dict[str, Any]]:
+    """`count` rows of each level, where there are; with completions that have no chain."""
     found, chance = [], random.Random(0)
-    for level in LEVELS:
-        for problem in islice(problems(level, held_out), HELD_OUT if held_out else TRAINED):
+    for level in levels:
+        for problem in islice(problems(level, held_out), count):
             digits = [
                 str(chance.randrange(10)) if chance.random() < noise else digit
                 for digit in problem.answer
@@ -71,12 +74,12 @@ def write(file: Path, given: Sequence[Mapping[str, Any]]) -> str:
     return str(file)
 
 
-def start(folder: Path, steps: tuple[int, int], noise: float, seed: int) -> Path:
-    """The policy that both arms begin with."""
-    made = folder / f"start-{seed}"
+def start(folder: Path, steps: tuple[int, int], noise: float) -> Path:
+    """The policy that all arms and seeds begin with."""
+    made = folder / "start"
     if not made.exists():
-        clean = write(folder / "clean.jsonl", rows(False))
-        noisy = write(folder / "noisy.jsonl", rows(False, noise))
+        clean = write(folder / "clean.jsonl", rows(LEARNED))
+        noisy = write(folder / "noisy.jsonl", rows(LEARNED, noise=noise))
         rate = {"lr": 5e-3, "schedule": "linear", "warmup": 30, "final_lr_share": 0.1}
         stages = [
             {"kind": "sft", "name": "clean", "data": clean, "steps": steps[0], "optim": rate},
@@ -89,7 +92,7 @@ def start(folder: Path, steps: tuple[int, int], noise: float, seed: int) -> Path
                     "template": "plain",
                     "rewards": {"math_answer": 1.0},
                     "stages": [{**stage, "batch": 64} for stage in stages],
-                    "run": {"folder": str(made), "device": "cpu", "seed": seed},
+                    "run": {"folder": str(made), "device": "cpu"},
                 }
             )
         )
@@ -99,8 +102,8 @@ def start(folder: Path, steps: tuple[int, int], noise: float, seed: int) -> Path
 class HeldOut(TrainerCallback):  # type: ignore[misc]
     """Evaluates every so many steps on the fixed set; `curve` is what was found."""
 
-    def __init__(self, policy: Any, file: str, every: int) -> None:
-        self.policy, self.file, self.every = policy, file, every
+    def __init__(self, policy: Any, file: str, every: int, max_tokens: int) -> None:
+        self.policy, self.file, self.every, self.max_tokens = policy, file, every, max_tokens
         self.curve: list[tuple[int, float]] = []
         self.by_level: list[list[float]] = []
 
@@ -113,7 +116,12 @@ class HeldOut(TrainerCallback):  # type: ignore[misc]
 
     def measure(self, step: int) -> None:
         """The accuracy now, of one sample a problem."""
-        drawn = {"samples": 1, "temperature": 1.0, "max_tokens": MAX_TOKENS, "template": "plain"}
+        drawn = {
+            "samples": 1,
+            "temperature": 1.0,
+            "max_tokens": self.max_tokens,
+            "template": "plain",
+        }
         [figures] = evaluate(self.policy, [self.file], **drawn).sets.values()
         self.curve.append((step * SIZE * PROMPTS, figures["accuracy"]))
         levels = figures["by"]["level"].values()
@@ -130,7 +138,7 @@ def arm(name: str, begun: Path, held_out: str, seed: int, given: argparse.Namesp
         max_steps=given.steps,
         per_device_train_batch_size=SIZE * PROMPTS,
         num_generations=SIZE,
-        max_completion_length=MAX_TOKENS,
+        max_completion_length=given.max_tokens,
         learning_rate=given.lr,
         lr_scheduler_type="constant",
         adam_beta2=0.99,
@@ -144,7 +152,7 @@ def arm(name: str, begun: Path, held_out: str, seed: int, given: argparse.Namesp
         disable_tqdm=True,
         logging_steps=1000,
     )
-    data = [{"prompt": row["problem"], **row} for row in rows(False)]
+    data = [{"prompt": row["problem"], **row} for row in rows(range(2, given.hardest + 1))]
     for row in data:
         del row["completion"]
     trainer = GRPOTrainer(
@@ -154,7 +162,7 @@ def arm(name: str, begun: Path, held_out: str, seed: int, given: argparse.Namesp
         train_dataset=Dataset.from_list(data),
         processing_class=policy.tokenizer,
     )
-    watch = HeldOut(policy, held_out, given.every)
+    watch = HeldOut(policy, held_out, given.every, given.max_tokens)
     trainer.add_callback(watch)
     trainer.train()
     return watch
@@ -190,12 +198,15 @@ def table(curves: Mapping[str, Mapping[str, Curve]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--hardest", type=int, default=17, help="the highest level")
+    parser.add_argument("--held-out", type=int, default=25, help="problems of each level")
+    parser.add_argument("--max-tokens", type=int, default=36)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--supervised", type=int, nargs=2, default=[200, 60])
     parser.add_argument("--noise", type=float, default=0.5)
-    parser.add_argument("--every", type=int, default=5)
-    parser.add_argument("--lr", type=float, default=3e-4)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--every", type=int, default=10)
+    parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=[*ARMS], choices=[*ARMS])
     parser.add_argument("--folder", type=Path, help="keep the starts there")
     parser.add_argument("--json", type=Path, help="write all curves to this file")
@@ -208,9 +219,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = given.folder or Path(name)
         folder.mkdir(parents=True, exist_ok=True)
-        held_out = write(folder / "held_out.jsonl", rows(True))
+        levels = range(2, given.hardest + 1)
+        apart = rows(levels, given.held_out, held_out=True)
+        held_out = write(folder / f"held-out-{given.hardest}.jsonl", apart)
         for seed in [] if given.tables else given.seeds:
-            begun = start(folder, tuple(given.supervised), given.noise, seed)
+            begun = start(folder, tuple(given.supervised), given.noise)
             for one in given.arms:
                 print(f"seed {seed}, {one}", flush=True)
                 watch = arm(one, begun, held_out, seed, given)

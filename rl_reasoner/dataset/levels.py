@@ -40,7 +40,7 @@ def levels_of(rows: Sequence[Row]) -> Levels:
     named = [_text(row.get(LEVEL)) for row in rows]
     if LEVEL not in columns or not any(named):
         there = next((name for name in _ALIKE if name in columns), None)
-        hint = f" Is it {there}?" if there else did_you_mean(LEVEL, columns)
+        hint = f" Is it {there!r}?" if there else did_you_mean(LEVEL, columns)
         raise UserError(
             f"the rows have no level, which a curriculum of levels needs.{hint} Rows of a task "
             "have one; for a file, set `columns: {level: NAME}` to the column that holds it"
@@ -54,7 +54,7 @@ def levels_of(rows: Sequence[Row]) -> Levels:
     tasks = [_text(row.get("task")) for row in rows]
     several = len(set(tasks)) > 1
     pairs = list(zip(tasks if several else [""] * len(rows), named, strict=True))
-    order = sorted(set(pairs), key=lambda pair: (pair[0], _number(pair[1]), pair[1]))
+    order = sorted(set(pairs), key=lambda pair: (pair[0], *in_order(pair[1])))
     if len(order) == 1:
         raise UserError(
             f"all rows have level {named[0]}: a curriculum of levels needs at least two"
@@ -71,6 +71,11 @@ def levels_of(rows: Sequence[Row]) -> Levels:
         numbers=numbers if all(map(math.isfinite, numbers)) else None,
         of_rows=tuple(places[pair] for pair in pairs),
     )
+
+
+def in_order(level: str) -> tuple[float, str]:
+    """What levels are sorted by: 2 before 10, "Level 2" before "Level 10", other texts last."""
+    return _number(level), level
 
 
 def _text(value: Any) -> str:

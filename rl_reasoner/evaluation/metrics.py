@@ -16,6 +16,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
+from rl_reasoner.dataset.levels import LEVEL, in_order
 from rl_reasoner.evaluation.statistics import (
     Groups,
     Interval,
@@ -180,4 +181,5 @@ def _groups(rows: Sequence[Row], column: str) -> dict[str, Any]:
             parts.setdefault(str(row[column]), []).append(row)
     if not 1 < len(parts) <= _MOST_GROUPS:
         return {}
-    return {value: _accuracy(part) for value, part in sorted(parts.items())}
+    values = sorted(parts, key=in_order) if column == LEVEL else sorted(parts)
+    return {value: _accuracy(parts[value]) for value in values}

@@ -151,11 +151,11 @@ class LevelSchedule(Schedule):
 def expected_use(counts: Tensor, band: tuple[float, float]) -> Tensor:
     """(levels,) E[u(p)] under Beta(a, b), the rows of `counts` (levels, 2), all >= 1.
 
-    u is 1 where the success p is in the band (low, high), and falls in a straight line to 0 at
-    p = 0 and at p = 1: where no level is in the band, the nearest are of most use.
+    u is 1 where the success p is in the band (low, high), and falls to 0 at p = 0 and at p = 1 as
+    the square of the way from there: where no level is in the band, the nearest are of most use.
     """
     low, high = band
     p = (torch.arange(_GRID, dtype=torch.float64) + 0.5) / _GRID
-    use = torch.minimum(p / low, (1 - p) / (1 - high)).clamp(max=1.0)
+    use = torch.minimum(p / low, (1 - p) / (1 - high)).clamp(max=1.0).square()
     logs = (counts[:, :1] - 1) * p.log() + (counts[:, 1:] - 1) * (1 - p).log()
     return logs.softmax(1) @ use

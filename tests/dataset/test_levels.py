@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from rl_reasoner.dataset.levels import levels_of
+from rl_reasoner.dataset.levels import in_order, levels_of
 from rl_reasoner.errors import UserError
 
 Rows = list[dict[str, Any]]
@@ -27,6 +27,11 @@ def test_texts_are_levels_with_the_number_they_end_with() -> None:
     assert levels_of(of("hard", "easy", "hard")).of_rows == (1, 0, 1)
 
 
+def test_numbers_come_in_their_order_and_before_other_texts() -> None:
+    found = sorted(["hard", "10", "9", "easy", "2"], key=in_order)
+    assert found == ["2", "9", "10", "easy", "hard"]
+
+
 def test_a_level_of_one_task_is_not_that_of_another() -> None:
     rows = of(2, 3, task="gcd") + of(2, task="base")
     assert levels_of(rows).names == ("base/2", "gcd/2", "gcd/3")
@@ -44,7 +49,7 @@ def test_a_level_of_one_task_is_not_that_of_another() -> None:
         (of(2, float("nan")), "row 2 has no level"),
         (of(None, None), "the rows have no level"),
         (of(*(0.5 + n for n in range(101))), "101 levels, more than 100.*Round them"),
-        ([{"problem": "?", "difficulty": 3}] * 2, "Is it difficulty.*columns: {level: NAME}"),
+        ([{"problem": "?", "difficulty": 3}] * 2, "Is it .difficulty.*columns: {level: NAME}"),
         ([{"problem": "?", "levle": 3}] * 2, "Did you mean 'levle'"),
     ],
 )

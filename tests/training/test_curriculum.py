@@ -114,7 +114,7 @@ def test_the_expected_use_is_the_integral_over_the_posterior(
 
     def use(p: float) -> float:
         flanks = [p / low if low else 1.0, (1 - p) / (1 - high) if high < 1 else 1.0]
-        return min(1.0, *flanks) * float(beta.pdf(p, *counts))
+        return min(1.0, *flanks) ** 2 * float(beta.pdf(p, *counts))
 
     whole, _ = quad(use, 0, 1, points=sorted({low, high}), limit=200)
     found = expected_use(torch.tensor([counts], dtype=torch.float64), band).item()
