@@ -82,11 +82,8 @@ def warnings(fields: Sequence[Field], subject: Subject) -> list[str]:
     for one in fields:
         if one.lost(subject):
             value = value_at(subject, one.ours)
-            shown = (
-                ""
-                if value is None or isinstance(value, (BaseModel, Mapping, tuple))
-                else f" {value}"
-            )
+            plain = isinstance(value, (int, float)) or (value and str(value).isidentifier())
+            shown = f" {value}" if plain else ""
             lines.append(f"{one.ours}{shown}: {one.else_does or 'no counterpart, left out'}")
     return lines
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rl_reasoner.dataset.code_rows import continuing
+from rl_reasoner.errors import UserError
 from rl_reasoner.recipe.load import load_recipe
 from rl_reasoner.recipe.recipe import Recipe, RewardSpec
 from rl_reasoner.scoring.batch import name_rewards, score_own_rows
@@ -102,8 +103,15 @@ class RecipeRewards:
 
 
 def task_text(prompt: Prompt, row: Row) -> str:
-    """A prompt and its row as one line of JSON: what goes through an engine to the reward file."""
-    return json.dumps({"prompt": prompt, "row": row}, ensure_ascii=False, default=str)
+    """A prompt and its row as one line of JSON: what goes through an engine to the reward file.
+
+    Raises `UserError` for a row that JSON cannot hold: a reward would be given something else.
+    """
+    try:
+        return json.dumps({"prompt": prompt, "row": row})
+    except TypeError as error:
+        name = row.get("id", row.get("problem"))
+        raise UserError(f"row {name!r:.60} cannot be written as JSON: {error}") from error
 
 
 def _shaped(

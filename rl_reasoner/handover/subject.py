@@ -90,8 +90,8 @@ def subject_of(recipe: Recipe, stage: str | None, rewards: RecipeRewards) -> Sub
     chosen = _stage(recipe, stage)
     if recipe.turns_by:
         raise UserError(
-            f"{recipe.turns_by} give completions several turns, which only our engine plays: "
-            "--to hands over recipes of one turn"
+            f"the recipe has {recipe.turns_by}: completions of several turns are played by our "
+            "engine alone, and --to hands over those of one turn"
         )
     if together := judges_groups(rewards.functions):
         raise UserError(

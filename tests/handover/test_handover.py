@@ -212,7 +212,7 @@ def test_chats_stay_chats_and_texts_come_with_a_template_that_adds_nothing(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tools": ["calculator"]}, "only our engine plays"),
+        ({"tools": ["calculator"]}, "the recipe has tools: completions of several turns"),
         ({"rewards": {"judge_ranking": {"options": {"rubric": "x"}}}}, "judges whole groups"),
         ({"rewards": {"gone.py:f": 1.0}}, r"there is no file gone\.py"),
         (
