@@ -39,7 +39,8 @@ def policy_path(subject: Subject) -> str:
         number = [one.name for one in recipe.stages].index(start) + 1
         return f"RUN/stages/{number}-{start}/policy"
     source = stage.policy or recipe.policy.source
-    return str(Path(source).resolve()) if Path(source).is_dir() else source
+    folder = Path(source).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else source
 
 
 def policy_field(setting: str) -> Field:
