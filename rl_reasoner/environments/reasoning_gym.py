@@ -22,7 +22,12 @@ class ReasoningGym:
         `UserError` where the package or the task is not there.
         """
         try:
-            from reasoning_gym.factory import DATASETS, create_curriculum, create_dataset
+            from reasoning_gym.factory import (
+                DATASETS,
+                create_curriculum,
+                create_dataset,
+                has_curriculum,
+            )
             from reasoning_gym.utils import extract_answer
         except ImportError as error:
             raise UserError(
@@ -31,7 +36,7 @@ class ReasoningGym:
         if task not in DATASETS:
             raise unknown("task of reasoning-gym", task, DATASETS)
         self._create, self._extract = create_dataset, extract_answer
-        self._curriculum = create_curriculum if DATASETS[task][2] else None
+        self._curriculum = create_curriculum if has_curriculum(task) else None
         self._task, self._seed, self._config = task, seed, dict(config or {})
         self._dataset: Any = None
         self._entry: Any = None
