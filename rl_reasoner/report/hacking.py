@@ -51,7 +51,7 @@ def _stage(stage: StageRecord) -> Element:
     }
     told = (
         f"{counts['judged']:,} of the best-paid completions judged again, {counts['disagrees']:,} "
-        f"wrong by the independent judge; of {counts['cannot_tell']:,} it cannot tell."
+        f"wrong by the independent judge, {counts['cannot_tell']:,} undecided."
     )
     drawing = _curve(stage)
     shown = [*_examples(stage)]
