@@ -25,6 +25,8 @@ from rl_reasoner.handover.engine import Engine, Written
 from rl_reasoner.handover.fields import UNSET, Field, same, settings
 from rl_reasoner.handover.subject import Subject
 
+_HERE = "$PWD/"
+"""The folder, for the script; workers of Ray have another working folder."""
 _ESTIMATORS = {
     "rloo": "rloo",
     "reinforce++": "reinforce",
@@ -112,7 +114,7 @@ _FIELDS: tuple[Field, ...] = (
     Field("policy.lora.targets", {"ds.lora.target_modules": _targets}),
     data_field(
         {
-            "data.prompt_dataset": lambda s: "train.jsonl",
+            "data.prompt_dataset": lambda s: f"{_HERE}train.jsonl",
             "data.input_key": lambda s: "prompt",
             "data.label_key": lambda s: "task",
         }
@@ -123,7 +125,7 @@ _FIELDS: tuple[Field, ...] = (
     Field(
         "rewards",
         {
-            "reward.remote_url": lambda s: "rewards.py",
+            "reward.remote_url": lambda s: f"{_HERE}rewards.py",
             "reward.clip_range": lambda s: [-1e6, 1e6],
         },
         "with weights, options and rules, in the reward file",
@@ -132,7 +134,10 @@ _FIELDS: tuple[Field, ...] = (
     Field("run.seed", {"train.seed": same("run.seed")}, "other draws follow"),
     Field(
         "run.folder",
-        {"ckpt.path": lambda s: "checkpoints", "ckpt.output_dir": lambda s: "policy"},
+        {
+            "ckpt.path": lambda s: f"{_HERE}checkpoints",
+            "ckpt.output_dir": lambda s: f"{_HERE}policy",
+        },
     ),
     Field(
         "run.precision",
@@ -369,12 +374,16 @@ def reward_func(queries, prompts, labels):
 '''
 
 
+def _quoted(value: str) -> str:
+    return f'"{value}"' if value.startswith(_HERE) else shlex.quote(value)
+
+
 def _flags(given: dict[str, Any]) -> str:
     """The settings as flags of a shell command, a line each."""
     lines = []
     for name, value in given.items():
         values = value if isinstance(value, list) else [] if value is True else [value]
-        lines.append(" ".join([f"--{name}", *(shlex.quote(str(one)) for one in values)]))
+        lines.append(" ".join([f"--{name}", *(_quoted(str(one)) for one in values)]))
     return " \\\n  ".join(lines)
 
 

@@ -221,7 +221,7 @@ def test_openrlhf_reads_it_and_scores_alike(tmp_path: Path, policy: str, own: st
     args = parsed(made.folder / "train.sh")
     assert (args.rollout.n_samples_per_prompt, args.train.batch_size) == (4, 40)
     assert (args.algo.kl.init_coef, args.algo.kl.use_loss) == (0.01, True)
-    assert args.reward.overlong_buffer_len == 12.0 and args.reward.remote_url == ["rewards.py"]
+    assert args.reward.overlong_buffer_len == 12.0 and args.reward.remote_url == ["$PWD/rewards.py"]
     agent = importlib.import_module("openrlhf.utils.agent")
     prompts = importlib.import_module("openrlhf.datasets.prompts_dataset")
     tokenizer = AutoTokenizer.from_pretrained(policy)
