@@ -19,10 +19,13 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.rollout import drawing, engine
+from support.plain_rewards import PROMPTS as PROMPTS
+from support.plain_rewards import always_flat as always_flat
+from support.plain_rewards import half_flat as half_flat
+from support.plain_rewards import never_flat as never_flat
 from support.tiny import QUIET
 
 OFF = {"share_prompts": False, "skip_zero_advantage": False, "regroup_rows": False}
-PROMPTS = ["1+1=", "Is it?", "7", "a longer prompt, of thirty chars", "22*3=", "x"]
 Gradients = list[dict[str, torch.Tensor]]
 TOLERANCE = 1e-5  # relative, of every parameter's gradient in fp32
 CASES: dict[str, dict[str, Any]] = {
@@ -70,22 +73,6 @@ class Gradient(TrainerCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         self.logs.append(dict(logs))
-
-
-def half_flat(completions: list[str], prompts: list[str], **columns: Any) -> list[float]:
-    """Rewards between 0 and 1; every other prompt's group has the same reward throughout."""
-    return [
-        0.5 if PROMPTS.index(p) % 2 else len(set(c)) / 16
-        for c, p in zip(completions, prompts, strict=True)
-    ]
-
-
-def never_flat(completions: list[str], **columns: Any) -> list[float]:
-    return [len(set(c)) / 16 + c.count("e") for c in completions]
-
-
-def always_flat(completions: list[str], **columns: Any) -> list[float]:
-    return [0.25 for c in completions]
 
 
 def replay(kind: type[trl.GRPOTrainer]) -> type[trl.GRPOTrainer]:

@@ -9,7 +9,8 @@ import trl
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from rl_reasoner import GRPOConfig, Score, open_policy, reward
+from rl_reasoner import GRPOConfig, open_policy
+from support.plain_rewards import digits as digits
 from support.tiny import QUIET
 
 PROBLEMS = [f"{a}+{b}=" for a in range(3) for b in range(4)]
@@ -26,13 +27,6 @@ SPEED_UPS = [
 
 # bit by bit is trl's own path; the others: gradients
 PLAIN = dict.fromkeys(SPEED_UPS, False)
-
-
-@reward
-def digits(completion: str, answer: str) -> Score:
-    """The share of digits in the completion, and 1 more for the answer."""
-    share = sum(c.isdigit() for c in completion) / max(1, len(completion))
-    return Score(share + (answer in completion), f"{share:.0%} digits")
 
 
 class Log(TrainerCallback):  # type: ignore[misc]
