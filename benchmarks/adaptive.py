@@ -116,13 +116,14 @@ class HeldOut(TrainerCallback):  # type: ignore[misc]
 
     def measure(self, step: int) -> None:
         """The accuracy now, of one sample a problem."""
-        drawn = {
-            "samples": 1,
-            "temperature": 1.0,
-            "max_tokens": self.max_tokens,
-            "template": "plain",
-        }
-        [figures] = evaluate(self.policy, [self.file], **drawn).sets.values()
+        result = evaluate(
+            self.policy,
+            [self.file],
+            temperature=1.0,
+            max_tokens=self.max_tokens,
+            template="plain",
+        )
+        [figures] = result.sets.values()
         self.curve.append((step * SIZE * PROMPTS, figures["accuracy"]))
         levels = figures["by"]["level"].values()
         self.by_level.append([round(level["accuracy"], 3) for level in levels])
