@@ -22,14 +22,14 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer
 from trl.models.utils import unwrap_model_for_generation
 
-from rl_reasoner.distributed.sharded_weights import (
+from rl_reasoner.distributed.shards import (
     MODEL_SHARDS,
+    check_shards,
     is_sharded,
     load_state,
     merged_shards,
     merged_state_dict,
 )
-from rl_reasoner.distributed.shards import check_shards
 from rl_reasoner.errors import UserError
 
 OPTIMIZER_SHARDS = "optimizer_0"

@@ -1,9 +1,9 @@
-"""What a sharded checkpoint may hold: tensors and plain values, checked before torch reads them.
+"""Weights in shards without their trainer: checked, read as one state dict, loaded, gathered.
 
 torch's reader of distributed checkpoints unpickles the index (`.metadata`) and every value that is
 no tensor, so whoever wrote the folder could have any code run. `check_shards` reads both with
 unpicklers that know only what torch itself writes there; only then is a folder given to torch or
-accelerate. Knows files; nothing of models.
+accelerate. Opening and sampling a policy need this; the trainers of `sharding` bring trl along.
 """
 
 import io
@@ -15,12 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.distributed.checkpoint import filesystem, metadata
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+from torch.distributed.fsdp import FSDPModule
 from torch.serialization import _get_layout
 
 from rl_reasoner.errors import UserError
 
+MODEL_SHARDS = "pytorch_model_fsdp_0"
+"""The folder of a sharded checkpoint with its weights, as transformers writes it."""
 INDEX = ".metadata"
 _MOST_IN_LIST = 100_000  # places of a list in a state dict: parameter groups
 
@@ -143,3 +151,59 @@ def _check_values(folder: Path, index: Metadata) -> None:
         with (folder / stored.relative_path).open("rb") as file:
             file.seek(stored.offset)
             torch.load(io.BytesIO(file.read(stored.length)), weights_only=True)
+
+
+def is_sharded(checkpoint: Path) -> bool:
+    """Whether the weights in `checkpoint` are in shards, one or more a process."""
+    return (checkpoint / MODEL_SHARDS).is_dir()
+
+
+def merged_state_dict(checkpoint: Path) -> dict[str, Tensor]:
+    """The weights of a sharded checkpoint as one state dict, by one process, on the CPU."""
+    return merged_shards(checkpoint / MODEL_SHARDS, "model")
+
+
+def merged_shards(folder: Path, name: str) -> dict[str, Any]:
+    """What `folder` holds as `name` in shards, merged. Raises `UserError` as `check_shards`."""
+    check_shards(folder)
+    loaded: dict[str, Any] = {}
+    try:
+        _load_state_dict(
+            loaded,
+            storage_reader=FileSystemReader(folder),
+            planner=_EmptyStateDictLoadPlanner(),  # type: ignore[no-untyped-call]
+            no_dist=True,
+        )
+    except CheckpointException as error:
+        cause = next(iter(error.failures.values()))[0]
+        raise UserError(f"{folder} cannot be read: {type(cause).__name__}: {cause}") from error
+    if not isinstance(state := loaded.get(name), dict):
+        raise UserError(f"{folder} is not loaded: there is no {name} in it")
+    return state
+
+
+def load_state(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load a merged state dict into a model, or into its adapter where that alone was trained."""
+    from peft import PeftModel, set_peft_model_state_dict
+
+    if isinstance(model, PeftModel):
+        set_peft_model_state_dict(model, state)
+    else:
+        model.load_state_dict(state)
+
+
+def gathered_state_dict(model: nn.Module) -> dict[str, Tensor] | None:
+    """The state dict of a sharded model inside `gathered_params`; None for one that is not.
+
+    `model.state_dict()` itself would shard it again.
+    """
+    if not isinstance(model, FSDPModule):
+        return None
+    state: dict[str, Tensor] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        lasting = module._buffers.keys() - module._non_persistent_buffers_set
+        kept = {name: module._buffers[name] for name in lasting}
+        for name, tensor in {**module._parameters, **kept}.items():
+            if tensor is not None:
+                state[f"{prefix}.{name}" if prefix else name] = tensor.detach()
+    return state

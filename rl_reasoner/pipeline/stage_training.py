@@ -14,8 +14,8 @@ from peft import PeftModel
 from transformers import PrinterCallback
 
 from rl_reasoner.distributed import processes
-from rl_reasoner.distributed.sharded_weights import gathered_state_dict, is_sharded
 from rl_reasoner.distributed.sharding import gathered_params_of, params_are_sharded
+from rl_reasoner.distributed.shards import gathered_state_dict, is_sharded
 from rl_reasoner.errors import RunStopped
 from rl_reasoner.files import keep_rows_until
 from rl_reasoner.hacking.meter import HackingMeter

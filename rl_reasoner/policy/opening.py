@@ -16,7 +16,7 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from rl_reasoner.distributed.sharded_weights import is_sharded, load_state, merged_state_dict
+from rl_reasoner.distributed.shards import is_sharded, load_state, merged_state_dict
 from rl_reasoner.errors import UserError, first_line
 from rl_reasoner.moe.experts import without_router_logits
 from rl_reasoner.policy.device import choose_device

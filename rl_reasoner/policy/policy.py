@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from rl_reasoner.distributed.sharded_weights import gathered_state_dict
+from rl_reasoner.distributed.shards import gathered_state_dict
 from rl_reasoner.moe.experts import parameter_counts, without_router_logits
 
 

@@ -17,7 +17,7 @@ from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
 
 from rl_reasoner import open_policy
-from rl_reasoner.distributed.sharded_weights import MODEL_SHARDS
+from rl_reasoner.distributed.shards import MODEL_SHARDS
 from rl_reasoner.errors import UserError
 from rl_reasoner.paths import room
 from rl_reasoner.policy.lora import add_lora

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from rl_reasoner import cli
-from rl_reasoner.distributed.sharded_weights import MODEL_SHARDS, merged_state_dict
 from rl_reasoner.distributed.sharding import OPTIMIZER_SHARDS
+from rl_reasoner.distributed.shards import MODEL_SHARDS, merged_state_dict
 from rl_reasoner.errors import UserError
 from support.processes import FSDP, Weights, build, plain, same, together, trained, weights
 

@@ -15,8 +15,8 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
-from rl_reasoner.distributed.sharded_weights import is_sharded
 from rl_reasoner.distributed.sharding import any_rank
+from rl_reasoner.distributed.shards import is_sharded
 from rl_reasoner.errors import UserError
 from rl_reasoner.training.checkpointing.checkpoints import broken_seal, last_checkpoint, seal
 
