@@ -5,9 +5,10 @@
 "11>34?" asks the policy to go from row 1, column 1 to row 3, column 4 of a grid of 4 x 4, in eight
 steps at most. A turn is a step; the environment `grid` says where the goal lies from there, or that
 there was a wall: one cell is, another in each row. `form` teaches what a walk looks like, from
-steps drawn at random. The environment pays half for coming closer, turn by turn, and half for
-arriving; right is who arrives. Ways are held out: those of evaluations stand in no training row.
-What the environment says is no token of the policy's: it has no loss, in `form` neither.
+steps drawn at random. The environment pays half for coming closer, turn by turn (going away takes
+it back), and half for arriving; right is who arrives. Ways are held out: those of evaluations stand
+in no training row. What the environment says is no token of the policy's: it has no loss, in `form`
+neither.
 """
 
 from rl_reasoner import Recipe
@@ -34,7 +35,7 @@ def recipe() -> Recipe:
             {
                 "kind": "grpo",
                 "data": {"task": "grid", "count": 2000, "seed": 1},
-                "steps": 150,
+                "steps": 200,
                 "group": {"size": 16, "prompts": 16},
                 "sampling": {"max_tokens": 96},
                 "optim": {"lr": 1e-3, "betas": (0.9, 0.99)},

@@ -1,9 +1,8 @@
 """What answers a policy turn by turn: environments, and finding them by name.
 
-`environment` says what an environment is and what a turn of it gives, `guess` and `grid` are
-small games, `runner` plays many episodes at once, `apart` is the process that a user's environment
-runs in. The bridges run what was written for others: trl's `environment_factory`, `verifiers`,
-`reasoning_gym`.
+`environment` says what an environment is and what a turn of it gives, `runner` plays many episodes
+at once, `apart` is the process that a user's environment runs in, `games` has small ones. The
+bridges run what was written for others: trl's `environment_factory`, `verifiers`, `reasoning_gym`.
 May import the tools (whose processes it shares), the scoring of rewards and the ground; torch-free.
 Knows nothing of tokens, trainers and engines.
 """
@@ -17,13 +16,13 @@ from rl_reasoner.scoring.registry import function_of, import_module_of
 __all__ = ["ENVIRONMENTS", "load_environment"]
 
 ENVIRONMENTS = {
-    "grid": "Grid",
-    "guess": "Guess",
-    "reasoning_gym": "ReasoningGym",
-    "trl": "TrlEnvironment",
-    "verifiers": "VerifiersTaskset",
+    "grid": "games.grid:Grid",
+    "guess": "games.guess:Guess",
+    "reasoning_gym": "reasoning_gym:ReasoningGym",
+    "trl": "trl:TrlEnvironment",
+    "verifiers": "verifiers:VerifiersTaskset",
 }
-"""Environments that come with the package: each is the class in the module of its name."""
+"""Environments that come with the package: module of this room and class."""
 
 
 def load_environment(given: str | Factory) -> Factory:
@@ -42,8 +41,8 @@ def load_environment(given: str | Factory) -> Factory:
     if module:
         found = function_of(import_module_of(module, given, "environment"), name, given)
     else:
-        place = importlib.import_module(f"rl_reasoner.environments.{given}")
-        found = getattr(place, ENVIRONMENTS[given])
+        place, _, name = ENVIRONMENTS[given].partition(":")
+        found = getattr(importlib.import_module(f"{__name__}.{place}"), name)
     if not callable(found):
         raise UserError(f"environment {given!r} is {type(found).__name__}, not a class")
     made: Factory = found

@@ -12,8 +12,16 @@ from hypothesis import strategies as st
 
 from rl_reasoner.environments import load_environment
 from rl_reasoner.environments.environment import EnvironmentLimits, EnvironmentReply, Played
-from rl_reasoner.environments.grid import STEPS, Grid, cell_of, distances, moved, walk, way
-from rl_reasoner.environments.guess import Guess, play
+from rl_reasoner.environments.games.grid import (
+    STEPS,
+    Grid,
+    cell_of,
+    distances,
+    grid_step,
+    grid_walk,
+    way,
+)
+from rl_reasoner.environments.games.guess import Guess, play
 from rl_reasoner.environments.runner import EnvironmentRunner
 from rl_reasoner.errors import UserError
 from support.environments import FILE, Echo
@@ -179,7 +187,7 @@ def test_the_nearest_way_round_a_wall_is_paid_in_full(cells: list[str]) -> None:
     game, paid, here = Grid(), [], at
     game.reset({"problem": f"{cells[0]}>{cells[1]}?", "start": cells[2], "level": 4})
     for turn in range(left[at]):
-        ahead = {name: moved(here, step, 4, wall) for name, step in STEPS.items()}
+        ahead = {name: grid_step(here, step, 4, wall) for name, step in STEPS.items()}
         nearest = min(ahead, key=lambda name: left[ahead[name]])
         here = ahead[nearest]
         told, reward, done = game.step(nearest)
@@ -196,7 +204,7 @@ def test_a_walk_stays_in_the_grid_and_off_the_wall(cells: list[str], steps: str)
     row = {"problem": f"{start}>{goal}?", "start": wall, "level": 4}
     game.reset(row)
     told = way(cell_of(start), cell_of(goal))
-    for step, said in walk(row, 8, lambda _: next(given)):
+    for step, said in grid_walk(row, 8, lambda _: next(given)):
         assert game.step(step)[0] == said
         before, told = told, said.removeprefix("wall ")
         assert ("wall" in said) == (before == told)

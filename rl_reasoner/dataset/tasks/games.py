@@ -8,8 +8,8 @@ import random
 from typing import Any
 
 from rl_reasoner.dataset.tasks.base import Pick, Problem, Task
-from rl_reasoner.environments.grid import STEPS, name_of, walk
-from rl_reasoner.environments.guess import play
+from rl_reasoner.environments.games.grid import STEPS, cell_name, grid_walk
+from rl_reasoner.environments.games.guess import play
 
 _GUESSES = 5  # of a played game: as many as halving 16 numbers takes
 _MOVES = 8  # of a walk: six are the longest way of 4 x 4, and two go round a wall
@@ -49,7 +49,7 @@ GUESS_TASK = Task(
 def _grid(level: int, pick: Pick) -> Problem:
     """Two cells of a square of `level` a side, and a wall in another."""
     cells = [(row, column) for row in range(1, level + 1) for column in range(1, level + 1)]
-    at, goal, wall = (name_of(cells.pop(pick(len(cells)))) for _ in range(3))
+    at, goal, wall = (cell_name(cells.pop(pick(len(cells)))) for _ in range(3))
     text = f"{at}>{goal}?"
     return Problem("grid", text, "", "", level, f"{text}{wall}", {"start": wall}, text)
 
@@ -58,9 +58,10 @@ def _careless_walk(problem: Problem, share: float, rng: random.Random) -> dict[s
     """A walk with this share of random steps, the others towards the goal as if no wall were."""
 
     def choose(told: str) -> str:
-        return rng.choice([*STEPS] if rng.random() < share else [*told[::2]])
+        steps = [*STEPS] if rng.random() < share else list(told[::2])
+        return rng.choice(steps)
 
-    return {"played": walk(problem.row(), _MOVES, choose)}
+    return {"played": grid_walk(problem.row(), _MOVES, choose)}
 
 
 GRID_TASK = Task(
