@@ -78,7 +78,6 @@ def read_inputs(recipe: Recipe, locate: Locate | None = None, *, starts: bool = 
     """
     problems = Problems(locate)
     rewards = _find_named(recipe, problems, starts=starts)
-    problems.tell()
     rows: dict[str, list[Row]] = {stage.name: [] for stage in recipe.stages}
     known = [i for i in range(len(recipe.stages)) if not made_in_run(recipe, i)]
     for turn in _TURNS:

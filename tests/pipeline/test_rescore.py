@@ -37,7 +37,7 @@ def test_why_shows_a_group_and_the_numbers_of_the_batch(here: Path, cli: Cli) ->
     assert value["batch"]["step"] == 1 and "reward" in value["batch"]
     assert value["seconds"]["fine"] > 0
     shown = cli("why", "run", "--step", "1", "--row", "2").out
-    assert value["prompt"] in shown and "by its length" in shown and "timing/reward" in shown
+    assert value["prompt"] in shown and "by its length" in shown and "reward_std" in shown
     most = json.loads(cli("why", "run", "--step", "1", "--json").out)
     rows = most["group"]
     asked = next(row for row in rows if row["number"] == most["row"])

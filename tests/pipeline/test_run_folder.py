@@ -55,7 +55,7 @@ def test_an_empty_folder_is_taken_and_a_file_is_not(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="this is a file; give a folder"):
         RunFolder.create(recipe(tmp_path, sft(), run={"folder": str(tmp_path / "file")}))
-    with pytest.raises(UserError, match=r"cannot write to the run folder .*: Not a directory"):
+    with pytest.raises(UserError, match=r"cannot write to the run folder .* is not a folder that"):
         RunFolder.create(recipe(tmp_path, sft(), run={"folder": str(tmp_path / "file" / "run")}))
 
 

@@ -96,7 +96,7 @@ def test_after_a_refusal_the_hub_is_asked_no_more(status: int, hub: Hub) -> None
     )
     assert hub.codes == [2, 2, 2, 2]
     assert len(hub.asked) == 1, hub.asked
-    assert told.count("the hub does not answer: ") == told.count("available on the hub") == 5
+    assert told.count("the hub does not answer: ") == told.count("available on the hub") == 6
     assert len(others) == 3 and all("the hub does not answer: " in text for text in others)
 
 

@@ -105,7 +105,9 @@ def of_levels(*counts: int) -> LevelSchedule:
 
 @given(
     st.tuples(st.floats(1, 60), st.floats(1, 60)),
-    st.tuples(st.floats(0, 1), st.floats(0, 1)).filter(lambda ends: ends[1] - ends[0] > 0.05),
+    st.tuples(*[st.integers(0, 1000).map(lambda n: n / 1000)] * 2).filter(
+        lambda ends: ends[1] - ends[0] > 0.05
+    ),
 )
 def test_the_expected_use_is_the_integral_over_the_posterior(
     counts: tuple[float, float], band: tuple[float, float]

@@ -74,6 +74,7 @@ OTHERS: list[tuple[str, dict[str, Any]]] = [
             "reward_batch_timeout_s": 300.0,
             "reward_memory_mb": 4096,
             "long_prompts": "skip",
+            "level_band": None,
         },
     ),
 ]

@@ -12,6 +12,7 @@ from rl_reasoner.environments.games.grid import STEPS, cell_name, grid_walk
 from rl_reasoner.environments.games.guess import play
 
 _GUESSES = 5  # of a played game: as many as halving 16 numbers takes
+_SIDE = 4  # of the grid that is learned; larger ones are out of the distribution
 _MOVES = 8  # of a walk: six are the longest way of 4 x 4, and two go round a wall
 
 
@@ -46,11 +47,13 @@ GUESS_TASK = Task(
 )
 
 
-def _grid(level: int, pick: Pick) -> Problem:
+def _grid(level: int, pick: Pick) -> Problem | None:
     """Two cells of a square of `level` a side, and a wall in another."""
     cells = [(row, column) for row in range(1, level + 1) for column in range(1, level + 1)]
     at, goal, wall = (cell_name(cells.pop(pick(len(cells)))) for _ in range(3))
     text = f"{at}>{goal}?"
+    if level > _SIDE and str(level) not in text:  # a way that the smaller grid has, too
+        return None
     return Problem("grid", text, "", "", level, f"{text}{wall}", {"start": wall}, text)
 
 
@@ -67,8 +70,8 @@ def _careless_walk(problem: Problem, share: float, rng: random.Random) -> dict[s
 GRID_TASK = Task(
     name="grid",
     about="starts of a game: a walk on a grid with a hidden wall, for the environment of that name",
-    levels=range(4, 5),
-    ood=range(5, 6),
+    levels=range(_SIDE, _SIDE + 1),
+    ood=range(_SIDE + 1, _SIDE + 2),
     make=_grid,
     careless=_careless_walk,
     judge="environment",
