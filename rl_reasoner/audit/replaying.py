@@ -35,6 +35,7 @@ from rl_reasoner.pipeline.stage_trainers import Job
 from rl_reasoner.pipeline.train import train
 from rl_reasoner.policy.opening import quiet_libraries
 from rl_reasoner.provenance import code_hash, versions
+from rl_reasoner.recipe.hacking_meter import HackingMeterSettings
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import RowStage, TrainedStage
 from rl_reasoner.report.terminal import LiveView
@@ -143,10 +144,11 @@ def scratch_of(
 
 
 def _recipe_in(folder: Path, recipe: Recipe) -> Recipe:
-    """The recipe for a replay: in another folder, with no dashboard and nothing evaluated."""
+    """The recipe for a replay: in another folder, no dashboard, nothing evaluated or metered."""
     quiet = recipe.run.model_copy(update={"folder": str(folder), "report_to": "none"})
     evals = recipe.evals.model_copy(update={"validation": None})
-    return recipe.model_copy(update={"run": quiet, "evals": evals})
+    off = HackingMeterSettings(every=0)  # its judges may cost, and a replay reads none of them
+    return recipe.model_copy(update={"run": quiet, "evals": evals, "hacking_meter": off})
 
 
 def _copy_needed(run: Path, folder: Path, recipe: Recipe, stage: TrainedStage) -> None:

@@ -50,7 +50,16 @@ class _Called(NamedTuple):
 
 def can_judge(row: Mapping[str, Any]) -> bool:
     """Whether the row has hidden tests, a generator of them, or tests that can be mutated."""
-    return bool(row.get("hidden_tests") or row.get("generator") or _inputs_of(row.get("tests")))
+    return bool(row.get("hidden_tests") or _generator_of(row) or _inputs_of(row.get("tests")))
+
+
+def _generator_of(row: Mapping[str, Any]) -> str:
+    """The row's program that makes tests; empty for none.
+
+    Other data names the model that wrote a row in a column of this name.
+    """
+    text = row.get("generator")
+    return text if isinstance(text, str) and _defines(text, "generate") else ""
 
 
 def judge_program(
@@ -64,10 +73,9 @@ def judge_program(
     if program is None:
         return "disagrees", "no closed Python block"
     hidden = row.get("hidden_tests")
-    generator = row.get("generator")
-    if not hidden and generator:
+    if not hidden and (generator := _generator_of(row)):
         seed = zlib.crc32(completion.encode("utf-8", "surrogatepass"))
-        hidden = sandbox.call(str(generator), "generate", [seed], **_SETTINGS)
+        hidden = sandbox.call(generator, "generate", [seed], **_SETTINGS)
     if hidden:
         return _on_tests(program, hidden)
     calls = _calls_of(row.get("tests"))

@@ -4,6 +4,7 @@ It holds the engine's files, `recipe.yaml` with the files of the recipe's own re
 that says how to start, what was mapped, and what has no counterpart.
 """
 
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,7 +73,8 @@ def _write(
         file = partial / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    start = [line.format(folder=whole, module=subject.slug) for line in engine.start]
+    place = shlex.quote(str(whole))
+    start = [line.format(folder=place, module=subject.slug) for line in engine.start]
     lost = [*warnings(engine.fields, subject), *not_given(rewards)]
     made = Handover(whole, engine, subject, lost, start)
     (partial / "README.md").write_text(_readme(made), encoding="utf-8")

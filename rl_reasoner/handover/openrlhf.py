@@ -393,7 +393,7 @@ def _files(subject: Subject, folder: str) -> Written:
         for task in subject.tasks
     ]
     script = (
-        f"#!/bin/sh\n# {subject.recipe.name} for OpenRLHF; one's own flags come last\n"
+        f"#!/bin/sh\n# {subject.slug} for OpenRLHF; one's own flags come last\n"
         'cd "$(dirname "$0")" || exit 1\n'
         f"exec python -m openrlhf.cli.train_ppo_ray \\\n  {_flags(settings(_FIELDS, subject))} "
         '\\\n  "$@"\n'
@@ -401,7 +401,7 @@ def _files(subject: Subject, folder: str) -> Written:
     return {
         "train.jsonl": "\n".join(lines) + "\n",
         "train.sh": script,
-        "rewards.py": _REWARDS.format(name=subject.recipe.name, policy=policy_path(subject)),
+        "rewards.py": _REWARDS.format(name=subject.slug, policy=policy_path(subject)),
     }
 
 

@@ -69,7 +69,7 @@ class Subject:
 
     @property
     def slug(self) -> str:
-        """The recipe's name as the name of a Python module."""
+        """The recipe's name as that of a Python module: in comments and docstrings harmless."""
         name = "".join(c if c.isascii() and c.isalnum() else "_" for c in self.recipe.name.lower())
         return name if name[:1].isalpha() else f"recipe_{name}"
 

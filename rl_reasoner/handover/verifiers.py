@@ -112,7 +112,7 @@ def _files(subject: Subject, folder: str) -> Written:
     tree["env"]["agent"] = {"harness": {"id": "null"}, "runtime": {"type": "subprocess"}}
     lines = [json.dumps(_data(task), ensure_ascii=False) for task in subject.tasks]
     return {
-        f"{package}/__init__.py": _TASKSET.format(name=subject.recipe.name),
+        f"{package}/__init__.py": _TASKSET.format(name=subject.slug),
         f"{package}/tasks.jsonl": "\n".join(lines) + "\n",
         "eval.json": json.dumps(tree, indent=1, ensure_ascii=False) + "\n",
     }

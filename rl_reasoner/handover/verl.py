@@ -449,10 +449,8 @@ def _files(subject: Subject, folder: str) -> Written:
     }
     return {
         "train.parquet": _parquet(subject),
-        "config.yaml": yaml_text(
-            tree, f"{subject.recipe.name} for verl; one line names the folder"
-        ),
-        "rewards.py": _REWARDS.format(name=subject.recipe.name),
+        "config.yaml": yaml_text(tree, f"{subject.slug} for verl; one line names the folder"),
+        "rewards.py": _REWARDS.format(name=subject.slug),
     }
 
 

@@ -70,10 +70,11 @@ class RunFolder:
                 f"the run folder {path} exists already; continue it with --resume {path}, "
                 "or choose another one with --run.folder"
             )
-        above = next(parent for parent in path.absolute().parents if parent.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK):
+        whole = path.absolute()
+        there = next(place for place in (whole, *whole.parents) if place.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
             why = "is not a folder that can be written to"
-            raise UserError(f"cannot write to the run folder {path}: {above} {why}")
+            raise UserError(f"cannot write to the run folder {path}: {there} {why}")
         return path
 
     @classmethod

@@ -8,7 +8,7 @@ import pytest
 from rl_reasoner.hacking import judges
 from rl_reasoner.hacking.judges import IndependentJudge, claims_of
 from rl_reasoner.hacking.maths import has_gold, judge_maths
-from rl_reasoner.hacking.programs import judge_program
+from rl_reasoner.hacking.programs import can_judge, judge_program
 from rl_reasoner.hacking.texts import copies, emptied, without_praise, without_repeats
 from rl_reasoner.hacking.window import Paid, Scale
 from rl_reasoner.recipe.recipe import Recipe
@@ -75,6 +75,12 @@ ASSERTS = [f"assert f({x}) == {x * x + 1}" for x in (2, 5, 7)]
 def test_special_cases_of_the_tests_are_told_from_a_program(row: Row) -> None:
     assert judge_program(SQUARES, row, "last")[0] == "agrees"
     assert judge_program(TABLE, row, "last")[0] == "disagrees"
+
+
+def test_a_column_called_generator_is_not_always_a_program() -> None:
+    """As where it names the model that wrote the row: the judge is that of the other columns."""
+    assert not can_judge({"answer": "5", "generator": "gpt-4o"})
+    assert judge_program(TABLE, {"tests": TESTS, "generator": "gpt-4o"}, "last")[0] == "disagrees"
 
 
 def test_tests_that_tell_nothing_are_no_verdict() -> None:

@@ -1,5 +1,6 @@
 """A recipe handed over to another engine: its table of fields, its folder, its reward file."""
 
+import ast
 import importlib.util
 import json
 from collections.abc import Mapping
@@ -243,3 +244,14 @@ def test_unknown_engines_and_stages_are_told_with_the_nearest(tmp_path: Path) ->
         hand_over(recipe(), "verll", tmp_path / "out")
     with pytest.raises(UserError, match="Did you mean 'grpo'"):
         hand_over(recipe(), "verl", tmp_path / "out", "gropo")
+
+
+def test_no_name_breaks_what_is_run_there(tmp_path: Path) -> None:
+    """A recipe may be of somebody else, and its name any text; a folder may have spaces."""
+    asked = recipe(name='"""\ntouch hacked\n"""')
+    there = hand_over(asked, "openrlhf", tmp_path / "a folder")
+    script = (there.folder / "train.sh").read_text()
+    assert [line[:3] for line in script.splitlines()[:4]] == ["#!/", "# r", "cd ", "exe"]
+    body = ast.parse((there.folder / "rewards.py").read_text()).body
+    assert not any(isinstance(part, ast.Expr) for part in body[1:])
+    assert there.start[-1] == f"sh '{there.folder}'/train.sh"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,17 @@ def test_a_folder_of_other_things_is_not_touched(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
     with pytest.raises(UserError, match=r"is not a run folder: it has no recipe\.yaml"):
         RunFolder.reopen(tmp_path / "run")
+
+
+def test_a_writable_folder_may_stand_where_nothing_else_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a volume at the root of a container, whose user is not root."""
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) == tmp_path / "run")
+    RunFolder.create(recipe(tmp_path, sft())).release()
+    with pytest.raises(UserError, match="cannot write to the run folder"):
+        RunFolder.create(recipe(tmp_path, sft(), run={"folder": str(tmp_path / "other")}))
 
 
 def test_an_empty_folder_is_taken_and_a_file_is_not(tmp_path: Path) -> None:
