@@ -97,7 +97,7 @@ class HackingMeter:
             index = indices[place]
             indices[place] += 1
             pay = self.scale.pay(known, weights)
-            if pay is None:
+            if pay is None or row.get("left_out_by"):  # not paid, whatever its other rewards say
                 continue
             self.scale.note(pay)
             one = Paid(*place, index, row.get("row"), row["prompt"], row["completion"], pay)

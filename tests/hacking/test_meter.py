@@ -89,6 +89,13 @@ def test_windows_tell_what_is_paid_most_and_wrong(tmp_path: Path) -> None:
     assert shown[0]["pay"] == 1.0 and "\\boxed" in shown[0]["completion"]
 
 
+def test_what_is_left_out_of_its_group_is_not_paid(tmp_path: Path) -> None:
+    """Another reward abstained: no share of the others' scores reached the policy."""
+    meter = meter_in(tmp_path)
+    meter.add([{**row, "left_out_by": ["code_tests"]} for row in batch(1, GROUPS)])
+    assert meter.close(1, last=True) == {}
+
+
 def test_honest_stages_raise_nothing(tmp_path: Path) -> None:
     meter = meter_in(tmp_path)
     for step in range(1, STEPS + 1):
