@@ -216,6 +216,15 @@ def test_a_walk_stays_in_the_grid_and_off_the_wall(cells: list[str], steps: str)
     assert (told == "") == (here == cell_of(goal))
 
 
+@pytest.mark.parametrize(
+    ("problem", "wall", "said"),
+    [("to 34", "22", "names no way"), ("11>11", "22", "no way to go"), ("11>34", "34", "no way")],
+)
+def test_a_row_without_a_way_is_told(problem: str, wall: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Grid().reset({"problem": problem, "start": wall, "level": 4})
+
+
 def test_a_step_that_is_none_costs_a_turn() -> None:
     game = Grid(moves=2)
     game.reset({"problem": "11>44?", "start": "22", "level": 4})

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from functools import cache
 
+from rl_reasoner.errors import UserError
 from rl_reasoner.types import Row
 
 GridCell = tuple[int, int]
@@ -37,6 +38,9 @@ class Grid:
         """Stand where the row's problem says; it is what the policy is asked."""
         self._at, self._goal = start_and_goal(row["problem"])
         self._side, self._wall = int(row["level"]), cell_of(str(row["start"]))
+        ways = distances(self._goal, self._side, self._wall)
+        if self._at == self._goal or self._at not in ways:
+            raise UserError(f"grid: {row['problem']!r} with a wall at {row['start']} is no way to go")
         self._far = self._distance()
 
     def step(self, completion: str) -> tuple[str, float, bool]:
@@ -63,8 +67,11 @@ class Grid:
 
 
 def start_and_goal(problem: str) -> tuple[GridCell, GridCell]:
-    """The cells that a walk begins and ends in."""
-    row, column, to_row, to_column = map(int, _PATH.findall(problem)[-1])
+    """The cells that a walk begins and ends in. Raises `UserError` where none are named."""
+    found = _PATH.findall(problem)
+    if not found:
+        raise UserError(f"grid: problem {problem!r} names no way: write 11>34")
+    row, column, to_row, to_column = map(int, found[-1])
     return (row, column), (to_row, to_column)
 
 
