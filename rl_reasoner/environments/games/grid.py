@@ -39,8 +39,9 @@ class Grid:
         self._at, self._goal = start_and_goal(row["problem"])
         self._side, self._wall = int(row["level"]), cell_of(str(row["start"]))
         ways = distances(self._goal, self._side, self._wall)
-        if self._at == self._goal or self._at not in ways:
-            raise UserError(f"grid: {row['problem']!r} with a wall at {row['start']} is no way to go")
+        if self._goal in (self._at, self._wall) or self._at not in ways:
+            told = f"{row['problem']!r} with a wall at {row['start']}"
+            raise UserError(f"grid: {told} is no way to go")
         self._far = self._distance()
 
     def step(self, completion: str) -> tuple[str, float, bool]:
