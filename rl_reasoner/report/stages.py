@@ -144,11 +144,16 @@ def _warnings(stage: StageRecord) -> Iterator[Element]:
 
 
 def alarms_of(stage: StageRecord) -> list[str]:
-    """The alarms of a stage's evaluations, each with the step at which it first stood."""
+    """The alarms of a stage's evaluations, each with the step at which it first stood.
+
+    That of the hacking meter is told in a section of its own.
+    """
     alarms: dict[str, tuple[int, str]] = {}  # kind -> first step, newest words
     for row in stage.metrics:
         raised = row.get("alarms")
         for kind, text in raised.items() if isinstance(raised, dict) else []:
+            if kind == "hacking":
+                continue
             alarms[kind] = (alarms.get(kind, (row["step"], ""))[0], str(text))
     return [f"Alarm, first at step {step}: {text}" for step, text in alarms.values()]
 
