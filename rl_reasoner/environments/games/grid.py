@@ -41,7 +41,7 @@ class Grid:
         ways = distances(self._goal, self._side, self._wall)
         if self._goal in (self._at, self._wall) or self._at not in ways:
             told = f"{row['problem']!r} with a wall at {row['start']}"
-            raise UserError(f"grid: {told} is no way to go")
+            raise UserError(f"grid: there is no way: {told}")
         self._far = self._distance()
 
     def step(self, completion: str) -> tuple[str, float, bool]:
