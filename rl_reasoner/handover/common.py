@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from rl_reasoner.handover.fields import Field, ValueOf
+from rl_reasoner.handover.fields import UNSET, Field, ValueOf
 from rl_reasoner.handover.subject import Subject
 from rl_reasoner.recipe.recipe import RecipeDumper
 
@@ -29,6 +29,21 @@ def epsilon_high(subject: Subject) -> float:
 def of_kl(subject: Subject, place: str) -> bool:
     """Whether there is a KL term in `place`: "loss" or "reward"."""
     return subject.stage.loss.beta > 0 and subject.stage.loss.kl_in == place
+
+
+def of_lora(name: str, default: Any = UNSET) -> ValueOf:
+    """The adapter's setting `name`; `default` where the recipe has no adapter."""
+    return lambda s: getattr(s.recipe.policy.lora, name) if s.recipe.policy.lora else default
+
+
+def of_vllm(name: str, default: Any = UNSET) -> ValueOf:
+    """vLLM's setting `name`; `default` where the stage does not sample by vLLM."""
+    return lambda s: getattr(s.stage.vllm, name) if s.stage.vllm is not None else default
+
+
+def overlong_tokens(subject: Subject) -> int:
+    """The tokens at a completion's end in which a long one pays for its length."""
+    return round(subject.stage.loss.overlong_share * most_tokens(subject))
 
 
 def policy_path(subject: Subject) -> str:

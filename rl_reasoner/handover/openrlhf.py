@@ -16,6 +16,9 @@ from rl_reasoner.handover.common import (
     longest_field,
     most_tokens,
     of_kl,
+    of_lora,
+    of_vllm,
+    overlong_tokens,
     policy_field,
     policy_path,
     replays,
@@ -59,14 +62,6 @@ def _flag(when: bool) -> Any:
     return True if when else UNSET
 
 
-def _lora(name: str) -> Any:
-    def value(subject: Subject) -> Any:
-        lora = subject.recipe.policy.lora
-        return getattr(lora, name) if lora is not None else UNSET
-
-    return value
-
-
 def _targets(subject: Subject) -> Any:
     lora = subject.recipe.policy.lora
     return UNSET if lora is None or isinstance(lora.targets, str) else list(lora.targets)
@@ -95,10 +90,6 @@ def _threshold(subject: Subject) -> Any:
     return UNSET if vllm is None or _corrected(0)(subject) is UNSET else [0.0, vllm.clip_max]
 
 
-def _of_vllm(name: str, default: Any = UNSET) -> Any:
-    return lambda s: getattr(s.stage.vllm, name) if s.stage.vllm is not None else default
-
-
 _SCHEDULES = {
     "constant": "constant_with_warmup",
     "linear": "linear",
@@ -108,9 +99,9 @@ _SCHEDULES = {
 _FIELDS: tuple[Field, ...] = (
     Field("name", {"logger.wandb.project": lambda s: s.recipe.name}),
     policy_field("actor.model_name_or_path"),
-    Field("policy.lora.rank", {"ds.lora.rank": _lora("rank")}),
-    Field("policy.lora.alpha", {"ds.lora.alpha": _lora("alpha")}),
-    Field("policy.lora.dropout", {"ds.lora.dropout": _lora("dropout")}),
+    Field("policy.lora.rank", {"ds.lora.rank": of_lora("rank")}),
+    Field("policy.lora.alpha", {"ds.lora.alpha": of_lora("alpha")}),
+    Field("policy.lora.dropout", {"ds.lora.dropout": of_lora("dropout")}),
     Field("policy.lora.targets", {"ds.lora.target_modules": _targets}),
     data_field(
         {
@@ -251,11 +242,7 @@ _FIELDS: tuple[Field, ...] = (
     ),
     Field(
         "loss.overlong_share",
-        {
-            "reward.overlong_buffer_len": lambda s: (
-                round(s.stage.loss.overlong_share * most_tokens(s)) or UNSET
-            )
-        },
+        {"reward.overlong_buffer_len": lambda s: overlong_tokens(s) or UNSET},
     ),
     Field(
         "loss.dynamic_sampling",
@@ -285,8 +272,8 @@ _FIELDS: tuple[Field, ...] = (
         lambda s: s.stage.vllm is not None and s.stage.vllm.mode == "server",
         "starts vLLM itself, on the training's GPUs",
     ),
-    Field("vllm.memory", {"vllm.gpu_memory_utilization": _of_vllm("memory", 0.5)}),
-    Field("vllm.gpus", {"vllm.tensor_parallel_size": _of_vllm("gpus", 1)}),
+    Field("vllm.memory", {"vllm.gpu_memory_utilization": of_vllm("memory", 0.5)}),
+    Field("vllm.gpus", {"vllm.tensor_parallel_size": of_vllm("gpus", 1)}),
     Field(
         "vllm.sleep",
         {

@@ -18,6 +18,9 @@ from rl_reasoner.handover.common import (
     longest_field,
     most_tokens,
     of_kl,
+    of_lora,
+    of_vllm,
+    overlong_tokens,
     policy_field,
     replays,
     template_field,
@@ -71,10 +74,6 @@ def _kl_loss(subject: Subject) -> str:
     return f"{name}+" if loss.kl_ratio and loss.kl_estimator != "k2" else name
 
 
-def _overlong(subject: Subject) -> int:
-    return round(subject.stage.loss.overlong_share * most_tokens(subject))
-
-
 def _correction(level: str) -> Any:
     def value(subject: Subject) -> Any:
         vllm = subject.stage.vllm
@@ -89,7 +88,7 @@ def _correction(level: str) -> Any:
 
 
 def _when_overlong(value: Any) -> Any:
-    return lambda s: (value(s) if callable(value) else value) if _overlong(s) else UNSET
+    return lambda s: (value(s) if callable(value) else value) if overlong_tokens(s) else UNSET
 
 
 def _epochs(subject: Subject) -> int:
@@ -100,10 +99,6 @@ def _epochs(subject: Subject) -> int:
 
 def _tokens_per_gpu(subject: Subject) -> int:
     return max(16384, subject.prompt_bytes + most_tokens(subject))
-
-
-def _of_vllm(name: str) -> Any:
-    return lambda s: getattr(s.stage.vllm, name) if s.stage.vllm is not None else UNSET
 
 
 def _batched_whitening(subject: Subject) -> bool:
@@ -122,15 +117,11 @@ _FIELDS: tuple[Field, ...] = (
     policy_field(f"{_MODEL}path"),
     Field(
         "policy.lora.rank",
-        {f"{_MODEL}lora_rank": lambda s: s.recipe.policy.lora.rank if s.recipe.policy.lora else 0},
+        {f"{_MODEL}lora_rank": of_lora("rank", 0)},
     ),
     Field(
         "policy.lora.alpha",
-        {
-            f"{_MODEL}lora_alpha": lambda s: (
-                s.recipe.policy.lora.alpha if s.recipe.policy.lora else UNSET
-            )
-        },
+        {f"{_MODEL}lora_alpha": of_lora("alpha")},
     ),
     Field(
         "policy.lora.dropout",
@@ -138,11 +129,7 @@ _FIELDS: tuple[Field, ...] = (
     ),
     Field(
         "policy.lora.targets",
-        {
-            f"{_MODEL}target_modules": lambda s: (
-                s.recipe.policy.lora.targets if s.recipe.policy.lora else UNSET
-            )
-        },
+        {f"{_MODEL}target_modules": of_lora("targets")},
     ),
     data_field(
         {
@@ -327,9 +314,9 @@ _FIELDS: tuple[Field, ...] = (
     Field(
         "loss.overlong_share",
         {
-            "reward.reward_manager.name": lambda s: "dapo" if _overlong(s) else "naive",
+            "reward.reward_manager.name": lambda s: "dapo" if overlong_tokens(s) else "naive",
             "reward.reward_kwargs.overlong_buffer_cfg.enable": _when_overlong(True),
-            "reward.reward_kwargs.overlong_buffer_cfg.len": _when_overlong(_overlong),
+            "reward.reward_kwargs.overlong_buffer_cfg.len": _when_overlong(overlong_tokens),
             "reward.reward_kwargs.overlong_buffer_cfg.penalty_factor": _when_overlong(1.0),
             "reward.reward_kwargs.overlong_buffer_cfg.log": _when_overlong(True),
             "reward.reward_kwargs.max_resp_len": _when_overlong(most_tokens),
@@ -359,16 +346,12 @@ _FIELDS: tuple[Field, ...] = (
         lambda s: s.stage.vllm is not None and s.stage.vllm.mode == "server",
         "starts vLLM itself, on the training's GPUs",
     ),
-    Field("vllm.memory", {f"{_ROLLOUT}gpu_memory_utilization": _of_vllm("memory")}),
+    Field("vllm.memory", {f"{_ROLLOUT}gpu_memory_utilization": of_vllm("memory")}),
     Field(
         "vllm.gpus",
-        {
-            f"{_ROLLOUT}tensor_model_parallel_size": lambda s: (
-                s.stage.vllm.gpus if s.stage.vllm else 1
-            )
-        },
+        {f"{_ROLLOUT}tensor_model_parallel_size": of_vllm("gpus", 1)},
     ),
-    Field("vllm.sleep", {f"{_ROLLOUT}free_cache_engine": _of_vllm("sleep")}),
+    Field("vllm.sleep", {f"{_ROLLOUT}free_cache_engine": of_vllm("sleep")}),
     Field(
         "vllm.correction",
         {"algorithm.rollout_correction.rollout_is": _correction("how")},
