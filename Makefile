@@ -8,7 +8,7 @@ MARKED = $(if $(FAST),-m "not slow and not matrix")
 
 SEED ?= 0
 
-.PHONY: quickstart r1 test coverage lint bench real conformance resume-matrix hostile-tools browser scaling docs tutorials schema fields release-check clean
+.PHONY: quickstart r1 test coverage lint bench real conformance resume-matrix properties hostile-tools browser scaling docs tutorials schema fields release-check clean
 
 quickstart: .venv/user  ## install, then the main job: train a tiny mixture of experts to think
 	$(RUN) train quickstart
@@ -43,6 +43,9 @@ conformance: .venv/dev  ## trl's own tests of its GRPO trainer, on ours; TRL is 
 
 resume-matrix: .venv/dev  ## kill -9 and resume at every point of the matrix; `make test` has some of them
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m matrix tests/training tests/pipeline tests/judging tests/project/test_real.py tests/project/test_splits.py
+
+properties: .venv/dev  ## the property tests with a thousand fresh examples each; `make test` draws the same at each run
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m hypothesis --hypothesis-profile fresh
 
 hostile-tools: .venv/dev  ## 2,048 completions whose tools raise, hang, exit, fork, print 10 MB: nothing ends, nothing is lost
 	$(PY) benchmarks/hostile_tools.py

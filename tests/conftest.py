@@ -26,8 +26,11 @@ if os.environ.get("RL_REASONER_DOCS") != "full":  # documents at full size: as a
     os.environ.setdefault("RL_REASONER_CHOICES", json.dumps(CHOICES))
 os.environ.setdefault("RL_REASONER_REPORT_TO", "none")  # no dashboard, also where there is one
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when huggingface_hub is imported
-settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
-settings.load_profile("untimed")
+# Untimed: a busy machine is no failure. The gate draws the same examples at each run of a commit;
+# `make properties` draws fresh ones.
+settings.register_profile("gate", deadline=None, derandomize=True)
+settings.register_profile("fresh", deadline=None, max_examples=1000)
+settings.load_profile("gate")
 
 
 def pytest_collection_finish() -> None:

@@ -145,7 +145,7 @@ def test_every_level_keeps_a_chance_and_rows_of_a_level_have_the_same(
 def test_levels_move_as_a_policy_learns() -> None:
     """Each level is learned by practice, the next one only when the one before it is known."""
     schedule, random = of_levels(*[400] * 6), torch.Generator().manual_seed(0)
-    skill, means = torch.zeros(7), []
+    skill, means, first = torch.zeros(7), [], []
     for batch in range(80):
         prompts = schedule.order((0, batch))[:16]
         chances = 0.97 * skill[1:] + 0.02
@@ -154,10 +154,11 @@ def test_levels_move_as_a_policy_learns() -> None:
         ready = torch.tensor([1.0, *skill[1:6]])
         skill[1:] = (skill[1:] + 0.02 * ready * of.bincount(minlength=6)).clamp(max=1.0)
         means.append(schedule.metrics(prompts)["curriculum/level_mean"])
+        first.append(schedule.shares()[0].item())
     early, late = sum(means[2:10]) / 8, sum(means[-8:]) / 8
     assert early < 3 and late > early + 1
-    shares = schedule.shares()
-    assert shares[0] < 1 / 6, "known by then"
+    # one batch's share is up to the draws: what is known and not tried is forgotten, then tried again
+    assert sum(first[-20:]) / 20 < sum(first[:10]) / 10 / 2, "known by then"
 
 
 def test_a_level_in_the_band_is_drawn_most() -> None:
