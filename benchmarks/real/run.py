@@ -18,13 +18,15 @@ import os
 import platform
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from rl_reasoner.files import append_rows, read_jsonl, write_json
 from rl_reasoner.foreign import json_object
@@ -72,9 +74,18 @@ def call(*command: str, env: dict[str, str] | None = None) -> str:
         except KeyboardInterrupt:
             running.communicate()  # Ctrl-C is the command's too: it saves its state, and ends
             raise
+        except SystemExit:
+            running.terminate()  # SIGTERM came to this process alone
+            running.communicate()
+            raise
     if running.returncode:
         raise Stopped(running.returncode)
     return said
+
+
+def terminated(number: int, frame: FrameType | None) -> NoReturn:
+    """The handler of SIGTERM: end with its code, which ends the command that runs as well."""
+    raise SystemExit(128 + number)
 
 
 def reasoner(*arguments: str, env: dict[str, str] | None = None) -> str:
@@ -218,6 +229,7 @@ def main() -> int:
         parser.error("--until: a run is taken to its end here; rl-reasoner train stops before")
     asked.data = asked.data.resolve()
     folder = asked.runs / f"{asked.recipe}-{asked.seed}"
+    signal.signal(signal.SIGTERM, terminated)
     try:
         train(asked.recipe, folder, asked, flags)
         out = ROOT / asked.results / f"{folder.name}.json"

@@ -94,7 +94,8 @@ def test_a_step_that_fails_ends_it_with_its_code(command: list[str], tmp_path: P
 
 # A command of run.py that saves its state for a while when it is interrupted.
 SAVES = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 try:
     print("ready", file=sys.stderr, flush=True)
     time.sleep(60)
@@ -104,8 +105,12 @@ except KeyboardInterrupt:
 """
 
 
-def test_ctrl_c_lets_the_command_save_its_state(tmp_path: Path) -> None:
-    parent = "import sys; from run import call; call(sys.executable, '-c', *sys.argv[1:])"
+@pytest.mark.parametrize(("end", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_let_the_command_save_its_state(
+    end: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    parent = "import signal, sys; from run import call, terminated;"
+    parent += "signal.signal(signal.SIGTERM, terminated); call(sys.executable, '-c', *sys.argv[1:])"
     running = subprocess.Popen(
         [sys.executable, "-c", parent, SAVES, str(tmp_path / "saved")],
         cwd=ROOT / "benchmarks" / "real",
@@ -114,9 +119,10 @@ def test_ctrl_c_lets_the_command_save_its_state(tmp_path: Path) -> None:
         start_new_session=True,
     )
     assert running.stderr is not None and running.stderr.readline() == "ready\n"
-    os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+    # Ctrl-C in a terminal is for the whole group, `kill PID` for one process
+    (os.killpg if end == signal.SIGINT else os.kill)(running.pid, end)
     running.communicate()
-    assert (tmp_path / "saved").is_file()
+    assert (tmp_path / "saved").is_file() and running.returncode == code
 
 
 def test_a_run_is_taken_to_its_end(command: list[str], tmp_path: Path) -> None:
