@@ -39,6 +39,7 @@ MISTAKES = (
     "train mine.yaml --policy runs/nope",
     "train mine.yaml --run.folder runs/one",
     "train mine.yaml --run.report_to wandbb",
+    "train mine.yaml --trainer.sed 3",
     "train mine.yaml --until grop",
     "train --resume runs/noe",
     "eval runs/nope --sets modular_test",

@@ -24,7 +24,8 @@ from rl_reasoner.recipe.dashboards import dashboards_of
 from rl_reasoner.recipe.data import AnyData, FileData, StageData, TaskData, data_sources
 from rl_reasoner.recipe.load import Locate
 from rl_reasoner.recipe.recipe import Recipe
-from rl_reasoner.recipe.stages import DistillStage, GrpoStage, Stage
+from rl_reasoner.recipe.stages import DistillStage, GrpoStage, RowStage, Stage
+from rl_reasoner.recipe.trainer_arguments import check_trainer_argument
 from rl_reasoner.rollout.episodes.opening import open_rows
 from rl_reasoner.scoring.batch import APPLIES, applies, name_rewards, score_batch
 from rl_reasoner.scoring.registry import load_reward
@@ -116,6 +117,9 @@ def _find_named(
         with field("evals", "validation"):
             load_set(recipe.evals.validation, 1)
     for index, stage in enumerate(recipe.stages):
+        for name in () if isinstance(stage, RowStage) else stage.trainer:
+            with field("stages", index, "trainer", name):
+                check_trainer_argument(stage.name, stage.kind, name)
         with field("stages", index, "reward"):
             check_judge(getattr(stage, "reward", None), getattr(stage, "reward_options", None))
         if stage.reuse is not None:

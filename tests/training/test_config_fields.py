@@ -13,7 +13,8 @@ import pytest
 import trl
 from accelerate.utils import DistributedType
 
-from rl_reasoner import GRPOTrainer
+from rl_reasoner import GRPOConfig, GRPOTrainer
+from rl_reasoner.recipe.trainer_arguments import known_arguments
 from rl_reasoner.training.packed_forward import settings_obstacle
 from support.places import ROOT
 from support.processes import build
@@ -33,6 +34,16 @@ def test_a_field_that_a_new_trl_brings_is_looked_at_first() -> None:
     )
     assert {*listed} == {f.name for f in fields(trl.GRPOConfig)}
     assert set(listed.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [("sft", trl.SFTConfig), ("grpo", GRPOConfig), ("distill", trl.DistillationConfig)],
+)
+def test_what_a_stage_passes_on_is_read_off_the_sources_as_the_classes_have_it(
+    kind: str, config: Any
+) -> None:
+    assert known_arguments(kind) == {f.name for f in fields(config)}
 
 
 def test_the_page_is_in_step_with_the_list() -> None:
