@@ -33,17 +33,17 @@ Run = tuple[str, str, bool]  # text, colour, bold
 Frame = list[list[Run]]
 
 
-def screens(command: list[str]) -> Iterator[Frame]:
+def screens(command: list[str], columns: int = COLUMNS, rows: int = ROWS) -> Iterator[Frame]:
     """What was on the screen while `command` ran, from its prompt to its end."""
-    screen = pyte.Screen(COLUMNS, ROWS)
+    screen = pyte.Screen(columns, rows)
     stream = pyte.ByteStream(screen)
     stream.feed(f"\x1b[32m$\x1b[0m {' '.join(command)}\r\n".encode())
     yield _frame(screen)
     child, master = pty.fork()
     if child == 0:
-        os.environ.update(TERM="xterm-256color", COLUMNS=str(COLUMNS), LINES=str(ROWS))
+        os.environ.update(TERM="xterm-256color", COLUMNS=str(columns), LINES=str(rows))
         os.execvp(command[0], command)
-    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
+    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     shown = time.monotonic()
     while True:
         if select.select([master], [], [], 0.1)[0]:
@@ -60,13 +60,13 @@ def screens(command: list[str]) -> Iterator[Frame]:
 
 
 def _frame(screen: pyte.Screen) -> Frame:
-    return [_runs(screen.buffer[row]) for row in range(ROWS)]
+    return [_runs(screen.buffer[row], screen.columns) for row in range(screen.lines)]
 
 
-def _runs(line: "dict[int, pyte.screens.Char]") -> list[Run]:
+def _runs(line: "dict[int, pyte.screens.Char]", columns: int) -> list[Run]:
     """The characters of a line, joined where they look alike."""
     found: list[Run] = []
-    for column in range(COLUMNS):
+    for column in range(columns):
         char = line[column]
         colour = COLOURS.get(char.fg, f"#{char.fg}" if len(char.fg) == 6 else COLOURS["default"])
         if found and found[-1][1:] == (colour, char.bold):
@@ -86,7 +86,8 @@ def thinned(frames: list[Frame]) -> list[Frame]:
 
 def svg(frames: list[Frame]) -> str:
     """The frames as a film strip that a window moves along; equal lines are written once."""
-    wide, high = COLUMNS * WIDTH + 2 * EDGE, ROWS * HEIGHT + 2 * EDGE
+    columns = sum(len(text) for text, _, _ in frames[0][0])
+    wide, high = columns * WIDTH + 2 * EDGE, len(frames[0]) * HEIGHT + 2 * EDGE
     lines: dict[str, int] = {}
     strip = []
     for number, frame in enumerate(frames):
