@@ -1,7 +1,7 @@
 """The verb `list`: what recipes can name."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -16,6 +16,7 @@ from rl_reasoner.paths import room
 from rl_reasoner.report.console import emit, new_table, out, wrapped
 
 _WIDE = 140  # columns from which a name, its description, machine and gain fit one line
+_LEGENDS = {"recipes": ": machine and time; sampled accuracy before → after GRPO, seed 0"}
 
 
 @dataclass
@@ -69,11 +70,9 @@ class ListVerb:
             return
         about: dict[str, Mapping[str, Sequence[str]]] = {
             "recipes": _recipes(),
-            "rewards": {row[0]: row[1:2] for row in _guide_rows("rewards")},
+            "rewards": {row[0]: row[1:2] for line in _guide("rewards") if (row := _cells(line))},
             "sets": {name: [card.about] for name in names["sets"] if (card := card_of(name))},
-            "policies": {
-                name: ["small and random, to try things out"] for name in names["policies"]
-            },
+            "policies": {f"scratch:{name}": [about] for name, about in SCRATCH_NAMES.items()},
             "tasks": {name: [task.about] for name, task in TASKS.items()},
         }
         texts = {
@@ -113,7 +112,7 @@ def _described(shown: Mapping[str, Mapping[str, Sequence[str]]]) -> Text:
         return _narrow(shown)
     lines: list[Sequence[str]] = []
     for kind, names in shown.items():
-        lines += [[kind], *([f"  {name}", *texts] for name, texts in names.items()), []]
+        lines += [[_heading(kind)], *([f"  {name}", *texts] for name, texts in names.items()), []]
     rows = [line for line in lines if len(line) > 1]
     sizes = [max((len(row[i]) for row in rows if len(row) > i), default=0) for i in range(4)]
     gaps = 2 * sum(size > 0 for size in sizes[1:])
@@ -127,12 +126,17 @@ def _described(shown: Mapping[str, Mapping[str, Sequence[str]]]) -> Text:
     return Text("\n").join(texts[:-1])
 
 
+def _heading(kind: str) -> str:
+    """The heading of a kind, with what stands beside its names."""
+    return f"{kind}{_LEGENDS.get(kind, '')}"
+
+
 def _narrow(shown: Mapping[str, Mapping[str, Sequence[str]]]) -> Text:
     """As `_described`, in as many columns as there are, 80 at least."""
     texts = []
     for kind, names in shown.items():
         size = max(map(len, names), default=0) + 4
-        texts.append(Text(kind, "bold"))
+        texts.append(Text(_heading(kind), "bold"))
         for name, (meaning, *more) in names.items():
             start = f"  {name}".ljust(size)
             texts.append(Text(wrapped(meaning, " " * size, start, columns=out.width)))
@@ -145,26 +149,37 @@ def _narrow(shown: Mapping[str, Mapping[str, Sequence[str]]]) -> Text:
 def _recipes() -> dict[str, Sequence[str]]:
     """Recipe -> what it shows, machine and time, and the measured accuracy before and after.
 
-    Of samples, seed 0, where it was measured.
+    Of samples, seed 0, where it was measured: in the table of all recipes, or in the first one of
+    the part that begins with the recipe's name.
     """
     gains: dict[str, str] = {}
     shows: dict[str, Sequence[str]] = {}
-    for row in _guide_rows("recipes"):
+    part = ""
+    for line in _guide("recipes"):
+        if named := re.match(r"(?:#[^`]{0,99})?`(\w+)`", line):
+            part = named[1]
+        row = _cells(line)
         if len(row) == 3:
             shows[row[0]] = [row[1], row[2].partition(";")[0]]
-        elif len(row) == 6 and row[1] == "0" and row[2] == "sampled":
-            before, after = (text.partition(" ")[0] for text in row[3:5])
-            gains[row[0]] = f"{before} → {after}"
+        name, *measured = row if len(row) > 1 and row[1] == "0" else [part, *row]
+        if len(measured) > 3 and measured[0] == "0" and measured[1].endswith("sampled"):
+            before, after = (text.partition(" ")[0] for text in measured[2:4])
+            gains.setdefault(name, f"{before} → {after}")
     return {name: [*texts, gains.get(name, "")] for name, texts in shows.items()}
 
 
-def _guide_rows(kind: str) -> Iterator[list[str]]:
-    """The rows of the tables in the README of the shipped `kind`, without marks of Markdown."""
-    for line in (room(kind) / "README.md").read_text(encoding="utf-8").splitlines():
-        if line.startswith("| "):
-            plain = re.sub(r" ?\(\[[^]]{0,99}\]\([^)]{0,199}\)\)|`", "", line)
-            plain = re.sub(r"\[([^]]{0,99})\]\([^)]{0,199}\)", r"\1", plain)
-            yield [cell.strip() for cell in plain.strip("|").split("|")]
+def _guide(kind: str) -> list[str]:
+    """The lines of the README of the shipped `kind`."""
+    return (room(kind) / "README.md").read_text(encoding="utf-8").splitlines()
+
+
+def _cells(line: str) -> list[str]:
+    """The cells of a table's row, without marks of Markdown; none of another line."""
+    if not line.startswith("| "):
+        return []
+    plain = re.sub(r" ?\(\[[^]]{0,99}\]\([^)]{0,199}\)\)|`", "", line)
+    plain = re.sub(r"\[([^]]{0,99})\]\([^)]{0,199}\)", r"\1", plain)
+    return [cell.strip() for cell in plain.strip("|").split("|")]
 
 
 def _card_table(names: Sequence[str], cards: Mapping[str, Any]) -> Table:

@@ -222,7 +222,7 @@ def sentence_of(name: str, entry: Mapping[str, Any]) -> str:
     else:
         least = fixed(100 * entry["detectable"])
         words = f"no difference is shown ({moved} points, p {p} after Holm's correction); "
-        words += f"this many problems show one of ±{least} points 4 times in 5"
+        words += f"of true differences of {least} points, this many problems show 4 in 5"
     return f"{name}: {words}."
 
 

@@ -12,7 +12,12 @@ from rl_reasoner import hub
 from rl_reasoner.errors import UserError, did_you_mean, unknown
 from rl_reasoner.foreign import runs_beside
 
-SCRATCH_NAMES = ("deepseek-tiny", "dense-tiny", "moe-tiny")
+SCRATCH_NAMES = {
+    "deepseek-tiny": "random weights, like DeepSeek-V3: 8 experts, 2 and a shared one per token",
+    "dense-tiny": "random weights, like Qwen3: dense, 0.3M parameters",
+    "moe-tiny": "random weights, like Qwen3-MoE: 8 experts, 2 per token, 0.5M parameters",
+}
+"""Scratch policies, with what each is."""
 
 
 def check_policy(source: str) -> None:
