@@ -257,7 +257,7 @@ def _reward(name: str, outcomes: Sequence[Outcome], needed: bool, unlike: str) -
     reason = outcome_json(unusable[0])["reason"] if unusable else ""
     message += f"; {reason}" if reason else ""
     if unlike:
-        message += "; that it runs is judged, not these scores: another policy will be scored"
+        message += "; only that it runs is judged: the stage will score another policy"
     bad, none = sum(map(failed, scores)), bool(scores) and not values
     if len(faults) * 2 > len(scores) or (none and (bad or (needed and not unlike))):
         return Notice("reward", "failed", message, "fix the reward")

@@ -40,6 +40,9 @@ READ_MOST = [
             "scaling",
             "trainer",
             "verifier",
+            "hacking-meter",
+            "judges",
+            "audit",
         )
     ),
 ]

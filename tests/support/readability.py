@@ -1,16 +1,24 @@
 """How hard a text is to read: words a sentence, long sentences, Flesch's reading ease.
 
 Of the prose of a document in English: no blocks of code, tables, headings or addresses.
-`python tests/support/readability.py FILE …` prints a line for each.
+
+    python tests/support/readability.py README.md docs/*.md     # a line for each
+    python tests/support/readability.py README.md docs/*.md --since 317ecee --passages 10
+
+With `--since`, beside what the files were at that commit. `--passages` shows paragraphs whose
+sentences have become shorter, with what each was.
 """
 
+import argparse
 import re
-import sys
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 
 LONG = 30  # words: a sentence that one has to read twice
+SAME = 0.5  # from which likeness of its words a paragraph is the one of before
 
 
 @dataclass(frozen=True)
@@ -58,14 +66,61 @@ def readability(markdown: str) -> Readability:
     return Readability(len(every), len(sentences), mean, long, flesch)
 
 
-def main(files: Sequence[str]) -> None:
-    """Print a table of the files' figures."""
-    print("| document | words | words a sentence | over 30 words | Flesch |\n|---|---|---|---|---|")
-    for file in files:
-        found = readability(Path(file).read_text(encoding="utf-8"))
-        shares = f"{found.words_a_sentence:.1f} | {found.long_sentences:.0%} | {found.flesch:.0f}"
-        print(f"| {file} | {found.words} | {shares} |")
+def row(text: str) -> str:
+    """The figures of a document as the cells of a table's row; dashes for one without a word."""
+    if not prose(text).strip():
+        return "– | – | – | –"
+    found = readability(text)
+    shares = f"{found.words_a_sentence:.1f} | {found.long_sentences:.0%} | {found.flesch:.0f}"
+    return f"{found.words:,} | {shares}"
+
+
+def at(commit: str, file: str) -> str:
+    """A file as it was at a commit; empty where it was not there."""
+    command = ["git", "show", f"{commit}:./{file}"]
+    return subprocess.run(command, capture_output=True, text=True).stdout
+
+
+def paragraphs(markdown: str) -> list[list[str]]:
+    """The words of each paragraph that is more than a line or two."""
+    parts = (part.split() for part in re.split(r"\n\s*\n", prose(markdown)))
+    return [words for words in parts if len(words) > LONG]
+
+
+def shortened(before: str, now: str) -> Iterator[tuple[float, str, str]]:
+    """(words a sentence that it has less, what it was, what it is) of each changed paragraph."""
+    old = paragraphs(before)
+    for words in (part for part in paragraphs(now) if part not in old):
+        likeness = [SequenceMatcher(None, part, words).ratio() for part in old]
+        if likeness and max(likeness) > SAME:
+            was, new = " ".join(old[likeness.index(max(likeness))]), " ".join(words)
+            less = readability(was).words_a_sentence - readability(new).words_a_sentence
+            yield less, was, new
+
+
+def main() -> None:
+    """Print a table of the files' figures, and passages if they are wanted."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("files", nargs="+")
+    parser.add_argument("--since", metavar="COMMIT")
+    parser.add_argument("--passages", type=int, default=0, metavar="N")
+    given = parser.parse_args()
+    cells = "words | words a sentence | over 30 words | Flesch"
+    sides = 1 + bool(given.since)
+    print(f"| document | {' | '.join(['before: ' + cells, 'now: ' + cells][-sides:])} |")
+    print(f"|---|{'---|' * 4 * sides}")
+    found: list[tuple[float, str, str, str]] = []
+    for file in given.files:
+        texts = [Path(file).read_text(encoding="utf-8")]
+        if given.since:
+            texts.insert(0, at(given.since, file))
+            found += [(less, file, was, now) for less, was, now in shortened(*texts)]
+        print(f"| {file} | {' | '.join(map(row, texts))} |")
+    for _, file, was, now in sorted(found, reverse=True)[: given.passages]:
+        print(f"\n{file}\n  before: {was}\n  now: {now}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
