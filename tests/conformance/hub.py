@@ -107,6 +107,17 @@ _WORDS = {
     93054: "_multiply",
     95642: '"}}\n',
 }
+# Words of tools' replies, with numbers of our own: byte by byte these replies are longer than the
+# completions of trl's tests may be, and trl ends such a row.
+_REPLIES = {
+    1000 + n: word
+    for n, word in enumerate(
+        (
+            *("assistant", "user", "response", "error", " got", " an", " unexpected", " keyword"),
+            *(" argument", "Error", " Invalid", " type", " missing", " required", " positional"),
+        )
+    )
+}
 _QWEN = {
     151643: "<|endoftext|>",
     151644: "<|im_start|>",
@@ -235,7 +246,9 @@ def tokenizer_of(name: str, wide: bool = False) -> PreTrainedTokenizerFast:
     """
     family = name[:5] if name.startswith(("Qwen", "Llama")) else name.partition("For")[0]
     if family.startswith("Qwen"):
-        words, special = (_WORDS, _QWEN) if wide else ({}, dict(enumerate(_QWEN.values(), 256)))
+        words, special = (
+            (_WORDS | _REPLIES, _QWEN) if wide else ({}, dict(enumerate(_QWEN.values(), 256)))
+        )
         end, pad, begin = "<|im_end|>", "<|endoftext|>", None
     elif family in ("Llama", "Remote"):
         words, special, end, pad, begin = {}, _LLAMA, "<|eot_id|>", None, "<|begin_of_text|>"
@@ -249,8 +262,9 @@ def tokenizer_of(name: str, wide: bool = False) -> PreTrainedTokenizerFast:
     for number in range(max(special)):
         if number not in taken:
             vocabulary[f"\N{WHITE SQUARE}{number}"] = number
-    core = Tokenizer(models.BPE(vocab=vocabulary | {t: n for n, t in special.items()}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    vocabulary |= {token: number for number, token in special.items()}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # words stay whole
     core.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, eos_token=end, pad_token=pad, bos_token=begin, padding_side="left"
