@@ -12,6 +12,8 @@ from typing import Any
 
 import httpx
 
+from rl_reasoner.rollout.server import CONNECTIONS
+
 REPLY_BYTES = 1 << 20
 """What a reply may have."""
 
@@ -41,7 +43,8 @@ class CountedClient(httpx.Client):
     """A client whose tries end after `timeout_s` and at `REPLY_BYTES`, whatever the server does."""
 
     def __init__(self, counts: Counts, timeout_s: float) -> None:
-        super().__init__(follow_redirects=True, timeout=timeout_s)
+        limits = httpx.Limits(**CONNECTIONS)
+        super().__init__(follow_redirects=True, timeout=timeout_s, limits=limits)
         self.counts = counts
         self.timeout_s = timeout_s
 

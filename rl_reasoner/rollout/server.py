@@ -25,6 +25,10 @@ from rl_reasoner.types import Prompt, Rollout
 _Key = TypeVar("_Key")
 _RETRIES = 8
 _TIMEOUT_S = 600.0
+CONNECTIONS = {"max_keepalive_connections": 0}
+"""`httpx.Limits` of a client: each try has a connection of its own. A server ends a connection that
+looks idle for some seconds (uvicorn, and so vLLM: five); one that is busy sees the next question on
+it only after that, and so answers it, and its repeats, with "disconnected"."""
 
 
 class ServerFailed(RunStopped):
@@ -155,13 +159,16 @@ class ServedPolicy:
             raise UserError(
                 "asking a server needs the openai client: pip install 'rl-reasoner[server]'"
             ) from error
+        limits = type(openai.DEFAULT_CONNECTION_LIMITS)  # of whichever httpx the client is built on
         key = os.environ.get("OPENAI_API_KEY") or "none"
         return openai.OpenAI(
             base_url=self.base,
             api_key=key,
             max_retries=self.retries,
             timeout=self.timeout_s,
-            http_client=self.http() if self.http else None,
+            http_client=self.http()
+            if self.http
+            else openai.DefaultHttpxClient(limits=limits(**CONNECTIONS)),
         )
 
     def _replied(self, done: "Future[Rollout]", prompt: Prompt) -> Rollout:

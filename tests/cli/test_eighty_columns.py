@@ -97,7 +97,8 @@ def test_a_difference_that_is_not_shown_is_told_with_what_could_be(tmp_path: Pat
     for name, right in (("a", 8), ("b", 9)):
         result(name, right).save(tmp_path / f"{name}.json")
     told = " ".join(on_terminal("compare", "a.json", "b.json", folder=tmp_path).split())
-    assert "no difference is shown (+2.5 points, p 1 after Holm's correction); of true differences" in told
+    shown = "no difference is shown (+2.5 points, p 1 after Holm's correction); of true differences"
+    assert shown in told
 
 
 def test_the_list_fits(tmp_path: Path, cli: Cli) -> None:

@@ -13,12 +13,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from rl_reasoner import evaluate, open_policy
 from rl_reasoner.errors import UserError
+from rl_reasoner.judging.wire import CountedClient, Counts
 from rl_reasoner.report.evaluation import build_evaluation_page
 from rl_reasoner.rollout.cache import SampleCache
 from rl_reasoner.rollout.sampler import sample
@@ -265,3 +266,34 @@ def test_lengths_that_a_server_does_not_tell_are_not_zero(tmp_path: Path) -> Non
     finally:
         server.shutdown()
         server.server_close()
+
+
+class Impatient(Silent):
+    """A server that keeps connections open, and ends each at its second request, unanswered."""
+
+    protocol_version = "HTTP/1.1"
+    met: ClassVar[Counter[str]] = Counter()
+
+    def do_POST(self) -> None:
+        """Answer the first request of a connection."""
+        self.met["requests"] += 1
+        if getattr(self, "known", False):
+            self.close_connection = True
+            return
+        self.known = True
+        super().do_POST()
+
+
+@pytest.mark.parametrize("http", [None, lambda: CountedClient(Counts(), 60)], ids=["eval", "judge"])
+def test_a_server_that_ends_idle_connections_is_asked_once_a_question(http: Any) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Impatient)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    Impatient.met.clear()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}"
+        asked = ServedPolicy(url, "m", concurrency=1, retries=0, http=http)
+        assert [len(group) for group in asked.sample(["6+6=", "5+7=", "4+8="])] == [1, 1, 1]
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert Impatient.met["requests"] == 3

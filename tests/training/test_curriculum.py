@@ -157,7 +157,7 @@ def test_levels_move_as_a_policy_learns() -> None:
         first.append(schedule.shares()[0].item())
     early, late = sum(means[2:10]) / 8, sum(means[-8:]) / 8
     assert early < 3 and late > early + 1
-    # one batch's share is up to the draws: what is known and not tried is forgotten, then tried again
+    # one batch's share is up to the draws: what is not tried is forgotten, and tried again
     assert sum(first[-20:]) / 20 < sum(first[:10]) / 10 / 2, "known by then"
 
 
