@@ -1,7 +1,7 @@
 """Mistakes that people make, typed as they type them: what comes, the exit code, and how long.
 
     python benchmarks/mistakes.py              # a table in Markdown
-    python benchmarks/mistakes.py --limit 2    # exit code 1 where one takes 2 s or more
+    python benchmarks/mistakes.py --limit 2    # exit code 1 where one computes for 2 s or more
 
 Each is a process of its own, started in a folder with a recipe, a data file and a run that is not
 finished; what loads torch takes several seconds. "s" is wall time, which a busy machine makes
@@ -33,6 +33,7 @@ MISTAKES = (
     "train mine.yaml --data.path problms.jsonl",
     "train mine.yaml --data.path problems.jsonl",
     "train mine.yaml --data.task modulr",
+    "train mine.yaml --data.count 3",
     "train mine.yaml --rewards '{lenght: 1}'",
     "train mine.yaml --rewards '{countdown: 1}'",
     "train mine.yaml --policy scratch:moe-tny",
@@ -99,7 +100,7 @@ class Came:
             *([f"exit code {self.code}"] if self.code != 2 else []),
             *(["standard output"] if self.out else []),
             *([f"{len(self.err.splitlines())} lines"] if len(self.err.splitlines()) != 1 else []),
-            *([f"{self.seconds:.1f} s"] if self.seconds >= limit else []),
+            *([f"{self.cpu:.1f} s of processor time"] if self.cpu >= limit else []),
         ]
 
 
@@ -125,7 +126,7 @@ def stocked(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--limit", type=float, default=float("inf"), help="seconds")
+    parser.add_argument("--limit", type=float, default=float("inf"), help="seconds of processor time")
     limit = parser.parse_args().limit
     bad = []
     with tempfile.TemporaryDirectory() as name:

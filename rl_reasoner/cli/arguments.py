@@ -27,6 +27,8 @@ Options = Annotated[str, arg(metavar="NAME=VALUE,...", help_behavior_hint="")]
 StageName = Annotated[str | None, arg(metavar="STAGE", help_behavior_hint="")]
 Count = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
 Decimal = Annotated[float | None, arg(metavar="X", help_behavior_hint="")]
+Whole = Annotated[int, arg(metavar="N")]  # these have a default, which the help shows
+Number = Annotated[float, arg(metavar="X")]
 File = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")]
 Folder = Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")]
 RunOption = Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")]

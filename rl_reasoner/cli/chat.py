@@ -20,7 +20,9 @@ from tyro.conf import Positional, arg
 
 from rl_reasoner.cli.arguments import (
     Json,
+    Number,
     Quiet,
+    Whole,
     check_numbers,
     environment_of,
     prompt_settings,
@@ -118,15 +120,16 @@ class ChatVerb:
     """a second policy, given the same problems"""
     answer: Written = None
     """the right answer: each reply is verified against it"""
-    temperature: float = 0.0
+    temperature: Number = 0.0
     """0 is greedy"""
-    max_tokens: int = 512
+    max_tokens: Whole = 512
     """longest completion, in tokens"""
     template: Written = None
     """prompt template (default: the run's own, else auto)"""
     system: Written = None
     """system prompt of chats (default: the run's own)"""
-    seed: int = 0
+    seed: Whole = 0
+    """what is drawn follows from it"""
     quiet: Quiet = False
     json: Json = False
 

@@ -21,6 +21,7 @@ from rl_reasoner.cli.arguments import (
     Options,
     Quiet,
     Text,
+    Whole,
     check_numbers,
     check_writable,
     data_of,
@@ -48,12 +49,13 @@ class EvalVerb:
     """a run or policy folder, a .gguf file, a hub id; with --server the model's name there"""
     sets: Names = None
     """sets by name, file or hub id, separated by commas; see: rl-reasoner list sets"""
-    samples: int = 1
+    samples: Whole = 1
     """completions per problem: 1 is greedy, more are sampled"""
-    seed: int = 0
+    seed: Whole = 0
+    """what is drawn follows from it"""
     temperature: Decimal = None
     """sampling temperature (default 1.0)"""
-    max_tokens: int = 256
+    max_tokens: Whole = 256
     """longest completion, in tokens"""
     template: Text = None
     """prompt template (default: the run's own, else auto)"""

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from rich.text import Text
 from tyro.conf import Positional, arg
 
-from rl_reasoner.cli.arguments import Flag, Json, StageName, check_writable
+from rl_reasoner.cli.arguments import Flag, Json, StageName, Whole, check_writable
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.report.console import emit, err
 
@@ -37,7 +37,7 @@ class ExportVerb:
     """write one GGUF file, for llama.cpp and Ollama, and compare its logits"""
     upcycle: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
     """turn a dense policy into a mixture of N experts that computes the same"""
-    chosen: int = 2
+    chosen: Whole = 2
     """with --upcycle: experts per token"""
     json: Json = False
 

@@ -19,9 +19,11 @@ from rl_reasoner.cli.arguments import (
     Json,
     Name,
     Names,
+    Number,
     Options,
     Quiet,
     Text,
+    Whole,
     check_numbers,
     check_writable,
     data_of,
@@ -55,7 +57,7 @@ class FilterVerb:
     """a run or policy folder, a .gguf file, a hub id"""
     data: Positional[Annotated[str, arg(metavar="SET")]]
     """a set by name, file or hub id; see: rl-reasoner list sets"""
-    samples: int = 8
+    samples: Whole = 8
     """completions per row"""
     keep: str = "0.2..0.8"
     """pass rates of the rows that are kept: LOW..HIGH, both included"""
@@ -63,10 +65,11 @@ class FilterVerb:
     """the rows that are kept (default: SET.filtered.jsonl)"""
     limit: Count = None
     """only the first N rows"""
-    seed: int = 0
-    temperature: float = 1.0
+    seed: Whole = 0
+    """what is drawn follows from it"""
+    temperature: Number = 1.0
     """sampling temperature"""
-    max_tokens: int = 512
+    max_tokens: Whole = 512
     """longest completion, in tokens"""
     template: Text = None
     """prompt template (default: the run's own, else auto)"""
@@ -76,7 +79,7 @@ class FilterVerb:
     """the reward that judges (default: code_tests where rows have tests, else math_answer)"""
     reward_options: Options = ""
     """its options: extract=whole,timeout_s=2 or a JSON object"""
-    min_score: float = 1.0
+    min_score: Number = 1.0
     """completions with this score or more are right"""
     data_dir: Folder = None
     """a folder that holds sets as NAME.jsonl"""

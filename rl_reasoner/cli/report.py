@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from rl_reasoner.cli.arguments import Flag, Json, check_writable
+from rl_reasoner.cli.arguments import Flag, Json, Whole, check_writable
 from rl_reasoner.cli.progress import told_if_long
 from rl_reasoner.foreign import check_run
 from rl_reasoner.report.console import emit, err, wrapped
@@ -23,7 +23,7 @@ class ReportVerb:
     """the run's folder, or the JSON file of an evaluation"""
     live: Flag = False
     """serve the page on 127.0.0.1, at an address with a token, until Ctrl-C"""
-    port: int = 0
+    port: Whole = 0
     """with --live: the port (0: any free one)"""
     json: Json = False
 

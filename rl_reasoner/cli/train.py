@@ -2,7 +2,7 @@
 
 import shlex
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from tyro.conf import Positional, arg
@@ -13,9 +13,10 @@ from rl_reasoner.distributed import launcher, processes
 from rl_reasoner.distributed.loading import load_for_good
 from rl_reasoner.errors import UserError
 from rl_reasoner.foreign import check_run
-from rl_reasoner.report.console import emit, err
+from rl_reasoner.report.console import emit, err, wrapped
 
 if TYPE_CHECKING:
+    from rl_reasoner.pipeline.train import Run
     from rl_reasoner.recipe.recipe import Recipe
 
 
@@ -70,7 +71,19 @@ class TrainVerb:
         )
         if not processes.is_main():
             return
-        value = {
+        with told_if_long("comparing before and after problem by problem"):
+            value, text = self._result(recipe, done)
+        emit(self.json, value, text)
+
+    def _result(self, recipe: "Recipe", done: "Run") -> tuple[dict[str, Any], str]:
+        """What came of a run: for programs, and as text."""
+        from rl_reasoner.report.controls import controls_table, read_controls
+        from rl_reasoner.report.first_screen import gains
+        from rl_reasoner.report.paired import add_paired_tests
+        from rl_reasoner.report.pipeline import text_table
+        from rl_reasoner.report.run_data import read_run
+
+        value: dict[str, Any] = {
             "run": str(done.folder),
             "policy": done.policy.source,
             "report": str(done.report),
@@ -78,17 +91,15 @@ class TrainVerb:
         }
         tables = [f"\n{name}\n{result.table()}\n" for name, result in done.evals.items()]
         if recipe.evals.stages:
-            from rl_reasoner.report.pipeline import text_table
-            from rl_reasoner.report.run_data import read_run
-
             tables = [f"\n{text_table(read_run(done.folder))}\n"]
-        from rl_reasoner.report.controls import controls_table, read_controls
-
+        elif not self.json:
+            paired = add_paired_tests(read_run(done.folder))
+            tables += [f"\n{wrapped(f'{name}: {words}')}\n" for name, words in gains(paired)]
         if recipe.controls and (controls := read_controls(done.folder)):
             value["controls"] = controls
             tables.append(f"\n{controls_table(controls)}\n")
         ends = f"\npolicy  {done.policy.source}\nreport  {done.report}"
-        emit(self.json, value, "".join([*tables, ends]))
+        return value, "".join([*tables, ends])
 
     def _arguments(self) -> list[str]:
         """The command line of one of several processes."""

@@ -5,6 +5,7 @@ is told at once. Every mistake is collected, and they are raised together, each 
 the recipe. What only trl or the machine can refuse is `prepare`'s.
 """
 
+import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,7 +86,11 @@ def read_inputs(recipe: Recipe, locate: Locate | None = None, *, starts: bool = 
         for index in (i for i in known if _turn_of(recipe, i) == turn):
             stage = recipe.stages[index]
             with problems.field(*data_place(recipe, index)):
-                rows[stage.name] = read_stage_rows(recipe, stage, recipe.data_of(stage), rewards)
+                read = read_stage_rows(recipe, stage, recipe.data_of(stage), rewards)
+                rows[stage.name] = read
+                # an argument of trl's may change how many prompts a step has
+                if isinstance(stage, GrpoStage) and not stage.trainer:
+                    check_filled(stage, len(read), stage.group.prompts)
         problems.tell()
         if turn == "scored":
             _try_rewards(recipe, rows, rewards, problems)
@@ -120,6 +125,9 @@ def _find_named(
         for name in () if isinstance(stage, RowStage) else stage.trainer:
             with field("stages", index, "trainer", name):
                 check_trainer_argument(stage.name, stage.kind, name)
+        if isinstance(stage, GrpoStage) and stage.vllm and importlib.util.find_spec("vllm") is None:
+            with field("stages", index, "vllm"):
+                raise UserError("vllm needs vLLM: pip install 'trl[vllm]'")
         with field("stages", index, "reward"):
             check_judge(getattr(stage, "reward", None), getattr(stage, "reward_options", None))
         if stage.reuse is not None:
@@ -212,6 +220,19 @@ def read_stage_rows(
     if isinstance(stage, GrpoStage) and stage.group.curriculum == "levels":
         levels_of(rows)
     return rows
+
+
+def check_filled(stage: Stage, rows: int, needed: int) -> None:
+    """Raise `UserError` where the rows cannot fill a step of `needed` prompts: none is trained.
+
+    trl draws whole steps, and leaves out of each pass over the rows what does not fill one.
+    """
+    if rows < needed:
+        few = f"{rows} row{'s' * (rows != 1)}"
+        raise UserError(
+            f"stage {stage.name}: {few} cannot fill a step of {needed} prompts, so nothing would "
+            f"be trained: give at least {needed} rows, or a smaller group.prompts"
+        )
 
 
 def _check_judge(recipe: Recipe) -> None:

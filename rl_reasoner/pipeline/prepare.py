@@ -4,14 +4,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rl_reasoner.errors import UserError
-from rl_reasoner.pipeline.inputs import Inputs, Problems, data_place, made_in_run, read_inputs
+from rl_reasoner.pipeline.inputs import (
+    Inputs,
+    Problems,
+    check_filled,
+    data_place,
+    made_in_run,
+    read_inputs,
+)
 from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.trl_configs import check_configs
 from rl_reasoner.policy.fp8.layers import fp8_backend
 from rl_reasoner.recipe.load import Locate
 from rl_reasoner.recipe.recipe import Recipe
-from rl_reasoner.recipe.stages import Stage
 from rl_reasoner.types import Row
 
 
@@ -50,20 +55,7 @@ def prepare(
     for index, stage in enumerate(recipe.stages):
         if not made_in_run(recipe, index):
             with problems.field(*data_place(recipe, index)):
-                check_filled(stage, len(inputs.rows[stage.name]), step_prompts)
+                needed = step_prompts.get(stage.name, 0)
+                check_filled(stage, len(inputs.rows[stage.name]), needed)
     problems.tell()
     return Prepared(inputs.rows, inputs.rewards, step_prompts)
-
-
-def check_filled(stage: Stage, rows: int, step_prompts: Mapping[str, int]) -> None:
-    """Raise `UserError` where the rows cannot fill one step: the stage would train nothing.
-
-    trl draws whole steps, and leaves out of each pass over the rows what does not fill one.
-    """
-    needed = step_prompts.get(stage.name, 0)
-    if rows < needed:
-        few = f"{rows} row{'s' * (rows != 1)}"
-        raise UserError(
-            f"stage {stage.name}: {few} cannot fill a step of {needed} prompts, so nothing would "
-            f"be trained: give at least {needed} rows, or a smaller group.prompts"
-        )

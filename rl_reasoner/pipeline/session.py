@@ -32,7 +32,7 @@ from rl_reasoner.pipeline.difficulty_filter import (
     filter_rows,
     reuse_completions,
 )
-from rl_reasoner.pipeline.inputs import read_stage_rows, unfiltered
+from rl_reasoner.pipeline.inputs import check_filled, read_stage_rows, unfiltered
 from rl_reasoner.pipeline.lineage import (
     data_in,
     differences,
@@ -46,7 +46,7 @@ from rl_reasoner.pipeline.lineage import (
 from rl_reasoner.pipeline.lock import find_overlaps, lengths_once, lock
 from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.preflight import inspect
-from rl_reasoner.pipeline.prepare import Prepared, check_filled
+from rl_reasoner.pipeline.prepare import Prepared
 from rl_reasoner.pipeline.rejection_sampling import make_samples, reuse_samples
 from rl_reasoner.pipeline.run_folder import Interrupted, RunFolder
 from rl_reasoner.pipeline.stage_trainers import Job
@@ -475,7 +475,7 @@ class Session:
             return self.prepared.rows[stage.name]
         data = data_in(self.run.path, self.recipe, stage)
         rows = read_stage_rows(self.recipe, stage, data, self.prepared.rewards)
-        check_filled(stage, len(rows), self.prepared.step_prompts)
+        check_filled(stage, len(rows), self.prepared.step_prompts.get(stage.name, 0))
         return rows
 
 

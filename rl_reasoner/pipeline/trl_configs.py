@@ -143,8 +143,6 @@ def _distill(stage: DistillStage, processes: int) -> dict[str, Any]:
 
 def _grpo(stage: GrpoStage, processes: int) -> dict[str, Any]:
     group = stage.group
-    if stage.vllm is not None and importlib.util.find_spec("vllm") is None:
-        raise UserError("vllm needs vLLM: pip install 'trl[vllm]'")
     groups = per_process(group.prompts, processes, f"group.prompts {group.prompts}", "group")
     return {
         **_passes(groups * group.size, group.micro_batch),

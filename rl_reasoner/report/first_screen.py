@@ -25,6 +25,7 @@ from rl_reasoner.report.gain import (
     at,
     at_both,
     explain_cause,
+    explain_gain,
     moved,
     split_mode,
 )
@@ -87,6 +88,15 @@ def cause_of(run: RunData) -> str:
     kinds = [settings.get("kind") for settings in run.stage_settings]
     between = kinds[kinds.index("grpo") :] if "grpo" in kinds else []
     return "GRPO" if set(between) == {"grpo"} else "Training"
+
+
+def gains(run: RunData) -> Iterator[tuple[str, str]]:
+    """(set, in words what became of its accuracy) of each set that was evaluated at both ends."""
+    before, after = ends_of(run)
+    for base in dict.fromkeys(split_mode(name)[0] for name in after):
+        sides = by_mode(before, base), by_mode(after, base)
+        if sentences := explain_gain(*sides, by=cause_of(run)):
+            yield base, " ".join(sentences)
 
 
 def set_title(name: str) -> str:

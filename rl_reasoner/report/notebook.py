@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rl_reasoner.evaluation.formatting import p_value, points, points_span, short_number
 from rl_reasoner.evaluation.notebook import estimated, html_table, text
-from rl_reasoner.report.gain import explain_gain, split_mode
+from rl_reasoner.report.first_screen import ends_of, gains
 from rl_reasoner.report.paired import add_paired_tests
 from rl_reasoner.report.rollouts import Sample
 from rl_reasoner.report.run_data import RunData, SetResult, StageRecord, read_run
@@ -39,19 +39,11 @@ def run_html(folder: Path) -> str:
 
 def _results(run: RunData) -> Iterator[str]:
     """What the gain is, in words, and the table of before and after."""
-    evals = {each.name: each.sets for each in run.evals}
-    before, after = evals.get("before"), evals.get("after")
-    if before is None or after is None:
+    before, after = ends_of(run)
+    if not before or not after:
         return
-    modes: dict[str, tuple[dict[str, SetResult], dict[str, SetResult]]] = {}
-    for sides, at in ((before, 0), (after, 1)):
-        for name, figures in sides.items():
-            base, mode = split_mode(name)
-            modes.setdefault(base, ({}, {}))[at][mode] = figures
-    by = "GRPO" if any(stage.rollouts is not None for stage in run.stages) else "Training"
-    for base, (first, last) in modes.items():
-        if sentences := explain_gain(first, last, by=by):
-            yield f"<p><b>{text(base)}.</b> {text(' '.join(sentences))}</p>"
+    for base, words in gains(run):
+        yield f"<p><b>{text(base)}.</b> {text(words)}</p>"
     rows = [
         [text(name), _estimate(before.get(name)), _estimate(figures), _paired(figures)]
         for name, figures in after.items()

@@ -69,6 +69,7 @@ MISTAKES: dict[tuple[str, ...], str] = {
     ("env", "--gpus", "3"): "--gpus: only with --plan RECIPE",
     (*TRAIN, "--evals.sets", "modular_tst"): "--evals.sets modular_tst: there is no",
     (*TRAIN, "--data.path", "problms.jsonl"): "--data.path problms.jsonl: there is no",
+    (*TRAIN, "--data.count", "3"): "3 rows cannot fill a step of 16 prompts",
     (*TRAIN, "--data.task", "modulr"): "--data.task modulr: unknown task",
     (*TRAIN, "--rewards", "{lenght: 1}"): "Did you mean 'length'?",
     (*TRAIN, "--policy", "scratch:moe-tny"): "Did you mean 'scratch:moe-tiny'?",

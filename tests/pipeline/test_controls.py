@@ -136,6 +136,8 @@ def test_results_name_the_arms(whole: Run, cli: Cli) -> None:
     ended = cli("train", "--resume", str(whole.folder))
     assert "treatment minus control" in ended.out and "random_reward" in ended.out
     assert "stage form_only: already finished" in ended.err
+    words = " ".join(ended.out.split())
+    assert "Greedy accuracy" in words and "On the same" in words, "the gain, as the report says it"
     ended = cli("train", "--resume", str(whole.folder), "--json")
     assert json.loads(ended.out)["controls"] == json.loads(
         (whole.folder / "controls.json").read_text()
