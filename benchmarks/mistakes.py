@@ -126,7 +126,9 @@ def stocked(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--limit", type=float, default=float("inf"), help="seconds of processor time")
+    parser.add_argument(
+        "--limit", type=float, default=float("inf"), help="seconds of processor time"
+    )
     limit = parser.parse_args().limit
     bad = []
     with tempfile.TemporaryDirectory() as name:

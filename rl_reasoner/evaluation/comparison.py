@@ -212,7 +212,7 @@ def unlike(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def sentence_of(name: str, entry: Mapping[str, Any]) -> str:
     """One sentence: whether b is better, worse or neither, by how much, and what of it is form.
 
-    What of a difference is form is not asked where none is shown.
+    What of a difference is form is not asked where none is shown. pass@k is named where it moved.
     """
     moved, p = points(entry["difference"]), p_value(entry["p_holm"])
     if entry["p_holm"] < _SURE:
@@ -222,7 +222,12 @@ def sentence_of(name: str, entry: Mapping[str, Any]) -> str:
     else:
         least = fixed(100 * entry["detectable"])
         words = f"no difference is shown ({moved} points, p {p} after Holm's correction); "
-        words += f"of true differences of {least} points, this many problems show 4 in 5"
+        words += f"a true difference of {least} points would show 4 times in 5"
+    at_k = entry.get("pass_at_k")
+    if at_k and at_k["p_holm"] < _SURE:
+        how = "better" if at_k["difference"] > 0 else "worse"
+        words += f"; pass@{at_k['k']} is {how}: {points(at_k['difference'])} points"
+        words += f", p {p_value(at_k['p_holm'])}"
     return f"{name}: {words}."
 
 

@@ -142,6 +142,8 @@ def _compare_passes(
             weights=stage.sampling.weights,
         )
     status, message, fix = diagnose(mismatch, stage.router_replay)
+    if unlike := not_its_policy(recipe, stage):
+        message += f"; measured on the run's first policy: {unlike}"
     return Notice("mismatch", status, f"stage {stage.name}, {precision}: {message}", fix)
 
 

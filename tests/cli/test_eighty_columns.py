@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from rl_reasoner.cli.compare import comparison_table
+from rl_reasoner.evaluation.comparison import sentence_of
 from rl_reasoner.evaluation.formatting import NAME_WIDTH
 from rl_reasoner.evaluation.metrics import compute_figures
 from rl_reasoner.evaluation.result import EvalResult, compare
@@ -97,8 +98,17 @@ def test_a_difference_that_is_not_shown_is_told_with_what_could_be(tmp_path: Pat
     for name, right in (("a", 8), ("b", 9)):
         result(name, right).save(tmp_path / f"{name}.json")
     told = " ".join(on_terminal("compare", "a.json", "b.json", folder=tmp_path).split())
-    shown = "no difference is shown (+2.5 points, p 1 after Holm's correction); of true differences"
+    shown = "no difference is shown (+2.5 points, p 1 after Holm's correction); a true difference"
     assert shown in told
+
+
+def test_a_loss_of_pass_at_k_is_told_in_the_sentence_of_its_set() -> None:
+    at_k = {"k": 4, "difference": -0.092, "p_holm": 0.0003}
+    entry = {"difference": -0.002, "p_holm": 1.0, "detectable": 0.03, "pass_at_k": at_k}
+    told = sentence_of("modular_ood@sampled", entry)
+    assert "no difference is shown" in told
+    assert told.endswith("; pass@4 is worse: −9.2 points, p 0.0003.")
+    assert "pass@4" not in sentence_of("s", {**entry, "pass_at_k": {**at_k, "p_holm": 0.4}})
 
 
 def test_the_list_fits(tmp_path: Path, cli: Cli) -> None:

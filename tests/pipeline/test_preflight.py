@@ -199,6 +199,8 @@ def test_a_policy_that_a_stage_makes_first_is_not_warned_of(tmp_path: Path) -> N
         found = {n.check: n for n in rehearsed(wanted, policy)}
         assert found["truncation"].status == status
         told = "stage sft makes its policy" in found["truncation"].message
+        measured = "measured on the run's first policy" in found["mismatch"].message
+        assert measured == told
         assert told == ("stage sft makes its policy" in found["variance"].message)
         assert told == (status == "skipped")
 
