@@ -29,15 +29,15 @@ from rl_reasoner.files import read_jsonl
 from rl_reasoner.foreign import json_object, mapping, number
 from rl_reasoner.pipeline.why import rollouts_of
 from rl_reasoner.provenance import code_hash
+from rl_reasoner.recipe.algorithms import OWN_ADVANTAGES
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import GrpoStage
 from rl_reasoner.report.gain import split_mode
 from rl_reasoner.rollout.episodes.opening import open_rows
 from rl_reasoner.scoring.ledger import entries, files_of, scores_of
-from rl_reasoner.training.advantages import group_relative
+from rl_reasoner.training.advantages import group_relative, positive_weighed
 from rl_reasoner.types import Row
 
-_OWN_ADVANTAGES = ("rloo", "reinforce++", "reinforce++-baseline")
 _CLOSE = 1e-4  # relative: the trainer sums in float32
 
 
@@ -190,12 +190,13 @@ class _Figures:
     def advantages_of(self, step: int, rows: list[Row]) -> None:
         """Advantages from rewards, where they are GRPO's own."""
         loss, size = self.stage.loss, self.stage.group.size
-        own = loss.algorithm in _OWN_ADVANTAGES or self.stage.trainer
+        own = loss.algorithm in OWN_ADVANTAGES or self.stage.trainer
         in_reward = loss.beta and loss.kl_in == "reward"
         if own or in_reward or loss.aggregation != "sum_then_normalize" or len(rows) % size:
             return
         rewards = [math.nan if row["reward"] is None else row["reward"] for row in rows]
-        expected = group_relative(torch.tensor(rewards), size, loss.scale_rewards).tolist()
+        centred = group_relative(torch.tensor(rewards), size, loss.scale_rewards)
+        expected = positive_weighed(centred, loss.positive_advantage_weight).tolist()
         for i, (row, value) in enumerate(zip(rows, expected, strict=True), 1):
             found = number(row["advantage"])
             agrees = found is not None and math.isclose(found, value, rel_tol=1e-3, abs_tol=1e-3)

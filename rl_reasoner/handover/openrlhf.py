@@ -134,7 +134,7 @@ _FIELDS: tuple[Field, ...] = (
         "run.precision",
         {"ds.param_dtype": lambda s: "bf16"},
         "always bf16, master weights in fp32",
-        lambda s: s.recipe.run.precision in ("fp32", "fp8"),
+        lambda s: s.recipe.run.precision in ("fp32", "fp16", "fp8"),
         "trains in bf16",
     ),
     Field(
@@ -201,7 +201,9 @@ _FIELDS: tuple[Field, ...] = (
     Field(
         "loss.algorithm",
         {"algo.advantage.estimator": _estimator},
-        "with the fields below",
+        "with the fields below; not max_rl, w_reinforce, scalerl",
+        lambda s: s.stage.loss.algorithm in ("max_rl", "w_reinforce", "scalerl"),
+        "has the advantage of GRPO or Dr. GRPO, as `loss.scale_rewards` says",
     ),
     Field(
         "loss.type",
@@ -226,6 +228,11 @@ _FIELDS: tuple[Field, ...] = (
             s.stage.loss.scale_rewards == "batch" and s.stage.loss.algorithm not in _ESTIMATORS
         ),
         else_does="divides by the group's standard deviation",
+    ),
+    Field(
+        "loss.positive_advantage_weight",
+        lost=lambda s: s.stage.loss.positive_advantage_weight != 1.0,
+        else_does="weighs positive and negative advantages alike",
     ),
     Field("loss.iterations", {"train.max_epochs": same("loss.iterations")}),
     Field("loss.beta", {"algo.kl.init_coef": same("loss.beta")}),

@@ -168,8 +168,8 @@ _FIELDS: tuple[Field, ...] = (
     Field(
         "run.precision",
         {
-            f"{_ACTOR}fsdp_config.dtype": lambda s: (
-                "float32" if s.recipe.run.precision == "fp32" else "bfloat16"
+            f"{_ACTOR}fsdp_config.dtype": lambda s: {"fp32": "float32", "fp16": "float16"}.get(
+                s.recipe.run.precision, "bfloat16"
             )
         },
         "auto: bf16; master weights in fp32",
@@ -252,7 +252,9 @@ _FIELDS: tuple[Field, ...] = (
                 s.stage.loss.algorithm or "", "grpo"
             )
         },
-        "with the fields below",
+        "with the fields below; not max_rl, w_reinforce, scalerl",
+        lambda s: s.stage.loss.algorithm in ("max_rl", "w_reinforce", "scalerl"),
+        "has GRPO's advantage, with the fields below",
     ),
     Field(
         "loss.type",
@@ -284,6 +286,11 @@ _FIELDS: tuple[Field, ...] = (
         "batch: only with the REINFORCE++ pair",
         _batched_whitening,
         "divides by the group's standard deviation",
+    ),
+    Field(
+        "loss.positive_advantage_weight",
+        lost=lambda s: s.stage.loss.positive_advantage_weight != 1.0,
+        else_does="weighs positive and negative advantages alike",
     ),
     Field("loss.iterations", {f"{_ACTOR}ppo_epochs": same("loss.iterations")}),
     Field(

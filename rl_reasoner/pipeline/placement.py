@@ -16,7 +16,7 @@ class Placement:
     device: str
     """ "cpu", "cuda" or "mps" """
     precision: str
-    """ "fp32", "bf16" or "fp8" (see `choose_precision`)"""
+    """ "fp32", "bf16", "fp16" or "fp8" (see `choose_precision`)"""
     processes: int = 1
 
 

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from rl_reasoner.dataset.code_rows import continuing
 from rl_reasoner.dataset.templates import prompt_of
 from rl_reasoner.environments.environment import EPISODE
@@ -28,6 +26,7 @@ from rl_reasoner.pipeline.inputs import trl_columns, unfiltered
 from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.preflight import Notice, warn_if
 from rl_reasoner.pipeline.prepare import Prepared
+from rl_reasoner.policy.device import autocast_dtype
 from rl_reasoner.policy.fp8.layers import in_fp8
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.recipe import Recipe
@@ -138,7 +137,7 @@ def _compare_passes(
             ends=eos_ids(policy),
             max_tokens=min(stage.sampling.longest, _COMPARED),
             temperature=stage.sampling.temperature,
-            autocast=torch.bfloat16 if precision != "fp32" else None,
+            autocast=autocast_dtype(precision),
             weights=stage.sampling.weights,
         )
     status, message, fix = diagnose(mismatch, stage.router_replay)

@@ -23,7 +23,8 @@ def choose_device(wanted: str = "auto") -> str:
 
 
 def choose_precision(wanted: str, device: str) -> str:
-    """ "fp32", "bf16" (mixed: weights stay in fp32, the passes run in bf16), or "fp8" (as bf16,
+    """ "fp32", "bf16" (mixed: weights stay in fp32, the passes run in bf16), "fp16" (the same in
+    fp16, with a scaled loss: rl_reasoner.training.checkpointing.loss_scaling), or "fp8" (as bf16,
     with the products of linear layers and experts in FP8: rl_reasoner.policy.fp8.layers).
 
     "auto" is bf16 on CUDA cards that have it, fp32 elsewhere: on CPUs bf16 is seldom faster, and
@@ -32,3 +33,9 @@ def choose_precision(wanted: str, device: str) -> str:
     if wanted != "auto":
         return wanted
     return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def autocast_dtype(precision: str) -> torch.dtype | None:
+    """The type in which passes run with this precision; None for the weights' own."""
+    mixed = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
+    return mixed.get(precision)

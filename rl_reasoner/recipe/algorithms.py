@@ -6,6 +6,7 @@ a setting that contradicts one is an error. Others are the paper's usual values:
 holds. Data and one function; knows neither torch nor the trainer.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,11 @@ class Algorithm:
 _TOKEN_RATIO = {"importance_sampling_level": "token"}
 _GROUP = "(r - mean of the group) / std of the group"
 _KL_REWARD = {"kl_in": "reward", "kl_estimator": "k1"}
+_PLAIN_REWARD = {  # nothing that would take it out of the range it is made for
+    "multi_objective_aggregation": "sum_then_normalize",
+    "kl_in": "loss",
+    "overlong_share": 0.0,
+}
 
 ALGORITHMS: Mapping[str, Algorithm] = {
     "grpo": Algorithm(
@@ -103,7 +109,50 @@ ALGORITHMS: Mapping[str, Algorithm] = {
         },
         {"loss_type": "dapo", "beta": 0.01},
     ),
+    "max_rl": Algorithm(
+        "(r - mean of the group) / mean of the group; 0 where nothing is right; rewards from 0 up",
+        "MaxRL, arXiv 2602.02710: algorithm 1 (towards log p, hard prompts weigh about 1/p)",
+        {"scale_rewards": "none", **_TOKEN_RATIO, **_PLAIN_REWARD},
+        {"loss_type": "dapo"},
+    ),
+    "w_reinforce": Algorithm(
+        "2r - 1 without a baseline, times positive_advantage_weight where positive; rewards 0 to 1",
+        "The surprising effectiveness of negative reinforcement, arXiv 2506.01347: W-REINFORCE, "
+        "section 5; with a weight of 0 NSR, section 2",
+        {
+            "scale_rewards": "none",
+            **_TOKEN_RATIO,
+            **_PLAIN_REWARD,
+            "dynamic_sampling": 0,  # rows of a flat group teach here: nothing to refill
+        },
+        {"loss_type": "dapo", "positive_advantage_weight": 0.1},
+    ),
+    "scalerl": Algorithm(
+        "(r - mean of the group) / std of these over the batch, of groups that vary; each prompt "
+        "weighs the same",
+        "ScaleRL, arXiv 2510.13786, section 4: CISPO, prompt average, batch normalisation, "
+        "zero-variance filter; docs/trainer.md says what of the recipe is not in the loss",
+        {
+            "loss_type": "cispo",
+            "scale_rewards": "batch",
+            **_TOKEN_RATIO,
+            "multi_objective_aggregation": "sum_then_normalize",
+            "kl_in": "loss",
+            "beta": 0.0,
+        },
+        {"epsilon_high": 5.0},
+    ),
 }
+OWN_ADVANTAGES = (
+    *("rloo", "reinforce++", "reinforce++-baseline"),
+    *("max_rl", "w_reinforce", "scalerl"),
+)
+"""Those whose advantages are not trl's `(r - mean) / deviation`."""
+REWARD_RANGES: Mapping[str, tuple[float, float]] = {
+    "max_rl": (0.0, math.inf),
+    "w_reinforce": (0.0, 1.0),
+}
+"""The total rewards that an algorithm is made for, where not all are."""
 
 
 def algorithm_settings(

@@ -66,7 +66,7 @@ RECIPE_HABITS: Mapping[str, _Flags] = {
     "seed": [("--run.seed", "")],
     "device": [("--run.device", "")],
     "bf16": [("--run.precision bf16", "")],
-    "fp16": [("--run.precision", "")],
+    "fp16": [("--run.precision fp16", "")],
     "use_peft": [("--policy.lora", "")],
     "lora_r": [("--policy.lora", "")],
     "lora_rank": [("--policy.lora", "")],

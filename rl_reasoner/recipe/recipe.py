@@ -174,10 +174,10 @@ class RunSpec(Part):
         default=None, description="the run's folder (default: runs/NAME-TIME)"
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp8"] = Field(
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp8"] = Field(
         default="auto",
-        description="of training; fp8: linear layers and experts in FP8 (emulated on machines "
-        "without it), the rest in bf16",
+        description="of training; fp16: for cards without bf16, with a scaled loss; fp8: linear "
+        "layers and experts in FP8 (emulated on machines without it), the rest in bf16",
     )
     fp8: Literal["tensor", "row", "block"] = Field(
         default="block", description="fp8: granularity of the scales; block is DeepSeek-V3's"

@@ -165,6 +165,12 @@ class Loss(Part):
         description="standard deviation that divides the advantages: of the group, the "
         "batch, or none",
     )
+    positive_advantage_weight: float = Field(
+        default=1.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="multiply positive advantages by this; less than 1 weighs what was wrong more",
+    )
     aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = Field(
         default="sum_then_normalize",
         description="several rewards: normalise their sum, or each before summing",

@@ -57,6 +57,57 @@ def group_centred(rewards: Tensor, size: int) -> Tensor:
     return (groups - groups.nanmean(dim=1, keepdim=True)).flatten()
 
 
+def over_group_mean(rewards: Tensor, size: int) -> Tensor:
+    """(N,) advantages of MaxRL: (r - mean) / mean (arXiv 2602.02710, algorithm 1).
+
+    For rewards of at least 0. Of right or wrong, p the chance to be right, the expected gradient of
+    a group's mean of A * log pi is (1 + (1 - p) + ... + (1 - p)^(size - 2)) grad p: that of the sum
+    of pass@k / k up to k = size - 1, whose limit is log p. Where nothing is right, 0.
+    """
+    groups = rewards.view(-1, size)
+    mean = groups.nanmean(dim=1, keepdim=True)
+    found = ((groups - mean) / mean).flatten()
+    return found.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def without_baseline(rewards: Tensor) -> Tensor:
+    """(N,) 2r - 1 for rewards from 0 to 1: +1 for what is right, -1 for what is wrong.
+
+    REINFORCE as the sum of positive and negative samples' reinforcement (arXiv 2506.01347, section
+    2): L = L_PSR + L_NSR. With `positive_weighed`, W-REINFORCE.
+    """
+    return (2.0 * rewards - 1.0).nan_to_num(nan=0.0)
+
+
+def prompt_averaged(rewards: Tensor, tokens: Tensor, size: int) -> Tensor:
+    """(N,) advantages of ScaleRL (arXiv 2510.13786, section 4): for a loss that is a mean over the
+    `tokens` (N,) of all rows.
+
+    r less the group's mean, divided by the deviation of all such numbers, over the groups that vary
+    alone; each group weighs the same, whatever its length: times (tokens of a group, on average
+    over all rows' tokens) / (its tokens). What does not vary gets 0, and counts nowhere.
+    """
+    groups = rewards.view(-1, size)
+    centred = groups - groups.nanmean(dim=1, keepdim=True)
+    taught = varied(rewards[:, None], size)
+    kept = centred[taught].nan_to_num(nan=0.0)
+    own = (tokens.view(-1, size) * groups.isfinite())[taught].sum(dim=1, keepdim=True)
+    share = tokens.sum() / own.clamp(min=1.0) / taught.sum().clamp(min=1)
+    deviation = _deviation(centred[taught].reshape(1, -1)) + _SMALL
+    found = torch.zeros_like(centred)
+    found[taught] = kept / deviation * share
+    return found.flatten()
+
+
+def positive_weighed(advantages: Tensor, weight: float) -> Tensor:
+    """The same shape, with positive advantages times `weight`.
+
+    Of `without_baseline`, L = weight * L_PSR + L_NSR: W-REINFORCE (arXiv 2506.01347, section 5),
+    and for a weight of 0 NSR, which trains on what is wrong alone.
+    """
+    return torch.where(advantages > 0, weight * advantages, advantages)
+
+
 def returns_to_go(rewards: Tensor, penalty: Tensor, mask: Tensor) -> Tensor:
     """(B, T) r - sum of the penalties of token t and those behind it.
 

@@ -3,6 +3,7 @@
 Knows no trainer; what a field does is said where it is read (packed_forward, reward_pass, ...).
 """
 
+import math
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
@@ -88,7 +89,13 @@ class GRPOConfig(trl.GRPOConfig, _RemembersGiven):  # type: ignore[misc]
     algorithm: str | None = _setting(
         None,
         "Sets the fields that make a named algorithm: grpo, dr_grpo, dapo, gspo, "
-        "cispo, rloo, reinforce++, reinforce++-baseline.",
+        "cispo, rloo, reinforce++, reinforce++-baseline, max_rl, w_reinforce, "
+        "scalerl.",
+    )
+    positive_advantage_weight: float = _setting(
+        1.0,
+        "Multiply positive advantages by this; less than 1 weighs what was wrong more "
+        "(arXiv 2506.01347: 0.1, and 0 for NSR).",
     )
     kl_estimator: str = _setting(
         "k3", "Estimator of the KL that beta weighs: k1, k2 or k3 (trl's)."
@@ -205,6 +212,8 @@ def _check_objective(config: GRPOConfig) -> None:
         raise unknown("kl_in", str(config.kl_in), ("loss", "reward"))
     if not 0.0 <= config.overlong_share <= 1.0:
         raise UserError(f"overlong_share is {config.overlong_share}; it is a share, from 0 to 1")
+    if not (0.0 <= (weight := config.positive_advantage_weight) < math.inf):
+        raise UserError(f"positive_advantage_weight is {weight}; it has to be a number from 0 up")
     if config.dynamic_sampling < 0:
         raise UserError(f"dynamic_sampling is {config.dynamic_sampling}; it is a number of rounds")
     k1_alone = config.kl_estimator == "k1" and not config.use_bias_correction_kl

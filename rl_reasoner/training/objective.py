@@ -2,8 +2,9 @@
 
 `Objective` is the part of the trainer that reads the fields of `GRPOConfig` for it. trl's own code
 computes the loss, and the advantages too wherever it has the algorithm. Ours are the advantages of
-RLOO and REINFORCE++, the KL in the reward, the estimators of it besides k3, and the soft overlong
-punishment, which is one reward more. The mathematics is in rl_reasoner.training.advantages.
+RLOO, REINFORCE++, MaxRL, W-REINFORCE and ScaleRL, the weight of positive advantages, the KL in the
+reward, the estimators of it besides k3, and the soft overlong punishment, which is one reward more.
+The mathematics is in rl_reasoner.training.advantages.
 """
 
 import copy
@@ -17,7 +18,7 @@ from torch import Tensor
 from trl.rewards import get_soft_overlong_punishment
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.recipe.algorithms import describe_algorithm
+from rl_reasoner.recipe.algorithms import OWN_ADVANTAGES, REWARD_RANGES, describe_algorithm
 from rl_reasoner.training import advantages as maths
 from rl_reasoner.training.trl_internals import OLD_LOGPS, PASS, put_on
 
@@ -42,6 +43,7 @@ class Objective:
         self.kl_in_reward = trainer.beta != 0.0 and getattr(args, "kl_in", "loss") == "reward"
         self.kl_in_loss = trainer.beta != 0.0 and not self.kl_in_reward
         self._algorithm: str | None = getattr(args, "algorithm", None)
+        self._positive: float = getattr(args, "positive_advantage_weight", 1.0)
         self._logps: Tensor | None = None  # (B, T) of the loss that is being computed
         if self._algorithm:
             logger.info("%s", describe_algorithm(self._algorithm))
@@ -62,6 +64,10 @@ class Objective:
         `rewards` (rows of all processes, reward functions).
         """
         own = self._own_advantages(output, rewards)
+        if self._positive != 1.0:
+            own = maths.positive_weighed(
+                output["advantages"] if own is None else own, self._positive
+            )
         if own is None:
             return
         output["advantages"] = own
@@ -72,12 +78,13 @@ class Objective:
     def _own_advantages(self, output: Mapping[str, Any], rewards: Tensor) -> Tensor | None:
         """(B,) or (B, T) advantages where trl's are not those of the algorithm, else None."""
         token_wise = self._algorithm in ("reinforce++", "reinforce++-baseline")
-        if not (token_wise or self.kl_in_reward or self._algorithm == "rloo"):
+        if not (self.kl_in_reward or self._algorithm in OWN_ADVANTAGES):
             return None
         trainer, accelerator = self.trainer, self.trainer.accelerator
         train = trainer.model.training
         size = trainer.num_generations if train else trainer.num_generations_eval
         rewards = maths.total_rewards(rewards, trainer.reward_weights.to(rewards.device))
+        self._check_range(rewards)
         mask = trained_tokens(output)
         rows = mask.shape[0]
         here = slice(*(rows * (accelerator.process_index + i) for i in (0, 1)))
@@ -93,7 +100,25 @@ class Objective:
         rewards = rewards - accelerator.gather((penalty * mask).sum(1))
         if self._algorithm == "rloo":
             return maths.leave_one_out(rewards, size)[here]
+        if self._algorithm == "max_rl":
+            return maths.over_group_mean(rewards, size)[here]
+        if self._algorithm == "scalerl":
+            return maths.prompt_averaged(rewards, accelerator.gather(mask.sum(1)), size)[here]
+        if self._algorithm == "w_reinforce":
+            return maths.without_baseline(rewards)[here]
         return maths.group_relative(rewards, size, trainer.scale_rewards)[here]
+
+    def _check_range(self, rewards: Tensor) -> None:
+        """Raise `UserError` for total rewards (N,) that the algorithm has no advantage for."""
+        low, high = REWARD_RANGES.get(self._algorithm or "", (-torch.inf, torch.inf))
+        beyond = rewards[(rewards < low) | (rewards > high)].tolist()
+        if beyond:
+            most = "" if high == torch.inf else f" and at most {high:g}"
+            raise UserError(
+                f"algorithm {self._algorithm!r} takes rewards of at least {low:g}{most}, and a "
+                f"completion has {beyond[0]:g}: change the rewards or their weights, or take "
+                "another algorithm"
+            )
 
     def _kl(self, output: Mapping[str, Any], mask: Tensor) -> Tensor:
         """(B, T) the KL estimate of each token under the policy that sampled it; logged."""

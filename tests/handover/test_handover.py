@@ -64,6 +64,9 @@ def test_the_page_has_the_table() -> None:
         ({"algorithm": "rloo"}, ("seq-mean-token-sum", "gspo", 0.2, 0.2)),
         ({"algorithm": "reinforce++"}, ("token-mean", "vanilla", 0.2, 0.2)),
         ({"algorithm": "reinforce++-baseline"}, ("token-mean", "vanilla", 0.2, 0.2)),
+        ({"algorithm": "max_rl"}, ("token-mean", "vanilla", 0.2, 0.2)),
+        ({"algorithm": "w_reinforce"}, ("token-mean", "vanilla", 0.2, 0.2)),
+        ({"algorithm": "scalerl"}, ("token-mean", "cispo", 1.0, 4.0)),
     ],
 )
 def test_algorithms_are_what_verl_calls_them(
@@ -79,7 +82,7 @@ def test_algorithms_are_what_verl_calls_them(
     }
     assert given["algorithm.adv_estimator"] == estimators.get(loss["algorithm"], "grpo")
     assert given["algorithm.norm_adv_by_std_in_grpo"] == (
-        loss["algorithm"] not in ("dr_grpo", "rloo")
+        loss["algorithm"] not in ("dr_grpo", "rloo", "max_rl", "w_reinforce")
     )
     assert (ACTOR + "loss_scale_factor" in given) == (loss["algorithm"] == "dr_grpo")
 
@@ -105,10 +108,19 @@ def test_the_kl_goes_where_the_recipe_has_it(tmp_path: Path) -> None:
 
 
 def test_what_the_engine_does_otherwise_is_a_warning(tmp_path: Path) -> None:
-    asked = recipe({"mask_truncated": True, "type": "vespo"})
+    asked = recipe(
+        {
+            "algorithm": "max_rl",
+            "mask_truncated": True,
+            "type": "vespo",
+            "positive_advantage_weight": 0.5,
+        }
+    )
     told = hand_over(asked, "verl", tmp_path / "out")
     assert [line.partition(":")[0] for line in told.warnings] == [
+        "loss.algorithm max_rl",
         "loss.type vespo",
+        "loss.positive_advantage_weight 0.5",
         "loss.mask_truncated True",
     ]
     lengths = hand_over(recipe(rewards={"math_answer": 1.0, "length": 0.1}), "verl", tmp_path / "b")

@@ -21,7 +21,12 @@ from rl_reasoner.training.advantages import (
     group_relative,
     kl_estimate,
     leave_one_out,
+    over_group_mean,
+    positive_weighed,
+    prompt_averaged,
+    token_weights,
     total_rewards,
+    without_baseline,
 )
 from support.tiny import QUIET
 
@@ -32,7 +37,7 @@ Rows = list[dict[str, Any]]
 @reward
 def letters(completion: str) -> Score:
     """The share of different characters, so that hardly any two completions score the same."""
-    return Score(len(set(completion)) / 8 + completion.count("1") / 16)
+    return Score(len(set(completion)) / 12 + completion.count("1") / 16)
 
 
 def lengths(completions: list[str], **columns: Any) -> list[float | None]:
@@ -68,7 +73,7 @@ def build(policy: str, folder: Path, rewards: Any = letters, **changes: Any) -> 
     return GRPOTrainer(
         opened.model,
         reward_funcs=rewards,
-        args=GRPOConfig(**arguments(folder, **changes)),
+        args=GRPOConfig(**arguments(folder, isolate_rewards=False, **changes)),
         train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
         processing_class=opened.tokenizer,
     )
@@ -140,6 +145,11 @@ def test_a_parser_that_passes_every_default_contradicts_nothing(tmp_path: Path) 
         ({"kl_in": "rewards"}, "unknown kl_in 'rewards'. Did you mean 'reward'"),
         ({"overlong_share": 20.0}, "overlong_share is 20.0; it is a share"),
         ({"dynamic_sampling": -1}, "dynamic_sampling is -1"),
+        ({"positive_advantage_weight": -0.1}, "positive_advantage_weight is -0.1; .* from 0 up"),
+        (
+            {"algorithm": "max_rl", "overlong_share": 0.2},
+            "overlong_share is 0.2, but algorithm 'max_rl' has 0.0",
+        ),
         (
             {"beta": 0.1, "kl_estimator": "k1", "use_bias_correction_kl": False},
             "expected gradient of zero",
@@ -322,6 +332,64 @@ def test_kl_in_the_reward(name: str | None, estimator: str, policy: str, tmp_pat
     assert torch.allclose(output["advantages"], wanted, atol=1e-3)
     shown = list(trainer._logs["advantages"])
     assert shown == pytest.approx(wanted.tolist(), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"algorithm": "max_rl"}, lambda r, t: over_group_mean(r, 4)),
+        ({"algorithm": "scalerl"}, lambda r, t: prompt_averaged(r, t, 4)),
+        ({"algorithm": "w_reinforce"}, lambda r, t: positive_weighed(without_baseline(r), 0.1)),
+        (
+            {"algorithm": "w_reinforce", "positive_advantage_weight": 0.0},
+            lambda r, t: positive_weighed(without_baseline(r), 0.0),
+        ),
+        (
+            {"positive_advantage_weight": 0.3},
+            lambda r, t: positive_weighed(group_relative(r, 4, "group"), 0.3),
+        ),
+    ],
+    ids=["max_rl", "scalerl", "w_reinforce", "nsr", "grpo"],
+)
+def test_the_gradient_is_that_of_the_written_equation(
+    changes: dict[str, Any], wanted: Any, policy: str, tmp_path: Path
+) -> None:
+    """- sum of A log pi, by a plain pass of the model over each row; advantages by the formula."""
+    trainer = build(policy, tmp_path, scattered, **changes)
+    output = batch_of(trainer)
+    mask = output["completion_mask"].float()
+    rewards = total_rewards(trainer.rollout_batch.rewards, torch.ones(1))
+    advantages = wanted(rewards, mask.sum(1))
+    assert torch.allclose(output["advantages"], advantages, atol=1e-3) and advantages.any()
+    assert list(trainer._logs["advantages"]) == pytest.approx(advantages.tolist(), abs=1e-3)
+
+    def gradient(loss: torch.Tensor) -> torch.Tensor:
+        trainer.model.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
+
+    trainer.current_gradient_accumulation_steps = 1
+    found = gradient(trainer._compute_loss(trainer.model, output))
+    ids = torch.cat([output["prompt_ids"], output["completion_ids"]], 1)
+    attended = torch.cat([output["prompt_mask"], output["completion_mask"]], 1)
+    logits = trainer.model(ids, attention_mask=attended).logits[:, -mask.shape[1] - 1 : -1]
+    logps = logits.log_softmax(-1).gather(2, output["completion_ids"][:, :, None]).squeeze(2)
+    weights = token_weights("dapo", mask, float(mask.sum()))
+    written = gradient(-(advantages[:, None] * logps * weights).sum())
+    assert (found - written).norm() <= 1e-3 * written.norm()
+
+
+def test_a_reward_outside_of_what_an_algorithm_takes_is_one_error(
+    policy: str, tmp_path: Path
+) -> None:
+    def below(completions: list[str], **columns: Any) -> list[float]:
+        return [-0.5, *(1.0 for _ in completions[1:])]
+
+    with pytest.raises(UserError, match=r"'max_rl' takes rewards of at least 0, and .* has -0.5"):
+        batch_of(build(policy, tmp_path, below, algorithm="max_rl"))
+    trainer = build(policy, tmp_path, scattered, algorithm="w_reinforce", reward_weights=[3.0])
+    with pytest.raises(UserError, match=r"at least 0 and at most 1, .* change the rewards or"):
+        batch_of(trainer)
 
 
 def test_reinforce_plus_plus_gives_each_token_its_own_advantage(

@@ -1,5 +1,6 @@
 """Advantages and KL estimators against references written from the papers' equations."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -17,11 +18,15 @@ from rl_reasoner.training.advantages import (
     group_relative,
     kl_estimate,
     leave_one_out,
+    over_group_mean,
+    positive_weighed,
+    prompt_averaged,
     returns_to_go,
     token_weights,
     total_rewards,
     varied,
     whitened,
+    without_baseline,
 )
 
 numbers = st.floats(-5, 5, width=32)
@@ -91,6 +96,106 @@ def test_leave_one_out_is_the_centred_reward_times_k_over_k_minus_1(
     centred = group_centred(tensor(groups), size)
     found = leave_one_out(tensor(groups), size)
     assert torch.allclose(found, centred * size / (size - 1), atol=1e-4)
+
+
+@given(batches(st.one_of(st.floats(0, 5, width=16), st.none())))
+def test_over_the_group_mean_is_the_papers(groups: list[list[float | None]]) -> None:
+    """(r - mean) / mean, and 0 where the mean is 0; at most size - 1, for rewards from 0 up."""
+    wanted = []
+    for group in groups:
+        known = [v for v in group if v is not None]
+        centre = mean(known) if known else 0.0
+        wanted += [0.0 if v is None or not centre else (v - centre) / centre for v in group]
+    found = over_group_mean(tensor(groups), len(groups[0]))
+    assert close(found, wanted)
+    assert found.max() <= len(groups[0]) - 1 + 1e-3 and found.min() >= -1
+
+
+def policy_gradient(
+    logits: Tensor, right: Tensor, size: int, advantages: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The expected gradient of a group's mean of A log pi, and the gradient of p, the chance of a
+    right answer.
+
+    Exact: a policy with one choice among few; the sum goes over all groups of `size` there are.
+    """
+    logits = logits.clone().requires_grad_()
+    log_pi = logits.log_softmax(0)
+    terms = []
+    for group in itertools.product(range(len(logits)), repeat=size):
+        chosen = log_pi[list(group)]
+        found = advantages(right[list(group)])
+        terms.append(chosen.detach().sum().exp() * (found * chosen).mean())
+    chance = (log_pi.exp() * right).sum()
+    grads = [
+        torch.autograd.grad(value, logits, retain_graph=True)[0]
+        for value in (torch.stack(terms).sum(), chance)
+    ]
+    return grads[0], grads[1]
+
+
+_CHOICES = st.lists(st.tuples(st.floats(-3, 3, width=32), st.booleans()), min_size=2, max_size=3)
+
+
+@given(_CHOICES, st.integers(2, 4))
+def test_max_rl_climbs_pass_at_k_over_k(choices: list[tuple[float, bool]], size: int) -> None:
+    """In expectation, the gradient of the sum of pass@k / k for k < size, which goes to log p."""
+    logits, right = torch.tensor(choices, dtype=torch.float64).T
+    found, by_chance = policy_gradient(logits, right, size, lambda r: over_group_mean(r, size))
+    chance = (logits.softmax(0) * right).sum()
+    pass_at = [(1 - chance) ** (k - 1) for k in range(1, size)]  # grad pass@k / k, by grad p
+    assert torch.allclose(found, torch.stack(pass_at).sum() * by_chance, atol=1e-8)
+
+
+@given(_CHOICES, st.floats(0, 2))
+def test_w_reinforce_is_the_sum_of_the_papers_two_losses(
+    choices: list[tuple[float, bool]], weight: float
+) -> None:
+    """weight * L_PSR + L_NSR: the chances of right and of wrong, by their own gradients."""
+    logits, right = torch.tensor(choices, dtype=torch.float64).T
+    found, by_chance = policy_gradient(
+        logits, right, 2, lambda r: positive_weighed(without_baseline(r), weight)
+    )
+    logits.requires_grad_()
+    pi = logits.softmax(0)
+    [psr] = torch.autograd.grad(-(pi * right).sum(), logits, retain_graph=True)
+    [nsr] = torch.autograd.grad((pi * (1 - right)).sum(), logits)
+    assert torch.allclose(found, -(weight * psr + nsr), atol=1e-8)
+    assert torch.allclose(found, (1 + weight) * by_chance, atol=1e-8)
+
+
+@given(batches(abstained), st.integers(0, 99))
+def test_scalerl_is_the_papers(groups: list[list[float | None]], seed: int) -> None:
+    """J is the mean over prompts of 1 / (tokens of the group) * sum of A / std(A) over its tokens;
+    prompts whose rewards are all the same are left out. The loss divides by the tokens of all rows.
+    """
+    size = len(groups[0])
+    random = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(1, 9, (len(groups) * size,), generator=random).float()
+    found = prompt_averaged(tensor(groups), tokens, size) / tokens.sum()
+    known = [[v for v in group if v is not None] for group in groups]
+    kept = [i for i, values in enumerate(known) if values and min(values) < max(values)]
+    wanted = torch.zeros(len(groups), size)
+    apart = [v - mean(known[i]) for i in kept for v in known[i]]
+    for i in kept:
+        own = [v is not None for v in groups[i]]
+        length = tokens.view(-1, size)[i][own].sum().item()
+        for j, value in enumerate(groups[i]):
+            if value is not None:
+                normal = (value - mean(known[i])) / (std(apart) + 1e-4)
+                wanted[i, j] = normal / length / len(kept)
+    assert torch.allclose(found, wanted.flatten(), atol=1e-2, rtol=1e-2)
+
+
+@given(batches(abstained), st.floats(0, 3, width=32))
+def test_only_positive_advantages_are_weighed(
+    groups: list[list[float | None]], weight: float
+) -> None:
+    before = group_relative(tensor(groups), len(groups[0]), "group")
+    after = positive_weighed(before, weight)
+    assert torch.equal(after[before <= 0], before[before <= 0])
+    assert torch.equal(after[before > 0], weight * before[before > 0])
+    assert without_baseline(torch.tensor([1.0, 0.0, torch.nan])).tolist() == [1.0, -1.0, 0.0]
 
 
 @given(st.lists(numbers, min_size=2, max_size=5), st.integers(1, 6), st.integers(0, 99))

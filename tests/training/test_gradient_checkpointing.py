@@ -59,6 +59,7 @@ OTHERS: list[tuple[str, dict[str, Any]]] = [
             "kl_in": "loss",
             "beta": 0.1,
             "overlong_share": 0.5,
+            "positive_advantage_weight": 0.5,
         },
     ),
     (

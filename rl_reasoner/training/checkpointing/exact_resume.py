@@ -24,6 +24,7 @@ from transformers.trainer_pt_utils import safe_globals
 from rl_reasoner.distributed.sharding import load_shards
 from rl_reasoner.machine import choices
 from rl_reasoner.training.checkpointing.data_place import steps_done, wind_on
+from rl_reasoner.training.checkpointing.loss_scaling import scale_losses
 from rl_reasoner.training.checkpointing.reference_model import load_reference, save_reference
 from rl_reasoner.training.checkpointing.whole_checkpoints import (
     Sealing,
@@ -44,6 +45,7 @@ class ExactResume(Trainer):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        scale_losses(self.accelerator)
         self.add_callback(Sealing(self))
 
     def while_training(self) -> AbstractContextManager[None]:
