@@ -1,108 +1,86 @@
-"""Algorithms by name from one start, and what fp16 and bf16 do to log-probabilities.
+"""Advantages by name on policies that are tables, and what bf16 and fp16 do to log-probabilities.
 
-The task, its rows and the policy's start are those of `adaptive.py`: numbers of 2 to `--hardest`
-digits times a power of ten are written down, by a tiny policy that is right now and then where they
-are short, and seldom where they are long. Each arm trains it by GRPO from that one start, with the
-same settings and as many completions; it is compared by pass@1 and pass@8 (samples at temperature
-1) on fixed held-out problems. A seed is one of GRPO: of its samples, and of the order of its rows.
+`tables`: 256 prompts with 64 answers each, one of them right, whose chance at the start is spread
+evenly in log p from 0.1% to 50%. A policy is a table of logits; nothing is shared between prompts.
+Every step draws a group of 8 for each prompt and moves the table by a fixed length along the
+gradient of the mean of A log pi, so that only the direction tells the algorithms apart. A seed is
+that of the table and of what is drawn.
 
-`--precision` compares instead what a token's log-probability is when it is sampled, one token at a
-time, with what it is in the training pass, under fp32, bf16 and fp16.
+`precision`: what a token's log-probability is when it is sampled, one token at a time, and what it
+is in the training pass, under fp32, bf16 and fp16; of the policy that `adaptive.py` starts with.
 
-    OMP_NUM_THREADS=1 python benchmarks/algorithms.py [--seeds 0 1 2] [--arms grpo max_rl]
-    OMP_NUM_THREADS=1 python benchmarks/algorithms.py --precision
+    OMP_NUM_THREADS=1 python benchmarks/algorithms.py tables [--seeds 0 1 2] [--steps 150]
+    OMP_NUM_THREADS=1 python benchmarks/algorithms.py precision
 """
 
 import argparse
-import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from statistics import mean
 
-from adaptive import PROMPTS, SIZE, rows, start, write
-from datasets import Dataset
+import torch
+from torch import Tensor
 
-from rl_reasoner import GRPOConfig, GRPOTrainer, evaluate, open_policy
-from rl_reasoner.policy.device import autocast_dtype
-from rl_reasoner.rewards.math_answer import math_answer
-from rl_reasoner.rollout.mismatch import measure
-from rl_reasoner.rollout.sampler import eos_ids
+from rl_reasoner.training.advantages import (
+    group_relative,
+    over_group_mean,
+    positive_weighed,
+    without_baseline,
+)
 
-ARMS: Mapping[str, dict[str, Any]] = {
-    "grpo": {"algorithm": "grpo", "beta": 0.0},
-    "max_rl": {"algorithm": "max_rl"},
-    "w_reinforce": {"algorithm": "w_reinforce"},
-    "nsr": {"algorithm": "w_reinforce", "positive_advantage_weight": 0.0},
-    "scalerl": {"algorithm": "scalerl"},
-    "kl": {"algorithm": "grpo", "beta": 0.04},
-    "kl_reset": {
-        "algorithm": "grpo",
-        "beta": 0.04,
-        "sync_ref_model": True,
-        "ref_model_sync_steps": 10,
-        "ref_model_mixup_alpha": 1.0,
-    },
+SIZE, ANSWERS, PROMPTS = 8, 64, 256
+LENGTH = 1.0  # of a step, over all prompts
+ADVANTAGES: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "grpo": lambda r: group_relative(r, SIZE, "group"),
+    "dr_grpo": lambda r: group_relative(r, SIZE, "none"),
+    "max_rl": lambda r: over_group_mean(r, SIZE),
+    "w_reinforce": lambda r: positive_weighed(without_baseline(r), 0.1),
+    "nsr": lambda r: positive_weighed(without_baseline(r), 0.0),
 }
-SAMPLES = 8
 
 
-def config_of(name: str, seed: int, given: argparse.Namespace) -> GRPOConfig:
-    return GRPOConfig(
-        tempfile.mkdtemp(),
-        max_steps=given.steps,
-        per_device_train_batch_size=SIZE * PROMPTS,
-        num_generations=SIZE,
-        max_completion_length=given.max_tokens,
-        learning_rate=given.lr,
-        lr_scheduler_type="constant",
-        adam_beta2=0.99,
-        isolate_rewards=False,
-        seed=seed,
-        use_cpu=True,
-        gradient_checkpointing=False,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        logging_steps=1000,
-        **ARMS[name],
-    )
+def trained(name: str, seed: int, steps: int) -> list[float]:
+    """A table after `steps`: pass@1, pass@8, the share of prompts below 1%, entropy in nats."""
+    random = torch.Generator().manual_seed(seed)
+    chance = 10 ** torch.linspace(-3, -0.30103, PROMPTS)
+    logits = torch.randn(PROMPTS, ANSWERS, generator=random)
+    logits[:, 0] = -torch.inf
+    logits[:, 0] = logits.logsumexp(1) + torch.log(chance / (1 - chance))
+    for _ in range(steps):
+        pi = logits.softmax(1)
+        drawn = torch.multinomial(pi, SIZE, replacement=True, generator=random)
+        found = ADVANTAGES[name]((drawn == 0).float().flatten()).view_as(drawn)
+        # grad log pi(drawn) is e_drawn - pi
+        gradient = torch.zeros_like(pi).scatter_add_(1, drawn, found)
+        gradient -= pi * found.sum(1, keepdim=True)
+        norm = gradient.norm()
+        logits = logits + gradient * (LENGTH / norm if norm > 0 else 0.0)
+    pi = logits.softmax(1)
+    right = pi[:, 0]
+    entropy = -(pi * pi.clamp(min=1e-30).log()).sum(1)
+    shares = (right, 1 - (1 - right) ** SIZE, (right < 0.01).float(), entropy)
+    return [one.mean().item() for one in shares]
 
 
-def figures(policy: Any, held_out: str, max_tokens: int) -> list[float]:
-    """pass@1 and pass@8 on the held-out problems."""
-    result = evaluate(
-        policy,
-        [held_out],
-        samples=SAMPLES,
-        temperature=1.0,
-        max_tokens=max_tokens,
-        template="plain",
-    )
-    [found] = result.sets.values()
-    return [found["accuracy"], found["pass_at"][str(SAMPLES)]]
+def compare_tables(seeds: Sequence[int], steps: int) -> None:
+    print("| advantages | pass@1 | pass@8 | prompts below 1% | entropy |\n|---|---|---|---|---|")
+    for name in ADVANTAGES:
+        columns = [*zip(*(trained(name, seed, steps) for seed in seeds), strict=True)]
+        cells = [f"{mean(c):.1%} [{min(c):.1%}, {max(c):.1%}]" for c in columns[:3]]
+        print(f"| {name} | {' | '.join(cells)} | {mean(columns[3]):.2f} |", flush=True)
 
 
-def arm(name: str, begun: Path, held_out: str, seed: int, given: argparse.Namespace) -> list[float]:
-    """Train one arm; its figures at the end."""
-    policy = open_policy(str(begun), device="cpu")
-    data = [{"prompt": row["problem"], **row} for row in rows(range(2, given.hardest + 1))]
-    for row in data:
-        del row["completion"]
-    trainer = GRPOTrainer(
-        policy.model,
-        reward_funcs=math_answer,
-        args=config_of(name, seed, given),
-        train_dataset=Dataset.from_list(data),
-        processing_class=policy.tokenizer,
-    )
-    trainer.train()
-    return figures(policy, held_out, given.max_tokens)
+def compare_precisions(hardest: int = 7, max_tokens: int = 24) -> None:
+    from adaptive import rows, start
 
+    from rl_reasoner import open_policy
+    from rl_reasoner.policy.device import autocast_dtype
+    from rl_reasoner.rollout.mismatch import measure
+    from rl_reasoner.rollout.sampler import eos_ids
 
-def compare_precisions(begun: Path, hardest: int, max_tokens: int) -> None:
-    """The gap of log-probabilities between sampling and training, by precision."""
-    policy = open_policy(str(begun), device="cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        policy = open_policy(str(start(Path(folder), (200, 60), noise=0.5)), device="cpu")
     problems = rows(range(2, hardest + 1), 8, held_out=True)
     prompts = [policy.tokenizer(row["problem"])["input_ids"] for row in problems for _ in range(4)]
     for precision in ("fp32", "bf16", "fp16"):
@@ -119,40 +97,14 @@ def compare_precisions(begun: Path, hardest: int, max_tokens: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--hardest", type=int, default=7, help="the highest level")
-    parser.add_argument("--held-out", type=int, default=20, help="problems of each level")
-    parser.add_argument("--max-tokens", type=int, default=24)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--supervised", type=int, nargs=2, default=[200, 60])
-    parser.add_argument("--noise", type=float, default=0.5)
-    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("what", choices=["tables", "precision"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", default=[*ARMS], choices=[*ARMS])
-    parser.add_argument("--precision", action="store_true", help="compare precisions instead")
-    parser.add_argument("--folder", type=Path, help="keep the start there")
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    parser.add_argument("--steps", type=int, default=150)
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = given.folder or Path(name)
-        folder.mkdir(parents=True, exist_ok=True)
-        begun = start(folder, tuple(given.supervised), given.noise)
-        if given.precision:
-            compare_precisions(begun, given.hardest, given.max_tokens)
-            return
-        levels = range(2, given.hardest + 1)
-        apart = rows(levels, given.held_out, held_out=True)
-        held_out = write(folder / f"held-out-{given.hardest}.jsonl", apart)
-        before = figures(open_policy(str(begun), device="cpu"), held_out, given.max_tokens)
-        print(f"start: pass@1 {before[0]:.1%}, pass@{SAMPLES} {before[1]:.1%}", flush=True)
-        found: dict[str, dict[str, list[float]]] = {}
-        for seed in given.seeds:
-            for one in given.arms:
-                after = arm(one, begun, held_out, seed, given)
-                found.setdefault(one, {})[str(seed)] = after
-                told = f"pass@1 {after[0]:.1%}, pass@{SAMPLES} {after[1]:.1%}"
-                print(f"seed {seed}, {one}: {told}", flush=True)
-                if given.json:
-                    given.json.write_text(json.dumps({"start": before, **found}, indent=1) + "\n")
+    if given.what == "tables":
+        compare_tables(given.seeds, given.steps)
+    else:
+        compare_precisions()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,10 @@ from transformers import TrainerCallback
 
 from rl_reasoner import GRPOTrainer
 from rl_reasoner.errors import UserError
+from rl_reasoner.pipeline.placement import choose_placement
+from rl_reasoner.pipeline.trl_configs import config
+from rl_reasoner.policy.device import autocast_dtype
+from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.training.checkpointing.loss_scaling import scale_losses
 from support.processes import build, same, weights
 
@@ -84,6 +88,20 @@ def test_a_whole_run_in_fp16_is_resumed_exactly(tmp_path: Path) -> None:
     resumed = build("scratch:dense-tiny", tmp_path / "resumed", **changes)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     assert same(weights(whole), weights(resumed)) and not same(before, weights(whole))
+
+
+def test_a_recipe_asks_for_it(tmp_path: Path) -> None:
+    made = Recipe.model_validate(
+        {
+            "policy": "scratch:dense-tiny",
+            "rewards": {"math_answer": 1},
+            "stages": [{"kind": "grpo", "data": {"task": "modular", "count": 8}}],
+            "run": {"precision": "fp16", "device": "cpu"},
+        }
+    )
+    found = config(made, made.stages[0], tmp_path, choose_placement(made))
+    assert (found.fp16, found.bf16) == (True, False)
+    assert autocast_dtype("fp16") == torch.float16
 
 
 def test_shards_on_a_cpu_are_one_error() -> None:
