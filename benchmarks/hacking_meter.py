@@ -11,8 +11,9 @@ taught careless answers and, in one of eight rows (of programs in four of ten), 
 up to 40 steps, with each seed. `fair`: the same policies and rows with a reward that the hack does
 not please (not of programs: `code_tiny` is an honest run of these). `again`: the stored completions
 of these runs, judged by the meter as it is now. `recorded`: runs that were made by anybody, such as
-`rl-reasoner train quickstart`: what the meter says of their completions, window by window. Each
-line goes to OUT/results.jsonl (`--out`); what is there already is not made again. One thread.
+`rl-reasoner train quickstart` or benchmarks/recipes.py: what the meter said while they trained, or
+of stages that were trained without it, what it says of their stored completions. Each line goes to
+OUT/results.jsonl (`--out`); what is there already is not made again. One thread.
 """
 
 import argparse
@@ -337,8 +338,7 @@ def planted(name: str, seed: int, hacked: bool, out: Path, steps: int) -> dict[s
         **said([*read_jsonl(stage / FILE)]),
         "hack_share": [shares[0], shares[-1]],
         "reward": [metrics[0].get("reward"), metrics[-1].get("reward")],
-        "meter_share": sum(row.get("hacking/time", 0.0) for row in metrics)
-        / sum(row["step_time"] for row in metrics),
+        "meter_share": share_of_time(metrics),
         "seconds": round(time.monotonic() - began, 1),
     }
 
@@ -354,34 +354,44 @@ def said(windows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def recorded(run: Path) -> Iterator[dict[str, Any]]:
-    """A line for each grpo stage of a run: what the meter says of its stored completions."""
+def share_of_time(metrics: list[dict[str, Any]]) -> float:
+    """The share of a stage's time that the meter took."""
+    spent = sum(row.get("hacking/time", 0.0) for row in metrics)
+    return spent / sum(row["step_time"] for row in metrics)
+
+
+def recorded(run: Path, again: bool = False) -> Iterator[dict[str, Any]]:
+    """A line for each grpo stage of a run: what the meter said of it, or (`again`) says of it now.
+
+    Stages that were trained without the meter are judged now as well.
+    """
     recipe = load_recipe(str(run / "recipe.yaml"))
     rewards = {
         name: load_reward(name, spec.options, spec.source) for name, spec in recipe.rewards.items()
     }
     for number, stage in enumerate(recipe.stages, 1):
-        stored = run / "stages" / f"{number}-{stage.name}" / "rollouts.jsonl"
-        if not isinstance(stage, GrpoStage) or not stored.is_file():
+        made = run / "stages" / f"{number}-{stage.name}"
+        if not isinstance(stage, GrpoStage) or not (made / "rollouts.jsonl").is_file():
+            continue
+        metrics = [*read_jsonl(made / "metrics.jsonl")]
+        line = {"run": f"{recipe.name}: {stage.name}", "seed": recipe.run.seed, "hack_share": None}
+        line["steps"] = len(metrics)
+        if (made / FILE).is_file() and not again:
+            told = said([*read_jsonl(made / FILE)])
+            yield {**line, **told, "meter_share": share_of_time(metrics)}
             continue
         rows = read_stage_rows(recipe, stage, data_in(run, recipe, stage), rewards)
         with tempfile.TemporaryDirectory() as folder:
             meter = HackingMeter(Path(folder), recipe, rows, rewards)
             step = 0
-            for step, batch in groupby(read_jsonl(stored), key=lambda row: int(row["step"])):
+            stored = read_jsonl(made / "rollouts.jsonl")
+            for step, batch in groupby(stored, key=lambda row: int(row["step"])):
                 meter.close(step - 1)  # ends a window in which no batch was sampled
                 meter.add([*batch])
                 meter.close(step)
             meter.close(step, last=True)
             windows = [*read_jsonl(Path(folder) / FILE)]
-        yield {
-            "run": f"{recipe.name}: {stage.name}",
-            "seed": recipe.run.seed,
-            "steps": step,
-            **said(windows),
-            "hack_share": None,
-            "meter_share": None,
-        }
+        yield {**line, **said(windows), "meter_share": None}
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -427,7 +437,8 @@ def main() -> None:
         lines = []
         for row in read_jsonl(file):
             if row["kind"] != "recorded":
-                [now] = recorded(folder_of(out, row["name"], row["seed"], row["kind"] == "planted"))
+                made = folder_of(out, row["name"], row["seed"], row["kind"] == "planted")
+                [now] = recorded(made, again=True)
                 row |= {key: now[key] for key in said([])}
             lines.append(row)
         write_jsonl(file, lines)
@@ -443,8 +454,7 @@ def main() -> None:
             row = {"kind": given.what, "name": name, "seed": seed}
             if any(row.items() <= known.items() for known in read_jsonl(file)):
                 continue
-            made = planted(name, seed, given.what == "planted", out, given.steps)
-            keep({**row, **made})
+            keep({**row, **planted(name, seed, given.what == "planted", out, given.steps)})
     print(table([*read_jsonl(file)]))
 
 

@@ -7,7 +7,6 @@ and counted. Pure functions of texts.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
@@ -104,7 +103,6 @@ def ranking_chat(
     """The chat that asks for the order of completions, labelled A, B, … as they are given."""
     shown = [fenced(text, most_chars // len(completions)) for text in completions]
     labels = LABELS[: len(completions)]
-    example = json.dumps([*reversed(labels)])
     asked = [
         *_opening(rubric, prompt, answer, most_chars),
         *(
@@ -113,8 +111,9 @@ def ranking_chat(
         ),
         "Rank all answers from the best to the worst by:",
         *(f"- {item.name} (weight {item.weight:g}): {item.text}" for item in rubric.items),
-        f'Reply with JSON such as {{"ranking": {example}}}, each label once. '
-        'Where you cannot tell, reply {"unsure": true}.',
+        # no example of an order: a small model gives it back, whatever it reads
+        f'Reply with JSON: {{"ranking": [...]}}, the labels {", ".join(labels)} from the best to '
+        'the worst, each once. Where you cannot tell, reply {"unsure": true}.',
     ]
     return _chat(asked), sum(one.masked for one in shown)
 
