@@ -168,10 +168,22 @@ def _better(run: RunData) -> Element | None:
         h("p", f"{set_title(name)} · {greedy}accuracy", class_="label"),
         h("p", *numbers, class_="numbers"),
         h("ul", [_measure(*each) for each in measures], class_="measures") if measures else None,
+        [*_losses(run, name)],
         [h("p", line, class_="under") for line in headline_of(read_controls(run.folder), name)],
         note(_how(last, after)),
         look="card headline",
     )
+
+
+def _losses(run: RunData, shown: str) -> Iterator[Element]:
+    """A line for each figure of the sets but `shown` that fell: a loss is not left to be found."""
+    before, after = ends_of(run)
+    for base in dict.fromkeys(split_mode(name)[0] for name in after):
+        sides = by_mode(before, base), by_mode(after, base)
+        for name, a, b in _measures(*sides) if base != shown else ():
+            if moved(a, b) == "fell":
+                way = f"{percent(a.accuracy)} → {percent(b.accuracy)}, {_change(a, b)} "
+                yield h("p", f"{set_title(base)}, {name}: {way}", move_chip(a, b), class_="under")
 
 
 def _measures(before: Figures, after: Figures) -> Iterator[tuple[str, SetResult, SetResult]]:
@@ -189,13 +201,19 @@ def _measures(before: Figures, after: Figures) -> Iterator[tuple[str, SetResult,
 
 def _measure(name: str, before: SetResult, after: SetResult) -> Element:
     """One line: the ends, the change in points with its interval, p after Holm's correction."""
-    words = points(after.accuracy - before.accuracy)
-    if (test := after.paired) is not None:
-        words = f"{points(test.difference)} {points_span(test.interval)}"
-        words += f", p {p_value(test.adjusted)}"
     way = f"{percent(before.accuracy)} → {percent(after.accuracy)}"
+    words = _change(before, after)
+    if after.paired is not None:
+        words += f", p {p_value(after.paired.adjusted)}"
     parts = [h("b", name), h("span", way), h("span", words, class_="under")]
     return h("li", parts, move_chip(before, after))
+
+
+def _change(before: SetResult, after: SetResult) -> str:
+    """The change in points, with its interval where there is a paired test."""
+    if (test := after.paired) is None:
+        return points(after.accuracy - before.accuracy)
+    return f"{points(test.difference)} {points_span(test.interval)}"
 
 
 def _how(last: SetResult, after: SetResult | None) -> str:

@@ -70,6 +70,18 @@ def test_whole_run_gives_a_whole_page(tmp_path: Path) -> None:
     assert charts["stage-2/KL to the reference"]["lines"][0]["x"][-1] == 60
 
 
+def test_a_loss_on_another_set_stands_on_the_first_screen(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    for when, accuracy in (("before", 0.6), ("after", 0.3)):
+        file = run / "evals" / f"{when}.json"
+        sets = json.loads(file.read_text())["sets"]
+        edit(file, sets={**sets, "other": figures(accuracy), "same": figures(0.5)})
+    _, parsed = report(run)
+    first = " ".join(parsed.text.split("What was the task?")[0].split())
+    assert "other, greedy: 60.0% → 30.0%, −30.0 worse" in first
+    assert "same," not in first
+
+
 def test_ids_are_unique_and_references_resolve(tmp_path: Path) -> None:
     _, parsed = report(make_run(tmp_path))
     ids = parsed.values("id")
