@@ -76,7 +76,7 @@ def without_baseline(rewards: Tensor) -> Tensor:
     REINFORCE as the sum of positive and negative samples' reinforcement (arXiv 2506.01347, section
     2): L = L_PSR + L_NSR. With `positive_weighed`, W-REINFORCE.
     """
-    return (2.0 * rewards - 1.0).nan_to_num(nan=0.0)
+    return (rewards * 2.0 - 1.0).nan_to_num(nan=0.0)
 
 
 def prompt_averaged(rewards: Tensor, tokens: Tensor, size: int) -> Tensor:
