@@ -109,6 +109,8 @@ BY_NEITHER = (
     ),
     Field("loss.mask_truncated", lost=lambda s: s.stage.loss.mask_truncated),
     Field("vllm.url", note="it starts its own"),
+    Field("vllm.folder", note="it hands its weights over itself"),
+    Field("vllm.timeout_s"),
 )
 """The fields that neither verl nor OpenRLHF has a setting for."""
 

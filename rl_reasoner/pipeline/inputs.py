@@ -25,7 +25,7 @@ from rl_reasoner.recipe.dashboards import dashboards_of
 from rl_reasoner.recipe.data import AnyData, FileData, StageData, TaskData, data_sources
 from rl_reasoner.recipe.load import Locate
 from rl_reasoner.recipe.recipe import Recipe
-from rl_reasoner.recipe.stages import DistillStage, GrpoStage, RowStage, Stage
+from rl_reasoner.recipe.stages import DistillStage, GrpoStage, RowStage, Stage, Vllm
 from rl_reasoner.recipe.trainer_arguments import check_trainer_argument
 from rl_reasoner.rollout.episodes.opening import open_rows
 from rl_reasoner.scoring.batch import APPLIES, applies, name_rewards, score_batch
@@ -125,9 +125,9 @@ def _find_named(
         for name in () if isinstance(stage, RowStage) else stage.trainer:
             with field("stages", index, "trainer", name):
                 check_trainer_argument(stage.name, stage.kind, name)
-        if isinstance(stage, GrpoStage) and stage.vllm and importlib.util.find_spec("vllm") is None:
+        if isinstance(stage, GrpoStage) and stage.vllm:
             with field("stages", index, "vllm"):
-                raise UserError("vllm needs vLLM: pip install 'trl[vllm]'")
+                _check_vllm(stage.vllm)
         with field("stages", index, "reward"):
             check_judge(getattr(stage, "reward", None), getattr(stage, "reward_options", None))
         if stage.reuse is not None:
@@ -233,6 +233,12 @@ def check_filled(stage: Stage, rows: int, needed: int) -> None:
             f"stage {stage.name}: {few} cannot fill a step of {needed} prompts, so nothing would "
             f"be trained: give at least {needed} rows, or a smaller group.prompts"
         )
+
+
+def _check_vllm(vllm: Vllm) -> None:
+    """Raise `UserError` where vLLM is to run here and is not installed; a server has its own."""
+    if vllm.mode == "colocate" and importlib.util.find_spec("vllm") is None:
+        raise UserError("vllm needs vLLM: pip install 'trl[vllm]'")
 
 
 def _check_judge(recipe: Recipe) -> None:

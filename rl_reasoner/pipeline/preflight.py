@@ -22,6 +22,7 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.hacking.judges import WORDS, IndependentJudge, claims_of
 from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.prepare import Prepared
+from rl_reasoner.pipeline.trl_configs import vllm_rollouts_of
 from rl_reasoner.policy.fp8.layers import describe_fp8, fp8_backend
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.environment import EnvironmentSettings
@@ -37,8 +38,13 @@ from rl_reasoner.recipe.stages import (
 from rl_reasoner.recipe.tools import ToolSettings
 from rl_reasoner.rollout.episodes.environment_turns import EnvironmentUse
 from rl_reasoner.rollout.long_prompts import declared_places, named_rows
-from rl_reasoner.rollout.sampler import long_rows, prompt_ids
+from rl_reasoner.rollout.sampler import eos_ids, long_rows, prompt_ids
+from rl_reasoner.rollout.server import ServerFailed
 from rl_reasoner.rollout.tool_turns import ToolUse
+from rl_reasoner.rollout.vllm_server.agreement import ASKED_PROMPTS, check_server
+from rl_reasoner.rollout.vllm_server.connection import START_COMMAND, Unreachable
+from rl_reasoner.rollout.vllm_server.rollouts import VllmRollouts
+from rl_reasoner.rollout.vllm_server.weights import removed_afterwards
 from rl_reasoner.types import Row
 
 _LOOKED_AT = 256  # prompts that are measured
@@ -95,6 +101,8 @@ def inspect(
         notices.append(_learning_rate(recipe, stage, policy))
         if isinstance(stage, GrpoStage):
             notices.append(_group_size(stage))
+            if rollouts := vllm_rollouts_of(stage.vllm, folder):
+                notices.append(_vllm_server(recipe, stage, rollouts, rows, policy))
             notices.append(_hacking_meter(recipe, stage, rows, prepared))
             if rows:
                 notices.append(_prompts(recipe, stage, rows, policy))
@@ -313,6 +321,29 @@ def _hacking_meter(recipe: Recipe, stage: GrpoStage, rows: list[Row], prepared: 
         return Notice("hacking meter", "passed", f"{of}{', '.join(known) or WORDS['own']}")
     why = f"{of}no independent judge: nothing can say whether the reward is hacked"
     return Notice("hacking meter", "skipped", why, "name a reward in hacking_meter.judge")
+
+
+def _vllm_server(
+    recipe: Recipe, stage: GrpoStage, rollouts: VllmRollouts, rows: list[Row], policy: Policy
+) -> Notice:
+    """Whether a vLLM server is there, takes weights, and computes this policy with them."""
+    of = f"stage {stage.name}: "
+    if stage.policy:
+        return Notice("vllm", "skipped", f"{of}it has a policy of its own")
+    fix = f"start it with {START_COMMAND}, on a policy of this kind and sizes"
+    texts = [prompt_of(row, recipe.template, policy.tokenizer) for row in rows[:ASKED_PROMPTS]]
+    prompts = [prompt_ids(policy, text) for text in texts or ["1"]]
+    longest = stage.sampling.longest if stage.sampling.max_tokens != "auto" else 1
+    try:
+        rollouts.connection.ask("/v1/models")  # one that is not there is not waited for here
+        with removed_afterwards(rollouts.folder):
+            model, ends = policy.model, eos_ids(policy)
+            found = check_server(rollouts, model, prompts, ends, longest)
+    except Unreachable as error:
+        return Notice("vllm", "failed", f"{of}{rollouts.connection}: {error}", fix)
+    except ServerFailed as error:
+        return Notice("vllm", "failed", f"{of}{error}")
+    return Notice("vllm", "passed", f"{of}{rollouts.connection} has its weights by files; {found}")
 
 
 def _batch_size(stage: SftStage | DistillStage, rows: int) -> Notice:

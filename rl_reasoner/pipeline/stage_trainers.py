@@ -23,7 +23,7 @@ from rl_reasoner.hacking.meter import HackingMeter
 from rl_reasoner.moe.balance import BiasUpdate
 from rl_reasoner.moe.experts import check_auxiliary_loss, check_experts, without_router_logits
 from rl_reasoner.pipeline.placement import Placement
-from rl_reasoner.pipeline.trl_configs import config
+from rl_reasoner.pipeline.trl_configs import config, vllm_rollouts_of
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import DistillStage, GrpoStage, SftStage, TrainedStage
@@ -191,6 +191,7 @@ def _grpo(job: Job, stage: GrpoStage) -> GRPOTrainer:
         processing_class=policy.tokenizer,
     )
     trainer.use_row_settings = True
+    trainer.vllm_rollouts = vllm_rollouts_of(stage.vllm, job.folder)
     if recipe.tools:
         told = trainer.chat_template_kwargs
         trainer.tool_use = ToolUse.of(recipe.tools, policy.tokenizer, told)

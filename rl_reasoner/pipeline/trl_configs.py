@@ -8,6 +8,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import torch
 from trl import DistillationConfig, SFTConfig
 
 from rl_reasoner.distributed.strategy import per_process, trainer_arguments
@@ -25,6 +26,7 @@ from rl_reasoner.recipe.stages import (
     TrainedStage,
     Vllm,
 )
+from rl_reasoner.rollout.vllm_server.rollouts import VllmRollouts
 from rl_reasoner.scoring import ray_cluster
 from rl_reasoner.training.config import GRPOConfig
 
@@ -144,6 +146,11 @@ def _distill(stage: DistillStage, processes: int) -> dict[str, Any]:
 
 def _grpo(stage: GrpoStage, processes: int) -> dict[str, Any]:
     group = stage.group
+    if gets_files(stage.vllm) and processes > 1:
+        raise UserError(
+            f"vllm: a server that gets weights by files samples for one process, not {processes} "
+            "yet: train in one, or use trl's server (NCCL)"
+        )
     groups = per_process(group.prompts, processes, f"group.prompts {group.prompts}", "group")
     return {
         **_passes(groups * group.size, group.micro_batch),
@@ -165,16 +172,36 @@ def _grpo(stage: GrpoStage, processes: int) -> dict[str, Any]:
     }
 
 
+def gets_files(vllm: Vllm | None) -> bool:
+    """Whether a vLLM server gets the weights by files, and not over NCCL, through trl."""
+    if vllm is None or vllm.mode != "server":
+        return False
+    return vllm.folder is not None or not trl_can_serve()
+
+
+def trl_can_serve() -> bool:
+    """Whether trl's client of its own server can work here: it broadcasts weights over NCCL."""
+    return torch.cuda.is_available() and importlib.util.find_spec("vllm") is not None
+
+
+def vllm_rollouts_of(vllm: Vllm | None, place: Path) -> VllmRollouts | None:
+    """The server that samples and gets weights by files, in `place` where it names no folder."""
+    if vllm is None or not gets_files(vllm):
+        return None
+    folder = Path(vllm.folder) if vllm.folder else place / "vllm_weights"
+    return VllmRollouts(str(vllm.url), folder, vllm.timeout_s)
+
+
 def _vllm(vllm: Vllm) -> dict[str, Any]:
     correction = vllm.correction
-    arguments: dict[str, Any] = {
-        "use_vllm": True,
-        "vllm_mode": vllm.mode,
-        "vllm_importance_sampling_correction": correction != "off",
-    }
+    arguments: dict[str, Any] = {"vllm_importance_sampling_correction": correction != "off"}
+    if not gets_files(vllm):
+        arguments |= {"use_vllm": True, "vllm_mode": vllm.mode}
     if correction != "off":
         arguments["vllm_importance_sampling_mode"] = correction
         arguments["vllm_importance_sampling_clip_max"] = vllm.clip_max
+    if gets_files(vllm):
+        return arguments
     if vllm.mode == "server":
         return {**arguments, "vllm_server_base_url": vllm.url}
     return {

@@ -105,12 +105,26 @@ class GrpoSampling(Sampling):
 
 
 class Vllm(Part):
-    """Sampling by vLLM, through trl; fields that are left out are trl's defaults."""
+    """Sampling by vLLM; fields that are left out are trl's defaults.
+
+    A server gets the weights through trl (NCCL; `trl vllm-serve`), or by files (`vllm serve`):
+    where `folder` is given, and where there is no GPU or no vLLM in the trainer's environment.
+    """
 
     mode: Literal["colocate", "server"] = Field(
         default="colocate", description="on the training's GPUs, or behind a server"
     )
     url: str | None = Field(default=None, description="server: its address, http://HOST:PORT")
+    folder: str | None = Field(
+        default=None,
+        description="server: a folder that it sees under the same path; weights go through it "
+        "(where it gets files and none is given: one in the run's folder)",
+    )
+    timeout_s: float = Field(
+        default=600.0,
+        gt=0,
+        description="server that gets files: seconds for a reply, and for it to come back if gone",
+    )
     memory: float = Field(
         default=0.3, gt=0, lt=1, description="colocate: share of a GPU's memory for vLLM"
     )
@@ -131,15 +145,17 @@ class Vllm(Part):
     def _placed(self) -> Self:
         given = self.model_fields_set & {"memory", "gpus", "sleep"}
         if self.mode == "server" and not self.url:
-            raise ValueError("mode server needs url: the address that trl's `vllm-serve` printed")
+            raise ValueError("mode server needs url: the address that the server printed")
         if self.mode == "server" and any(
             getattr(self, name) != type(self).model_fields[name].default for name in given
         ):
             raise ValueError(
-                "memory, gpus and sleep are settings of the server: give them to `vllm-serve`"
+                "memory, gpus and sleep are settings of the server: give them where it is started"
             )
-        if self.mode == "colocate" and self.url:
-            raise ValueError("url belongs to mode server")
+        if self.mode == "colocate" and (self.url or self.folder):
+            raise ValueError(f"{'url' if self.url else 'folder'} belongs to mode server")
+        if self.url and not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"url {self.url!r}: expected an address such as http://localhost:8000")
         return self
 
 

@@ -3,12 +3,14 @@
 `EngineSampling` says whether, and as what, the engine draws trl's settings, draws completions whose
 randomness follows from their place in the run, and lets trl correct for their log-probs as it does
 for vLLM's (`correct_sampling`). What the engine does not do is left to trl, said once in the log.
+A vLLM server that a trainer has (`vllm_rollouts`) stands in the engine's place.
 """
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
@@ -21,12 +23,17 @@ from rl_reasoner.distributed.sharding import gathered_params
 from rl_reasoner.errors import UserError
 from rl_reasoner.kernels.causal_lm import base_of
 from rl_reasoner.rollout.agreement import in_mode
+from rl_reasoner.rollout.completions import SampledCompletion
 from rl_reasoner.rollout.engine import generate, generates_as_transformers
 from rl_reasoner.rollout.episodes.environment_turns import EpisodeRecord, EpisodeTurns
 from rl_reasoner.rollout.sampling_order import SamplingOrder
 from rl_reasoner.rollout.sampling_params import SamplingParams, unhandled
 from rl_reasoner.rollout.sampling_weights import sampling_dtype
 from rl_reasoner.rollout.tool_turns import ToolTurns
+from rl_reasoner.rollout.vllm_server.agreement import ASKED_PROMPTS, check_server
+from rl_reasoner.rollout.vllm_server.completion_requests import unsent
+from rl_reasoner.rollout.vllm_server.rollouts import VllmRollouts
+from rl_reasoner.rollout.vllm_server.weights import removed_afterwards
 from rl_reasoner.training.micro_batches import moves
 from rl_reasoner.training.objective import trained_tokens
 from rl_reasoner.training.packed_forward import is_on, sampled_elsewhere
@@ -82,11 +89,14 @@ class EngineSampling:
 
         None where it does not sample: also where a model has a `generate` of its own.
         """
-        if not self.on:
+        trainer, served = self.trainer, self.trainer.vllm_rollouts is not None
+        if not (self.on or served):
             return None
-        trainer, settings = self.trainer, self.trainer.internals.generation_config()
+        settings = trainer.internals.generation_config()
+        if served and (name := unsent(settings)) is not None:
+            raise UserError(f"generation_kwargs ({name}) is for our engine: it is not sent to vLLM")
         reason = unhandled({}, settings)
-        if not generates_as_transformers(base_of(trainer.model)):
+        if not served and not generates_as_transformers(base_of(trainer.model)):
             reason = "a model with its own `generate`"
         if reason is not None:
             if reason not in self._elsewhere:
@@ -145,6 +155,11 @@ class EngineSampling:
             self.turn += 1
         # a turn is no completion yet
         overlapped = None if trainer.tools else trainer.reward_pass.begin_overlapped(batch)
+        if trainer.vllm_rollouts is not None:
+            completions = self._served(trainer.vllm_rollouts, batch, prompt_ids, keys, how)
+            if overlapped is not None:
+                overlapped.add([(row, done.ids) for row, done in enumerate(completions)])
+            return [c.ids for c in completions], [c.logps for c in completions]
         base = base_of(trainer.model)
         checkpointing = trainer.args.gradient_checkpointing_kwargs
         with (
@@ -170,6 +185,57 @@ class EngineSampling:
             batch.ended = [completion.ended for completion in completions]
             self._keep_turns(batch, turns, [completion.ids for completion in completions])
         return [c.ids for c in completions], [c.logps for c in completions]
+
+    def _served(
+        self,
+        rollouts: VllmRollouts,
+        batch: RolloutBatch,
+        prompt_ids: list[list[int]],
+        keys: list[tuple[int, ...]],
+        how: SamplingParams,
+    ) -> list[SampledCompletion]:
+        """The server's completions, by the weights of now."""
+        trainer = self.trainer
+        rollouts.load(trainer.model, trainer.state.global_step)
+        budgets = self.budgets(batch.rows, len(prompt_ids))
+        return rollouts.generate(prompt_ids, keys, how, budgets)
+
+    @contextmanager
+    def while_training(self) -> Iterator[None]:
+        """Inside, a vLLM server that the trainer has was found to compute its policy.
+
+        Raises `UserError` for what it cannot be combined with, `ServerFailed` where it cannot be
+        used.
+        """
+        trainer, rollouts = self.trainer, self.trainer.vllm_rollouts
+        if rollouts is None:
+            yield
+            return
+        if refused := self._not_served():
+            raise UserError(f"a vLLM server that loads files samples for one process: {refused}")
+        how = self.sampling()
+        assert how is not None
+        rows = list(islice(iter(trainer.train_dataset), ASKED_PROMPTS))
+        prompts = trainer.internals.prompt_ids([row["prompt"] for row in rows])
+        trainer.router_replay.not_recorded("vLLM")
+        with removed_afterwards(rollouts.folder):
+            model = trainer.model
+            found = check_server(rollouts, model, prompts, how.ends, how.max_tokens)
+            logger.info("%s: %s", rollouts.connection, found)
+            yield
+
+    def _not_served(self) -> str | None:
+        """What a vLLM server's rollouts are not combined with, or None."""
+        trainer = self.trainer
+        if trainer.accelerator.num_processes > 1:
+            return "not for several yet"
+        if trainer.tools or trainer.tool_use is not None or trainer.environment_use is not None:
+            return "not with tools or environments"
+        if trainer.sampling_ahead.on:
+            return 'not with overlap="one_step"'
+        if trainer.internals.sees_images:
+            return "not with images"
+        return sampled_elsewhere(trainer)
 
     def _turns(
         self, batch: RolloutBatch, count: int, how: SamplingParams
@@ -234,7 +300,7 @@ class EngineSampling:
             return True
         if self._corrects is None:
             correction = self.trainer.args.vllm_importance_sampling_correction
-            return bool(correction) and self._rounds
+            return bool(correction) and (self._rounds or self.trainer.vllm_rollouts is not None)
         return self._corrects
 
     @contextmanager

@@ -36,6 +36,7 @@ from rl_reasoner.rollout.episodes.environment_turns import EnvironmentUse
 from rl_reasoner.rollout.long_prompts import fit_prompts
 from rl_reasoner.rollout.sampling_params import SamplingParams
 from rl_reasoner.rollout.tool_turns import ToolUse, TrlTools
+from rl_reasoner.rollout.vllm_server.rollouts import VllmRollouts
 from rl_reasoner.scoring.rule import Rule
 from rl_reasoner.training.checkpointing.data_place import check_rows, check_trained
 from rl_reasoner.training.checkpointing.exact_resume import ExactResume, same_random_states
@@ -85,6 +86,8 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
     environment_use: EnvironmentUse | None = None
     """What answers the policy's turns, in the engine; its rewards see the column `episode`. Set
     before training; for trl's `environment_factory=` trl's own loop is used."""
+    vllm_rollouts: VllmRollouts | None = None
+    """A vLLM server that samples, and gets the weights by files. Set before training."""
     use_row_settings: bool = False
     reward_rules: Sequence[Rule] | None = None
     """What faults and abstentions of each reward do; None: as the rewards themselves say."""
@@ -148,6 +151,7 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
         with ExitStack() as stack:
             stack.enter_context(self.expert_balance.while_training())
             stack.enter_context(self.sampling_ahead.while_training())
+            stack.enter_context(self.engine_sampling.while_training())
             stack.enter_context(self.trl_tools.running())
             if self.tool_use is not None:
                 stack.enter_context(self.tool_use.running())

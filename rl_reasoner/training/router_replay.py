@@ -70,9 +70,14 @@ class RouterReplay:
             logger.warning("router_replay: off, for %s", reason)
             return
         self._policy = routing
-        self._unrecorded = sampled_elsewhere(trainer) or ("tools" if trainer.tools else None)
-        if self._unrecorded is not None:
-            logger.warning(_MISSING, self._unrecorded)
+        if why := sampled_elsewhere(trainer) or ("tools" if trainer.tools else None):
+            self.not_recorded(why)
+
+    def not_recorded(self, why: str) -> None:
+        """Sampling gives no choices from now on: the first passes over the rows do."""
+        if self._policy is not None and self._unrecorded is None:
+            logger.warning(_MISSING, why)
+        self._unrecorded = why
 
     # ---------------------------------------------------------------------------- the sampling
 

@@ -9,8 +9,11 @@ from pydantic import ValidationError
 
 from rl_reasoner.distributed.strategy import deepspeed_settings
 from rl_reasoner.errors import UserError
+from rl_reasoner.pipeline import trl_configs
+from rl_reasoner.pipeline.inputs import read_inputs
 from rl_reasoner.pipeline.placement import choose_placement
-from rl_reasoner.pipeline.trl_configs import check_configs, config
+from rl_reasoner.pipeline.trl_configs import check_configs, config, vllm_rollouts_of
+from rl_reasoner.recipe.stages import GrpoStage
 from support.tiny import grpo, recipe
 
 
@@ -33,11 +36,29 @@ def test_vllm_beside_the_training_is_corrected_for_by_truncation(
     assert found.vllm_importance_sampling_clip_max == 2.0
 
 
-def test_vllm_behind_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_behind_trls_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = "http://node7:8000"
+    monkeypatch.setattr(trl_configs, "trl_can_serve", lambda: True)
     found = grpo_config(tmp_path, monkeypatch, mode="server", url=url, correction="off")
     assert found.vllm_mode == "server" and found.vllm_server_base_url == url
     assert not found.vllm_importance_sampling_correction
+
+
+@pytest.mark.parametrize(("nccl", "folder"), [(False, None), (False, "w"), (True, "w")])
+def test_vllm_behind_a_server_that_gets_files(
+    nccl: bool, folder: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where NCCL is not to be had, or a folder is named; trl is told of no vLLM."""
+    monkeypatch.setattr(trl_configs, "trl_can_serve", lambda: nccl)
+    vllm = {"mode": "server", "url": "http://a:1", "folder": folder, "correction": "token_mask"}
+    made = recipe(tmp_path, grpo(vllm={**vllm, "timeout_s": 7}))
+    [stage] = made.stages
+    assert isinstance(stage, GrpoStage)
+    found = config(made, stage, tmp_path, choose_placement(made))
+    assert not found.use_vllm and found.vllm_importance_sampling_mode == "token_mask"
+    rollouts = vllm_rollouts_of(stage.vllm, tmp_path)
+    assert rollouts is not None and rollouts.timeout_s == 7
+    assert rollouts.folder == (Path("w") if folder else tmp_path / "vllm_weights")
 
 
 @pytest.mark.parametrize(
@@ -45,6 +66,8 @@ def test_vllm_behind_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     [
         ({"mode": "server"}, "mode server needs url"),
         ({"url": "http://a:1"}, "url belongs to mode server"),
+        ({"folder": "/shared"}, "folder belongs to mode server"),
+        ({"mode": "server", "url": "a:1"}, "an address such as http://localhost:8000"),
         ({"mode": "server", "url": "http://a:1", "memory": 0.5}, "are settings of the server"),
         ({"memory": 1.0}, "less than 1"),
     ],
@@ -60,8 +83,7 @@ def test_settings_that_contradict_each_other(
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_without_vllm_the_recipe_says_how_to_install_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"pip install 'trl\[vllm\]'"):
-        made = recipe(tmp_path, grpo(vllm={}))
-        check_configs(made, choose_placement(made))
+        read_inputs(recipe(tmp_path, grpo(vllm={})))
 
 
 @pytest.mark.skipif(

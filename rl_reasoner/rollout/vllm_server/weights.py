@@ -1,0 +1,106 @@
+"""The policy's weights, from the trainer to a vLLM server, by files that both can see.
+
+A version of the weights is a folder in transformers' form, named by the hash of its tensors:
+`policy-3f2a9c…/`. The server loads it (`worker`, over vLLM's `collective_rpc`), forgets the keys
+and values of earlier weights, and is told the name; a server that was started again does not know
+it, and is given the weights again. So a name that the server knows is the weights at hand.
+"""
+
+import copy
+import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rl_reasoner.files import sha256_of
+from rl_reasoner.rollout.server import ServerFailed
+from rl_reasoner.rollout.vllm_server.connection import (
+    START_COMMAND,
+    Connection,
+    Unreachable,
+    Waiting,
+)
+
+METHOD = "load_policy"
+"""What `worker` adds to a server."""
+_NEW, _PREFIX = ".new", "policy-"
+
+
+def write_weights(model: Any, folder: Path) -> str:
+    """Write a model to `folder`/NAME, and return the name, which follows from its tensors.
+
+    An adapter is merged, in a copy. Versions before this one are removed.
+    """
+    new = folder / _NEW
+    shutil.rmtree(new, ignore_errors=True)
+    _plain(model).save_pretrained(new)
+    hashes = [sha256_of(file) for file in sorted(new.glob("*.safetensors"))]
+    name = _PREFIX + hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
+    for old in folder.glob(f"{_PREFIX}*"):
+        if old.name != name:
+            shutil.rmtree(old, ignore_errors=True)
+    if (folder / name).is_dir():
+        shutil.rmtree(new)
+    else:
+        new.rename(folder / name)
+    return name
+
+
+def _plain(model: Any) -> Any:
+    """The model as the server knows it: without an adapter."""
+    if not hasattr(model, "merge_and_unload"):
+        return model
+    return copy.deepcopy(model).merge_and_unload()
+
+
+def version_of(connection: Connection) -> str:
+    """The name of the weights that the server has. Raises `Unreachable` and `ServerFailed`."""
+    return str((connection.ask("/weight_info") or {}).get("weight_version"))
+
+
+def load_weights(connection: Connection, folder: Path, name: str) -> None:
+    """Have the server load the weights `name` in `folder`, and forget what it kept of others.
+
+    A server that is not there is waited for. Raises `ServerFailed` where it cannot load them.
+    """
+    waiting = Waiting(connection)
+    while True:
+        try:
+            if version_of(connection) != name:
+                _load(connection, folder / name)
+            return
+        except Unreachable as error:
+            waiting.pause(error)
+
+
+def _load(connection: Connection, weights: Path) -> None:
+    path = str(weights.absolute())
+    try:
+        reply = connection.ask("/collective_rpc", {"method": METHOD, "kwargs": {"folder": path}})
+    except Unreachable as error:
+        version_of(connection)  # where it is gone, it is waited for
+        raise ServerFailed(
+            f"{connection} cannot load {path} ({error}). Start it again, with {START_COMMAND}"
+        ) from error
+    if why := [found["error"] for found in (reply or {}).get("results", ()) if "error" in found]:
+        raise ServerFailed(
+            f"{connection} cannot load {path}: {why[0]}. It has to see this folder under the same "
+            "path (vllm.folder), and to serve a model of the same kind and sizes"
+        )
+    if not (connection.ask("/reset_prefix_cache", {}) or {}).get("success"):
+        raise Unreachable("it keeps keys and values of earlier weights: requests are under way")
+    connection.ask("/update_weight_version", {"new_version": weights.name})
+
+
+@contextmanager
+def removed_afterwards(folder: Path) -> Iterator[Path]:
+    """Inside, `folder` may hold weights; afterwards none are left, nor the folder, if empty."""
+    try:
+        yield folder
+    finally:
+        for part in (*folder.glob(f"{_PREFIX}*"), folder / _NEW):
+            shutil.rmtree(part, ignore_errors=True)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()

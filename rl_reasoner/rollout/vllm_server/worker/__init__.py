@@ -1,0 +1,1 @@
+"""What runs inside a vLLM server; imports nothing of this package, whose environment is another."""

@@ -1,0 +1,153 @@
+"""A stand-in for vLLM's server: the part of its interface that rollouts use, one thread a request.
+
+It loads the weights that it is told to and samples a row alone, so that what it replies follows
+from weights, prompt and seed. `faults` says what goes wrong with which completion.
+The real one is asked in tests/training/test_vllm_real.py.
+"""
+
+import json
+import socket
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from rl_reasoner import open_policy
+
+
+class StandIn(ThreadingHTTPServer):
+    """A server of the policy in `folder`; `faults`: by the number of the completion, from 1."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(
+        self, folder: str, faults: Mapping[int, str] | None = None, port: int = 0, room: int = 512
+    ) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
+        self.folder, self.faults, self.room = folder, dict(faults or {}), room
+        self.lock = threading.Lock()
+        self.count = 0
+        self.met: Counter[str] = Counter()
+        self.loaded: list[str] = []  # names of weights, in their order
+        self.bodies: list[dict[str, Any]] = []
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def start(self) -> None:
+        """As after a start: the weights it was started with, and no name of them."""
+        self.policy = open_policy(self.folder, device="cpu")
+        self.version = "default"
+
+    def load(self, path: str) -> dict[str, str]:
+        """As `worker.rl_reasoner_weights`, whose part it has."""
+        if not Path(path).is_dir():
+            return {"error": f"the server cannot read {path}"}
+        new = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False).state_dict()
+        self.policy.model.load_state_dict(new)
+        self.loaded.append(Path(path).name)
+        return {"loaded": path}
+
+    def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """vLLM's reply to a request for a completion."""
+        ids, logps = [*body["prompt"]], []
+        draws = torch.Generator().manual_seed(body["seed"])
+        with self.lock, torch.no_grad():
+            while len(logps) < body["max_tokens"] and ids[-1] not in body["stop_token_ids"]:
+                logits = self.policy.model(input_ids=torch.tensor([ids])).logits[0, -1]
+                likely = (logits / (body["temperature"] or 1.0)).log_softmax(-1)
+                if body["top_k"]:
+                    least = likely.topk(body["top_k"]).values[-1]
+                    likely = likely.where(likely >= least, -torch.inf).log_softmax(-1)
+                sampled = torch.multinomial(likely.exp(), 1, generator=draws)
+                token = int(sampled if body["temperature"] else likely.argmax())
+                ids.append(token)
+                logps.append(float(likely[token]))
+        ended = ids[-1] in body["stop_token_ids"]
+        choice = {
+            "token_ids": ids[len(body["prompt"]) :],
+            "logprobs": {"token_logprobs": logps},
+            "finish_reason": "stop" if ended else "length",
+        }
+        return {"choices": [choice]}
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Broken connections are what this is for."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: StandIn
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args: Any) -> None:
+        """Quiet."""
+
+    def do_GET(self) -> None:
+        known = {
+            "/v1/models": {"data": [{"id": "policy", "max_model_len": self.server.room}]},
+            "/weight_info": {"weight_version": self.server.version},
+        }
+        self.answer(*((200, known[self.path]) if self.path in known else (404, {})))
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"null")
+        if self.path == "/collective_rpc":
+            try:
+                return self.answer(200, {"results": [self.server.load(body["kwargs"]["folder"])]})
+            except Exception as error:
+                return self.answer(500, {"error": {"message": f"collective_rpc: {error}"}})
+        if self.path == "/reset_prefix_cache":
+            return self.answer(200, {"success": True})
+        if self.path == "/update_weight_version":
+            self.server.version = body["new_version"]
+            return self.answer(200, {"success": True})
+        return self.completion(body)
+
+    def completion(self, body: dict[str, Any]) -> None:
+        with self.server.lock:
+            self.server.count += 1
+            fault = self.server.faults.get(self.server.count, "")
+            self.server.met[fault] += 1
+        if fault == "restart":
+            with self.server.lock:
+                self.server.start()
+        if fault == "refused":
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+        elif fault.isdecimal():
+            self.answer(int(fault), {"error": {"message": "injected"}})
+        else:
+            self.server.bodies.append(body)
+            self.answer(200, self.server.complete(body))
+
+    def answer(self, status: int, value: Any) -> None:
+        data = b"" if value is None else json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@contextmanager
+def serving(
+    folder: str, faults: Mapping[int, str] | None = None, *, port: int = 0, room: int = 512
+) -> Iterator[StandIn]:
+    """Inside, the stand-in serves; afterwards nothing listens at its address."""
+    with StandIn(folder, faults, port, room) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()

@@ -1,0 +1,194 @@
+"""Training on completions of a vLLM server: weights by files, faults, and what is refused."""
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from rl_reasoner import GRPOTrainer, train
+from rl_reasoner.errors import RunStopped, UserError
+from rl_reasoner.rollout.server import ServerFailed
+from rl_reasoner.rollout.vllm_server.rollouts import VllmRollouts
+from rl_reasoner.rollout.vllm_server.worker.rl_reasoner_weights import PolicyWeights
+from support.processes import build
+from support.tiny import grpo, recipe, same
+from support.tiny import rows as rows_of
+from support.vllm_stand_in import StandIn, serving
+
+DENSE = "scratch:dense-tiny"
+CHECKED = 8  # completions that a server is asked for before it is used
+
+
+def trained(folder: Path, url: str, **changes: Any) -> GRPOTrainer:
+    """A trainer after three steps whose completions came from `url`."""
+    trainer = build(DENSE, folder / "out", max_steps=3, **changes)
+    trainer.vllm_rollouts = VllmRollouts(url, folder / "weights", 120.0)
+    trainer.train()
+    return trainer
+
+
+def flat(trainer: GRPOTrainer) -> torch.Tensor:
+    """All weights in one."""
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+
+
+@pytest.fixture(scope="module")
+def faultless(tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.Tensor, list[Any], Any]:
+    """The weights after a training without faults, what the server was asked and has loaded."""
+    with serving(DENSE) as server:
+        trainer = trained(tmp_path_factory.mktemp("faultless"), server.url)
+    return flat(trainer), server.bodies, (server.loaded, trainer)
+
+
+def test_the_server_has_each_steps_weights(faultless: Any) -> None:
+    _, bodies, (loaded, trainer) = faultless
+    assert len(loaded) == len(set(loaded)) == 3, "those of step 0 are the ones it was tried with"
+    for body in bodies:
+        assert body["ignore_eos"] and body["logprobs"] == 0 and body["return_token_ids"]
+    drawn = bodies[CHECKED:]
+    assert len({body["seed"] for body in drawn}) == len(drawn) == 3 * 8
+    folder: Path = trainer.vllm_rollouts.folder
+    assert not folder.exists(), "weights are not left behind"
+
+
+def test_the_servers_log_probs_are_corrected_for(faultless: Any) -> None:
+    _, _, (_, trainer) = faultless
+    for row in trainer.state.log_history[:-1]:
+        assert row["sampling/sampling_logp_difference/max"] < 1e-4
+        assert row["sampling/importance_sampling_ratio/mean"] == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("fault", ["503", "refused", "restart"])
+def test_a_fault_that_passes_leaves_no_trace(fault: str, faultless: Any, tmp_path: Path) -> None:
+    """Not even a restart, after which the server has the weights of the start."""
+    with serving(DENSE, {CHECKED + 3: fault, CHECKED + 14: fault}) as server:
+        trainer = trained(tmp_path, server.url)
+    assert server.met[fault] == 2
+    assert torch.equal(flat(trainer), faultless[0])
+
+
+def test_a_server_that_stays_away_or_silent_ends_in_one_message(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(ServerFailed) as failed:
+            VllmRollouts(url, tmp_path, 0.3).model()
+    for said in ("no reply to /v1/models within 0.3 s", "vllm.timeout_s: 0.3", "can be resumed"):
+        assert said in str(failed.value)
+    with pytest.raises(ServerFailed, match=r"no connection: .*tried for"):
+        VllmRollouts(url, tmp_path, 0.3).model()
+
+
+def other_weights(server: StandIn) -> None:
+    """It says that it has loaded them."""
+    server.load = lambda path: {"loaded": path}  # type: ignore[method-assign]
+
+
+def other_sizes(server: StandIn) -> None:
+    server.load = lambda path: {"error": "vocab_size 7"}  # type: ignore[method-assign]
+
+
+def not_extended(server: StandIn) -> None:
+    """A server without our file: it has no such method."""
+    del server.loaded
+
+
+def raw_log_probs(server: StandIn) -> None:
+    whole = server.complete
+
+    def raw(body: dict[str, Any]) -> dict[str, Any]:
+        reply = whole(body)
+        reply["choices"][0]["logprobs"]["token_logprobs"][0] -= 1.0
+        return reply
+
+    server.complete = raw  # type: ignore[method-assign, assignment]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (other_weights, "which is not this policy"),
+        (other_sizes, "cannot load .*vocab_size 7.*same kind and sizes"),
+        (not_extended, "Start it again, with .*--worker-extension-cls"),
+        (raw_log_probs, "--logprobs-mode processed_logprobs"),
+    ],
+    ids=["other weights", "other sizes", "not extended", "raw log-probs"],
+)
+def test_another_server_is_told_before_the_first_step(
+    change: Callable[[StandIn], None], said: str, tmp_path: Path
+) -> None:
+    with serving("scratch:dense-tiny") as server:
+        # a policy that differs from the server's, so that what it loads matters
+        trainer = build(DENSE, tmp_path / "out", max_steps=1)
+        with torch.no_grad():
+            trainer.model.get_input_embeddings().weight.mul_(-3.0)
+        change(server)
+        trainer.vllm_rollouts = VllmRollouts(server.url, tmp_path / "weights", 120.0)
+        with pytest.raises(ServerFailed, match=said):
+            trainer.train()
+    assert not (tmp_path / "weights").exists()
+
+
+def test_what_a_server_is_not_combined_with(tmp_path: Path) -> None:
+    with serving(DENSE, room=9) as server:
+        with pytest.raises(ServerFailed, match="--max-model-len 9; prompts and completions come"):
+            trained(tmp_path, server.url)
+        with pytest.raises(UserError, match='not with overlap="one_step"'):
+            trained(tmp_path, server.url, overlap="one_step")
+        with pytest.raises(UserError, match="no_repeat_ngram_size"):
+            trained(tmp_path, server.url, generation_kwargs={"no_repeat_ngram_size": 2})
+
+
+def test_a_recipes_run_ends_with_a_message_and_goes_on(tmp_path: Path) -> None:
+    """A server that refuses; then one at the same address, and the run is as without the fault."""
+
+    def made(folder: str, url: str) -> Any:
+        (tmp_path / folder).mkdir()
+        vllm = {"mode": "server", "url": url, "timeout_s": 120.0}
+        stage = grpo(steps=4, save_every=1, vllm=vllm)
+        evals = {"sets": [], "stages": False}
+        return recipe(tmp_path / folder, stage, policy=DENSE, evals=evals)
+
+    with serving(DENSE) as server:
+        whole = train(made("whole", server.url), quiet=True)
+        port = server.server_address[1]
+    with pytest.raises(UserError, match=r"no connection.*--logprobs-mode processed_logprobs"):
+        train(made("none", f"http://127.0.0.1:{port}"), quiet=True)
+    assert not (tmp_path / "none" / "run").exists(), "nothing was begun"
+    with serving(DENSE, {2 * CHECKED + 20: "400"}, port=port) as server:  # in the third step
+        broken = made("broken", server.url)
+        with pytest.raises(RunStopped, match=r"refuses /v1/completions .400.: injected") as stopped:
+            train(broken, quiet=True)
+    assert stopped.value.folder is not None
+    with serving(DENSE, port=port):
+        resumed = train(broken, resume=Path(stopped.value.folder), quiet=True)
+    assert same(whole.folder / "policy", resumed.folder / "policy")
+    one, other = (next(r.folder.glob("stages/*/rollouts.jsonl")) for r in (whole, resumed))
+    assert rows_of(one) == rows_of(other)
+
+
+def test_the_file_of_a_server_tells_what_does_not_fit_before_it_loads(tmp_path: Path) -> None:
+    class Worker(PolicyWeights):
+        """What vLLM mixes the class into, with a model of its own."""
+
+        def __init__(self, vocabulary: int) -> None:
+            served = SimpleNamespace(hf_text_config=SimpleNamespace(vocab_size=vocabulary))
+            config = SimpleNamespace(model_config=served)
+            self.model_runner = SimpleNamespace(vllm_config=config, get_model=torch.nn.Module)
+            self.reloaded: list[str] = []
+
+        def reload_weights(self, weights_path: str) -> None:
+            self.reloaded.append(weights_path)
+
+    worker, folder = Worker(7), str(tmp_path)
+    assert "cannot read" in worker.load_policy(folder)["error"]
+    (tmp_path / "config.json").write_text('{"vocab_size": 8}', encoding="utf-8")
+    assert worker.load_policy(folder) == {
+        "error": "it serves a model with vocab_size 7, the policy has 8"
+    }
+    assert worker.reloaded == []
+    fits = Worker(8)
+    assert fits.load_policy(folder) == {"loaded": folder} and fits.reloaded == [folder]
