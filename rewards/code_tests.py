@@ -60,7 +60,7 @@ def _scores(
     if credit not in _CREDIT:
         raise unknown("credit of code_tests", credit, _CREDIT)
     programs = [program_of(completion, extract) for completion in completions]
-    times = [_time(row.get("time_limit_s"), timeout_s) for row in rows]
+    times = [time_of(row.get("time_limit_s"), timeout_s) for row in rows]
     pairs = [
         (program, repr(row["tests"]), time)
         for program, row, time in zip(programs, rows, times, strict=True)
@@ -84,7 +84,7 @@ def _scores(
     return [scores.get(pair, Score(0.0, "no closed Python block")) for pair in pairs]
 
 
-def _time(limit: object, timeout_s: float) -> float:
+def time_of(limit: object, timeout_s: float) -> float:
     """Seconds a test may take: a row may allow more than the reward does."""
     if isinstance(limit, int | float) and limit > timeout_s:
         return float(min(limit, _LONGEST_S))

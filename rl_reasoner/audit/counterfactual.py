@@ -8,7 +8,7 @@ is taken with either.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -80,9 +80,17 @@ class Counterfactual:
 
 
 def ask_counterfactual(
-    run: Path, step: int, reference: str, stage: str | None = None, *, quiet: bool = False
+    run: Path,
+    step: int,
+    reference: str,
+    stage: str | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    quiet: bool = False,
 ) -> Counterfactual:
     """The step `step` of the run in `run` under the reward that `reference` names.
+
+    Its `options` are by default the recipe's, where the recipe has the reward, else its own.
 
     Raises `UserError` where there is no such step, where nothing was sampled in it, where the
     reward cannot be loaded, or where this machine samples other completions than the run did.
@@ -95,8 +103,8 @@ def ask_counterfactual(
     trained, step = step_to_replay(run, recipe, known.stage, step)
     assert isinstance(trained, GrpoStage)
     spec = recipe.rewards.get(reference)
-    options, source = (spec.options, spec.source) if spec is not None else (None, None)
-    reward = load_reward(reference, options, source)
+    own, source = (spec.options, spec.source) if spec is not None else (None, None)
+    reward = load_reward(reference, options or own, source)
     lock = json_object(run / "lock.json")
     if (many := lock.get("processes", 1)) != 1:
         raise UserError(f"{run} was trained by {many} processes: its steps cannot be made again")

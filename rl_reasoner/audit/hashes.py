@@ -21,6 +21,7 @@ from rl_reasoner.audit.findings import (
     listed,
     unchecked,
 )
+from rl_reasoner.audit.versions import maker_of, moved_sets
 from rl_reasoner.dataset.sets import find_set
 from rl_reasoner.files import sha256_of
 from rl_reasoner.foreign import json_object, mapping
@@ -126,12 +127,14 @@ def check_code(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:
     elif kept == code_hash():
         yield held("code", "this is the code of rl-reasoner that the run was made with")
     else:
-        made = f"rl-reasoner {lock.get('rl_reasoner')}, commit {lock.get('commit') or 'unknown'}"
-        yield unchecked("code", f"the run was made with other code than this: {made}")
+        said = f"the run was made with other code than this: {maker_of(run)}"
+        yield unchecked("code", f"{said}; what has changed since can be checked with that")
     yield from _rewards(mapping(lock.get("rewards")), recipe, known=kept in (None, code_hash()))
-    wrong, right = [], 0
+    wrong, right, moved = [], 0, moved_sets(run)
     for name, value in mapping(lock.get("data")).items():
-        if value != "from the hub" and find_set(name) is None:
+        if name in moved:
+            yield unchecked("data", f"{name} is that of another rl-reasoner than the run's")
+        elif value != "from the hub" and find_set(name) is None:
             yield unchecked("data", f"{name} is not here")
         elif hash_of_set(name) != value:
             wrong.append(name)
@@ -164,7 +167,7 @@ def _rewards(kept: Mapping[str, Any], recipe: Recipe, *, known: bool) -> Iterato
 
 def check_stages(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:
     """Each stage: made from what the recipe says, and what it made as it made it."""
-    folders = stage_folders(run, recipe)
+    folders, moved = stage_folders(run, recipe), moved_sets(run)
     made: dict[str, str] = {}
     for stage in recipe.stages:
         done = folders[stage.name] / "done.json"
@@ -175,7 +178,7 @@ def check_stages(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:
             yield unchecked("recipe", f"stage {stage.name} has not begun, or is of an old version")
             continue
         with as_finding("recipe", found):
-            found += _facts(recipe, stage, folder, made)
+            found += _facts(recipe, stage, folder, made, moved)
         found += _result(stage, folder, made[stage.name])
         yield from found
 
@@ -186,15 +189,17 @@ def stage_folders(run: Path, recipe: Recipe) -> dict[str, Path]:
 
 
 def _facts(
-    recipe: Recipe, stage: Stage, folder: Path, made: Mapping[str, str]
+    recipe: Recipe, stage: Stage, folder: Path, made: Mapping[str, str], moved: frozenset[str]
 ) -> Iterator[AuditFinding]:
     before = current_stage(mapping(json_object(folder / "lock.json").get("made_from")))
     now = facts_of(recipe, stage, made)
     before = with_new_fields(recipe, stage, before, now)
     old, new = _outside(before), _outside(now)
     lost = [name for name, value in old.items() if _is_lost(name, value, new.get(name))]
+    lost += [key for key in old if key[0] == "files" and key[1] in moved]
     for _, name in lost:
-        yield unchecked("data", f"stage {stage.name} was made from {name}, which is not here")
+        where = "other in this version" if name in moved else "not here"
+        yield unchecked("data", f"stage {stage.name} was made from {name}, which is {where}")
     for key in {**old, **new}:
         if key not in lost and old.get(key) != new.get(key):
             part = _OF_FACTS.get(key[0], "weights")

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from rl_reasoner.audit.findings import AuditFinding, as_finding, counted, differs, held, unchecked
+from rl_reasoner.audit.versions import moved_sets, same_code
 from rl_reasoner.dataset.conversations import TURNS
 from rl_reasoner.dataset.templates import with_system
 from rl_reasoner.errors import UserError
@@ -26,9 +27,8 @@ from rl_reasoner.evaluation.evaluate import load_set
 from rl_reasoner.evaluation.manifest import digest_of
 from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.files import read_jsonl
-from rl_reasoner.foreign import json_object, mapping, number
+from rl_reasoner.foreign import mapping, number
 from rl_reasoner.pipeline.why import rollouts_of
-from rl_reasoner.provenance import code_hash
 from rl_reasoner.recipe.algorithms import OWN_ADVANTAGES
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import GrpoStage
@@ -94,7 +94,6 @@ def check_ledger(folder: Path, name: str) -> Iterator[AuditFinding]:
 
 def _expected(batch: list[Row]) -> Iterator[Row]:
     """The ledger's lines for the rollouts of a step, without seconds and seed."""
-    numbers = {row["prompt"]: row.get("row") for row in batch}
     timed = [
         {
             **row,
@@ -103,7 +102,7 @@ def _expected(batch: list[Row]) -> Iterator[Row]:
         }
         for row in batch
     ]
-    yield from _untimed(scores_of(timed, 0, numbers.get))
+    yield from _untimed(scores_of(timed, 0))
 
 
 def _untimed(lines: Iterator[Row]) -> Iterator[Row]:
@@ -240,7 +239,11 @@ def result_files(run: Path) -> list[Path]:
 def check_problems(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:
     """Every evaluation: of the recipe's sets, and of each the problems that the set has."""
     known: dict[str, list[Row]] = {}
+    moved = moved_sets(run)
     for name in dict.fromkeys(recipe.evals.sets):
+        if name in moved:
+            yield unchecked("results", f"the problems of {name}, which is other in this version")
+            continue
         try:
             rows = open_rows(
                 recipe.environment, load_set(name, recipe.evals.limit), recipe.run.seed
@@ -248,12 +251,12 @@ def check_problems(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:
             known[name] = with_system(rows, recipe.system)
         except UserError as error:
             yield unchecked("data", f"the problems of {name}: {'; '.join(error.messages)}")
-    same_code = json_object(run / "lock.json").get("code") == code_hash()
+    here = same_code(run)
     for file in result_files(run):
         found: list[AuditFinding] = []
         with as_finding("results", found):
             name = str(file.relative_to(run))
-            found += _of_result(EvalResult.load(file), name, recipe, known, same_code)
+            found += _of_result(EvalResult.load(file), name, recipe, known, here)
         yield from found
 
 
@@ -262,7 +265,7 @@ def _of_result(
     name: str,
     recipe: Recipe,
     known: dict[str, list[Row]],
-    same_code: bool,
+    here: bool,
 ) -> Iterator[AuditFinding]:
     measured = {split_mode(label)[0] for label in saved.sets}
     if left_out := [one for one in recipe.evals.sets if one not in measured]:
@@ -280,7 +283,7 @@ def _of_result(
         hashed = mapping(facts).get("rows_sha256")
         if base in known and hashed is not None and hashed != digest_of(known[base]):
             said = f"{name}: it was measured on other problems of {base}, by their hash"
-            yield differs("results", said) if same_code else unchecked("results", said)
+            yield differs("results", said) if here else unchecked("results", said)
             return
     if count:
         yield held("results", f"{name}: {counted(count, 'problem')} as the sets have them")

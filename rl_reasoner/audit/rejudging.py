@@ -18,6 +18,7 @@ from typing import Any
 
 from rl_reasoner.audit.findings import AuditFinding, as_finding, counted, differs, held, unchecked
 from rl_reasoner.audit.records import is_asked, result_files
+from rl_reasoner.audit.versions import maker_of, moved_sets, same_code
 from rl_reasoner.dataset.code_rows import continuing
 from rl_reasoner.evaluation.evaluate import replay
 from rl_reasoner.evaluation.metrics import compute_figures
@@ -35,8 +36,7 @@ from rl_reasoner.pipeline.prepare import Prepared
 from rl_reasoner.pipeline.run_folder import HASHES
 from rl_reasoner.pipeline.trl_configs import config
 from rl_reasoner.pipeline.why import rollouts_of
-from rl_reasoner.provenance import code_hash
-from rl_reasoner.recipe.data import StageData, data_sources
+from rl_reasoner.recipe.data import StageData, TaskData, data_sources
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import GrpoStage
 from rl_reasoner.report.controls import CONTROLS_FILE, against_controls
@@ -72,10 +72,11 @@ class _Again:
             self.other += 1
             self.first = self.first or f"{at}: {_worth(before)} in the run, {_worth(now)} now"
 
-    def findings(self, part: str, name: str, where: str) -> Iterator[AuditFinding]:
+    def findings(self, part: str, name: str, where: str, here: bool) -> Iterator[AuditFinding]:
+        """How it ended; `here`: this is the code that the run was made with."""
         if self.other:
-            all_ = self.same + self.other
-            yield differs(part, f"{where}: {name}, {self.first} ({self.other:,} of {all_:,})")
+            all_, may = self.same + self.other, "" if here else ", by other code than the run's"
+            yield differs(part, f"{where}: {name}, {self.first} ({self.other:,} of {all_:,}){may}")
         elif self.same:
             judged = counted(self.same, "completion")
             yield held(part, f"{where}: {name} scores {judged} as in the run")
@@ -133,11 +134,21 @@ def rejudge_stage(
             for i, (outcome, (rollout, _)) in enumerate(zip(outcomes, pairs, strict=True), 1):
                 before = mapping(rollout["scores"].get(name_of(fn)))
                 again[name].add(before, outcome_json(outcome), f"step {step}, row {i}")
+    where, here = f"stage {stage.name}", same_code(run)
     for name, judged in again.items():
-        yield from judged.findings("completions", name, f"stage {stage.name}")
+        yield from judged.findings("completions", name, where, here)
     if lost:
-        said = f"{counted(lost, 'completion')} of rows that the data do not have"
-        yield differs("data", f"stage {stage.name}: {said}")
+        yield _lost(run, recipe, stage, lost)
+
+
+def _lost(run: Path, recipe: Recipe, stage: GrpoStage, count: int) -> AuditFinding:
+    """Completions whose rows are not in the data, which another version may have made."""
+    said = f"stage {stage.name}: {counted(count, 'completion')} of rows that the data do not have"
+    sources, moved = data_sources(recipe.data_of(stage)), moved_sets(run)
+    shipped = all(isinstance(one, TaskData) or getattr(one, "path", "") in moved for one in sources)
+    if shipped and not same_code(run):
+        return unchecked("data", f"{said}: this version makes others than {maker_of(run)}")
+    return differs("data", said)
 
 
 def stage_rows(run: Path, recipe: Recipe, stage: GrpoStage, prepared: Prepared) -> list[Row]:
@@ -186,11 +197,12 @@ def check_results(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:
     for file in result_files(run):
         found: list[AuditFinding] = []
         with as_finding("results", found):
-            found += _result(file, str(file.relative_to(run)))
+            found += _result(file, str(file.relative_to(run)), same_code(run))
         yield from found
 
 
-def _result(file: Path, name: str) -> Iterator[AuditFinding]:
+def _result(file: Path, name: str, here: bool) -> Iterator[AuditFinding]:
+    """One evaluation; `here`: its version is this one, else it may lack figures that are new."""
     saved = EvalResult.load(file)
     if not saved.rows:
         yield unchecked("results", f"{name} has no rows: {file.stem}.rows.jsonl is not there")
@@ -201,7 +213,7 @@ def _result(file: Path, name: str) -> Iterator[AuditFinding]:
         f"{label}: {key} is {saved.sets[label].get(key)}, its rows give {value}"
         for label, rows in rows_of.items()
         for key, value in (compute_figures(rows) if rows else {}).items()
-        if not same_values(value, saved.sets[label].get(key))
+        if (here or key in saved.sets[label]) and not same_values(value, saved.sets[label].get(key))
     ]
     if wrong:
         yield differs("results", f"{name}, {wrong[0]:.300} ({counted(len(wrong), 'figure')})")
@@ -217,7 +229,7 @@ def _result(file: Path, name: str) -> Iterator[AuditFinding]:
             both = zip(_verdicts(row), _verdicts(now), strict=True)
             for before, after in both:
                 judged.add(before, after, f"{label}, row {i}")
-    yield from judged.findings("results", "the judge", name)
+    yield from judged.findings("results", "the judge", name, here)
 
 
 def _rows_of(saved: EvalResult, label: str) -> list[Row]:
@@ -258,6 +270,10 @@ def check_overlaps(run: Path, recipe: Recipe, prepared: Prepared) -> Iterator[Au
         return
     rows = [row for rows in prepared.rows.values() for row in rows]
     names = list(dict.fromkeys(evaluated_sets(recipe)))
+    if moved := moved_sets(run) & {*names}:
+        said = f"{file.name}: {', '.join(sorted(moved))}, which is other in this version"
+        yield unchecked("results", said)
+        return
     now = measure_overlaps(rows, names)
     yield _compared(f"{file.name}: rows that are trained and tested on", json_object(file), now)
 
@@ -289,7 +305,7 @@ def check_report(run: Path) -> Iterator[AuditFinding]:
         yield unchecked("report", "there is no report.html")
         return
     kept = json_object(run / HASHES).get(file.name) if (run / HASHES).is_file() else None
-    other_code = json_object(run / "lock.json").get("code") != code_hash()
+    other_code = not same_code(run)
     if build_page(read_run(run)) == file.read_text(encoding="utf-8", errors="replace"):
         yield held("report", "report.html is the page that the run's files make, byte by byte")
     elif other_code and kept == sha256_of(file):

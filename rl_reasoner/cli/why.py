@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from rich.text import Text
 from tyro.conf import Positional, arg
 
-from rl_reasoner.cli.arguments import Count, Json, StageName, cell
+from rl_reasoner.cli.arguments import Count, Json, Options, StageName, cell, parse_options
 from rl_reasoner.distributed.loading import load_for_good
 from rl_reasoner.errors import UserError
 from rl_reasoner.report.console import emit, err, new_table, wrapped
@@ -40,12 +40,16 @@ class WhyVerb:
     """the stage (default: the last one that sampled)"""
     reward: Annotated[str | None, arg(metavar="REWARD", help_behavior_hint="")] = None
     """another reward: a name, MODULE:FUNCTION or FILE.py:FUNCTION"""
+    reward_options: Options = ""
+    """options of that reward (default: the recipe's, where it names the reward)"""
     json: Json = False
 
     def run(self) -> None:
         """Print the row's group and the step's figures."""
         from rl_reasoner.pipeline.why import most_telling, read_step, scores_in_words
 
+        if self.reward_options and self.reward is None:
+            raise UserError("--reward-options belongs to --reward REWARD")
         number = self.step
         if number is None:
             number = most_telling(self.run_folder, self.stage)
@@ -90,11 +94,14 @@ class WhyVerb:
         """Print the step under another reward."""
         if self.row is not None:
             raise UserError("--reward shows the rows that change most: leave out --row")
+        options = parse_options("--reward-options", self.reward_options)
         err.print("loading torch and transformers, and making the step again", style="dim")
         load_for_good("rl_reasoner.audit.counterfactual")
         from rl_reasoner.audit.counterfactual import ask_counterfactual
 
-        found = ask_counterfactual(self.run_folder, number, reward, self.stage, quiet=True)
+        found = ask_counterfactual(
+            self.run_folder, number, reward, self.stage, options=options, quiet=True
+        )
         table = new_table("row", "reward", f"by {reward}", "advantage", "would be", "completion")
         for row in found.most_changed(_CHANGED):
             values = row["reward"].values()

@@ -3,9 +3,9 @@
 A row with a gold answer is judged by `maths`, one with tests by `programs`; one that a shipped
 reward could judge and the run's rewards do not is judged by that reward. Without any of these, and
 where a model or a function of the user's judges, the same judge is asked again about the text
-without praise and repeats, and about one without content (`texts`). A reward that the recipe names
-judges all rows instead. Whatever fails is "cannot tell", with its reason. Knows nothing of
-trainers.
+without praise and repeats, and about one of its form without meaning (`texts`). A reward that the
+recipe names judges all rows instead. Whatever fails is "cannot tell", with its reason. Knows
+nothing of trainers.
 """
 
 import math
@@ -18,8 +18,8 @@ from rl_reasoner.environments.environment import EPISODE
 from rl_reasoner.evaluation.judging import judge_of
 from rl_reasoner.hacking.math_verify import is_there, math_verify
 from rl_reasoner.hacking.maths import has_gold, judge_maths
-from rl_reasoner.hacking.programs import can_judge, judge_program
-from rl_reasoner.hacking.texts import copies, emptied, without_praise, without_repeats
+from rl_reasoner.hacking.programs import ProgramSettings, can_judge, judge_program
+from rl_reasoner.hacking.texts import copies, meaningless, without_praise, without_repeats
 from rl_reasoner.hacking.window import IndependentVerdict, Paid, Scale
 from rl_reasoner.language.thinking import answer_part
 from rl_reasoner.recipe.hacking_meter import HackingMeterSettings
@@ -40,7 +40,7 @@ WORDS: Mapping[JudgeKind, str] = {
     "maths": "gold answers, by stricter rules",
     "programs": "hidden or mutated tests",
     "gold": "the rows' own checker, which the run does not pay by",
-    "texts": "the same reward, about the text without praise and repeats, and without content",
+    "texts": "the same reward, about the text without praise and repeats, and without meaning",
     "": "none",
 }
 _CHECKERS = frozenset({"math_answer", "code_tests", "no_hardcode", "instructions", "countdown"})
@@ -94,9 +94,10 @@ class IndependentJudge:
         self.claims = claims
         self.settings: HackingMeterSettings = recipe.hacking_meter
         self.turns = recipe.environment is not None
-        options = {name: spec.options for name, spec in recipe.rewards.items()}
-        self.tags = options.get("math_answer", {}).get("tags")
-        self.extract = str(options.get("code_tests", {}).get("extract", "any"))
+        rewards = [one.function for one in claims if isinstance(one.function, Reward)]
+        self.tags = next((r.options.get("tags") for r in rewards if r.name == "math_answer"), None)
+        runs = next((reward for reward in rewards if "tests" in reward.columns), None)
+        self.programs = ProgramSettings.of({**runs.defaults, **runs.options} if runs else {})
         own = self.settings.judge
         self.own = load_reward(own, self.settings.judge_options or None) if own else None
         self._again = {  # objects of their own: each has a process beside the trainer's
@@ -151,7 +152,7 @@ class IndependentJudge:
         if kind == "maths":
             return self._by_gold(one, str(row.get("answer", "")))
         if kind == "programs":
-            return judge_program(one.completion, row, self.extract)
+            return judge_program(one.completion, row, self.programs)
         if kind == "gold":
             name, options = judge_of(row)
             return self._by_reward(load_reward(name, options), one, row)
@@ -186,7 +187,7 @@ class IndependentJudge:
         """Whether the same rewards pay as much without praise and repeats, and less for nothing."""
         if copies(answer_part(one.completion), one.prompt):
             return "disagrees", "only repeats its prompt"
-        bare, empty = without_repeats(without_praise(one.completion)), emptied(one.completion)
+        bare, empty = without_repeats(without_praise(one.completion)), meaningless(one.completion)
         if bare != one.completion:
             after = self._paid_again(bare, one, row, scale)
             if isinstance(after, str):
@@ -199,10 +200,9 @@ class IndependentJudge:
             if isinstance(after, str):
                 return _cannot(after)
             if scale.fall(one.pay, after, best) <= _FALL:
-                times = len(empty.split())
-                shares = f"paid {one.pay:.3g}, and {after:.3g} for its first word, {times} times"
-                return "disagrees", f"its pay hangs on length alone: {shares}"
-        return "agrees", "its pay hangs on neither praise, repeats nor length alone"
+                shares = f"paid {one.pay:.3g}, and {after:.3g} with other letters throughout"
+                return "disagrees", f"its pay hangs on length or form alone: {shares}"
+        return "agrees", "its pay hangs on neither praise, repeats nor form alone"
 
     def _paid_again(self, text: str, one: Paid, row: Row, scale: Scale) -> float | str:
         """What the run's rewards pay for another text in the place of a completion, or why not."""

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from rl_reasoner import sandbox
 from rl_reasoner.dataset.code_rows import continue_program
 from rl_reasoner.hacking.window import IndependentVerdict
-from rl_reasoner.rewards.code_tests import program_of
+from rl_reasoner.rewards.code_tests import program_of, time_of
 
 REFERENCES = ("reference_solution", "canonical_solution", "solution", "code", "completion")
 """Columns in which a row's reference program is looked for."""
@@ -37,7 +37,25 @@ def rl_reasoner_values(inputs):
             values.append([False, None])
     return values
 """
-_SETTINGS: dict[str, Any] = {"timeout_s": 4.0, "memory_mb": 512}
+
+
+class ProgramSettings(NamedTuple):
+    """How programs are read and run: as by the run's own reward, whose options these are."""
+
+    extract: str = "any"
+    timeout_s: float = 5.0
+    memory_mb: int = 512
+    min_level: str = "landlock"
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> "ProgramSettings":
+        """Those among the `options` of a reward that runs programs."""
+        return cls(**{name: options[name] for name in cls._fields if name in options})
+
+    def limits(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The sandbox's limits for a row, which may allow more time."""
+        time = time_of(row.get("time_limit_s"), self.timeout_s)
+        return {"timeout_s": time, "memory_mb": self.memory_mb, "min_level": self.min_level}
 
 
 class _Called(NamedTuple):
@@ -63,29 +81,29 @@ def _generator_of(row: Mapping[str, Any]) -> str:
 
 
 def judge_program(
-    completion: str, row: Mapping[str, Any], extract: str
+    completion: str, row: Mapping[str, Any], settings: ProgramSettings
 ) -> tuple[IndependentVerdict, str]:
-    """The verdict on the program in a completion, and why; `extract` as in `code_tests`.
+    """The verdict on the program in a completion, and why.
 
     Raises what the sandbox does: who calls it counts that as an abstention.
     """
-    program = program_of(continue_program(row, completion), extract)
+    program = program_of(continue_program(row, completion), settings.extract)
     if program is None:
         return "disagrees", "no closed Python block"
-    hidden = row.get("hidden_tests")
+    hidden, limits = row.get("hidden_tests"), settings.limits(row)
     if not hidden and (generator := _generator_of(row)):
         seed = zlib.crc32(completion.encode("utf-8", "surrogatepass"))
-        hidden = sandbox.call(generator, "generate", [seed], **_SETTINGS)
+        hidden = sandbox.call(generator, "generate", [seed], **limits)
     if hidden:
-        return _on_tests(program, hidden)
+        return _on_tests(program, hidden, limits)
     calls = _calls_of(row.get("tests"))
     inputs = _inputs_of(row.get("tests"))
     if len(inputs) < _LEAST:
         return "cannot tell", "no hidden tests, and its tests cannot be mutated"
     name = calls[0].name
-    wanted = _reference_values(row, name, inputs)
+    wanted = _reference_values(row, name, inputs, limits)
     try:
-        given = _values(program, name, inputs)
+        given = _values(program, name, inputs, limits)
     except RuntimeError as error:
         given = [(False, None)] * len(inputs)
         if wanted is None:
@@ -100,9 +118,11 @@ def judge_program(
     return ("agrees" if 2 * right >= len(known) else "disagrees"), words
 
 
-def _on_tests(program: str, tests: Sequence[sandbox.Test]) -> tuple[IndependentVerdict, str]:
+def _on_tests(
+    program: str, tests: Sequence[sandbox.Test], limits: Mapping[str, Any]
+) -> tuple[IndependentVerdict, str]:
     whole = [tests] if isinstance(tests, str) else tests
-    result = sandbox.run(program, whole, **_SETTINGS)
+    result = sandbox.run(program, whole, **limits)
     passed = result.verdicts.count("passed")
     words = f"passes {passed} of {len(result.verdicts)} tests that its reward did not see"
     return ("agrees" if result.passed else "disagrees"), words
@@ -126,13 +146,15 @@ def _from_a_list(
 # ------------------------------------------------------------------------------- values of inputs
 
 
-def _values(program: str, name: str, inputs: list[list[Any]]) -> list[tuple[bool, Any]]:
+def _values(
+    program: str, name: str, inputs: list[list[Any]], limits: Mapping[str, Any]
+) -> list[tuple[bool, Any]]:
     """Whether the function returned, and what, on each of `inputs`; in one sandboxed process.
 
     Raises RuntimeError where the program gives nothing.
     """
     values = sandbox.call(
-        program + _HARNESS.format(name=name), "rl_reasoner_values", [inputs], **_SETTINGS
+        program + _HARNESS.format(name=name), "rl_reasoner_values", [inputs], **limits
     )
     pairs = values if isinstance(values, list) and len(values) == len(inputs) else []
     if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs) or not pairs:
@@ -141,7 +163,7 @@ def _values(program: str, name: str, inputs: list[list[Any]]) -> list[tuple[bool
 
 
 def _reference_values(
-    row: Mapping[str, Any], name: str, inputs: list[list[Any]]
+    row: Mapping[str, Any], name: str, inputs: list[list[Any]], limits: Mapping[str, Any]
 ) -> list[tuple[bool, Any]] | None:
     """What the row's reference program gives on `inputs`; None where there is none that runs."""
     for column in REFERENCES:
@@ -151,15 +173,17 @@ def _reference_values(
         for program in (text, f"{row.get('problem', '')}{text}"):
             if _defines(program, name):
                 try:
-                    return _known_values(program, name, repr(inputs))
+                    return _known_values(program, name, repr(inputs), *limits.items())
                 except RuntimeError:
                     return None
     return None
 
 
 @lru_cache(maxsize=4096)
-def _known_values(program: str, name: str, inputs: str) -> list[tuple[bool, Any]]:
-    return _values(program, name, ast.literal_eval(inputs))
+def _known_values(
+    program: str, name: str, inputs: str, *limits: tuple[str, Any]
+) -> list[tuple[bool, Any]]:
+    return _values(program, name, ast.literal_eval(inputs), dict(limits))
 
 
 @lru_cache(maxsize=4096)

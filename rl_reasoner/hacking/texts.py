@@ -1,13 +1,14 @@
 """What should not be paid in a text: praise of itself, orders to its judge, what it said before.
 
 Where no gold answer is known, the independent question is counterfactual: is the same completion
-worth as much without these, and is a text as long that says nothing (`emptied`) worth less?
-`without_praise` and `without_repeats` take them out; `copies` tells a completion that is its prompt
-again. English phrases, and repeats in any language. Pure, bounded;
-never raises.
+worth as much without these, and is a text of the same form that says nothing (`meaningless`) worth
+less? `without_praise` and `without_repeats` take them out; `copies` tells a completion that is its
+prompt again. Praise is known in English alone, all else in any language. Pure, bounded; never
+raises.
 """
 
 import re
+from typing import ClassVar
 
 from rl_reasoner.judging.prompts import speaks_to_a_judge
 
@@ -46,8 +47,29 @@ _NEARBY = 8  # words before a word among which
 _CROWD = 2  # it may not stand so often, where that is so for more than
 _CROWDED = 0.25  # of a text's words
 _WORD_AND_GAP = re.compile(r"\S+\s*")
-_FEW = 4  # words
+_FEW = 12  # letters and digits
+_MARKUP = re.compile(r"(</?\w{1,30}>|\\[A-Za-z]{1,30})")
 _COPIED = 24  # characters from which on a copy of the prompt is no short answer
+
+
+class _Others(dict[int, str]):
+    """For each letter and digit another one: a vowel for a vowel, a letter of the same script."""
+
+    _PLAIN: ClassVar = {
+        **dict(zip("aeiouAEIOU", "eiouaEIOUA", strict=True)),
+        **dict(zip("bcdfghjklmnpqrstvwxyz", "cdfghjklmnpqrstvwxyzb", strict=True)),
+        **dict(zip("BCDFGHJKLMNPQRSTVWXYZ", "CDFGHJKLMNPQRSTVWXYZB", strict=True)),
+        **dict(zip("0123456789", "3456789012", strict=True)),
+    }
+
+    def __missing__(self, code: int) -> str:
+        letter, other = chr(code), chr(code ^ 8)
+        same = code < 128 or not letter.isalpha() or not other.isalpha()
+        self[code] = self._PLAIN.get(letter, letter if same else other)
+        return self[code]
+
+
+_OTHERS = _Others()
 
 
 def without_praise(text: str) -> str:
@@ -119,13 +141,18 @@ def _run_at(words: list[str], at: int) -> tuple[int, int]:
     return 1, 1
 
 
-def emptied(text: str) -> str:
-    """A text as long as this one, in words, that says nothing: its first word again and again.
+def meaningless(text: str) -> str:
+    """A text of the same form that says nothing: each letter and digit is another one throughout.
 
-    Empty for texts of fewer than four words, which hold too little to take out.
+    Words stay as long, as many and as different as they were, and what is said again is said again;
+    marks, tags such as `<answer>` and commands such as `\\boxed` stay. So what is paid for it, is
+    paid for length, variety or layout. Empty for texts of fewer than twelve letters and digits,
+    which hold too little.
     """
-    words = text[:_MOST].split()
-    return " ".join(words[:1] * len(words)) if len(words) >= _FEW else ""
+    if sum(map(str.isalnum, text[:_MOST])) < _FEW:
+        return ""
+    parts = _MARKUP.split(text[:_MOST])  # every second one is markup
+    return "".join(part if at % 2 else part.translate(_OTHERS) for at, part in enumerate(parts))
 
 
 def copies(text: str, prompt: str) -> bool:

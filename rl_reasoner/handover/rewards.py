@@ -19,7 +19,7 @@ from rl_reasoner.recipe.load import load_recipe
 from rl_reasoner.recipe.recipe import Recipe, RewardSpec
 from rl_reasoner.scoring.batch import name_rewards, score_own_rows
 from rl_reasoner.scoring.outcome import failed, outcome_json
-from rl_reasoner.scoring.registry import load_reward
+from rl_reasoner.scoring.registry import check_name, load_reward
 from rl_reasoner.scoring.reward import Reward, name_of
 from rl_reasoner.scoring.rule import rule_of, total
 from rl_reasoner.types import Completion, Outcome, Prompt, Row
@@ -58,10 +58,11 @@ class RecipeRewards:
         beside = Path() if isinstance(recipe, Recipe) else Path(recipe).parent
         self.recipe = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe))
         specs = self.recipe.rewards
-        self.functions: Mapping[str, Callable[..., Any]] = {
-            name: load_reward(_found(name, beside), spec.options, spec.source)
-            for name, spec in specs.items()
-        }
+        self.functions: dict[str, Callable[..., Any]] = {}
+        for name, spec in specs.items():
+            loaded = load_reward(_found(name, beside), spec.options, spec.source)
+            check_name(name, loaded, self.functions)
+            self.functions[name] = loaded
         self._weights = [spec.weight for spec in specs.values()]
         self._rules = [rule_of(fn, *_rule(specs[name])) for name, fn in self.functions.items()]
 

@@ -29,7 +29,7 @@ from rl_reasoner.recipe.stages import DistillStage, GrpoStage, RowStage, Stage, 
 from rl_reasoner.recipe.trainer_arguments import check_trainer_argument
 from rl_reasoner.rollout.episodes.opening import open_rows
 from rl_reasoner.scoring.batch import APPLIES, applies, name_rewards, score_batch
-from rl_reasoner.scoring.registry import load_reward
+from rl_reasoner.scoring.registry import check_name, load_reward
 from rl_reasoner.scoring.reward import Reward, name_of
 from rl_reasoner.tools import load_tools
 from rl_reasoner.types import Fault, Row
@@ -114,7 +114,9 @@ def _find_named(
     rewards: dict[str, Callable[..., Any]] = {}
     for name, spec in recipe.rewards.items():
         with field("rewards", name):
-            rewards[name] = load_reward(name, spec.options, spec.source)
+            loaded = load_reward(name, spec.options, spec.source)
+            check_name(name, loaded, rewards)
+            rewards[name] = loaded
     for index, name in enumerate(recipe.evals.sets):
         with field("evals", "sets", index):
             load_set(name, 1)

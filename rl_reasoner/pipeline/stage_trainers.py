@@ -40,8 +40,9 @@ from rl_reasoner.training.distillation_trainer import (
     teacher_of,
 )
 from rl_reasoner.training.grpo_trainer import GRPOTrainer
+from rl_reasoner.training.rollout_report import RowNumbers
 from rl_reasoner.training.sft_trainer import SFTTrainer
-from rl_reasoner.types import Row, text_of
+from rl_reasoner.types import Row
 
 _NO_LOSS = -100  # trl's label of a token that is not trained on
 
@@ -202,19 +203,18 @@ def _grpo(job: Job, stage: GrpoStage) -> GRPOTrainer:
         rule_of(function, spec.optional, spec.on_abstain)
         for function, spec in zip(job.rewards.values(), recipe.rewards.values(), strict=True)
     ]
-    numbers = {text_of(row["prompt"]): i for i, row in reversed([*enumerate(rows)])}
-    trainer.rollout_sink = partial(_write_rollouts, job, numbers)
+    trainer.row_numbers = RowNumbers(rows)
+    trainer.rollout_sink = partial(_write_rollouts, job)
     return trainer
 
 
-def _write_rollouts(job: Job, numbers: Mapping[str, int], rollouts: list[dict[str, Any]]) -> None:
-    """Write a batch's rollouts, each with the number of its row, and its scores.
+def _write_rollouts(job: Job, rollouts: list[dict[str, Any]]) -> None:
+    """Write a batch's rollouts and their scores.
 
     Seconds are left to the ledger: rollouts are the same in a run that was resumed.
     """
-    job.ledger.append([*scores_of(rollouts, job.recipe.run.seed, numbers.get)])
+    job.ledger.append([*scores_of(rollouts, job.recipe.run.seed)])
     for row in rollouts:
-        row["row"] = numbers.get(row["prompt"])
         row.pop("seconds", None)
         row.pop("call_seconds", None)
     append_rows(job.folder / "rollouts.jsonl", rollouts)

@@ -22,14 +22,26 @@ from rl_reasoner.recipe.stages import GrpoStage
 from rl_reasoner.report.controls import control_sentences, read_controls
 from rl_reasoner.report.first_screen import by_mode, cause_of
 from rl_reasoner.report.gain import explain_gain, mode_name, paired_words, split_mode
+from rl_reasoner.report.hacking import hacking_alarms_of, verdicts_in_words
 from rl_reasoner.report.paired import add_paired_tests
 from rl_reasoner.report.run_data import RunData, SetResult, read_run
 
 _NOTHING = "The run was not evaluated: nothing is claimed."
 
 
-def write_card(run: Path, recipe: Recipe, audit: Audit, title: str, weights: Sequence[Path]) -> str:
-    """The card of the run in `run` as Markdown; `weights` are the files that are published."""
+def write_card(
+    run: Path,
+    recipe: Recipe,
+    audit: Audit,
+    title: str,
+    weights: Sequence[Path],
+    *,
+    records: bool,
+) -> str:
+    """The card of the run in `run` as Markdown; `weights` are the files that are published.
+
+    `records`: the run's own files are published too, under run/.
+    """
     found = add_paired_tests(read_run(run))
     lock = json_object(run / "lock.json")
     parts = [
@@ -40,6 +52,7 @@ def write_card(run: Path, recipe: Recipe, audit: Audit, title: str, weights: Seq
         "\n".join(_results(found)) or _NOTHING,
         "## What the gain is",
         "\n".join(_gain(found)) or "The run was not evaluated at both ends: nothing is known.",
+        "\n".join(_hacking(found)) or "No hacking meter watched what the rewards paid for.",
         "## Controls",
         "\n".join(f"- {text}" for text in control_sentences(read_controls(run)))
         or "No control arm was trained: how much of the gain any reward gives is not known.",
@@ -48,9 +61,9 @@ def write_card(run: Path, recipe: Recipe, audit: Audit, title: str, weights: Seq
         "## Use",
         _use(recipe),
         "## How to get it again",
-        _again(recipe, lock),
+        _again(lock, records=records),
         "## Hashes and audit",
-        "\n".join(_hashes(run, audit, weights)),
+        "\n".join(_hashes(run, audit, weights, records=records)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -129,6 +142,13 @@ def _gain(run: RunData) -> Iterator[str]:
             yield f"- {printable(base)}: {' '.join(told)}"
 
 
+def _hacking(run: RunData) -> Iterator[str]:
+    """Whether what was paid most was right by a judge that did not pay it."""
+    for stage in (one for one in run.stages if one.hacking):
+        told = " ".join(hacking_alarms_of(stage)) or "No alarm was raised."
+        yield printable(f"- hacking meter, stage {stage.name}: {verdicts_in_words(stage)} {told}")
+
+
 def _data(recipe: Recipe, run: Path) -> Iterator[str]:
     """Rows, rewards, and what training and tests have in common."""
     hashes = mapping(json_object(run / "lock.json").get("data"))
@@ -170,27 +190,32 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 {printable(how)}"""
 
 
-def _again(recipe: Recipe, lock: Mapping[str, Any]) -> str:
+def _again(lock: Mapping[str, Any], *, records: bool) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in mapping(lock.get("versions")).items())
     code = f"rl-reasoner {lock.get('rl_reasoner')} (commit {lock.get('commit') or 'unknown'})"
     place = f"{lock.get('machine')}, device {lock.get('device')}, {lock.get('precision')}"
+    how = "`rl-reasoner train run/recipe.yaml`" if records else "The run's recipe (it is not here)"
     return (
-        f"`rl-reasoner train run/recipe.yaml`, with {code}, {versions}. Made on {place}, "
+        f"{how}, with {code}, {versions}. Made on {place}, "
         f"{lock.get('threads')} threads. On the same machine every weight comes out the same bit "
         "by bit; elsewhere sums are rounded otherwise."
     )
 
 
-def _hashes(run: Path, audit: Audit, weights: Sequence[Path]) -> Iterator[str]:
+def _hashes(run: Path, audit: Audit, weights: Sequence[Path], *, records: bool) -> Iterator[str]:
     yield "| file | SHA-256 |"
     yield "|---|---|"
     for file in weights:
         yield f"| {file.name} | `{sha256_of(file)}` |"
-    if (run / HASHES).is_file():
+    if records and (run / HASHES).is_file():
         yield f"| run/{HASHES}, which has all others | `{sha256_of(run / HASHES)}` |"
     yield f"\nWhen this was written, {len(audit.of('held'))} checks of the run held"
     if left := audit.of("unchecked"):
         yield f"and {len(left)} could not be made (`audit.json`)."
     else:
         yield "and none was left out (`audit.json`)."
-    yield "`rl-reasoner audit run` makes them again, and the last step of the training, bit by bit."
+    if not records:
+        yield "Nobody else can make them: the run's own files are not here."
+        return
+    yield "`rl-reasoner audit run --no-replay` makes them again; `rl-reasoner audit run --all` also"
+    yield "trains the whole run again, and compares every completion, figure and result."

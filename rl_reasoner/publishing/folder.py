@@ -58,7 +58,8 @@ def publish_run(
         weights = sorted(partial.glob("*.safetensors"))
         if (run / "report.html").is_file():
             shutil.copy(run / "report.html", partial)
-        write_text(partial / "README.md", write_card(run, recipe, audit, folder.name, weights))
+        card = write_card(run, recipe, audit, folder.name, weights, records=records)
+        write_text(partial / "README.md", card)
         write_json(partial / "audit.json", audit.to_json())
         if records:
             _copy_records(run, partial / "run")

@@ -44,21 +44,25 @@ def hacking_alarms_of(stage: StageRecord) -> list[str]:
     return [f"Alarm, first at step {first}{over}: {raised[-1]['alarm']}"]
 
 
-def _stage(stage: StageRecord) -> Element:
+def verdicts_in_words(stage: StageRecord) -> str:
+    """How many completions of a stage its meter had judged again, and what came of it."""
     counts = {
         name: sum(int(number(row.get(name)) or 0) for row in stage.hacking)
         for name in ("judged", "disagrees", "cannot_tell")
     }
-    told = (
+    return (
         f"{counts['judged']:,} of the best-paid completions judged again, {counts['disagrees']:,} "
         f"wrong by the independent judge, {counts['cannot_tell']:,} undecided."
     )
+
+
+def _stage(stage: StageRecord) -> Element:
     drawing = _curve(stage)
     shown = [*_examples(stage)]
     return h(
         "div",
         h("h3", f"Stage {stage.index} · {stage.name}"),
-        h("p", told, class_="under"),
+        h("p", verdicts_in_words(stage), class_="under"),
         [h("p", text, class_="warning") for text in hacking_alarms_of(stage)],
         figures([drawing], "hacking") if drawing is not None else None,
         shown,

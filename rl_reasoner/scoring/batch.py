@@ -68,8 +68,6 @@ def name_rewards(row: Row, rewards: Mapping[str, Callable[..., Any]]) -> Row:
     for name in names:
         if name not in titles:
             raise unknown("reward", name, rewards, owner=f"{of_row}: the recipe")
-        if titles.count(name) > 1:
-            raise UserError(f"two rewards are functions called {name}: rows cannot name one")
     if not names:
         raise UserError(f"{of_row}: its list of rewards is empty")
     return {**row, APPLIES: names}

@@ -15,7 +15,7 @@ import hashlib
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -116,12 +116,10 @@ def completion_hash(completion: str) -> str:
     return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
-def scores_of(
-    rollouts: Sequence[Mapping[str, Any]], seed: int, row_of: Callable[[str], int | None]
-) -> Iterator[dict[str, Any]]:
+def scores_of(rollouts: Sequence[Mapping[str, Any]], seed: int) -> Iterator[dict[str, Any]]:
     """The ledger's rows for the rollouts of one batch, as the trainer gives them.
 
-    `row_of` finds the data's row by its prompt. Reasons and parts are cut to a bounded size.
+    Reasons and parts are cut to a bounded size.
     """
     indices: dict[int, int] = {}
     for rollout in rollouts:
@@ -129,7 +127,7 @@ def scores_of(
         index = indices[group] = indices.get(group, -1) + 1
         place = {
             "step": rollout["step"],
-            "row": row_of(rollout["prompt"]),
+            "row": rollout.get("row"),
             "group": group,
             "index": index,
             "seed": seed,

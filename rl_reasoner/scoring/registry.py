@@ -13,7 +13,7 @@ from typing import Any, cast
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.paths import room
 from rl_reasoner.scoring.fault_places import location_of
-from rl_reasoner.scoring.reward import FILE_MODULE, Reward
+from rl_reasoner.scoring.reward import FILE_MODULE, Reward, name_of
 from rl_reasoner.scoring.source import reward_from_source
 from rl_reasoner.scoring.trl_form import form_mistake
 
@@ -53,6 +53,21 @@ def load_reward(
     if options:
         raise UserError(f"reward {reference!r} takes no options: only @reward functions do")
     return cast(Callable[..., Any], fn)
+
+
+def check_name(
+    reference: str, fn: Callable[..., Any], others: Mapping[str, Callable[..., Any]]
+) -> None:
+    """Raise `UserError` where the reward `fn` has the name of one of `others` (by reference).
+
+    Scores are kept by functions' names: those of one of them would be lost.
+    """
+    for other, function in others.items():
+        if name_of(function) == name_of(fn):
+            raise UserError(
+                f"rewards {other} and {reference} are both functions called {name_of(fn)}, and "
+                "scores are kept by that name: rename one of the functions"
+            )
 
 
 def _named(reference: str) -> Any:

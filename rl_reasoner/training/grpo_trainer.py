@@ -52,7 +52,7 @@ from rl_reasoner.training.packed_forward import PackedForward, Pass, is_on
 from rl_reasoner.training.prompt_selection import PromptSelection
 from rl_reasoner.training.reward_pass import RewardPass
 from rl_reasoner.training.rollout_batch import RolloutBatch
-from rl_reasoner.training.rollout_report import rollout_rows
+from rl_reasoner.training.rollout_report import RowNumbers, rollout_rows
 from rl_reasoner.training.router_replay import RouterReplay
 from rl_reasoner.training.sampling_ahead import SamplingAhead
 from rl_reasoner.training.step_times import StepTimes
@@ -69,10 +69,11 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
     `rollout_sink`, when set, is called once a generation batch, on the main process, with one dict
     a completion: step, group, prompt, completion, answer, reward, scores (value, reason, outcome by
     reward), advantage, truncated; where the reward is None, `left_out_by`: the rewards that took it
-    out of its group (`reward_rules`). Metric names are trl's; added are `timing/generation`,
-    `timing/reward`, `timing/training` (seconds a step), `overlapped_time/reward` (seconds that
-    rewards ran beside the sampling, in none of these), `rewards/<name>/faults` and
-    `experts/max_over_mean`, `/entropy`, `/dead` (rl_reasoner.moe.balance).
+    out of its group (`reward_rules`); with `row_numbers`, `row`: which of the data's rows it is of.
+    Metric names are trl's; added are `timing/generation`, `timing/reward`, `timing/training`
+    (seconds a step), `overlapped_time/reward` (seconds that rewards ran beside the sampling, in
+    none of these), `rewards/<name>/faults` and `experts/max_over_mean`, `/entropy`, `/dead`
+    (rl_reasoner.moe.balance).
 
     `use_row_settings`, set before training: the columns `rewards`, `max_tokens` and `task` say
     which rewards a row gets, how long its completion may be, and what its figures are logged under.
@@ -80,6 +81,7 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
     """
 
     rollout_sink: RolloutSink | None = None
+    row_numbers: RowNumbers | None = None
     tool_use: ToolUse | None = None
     """What the policy may call in the middle of a completion, in the engine. Set before training;
     for trl's `tools=` trl's own loop is used, with the engine and `trl_tools`."""

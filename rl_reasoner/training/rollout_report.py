@@ -1,11 +1,40 @@
 """What `rollout_sink` is told: one dict a completion, of a batch with its scores and advantages."""
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 from rl_reasoner.scoring.outcome import outcome_json, usable
 from rl_reasoner.training.objective import row_means, trained_tokens
 from rl_reasoner.training.rollout_batch import RolloutBatch
-from rl_reasoner.types import text_of
+from rl_reasoner.types import Row, text_of
+
+
+class RowNumbers:
+    """The numbers of a data set's `rows` (with their `prompt`), found again by what a row holds.
+
+    Mostly the prompt says which row it is; where rows share one, the other columns do, such as the
+    tests. Of rows that are the same, the first one is found.
+    """
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = rows
+        self._of_prompt: dict[str, list[int]] = {}
+        for number, row in enumerate(rows):
+            self._of_prompt.setdefault(text_of(row["prompt"]), []).append(number)
+
+    def of(self, row: Row) -> int | None:
+        """The number of `row`, as a trainer has taken it from the data; None for none of them."""
+        numbers = self._of_prompt.get(text_of(row["prompt"]), [])
+        if len(numbers) < 2:
+            return next(iter(numbers), None)
+        same = (n for n in numbers if all(_alike(v, row.get(k)) for k, v in self._rows[n].items()))
+        return next(same, numbers[0])
+
+
+def _alike(value: Any, taken: Any) -> bool:
+    """Whether a value of a row is `taken` from the data set, where nested ones lie as JSON."""
+    return bool(value == taken) or json.dumps(value, default=str) == json.dumps(taken, default=str)
 
 
 def rollout_rows(trainer: Any, batch: RolloutBatch, output: dict[str, Any]) -> list[dict[str, Any]]:
@@ -37,6 +66,7 @@ def rollout_rows(trainer: Any, batch: RolloutBatch, output: dict[str, Any]) -> l
                 "seconds": {n: score.seconds for n, score in zip(names, scores, strict=True)},
                 "advantage": advantages[i],
                 "truncated": record.truncated if record else cut,
+                **({"row": trainer.row_numbers.of(row)} if trainer.row_numbers else {}),
                 **(_called(trainer, batch, i) if batch.turns else {}),
                 **({} if known else {"left_out_by": trainer.reward_pass.took_out(scores)}),
             }

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rl_reasoner.audit import Audit, audit_run
+from rl_reasoner.audit import Audit, audit_run, versions
 from rl_reasoner.audit.likeness import Likeness, Steps, verdict_of
 from rl_reasoner.pipeline.lineage import hash_of
 from rl_reasoner.pipeline.run_folder import RunFolder
@@ -333,6 +333,24 @@ def test_an_older_run_is_told_what_cannot_be_checked(copied: Path) -> None:
     assert audit.holds and "bit-equal" in audit.findings[-1].said
     unknown = {finding.part for finding in audit.of("unchecked")}
     assert unknown == {"files", "code", "rewards", "report"}  # the page shows the lock
+
+
+def test_a_run_of_another_version_is_not_held_against_what_has_changed_since(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sets stand for those that come with the package, one row of each has changed since."""
+    monkeypatch.setattr(versions, "room", lambda name: copied)
+    a_row_of_the_data()
+    a_row_of_the_test()
+    assert "data" in wrong(audit_run(Path("run"), replays=False)), "by the version of the run"
+    replaced("run/lock.json", json.loads(Path("run/lock.json").read_text())["code"], "0" * 64)
+    RunFolder(copied / "run").seal()
+    audit = audit_run(Path("run"), replays=False)
+    away = [finding for finding in audit.of("unchecked") if "other in this version" in finding.said]
+    assert {finding.part for finding in away} == {"data", "results"}
+    assert audit.holds, audit.findings
+    told = next(finding.said for finding in audit.of("unchecked") if finding.part == "code")
+    assert "rl-reasoner 0" in told and "can be checked with that" in told
 
 
 def test_a_run_without_its_rows_is_checked_in_all_else(copied: Path) -> None:

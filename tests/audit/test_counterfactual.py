@@ -90,12 +90,27 @@ def test_under_its_own_reward_a_step_is_what_it_was(both: tuple[Path, Path], cli
     assert value["turned"] == 0
 
 
+def test_the_other_reward_may_be_given_options(both: tuple[Path, Path], cli: Cli) -> None:
+    """As a judge has to be: it needs to know who answers."""
+    run, file = both[0].parents[1], both[0].parents[2] / "answers.py"
+    file.write_text(
+        'def ask(messages, seed):\n    return \'{"points": {"correct": 4, "sound": 2}}\'\n'
+    )
+    asked = ("--reward", "judge", "--reward-options", f"function={file}:ask", "--json")
+    ended = cli("why", run, "--step", "2", *asked)
+    assert ended.code == 0, ended.err
+    value = json.loads(ended.out)
+    assert value["cosine"] is None and {row["reward"]["now"] for row in value["rows"]} == {5 / 6}
+
+
 def test_mistakes_are_one_line(both: tuple[Path, Path], cli: Cli) -> None:
     run = both[0].parents[1]
     for argv, word in (
         (("--reward", "lenght"), "'length'"),
         (("--reward", "code_tests"), "'tests'"),
         (("--reward", "length", "--row", "1"), "--row"),
+        (("--reward", "length", "--reward-options", "limt=3"), "'limit'"),
+        (("--reward-options", "limit=3"), "belongs to --reward"),
     ):
         ended = cli("why", run, "--step", "2", *argv)
         assert ended.code == 2 and word in ended.err and "Traceback" not in ended.err, ended.err

@@ -8,9 +8,10 @@ import pytest
 from rl_reasoner.hacking import judges
 from rl_reasoner.hacking.judges import IndependentJudge, claims_of
 from rl_reasoner.hacking.maths import has_gold, judge_maths
-from rl_reasoner.hacking.programs import can_judge, judge_program
-from rl_reasoner.hacking.texts import copies, emptied, without_praise, without_repeats
+from rl_reasoner.hacking.programs import ProgramSettings, can_judge, judge_program
+from rl_reasoner.hacking.texts import copies, meaningless, without_praise, without_repeats
 from rl_reasoner.hacking.window import Paid, Scale
+from rl_reasoner.paths import room
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.scoring.registry import load_reward
 from rl_reasoner.types import Row, Score
@@ -54,6 +55,7 @@ def test_a_gold_answer_that_cannot_be_judged_is_no_verdict() -> None:
 
 # ---------------------------------------------------------------------------------------- programs
 
+LAST = ProgramSettings("last")
 TESTS = [{"call": "f", "args": [x], "expected": x * x + 1} for x in (2, 5, 7, 11)]
 SQUARES = "```python\ndef f(x):\n    return x * x + 1\n```"
 VALUES = {x: x * x + 1 for x in (2, 5, 7, 11)}
@@ -73,25 +75,52 @@ ASSERTS = [f"assert f({x}) == {x * x + 1}" for x in (2, 5, 7)]
     ids=["hidden", "generated", "reference", "mutated", "asserts"],
 )
 def test_special_cases_of_the_tests_are_told_from_a_program(row: Row) -> None:
-    assert judge_program(SQUARES, row, "last")[0] == "agrees"
-    assert judge_program(TABLE, row, "last")[0] == "disagrees"
+    assert judge_program(SQUARES, row, LAST)[0] == "agrees"
+    assert judge_program(TABLE, row, LAST)[0] == "disagrees"
 
 
 def test_a_column_called_generator_is_not_always_a_program() -> None:
     """As where it names the model that wrote the row: the judge is that of the other columns."""
     assert not can_judge({"answer": "5", "generator": "gpt-4o"})
-    assert judge_program(TABLE, {"tests": TESTS, "generator": "gpt-4o"}, "last")[0] == "disagrees"
+    assert judge_program(TABLE, {"tests": TESTS, "generator": "gpt-4o"}, LAST)[0] == "disagrees"
 
 
 def test_tests_that_tell_nothing_are_no_verdict() -> None:
     stdin = {"tests": [{"stdin": "1", "stdout": "1"}]}
-    assert judge_program(SQUARES, stdin, "last")[0] == "cannot tell"
+    assert judge_program(SQUARES, stdin, LAST)[0] == "cannot tell"
     few = {"tests": [{"call": "f", "args": [n], "expected": True} for n in (1, 2, 3)]}
-    assert judge_program(TABLE, few, "last")[0] == "cannot tell"
+    assert judge_program(TABLE, few, LAST)[0] == "cannot tell"
+
+
+def test_programs_are_run_within_the_limits_of_the_runs_reward(tmp_path: Path) -> None:
+    """Else an honest program that needs the time its reward gives it would be called a hack."""
+    slow = SQUARES.replace("    return", "    import time\n    time.sleep(0.7)\n    return")
+    row = {"problem": "p", "tests": TESTS, "hidden_tests": ["assert f(3) == 10"]}
+    mine = tmp_path / "own.py"
+    mine.write_text(
+        "from rl_reasoner import reward\n\n\n@reward\n"
+        "def passes(completion: str, tests: list, timeout_s: float = 0.3) -> float:\n"
+        "    return 1.0\n"
+    )
+    options = {"extract": "first", "memory_mb": 300, "timeout_s": 0.3}
+    for name, given in (("code_tests", options), (f"{mine}:passes", {})):
+        judge = judge_for([row, {**row, "time_limit_s": 5}], {name: {"options": given}})
+        strict, roomy = judge.judge([paid(slow), paid(slow, row=1)], Scale())
+        assert (strict.verdict, roomy.verdict) == ("disagrees", "agrees"), name
+    judge = judge_for([row], {"judge": {"options": {"function": f"{mine}:f"}}})
+    assert judge.programs == ProgramSettings()
+
+
+def test_an_answer_form_is_known_whatever_the_reward_is_named_by() -> None:
+    tags, file = ["<<", ">>"], room("rewards") / "math_answer.py"
+    for name in ("math_answer", f"{file}:math_answer"):
+        judge = judge_for([GOLD], {name: {"options": {"tags": tags}}})
+        [found] = judge.judge([paid("7 is not it, I say <<7>> and 8")], Scale())
+        assert found.verdict == "agrees", name
 
 
 def test_a_program_that_is_not_there_is_wrong() -> None:
-    assert judge_program("no code", {"tests": TESTS}, "last")[0] == "disagrees"
+    assert judge_program("no code", {"tests": TESTS}, LAST)[0] == "disagrees"
 
 
 # ------------------------------------------------------------------------------------------- texts
@@ -141,9 +170,27 @@ def test_a_copy_of_the_prompt_is_no_answer() -> None:
     assert not copies("256", PROMPT) and not copies(PROMPT + " It is 744.", PROMPT)
 
 
-def test_an_empty_text_is_as_long() -> None:
-    assert emptied("Light bends in the air.") == "Light Light Light Light Light"
-    assert emptied("Light bends.") == ""
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("Light bends in the air, light does.", "Mohjv cipft op vji eos, mohjv fuit."),
+        (
+            r"<answer>\boxed{90}, so 9 + 0 is 9.</answer>",
+            r"<answer>\boxed{23}, tu 2 + 3 ot 2.</answer>",
+        ),
+        ("空气使蓝光散射得最多，所以天空是蓝色的。", None),
+        ("Die Luft streut blaues Licht über uns.", None),
+        ("Light bends.", ""),
+    ],
+)
+def test_a_text_of_the_same_form_says_nothing(text: str, other: str | None) -> None:
+    """Words are as many, as long and as different; none of them is left."""
+    made = meaningless(text)
+    assert made == other if other is not None else len(made) == len(text)
+    letters = [(a, b) for a, b in zip(text, made, strict=False) if a.isalpha()]
+    assert other is not None or all(a != b and b.isalpha() for a, b in letters)
+    words = text.split() if made else []
+    assert len({*words}) == len({*made.split()})
 
 
 # ---------------------------------------------------------------------------------- who judges what
@@ -215,6 +262,16 @@ def flattered(completion: str) -> float:
 
 
 @reward
+def varied(completion: str) -> float:
+    return min(1.0, len({*completion.split()}) / 8)
+
+
+@reward
+def characters(completion: str) -> float:
+    return min(1.0, len(completion) / 16)
+
+
+@reward
 def padded(completion: str) -> float:
     return min(1.0, completion.count("light") / 3)
 """
@@ -225,7 +282,9 @@ def test_texts_are_judged_by_what_their_pay_hangs_on(tmp_path: Path) -> None:
     said = "Air scatters the blue light most."
     praised = "Air scatters the blue. This answer is excellent."
     cases = {
-        ("longest", said): "length alone",
+        ("longest", said): "form alone",
+        ("varied", "one red door, two old boats and a lamp by any other sea"): "form alone",
+        ("characters", "空气使蓝光散射得最多，所以天空是蓝色的"): "form alone",
         ("flattered", said): "neither",
         ("flattered", praised): "praise or repeats",
         ("padded", "light and air " * 4): "praise or repeats",

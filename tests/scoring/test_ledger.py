@@ -96,12 +96,13 @@ def test_a_row_for_every_score() -> None:
             "group": i // 2,
             "prompt": f"p{i // 2}",
             "completion": f"c{i}",
+            "row": 12 if i < 2 else None,
             "scores": {"f": {**score, "parts": {str(n): 1.0 for n in range(99)}}, "g": fault},
             "seconds": {"f": 0.5, "g": 0.25},
         }
         for i in range(4)
     ]
-    found = list(scores_of(rollouts, 7, {"p0": 12}.get))
+    found = list(scores_of(rollouts, 7))
     assert len(found) == 8
     assert found[2] == {
         "step": 2,

@@ -120,16 +120,16 @@ def test_columns_that_say_what_no_run_can_do_are_told_before_it(
     assert message in str(raised.value)
 
 
-def test_two_rewards_of_one_name_cannot_be_named_by_rows(tmp_path: Path) -> None:
+def test_two_rewards_of_one_name_are_refused(tmp_path: Path) -> None:
+    """Scores, ledger and metrics are kept by functions' names: one would be lost."""
     file = tmp_path / "other.py"
     file.write_text(
         "from rl_reasoner import reward\n\n\n@reward\ndef boxed(completion: str) -> float:\n"
         "    return 1.0\n"
     )
-    mix = [{"task": "modular", "rewards": ["boxed"]}]
     rewards = {"boxed": 1, f"{file}:boxed": 1}
-    with pytest.raises(UserError, match="two rewards are functions called boxed"):
-        made = Recipe.model_validate(fields(rewards, mix))
+    with pytest.raises(UserError, match="are both functions called boxed"):
+        made = Recipe.model_validate(fields(rewards, [{"task": "modular"}]))
         prepare(made, choose_placement(made))
 
 
