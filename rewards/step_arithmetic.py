@@ -5,13 +5,14 @@ and checks each exactly, with the verifier's own bounded parser; nothing is eval
 would be cheap to write is not counted: `1 = 1`, `7 * 1 = 7`, a result twice (`16 - 7 + 0 = 9`
 after `16 - 7 = 9`), and right results that do not lead to the answer. Numbers have to come from
 somewhere: each operand of a right claim is a number of the problem (in digits, in words, or implied
-by its units) or the result of an earlier claim that counts, so that no sum can be made up which
-ends in whatever the answer is. What the reward cannot see is whether a step is the one to take:
-`16 + 4 = 20` is right arithmetic, whatever was asked. Hence the reward for the answer beside it,
-and `only_right`, with which steps to a wrong answer are not paid.
+by its units) or the result of an earlier claim that counts. What the reward cannot see is whether a
+step is the one to take: `16 + 4 = 20` is right arithmetic, whatever was asked, and enough of such
+steps end in any number. Hence the reward for the answer beside it, and `only_right`, with which
+steps to a wrong answer are not paid.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import pairwise
@@ -38,6 +39,7 @@ _TOKEN = re.compile(
     re.DOTALL,
 )
 _PLAIN = {"×": "*", "·": "*", "\\times": "*", "\\cdot": "*", "x": "*", "X": "*"}
+_MINUS = ("-", "−", "–")
 _PLAIN |= {"÷": "/", "\\div": "/", "−": "-", "–": "-"}
 
 
@@ -163,11 +165,11 @@ def _claims(text: str) -> Iterator[_Claim]:
             sides.append([])
         elif token.kind in ("other", "skip"):  # a word, a stop, the end of a line
             for left, right in pairwise(sides):
-                claim = _claim(_ending(left), _beginning(right))
+                claim = _claim(*_ending(left), _beginning(right))
                 if claim is not None and found < _MAX_CLAIMS:
                     found += 1
                     yield claim
-            sides = [[token] if _is_word(token) else []]
+            sides = [[token] if token.kind == "other" else []]
         else:
             sides[-1].append(token)
 
@@ -191,20 +193,34 @@ def _is_word(token: _Token) -> bool:
     return token.kind == "other" and token.text.isalpha()
 
 
-def _ending(tokens: list[_Token]) -> list[_Token]:
-    """The expression that tokens end in: a number that follows another begins a new one.
+def _ending(tokens: list[_Token]) -> tuple[list[_Token], bool]:
+    """The expression that tokens end in, and whether it may be told wrong.
 
-    Nothing where it goes on from a word: of `x * 2 + 3` the end is no claim.
+    A number that follows another begins a new one. Nothing where it goes on from a word, or from a
+    number that cannot be read: of `x * 2 + 3` and `√16 - 3` the end is no claim. A minus that it
+    begins with is a sign, or the dash of a list; where neither is sure, it is not told wrong.
     """
     at = len(tokens)
     while at > 0 and not (at < len(tokens) and _apart(tokens[at - 1], tokens[at])):
         at -= 1
-    own = tokens[at:]
+    own, before = tokens[at:], None
     if own and own[0].kind == "other":
-        return [] if len(own) > 1 and own[1].kind == "operator" else own[1:]
-    while own and own[0].kind in ("operator", "close"):  # the dash of a list
+        before, *own = own
+    goes_on = bool(own) and own[0].kind == "operator"
+    if before and (_is_number_like(before) or (goes_on and _is_word(before))):
+        return [], False
+    while len(own) > 1 and own[0].kind in ("operator", "close") and not _is_signed(own):
         own = own[1:]
-    return own
+    return own, before is None or not goes_on
+
+
+def _is_number_like(token: _Token) -> bool:
+    """Whether a token is a part of a number that is not read: a root, a power, a wide digit."""
+    return token.text in "√∛∜" or unicodedata.category(token.text[0]) in ("No", "Nd")
+
+
+def _is_signed(tokens: list[_Token]) -> bool:
+    return tokens[0].text in _MINUS and tokens[1].kind == "number"
 
 
 def _beginning(tokens: list[_Token]) -> list[_Token]:
@@ -223,8 +239,21 @@ def _apart(one: _Token, next_one: _Token) -> bool:
     return one.kind in ("number", "close") and next_one.kind in ("number", "open")
 
 
-def _claim(left: list[_Token], right: list[_Token]) -> _Claim | None:
-    """The claim that two sides make; None where it is none, or too large to check."""
+def _claim(left: list[_Token], sure: bool, right: list[_Token]) -> _Claim | None:
+    """The claim that two sides make; None where it is none, or too large to check.
+
+    `sure`: it may be told wrong (see `_ending`).
+    """
+    if len(left) > 1 and _is_signed(left):
+        signed = _read_claim(left, right)
+        if signed is not None and signed.right:
+            return signed
+        left = left[1:]
+    claim = _read_claim(left, right)
+    return claim if claim is None or claim.right or sure else None
+
+
+def _read_claim(left: list[_Token], right: list[_Token]) -> _Claim | None:
     calculates = any(t.kind == "operator" for t in left) and len(left) > 2
     if not calculates or not right or max(len(left), len(right)) > _MAX_SIDE:
         return None
@@ -240,9 +269,11 @@ def _claim(left: list[_Token], right: list[_Token]) -> _Claim | None:
         return None
     if not isinstance(result, Fraction):
         return None
-    operands = tuple(_value(token.text) for token in left if token.kind == "number")
+    operands = [_value(token.text) for token in left if token.kind == "number"]
+    if _is_signed(left):
+        operands[0] = -operands[0]
     text = f"{sides[0]} = {sides[1]}"
-    return _Claim(text[:80], operands, result, holds)
+    return _Claim(text[:80], tuple(operands), result, holds)
 
 
 def _rounded(exact: Node, right: list[_Token]) -> bool:

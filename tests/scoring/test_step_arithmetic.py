@@ -47,6 +47,19 @@ def test_wrong_steps_lower_the_share(text: str, share: float) -> None:
         assert found is not None and found < 1.0
 
 
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("3 - 16 = -13. -13 + 16 = 3. 3 * 2 = 6: 6", 1.0),
+        ("3 - 16 = -13.\n-13 + 16 = 3. 3 * 2 = 6: 6", 1.0),
+        ("16 - 3 - 4 = 9, as √16 - 3 = 1 and x² - 3 = 1 and １６ − 3 − 4 = 9. 9 * 2 = 18: 18", 1.0),
+        ("- 16 + 4 = 20\n- 3 + 4 = 8\n- 20 - 3 = 17: 17", 2 / 3),
+    ],
+)
+def test_a_minus_may_be_a_sign_and_what_is_not_read_is_not_wrong(text: str, share: float) -> None:
+    assert value(text) == pytest.approx(share), step_arithmetic(text, prompt=PROMPT)
+
+
 def test_more_forms() -> None:
     assert value("100 * .5 = 50. So 50", "half of a hundred") == 1.0
     assert value("12 * 7 = 84. 84 * 3 = 252. So 252", "three dozen a day for a week") == 1.0
