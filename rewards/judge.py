@@ -13,30 +13,13 @@ from rl_reasoner.types import Outcome
 
 
 @reward
+@ModelJudge.takes_options
 def judge(
     completion: str,
     prompt: str,
     answer: str | None = Column(),  # type: ignore[assignment]
-    rubric: Mapping[str, Any] | str | None = None,
-    server: str | None = None,
-    model: str | None = None,
-    policy: str | None = None,
-    function: str | None = None,
-    votes: int = 1,
-    tolerance: float = 0.25,
     reference: bool = False,
-    temperature: float = 0.0,
-    max_tokens: int = 300,
-    max_chars: int = 8000,
-    timeout_s: float = 60.0,
-    attempts: int = 4,
-    concurrency: int = 8,
-    structured: bool = True,
-    cache: str | None = None,
-    max_requests: int | None = None,
-    max_cost: float | None = None,
-    price_in: float = 0.0,
-    price_out: float = 0.0,
+    **options: Any,
 ) -> Outcome:
     """0 to 1 by the points of `rubric`, a YAML file or its content; None where the judge abstains.
 
@@ -45,9 +28,8 @@ def judge(
     `policy`, and `function` ("FILE.py:NAME") answers. `price_in` and `price_out` (money a million
     tokens) are for `max_cost`. Raises `UserError` for options that make no sense.
     """
-    options = dict(locals())
-    row = {name: options.pop(name) for name in ("prompt", "answer")}
-    [outcome] = _scores([options.pop("completion")], [row], **options)
+    row = {"prompt": prompt, "answer": answer}
+    [outcome] = _scores([completion], [row], reference=reference, **options)
     return outcome
 
 

@@ -12,30 +12,13 @@ from rl_reasoner.types import Outcome
 
 
 @reward(group=True)
+@ModelJudge.takes_options
 def judge_ranking(
     completions: Sequence[str],
     prompt: str,
     answer: str | None = Column(),  # type: ignore[assignment]
-    rubric: Mapping[str, Any] | str | None = None,
-    server: str | None = None,
-    model: str | None = None,
-    policy: str | None = None,
-    function: str | None = None,
-    votes: int = 1,
-    tolerance: float = 0.25,
     reference: bool = False,
-    temperature: float = 0.0,
-    max_tokens: int = 300,
-    max_chars: int = 8000,
-    timeout_s: float = 60.0,
-    attempts: int = 4,
-    concurrency: int = 8,
-    structured: bool = True,
-    cache: str | None = None,
-    max_requests: int | None = None,
-    max_cost: float | None = None,
-    price_in: float = 0.0,
-    price_out: float = 0.0,
+    **options: Any,
 ) -> Sequence[Outcome]:
     """1 for the best of a prompt's `completions` down to 0 for the worst, in equal steps.
 
@@ -43,9 +26,8 @@ def judge_ranking(
     than the share `tolerance` of pairs, and on replies that are no ranking. See `judge` for the
     options. Raises `UserError` for those that make no sense.
     """
-    options = dict(locals())
-    row = {name: options.pop(name) for name in ("prompt", "answer")}
-    [outcomes] = _scores([options.pop("completions")], [row], **options)
+    row = {"prompt": prompt, "answer": answer}
+    [outcomes] = _scores([completions], [row], reference=reference, **options)
     return outcomes
 
 

@@ -116,7 +116,8 @@ def calibrate(
     figures = [*_agreement(rows, outcomes), _length_bias(rows, outcomes)]
     figures.append(_gain_by_asking(judge, rows, outcomes, answers, most_pairs // 2))
     figures += _order_bias(judge, rows, answers, most_pairs)
-    figures += _costs(judge, len(rows), seconds, all_cached=replies == len(rows) * judge.votes)
+    asked = replies < len(rows) * judge.votes  # else the seconds are those of the cache
+    figures += _costs(judge, rows, judge.tokens_of(cases), seconds if asked else None)
     return Calibration(len(rows), tuple(figures), judge.counts.to_json())
 
 
@@ -272,19 +273,33 @@ def _order_bias(
     ]
 
 
-def _costs(judge: ModelJudge, rows: int, seconds: float, *, all_cached: bool) -> list[Figure]:
-    """What 1,000 rows take, by all that the judge's cache holds."""
-    spent = judge.spent()
-    each = 1000 * judge.votes / spent["requests"] if spent["requests"] else 0.0
+def _costs(
+    judge: ModelJudge,
+    rows: Sequence[Row],
+    tokens: Sequence[tuple[int, int] | None],
+    seconds: float | None,
+) -> list[Figure]:
+    """What 1,000 rows take: of the questions about the rows themselves, not of pairs and pleas."""
+    told = [(row["problem"], own) for row, own in zip(rows, tokens, strict=True) if own is not None]
+    groups = [problem for problem, _ in told]
+
+    def figure(name: str, values: Sequence[float], meaning: str) -> Figure:
+        if not values:
+            return Figure(name, None, None, 0, meaning)
+        sums = [(value, 1.0) for value in values]
+        value, ends = bootstrap_of_sums(sums, lambda s: 1000 * s[:, 0] / s[:, 1], groups=groups)
+        return Figure.known(name, value, ends, len(values), meaning)
+
     found = [
-        Figure("tokens per 1,000 rows", spent["tokens"] * each, None, rows, "of replies"),
-        Figure("prompt tokens per 1,000 rows", spent["prompt_tokens"] * each, None, rows),
+        figure("tokens per 1,000 rows", [own for _, (_, own) in told], "of replies"),
+        figure("prompt tokens per 1,000 rows", [p for _, (p, _) in told], "of questions"),
     ]
     if judge.budget.price_in or judge.budget.price_out:
-        found.append(Figure("cost per 1,000 rows", spent["cost"] * each, None, rows, "as priced"))
-    if not all_cached:
-        taken = 1000 * seconds / rows
-        found.append(Figure("seconds per 1,000 rows", taken, None, rows, "as measured here"))
+        costs = [judge.budget.cost(*own) for _, own in told]
+        found.append(figure("cost per 1,000 rows", costs, "as priced"))
+    if seconds is not None:
+        each = 1000 * seconds / len(rows)
+        found.append(Figure("seconds per 1,000 rows", each, None, len(rows), "as measured here"))
     return found
 
 

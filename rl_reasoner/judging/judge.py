@@ -10,13 +10,14 @@ by content, so that judging again costs nothing and a resumed run takes the verd
 """
 
 import hashlib
+import inspect
 import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.judging.backends import (
@@ -44,6 +45,7 @@ from rl_reasoner.types import Fault, Outcome, Rollout, Score
 _KEEP_S = 0.2  # between writes to the cache: each waits for the disk
 _AT_ONCE = 32  # questions between two looks at what they cost
 _Vote = Points | Void | Fault
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 Case = tuple[str, str, str | None]
@@ -152,10 +154,19 @@ class ModelJudge:
     @classmethod
     def shared(cls, options: Mapping[str, Any]) -> "ModelJudge":
         """The judge with these options (see `of`), made once: it may hold a policy, and counts."""
-        key = repr(sorted(options.items()))
+        whole = {**{p.name: p.default for p in _options()}, **options}
+        key = repr(sorted(whole.items()))
         if key not in cls._SHARED:
-            cls._SHARED[key] = cls.of(**options)
+            cls._SHARED[key] = cls.of(**whole)
         return cls._SHARED[key]
+
+    @staticmethod
+    def takes_options(fn: _Function) -> _Function:
+        """A reward's function whose `**options` are those of `of`, by name and default."""
+        own = inspect.signature(fn)
+        named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        fn.__dict__["__signature__"] = own.replace(parameters=[*named, *_options()])
+        return fn
 
     @staticmethod
     def answer_shown(row: Mapping[str, Any], reference: bool) -> str | None:
@@ -167,6 +178,19 @@ class ModelJudge:
 
     def points(self, cases: Sequence[Case]) -> list[Outcome]:
         """The score of each completion, 0 to 1, an abstention, or the fault of its questions."""
+        chats, masked = self._questions(cases)
+        replies = self.replies(chats, [_points_schema(self.rubric)] * len(chats))
+        found: list[Outcome] = []
+        for index, hidden in enumerate(masked):
+            own = replies[index * self.votes : (index + 1) * self.votes]
+            votes: list[_Vote] = [
+                vote if isinstance(vote, Fault) else read_points(vote, self.rubric) for vote in own
+            ]
+            found.append(self._counted(self._sum(votes, hidden)))
+        return found
+
+    def _questions(self, cases: Sequence[Case]) -> tuple[list[Chat], list[int]]:
+        """The chats of all votes on each case, and how many phrases of each case are masked."""
         chats: list[Chat] = []
         masked: list[int] = []
         for prompt, completion, answer in cases:
@@ -176,14 +200,23 @@ class ModelJudge:
                 )
                 chats.append(chat)
             masked.append(hidden)
-        replies = self.replies(chats, [_points_schema(self.rubric)] * len(chats))
-        found: list[Outcome] = []
-        for index, hidden in enumerate(masked):
-            own = replies[index * self.votes : (index + 1) * self.votes]
-            votes: list[_Vote] = [
-                vote if isinstance(vote, Fault) else read_points(vote, self.rubric) for vote in own
-            ]
-            found.append(self._counted(self._sum(votes, hidden)))
+        return chats, masked
+
+    def tokens_of(self, cases: Sequence[Case]) -> list[tuple[int, int] | None]:
+        """Tokens of the prompts and of the kept replies on each case, judged before by `points`.
+
+        None where not all votes on it were told with their tokens.
+        """
+        keys = [self._store.key(chat, {}, None, 0) for chat in self._questions(cases)[0]]
+        kept = self._store.kept([*dict.fromkeys(keys)])
+        told = [(one.prompt_tokens, one.tokens) if (one := kept.get(k)) else (None,) for k in keys]
+        found: list[tuple[int, int] | None] = []
+        for at in range(0, len(keys), self.votes):
+            own = told[at : at + self.votes]
+            whole = not any(None in pair for pair in own)
+            found.append(
+                (sum(p[0] or 0 for p in own), sum(p[-1] or 0 for p in own)) if whole else None
+            )
         return found
 
     def _sum(self, votes: Sequence[_Vote], masked: int) -> Outcome:
@@ -383,11 +416,10 @@ class ModelJudge:
         left = budget.max_requests - count - self._failed
         return max(0, left), f"max_requests of {budget.max_requests:,} are spent"
 
-    def spent(self) -> dict[str, float]:
-        """Requests, tokens and cost of all that the cache holds."""
-        count, of_prompts, own = self._store.usage()
-        cost = self.budget.cost(of_prompts, own)
-        return {"requests": count, "prompt_tokens": of_prompts, "tokens": own, "cost": cost}
+
+def _options() -> list[inspect.Parameter]:
+    """The options of a judge: the parameters of `ModelJudge.of`."""
+    return [*inspect.signature(ModelJudge.of).parameters.values()]
 
 
 _WHOLE = ("votes", "max_chars", "max_tokens", "attempts", "concurrency", "max_requests")

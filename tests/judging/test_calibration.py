@@ -12,8 +12,11 @@ from rl_reasoner import ModelJudge
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.calibration import Calibration, calibrate, read_labels
 from rl_reasoner.evaluation.statistics import bootstrap_of_sums, cohens_kappa
+from rl_reasoner.judging.backends import FunctionBackend
+from rl_reasoner.judging.judge import Budget
 from rl_reasoner.judging.prompts import fenced
 from rl_reasoner.testing.probes import pleas
+from rl_reasoner.types import Rollout
 from support.commands import Cli
 
 ROWS = [
@@ -31,7 +34,6 @@ def judged(
     tmp_path: Path, points: str, ranking: str, rows: list[dict[str, Any]] = ROWS
 ) -> Calibration:
     """What a function comes to that gives these points, and ranks like this."""
-    from rl_reasoner.judging.backends import FunctionBackend
 
     def ask(messages: list[dict[str, str]], seed: int) -> str:
         text = messages[-1]["content"]
@@ -142,6 +144,33 @@ def test_the_command(tmp_path: Path, cli: Cli) -> None:
     assert again["counts"].get("asked", 0) == 0, "a second pass asks nothing"
 
 
+def test_costs_are_of_the_questions_about_rows_with_intervals(tmp_path: Path) -> None:
+    """Rankings and pleas are asked as well; who judges in a run pays for neither."""
+
+    class Told(FunctionBackend):
+        """Replies that say how many tokens they took: of rankings a thousand times as many."""
+
+        def _one(self, chat: list[dict[str, str]]) -> Rollout:
+            ranked, tens = "Rank all" in chat[-1]["content"], 10 * ("wrong" in chat[-1]["content"])
+            text = '{"points": {"correct": 4, "sound": 4}, "ranking": ["A", "B"]}'
+            return Rollout(text, 1000 if ranked else 5 + tens, False, 40_000 if ranked else 40)
+
+    rows = [
+        {"problem": f"p{i}", "completion": said, "label": said == "right"}
+        for i in range(20)
+        for said in ("right", "wrong" if i % 2 else "other")
+    ]
+    budget = Budget(price_in=1.0, price_out=10.0)
+    judge = ModelJudge(Told(print, 8), votes=2, cache=tmp_path, budget=budget)
+    found = {f.name: f for f in calibrate(judge, read_labels(rows, "rows")).figures}
+    assert found["prompt tokens per 1,000 rows"].value == 80_000
+    assert found["tokens per 1,000 rows"].value == pytest.approx(2 * 7_500)
+    low, high = found["tokens per 1,000 rows"].interval or (0.0, 0.0)
+    assert 10_000 <= low < 15_000 < high <= 20_000
+    cost = found["cost per 1,000 rows"]
+    assert cost.value == pytest.approx((80_000 + 10 * 15_000) / 1e6) and cost.interval is not None
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -157,8 +186,6 @@ def test_mistakes_of_the_command(arguments: tuple[str, ...], said: str, cli: Cli
 
 
 def test_a_judge_that_fails_on_every_row_is_told(tmp_path: Path) -> None:
-    from rl_reasoner.judging.backends import FunctionBackend
-
     def fails(messages: list[dict[str, str]], seed: int) -> str:
         raise LookupError("no key")
 

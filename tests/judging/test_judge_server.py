@@ -238,7 +238,8 @@ def test_limits_of_requests_and_cost_hold_over_passes(options: dict[str, Any]) -
     again = ModelJudge.of(**limited).points([("Q0", "good", None), ("other", "good", None)])
     assert isinstance(again[0], Score) and isinstance(again[1], Fault)
     priced = ModelJudge.of(**options | {"votes": 1, "max_cost": 0.001, "price_in": 10.0})
-    assert priced.spent() == {"requests": 3, "prompt_tokens": 300, "tokens": 60, "cost": 0.003}
+    asked = [(f"Q{i}", "good", None) for i in range(4)]
+    assert priced.tokens_of(asked) == [(100, 20)] * 3 + [None], "Q3 was never answered"
     [over] = priced.points([("more", "good", None)])
     assert isinstance(over, Fault) and "max_cost of 0.001 is spent (0.003)" in over.message
 
