@@ -100,7 +100,7 @@ def test_the_other_reward_may_be_given_options(both: tuple[Path, Path], cli: Cli
     ended = cli("why", run, "--step", "2", *asked)
     assert ended.code == 0, ended.err
     value = json.loads(ended.out)
-    assert value["cosine"] is None and {row["reward"]["now"] for row in value["rows"]} == {5 / 6}
+    assert {(row["reward"]["now"], row["now"]) for row in value["rows"]} == {(5 / 6, 0.0)}
 
 
 def test_mistakes_are_one_line(both: tuple[Path, Path], cli: Cli) -> None:
