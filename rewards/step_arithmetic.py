@@ -107,8 +107,9 @@ def _that_count(text: str, prompt: str) -> Iterator[_Claim]:
         # a right result is made once: adding 0 to it makes no other claim
         key = (() if claim.right else tuple(sorted(claim.operands)), claim.result)
         of_course = claim.right and claim.result in claim.operands
-        grounded = known.issuperset if claim.right else known.intersection
-        if key in seen or of_course or not grounded(claim.operands):
+        # of a problem's number the sign is not read
+        grounded = (o in known or (o < 0 and -o in known) for o in claim.operands)
+        if key in seen or of_course or not (all if claim.right else any)(grounded):
             continue
         seen.add(key)
         known.add(claim.result)

@@ -60,6 +60,12 @@ def test_a_minus_may_be_a_sign_and_what_is_not_read_is_not_wrong(text: str, shar
     assert value(text) == pytest.approx(share), step_arithmetic(text, prompt=PROMPT)
 
 
+def test_a_step_may_begin_with_a_negative_number_of_the_problem() -> None:
+    prompt = "It is -3 degrees, and gets 9 degrees warmer. How warm is it then?"
+    assert step_arithmetic("-3 + 9 = 6: 6", prompt=prompt).value == 1.0
+    assert step_arithmetic("-4 + 10 = 6: 6", prompt=prompt).value == 0.0
+
+
 def test_more_forms() -> None:
     assert value("100 * .5 = 50. So 50", "half of a hundred") == 1.0
     assert value("12 * 7 = 84. 84 * 3 = 252. So 252", "three dozen a day for a week") == 1.0
