@@ -95,7 +95,9 @@ class EngineSampling:
         settings = trainer.internals.generation_config()
         if served and (name := unsent(settings)) is not None:
             raise UserError(f"generation_kwargs ({name}) is for our engine: it is not sent to vLLM")
-        reason = unhandled({}, settings)
+        reason = unhandled((served and trainer.args.generation_kwargs) or {}, settings)
+        if served and reason is not None:
+            raise UserError(f"a vLLM server does not sample with {reason}")
         if not served and not generates_as_transformers(base_of(trainer.model)):
             reason = "a model with its own `generate`"
         if reason is not None:

@@ -21,7 +21,7 @@ from rl_reasoner.rollout.vllm_server.completion_requests import (
     seed_of,
     unsent,
 )
-from rl_reasoner.rollout.vllm_server.weights import write_weights
+from rl_reasoner.rollout.vllm_server.weights import removed_afterwards, write_weights
 
 KEY = (7, 1, 3, 0, 5, 2)
 
@@ -50,6 +50,10 @@ def test_settings_that_vllm_is_not_told_of_are_named() -> None:
     assert unsent(GenerationConfig(do_sample=True, temperature=0.5, top_k=3, min_p=0.1)) is None
     assert unsent(GenerationConfig(no_repeat_ngram_size=2)) == "no_repeat_ngram_size"
     assert unsent(GenerationConfig(typical_p=0.9)) == "typical_p"
+    for name in ("no_repeat_ngram_size", "min_new_tokens", "min_length", "forced_eos_token_id"):
+        assert unsent(GenerationConfig(**{name: 1})) == name
+    assert unsent(GenerationConfig(forced_bos_token_id=0)) == "forced_bos_token_id"
+    assert unsent(GenerationConfig(renormalize_logits=True, typical_p=1.0)) is None
 
 
 def reply(**changes: Any) -> dict[str, Any]:
@@ -101,3 +105,11 @@ def test_an_adapter_is_merged_in_a_copy_and_the_name_follows_from_the_weights(
     merged = policy.model.merge_and_unload().state_dict()
     written = load_file(tmp_path / name / "model.safetensors")
     assert written and all(torch.equal(merged[key], value) for key, value in written.items())
+
+
+def test_what_else_is_in_the_folder_stays(tmp_path: Path) -> None:
+    (tmp_path / "policy-final").mkdir()
+    with removed_afterwards(tmp_path):
+        name = write_weights(open_policy("scratch:dense-tiny", device="cpu").model, tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {name, "policy-final"}
+    assert [path.name for path in tmp_path.iterdir()] == ["policy-final"]

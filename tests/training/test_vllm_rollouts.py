@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from rl_reasoner import GRPOTrainer, train
+from rl_reasoner import GRPOTrainer, open_policy, train
 from rl_reasoner.errors import RunStopped, UserError
 from rl_reasoner.rollout.server import ServerFailed
+from rl_reasoner.rollout.vllm_server.connection import Connection
 from rl_reasoner.rollout.vllm_server.rollouts import VllmRollouts
 from rl_reasoner.rollout.vllm_server.worker.rl_reasoner_weights import PolicyWeights
 from support.processes import build
@@ -140,6 +141,33 @@ def test_what_a_server_is_not_combined_with(tmp_path: Path) -> None:
             trained(tmp_path, server.url, overlap="one_step")
         with pytest.raises(UserError, match="no_repeat_ngram_size"):
             trained(tmp_path, server.url, generation_kwargs={"no_repeat_ngram_size": 2})
+        for given in ({"num_beams": 2}, {"encoder_repetition_penalty": 2.0}):
+            with pytest.raises(UserError, match=f"does not sample with .*{next(iter(given))}"):
+                trained(tmp_path, server.url, generation_kwargs=given)
+
+
+def test_a_load_that_breaks_off_leaves_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that goes on from the weights of before would else find their name, and others."""
+    policy, other = open_policy(DENSE, device="cpu"), open_policy(DENSE, device="cpu")
+    with torch.no_grad():
+        other.model.get_input_embeddings().weight.mul_(1.5)
+
+    def ended(connection: Connection, path: str, body: Any = None) -> Any:
+        if path == "/reset_prefix_cache":
+            raise KeyboardInterrupt
+        return ask(connection, path, body)
+
+    ask = Connection.ask
+    with serving(DENSE) as server:
+        VllmRollouts(server.url, tmp_path, 9.0).load(policy.model, 0)
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(Connection, "ask", ended)
+            VllmRollouts(server.url, tmp_path, 9.0).load(other.model, 0)
+        VllmRollouts(server.url, tmp_path, 9.0).load(policy.model, 0)
+        has = server.policy.model.get_input_embeddings().weight
+    assert torch.equal(has, policy.model.get_input_embeddings().weight)
 
 
 def test_a_recipes_run_ends_with_a_message_and_goes_on(tmp_path: Path) -> None:

@@ -21,6 +21,12 @@ _SENT = frozenset(
         *("max_new_tokens", "stop_strings", "pad_token_id", "bos_token_id"),
     )
 )
+_HARMLESS = frozenset(("renormalize_logits", "remove_invalid_values"))
+_OFF = {  # what does nothing; of a token's id 0 and 1 are none
+    **dict.fromkeys(("min_length", "min_new_tokens", "no_repeat_ngram_size"), 0),
+    **dict.fromkeys(("epsilon_cutoff", "eta_cutoff"), 0.0),
+    "typical_p": 1.0,
+}
 _FINISHED = ("stop", "length")
 
 
@@ -31,9 +37,9 @@ class NoCompletion(Exception):
 def unsent(settings: GenerationConfig) -> str | None:
     """The first setting of transformers' that shapes completions and vLLM is not told, or None."""
     plain = GenerationConfig()
-    for name in sorted(HANDLED - _SENT):
+    for name in sorted(HANDLED - _SENT - _HARMLESS):
         value = getattr(settings, name, None)
-        if value not in (None, False, 0, 1, 1.0, getattr(plain, name, None)):
+        if value is not None and value not in (_OFF.get(name), getattr(plain, name, None)):
             return name
     return None
 

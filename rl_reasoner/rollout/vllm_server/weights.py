@@ -25,7 +25,9 @@ from rl_reasoner.rollout.vllm_server.connection import (
 
 METHOD = "load_policy"
 """What `worker` adds to a server."""
-_NEW, _PREFIX = ".new", "policy-"
+_NEW, _PREFIX = ".new-policy", "policy-"
+_DIGITS = 16  # of a name
+_LOADING = "loading"  # the name while it may be the weights of before or the new ones
 
 
 def write_weights(model: Any, folder: Path) -> str:
@@ -37,8 +39,8 @@ def write_weights(model: Any, folder: Path) -> str:
     shutil.rmtree(new, ignore_errors=True)
     _plain(model).save_pretrained(new)
     hashes = [sha256_of(file) for file in sorted(new.glob("*.safetensors"))]
-    name = _PREFIX + hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
-    for old in folder.glob(f"{_PREFIX}*"):
+    name = _PREFIX + hashlib.sha256("".join(hashes).encode()).hexdigest()[:_DIGITS]
+    for old in _written(folder):
         if old.name != name:
             shutil.rmtree(old, ignore_errors=True)
     if (folder / name).is_dir():
@@ -46,6 +48,11 @@ def write_weights(model: Any, folder: Path) -> str:
     else:
         new.rename(folder / name)
     return name
+
+
+def _written(folder: Path) -> list[Path]:
+    """The versions in `folder`: what else a user has there, such as `policy-final`, stays."""
+    return [*folder.glob(_PREFIX + "[0-9a-f]" * _DIGITS)]
 
 
 def _plain(model: Any) -> Any:
@@ -77,6 +84,8 @@ def load_weights(connection: Connection, folder: Path, name: str) -> None:
 
 def _load(connection: Connection, weights: Path) -> None:
     path = str(weights.absolute())
+    # first, so that a load which breaks off does not leave other weights under the name of these
+    connection.ask("/update_weight_version", {"new_version": _LOADING})
     try:
         reply = connection.ask("/collective_rpc", {"method": METHOD, "kwargs": {"folder": path}})
     except Unreachable as error:
@@ -100,7 +109,7 @@ def removed_afterwards(folder: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        for part in (*folder.glob(f"{_PREFIX}*"), folder / _NEW):
+        for part in (*_written(folder), folder / _NEW):
             shutil.rmtree(part, ignore_errors=True)
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
