@@ -23,6 +23,7 @@ from rl_reasoner.training import advantages as maths
 from rl_reasoner.training.trl_internals import OLD_LOGPS, PASS, put_on
 
 logger = logging.getLogger(__name__)
+_ROUNDING = 1e-4  # of a total reward, a sum of float32
 
 
 class Objective:
@@ -111,7 +112,8 @@ class Objective:
     def _check_range(self, rewards: Tensor) -> None:
         """Raise `UserError` for total rewards (N,) that the algorithm has no advantage for."""
         low, high = REWARD_RANGES.get(self._algorithm or "", (-torch.inf, torch.inf))
-        beyond = rewards[(rewards < low) | (rewards > high)].tolist()
+        # weights that come to 1 may sum to a little more: float32 rounds
+        beyond = rewards[(rewards < low - _ROUNDING) | (rewards > high + _ROUNDING)].tolist()
         if beyond:
             most = "" if high == torch.inf else f" and at most {high:g}"
             raise UserError(

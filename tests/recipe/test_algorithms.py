@@ -392,6 +392,19 @@ def test_a_reward_outside_of_what_an_algorithm_takes_is_one_error(
         batch_of(trainer)
 
 
+def test_weights_that_come_to_one_are_not_beyond_it_by_rounding(
+    policy: str, tmp_path: Path
+) -> None:
+    def right(completions: list[str], **columns: Any) -> list[float]:
+        return [1.0 for _ in completions]
+
+    weights = [0.55, 0.15, 0.1, 0.2]
+    assert torch.tensor(weights).sum() > 1.0
+    trainer = build(policy, tmp_path, [right] * 4, algorithm="w_reinforce", reward_weights=weights)
+    advantages = batch_of(trainer)["advantages"]
+    assert torch.allclose(advantages, torch.full_like(advantages, 0.1))
+
+
 def test_reinforce_plus_plus_gives_each_token_its_own_advantage(
     policy: str, tmp_path: Path
 ) -> None:
