@@ -8,6 +8,7 @@ raises.
 """
 
 import re
+import unicodedata
 from typing import ClassVar
 
 from rl_reasoner.judging.prompts import speaks_to_a_judge
@@ -55,17 +56,20 @@ _COPIED = 24  # characters from which on a copy of the prompt is no short answer
 class _Others(dict[int, str]):
     """For each letter and digit another one: a vowel for a vowel, a letter of the same script."""
 
-    _PLAIN: ClassVar = {
+    _PLAIN: ClassVar[dict[str, str]] = {
         **dict(zip("aeiouAEIOU", "eiouaEIOUA", strict=True)),
         **dict(zip("bcdfghjklmnpqrstvwxyz", "cdfghjklmnpqrstvwxyzb", strict=True)),
         **dict(zip("BCDFGHJKLMNPQRSTVWXYZ", "CDFGHJKLMNPQRSTVWXYZB", strict=True)),
-        **dict(zip("0123456789", "3456789012", strict=True)),
     }
 
     def __missing__(self, code: int) -> str:
         letter, other = chr(code), chr(code ^ 8)
         same = code < 128 or not letter.isalpha() or not other.isalpha()
-        self[code] = self._PLAIN.get(letter, letter if same else other)
+        if letter.isdecimal():  # of any script; each has its ten in a row
+            zero = code - unicodedata.decimal(letter)
+            self[code] = chr(zero + (code - zero + 3) % 10)
+        else:
+            self[code] = self._PLAIN.get(letter, letter if same else other)
         return self[code]
 
 
@@ -147,12 +151,13 @@ def meaningless(text: str) -> str:
     Words stay as long, as many and as different as they were, and what is said again is said again;
     marks, tags such as `<answer>` and commands such as `\\boxed` stay. So what is paid for it, is
     paid for length, variety or layout. Empty for texts of fewer than twelve letters and digits,
-    which hold too little.
+    which hold too little, and of such as have no others.
     """
     if sum(map(str.isalnum, text[:_MOST])) < _FEW:
         return ""
     parts = _MARKUP.split(text[:_MOST])  # every second one is markup
-    return "".join(part if at % 2 else part.translate(_OTHERS) for at, part in enumerate(parts))
+    other = "".join(part if at % 2 else part.translate(_OTHERS) for at, part in enumerate(parts))
+    return "" if other == text[:_MOST] else other
 
 
 def copies(text: str, prompt: str) -> bool:

@@ -181,6 +181,8 @@ def test_a_copy_of_the_prompt_is_no_answer() -> None:
         ("空气使蓝光散射得最多，所以天空是蓝色的。", None),
         ("Die Luft streut blaues Licht über uns.", None),
         ("Light bends.", ""),
+        ("१२३४५६७८९०१२ १२", "४५६७८९०१२३४५ ४५"),
+        ("ªªªªªªªªªªªªªªª", ""),
     ],
 )
 def test_a_text_of_the_same_form_says_nothing(text: str, other: str | None) -> None:
