@@ -21,6 +21,7 @@ from statistics import mean
 from typing import Any
 
 from rl_reasoner.files import read_jsonl
+from rl_reasoner.recipe.load import load_recipe
 
 RECIPES = (
     *("quickstart", "noisy_start", "skill", "code_tiny"),
@@ -91,10 +92,10 @@ def loads(run: Path) -> str:
 
 def calls(run: Path) -> list[str]:
     """The share of completions with calls, by tenth of the GRPO steps; nothing without tools."""
+    if not load_recipe(str(run / "recipe.yaml")).tools:  # an environment has turns as well
+        return []
     stage = max(run.glob("stages/*-grpo"), key=lambda path: int(path.name.split("-")[0]))
     rows = list(read_jsonl(stage / "rollouts.jsonl"))
-    if "turns" not in rows[0] or "ended" in rows[0]:  # the turns of an environment are no calls
-        return []
     last = max(row["step"] for row in rows)
     found: dict[tuple[str, int], list[bool]] = defaultdict(list)
     for row in rows:
