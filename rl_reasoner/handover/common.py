@@ -78,6 +78,9 @@ START = Field(
 )
 
 
+OURS_ALONE = ("max_rl", "w_reinforce", "scalerl")
+"""Algorithms that neither engine has by name."""
+OTHERS_NOTE = f"with the fields below; not {', '.join(OURS_ALONE)}"
 BY_NEITHER = (
     Field("system", note="in the prompts"),
     Field("tools", note="refused: `--to` hands over recipes of one turn"),
@@ -106,6 +109,11 @@ BY_NEITHER = (
         note="the reward file gives the weighted sum",
         lost=lambda s: s.stage.loss.aggregation != "sum_then_normalize",
         else_does="normalises the rewards' sum",
+    ),
+    Field(
+        "loss.positive_advantage_weight",
+        lost=lambda s: s.stage.loss.positive_advantage_weight != 1.0,
+        else_does="weighs positive and negative advantages alike",
     ),
     Field("loss.mask_truncated", lost=lambda s: s.stage.loss.mask_truncated),
     Field("vllm.url", note="it starts its own"),

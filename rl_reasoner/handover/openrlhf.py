@@ -11,6 +11,8 @@ from typing import Any
 
 from rl_reasoner.handover.common import (
     BY_NEITHER,
+    OTHERS_NOTE,
+    OURS_ALONE,
     data_field,
     epsilon_high,
     longest_field,
@@ -201,8 +203,8 @@ _FIELDS: tuple[Field, ...] = (
     Field(
         "loss.algorithm",
         {"algo.advantage.estimator": _estimator},
-        "with the fields below; not max_rl, w_reinforce, scalerl",
-        lambda s: s.stage.loss.algorithm in ("max_rl", "w_reinforce", "scalerl"),
+        OTHERS_NOTE,
+        lambda s: s.stage.loss.algorithm in OURS_ALONE,
         "has the advantage of GRPO or Dr. GRPO, as `loss.scale_rewards` says",
     ),
     Field(
@@ -228,11 +230,6 @@ _FIELDS: tuple[Field, ...] = (
             s.stage.loss.scale_rewards == "batch" and s.stage.loss.algorithm not in _ESTIMATORS
         ),
         else_does="divides by the group's standard deviation",
-    ),
-    Field(
-        "loss.positive_advantage_weight",
-        lost=lambda s: s.stage.loss.positive_advantage_weight != 1.0,
-        else_does="weighs positive and negative advantages alike",
     ),
     Field("loss.iterations", {"train.max_epochs": same("loss.iterations")}),
     Field("loss.beta", {"algo.kl.init_coef": same("loss.beta")}),

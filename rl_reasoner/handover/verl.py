@@ -12,6 +12,8 @@ from typing import Any
 from rl_reasoner.handover.common import (
     BY_NEITHER,
     KL,
+    OTHERS_NOTE,
+    OURS_ALONE,
     RENDER_AS_IS,
     data_field,
     epsilon_high,
@@ -252,8 +254,8 @@ _FIELDS: tuple[Field, ...] = (
                 s.stage.loss.algorithm or "", "grpo"
             )
         },
-        "with the fields below; not max_rl, w_reinforce, scalerl",
-        lambda s: s.stage.loss.algorithm in ("max_rl", "w_reinforce", "scalerl"),
+        OTHERS_NOTE,
+        lambda s: s.stage.loss.algorithm in OURS_ALONE,
         "has GRPO's advantage, with the fields below",
     ),
     Field(
@@ -286,11 +288,6 @@ _FIELDS: tuple[Field, ...] = (
         "batch: only with the REINFORCE++ pair",
         _batched_whitening,
         "divides by the group's standard deviation",
-    ),
-    Field(
-        "loss.positive_advantage_weight",
-        lost=lambda s: s.stage.loss.positive_advantage_weight != 1.0,
-        else_does="weighs positive and negative advantages alike",
     ),
     Field("loss.iterations", {f"{_ACTOR}ppo_epochs": same("loss.iterations")}),
     Field(
