@@ -80,6 +80,7 @@ def step_arithmetic(
     claims = [*_that_count(text, prompt)]
     said = answer_of(text).texts
     needed = {number for number, _ in _numbers(said[0])} if said else set()
+    needed |= {-number for number in needed}  # signs are not read there
     if not needed and claims:  # it stops at its last step
         needed = {claims[-1].result}
     right = []
@@ -249,6 +250,8 @@ def _claim(left: list[_Token], sure: bool, right: list[_Token]) -> _Claim | None
         signed = _read_claim(left, right)
         if signed is not None and signed.right:
             return signed
+        if left[1].at == left[0].at + 1:  # no dash of a list: -3 * 5 is not 15
+            return signed if sure else None
         left = left[1:]
     claim = _read_claim(left, right)
     return claim if claim is None or claim.right or sure else None

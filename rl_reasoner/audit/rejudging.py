@@ -145,10 +145,14 @@ def _lost(run: Path, recipe: Recipe, stage: GrpoStage, count: int) -> AuditFindi
     """Completions whose rows are not in the data, which another version may have made."""
     said = f"stage {stage.name}: {counted(count, 'completion')} of rows that the data do not have"
     sources, moved = data_sources(recipe.data_of(stage)), moved_sets(run)
-    shipped = all(isinstance(one, TaskData) or getattr(one, "path", "") in moved for one in sources)
-    if shipped and not same_code(run):
+    if not same_code(run) and all(_may_be_others(one, moved) for one in sources):
         return unchecked("data", f"{said}: this version makes others than {maker_of(run)}")
     return differs("data", said)
+
+
+def _may_be_others(source: Any, moved: frozenset[str]) -> bool:
+    """Whether another version may make other rows of a source: tasks, and sets that have moved."""
+    return isinstance(source, TaskData) or getattr(source, "path", "") in moved
 
 
 def stage_rows(run: Path, recipe: Recipe, stage: GrpoStage, prepared: Prepared) -> list[Row]:
@@ -270,12 +274,18 @@ def check_overlaps(run: Path, recipe: Recipe, prepared: Prepared) -> Iterator[Au
         return
     rows = [row for rows in prepared.rows.values() for row in rows]
     names = list(dict.fromkeys(evaluated_sets(recipe)))
-    if moved := moved_sets(run) & {*names}:
-        said = f"{file.name}: {', '.join(sorted(moved))}, which is other in this version"
+    moved = moved_sets(run)
+    if tested := moved & {*names}:
+        said = f"{file.name}: {', '.join(sorted(tested))}, which is other in this version"
         yield unchecked("results", said)
         return
-    now = measure_overlaps(rows, names)
-    yield _compared(f"{file.name}: rows that are trained and tested on", json_object(file), now)
+    what = f"{file.name}: rows that are trained and tested on"
+    found = _compared(what, json_object(file), measure_overlaps(rows, names))
+    trained = [one for stage in recipe.stages for one in data_sources(recipe.data_of(stage))]
+    others = not same_code(run) and any(_may_be_others(one, moved) for one in trained)
+    if found.status == "differs" and others:
+        found = unchecked("results", f"{what}: this version trains on others than {maker_of(run)}")
+    yield found
 
 
 def check_controls(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:

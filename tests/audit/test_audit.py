@@ -353,6 +353,21 @@ def test_a_run_of_another_version_is_not_held_against_what_has_changed_since(
     assert "rl-reasoner 0" in told and "can be checked with that" in told
 
 
+def test_overlaps_with_training_rows_of_another_version_are_not_held_against_a_run(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versions, "room", lambda name: copied)
+    tested = rows(Path("held.jsonl"))[0]
+    changed_row("rows.jsonl", lambda row: row.update(tested))
+    named = audit_run(Path("run"), replays=False).of("differs")
+    assert any("trained and tested on" in finding.said for finding in named)
+    replaced("run/lock.json", json.loads(Path("run/lock.json").read_text())["code"], "0" * 64)
+    RunFolder(copied / "run").seal()
+    audit = audit_run(Path("run"), replays=False)
+    assert audit.holds, audit.findings
+    assert any("trains on others" in finding.said for finding in audit.of("unchecked"))
+
+
 def test_a_run_without_its_rows_is_checked_in_all_else(copied: Path) -> None:
     Path("rows.jsonl").unlink()
     audit = audit_run(Path("run"), quiet=True)

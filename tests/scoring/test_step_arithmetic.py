@@ -64,6 +64,9 @@ def test_a_step_may_begin_with_a_negative_number_of_the_problem() -> None:
     prompt = "It is -3 degrees, and gets 9 degrees warmer. How warm is it then?"
     assert step_arithmetic("-3 + 9 = 6: 6", prompt=prompt).value == 1.0
     assert step_arithmetic("-4 + 10 = 6: 6", prompt=prompt).value == 0.0
+    assert step_arithmetic("-3 * 9 = -27: -27", prompt=prompt).value == 1.0
+    assert step_arithmetic("-3 * 9 = 27: 27", prompt=prompt).value == 0.0  # no dash of a list
+    assert step_arithmetic("- 3 * 9 = 27: 27", prompt=prompt).value == 1.0
 
 
 def test_more_forms() -> None:
