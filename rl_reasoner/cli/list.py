@@ -1,11 +1,10 @@
 """The verb `list`: what recipes can name."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional, arg
 
@@ -13,10 +12,12 @@ from rl_reasoner.cli.arguments import Json
 from rl_reasoner.cli.progress import told_if_long
 from rl_reasoner.errors import unknown
 from rl_reasoner.paths import room
-from rl_reasoner.report.console import emit, new_table, out, wrapped
+from rl_reasoner.report.console import COLUMNS, emit, new_table, out, wrapped
 
-_WIDE = 140  # columns from which a name, its description, machine and gain fit one line
-_LEGENDS = {"recipes": ": machine and time; sampled accuracy before → after GRPO, seed 0"}
+Rows = Mapping[str, Sequence[str]]
+"""Name -> what it is, then what stands in columns beside that."""
+_LEGEND = "time; sampled accuracy before → after GRPO, seed 0"
+_HEADINGS = {"policies": "policies of random weights"}
 
 
 @dataclass
@@ -53,7 +54,7 @@ class ListVerb:
         if self.kind == "sets":
             cards = {name: card for name in names["sets"] if (card := card_of(name))}
             facts = {n: {**asdict(c), "hub": c.hub and c.hub.path} for n, c in cards.items()}
-            emit(self.json, {**shown, "cards": facts}, _card_table(names["sets"], cards))
+            emit(self.json, {**shown, "cards": facts}, _cards(names["sets"], cards))
             return
         if self.kind == "policies":
             with told_if_long("loading torch to count parameters"):
@@ -68,7 +69,7 @@ class ListVerb:
                 table.add_row(name, f"{total:,}", f"{active:,}")
             emit(self.json, {**shown, "sizes": counts}, table)
             return
-        about: dict[str, Mapping[str, Sequence[str]]] = {
+        about: dict[str, Rows] = {
             "recipes": _recipes(),
             "rewards": {row[0]: row[1:2] for line in _guide("rewards") if (row := _cells(line))},
             "sets": {name: [card.about] for name in names["sets"] if (card := card_of(name))},
@@ -79,20 +80,40 @@ class ListVerb:
             kind: {name: about[kind][name] for name in known if name in about[kind]}
             for kind, known in shown.items()
         }
-        folded = {kind: _folded(known, about[kind]) for kind, known in shown.items()}
-        emit(self.json, {**shown, "about": texts}, _described(folded))
+        emit(self.json, {**shown, "about": texts}, _grouped(shown, about))
 
 
-def _folded(
-    names: Sequence[str], about: Mapping[str, Sequence[str]]
-) -> Mapping[str, Sequence[str]]:
-    """Name -> what is told of it; the splits of one task (modular_test, …) share a line."""
+def _grouped(shown: Mapping[str, Sequence[str]], about: Mapping[str, Rows]) -> Text:
+    """What is named, a line each, under the heading of its kind; recipes by machine."""
+    groups: dict[str, Rows] = {}
+    for kind, names in shown.items():
+        rows = {name: about[kind].get(name) or ["–"] for name in names}
+        heading = _HEADINGS.get(kind, kind)
+        groups |= _by_machine(about[kind], rows) if kind == "recipes" else {heading: _folded(rows)}
+    return _described(groups)
+
+
+def _by_machine(order: Iterable[str], rows: Rows) -> dict[str, Rows]:
+    """Heading -> recipes for one kind of machine, in the guide's order, with time and gain."""
+    groups: dict[str, dict[str, Sequence[str]]] = {}
+    for name in dict.fromkeys([*(n for n in order if n in rows), *rows]):
+        about, hardware, gain = [*rows[name], "", ""][:3]
+        machine, _, time = hardware.partition(", ")
+        groups.setdefault(machine, {})[name] = [about, time, gain]
+    return {
+        f"recipes{machine and f' for {machine}'}"
+        f"{': ' + _LEGEND if any(gain for *_, gain in members.values()) else ''}": members
+        for machine, members in groups.items()
+    }
+
+
+def _folded(rows: Rows) -> Rows:
+    """The same, with one line for the splits of one task (modular_test, …)."""
     from rl_reasoner.dataset.sets import generated_words
 
     lines: dict[str, Sequence[str]] = {}
     splits: dict[str, list[str]] = {}
-    for name in names:
-        texts = about.get(name) or ["–"]
+    for name, texts in rows.items():
         stem, _, split = name.rpartition("_")
         if texts[0] == generated_words(stem):
             splits.setdefault(stem, []).append(split)
@@ -102,51 +123,42 @@ def _folded(
     return lines
 
 
-def _described(shown: Mapping[str, Mapping[str, Sequence[str]]]) -> Text:
-    """A line for each name under the heading of its kind, where a line has room for all of it.
-
-    On a narrow terminal a description goes on in the next line, and machine, time and measured
-    gain stand under it.
-    """
-    if out.width < _WIDE:
-        return _narrow(shown)
-    lines: list[Sequence[str]] = []
-    for kind, names in shown.items():
-        lines += [[_heading(kind)], *([f"  {name}", *texts] for name, texts in names.items()), []]
-    rows = [line for line in lines if len(line) > 1]
-    sizes = [max((len(row[i]) for row in rows if len(row) > i), default=0) for i in range(4)]
-    gaps = 2 * sum(size > 0 for size in sizes[1:])
-    sizes[1] = max(24, min(sizes[1], out.width - sizes[0] - sizes[2] - sizes[3] - gaps))
-    texts = []
-    for line in lines:
-        cells = [Text(cell) for cell in line]
-        for cell, size in zip(cells, sizes, strict=False):
-            cell.truncate(size, overflow="ellipsis", pad=len(line) > 1)
-        texts.append(Text("  ").join(cells) if len(line) > 1 else Text("".join(line), "bold"))
-    return Text("\n").join(texts[:-1])
+def _described(groups: Mapping[str, Rows]) -> Text:
+    """The rows of each group under its heading, a line each, at whatever width there is."""
+    blocks = [
+        Text("\n").join([Text(heading, "bold"), *map(Text, _lines(rows))])
+        for heading, rows in groups.items()
+    ]
+    return Text("\n\n").join(blocks)
 
 
-def _heading(kind: str) -> str:
-    """The heading of a kind, with what stands beside its names."""
-    return f"{kind}{_LEGENDS.get(kind, '')}"
+def _lines(rows: Rows) -> list[str]:
+    """Name, description and what stands beside it, in columns."""
+    beside = {name: list(cells) for name, (_, *cells) in rows.items()}
+    sizes = [max(map(len, cells)) for cells in zip(*beside.values(), strict=True)]
+    named = max(map(len, rows))
+    room = max(out.width, COLUMNS) - named - 4 - sum(size + 2 for size in sizes if size)
+    fitted = {name: _fitted(texts[0], room) for name, texts in rows.items()}
+    widths = [named, max(map(len, fitted.values())), *sizes]
+    return [
+        "  "
+        + "  ".join(
+            cell.ljust(width)
+            for cell, width in zip((name, text, *beside[name]), widths, strict=True)
+            if width
+        ).rstrip()
+        for name, text in fitted.items()
+    ]
 
 
-def _narrow(shown: Mapping[str, Mapping[str, Sequence[str]]]) -> Text:
-    """As `_described`, in as many columns as there are, 80 at least."""
-    texts = []
-    for kind, names in shown.items():
-        size = max(map(len, names), default=0) + 4
-        texts.append(Text(_heading(kind), "bold"))
-        for name, (meaning, *more) in names.items():
-            start = f"  {name}".ljust(size)
-            texts.append(Text(wrapped(meaning, " " * size, start, columns=out.width)))
-            if facts := ", ".join(filter(None, more)):
-                texts.append(Text(wrapped(facts, " " * size, columns=out.width), "dim"))
-        texts.append(Text())
-    return Text("\n").join(texts[:-1])
+def _fitted(text: str, room: int) -> str:
+    """A description in `room` columns: as many of the parts between its semicolons as fit."""
+    while len(text) > room and ";" in text:
+        text = text.rpartition(";")[0]
+    return text if len(text) <= room else f"{text[: room - 1]}…"
 
 
-def _recipes() -> dict[str, Sequence[str]]:
+def _recipes() -> Rows:
     """Recipe -> what it shows, machine and time, and the measured accuracy before and after.
 
     Of samples, seed 0, where it was measured: in the table of all recipes, or in the first one of
@@ -163,8 +175,8 @@ def _recipes() -> dict[str, Sequence[str]]:
             shows[row[0]] = [row[1], row[2].partition(";")[0]]
         name, *measured = row if len(row) > 1 and row[1] == "0" else [part, *row]
         if len(measured) > 3 and measured[0] == "0" and measured[1].endswith("sampled"):
-            before, after = (text.partition(" ")[0] for text in measured[2:4])
-            gains.setdefault(name, f"{before} → {after}")
+            before, after = (text.partition("%")[0] for text in measured[2:4])
+            gains.setdefault(name, f"{before}→{after}%")
     return {name: [*texts, gains.get(name, "")] for name, texts in shows.items()}
 
 
@@ -182,13 +194,27 @@ def _cells(line: str) -> list[str]:
     return [cell.strip() for cell in plain.strip("|").split("|")]
 
 
-def _card_table(names: Sequence[str], cards: Mapping[str, Any]) -> Table:
-    from rl_reasoner.dataset.sets import find_set
+def _cards(names: Sequence[str], cards: Mapping[str, Any]) -> Text:
+    """A line for each set: what it is, how many problems, where its rows are.
 
-    table = new_table("set", "problems", "about", "licence", "from", "defects")
+    Below stand the licence and the known defects of those that others have published.
+    """
+    from rl_reasoner.dataset.sets import CARDS, find_set
+
+    groups: dict[str, dict[str, Sequence[str]]] = {}
+    notes = []
     for name in names:
-        card = cards.get(name)
-        place = "here" if find_set(name) else "hub" if card and card.hub else "not here"
-        facts = (str(card.size), card.about, card.licence) if card else ("", "", "")
-        table.add_row(name, *facts, place, card.defects if card else "")
-    return table
+        card, here = cards.get(name), find_set(name) is not None
+        if card is None:
+            groups.setdefault("your own", {})[name] = ["–"]
+        elif name in CARDS:
+            place = "here" if here else "hub" if card.hub else "not here"
+            row = [card.about, f"{card.size:,}", place]
+            groups.setdefault("published by others: problems; where the rows are", {})[name] = row
+            note = "; ".join(filter(None, [card.licence, card.defects]))
+            notes.append(wrapped(note, " " * 4, f"  {name}: ", columns=out.width))
+        else:
+            row = [card.about, f"{card.size:,}"]
+            groups.setdefault("shipped: problems", {})[name] = row
+    heading = Text("licences and known defects of what others have published\n", "bold")
+    return Text("\n\n").join([_described(groups), heading + Text("\n".join(notes))])

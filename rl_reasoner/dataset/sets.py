@@ -61,7 +61,7 @@ _ANSWERS = {"functions": "tests"} | dict.fromkeys(
     ("instructions", "instructions_tiny"), "instructions, one of many responses that follow them"
 )
 _OWN = {
-    "programming": "short Python functions on numbers, text and lists",
+    "programming": "short Python functions; on numbers, text and lists",
     "word_problems": "word problems in English, on ten subjects",
 }
 """What a set that no generator made is about."""
@@ -73,12 +73,12 @@ CARDS = {
         "openai/grade-school-math", hub=_hub("openai/gsm8k", config="main", problem="question"),
     ),
     "math500": Card(
-        "500 problems of MATH's test split, five levels, seven subjects", 500, "test",
+        "500 problems of MATH's test split; five levels, seven subjects", 500, "test",
         "an expression", "MIT", "openai/prm800k", hub=_hub("HuggingFaceH4/MATH-500"),
         defects="42 problems with figures as code; a part of math: never train on math's test",
     ),
     "math": Card(
-        "competition problems, five levels, seven subjects", 5000, "test", "an expression", "MIT",
+        "competition problems; five levels, seven subjects", 5000, "test", "an expression", "MIT",
         "hendrycks/math",
         hub=_hub("DigitalLearningGmbH/MATH-lighteval", answer="solution", subject="type"),
         defects="419 problems with figures as code; one problem is also in the train split, and "
@@ -88,7 +88,7 @@ CARDS = {
     "aime25": _aime(2025, _hub("math-ai/aime25")),
     "aime26": _aime(2026),
     "amc23": Card(
-        "AMC 12 of 2022 and 2023, the options left out", 40, "all", "a number",
+        "AMC 12 of 2022 and 2023; the options left out", 40, "all", "a number",
         "unclear (problems by the MAA)", "QwenLM/Qwen2.5-Math",
         hub=_hub("math-ai/amc23", problem="question"), defects="40 problems: wide intervals",
     ),
@@ -99,7 +99,7 @@ CARDS = {
         defects="5 golds that a plain parser cannot read",
     ),
     "olympiadbench": Card(
-        "olympiad problems, open-ended, text only, English", 675, "test",
+        "olympiad problems; open-ended, text only, English", 675, "test",
         "one or several expressions", "unclear", "OpenBMB/OlympiadBench",
         defects="94 golds hold several answers; figures left out",
     ),
@@ -109,7 +109,7 @@ CARDS = {
         defects="chal-680 has a wrong gold; the hub's test split has 300 of the 1,000",
     ),
     "asdiv": Card(
-        "word problems of primary school in many kinds", 2215, "all", "a number, word or time",
+        "word problems of primary school; in many kinds", 2215, "all", "a number, word or time",
         "non-commercial or unclear (CC BY-NC 4.0)", "chaochun/nlu-asdiv-dataset",
         defects="131 golds are not plain numbers; 115 problems share a 13-gram with svamp",
     ),
@@ -129,13 +129,13 @@ CARDS = {
         defects="24 problems occur with different golds",
     ),
     "cmath": Card(
-        "word problems of Chinese primary school, six grades", 600, "test", "a number or fraction",
+        "word problems of Chinese primary school; six grades", 600, "test", "a number or fraction",
         "MIT or BSD", "XiaoMi/cmath", hub=_hub("weitianwen/cmath", problem="question",
                                                answer="golden"),
         defects="31 golds are fractions, some unreduced",
     ),
     "mgsm_zh": Card(
-        "250 problems of gsm8k's test split, in Chinese", 250, "test", _INTEGER, "unclear",
+        "250 of gsm8k's test problems, in Chinese", 250, "test", _INTEGER, "unclear",
         "google-research/url-nlp", hub=_hub("juletxara/mgsm", config="zh", problem="question",
                                             answer="answer_number"),
         defects="translated from gsm8k: never train on gsm8k's test",
@@ -148,7 +148,7 @@ CARDS = {
         "329 problems are gsm8k's own",
     ),
     "gsm_plus": Card(
-        "gsm8k's test problems, changed in eight ways", 2400, "testmini",
+        "gsm8k's test problems; changed in eight ways", 2400, "testmini",
         "a number, or None where it cannot be answered", "unclear", "qtli/GSM-Plus",
         files=("gsm_plus_mini",), hub=_hub("qintongli/GSM-Plus", "testmini", problem="question"),
         defects="300 golds are the word None, which no verifier of numbers judges",
@@ -159,14 +159,14 @@ CARDS = {
         hub=_hub("openai/openai_humaneval", tests="test"),
     ),
     "mbpp": Card(
-        "short Python functions from one sentence and a test", 974, "all splits (hub: test)",
+        "short Python functions; from one sentence and a test", 974, "all splits (hub: test)",
         "tests", "CC BY 4.0", "google-research", prompt=_CODE,
         hub=_hub("google-research-datasets/mbpp", config="full", problem="text",
                  tests="test_list"),
         defects="4 texts occur twice, 3 of them across train and test; the first test is shown",
     ),
     "code_contests_stdio": Card(
-        "programs that read and print, on graphs and trees; hard", 181, "all",
+        "programs that read and print; on graphs and trees; hard", 181, "all",
         "tests of input and output", "CC BY 4.0", "google-deepmind/code_contests", prompt=_CODE,
         defects="a right program may print another valid answer",
     ),
@@ -203,7 +203,7 @@ def card_of(name: str) -> Card | None:
 
 def generated_words(task: str) -> str:
     """What a card says of a set that a task's generator made."""
-    return f"generated problems of the task {task}"
+    return f"problems of the task {task}"
 
 
 def set_names() -> list[str]:

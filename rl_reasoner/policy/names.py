@@ -13,11 +13,11 @@ from rl_reasoner.errors import UserError, did_you_mean, unknown
 from rl_reasoner.foreign import runs_beside
 
 SCRATCH_NAMES = {
-    "deepseek-tiny": "random weights, like DeepSeek-V3: 8 experts, 2 and a shared one per token",
-    "dense-tiny": "random weights, like Qwen3: dense, 0.3M parameters",
-    "moe-tiny": "random weights, like Qwen3-MoE: 8 experts, 2 per token, 0.5M parameters",
+    "deepseek-tiny": "like DeepSeek-V3: 8 experts, 2 and a shared one a token",
+    "dense-tiny": "like Qwen3: dense, 0.3M parameters",
+    "moe-tiny": "like Qwen3-MoE: 8 experts, 2 a token, 0.5M parameters",
 }
-"""Scratch policies, with what each is."""
+"""Scratch policies, all of random weights, with what each is like."""
 
 
 def check_policy(source: str) -> None:

@@ -236,8 +236,10 @@ def test_list_says_what_each_is_time_and_measured_gain_of_recipes(
         assert all(text[0] for text in value["about"][kind].values()), kind
     shown = cli("list", "recipes").out
     [line] = [line for line in shown.splitlines() if line.strip().startswith("quickstart")]
-    assert "think before it answers" in line
-    assert re.search(r"2 CPU cores, \d+–\d+ s +[\d.]+% → [\d.]+%", line)
+    assert "learns to think before answering" in line
+    assert re.search(r"\d+–\d+ s +[\d.]+→[\d.]+%$", line)
+    assert shown.index("recipes for 2 CPU cores: time; sampled accuracy") < shown.index(line)
+    assert shown.index(line) < shown.index("recipes for GPUs") < shown.index("r1_moe_30b")
     assert cli("list").out.index("rewards") < cli("list").out.index("math_answer")
 
 

@@ -38,7 +38,7 @@ def _careless_game(problem: Problem, share: float, rng: random.Random) -> dict[s
 
 GUESS_TASK = Task(
     name="guess",
-    about="starts of a game: a number to guess in a range, for the environment of that name",
+    about="starts of a game: a number to guess in a range; for the environment of that name",
     levels=range(4, 5),
     ood=range(5, 6),
     make=_guess,
@@ -69,7 +69,7 @@ def _careless_walk(problem: Problem, share: float, rng: random.Random) -> dict[s
 
 GRID_TASK = Task(
     name="grid",
-    about="starts of a game: a walk on a grid with a hidden wall, for the environment of that name",
+    about="starts of a game: a walk on a grid with a hidden wall; for the environment of that name",
     levels=range(_SIDE, _SIDE + 1),
     ood=range(_SIDE + 1, _SIDE + 2),
     make=_grid,

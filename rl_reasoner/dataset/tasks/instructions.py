@@ -339,7 +339,7 @@ class _Writer:
 
 INSTRUCTION_TASK = Task(
     "instructions",
-    "writing tasks with checkable instructions, English and Chinese; level: instructions",
+    "writing tasks with checkable instructions; English and Chinese; level: instructions",
     range(1, 4),
     range(4, 6),
     _instructions,

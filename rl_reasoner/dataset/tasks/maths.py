@@ -200,6 +200,6 @@ MATHS_TASKS = (
     Task("base", "from decimal to a base from 2 to 9, and back; level: digits in that base",
          range(2, 6), range(6, 8), _base),
     Task("countdown",
-         "reach a target with + - * / out of given numbers, each used at most once; level: numbers",
+         "reach a target with + - * / out of given numbers; each used at most once; level: numbers",
          range(3, 5), range(5, 7), _countdown, judge="countdown"),
 )  # fmt: skip
