@@ -79,8 +79,7 @@ def step_arithmetic(
     text = completion[:_MAX_CHARS]
     claims = [*_that_count(text, prompt)]
     said = answer_of(text).texts
-    needed = {number for number, _ in _numbers(said[0])} if said else set()
-    needed |= {-number for number in needed}  # signs are not read there
+    needed = {*_signed_numbers(said[0])} if said else set()
     if not needed and claims:  # it stops at its last step
         needed = {claims[-1].result}
     right = []
@@ -151,6 +150,16 @@ def _numbers(text: str) -> Iterator[tuple[Fraction, int]]:
     for token in _tokens(text):
         if token.kind == "number":
             yield _value(token.text), token.at
+
+
+def _signed_numbers(text: str) -> Iterator[Fraction]:
+    """The numbers of a text, with a minus in front where it is no difference of two."""
+    signs = [""]
+    for token in _tokens(text):
+        if token.kind == "number":
+            negative = signs[-1] in _MINUS and signs[-2:-1] != ["number"]
+            yield -_value(token.text) if negative else _value(token.text)
+        signs.append(token.text if token.kind == "operator" else token.kind)
 
 
 def _value(number: str) -> Fraction:

@@ -65,6 +65,7 @@ def test_a_step_may_begin_with_a_negative_number_of_the_problem() -> None:
     assert step_arithmetic("-3 + 9 = 6: 6", prompt=prompt).value == 1.0
     assert step_arithmetic("-4 + 10 = 6: 6", prompt=prompt).value == 0.0
     assert step_arithmetic("-3 * 9 = -27: -27", prompt=prompt).value == 1.0
+    assert step_arithmetic("-3 * 9 = -27.\n27", prompt=prompt).value == 0.0  # another answer
     assert step_arithmetic("-3 * 9 = 27: 27", prompt=prompt).value == 0.0  # no dash of a list
     assert step_arithmetic("- 3 * 9 = 27: 27", prompt=prompt).value == 1.0
 
