@@ -100,6 +100,8 @@ def _measured(device: str) -> dict[str, Any]:
         rates = chosen.get("rates", {}).get(kind, {})
         told = ", ".join(f"{way} {rate}" for way, rate in rates.items()) or "not measured"
         measured[f"products: {kind}"] = f"{chosen[kind]} (GFLOP/s: {told})"
+    bf16 = products.bf16_rates()
+    measured["products: bf16"] = f"GFLOP/s: {bf16['bf16']}, beside {bf16['fp32']} in fp32"
     measured["compiled operations"] = native.described()
     compiled = decoding.operations() is not None
     measured["pass over new tokens"] = "compiled" if compiled else "by torch's operations"

@@ -46,6 +46,15 @@ def chosen() -> dict[str, Any]:
     return value
 
 
+def bf16_rates() -> dict[str, int]:
+    """GFLOP/s of a layer's forward product in bf16, as autocast makes it, and in fp32's best way.
+
+    Some processors have instructions for bf16 and are slower with them.
+    """
+    value: dict[str, int] = choices.get("bf16_products", _measure_bf16)
+    return value
+
+
 def _is_usable(value: Any) -> bool:
     """Whether this machine has the ways, and none that was missing when they were measured."""
     ways = usable_ways()
@@ -111,6 +120,17 @@ def _measure() -> dict[str, Any]:
             rates[kind][way] = round(2 * rows * outputs * inputs / seconds / 1e9)
     best: dict[str, Any] = {kind: max(r, key=lambda way: r[way]) for kind, r in rates.items()}
     return {**best, "rates": rates}
+
+
+def _measure_bf16() -> dict[str, int]:
+    rows, outputs, inputs = _SHAPE
+    x, w = torch.ones(rows, inputs), torch.ones(outputs, inputs)
+    halves = x.bfloat16(), w.bfloat16()
+    seconds = {
+        "fp32": _fastest(lambda: _multiply(x, w, chosen()["forward"])),
+        "bf16": _fastest(lambda: torch_linear(*halves)),
+    }
+    return {name: round(2 * rows * outputs * inputs / took / 1e9) for name, took in seconds.items()}
 
 
 def _fastest(run: Callable[[], object]) -> float:

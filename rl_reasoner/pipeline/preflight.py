@@ -20,6 +20,7 @@ from rl_reasoner.dataset.tasks.generate import TASKS
 from rl_reasoner.dataset.templates import prompt_of
 from rl_reasoner.errors import UserError
 from rl_reasoner.hacking.judges import WORDS, IndependentJudge, claims_of
+from rl_reasoner.kernels.products import bf16_rates
 from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.prepare import Prepared
 from rl_reasoner.pipeline.trl_configs import vllm_rollouts_of
@@ -90,6 +91,8 @@ def inspect(
     notices.append(_sandbox(recipe))
     if placement.precision == "fp8":
         notices.append(_fp8(recipe, policy))
+    elif (placement.precision, policy.device.type) == ("bf16", "cpu"):
+        notices.append(_bf16())
     if recipe.tools:
         notices.append(_tools(recipe, recipe.tools, policy))
     if recipe.environment:
@@ -253,6 +256,14 @@ def _fp8(recipe: Recipe, policy: Policy) -> Notice:
     by = fp8_backend(policy.device.type, recipe.run.fp8)
     status, message = describe_fp8(policy.model, recipe.run.fp8, by)
     return Notice("precision", status, message, "bf16 or fp32" if status != "passed" else "")
+
+
+def _bf16() -> Notice:
+    """Whether this processor multiplies faster in bf16 at all."""
+    rates = bf16_rates()
+    told = f"GFLOP/s of a product here: {rates['bf16']} in bf16, {rates['fp32']} in fp32"
+    slower = rates["bf16"] < rates["fp32"]
+    return warn_if(slower, "precision", told, "leave out run.precision: fp32 is faster, and exact")
 
 
 def _sandbox(recipe: Recipe) -> Notice:

@@ -199,6 +199,7 @@ def test_env_says_what_is_here(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setenv(VARIABLE, "{}")
         measured = json.loads(cli("env", "--json").out)
         assert re.match(r"\w+ \(GFLOP/s: torch \d+", measured["products: weight"])
+        assert re.match(r"GFLOP/s: \d+, beside \d+ in fp32", measured["products: bf16"])
         assert re.match(r"(yes|no)", measured["compiled operations"])
         assert re.match(r"\w+ \(.* float32 [\d.]+", measured["sampling weights from 64 MiB"])
 

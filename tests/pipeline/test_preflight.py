@@ -1,6 +1,7 @@
 """What is checked before a run: mistakes with their places, room, tokens, prompts, a rehearsal."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,19 @@ def test_doubtful_settings_are_told(tmp_path: Path) -> None:
     found = notices(recipe(tmp_path, hot), tmp_path)
     assert found["learning rate"].status == found["batch"].status == "warned"
     assert "policies of this size" in found["learning rate"].fix
+
+
+@pytest.mark.parametrize(("bf16", "status"), [(50, "warned"), (200, "passed")])
+def test_bf16_on_a_processor_that_is_slower_with_it_is_told(
+    bf16: int, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = json.loads(os.environ["RL_REASONER_CHOICES"])
+    said["bf16_products"] = {"fp32": 100, "bf16": bf16}
+    monkeypatch.setenv("RL_REASONER_CHOICES", json.dumps(said))
+    run = {"folder": str(tmp_path / "run"), "device": "cpu", "precision": "bf16"}
+    found = notices(recipe(tmp_path, sft(), run=run), tmp_path)["precision"]
+    assert found.status == status and f"{bf16} in bf16, 100 in fp32" in found.message
+    assert "precision" not in notices(recipe(tmp_path, sft()), tmp_path)
 
 
 def test_levels_out_of_distribution_that_are_trained_on_are_told(tmp_path: Path) -> None:
