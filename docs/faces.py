@@ -1,12 +1,14 @@
-"""Pictures of all that people meet first: `python docs/faces.py OUT RUN [CODE]`.
+"""Pictures of all that people meet first: `python docs/faces.py OUT RUN [CODE] [--only KIND …]`.
 
 OUT is a folder for the pictures, RUN the folder of a finished quickstart, which is copied first.
 Pages (README, report, evaluation, comparison, live) are taken at 1280 and 390 px, light and dark;
 commands (a short quickstart, list, check, why, a mistake) in terminals of 80 and 120 columns. CODE
 is another checkout, for pictures of what it was: `git worktree add ../old COMMIT`. What that one
-does not have is named and left out. Takes some minutes; look at every picture.
+does not have is named and left out. Takes some minutes; look at every picture. `--only` takes
+some of them (`--only check quickstart`).
 """
 
+import argparse
 import contextlib
 import io
 import os
@@ -14,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import markdown
@@ -35,6 +37,8 @@ COMMANDS = {
     "check": "check quickstart",
     "quickstart": f"train quickstart --run.folder runs/{{columns}} {SMALL}",
 }
+PAGES = ("readme", "report", "evaluation", "comparison", "live")
+PATIENCE = 120_000  # ms; a busy machine draws slowly
 STYLE = """:root{color-scheme:light dark}
 body{font:16px/1.5 system-ui,sans-serif;max-width:880px;margin:32px auto;padding:0 16px}
 table{display:block;overflow-x:auto;border-collapse:collapse}
@@ -44,24 +48,33 @@ pre{background:#8882;padding:16px;overflow-x:auto;border-radius:6px}img{max-widt
 
 def main() -> None:
     """Take all pictures that the command line asks for."""
-    out, run, *other = (Path(word).resolve() for word in sys.argv[1:])
+    parser = argparse.ArgumentParser()
+    for name in ("out", "run"):
+        parser.add_argument(name, type=lambda word: Path(word).resolve())
+    parser.add_argument("code", type=lambda word: Path(word).resolve(), nargs="?", default=ROOT)
+    kinds = (*PAGES, *COMMANDS)
+    parser.add_argument("--only", nargs="+", metavar="KIND", choices=kinds, default=kinds)
+    given = parser.parse_args()
+    out, run, code = given.out, given.run, given.code
     out.mkdir(parents=True, exist_ok=True)
-    code = (other or [ROOT])[0]
     with tempfile.TemporaryDirectory() as name, sync_playwright() as started:
         place = Path(name)
         shutil.copytree(run, place / "runs" / "quickstart")
         os.chdir(place)
         os.environ["PYTHONPATH"] = str(code)
         program = shutil.which("chromium") or shutil.which("google-chrome")
-        browser = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        for kind, page in pages(code, place):
+        browser = started.chromium.launch(
+            executable_path=program, args=["--no-sandbox"], timeout=PATIENCE
+        )
+        for kind, page in pages(code, place, given.only):
             for size in SIZES:
                 for scheme in ("light", "dark"):
                     target = out / f"{kind}-{size}-{scheme}.png"
                     picture(browser, page, size, scheme, ready=kind != "readme").save(target)
                     print(target, flush=True)
-        for kind, command in COMMANDS.items():
+        for kind in (kind for kind in COMMANDS if kind in given.only):
             for columns in COLUMNS:
+                command = COMMANDS[kind]
                 target = out / f"{kind}-{columns}.png"
                 terminal(browser, command.format(columns=columns), columns).save(target)
                 print(target, flush=True)
@@ -73,15 +86,10 @@ def ours(command: str) -> list[str]:
     return [sys.executable, "-m", "rl_reasoner.cli", *command.split()]
 
 
-def pages(code: Path, place: Path) -> Iterator[tuple[str, str]]:
+def pages(code: Path, place: Path, only: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(what it is, its address) of each page; the live one is served as long as it is used."""
-    text = markdown.markdown(
-        (code / "README.md").read_text(encoding="utf-8"), extensions=["tables", "fenced_code"]
-    )
-    readme = place / "README.html"
-    base = f'<base href="{code.as_uri()}/"><meta name="viewport" content="width=device-width">'
-    readme.write_text(f"<!doctype html>{base}<style>{STYLE}</style>{text}", encoding="utf-8")
-    yield "readme", readme.as_uri()
+    if "readme" in only:
+        yield "readme", readme_page(code, place)
     evals = "runs/quickstart/evals"
     for kind, command, page in (
         ("report", "report runs/quickstart", "runs/quickstart/report.html"),
@@ -92,12 +100,20 @@ def pages(code: Path, place: Path) -> Iterator[tuple[str, str]]:
             "both.html",
         ),
     ):
+        if kind not in only:
+            continue
         (place / page).unlink(missing_ok=True)
         done = subprocess.run(ours(command), capture_output=True, text=True)
         if (place / page).is_file():
             yield kind, (place / page).as_uri()
         else:
             print(f"no {kind}: {done.stderr.strip()[-200:]}")
+    if "live" in only:
+        yield from live_page()
+
+
+def live_page() -> Iterator[tuple[str, str]]:
+    """The address of a run's live page, served for as long as it is used."""
     served = subprocess.Popen(ours("report runs/quickstart --live"), stdout=subprocess.PIPE)
     try:
         if address := (served.stdout or io.BytesIO()).readline().decode().strip():
@@ -107,10 +123,22 @@ def pages(code: Path, place: Path) -> Iterator[tuple[str, str]]:
         served.wait()
 
 
+def readme_page(code: Path, place: Path) -> str:
+    """The address of the README as a page that looks about as GitHub's."""
+    text = markdown.markdown(
+        (code / "README.md").read_text(encoding="utf-8"), extensions=["tables", "fenced_code"]
+    )
+    readme = place / "README.html"
+    base = f'<base href="{code.as_uri()}/"><meta name="viewport" content="width=device-width">'
+    readme.write_text(f"<!doctype html>{base}<style>{STYLE}</style>{text}", encoding="utf-8")
+    return readme.as_uri()
+
+
 def picture(browser: Browser, page: str, size: str, scheme: str, *, ready: bool) -> Image.Image:
     """The first screen of a page; a `ready` one says when it has drawn what is on it."""
     width, height = SIZES[size]
     shown = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+    shown.set_default_timeout(PATIENCE)
     shown.goto(page)
     if ready:
         with contextlib.suppress(Timeout):
@@ -127,6 +155,7 @@ def terminal(browser: Browser, command: str, columns: int) -> Image.Image:
     """The last screen of a command of ours."""
     *_, last = screens(ours(command), columns, ROWS)
     drawn = browser.new_page(viewport={"width": 9 * columns + 40, "height": 18 * ROWS + 40})
+    drawn.set_default_timeout(PATIENCE)
     drawn.set_content(f"<body style='margin:0'>{svg([last])}")
     shot = Image.open(io.BytesIO(drawn.screenshot()))
     drawn.close()

@@ -19,6 +19,7 @@ from pathlib import Path
 
 LONG = 30  # words: a sentence that one has to read twice
 SAME = 0.5  # from which likeness of its words a paragraph is the one of before
+_END = re.compile(r"(?:(?<=[.!?:])|(?<=[.!?]\)))\s+(?=[(\"]?[A-Z])")  # between two sentences
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def prose(markdown: str) -> str:
     lines = [line for line in text.splitlines() if not re.match(r"\s*(\||#|!\[|    \S)", line)]
     text = "\n".join(re.sub(r"^\s*(?:[-*]|\d+\.)\s", "\n", line) for line in lines)
     text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
-    return re.sub(r"`([^`]*)`", "term", text).replace("*", "")
+    return re.sub(r"`([^`]*)`", "Term", text).replace("*", "")
 
 
 def syllables(word: str) -> int:
@@ -53,7 +54,7 @@ def readability(markdown: str) -> Readability:
     sentences = [
         words
         for paragraph in re.split(r"\n\s*\n", prose(markdown))
-        for sentence in re.split(r"(?<=[.!?:])\s+(?=[A-Z])", " ".join(paragraph.split()))
+        for sentence in _END.split(" ".join(paragraph.split()))
         if (words := re.findall(r"[A-Za-z][A-Za-z'-]*", sentence))
     ]
     every = [word for words in sentences for word in words]
