@@ -25,7 +25,7 @@ from rl_reasoner.rollout.engine import generate
 from rl_reasoner.rollout.sampling_params import SamplingParams
 from rl_reasoner.rollout.vllm_server.agreement import ASKED_PROMPTS, check_server, server_agreement
 from rl_reasoner.rollout.vllm_server.rollouts import VllmRollouts
-from rl_reasoner.rollout.vllm_server.weights import removed_afterwards
+from rl_reasoner.rollout.vllm_server.weights import own_folder
 
 _TOKENS = 24
 
@@ -69,7 +69,7 @@ def main() -> None:
     prompts = [policy.tokenizer(f"{n} + {n * n} = ").input_ids for n in range(asked.prompts)]
     keys = [(row,) for row in range(len(prompts))]
     greedy = SamplingParams(_TOKENS, (policy.tokenizer.eos_token_id,), temperature=0.0)
-    with removed_afterwards(rollouts.folder):
+    with own_folder(rollouts.folder):
         found = check_server(rollouts, policy.model, prompts[:ASKED_PROMPTS], greedy.ends, _TOKENS)
         print(f"before: {found}", flush=True)
         for sync in range(1, asked.syncs + 1):

@@ -45,7 +45,7 @@ from rl_reasoner.rollout.tool_turns import ToolUse
 from rl_reasoner.rollout.vllm_server.agreement import ASKED_PROMPTS, check_server
 from rl_reasoner.rollout.vllm_server.connection import START_COMMAND, Unreachable
 from rl_reasoner.rollout.vllm_server.rollouts import VllmRollouts
-from rl_reasoner.rollout.vllm_server.weights import removed_afterwards
+from rl_reasoner.rollout.vllm_server.weights import own_folder
 from rl_reasoner.types import Row
 
 _LOOKED_AT = 256  # prompts that are measured
@@ -347,7 +347,7 @@ def _vllm_server(
     longest = stage.sampling.longest if stage.sampling.max_tokens != "auto" else 1
     try:
         rollouts.connection.ask("/v1/models")  # one that is not there is not waited for here
-        with removed_afterwards(rollouts.folder):
+        with own_folder(rollouts.folder):
             model, ends = policy.model, eos_ids(policy)
             found = check_server(rollouts, model, prompts, ends, longest)
     except Unreachable as error:

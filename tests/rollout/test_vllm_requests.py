@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import GenerationConfig
 
 from rl_reasoner import open_policy
+from rl_reasoner.errors import UserError
 from rl_reasoner.policy.lora import add_lora
 from rl_reasoner.recipe.recipe import Lora
 from rl_reasoner.rollout.sampling_params import SamplingParams
@@ -21,7 +22,7 @@ from rl_reasoner.rollout.vllm_server.completion_requests import (
     seed_of,
     unsent,
 )
-from rl_reasoner.rollout.vllm_server.weights import removed_afterwards, write_weights
+from rl_reasoner.rollout.vllm_server.weights import own_folder, write_weights
 
 KEY = (7, 1, 3, 0, 5, 2)
 
@@ -109,7 +110,16 @@ def test_an_adapter_is_merged_in_a_copy_and_the_name_follows_from_the_weights(
 
 def test_what_else_is_in_the_folder_stays(tmp_path: Path) -> None:
     (tmp_path / "policy-final").mkdir()
-    with removed_afterwards(tmp_path):
+    with own_folder(tmp_path):
         name = write_weights(open_policy("scratch:dense-tiny", device="cpu").model, tmp_path)
-        assert {path.name for path in tmp_path.iterdir()} == {name, "policy-final"}
+        assert {path.name for path in tmp_path.glob("[!.]*")} == {name, "policy-final"}
     assert [path.name for path in tmp_path.iterdir()] == ["policy-final"]
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    with own_folder(tmp_path / "weights") as folder:
+        (folder / "policy-0123456789abcdef").mkdir()
+        with pytest.raises(UserError, match="another run's weights"), own_folder(folder):
+            raise AssertionError("inside")
+        assert (folder / "policy-0123456789abcdef").is_dir()
+    assert not folder.exists()

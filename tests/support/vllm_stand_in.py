@@ -46,7 +46,7 @@ class StandIn(ThreadingHTTPServer):
     def start(self) -> None:
         """As after a start: the weights it was started with, and no name of them."""
         self.policy = open_policy(self.folder, device="cpu")
-        self.version = "default"
+        self.version, self.busy = "default", 0
 
     def load(self, path: str) -> dict[str, str]:
         """As `worker.rl_reasoner_weights`, whose part it has."""
@@ -101,6 +101,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"null")
         if self.path == "/collective_rpc":
+            if self.server.busy > 0:  # it does not load now
+                self.server.busy -= 1
+                return self.answer(503, {"error": {"message": "busy"}})
             try:
                 return self.answer(200, {"results": [self.server.load(body["kwargs"]["folder"])]})
             except Exception as error:

@@ -170,6 +170,22 @@ def test_a_load_that_breaks_off_leaves_no_name(
     assert torch.equal(has, policy.model.get_input_embeddings().weight)
 
 
+def test_weights_that_changed_by_hand_or_met_a_busy_server_arrive(tmp_path: Path) -> None:
+    policy = open_policy(DENSE, device="cpu")
+    weight = policy.model.get_input_embeddings().weight
+    with serving(DENSE) as server:
+        rollouts = VllmRollouts(server.url, tmp_path, 9.0)
+        server.busy = 2
+        for count, of in enumerate((0, 0, 1), 1):
+            with torch.no_grad():
+                weight.mul_(1.5)  # at the same step, too: the best policy at the end of a training
+            rollouts.load(policy.model, of)
+            rollouts.load(policy.model, of)
+            assert rollouts.loads == count
+            assert torch.equal(server.policy.model.get_input_embeddings().weight, weight)
+    assert server.busy == 0
+
+
 def test_a_recipes_run_ends_with_a_message_and_goes_on(tmp_path: Path) -> None:
     """A server that refuses; then one at the same address, and the run is as without the fault."""
 

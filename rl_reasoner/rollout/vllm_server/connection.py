@@ -22,6 +22,7 @@ MOST_REQUESTS = 128
 """Requests that are under way at once; vLLM batches them by itself."""
 _PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 _MAY_PASS = (408, 429)
+_NOT_NOW = (429, 502, 503, 504)  # said by a server, or a gateway before it, that is busy or starts
 WORKER = Path(__file__).parent / "worker"
 """The folder of the file that a server's workers are extended by."""
 START_COMMAND = (
@@ -33,7 +34,11 @@ START_COMMAND = (
 
 
 class Unreachable(Exception):
-    """A request came to nothing, for a reason that may pass."""
+    """A request came to nothing, for a reason that may pass; `not_now`: it was not even begun."""
+
+    def __init__(self, message: str, *, not_now: bool = False) -> None:
+        super().__init__(message)
+        self.not_now = not_now
 
 
 @dataclass
@@ -71,7 +76,8 @@ class Connection:
             why = first_line(error) or type(error).__name__
             raise Unreachable(f"no connection: {why}") from error
         if reply.status_code in _MAY_PASS or reply.status_code >= 500:
-            raise Unreachable(f"status {reply.status_code} for {path}: {_said(reply)}")
+            said = f"status {reply.status_code} for {path}: {_said(reply)}"
+            raise Unreachable(said, not_now=reply.status_code in _NOT_NOW)
         if reply.status_code == 404:
             raise ServerFailed(
                 f"{self} knows no {path}: rollouts need vLLM's own server (0.32 is tested), "

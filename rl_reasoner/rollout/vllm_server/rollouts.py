@@ -64,11 +64,12 @@ class VllmRollouts:
             raise ServerFailed(f"{self.connection} names no model") from error
 
     def load(self, model: Any, of: Any) -> None:
-        """Give the server the weights of `model`; those `of` what was given last are not written
-        again. `None` is of nothing."""
-        if self._weights is None or of is None or of != self._of:
+        """Give the server the weights of `model`; those `of` what was given last, in which nothing
+        was changed since, are not written again. `None` is of nothing."""
+        now = None if of is None else (of, _changes(model))
+        if self._weights is None or now is None or now != self._of:
             self._weights = write_weights(model, self.folder)
-            self._of = of
+            self._of = now
             self.loads += 1
         load_weights(self.connection, self.folder, self._weights)
 
@@ -136,3 +137,10 @@ class VllmRollouts:
             return completion_of(self.connection.ask("/v1/completions", body))
         except NoCompletion as error:
             raise ServerFailed(f"{self.connection} replies with {error}") from error
+
+
+def _changes(model: Any) -> tuple[int, int]:
+    """Another pair after any change of a tensor: in place, which torch counts, or by another."""
+    tensors = [*model.parameters(), *model.buffers()]
+    counted = sum(tensor._version for tensor in tensors)
+    return counted, hash(tuple(tensor.data_ptr() for tensor in tensors))

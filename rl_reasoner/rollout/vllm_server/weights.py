@@ -7,6 +7,7 @@ it, and is given the weights again. So a name that the server knows is the weigh
 """
 
 import copy
+import fcntl
 import hashlib
 import shutil
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rl_reasoner.errors import UserError
 from rl_reasoner.files import sha256_of
 from rl_reasoner.rollout.server import ServerFailed
 from rl_reasoner.rollout.vllm_server.connection import (
@@ -25,7 +27,7 @@ from rl_reasoner.rollout.vllm_server.connection import (
 
 METHOD = "load_policy"
 """What `worker` adds to a server."""
-_NEW, _PREFIX = ".new-policy", "policy-"
+_NEW, _PREFIX, _LOCK = ".new-policy", "policy-", ".lock"
 _DIGITS = 16  # of a name
 _LOADING = "loading"  # the name while it may be the weights of before or the new ones
 
@@ -89,6 +91,8 @@ def _load(connection: Connection, weights: Path) -> None:
     try:
         reply = connection.ask("/collective_rpc", {"method": METHOD, "kwargs": {"folder": path}})
     except Unreachable as error:
+        if error.not_now:
+            raise
         version_of(connection)  # where it is gone, it is waited for
         raise ServerFailed(
             f"{connection} cannot load {path} ({error}). Start it again, with {START_COMMAND}"
@@ -104,12 +108,24 @@ def _load(connection: Connection, weights: Path) -> None:
 
 
 @contextmanager
-def removed_afterwards(folder: Path) -> Iterator[Path]:
-    """Inside, `folder` may hold weights; afterwards none are left, nor the folder, if empty."""
-    try:
-        yield folder
-    finally:
-        for part in (*_written(folder), folder / _NEW):
-            shutil.rmtree(part, ignore_errors=True)
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+def own_folder(folder: Path) -> Iterator[Path]:
+    """Inside, `folder` holds this run's weights; afterwards none, and it is gone where it is empty.
+
+    Raises `UserError` where another run has it, which would remove these weights.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"vllm.folder {folder} holds another run's weights: give each run its own"
+            ) from error
+        try:
+            yield folder
+        finally:
+            for part in (*_written(folder), folder / _NEW):
+                shutil.rmtree(part, ignore_errors=True)
+            (folder / _LOCK).unlink(missing_ok=True)
+            if not any(folder.iterdir()):
+                folder.rmdir()
