@@ -27,6 +27,9 @@ DOCUMENTS = sorted(
 FIRST = "docs/tutorials/first-run.md"
 READ_MOST = [
     "README.md",
+    "CONTRIBUTING.md",
+    "recipes/README.md",
+    "data/DATASHEET.md",
     *(
         f"docs/{page}.md"
         for page in (
