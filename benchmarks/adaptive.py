@@ -12,6 +12,8 @@ straight line).
 
     OMP_NUM_THREADS=1 python benchmarks/adaptive.py [--seeds 0 1 3] [--json FILE]
     python benchmarks/adaptive.py --tables FILE...       # of what was written by --json
+
+Stopped, the same command with `--json` trains the arms that the file does not have in full.
 """
 
 import argparse
@@ -214,7 +216,8 @@ def main() -> None:
     parser.add_argument("--tables", type=Path, nargs="+", help="only print those files' table")
     given = parser.parse_args()
     curves: dict[str, dict[str, Curve]] = {}
-    for file in given.tables or ():
+    kept = [given.json] if given.json and given.json.is_file() else []
+    for file in given.tables or kept:
         for seed, arms in json.loads(file.read_text(encoding="utf-8")).items():
             curves.setdefault(seed, {}).update(arms)
     with tempfile.TemporaryDirectory() as name:
@@ -225,7 +228,10 @@ def main() -> None:
         held_out = write(folder / f"held-out-{given.hardest}.jsonl", apart)
         for seed in [] if given.tables else given.seeds:
             begun = start(folder, tuple(given.supervised), given.noise)
+            done = {name: curve[-1][0] for name, curve in curves.get(str(seed), {}).items()}
             for one in given.arms:
+                if done.get(one) == given.steps * SIZE * PROMPTS:
+                    continue
                 print(f"seed {seed}, {one}", flush=True)
                 watch = arm(one, begun, held_out, seed, given)
                 curves.setdefault(str(seed), {})[one] = watch.curve
