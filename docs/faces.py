@@ -38,7 +38,7 @@ COMMANDS = {
     "quickstart": f"train quickstart --run.folder runs/{{columns}} {SMALL}",
 }
 PAGES = ("readme", "report", "evaluation", "comparison", "live")
-PATIENCE = 120_000  # ms; a busy machine draws slowly
+PATIENCE = 600_000  # ms; a busy machine draws slowly
 STYLE = """:root{color-scheme:light dark}
 body{font:16px/1.5 system-ui,sans-serif;max-width:880px;margin:32px auto;padding:0 16px}
 table{display:block;overflow-x:auto;border-collapse:collapse}
@@ -153,11 +153,11 @@ def picture(browser: Browser, page: str, size: str, scheme: str, *, ready: bool)
 
 def terminal(browser: Browser, command: str, columns: int) -> Image.Image:
     """The last screen of a command of ours."""
-    *_, last = screens(ours(command), columns, ROWS)
+    *_, last = screens(ours(command), columns, ROWS, f"rl-reasoner {command}")
     drawn = browser.new_page(viewport={"width": 9 * columns + 40, "height": 18 * ROWS + 40})
     drawn.set_default_timeout(PATIENCE)
     drawn.set_content(f"<body style='margin:0'>{svg([last])}")
-    shot = Image.open(io.BytesIO(drawn.screenshot()))
+    shot = Image.open(io.BytesIO(drawn.locator("svg").screenshot()))
     drawn.close()
     return shot
 

@@ -33,11 +33,16 @@ Run = tuple[str, str, bool]  # text, colour, bold
 Frame = list[list[Run]]
 
 
-def screens(command: list[str], columns: int = COLUMNS, rows: int = ROWS) -> Iterator[Frame]:
-    """What was on the screen while `command` ran, from its prompt to its end."""
+def screens(
+    command: list[str], columns: int = COLUMNS, rows: int = ROWS, typed: str = ""
+) -> Iterator[Frame]:
+    """What was on the screen while `command` ran, from its prompt to its end.
+
+    `typed` is what the prompt shows of it, where that is not the command itself.
+    """
     screen = pyte.Screen(columns, rows)
     stream = pyte.ByteStream(screen)
-    stream.feed(f"\x1b[32m$\x1b[0m {' '.join(command)}\r\n".encode())
+    stream.feed(f"\x1b[32m$\x1b[0m {typed or ' '.join(command)}\r\n".encode())
     yield _frame(screen)
     child, master = pty.fork()
     if child == 0:

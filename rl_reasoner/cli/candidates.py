@@ -54,7 +54,7 @@ _METAVARS: Mapping[str, tuple[str, ...]] = {
     "FILE.jsonl": ("files",),
     "FOLDER": ("folders",),
     "RUN": ("runs", "folders"),
-    "TO": ("files",),
+    "[TO]": ("files",),
 }
 
 

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 OnText = Callable[[str], None]
 _NARROW = 80  # columns: below, two replies stand under each other
 _COMMAND = "/answer"
+_EARLY = f"{_COMMAND} ANSWER comes after a problem, with its right answer"
 _HINT = f"Type a problem; {_COMMAND} 9 checks the last replies; an empty line or Ctrl-D ends."
 
 
@@ -116,7 +117,7 @@ class ChatVerb:
 
     policy: Positional[Annotated[str, arg(metavar="POLICY")]]
     """a run or policy folder, a .gguf file, a hub id"""
-    other: Positional[Annotated[str | None, arg(metavar="OTHER", help_behavior_hint="")]] = None
+    other: Positional[Annotated[str | None, arg(metavar="[OTHER]", help_behavior_hint="")]] = None
     """a second policy, given the same problems"""
     answer: Written = None
     """the right answer: each reply is verified against it"""
@@ -168,7 +169,10 @@ class ChatVerb:
         for line in _lines(asking):
             command, _, rest = line.partition(" ")
             if command == _COMMAND:
-                self._verify(rest.strip(), problem, replies)
+                if asking and not (rest.strip() and replies):  # a slip ends no conversation
+                    err.print(_EARLY, style="yellow", soft_wrap=True)
+                else:
+                    self._verify(rest.strip(), problem, replies)
                 continue
             if _is_command(command):
                 near = did_you_mean(command, [_COMMAND])
@@ -206,7 +210,7 @@ class ChatVerb:
         from rl_reasoner.answers import verify
 
         if not answer or not replies:
-            raise UserError(f"{_COMMAND} ANSWER comes after a problem, with its right answer")
+            raise UserError(_EARLY)
         for reply in replies:
             reply.verdict = verify(reply.text, answer)
         if self.json:

@@ -19,7 +19,7 @@ class CopyVerb:
 
     name: Positional[Annotated[str, arg(metavar="NAME")]]
     """quickstart, quickstart.yaml, rewards/length …"""
-    to: Positional[Annotated[Path, arg(metavar="TO")]] = Path()
+    to: Positional[Annotated[Path, arg(metavar="[TO]")]] = Path()
     """a folder or a file name"""
     json: Json = False
 

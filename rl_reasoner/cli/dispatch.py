@@ -5,7 +5,9 @@ reward kept failing, 130 interrupted. `rl-reasoner train quickstart` and `python
 recipes/quickstart.py` come through here alike.
 """
 
+import contextlib
 import errno
+import io
 import os
 import sys
 import traceback
@@ -37,7 +39,7 @@ from rl_reasoner.cli.train import TrainVerb
 from rl_reasoner.cli.why import WhyVerb
 from rl_reasoner.distributed import launcher, processes
 from rl_reasoner.errors import OldName, RunStopped, UserError, unknown
-from rl_reasoner.report.console import err, new_table, out, wrapped
+from rl_reasoner.report.console import err, out, wrapped
 from rl_reasoner.version import __version__
 
 Verb = (
@@ -199,15 +201,32 @@ def parse_verb(argv: Sequence[str]) -> Any:
     own, flags = _split_flags(argv) if heard else (list(argv), [])
     if not {"--help", "-h"} & set(own):
         check_arguments(own[0], verbs[own[0]], own[1:])
+    shown = _Help(out.is_terminal)
     try:
-        verb = tyro.cli(Verb, args=own, prog="rl-reasoner")
+        with contextlib.redirect_stdout(shown):
+            verb = tyro.cli(Verb, args=own, prog="rl-reasoner")
     except SystemExit as end:
+        out.print(Text.from_ansi(shown.getvalue()))
         if end.code == 0 and argv[:1] == ["train"]:
             _print_recipe_flags(own)
         raise
     if isinstance(verb, TrainVerb | EnvVerb):
         verb.flags = flags
     return verb
+
+
+class _Help(io.StringIO):
+    """What tyro prints, to be wrapped between words: tyro itself wraps only what is in boxes."""
+
+    encoding = out.encoding  # says whether it may draw them
+
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        """Whether it is to have colours."""
+        return self._terminal
 
 
 def _verbs() -> dict[str, type[Any]]:
@@ -251,9 +270,8 @@ def _print_recipe_flags(argv: Sequence[str]) -> None:
     named = [token for token in argv[1:] if not token.startswith("-")]
     if not named:
         out.print(f"recipes: {', '.join(shipped_recipes())}")
+        out.print("rl-reasoner train RECIPE --help: every field of a recipe, with its value")
         return
-    table = new_table("flag", "value", "meaning")
-    table.columns[0].no_wrap = True
-    for row in flag_table(load_recipe(named[0])):
-        table.add_row(*map(Text, row))
-    out.print(table)
+    for flag, value, meaning in flag_table(load_recipe(named[0])):
+        out.print(Text(f"{flag} {value}".rstrip(), "bold"), soft_wrap=True)
+        out.print(Text(wrapped(meaning, "    ", columns=out.width)))

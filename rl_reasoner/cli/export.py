@@ -29,8 +29,8 @@ class ExportVerb:
     """hand a recipe over to verl, openrlhf or verifiers"""
     stage: StageName = None
     """with --to: the grpo stage (default: the last)"""
-    dtype: str = "fp32"
-    """fp32 or bf16"""
+    dtype: Annotated[str, arg(metavar="fp32|bf16")] = "fp32"
+    """type of the weights"""
     fp8: Flag = False
     """write linear layers and experts in FP8 blocks, as DeepSeek-V3 does; the rest as --dtype"""
     gguf: Flag = False

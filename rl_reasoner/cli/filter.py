@@ -59,8 +59,8 @@ class FilterVerb:
     """a set by name, file or hub id; see: rl-reasoner list sets"""
     samples: Whole = 8
     """completions per row"""
-    keep: str = "0.2..0.8"
-    """pass rates of the rows that are kept: LOW..HIGH, both included"""
+    keep: Annotated[str, arg(metavar="LOW..HIGH")] = "0.2..0.8"
+    """pass rates of the rows that are kept, both included"""
     out: Annotated[Path | None, arg(metavar="FILE.jsonl", help_behavior_hint="")] = None
     """the rows that are kept (default: SET.filtered.jsonl)"""
     limit: Count = None
@@ -87,7 +87,7 @@ class FilterVerb:
     """for files and hub ids: problem=question,answer=final"""
     config: Name = None
     """for hub ids: configuration"""
-    split: str = "train"
+    split: Annotated[str, arg(metavar="NAME")] = "train"
     """for hub ids and saved folders: split"""
     tools: Names = None
     """what the policy may call: calculator, python, FILE.py:NAME (default: the run's own)"""

@@ -24,7 +24,7 @@ _HEADINGS = {"policies": "policies of random weights"}
 class ListVerb:
     """List recipes, rewards, sets, policies and tasks, or print the schema of recipe files."""
 
-    kind: Positional[Annotated[str | None, arg(metavar="KIND", help_behavior_hint="")]] = None
+    kind: Positional[Annotated[str | None, arg(metavar="[KIND]", help_behavior_hint="")]] = None
     """only this kind; or `schema`: the JSON schema of YAML recipes, for editors"""
     json: Json = False
 

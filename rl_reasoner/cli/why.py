@@ -8,9 +8,10 @@ from typing import Annotated, Any
 from rich.text import Text
 from tyro.conf import Positional, arg
 
-from rl_reasoner.cli.arguments import Count, Json, Options, StageName, cell, parse_options
+from rl_reasoner.cli.arguments import Count, Json, Options, StageName, parse_options
 from rl_reasoner.distributed.loading import load_for_good
 from rl_reasoner.errors import UserError
+from rl_reasoner.evaluation.formatting import short_number
 from rl_reasoner.report.console import emit, err, new_table, wrapped
 
 _LEGEND = """* the row that --row chose, or the one with the largest advantage
@@ -135,8 +136,10 @@ def _completion_text(rollout: Mapping[str, Any]) -> Text:
 
 def _metrics_text(step: Any) -> str:
     """The batch's telling numbers in a few lines; the JSON has all of them."""
-    kept = [f"{name} {cell(step.metrics[name])}" for name in _TELLING if name in step.metrics]
-    kept += [f"seconds of {name} {cell(seconds)}" for name, seconds in step.seconds.items()]
+    kept = [
+        f"{name} {short_number(step.metrics[name])}" for name in _TELLING if name in step.metrics
+    ]
+    kept += [f"seconds of {name} {short_number(seconds)}" for name, seconds in step.seconds.items()]
     rest = len(step.metrics) + len(step.seconds) - len(kept)
     more = f"; {rest} more with --json" if rest else ""
     return "\n" + wrapped(f"the step: {', '.join(kept)}{more}") if kept else ""

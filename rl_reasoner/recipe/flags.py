@@ -7,7 +7,9 @@ parses only the verb's own arguments, since a recipe is a list of stages of diff
 mistakes in flags are reported at once.
 """
 
+import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from types import NoneType
@@ -15,6 +17,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 
 from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.foreign import yaml_value
@@ -241,6 +244,14 @@ def choices_of(recipe: Recipe, flag: str) -> list[str]:
     return [*words, *(("true", "false") if bool in kinds else ())]
 
 
+def _as_typed(value: object) -> str:
+    """A value as one types it behind its flag in a shell; nothing for one that is left out."""
+    if value is None:
+        return ""
+    plain = to_jsonable_python(value, exclude_none=True, fallback=str)
+    return shlex.quote(plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False))
+
+
 def _flag_rows(part: BaseModel, prefix: str) -> Iterator[tuple[str, str, str]]:
     for name, field in type(part).model_fields.items():
         value = getattr(part, name)
@@ -249,4 +260,4 @@ def _flag_rows(part: BaseModel, prefix: str) -> Iterator[tuple[str, str, str]]:
         elif name not in ("stages", "kind"):
             if isinstance(value, Mapping):
                 value = {k: getattr(v, "weight", v) for k, v in value.items()}
-            yield f"--{prefix}{name}", str(value), field.description or ""
+            yield f"--{prefix}{name}", _as_typed(value), field.description or ""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -95,8 +96,10 @@ def test_help_tells_the_exit_codes(cli: Cli) -> None:
 def test_every_verb_with_a_result_gives_it_as_json(cli: Cli) -> None:
     for verb in get_args(Verb):
         name = get_args(verb)[1].name
+        shown = cli(name, "--help").out
+        assert not re.search(r"\b(None|STR|INT|FLOAT)\b", shown), "a type that people do not read"
         if name != "completion":  # a script for the shell is its result
-            assert "--json" in cli(name, "--help").out, name
+            assert "--json" in shown, name
 
 
 def test_a_copy_is_told_as_json(cli: Cli) -> None:

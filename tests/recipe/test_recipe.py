@@ -308,7 +308,8 @@ def test_the_flag_table_has_every_leaf_and_every_row_of_it_is_a_flag() -> None:
     rows = {flag: value for flag, value, _ in flag_table(recipe)}
     assert rows["--habit.steps"] == "80"
     assert rows["--grpo.group.size"] == "8"
-    assert rows["--rewards"] == "{'math_answer': 1.0}"
+    assert rows["--rewards"] == """'{"math_answer": 1.0}'"""
+    assert rows["--system"] == "", "what is left out is no None"
     for flag in rows:  # a value that fits nothing is refused as a value, never as a field
         try:
             apply_flags(recipe, [flag, "\x01"])
