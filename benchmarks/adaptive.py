@@ -236,7 +236,7 @@ def main() -> None:
                 watch = arm(one, begun, held_out, seed, given)
                 curves.setdefault(str(seed), {})[one] = watch.curve
                 if given.json:
-                    given.json.write_text(json.dumps(curves, indent=1), encoding="utf-8")
+                    given.json.write_text(json.dumps(curves) + "\n", encoding="utf-8")
     if all(len(arms) == len(ARMS) for arms in curves.values()):
         print(table(curves))
 
