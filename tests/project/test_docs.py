@@ -216,6 +216,7 @@ def test_search_works_in_pages_opened_from_a_folder(page: str, site: Path) -> No
         except playwright.Error as error:
             pytest.skip(f"no browser: {str(error).splitlines()[0]}")
         opened = browser.new_page()
+        opened.set_default_timeout(120_000)  # a busy machine types slowly
         opened.goto((site / page).as_uri())
         opened.locator("[data-md-component=search-query]").press_sequentially("router replay")
         first = opened.locator(".md-search-result__link").first
