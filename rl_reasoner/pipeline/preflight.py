@@ -352,7 +352,7 @@ def _vllm_server(
             found = check_server(rollouts, model, prompts, ends, longest)
     except Unreachable as error:
         return Notice("vllm", "failed", f"{of}{rollouts.connection}: {error}", fix)
-    except ServerFailed as error:
+    except (ServerFailed, UserError) as error:
         return Notice("vllm", "failed", f"{of}{error}")
     return Notice("vllm", "passed", f"{of}{rollouts.connection} has its weights by files; {found}")
 

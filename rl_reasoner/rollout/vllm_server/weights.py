@@ -9,6 +9,7 @@ it, and is given the weights again. So a name that the server knows is the weigh
 import copy
 import fcntl
 import hashlib
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from rl_reasoner.rollout.vllm_server.connection import (
     Waiting,
 )
 
+logger = logging.getLogger(__name__)
 METHOD = "load_policy"
 """What `worker` adds to a server."""
 _NEW, _PREFIX, _LOCK = ".new-policy", "policy-", ".lock"
@@ -111,16 +113,23 @@ def _load(connection: Connection, weights: Path) -> None:
 def own_folder(folder: Path) -> Iterator[Path]:
     """Inside, `folder` holds this run's weights; afterwards none, and it is gone where it is empty.
 
-    Raises `UserError` where another run has it, which would remove these weights.
+    Raises `UserError` where another run has it, which would remove these weights, or where it
+    cannot be written. On a file system without locks nobody can tell.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK).open("a") as lock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = (folder / _LOCK).open("a")
+    except OSError as error:
+        raise UserError(f"cannot write vllm.folder {folder}: {error.strerror}") from error
+    with held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
                 f"vllm.folder {folder} holds another run's weights: give each run its own"
             ) from error
+        except OSError as error:
+            logger.info("%s has no locks (%s)", folder, error.strerror)
         try:
             yield folder
         finally:
