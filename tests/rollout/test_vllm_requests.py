@@ -123,6 +123,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
             raise AssertionError("inside")
         assert (folder / "policy-0123456789abcdef").is_dir()
     assert not folder.exists()
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write vllm\.folder"), own_folder(tmp_path / "file"):
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(UserError, match=r"cannot write vllm\.folder"), own_folder(file):
         raise AssertionError("inside")
