@@ -8,7 +8,7 @@ MARKED = $(if $(FAST),-m "not slow and not matrix")
 
 SEED ?= 0
 
-.PHONY: quickstart r1 test coverage lint bench real conformance resume-matrix properties hostile-tools browser scaling docs tutorials schema fields release-check clean
+.PHONY: quickstart r1 test coverage lint bench real conformance resume-matrix properties hostile-tools browser scaling gpu docs tutorials schema fields release-check clean
 
 quickstart: .venv/user  ## install, then the main job: train a tiny mixture of experts to think
 	$(RUN) train quickstart
@@ -56,6 +56,9 @@ browser: .venv/dev  ## the report in a real browser, where playwright and Chromi
 scaling: .venv/dev  ## several processes: killed, told to stop, 200 steps; Ray where it is installed
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m matrix tests/distributed/test_launch.py tests/distributed/test_launch_files.py tests/scoring/test_ray_cluster.py
 	$(PY) benchmarks/processes.py
+
+gpu: .venv/dev  ## the day of the card: one GPU measured in at most 40 minutes, a table in runs/gpu; FLAGS=… (see benchmarks/gpu.py)
+	$(PY) benchmarks/gpu.py $(FLAGS)
 
 docs: .venv/dev  ## the site, in build/site; nothing is fetched, every link is checked; search works from the folder, too
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build

@@ -5,8 +5,9 @@
     python benchmarks/generation.py --cases qwen --dtypes bfloat16 --rows 64 \\
         --folder qwen=/models/Qwen2.5-Coder-0.5B-Instruct
 
-Cases: `moe` (4.1M parameters, Qwen3-MoE, 8 experts), `smollm` (SmolLM2-135M) and `qwen`
-(Qwen2.5-Coder-0.5B); random weights of that shape where no `--folder` is named. Sides: `ours`,
+Cases: `moe` (4.1M parameters, Qwen3-MoE, 8 experts), `smollm` (SmolLM2-135M), `qwen`
+(Qwen2.5-Coder-0.5B) and, where it is named, `qwen1.5b` (Qwen2.5-1.5B); random weights of that shape
+where no `--folder` is named. `--device cuda` is for gpu.py, which runs it on a card. Sides: `ours`,
 `static` (`generate`, one padded batch), `continuous` (`generate_batch`) and `vllm`, which has an
 interpreter of its own. All get the same prompts (groups of 8 rows share one), end each row at the
 same ready-made length, sample at temperature 1 and, but for transformers, give each token's
@@ -66,9 +67,27 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 2,
         "rope_theta": 1000000,
     },
+    "qwen1.5b": {
+        "model_type": "qwen2",
+        "vocab_size": 151936,
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "rope_theta": 1000000,
+    },
 }
 Draw = Callable[[list[list[int]], list[int]], list[tuple[list[int], list[float]]]]
 """Prompts and lengths to completions and log-probs, which may be empty."""
+
+
+def config_of(case: str) -> Any:
+    """The case's configuration."""
+    import transformers
+
+    shape = {"max_position_embeddings": 4096, "tie_word_embeddings": True, **SHAPES[case]}
+    return transformers.AutoConfig.for_model(shape.pop("model_type"), **shape)
 
 
 def random_folder(case: str) -> Path:
@@ -78,11 +97,9 @@ def random_folder(case: str) -> Path:
 
     folder = Path(tempfile.gettempdir()) / f"rl-reasoner-generation-{case}"
     if not (folder / "model.safetensors").is_file():
-        shape = {"max_position_embeddings": 4096, "tie_word_embeddings": True, **SHAPES[case]}
-        kind = shape.pop("model_type")
         torch.manual_seed(0)
-        config = transformers.AutoConfig.for_model(kind, **shape)
-        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        model = transformers.AutoModelForCausalLM.from_config(config_of(case))
+        (model.bfloat16() if case == "qwen1.5b" else model).save_pretrained(folder)
     return folder
 
 
@@ -110,7 +127,8 @@ def opened(args: argparse.Namespace) -> Any:
 
     torch.set_num_threads(args.threads)
     dtype = getattr(torch, args.dtype)
-    return transformers.AutoModelForCausalLM.from_pretrained(args.folder, dtype=dtype).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(args.folder, dtype=dtype)
+    return model.to(args.device).eval()
 
 
 def ours(args: argparse.Namespace) -> Draw:
@@ -139,21 +157,21 @@ def static(args: argparse.Namespace) -> Draw:
 
     class Ends(StoppingCriteria):  # type: ignore[misc]
         def __init__(self, width: int, lengths: list[int]) -> None:
-            self.last = torch.tensor(lengths) + width
+            self.last = torch.tensor(lengths, device=args.device) + width
 
         def __call__(self, input_ids: Any, scores: Any, **others: Any) -> Any:
             return self.last <= input_ids.shape[1]
 
     def draw(prompts: list[list[int]], lengths: list[int]) -> list[tuple[list[int], list[float]]]:
         width = max(map(len, prompts))
-        ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        padded = [[0] * (width - len(p)) + p for p in prompts]
+        shown = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
         model.generation_config.eos_token_id = None
         settings = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
         ends = StoppingCriteriaList([Ends(width, lengths)])
         out = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
+            input_ids=torch.tensor(padded, device=args.device),
+            attention_mask=torch.tensor(shown, device=args.device),
             max_new_tokens=max(lengths),
             pad_token_id=0,
             stopping_criteria=ends,
@@ -291,7 +309,7 @@ def differences(folder: str, drawn: list[Any]) -> dict[str, float]:
 def run(side: str, folder: str, dtype: str, args: argparse.Namespace) -> dict[str, Any]:
     """One measurement in a process of its own."""
     python = args.vllm if side == "vllm" else sys.executable
-    given = [f"--{name}={getattr(args, name)}" for name in ("threads", "prompt", "mean")]
+    given = [f"--{name}={getattr(args, name)}" for name in ("threads", "prompt", "mean", "device")]
     given += [f"--side={side}", f"--folder={folder}", f"--dtype={dtype}", "--rows"]
     given += [*map(str, args.rows)]
     given += ["--differences"] * args.differences + ["--eager"] * args.eager
@@ -351,7 +369,7 @@ def show(result: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--cases", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--cases", nargs="+", choices=SHAPES, default=["moe", "smollm", "qwen"])
     parser.add_argument("--sides", nargs="+", choices=SIDES, help="default: all that there are")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 8, 64, 256])
@@ -359,6 +377,7 @@ def main() -> None:
     parser.add_argument("--mean", type=int, default=64, help="mean completion, tokens")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--vllm", help="the interpreter of an environment with vLLM")
     parser.add_argument("--eager", action="store_true", help="vLLM without torch.compile")
     parser.add_argument("--folder", action="append", default=[], help="CASE=FOLDER with weights")

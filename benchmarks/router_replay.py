@@ -61,9 +61,11 @@ def model_of(family: str, seed: int) -> nn.Module:
     return model.eval()
 
 
-def measured(family: str, dtype: torch.dtype, seed: int, rows: int, tokens: int) -> Mismatch:
+def measured(
+    family: str, dtype: torch.dtype, seed: int, rows: int, tokens: int, device: str = "cpu"
+) -> Mismatch:
     """One model of the family, weights in `dtype`; four rows a prompt."""
-    model = model_of(family, seed).to(dtype)
+    model = model_of(family, seed).to(device, dtype)
     random = torch.Generator().manual_seed(seed)
     prompts = torch.randint(3, 200, (rows // 4, 24), generator=random).tolist()
     repeated = [prompt[: 8 + i % 17] for i, prompt in enumerate(prompts) for _ in range(4)]

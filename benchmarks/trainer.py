@@ -5,14 +5,15 @@
     python benchmarks/trainer.py --scaling             # group size, completion and prompt length
 
 Cases: `dense` (3.4M parameters, Llama), `moe` (4.1M, Qwen3-MoE, 8 experts), `smollm` (the shape
-of SmolLM2-135M, random weights; GSM8K questions where ../shared/data has them). Modes: `replay`
+of SmolLM2-135M, random weights; GSM8K questions where ../shared/data has them); where it is named,
+`qwen1.5b` (the shape of Qwen2.5-1.5B, for a card: see gpu.py). Modes: `replay`
 trains on the same ready-made completions (40 to 254 tokens, 115 on average), so that only the
 training pass differs; `full` also samples, both sides ending each row where the ready-made one
 ends.
-`--flat` is the share of groups whose rewards are all equal. Both sides: fp32, no gradient
-checkpointing, same micro-batches. Each measurement is a process of its own (peak memory), sides in
-turn; times are process CPU time, of the steps after the first (smollm: of all); tokens are
-completion tokens.
+`--flat` is the share of groups whose rewards are all equal. Both sides: fp32 (or `--precision`),
+no gradient checkpointing, same micro-batches. Each measurement is a process of its own (peak
+memory), sides in turn; times are process CPU time, of the steps after the first (smollm: of all);
+tokens are completion tokens.
 """
 
 import argparse
@@ -32,6 +33,7 @@ CASES: dict[str, dict[str, Any]] = {
     "dense": {"prompts": 8, "steps": 2, "warm": 1},
     "moe": {"prompts": 8, "steps": 2, "warm": 1},
     "smollm": {"prompts": 2, "steps": 1, "warm": 0},
+    "qwen1.5b": {"prompts": 8, "steps": 3, "warm": 2},
 }
 GROUP, MICRO, LONGEST, PROMPT = 8, 16, 254, 128
 END = 1  # the byte tokenizer's end of text
@@ -55,6 +57,10 @@ def model_of(case: str) -> Any:
         config = transformers.Qwen3MoeConfig(
             **tiny, **experts, head_dim=32, norm_topk_prob=True, tie_word_embeddings=True
         )
+    elif case == "qwen1.5b":
+        from generation import config_of as published
+
+        config = published(case)
     else:
         config = transformers.LlamaConfig(
             vocab_size=49152,
@@ -103,8 +109,9 @@ def config_of(args: argparse.Namespace, configured: Any) -> Any:
         router_aux_loss_coef=0.0 if args.case == "moe" else None,
         shuffle_dataset=False,
         seed=3,
-        use_cpu=True,
-        bf16=False,
+        use_cpu=args.device == "cpu",
+        bf16=args.precision in ("bf16", "fp8"),
+        fp16=args.precision == "fp16",
         gradient_checkpointing=False,
         logging_steps=1,
         report_to="none",
@@ -209,16 +216,24 @@ def end_as_planned(trainer: Any, args: argparse.Namespace) -> None:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds a step, by part, and the process's peak memory.
+    """Seconds a step, by part, and the process's peak memory (a card's: what torch held of it).
 
     Of processor time with one thread; with more, waiting threads spin: of wall time, which needs a
-    quiet machine.
+    quiet machine. Of wall time on a card, too, which is waited for.
     """
     import torch
     from transformers import TrainerCallback
 
+    from rl_reasoner.policy.fp8.layers import in_fp8
+
     torch.set_num_threads(args.threads)
-    clock = time.process_time if args.threads == 1 else time.perf_counter
+    card = args.device == "cuda"
+
+    def clock() -> float:
+        if card:
+            torch.cuda.synchronize()
+        return time.process_time() if args.threads == 1 and not card else time.perf_counter()
+
     trainer = trainer_of(args)
     steps: list[dict[str, float]] = []
     spent = {"generation": 0.0}
@@ -245,11 +260,20 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             if "grad_norm" in logs:
                 steps[-1]["grad_norm"] = logs["grad_norm"]
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = peak_mb(args.device)
     trainer.add_callback(Clock())
-    trainer.train()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"steps": steps[args.warm :], "peak_mb": peak, "before_mb": before}
+    with in_fp8(args.precision, "block", args.device, trainer.model):
+        trainer.train()
+    return {"steps": steps[args.warm :], "peak_mb": peak_mb(args.device), "before_mb": before}
+
+
+def peak_mb(device: str) -> float:
+    """The most memory that this process has held so far, in MB."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 # ---------------------------------------------------------------------------------- the tables
@@ -265,6 +289,7 @@ def run(side: str, case: str, mode: str, args: argparse.Namespace) -> dict[str, 
         "steps": args.steps or CASES[case]["steps"],
         "warm": CASES[case]["warm"],
         **{k: getattr(args, k) for k in ("group", "micro", "longest", "prompt", "flat", "threads")},
+        **{k: getattr(args, k) for k in ("device", "precision")},
     }
     given = [f"--{key}={value}" for key, value in settings.items()]
     done = subprocess.run(
@@ -344,13 +369,15 @@ def scaling(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=["dense", "moe", "smollm"])
     parser.add_argument(
         "--modes", nargs="+", choices=("replay", "full"), default=["replay", "full"]
     )
     parser.add_argument("--flat", type=float, default=0.5, help="share of groups without advantage")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16", "fp8"))
     parser.add_argument("--prompts", type=int, help="prompts per step")
     parser.add_argument("--steps", type=int, help="measured steps")
     parser.add_argument("--group", type=int, default=GROUP)
