@@ -73,9 +73,10 @@ release-check: .venv/dev  ## version, wheel, README, and the wheel in an empty e
 schema: .venv/dev  ## after a change of the recipe's fields: the file that editors check YAML recipes by
 	$(RUN) list schema > .schema && mv .schema recipes/recipe.schema.json
 
-fields: .venv/dev  ## after a new trl, or other fields of recipes: the tables of fields in the docs
+fields: .venv/dev  ## after a new trl, or other fields of recipes: the tables of fields and of combinations in the docs
 	$(PY) docs/config_fields.py > .fields && mv .fields docs/reference/trl-config.md
 	$(PY) docs/handover_fields.py
+	$(PY) docs/matrix.py
 
 DATA ?= ../shared/data
 

@@ -109,7 +109,7 @@ def log_prob_gap(args: argparse.Namespace) -> Figures:
     from rl_reasoner.policy.fp8.layers import in_fp8
     from rl_reasoner.rollout.mismatch import measure
 
-    model = trainer.model_of(args.case).to(args.device).eval()
+    model = trainer.model_of(args.case, args.device).eval()
     prompts = [[10 + row + at for at in range(12)] for row in range(args.prompts)]
     with in_fp8(args.precision, "block", args.device, model):
         gap = measure(
@@ -305,17 +305,17 @@ def parts_of(args: argparse.Namespace, card: str) -> list[Part]:
     beside = {"given": {**run, "folder": theirs, "vllm": not dry}, "beside": whole}
     half, eighth = ({**size, "side": "ours", "precision": name} for name in ("fp16", "fp8"))
     parts = [
-        Part(first, 240, sampling, {**drawn, "side": "ours"}),
+        Part(first, 210, sampling, {**drawn, "side": "ours"}),
         Part("sampling: generate", 180, sampling, {**drawn, "side": "static"}, first),
         Part("sampling: generate_batch", 120, sampling, {**drawn, "side": "continuous"}, first),
-        Part("sampling: vLLM", 300, sampling, {**drawn, "side": "vllm"}, first),
-        Part(passed, 120, training, {**size, "side": "ours", "precision": "bf16"}),
-        Part("training: trl", 120, training, {**size, "side": "trl", "precision": "bf16"}, passed),
-        Part("training in fp16", 120, training, half, passed),
-        Part("training in FP8", 120, training, eighth, passed),
+        Part("sampling: vLLM", 270, sampling, {**drawn, "side": "vllm"}, first),
+        Part(passed, 140, training, {**size, "side": "ours", "precision": "bf16"}),
+        Part("training: trl", 140, training, {**size, "side": "trl", "precision": "bf16"}, passed),
+        Part("training in fp16", 140, training, half, passed),
+        Part("training in FP8", 140, training, eighth, passed),
         Part("router replay", 90, replay, some),
-        Part(whole, 540, run_of_ours, {**run, "folder": ours, "card": card}),
-        Part("GSM8K: trl" if dry else "GSM8K: trl and vLLM", 480, run_of_trl, **beside),
+        Part(whole, 500, run_of_ours, {**run, "folder": ours, "card": card}),
+        Part("GSM8K: trl" if dry else "GSM8K: trl and vLLM", 460, run_of_trl, **beside),
     ]
     # a dry run is there to see each part run, on whatever machine
     return [replace(part, seconds=60 * args.minutes) for part in parts] if dry else parts
@@ -360,12 +360,13 @@ def measured(part: Part, folder: Path, limit: float, fork: bool) -> Row:
     )
     begun = time.monotonic()
     process.start()
+    assert process.pid is not None
     try:
         process.join(limit)
         over = process.is_alive()
     finally:
         with contextlib.suppress(ProcessLookupError):  # also what it left running
-            os.killpg(process.pid or 0, signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGKILL)
         process.kill()
         process.join()
     row: Row = {"part": part.name, "seconds": round(time.monotonic() - begun, 1)}
@@ -387,7 +388,7 @@ def machine(dry: bool) -> dict[str, str]:
     made = {"torch": torch.__version__, "transformers": version("transformers")}
     made |= {"trl": version("trl")}
     if dry:
-        return {"card": "none: a dry run on a CPU", "driver": "none", **made}
+        return {"card": "no card (a dry run on a CPU)", "driver": "none", **made}
     asked = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     try:
         told = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=True).stdout
@@ -405,7 +406,7 @@ def table(about: Mapping[str, str], parts: Sequence[Part], rows: Mapping[str, Ro
     lines = ["# " + about["card"], "", ", ".join(f"{k} {v}" for k, v in about.items()), ""]
     lines += ["| part | figures | took |", "|---|---|---|"]
     for part in parts:
-        row = rows.get(part.name, {"why": "not begun", "seconds": 0.0})
+        row = rows.get(part.name, {"why": "not done", "seconds": 0.0})
         other = rows.get(part.beside, {}).get("figures", {})
         said = [
             f"{name} {value:.4g}"

@@ -43,8 +43,8 @@ GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_train.jsonl"
 # --------------------------------------------------------------------------------- one process
 
 
-def model_of(case: str) -> Any:
-    """The case's model with random weights, the same each time."""
+def model_of(case: str, device: str = "cpu") -> Any:
+    """The case's model with random weights, the same each time on one kind of device."""
     import torch
     import transformers
 
@@ -74,7 +74,8 @@ def model_of(case: str) -> Any:
             tie_word_embeddings=True,
         )
     torch.manual_seed(0)
-    return transformers.AutoModelForCausalLM.from_config(config)
+    with torch.device(device):  # a card draws 1.5B numbers at once
+        return transformers.AutoModelForCausalLM.from_config(config)
 
 
 def prompts_of(case: str, count: int, length: int) -> list[str]:
@@ -152,7 +153,7 @@ def trainer_of(args: argparse.Namespace) -> Any:
     chosen = Replay if args.mode == "replay" else kind
     chosen.__name__ = "GRPOTrainer"
     trainer = chosen(
-        model_of(args.case),
+        model_of(args.case, args.device),
         reward_funcs=reward,
         args=config_of(args, configured),
         train_dataset=Dataset.from_dict({"prompt": names}),

@@ -23,9 +23,9 @@ class EnvVerb:
     plan: Annotated[str | None, arg(metavar="RECIPE", help_behavior_hint="")] = None
     """a recipe to plan instead: memory, time per step, and what does not fit"""
     gpus: Count = None
-    """with --plan: how many GPUs train (default: 8)"""
+    """with --plan: how many GPUs train (default: 8; on a CPU 1)"""
     gpu: Name = None
-    """with --plan: which GPU (default: H100)"""
+    """with --plan: which GPU (default: H100), or cpu: this machine, its constants measured"""
     server_gpus: Count = None
     """with --plan and vllm.mode server: GPUs of the server, beside --gpus (left out: as many)"""
     json: Json = False
@@ -74,12 +74,14 @@ class EnvVerb:
         }
 
     def _plan(self, source: str) -> None:
-        from rl_reasoner.planning.plan import plan, table_rows
+        from rl_reasoner.planning.plan import CPU, plan, table_rows
         from rl_reasoner.recipe.load import load_recipe
 
         check_numbers(None, gpus=self.gpus, server_gpus=self.server_gpus)
         recipe = load_recipe(source, self.flags)
-        plans = plan(recipe, self.gpus or 8, self.gpu or "H100", self.server_gpus or 0)
+        gpu = self.gpu or "H100"
+        with told_if_long("measuring this machine" if gpu == CPU else "counting parameters"):
+            plans = plan(recipe, self.gpus or (1 if gpu == CPU else 8), gpu, self.server_gpus or 0)
         table = new_table("part", *(f"{p.stage} on {p.gpus} {p.gpu}" for p in plans))
         for row in table_rows(plans):
             table.add_row(*row)

@@ -5,5 +5,6 @@ numbers (`load`), the GPU's data sheet and what is assumed (`gpus`). `step_time`
 are the arithmetic. The assumptions were fitted to five published runs and held against five others
 (tests/planning/test_plan.py names them; all ten within a factor of 1.5). A plan is an estimate of
 that quality: it tells an order of steps from another, not one configuration from its neighbour.
-Opens no policy: parameters are counted in a model that is never allocated.
+For this machine's CPU constants are measured (`processors`), and `cpu_time` is the arithmetic.
+Opens no policy but tiny ones for that: parameters are counted in a model that is never allocated.
 """

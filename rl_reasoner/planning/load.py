@@ -28,6 +28,8 @@ class StepLoad:
     passes: float = 2.0
     """forward passes over all rows beside training: old and reference log-probs"""
     iterations: int = 1
+    trained: float = 1.0
+    """share of the rows that is trained on: rows without advantage may be left out"""
     shards: int = 1
     """GPUs that share the weights of training; 1 is DDP"""
     states: int = 1

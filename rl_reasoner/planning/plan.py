@@ -5,13 +5,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.planning.gpus import ASSUMED, GPUS
+from rl_reasoner.kernels.packed_linear import bf16_pays
+from rl_reasoner.planning.cpu_time import seconds_on_cpu
+from rl_reasoner.planning.gpus import ASSUMED, GPUS, Gpu
 from rl_reasoner.planning.load import StepLoad, load_of_step
+from rl_reasoner.planning.processors import Processor, processor
 from rl_reasoner.planning.shapes import Shape, shape_of
 from rl_reasoner.planning.step_memory import breaks, memory, phases
 from rl_reasoner.planning.step_time import seconds
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import GrpoStage
+from rl_reasoner.rollout.sampling_weights import LARGE
+
+CPU = "cpu"
 
 
 @dataclass(frozen=True)
@@ -68,28 +74,54 @@ class Plan:
 def plan(recipe: Recipe, gpus: int, gpu: str, servers: int = 0) -> list[Plan]:
     """A plan for every grpo stage of `recipe`; `servers`: GPUs of its vLLM server (`load_of_step`).
 
-    Raises `UserError` for a GPU without a data sheet, a recipe without a grpo stage, groups that do
-    not divide among the GPUs.
+    `gpu` is a name of `GPUS`, or "cpu": one process on this machine, whose constants are measured
+    the first time (`processors`). Raises `UserError` for a GPU without a data sheet, a recipe
+    without a grpo stage, groups that do not divide among the GPUs, what no CPU is planned for.
     """
-    if gpu not in GPUS:
-        raise unknown("GPU", gpu, GPUS)
+    if gpu not in (*GPUS, CPU):
+        raise unknown("GPU", gpu, [*GPUS, CPU])
     stages = [stage for stage in recipe.stages if isinstance(stage, GrpoStage)]
     if not stages:
         raise UserError("only grpo stages are planned, and the recipe has none")
+    if gpu == CPU:
+        _check_cpu(recipe, stages, gpus)
     if servers and not any(stage.vllm and stage.vllm.mode == "server" for stage in stages):
         raise UserError(f"--server-gpus {servers}: the recipe has no vLLM server (--vllm.mode)")
-    shape, sheet = shape_of(recipe.policy.source, recipe.policy.lora), GPUS[gpu]
+    shape = shape_of(recipe.policy.source, recipe.policy.lora)
+    sheet = GPUS.get(gpu) or Gpu(0.0, Processor.memory(), 0.0, 0.0)
     plans = []
     for stage in stages:
         load = load_of_step(recipe, stage, gpus, shape, sheet, servers)
         parts = memory(shape, load, sheet)
-        times = seconds(shape, sheet, load)
+        if gpu == CPU:
+            times = seconds_on_cpu(shape, *processors_of(recipe, stage, shape), load)
+        else:
+            times = seconds(shape, sheet, load)
         wrong = breaks(shape, load, sheet)
         tokens = load.rows * load.mean
         plans.append(
             Plan(stage.name, gpus, gpu, shape, parts, times, tokens, wrong, stage.steps, load)
         )
     return plans
+
+
+def _check_cpu(recipe: Recipe, stages: Sequence[GrpoStage], processes: int) -> None:
+    """Raises `UserError` for what the model of a CPU leaves out."""
+    if processes != 1:
+        raise UserError(f"--gpus {processes}: a CPU is planned for one process")
+    if any(stage.vllm for stage in stages):
+        raise UserError("vllm: what a vLLM server takes on a CPU is not planned")
+    if (precision := recipe.run.precision) in ("fp16", "fp8"):
+        raise UserError(f"run.precision: {precision} is not planned on a CPU: fp32 and bf16 are")
+
+
+def processors_of(recipe: Recipe, stage: GrpoStage, shape: Shape) -> tuple[Processor, Processor]:
+    """This machine's constants in the types that sample and train; see `sampling_weights`."""
+    half = recipe.run.precision == "bf16"
+    wanted = stage.sampling.weights
+    large = wanted == "auto" and 4 * shape.total >= LARGE and bf16_pays()
+    samples = half or wanted == "bfloat16" or large
+    return processor(shape, samples), processor(shape, half)
 
 
 def table_rows(plans: Sequence[Plan]) -> Iterator[list[str]]:
@@ -105,8 +137,13 @@ def table_rows(plans: Sequence[Plan]) -> Iterator[list[str]]:
         yield [f"seconds: {part}", *(f"{p.seconds.get(part, 0.0):.3g} s" for p in plans)]
     yield ["seconds: step", *(f"{p.step:.3g} s" for p in plans)]
     yield ["sampled tokens/s", *(f"{p.tokens / p.step:,.0f}" for p in plans)]
-    yield ["all steps", *(f"{p.steps:,}: {p.hours:.3g} h, {p.gpu_hours:.3g} GPU-h" for p in plans)]
+    yield ["all steps", *map(_all_steps, plans)]
     yield ["breaks", *("; ".join(p.breaks) or "no" for p in plans)]
+
+
+def _all_steps(p: Plan) -> str:
+    on_gpus = "" if p.gpu == CPU else f", {p.gpu_hours:.3g} GPU-h"
+    return f"{p.steps:,}: {p.hours:.3g} h{on_gpus}"
 
 
 def size(amount: float) -> str:

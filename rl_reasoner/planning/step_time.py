@@ -17,7 +17,7 @@ def seconds(shape: Shape, gpu: Gpu, load: StepLoad, a: Assumed = ASSUMED) -> dic
     pieces = (load.batch or load.rows) * load.model / load.gpus
     idle = (load.pipeline - 1) / (pieces + load.pipeline - 1)
     one = flops / (load.gpus * gpu.flops * use) / (1 - idle)
-    training = 3 * one * load.iterations
+    training = 3 * one * load.iterations * load.trained
     parts = {"sampling": sampling, "training": training, "log_probs": load.passes * one}
     if load.shards > 1:
         rows = load.rows / load.gpus

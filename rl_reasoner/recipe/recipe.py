@@ -339,6 +339,10 @@ class Recipe(Part):
             raise ValueError(
                 f"run.overlap: completions with {self.turns_by} are not sampled ahead yet"
             )
+        if self.run.overlap != "off" and any(getattr(s, "vllm", None) for s in self.stages):
+            raise ValueError(
+                "run.overlap: our engine samples ahead, not vLLM: leave out one of the two"
+            )
         if self.tools and self.environment:
             raise ValueError("environment: tools and an environment in one run are not there yet")
         if "environment" in self.rewards and not self.environment:

@@ -35,7 +35,7 @@ def test_every_part_runs_on_a_cpu_and_is_measured_once(tmp_path: Path) -> None:
     ours, trl = figures["training: this project"], figures["training: trl"]
     assert ours["gradient norm"] == pytest.approx(trl["gradient norm"], rel=0.05)
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
-    assert "# none: a dry run on a CPU" in text and "x)" in text
+    assert "# no card (a dry run on a CPU)" in text and "x)" in text
     assert "| sampling: vLLM | not measured: vLLM is not installed" in text
     again = Ready(tmp_path, _MAIN, "out", "--dry-run").wait()
     assert again.stdout.count("there already") == 9
@@ -66,6 +66,7 @@ def stops_the_parent() -> None:
     os.kill(os.getppid(), signal.SIGINT)  # what Ctrl-C does
 
 
+@pytest.mark.slow
 def test_what_fails_is_a_row_that_says_why_and_ctrl_c_keeps_what_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,8 +91,8 @@ def test_what_fails_is_a_row_that_says_why_and_ctrl_c_keeps_what_is_done(
         "| raises | not measured: ValueError: the last line of which says why |",
         "| dies | not measured: ended by signal 9 |",
         "| hangs | not measured: not done in 0 s |",
-        "| stopped | not measured: not begun |",
-        "| last | not measured: not begun |",
+        "| stopped | not measured: not done |",
+        "| last | not measured: not done |",
     ):
         assert line in report
     assert gpu.run_all(given, about, [first, parts[-1]])
@@ -99,6 +100,8 @@ def test_what_fails_is_a_row_that_says_why_and_ctrl_c_keeps_what_is_done(
     assert (tmp_path / "count").read_text().count("once") == 2  # the first part was there
     assert gpu.run_all(given, {**about, "missing": "no card"}, [first])  # another machine's rows
     assert "| first | not measured: no card |" in (tmp_path / "report.md").read_text()
+    alone = gpu.Part("alone", 600.0, dict, {"rate": 3.0})  # as on a card: no fork of this process
+    assert gpu.measured(alone, tmp_path, 600.0, fork=False)["figures"] == {"rate": 3.0}
     late = argparse.Namespace(folder=tmp_path, dry_run=True, minutes=0.0)
     assert gpu.run_all(late, {"card": "A100"}, [first])
     assert "the 0 minutes are over" in (tmp_path / "report.md").read_text(encoding="utf-8")
