@@ -53,8 +53,8 @@ hostile-tools: .venv/dev  ## 2,048 completions whose tools raise, hang, exit, fo
 browser: .venv/dev  ## the report in a real browser, where playwright and Chromium are there
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests/report/test_report_browser.py
 
-scaling: .venv/dev  ## several processes: killed, told to stop, 200 steps; Ray where it is installed
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m matrix tests/distributed/test_launch.py tests/distributed/test_launch_files.py tests/scoring/test_ray_cluster.py
+scaling: .venv/dev  ## several processes: killed, told to stop, 200 steps; two hosts (as root); Ray where it is installed
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m matrix tests/distributed tests/scoring/test_ray_cluster.py
 	$(PY) benchmarks/processes.py
 
 gpu: .venv/dev  ## the day of the card: one GPU measured in at most 40 minutes, a table in runs/gpu; FLAGS=… (see benchmarks/gpu.py)

@@ -100,7 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if processes.lost_peer(error):
             code = processes.LOST
             if not launcher.has_launcher():
-                _print_error("the job ended", "another of its processes ended early")
+                hint = processes.resume_hint()
+                _print_error("the job ended", f"another of its processes ended early{hint}")
         else:
             code = 1
             traceback.print_exc()

@@ -3,7 +3,8 @@
 A process finds out from its environment that it is one of several (`RANK`, `WORLD_SIZE`), so
 `torchrun`, `accelerate launch` and `rl-reasoner train --launch` all do. The main process makes the
 run's folder, evaluates, logs and writes; the others wait for it as long as it takes, in a process
-group of their own that has no time limit. torch is imported only when there are several processes.
+group of their own that has no time limit; a host that is lost meanwhile is seen by `hosts`. torch
+is imported only when there are several processes.
 """
 
 import atexit
@@ -13,12 +14,16 @@ import sys
 from contextlib import suppress
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
+
+from rl_reasoner.distributed.hosts import take_leave, watch_hosts
 
 T = TypeVar("T")
 LOST = 75
-"""Exit code of a process that ended because another one of its job was lost."""
+"""Exit code of a process that ended because another one of its job was lost, without a word."""
 _PATIENCE = timedelta(days=365)
+_run: list[Path] = []  # the folder of the run, as soon as it is known
 
 
 def world_size() -> int:
@@ -41,6 +46,16 @@ def is_local_main() -> bool:
     return world_size() == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
 
 
+def note_run(folder: Path) -> None:
+    """Keep the folder of the run, for `resume_hint`."""
+    _run[:] = [folder]
+
+
+def resume_hint() -> str:
+    """A line that says how to continue the run of this job; empty before there is one."""
+    return f"\ncontinue with: rl-reasoner train --resume {_run[0]}" if _run else ""
+
+
 # ---------------------------------------------------------------------------------- together
 
 
@@ -56,6 +71,7 @@ def join(device: str) -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     torch.distributed.init_process_group("gloo" if device == "cpu" else "cuda:nccl,cpu:gloo")
     _patient()
+    watch_hosts(broadcast, resume_hint)
     if not is_main():
         logging.getLogger("rl_reasoner").setLevel(logging.ERROR)
 
@@ -114,6 +130,7 @@ def exit_process(code: int) -> NoReturn:
     if code == 0:
         with suppress(RuntimeError):  # another one failed, and has printed why
             wait()
+        take_leave()
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -125,6 +125,7 @@ def _follow(placement: Placement, prepared: Prepared) -> Run:
     chosen: Mapping[str, Any] = {}
     path, recipe, chosen = processes.broadcast((Path(), None, chosen))
     assert recipe is not None
+    launcher.tell_launcher(path)
     try:
         with choices.during(chosen), _begun(quiet=True) as tools:
             session = Session(recipe, RunFolder(path), placement, prepared, *tools)

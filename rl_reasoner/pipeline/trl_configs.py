@@ -108,17 +108,24 @@ def _common(
         "project": project_of(recipe.name),
         "run_name": f"{folder.parent.parent.name}/{folder.name}",
         "disable_tqdm": True,
-        **_parallel(recipe, stage, placement.processes),
+        **_parallel(recipe, stage, placement),
     }
 
 
-def _parallel(recipe: Recipe, stage: TrainedStage, processes: int) -> dict[str, Any]:
+def _parallel(recipe: Recipe, stage: TrainedStage, placement: Placement) -> dict[str, Any]:
     """Who holds which weights; distillation samples with the weights in the trainer: DDP."""
     if isinstance(stage, DistillStage):
         return {}
-    arguments = trainer_arguments(recipe.run.parallel, processes)
-    if "deepspeed" in arguments and importlib.util.find_spec("deepspeed") is None:
-        parallel = recipe.run.parallel
+    parallel = recipe.run.parallel
+    arguments = trainer_arguments(parallel, placement.processes)
+    if "deepspeed" not in arguments:
+        return arguments
+    if placement.device == "cpu":  # accelerate's state: DeepSpeed "and not cpu"
+        raise UserError(
+            f"run.parallel: {parallel} trains on GPUs only: on a CPU transformers and accelerate "
+            "leave DeepSpeed out, and train as ddp without a word. Use ddp or fsdp"
+        )
+    if importlib.util.find_spec("deepspeed") is None:
         raise UserError(f"run.parallel: {parallel} needs DeepSpeed: pip install deepspeed")
     return arguments
 

@@ -2,16 +2,19 @@
 
 import re
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from rl_reasoner import cli
 from rl_reasoner.errors import UserError
 from rl_reasoner.pipeline.placement import choose_placement
 from rl_reasoner.pipeline.trl_configs import check_configs
 from support.jobs import STEPS, ran, written
+from support.places import ROOT
 from support.tiny import grpo, recipe, same, sft
 
 ADAPTED = {"source": "scratch:moe-tiny", "lora": {"rank": 2}}
@@ -54,6 +57,32 @@ def test_what_cannot_be_launched_is_said(
     file = written(tmp_path / "a", STEPS)
     assert cli.main(["train", str(file), "--launch", how]) == 2
     assert said in re.sub(r"\s+", " ", capsys.readouterr().err)
+
+
+def test_a_second_host_that_never_comes_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The launcher of the first of two hosts waits for the other one, here for two seconds."""
+    from torch.distributed.elastic.rendezvous import static_tcp_rendezvous
+
+    patient = static_tcp_rendezvous.create_rdzv_handler
+
+    def impatient(params: Any) -> Any:
+        params.config["timeout"] = 2
+        return patient(params)
+
+    monkeypatch.setattr(static_tcp_rendezvous, "create_rdzv_handler", impatient)
+    settings = yaml.safe_load((ROOT / "recipes/launch/ddp.yaml").read_text(encoding="utf-8"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"main_process_ip": "127.0.0.1", "main_process_port": free.getsockname()[1]}
+    (hosts := tmp_path / "hosts.yaml").write_text(
+        yaml.safe_dump({**settings, **address, "num_machines": 2, "num_processes": 2})
+    )
+    file = written(tmp_path / "a", STEPS)
+    assert cli.main(["train", str(file), "--launch", str(hosts)]) == 1
+    said = re.sub(r"\s+", " ", capsys.readouterr().err)
+    assert "its hosts do not reach each other" in said and "Traceback" not in said
 
 
 def test_a_step_that_the_processes_cannot_share_is_a_mistake(

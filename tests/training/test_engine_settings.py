@@ -11,7 +11,7 @@ from rl_reasoner.distributed.strategy import deepspeed_settings
 from rl_reasoner.errors import UserError
 from rl_reasoner.pipeline import trl_configs
 from rl_reasoner.pipeline.inputs import read_inputs
-from rl_reasoner.pipeline.placement import choose_placement
+from rl_reasoner.pipeline.placement import Placement, choose_placement
 from rl_reasoner.pipeline.trl_configs import check_configs, config, vllm_rollouts_of
 from rl_reasoner.recipe.stages import GrpoStage
 from support.tiny import grpo, recipe
@@ -89,13 +89,18 @@ def test_without_vllm_the_recipe_says_how_to_install_it(tmp_path: Path) -> None:
 @pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is not None, reason="DeepSpeed is installed"
 )
-def test_without_deepspeed_the_recipe_says_how_to_install_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    made = recipe(tmp_path, grpo(), run={"parallel": "zero3", "device": "cpu"})
+def test_without_deepspeed_the_recipe_says_how_to_install_it(tmp_path: Path) -> None:
+    made = recipe(tmp_path, grpo(), run={"parallel": "zero3"})
     with pytest.raises(UserError, match="pip install deepspeed"):
-        check_configs(made, choose_placement(made))
+        check_configs(made, Placement("cuda", "bf16", processes=2))
+
+
+@pytest.mark.parametrize("parallel", ["zero2", "zero3"])
+def test_on_a_cpu_deepspeed_is_refused_instead_of_left_out(parallel: str, tmp_path: Path) -> None:
+    """By accelerate, which trains as DDP there and says nothing."""
+    made = recipe(tmp_path, grpo(), run={"parallel": parallel, "device": "cpu"})
+    with pytest.raises(UserError, match=f"{parallel} trains on GPUs only.* Use ddp or fsdp"):
+        check_configs(made, Placement("cpu", "fp32", processes=2))
 
 
 @pytest.mark.parametrize("stage", [2, 3])
