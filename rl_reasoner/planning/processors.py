@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -59,10 +58,14 @@ class Processor:
 def processor(shape: Shape, half: bool) -> Processor:
     """This machine's, for policies of that kind, in bf16 (`half`) or fp32."""
     name = f"step_costs/{torch.get_num_threads()}_threads"
-    costs: dict[str, Any] = choices.get(name, _measure, lambda value: isinstance(value, dict))
+    costs: dict[str, Any] = choices.get(name, _measure, _is_measured)
     flops, few_s = _products(half)
     kind = costs["experts" if shape.experts else "dense"]
     return Processor(flops, few_s, costs["bandwidth"], **kind)
+
+
+def _is_measured(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() >= {"bandwidth", "dense", "experts"}
 
 
 def _products(half: bool) -> tuple[float, float]:
@@ -119,13 +122,12 @@ def _pass_seconds(model: Any, rows: int) -> float:
     """Seconds of one pass of the engine over a new token of each of `rows`."""
     prompts = [[20 + row % 8] * _PROMPT for row in range(rows)]
     keys = [(row,) for row in range(rows)]
-    lengths = (4, 16)
-    took = [
-        _fastest(lambda n=n: generate(model, prompts, keys, SamplingParams(n, (-1,))))  # type: ignore[misc]
-        for n in lengths
-    ]
-    [(fewer, more)] = pairwise(took)
-    return max(0.0, more - fewer) / (lengths[1] - lengths[0])
+
+    def seconds(tokens: int) -> float:
+        return _fastest(lambda: generate(model, prompts, keys, SamplingParams(tokens, (-1,))))
+
+    few, many = 4, 16
+    return max(0.0, seconds(many) - seconds(few)) / (many - few)
 
 
 def _training_seconds(model: Any, rows: int) -> float:

@@ -48,7 +48,13 @@ FEATURES: dict[str, Feature] = {
     "fp16": Feature({"run": {"precision": "fp16"}}, {}, 1, _PRECISION),
     "FP8": Feature({"run": {"precision": "fp8"}}, {}, 1, _PRECISION),
     "tools": Feature({"tools": {"use": ["calculator"], "format": "tags"}}),
-    "environment": Feature({"environment": "guess", "rewards": {"environment": 1.0}}),
+    "environment": Feature(
+        {
+            "environment": {"use": "guess", "turns": 2},
+            "rewards": {"environment": 1.0},
+            "data": {"task": "guess", "count": 8},
+        }
+    ),
     "vLLM": Feature({}, {"vllm": {"mode": "colocate"}}, 1, _VLLM),
     "files": Feature(
         {}, {"vllm": {"mode": "server", "url": "http://a:1", "folder": "w"}}, 1, _VLLM
@@ -135,6 +141,31 @@ TESTED: dict[tuple[str, str], str] = {
     ("stages", "resumed"): "tests/pipeline/test_pipeline.py::"
     "test_killed_in_every_kind_of_stage_it_ends_with_the_same_weights",
 }
+# Pairs that a run of two steps is made with: it ends, and the last step has a gradient.
+RUN_TOGETHER = (
+    ("LoRA", "bf16"),
+    ("LoRA", "fp16"),
+    ("LoRA", "environment"),
+    ("replay", "fp16"),
+    ("replay", "tools"),
+    ("replay", "environment"),
+    ("KL", "fp16"),
+    ("KL", "environment"),
+    ("KL", "overlap"),
+    ("bf16", "tools"),
+    ("bf16", "environment"),
+    ("bf16", "overlap"),
+    ("fp16", "tools"),
+    ("fp16", "environment"),
+    ("fp16", "overlap"),
+    ("fp16", "stages"),
+    ("FP8", "tools"),
+    ("FP8", "environment"),
+    ("FP8", "overlap"),
+    ("overlap", "stages"),
+)
+_TOGETHER = "tests/pipeline/test_combined_features.py::test_two_features_train_together"
+TESTED |= dict.fromkeys(RUN_TOGETHER, _TOGETHER)
 # Refused where the trainer is made, not by the recipe: (what is refused, the test that sees it).
 AT_THE_START: dict[tuple[str, str], tuple[str, str]] = {
     ("FSDP2", "fp16"): (
@@ -155,7 +186,12 @@ def together(one: str, other: str) -> tuple[dict[str, Any], int]:
     """A recipe with both, as fields, and its number of processes."""
     chosen = FEATURES[one], FEATURES[other]
     data = {"task": "modular", "count": 8}
-    stage: dict[str, Any] = {"kind": "grpo", "steps": 2, "group": {"size": 2, "prompts": 2}}
+    stage: dict[str, Any] = {
+        "kind": "grpo",
+        "steps": 2,
+        "group": {"size": 4, "prompts": 2},
+        "sampling": {"max_tokens": 12},
+    }
     made: dict[str, Any] = {
         "policy": {"source": "scratch:dense-tiny"},
         "template": "plain",
