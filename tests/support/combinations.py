@@ -64,7 +64,7 @@ FEATURES: dict[str, Feature] = {
     "resumed": Feature(),
 }
 MEANING = {
-    "DDP, FSDP2, ZeRO": "`run.parallel`, several processes; ZeRO is DeepSpeed's, 2 and 3, on GPUs alone",
+    "DDP, FSDP2, ZeRO": "`run.parallel`, several processes; ZeRO is DeepSpeed's, for GPUs alone",
     "LoRA": "`policy.lora`",
     "replay": "a mixture of experts, with router replay",
     "KL": "`loss.beta`: a reference policy",
