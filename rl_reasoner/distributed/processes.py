@@ -3,25 +3,48 @@
 A process finds out from its environment that it is one of several (`RANK`, `WORLD_SIZE`), so
 `torchrun`, `accelerate launch` and `rl-reasoner train --launch` all do. The main process makes the
 run's folder, evaluates, logs and writes; the others wait for it as long as it takes, in a process
-group of their own that has no time limit; a host that is lost meanwhile is seen by `hosts`. torch
-is imported only when there are several processes.
+group of their own that has no time limit. torch is imported only when there are several processes.
+
+A process that ends closes its connections, and its peers see it. A host without power or network
+closes nothing: gloo waits half an hour for it, NCCL ten minutes, and what waits as long as it takes
+waits for ever. So the job's first process holds a connection to the first process of each other
+host, on which the kernels ask each other every few seconds whether they are there (TCP keepalive).
+They answer for a host whose processes are slow or stopped: only one that is gone is given up.
+Then the process says so and ends; its launcher ends the others of its host. Which hosts there are
+is known from what torch's launcher sets, which accelerate's uses too (`GROUP_WORLD_SIZE`); a job on
+one host has none of this.
 """
 
 import atexit
 import logging
 import os
+import secrets
+import selectors
+import socket
 import sys
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
+from threading import Thread
 from typing import Any, NoReturn, TypeVar
 
-from rl_reasoner.distributed.hosts import take_leave, watch_hosts
+from rl_reasoner.errors import UserError
 
 T = TypeVar("T")
 LOST = 75
 """Exit code of a process that ended because another one of its job was lost, without a word."""
+SILENCE_S = 30
+"""Seconds without an answer from a host's kernel after which the host is given up."""
+MEET_S = 120.0
+"""Seconds that the hosts have to connect to the first process; the process group stands by then."""
+_NOTICE_S = 10.0  # within which the work itself sees that a peer has ended, and says it
+_ASK_S = 5  # between two questions of a kernel
+_BYE = b"."  # of a process whose work is done
+
+_connections: list[socket.socket] = []
 _PATIENCE = timedelta(days=365)
 _run: list[Path] = []  # the folder of the run, as soon as it is known
 
@@ -135,3 +158,121 @@ def exit_process(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+# ------------------------------------------------------------------------------- other hosts
+
+
+def watch_hosts(
+    spread: Callable[[tuple[int, str]], tuple[int, str]], hint: Callable[[], str]
+) -> None:
+    """Connect to the other hosts and watch them in a thread, where the job has several.
+
+    All processes call it. `spread` gives the first one's value to all; `hint` says how to continue.
+    Raises `UserError` where the hosts cannot reach the first one.
+    """
+    if (hosts := int(os.environ.get("GROUP_WORLD_SIZE", "1"))) == 1:
+        return
+    first = os.environ["RANK"] == "0"
+    with socket.socket(_family(), socket.SOCK_STREAM) as door:
+        if first:
+            door.bind(("", 0))
+            door.listen(hosts)
+        port, token = spread((door.getsockname()[1], secrets.token_hex(16)))
+        if first:
+            found = _accept(door, token, hosts - 1)
+        else:
+            found = [_connect(port, token)] if os.environ["LOCAL_RANK"] == "0" else []
+    for connection in found:
+        _keep_asking(connection)
+    _connections[:] = found
+    Thread(target=_watch, args=(found, hint), daemon=True, name="hosts").start()
+
+
+def take_leave() -> None:
+    """Tell the other hosts that this process has done its work, and does not just vanish."""
+    for connection in _connections:
+        with suppress(OSError):
+            connection.sendall(_BYE)
+
+
+def _family() -> int:
+    """IPv4 or IPv6, as the first process's address is."""
+    return socket.getaddrinfo(os.environ["MASTER_ADDR"], None, type=socket.SOCK_STREAM)[0][0]
+
+
+def _accept(door: socket.socket, token: str, count: int) -> list[socket.socket]:
+    """The connections of `count` hosts that know the token; of anybody else's nothing is kept."""
+    found: list[socket.socket] = []
+    until = time.monotonic() + MEET_S
+    while len(found) < count:
+        door.settimeout(max(0.1, until - time.monotonic()))
+        try:
+            connection, _ = door.accept()
+        except TimeoutError:
+            raise UserError(
+                f"{count - len(found)} of {count} other hosts did not connect to "
+                f"{os.environ['MASTER_ADDR']} within {MEET_S:.0f} s: the hosts of a job have to "
+                "reach each other at all ports"
+            ) from None
+        connection.settimeout(5.0)
+        said = b""
+        with suppress(OSError):
+            said = connection.recv(len(token), socket.MSG_WAITALL)
+        if secrets.compare_digest(said, token.encode()):
+            found.append(connection)
+        else:
+            connection.close()
+    return found
+
+
+def _connect(port: int, token: str) -> socket.socket:
+    address = os.environ["MASTER_ADDR"]
+    try:
+        connection = socket.create_connection((address, port), timeout=MEET_S)
+        connection.sendall(token.encode())
+    except OSError as error:
+        raise UserError(
+            f"{address}, port {port}, the first process of the job, is not reached: "
+            f"{error.strerror or error}. The hosts of a job have to reach each other at all ports"
+        ) from error
+    return connection
+
+
+def _keep_asking(connection: socket.socket) -> None:
+    """Have the kernel ask the other side while nothing is said, and give up after SILENCE_S."""
+    connection.settimeout(None)
+    options = {"SO_KEEPALIVE": 1, "TCP_KEEPIDLE": _ASK_S, "TCP_KEEPINTVL": _ASK_S}
+    options["TCP_KEEPCNT"] = SILENCE_S // _ASK_S - 1
+    for name, value in options.items():
+        if (option := getattr(socket, name, None)) is not None:  # macOS lacks one of them
+            level = socket.SOL_SOCKET if name.startswith("SO_") else socket.IPPROTO_TCP
+            connection.setsockopt(level, option, value)
+
+
+def _watch(connections: list[socket.socket], hint: Callable[[], str]) -> None:
+    """End this process when the first of the other hosts is lost; return when all have left."""
+    names = {connection: connection.getpeername()[0] for connection in connections}
+    with selectors.DefaultSelector() as selector:
+        for connection in connections:
+            selector.register(connection, selectors.EVENT_READ)
+        while selector.get_map():
+            for key, _ in selector.select():
+                connection = next(one for one in connections if one is key.fileobj)
+                selector.unregister(connection)
+                try:
+                    said = connection.recv(1)
+                except ConnectionResetError:
+                    said = b""
+                except OSError:
+                    _end(f"host {names[connection]} has not answered for {SILENCE_S} s", hint())
+                if said != _BYE:
+                    time.sleep(_NOTICE_S)
+                    _end(f"a process on host {names[connection]} ended early", hint())
+
+
+def _end(why: str, hint: str) -> NoReturn:
+    """Say why, and end this process, wherever its work stands: as kill -9 would."""
+    with suppress(OSError, ValueError):
+        print(f"the job ended: {why}{hint}", file=sys.stderr, flush=True)
+    os._exit(1)

@@ -15,29 +15,29 @@ from typing import Any
 
 import pytest
 
-from rl_reasoner.distributed.hosts import SILENCE_S
+from rl_reasoner.distributed.processes import SILENCE_S
 from support.hosts import ADDRESSES, Hosts, two_hosts
 
 pytestmark = pytest.mark.matrix
 PROCESS = """
 import ast, sys, time
 from pathlib import Path
-from rl_reasoner.distributed import hosts
+from rl_reasoner.distributed import processes
 
 def spread(value):
     file = Path(sys.argv[1])
-    if hosts.os.environ["RANK"] == "0":
+    if processes.os.environ["RANK"] == "0":
         file.with_suffix(".part").write_text(repr(value))
         file.with_suffix(".part").replace(file)
     while not file.exists():
         time.sleep(0.05)
     return ast.literal_eval(file.read_text())
 
-hosts.MEET_S = float(sys.argv[2])
-hosts.watch_hosts(spread, lambda: "\\ncontinue with: RUN")
+processes.MEET_S = float(sys.argv[2])
+processes.watch_hosts(spread, lambda: "\\ncontinue with: RUN")
 print("watches", flush=True)
 sys.stdin.read()
-hosts.take_leave()
+processes.take_leave()
 """
 
 

@@ -19,9 +19,8 @@ import pytest
 import torch
 
 from rl_reasoner import cli
-from rl_reasoner.distributed.hosts import SILENCE_S
 from rl_reasoner.distributed.loading import load_for_good
-from rl_reasoner.distributed.processes import LOST
+from rl_reasoner.distributed.processes import LOST, SILENCE_S
 from support.hosts import ADDRESSES, Hosts, two_hosts
 from support.jobs import STEPS, written
 from support.tiny import same
