@@ -33,6 +33,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,16 @@ def planned(recipe: Any, card: str) -> Figures:
     return {"planned step, s": found.step, "planned memory, MB": memory / 2**20}
 
 
+def prompt_text(row: Mapping[str, Any], template: str, tokenizer: Any) -> str:
+    """The prompt of a row as a text, a chat by the tokenizer's template."""
+    from rl_reasoner.dataset.templates import prompt_of
+
+    prompt = prompt_of(row, template, tokenizer)
+    if isinstance(prompt, str):
+        return prompt
+    return str(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
+
+
 def run_of_trl(folder: str, vllm: bool, **given: Any) -> Figures:
     """The same run by trl, sampling with vLLM on the card (`vllm`) or with `generate`."""
     if vllm and importlib.util.find_spec("vllm") is None:
@@ -198,22 +209,15 @@ def run_of_trl(folder: str, vllm: bool, **given: Any) -> Figures:
     from rl_reasoner import Recipe, open_policy
     from rl_reasoner.answers import verify
     from rl_reasoner.dataset.rows import load_rows
-    from rl_reasoner.dataset.templates import prompt_of
 
     recipe = Recipe.model_validate(recipe_of(given, Path(folder)))
     assert recipe.data is not None
     policy = open_policy(given["policy"], device=given["device"])
 
-    def text(row: Mapping[str, Any]) -> str:
-        prompt = prompt_of(row, given["template"], policy.tokenizer)
-        if isinstance(prompt, str):
-            return prompt
-        chat = policy.tokenizer.apply_chat_template
-        return str(chat(prompt, tokenize=False, add_generation_prompt=True))
-
     def right(completions: list[str], answer: list[str], **columns: Any) -> list[float | None]:
         return [verify(c, a).value for c, a in zip(completions, answer, strict=True)]
 
+    text = partial(prompt_text, template=given["template"], tokenizer=policy.tokenizer)
     rows = [{"prompt": text(row), "answer": row["answer"]} for row in load_rows(recipe.data)]
     beside = {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.3}
     card = given["device"] == "cuda"

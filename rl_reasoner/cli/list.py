@@ -14,7 +14,7 @@ from rl_reasoner.errors import unknown
 from rl_reasoner.paths import room
 from rl_reasoner.report.console import COLUMNS, emit, new_table, out, wrapped
 
-Rows = Mapping[str, Sequence[str]]
+_Rows = Mapping[str, Sequence[str]]
 """Name -> what it is, then what stands in columns beside that."""
 _LEGEND = "time; sampled accuracy before → after GRPO, seed 0"
 _HEADINGS = {"policies": "policies of random weights"}
@@ -69,7 +69,7 @@ class ListVerb:
                 table.add_row(name, f"{total:,}", f"{active:,}")
             emit(self.json, {**shown, "sizes": counts}, table)
             return
-        about: dict[str, Rows] = {
+        about: dict[str, _Rows] = {
             "recipes": _recipes(),
             "rewards": {row[0]: row[1:2] for line in _guide("rewards") if (row := _cells(line))},
             "sets": {name: [card.about] for name in names["sets"] if (card := card_of(name))},
@@ -83,9 +83,9 @@ class ListVerb:
         emit(self.json, {**shown, "about": texts}, _grouped(shown, about))
 
 
-def _grouped(shown: Mapping[str, Sequence[str]], about: Mapping[str, Rows]) -> Text:
+def _grouped(shown: Mapping[str, Sequence[str]], about: Mapping[str, _Rows]) -> Text:
     """What is named, a line each, under the heading of its kind; recipes by machine."""
-    groups: dict[str, Rows] = {}
+    groups: dict[str, _Rows] = {}
     for kind, names in shown.items():
         rows = {name: about[kind].get(name) or ["–"] for name in names}
         heading = _HEADINGS.get(kind, kind)
@@ -93,7 +93,7 @@ def _grouped(shown: Mapping[str, Sequence[str]], about: Mapping[str, Rows]) -> T
     return _described(groups)
 
 
-def _by_machine(order: Iterable[str], rows: Rows) -> dict[str, Rows]:
+def _by_machine(order: Iterable[str], rows: _Rows) -> dict[str, _Rows]:
     """Heading -> recipes for one kind of machine, in the guide's order, with time and gain."""
     groups: dict[str, dict[str, Sequence[str]]] = {}
     for name in dict.fromkeys([*(n for n in order if n in rows), *rows]):
@@ -107,7 +107,7 @@ def _by_machine(order: Iterable[str], rows: Rows) -> dict[str, Rows]:
     }
 
 
-def _folded(rows: Rows) -> Rows:
+def _folded(rows: _Rows) -> _Rows:
     """The same, with one line for the splits of one task (modular_test, …)."""
     from rl_reasoner.dataset.sets import generated_words
 
@@ -123,7 +123,7 @@ def _folded(rows: Rows) -> Rows:
     return lines
 
 
-def _described(groups: Mapping[str, Rows]) -> Text:
+def _described(groups: Mapping[str, _Rows]) -> Text:
     """The rows of each group under its heading, a line each, at whatever width there is."""
     blocks = [
         Text("\n").join([Text(heading, "bold"), *map(Text, _lines(rows))])
@@ -132,7 +132,7 @@ def _described(groups: Mapping[str, Rows]) -> Text:
     return Text("\n\n").join(blocks)
 
 
-def _lines(rows: Rows) -> list[str]:
+def _lines(rows: _Rows) -> list[str]:
     """Name, description and what stands beside it, in columns."""
     beside = {name: list(cells) for name, (_, *cells) in rows.items()}
     sizes = [max(map(len, cells)) for cells in zip(*beside.values(), strict=True)]
@@ -158,7 +158,7 @@ def _fitted(text: str, room: int) -> str:
     return text if len(text) <= room else f"{text[: room - 1]}…"
 
 
-def _recipes() -> Rows:
+def _recipes() -> _Rows:
     """Recipe -> what it shows, machine and time, and the measured accuracy before and after.
 
     Of samples, seed 0, where it was measured: in the table of all recipes, or in the first one of

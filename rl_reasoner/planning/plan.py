@@ -9,7 +9,7 @@ from rl_reasoner.kernels.packed_linear import bf16_pays
 from rl_reasoner.planning.cpu_time import seconds_on_cpu
 from rl_reasoner.planning.gpus import ASSUMED, GPUS, Gpu
 from rl_reasoner.planning.load import StepLoad, load_of_step
-from rl_reasoner.planning.processors import Processor, processor
+from rl_reasoner.planning.processors import Processor, measured_processor
 from rl_reasoner.planning.shapes import Shape, shape_of
 from rl_reasoner.planning.step_memory import breaks, memory, phases
 from rl_reasoner.planning.step_time import seconds
@@ -121,7 +121,7 @@ def processors_of(recipe: Recipe, stage: GrpoStage, shape: Shape) -> tuple[Proce
     wanted = stage.sampling.weights
     large = wanted == "auto" and 4 * shape.total >= LARGE and bf16_pays()
     samples = half or wanted == "bfloat16" or large
-    return processor(shape, samples), processor(shape, half)
+    return measured_processor(shape, samples), measured_processor(shape, half)
 
 
 def table_rows(plans: Sequence[Plan]) -> Iterator[list[str]]:

@@ -55,7 +55,7 @@ class Processor:
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
-def processor(shape: Shape, half: bool) -> Processor:
+def measured_processor(shape: Shape, half: bool) -> Processor:
     """This machine's, for policies of that kind, in bf16 (`half`) or fp32."""
     name = f"step_costs/{torch.get_num_threads()}_threads"
     costs: dict[str, Any] = choices.get(name, _measure, _is_measured)

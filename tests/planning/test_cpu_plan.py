@@ -15,7 +15,7 @@ from rl_reasoner.planning import processors
 from rl_reasoner.planning.cpu_time import seconds_on_cpu
 from rl_reasoner.planning.load import StepLoad
 from rl_reasoner.planning.plan import plan
-from rl_reasoner.planning.processors import Processor, processor
+from rl_reasoner.planning.processors import Processor, measured_processor
 from rl_reasoner.planning.shapes import Shape
 from support.tiny import grpo, recipe
 
@@ -93,10 +93,10 @@ def test_constants_are_measured_once_and_kept(
     monkeypatch.setenv("RL_REASONER_CACHE", str(tmp_path))
     monkeypatch.setenv(VARIABLE, said())
     monkeypatch.setattr(processors, "choices", Choices())
-    found = processor(SMOLLM, half=False)
+    found = measured_processor(SMOLLM, half=False)
     assert found.flops == pytest.approx(125e9) and found.few_s > 0
     assert found.bandwidth > 1e7 and found.layer_s + found.unit_s > 0
     monkeypatch.setattr(processors, "choices", Choices())  # as another process's
     monkeypatch.setattr(processors, "_measure", lambda: pytest.fail("measured again"))
-    assert processor(SMOLLM, half=False) == found
-    assert processor(SMOLLM, half=True).flops != found.flops
+    assert measured_processor(SMOLLM, half=False) == found
+    assert measured_processor(SMOLLM, half=True).flops != found.flops
