@@ -21,7 +21,7 @@ import json
 import random
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice, pairwise
+from itertools import islice, pairwise, product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,6 +32,7 @@ from transformers import TrainerCallback
 from rl_reasoner import GRPOConfig, GRPOTrainer, Recipe, evaluate, open_policy, train
 from rl_reasoner.dataset.tasks.base import Problem, picker, sha256_int
 from rl_reasoner.dataset.tasks.generate import TASKS
+from rl_reasoner.files import write_json
 from rl_reasoner.language.thinking import with_tags
 from rl_reasoner.rewards.math_answer import math_answer
 
@@ -40,6 +41,7 @@ TRAINED = 500  # problems of each level
 SIZE, PROMPTS = 8, 16  # a step's completions
 BAND = [0.3, 0.7]
 ARMS: Mapping[str, list[float] | None] = {"uniform": None, "levels": BAND}
+SETTINGS = ["hardest", "held_out", "max_tokens", "steps", "supervised", "noise", "every", "lr"]
 TARGETS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
 Curve = Sequence[tuple[int, float]]  # (completions, held-out accuracy)
 
@@ -215,10 +217,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write all curves to this file")
     parser.add_argument("--tables", type=Path, nargs="+", help="only print those files' table")
     given = parser.parse_args()
+    settings = {name: getattr(given, name) for name in SETTINGS}
     curves: dict[str, dict[str, Curve]] = {}
-    kept = [given.json] if given.json and given.json.is_file() else []
-    for file in given.tables or kept:
-        for seed, arms in json.loads(file.read_text(encoding="utf-8")).items():
+    for file in given.tables or ([given.json] if given.json and given.json.is_file() else []):
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        if not given.tables and kept["settings"] != settings:
+            parser.error(f"{file} has curves of other settings: {kept['settings']}")
+        for seed, arms in kept["curves"].items():
             curves.setdefault(seed, {}).update(arms)
     with tempfile.TemporaryDirectory() as name:
         folder = given.folder or Path(name)
@@ -226,17 +231,16 @@ def main() -> None:
         levels = range(2, given.hardest + 1)
         apart = rows(levels, given.held_out, held_out=True)
         held_out = write(folder / f"held-out-{given.hardest}.jsonl", apart)
-        for seed in [] if given.tables else given.seeds:
+        whole = given.steps // given.every * given.every * SIZE * PROMPTS  # where a curve ends
+        for seed, one in product([] if given.tables else given.seeds, given.arms):
+            if curves.get(str(seed), {}).get(one, [(0, 0.0)])[-1][0] == whole:
+                continue
             begun = start(folder, tuple(given.supervised), given.noise)
-            done = {name: curve[-1][0] for name, curve in curves.get(str(seed), {}).items()}
-            for one in given.arms:
-                if done.get(one) == given.steps * SIZE * PROMPTS:
-                    continue
-                print(f"seed {seed}, {one}", flush=True)
-                watch = arm(one, begun, held_out, seed, given)
-                curves.setdefault(str(seed), {})[one] = watch.curve
-                if given.json:
-                    given.json.write_text(json.dumps(curves) + "\n", encoding="utf-8")
+            print(f"seed {seed}, {one}", flush=True)
+            watch = arm(one, begun, held_out, seed, given)
+            curves.setdefault(str(seed), {})[one] = watch.curve
+            if given.json:
+                write_json(given.json, {"settings": settings, "curves": curves})
     if all(len(arms) == len(ARMS) for arms in curves.values()):
         print(table(curves))
 

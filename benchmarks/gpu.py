@@ -24,6 +24,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import statistics
@@ -181,7 +182,7 @@ def planned(recipe: Any, card: str) -> Figures:
     from rl_reasoner.planning.plan import plan
     from rl_reasoner.planning.step_memory import phases
 
-    if not (known := [name for name in GPUS if name in card.split()]):
+    if not (known := [name for name in GPUS if name in re.split(r"[\s-]", card)]):
         return {}
     [found] = plan(recipe, 1, known[0])
     memory = max(phases(found.memory, found.load).values())
@@ -425,7 +426,8 @@ def table(about: Mapping[str, str], parts: Sequence[Part], rows: Mapping[str, Ro
 def run_all(args: argparse.Namespace, about: Mapping[str, str], parts: Sequence[Part]) -> bool:
     """Measure what has no figures yet; False where Ctrl-C ended it. The report is written."""
     kept = args.folder / "parts.jsonl"
-    here = [row for row in read_jsonl(kept) if row.get("machine") == about]
+    same = {"machine": dict(about), "asked": [args.policy, str(args.data)]}
+    here = [row for row in read_jsonl(kept) if {k: row.get(k) for k in same} == same]
     rows = {row["part"]: row for row in here if "figures" in row}
     end, whole = time.monotonic() + 60 * args.minutes, True
     try:
@@ -439,7 +441,7 @@ def run_all(args: argparse.Namespace, about: Mapping[str, str], parts: Sequence[
                 row["why"] = f"not begun: the {args.minutes:g} minutes are over"
             if not row["why"]:
                 row = measured(part, args.folder, min(part.seconds, left), args.dry_run)
-            append_rows(kept, [{**row, "machine": about}])
+            append_rows(kept, [{**row, **same}])
             rows[part.name] = row
             print(f"{part.name}: {row.get('figures') or row['why']}", flush=True)
     except KeyboardInterrupt:

@@ -47,6 +47,8 @@ class _Token(NamedTuple):
     kind: str
     text: str
     at: int
+    tight: bool = False
+    """of a number: nothing but a $ stands between it and the token before"""
 
 
 class _Claim(NamedTuple):
@@ -133,13 +135,16 @@ def numbers_given(prompt: str) -> set[Fraction]:
 
 
 def _tokens(text: str) -> Iterator[_Token]:
+    end = 0  # of the token before
     for match in _TOKEN.finditer(text):
         kind = str(match.lastgroup)
         if kind == "unit" or (kind == "skip" and match[0] != "\n"):
             continue
+        tight, end = not text[end : match.start()].strip("$\\"), match.end()
         if match["number"]:
             number = match["number"].replace(",", "")
-            yield _Token("number", f"({number}/100)" if match["percent"] else number, match.start())
+            value = f"({number}/100)" if match["percent"] else number
+            yield _Token("number", value, match.start(), tight)
         else:
             plain = _PLAIN.get(match[0], match[0]) if kind == "operator" else match[0]
             yield _Token(kind, plain, match.start())
@@ -153,13 +158,16 @@ def _numbers(text: str) -> Iterator[tuple[Fraction, int]]:
 
 
 def _signed_numbers(text: str) -> Iterator[Fraction]:
-    """The numbers of a text, with a minus in front where it is no difference of two."""
-    signs = [""]
-    for token in _tokens(text):
+    """The numbers of a text, with a minus in front where it is a sign: no difference, no dash."""
+    tokens = [_Token("other", "", 0), *_tokens(text)]
+    for i, token in enumerate(tokens):
         if token.kind == "number":
-            negative = signs[-1] in _MINUS and signs[-2:-1] != ["number"]
-            yield -_value(token.text) if negative else _value(token.text)
-        signs.append(token.text if token.kind == "operator" else token.kind)
+            before = tokens[i - 1]
+            begins = before.at == 0 or not (
+                text[before.at - 1].isalnum() or text[before.at - 1] in ")%"
+            )
+            signed = before.text in _MINUS and begins and (token.tight or i == 2)
+            yield -_value(token.text) if signed else _value(token.text)
 
 
 def _value(number: str) -> Fraction:
@@ -209,7 +217,8 @@ def _ending(tokens: list[_Token]) -> tuple[list[_Token], bool]:
 
     A number that follows another begins a new one. Nothing where it goes on from a word, or from a
     number that cannot be read: of `x * 2 + 3` and `√16 - 3` the end is no claim. A minus that it
-    begins with is a sign, or the dash of a list; where neither is sure, it is not told wrong.
+    begins with is a sign where it stands at its number, else that or the dash of a list; where
+    neither is sure, it is not told wrong.
     """
     at = len(tokens)
     while at > 0 and not (at < len(tokens) and _apart(tokens[at - 1], tokens[at])):
@@ -259,7 +268,7 @@ def _claim(left: list[_Token], sure: bool, right: list[_Token]) -> _Claim | None
         signed = _read_claim(left, right)
         if signed is not None and signed.right:
             return signed
-        if left[1].at == left[0].at + 1:  # no dash of a list: -3 * 5 is not 15
+        if left[1].tight:  # no dash of a list: -3 * 5 is not 15
             return signed if sure else None
         left = left[1:]
     claim = _read_claim(left, right)

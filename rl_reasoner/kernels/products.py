@@ -51,8 +51,14 @@ def bf16_rates() -> dict[str, int]:
 
     Some processors have instructions for bf16 and are slower with them.
     """
-    value: dict[str, int] = choices.get("bf16_products", _measure_bf16)
+    name = f"bf16_products/{torch.get_num_threads()}_threads"
+    value: dict[str, int] = choices.get(name, _measure_bf16, _are_rates)
     return value
+
+
+def _are_rates(value: Any) -> bool:
+    names = ("bf16", "fp32")
+    return isinstance(value, dict) and all(isinstance(value.get(name), int) for name in names)
 
 
 def _is_usable(value: Any) -> bool:

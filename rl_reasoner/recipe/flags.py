@@ -252,6 +252,14 @@ def _as_typed(value: object) -> str:
     return shlex.quote(plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False))
 
 
+def _shortest(value: object) -> object:
+    """A reward of a recipe as its weight, where that is all that is said of it."""
+    if not isinstance(value, BaseModel):
+        return value
+    said = value.model_dump(mode="json", exclude_defaults=True)
+    return getattr(value, "weight", said) if said.keys() <= {"weight"} else said
+
+
 def _flag_rows(part: BaseModel, prefix: str) -> Iterator[tuple[str, str, str]]:
     for name, field in type(part).model_fields.items():
         value = getattr(part, name)
@@ -259,5 +267,5 @@ def _flag_rows(part: BaseModel, prefix: str) -> Iterator[tuple[str, str, str]]:
             yield from _flag_rows(value, f"{prefix}{name}.")
         elif name not in ("stages", "kind"):
             if isinstance(value, Mapping):
-                value = {k: getattr(v, "weight", v) for k, v in value.items()}
+                value = {k: _shortest(v) for k, v in value.items()}
             yield f"--{prefix}{name}", _as_typed(value), field.description or ""

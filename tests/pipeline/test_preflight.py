@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rl_reasoner import open_policy
 from rl_reasoner.errors import UserError
@@ -123,7 +124,7 @@ def test_bf16_on_a_processor_that_is_slower_with_it_is_told(
     bf16: int, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = json.loads(os.environ["RL_REASONER_CHOICES"])
-    said["bf16_products"] = {"fp32": 100, "bf16": bf16}
+    said[f"bf16_products/{torch.get_num_threads()}_threads"] = {"fp32": 100, "bf16": bf16}
     monkeypatch.setenv("RL_REASONER_CHOICES", json.dumps(said))
     run = {"folder": str(tmp_path / "run"), "device": "cpu", "precision": "bf16"}
     found = notices(recipe(tmp_path, sft(), run=run), tmp_path)["precision"]

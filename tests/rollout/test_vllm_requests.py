@@ -1,7 +1,9 @@
 """Rows as requests to vLLM, replies as completions, and policies as the files that it loads."""
 
 import copy
+import fcntl
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -126,4 +128,26 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(UserError, match=r"cannot write vllm\.folder"), own_folder(file):
+        raise AssertionError("inside")
+    with pytest.raises(KeyboardInterrupt), own_folder(tmp_path / "gone") as folder:
+        folder.joinpath(".lock").write_text("a user's own")
+        shutil.rmtree(folder)
+        raise KeyboardInterrupt
+
+
+def test_a_folder_whose_last_run_ends_meanwhile_is_locked_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run before removes the lock between this one's opening of it and its taking it."""
+    plain, before = fcntl.flock, own_folder(tmp_path / "weights")
+    before.__enter__()
+
+    def late(file: Any, how: int) -> None:
+        monkeypatch.undo()
+        before.__exit__(None, None, None)
+        plain(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    again = own_folder(tmp_path / "weights")
+    with again as folder, pytest.raises(UserError, match="another run"), own_folder(folder):
         raise AssertionError("inside")

@@ -68,6 +68,11 @@ def test_a_step_may_begin_with_a_negative_number_of_the_problem() -> None:
     assert step_arithmetic("-3 * 9 = -27.\n27", prompt=prompt).value == 0.0  # another answer
     assert step_arithmetic("-3 * 9 = 27: 27", prompt=prompt).value == 0.0  # no dash of a list
     assert step_arithmetic("- 3 * 9 = 27: 27", prompt=prompt).value == 1.0
+    assert step_arithmetic("-$3 * 9 = 27: 27", prompt=prompt).value == 0.0
+    for said in ("Total - 27 apples", "Profit – $27", "27", "it is 27-fold"):
+        assert step_arithmetic(f"3 * 9 = 27. So\n{said}", prompt=prompt).value == 1.0, said
+    for said in ("-27", "\\boxed{-27}", "that is -27 degrees", "- 27", "= −27", "a loss of -$27"):
+        assert step_arithmetic(f"-3 * 9 = -27. So\n{said}", prompt=prompt).value == 1.0, said
 
 
 def test_more_forms() -> None:

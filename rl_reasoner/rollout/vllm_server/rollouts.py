@@ -140,7 +140,10 @@ class VllmRollouts:
 
 
 def _changes(model: Any) -> tuple[int, int]:
-    """Another pair after any change of a tensor: in place, which torch counts, or by another."""
+    """Another pair after a change of a tensor: in place, which torch counts, or by another one.
+
+    A change through `.data`, which torch does not count, is not seen.
+    """
     tensors = [*model.parameters(), *model.buffers()]
     counted = sum(tensor._version for tensor in tensors)
     return counted, hash(tuple(tensor.data_ptr() for tensor in tensors))

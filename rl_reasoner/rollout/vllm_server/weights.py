@@ -10,11 +10,12 @@ import copy
 import fcntl
 import hashlib
 import logging
+import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.files import sha256_of
@@ -29,7 +30,7 @@ from rl_reasoner.rollout.vllm_server.connection import (
 logger = logging.getLogger(__name__)
 METHOD = "load_policy"
 """What `worker` adds to a server."""
-_NEW, _PREFIX, _LOCK = ".new-policy", "policy-", ".lock"
+_NEW, _PREFIX, _LOCK = ".new-policy", "policy-", ".rl-reasoner.lock"
 _DIGITS = 16  # of a name
 _LOADING = "loading"  # the name while it may be the weights of before or the new ones
 
@@ -116,25 +117,36 @@ def own_folder(folder: Path) -> Iterator[Path]:
     Raises `UserError` where another run has it, which would remove these weights, or where it
     cannot be written. On a file system without locks nobody can tell.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held = (folder / _LOCK).open("a")
-    except OSError as error:
-        raise UserError(f"cannot write vllm.folder {folder}: {error.strerror}") from error
-    with held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"vllm.folder {folder} holds another run's weights: give each run its own"
-            ) from error
-        except OSError as error:
-            logger.info("%s has no locks (%s)", folder, error.strerror)
+    with _held(folder):
         try:
             yield folder
         finally:
             for part in (*_written(folder), folder / _NEW):
                 shutil.rmtree(part, ignore_errors=True)
             (folder / _LOCK).unlink(missing_ok=True)
-            if not any(folder.iterdir()):
+            with suppress(OSError):  # gone, or not empty
                 folder.rmdir()
+
+
+def _held(folder: Path) -> IO[str]:
+    """The lock of a folder, held until it is closed."""
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = (folder / _LOCK).open("a")
+        except OSError as error:
+            raise UserError(f"cannot write vllm.folder {folder}: {error.strerror}") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.close()
+            raise UserError(
+                f"vllm.folder {folder} holds another run's weights: give each run its own"
+            ) from error
+        except OSError as error:
+            logger.info("%s has no locks (%s)", folder, error.strerror)
+            return lock
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(lock.fileno()), (folder / _LOCK).stat()):
+                return lock
+        lock.close()  # removed by the run before, between the two calls
