@@ -169,5 +169,6 @@ def test_an_unfinished_run_offers_its_last_finished_stage(tmp_path: Path, cli: C
 
 def test_the_first_line_shows_a_problem_of_the_runs_data(here: Path) -> None:
     rows = (here / "run" / "evals" / "after.rows.jsonl").read_text().splitlines()
-    shown = on_terminal("chat", "run", "--max-tokens", "3", typed="\n", folder=here)
+    shown = on_terminal("chat", "run", "--max-tokens", "3", typed="/answer 2\n\n", folder=here)
+    assert " ANSWER comes after a problem" in shown, "and the conversation goes on"
     assert f"for example: {json.loads(rows[0])['problem']}" in shown
