@@ -73,7 +73,8 @@ def test_what_fails_is_a_row_that_says_why_and_ctrl_c_keeps_what_is_done(
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     gpu = importlib.import_module("gpu")
     (tmp_path / "logs").mkdir()
-    given = argparse.Namespace(folder=tmp_path, dry_run=True, minutes=40.0)
+    asked = {"folder": tmp_path, "dry_run": True, "policy": "tiny", "data": None}
+    given = argparse.Namespace(**asked, minutes=40.0)
     first = gpu.Part("first", 600.0, works, {"count": tmp_path / "count"})
     parts = [
         first,
@@ -98,10 +99,13 @@ def test_what_fails_is_a_row_that_says_why_and_ctrl_c_keeps_what_is_done(
     assert gpu.run_all(given, about, [first, parts[-1]])
     assert "| last | rate 2 (1.00x) |" in (tmp_path / "report.md").read_text(encoding="utf-8")
     assert (tmp_path / "count").read_text().count("once") == 2  # the first part was there
+    other = argparse.Namespace(**{**asked, "policy": "another"}, minutes=40.0)
+    assert gpu.run_all(other, about, [first])
+    assert (tmp_path / "count").read_text().count("once") == 3
     assert gpu.run_all(given, {**about, "missing": "no card"}, [first])  # another machine's rows
     assert "| first | not measured: no card |" in (tmp_path / "report.md").read_text()
     alone = gpu.Part("alone", 600.0, dict, {"rate": 3.0})  # as on a card: no fork of this process
     assert gpu.measured(alone, tmp_path, 600.0, fork=False)["figures"] == {"rate": 3.0}
-    late = argparse.Namespace(folder=tmp_path, dry_run=True, minutes=0.0)
+    late = argparse.Namespace(**asked, minutes=0.0)
     assert gpu.run_all(late, {"card": "A100"}, [first])
     assert "the 0 minutes are over" in (tmp_path / "report.md").read_text(encoding="utf-8")

@@ -1,11 +1,12 @@
-"""A flag that several stages have: which of them it means."""
+"""A flag that several stages have: which of them it means; shown values as one types them."""
 
+import shlex
 from itertools import permutations
 
 import pytest
 
 from rl_reasoner import Recipe
-from rl_reasoner.recipe.flags import apply_flags, flag_places
+from rl_reasoner.recipe.flags import apply_flags, flag_places, flag_table
 from rl_reasoner.recipe.load import load_recipe
 from rl_reasoner.recipe.stages import GrpoStage
 
@@ -50,3 +51,11 @@ def test_every_stage_of_a_shipped_recipe_hears_it() -> None:
     made = load_recipe("r1_qwen_7b", ["--vllm.memory", "0.4"])
     grpo = [stage for stage in made.stages if isinstance(stage, GrpoStage)]
     assert len(grpo) == 3 and all(stage.vllm and stage.vllm.memory == 0.4 for stage in grpo)
+
+
+def test_shown_rewards_are_typed_with_their_options() -> None:
+    recipe = load_recipe("code_tiny")
+    shown = {flag: value for flag, value, _ in flag_table(recipe)}["--rewards"]
+    assert "timeout_s" in shown
+    typed = apply_flags(load_recipe("quickstart"), ["--rewards", *shlex.split(shown)])
+    assert typed.rewards == recipe.rewards
