@@ -2,20 +2,19 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.kernels.packed_linear import bf16_pays
-from rl_reasoner.planning.cpu_time import seconds_on_cpu
 from rl_reasoner.planning.gpus import ASSUMED, GPUS, Gpu
 from rl_reasoner.planning.load import StepLoad, load_of_step
-from rl_reasoner.planning.processors import Processor, measured_processor
 from rl_reasoner.planning.shapes import Shape, shape_of
 from rl_reasoner.planning.step_memory import breaks, memory, phases
 from rl_reasoner.planning.step_time import seconds
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import GrpoStage
-from rl_reasoner.rollout.sampling_weights import LARGE
+
+if TYPE_CHECKING:  # with torch, which a plan for a GPU, and a mistake in one, does without
+    from rl_reasoner.planning.processors import Processor
 
 CPU = "cpu"
 
@@ -88,13 +87,13 @@ def plan(recipe: Recipe, gpus: int, gpu: str, servers: int = 0) -> list[Plan]:
     if servers and not any(stage.vllm and stage.vllm.mode == "server" for stage in stages):
         raise UserError(f"--server-gpus {servers}: the recipe has no vLLM server (--vllm.mode)")
     shape = shape_of(recipe.policy.source, recipe.policy.lora)
-    sheet = GPUS.get(gpu) or Gpu(0.0, Processor.memory(), 0.0, 0.0)
+    sheet = _of_cpu() if gpu == CPU else GPUS[gpu]
     plans = []
     for stage in stages:
         load = load_of_step(recipe, stage, gpus, shape, sheet, servers)
         parts = memory(shape, load, sheet)
         if gpu == CPU:
-            times = seconds_on_cpu(shape, *processors_of(recipe, stage, shape), load)
+            times = _seconds_on_cpu(recipe, stage, shape, load)
         else:
             times = seconds(shape, sheet, load)
         wrong = breaks(shape, load, sheet)
@@ -115,8 +114,28 @@ def _check_cpu(recipe: Recipe, stages: Sequence[GrpoStage], processes: int) -> N
         raise UserError(f"run.precision: {precision} is not planned on a CPU: fp32 and bf16 are")
 
 
-def processors_of(recipe: Recipe, stage: GrpoStage, shape: Shape) -> tuple[Processor, Processor]:
+def _of_cpu() -> Gpu:
+    """The data sheet of this machine: its memory."""
+    from rl_reasoner.planning.processors import Processor
+
+    return Gpu(0.0, Processor.memory(), 0.0, 0.0)
+
+
+def _seconds_on_cpu(
+    recipe: Recipe, stage: GrpoStage, shape: Shape, load: StepLoad
+) -> dict[str, float]:
+    """Seconds of a step here by part."""
+    from rl_reasoner.planning.cpu_time import seconds_on_cpu
+
+    return seconds_on_cpu(shape, *processors_of(recipe, stage, shape), load)
+
+
+def processors_of(recipe: Recipe, stage: GrpoStage, shape: Shape) -> "tuple[Processor, Processor]":
     """This machine's constants in the types that sample and train; see `sampling_weights`."""
+    from rl_reasoner.kernels.packed_linear import bf16_pays
+    from rl_reasoner.planning.processors import measured_processor
+    from rl_reasoner.rollout.sampling_weights import LARGE
+
     half = recipe.run.precision == "bf16"
     wanted = stage.sampling.weights
     large = wanted == "auto" and 4 * shape.total >= LARGE and bf16_pays()
