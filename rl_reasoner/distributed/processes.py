@@ -153,7 +153,8 @@ def exit_process(code: int) -> NoReturn:
     if code == 0:
         with suppress(RuntimeError):  # another one failed, and has printed why
             wait()
-        take_leave()
+    else:
+        _connections.clear()  # closed, without a word
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -186,6 +187,7 @@ def watch_hosts(
     for connection in found:
         _keep_asking(connection)
     _connections[:] = found
+    atexit.register(take_leave)  # of a program of one's own, which ends in its own way
     Thread(target=_watch, args=(found, hint), daemon=True, name="hosts").start()
 
 
