@@ -8,7 +8,7 @@ from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.planning.gpus import ASSUMED, GPUS, Gpu
 from rl_reasoner.planning.load import StepLoad, load_of_step
 from rl_reasoner.planning.shapes import Shape, shape_of
-from rl_reasoner.planning.step_memory import breaks, memory, phases
+from rl_reasoner.planning.step_memory import FIT, breaks, memory, phases
 from rl_reasoner.planning.step_time import seconds
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import GrpoStage
@@ -93,10 +93,10 @@ def plan(recipe: Recipe, gpus: int, gpu: str, servers: int = 0) -> list[Plan]:
         load = load_of_step(recipe, stage, gpus, shape, sheet, servers)
         parts = memory(shape, load, sheet)
         if gpu == CPU:
-            times = _seconds_on_cpu(recipe, stage, shape, load)
+            parts["kv_cache"] *= 2  # in fp32 there
+            times, wrong = _seconds_on_cpu(recipe, stage, shape, load), _too_large(parts, load)
         else:
-            times = seconds(shape, sheet, load)
-        wrong = breaks(shape, load, sheet)
+            times, wrong = seconds(shape, sheet, load), breaks(shape, load, sheet)
         tokens = load.rows * load.mean
         plans.append(
             Plan(stage.name, gpus, gpu, shape, parts, times, tokens, wrong, stage.steps, load)
@@ -119,6 +119,17 @@ def _of_cpu() -> Gpu:
     from rl_reasoner.planning.processors import Processor
 
     return Gpu(0.0, Processor.memory(), 0.0, 0.0)
+
+
+def _too_large(parts: dict[str, float], load: StepLoad) -> list[str]:
+    """What does not fit into this machine's memory, and what would."""
+    needed, here = phases(parts, load), FIT * _of_cpu().memory
+    fixes = {"sampling": "fewer completions a step", "training": "a smaller group.micro_batch"}
+    return [
+        f"{phase} does not fit: use a smaller policy, policy.lora or {fix}"
+        for phase, fix in fixes.items()
+        if needed[phase] > here
+    ]
 
 
 def _seconds_on_cpu(

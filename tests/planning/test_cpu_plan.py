@@ -69,6 +69,11 @@ def test_a_recipe_is_planned_for_this_processor(
     assert cli.main([*asked, "--gpus", "2"]) == 2
     told = " ".join(capsys.readouterr().err.split())
     assert "a CPU is planned for one process" in told
+    monkeypatch.setattr(Processor, "memory", staticmethod(lambda: 1e6))
+    assert cli.main([*asked, "--json"]) == 0
+    [small] = json.loads(capsys.readouterr().out)["plans"]
+    assert not found["breaks"] and len(small["breaks"]) == 2
+    assert all("use a smaller policy, policy.lora or" in why for why in small["breaks"])
 
 
 @pytest.mark.parametrize(
