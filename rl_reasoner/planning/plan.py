@@ -124,7 +124,7 @@ def _of_cpu() -> Gpu:
 def _too_large(parts: dict[str, float], load: StepLoad) -> list[str]:
     """What does not fit into this machine's memory, and what would."""
     needed, here = phases(parts, load), FIT * _of_cpu().memory
-    fixes = {"sampling": "fewer completions a step", "training": "a smaller group.micro_batch"}
+    fixes = {"sampling": "fewer completions per step", "training": "a smaller group.micro_batch"}
     return [
         f"{phase} does not fit: use a smaller policy, policy.lora or {fix}"
         for phase, fix in fixes.items()
