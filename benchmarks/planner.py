@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.files import read_jsonl
+from rl_reasoner.files import read_jsonl, write_json
 from rl_reasoner.machine import choices, choices_file
 from rl_reasoner.planning.cpu_time import seconds_on_cpu
 from rl_reasoner.planning.gpus import Gpu
@@ -98,7 +98,7 @@ def main() -> None:
         kept = json.loads(choices_file().read_text(encoding="utf-8"))
         names = [name for name in kept["choices"] if name.startswith("step_costs")]
         kept["choices"] = {k: v for k, v in kept["choices"].items() if k not in names}
-        choices_file().write_text(json.dumps(kept), encoding="utf-8")
+        write_json(choices_file(), kept)
     columns = ["run, stage", "parameters", "steps", "sampling: planned / took", "training"]
     columns += ["step: planned / median / quickest tenth", "over the median", "over the tenth"]
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")

@@ -166,7 +166,8 @@ def _signed_numbers(text: str) -> Iterator[Fraction]:
             begins = before.at == 0 or not (
                 text[before.at - 1].isalnum() or text[before.at - 1] in ")%"
             )
-            signed = before.text in _MINUS and begins and (token.tight or i == 2)
+            first = i == 2  # the text begins with the minus
+            signed = before.text in _MINUS and begins and (token.tight or first)
             yield -_value(token.text) if signed else _value(token.text)
 
 

@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 OnText = Callable[[str], None]
 _NARROW = 80  # columns: below, two replies stand under each other
 _COMMAND = "/answer"
-_EARLY = f"{_COMMAND} ANSWER comes after a problem, with its right answer"
 _HINT = f"Type a problem; {_COMMAND} 9 checks the last replies; an empty line or Ctrl-D ends."
 
 
@@ -169,10 +168,12 @@ class ChatVerb:
         for line in _lines(asking):
             command, _, rest = line.partition(" ")
             if command == _COMMAND:
-                if asking and not (rest.strip() and replies):  # a slip ends no conversation
-                    err.print(_EARLY, style="yellow", soft_wrap=True)
-                else:
+                try:
                     self._verify(rest.strip(), problem, replies)
+                except UserError as error:
+                    if not asking:
+                        raise
+                    err.print(str(error), style="yellow", soft_wrap=True)  # a slip ends no talk
                 continue
             if _is_command(command):
                 near = did_you_mean(command, [_COMMAND])
@@ -210,7 +211,7 @@ class ChatVerb:
         from rl_reasoner.answers import verify
 
         if not answer or not replies:
-            raise UserError(_EARLY)
+            raise UserError(f"{_COMMAND} ANSWER comes after a problem, with its right answer")
         for reply in replies:
             reply.verdict = verify(reply.text, answer)
         if self.json:

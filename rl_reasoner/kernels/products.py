@@ -13,6 +13,7 @@ Which one is taken is timed once a machine for each class: a layer's `forward`, 
 tensors only; low precision and other devices are torch's.
 """
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Literal
@@ -122,21 +123,23 @@ def _measure() -> dict[str, Any]:
     rates: dict[str, dict[str, int]] = {kind: {} for kind in factors}
     for kind, (a, b) in factors.items():
         for way in usable_ways():
-            seconds = _fastest(lambda a=a, b=b, way=way: _multiply(a, b, way))  # type: ignore[misc]
-            rates[kind][way] = round(2 * rows * outputs * inputs / seconds / 1e9)
+            rates[kind][way] = _rate(lambda a=a, b=b, way=way: _multiply(a, b, way))  # type: ignore[misc]
     best: dict[str, Any] = {kind: max(r, key=lambda way: r[way]) for kind, r in rates.items()}
     return {**best, "rates": rates}
 
 
 def _measure_bf16() -> dict[str, int]:
+    """Time the forward product in both precisions, one after the other."""
     rows, outputs, inputs = _SHAPE
     x, w = torch.ones(rows, inputs), torch.ones(outputs, inputs)
     halves = x.bfloat16(), w.bfloat16()
-    seconds = {
-        "fp32": _fastest(lambda: _multiply(x, w, chosen()["forward"])),
-        "bf16": _fastest(lambda: torch_linear(*halves)),
-    }
-    return {name: round(2 * rows * outputs * inputs / took / 1e9) for name, took in seconds.items()}
+    fp32 = _rate(lambda: _multiply(x, w, chosen()["forward"]))
+    return {"fp32": fp32, "bf16": _rate(lambda: torch_linear(*halves))}
+
+
+def _rate(run: Callable[[], object]) -> int:
+    """GFLOP/s of `run`, a product of the shape that is timed."""
+    return round(2 * math.prod(_SHAPE) / _fastest(run) / 1e9)
 
 
 def _fastest(run: Callable[[], object]) -> float:

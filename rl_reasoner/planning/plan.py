@@ -94,7 +94,10 @@ def plan(recipe: Recipe, gpus: int, gpu: str, servers: int = 0) -> list[Plan]:
         parts = memory(shape, load, sheet)
         if gpu == CPU:
             parts["kv_cache"] *= 2  # in fp32 there
-            times, wrong = _seconds_on_cpu(recipe, stage, shape, load), _too_large(parts, load)
+            times, wrong = (
+                _seconds_on_cpu(recipe, stage, shape, load),
+                _too_large(parts, load, sheet),
+            )
         else:
             times, wrong = seconds(shape, sheet, load), breaks(shape, load, sheet)
         tokens = load.rows * load.mean
@@ -121,14 +124,14 @@ def _of_cpu() -> Gpu:
     return Gpu(0.0, Processor.memory(), 0.0, 0.0)
 
 
-def _too_large(parts: dict[str, float], load: StepLoad) -> list[str]:
+def _too_large(parts: dict[str, float], load: StepLoad, here: Gpu) -> list[str]:
     """What does not fit into this machine's memory, and what would."""
-    needed, here = phases(parts, load), FIT * _of_cpu().memory
+    needed = phases(parts, load)
     fixes = {"sampling": "fewer completions per step", "training": "a smaller group.micro_batch"}
     return [
         f"{phase} does not fit: use a smaller policy, policy.lora or {fix}"
         for phase, fix in fixes.items()
-        if needed[phase] > here
+        if needed[phase] > FIT * here.memory
     ]
 
 
