@@ -98,6 +98,8 @@ _REFERENCE = f"{_STAGES}test_the_reference_is_the_policy_that_enters_the_stage"
 _TOOLS = "tests/training/test_tool_training.py::test_gradients_are_those_of_stock_trl"
 _TURN = "test_the_same_in_the_middle_of_a_turn_after_kill_9"
 _FP8 = "tests/policy/test_fp8.py::"
+_ZERO = "tests/distributed/test_deepspeed.py::"
+_ZERO_GRADIENT = f"{_ZERO}test_two_processes_have_the_gradient_of_one"
 _SERVED = "tests/training/test_vllm_rollouts.py::test_a_recipes_run_ends_with_a_message_and_goes_on"
 TESTED: dict[tuple[str, str], str] = {
     ("DDP", "replay"): _LAUNCH,
@@ -108,6 +110,9 @@ TESTED: dict[tuple[str, str], str] = {
     ("FSDP2", "stages"): _LAUNCH,
     ("FSDP2", "resumed"): _PROCESSES
     + "test_a_killed_job_of_two_processes_is_resumed_to_the_same_weights",
+    ("ZeRO", "LoRA"): _ZERO_GRADIENT,
+    ("ZeRO", "KL"): _ZERO_GRADIENT,
+    ("ZeRO", "resumed"): f"{_ZERO}test_a_killed_job_is_resumed_to_the_same_weights",
     ("LoRA", "replay"): _REPLAY,
     ("LoRA", "KL"): _REPLAY,
     ("LoRA", "FP8"): f"{_FP8}test_a_low_rank_adapter_stays_out_and_its_base_is_covered",

@@ -25,6 +25,9 @@ _ZIPPED = ("optimizer.pt", "scheduler.pt", "rng_state*.pth")
 # Weights and optimizer of a job with sharded weights (`distributed.sharding`): folders whose index
 # is written when all processes have written their parts.
 _SHARDS = ("pytorch_model_fsdp_0/.metadata", "optimizer_0/.metadata")
+# DeepSpeed's weights and optimizer: zip files of each process, in the folder that `latest` names.
+_LATEST = "latest"
+_DEEPSPEED = ("*_model_states.pt", "*_optim_states.pt")
 _SEAL = "checksums.json"
 
 
@@ -84,15 +87,20 @@ def _damage(path: Path) -> str | None:
         if found := broken_seal(path):
             return found
         json_object(path / "trainer_state.json")
-        shards = (path / _SHARDS[0]).parent.is_dir()
-        if shards:
+        elsewhere = True  # weights and optimizer are not where transformers writes them
+        if (path / _LATEST).is_file():
+            if found := _broken_deepspeed(path):
+                return found
+        elif (path / _SHARDS[0]).parent.is_dir():
             for index in _SHARDS:
                 if not (path / index).is_file():
                     return f"no {index}"
         elif found := _broken_weights(path):
             return found
-        wanted = () if _of_model_alone(path) else _ZIPPED[shards:]
-        for pattern in wanted:  # an optimizer in shards is looked at above
+        else:
+            elsewhere = False
+        wanted = () if _of_model_alone(path) else _ZIPPED[elsewhere:]
+        for pattern in wanted:  # an optimizer elsewhere is looked at above
             files = sorted(path.glob(pattern))
             if not files:
                 return f"no {pattern}"
@@ -107,7 +115,8 @@ def _damage(path: Path) -> str | None:
 def _of_model_alone(path: Path) -> bool:
     """Whether nothing but weights was saved: of a cut-off checkpoint one state or more is there."""
     shards = [str(Path(index).parent) for index in _SHARDS]
-    return not any(found for pattern in (*_ZIPPED, *shards) for found in path.glob(pattern))
+    states = (*_ZIPPED, *shards, _LATEST)
+    return not any(found for pattern in states for found in path.glob(pattern))
 
 
 def _broken_weights(path: Path) -> str | None:
@@ -119,6 +128,26 @@ def _broken_weights(path: Path) -> str | None:
         with safe_open(str(file), "pt") as tensors:
             if not tensors.keys():
                 return f"{file.name} is empty"
+    return None
+
+
+def _broken_deepspeed(path: Path) -> str | None:
+    """What is wrong with the states that DeepSpeed wrote.
+
+    By their checksums alone: they hold objects of DeepSpeed's own, which only it may open.
+    """
+    name = (path / _LATEST).read_text(encoding="utf-8").strip()
+    for pattern in _DEEPSPEED:
+        files = sorted((path / Path(name).name).glob(pattern))
+        if not files:
+            return f"no {name}/{pattern}"
+        for file in files:
+            try:
+                broken = zipfile.ZipFile(file).testzip()
+            except (zipfile.BadZipFile, EOFError) as error:
+                return f"{file.name}: {error}"
+            if broken:
+                return f"{file.name}: {broken} fails its checksum"
     return None
 
 

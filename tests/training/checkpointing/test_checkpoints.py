@@ -82,6 +82,44 @@ def test_a_file_that_is_missing(name: str, folder: Path) -> None:
     assert found(folder)[0] == 9
 
 
+def by_deepspeed(folder: Path) -> Path:
+    """The newest checkpoint as under ZeRO-3, of two processes; the folder of its states."""
+    path = folder / "checkpoint-10"
+    for name in ("model.safetensors", "optimizer.pt"):
+        (path / name).unlink()
+    (states := path / "global_step10").mkdir()
+    for rank in range(2):
+        for kind in ("model", "optim"):
+            file = states / f"zero_pp_rank_{rank}_mp_rank_00_{kind}_states.pt"
+            torch.save({"state": torch.full((8, 8), 0.5)}, file)
+    (path / "latest").write_text("global_step10")
+    return states
+
+
+def test_one_that_deepspeed_wrote_is_whole(folder: Path) -> None:
+    by_deepspeed(folder)
+    assert found(folder) == (10, [])
+
+
+@pytest.mark.parametrize("kind", ["model", "optim"])
+@pytest.mark.parametrize("share", [None, 0.0, 0.3, 0.99])
+def test_damaged_states_of_deepspeed_send_back_to_the_one_before(
+    share: float | None, kind: str, folder: Path
+) -> None:
+    files = [*by_deepspeed(folder).glob(f"*{kind}*")]
+    for file in files[:1] if share is not None else files:
+        data = file.read_bytes()
+        file.unlink() if share is None else file.write_bytes(data[: int(share * len(data))])
+    step, [note] = found(folder)
+    assert step == 9 and f"{kind}_states.pt" in note
+
+
+def test_the_other_files_are_looked_at_under_deepspeed_too(folder: Path) -> None:
+    by_deepspeed(folder)
+    (folder / "checkpoint-10" / "rng_state.pth").unlink()
+    assert found(folder)[0] == 9
+
+
 def test_several_damaged_ones_and_none_left(folder: Path) -> None:
     for step, expected in ((10, 9), (9, 2), (2, None)):
         (folder / f"checkpoint-{step}" / "optimizer.pt").write_bytes(b"")
