@@ -111,6 +111,7 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
         super().__init__(model, reward_funcs, args, *others, **named)
         self.internals = Internals(self, _STANDARD)
         self.internals.tell_of_tools_by_schema()
+        self.internals.reload_colocated()
         self.step_times = StepTimes()
         self.rollout_batch = RolloutBatch([])
         self.packed_forward = PackedForward(self)

@@ -15,6 +15,7 @@ from trl.trainer import utils as trl_utils
 
 from rl_reasoner.kernels.causal_lm import base_of
 from rl_reasoner.kernels.lm_head import FusedHead
+from rl_reasoner.rollout.vllm_server.worker.rl_reasoner_weights import reload
 from rl_reasoner.tools.tool import Tool
 
 # What of trl's trainer makes the loss, and what hands it its batches. Where a trainer of the user's
@@ -151,6 +152,24 @@ class Internals:
             put_on(trainer, "_async_tool_dicts", changed(trainer._async_tool_dicts)),
         ):
             yield
+
+    def reload_colocated(self) -> None:
+        """On a CPU, give vLLM beside the policy its weights by vLLM's own reload.
+
+        trl loads one parameter after the other into layers that vLLM has packed for the processor.
+        """
+        generation = getattr(self.trainer, "vllm_generation", None)
+        if self.trainer.accelerator.device.type != "cpu" or generation is None:
+            return
+        if generation.mode != "colocate":
+            return
+
+        def sync_weights() -> None:
+            worker = generation.llm.llm_engine.model_executor.driver_worker
+            reload(worker, weights_iterator=generation._iter_named_params())
+            generation.llm.reset_prefix_cache()
+
+        generation.sync_weights = sync_weights
 
     def log_metric(self, name: str, value: float) -> None:
         """A figure of the batch that is being scored."""

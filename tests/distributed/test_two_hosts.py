@@ -1,14 +1,15 @@
 """Whole runs over two hosts: a link cut in mid-step, a host killed, stopped, lost while it saves.
 
 The hosts are network namespaces (support.hosts). Their processes are forked, with what torchrun
-tells its own: loading torch anew for each would take longer than the runs. The last tests type the
-launchers' commands.
+tells its own: loading torch anew for each would take longer than the runs. The last tests type
+the launchers' commands.
 """
 
 import ctypes
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from support.tiny import same
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1800)]
 POLICY = "scratch:dense-tiny"
 _CLONE_NEWNET = 0x40000000
+ROOT = Path(__file__).resolve().parents[2]
 IN_MID_STEP = {"TRAP_AT": "10", "TRAP_SIGNAL": str(int(signal.SIGSTOP))}
 """The second process stops in its third step of four, after the checkpoint of the second."""
 
@@ -168,3 +170,98 @@ def test_the_first_host_is_lost_while_it_saves_and_the_run_goes_on_exactly(
     say(job.ended(1), LOST, "another of its processes ended early", run)
     Job(hosts, tmp_path / "log", "--resume", run).succeeds()
     assert same(run / "policy", whole)
+
+
+def typed(how: str, host: int, port: int, folder: Path) -> list[str]:
+    """What is typed on a host of two, in front of `train`, for a launcher to start the job."""
+    ours, there = ["--module", "rl_reasoner.cli"], str(ADDRESSES[0])
+    meet = [f"--main_process_ip={there}", f"--main_process_port={port}", f"--machine_rank={host}"]
+    if how == "torchrun":
+        torchrun = ["torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+        rendezvous = ["--rdzv-backend=c10d", f"--rdzv-endpoint={there}:{port}"]
+        # these two have one name, which is not that of their addresses
+        rendezvous += [f"--rdzv-conf=is_host={host == 0}", f"--local-addr={ADDRESSES[host]}"]
+        return [*torchrun, *rendezvous, *ours]
+    settings = (ROOT / "recipes/launch/ddp.yaml").read_text(encoding="utf-8")
+    if how == "accelerate launch":
+        file = ROOT / "recipes/launch/ddp.yaml"
+        sizes = ["--num_machines=2", "--num_processes=2"]
+        return ["accelerate.commands.launch", f"--config_file={file}", *sizes, *meet, *ours]
+    for old, new in (
+        ("num_machines: 1", "num_machines: 2"),
+        ("num_processes: 8", "num_processes: 2"),
+    ):
+        settings = settings.replace(old, new)
+    settings = settings.replace("machine_rank: 0", f"machine_rank: {host}")
+    file = folder / f"host{host}.yaml"
+    file.write_text(f"{settings}main_process_ip: {there}\nmain_process_port: {port}\n")
+    return ["rl_reasoner.cli"]
+
+
+class Typed:
+    """`rl-reasoner train ARGUMENTS` as a launcher's command on each of two hosts."""
+
+    def __init__(self, hosts: Hosts, how: str, folder: Path, *arguments: Any, **env: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.commands = []
+        for host in (0, 1):
+            words = [*typed(how, host, port, folder), "train", "--quiet", *map(str, arguments)]
+            if how == "--launch":
+                words += ["--launch", str(folder / f"host{host}.yaml")]
+            env = {"OMP_NUM_THREADS": "1", **env}
+            pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "cwd": ROOT}
+            self.commands.append(hosts.start(host, [sys.executable, "-m", *words], env, **pipes))
+
+    def ended(self) -> list[tuple[int, str]]:
+        """How the command on each host ends, and what it says."""
+        said = [command.communicate(timeout=900)[0] for command in self.commands]
+        return [
+            (command.returncode, text) for command, text in zip(self.commands, said, strict=True)
+        ]
+
+
+@pytest.mark.parametrize("how", ["torchrun", "accelerate launch", "--launch"])
+def test_a_launchers_command_on_each_host_trains_as_on_one(
+    how: str, hosts: Hosts, whole: Path, tmp_path: Path
+) -> None:
+    file = written(tmp_path / "a", STEPS, policy=POLICY)
+    found = Typed(hosts, how, tmp_path, file).ended()
+    assert [code for code, _ in found] == [0, 0], found
+    assert same(tmp_path / "a/run/policy", whole)
+
+
+def test_shards_on_two_hosts_train_as_on_one(hosts: Hosts, tmp_path: Path) -> None:
+    """FSDP2 under torchrun, from the first step to the policy that is put together."""
+    one, two = (
+        written(tmp_path / name, STEPS, policy=POLICY, parallel="fsdp") for name in ("one", "two")
+    )
+    Job(None, tmp_path / "log", one).succeeds()
+    found = Typed(hosts, "torchrun", tmp_path, two).ended()
+    assert [code for code, _ in found] == [0, 0], found
+    assert same(tmp_path / "two/run/policy", tmp_path / "one/run/policy")
+
+
+def stopped_on(hosts: Hosts, host: int) -> None:
+    """Wait until a process of a host is stopped, in mid-step."""
+    while True:
+        for pid in hosts.processes(host):
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            if state == "T":
+                return
+        time.sleep(0.1)
+
+
+def test_a_host_that_is_killed_under_torchrun_ends_the_command_on_the_other(
+    hosts: Hosts, tmp_path: Path
+) -> None:
+    file, run = written(tmp_path / "a", STEPS, policy=POLICY), tmp_path / "a/run"
+    job = Typed(hosts, "torchrun", tmp_path, file, **IN_MID_STEP)
+    stopped_on(hosts, 1)
+    hosts.signal(1, signal.SIGKILL)
+    [(code, said), _] = job.ended()
+    message = "the job ended: another of its processes ended early\n"
+    message += f"continue with: rl-reasoner train --resume {run}\n"
+    assert code == 1 and said.count(message) == 1, said
+    assert cli.main(["train", "--quiet", "--resume", str(run)]) == 0

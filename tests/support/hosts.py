@@ -35,8 +35,12 @@ class Hosts:
 
     def signal(self, host: int, number: signal.Signals) -> None:
         """Send a signal to all processes of a host."""
-        for pid in _ip("netns", "pids", self.names[host]).split():
-            os.kill(int(pid), number)
+        for pid in self.processes(host):
+            os.kill(pid, number)
+
+    def processes(self, host: int) -> list[int]:
+        """The processes of a host, by number."""
+        return [int(pid) for pid in _ip("netns", "pids", self.names[host]).split()]
 
     def __enter__(self) -> "Hosts":
         for name in self.names:

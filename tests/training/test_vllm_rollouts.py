@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from trl.generation.vllm_generation import VLLMGeneration
 
 from rl_reasoner import GRPOTrainer, open_policy, train
 from rl_reasoner.errors import RunStopped, UserError
@@ -236,3 +237,39 @@ def test_the_file_of_a_server_tells_what_does_not_fit_before_it_loads(tmp_path: 
     assert worker.reloaded == []
     fits = Worker(8)
     assert fits.load_policy(folder) == {"loaded": folder} and fits.reloaded == [folder]
+
+
+class Beside:
+    """What trl makes of vLLM in the trainer's process: a worker of one process, and its caches."""
+
+    def __init__(self) -> None:
+        self.loaded: list[dict[str, torch.Tensor]] = []
+        self.caches = 0
+        worker = SimpleNamespace(reload_weights=self.reload_weights, model_runner=self)
+        self.llm_engine = SimpleNamespace(model_executor=SimpleNamespace(driver_worker=worker))
+
+    def reload_weights(self, weights_iterator: Any) -> None:
+        self.loaded.append({name: weight.clone() for name, weight in weights_iterator})
+
+    def get_model(self) -> torch.nn.Module:
+        return torch.nn.Module()
+
+    def reset_prefix_cache(self) -> None:
+        self.caches += 1
+
+
+def test_on_a_cpu_a_colocated_vllm_loads_all_weights_by_its_own_reload(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By trl's way it would not: layers are packed, and take no single parameter."""
+    trainer, beside = build(DENSE, tmp_path), Beside()
+    monkeypatch.setattr(VLLMGeneration, "_init_vllm", lambda self: setattr(self, "llm", beside))
+    trainer.vllm_generation = VLLMGeneration(
+        trainer.model, trainer.accelerator, trainer.processing_class
+    )
+    trainer.internals.reload_colocated()
+    trainer.vllm_generation.sync_weights()
+    [loaded] = beside.loaded
+    weights = dict(trainer.model.named_parameters())
+    assert loaded.keys() == weights.keys() and beside.caches == 1
+    assert all(torch.equal(loaded[name], weight) for name, weight in weights.items())

@@ -35,8 +35,13 @@ class PolicyWeights:
             ours, theirs = config.get(name), getattr(served, name, None)
             if ours is not None and theirs is not None and ours != theirs:
                 return {"error": f"it serves a model with {name} {theirs}, the policy has {ours}"}
-        worker.reload_weights(weights_path=folder)
-        for module in worker.model_runner.get_model().modules():
-            if type(module).__name__ == "ParallelLMHead" and hasattr(module, "cpu_linear"):
-                module.quant_method.process_weights_after_loading(module)
+        reload(worker, weights_path=folder)
         return {"loaded": folder}
+
+
+def reload(worker: Any, **weights: Any) -> None:
+    """vLLM's `reload_weights` of a worker, and on a CPU the output head packed anew."""
+    worker.reload_weights(**weights)
+    for module in worker.model_runner.get_model().modules():
+        if type(module).__name__ == "ParallelLMHead" and hasattr(module, "cpu_linear"):
+            module.quant_method.process_weights_after_loading(module)
