@@ -54,7 +54,7 @@ browser: .venv/dev  ## the report in a real browser, where playwright and Chromi
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests/report/test_report_browser.py
 
 scaling: .venv/dev  ## several processes: killed, told to stop, 200 steps; two hosts (as root); Ray where it is installed
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m matrix tests/distributed tests/scoring/test_ray_cluster.py
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m matrix tests/distributed tests/scoring/test_ray_cluster.py tests/scoring/test_ray_hosts.py
 	$(PY) benchmarks/processes.py
 
 gpu: .venv/dev  ## the day of the card: one GPU measured in at most 40 minutes, a table in runs/gpu; FLAGS=… (see benchmarks/gpu.py)
