@@ -142,12 +142,8 @@ def _broken_deepspeed(path: Path) -> str | None:
         if not files:
             return f"no {name}/{pattern}"
         for file in files:
-            try:
-                broken = zipfile.ZipFile(file).testzip()
-            except (zipfile.BadZipFile, EOFError) as error:
-                return f"{file.name}: {error}"
-            if broken:
-                return f"{file.name}: {broken} fails its checksum"
+            if damage := _zip_damage(file, opened=False):
+                return f"{file.name}: {damage}"
     return None
 
 
@@ -163,7 +159,7 @@ def broken_seal(path: Path) -> str | None:
     return None
 
 
-def _zip_damage(file: Path) -> str | None:
+def _zip_damage(file: Path, opened: bool = True) -> str | None:
     """What is wrong with a file of `torch.save`: by its checksums, and by opening it as torch does.
 
     One reader passes over damage that stops the other.
@@ -171,8 +167,9 @@ def _zip_damage(file: Path) -> str | None:
     try:
         if broken := zipfile.ZipFile(file).testzip():
             return f"{broken} fails its checksum"
-        with safe_globals():
-            torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        if opened:
+            with safe_globals():
+                torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged file makes both readers raise nearly anything
         return f"{type(error).__name__}: {str(error).partition('.')[0]}"
     return None
