@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimi
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import Trainer
+from transformers.integrations import deepspeed as hf_deepspeed
 from trl.models.utils import unwrap_model_for_generation
 
 from rl_reasoner.distributed.shards import (
@@ -133,6 +134,21 @@ def gathered_params_of(trainer: Any) -> Iterator[None]:
         return
     with gathered_params(trainer.model):
         yield
+
+
+@contextmanager
+def opened_whole() -> Iterator[None]:
+    """Inside, `from_pretrained` gives every rank all weights, under DeepSpeed ZeRO-3 too.
+
+    transformers would open a model in its parts there, as long as a trainer's arguments live: for
+    DeepSpeed's engine alone, not for sampling or another stage.
+    """
+    sees = hf_deepspeed._hf_deepspeed_config_weak_ref
+    hf_deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        hf_deepspeed._hf_deepspeed_config_weak_ref = sees
 
 
 def _frees(unit: FSDPModule) -> bool:

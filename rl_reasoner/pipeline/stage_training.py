@@ -14,7 +14,11 @@ from peft import PeftModel
 from transformers import PrinterCallback
 
 from rl_reasoner.distributed import processes
-from rl_reasoner.distributed.sharding import gathered_params_of, params_are_sharded
+from rl_reasoner.distributed.sharding import (
+    gathered_params_of,
+    opened_whole,
+    params_are_sharded,
+)
 from rl_reasoner.distributed.shards import gathered_state_dict, is_sharded
 from rl_reasoner.errors import RunStopped
 from rl_reasoner.files import keep_rows_until
@@ -101,7 +105,8 @@ def _save(job: Job, trainer: Any) -> None:
     if shards:
         processes.wait()
         source = policy.source if lora else str(folder / "policy")
-        opened = open_policy(source, seed=job.recipe.run.seed, device=job.placement.device)
+        with opened_whole():
+            opened = open_policy(source, seed=job.recipe.run.seed, device=job.placement.device)
         merge_adapter(opened)
         policy.model = opened.model
         policy.source = str(folder / "policy")

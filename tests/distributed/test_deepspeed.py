@@ -1,9 +1,12 @@
 """DeepSpeed's ZeRO-2 and ZeRO-3 on its CPU accelerator: two processes of one job over gloo.
 
 accelerate gets there where its state is made first, with gloo, and transformers is told to take it
-(`use_configured_state`). A recipe's `run.parallel` does not do that: on a CPU it is refused.
+(`use_configured_state`). A recipe's `run.parallel` does not do that: on a CPU it is refused. The
+last test has it done, so that a run of two stages goes the way that it goes on GPUs.
 """
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,11 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from rl_reasoner import GRPOTrainer, open_policy
+from rl_reasoner import GRPOTrainer, cli, open_policy
 from rl_reasoner.distributed.strategy import deepspeed_settings
+from rl_reasoner.pipeline import trl_configs
+from support import tiny
+from support.jobs import STEPS, written
 from support.processes import Kill, Weights, build, same, together
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1800)]
@@ -159,3 +165,45 @@ def test_a_killed_job_is_resumed_to_the_same_weights(
     trained(tmp_path / "killed", stage, monkeypatch, kill=4)
     assert (tmp_path / "killed/checkpoint-2").is_dir()
     assert same(undisturbed, trained(tmp_path / "killed", stage, monkeypatch, resume=True))
+
+
+def run_of_two_stages(
+    stage: int, monkeypatch: pytest.MonkeyPatch, *arguments: Any, trap: str = ""
+) -> list[int]:
+    """How the two processes of `rl-reasoner train ARGUMENTS` end, under ZeRO."""
+
+    def settings(*others: Any) -> dict[str, Any]:
+        """In the place of a recipe's `run.parallel`, for each stage."""
+        from accelerate.state import AcceleratorState, PartialState
+
+        monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+        PartialState(backend="gloo")
+        AcceleratorState._reset_state()
+        configured = {"use_configured_state": True}
+        return {"deepspeed": deepspeed_settings(stage), "accelerator_config": configured}
+
+    def job(rank: int) -> None:
+        import deepspeed
+
+        monkeypatch.setitem(deepspeed.ops.__compatible_ops__, "deepspeed_shm_comm", False)
+        monkeypatch.setattr(trl_configs, "_parallel", settings)
+        os.environ |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_DEEPSPEED": "true"}
+        os.environ |= {"TRAP_AT": trap, "TRAP_SIGNAL": str(int(signal.SIGKILL))}
+        assert cli.main(["train", "--quiet", *map(str, arguments)]) == 0
+
+    return together(2, job)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_run_of_two_stages_is_killed_in_the_second_and_resumed_to_the_same_weights(
+    stage: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = [{**STEPS, "name": "first"}, STEPS]
+    one, two = (written(tmp_path / name, *stages, policy=DENSE) for name in ("one", "two"))
+    assert run_of_two_stages(stage, monkeypatch, one) == [0, 0]
+    ended = run_of_two_stages(stage, monkeypatch, two, trap="30")
+    assert signal.SIGKILL in ended, ended
+    run = tmp_path / "two/run"
+    assert (run / "stages/2-grpo/checkpoints/checkpoint-2").is_dir()
+    assert run_of_two_stages(stage, monkeypatch, "--resume", run) == [0, 0]
+    assert tiny.same(run / "policy", tmp_path / "one/run/policy")

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
-from rl_reasoner.distributed.sharding import any_rank
+from rl_reasoner.distributed.sharding import any_rank, opened_whole
 from rl_reasoner.distributed.shards import is_sharded
 from rl_reasoner.errors import UserError
 from rl_reasoner.training.checkpointing.checkpoints import broken_seal, last_checkpoint, seal
@@ -28,7 +28,8 @@ def load_whole(checkpoint: Path, model: PreTrainedModel) -> None:
 
     By the config in memory: the checkpoint's own may ask for a kernel that is code.
     """
-    saved = type(model).from_pretrained(checkpoint, dtype=model.dtype, config=model.config)
+    with opened_whole():
+        saved = type(model).from_pretrained(checkpoint, dtype=model.dtype, config=model.config)
     model.load_state_dict(saved.state_dict())
 
 
