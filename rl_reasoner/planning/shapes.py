@@ -5,6 +5,7 @@ are planned without the hub; any other is found as a policy is (`policy.names`).
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rl_reasoner.errors import UserError
@@ -114,9 +115,10 @@ def shape_of(source: str, lora: Lora | None = None) -> Shape:
 
 
 def _config(source: str) -> Any:
-    """The configuration of a policy: a scratch name, a known one, a folder, a hub id."""
+    """The configuration of a policy: a scratch name, a known one, a folder, a file, a hub id."""
     from transformers import AutoConfig
 
+    from rl_reasoner.policy.gguf import convert_gguf
     from rl_reasoner.policy.names import locate
     from rl_reasoner.policy.opening import UNREADABLE, load_config, open_policy, reason_of
 
@@ -124,6 +126,8 @@ def _config(source: str) -> Any:
         return open_policy(source, device="cpu").model.config
     if (published := PUBLISHED.get(source)) is not None:
         return AutoConfig.for_model(**published)
+    if source.endswith(".gguf"):
+        source = str(convert_gguf(Path(source).expanduser()))
     try:
         with locate(source) as path:
             return load_config(path)

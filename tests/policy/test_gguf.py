@@ -14,6 +14,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rl_reasoner import open_policy
+from rl_reasoner.planning.shapes import shape_of
 from rl_reasoner.policy.gguf import convert_gguf
 from rl_reasoner.rollout.sampler import eos_ids
 
@@ -145,6 +146,14 @@ def test_a_file_without_a_head_is_tied_and_needs_no_word(
     assert model.config.tie_word_embeddings and not caplog.text
     stored = torch.from_numpy(gguf.dequantize(gguf.quantize(one, Q.Q8_0), Q.Q8_0))
     assert torch.equal(model.lm_head.weight.detach(), stored)
+
+
+def test_a_file_is_planned_by_its_configuration(tmp_path: Path) -> None:
+    write(tmp_path / "planned.gguf")
+    source = str(tmp_path / "planned.gguf")
+    shape, model = shape_of(source), open_policy(source, device="cpu").model
+    assert shape.total == sum(p.numel() for p in model.parameters())
+    assert shape.layers == model.config.num_hidden_layers
 
 
 def test_the_digits_step_of_smollm(tmp_path: Path) -> None:
