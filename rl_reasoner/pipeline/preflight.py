@@ -25,6 +25,7 @@ from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.prepare import Prepared
 from rl_reasoner.pipeline.trl_configs import vllm_rollouts_of
 from rl_reasoner.policy.fp8.layers import describe_fp8, fp8_backend
+from rl_reasoner.policy.lora import with_lora
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.environment import EnvironmentSettings
 from rl_reasoner.recipe.recipe import Recipe
@@ -45,7 +46,6 @@ from rl_reasoner.rollout.tool_turns import ToolUse
 from rl_reasoner.rollout.vllm_server.agreement import ASKED_PROMPTS, check_server
 from rl_reasoner.rollout.vllm_server.connection import START_COMMAND, Unreachable
 from rl_reasoner.rollout.vllm_server.rollouts import VllmRollouts
-from rl_reasoner.rollout.vllm_server.weights import own_folder
 from rl_reasoner.types import Row
 
 _LOOKED_AT = 256  # prompts that are measured
@@ -347,14 +347,13 @@ def _vllm_server(
     longest = stage.sampling.longest if stage.sampling.max_tokens != "auto" else 1
     try:
         rollouts.connection.ask("/v1/models")  # one that is not there is not waited for here
-        with own_folder(rollouts.folder):
-            model, ends = policy.model, eos_ids(policy)
-            found = check_server(rollouts, model, prompts, ends, longest)
+        with rollouts.own(), with_lora(policy, recipe.policy.lora, recipe.run.seed):
+            found = check_server(rollouts, policy.model, prompts, eos_ids(policy), longest)
     except Unreachable as error:
         return Notice("vllm", "failed", f"{of}{rollouts.connection}: {error}", fix)
     except (ServerFailed, UserError) as error:
         return Notice("vllm", "failed", f"{of}{error}")
-    return Notice("vllm", "passed", f"{of}{rollouts.connection} has its weights by files; {found}")
+    return Notice("vllm", "passed", f"{of}{rollouts.connection} gets {rollouts.form}; {found}")
 
 
 def _batch_size(stage: SftStage | DistillStage, rows: int) -> Notice:

@@ -11,7 +11,8 @@ In these models peft also takes the names of dense feed-forward layers for those
 layers that bear them (shared experts, dense layers) are named to it as parameters, too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -50,6 +51,22 @@ def adapter_config(model: Any, lora: Lora) -> Any:
         **lora_targets(model, lora.targets, lora.dropout),
         task_type="CAUSAL_LM",
     )
+
+
+@contextmanager
+def with_lora(policy: Policy, lora: Lora | None, seed: int) -> Iterator[None]:
+    """Inside, the policy has the adapter that it will be trained with; afterwards none, again."""
+    if lora is None:
+        yield
+        return
+    before = [(parameter, parameter.requires_grad) for parameter in policy.model.parameters()]
+    add_lora(policy, lora, seed)
+    try:
+        yield
+    finally:
+        policy.model = policy.model.unload()
+        for parameter, trained in before:
+            parameter.requires_grad_(trained)
 
 
 def merge_adapter(policy: Policy) -> bool:

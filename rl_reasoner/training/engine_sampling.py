@@ -33,7 +33,6 @@ from rl_reasoner.rollout.tool_turns import ToolTurns
 from rl_reasoner.rollout.vllm_server.agreement import ASKED_PROMPTS, check_server
 from rl_reasoner.rollout.vllm_server.completion_requests import unsent
 from rl_reasoner.rollout.vllm_server.rollouts import VllmRollouts
-from rl_reasoner.rollout.vllm_server.weights import own_folder
 from rl_reasoner.training.micro_batches import moves
 from rl_reasoner.training.objective import trained_tokens
 from rl_reasoner.training.packed_forward import is_on, sampled_elsewhere
@@ -220,7 +219,7 @@ class EngineSampling:
         rows = list(islice(iter(trainer.train_dataset), ASKED_PROMPTS))
         prompts = trainer.internals.prompt_ids([row["prompt"] for row in rows])
         trainer.router_replay.not_recorded("vLLM")
-        with own_folder(rollouts.folder):
+        with rollouts.own():
             model = trainer.model
             found = check_server(rollouts, model, prompts, how.ends, how.max_tokens)
             logger.info("%s: %s", rollouts.connection, found)

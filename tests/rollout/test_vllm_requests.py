@@ -24,7 +24,8 @@ from rl_reasoner.rollout.vllm_server.completion_requests import (
     seed_of,
     unsent,
 )
-from rl_reasoner.rollout.vllm_server.weights import own_folder, write_weights
+from rl_reasoner.rollout.vllm_server.folder import own_folder
+from rl_reasoner.rollout.vllm_server.weights import write_weights
 
 KEY = (7, 1, 3, 0, 5, 2)
 

@@ -118,6 +118,8 @@ TESTED: dict[tuple[str, str], str] = {
     ("LoRA", "FP8"): f"{_FP8}test_a_low_rank_adapter_stays_out_and_its_base_is_covered",
     ("LoRA", "tools"): _TOOLS,
     ("LoRA", "overlap"): f"{_AHEAD}test_an_adapter_is_sampled_ahead",
+    ("LoRA", "files"): "tests/training/test_vllm_adapters.py::"
+    "test_a_recipes_run_is_resumed_bit_for_bit",
     ("LoRA", "stages"): f"{_STAGES}test_an_adapter_is_trained_and_merged",
     ("LoRA", "resumed"): _OTHER_KIND,
     ("replay", "KL"): _REPLAY,

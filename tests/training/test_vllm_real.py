@@ -6,6 +6,7 @@ test_vllm_rollouts.py.
 """
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -37,8 +38,8 @@ STEPS, ROWS = 6, 8
 class Server:
     """vLLM on a policy; it can be killed and started again at the same address."""
 
-    def __init__(self, policy: Path) -> None:
-        self.policy = policy
+    def __init__(self, policy: Path, *words: str, **own: str) -> None:
+        self.policy, self.words, self.own = policy, words, own
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -48,10 +49,10 @@ class Server:
         words = ["--model", str(self.policy), "--port", str(self.port), "--host", "127.0.0.1"]
         words += ["--max-model-len", "256", "--dtype", "float32", "--enforce-eager"]
         words += ["--logprobs-mode", "processed_logprobs"]
-        words += ["--worker-extension-cls", "rl_reasoner_weights.PolicyWeights"]
+        words += ["--worker-extension-cls", "rl_reasoner_weights.PolicyWeights", *self.words]
         own = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
         own |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
-        own["PYTHONPATH"] = str(WORKER)
+        own |= {"PYTHONPATH": str(WORKER), **self.own}
         command = [str(VLLM), "-m", "vllm.entrypoints.openai.api_server", *words]
         with (self.policy.parent / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
@@ -76,27 +77,68 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     policy = tmp_path_factory.mktemp("served") / "policy"
     made = [sys.executable, str(PROGRAM), str(policy), "--make", "dense-tiny"]
     subprocess.run(made, check=True, cwd=ROOT)
+    return policy
+
+
+@pytest.fixture(scope="module")
+def server(policy: Path) -> Iterator[Server]:
     server = Server(policy)
     yield server
     server.kill()
 
 
-def test_greedy_tokens_are_the_engines_after_every_sync(server: Server) -> None:
+@pytest.fixture(scope="module")
+def lora_server(policy: Path) -> Iterator[Server]:
+    """One that takes adapters of rank 16."""
+    words = ("--enable-lora", "--max-lora-rank", "16")
+    server = Server(policy, *words, VLLM_ALLOW_RUNTIME_LORA_UPDATING="1")
+    yield server
+    server.kill()
+
+
+def syncs(server: Server, count: int, *words: str) -> list[str]:
+    """The lines of the program that compares after each sync; 50 completions are equal in each."""
     told = subprocess.run(
-        [sys.executable, str(PROGRAM), str(server.policy), server.url, "--syncs", "3"],
+        [
+            sys.executable,
+            str(PROGRAM),
+            str(server.policy),
+            server.url,
+            "--syncs",
+            str(count),
+            *words,
+        ],
         check=True,
         cwd=ROOT,
         capture_output=True,
         text=True,
     ).stdout
     print(told)
-    syncs = [line for line in told.splitlines() if line.startswith("sync ")]
-    assert len(syncs) == 3
-    assert all(f": {50} of 50 completions" in line for line in syncs)
+    lines = [line for line in told.splitlines() if line.startswith("sync ")]
+    assert len(lines) == count
+    assert all(": 50 of 50 completions" in line for line in lines)
+    # the first prompt of a sync reads nothing of earlier weights, the others its first block
+    assert all(line.endswith(f"{49 * 128} tokens of prompts from the cache") for line in lines)
+    return lines
+
+
+def written(line: str) -> int:
+    [found] = re.findall(r"([\d,]+) bytes written", line)
+    return int(found.replace(",", ""))
+
+
+def test_greedy_tokens_are_the_engines_after_every_sync(server: Server) -> None:
+    syncs(server, 3)
+
+
+def test_an_adapter_by_itself_samples_as_the_engine_does(lora_server: Server) -> None:
+    """So does one that is merged, since its rank is too high: with all bytes at each sync."""
+    alone, merged = syncs(lora_server, 4, "--lora", "8"), syncs(lora_server, 2, "--lora", "32")
+    assert max(map(written, alone)) * 4 < min(map(written, merged))
 
 
 def killed_after(run: Path, steps: int, server: Server) -> threading.Thread:
@@ -128,4 +170,25 @@ def test_a_server_killed_in_mid_run_is_one_message_and_the_run_goes_on(
     done = train(made, resume=run, quiet=True)
     [file] = run.glob("stages/*/rollouts.jsonl")
     assert [row["step"] for row in rows(file)] == [n + 1 for n in range(STEPS) for _ in range(ROWS)]
+    assert open_policy(str(done.folder / "policy"), device="cpu")
+
+
+def test_a_server_that_is_started_again_in_mid_run_gets_base_and_adapter_again(
+    lora_server: Server, tmp_path: Path
+) -> None:
+    vllm: dict[str, Any] = {"mode": "server", "url": lora_server.url, "timeout_s": 900.0}
+    stage = grpo(steps=STEPS, vllm=vllm)
+    lora = {"source": str(lora_server.policy), "lora": {"rank": 8}}
+    made, run = recipe(tmp_path, stage, policy=lora), tmp_path / "run"
+    watcher = killed_after(run, 2, lora_server)
+    again = threading.Thread(target=lambda: (watcher.join(), lora_server.start()), daemon=True)
+    again.start()
+    done = train(made, quiet=True)
+    again.join()
+    [file] = run.glob("stages/*/rollouts.jsonl")
+    assert [row["step"] for row in rows(file)] == [n + 1 for n in range(STEPS) for _ in range(ROWS)]
+    [metrics] = run.glob("stages/*/metrics.jsonl")
+    gaps = [row["sampling/sampling_logp_difference/max"] for row in rows(metrics)]
+    print(gaps)
+    assert max(gaps) < 1e-3
     assert open_policy(str(done.folder / "policy"), device="cpu")

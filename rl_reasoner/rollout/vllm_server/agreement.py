@@ -2,10 +2,13 @@
 
 The server gets the weights, answers some prompts greedily, and the policy is passed over what it
 answered: log-probabilities agree but for rounding, and so do the likeliest tokens but for ties.
-Knows models and the server; nothing of trainers.
+A new adapter computes nothing, and a server that ignored it would pass. So it is asked with the
+adapter stirred, and has to be nearer to the policy with it than without. Knows models and the
+server; nothing of trainers.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +19,7 @@ from rl_reasoner.rollout.agreement import in_mode
 from rl_reasoner.rollout.completions import SampledCompletion
 from rl_reasoner.rollout.sampling_params import SamplingParams
 from rl_reasoner.rollout.server import ServerFailed
+from rl_reasoner.rollout.vllm_server.adapters import stirred
 from rl_reasoner.rollout.vllm_server.connection import START_COMMAND
 from rl_reasoner.rollout.vllm_server.rollouts import VllmRollouts
 
@@ -60,20 +64,42 @@ def check_server(
             f"{rollouts.connection} serves {named.get('id')} with --max-model-len {room}; prompts "
             f"and completions come to {needed} tokens"
         )
-    rollouts.load(model, None)
-    some = list(prompts[:ASKED_PROMPTS])
-    keys = [(row,) for row in range(len(some))]
+    rollouts.choose(model)
+    with stirred(model) if rollouts.by_adapter else nullcontext():
+        rollouts.load(model, None)
+        return _compared(rollouts, model, prompts[:ASKED_PROMPTS], ends, longest)
+
+
+def _compared(
+    rollouts: VllmRollouts,
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    ends: Sequence[int],
+    longest: int,
+) -> ServerAgreement:
+    """The answers to all `prompts` by what the server was given, which is `model`."""
+    keys = [(row,) for row in range(len(prompts))]
     only = SamplingParams(max_tokens=1, ends=tuple(ends), temperature=2.0, top_k=1)
-    if any(abs(done.logps[0]) > 1e-3 for done in rollouts.generate(some, keys, only)):
+    if any(abs(done.logps[0]) > 1e-3 for done in rollouts.generate(prompts, keys, only)):
         raise ServerFailed(
             f"{rollouts.connection} gives log-probabilities of the raw logits, not those that "
             f"tokens are drawn with: start it with {START_COMMAND}"
         )
     greedy = SamplingParams(max_tokens=min(_TOKENS, longest), ends=tuple(ends), temperature=0.0)
-    found = server_agreement(model, some, rollouts.generate(some, keys, greedy))
+    answers = rollouts.generate(prompts, keys, greedy)
+    found = server_agreement(model, prompts, answers)
+    if rollouts.by_adapter:
+        with model.disable_adapter():
+            without = server_agreement(model, prompts, answers)
+        if not found.mean < without.mean:
+            raise ServerFailed(
+                f"{rollouts.connection} takes the policy's adapter, and answers as without it "
+                f"({found}). For a server that is started without --enable-lora it is merged"
+            )
     if not found.mean <= _BEARABLE:
+        served = rollouts.model().get("id")
         raise ServerFailed(
-            f"{rollouts.connection} serves {named.get('id')}, which is not this policy, or not "
+            f"{rollouts.connection} serves {served}, which is not this policy, or not "
             f"computed as it is: {found}"
         )
     return found

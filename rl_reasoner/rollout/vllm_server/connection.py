@@ -31,6 +31,8 @@ START_COMMAND = (
     "--logprobs-mode processed_logprobs --max-model-len TOKENS"
 )
 """How a server for rollouts is started."""
+LORA_FLAGS = "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora --max-lora-rank RANK"
+"""What a server is started with besides, to be given an adapter by itself."""
 
 
 class Unreachable(Exception):
@@ -39,6 +41,14 @@ class Unreachable(Exception):
     def __init__(self, message: str, *, not_now: bool = False) -> None:
         super().__init__(message)
         self.not_now = not_now
+
+
+class NotThere(ServerFailed):
+    """The server knows no such path, or not what was asked for there: `said` in its own words."""
+
+    def __init__(self, message: str, said: str) -> None:
+        super().__init__(message)
+        self.said = said
 
 
 @dataclass
@@ -66,8 +76,19 @@ class Connection:
     def ask(self, path: str, body: Any = None) -> Any:
         """The JSON that the server replies, to a POST of `body` where there is one.
 
-        Raises `Unreachable`, or `ServerFailed` for a request that it refuses.
+        Raises `Unreachable`, or `ServerFailed` for a request that it refuses (`NotThere`: 404).
         """
+        reply = self._replied(path, body)
+        try:
+            return reply.json() if reply.content else None
+        except ValueError as error:
+            raise ServerFailed(f"{self} answers {path} with something else than JSON") from error
+
+    def tell(self, path: str, body: Any) -> None:
+        """As `ask`, where the reply says no more than that it was done."""
+        self._replied(path, body)
+
+    def _replied(self, path: str, body: Any) -> httpx.Response:
         try:
             reply = self.client.request("GET" if body is None else "POST", path, json=body)
         except httpx.TimeoutException as error:
@@ -79,16 +100,14 @@ class Connection:
             said = f"status {reply.status_code} for {path}: {_said(reply)}"
             raise Unreachable(said, not_now=reply.status_code in _NOT_NOW)
         if reply.status_code == 404:
-            raise ServerFailed(
+            raise NotThere(
                 f"{self} knows no {path}: rollouts need vLLM's own server (0.32 is tested), "
-                f"started with {START_COMMAND}"
+                f"started with {START_COMMAND}",
+                _said(reply),
             )
         if reply.status_code >= 400:
             raise ServerFailed(f"{self} refuses {path} ({reply.status_code}): {_said(reply)}")
-        try:
-            return reply.json() if reply.content else None
-        except ValueError as error:
-            raise ServerFailed(f"{self} answers {path} with something else than JSON") from error
+        return reply
 
     def ask_when_there(self, path: str, body: Any = None) -> Any:
         """As `ask`, again and again while the reason may pass."""

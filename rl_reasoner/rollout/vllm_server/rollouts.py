@@ -5,15 +5,26 @@ hand is kept: a server that was started again in between gets the weights again,
 are missing. Knows models and the server; nothing of trainers.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rl_reasoner.rollout.completions import SampledCompletion
 from rl_reasoner.rollout.sampling_params import SamplingParams
 from rl_reasoner.rollout.server import ServerFailed
+from rl_reasoner.rollout.vllm_server.adapters import (
+    base_tensors,
+    forget_adapters,
+    is_adapted,
+    why_merged,
+    write_adapter,
+)
 from rl_reasoner.rollout.vllm_server.completion_requests import (
     NoCompletion,
     completion_of,
@@ -22,14 +33,23 @@ from rl_reasoner.rollout.vllm_server.completion_requests import (
 from rl_reasoner.rollout.vllm_server.connection import (
     MOST_REQUESTS,
     Connection,
+    NotThere,
     Unreachable,
     Waiting,
 )
-from rl_reasoner.rollout.vllm_server.weights import load_weights, version_of, write_weights
+from rl_reasoner.rollout.vllm_server.folder import own_folder
+from rl_reasoner.rollout.vllm_server.weights import (
+    ServedWeights,
+    has_weights,
+    load_weights,
+    write_weights,
+)
 
+logger = logging.getLogger(__name__)
 TIMEOUT_S = 600.0
 """Seconds that a reply may take, and that a server which is gone is waited for."""
 
+_GOODBYE_S = 10.0  # for what is nice to have at the end
 _LOST = "it had other weights, and got these again: it was started again, or another run uses it"
 
 
@@ -37,8 +57,8 @@ _LOST = "it had other weights, and got these again: it was started again, or ano
 class VllmRollouts:
     """The vLLM server at `url`, which gets weights through `folder`.
 
-    Both have to see the folder under the same path. `timeout_s` bounds one reply, and how long a
-    server that is gone is waited for.
+    Both have to see the folder under the same path; `own` holds it. `timeout_s` bounds one reply,
+    and how long a server that is gone is waited for.
     """
 
     url: str
@@ -46,8 +66,13 @@ class VllmRollouts:
     timeout_s: float = TIMEOUT_S
     loads: int = field(default=0, init=False)
     """how often weights were written for the server"""
-    _weights: str | None = field(default=None, init=False)
+    form: str = field(default="", init=False)
+    """what the server gets, in words, once that is known"""
+    by_adapter: bool = field(default=False, init=False)
+    """whether the adapter of a policy goes by itself, and its base once"""
+    _written: ServedWeights | None = field(default=None, init=False)
     _of: Any = field(default=None, init=False)  # what `load` was told that the weights are of
+    _base: Any = field(default=None, init=False)  # how the base was when it was written
 
     def __post_init__(self) -> None:
         self.connection = Connection(self.url, self.timeout_s)
@@ -63,15 +88,57 @@ class VllmRollouts:
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ServerFailed(f"{self.connection} names no model") from error
 
+    @contextmanager
+    def own(self) -> Iterator[None]:
+        """Inside, the folder is this run's; afterwards it is gone, and the server's adapters, too.
+
+        Raises `UserError` as `own_folder` does.
+        """
+        with own_folder(self.folder):
+            try:
+                yield
+            finally:
+                if self.by_adapter:
+                    goodbye = Connection(self.url, min(self.timeout_s, _GOODBYE_S))
+                    try:
+                        forget_adapters(goodbye, self.folder)
+                    except (Unreachable, ServerFailed) as error:
+                        logger.info("%s keeps the names of adapters: %s", goodbye, error)
+
+    def choose(self, model: Any) -> None:
+        """Whether the adapter of `model`, if it has one, goes by itself or merged: once, with a
+        line in the log. A server that is not there is waited for."""
+        if self.form:
+            return
+        if not is_adapted(model):
+            self.form = "whole weights"
+        elif (reason := why_merged(self.connection, model)) is None:
+            self.by_adapter, self.form = True, "the adapter by itself, its base once"
+        else:
+            self.form = f"whole weights, the adapter merged: {reason}"
+        logger.info("%s gets %s", self.connection, self.form)
+
     def load(self, model: Any, of: Any) -> None:
         """Give the server the weights of `model`; those `of` what was given last, in which nothing
         was changed since, are not written again. `None` is of nothing."""
-        now = None if of is None else (of, _changes(model))
-        if self._weights is None or now is None or now != self._of:
-            self._weights = write_weights(model, self.folder)
+        self.choose(model)
+        now = None if of is None else (of, _changes((*model.parameters(), *model.buffers())))
+        if self._written is None or now is None or now != self._of:
+            self._written = self._write(model)
             self._of = now
             self.loads += 1
-        load_weights(self.connection, self.folder, self._weights)
+        load_weights(self.connection, self.folder, self._written)
+
+    def _write(self, model: Any) -> ServedWeights:
+        if not self.by_adapter:
+            return ServedWeights(write_weights(model, self.folder))
+        base = _changes(base_tensors(model))
+        if self._written is not None and base == self._base:
+            weights = self._written.weights
+        else:
+            weights = write_weights(model, self.folder, merged=False)
+        self._base = base
+        return ServedWeights(weights, write_adapter(model, self.folder))
 
     def generate(
         self,
@@ -84,20 +151,22 @@ class VllmRollouts:
 
         Arguments as of `engine.generate`. Raises `ServerFailed` for a server that stays away.
         """
-        assert self._weights is not None
+        assert self._written is not None
         limits = budgets or [None] * len(prompts)
         bodies = [
             request_of(prompt, key, sampling, budget)
             for prompt, key, budget in zip(prompts, keys, limits, strict=True)
         ]
+        if self._written.adapter is not None:
+            bodies = [{**body, "model": self._written.adapter} for body in bodies]
         found: dict[int, SampledCompletion] = {}
         waiting = Waiting(self.connection)
         while len(found) < len(bodies):
             missing = [row for row in range(len(bodies)) if row not in found]
             arrived, error = self._asked(bodies, missing)
             try:
-                if version_of(self.connection) != self._weights:
-                    load_weights(self.connection, self.folder, self._weights)
+                if not has_weights(self.connection, self.folder, self._written):
+                    load_weights(self.connection, self.folder, self._written)
                     error = error or Unreachable(_LOST)
                     arrived = {}
             except Unreachable as gone:
@@ -135,15 +204,19 @@ class VllmRollouts:
     def _row(self, body: Any) -> SampledCompletion:
         try:
             return completion_of(self.connection.ask("/v1/completions", body))
+        except NotThere as error:
+            if "model" in body:  # started again, or told by another run to forget it
+                raise Unreachable(error.said) from error
+            raise
         except NoCompletion as error:
             raise ServerFailed(f"{self.connection} replies with {error}") from error
 
 
-def _changes(model: Any) -> tuple[int, int]:
+def _changes(tensors: Iterable[torch.Tensor]) -> tuple[int, int]:
     """Another pair after a change of a tensor: in place, which torch counts, or by another one.
 
     A change through `.data`, which torch does not count, is not seen.
     """
-    tensors = [*model.parameters(), *model.buffers()]
-    counted = sum(tensor._version for tensor in tensors)
-    return counted, hash(tuple(tensor.data_ptr() for tensor in tensors))
+    here = list(tensors)
+    counted = sum(tensor._version for tensor in here)
+    return counted, hash(tuple(tensor.data_ptr() for tensor in here))
