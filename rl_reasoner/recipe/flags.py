@@ -26,7 +26,14 @@ from rl_reasoner.recipe.flag_habits import habit_hint
 from rl_reasoner.recipe.locations import FieldPath, model_in, validate
 from rl_reasoner.recipe.old_names import OLD_NAMES, current_path, note_old_name
 from rl_reasoner.recipe.recipe import EvalOverrides, Recipe, RecipeLoader, RewardSpec
-from rl_reasoner.recipe.stages import DistillStage, FilterStage, GrpoStage, SampleStage, SftStage
+from rl_reasoner.recipe.stages import (
+    DistillStage,
+    FilterStage,
+    GrpoStage,
+    Loss,
+    SampleStage,
+    SftStage,
+)
 
 _LISTS: dict[str, list[type[BaseModel]]] = {
     "stages": [SftStage, GrpoStage, SampleStage, FilterStage, DistillStage],
@@ -57,6 +64,9 @@ def apply_flags(recipe: Recipe, flags: Sequence[str]) -> Recipe:
             problems += error.messages
     # a whole before its parts, the kind of data before its settings, all stages before one of them
     settings.sort(key=lambda f: (len(f[0]), f[0][-1] not in ("task", "path", "stage", "mix"), f[3]))
+    for path, _, _, _ in settings:
+        if path[-2:] == ("loss", "algorithm"):
+            _open_to_another(data, path)
     for path, value, _, _ in settings:
         _set(data, path, deepcopy(value))  # its parts may be set in one stage alone
     try:
@@ -116,6 +126,17 @@ def _read(flag: str, text: str | None, annotation: Any) -> Any:
         return yaml_value(text, RecipeLoader)[1]
     except yaml.YAMLError as error:
         raise UserError(f"--{flag} {text}: cannot be read as YAML") from error
+
+
+def _open_to_another(data: dict[str, Any], path: FieldPath) -> None:
+    """Take out of a loss what it has by default or by its algorithm: another one is to set it."""
+    loss: Any = data
+    for part in path[:-1]:
+        loss = loss[part]
+    if isinstance(loss, dict):
+        by_itself = Loss(algorithm=loss["algorithm"]).model_dump(mode="json")
+        for name in [name for name in loss if loss[name] == by_itself[name]]:
+            del loss[name]
 
 
 def _set(data: dict[str, Any], path: FieldPath, value: Any) -> None:

@@ -6,9 +6,11 @@ from itertools import permutations
 import pytest
 
 from rl_reasoner import Recipe
+from rl_reasoner.errors import UserError
+from rl_reasoner.recipe.algorithms import ALGORITHMS
 from rl_reasoner.recipe.flags import apply_flags, flag_places, flag_table
 from rl_reasoner.recipe.load import load_recipe
-from rl_reasoner.recipe.stages import GrpoStage
+from rl_reasoner.recipe.stages import GrpoStage, Loss
 
 
 @pytest.fixture
@@ -59,3 +61,23 @@ def test_shown_rewards_are_typed_with_their_options() -> None:
     assert "timeout_s" in shown
     typed = apply_flags(load_recipe("quickstart"), ["--rewards", *shlex.split(shown)])
     assert typed.rewards == recipe.rewards
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("shipped", ["quickstart", "moe_tiny"])
+def test_another_algorithm_than_the_recipes_is_one_flag(name: str, shipped: str) -> None:
+    """What the recipe has by default, or by its own algorithm, does not speak against it."""
+    changed = apply_flags(load_recipe(shipped), ["--loss.algorithm", name, "--loss.beta", "0"])
+    assert isinstance(stage := changed.stages[-1], GrpoStage)
+    assert stage.loss == Loss(algorithm=name, beta=0.0)
+
+
+def test_what_the_recipe_says_itself_is_kept_or_speaks_against_it() -> None:
+    recipe = load_recipe("quickstart")
+    assert isinstance(stage := apply_flags(recipe, ["--loss.algorithm=rloo"]).stages[-1], GrpoStage)
+    assert stage.loss.beta == 0.001 and stage.loss.kl_in == "reward"
+    said = "beta is 0.001, but algorithm 'scalerl' has 0.0"
+    with pytest.raises(UserError, match=said):
+        apply_flags(recipe, ["--loss.algorithm", "scalerl"])
+    with pytest.raises(UserError, match="type is 'grpo', but algorithm 'scalerl' has 'cispo'"):
+        apply_flags(recipe, ["--loss.algorithm", "scalerl", "--loss.beta=0", "--loss.type=grpo"])
