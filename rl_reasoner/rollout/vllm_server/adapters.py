@@ -149,7 +149,8 @@ def put_adapter(connection: Connection, adapter: Path) -> None:
 def forget_adapters(connection: Connection, folder: Path, but: str = "") -> None:
     """Have the server forget the adapters that it has from `folder`, before their files go.
 
-    vLLM would else look for the files again, and end, where one is asked for.
+    vLLM would else look for them where one is asked for after a load of other weights, and its
+    engine ends where it finds none (`lora/worker_manager.py`, `_load_adapter`).
     """
     for name, root in _known(connection).items():
         if name != but and Path(root).parent == folder.absolute():
