@@ -105,6 +105,14 @@ BY_NEITHER = (
     Field("group.band"),
     Field("sampling.weights", note="by vLLM, in bf16"),
     Field(
+        "sampling.keep_mask",
+        lost=lambda s: (
+            s.stage.sampling.keep_mask is not False
+            and (s.stage.sampling.top_p < 1 or s.stage.sampling.top_k > 0)
+        ),
+        else_does="trains the policy on all tokens, also those that a cut-off took away",
+    ),
+    Field(
         "loss.aggregation",
         note="the reward file gives the weighted sum",
         lost=lambda s: s.stage.loss.aggregation != "sum_then_normalize",

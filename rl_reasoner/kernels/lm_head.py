@@ -6,6 +6,10 @@ forward pass also keeps the expected row of the head's weight, E_p[w] (N, H): it
 log Z - h.E_p[w], and in the backward pass the hidden states' gradient, g (w_y - E_p[w]), without a
 product of its own. `FusedHead` takes the place of trl's, for fp32 weights on a CPU, under autocast
 in fp32 too; anything else (other types, bias, softcap, entropies with a gradient) stays with trl's.
+
+With `kept`, the sets of tokens that sampling was cut off to, all of that is of the distribution
+over the set alone: what is not in it has a logit of minus infinity. trl's has no such thing, so
+this head is then used for every type and device.
 """
 
 from collections.abc import Iterator
@@ -15,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rl_reasoner.errors import UserError
+from rl_reasoner.kernels.kept_tokens import cut_off
 from rl_reasoner.kernels.products import product_of
 
 _TILE = 1 << 20  # numbers in a tile of logits: 4 MB
@@ -22,18 +28,24 @@ _TOKENS = 4096  # in a tile
 
 
 class _HeadLogProbs(torch.autograd.Function):
-    """Of hidden states (N, H), weight (V, H), targets (N,): log-probs and entropies (N,)."""
+    """Of hidden states (N, H), weight (V, H), targets (N,): log-probs and entropies (N,).
+
+    `kept` (N, V / 8) uint8, or None: the sets that the distributions are over.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float, kept: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        parts = [_statistics(rows * scale, weight) for rows in torch.split(hidden, _TOKENS)]
+        parts = [
+            _statistics(hidden[rows] * scale, weight, None if kept is None else kept[rows])
+            for rows in _rows(len(hidden))
+        ]
         log_z, expected = (torch.cat(part) for part in zip(*parts, strict=True))
         chosen = (hidden * weight[targets]).sum(1) * scale
         entropy = log_z - (hidden * expected).sum(1) * scale
         ctx.save_for_backward(hidden, weight, targets, log_z, expected)
-        ctx.scale = scale
+        ctx.scale, ctx.kept = scale, kept
         ctx.mark_non_differentiable(entropy)
         ctx.set_materialize_grads(False)
         return chosen - log_z, entropy
@@ -43,36 +55,45 @@ class _HeadLogProbs(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, log_z, expected = ctx.saved_tensors
         if grads[0] is None:
-            return None, None, None, None
+            return None, None, None, None, None
         grad = (grads[0] * ctx.scale)[:, None]  # of the target's scaled logit
         by_hidden = by_weight = None
         if ctx.needs_input_grad[0]:
             by_hidden = (weight[targets] - expected) * grad
         if ctx.needs_input_grad[1]:
             by_weight = torch.zeros_like(weight).index_add_(0, targets, hidden * grad)
-            for at in range(0, len(hidden), _TOKENS):
-                rows = slice(at, at + _TOKENS)
+            for rows in _rows(len(hidden)):
                 scaled = hidden[rows] * ctx.scale
                 for part in _tiles(len(scaled), len(weight)):  # less each word's share of `grad`
                     tile = product_of(scaled, weight[part], "forward")
+                    if ctx.kept is not None:
+                        cut_off(tile, ctx.kept[rows], part.start)
                     tile.sub_(log_z[rows, None]).exp_().mul_(grad[rows])
                     tile.neg_()
                     product_of(tile.t(), hidden[rows].t(), "weight", by_weight[part])
-        return by_hidden, by_weight, None, None
+        return by_hidden, by_weight, None, None, None
+
+
+def _rows(count: int) -> Iterator[slice]:
+    for start in range(0, max(count, 1), _TOKENS):
+        yield slice(start, start + _TOKENS)
 
 
 def _tiles(count: int, vocabulary: int) -> Iterator[slice]:
-    width = max(_TILE // max(count, 1), 256)
+    width = max(_TILE // max(count, 1), 256) // 8 * 8  # whole bytes of a set
     for start in range(0, vocabulary, width):
         yield slice(start, min(start + width, vocabulary))
 
 
-def _statistics(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _statistics(hidden: Tensor, weight: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
     """log Z (n,) of the logits of scaled hidden states (n, H), and E_p[w] (n, H)."""
-    largest = hidden.new_full((len(hidden), 1), -torch.inf)
+    # finite: of a row, all of a tile may be cut off
+    largest = hidden.new_full((len(hidden), 1), torch.finfo(hidden.dtype).min)
     total, expected = torch.zeros_like(largest), torch.zeros_like(hidden)
     for part in _tiles(len(hidden), len(weight)):
         tile = product_of(hidden, weight[part], "forward")
+        if kept is not None:
+            cut_off(tile, kept, part.start)
         top = torch.maximum(largest, tile.amax(1, keepdim=True))
         shrunk = (largest - top).exp_()
         tile.sub_(top).exp_()
@@ -83,10 +104,13 @@ def _statistics(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class FusedHead:
-    """Takes the place of trl's function, `theirs`: the same call, ours where it can be."""
+    """Takes the place of trl's function, `theirs`: the same call, ours where it can be.
 
-    def __init__(self, theirs: Any) -> None:
-        self.theirs = theirs
+    `kept` (N, V / 8) uint8: the sets that the next call's distributions are over; None for all.
+    """
+
+    def __init__(self, theirs: Any, kept: Tensor | None = None) -> None:
+        self.theirs, self.kept = theirs, kept
 
     def apply(
         self,
@@ -100,14 +124,22 @@ class FusedHead:
         logit_scale: float = 1.0,
         outputs: tuple[str, ...] = (),
     ) -> Any:
-        """As trl's ChunkedLogProbFunction: log-probs, entropies, three outputs not asked for."""
+        """As trl's ChunkedLogProbFunction: log-probs, entropies, three outputs not asked for.
+
+        Raises `UserError` for sets and a head that does more than a product.
+        """
         plain = bias is None and softcap is None and set(outputs) <= {"log_probs", "entropy"}
         mixed = torch.is_autocast_enabled("cpu")  # hidden states in low precision, weights in fp32
         fp32 = weight.dtype == torch.float32 and (mixed or hidden.dtype == torch.float32)
-        if hidden.device.type == "cpu" and plain and fp32:
+        if self.kept is not None and not plain:
+            raise UserError(
+                "keep_sampling_mask: the policy's head has a bias or a soft cap, which is not done "
+                "over a set of tokens: set keep_sampling_mask=False, or sample without a cut-off"
+            )
+        if self.kept is not None or (hidden.device.type == "cpu" and plain and fp32):
             scale = logit_scale / temperature
-            with torch.autocast("cpu", enabled=False):
-                given = (hidden.float(), weight, targets, scale)
+            with torch.autocast(hidden.device.type, enabled=False):
+                given = (hidden.float(), weight.float(), targets, scale, self.kept)
                 logps, entropy = _HeadLogProbs.apply(*given)  # type: ignore[no-untyped-call]
             return logps, entropy, None, None, None
         others = (bias, targets, temperature, chunk_size, softcap, logit_scale, outputs)

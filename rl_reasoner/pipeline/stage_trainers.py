@@ -34,14 +34,14 @@ from rl_reasoner.scoring.ledger import Ledger, scores_of
 from rl_reasoner.scoring.rule import rule_of
 from rl_reasoner.tools.formats import CallFormat
 from rl_reasoner.training.checkpointing.faults import SkipBadSteps
-from rl_reasoner.training.distillation_trainer import (
+from rl_reasoner.training.grpo_trainer import GRPOTrainer
+from rl_reasoner.training.other_trainers import (
     DistillationTrainer,
+    SFTTrainer,
     check_vocabulary,
     teacher_of,
 )
-from rl_reasoner.training.grpo_trainer import GRPOTrainer
 from rl_reasoner.training.rollout_report import RowNumbers
-from rl_reasoner.training.sft_trainer import SFTTrainer
 from rl_reasoner.types import Row
 
 _NO_LOSS = -100  # trl's label of a token that is not trained on

@@ -102,6 +102,11 @@ class GrpoSampling(Sampling):
         description="sample with the policy's own weights, with copies in bf16 (corrected by "
         "importance), or (auto) with those where it is large and the processor has it",
     )
+    keep_mask: bool | None = Field(
+        default=None,
+        description="train the policy on the set of tokens that top_p or top_k left to draw from, "
+        "not on all; by default where they are set and our engine samples",
+    )
 
 
 class Vllm(Part):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from rl_reasoner.kernels.kept_tokens import KeptWriter
 from rl_reasoner.moe.routing import SampledRoutes
 from rl_reasoner.rollout.sampling_params import SamplingParams
 from rl_reasoner.rollout.turns import TurnTaker
@@ -37,6 +38,7 @@ class SampledCompletion:
     policy_logps: list[float] = field(default_factory=list)
     tool_mask: list[int] = field(default_factory=list)
     ended: str = ""
+    kept: Tensor | None = None
 
 
 @dataclass
@@ -49,7 +51,8 @@ class Drawn:
 
     rows: "np.ndarray"
     times: "np.ndarray"
-    copies: list[Tensor | None]  # tokens, logps, policy_logps, stopped (n,), choices (n, layers, k)
+    # tokens, logps, policy_logps, stopped (n,), choices (n, layers, k), kept (n, V / 8)
+    copies: list[Tensor | None]
     copied: Any  # torch.cuda.Event, or None
 
 
@@ -72,6 +75,7 @@ class Completions:
         self.ids = np.empty(shape, dtype=np.int64)  # touched as far as completions reach
         self.logps = np.empty(shape, dtype=np.float32)
         self.policy_logps: np.ndarray | None = None  # where they are asked for and others
+        self.kept: list[KeptWriter] | None = None  # of the rows, where they are asked for
         self.counts = np.zeros(rows, dtype=np.int64)  # tokens that the host knows
         self.done = np.zeros(rows, dtype=bool)  # rows whose next tokens do not count
         self.budgets = np.array([b or longest for b in budgets or [longest] * rows])
@@ -84,19 +88,26 @@ class Completions:
             self._lists: list[list[int]] = [[] for _ in range(rows)]  # `ids`, for `turns`
             self._mask = np.ones(shape, dtype=np.uint8)
 
+    def keep_sets(self) -> None:
+        """Keep the sets of tokens that are drawn from."""
+        self.kept = [KeptWriter() for _ in self.counts]
+
     def learn(self, drawn: Drawn) -> None:
         """Read what was drawn; waits where it is not there yet."""
         if drawn.copied is not None:
             drawn.copied.synchronize()
         new = np.flatnonzero(~self.done[drawn.rows])  # not what was run once too often
         rows, times = drawn.rows[new], drawn.times[new]
-        tokens, logps, policy_logps, stopped, choices = (
+        tokens, logps, policy_logps, stopped, choices, kept = (
             None if t is None else t[new] for t in drawn.copies
         )
         assert tokens is not None and logps is not None
         self.ids[rows, times], self.logps[rows, times] = tokens.numpy(), logps.numpy()
         if self.policy_logps is not None and policy_logps is not None:
             self.policy_logps[rows, times] = policy_logps.numpy()
+        if self.kept is not None and kept is not None:
+            for row, bits in zip(rows.tolist(), kept.numpy(), strict=True):
+                self.kept[row].add(bits)
         self.counts[rows] = times + 1
         ended = (self.ids[rows, times][:, None] == self.ends).any(1)
         if stopped is not None:
@@ -142,6 +153,8 @@ class Completions:
         self._mask[row, first:last] = 0
         if self.policy_logps is not None:
             self.policy_logps[row, first:last] = 0.0
+        if self.kept is not None:
+            self.kept[row].given(len(given))
         self.counts[row] = last
         self._lists[row] += given
         return True
@@ -163,6 +176,7 @@ class Completions:
                 self.ids[row, :count].tolist(),
                 self.logps[row, :count].tolist(),
                 own[row, :count].tolist() if policy_logps else [],
+                kept=None if self.kept is None else self.kept[row].deflated(),
             )
             for row, count in enumerate(self.counts.tolist())
         ]

@@ -32,6 +32,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationMixin, LogitsProcessorList
 
+from rl_reasoner.errors import UserError
+from rl_reasoner.kernels.kept_tokens import packed_bits
 from rl_reasoner.kernels.packed_linear import packed_linears
 from rl_reasoner.kernels.packing import attention_of
 from rl_reasoner.moe.routing import SampledRoutes
@@ -52,7 +54,9 @@ from rl_reasoner.rollout.sampling_params import (
     SamplingParams,
     is_the_policy,
     looks_back,
+    not_a_cut_off,
     only_temperature,
+    temperature_of,
 )
 from rl_reasoner.rollout.turns import TurnTaker
 
@@ -169,12 +173,28 @@ class _Batch:
             is_the_policy(processors, temperature) for processors in self.processors.values()
         ):
             self.known.policy_logps = np.empty_like(self.known.logps)
+            if sampling.keep_mask and self.sampled:
+                self._check_cuts(temperature)
+                self.known.keep_sets()
         some: LogitsProcessorList = self.processors[lengths[0]]
         self.looks = looks_back(some)
         self.temperature = only_temperature(some) if self.known.policy_logps is None else None
         if self.looks or sampling.stop is not None:
             width = lengths[-1] + sampling.max_tokens
             self.seen = torch.zeros(0, width, dtype=torch.long, device=self.device)
+
+    def _check_cuts(self, temperature: float) -> None:
+        """Raise `UserError` where what is drawn is more than the policy on a set of tokens."""
+        for processors in self.processors.values():
+            found = not_a_cut_off(processors)
+            if found is None and temperature_of(processors) != temperature:
+                found = f"another temperature than {temperature:g}"
+            if found is not None:
+                raise UserError(
+                    f"keep_sampling_mask: sampling uses {found}, so what is drawn is not the "
+                    "policy on a set of tokens: use cut-offs alone (top_p, top_k, min_p, "
+                    "suppressed tokens), or set it to False"
+                )
 
     def decode_by(self, decoding: DecodePass | None) -> None:
         """Run new tokens by `decoding` where it is given, not by the model's modules."""
@@ -318,13 +338,15 @@ class _Batch:
         if sampling.begin_suppress and not times.all():
             first = self._numbers(np.flatnonzero(times == 0))[:, None]
             logits[first, self._numbers(sampling.begin_suppress)] = -torch.inf
+        policy_logps = stopped = kept = None
         if self.temperature is not None:
             tokens, logps = tokens_at(logits, self.temperature, numbers, sampling.ends[0])
         else:
             logits = logits.float()
             scores = self._processed(logits, rows, times, seen)
             tokens, logps = tokens_from(scores, numbers, sampling.ends[0])
-        policy_logps = stopped = None
+            if self.known.kept is not None:
+                kept = packed_bits(scores != -torch.inf)
         if self.known.policy_logps is not None:
             scaled = logits / (sampling.policy_temperature or 1.0)
             policy_logps = scaled.gather(1, tokens[:, None]).squeeze(1) - scaled.logsumexp(-1)
@@ -335,7 +357,7 @@ class _Batch:
                 stopped = torch.zeros_like(tokens, dtype=torch.bool)
                 for _, some, ids in self._alike(rows, times + 1, seen):
                     stopped[some] = sampling.stop(ids, None)
-        copies = [self._copied(t) for t in (tokens, logps, policy_logps, stopped, choices)]
+        copies = [self._copied(t) for t in (tokens, logps, policy_logps, stopped, choices, kept)]
         self.drawn.append(Drawn(rows, times, copies, self._event()))
         return tokens
 

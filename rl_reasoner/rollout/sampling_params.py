@@ -5,6 +5,7 @@ Knows nothing of trainers.
 """
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,9 +30,8 @@ _ELSEWHERE = (
     *("penalty_alpha", "dola_layers", "max_time", "prompt_lookup_num_tokens", "token_healing"),
     *("constraints", "force_words_ids"),
 )
-# processors that do not look at the tokens before
-_BY_LOGITS = (
-    logits_process.TemperatureLogitsWarper,
+# processors that take tokens out, and leave the others as likely to each other as they were
+_CUTS_BY_LOGITS = (
     logits_process.TopKLogitsWarper,
     logits_process.TopPLogitsWarper,
     logits_process.TopHLogitsWarper,
@@ -40,9 +40,24 @@ _BY_LOGITS = (
     logits_process.EpsilonLogitsWarper,
     logits_process.EtaLogitsWarper,
     logits_process.SuppressTokensLogitsProcessor,
+)
+_CUTS_BY_IDS = (
+    logits_process.SuppressTokensAtBeginLogitsProcessor,
+    logits_process.MinLengthLogitsProcessor,
+    logits_process.MinNewTokensLengthLogitsProcessor,
+    logits_process.NoRepeatNGramLogitsProcessor,
+    logits_process.NoBadWordsLogitsProcessor,
+    logits_process.ForcedBOSTokenLogitsProcessor,
+    logits_process.ForcedEOSTokenLogitsProcessor,
+)
+# processors that do not look at the tokens before
+_BY_LOGITS = (
+    *_CUTS_BY_LOGITS,
+    logits_process.TemperatureLogitsWarper,
     logits_process.InfNanRemoveLogitsProcessor,
     logits_process.LogitNormalization,
 )
+_SHARES_KEPT = (logits_process.TemperatureLogitsWarper, logits_process.LogitNormalization)
 
 
 @dataclass(frozen=True)
@@ -64,6 +79,7 @@ class SamplingParams:
     stop: StopStringCriteria | None = None
     policy_temperature: float | None = None  # of `policy_logps`; none are kept for None
     weights: torch.dtype | None = None  # of copies of the model's for sampling; None: its own
+    keep_mask: bool = False  # give `SampledCompletion.kept`, where anything is cut off
 
     @property
     def settings(self) -> GenerationConfig:
@@ -103,13 +119,20 @@ def unhandled(given: Mapping[str, Any], settings: GenerationConfig) -> str | Non
 
 def is_the_policy(processors: LogitsProcessorList, temperature: float) -> bool:
     """Whether these processors leave the policy's own distribution at this temperature."""
-    left = 1.0
-    for processor in processors:
-        if isinstance(processor, logits_process.TemperatureLogitsWarper):
-            left *= processor.temperature
-        elif not isinstance(processor, logits_process.LogitNormalization):
-            return False
-    return left == temperature
+    plain = all(isinstance(processor, _SHARES_KEPT) for processor in processors)
+    return plain and temperature_of(processors) == temperature
+
+
+def temperature_of(processors: LogitsProcessorList) -> float:
+    """What these processors divide the logits by."""
+    divides = logits_process.TemperatureLogitsWarper
+    return float(math.prod(p.temperature for p in processors if isinstance(p, divides)))
+
+
+def not_a_cut_off(processors: LogitsProcessorList) -> str | None:
+    """The first of these processors that does more than divide and take tokens out, by name."""
+    known = (*_SHARES_KEPT, *_CUTS_BY_LOGITS, *_CUTS_BY_IDS)
+    return next((type(p).__name__ for p in processors if not isinstance(p, known)), None)
 
 
 def only_temperature(processors: LogitsProcessorList) -> float | None:

@@ -115,6 +115,12 @@ class GRPOConfig(trl.GRPOConfig, _RemembersGiven):  # type: ignore[misc]
         "Default: where sampling_weights are rounded.",
     )
 
+    keep_sampling_mask: bool = _setting(
+        False,
+        "Under top_p, top_k, min_p: train the policy on the set of tokens that each token was "
+        "drawn from (DeepSeek-V3.2), not on all; old and reference log-probs too.",
+    )
+
     # The prompts.
     dynamic_sampling: int = _setting(
         0,
@@ -190,6 +196,11 @@ def _check_sampling(config: GRPOConfig) -> None:
     """Raises `UserError` for a way of sampling that there is not, or that is not corrected for."""
     if config.overlap not in OVERLAPS:
         raise unknown("overlap", str(config.overlap), OVERLAPS)
+    if config.keep_sampling_mask and config.use_vllm:
+        raise UserError(
+            "keep_sampling_mask=True: vLLM does not tell which tokens its cut-off left. Sample "
+            "with our engine (use_vllm=False), or leave keep_sampling_mask out"
+        )
     ahead = config.overlap != "off"
     if ahead and config.correct_sampling is False:
         raise UserError(

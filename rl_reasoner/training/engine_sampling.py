@@ -114,6 +114,7 @@ class EngineSampling:
                 policy_temperature=trainer.temperature,
                 stop=None if stop is None else StopStringCriteria(tokenizer, stop),
                 weights=self.weights,
+                keep_mask=trainer.sampling_mask.on,
             )
         return self._sampling
 
@@ -180,7 +181,8 @@ class EngineSampling:
                 self.budgets(batch.rows, len(prompt_ids)),
                 turns=turns,
             )
-        batch.policy_logps = None if trainer.tools else [c.policy_logps for c in completions]
+        if not trainer.tools:
+            batch.take(completions)
         if turns is not None:
             batch.tool_masks = [completion.tool_mask for completion in completions]
             batch.ended = [completion.ended for completion in completions]
@@ -220,8 +222,7 @@ class EngineSampling:
         prompts = trainer.internals.prompt_ids([row["prompt"] for row in rows])
         trainer.router_replay.not_recorded("vLLM")
         with rollouts.own():
-            model = trainer.model
-            found = check_server(rollouts, model, prompts, how.ends, how.max_tokens)
+            found = check_server(rollouts, trainer.model, prompts, how.ends, how.max_tokens)
             logger.info("%s: %s", rollouts.connection, found)
             yield
 
@@ -271,8 +272,7 @@ class EngineSampling:
         trainer = self.trainer
         device = trainer.accelerator.device.type
         with trainer.accelerator.autocast():
-            low = torch.is_autocast_enabled(device)
-            dtype = torch.get_autocast_dtype(device) if low else None
+            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         key = (trainer.args.seed, 1, *divmod(at, trainer.args.gradient_accumulation_steps))
         keys = _keys(key, 0, len(prompt_ids), size)
         budgets = self.budgets(rows, len(prompt_ids))

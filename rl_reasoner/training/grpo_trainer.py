@@ -5,7 +5,8 @@ what is done about it stands in parts, objects made in `__init__`, each in its f
 
 - `prompt_selection`: which prompts a batch is made of;
 - `engine_sampling`: their completions; `sampling_ahead`: while the batch before is trained on;
-  `router_replay`: the experts that they were sampled with;
+  `router_replay`: the experts that they were sampled with; `sampling_mask`: the tokens that a
+  cut-off left to draw from;
 - `reward_pass`: their scores, in processes of their own; faults take out a row, not the run;
 - `objective`: the advantages and the KL of algorithms that trl lacks;
 - `packed_forward`: passes over them, a prompt once and no padding; `old_logprobs`: passes that need
@@ -34,7 +35,6 @@ from rl_reasoner.kernels.causal_lm import base_of
 from rl_reasoner.moe.experts import check_auxiliary_loss
 from rl_reasoner.rollout.episodes.environment_turns import EnvironmentUse
 from rl_reasoner.rollout.long_prompts import fit_prompts
-from rl_reasoner.rollout.sampling_params import SamplingParams
 from rl_reasoner.rollout.tool_turns import ToolUse, TrlTools
 from rl_reasoner.rollout.vllm_server.rollouts import VllmRollouts
 from rl_reasoner.scoring.rule import Rule
@@ -55,6 +55,7 @@ from rl_reasoner.training.rollout_batch import RolloutBatch
 from rl_reasoner.training.rollout_report import RowNumbers, rollout_rows
 from rl_reasoner.training.router_replay import RouterReplay
 from rl_reasoner.training.sampling_ahead import SamplingAhead
+from rl_reasoner.training.sampling_mask import SamplingMask
 from rl_reasoner.training.step_times import StepTimes
 from rl_reasoner.training.trl_internals import BATCHES, LOSS, PASS, SCORING, Internals, put_on
 from rl_reasoner.types import text_of
@@ -123,6 +124,7 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
         self.prompt_selection = PromptSelection(self, self._scored, self._sample)
         self.engine_sampling = EngineSampling(self)
         self.trl_tools = TrlTools(self.internals.own_tools)
+        self.sampling_mask = SamplingMask(self)
         self.sampling_ahead = SamplingAhead(self)
         self.sampling_correction = SamplingCorrection(self)
         self.out_of_memory = SmallerPieces(self)
@@ -153,6 +155,7 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
         self._warn_of_own_methods()
         with ExitStack() as stack:
             stack.enter_context(self.expert_balance.while_training())
+            self.sampling_mask.check()
             stack.enter_context(self.sampling_ahead.while_training())
             stack.enter_context(self.engine_sampling.while_training())
             stack.enter_context(self.trl_tools.running())
@@ -244,9 +247,11 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
         self.old_logprobs.begin()
         self.router_replay.routes = None  # sampling gives them
         try:
-            output: dict[str, Any] = super()._generate_and_score_completions(batch.rows)
+            with self.sampling_mask.of_batch(batch):
+                output: dict[str, Any] = super()._generate_and_score_completions(batch.rows)
         finally:
             batch.scored = False
+        self.sampling_mask.keep(batch, output)
         self.router_replay.keep(output)
         self.router_replay.routes = None
         self.old_logprobs.defer(output)
@@ -344,25 +349,9 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
                 ids += sampled
             ids, logps = self.engine_sampling.cut(batch, ids, logps)
         else:
-            ids, logps = self._sampled(batch, prompt_ids, num_generations, how)
+            ids, logps = self.sampling_ahead.completed(batch, prompt_ids, num_generations, how)
         batch.routes = replay.routes
         return ids, logps
-
-    def _sampled(
-        self, batch: RolloutBatch, prompt_ids: list[list[int]], size: int, how: SamplingParams
-    ) -> tuple[list[list[int]], list[list[float]] | None]:
-        """The engine's completions: of a batch that was sampled ahead, or of now."""
-        ahead = self.sampling_ahead
-        if not (ahead.on and self.model.training) or batch.earlier:
-            return self.engine_sampling.sample(batch, prompt_ids, size, how)
-        if (done := ahead.take(prompt_ids)) is None:
-            found = self.engine_sampling.sample(batch, prompt_ids, size, how)
-        else:
-            self.router_replay.routes = done.routes
-            batch.policy_logps = [c.policy_logps for c in done.completions]
-            found = [c.ids for c in done.completions], [c.logps for c in done.completions]
-        ahead.begin()
-        return found
 
     # ------------------------------------------------------------------------------ scoring
 
@@ -409,6 +398,7 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
                 self.objective.without_trls_kl(),
                 self.expert_balance.loss_of(inputs),
                 self.router_replay.routes_of(inputs),
+                self.sampling_mask.of(inputs),
                 self.sampling_correction.loss_of(inputs if self.engine_sampling.correcting else {}),
                 self.packed_forward.loss_of(inputs),
             ):
@@ -492,6 +482,7 @@ _PARTS = {
     "prompt_selection": PromptSelection,
     "engine_sampling": EngineSampling,
     "trl_tools": TrlTools,
+    "sampling_mask": SamplingMask,
     "sampling_ahead": SamplingAhead,
     "sampling_correction": SamplingCorrection,
     "out_of_memory": SmallerPieces,

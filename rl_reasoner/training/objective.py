@@ -76,7 +76,7 @@ class Objective:
         everywhere = self.trainer.accelerator.gather(shown).tolist()
         self.trainer.internals.replace_logged_advantages(everywhere)
 
-    def _own_advantages(self, output: Mapping[str, Any], rewards: Tensor) -> Tensor | None:
+    def _own_advantages(self, output: dict[str, Any], rewards: Tensor) -> Tensor | None:
         """(B,) or (B, T) advantages where trl's are not those of the algorithm, else None."""
         token_wise = self._algorithm in ("reinforce++", "reinforce++-baseline")
         if not (self.kl_in_reward or self._algorithm in OWN_ADVANTAGES):
@@ -122,7 +122,7 @@ class Objective:
                 "another algorithm"
             )
 
-    def _kl(self, output: Mapping[str, Any], mask: Tensor) -> Tensor:
+    def _kl(self, output: dict[str, Any], mask: Tensor) -> Tensor:
         """(B, T) the KL estimate of each token under the policy that sampled it; logged."""
         trainer = self.trainer
         old = output.get(OLD_LOGPS)
@@ -130,7 +130,11 @@ class Objective:
             ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
             attended = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
             size = trainer.args.per_device_train_batch_size
-            with torch.no_grad():
+            with (
+                torch.no_grad(),
+                trainer.router_replay.routes_of(output),
+                trainer.sampling_mask.of(output),
+            ):
                 one_pass = getattr(trainer, PASS)  # which may be the user's
                 old = one_pass(trainer.model, ids, attended, mask.shape[1], size)[0]
         apart = old - output["ref_per_token_logps"]

@@ -91,7 +91,11 @@ class OldLogProbs:
             rows[0] = True
         if rows.any():
             moving = rows.nonzero().flatten().tolist()
-            with torch.no_grad(), trainer.router_replay.routes_of(batch, moving):
+            with (
+                torch.no_grad(),
+                trainer.router_replay.routes_of(batch, moving),
+                trainer.sampling_mask.of(batch, moving),
+            ):
                 now, _, _ = log_probs(trainer.model, ids[rows], mask[rows], width)
             logps[rows] = now.to(logps.dtype)
         return logps

@@ -77,6 +77,7 @@ class PackedForward:
         self.lost = torch.zeros(0, dtype=torch.bool)
         self._open: ExitStack | None = None  # in a training step: what its backward pass needs
         self._inputs: dict[str, Any] | None = None  # of the loss that is being computed
+        self._sets: list[Tensor] | None = None  # of the rows of a pass; see `SamplingMask`
         self._moved = False  # whether a row of this optimizer step was computed
         settings = settings_obstacle(trainer)
         if is_on(trainer, "share_prompts"):
@@ -155,11 +156,13 @@ class PackedForward:
         rows = input_ids.shape[0]
         size = batch_size or rows
         parts: list[Pass] = []
+        sets = self.trainer.sampling_mask.sets_of(rows)
         with replay.passes(model):
             for start in range(0, rows, size):
                 ids, mask = input_ids[start : start + size], attention_mask[start : start + size]
                 if packs:
-                    with replay.packed(model, len(ids)):
+                    own = None if sets is None else sets[start : start + size]
+                    with replay.packed(model, len(ids)), put_on(self, "_sets", own):
                         parts.append(
                             self.packed(model, ids, mask, logits_to_keep, compute_aux_loss)
                         )
@@ -180,7 +183,7 @@ class PackedForward:
         self.lost = torch.zeros_like(ids[:, 0], dtype=torch.bool)
         shape = (ids.shape[0], width)
         while (packed := packing.pack(ids, mask, width, keep=keep, whole=aux)) is not None:
-            out = self._forward(model, packed, aux)
+            out = self._forward(model, packed, width, aux)
             broken = packed.places[~out.log_probs[0].isfinite()] // width
             if not self._again(bool(len(broken))):
                 break
@@ -236,20 +239,24 @@ class PackedForward:
                 if not self._again(False):
                     return log_probs.sum() * 0.0
 
-    def _forward(self, model: nn.Module, packed: packing.Packed, aux: bool) -> Any:
+    def _forward(self, model: nn.Module, packed: packing.Packed, width: int, aux: bool) -> Any:
         """trl's fused head on a packed row: `log_probs` and `entropy` (1, M), `aux_loss`."""
         trainer = self.trainer
+        sets = self._sets
+        kept = None if sets is None else trainer.sampling_mask.packed(sets, packed, width)
         with trainer.expert_balance.packed(packed), trainer.router_replay.forward(model, packed):
-            return self._run(model, packed, aux)
+            return self._run(model, packed, aux, kept)
 
-    def _run(self, model: nn.Module, packed: packing.Packed, aux: bool) -> Any:
+    def _run(
+        self, model: nn.Module, packed: packing.Packed, aux: bool, kept: Tensor | None = None
+    ) -> Any:
         ours = not self.trainer.internals.entropy_bonus
         with (
             # a pass with gradients may be recomputed in its backward: attention stays as it is
             self.until_backward(packing.attention_of(base_of(model))),
             self.until_backward(self._fused(model)),
             self.trainer.accelerator.autocast(),
-            fused_head() if ours else nullcontext(),
+            fused_head(kept) if ours else nullcontext(),
         ):
             return model(
                 **packing.arguments(packed),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rl_reasoner.moe.routing import Routes, join_routes
+from rl_reasoner.rollout.completions import SampledCompletion
 from rl_reasoner.rollout.episodes.environment_turns import EnvironmentTurn, EpisodeRecord
 from rl_reasoner.rollout.tool_turns import ToolEvent
 from rl_reasoner.training.overlapped_rewards import OverlappedRewards
@@ -26,6 +27,7 @@ class RolloutRow:
     ids: list[int]
     logps: list[float] | None
     policy_logps: list[float] | None
+    kept: Tensor | None
     tool_mask: list[int] | None
     turns: Sequence[ToolEvent | EnvironmentTurn] | None
     ended: str | None
@@ -42,12 +44,12 @@ class RolloutBatch:
     `earlier`: rows of all processes that were sampled for the same batch before these. `scored`:
     sampled and scored before, so that trl's path is to take what is here. `logps`: each token's
     under the distribution that it was drawn from; `policy_logps`: under the policy itself, nothing
-    cut off. `tool_masks`: 1 for tokens that the policy sampled, 0 for those that tools gave, and
-    `turns` what was called, `ended` why each completion did (`SampledCompletion`); None without
-    tools. `episodes`: what an environment gave, `turns` are its turns then. `routes`: the experts
-    chosen. `outcomes` by
-    reward; `rewards` (rows of all processes, reward functions). `logged`: what rewards logged about
-    the rows, by column.
+    cut off. `kept`: the sets of tokens that each row's were drawn from, where the passes to come
+    take them (rl_reasoner.training.sampling_mask). `tool_masks`: 1 for tokens that the policy
+    sampled, 0 for those that tools gave, and `turns` what was called, `ended` why each completion
+    did (`SampledCompletion`); None without tools. `episodes`: what an environment gave, `turns` are
+    its turns then. `routes`: the experts chosen. `outcomes` by reward; `rewards` (rows of all
+    processes, reward functions). `logged`: what rewards logged about the rows, by column.
     """
 
     rows: list[dict[str, Any]]
@@ -57,6 +59,7 @@ class RolloutBatch:
     texts: list[str] = field(default_factory=list)
     logps: list[list[float]] | None = None
     policy_logps: list[list[float]] | None = None
+    kept: list[Tensor] | None = None
     tool_masks: list[list[int]] | None = None
     turns: Sequence[Sequence[ToolEvent | EnvironmentTurn]] | None = None
     ended: list[str] | None = None
@@ -67,6 +70,15 @@ class RolloutBatch:
     logged: dict[str, list[Any]] = field(default_factory=dict)
     overlapped: OverlappedRewards | None = None  # rewards that began beside the sampling
 
+    def take(self, completions: Sequence[SampledCompletion]) -> None:
+        """What the engine tells of the rows' completions beside tokens and their log-probs.
+
+        Over a set of tokens the policy is what they were drawn from: no log-probs besides.
+        """
+        kept = [c.kept for c in completions if c.kept is not None]
+        self.kept = kept or None
+        self.policy_logps = None if kept else [c.policy_logps for c in completions]
+
     def split(self) -> list[RolloutRow]:
         """The rows, each with all that is known of it."""
         return [
@@ -75,6 +87,7 @@ class RolloutBatch:
                 self.ids[i],
                 self.logps[i] if self.logps else None,
                 self.policy_logps[i] if self.policy_logps is not None else None,
+                self.kept[i] if self.kept is not None else None,
                 self.tool_masks[i] if self.tool_masks is not None else None,
                 self.turns[i] if self.turns is not None else None,
                 self.ended[i] if self.ended is not None else None,
@@ -100,6 +113,7 @@ class RolloutBatch:
             ids=[row.ids for row in rows],
             logps=[row.logps for row in rows if row.logps is not None] or None,
             policy_logps=[r.policy_logps for r in rows if r.policy_logps is not None] or None,
+            kept=[row.kept for row in rows if row.kept is not None] or None,
             tool_masks=[row.tool_mask for row in rows if row.tool_mask is not None] or None,
             turns=[row.turns for row in rows if row.turns is not None] or None,
             ended=[row.ended for row in rows if row.ended is not None] or None,

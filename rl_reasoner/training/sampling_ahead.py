@@ -26,8 +26,10 @@ from rl_reasoner.kernels.causal_lm import base_of
 from rl_reasoner.moe.routing import Routes
 from rl_reasoner.rollout.completions import SampledCompletion
 from rl_reasoner.rollout.sampling_order import Sampled
+from rl_reasoner.rollout.sampling_params import SamplingParams
 from rl_reasoner.rollout.sampling_process import SamplingProcess
 from rl_reasoner.training.checkpointing.data_place import wind_on
+from rl_reasoner.training.rollout_batch import RolloutBatch
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ class Ahead:
             "ids": [torch.tensor(c.ids) for c in drawn],
             "logps": [torch.tensor(c.logps) for c in drawn],
             "policy_logps": [torch.tensor(c.policy_logps) for c in drawn],
+            "kept": None if drawn[0].kept is None else [c.kept for c in drawn],
             "routes": None if routes is None else (routes.prompts, routes.completions),
         }
 
@@ -64,6 +67,8 @@ class Ahead:
         """What `state` gave."""
         columns = zip(state["ids"], state["logps"], state["policy_logps"], strict=True)
         drawn = [SampledCompletion(*(t.tolist() for t in row)) for row in columns]
+        for completion, kept in zip(drawn, state.get("kept") or (), strict=False):
+            completion.kept = kept
         routes = None if state["routes"] is None else Routes(*state["routes"])
         sampled = Sampled(drawn, routes)
         return cls(state["prompts"], state["weights_of"], state["chosen"], sampled)
@@ -128,6 +133,26 @@ class SamplingAhead:
             self._process = None
 
     # -------------------------------------------------------------------------- a batch at hand
+
+    def completed(
+        self, batch: RolloutBatch, prompt_ids: list[list[int]], size: int, how: SamplingParams
+    ) -> tuple[list[list[int]], list[list[float]] | None]:
+        """The engine's completions of the batch at hand, sampled ahead or now, and log-probs.
+
+        As `EngineSampling.sample`; the batch to come is begun.
+        """
+        trainer = self.trainer
+        sample = trainer.engine_sampling.sample
+        if not (self.on and trainer.model.training) or batch.earlier:
+            return sample(batch, prompt_ids, size, how)  # type: ignore[no-any-return]
+        if (done := self.take(prompt_ids)) is None:
+            found = sample(batch, prompt_ids, size, how)
+        else:
+            trainer.router_replay.routes = done.routes
+            batch.take(done.completions)
+            found = [c.ids for c in done.completions], [c.logps for c in done.completions]
+        self.begin()
+        return found  # type: ignore[no-any-return]
 
     def take(self, prompts: list[list[int]]) -> Sampled | None:
         """The completions of the batch at hand, if they were sampled ahead; waits for them."""

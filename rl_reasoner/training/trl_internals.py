@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+from torch import Tensor
 from transformers import GenerationConfig
 from trl.trainer import utils as trl_utils
 
@@ -214,6 +215,10 @@ def put_on(holder: Any, name: str, value: Any) -> Iterator[None]:
         held.update(before)
 
 
-def fused_head() -> AbstractContextManager[None]:
-    """Inside, models with trl's fused head are scored by ours; entropies have no gradient."""
-    return put_on(trl_utils, "_ChunkedLogProbFunction", _ours)
+def fused_head(kept: Tensor | None = None) -> AbstractContextManager[None]:
+    """Inside, models with trl's fused head are scored by ours; entropies have no gradient.
+
+    With `kept`, (N, V / 8) uint8 bits for the N tokens of one pass, each over its set of tokens.
+    """
+    head = _ours if kept is None else FusedHead(_ours.theirs, kept)
+    return put_on(trl_utils, "_ChunkedLogProbFunction", head)

@@ -18,6 +18,7 @@ from transformers.generation import StopStringCriteria
 
 from rl_reasoner import open_policy
 from rl_reasoner.kernels import native
+from rl_reasoner.kernels.kept_tokens import inflated, packed_bits
 from rl_reasoner.moe.routing import Routing, SampledRoutes
 from rl_reasoner.rollout import admission, decode_pass, engine
 from rl_reasoner.rollout.agreement import sampling_obstacle
@@ -459,3 +460,32 @@ def test_what_a_taker_raises_ends_the_call() -> None:
         turns = Broken(Script(stops=tuple(range(VOCABULARY))))
         generate(model, [[3, 4]], [[0]], SamplingParams(9, (-1,)), turns=turns)
     assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("options", [{"top_p": 0.6}, {"top_k": 3, "min_new_tokens": 4}], ids=str)
+def test_the_sets_that_tokens_are_drawn_from_are_kept_and_nothing_is_cut_of_given_ones(
+    options: dict[str, Any],
+) -> None:
+    """As transformers' processors leave them behind each prefix, over several turns."""
+    model, prompts = model_of("llama", seed=4), prompts_of(3, 3)
+    config = GenerationConfig(**{"do_sample": True, "temperature": 0.8, "top_k": 0, **options})
+    sampling = SamplingParams(12, (END,), config=config, policy_temperature=0.8, keep_mask=True)
+    turns = Threads(Script((3, 2)))
+    sizes: dict[int, set[int]] = {0: set(), 1: set()}
+    found = generate(model, prompts, [[i] for i in range(9)], sampling, turns=turns)
+    for prompt, completion in zip(prompts, found, strict=True):
+        assert completion.kept is not None
+        kept = inflated(completion.kept, VOCABULARY)
+        processors = sampling.processors(model, len(prompt))
+        for place, drawn in enumerate(completion.tool_mask):
+            ids = torch.tensor([[*prompt, *completion.ids[:place]]])
+            with torch.no_grad():
+                scores = processors(ids, model(ids).logits[:, -1].float())
+            left = scores > -torch.inf if drawn else torch.ones_like(scores).bool()
+            every = torch.tensor([[255] * kept.shape[1]], dtype=torch.uint8)
+            assert torch.equal(kept[place], (packed_bits(left) if drawn else every)[0])
+            sizes[drawn].add(int(left.sum()))
+            if drawn:
+                logp = scores.log_softmax(-1)[0, completion.ids[place]]
+                assert completion.logps[place] == pytest.approx(float(logp), abs=1e-4)
+    assert sizes[0] == {VOCABULARY} and max(sizes[1]) < VOCABULARY

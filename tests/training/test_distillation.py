@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from rl_reasoner import open_policy, train
 from rl_reasoner.errors import UserError
-from rl_reasoner.training.distillation_trainer import DistillationTrainer, teacher_of
+from rl_reasoner.training.other_trainers import DistillationTrainer, teacher_of
 from support.tiny import QUIET, recipe, rows, same, sft
 
 DISTILL = {

@@ -117,3 +117,24 @@ def test_deepspeed_reads_its_settings(stage: int) -> None:
     found = DeepSpeedConfig(filled)
     assert int(found.zero_config.stage) == stage and found.bfloat16_config.enabled
     assert found.zero_config.gather_16bit_weights_on_model_save == (stage == 3)
+
+
+@pytest.mark.parametrize(
+    ("stage", "keeps"),
+    [
+        ({}, False),
+        ({"sampling": {"top_p": 0.9}}, True),
+        ({"sampling": {"top_k": 5, "keep_mask": False}}, False),
+        ({"trainer": {"min_p": 0.1}}, True),
+        ({"sampling": {"top_k": 5}, "vllm": {}}, False),
+    ],
+    ids=str,
+)
+def test_recipes_train_on_the_sets_of_tokens_that_are_left_where_some_are_cut_off(
+    stage: dict[str, Any], keeps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec(name) or name == "vllm")
+    made = recipe(tmp_path, grpo(**stage))
+    found: Any = config(made, made.stages[0], tmp_path, choose_placement(made))  # type: ignore[arg-type]
+    assert found.keep_sampling_mask == keeps

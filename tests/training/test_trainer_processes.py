@@ -84,6 +84,7 @@ def gradients(
         ("scratch:dense-tiny", {"loss_type": "dapo", "num_iterations": 2}),
         ("scratch:moe-tiny", {"router_aux_loss_coef": 0.0}),
         ("scratch:dense-tiny", {"share_prompts": False}),
+        ("scratch:dense-tiny", {"keep_sampling_mask": True, "top_p": 0.8}),
     ],
     ids=str,
 )

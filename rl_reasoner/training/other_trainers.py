@@ -1,9 +1,11 @@
-"""On-policy distillation: the student samples, the teacher says how likely each token should be.
+"""The trainers of the stages beside GRPO: trl's for `sft` and for on-policy distillation.
 
-trl's DistillationTrainer (Agarwal et al., arXiv 2306.13649) with the reverse KL as its default
-divergence. What it needs here: a teacher at rest, samples that depend on the step alone, so that a
-run that is continued draws what it would have drawn, and its place in the data. Knows trl; nothing
-of recipes.
+What trl's SFTTrainer needs here: checkpoints that are whole, weights that can be sharded anywhere.
+In distillation the student samples, the teacher says how likely each token should be; trl's
+DistillationTrainer (Agarwal et al., arXiv 2306.13649) with the reverse KL as its default
+divergence. What it needs: a teacher at rest, samples that depend on the step alone, so that a run
+that is continued draws what it would have drawn, and its place in the data. Knows trl; nothing of
+recipes.
 """
 
 from typing import Any
@@ -11,9 +13,14 @@ from typing import Any
 import torch
 import trl
 
+from rl_reasoner.distributed.sharding import Sharding
 from rl_reasoner.errors import UserError
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.training.checkpointing.exact_resume import ExactResume
+
+
+class SFTTrainer(ExactResume, trl.SFTTrainer, Sharding):  # type: ignore[misc]
+    """trl's trainer with checkpoints that continue exactly, and weights in shards on a CPU too."""
 
 
 class DistillationTrainer(ExactResume, trl.DistillationTrainer):  # type: ignore[misc]
