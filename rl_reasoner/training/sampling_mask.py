@@ -115,8 +115,8 @@ class SamplingMask:
 
     def packed(self, sets: Sequence[Tensor], packed: Packed, width: int) -> Tensor:
         """(M, V / 8) uint8: the sets of the scored tokens of rows that are `width` columns wide."""
-        head: Any = base_of(self.trainer.model).get_output_embeddings()
-        vocabulary = head.weight.shape[0]
+        base: Any = base_of(self.trainer.model)
+        vocabulary = base.get_output_embeddings().weight.shape[0]
         scored = Counter((packed.places // width).tolist())
         members = [row for group in packed.groups for row in group.members]
         parts = [inflated(sets[row], vocabulary)[: scored[row]] for row in members]
