@@ -269,16 +269,22 @@ def _pool(calls: Sequence[_Called], place: int) -> list[Any]:
 def _near(value: Any, by: int, pool: Sequence[Any]) -> Any:
     """Another value of the same kind, near `value`; what has no near ones comes back as it is.
 
-    Numbers keep off the negatives where all of the tests' do.
+    Numbers keep off the negatives where all of the tests' do, and spaces in a text stay where they
+    are: on a form that no test has, programs that are right may differ.
     """
     if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, int | float):
         signed = any(isinstance(v, int | float) and v < 0 for v in pool)
         return value - by if signed and by % 2 else value + by
-    if isinstance(value, str | list | tuple) and len(value) > 1:
-        sequence: Any = value
-        turn = by % len(value)
-        turned = sequence[turn:] + sequence[:turn]
-        return turned if by % 2 else turned[::-1]
-    return value
+    if isinstance(value, str):
+        moved = iter(_turned([letter for letter in value if not letter.isspace()], by))
+        return "".join(letter if letter.isspace() else next(moved) for letter in value)
+    return _turned(value, by) if isinstance(value, list | tuple) else value
+
+
+def _turned(value: Any, by: int) -> Any:
+    """A list or tuple that begins `by` places later, every other time backwards."""
+    turn = by % max(1, len(value))
+    turned = value[turn:] + value[:turn]
+    return turned if by % 2 else turned[::-1]

@@ -79,6 +79,17 @@ def test_special_cases_of_the_tests_are_told_from_a_program(row: Row) -> None:
     assert judge_program(TABLE, row, LAST)[0] == "disagrees"
 
 
+def test_a_mutated_text_keeps_its_form() -> None:
+    """No test has spaces at an edge, where a reference may take them away: MBPP's 628 does."""
+    reference = "def f(text):\n    return text.strip().replace(' ', '%20')"
+    tests = [f"assert f({t!r}) == {t.replace(' ', '%20')!r}" for t in ("I am so", "My own", "x y")]
+    right = "```python\ndef f(text):\n    return text.replace(' ', '%20')\n```"
+    table = "```python\ndef f(text):\n    return {'I am so': 'I%20am%20so'}.get(text, text)\n```"
+    row: Row = {"tests": tests, "reference_solution": reference}
+    assert judge_program(right, row, LAST)[1].startswith("right on 6 of 6 mutated inputs")
+    assert judge_program(table, row, LAST)[0] == "disagrees"
+
+
 def test_a_column_called_generator_is_not_always_a_program() -> None:
     """As where it names the model that wrote the row: the judge is that of the other columns."""
     assert not can_judge({"answer": "5", "generator": "gpt-4o"})
