@@ -193,7 +193,7 @@ class _Batch:
                 raise UserError(
                     f"keep_sampling_mask: sampling uses {found}, so what is drawn is not the "
                     "policy on a set of tokens: use cut-offs alone (top_p, top_k, min_p, "
-                    "suppressed tokens), or set it to False"
+                    "suppressed tokens), or set it to False (sampling.keep_mask: false in a recipe)"
                 )
 
     def decode_by(self, decoding: DecodePass | None) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import trl
+from peft import LoraConfig
 from torch import Tensor
 
 from rl_reasoner import GRPOConfig, GRPOTrainer
@@ -128,6 +129,24 @@ def test_on_policy_the_weights_of_the_correction_are_1(
         found[keep] = max(abs(log[name] - 1) for name in names)
         assert (log.get("sampling_mask/megabytes", 0.0) > 0) == keep
     assert found[True] < 1e-5 and found[False] > 0.05
+
+
+def test_a_kl_in_the_reward_is_that_over_the_sets(tmp_path: Path) -> None:
+    """An adapter that starts at zero is its reference, on the same tokens and experts."""
+    trainer = build(
+        "scratch:moe-tiny",
+        tmp_path,
+        peft_config=LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+        max_steps=1,
+        top_k=20,
+        beta=0.04,
+        kl_in="reward",
+        kl_estimator="k1",
+        router_replay=True,
+        **KEEP,
+    )
+    trainer.train()
+    assert trainer.state.log_history[0]["kl"] == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize(
