@@ -44,7 +44,7 @@ from rl_reasoner.rollout.sampler import eos_ids, long_rows, prompt_ids
 from rl_reasoner.rollout.server import ServerFailed
 from rl_reasoner.rollout.tool_turns import ToolUse
 from rl_reasoner.rollout.vllm_server.agreement import ASKED_PROMPTS, check_server
-from rl_reasoner.rollout.vllm_server.connection import START_COMMAND, Unreachable
+from rl_reasoner.rollout.vllm_server.connection import LORA_FLAGS, START_COMMAND, Unreachable
 from rl_reasoner.rollout.vllm_server.rollouts import VllmRollouts
 from rl_reasoner.types import Row
 
@@ -353,7 +353,9 @@ def _vllm_server(
         return Notice("vllm", "failed", f"{of}{rollouts.connection}: {error}", fix)
     except (ServerFailed, UserError) as error:
         return Notice("vllm", "failed", f"{of}{error}")
-    return Notice("vllm", "passed", f"{of}{rollouts.connection} gets {rollouts.form}; {found}")
+    merged = recipe.policy.lora is not None and not rollouts.by_adapter
+    message = f"{of}{rollouts.connection} gets {rollouts.form}; {found}"
+    return warn_if(merged, "vllm", message, f"to swap adapters, start it with {LORA_FLAGS}, too")
 
 
 def _batch_size(stage: SftStage | DistillStage, rows: int) -> Notice:
