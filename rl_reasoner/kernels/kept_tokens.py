@@ -2,8 +2,8 @@
 
 Sampling knows which tokens may be drawn at a position: those with a score above minus infinity. The
 training pass takes the same set (DeepSeek-V3.2, arXiv 2512.02556, "Keep Sampling Mask"), tile by
-tile of the vocabulary. In between a completion's sets lie deflated: V / 8 bytes a token at most,
-and some 80 for a set of ten among 150,000. Knows tensors only.
+tile of the vocabulary. In between a completion's sets lie deflated: V / 8 bytes a token where
+sets are large, 130 for ten tokens of 151,936 that lie anywhere. Knows tensors only.
 """
 
 import zlib

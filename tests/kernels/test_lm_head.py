@@ -11,7 +11,7 @@ from trl.trainer import utils
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.kernels import lm_head
-from rl_reasoner.kernels.kept_tokens import packed_bits
+from rl_reasoner.kernels.kept_tokens import KeptWriter, inflated, packed_bits
 from rl_reasoner.training.trl_internals import fused_head
 
 OUTPUTS = ("log_probs", "entropy")
@@ -129,6 +129,21 @@ def test_sets_are_taken_in_every_type_but_with_no_other_head(dtype: torch.dtype)
     assert weight.grad is not None and weight.grad.dtype == dtype and not weight.grad[5:].any()
     with pytest.raises(UserError, match="keep_sampling_mask: the policy's head has a bias"):
         scored(hidden, weight, targets, kept=packed_bits(kept), bias=torch.ones(9))
+
+
+@pytest.mark.parametrize(("size", "most"), [(10, 150), (100, 500), (1000, 2600), (50_000, 19_000)])
+def test_sets_travel_in_few_bytes(size: int, most: int) -> None:
+    """The figures of docs/trainer.md: bytes a token, for sets at random of 151,936."""
+    torch.manual_seed(0)
+    kept = torch.zeros(8, 151_936, dtype=torch.bool)
+    for row in kept:
+        row[torch.randperm(len(row))[:size]] = True
+    writer = KeptWriter()
+    for bits in packed_bits(kept).numpy():
+        writer.add(bits)
+    deflated = writer.deflated()
+    assert len(deflated) / len(kept) < most
+    assert torch.equal(inflated(deflated, kept.shape[1]), packed_bits(kept))
 
 
 def test_a_frozen_weight_gets_no_gradient() -> None:
