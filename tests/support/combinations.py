@@ -125,6 +125,8 @@ TESTED: dict[tuple[str, str], str] = {
     ("replay", "KL"): _REPLAY,
     ("replay", "bf16"): f"{_FP8}test_a_recipe_trains_in_it_and_says_so",
     ("replay", "FP8"): f"{_FP8}test_a_recipe_trains_in_it_and_says_so",
+    ("replay", "files"): "tests/training/test_vllm_rollouts.py::"
+    "test_experts_that_a_server_does_not_tell_are_those_of_the_first_pass",
     ("replay", "overlap"): f"{_AHEAD}test_a_run_killed_in_mid_step_is_resumed_to_the_same_weights",
     ("replay", "stages"): _REFERENCE,
     ("replay", "resumed"): "tests/training/test_router_replay.py::"

@@ -21,7 +21,7 @@ from support.tiny import grpo, recipe, same
 from support.tiny import rows as rows_of
 from support.vllm_stand_in import StandIn, serving
 
-DENSE = "scratch:dense-tiny"
+DENSE, MIXTURE = "scratch:dense-tiny", "scratch:moe-tiny"
 CHECKED = 8  # completions that a server is asked for before it is used
 
 
@@ -62,6 +62,17 @@ def test_the_servers_log_probs_are_corrected_for(faultless: Any) -> None:
     for row in trainer.state.log_history[:-1]:
         assert row["sampling/sampling_logp_difference/max"] < 1e-4
         assert row["sampling/importance_sampling_ratio/mean"] == pytest.approx(1.0, abs=1e-4)
+
+
+def test_experts_that_a_server_does_not_tell_are_those_of_the_first_pass(tmp_path: Path) -> None:
+    """Each batch is trained on twice: only the second pass replays."""
+    changes = {"router_replay": True, "num_iterations": 2, "router_aux_loss_coef": 0.0}
+    with serving(MIXTURE) as server:
+        trainer = build(MIXTURE, tmp_path / "out", max_steps=4, logging_steps=1, **changes)
+        trainer.vllm_rollouts = VllmRollouts(server.url, tmp_path / "weights", 120.0)
+        trainer.train()
+    flips = ["router_replay/flips" in row for row in trainer.state.log_history[:4]]
+    assert flips == [False, True, False, True]
 
 
 @pytest.mark.parametrize("fault", ["503", "refused", "restart"])
