@@ -64,15 +64,19 @@ def test_the_servers_log_probs_are_corrected_for(faultless: Any) -> None:
         assert row["sampling/importance_sampling_ratio/mean"] == pytest.approx(1.0, abs=1e-4)
 
 
-def test_experts_that_a_server_does_not_tell_are_those_of_the_first_pass(tmp_path: Path) -> None:
-    """Each batch is trained on twice: only the second pass replays."""
-    changes = {"router_replay": True, "num_iterations": 2, "router_aux_loss_coef": 0.0}
+@pytest.mark.parametrize(("corrected", "replays"), [(True, [True] * 4), (False, [False, True] * 2)])
+def test_experts_that_a_server_does_not_tell_are_those_of_the_first_pass(
+    corrected: bool, replays: list[bool], tmp_path: Path
+) -> None:
+    """That of the correction's log-probs, else the first of the two that train on a batch."""
+    changes: dict[str, Any] = {"router_replay": True, "num_iterations": 2}
+    changes |= {"router_aux_loss_coef": 0.0, "vllm_importance_sampling_correction": corrected}
     with serving(MIXTURE) as server:
         trainer = build(MIXTURE, tmp_path / "out", max_steps=4, logging_steps=1, **changes)
         trainer.vllm_rollouts = VllmRollouts(server.url, tmp_path / "weights", 120.0)
         trainer.train()
     flips = ["router_replay/flips" in row for row in trainer.state.log_history[:4]]
-    assert flips == [False, True, False, True]
+    assert flips == replays
 
 
 @pytest.mark.parametrize("fault", ["503", "refused", "restart"])
