@@ -106,10 +106,7 @@ BY_NEITHER = (
     Field("sampling.weights", note="by vLLM, in bf16"),
     Field(
         "sampling.keep_mask",
-        lost=lambda s: (
-            s.stage.sampling.keep_mask is not False
-            and (s.stage.sampling.top_p < 1 or s.stage.sampling.top_k > 0)
-        ),
+        lost=lambda s: s.stage.sampling.keep_mask,
         else_does="trains the policy on all tokens, also those that a cut-off took away",
     ),
     Field(

@@ -167,7 +167,7 @@ def _grpo(stage: GrpoStage, processes: int) -> dict[str, Any]:
         "top_k": stage.sampling.top_k,
         "long_prompts": stage.long_prompts,
         "sampling_weights": stage.sampling.weights,
-        "keep_sampling_mask": _keeps_mask(stage),
+        "keep_sampling_mask": stage.sampling.keep_mask,
         "max_completion_length": stage.sampling.longest,
         "prompt_schedule": group.curriculum is True,
         "level_band": list(group.band) if group.curriculum == "levels" else None,
@@ -178,15 +178,6 @@ def _grpo(stage: GrpoStage, processes: int) -> dict[str, Any]:
         **(_vllm(stage.vllm) if stage.vllm is not None else {}),
         **{TRL_NAMES.get(name, name): value for name, value in stage.loss},
     }
-
-
-def _keeps_mask(stage: GrpoStage) -> bool:
-    """Whether training takes the tokens that a cut-off left: as asked for, else where it can."""
-    sampling = stage.sampling
-    if sampling.keep_mask is not None:
-        return sampling.keep_mask
-    cuts = sampling.top_p < 1 or sampling.top_k > 0 or bool(stage.trainer.get("min_p"))
-    return cuts and stage.vllm is None
 
 
 def gets_files(vllm: Vllm | None) -> bool:

@@ -6,7 +6,6 @@ a setting that contradicts one is an error. Others are the paper's usual values:
 holds. Data and one function; knows neither torch nor the trainer.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -156,14 +155,6 @@ REWARD_RANGES: Mapping[str, tuple[float, float]] = {
 """The total rewards that an algorithm is made for, where not all are."""
 
 
-def _spelled_out(value: Any) -> Any:
-    """The number or truth value that a flag's text spells; any other value as it is."""
-    try:
-        return json.loads(value.lower()) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
 def algorithm_settings(
     name: str, given: Mapping[str, Any], shown_as: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
@@ -178,7 +169,7 @@ def algorithm_settings(
     contradictions = [
         f"{(shown_as or {}).get(key, key)} is {given[key]!r}, but algorithm {name!r} has {value!r}"
         for key, value in algorithm.fixed.items()
-        if key in given and _spelled_out(given[key]) != value
+        if key in given and given[key] != value
     ]
     if contradictions:
         raise UserError(

@@ -16,7 +16,7 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 from rl_reasoner.errors import UserError, did_you_mean
@@ -58,15 +58,16 @@ def apply_flags(recipe: Recipe, flags: Sequence[str]) -> Recipe:
         try:
             paths, annotation = _resolve(data, flag)
             value = _read(flag, text, annotation)
+            if "loss" in paths[0]:  # where an algorithm compares it with its own
+                value = _meant(value, annotation)
             one = len(paths) == 1
             settings += [(path, value, _spelled(flag, text), one) for path in paths]
         except UserError as error:
             problems += error.messages
     # a whole before its parts, the kind of data before its settings, all stages before one of them
     settings.sort(key=lambda f: (len(f[0]), f[0][-1] not in ("task", "path", "stage", "mix"), f[3]))
-    for path, _, _, _ in settings:
-        if path[-2:] == ("loss", "algorithm"):
-            _open_to_another(data, path)
+    for stage in {path[1] for path, _, _, _ in settings if path[2:] == ("loss", "algorithm")}:
+        _open_to_another(recipe, data, int(stage))
     for path, value, _, _ in settings:
         _set(data, path, deepcopy(value))  # its parts may be set in one stage alone
     try:
@@ -128,15 +129,29 @@ def _read(flag: str, text: str | None, annotation: Any) -> Any:
         raise UserError(f"--{flag} {text}: cannot be read as YAML") from error
 
 
-def _open_to_another(data: dict[str, Any], path: FieldPath) -> None:
-    """Take out of a loss what it has by default or by its algorithm: another one is to set it."""
-    loss: Any = data
-    for part in path[:-1]:
-        loss = loss[part]
-    if isinstance(loss, dict):
-        by_itself = Loss(algorithm=loss["algorithm"]).model_dump(mode="json")
-        for name in [name for name in loss if loss[name] == by_itself[name]]:
-            del loss[name]
+def _meant(value: Any, annotation: Any) -> Any:
+    """A value as its field will hold it; what the field cannot hold is told by the schema."""
+    try:
+        return TypeAdapter(annotation).validate_python(value)
+    except ValidationError:
+        return value
+
+
+def _open_to_another(recipe: Recipe, data: dict[str, Any], number: int) -> None:
+    """Take out of a stage's loss what it has by default or by its algorithm: another sets it.
+
+    What the recipe says itself stays.
+    """
+    stage = recipe.stages[number]
+    if not isinstance(stage, GrpoStage):  # it has no such field: told later
+        return
+    named, said = stage.loss.algorithm, stage.loss.model_fields_set
+    by_itself = Loss(algorithm=named)
+    data["stages"][number]["loss"] = {
+        name: value
+        for name, value in stage.loss.model_dump(mode="json").items()
+        if name in said and (not named or getattr(stage.loss, name) != getattr(by_itself, name))
+    }
 
 
 def _set(data: dict[str, Any], path: FieldPath, value: Any) -> None:

@@ -102,10 +102,10 @@ class GrpoSampling(Sampling):
         description="sample with the policy's own weights, with copies in bf16 (corrected by "
         "importance), or (auto) with those where it is large and the processor has it",
     )
-    keep_mask: bool | None = Field(
-        default=None,
+    keep_mask: bool = Field(
+        default=False,
         description="train the policy on the set of tokens that top_p or top_k left to draw from, "
-        "not on all; by default where they are set and our engine samples",
+        "not on all: the gradient of what was drawn; our engine samples",
     )
 
 

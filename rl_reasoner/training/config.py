@@ -198,8 +198,8 @@ def _check_sampling(config: GRPOConfig) -> None:
         raise unknown("overlap", str(config.overlap), OVERLAPS)
     if config.keep_sampling_mask and config.use_vllm:
         raise UserError(
-            "keep_sampling_mask=True: vLLM does not tell which tokens its cut-off left. Sample "
-            "with our engine (use_vllm=False), or leave keep_sampling_mask out"
+            "keep_sampling_mask=True (sampling.keep_mask in a recipe): vLLM does not tell which "
+            "tokens its cut-off left. Sample with our engine, or leave it out"
         )
     ahead = config.overlap != "off"
     if ahead and config.correct_sampling is False:

@@ -64,6 +64,11 @@ class SamplingMask:
             return f"only our training pass (share_prompts) takes such tokens, not used for {why}"
         if trainer.internals.entropy_bonus:
             return "a bonus for entropy (entropy_coef) is not computed over a set of tokens"
+        base: Any = base_of(trainer.model)
+        if getattr(base.get_output_embeddings(), "bias", None) is not None or getattr(
+            base.config.get_text_config(), "final_logit_softcapping", None
+        ):
+            return "the policy's head has a bias or a soft cap, which is not done over such tokens"
         return None
 
     # ---------------------------------------------------------------------------- the batches

@@ -81,3 +81,31 @@ def test_what_the_recipe_says_itself_is_kept_or_speaks_against_it() -> None:
         apply_flags(recipe, ["--loss.algorithm", "scalerl"])
     with pytest.raises(UserError, match="type is 'grpo', but algorithm 'scalerl' has 'cispo'"):
         apply_flags(recipe, ["--loss.algorithm", "scalerl", "--loss.beta=0", "--loss.type=grpo"])
+
+
+def test_an_algorithm_is_set_twice_for_one_stage_and_where_there_is_no_loss(two: Recipe) -> None:
+    flags = ["--loss.algorithm", "gspo", "--loss.algorithm", "dapo", "--a.loss.algorithm", "rloo"]
+    stages = apply_flags(two, flags).stages[1:]
+    assert [stage.loss.algorithm for stage in stages] == ["rloo", "dapo"]  # type: ignore[union-attr]
+    with pytest.raises(UserError, match="loss"):
+        apply_flags(two, ["--stages.0.loss.algorithm", "gspo"])
+
+
+@pytest.mark.parametrize(
+    ("loss", "flags", "field", "value"),
+    [
+        ({"beta": 0.0}, ["--loss.algorithm=rloo"], "beta", 0.0),
+        ({"epsilon": 0.2}, ["--loss.algorithm=gspo"], "epsilon", 0.2),
+        ({}, ["--loss.algorithm=grpo", "--loss.kl_ratio=no"], "kl_ratio", False),
+        ({}, ["--loss.algorithm=dapo", "--loss.beta", ".0"], "beta", 0.0),
+    ],
+    ids=str,
+)
+def test_what_is_said_holds_also_where_it_is_the_default(
+    loss: dict[str, float], flags: list[str], field: str, value: object, two: Recipe
+) -> None:
+    [*_, stage] = two.stages
+    assert isinstance(stage, GrpoStage)
+    said = stage.model_copy(update={"loss": Loss.model_validate(loss)})
+    changed = apply_flags(two.model_copy(update={"stages": (*two.stages[:-1], said)}), flags)
+    assert getattr(changed.stages[-1].loss, field) == value  # type: ignore[union-attr]

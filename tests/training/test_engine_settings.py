@@ -123,18 +123,14 @@ def test_deepspeed_reads_its_settings(stage: int) -> None:
     ("stage", "keeps"),
     [
         ({}, False),
-        ({"sampling": {"top_p": 0.9}}, True),
-        ({"sampling": {"top_k": 5, "keep_mask": False}}, False),
-        ({"trainer": {"min_p": 0.1}}, True),
-        ({"sampling": {"top_k": 5}, "vllm": {}}, False),
+        ({"sampling": {"top_p": 0.9}}, False),
+        ({"sampling": {"top_k": 5, "keep_mask": True}}, True),
     ],
     ids=str,
 )
-def test_recipes_train_on_the_sets_of_tokens_that_are_left_where_some_are_cut_off(
-    stage: dict[str, Any], keeps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_recipe_trains_on_the_tokens_that_a_cut_off_left_where_it_asks_for_it(
+    stage: dict[str, Any], keeps: bool, tmp_path: Path
 ) -> None:
-    spec = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec(name) or name == "vllm")
     made = recipe(tmp_path, grpo(**stage))
     found: Any = config(made, made.stages[0], tmp_path, choose_placement(made))  # type: ignore[arg-type]
     assert found.keep_sampling_mask == keeps

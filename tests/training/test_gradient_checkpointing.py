@@ -78,6 +78,7 @@ OTHERS: list[tuple[str, dict[str, Any]]] = [
             "level_band": None,
         },
     ),
+    ("dense-tiny", {"keep_sampling_mask": True, "top_k": 20, "top_p": 0.9}),
 ]
 
 

@@ -84,6 +84,29 @@ def test_a_fault_that_passes_leaves_no_trace(fault: str, faultless: Any, tmp_pat
     assert len(set(bases)) == 1 and len(bases) == (3 if fault == "restart" else 1)
 
 
+@pytest.mark.parametrize("loaded", [True, False])
+def test_a_connection_that_breaks_while_an_adapter_loads_leaves_no_trace(
+    loaded: bool, faultless: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind the load, or before it."""
+    load, breaks = StandIn.load_adapter, iter([False, True])
+
+    def broken(server: StandIn, name: str, path: str) -> tuple[int, Any]:
+        fails = next(breaks, False)
+        if fails and not loaded:
+            raise ConnectionResetError
+        done = load(server, name, path)
+        if fails:
+            raise ConnectionResetError
+        return done
+
+    monkeypatch.setattr(StandIn, "load_adapter", broken)
+    with serving(DENSE, rank=8) as server:
+        trainer = trained(tmp_path, server.url)
+    assert next(breaks, None) is None, "it was broken"
+    assert torch.equal(flat(trainer), faultless[0])
+
+
 def test_without_enable_lora_it_is_merged_as_before(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, faultless: Any
 ) -> None:

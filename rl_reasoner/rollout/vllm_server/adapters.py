@@ -87,6 +87,8 @@ def _unfit(model: Any) -> str | None:
         if (value := getattr(config, name)) and value != getattr(plain, name):
             return f"vLLM takes no adapter with {name}"
     for name, parameter in model.named_parameters():
+        if "lora_embedding_" in name:
+            return "an adapter of the embeddings is not tried by itself"
         if parameter.requires_grad and "lora_" not in name:
             return f"{name} is trained, too"
     return None
@@ -135,7 +137,7 @@ def put_adapter(connection: Connection, adapter: Path) -> None:
                 f"the same path (vllm.folder), and to have been started with {LORA_FLAGS}"
             ) from error
         except Unreachable as error:
-            if error.not_now:
+            if error.not_now or not error.replied:  # asked again, and it may have it by then
                 raise
             _known(connection)  # where it is gone, it is waited for
             raise ServerFailed(

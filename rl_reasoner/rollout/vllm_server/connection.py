@@ -36,11 +36,14 @@ LORA_FLAGS = "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora --max-lora-ra
 
 
 class Unreachable(Exception):
-    """A request came to nothing, for a reason that may pass; `not_now`: it was not even begun."""
+    """A request came to nothing, for a reason that may pass.
 
-    def __init__(self, message: str, *, not_now: bool = False) -> None:
+    `not_now`: it was not even begun; `replied`: the server said so itself.
+    """
+
+    def __init__(self, message: str, *, not_now: bool = False, replied: bool = False) -> None:
         super().__init__(message)
-        self.not_now = not_now
+        self.not_now, self.replied = not_now, replied
 
 
 class NotThere(ServerFailed):
@@ -98,7 +101,7 @@ class Connection:
             raise Unreachable(f"no connection: {why}") from error
         if reply.status_code in _MAY_PASS or reply.status_code >= 500:
             said = f"status {reply.status_code} for {path}: {_said(reply)}"
-            raise Unreachable(said, not_now=reply.status_code in _NOT_NOW)
+            raise Unreachable(said, not_now=reply.status_code in _NOT_NOW, replied=True)
         if reply.status_code == 404:
             raise NotThere(
                 f"{self} knows no {path}: rollouts need vLLM's own server (0.32 is tested), "
