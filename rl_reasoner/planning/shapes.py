@@ -118,7 +118,7 @@ def _config(source: str) -> Any:
     """The configuration of a policy: a scratch name, a known one, a folder, a file, a hub id."""
     from transformers import AutoConfig
 
-    from rl_reasoner.policy.gguf import convert_gguf
+    from rl_reasoner.policy.gguf import gguf_config
     from rl_reasoner.policy.names import locate
     from rl_reasoner.policy.opening import UNREADABLE, load_config, open_policy, reason_of
 
@@ -127,7 +127,7 @@ def _config(source: str) -> Any:
     if (published := PUBLISHED.get(source)) is not None:
         return AutoConfig.for_model(**published)
     if source.endswith(".gguf"):
-        source = str(convert_gguf(Path(source).expanduser()))
+        return gguf_config(Path(source).expanduser())
     try:
         with locate(source) as path:
             return load_config(path)

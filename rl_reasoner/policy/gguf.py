@@ -51,11 +51,7 @@ def convert_gguf(file: Path) -> Path:
     turn (training would else mask the end of every completion), where the tokenizer has one.
     Raises `UserError` when the file cannot be read.
     """
-    if not file.is_file():
-        raise UserError(f"there is no policy file {file}")
-    with file.open("rb") as handle:
-        if handle.read(4) != b"GGUF":
-            raise UserError(f"{file} is not a GGUF file (its first bytes are not 'GGUF')")
+    _check_is_gguf(file)
     folder = cache_folder() / f"{file.stem}-{sha256_of(file)[:16]}-{_FORM}"
     if (folder / "config.json").is_file():
         return folder
@@ -63,8 +59,7 @@ def convert_gguf(file: Path) -> Path:
     try:
         convert_to(file, partial)
     except Exception as error:  # the readers' own errors are many and share no base class
-        what = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"{file} cannot be read or converted: {what}") from error
+        raise UserError(f"{file} cannot be read or converted: {_said(error)}") from error
     else:
         if not folder.exists():  # another process may have been quicker
             partial.rename(folder)
@@ -85,11 +80,7 @@ def convert_to(file: Path, folder: Path) -> Any:
         if (twins := _one_weight_twice(reader)) is not None:
             _log.warning("%s: %s", file.name, twins)
         tokenizer = AutoTokenizer.from_pretrained(**place, trust_remote_code=False)
-        config = AutoConfig.from_pretrained(**place, trust_remote_code=False)
-        for name, key in _UNREAD.items():
-            size = _value(reader, f"{_value(reader, _ARCHITECTURE)}.{key}")
-            if size is not None and hasattr(config, name):
-                setattr(config, name, size)
+        config = _config(file, reader)
         model = AutoModelForCausalLM.from_pretrained(
             **place,
             config=config,
@@ -122,6 +113,39 @@ def convert_to(file: Path, folder: Path) -> Any:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return tokenizer
+
+
+def gguf_config(file: Path) -> Any:
+    """The configuration of a GGUF file, without its weights. Raises `UserError`."""
+    _check_is_gguf(file)
+    try:
+        with _opened_once(file) as reader:
+            _one_weight_twice(reader)
+            return _config(file, reader)
+    except Exception as error:  # as above
+        raise UserError(f"{file} cannot be read: {_said(error)}") from error
+
+
+def _config(file: Path, reader: Any) -> Any:
+    """The configuration of an opened file, with what transformers does not read of it."""
+    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+    for name, key in _UNREAD.items():
+        size = _value(reader, f"{_value(reader, _ARCHITECTURE)}.{key}")
+        if size is not None and hasattr(config, name):
+            setattr(config, name, size)
+    return config
+
+
+def _check_is_gguf(file: Path) -> None:
+    if not file.is_file():
+        raise UserError(f"there is no policy file {file}")
+    with file.open("rb") as handle:
+        if handle.read(4) != b"GGUF":
+            raise UserError(f"{file} is not a GGUF file (its first bytes are not 'GGUF')")
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 @contextmanager
