@@ -41,6 +41,12 @@ def cut_off(tile: Tensor, bits: Tensor, start: int) -> None:
     tile.masked_fill_(kept == 0, -torch.inf)
 
 
+def in_sets(tokens: Tensor, bits: Tensor) -> Tensor:
+    """(n,) bool: whether each of `tokens` (n,) is in its set."""
+    byte = bits.gather(1, (tokens // 8)[:, None]).squeeze(1)
+    return (byte.long() >> (tokens % 8)) % 2 == 1
+
+
 class KeptWriter:
     """Deflates the sets of one completion, token after token."""
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.kernels.kept_tokens import cut_off
+from rl_reasoner.kernels.kept_tokens import cut_off, in_sets
 from rl_reasoner.kernels.products import product_of
 
 _TILE = 1 << 20  # numbers in a tile of logits: 4 MB
@@ -135,6 +135,11 @@ class FusedHead:
             raise UserError(
                 "keep_sampling_mask: the policy's head has a bias or a soft cap, which is not done "
                 "over a set of tokens: set keep_sampling_mask=False, or sample without a cut-off"
+            )
+        if self.kept is not None and not bool(in_sets(targets.flatten(), self.kept).all()):
+            raise UserError(
+                "keep_sampling_mask: a token is none of those that it was drawn from: this pass is "
+                "over other rows than were sampled; give it those, or set it to False"
             )
         if self.kept is not None or (hidden.device.type == "cpu" and plain and fp32):
             scale = logit_scale / temperature

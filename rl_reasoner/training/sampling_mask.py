@@ -25,6 +25,7 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.kernels.causal_lm import base_of
 from rl_reasoner.kernels.kept_tokens import inflated
 from rl_reasoner.kernels.packing import Packed
+from rl_reasoner.rollout.sampling_params import is_the_policy
 from rl_reasoner.training.rollout_batch import RolloutBatch
 from rl_reasoner.training.trl_internals import PASS, put_on
 
@@ -74,13 +75,28 @@ class SamplingMask:
     # ---------------------------------------------------------------------------- the batches
 
     def keep(self, batch: RolloutBatch, output: dict[str, Any]) -> None:
-        """Put the sets beside the other columns of the rows."""
+        """Put the sets beside the other columns of the rows.
+
+        Raises `UserError` where there are none for rows of a training that cuts off.
+        """
         if batch.kept is None:  # nothing is cut off, or settings have changed
             self.check()
+            if self.on and self.trainer.model.training and self._cuts():
+                raise UserError(
+                    "keep_sampling_mask: completions came without the tokens that a cut-off left: "
+                    f"call super() in {type(self.trainer).__name__}._generate_single_turn, or set "
+                    "it to False"
+                )
             return
         output[_COLUMN] = batch.kept
         megabytes = sum(map(len, batch.kept)) / 2**20
         self.trainer.internals.metrics["sampling_mask/megabytes"].append(megabytes)
+
+    def _cuts(self) -> bool:
+        """Whether what is drawn now is not the whole policy."""
+        sampling = self.trainer.engine_sampling.sampling()
+        processors = sampling.processors(base_of(self.trainer.model), 1)
+        return not is_the_policy(processors, self.trainer.temperature)
 
     @contextmanager
     def of_batch(self, batch: RolloutBatch) -> Iterator[None]:

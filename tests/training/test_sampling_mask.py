@@ -213,3 +213,25 @@ def test_a_pass_of_the_users_own_has_to_call_ours(tmp_path: Path) -> None:
     trainer = build("scratch:dense-tiny", tmp_path, kind=Own, top_k=20, max_steps=1, **KEEP)
     with pytest.raises(UserError, match="call super"):
         trainer.train()
+
+
+def test_completions_of_the_users_own_have_no_sets(tmp_path: Path) -> None:
+    class Own(GRPOTrainer):
+        def _generate_single_turn(self, prompt_ids: list[list[int]], *others: Any) -> Any:
+            return [[5, 6, 7] for _ in prompt_ids], [[-1.0] * 3 for _ in prompt_ids]
+
+    trainer = build("scratch:dense-tiny", tmp_path, kind=Own, top_k=20, **KEEP)
+    with pytest.raises(UserError, match=r"came without the tokens .*super\(\) in Own"):
+        trainer.train()
+
+
+def test_sets_of_other_rows_are_not_taken(tmp_path: Path) -> None:
+    class Turned(GRPOTrainer):
+        def _get_per_token_logps_and_entropies(
+            self, model: Any, ids: Tensor, *others: Any, **named: Any
+        ) -> Any:
+            return super()._get_per_token_logps_and_entropies(model, ids.flip(0), *others, **named)
+
+    trainer = build("scratch:dense-tiny", tmp_path, kind=Turned, top_k=5, **KEEP)
+    with pytest.raises(UserError, match="none of those that it was drawn from"):
+        trainer.train()
