@@ -210,9 +210,9 @@ class Typed:
             words = [*typed(how, host, port, folder), "train", "--quiet", *map(str, arguments)]
             if how == "--launch":
                 words += ["--launch", str(folder / f"host{host}.yaml")]
-            env = {"OMP_NUM_THREADS": "1", **env}
+            told = {"OMP_NUM_THREADS": "1", **env}
             pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "cwd": ROOT}
-            self.commands.append(hosts.start(host, [sys.executable, "-m", *words], env, **pipes))
+            self.commands.append(hosts.start(host, [sys.executable, "-m", *words], told, **pipes))
 
     def ended(self) -> list[tuple[int, str]]:
         """How the command on each host ends, and what it says."""

@@ -137,11 +137,11 @@ def _broken_deepspeed(path: Path) -> str | None:
     By their checksums alone: they hold objects of DeepSpeed's own, which only it may open.
     """
     name = (path / _LATEST).read_text(encoding="utf-8").strip()
-    processes = len([*path.glob("rng_state*.pth")])
+    processes = max(1, len([*path.glob("rng_state*.pth")]))
     for pattern, least in zip(_DEEPSPEED, (1, processes), strict=True):
         files = sorted((path / Path(name).name).glob(pattern))
-        if len(files) < max(1, least):
-            return f"{len(files)} of {max(1, least)} {name}/{pattern}"
+        if len(files) < least:
+            return f"{len(files)} of {least} {name}/{pattern}"
         for file in files:
             if damage := _zip_damage(file, opened=False):
                 return f"{file.name}: {damage}"
