@@ -75,8 +75,8 @@ class EvalVerb:
     """for hub ids: configuration"""
     split: Name = None
     """for hub ids and saved folders: split (default: test)"""
-    weights: Literal["own", "auto", "bfloat16"] = "own"
-    """sample with the policy's own weights, or with copies in bf16"""
+    weights: Literal["own", "auto", "bfloat16", "int8"] = "own"
+    """sample with the policy's own weights, or with copies in bf16 or int8"""
     tools: Names = None
     """what the policy may call: calculator, python, FILE.py:NAME (default: the run's own)"""
     tool_format: Name = None

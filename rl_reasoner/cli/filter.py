@@ -93,8 +93,8 @@ class FilterVerb:
     """what the policy may call: calculator, python, FILE.py:NAME (default: the run's own)"""
     tool_format: Name = None
     """how calls are written: auto, hermes, llama3, fences or tags (default: the run's own)"""
-    weights: Literal["own", "auto", "bfloat16"] = "own"
-    """sample with the policy's own weights, or with copies in bf16"""
+    weights: Literal["own", "auto", "bfloat16", "int8"] = "own"
+    """sample with the policy's own weights, or with copies in bf16 or int8"""
     no_cache: Flag = False
     """sample everything again, and cache nothing"""
     quiet: Quiet = False

@@ -76,8 +76,8 @@ def evaluate(
     `modes` asks for several passes, each with an entry of its own; with it, `samples` counts for
     the mode "sampled". `cache` is a folder that keeps what was drawn (see `rollout.cache`).
     `trained_on`: rows that the policy was trained on; overlaps are counted, the rest is `@clean`.
-    `weights`: auto and bfloat16 round them. `tools` may be called in it, an `environment` answers
-    its turns and judges where no reward does. Raises `UserError`.
+    `weights`: bfloat16 and int8 round them, auto may. `tools` may be called in it, an `environment`
+    answers its turns and judges where no reward does. Raises `UserError`.
     """
     _check(samples, modes or (), temperature)
     check_judge(reward, reward_options)

@@ -1,11 +1,12 @@
-"""Linear layers for sampling: weights laid out once, not at every call, and in bf16 where asked.
+"""Linear layers for sampling: weights laid out once, not at every call, rounded where asked.
 
 A step of sampling multiplies a few rows with each weight, and torch's product spends much of that
 time on bringing the weight into its kernel's order. Inside `packed_linears` oneDNN has done so
 beforehand, which needs a copy of the weights while it lasts. In the weights' own type the products
 are the same up to rounding. In bf16 they are not: what a layer is given and gives is rounded too,
-but what lies between two layers keeps its type. Without gradients; other layers are left as they
-are, and so are small models, where it does not pay.
+but what lies between two layers keeps its type. In int8 the weights alone are rounded
+(rl_reasoner.kernels.integer_weights). Without gradients; other layers are left as they are, and so
+are small models, where it does not pay.
 """
 
 import time
@@ -17,12 +18,51 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from rl_reasoner.kernels import integer_weights
+from rl_reasoner.kernels.integer_weights import IntegerWeight
 from rl_reasoner.machine import choices
 
 _WORTH = 64 << 20  # bytes of weights from which it pays everywhere: smaller ones stay in the cache
 _ROWS = 16  # the number of rows that weights are laid out for; any number may come
 _MANY = 64  # the same in bf16, whose layout is another for more rows
 _TYPES = (torch.float32, torch.bfloat16)
+# a type of copies that are sampled from has to take four fifths of the time of the one before
+ROUNDED = {"bfloat16": torch.bfloat16, "int8": torch.int8}
+_CLEARLY = 0.8
+
+
+class PackedWeight:
+    """x @ weight.T + bias with a copy of `weight` (outputs, inputs), laid out for few rows.
+
+    `dtype`: that of the copy; what is multiplied has it too, but for int8, whose rows are fp32.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        self.integers = IntegerWeight(weight, bias) if dtype == torch.int8 else None
+        if self.integers is not None:
+            return
+        self.weight = weight.to(dtype)
+        self.bias = None if bias is None else bias.to(dtype)
+        self.packed = _by_onednn(weight) and dtype in _TYPES
+        if self.packed:
+            rows = _MANY if dtype == torch.bfloat16 else _ROWS
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, rows)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """(..., inputs) -> (..., outputs)."""
+        if self.integers is not None:
+            return self.integers(rows)
+        if self.packed:
+            product: Tensor = torch.ops.mkldnn._linear_pointwise(
+                rows, self.weight, self.bias, "none", [], ""
+            )
+            return product
+        return linear(rows, self.weight, self.bias)
+
+
+def computed_in(dtype: torch.dtype) -> torch.dtype:
+    """The type of what is multiplied with copies of that type."""
+    return torch.float32 if dtype == torch.int8 else dtype
 
 
 @contextmanager
@@ -57,20 +97,28 @@ def linear_bytes(model: nn.Module) -> int:
     return sum(layer.weight.nbytes for layer in plain_linears(model))
 
 
-def bf16_pays() -> bool:
-    """Whether products in bf16, casts included, are faster than in fp32 on this processor."""
-    return bool(sampling_weights_timed()["dtype"] == "bfloat16")
-
-
 def sampling_weights_timed() -> dict[str, Any]:
-    """The faster `dtype` of large weights that are sampled from, and `ms`: of a step's products."""
+    """The fastest `dtype` of large weights for sampling, and `ms`: of a step's products."""
     name = f"sampling_weights/{torch.get_num_threads()}_threads"
-    timed: dict[str, Any] = choices.get(name, _time_bf16, _is_timed)
+    timed: dict[str, Any] = choices.get(name, _time_types, _is_timed)
     return timed
 
 
+def faster_rounded() -> torch.dtype | None:
+    """The type of copies whose products are clearly faster here than fp32's, if any."""
+    return ROUNDED.get(sampling_weights_timed()["dtype"])
+
+
 def _is_timed(value: Any) -> bool:
-    return isinstance(value, dict) and value.get("dtype") in ("float32", "bfloat16")
+    if not isinstance(value, dict) or value.get("dtype") not in ("float32", *ROUNDED):
+        return False
+    if value["dtype"] == "int8" and not integer_weights.work():
+        return False
+    return not value.get("ms") or value["ms"].keys() >= {"float32", *_usable_types()}
+
+
+def _usable_types() -> list[str]:
+    return [name for name in ROUNDED if name != "int8" or integer_weights.work()]
 
 
 def _fits(layer: nn.Linear) -> bool:
@@ -99,20 +147,11 @@ def _by_onednn(weight: Tensor) -> bool:
 
 def _packed(layer: nn.Linear, dtype: torch.dtype, back: bool) -> Callable[[Tensor], Tensor]:
     """The layer's product with a copy of its weights; `back`: in the type of what it is given."""
-    weight = layer.weight.detach().to(dtype)
-    bias = None if layer.bias is None else layer.bias.detach().to(dtype)
-    packs = _by_onednn(weight)
-    if packs:
-        rows = _MANY if dtype == torch.bfloat16 else _ROWS
-        weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    bias = None if layer.bias is None else layer.bias.detach()
+    weight = PackedWeight(layer.weight.detach(), bias, dtype)
 
     def forward(given: Tensor) -> Tensor:
-        rows = given.to(dtype)
-        product: Tensor
-        if packs:
-            product = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
-        else:
-            product = linear(rows, weight, bias)
+        product = weight(given.to(computed_in(dtype)))
         return product.to(given.dtype) if back else product
 
     return forward
@@ -122,20 +161,18 @@ def _packed(layer: nn.Linear, dtype: torch.dtype, back: bool) -> Callable[[Tenso
 
 
 @torch.no_grad()
-def _time_bf16() -> dict[str, Any]:
-    """`bfloat16` where it is clearly faster over weights that no cache holds, else `float32`."""
+def _time_types() -> dict[str, Any]:
+    """Each type over weights that no cache holds; a coarser one is taken where clearly faster."""
     layers = _layers(8, 1024, 4096)  # 128 MiB
     given = torch.ones(32, 1024)
-    exact, rounded = (
-        _best_seconds([_packed(layer, dtype, True) for layer in layers], given)
-        for dtype in (torch.float32, torch.bfloat16)
-    )
-    dtype = "bfloat16" if rounded < 0.8 * exact else "float32"
-    return {"dtype": dtype, "ms": {"float32": _ms(exact), "bfloat16": _ms(rounded)}}
-
-
-def _ms(seconds: float) -> float:
-    return round(1000 * seconds, 1)
+    taken, ms = "float32", {}
+    for name in ("float32", *_usable_types()):
+        dtype = ROUNDED.get(name, torch.float32)
+        products = [_packed(layer, dtype, True) for layer in layers]
+        ms[name] = round(1000 * _best_seconds(products, given), 1)
+        if ms[name] < _CLEARLY * ms[taken]:
+            taken = name
+    return {"dtype": taken, "ms": ms}
 
 
 @torch.no_grad()

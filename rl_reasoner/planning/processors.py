@@ -55,11 +55,11 @@ class Processor:
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
-def measured_processor(shape: Shape, half: bool) -> Processor:
-    """This machine's, for policies of that kind, in bf16 (`half`) or fp32."""
+def measured_processor(shape: Shape, dtype: str = "float32") -> Processor:
+    """This machine's, for policies of that kind, with weights in float32, bfloat16 or int8."""
     name = f"step_costs/{torch.get_num_threads()}_threads"
     costs: dict[str, Any] = choices.get(name, _measure, _is_measured)
-    flops, few_s = _products(half)
+    flops, few_s = _products(dtype)
     kind = costs["experts" if shape.experts else "dense"]
     return Processor(flops, few_s, costs["bandwidth"], **kind)
 
@@ -68,18 +68,20 @@ def _is_measured(value: Any) -> bool:
     return isinstance(value, dict) and value.keys() >= {"bandwidth", "dense", "experts"}
 
 
-def _products(half: bool) -> tuple[float, float]:
+def _products(dtype: str = "float32") -> tuple[float, float]:
     """(FLOP/s of many rows, seconds a parameter of few rows beside these)."""
     chosen, timed = products.chosen(), sampling_weights_timed()
     if not chosen.get("rates") or not timed.get("ms"):
         raise UserError(f"{VARIABLE} says how to multiply, not how fast: a plan needs it measured")
     rates = [1e9 * chosen["rates"][kind][chosen[kind]] for kind in products.CLASSES]
     flops = len(rates) / sum(1 / rate for rate in rates)
-    if half:  # both were measured together, so that a busy machine slowed them alike
+    if dtype == "bfloat16":  # both were measured together, so that a busy machine slowed them alike
         beside = products.bf16_rates()
         flops *= beside["bf16"] / beside["fp32"]
-    ms = timed["ms"]["bfloat16" if half else "float32"]
-    return flops, max(0.0, ms / 1000 / _FEW_PARAMETERS - 2 * _FEW_ROWS / flops)
+    ms = timed["ms"]
+    if dtype == "int8":  # as much faster with many rows as with few
+        flops *= ms["float32"] / ms[dtype]
+    return flops, max(0.0, ms[dtype] / 1000 / _FEW_PARAMETERS - 2 * _FEW_ROWS / flops)
 
 
 # ------------------------------------------------------------------------------ the measurements
@@ -90,7 +92,7 @@ def _measure() -> dict[str, Any]:
     array = torch.zeros(1 << 26)  # 256 MiB
     costs: dict[str, Any] = {"bandwidth": 2 * array.nbytes / _fastest(lambda: array.add_(1.0))}
     for kind, name in (("dense", "dense-tiny"), ("experts", "moe-tiny")):
-        costs[kind] = _beside_products(name, *_products(half=False))
+        costs[kind] = _beside_products(name, *_products())
     return costs
 
 

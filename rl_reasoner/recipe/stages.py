@@ -97,10 +97,10 @@ class Sampling(FilterSampling):
 class GrpoSampling(Sampling):
     """How completions are sampled in a grpo stage, and from which weights."""
 
-    weights: Literal["auto", "own", "bfloat16"] = Field(
+    weights: Literal["auto", "own", "bfloat16", "int8"] = Field(
         default="auto",
-        description="sample with the policy's own weights, with copies in bf16 (corrected by "
-        "importance), or (auto) with those where it is large and the processor has it",
+        description="sample with the policy's own weights, with copies in bf16 or int8 (corrected "
+        "by importance), or (auto) with what is fastest here where the policy is large",
     )
     keep_mask: bool = Field(
         default=False,

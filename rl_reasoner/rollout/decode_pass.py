@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import grouped_mm, linear, rms_norm, silu
 
 from rl_reasoner.kernels import decoding
+from rl_reasoner.kernels.packed_linear import PackedWeight, computed_in
 from rl_reasoner.moe.experts import silent_hooks
 from rl_reasoner.moe.routing import choice_type
 from rl_reasoner.rollout.decode_graphs import Graphs, StaticRows
@@ -32,8 +33,6 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _PLAIN = ("torch.nn.modules.", "transformers.activations")  # where modules without a state are from
 _LORA = "peft.tuners.lora."
 _GRAPHED = ("cuda",)  # devices on which a pass is captured
-# the number of rows that weights are laid out for; any number may come
-_ROWS = {torch.float32: 16, torch.bfloat16: 64}
 _proved: "WeakSet[nn.Module]" = WeakSet()
 
 
@@ -94,8 +93,9 @@ def proved(model: nn.Module, agrees: bool) -> None:
 def decode_pass(model: nn.Module, dtype: torch.dtype | None = None) -> "DecodePass | None":
     """The pass of a model that is proved and may be run now, with its weights as they are now.
 
-    `dtype`: that of the products and the copies of the weights, by default that of autocast where
-    it is on, else the model's own. None where transformers' modules have to be called.
+    `dtype`: that of the copies of the weights, by default that of autocast where it is on, else the
+    model's own; with int8, all but linear layers is in fp32. None where transformers' modules have
+    to be called.
     """
     if model not in _proved or decode_obstacle(model) is not None:
         return None
@@ -109,31 +109,13 @@ def decode_pass(model: nn.Module, dtype: torch.dtype | None = None) -> "DecodePa
 # --------------------------------------------------------------------------------- the weights
 
 
-class _Product:
-    """x @ weight.T + bias, with the weight laid out for few rows."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
-        self.weight = weight.to(dtype)
-        self.bias = None if bias is None else bias.to(dtype)
-        on_cpu = weight.device.type == "cpu" and dtype in _ROWS
-        self.packed = on_cpu and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        if self.packed:
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, _ROWS[dtype])
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        if self.packed:
-            return torch.ops.mkldnn._linear_pointwise(  # type: ignore[no-any-return]
-                rows, self.weight, self.bias, "none", [], ""
-            )
-        return linear(rows, self.weight, self.bias)
-
-
-def _joined(modules: Sequence[Any], dtype: torch.dtype) -> _Product:
+def _joined(modules: Sequence[Any], dtype: torch.dtype) -> PackedWeight:
     """One product for linear layers with the same input."""
-    weights = [_weight(module).to(dtype) for module in modules]
+    made_in = computed_in(dtype)
+    weights = [_weight(module).to(made_in) for module in modules]
     biases = [getattr(module, "base_layer", module).bias for module in modules]
-    bias = None if biases[0] is None else torch.cat([b.detach().to(dtype) for b in biases])
-    return _Product(torch.cat(weights) if len(weights) > 1 else weights[0], bias, dtype)
+    bias = None if biases[0] is None else torch.cat([b.detach().to(made_in) for b in biases])
+    return PackedWeight(torch.cat(weights) if len(weights) > 1 else weights[0], bias, dtype)
 
 
 def _weight(module: Any) -> Tensor:
@@ -149,8 +131,8 @@ def _weight(module: Any) -> Tensor:
 
 @dataclass
 class _Mlp:
-    gate_up: _Product
-    down: _Product
+    gate_up: PackedWeight
+    down: PackedWeight
 
 
 @dataclass
@@ -169,9 +151,9 @@ class _Layer:
 
     before: Tensor
     after: Tensor
-    projections: _Product  # queries, keys and values
+    projections: PackedWeight  # queries, keys and values
     heads: decoding.Heads
-    output: _Product
+    output: PackedWeight
     mlp: _Mlp | _Mixture
 
 
@@ -183,7 +165,8 @@ class DecodePass:
 
     def __init__(self, model: Any, dtype: torch.dtype | None = None) -> None:
         backbone, config = model.model, model.config
-        self.dtype = dtype or next(model.parameters()).dtype
+        self.copies = dtype or next(model.parameters()).dtype
+        self.dtype = computed_in(self.copies)
         self.device = next(model.parameters()).device
         self.eps = float(config.rms_norm_eps)
         able = self.device.type == "cpu" and self.dtype in (torch.float32, torch.bfloat16)
@@ -192,7 +175,7 @@ class DecodePass:
         self.layers = [self._layer(layer, config) for layer in backbone.layers]
         self.norm = backbone.norm.weight.detach().float()
         head = model.get_output_embeddings()
-        self.head = _joined([head], self.dtype)
+        self.head = _joined([head], self.copies)
         self.rotary = backbone.rotary_emb
         self.rotation = self._rotation(1024)
         self.chosen: Tensor | None = None
@@ -211,7 +194,7 @@ class DecodePass:
         return _Layer(
             layer.input_layernorm.weight.detach().float(),
             layer.post_attention_layernorm.weight.detach().float(),
-            _joined([attention.q_proj, attention.k_proj, attention.v_proj], self.dtype),
+            _joined([attention.q_proj, attention.k_proj, attention.v_proj], self.copies),
             decoding.Heads(
                 heads=config.num_attention_heads,
                 shared=config.num_key_value_heads,
@@ -222,13 +205,14 @@ class DecodePass:
                 key_norm=None if key is None else key.weight.detach().float(),
                 eps=self.eps,
             ),
-            _joined([attention.o_proj], self.dtype),
+            _joined([attention.o_proj], self.copies),
             self._mixture(layer.mlp) if hasattr(layer.mlp, "experts") else self._mlp(layer.mlp),
         )
 
     def _mlp(self, mlp: Any) -> _Mlp:
         return _Mlp(
-            _joined([mlp.gate_proj, mlp.up_proj], self.dtype), _joined([mlp.down_proj], self.dtype)
+            _joined([mlp.gate_proj, mlp.up_proj], self.copies),
+            _joined([mlp.down_proj], self.copies),
         )
 
     def _mixture(self, block: Any) -> _Mixture:

@@ -1,9 +1,10 @@
 """In which type a policy's weights are sampled from: `sampling_dtype` decides it, once a run.
 
-`own` is the policy as it is. `bfloat16` reads copies that are half as large and, where the
-processor multiplies in bf16, takes products several times as fast; what is sampled then is from a
-policy that is rounded, and its log-probabilities say so. `auto` is `bfloat16` for large policies in
-fp32 on a processor that has it, and `own` for all others: tiny ones are exact.
+`own` is the policy as it is. `bfloat16` and `int8` read copies that are a half or a quarter as
+large, whose products some processors take several times as fast; what is sampled then is from a
+policy that is rounded, and its log-probabilities say so. `int8` rounds linear layers alone, experts
+stay as they are. `auto` is what is clearly fastest for large policies in fp32, and `own` for all
+others: tiny ones are exact.
 """
 
 from typing import Any, Literal, get_args
@@ -11,10 +12,11 @@ from typing import Any, Literal, get_args
 import torch
 
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.kernels.packed_linear import bf16_pays, linear_bytes, plain_linears
+from rl_reasoner.kernels import integer_weights
+from rl_reasoner.kernels.packed_linear import ROUNDED, faster_rounded, linear_bytes, plain_linears
 
-SamplingWeights = Literal["auto", "own", "bfloat16"]
-LARGE = 64 << 20  # bytes of linear layers from which `auto` takes bf16
+SamplingWeights = Literal["auto", "own", "bfloat16", "int8"]
+LARGE = 64 << 20  # bytes of linear layers from which `auto` takes rounded copies
 
 
 def check_choice(field: str, wanted: str) -> None:
@@ -34,25 +36,37 @@ def sampling_dtype(model: Any, wanted: str, field: str = "sampling_weights") -> 
     if torch.is_autocast_enabled(device):  # its type is what training computes in, too
         cast = torch.get_autocast_dtype(device)
         return cast if cast == torch.bfloat16 and device == "cpu" else None
-    if wanted == "own" or own == torch.bfloat16:
+    if wanted == "own" or (own == torch.bfloat16 and wanted != "int8"):
         return None
     if wanted == "auto":
         large = own == torch.float32 and device == "cpu" and linear_bytes(model) >= LARGE
-        return torch.bfloat16 if large and bf16_pays() else None
+        return faster_rounded() if large else None
     if own != torch.float32 or not plain_linears(model):
         kind = str(own).removeprefix("torch.")
         raise UserError(
-            f"{field} is bfloat16, but the policy has no plain linear layers in float32 to copy "
+            f"{field} is {wanted}, but the policy has no plain linear layers in float32 to copy "
             f"(its weights are {kind}): use own or auto"
         )
-    if device == "cpu" and not _computes_bf16():
-        raise UserError(
-            f"{field} is bfloat16, but this processor has no instructions for it (avx512_bf16, "
-            "amx_bf16, or bf16 on Arm) and would be slower: use own or auto"
+    if obstacle := _obstacle(wanted, device):
+        raise UserError(f"{field} is {wanted}, but {obstacle}: use own or auto")
+    return ROUNDED[wanted]
+
+
+def _obstacle(wanted: str, device: str) -> str | None:
+    """Why this machine should not sample from copies of that type, if so."""
+    if wanted == "int8" and (device != "cpu" or not integer_weights.work()):
+        return (
+            f"{device} has no exact products of such integers in this torch (it takes a processor "
+            "with avx512_vnni, avx_vnni or amx_int8)"
         )
-    return torch.bfloat16
+    if wanted == "bfloat16" and device == "cpu" and not _computes_bf16():
+        return (
+            "this processor has no instructions for it (avx512_bf16, amx_bf16, or bf16 on Arm) "
+            "and would be slower"
+        )
+    return None
 
 
 def _computes_bf16() -> bool:
     """Whether this processor has products in bf16, by torch's word or by measurement."""
-    return bool(torch.cpu._is_avx512_bf16_supported()) or bf16_pays()
+    return bool(torch.cpu._is_avx512_bf16_supported()) or faster_rounded() == torch.bfloat16

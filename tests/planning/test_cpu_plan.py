@@ -98,10 +98,10 @@ def test_constants_are_measured_once_and_kept(
     monkeypatch.setenv("RL_REASONER_CACHE", str(tmp_path))
     monkeypatch.setenv(VARIABLE, said())
     monkeypatch.setattr(processors, "choices", Choices())
-    found = measured_processor(SMOLLM, half=False)
+    found = measured_processor(SMOLLM)
     assert found.flops == pytest.approx(125e9) and found.few_s > 0
     assert found.bandwidth > 1e7 and found.layer_s + found.unit_s > 0
     monkeypatch.setattr(processors, "choices", Choices())  # as another process's
     monkeypatch.setattr(processors, "_measure", lambda: pytest.fail("measured again"))
-    assert measured_processor(SMOLLM, half=False) == found
-    assert measured_processor(SMOLLM, half=True).flops != found.flops
+    assert measured_processor(SMOLLM) == found
+    assert measured_processor(SMOLLM, "bfloat16").flops != found.flops

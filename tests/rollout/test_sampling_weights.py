@@ -9,16 +9,19 @@ import transformers
 
 from rl_reasoner import evaluate, open_policy
 from rl_reasoner.errors import UserError
+from rl_reasoner.kernels import integer_weights
 from rl_reasoner.kernels.packed_linear import packed_linears
 from rl_reasoner.rollout import sampling_weights
 from rl_reasoner.rollout.engine import generate
 from rl_reasoner.rollout.mismatch import measure
 from rl_reasoner.rollout.sampling_params import SamplingParams
 from rl_reasoner.rollout.sampling_weights import sampling_dtype
+from support.processors import needs_int8
 
 pytestmark = pytest.mark.usefixtures("any_processor_rounds")
 
-TYPES = [None, torch.bfloat16]
+INT8 = pytest.param(torch.int8, marks=needs_int8)
+TYPES = [None, torch.bfloat16, INT8]
 SIZE = 24  # of the vocabulary
 
 
@@ -36,15 +39,15 @@ def tiny(own: torch.dtype = torch.float32) -> Any:
     return transformers.AutoModelForCausalLM.from_config(config).to(own).eval()
 
 
-@pytest.mark.parametrize("pays", [True, False])
+@pytest.mark.parametrize("pays", [torch.bfloat16, torch.int8, None])
 @pytest.mark.parametrize("large", [True, False])
 def test_auto_is_exact_for_tiny_policies_and_slow_processors(
-    pays: bool, large: bool, monkeypatch: pytest.MonkeyPatch
+    pays: torch.dtype | None, large: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sampling_weights, "bf16_pays", lambda: pays)
+    monkeypatch.setattr(sampling_weights, "faster_rounded", lambda: pays)
     monkeypatch.setattr(sampling_weights, "LARGE", 0 if large else 64 << 20)
     model = tiny()
-    assert sampling_dtype(model, "auto") == (torch.bfloat16 if pays and large else None)
+    assert sampling_dtype(model, "auto") == (pays if large else None)
     assert sampling_dtype(model, "own") is None
     assert sampling_dtype(tiny(torch.bfloat16), "auto") is None
 
@@ -57,6 +60,9 @@ def test_what_cannot_be_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(sampling_weights, "_computes_bf16", lambda: False)
     with pytest.raises(UserError, match="this processor has no instructions for it"):
         sampling_dtype(tiny(), "bfloat16")
+    monkeypatch.setattr(integer_weights, "work", lambda: False)
+    with pytest.raises(UserError, match="is int8, but cpu has no exact products"):
+        sampling_dtype(tiny(), "int8")
 
 
 @pytest.mark.parametrize("weights", TYPES)
@@ -104,9 +110,10 @@ def test_log_probs_are_those_under_the_weights_used(weights: torch.dtype | None)
 def test_the_mismatch_is_measured_with_the_weights_that_are_sampled() -> None:
     gaps = {
         weights: measure(tiny(), [[3, 5, 7]] * 4, ends=[-1], weights=weights).plain
-        for weights in ("own", "bfloat16")
+        for weights in ("own", "bfloat16", *(["int8"] if integer_weights.work() else []))
     }
-    assert gaps["own"].largest < 1e-4 < gaps["bfloat16"].mean
+    own = gaps.pop("own")
+    assert all(own.largest < 1e-4 < gap.mean < 0.1 for gap in gaps.values())
 
 
 def test_an_evaluation_says_that_its_weights_were_rounded(

@@ -1,4 +1,4 @@
-"""Training on what copies in bf16 sampled: corrected by itself, and measured at each step."""
+"""Training on what rounded copies sampled: corrected by itself, and measured at each step."""
 
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,12 @@ import torch
 
 from rl_reasoner.rollout import sampling_weights
 from support.processes import build
+from support.processors import needs_int8
 
 pytestmark = pytest.mark.usefixtures("any_processor_rounds")
 
 SHORT: dict[str, Any] = {"max_steps": 1, "save_strategy": "no", "logging_steps": 1}
+ROUNDED = [torch.bfloat16, pytest.param(torch.int8, marks=needs_int8)]
 BF16 = {"sampling_weights": "bfloat16"}
 GAP = "sampling/sampling_logp_difference/mean"
 RATIO = "sampling/importance_sampling_ratio/mean"
@@ -23,6 +25,7 @@ RATIO = "sampling/importance_sampling_ratio/mean"
         ({}, False),  # tiny: exact
         ({"sampling_weights": "own"}, False),
         (BF16, True),
+        pytest.param({"sampling_weights": "int8"}, True, marks=needs_int8),
         ({**BF16, "correct_sampling": False}, False),
         ({**BF16, "vllm_importance_sampling_correction": False}, False),
     ],
@@ -40,20 +43,22 @@ def test_rounded_weights_are_corrected_for_by_themselves(
         assert 0.5 < logged[RATIO] < 1.5 and logged[RATIO] != 1.0
 
 
-def test_a_large_policy_is_sampled_in_bf16_by_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("faster", ROUNDED)
+def test_a_large_policy_is_sampled_in_the_faster_type_by_itself(
+    faster: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sampling_weights, "LARGE", 0)
-    monkeypatch.setattr(sampling_weights, "bf16_pays", lambda: True)
+    monkeypatch.setattr(sampling_weights, "faster_rounded", lambda: faster)
     trainer = build("scratch:dense-tiny", tmp_path, **SHORT)
     trainer.train()
-    assert trainer.engine_sampling.weights == torch.bfloat16
+    assert trainer.engine_sampling.weights == faster
     assert GAP in trainer.state.log_history[0]
 
 
-def test_the_copies_are_of_the_weights_of_now(tmp_path: Path) -> None:
+@pytest.mark.parametrize("weights", ["bfloat16", pytest.param("int8", marks=needs_int8)])
+def test_the_copies_are_of_the_weights_of_now(weights: str, tmp_path: Path) -> None:
     """The gap stays one of rounding while the policy moves far."""
-    changes = {**SHORT, **BF16, "max_steps": 3, "learning_rate": 3e-2}
+    changes = {**SHORT, "sampling_weights": weights, "max_steps": 3, "learning_rate": 3e-2}
     trainer = build("scratch:dense-tiny", tmp_path, **changes)
     trainer.train()
     gaps = [log[GAP] for log in trainer.state.log_history if GAP in log]
