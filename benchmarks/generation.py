@@ -8,10 +8,11 @@
 Cases: `moe` (4.1M parameters, Qwen3-MoE, 8 experts), `smollm` (SmolLM2-135M), `qwen`
 (Qwen2.5-Coder-0.5B) and, where it is named, `qwen1.5b` (Qwen2.5-1.5B); random weights of that shape
 where no `--folder` is named. `--device cuda` is for gpu.py, which runs it on a card. Sides: `ours`,
-`static` (`generate`, one padded batch), `continuous` (`generate_batch`) and `vllm`, which has an
-interpreter of its own. All get the same prompts (groups of 8 rows share one), end each row at the
-same ready-made length, sample at temperature 1 and, but for transformers, give each token's
-log-probability. vLLM runs in the one process, with its own defaults and prefix cache.
+`int8` (ours, from copies in int8), `static` (`generate`, one padded batch), `continuous`
+(`generate_batch`) and `vllm`, which has an interpreter of its own. All get the same prompts (groups
+of 8 rows share one), end each row at the same ready-made length, sample at temperature 1 and, but
+for transformers, give each token's log-probability. vLLM runs in the one process, with its own
+defaults and prefix cache.
 
 Each measurement is a process of its own, sides in turn: after a warm-up of some rows it times all
 rows, and again one token of each. The first is the rate with prefill, the difference of the two
@@ -31,7 +32,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-SIDES = ("ours", "static", "continuous", "vllm")
+SIDES = ("ours", "int8", "static", "continuous", "vllm")
 GROUP, SCORED = 8, 16
 SHAPES: dict[str, dict[str, Any]] = {
     "moe": {
@@ -131,7 +132,13 @@ def opened(args: argparse.Namespace) -> Any:
     return model.to(args.device).eval()
 
 
-def ours(args: argparse.Namespace) -> Draw:
+def int8(args: argparse.Namespace) -> Draw:
+    import torch
+
+    return ours(args, torch.int8)
+
+
+def ours(args: argparse.Namespace, weights: Any = None) -> Draw:
     from rl_reasoner.rollout.agreement import engine_runs
     from rl_reasoner.rollout.engine import generate
     from rl_reasoner.rollout.sampling_params import SamplingParams
@@ -141,7 +148,7 @@ def ours(args: argparse.Namespace) -> Draw:
         raise SystemExit("the engine does not run this model")
 
     def draw(prompts: list[list[int]], lengths: list[int]) -> list[tuple[list[int], list[float]]]:
-        sampling = SamplingParams(max_tokens=max(lengths), ends=(-1,))
+        sampling = SamplingParams(max_tokens=max(lengths), ends=(-1,), weights=weights)
         keys = [(row,) for row in range(len(prompts))]
         done = generate(model, prompts, keys, sampling, budgets=lengths)
         return [(row.ids, row.logps) for row in done]
@@ -250,9 +257,8 @@ def vllm(args: argparse.Namespace) -> Draw:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Tokens a second for each number of rows; of some rows, what was drawn."""
-    draw: Draw = {"ours": ours, "static": static, "continuous": continuous, "vllm": vllm}[
-        args.side
-    ](args)
+    sides = {"ours": ours, "int8": int8, "static": static, "continuous": continuous, "vllm": vllm}
+    draw: Draw = sides[args.side](args)
     warm, _ = rows_of(GROUP, 24, 8)
     draw(warm, [3] * len(warm))
     found: dict[str, Any] = {"rates": {}}

@@ -31,7 +31,7 @@ def said(**costs: Any) -> str:
     ways = {"torch": 125, "onednn": 109, "integers": 1}
     rates = dict.fromkeys(("forward", "input", "weight"), ways)
     products = dict.fromkeys(rates, "torch") | {"rates": rates}
-    weights = {"dtype": "float32", "ms": {"float32": 53.6, "bfloat16": 57.4}}
+    weights = {"dtype": "float32", "ms": {"float32": 53.6, "bfloat16": 57.4, "int8": 26.8}}
     given = {"products": products, f"sampling_weights/{threads}": weights}
     given["bf16_products"] = {"bf16": 72, "fp32": 125}
     return json.dumps(given | ({f"step_costs/{threads}": costs} if costs else {}))
@@ -105,3 +105,5 @@ def test_constants_are_measured_once_and_kept(
     monkeypatch.setattr(processors, "_measure", lambda: pytest.fail("measured again"))
     assert measured_processor(SMOLLM) == found
     assert measured_processor(SMOLLM, "bfloat16").flops != found.flops
+    eight = measured_processor(SMOLLM, "int8")
+    assert eight.flops == pytest.approx(250e9) and eight.few_s < found.few_s

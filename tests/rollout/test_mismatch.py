@@ -74,3 +74,10 @@ def test_a_mismatch_is_told_with_what_mends_it() -> None:
     assert status == "warned" and "fp32" in mend
     status, said, mend = diagnose(Mismatch(100, Gap(0.5, 0.1, None, None), None), True)
     assert status == "warned" and "fp32" in mend and "experts" not in said
+
+
+@pytest.mark.parametrize(("mean", "status"), [(0.06, "passed"), (0.3, "warned")])
+def test_rounded_weights_may_differ_as_far_as_importance_corrects(mean: float, status: str) -> None:
+    told = diagnose(Mismatch(100, Gap(0.5, mean, None, None), None, rounded=True), True)
+    assert told[0] == status
+    assert ("sampling.weights: own" in told[2]) == (status == "warned")
