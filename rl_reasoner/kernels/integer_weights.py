@@ -3,8 +3,9 @@
 A weight is rounded to 255 values of its output's largest. What it multiplies keeps 16 bits: two
 integers of 8 bits a number, relative to the largest of its row, whose products oneDNN sums exactly
 (AVX-512 VNNI, AVX-VNNI, AMX). So rounding the weights is all that changes, and a row's result does
-not depend on the rows beside it. (One integer a number would be faster still; but a few numbers of a row are much larger than the
-others, arXiv 2208.07339, so log-probabilities are several times as far off.) Knows tensors only.
+not depend on the rows beside it. One integer a number would be faster still. But a few numbers of a
+row are much larger than the others (arXiv 2208.07339), so log-probabilities are several times as
+far off. Knows tensors only.
 """
 
 from functools import cache
