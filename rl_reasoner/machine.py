@@ -59,31 +59,35 @@ class Choices:
         measure: Callable[[], Any],
         usable: Callable[[Any], bool] = lambda value: True,
         *,
+        complete: Callable[[Any], bool] = lambda value: True,
         here_and_now: bool = False,
     ) -> Any:
         """The value chosen for `name`, a JSON value; `measure()` makes it where there is none.
 
         Looked for in the environment, in the resumed run, in the cache folder; what depends on how
         busy the machine is, `here_and_now`, only in this process instead of that. One that is not
-        `usable` here, as a run's from another machine, is passed over. What depends on the number
+        `usable` here, as a run's from another machine, is passed over; so is one of the cache that
+        is not `complete`, from before there was another way to measure. What depends on the number
         of threads has it in its name.
         """
         asked = name, os.environ.get(VARIABLE), os.environ.get("RL_REASONER_CACHE")
         if asked not in self._found:
-            self._found[asked] = self._look(name, measure, usable, here_and_now)
+            told = self._told(name, usable)
+            if told is None and here_and_now:
+                told = self._taken[name] if name in self._taken else measure()
+            elif told is None:
+                told = _measured(name, measure, lambda v: usable(v) and complete(v))
+            self._found[asked] = told
         return self._take(name, self._found[asked])
 
-    def _look(
-        self, name: str, measure: Callable[[], Any], usable: Callable[[Any], bool], now: bool
-    ) -> Any:
+    def _told(self, name: str, usable: Callable[[Any], bool]) -> Any:
+        """What the environment or the resumed run says, if that can be done here."""
         for value in (self._said().get(name), self._recorded.get(name)):
             if value is not None and usable(value):
                 return value
             if value is not None:
                 logger.warning("%s was %s, which this machine cannot do", name, value)
-        if now:
-            return self._taken[name] if name in self._taken else measure()
-        return _measured(name, measure, usable)
+        return None
 
     def taken(self) -> dict[str, Any]:
         """What was used so far, by name: what a run or a checkpoint keeps."""

@@ -100,7 +100,7 @@ def linear_bytes(model: nn.Module) -> int:
 def sampling_weights_timed() -> dict[str, Any]:
     """The fastest `dtype` of large weights for sampling, and `ms`: of a step's products."""
     name = f"sampling_weights/{torch.get_num_threads()}_threads"
-    timed: dict[str, Any] = choices.get(name, _time_types, _is_timed)
+    timed: dict[str, Any] = choices.get(name, _time_types, _is_usable, complete=_is_complete)
     return timed
 
 
@@ -109,12 +109,13 @@ def faster_rounded() -> torch.dtype | None:
     return ROUNDED.get(sampling_weights_timed()["dtype"])
 
 
-def _is_timed(value: Any) -> bool:
-    if not isinstance(value, dict) or value.get("dtype") not in ("float32", *ROUNDED):
-        return False
-    if value["dtype"] == "int8" and not integer_weights.work():
-        return False
-    return not value.get("ms") or value["ms"].keys() >= {"float32", *_usable_types()}
+def _is_usable(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("dtype") in ("float32", *_usable_types())
+
+
+def _is_complete(value: dict[str, Any]) -> bool:
+    """Whether all types were timed that there are now."""
+    return {"float32", *_usable_types()} <= set(value.get("ms", {}))
 
 
 def _usable_types() -> list[str]:

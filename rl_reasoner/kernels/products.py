@@ -43,7 +43,7 @@ def usable_ways() -> list[str]:
 
 def chosen() -> dict[str, Any]:
     """The way of each class, and under `rates` what each way reached, in GFLOP/s."""
-    value: dict[str, Any] = choices.get("products", _measure, _is_usable)
+    value: dict[str, Any] = choices.get("products", _measure, _is_usable, complete=_is_complete)
     return value
 
 
@@ -63,12 +63,15 @@ def _are_rates(value: Any) -> bool:
 
 
 def _is_usable(value: Any) -> bool:
-    """Whether this machine has the ways, and none that was missing when they were measured."""
+    """Whether this machine has the ways."""
     ways = usable_ways()
-    if not isinstance(value, dict) or not all(value.get(c) in ways for c in CLASSES):
-        return False
-    rates = value.get("rates")
-    return not rates or all(set(ways) <= set(rates.get(c, ())) for c in CLASSES)
+    return isinstance(value, dict) and all(value.get(c) in ways for c in CLASSES)
+
+
+def _is_complete(value: dict[str, Any]) -> bool:
+    """Whether all ways were timed that there are now."""
+    rates = value.get("rates", {})
+    return all(set(usable_ways()) <= set(rates.get(c, ())) for c in CLASSES)
 
 
 def product_of(a: Tensor, b: Tensor, kind: Class, out: Tensor | None = None) -> Tensor:

@@ -71,7 +71,7 @@ def _is_measured(value: Any) -> bool:
 def _products(dtype: str = "float32") -> tuple[float, float]:
     """(FLOP/s of many rows, seconds a parameter of few rows beside these)."""
     chosen, timed = products.chosen(), sampling_weights_timed()
-    if not chosen.get("rates") or not timed.get("ms"):
+    if not chosen.get("rates") or dtype not in timed.get("ms", {}):
         raise UserError(f"{VARIABLE} says how to multiply, not how fast: a plan needs it measured")
     rates = [1e9 * chosen["rates"][kind][chosen[kind]] for kind in products.CLASSES]
     flops = len(rates) / sum(1 / rate for rate in rates)

@@ -65,6 +65,21 @@ def test_what_this_machine_cannot_do_is_measured_anew(caplog: pytest.LogCaptureF
     assert "of another machine" in caplog.text
 
 
+def test_a_new_way_is_measured_by_new_runs_alone() -> None:
+    """What the cache kept from before there was one is measured anew; what a run took stays."""
+    old: dict[str, Any] = {"best": "mkl", "of": ["mkl"]}
+    new: dict[str, Any] = {"best": "onednn", "of": ["mkl", "onednn"]}
+
+    def knows_both(value: dict[str, Any]) -> bool:
+        return "onednn" in value["of"]
+
+    Choices().get("products", lambda: old)
+    with (resumed := Choices()).during({"products": old}):
+        assert resumed.get("products", never, complete=knows_both) == old
+    assert Choices().get("products", lambda: new, complete=knows_both) == new
+    assert Choices().get("products", never, complete=knows_both) == new
+
+
 def test_a_damaged_file_or_a_folder_that_cannot_be_written_costs_only_the_measurement(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
