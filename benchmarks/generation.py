@@ -135,6 +135,10 @@ def opened(args: argparse.Namespace) -> Any:
 def int8(args: argparse.Namespace) -> Draw:
     import torch
 
+    from rl_reasoner.kernels import integer_weights
+
+    if args.dtype != "float32" or not integer_weights.work():
+        raise SystemExit("int8 is for policies in float32, on a processor with exact products")
     return ours(args, torch.int8)
 
 

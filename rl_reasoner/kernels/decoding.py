@@ -165,7 +165,7 @@ class Operations:
         logits are not numbers gets the token `broken` and NaN.
         """
         tokens = torch.empty(len(logits), dtype=torch.long)
-        logps = torch.empty(len(logits))
+        logps = torch.empty(len(logits), dtype=torch.float32)
         self._draw[logits.dtype](
             logits.data_ptr(),
             *logits.shape,

@@ -37,13 +37,13 @@ class IntegerWeight:
     def __call__(self, rows: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs), fp32."""
         flat = rows.reshape(-1, rows.shape[-1]).float().contiguous()
-        out = torch.empty(len(flat), self.outputs)
+        out = torch.empty(len(flat), self.outputs, dtype=torch.float32)
         for some, target in zip(torch.split(flat, _ROWS), torch.split(out, _ROWS), strict=True):
             slices, scale = _sliced(some)
             columns = torch.split(target, _OUTPUTS, dim=1)
             for part, bias, into in zip(self.parts, self.biases, columns, strict=True):
                 _join(part.product(slices), scale, bias, into)
-        return out.view(*rows.shape[:-1], -1)
+        return out.view(*rows.shape[:-1], self.outputs)
 
 
 class _Part:
@@ -72,25 +72,26 @@ def work() -> bool:
     Without the instructions, sums of two products overflow 16 bits.
     """
     try:
-        weight = torch.full((16, 64), 127.0)
+        weight = torch.full((16, 64), 127.0, dtype=torch.float32)
         weight[::2, ::3] = -5.0
-        rows = torch.full((3, 64), 127.0)
+        rows = torch.full((3, 64), 127.0, dtype=torch.float32)
         rows[1, ::5] = -126.5
         found = IntegerWeight(weight, None)(rows)
     except (RuntimeError, AttributeError, NotImplementedError):
         return False
-    return torch.allclose(found, rows @ weight.t(), rtol=1e-4, atol=1.0)
+    expected = (rows[:, None] * weight).sum(-1)  # no product that autocast would round
+    return torch.allclose(found, expected, rtol=1e-4, atol=1.0)
 
 
 def _sliced(rows: Tensor) -> tuple[Tensor, Tensor]:
     """(n, inputs) fp32 -> (2 n, inputs) uint8: first and second integers; and scales (n, 1)."""
     if native.available():
         slices = torch.empty(2 * len(rows), rows.shape[1], dtype=torch.uint8)
-        scale = torch.empty(len(rows), 1)
+        scale = torch.empty(len(rows), 1, dtype=torch.float32)
         native.run_compiled("slice_rows", rows, slices, scale, *rows.shape, torch.get_num_threads())
         return slices, scale
-    scale = rows.abs().amax(1, keepdim=True) / 127
-    scaled = rows / scale.clamp_min(_LEAST)
+    scale = (rows.abs().amax(1, keepdim=True) / 127).clamp_min_(_LEAST)
+    scaled = rows / scale
     first = scaled.round()
     second = ((scaled - first) * _FINER).round_()
     whole = torch.cat((first, second)).add_(_ZERO).nan_to_num_(_ZERO, _ZERO, _ZERO)

@@ -71,14 +71,18 @@ def _is_measured(value: Any) -> bool:
 def _products(dtype: str = "float32") -> tuple[float, float]:
     """(FLOP/s of many rows, seconds a parameter of few rows beside these)."""
     chosen, timed = products.chosen(), sampling_weights_timed()
-    if not chosen.get("rates") or dtype not in timed.get("ms", {}):
+    ms = timed.get("ms", {})
+    if ms and dtype not in ms:
+        raise UserError(
+            f"this processor has no exact products in {dtype}: sampling.weights own or auto"
+        )
+    if not chosen.get("rates") or not ms:
         raise UserError(f"{VARIABLE} says how to multiply, not how fast: a plan needs it measured")
     rates = [1e9 * chosen["rates"][kind][chosen[kind]] for kind in products.CLASSES]
     flops = len(rates) / sum(1 / rate for rate in rates)
     if dtype == "bfloat16":  # both were measured together, so that a busy machine slowed them alike
         beside = products.bf16_rates()
         flops *= beside["bf16"] / beside["fp32"]
-    ms = timed["ms"]
     if dtype == "int8":  # as much faster with many rows as with few
         flops *= ms["float32"] / ms[dtype]
     return flops, max(0.0, ms[dtype] / 1000 / _FEW_PARAMETERS - 2 * _FEW_ROWS / flops)

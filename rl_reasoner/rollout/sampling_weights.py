@@ -3,8 +3,8 @@
 `own` is the policy as it is. `bfloat16` and `int8` read copies that are a half or a quarter as
 large, whose products some processors take several times as fast; what is sampled then is from a
 policy that is rounded, and its log-probabilities say so. `int8` rounds linear layers alone, experts
-stay as they are. `auto` is what is clearly fastest for large policies in fp32, and `own` for all
-others: tiny ones are exact.
+stay as they are. `auto` is what is clearly fastest for large policies in fp32 (for mixtures, of the
+other two), and `own` for all others: tiny ones are exact.
 """
 
 from typing import Any, Literal, get_args
@@ -13,7 +13,14 @@ import torch
 
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.kernels import integer_weights
-from rl_reasoner.kernels.packed_linear import ROUNDED, faster_rounded, linear_bytes, plain_linears
+from rl_reasoner.kernels.packed_linear import (
+    ROUNDED,
+    bf16_pays,
+    faster_rounded,
+    linear_bytes,
+    plain_linears,
+)
+from rl_reasoner.moe.experts import routers
 
 SamplingWeights = Literal["auto", "own", "bfloat16", "int8"]
 LARGE = 64 << 20  # bytes of linear layers from which `auto` takes rounded copies
@@ -34,13 +41,17 @@ def sampling_dtype(model: Any, wanted: str, field: str = "sampling_weights") -> 
     parameter = next(model.parameters())
     device, own = parameter.device.type, parameter.dtype
     if torch.is_autocast_enabled(device):  # its type is what training computes in, too
+        if wanted == "int8":
+            raise UserError(
+                f"{field} is int8, but the run computes in bf16 or fp16: use auto or own"
+            )
         cast = torch.get_autocast_dtype(device)
         return cast if cast == torch.bfloat16 and device == "cpu" else None
     if wanted == "own" or (own == torch.bfloat16 and wanted != "int8"):
         return None
     if wanted == "auto":
         large = own == torch.float32 and device == "cpu" and linear_bytes(model) >= LARGE
-        return faster_rounded() if large else None
+        return faster_rounded(experts=any(routers(model))) if large else None
     if own != torch.float32 or not plain_linears(model):
         kind = str(own).removeprefix("torch.")
         raise UserError(
@@ -69,4 +80,4 @@ def _obstacle(wanted: str, device: str) -> str | None:
 
 def _computes_bf16() -> bool:
     """Whether this processor has products in bf16, by torch's word or by measurement."""
-    return bool(torch.cpu._is_avx512_bf16_supported()) or faster_rounded() == torch.bfloat16
+    return bool(torch.cpu._is_avx512_bf16_supported()) or bf16_pays()

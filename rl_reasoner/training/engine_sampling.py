@@ -41,6 +41,7 @@ from rl_reasoner.training.trl_internals import BATCHES, LOSS, PASS, put_on
 
 logger = logging.getLogger(__name__)
 RATIO = "importance_sampling_ratio"  # a column of a batch
+_CODES = [None, torch.bfloat16, torch.int8]  # of what is sampled from, as processes compare it
 _NOT_HERE = "fast_rollouts: transformers' generate is used, for %s"
 
 
@@ -126,8 +127,8 @@ class EngineSampling:
         with trainer.accelerator.autocast():
             dtype = sampling_dtype(base, self._wanted)
         # another machine of the run may choose otherwise
-        rounds = torch.tensor([int(dtype is not None)], device=trainer.accelerator.device)
-        return dtype if bool(trainer.accelerator.gather(rounds).all()) else None
+        own = torch.tensor([_CODES.index(dtype)], device=trainer.accelerator.device)
+        return dtype if len(trainer.accelerator.gather(own).unique()) == 1 else None
 
     @property
     def _rounds(self) -> bool:

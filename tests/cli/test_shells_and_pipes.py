@@ -33,7 +33,7 @@ TYPED: dict[str, set[str]] = {
     "report --li": {"--live"},
     "train qui": {"quickstart"},
     "train quickstart --loss.ty": {"--loss.type"},
-    "train quickstart --sampling.weights ": {"auto", "own", "bfloat16"},
+    "train quickstart --sampling.weights ": {"auto", "own", "bfloat16", "int8"},
     "train quickstart --chains.optim.l": {"--chains.optim.lr"},
     "eval runs/one --sets modular_te": {"modular_test"},
     "eval runs/one --sets sums_test,modular_t": {

@@ -68,6 +68,27 @@ def test_zeros_and_what_is_no_number_stay_so() -> None:
     assert IntegerWeight(weight, None)(rows)[0, 5].isnan()
 
 
+@pytest.mark.usefixtures("compiled")
+def test_no_rows_are_no_error_and_the_default_type_is_not_ours() -> None:
+    weight = IntegerWeight(torch.randn(70, 24), None)
+    assert weight(torch.empty(2, 0, 24)).shape == (2, 0, 70)
+    rows = torch.randn(9, 24)
+    expected = weight(rows)
+    torch.set_default_dtype(torch.bfloat16)  # as while another thread opens a model
+    try:
+        assert torch.equal(weight(rows), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_tiny_numbers_count_or_are_zeros() -> None:
+    weight = torch.randn(16, 32)
+    found = IntegerWeight(weight, None)(torch.ones(3, 32) * torch.tensor([[1e-28], [3e-31], [1.0]]))
+    torch.testing.assert_close(found[0] * 1e28, found[2], rtol=1e-4, atol=1e-4)
+    assert (found[1].abs() <= 3e-31 * weight.abs().sum(1)).all()
+
+
 def test_layers_of_a_model_take_them_inside_only() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(33, 70), nn.SiLU(), nn.Linear(70, 5))

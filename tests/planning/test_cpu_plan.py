@@ -107,3 +107,8 @@ def test_constants_are_measured_once_and_kept(
     assert measured_processor(SMOLLM, "bfloat16").flops != found.flops
     eight = measured_processor(SMOLLM, "int8")
     assert eight.flops == pytest.approx(250e9) and eight.few_s < found.few_s
+    told = json.loads(said())
+    del told[f"sampling_weights/{torch.get_num_threads()}_threads"]["ms"]["int8"]
+    monkeypatch.setenv(VARIABLE, json.dumps(told))
+    with pytest.raises(UserError, match="no exact products in int8"):
+        measured_processor(SMOLLM, "int8")

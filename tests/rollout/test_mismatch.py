@@ -81,3 +81,7 @@ def test_rounded_weights_may_differ_as_far_as_importance_corrects(mean: float, s
     told = diagnose(Mismatch(100, Gap(0.5, mean, None, None), None, rounded=True), True)
     assert told[0] == status
     assert ("sampling.weights: own" in told[2]) == (status == "warned")
+    far = Mismatch(100, Gap(30.0, mean, None, None), None, rounded=True)
+    assert diagnose(far, True)[0] == "warned"
+    flipping = Mismatch(100, Gap(1.5, mean, 0.03, None), Gap(0.1, 0.01, 0.0, None), rounded=True)
+    assert "router_replay: true" in diagnose(flipping, False)[2]

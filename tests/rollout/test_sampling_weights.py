@@ -1,5 +1,6 @@
 """Which weights a policy is sampled from, and that what is drawn is drawn from these."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,16 @@ from rl_reasoner import evaluate, open_policy
 from rl_reasoner.errors import UserError
 from rl_reasoner.kernels import integer_weights
 from rl_reasoner.kernels.packed_linear import packed_linears
+from rl_reasoner.machine import VARIABLE
 from rl_reasoner.rollout import sampling_weights
+from rl_reasoner.rollout.agreement import engine_runs
+from rl_reasoner.rollout.decode_pass import decode_pass
 from rl_reasoner.rollout.engine import generate
 from rl_reasoner.rollout.mismatch import measure
 from rl_reasoner.rollout.sampling_params import SamplingParams
 from rl_reasoner.rollout.sampling_weights import sampling_dtype
 from support.processors import needs_int8
+from support.ways import multiplied
 
 pytestmark = pytest.mark.usefixtures("any_processor_rounds")
 
@@ -44,12 +49,48 @@ def tiny(own: torch.dtype = torch.float32) -> Any:
 def test_auto_is_exact_for_tiny_policies_and_slow_processors(
     pays: torch.dtype | None, large: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sampling_weights, "faster_rounded", lambda: pays)
+    monkeypatch.setattr(sampling_weights, "faster_rounded", lambda experts: pays)
     monkeypatch.setattr(sampling_weights, "LARGE", 0 if large else 64 << 20)
     model = tiny()
     assert sampling_dtype(model, "auto") == (pays if large else None)
     assert sampling_dtype(model, "own") is None
     assert sampling_dtype(tiny(torch.bfloat16), "auto") is None
+
+
+TIMES = {"float32": 100.0, "bfloat16": 50.0, "int8": 30.0}
+
+
+@needs_int8
+def test_each_type_is_compared_with_what_it_would_replace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """int8 leaves experts as they are; and bf16 may be asked for where int8 is faster still."""
+    threads = f"sampling_weights/{torch.get_num_threads()}_threads"
+    said = {threads: {"dtype": "int8", "ms": TIMES}}
+    monkeypatch.setenv(VARIABLE, json.dumps(said))
+    monkeypatch.setattr(sampling_weights, "LARGE", 0)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert sampling_dtype(tiny(), "auto") == torch.int8
+    assert sampling_dtype(tiny(), "bfloat16") == torch.bfloat16
+    mixture = open_policy("scratch:moe-tiny", seed=0, device="cpu").model
+    assert sampling_dtype(mixture, "auto") == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(UserError, match="computes in bf16"):
+        sampling_dtype(tiny(), "int8")
+
+
+@needs_int8
+def test_the_compiled_pass_samples_from_int8_too() -> None:
+    model, sampling = tiny(), SamplingParams(max_tokens=32, ends=(-1,), weights=torch.int8)
+    with multiplied("torch, fused") as able:
+        if not able:
+            pytest.skip("no compiler here")
+        assert engine_runs(model)
+        made = decode_pass(model, torch.int8)
+        assert made is not None and made.operations is not None
+        [row] = generate(model, [[3, 5, 7]], [(0,)], sampling)
+    ids = torch.tensor([[3, 5, 7, *row.ids[:-1]]])
+    with torch.no_grad(), packed_linears(model, torch.int8):
+        logits = model(input_ids=ids, use_cache=False).logits[0, 2:]
+    logps = logits.log_softmax(-1).gather(1, torch.tensor(row.ids)[:, None]).squeeze(1)
+    torch.testing.assert_close(torch.tensor(row.logps), logps, atol=2e-3, rtol=0)
 
 
 def test_what_cannot_be_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,7 @@ def test_a_large_policy_is_sampled_in_the_faster_type_by_itself(
     faster: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sampling_weights, "LARGE", 0)
-    monkeypatch.setattr(sampling_weights, "faster_rounded", lambda: faster)
+    monkeypatch.setattr(sampling_weights, "faster_rounded", lambda experts: faster)
     trainer = build("scratch:dense-tiny", tmp_path, **SHORT)
     trainer.train()
     assert trainer.engine_sampling.weights == faster

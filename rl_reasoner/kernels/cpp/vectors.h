@@ -1,4 +1,4 @@
-// Vectors of 16 floats, whatever the processor has, for the files that are named step_*.
+// Vectors of 16 floats, whatever the processor has, for the files that are named step_* and integer_rows.
 //
 // Values are fp32 or bfloat16 in memory and fp32 in registers.
 
