@@ -93,7 +93,7 @@ class PolicyBackend:
 
         self.settings = {"temperature": temperature, "max_tokens": max_tokens}
         self.policy = open_policy(source)
-        # "auto": a large policy in fp32 answers with rounded copies where the processor is faster
+        # "auto": a large policy in fp32 answers with copies in bf16 where the processor has it
         dtype = sampling_dtype(self.policy.model, "auto")
         self.identity = f"{weights_hash(self.policy)} {self.settings} {dtype}"
 

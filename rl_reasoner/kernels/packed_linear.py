@@ -26,9 +26,7 @@ _WORTH = 64 << 20  # bytes of weights from which it pays everywhere: smaller one
 _ROWS = 16  # the number of rows that weights are laid out for; any number may come
 _MANY = 64  # the same in bf16, whose layout is another for more rows
 _TYPES = (torch.float32, torch.bfloat16)
-# a type of copies that are sampled from has to take four fifths of the time of the one before
 ROUNDED = {"bfloat16": torch.bfloat16, "int8": torch.int8}
-_CLEARLY = 0.8
 
 
 class PackedWeight:
@@ -97,34 +95,23 @@ def linear_bytes(model: nn.Module) -> int:
     return sum(layer.weight.nbytes for layer in plain_linears(model))
 
 
+def bf16_pays() -> bool:
+    """Whether products in bf16, casts included, are faster than in fp32 on this processor."""
+    return bool(sampling_weights_timed()["dtype"] == "bfloat16")
+
+
 def sampling_weights_timed() -> dict[str, Any]:
-    """The fastest `dtype` of large weights for sampling, and `ms`: of a step's products."""
+    """`dtype`, bfloat16 where it is clearly faster than float32; `ms` of a step's products in each.
+
+    Also of int8, if there is, which is for those who ask for it.
+    """
     name = f"sampling_weights/{torch.get_num_threads()}_threads"
     timed: dict[str, Any] = choices.get(name, _time_types, _is_usable, complete=_is_complete)
     return timed
 
 
-def faster_rounded(*, experts: bool = False) -> torch.dtype | None:
-    """The type of copies whose products are clearly faster here than fp32's, if any.
-
-    With `experts`, which int8 leaves as they are, only bf16 counts.
-    """
-    if experts:
-        return torch.bfloat16 if bf16_pays() else None
-    return ROUNDED.get(sampling_weights_timed()["dtype"])
-
-
-def bf16_pays() -> bool:
-    """Whether products in bf16, casts included, are clearly faster here than in fp32."""
-    timed = sampling_weights_timed()
-    ms = timed.get("ms", {})
-    if "bfloat16" not in ms:
-        return bool(timed["dtype"] == "bfloat16")
-    return bool(ms["bfloat16"] < _CLEARLY * ms["float32"])
-
-
 def _is_usable(value: Any) -> bool:
-    return isinstance(value, dict) and value.get("dtype") in ("float32", *_usable_types())
+    return isinstance(value, dict) and value.get("dtype") in ("float32", "bfloat16")
 
 
 def _is_complete(value: dict[str, Any]) -> bool:
@@ -177,17 +164,15 @@ def _packed(layer: nn.Linear, dtype: torch.dtype, back: bool) -> Callable[[Tenso
 
 @torch.no_grad()
 def _time_types() -> dict[str, Any]:
-    """Each type over weights that no cache holds; a coarser one is taken where clearly faster."""
+    """Each type over weights that no cache holds."""
     layers = _layers(8, 1024, 4096)  # 128 MiB
     given = torch.ones(32, 1024)
-    taken, ms = "float32", {}
+    ms = {}
     for name in ("float32", *_usable_types()):
         dtype = ROUNDED.get(name, torch.float32)
         products = [_packed(layer, dtype, True) for layer in layers]
         ms[name] = round(1000 * _best_seconds(products, given), 1)
-        if ms[name] < _CLEARLY * ms[taken]:
-            taken = name
-    return {"dtype": taken, "ms": ms}
+    return {"dtype": "bfloat16" if ms["bfloat16"] < 0.8 * ms["float32"] else "float32", "ms": ms}
 
 
 @torch.no_grad()

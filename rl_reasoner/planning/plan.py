@@ -146,16 +146,14 @@ def _seconds_on_cpu(
 
 def processors_of(recipe: Recipe, stage: GrpoStage, shape: Shape) -> "tuple[Processor, Processor]":
     """This machine's constants in the types that sample and train; see `sampling_weights`."""
-    from rl_reasoner.kernels.packed_linear import faster_rounded
+    from rl_reasoner.kernels.packed_linear import bf16_pays
     from rl_reasoner.planning.processors import measured_processor
     from rl_reasoner.rollout.sampling_weights import LARGE
 
     trains = "bfloat16" if recipe.run.precision == "bf16" else "float32"
     samples: str = stage.sampling.weights
     if samples == "auto":
-        large = 4 * shape.total >= LARGE
-        faster = faster_rounded(experts=bool(shape.experts)) if large else None
-        samples = "own" if faster is None else str(faster).removeprefix("torch.")
+        samples = "bfloat16" if 4 * shape.total >= LARGE and bf16_pays() else "own"
     if trains == "bfloat16" or samples == "own" or (samples == "int8" and shape.experts):
         samples = trains  # experts stay in fp32, and are most of the weights
     return measured_processor(shape, samples), measured_processor(shape, trains)

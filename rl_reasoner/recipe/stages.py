@@ -100,7 +100,7 @@ class GrpoSampling(Sampling):
     weights: Literal["auto", "own", "bfloat16", "int8"] = Field(
         default="auto",
         description="sample with the policy's own weights, with copies in bf16 or int8 (corrected "
-        "by importance), or (auto) with what is fastest here where the policy is large",
+        "by importance), or (auto) with bf16 where it is large and the processor has it",
     )
     keep_mask: bool = Field(
         default=False,

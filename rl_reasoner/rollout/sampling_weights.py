@@ -3,8 +3,8 @@
 `own` is the policy as it is. `bfloat16` and `int8` read copies that are a half or a quarter as
 large, whose products some processors take several times as fast; what is sampled then is from a
 policy that is rounded, and its log-probabilities say so. `int8` rounds linear layers alone, experts
-stay as they are. `auto` is what is clearly fastest for large policies in fp32 (for mixtures, of the
-other two), and `own` for all others: tiny ones are exact.
+stay as they are. `auto` is `bfloat16` for large policies in fp32 on a processor that is faster with
+it, and `own` for all others: tiny ones are exact.
 """
 
 from typing import Any, Literal, get_args
@@ -13,17 +13,10 @@ import torch
 
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.kernels import integer_weights
-from rl_reasoner.kernels.packed_linear import (
-    ROUNDED,
-    bf16_pays,
-    faster_rounded,
-    linear_bytes,
-    plain_linears,
-)
-from rl_reasoner.moe.experts import routers
+from rl_reasoner.kernels.packed_linear import ROUNDED, bf16_pays, linear_bytes, plain_linears
 
 SamplingWeights = Literal["auto", "own", "bfloat16", "int8"]
-LARGE = 64 << 20  # bytes of linear layers from which `auto` takes rounded copies
+LARGE = 64 << 20  # bytes of linear layers from which `auto` takes bf16
 
 
 def check_choice(field: str, wanted: str) -> None:
@@ -51,7 +44,7 @@ def sampling_dtype(model: Any, wanted: str, field: str = "sampling_weights") -> 
         return None
     if wanted == "auto":
         large = own == torch.float32 and device == "cpu" and linear_bytes(model) >= LARGE
-        return faster_rounded(experts=any(routers(model))) if large else None
+        return torch.bfloat16 if large and bf16_pays() else None
     if own != torch.float32 or not plain_linears(model):
         kind = str(own).removeprefix("torch.")
         raise UserError(

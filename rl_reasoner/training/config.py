@@ -73,7 +73,7 @@ class GRPOConfig(trl.GRPOConfig, _RemembersGiven):  # type: ignore[misc]
     sampling_weights: str = _setting(
         "auto",
         "Sample with the policy's own weights (own), with copies in bf16 or int8 (bfloat16, int8), "
-        "or with what is fastest on this processor where the policy is large (auto).",
+        "or with those in bf16 where the policy is large and the processor has it (auto).",
     )
     overlap_rewards: bool = _setting(
         True, "Score completions while others are being sampled (@reward functions)."

@@ -13,7 +13,6 @@ from support.processors import needs_int8
 pytestmark = pytest.mark.usefixtures("any_processor_rounds")
 
 SHORT: dict[str, Any] = {"max_steps": 1, "save_strategy": "no", "logging_steps": 1}
-ROUNDED = [torch.bfloat16, pytest.param(torch.int8, marks=needs_int8)]
 BF16 = {"sampling_weights": "bfloat16"}
 GAP = "sampling/sampling_logp_difference/mean"
 RATIO = "sampling/importance_sampling_ratio/mean"
@@ -43,15 +42,14 @@ def test_rounded_weights_are_corrected_for_by_themselves(
         assert 0.5 < logged[RATIO] < 1.5 and logged[RATIO] != 1.0
 
 
-@pytest.mark.parametrize("faster", ROUNDED)
-def test_a_large_policy_is_sampled_in_the_faster_type_by_itself(
-    faster: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_large_policy_is_sampled_in_bf16_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sampling_weights, "LARGE", 0)
-    monkeypatch.setattr(sampling_weights, "faster_rounded", lambda experts: faster)
+    monkeypatch.setattr(sampling_weights, "bf16_pays", lambda: True)
     trainer = build("scratch:dense-tiny", tmp_path, **SHORT)
     trainer.train()
-    assert trainer.engine_sampling.weights == faster
+    assert trainer.engine_sampling.weights == torch.bfloat16
     assert GAP in trainer.state.log_history[0]
 
 
