@@ -10,6 +10,7 @@ from a list. Programs of models and of rows run in the sandbox alone; nothing is
 
 import ast
 import math
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -22,6 +23,7 @@ from rl_reasoner.rewards.code_tests import program_of, time_of
 
 REFERENCES = ("reference_solution", "canonical_solution", "solution", "code", "completion")
 """Columns in which a row's reference program is looked for."""
+_NUMBER = re.compile(r"\d+")
 _INPUTS = 6  # mutated inputs of a program
 _LEAST = 3  # below which they tell nothing
 _VALUES = 3  # different answers of the tests, from which on one answer for all is a list's
@@ -269,18 +271,31 @@ def _pool(calls: Sequence[_Called], place: int) -> list[Any]:
 def _near(value: Any, by: int, pool: Sequence[Any]) -> Any:
     """Another value of the same kind, near `value`; what has no near ones comes back as it is.
 
-    Numbers keep off the negatives where all of the tests' do, and spaces in a text stay where they
-    are: on a form that no test has, programs that are right may differ.
+    What all of the tests' values at that place (`pool`) have in common, it has too: on a form that
+    no test has, programs that are right may differ. Numbers keep off the negatives, or stay even or
+    odd; spaces in a text stay where they are, and so do the signs between its numbers (dates).
     """
     if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, int | float):
-        signed = any(isinstance(v, int | float) and v < 0 for v in pool)
-        return value - by if signed and by % 2 else value + by
+        numbers = [v for v in pool if isinstance(v, int | float)]
+        step = by * (2 if len({v % 2 for v in numbers}) == 1 else 1)
+        return value - step if by % 2 and any(v < 0 for v in numbers) else value + step
     if isinstance(value, str):
-        moved = iter(_turned([letter for letter in value if not letter.isspace()], by))
-        return "".join(letter if letter.isspace() else next(moved) for letter in value)
+        return _near_text(value, by, [v for v in pool if isinstance(v, str)])
     return _turned(value, by) if isinstance(value, list | tuple) else value
+
+
+def _near_text(value: str, by: int, pool: Sequence[str]) -> str:
+    """Of several numbers, every other is that of another text of the form; else letters turn."""
+    numbers = _NUMBER.findall(value)
+    if len(numbers) > 1:
+        alike = [v for v in pool if _NUMBER.sub("0", v) == _NUMBER.sub("0", value)]
+        other = _NUMBER.findall(alike[(alike.index(value) + by) % len(alike)])
+        crossed = iter(own if i % 2 else other[i] for i, own in enumerate(numbers))
+        return _NUMBER.sub(lambda _: next(crossed), value)
+    moved = iter(_turned([letter for letter in value if not letter.isspace()], by))
+    return "".join(letter if letter.isspace() else next(moved) for letter in value)
 
 
 def _turned(value: Any, by: int) -> Any:

@@ -90,6 +90,26 @@ def test_a_mutated_text_keeps_its_form() -> None:
     assert judge_program(table, row, LAST)[0] == "disagrees"
 
 
+def test_mutated_numbers_keep_what_the_tests_have_in_common() -> None:
+    """Dates stay dates, and even numbers even: on others MBPP's rows know no right answer."""
+    dates = {"2026-01-02": "02-01-2026", "2020-11-13": "13-11-2020", "2021-04-26": "26-04-2021"}
+    parsed = "datetime.strptime(d, '%Y-%m-%d').strftime('%d-%m-%Y')"
+    right = f"```python\nfrom datetime import datetime\ndef f(d):\n    return {parsed}\n```"
+    table = f"```python\ndef f(d):\n    return {dates}.get(d)\n```"
+    row: Row = {
+        "tests": [f"assert f({one!r}) == {other!r}" for one, other in dates.items()],
+        "reference_solution": "def f(d):\n    return '-'.join(d.split('-')[::-1])",
+    }
+    assert judge_program(right, row, LAST)[1].startswith("right on 6 of 6 mutated inputs")
+    assert judge_program(table, row, LAST)[0] == "disagrees"
+    even = "```python\ndef f(n):\n    assert n % 2 == 0\n    return n // 2\n```"
+    row = {
+        "tests": [f"assert f({n}) == {n // 2}" for n in (2, 6, 20)],
+        "reference_solution": "def f(n):\n    return -1 if n % 2 else n // 2",
+    }
+    assert judge_program(even, row, LAST)[1].startswith("right on 6 of 6 mutated inputs")
+
+
 def test_a_column_called_generator_is_not_always_a_program() -> None:
     """As where it names the model that wrote the row: the judge is that of the other columns."""
     assert not can_judge({"answer": "5", "generator": "gpt-4o"})
