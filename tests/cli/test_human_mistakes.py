@@ -45,7 +45,7 @@ MISTAKES: dict[tuple[str, ...], str] = {
     ("eval", "x", "--sampels", "9"): "Did you mean '--samples'?",
     ("eval", "x", "--samples", "many"): "--samples many: expected a whole number",
     ("eval", "x", "--samples"): "--samples: expected a value after it",
-    ("eval", "x", "--weights", "bf16"): "expected own, auto, bfloat16, int8. Did you mean 'bfloat16'?",
+    ("eval", "x", "--weights", "bf16"): "own, auto, bfloat16, int8. Did you mean 'bfloat16'?",
     ("eval", "x", "--json=yes"): "--json takes no value",
     ("eval", "--quiet"): "Give POLICY and --sets",
     ("eval", "runs/nope", "--sets", "modular_test"): "Did you mean 'runs/one'?",
