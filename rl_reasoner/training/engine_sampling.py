@@ -127,8 +127,8 @@ class EngineSampling:
         with trainer.accelerator.autocast():
             dtype = sampling_dtype(base, self._wanted)
         # another machine of the run may choose otherwise
-        own = torch.tensor([_CODES.index(dtype)], device=trainer.accelerator.device)
-        return dtype if len(trainer.accelerator.gather(own).unique()) == 1 else None
+        code = torch.tensor([_CODES.index(dtype)], device=trainer.accelerator.device)
+        return dtype if len(trainer.accelerator.gather(code).unique()) == 1 else None
 
     @property
     def _rounds(self) -> bool:
