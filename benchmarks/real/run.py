@@ -53,6 +53,7 @@ class Job:
 JOBS = {
     "mbpp_qwen_coder": Job("qwen-coder", "mbpp", ("humaneval",)),
     "gsm8k_qwen_coder": Job("qwen-coder", "gsm8k"),
+    "tool_qwen_coder": Job("qwen-coder", "gsm8k"),
     "instructions_smollm2": Job("smollm2", "instructions"),
     "word_problems_smollm2": Job("smollm2", "word_problems", form=True),
     "word_problems_moe": Job("smollm2", "word_problems", form=True, experts=4),

@@ -27,6 +27,7 @@ PROMPTS: list[dict[str, Any]] = [
 ROWS = {
     "mbpp_qwen_coder": TASKS,
     "gsm8k_qwen_coder": SUMS,
+    "tool_qwen_coder": SUMS,
     "instructions_smollm2": PROMPTS,
     "word_problems_smollm2": SUMS,
     "word_problems_moe": SUMS,
@@ -54,7 +55,7 @@ def test_two_steps_of_its_own_settings(name: str, policy: Path, tmp_path: Path) 
         assert main(["export", str(policy), str(mixture), "--upcycle", "4", "--chosen", "2"]) == 0
         policy = mixture
     rows = ["--data", str(file)]
-    if name in ("mbpp_qwen_coder", "gsm8k_qwen_coder"):
+    if name.endswith("_qwen_coder"):
         rows = ["--data.path", str(file), "--data.config", "null", "--data.columns", "{}"]
     elif name.startswith("word_problems"):
         form = tmp_path / "form.jsonl"

@@ -49,6 +49,7 @@ R1 = ("r1_tiny", "r1_zero_tiny", "r1_distill_tiny", "r1_qwen_7b", "r1_moe_30b") 
 REAL = (
     "mbpp_qwen_coder",
     "gsm8k_qwen_coder",
+    "tool_qwen_coder",
     "instructions_smollm2",
     "word_problems_smollm2",
     "word_problems_moe",

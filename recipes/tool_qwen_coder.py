@@ -1,0 +1,75 @@
+"""GSM8K with Python on two CPU cores: Qwen2.5-Coder-0.5B-Instruct calls the sandbox.
+
+    rl-reasoner train tool_qwen_coder                             # model and rows from the hub
+    make real RECIPE=tool_qwen_coder SEED=0                       # offline, in runs/real
+    rl-reasoner train tool_qwen_coder --policy FOLDER --data.path gsm8k_train.jsonl \\
+      --data.config null --data.columns {} --evals.sets gsm8k_test.jsonl
+
+The policy writes a program, reads what it printed, and says the answer; the reward is for right
+answers alone. The prompt is plain text with one example: as a chat, and asked for a program, this
+model mostly reasons in prose. 118 tokens a completion instead of 278 (64 validation rows, greedy),
+so a step is shorter, too. Like ToRL (arXiv 2503.23383). Without the tool:
+`rl-reasoner eval POLICY --tools none --template boxed --max-tokens 400`.
+"""
+
+from rl_reasoner import Recipe
+from rl_reasoner.cli import main_of
+
+# A sum that is written down but not done is equal to its answer; these rows ask for the number.
+WORKED_OUT = {"value_only": True}
+
+TEMPLATE = r"""Each problem is solved with a short Python program. Its output gives the answer.
+
+Problem: Ann has 3 boxes of 12 pens and gives away 7 pens. How many pens are left?
+Solution:
+```python
+pens = 3 * 12
+left = pens - 7
+print(left)
+```
+```output
+29
+```
+The answer is \boxed{29}.
+
+Problem: {problem}
+Solution:
+"""
+
+
+def recipe() -> Recipe:
+    """The recipe for two CPU cores."""
+    return Recipe(
+        name="tool_qwen_coder",
+        policy={"source": "Qwen/Qwen2.5-Coder-0.5B-Instruct", "lora": {"rank": 16}},
+        data={
+            "path": "openai/gsm8k",
+            "config": "main",
+            "columns": {"problem": "question"},
+            "on_bad_row": "skip",
+        },
+        template=TEMPLATE,
+        tools={"use": ["python"], "format": "fences", "calls": 3},
+        rewards={"math_answer": {"weight": 1.0, "options": WORKED_OUT}},
+        stages=[
+            {
+                "kind": "grpo",
+                "steps": 60,
+                "group": {"size": 8, "prompts": 8, "micro_batch": 8},
+                "sampling": {"max_tokens": 256, "weights": "int8"},
+                "optim": {"lr": 5e-5, "warmup": 5, "betas": (0.9, 0.99)},
+                "save_every": 5,
+            }
+        ],
+        evals={
+            "sets": ["gsm8k"],
+            "limit": 500,
+            "max_tokens": 256,
+            "reward": "math_answer",
+            "reward_options": WORKED_OUT,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main_of(__file__)
