@@ -27,6 +27,7 @@ class IntegerWeight:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.outputs = len(weight)
+        self.compiled = native.available()
         self.parts = [_Part(part) for part in torch.split(weight, _OUTPUTS)]
         self.biases = (
             [None] * len(self.parts)
@@ -39,10 +40,10 @@ class IntegerWeight:
         flat = rows.reshape(-1, rows.shape[-1]).float().contiguous()
         out = torch.empty(len(flat), self.outputs, dtype=torch.float32)
         for some, target in zip(torch.split(flat, _ROWS), torch.split(out, _ROWS), strict=True):
-            slices, scale = _sliced(some)
+            slices, scale = _sliced(some, self.compiled)
             columns = torch.split(target, _OUTPUTS, dim=1)
             for part, bias, into in zip(self.parts, self.biases, columns, strict=True):
-                _join(part.product(slices), scale, bias, into)
+                _join(part.product(slices), scale, bias, into, self.compiled)
         return out.view(*rows.shape[:-1], self.outputs)
 
 
@@ -83,9 +84,9 @@ def work() -> bool:
     return torch.allclose(found, expected, rtol=1e-4, atol=1.0)
 
 
-def _sliced(rows: Tensor) -> tuple[Tensor, Tensor]:
+def _sliced(rows: Tensor, compiled: bool) -> tuple[Tensor, Tensor]:
     """(n, inputs) fp32 -> (2 n, inputs) uint8: first and second integers; and scales (n, 1)."""
-    if native.available():
+    if compiled:
         slices = torch.empty(2 * len(rows), rows.shape[1], dtype=torch.uint8)
         scale = torch.empty(len(rows), 1, dtype=torch.float32)
         native.run_compiled("slice_rows", rows, slices, scale, *rows.shape, torch.get_num_threads())
@@ -98,10 +99,12 @@ def _sliced(rows: Tensor) -> tuple[Tensor, Tensor]:
     return whole.to(torch.uint8), scale * torch.where(scale.isfinite(), 1.0, torch.nan)
 
 
-def _join(products: Tensor, scale: Tensor, bias: Tensor | None, out: Tensor) -> None:
+def _join(
+    products: Tensor, scale: Tensor, bias: Tensor | None, out: Tensor, compiled: bool
+) -> None:
     """(2 n, outputs) -> `out` (n, outputs), columns of a wider tensor."""
     count, outputs = out.shape
-    if native.available():
+    if compiled:
         none = 0  # a null pointer
         native.run_compiled(
             "join_products",

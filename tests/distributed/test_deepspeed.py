@@ -69,8 +69,13 @@ def under_zero(stage: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     torch.distributed.init_process_group("gloo")
     PartialState(backend="gloo")
-    configured = {"use_configured_state": True}
-    return {"deepspeed": deepspeed_settings(stage), "accelerator_config": configured}
+    return configured(stage)
+
+
+def configured(stage: int) -> dict[str, Any]:
+    """The trainer's arguments for DeepSpeed; accelerate's state is made already."""
+    there = {"use_configured_state": True}
+    return {"deepspeed": deepspeed_settings(stage), "accelerator_config": there}
 
 
 def whole(trainer: Any) -> Weights:
@@ -179,8 +184,7 @@ def run_of_two_stages(
         monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
         PartialState(backend="gloo")
         AcceleratorState._reset_state()
-        configured = {"use_configured_state": True}
-        return {"deepspeed": deepspeed_settings(stage), "accelerator_config": configured}
+        return configured(stage)
 
     def job(rank: int) -> None:
         import deepspeed

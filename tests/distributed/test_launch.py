@@ -2,7 +2,6 @@
 
 import re
 import signal
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.pipeline.placement import choose_placement
 from rl_reasoner.pipeline.trl_configs import check_configs
 from support.jobs import STEPS, ran, written
-from support.places import ROOT
+from support.places import ROOT, free_port
 from support.tiny import grpo, recipe, same, sft
 
 ADAPTED = {"source": "scratch:moe-tiny", "lora": {"rank": 2}}
@@ -73,9 +72,7 @@ def test_a_second_host_that_never_comes_is_one_message(
 
     monkeypatch.setattr(static_tcp_rendezvous, "create_rdzv_handler", impatient)
     settings = yaml.safe_load((ROOT / "recipes/launch/ddp.yaml").read_text(encoding="utf-8"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"main_process_ip": "127.0.0.1", "main_process_port": free.getsockname()[1]}
+    address = {"main_process_ip": "127.0.0.1", "main_process_port": free_port()}
     (hosts := tmp_path / "hosts.yaml").write_text(
         yaml.safe_dump({**settings, **address, "num_machines": 2, "num_processes": 2})
     )

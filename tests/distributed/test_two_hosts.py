@@ -8,7 +8,6 @@ the launchers' commands.
 import ctypes
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from rl_reasoner.distributed.loading import load_for_good
 from rl_reasoner.distributed.processes import LOST, SILENCE_S
 from support.hosts import ADDRESSES, Hosts, two_hosts
 from support.jobs import STEPS, written
+from support.places import free_port
 from support.tiny import same
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1800)]
@@ -46,9 +46,7 @@ class Job:
 
     def __init__(self, hosts: Hosts | None, logs: Path, *arguments: Any, **env: str) -> None:
         torch.set_num_threads(1)  # a process with more of them cannot be forked safely
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self.logs = [logs.with_suffix(f".{rank}") for rank in (0, 1)]
         self.pids = []
         for rank in (0, 1):
@@ -202,9 +200,7 @@ class Typed:
     """`rl-reasoner train ARGUMENTS` as a launcher's command on each of two hosts."""
 
     def __init__(self, hosts: Hosts, how: str, folder: Path, *arguments: Any, **env: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self.commands = []
         for host in (0, 1):
             words = [*typed(how, host, port, folder), "train", "--quiet", *map(str, arguments)]

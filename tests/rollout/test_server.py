@@ -24,6 +24,7 @@ from rl_reasoner.report.evaluation import build_evaluation_page
 from rl_reasoner.rollout.cache import SampleCache
 from rl_reasoner.rollout.sampler import sample
 from rl_reasoner.rollout.server import ServedPolicy, ServerFailed
+from support.places import free_port
 
 pytest.importorskip("openai", reason="the extra `server` is not installed")
 CHAT = (  # the server's parser of replies looks for these marks in models of this kind
@@ -97,12 +98,6 @@ class Passing(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Silent."""
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

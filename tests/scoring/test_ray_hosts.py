@@ -7,7 +7,6 @@ program that scores; the second has one processor.
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 
 from support.hosts import ADDRESSES, Hosts, two_hosts
+from support.places import free_port
 
 pytest.importorskip("ray", reason="the extra rl-reasoner[ray] is not installed")
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1800)]
@@ -48,9 +48,7 @@ class Cluster:
 
     def __init__(self, hosts: Hosts, folder: Path) -> None:
         self.hosts, self.folder = hosts, folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.address = f"{ADDRESSES[0]}:{free.getsockname()[1]}"
+        self.address = f"{ADDRESSES[0]}:{free_port()}"
         head = ["--head", f"--port={self.address.rpartition(':')[2]}", f"--temp-dir={folder}"]
         head += ["--include-dashboard=false"]
         for host, asked in ((0, head), (1, [f"--address={self.address}"])):

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy
+from support.places import free_port
 
 FSDP: dict[str, Any] = {
     "fsdp": True,
@@ -141,9 +141,7 @@ def together(count: int, job: Callable[[int], None]) -> list[int]:
     The numbers are those of `os.waitpid`: 0, or the signal that ended it.
     """
     torch.set_num_threads(1)  # a process with more of them cannot be forked safely
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     group = 0
     children = []
     for rank in range(count):

@@ -8,7 +8,6 @@ test_vllm_rollouts.py.
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +22,7 @@ import pytest
 from rl_reasoner import open_policy, train
 from rl_reasoner.errors import RunStopped
 from rl_reasoner.rollout.vllm_server.connection import WORKER
+from support.places import free_port
 from support.tiny import grpo, recipe, rows
 
 VLLM = os.environ.get("RL_REASONER_VLLM")
@@ -40,8 +40,7 @@ class Server:
 
     def __init__(self, policy: Path, *words: str, **own: str) -> None:
         self.policy, self.words, self.own = policy, words, own
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.start()
 
