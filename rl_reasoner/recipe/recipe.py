@@ -335,10 +335,6 @@ class Recipe(Part):
                 raise ValueError(f"stage {stage.name!r} is a grpo stage: the recipe needs rewards")
             self._check_turns(stage)
             self._check_references(index)
-        if self.turns_by and self.run.overlap != "off":
-            raise ValueError(
-                f"run.overlap: completions with {self.turns_by} are not sampled ahead yet"
-            )
         if self.run.overlap != "off" and any(getattr(s, "vllm", None) for s in self.stages):
             raise ValueError(
                 "run.overlap: our engine samples ahead, not vLLM: leave out one of the two"

@@ -1,11 +1,11 @@
 """Sampling in a process of its own, beside what this one does meanwhile.
 
-`SamplingProcess` starts it (`sampling_worker`), sends it the policy once (`shared_policy`), and
-then one order at a time: `begin` takes the weights of now, `finish` waits for the completions. The
-process leads a group of its own, so that Ctrl-C does not reach it, and ends with this one, however
-that ends. One that is killed is started again and does the order once more, from the same weights:
-what is sampled follows from weights and order alone. Knows policies and orders; nothing of
-trainers.
+`SamplingProcess` starts it (`sampling_worker`), sends it the policy (`shared_policy`) and what
+answers its completions once, and then one order at a time: `begin` takes the weights of now,
+`finish` waits for the completions. The process leads a group of its own, so that Ctrl-C does not
+reach it, and ends with this one, however that ends. One that is killed is started again and does
+the order once more, from the same weights: what is sampled follows from weights and order alone.
+Knows policies and orders; nothing of trainers.
 """
 
 import base64
@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from torch import nn
 
 from rl_reasoner.errors import RunStopped, UserError
-from rl_reasoner.rollout.sampling_order import Sampled, SamplingOrder
+from rl_reasoner.rollout.sampling_order import Answering, Sampled, SamplingOrder
 from rl_reasoner.rollout.shared_policy import SharedPolicy
 from rl_reasoner.workers import Worker, WorkerDied
 
@@ -36,15 +36,19 @@ class SamplingFailed(RunStopped):
 class SamplingProcess:
     """A process that samples from `model`, with so many threads; see the module.
 
-    Raises `UserError` where the model cannot be sent to another process.
+    `answering`: the tools, or the environment, that completions have. Raises `UserError` where one
+    of them cannot be sent to another process.
     """
 
-    def __init__(self, model: nn.Module, threads: int) -> None:
+    def __init__(self, model: nn.Module, threads: int, answering: Answering | None = None) -> None:
+        what = "this policy"
         try:
             self._policy = SharedPolicy(model)
+            what = "what answers its completions"
+            self._answering = pickle.dumps(answering)
         except (pickle.PicklingError, AttributeError, TypeError, NotImplementedError) as error:
             raise UserError(
-                f"overlap: this policy cannot be sent to the process that samples ({error})"
+                f"overlap: {what} cannot be sent to the process that samples ({error})"
             ) from error
         self._device = str(next(model.parameters()).device)
         self._threads = threads
@@ -57,6 +61,7 @@ class SamplingProcess:
         worker = Worker(_MODULE, shown=True, fds=(file,))
         opening = {
             "modules": _text(self._policy.modules),
+            "answering": _text(self._answering),
             "file": file,
             "size": self._policy.size,
             "device": self._device,

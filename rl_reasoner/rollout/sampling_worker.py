@@ -1,4 +1,4 @@
-"""The process of `SamplingProcess`: opens a policy, samples order after order.
+"""The process of `SamplingProcess`: opens a policy and its tools, samples order after order.
 
 Requests and replies are JSON lines on the standard streams; what libraries print goes to standard
 error. It ends when its standard input does, also in the middle of an order: whoever asked is gone.
@@ -57,18 +57,22 @@ def main() -> None:
 
 
 class _Policy:
-    """The policy that was sent, and its routers where they are asked for."""
+    """The policy that was sent, what answers it, and its routers where they are asked for."""
 
     def __init__(self, opening: dict[str, Any]) -> None:
         load_for_good("rl_reasoner.rollout.sampling_order")
         import torch
 
         from rl_reasoner.rollout.shared_policy import opened
+        from rl_reasoner.rollout.tool_turns import ToolUse
 
         torch.set_num_threads(opening["threads"])
         modules = base64.b64decode(opening["modules"])
         self.opened = opened(modules, opening["file"], opening["size"], opening["device"])
         self.routing: Any = None
+        self.answering = pickle.loads(base64.b64decode(opening["answering"]))  # noqa: S301, likewise
+        if isinstance(self.answering, ToolUse):
+            self.answering.running().__enter__()  # their processes end with this one
 
     def sample(self, order: Any) -> Any:
         from rl_reasoner.moe.routing import Routing
@@ -77,7 +81,7 @@ class _Policy:
         if order.routed and self.routing is None:
             self.routing = Routing(self.opened.model)
         self.opened.refresh()
-        return carry_out(self.opened.model, order, self.routing)
+        return carry_out(self.opened.model, order, self.routing, self.answering)
 
 
 if __name__ == "__main__":

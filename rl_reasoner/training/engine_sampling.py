@@ -8,7 +8,7 @@ A vLLM server that a trainer has (`vllm_rollouts`) stands in the engine's place.
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -25,11 +25,10 @@ from rl_reasoner.kernels.causal_lm import base_of
 from rl_reasoner.rollout.agreement import in_mode
 from rl_reasoner.rollout.completions import SampledCompletion
 from rl_reasoner.rollout.engine import generate, generates_as_transformers
-from rl_reasoner.rollout.episodes.environment_turns import EpisodeRecord, EpisodeTurns
-from rl_reasoner.rollout.sampling_order import SamplingOrder
+from rl_reasoner.rollout.episodes.environment_turns import EpisodeRecord
+from rl_reasoner.rollout.sampling_order import Answering, SamplingOrder, answered, given_by
 from rl_reasoner.rollout.sampling_params import SamplingParams, unhandled
 from rl_reasoner.rollout.sampling_weights import sampling_dtype
-from rl_reasoner.rollout.tool_turns import ToolTurns
 from rl_reasoner.rollout.vllm_server.agreement import ASKED_PROMPTS, check_server
 from rl_reasoner.rollout.vllm_server.completion_requests import unsent
 from rl_reasoner.rollout.vllm_server.rollouts import VllmRollouts
@@ -166,7 +165,7 @@ class EngineSampling:
         base = base_of(trainer.model)
         checkpointing = trainer.args.gradient_checkpointing_kwargs
         with (
-            self._turns(batch, len(prompt_ids), how) as turns,
+            answered(self.answering, batch.rows, len(prompt_ids), how.ends) as turns,
             trainer.accelerator.autocast(),
             disable_gradient_checkpointing(trainer.model, checkpointing),
             trainer.router_replay.engine_samples() as routes,
@@ -182,12 +181,9 @@ class EngineSampling:
                 self.budgets(batch.rows, len(prompt_ids)),
                 turns=turns,
             )
+            given = given_by(turns, completions)
         if not trainer.tools:
-            batch.take(completions)
-        if turns is not None:
-            batch.tool_masks = [completion.tool_mask for completion in completions]
-            batch.ended = [completion.ended for completion in completions]
-            self._keep_turns(batch, turns, [completion.ids for completion in completions])
+            batch.take(completions, given)
         return [c.ids for c in completions], [c.logps for c in completions]
 
     def _served(
@@ -240,26 +236,11 @@ class EngineSampling:
             return "not with images"
         return sampled_elsewhere(trainer)
 
-    def _turns(
-        self, batch: RolloutBatch, count: int, how: SamplingParams
-    ) -> AbstractContextManager[ToolTurns | EpisodeTurns | None]:
-        """What answers the rows of a batch in the middle of their completions."""
-        tools, environment = self.trainer.tool_use, self.trainer.environment_use
-        if environment is not None:
-            return environment.episodes(batch.rows, how.ends)  # type: ignore[no-any-return]
-        return nullcontext() if tools is None else tools.turns(count)
-
-    @staticmethod
-    def _keep_turns(
-        batch: RolloutBatch, turns: ToolTurns | EpisodeTurns, ids: list[list[int]]
-    ) -> None:
-        """What rows were given, for their rewards and whoever looks at them."""
-        if isinstance(turns, EpisodeTurns):
-            batch.episodes = [turns.record(row, own) for row, own in enumerate(ids)]
-            batch.turns = [record.turns for record in batch.episodes]
-            batch.ended = [record.ended for record in batch.episodes]
-        else:
-            batch.turns = turns.events_in(ids)
+    @property
+    def answering(self) -> Answering | None:
+        """What answers completions in the middle."""
+        trainer = self.trainer
+        return trainer.tool_use if trainer.environment_use is None else trainer.environment_use  # type: ignore[no-any-return]
 
     def order(
         self,
@@ -276,8 +257,15 @@ class EngineSampling:
             dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         key = (trainer.args.seed, 1, *divmod(at, trainer.args.gradient_accumulation_steps))
         keys = _keys(key, 0, len(prompt_ids), size)
-        budgets = self.budgets(rows, len(prompt_ids))
-        return SamplingOrder(prompt_ids, keys, how, budgets, dtype, trainer.router_replay.records)
+        return SamplingOrder(
+            prompt_ids,
+            keys,
+            how,
+            budgets=self.budgets(rows, len(prompt_ids)),
+            autocast=dtype,
+            routed=trainer.router_replay.records,
+            rows=[] if trainer.environment_use is None else [dict(row) for row in rows],
+        )
 
     def budgets(self, rows: Sequence[Mapping[str, Any]], count: int) -> list[int | None]:
         """The longest completions that `count` rows allow themselves (column `max_tokens`)."""
@@ -352,7 +340,7 @@ class EngineSampling:
         if trainer.tool_use is not None and trainer.environment_use is not None:
             raise UserError("tool_use and environment_use: one of them answers, not both yet")
         what = "tools are" if trainer.tool_use is not None else "an environment is"
-        why = 'overlap="one_step"' if trainer.sampling_ahead.on else self.obstacle()
+        why = self.obstacle()
         if not why and not self.on:
             why = "fast_rollouts=False"
         if why or self.sampling() is None:

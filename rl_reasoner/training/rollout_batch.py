@@ -14,6 +14,7 @@ from torch import Tensor
 from rl_reasoner.moe.routing import Routes, join_routes
 from rl_reasoner.rollout.completions import SampledCompletion
 from rl_reasoner.rollout.episodes.environment_turns import EnvironmentTurn, EpisodeRecord
+from rl_reasoner.rollout.sampling_order import GivenTurns
 from rl_reasoner.rollout.tool_turns import ToolEvent
 from rl_reasoner.training.overlapped_rewards import OverlappedRewards
 from rl_reasoner.types import Outcome
@@ -70,11 +71,17 @@ class RolloutBatch:
     logged: dict[str, list[Any]] = field(default_factory=dict)
     overlapped: OverlappedRewards | None = None  # rewards that began beside the sampling
 
-    def take(self, completions: Sequence[SampledCompletion]) -> None:
+    def take(
+        self, completions: Sequence[SampledCompletion], given: GivenTurns | None = None
+    ) -> None:
         """What the engine tells of the rows' completions beside tokens and their log-probs.
 
         Over a set of tokens the policy is what they were drawn from: no log-probs besides.
         """
+        if given is not None:
+            self.tool_masks = [c.tool_mask for c in completions]
+            self.turns, self.episodes = given.turns, given.episodes
+            self.ended = [c.ended for c in given.episodes or completions]
         kept = [c.kept for c in completions if c.kept is not None]
         self.kept = kept or None
         self.policy_logps = None if kept else [c.policy_logps for c in completions]

@@ -25,7 +25,7 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.kernels.causal_lm import base_of
 from rl_reasoner.moe.routing import Routes
 from rl_reasoner.rollout.completions import SampledCompletion
-from rl_reasoner.rollout.sampling_order import Sampled
+from rl_reasoner.rollout.sampling_order import GivenTurns, Sampled
 from rl_reasoner.rollout.sampling_params import SamplingParams
 from rl_reasoner.rollout.sampling_process import SamplingProcess
 from rl_reasoner.training.checkpointing.data_place import wind_on
@@ -59,6 +59,9 @@ class Ahead:
             "logps": [torch.tensor(c.logps) for c in drawn],
             "policy_logps": [torch.tensor(c.policy_logps) for c in drawn],
             "kept": None if drawn[0].kept is None else [c.kept for c in drawn],
+            "masks": [torch.tensor(c.tool_mask) for c in drawn],
+            "ended": [c.ended for c in drawn],
+            "given": None if self.sampled.given is None else self.sampled.given.state(),
             "routes": None if routes is None else (routes.prompts, routes.completions),
         }
 
@@ -69,8 +72,11 @@ class Ahead:
         drawn = [SampledCompletion(*(t.tolist() for t in row)) for row in columns]
         for completion, kept in zip(drawn, state.get("kept") or (), strict=False):
             completion.kept = kept
+        if (given := state.get("given")) is not None:
+            for completion, mask, ended in zip(drawn, state["masks"], state["ended"], strict=True):
+                completion.tool_mask, completion.ended = mask.tolist(), ended
         routes = None if state["routes"] is None else Routes(*state["routes"])
-        sampled = Sampled(drawn, routes)
+        sampled = Sampled(drawn, routes, given=given and GivenTurns.of(given))
         return cls(state["prompts"], state["weights_of"], state["chosen"], sampled)
 
 
@@ -101,7 +107,7 @@ class SamplingAhead:
         if isinstance(trainer.train_dataset, IterableDataset):
             raise UserError(f"{where}, rows by number: the data set must not be iterable")
         if trainer.tools:
-            raise UserError(f"{where}, ahead of calls whose results come later: not with tools")
+            raise UserError(f"{where}, and trl's loop runs its `tools=` here: not with those")
         if not trainer.engine_sampling.on:
             reason = trainer.engine_sampling.obstacle() or "fast_rollouts=False"
             raise UserError(f"{where}, with the engine, which does not sample here: {reason}")
@@ -149,7 +155,7 @@ class SamplingAhead:
             found = sample(batch, prompt_ids, size, how)
         else:
             trainer.router_replay.routes = done.routes
-            batch.take(done.completions)
+            batch.take(done.completions, done.given)
             found = [c.ids for c in done.completions], [c.logps for c in done.completions]
         self.begin()
         return found  # type: ignore[no-any-return]
@@ -203,7 +209,8 @@ class SamplingAhead:
         order = trainer.engine_sampling.order(rows, prompts, trainer.num_generations, how, at)
         self.next = Ahead(prompts, trainer.state.global_step, chosen)
         if self._process is None:
-            self._process = SamplingProcess(base_of(trainer.model), self._threads)
+            answering = trainer.engine_sampling.answering
+            self._process = SamplingProcess(base_of(trainer.model), self._threads, answering)
         self._process.begin(order)
 
     def _rows_at(self, at: int, every: int) -> tuple[list[int] | None, list[dict[str, Any]]]:

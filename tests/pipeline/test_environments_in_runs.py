@@ -81,6 +81,18 @@ def test_the_same_in_the_middle_of_a_turn_after_kill_9(room: Path, cli: Cli) -> 
     assert told.code == 2 and "environment" in told.err, told.err
 
 
+@pytest.mark.matrix
+def test_the_same_where_another_process_plays_ahead(room: Path) -> None:
+    """Killed while one batch is trained on and the next is played."""
+    changed = {**RECIPE, "run": {**RECIPE["run"], "overlap": "one_step"}}
+    (room / "plays.yaml").write_text(yaml.safe_dump(changed))
+    whole_and_resumed(room, "plays.yaml", "stages/2-grpo/metrics.jsonl", 1)
+    assert same(room / "whole" / "policy", room / "killed" / "policy")
+    assert rollouts(room / "whole") == rollouts(room / "killed")
+    played = [row["step"] for row in rollouts(room / "whole") if row["turns"]]
+    assert {1, 2, 3} == {*played}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -90,7 +102,6 @@ def test_the_same_in_the_middle_of_a_turn_after_kill_9(room: Path, cli: Cli) -> 
         ({"environment": "own.py:Echoes"}, "Did you mean 'Echo'"),
         ({"environment": None}, "rewards.environment"),
         ({"tools": ["calculator"]}, "not there yet"),
-        ({"run": {"overlap": "one_step"}}, "run.overlap"),
     ],
 )
 def test_mistakes_are_one_line(change: dict[str, Any], message: str, room: Path, cli: Cli) -> None:

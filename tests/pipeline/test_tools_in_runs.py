@@ -117,11 +117,19 @@ def test_a_run_calls_and_is_evaluated_with_its_tools(room: Path, cli: Cli) -> No
     assert "tools" not in none["settings"]
 
 
-def test_the_same_in_the_middle_of_a_turn_after_kill_9(room: Path) -> None:
+@pytest.mark.parametrize("overlap", ["off", "one_step"])
+def test_the_same_in_the_middle_of_a_turn_after_kill_9(overlap: str, room: Path) -> None:
     """Killed while completions are sampled and tools run; the weights are those of a whole run."""
+    changed = {**RECIPE, "run": {**RECIPE["run"], "overlap": overlap}}
+    (room / "calls.yaml").write_text(yaml.safe_dump(changed))
     whole_and_resumed(room, "calls.yaml", "stages/2-grpo/metrics.jsonl", 2)
     assert same(room / "whole" / "policy", room / "killed" / "policy")
     assert rollouts(room / "whole") == rollouts(room / "killed")
+    called = {row["step"] for row in rollouts(room / "whole") if row["turns"]}
+    assert called == {1, 2, 3, 4}, "also where another process samples"
+    steps = rows(room / "whole" / "stages" / "2-grpo" / "metrics.jsonl")
+    stale = [step.get("overlap/staleness", 0.0) for step in steps]
+    assert stale == ([0.0] * 4 if overlap == "off" else [0.0, 1.0, 1.0, 1.0])
 
 
 @pytest.mark.parametrize(
@@ -131,7 +139,6 @@ def test_the_same_in_the_middle_of_a_turn_after_kill_9(room: Path) -> None:
         ({"tools": {"use": ["calculator"], "format": "fence"}}, "tools.format"),
         ({"tools": {"use": []}}, "tools.use"),
         ({"tools": ["slow.py:quick"]}, "quick"),
-        ({"run": {"overlap": "one_step"}}, "run.overlap"),
         ({"tools": ["calculator"]}, "no form for calls"),
         ({"stages": [DISTILL]}, "run no tools yet"),
     ],

@@ -42,7 +42,6 @@ def test_a_pair_is_one_recipe_with_both() -> None:
     [
         (("tools", "environment"), "tools and an environment in one run are not there yet"),
         (("tools", "vLLM"), "leave vllm out"),
-        (("environment", "overlap"), "are not sampled ahead yet"),
         (("DDP", "overlap"), "not beside 2"),
         (("FSDP2", "files"), "a server that gets weights by files samples for one process"),
         (("files", "overlap"), "run.overlap: our engine samples ahead, not vLLM"),

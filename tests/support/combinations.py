@@ -142,7 +142,10 @@ TESTED: dict[tuple[str, str], str] = {
     "test_a_whole_run_in_fp16_is_resumed_exactly",
     ("tools", "stages"): "tests/pipeline/test_tools_in_runs.py::"
     "test_a_run_calls_and_is_evaluated_with_its_tools",
+    ("tools", "overlap"): f"tests/pipeline/test_tools_in_runs.py::{_TURN}",
     ("tools", "resumed"): f"tests/pipeline/test_tools_in_runs.py::{_TURN}",
+    ("environment", "overlap"): "tests/pipeline/test_environments_in_runs.py::"
+    "test_the_same_where_another_process_plays_ahead",
     ("environment", "stages"): f"tests/pipeline/test_environments_in_runs.py::{_TURN}",
     ("environment", "resumed"): f"tests/pipeline/test_environments_in_runs.py::{_TURN}",
     ("files", "resumed"): _SERVED,

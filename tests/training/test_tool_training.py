@@ -1,5 +1,6 @@
 """Training on completions in which tools gave tokens: gradients, masks, figures, resuming."""
 
+import pickle
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -13,9 +14,10 @@ from transformers import TrainerCallback
 
 from rl_reasoner import GRPOTrainer
 from rl_reasoner.errors import UserError
+from rl_reasoner.policy.scratch import byte_tokenizer
 from rl_reasoner.rollout.tool_turns import ToolEvent, ToolUse
 from rl_reasoner.rollout.turns import Answer
-from rl_reasoner.tools.tool import tool
+from rl_reasoner.tools.tool import ToolCall, ToolLimits, tool
 from rl_reasoner.training.objective import trained_tokens
 from support.places import ROOT
 from support.processes import build, children
@@ -266,6 +268,34 @@ def test_calls_are_read_run_and_told(tmp_path: Path) -> None:
     [log] = [entry for entry in trainer.state.log_history if "tools/call_frequency" in entry]
     assert log["tools/call_frequency"] == pytest.approx((3 * 2 + 2) / 8)
     assert log["tools/failure_frequency"] == pytest.approx(2 / 8)
+
+
+def test_tools_travel_to_another_process(tmp_path: Path) -> None:
+    """By name, by file, as a copy: they answer there as here, under the same limits."""
+
+    def own(text: str) -> str:
+        """Say it backwards."""
+        return text[::-1]
+
+    tokenizer = byte_tokenizer()
+    use = ToolUse(
+        *(tokenizer, ["calculator", f"{FILE}:counts", own]),
+        call_format="tags",
+        calls=3,
+        limits=ToolLimits(output_chars=20),
+    )
+    there = use
+    for _ in range(2):  # what has travelled travels on: its own tools run apart
+        there = pickle.loads(pickle.dumps(there))  # noqa: S301, just written
+    assert there.calls == 3 and there.format.name == "tags" and there.limits == use.limits
+    asked = {"calculator": {"expression": "6*7"}, "counts": {}, "own": {"text": "abc"}}
+    for each in (use, there):
+        with each.running():
+            runner = each._running
+            assert runner is not None
+            session = runner.session()
+            told = {name: session.call(ToolCall(name, given)).text for name, given in asked.items()}
+        assert told == {"calculator": "42", "counts": "1", "own": "cba"}
 
 
 class Leaving(TrainerCallback):  # type: ignore[misc]

@@ -17,6 +17,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from rl_reasoner.environments.apart import pack_environment
 from rl_reasoner.environments.environment import (
     PLAYED,
     SEED,
@@ -128,6 +129,7 @@ class EnvironmentUse:
         `turns`: steps of an episode at most; `seconds`: of its steps together. Raises `UserError`.
         """
         self.tokenizer, self.turns, self.seconds = tokenizer, turns, seconds
+        self._given, self._template = environment, template
         self.form = TurnForm(tokenizer, template)
         self.runner = EnvironmentRunner(environment, options, limits)
         self.close = weakref.finalize(self, self.runner.close)
@@ -144,6 +146,11 @@ class EnvironmentUse:
             seconds=settings.seconds,
             limits=limits_of(settings),
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For another process: the environment travels as that of `EnvironmentRunner` does."""
+        facts = (self.runner.options, self._template, self.turns, self.seconds, self.runner.limits)
+        return _unpacked, (self.tokenizer, pack_environment(self._given), *facts)
 
     @contextmanager
     def episodes(self, rows: Sequence[Row], ends: Sequence[int]) -> Iterator["EpisodeTurns"]:
@@ -195,6 +202,27 @@ class EnvironmentUse:
             ids += own + given
             mask += [1] * len(own) + [0] * len(given)
         return ids, mask
+
+
+def _unpacked(
+    tokenizer: Any,
+    packed: str,
+    options: Mapping[str, Any],
+    template: str,
+    turns: int,
+    seconds: float | None,
+    limits: EnvironmentLimits,
+) -> EnvironmentUse:
+    """The environment that another process has sent."""
+    return EnvironmentUse(
+        tokenizer,
+        packed,
+        options=options,
+        template=template,
+        turns=turns,
+        seconds=seconds,
+        limits=limits,
+    )
 
 
 def limits_of(settings: EnvironmentSettings) -> EnvironmentLimits:
