@@ -39,7 +39,6 @@ from rl_reasoner.tools.tool import (
 
 _log = logging.getLogger(__name__)
 _FIRST = {"calculator": {"expression": "6*7"}, "python": {"code": "print(6*7)"}}
-_ENDS = frozenset("`>}")  # what the end of a call, in any format, is made of
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +172,7 @@ class ToolUse:
     def may_end_call(self, token: int) -> bool:
         """Whether a call can end with this token: all others need no closer look."""
         if (known := self._may_end.get(token)) is None:
-            known = self._may_end[token] = not _ENDS.isdisjoint(self.text([token]))
+            known = self._may_end[token] = self.format.last in self.text([token])
         return known
 
     def identity(self) -> dict[str, Any]:

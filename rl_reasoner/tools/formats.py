@@ -20,7 +20,8 @@ MOST_CALL_CHARS = 20_000
 _HERMES_MARKS = ("<tool_call>", "</tool_call>")
 _PYTHON_TAG = "<|python_tag|>"
 _FENCE = "```"
-_LABELS = {"py": "python", "python3": "python"}
+_LABELS = {"py": "python", "python3": "python", "python": "python"}  # whatever their case
+_OTHER_MARKS = ("<function=", "<arg_key>")  # what templates write in `<tool_call>` that is no JSON
 _BEHIND_CALL = 4  # characters that the last token of a call may have behind its end
 _CALL, _RESULT = "the call stands here", "line one\nline two"
 
@@ -45,6 +46,8 @@ class CallFormat(ABC):
     """A way to write calls, for the tools that it knows."""
 
     name: ClassVar[str]
+    last: ClassVar[str]
+    """The character that a call ends with: a token without it ends none."""
 
     def __init__(self, tools: Iterable[Tool]) -> None:
         self.tools = {tool.name: tool for tool in tools}
@@ -186,7 +189,7 @@ class _JsonFormat(CallFormat):
 class HermesFormat(_JsonFormat):
     """`<tool_call>{"name": …, "arguments": {…}}</tool_call>`: Qwen 2.5 and 3, Hermes."""
 
-    name = "hermes"
+    name, last = "hermes", ">"
     around = _Around("\n<tool_response>\n", "\n</tool_response>\n")
     closes = "</tool_response>"
 
@@ -206,7 +209,7 @@ class HermesFormat(_JsonFormat):
 class LlamaFormat(_JsonFormat):
     """`{"name": …, "parameters": {…}}` as the whole message: Llama 3.1 and later."""
 
-    name = "llama3"
+    name, last = "llama3", "}"
     around = _Around("\n", "\n")
 
     def ended(self, text: str, new: int) -> bool:
@@ -290,7 +293,7 @@ class _PlainFormat(CallFormat):
 class FencesFormat(_PlainFormat):
     """A fenced block that is labelled with a tool's name: ```` ```python ````."""
 
-    name = "fences"
+    name, last = "fences", "`"
 
     def ended(self, text: str, new: int) -> bool:
         if _end_of(_FENCE, text, new) < 0:
@@ -319,7 +322,9 @@ class FencesFormat(_PlainFormat):
 
     def _label(self, block: "_Block") -> str:
         """The tool that a block is for; empty for a block of anything else."""
-        label = _LABELS.get(block.label, block.label)
+        label = block.label
+        if label not in self.tools:
+            label = _LABELS.get(label.lower(), "")
         return label if label in self.tools else ""
 
 
@@ -330,16 +335,24 @@ class _Block(NamedTuple):
 
 
 def _last_block(text: str) -> _Block | None:
-    """The last closed fenced block of a text."""
+    """The last closed fenced block of a text.
+
+    As in Markdown, a block ends with as many backticks as it begins with, and a line that has some
+    behind its label begins none.
+    """
     found: _Block | None = None
-    label, start, at = None, 0, 0
+    fence, label, start, at = "", "", 0, 0
     for line in text.split("\n"):
-        fenced = line.startswith(_FENCE)
-        if fenced and label is None:
-            label, start = line.lstrip("`").strip(), at + len(line) + 1
-        elif fenced and label is not None:
-            found = _Block(label, text[start : max(start, at - 1)], at + len(_FENCE))
-            label = None
+        behind = line.lstrip("`")
+        if not fence and line.startswith(_FENCE) and "`" not in behind:
+            fence, label, start = (
+                line[: len(line) - len(behind)],
+                behind.strip(),
+                at + len(line) + 1,
+            )
+        elif fence and line.startswith(fence):
+            found = _Block(label, text[start : max(start, at - 1)], at + len(fence))
+            fence = ""
         at += len(line) + 1
     return found
 
@@ -347,7 +360,7 @@ def _last_block(text: str) -> _Block | None:
 class TagsFormat(_PlainFormat):
     """A pair of tags with a tool's name: `<python>…</python>`."""
 
-    name = "tags"
+    name, last = "tags", ">"
 
     def ended(self, text: str, new: int) -> bool:
         tail = text[max(0, len(text) - new - max(map(len, self.tools), default=0) - 2) :]
@@ -388,9 +401,13 @@ def call_format(name: str, tools: Sequence[Tool]) -> CallFormat:
 
 
 def format_of_template(chat_template: str) -> str | None:
-    """The name of the format that a chat template is written for; None where it knows no tools."""
+    """The name of the format that a chat template is written for; None where it has none of ours.
+
+    Some templates write calls that are no JSON between Hermes' marks: those of Qwen3-Coder, GLM.
+    """
     if _HERMES_MARKS[0] in chat_template:
-        return HermesFormat.name
+        other = any(mark in chat_template for mark in _OTHER_MARKS)
+        return None if other else HermesFormat.name
     if "ipython" in chat_template or _PYTHON_TAG in chat_template:
         return LlamaFormat.name
     return None

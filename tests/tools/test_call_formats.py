@@ -97,6 +97,7 @@ def test_a_policy_that_calls_again_is_read_again(form: CallFormat) -> None:
 @given(text=st.text() | marked, new=st.integers(0, 5))
 def test_any_text_is_a_call_or_a_reason_or_neither(form: CallFormat, text: str, new: int) -> None:
     if form.ended(text, new):
+        assert form.last in text[-new:]  # tokens without it are not looked at
         found = form.read(text)
         assert isinstance(found, ToolCall) or found.message.startswith("malformed call: ")
 
@@ -121,6 +122,9 @@ def test_any_text_is_a_call_or_a_reason_or_neither(form: CallFormat, text: str, 
             ToolCall("python", {"code": "x = 1\n\nx"}),
         ),
         ("fences", "```py\n1\n```", ToolCall("python", {"code": "1"})),
+        ("fences", "```Python\n1\n```", ToolCall("python", {"code": "1"})),
+        ("fences", "```a = 1``` is\n```python\n1\n```", ToolCall("python", {"code": "1"})),
+        ("fences", "````python\n1\n```\n2\n````", ToolCall("python", {"code": "1\n```\n2"})),
         (
             "fences",
             '```move\n{"row": 1, "column": 2}\n```',
@@ -278,6 +282,8 @@ def test_a_template_without_tools_is_refused_in_words() -> None:
 
 def test_a_templates_own_format_is_known() -> None:
     assert format_of_template(QWEN) == "hermes"
+    assert format_of_template(f"{QWEN}<tool_call>\n<function=NAME>\n<parameter=KEY>") is None
+    assert format_of_template(f"{QWEN}<tool_call>NAME\n<arg_key>KEY</arg_key>") is None
     assert format_of_template(LLAMA) == "llama3"
     assert format_of_template(PLAIN) is None
 
