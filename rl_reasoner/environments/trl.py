@@ -84,7 +84,13 @@ class TrlEnvironment:
 
     def _manual(self) -> str:
         schemas = json.dumps([tool.schema["function"] for tool in self._tools.values()])
-        form = self._format.write(ToolCall("NAME", {"ARGUMENT": "VALUE"}))
+        calls = [ToolCall("NAME", {"ARGUMENT": "VALUE"})]
+        if self._format.schemas is None:  # how a call is written depends on its tool
+            calls = [
+                ToolCall(tool.name, dict.fromkeys(tool.parameters.get("required", []), "VALUE"))
+                for tool in self._tools.values()
+            ]
+        form = "\n".join(map(self._format.write, calls))
         may = "You may call these functions, one in a turn, and end the turn behind the call:"
         return f"{may}\n{schemas}\nA call is written so:\n{form}"
 

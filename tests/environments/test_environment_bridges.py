@@ -12,6 +12,8 @@ from rl_reasoner.environments.reasoning_gym import ReasoningGym
 from rl_reasoner.environments.trl import TrlEnvironment
 from rl_reasoner.environments.verifiers import VerifiersTaskset
 from rl_reasoner.errors import UserError
+from rl_reasoner.tools.formats import FORMATS, call_format
+from rl_reasoner.tools.tool import Tool, ToolCall
 
 COUNTER = '''
 class Counter:
@@ -68,6 +70,23 @@ def test_a_class_for_trl_plays_here(tmp_path: Path) -> None:
     assert "malformed call" in malformed.messages[0]["content"] and not malformed.done
     with pytest.raises(UserError, match="names no class"):
         TrlEnvironment("Counter")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_class_for_trl_is_called_in_every_format(name: str, tmp_path: Path) -> None:
+    (tmp_path / "counter.py").write_text(COUNTER)
+    options = {"factory": f"{tmp_path}/counter.py:Counter", "call_format": name}
+    row = {"problem": "Count to ten.", "start": 3, "seed": 0}
+    counting = Tool(increment)
+    own = call_format(name, [counting]).write(ToolCall("increment", {"step": 5}))
+    opening, first = play(TrlEnvironment, options, row, own)
+    assert opening.kind == "ok", opening.why
+    assert first.messages == ({"role": "tool", "content": "8"},)
+
+
+def increment(step: int) -> int:
+    """Add to the counter."""
+    return step
 
 
 @pytest.mark.skipif(find_spec("reasoning_gym") is None, reason="reasoning-gym is not installed")
