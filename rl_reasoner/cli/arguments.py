@@ -94,10 +94,11 @@ def tool_settings(policy: str, tools: str | None, call_format: str | None) -> "T
 
 def environment_of(policy: str) -> "EnvironmentSettings | None":
     """What answered a run's policy when it was trained."""
+    from rl_reasoner.policy.names import run_of
     from rl_reasoner.recipe.load import load_recipe
 
-    recipe = Path(policy) / "recipe.yaml"
-    return load_recipe(str(recipe)).environment if recipe.is_file() else None
+    folder = run_of(Path(policy).absolute())
+    return load_recipe(str(folder / "recipe.yaml")).environment if folder else None
 
 
 def check_numbers(temperature: float | None, **counts: int | None) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from rl_reasoner.cli.arguments import environment_of
 from support.commands import Cli, whole_and_resumed
 from support.environments import FILE
 from support.tiny import rows, same
@@ -91,6 +92,16 @@ def test_the_same_where_another_process_plays_ahead(room: Path) -> None:
     assert rollouts(room / "whole") == rollouts(room / "killed")
     played = [row["step"] for row in rollouts(room / "whole") if row["turns"]]
     assert {1, 2, 3} == {*played}
+
+
+def test_a_stages_policy_plays_as_its_run_does(room: Path) -> None:
+    policy = room / "run" / "stages" / "2-grpo" / "policy"
+    policy.mkdir(parents=True)
+    assert environment_of(str(policy)) is None
+    shutil.copy(room / "plays.yaml", room / "run" / "recipe.yaml")
+    for one in (room / "run", policy):
+        found = environment_of(str(one))
+        assert found is not None and found.use == "own.py:Slow", one
 
 
 @pytest.mark.parametrize(
