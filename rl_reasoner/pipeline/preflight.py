@@ -17,7 +17,7 @@ import torch
 
 from rl_reasoner import sandbox
 from rl_reasoner.dataset.tasks.generate import TASKS
-from rl_reasoner.dataset.templates import prompt_of
+from rl_reasoner.dataset.templates import prompt_of, render
 from rl_reasoner.errors import UserError
 from rl_reasoner.hacking.judges import WORDS, IndependentJudge, claims_of
 from rl_reasoner.kernels.products import bf16_rates
@@ -223,6 +223,11 @@ def _tools(recipe: Recipe, settings: ToolSettings, policy: Policy) -> Notice:
         if answer.kind in ("died", "timeout"):
             fix = "call it yourself in Python first"
             return Notice("tools", "failed", f"{name} does not answer: {answer.text}", fix)
+    if use.schemas is not None and isinstance(render("?", recipe.template, policy.tokenizer), str):
+        fix = "set template to chat or boxed, which tell of the tools, or tools.format to fences"
+        return Notice(
+            "tools", "warned", f"{told}; the prompt is plain text, and tells of none", fix
+        )
     slow = any(answer.seconds > settings.timeout_s / 2 for answer in answers.values())
     return warn_if(slow, "tools", told, "a tool takes half of tools.timeout_s: raise it")
 

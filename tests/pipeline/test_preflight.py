@@ -44,6 +44,22 @@ def notices(wanted: Recipe, folder: Path, change: Callable[[Any], None] = lambda
     return found
 
 
+def test_a_prompt_that_tells_of_no_tools_is_pointed_out(tmp_path: Path) -> None:
+    """Where calls are the chat template's, and the prompt is none of it."""
+
+    def chats(policy: Any) -> None:
+        policy.tokenizer.chat_template = (
+            "<tool_call>{% for m in messages %}{{ m.content }} {% endfor %}"
+        )
+
+    told = {"tools": ["calculator"], "evals": {"sets": []}}
+    for template, status in (("Sum: {problem}", "warned"), ("chat", "passed")):
+        wanted = recipe(tmp_path, grpo(), template=template, **told)
+        found = notices(wanted, tmp_path, chats)["tools"]
+        assert found.status == status, found
+        assert ("plain text" in found.message) == (status == "warned")
+
+
 def test_every_mistake_at_once_each_with_its_place(tmp_path: Path, cli: Cli) -> None:
     stock(tmp_path)
     text = (tmp_path / "tiny.yaml").read_text()
