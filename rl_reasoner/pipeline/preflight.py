@@ -224,10 +224,8 @@ def _tools(recipe: Recipe, settings: ToolSettings, policy: Policy) -> Notice:
             fix = "call it yourself in Python first"
             return Notice("tools", "failed", f"{name} does not answer: {answer.text}", fix)
     if use.schemas is not None and isinstance(render("?", recipe.template, policy.tokenizer), str):
-        fix = "set template to chat or boxed, which tell of the tools, or tools.format to fences"
-        return Notice(
-            "tools", "warned", f"{told}; the prompt is plain text, and tells of none", fix
-        )
+        fix = "set template to chat or boxed, which name the tools, or tools.format to fences"
+        return Notice("tools", "warned", f"{told}; the prompt is plain text, and names none", fix)
     slow = any(answer.seconds > settings.timeout_s / 2 for answer in answers.values())
     return warn_if(slow, "tools", told, "a tool takes half of tools.timeout_s: raise it")
 
