@@ -88,7 +88,7 @@ class Sampled:
     given: GivenTurns | None = None
 
 
-def answered(
+def turn_taker(
     by: Answering | None, rows: Sequence[Row], count: int, ends: Sequence[int]
 ) -> AbstractContextManager[ToolTurns | EpisodeTurns | None]:
     """Inside, `by` answers `count` completions of one call of the engine, of `rows` of the data.
@@ -122,7 +122,7 @@ def carry_out(
     device = next(model.parameters()).device.type
     inside = nullcontext() if order.autocast is None else torch.autocast(device, order.autocast)
     recorded = routing.record() if routing is not None and order.routed else nullcontext()
-    turned = answered(answering, order.rows, len(order.prompts), order.sampling.ends)
+    turned = turn_taker(answering, order.rows, len(order.prompts), order.sampling.ends)
     with turned as turns, inside, recorded as passes:
         routes = None if passes is None else SampledRoutes(passes)
         completions = generate(

@@ -26,7 +26,7 @@ from rl_reasoner.rollout.agreement import in_mode
 from rl_reasoner.rollout.completions import SampledCompletion
 from rl_reasoner.rollout.engine import generate, generates_as_transformers
 from rl_reasoner.rollout.episodes.environment_turns import EpisodeRecord
-from rl_reasoner.rollout.sampling_order import Answering, SamplingOrder, answered, given_by
+from rl_reasoner.rollout.sampling_order import Answering, SamplingOrder, given_by, turn_taker
 from rl_reasoner.rollout.sampling_params import SamplingParams, unhandled
 from rl_reasoner.rollout.sampling_weights import sampling_dtype
 from rl_reasoner.rollout.vllm_server.agreement import ASKED_PROMPTS, check_server
@@ -165,7 +165,7 @@ class EngineSampling:
         base = base_of(trainer.model)
         checkpointing = trainer.args.gradient_checkpointing_kwargs
         with (
-            answered(self.answering, batch.rows, len(prompt_ids), how.ends) as turns,
+            turn_taker(self.answering, batch.rows, len(prompt_ids), how.ends) as turns,
             trainer.accelerator.autocast(),
             disable_gradient_checkpointing(trainer.model, checkpointing),
             trainer.router_replay.engine_samples() as routes,
