@@ -71,6 +71,7 @@ class Sample:
     truncated: bool
     verdicts: Mapping[str, RewardVerdict]
     turns: Sequence[CallTurn] = ()
+    calls: int = 0  # with those behind what is kept of the completion
 
 
 @dataclass
@@ -194,6 +195,7 @@ def sample_of(row: Mapping[str, Any]) -> Sample:
             for name, raw in mapping(row.get("scores")).items()
         },
         turns=turns_of(row, len(completion)),
+        calls=len(called) if isinstance(called := row.get("turns"), list) else 0,
     )
 
 
@@ -221,10 +223,10 @@ def with_seconds(samples: Iterable[Sample], folder: Path) -> list[Sample]:
     steps = {sample.step for sample in found if sample.turns}
     told = seconds_of_calls(folder, steps) if steps else {}
     for place, sample in enumerate(found):
-        waiting = told.get((sample.step, sample.group)) if sample.turns else None
+        waiting = told.get((sample.step, sample.group)) if sample.calls else None
         seconds = waiting.popleft() if waiting else []
-        if len(seconds) == len(sample.turns):
-            pairs = zip(sample.turns, seconds, strict=True)
+        if len(seconds) == sample.calls:
+            pairs = zip(sample.turns, seconds, strict=False)
             turns = [replace(turn, seconds=number(took)) for turn, took in pairs]
             found[place] = replace(sample, turns=turns)
     return found

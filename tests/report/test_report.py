@@ -12,7 +12,7 @@ import pytest
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.report import write_report
-from rl_reasoner.report.rollouts import read_rollouts, samples_after
+from rl_reasoner.report.rollouts import read_rollouts, sample_of, samples_after, with_seconds
 from rl_reasoner.report.run_data import read_run
 from support.report_runs import Parsed, figures, lines, make_run, packs, rollout
 
@@ -416,3 +416,23 @@ def test_an_unfinished_stage_tells_its_steps_of_how_many_and_the_time_left(tmp_p
     _, parsed = report(folder)
     assert "40 sft, 3 of 9 grpo" in parsed.text
     assert "6 steps of grpo, about 12.0 s" in parsed.text
+
+
+def test_a_call_has_its_own_seconds_beside_one_that_is_not_shown(tmp_path: Path) -> None:
+    """Of a long completion the end is not kept, and with it a call: its seconds are no other's."""
+    calls = [{"step": 1, "group": 0, "calls": [{"seconds": seconds}]} for seconds in (9.0, 0.25)]
+    lines(tmp_path / "ledger.jsonl", calls)
+    samples = [
+        sample_of(
+            {
+                "step": 1,
+                "group": 0,
+                "completion": "x" * length,
+                "turns": [{"tool": "python", "kind": "ok", "text": [length - 2, length]}],
+            }
+        )
+        for length in (20_000, 20)
+    ]
+    long, short = with_seconds(samples, tmp_path)
+    assert not long.turns
+    assert [turn.seconds for turn in short.turns] == [0.25]
