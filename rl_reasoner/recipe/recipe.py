@@ -374,10 +374,10 @@ class Recipe(Part):
         if stage.kind == "distill" or (self.environment and stage.kind in ("sample", "filter")):
             what = by if self.tools else "environments"
             raise ValueError(f"stage {stage.name!r}: {stage.kind} stages run no {what} yet")
-        if stage.kind == "grpo" and stage.vllm:
+        if stage.kind == "grpo" and stage.vllm and stage.vllm.mode == "colocate":
             raise ValueError(
-                f"stage {stage.name!r}: {by} {'are' if self.tools else 'is'} for policies that "
-                "our engine samples: leave vllm out"
+                f"stage {stage.name!r}: {by} {'are' if self.tools else 'is'} for policies that our "
+                "engine samples, or a server that gets files: leave vllm out, or take mode server"
             )
 
     def _check_controls(self) -> None:

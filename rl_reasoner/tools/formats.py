@@ -57,6 +57,10 @@ class CallFormat(ABC):
         """What a chat template tells the policy of the tools; None where the prompt says it."""
         return None
 
+    def marks(self) -> tuple[str, ...]:
+        """Texts that end calls, and may stand elsewhere: a server stops there, and is asked on."""
+        return ()
+
     def in_template(self, render: Render) -> "CallFormat":
         """This format in a chat template, which `render` gives the text of messages by."""
         return self
@@ -193,6 +197,9 @@ class HermesFormat(_JsonFormat):
     around = _Around("\n<tool_response>\n", "\n</tool_response>\n")
     closes = "</tool_response>"
 
+    def marks(self) -> tuple[str, ...]:
+        return (_HERMES_MARKS[1],)
+
     def ended(self, text: str, new: int) -> bool:
         end = _end_of(_HERMES_MARKS[1], text, new)
         return end >= 0 and _HERMES_MARKS[0] in text[:end]
@@ -295,6 +302,9 @@ class FencesFormat(_PlainFormat):
 
     name, last = "fences", "`"
 
+    def marks(self) -> tuple[str, ...]:
+        return (f"\n{_FENCE}",)
+
     def ended(self, text: str, new: int) -> bool:
         if _end_of(_FENCE, text, new) < 0:
             return False
@@ -361,6 +371,9 @@ class TagsFormat(_PlainFormat):
     """A pair of tags with a tool's name: `<python>…</python>`."""
 
     name, last = "tags", ">"
+
+    def marks(self) -> tuple[str, ...]:
+        return tuple(f"</{name}>" for name in self.tools)
 
     def ended(self, text: str, new: int) -> bool:
         tail = text[max(0, len(text) - new - max(map(len, self.tools), default=0) - 2) :]

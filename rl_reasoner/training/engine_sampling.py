@@ -198,7 +198,11 @@ class EngineSampling:
         trainer = self.trainer
         rollouts.load(trainer.model, trainer.state.global_step)
         budgets = self.budgets(batch.rows, len(prompt_ids))
-        return rollouts.generate(prompt_ids, keys, how, budgets)
+        marks = trainer.tool_use.format.marks() if trainer.tool_use is not None else ()
+        with turn_taker(self.answering, batch.rows, len(prompt_ids), how.ends) as turns:
+            found = rollouts.generate(prompt_ids, keys, how, budgets, turns, marks)
+            batch.take_turns(found, given_by(turns, found))
+        return found
 
     @contextmanager
     def while_training(self) -> Iterator[None]:
@@ -228,8 +232,8 @@ class EngineSampling:
         trainer = self.trainer
         if trainer.accelerator.num_processes > 1:
             return "not for several yet"
-        if trainer.tools or trainer.tool_use is not None or trainer.environment_use is not None:
-            return "not with tools or environments"
+        if trainer.tools:
+            return "not with trl's `tools=`"
         if trainer.sampling_ahead.on:
             return 'not with overlap="one_step"'
         if trainer.internals.sees_images:
@@ -345,7 +349,10 @@ class EngineSampling:
             why = "fast_rollouts=False"
         if why or self.sampling() is None:
             why = why or "a model with its own `generate`"
-            raise UserError(f"{what} for policies that our engine samples: not with {why}")
+            raise UserError(
+                f"{what} for policies that our engine samples: not with {why}"
+                + (" (but with a server that gets files: vllm.folder)" if why == "vLLM" else "")
+            )
         with put_on(trainer, "rollout_func", self._completed):
             yield
         self._log_turns()

@@ -78,13 +78,20 @@ class RolloutBatch:
 
         Over a set of tokens the policy is what they were drawn from: no log-probs besides.
         """
-        if given is not None:
-            self.tool_masks = [c.tool_mask for c in completions]
-            self.turns, self.episodes = given.turns, given.episodes
-            self.ended = [c.ended for c in given.episodes or completions]
+        self.take_turns(completions, given)
         kept = [c.kept for c in completions if c.kept is not None]
         self.kept = kept or None
         self.policy_logps = None if kept else [c.policy_logps for c in completions]
+
+    def take_turns(
+        self, completions: Sequence[SampledCompletion], given: GivenTurns | None
+    ) -> None:
+        """What tools or an environment gave the rows' completions."""
+        if given is None:
+            return
+        self.tool_masks = [c.tool_mask for c in completions]
+        self.turns, self.episodes = given.turns, given.episodes
+        self.ended = [c.ended for c in given.episodes or completions]
 
     def split(self) -> list[RolloutRow]:
         """The rows, each with all that is known of it."""

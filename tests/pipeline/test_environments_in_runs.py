@@ -12,6 +12,7 @@ from rl_reasoner.cli.arguments import environment_of
 from support.commands import Cli, whole_and_resumed
 from support.environments import FILE
 from support.tiny import rows, same
+from support.vllm_stand_in import serving
 
 RECIPE: dict[str, Any] = {
     "name": "plays",
@@ -80,6 +81,20 @@ def test_the_same_in_the_middle_of_a_turn_after_kill_9(room: Path, cli: Cli) -> 
     assert own["sets"]["guess_validation"]["reward"] == "environment"
     told = cli("chat", "whole")
     assert told.code == 2 and "environment" in told.err, told.err
+
+
+def test_a_vllm_server_samples_the_turns(room: Path, cli: Cli) -> None:
+    with serving("scratch:dense-tiny") as server:
+        sft, grpo = RECIPE["stages"]
+        grpo = {**grpo, "vllm": {"mode": "server", "url": server.url}}
+        changed = {**RECIPE, "stages": [sft, grpo], "evals": {"sets": []}}
+        (room / "plays.yaml").write_text(yaml.safe_dump(changed))
+        assert cli("train", "plays.yaml", "--run.folder", "run").code == 0
+    rows = rollouts(room / "run")
+    assert {row["ended"] for row in rows} <= {"done", "length"}
+    done = [row for row in rows if row["ended"] == "done"]
+    assert done and all([turn["kind"] for turn in row["turns"]] == ["ok"] * 3 for row in done)
+    assert all("\n1 of 3\n" in row["completion"] for row in done)
 
 
 @pytest.mark.matrix

@@ -32,6 +32,7 @@ from rl_reasoner.types import Row
 from support.commands import Cli, whole_and_resumed
 from support.stock import drawn
 from support.tiny import rows, same
+from support.vllm_stand_in import serving
 
 RECIPE: dict[str, Any] = {
     "name": "calls",
@@ -130,6 +131,23 @@ def test_the_same_in_the_middle_of_a_turn_after_kill_9(overlap: str, room: Path)
     steps = rows(room / "whole" / "stages" / "2-grpo" / "metrics.jsonl")
     stale = [step.get("overlap/staleness", 0.0) for step in steps]
     assert stale == ([0.0] * 4 if overlap == "off" else [0.0, 1.0, 1.0, 1.0])
+
+
+@pytest.mark.matrix
+def test_the_same_by_a_vllm_server_after_kill_9(room: Path) -> None:
+    """The server samples up to a call, and goes on behind its result."""
+    with serving("scratch:dense-tiny") as server:
+        sft, grpo = RECIPE["stages"]
+        grpo = {**grpo, "vllm": {"mode": "server", "url": server.url}}
+        changed = {**RECIPE, "stages": [sft, grpo]}
+        (room / "calls.yaml").write_text(yaml.safe_dump(changed))
+        whole_and_resumed(room, "calls.yaml", "stages/2-grpo/metrics.jsonl", 2)
+        assert any("</calculator>" in body["stop"] for body in server.bodies)
+    assert same(room / "whole" / "policy", room / "killed" / "policy")
+    assert rollouts(room / "whole") == rollouts(room / "killed")
+    called = [row for row in rollouts(room / "whole") if row["turns"]]
+    assert {row["step"] for row in called} == {1, 2, 3, 4}
+    assert any("<output>\n" in row["completion"] for row in called)
 
 
 @pytest.mark.parametrize(

@@ -142,8 +142,12 @@ TESTED: dict[tuple[str, str], str] = {
     "test_a_whole_run_in_fp16_is_resumed_exactly",
     ("tools", "stages"): "tests/pipeline/test_tools_in_runs.py::"
     "test_a_run_calls_and_is_evaluated_with_its_tools",
+    ("tools", "files"): "tests/pipeline/test_tools_in_runs.py::"
+    "test_the_same_by_a_vllm_server_after_kill_9",
     ("tools", "overlap"): f"tests/pipeline/test_tools_in_runs.py::{_TURN}",
     ("tools", "resumed"): f"tests/pipeline/test_tools_in_runs.py::{_TURN}",
+    ("environment", "files"): "tests/pipeline/test_environments_in_runs.py::"
+    "test_a_vllm_server_samples_the_turns",
     ("environment", "overlap"): "tests/pipeline/test_environments_in_runs.py::"
     "test_the_same_where_another_process_plays_ahead",
     ("environment", "stages"): f"tests/pipeline/test_environments_in_runs.py::{_TURN}",

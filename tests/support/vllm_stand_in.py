@@ -96,7 +96,7 @@ class StandIn(ThreadingHTTPServer):
 
     def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """vLLM's reply to a request for a completion."""
-        ids, logps = [*body["prompt"]], []
+        ids, logps, stop = [*body["prompt"]], [], None
         draws = torch.Generator().manual_seed(body["seed"])
         with self.lock, torch.no_grad():
             model = self.model_of(body.get("model", ""))
@@ -110,11 +110,15 @@ class StandIn(ThreadingHTTPServer):
                 token = int(sampled if body["temperature"] else likely.argmax())
                 ids.append(token)
                 logps.append(float(likely[token]))
-        ended = ids[-1] in body["stop_token_ids"]
+                text = self.policy.tokenizer.decode(ids[len(body["prompt"]) :])
+                if stop := next((one for one in body["stop"] if one in text), None):
+                    break
+        ended = stop is not None or ids[-1] in body["stop_token_ids"]
         choice = {
             "token_ids": ids[len(body["prompt"]) :],
             "logprobs": {"token_logprobs": logps},
             "finish_reason": "stop" if ended else "length",
+            "stop_reason": stop,
         }
         return {"choices": [choice]}
 

@@ -1,19 +1,22 @@
-"""A row of a batch as a request to vLLM, token ids in, and its reply as a completion.
+"""Rows of a batch as requests to vLLM, token ids in, and replies as completions.
 
 Every setting is sent, since a server takes those that are left out from the model's own
-`generation_config.json`. Ends are the trainer's, not the server's. Knows nothing of the network.
+`generation_config.json`. Ends are the trainer's, not the server's. Where tools or an environment
+answer in the middle (`Dialogues`), a row is asked for part by part. Knows nothing of the network.
 """
 
 import hashlib
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import GenerationConfig
 
 from rl_reasoner.rollout.completions import SampledCompletion
 from rl_reasoner.rollout.sampling_params import HANDLED, SamplingParams
+from rl_reasoner.rollout.turns import Answer, TurnTaker
 
 _SENT = frozenset(
     (
@@ -28,6 +31,8 @@ _OFF = {  # what does nothing; of a token's id 0 and 1 are none
     "typical_p": 1.0,
 }
 _FINISHED = ("stop", "length")
+MARK = "mark"
+"""How a part of a completion has ended, where a turn may end."""
 
 
 class NoCompletion(Exception):
@@ -45,16 +50,21 @@ def unsent(settings: GenerationConfig) -> str | None:
 
 
 def request_of(
-    prompt: Sequence[int], key: Sequence[int], sampling: SamplingParams, budget: int | None
+    prompt: Sequence[int],
+    key: Sequence[int],
+    sampling: SamplingParams,
+    budget: int | None,
+    marks: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The body of a request to `/v1/completions` for one row.
 
     `key`: what the row's randomness follows from, as in `engine.generate`; `budget`: its longest
-    completion, where that is less than `sampling.max_tokens`.
+    completion, where that is less than `sampling.max_tokens`. `marks`: texts that may end a turn.
     """
     settings = sampling.settings
     sampled = bool(settings.do_sample)
-    stops = settings.stop_strings or []
+    given = settings.stop_strings or []
+    stops = [given] if isinstance(given, str) else list(given)
     return {
         "prompt": list(prompt),
         "max_tokens": min(budget or sampling.max_tokens, sampling.max_tokens),
@@ -66,7 +76,7 @@ def request_of(
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
         "seed": seed_of(key),
-        "stop": [stops] if isinstance(stops, str) else list(stops),
+        "stop": [*stops, *(mark for mark in marks if mark not in stops)],
         "ignore_eos": True,  # of the server's own; ours are these
         "stop_token_ids": list(sampling.ends),
         "logprobs": 0,  # that of the token itself
@@ -86,10 +96,10 @@ def seed_of(key: Sequence[int]) -> int:
     return int.from_bytes(digest[:8]) >> 1
 
 
-def completion_of(reply: Any) -> SampledCompletion:
+def completion_of(reply: Any, marks: Sequence[str] = ()) -> SampledCompletion:
     """The completion in a reply; raises `NoCompletion` for one without ids or log-probs.
 
-    `ended` is "end" (an end token, a stop string) or "length".
+    `ended` is "end" (an end token, a stop string), `MARK` (one of `marks`) or "length".
     """
     try:
         [choice] = reply["choices"]
@@ -99,10 +109,119 @@ def completion_of(reply: Any) -> SampledCompletion:
             raise NoCompletion(f"a completion ended by {why!r}")
         if not ids or len(ids) != len(logps):
             raise NoCompletion("as many log-probs as token ids were expected")
+        if why == "stop":
+            why = MARK if choice.get("stop_reason") in marks else "end"
         return SampledCompletion(
             [int(token) for token in ids],
             [math.nan if logp is None else float(logp) for logp in logps],
-            ended="length" if why == "length" else "end",
+            ended=why,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise NoCompletion("no token ids with log-probs: vLLM 0.32 has them") from error
+
+
+@dataclass
+class _Row:
+    """A completion so far; `parts`: how many were asked for and came."""
+
+    prompt: Sequence[int]
+    key: Sequence[int]
+    budget: int
+    ids: list[int] = field(default_factory=list)
+    logps: list[float] = field(default_factory=list)
+    mask: list[int] = field(default_factory=list)
+    parts: int = 0
+    ended: str = ""
+
+
+class Dialogues:
+    """The rows of one batch; arguments as of `engine.generate`, and texts that may end a turn.
+
+    A row is asked for behind its prompt and all that it has by now. Its tokens are read one by one,
+    as our engine draws them, so that it stops where it would there; what a server has sampled
+    beyond that place is left out.
+
+    `open`: rows whose next part is to be asked for; `away`: rows that wait for an answer.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        keys: Sequence[Sequence[int]],
+        sampling: SamplingParams,
+        budgets: Sequence[int | None] | None,
+        turns: TurnTaker | None,
+        marks: Sequence[str] = (),
+    ) -> None:
+        most, limits = sampling.max_tokens, budgets or [None] * len(prompts)
+        self._rows = [
+            _Row(prompt, key, min(limit or most, most))
+            for prompt, key, limit in zip(prompts, keys, limits, strict=True)
+        ]
+        self._sampling, self._turns = sampling, turns
+        self._ends = frozenset(sampling.ends)
+        self.marks = marks
+        self.open = set(range(len(prompts)))
+        self.away: set[int] = set()
+
+    @property
+    def over(self) -> bool:
+        """Whether every row has ended."""
+        return not self.open and not self.away
+
+    def body(self, row: int) -> dict[str, Any]:
+        """The request for the next part of a row: as much as there is room for."""
+        at = self._rows[row]
+        key = [*at.key, at.parts] if at.parts else at.key  # each part draws anew
+        room = at.budget - len(at.ids)
+        return request_of([*at.prompt, *at.ids], key, self._sampling, room, self.marks)
+
+    def learn(self, row: int, part: SampledCompletion) -> None:
+        """Read the part that came for a row."""
+        at, turns = self._rows[row], self._turns
+        at.parts += 1
+        for token, logp in zip(part.ids, part.logps, strict=True):
+            at.ids.append(token)
+            at.logps.append(logp)
+            at.mask.append(1)
+            last = len(at.ids) >= at.budget or math.isnan(logp)
+            if turns is not None and not last and turns.stops(row, at.ids):
+                self.open.remove(row)
+                self.away.add(row)
+                turns.submit(row, [*at.ids])
+                return
+            if last or token in self._ends:
+                self._end(row, "end" if token in self._ends else "length")
+                return
+        if part.ended != MARK:  # at a mark that ended no call it goes on
+            self._end(row, part.ended)
+
+    def hear(self, wait: bool) -> None:
+        """Take the answers that are there; waits for one where told to."""
+        for answer in () if self._turns is None else self._turns.answers(wait):
+            self._goes_on(answer)
+
+    def _goes_on(self, answer: Answer) -> None:
+        self.away.remove(answer.row)
+        self.open.add(answer.row)
+        at = self._rows[answer.row]
+        if answer.ended or len(at.ids) + len(answer.ids) >= at.budget:
+            self._end(answer.row, answer.ended or "length")
+            return
+        at.ids += answer.ids
+        at.logps += [0.0] * len(answer.ids)
+        at.mask += [0] * len(answer.ids)
+
+    def _end(self, row: int, why: str) -> None:
+        self._rows[row].ended = why
+        self.open.remove(row)
+
+    def all(self) -> list[SampledCompletion]:
+        """The completions."""
+        several = self._turns is not None
+        return [
+            SampledCompletion(
+                row.ids, row.logps, tool_mask=row.mask if several else [], ended=row.ended
+            )
+            for row in self._rows
+        ]

@@ -1,13 +1,20 @@
 """`VllmRollouts`: a trainer's batches, sampled by a vLLM server with the weights of now.
 
-A batch is asked for row by row, all at once. Only what came while the server had the weights at
-hand is kept: a server that was started again in between gets the weights again, and the rows that
-are missing. Knows models and the server; nothing of trainers.
+A batch is asked for row by row, all at once; where tools or an environment answer, part by part.
+Only what came while the server had the weights at hand is kept: a server that was started again in
+between gets the weights again, and the rows that are missing. Knows models and the server; nothing
+of trainers.
 """
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    FIRST_EXCEPTION,
+    Future,
+    ThreadPoolExecutor,
+    wait,
+)
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +25,7 @@ import torch
 from rl_reasoner.rollout.completions import SampledCompletion
 from rl_reasoner.rollout.sampling_params import SamplingParams
 from rl_reasoner.rollout.server import ServerFailed
+from rl_reasoner.rollout.turns import TurnTaker
 from rl_reasoner.rollout.vllm_server.adapters import (
     base_tensors,
     forget_adapters,
@@ -26,9 +34,9 @@ from rl_reasoner.rollout.vllm_server.adapters import (
     write_adapter,
 )
 from rl_reasoner.rollout.vllm_server.completion_requests import (
+    Dialogues,
     NoCompletion,
     completion_of,
-    request_of,
 )
 from rl_reasoner.rollout.vllm_server.connection import (
     MOST_REQUESTS,
@@ -49,6 +57,9 @@ logger = logging.getLogger(__name__)
 TIMEOUT_S = 600.0
 """Seconds that a reply may take, and that a server which is gone is waited for."""
 
+Asked = dict[int, Future[SampledCompletion]]  # requests under way, by row
+Arrived = dict[int, SampledCompletion]
+_LOOK_S = 0.02  # between looks at answers while requests are under way
 _GOODBYE_S = 10.0  # for what is nice to have at the end
 _LOST = "it had other weights, and got these again: it was started again, or another run uses it"
 
@@ -146,70 +157,101 @@ class VllmRollouts:
         keys: Sequence[Sequence[int]],
         sampling: SamplingParams,
         budgets: Sequence[int | None] | None = None,
+        turns: TurnTaker | None = None,
+        marks: Sequence[str] = (),
     ) -> list[SampledCompletion]:
         """A completion for each of `prompts`, by the weights that were loaded last.
 
-        Arguments as of `engine.generate`. Raises `ServerFailed` for a server that stays away.
-        """
-        assert self._written is not None
-        limits = budgets or [None] * len(prompts)
-        bodies = [
-            request_of(prompt, key, sampling, budget)
-            for prompt, key, budget in zip(prompts, keys, limits, strict=True)
-        ]
-        if self._written.adapter is not None:
-            bodies = [{**body, "model": self._written.adapter} for body in bodies]
-        found: dict[int, SampledCompletion] = {}
-        waiting = Waiting(self.connection)
-        while len(found) < len(bodies):
-            missing = [row for row in range(len(bodies)) if row not in found]
-            arrived, error = self._asked(bodies, missing)
-            try:
-                if not has_weights(self.connection, self.folder, self._written):
-                    load_weights(self.connection, self.folder, self._written)
-                    error = error or Unreachable(_LOST)
-                    arrived = {}
-            except Unreachable as gone:
-                arrived, error = {}, gone
-            found |= arrived
-            if arrived:
-                waiting.over()
-            if error is not None:
-                waiting.pause(error)
-        return [found[row] for row in range(len(bodies))]
+        Arguments as of `engine.generate`. `marks`: texts that may end a turn: `turns` says whether.
 
-    def _asked(
-        self, bodies: Sequence[Any], rows: Sequence[int]
-    ) -> tuple[dict[int, SampledCompletion], Unreachable | None]:
-        """What arrives for `rows`, and why the others did not, if so."""
-        threads = ThreadPoolExecutor(min(MOST_REQUESTS, len(rows)), "vLLM rollouts")
+        Raises `ServerFailed` for a server that stays away.
+        """
+        rows = Dialogues(prompts, keys, sampling, budgets, turns, marks)
+        waiting = Waiting(self.connection)
+        asked: Asked = {}
+        with self._threads(len(prompts)) as threads:
+            while not rows.over:
+                for row in sorted(rows.open - asked.keys()):
+                    asked[row] = threads.submit(self._row, rows.body(row), rows.marks)
+                arrived, error = _arrivals(asked, turns is not None, bool(rows.away))
+                if arrived or error is not None:
+                    arrived, error = self._kept(asked, arrived, error)
+                for row, part in arrived.items():
+                    rows.learn(row, part)
+                if arrived:
+                    waiting.over()
+                if error is not None:
+                    waiting.pause(error)
+                rows.hear(wait=bool(rows.away) and not asked and not rows.open)
+        return rows.all()
+
+    def _kept(
+        self, asked: Asked, arrived: Arrived, error: Unreachable | None
+    ) -> tuple[Arrived, Unreachable | None]:
+        """What `arrived` if the server still has the weights at hand; else it gets them again."""
+        assert self._written is not None
         try:
-            asked = {row: threads.submit(self._row, bodies[row]) for row in rows}
-            wait(asked.values(), return_when=FIRST_EXCEPTION)
-            threads.shutdown(cancel_futures=True)
+            if has_weights(self.connection, self.folder, self._written):
+                return arrived, error
+            _drain(asked)
+            load_weights(self.connection, self.folder, self._written)
+            return {}, error or Unreachable(_LOST)
+        except Unreachable as gone:
+            _drain(asked)
+            return {}, gone
+
+    @contextmanager
+    def _threads(self, count: int) -> Iterator[ThreadPoolExecutor]:
+        """Threads for the requests of so many rows."""
+        threads = ThreadPoolExecutor(max(1, min(MOST_REQUESTS, count)), "vLLM rollouts")
+        try:
+            yield threads
+            threads.shutdown()
         except BaseException:  # of the user, or a signal: nothing is waited for
             self.connection.drop()
             threads.shutdown(wait=False, cancel_futures=True)
             raise
-        done = {row: reply for row, reply in asked.items() if not reply.cancelled()}
-        failed: list[Unreachable] = []
-        for reply in done.values():
-            if isinstance(error := reply.exception(), Unreachable):
-                failed.append(error)
-            elif error is not None:
-                raise error
-        arrived = {row: reply.result() for row, reply in done.items() if not reply.exception()}
-        return arrived, next(iter(failed), None)
 
-    def _row(self, body: Any) -> SampledCompletion:
+    def _row(self, body: dict[str, Any], marks: Sequence[str]) -> SampledCompletion:
+        assert self._written is not None
+        if self._written.adapter is not None:
+            body["model"] = self._written.adapter
         try:
-            return completion_of(self.connection.ask("/v1/completions", body))
+            return completion_of(self.connection.ask("/v1/completions", body), marks)
         except NotThere as error:
             if "model" in body:  # started again, or told by another run to forget it
                 raise Unreachable(error.said) from error
             raise
         except NoCompletion as error:
             raise ServerFailed(f"{self.connection} replies with {error}") from error
+
+
+def _arrivals(asked: Asked, each: bool, look: bool) -> tuple[Arrived, Unreachable | None]:
+    """Take out of `asked` what has come, and why something did not, if so.
+
+    Waits for all of it, with `each` for one of them, and not for long where one is to `look`
+    elsewhere too. Where a request failed, those under way are waited for, and no other begins.
+    """
+    if not asked:
+        return {}, None
+    until = FIRST_COMPLETED if each else FIRST_EXCEPTION
+    wait(asked.values(), timeout=_LOOK_S if look else None, return_when=until)
+    failed = [r for r in asked.values() if r.done() and not r.cancelled() and r.exception()]
+    done = _drain(asked) if failed else {r: asked.pop(r) for r in [*asked] if asked[r].done()}
+    errors = {row: reply.exception() for row, reply in done.items()}
+    for error in errors.values():
+        if error is not None and not isinstance(error, Unreachable):
+            raise error
+    gone = next((error for error in errors.values() if isinstance(error, Unreachable)), None)
+    return {row: reply.result() for row, reply in done.items() if errors[row] is None}, gone
+
+
+def _drain(asked: Asked) -> Asked:
+    """Have nothing asked any more; what was under way is waited for, and is returned."""
+    under_way = {row: reply for row, reply in asked.items() if not reply.cancel()}
+    wait(under_way.values())
+    asked.clear()
+    return under_way
 
 
 def _changes(tensors: Iterable[torch.Tensor]) -> tuple[int, int]:
