@@ -18,7 +18,10 @@ from rl_reasoner.cli import main_of
 # A sum that is written down but not done is equal to its answer; these rows ask for the number.
 WORKED_OUT = {"value_only": True}
 
-TEMPLATE = r"""Each problem is solved with a short Python program. Its output gives the answer.
+HEAD = "Each problem is solved with a short Python program. Its output gives the answer."
+# The example ends as a document does, with Qwen's own token: so does a completion then. Without it,
+# every second sample went on with a problem of its own making until it was cut off.
+TEMPLATE = rf"""{HEAD}
 
 Problem: Ann has 3 boxes of 12 pens and gives away 7 pens. How many pens are left?
 Solution:
@@ -30,9 +33,9 @@ print(left)
 ```output
 29
 ```
-The answer is \boxed{29}.
+The answer is \boxed{{29}}.<|endoftext|>{HEAD}
 
-Problem: {problem}
+Problem: {{problem}}
 Solution:
 """
 
@@ -54,7 +57,7 @@ def recipe() -> Recipe:
         stages=[
             {
                 "kind": "grpo",
-                "steps": 60,
+                "steps": 50,
                 "group": {"size": 8, "prompts": 8, "micro_batch": 8},
                 "sampling": {"max_tokens": 256, "weights": "int8"},
                 "trainer": {"vllm_importance_sampling_mode": "token_truncate"},
@@ -64,7 +67,7 @@ def recipe() -> Recipe:
         ],
         evals={
             "sets": ["gsm8k"],
-            "limit": 500,
+            "limit": 400,
             "max_tokens": 256,
             "reward": "math_answer",
             "reward_options": WORKED_OUT,
