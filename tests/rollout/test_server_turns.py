@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_turns import Script, Threads
 from transformers import GenerationConfig
 
 from rl_reasoner import open_policy
@@ -14,6 +13,7 @@ from rl_reasoner.rollout.completions import SampledCompletion
 from rl_reasoner.rollout.engine import generate
 from rl_reasoner.rollout.sampling_params import SamplingParams
 from rl_reasoner.rollout.vllm_server.rollouts import VllmRollouts
+from support.scripted_turns import Script, Threads
 from support.vllm_stand_in import StandIn, serving
 
 POLICY = "scratch:dense-tiny"

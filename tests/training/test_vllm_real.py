@@ -18,11 +18,17 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
+from transformers import GenerationConfig
 
 from rl_reasoner import open_policy, train
 from rl_reasoner.errors import RunStopped
+from rl_reasoner.rollout.engine import generate
+from rl_reasoner.rollout.sampling_params import SamplingParams
 from rl_reasoner.rollout.vllm_server.connection import WORKER
+from rl_reasoner.rollout.vllm_server.rollouts import VllmRollouts
 from support.places import free_port
+from support.scripted_turns import Script, Threads
 from support.tiny import grpo, recipe, rows
 
 VLLM = os.environ.get("RL_REASONER_VLLM")
@@ -123,6 +129,25 @@ def syncs(server: Server, count: int, *words: str) -> list[str]:
     # the first prompt of a sync reads nothing of earlier weights, the others its first block
     assert all(line.endswith(f"{49 * 128} tokens of prompts from the cache") for line in lines)
     return lines
+
+
+def test_turns_in_the_middle_are_those_of_the_engine(server: Server, tmp_path: Path) -> None:
+    """Greedy rows stop for answers at the same tokens, go on behind them, and end alike."""
+    torch.set_num_threads(1)
+    opened: Any = open_policy(str(server.policy), device="cpu")
+    greedy = SamplingParams(48, ends=(7, 58), config=GenerationConfig(do_sample=False))
+    prompts, keys = [[11, 12, 13 + row] for row in range(32)], [(row,) for row in range(32)]
+    script = Script((2, 3, 0, 1, -1), stops=tuple(range(0, 300, 3)))
+    own = generate(opened.model, prompts, keys, greedy, turns=Threads(script))
+    assert {"done", "length"} <= {completion.ended for completion in own}
+    marks = tuple({opened.tokenizer.decode(done.ids[1:2]) for done in own[:8]} - {""})
+    rollouts = VllmRollouts(server.url, tmp_path / "weights", 600.0)
+    with rollouts.own():
+        rollouts.load(opened.model, 0)
+        for given in ((), marks):
+            found = rollouts.generate(prompts, keys, greedy, None, Threads(script), given)
+            told = [(done.ids, done.tool_mask, done.ended) for done in found]
+            assert told == [(done.ids, done.tool_mask, done.ended) for done in own]
 
 
 def written(line: str) -> int:
