@@ -11,6 +11,7 @@ import pickle
 import queue
 import sys
 import threading
+from contextlib import ExitStack
 from typing import Any
 
 from rl_reasoner.distributed.loading import load_for_good
@@ -71,8 +72,9 @@ class _Policy:
         self.opened = opened(modules, opening["file"], opening["size"], opening["device"])
         self.routing: Any = None
         self.answering = pickle.loads(base64.b64decode(opening["answering"]))  # noqa: S301, likewise
+        self.open = ExitStack()  # never closed: processes of tools end with this one
         if isinstance(self.answering, ToolUse):
-            self.answering.running().__enter__()  # their processes end with this one
+            self.open.enter_context(self.answering.running())
 
     def sample(self, order: Any) -> Any:
         from rl_reasoner.moe.routing import Routing

@@ -120,7 +120,7 @@ class ToolUse:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For another process: tools travel as those of `ToolRunner` do."""
-        packed = [one.name if one.name in BUILT_IN else pack_tool(one) for one in self.tools]
+        packed = [one.name if _is_built_in(one) else pack_tool(one) for one in self.tools]
         facts = (self.format.name, self.calls, self.limits, self._told)
         return _unpacked, (self.tokenizer, packed, *facts)
 
@@ -195,6 +195,11 @@ class ToolUse:
                 one = self.tokenizer(part, add_special_tokens=False, split_special_tokens=plain)
                 ids += one["input_ids"]
         return ids
+
+
+def _is_built_in(one: Tool) -> bool:
+    """Whether a tool is the one that comes with the package; a user's may have the name of one."""
+    return one.name in BUILT_IN and one is load_tool(one.name)
 
 
 def _unpacked(

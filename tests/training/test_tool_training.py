@@ -1,5 +1,6 @@
 """Training on completions in which tools gave tokens: gradients, masks, figures, resuming."""
 
+import base64
 import pickle
 import random
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,8 @@ from transformers import TrainerCallback
 from rl_reasoner import GRPOTrainer
 from rl_reasoner.errors import UserError
 from rl_reasoner.policy.scratch import byte_tokenizer
+from rl_reasoner.rollout import sampling_worker
+from rl_reasoner.rollout.shared_policy import SharedPolicy
 from rl_reasoner.rollout.tool_turns import ToolEvent, ToolUse
 from rl_reasoner.rollout.turns import Answer
 from rl_reasoner.tools.tool import ToolCall, ToolLimits, tool
@@ -296,6 +299,37 @@ def test_tools_travel_to_another_process(tmp_path: Path) -> None:
             session = runner.session()
             told = {name: session.call(ToolCall(name, given)).text for name, given in asked.items()}
         assert told == {"calculator": "42", "counts": "1", "own": "cba"}
+
+
+def test_a_tool_that_is_called_as_a_built_in_one_travels_itself() -> None:
+    def calculator(expression: str) -> str:
+        """Guess."""
+        return "7"
+
+    use = ToolUse(byte_tokenizer(), [calculator], call_format="tags")
+    there = pickle.loads(pickle.dumps(use))  # noqa: S301, just written
+    assert [one.schema for one in there.tools] == [one.schema for one in use.tools]
+
+
+def test_processes_of_tools_go_on_from_one_order_to_the_next() -> None:
+    """In the process that samples ahead, as in this one."""
+    use = ToolUse(byte_tokenizer(), [f"{FILE}:counts"], call_format="tags")
+    shared = SharedPolicy(torch.nn.Linear(1, 1))
+    opening = {
+        "modules": base64.b64encode(shared.modules),
+        "answering": base64.b64encode(pickle.dumps(use)),
+        "file": shared.file.fileno(),
+        "size": shared.size,
+        "device": "cpu",
+        "threads": torch.get_num_threads(),
+    }
+    policy = sampling_worker._Policy(opening)
+    with policy.open:
+        for calls in ("1", "2"):
+            with policy.answering.turns(1):
+                session = policy.answering._running.session()
+                assert session.call(ToolCall("counts", {})).text == calls
+    shared.close()
 
 
 class Leaving(TrainerCallback):  # type: ignore[misc]
