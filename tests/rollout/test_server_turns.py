@@ -1,7 +1,9 @@
 """Completions of several turns from a vLLM server: those of our engine, whatever goes wrong."""
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from rl_reasoner import open_policy
 from rl_reasoner.rollout.completions import SampledCompletion
 from rl_reasoner.rollout.engine import generate
 from rl_reasoner.rollout.sampling_params import SamplingParams
+from rl_reasoner.rollout.turns import Answer
 from rl_reasoner.rollout.vllm_server.rollouts import VllmRollouts
 from support.scripted_turns import Script, Threads
 from support.vllm_stand_in import StandIn, serving
@@ -72,6 +75,28 @@ def test_a_server_that_stops_at_marks_samples_less_and_the_same(
     plain, without = asked(tmp_path, {})
     assert [c.ids for c in plain] == [c.ids for c in found]
     assert len(server.bodies) > len(without.bodies)
+
+
+def test_a_server_is_not_waited_for_while_it_is_asked_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that takes longer than a server is waited for, and then a server that is busy."""
+    late = 0.0
+
+    class Slow(Threads):
+        def answers(self, wait: bool) -> list[Answer]:
+            nonlocal late
+            late += 100.0 * wait
+            return super().answers(wait)
+
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + late, sleep=lambda _: None)
+    monkeypatch.setattr("rl_reasoner.rollout.vllm_server.connection.time", clock)
+    with serving(POLICY, {2: "503"}) as server:
+        rollouts = VllmRollouts(server.url, tmp_path / "weights", 60.0)
+        with rollouts.own():
+            rollouts.load(open_policy(POLICY, device="cpu").model, 0)
+            rollouts.generate(PROMPTS[:1], KEYS[:1], GREEDY, turns=Slow(SCRIPT))
+    assert late and server.met["503"] == 1
 
 
 def test_each_part_of_a_row_draws_anew(tmp_path: Path) -> None:

@@ -16,8 +16,10 @@ from rl_reasoner import open_policy
 from rl_reasoner.errors import UserError
 from rl_reasoner.policy.lora import add_lora
 from rl_reasoner.recipe.recipe import Lora
+from rl_reasoner.rollout.completions import SampledCompletion
 from rl_reasoner.rollout.sampling_params import SamplingParams
 from rl_reasoner.rollout.vllm_server.completion_requests import (
+    Dialogues,
     NoCompletion,
     completion_of,
     request_of,
@@ -26,6 +28,7 @@ from rl_reasoner.rollout.vllm_server.completion_requests import (
 )
 from rl_reasoner.rollout.vllm_server.folder import own_folder
 from rl_reasoner.rollout.vllm_server.weights import write_weights
+from support.scripted_turns import Script, Threads
 
 KEY = (7, 1, 3, 0, 5, 2)
 
@@ -48,6 +51,23 @@ def test_a_rows_seed_follows_from_its_key_alone() -> None:
     seeds = {seed_of((*KEY[:-1], place)) for place in range(64)}
     assert len(seeds) == 64 and all(0 <= seed < 2**63 for seed in seeds)
     assert seed_of(KEY) == seed_of(list(KEY))
+
+
+def test_stop_strings_end_rows_with_turns_as_in_the_engine() -> None:
+    """With the last token that there is room for, and where calls may end with them, too."""
+    settings = GenerationConfig(stop_strings="###")
+    sampling = SamplingParams(4, (1,), config=settings)
+    turns = Threads(Script(stops=()))
+    rows = Dialogues([[5]] * 3, [KEY] * 3, sampling, [4, None, 3], turns, ("###", "</x>"))
+    assert rows.body(0)["stop"] == ["###", "</x>"]
+    choice = {
+        "token_ids": [7, 8, 9], "logprobs": {"token_logprobs": [-1.0] * 3}, "finish_reason": "stop"
+    }  # fmt: skip
+    for row, why in enumerate(("</x>", "###", "###")):
+        rows.learn(row, completion_of({"choices": [{**choice, "stop_reason": why}]}, rows.marks))
+    assert rows.open == {0}
+    rows.learn(0, SampledCompletion([7], [-1.0], ended="length"))
+    assert [done.ended for done in rows.all()] == ["length", "end", "end"]
 
 
 def test_settings_that_vllm_is_not_told_of_are_named() -> None:

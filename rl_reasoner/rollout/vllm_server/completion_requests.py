@@ -59,12 +59,11 @@ def request_of(
     """The body of a request to `/v1/completions` for one row.
 
     `key`: what the row's randomness follows from, as in `engine.generate`; `budget`: its longest
-    completion, where that is less than `sampling.max_tokens`. `marks`: texts that may end a turn.
+    completion, where that is less than `sampling.max_tokens`. `marks`: texts that may end a turn,
+    and are no stop strings.
     """
     settings = sampling.settings
     sampled = bool(settings.do_sample)
-    given = settings.stop_strings or []
-    stops = [given] if isinstance(given, str) else list(given)
     return {
         "prompt": list(prompt),
         "max_tokens": min(budget or sampling.max_tokens, sampling.max_tokens),
@@ -76,7 +75,7 @@ def request_of(
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
         "seed": seed_of(key),
-        "stop": [*stops, *(mark for mark in marks if mark not in stops)],
+        "stop": [*_stop_strings(sampling), *marks],
         "ignore_eos": True,  # of the server's own; ours are these
         "stop_token_ids": list(sampling.ends),
         "logprobs": 0,  # that of the token itself
@@ -84,6 +83,11 @@ def request_of(
         "add_special_tokens": False,
         "skip_special_tokens": False,
     }
+
+
+def _stop_strings(sampling: SamplingParams) -> list[str]:
+    given = sampling.settings.stop_strings or []
+    return [given] if isinstance(given, str) else list(given)
 
 
 def _or(value: float | None, default: float) -> float:
@@ -160,7 +164,8 @@ class Dialogues:
         ]
         self._sampling, self._turns = sampling, turns
         self._ends = frozenset(sampling.ends)
-        self.marks = marks
+        stops = _stop_strings(sampling)  # these end a completion, also where they may end a turn
+        self.marks = [mark for mark in marks if mark not in stops]
         self.open = set(range(len(prompts)))
         self.away: set[int] = set()
 
@@ -180,18 +185,20 @@ class Dialogues:
         """Read the part that came for a row."""
         at, turns = self._rows[row], self._turns
         at.parts += 1
+        stop = len(at.ids) + len(part.ids) if part.ended == "end" else None  # of a stop string
         for token, logp in zip(part.ids, part.logps, strict=True):
             at.ids.append(token)
             at.logps.append(logp)
             at.mask.append(1)
             last = len(at.ids) >= at.budget or math.isnan(logp)
+            ended = token in self._ends or len(at.ids) == stop
             if turns is not None and not last and turns.stops(row, at.ids):
                 self.open.remove(row)
                 self.away.add(row)
                 turns.submit(row, [*at.ids])
                 return
-            if last or token in self._ends:
-                self._end(row, "end" if token in self._ends else "length")
+            if last or ended:
+                self._end(row, "end" if ended else "length")
                 return
         if part.ended != MARK:  # at a mark that ended no call it goes on
             self._end(row, part.ended)

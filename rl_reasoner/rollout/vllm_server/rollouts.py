@@ -182,7 +182,10 @@ class VllmRollouts:
                     waiting.over()
                 if error is not None:
                     waiting.pause(error)
-                rows.hear(wait=bool(rows.away) and not asked and not rows.open)
+                idle = bool(rows.away) and not asked and not rows.open
+                rows.hear(wait=idle)
+                if idle:  # it was asked for nothing meanwhile
+                    waiting.over()
         return rows.all()
 
     def _kept(
