@@ -71,6 +71,11 @@ def config(
             f"run.overlap: {recipe.run.overlap} samples beside one process that trains, not beside "
             f"{processes}"
         )
+    if recipe.turns_by and stage.vllm and not gets_files(stage.vllm):
+        raise UserError(
+            f"vllm: {recipe.turns_by} in the middle of completions by a server that gets files "
+            "alone, not by trl's (NCCL): give vllm.folder, which the server has to see, too"
+        )
     given = {
         "reward_weights": weights,
         "rewards_on": recipe.run.rewards_on,

@@ -61,6 +61,18 @@ def test_vllm_behind_a_server_that_gets_files(
     assert rollouts.folder == (Path("w") if folder else tmp_path / "vllm_weights")
 
 
+def test_tools_by_trls_own_server_are_refused_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trl_configs, "trl_can_serve", lambda: True)
+    vllm = {"mode": "server", "url": "http://a:1"}
+    made = recipe(tmp_path, grpo(vllm=vllm), tools=["calculator"])
+    with pytest.raises(UserError, match=r"tools in the middle .* give vllm\.folder"):
+        check_configs(made, choose_placement(made))
+    made = recipe(tmp_path, grpo(vllm={**vllm, "folder": "w"}), tools=["calculator"])
+    check_configs(made, choose_placement(made))
+
+
 @pytest.mark.parametrize(
     ("vllm", "said"),
     [
