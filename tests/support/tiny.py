@@ -105,6 +105,12 @@ def same(one: Path, other: Path) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def close(one: Path, other: Path) -> bool:
+    """Whether two saved policies are equal but for rounding: a few steps at a rate of 1e-6."""
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(torch.allclose(a[n], b[n], atol=2e-5) for n in a)
+
+
 def rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSONL file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
