@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -36,6 +36,7 @@ from rl_reasoner.rollout.episodes.environment_turns import (
     EpisodeTurns,
 )
 from rl_reasoner.rollout.long_prompts import declared_places, named_rows, places_of, too_long
+from rl_reasoner.rollout.sampling_order import turn_taker
 from rl_reasoner.rollout.sampling_params import SamplingParams
 from rl_reasoner.rollout.sampling_weights import sampling_dtype
 from rl_reasoner.rollout.tool_turns import ToolTurns, ToolUse
@@ -316,10 +317,10 @@ class _Drawer:
         self, jobs: Sequence[SampleJob]
     ) -> AbstractContextManager[ToolTurns | EpisodeTurns | None]:
         """What answers the completions of `jobs` in their turns."""
-        if self.played is not None:
-            rows = [self.played.rows[index] for index, _ in jobs]
-            return self.played.use.episodes(rows, self.sampling.ends)
-        return self.use.turns(len(jobs)) if self.use else nullcontext()
+        played = self.played
+        rows = [] if played is None else [played.rows[index] for index, _ in jobs]
+        by = self.use if played is None else played.use
+        return turn_taker(by, rows, len(jobs), self.sampling.ends)
 
     def _keys(self, jobs: Sequence[SampleJob], ids: Sequence[list[int]]) -> list[tuple[int, ...]]:
         return [(self.seed, number, *_numbers(ids[index])) for index, number in jobs]

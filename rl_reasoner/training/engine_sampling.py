@@ -183,7 +183,8 @@ class EngineSampling:
             )
             given = given_by(turns, completions)
         if not trainer.tools:
-            batch.take(completions, given)
+            batch.take(completions)
+        batch.take_turns(completions, given)
         return [c.ids for c in completions], [c.logps for c in completions]
 
     def _served(

@@ -71,14 +71,11 @@ class RolloutBatch:
     logged: dict[str, list[Any]] = field(default_factory=dict)
     overlapped: OverlappedRewards | None = None  # rewards that began beside the sampling
 
-    def take(
-        self, completions: Sequence[SampledCompletion], given: GivenTurns | None = None
-    ) -> None:
+    def take(self, completions: Sequence[SampledCompletion]) -> None:
         """What the engine tells of the rows' completions beside tokens and their log-probs.
 
         Over a set of tokens the policy is what they were drawn from: no log-probs besides.
         """
-        self.take_turns(completions, given)
         kept = [c.kept for c in completions if c.kept is not None]
         self.kept = kept or None
         self.policy_logps = None if kept else [c.policy_logps for c in completions]

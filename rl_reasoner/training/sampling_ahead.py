@@ -155,7 +155,8 @@ class SamplingAhead:
             found = sample(batch, prompt_ids, size, how)
         else:
             trainer.router_replay.routes = done.routes
-            batch.take(done.completions, done.given)
+            batch.take(done.completions)
+            batch.take_turns(done.completions, done.given)
             found = [c.ids for c in done.completions], [c.logps for c in done.completions]
         self.begin()
         return found  # type: ignore[no-any-return]

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -149,8 +150,15 @@ class EnvironmentUse:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For another process: the environment travels as that of `EnvironmentRunner` does."""
-        facts = (self.runner.options, self._template, self.turns, self.seconds, self.runner.limits)
-        return _unpacked, (self.tokenizer, pack_environment(self._given), *facts)
+        made = partial(
+            EnvironmentUse,
+            options=self.runner.options,
+            template=self._template,
+            turns=self.turns,
+            seconds=self.seconds,
+            limits=self.runner.limits,
+        )
+        return made, (self.tokenizer, pack_environment(self._given))
 
     @contextmanager
     def episodes(self, rows: Sequence[Row], ends: Sequence[int]) -> Iterator["EpisodeTurns"]:
@@ -202,27 +210,6 @@ class EnvironmentUse:
             ids += own + given
             mask += [1] * len(own) + [0] * len(given)
         return ids, mask
-
-
-def _unpacked(
-    tokenizer: Any,
-    packed: str,
-    options: Mapping[str, Any],
-    template: str,
-    turns: int,
-    seconds: float | None,
-    limits: EnvironmentLimits,
-) -> EnvironmentUse:
-    """The environment that another process has sent."""
-    return EnvironmentUse(
-        tokenizer,
-        packed,
-        options=options,
-        template=template,
-        turns=turns,
-        seconds=seconds,
-        limits=limits,
-    )
 
 
 def limits_of(settings: EnvironmentSettings) -> EnvironmentLimits:
