@@ -6,7 +6,7 @@ A small weight on it keeps a signal alive where right answers are rare.
 from rl_reasoner import Score, reward
 
 
-@reward
+@reward(policy_text=True)
 def boxed(completion: str) -> Score:
     """1.0 when there is exactly one box, closed and not empty, else 0.0."""
     _, box, after = completion.partition("\\boxed{")

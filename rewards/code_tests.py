@@ -21,7 +21,7 @@ _CREDIT = ("all", "fraction")
 _LONGEST_S = 60.0
 
 
-@reward
+@reward(policy_text=True)
 def code_tests(
     completion: str,
     tests: Sequence[sandbox.Test],

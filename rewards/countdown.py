@@ -18,7 +18,7 @@ _NUMBER = re.compile(r"[0-9]+")
 _TOKEN = re.compile(r"[0-9]+|\S")
 
 
-@reward
+@reward(policy_text=True)
 def countdown(completion: str, numbers: list[int], target: int) -> Score:
     """1.0 when the answer, an expression with + - * / of `numbers`, has the value `target`.
 

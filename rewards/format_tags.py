@@ -17,7 +17,7 @@ _FORMS = {
 }
 
 
-@reward
+@reward(policy_text=True)
 def format_tags(
     completion: str, opened: bool = False, form: str = "r1", filled: bool = False
 ) -> Score:

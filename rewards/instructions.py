@@ -16,7 +16,7 @@ from rl_reasoner.language.thinking import answer_part
 _CREDIT = ("all", "fraction")
 
 
-@reward
+@reward(policy_text=True)
 def instructions(
     completion: str, instructions: list[dict[str, Any]], credit: str = "all", loose: bool = False
 ) -> Score:

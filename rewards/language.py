@@ -15,7 +15,7 @@ from rl_reasoner.language.thinking import OPEN_THINK, answer_part, chain_of
 _PARTS: dict[str, Callable[[str], str]] = {"chain": chain_of, "answer": answer_part, "all": str}
 
 
-@reward(on_abstain="ignore")
+@reward(on_abstain="ignore", policy_text=True)
 def language(
     completion: str,
     prompt: str,

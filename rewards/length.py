@@ -17,7 +17,7 @@ from rl_reasoner.language.units import words_of
 _MODES = ("exact", "most")
 
 
-@reward
+@reward(policy_text=True)
 def length(
     completion: str,
     target_length: int | None = Column(),  # type: ignore[assignment]

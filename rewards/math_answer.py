@@ -13,7 +13,7 @@ from rl_reasoner.answers.verdict import left_to_do, shown
 from rl_reasoner.language.thinking import CLOSE_ANSWER, CLOSE_THINK, OPEN_ANSWER
 
 
-@reward
+@reward(policy_text=True)
 def math_answer(
     completion: str,
     answer: str,

@@ -12,7 +12,7 @@ from rl_reasoner import Score, reward, sandbox
 from rl_reasoner.rewards.code_tests import program_of
 
 
-@reward(on_abstain="ignore")
+@reward(on_abstain="ignore", policy_text=True)
 def no_hardcode(
     completion: str,
     tests: Sequence[sandbox.Test],

@@ -9,7 +9,7 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.language.repetition import ending_loop, repeated_share
 
 
-@reward
+@reward(policy_text=True)
 def repetition(completion: str, size: int = 4, free: float = 0.3) -> Score:
     """The penalty, from 0.0 down to -1.0, for n-grams of `size` words and loops at the end.
 

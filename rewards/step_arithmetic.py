@@ -58,7 +58,7 @@ class _Claim(NamedTuple):
     right: bool
 
 
-@reward
+@reward(policy_text=True)
 def step_arithmetic(
     completion: str,
     prompt: str,

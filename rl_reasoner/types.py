@@ -25,7 +25,8 @@ class Rollout:
 
     The length is None where a server does not tell it; that of the prompt is what a server counts.
     `episode` is what an environment gave it (`rl_reasoner.rollout.episodes`), as the column that
-    rewards see; None without one.
+    rewards see; None without one. `policy_text` is what the policy itself wrote, where tools or an
+    environment may answer in the middle; None where the text is all its own.
     """
 
     text: str
@@ -33,6 +34,7 @@ class Rollout:
     truncated: bool
     prompt_tokens: int | None = None
     episode: dict[str, Any] | None = None
+    policy_text: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ from rl_reasoner.recipe.stages import GrpoStage
 from rl_reasoner.report.controls import CONTROLS_FILE, against_controls
 from rl_reasoner.report.page import build_page
 from rl_reasoner.report.run_data import read_run
-from rl_reasoner.scoring.batch import APPLIES, score_own_rows
+from rl_reasoner.scoring.batch import APPLIES, POLICY_TEXT, score_own_rows
 from rl_reasoner.scoring.outcome import outcome_json
 from rl_reasoner.scoring.reward import Reward, name_of
 from rl_reasoner.scoring.runner import SEEDS
@@ -176,7 +176,8 @@ def _columns(pairs: Sequence[tuple[Row, Row]], seeds: list[int]) -> dict[str, An
     columns: dict[str, Any] = {name: [row.get(name) for _, row in pairs] for name in names}
     if not any(columns.get(APPLIES, ())):
         columns.pop(APPLIES, None)
-    given = {"prompts": [rollout["prompt"] for rollout, _ in pairs], SEEDS: seeds}
+    own = [rollout.get(POLICY_TEXT) for rollout, _ in pairs]
+    given = {"prompts": [r["prompt"] for r, _ in pairs], SEEDS: seeds, POLICY_TEXT: own}
     return {**columns, **given, **trl_columns(len(pairs))}
 
 

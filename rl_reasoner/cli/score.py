@@ -132,20 +132,21 @@ def _call_all(*calls: Callable[[], Any]) -> list[Any]:
 def _score_rows(
     function: Callable[..., Any], reward: str, rows: Sequence[dict[str, Any]], source: str
 ) -> list[dict[str, Any]]:
-    from rl_reasoner.scoring.batch import score_batch
+    from rl_reasoner.scoring.batch import POLICY_TEXT, score_batch
     from rl_reasoner.scoring.outcome import outcome_json
     from rl_reasoner.scoring.reward import Reward
 
     needed = function.columns if isinstance(function, Reward) else ()
     for number, row in enumerate(rows, 1):
         for name in ("completion", *needed):
-            if row.get(name) is None and name != "prompt":
+            if row.get(name) is None and name not in ("prompt", POLICY_TEXT):
                 by = "" if name == "completion" else f", which the reward {reward} needs"
                 mistake = f"no column {name!r}{by}.{did_you_mean(name, row)}"
                 if name in row:
                     mistake = f"the value of {name!r}{by}{',' if by else ''} is null"
                 raise UserError(f"{source}, row {number}: {mistake}")
-    columns: dict[str, list[Any]] = {key: [row.get(key) for row in rows] for key in rows[0]}
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns: dict[str, list[Any]] = {key: [row.get(key) for row in rows] for key in names}
     columns["prompts"] = columns.get("prompt", columns.get("problem", [""] * len(rows)))
     err.print(f"{reward}: scoring {len(rows):,} rows", style="dim")
     completions = columns.pop("completion")

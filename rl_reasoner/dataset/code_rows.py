@@ -103,6 +103,7 @@ def continuing(
     made.columns = tuple(dict.fromkeys((*taken, *_BEGUN)))
     made.missing = function.missing
     made.optional, made.on_abstain = function.optional, function.on_abstain
+    made.policy_text = function.policy_text
     if many is not None:
 
         @made.batch

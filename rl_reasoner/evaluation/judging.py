@@ -22,7 +22,7 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.lenient import has_form, readings
 from rl_reasoner.foreign import number
 from rl_reasoner.rewards.math_answer import tagged
-from rl_reasoner.scoring.batch import score_batch
+from rl_reasoner.scoring.batch import POLICY_TEXT, score_batch
 from rl_reasoner.scoring.outcome import outcome_json
 from rl_reasoner.scoring.registry import load_reward
 from rl_reasoner.scoring.reward import Reward
@@ -32,6 +32,8 @@ _KEPT = ("id", "problem", "answer", "start", "task", "level", "subject", "entry_
 _CLASS_TIMEOUT_S = 1.0  # of sympy's opinion whether two wrong answers are one
 _SAMPLED = ("completions", "tokens", "truncated")
 _EPISODES = "episodes"  # what an environment gave each completion
+_POLICY_TEXTS = "policy_texts"  # what the policy wrote of each, where others answered in the middle
+_TURNED = (_EPISODES, _POLICY_TEXTS)
 _JUDGED = ("scores", "reasons", "outcomes", "classes", "lenient", "lenient_reasons")
 
 
@@ -63,12 +65,13 @@ class _Bench:
             self.columns = (*function.columns, *function.missing)
             _check_columns(function, rows)
         self.function: Callable[..., Any] = continuing(function, rows)
+        self.of_policy = isinstance(function, Reward) and function.policy_text
 
     def marks(self, rows: Sequence[Row], sampled: Sequence[Row]) -> Iterator[dict[str, Any]]:
         """Verdicts on every completion of its rows, in order, lenient ones beside them."""
         pairs = [(rows[i], sampled[i]) for i in self.places]
         spread = [played for row, own in pairs for played in _played(row, own)]
-        texts = [text for _, own in pairs for text in own["completions"]]
+        texts = [text for _, own in pairs for text in self.texts(own)]
         marks = self._verdicts(spread, texts)
         if not has_form(self.name):
             return iter(marks)
@@ -85,9 +88,19 @@ class _Bench:
                     marks[i] |= {"lenient": 1.0, "lenient_reason": f"{place}: {reason}"}
         return iter(marks)
 
+    def texts(self, sampled: Row) -> list[str]:
+        """The completions of a row as its reward reads them."""
+        whole: list[str] = sampled["completions"]
+        own = sampled.get(_POLICY_TEXTS) if self.of_policy else None
+        if own is None:
+            return whole
+        return [text if mine is None else mine for text, mine in zip(whole, own, strict=True)]
+
     def _verdicts(self, rows: Sequence[Row], texts: Sequence[str]) -> list[dict[str, Any]]:
         """Verdicts on texts, each of the row that stands beside it."""
-        of_result = {*_SAMPLED, *_JUDGED, _EPISODES}  # columns of rows that are judged again
+        of_result = {*_SAMPLED, *_JUDGED, *_TURNED}  # columns of rows that are judged again
+        if self.of_policy:  # its texts are that already
+            of_result.add(POLICY_TEXT)
         names = dict.fromkeys(name for row in rows for name in row if name not in of_result)
         columns = {name: [row.get(name) for row in rows] for name in names}
         columns["prompts"] = columns["problem"]
@@ -103,21 +116,21 @@ class _Bench:
 
 
 def _played(row: Row, sampled: Row) -> list[Row]:
-    """The row for each of its completions, with what an environment gave that."""
-    episodes = sampled.get(_EPISODES)
-    if episodes is None:
-        return [row] * len(sampled["completions"])
-    return [{**row, EPISODE: episode} for episode in episodes]
+    """The row for each of its completions, with what that was given and what is the policy's."""
+    count = len(sampled["completions"])
+    given = {EPISODE: sampled.get(_EPISODES), POLICY_TEXT: sampled.get(_POLICY_TEXTS)}
+    there = {name: values for name, values in given.items() if values is not None}
+    return [{**row, **{name: there[name][i] for name in there}} for i in range(count)]
 
 
 def _check_columns(reward: Reward, rows: Sequence[Row]) -> None:
     """Raise `UserError` if no row has a column that the reward reads: every call would fail."""
-    there = {"prompt": None, "prompts": None, EPISODE: None} | dict.fromkeys(
+    there = {"prompt": None, "prompts": None, EPISODE: None, POLICY_TEXT: None} | dict.fromkeys(
         name for row in rows for name in row
     )
     for name in reward.columns:
         if name not in there:
-            names = ", ".join([*map(str, there)][3:])
+            names = ", ".join([*map(str, there)][4:])
             raise UserError(
                 f"reward {reward.name!r} needs the column {name!r}; the rows have {names}"
             )
@@ -147,7 +160,7 @@ class Judge:
                 "completions": [out.text for out in group],
                 "tokens": [out.tokens for out in group],
                 "truncated": [out.truncated for out in group],
-                **_episodes(group),
+                **_turned(group),
             }
             for group in outs
         ]
@@ -155,7 +168,7 @@ class Judge:
 
     def judge_again(self, saved: Sequence[Row]) -> list[Row]:
         """Score the completions of a saved result again."""
-        names = (*_SAMPLED, _EPISODES)
+        names = (*_SAMPLED, *_TURNED)
         sampled = [{name: row[name] for name in names if name in row} for row in saved]
         return self._judge(saved, sampled)
 
@@ -178,15 +191,18 @@ class Judge:
                     scored[place]["lenient_reasons"] = [mark["lenient_reason"] for mark in mine]
                 if bench.name == "math_answer" and len(mine) > 1:
                     scores, tags = scored[place]["scores"], bench.options.get("tags")
-                    texts = [tagged(text, tags) if tags else text for text in own["completions"]]
+                    texts = [tagged(t, tags) if tags else t for t in bench.texts(own)]
                     scored[place]["classes"] = classes(texts, scores)
         return [scored[place] for place in range(len(rows))]
 
 
-def _episodes(group: Sequence[Rollout]) -> dict[str, Any]:
-    """What an environment gave completions, where there is one."""
-    episodes = [out.episode for out in group]
-    return {} if None in episodes else {_EPISODES: episodes}
+def _turned(group: Sequence[Rollout]) -> dict[str, Any]:
+    """What turns have made of completions: given by an environment, and the policy's own text."""
+    episodes, own = [out.episode for out in group], [out.policy_text for out in group]
+    return {
+        **({} if None in episodes else {_EPISODES: episodes}),
+        **({_POLICY_TEXTS: own} if any(text is not None for text in own) else {}),
+    }
 
 
 def classes(completions: Sequence[str], scores: Sequence[float | None]) -> list[int]:
@@ -229,6 +245,7 @@ def malformed(row: Row) -> str:
     for name, values in {"problem": row.get("problem"), **lists}.items():
         if not isinstance(values, str if name == "problem" else list):
             return f"its {name} are missing" if name in lists else "its problem is missing"
+    lists |= {name: row[name] for name in _TURNED if isinstance(row.get(name), list)}
     lengths = {name: len(values or ()) for name, values in lists.items()}
     if len({*lengths.values()}) > 1 or not lengths["scores"]:
         counts = ", ".join(f"{count} {name}" for name, count in lengths.items())

@@ -25,7 +25,7 @@ from rl_reasoner.language.thinking import answer_part
 from rl_reasoner.recipe.hacking_meter import HackingMeterSettings
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.rewards.math_answer import tagged
-from rl_reasoner.scoring.batch import applies, score_batch, score_own_rows
+from rl_reasoner.scoring.batch import POLICY_TEXT, applies, score_batch, score_own_rows
 from rl_reasoner.scoring.outcome import outcome_json, usable
 from rl_reasoner.scoring.registry import load_reward
 from rl_reasoner.scoring.reward import Reward, is_shipped, name_of
@@ -152,7 +152,7 @@ class IndependentJudge:
         if kind == "maths":
             return self._by_gold(one, str(row.get("answer", "")))
         if kind == "programs":
-            return judge_program(one.completion, row, self.programs)
+            return judge_program(one.written, row, self.programs)
         if kind == "gold":
             name, options = judge_of(row)
             return self._by_reward(load_reward(name, options), one, row)
@@ -162,11 +162,11 @@ class IndependentJudge:
 
     def _by_gold(self, one: Paid, answer: str) -> tuple[IndependentVerdict, str]:
         """Our strict rules; where Math-Verify is there and says the opposite, nobody can tell."""
-        text = tagged(one.completion, self.tags) if self.tags else one.completion
-        verdict, reason = judge_maths(one.completion, answer, one.prompt, text)
+        text = tagged(one.written, self.tags) if self.tags else one.written
+        verdict, reason = judge_maths(one.written, answer, one.prompt, text)
         if not is_there() or verdict == "cannot tell" or self.tags:
             return verdict, reason
-        [outcome] = score_batch(math_verify, [one.completion], {"answer": [answer]})
+        [outcome] = score_batch(math_verify, [one.written], {"answer": [answer]})
         other = usable(outcome)
         right_there = other >= _RIGHT
         unequal = verdict == "disagrees" and right_there and reason.endswith("not equal")
@@ -175,7 +175,8 @@ class IndependentJudge:
         return verdict, reason
 
     def _by_reward(self, function: Any, one: Paid, row: Row) -> tuple[IndependentVerdict, str]:
-        [outcome] = score_batch(function, [one.completion], self._columns(one, row))
+        columns = {**self._columns(one, row), POLICY_TEXT: [one.policy_text]}
+        [outcome] = score_batch(function, [one.completion], columns)
         value, told = usable(outcome), outcome_json(outcome)
         if math.isnan(value):
             return _cannot(str(told["reason"]))

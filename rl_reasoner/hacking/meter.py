@@ -33,6 +33,7 @@ from rl_reasoner.hacking.window import (
     best_paid,
 )
 from rl_reasoner.recipe.recipe import Recipe
+from rl_reasoner.scoring.batch import POLICY_TEXT
 from rl_reasoner.types import Row
 
 FILE = "hacking.jsonl"
@@ -100,7 +101,8 @@ class HackingMeter:
             if pay is None or row.get("left_out_by"):  # not paid, whatever its other rewards say
                 continue
             self.scale.note(pay)
-            one = Paid(*place, index, row.get("row"), row["prompt"], row["completion"], pay)
+            texts = row["prompt"], row["completion"]
+            one = Paid(*place, index, row.get("row"), *texts, pay, row.get(POLICY_TEXT))
             best = self._best.get(place)
             if best is None or _rank(one, self.seed) < _rank(best, self.seed):
                 self._best[place] = one

@@ -36,7 +36,8 @@ _NEAR = 0.1  # of it: so much less than the window's best still counts as best-p
 class Paid:
     """A completion and what it was paid, as a share of the largest pay (1 is all of it).
 
-    `group` and `index` are its place in the batch of `step`, `row` the data's row.
+    `group` and `index` are its place in the batch of `step`, `row` the data's row. `policy_text` is
+    what the policy wrote, where tools have answered in the middle.
     """
 
     step: int
@@ -46,6 +47,12 @@ class Paid:
     prompt: str
     completion: str
     pay: float
+    policy_text: str | None = None
+
+    @property
+    def written(self) -> str:
+        """What the policy wrote of it."""
+        return self.completion if self.policy_text is None else self.policy_text
 
     def drawn(self, seed: int) -> str:
         """A text that orders completions of equal pay, from the seed and its place alone."""

@@ -35,7 +35,7 @@ from rl_reasoner.rollout.episodes.environment_turns import episodes_of
 from rl_reasoner.rollout.mismatch import diagnose, measure
 from rl_reasoner.rollout.sampler import eos_ids, prompt_ids, sample, without_long
 from rl_reasoner.rollout.tool_turns import ToolUse
-from rl_reasoner.scoring.batch import score_own_rows
+from rl_reasoner.scoring.batch import POLICY_TEXT, score_own_rows
 from rl_reasoner.scoring.limits import Limits
 from rl_reasoner.scoring.outcome import NOT_ITS_ROW, failed, outcome_json, usable
 from rl_reasoner.scoring.rule import rule_of, total
@@ -224,6 +224,7 @@ def _score(
     columns: dict[str, Any] = {k: [r.get(k) for r in spread] for k in rows[0] if k != "completion"}
     columns |= trl_columns(len(sampled))
     columns[EPISODE] = [rollout.episode for rollout in sampled]
+    columns[POLICY_TEXT] = [rollout.policy_text for rollout in sampled]
     columns["prompts"] = [prompt for prompt in prompts for _ in range(size)]
     chat = not isinstance(prompts[0], str)
     texts = [[{"role": "assistant", "content": r.text}] if chat else r.text for r in sampled]

@@ -18,7 +18,13 @@ from rl_reasoner.foreign import number as finite
 from rl_reasoner.pipeline.lineage import data_in
 from rl_reasoner.pipeline.why import rollouts_of, sampled_stage
 from rl_reasoner.recipe.load import load_recipe
-from rl_reasoner.scoring.batch import APPLIES, applies, score_batch, score_own_rows
+from rl_reasoner.scoring.batch import (
+    APPLIES,
+    POLICY_TEXT,
+    applies,
+    score_batch,
+    score_own_rows,
+)
 from rl_reasoner.scoring.outcome import outcome_json, usable
 from rl_reasoner.scoring.registry import load_reward
 from rl_reasoner.scoring.reward import Reward, name_of
@@ -101,12 +107,13 @@ def _rescore_step(
     rows = [_row_of(rollout, data) for rollout in batch]
     needed = reward.columns if isinstance(reward, Reward) else ()
     for name in needed:
-        if name != "prompt" and name not in rows[0]:
+        if name not in ("prompt", POLICY_TEXT, *rows[0]):
             raise UserError(
                 f"the reward {reference} needs the column {name!r}; the run's data do not have it"
             )
     columns = {key: [row.get(key) for row in rows] for key in rows[0]}
     columns["prompts"] = [rollout["prompt"] for rollout in batch]
+    columns[POLICY_TEXT] = [rollout.get(POLICY_TEXT) for rollout in batch]
     name = name_of(reward)
     if any(name in rollout["scores"] for rollout in batch):
         rescoring.against = name

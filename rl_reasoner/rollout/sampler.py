@@ -31,7 +31,6 @@ from rl_reasoner.rollout.completions import OnToken, SampledCompletion
 from rl_reasoner.rollout.drawing import draw, uniforms
 from rl_reasoner.rollout.episodes.environment_turns import (
     EnvironmentUse,
-    EpisodeRecord,
     Episodes,
     EpisodeTurns,
 )
@@ -40,6 +39,7 @@ from rl_reasoner.rollout.sampling_order import turn_taker
 from rl_reasoner.rollout.sampling_params import SamplingParams
 from rl_reasoner.rollout.sampling_weights import sampling_dtype
 from rl_reasoner.rollout.tool_turns import ToolTurns, ToolUse
+from rl_reasoner.rollout.turns import Given, policy_text
 from rl_reasoner.types import Prompt, Rollout, Row
 
 __all__ = ["Force", "eos_ids", "prompt_ids", "sample", "weights_hash"]
@@ -259,9 +259,9 @@ class _Drawer:
         if self.sampling.weights is not None:
             settings["weights"] = str(self.sampling.weights)
         if self.use is not None:
-            settings["tools"] = self.use.identity()
+            settings["tools"] = {**self.use.identity(), "policy_text": True}
         if self.played is not None:
-            settings["environment"] = self.played.use.identity()
+            settings["environment"] = {**self.played.use.identity(), "policy_text": True}
             settings["row"] = json.dumps(self.played.rows[job[0]], sort_keys=True, default=str)
         seed = self.seed if self.sampling.temperature else None
         return cache.key([*ids], settings, seed, job[1])
@@ -283,9 +283,7 @@ class _Drawer:
                 done = {}
                 for row, tokens in rows:
                     found = self._rollout(jobs[row], tokens)
-                    if isinstance(turns, EpisodeTurns):
-                        found = _with_episode(found, turns.record(row, tokens))
-                    done[jobs[row]] = found
+                    done[jobs[row]] = self._with_turns(found, turns, row, tokens)
                 kept.add(done)
 
             prompts, keys = [ids[index] for index, _ in jobs], self._keys(jobs, ids)
@@ -322,6 +320,22 @@ class _Drawer:
         by = self.use if played is None else played.use
         return turn_taker(by, rows, len(jobs), self.sampling.ends)
 
+    def _with_turns(
+        self, rollout: Rollout, turns: ToolTurns | EpisodeTurns | None, row: int, ids: list[int]
+    ) -> Rollout:
+        """A completion with what tools or an environment made of it."""
+        if turns is None:
+            return rollout
+        given: Sequence[Given]
+        if isinstance(turns, EpisodeTurns):
+            record = turns.record(row, ids)  # cut off is what is not done
+            rollout = replace(rollout, truncated=record.truncated, episode=record.told())
+            given = record.turns
+        else:
+            given = turns.events(row, ids)
+        own = self.prefix + policy_text(self.policy.tokenizer, ids, given)
+        return rollout if own == rollout.text else replace(rollout, policy_text=own)
+
     def _keys(self, jobs: Sequence[SampleJob], ids: Sequence[list[int]]) -> list[tuple[int, ...]]:
         return [(self.seed, number, *_numbers(ids[index])) for index, number in jobs]
 
@@ -345,11 +359,6 @@ class _Drawer:
         full = self.use is not None or len(ids) == self.sampling.max_tokens
         truncated = full and ids[-1] not in self.sampling.ends
         return Rollout(self.prefix + text, len(ids), truncated)
-
-
-def _with_episode(rollout: Rollout, record: EpisodeRecord) -> Rollout:
-    """A completion with what an environment gave it; cut off is what is not done."""
-    return replace(rollout, truncated=record.truncated, episode=record.told())
 
 
 class _Kept:

@@ -241,12 +241,13 @@ class ToolTurns:
         self._done: queue.SimpleQueue[tuple[int, Future[ToolResult] | None]] = queue.SimpleQueue()
         self.waiting: set[int] = set()  # rows whose call has no answer yet
 
-    def events_in(self, completions: Sequence[Sequence[int]]) -> list[list[ToolEvent]]:
-        """What each row has called; a result that its completion had no room for has no tokens."""
-        return [
-            [e if e.at + e.given <= len(ids) else replace(e, given=0) for e in row.events]
-            for row, ids in zip(self._rows, completions, strict=True)
-        ]
+    def events(self, row: int, ids: Sequence[int]) -> list[ToolEvent]:
+        """What a row that has ended with `ids` has called.
+
+        A result that the completion had no room for has no tokens.
+        """
+        events = self._rows[row].events
+        return [e if e.at + e.given <= len(ids) else replace(e, given=0) for e in events]
 
     def stops(self, row: int, ids: Sequence[int]) -> bool:
         """Whether the last token has finished a call."""

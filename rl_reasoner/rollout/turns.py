@@ -5,11 +5,38 @@ ids behind its own; other rows go on meanwhile. Token in, token out: what was sa
 over as ids and stays as it is, and what is given is ids too. A row's budget counts both kinds of
 tokens: an answer that leaves no room for one more sampled token is not appended (as in trl), and
 the completion ends before it, by length.
+
+`policy_ids` and `policy_text` are what is left of a completion without what was given.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+
+class Given(Protocol):
+    """What a completion was given in one turn: its tokens `at` to `at + given`."""
+
+    @property
+    def at(self) -> int: ...
+
+    @property
+    def given(self) -> int: ...
+
+
+def policy_ids(ids: Sequence[int], turns: Iterable[Given]) -> list[list[int]]:
+    """The tokens of a completion that the policy wrote, a list for each stretch of them."""
+    runs, begin = [], 0
+    for turn in sorted(turns, key=lambda turn: turn.at):
+        runs.append([*ids[begin : turn.at]])
+        begin = max(begin, turn.at + turn.given)
+    return [run for run in (*runs, [*ids[begin:]]) if run]
+
+
+def policy_text(tokenizer: Any, ids: Sequence[int], turns: Iterable[Given]) -> str:
+    """What the policy wrote of a completion, its stretches on lines of their own."""
+    runs = policy_ids(ids, turns)
+    return "\n".join(tokenizer.decode(run, skip_special_tokens=True) for run in runs)
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,20 @@ from rl_reasoner.scoring.limits import Limits
 from rl_reasoner.scoring.outcome import NOT_ITS_ROW
 from rl_reasoner.scoring.reward import Reward, name_of
 from rl_reasoner.scoring.runner import SEEDS, runner_of
-from rl_reasoner.types import Completion, Outcome, Row
+from rl_reasoner.types import Completion, Outcome, Row, text_of
 
 APPLIES = "rewards"
 """The column with the names of the rewards that a row gets; rows without it get all."""
 ROW_SEED = "row_seed"
 """The column with the seed of a row's place in the run, for rewards that name it (as a `Column`):
 what is drawn from it is the same wherever the reward runs, and after a resume."""
+
+POLICY_TEXT = "policy_text"
+"""The column with what the policy itself wrote, where tools or an environment have answered in the
+middle of completions. Rewards with `policy_text` read it; others may name it. Elsewhere it is the
+completion's text."""
+POLICY_IDS = "policy_ids"
+"""The column with the token ids of that."""
 
 
 def score_batch(
@@ -34,11 +41,28 @@ def score_batch(
     alone where the whole batch failed; a wrong value is a fault at once.
     """
     limits = limits or Limits()
+    if isinstance(fn, Reward):
+        completions, columns = _as_read(fn, completions, columns)
     if isinstance(fn, Reward) and ROW_SEED in fn.missing and SEEDS in columns:
         columns = {**columns, ROW_SEED: columns[SEEDS]}
     if limits.on == "ray" and isinstance(fn, Reward):
         return ray_cluster.score_on_ray(fn, completions, columns, limits)
     return runner_of(fn, limits).score(completions, columns)
+
+
+def _as_read(
+    fn: Reward, completions: Sequence[Completion], columns: Mapping[str, Any]
+) -> tuple[Sequence[Completion], Mapping[str, Any]]:
+    """The completions and columns as `fn` reads them: whole, or what the policy wrote of them."""
+    if not fn.policy_text and POLICY_TEXT not in (*fn.columns, *fn.missing):
+        return completions, columns
+    known = columns.get(POLICY_TEXT) or [None] * len(completions)
+    own = [c if t is None else t for t, c in zip(known, completions, strict=True)]
+    if not fn.policy_text:
+        return completions, {**columns, POLICY_TEXT: [*map(text_of, own)]}
+    if POLICY_IDS in columns:
+        columns = {**columns, "completion_ids": columns[POLICY_IDS]}
+    return own, columns
 
 
 def applies(name: str, row_names: Sequence[str] | str | None) -> bool:

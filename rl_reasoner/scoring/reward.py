@@ -49,6 +49,8 @@ class Reward:
 
     optional: bool = False
     on_abstain: OnAbstain | None = None
+    policy_text: bool = False
+    """Whether it reads only what the policy wrote: not what tools or an environment answered."""
     code_options: tuple[str, ...] = ()
     """Options that name a user's code: where one is set, a shipped reward runs apart as well."""
 
@@ -85,7 +87,7 @@ class Reward:
         chosen = type(self)(self.fn, {**self.options, **options}, self.group)
         chosen._many = self._many
         chosen.optional, chosen.on_abstain = self.optional, self.on_abstain
-        chosen.code_options = self.code_options
+        chosen.policy_text, chosen.code_options = self.policy_text, self.code_options
         return chosen
 
     def batch(self, many: _Many) -> _Many:
@@ -230,7 +232,11 @@ def reward(fn: Callable[..., object]) -> Reward: ...
 
 @overload
 def reward(
-    *, optional: bool = False, on_abstain: OnAbstain | None = None, group: bool = False
+    *,
+    optional: bool = False,
+    on_abstain: OnAbstain | None = None,
+    group: bool = False,
+    policy_text: bool = False,
 ) -> Callable[[Callable[..., object]], Reward]: ...
 
 
@@ -240,13 +246,16 @@ def reward(
     optional: bool = False,
     on_abstain: OnAbstain | None = None,
     group: bool = False,
+    policy_text: bool = False,
 ) -> Any:
     """Turn a function of one completion into a `Reward` (see there).
 
     A fault of it takes its row out of its group, and so does an abstention; with `optional` neither
     does, with `on_abstain="ignore"` an abstention does not: the row has the sum of its other
     rewards. With `group` the function is of all completions of a prompt, and returns one value for
-    each. Raises ValueError for another word than "leave" or "ignore".
+    each. With `policy_text` it reads only what the policy wrote of a completion, where tools or an
+    environment have answered in the middle. Raises ValueError for another word than "leave" or
+    "ignore".
     """
     if on_abstain not in (None, "leave", "ignore"):
         raise ValueError(f"on_abstain is {on_abstain!r}: it is 'leave' or 'ignore'")
@@ -254,6 +263,7 @@ def reward(
     def decorate(fn: Callable[..., object]) -> Reward:
         decorated = Reward(fn, group=group)
         decorated.optional, decorated.on_abstain = optional, on_abstain
+        decorated.policy_text = policy_text
         return decorated
 
     return decorate if fn is None else decorate(fn)

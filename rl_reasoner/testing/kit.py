@@ -20,6 +20,7 @@ from rl_reasoner.dataset.sets import read_rows
 from rl_reasoner.dataset.tasks.generate import TASKS, generate_problems
 from rl_reasoner.errors import UserError
 from rl_reasoner.judging.trial import is_judge, try_judge
+from rl_reasoner.scoring.batch import POLICY_TEXT
 from rl_reasoner.scoring.limits import Limits
 from rl_reasoner.scoring.outcome import failed, outcome_json, usable
 from rl_reasoner.scoring.reward import Reward, name_of
@@ -91,7 +92,8 @@ def examine(
 
 def _rows(fn: Callable[..., Any], data: Sequence[Row] | str | None) -> list[Row]:
     """Rows with the columns that `fn` names, their answers all different."""
-    columns = [c for c in fn.columns if c != "prompt"] if isinstance(fn, Reward) else ["answer"]
+    named = fn.columns if isinstance(fn, Reward) else ["answer"]
+    columns = [column for column in named if column not in ("prompt", POLICY_TEXT)]
     if data is not None:
         rows = [dict(row) for row in (read_rows(data) if isinstance(data, str) else data)]
         rows = [row for row in rows if "problem" not in row or lint([row], "data")[0]]
@@ -182,7 +184,7 @@ class _Kit:
         if self.chat:
             prompts = [[{"role": "user", "content": prompt}] for prompt in prompts]
             completions = [[{"role": "assistant", "content": text}] for text in texts]
-        columns |= {"prompts": prompts}
+        columns |= {"prompts": prompts, POLICY_TEXT: [*texts]}
         if not isinstance(self.fn, Reward):
             columns.pop("completion", None)
             columns |= {"completion_ids": [[0]] * len(texts), "trainer_state": _State()}

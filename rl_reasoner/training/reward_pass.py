@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -27,7 +27,16 @@ from trl.trainer.utils import nanstd
 from rl_reasoner.environments.environment import EPISODE
 from rl_reasoner.errors import UserError
 from rl_reasoner.foreign import printable
-from rl_reasoner.scoring.batch import APPLIES, applies, own_rows, score_batch, score_own_rows
+from rl_reasoner.rollout.turns import policy_ids, policy_text
+from rl_reasoner.scoring.batch import (
+    APPLIES,
+    POLICY_IDS,
+    POLICY_TEXT,
+    applies,
+    own_rows,
+    score_batch,
+    score_own_rows,
+)
 from rl_reasoner.scoring.circuit_breaker import Breaker
 from rl_reasoner.scoring.limits import Limits
 from rl_reasoner.scoring.outcome import NOT_ITS_ROW, failed, outcome_json, usable
@@ -75,6 +84,12 @@ def split_groups(fn: Reward, rows: int, size: int) -> str:
     )
 
 
+def reads_turns(fn: Reward) -> bool:
+    """Whether a reward asks what tools or an environment have answered, and what they have not."""
+    columns = (POLICY_TEXT, POLICY_IDS, EPISODE)
+    return fn.policy_text or any(name in (*fn.columns, *fn.missing) for name in columns)
+
+
 class RewardPass:
     """The rewards of a trainer, which cannot end the run by themselves; see the module's docstring.
 
@@ -106,11 +121,12 @@ class RewardPass:
         known = isinstance(rows, Dataset) and APPLIES not in rows.column_names
         columns = {*rows.column_names} - {"prompt", "completion"} if known else set()
         handed = {*columns, *OF_TRL}
+        there = {*handed, EPISODE, POLICY_TEXT, "prompt"}
         rows_here = trainer.args.generation_batch_size // trainer.accelerator.num_processes
         for fn, name in zip(trainer.reward_funcs, trainer.reward_func_names, strict=True):
             mistake = ""
             if isinstance(fn, Reward):
-                lacking = [c for c in fn.columns if known and c not in {*handed, EPISODE, "prompt"}]
+                lacking = [c for c in fn.columns if known and c not in there]
                 mistake = needs_column(name, lacking[0], columns) if lacking else ""
                 mistake = mistake or split_groups(fn, rows_here, trainer.num_generations)
             elif not isinstance(fn, nn.Module):
@@ -149,7 +165,7 @@ class RewardPass:
             **self._columns(inputs, prompts, ids),
             **self._seeds(batch, len(inputs)),
             **trainer.internals.for_rewards(),
-            **({EPISODE: [e.told() for e in batch.episodes]} if batch.episodes else {}),
+            **self._given(batch),
         }
         outcomes = self._of_models(plain, inputs)
         overlapped, batch.overlapped = batch.overlapped, None
@@ -175,6 +191,7 @@ class RewardPass:
             **self._columns(batch.rows, prompts, batch.ids),
             **self._seeds(batch, len(batch.rows)),
             **self.trainer.internals.for_rewards(),
+            **self._given(batch),
         }
         given: list[Any] = [
             [{"role": "assistant", "content": text}] if chats else text for text in batch.texts
@@ -186,9 +203,21 @@ class RewardPass:
         inputs: list[dict[str, Any]], prompts: list[Any], completion_ids: list[list[int]]
     ) -> dict[str, list[Any]]:
         """The columns that rewards see, a value for each row."""
-        skipped = ("prompt", "completion", "completion_ids")
+        skipped = ("prompt", "completion", "completion_ids", POLICY_TEXT, POLICY_IDS)
         columns = {key: [row[key] for row in inputs] for key in inputs[0] if key not in skipped}
         return {**columns, "prompts": prompts, "completion_ids": completion_ids}
+
+    def _given(self, batch: RolloutBatch) -> dict[str, list[Any]]:
+        """What tools or an environment have made of each row, where they answered."""
+        if batch.turns is None:
+            return {}
+        tokenizer = self.trainer.internals.tokenizer
+        rows = [*zip(batch.ids, batch.turns, strict=True)]
+        return {
+            POLICY_TEXT: [policy_text(tokenizer, ids, turns) for ids, turns in rows],
+            POLICY_IDS: [[*chain(*policy_ids(ids, turns))] for ids, turns in rows],
+            **({EPISODE: [e.told() for e in batch.episodes]} if batch.episodes else {}),
+        }
 
     def _seeds(self, batch: RolloutBatch, count: int) -> dict[str, list[Any]]:
         """A seed for each row, from its place in the run: rewards that draw do so again alike."""
@@ -203,11 +232,12 @@ class RewardPass:
     def begin_overlapped(self, batch: RolloutBatch) -> OverlappedRewards | None:
         """Rewards for the rows that are about to be sampled; None where they have to wait."""
         trainer = self.trainer
+        answered = trainer.tool_use is not None or trainer.environment_use is not None
         ours = {
             i: f
             for i, f in enumerate(trainer.reward_funcs)
-            # a group waits for its last row, an episode for its end
-            if isinstance(f, Reward) and not f.group and EPISODE not in f.columns
+            # a group waits for its last row; what turns have given is known at the end of all
+            if isinstance(f, Reward) and not f.group and not (answered and reads_turns(f))
         }
         if not ours or not is_on(trainer, "overlap_rewards"):
             return None

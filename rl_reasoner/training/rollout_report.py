@@ -4,6 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from rl_reasoner.rollout.turns import policy_text
+from rl_reasoner.scoring.batch import POLICY_TEXT
 from rl_reasoner.scoring.outcome import outcome_json, usable
 from rl_reasoner.training.objective import row_means, trained_tokens
 from rl_reasoner.training.rollout_batch import RolloutBatch
@@ -76,7 +78,7 @@ def rollout_rows(trainer: Any, batch: RolloutBatch, output: dict[str, Any]) -> l
 
 def _called(trainer: Any, batch: RolloutBatch, i: int) -> dict[str, Any]:
     """The calls of a completion, or its environment's turns: `turns`, each with where in the text
-    its result is; seconds."""
+    its result is; seconds; what the policy wrote, where that is not all."""
     assert batch.turns is not None
     tokenizer, ids, events = trainer.internals.tokenizer, batch.ids[i], batch.turns[i]
 
@@ -84,6 +86,7 @@ def _called(trainer: Any, batch: RolloutBatch, i: int) -> dict[str, Any]:
         found: str = tokenizer.decode(ids[:tokens], skip_special_tokens=True)
         return found
 
+    own = policy_text(tokenizer, ids, events)
     turns = [event.told() for event in events]
     if events and text(len(ids)) == batch.texts[i]:  # else a chat's template reads it otherwise
         for turn, event in zip(turns, events, strict=True):
@@ -91,5 +94,6 @@ def _called(trainer: Any, batch: RolloutBatch, i: int) -> dict[str, Any]:
     return {
         "turns": turns,
         "call_seconds": [event.seconds for event in events],
+        **({POLICY_TEXT: own} if own != batch.texts[i] else {}),
         **({"ended": batch.ended[i]} if batch.ended else {}),
     }

@@ -54,12 +54,12 @@ class Judge(BaseHTTPRequestHandler):
         elif word in ("busy", "broken", "always broken") and (first or word == "always broken"):
             self.reply(b"{}", 429 if word == "busy" else 500)
         elif word == "late":
-            time.sleep(8)
+            time.sleep(20)
         elif word == "drips":
             self.send_response(200)
             self.send_header("Content-Length", "1000000")
             self.end_headers()
-            for _ in range(100):
+            for _ in range(200):
                 self.wfile.write(b" ")
                 time.sleep(0.1)
         elif word == "huge":
@@ -142,7 +142,7 @@ def options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[st
         "rubric": RUBRIC,
         "votes": 2,
         "cache": str(tmp_path / "replies"),
-        "timeout_s": 2.5,
+        "timeout_s": 6,  # a busy machine may take seconds to begin
         "attempts": 2,
         "concurrency": 16,
     }
@@ -154,7 +154,7 @@ def test_every_fault_of_a_server_is_its_rows_own_and_counted(options: dict[str, 
     reward = load_reward("judge", options)
     outcomes = score_batch(reward, [*FAULTS], {"prompts": ["Is it?"] * len(FAULTS)})
     found = {w: outcome_json(o)["outcome"] for w, o in zip(FAULTS, outcomes, strict=True)}
-    assert found == FAULTS
+    assert found == FAULTS, outcomes
     by_word = dict(zip(FAULTS, outcomes, strict=True))
     reasons = {
         word: by_word[word].reason for word in FAULTS if isinstance(by_word[word], Score)

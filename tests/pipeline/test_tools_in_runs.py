@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 import yaml
 
-from rl_reasoner import Recipe, evaluate, open_policy
+from rl_reasoner import EvalResult, Recipe, evaluate, open_policy
 from rl_reasoner.dataset.rows import load_rows
 from rl_reasoner.dataset.templates import prompt_of
 from rl_reasoner.errors import UserError
+from rl_reasoner.evaluation.evaluate import replay
+from rl_reasoner.evaluation.judging import Judge
+from rl_reasoner.files import read_jsonl
 from rl_reasoner.pipeline.difficulty_filter import FilterFiles, filter_rows
 from rl_reasoner.pipeline.lineage import facts_of
 from rl_reasoner.pipeline.placement import choose_placement
@@ -26,9 +29,10 @@ from rl_reasoner.recipe.stages import (
     SftStage,
 )
 from rl_reasoner.recipe.tools import ToolSettings
+from rl_reasoner.rollout.agreement import engine_runs
 from rl_reasoner.rollout.sampler import long_rows, prompt_ids
 from rl_reasoner.rollout.tool_turns import ToolUse
-from rl_reasoner.types import Row
+from rl_reasoner.types import Rollout, Row
 from support.commands import Cli, whole_and_resumed
 from support.stock import drawn
 from support.tiny import close, rows, same
@@ -312,3 +316,59 @@ def test_sft_has_no_loss_on_what_tools_gave(template: str, tmp_path: Path) -> No
         assert given.isdecimal() and f"<output>\n{given}" in decode(made["input_ids"])
         pairs = zip(made["input_ids"], made["labels"], strict=True)
         assert f"{begin}{end}" in decode([token for token, label in pairs if label != -100])
+
+
+BOX = SLOW.replace("def slow", "def box").replace("return text", 'return "\\\\boxed{7}"')
+
+
+def test_evaluations_judge_what_the_policy_wrote(tmp_path: Path, cli: Cli) -> None:
+    """An answer that only a tool gave is none: strictly, leniently, from a cache, judged again."""
+    (tmp_path / "box.py").write_text(BOX)
+    (tmp_path / "set.jsonl").write_text(json.dumps({"problem": "3+4=", "answer": "7"}))
+    policy = open_policy("scratch:dense-tiny", seed=1, device="cpu")
+    assert engine_runs(policy.model)
+    encode, end = policy.tokenizer, policy.tokenizer.eos_token_id
+    tools = ToolSettings(use=(f"{tmp_path / 'box.py'}:box",), format="tags")
+    given = len(ToolUse.of(tools, policy.tokenizer).tokens("\\boxed{7}"))
+    call = [*encode("<box>it</box>")["input_ids"], *[6] * given]
+    texts = ("so", "it is \\boxed{7}", "so it is 7 apples")
+
+    def judged(cache: Path) -> EvalResult:
+        return evaluate(
+            policy, [str(tmp_path / "set.jsonl")], samples=2, temperature=1.0, max_tokens=120,
+            template="plain", tools=tools, cache=cache, modes=["sampled"],
+        )  # fmt: skip
+
+    strict, lenient, saved = [], [], []
+    for n, text in enumerate(texts):
+        row = [*call, *encode(text)["input_ids"], end]
+        with drawn([[*row, *[end] * (120 - len(row))]] * 2):
+            result = judged(tmp_path / str(n))
+        with drawn([[end] * 120] * 2):
+            assert judged(tmp_path / str(n)).rows == result.rows, "from the cache"
+        assert replay(result).rows == result.rows
+        [[found]] = result.rows.values()
+        assert all("<output>\n\\boxed{7}" in whole for whole in found["completions"])
+        assert found["policy_texts"] == [f"<box>it</box>\n{text}"] * 2
+        strict.append(found["scores"][0])
+        lenient.append(found["lenient"][0])
+        facts = {"completion": found["completions"][0], "answer": "7"}
+        saved.append({**facts, "policy_text": found["policy_texts"][0]})
+    assert strict == [0.0, 1.0, 0.0] and lenient == [0.0, 1.0, 1.0]
+
+    saved.append({"completion": "\\boxed{7}", "answer": "7"})
+    (tmp_path / "saved.jsonl").write_text("\n".join(map(json.dumps, saved[::-1])))
+    assert cli("score", "math_answer", "saved.jsonl", "--out", "scores.jsonl").code == 0
+    scores = [one["math_answer"]["value"] for one in read_jsonl(tmp_path / "scores.jsonl")]
+    assert scores == [1.0, 0.0, 1.0, 0.0]
+
+
+def test_answers_that_tools_gave_are_in_no_class_of_answers() -> None:
+    row = {"problem": "3+4=", "answer": "7"}
+    group = [
+        Rollout("so \\boxed{7}", 3, False, policy_text="so"),
+        Rollout("\\boxed{8}", 3, False),
+        Rollout("\\boxed{7}\n\\boxed{8}", 3, False, policy_text="\\boxed{8}"),
+    ]
+    [scored] = Judge([row], None, None).score([row], [group])
+    assert scored["scores"] == [0.0, 0.0, 0.0] and scored["classes"] == [-1, 1, 1]

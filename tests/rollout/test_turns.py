@@ -23,7 +23,8 @@ from rl_reasoner.rollout.drawing import keyed_generator, tokens_from, uniforms
 from rl_reasoner.rollout.engine import generate
 from rl_reasoner.rollout.kv_cache import KVCache
 from rl_reasoner.rollout.sampling_params import SamplingParams
-from rl_reasoner.rollout.turns import Answer
+from rl_reasoner.rollout.tool_turns import ToolEvent
+from rl_reasoner.rollout.turns import Answer, policy_ids
 from support.scripted_turns import STOPS, Script, Threads
 
 
@@ -431,3 +432,23 @@ def test_the_sets_that_tokens_are_drawn_from_are_kept_and_nothing_is_cut_of_give
                 logp = scores.log_softmax(-1)[0, completion.ids[place]]
                 assert completion.logps[place] == pytest.approx(float(logp), abs=1e-4)
     assert sizes[0] == {VOCABULARY} and max(sizes[1]) < VOCABULARY
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4)), max_size=6), st.integers(0, 4))
+def test_what_the_policy_wrote_is_all_but_what_was_given(
+    turns: list[tuple[int, int]], last: int
+) -> None:
+    ids: list[int] = []
+    places, own = [], []
+    for wrote, got in turns:
+        own.append([*range(len(ids), len(ids) + wrote)])
+        ids += own[-1]
+        places.append(ToolEvent("t", "ok", 0.0, len(ids), got))
+        ids += [-1] * got
+    own.append([*range(len(ids), len(ids) + last)])
+    ids += own[-1]
+    runs = policy_ids(ids, places)
+    assert [token for run in runs for token in run] == [token for token in ids if token >= 0]
+    assert [] not in runs and policy_ids(ids, places[::-1]) == runs
+    cut = ids[: max(0, len(ids) - 3)]  # a result that had no room
+    assert [t for run in policy_ids(cut, places) for t in run] == [t for t in cut if t >= 0]

@@ -13,13 +13,14 @@ import torch
 import trl
 from transformers import TrainerCallback
 
-from rl_reasoner import GRPOTrainer
+from rl_reasoner import GRPOTrainer, Score, reward
 from rl_reasoner.errors import UserError
 from rl_reasoner.policy.scratch import byte_tokenizer
 from rl_reasoner.rollout import sampling_worker
 from rl_reasoner.rollout.shared_policy import SharedPolicy
 from rl_reasoner.rollout.tool_turns import ToolEvent, ToolUse
 from rl_reasoner.rollout.turns import Answer
+from rl_reasoner.scoring.registry import load_reward
 from rl_reasoner.tools.tool import ToolCall, ToolLimits, tool
 from rl_reasoner.training.objective import trained_tokens
 from support.places import ROOT
@@ -51,12 +52,12 @@ class Interrupting:
 
     @contextmanager
     def turns(self, count: int) -> Iterator["Interrupting"]:
-        self.events: list[list[ToolEvent]] = [[] for _ in range(count)]
+        self.made: list[list[ToolEvent]] = [[] for _ in range(count)]
         self.begin, self.asked = [0] * count, list[tuple[int, list[int]]]()
         yield self
 
-    def events_in(self, completions: Sequence[Sequence[int]]) -> list[list[ToolEvent]]:
-        return self.events
+    def events(self, row: int, ids: Sequence[int]) -> list[ToolEvent]:
+        return self.made[row]
 
     def stops(self, row: int, ids: Sequence[int]) -> bool:
         wrote = len(ids) - self.begin[row]
@@ -69,7 +70,7 @@ class Interrupting:
         found = []
         for row, ids in self.asked:
             given = [7 + (sum(ids) + place) % 190 for place in range(sum(ids) % 3)]
-            self.events[row].append(ToolEvent("none", "ok", 0.0, len(ids), len(given)))
+            self.made[row].append(ToolEvent("none", "ok", 0.0, len(ids), len(given)))
             self.begin[row] = len(ids) + len(given)
             found.append(Answer(row, given))
         self.asked = []
@@ -363,6 +364,60 @@ def test_a_tools_process_lives_as_long_as_the_training(tmp_path: Path) -> None:
     texts = [row["completion"] for row in rows if row["turns"]]
     assert [text.split("\n")[2] for text in texts] == ["1", "2", "3"]
     assert children() <= before
+
+
+@tool
+def box(text: str) -> str:
+    """Put it into a box.
+
+    Args:
+        text: What to put there.
+    """
+    return f"\\boxed{{{text}}}"
+
+
+@reward
+def reads(completion: str, policy_text: str) -> Score:
+    """The whole completion, and beside it what the policy wrote."""
+    return Score(float(len(completion)), policy_text)
+
+
+def test_rewards_read_what_the_policy_wrote(tmp_path: Path) -> None:
+    """An answer that only a tool printed is none, and no length counts what was given."""
+    fixed = (load_reward("length", {"target": 20}), reads)
+    trainer = build(
+        "scratch:dense-tiny", tmp_path, max_steps=1, max_completion_length=120,
+        per_device_train_batch_size=4, num_generations=4, gradient_accumulation_steps=1,
+        save_strategy="no", reward=[load_reward("math_answer"), *fixed],
+        columns={"answer": ["7"] * 8},
+    )  # fmt: skip
+    encode, end = trainer.processing_class, trainer.eos_token_ids[0]
+
+    def ids(text: str) -> list[int]:
+        return [*encode(text, add_special_tokens=False)["input_ids"]]
+
+    trainer.tool_use = ToolUse(encode, [box], call_format="tags", calls=2)
+    rows: list[dict[str, Any]] = []
+    trainer.rollout_sink = rows.extend
+    call = ids("<box>7</box>")
+    hole = [6] * len(trainer.tool_use.tokens("\\boxed{7}"))
+    printed = [*call, *hole, *ids("so"), end]
+    said = [*call, *hole, *ids("\\boxed{7}"), end]
+    own = [*ids("\\boxed{7}"), end]
+    table = [[*row, *[end] * (120 - len(row))] for row in (printed, said, own, [end])]
+    with drawn(table, size=4):
+        trainer.train()
+    texts = [row["completion"] for row in rows]
+    wrote = [row.get("policy_text", row["completion"]) for row in rows]
+    assert "<output>\n\\boxed{7}\n" in texts[0] and wrote[0] == "<box>7</box>\nso"
+    assert "policy_text" not in rows[2], "all of it is the policy's"
+    right = [row["scores"]["math_answer"]["value"] for row in rows]
+    assert right == [0.0, 1.0, 1.0, 0.0]
+    lengths = [row["scores"]["length"]["reason"] for row in rows]
+    counts = [len(call) + len(ids("so")) + 1, len(call) + len(own), len(own), 1]
+    assert lengths == [f"{count}, target 20" for count in counts]
+    assert [row["scores"]["reads"]["reason"] for row in rows] == wrote
+    assert [row["scores"]["reads"]["value"] for row in rows] == [len(text) for text in texts]
 
 
 def test_tokens_are_never_decoded_and_encoded_again(policies: Policies, tmp_path: Path) -> None:
