@@ -337,8 +337,9 @@ def evaluate_recipe(
     evals: Evals,
     recipe: Recipe,
     progress: Progress | None = None,
+    cache: Path | None = None,
 ) -> EvalResult:
-    """Run the evaluation `evals` of a recipe: all its sets in all its modes."""
+    """Run the evaluation `evals` of a recipe: all its sets in all its modes; `cache` as above."""
     modes: list[Mode] = ["greedy"]
     modes += ["sampled"] if evals.samples else []
     modes += ["chain-forced", "direct-forced"] if evals.forced else []
@@ -359,6 +360,7 @@ def evaluate_recipe(
         reward_options=evals.reward_options,
         modes=modes,
         progress=progress,
+        cache=cache,
     )
 
 

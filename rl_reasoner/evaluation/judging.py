@@ -245,12 +245,16 @@ def malformed(row: Row) -> str:
     for name, values in {"problem": row.get("problem"), **lists}.items():
         if not isinstance(values, str if name == "problem" else list):
             return f"its {name} are missing" if name in lists else "its problem is missing"
-    lists |= {name: row[name] for name in _TURNED if isinstance(row.get(name), list)}
+    for name in _TURNED:
+        if name in row and not isinstance(row[name], list):
+            return f"its {name} are no list"
+        lists |= {name: row[name]} if name in row else {}
     lengths = {name: len(values or ()) for name, values in lists.items()}
     if len({*lengths.values()}) > 1 or not lengths["scores"]:
         counts = ", ".join(f"{count} {name}" for name, count in lengths.items())
         return f"its lists should be of one length and not empty: {counts}"
-    if not all(isinstance(text, str) for text in row["completions"]):
+    own = [text for text in row.get(_POLICY_TEXTS, ()) if text is not None]
+    if not all(isinstance(text, str) for text in (*row["completions"], *own)):
         return "its completions are not all texts"
     marks = row.get("lenient", row["scores"])
     if not isinstance(marks, list) or len(marks) != lengths["scores"]:

@@ -268,12 +268,14 @@ class Session:
         else:
             policy = self._policy(ref)
             self.view.note(f"evaluating ({name})")
-            started = time.monotonic()
-            result = evaluate_recipe(policy, evals, recipe, self.view.progress)
+            started, drawn = time.monotonic(), file.with_suffix(".drawn")
+            goes_on = drawn.exists()  # behind a kill
+            result = evaluate_recipe(policy, evals, recipe, self.view.progress, drawn)
             answers = sum(
                 figures["problems"] * figures["samples"] for figures in result.sets.values()
             )
-            self.answer_s = (time.monotonic() - started) / max(1, answers)
+            if not goes_on:
+                self.answer_s = (time.monotonic() - started) / max(1, answers)
             result.manifest["key"] = key
         self.evals[name] = result
         if file in same:
@@ -283,6 +285,7 @@ class Session:
                 self.run.set_aside(old)
         result.name, result.policy = name, str(self.run.path)
         result.save(file)
+        shutil.rmtree(file.with_suffix(".drawn"), ignore_errors=True)
 
     def _eval_key(self, ref: PolicyRef, evals: Evals) -> str:
         """What decides an evaluation's result, hashed."""

@@ -108,11 +108,9 @@ def given_by(
     if isinstance(turns, EpisodeTurns):
         episodes = [turns.record(row, own) for row, own in enumerate(ids)]
         return GivenTurns([episode.turns for episode in episodes], episodes)
-    return (
-        None
-        if turns is None
-        else GivenTurns([turns.events(row, own) for row, own in enumerate(ids)])
-    )
+    if turns is None:
+        return None
+    return GivenTurns([turns.events(row, own) for row, own in enumerate(ids)])
 
 
 def carry_out(

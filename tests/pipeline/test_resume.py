@@ -2,9 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 import signal
+import sqlite3
+import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +17,12 @@ import pytest
 from rl_reasoner import Run, train
 from rl_reasoner.cli import main
 from rl_reasoner.errors import UserError
+from rl_reasoner.files import read_jsonl
 from rl_reasoner.pipeline.run_folder import RunFolder
 from rl_reasoner.pipeline.train import Interrupted
 from rl_reasoner.report.terminal import LiveView
 from rl_reasoner.scoring.circuit_breaker import Breaker
-from support.commands import run_outside
+from support.commands import TINY, run_outside, start_outside, stock
 from support.tiny import TRAPPED, grpo, recipe, rows, same, sft, two_stages, untimed
 
 
@@ -326,3 +331,36 @@ def test_a_reward_that_breaks_down_ends_the_run_and_can_be_mended(
     (tmp_path / "down").unlink()
     train(wanted, resume=tmp_path / "run", quiet=True)
     held_against(whole, tmp_path / "run")
+
+
+def test_an_evaluation_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+    """What was drawn before the kill is not drawn again; nothing of it is left behind."""
+    stock(tmp_path)
+    evals = "{sets: [modular_test], limit: 32, max_tokens: 400, reward: math_answer}"
+    changed = re.sub(r"evals: \{.*\}", f"evals: {evals}", TINY)
+    (tmp_path / "tiny.yaml").write_text(changed, encoding="utf-8")
+    running = start_outside(tmp_path, "train", "tiny.yaml")
+    folder = tmp_path / "run" / "evals" / "before.drawn"
+    while not (there := [*folder.glob("*.sqlite")]) or not _drawn(there[0]):
+        assert running.poll() is None
+        time.sleep(0.01)
+    running.kill()
+    assert not (tmp_path / "run" / "evals" / "before.json").exists(), "it was killed too late"
+    [file] = folder.glob("*.sqlite")
+    drawn = _drawn(file)
+    with closing(sqlite3.connect(file)) as store, store:
+        store.execute("UPDATE samples SET value = json_set(value, '$[0]', 'drawn before')")
+    run_outside(tmp_path, "train", "--resume", "run").check_returncode()
+    rows = read_jsonl(tmp_path / "run" / "evals" / "before.rows.jsonl")
+    texts = [text for row in rows for text in row["completions"]]
+    assert len(texts) == 32 and texts.count("drawn before") == drawn
+    assert not [*(tmp_path / "run" / "evals").glob("*.drawn")]
+
+
+def _drawn(file: Path) -> int:
+    with closing(sqlite3.connect(file)) as store:
+        try:
+            [(count,)] = store.execute("SELECT count(*) FROM samples")
+        except sqlite3.OperationalError:  # it is about to be made
+            return 0
+    return int(count)
