@@ -106,8 +106,11 @@ class RunFolder:
             raise UserError(f"another process is training in {self.path}") from error
 
     def discard(self) -> None:
-        """Remove the folder of a run in which nothing was done: no evaluation, no stage begun."""
-        if not (self.path / "evals").exists() and not (self.path / "stages").exists():
+        """Remove the folder of a run in which nothing was done: no evaluation, no stage begun.
+
+        An evaluation that has come to no result is none.
+        """
+        if not [*(self.path / "evals").glob("*.json")] and not (self.path / "stages").exists():
             shutil.rmtree(self.path)
 
     def release(self) -> None:

@@ -258,6 +258,7 @@ class Session:
     def _evaluate(self, name: str, ref: PolicyRef) -> None:
         """Evaluate a policy as `name`; an existing evaluation of the same policy is reused."""
         file, recipe = self.run.path / "evals" / f"{name}.json", self.recipe
+        drawn = file.with_suffix(".drawn")
         if not recipe.evals.sets:
             return
         evals = self._fitted_evals(ref)
@@ -268,8 +269,7 @@ class Session:
         else:
             policy = self._policy(ref)
             self.view.note(f"evaluating ({name})")
-            started, drawn = time.monotonic(), file.with_suffix(".drawn")
-            goes_on = drawn.exists()  # behind a kill
+            started, goes_on = time.monotonic(), drawn.exists()  # behind a kill
             result = evaluate_recipe(policy, evals, recipe, self.view.progress, drawn)
             answers = sum(
                 figures["problems"] * figures["samples"] for figures in result.sets.values()
@@ -279,13 +279,14 @@ class Session:
             result.manifest["key"] = key
         self.evals[name] = result
         if file in same:
+            shutil.rmtree(drawn, ignore_errors=True)  # killed just behind the save
             return
         if file.is_file():
             for old in (file, file.with_suffix(".rows.jsonl")):
                 self.run.set_aside(old)
         result.name, result.policy = name, str(self.run.path)
         result.save(file)
-        shutil.rmtree(file.with_suffix(".drawn"), ignore_errors=True)
+        shutil.rmtree(drawn, ignore_errors=True)
 
     def _eval_key(self, ref: PolicyRef, evals: Evals) -> str:
         """What decides an evaluation's result, hashed."""

@@ -7,8 +7,10 @@ SQLite: what was committed survives a kill at any moment, and several processes 
 nothing of torch.
 """
 
+import errno
 import hashlib
 import json
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -60,10 +62,20 @@ class SampleCache:
         return rollouts
 
     def keep(self, drawn: Iterable[tuple[str, Rollout]]) -> None:
-        """Store completions durably; the first one of a key stays."""
+        """Store completions durably; the first one of a key stays.
+
+        Raises OSError where they cannot be written: where the disk is full.
+        """
         rows = [(key, json.dumps(astuple(rollout))) for key, rollout in drawn]
-        with closing(self._open()) as store, store:
-            store.executemany("INSERT OR IGNORE INTO samples VALUES (?, ?)", rows)
+        try:
+            with closing(self._open()) as store, store:
+                store.executemany("INSERT OR IGNORE INTO samples VALUES (?, ?)", rows)
+        except sqlite3.OperationalError as error:
+            full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
+            number = errno.ENOSPC if full else errno.EIO
+            raise OSError(
+                number, os.strerror(number) if full else str(error), str(self.file)
+            ) from error
 
     def usage(self) -> tuple[int, int, int]:
         """How many completions are kept, and the tokens of their prompts and of themselves."""

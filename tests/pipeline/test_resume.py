@@ -183,8 +183,10 @@ def test_two_processes_in_one_folder(killed: Path, tmp_path: Path) -> None:
 def test_a_finished_run_is_not_trained_again(whole: Run, tmp_path: Path) -> None:
     folder = copied(whole.folder, tmp_path)
     (folder / "report.html").unlink()
+    (folder / "evals" / "before.drawn").mkdir()  # killed just behind the save
     run = resumed(folder)
     held_against(whole, folder)
+    assert not [*folder.glob("evals/*.drawn")]
     assert run.report.is_file() and run.evals.keys() == {"before", "after"}
 
 

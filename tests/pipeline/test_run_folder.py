@@ -18,6 +18,7 @@ from rl_reasoner.pipeline.lock import lock as lock_run
 from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.run_folder import RunFolder
 from rl_reasoner.policy.scratch import scratch_policy
+from rl_reasoner.rollout.cache import SampleCache
 from support.tiny import grpo, recipe, sft
 
 
@@ -38,6 +39,18 @@ def test_created_once_and_reopened_with_its_recipe(tmp_path: Path) -> None:
     again, found = RunFolder.reopen(run.path)
     assert found == wanted and again.path == run.path
     again.release()
+
+
+def test_an_evaluation_without_a_result_is_none(tmp_path: Path) -> None:
+    """As one whose prompts are too long: the corrected recipe begins in the same folder."""
+    for result in (False, True):
+        run = RunFolder.create(recipe(tmp_path, sft()))
+        SampleCache(run.path / "evals" / "before.drawn", "somebody")
+        if result:
+            (run.path / "evals" / "before.json").write_text("{}")
+        run.discard()
+        run.release()
+        assert run.path.exists() == result
 
 
 def test_a_folder_of_other_things_is_not_touched(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Completions are drawn once: kept over a kill, added to, and missed when anything changes."""
 
+import errno
 import json
 import random
+import sqlite3
 import time
 from pathlib import Path
 from typing import Any
@@ -160,3 +162,21 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cache of samples .*file"):
         SampleCache(tmp_path / "file" / "cache", "somebody")
+
+
+def test_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was kept before stays."""
+    cache, opened = SampleCache(tmp_path, "somebody"), SampleCache._open
+    cache.keep([("k", Rollout("first", 1, False))])
+
+    def full(self: SampleCache) -> sqlite3.Connection:
+        store = opened(self)
+        store.execute("PRAGMA max_page_count = 1")  # no page more than there are
+        return store
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SampleCache, "_open", full)
+        with pytest.raises(OSError) as told:
+            cache.keep([("l", Rollout("long " * 9_999, 1, False))])
+    assert told.value.errno == errno.ENOSPC and told.value.filename == str(cache.file)
+    assert cache.kept(["k", "l"]) == {"k": Rollout("first", 1, False)}
