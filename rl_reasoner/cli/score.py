@@ -145,9 +145,14 @@ def _score_rows(
                 if name in row:
                     mistake = f"the value of {name!r}{by}{',' if by else ''} is null"
                 raise UserError(f"{source}, row {number}: {mistake}")
+        if not isinstance(own_text := row.get(POLICY_TEXT), str | None):
+            mistake = f"{POLICY_TEXT!r} is {own_text!r:.40}, not the text that the policy wrote"
+            raise UserError(f"{source}, row {number}: {mistake}")
     names = dict.fromkeys(name for row in rows for name in row)
     columns: dict[str, list[Any]] = {key: [row.get(key) for row in rows] for key in names}
-    columns["prompts"] = columns.get("prompt", columns.get("problem", [""] * len(rows)))
+    columns["prompts"] = [row.get("prompt", row.get("problem", "")) for row in rows]
+    if "prompt" in columns:
+        columns["prompt"] = columns["prompts"]
     err.print(f"{reward}: scoring {len(rows):,} rows", style="dim")
     completions = columns.pop("completion")
     alone = isinstance(function, Reward) and not function.group  # others may see the whole batch

@@ -11,7 +11,7 @@ nothing of trainers.
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rl_reasoner.environments.environment import EPISODE
@@ -175,8 +175,7 @@ class IndependentJudge:
         return verdict, reason
 
     def _by_reward(self, function: Any, one: Paid, row: Row) -> tuple[IndependentVerdict, str]:
-        columns = {**self._columns(one, row), POLICY_TEXT: [one.policy_text]}
-        [outcome] = score_batch(function, [one.completion], columns)
+        [outcome] = score_batch(function, [one.completion], self._columns(one, row))
         value, told = usable(outcome), outcome_json(outcome)
         if math.isnan(value):
             return _cannot(str(told["reason"]))
@@ -186,18 +185,18 @@ class IndependentJudge:
         self, one: Paid, row: Row, scale: Scale, best: float
     ) -> tuple[IndependentVerdict, str]:
         """Whether the same rewards pay as much without praise and repeats, and less for nothing."""
-        if copies(answer_part(one.completion), one.prompt):
+        if copies(answer_part(one.written), one.prompt):
             return "disagrees", "only repeats its prompt"
-        bare, empty = without_repeats(without_praise(one.completion)), meaningless(one.completion)
-        if bare != one.completion:
-            after = self._paid_again(bare, one, row, scale)
+        bare, empty = _changed(one, _bare), _changed(one, meaningless)
+        if (bare.completion, bare.written) != (one.completion, one.written):
+            after = self._paid_again(bare, row, scale)
             if isinstance(after, str):
                 return _cannot(after)
             if scale.fall(one.pay, after, best) > _FALL:
                 shares = f"paid {one.pay:.3g}, without them {after:.3g}"
                 return "disagrees", f"its pay hangs on praise or repeats: {shares}"
-        if empty:
-            after = self._paid_again(empty, one, row, scale)
+        if empty.written:
+            after = self._paid_again(empty, row, scale)
             if isinstance(after, str):
                 return _cannot(after)
             if scale.fall(one.pay, after, best) <= _FALL:
@@ -205,15 +204,15 @@ class IndependentJudge:
                 return "disagrees", f"its pay hangs on length or form alone: {shares}"
         return "agrees", "its pay hangs on neither praise, repeats nor form alone"
 
-    def _paid_again(self, text: str, one: Paid, row: Row, scale: Scale) -> float | str:
-        """What the run's rewards pay for another text in the place of a completion, or why not."""
+    def _paid_again(self, one: Paid, row: Row, scale: Scale) -> float | str:
+        """What the run's rewards pay for a completion that was changed, or why not."""
         mine = [claim for claim in self.claims if applies(claim.name, row.get("rewards"))]
         values: dict[str, float] = {}
         for claim in mine:
             if why := _not_asked_again(claim.function):
                 return f"reward {claim.name}: {why}"
             columns = self._columns(one, row)
-            [outcome] = score_own_rows(self._again[claim.name], [text], columns)
+            [outcome] = score_own_rows(self._again[claim.name], [one.completion], columns)
             values[claim.name] = usable(outcome)
             if math.isnan(values[claim.name]):
                 return f"reward {claim.name}: {outcome_json(outcome)['reason']}"
@@ -222,7 +221,18 @@ class IndependentJudge:
 
     def _columns(self, one: Paid, row: Row) -> dict[str, list[Any]]:
         """What a reward may ask for of one row."""
-        return {**{name: [row.get(name)] for name in self._names}, "prompts": [one.prompt]}
+        columns = {name: [row.get(name)] for name in self._names}
+        return {**columns, "prompts": [one.prompt], POLICY_TEXT: [one.policy_text]}
+
+
+def _bare(text: str) -> str:
+    return without_repeats(without_praise(text))
+
+
+def _changed(one: Paid, change: Callable[[str], str]) -> Paid:
+    """A completion whose text is another: the whole, and what the policy wrote of it."""
+    own = None if one.policy_text is None else change(one.policy_text)
+    return replace(one, completion=change(one.completion), policy_text=own)
 
 
 def _cannot(why: str) -> tuple[IndependentVerdict, str]:

@@ -17,12 +17,14 @@ from rl_reasoner.dataset.code_rows import continuing
 from rl_reasoner.errors import UserError
 from rl_reasoner.recipe.load import load_recipe
 from rl_reasoner.recipe.recipe import Recipe, RewardSpec
-from rl_reasoner.scoring.batch import name_rewards, score_own_rows
+from rl_reasoner.scoring.batch import POLICY_TEXT, name_rewards, score_own_rows
 from rl_reasoner.scoring.outcome import failed, outcome_json
 from rl_reasoner.scoring.registry import check_name, load_reward
 from rl_reasoner.scoring.reward import Reward, name_of
 from rl_reasoner.scoring.rule import rule_of, total
 from rl_reasoner.types import Completion, Outcome, Prompt, Row
+
+_SAMPLED = ("completion", POLICY_TEXT)  # what a policy wrote, whatever a row has by these names
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class RecipeRewards:
         that names a reward which the recipe does not have.
         """
         named = [name_rewards(row, self.functions) for row in rows]
-        keys = dict.fromkeys(key for row in named for key in row if key != "completion")
+        keys = dict.fromkeys(key for row in named for key in row if key not in _SAMPLED)
         columns: dict[str, Any] = {key: [row.get(key) for row in named] for key in keys}
         columns["prompts"] = list(prompts)
         begun = any(row.get("entry_point") for row in rows)

@@ -50,7 +50,7 @@ def random_reward(
     return Score(high if won else low, f"drawn: {'high' if won else 'low'}, chance {chance:.3g}")
 
 
-@reward
+@reward(policy_text=True)
 def form_only(completion: str, form_asked: Mapping[str, Any]) -> Score:
     """1.0 where an answer stands in the form that the row asks for, right or wrong, else 0.0."""
     kind, options = str(form_asked["kind"]), form_asked["options"] or {}

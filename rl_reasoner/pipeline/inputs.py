@@ -28,7 +28,7 @@ from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import DistillStage, GrpoStage, RowStage, Stage, Vllm
 from rl_reasoner.recipe.trainer_arguments import check_trainer_argument
 from rl_reasoner.rollout.episodes.opening import open_rows
-from rl_reasoner.scoring.batch import APPLIES, applies, name_rewards, score_batch
+from rl_reasoner.scoring.batch import APPLIES, POLICY_TEXT, applies, name_rewards, score_batch
 from rl_reasoner.scoring.registry import check_name, load_reward
 from rl_reasoner.scoring.reward import Reward, name_of
 from rl_reasoner.tools import load_tools
@@ -281,7 +281,8 @@ def _try_reward(function: Callable[..., Any], row: Row) -> None:
     A function of trl's own form may want chats or plain texts; which one is known only when the
     policy is open, so it has to take one of them.
     """
-    columns = {key: [value] for key, value in row.items() if key != "completion"}
+    hidden = ("completion", POLICY_TEXT)
+    columns = {key: [value] for key, value in row.items() if key not in hidden}
     reads = {*function.columns, *function.missing} if isinstance(function, Reward) else {_STATE}
     columns |= trl_columns(1, state=_STATE in reads)
     prompt, answer = row["problem"], str(row.get("answer", ""))

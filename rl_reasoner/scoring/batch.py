@@ -54,12 +54,15 @@ def _as_read(
     fn: Reward, completions: Sequence[Completion], columns: Mapping[str, Any]
 ) -> tuple[Sequence[Completion], Mapping[str, Any]]:
     """The completions and columns as `fn` reads them: whole, or what the policy wrote of them."""
-    if not fn.policy_text and POLICY_TEXT not in (*fn.columns, *fn.missing):
+    named = POLICY_TEXT in (*fn.columns, *fn.missing)
+    if not fn.policy_text and not named:
         return completions, columns
     known = columns.get(POLICY_TEXT) or [None] * len(completions)
     own = [c if t is None else t for t, c in zip(known, completions, strict=True)]
+    if named:
+        columns = {**columns, POLICY_TEXT: [*map(text_of, own)]}
     if not fn.policy_text:
-        return completions, {**columns, POLICY_TEXT: [*map(text_of, own)]}
+        return completions, columns
     if POLICY_IDS in columns:
         columns = {**columns, "completion_ids": columns[POLICY_IDS]}
     return own, columns

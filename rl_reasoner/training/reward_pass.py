@@ -325,7 +325,7 @@ class RewardPass:
         ]
         if not none or not self._tally.due("", len(none)):
             return
-        hidden = (SEEDS, "completion_ids")  # thousands of numbers
+        hidden = (SEEDS, "completion_ids", POLICY_IDS)  # thousands of numbers
         i = none[0]
         row = {k: v[i] for k, v in columns.items() if isinstance(v, list) and k not in hidden}
         row |= {"prompt": columns["prompts"][i], "completion": completions[i]}

@@ -287,6 +287,12 @@ def test_score_writes_every_score_and_says_the_mean(tmp_path: Path, cli: Cli) ->
     assert "mean: 0.33" in table.out
 
 
+def test_score_takes_the_prompt_that_each_row_has(tmp_path: Path, cli: Cli) -> None:
+    said = {"problem": "What is one and one?", "completion": "<think>It is two, I say</think> 2"}
+    (tmp_path / "both.jsonl").write_text(lines(said, {**said, "prompt": said["problem"]}))
+    assert json.loads(cli("score", "language", "both.jsonl", "--json").out)["faults"] == 0
+
+
 def test_score_disagree_lists_only_the_rows_that_differ(tmp_path: Path, cli: Cli) -> None:
     stock(tmp_path)
     ended = cli(

@@ -219,6 +219,11 @@ MISTAKES: dict[str, tuple[Setup, tuple[str, ...], tuple[str, ...]]] = {
         ("score", "rewards.py:fine", "d.jsonl"),
         ("the value of 'answer', which the reward rewards.py:fine needs, is null",),
     ),
+    "score: policy_text": (
+        file("d.jsonl", lines({**ROWS[0], "policy_text": 5})),
+        (*SCORE, "d.jsonl"),
+        ("d.jsonl, row 1: 'policy_text' is 5, not the text that the policy wrote",),
+    ),
     "score: folder": (no, (*SCORE, "run"), ("run is a folder: give a file in it",)),
     "score: no column": (
         file("d.jsonl", lines(ROWS[0], {"completion": "x"})),

@@ -1,5 +1,6 @@
 """The independent judges: what they take for wrong, what for right, and when they cannot tell."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -307,7 +308,23 @@ def characters(completion: str) -> float:
 @reward
 def padded(completion: str) -> float:
     return min(1.0, completion.count("light") / 3)
+
+
+@reward(policy_text=True)
+def brief(completion: str) -> float:
+    return float("light" in completion and len(completion.split()) < 8)
 """
+
+
+def test_texts_are_changed_where_their_reward_reads_them(tmp_path: Path) -> None:
+    """Praise in a tool's result is none of the policy's, and its length none of the pay's."""
+    (tmp_path / "own.py").write_text(OWN)
+    said = "Air scatters the blue light most."
+    result = "A page of nine words, and some more of them. This answer is excellent."
+    judge = judge_for([OPEN], {f"{tmp_path / 'own.py'}:brief": 1.0})
+    own = replace(paid(f"{result}\n{said}"), policy_text=said)
+    [found] = judge.judge([own], Scale())
+    assert found.verdict == "agrees" and "neither" in found.reason
 
 
 def test_texts_are_judged_by_what_their_pay_hangs_on(tmp_path: Path) -> None:

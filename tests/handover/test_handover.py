@@ -193,6 +193,12 @@ def test_rows_get_the_rewards_that_they_name(tmp_path: Path) -> None:
     assert [one.value for one in made] == [1.0, -0.25, 0.75]
 
 
+def test_a_column_of_the_data_is_not_taken_for_what_the_policy_wrote() -> None:
+    row = {"problem": "1+1=", "answer": "2", "policy_text": "No refunds."}
+    [made] = RecipeRewards(recipe(rewards=["math_answer"])).score(["\\boxed{2}"], [row], ["1+1="])
+    assert made.value == 1.0
+
+
 def test_a_folder_is_written_whole_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

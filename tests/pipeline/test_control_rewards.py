@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rl_reasoner.errors import UserError
 from rl_reasoner.pipeline.control_rewards import FORM_COLUMN, control_reward, form_of, with_forms
 from rl_reasoner.recipe.recipe import Recipe
-from rl_reasoner.scoring.batch import score_batch
+from rl_reasoner.scoring.batch import POLICY_TEXT, score_batch
 from rl_reasoner.scoring.limits import Limits
 from rl_reasoner.scoring.registry import load_reward
 from rl_reasoner.scoring.runner import SEEDS
@@ -202,3 +202,11 @@ def test_no_text_is_a_fault(text: str) -> None:
         form({"code_tests": {"options": {"extract": "whole"}}}),
     ):
         assert has_form(asked, text) in (0.0, 1.0)
+
+
+def test_a_form_that_only_a_tool_gave_is_none() -> None:
+    """As for the treatment's rewards: else the arm is paid for what the treatment is not."""
+    asked, whole, own = form(["math_answer"], template="boxed"), "\\boxed{7}\nso", "so"
+    columns = {"prompts": ["p"] * 2, FORM_COLUMN: [asked] * 2, POLICY_TEXT: [own, None]}
+    told = score_batch(control_reward("form_only", {}), [whole] * 2, columns, HERE)
+    assert [score.value for score in told if isinstance(score, Score)] == [0.0, 1.0]

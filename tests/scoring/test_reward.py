@@ -66,6 +66,17 @@ def test_called_as_trl_calls_it() -> None:
         assert found == [1.0, 0.0]
 
 
+def test_what_the_policy_wrote_may_be_named_beside_itself() -> None:
+    @reward(policy_text=True)
+    def both(completion: str, policy_text: str) -> float:
+        return float(completion == policy_text)
+
+    texts = ["all its own", "a call\nits result\nand on"]
+    given = {"prompts": ["p"] * 2, "policy_text": [None, "a call\nand on"]}
+    for columns in ({"prompts": ["p"] * 2}, given):
+        assert values(score_batch(both, texts, columns)) == [1.0, 1.0]
+
+
 def test_options_are_set_once_and_checked() -> None:
     twice = close.with_options(scale=2.0)
     assert twice("4", answer="4", prompt="p").value == 2.0
