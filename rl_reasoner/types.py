@@ -88,3 +88,10 @@ def text_of(completion: Completion) -> str:
     if isinstance(completion, str):
         return completion
     return "\n".join(str(message.get("content") or "") for message in completion)
+
+
+def own_text_of(completion: Completion) -> str:
+    """`text_of` what the policy wrote: without messages that a tool or an environment gave."""
+    if isinstance(completion, str):
+        return completion
+    return text_of([one for one in completion if one.get("role", "assistant") == "assistant"])

@@ -12,7 +12,7 @@ from rl_reasoner.scoring.limits import Limits
 from rl_reasoner.scoring.outcome import NOT_ITS_ROW
 from rl_reasoner.scoring.reward import Reward, name_of
 from rl_reasoner.scoring.runner import SEEDS, runner_of
-from rl_reasoner.types import Completion, Outcome, Row, text_of
+from rl_reasoner.types import Completion, Outcome, Row, own_text_of
 
 APPLIES = "rewards"
 """The column with the names of the rewards that a row gets; rows without it get all."""
@@ -58,9 +58,9 @@ def _as_read(
     if not fn.policy_text and not named:
         return completions, columns
     known = columns.get(POLICY_TEXT) or [None] * len(completions)
-    own = [c if t is None else t for t, c in zip(known, completions, strict=True)]
+    own = [own_text_of(c) if t is None else t for t, c in zip(known, completions, strict=True)]
     if named:
-        columns = {**columns, POLICY_TEXT: [*map(text_of, own)]}
+        columns = {**columns, POLICY_TEXT: own}
     if not fn.policy_text:
         return completions, columns
     if POLICY_IDS in columns:

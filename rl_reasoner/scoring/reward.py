@@ -18,7 +18,7 @@ from rl_reasoner.errors import unknown
 from rl_reasoner.paths import room
 from rl_reasoner.scoring.outcome import as_score
 from rl_reasoner.scoring.trl_form import needs_column
-from rl_reasoner.types import Completion, Score, text_of
+from rl_reasoner.types import Completion, Score, own_text_of, text_of
 
 _Many = TypeVar("_Many", bound=Callable[..., Sequence[object]])
 OnAbstain = Literal["leave", "ignore"]
@@ -120,7 +120,8 @@ class Reward:
 
     def _texts(self, completion: Any) -> Any:
         """The text of a completion, or of each of a group."""
-        return [text_of(one) for one in completion] if self.group else text_of(completion)
+        read = own_text_of if self.policy_text else text_of
+        return [read(one) for one in completion] if self.group else read(completion)
 
     def score(self, completion: Completion, **columns: Any) -> Score:
         """The score of one completion; exceptions of the function pass through."""

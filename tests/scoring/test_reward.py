@@ -24,7 +24,7 @@ from rl_reasoner.scoring.batch import score_batch
 from rl_reasoner.scoring.outcome import outcome_json, usable
 from rl_reasoner.scoring.registry import ENTRY_POINTS, load_reward
 from rl_reasoner.scoring.reward import Reward
-from rl_reasoner.types import Fault
+from rl_reasoner.types import Fault, own_text_of, text_of
 from support.tiny import reward_file
 
 
@@ -75,6 +75,23 @@ def test_what_the_policy_wrote_may_be_named_beside_itself() -> None:
     given = {"prompts": ["p"] * 2, "policy_text": [None, "a call\nand on"]}
     for columns in ({"prompts": ["p"] * 2}, given):
         assert values(score_batch(both, texts, columns)) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("read", [own_text_of, text_of])
+def test_messages_of_tools_in_trls_loop_are_not_the_policys(read: Callable[..., str]) -> None:
+    """trl gives rewards a completion of several turns as its messages, with those of tools."""
+
+    @reward(policy_text=read is own_text_of)
+    def whole(completion: str) -> Score:
+        return Score(float("7" in completion), completion)
+
+    given = {"role": "tool", "name": "calculator", "content": "7"}
+    said = [{"role": "assistant", "content": text} for text in ("I ask", "so it is")]
+    turns = [said[0], given, said[1]]
+    [told] = score_batch(whole, [turns], {"prompts": ["3+4="]})
+    assert told == whole(turns) == Score(float(read is text_of), read(turns))
+    assert whole(completions=[turns], prompts=["3+4="]) == [float(read is text_of)]
+    assert own_text_of(turns) == "I ask\nso it is"
 
 
 def test_options_are_set_once_and_checked() -> None:
