@@ -247,7 +247,7 @@ def malformed(row: Row) -> str:
             return f"its {name} are missing" if name in lists else "its problem is missing"
     for name in _TURNED:
         if name in row and not isinstance(row[name], list):
-            return f"its {name} are no list"
+            return f"its {name} are not a list"
         lists |= {name: row[name]} if name in row else {}
     lengths = {name: len(values or ()) for name, values in lists.items()}
     if len({*lengths.values()}) > 1 or not lengths["scores"]:
