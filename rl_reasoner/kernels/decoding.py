@@ -204,10 +204,11 @@ class PanelExperts:
 
     def __init__(self, gate_up: Tensor, down: Tensor, chosen: int, normalised: bool) -> None:
         count, hidden, inner = down.shape
-        gates, others = (_panels(half, 16) for half in gate_up.chunk(2, dim=1))
+        lanes = int(native.library().lanes())
+        gates, others = (_panels(half, lanes) for half in gate_up.chunk(2, dim=1))
         self._kept = (
             torch.cat((gates, others), dim=-1).contiguous(),
-            _panels(down, 32).contiguous(),
+            _panels(down, 2 * lanes).contiguous(),
         )
         pointers = (t.data_ptr() for t in self._kept)
         self.numbers = _Experts(*pointers, count, chosen, hidden, inner, normalised)

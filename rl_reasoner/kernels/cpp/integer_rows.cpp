@@ -5,27 +5,27 @@
 
 namespace {
 
-typedef uint8_t b16 __attribute__((vector_size(16)));
-typedef uint8_t b16u __attribute__((vector_size(16), aligned(1)));
+typedef uint8_t vb __attribute__((vector_size(W)));
+typedef uint8_t vbu __attribute__((vector_size(W), aligned(1)));
 
 static const float LEAST = 1e-30f;      // a row of smaller numbers counts as zeros
 static const float WHOLE = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to an integer
 
-static inline v16 rounded(v16 x) { return (x + WHOLE) - WHOLE; }
+static inline vf rounded(vf x) { return (x + WHOLE) - WHOLE; }
 
-static inline void put(uint8_t* p, v16 x, int n) {
-    b16 bytes = __builtin_convertvector(__builtin_convertvector(x + 128.0f, i16), b16);
+static inline void put(uint8_t* p, vf x, int n) {
+    vb bytes = __builtin_convertvector(__builtin_convertvector(x + 128.0f, vi), vb);
     if (n >= W)
-        *(b16u*)p = bytes;
+        *(vbu*)p = bytes;
     else
         memcpy(p, &bytes, n);
 }
 
 static void slice_row(const float* x, uint8_t* first, uint8_t* second, float* scale, int64_t width) {
-    v16 largest = {}, spoilt = {};
+    vf largest = {}, spoilt = {};
     for (int64_t i = 0; i < width; i += W) {
-        v16 v = load(x + i, width - i < W ? width - i : W);
-        v16 size = v < 0.0f ? -v : v;
+        vf v = load(x + i, width - i < W ? width - i : W);
+        vf size = v < 0.0f ? -v : v;
         largest = size > largest ? size : largest;
         spoilt += v * 0.0f;  // not a number where v is none, or infinite
     }
@@ -37,8 +37,8 @@ static void slice_row(const float* x, uint8_t* first, uint8_t* second, float* sc
     *scale = bad != bad ? bad : empty ? 0.0f : most / 127.0f;
     for (int64_t i = 0; i < width; i += W) {
         int n = width - i < W ? width - i : W;
-        v16 v = empty ? v16{} : load(x + i, n) * inverse;
-        v16 whole = rounded(v);
+        vf v = empty ? vf{} : load(x + i, n) * inverse;
+        vf whole = rounded(v);
         put(first + i, whole, n);
         put(second + i, rounded((v - whole) * 254.0f), n);
     }
@@ -70,7 +70,7 @@ void join_products(
         const float* second = products + (rows + r) * width;
         for (int64_t i = 0; i < width; i += W) {
             int n = width - i < W ? width - i : W;
-            v16 y = (load(first + i, n) + load(second + i, n) * (1.0f / 254.0f)) * scale[r];
+            vf y = (load(first + i, n) + load(second + i, n) * (1.0f / 254.0f)) * scale[r];
             store(out + r * apart + i, bias ? y + load(bias + i, n) : y, n);
         }
     }

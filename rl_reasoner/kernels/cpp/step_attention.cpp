@@ -44,9 +44,9 @@ static inline void rotated(
 ) {
     float scale = 1.0f;
     if (weight) {
-        v16 squares = {};
+        vf squares = {};
         for (int i = 0; i < dim; i += W) {
-            v16 part = load(x + i, dim - i);
+            vf part = load(x + i, dim - i);
             squares += part * part;
         }
         scale = 1.0f / sqrtf(sum(squares) / dim + eps);
@@ -54,7 +54,7 @@ static inline void rotated(
     int half = dim / 2;
     for (int i = 0; i < half; i += W) {
         int n = half - i;
-        v16 a = load(x + i, n) * scale, b = load(x + half + i, n) * scale;
+        vf a = load(x + i, n) * scale, b = load(x + half + i, n) * scale;
         if (weight) {
             a *= load(weight + i, n);
             b *= load(weight + half + i, n);
@@ -89,22 +89,26 @@ static void place(const Layer& l, const Step& s, const T* qkv, int64_t r) {
     }
 }
 
-static const int TILE = 32;  // tokens brought to fp32 at a time
+static const int TILE = 32;  // tokens looked at together
 
 struct Scratch {  // of a thread
-    std::vector<float> tile, scores, outs;
+    std::vector<float> tile, scores, outs, queries;
 };
 
-// `count` tokens of `dim` values as (TILE, padded) fp32, zeros where there are none.
+// `count` tokens of `dim` values as (count, padded) fp32: where they lie if that is how they lie,
+// else a copy with zeros up to a multiple of W tokens.
 template <class T>
-static const float* tile_of(const T* from, int64_t stride, int count, int dim, int padded, float* to) {
-    for (int t = 0; t < TILE; t++) {
-        if (t >= count) {
-            memset(to + t * padded, 0, padded * sizeof(float));
-            continue;
-        }
-        for (int i = 0; i < padded; i += W) store(to + t * padded + i, load(from + t * stride + i, dim - i));
-    }
+static const float* tile_of(
+    const T* from, int64_t* stride, int count, int dim, int padded, float* to
+) {
+    if (sizeof(T) == sizeof(float) && dim == padded && count % W == 0) return (const float*)from;
+    int64_t given = *stride;
+    *stride = padded;
+    for (int t = 0; t < count; t++)
+        for (int i = 0; i < padded; i += W)
+            store(to + t * padded + i, load(from + t * given + i, dim - i));
+    int rest = (W - count % W) % W;
+    memset(to + count * padded, 0, rest * padded * sizeof(float));
     return to;
 }
 
@@ -117,77 +121,107 @@ static inline void fetch(const Cache& c, int64_t row, int64_t head, int64_t firs
     }
 }
 
+// N queries, W tokens with their values side by side, (padded, W).
+template <int N>
+static inline void score_some(
+    const float* queries, const float* turned, int padded, float* scores, int64_t width
+) {
+    vf a[N] = {};
+    int i = 0;
+    do {  // there is always some: so the sums stay in registers
+        vf x = load(turned + i * W);
+        for (int q = 0; q < N; q++) a[q] += queries[q * padded + i] * x;
+    } while (++i < padded);
+    for (int q = 0; q < N; q++) store(scores + q * width, a[q]);
+}
+
 // scores (queries, `width` apart) of tokens from the tile with `first` on; `next`: what is read then
 template <class T>
 static void score(
     const Cache& c, const Cache& next, int64_t row, int64_t head, int64_t tokens, int64_t first,
-    const float* const* queries, int count, int dim, float* scores, int64_t width, float* scratch
+    const float* queries, int count, int dim, float* scores, int64_t width, float* scratch
 ) {
     int padded = (dim + W - 1) / W * W;
+    float* turned = scratch + TILE * padded;
     for (int64_t t = first / TILE * TILE; t < tokens; t += TILE) {
         int n = tokens - t < TILE ? tokens - t : TILE;
-        int64_t end = t + 2 * TILE < tokens ? t + 2 * TILE : tokens;
+        int64_t end = t + 2 * TILE < tokens ? t + 2 * TILE : tokens, stride = c.token;
         fetch<T>(c, row, head, t + TILE, end, dim);
         fetch<T>(next, row, head, t, t + n, dim);
-        const float* tile = tile_of(at<T>(c, row, head, t), c.token, n, dim, padded, scratch);
-        for (int q = 0; q < count; q++)
-            for (int u = 0; u < n; u += W) {
-                v16 a[W] = {};
-                for (int i = 0; i < padded; i += W) {
-                    v16 x = load(queries[q] + i, dim - i);
-                    for (int k = 0; k < W; k++) a[k] += x * load(tile + (u + k) * padded + i);
-                }
-                store(scores + q * width + t + u, sums(a));
-            }
+        const float* tile = tile_of(at<T>(c, row, head, t), &stride, n, dim, padded, scratch);
+        for (int u = 0; u < n; u += W) {
+            const float* some = tile + u * stride;
+            float* to = scores + t + u;
+            for (int i = 0; i < padded; i += W) transpose(some + i, stride, turned + i * W);
+            int q = 0;
+            for (; q + HELD / 2 <= count; q += HELD / 2)
+                score_some<HELD / 2>(queries + q * padded, turned, padded, to + q * width, width);
+            for (; q + 2 <= count; q += 2)
+                score_some<2>(queries + q * padded, turned, padded, to + q * width, width);
+            for (; q < count; q++)
+                score_some<1>(queries + q * padded, turned, padded, to + q * width, width);
+        }
     }
 }
 
-template <int N>
+template <int N, int J>
 static inline void mix_some(
-    const float* weights, int64_t width, const float* tile, int padded, int n, float* outs, int i
+    const float* weights, int64_t width, const float* tile, int64_t stride, int n, float* outs, int padded
 ) {
-    v16 a[N][4];
+    vf a[N][J];
     for (int q = 0; q < N; q++)
-        for (int j = 0; j < 4; j++) a[q][j] = load(outs + q * padded + i + j * W);
+        for (int j = 0; j < J; j++) a[q][j] = load(outs + q * padded + j * W);
     for (int t = 0; t < n; t++)
-        for (int j = 0; j < 4; j++) {
-            v16 x = load(tile + t * padded + i + j * W);
+        for (int j = 0; j < J; j++) {
+            vf x = load(tile + t * stride + j * W);
             for (int q = 0; q < N; q++) a[q][j] += weights[q * width + t] * x;
         }
     for (int q = 0; q < N; q++)
-        for (int j = 0; j < 4; j++) store(outs + q * padded + i + j * W, a[q][j]);
+        for (int j = 0; j < J; j++) store(outs + q * padded + j * W, a[q][j]);
 }
 
-// outs (queries, padded to 64) += weights times values
+template <int J>
+static inline void mix_columns(
+    const float* weights, int64_t width, const float* tile, int64_t stride, int n, int count, float* outs,
+    int padded
+) {
+    int q = 0;
+    for (; q + HELD / J <= count; q += HELD / J)
+        mix_some<HELD / J, J>(weights + q * width, width, tile, stride, n, outs + q * padded, padded);
+    for (; q + 2 <= count && J < HELD; q += 2)
+        mix_some<2, J>(weights + q * width, width, tile, stride, n, outs + q * padded, padded);
+    for (; q < count; q++)
+        mix_some<1, J>(weights + q * width, width, tile, stride, n, outs + q * padded, padded);
+}
+
+// outs (queries, padded) += weights times values
 template <class T>
 static void mix(
     const Cache& c, int64_t row, int64_t head, int64_t tokens, int64_t first, const float* weights,
     int64_t width, int count, int dim, float* outs, int padded, float* scratch
 ) {
     for (int64_t t = first / TILE * TILE; t < tokens; t += TILE) {
-        int n = tokens - t < TILE ? tokens - t : TILE;
-        const T* from = at<T>(c, row, head, t);
-        for (int u = 0; u < n; u++)
-            for (int i = 0; i < dim; i += W)
-                store(scratch + u * padded + i, load(from + u * c.token + i, dim - i));
-        for (int i = 0; i < padded; i += 4 * W) {
-            int q = 0;
-            for (; q + 4 <= count; q += 4)
-                mix_some<4>(weights + q * width + t, width, scratch, padded, n, outs + q * padded, i);
-            for (; q < count; q++)
-                mix_some<1>(weights + q * width + t, width, scratch, padded, n, outs + q * padded, i);
-        }
+        int n = tokens - t < TILE ? tokens - t : TILE, i = 0;
+        int64_t stride = c.token;
+        const float* tile = tile_of(at<T>(c, row, head, t), &stride, n, dim, padded, scratch);
+        const float* own = weights + t;
+        for (; i + 4 * W <= padded; i += 4 * W)
+            mix_columns<4>(own, width, tile + i, stride, n, count, outs + i, padded);
+        for (; i + 2 * W <= padded; i += 2 * W)
+            mix_columns<2>(own, width, tile + i, stride, n, count, outs + i, padded);
+        for (; i < padded; i += W)
+            mix_columns<1>(own, width, tile + i, stride, n, count, outs + i, padded);
     }
 }
 
 // Softmax of `width` scores in place, but for the sum, which is returned.
 static float soften(float* scores, int64_t width) {
-    v16 most = splat(-INFINITY);
+    vf most = splat(-INFINITY);
     for (int64_t i = 0; i < width; i += W) most = larger(load(scores + i), most);
     float top = largest(most);
-    v16 total = {};
+    vf total = {};
     for (int64_t i = 0; i < width; i += W) {
-        v16 x = exponential(load(scores + i) - top);
+        vf x = exponential(load(scores + i) - top);
         store(scores + i, x);
         total += x;
     }
@@ -199,7 +233,7 @@ static void block_head(
     const Layer& l, const Step& s, int64_t block, int64_t head, T* out, Scratch& scratch
 ) {
     const int64_t *rows = s.order + s.block[block], count = s.block[block + 1] - s.block[block];
-    int group = l.heads / l.shared, dim = l.dim, padded = (dim + 4 * W - 1) / (4 * W) * (4 * W);
+    int group = l.heads / l.shared, dim = l.dim, padded = (dim + W - 1) / W * W;
     int64_t prompt = s.prompt[rows[0]], before = s.prompt_length[prompt];
     int64_t edge = (before + TILE - 1) / TILE * TILE, longest = 0, queries = count * group;
     int64_t first = before;  // of the prompt's tokens that some row sees
@@ -210,16 +244,19 @@ static void block_head(
     }
     int64_t width = edge + (longest + TILE - 1) / TILE * TILE;
     fetch<C>(l.own_keys, rows[0], head, 0, TILE < longest ? TILE : longest, dim);
-    scratch.tile.resize(TILE * padded);
+    scratch.tile.resize((TILE + W) * padded);
     scratch.scores.assign(queries * width, -INFINITY);
     scratch.outs.assign(queries * padded, 0.0f);
+    scratch.queries.assign(queries * padded, 0.0f);
     float *tile = scratch.tile.data(), *scores = scratch.scores.data(), *outs = scratch.outs.data();
-    std::vector<const float*> query(queries);
+    float* query = scratch.queries.data();
     std::vector<float> totals(queries);
-    for (int64_t q = 0; q < queries; q++)
-        query[q] = s.query + (rows[q / group] * l.heads + head * group + q % group) * dim;
+    for (int64_t q = 0; q < queries; q++) {
+        const float* from = s.query + (rows[q / group] * l.heads + head * group + q % group) * dim;
+        memcpy(query + q * padded, from, dim * sizeof(float));
+    }
     score<C>(
-        l.prompt_keys, l.prompt_values, prompt, head, before, first, query.data(), queries, dim, scores,
+        l.prompt_keys, l.prompt_values, prompt, head, before, first, query, queries, dim, scores,
         width, tile
     );
     for (int64_t i = 0; i < count; i++) {
@@ -228,7 +265,7 @@ static void block_head(
         if (i + 1 < count)
             fetch<C>(l.own_keys, rows[i + 1], head, 0, TILE < longest ? TILE : longest, dim);
         score<C>(
-            l.own_keys, l.own_values, r, head, own, begin, query.data() + i * group, group, dim,
+            l.own_keys, l.own_values, r, head, own, begin, query + i * group * padded, group, dim,
             scores + i * group * width + edge, width, tile
         );
         for (int64_t q = i * group; q < (i + 1) * group; q++) {

@@ -16,13 +16,13 @@ static void draw_row(
     float* logp, double* parts
 ) {
     float scale = 1.0f / temperature;
-    v16 most = splat(-INFINITY), nan = {};
+    vf most = splat(-INFINITY), nan = {};
     for (int64_t i = 0; i < size; i += W) {
         int n = size - i < W ? size - i : W;
-        v16 x = load(logits + i, n);
+        vf x = load(logits + i, n);
         if (n < W)
             for (int k = n; k < W; k++) x[k] = -INFINITY;
-        nan += x != x ? splat(1.0f) : v16{};
+        nan += x != x ? splat(1.0f) : vf{};
         most = larger(x, most);
     }
     float top = largest(most);
@@ -33,11 +33,11 @@ static void draw_row(
     int64_t best = 0;
     bool found = false;
     for (int64_t start = 0, b = 0; start < size; start += PART, b++) {
-        v16 mass = {};
+        vf mass = {};
         int64_t end = start + PART < size ? start + PART : size;
         for (int64_t i = start; i < end; i += W) {
             int n = end - i < W ? end - i : W;
-            v16 x = exponential((load(logits + i, n) - top) * scale);
+            vf x = exponential((load(logits + i, n) - top) * scale);
             if (n < W)
                 for (int k = n; k < W; k++) x[k] = 0.0f;
             mass += x;
@@ -52,7 +52,7 @@ static void draw_row(
                 int64_t end = start + PART < size ? start + PART : size;
                 for (int64_t i = start; i < end && !found; i += W) {
                     int n = end - i < W ? end - i : W;
-                    v16 x = exponential((load(logits + i, n) - top) * scale);
+                    vf x = exponential((load(logits + i, n) - top) * scale);
                     for (int k = 0; k < n && !found; k++) {
                         before += x[k];
                         if (x[k] > 0) best = i + k, found = before > wanted;

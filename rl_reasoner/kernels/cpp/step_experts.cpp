@@ -8,7 +8,7 @@
 namespace {
 
 struct Experts {
-    const void *gate_up, *down;  // laid out by `panels`: 16 gates and 16 others; 32 columns
+    const void *gate_up, *down;  // laid out by `panels`: W gates and W others; 2 W columns
     int64_t count, chosen, hidden, inner;
     int64_t normalised;  // whether the gates of a token's experts sum to 1
 };
@@ -33,12 +33,12 @@ static void choose(const float* logits, const Experts& e, int64_t* chosen, float
         for (int64_t k = 0; k < e.chosen; k++) gates[k] /= kept;
 }
 
-// N rows times one panel (inner, 32): 2 vectors a row
+// N rows times one panel (inner, 2 W): 2 vectors a row
 template <class T, int N>
-static inline void panel(const float* const* rows, const T* weights, int64_t inner, v16 out[][2]) {
-    v16 a[N][2] = {};
+static inline void panel(const float* const* rows, const T* weights, int64_t inner, vf out[][2]) {
+    vf a[N][2] = {};
     for (int64_t i = 0; i < inner; i++) {
-        v16 x = load(weights + i * 2 * W), y = load(weights + i * 2 * W + W);
+        vf x = load(weights + i * 2 * W), y = load(weights + i * 2 * W + W);
         for (int r = 0; r < N; r++) {
             a[r][0] += rows[r][i] * x;
             a[r][1] += rows[r][i] * y;
@@ -51,15 +51,16 @@ template <class T, class F>
 static void products(
     const float* const* rows, int64_t count, const T* weights, int64_t inner, F&& take
 ) {
-    v16 out[8][2];
+    const int MANY = HELD / 2, SOME = HELD / 4;
+    vf out[MANY][2];
     int64_t r = 0;
-    for (; r + 8 <= count; r += 8) {
-        panel<T, 8>(rows + r, weights, inner, out);
-        for (int i = 0; i < 8; i++) take(r + i, out[i]);
+    for (; r + MANY <= count; r += MANY) {
+        panel<T, MANY>(rows + r, weights, inner, out);
+        for (int i = 0; i < MANY; i++) take(r + i, out[i]);
     }
-    for (; r + 4 <= count; r += 4) {
-        panel<T, 4>(rows + r, weights, inner, out);
-        for (int i = 0; i < 4; i++) take(r + i, out[i]);
+    for (; r + SOME <= count; r += SOME) {
+        panel<T, SOME>(rows + r, weights, inner, out);
+        for (int i = 0; i < SOME; i++) take(r + i, out[i]);
     }
     for (; r < count; r++) {
         panel<T, 1>(rows + r, weights, inner, out);
@@ -97,8 +98,8 @@ static void mixture(
             for (int64_t j = 0; j < wide; j++) {
                 int64_t first = starts[x], count = starts[x + 1] - first;
                 const T* weights = (const T*)e.gate_up + (x * wide + j) * hidden * 2 * W;
-                products(before.data() + first, count, weights, hidden, [&](int64_t r, v16* sums) {
-                    v16 gate = sums[0] / (1.0f + exponential(-sums[0]));
+                products(before.data() + first, count, weights, hidden, [&](int64_t r, vf* sums) {
+                    vf gate = sums[0] / (1.0f + exponential(-sums[0]));
                     store(middle.data() + (first + r) * wide * W + j * W, gate * sums[1]);
                 });
             }
@@ -107,7 +108,7 @@ static void mixture(
             for (int64_t j = 0; j < down; j++) {
                 int64_t first = starts[x], count = starts[x + 1] - first;
                 const T* weights = (const T*)e.down + (x * down + j) * inner * 2 * W;
-                products(between.data() + first, count, weights, inner, [&](int64_t r, v16* sums) {
+                products(between.data() + first, count, weights, inner, [&](int64_t r, vf* sums) {
                     float* to = parts.data() + (first + r) * down * 2 * W + j * 2 * W;
                     store(to, sums[0]);
                     store(to + W, sums[1]);
@@ -116,7 +117,7 @@ static void mixture(
 #pragma omp for schedule(static)
         for (int64_t r = 0; r < rows; r++)
             for (int64_t i = 0; i < hidden; i += W) {
-                v16 total = {};
+                vf total = {};
                 for (int64_t k = 0; k < e.chosen; k++) {
                     int64_t p = r * e.chosen + k;
                     total += gates[p] * load(parts.data() + place[p] * down * 2 * W + i);
@@ -137,6 +138,7 @@ static void mixture(
     }
 
 extern "C" {
+int64_t lanes() { return W; }  // how wide panels are
 EXPORT(float, fp32)
 EXPORT(bf16, bf16)
 }

@@ -7,10 +7,10 @@ namespace {
 
 template <class T>
 static void norm_row(float* hidden, const T* delta, const float* weight, T* out, int width, float eps) {
-    v16 squares = {};
+    vf squares = {};
     for (int i = 0; i < width; i += W) {
         int n = width - i;
-        v16 x = load(hidden + i, n);
+        vf x = load(hidden + i, n);
         if (delta) {
             x += load(delta + i, n);
             store(hidden + i, x, n);
@@ -43,7 +43,7 @@ template <class T> static void gated(const T* given, T* out, int64_t rows, int64
         for (int64_t i = 0; i < width; i += W) {
             const T* at = given + 2 * r * width + i;
             int n = width - i < W ? width - i : W;
-            v16 g = load(at, n);
+            vf g = load(at, n);
             store(out + r * width + i, g / (1.0f + exponential(-g)) * load(at + width, n), n);
         }
 }
