@@ -115,8 +115,8 @@ def _sample_chunk(
         tools=tools,
     )
     judge = Judge(rows, stage.reward, stage.reward_options)
-    fields = ("completions", "tokens", "truncated", "scores", "reasons")
-    return [{name: row[name] for name in fields} for row in judge.score(rows, outs)]
+    fields = ("completions", "policy_texts", "tokens", "truncated", "scores", "reasons")
+    return [{name: row[name] for name in fields if name in row} for row in judge.score(rows, outs)]
 
 
 def _read_samples(file: Path, chunks: Sequence[Sequence[Row]]) -> list[Sequence[Mapping[str, Any]]]:
@@ -141,10 +141,12 @@ def _kept(
 ) -> list[Row]:
     """The rows made of a prompt's completions that are kept, in the order they were sampled."""
     good: dict[str, str] = {}  # white space folded -> text
-    fields = ("completions", "tokens", "truncated", "scores")
-    for text, tokens, cut, score in zip(*(sampled[name] for name in fields), strict=True):
+    own = sampled.get("policy_texts") or [None] * len(sampled["completions"])
+    facts = ("completions", "tokens", "truncated", "scores")
+    lists = [own, *(sampled[name] for name in facts)]
+    for mine, text, tokens, cut, score in zip(*lists, strict=True):
         counts["sampled"] += 1
-        why = _fault(stage, text, tokens, cut, score)
+        why = _fault(stage, text if mine is None else mine, tokens, cut, score)
         folded = " ".join(text.split())
         if why is None and folded in good:
             why = "duplicate"

@@ -258,7 +258,7 @@ class Session:
     def _evaluate(self, name: str, ref: PolicyRef) -> None:
         """Evaluate a policy as `name`; an existing evaluation of the same policy is reused."""
         file, recipe = self.run.path / "evals" / f"{name}.json", self.recipe
-        drawn = file.with_suffix(".drawn")
+        drawn = file.with_name(f".{name}.drawn")
         if not recipe.evals.sets:
             return
         evals = self._fitted_evals(ref)
@@ -295,7 +295,7 @@ class Session:
         made = self._made(ref.stage) if ref.stage else hash_of_source(str(ref.source), seed)
         facts = [made, asked, self.recipe.template, seed]
         facts += [self.recipe.system] if self.recipe.system else []
-        facts += facts_of_turns(self.recipe)
+        facts += [turns, "policy_text"] if (turns := facts_of_turns(self.recipe)) else []
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     # --------------------------------------------------------------- lengths of completions

@@ -76,6 +76,11 @@ class Reward:
         self.columns = tuple(p.name for p in parameters[1:] if p.name not in given)
         self.missing = {n: d.missing for n, d in given.items() if isinstance(d, Column)}
         self.defaults = {n: d for n, d in given.items() if n not in self.missing}
+        if group and "policy_text" in (*self.columns, *self.missing):
+            raise TypeError(
+                f"reward {fn.__name__!r}: with `group`, completions are what the policy wrote "
+                "by @reward(group=True, policy_text=True)"
+            )
         self.options = dict(options or {})
         self._many: Callable[..., Sequence[object]] | None = None
         for option in self.options:

@@ -53,6 +53,7 @@ from rl_reasoner.training.trl_internals import put_on
 from rl_reasoner.types import Completion, Fault, Outcome, Score
 
 logger = logging.getLogger(__name__)
+_NOT_OF_DATA = frozenset({"prompt", "completion", POLICY_TEXT, POLICY_IDS})
 _SHOWN = 5  # faults told when a run stops
 _TASKS = 24  # with more, each step would log more figures of tasks than anyone reads
 
@@ -86,8 +87,12 @@ def split_groups(fn: Reward, rows: int, size: int) -> str:
 
 def reads_turns(fn: Reward) -> bool:
     """Whether a reward asks what tools or an environment have answered, and what they have not."""
-    columns = (POLICY_TEXT, POLICY_IDS, EPISODE)
-    return fn.policy_text or any(name in (*fn.columns, *fn.missing) for name in columns)
+    return fn.policy_text or reads_own(fn) or EPISODE in (*fn.columns, *fn.missing)
+
+
+def reads_own(fn: Reward) -> bool:
+    """Whether a reward reads what the policy wrote beside the whole completion."""
+    return POLICY_TEXT in (*fn.columns, *fn.missing)
 
 
 class RewardPass:
@@ -119,7 +124,7 @@ class RewardPass:
         rows = trainer.train_dataset
         # rows that name their rewards need the columns of those only
         known = isinstance(rows, Dataset) and APPLIES not in rows.column_names
-        columns = {*rows.column_names} - {"prompt", "completion"} if known else set()
+        columns = {*rows.column_names} - _NOT_OF_DATA if known else set()
         handed = {*columns, *OF_TRL}
         there = {*handed, EPISODE, POLICY_TEXT, "prompt"}
         rows_here = trainer.args.generation_batch_size // trainer.accelerator.num_processes
@@ -128,6 +133,11 @@ class RewardPass:
             if isinstance(fn, Reward):
                 lacking = [c for c in fn.columns if known and c not in there]
                 mistake = needs_column(name, lacking[0], columns) if lacking else ""
+                if known and POLICY_TEXT in rows.column_names and reads_own(fn):
+                    mistake = (
+                        f"reward {name!r} has a parameter {POLICY_TEXT!r}, which is what the "
+                        "policy wrote; the data have a column of that name: rename it"
+                    )
                 mistake = mistake or split_groups(fn, rows_here, trainer.num_generations)
             elif not isinstance(fn, nn.Module):
                 mistake = call_mistake(fn, name, handed) if known else form_mistake(fn, name)
@@ -203,8 +213,8 @@ class RewardPass:
         inputs: list[dict[str, Any]], prompts: list[Any], completion_ids: list[list[int]]
     ) -> dict[str, list[Any]]:
         """The columns that rewards see, a value for each row."""
-        skipped = ("prompt", "completion", "completion_ids", POLICY_TEXT, POLICY_IDS)
-        columns = {key: [row[key] for row in inputs] for key in inputs[0] if key not in skipped}
+        names = (name for name in inputs[0] if name not in {*_NOT_OF_DATA, "completion_ids"})
+        columns = {name: [row[name] for row in inputs] for name in names}
         return {**columns, "prompts": prompts, "completion_ids": completion_ids}
 
     def _given(self, batch: RolloutBatch) -> dict[str, list[Any]]:

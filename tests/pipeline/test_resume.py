@@ -183,10 +183,10 @@ def test_two_processes_in_one_folder(killed: Path, tmp_path: Path) -> None:
 def test_a_finished_run_is_not_trained_again(whole: Run, tmp_path: Path) -> None:
     folder = copied(whole.folder, tmp_path)
     (folder / "report.html").unlink()
-    (folder / "evals" / "before.drawn").mkdir()  # killed just behind the save
+    (folder / "evals" / ".before.drawn").mkdir()  # killed just behind the save
     run = resumed(folder)
     held_against(whole, folder)
-    assert not [*folder.glob("evals/*.drawn")]
+    assert not [*folder.glob("evals/.*")]
     assert run.report.is_file() and run.evals.keys() == {"before", "after"}
 
 
@@ -338,11 +338,11 @@ def test_a_reward_that_breaks_down_ends_the_run_and_can_be_mended(
 def test_an_evaluation_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     """What was drawn before the kill is not drawn again; nothing of it is left behind."""
     stock(tmp_path)
-    evals = "{sets: [modular_test], limit: 32, max_tokens: 400, reward: math_answer}"
+    evals = "{sets: [modular_test], limit: 200, max_tokens: 600, reward: math_answer}"
     changed = re.sub(r"evals: \{.*\}", f"evals: {evals}", TINY)
     (tmp_path / "tiny.yaml").write_text(changed, encoding="utf-8")
     running = start_outside(tmp_path, "train", "tiny.yaml")
-    folder = tmp_path / "run" / "evals" / "before.drawn"
+    folder = tmp_path / "run" / "evals" / ".before.drawn"
     while not (there := [*folder.glob("*.sqlite")]) or not _drawn(there[0]):
         assert running.poll() is None
         time.sleep(0.01)
@@ -355,8 +355,8 @@ def test_an_evaluation_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> N
     run_outside(tmp_path, "train", "--resume", "run").check_returncode()
     rows = read_jsonl(tmp_path / "run" / "evals" / "before.rows.jsonl")
     texts = [text for row in rows for text in row["completions"]]
-    assert len(texts) == 32 and texts.count("drawn before") == drawn
-    assert not [*(tmp_path / "run" / "evals").glob("*.drawn")]
+    assert len(texts) == 200 and texts.count("drawn before") == drawn
+    assert not [*(tmp_path / "run" / "evals").glob(".*")]
 
 
 def _drawn(file: Path) -> int:

@@ -45,7 +45,7 @@ def test_an_evaluation_without_a_result_is_none(tmp_path: Path) -> None:
     """As one whose prompts are too long: the corrected recipe begins in the same folder."""
     for result in (False, True):
         run = RunFolder.create(recipe(tmp_path, sft()))
-        SampleCache(run.path / "evals" / "before.drawn", "somebody")
+        SampleCache(run.path / "evals" / ".before.drawn", "somebody")
         if result:
             (run.path / "evals" / "before.json").write_text("{}")
         run.discard()

@@ -1,6 +1,7 @@
 """Runs whose policy may call tools: recipes, evaluation, rollouts, and kill -9 in mid-turn."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from rl_reasoner.files import read_jsonl
 from rl_reasoner.pipeline.difficulty_filter import FilterFiles, filter_rows
 from rl_reasoner.pipeline.lineage import facts_of
 from rl_reasoner.pipeline.placement import choose_placement
-from rl_reasoner.pipeline.rejection_sampling import make_samples
+from rl_reasoner.pipeline.rejection_sampling import _kept, make_samples
 from rl_reasoner.pipeline.stage_trainers import Job, trainer_of
 from rl_reasoner.recipe.data import TaskData
 from rl_reasoner.recipe.stages import (
@@ -291,6 +292,21 @@ def test_rows_are_filtered_and_sampled_with_tools(tmp_path: Path) -> None:
     kept = [json.loads(line) for line in (tmp_path / "data.jsonl").read_text().splitlines()]
     texts = {row["completion"] for row in kept}
     assert texts == {"<calculator>6*7</calculator>\n<output>\n42\n</output>\n"}
+
+
+def test_what_a_tool_prints_makes_no_sample_unreadable() -> None:
+    stage = SampleStage(samples=1, sampling=Sampling(max_tokens=80))
+    loop = "again and again " * 40
+    sampled = {
+        "completions": [f"so\n{loop}\n\\boxed{{7}}"] * 2,
+        "policy_texts": ["so\n\\boxed{7}", None],
+        "tokens": [9, 9],
+        "truncated": [False, False],
+        "scores": [1.0, 1.0],
+    }
+    counts: Counter[str] = Counter()
+    kept = _kept(stage, {"problem": "3+4=", "answer": "7"}, sampled, counts)
+    assert len(kept) == 1 and counts == {"sampled": 2, "not readable": 1}
 
 
 def test_a_mistake_in_the_tools_of_filter_is_one_line(cli: Cli) -> None:

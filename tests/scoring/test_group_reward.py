@@ -135,6 +135,14 @@ def test_the_first_parameter_says_which_form_it_is() -> None:
             return []
 
 
+def test_what_the_policies_of_a_group_wrote_comes_as_completions() -> None:
+    with pytest.raises(TypeError, match=r"@reward\(group=True, policy_text=True\)"):
+
+        @reward(group=True)
+        def one(completions: list[str], policy_text: str) -> list[float]:
+            return []
+
+
 def test_a_recipe_keeps_that_it_is_of_groups() -> None:
     def plain(completions: list[str]) -> list[int]:
         return [len(completions)] * len(completions)

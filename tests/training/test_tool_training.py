@@ -420,6 +420,12 @@ def test_rewards_read_what_the_policy_wrote(tmp_path: Path) -> None:
     assert [row["scores"]["reads"]["value"] for row in rows] == [len(text) for text in texts]
 
 
+def test_a_column_of_the_data_is_not_what_the_policy_wrote(tmp_path: Path) -> None:
+    data = {"policy_text": ["Clause 4"] * 8}
+    with pytest.raises(UserError, match=r"'reads'.*the data have a column of that name: rename"):
+        build("scratch:dense-tiny", tmp_path, reward=reads, columns=data)
+
+
 def test_tokens_are_never_decoded_and_encoded_again(policies: Policies, tmp_path: Path) -> None:
     """1,000 completions of several turns: what is trained on is what was sampled and given."""
     random.seed(0)
