@@ -45,7 +45,7 @@ from rl_reasoner.types import Prompt, Rollout, Row
 __all__ = ["Force", "eos_ids", "prompt_ids", "sample", "weights_hash"]
 
 Force = Literal["chain", "direct"]
-_KEEP_S = 1.0  # between writes to the cache: each waits for the disk
+_KEEP_S = 0.5  # between writes to the cache: each waits for the disk
 _PLACES = ("base_model_name_or_path", "revision", "peft_version", "inference_mode")
 _PREFIXES = {"chain": OPEN_THINK, "direct": NO_CHAIN, None: ""}
 

@@ -28,7 +28,7 @@ torch.set_num_threads(1)
 from rl_reasoner import evaluate
 from rl_reasoner.rollout import admission, sampler
 cache, log, out = map(Path, sys.argv[1:4])
-admission.LIVE_ROWS = 10
+admission.LIVE_ROWS, sampler._KEEP_S = 10, 0.02
 drawn = sampler._Drawer._rollout
 def written(self, job, ids):
     with log.open("a") as file:
