@@ -188,7 +188,7 @@ static inline void mix_columns(
     int q = 0;
     for (; q + HELD / J <= count; q += HELD / J)
         mix_some<HELD / J, J>(weights + q * width, width, tile, stride, n, outs + q * padded, padded);
-    for (; q + 2 <= count && J < HELD; q += 2)
+    for (; q + 2 <= count; q += 2)
         mix_some<2, J>(weights + q * width, width, tile, stride, n, outs + q * padded, padded);
     for (; q < count; q++)
         mix_some<1, J>(weights + q * width, width, tile, stride, n, outs + q * padded, padded);
