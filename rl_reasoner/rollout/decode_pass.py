@@ -34,6 +34,8 @@ _PLAIN = ("torch.nn.modules.", "transformers.activations")  # where modules with
 _LORA = "peft.tuners.lora."
 _GRAPHED = ("cuda",)  # devices on which a pass is captured
 _proved: "WeakSet[nn.Module]" = WeakSet()
+forwards_as_its_class: "WeakSet[nn.Module]" = WeakSet()
+"""Models whose own `forward` is that of their class, unless it is asked for something else."""
 
 
 # ------------------------------------------------------------------------------- which models
@@ -48,9 +50,8 @@ def decode_obstacle(model: Any) -> str | None:
     if not type(model).__name__.endswith("ForCausalLM") or model.config.hidden_act != "silu":
         return "layers of another form"
     for module in model.modules():
-        own_forward = "forward" in vars(module)
-        if own_forward and not (module is model and hasattr(model, "_original_forward")):
-            return f"a {type(module).__name__} with a forward of its own"  # not accelerate's cast
+        if "forward" in vars(module) and not (module is model and _is_silent(model)):
+            return f"a {type(module).__name__} with a forward of its own"
         reason = _module_obstacle(module, home)
         if reason is not None:
             return reason
@@ -63,6 +64,11 @@ def decode_obstacle(model: Any) -> str | None:
     if kind == "qwen3_moe" and any(size % 8 for size in sizes):
         return "experts of an odd size"
     return None
+
+
+def _is_silent(model: nn.Module) -> bool:
+    """Whether a model's own forward only adds to its class's: a trainer's, accelerate's cast."""
+    return model in forwards_as_its_class or hasattr(model, "_original_forward")
 
 
 def _module_obstacle(module: nn.Module, home: str) -> str | None:

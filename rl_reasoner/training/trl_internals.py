@@ -6,16 +6,18 @@ way of a step, which `GRPOTrainer` overrides and a user's subclass may override,
 all of them against the trl that is installed. Knows trl; nothing of our trainer's parts.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig
 from trl.trainer import utils as trl_utils
 
 from rl_reasoner.kernels.causal_lm import base_of
 from rl_reasoner.kernels.lm_head import FusedHead
+from rl_reasoner.rollout.decode_pass import forwards_as_its_class
 from rl_reasoner.rollout.vllm_server.worker.rl_reasoner_weights import reload
 from rl_reasoner.tools.tool import Tool
 
@@ -35,12 +37,23 @@ OLD_LOGPS = "old_per_token_logps"  # a column of a batch
 _ours = FusedHead(trl_utils._ChunkedLogProbFunction)
 
 
+def _has_fused_head(model: nn.Module) -> bool:
+    """Whether a model's forward is trl's, over that of its class: another one for a fused head."""
+    forward = getattr(vars(model).get("forward"), "__func__", None)
+    if forward is None or forward.__globals__ is not vars(trl_utils):
+        return False
+    before = inspect.getclosurevars(forward).nonlocals.get("original_forward")
+    return getattr(before, "__func__", None) is type(model).forward
+
+
 class Internals:
     """What trl's trainer keeps for itself; `standard`: its methods as this package has them."""
 
     def __init__(self, trainer: Any, standard: Mapping[str, Any]) -> None:
         self.trainer = trainer
         self.standard = standard
+        if _has_fused_head(model := base_of(trainer.model)):
+            forwards_as_its_class.add(model)
 
     def overridden(self, *names: str) -> list[str]:
         """Which of these methods are the user's own: of a subclass, or put on the trainer."""

@@ -5,13 +5,17 @@ import inspect
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import trl
+from datasets import Dataset
+from peft import LoraConfig
 
-from rl_reasoner import GRPOTrainer
+from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy
 from rl_reasoner.distributed.sharding import Sharding
+from rl_reasoner.rollout import decode_pass
 from rl_reasoner.training import trl_internals
 from rl_reasoner.training.checkpointing.exact_resume import ExactResume
 from support.processes import build
@@ -229,3 +233,39 @@ def test_a_rollout_function_needs_no_model_that_is_opened() -> None:
     trainer.rollout_func = lambda prompts, trainer: {"prompt_ids": [[1]], "completion_ids": [[2]]}
     with pytest.raises(ValueError, match="rollout_func must return keys"):
         trainer._generate(["prompt"])
+
+
+@pytest.mark.parametrize(
+    ("policy", "adapter"),
+    [
+        ("scratch:dense-tiny", None),
+        ("scratch:moe-tiny", None),
+        ("scratch:dense-tiny", LoraConfig(r=2, target_modules="all-linear")),
+    ],
+)
+def test_training_samples_without_calling_modules(
+    policy: str, adapter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """trl gives the model a forward of its own: it must not be mistaken for another's."""
+    rows: list[int] = []
+    step = decode_pass.DecodePass.step
+
+    def counted(own: Any, tokens: torch.Tensor, cache: Any) -> torch.Tensor:
+        rows.append(len(tokens))
+        return step(own, tokens, cache)
+
+    monkeypatch.setattr(decode_pass.DecodePass, "step", counted)
+    settings: dict[str, Any] = {"max_steps": 1, "save_strategy": "no", "peft_config": adapter}
+    build(policy, tmp_path, **settings).train()
+    assert len(rows) >= 5, "a pass for each token behind the first"
+
+
+def test_a_forward_of_the_users_is_still_one(tmp_path: Path) -> None:
+    opened = open_policy("scratch:dense-tiny", seed=1, device="cpu")
+    forward = opened.model.forward
+    opened.model.forward = lambda *args, **named: forward(*args, **named)
+    args = GRPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none")
+    data = Dataset.from_dict({"prompt": ["1+1="] * 8})
+    named = {"train_dataset": data, "processing_class": opened.tokenizer}
+    trainer = GRPOTrainer(opened.model, lambda completions, **_: [0.0] * 8, args, **named)
+    assert "forward of its own" in str(decode_pass.decode_obstacle(trainer.model))
