@@ -259,10 +259,12 @@ class _Drawer:
         if self.sampling.weights is not None:
             settings["weights"] = str(self.sampling.weights)
         if self.use is not None:
-            settings["tools"] = {**self.use.identity(), "policy_text": True}
+            settings["tools"] = self.use.identity()
         if self.played is not None:
-            settings["environment"] = {**self.played.use.identity(), "policy_text": True}
+            settings["environment"] = self.played.use.identity()
             settings["row"] = json.dumps(self.played.rows[job[0]], sort_keys=True, default=str)
+        if self.use or self.played:  # what was kept before does not say what the policy wrote
+            settings["policy_text"] = True
         seed = self.seed if self.sampling.temperature else None
         return cache.key([*ids], settings, seed, job[1])
 

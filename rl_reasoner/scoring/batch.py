@@ -43,18 +43,23 @@ def score_batch(
     limits = limits or Limits()
     if isinstance(fn, Reward):
         completions, columns = _as_read(fn, completions, columns)
-    if isinstance(fn, Reward) and ROW_SEED in fn.missing and SEEDS in columns:
-        columns = {**columns, ROW_SEED: columns[SEEDS]}
+        if ROW_SEED in fn.missing and SEEDS in columns:
+            columns = {**columns, ROW_SEED: columns[SEEDS]}
     if limits.on == "ray" and isinstance(fn, Reward):
         return ray_cluster.score_on_ray(fn, completions, columns, limits)
     return runner_of(fn, limits).score(completions, columns)
+
+
+def reads_own(fn: Reward) -> bool:
+    """Whether a reward reads what the policy wrote beside the whole completion."""
+    return POLICY_TEXT in (*fn.columns, *fn.missing)
 
 
 def _as_read(
     fn: Reward, completions: Sequence[Completion], columns: Mapping[str, Any]
 ) -> tuple[Sequence[Completion], Mapping[str, Any]]:
     """The completions and columns as `fn` reads them: whole, or what the policy wrote of them."""
-    named = POLICY_TEXT in (*fn.columns, *fn.missing)
+    named = reads_own(fn)
     if not fn.policy_text and not named:
         return completions, columns
     known = columns.get(POLICY_TEXT) or [None] * len(completions)

@@ -34,6 +34,7 @@ from rl_reasoner.scoring.batch import (
     POLICY_TEXT,
     applies,
     own_rows,
+    reads_own,
     score_batch,
     score_own_rows,
 )
@@ -88,11 +89,6 @@ def split_groups(fn: Reward, rows: int, size: int) -> str:
 def reads_turns(fn: Reward) -> bool:
     """Whether a reward asks what tools or an environment have answered, and what they have not."""
     return fn.policy_text or reads_own(fn) or EPISODE in (*fn.columns, *fn.missing)
-
-
-def reads_own(fn: Reward) -> bool:
-    """Whether a reward reads what the policy wrote beside the whole completion."""
-    return POLICY_TEXT in (*fn.columns, *fn.missing)
 
 
 class RewardPass:

@@ -15,6 +15,7 @@ from rl_reasoner.rollout.agreement import sampling_obstacle
 from rl_reasoner.rollout.drawing import tokens_at, tokens_from
 from rl_reasoner.rollout.engine import generate
 from rl_reasoner.rollout.sampling_params import SamplingParams
+from support.passes import counted_passes
 
 END = 1
 SIZES: dict[str, Any] = {"vocab_size": 40, "hidden_size": 48, "num_hidden_layers": 3}
@@ -57,15 +58,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The rows of every pass that calls no modules."""
-    seen: list[int] = []
-    step = decode_pass.DecodePass.step
-
-    def counted(self: Any, tokens: torch.Tensor, cache: Any) -> torch.Tensor:
-        seen.append(len(tokens))
-        return step(self, tokens, cache)
-
-    monkeypatch.setattr(decode_pass.DecodePass, "step", counted)
-    return seen
+    return counted_passes(monkeypatch)
 
 
 def model_of(kind: str, dtype: torch.dtype = torch.float32) -> Any:

@@ -18,6 +18,7 @@ from rl_reasoner.distributed.sharding import Sharding
 from rl_reasoner.rollout import decode_pass
 from rl_reasoner.training import trl_internals
 from rl_reasoner.training.checkpointing.exact_resume import ExactResume
+from support.passes import counted_passes
 from support.processes import build
 
 # Everything of trl's trainer that ours and its parts touch.
@@ -247,14 +248,7 @@ def test_training_samples_without_calling_modules(
     policy: str, adapter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """trl gives the model a forward of its own: it must not be mistaken for another's."""
-    rows: list[int] = []
-    step = decode_pass.DecodePass.step
-
-    def counted(own: Any, tokens: torch.Tensor, cache: Any) -> torch.Tensor:
-        rows.append(len(tokens))
-        return step(own, tokens, cache)
-
-    monkeypatch.setattr(decode_pass.DecodePass, "step", counted)
+    rows = counted_passes(monkeypatch)
     settings: dict[str, Any] = {"max_steps": 1, "save_strategy": "no", "peft_config": adapter}
     build(policy, tmp_path, **settings).train()
     assert len(rows) >= 5, "a pass for each token behind the first"
