@@ -1,4 +1,4 @@
-"""benchmarks/real/run.py with a tiny policy: killed in the middle, continued, written down."""
+"""benchmarks/real: run.py with a tiny policy, killed, continued, written down; beside_trl.py."""
 
 import json
 import os
@@ -78,6 +78,17 @@ def test_a_killed_run_goes_on_and_its_results_are_written(
     paired = told["paired_with_before"]["after"]["word_problems_test"]
     assert {"difference", "interval", "p", "p_holm"} <= paired.keys() and "flips" not in paired
     assert told["policy"]["parameters"] > told["policy"]["active_parameters"], "it was upcycled"
+    beside = [sys.executable, str(ROOT / "benchmarks" / "real" / "beside_trl.py"), str(run)]
+    done = subprocess.run(
+        [*beside, "--json", str(tmp_path / "sides.json")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert run.name in done.stdout.splitlines()[-1]
+    sides = json.loads((tmp_path / "sides.json").read_text())[run.name]
+    for side in ("trl", "ours"):
+        (step,) = sides[side]["steps"]
+        assert 8 <= step["tokens"] <= 64, "completions of a step: 2 prompts, 4 each, 1 to 8 tokens"
+        assert 0 < step["generation"] < step["step"]
     assert "cores" in told["machine"]["system"]
     began = out.stat().st_mtime_ns
     assert subprocess.run(command, capture_output=True).returncode == 0
