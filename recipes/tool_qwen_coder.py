@@ -6,7 +6,7 @@
       --data.config null --data.columns {} --evals.sets gsm8k_test.jsonl
 
 The policy writes a program, reads what it printed, and says the answer; the reward is for right
-answers alone. The prompt is plain text with four examples: as a chat, and asked for a program, this
+answers alone. The prompt is plain text with one example: as a chat, and asked for a program, this
 model mostly reasons in prose, in more than twice the tokens (recipes/README.md). Like ToRL
 (arXiv 2503.23383). Without the tool:
 `rl-reasoner eval POLICY --tools none --template boxed --max-tokens 400`.
@@ -19,49 +19,25 @@ from rl_reasoner.cli import main_of
 WORKED_OUT = {"value_only": True}
 
 HEAD = "Each problem is solved with a short Python program. Its output gives the answer."
-EXAMPLES = (  # problem, program, output, answer
-    (
-        "Ann has 3 boxes of 12 pens and gives away 7 pens. How many pens are left?",
-        "pens = 3 * 12\nleft = pens - 7\nprint(left)",
-        "29",
-        "29",
-    ),
-    (
-        "A shirt costs $40. Its price falls by 25%, and then Tom buys 3 of them. How much does he "
-        "pay?",
-        "price = 40 * (1 - 25 / 100)\ntotal = 3 * price\nprint(total)",
-        "90.0",
-        "90",
-    ),
-    (
-        "Lea reads 15 pages a day from Monday to Friday and twice as many on each day of the "
-        "weekend. How many pages does she read in 4 weeks?",
-        "weekdays = 5 * 15\nweekend = 2 * (2 * 15)\npages = 4 * (weekdays + weekend)\nprint(pages)",
-        "540",
-        "540",
-    ),
-    (
-        "Max is 4 years younger than twice the age of Ida. Ida is 9. How old will Max be in 6 "
-        "years?",
-        "ida = 9\nmax_now = 2 * ida - 4\nmax_then = max_now + 6\nprint(max_then)",
-        "20",
-        "20",
-    ),
-)
+# The example ends as a document does, with Qwen's own token: so does a completion then. Without it,
+# every second sample went on with a problem of its own making until it was cut off.
+TEMPLATE = rf"""{HEAD}
 
+Problem: Ann has 3 boxes of 12 pens and gives away 7 pens. How many pens are left?
+Solution:
+```python
+pens = 3 * 12
+left = pens - 7
+print(left)
+```
+```output
+29
+```
+The answer is \boxed{{29}}.<|endoftext|>{HEAD}
 
-def template() -> str:
-    """The examples, each a document that ends with Qwen's own token, and the problem.
-
-    So does a completion end then. Without the token, every second sample went on with a problem of
-    its own making until it was cut off.
-    """
-    solved = [
-        f"{HEAD}\n\nProblem: {problem}\nSolution:\n```python\n{program}\n```\n"
-        f"```output\n{output}\n```\nThe answer is \\boxed{{{answer}}}.<|endoftext|>"
-        for problem, program, output, answer in EXAMPLES
-    ]
-    return "".join([*solved, f"{HEAD}\n\nProblem: {{problem}}\nSolution:\n"])
+Problem: {{problem}}
+Solution:
+"""
 
 
 def recipe() -> Recipe:
@@ -75,7 +51,7 @@ def recipe() -> Recipe:
             "columns": {"problem": "question"},
             "on_bad_row": "skip",
         },
-        template=template(),
+        template=TEMPLATE,
         tools={"use": ["python"], "format": "fences", "calls": 3},
         rewards={"math_answer": {"weight": 1.0, "options": WORKED_OUT}},
         stages=[

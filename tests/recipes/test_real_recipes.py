@@ -41,7 +41,6 @@ def policy(tmp_path: Path) -> Path:
     made = scratch_policy("dense-tiny", 0)
     made.tokenizer = byte_tokenizer()
     made.tokenizer.chat_template = CHAT
-    made.model.config.max_position_embeddings = 2048  # of its tokens, bytes, examples take many
     made.save(tmp_path / "policy")
     return tmp_path / "policy"
 
