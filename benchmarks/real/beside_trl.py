@@ -56,7 +56,7 @@ def trainer_of(asked: argparse.Namespace) -> Any:
     from rl_reasoner.recipe.stages import GrpoStage
     from rl_reasoner.scoring.registry import load_reward
 
-    recipe = load_recipe(str(asked.run / "recipe.yaml"))
+    recipe = load_recipe(str(asked.run / "recipe.yaml"), ["--run.device", "cpu"])
     stage = recipe.stages[-1]
     if not isinstance(stage, GrpoStage) or recipe.tools or recipe.environment or stage.loss.beta:
         raise SystemExit(f"{asked.run}: its last stage is none that both sides do alike")
