@@ -485,7 +485,7 @@ class Session:
 
 def _facts_in(folder: Path) -> dict[str, Any] | None:
     """What an existing stage was begun with; None where there is none, empty in older runs."""
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not any(folder.glob("[!.]*")):  # a hidden file alone: killed while the lock was written
         return None
     file = folder / "lock.json"
     if not file.is_file():

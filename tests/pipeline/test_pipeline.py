@@ -201,6 +201,18 @@ def test_killed_in_every_kind_of_stage_it_ends_with_the_same_weights(
     assert not (run / "old").exists(), "nothing ran again"
 
 
+def test_killed_while_the_lock_of_a_stage_is_written_the_stage_was_not_begun(
+    whole: Run, copy: Path
+) -> None:
+    shutil.rmtree(copy / "stages" / "6-student")
+    (copy / "stages" / "6-student").mkdir()
+    (copy / "stages" / "6-student" / ".lock.json.part").write_text('{"made_from"')
+    train(pipeline(whole.folder.parent, copy), resume=copy, quiet=True)
+    assert made(copy) == made(whole.folder)
+    assert not (copy / "old").exists(), "nothing was there to be set aside"
+    assert not (copy / "stages" / "6-student" / ".lock.json.part").exists()
+
+
 # ------------------------------------------------------------------------------------ changes
 
 
