@@ -26,6 +26,8 @@ HASHES = "hashes.json"
 _UNSEALED = ("checkpoints", "old", "reference")
 """Folders that `hashes.json` leaves out: checkpoints have seals of their own, the others are what a
 run has replaced, and copies of a policy that is in the folder."""
+_UNBEGUN = (".lock", ".recipe.yaml.part")
+"""What a run leaves that was killed before its recipe was written: nothing to go on with."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -65,7 +67,7 @@ class RunFolder:
         path = Path(recipe.run.folder or f"runs/{recipe.name}-{stamp}").expanduser()
         if path.exists() and not path.is_dir():
             raise UserError(f"--run.folder {path}: this is a file; give a folder")
-        if path.exists() and any(path.iterdir()):
+        if path.exists() and any(file.name not in _UNBEGUN for file in path.iterdir()):
             raise UserError(
                 f"the run folder {path} exists already; continue it with --resume {path}, "
                 "or choose another one with --run.folder"

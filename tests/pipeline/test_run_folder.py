@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,21 @@ def test_created_once_and_reopened_with_its_recipe(tmp_path: Path) -> None:
     again, found = RunFolder.reopen(run.path)
     assert found == wanted and again.path == run.path
     again.release()
+
+
+def test_killed_before_its_recipe_is_there_a_run_begins_again_by_the_same_command(
+    tmp_path: Path,
+) -> None:
+    wanted = recipe(tmp_path, sft())
+    child = os.fork()
+    if child == 0:
+        os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
+        RunFolder.create(wanted)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {".lock", ".recipe.yaml.part"}
+    RunFolder.create(wanted).release()
+    assert [p.name for p in (tmp_path / "run").glob("*recipe*")] == ["recipe.yaml"]
 
 
 def test_an_evaluation_without_a_result_is_none(tmp_path: Path) -> None:
