@@ -361,6 +361,7 @@ def evaluate_recipe(
         modes=modes,
         progress=progress,
         cache=cache,
+        weights=evals.weights,
     )
 
 

@@ -41,6 +41,7 @@ from rl_reasoner.recipe.tools import ToolSettings
 from rl_reasoner.rollout.episodes.environment_turns import EnvironmentUse
 from rl_reasoner.rollout.long_prompts import declared_places, named_rows
 from rl_reasoner.rollout.sampler import eos_ids, long_rows, prompt_ids
+from rl_reasoner.rollout.sampling_weights import sampling_dtype
 from rl_reasoner.rollout.server import ServerFailed
 from rl_reasoner.rollout.tool_turns import ToolUse
 from rl_reasoner.rollout.vllm_server.agreement import ASKED_PROMPTS, check_server
@@ -89,6 +90,8 @@ def inspect(
     """Check the opened policy and the machine for a run in `folder`; passed checks are included."""
     notices = [_disk(recipe, policy, folder), _memory(recipe, placement, policy), _tokens(policy)]
     notices.append(_sandbox(recipe))
+    if recipe.evals.sets and recipe.evals.weights != "own":
+        notices.append(_evaluated_weights(recipe.evals.weights, policy))
     if placement.precision == "fp8":
         notices.append(_fp8(recipe, policy))
     elif (placement.precision, policy.device.type) == ("bf16", "cpu"):
@@ -389,6 +392,16 @@ def _prompts(recipe: Recipe, stage: GrpoStage, rows: list[Row], policy: Policy) 
         return Notice("prompts", "warned", message, "they are left out")
     fix = "a smaller sampling.max_tokens, shorter rows, or long_prompts: skip"
     return Notice("prompts", "failed", message, fix)
+
+
+def _evaluated_weights(wanted: str, policy: Policy) -> Notice:
+    """Whether evaluations can sample from the weights that are asked for, here."""
+    try:
+        copies = sampling_dtype(policy.model, wanted, "evals.weights")
+    except UserError as error:
+        return Notice("evaluations", "failed", "; ".join(error.messages))
+    kind = str(copies).removeprefix("torch.") if copies else "as trained"
+    return Notice("evaluations", "passed", f"sampled from weights in {kind}")
 
 
 def _trained_levels(recipe: Recipe, prepared: Prepared) -> list[Notice]:

@@ -112,6 +112,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             limit=recipe.evals.limit,
             reward=recipe.evals.reward,
             reward_options=recipe.evals.reward_options,
+            weights=recipe.evals.weights,
             tools=recipe.tools,
             environment=recipe.environment,
         )

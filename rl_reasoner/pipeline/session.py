@@ -290,7 +290,7 @@ class Session:
 
     def _eval_key(self, ref: PolicyRef, evals: Evals) -> str:
         """What decides an evaluation's result, hashed."""
-        asked = evals.model_dump(mode="json", exclude={"stages", "validation", "every"})
+        asked = evals.facts()
         seed = self.recipe.run.seed
         made = self._made(ref.stage) if ref.stage else hash_of_source(str(ref.source), seed)
         facts = [made, asked, self.recipe.template, seed]

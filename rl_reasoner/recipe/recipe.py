@@ -152,6 +152,11 @@ class Evals(Part):
     reward_options: Mapping[str, Any] = Field(
         default_factory=dict, description="options of that reward"
     )
+    weights: Literal["own", "auto", "bfloat16", "int8"] = Field(
+        default="own",
+        description="sample with the policy's own weights, or with copies in bf16 or int8: faster "
+        "on a CPU, rounded",
+    )
     stages: bool = Field(
         default=False,
         description="also evaluate after each stage (evals/NAME.json), and the recipe's own "
@@ -164,6 +169,13 @@ class Evals(Part):
     def longest(self) -> int:
         """The most tokens that a completion may have; for auto the most that it may come to."""
         return AUTO_MOST if self.max_tokens == "auto" else self.max_tokens
+
+    def facts(self) -> dict[str, Any]:
+        """What decides an evaluation's result, as JSON values."""
+        facts = self.model_dump(mode="json", exclude={"stages", "validation", "every"})
+        if self.weights == "own":
+            del facts["weights"]  # results from before there was the field are still of use
+        return facts
 
 
 class RunSpec(Part):

@@ -17,6 +17,7 @@ from rl_reasoner.pipeline.prepare import Prepared, prepare
 from rl_reasoner.pipeline.rehearsal import rehearse
 from rl_reasoner.recipe.hacking_meter import HackingMeterSettings
 from rl_reasoner.recipe.recipe import Recipe
+from rl_reasoner.rollout import sampling_weights
 from rl_reasoner.rollout.mismatch import measure
 from support.commands import Cli, stock
 from support.tiny import grpo, recipe, sft
@@ -146,6 +147,18 @@ def test_bf16_on_a_processor_that_is_slower_with_it_is_told(
     found = notices(recipe(tmp_path, sft(), run=run), tmp_path)["precision"]
     assert found.status == status and f"{bf16} in bf16, 100 in fp32" in found.message
     assert "precision" not in notices(recipe(tmp_path, sft()), tmp_path)
+
+
+def test_weights_that_evaluations_cannot_sample_from_here_are_told_before_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = recipe(tmp_path, sft(), evals={"weights": "bfloat16"})
+    monkeypatch.setattr(sampling_weights, "_computes_bf16", lambda: False)
+    found = notices(wanted, tmp_path)["evaluations"]
+    assert found.status == "failed"
+    assert found.message.startswith("evals.weights is bfloat16, but this processor has no")
+    monkeypatch.setattr(sampling_weights, "_computes_bf16", lambda: True)
+    assert notices(wanted, tmp_path)["evaluations"].status == "passed"
 
 
 def test_levels_out_of_distribution_that_are_trained_on_are_told(tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rl_reasoner import Recipe, Run, open_policy, train
+from rl_reasoner import Recipe, Run, evaluate, open_policy, train
 from rl_reasoner.errors import UserError
+from rl_reasoner.recipe.recipe import Evals
+from rl_reasoner.rollout import sampling_weights
 from rl_reasoner.scoring.circuit_breaker import RewardsFailed
 from support.tiny import (
     REWARD,
@@ -22,6 +24,8 @@ from support.tiny import (
     untimed,
     weights,
 )
+
+SETTINGS = {"template": "plain", "limit": 32, "max_tokens": 24}
 
 # --------------------------------------------------------------------------------- a whole run
 
@@ -170,6 +174,31 @@ def test_evaluating_while_training_changes_no_training_number(whole: Run, tmp_pa
     for other in found[1:]:
         assert [row["loss"] for row in other] == [row["loss"] for row in found[0]]
     assert never.evals == {} and not (never.folder / "evals").exists()
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 4}], ids=["full", "lora"])
+def test_evaluations_may_sample_from_copies_of_fewer_bits(
+    lora: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling_weights, "_computes_bf16", lambda: True)
+    policy = {"source": "scratch:dense-tiny", "lora": lora}
+    evals = {"weights": "bfloat16", "limit": 32, "max_tokens": 24}
+    run = train(recipe(tmp_path, grpo(steps=1), policy=policy, evals=evals), quiet=True)
+    alone = evaluate(run.policy, ["modular_test"], weights="bfloat16", **SETTINGS)
+    exact = evaluate(run.policy, ["modular_test"], **SETTINGS)
+    texts = [
+        [row["completions"] for row in result.rows["modular_test"]]
+        for result in (run.evals["after"], alone, exact)
+    ]
+    assert texts[0] == texts[1] != texts[2], "from those weights, and no others"
+    assert run.evals["after"].settings["weights"] == "bfloat16"
+    assert "weights" not in exact.settings
+
+
+def test_the_weights_of_evaluations_are_a_fact_of_theirs_unless_they_are_the_policys_own() -> None:
+    """Results of runs from before there was the field keep their keys."""
+    assert "weights" not in Evals().facts()
+    assert Evals(weights="int8").facts()["weights"] == "int8"
 
 
 # ------------------------------------------------------------------------- adapters, references
