@@ -84,6 +84,10 @@ def evaluate(
     from rl_reasoner.policy.opening import open_policy
 
     opened = open_policy(policy) if isinstance(policy, str) else policy
+    if weights == "auto" and not isinstance(opened, ServedPolicy):
+        from rl_reasoner.rollout.sampling_weights import sampled_weights
+
+        weights = sampled_weights(opened.model, weights)  # a result says what it was drawn from
     if temperature is None:
         temperature = 1.0 if samples > 1 or modes else 0.0
     settings: dict[str, Any] = {"seed": seed, "temperature": temperature, "max_tokens": max_tokens}

@@ -41,7 +41,7 @@ from rl_reasoner.recipe.tools import ToolSettings
 from rl_reasoner.rollout.episodes.environment_turns import EnvironmentUse
 from rl_reasoner.rollout.long_prompts import declared_places, named_rows
 from rl_reasoner.rollout.sampler import eos_ids, long_rows, prompt_ids
-from rl_reasoner.rollout.sampling_weights import sampling_dtype
+from rl_reasoner.rollout.sampling_weights import sampled_weights
 from rl_reasoner.rollout.server import ServerFailed
 from rl_reasoner.rollout.tool_turns import ToolUse
 from rl_reasoner.rollout.vllm_server.agreement import ASKED_PROMPTS, check_server
@@ -397,11 +397,10 @@ def _prompts(recipe: Recipe, stage: GrpoStage, rows: list[Row], policy: Policy) 
 def _evaluated_weights(wanted: str, policy: Policy) -> Notice:
     """Whether evaluations can sample from the weights that are asked for, here."""
     try:
-        copies = sampling_dtype(policy.model, wanted, "evals.weights")
+        taken = sampled_weights(policy.model, wanted, "evals.weights")
     except UserError as error:
         return Notice("evaluations", "failed", "; ".join(error.messages))
-    kind = str(copies).removeprefix("torch.") if copies else "as trained"
-    return Notice("evaluations", "passed", f"sampled from weights in {kind}")
+    return Notice("evaluations", "passed", f"evals.weights is {wanted}: {taken} here")
 
 
 def _trained_levels(recipe: Recipe, prepared: Prepared) -> list[Notice]:

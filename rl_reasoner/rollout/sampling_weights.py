@@ -56,6 +56,12 @@ def sampling_dtype(model: Any, wanted: str, field: str = "sampling_weights") -> 
     return ROUNDED[wanted]
 
 
+def sampled_weights(model: Any, wanted: str, field: str = "sampling_weights") -> str:
+    """What `wanted` comes to on this machine: own, bfloat16 or int8. Raises as `sampling_dtype`."""
+    copies = sampling_dtype(model, wanted, field)
+    return next((name for name, dtype in ROUNDED.items() if dtype == copies), "own")
+
+
 def _obstacle(wanted: str, device: str) -> str | None:
     """Why this machine should not sample from copies of that type, if so."""
     if wanted == "int8" and (device != "cpu" or not integer_weights.work()):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from support.tiny import (
     weights,
 )
 
-SETTINGS = {"template": "plain", "limit": 32, "max_tokens": 24}
+SETTINGS: dict[str, Any] = {"template": "plain", "limit": 32, "max_tokens": 24}
 
 # --------------------------------------------------------------------------------- a whole run
 
@@ -193,6 +194,17 @@ def test_evaluations_may_sample_from_copies_of_fewer_bits(
     assert texts[0] == texts[1] != texts[2], "from those weights, and no others"
     assert run.evals["after"].settings["weights"] == "bfloat16"
     assert "weights" not in exact.settings
+
+
+def test_a_result_says_what_auto_came_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = open_policy("scratch:dense-tiny", device="cpu")
+    asked = {**SETTINGS, "limit": 1, "max_tokens": 4, "weights": "auto"}
+    assert "weights" not in evaluate(policy, ["modular_test"], **asked).settings
+    monkeypatch.setattr(sampling_weights, "LARGE", 0)
+    monkeypatch.setattr(sampling_weights, "bf16_pays", lambda: True)
+    monkeypatch.setattr(sampling_weights, "_computes_bf16", lambda: True)
+    found = evaluate(policy, ["modular_test"], **asked).settings
+    assert found["weights"] == "bfloat16"
 
 
 def test_the_weights_of_evaluations_are_a_fact_of_theirs_unless_they_are_the_policys_own() -> None:
