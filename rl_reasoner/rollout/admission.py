@@ -10,7 +10,9 @@ A row that waits for an answer is away; when it comes back is up to who answers.
 has stored as long as nobody needs the room; else that is run again when it is back. Rows that come
 back go before prompts that wait, and a few of them wait for others: a pass over little takes its
 time, too. A prompt stays until its last row has ended, so that there is room for any of them alone.
-Knows nothing of models.
+
+What all prompts begin with (a system prompt, worked examples) is run once, before any of them; each
+gets a copy of its keys and values. Knows nothing of models.
 """
 
 from collections import deque
@@ -26,6 +28,7 @@ LIVE_ROWS = 512  # that are sampled at once
 PREFILL = 8192  # prompt tokens of one pass
 _CHUNK = 512  # of one pass while rows wait for it: fewer would be slow work
 _SHARE = 0.5  # of the time between tokens that new prompts may take
+_BEGINNING = 32  # tokens that all prompts begin with; fewer are not worth a pass of their own
 _FEW = {"cpu": 64, "cuda": 512}  # tokens in a pass below which it takes no less time
 
 
@@ -98,6 +101,17 @@ class WaitingRow:
         self.cached.pairs, self.stored = [], 0
 
 
+def shared_beginning(prompts: Sequence[tuple[int, ...]]) -> int:
+    """How many tokens all prompts begin with, but for the last of each; 0 for a few, or for one."""
+    if len(prompts) < 2:
+        return 0
+    first, last = min(prompts), max(prompts)  # in alphabetical order: the others lie between
+    most = min(map(len, prompts)) - 1
+    pairs = zip(first[:most], last[:most], strict=True)
+    shared = next((at for at, (a, b) in enumerate(pairs) if a != b), most)
+    return shared if shared >= _BEGINNING else 0
+
+
 class Admission:
     """The rows of one call of the engine that have not entered yet."""
 
@@ -108,12 +122,17 @@ class Admission:
         longest: int,
         tokens: int,
         rows: int = 0,
+        shared: int = 0,
     ) -> None:
-        """`longest` completion; at most `tokens` of keys and values; at most `rows` at once."""
+        """`longest` completion; at most `tokens` of keys and values; at most `rows` at once.
+
+        `shared`: tokens that all prompts begin with, to be run once.
+        """
         self.cache = cache
         self.longest = longest
-        self.tokens = tokens
+        self.tokens = tokens - shared
         self.limit = rows or LIVE_ROWS
+        self._shared = shared
         self.taken = 0  # rows that live or are due
         self.away: dict[int, WaitingRow] = {}  # that have no answer yet
         self._back: deque[WaitingRow] = deque()  # that have
@@ -171,6 +190,15 @@ class Admission:
             room = self.cache.add_prompts([len(prompt.ids) for prompt in fresh], counts)
             for prompt, cached in zip(fresh, room, strict=True):
                 prompt.cached = cached
+            self._begin(fresh)
+
+    def _begin(self, prompts: Sequence[WaitingPrompt]) -> None:
+        """Give prompts what all begin with, once that has been run."""
+        if self.cache.beginning:
+            for prompt in prompts:
+                assert prompt.cached is not None
+                self.cache.begin(prompt.cached)
+                prompt.stored = self._shared
 
     def _fits(self, prompt: WaitingPrompt, fresh: Sequence[WaitingPrompt]) -> bool:
         if not self.taken and not self._back and not self.away:
@@ -208,6 +236,8 @@ class Admission:
     def parts(self) -> list[tuple[WaitingPrompt | WaitingRow, PromptPart | RowPart]]:
         """The parts of prompts, and of rows that come back, to run in one pass now."""
         room = PREFILL
+        if self._shared and not self.cache.beginning and (part := self._first_part()):
+            return [part]
         due = [p for p in self._started if p.stored < len(p.ids)]
         if self.cache.rows:
             left = sum(len(p.ids) - p.stored for p in due)
@@ -227,6 +257,16 @@ class Admission:
         if self.cache.rows:
             self._credit -= sum(part.length for _, part in found)
         return found
+
+    def _first_part(self) -> tuple[WaitingPrompt, PromptPart] | None:
+        """The next part of what all prompts begin with; None once it is run, and all have it."""
+        first, *others = (p for p in self._started if isinstance(p, WaitingPrompt))
+        if left := self._shared - first.stored:
+            return first, first.part(min(left, PREFILL))
+        assert first.cached is not None
+        self.cache.keep_beginning(first.cached, self._shared)
+        self._begin(others)
+        return None
 
     def _too_few(self, due: Sequence[WaitingPrompt | WaitingRow], left: int) -> bool:
         """Whether rows that come back are to wait for others, until that costs a pass as well."""

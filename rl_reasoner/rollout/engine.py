@@ -37,7 +37,7 @@ from rl_reasoner.kernels.kept_tokens import packed_bits
 from rl_reasoner.kernels.packed_linear import packed_linears
 from rl_reasoner.kernels.packing import attention_of
 from rl_reasoner.moe.routing import SampledRoutes
-from rl_reasoner.rollout.admission import Admission, WaitingPrompt, WaitingRow
+from rl_reasoner.rollout.admission import Admission, WaitingPrompt, WaitingRow, shared_beginning
 from rl_reasoner.rollout.completions import (
     Completions,
     Drawn,
@@ -150,7 +150,10 @@ class _Batch:
         self.prompts = [tuple(ids) for ids in prompts]  # of the rows
         tokens = cache_budget(model)
         self.cache = KVCache(self.device, longest, tokens)
-        self.admission = Admission([*waiting.values()], self.cache, longest, tokens)
+        # replayed experts are those of each prompt's own pass
+        shared = shared_beginning([*waiting]) if self.routes is None else 0
+        waits = [*waiting.values()]
+        self.admission = Admission(waits, self.cache, longest, tokens, shared=shared)
         turns = known.turns
         self.parking: Parking | None = None
         if turns is not None:

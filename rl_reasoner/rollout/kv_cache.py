@@ -82,6 +82,7 @@ class KVCache:
         self.dtype = dtype
         self.own: list[Buffers] = []
         self.prompt: list[Buffers] = []
+        self.beginning: list[Buffers] = []  # of each call (kv heads, n, d), of all prompts
         self.slots, self.capacity, self.prompt_slots, self.prompt_capacity = 0, 0, 0, 0
         self.own_lengths = self.prompt_of = self.prompt_lengths = self._numbers = self._tensor([])
         self.rows = self.longest = self.shortest = self.longest_prompt = 0
@@ -96,7 +97,9 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers."""
-        return sum(buffer.nbytes for pair in (*self.own, *self.prompt) for buffer in pair)
+        return sum(
+            buffer.nbytes for pair in (*self.own, *self.prompt, *self.beginning) for buffer in pair
+        )
 
     @property
     def prompts(self) -> int:
@@ -127,6 +130,19 @@ class KVCache:
         self._clean(self.prompt, [prompt.slot for prompt in added])
         self._fit()
         return added
+
+    def keep_beginning(self, prompt: CachedPrompt, length: int) -> None:
+        """Keep a copy of the first `length` tokens of a prompt, with which others begin, too."""
+        self.beginning = [
+            (keys[prompt.slot, :, :length].clone(), values[prompt.slot, :, :length].clone())
+            for keys, values in self.prompt
+        ]
+
+    def begin(self, prompt: CachedPrompt) -> None:
+        """Store the kept beginning as that of a prompt."""
+        for whole, pair in zip(self.prompt, self.beginning, strict=True):
+            for buffer, tensor in zip(whole, pair, strict=True):
+                buffer[prompt.slot, :, : tensor.shape[1]] = tensor
 
     def take_out(self, slot: int, length: int) -> CachedRow:
         """A copy of the first `length` own tokens of the row in `slot`, which is to leave."""
