@@ -140,9 +140,7 @@ class KVCache:
 
     def begin(self, prompt: CachedPrompt) -> None:
         """Store the kept beginning as that of a prompt."""
-        for whole, pair in zip(self.prompt, self.beginning, strict=True):
-            for buffer, tensor in zip(whole, pair, strict=True):
-                buffer[prompt.slot, :, : tensor.shape[1]] = tensor
+        _write(self.prompt, prompt.slot, self.beginning)
 
     def take_out(self, slot: int, length: int) -> CachedRow:
         """A copy of the first `length` own tokens of the row in `slot`, which is to leave."""
@@ -203,9 +201,7 @@ class KVCache:
             if not row.pairs:
                 continue
             self.make_room()
-            for own, pair in zip(self.own, row.pairs, strict=True):
-                for buffer, tensor in zip(own, pair, strict=True):
-                    buffer[slot, :, : tensor.shape[1]] = tensor
+            _write(self.own, slot, row.pairs)
 
     def advance(self) -> None:
         """Count the tokens of the pass that is done."""
@@ -429,6 +425,13 @@ def on_device(values: "Sequence[int] | np.ndarray", device: torch.device) -> Ten
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def _write(buffers: Sequence[Buffers], slot: int, pairs: Sequence[Buffers]) -> None:
+    """Store (kv heads, n, d) of each call as the first n tokens of a slot."""
+    for whole, pair in zip(buffers, pairs, strict=True):
+        for buffer, tensor in zip(whole, pair, strict=True):
+            buffer[slot, :, : tensor.shape[1]] = tensor
 
 
 def _resized(buffer: Tensor, slots: int, length: int) -> Tensor:

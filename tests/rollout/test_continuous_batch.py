@@ -31,6 +31,20 @@ def passes_of(model: Any) -> Iterator[list[tuple[int, int]]]:
         handle.remove()
 
 
+def sizes_within(room: int, model: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Give the batch room for so many tokens; the bytes of its buffers behind each pass to come."""
+    sizes: list[int] = []
+    advance = KVCache.advance
+
+    def measured(cache: KVCache) -> None:
+        advance(cache)
+        sizes.append(cache.nbytes)
+
+    monkeypatch.setattr(KVCache, "advance", measured)
+    monkeypatch.setattr(engine, "_CACHE_BYTES", room * engine.token_bytes(model))
+    return sizes
+
+
 def alone(model: Any, prompts: list[list[int]], keys: Any, sampling: Any) -> list[list[int]]:
     return [
         generate(model, [prompt], [key], sampling)[0].ids
@@ -98,16 +112,8 @@ def test_keys_and_values_stay_within_their_budget(monkeypatch: pytest.MonkeyPatc
     model = model_of("llama")
     prompts, keys = prompts_of(12, 3), [[i] for i in range(36)]
     budgets = [3 + 11 * (i % 13) for i in range(36)]
-    sizes: list[int] = []
-    advance = KVCache.advance
-
-    def measured(cache: KVCache) -> None:
-        advance(cache)
-        sizes.append(cache.nbytes)
-
-    monkeypatch.setattr(KVCache, "advance", measured)
     room = 800
-    monkeypatch.setattr(engine, "_CACHE_BYTES", room * engine.token_bytes(model))
+    sizes = sizes_within(room, model, monkeypatch)
     found = generate(model, prompts, keys, SamplingParams(140, (-1,)), budgets=budgets)
     assert [len(c.ids) for c in found] == budgets
     assert room * engine.token_bytes(model) / 4 < max(sizes) <= room * engine.token_bytes(model)

@@ -7,13 +7,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_continuous_batch import sizes_within
 from test_engine import END, model_of
 
 from rl_reasoner.moe.routing import Routing, SampledRoutes
 from rl_reasoner.rollout import admission, engine
 from rl_reasoner.rollout.admission import shared_beginning
 from rl_reasoner.rollout.engine import generate
-from rl_reasoner.rollout.kv_cache import KVCache
 from rl_reasoner.rollout.sampling_params import SamplingParams
 
 WORDS = st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple)
@@ -77,16 +77,8 @@ def test_the_room_of_keys_and_values_counts_it(monkeypatch: pytest.MonkeyPatch) 
     model = model_of("llama")
     prompts = worked_examples(30, 50)
     keys = [[i] for i in range(30)]
-    sizes: list[int] = []
-    advance = KVCache.advance
-
-    def measured(cache: KVCache) -> None:
-        advance(cache)
-        sizes.append(cache.nbytes)
-
-    monkeypatch.setattr(KVCache, "advance", measured)
     room = 800
-    monkeypatch.setattr(engine, "_CACHE_BYTES", room * engine.token_bytes(model))
+    sizes = sizes_within(room, model, monkeypatch)
     generate(model, prompts, keys, SamplingParams(60, (-1,)))
     assert room * engine.token_bytes(model) / 4 < max(sizes) <= room * engine.token_bytes(model)
 
