@@ -84,18 +84,15 @@ def evaluate(
     from rl_reasoner.policy.opening import open_policy
 
     opened = open_policy(policy) if isinstance(policy, str) else policy
-    if weights == "auto" and not isinstance(opened, ServedPolicy):
-        from rl_reasoner.rollout.sampling_weights import sampled_weights
-
-        weights = sampled_weights(opened.model, weights)  # a result says what it was drawn from
     if temperature is None:
         temperature = 1.0 if samples > 1 or modes else 0.0
     settings: dict[str, Any] = {"seed": seed, "temperature": temperature, "max_tokens": max_tokens}
     settings |= {"template": template, "reward": reward or "by the rows"}
     settings |= {"reward": "environment"} if environment and not reward else {}
-    settings |= _optional_settings(system, reward_options, asked, weights, tools, environment)
-    result = EvalResult(opened.source, settings=settings)
     with _threads(opened):
+        weights = _drawn_from(opened, weights)
+        settings |= _optional_settings(system, reward_options, asked, weights, tools, environment)
+        result = EvalResult(opened.source, settings=settings)
         session = _Session(opened, result, samples, temperature, modes or (), progress)
         session.keep(cache)
         for which in sets:
@@ -123,6 +120,17 @@ def _optional_settings(
         **({"tools": tools.model_dump(mode="json")} if tools else {}),
         **({"environment": environment.model_dump(mode="json")} if environment else {}),
     }
+
+
+def _drawn_from(policy: "Policy | ServedPolicy", wanted: str) -> str:
+    """The weights that completions are drawn from where `wanted` are; a result names them."""
+    from rl_reasoner.rollout.sampling_weights import sampled_weights
+
+    if not isinstance(policy, ServedPolicy):
+        return sampled_weights(policy.model, wanted, "weights")
+    if wanted not in ("own", "auto"):
+        raise UserError(f"weights is {wanted}, but a server has weights of its own: leave it out")
+    return "own"
 
 
 @contextmanager

@@ -203,6 +203,7 @@ def _conditions(name: str, result: EvalResult) -> dict[str, Any]:
         **{key: settings.get(key) for key in ("max_tokens", "template", "system")},
         **result.settings_of(name),
         **{key: figures.get(key) for key in ("temperature", "samples", "reward")},
-        "reward_options": settings.get("reward_options"),
+        **{key: settings.get(key) for key in ("reward_options", "tools", "environment")},
+        "weights": settings.get("weights", "own"),
         "verifier": manifest.get("replayed_with_verifier") or manifest.get("verifier"),
     }

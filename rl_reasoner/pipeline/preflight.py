@@ -90,7 +90,7 @@ def inspect(
     """Check the opened policy and the machine for a run in `folder`; passed checks are included."""
     notices = [_disk(recipe, policy, folder), _memory(recipe, placement, policy), _tokens(policy)]
     notices.append(_sandbox(recipe))
-    if recipe.evals.sets and recipe.evals.weights != "own":
+    if (recipe.evals.sets or recipe.evals.validation) and recipe.evals.weights != "own":
         notices.append(_evaluated_weights(recipe.evals.weights, policy))
     if placement.precision == "fp8":
         notices.append(_fp8(recipe, policy))

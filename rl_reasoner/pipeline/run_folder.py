@@ -67,7 +67,7 @@ class RunFolder:
         path = Path(recipe.run.folder or f"runs/{recipe.name}-{stamp}").expanduser()
         if path.exists() and not path.is_dir():
             raise UserError(f"--run.folder {path}: this is a file; give a folder")
-        if path.exists() and any(file.name not in _UNBEGUN for file in path.iterdir()):
+        if path.exists() and not all(map(_unbegun, path.iterdir())):
             raise UserError(
                 f"the run folder {path} exists already; continue it with --resume {path}, "
                 "or choose another one with --run.folder"
@@ -112,8 +112,15 @@ class RunFolder:
 
         An evaluation that has come to no result is none.
         """
-        if not [*(self.path / "evals").glob("*.json")] and not (self.path / "stages").exists():
-            shutil.rmtree(self.path)
+        if [*(self.path / "evals").glob("*.json")] or (self.path / "stages").exists():
+            return
+        for made in self.path.iterdir():
+            if made.is_dir() and not made.is_symlink():
+                shutil.rmtree(made)
+            else:
+                made.unlink()
+        if not self.path.is_symlink():  # a folder of the user's, elsewhere
+            self.path.rmdir()
 
     def release(self) -> None:
         """Release the folder."""
@@ -182,3 +189,10 @@ def original_flags(folder: Path) -> list[str]:
     lock = json_object(file) if file.is_file() else {}
     words = shlex.split(str(lock.get("command", "")))
     return words[3:] if words[:2] == ["rl-reasoner", "train"] else []
+
+
+def _unbegun(file: Path) -> bool:
+    """Whether a run that was killed before it began left this; a lock is an empty file."""
+    if file.name == ".lock":
+        return file.is_file() and not file.is_symlink() and not file.stat().st_size
+    return file.name in _UNBEGUN

@@ -52,14 +52,19 @@ def _header(named: Named, files: Sequence[str]) -> Element:
     of = [f", {name}" for name in files] or [""] * len(named)
     told = zip(named, of, strict=True) if len(named) > 1 else ()
     lines = [f"{label}: {result.policy}{file}" for (label, result), file in told]
-    settings = named[-1][1].settings
-    conditions = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
+    conditions = [
+        ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in result.settings.items())
+        for _, result in named
+    ]
+    if len(set(conditions)) > 1:
+        lines += [f"{label}: {those}" for (label, _), those in zip(named, conditions, strict=True)]
+    else:
+        lines += conditions[:1]
     return h(
         "header",
         h("p", "Evaluation", class_="eyebrow"),
         h("h1", title),
         [h("p", line, class_="lead") for line in lines],
-        h("p", conditions, class_="lead"),
     )
 
 

@@ -84,8 +84,12 @@ def generate(
     `routes` gets the experts chosen. `on_finished` is called with (row, token ids) of rows that
     have finished, `on_token` with (row, token id) of every sampled token. `budgets` are the rows'
     longest completions, where these are shorter than `sampling.max_tokens`. `turns` answers rows
-    that stop for it; what they are given counts in their budgets.
+    that stop for it; what they are given counts in their budgets. Raises `UserError` for a prompt
+    without tokens.
     """
+    if not all(map(len, prompts)):
+        row = next(row for row, prompt in enumerate(prompts) if not len(prompt))
+        raise UserError(f"prompt {row} (from 0) has no tokens: there is nothing to go on from")
     with torch.no_grad():
         decoding = decode_pass(model, sampling.weights) if sampling.max_tokens > 1 else None
         # the pass has copies of the weights of its own

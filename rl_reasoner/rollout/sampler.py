@@ -20,6 +20,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from rl_reasoner.errors import UserError
+from rl_reasoner.kernels.packed_linear import ROUNDED
 from rl_reasoner.language.thinking import CLOSE_THINK, NO_CHAIN, OPEN_THINK
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.tools import ToolSettings
@@ -37,7 +38,7 @@ from rl_reasoner.rollout.episodes.environment_turns import (
 from rl_reasoner.rollout.long_prompts import declared_places, named_rows, places_of, too_long
 from rl_reasoner.rollout.sampling_order import turn_taker
 from rl_reasoner.rollout.sampling_params import SamplingParams
-from rl_reasoner.rollout.sampling_weights import sampling_dtype
+from rl_reasoner.rollout.sampling_weights import sampled_weights
 from rl_reasoner.rollout.tool_turns import ToolTurns, ToolUse
 from rl_reasoner.rollout.turns import Given, policy_text
 from rl_reasoner.types import Prompt, Rollout, Row
@@ -239,7 +240,7 @@ class _Drawer:
             ends=tuple(eos_ids(policy)),
             temperature=temperature,
             begin_suppress=tuple(closing) if force == "chain" else (),
-            weights=sampling_dtype(self.model, weights, "weights"),
+            weights=ROUNDED.get(sampled_weights(self.model, weights, "weights")),
         )
         self.by_engine = engine_runs(self.model)
         if (use or played) and not self.by_engine:

@@ -13,7 +13,9 @@ import torch
 
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.kernels import integer_weights
+from rl_reasoner.kernels.causal_lm import base_of
 from rl_reasoner.kernels.packed_linear import ROUNDED, bf16_pays, linear_bytes, plain_linears
+from rl_reasoner.rollout.agreement import engine_runs
 
 SamplingWeights = Literal["auto", "own", "bfloat16", "int8"]
 LARGE = 64 << 20  # bytes of linear layers from which `auto` takes bf16
@@ -56,9 +58,18 @@ def sampling_dtype(model: Any, wanted: str, field: str = "sampling_weights") -> 
     return ROUNDED[wanted]
 
 
-def sampled_weights(model: Any, wanted: str, field: str = "sampling_weights") -> str:
-    """What `wanted` comes to on this machine: own, bfloat16 or int8. Raises as `sampling_dtype`."""
-    copies = sampling_dtype(model, wanted, field)
+def sampled_weights(model: Any, wanted: str, field: str) -> str:
+    """What `wanted` comes to in an evaluation on this machine: own, bfloat16 or int8.
+
+    Only our engine samples from copies. Raises as `sampling_dtype`, and for a copy that is asked
+    for where transformers' `generate` samples.
+    """
+    if not engine_runs(base_of(model)):
+        if wanted in ROUNDED:
+            why = "transformers' generate samples this policy, from its own weights"
+            raise UserError(f"{field} is {wanted}, but {why}: use own or auto")
+        return "own"
+    copies = sampling_dtype(base_of(model), wanted, field)
     return next((name for name, dtype in ROUNDED.items() if dtype == copies), "own")
 
 

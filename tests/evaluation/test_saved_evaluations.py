@@ -405,6 +405,16 @@ def test_what_else_differs_is_told(cli: Cli, tmp_path: Path) -> None:
     assert told in build_evaluation_page([a, b])
 
 
+def test_what_completions_were_drawn_from_is_among_it() -> None:
+    """Rounded weights and tools; of own weights a result says nothing."""
+    a, b = of([1.0, 0.0]), of([1.0, 1.0])
+    b.settings = {"weights": "bfloat16", "tools": {"use": ["python"]}}
+    wanted = {"weights": ["own", "bfloat16"], "tools": [None, {"use": ["python"]}]}
+    assert compare(a, b)["s0"]["unlike"] == wanted
+    page = build_evaluation_page([a, b])
+    assert "b: weights bfloat16" in page and "weights differs (own in a, bfloat16 in b)" in page
+
+
 def test_the_clean_parts_are_compared_too() -> None:
     a, b = of([1.0, 0.0, 0.0]), of([1.0, 1.0, 0.0])
     b.rows["s0"][0]["overlap"] = {"contaminated": True}

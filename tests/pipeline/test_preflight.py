@@ -149,10 +149,11 @@ def test_bf16_on_a_processor_that_is_slower_with_it_is_told(
     assert "precision" not in notices(recipe(tmp_path, sft()), tmp_path)
 
 
+@pytest.mark.parametrize("sets", [{}, {"sets": [], "validation": "modular_test"}])
 def test_weights_that_evaluations_cannot_sample_from_here_are_told_before_a_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sets: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = recipe(tmp_path, sft(), evals={"weights": "bfloat16"})
+    wanted = recipe(tmp_path, sft(), evals={"weights": "bfloat16", **sets})
     monkeypatch.setattr(sampling_weights, "_computes_bf16", lambda: False)
     found = notices(wanted, tmp_path)["evaluations"]
     assert found.status == "failed"

@@ -79,6 +79,25 @@ def test_a_folder_of_other_things_is_not_touched(tmp_path: Path) -> None:
         RunFolder.reopen(tmp_path / "run")
 
 
+def test_a_lock_that_says_something_is_none_of_a_run(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").write_text("a user's own")
+    with pytest.raises(UserError, match="exists already"):
+        RunFolder.create(recipe(tmp_path, sft()))
+    assert (tmp_path / "run" / ".lock").read_text() == "a user's own"
+
+
+def test_a_linked_folder_is_emptied_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    for _ in range(2):
+        run = RunFolder.create(recipe(tmp_path, sft()))
+        SampleCache(run.path / "evals" / ".before.drawn", "somebody")
+        run.discard()
+        run.release()
+        assert [*(tmp_path / "disk").iterdir()] == []
+
+
 def test_a_writable_folder_may_stand_where_nothing_else_can_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

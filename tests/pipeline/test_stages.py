@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rl_reasoner import Recipe, Run, evaluate, open_policy, train
+from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.errors import UserError
 from rl_reasoner.recipe.recipe import Evals
 from rl_reasoner.rollout import sampling_weights
@@ -205,6 +206,46 @@ def test_a_result_says_what_auto_came_to(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(sampling_weights, "_computes_bf16", lambda: True)
     found = evaluate(policy, ["modular_test"], **asked).settings
     assert found["weights"] == "bfloat16"
+
+
+def test_what_auto_comes_to_is_decided_in_the_threads_that_sample(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Products in bf16 are timed for a number of threads: another one is another answer."""
+    asked_with: list[int] = []
+
+    def pays() -> bool:
+        asked_with.append(torch.get_num_threads())
+        return torch.get_num_threads() > 1
+
+    monkeypatch.setattr(Threads, "suit", lambda self, model: torch.set_num_threads(1))
+    monkeypatch.setattr(sampling_weights, "LARGE", 0)
+    monkeypatch.setattr(sampling_weights, "bf16_pays", pays)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        asked = {**SETTINGS, "limit": 1, "max_tokens": 4, "weights": "auto"}
+        found = evaluate("scratch:dense-tiny", ["modular_test"], **asked)
+    finally:
+        torch.set_num_threads(before)
+    assert "weights" not in found.settings and {*asked_with} == {1}
+
+
+def test_copies_are_refused_where_transformers_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for rotary embeddings that depend on the longest row: nothing is rounded there."""
+    monkeypatch.setattr(sampling_weights, "_computes_bf16", lambda: True)
+    monkeypatch.setattr(sampling_weights, "LARGE", 0)
+    monkeypatch.setattr(sampling_weights, "bf16_pays", lambda: True)
+    policy = open_policy("scratch:dense-tiny", device="cpu")
+    config = policy.model.config
+    config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    policy.model = AutoModelForCausalLM.from_config(config).eval()
+    asked = {**SETTINGS, "limit": 1, "max_tokens": 4}
+    with pytest.raises(UserError, match="weights is bfloat16, but transformers' generate samples"):
+        evaluate(policy, ["modular_test"], weights="bfloat16", **asked)
+    result = evaluate(policy, ["modular_test"], weights="auto", **asked)
+    assert "weights" not in result.settings
 
 
 def test_the_weights_of_evaluations_are_a_fact_of_theirs_unless_they_are_the_policys_own() -> None:

@@ -203,6 +203,8 @@ def test_what_cannot_be_asked(served: Proxy, folder: Path) -> None:
         ServedPolicy(served.url, "x").sample(["1="], force="chain")
     with pytest.raises(UserError, match="expected a URL such as"):
         ServedPolicy("localhost:8000", "x").sample(["1="])
+    with pytest.raises(UserError, match="weights is int8, but a server has weights of its own"):
+        evaluate(ServedPolicy(served.url, "x"), ["modular_test"], weights="int8", limit=1)
     served.faults = {served.count + 1: "401"}
     with pytest.raises(UserError, match=r"refuses the request for '1=': .*injected"):
         ServedPolicy(served.url, str(folder)).sample(["1="], max_tokens=2)

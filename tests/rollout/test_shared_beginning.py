@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from test_continuous_batch import sizes_within
 from test_engine import END, model_of
 
+from rl_reasoner.errors import UserError
 from rl_reasoner.moe.routing import Routing, SampledRoutes
 from rl_reasoner.rollout import admission, engine
 from rl_reasoner.rollout.admission import shared_beginning
@@ -41,16 +42,19 @@ def worked_examples(count: int, beginning: int) -> list[list[int]]:
     return [first + [3 + (i + j * j) % 30 for j in range(1 + i % 9)] for i in range(count)]
 
 
-@pytest.mark.parametrize("rows", [512, 3])
+@pytest.mark.parametrize("rows", [512, 3, 1])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen3_moe"])
 def test_completions_and_log_probs_are_those_of_prompts_that_are_run_whole(
     kind: str, temperature: float, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also of prompts that enter when others have left, and where it is run in parts."""
+    """Also of prompts that enter when others have left, and where it is run in parts.
+
+    With one row a prompt and one at a time, a prompt's slot is empty when the next one comes.
+    """
     model = model_of(kind, seed=2)
-    prompts = [p for p in worked_examples(9, 40) for _ in range(2)]
-    keys = [[9, i] for i in range(18)]
+    prompts = [p for p in worked_examples(9, 40) for _ in range(min(rows, 2))]
+    keys = [[9, i] for i in range(len(prompts))]
     sampling = SamplingParams(max_tokens=12, ends=(END, 5), temperature=temperature)
     monkeypatch.setattr(admission, "_BEGINNING", 1000)
     expected = generate(model, prompts, keys, sampling)
@@ -73,14 +77,23 @@ def test_completions_and_log_probs_are_those_of_prompts_that_are_run_whole(
     assert run == 40 + sum(len(prompt) - 40 for prompt in {*map(tuple, prompts)})
 
 
-def test_the_room_of_keys_and_values_counts_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("room", [400, 800])
+def test_the_room_of_keys_and_values_counts_it(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many rows of one prompt, then many prompts: neither's buffers are kept for the other."""
     model = model_of("llama")
-    prompts = worked_examples(30, 50)
-    keys = [[i] for i in range(30)]
-    room = 800
+    first = worked_examples(1, 100)[0]
+    prompts = [first] * 9 + [[*first[:100], 4 + i] for i in range(20)]
+    keys = [[i] for i in range(len(prompts))]
     sizes = sizes_within(room, model, monkeypatch)
-    generate(model, prompts, keys, SamplingParams(60, (-1,)))
+    generate(model, prompts, keys, SamplingParams(20, (-1,)))
     assert room * engine.token_bytes(model) / 4 < max(sizes) <= room * engine.token_bytes(model)
+
+
+def test_a_prompt_without_tokens_is_refused() -> None:
+    model = model_of("llama")
+    for prompts in ([[]], [[3, 4], []]):
+        with pytest.raises(UserError, match=f"prompt {len(prompts) - 1} .* has no tokens"):
+            generate(model, prompts, [[i] for i in range(len(prompts))], SamplingParams(3, (END,)))
 
 
 def test_experts_that_are_replayed_are_those_of_whole_prompts(
