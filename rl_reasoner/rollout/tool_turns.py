@@ -179,6 +179,7 @@ class ToolUse:
         """All that completions depend on: the tools' text, the format, the limits."""
         texts = {one.name: _source(one.fn) for one in self.tools}
         told = {"format": self.format.name, "turn": self.format.turn(""), "schemas": self.schemas}
+        told["newlines"] = "one"  # behind a call whose last token has one; there were two
         return {"tools": texts, **told, "calls": self.calls, **asdict(self.limits)}
 
     def text(self, ids: Sequence[int]) -> str:
@@ -186,9 +187,15 @@ class ToolUse:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=False)
         return text
 
-    def tokens(self, result: str) -> list[int]:
-        """The tokens that are put behind a call with this result."""
+    def tokens(self, result: str, call: str = "") -> list[int]:
+        """The tokens that are put behind a call with this result.
+
+        The last token of a call may have a newline in it, as most vocabularies have one of a fence
+        and a newline. Then there is no second: the text is as the format writes it.
+        """
         before, text, after = self.format.turn(result)
+        if call.endswith("\n"):
+            before = before.removeprefix("\n")
         ids: list[int] = []
         for part, plain in ((before, False), (text, True), (after, False)):
             if part:
@@ -229,6 +236,7 @@ class _Row:
     events: list[ToolEvent] = field(default_factory=list)
     begin: int = 0
     tool: str = ""
+    text: str = ""  # that ends with the call
     length: int = 0
 
 
@@ -264,7 +272,8 @@ class ToolTurns:
         if len(at.events) >= self._use.calls:
             self._done.put((row, None))
             return
-        call = self._use.format.read(self._use.text(ids[at.begin :]))
+        at.text = self._use.text(ids[at.begin :])
+        call = self._use.format.read(at.text)
         at.tool, at.length = "" if isinstance(call, MalformedCall) else call.tool, len(ids)
         self.waiting.add(row)
         running = self._runner.submit(at.session, call)
@@ -285,7 +294,7 @@ class ToolTurns:
             return Answer(row, ended="calls")
         self.waiting.discard(row)
         result, at = done.result(), self._rows[row]
-        ids = self._use.tokens(result.text)
+        ids = self._use.tokens(result.text, at.text)
         at.events.append(ToolEvent(at.tool, result.kind, result.seconds, at.length, len(ids)))
         at.begin = at.length + len(ids)
         return Answer(row, ids)

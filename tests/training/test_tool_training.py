@@ -312,6 +312,30 @@ def test_a_tool_that_is_called_as_a_built_in_one_travels_itself() -> None:
     assert [one.schema for one in there.tools] == [one.schema for one in use.tools]
 
 
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize(
+    ("form", "call", "behind"),
+    [
+        ("tags", "<calculator>6*7</calculator>", "<output>\n42\n</output>\n"),
+        ("fences", "```calculator\n6*7\n```", "```output\n42\n```\n"),
+    ],
+)
+def test_one_newline_stands_between_a_call_and_its_result(
+    form: str, call: str, behind: str, merged: bool
+) -> None:
+    """Also where the call's last token has it, as most vocabularies merge a mark and a newline."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens([call[-3:] + "\n"])
+    ids = tokenizer(call + "\n" * merged, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids[-1:]).endswith("\n") == merged
+    use = ToolUse(tokenizer, ["calculator"], call_format=form)
+    with use.turns(1) as turns:
+        assert turns.stops(0, ids)
+        turns.submit(0, ids)
+        (answer,) = turns.answers(wait=True)
+    assert tokenizer.decode([*ids, *answer.ids]) == f"{call}\n{behind}"
+
+
 def test_processes_of_tools_go_on_from_one_order_to_the_next() -> None:
     """In the process that samples ahead, as in this one."""
     use = ToolUse(byte_tokenizer(), [f"{FILE}:counts"], call_format="tags")
