@@ -22,6 +22,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from rl_reasoner.distributed.sharding import gathered_params
 from rl_reasoner.errors import UserError
 from rl_reasoner.kernels.causal_lm import base_of
+from rl_reasoner.kernels.packed_linear import ROUNDED
 from rl_reasoner.rollout.agreement import in_mode
 from rl_reasoner.rollout.completions import SampledCompletion
 from rl_reasoner.rollout.engine import generate, generates_as_transformers
@@ -68,6 +69,8 @@ class EngineSampling:
         self.on = reason is None and wanted
         if not self.on and self._corrects:
             logger.warning("correct_sampling: turned off, no log-probs are kept while sampling")
+        if not self.on and self._wanted in ROUNDED:
+            logger.warning("sampling_weights: left out, our engine does not sample here")
 
     def obstacle(self) -> str | None:
         """What of the settings the engine does not do, or None."""

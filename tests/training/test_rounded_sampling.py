@@ -42,6 +42,15 @@ def test_rounded_weights_are_corrected_for_by_themselves(
         assert 0.5 < logged[RATIO] < 1.5 and logged[RATIO] != 1.0
 
 
+def test_it_is_said_where_nothing_is_rounded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = build("scratch:dense-tiny", tmp_path, **SHORT, **BF16, fast_rollouts=False)
+    assert "sampling_weights: left out" in caplog.text
+    trainer.train()
+    assert GAP not in trainer.state.log_history[0]
+
+
 def test_a_large_policy_is_sampled_in_bf16_by_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
