@@ -89,7 +89,7 @@ def generate(
     """
     if not all(map(len, prompts)):
         row = next(row for row, prompt in enumerate(prompts) if not len(prompt))
-        raise UserError(f"prompt {row} (from 0) has no tokens: there is nothing to go on from")
+        raise UserError(f"prompt {row} (from 0) has no tokens: it takes at least one")
     with torch.no_grad():
         decoding = decode_pass(model, sampling.weights) if sampling.max_tokens > 1 else None
         # the pass has copies of the weights of its own
