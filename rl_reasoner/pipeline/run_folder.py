@@ -26,8 +26,6 @@ HASHES = "hashes.json"
 _UNSEALED = ("checkpoints", "old", "reference")
 """Folders that `hashes.json` leaves out: checkpoints have seals of their own, the others are what a
 run has replaced, and copies of a policy that is in the folder."""
-_UNBEGUN = (".lock", ".recipe.yaml.part")
-"""What a run leaves that was killed before its recipe was written: nothing to go on with."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -192,7 +190,10 @@ def original_flags(folder: Path) -> list[str]:
 
 
 def _unbegun(file: Path) -> bool:
-    """Whether a run that was killed before it began left this; a lock is an empty file."""
+    """Whether a run left this that was killed before its recipe was written.
+
+    There is nothing to go on with then. A run's lock is an empty file.
+    """
     if file.name == ".lock":
         return file.is_file() and not file.is_symlink() and not file.stat().st_size
-    return file.name in _UNBEGUN
+    return file.name == ".recipe.yaml.part"

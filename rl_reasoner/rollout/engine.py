@@ -87,9 +87,9 @@ def generate(
     that stop for it; what they are given counts in their budgets. Raises `UserError` for a prompt
     without tokens.
     """
-    if not all(map(len, prompts)):
-        row = next(row for row, prompt in enumerate(prompts) if not len(prompt))
-        raise UserError(f"prompt {row} (from 0) has no tokens: it takes at least one")
+    empty = next((row for row, prompt in enumerate(prompts) if not len(prompt)), None)
+    if empty is not None:
+        raise UserError(f"prompt {empty} (from 0) has no tokens: it takes at least one")
     with torch.no_grad():
         decoding = decode_pass(model, sampling.weights) if sampling.max_tokens > 1 else None
         # the pass has copies of the weights of its own

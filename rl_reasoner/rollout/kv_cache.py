@@ -83,7 +83,6 @@ class KVCache:
         self.own: list[Buffers] = []
         self.prompt: list[Buffers] = []
         self.beginning: list[Buffers] = []  # of each call (kv heads, n, d), of all prompts
-        self._begun = 0  # tokens of it
         self.slots, self.capacity, self.prompt_slots, self.prompt_capacity = 0, 0, 0, 0
         self.own_lengths = self.prompt_of = self.prompt_lengths = self._numbers = self._tensor([])
         self.rows = self.longest = self.shortest = self.longest_prompt = 0
@@ -134,7 +133,6 @@ class KVCache:
 
     def keep_beginning(self, prompt: CachedPrompt, length: int) -> None:
         """Keep a copy of the first `length` tokens of a prompt, with which others begin, too."""
-        self._begun = length
         self.beginning = [
             (keys[prompt.slot, :, :length].clone(), values[prompt.slot, :, :length].clone())
             for keys, values in self.prompt
@@ -257,7 +255,8 @@ class KVCache:
         need = (self.rows, capacity, len(self._prompts), self.longest_prompt)
         have = (self.slots, self.capacity, self.prompt_slots, self.prompt_capacity)
         new = tuple(map(max, need, have))
-        outside = sum(row.length for row in self._outside) + self._begun
+        outside = sum(row.length for row in self._outside)
+        outside += self.beginning[0][0].shape[1] if self.beginning else 0
         if self.budget is not None and new[0] * new[1] + new[2] * new[3] + outside > self.budget:
             new = need
         if new != have:

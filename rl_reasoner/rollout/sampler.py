@@ -20,6 +20,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from rl_reasoner.errors import UserError
+from rl_reasoner.kernels.causal_lm import base_of
 from rl_reasoner.kernels.packed_linear import ROUNDED
 from rl_reasoner.language.thinking import CLOSE_THINK, NO_CHAIN, OPEN_THINK
 from rl_reasoner.policy.policy import Policy
@@ -229,9 +230,7 @@ class _Drawer:
         played: _Episodes | None,
     ) -> None:
         self.policy, self.use, self.played = policy, use, played
-        self.model: Any = policy.model
-        if hasattr(self.model, "get_base_model"):  # an adapter lies in the layers of its base
-            self.model = self.model.get_base_model()
+        self.model = base_of(policy.model)  # an adapter lies in the layers of its base
         self.seed = seed
         self.prefix = _PREFIXES[force]
         closing = policy.tokenizer(CLOSE_THINK, add_special_tokens=False)["input_ids"][:1]
