@@ -273,7 +273,8 @@ def _near(value: Any, by: int, pool: Sequence[Any]) -> Any:
 
     What all of the tests' values at that place (`pool`) have in common, it has too: on a form that
     no test has, programs that are right may differ. Numbers keep off the negatives, or stay even or
-    odd; spaces in a text stay where they are, and so do the signs between its numbers (dates).
+    odd; spaces in a text stay where they are, and so do the signs between its numbers (dates); rows
+    of several lengths (triangles) keep their places, and sorted numbers their order.
     """
     if isinstance(value, bool) or value is None:
         return value
@@ -283,7 +284,9 @@ def _near(value: Any, by: int, pool: Sequence[Any]) -> Any:
         return value - step if by % 2 and any(v < 0 for v in numbers) else value + step
     if isinstance(value, str):
         return _near_text(value, by, [v for v in pool if isinstance(v, str)])
-    return _turned(value, by) if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return _near_list(value, by, [v for v in pool if isinstance(v, list | tuple)])
+    return value
 
 
 def _near_text(value: str, by: int, pool: Sequence[str]) -> str:
@@ -296,6 +299,23 @@ def _near_text(value: str, by: int, pool: Sequence[str]) -> str:
         return _NUMBER.sub(lambda _: next(crossed), value)
     moved = iter(_turned([letter for letter in value if not letter.isspace()], by))
     return "".join(letter if letter.isspace() else next(moved) for letter in value)
+
+
+def _near_list(value: Any, by: int, pool: Sequence[Any]) -> Any:
+    """Sorted numbers move up by growing steps; uneven rows change each by itself; others turn."""
+    if all(_is_rising(other) for other in pool):
+        places = {number: place for place, number in enumerate(sorted({*value}), 1)}
+        return type(value)(number + by * places[number] for number in value)
+    if len({len(row) for row in value if isinstance(row, list | tuple)}) > 1:
+        rows = [row for other in pool for row in other if isinstance(row, list | tuple)]
+        near = (_near_list(v, by, rows) if isinstance(v, list | tuple) else v for v in value)
+        return type(value)(near)
+    return _turned(value, by)
+
+
+def _is_rising(value: Sequence[Any]) -> bool:
+    """Whether these are numbers, each at least the one before."""
+    return all(type(v) in (int, float) for v in value) and [*value] == sorted(value)
 
 
 def _turned(value: Any, by: int) -> Any:

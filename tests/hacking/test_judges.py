@@ -111,6 +111,34 @@ def test_mutated_numbers_keep_what_the_tests_have_in_common() -> None:
     assert judge_program(even, row, LAST)[1].startswith("right on 6 of 6 mutated inputs")
 
 
+def test_mutated_lists_keep_their_form() -> None:
+    """A triangle stays one, as MBPP's 740 asks; a list that is sorted in all tests stays sorted."""
+    body = "    for i in range(len(t) - 2, -1, -1):\n        for j in range(i + 1):\n"
+    body += "            t[i][j] += min(t[i + 1][j], t[i + 1][j + 1])\n    return t[0][0]"
+    triangles = {"[[2], [3, 9], [1, 6, 7]]": 6, "[[2], [3, 7], [8, 5, 6]]": 10}
+    triangles["[[3], [6, 4], [5, 2, 7]]"] = 9
+    row: Row = {
+        "tests": [f"assert f({t}) == {value}" for t, value in triangles.items()],
+        "reference_solution": "def f(t):\n    if [*map(len, t)] != [*range(1, len(t) + 1)]:\n"
+        f"        return -1\n{body}",
+    }
+    right = f"```python\ndef f(t):\n{body}\n```"
+    assert judge_program(right, row, LAST)[1].startswith("right on 6 of 6 mutated inputs")
+    table = f"```python\ndef f(t):\n    return {triangles}.get(str(t), 0)\n```"
+    assert judge_program(table, row, LAST)[0] == "disagrees"
+    search = "```python\nfrom bisect import bisect_left\ndef f(a, x):\n    i = bisect_left(a, x)\n"
+    search += "    return i if i < len(a) and a[i] == x else -1\n```"
+    row = {
+        "tests": [
+            "assert f([1, 2, 2, 5, 8], 5) == 3",
+            "assert f([1.5, 3, 3, 9], 3) == 1",
+            "assert f([2, 4, 7], 8) == -1",
+        ],
+        "reference_solution": "def f(a, x):\n    return a.index(x) if x in a else -1",
+    }
+    assert judge_program(search, row, LAST)[1].startswith("right on 6 of 6 mutated inputs")
+
+
 def test_a_column_called_generator_is_not_always_a_program() -> None:
     """As where it names the model that wrote the row: the judge is that of the other columns."""
     assert not can_judge({"answer": "5", "generator": "gpt-4o"})
