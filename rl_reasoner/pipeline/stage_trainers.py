@@ -20,6 +20,7 @@ from rl_reasoner.distributed import processes
 from rl_reasoner.environments.environment import PLAYED
 from rl_reasoner.files import append_rows
 from rl_reasoner.hacking.meter import HackingMeter
+from rl_reasoner.moe.autocast import autocast_experts
 from rl_reasoner.moe.balance import BiasUpdate
 from rl_reasoner.moe.experts import check_auxiliary_loss, check_experts, without_router_logits
 from rl_reasoner.pipeline.placement import Placement
@@ -109,6 +110,7 @@ def _sft(job: Job, stage: SftStage) -> SFTTrainer:
     rows = _supervised_rows(job, form.schemas if form else None)
     check_auxiliary_loss(policy.model, stage.router_aux)
     check_experts(policy.model)
+    autocast_experts(policy.model)
     trainer = SFTTrainer(
         policy.model,
         args=config(job.recipe, stage, job.folder, job.placement),

@@ -1,8 +1,8 @@
 """A pass over one new token of each live row, for the common families, without calling modules.
 
 Calling transformers' modules for a few rows costs more than computing. `DecodePass` reads the
-weights of a Llama, Mistral, Qwen2, Qwen3 or Qwen3-MoE once for a call of the engine, joins the
-products that have the same input, lays them out for the processor, and runs a layer in four
+weights of a Llama, Mistral, Mixtral, Qwen2, Qwen3 or Qwen3-MoE once for a call of the engine, joins
+the products that have the same input, lays them out for the processor, and runs a layer in four
 products with one operation between two: compiled ones (rl_reasoner.kernels.decoding) on a CPU that
 has them, torch's elsewhere. On a GPU the pass is a CUDA graph (rl_reasoner.rollout.decode_graphs).
 Prompts go through the same weights, by torch's operations. Copies of the weights last as long as
@@ -28,10 +28,11 @@ from rl_reasoner.rollout.decode_graphs import Graphs, StaticRows
 from rl_reasoner.rollout.kv_cache import KVCache
 from rl_reasoner.rollout.prefill import Prefill
 
-_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe")
+_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _PLAIN = ("torch.nn.modules.", "transformers.activations")  # where modules without a state are from
 _LORA = "peft.tuners.lora."
+_WIDE = 1 << 16  # numbers of an expert's weight, from which a product of its own is worth its call
 _GRAPHED = ("cuda",)  # devices on which a pass is captured
 _proved: "WeakSet[nn.Module]" = WeakSet()
 forwards_as_its_class: "WeakSet[nn.Module]" = WeakSet()
@@ -60,8 +61,7 @@ def decode_obstacle(model: Any) -> str | None:
         return "weights in parts or of other types"
     if len({t.device for t in tensors}) > 1 or tensors[0].device.type == "meta":
         return "weights on several devices"
-    sizes = (model.config.hidden_size, getattr(model.config, "moe_intermediate_size", 0))
-    if kind == "qwen3_moe" and any(size % 8 for size in sizes):
+    if any(w.ndim == 3 and any(size % 8 for size in w.shape[1:]) for w in tensors):
         return "experts of an odd size"
     return None
 
@@ -143,12 +143,15 @@ class _Mlp:
 
 @dataclass
 class _Mixture:
+    """Experts one by one where each is worth a product of its own, else all in one piece."""
+
     router: Tensor
-    gate_up: Tensor  # (experts, 2 * inner, hidden)
-    down: Tensor  # (experts, hidden, inner)
     chosen: int
     normalised: bool
-    panels: decoding.PanelExperts | None
+    experts: list[_Mlp]  # empty where they are in one piece
+    gate_up: Tensor  # (experts, 2 * inner, hidden)
+    down: Tensor  # (experts, hidden, inner)
+    panels: decoding.PanelExperts | None = None  # of experts in one piece
 
 
 @dataclass
@@ -194,7 +197,7 @@ class DecodePass:
     def _layer(self, layer: Any, config: Any) -> _Layer:
         attention = layer.self_attn
         window = getattr(attention, "sliding_window", None)
-        if config.model_type == "mistral":
+        if config.model_type in ("mistral", "mixtral"):
             window = config.sliding_window
         query, key = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
         return _Layer(
@@ -223,15 +226,27 @@ class DecodePass:
 
     def _mixture(self, block: Any) -> _Mixture:
         router, experts = block.gate, block.experts
-        gate_up, down = (
-            t.detach().to(self.dtype) for t in (experts.gate_up_proj, experts.down_proj)
+        gate_up, down = experts.gate_up_proj.detach(), experts.down_proj.detach()
+        mixture = _Mixture(
+            router.weight.detach().to(self.dtype),
+            router.top_k,
+            getattr(router, "norm_topk_prob", True),
+            [],
+            gate_up,
+            down,
         )
-        chosen, normalised = router.top_k, router.norm_topk_prob
-        panels = None
+        if self.device.type == "cpu" and down[0].numel() >= _WIDE:
+            mixture.experts = [
+                _Mlp(*(PackedWeight(weight, None, self.dtype) for weight in one))
+                for one in zip(gate_up, down, strict=True)
+            ]
+            return mixture
+        mixture.gate_up, mixture.down = gate_up.to(self.dtype), down.to(self.dtype)
         if self.operations is not None:
-            panels = decoding.PanelExperts(gate_up, down, chosen, normalised)
-        weight = router.weight.detach().to(self.dtype)
-        return _Mixture(weight, gate_up, down, chosen, normalised, panels)
+            mixture.panels = decoding.PanelExperts(
+                mixture.gate_up, mixture.down, mixture.chosen, mixture.normalised
+            )
+        return mixture
 
     def _rotation(self, positions: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines (positions, dim), fp32."""
@@ -300,8 +315,11 @@ class DecodePass:
                 change = mlp.down(
                     operations.gated(wide, wide.new_empty(len(wide), wide.shape[1] // 2))
                 )
+            elif mlp.panels is None:
+                mixed, experts = _mixed(mlp, normed)
+                change = mixed.to(self.dtype)
+                chosen.append(experts)
             else:
-                assert mlp.panels is not None
                 chosen.append(experts := torch.empty(len(hidden), mlp.chosen, dtype=torch.long))
                 change = operations.mixture(
                     mlp.panels,
@@ -393,12 +411,24 @@ def _mixed(mlp: _Mixture, given: Tensor) -> tuple[Tensor, Tensor]:
     if mlp.normalised:
         gates = gates / gates.sum(-1, keepdim=True)
     experts, order = chosen.flatten().sort(stable=True)
-    numbers = torch.arange(len(mlp.gate_up), device=given.device)
+    numbers = torch.arange(len(mlp.down), device=given.device)
     ends = torch.searchsorted(experts, numbers, right=True).int()
-    wide = grouped_mm(given[order // mlp.chosen], mlp.gate_up.transpose(1, 2), offs=ends)
-    first, second = wide.chunk(2, dim=-1)
-    parts = grouped_mm(silu(first).mul_(second), mlp.down.transpose(1, 2), offs=ends)
+    parts = _through(mlp, given[order // mlp.chosen], ends)
     products = torch.empty_like(parts)
     products[order] = parts
     products = products.unflatten(0, chosen.shape)  # type: ignore[no-untyped-call]
     return (products * gates.unsqueeze(-1)).sum(1), chosen
+
+
+def _through(mlp: _Mixture, rows: Tensor, ends: Tensor) -> Tensor:
+    """Rows (pairs, hidden) in the order of their experts, each through its own."""
+    if not mlp.experts:
+        first, second = grouped_mm(rows, mlp.gate_up.transpose(1, 2), offs=ends).chunk(2, dim=-1)
+        return grouped_mm(silu(first).mul_(second), mlp.down.transpose(1, 2), offs=ends)
+    parts, start = [], 0
+    for expert, end in zip(mlp.experts, ends.tolist(), strict=True):
+        if end > start:
+            first, second = expert.gate_up(rows[start:end]).chunk(2, dim=-1)
+            parts.append(expert.down(silu(first).mul_(second)))
+        start = end
+    return torch.cat(parts)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rl_reasoner.errors import UserError
 from rl_reasoner.kernels import packing
 from rl_reasoner.kernels.causal_lm import base_of
+from rl_reasoner.moe.autocast import autocast_experts
 from rl_reasoner.moe.balance import (
     BiasUpdate,
     Segments,
@@ -64,6 +65,7 @@ class ExpertBalance:
         base = base_of(trainer.model)
         check_auxiliary_loss(base, getattr(args, "router_aux_loss_coef", None))
         check_experts(base)
+        autocast_experts(base)
         without_router_logits(base)
         rate: float = getattr(args, "router_bias_update", 0.0)
         if rate:

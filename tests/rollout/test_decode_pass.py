@@ -22,6 +22,7 @@ SIZES: dict[str, Any] = {"vocab_size": 40, "hidden_size": 48, "num_hidden_layers
 SIZES |= {"num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 70}
 SIZES |= {"initializer_range": 0.3, "pad_token_id": 0, "eos_token_id": END, "bos_token_id": 2}
 EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "head_dim": 16}
+MIXTURE = {"num_local_experts": 5, "num_experts_per_tok": 2}
 LONG = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0}
 LONG |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8}
 SLIDING = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
@@ -37,6 +38,9 @@ CONFIGS = {
     "qwen3_moe": lambda: transformers.Qwen3MoeConfig(**SIZES, **EXPERTS, norm_topk_prob=True),
     "qwen3_moe, some layers dense": lambda: transformers.Qwen3MoeConfig(
         **SIZES, **EXPERTS, norm_topk_prob=False, mlp_only_layers=[1]
+    ),
+    "mixtral, window": lambda: transformers.MixtralConfig(
+        **{**SIZES, "intermediate_size": 40}, **MIXTURE, sliding_window=5
     ),
 }
 PROMPTS = [[7, 9, 3, 8, 12], [4], [30, 31, 5, 6, 20, 11, 2, 3, 17, 18, 19]]
@@ -103,7 +107,33 @@ def test_greedy_tokens_are_those_of_the_modules(kind: str, way: str, passes: lis
     assert [c.ids for c in sampled(model, temperature=0.0)] == expected
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3_moe"])
+@pytest.mark.parametrize("kind", [kind for kind in CONFIGS if "moe" in kind or "mix" in kind])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_wide_experts_have_products_of_their_own(
+    kind: str, dtype: torch.dtype, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tokens are those of experts in one piece, and nearly the log-probs."""
+    model = model_of(kind)
+    assert sampling_obstacle(model) is None
+    found = []
+    for wide in (1 << 16, 0):
+        monkeypatch.setattr(decode_pass, "_WIDE", wide)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            made = decode_pass.decode_pass(model)
+            assert made is not None
+            mixtures = [mlp for layer in made.layers if hasattr(mlp := layer.mlp, "experts")]
+            assert mixtures and all(bool(mlp.experts) == (wide == 0) for mlp in mixtures)
+            found.append(sampled(model, temperature=0.0))
+    same = [a.ids == b.ids for a, b in zip(*found, strict=True)]
+    assert all(same) if dtype == torch.float32 else sum(same) > len(same) // 2
+    for one, other in zip(*found, strict=True):
+        if one.ids == other.ids and dtype == torch.float32:
+            assert torch.tensor(one.policy_logps).allclose(
+                torch.tensor(other.policy_logps), atol=1e-4
+            )
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3_moe", "mixtral, window"])
 def test_bfloat16_stays_near(kind: str, way: str, passes: list[int]) -> None:
     model = model_of(kind, torch.bfloat16)
     assert sampling_obstacle(model) is None
