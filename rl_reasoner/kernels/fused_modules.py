@@ -68,10 +68,19 @@ def _kind(module: nn.Module) -> Forward | None:
     return next((kind for end, kind in kinds.items() if name.endswith(end)), None)
 
 
+def _product_type() -> torch.dtype | None:
+    """Autocast's where it is on, else fp32; None for fp16."""
+    if not torch.is_autocast_enabled("cpu"):
+        return torch.float32
+    return torch.bfloat16 if torch.get_autocast_dtype("cpu") == torch.bfloat16 else None
+
+
 def _fits(*tensors: Tensor) -> bool:
     """Whether all are plain fp32 on a CPU, and nothing casts them."""
-    if torch.is_autocast_enabled("cpu"):
-        return False
+    return not torch.is_autocast_enabled("cpu") and _are_plain(*tensors)
+
+
+def _are_plain(*tensors: Tensor) -> bool:
     return all(
         t.dtype == torch.float32 and t.device.type == "cpu" and type(t) in (Tensor, nn.Parameter)
         for t in tensors
@@ -158,9 +167,13 @@ def _window(module: Any) -> int:
 
 
 def _experts(module: Any, states: Tensor, index: Tensor, gates: Tensor) -> Tensor:
-    weights = module.gate_up_proj, module.down_proj
+    """As linear layers do under autocast: products in its type, of weights in fp32."""
+    weights, dtype = (module.gate_up_proj, module.down_proj), _product_type()
+    given = (states, gates) if dtype == torch.float32 else (states.float(), gates.float())
     known = is_silu(module.act_fn) and not getattr(module, "has_bias", False)
-    if not (known and _fits(states, gates, *weights)) or getattr(module, "is_transposed", False):
+    fits = known and dtype is not None and _are_plain(*given, *weights)
+    if not fits or getattr(module, "is_transposed", False):
         out: Tensor = type(module).forward(module, states, index, gates)
         return out
-    return experts(states, *weights, index, gates)
+    assert dtype is not None
+    return experts(given[0], *weights, index, given[1], dtype).to(states.dtype)

@@ -35,9 +35,10 @@ def prefix_attention(
     kind = query.device.type
     if torch.is_autocast_enabled(kind):  # as torch's attention: norms give fp32 beside bf16
         query, key, value = (t.to(torch.get_autocast_dtype(kind)) for t in (query, key, value))
-    if _fits(query, key, value):
-        own: Tensor = _CompiledAttention.apply(query, key, value, segments, scale)  # type: ignore[no-untyped-call]
-        return own
+    wide = [t.float() if t.dtype == torch.bfloat16 else t for t in (query, key, value)]
+    if _fits(*wide):  # in bf16, of rounded numbers: torch's kernel for it is slower than fp32's
+        own: Tensor = _CompiledAttention.apply(*wide, segments, scale)  # type: ignore[no-untyped-call]
+        return own.to(query.dtype)
     times = query.shape[1] // key.shape[1]
     if times > 1:
         key, value = (t.repeat_interleave(times, dim=1) for t in (key, value))

@@ -32,6 +32,7 @@ _FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _PLAIN = ("torch.nn.modules.", "transformers.activations")  # where modules without a state are from
 _LORA = "peft.tuners.lora."
+_RECORDER = "transformers.utils.output_capturing"  # its hooks stay, silent, when they were needed
 _WIDE = 1 << 16  # numbers of an expert's weight, from which a product of its own is worth its call
 _GRAPHED = ("cuda",)  # devices on which a pass is captured
 _proved: "WeakSet[nn.Module]" = WeakSet()
@@ -74,7 +75,7 @@ def _is_silent(model: nn.Module) -> bool:
 def _module_obstacle(module: nn.Module, home: str) -> str | None:
     kind = type(module)
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    if any(hook not in silent_hooks for hook in hooks):
+    if any(hook not in silent_hooks and hook.__module__ != _RECORDER for hook in hooks):
         return f"hooks on a {kind.__name__}"
     if kind.__module__.startswith(_LORA):
         layer: Any = module

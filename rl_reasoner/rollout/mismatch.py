@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from rl_reasoner.moe.autocast import autocast_experts
 from rl_reasoner.moe.experts import routers
 from rl_reasoner.moe.routing import NoReplay, Routes, Routing, SampledRoutes, from_padded
 from rl_reasoner.rollout.agreement import engine_runs
@@ -79,6 +80,7 @@ def measure(
     sampled with (`sampling_weights`). `router_gradients` also measures those, with the memory of a
     training pass. Weights and gradients are left as they were.
     """
+    autocast_experts(model)  # as a trainer does
     routing: Routing | None
     try:
         routing = Routing(model)
