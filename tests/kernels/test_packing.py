@@ -93,16 +93,17 @@ def by_rows(
 
 
 @settings(max_examples=30, deadline=None)
-@given(segments, st.sampled_from([1, 2]), st.integers(0, 99))
+@given(segments, st.sampled_from([1, 2]), st.sampled_from([8, 16]), st.integers(0, 99))
 def test_prefix_attention_and_its_gradients(
-    drawn: list[tuple[int, list[int]]], shared: int, seed: int
+    drawn: list[tuple[int, list[int]]], shared: int, width: int, seed: int
 ) -> None:
+    """By torch's kernels, and by the compiled function, which takes heads of 16."""
     layout, start = [], 0
     for prefix, lengths in drawn:
         layout.append((start, prefix, lengths))
         start += prefix + sum(lengths)
     torch.manual_seed(seed)
-    shapes = [(1, 2, start, 8), (1, shared, start, 8), (1, shared, start, 8)]
+    shapes = [(1, heads, start, width) for heads in (2, shared, shared)]
     inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
     weight = torch.randn(shapes[0])
     found = prefix_attention(*inputs, layout, 0.4)
@@ -124,6 +125,25 @@ def test_under_autocast_queries_and_values_may_differ_in_type() -> None:
     found.sum().backward()
     assert found.dtype == torch.bfloat16 and v.grad is not None
     assert torch.allclose(found.float(), by_rows(q, k, v, layout, 0.4), atol=0.03)
+
+
+@pytest.mark.parametrize("width", [8, 16])
+def test_in_bf16_attention_is_that_of_rounded_numbers(width: int) -> None:
+    """With its gradients; by either way, and in the type of what is given."""
+    torch.manual_seed(0)
+    rounded = [torch.randn(1, heads, 40, width).bfloat16() for heads in (4, 2, 2)]
+    layout, weight = [(0, 10, [9, 8]), (27, 0, [13])], torch.randn(1, 4, 40, width)
+    found, gradients = [], []
+    for dtype in (torch.bfloat16, torch.float32):
+        given = [t.to(dtype).requires_grad_() for t in rounded]
+        out = prefix_attention(*given, layout, 0.3)
+        assert out.dtype == dtype
+        found.append(out.detach().float())
+        gradients.append(torch.autograd.grad((out * weight.to(dtype)).sum(), given))
+    torch.testing.assert_close(*found, atol=2e-2, rtol=2e-2)
+    for one, other in zip(*gradients, strict=True):
+        assert one.dtype == torch.bfloat16
+        assert (one.float() - other).norm() / other.norm() < 0.02
 
 
 def test_the_padded_way_gives_the_same_as_the_cpus_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -236,6 +236,18 @@ def test_what_only_modules_do_is_left_to_them(change: Any, passes: list[int]) ->
     assert not passes
 
 
+@pytest.mark.parametrize("asked", ["output_hidden_states", "output_router_logits"])
+def test_what_transformers_was_once_asked_for_keeps_no_model(asked: str, passes: list[int]) -> None:
+    """Its recording hooks stay on the modules, and do nothing; a router's loss asks each step."""
+    model = model_of("qwen3_moe")
+    model(torch.tensor([PROMPTS[0]]), **{asked: True})
+    assert any(module._forward_hooks for module in model.modules())
+    assert sampling_obstacle(model) is None
+    passes.clear()
+    assert gap(model, sampled(model)) < 2e-4
+    assert passes
+
+
 def test_other_models_are_named() -> None:
     config = transformers.GPT2Config(vocab_size=40, n_layer=1, n_embd=32, n_head=2)
     model = AutoModelForCausalLM.from_config(config)

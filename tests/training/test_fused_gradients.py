@@ -4,10 +4,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import trl
 
 from rl_reasoner import GRPOTrainer
-from support.stock import TOLERANCE, Policies, gradients, never_flat, saved_policies, worst
+from support.stock import (
+    TOLERANCE,
+    Gradients,
+    Policies,
+    gradients,
+    never_flat,
+    saved_policies,
+    worst,
+)
 from support.ways import WAYS, multiplied
 
 
@@ -30,3 +39,22 @@ def test_gradients_of_each_way_and_family(kind: str, policies: Policies, tmp_pat
             ours, _, trainer = gradients(GRPOTrainer, policy, tmp_path, never_flat, **changes)
         assert trainer.packed_forward.fuses
         assert worst(stock, ours) <= TOLERANCE, way
+
+
+def apart(one: Gradients, other: Gradients) -> float:
+    """The relative difference of all gradients of the first step together."""
+    both = [torch.cat([g.flatten() for g in steps[0].values()]) for steps in (one, other)]
+    return float((both[0] - both[1]).norm() / both[1].norm())
+
+
+@pytest.mark.parametrize("kind", ["dense", "moe", "llama"])
+def test_in_bf16_gradients_are_as_near_to_fp32s_as_stock_trls(
+    kind: str, policies: Policies, tmp_path: Path
+) -> None:
+    """Under autocast experts and attention are functions of ours, and the head is fp32's."""
+    exact, _, _ = gradients(trl.GRPOTrainer, policies(kind), tmp_path, never_flat, max_steps=1)
+    rounded = {"bf16": True, "max_steps": 1}
+    stock, _, _ = gradients(trl.GRPOTrainer, policies(kind), tmp_path, never_flat, **rounded)
+    ours, _, trainer = gradients(GRPOTrainer, policies(kind), tmp_path, never_flat, **rounded)
+    assert trainer.packed_forward.fuses
+    assert 0 < apart(ours, exact) <= 1.2 * apart(stock, exact)
