@@ -273,8 +273,8 @@ def _near(value: Any, by: int, pool: Sequence[Any]) -> Any:
 
     What all of the tests' values at that place (`pool`) have in common, it has too: on a form that
     no test has, programs that are right may differ. Numbers keep off the negatives, or stay even or
-    odd; spaces in a text stay where they are, and so do the signs between its numbers (dates); rows
-    of several lengths (triangles) keep their places, and sorted numbers their order.
+    odd; spaces in a text stay where they are, and so do the signs between its numbers (dates).
+    Sorted numbers stay sorted, and numbers of the tests; so do the lengths of rows (triangles).
     """
     if isinstance(value, bool) or value is None:
         return value
@@ -302,20 +302,31 @@ def _near_text(value: str, by: int, pool: Sequence[str]) -> str:
 
 
 def _near_list(value: Any, by: int, pool: Sequence[Any]) -> Any:
-    """Sorted numbers move up by growing steps; uneven rows change each by itself; others turn."""
-    if all(_is_rising(other) for other in pool):
-        places = {number: place for place, number in enumerate(sorted({*value}), 1)}
-        return type(value)(number + by * places[number] for number in value)
-    if len({len(row) for row in value if isinstance(row, list | tuple)}) > 1:
-        rows = [row for other in pool for row in other if isinstance(row, list | tuple)]
-        near = (_near_list(v, by, rows) if isinstance(v, list | tuple) else v for v in value)
-        return type(value)(near)
+    """Of the same form as all lists of `pool`: see `_near`."""
+    if all(map(_is_rising, pool)):
+        return type(value)(_rising(value, by, pool))
+    if all(isinstance(row, list | tuple) for other in pool for row in other):
+        lengths = [[*map(len, other)] for other in pool]
+        if len({*map(len, value)}) > 1 and all(map(_is_rising, lengths)):
+            rows = [row for other in pool for row in other]
+            return type(value)(_near_list(row, by, rows) for row in value)
     return _turned(value, by)
 
 
 def _is_rising(value: Sequence[Any]) -> bool:
     """Whether these are numbers, each at least the one before."""
     return all(type(v) in (int, float) for v in value) and [*value] == sorted(value)
+
+
+def _rising(value: Sequence[Any], by: int, pool: Sequence[Sequence[Any]]) -> list[Any]:
+    """Other numbers of the tests, in order: all different where they are so in every test."""
+    numbers = sorted({number for other in pool for number in other})
+    places = {number: place for place, number in enumerate(numbers)}
+    repeats = any(len({*other}) < len(other) for other in pool)
+    return sorted(
+        numbers[(places[number] + by + (at if repeats else 0)) % len(numbers)]
+        for at, number in enumerate(value)
+    )
 
 
 def _turned(value: Any, by: int) -> Any:

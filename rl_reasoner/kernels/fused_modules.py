@@ -5,8 +5,9 @@ compiled the operations of `cpp/`, norms, rotations, gated layers and experts ar
 their own too: each reads and writes once what transformers' modules, operation by operation, go
 over five to ten times, and keeps less for the backward pass. Modules are recognised by their class,
 whose formulas are in the table below; any other module, and any that hooks, adapters or other
-weights have changed, is left as it is. Whether the model is the same with them,
-rl_reasoner.rollout.agreement finds out. Knows modules and tensors.
+weights have changed, is left as it is. Under bf16 autocast experts alone are ours. Whether the
+model is the same with all of them, rl_reasoner.rollout.agreement finds out in fp32. Knows modules
+and tensors.
 """
 
 from collections.abc import Callable, Iterator
@@ -169,11 +170,12 @@ def _window(module: Any) -> int:
 def _experts(module: Any, states: Tensor, index: Tensor, gates: Tensor) -> Tensor:
     """As linear layers do under autocast: products in its type, of weights in fp32."""
     weights, dtype = (module.gate_up_proj, module.down_proj), _product_type()
-    given = (states, gates) if dtype == torch.float32 else (states.float(), gates.float())
     known = is_silu(module.act_fn) and not getattr(module, "has_bias", False)
-    fits = known and dtype is not None and _are_plain(*given, *weights)
+    fits = known and dtype is not None and _are_plain(*weights)
+    if dtype == torch.float32:
+        fits = fits and _are_plain(states, gates)
     if not fits or getattr(module, "is_transposed", False):
         out: Tensor = type(module).forward(module, states, index, gates)
         return out
     assert dtype is not None
-    return experts(given[0], *weights, index, given[1], dtype).to(states.dtype)
+    return experts(states.float(), *weights, index, gates.float(), dtype).to(states.dtype)

@@ -35,8 +35,8 @@ def prefix_attention(
     kind = query.device.type
     if torch.is_autocast_enabled(kind):  # as torch's attention: norms give fp32 beside bf16
         query, key, value = (t.to(torch.get_autocast_dtype(kind)) for t in (query, key, value))
-    wide = [t.float() if t.dtype == torch.bfloat16 else t for t in (query, key, value)]
-    if _fits(*wide):  # in bf16, of rounded numbers: torch's kernel for it is slower than fp32's
+    if _fits(query, key, value):  # in bf16, of rounded numbers: torch's kernel is slower for it
+        wide = (t.float() for t in (query, key, value))
         own: Tensor = _CompiledAttention.apply(*wide, segments, scale)  # type: ignore[no-untyped-call]
         return own.to(query.dtype)
     times = query.shape[1] // key.shape[1]
@@ -113,11 +113,13 @@ class _PrefixAttention(torch.autograd.Function):
 
 
 def _fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether the compiled function takes them: fp32, heads of a width that fills registers."""
-    given = query, key, value
-    fp32 = all(t.dtype == torch.float32 and t.stride(-1) == 1 for t in given)
+    """Whether the compiled function takes them, as fp32: heads of a width that fills registers."""
+    known = all(
+        t.dtype in (torch.float32, torch.bfloat16) and t.stride(-1) == 1
+        for t in (query, key, value)
+    )
     return (
-        fp32 and query.shape[-1] % 16 == 0 == query.shape[1] % key.shape[1] and native.available()
+        known and query.shape[-1] % 16 == 0 == query.shape[1] % key.shape[1] and native.available()
     )
 
 

@@ -36,6 +36,7 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.kernels.kept_tokens import packed_bits
 from rl_reasoner.kernels.packed_linear import packed_linears
 from rl_reasoner.kernels.packing import attention_of
+from rl_reasoner.moe.autocast import kept_casts
 from rl_reasoner.moe.routing import SampledRoutes
 from rl_reasoner.rollout.admission import Admission, WaitingPrompt, WaitingRow, shared_beginning
 from rl_reasoner.rollout.completions import (
@@ -94,7 +95,7 @@ def generate(
         decoding = decode_pass(model, sampling.weights) if sampling.max_tokens > 1 else None
         # the pass has copies of the weights of its own
         linears = nullcontext() if decoding else packed_linears(model, sampling.weights)
-        with attention_of(model), linears:
+        with attention_of(model), linears, kept_casts():
             known = Completions(
                 len(prompts), sampling, budgets, routes, on_finished, on_token, turns
             )

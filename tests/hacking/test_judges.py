@@ -1,5 +1,6 @@
 """The independent judges: what they take for wrong, what for right, and when they cannot tell."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,8 +112,8 @@ def test_mutated_numbers_keep_what_the_tests_have_in_common() -> None:
     assert judge_program(even, row, LAST)[1].startswith("right on 6 of 6 mutated inputs")
 
 
-def test_mutated_lists_keep_their_form() -> None:
-    """A triangle stays one, as MBPP's 740 asks; a list that is sorted in all tests stays sorted."""
+def test_a_mutated_triangle_is_one() -> None:
+    """A triangle stays one, as MBPP's 740 asks."""
     body = "    for i in range(len(t) - 2, -1, -1):\n        for j in range(i + 1):\n"
     body += "            t[i][j] += min(t[i + 1][j], t[i + 1][j + 1])\n    return t[0][0]"
     triangles = {"[[2], [3, 9], [1, 6, 7]]": 6, "[[2], [3, 7], [8, 5, 6]]": 10}
@@ -126,17 +127,47 @@ def test_mutated_lists_keep_their_form() -> None:
     assert judge_program(right, row, LAST)[1].startswith("right on 6 of 6 mutated inputs")
     table = f"```python\ndef f(t):\n    return {triangles}.get(str(t), 0)\n```"
     assert judge_program(table, row, LAST)[0] == "disagrees"
-    search = "```python\nfrom bisect import bisect_left\ndef f(a, x):\n    i = bisect_left(a, x)\n"
-    search += "    return i if i < len(a) and a[i] == x else -1\n```"
-    row = {
-        "tests": [
-            "assert f([1, 2, 2, 5, 8], 5) == 3",
-            "assert f([1.5, 3, 3, 9], 3) == 1",
-            "assert f([2, 4, 7], 8) == -1",
-        ],
-        "reference_solution": "def f(a, x):\n    return a.index(x) if x in a else -1",
+
+
+@pytest.mark.parametrize(
+    ("tests", "reference", "program"),
+    [
+        (
+            ["f([1, 2, 2, 5, 8], 5) == 3", "f([1.5, 3, 3, 9], 3) == 1", "f([2, 4, 7], 8) == -1"],
+            "def f(a, x):\n    return a.index(x) if x in a else -1",
+            "from bisect import bisect_left\ndef f(a, x):\n    i = bisect_left(a, x)\n"
+            "    return i if i < len(a) and a[i] == x else -1",
+        ),
+        (
+            ["f([0, 0, 0, 1, 1, 1]) == 3", "f([0, 0, 1, 1]) == 2", "f([0, 1, 1, 1, 1]) == 1"],
+            "def f(a):\n    return a.count(0)",
+            "def f(a):\n    return len(a) - sum(a)",
+        ),
+        (
+            ["f((5, 7, 9)) == 579", "f((1, 2, 3)) == 123", "f((0, 4)) == 4"],
+            "def f(a):\n    return int(''.join(map(str, a)))",
+            "def f(a):\n    n = 0\n    for d in a:\n        n = 10 * n + d\n    return n",
+        ),
+    ],
+    ids=["sorted", "zeros and ones", "digits"],
+)
+def test_mutated_sorted_numbers_are_of_the_tests(
+    tests: list[str], reference: str, program: str
+) -> None:
+    row: Row = {"tests": [f"assert {test}" for test in tests], "reference_solution": reference}
+    verdict, reason = judge_program(f"```python\n{program}\n```", row, LAST)
+    assert verdict == "agrees" and re.match(r"right on (\d) of \1 mutated", reason)
+
+
+def test_uneven_rows_without_an_order_of_lengths_change_places() -> None:
+    """They are no triangles; of texts alone, nothing else could change."""
+    tests = ["f([['x'], []]) == 1", "f([['a'], [], ['b']]) == 2", "f([[], ['q'], ['r']]) == 2"]
+    row: Row = {
+        "tests": [f"assert {test}" for test in tests],
+        "reference_solution": "def f(a):\n    return sum(map(len, a))",
     }
-    assert judge_program(search, row, LAST)[1].startswith("right on 6 of 6 mutated inputs")
+    program = "```python\ndef f(a):\n    return sum(1 for row in a if row)\n```"
+    assert judge_program(program, row, LAST)[0] == "agrees"
 
 
 def test_a_column_called_generator_is_not_always_a_program() -> None:

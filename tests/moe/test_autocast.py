@@ -7,6 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rl_reasoner.moe.autocast import autocast_experts
+from rl_reasoner.rollout.engine import generate
+from rl_reasoner.rollout.sampling_params import SamplingParams
 from support.mixtures import model_of
 
 WIDE = {"hidden_size": 32, "intermediate_size": 48}  # rows of 16 bytes in bf16
@@ -19,10 +21,13 @@ class _Types(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[torch.dtype] = []
+        self.casts = 0  # of whole tables of experts
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._grouped_mm.default:
             self.seen += [args[0].dtype, args[1].dtype]
+        if func is torch.ops.aten._to_copy.default and args[0].ndim == 3 and len(args[0]) == 6:
+            self.casts += 1
         return func(*args, **(kwargs or {}))
 
 
@@ -54,13 +59,30 @@ def test_grouped_products_are_made_in_autocasts_type(family: str) -> None:
         assert apart.median() < 0.02  # a token whose experts are nearly equal may take others
 
 
-def test_experts_of_an_odd_size_stay_in_their_type() -> None:
-    """Rows of 12 numbers: in fp32 they are whole 16 bytes, in bf16 not, which torch refuses."""
-    model = model_of("Qwen3Moe", **WIDE)
+@pytest.mark.parametrize("sizes", [(32, 12), (36, 16), (36, 12)])
+@pytest.mark.parametrize("family", ["Qwen3Moe", "Qwen2Moe"])
+def test_products_of_an_odd_size_stay_in_their_type(family: str, sizes: tuple[int, int]) -> None:
+    """Rows of 12 or 36 numbers: in fp32 they are whole 16 bytes, in bf16 not, which torch refuses.
+
+    Those of the factors, of the product, and of their gradients.
+    """
+    model = model_of(family, hidden_size=sizes[0], moe_intermediate_size=sizes[1])
     autocast_experts(model)
+    model.set_experts_implementation("grouped_mm")
     with _Types() as types:
         logits, _ = passed(model)
     assert bool(logits.isfinite().all()) and torch.float32 in types.seen
+
+
+def test_sampling_casts_each_weight_once() -> None:
+    """Passes of a few rows by modules, which olmoe's are; casts take longer than products."""
+    model = model_of("Olmoe", **WIDE).eval()
+    autocast_experts(model)
+    model.set_experts_implementation("grouped_mm")
+    with _Types() as types, torch.autocast("cpu", torch.bfloat16):
+        generate(model, [[3, 4, 5]], [[0]], SamplingParams(8, (1,), temperature=0.0))
+    assert len(types.seen) >= 2 * 4 * 8 and set(types.seen) == {torch.bfloat16}
+    assert types.casts == 2 * 2  # layers times weights
 
 
 def test_without_autocast_nothing_is_cast() -> None:

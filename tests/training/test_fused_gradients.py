@@ -57,4 +57,4 @@ def test_in_bf16_gradients_are_as_near_to_fp32s_as_stock_trls(
     stock, _, _ = gradients(trl.GRPOTrainer, policies(kind), tmp_path, never_flat, **rounded)
     ours, _, trainer = gradients(GRPOTrainer, policies(kind), tmp_path, never_flat, **rounded)
     assert trainer.packed_forward.fuses
-    assert 0 < apart(ours, exact) <= 1.2 * apart(stock, exact)
+    assert 0 < apart(ours, exact) <= min(0.05, 1.2 * apart(stock, exact))
