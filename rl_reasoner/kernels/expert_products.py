@@ -6,7 +6,7 @@ products in fp32 or, as autocast would have it, in bf16. Knows tensors only.
 
 Each expert's rows are filled up to a multiple of `_ROWS` with rows whose gate is 0. oneDNN compiles
 a product for each number of rows, and keeps a thousand: with a number of its own for every expert,
-layer and batch, that took more time than the products.
+layer and batch, it compiled most of them anew.
 """
 
 from typing import Any

@@ -75,7 +75,8 @@ def _cast_on(device: str) -> Callable[..., Tensor]:
 
 def _weights(weights: Tensor, dtype: torch.dtype) -> Tensor:
     kept = None if torch.is_grad_enabled() else _kept.get()
-    if kept is None:
+    base = weights if weights._base is None else weights._base
+    if kept is None or not isinstance(base, nn.Parameter):  # what is no parameter may be gone soon
         return weights.to(dtype)
     place = weights.data_ptr(), weights.shape, weights.stride(), dtype
     if place not in kept:

@@ -75,7 +75,8 @@ def _is_silent(model: nn.Module) -> bool:
 def _module_obstacle(module: nn.Module, home: str) -> str | None:
     kind = type(module)
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    if any(hook not in silent_hooks and hook.__module__ != _RECORDER for hook in hooks):
+    heard = [hook for hook in hooks if getattr(hook, "__module__", None) != _RECORDER]
+    if any(hook not in silent_hooks for hook in heard):
         return f"hooks on a {kind.__name__}"
     if kind.__module__.startswith(_LORA):
         layer: Any = module

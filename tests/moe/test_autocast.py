@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import grouped_mm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rl_reasoner.moe.autocast import autocast_experts
+from rl_reasoner.moe.autocast import autocast_experts, kept_casts
 from rl_reasoner.rollout.engine import generate
 from rl_reasoner.rollout.sampling_params import SamplingParams
 from support.mixtures import model_of
@@ -83,6 +84,17 @@ def test_sampling_casts_each_weight_once() -> None:
         generate(model, [[3, 4, 5]], [[0]], SamplingParams(8, (1,), temperature=0.0))
     assert len(types.seen) >= 2 * 4 * 8 and set(types.seen) == {torch.bfloat16}
     assert types.casts == 2 * 2  # layers times weights
+
+
+def test_weights_that_are_made_for_a_pass_are_not_kept() -> None:
+    """As those of adapters on experts are: their place in memory soon holds other weights."""
+    autocast_experts(model_of("Olmoe", **WIDE))
+    rows, ends = torch.randn(8, 16), torch.tensor([3, 8], dtype=torch.int32)
+    base = torch.nn.Parameter(torch.randn(2, 16, 16))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), kept_casts():
+        for scale in (1.0, 2.0, 3.0):
+            made = grouped_mm(rows, base * scale, offs=ends).float()
+            assert (made / scale - grouped_mm(rows, base, offs=ends).float()).abs().max() < 0.1
 
 
 def test_without_autocast_nothing_is_cast() -> None:
