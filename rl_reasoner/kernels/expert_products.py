@@ -67,14 +67,14 @@ class _Experts(torch.autograd.Function):
             part = product_of(hidden[rows], down[expert], "forward")
             out.index_add_(0, tokens[rows], part.to(out.dtype))
         ctx.save_for_backward(states, gate_up, down, tokens, weights, order, places, gate, up)
-        ctx.ends, ctx.shape, ctx.dtype = ends, gates.shape, dtype
+        ctx.ends, ctx.shape = ends, gates.shape
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         states, gate_up, down, tokens, weights, order, places, gate, up = ctx.saved_tensors
-        width, ends, dtype = down.shape[2], ctx.ends, ctx.dtype
+        width, ends, dtype = down.shape[2], ctx.ends, down.dtype
         grad, sorted_states = grads[0][tokens].to(dtype), states[tokens].to(dtype)
         gate, up = gate.float(), up.float()
         by_hidden = torch.empty_like(gate)  # before the gates

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from rl_reasoner.moe.autocast import autocast_experts
 from rl_reasoner.moe.routing import Routes, Routing, SampledRoutes
 from rl_reasoner.rollout.completions import SampledCompletion
 from rl_reasoner.rollout.engine import generate
@@ -122,7 +121,6 @@ def carry_out(
 ) -> Sampled:
     """Sample `order` from `model`, in evaluation mode; `routing` are its routers, if any."""
     started = time.perf_counter()
-    autocast_experts(model)  # as the trainer's process does
     device = next(model.parameters()).device.type
     inside = nullcontext() if order.autocast is None else torch.autocast(device, order.autocast)
     recorded = routing.record() if routing is not None and order.routed else nullcontext()
