@@ -175,7 +175,7 @@ def lengths_of(step: int, count: int, longest: int) -> list[int]:
 
 
 def end_as_planned(trainer: Any, args: argparse.Namespace) -> None:
-    """Make each sampled row end at its length, by the logits of the end token."""
+    """Make each sampled row end at its length, and not before."""
     import torch
     from transformers import LogitsProcessor, LogitsProcessorList
 
@@ -186,20 +186,20 @@ def end_as_planned(trainer: Any, args: argparse.Namespace) -> None:
 
     def plan(prompt_ids: Any, *others: Any, **named: Any) -> Any:
         lengths = lengths_of(trainer._step, len(prompt_ids), args.longest)
-        planned.update(lengths=torch.tensor(lengths), width=0)
-        return single_turn(prompt_ids, *others, **named)
-
-    def ended(logits: Any, due: Any) -> Any:
-        logits[:, trainer.eos_token_ids] = -torch.inf
-        logits[due] = -torch.inf
-        logits[due, END] = 0.0
-        return logits
+        planned.update(lengths=lengths, width=0)
+        found = single_turn(prompt_ids, *others, **named)
+        assert [*map(len, found[0])] == lengths, "completions are not as long as they should be"
+        return found
 
     class Ends(LogitsProcessor):  # type: ignore[misc]
         def __call__(self, input_ids: Any, scores: Any) -> Any:
             planned["width"] = planned["width"] or input_ids.shape[1]
             drawn = input_ids.shape[1] - planned["width"]
-            return ended(scores, planned["lengths"] == drawn + 1)
+            due = torch.tensor(planned["lengths"]) == drawn + 1
+            scores[:, trainer.eos_token_ids] = -torch.inf
+            scores[due] = -torch.inf
+            scores[due, END] = 0.0
+            return scores
 
     trainer._generate_single_turn = plan
     if args.side == "trl":
@@ -207,13 +207,14 @@ def end_as_planned(trainer: Any, args: argparse.Namespace) -> None:
             trainer.model.generate, logits_processor=LogitsProcessorList([Ends()])
         )
         return
-    processed = engine._Batch._processed
+    sample = engine._Batch._sample
 
-    def process(batch: Any, logits: Any, rows: Any, times: Any, seen: Any) -> Any:
-        due = planned["lengths"].numpy()[rows] == times + 1
-        return ended(processed(batch, logits, rows, times, seen), torch.from_numpy(due))
+    def without_end(batch: Any, logits: Any, *others: Any) -> Any:
+        logits[:, trainer.eos_token_ids] = -torch.inf
+        return sample(batch, logits, *others)
 
-    engine._Batch._processed = process  # type: ignore[method-assign,assignment]
+    engine._Batch._sample = without_end  # type: ignore[method-assign,assignment]
+    trainer.engine_sampling.budgets = lambda rows, count: planned["lengths"]
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from torch import Tensor
 from transformers.generation import StopStringCriteria
 from trl.models.utils import disable_gradient_checkpointing
 
@@ -33,14 +32,11 @@ from rl_reasoner.rollout.sampling_weights import sampling_dtype
 from rl_reasoner.rollout.vllm_server.agreement import ASKED_PROMPTS, check_server
 from rl_reasoner.rollout.vllm_server.completion_requests import unsent
 from rl_reasoner.rollout.vllm_server.rollouts import VllmRollouts
-from rl_reasoner.training.micro_batches import moves
-from rl_reasoner.training.objective import trained_tokens
 from rl_reasoner.training.packed_forward import is_on, sampled_elsewhere
 from rl_reasoner.training.rollout_batch import RolloutBatch
-from rl_reasoner.training.trl_internals import BATCHES, LOSS, PASS, put_on
+from rl_reasoner.training.trl_internals import put_on
 
 logger = logging.getLogger(__name__)
-RATIO = "importance_sampling_ratio"  # a column of a batch
 _CODES = [None, torch.bfloat16, torch.int8]  # of what is sampled from, as processes compare it
 _NOT_HERE = "fast_rollouts: transformers' generate is used, for %s"
 
@@ -302,20 +298,33 @@ class EngineSampling:
         return self._corrects
 
     @contextmanager
-    def corrected(self, *, sampling: bool = False) -> Iterator[None]:
+    def corrected(self, inputs: Mapping[str, Any] | None = None) -> Iterator[None]:
         """Inside, trl corrects for the engine's log-probs as it does for vLLM's.
 
-        Where a batch is sampled (`sampling`), only if the training's own pass does not do it.
+        In the loss of `inputs`, if they have any. While a batch is sampled (None), only if the
+        training's own pass does not do it.
         """
         trainer = self.trainer
         correcting = not trainer.use_vllm and self.sampling() is not None and self.corrects
-        if sampling and trainer.model.training and trainer.sampling_correction.in_the_loss:
+        if inputs is not None:
+            correcting = correcting and inputs.get("sampling_per_token_logps") is not None
+        elif trainer.model.training and trainer.sampling_correction.in_the_loss:
             correcting = False
         with (
             put_on(self, "correcting", correcting),
             put_on(trainer, "use_vllm", trainer.use_vllm or correcting),
         ):
             yield
+
+    def got(self, logps: list[list[float]] | None) -> None:
+        """A batch was sampled, with these log-probs: by a method of the user's own without any."""
+        if logps is not None or self.sampling() is None or not self.corrects:
+            return
+        if "log-probs" not in self._elsewhere:
+            logger.warning("correct_sampling: left out where completions come without log-probs")
+        self._elsewhere.add("log-probs")
+        if self.correcting:
+            self.correcting = self.trainer.use_vllm = False
 
     @contextmanager
     def generating(self) -> Iterator[None]:
@@ -410,90 +419,3 @@ class EngineSampling:
 def _keys(key: tuple[int, ...], first: int, count: int, size: int) -> list[tuple[int, ...]]:
     """A key for each of `count` rows from `first` on, in groups of `size`."""
     return [(*key, row // size, row % size) for row in range(first, first + count)]
-
-
-class SamplingCorrection:
-    """trl's weights of tokens for the log-probs they were drawn with, made in the training pass.
-
-    trl computes the policy's log-probs for them in a pass before (`vllm_importance_sampling_*`).
-    Where the policy does not move between that pass and the training's, the training's own has the
-    same: the weights, by trl's formulas and settings, are made of those, in the middle of the loss.
-    Figures of them are over the rows that are computed.
-    """
-
-    def __init__(self, trainer: Any) -> None:
-        self.trainer = trainer
-        self._inputs: dict[str, Any] | None = None  # the micro-batch whose loss is computed
-
-    @property
-    def in_the_loss(self) -> bool:
-        """Whether the training pass gives what the pass before it would."""
-        trainer = self.trainer
-        return bool(
-            trainer.packed_forward.packs
-            and is_on(trainer, "reuse_log_probs")
-            and trainer.accelerator.num_processes == 1
-            and trainer.loss_type != "vespo"  # which has the weights in its own
-            and trainer.off_policy_mask_threshold is None
-            and not trainer.old_logprobs.moves_on
-            and not trainer.objective.kl_in_reward
-            and not trainer.internals.overridden(*LOSS, PASS, *BATCHES)
-        )
-
-    @contextmanager
-    def loss_of(self, inputs: dict[str, Any]) -> Iterator[None]:
-        """Inside, the loss of `inputs` is computed, and corrected for."""
-        before, self._inputs = self._inputs, inputs
-        try:
-            yield
-        finally:
-            self._inputs = before
-
-    def saw(self, logps: Tensor) -> None:
-        """The (B, T) log-probs of the pass that is made now: the weights of its tokens follow."""
-        inputs, trainer = self._inputs, self.trainer
-        if not inputs or not trainer.model.training or not self.in_the_loss:
-            return
-        drawn = inputs.get("drawn_per_token_logps", inputs.get("sampling_per_token_logps"))
-        if drawn is None:
-            return
-        mask = trained_tokens(inputs)
-        apart = ((logps.detach() - drawn) * mask).nan_to_num(nan=0.0)
-        inputs[RATIO] = weights(
-            apart,
-            trainer.vllm_importance_sampling_mode,
-            trainer.vllm_importance_sampling_clip_min,
-            trainer.vllm_importance_sampling_clip_max,
-        )
-        self._log(apart, inputs, mask.bool())
-
-    def _log(self, apart: Tensor, inputs: dict[str, Any], mask: Tensor) -> None:
-        """trl's figures, of the rows that have log-probs."""
-        if self.trainer.packed_forward.skips:
-            mask = mask & moves(inputs["advantages"])[:, None]
-        if not mask.any():
-            return
-        ratio = inputs[RATIO]
-        ratio = ratio[mask] if ratio.shape == mask.shape else ratio[mask.any(1)]
-        metrics, apart = self.trainer.internals.training_metrics, apart[mask].abs()
-        for name, figures in {
-            "importance_sampling_ratio": {"min": ratio.min(), "mean": ratio.mean()},
-            "sampling_logp_difference": {"mean": apart.mean(), "max": apart.max()},
-        }.items():
-            for kind, value in figures.items():
-                metrics[f"sampling/{name}/{kind}"].append(value.item())
-        metrics["sampling/importance_sampling_ratio/max"].append(ratio.max().item())
-
-
-def weights(apart: Tensor, mode: str, least: float | None, most: float | None) -> Tensor:
-    """(B, T) weights of tokens, or (B, 1) of rows, from `apart` (B, T): log policy - log drawn.
-
-    `mode` is trl's `vllm_importance_sampling_mode`: of a token or of the whole sequence; what is
-    out of bounds is set to the bound (truncate) or to 0 (mask).
-    """
-    level, _, bound = mode.partition("_")
-    ratio = (apart.sum(-1, keepdim=True) if level == "sequence" else apart).exp()
-    if bound == "truncate":
-        return ratio if least is None and most is None else torch.clamp(ratio, least, most)
-    low, high = -torch.inf if least is None else least, torch.inf if most is None else most
-    return ratio.masked_fill((ratio < low) | (ratio > high), 0.0)

@@ -42,11 +42,11 @@ from rl_reasoner.training.checkpointing.data_place import check_rows, check_trai
 from rl_reasoner.training.checkpointing.exact_resume import ExactResume, same_random_states
 from rl_reasoner.training.checkpointing.faults import SkipBadSteps
 from rl_reasoner.training.config import GRPOConfig
-from rl_reasoner.training.engine_sampling import EngineSampling, SamplingCorrection
+from rl_reasoner.training.engine_sampling import EngineSampling
 from rl_reasoner.training.expert_balance import ExpertBalance
 from rl_reasoner.training.micro_batches import take_out
 from rl_reasoner.training.objective import Objective, with_punishment
-from rl_reasoner.training.old_logprobs import OldLogProbs
+from rl_reasoner.training.old_logprobs import OldLogProbs, SamplingCorrection
 from rl_reasoner.training.out_of_memory import SmallerPieces
 from rl_reasoner.training.packed_forward import PackedForward, Pass, is_on
 from rl_reasoner.training.prompt_selection import PromptSelection
@@ -229,7 +229,7 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Prompts are chosen, completed and scored; what comes out has advantages."""
-        with self.engine_sampling.corrected(sampling=True), self._rewards_kept():
+        with self.engine_sampling.corrected(), self._rewards_kept():
             output = self.prompt_selection.batch(inputs)
         batch = self.rollout_batch
         self.engine_sampling.keep_policy_logps(batch, output)
@@ -301,7 +301,9 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
             self.engine_sampling.generating(),
             self.engine_sampling.several_turns(),
         ):
-            return super()._generate(prompts)
+            found = super()._generate(prompts)
+        self.engine_sampling.got(found[4])
+        return found
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
         schemas = self.tool_use.schemas if self.tool_use else None
@@ -393,7 +395,7 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
         return loss
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        with self.engine_sampling.corrected():
+        with self.engine_sampling.corrected(inputs):
             with (
                 self.objective.without_trls_kl(),
                 self.expert_balance.loss_of(inputs),

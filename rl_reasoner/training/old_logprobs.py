@@ -8,7 +8,8 @@ can move the policy. The policy is the same, so are the numbers, but for the rou
 batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,8 +17,11 @@ from torch import Tensor
 
 from rl_reasoner.distributed.sharding import forward_is_collective
 from rl_reasoner.training.micro_batches import moves
+from rl_reasoner.training.objective import trained_tokens
 from rl_reasoner.training.packed_forward import Pass, is_on
 from rl_reasoner.training.trl_internals import BATCHES, LOSS, OLD_LOGPS, PASS
+
+RATIO = "importance_sampling_ratio"  # a column of a batch
 
 
 class OldLogProbs:
@@ -113,3 +117,90 @@ class OldLogProbs:
     def micro_batch_done(self) -> None:
         """A micro-batch was trained on."""
         self._done = 0 if self.trainer.accelerator.sync_gradients else self._done + 1
+
+
+class SamplingCorrection:
+    """trl's weights of tokens for the log-probs they were drawn with, made in the training pass.
+
+    trl computes the policy's log-probs for them in a pass before (`vllm_importance_sampling_*`).
+    Where the policy does not move between that pass and the training's, the training's own has the
+    same: the weights, by trl's formulas and settings, are made of those, in the middle of the loss.
+    Figures of them are over the rows that are computed.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self._inputs: dict[str, Any] | None = None  # the micro-batch whose loss is computed
+
+    @property
+    def in_the_loss(self) -> bool:
+        """Whether the training pass gives what the pass before it would."""
+        trainer = self.trainer
+        return bool(
+            trainer.packed_forward.packs
+            and is_on(trainer, "reuse_log_probs")
+            and trainer.accelerator.num_processes == 1
+            and trainer.loss_type != "vespo"  # which has the weights in its own
+            and trainer.off_policy_mask_threshold is None
+            and not trainer.old_logprobs.moves_on
+            and not trainer.objective.kl_in_reward
+            and not trainer.internals.overridden(*LOSS, PASS, *BATCHES)
+        )
+
+    @contextmanager
+    def loss_of(self, inputs: dict[str, Any]) -> Iterator[None]:
+        """Inside, the loss of `inputs` is computed, and corrected for."""
+        before, self._inputs = self._inputs, inputs
+        try:
+            yield
+        finally:
+            self._inputs = before
+
+    def saw(self, logps: Tensor) -> None:
+        """The (B, T) log-probs of the pass that is made now: the weights of its tokens follow."""
+        inputs, trainer = self._inputs, self.trainer
+        if not inputs or not trainer.model.training or not self.in_the_loss:
+            return
+        drawn = inputs.get("drawn_per_token_logps", inputs.get("sampling_per_token_logps"))
+        if drawn is None:
+            return
+        mask = trained_tokens(inputs)
+        apart = ((logps.detach() - drawn) * mask).nan_to_num(nan=0.0)
+        inputs[RATIO] = weights(
+            apart,
+            trainer.vllm_importance_sampling_mode,
+            trainer.vllm_importance_sampling_clip_min,
+            trainer.vllm_importance_sampling_clip_max,
+        )
+        self._log(apart, inputs, mask.bool())
+
+    def _log(self, apart: Tensor, inputs: dict[str, Any], mask: Tensor) -> None:
+        """trl's figures, of the rows that have log-probs."""
+        if self.trainer.packed_forward.skips:
+            mask = mask & moves(inputs["advantages"])[:, None]
+        if not mask.any():
+            return
+        ratio = inputs[RATIO]
+        ratio = ratio[mask] if ratio.shape == mask.shape else ratio[mask.any(1)]
+        metrics, apart = self.trainer.internals.training_metrics, apart[mask].abs()
+        for name, figures in {
+            "importance_sampling_ratio": {"min": ratio.min(), "mean": ratio.mean()},
+            "sampling_logp_difference": {"mean": apart.mean(), "max": apart.max()},
+        }.items():
+            for kind, value in figures.items():
+                metrics[f"sampling/{name}/{kind}"].append(value.item())
+        metrics["sampling/importance_sampling_ratio/max"].append(ratio.max().item())
+
+
+def weights(apart: Tensor, mode: str, least: float | None, most: float | None) -> Tensor:
+    """(B, T) weights of tokens, or (B, 1) of rows, from `apart` (B, T): log policy - log drawn.
+
+    `mode` is trl's `vllm_importance_sampling_mode`: of a token or of the whole sequence; what is
+    out of bounds is set to the bound (truncate) or to 0 (mask).
+    """
+    level, _, bound = mode.partition("_")
+    ratio = (apart.sum(-1, keepdim=True) if level == "sequence" else apart).exp()
+    if bound == "truncate":
+        return ratio if least is None and most is None else torch.clamp(ratio, least, most)
+    low, high = -torch.inf if least is None else least, torch.inf if most is None else most
+    return ratio.masked_fill((ratio < low) | (ratio > high), 0.0)

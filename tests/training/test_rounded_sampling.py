@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from rl_reasoner import GRPOTrainer
 from rl_reasoner.rollout import sampling_weights
 from support.processes import build
 from support.processors import needs_int8
@@ -40,6 +41,32 @@ def test_rounded_weights_are_corrected_for_by_themselves(
     if corrects:
         assert 1e-5 < logged[GAP] < 0.05
         assert 0.5 < logged[RATIO] < 1.5 and logged[RATIO] != 1.0
+
+
+class OwnCompletions(GRPOTrainer):
+    """Completions of the user's own, of which nobody knows how likely they were."""
+
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *others: Any) -> Any:
+        return [[9 + i, 8, *row[:3]] for i, row in enumerate(prompt_ids)], None
+
+
+@pytest.mark.parametrize("more", [{}, {"num_iterations": 2}, {"dynamic_sampling": 2}], ids=str)
+def test_completions_of_ones_own_are_not_corrected_for(
+    more: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def trained(weights: str) -> dict[str, torch.Tensor]:
+        changes = {**SHORT, **more, "max_steps": 2, "sampling_weights": weights}
+        trainer = build("scratch:dense-tiny", tmp_path / weights, kind=OwnCompletions, **changes)
+        trainer.train()
+        assert GAP not in trainer.state.log_history[0]
+        assert not trainer.use_vllm
+        return dict(trainer.model.state_dict())
+
+    exact = trained("own")
+    assert "correct_sampling" not in caplog.text
+    rounded = trained("bfloat16")
+    assert caplog.text.count("correct_sampling: left out") == 1
+    assert all(exact[name].equal(rounded[name]) for name in exact)
 
 
 def test_it_is_said_where_nothing_is_rounded(
