@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rl_reasoner.kernels import native
+from rl_reasoner.kernels.panel_weight import laid_out, panels
 
 _SUFFIX = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 DTYPES = tuple(_SUFFIX)
@@ -205,20 +206,13 @@ class PanelExperts:
     def __init__(self, gate_up: Tensor, down: Tensor, chosen: int, normalised: bool) -> None:
         count, hidden, inner = down.shape
         lanes = int(native.library().lanes())
-        gates, others = (_panels(half, lanes) for half in gate_up.chunk(2, dim=1))
+        gates, others = (panels(half, lanes) for half in gate_up.chunk(2, dim=1))
         self._kept = (
-            torch.cat((gates, others), dim=-1).contiguous(),
-            _panels(down, 2 * lanes).contiguous(),
+            laid_out(torch.cat((gates, others), dim=-1)),
+            laid_out(panels(down, 2 * lanes)),
         )
         pointers = (t.data_ptr() for t in self._kept)
         self.numbers = _Experts(*pointers, count, chosen, hidden, inner, normalised)
-
-
-def _panels(weight: Tensor, width: int) -> Tensor:
-    """(experts, outputs, inputs) -> (experts, outputs / width, inputs, width), zeros behind."""
-    missing = -weight.shape[1] % width
-    filled = torch.nn.functional.pad(weight, (0, 0, 0, missing))
-    return filled.unflatten(1, (-1, width)).transpose(2, 3)  # type: ignore[no-any-return, no-untyped-call]
 
 
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float, "n": ctypes.c_int}

@@ -12,20 +12,22 @@ are small models, where it does not pay.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from rl_reasoner.kernels import integer_weights
+from rl_reasoner.kernels import integer_weights, native
 from rl_reasoner.kernels.integer_weights import IntegerWeight
+from rl_reasoner.kernels.panel_weight import PanelWeight
 from rl_reasoner.machine import choices
 
 _WORTH = 64 << 20  # bytes of weights from which it pays everywhere: smaller ones stay in the cache
 _ROWS = 16  # the number of rows that weights are laid out for; any number may come
 _MANY = 64  # the same in bf16, whose layout is another for more rows
-_TYPES = (torch.float32, torch.bfloat16)
+_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 ROUNDED = {"bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
@@ -36,26 +38,38 @@ class PackedWeight:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
-        self.integers = IntegerWeight(weight, bias) if dtype == torch.int8 else None
-        if self.integers is not None:
-            return
-        self.weight = weight.to(dtype)
-        self.bias = None if bias is None else bias.to(dtype)
-        self.packed = _by_onednn(weight) and dtype in _TYPES
-        if self.packed:
-            rows = _MANY if dtype == torch.bfloat16 else _ROWS
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, rows)
+        self._product: Callable[[Tensor], Tensor]
+        if dtype == torch.int8:
+            self._product = IntegerWeight(weight, bias)
+        elif not _by_onednn(weight) or dtype not in _NAMES:
+            self._product = partial(linear, weight=weight.to(dtype), bias=_in(bias, dtype))
+        elif weight.shape[1] % 2 == 0 and _by_panels(dtype):
+            self._product = PanelWeight(weight, bias, dtype)
+        else:
+            self._product = _OnednnWeight(weight, bias, dtype)
 
     def __call__(self, rows: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs)."""
-        if self.integers is not None:
-            return self.integers(rows)
-        if self.packed:
-            product: Tensor = torch.ops.mkldnn._linear_pointwise(
-                rows, self.weight, self.bias, "none", [], ""
-            )
-            return product
-        return linear(rows, self.weight, self.bias)
+        return self._product(rows)
+
+
+class _OnednnWeight:
+    """The same by oneDNN, with a copy in its order."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        rows = _MANY if dtype == torch.bfloat16 else _ROWS
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), rows)
+        self._bias = _in(bias, dtype)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(
+            rows, self._weight, self._bias, "none", [], ""
+        )
+        return product
+
+
+def _in(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else tensor.to(dtype)
 
 
 def computed_in(dtype: torch.dtype) -> torch.dtype:
@@ -126,7 +140,7 @@ def _usable_types() -> list[str]:
 def _fits(layer: nn.Linear) -> bool:
     if type(layer) is not nn.Linear or "forward" in layer.__dict__:
         return False
-    return layer.weight.dtype in _TYPES
+    return layer.weight.dtype in _NAMES
 
 
 def _autocast(layers: list[nn.Linear]) -> torch.dtype | None:
@@ -145,6 +159,16 @@ def _pays(layers: list[nn.Linear]) -> bool:
 
 def _by_onednn(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+
+
+def _by_panels(dtype: torch.dtype) -> bool:
+    """Whether the compiled product for few rows is the faster one on this processor."""
+    name = f"sampling_products/{_NAMES[dtype]}/{torch.get_num_threads()}_threads"
+    return bool(choices.get(name, lambda: _time_panels(dtype), _can_be) == "panels")
+
+
+def _can_be(value: Any) -> bool:
+    return value == "onednn" or (value == "panels" and native.available())
 
 
 def _packed(layer: nn.Linear, dtype: torch.dtype, back: bool) -> Callable[[Tensor], Tensor]:
@@ -183,6 +207,23 @@ def _time_layout() -> str:
     plain = _best_seconds([layer.forward for layer in layers], given)
     packed = _best_seconds([_packed(layer, torch.float32, True) for layer in layers], given)
     return "packed" if packed < 0.9 * plain else "plain"
+
+
+@torch.no_grad()
+def _time_panels(dtype: torch.dtype) -> str:
+    """`panels` where the compiled product is faster for the rows of a step, else `onednn`."""
+    if not native.available():
+        return "onednn"
+    weights = [layer.weight for layer in _layers(16, 256, 704)]
+    ways: dict[str, list[Callable[[Tensor], Tensor]]] = {
+        "panels": [PanelWeight(weight, None, dtype) for weight in weights],
+        "onednn": [_OnednnWeight(weight, None, dtype) for weight in weights],
+    }
+    seconds = dict.fromkeys(ways, 0.0)
+    for rows in (4, 16, 48):
+        for name, products in ways.items():
+            seconds[name] += _best_seconds(products, torch.ones(rows, 256, dtype=dtype))
+    return min(seconds, key=lambda name: seconds[name])
 
 
 def _layers(count: int, inputs: int, outputs: int) -> list[nn.Linear]:

@@ -18,7 +18,7 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import grouped_mm, linear, rms_norm, silu
+from torch.nn.functional import grouped_mm, rms_norm, silu
 
 from rl_reasoner.kernels import decoding
 from rl_reasoner.kernels.packed_linear import PackedWeight, computed_in
@@ -147,7 +147,7 @@ class _Mlp:
 class _Mixture:
     """Experts one by one where each is worth a product of its own, else all in one piece."""
 
-    router: Tensor
+    router: PackedWeight
     chosen: int
     normalised: bool
     experts: list[_Mlp]  # empty where they are in one piece
@@ -230,7 +230,7 @@ class DecodePass:
         router, experts = block.gate, block.experts
         gate_up, down = experts.gate_up_proj.detach(), experts.down_proj.detach()
         mixture = _Mixture(
-            router.weight.detach().to(self.dtype),
+            PackedWeight(router.weight.detach(), None, self.dtype),
             router.top_k,
             getattr(router, "norm_topk_prob", True),
             [],
@@ -317,19 +317,9 @@ class DecodePass:
                 change = mlp.down(
                     operations.gated(wide, wide.new_empty(len(wide), wide.shape[1] // 2))
                 )
-            elif mlp.panels is None:
-                mixed, experts = _mixed(mlp, normed)
-                change = mixed.to(self.dtype)
-                chosen.append(experts)
             else:
-                chosen.append(experts := torch.empty(len(hidden), mlp.chosen, dtype=torch.long))
-                change = operations.mixture(
-                    mlp.panels,
-                    normed,
-                    linear(normed, mlp.router),
-                    experts,
-                    torch.empty_like(normed),
-                )
+                change, experts = self._mixed(mlp, normed)
+                chosen.append(experts)
         return operations.norm(hidden, change, self.norm, self.eps, normed), _stacked(chosen)
 
     def _rows(self, cache: KVCache) -> tuple[decoding.Rows, list[Any]]:
@@ -369,10 +359,19 @@ class DecodePass:
                 gates, others = mlp.gate_up(normed).chunk(2, dim=-1)
                 hidden = hidden + mlp.down(silu(gates).mul_(others))
             else:
-                change, experts = _mixed(mlp, normed)
+                change, experts = self._mixed(mlp, normed)
                 hidden = hidden + change
                 chosen.append(experts)
         return rms_norm(hidden, width, self.norm, self.eps).to(self.dtype), _stacked(chosen)
+
+    def _mixed(self, mlp: _Mixture, given: Tensor) -> tuple[Tensor, Tensor]:
+        """(rows, hidden) through their experts, and which these are (rows, k)."""
+        if mlp.panels is None or self.operations is None:
+            mixed, chosen = _mixed(mlp, given)
+            return mixed.to(self.dtype), chosen
+        chosen = torch.empty(len(given), mlp.chosen, dtype=torch.long)
+        logits, out = mlp.router(given), torch.empty_like(given)
+        return self.operations.mixture(mlp.panels, given, logits, chosen, out), chosen
 
 
 def _stacked(chosen: list[Tensor]) -> Tensor | None:
@@ -408,7 +407,7 @@ def _attended(
 
 def _mixed(mlp: _Mixture, given: Tensor) -> tuple[Tensor, Tensor]:
     """(rows, hidden) through their experts by torch, and which these are (rows, k)."""
-    shares = linear(given, mlp.router).softmax(-1, dtype=torch.float32)
+    shares = mlp.router(given).softmax(-1, dtype=torch.float32)
     gates, chosen = shares.topk(mlp.chosen, dim=-1)
     if mlp.normalised:
         gates = gates / gates.sum(-1, keepdim=True)

@@ -90,6 +90,7 @@ static void place(const Layer& l, const Step& s, const T* qkv, int64_t r) {
 }
 
 static const int TILE = 32;  // tokens looked at together
+static const int FEW = 4;    // queries that are scored one by one
 
 struct Scratch {  // of a thread
     std::vector<float> tile, scores, outs, queries;
@@ -112,11 +113,16 @@ static const float* tile_of(
     return to;
 }
 
-// Ask for tokens that are read soon: memory, not computing, is what attention waits for.
-template <class T>
-static inline void fetch(const Cache& c, int64_t row, int64_t head, int64_t first, int64_t last, int dim) {
+struct Soon {  // keys or values of a row that are read soon
+    const Cache& cache;
+    int64_t row, tokens;
+};
+
+// Ask for a tile of them: memory, not computing, is what attention waits for.
+template <class T> static inline void fetch(const Soon& soon, int64_t head, int64_t first, int dim) {
+    int64_t last = first + TILE < soon.tokens ? first + TILE : soon.tokens;
     for (int64_t t = first; t < last; t++) {
-        const char* from = (const char*)at<T>(c, row, head, t);
+        const char* from = (const char*)at<T>(soon.cache, soon.row, head, t);
         for (size_t i = 0; i < dim * sizeof(T); i += 64) __builtin_prefetch(from + i);
     }
 }
@@ -135,19 +141,47 @@ static inline void score_some(
     for (int q = 0; q < N; q++) store(scores + q * width, a[q]);
 }
 
-// scores (queries, `width` apart) of tokens from the tile with `first` on; `next`: what is read then
+// One query, `count` tokens (at most W) where they lie: quicker than to turn them about for a few.
+template <class T>
+static inline void score_one(
+    const float* query, const T* tokens, int64_t stride, int count, int dim, float* scores
+) {
+    vf a[W] = {};
+    if (count == W) {
+        for (int i = 0; i < dim; i += W) {
+            vf x = load(query + i);
+            for (int t = 0; t < W; t++) a[t] += x * load(tokens + t * stride + i, dim - i);
+        }
+    } else {
+        for (int t = 0; t < count; t++)
+            for (int i = 0; i < dim; i += W) a[t] += load(query + i) * load(tokens + t * stride + i, dim - i);
+    }
+    store(scores, sums(a));
+}
+
+// scores (queries, `width` apart) of tokens from the tile with `first` on, while others are fetched
 template <class T>
 static void score(
-    const Cache& c, const Cache& next, int64_t row, int64_t head, int64_t tokens, int64_t first,
-    const float* queries, int count, int dim, float* scores, int64_t width, float* scratch
+    const Cache& c, int64_t row, int64_t head, int64_t tokens, int64_t first, const float* queries,
+    int count, int dim, float* scores, int64_t width, float* scratch, const Soon& values, const Soon& keys
 ) {
     int padded = (dim + W - 1) / W * W;
     float* turned = scratch + TILE * padded;
     for (int64_t t = first / TILE * TILE; t < tokens; t += TILE) {
         int n = tokens - t < TILE ? tokens - t : TILE;
-        int64_t end = t + 2 * TILE < tokens ? t + 2 * TILE : tokens, stride = c.token;
-        fetch<T>(c, row, head, t + TILE, end, dim);
-        fetch<T>(next, row, head, t, t + n, dim);
+        int64_t stride = c.token;
+        fetch<T>(values, head, t, dim);
+        fetch<T>(keys, head, t, dim);
+        if (count <= FEW) {
+            const T* tokens = at<T>(c, row, head, t);
+            for (int u = 0; u < n; u += W)
+                for (int q = 0; q < count; q++)
+                    score_one(
+                        queries + q * padded, tokens + u * stride, stride, n - u < W ? n - u : W, dim,
+                        scores + q * width + t + u
+                    );
+            continue;
+        }
         const float* tile = tile_of(at<T>(c, row, head, t), &stride, n, dim, padded, scratch);
         for (int u = 0; u < n; u += W) {
             const float* some = tile + u * stride;
@@ -164,34 +198,59 @@ static void score(
     }
 }
 
-template <int N, int J>
+template <class T, int N, int J>
 static inline void mix_some(
-    const float* weights, int64_t width, const float* tile, int64_t stride, int n, float* outs, int padded
+    const float* weights, int64_t width, const T* tile, int64_t stride, int n, float* outs, int padded
 ) {
-    vf a[N][J];
+    const int P = N * J <= HELD / 4 ? 2 : 1;  // few sums wait for their last addition
+    vf a[P][N][J] = {};
     for (int q = 0; q < N; q++)
-        for (int j = 0; j < J; j++) a[q][j] = load(outs + q * padded + j * W);
-    for (int t = 0; t < n; t++)
+        for (int j = 0; j < J; j++) a[0][q][j] = load(outs + q * padded + j * W);
+    int t = 0;
+    for (; t + P <= n; t += P)
+        for (int p = 0; p < P; p++)
+            for (int j = 0; j < J; j++) {
+                vf x = load(tile + (t + p) * stride + j * W);
+                for (int q = 0; q < N; q++) a[p][q][j] += weights[q * width + t + p] * x;
+            }
+    for (; t < n; t++)
         for (int j = 0; j < J; j++) {
             vf x = load(tile + t * stride + j * W);
-            for (int q = 0; q < N; q++) a[q][j] += weights[q * width + t] * x;
+            for (int q = 0; q < N; q++) a[0][q][j] += weights[q * width + t] * x;
         }
     for (int q = 0; q < N; q++)
-        for (int j = 0; j < J; j++) store(outs + q * padded + j * W, a[q][j]);
+        for (int j = 0; j < J; j++) {
+            for (int p = 1; p < P; p++) a[0][q][j] += a[p][q][j];
+            store(outs + q * padded + j * W, a[0][q][j]);
+        }
 }
 
-template <int J>
+template <class T, int J>
 static inline void mix_columns(
-    const float* weights, int64_t width, const float* tile, int64_t stride, int n, int count, float* outs,
+    const float* weights, int64_t width, const T* tile, int64_t stride, int n, int count, float* outs,
     int padded
 ) {
     int q = 0;
     for (; q + HELD / J <= count; q += HELD / J)
-        mix_some<HELD / J, J>(weights + q * width, width, tile, stride, n, outs + q * padded, padded);
+        mix_some<T, HELD / J, J>(weights + q * width, width, tile, stride, n, outs + q * padded, padded);
     for (; q + 2 <= count; q += 2)
-        mix_some<2, J>(weights + q * width, width, tile, stride, n, outs + q * padded, padded);
+        mix_some<T, 2, J>(weights + q * width, width, tile, stride, n, outs + q * padded, padded);
     for (; q < count; q++)
-        mix_some<1, J>(weights + q * width, width, tile, stride, n, outs + q * padded, padded);
+        mix_some<T, 1, J>(weights + q * width, width, tile, stride, n, outs + q * padded, padded);
+}
+
+template <class T>
+static inline void mix_tile(
+    const float* weights, int64_t width, const T* tile, int64_t stride, int n, int count, float* outs,
+    int padded
+) {
+    int i = 0;
+    for (; i + 4 * W <= padded; i += 4 * W)
+        mix_columns<T, 4>(weights, width, tile + i, stride, n, count, outs + i, padded);
+    for (; i + 2 * W <= padded; i += 2 * W)
+        mix_columns<T, 2>(weights, width, tile + i, stride, n, count, outs + i, padded);
+    for (; i < padded; i += W)
+        mix_columns<T, 1>(weights, width, tile + i, stride, n, count, outs + i, padded);
 }
 
 // outs (queries, padded) += weights times values
@@ -201,16 +260,15 @@ static void mix(
     int64_t width, int count, int dim, float* outs, int padded, float* scratch
 ) {
     for (int64_t t = first / TILE * TILE; t < tokens; t += TILE) {
-        int n = tokens - t < TILE ? tokens - t : TILE, i = 0;
+        int n = tokens - t < TILE ? tokens - t : TILE;
         int64_t stride = c.token;
-        const float* tile = tile_of(at<T>(c, row, head, t), &stride, n, dim, padded, scratch);
-        const float* own = weights + t;
-        for (; i + 4 * W <= padded; i += 4 * W)
-            mix_columns<4>(own, width, tile + i, stride, n, count, outs + i, padded);
-        for (; i + 2 * W <= padded; i += 2 * W)
-            mix_columns<2>(own, width, tile + i, stride, n, count, outs + i, padded);
-        for (; i < padded; i += W)
-            mix_columns<1>(own, width, tile + i, stride, n, count, outs + i, padded);
+        const T* from = at<T>(c, row, head, t);
+        if (dim == padded) {
+            mix_tile(weights + t, width, from, stride, n, count, outs, padded);
+            continue;
+        }
+        const float* tile = tile_of(from, &stride, n, dim, padded, scratch);
+        mix_tile(weights + t, width, tile, stride, n, count, outs, padded);
     }
 }
 
@@ -243,7 +301,6 @@ static void block_head(
         first = unseen < first ? (unseen < 0 ? 0 : unseen) : first;
     }
     int64_t width = edge + (longest + TILE - 1) / TILE * TILE;
-    fetch<C>(l.own_keys, rows[0], head, 0, TILE < longest ? TILE : longest, dim);
     scratch.tile.resize((TILE + W) * padded);
     scratch.scores.assign(queries * width, -INFINITY);
     scratch.outs.assign(queries * padded, 0.0f);
@@ -256,17 +313,17 @@ static void block_head(
         memcpy(query + q * padded, from, dim * sizeof(float));
     }
     score<C>(
-        l.prompt_keys, l.prompt_values, prompt, head, before, first, query, queries, dim, scores,
-        width, tile
+        l.prompt_keys, prompt, head, before, first, query, queries, dim, scores, width, tile,
+        Soon{l.prompt_values, prompt, before}, Soon{l.own_keys, rows[0], s.length[rows[0]] + 1}
     );
     for (int64_t i = 0; i < count; i++) {
         int64_t r = rows[i], own = s.length[r] + 1, unseen = l.window ? before + own - l.window : 0;
         int64_t begin = unseen > before ? unseen - before : 0;
-        if (i + 1 < count)
-            fetch<C>(l.own_keys, rows[i + 1], head, 0, TILE < longest ? TILE : longest, dim);
+        int64_t then = i + 1 < count ? rows[i + 1] : r, more = i + 1 < count ? s.length[then] + 1 : 0;
         score<C>(
-            l.own_keys, l.own_values, r, head, own, begin, query + i * group * padded, group, dim,
-            scores + i * group * width + edge, width, tile
+            l.own_keys, r, head, own, begin, query + i * group * padded, group, dim,
+            scores + i * group * width + edge, width, tile, Soon{l.own_values, r, own},
+            Soon{l.own_keys, then, more}
         );
         for (int64_t q = i * group; q < (i + 1) * group; q++) {
             float* line = scores + q * width;

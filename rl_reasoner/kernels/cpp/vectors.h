@@ -70,6 +70,12 @@ template <> inline void store(float* p, vf x, int n) {
     _mm512_mask_storeu_ps(p, (1u << n) - 1, (__m512)x);
 }
 #endif
+static inline float value(bf16 x) {
+    uint32_t bits = (uint32_t)x.bits << 16;
+    float whole;
+    memcpy(&whole, &bits, sizeof(whole));
+    return whole;
+}
 static inline vf splat(float x) { return x - vf{}; }
 
 // W rows of W values, `stride` apart, as W columns.
@@ -108,10 +114,39 @@ static inline void transpose(const float* from, int64_t stride, float* to) {
                 x, y, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31));
     }
 }
+// The sums of W vectors: pairs of neighbours are added up, then of two, of four, of eight.
+static inline vf sums(const vf* x) {
+    vf a[8], b[4];
+    for (int i = 0; i < 8; i++)
+        a[i] = __builtin_shufflevector(
+                   x[2 * i], x[2 * i + 1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
+               __builtin_shufflevector(
+                   x[2 * i], x[2 * i + 1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+    for (int i = 0; i < 4; i++)
+        b[i] = __builtin_shufflevector(
+                   a[2 * i], a[2 * i + 1], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+               __builtin_shufflevector(
+                   a[2 * i], a[2 * i + 1], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+    for (int i = 0; i < 2; i++)
+        a[i] = __builtin_shufflevector(
+                   b[2 * i], b[2 * i + 1], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
+               __builtin_shufflevector(
+                   b[2 * i], b[2 * i + 1], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+    return __builtin_shufflevector(
+               a[0], a[1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+           __builtin_shufflevector(
+               a[0], a[1], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+}
 #else
 static inline void transpose(const float* from, int64_t stride, float* to) {
     for (int i = 0; i < W; i++)
         for (int j = 0; j < W; j++) to[j * W + i] = from[i * stride + j];
+}
+static inline vf sums(const vf* x) {
+    vf turned[W], total = {};
+    transpose((const float*)x, W, (float*)turned);
+    for (int i = 0; i < W; i++) total += turned[i];
+    return total;
 }
 #endif
 static inline float sum(vf x) {

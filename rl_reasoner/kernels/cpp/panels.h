@@ -1,0 +1,96 @@
+// Products of a few rows with weights laid out in panels of 2 W outputs, for the files named step_*:
+// (outputs, inputs) as (outputs / 2 W, inputs, 2 W), zeros behind. Rows in bfloat16 go with weights
+// in which two inputs lie side by side, (outputs / 2 W, inputs / 2, 2 W, 2).
+
+#pragma once
+
+#include "vectors.h"
+
+namespace {
+
+static const int MANY = HELD * 3 / 4;  // rows that one panel is multiplied with at once
+
+// N rows, `stride` apart, times one panel: 2 vectors a row. A sum waits for its last addition, so
+// few rows are summed up in parts.
+template <int N, class T>
+static inline void panel(const float* rows, int64_t stride, const T* weights, int64_t inner, vf out[][2]) {
+    const int P = N <= HELD / 8 ? 2 : 1;
+    vf a[P][N][2] = {};
+    int64_t i = 0;
+    for (; i + P <= inner; i += P)
+        for (int p = 0; p < P; p++) {
+            vf x = load(weights + (i + p) * 2 * W), y = load(weights + (i + p) * 2 * W + W);
+            for (int r = 0; r < N; r++) {
+                a[p][r][0] += rows[r * stride + i + p] * x;
+                a[p][r][1] += rows[r * stride + i + p] * y;
+            }
+        }
+    for (; i < inner; i++)
+        for (int r = 0; r < N; r++)
+            for (int v = 0; v < 2; v++) a[0][r][v] += rows[r * stride + i] * load(weights + (2 * i + v) * W);
+    for (int r = 0; r < N; r++)
+        for (int v = 0; v < 2; v++) {
+            out[r][v] = a[0][r][v];
+            for (int p = 1; p < P; p++) out[r][v] += a[p][r][v];
+        }
+}
+
+// total += the two products of W pairs with one pair
+static inline vf add_pairs(vf total, const bf16* weights, const bf16* pair) {
+#ifdef __AVX512BF16__
+    int32_t both;
+    memcpy(&both, pair, sizeof(both));
+    return (vf)_mm512_dpbf16_ps(
+        (__m512)total, (__m512bh)_mm512_loadu_si512(weights), (__m512bh)_mm512_set1_epi32(both));
+#else
+    vu bits;
+    memcpy(&bits, weights, sizeof(bits));
+    return total + value(pair[0]) * (vf)(bits << 16) + value(pair[1]) * (vf)(bits & 0xffff0000u);
+#endif
+}
+
+template <int N>
+static inline void panel(const bf16* rows, int64_t stride, const bf16* weights, int64_t inner, vf out[][2]) {
+    const int P = N <= HELD / 8 ? 2 : 1;
+    vf a[P][N][2] = {};
+    int64_t i = 0;
+    for (; i + 2 * P <= inner; i += 2 * P)
+        for (int p = 0; p < P; p++)
+            for (int r = 0; r < N; r++)
+                for (int v = 0; v < 2; v++) {
+                    int64_t at = i + 2 * p;
+                    a[p][r][v] = add_pairs(a[p][r][v], weights + (at + v) * 2 * W, rows + r * stride + at);
+                }
+    for (; i < inner; i += 2)
+        for (int r = 0; r < N; r++)
+            for (int v = 0; v < 2; v++)
+                a[0][r][v] = add_pairs(a[0][r][v], weights + (i + v) * 2 * W, rows + r * stride + i);
+    for (int r = 0; r < N; r++)
+        for (int v = 0; v < 2; v++) {
+            out[r][v] = a[0][r][v];
+            for (int p = 1; p < P; p++) out[r][v] += a[p][r][v];
+        }
+}
+
+template <int N, class R, class T>
+static inline void some(int64_t n, const R* rows, int64_t stride, const T* weights, int64_t inner, vf out[][2]) {
+    if (n == N) return panel<N>(rows, stride, weights, inner, out);
+    if constexpr (N > 1) some<N - 1>(n, rows, stride, weights, inner, out);
+}
+
+// `count` rows times one panel; `take(row, vectors)` gets each row's two. Parts are of like size.
+template <class R, class T, class F>
+static void products(
+    const R* rows, int64_t stride, int64_t count, const T* weights, int64_t inner, F&& take
+) {
+    vf out[MANY][2];
+    int64_t r = 0;
+    for (int64_t parts = (count + MANY - 1) / MANY; parts; parts--) {
+        int64_t n = (count - r + parts - 1) / parts;
+        some<MANY>(n, rows + r * stride, stride, weights, inner, out);
+        for (int64_t i = 0; i < n; i++) take(r + i, out[i]);
+        r += n;
+    }
+}
+
+}  // namespace

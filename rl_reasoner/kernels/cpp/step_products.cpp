@@ -1,0 +1,38 @@
+// A few rows through a linear layer, for rl_reasoner.kernels.panel_weight.
+// Compiled by rl_reasoner.kernels.native on the machine that runs it.
+
+#include "panels.h"
+
+namespace {
+
+// rows (count, inner) -> out (count, outer), with `bias` (outer) or null
+template <class T>
+static void layer(
+    const T* rows, const T* weights, const float* bias, T* out, int64_t count, int64_t inner,
+    int64_t outer, int threads
+) {
+    int64_t panels = (outer + 2 * W - 1) / (2 * W);
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && panels > 1)
+    for (int64_t j = 0; j < panels; j++)
+        products(rows, inner, count, weights + j * inner * 2 * W, inner, [&](int64_t r, vf* sums) {
+            for (int64_t v = 0, at = j * 2 * W; v < 2 && at < outer; v++, at += W) {
+                vf sum = bias ? sums[v] + load(bias + at, outer - at) : sums[v];
+                store(out + r * outer + at, sum, outer - at);
+            }
+        });
+}
+
+}  // namespace
+
+#define EXPORT(T, SUFFIX)                                                                              \
+    void layer_##SUFFIX(                                                                               \
+        const T* rows, const T* weights, const float* bias, T* out, int64_t count, int64_t inner,      \
+        int64_t outer, int threads                                                                     \
+    ) {                                                                                                \
+        layer<T>(rows, weights, bias, out, count, inner, outer, threads);                              \
+    }
+
+extern "C" {
+EXPORT(float, fp32)
+EXPORT(bf16, bf16)
+}
