@@ -1,14 +1,14 @@
 """The compiled attention of one new token of each row, against torch's on the same numbers."""
 
+import ctypes
 import math
 
-import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rl_reasoner.kernels import decoding, native
+from rl_reasoner.kernels import decoding
 
 MOST = 40  # tokens of a prompt, and of a row
 
@@ -20,7 +20,9 @@ def turned(x: Tensor, positions: Tensor, tables: tuple[Tensor, Tensor]) -> Tenso
     return x * cosine + torch.cat((-second, first), dim=-1) * sine
 
 
-@settings(max_examples=60, deadline=None)
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     seed=st.integers(0, 2**31),
     dim=st.sampled_from([8, 16, 24, 32, 48, 64, 80, 128]),
@@ -31,6 +33,7 @@ def turned(x: Tensor, positions: Tensor, tables: tuple[Tensor, Tensor]) -> Tenso
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
 def test_attention_is_torchs(
+    step_library: ctypes.CDLL,
     seed: int,
     dim: int,
     shared: int,
@@ -39,10 +42,7 @@ def test_attention_is_torchs(
     window: int,
     dtype: torch.dtype,
 ) -> None:
-    library = native.library()  # also where the tests' choices go without
-    if library is None:
-        pytest.skip("this machine has no compiler")
-    operations = decoding.Operations(library)
+    operations = decoding.Operations(step_library)
     random = torch.Generator().manual_seed(seed)
 
     def draw(*size: int) -> Tensor:
@@ -87,3 +87,54 @@ def test_attention_is_torchs(
     assert kept
     for r, time in enumerate(lengths.tolist()):  # and the new token is kept
         torch.testing.assert_close(own[0][r, :, time], key[r], rtol=1e-2, atol=1e-2)
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    seed=st.integers(0, 2**31),
+    rows=st.integers(1, 40),
+    hidden=st.sampled_from([8, 24, 48, 64]),
+    inner=st.sampled_from([8, 16, 40]),
+    experts=st.integers(2, 6),
+    normalised=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_mixtures_are_torchs(
+    step_library: ctypes.CDLL,
+    seed: int,
+    rows: int,
+    hidden: int,
+    inner: int,
+    experts: int,
+    normalised: bool,
+    dtype: torch.dtype,
+) -> None:
+    random = torch.Generator().manual_seed(seed)
+    given_rows, logits, gate_up, down = (
+        (torch.randn(*size, generator=random) / 4).to(dtype)
+        for size in (
+            (rows, hidden),
+            (rows, experts),
+            (experts, 2 * inner, hidden),
+            (experts, hidden, inner),
+        )
+    )
+    weights = decoding.PanelExperts(gate_up, down, 2, normalised)
+    chosen = torch.empty(rows, 2, dtype=torch.long)
+    operations = decoding.Operations(step_library)
+    out = operations.mixture(weights, given_rows, logits, chosen, torch.empty_like(given_rows))
+
+    shares = logits.float().softmax(-1)
+    gates = shares.gather(1, chosen)
+    assert (gates.amin(1) >= shares.sort(1).values[:, -2] - 1e-6).all()
+    if normalised:
+        gates = gates / gates.sum(1, keepdim=True)
+    wide = torch.einsum("rh,rkwh->rkw", given_rows.float(), gate_up.float()[chosen])
+    first, second = wide.chunk(2, dim=-1)
+    middle = torch.nn.functional.silu(first) * second
+    parts = torch.einsum("rki,rkhi->rkh", middle, down.float()[chosen])
+    expected = (parts * gates[:, :, None]).sum(1)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(out.float(), expected, rtol=tolerance, atol=tolerance)

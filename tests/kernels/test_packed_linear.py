@@ -1,10 +1,12 @@
 """Linear layers with packed weights: the same products, and nothing left behind."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from rl_reasoner.kernels import packed_linear
+from rl_reasoner.kernels import native, packed_linear
 from rl_reasoner.kernels.packed_linear import packed_linears
 
 
@@ -13,12 +15,22 @@ def _small_models_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed_linear, "_WORTH", 0)
 
 
+@pytest.fixture(params=["panels", "onednn"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whose products in fp32 and bf16."""
+    panels = request.param == "panels"
+    if panels and native.library() is None:
+        pytest.skip("no compiled operations on this machine")
+    monkeypatch.setattr(packed_linear, "_by_panels", lambda dtype: panels)
+    return str(request.param)
+
+
 @pytest.mark.parametrize("rows", [1, 3, 16, 200])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-def test_products_are_those_of_the_plain_layers(rows: int, bias: bool) -> None:
+def test_products_are_those_of_the_plain_layers(rows: int, bias: bool, way: str) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(33, 70, bias), nn.SiLU(), nn.Linear(70, 5, bias))
-    given = torch.randn(2, rows, 33)
+    model = nn.Sequential(nn.Linear(34, 70, bias), nn.SiLU(), nn.Linear(70, 5, bias))
+    given = torch.randn(2, rows, 34)
     with torch.no_grad():
         plain = model(given)
         with packed_linears(model):
@@ -49,10 +61,13 @@ def test_other_types_and_subclasses_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize("own", [torch.float32, torch.bfloat16])
-def test_copies_in_bf16_give_the_products_of_rounded_weights(own: torch.dtype) -> None:
+@pytest.mark.parametrize("inputs", [33, 34])  # panels in bf16 take pairs
+def test_copies_in_bf16_give_the_products_of_rounded_weights(
+    own: torch.dtype, inputs: int, way: str
+) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(33, 70), nn.SiLU(), nn.Linear(70, 5)).to(own)
-    given = torch.randn(8, 33, dtype=own)
+    model = nn.Sequential(nn.Linear(inputs, 70), nn.SiLU(), nn.Linear(70, 5)).to(own)
+    given = torch.randn(8, inputs, dtype=own)
     with torch.no_grad():
         with packed_linears(model, torch.bfloat16):
             found = model(given)
@@ -81,3 +96,20 @@ def test_small_models_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Linear(4, 4))
     with packed_linears(model):
         assert "forward" not in model[0].__dict__
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_faster_product_is_chosen_once_and_only_if_there_is_one(
+    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if native.library() is None:
+        pytest.skip("no compiled operations on this machine")
+    monkeypatch.setenv("RL_REASONER_CACHE", str(tmp_path))
+    assert not packed_linear._by_panels(dtype)  # the tests' choices go without
+    assert not any(tmp_path.rglob("*.json")), "which says nothing of other runs"
+    monkeypatch.setattr(native, "available", lambda: True)
+    chosen = packed_linear._by_panels(dtype)
+    monkeypatch.setattr(packed_linear, "_time_panels", lambda dtype: 1 / 0)
+    assert packed_linear._by_panels(dtype) == chosen
+    monkeypatch.setattr(packed_linear, "_time_panels", lambda dtype: not chosen)
+    assert packed_linear._by_panels(dtype) == chosen

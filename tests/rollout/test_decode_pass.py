@@ -8,7 +8,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from rl_reasoner.kernels import native
+from rl_reasoner.kernels import native, packed_linear
 from rl_reasoner.moe.routing import Routing, SampledRoutes
 from rl_reasoner.rollout import decode_pass
 from rl_reasoner.rollout.agreement import sampling_obstacle
@@ -54,6 +54,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if compiled and native.library() is None:
         pytest.skip("no compiled operations on this machine")
     monkeypatch.setattr(native, "available", lambda: compiled)
+    monkeypatch.setattr(packed_linear, "_by_panels", lambda dtype: compiled)
     if request.param == "graphs":
         monkeypatch.setattr(decode_pass, "_GRAPHED", ("cpu",))
     return str(request.param)
