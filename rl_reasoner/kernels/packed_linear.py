@@ -162,13 +162,23 @@ def _by_onednn(weight: Tensor) -> bool:
 
 
 def _by_panels(dtype: torch.dtype) -> bool:
-    """Whether the compiled product for few rows is there, and the faster one on this processor."""
+    return bool(few_rows_timed(dtype)["way"] == "panels")
+
+
+def few_rows_timed(dtype: torch.dtype) -> dict[str, Any]:
+    """`way`, panels or onednn: the faster product of few rows; `ms` of the products in each.
+
+    Where there is no compiled one, nothing is timed or kept.
+    """
+    if not native.available():
+        return {"way": "onednn"}
     name = f"sampling_products/{_NAMES[dtype]}/{torch.get_num_threads()}_threads"
-    return native.available() and bool(choices.get(name, lambda: _time_panels(dtype), _is_way))
+    timed: dict[str, Any] = choices.get(name, lambda: _time_panels(dtype), _is_way)
+    return timed
 
 
 def _is_way(value: Any) -> bool:
-    return isinstance(value, bool)
+    return isinstance(value, dict) and value.get("way") in ("panels", "onednn")
 
 
 def _packed(layer: nn.Linear, dtype: torch.dtype, back: bool) -> Callable[[Tensor], Tensor]:
@@ -210,18 +220,25 @@ def _time_layout() -> str:
 
 
 @torch.no_grad()
-def _time_panels(dtype: torch.dtype) -> bool:
-    """Whether the compiled product is faster than oneDNN's for the rows of a step, and as right."""
+def _time_panels(dtype: torch.dtype) -> dict[str, Any]:
+    """Both ways over weights that a cache holds, for the rows of a step as they end one by one."""
     weights = [layer.weight for layer in _layers(16, 256, 704)]
-    ours: list[Callable[[Tensor], Tensor]] = [PanelWeight(w, None, dtype) for w in weights]
-    others: list[Callable[[Tensor], Tensor]] = [_OnednnWeight(w, None, dtype) for w in weights]
+    ways: dict[str, list[Callable[[Tensor], Tensor]]] = {
+        "panels": [PanelWeight(weight, None, dtype) for weight in weights],
+        "onednn": [_OnednnWeight(weight, None, dtype) for weight in weights],
+    }
     given = torch.linspace(-1, 1, 48 * 256).view(48, 256).to(dtype)
-    found, expected = ours[0](given).float(), others[0](given).float()
-    if not torch.allclose(found, expected, rtol=1e-2, atol=1e-2):
-        return False
-    parts = [given[:rows] for rows in (4, 16, 48)]
-    seconds = [sum(_best_seconds(way, part) for part in parts) for way in (ours, others)]
-    return seconds[0] < seconds[1]
+    seconds = {
+        way: sum(_best_seconds(products, given[:rows]) for rows in (4, 16, 48))
+        for way, products in ways.items()
+    }
+    found, expected = (products[0](given).float() for products in ways.values())
+    right = torch.allclose(found, expected, rtol=1e-2, atol=1e-2)
+    ms = {way: round(1000 * taken, 2) for way, taken in seconds.items()}
+    return {
+        "way": "panels" if right and seconds["panels"] < seconds["onednn"] else "onednn",
+        "ms": ms,
+    }
 
 
 def _layers(count: int, inputs: int, outputs: int) -> list[nn.Linear]:

@@ -196,10 +196,13 @@ def test_env_says_what_is_here(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "transformers" in cli("env").out
     if value["device"] == "cpu":
         assert value["products: forward"] == "torch (GFLOP/s: not measured)"
+        assert value["products of few rows: float32"] == "onednn (ms: not measured)"
         monkeypatch.setenv(VARIABLE, "{}")
         measured = json.loads(cli("env", "--json").out)
         assert re.match(r"\w+ \(GFLOP/s: torch \d+", measured["products: weight"])
         assert re.match(r"GFLOP/s: \d+, beside \d+ in fp32", measured["products: bf16"])
+        few = measured["products of few rows: bfloat16"]
+        assert re.match(r"\w+ \(ms: (panels [\d.]+, onednn [\d.]+|not measured)\)", few)
         assert re.match(r"(yes|no)", measured["compiled operations"])
         assert re.match(r"\w+ \(.* float32 [\d.]+", measured["sampling weights from 64 MiB"])
 
