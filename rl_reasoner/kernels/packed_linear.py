@@ -1,17 +1,17 @@
 """Linear layers for sampling: weights laid out once, not at every call, rounded where asked.
 
 A step of sampling multiplies a few rows with each weight, and torch's product spends much of that
-time on bringing the weight into its kernel's order. Inside `packed_linears` oneDNN has done so
-beforehand, which needs a copy of the weights while it lasts. In the weights' own type the products
-are the same up to rounding. In bf16 they are not: what a layer is given and gives is rounded too,
-but what lies between two layers keeps its type. In int8 the weights alone are rounded
-(rl_reasoner.kernels.integer_weights). Without gradients; other layers are left as they are, and so
-are small models, where it does not pay.
+time on bringing the weight into its kernel's order. Inside `packed_linears` it lies so beforehand,
+for oneDNN or for our own product (rl_reasoner.kernels.panel_weight), which needs a copy of the
+weights while it lasts. In the weights' own type the products are the same up to rounding. In bf16
+they are not: what a layer is given and gives is rounded too, but what lies between two layers keeps
+its type. In int8 the weights alone are rounded (rl_reasoner.kernels.integer_weights). Without
+gradients; other layers are left as they are, and so are small models, where it does not pay.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from rl_reasoner.kernels import integer_weights, native
+from rl_reasoner.kernels import integer_weights, native, panel_weight
 from rl_reasoner.kernels.integer_weights import IntegerWeight
 from rl_reasoner.kernels.panel_weight import PanelWeight
 from rl_reasoner.machine import choices
@@ -119,7 +119,7 @@ def sampling_weights_timed() -> dict[str, Any]:
 
     Also of int8, if there is, which is for those who ask for it.
     """
-    name = f"sampling_weights/{torch.get_num_threads()}_threads"
+    name = f"sampling_weights/{torch.get_num_threads()}_threads{_products_named()}"
     timed: dict[str, Any] = choices.get(name, _time_types, _is_usable, complete=_is_complete)
     return timed
 
@@ -154,7 +154,7 @@ def _pays(layers: list[nn.Linear]) -> bool:
     if not layers or not all(_by_onednn(layer.weight) for layer in layers):
         return False
     large = sum(layer.weight.nbytes for layer in layers) >= _WORTH
-    return large or choices.get("sampling_layout", _time_layout) == "packed"
+    return large or choices.get(f"sampling_layout{_products_named()}", _time_layout) == "packed"
 
 
 def _by_onednn(weight: Tensor) -> bool:
@@ -168,13 +168,18 @@ def _by_panels(dtype: torch.dtype) -> bool:
 def few_rows_timed(dtype: torch.dtype) -> dict[str, Any]:
     """`way`, panels or onednn: the faster product of few rows; `ms` of the products in each.
 
-    Where there is no compiled one, nothing is timed or kept.
+    Where there is no compiled one that is right, nothing is timed or kept.
     """
-    if not native.available():
+    if not native.available() or not panel_weight.works(dtype):
         return {"way": "onednn"}
     name = f"sampling_products/{_NAMES[dtype]}/{torch.get_num_threads()}_threads"
     timed: dict[str, Any] = choices.get(name, lambda: _time_panels(dtype), _is_way)
     return timed
+
+
+def _products_named() -> str:
+    """What tells choices apart that were timed with compiled products and without."""
+    return "/compiled" if native.available() else ""
 
 
 def _is_way(value: Any) -> bool:
@@ -221,24 +226,24 @@ def _time_layout() -> str:
 
 @torch.no_grad()
 def _time_panels(dtype: torch.dtype) -> dict[str, Any]:
-    """Both ways over weights that a cache holds, for the rows of a step as they end one by one."""
-    weights = [layer.weight for layer in _layers(16, 256, 704)]
-    ways: dict[str, list[Callable[[Tensor], Tensor]]] = {
-        "panels": [PanelWeight(weight, None, dtype) for weight in weights],
-        "onednn": [_OnednnWeight(weight, None, dtype) for weight in weights],
-    }
-    given = torch.linspace(-1, 1, 48 * 256).view(48, 256).to(dtype)
-    seconds = {
-        way: sum(_best_seconds(products, given[:rows]) for rows in (4, 16, 48))
-        for way, products in ways.items()
-    }
-    found, expected = (products[0](given).float() for products in ways.values())
-    right = torch.allclose(found, expected, rtol=1e-2, atol=1e-2)
-    ms = {way: round(1000 * taken, 2) for way, taken in seconds.items()}
-    return {
-        "way": "panels" if right and seconds["panels"] < seconds["onednn"] else "onednn",
-        "ms": ms,
-    }
+    """Both ways over small layers and wide ones, for the rows of a step as they end one by one."""
+    weights = [layer.weight for layer in (*_layers(16, 256, 704), *_layers(2, 2048, 704))]
+    seconds = {"panels": _few_seconds([PanelWeight(w, None, dtype) for w in weights], dtype)}
+    with suppress(RuntimeError):  # without instructions for bf16 there is none by oneDNN
+        ways = [_OnednnWeight(weight, None, dtype) for weight in weights]
+        seconds["onednn"] = _few_seconds(ways, dtype)
+    best = min(seconds, key=lambda way: seconds[way])
+    return {"way": best, "ms": {way: round(1000 * taken, 2) for way, taken in seconds.items()}}
+
+
+def _few_seconds(products: Sequence[Callable[[Tensor], Tensor]], dtype: torch.dtype) -> float:
+    """Seconds of the products of `_time_panels`, of 4, 16 and 48 rows each."""
+    halves = ((products[:16], 256), (products[16:], 2048))
+    return sum(
+        _best_seconds(some, torch.ones(rows, inputs, dtype=dtype))
+        for some, inputs in halves
+        for rows in (4, 16, 48)
+    )
 
 
 def _layers(count: int, inputs: int, outputs: int) -> list[nn.Linear]:
@@ -247,7 +252,7 @@ def _layers(count: int, inputs: int, outputs: int) -> list[nn.Linear]:
         return [nn.Linear(inputs, outputs, bias=False) for _ in range(count)]
 
 
-def _best_seconds(products: list[Callable[[Tensor], Tensor]], given: Tensor) -> float:
+def _best_seconds(products: Sequence[Callable[[Tensor], Tensor]], given: Tensor) -> float:
     seconds = []
     for _ in range(7):
         started = time.perf_counter()

@@ -243,10 +243,12 @@ class DecodePass:
                 for one in zip(gate_up, down, strict=True)
             ]
             return mixture
-        mixture.gate_up, mixture.down = gate_up.to(self.dtype), down.to(self.dtype)
-        if self.operations is not None:
+        gate_up, down = gate_up.to(self.dtype), down.to(self.dtype)
+        if self.operations is None:
+            mixture.gate_up, mixture.down = gate_up, down
+        else:  # the panels are the only copy
             mixture.panels = decoding.PanelExperts(
-                mixture.gate_up, mixture.down, mixture.chosen, mixture.normalised
+                gate_up, down, mixture.chosen, mixture.normalised
             )
         return mixture
 

@@ -122,8 +122,8 @@ class RolloutBatch:
             inputs,
             scored=True,
             ids=[row.ids for row in rows],
-            logps=[row.logps for row in rows if row.logps is not None] or None,
-            policy_logps=[r.policy_logps for r in rows if r.policy_logps is not None] or None,
+            logps=_of_all([row.logps for row in rows]),
+            policy_logps=_of_all([row.policy_logps for row in rows]),
             kept=[row.kept for row in rows if row.kept is not None] or None,
             tool_masks=[row.tool_mask for row in rows if row.tool_mask is not None] or None,
             turns=[row.turns for row in rows if row.turns is not None] or None,
@@ -134,3 +134,9 @@ class RolloutBatch:
             rewards=rewards,
             logged={name: [row.logged.get(name) for row in rows] for name in names},
         )
+
+
+def _of_all(rows: list[list[float] | None]) -> list[list[float]] | None:
+    """What each row has; None if some have none."""
+    found = [row for row in rows if row is not None]
+    return found if found and len(found) == len(rows) else None

@@ -1,12 +1,13 @@
 """Linear layers with packed weights: the same products, and nothing left behind."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from rl_reasoner.kernels import native, packed_linear
+from rl_reasoner.kernels import native, packed_linear, panel_weight
 from rl_reasoner.kernels.packed_linear import packed_linears
 
 
@@ -112,3 +113,23 @@ def test_the_faster_product_is_chosen_once_and_only_if_there_is_one(
     monkeypatch.setattr(packed_linear, "_time_panels", lambda dtype: 1 / 0)
     assert packed_linear._by_panels(dtype) == chosen
     assert packed_linear.few_rows_timed(dtype)["ms"].keys() == {"panels", "onednn"}
+
+
+@pytest.mark.usefixtures("way")
+def test_under_autocast_biases_are_rounded_too() -> None:
+    model, given = nn.Sequential(nn.Linear(64, 70)), torch.zeros(8, 64)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        plain = model(given)
+        with packed_linears(model, torch.bfloat16):
+            assert model(given).equal(plain)
+
+
+def test_a_library_that_multiplies_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    if native.library() is None:
+        pytest.skip("no compiled operations on this machine")
+    monkeypatch.setattr(native, "available", lambda: True)
+    told = {f"sampling_products/float32/{torch.get_num_threads()}_threads": {"way": "panels"}}
+    monkeypatch.setenv("RL_REASONER_CHOICES", json.dumps(told))
+    assert packed_linear._by_panels(torch.float32)
+    monkeypatch.setattr(panel_weight, "works", lambda dtype: False)
+    assert not packed_linear._by_panels(torch.float32)

@@ -69,6 +69,32 @@ def test_completions_of_ones_own_are_not_corrected_for(
     assert all(exact[name].equal(rounded[name]) for name in exact)
 
 
+class SomeLogProbs(GRPOTrainer):
+    """Some calls give log-probs, others none."""
+
+    calls = 0
+
+    def _generate_single_turn(self, *given: Any) -> Any:
+        type(self).calls += 1
+        ids, logps = super()._generate_single_turn(*given)
+        return ids, logps if self.calls % 2 else None
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_log_probs_of_some_rows_are_not_taken_for_all(first: int, tmp_path: Path) -> None:
+    SomeLogProbs.calls = first
+    changes = {**SHORT, **BF16, "dynamic_sampling": 3, "max_steps": 3, "max_completion_length": 2}
+    trainer = build(
+        "scratch:dense-tiny",
+        tmp_path,
+        reward=lambda completions, **columns: [float("a" in c) for c in completions],
+        kind=SomeLogProbs,
+        **changes,
+    )
+    trainer.train()
+    assert any(log.get("dynamic_sampling/refills") for log in trainer.state.log_history)
+
+
 def test_it_is_said_where_nothing_is_rounded(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -4,11 +4,14 @@
 
 #pragma once
 
+#include <vector>
+
 #include "vectors.h"
 
 namespace {
 
 static const int MANY = HELD * 3 / 4;  // rows that one panel is multiplied with at once
+static const int64_t DEEP = 1024;      // the most inputs that are gone through at once
 
 // N rows, `stride` apart, times one panel: 2 vectors a row. A sum waits for its last addition, so
 // few rows are summed up in parts.
@@ -78,18 +81,29 @@ static inline void some(int64_t n, const R* rows, int64_t stride, const T* weigh
     if constexpr (N > 1) some<N - 1>(n, rows, stride, weights, inner, out);
 }
 
-// `count` rows times one panel; `take(row, vectors)` gets each row's two. Parts are of like size.
+// `count` rows times one panel; `take(row, vectors)` gets each row's two. Parts are of like size, and
+// of a long panel's inputs so many are gone through at once as stay in the inner caches.
 template <class R, class T, class F>
 static void products(
     const R* rows, int64_t stride, int64_t count, const T* weights, int64_t inner, F&& take
 ) {
+    static thread_local std::vector<float> before;  // the sums so far
+    if (inner > DEEP) before.resize(count * 2 * W);
     vf out[MANY][2];
-    int64_t r = 0;
-    for (int64_t parts = (count + MANY - 1) / MANY; parts; parts--) {
-        int64_t n = (count - r + parts - 1) / parts;
-        some<MANY>(n, rows + r * stride, stride, weights, inner, out);
-        for (int64_t i = 0; i < n; i++) take(r + i, out[i]);
-        r += n;
+    int64_t turns = (inner + DEEP - 1) / DEEP, deep = turns > 1 ? (inner / turns + 1) / 2 * 2 : inner;
+    for (int64_t at = 0; at < inner; at += deep) {
+        bool last = at + deep >= inner;
+        int64_t now = last ? inner - at : deep, r = 0;
+        for (int64_t parts = (count + MANY - 1) / MANY; parts; parts--) {
+            int64_t n = (count - r + parts - 1) / parts;
+            some<MANY>(n, rows + r * stride + at, stride, weights + at * 2 * W, now, out);
+            for (int64_t i = 0; i < n; i++, r++) {
+                float* sums = before.data() + r * 2 * W;
+                for (int v = 0; v < 2 && at; v++) out[i][v] += load(sums + v * W);
+                for (int v = 0; v < 2 && !last; v++) store(sums + v * W, out[i][v]);
+                if (last) take(r, out[i]);
+            }
+        }
     }
 }
 
