@@ -93,7 +93,7 @@ def test_under_autocast_only_its_own_type_is_packed() -> None:
 
 def test_small_models_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed_linear, "_WORTH", 4 * 16 + 1)
-    monkeypatch.setenv("RL_REASONER_CHOICES", '{"sampling_layout": "plain"}')
+    monkeypatch.setenv("RL_REASONER_CHOICES", '{"native": false, "sampling_layout": "plain"}')
     model = nn.Sequential(nn.Linear(4, 4))
     with packed_linears(model):
         assert "forward" not in model[0].__dict__
