@@ -32,7 +32,8 @@ def said(**costs: Any) -> str:
     rates = dict.fromkeys(("forward", "input", "weight"), ways)
     products = dict.fromkeys(rates, "torch") | {"rates": rates}
     weights = {"dtype": "float32", "ms": {"float32": 53.6, "bfloat16": 57.4, "int8": 26.8}}
-    given = {"products": products, f"sampling_weights/{threads}": weights}
+    given = {"native": False, "products": products}
+    given |= {f"sampling_weights/{threads}": weights}
     given[f"bf16_products/{threads}"] = {"bf16": 72, "fp32": 125}
     return json.dumps(given | ({f"step_costs/{threads}": costs} if costs else {}))
 

@@ -63,7 +63,7 @@ def test_int8_is_for_those_who_ask_for_it(monkeypatch: pytest.MonkeyPatch) -> No
     times = {"float32": 100.0, "bfloat16": 90.0, "int8": 30.0}
     said = {"dtype": "float32", "ms": times}
     threads = f"sampling_weights/{torch.get_num_threads()}_threads"
-    monkeypatch.setenv(VARIABLE, json.dumps({threads: said}))
+    monkeypatch.setenv(VARIABLE, json.dumps({"native": False, threads: said}))
     monkeypatch.setattr(sampling_weights, "LARGE", 0)
     assert sampling_dtype(tiny(), "auto") is None
     assert sampling_dtype(tiny(), "int8") == torch.int8
