@@ -98,6 +98,11 @@ def proved(model: nn.Module, agrees: bool) -> None:
         _proved.discard(model)
 
 
+def is_proved(model: nn.Module) -> bool:
+    """Whether passes of a model were found to agree."""
+    return model in _proved
+
+
 def decode_pass(model: nn.Module, dtype: torch.dtype | None = None) -> "DecodePass | None":
     """The pass of a model that is proved and may be run now, with its weights as they are now.
 
@@ -105,7 +110,7 @@ def decode_pass(model: nn.Module, dtype: torch.dtype | None = None) -> "DecodePa
     model's own; with int8, all but linear layers is in fp32. None where transformers' modules have
     to be called.
     """
-    if model not in _proved or decode_obstacle(model) is not None:
+    if not is_proved(model) or decode_obstacle(model) is not None:
         return None
     kind = next(model.parameters()).device.type
     if dtype is None and torch.is_autocast_enabled(kind):

@@ -17,6 +17,8 @@ from typing import Any, NoReturn
 from torch import nn
 
 from rl_reasoner.errors import RunStopped, UserError
+from rl_reasoner.machine import choices
+from rl_reasoner.rollout.decode_pass import is_proved
 from rl_reasoner.rollout.sampling_order import Answering, Sampled, SamplingOrder
 from rl_reasoner.rollout.shared_policy import SharedPolicy
 from rl_reasoner.workers import Worker, WorkerDied
@@ -50,6 +52,7 @@ class SamplingProcess:
             raise UserError(
                 f"overlap: {what} cannot be sent to the process that samples ({error})"
             ) from error
+        self._proved = is_proved(model)
         self._device = str(next(model.parameters()).device)
         self._threads = threads
         self._order: SamplingOrder | None = None
@@ -66,6 +69,8 @@ class SamplingProcess:
             "size": self._policy.size,
             "device": self._device,
             "threads": self._threads,
+            "proved": self._proved,  # a copy of the model is what the model is
+            "choices": choices.taken(),
         }
         worker.send(opening, time.monotonic() + _FOREVER)
         return worker

@@ -64,14 +64,18 @@ class _Policy:
         load_for_good("rl_reasoner.rollout.sampling_order")
         import torch
 
+        from rl_reasoner.machine import choices
         from rl_reasoner.moe.autocast import autocast_experts
+        from rl_reasoner.rollout.decode_pass import proved
         from rl_reasoner.rollout.shared_policy import opened
         from rl_reasoner.rollout.tool_turns import ToolUse
 
         torch.set_num_threads(opening["threads"])
+        choices.adopt(opening["choices"])
         modules = base64.b64decode(opening["modules"])
         self.opened = opened(modules, opening["file"], opening["size"], opening["device"])
         autocast_experts(self.opened.model)  # as the trainer's process does
+        proved(self.opened.model, opening["proved"])
         self.routing: Any = None
         self.answering = pickle.loads(base64.b64decode(opening["answering"]))  # noqa: S301, likewise
         self.open = ExitStack()  # never closed: processes of tools end with this one

@@ -1,7 +1,9 @@
 """`overlap="one_step"`: a batch is sampled while the one before it is trained on."""
 
+import base64
 import logging
 import os
+import pickle
 import signal
 import time
 from pathlib import Path
@@ -15,7 +17,9 @@ from transformers import TrainerCallback
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy
 from rl_reasoner.errors import UserError
-from rl_reasoner.rollout.sampling_process import SamplingFailed
+from rl_reasoner.machine import choices
+from rl_reasoner.rollout import decode_pass, sampling_worker
+from rl_reasoner.rollout.sampling_process import SamplingFailed, SamplingProcess
 from rl_reasoner.workers import Worker
 from support.processes import Weights, build, killed, same, together, weights
 from support.stock import PROMPTS, TOLERANCE, Gradient, half_flat, worst
@@ -100,6 +104,44 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Weights:
     trainer = build(DENSE, tmp_path_factory.mktemp("whole"), **AHEAD)
     trainer.train()
     return weights(trainer)
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_the_process_samples_by_the_same_pass_and_the_same_choices(
+    able: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was proved of the policy holds for its copy; the process does not try it again."""
+    sent: list[dict[str, Any]] = []
+    send = Worker.send
+
+    def sends(worker: Worker, message: dict[str, Any], deadline: float) -> None:
+        sent.append(message)
+        send(worker, message, deadline)
+
+    monkeypatch.setattr(Worker, "send", sends)
+    trainer = build(DENSE, tmp_path, **AHEAD, max_steps=2, save_strategy="no")
+    decode_pass.proved(trainer.model, able)
+    trainer.train()
+    opening = next(message for message in sent if "modules" in message)
+    assert opening["proved"] == able
+    assert opening["choices"].items() <= choices.taken().items()
+    assert opening["choices"]["native"] is False
+
+
+def test_what_was_proved_is_known_in_the_process() -> None:
+    model = open_policy(DENSE, seed=5, device="cpu").model
+    for able in (True, False):
+        decode_pass.proved(model, able)
+        process = SamplingProcess(model, 1)
+        try:
+            file = process._policy.file.fileno()
+            opening = {"modules": process._policy.modules, "answering": pickle.dumps(None)}
+            told = {name: base64.b64encode(value).decode() for name, value in opening.items()}
+            told |= {"file": file, "size": process._policy.size, "device": "cpu", "threads": 1}
+            copy = sampling_worker._Policy({**told, "proved": able, "choices": {}}).opened.model
+            assert (decode_pass.decode_pass(copy) is not None) == able
+        finally:
+            process.close()
 
 
 def test_a_killed_sampler_is_started_again_and_samples_the_same(

@@ -347,6 +347,8 @@ def test_processes_of_tools_go_on_from_one_order_to_the_next() -> None:
         "size": shared.size,
         "device": "cpu",
         "threads": torch.get_num_threads(),
+        "proved": False,
+        "choices": {},
     }
     policy = sampling_worker._Policy(opening)
     with policy.open:
