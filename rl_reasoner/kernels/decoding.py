@@ -19,8 +19,7 @@ from torch import Tensor
 from rl_reasoner.kernels import native
 from rl_reasoner.kernels.panel_weight import laid_out, panels
 
-_SUFFIX = {torch.float32: "fp32", torch.bfloat16: "bf16"}
-DTYPES = tuple(_SUFFIX)
+DTYPES = tuple(native.SUFFIXES)
 _BLOCK = 8  # rows of one prompt that attend together
 logger = logging.getLogger(__name__)
 
@@ -103,11 +102,11 @@ class Operations:
     """The compiled operations, on contiguous tensors of fp32 or bfloat16 on the CPU."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._norm = _functions(library, "norm", "ppppiifn")
-        self._gated = _functions(library, "gated", "ppiin")
-        self._attend = _functions(library, "attend", "pppp")
-        self._mixture = _functions(library, "mixture", "pppppin")
-        self._draw = _functions(library, "draw", "piifpippn")
+        self._norm = native.functions(library, "norm", "ppppiifn")
+        self._gated = native.functions(library, "gated", "ppiin")
+        self._attend = native.functions(library, "attend", "pppp")
+        self._mixture = native.functions(library, "mixture", "pppppin")
+        self._draw = native.functions(library, "draw", "piifpippn")
 
     def norm(
         self, hidden: Tensor, change: Tensor | None, weight: Tensor, eps: float, out: Tensor
@@ -213,17 +212,6 @@ class PanelExperts:
         )
         pointers = (t.data_ptr() for t in self._kept)
         self.numbers = _Experts(*pointers, count, chosen, hidden, inner, normalised)
-
-
-_TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float, "n": ctypes.c_int}
-
-
-def _functions(library: ctypes.CDLL, name: str, arguments: str) -> dict[torch.dtype, Any]:
-    found = {}
-    for dtype, suffix in _SUFFIX.items():
-        found[dtype] = getattr(library, f"{name}_{suffix}")
-        found[dtype].argtypes, found[dtype].restype = [_TYPES[a] for a in arguments], None
-    return found
 
 
 def operations() -> Operations | None:

@@ -28,6 +28,8 @@ _CODE = [file for file in _SOURCES if file.suffix == ".cpp"]
 _FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp"]
 _WAIT_S = 120.0  # for the compiler
 _DIGEST = hashlib.sha256().digest_size  # bytes at the end of the file
+SUFFIXES = {torch.float32: "fp32", torch.bfloat16: "bf16"}  # of functions that know both types
+_LETTERS = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float, "n": ctypes.c_int}
 logger = logging.getLogger(__name__)
 
 
@@ -53,6 +55,15 @@ def can_slice() -> bool:
 def library() -> Any:
     """The library, where it is `available`, for functions that take more than tensors."""
     return _library()
+
+
+def functions(library: Any, name: str, arguments: str) -> dict[torch.dtype, Any]:
+    """The library's NAME_fp32 and NAME_bf16, by type; `arguments`: a letter of `_LETTERS` each."""
+    found = {}
+    for dtype, suffix in SUFFIXES.items():
+        found[dtype] = getattr(library, f"{name}_{suffix}")
+        found[dtype].argtypes, found[dtype].restype = [_LETTERS[a] for a in arguments], None
+    return found
 
 
 def run_compiled(name: str, *given: Tensor | int | float) -> None:

@@ -7,7 +7,6 @@ sums have, input by input. A mixture's experts are laid out the same (rl_reasone
 Knows tensors only.
 """
 
-import ctypes
 import math
 from functools import cache
 from typing import Any
@@ -17,8 +16,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rl_reasoner.kernels import native
-
-_FUNCTIONS = {torch.float32: "layer_fp32", torch.bfloat16: "layer_bf16"}
 
 
 def panels(weight: Tensor, width: int) -> Tensor:
@@ -45,7 +42,7 @@ class PanelWeight:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
-        self._product, lanes = _product(_FUNCTIONS[dtype])
+        self._product, lanes = _product(dtype)
         self._dtype = dtype
         self.outputs, self.inputs = weight.shape
         self._weight = laid_out(panels(weight.detach().to(dtype), 2 * lanes))
@@ -84,11 +81,7 @@ def works(dtype: torch.dtype) -> bool:
 
 
 @cache
-def _product(name: str) -> tuple[Any, int]:
+def _product(dtype: torch.dtype) -> tuple[Any, int]:
     """The compiled product, and how many numbers a vector of it has."""
     library = native.library()
-    function = getattr(library, name)
-    sizes = [ctypes.c_int64] * 3
-    function.argtypes = [*[ctypes.c_void_p] * 4, *sizes, ctypes.c_int]
-    function.restype = None
-    return function, int(library.lanes())
+    return native.functions(library, "layer", "ppppiiin")[dtype], int(library.lanes())

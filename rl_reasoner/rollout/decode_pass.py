@@ -374,7 +374,7 @@ class DecodePass:
     def _mixed(self, mlp: _Mixture, given: Tensor) -> tuple[Tensor, Tensor]:
         """(rows, hidden) through their experts, and which these are (rows, k)."""
         if mlp.panels is None or self.operations is None:
-            mixed, chosen = _mixed(mlp, given)
+            mixed, chosen = _mixed_by_torch(mlp, given)
             return mixed.to(self.dtype), chosen
         chosen = torch.empty(len(given), mlp.chosen, dtype=torch.long)
         logits, out = mlp.router(given), torch.empty_like(given)
@@ -412,7 +412,7 @@ def _attended(
     return cache.attend(query, key, value, heads.scale, heads.window).reshape(len(projected), -1)
 
 
-def _mixed(mlp: _Mixture, given: Tensor) -> tuple[Tensor, Tensor]:
+def _mixed_by_torch(mlp: _Mixture, given: Tensor) -> tuple[Tensor, Tensor]:
     """(rows, hidden) through their experts by torch, and which these are (rows, k)."""
     shares = mlp.router(given).softmax(-1, dtype=torch.float32)
     gates, chosen = shares.topk(mlp.chosen, dim=-1)

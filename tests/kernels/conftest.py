@@ -2,7 +2,6 @@
 
 import ctypes
 import platform
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -30,9 +29,10 @@ def step_library(
     if kind not in _made:
         file = tmp_path_factory.mktemp("native") / f"{kind}.so"
         flags = [flag if "march" not in flag else f"-march={kind}" for flag in native._FLAGS]
-        sources = [str(file) for file in native._CODE if file.name.startswith("step_")]
-        command = [compiler, *flags, "-shared", "-fPIC", *sources, "-o", str(file)]
-        subprocess.run(command, check=True, capture_output=True)
+        monkeypatch.setattr(native, "_FLAGS", flags)
+        step = [source for source in native._CODE if source.name.startswith("step_")]
+        monkeypatch.setattr(native, "_CODE", step)
+        native._compile(compiler, file)
         _made[kind] = ctypes.CDLL(str(file))
     monkeypatch.setattr(native, "library", lambda: _made[kind])
     monkeypatch.setattr(panel_weight, "_product", panel_weight._product.__wrapped__)

@@ -13,33 +13,12 @@ namespace {
 static const int MANY = HELD * 3 / 4;  // rows that one panel is multiplied with at once
 static const int64_t DEEP = 1024;      // the most inputs that are gone through at once
 
-// N rows, `stride` apart, times one panel: 2 vectors a row. A sum waits for its last addition, so
-// few rows are summed up in parts.
-template <int N, class T>
-static inline void panel(const float* rows, int64_t stride, const T* weights, int64_t inner, vf out[][2]) {
-    const int P = N <= HELD / 8 ? 2 : 1;
-    vf a[P][N][2] = {};
-    int64_t i = 0;
-    for (; i + P <= inner; i += P)
-        for (int p = 0; p < P; p++) {
-            vf x = load(weights + (i + p) * 2 * W), y = load(weights + (i + p) * 2 * W + W);
-            for (int r = 0; r < N; r++) {
-                a[p][r][0] += rows[r * stride + i + p] * x;
-                a[p][r][1] += rows[r * stride + i + p] * y;
-            }
-        }
-    for (; i < inner; i++)
-        for (int r = 0; r < N; r++)
-            for (int v = 0; v < 2; v++) a[0][r][v] += rows[r * stride + i] * load(weights + (2 * i + v) * W);
-    for (int r = 0; r < N; r++)
-        for (int v = 0; v < 2; v++) {
-            out[r][v] = a[0][r][v];
-            for (int p = 1; p < P; p++) out[r][v] += a[p][r][v];
-        }
+// How many inputs lie side by side, and `total` with the products of W outputs by so many added.
+template <class T> static constexpr int64_t TOGETHER = sizeof(T) == sizeof(bf16) ? 2 : 1;
+static inline vf add(vf total, const float* weights, const float* row) {
+    return total + *row * load(weights);
 }
-
-// total += the two products of W pairs with one pair
-static inline vf add_pairs(vf total, const bf16* weights, const bf16* pair) {
+static inline vf add(vf total, const bf16* weights, const bf16* pair) {
 #ifdef __AVX512BF16__
     int32_t both;
     memcpy(&both, pair, sizeof(both));
@@ -52,22 +31,25 @@ static inline vf add_pairs(vf total, const bf16* weights, const bf16* pair) {
 #endif
 }
 
-template <int N>
-static inline void panel(const bf16* rows, int64_t stride, const bf16* weights, int64_t inner, vf out[][2]) {
+// N rows, `stride` apart, times one panel: 2 vectors a row. A sum waits for its last addition, so
+// few rows are summed up in parts.
+template <int N, class T>
+static inline void panel(const T* rows, int64_t stride, const T* weights, int64_t inner, vf out[][2]) {
     const int P = N <= HELD / 8 ? 2 : 1;
+    const int64_t S = TOGETHER<T>;
     vf a[P][N][2] = {};
     int64_t i = 0;
-    for (; i + 2 * P <= inner; i += 2 * P)
+    for (; i + P * S <= inner; i += P * S)
         for (int p = 0; p < P; p++)
             for (int r = 0; r < N; r++)
                 for (int v = 0; v < 2; v++) {
-                    int64_t at = i + 2 * p;
-                    a[p][r][v] = add_pairs(a[p][r][v], weights + (at + v) * 2 * W, rows + r * stride + at);
+                    int64_t at = i + p * S;
+                    a[p][r][v] = add(a[p][r][v], weights + (2 * at + v * S) * W, rows + r * stride + at);
                 }
-    for (; i < inner; i += 2)
+    for (; i < inner; i += S)
         for (int r = 0; r < N; r++)
             for (int v = 0; v < 2; v++)
-                a[0][r][v] = add_pairs(a[0][r][v], weights + (i + v) * 2 * W, rows + r * stride + i);
+                a[0][r][v] = add(a[0][r][v], weights + (2 * i + v * S) * W, rows + r * stride + i);
     for (int r = 0; r < N; r++)
         for (int v = 0; v < 2; v++) {
             out[r][v] = a[0][r][v];
@@ -75,17 +57,17 @@ static inline void panel(const bf16* rows, int64_t stride, const bf16* weights, 
         }
 }
 
-template <int N, class R, class T>
-static inline void some(int64_t n, const R* rows, int64_t stride, const T* weights, int64_t inner, vf out[][2]) {
+template <int N, class T>
+static inline void some(int64_t n, const T* rows, int64_t stride, const T* weights, int64_t inner, vf out[][2]) {
     if (n == N) return panel<N>(rows, stride, weights, inner, out);
     if constexpr (N > 1) some<N - 1>(n, rows, stride, weights, inner, out);
 }
 
 // `count` rows times one panel; `take(row, vectors)` gets each row's two. Parts are of like size, and
 // of a long panel's inputs so many are gone through at once as stay in the inner caches.
-template <class R, class T, class F>
+template <class T, class F>
 static void products(
-    const R* rows, int64_t stride, int64_t count, const T* weights, int64_t inner, F&& take
+    const T* rows, int64_t stride, int64_t count, const T* weights, int64_t inner, F&& take
 ) {
     static thread_local std::vector<float> before;  // the sums so far
     if (inner > DEEP) before.resize(count * 2 * W);
