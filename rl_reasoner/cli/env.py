@@ -93,7 +93,11 @@ def _measured(device: str) -> dict[str, Any]:
     if device != "cpu":
         return {}
     from rl_reasoner.kernels import decoding, native, products
-    from rl_reasoner.kernels.packed_linear import NAMES, few_rows_timed, sampling_weights_timed
+    from rl_reasoner.kernels.packed_linear import (
+        PACKED_TYPES,
+        few_rows_timed,
+        sampling_weights_timed,
+    )
     from rl_reasoner.rollout.sampling_weights import LARGE
 
     chosen = products.chosen()
@@ -104,7 +108,7 @@ def _measured(device: str) -> dict[str, Any]:
         measured[f"products: {kind}"] = f"{chosen[kind]} (GFLOP/s: {told})"
     bf16 = products.bf16_rates()
     measured["products: bf16"] = f"GFLOP/s: {bf16['bf16']}, beside {bf16['fp32']} in fp32"
-    for dtype, name in NAMES.items():
+    for dtype, name in PACKED_TYPES.items():
         few = few_rows_timed(dtype)
         told = ", ".join(f"{way} {ms}" for way, ms in few.get("ms", {}).items())
         measured[f"products of few rows: {name}"] = f"{few['way']} (ms: {told or 'not measured'})"

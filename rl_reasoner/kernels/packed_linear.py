@@ -27,7 +27,7 @@ from rl_reasoner.machine import choices
 _WORTH = 64 << 20  # bytes of weights from which it pays everywhere: smaller ones stay in the cache
 _ROWS = 16  # the number of rows that weights are laid out for; any number may come
 _MANY = 64  # the same in bf16, whose layout is another for more rows
-NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+PACKED_TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 ROUNDED = {"bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
@@ -41,7 +41,7 @@ class PackedWeight:
         self._product: Callable[[Tensor], Tensor]
         if dtype == torch.int8:
             self._product = IntegerWeight(weight, bias)
-        elif not _by_onednn(weight) or dtype not in NAMES:
+        elif not _by_onednn(weight) or dtype not in PACKED_TYPES:
             self._product = partial(linear, weight=weight.to(dtype), bias=_in(bias, dtype))
         elif weight.shape[1] % 2 == 0 and _by_panels(dtype):
             self._product = PanelWeight(weight, bias, dtype)
@@ -140,7 +140,7 @@ def _usable_types() -> list[str]:
 def _fits(layer: nn.Linear) -> bool:
     if type(layer) is not nn.Linear or "forward" in layer.__dict__:
         return False
-    return layer.weight.dtype in NAMES
+    return layer.weight.dtype in PACKED_TYPES
 
 
 def _autocast(layers: list[nn.Linear]) -> torch.dtype | None:
@@ -172,7 +172,7 @@ def few_rows_timed(dtype: torch.dtype) -> dict[str, Any]:
     """
     if not native.available() or not panel_weight.works(dtype):
         return {"way": "onednn"}
-    name = f"sampling_products/{NAMES[dtype]}/{torch.get_num_threads()}_threads"
+    name = f"sampling_products/{PACKED_TYPES[dtype]}/{torch.get_num_threads()}_threads"
     timed: dict[str, Any] = choices.get(name, lambda: _time_panels(dtype), _is_way)
     return timed
 
