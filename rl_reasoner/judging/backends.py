@@ -89,13 +89,13 @@ class PolicyBackend:
     def __init__(self, source: str, *, temperature: float, max_tokens: int) -> None:
         from rl_reasoner.policy.opening import open_policy
         from rl_reasoner.rollout.sampler import weights_hash
-        from rl_reasoner.rollout.sampling_weights import sampling_dtype
+        from rl_reasoner.rollout.sampling_weights import sampled_weights
 
         self.settings = {"temperature": temperature, "max_tokens": max_tokens}
         self.policy = open_policy(source)
         # "auto": a large policy in fp32 answers with copies in bf16 where the processor has it
-        dtype = sampling_dtype(self.policy.model, "auto")
-        self.identity = f"{weights_hash(self.policy)} {self.settings} {dtype}"
+        weights = sampled_weights(self.policy.model, "auto", "weights")
+        self.identity = f"{weights_hash(self.policy)} {self.settings} {weights}"
 
     def ask(
         self, chats: Sequence[Chat], schemas: Sequence[Mapping[str, Any]], take: TakeReply

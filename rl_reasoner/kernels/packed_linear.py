@@ -9,8 +9,7 @@ its type. In int8 the weights alone are rounded (rl_reasoner.kernels.integer_wei
 gradients; other layers are left as they are, and so are small models, where it does not pay.
 """
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -22,13 +21,14 @@ from torch.nn.functional import linear
 from rl_reasoner.kernels import integer_weights, native, panel_weight
 from rl_reasoner.kernels.integer_weights import IntegerWeight
 from rl_reasoner.kernels.panel_weight import PanelWeight
-from rl_reasoner.machine import choices
+from rl_reasoner.machine import choices, raced
 
 _WORTH = 64 << 20  # bytes of weights from which it pays everywhere: smaller ones stay in the cache
 _ROWS = 16  # the number of rows that weights are laid out for; any number may come
 _MANY = 64  # the same in bf16, whose layout is another for more rows
 PACKED_TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 ROUNDED = {"bfloat16": torch.bfloat16, "int8": torch.int8}
+Products = Sequence[Callable[[Tensor], Tensor]]
 
 
 class PackedWeight:
@@ -205,45 +205,39 @@ def _packed(layer: nn.Linear, dtype: torch.dtype, back: bool) -> Callable[[Tenso
 def _time_types() -> dict[str, Any]:
     """Each type over weights that no cache holds."""
     layers = _layers(8, 1024, 4096)  # 128 MiB
-    given = torch.ones(32, 1024)
-    ms = {}
-    for name in ("float32", *_usable_types()):
-        dtype = ROUNDED.get(name, torch.float32)
-        products = [_packed(layer, dtype, True) for layer in layers]
-        ms[name] = round(1000 * _best_seconds(products, given), 1)
-    return {"dtype": "bfloat16" if ms["bfloat16"] < 0.8 * ms["float32"] else "float32", "ms": ms}
+    types = {name: ROUNDED.get(name, torch.float32) for name in ("float32", *_usable_types())}
+    ways = {name: [_packed(one, dtype, True) for one in layers] for name, dtype in types.items()}
+    seconds = _seconds(ways, torch.ones(32, 1024))
+    faster = seconds["bfloat16"] < 0.8 * seconds["float32"]
+    return {"dtype": "bfloat16" if faster else "float32", "ms": _in_ms(seconds, 1)}
 
 
 @torch.no_grad()
 def _time_layout() -> str:
     """`packed` where oneDNN's layout is clearly faster for a tiny model too, else `plain`."""
     layers = _layers(16, 256, 704)  # 11 MiB
-    given = torch.ones(32, 256)
-    plain = _best_seconds([layer.forward for layer in layers], given)
-    packed = _best_seconds([_packed(layer, torch.float32, True) for layer in layers], given)
-    return "packed" if packed < 0.9 * plain else "plain"
+    ways: dict[str, Products] = {
+        "plain": [layer.forward for layer in layers],
+        "packed": [_packed(layer, torch.float32, True) for layer in layers],
+    }
+    seconds = _seconds(ways, torch.ones(32, 256))
+    return "packed" if seconds["packed"] < 0.9 * seconds["plain"] else "plain"
 
 
 @torch.no_grad()
 def _time_panels(dtype: torch.dtype) -> dict[str, Any]:
-    """Both ways over small layers and wide ones, for the rows of a step as they end one by one."""
-    weights = [layer.weight for layer in (*_layers(16, 256, 704), *_layers(2, 2048, 704))]
-    seconds = {"panels": _few_seconds([PanelWeight(w, None, dtype) for w in weights], dtype)}
-    with suppress(RuntimeError):  # without instructions for bf16 there is none by oneDNN
-        ways = [_OnednnWeight(weight, None, dtype) for weight in weights]
-        seconds["onednn"] = _few_seconds(ways, dtype)
-    best = min(seconds, key=lambda way: seconds[way])
-    return {"way": best, "ms": {way: round(1000 * taken, 2) for way, taken in seconds.items()}}
-
-
-def _few_seconds(products: Sequence[Callable[[Tensor], Tensor]], dtype: torch.dtype) -> float:
-    """Seconds of the products of `_time_panels`, of 4, 16 and 48 rows each."""
-    halves = ((products[:16], 256), (products[16:], 2048))
-    return sum(
-        _best_seconds(some, torch.ones(rows, inputs, dtype=dtype))
-        for some, inputs in halves
-        for rows in (4, 16, 48)
-    )
+    """Both ways over small layers and wide ones, of 4, 16 and 48 rows, as they end one by one."""
+    seconds: list[dict[str, float]] = []
+    for count, inputs in ((16, 256), (2, 2048)):
+        weights = [layer.weight for layer in _layers(count, inputs, 704)]
+        ways: dict[str, Products] = {"panels": [PanelWeight(w, None, dtype) for w in weights]}
+        with suppress(RuntimeError):  # without instructions for bf16 there is none by oneDNN
+            onednn = [_OnednnWeight(w, None, dtype) for w in weights]
+            onednn[0](torch.ones(4, inputs, dtype=dtype))
+            ways["onednn"] = onednn
+        seconds += [_seconds(ways, torch.ones(n, inputs, dtype=dtype)) for n in (4, 16, 48)]
+    total = {way: sum(one[way] for one in seconds) for way in seconds[0]}
+    return {"way": min(total, key=lambda way: total[way]), "ms": _in_ms(total, 2)}
 
 
 def _layers(count: int, inputs: int, outputs: int) -> list[nn.Linear]:
@@ -252,11 +246,15 @@ def _layers(count: int, inputs: int, outputs: int) -> list[nn.Linear]:
         return [nn.Linear(inputs, outputs, bias=False) for _ in range(count)]
 
 
-def _best_seconds(products: Sequence[Callable[[Tensor], Tensor]], given: Tensor) -> float:
-    seconds = []
-    for _ in range(7):
-        started = time.perf_counter()
+def _seconds(ways: Mapping[str, Products], given: Tensor) -> dict[str, float]:
+    """Seconds of all of a way's products of `given`."""
+
+    def run(products: Products) -> None:
         for product in products:
             product(given)
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+
+    return raced({name: partial(run, products) for name, products in ways.items()})
+
+
+def _in_ms(seconds: Mapping[str, float], digits: int) -> dict[str, float]:
+    return {name: round(1000 * taken, digits) for name, taken in seconds.items()}

@@ -14,8 +14,8 @@ tensors only; low precision and other devices are torch's.
 """
 
 import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear as torch_linear
 
 from rl_reasoner.kernels import native
-from rl_reasoner.machine import choices
+from rl_reasoner.machine import choices, raced
 
 Class = Literal["forward", "input", "weight"]
 CLASSES: tuple[Class, ...] = ("forward", "input", "weight")
@@ -123,37 +123,27 @@ def _measure() -> dict[str, Any]:
         for shape in ((rows, inputs), (outputs, inputs), (rows, outputs))
     )
     factors = {"forward": (x, w), "input": (grad, w.t()), "weight": (grad.t(), x.t())}
-    rates: dict[str, dict[str, int]] = {kind: {} for kind in factors}
-    for kind, (a, b) in factors.items():
-        for way in usable_ways():
-            rates[kind][way] = _rate(lambda a=a, b=b, way=way: _multiply(a, b, way))  # type: ignore[misc]
+    rates = {
+        kind: _rates({way: partial(_multiply, a, b, way) for way in usable_ways()})
+        for kind, (a, b) in factors.items()
+    }
     best: dict[str, Any] = {kind: max(r, key=lambda way: r[way]) for kind, r in rates.items()}
     return {**best, "rates": rates}
 
 
 def _measure_bf16() -> dict[str, int]:
-    """Time the forward product in both precisions, one after the other."""
+    """Time the forward product in both precisions."""
     rows, outputs, inputs = _SHAPE
     x, w = torch.ones(rows, inputs), torch.ones(outputs, inputs)
     halves = x.bfloat16(), w.bfloat16()
-    fp32 = _rate(lambda: _multiply(x, w, chosen()["forward"]))
-    return {"fp32": fp32, "bf16": _rate(lambda: torch_linear(*halves))}
+    fp32 = partial(_multiply, x, w, chosen()["forward"])
+    return _rates({"fp32": fp32, "bf16": partial(torch_linear, *halves)})
 
 
-def _rate(run: Callable[[], object]) -> int:
-    """GFLOP/s of `run`, a product of the shape that is timed."""
-    return round(2 * math.prod(_SHAPE) / _fastest(run) / 1e9)
-
-
-def _fastest(run: Callable[[], object]) -> float:
-    """Seconds of the fastest of some runs."""
-    run()
-    seconds = []
-    for _ in range(_TIMES):
-        started = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+def _rates(ways: Mapping[str, Callable[[], object]]) -> dict[str, int]:
+    """GFLOP/s of each way to a product of the shape that is timed."""
+    seconds = raced(ways, _TIMES)
+    return {way: round(2 * math.prod(_SHAPE) / taken / 1e9) for way, taken in seconds.items()}
 
 
 # -------------------------------------------------------------------------------- linear layers

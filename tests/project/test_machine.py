@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.machine import VARIABLE, Choices, choices_file
+from rl_reasoner.machine import VARIABLE, Choices, choices_file, raced
 
 
 @pytest.fixture(autouse=True)
@@ -89,3 +89,18 @@ def test_a_damaged_file_or_a_folder_that_cannot_be_written_costs_only_the_measur
     assert Choices().get("products", lambda: "mkl") == "mkl"
     monkeypatch.setenv("RL_REASONER_CACHE", "/proc/nowhere")
     assert Choices().get("products", lambda: "mkl") == "mkl"
+
+
+def test_ways_take_turns_and_the_best_go_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy moment, which the slower way alone would have missed, meets both."""
+    clock, order = [0.0], []
+    monkeypatch.setattr("rl_reasoner.machine.time.perf_counter", lambda: clock[0])
+
+    def way(name: str, seconds: float) -> None:
+        busy = len(order) < 6
+        order.append(name)
+        clock[0] += seconds * (10 if busy else 1)
+
+    found = raced({"fast": lambda: way("fast", 1), "slow": lambda: way("slow", 2)}, goes=3)
+    assert found == {"fast": 1, "slow": 2}
+    assert order == ["fast", "fast", "slow", "slow"] * 3
