@@ -24,6 +24,7 @@ from rl_reasoner.dataset.conversations import TURNS
 from rl_reasoner.dataset.templates import with_system
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.evaluate import load_set
+from rl_reasoner.evaluation.labels import split_label
 from rl_reasoner.evaluation.manifest import digest_of
 from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.files import read_jsonl
@@ -32,7 +33,6 @@ from rl_reasoner.pipeline.why import rollouts_of
 from rl_reasoner.recipe.algorithms import OWN_ADVANTAGES
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import GrpoStage
-from rl_reasoner.report.gain import split_mode
 from rl_reasoner.rollout.episodes.opening import open_rows
 from rl_reasoner.scoring.ledger import entries, files_of, scores_of
 from rl_reasoner.training.advantages import group_relative, positive_weighed
@@ -236,6 +236,14 @@ def result_files(run: Path) -> list[Path]:
     return sorted([*run.glob("evals/*.json"), *run.glob("controls/*/evals/*.json")])
 
 
+def saved_result(file: Path) -> EvalResult:
+    """An evaluation of the run; raises `ValueError` where its figures and rows do not fit."""
+    try:
+        return EvalResult.load(file)
+    except UserError as error:
+        raise ValueError("; ".join(error.messages)) from error
+
+
 def check_problems(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:
     """Every evaluation: of the recipe's sets, and of each the problems that the set has."""
     known: dict[str, list[Row]] = {}
@@ -256,7 +264,7 @@ def check_problems(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:
         found: list[AuditFinding] = []
         with as_finding("results", found):
             name = str(file.relative_to(run))
-            found += _of_result(EvalResult.load(file), name, recipe, known, here)
+            found += _of_result(saved_result(file), name, recipe, known, here)
         yield from found
 
 
@@ -267,12 +275,12 @@ def _of_result(
     known: dict[str, list[Row]],
     here: bool,
 ) -> Iterator[AuditFinding]:
-    measured = {split_mode(label)[0] for label in saved.sets}
+    measured = {split_label(label)[0] for label in saved.sets}
     if left_out := [one for one in recipe.evals.sets if one not in measured]:
         yield differs("results", f"{name} has no figures of {left_out[0]}, which the recipe names")
     count = 0
     for label, rows in saved.rows.items():
-        wanted = known.get(split_mode(label)[0])
+        wanted = known.get(split_label(label)[0])
         if wanted is None:  # said of the set, or told as a set that was not measured
             continue
         if other := _first_other(rows, wanted):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_reasoner.audit.findings import AuditFinding, as_finding, counted, differs, held, unchecked
-from rl_reasoner.audit.records import is_asked, result_files
+from rl_reasoner.audit.records import is_asked, result_files, saved_result
 from rl_reasoner.audit.versions import maker_of, moved_sets, same_code
 from rl_reasoner.dataset.code_rows import continuing
 from rl_reasoner.evaluation.evaluate import replay
@@ -208,7 +208,7 @@ def check_results(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:
 
 def _result(file: Path, name: str, here: bool) -> Iterator[AuditFinding]:
     """One evaluation; `here`: its version is this one, else it may lack figures that are new."""
-    saved = EvalResult.load(file)
+    saved = saved_result(file)
     if not saved.rows:
         yield unchecked("results", f"{name} has no rows: {file.stem}.rows.jsonl is not there")
         return
@@ -300,7 +300,11 @@ def check_controls(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:
     arms = {name: EvalResult.load(at / "evals" / "after.json") for name, at in folders.items()}
     facts = {name: facts_of_arm(at) for name, at in folders.items()}
     now = against_controls(stage.name, before, after, arms, facts)
-    yield _compared(f"{file.name}: treatment minus control", json_object(file), now)
+    what, kept = f"{file.name}: treatment minus control", json_object(file)
+    if not same_code(run) and not same_values(kept, now):
+        yield unchecked("results", f"{what}, which another version counted")
+        return
+    yield _compared(what, kept, now)
 
 
 def _compared(what: str, kept: Mapping[str, Any], now: Mapping[str, Any]) -> AuditFinding:

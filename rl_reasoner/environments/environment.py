@@ -31,6 +31,9 @@ PLAYED = "played"
 and what the environment said of it."""
 SEED = "seed"
 """The column of a row with its counted seed; an environment draws from it."""
+OPENED = "opened_from"
+"""The column of an evaluated row that tells it from others of which the environment asks the same:
+a digest of the row as it was given."""
 
 
 class Environment(Protocol):

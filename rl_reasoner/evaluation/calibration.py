@@ -106,18 +106,18 @@ def calibrate(
     answers = [judge.answer_shown(row, reference) for row in rows]
     started = time.perf_counter()
     cases = [(row["problem"], row["completion"], a) for row, a in zip(rows, answers, strict=True)]
-    before = judge.counts["cached"]
+    before = judge.counts["asked"]
     outcomes = judge.points(cases)
     if all(isinstance(outcome, Fault) for outcome in outcomes):
         first = next(outcome for outcome in outcomes if isinstance(outcome, Fault))
         raise UserError(f"no row was judged: {first.message}")
     seconds = time.perf_counter() - started
-    replies = judge.counts["cached"] - before
+    asked = (judge.counts["asked"] - before) / judge.votes  # rows; kept replies take no time
     figures = [*_agreement(rows, outcomes), _length_bias(rows, outcomes)]
     figures.append(_gain_by_asking(judge, rows, outcomes, answers, most_pairs // 2))
     figures += _order_bias(judge, rows, answers, most_pairs)
-    asked = replies < len(rows) * judge.votes  # else the seconds are those of the cache
-    figures += _costs(judge, rows, judge.tokens_of(cases), seconds if asked else None)
+    each = seconds / asked if asked else None
+    figures += _costs(judge, rows, judge.tokens_of(cases), each, round(asked))
     return Calibration(len(rows), tuple(figures), judge.counts.to_json())
 
 
@@ -278,8 +278,12 @@ def _costs(
     rows: Sequence[Row],
     tokens: Sequence[tuple[int, int] | None],
     seconds: float | None,
+    asked: int,
 ) -> list[Figure]:
-    """What 1,000 rows take: of the questions about the rows themselves, not of pairs and pleas."""
+    """What 1,000 rows take: of the questions about the rows themselves, not of pairs and pleas.
+
+    `seconds`: of a row, of those that were `asked` about; None where all replies were kept ones.
+    """
     told = [(row["problem"], own) for row, own in zip(rows, tokens, strict=True) if own is not None]
     groups = [problem for problem, _ in told]
 
@@ -298,8 +302,8 @@ def _costs(
         costs = [judge.budget.cost(*own) for _, own in told]
         found.append(figure("cost per 1,000 rows", costs, "as priced"))
     if seconds is not None:
-        each = 1000 * seconds / len(rows)
-        found.append(Figure("seconds per 1,000 rows", each, None, len(rows), "as measured here"))
+        meaning = "as measured here"
+        found.append(Figure("seconds per 1,000 rows", 1000 * seconds, None, asked, meaning))
     return found
 
 

@@ -25,6 +25,7 @@ from rl_reasoner.evaluation.statistics import (
     pass_at_k,
     sign_flips,
 )
+from rl_reasoner.foreign import mapping
 from rl_reasoner.types import Row
 
 _FLIPS_SHOWN = 50
@@ -79,12 +80,13 @@ def families(entries: Mapping[str, dict[str, Any]]) -> list[list[dict[str, Any]]
 
 def _pairs(name: str, a: Sequence[Row], b: Sequence[Row]) -> list[tuple[int, int]]:
     """For each row of a its index, and the index of b's row with the same problem."""
-    if Counter(problems(a)) != Counter(problems(b)):
+    of_a, of_b = problems(a, b), problems(b, a)
+    if Counter(of_a) != Counter(of_b):
         raise UserError(f"set {name!r} holds different problems in the two results")
     places: dict[str, list[int]] = {}
-    for j, problem in reversed([*enumerate(problems(b))]):
+    for j, problem in reversed([*enumerate(of_b)]):
         places.setdefault(problem, []).append(j)
-    pairs = [(i, places[problem].pop()) for i, problem in enumerate(problems(a))]
+    pairs = [(i, places[problem].pop()) for i, problem in enumerate(of_a)]
     for i, j in pairs:
         answers = [row.get("answer", "") for row in (a[i], b[j])]
         if answers[0] != answers[1]:
@@ -96,14 +98,14 @@ def _pairs(name: str, a: Sequence[Row], b: Sequence[Row]) -> list[tuple[int, int
 
 
 def _contaminated(*rows: Row) -> bool:
-    return any((row.get("overlap") or {}).get("contaminated") for row in rows)
+    return any(mapping(row.get("overlap")).get("contaminated") for row in rows)
 
 
 def _paired(a: Sequence[Row], b: Sequence[Row], pairs: Sequence[tuple[int, int]]) -> dict[str, Any]:
     def moved(marks: str) -> list[float]:
         return [share_right(b[j], marks) - share_right(a[i], marks) for i, j in pairs]
 
-    strict, groups = moved("scores"), problems([a[i] for i, _ in pairs])
+    strict, groups = moved("scores"), problems([a[i] for i, _ in pairs], b)
     single = all(len(row["scores"]) == 1 for row in (*a, *b)) and len({*groups}) == len(groups)
     entry = {"problems": len(pairs), **_tested(strict, groups, single=single)}
     k = min(len(row["scores"]) for row in (*a, *b))
@@ -113,7 +115,7 @@ def _paired(a: Sequence[Row], b: Sequence[Row], pairs: Sequence[tuple[int, int]]
     if has_lenient((*a, *b)):
         lenient = moved("lenient")
         entry["lenient"] = _tested(lenient, groups, single=single)
-        entry["form"] = _form(strict, lenient, groups)
+        entry["form"] = _form(strict, lenient, groups, clear=entry["p"] < _SURE)
     return {**entry, "flips": _flips(a, b, pairs, strict)}
 
 
@@ -141,13 +143,11 @@ def _tested(differences: Sequence[float], groups: Sequence[str], *, single: bool
 
 
 def _form(
-    strict: Sequence[float], lenient: Sequence[float], groups: Sequence[str]
+    strict: Sequence[float], lenient: Sequence[float], groups: Sequence[str], *, clear: bool
 ) -> dict[str, Any]:
     """How much of the strict difference is form: there strictly and not leniently."""
     form = [x - y for x, y in zip(strict, lenient, strict=True)]
     means = [math.fsum(values) / len(values) for values in (strict, lenient, form)]
-    low, high = paired_interval(strict, groups=groups)
-    clear = low > 0 or high < 0
     return {
         "difference": means[2],
         "interval": [*paired_interval(form, groups=groups)],

@@ -17,8 +17,11 @@ from rl_reasoner.dataset.rows import load_rows
 from rl_reasoner.dataset.sets import set_data
 from rl_reasoner.dataset.templates import prompt_of, with_system
 from rl_reasoner.distributed.threads import Threads
+from rl_reasoner.environments.environment import OPENED
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.evaluation.judging import Judge
+from rl_reasoner.evaluation.labels import CLEAN, MODES, Mode, label_of
+from rl_reasoner.evaluation.manifest import digest_of
 from rl_reasoner.evaluation.metrics import compute_figures
 from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.recipe.data import FileData
@@ -35,7 +38,6 @@ from rl_reasoner.types import Prompt, Row
 if TYPE_CHECKING:
     from rl_reasoner.policy.policy import Policy
 
-Mode = Literal["greedy", "sampled", "chain-forced", "direct-forced"]
 Progress = Callable[[str, int, int], None]  # set, done, of
 _FORCES: Mapping[str, Literal["chain", "direct"] | None] = {
     "greedy": None,
@@ -79,7 +81,8 @@ def evaluate(
     `weights`: bfloat16 and int8 round them, auto may. `tools` may be called in it, an `environment`
     answers its turns and judges where no reward does. Raises `UserError`.
     """
-    _check(samples, modes or (), temperature)
+    _check(samples, modes or (), temperature, limit)
+    wanted = _by_name(sets)
     check_judge(reward, reward_options)
     from rl_reasoner.policy.opening import open_policy
 
@@ -95,12 +98,25 @@ def evaluate(
         result = EvalResult(opened.source, settings=settings)
         session = _Session(opened, result, samples, temperature, modes or (), progress)
         session.keep(cache)
-        for which in sets:
-            data = set_data(which) if isinstance(which, str) else which
-            rows = with_system(open_rows(environment, load_rows(data)[:limit], seed), system)
-            session.set(which if isinstance(which, str) else which.path, data, rows, trained_on)
+        for name, data in wanted.items():
+            given = load_rows(data)[:limit]
+            rows = with_system(open_rows(environment, given, seed), system)
+            session.opened = [digest_of(row) for row in given] if environment else ()
+            session.set(name, data, rows, trained_on)
         session.finish()
     return result
+
+
+def _by_name(sets: Sequence[str | FileData]) -> dict[str, FileData]:
+    """Each set by the name that its figures have; raises `UserError` where two have the same."""
+    found: dict[str, FileData] = {}
+    for which in sets:
+        name, data = (which, set_data(which)) if isinstance(which, str) else (which.path, which)
+        if found.setdefault(name, data) != data:
+            raise UserError(
+                f"two sets are called {name}, with other columns or splits: evaluate them apart"
+            )
+    return found
 
 
 def _optional_settings(
@@ -152,14 +168,17 @@ def check_judge(reward: str | None, options: Mapping[str, Any] | None) -> None:
         raise UserError("options of a reward are given, but not the reward they are for")
 
 
-def _check(samples: int, modes: Sequence[Mode], temperature: float | None) -> None:
-    if samples < 1:
-        raise UserError(f"samples is {samples}; it must be at least 1")
+def _check(
+    samples: int, modes: Sequence[Mode], temperature: float | None, limit: int | None
+) -> None:
+    for name, count in (("samples", samples), ("limit", limit)):
+        if count is not None and count < 1:
+            raise UserError(f"{name} is {count}; it must be at least 1")
     if samples > 1 and temperature == 0:
         raise UserError(f"at temperature 0 all {samples} samples would be the same: ask for 1")
     for mode in modes:
-        if mode not in _FORCES:
-            raise unknown("mode", mode, _FORCES)
+        if mode not in MODES:
+            raise unknown("mode", mode, MODES)
 
 
 @dataclass
@@ -175,6 +194,7 @@ class _Session:
     cache: SampleCache | None = None
     weights: str | None = None  # their hash, where it is known
     example: Prompt | None = None
+    opened: Sequence[str] = ()  # which row each one was before an environment opened it
     sets: dict[str, Any] = field(default_factory=dict)
 
     def keep(self, folder: Path | None) -> None:
@@ -205,11 +225,14 @@ class _Session:
         self.example = self.example or prompts[0]
         self.sets[name] = (data, rows, judge.name)
         for mode in self.modes or ("greedy",):
-            label = name if mode == "greedy" else f"{name}@{mode}"
+            label = label_of(name, mode)
             many = mode == "sampled" or not self.modes
             played = self._episodes(template, rows)
             outs = self._draw(prompts, label, longest, many, _FORCES[mode], played)
             scored = self.result.rows[label] = judge.score(rows, outs)
+            if self.opened:
+                for row, digest in zip(scored, self.opened, strict=True):
+                    row[OPENED] = digest
             temperature = self.temperature if many else 0.0
             shared = {"temperature": temperature, "reward": judge.name}
             self.result.sets[label] = {**compute_figures(scored), **shared}
@@ -308,7 +331,7 @@ def _add_clean(result: EvalResult, label: str) -> None:
     clean = [row for row in rows if not (row["overlap"] or {}).get("contaminated")]
     if clean:
         same = {key: result.sets[label][key] for key in ("temperature", "reward")}
-        result.sets[f"{label}@clean"] = {**compute_figures(clean), **same}
+        result.sets[f"{label}{CLEAN}"] = {**compute_figures(clean), **same}
 
 
 def replay(

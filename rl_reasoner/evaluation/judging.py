@@ -17,7 +17,7 @@ from rl_reasoner.answers import verify
 from rl_reasoner.answers.extraction.extract import answer_of
 from rl_reasoner.dataset.code_rows import continuing
 from rl_reasoner.dataset.tasks.generate import TASKS
-from rl_reasoner.environments.environment import EPISODE
+from rl_reasoner.environments.environment import EPISODE, OPENED
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.lenient import has_form, readings
 from rl_reasoner.foreign import number
@@ -28,7 +28,8 @@ from rl_reasoner.scoring.registry import load_reward
 from rl_reasoner.scoring.reward import Reward
 from rl_reasoner.types import Rollout, Row
 
-_KEPT = ("id", "problem", "answer", "start", "task", "level", "subject", "entry_point", "overlap")
+_KEPT = ("id", "problem", "answer", "start", "task", "level", "subject", "entry_point")
+_NOTED = ("overlap", OPENED)  # on rows of a result, when they were judged first
 _CLASS_TIMEOUT_S = 1.0  # of sympy's opinion whether two wrong answers are one
 _SAMPLED = ("completions", "tokens", "truncated")
 _EPISODES = "episodes"  # what an environment gave each completion
@@ -111,7 +112,7 @@ class _Bench:
         if self.columns is None:
             own = {name: value for name, value in row.items() if name not in _JUDGED}
             return {"answer": "", **own}
-        wanted = (*_KEPT, *self.columns)
+        wanted = (*_KEPT, *_NOTED, *self.columns)
         return {"answer": "", **{name: row[name] for name in wanted if name in row}}
 
 

@@ -17,6 +17,7 @@ from statistics import median
 from typing import Any
 
 from rl_reasoner.dataset.levels import LEVEL, in_order
+from rl_reasoner.environments.environment import OPENED
 from rl_reasoner.evaluation.statistics import (
     Groups,
     Interval,
@@ -48,9 +49,14 @@ def has_lenient(rows: Sequence[Row]) -> bool:
     return all("lenient" in row for row in rows)
 
 
-def problems(rows: Sequence[Row]) -> list[str]:
-    """Which problem each row is of: some sets have one several times."""
-    return [str(row["problem"]) for row in rows]
+def problems(rows: Sequence[Row], beside: Sequence[Row] = ()) -> list[str]:
+    """Which problem each row is of: some sets have one several times.
+
+    An environment may ask the same of all its rows: then it is the row that it opened, where all
+    rows, and those `beside` them, say so.
+    """
+    key = OPENED if all(OPENED in row for row in (*rows, *beside)) else "problem"
+    return [str(row[key]) for row in rows]
 
 
 def compute_figures(rows: Sequence[Row]) -> dict[str, Any]:
@@ -112,8 +118,8 @@ def _shares(rows: Sequence[Row]) -> dict[str, Any]:
 def _lengths(rows: Sequence[Row]) -> dict[str, Any]:
     """Lengths in tokens, and how often completions of a length are right; {} where not known."""
     marks = sorted(
-        (tokens, float(score == 1.0), str(row["problem"]))
-        for row in rows
+        (tokens, float(score == 1.0), problem)
+        for problem, row in zip(problems(rows), rows, strict=True)
         for tokens, score in zip(row["tokens"], row["scores"], strict=True)
         if tokens is not None
     )

@@ -14,6 +14,7 @@ from rl_reasoner.errors import UserError, first_line
 from rl_reasoner.evaluation.comparison import Comparison, compare_rows
 from rl_reasoner.evaluation.formatting import NAME_WIDTH, bracketed, percent, with_name
 from rl_reasoner.evaluation.judging import malformed
+from rl_reasoner.evaluation.labels import CLEAN, split_label
 from rl_reasoner.evaluation.notebook import result_html
 from rl_reasoner.files import write_json, write_jsonl
 from rl_reasoner.foreign import json_value
@@ -86,14 +87,14 @@ class EvalResult:
             if wrong := malformed(row):
                 raise UserError(f"{every}, line {number}: not a row of a result: {wrong}")
             self.rows.setdefault(name, []).append(row)
-        for name, rows in self.rows.items():
-            count = self.sets[name]["problems"]
-            if len(rows) != count:
+        for name, figures in self.sets.items():
+            rows, count = self.rows.get(name, ()), figures["problems"]
+            if len(rows) != count and not name.endswith(CLEAN):  # a part of another set
                 raise UserError(f"{every} has {len(rows)} rows of {name}, the result {count}")
 
     def settings_of(self, name: str) -> dict[str, Any]:
-        """The settings that the set `name` has of its own."""
-        own = self.settings.get("asked", {}).get(name, {})
+        """The settings that the set with the label `name` has of its own, in each of its modes."""
+        own = self.settings.get("asked", {}).get(split_label(name)[0], {})
         return {key: value for key, value in own.items() if value is not None}
 
     def table(self) -> str:
@@ -186,7 +187,7 @@ def compare(a: EvalResult, b: EvalResult) -> Comparison:
             raise UserError(f"{result.policy}: the result has no rows: is .rows.jsonl next to it?")
     entries = Comparison(compare_rows(a.rows, b.rows))
     for name, entry in entries.items():
-        entry["unlike"] = _unlike(name.removesuffix("@clean"), a, b)
+        entry["unlike"] = _unlike(name.removesuffix(CLEAN), a, b)
     return entries
 
 

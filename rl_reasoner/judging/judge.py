@@ -407,13 +407,15 @@ class ModelJudge:
         budget = self.budget
         if budget.max_cost is None and budget.max_requests is None:
             return 1 << 62, ""
-        count, of_prompts, own = self._store.usage()
-        cost = budget.cost(of_prompts, own)
+        usage = self._store.usage()
+        cost = budget.cost(usage.prompt_tokens, usage.tokens)
+        if budget.max_cost is not None and usage.untold:
+            return 0, "max_cost cannot be kept: replies come without their tokens; set max_requests"
         if budget.max_cost is not None and cost >= budget.max_cost:
             return 0, f"max_cost of {budget.max_cost:g} is spent ({cost:.4g})"
         if budget.max_requests is None:
             return 1 << 62, ""
-        left = budget.max_requests - count - self._failed
+        left = budget.max_requests - usage.count - self._failed
         return max(0, left), f"max_requests of {budget.max_requests:,} are spent"
 
 

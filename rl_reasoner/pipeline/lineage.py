@@ -19,7 +19,7 @@ from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.files import sha256_of
 from rl_reasoner.recipe.data import AnyData, FileData, MixData, StageData, data_sources
 from rl_reasoner.recipe.environment import EnvironmentSettings
-from rl_reasoner.recipe.recipe import Recipe
+from rl_reasoner.recipe.recipe import Evals, Recipe
 from rl_reasoner.recipe.stages import RowStage, Stage
 from rl_reasoner.recipe.tools import ToolSettings
 
@@ -133,6 +133,20 @@ def facts_of_turns(recipe: Recipe) -> list[dict[str, Any]]:
     """The facts of a recipe's tools, or of its environment; nothing without."""
     facts = [facts_of_tools(recipe.tools)] if recipe.tools else []
     return facts + ([facts_of_environment(recipe.environment)] if recipe.environment else [])
+
+
+def key_of_evaluation(recipe: Recipe, evals: Evals, made: str) -> str:
+    """What decides an evaluation's result, hashed, but for its files; `made`: the policy's hash."""
+    facts = [made, evals.facts(), recipe.template, recipe.run.seed]
+    facts += [recipe.system] if recipe.system else []
+    facts += [turns, "policy_text"] if (turns := facts_of_turns(recipe)) else []
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def files_of_evaluation(evals: Evals) -> dict[str, str]:
+    """The hash of each set, and of the file that a reward of the user's lies in."""
+    code = {evals.reward: found} if evals.reward and (found := _code(evals.reward)) else {}
+    return {**{name: hash_of_set(name) for name in evals.sets}, **code}
 
 
 def _code(reference: str) -> str | None:

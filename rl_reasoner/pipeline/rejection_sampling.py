@@ -182,12 +182,12 @@ def _card(
     stage: SampleStage, rows: Sequence[Row], kept: Sequence[Row], counts: Counter[str]
 ) -> dict[str, Any]:
     """What one should know of the data set: where it is from, what was left out and why."""
-    sampled = counts.pop("sampled")
+    sampled, solved = counts.pop("sampled"), {row["problem"] for row in kept}
     tasks = Counter(str(row.get("task", "all")) for row in kept)
     return {
         "rows": len(kept),
         "prompts": len(rows),
-        "prompts_without_a_row": len(rows) - len({row["problem"] for row in kept}),
+        "prompts_without_a_row": sum(row["problem"] not in solved for row in rows),
         "sampled": sampled,
         "left_out": {why: count for why, count in counts.most_common() if count},
         "rows_by_task": dict(sorted(tasks.items())),

@@ -8,7 +8,6 @@ before its first GRPO stage and at the end, or after every stage. This module kn
 trainers do not.
 """
 
-import hashlib
 import json
 import shutil
 import time
@@ -37,9 +36,10 @@ from rl_reasoner.pipeline.lineage import (
     data_in,
     differences,
     facts_of,
-    facts_of_turns,
+    files_of_evaluation,
     hash_of,
     hash_of_source,
+    key_of_evaluation,
     reused_path,
     with_new_fields,
 )
@@ -135,7 +135,8 @@ class Session:
             self._run_stage(stage, again=again and stage is stages[window.start])
             if recipe.evals.stages and not isinstance(stage, RowStage):
                 self._evaluate(stage.name, PolicyRef(stage.name))
-        trained = [s.name for s in until if not isinstance(s, RowStage)]
+        made = stages if self.is_over else until  # of a finished run, `until` ends nothing
+        trained = [s.name for s in made if not isinstance(s, RowStage)]
         ref = PolicyRef(trained[-1]) if trained else PolicyRef(None, recipe.policy.source)
         if self.is_over:
             self._evaluate("after", ref)
@@ -258,12 +259,15 @@ class Session:
     def _evaluate(self, name: str, ref: PolicyRef) -> None:
         """Evaluate a policy as `name`; an existing evaluation of the same policy is reused."""
         file, recipe = self.run.path / "evals" / f"{name}.json", self.recipe
+        seed = recipe.run.seed
         drawn = file.with_name(f".{name}.drawn")
         if not recipe.evals.sets:
             return
         evals = self._fitted_evals(ref)
-        key = self._eval_key(ref, evals)
-        same = [path for path in (file, *file.parent.glob("*.json")) if _key_of(path) == key]
+        made = self._made(ref.stage) if ref.stage else hash_of_source(str(ref.source), seed)
+        key, files = key_of_evaluation(recipe, evals, made), files_of_evaluation(evals)
+        there = (file, *file.parent.glob("*.json"))
+        same = [path for path in there if _is_of(path, key, files)]
         if same:
             result = EvalResult.load(same[0])
         else:
@@ -276,7 +280,7 @@ class Session:
             )
             if not goes_on:
                 self.answer_s = (time.monotonic() - started) / max(1, answers)
-            result.manifest["key"] = key
+            result.manifest |= {"key": key, "files": files}
         self.evals[name] = result
         if file in same:
             shutil.rmtree(drawn, ignore_errors=True)  # killed just behind the save
@@ -287,16 +291,6 @@ class Session:
         result.name, result.policy = name, str(self.run.path)
         result.save(file)
         shutil.rmtree(drawn, ignore_errors=True)
-
-    def _eval_key(self, ref: PolicyRef, evals: Evals) -> str:
-        """What decides an evaluation's result, hashed."""
-        asked = evals.facts()
-        seed = self.recipe.run.seed
-        made = self._made(ref.stage) if ref.stage else hash_of_source(str(ref.source), seed)
-        facts = [made, asked, self.recipe.template, seed]
-        facts += [self.recipe.system] if self.recipe.system else []
-        facts += [turns, "policy_text"] if (turns := facts_of_turns(self.recipe)) else []
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     # --------------------------------------------------------------- lengths of completions
 
@@ -493,8 +487,10 @@ def _facts_in(folder: Path) -> dict[str, Any] | None:
     return dict(current_stage(mapping(json_object(file).get("made_from"))))
 
 
-def _key_of(file: Path) -> str | None:
-    """The key of the evaluation in a file."""
-    if not file.is_file():
-        return None
-    return mapping(json_object(file).get("manifest")).get("key")
+def _is_of(file: Path, key: str, files: Mapping[str, str]) -> bool:
+    """Whether a file holds the evaluation with this key, of files that were the same.
+
+    Older ones do not say of which files they are.
+    """
+    manifest = mapping(json_object(file).get("manifest")) if file.is_file() else {}
+    return manifest.get("key") == key and manifest.get("files", files) == files

@@ -12,6 +12,7 @@ import yaml
 
 from rl_reasoner.audit import Audit
 from rl_reasoner.evaluation.formatting import percent, short_number, signed, span
+from rl_reasoner.evaluation.labels import split_label
 from rl_reasoner.files import sha256_of
 from rl_reasoner.foreign import json_object, mapping, number, printable
 from rl_reasoner.hub import is_name
@@ -21,7 +22,7 @@ from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import GrpoStage
 from rl_reasoner.report.controls import control_sentences, read_controls
 from rl_reasoner.report.first_screen import by_mode, cause_of
-from rl_reasoner.report.gain import explain_gain, mode_name, paired_words, split_mode
+from rl_reasoner.report.gain import explain_gain, mode_name, paired_words
 from rl_reasoner.report.hacking import hacking_alarms_of, verdicts_in_words
 from rl_reasoner.report.paired import add_paired_tests
 from rl_reasoner.report.run_data import RunData, SetResult, read_run
@@ -115,7 +116,7 @@ def _results(run: RunData) -> Iterator[str]:
 
 
 def _title(name: str, result: SetResult | None) -> str:
-    base, mode = split_mode(name)
+    base, mode = split_label(name)
     return printable(base) if result is None else f"{printable(base)}, {mode_name(mode, result)}"
 
 
@@ -136,7 +137,7 @@ def _row(title: str, a: SetResult | None, b: SetResult | None) -> str:
 def _gain(run: RunData) -> Iterator[str]:
     sets = {e.name: e.sets for e in run.evals}
     before, after = sets.get("before", {}), sets.get("after", {})
-    for base in dict.fromkeys(split_mode(name)[0] for name in after):
+    for base in dict.fromkeys(split_label(name)[0] for name in after):
         told = explain_gain(by_mode(before, base), by_mode(after, base), by=cause_of(run))
         if told:
             yield f"- {printable(base)}: {' '.join(told)}"

@@ -17,6 +17,7 @@ from rl_reasoner.evaluation.formatting import (
     short_number,
     span,
 )
+from rl_reasoner.evaluation.labels import split_label
 from rl_reasoner.evaluation.learning_alarms import Metrics
 from rl_reasoner.foreign import mapping, number, printable
 from rl_reasoner.report.controls import headline_of, read_controls
@@ -27,7 +28,6 @@ from rl_reasoner.report.gain import (
     explain_cause,
     explain_gain,
     moved,
-    split_mode,
 )
 from rl_reasoner.report.hacking import hacking_alarms_of
 from rl_reasoner.report.html import Child, Element, h, note
@@ -78,7 +78,7 @@ def ends_of(run: RunData) -> tuple[Mapping[str, SetResult], Mapping[str, SetResu
 
 def by_mode(sets: Mapping[str, SetResult], base: str) -> Figures:
     """The figures of the set `base` by mode, "" first."""
-    modes = {split_mode(n)[1]: result for n, result in sets.items() if split_mode(n)[0] == base}
+    modes = {split_label(n)[1]: result for n, result in sets.items() if split_label(n)[0] == base}
     order = [m for m in _MODES if m in modes] + [m for m in modes if m not in _MODES]
     return {mode: modes[mode] for mode in order}
 
@@ -93,7 +93,7 @@ def cause_of(run: RunData) -> str:
 def gains(run: RunData) -> Iterator[tuple[str, str]]:
     """(set, in words what became of its accuracy) of each set that was evaluated at both ends."""
     before, after = ends_of(run)
-    for base in dict.fromkeys(split_mode(name)[0] for name in after):
+    for base in dict.fromkeys(split_label(name)[0] for name in after):
         sides = by_mode(before, base), by_mode(after, base)
         if sentences := explain_gain(*sides, by=cause_of(run)):
             yield base, " ".join(sentences)
@@ -101,7 +101,7 @@ def gains(run: RunData) -> Iterator[tuple[str, str]]:
 
 def set_title(name: str) -> str:
     """A set's name for a heading: of a file, its name alone."""
-    base, mode = split_mode(name)
+    base, mode = split_label(name)
     path = PurePosixPath(base)
     short = path.stem if path.suffix in (".jsonl", ".json", ".csv", ".parquet") else base
     return f"{short}@{mode}" if mode else short
@@ -118,7 +118,7 @@ def move_chip(before: SetResult | None, after: SetResult | None) -> Element | No
 def _main_set(run: RunData) -> str | None:
     """The first set evaluated as it is (no mode), of those after training when there are any."""
     before, after = ends_of(run)
-    return next((name for name in (*after, *before) if not split_mode(name)[1]), None)
+    return next((name for name in (*after, *before) if not split_label(name)[1]), None)
 
 
 def _policy_line(run: RunData) -> str:
@@ -178,7 +178,7 @@ def _better(run: RunData) -> Element | None:
 def _losses(run: RunData, shown: str) -> Iterator[Element]:
     """A line for each figure of the sets but `shown` that fell: a loss is not left to be found."""
     before, after = ends_of(run)
-    for base in dict.fromkeys(split_mode(name)[0] for name in after):
+    for base in dict.fromkeys(split_label(name)[0] for name in after):
         sides = by_mode(before, base), by_mode(after, base)
         for name, a, b in _measures(*sides) if base != shown else ():
             if moved(a, b) == "fell":

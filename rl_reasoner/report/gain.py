@@ -27,12 +27,6 @@ _FORM = 0.1  # a smaller share of a gain is not named as form where the forced c
 THINKING_RISE = 0.1  # a smaller rise in the share of thinking is not named as the behaviour
 
 
-def split_mode(name: str) -> tuple[str, str]:
-    """A set's name as (set, mode): "modular_test@sampled" is ("modular_test", "sampled")."""
-    base, _, mode = name.partition("@")
-    return base, mode
-
-
 def mode_name(mode: str, result: SetResult) -> str:
     """How a mode is called on the page."""
     if mode:

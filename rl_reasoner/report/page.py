@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rl_reasoner.evaluation.formatting import duration, fixed, percent, points, short_number, signed
+from rl_reasoner.evaluation.labels import split_label
 from rl_reasoner.foreign import mapping, printable
 from rl_reasoner.report import charts
 from rl_reasoner.report.charts import Bar, Trace
@@ -32,7 +33,6 @@ from rl_reasoner.report.gain import (
     mode_name,
     moved,
     paired_words,
-    split_mode,
 )
 from rl_reasoner.report.hacking import hacking_section
 from rl_reasoner.report.html import Child, Element, estimate, folded, h, note, section, table
@@ -69,7 +69,7 @@ def build_page(run: RunData, live: Mapping[str, Any] | None = None) -> str:
 def _gain(run: RunData) -> Element | None:
     before, after = ends_of(run)
     blocks, moves = [], set()
-    for base in dict.fromkeys(split_mode(name)[0] for name in after):
+    for base in dict.fromkeys(split_label(name)[0] for name in after):
         first, last = by_mode(before, base), by_mode(after, base)
         if "" not in first or "" not in last:
             continue

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from rl_reasoner.evaluation.formatting import duration, percent, short_number, span
+from rl_reasoner.evaluation.labels import split_label
 from rl_reasoner.evaluation.metrics import accuracy_interval
 from rl_reasoner.foreign import json_value, mapping, number
 from rl_reasoner.language.identification import language_share
 from rl_reasoner.language.thinking import chain_of
 from rl_reasoner.report import charts
 from rl_reasoner.report.charts import Bar, Trace
-from rl_reasoner.report.gain import THINKING_RISE, moved, split_mode
+from rl_reasoner.report.gain import THINKING_RISE, moved
 from rl_reasoner.report.html import Child, Element, estimate, h, note, section, table
 from rl_reasoner.report.run_data import Evaluation, RunData, SetResult, StageRecord
 from rl_reasoner.report.stages import figures
@@ -111,11 +112,11 @@ def _starts(run: RunData) -> dict[str, str | None]:
 
 
 def _reached(name: str, start: str | None, evaluation: Evaluation) -> Reached:
-    sampled = {split_mode(n)[0] for n in evaluation.sets if split_mode(n)[1] == "sampled"}
+    sampled = {split_label(n)[0] for n in evaluation.sets if split_label(n)[1] == "sampled"}
     chosen = {
         base: n
         for n in evaluation.sets
-        for base, mode in [split_mode(n)]
+        for base, mode in [split_label(n)]
         if mode == ("sampled" if base in sampled else "")
     }
     sets = {base: evaluation.sets[n] for base, n in chosen.items()}

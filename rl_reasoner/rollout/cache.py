@@ -14,7 +14,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,16 @@ from rl_reasoner.types import Rollout
 
 _AT_ONCE = 500  # keys of one question to SQLite
 _WAIT_S = 60.0  # for another process that is writing
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How many completions a cache holds, of how many the tokens are not known, and all others'."""
+
+    count: int
+    untold: int
+    prompt_tokens: int
+    tokens: int
 
 
 class SampleCache:
@@ -77,15 +87,14 @@ class SampleCache:
                 number, os.strerror(number) if full else str(error), str(self.file)
             ) from error
 
-    def usage(self) -> tuple[int, int, int]:
-        """How many completions are kept, and the tokens of their prompts and of themselves."""
-        asked = (
-            "SELECT count(*), sum(json_extract(value, '$[3]')), sum(json_extract(value, '$[1]'))"
-            " FROM samples"
-        )
+    def usage(self) -> Usage:
+        """How much was sampled: see `Usage`."""
+        of_prompt, own = "json_extract(value, '$[3]')", "json_extract(value, '$[1]')"
+        told = f"count({of_prompt} + {own})"  # a sum with NULL is NULL, which is not counted
+        asked = f"SELECT count(*), {told}, sum({of_prompt}), sum({own}) FROM samples"
         with closing(self._open()) as store:
-            [(count, of_prompts, own)] = store.execute(asked)
-        return int(count), int(of_prompts or 0), int(own or 0)
+            [(count, told_of, prompt_tokens, tokens)] = store.execute(asked)
+        return Usage(int(count), int(count - told_of), int(prompt_tokens or 0), int(tokens or 0))
 
     def __len__(self) -> int:
         """The number of cached completions."""

@@ -1,7 +1,6 @@
 """Evaluation: a tiny policy taken through sets and modes, saved, compared and judged again."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ from hypothesis import strategies as st
 
 from rl_reasoner import EvalResult, Policy, compare, evaluate, open_policy
 from rl_reasoner.errors import UserError
-from rl_reasoner.evaluation.evaluate import Mode
+from rl_reasoner.evaluation.labels import Mode
 from rl_reasoner.evaluation.metrics import compute_figures
-from rl_reasoner.evaluation.statistics import Z, mcnemar, wilson
+from rl_reasoner.evaluation.statistics import mcnemar, tango, wilson
+from rl_reasoner.recipe.data import FileData
 from rl_reasoner.types import Rollout
 from support.tiny import reward_file
 
@@ -236,12 +236,8 @@ def test_comparison_is_paired(pairs: list[tuple[bool, bool]]) -> None:
     assert (found["only_a"], found["only_b"]) == (only_a, only_b)
     assert found["difference"] == pytest.approx((only_b - only_a) / len(pairs))
     assert found["p"] == mcnemar(only_a, only_b)
-    n = len(pairs)
-    variance = (only_a + only_b - (only_b - only_a) ** 2 / n) / (n - 1)  # of values -1, 0, 1
-    half = Z * math.sqrt(variance / n) if len(set(pairs)) > 1 and variance > 0 else wilson(0, n)[1]
-    low, high = found["interval"]
-    assert low == pytest.approx(max(-1.0, found["difference"] - half), abs=1e-9)
-    assert high == pytest.approx(min(1.0, found["difference"] + half), abs=1e-9)
+    if 0 < only_a + only_b < len(pairs):
+        assert found["interval"] == pytest.approx(tango(only_b, only_a, len(pairs)))
     back = compare(b, a)["s"]
     assert back["difference"] == -found["difference"] and back["p"] == found["p"]
 
@@ -267,6 +263,11 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
 def test_mistakes_are_the_users(policy: Policy, near: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'modular_tset'.*Did you mean 'modular_test'"):
         evaluate(policy, ["modular_tset"], reward=near)
+    with pytest.raises(UserError, match="limit is 0; it must be at least 1"):
+        evaluate(policy, ["modular_test"], reward=near, limit=0)
+    two = [FileData(path="modular_test", columns={"answer": one}) for one in ("answer", "id")]
+    with pytest.raises(UserError, match=r"two sets are called modular_test, .*: evaluate them ap"):
+        evaluate(policy, two, reward=near)
     with pytest.raises(UserError, match=r"unknown mode 'gredy'\. Did you mean 'greedy'"):
         evaluate(policy, ["modular_test"], reward=near, modes=["gredy"])  # type: ignore[list-item]
     with pytest.raises(UserError, match=r"unknown reward"):

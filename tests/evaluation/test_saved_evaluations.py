@@ -13,8 +13,10 @@ from rl_reasoner import EvalResult, Policy, compare, evaluate, open_policy
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.evaluate import replay
 from rl_reasoner.evaluation.judging import classes
+from rl_reasoner.evaluation.labels import MODES, label_of, split_label
 from rl_reasoner.evaluation.metrics import compute_figures
 from rl_reasoner.evaluation.statistics import holm
+from rl_reasoner.recipe.environment import EnvironmentSettings
 from rl_reasoner.report.evaluation import build_evaluation_page
 from rl_reasoner.types import Rollout
 from support.commands import Cli
@@ -350,6 +352,17 @@ def test_rows_that_are_not_those_of_the_figures_are_refused(cli: Cli, tmp_path: 
     assert "is .rows.jsonl next to it?" in cli("compare", "a.json", "a.json").err
 
 
+def test_a_set_whose_rows_are_lost_is_told(tmp_path: Path) -> None:
+    """Else the others would be compared alone, and p-values adjusted for too few."""
+    result = of([1.0])
+    result.sets["s1"], result.rows["s1"] = result.sets["s0"], result.rows["s0"]
+    file = result.save(tmp_path / "a.json")
+    rows = tmp_path / "a.rows.jsonl"
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:1]))
+    with pytest.raises(UserError, match=r"has 0 rows of s1, the result 1"):
+        EvalResult.load(file)
+
+
 def test_a_replay_by_a_plain_reward_and_by_the_same_again(cli: Cli, tmp_path: Path) -> None:
     """A function of trl's kind gets the rows' own columns, and the result says who judged."""
     of([0.0, 0.0]).save(tmp_path / "a.json")
@@ -405,6 +418,24 @@ def test_what_else_differs_is_told(cli: Cli, tmp_path: Path) -> None:
     assert told in build_evaluation_page([a, b])
 
 
+def test_a_template_of_a_sets_own_is_told_in_each_of_its_modes() -> None:
+    a, b = of([1.0]), of([1.0])
+    for result, template in ((a, "boxed"), (b, "r1")):
+        result.settings = {"asked": {"s0": {"template": template, "max_tokens": None}}}
+        for mode in ("sampled", "chain-forced"):
+            result.sets[f"s0@{mode}"] = result.sets["s0"]
+            result.rows[f"s0@{mode}"] = result.rows["s0"]
+    told = {name: entry["unlike"] for name, entry in compare(a, b).items()}
+    differs = {"template": ["boxed", "r1"]}
+    assert told == dict.fromkeys(("s0", "s0@sampled", "s0@chain-forced"), differs)
+
+
+def test_a_set_with_an_at_in_its_name_is_that_set() -> None:
+    assert split_label("data@v2/p@1.jsonl") == ("data@v2/p@1.jsonl", "")
+    assert split_label("p@1.jsonl@sampled@clean") == ("p@1.jsonl", "sampled@clean")
+    assert all(split_label(label_of("p@1", mode))[0] == "p@1" for mode in MODES)
+
+
 def test_what_completions_were_drawn_from_is_among_it() -> None:
     """Rounded weights and tools; of own weights a result says nothing."""
     a, b = of([1.0, 0.0]), of([1.0, 1.0])
@@ -441,3 +472,57 @@ def test_classes_do_not_depend_on_the_order_of_samples() -> None:
         scores = [float(i == 4) for i in order]
         found = dict(zip(order, classes([texts[i] for i in order], scores), strict=True))
         assert found[0] == found[1] == found[2] != found[3] > 0 == found[4]
+
+
+def test_a_column_of_the_users_that_is_called_overlap_is_no_overlap() -> None:
+    a, b = of([1.0, 0.0]), of([1.0, 1.0])
+    for row in a.rows["s0"]:
+        row["overlap"] = "none, as far as we know"
+    assert [*compare(a, b)] == ["s0"]
+
+
+# --------------------------------------------------------- environments that ask all rows the same
+
+
+def episodes(scores: list[float], asked: str = "Guess my number.") -> EvalResult:
+    """Rows of which an environment asked the same, each opened from a row of its own."""
+    result = of(scores)
+    for row in result.rows["s0"]:
+        row["opened_from"], row["problem"] = row["problem"], asked
+    result.sets["s0"] = {**result.sets["s0"], **compute_figures(result.rows["s0"])}
+    return result
+
+
+def test_episodes_that_begin_alike_are_problems_of_their_own() -> None:
+    a, b = episodes([1.0] * 4 + [0.0] * 16), episodes([1.0] * 16 + [0.0] * 4)
+    plain = of([1.0] * 4 + [0.0] * 16)
+    assert a.sets["s0"]["interval"] == compute_figures(plain.rows["s0"])["interval"]
+    found = compare(a, b)["s0"]
+    assert found["test"].startswith("McNemar") and (found["better"], found["worse"]) == (12, 0)
+    assert found["p"] < 0.001
+    b.rows["s0"].reverse()
+    assert compare(a, b)["s0"]["better"] == 12  # paired by what they were opened from
+    for row in a.rows["s0"]:
+        del row["opened_from"]  # saved by an older version
+    assert compare(a, b)["s0"]["problems"] == 20
+
+
+def test_an_environment_s_rows_say_what_they_were_opened_from(
+    policy: Policy, tmp_path: Path
+) -> None:
+    file = tmp_path / "games.jsonl"
+    file.write_text("".join(f'{{"problem": "game {n}", "start": "1"}}\n' for n in range(3)))
+    (tmp_path / "own.py").write_text(
+        "class Same:\n"
+        "    def reset(self, row):\n"
+        "        return 'Guess my number.'\n"
+        "    def step(self, completion):\n"
+        "        return 'no', 0.0, True\n"
+    )
+    environment = EnvironmentSettings(use=f"{tmp_path / 'own.py'}:Same", processes=1)
+    result = evaluate(policy, [str(file)], max_tokens=2, environment=environment, template="plain")
+    [rows] = result.rows.values()
+    assert {row["problem"] for row in rows} == {"Guess my number."}
+    assert len({row["opened_from"] for row in rows}) == 3
+    again = replay(result)
+    assert again.sets == result.sets and [*again.rows.values()] == [rows]

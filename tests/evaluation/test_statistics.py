@@ -18,6 +18,7 @@ from statsmodels.stats.proportion import proportion_confint
 from rl_reasoner.evaluation.statistics import (
     Z,
     bootstrap,
+    bootstrap_of_sums,
     clustered_interval,
     detectable_difference,
     holm,
@@ -27,6 +28,7 @@ from rl_reasoner.evaluation.statistics import (
     pass_at_k,
     sign_flips,
     standard_error,
+    tango,
     wilson,
 )
 
@@ -279,14 +281,54 @@ def test_holm_is_statsmodels(p_values: list[float]) -> None:
 
 
 @given(st.lists(st.sampled_from([-1.0, 0.0, 1.0]), min_size=2, max_size=80))
-def test_paired_intervals_are_normal_and_never_without_width(differences: list[float]) -> None:
+def test_paired_intervals_hold_the_mean_and_are_never_without_width(
+    differences: list[float],
+) -> None:
     low, high = paired_interval(differences)
     mean = math.fsum(differences) / len(differences)
-    assert low <= mean <= high and low < high
-    if len(set(differences)) > 1:
-        half = Z * float(stats.sem(differences))
-        bounds = (max(-1.0, mean - half), min(1.0, mean + half))
-        assert (low, high) == pytest.approx(bounds, abs=1e-12)
+    assert -1 <= low <= mean + 1e-9 and mean - 1e-9 <= high <= 1 and low < high
+    turned = paired_interval([-d for d in differences])
+    assert turned == pytest.approx((-high, -low), abs=1e-9)
+
+
+def test_the_interval_of_pairs_is_the_published_one() -> None:
+    """Airway data of Fagerland, Lydersen and Laake (2014, table IV): 1 and 7 of 21."""
+    assert tango(7, 1, 21) == pytest.approx((0.026, 0.517), abs=5e-4)
+    assert tango(0, 0, 40)[1] == pytest.approx(wilson(0, 40)[1])  # the limits that both have
+    assert tango(30, 0, 30)[0] == pytest.approx(2 * wilson(30, 30)[0] - 1)
+
+
+@pytest.mark.parametrize(
+    ("n", "better", "worse"),
+    [(30, 0.1, 0.0), (50, 0.06, 0.0), (100, 0.05, 0.0), (100, 0.05, 0.01), (100, 0.1, 0.02)],
+)
+def test_intervals_of_pairs_cover_the_truth_where_few_differ(
+    n: int, better: float, worse: float
+) -> None:
+    """All outcomes are counted: the normal interval covers in 85 to 95 of 100."""
+    ways = stats.multinomial(n, [better, worse, 1 - better - worse])
+    covered = 0.0
+    for up in range(n + 1):
+        for down in range(n + 1 - up):
+            if (chance := float(ways.pmf([up, down, n - up - down]))) > 1e-7:
+                differences = [1.0] * up + [-1.0] * down + [0.0] * (n - up - down)
+                low, high = paired_interval(differences)
+                covered += chance * (low <= better - worse <= high)
+    assert covered > 0.93
+
+
+def test_rounding_is_no_spread() -> None:
+    """Three problems with one of five right; equal gains that are not equal in binary."""
+    assert clustered_interval([0.2] * 3) == pytest.approx(wilson(0.6, 3))
+    gains = [0.3 - 0.2, 0.4 - 0.3, 0.2 - 0.1, 0.9 - 0.8, 0.7 - 0.6]
+    low, high = paired_interval(gains)
+    assert high - low > 0.5 and detectable_difference(gains) > 0.3
+    assert sign_flips([*gains, -0.1, -0.1, -0.1, -0.1, -0.1]) == 1.0
+
+
+def test_sums_that_come_out_alike_have_no_interval() -> None:
+    figure, ends = bootstrap_of_sums([(1.0, 1.0)] * 6, lambda s: s[:, 0] / s[:, 1])
+    assert figure == 1.0 and all(map(math.isnan, ends))
 
 
 def test_pairs_that_are_all_alike_do_not_prove_that_nothing_changed() -> None:

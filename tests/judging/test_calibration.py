@@ -16,7 +16,7 @@ from rl_reasoner.judging.backends import FunctionBackend
 from rl_reasoner.judging.judge import Budget
 from rl_reasoner.judging.prompts import fenced
 from rl_reasoner.testing.probes import pleas
-from rl_reasoner.types import Rollout
+from rl_reasoner.types import Fault, Rollout
 from support.commands import Cli
 
 ROWS = [
@@ -169,6 +169,48 @@ def test_costs_are_of_the_questions_about_rows_with_intervals(tmp_path: Path) ->
     assert 10_000 <= low < 15_000 < high <= 20_000
     cost = found["cost per 1,000 rows"]
     assert cost.value == pytest.approx((80_000 + 10 * 15_000) / 1e6) and cost.interval is not None
+
+
+def test_kept_replies_do_not_make_a_judge_seem_fast(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("rl_reasoner.evaluation.calibration.time.perf_counter", lambda: clock[0])
+
+    class Slow(FunctionBackend):
+        def ask(self, chats: Any, schemas: Any, take: Any) -> None:
+            clock[0] += 3.0 * len(chats)
+            super().ask(chats, schemas, take)
+
+    def says(messages: list[dict[str, str]], seed: int) -> str:
+        return '{"points": {"correct": 4, "sound": 4}}'
+
+    rows = [{"problem": f"p{i}", "completion": f"c{i}", "label": i % 2} for i in range(20)]
+    judge = ModelJudge(Slow(says, 1), cache=tmp_path)
+    judge.points([(row["problem"], row["completion"], None) for row in rows[:18]])
+    found = {f.name: f for f in calibrate(judge, read_labels(rows, "rows"), most_pairs=0).figures}
+    seconds = found["seconds per 1,000 rows"]
+    assert (seconds.value, seconds.count) == (pytest.approx(3000.0), 2)
+    again = calibrate(judge, read_labels(rows, "rows"), most_pairs=0).figures
+    assert "seconds per 1,000 rows" not in {figure.name for figure in again}
+
+
+def test_figures_that_cannot_be_resampled_have_no_interval(tmp_path: Path) -> None:
+    found = {f.name: f for f in judged(tmp_path, "right", "right", ROWS[:6]).figures}
+    assert found["kappa"].value == 1.0 and found["kappa"].interval is None
+    assert found["length bias"].value == 0.0 and found["length bias"].interval is None
+
+
+def test_a_cost_that_is_not_told_cannot_be_kept(tmp_path: Path) -> None:
+    """A function's replies have no tokens: the limit ends the asking, and says why."""
+    budget = Budget(price_in=1.0, price_out=1.0, max_cost=1.0)
+    judge = ModelJudge(
+        FunctionBackend(lambda messages, seed: "4", 8), cache=tmp_path, budget=budget
+    )
+    outcomes = judge.points([(f"p{i}", "c", None) for i in range(200)])
+    faults = [outcome for outcome in outcomes if isinstance(outcome, Fault)]
+    assert 0 < judge.counts["asked"] < 200 and len(faults) == 200 - judge.counts["asked"]
+    assert all("max_cost cannot be kept" in fault.message for fault in faults)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def sampled(*completions: tuple[str, float | None], tokens: int = 9, cut: bool =
 
 
 def kept(
-    folder: Path, lines: list[Any], **keep: Any
+    folder: Path, lines: list[Any], of: list[dict[str, Any]] = ROWS, **keep: Any
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The rows that are kept of the first rows, and the card."""
     text = "".join(json.dumps(line) + "\n" for line in lines)
@@ -46,7 +46,7 @@ def kept(
     stage = SampleStage(data={"path": "x"}, keep=keep)  # type: ignore[arg-type]
     card = make_samples(
         stage,
-        ROWS[: len(lines)],
+        of[: len(lines)],
         None,  # type: ignore[arg-type]  # nothing is left to sample
         folder,
         template="plain",
@@ -68,6 +68,13 @@ def test_only_right_completions_are_kept_in_place_of_the_rows_own(tmp_path: Path
     ]
     assert "chain" in first and card["left_out"] == {"not right": 3}
     assert (card["rows"], card["sampled"], card["prompts"]) == (2, 5, 2)
+
+
+def test_rows_of_one_problem_are_not_without_a_row(tmp_path: Path) -> None:
+    """Each of them has the rows that were kept of the problem."""
+    lines = [sampled((f"{GOOD} {i}", 1.0)) for i in range(2)]
+    rows, card = kept(tmp_path, lines, of=[ROWS[0], {**ROWS[0], "id": "again"}])
+    assert len(rows) == card["prompts"] == 2 and card["prompts_without_a_row"] == 0
 
 
 def test_prompts_are_balanced_and_copies_left_out(tmp_path: Path) -> None:

@@ -72,10 +72,10 @@ def copied(killed: Path, folder: Path) -> Path:
     return folder / "run"
 
 
-def resumed(folder: Path) -> Run:
+def resumed(folder: Path, **options: Any) -> Run:
     run, saved = RunFolder.reopen(folder)
     run.release()
-    return train(saved, resume=folder)
+    return train(saved, resume=folder, **options)
 
 
 def held_against(whole: Run, folder: Path) -> None:
@@ -188,6 +188,37 @@ def test_a_finished_run_is_not_trained_again(whole: Run, tmp_path: Path) -> None
     held_against(whole, folder)
     assert not [*folder.glob("evals/.*")]
     assert run.report.is_file() and run.evals.keys() == {"before", "after"}
+
+
+def test_until_an_earlier_stage_leaves_a_finished_run_as_it_is(whole: Run, tmp_path: Path) -> None:
+    folder = copied(whole.folder, tmp_path)
+    run = resumed(folder, last="sft")
+    assert same(folder / "policy", whole.folder / "policy")
+    assert not (folder / "old").exists() and run.policy.source == str(folder / "policy")
+    assert run.evals["after"].manifest == whole.evals["after"].manifest
+
+
+def test_a_set_that_was_changed_in_between_is_evaluated_again(tmp_path: Path) -> None:
+    """Both ends of a run are of the same rows: a gain is not that of mended answers."""
+    held = tmp_path / "held.jsonl"
+
+    def write(*answers: str) -> None:
+        rows = [{"problem": f"{i} + 1 =", "answer": answer} for i, answer in enumerate(answers)]
+        held.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+
+    write("9", "9")
+    stages = grpo(name="a", steps=1), grpo(name="b", steps=1)
+    evals = {"sets": [str(held)], "max_tokens": 4, "reward": "math_answer"}
+    made = recipe(tmp_path, *stages, evals=evals)
+    begun = train(made, quiet=True, last="a")
+    write("1", "2")
+    ended = train(made, resume=begun.folder, quiet=True)
+    answers = {
+        name: [row["answer"] for row in result.rows[str(held)]]
+        for name, result in ended.evals.items()
+    }
+    assert answers == {"before": ["1", "2"], "after": ["1", "2"]}
+    assert [*begun.folder.glob("old/*/evals/before.json")]
 
 
 def test_a_run_does_not_continue_with_another_recipe(killed: Path, tmp_path: Path) -> None:
