@@ -69,7 +69,7 @@ def colour(index: int) -> str:
 def curve(title: str, lines: Sequence[Trace], *, share: bool = False, note: str = "") -> Chart:
     """Curves over steps. Long ones are drawn faint, with their running mean over them.
 
-    The summary gives the first line's running mean at both ends.
+    The summary gives the first line's means at both ends (`ends`).
     """
     spec = {
         "kind": "curve",
@@ -77,10 +77,20 @@ def curve(title: str, lines: Sequence[Trace], *, share: bool = False, note: str 
         "lines": [_line(line, colour(index)) for index, line in enumerate(lines)],
     }
     legend = [(line.label, colour(i)) for i, line in enumerate(lines)] if len(lines) > 1 else []
-    _, means = _running_mean(lines[0].values)
-    ends = [percent(v) if share else short_number(v) for v in (means[0], means[-1])]
+    told = [percent(v) if share else short_number(v) for v in ends(lines[0].values)]
     flat = len(lines[0].values) > 1 and not any(_moves(line) for line in lines)
-    return Chart(title, spec, " → ".join(ends), note, legend, flat)
+    return Chart(title, spec, " → ".join(told), note, legend, flat)
+
+
+def ends(values: Sequence[float]) -> tuple[float, float]:
+    """The means of the first values and of the last, `end_size` of each: one alone is noise."""
+    size = end_size(len(values))
+    return sum(values[:size]) / size, sum(values[-size:]) / size
+
+
+def end_size(count: int) -> int:
+    """How many of `count` values are an end: ten, a tenth of very many, a third of few."""
+    return max(1, min(10, count // 3), count // 10)
 
 
 def _moves(line: Trace) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rl_reasoner.evaluation.formatting import p_value, points, points_span, short_number
 from rl_reasoner.evaluation.notebook import estimated, html_table, text
+from rl_reasoner.report.charts import ends
 from rl_reasoner.report.first_screen import ends_of, gains
 from rl_reasoner.report.paired import add_paired_tests
 from rl_reasoner.report.rollouts import Sample
@@ -73,18 +74,19 @@ def _curves(stage: StageRecord) -> str:
 
 
 def _curve(title: str, steps: Sequence[int], values: Sequence[float]) -> str:
-    """A line with its first and last value in words."""
+    """A line with the means of its ends in words."""
     every = max(1, len(steps) // _POINTS)
     places = [*zip(steps, values, strict=True)]
     places = [*places[:-1][::every], places[-1]]
     low, high = min(v for _, v in places), max(v for _, v in places)
     start, end = places[0][0], places[-1][0]
+    first, last = ends(values)
     path = " ".join(
         f"{_EDGE + (_WIDE - 2 * _EDGE) * (step - start) / ((end - start) or 1):.1f},"
         f"{_HIGH - _EDGE - (_HIGH - 2 * _EDGE) * (value - low) / ((high - low) or 1):.1f}"
         for step, value in places
     )
-    words = f"{title}: {short_number(places[0][1])} → {short_number(places[-1][1])}, {end} steps"
+    words = f"{title}: {short_number(first)} → {short_number(last)}, {end} steps"
     return (
         f'<div style="display:inline-block;margin:0 1em 1em 0"><div>{text(words)}</div>'
         f'<svg width="{_WIDE}" height="{_HIGH}" role="img" aria-label="{text(words)}">'

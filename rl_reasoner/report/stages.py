@@ -82,11 +82,14 @@ def stage_section(stage: StageRecord) -> Element | None:
     moving, flat = ([d for d in drawings if d.flat == still] for still in (False, True))
     seconds = stage.seconds()
     steps = f"{stage.metrics[-1]['step']:,} steps"
+    steps += f", {duration(seconds)}" if seconds else ""
+    size = charts.end_size(len(stage.metrics))
+    means = f". Beside a curve: means of its first and last {size} steps" if size > 1 else ""
     more = f"{len(others)} other metrics, by their names in the log"
     return section(
         place,
         f"Stage {stage.index} · {stage.name}",
-        h("p", f"{steps}, {duration(seconds)}" if seconds else steps, class_="under"),
+        h("p", f"{steps}{means}", class_="under"),
         *_warnings(stage),
         forecast_table(stage),
         figures(moving, place) if moving else None,

@@ -12,6 +12,7 @@ import pytest
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.report import write_report
+from rl_reasoner.report.charts import ends
 from rl_reasoner.report.rollouts import read_rollouts, sample_of, samples_after, with_seconds
 from rl_reasoner.report.run_data import read_run
 from support.report_runs import Parsed, figures, lines, make_run, packs, rollout
@@ -436,3 +437,20 @@ def test_a_call_has_its_own_seconds_beside_one_that_is_not_shown(tmp_path: Path)
     long, short = with_seconds(samples, tmp_path)
     assert not long.turns
     assert [turn.seconds for turn in short.turns] == [0.25]
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ([0.5], (0.5, 0.5)),
+        ([0.0, 1.0], (0.0, 1.0)),
+        ([0.0, 1.0, 0.5, 0.5, 1.0, 0.5], (0.5, 0.75)),
+        ([0.25] * 40 + [0.4] * 9 + [0.9], (0.25, 0.45)),
+        ([0.0] * 100 + [1.0] * 900, (0.0, 1.0)),
+    ],
+)
+def test_a_curve_is_told_by_the_means_of_its_ends(
+    values: list[float], told: tuple[float, float]
+) -> None:
+    """A last step that is the best by chance is not the end of a curve."""
+    assert ends(values) == pytest.approx(told)
