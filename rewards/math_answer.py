@@ -33,7 +33,7 @@ def math_answer(
     score = verify(judged, answer, timeout_s=timeout_s)
     if score.value == 0.0 and tags and not judged:
         return Score(0.0, f"no final answer: nothing between {tags[0]} and {tags[1]}")
-    if score.value == 1.0 and value_only and (calculation := left_to_do(judged, answer)):
+    if score.value == 1.0 and value_only and (calculation := left_to_do(judged, str(answer))):
         return Score(0.0, f"a calculation left to do: {shown(calculation)}")
     return score
 

@@ -4,6 +4,7 @@ In a wheel they are sub-packages of `rl_reasoner`; in a clone they are folders b
 """
 
 import os
+import shlex
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -18,6 +19,11 @@ def room(name: str) -> Path:
         if folder.is_dir():
             return folder
     raise FileNotFoundError(f"the installation of rl_reasoner is missing its folder {name!r}")
+
+
+def resume_command(run: Path | str) -> str:
+    """The command that continues a run, as a shell takes it."""
+    return shlex.join(["rl-reasoner", "train", "--resume", str(run)])
 
 
 def cache_folder() -> Path:

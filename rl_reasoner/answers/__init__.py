@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from rl_reasoner.answers.batch import verify_rows
 from rl_reasoner.answers.second_opinion import settle
-from rl_reasoner.answers.verdict import fast_verdict
+from rl_reasoner.answers.verdict import fast_verdict, gold_text
 from rl_reasoner.types import Score
 
 __all__ = ["verify", "verify_many"]
@@ -23,9 +23,10 @@ def verify(completion: str, answer: str, *, timeout_s: float = 5.0) -> Score:
 
     The value is 1.0 (equal), 0.0 (not equal, or no usable final answer) or None (the gold cannot be
     judged); the reason says what was extracted and which rule decided. `timeout_s` (seconds) bounds
-    sympy's second opinion, which few rows need. Never raises on strings; works from any thread.
+    sympy's second opinion, which few rows need. Never raises on strings; works from any thread. An
+    `answer` that is a number counts as its text, one that is neither as an empty gold.
     """
-    return settle(fast_verdict(completion, answer), timeout_s)
+    return settle(fast_verdict(completion, gold_text(answer)), timeout_s)
 
 
 def verify_many(
@@ -41,4 +42,5 @@ def verify_many(
     whose worker dies is tried once more, then abstains with the reason. Raises ValueError where the
     two sequences differ in length.
     """
-    return verify_rows(list(zip(completions, answers, strict=True)), timeout_s, workers)
+    pairs = zip(completions, map(gold_text, answers), strict=True)
+    return verify_rows(list(pairs), timeout_s, workers)

@@ -7,6 +7,7 @@ settle equality it says so in `AnswerVerdict.undecided`; `second_opinion` then a
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Number
 
 from rl_reasoner.answers.equality.arithmetic import TooLarge
 from rl_reasoner.answers.equality.compare import TreeComparison
@@ -42,6 +43,11 @@ class AnswerVerdict:
 
 Equality = tuple[str, tuple[tuple[Node, Node], ...], str]
 """How two texts are equal (empty: not), the pairs only sympy may settle, the trouble if any."""
+
+
+def gold_text(answer: object) -> str:
+    """A gold answer as text: data sets have numbers, too. Empty for what is neither."""
+    return answer if isinstance(answer, str) else str(answer) if isinstance(answer, Number) else ""
 
 
 def fast_verdict(completion: str, answer: str) -> AnswerVerdict:

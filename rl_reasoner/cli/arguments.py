@@ -4,6 +4,7 @@ Every check comes before any work and raises `UserError`.
 """
 
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -133,7 +134,11 @@ def check_writable(path: Path) -> Path:
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UserError(f"cannot write {path}: {folder} is not a folder that can be written to")
-    return path
+    try:
+        with tempfile.TemporaryFile(dir=folder):  # some folders only look as if they could
+            return path
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {folder}: {error.strerror}") from error
 
 
 def parse_options(flag: str, text: str) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """The verb `check`: a recipe before its run, a reward, or a judge against labels."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import tyro
 from rich.text import Text
 from tyro.conf import Positional, arg
 
@@ -19,14 +20,21 @@ _STYLE = {"passed": "green", "warned": "yellow", "failed": "red", "skipped": "di
 _WORDS = {"skipped": "not judged"}
 
 
+def names_recipe(target: str) -> bool:
+    """Whether what is to be checked is a recipe, not a reward."""
+    from rl_reasoner.recipe.load import shipped_recipes
+
+    return target.endswith((".yaml", ".yml", ".py")) or target in shipped_recipes()
+
+
 @dataclass
 class CheckVerb:
     """Before a run: check a recipe on this machine, or test a reward.
 
-    Of a recipe: data, rewards, disk and memory, tokens, prompts, a few sampled groups, and a
-    forecast: will it learn, in how many minutes? Of a reward: types, determinism, hostile
-    completions, and completions that try to game it. With --labelled, of a judge: how far it
-    agrees with labels, its biases, and what it costs.
+    A recipe's fields are flags, as for train. Of a recipe: data, rewards, disk and memory, tokens,
+    prompts, a few sampled groups, and a forecast: will it learn, in how many minutes? Of a reward:
+    types, determinism, hostile completions, and completions that try to game it. With --labelled,
+    of a judge: how far it agrees with labels, its biases, and what it costs.
     """
 
     target: Positional[Annotated[str, arg(metavar="RECIPE|REWARD")]]
@@ -39,18 +47,18 @@ class CheckVerb:
     """for judge: rows with problem, completion and label (0 to 1) to hold its verdicts against"""
     quiet: Quiet = False
     json: Json = False
+    flags: tyro.conf.Suppress[list[str]] = field(default_factory=list)
 
     def run(self) -> None:
         """Print the table; raises `UserError` where something failed."""
         from rl_reasoner.recipe.load import shipped_recipes
         from rl_reasoner.scoring.registry import load_reward, shipped_rewards
 
+        if names_recipe(self.target):
+            self._recipe()
+            return
         if self.labelled is not None:
             self._calibrate(self.labelled)
-            return
-        file = self.target.endswith((".yaml", ".yml", ".py"))
-        if file or self.target in shipped_recipes():
-            self._recipe()
             return
         options = parse_options("--reward-options", self.reward_options)
         try:
@@ -112,10 +120,7 @@ class CheckVerb:
         from rl_reasoner.pipeline.inputs import read_inputs
         from rl_reasoner.recipe.load import read_recipe
 
-        if self.data is not None or self.reward_options:
-            flag = "--data" if self.data is not None else "--reward-options"
-            raise UserError(f"{flag} is only for rewards: a recipe names its own")
-        recipe, locate = read_recipe(self.target)
+        recipe, locate = read_recipe(self.target, self.flags)
         with told_if_long("reading the data, and calling each reward once"):
             inputs = read_inputs(recipe, locate, starts=True)
         err.print("loading torch and transformers", style="dim")

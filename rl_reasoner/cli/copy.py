@@ -1,6 +1,7 @@
 """The verb `copy`: a shipped recipe or reward as a file to change."""
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -43,14 +44,22 @@ class CopyVerb:
         target = self.to / source.name if self.to.is_dir() else self.to
         if os.path.lexists(target):
             raise UserError(f"{target} exists already; give another name")
+        if _kind(target) != _kind(source):
+            raise UserError(f"{self.name} is a {source.suffix} file: {target} should end like it")
         check_writable(target).parent.mkdir(parents=True, exist_ok=True)
         text = source.read_text(encoding="utf-8")
         target.write_text(text, encoding="utf-8")
         recipe = not self.name.startswith("rewards/")
-        use = f"; run it with: rl-reasoner train {target}" if recipe else ""
+        command = shlex.join(["rl-reasoner", "train", str(target)])
+        use = f"; run it with: {command}" if recipe else ""
         if schema := _schema_beside(target):
             use += f"\n{schema} is beside it: editors check and complete the recipe by it"
         emit(self.json, {"copied": str(target)}, f"copied to {target}{use}")
+
+
+def _kind(file: Path) -> str:
+    """The ending of a file, which says how it is read."""
+    return ".yaml" if file.suffix in (".yaml", ".yml") else file.suffix
 
 
 def _schema_beside(target: Path) -> Path | None:

@@ -13,6 +13,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Annotated, Any, NoReturn, get_args
 
 import tyro
@@ -22,7 +23,7 @@ from tyro.conf import subcommand
 
 from rl_reasoner.cli.audit import AuditVerb
 from rl_reasoner.cli.chat import ChatVerb
-from rl_reasoner.cli.check import CheckVerb
+from rl_reasoner.cli.check import CheckVerb, names_recipe
 from rl_reasoner.cli.compare import CompareVerb
 from rl_reasoner.cli.completion import CompletionVerb, print_candidates
 from rl_reasoner.cli.copy import CopyVerb
@@ -39,6 +40,7 @@ from rl_reasoner.cli.train import TrainVerb
 from rl_reasoner.cli.why import WhyVerb
 from rl_reasoner.distributed import launcher, processes
 from rl_reasoner.errors import OldName, RunStopped, UserError, unknown
+from rl_reasoner.paths import resume_command
 from rl_reasoner.report.console import err, out, wrapped
 from rl_reasoner.version import __version__
 
@@ -61,8 +63,9 @@ Verb = (
     | Annotated[CompletionVerb, subcommand("completion")]
 )
 # Flags of `train` itself that have a value.
-_VALUES = {
+_VALUES: Mapping[str, tuple[str, ...]] = {
     "train": ("--resume", "--from", "--until", "--launch"),
+    "check": (),  # of a recipe: all others belong to rewards
     "env": ("--plan", "--gpus", "--gpu", "--server-gpus"),
 }
 """Flags with a value of the verbs that also take a recipe's flags."""
@@ -129,11 +132,11 @@ def _run_and_report(argv: Sequence[str]) -> int:
         if not processes.is_main():
             return 130
         folder = getattr(error, "folder", None)
-        hint = f"; continue with: rl-reasoner train --resume {folder}" if folder else ""
+        hint = f"; continue with: {resume_command(folder)}" if folder else ""
         err.print(f"interrupted{hint}", soft_wrap=True)
         return 130
     except RunStopped as error:
-        hint = f"\ncontinue with: rl-reasoner train --resume {error.folder}" if error.folder else ""
+        hint = f"\ncontinue with: {resume_command(error.folder)}" if error.folder else ""
         _print_error(error.title, f"{error}{hint}")
         return error.code
     except RuntimeError as error:
@@ -197,9 +200,7 @@ def parse_verb(argv: Sequence[str]) -> Any:
         if argv[0].startswith("-"):
             raise UserError(f"{argv[0]}: first comes a verb: {', '.join(verbs)}")
         raise unknown("verb", argv[0], verbs)
-    planned = any(token.partition("=")[0] == "--plan" for token in argv)
-    heard = argv[0] == "train" or (argv[0] == "env" and planned)
-    own, flags = _split_flags(argv) if heard else (list(argv), [])
+    own, flags = _split_flags(argv) if _takes_fields(argv) else (list(argv), [])
     if not {"--help", "-h"} & set(own):
         check_arguments(own[0], verbs[own[0]], own[1:])
     shown = _Help(out.is_terminal)
@@ -211,7 +212,7 @@ def parse_verb(argv: Sequence[str]) -> Any:
         if end.code == 0 and argv[:1] == ["train"]:
             _print_recipe_flags(own)
         raise
-    if isinstance(verb, TrainVerb | EnvVerb):
+    if isinstance(verb, TrainVerb | EnvVerb | CheckVerb):
         verb.flags = flags
     return verb
 
@@ -243,6 +244,16 @@ def _overview(verbs: Mapping[str, type[Any]]) -> str:
         about = " ".join(str(verb.__doc__).partition("\n\n")[0].split())
         lines.append(wrapped(about, " " * size, f"  {name}".ljust(size)))
     return _OVERVIEW.format(verbs="\n".join(lines))
+
+
+def _takes_fields(argv: Sequence[str]) -> bool:
+    """Whether a recipe's fields are flags of this command."""
+    verb, *rest = argv
+    if verb == "check":
+        words = [word for before, word in pairwise(argv) if not before.startswith("-")]
+        return any(names_recipe(word) for word in words if not word.startswith("-"))
+    planned = any(token.partition("=")[0] == "--plan" for token in rest)
+    return verb == "train" or (verb == "env" and planned)
 
 
 def _split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -40,6 +40,8 @@ class PublishVerb:
         if self.push is None and (self.public or self.dry_run):
             raise UserError("--public and --dry-run belong to --push OWNER/NAME")
         check_run(self.run_folder)
+        if self.to.is_dir():
+            raise UserError(f"{self.to} exists already; give a new folder")
         check_writable(self.to)
         err.print("loading torch and transformers", style="dim")
         load_for_good("rl_reasoner.publishing.folder")

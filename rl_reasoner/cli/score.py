@@ -113,6 +113,11 @@ class ScoreVerb:
         if self.disagree:
             summary["disagree"] = len(entries)
         emit(self.json, summary, _score_table(entries, rows, summary))
+        from rl_reasoner.scoring.circuit_breaker import RewardsFailed
+
+        for name, marks in zip(names, scores, strict=True):
+            if marks and all(mark["outcome"] == "fault" for mark in marks):
+                raise RewardsFailed(f"{name}: the reward failed on every row: {marks[0]['reason']}")
 
 
 def _call_all(*calls: Callable[[], Any]) -> list[Any]:

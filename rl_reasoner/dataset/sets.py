@@ -212,11 +212,19 @@ def set_names() -> list[str]:
     return sorted(here | CARDS.keys())
 
 
-def how_to_get(place: str) -> str:
+def how_to_get(place: str, split: str = "test") -> str:
     """How to get a public set that is not here, by its name or place on the hub; else ""."""
     for name, card in CARDS.items():
         if place == name or (card.hub is not None and card.hub.path == place):
-            return f"put {name}.jsonl into a folder and name that in --data-dir or RL_REASONER_DATA"
+            if split != "test":
+                return (
+                    f"give a file of its {split} rows: --data.path FILE --data.config null "
+                    "--data.columns '{}' (if its columns are called problem and answer)"
+                )
+            return (
+                f"put {name}.jsonl into a folder and name that in RL_REASONER_DATA "
+                "(eval: or in --data-dir)"
+            )
     return ""
 
 
@@ -298,7 +306,7 @@ def check_set(name: str) -> None:
 
 def _hub_rows(name: str, config: str | None, split: str) -> list[Row]:
     check_set(name)
-    hint = how_to_get(name)
+    hint = how_to_get(name, split)
     from datasets import load_dataset
 
     from rl_reasoner import hub

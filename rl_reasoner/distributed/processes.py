@@ -32,6 +32,7 @@ from threading import Thread
 from typing import Any, NoReturn, TypeVar
 
 from rl_reasoner.errors import UserError
+from rl_reasoner.paths import resume_command
 
 T = TypeVar("T")
 LOST = 75
@@ -76,7 +77,7 @@ def note_run(folder: Path) -> None:
 
 def resume_hint() -> str:
     """A line that says how to continue the run of this job; empty before there is one."""
-    return f"\ncontinue with: rl-reasoner train --resume {_run[0]}" if _run else ""
+    return f"\ncontinue with: {resume_command(_run[0])}" if _run else ""
 
 
 # ---------------------------------------------------------------------------------- together

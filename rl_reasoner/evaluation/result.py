@@ -63,7 +63,10 @@ class EvalResult:
         """Read a saved result, with every row. Raises `UserError` if it is not one."""
         path = Path(path)
         if not path.is_file():
-            raise UserError(f"there is no file {path}: give one that rl-reasoner eval has written")
+            evals = f", or one of {path}/evals/" if (path / "evals").is_dir() else ""
+            raise UserError(
+                f"there is no file {path}: give one that rl-reasoner eval has written{evals}"
+            )
         try:
             data = json_value(path.read_bytes())
             result = cls(**{**data, "rows": {}})

@@ -66,8 +66,9 @@ class RunFolder:
         if path.exists() and not path.is_dir():
             raise UserError(f"--run.folder {path}: this is a file; give a folder")
         if path.exists() and not all(map(_unbegun, path.iterdir())):
+            resume = shlex.join(["--resume", str(path)])
             raise UserError(
-                f"the run folder {path} exists already; continue it with --resume {path}, "
+                f"the run folder {path} exists already; continue it with {resume}, "
                 "or choose another one with --run.folder"
             )
         whole = path.absolute()

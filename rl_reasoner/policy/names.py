@@ -11,6 +11,7 @@ from pathlib import Path
 from rl_reasoner import hub
 from rl_reasoner.errors import UserError, did_you_mean, unknown
 from rl_reasoner.foreign import runs_beside
+from rl_reasoner.paths import resume_command
 
 SCRATCH_NAMES = {
     "deepseek-tiny": "like DeepSeek-V3: 8 experts, 2 and a shared one a token",
@@ -73,7 +74,7 @@ def _policy_folder(path: Path) -> Path | None:
         return None
     if (path / "recipe.yaml").is_file():
         if not (path / "policy" / "config.json").is_file():
-            resume = f"continue it (rl-reasoner train --resume {path})"
+            resume = f"continue it ({resume_command(path)})"
             stages = finished_stages(path)
             also = f", or take that of its last finished stage: {stages[-1]}" if stages else ""
             raise UserError(f"the run {path} has no policy/ yet: {resume}{also}")

@@ -50,3 +50,6 @@ class Policy:
                 raise
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
         self.tokenizer.save_pretrained(folder)
+        mode = next(folder.glob("*config.json")).stat().st_mode
+        for file in folder.glob("*.safetensors"):  # safetensors writes them for their owner alone
+            file.chmod(mode)

@@ -7,13 +7,13 @@ Written beside its place and renamed, so that a folder that is there is whole.
 """
 
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
 from rl_reasoner.audit import Audit, audit_run
 from rl_reasoner.audit.hashes import part_of, stage_folders
@@ -21,6 +21,7 @@ from rl_reasoner.errors import RunStopped, UserError, first_line
 from rl_reasoner.files import write_json, write_text
 from rl_reasoner.foreign import check_run, no_links
 from rl_reasoner.hub import is_name
+from rl_reasoner.paths import resume_command
 from rl_reasoner.pipeline.run_folder import HASHES, sealed_files
 from rl_reasoner.publishing.card import write_card
 from rl_reasoner.recipe.load import load_recipe
@@ -41,12 +42,10 @@ def publish_run(
         raise UserError(f"{folder} exists already; give a new folder")
     recipe = load_recipe(str(run / "recipe.yaml"))
     if not (run / "policy" / "config.json").is_file():
-        raise UserError(f"{run} has no policy yet: finish it with rl-reasoner train --resume {run}")
+        raise UserError(f"{run} has no policy yet: finish it with {resume_command(run)}")
     for name, stage in stage_folders(run, recipe).items():  # policy/ may be of an earlier end
         if not (stage / "done.json").is_file():
-            raise UserError(
-                f"stage {name} of {run} is not finished: rl-reasoner train --resume {run}"
-            )
+            raise UserError(f"stage {name} of {run} is not finished: {resume_command(run)}")
     audit = audit_run(run, replays=False, quiet=True, note=note)
     if not audit.holds:
         wrong = "\n".join(f"{finding.part}: {finding.said}" for finding in audit.of("differs"))
@@ -102,9 +101,10 @@ def push_folder(folder: Path, repository: str, *, private: bool = True) -> str:
         hub.upload_folder(
             repo_id=repository, folder_path=folder, commit_message="Published by rl-reasoner"
         )
-    except (LocalTokenNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+    except Exception as error:  # each version of its client raises those of another HTTP library
+        by_hand = shlex.join(["hf", "upload", repository, str(folder)])
         raise UserError(
             f"--push {repository}: the hub did not take it: {first_line(error)}. {folder} is "
-            "written: log in with `hf auth login`, then publish again or upload it by hand"
+            f"written: log in with `hf auth login`, then `{by_hand}`"
         ) from error
     return f"https://huggingface.co/{repository}"

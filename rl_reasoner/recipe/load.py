@@ -89,7 +89,9 @@ def run_script(path: Path) -> Recipe:
     try:
         script = runpy.run_path(str(path), run_name="rl_reasoner_recipe")
         if not callable(script.get("recipe")):
-            raise UserError(f"{path} has no function `recipe()` that returns a Recipe")
+            rewards = "@reward" in path.read_text(encoding="utf-8")
+            hint = f"; a reward in it is named {path}:NAME" if rewards else ""
+            raise UserError(f"{path} has no function `recipe()` that returns a Recipe{hint}")
         recipe = script["recipe"]()
     except UserError:
         raise

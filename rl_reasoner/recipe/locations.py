@@ -85,7 +85,8 @@ def read_yaml(path: Path) -> tuple[Any, Places]:
         reason = getattr(error, "problem", None) or str(error).partition("\n")[0]
         raise UserError(f"{place}: not valid YAML: {reason}") from error
     if not isinstance(data, dict):
-        raise UserError(f"{path}: a recipe is a mapping of fields, this is {type(data).__name__}")
+        found = "the file is empty" if data is None else f"this is {type(data).__name__}"
+        raise UserError(f"{path}: a recipe is a mapping of fields, {found}")
     return data, _current(_yaml_places(node, (), str(path)))
 
 

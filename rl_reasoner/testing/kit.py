@@ -57,8 +57,11 @@ def examine(
     """
     rows = _rows(fn, data)
     limits = Limits(timeout_s=timeout_s, batch_timeout_s=12 * timeout_s, memory_mb=2048)
-    kit = _Kit(fn, rows, limits)
     report = Report(name_of(fn))
+    if late := _late(fn, rows[0], limits):
+        report.findings.append(late)
+        return report
+    kit = _Kit(fn, rows, limits)
     try:
         for check in (
             *((kit.trial,) if is_judge(fn) else ()),
@@ -112,6 +115,26 @@ def _rows(fn: Callable[..., Any], data: Sequence[Row] | str | None) -> list[Row]
     if len(chosen) < 3:
         raise UserError("the kit needs at least three rows with different answers")
     return chosen
+
+
+def _late(fn: Callable[..., Any], row: Row, limits: Limits) -> Finding | None:
+    """What is wrong with a reward that does not come back from a first row; a judge may be slow.
+
+    Every later call would take as long as it may.
+    """
+    if is_judge(fn):
+        return None
+    runner = Runner(fn, limits)
+    try:
+        columns = {name: [value] for name, value in row.items() if name != "completion"}
+        columns |= {"prompts": [str(row.get("problem", ""))], POLICY_TEXT: [probes.NEUTRAL]}
+        [outcome] = runner.score([probes.NEUTRAL], columns)
+    finally:
+        runner.close()
+    if not isinstance(outcome, Fault) or outcome.kind != "timeout":
+        return None
+    message = f"{outcome.message}; no other check was made"
+    return Finding("answers", "failed", message, probes.NEUTRAL)
 
 
 @dataclass

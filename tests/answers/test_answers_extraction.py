@@ -1,8 +1,13 @@
 """Which text of a completion is the answer: every rule of the policy, true and false rows."""
 
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
 import pytest
 
-from rl_reasoner.answers import verify
+from rl_reasoner.answers import verify, verify_many
+from rl_reasoner.rewards.math_answer import math_answer
 
 RIGHT = [
     # reasoning and chat markers
@@ -297,3 +302,25 @@ def test_the_reason_names_the_place_and_both_texts() -> None:
     assert r"'\\frac12'" in reason
     assert "'0.5'" in reason
     assert "exact value" in reason
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (4, "4"),
+        (0.5, r"\frac{1}{2}"),
+        (np.int64(7), "7"),
+        (Fraction(1, 3), "1/3"),
+        (1e3, "1000"),
+    ],
+)
+def test_a_gold_that_is_a_number_counts_as_its_text(answer: Any, said: str) -> None:
+    """As a column of numbers has it, under any trainer."""
+    right, wrong = rf"\boxed{{{said}}}", r"\boxed{12345}"
+    assert verify(right, answer).value == math_answer(right, answer, value_only=True).value == 1.0
+    assert [score.value for score in verify_many([right, wrong], [answer] * 2)] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("answer", [None, ["4"], {"a": 4}])
+def test_a_gold_that_is_no_text_cannot_be_judged(answer: Any) -> None:
+    assert verify(r"\boxed{4}", answer).value is None

@@ -260,6 +260,8 @@ def test_copy_gives_recipes_and_rewards_and_never_overwrites(tmp_path: Path, cli
         f for f in written if "file://" in f.read_text() or str(Path.cwd()) in f.read_text()
     ]
     assert json.loads((tmp_path / "recipe.schema.json").read_text())["title"] == "Recipe"
+    ended = cli("copy", "quickstart.py", "other.yaml")
+    assert ended.code == 2 and "quickstart.py is a .py file" in ended.err
     (tmp_path / "quickstart.py").write_text("mine", encoding="utf-8")
     ended = cli("copy", "quickstart")
     assert ended.code == 2
@@ -319,6 +321,53 @@ def test_score_counts_faults_and_abstentions_apart(tmp_path: Path, cli: Cli) -> 
     (tmp_path / "saved.jsonl").write_text(lines(*ROWS), encoding="utf-8")
     value = json.loads(cli("score", "r.py:f", "saved.jsonl", "--json").out)
     assert (value["mean"], value["abstained"], value["faults"]) == (-0.5, 1, 1)
+
+
+def test_score_takes_answers_that_are_numbers(tmp_path: Path, cli: Cli) -> None:
+    said = [("\\boxed{4}", 4), ("\\boxed{0.5}", 0.5), ("\\boxed{5}", 4)]
+    rows = [{"completion": completion, "answer": answer} for completion, answer in said]
+    (tmp_path / "saved.jsonl").write_text(lines(*rows), encoding="utf-8")
+    value = json.loads(cli("score", "math_answer", "saved.jsonl", "--json").out)
+    assert (value["mean"], value["faults"]) == (pytest.approx(2 / 3), 0)
+
+
+def test_score_ends_with_three_where_the_reward_fails_on_every_row(
+    tmp_path: Path, cli: Cli
+) -> None:
+    (tmp_path / "r.py").write_text(
+        "from rl_reasoner import reward\n@reward\ndef f(completion):\n    return 'good'\n"
+    )
+    (tmp_path / "saved.jsonl").write_text(lines(*ROWS), encoding="utf-8")
+    ended = cli("score", "r.py:f", "saved.jsonl", "--json")
+    assert ended.code == 3 and json.loads(ended.out)["faults"] == 3
+    assert "r.py:f: the reward failed on every row" in ended.err
+
+
+def test_check_takes_the_fields_of_a_recipe_as_train_does(tmp_path: Path, cli: Cli) -> None:
+    stock(tmp_path)
+    ended = cli("check", "tiny.yaml", "--grpo.group.size", "7", "--grpo.micro_batch", "2")
+    assert ended.code == 2 and "micro_batch" in ended.err and "no such flag" not in ended.err
+    assert "--grpo.group.sise" in cli("check", "tiny.yaml", "--grpo.group.sise", "7").err
+    assert "Did you mean '--data'" in cli("check", "boxed", "--dta", "x").err
+    (tmp_path / "mine.py").write_text(
+        "from rl_reasoner import reward\n@reward\ndef f(completion): ...\n"
+    )
+    assert "a reward in it is named mine.py:NAME" in cli("check", "mine.py").err
+
+
+def test_a_command_to_continue_with_is_quoted(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupted(verb: object) -> None:
+        error = KeyboardInterrupt()
+        error.folder = Path("runs/mit Räumen 中")  # type: ignore[attr-defined]
+        raise error
+
+    monkeypatch.setattr("rl_reasoner.cli.list.ListVerb.run", interrupted)
+    assert cli("list").err.endswith("train --resume 'runs/mit Räumen 中'\n")
+    (tmp_path / "new dir").mkdir()
+    ended = cli("copy", "quickstart.yaml", "new dir/x.yaml")
+    assert "rl-reasoner train 'new dir/x.yaml'" in ended.out
 
 
 def test_output_in_a_pipe_is_not_broken_into_lines(tmp_path: Path, cli: Cli) -> None:

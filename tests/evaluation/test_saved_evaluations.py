@@ -16,7 +16,6 @@ from rl_reasoner.evaluation.judging import classes
 from rl_reasoner.evaluation.labels import MODES, label_of, split_label
 from rl_reasoner.evaluation.metrics import compute_figures
 from rl_reasoner.evaluation.statistics import holm
-from rl_reasoner.recipe.environment import EnvironmentSettings
 from rl_reasoner.report.evaluation import build_evaluation_page
 from rl_reasoner.types import Rollout
 from support.commands import Cli
@@ -479,50 +478,3 @@ def test_a_column_of_the_users_that_is_called_overlap_is_no_overlap() -> None:
     for row in a.rows["s0"]:
         row["overlap"] = "none, as far as we know"
     assert [*compare(a, b)] == ["s0"]
-
-
-# --------------------------------------------------------- environments that ask all rows the same
-
-
-def episodes(scores: list[float], asked: str = "Guess my number.") -> EvalResult:
-    """Rows of which an environment asked the same, each opened from a row of its own."""
-    result = of(scores)
-    for row in result.rows["s0"]:
-        row["opened_from"], row["problem"] = row["problem"], asked
-    result.sets["s0"] = {**result.sets["s0"], **compute_figures(result.rows["s0"])}
-    return result
-
-
-def test_episodes_that_begin_alike_are_problems_of_their_own() -> None:
-    a, b = episodes([1.0] * 4 + [0.0] * 16), episodes([1.0] * 16 + [0.0] * 4)
-    plain = of([1.0] * 4 + [0.0] * 16)
-    assert a.sets["s0"]["interval"] == compute_figures(plain.rows["s0"])["interval"]
-    found = compare(a, b)["s0"]
-    assert found["test"].startswith("McNemar") and (found["better"], found["worse"]) == (12, 0)
-    assert found["p"] < 0.001
-    b.rows["s0"].reverse()
-    assert compare(a, b)["s0"]["better"] == 12  # paired by what they were opened from
-    for row in a.rows["s0"]:
-        del row["opened_from"]  # saved by an older version
-    assert compare(a, b)["s0"]["problems"] == 20
-
-
-def test_an_environment_s_rows_say_what_they_were_opened_from(
-    policy: Policy, tmp_path: Path
-) -> None:
-    file = tmp_path / "games.jsonl"
-    file.write_text("".join(f'{{"problem": "game {n}", "start": "1"}}\n' for n in range(3)))
-    (tmp_path / "own.py").write_text(
-        "class Same:\n"
-        "    def reset(self, row):\n"
-        "        return 'Guess my number.'\n"
-        "    def step(self, completion):\n"
-        "        return 'no', 0.0, True\n"
-    )
-    environment = EnvironmentSettings(use=f"{tmp_path / 'own.py'}:Same", processes=1)
-    result = evaluate(policy, [str(file)], max_tokens=2, environment=environment, template="plain")
-    [rows] = result.rows.values()
-    assert {row["problem"] for row in rows} == {"Guess my number."}
-    assert len({row["opened_from"] for row in rows}) == 3
-    again = replay(result)
-    assert again.sets == result.sets and [*again.rows.values()] == [rows]

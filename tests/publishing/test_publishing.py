@@ -161,6 +161,12 @@ def test_a_folder_is_pushed(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Hub, "fails", OSError("no route to host"))
     ended = cli("publish", "run", "out", "--push", "me/tiny")
     assert ended.code == 2 and "no route to host" in ended.err and Path("out/README.md").is_file()
+    again = cli("publish", "run", "out", "--push", "me/tiny")
+    assert again.code == 2 and "out exists already; give a new folder" in again.err
+    shutil.rmtree("out")
+    monkeypatch.setattr(Hub, "fails", RuntimeError("[Errno -2] Name or service not known"))
+    ended = cli("publish", "run", "out", "--push", "me/tiny")
+    assert ended.code == 2 and "hf upload me/tiny out" in ended.err  # whatever its client raises
 
 
 @pytest.mark.parametrize(

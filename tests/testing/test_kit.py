@@ -1,6 +1,7 @@
 """The reward test kit: it finds planted defects and passes what is sound."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,18 @@ def test_the_command(tmp_path: Path, cli: Cli) -> None:
     assert found["prompt echoed"]["status"] == "failed" and found["types"]["status"] == "passed"
     ended = cli("check", "boxed")
     assert ended.code == 0 and "hostile" in ended.out
+
+
+@reward
+def never(completion: str) -> float:
+    time.sleep(600)
+    return 1.0
+
+
+def test_a_reward_that_hangs_is_found_by_its_first_call() -> None:
+    """Each of the other checks would wait for it again."""
+    [finding] = examine(never, timeout_s=0.5).findings
+    assert finding.status == "failed" and "no other check was made" in finding.message
 
 
 @reward
