@@ -261,7 +261,9 @@ def check_checkpoints(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:
                 yield unchecked("checkpoints", f"{name} has no seal")
     trained = [s for s in recipe.stages if isinstance(s, TrainedStage)]
     if not trained or not (run / "policy").is_dir():
-        yield unchecked("weights", "the run has no policy/ yet")
+        published = (run.parent / "config.json").is_file()  # the policy itself is above
+        why = "the weights of stages are not published" if published else "the run has no policy/"
+        yield unchecked("weights", why)
         return
     last = stage_folders(run, recipe)[trained[-1].name] / "policy"
     if not last.is_dir():

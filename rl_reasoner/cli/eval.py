@@ -105,7 +105,12 @@ class EvalVerb:
         if target is not None and target.suffix in (".html", ".jsonl"):
             raise UserError(f"--out {target}: the result is JSON; its page and rows go next to it")
         use_data_dir(self.data_dir)
-        result = self._replayed(self.replay) if self.replay is not None else self._evaluated()
+        try:
+            result = self._replayed(self.replay) if self.replay is not None else self._evaluated()
+        except KeyboardInterrupt:
+            if self.replay is None and not self.no_cache:
+                err.print("what was sampled is kept: the same command goes on there")
+            raise
         if target is not None:
             from rl_reasoner.evaluation.result import sibling_file
             from rl_reasoner.report import write_evaluation

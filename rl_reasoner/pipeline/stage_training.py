@@ -6,7 +6,7 @@ what is saved opens anywhere.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +67,21 @@ def train_stage(job: Job, view: LiveView, stop: Stop) -> None:
     last_step = LastStep(trainer)
     trainer.add_callback(last_step)
     trainer.add_callback(Recorder(job, trainer, view, stop))
-    for dashboard in callbacks_of(run.report_to, view.note) if processes.is_main() else ():
+    dashboards = callbacks_of(run.report_to, view.note) if processes.is_main() else ()
+    for dashboard in dashboards:
         trainer.add_callback(dashboard)
     trainer.add_callback(trainer.pop_callback(Sealing))  # behind what the others write
     trainer.remove_callback(PrinterCallback)  # metrics go to the recorder alone
     models = [policy.model, getattr(trainer, "ref_model", None)]
     with (
+        ExitStack() as at_end,
         _faults(stop, last_step, checkpoints),
         _unmarked(policy.model),
         balanced(trainer, stage.freeze_router),
         in_fp8(job.placement.precision, run.fp8, job.placement.device, *models),
     ):
+        for dashboard in dashboards:
+            at_end.callback(dashboard.close)
         if checkpoint and not is_sharded(checkpoint):
             _load_weights(policy, checkpoint)
         trainer.checked = checkpoint

@@ -35,6 +35,7 @@ class Dashboard(TrainerCallback):  # type: ignore[misc]
         self.name = name
         self.note = note
         self._inner: Any = None
+        self._ending: Callable[[], None] | None = None
         self._ask(lambda: setattr(self, "_inner", _CALLBACKS[name]()))
 
     def _ask(self, work: Callable[[], Any]) -> None:
@@ -48,6 +49,7 @@ class Dashboard(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._inner is not None:
+            self._ending = lambda: self.on_train_end(args, state, control, **kwargs)
             self._ask(lambda: self._inner.on_train_begin(args, state, control, **kwargs))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
@@ -56,5 +58,11 @@ class Dashboard(TrainerCallback):  # type: ignore[misc]
             self._ask(lambda: self._inner.on_log(args, state, control, logs=numbers, **kwargs))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._ending = None
         if self._inner is not None:
             self._ask(lambda: self._inner.on_train_end(args, state, control, **kwargs))
+
+    def close(self) -> None:
+        """End what training began, where it did not come to its end: silently, as all else."""
+        if self._ending is not None:
+            self._ending()

@@ -62,6 +62,32 @@ def test_a_dashboard_that_fails_is_given_up(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == ""
 
 
+def test_training_that_was_stopped_ends_its_dashboards(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Else they end with the process, and say so on standard output."""
+
+    class Open:
+        ended = 0
+
+        def on_train_begin(self, *_: object, **__: object) -> None:
+            """Nothing to see."""
+
+        def on_train_end(self, *_: object, **__: object) -> None:
+            self.ended += 1
+            print("uploading")
+
+    pytest.importorskip("tensorboard")
+    dashboard = Dashboard("tensorboard", lambda text: None)
+    dashboard._inner = inner = Open()
+    dashboard.close()
+    assert inner.ended == 0  # nothing was begun
+    dashboard.on_train_begin(None, None, None)
+    dashboard.close()
+    dashboard.close()
+    assert inner.ended == 1 and capsys.readouterr().out == ""
+
+
 def test_trackio_and_tensorboard_get_trls_names(
     tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
