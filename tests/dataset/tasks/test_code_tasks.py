@@ -1,9 +1,12 @@
 """The task `functions` and rows of code sets: programs and tests that mean what they say."""
 
 import ast
+import csv
+import json
 import random
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +20,7 @@ from rl_reasoner.dataset.sets import set_data
 from rl_reasoner.dataset.tasks.base import Problem
 from rl_reasoner.dataset.tasks.generate import SPLITS, careless, generate_problems
 from rl_reasoner.errors import UserError
-from rl_reasoner.recipe.data import TaskData
+from rl_reasoner.recipe.data import FileData, TaskData
 from rl_reasoner.scoring.batch import score_batch
 from rl_reasoner.scoring.registry import load_reward
 from rl_reasoner.scoring.reward import Reward
@@ -212,6 +215,34 @@ def test_humaneval_check_is_called() -> None:
     made = code_row({"prompt": "p", "entry_point": "area", "tests": check})
     assert made["tests"] == [f"{check}\n\ncheck(area)"]
     assert code_row(made)["tests"] == made["tests"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "tests"),
+    [
+        (json.dumps(["assert f(1) == 2"]), ["assert f(1) == 2"]),
+        (json.dumps([{"stdin": "1", "stdout": "2"}]), [{"stdin": "1", "stdout": "2"}]),
+        (json.dumps({"stdin": "1", "stdout": "2"}), [{"stdin": "1", "stdout": "2"}]),
+        (json.dumps("assert f(1) == 2"), ["assert f(1) == 2"]),
+        (['{"stdin": "1", "stdout": "2"}'], [{"stdin": "1", "stdout": "2"}]),
+        ("assert f([1]) == 1", ["assert f([1]) == 1"]),
+        ("[f(n) for n in range(3)]", ["[f(n) for n in range(3)]"]),
+    ],
+)
+def test_tests_that_are_json_are_read_and_other_text_is_one_test(
+    tmp_path: Path, cell: Any, tests: list[Any]
+) -> None:
+    made = code_row({"problem": "Write `f`.", "tests": cell})
+    assert made["tests"] == tests and code_row(made) == made
+    if isinstance(cell, str):
+        with (tmp_path / "a.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["problem", "tests"], ["Write `f`.", cell]])
+        assert load_rows(FileData(path=str(tmp_path / "a.csv")))[0]["tests"] == tests
+
+
+def test_json_that_is_no_test_is_told() -> None:
+    _, [said] = lint([{"problem": "q", "tests": "5"}], "x")
+    assert said == "x, row 1: tests are '5': expected code that asserts, or a list of tests"
 
 
 @pytest.mark.parametrize(
