@@ -19,8 +19,9 @@ def plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """Bring a row to the columns `problem`, `completion` and `system`, with its context added.
 
     Where there is no `problem`, `prompt` stands for it; where there is no `prompt` either,
-    `messages` is both prompt and completion. A `context` goes behind the problem, unless it is in
-    it. Raises ValueError for what is no conversation, or none that asks for an answer.
+    `messages` is both prompt and completion. A `context` goes behind the problem, or behind what
+    the user said last, unless it is in it. Raises ValueError for what is no conversation, or none
+    that asks for an answer, and for a context that is no text.
     """
     made = dict(row)
     if "problem" not in made and "prompt" not in made and _listed(made.get("messages")):
@@ -28,10 +29,17 @@ def plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
         if messages[-1]["role"] == "assistant":
             made.setdefault("completion", messages.pop()["content"])
         made["prompt"] = messages
-    if "problem" not in made and ("prompt" in made and not made.get("tests")):
+    if "problem" not in made and "prompt" in made:
         made["problem"] = made.pop("prompt")
+    context = _context_of(made.get("context"))
     if _listed(made.get("problem")):
-        made |= _asked(check_messages(made["problem"], "the prompt"))
+        messages = check_messages(made["problem"], "the prompt")
+        asking = [one for one in messages if one["role"] == "user"][-1:]
+        for message in asking:  # a tool may have answered since
+            message["content"] = _with_context(message["content"], context)
+        made |= _asked(messages)
+    elif isinstance(made.get("problem"), str) and TURNS not in made:
+        made["problem"] = _with_context(made["problem"], context)
     if _listed(made.get("completion")):
         messages = check_messages(made["completion"], "the completion")
         if [message["role"] for message in messages] != ["assistant"]:
@@ -39,14 +47,19 @@ def plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
         made["completion"] = messages[0]["content"]
     if made.get("system") is not None and not isinstance(made["system"], str):
         raise ValueError(f"system is {made['system']!r:.40}, not text")
-    if isinstance(made.get("context"), str) and TURNS not in made:
-        made["problem"] = _with_context(made.get("problem"), made["context"].strip())
     return made
 
 
-def _with_context(problem: Any, context: str) -> Any:
-    known = not isinstance(problem, str) or context in problem
-    return problem if known else f"{problem}\n\n{context}"
+def _context_of(value: Any) -> str:
+    """The text that a problem is about, of one or several passages; raises ValueError for none."""
+    passages = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(passages, (list, tuple)) or not all(isinstance(p, str) for p in passages):
+        raise ValueError(f"the context is {value!r:.40}: expected a text, or a list of texts")
+    return "\n\n".join(passages).strip()
+
+
+def _with_context(problem: str, context: str) -> str:
+    return problem if context in problem else f"{problem}\n\n{context}"
 
 
 def _listed(value: Any) -> bool:

@@ -106,6 +106,25 @@ def test_a_context_stays_with_its_problem() -> None:
     assert problems == []  # other problems, not one with two answers
 
 
+def test_a_context_goes_behind_what_the_user_said_last() -> None:
+    told = [*LONG, message("tool", "3")]
+    for turns, at in ((LONG, 2), (told, 2)):
+        row = one(prompt=turns, context="Ann came.", answer="3")
+        said = [m["content"] for m in prompt_of(row, "auto", CHATTY)]  # type: ignore[index]
+        assert said[at] == "and 1 more?\n\nAnn came." and said[:at] == ["1+1=", "2"]
+        assert "Ann came." in row["problem"] and one(**row) == row
+    assert turns[2]["content"] == "and 1 more?"  # the row given is left as it is
+    row = one(prompt=TOLD, context="Ann came.", tests=["assert f()"])
+    assert row["problem"].startswith("1+1=\n\nAnn came.") and row["system"] == "Be brief."
+
+
+def test_a_context_of_several_passages_is_read_and_no_other_value_is() -> None:
+    assert one(problem="q", answer="1", context=["a", "b"])["problem"] == "q\n\na\n\nb"
+    assert one(problem="q", answer="1", context=[])["problem"] == "q"
+    _, [said] = lint([{"problem": "q", "answer": "1", "context": {"title": ["a"]}}], "x")
+    assert said == "x, row 1: the context is {'title': ['a']}: expected a text, or a list of texts"
+
+
 def test_conversations_are_looked_through_for_overlaps(tmp_path: Path) -> None:
     (tmp_path / "chats.jsonl").write_text(lines({"prompt": TOLD}, {"prompt": 3}))
     [row] = load_problems(FileData(path=str(tmp_path / "chats.jsonl")))
