@@ -5,8 +5,10 @@ are of any form `rl_reasoner.sandbox` knows: code that asserts, what to read and
 with their expected values. A sandbox that cannot be had abstains: that is not the program's fault.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from rl_reasoner import Column, Score, reward, sandbox
@@ -61,18 +63,19 @@ def _scores(
         raise unknown("credit of code_tests", credit, _CREDIT)
     programs = [program_of(completion, extract) for completion in completions]
     times = [time_of(row.get("time_limit_s"), timeout_s) for row in rows]
+    tests = [listed(row["tests"]) for row in rows]
     pairs = [
-        (program, repr(row["tests"]), time)
-        for program, row, time in zip(programs, rows, times, strict=True)
+        (program, repr(own), time)
+        for program, own, time in zip(programs, tests, times, strict=True)
     ]
     firsts = {pair: i for i, pair in reversed([*enumerate(pairs)]) if pair[0] is not None}
     scores: dict[tuple[str | None, str, float], Score] = {}
     for time in dict.fromkeys(times):
-        asked = {pair: rows[i]["tests"] for pair, i in firsts.items() if pair[2] == time}
+        asked = {pair: tests[i] for pair, i in firsts.items() if pair[2] == time}
         try:
             results = sandbox.run_many(
                 [program for program, _, _ in asked if program is not None],
-                [[own] if isinstance(own, str) else own for own in asked.values()],
+                list(asked.values()),
                 stop_early=credit == "all",
                 timeout_s=time,
                 **limits,
@@ -82,6 +85,35 @@ def _scores(
         marks = [_score(result, credit) for result in results]
         scores |= dict(zip(asked, marks, strict=True))
     return [scores.get(pair, Score(0.0, "no closed Python block")) for pair in pairs]
+
+
+def tests_of(value: Any) -> Any:
+    """The tests of a column: read where they are JSON; raises ValueError for JSON that is none.
+
+    As Python, JSON is a literal that every program passes.
+    """
+    if isinstance(value, (list, tuple)):
+        return [_from_json(one) if str(one).lstrip().startswith("{") else one for one in value]
+    read = _from_json(value)
+    if isinstance(read, list):
+        return tests_of(read)
+    if isinstance(value, str) and not isinstance(read, (str, dict)):
+        raise ValueError(f"tests are {value!r:.40}: expected code that asserts, or a list of tests")
+    return [read] if isinstance(read, dict) else read
+
+
+def listed(value: Any) -> Any:
+    """The list of a column's tests; a text is one test."""
+    tests = tests_of(value)
+    return [tests] if isinstance(tests, str) else tests
+
+
+def _from_json(value: Any) -> Any:
+    """The value of a text that is JSON; anything else as it is."""
+    if isinstance(value, str):
+        with suppress(ValueError, RecursionError):
+            return json.loads(value)
+    return value
 
 
 def time_of(limit: object, timeout_s: float) -> float:

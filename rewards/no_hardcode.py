@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rl_reasoner import Score, reward, sandbox
-from rl_reasoner.rewards.code_tests import program_of
+from rl_reasoner.rewards.code_tests import listed, program_of
 
 
 @reward(on_abstain="ignore", policy_text=True)
@@ -40,7 +40,7 @@ def no_hardcode(
         "min_level": min_level,
     }
     try:
-        seen = sandbox.run(program, tests, stop_early=True, **limits)
+        seen = sandbox.run(program, listed(tests), stop_early=True, **limits)
         if not seen.passed:
             return Score(None, "does not pass the tests it has seen")
         seed = zlib.crc32(completion.encode("utf-8", "surrogatepass"))

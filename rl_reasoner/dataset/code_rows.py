@@ -12,10 +12,10 @@ import functools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from rl_reasoner.language.thinking import CLOSE_THINK
+from rl_reasoner.rewards.code_tests import tests_of
 from rl_reasoner.scoring.reward import Reward
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def code_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """
     made = dict(row)
     if made.get("tests"):
-        made["tests"] = _tests_of(made["tests"])
+        made["tests"] = tests_of(made["tests"])
     if not made.get("tests"):
         return made
     if "problem" not in made and "prompt" in made:
@@ -51,29 +51,6 @@ def code_row(row: Mapping[str, Any]) -> dict[str, Any]:
         if not any(re.search(rf"\b{name}\(|`{name}`", str(problem)) for name in names):
             made["problem"] = f"{problem}\nThe solution must satisfy this test:\n{first}"
     return made
-
-
-def _tests_of(value: Any) -> Any:
-    """The tests of a column: read where they are JSON; raises ValueError for JSON that is none.
-
-    As Python, JSON is a literal that every program passes.
-    """
-    if isinstance(value, (list, tuple)):
-        return [_from_json(one) if str(one).lstrip().startswith("{") else one for one in value]
-    read = _from_json(value)
-    if isinstance(read, list):
-        return _tests_of(read)
-    if isinstance(value, str) and not isinstance(read, (str, dict)):
-        raise ValueError(f"tests are {value!r:.40}: expected code that asserts, or a list of tests")
-    return [read] if isinstance(read, dict) else read
-
-
-def _from_json(value: Any) -> Any:
-    """The value of a text that is JSON; anything else as it is."""
-    if isinstance(value, str):
-        with suppress(ValueError, RecursionError):
-            return json.loads(value)
-    return value
 
 
 def continue_program(row: Mapping[str, Any], completion: str) -> str:

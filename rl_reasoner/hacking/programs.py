@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from rl_reasoner import sandbox
 from rl_reasoner.dataset.code_rows import continue_program
 from rl_reasoner.hacking.window import IndependentVerdict
-from rl_reasoner.rewards.code_tests import program_of, time_of
+from rl_reasoner.rewards.code_tests import listed, program_of, time_of
 
 REFERENCES = ("reference_solution", "canonical_solution", "solution", "code", "completion")
 """Columns in which a row's reference program is looked for."""
@@ -123,8 +123,7 @@ def judge_program(
 def _on_tests(
     program: str, tests: Sequence[sandbox.Test], limits: Mapping[str, Any]
 ) -> tuple[IndependentVerdict, str]:
-    whole = [tests] if isinstance(tests, str) else tests
-    result = sandbox.run(program, whole, **limits)
+    result = sandbox.run(program, listed(tests), **limits)
     passed = result.verdicts.count("passed")
     words = f"passes {passed} of {len(result.verdicts)} tests that its reward did not see"
     return ("agrees" if result.passed else "disagrees"), words

@@ -69,12 +69,13 @@ ASSERTS = [f"assert f({x}) == {x * x + 1}" for x in (2, 5, 7)]
     "row",
     [
         {"tests": TESTS, "hidden_tests": ["assert f(3) == 10"]},
+        {"tests": TESTS, "hidden_tests": '["assert f(3) == 10"]'},
         {"tests": TESTS, "generator": "def generate(seed):\n    return ['assert f(3) == 10']"},
         {"tests": TESTS, "reference_solution": "def f(x):\n    return x * x + 1"},
         {"tests": TESTS},
         {"tests": ASSERTS},
     ],
-    ids=["hidden", "generated", "reference", "mutated", "asserts"],
+    ids=["hidden", "hidden JSON", "generated", "reference", "mutated", "asserts"],
 )
 def test_special_cases_of_the_tests_are_told_from_a_program(row: Row) -> None:
     assert judge_program(SQUARES, row, LAST)[0] == "agrees"

@@ -1,5 +1,6 @@
 """The rewards that run code: what counts as the program, credit, abstentions, held-back tests."""
 
+import json
 from typing import Any
 
 import pytest
@@ -84,6 +85,16 @@ def test_tests_come_in_every_form_and_as_tables_give_them() -> None:
     row = {"stdin": "1", "stdout": "0.33333", "tolerance": 1e-3, "call": None, "args": None}
     assert code_tests(fenced(program), tests=[row]).value == 1.0
     assert code_tests(fenced(SQUARE), tests="assert f(2) == 4").value == 1.0
+
+
+def test_tests_that_are_one_text_or_json_are_judged_by_both_rewards() -> None:
+    wrong, right = fenced("def f(x): return 1"), fenced(SQUARE)
+    for tests in ("assert f(2) == 4", json.dumps(TESTS), json.dumps(TESTS[0])):
+        assert [code_tests(text, tests=tests).value for text in (wrong, right)] == [0.0, 1.0]
+        held = {"tests": tests, "generator": GENERATOR}
+        assert [no_hardcode(text, **held).value for text in (wrong, right)] == [None, 1.0]
+    with pytest.raises(ValueError, match="tests are '5': expected code that asserts, or a list"):
+        code_tests(wrong, tests="5")
 
 
 def test_hostile_programs_earn_nothing() -> None:
