@@ -116,11 +116,18 @@ def _from_json(value: Any) -> Any:
     return value
 
 
-def time_of(limit: object, timeout_s: float) -> float:
-    """Seconds a test may take: a row may allow more than the reward does."""
-    if isinstance(limit, int | float) and limit > timeout_s:
-        return float(min(limit, _LONGEST_S))
-    return timeout_s
+def time_of(limit: Any, timeout_s: float) -> float:
+    """Seconds a test may take: a row may allow more than the reward does.
+
+    Raises ValueError for a limit that is no number, nor a text of one.
+    """
+    if limit is None or not str(limit).strip():
+        return timeout_s
+    try:
+        allowed = float(limit)
+    except (TypeError, ValueError):
+        raise ValueError(f"time_limit_s is {limit!r:.40}: expected a number of seconds") from None
+    return max(timeout_s, min(allowed, _LONGEST_S))
 
 
 def program_of(completion: str, extract: str) -> str | None:

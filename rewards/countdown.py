@@ -5,9 +5,13 @@ it with one. The answer is read by a small parser, bounded in length and depth, 
 nothing a model writes is ever evaluated as code.
 """
 
+import json
 import re
 from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
 from fractions import Fraction
+from typing import Any
 
 from rl_reasoner import Score, reward
 
@@ -23,8 +27,10 @@ def countdown(completion: str, numbers: list[int], target: int) -> Score:
     """1.0 when the answer, an expression with + - * / of `numbers`, has the value `target`.
 
     Each number may be used as often as it is given, at most. The answer is the content of the last
-    `<answer>...</answer>` or `\\boxed{...}`, or else the last line with text.
+    `<answer>...</answer>` or `\\boxed{...}`, or else the last line with text. Columns that are
+    text, as in CSV, are read as JSON.
     """
+    given, aim = Counter(_numbers(numbers)), _number(target, "target")
     marked = _ANSWER.findall(completion)
     lines = completion.strip().splitlines()
     text = ("".join(marked[-1]) if marked else lines[-1] if lines else "").strip()
@@ -34,13 +40,29 @@ def countdown(completion: str, numbers: list[int], target: int) -> Score:
         value, used = _Expression(text).read()
     except ValueError as error:
         return Score(0.0, f"{text!r} is not an expression: {error}")
-    given = Counter(int(number) for number in numbers)
     for number, times in Counter(used).items():
-        if times > given[number]:
-            return Score(0.0, f"{text} uses {number} {times}x, it is given {given[number]}x")
-    if value != target:
-        return Score(0.0, f"{text} is {value}, the target is {target}")
-    return Score(1.0, f"{text} is the target {target}")
+        if times > (most := given[Fraction(number)]):
+            return Score(0.0, f"{text} uses {number} {times}x, it is given {most}x")
+    if value != aim:
+        return Score(0.0, f"{text} is {value}, the target is {aim}")
+    return Score(1.0, f"{text} is the target {aim}")
+
+
+def _number(value: Any, name: str) -> Fraction:
+    """A column's number, or that of its text; raises ValueError for anything else."""
+    try:
+        return Fraction(json.loads(value) if isinstance(value, str) else value)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        raise ValueError(f"the {name} is {value!r:.40}: expected a number") from None
+
+
+def _numbers(value: Any) -> list[Fraction]:
+    """A column's list of numbers, or that of its JSON; raises ValueError for anything else."""
+    with suppress(ValueError, RecursionError):
+        value = json.loads(value) if isinstance(value, str) else value
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ValueError(f"numbers are {value!r:.40}: expected a list of them, such as [4, 6]")
+    return [_number(one, "number in numbers") for one in value]
 
 
 class _Expression:

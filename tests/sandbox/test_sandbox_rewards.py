@@ -142,6 +142,9 @@ def test_a_row_may_allow_more_time_than_the_reward() -> None:
     slow = "```python\nimport time\ntime.sleep(1.5)\nprint(1)\n```"
     test = {"stdin": "", "stdout": "1"}
     code_tests = load_reward("code_tests", {"timeout_s": 0.8})
-    columns = {"tests": [[test], [test]], "time_limit_s": [0.1, 20]}
-    assert code_tests(completions=[slow, slow], **columns) == [0.0, 1.0]
+    columns = {"tests": [[test]] * 4, "time_limit_s": [0.1, 20, "20", ""]}
+    assert code_tests(completions=[slow] * 4, **columns) == [0.0, 1.0, 1.0, 0.0]
+    found = score_batch(code_tests, [slow] * 2, {"tests": [[test]] * 2, "time_limit_s": ["2s", 9]})
+    assert isinstance(found[0], Fault) and not isinstance(found[1], Fault)
+    assert "time_limit_s is '2s': expected a number of seconds" in found[0].message
     assert code_tests(slow, tests=[test]).reason.startswith("test 1 of 1: timeout")
