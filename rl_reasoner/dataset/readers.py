@@ -7,6 +7,7 @@ that datasets' `save_to_disk` wrote. Each row is a plain dict; what must be in i
 import codecs
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,11 @@ def saved_folder(path: Path) -> bool:
     return any((path / name).is_file() for name in _SAVED)
 
 
+def ending(path: Path) -> str:
+    """The ending of a file's name, by which its form is known: `.CSV` is `.csv`."""
+    return path.suffix.lower()
+
+
 def file_rows(path: Path, split: str) -> Iterator[Row]:
     """Read the rows of a file or saved folder; `split` chooses one of a folder's splits.
 
@@ -34,9 +40,9 @@ def file_rows(path: Path, split: str) -> Iterator[Row]:
     """
     if path.is_dir():
         yield from _saved_rows(path, split)
-    elif path.suffix in (".csv", ".tsv"):
+    elif ending(path) in (".csv", ".tsv"):
         yield from _csv_rows(path)
-    elif path.suffix == ".parquet":
+    elif ending(path) == ".parquet":
         yield from _parquet_rows(path)
     elif _is_list(path):
         yield from _json_list(path)
@@ -48,9 +54,13 @@ def _csv_rows(path: Path) -> Iterator[Row]:
     csv.field_size_limit(_LONGEST_VALUE)
     with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets begin with a mark
         try:
-            between = "\t" if path.suffix == ".tsv" else _between(file.readline())
+            between = "\t" if ending(path) == ".tsv" else _between(file.readline())
             file.seek(0)
             reader = csv.DictReader(file, strict=True, delimiter=between)
+            counts = Counter(filter(str.strip, reader.fieldnames or ()))  # some have no name
+            if twice := [name for name, times in counts.items() if times > 1]:
+                place = f"{path}, line {reader.line_num}"
+                raise UserError(f"{place}: two columns {twice[0]!r}, expected one of each name")
             for row in reader:
                 if None in row:
                     raise UserError(f"{path}, line {reader.line_num}: more values than columns")

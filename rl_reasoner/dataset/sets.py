@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rl_reasoner.dataset.readers import FORMS, file_rows, saved_folder
+from rl_reasoner.dataset.readers import FORMS, ending, file_rows, saved_folder
 from rl_reasoner.dataset.tasks.generate import TASKS
 from rl_reasoner.errors import UserError, did_you_mean, first_line
 from rl_reasoner.paths import room
@@ -287,7 +287,7 @@ def check_set(name: str) -> None:
     card = CARDS.get(name)
     if find_set(name) is not None or (card is not None and card.hub is not None):
         return
-    looks_like_file = Path(name).suffix in FORMS or name.startswith(("/", "~", "."))
+    looks_like_file = ending(Path(name)) in FORMS or name.startswith(("/", "~", "."))
     if card is not None:
         hint = how_to_get(name)
         raise UserError(f"the set {name!r} does not come with the package: {hint}")
@@ -299,7 +299,7 @@ def check_set(name: str) -> None:
         )
     if looks_like_file or name.count("/") != 1:
         files = Path(name).parent.glob("*") if looks_like_file else ()
-        beside = [str(file) for file in files if file.suffix in FORMS]
+        beside = [str(file) for file in files if ending(file) in FORMS]
         near = did_you_mean(name, beside) or did_you_mean(Path(name).stem, set_names())
         raise UserError(f"there is no data file or set {name!r}.{near}")
 

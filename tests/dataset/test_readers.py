@@ -69,6 +69,23 @@ def test_values_may_be_parted_otherwise(tmp_path: Path, name: str, between: str)
     assert load(tmp_path / name) == ROWS
 
 
+def test_endings_in_capitals_are_the_same_form(tmp_path: Path) -> None:
+    (tmp_path / "a.CSV").write_text("problem,answer\n1+1=,2\n")
+    (tmp_path / "a.Tsv").write_text("problem\tanswer\n1+1=\t2\n")
+    Dataset.from_list(ROWS[:1]).to_parquet(str(tmp_path / "a.PARQUET"))
+    for name in ("a.CSV", "a.Tsv", "a.PARQUET"):
+        assert load(tmp_path / name) == ROWS[:1], name
+    assert refused(tmp_path / "b.CSV")[0].startswith("there is no data file or set")
+
+
+def test_a_column_named_twice_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("problem,answer,answer\n1+1=,1,2\n")
+    said = "a.csv, line 1: two columns 'answer', expected one of each name"
+    assert refused(tmp_path / "a.csv") == [said]
+    (tmp_path / "b.csv").write_text("problem,answer,,\n1+1=,2,,\n")  # a spreadsheet's empty ones
+    assert load(tmp_path / "b.csv")[0]["answer"] == "2"
+
+
 def test_a_column_that_no_row_has_is_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(
