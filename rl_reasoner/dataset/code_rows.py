@@ -127,8 +127,8 @@ def as_dataset(rows: Sequence[Mapping[str, Any]]) -> "Dataset":
 
     Arrow has one type a column: it would refuse tests of several forms, make `1` of one test `1.0`
     for the `2.5` of another, and add to each object the keys of the others. So such columns, and
-    those of several types, lie in it as JSON, and are read when a row is taken. A column that some
-    rows lack is None there.
+    those of several types or with whole numbers beyond 64 bits, lie in it as JSON, and are read
+    when a row is taken. A column that some rows lack is None there.
     """
     from datasets import Dataset
 
@@ -139,12 +139,18 @@ def as_dataset(rows: Sequence[Mapping[str, Any]]) -> "Dataset":
         for name, types in kinds.items()
         if name != "prompt" and (len(types) > 1 or types & {list, tuple, dict})
     }
+    nested |= {name for row in rows for name, value in row.items() if _is_long(value)}
     kept = [
         {name: _written(row.get(name)) if name in nested else row.get(name) for name in names}
         for row in rows
     ]
     made = Dataset.from_list(kept)
     return made.with_transform(functools.partial(_read, nested=nested)) if nested else made
+
+
+def _is_long(value: Any) -> bool:
+    """Whether a value is a whole number that 64 bits do not hold."""
+    return isinstance(value, int) and not -(2**63) <= value < 2**63
 
 
 def _written(value: Any) -> str | None:

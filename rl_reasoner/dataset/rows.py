@@ -221,10 +221,12 @@ def _checked(given: Row, number: int, answers: dict[str, tuple[str, int]]) -> Ro
         "" if row[name] is None else str(row[name]) for name in ("problem", judged_by)
     )
     answer = answer.strip()
-    try:
-        (problem + answer).encode()
-    except UnicodeEncodeError:  # JSON may hold it
-        raise ValueError("half of a surrogate pair is not text") from None
+    for name, value in row.items():
+        try:
+            f"{name}{value if isinstance(value, str) else ''}".encode()
+        except UnicodeEncodeError:  # JSON may hold it
+            said = f"the column {name!r} has half of a surrogate pair: not text"
+            raise ValueError(said) from None
     if not answer or not problem.strip():
         raise ValueError(f"the {'problem' if answer else 'answer'} is empty")
     if row.get("instructions"):

@@ -390,9 +390,10 @@ def test_drawing_rows_leaves_the_global_random_state_alone() -> None:
 
 def test_half_a_character_and_a_compressed_file_are_told(tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
-    bad.write_text('{"problem": "q\\ud83dx", "answer": "1"}\n')
-    with pytest.raises(UserError, match="row 1: half of a surrogate pair"):
-        load_rows(FileData(path=str(bad)))
+    for name in ("problem", "answer", "source"):
+        bad.write_text(json.dumps({"problem": "q", "answer": "1", name: "q\ud83dx"}))
+        said = f"bad.jsonl, row 1: the column '{name}' has half of a surrogate pair: not text"
+        assert refused(bad)[0] == said
     packed = tmp_path / "rows.jsonl"
     packed.write_bytes(gzip.compress(b'{"problem": "q", "answer": "1"}'))
     with pytest.raises(UserError, match="is compressed: gunzip it first"):

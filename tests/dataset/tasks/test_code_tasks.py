@@ -313,6 +313,8 @@ def test_tests_of_every_form_are_in_a_data_set_as_they_were() -> None:
     [plain, begun] = as_dataset([rows[0], {**rows[1], "entry_point": "f"}])
     assert plain["entry_point"] is None and begun["entry_point"] == "f"
     assert [*as_dataset([{"problem": "1"}])] == [{"problem": "1"}]
+    long = [{"problem": "1", "id": 10**30}, {"problem": "2", "id": 2}]
+    assert [*as_dataset(long)] == long
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the public sets are not beside the repository")
