@@ -36,6 +36,7 @@ from rl_reasoner.types import Row
 _INSTEAD = ("tests", "instructions", "completion", "start")
 _LONGEST = 1_000_000  # characters of a text: more is a mistake in the file, or no memory is enough
 _TEXTS = ("problem", "answer", "system", "completion", "chain", "solution")
+_PICTURES = ("image", "images")  # trl takes these columns for pictures of the prompt
 _SHOWN = 10  # bad rows named in a message; the others are counted
 _NO_COLUMN = "no column"
 _log = logging.getLogger(__name__)
@@ -207,7 +208,7 @@ def _checked(given: Row, number: int, answers: dict[str, tuple[str, int]]) -> Ro
 
     `answers` has the answer to each problem so far and its row's number; this row's is added.
     """
-    row = code_row(plain_row(given))
+    row = _without_pictures(code_row(plain_row(given)))
     others = [name for name in _INSTEAD if row.get("answer") is None and row.get(name)]
     judged_by = others[0] if others else "answer"
     if missing := [name for name in ("problem", judged_by) if name not in row]:
@@ -240,6 +241,18 @@ def _checked(given: Row, number: int, answers: dict[str, tuple[str, int]]) -> Ro
             f"but a different answer ({answer!r:.40} against {first!r:.40})"
         )
     return {**row, "problem": problem, "answer": answer}
+
+
+def _without_pictures(row: Row) -> Row:
+    """The row without its empty columns of pictures; raises ValueError where one is not empty.
+
+    Problems are asked as text: a policy would answer without having seen the picture.
+    """
+    for name in _PICTURES:
+        value = row.get(name)
+        if any(value) if isinstance(value, (list, tuple)) else value:
+            raise ValueError(f"the column {name!r} has a picture, and problems are asked as text")
+    return {name: value for name, value in row.items() if name not in _PICTURES}
 
 
 def _check_columns(rows: Sequence[Row], data: FileData) -> None:

@@ -151,6 +151,15 @@ def test_every_bad_row_is_named_and_the_good_ones_kept() -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["image", "images"])
+def test_rows_with_a_picture_are_told_and_an_empty_column_of_them_is_left_out(name: str) -> None:
+    pictures: list[Any] = [["p.png"], "p.png", [], [None], "", None]
+    good, problems = lint([{**ROWS[0], name: value} for value in pictures], "x")
+    said = f"the column '{name}' has a picture, and problems are asked as text"
+    assert problems == [f"x, row {number}: {said}" for number in (1, 2)]
+    assert good == [ROWS[0]] * 4
+
+
 @given(
     st.lists(
         st.tuples(st.sampled_from(["a", "b", "c"]), st.sampled_from(["1", "2", ""])), max_size=9
