@@ -39,6 +39,7 @@ _TEXTS = ("problem", "answer", "system", "completion", "chain", "solution")
 _PICTURES = ("image", "images")  # trl takes these columns for pictures of the prompt
 _SHOWN = 10  # bad rows named in a message; the others are counted
 _NO_COLUMN = "no column"
+_Answers = dict[tuple[str, str], tuple[str, int]]
 _log = logging.getLogger(__name__)
 
 
@@ -194,7 +195,7 @@ def lint(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
     """
     good: list[Row] = []
     problems = []
-    answers: dict[str, tuple[str, int]] = {}
+    answers: _Answers = {}
     for number, row in enumerate(rows, 1):
         try:
             good.append(_checked(row, number, answers))
@@ -203,10 +204,11 @@ def lint(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
     return good, problems
 
 
-def _checked(given: Row, number: int, answers: dict[str, tuple[str, int]]) -> Row:
+def _checked(given: Row, number: int, answers: _Answers) -> Row:
     """The row as it is used; raises ValueError or `UserError` with what is wrong with it.
 
-    `answers` has the answer to each problem so far and its row's number; this row's is added.
+    `answers` has the answer to each problem so far, under its system prompt, and its row's number;
+    this row's is added.
     """
     row = _without_pictures(code_row(plain_row(given)))
     others = [name for name in _INSTEAD if row.get("answer") is None and row.get(name)]
@@ -234,7 +236,9 @@ def _checked(given: Row, number: int, answers: dict[str, tuple[str, int]]) -> Ro
         parsed(row["instructions"])
     if others:
         return {**row, "problem": problem}
-    first, at = answers.setdefault(" ".join(problem.lower().split()), (answer, number))
+    first, at = answers.setdefault(
+        (str(row.get("system") or ""), " ".join(problem.split())), (answer, number)
+    )
     if first != answer:
         raise ValueError(
             f"the same problem as row {at}, "

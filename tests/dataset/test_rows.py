@@ -132,7 +132,7 @@ BAD: list[dict[str, Any]] = [
     {"problm": "b", "answer": "1"},  # a column with a typo
     {"problem": "c", "answer": " "},  # empty
     {"problem": "d", "answer": None},  # empty
-    {"problem": "A ", "answer": "2"},  # row 1 again, with another answer
+    {"problem": "a ", "answer": "2"},  # row 1 again, with another answer
     {"problem": "a", "answer": "1"},  # row 1 again, with the same answer: allowed
     {"problem": " ", "answer": "2"},  # nothing asked
     {"problem": "c", "answer": "3"},  # right where row 3 was empty
@@ -149,6 +149,18 @@ def test_every_bad_row_is_named_and_the_good_ones_kept() -> None:
         "x, row 5: the same problem as row 1, but a different answer ('2' against '1')",
         "x, row 7: the problem is empty",
     ]
+
+
+def test_problems_that_differ_in_case_or_system_prompt_are_not_the_same() -> None:
+    rows = [
+        {"problem": "A=1, a=2. What is A?", "answer": "1"},
+        {"problem": "a=1, A=2. What is A?", "answer": "2"},
+        {"problem": "Count on.", "system": "By 2.", "answer": "2"},
+        {"problem": "Count on.", "system": "By 3.", "answer": "3"},
+        {"problem": "Count  on.", "system": "By 3.", "answer": "4"},
+    ]
+    _, [said] = lint(rows, "x")
+    assert said.startswith("x, row 5: the same problem as row 4, but a different answer")
 
 
 @pytest.mark.parametrize("name", ["image", "images"])
