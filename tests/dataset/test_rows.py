@@ -360,6 +360,14 @@ def test_noise_for_a_task_without_it_is_refused() -> None:
         load_rows(TaskData(task="gcd", count=5, noise=0.1))
 
 
+@pytest.mark.parametrize("levels", [(3, 2), (2, 99)])
+def test_levels_that_are_none_are_told_with_what_was_expected(levels: tuple[int, int]) -> None:
+    with pytest.raises(UserError) as caught:
+        load_rows(TaskData(task="modular", levels=levels))
+    said = f"levels {list(levels)}, expected the smallest and the largest, within 2 to 7"
+    assert str(caught.value) == f"task 'modular', split 'train': {said}"
+
+
 def test_an_unknown_task_is_told_with_the_nearest_name() -> None:
     with pytest.raises(UserError, match=r"unknown task 'modulr'\. Did you mean 'modular'\?"):
         load_rows(TaskData(task="modulr"))
