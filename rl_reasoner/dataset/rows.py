@@ -190,8 +190,8 @@ def lint(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
     """(good rows, one message for each bad one): missing columns, empty and contradicting answers.
 
     Where one problem stands with different answers, the rows after the first are bad. A row with
-    `tests` (see `code_rows`), `instructions` or a `start` (of an environment) needs no answer;
-    instructions have to be known ones.
+    `tests` (see `code_rows`), `instructions` or a `start` (of an environment) needs no answer, and
+    a blank one counts as none; instructions have to be known ones.
     """
     good: list[Row] = []
     problems = []
@@ -211,7 +211,7 @@ def _checked(given: Row, number: int, answers: _Answers) -> Row:
     this row's is added.
     """
     row = _without_pictures(code_row(plain_row(given)))
-    others = [name for name in _INSTEAD if row.get("answer") is None and row.get(name)]
+    others = [name for name in _INSTEAD if row.get(name)] if _is_blank(row.get("answer")) else []
     judged_by = others[0] if others else "answer"
     if missing := [name for name in ("problem", judged_by) if name not in row]:
         names = [str(name) for name in row]
@@ -235,7 +235,8 @@ def _checked(given: Row, number: int, answers: _Answers) -> Row:
     if row.get("instructions"):
         parsed(row["instructions"])
     if others:
-        return {**row, "problem": problem}
+        none = {"answer": None} if "answer" in row else {}
+        return {**row, "problem": problem, **none}
     first, at = answers.setdefault(
         (str(row.get("system") or ""), " ".join(problem.split())), (answer, number)
     )
@@ -245,6 +246,10 @@ def _checked(given: Row, number: int, answers: _Answers) -> Row:
             f"but a different answer ({answer!r:.40} against {first!r:.40})"
         )
     return {**row, "problem": problem, "answer": answer}
+
+
+def _is_blank(value: object) -> bool:
+    return value is None or not str(value).strip()
 
 
 def _without_pictures(row: Row) -> Row:

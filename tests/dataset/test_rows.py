@@ -163,6 +163,19 @@ def test_problems_that_differ_in_case_or_system_prompt_are_not_the_same() -> Non
     assert said.startswith("x, row 5: the same problem as row 4, but a different answer")
 
 
+def test_a_blank_answer_counts_as_none_where_a_row_is_judged_by_something_else() -> None:
+    others: list[dict[str, Any]] = [
+        {"tests": ["assert f(1) == 2"]},
+        {"instructions": [{"name": "title"}]},
+        {"completion": "c"},
+    ]
+    for other in others:
+        for blank in ("", " ", None):
+            good, problems = lint([{"problem": "Write `f`.", **other, "answer": blank}], "x")
+            assert problems == [] and good[0]["answer"] is None
+    assert lint([{"problem": "p", "answer": 0, "completion": "c"}], "x")[0][0]["answer"] == "0"
+
+
 @pytest.mark.parametrize("name", ["image", "images"])
 def test_rows_with_a_picture_are_told_and_an_empty_column_of_them_is_left_out(name: str) -> None:
     pictures: list[Any] = [["p.png"], "p.png", [], [None], "", None]
