@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 
 from rl_reasoner import sandbox
+from rl_reasoner.answers import verify
 from rl_reasoner.dataset.tasks.generate import TASKS
 from rl_reasoner.dataset.templates import prompt_of, render
 from rl_reasoner.errors import UserError
@@ -38,6 +39,7 @@ from rl_reasoner.recipe.stages import (
     TrainedStage,
 )
 from rl_reasoner.recipe.tools import ToolSettings
+from rl_reasoner.rewards.math_answer import math_answer
 from rl_reasoner.rollout.episodes.environment_turns import EnvironmentUse
 from rl_reasoner.rollout.long_prompts import declared_places, named_rows
 from rl_reasoner.rollout.sampler import eos_ids, long_rows, prompt_ids
@@ -47,6 +49,8 @@ from rl_reasoner.rollout.tool_turns import ToolUse
 from rl_reasoner.rollout.vllm_server.agreement import ASKED_PROMPTS, check_server
 from rl_reasoner.rollout.vllm_server.connection import LORA_FLAGS, START_COMMAND, Unreachable
 from rl_reasoner.rollout.vllm_server.rollouts import VllmRollouts
+from rl_reasoner.scoring.batch import APPLIES, applies
+from rl_reasoner.scoring.reward import Reward
 from rl_reasoner.types import Row
 
 _LOOKED_AT = 256  # prompts that are measured
@@ -110,6 +114,7 @@ def inspect(
             if rollouts := vllm_rollouts_of(stage.vllm, folder):
                 notices.append(_vllm_server(recipe, stage, rollouts, rows, policy))
             notices.append(_hacking_meter(recipe, stage, rows, prepared))
+            notices += _golds(stage, rows, prepared)
             if rows:
                 notices.append(_prompts(recipe, stage, rows, policy))
         elif rows:
@@ -415,6 +420,29 @@ def _trained_levels(recipe: Recipe, prepared: Prepared) -> list[Notice]:
             fix = "it is not out of distribution then: use lower levels in data.levels, or a set"
             notices.append(Notice("levels", "warned", message, f"{fix} of higher ones"))
     return notices
+
+
+def _golds(stage: GrpoStage, rows: list[Row], prepared: Prepared) -> list[Notice]:
+    """A warning where `math_answer` cannot read an answer that it is to judge by.
+
+    The rows stay, for each has its number wherever the data is read again.
+    """
+    rewards = prepared.rewards.values()
+    if not any(isinstance(fn, Reward) and fn.fn is math_answer.fn for fn in rewards):
+        return []
+    golds = [
+        (number, str(row["answer"]))
+        for number, row in enumerate(rows, 1)
+        if row.get("answer") is not None and applies(math_answer.name, row.get(APPLIES))
+    ]
+    verdicts = [(number, gold, verify("", gold)) for number, gold in golds]
+    bad = [(n, gold, verdict.reason) for n, gold, verdict in verdicts if verdict.value is None]
+    if not bad:
+        return []
+    number, gold, why = bad[0]
+    said = f"stage {stage.name}: math_answer cannot read {len(bad)} of {len(golds)} answers"
+    message = f"{said}, the first in row {number}: {gold!r:.40} ({why})"
+    return [Notice("answers", "warned", message, "it abstains there: mend or leave out such rows")]
 
 
 def _size(count: float) -> str:

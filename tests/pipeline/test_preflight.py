@@ -20,7 +20,7 @@ from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.rollout import sampling_weights
 from rl_reasoner.rollout.mismatch import measure
 from support.commands import Cli, stock
-from support.tiny import grpo, recipe, sft
+from support.tiny import grpo, recipe, reward_file, sft
 
 
 def prepared(wanted: Recipe) -> Prepared:
@@ -281,3 +281,19 @@ def test_who_judges_the_best_paid_completions_is_told(tmp_path: Path) -> None:
     assert found["hacking meter"].status == "passed"
     off = nobody.model_copy(update={"hacking_meter": HackingMeterSettings(every=0)})
     assert str(notices(off, tmp_path)["hacking meter"]).endswith(": off")
+
+
+def test_answers_that_the_verifier_cannot_read_are_counted(tmp_path: Path) -> None:
+    golds = ["2", "\\frac{1}{", "$$", "3"]
+    data = [{"problem": f"{n}?", "answer": gold} for n, gold in enumerate(golds)]
+    data.append({"problem": "digits?", "answer": "$", "rewards": ["near"]})
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in data))
+    stage = grpo(data={"path": str(path)})
+    rewards: dict[str, Any] = {"math_answer": 1, reward_file(tmp_path): 1}
+    found = notices(recipe(tmp_path, stage, rewards=rewards), tmp_path)["answers"]
+    assert found.status == "warned"
+    said = "math_answer cannot read 2 of 4 answers, the first in row 2: '\\\\frac{1}{' (abstained: "
+    assert said in found.message
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in (data[0], *data[3:], data[4])))
+    assert "answers" not in notices(recipe(tmp_path, stage, rewards=rewards), tmp_path)
