@@ -5,15 +5,14 @@ are of any form `rl_reasoner.sandbox` knows: code that asserts, what to read and
 with their expected values. A sandbox that cannot be had abstains: that is not the program's fault.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 from rl_reasoner import Column, Score, reward, sandbox
 from rl_reasoner.errors import unknown
 from rl_reasoner.language.thinking import CLOSE_THINK
+from rl_reasoner.sandbox.columns import listed
 
 _FENCE = re.compile(r" {0,3}(`{3,}+|~{3,}+)[ \t]*+([\w+-]*+)[^`]*+")
 _FENCE_LINE = re.compile(r"^ {0,3}(?:```|~~~)", re.MULTILINE)
@@ -85,35 +84,6 @@ def _scores(
         marks = [_score(result, credit) for result in results]
         scores |= dict(zip(asked, marks, strict=True))
     return [scores.get(pair, Score(0.0, "no closed Python block")) for pair in pairs]
-
-
-def tests_of(value: Any) -> Any:
-    """The tests of a column: read where they are JSON; raises ValueError for JSON that is none.
-
-    As Python, JSON is a literal that every program passes.
-    """
-    if isinstance(value, (list, tuple)):
-        return [_from_json(one) if str(one).lstrip().startswith("{") else one for one in value]
-    read = _from_json(value)
-    if isinstance(read, list):
-        return tests_of(read)
-    if isinstance(value, str) and not isinstance(read, (str, dict)):
-        raise ValueError(f"tests are {value!r:.40}: expected code that asserts, or a list of tests")
-    return [read] if isinstance(read, dict) else read
-
-
-def listed(value: Any) -> Any:
-    """The list of a column's tests; a text is one test."""
-    tests = tests_of(value)
-    return [tests] if isinstance(tests, str) else tests
-
-
-def _from_json(value: Any) -> Any:
-    """The value of a text that is JSON; anything else as it is."""
-    if isinstance(value, str):
-        with suppress(ValueError, RecursionError):
-            return json.loads(value)
-    return value
 
 
 def time_of(limit: Any, timeout_s: float) -> float:

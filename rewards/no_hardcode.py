@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rl_reasoner import Score, reward, sandbox
-from rl_reasoner.rewards.code_tests import listed, program_of
+from rl_reasoner.rewards.code_tests import program_of
+from rl_reasoner.sandbox.columns import listed
 
 
 @reward(on_abstain="ignore", policy_text=True)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rl_reasoner.language.thinking import CLOSE_THINK
-from rl_reasoner.rewards.code_tests import tests_of
+from rl_reasoner.sandbox.columns import tests_of
 from rl_reasoner.scoring.reward import Reward
 
 if TYPE_CHECKING:

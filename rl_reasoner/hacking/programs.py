@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 from rl_reasoner import sandbox
 from rl_reasoner.dataset.code_rows import continue_program
 from rl_reasoner.hacking.window import IndependentVerdict
-from rl_reasoner.rewards.code_tests import listed, program_of, time_of
+from rl_reasoner.rewards.code_tests import program_of, time_of
+from rl_reasoner.sandbox.columns import listed
 
 REFERENCES = ("reference_solution", "canonical_solution", "solution", "code", "completion")
 """Columns in which a row's reference program is looked for."""
