@@ -12,7 +12,7 @@ from typing import Any
 from rl_reasoner import Column, Score, reward, sandbox
 from rl_reasoner.errors import unknown
 from rl_reasoner.language.thinking import CLOSE_THINK
-from rl_reasoner.sandbox.columns import listed
+from rl_reasoner.sandbox.columns import list_tests
 
 _FENCE = re.compile(r" {0,3}(`{3,}+|~{3,}+)[ \t]*+([\w+-]*+)[^`]*+")
 _FENCE_LINE = re.compile(r"^ {0,3}(?:```|~~~)", re.MULTILINE)
@@ -62,7 +62,7 @@ def _scores(
         raise unknown("credit of code_tests", credit, _CREDIT)
     programs = [program_of(completion, extract) for completion in completions]
     times = [time_of(row.get("time_limit_s"), timeout_s) for row in rows]
-    tests = [listed(row["tests"]) for row in rows]
+    tests = [list_tests(row["tests"]) for row in rows]
     pairs = [
         (program, repr(own), time)
         for program, own, time in zip(programs, tests, times, strict=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from rl_reasoner import Score, reward, sandbox
 from rl_reasoner.rewards.code_tests import program_of
-from rl_reasoner.sandbox.columns import listed
+from rl_reasoner.sandbox.columns import list_tests
 
 
 @reward(on_abstain="ignore", policy_text=True)
@@ -41,7 +41,7 @@ def no_hardcode(
         "min_level": min_level,
     }
     try:
-        seen = sandbox.run(program, listed(tests), stop_early=True, **limits)
+        seen = sandbox.run(program, list_tests(tests), stop_early=True, **limits)
         if not seen.passed:
             return Score(None, "does not pass the tests it has seen")
         seed = zlib.crc32(completion.encode("utf-8", "surrogatepass"))

@@ -20,7 +20,7 @@ from rl_reasoner import sandbox
 from rl_reasoner.dataset.code_rows import continue_program
 from rl_reasoner.hacking.window import IndependentVerdict
 from rl_reasoner.rewards.code_tests import program_of, time_of
-from rl_reasoner.sandbox.columns import listed
+from rl_reasoner.sandbox.columns import list_tests
 
 REFERENCES = ("reference_solution", "canonical_solution", "solution", "code", "completion")
 """Columns in which a row's reference program is looked for."""
@@ -124,7 +124,7 @@ def judge_program(
 def _on_tests(
     program: str, tests: Sequence[sandbox.Test], limits: Mapping[str, Any]
 ) -> tuple[IndependentVerdict, str]:
-    result = sandbox.run(program, listed(tests), **limits)
+    result = sandbox.run(program, list_tests(tests), **limits)
     passed = result.verdicts.count("passed")
     words = f"passes {passed} of {len(result.verdicts)} tests that its reward did not see"
     return ("agrees" if result.passed else "disagrees"), words

@@ -442,7 +442,7 @@ def _golds(stage: GrpoStage, rows: list[Row], prepared: Prepared) -> list[Notice
     number, gold, why = bad[0]
     said = f"stage {stage.name}: math_answer cannot read {len(bad)} of {len(golds)} answers"
     message = f"{said}, the first in row {number}: {gold!r:.40} ({why})"
-    return [Notice("answers", "warned", message, "it abstains there: mend or leave out such rows")]
+    return [Notice("answers", "warned", message, "it abstains there: fix or leave out such rows")]
 
 
 def _size(count: float) -> str:

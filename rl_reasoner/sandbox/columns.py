@@ -23,7 +23,7 @@ def tests_of(value: Any) -> Any:
     return [read] if isinstance(read, dict) else read
 
 
-def listed(value: Any) -> Any:
+def list_tests(value: Any) -> Any:
     """The list of a column's tests; a text is one test."""
     tests = tests_of(value)
     return [tests] if isinstance(tests, str) else tests

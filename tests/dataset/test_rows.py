@@ -377,7 +377,7 @@ def test_noise_for_a_task_without_it_is_refused() -> None:
 def test_levels_that_are_none_are_told_with_what_was_expected(levels: tuple[int, int]) -> None:
     with pytest.raises(UserError) as caught:
         load_rows(TaskData(task="modular", levels=levels))
-    said = f"levels {list(levels)}, expected the smallest and the largest, within 2 to 7"
+    said = f"expected the smallest and the largest of levels 2 to 7, got {list(levels)}"
     assert str(caught.value) == f"task 'modular', split 'train': {said}"
 
 

@@ -85,8 +85,8 @@ def _levels(task: Task, split: str, levels: range | None) -> range:
     able = own if split == "ood" else range(task.levels.start, task.ood.stop)
     if not levels or any(level not in able for level in levels):
         raise UserError(
-            f"task {task.name!r}, split {split!r}: levels [{levels.start}, {levels.stop - 1}], "
-            f"expected the smallest and the largest, within {able[0]} to {able[-1]}"
+            f"task {task.name!r}, split {split!r}: expected the smallest and the largest of "
+            f"levels {able[0]} to {able[-1]}, got [{levels.start}, {levels.stop - 1}]"
         )
     return levels
 
