@@ -111,18 +111,18 @@ class TrainVerb:
     def _source(self) -> tuple[str, list[str]]:
         """The recipe to run, and its flags.
 
-        A resumed run's own; or the one given, with the flags that the run began with.
+        A resumed run's own; or the one given, with the flags that the run was given so far.
         """
         if self.resume is None:
             if self.recipe is None:
                 raise UserError("train what? Give a recipe, or --resume RUN. See: rl-reasoner list")
             return self.recipe, self.flags
-        from rl_reasoner.pipeline.run_folder import original_flags
+        from rl_reasoner.pipeline.run_folder import given_flags
 
         check_run(self.resume)
         if self.recipe is None:
             return str(self.resume / "recipe.yaml"), self.flags
-        return self.recipe, [*original_flags(self.resume), *self.flags]
+        return self.recipe, [*given_flags(self.resume), *self.flags]
 
     def _check_places(self, recipe: "Recipe") -> None:
         """Raise `UserError` where a stage to begin or end with, or the run folder, cannot be."""

@@ -182,12 +182,24 @@ def sealed_files(folder: Path) -> list[Path]:
     return files
 
 
-def original_flags(folder: Path) -> list[str]:
-    """The flags that the run in `folder` was started with on the command line."""
-    file = folder / "lock.json"
-    lock = json_object(file) if file.is_file() else {}
-    words = shlex.split(str(lock.get("command", "")))
-    return words[3:] if words[:2] == ["rl-reasoner", "train"] else []
+def given_flags(folder: Path) -> list[str]:
+    """The flags that the run in `folder` was started with, and then those of its resumes.
+
+    A resume that changes the recipe writes a lock of its own, and moves the one before to `old/N/`.
+    """
+    old = sorted(
+        (int(file.parent.name), file)
+        for file in (folder / "old").glob("*/lock.json")
+        if file.parent.name.isdecimal()
+    )
+    flags: list[str] = []
+    for file in (*(file for _, file in old), folder / "lock.json"):
+        lock = json_object(file) if file.is_file() else {}
+        words = shlex.split(str(lock.get("command", "")))
+        given = words[3:] if words[:2] == ["rl-reasoner", "train"] else []
+        # a resume with a recipe repeats what was given before it, one without does not
+        flags = given if given[: len(flags)] == flags else flags + given
+    return flags
 
 
 def _unbegun(file: Path) -> bool:

@@ -17,7 +17,7 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.files import append_rows, keep_rows_until, write_text
 from rl_reasoner.pipeline.lock import lock as lock_run
 from rl_reasoner.pipeline.placement import Placement
-from rl_reasoner.pipeline.run_folder import RunFolder
+from rl_reasoner.pipeline.run_folder import RunFolder, given_flags
 from rl_reasoner.policy.scratch import scratch_policy
 from rl_reasoner.rollout.cache import SampleCache
 from support.tiny import grpo, recipe, sft
@@ -55,6 +55,23 @@ def test_killed_before_its_recipe_is_there_a_run_begins_again_by_the_same_comman
     assert {p.name for p in (tmp_path / "run").iterdir()} == {".lock", ".recipe.yaml.part"}
     RunFolder.create(wanted).release()
     assert [p.name for p in (tmp_path / "run").glob("*recipe*")] == ["recipe.yaml"]
+
+
+def test_the_flags_of_its_first_command_outlive_each_resume(tmp_path: Path) -> None:
+    run = RunFolder.create(recipe(tmp_path, sft()))
+    commands = [
+        "r.yaml --run.seed 7 --optim.lr 1e-3",
+        f"{run.path}/recipe.yaml --save_every 50",  # resumed without the recipe
+        "r.yaml --run.seed 7 --optim.lr 1e-3 --save_every 50 --name 'a b'",  # and with it
+        *[f"{run.path}/recipe.yaml --steps {n}" for n in range(9)],  # old/10 comes after old/9
+    ]
+    for command in commands:
+        write_text(run.path / "lock.json", json.dumps({"command": f"rl-reasoner train {command}"}))
+        RunFolder(run.path).change(recipe(tmp_path, sft()))  # each in a process of its own
+    first = ["--run.seed", "7", "--optim.lr", "1e-3", "--save_every", "50", "--name", "a b"]
+    steps = [word for n in range(9) for word in ("--steps", str(n))]
+    assert given_flags(run.path) == first + steps  # also where the new lock is not yet written
+    run.release()
 
 
 def test_an_evaluation_without_a_result_is_none(tmp_path: Path) -> None:
