@@ -15,12 +15,12 @@ from rl_reasoner.distributed.strategy import per_process, trainer_arguments
 from rl_reasoner.errors import UserError
 from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.recipe.dashboards import project_of
+from rl_reasoner.recipe.optim import Optim
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import (
     TRL_NAMES,
     DistillStage,
     GrpoStage,
-    Optim,
     RowStage,
     SftStage,
     TrainedStage,

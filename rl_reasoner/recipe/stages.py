@@ -15,6 +15,7 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.recipe.algorithms import ALGORITHMS, algorithm_settings
 from rl_reasoner.recipe.data import Data, JudgeName, Part
 from rl_reasoner.recipe.group import Group
+from rl_reasoner.recipe.optim import Optim, SftOptim
 
 # What `start` and evaluations are called that are no stage's.
 RESERVED = ("base", "before", "after")
@@ -31,23 +32,6 @@ _NAMES = ", ".join(ALGORITHMS)
 # What `max_tokens: auto` may come to: multiples of the one, up to the other.
 AUTO_STEP = 64
 AUTO_MOST = 1024
-
-
-class Optim(Part):
-    """AdamW and its learning-rate schedule."""
-
-    lr: float = Field(default=1e-6, gt=0, description="peak learning rate")
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup: int = Field(default=0, ge=0, description="steps of linear warm-up")
-    final_lr_share: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="learning rate at the end of the schedule, as a share of lr",
-    )
-    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's betas")
-    weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0, description="clip the gradient norm to this")
 
 
 def _max_tokens(value: Any) -> Any:
@@ -313,7 +297,7 @@ class SftStage(_Trained):
     data: Data | None = Field(default=None, description="rows with completions")
     batch: int = Field(default=64, ge=1, description="rows per step")
     micro_batch: int | None = Field(default=None, ge=1, description="rows in one forward pass")
-    optim: Optim = Optim(lr=1e-5)
+    optim: SftOptim = SftOptim()
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
