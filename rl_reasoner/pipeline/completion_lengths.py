@@ -176,7 +176,7 @@ def _measure(
         policy,
         [prompt_of(row, recipe.template, policy.tokenizer) for row in some],
         samples=_EACH,
-        temperature=stage.sampling.temperature,
+        **stage.sampling.shares,
         max_tokens=bound,
         seed=recipe.run.seed,
         weights=getattr(stage.sampling, "weights", "own"),

@@ -88,7 +88,7 @@ def filter_rows(
             policy,
             prompts[first : first + _CHUNK],
             samples=stage.samples,
-            temperature=stage.sampling.temperature,
+            **stage.sampling.shares,
             max_tokens=stage.sampling.longest,
             seed=seed,
             weights=weights,

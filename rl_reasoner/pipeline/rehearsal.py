@@ -196,7 +196,7 @@ def _sample_in_time(
             policy,
             some,
             samples=stage.group.size,
-            temperature=stage.sampling.temperature,
+            **stage.sampling.shares,
             max_tokens=max_tokens,
             weights=stage.sampling.weights,
             tools=recipe.tools,

@@ -109,7 +109,7 @@ def _sample_chunk(
         policy,
         prompts,
         samples=stage.samples,
-        temperature=stage.sampling.temperature,
+        **stage.sampling.shares,
         max_tokens=stage.sampling.longest,
         seed=seed,
         tools=tools,
@@ -192,7 +192,7 @@ def _card(
         "left_out": {why: count for why, count in counts.most_common() if count},
         "rows_by_task": dict(sorted(tasks.items())),
         "samples_a_prompt": stage.samples,
-        "temperature": stage.sampling.temperature,
+        **stage.sampling.shares,
         "judged_by": stage.reward or "what the rows ask for",
         "keep": stage.keep.model_dump(mode="json"),
     }

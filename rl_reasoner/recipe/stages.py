@@ -70,12 +70,22 @@ class FilterSampling(Part):
         """The tokens that a prompt has to leave room for; auto takes what there is."""
         return AUTO_STEP if self.max_tokens == "auto" else self.max_tokens
 
+    @property
+    def shares(self) -> dict[str, Any]:
+        """What shapes the distribution that a token is drawn from, as a sampler's arguments."""
+        return {"temperature": self.temperature}
+
 
 class Sampling(FilterSampling):
     """How completions are sampled in training."""
 
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0, description="0 = no limit")
+
+    @property
+    def shares(self) -> dict[str, Any]:
+        """See `FilterSampling`."""
+        return {**super().shares, "top_p": self.top_p, "top_k": self.top_k}
 
 
 class GrpoSampling(Sampling):

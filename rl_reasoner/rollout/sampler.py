@@ -110,6 +110,8 @@ def sample(
     *,
     samples: int = 1,
     temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
     max_tokens: int = 256,
     seed: int = 0,
     force: Force | None = None,
@@ -122,21 +124,23 @@ def sample(
 ) -> list[list[Rollout]]:
     """Sample `samples` completions for each prompt; greedy (all the same one) at temperature 0.
 
-    `force` "chain" begins each completion with an open `<think>` that may not close at once;
-    "direct" begins it with an empty one. What was forced is part of the returned text. `weights`:
-    those that are sampled from (`rl_reasoner.rollout.sampling_weights`). `progress`
-    is called with the number of completions done since the last call. What `cache` holds is not
-    drawn again, what is drawn is kept in it as it gets done. `on_token` is called with (number of
-    the completion in this call, token id) as each token is drawn. `tools` may be called in the
-    middle of a completion, `episodes` say which environment answers it; then the engine has to run
-    the policy. Raises `UserError`.
+    `top_p` and `top_k` (0: none) cut off unlikely tokens, as in transformers. `force` "chain"
+    begins each completion with an open `<think>` that may not close at once; "direct" begins it
+    with an empty one. What was forced is part of the returned text. `weights`: those that are
+    sampled from (`rl_reasoner.rollout.sampling_weights`). `progress` is called with the number of
+    completions done since the last call. What `cache` holds is not drawn again, what is drawn is
+    kept in it as it gets done. `on_token` is called with (number of the completion in this call,
+    token id) as each token is drawn. `tools` may be called in the middle of a completion,
+    `episodes` say which environment answers it; then the engine has to run the policy. Raises
+    `UserError`.
     """
     played = _Episodes.of(episodes, policy) if episodes else None
     use = ToolUse.of(tools, policy.tokenizer) if tools else None
     schemas = use.schemas if use else None
     ids = [prompt_ids(policy, prompt, _PREFIXES[force], schemas) for prompt in prompts]
     _check_places(policy, prompts, ids, max_tokens)
-    drawer = _Drawer(policy, temperature, max_tokens, seed, force, weights, use, played)
+    cuts = (top_p, top_k) if temperature else (1.0, 0)
+    drawer = _Drawer(policy, temperature, cuts, max_tokens, seed, force, weights, use, played)
 
     def draw(jobs: Sequence[SampleJob], take: Take) -> None:
         drawer.draw(sorted(jobs, key=lambda job: len(ids[job[0]])), ids, take, on_token)
@@ -222,6 +226,7 @@ class _Drawer:
         self,
         policy: Policy,
         temperature: float,
+        cuts: tuple[float, int],
         max_tokens: int,
         seed: int,
         force: Force | None,
@@ -238,6 +243,8 @@ class _Drawer:
             max_tokens=max_tokens,
             ends=tuple(eos_ids(policy)),
             temperature=temperature,
+            top_p=cuts[0],
+            top_k=cuts[1],
             begin_suppress=tuple(closing) if force == "chain" else (),
             weights=ROUNDED.get(sampled_weights(self.model, weights, "weights")),
         )
@@ -256,6 +263,10 @@ class _Drawer:
             "begin_suppress": self.sampling.begin_suppress,
             "sampler": "engine" if self.by_engine else "generate",
         }
+        if self.sampling.top_p < 1:
+            settings["top_p"] = self.sampling.top_p
+        if self.sampling.top_k:
+            settings["top_k"] = self.sampling.top_k
         if self.sampling.weights is not None:
             settings["weights"] = str(self.sampling.weights)
         if self.use is not None:
@@ -396,7 +407,7 @@ def generate_by_transformers(
     """`engine.generate` for a model that the engine cannot run: by its own `generate`.
 
     Draws with the same keys, so the same completions, up to the rounding of logits. Of `sampling`
-    only `temperature`, `ends`, `max_tokens` and `begin_suppress` count.
+    `stop`, `policy_temperature`, `weights` and `keep_mask` do not count.
     """
     width = max(map(len, prompts))
     padded = [[pad] * (width - len(row)) + [*row] for row in prompts]
@@ -408,7 +419,8 @@ def generate_by_transformers(
         pad_token_id=pad,
         begin_suppress_tokens=list(sampling.begin_suppress) or None,
     )
-    draws = _KeyedDraws(keys, sampling, on_token)
+    processors = sampling.processors(base_of(model), width)
+    draws = _KeyedDraws(keys, sampling, processors, on_token)
     with _generation_config(model, settings), torch.no_grad():
         model.generate(
             input_ids=torch.tensor(padded, device=model.device),
@@ -428,9 +440,11 @@ class _KeyedDraws(LogitsProcessor):  # type: ignore[misc]
         self,
         keys: Sequence[Sequence[int]],
         sampling: SamplingParams,
+        processors: LogitsProcessorList,
         on_token: OnToken | None,
     ) -> None:
         self.sampling = sampling
+        self.processors = processors
         self.on_token = on_token
         drawn = sampling.temperature > 0
         self.uniforms = uniforms(keys, sampling.max_tokens) if drawn else None
@@ -439,7 +453,7 @@ class _KeyedDraws(LogitsProcessor):  # type: ignore[misc]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """(rows, V) scores -> 0 for the token that is drawn, else -inf."""
-        scaled = scores.float() / (self.sampling.temperature or 1.0)
+        scaled = self.processors(input_ids, scores.float())
         if self.uniforms is None:
             chosen = scores.argmax(-1)
         else:

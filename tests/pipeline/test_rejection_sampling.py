@@ -58,6 +58,20 @@ def kept(
     return rows, card
 
 
+@pytest.mark.parametrize("cut", [{"top_k": 1}, {"top_p": 1e-6}])
+def test_completions_are_drawn_with_the_cut_offs_of_the_stage(
+    cut: dict[str, Any], tmp_path: Path
+) -> None:
+    policy = open_policy("scratch:dense-tiny", device="cpu")
+    stage = SampleStage(sampling={"max_tokens": 4, **cut}, min_score=-1.0, keep={"readable": False})  # type: ignore[arg-type]
+    card = make_samples(
+        stage, ROWS[:2], policy, tmp_path, template="plain", seed=0, progress=lambda done: None
+    )
+    for line in (tmp_path / "samples.jsonl").open(encoding="utf-8"):
+        assert len(set(json.loads(line)["completions"])) == 1  # the likeliest tokens alone
+    assert {name: card[name] for name in cut} == cut
+
+
 def test_only_right_completions_are_kept_in_place_of_the_rows_own(tmp_path: Path) -> None:
     lines = [sampled((GOOD, 1.0), ("2", 0.5), ("2", None)), sampled(("3", 0.0), ("four", 1.0))]
     rows, card = kept(tmp_path, lines)

@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from rl_reasoner import Policy, open_policy
+from rl_reasoner.rollout.cache import SampleCache
 from rl_reasoner.rollout.sampler import eos_ids, prompt_ids, sample, weights_hash
 from rl_reasoner.rollout.sampling_params import SamplingParams
 from rl_reasoner.types import Rollout
@@ -74,6 +75,23 @@ def test_samples_of_transformers_repeat_too(
     monkeypatch.setattr(policy.model.generation_config, "min_p", 0.9)
     assert sample(policy, PROMPTS, samples=3, temperature=1.0, max_tokens=5, seed=1) == one
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("by_engine", [True, False])
+def test_cut_offs_leave_the_likeliest_tokens(
+    policy: Policy, by_engine: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if not by_engine:
+        monkeypatch.setattr("rl_reasoner.rollout.sampler.engine_runs", lambda model: False)
+    cache = SampleCache(tmp_path, "one policy")
+    drawn = {"samples": 4, "temperature": 1.0, "max_tokens": 5, "cache": cache}
+    whole = sample(policy, PROMPTS, **drawn)  # type: ignore[arg-type]
+    greedy = [[group[0]] * 4 for group in sample(policy, PROMPTS, max_tokens=5)]
+    assert sample(policy, PROMPTS, top_k=1, **drawn) == greedy != whole  # type: ignore[arg-type]
+    assert sample(policy, PROMPTS, top_p=1e-6, **drawn) == greedy  # type: ignore[arg-type]
+    some = sample(policy, PROMPTS, top_k=5, **drawn)  # type: ignore[arg-type]
+    assert some not in (greedy, whole)
+    assert sample(policy, PROMPTS, **drawn) == whole  # type: ignore[arg-type]
 
 
 def test_samples_follow_the_seed_and_the_policy(policy: Policy) -> None:
