@@ -63,6 +63,8 @@ def facts_of(recipe: Recipe, stage: Stage, made: Mapping[str, str]) -> dict[str,
         facts["code"] = _code(stage.reward)
     if not isinstance(stage, RowStage):
         facts["precision"] = recipe.run.precision
+        if recipe.run.precision == "fp8":
+            facts["fp8"] = recipe.run.fp8
         facts["lora"] = recipe.policy.lora and recipe.policy.lora.model_dump(mode="json")
     return json.loads(json.dumps(facts))  # type: ignore[no-any-return]
 
@@ -72,8 +74,11 @@ def with_new_fields(
 ) -> dict[str, Any]:
     """The facts `before`, with the stage's fields that they do not have but `now` has by default.
 
-    An older version wrote them, in which those fields did not exist: no reason to run again.
+    An older version wrote them, in which those fields did not exist: no reason to run again. The
+    same where it did not write down `fp8`.
     """
+    if "fp8" in now:
+        before = {"fp8": now["fp8"], **before}
     given = stage.model_dump(mode="json", exclude_defaults=True)
     given["data"] = recipe.data_of(stage).model_dump(mode="json", exclude_defaults=True)
     fields = {name for name in now if name in type(stage).model_fields}

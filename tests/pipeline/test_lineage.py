@@ -1,0 +1,29 @@
+"""What a stage was made from: what makes it run again, and what does not."""
+
+from typing import Any
+
+from rl_reasoner import Recipe
+from rl_reasoner.pipeline.lineage import differences, facts_of, with_new_fields
+
+
+def facts(recipe: Recipe) -> dict[str, Any]:
+    """What the first stage of `recipe` is made from."""
+    return facts_of(recipe, recipe.stages[0], {})
+
+
+def one_stage(**changes: Any) -> Recipe:
+    """A recipe with one sft stage."""
+    data = {"task": "modular", "count": 20}
+    fields: dict[str, Any] = {"policy": "scratch:dense-tiny", "stages": [{"kind": "sft"}]}
+    return Recipe.model_validate({"data": data, **fields, **changes})
+
+
+def test_the_scales_of_fp8_are_a_fact_where_it_is_trained_in() -> None:
+    block, tensor = (
+        one_stage(run={"precision": "fp8", "fp8": scale}) for scale in ("block", "tensor")
+    )
+    assert differences(facts(block), facts(tensor)) == "fp8 block -> tensor"
+    plain = [facts(one_stage(run={"fp8": scale})) for scale in ("block", "tensor")]
+    assert plain[0] == plain[1] and "fp8" not in plain[0]
+    older = {name: value for name, value in facts(tensor).items() if name != "fp8"}
+    assert with_new_fields(tensor, tensor.stages[0], older, facts(tensor)) == facts(tensor)
