@@ -17,6 +17,7 @@ from typing import Any
 from rl_reasoner.dataset.sets import find_set
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.files import sha256_of
+from rl_reasoner.policy.names import policy_folder
 from rl_reasoner.recipe.data import AnyData, FileData, MixData, StageData, data_sources
 from rl_reasoner.recipe.environment import EnvironmentSettings
 from rl_reasoner.recipe.recipe import Evals, Recipe
@@ -75,10 +76,16 @@ def with_new_fields(
     """The facts `before`, with the stage's fields that they do not have but `now` has by default.
 
     An older version wrote them, in which those fields did not exist: no reason to run again. The
-    same where it did not write down `fp8`.
+    same where it did not write down `fp8`, or hashed the whole folder of a run for its policy.
     """
     if "fp8" in now:
         before = {"fp8": now["fp8"], **before}
+    source = getattr(stage, "policy", None) or recipe.policy.source
+    for name, policy in (("from", source), ("teacher", getattr(stage, "teacher", ""))):
+        run, hashed = Path(policy).expanduser(), before.get(name)
+        of_run = hashed != now.get(name) and (run / "recipe.yaml").is_file()
+        if of_run and hashed == hash_of(run):
+            before = {**before, name: now[name]}
     given = stage.model_dump(mode="json", exclude_defaults=True)
     given["data"] = recipe.data_of(stage).model_dump(mode="json", exclude_defaults=True)
     fields = {name for name in now if name in type(stage).model_fields}
@@ -115,10 +122,13 @@ def hash_of_set(name: str) -> str:
 
 
 def hash_of_source(source: str, seed: int) -> str:
-    """What stands for a policy that no stage made: its content here, else its name."""
+    """What stands for a policy that no stage made: its content here, else its name.
+
+    Of a run it is that of its policy. Raises `UserError` for a run without one.
+    """
     path = Path(source).expanduser()
     if path.exists():
-        return hash_of(path)
+        return hash_of(policy_folder(path) or path)
     return f"{source}, seed {seed}" if source.startswith("scratch:") else source
 
 

@@ -46,7 +46,7 @@ def locate(source: str) -> Iterator[str]:
     Raises `UserError` for what is neither, before transformers asks the hub again and again.
     """
     path = Path(source).expanduser()
-    if (folder := _policy_folder(path)) is not None:
+    if (folder := policy_folder(path)) is not None:
         yield str(folder)
         return
     if path.is_file():
@@ -68,8 +68,11 @@ def locate(source: str) -> Iterator[str]:
         ) from error
 
 
-def _policy_folder(path: Path) -> Path | None:
-    """The folder with the weights: `path` itself, or `policy/` in a run folder."""
+def policy_folder(path: Path) -> Path | None:
+    """The folder with the weights: `path` itself, or `policy/` in a run folder; None for no folder.
+
+    Raises `UserError` for a run that has none yet.
+    """
     if not path.is_dir():
         return None
     if (path / "recipe.yaml").is_file():

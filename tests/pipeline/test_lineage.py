@@ -1,9 +1,10 @@
 """What a stage was made from: what makes it run again, and what does not."""
 
+from pathlib import Path
 from typing import Any
 
 from rl_reasoner import Recipe
-from rl_reasoner.pipeline.lineage import differences, facts_of, with_new_fields
+from rl_reasoner.pipeline.lineage import differences, facts_of, hash_of, with_new_fields
 
 
 def facts(recipe: Recipe) -> dict[str, Any]:
@@ -27,3 +28,25 @@ def test_the_scales_of_fp8_are_a_fact_where_it_is_trained_in() -> None:
     assert plain[0] == plain[1] and "fp8" not in plain[0]
     older = {name: value for name, value in facts(tensor).items() if name != "fp8"}
     assert with_new_fields(tensor, tensor.stages[0], older, facts(tensor)) == facts(tensor)
+
+
+def test_of_a_run_as_policy_only_its_policy_counts(tmp_path: Path) -> None:
+    run = tmp_path / "first"
+    (run / "policy").mkdir(parents=True)
+    for name in ("recipe.yaml", "report.html", "policy/config.json"):
+        (run / name).write_text("{}")
+    teacher = {"kind": "distill", "teacher": str(run)}
+    for recipe in (one_stage(policy=str(run)), one_stage(stages=[teacher])):
+        before, stage = facts(recipe), recipe.stages[0]
+        for name in ("report.html", "checkpoint"):
+            (run / name).write_text("written again")
+        assert facts(recipe) == before
+        # an older version hashed all of the folder
+        older = {**before, "from": hash_of(run)}
+        if recipe.policy.source != str(run):
+            older = {**before, "teacher": hash_of(run)}
+        assert with_new_fields(recipe, stage, older, before) == before
+        (run / "report.html").write_text("and again")
+        assert with_new_fields(recipe, stage, older, before) == older
+        (run / "policy/config.json").write_text(str(before))
+        assert facts(recipe) != before
