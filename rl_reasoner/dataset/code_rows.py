@@ -122,6 +122,11 @@ def continuing(
     return made
 
 
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The columns that rewards are given in training: all that any of the rows has."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
 def as_dataset(rows: Sequence[Mapping[str, Any]]) -> "Dataset":
     """Turn `rows` into a `datasets.Dataset` whose lists and objects stay unchanged.
 
@@ -132,7 +137,7 @@ def as_dataset(rows: Sequence[Mapping[str, Any]]) -> "Dataset":
     """
     from datasets import Dataset
 
-    names = dict.fromkeys(name for row in rows for name in row)
+    names = columns_of(rows)
     kinds = {name: {type(row.get(name)) for row in rows} - {type(None)} for name in names}
     nested = {
         name

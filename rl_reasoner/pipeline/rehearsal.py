@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rl_reasoner.dataset.code_rows import continuing
+from rl_reasoner.dataset.code_rows import columns_of, continuing
 from rl_reasoner.dataset.templates import prompt_of
 from rl_reasoner.environments.environment import EPISODE
 from rl_reasoner.evaluation.forecast import FlatGroups, flat_groups
@@ -74,7 +74,7 @@ def rehearse(
                 rows = without_long(prompts, rows, stage.sampling.needed, policy, recipe.tools)
             stage, found = _with_length(recipe, stage, rows, policy)
             some = _some_of_each_task(rows)
-            seen = _score_groups(recipe, stage, prepared.rewards, some, policy)
+            seen = _score_groups(recipe, stage, prepared.rewards, some, policy, columns_of(rows))
             mismatch = _compare_passes(recipe, stage, placement, some, policy)
             yield replace(seen, notices=[*found, *seen.notices, mismatch])
 
@@ -152,12 +152,13 @@ def _score_groups(
     rewards: Mapping[str, Callable[..., Any]],
     rows: list[Row],
     policy: Policy,
+    names: Sequence[str],
 ) -> Rehearsal:
     size = stage.group.size
     sampled, seconds = _sample_in_time(recipe, stage, rows, policy)
     rows = rows[: len(sampled)]
     flat = [rollout for group in sampled for rollout in group]
-    scored = _score(recipe, rewards, rows, flat, size, policy)
+    scored = _score(recipe, rewards, rows, flat, size, policy, names)
     specs = list(recipe.rewards.values())
     weights = [spec.weight for spec in specs]
     rules = [
@@ -217,11 +218,15 @@ def _score(
     sampled: Sequence[Rollout],
     size: int,
     policy: Policy,
+    names: Sequence[str],
 ) -> list[list[Outcome]]:
-    """Outcomes by reward, a list with one for each completion, `size` for each row."""
+    """Outcomes by reward, a list with one for each completion, `size` for each row.
+
+    Rewards get the columns `names`, None where a row lacks one: as in training.
+    """
     prompts = [prompt_of(row, recipe.template, policy.tokenizer) for row in rows]
     spread = [row for row in rows for _ in range(size)]
-    columns: dict[str, Any] = {k: [r.get(k) for r in spread] for k in rows[0] if k != "completion"}
+    columns: dict[str, Any] = {k: [r.get(k) for r in spread] for k in names if k != "completion"}
     columns |= trl_columns(len(sampled))
     columns[EPISODE] = [rollout.episode for rollout in sampled]
     columns[POLICY_TEXT] = [rollout.policy_text for rollout in sampled]

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import StatisticsError, correlation
 from typing import Any
 
-from rl_reasoner.dataset.code_rows import continuing
+from rl_reasoner.dataset.code_rows import columns_of, continuing
 from rl_reasoner.dataset.rows import load_rows
 from rl_reasoner.errors import UserError
 from rl_reasoner.foreign import number as finite
@@ -105,13 +105,14 @@ def _rescore_step(
     rescoring: Rescoring,
 ) -> None:
     rows = [_row_of(rollout, data) for rollout in batch]
+    names = columns_of([*data, *rows])
     needed = reward.columns if isinstance(reward, Reward) else ()
     for name in needed:
-        if name not in ("prompt", POLICY_TEXT, *rows[0]):
+        if name not in ("prompt", POLICY_TEXT, *names):
             raise UserError(
                 f"the reward {reference} needs the column {name!r}; the run's data do not have it"
             )
-    columns = {key: [row.get(key) for row in rows] for key in rows[0]}
+    columns = {name: [row.get(name) for row in rows] for name in names}
     columns["prompts"] = [rollout["prompt"] for rollout in batch]
     columns[POLICY_TEXT] = [rollout.get(POLICY_TEXT) for rollout in batch]
     name = name_of(reward)

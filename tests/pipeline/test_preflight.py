@@ -217,6 +217,21 @@ def test_a_rehearsal_tells_what_the_first_steps_would_show(tmp_path: Path) -> No
     assert found["variance"].message.endswith("of 8 groups have equal rewards")
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_each_reward_is_rehearsed_on_its_own_columns(first: int, tmp_path: Path) -> None:
+    """The first row does not decide which columns there are."""
+    sum_row = {"problem": "1+1=", "answer": "2", "rewards": ["math_answer"]}
+    code = {"problem": "Write f.", "tests": ["assert f()"], "rewards": ["code_tests"]}
+    rows = [sum_row, code] if first == 0 else [code, sum_row]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stage = grpo(data=str(tmp_path / "d.jsonl"), group={"size": 2, "prompts": 2})
+    rewards = {"math_answer": 1.0, "code_tests": 1.0}
+    wanted = recipe(tmp_path, stage, rewards=rewards)
+    found = rehearsed(wanted, open_policy(wanted.policy.source, device="cpu"))
+    told = [notice.message for notice in found if notice.check == "reward"]
+    assert len(told) == 2 and all("on 2 completions, 0 faults" in text for text in told), told
+
+
 def test_a_reward_that_faults_on_what_is_sampled_fails(tmp_path: Path, cli: Cli) -> None:
     stock(tmp_path)
     text = (tmp_path / "tiny.yaml").read_text()

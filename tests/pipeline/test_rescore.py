@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from rl_reasoner.pipeline.rescore import Rescoring, kendall
+from rl_reasoner import Recipe
+from rl_reasoner.pipeline.rescore import Rescoring, kendall, rescore
 from rl_reasoner.scoring.ledger import completion_hash, entries
 from support.commands import Cli
 
@@ -84,6 +85,33 @@ def test_a_reward_among_several_is_held_against_its_own_scores(here: Path, cli: 
     assert (found.pop("against", ""), found["changed"], found["flipped"]) == ("fine", 0, 0)
     found = json.loads(cli("score", "length", "--rescore", "run", "--json").out)
     assert found["against"] == "the total"
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_column_that_some_rows_lack_is_given_for_the_others(
+    order: tuple[int, int], tmp_path: Path
+) -> None:
+    rows = [{"problem": "hi", "answer": "hi"}, {"problem": "1+1", "answer": "2", "target": "b"}]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "own.py").write_text(
+        "from rl_reasoner import reward\n\n@reward\ndef own(completion: str, target: str | None) "
+        "-> float:\n    return float(completion == target)\n"
+    )
+    stage = {"kind": "grpo", "group": {"size": 2, "prompts": 2}}
+    recipe = {"policy": "scratch:dense-tiny", "rewards": {"length": 1}, "stages": [stage]}
+    folder = tmp_path / "run" / "stages" / "1-grpo"
+    folder.mkdir(parents=True)
+    made = Recipe.model_validate({**recipe, "data": str(tmp_path / "data.jsonl")})
+    (tmp_path / "run" / "recipe.yaml").write_text(made.to_yaml())
+    plain = {"step": 1, "reward": 0.0, "advantage": 0.0, "truncated": False, "scores": {}}
+    rollouts = [
+        {**plain, "group": group, "row": row, "completion": text, "prompt": "", **rows[row]}
+        for group, row in enumerate(order)
+        for text in "ab"
+    ]
+    (folder / "rollouts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rollouts))
+    found = rescore(tmp_path / "run", f"{tmp_path / 'own.py'}:own").summary()
+    assert (found["rows"], found["changed"], found["faults"]) == (4, 1, 0)
 
 
 def test_the_opposite_reward_flips_every_row_that_moved(here: Path, cli: Cli) -> None:
