@@ -68,8 +68,11 @@ def apply_flags(recipe: Recipe, flags: Sequence[str]) -> Recipe:
     settings.sort(key=lambda f: (len(f[0]), f[0][-1] not in ("task", "path", "stage", "mix"), f[3]))
     for stage in {path[1] for path, _, _, _ in settings if path[2:] == ("loss", "algorithm")}:
         _open_to_another(recipe, data, int(stage))
-    for path, value, _, _ in settings:
-        _set(data, path, deepcopy(value))  # its parts may be set in one stage alone
+    for path, value, spelled, _ in settings:
+        if problem := _not_there(data, path):
+            problems.append(f"{spelled}: {problem}")
+        else:
+            _set(data, path, deepcopy(value))  # its parts may be set in one stage alone
     try:
         changed = validate(data, {path: place for path, _, place, _ in settings}, "flags")
     except UserError as error:
@@ -159,16 +162,40 @@ def _set(data: dict[str, Any], path: FieldPath, value: Any) -> None:
     holder: Any = data
     for part in path[:-1]:
         if isinstance(holder, dict) and not isinstance(holder.get(part), (dict, list)):
-            holder[part] = {}
+            weighed = holder is data.get("rewards") and part in holder  # by another flag
+            holder[part] = {"weight": holder[part]} if weighed else {}
         holder = holder[part]
     last = path[-1]
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if path == ("policy",) and isinstance(value, str):
         holder, last = holder[last], "source"  # --policy NAME keeps the adapter's settings
-    if last == "data" and isinstance(value, str):
+    elif holder is data.get("rewards") and number and isinstance(holder.get(last), dict):
+        holder, last = holder[last], "weight"  # --rewards.NAME 2 keeps the reward's options
+    elif _is_data(path) and isinstance(value, str):
         value = {"path": value}
-    if last in ("task", "path", "stage", "mix") and last not in holder:
+    if _is_data(path[:-1]) and last in ("task", "path", "stage", "mix") and last not in holder:
         holder.clear()  # --data.path in place of a generator, and the other way round
     holder[last] = value
+
+
+def _is_data(path: FieldPath) -> bool:
+    """Whether rows come from what stands at `path`: the recipe's data, a stage's, one of a mix."""
+    own = path[2:] if path[:1] == ("stages",) else path
+    return own[:1] == ("data",) and (len(own) == 1 or (len(own) == 3 and own[1] == "mix"))
+
+
+def _not_there(data: dict[str, Any], path: FieldPath) -> str:
+    """Why nothing can be written at `path`, where a list on the way has no such place; else ""."""
+    holder: Any = data
+    for at, part in enumerate(path):
+        listed, where = isinstance(holder, list), ".".join(map(str, path[:at]))
+        if isinstance(part, int) and not (listed and part < len(holder)):
+            has = f"it has {len(holder)}, counted from 0" if listed else "it is no list"
+            return f"{where} has no part {part}: {has}"
+        if isinstance(part, str) and listed:
+            return f"{where} is a list by another flag: give all of it there"
+        holder = holder.get(part) if isinstance(holder, dict) else holder[part] if listed else None
+    return ""
 
 
 def _resolve(data: dict[str, Any], flag: str) -> tuple[list[FieldPath], Any]:
@@ -176,7 +203,7 @@ def _resolve(data: dict[str, Any], flag: str) -> tuple[list[FieldPath], Any]:
 
     All of them end alike: one, or one in each stage of a kind.
     """
-    written = (flag if "." in flag else flag.replace("-", "_")).split(".")
+    written = _parts(data, flag if "." in flag else flag.replace("-", "_"))
     parts = [str(part) for part in current_path(written)]
     if parts != written:
         note_old_name(f"--{flag}", f"--{'.'.join(parts)}")
@@ -201,6 +228,21 @@ def _resolve(data: dict[str, Any], flag: str) -> tuple[list[FieldPath], Any]:
     raise UserError(f"--{flag}: the recipe has no such field.{_hint(data, flag)}")
 
 
+def _parts(data: dict[str, Any], flag: str) -> list[str]:
+    """The parts of a dotted path. Names of rewards and sets are whole, with the dots in them."""
+    sets = [*data["evals"]["sets"], *data["evals"]["overrides"]]
+    for above, names in (("rewards.", [*data["rewards"]]), ("evals.overrides.", sets)):
+        rest = flag.removeprefix(above)
+        if rest != flag:
+            new = re.match(r"[^:]+\.py:\w+", rest)  # a reward that the recipe does not have yet
+            names += [new[0]] if new and above == "rewards." else []
+            for name in sorted(names, key=len, reverse=True):
+                if f"{rest}.".startswith(f"{name}."):
+                    inner = rest[len(name) + 1 :]
+                    return [*above[:-1].split("."), name, *(inner.split(".") if inner else ())]
+    return flag.split(".")
+
+
 def _path(parts: Sequence[str]) -> FieldPath:
     """Places in a list are numbers."""
     return tuple(
@@ -211,7 +253,8 @@ def _path(parts: Sequence[str]) -> FieldPath:
 
 def _hint(data: dict[str, Any], flag: str) -> str:
     """What may have been meant by a flag that the recipe does not have."""
-    known = [f"--{path}" for path in _paths(data)] + ["--resume", "--quiet", "--json"]
+    known = [f"--{path}" for path in _paths(data) if path != flag]
+    known += ["--resume", "--quiet", "--json"]
     given = {*known, *(f"--{name}" for name in Recipe.model_fields)}
     given |= {f"--data.{name}" for name in ("path", "task") if "--data" in given}
     if hint := habit_hint(flag, given):
@@ -243,6 +286,8 @@ def _annotation(parts: Sequence[str], models: Sequence[type[BaseModel]]) -> Any:
     if name == "data":
         inner = [TaskData, FileData, StageData, MixData]
     elif name in _LISTS and get_origin(annotation) in (tuple, Mapping):
+        if get_origin(annotation) is tuple and not rest[0].isdecimal():
+            return None
         inner = _LISTS[name]  # its parts have a number or a name
         rest = rest[1:]
     return _annotation(rest, inner) if rest else Any
