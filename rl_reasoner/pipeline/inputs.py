@@ -16,7 +16,7 @@ from rl_reasoner.dataset.rows import check_source, load_rows
 from rl_reasoner.dataset.templates import target_completion, with_system
 from rl_reasoner.environments.environment import EPISODE, PLAYED
 from rl_reasoner.environments.runner import EnvironmentRunner
-from rl_reasoner.errors import UserError
+from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.evaluation.evaluate import check_judge, load_set
 from rl_reasoner.pipeline.control_rewards import with_forms
 from rl_reasoner.pipeline.lineage import reused_path
@@ -106,6 +106,11 @@ def _find_named(
     for at, source in _policies(recipe) if starts else ():
         with field(*at):
             check_policy(source)
+    sets = [*recipe.evals.sets, *filter(None, [recipe.evals.validation])]
+    for name in recipe.evals.overrides if starts and sets else ():
+        with field("evals", "overrides", name):
+            if name not in sets:
+                raise unknown("set", name, sets, owner="evals")
     with field("run", "report_to"):
         dashboards_of(recipe.run.report_to)
     for path, check in _CHECKS.items():

@@ -16,7 +16,7 @@ from rl_reasoner.errors import RunStopped, UserError
 from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.machine import choices
 from rl_reasoner.pipeline.controls import follow_controls, train_controls
-from rl_reasoner.pipeline.inputs import Inputs
+from rl_reasoner.pipeline.inputs import Inputs, read_inputs
 from rl_reasoner.pipeline.lineage import window_of
 from rl_reasoner.pipeline.placement import Placement, choose_placement
 from rl_reasoner.pipeline.prepare import Prepared, prepare
@@ -77,6 +77,7 @@ def train(
     placement = choose_placement(recipe, locate)
     processes.join(placement.device)
     window = window_of(recipe, first, last)
+    inputs = inputs or read_inputs(recipe, locate, starts=resume is None)
     prepared = prepare(recipe, placement, locate, inputs)
     if not processes.is_main():
         return _follow(placement, prepared)

@@ -11,6 +11,7 @@ import torch
 
 from rl_reasoner import open_policy
 from rl_reasoner.errors import UserError
+from rl_reasoner.pipeline.inputs import read_inputs
 from rl_reasoner.pipeline.placement import choose_placement
 from rl_reasoner.pipeline.preflight import Notice, inspect
 from rl_reasoner.pipeline.prepare import Prepared, prepare
@@ -79,6 +80,19 @@ def test_every_mistake_at_once_each_with_its_place(tmp_path: Path, cli: Cli) -> 
             ), ended.err
     ended = cli("train", "tiny.yaml", "--evals.validation", "nonne")
     assert "--evals.validation nonne: " in ended.err
+
+
+def test_settings_of_a_set_that_is_not_evaluated_are_told(tmp_path: Path, cli: Cli) -> None:
+    stock(tmp_path)
+    flags = ["--evals.overrides", "{modular_tset: {max_tokens: 5}}"]
+    for verb in ("train", "check"):
+        ended = cli(verb, "tiny.yaml", *flags)
+        assert ended.code == 2 and "--evals.overrides" in ended.err
+        assert "evals has no set 'modular_tset'. Did you mean 'modular_test'?" in ended.err
+    nothing = recipe(
+        tmp_path, sft(), evals={"sets": [], "overrides": {"modular_tset": {"max_tokens": 5}}}
+    )
+    assert read_inputs(nothing, starts=True).rows  # nothing is evaluated: it is of no effect
 
 
 def test_places_in_a_script(tmp_path: Path, cli: Cli) -> None:
