@@ -3,9 +3,9 @@
 `pipeline.trl_configs` gives it to the trainers. Knows nothing of torch.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, model_validator
 
 from rl_reasoner.recipe.data import Part
 
@@ -25,6 +25,15 @@ class Optim(Part):
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's betas")
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0, description="clip the gradient norm to this")
+
+    @model_validator(mode="after")
+    def _ends(self, info: ValidationInfo) -> Self:
+        constant = self.schedule == "constant" and self.final_lr_share > 0
+        if constant and not (info.context or {}).get("of_run"):
+            raise ValueError(
+                "final_lr_share belongs to the schedules linear and cosine: constant ends at lr"
+            )
+        return self
 
 
 class SftOptim(Optim):

@@ -9,7 +9,14 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.recipe.algorithms import ALGORITHMS, algorithm_settings
@@ -468,6 +475,15 @@ class DistillStage(_Trained):
     beta: float = Field(
         default=1.0, ge=0, le=1, description="1 = reverse KL, 0 = forward KL, between: their mix"
     )
+
+    @model_validator(mode="after")
+    def _balanced(self, info: ValidationInfo) -> Self:
+        if self.router_aux and not (info.context or {}).get("of_run"):
+            raise ValueError(
+                "router_aux belongs to sft and grpo: the loss of distillation has no such term; "
+                "router_bias balances the experts without one"
+            )
+        return self
 
 
 Stage = Annotated[
