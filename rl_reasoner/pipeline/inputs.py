@@ -151,6 +151,10 @@ def _policies(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], str]]:
     yield ("policy",), recipe.policy.source
     own = {stage.name for stage in recipe.stages}
     for index, stage in enumerate(recipe.stages):
+        if stage.reuse is not None:
+            continue
+        if policy := getattr(stage, "policy", None):
+            yield ("stages", index, "policy"), policy
         if isinstance(stage, DistillStage) and stage.teacher not in own:
             yield ("stages", index, "teacher"), stage.teacher
 

@@ -95,6 +95,20 @@ def test_settings_of_a_set_that_is_not_evaluated_are_told(tmp_path: Path, cli: C
     assert read_inputs(nothing, starts=True).rows  # nothing is evaluated: it is of no effect
 
 
+def test_a_policy_of_a_later_stage_that_is_not_there_is_told_before_the_first(
+    tmp_path: Path,
+) -> None:
+    student = sft(name="student", policy="scratch:dense-tniy")
+    wanted = recipe(tmp_path, sft(), student)
+    said = r"stages\.1\.policy: unknown scratch policy .*'scratch:dense-tiny'"
+    with pytest.raises(UserError, match=said):
+        read_inputs(wanted, lambda path: ".".join(map(str, path)), starts=True)
+    assert read_inputs(wanted).rows  # a run that goes on may have used it
+    (tmp_path / "config.json").write_text("{}")
+    reused = recipe(tmp_path, sft(), sft(**student, reuse=str(tmp_path)))
+    assert read_inputs(reused, starts=True).rows
+
+
 def test_places_in_a_script(tmp_path: Path, cli: Cli) -> None:
     (tmp_path / "r.py").write_text(
         "from rl_reasoner import Recipe\n\n\ndef recipe() -> Recipe:\n    return Recipe(\n"
