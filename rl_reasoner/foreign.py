@@ -11,6 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def printable_json(text: str) -> str:
 
 
 def yaml_value(text: str, loader: type[yaml.SafeLoader]) -> tuple[yaml.Node | None, Any]:
-    """The node of a YAML text, for places in it, and its value.
+    """The node of a YAML text as it is written, for places in it, and its value.
 
     Raises `yaml.YAMLError` where it is none or out of bounds: with `problem`, mostly with its mark.
     """
@@ -89,7 +90,8 @@ def yaml_value(text: str, loader: type[yaml.SafeLoader]) -> tuple[yaml.Node | No
         if node is None:
             return None, None
         _count(node, {}, ())
-        return node, reader.construct_document(node)
+        written = deepcopy(node)  # the value is made by merging `<<` into the nodes
+        return written, reader.construct_document(node)
     except yaml.YAMLError:
         raise
     except RecursionError as error:

@@ -22,6 +22,7 @@ from rl_reasoner.recipe.stages import DistillStage, FilterStage, GrpoStage, Samp
 
 FieldPath = tuple[str | int, ...]
 Places = Mapping[FieldPath, str]
+_MERGE = "tag:yaml.org,2002:merge"  # of the key `<<`
 _KINDS: dict[str, type[BaseModel]] = {
     "task": TaskData,
     "file": FileData,
@@ -95,6 +96,11 @@ def _yaml_places(
 ) -> Iterator[tuple[FieldPath, str]]:
     if node is None:  # an empty file
         return
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    for merged in (value for key, value in pairs if key.tag == _MERGE):
+        several = merged.value if isinstance(merged, yaml.SequenceNode) else [merged]
+        for one in reversed(several):  # the first of them holds, and what is given beside it
+            yield from _yaml_places(one, at, source)
     yield at, f"{source}:{node.start_mark.line + 1}"
     if isinstance(node, yaml.MappingNode):
         seen = set()
@@ -103,6 +109,8 @@ def _yaml_places(
                 line = key.start_mark.line + 1
                 raise UserError(f"{source}:{line}: the field {key.value!r} is given twice")
             seen.add(key.value)
+            if key.tag == _MERGE:
+                continue
             yield from _yaml_places(value, (*at, key.value), source)
             yield (*at, key.value), f"{source}:{key.start_mark.line + 1}"
     elif isinstance(node, yaml.SequenceNode):

@@ -1,0 +1,54 @@
+"""YAML's merge keys in recipes: `{<<: *stage, steps: 6}`."""
+
+from pathlib import Path
+
+import pytest
+
+from rl_reasoner.errors import UserError
+from rl_reasoner.recipe.load import load_recipe, read_recipe
+
+MERGED = """\
+policy: scratch:dense-tiny
+data: {task: modular, count: 20}
+stages:
+- &one {kind: sft, steps: 5, batch: 2,
+    name: one}
+- &two
+  <<: *one
+  steps: 6
+  name: two
+- <<: [{save_every: 7}, *two]
+  name: three
+"""
+
+
+def written(folder: Path, text: str) -> str:
+    (folder / "r.yaml").write_text(text, encoding="utf-8")
+    return str(folder / "r.yaml")
+
+
+def test_what_is_given_beside_a_merge_holds(tmp_path: Path) -> None:
+    recipe, locate = read_recipe(written(tmp_path, MERGED))
+    fields = [(s.name, s.steps, s.batch, s.save_every) for s in recipe.stages]  # type: ignore[union-attr]
+    assert fields == [("one", 5, 2, 100), ("two", 6, 2, 100), ("three", 6, 2, 7)]
+    assert locate(("stages", 1, "steps")).endswith(":8")
+    assert locate(("stages", 1, "batch")).endswith(":4")
+    assert locate(("stages", 2, "steps")).endswith(":8")
+    assert locate(("stages", 2, "save_every")).endswith(":10")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("  steps: 6\n", "  steps: 6\n  steps: 7\n", ":9: the field 'steps' is given twice"),
+        ("  steps: 6\n", "  <<: *one\n", ":8: the field '<<' is given twice"),
+        ("steps: 5,", "steps: 5, steps: 5,", ":4: the field 'steps' is given twice"),
+        ("batch: 2", "batch: 0", ":4: stages.0.batch: expected at least 1"),
+    ],
+)
+def test_mistakes_beside_a_merge_have_their_lines(
+    old: str, new: str, says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe(written(tmp_path, MERGED.replace(old, new)))
+    assert says in caught.value.messages[0]
