@@ -1,13 +1,12 @@
 """What the engines' tables share: values computed alike, and fields that few take over."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from rl_reasoner.handover.fields import UNSET, Field, ValueOf
-from rl_reasoner.handover.subject import Subject
+from rl_reasoner.handover.subject import Subject, start_source
 from rl_reasoner.recipe.recipe import RecipeDumper
 
 RENDER_AS_IS = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
@@ -53,9 +52,7 @@ def policy_path(subject: Subject) -> str:
     if start is not None:
         number = [one.name for one in recipe.stages].index(start) + 1
         return f"RUN/stages/{number}-{start}/policy"
-    source = stage.policy or recipe.policy.source
-    folder = Path(source).expanduser()
-    return str(folder.resolve()) if folder.is_dir() else source
+    return start_source(recipe, stage)
 
 
 def policy_field(setting: str) -> Field:
@@ -133,7 +130,7 @@ def replays(else_does: str, note: str = "") -> Field:
     return Field(
         "router_replay",
         note=note,
-        lost=lambda s: s.stage.router_replay and "moe" in s.recipe.policy.source.lower(),
+        lost=lambda s: s.stage.router_replay and "moe" in start_source(s.recipe, s.stage).lower(),
         else_does=else_does,
     )
 

@@ -29,6 +29,7 @@ from rl_reasoner.handover.common import (
 from rl_reasoner.handover.engine import Engine, Written
 from rl_reasoner.handover.fields import UNSET, Field, same, settings
 from rl_reasoner.handover.subject import Subject
+from rl_reasoner.recipe.recipe import Lora
 
 _HERE = "$PWD/"
 """The folder, for the script; workers of Ray have another working folder."""
@@ -69,6 +70,11 @@ def _targets(subject: Subject) -> Any:
     return UNSET if lora is None or isinstance(lora.targets, str) else list(lora.targets)
 
 
+def _is_pattern(lora: Lora | None) -> bool:
+    """Whether an adapter's layers are given by a regular expression."""
+    return lora is not None and isinstance(lora.targets, str) and lora.targets != "all-linear"
+
+
 def _correction(level: str, mode: str) -> Any:
     """(level, mode) of the correction, as OpenRLHF has it; it clips tokens, and masks both."""
     return {"token_truncate": ("token", "clip"), "token_mask": ("token", "mask")}.get(
@@ -104,7 +110,13 @@ _FIELDS: tuple[Field, ...] = (
     Field("policy.lora.rank", {"ds.lora.rank": of_lora("rank")}),
     Field("policy.lora.alpha", {"ds.lora.alpha": of_lora("alpha")}),
     Field("policy.lora.dropout", {"ds.lora.dropout": of_lora("dropout")}),
-    Field("policy.lora.targets", {"ds.lora.target_modules": _targets}),
+    Field(
+        "policy.lora.targets",
+        {"ds.lora.target_modules": _targets},
+        "names of layers",
+        lambda s: _is_pattern(s.recipe.policy.lora),
+        "adapts all linear layers: it takes names of layers, and no pattern",
+    ),
     data_field(
         {
             "data.prompt_dataset": lambda s: f"{_HERE}train.jsonl",

@@ -16,7 +16,7 @@ from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.handover.rewards import RecipeRewards, judges_groups, task_text
 from rl_reasoner.recipe.data import StageData, data_sources
 from rl_reasoner.recipe.recipe import Recipe
-from rl_reasoner.recipe.stages import GrpoStage
+from rl_reasoner.recipe.stages import GrpoStage, Stage
 from rl_reasoner.scoring.batch import ROW_SEED, name_rewards
 from rl_reasoner.scoring.reward import Reward
 from rl_reasoner.types import Fault, Prompt, Row
@@ -99,7 +99,7 @@ def subject_of(recipe: Recipe, stage: str | None, rewards: RecipeRewards) -> Sub
             "completion at a time: leave it out"
         )
     rows = [name_rewards(row, rewards.functions) for row in _rows(recipe, chosen)]
-    known = _has_chat_template(recipe.policy.source)
+    known = _has_chat_template(start_source(recipe, chosen))
     tokenizer = _Template(chat=known is not False)
     tasks = [PromptedRow(prompt_of(row, recipe.template, tokenizer), row) for row in rows]
     if len({isinstance(task.prompt, str) for task in tasks}) == 2:
@@ -142,6 +142,27 @@ def _rows(recipe: Recipe, stage: GrpoStage) -> list[Row]:
             f"the stage its file: data: {{path: RUN/stages/N-{made[0]}/data.jsonl}}"
         )
     return with_system(load_rows(data), recipe.system)
+
+
+def start_source(recipe: Recipe, stage: GrpoStage) -> str:
+    """The policy that `stage` starts from, where no stage makes it; of a run, the run's policy.
+
+    A stage that starts from another's policy has its tokenizer from the same place. Raises
+    `UserError` for a run that has no policy yet.
+    """
+    before = {one.name: one for one in recipe.stages}
+    first: Stage = stage
+    while (start := recipe.start_of(first)) is not None:
+        first = before[start]
+    source = getattr(first, "policy", None) or recipe.policy.source
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        return source
+    if (folder / "recipe.yaml").is_file():
+        folder = folder / "policy"
+        if not (folder / "config.json").is_file():
+            raise UserError(f"the run {source} has no policy/ yet: continue it, and hand over then")
+    return str(folder.resolve())
 
 
 def _has_chat_template(source: str) -> bool | None:

@@ -211,6 +211,41 @@ def test_a_folder_is_written_whole_or_not_at_all(
     assert not [*tmp_path.iterdir()]
 
 
+def test_a_run_as_policy_is_its_policy(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "first"
+    (run / "policy").mkdir(parents=True)
+    (run / "recipe.yaml").write_text("policy: x")
+    with pytest.raises(UserError, match="has no policy/ yet"):
+        hand_over(recipe(policy=str(run)), "verl", tmp_path / "early")
+    for name in ("config.json", "tokenizer_config.json"):
+        (run / "policy" / name).write_text("{}")
+    path = "actor_rollout_ref.model.path"
+    asked = recipe(policy=str(run), template="auto")
+    assert verl_settings(tmp_path / "out", asked)[path] == str((run / "policy").resolve())
+    assert not hand_over(asked, "verl", tmp_path / "b").warnings  # its template was looked at
+
+
+def test_the_template_is_that_of_the_policy_that_the_stage_starts_from(tmp_path: Path) -> None:
+    student = tmp_path / "student"
+    student.mkdir()
+    (student / "chat_template.jinja").write_text("{{ messages }}")
+    own = {"kind": "grpo", "policy": str(student)}
+    first = {"kind": "sft", "policy": str(student)}
+    for number, stages in enumerate(([own], [first, {"kind": "grpo"}])):
+        asked = recipe(policy="scratch:dense-tiny", template="auto", stages=stages)
+        made = hand_over(asked, "verl", tmp_path / str(number))
+        assert made.subject.chats and made.subject.template_known
+
+
+@pytest.mark.parametrize(("targets", "told"), [(".*q_proj", 1), ("all-linear", 0), (["q"], 0)])
+def test_a_pattern_of_layers_is_not_lost_without_a_word(
+    targets: object, told: int, tmp_path: Path
+) -> None:
+    policy = {"source": "org/model", "lora": {"targets": targets}}
+    made = hand_over(recipe(policy=policy), "openrlhf", tmp_path / "out")
+    assert sum("policy.lora.targets" in line for line in made.warnings) == told
+
+
 def test_chats_stay_chats_and_texts_come_with_a_template_that_adds_nothing(
     tmp_path: Path,
 ) -> None:
