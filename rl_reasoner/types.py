@@ -42,9 +42,9 @@ class Score:
     """The verdict of a reward on one completion.
 
     `value` None means abstention: the row cannot be judged. `reason` says in words why; `parts`
-    are named sub-scores for the ledger. Scalars of numpy and torch become floats; what is no number
-    raises TypeError here, in the reward that made it, and not where the score is used. `seconds` is
-    what the call took, set by whoever measured it.
+    are named sub-scores for the ledger. Scalars of numpy and torch become floats, a reason None is
+    none; what is no number or no text raises TypeError here, in the reward that made it, and not
+    where the score is used. `seconds` is what the call took, set by whoever measured it.
     """
 
     value: float | None
@@ -55,8 +55,11 @@ class Score:
     def __post_init__(self) -> None:
         if self.value is not None:
             object.__setattr__(self, "value", _number(self.value, "value of a Score"))
+        reason: object = self.reason
+        object.__setattr__(self, "reason", "" if reason is None else _text(reason, "reason"))
         parts = {
-            name: _number(part, f"part {name!r} of a Score") for name, part in self.parts.items()
+            _text(name, "name of a part"): _number(part, f"part {name!r} of a Score")
+            for name, part in self.parts.items()
         }
         object.__setattr__(self, "parts", parts)
 
@@ -65,6 +68,12 @@ def _number(value: object, what: str) -> float:
     if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
         raise TypeError(f"the {what} is {type(value).__name__} ({value!r:.80}), not a number")
     return float(cast(float, value))
+
+
+def _text(value: object, what: str) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"the {what} of a Score is {type(value).__name__} ({value!r:.80}), not a text")
+    return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -185,11 +185,23 @@ def test_every_kind_of_return_value(
         lambda: Score("1.0"),  # type: ignore[arg-type]
         lambda: Score([1.0]),  # type: ignore[arg-type]
         lambda: Score(1.0, parts={"format": "good"}),  # type: ignore[dict-item]
+        lambda: Score(1.0, parts={1: 1.0}),  # type: ignore[dict-item]
+        lambda: Score(1.0, 5),  # type: ignore[arg-type]
+        lambda: Score(1.0, b"right"),  # type: ignore[arg-type]
+        lambda: Score(1.0, {"why": 1}),  # type: ignore[arg-type]
+        lambda: Score(1.0, ["right"]),  # type: ignore[arg-type]
     ],
 )
-def test_a_score_that_is_no_number_is_refused_where_it_is_made(made: Callable[[], Score]) -> None:
+def test_a_score_of_wrong_kinds_is_refused_where_it_is_made(made: Callable[[], Score]) -> None:
     with pytest.raises(TypeError, match="Score"):
         made()
+    [outcome] = score_batch(reward(lambda completion: made()), ["text"], {})
+    assert isinstance(outcome, Fault) and "of a Score is" in outcome.message
+
+
+def test_a_reason_none_is_none() -> None:
+    score = Score(1.0, None)  # type: ignore[arg-type]
+    assert score == Score(1.0) and outcome_json(score)["reason"] == ""
 
 
 def test_a_score_of_array_scalars_holds_plain_numbers() -> None:
