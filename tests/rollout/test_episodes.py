@@ -11,7 +11,12 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.environment import EnvironmentSettings
 from rl_reasoner.rollout.engine import generate
-from rl_reasoner.rollout.episodes.environment_turns import EnvironmentUse, EpisodeRecord, Episodes
+from rl_reasoner.rollout.episodes.environment_turns import (
+    EnvironmentTurn,
+    EnvironmentUse,
+    EpisodeRecord,
+    Episodes,
+)
 from rl_reasoner.rollout.episodes.opening import open_rows
 from rl_reasoner.rollout.episodes.turn_form import TurnForm
 from rl_reasoner.rollout.sampler import sample
@@ -97,6 +102,13 @@ def test_episodes_are_played_to_their_end_or_cut(policy: Policy) -> None:
     assert (cut[2].ended, cut[2].reward, len(cut[2].turns)) == ("turns", 0.5, 3)
     assert cut[2].told()["reason"] == "cut: turns"
     assert (long[2].ended, long[2].turns, long[2].reward) == ("length", (), 0.0)
+
+
+@pytest.mark.parametrize("count", [*range(1, 40), 49, 103])
+def test_shares_of_a_whole_reward_add_up_to_it(count: int) -> None:
+    paid = [*[1 / count] * count, None]
+    record = EpisodeRecord(tuple(EnvironmentTurn("ok", pay, 0, 0, 0.0) for pay in paid), "done")
+    assert record.reward == record.told()["reward"] == 1.0
 
 
 def test_an_environment_that_fails_ends_its_episode_alone(policy: Policy) -> None:

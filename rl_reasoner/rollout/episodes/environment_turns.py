@@ -7,6 +7,7 @@ its `EpisodeRecord`.
 """
 
 import inspect
+import math
 import queue
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,8 @@ from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.rollout.episodes.turn_form import TurnForm
 from rl_reasoner.rollout.turns import Answer
 from rl_reasoner.types import Row
+
+_DIGITS = 12  # behind the point: a full reward in shares of 1/n comes to 1, not to a little less
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ class EpisodeRecord:
         given = [turn.reward for turn in self.turns if turn.reward is not None]
         if self.ended == "failed" or (self.turns and not given):
             return None
-        return sum(given, 0.0)
+        return round(math.fsum(given), _DIGITS)
 
     @property
     def truncated(self) -> bool:
