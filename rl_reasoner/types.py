@@ -72,7 +72,9 @@ def _number(value: object, what: str) -> float:
 
 def _text(value: object, what: str) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"the {what} of a Score is {type(value).__name__} ({value!r:.80}), not a text")
+        raise TypeError(
+            f"the {what} of a Score is {type(value).__name__} ({value!r:.80}), not a text"
+        )
     return value
 
 

@@ -60,6 +60,20 @@ class Environment(Protocol):
 Factory = Callable[..., Environment]
 
 
+def seed_of(row: Row) -> int:
+    """The seed that a row has, 0 without one. Raises `UserError` for what is no integer."""
+    seed = row.get(SEED)
+    if seed is None:
+        return 0
+    whole = seed.is_integer() if isinstance(seed, float) else hasattr(seed, "__index__")
+    if not whole:
+        raise UserError(
+            f"its column {SEED!r} is {seed!r:.40}, expected an integer, which environments draw "
+            "from: rename the column, or leave it out"
+        )
+    return int(seed)
+
+
 @dataclass(frozen=True, slots=True)
 class EnvironmentLimits:
     """What one call may take: seconds, MiB of memory, characters of a message; and how many
@@ -106,8 +120,9 @@ class Played:
 
     def reset(self, row: Row) -> EnvironmentReply:
         """Make the environment, and begin with a row."""
-        self._turn, self._seed = 0, int(row.get(SEED) or 0)
+        self._turn = 0
         try:
+            self._seed = seed_of(row)
             self._draws()
             self._environment = self._make(**self._options)
             said = self._result(self._environment.reset(row))

@@ -92,6 +92,14 @@ class Arrays:
         return "on", np.float32(0.5), self.at.sum() >= 4
 
 
+@pytest.mark.parametrize("seed", ["train-3", [1], float("nan")], ids=repr)
+def test_a_seed_that_is_none_fails_its_episode(seed: object) -> None:
+    with EnvironmentRunner("guess") as runner:
+        episode = runner.episode({"problem": "23-38?", "start": "30", "seed": seed})
+        reply = runner.begin(episode).result()
+    assert reply.kind == "failed" and "its column 'seed'" in reply.why
+
+
 def test_numbers_of_numpy_are_taken() -> None:
     game = Played(Arrays, {}, 200)
     game.reset({})

@@ -149,6 +149,20 @@ def test_rows_begin_as_their_environment_says(policy: Policy) -> None:
         open_rows(hostile, [{"problem": "?", "start": "raise"}], 0)
 
 
+@pytest.mark.parametrize("seed", ["train-3", "7", [1], float("nan"), 1.5], ids=repr)
+@pytest.mark.parametrize("use", ["guess", f"{FILE}:Echo"])
+def test_a_seed_of_the_data_that_is_none_is_the_users(use: str, seed: object) -> None:
+    rows = [{"problem": "23-38?", "start": "30", "seed": own} for own in (4, seed)]
+    with pytest.raises(UserError, match=r"row 2 of the data: its column 'seed' is .* an integer"):
+        open_rows(EnvironmentSettings(use=use, processes=1), rows, 0)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**40, 3.0])
+def test_a_seed_of_the_data_stays(seed: float) -> None:
+    rows = [{"problem": "23-38?", "start": "30", "seed": seed}]
+    assert open_rows(EnvironmentSettings(use="guess"), rows, 0) == rows
+
+
 def test_sampling_knows_rows_apart(policy: Policy, tmp_path: Any) -> None:
     """Two games with one prompt are two games: in what is drawn, paid and kept."""
     from rl_reasoner.rollout.cache import SampleCache

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rl_reasoner.dataset.conversations import TURNS
-from rl_reasoner.environments.environment import PLAYED, SEED, EnvironmentReply
+from rl_reasoner.environments.environment import PLAYED, SEED, EnvironmentReply, seed_of
 from rl_reasoner.environments.runner import EnvironmentRunner
 from rl_reasoner.errors import UserError
 from rl_reasoner.recipe.environment import EnvironmentSettings
@@ -22,11 +22,18 @@ def open_rows(settings: EnvironmentSettings | None, rows: Sequence[Row], seed: i
     """`rows` with a seed each, made of `seed` and the row, and what its environment asks first.
 
     Without an environment, the rows as they are. Raises `UserError` for an environment that cannot
-    be reset with a row.
+    be reset with a row, and for a row whose own seed is none.
     """
     if settings is None:
         return [*rows]
     seeded = [{SEED: row_seed(row, seed), **row} for row in rows]
+    for number, row in enumerate(seeded, 1):
+        try:
+            seed_of(row)
+        except UserError as error:
+            raise UserError(
+                f"environment {settings.use}: row {number} of the data: {error}"
+            ) from error
     with EnvironmentRunner(settings.use, settings.options, limits_of(settings)) as runner:
         episodes = [runner.episode(row) for row in seeded]
         begun = [runner.begin(episode) for episode in episodes]
