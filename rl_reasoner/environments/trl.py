@@ -8,6 +8,7 @@ of the episode.
 
 import inspect
 import json
+from collections.abc import Callable
 from typing import Any
 
 from rl_reasoner.environments.environment import SEED
@@ -49,7 +50,11 @@ class TrlEnvironment:
         tools = [Tool(fn) for name, fn in methods if name[0] != "_" and name not in _NOT_TOOLS]
         self._tools = {tool.name: tool for tool in tools}
         self._format = call_format(self._format_name, tools)
-        columns = {name: value for name, value in row.items() if name != SEED}
+        columns = {
+            name: value
+            for name, value in row.items()
+            if name != SEED or _takes(self._own.reset, SEED)  # the data may have none
+        }
         said = await _awaited(self._own.reset(**columns))
         asked = f"{row.get('problem', '')}{said or ''}"
         system = [{"role": "system", "content": self._manual()}] if self._tell else []
@@ -93,6 +98,12 @@ class TrlEnvironment:
         form = "\n".join(map(self._format.write, calls))
         may = "You may call these functions, one in a turn, and end the turn behind the call:"
         return f"{may}\n{schemas}\nA call is written so:\n{form}"
+
+
+def _takes(method: Callable[..., Any], name: str) -> bool:
+    """Whether a method takes an argument by this name."""
+    parameters = inspect.signature(method).parameters
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 async def _awaited(value: Any) -> Any:

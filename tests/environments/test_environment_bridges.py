@@ -72,6 +72,23 @@ def test_a_class_for_trl_plays_here(tmp_path: Path) -> None:
         TrlEnvironment("Counter")
 
 
+@pytest.mark.parametrize(
+    ("parameters", "seen"), [("seed, **row", 4), ("**row", 4), ("problem, start", None)]
+)
+def test_a_class_for_trl_sees_the_rows_seed_where_it_takes_one(
+    parameters: str, seen: int | None, tmp_path: Path
+) -> None:
+    (tmp_path / "counter.py").write_text(
+        f"class Counter:\n    def reset(self, {parameters}) -> str:\n"
+        "        given = {**locals(), **locals().get('row', {})}\n"
+        "        return f\" {given.get('seed')}\"\n"
+    )
+    options = {"factory": f"{tmp_path}/counter.py:Counter", "tell": False}
+    row = {"problem": "Count.", "start": 3, "seed": 4}
+    [opening] = play(TrlEnvironment, options, row)
+    assert opening.messages == ({"role": "user", "content": f"Count. {seen}"},)
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_class_for_trl_is_called_in_every_format(name: str, tmp_path: Path) -> None:
     (tmp_path / "counter.py").write_text(COUNTER)
