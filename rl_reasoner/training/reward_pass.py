@@ -102,6 +102,7 @@ class RewardPass:
         self.overlapped_s = 0.0
         self._breaker = Breaker()
         self._tally = Tally()
+        self._faults: Counter[str] = Counter()  # of this process, in all rounds of a batch
         self._check_rewards()
         args = trainer.args
         given = {
@@ -273,17 +274,21 @@ class RewardPass:
             self._log_tasks(batch, output)
 
     def _log_rewards(self, batch: RolloutBatch) -> None:
-        """Log the rows that are out of their groups; trl's figures of each reward, of all rows."""
+        """Log faults, and the rows that are out of their groups; trl's figures of each reward, of
+        all rows."""
         metrics, accelerator = self.trainer.internals.metrics, self.trainer.accelerator
+        names = self.trainer.reward_func_names
+        faults = [float(self._faults[name]) for name in names]
+        counts = accelerator.reduce(torch.tensor(faults, device=accelerator.device))
+        for name, count in zip(names, counts.tolist(), strict=True):
+            metrics[f"rewards/{name}/faults"].append(count)
         out = batch.rewards.isnan().all(dim=1)
         metrics["rows/left_out"].append(float(out.sum()))
         if not out.any():  # trl has had all scores
             return
         values = [[usable(score) for score in scores] for scores in batch.outcomes]
         table = torch.tensor(values, dtype=torch.float32, device=accelerator.device).T.contiguous()
-        for name, scores in zip(
-            self.trainer.reward_func_names, accelerator.gather(table).T, strict=True
-        ):
+        for name, scores in zip(names, accelerator.gather(table).T, strict=True):
             metrics[f"rewards/{name}/mean"][-1] = scores.nanmean().item()
             metrics[f"rewards/{name}/std"][-1] = nanstd(scores).item()
 
@@ -380,9 +385,10 @@ class RewardPass:
             ]
             for scores in outcomes
         ]
+        if not batch.earlier:
+            self._faults.clear()
         for name, scores in zip(names, outcomes, strict=True):
-            faulty = sum(isinstance(score, Fault) for score in scores)
-            trainer.internals.log_metric(f"rewards/{name}/faults", faulty)
+            self._faults[name] += sum(isinstance(score, Fault) for score in scores)
         out = self._taken_out(outcomes)
         table = torch.tensor([*values, *faults, out], dtype=torch.float32, device=device).T
         gathered: Tensor = trainer.accelerator.gather(table.contiguous())

@@ -185,10 +185,6 @@ class Internals:
 
         generation.sync_weights = sync_weights
 
-    def log_metric(self, name: str, value: float) -> None:
-        """A figure of the batch that is being scored."""
-        self.trainer._log_metric(name, value)
-
     def for_rewards(self) -> dict[str, Any]:
         """What trl hands every reward beside the columns of the data."""
         return {

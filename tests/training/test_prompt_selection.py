@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset
 
-from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy
+from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy, reward
 from rl_reasoner.dataset.levels import levels_of
 from rl_reasoner.errors import UserError
 from rl_reasoner.training.curriculum import LevelSchedule, PromptSchedule
@@ -118,6 +118,21 @@ def test_the_rounds_are_capped_and_their_cost_is_told(tmp_path: Path) -> None:
         assert row["frac_reward_zero_std"] == 1
     assert second["num_tokens"] > 1.8 * first["num_tokens"], "tokens thrown away are counted"
     assert first["num_tokens"] > 3 * 12 * 5
+
+
+def test_faults_of_all_rounds_are_counted(tmp_path: Path) -> None:
+    @reward
+    def picky(completion: str, note: str) -> float:
+        """Fails on prompts that begin with 0, and all others score the same."""
+        if note.startswith("about 0"):
+            raise ValueError("no")
+        return 0.0
+
+    trainer = build(tmp_path, picky, dynamic_sampling=30, max_steps=1)
+    trainer.train()
+    [row] = logged(trainer)
+    assert row["dynamic_sampling/refills"] == 7, "until each of 24 prompts was tried once"
+    assert row["rewards/picky/faults"] == 4 * 4
 
 
 def test_without_other_prompts_the_flat_groups_stay(tmp_path: Path) -> None:
