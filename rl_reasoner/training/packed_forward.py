@@ -13,7 +13,8 @@ and leaves every loss to trl. Four speed-ups, each a field of the config:
   number of tokens (rl_reasoner.training.token_balance).
 
 What cannot be packed exactly goes trl's own way, said once in the log. Metrics are trl's; `entropy`
-is the mean over the rows that were computed, and the micro-batches it is a mean of are ours.
+is the mean over the trained tokens of the rows that were computed, and the micro-batches it is a
+mean of are ours.
 """
 
 import logging
@@ -39,6 +40,7 @@ from rl_reasoner.rollout.agreement import (
     sampling_obstacle,
 )
 from rl_reasoner.training.micro_batches import moves, regrouped, take_out
+from rl_reasoner.training.objective import trained_tokens
 from rl_reasoner.training.token_balance import exchanged
 from rl_reasoner.training.trl_internals import LOSS, OLD_LOGPS, PASS, fused_head, put_on
 
@@ -214,8 +216,16 @@ class PackedForward:
             return logps, None, router
         entropies = _table(out.entropy, packed, shape)
         if keep is not None:
-            entropies = torch.where(keep[:, None], entropies, out.entropy.detach().mean())
+            entropies = torch.where(keep[:, None], entropies, self._mean(entropies, keep))
         return logps, entropies, router
+
+    def _mean(self, entropies: Tensor, keep: Tensor) -> Tensor:
+        """The mean over the trained tokens of the rows that were computed."""
+        values = entropies.detach()[keep]
+        mask = torch.ones_like(values)
+        if self._inputs is not None:
+            mask = trained_tokens(self._inputs)[keep]
+        return (values * mask).sum() / mask.sum().clamp(min=1.0)
 
     @property
     def _owes_gradients(self) -> bool:

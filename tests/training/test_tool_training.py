@@ -22,6 +22,7 @@ from rl_reasoner.rollout.tool_turns import ToolEvent, ToolUse
 from rl_reasoner.rollout.turns import Answer
 from rl_reasoner.scoring.registry import load_reward
 from rl_reasoner.tools.tool import ToolCall, ToolLimits, tool
+from rl_reasoner.training.micro_batches import moves
 from rl_reasoner.training.objective import trained_tokens
 from support.places import ROOT
 from support.processes import build, children
@@ -171,6 +172,30 @@ def test_several_rewards_and_groups_that_teach_nothing(policies: Policies, tmp_p
     ours, _, _ = gradients(with_turns(turns), *given, samples=[], reward_weights=[1.0, 0.5])
     stock, _, _ = gradients(replaying(turns), *given, samples=[], reward_weights=[1.0, 0.5])
     assert worst(stock, ours) <= TOLERANCE
+
+
+def test_the_entropy_is_of_the_policys_own_tokens(policies: Policies, tmp_path: Path) -> None:
+    """Where rows are not computed, too."""
+    means: list[float] = []
+    left: list[bool] = []
+
+    class Watched(with_turns([])):  # type: ignore[misc]
+        def _log_probs(self, *given: Any, **named: Any) -> Any:
+            found = super()._log_probs(*given, **named)
+            if torch.is_grad_enabled():
+                inputs = self.packed_forward._inputs
+                computed = moves(inputs["advantages"])[:, None]
+                mask = trained_tokens(inputs) * computed
+                left.append(not computed.all() and bool(computed.any()))
+                means.append(((found[1] * mask).sum() / mask.sum()).item())
+            return found
+
+    Watched.__name__ = "GRPOTrainer"
+    batch = {"per_device_train_batch_size": 12, "gradient_accumulation_steps": 1}
+    given = (policies("dense"), tmp_path, half_flat)
+    _, logs, _ = gradients(Watched, *given, samples=[], temperature=0.3, **batch)
+    found = [row["entropy"] for row in logs if "entropy" in row]
+    assert any(left) and found == pytest.approx(means, rel=1e-5)
 
 
 def test_given_tokens_move_nothing(policies: Policies, tmp_path: Path) -> None:
