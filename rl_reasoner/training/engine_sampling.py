@@ -392,13 +392,40 @@ class EngineSampling:
         metrics["tools/completions_with_calls"].append(sum(map(bool, rows)) / max(len(rows), 1))
 
     def _log_episodes(self, own: list[EpisodeRecord]) -> None:
-        """Turns of a completion, the shares that are done, and that the environment failed on."""
+        """Turns of a completion, the shares that are done, and that the environment failed on.
+
+        trl's figures of what is cut off are made again: it looks at the last token, and an episode
+        that a limit has cut may end with a whole turn.
+        """
+        masks = self.trainer.rollout_batch.tool_masks
+        assert masks is not None
         found = gather_object([(len(record.turns), record.ended) for record in own])
         metrics, count = self.trainer.internals.metrics, max(len(found), 1)
+        rows = zip(own, masks, strict=True)
+        lengths = gather_object([None if one.truncated else sum(mask) for one, mask in rows])
+        whole = [length for length in lengths if length is not None] or [0]
+        metrics["completions/clipped_ratio"][-1] = lengths.count(None) / count
+        for name, length in (
+            ("mean", sum(whole) / len(whole)),
+            ("min", min(whole)),
+            ("max", max(whole)),
+        ):
+            metrics[f"completions/{name}_terminated_length"][-1] = float(length)
         metrics["environment/turns"].append(sum(turns for turns, _ in found) / count)
         for name, ended in (("done", "done"), ("failures", "failed")):
             share = sum(how == ended for _, how in found) / count
             metrics[f"environment/{name}"].append(share)
+
+    def mask_cut(self, batch: RolloutBatch, output: dict[str, Any]) -> None:
+        """`mask_truncated_completions` for episodes that a limit has cut at the end of a turn."""
+        trainer = self.trainer
+        if not trainer.mask_truncated_completions or batch.episodes is None:
+            return
+        cut = [record.truncated for record in batch.episodes]
+        for name in ("completion_mask", "tool_mask"):
+            output[name][torch.tensor(cut, device=output[name].device)] = 0
+        count = (output["completion_mask"] * output["tool_mask"]).sum()
+        output["num_items_in_batch"] = trainer.accelerator.gather(count).sum()
 
     def keep_policy_logps(self, batch: RolloutBatch, output: dict[str, Any]) -> None:
         """Have trl compare with the policy that sampled, not with what was cut off of it to sample.

@@ -251,6 +251,7 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
                 output: dict[str, Any] = super()._generate_and_score_completions(batch.rows)
         finally:
             batch.scored = False
+        self.engine_sampling.mask_cut(batch, output)
         self.sampling_mask.keep(batch, output)
         self.router_replay.keep(output)
         self.router_replay.routes = None
