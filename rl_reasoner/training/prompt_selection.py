@@ -13,7 +13,8 @@ all processes: each makes the same number of collective calls.
 """
 
 from collections.abc import Callable, Iterator
-from itertools import islice
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from math import gcd
 from typing import Any
 
@@ -29,6 +30,19 @@ from rl_reasoner.training.curriculum import LevelSchedule, PromptSchedule, Sched
 from rl_reasoner.training.rollout_batch import RolloutBatch, RolloutRow
 
 _SETTINGS = ("prompt_schedule", "level_band", "dynamic_sampling")  # each draws rows by number
+
+
+@dataclass
+class _Varied:
+    """A batch whose flat groups are replaced: its rows here, the rewards and prompts of all groups.
+
+    `sampled`: prompts and rewards of all that was sampled for it, round by round.
+    """
+
+    rows: list[RolloutRow]
+    rewards: Tensor
+    prompts: list[int]
+    sampled: list[tuple[list[int], Tensor]] = field(default_factory=list)
 
 
 class PromptSelection:
@@ -90,7 +104,7 @@ class PromptSelection:
             order = (number for number in order if number not in prompts)
             inputs[:] = self._rows(prompts, inputs[0])  # in place: callers look at it afterwards
         if self._rounds:
-            output = self._varied_batch(inputs, prompts, order)
+            output, prompts = self._varied_batch(inputs, prompts, order)
         else:
             batch = RolloutBatch(inputs)
             output = self._scored(batch)
@@ -147,38 +161,41 @@ class PromptSelection:
 
     def _varied_batch(
         self, inputs: list[dict[str, Any]], prompts: list[int], order: Iterator[int]
-    ) -> dict[str, Any]:
-        """trl's output for a batch whose flat groups were replaced."""
+    ) -> tuple[dict[str, Any], list[int]]:
+        """trl's output for a batch whose flat groups were replaced, and the prompts of the groups
+        in it; those are known where `prompts` are."""
         trainer, metrics = self.trainer, self.trainer.internals.training_metrics
         if not self.schedule:
             tried = gather_object([row["prompt"] for row in inputs])
             order = (i for i in order if trainer.train_dataset[i]["prompt"] not in tried)
         before = {name: list(values) for name, values in metrics.items()}
         first = self._sample(RolloutBatch(inputs))
-        rows, rewards = first.split(), first.rewards
-        self._learn(prompts, rewards)
-        refills, drawn = self._refill(rows, rewards, order)
+        varied = _Varied(first.split(), first.rewards, [*prompts])
+        varied.sampled.append((prompts, first.rewards.clone()))
+        refills, drawn = self._refill(varied, order)
+        tried, totals = zip(*varied.sampled, strict=True)
+        self._learn([*chain(*tried)], torch.cat(totals))  # once a batch, as without refills
         metrics.clear()
         metrics.update(before)  # those of the kept batch are to come
         seen = trainer.state.num_input_tokens_seen  # with the tokens thrown away
-        output = self._scored(RolloutBatch.of(inputs, rows, rewards))
+        output = self._scored(RolloutBatch.of(inputs, varied.rows, varied.rewards))
         trainer.state.num_input_tokens_seen = seen
         metrics["num_tokens"] = [seen]
         metrics["dynamic_sampling/refills"].append(float(refills))
-        metrics["dynamic_sampling/kept"].append(self._varied(rewards).float().mean().item())
-        metrics["dynamic_sampling/thrown_away"].append(1 - len(rewards) / drawn)
-        return output
+        kept = self._varied(varied.rewards).float().mean().item()
+        metrics["dynamic_sampling/kept"].append(kept)
+        metrics["dynamic_sampling/thrown_away"].append(1 - len(varied.rewards) / drawn)
+        return output, varied.prompts
 
-    def _refill(
-        self, kept: list[RolloutRow], rewards: Tensor, order: Iterator[int]
-    ) -> tuple[int, int]:
-        """Put groups of other prompts in the place of flat ones, in `kept` and `rewards`.
+    def _refill(self, varied: _Varied, order: Iterator[int]) -> tuple[int, int]:
+        """Put groups of other prompts in the place of flat ones.
 
         Gives the number of rounds it took, and of rows sampled by all processes. Flat groups that
         are left at the cap, or when there is no other prompt, stay.
         """
         accelerator = self.trainer.accelerator
         size, processes = self.trainer.num_generations, accelerator.num_processes
+        kept, rewards = varied.rows, varied.rewards
         local, drawn = len(kept), len(rewards)
         together = processes // gcd(processes, size)  # groups that divide among the processes
         for done in range(self._rounds):
@@ -189,10 +206,12 @@ class PromptSelection:
                 return done, drawn
             batch = self._sample(RolloutBatch(self._rows(prompts, kept[0].row), earlier=drawn))
             drawn += len(batch.rewards)
-            self._learn(prompts, batch.rewards)
+            varied.sampled.append((prompts, batch.rewards))
             everywhere: list[RolloutRow] = gather_object(batch.split())
             good = self._varied(batch.rewards).nonzero().flatten().tolist()
             for slot, source in zip(flat, good, strict=False):
+                if varied.prompts:
+                    varied.prompts[slot] = prompts[source]
                 for place in range(size):
                     to, at = slot * size + place, source * size + place
                     rewards[to] = batch.rewards[at]

@@ -241,6 +241,31 @@ def test_levels_are_drawn_by_their_success_and_resumed_exactly(tmp_path: Path) -
     assert torch.equal(*counts)
 
 
+def test_levels_are_counted_once_a_batch_whatever_was_refilled(tmp_path: Path) -> None:
+    """As a schedule beside the trainer that is told all rewards of a batch at once."""
+    seen: dict[int, dict[str, list[float]]] = {}
+
+    def kept(prompts: list[str], trainer_state: Any, **columns: Any) -> list[float]:
+        found = judged(prompts, **columns)
+        for prompt, score in zip(prompts, found, strict=True):
+            of_step = seen.setdefault(trainer_state.global_step, {})
+            of_step.setdefault(prompt, []).append(score)
+        return found
+
+    changes = {"level_band": [0.1, 0.9], "dynamic_sampling": 30, "isolate_rewards": False}
+    trainer = build(tmp_path, kept, max_steps=3, **changes)
+    rows: Rows = []
+    trainer.rollout_sink = rows.extend
+    trainer.train()
+    beside = LevelSchedule(levels_of([{"level": int(p[0])} for p in PROMPTS]), (0.1, 0.9))
+    for step, line in enumerate(logged(trainer)):
+        trained = [PROMPTS.index(group[0]["prompt"]) for group in groups(rows)[3 * step :][:3]]
+        beside.update([*map(PROMPTS.index, seen[step])], torch.tensor([*seen[step].values()]))
+        told = {name: value for name, value in line.items() if name.startswith("curriculum/")}
+        assert told == pytest.approx(beside.metrics(trained), abs=1e-5)
+    assert logged(trainer)[0]["dynamic_sampling/refills"] >= 1
+
+
 @pytest.mark.parametrize(
     "changes",
     [
