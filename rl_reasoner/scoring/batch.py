@@ -81,27 +81,40 @@ def applies(name: str, row_names: Sequence[str] | str | None) -> bool:
     return any(name == one.strip() for one in listed)
 
 
+def row_settings(row: Row, of_row: str) -> list[str] | None:
+    """The names of the rewards that a row asks for, None for all.
+
+    Raises `UserError`, which calls the row `of_row`, for what is no list of names, and for a row's
+    `max_tokens` that is no number of tokens.
+    """
+    longest, asked = row.get("max_tokens"), row.get(APPLIES)
+    if longest is not None and (type(longest) is not int or longest < 1):
+        raise UserError(f"{of_row}: max_tokens is {longest!r:.40}, not a whole number above 0")
+    if asked is None:
+        return None
+    listed = asked.split(",") if isinstance(asked, str) else asked
+    if not isinstance(listed, (list, tuple)) or not all(isinstance(key, str) for key in listed):
+        raise UserError(f"{of_row}: its rewards are {listed!r:.40}, not a list of names")
+    if not listed:
+        raise UserError(f"{of_row}: its list of rewards is empty")
+    return [*map(str.strip, listed)]
+
+
 def name_rewards(row: Row, rewards: Mapping[str, Callable[..., Any]]) -> Row:
     """The row, its rewards by the functions' names: it may have them as the recipe does.
 
     Raises `UserError` for rewards that are none of `rewards` (by their names in the recipe), and
-    for a row's `max_tokens` that is no number of tokens.
+    as `row_settings` does.
     """
-    of_row, longest = f"row {row.get('id', row['problem'])!r:.60}", row.get("max_tokens")
-    if longest is not None and (type(longest) is not int or longest < 1):
-        raise UserError(f"{of_row}: max_tokens is {longest!r:.40}, not a whole number above 0")
-    if row.get(APPLIES) is None:
+    of_row = f"row {row.get('id', row['problem'])!r:.60}"
+    asked = row_settings(row, of_row)
+    if asked is None:
         return row
     titles = [name_of(function) for function in rewards.values()]
-    listed = row[APPLIES].split(",") if isinstance(row[APPLIES], str) else row[APPLIES]
-    if not isinstance(listed, (list, tuple)) or not all(isinstance(key, str) for key in listed):
-        raise UserError(f"{of_row}: its rewards are {listed!r:.40}, not a list of names")
-    names = [name_of(rewards[key]) if key in rewards else key for key in map(str.strip, listed)]
+    names = [name_of(rewards[key]) if key in rewards else key for key in asked]
     for name in names:
         if name not in titles:
             raise unknown("reward", name, rewards, owner=f"{of_row}: the recipe")
-    if not names:
-        raise UserError(f"{of_row}: its list of rewards is empty")
     return {**row, APPLIES: names}
 
 

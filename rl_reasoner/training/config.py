@@ -192,6 +192,10 @@ def _default(kind: Any, name: str) -> Any:
     return setting.default_factory() if setting.default_factory is not MISSING else setting.default
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float))
+
+
 def _check_sampling(config: GRPOConfig) -> None:
     """Raises `UserError` for a way of sampling that there is not, or that is not corrected for."""
     if config.overlap not in OVERLAPS:
@@ -221,12 +225,18 @@ def _check_objective(config: GRPOConfig) -> None:
         raise unknown("kl_estimator", str(config.kl_estimator), ESTIMATORS)
     if config.kl_in not in ("loss", "reward"):
         raise unknown("kl_in", str(config.kl_in), ("loss", "reward"))
-    if not 0.0 <= config.overlong_share <= 1.0:
-        raise UserError(f"overlong_share is {config.overlong_share}; it is a share, from 0 to 1")
-    if not (0.0 <= (weight := config.positive_advantage_weight) < math.inf):
-        raise UserError(f"positive_advantage_weight is {weight}; it has to be a number from 0 up")
-    if config.dynamic_sampling < 0:
-        raise UserError(f"dynamic_sampling is {config.dynamic_sampling}; it is a number of rounds")
+    share, weight = config.overlong_share, config.positive_advantage_weight
+    if not (_is_number(share) and 0.0 <= share <= 1.0):
+        raise UserError(f"overlong_share is {share!r}; it is a share, from 0 to 1")
+    if share and config.max_completion_length is None:
+        raise UserError(
+            f"overlong_share={share} punishes the last share of max_completion_length, which is "
+            "None: give it a number of tokens"
+        )
+    if not (_is_number(weight) and 0.0 <= weight < math.inf):
+        raise UserError(f"positive_advantage_weight is {weight!r}; it has to be a number from 0 up")
+    if not isinstance(rounds := config.dynamic_sampling, int) or rounds < 0:
+        raise UserError(f"dynamic_sampling is {rounds!r}; it is a whole number of rounds")
     k1_alone = config.kl_estimator == "k1" and not config.use_bias_correction_kl
     if config.beta and config.kl_in == "loss" and k1_alone:
         raise UserError(
@@ -246,15 +256,16 @@ def _check_rewards(config: GRPOConfig) -> None:
     if config.rewards_on not in ("here", "ray"):
         raise unknown("rewards_on", str(config.rewards_on), ("here", "ray"))
     for name in ("reward_timeout_s", "reward_batch_timeout_s", "reward_memory_mb"):
-        if not (value := getattr(config, name)) > 0:
-            raise UserError(f"{name} is {value}; it has to be more than 0")
+        if not (_is_number(value := getattr(config, name)) and value > 0):
+            raise UserError(f"{name} is {value!r}; it has to be a number above 0")
 
 
 def _check_curriculum(config: GRPOConfig) -> None:
     """Raises `UserError` for a band that is none, and for two ways of drawing prompts."""
     if (band := config.level_band) is None:
         return
-    if len(band) != 2 or not 0.0 <= band[0] < band[1] <= 1.0:
+    shares = [*band] if isinstance(band, (list, tuple)) and all(map(_is_number, band)) else []
+    if len(shares) != 2 or not 0.0 <= shares[0] < shares[1] <= 1.0:
         raise UserError(
             f"level_band is {band}; it is two shares of success, [low, high], 0 <= low < high <= 1"
         )

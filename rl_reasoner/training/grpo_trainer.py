@@ -38,7 +38,11 @@ from rl_reasoner.rollout.long_prompts import fit_prompts
 from rl_reasoner.rollout.tool_turns import ToolUse, TrlTools
 from rl_reasoner.rollout.vllm_server.rollouts import VllmRollouts
 from rl_reasoner.scoring.rule import Rule
-from rl_reasoner.training.checkpointing.data_place import check_rows, check_trained
+from rl_reasoner.training.checkpointing.data_place import (
+    check_columns,
+    check_rows,
+    check_trained,
+)
 from rl_reasoner.training.checkpointing.exact_resume import ExactResume, same_random_states
 from rl_reasoner.training.checkpointing.faults import SkipBadSteps
 from rl_reasoner.training.config import GRPOConfig
@@ -164,6 +168,7 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
             # a `training_step` of the user's own may have backward passes beside ours
             whole = self.packed_forward.micro_batch()(self.training_step)
             stack.enter_context(put_on(self, "training_step", whole))
+            check_columns(self)
             fit_prompts(self, self.internals.token_counts)
             check_rows(self)
             yield

@@ -179,6 +179,8 @@ def test_rows_that_have_no_number_are_refused(name: str, value: Any, tmp_path: P
         ({"level_band": [0.7, 0.3]}, r"level_band is \[0.7, 0.3\].*low < high"),
         ({"level_band": [0.3]}, "two shares of success"),
         ({"level_band": [0.3, 30]}, "two shares of success"),
+        ({"level_band": ["a", "b"]}, "two shares of success"),
+        ({"level_band": 0.5}, "two shares of success"),
         ({"level_band": [0.3, 0.7], "prompt_schedule": True}, "use only one of them"),
         ({"level_band": [0.3, 0.7], "prompts": PROMPTS[:4]}, "all rows have level 0"),
     ],

@@ -317,3 +317,32 @@ def test_data_that_fill_no_step_are_one_clear_error(
     trainer = few("scratch:dense-tiny", tmp_path, prompts=rows, stream=stream, max_steps=2)
     with pytest.raises(UserError, match=said):
         trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"max_tokens": "5"}, r"row 1: max_tokens is '5', not a whole number above 0"),
+        ({"max_tokens": 0}, "row 1: max_tokens is 0"),
+        ({"max_tokens": 2.5}, r"row 1: max_tokens is 2\.5"),
+        ({"rewards": 3}, "row 1: its rewards are 3, not a list of names"),
+        ({"rewards": "digit"}, "row 1: the trainer has no reward 'digit'. Did you mean 'digits'"),
+        ({"prompt": None}, "row 1: its prompt is None, not a text or messages"),
+    ],
+    ids=str,
+)
+def test_columns_that_say_nothing_are_one_clear_error(
+    columns: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    trainer = build(GRPOTrainer, Path("scratch:dense-tiny"), digits, tmp_path)
+    rows = [{**row, **columns} for row in trainer.train_dataset]
+    trainer.train_dataset, trainer.use_row_settings = Dataset.from_list(rows), True
+    with pytest.raises(UserError, match=f"train_dataset, {said}"):
+        trainer.train()
+
+
+def test_data_without_prompts_are_one_clear_error(tmp_path: Path) -> None:
+    trainer = build(GRPOTrainer, Path("scratch:dense-tiny"), digits, tmp_path)
+    trainer.train_dataset = trainer.train_dataset.rename_column("prompt", "question")
+    with pytest.raises(UserError, match="no column 'prompt'; it has answer, question"):
+        trainer.train()

@@ -6,6 +6,7 @@ stream, whose length nobody knows, transformers takes all steps for steps of the
 that had come to the second would start that one over.
 
 Data that fill no step are an error: transformers would train nothing, and end as if all were well.
+So are columns of settings that say nothing.
 """
 
 import math
@@ -13,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch.utils.data import IterableDataset
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from rl_reasoner.errors import UserError
+from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.scoring.batch import APPLIES, row_settings
 from rl_reasoner.training.trl_internals import first_step
 
 
@@ -43,6 +46,32 @@ def wind_on(sampler: Any, epochs: int) -> None:
     generator = getattr(sampler, "generator", None)
     for _ in range(epochs if generator is not None else 0):
         torch.randperm(sampler.num_samples, generator=generator)
+
+
+def check_columns(trainer: Any) -> None:
+    """Raise `UserError` for rows without a prompt, and for settings in rows that are none."""
+    rows = trainer.train_dataset
+    if not isinstance(rows, Dataset) or trainer.environment_factories is not None:
+        return  # an environment of trl's asks first
+    if "prompt" not in rows.column_names:
+        there = ", ".join(sorted(rows.column_names))
+        raise UserError(f"train_dataset has no column 'prompt'; it has {there}")
+    for number, prompt in enumerate(rows["prompt"], 1):
+        if not isinstance(prompt, (str, list)):
+            raise UserError(
+                f"train_dataset, row {number}: its prompt is {prompt!r:.40}, not a text or messages"
+            )
+    settings = [name for name in (APPLIES, "max_tokens") if name in rows.column_names]
+    if not trainer.use_row_settings or not settings:
+        return
+    known = {*trainer.reward_func_names}
+    own = trainer.reward_funcs[: -1 if trainer.objective.punishes else None]
+    named = not any(getattr(reward, "of_every_row", False) for reward in own)
+    for number, row in enumerate(rows.select_columns(settings), 1):
+        asked = row_settings(row, f"train_dataset, row {number}")
+        if named and asked and known.isdisjoint(asked):
+            owner = f"train_dataset, row {number}: the trainer"
+            raise unknown("reward", asked[0], known, owner=owner)
 
 
 def check_rows(trainer: Any) -> None:
