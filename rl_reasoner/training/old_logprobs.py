@@ -164,7 +164,7 @@ class SamplingCorrection:
         drawn = inputs.get("drawn_per_token_logps", inputs.get("sampling_per_token_logps"))
         if drawn is None:
             return
-        mask = trained_tokens(inputs)
+        mask = trained_tokens(inputs) * self._computed(inputs)  # a weight of 1 where there is none
         apart = ((logps.detach() - drawn) * mask).nan_to_num(nan=0.0)
         inputs[RATIO] = weights(
             apart,
@@ -174,10 +174,14 @@ class SamplingCorrection:
         )
         self._log(apart, inputs, mask.bool())
 
+    def _computed(self, inputs: dict[str, Any]) -> Tensor:
+        """(B, 1) bool: the rows of the loss that have log-probs of this pass."""
+        forward, moving = self.trainer.packed_forward, moves(inputs["advantages"])
+        computed = moving if forward.skips else torch.ones_like(moving)
+        return (computed & ~forward.lost)[:, None]
+
     def _log(self, apart: Tensor, inputs: dict[str, Any], mask: Tensor) -> None:
         """trl's figures, of the rows that have log-probs."""
-        if self.trainer.packed_forward.skips:
-            mask = mask & moves(inputs["advantages"])[:, None]
         if not mask.any():
             return
         ratio = inputs[RATIO]

@@ -1,5 +1,6 @@
 """Training on what rounded copies sampled: corrected by itself, and measured at each step."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from rl_reasoner import GRPOTrainer
 from rl_reasoner.rollout import sampling_weights
 from support.processes import build
 from support.processors import needs_int8
+from support.trainers import build as tiny
 
 pytestmark = pytest.mark.usefixtures("any_processor_rounds")
 
@@ -41,6 +43,28 @@ def test_rounded_weights_are_corrected_for_by_themselves(
     if corrects:
         assert 1e-5 < logged[GAP] < 0.05
         assert 0.5 < logged[RATIO] < 1.5 and logged[RATIO] != 1.0
+
+
+def first_flat(completions: list[str], **columns: Any) -> list[float]:
+    """Rewards of which the first group's are all the same."""
+    return [1.0 if i < 4 else float(i % 2) for i in range(len(completions))]
+
+
+def test_rows_that_are_not_computed_weigh_one(tmp_path: Path) -> None:
+    """Without an upper bound too: a row without log-probs would have weighed infinitely much."""
+    changes = {
+        **SHORT,
+        "correct_sampling": True,
+        "vllm_importance_sampling_mode": "sequence_truncate",
+        "vllm_importance_sampling_clip_min": 0.5,
+        "vllm_importance_sampling_clip_max": None,
+        "max_completion_length": 40,
+        "logging_nan_inf_filter": False,
+    }
+    trainer = tiny(GRPOTrainer, Path("scratch:dense-tiny"), first_flat, tmp_path, **changes)
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    assert logged["frac_reward_zero_std"] == 0.5 and math.isfinite(logged["loss"])
 
 
 class OwnCompletions(GRPOTrainer):
