@@ -16,7 +16,7 @@ from rl_reasoner.dataset.rows import check_source, load_rows
 from rl_reasoner.dataset.templates import target_completion, with_system
 from rl_reasoner.environments.environment import EPISODE, PLAYED
 from rl_reasoner.environments.runner import EnvironmentRunner
-from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.errors import UserError, did_you_mean, unknown
 from rl_reasoner.evaluation.evaluate import check_judge, load_set
 from rl_reasoner.pipeline.control_rewards import with_forms
 from rl_reasoner.pipeline.lineage import reused_path
@@ -107,9 +107,10 @@ def _find_named(
         with field(*at):
             check_policy(source)
     sets = [*recipe.evals.sets, *filter(None, [recipe.evals.validation])]
-    for name in recipe.evals.overrides if starts and sets else ():
+    for name in recipe.evals.overrides if starts else ():
         with field("evals", "overrides", name):
-            if name not in sets:
+            # a set that is not evaluated now may have settings, but not one that is misspelled
+            if name not in sets and did_you_mean(name, sets):
                 raise unknown("set", name, sets, owner="evals")
     with field("run", "report_to"):
         dashboards_of(recipe.run.report_to)

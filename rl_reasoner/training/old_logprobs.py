@@ -178,7 +178,8 @@ class SamplingCorrection:
         """(B, 1) bool: the rows of the loss that have log-probs of this pass."""
         forward, moving = self.trainer.packed_forward, moves(inputs["advantages"])
         computed = moving if forward.skips else torch.ones_like(moving)
-        return (computed & ~forward.lost)[:, None]
+        rows: Tensor = computed & ~forward.lost
+        return rows[:, None]
 
     def _log(self, apart: Tensor, inputs: dict[str, Any], mask: Tensor) -> None:
         """trl's figures, of the rows that have log-probs."""
