@@ -15,6 +15,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import find_adapter_config_file
 
 from rl_reasoner.distributed.shards import is_sharded, load_state, merged_state_dict
 from rl_reasoner.errors import UserError, first_line
@@ -77,13 +78,14 @@ def load_config(path: str) -> Any:
 
 def _open_pretrained(path: str, source: str) -> Policy:
     folder = Path(path)
+    own: dict[str, Any] = {}
     try:
-        if (folder / "adapter_config.json").is_file():
+        if find_adapter_config_file(path) is not None:  # in the folder, or on the hub
             from peft import AutoPeftModelForCausalLM, PeftConfig
 
             adapter = PeftConfig.from_pretrained(path)
             with locate(str(adapter.base_model_name_or_path)) as base:
-                load_config(base)
+                own["config"] = load_config(base)  # an adapter on the hub may lack it
                 model = AutoPeftModelForCausalLM.from_pretrained(
                     path,
                     is_trainable=not adapter.is_prompt_learning,
@@ -104,7 +106,7 @@ def _open_pretrained(path: str, source: str) -> Policy:
     without_router_logits(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            path, padding_side="left", trust_remote_code=False
+            path, padding_side="left", trust_remote_code=False, **own
         )
     except UNREADABLE as error:
         raise UserError(f"policy {source!r} has no tokenizer: {reason_of(error)}") from error
