@@ -1,7 +1,9 @@
 """The program that runs a session's blocks in the sandbox: earlier ones quietly, the last shown.
 
-Its text is what `python` hands to the sandbox; nothing of it is run outside. Blocks come as JSON on
-standard input. They share one namespace, as the cells of a notebook do; the value of a last
+Its text is what `python` hands to the sandbox; nothing of it is run outside. A token and the blocks
+come as JSON on standard input. The output begins with room for the token, which is written there
+when the last block has come to its end: a block that ends the process itself, with whatever status,
+leaves it empty. Blocks share one namespace, as the cells of a notebook do; the value of a last
 expression is printed, and of an exception the policy sees the frames of its own blocks. What is
 random draws from fixed seeds, for the blocks run again before each call. Whatever a block breaks in
 this process, it breaks for itself.
@@ -15,14 +17,16 @@ import sys
 from types import CodeType, ModuleType
 from typing import Any
 
-# How it ends: the last block ran to its end, or raised. Any other status is a block's own doing.
+# How it ends: the last block ran to its end, or raised. Any other status, or one without the token,
+# is a block's own doing.
 RAN, RAISED = 64, 65
+TOKEN = 32  # bytes
 _MOST_FRAMES = 5
 _MOST_MESSAGE = 2000
 _KEPT = 1 << 20  # bytes of an output that has become too large for a file
 
 
-def run_blocks(blocks: list[str]) -> int:
+def run_blocks(token: str, blocks: list[str]) -> int:
     """Run the blocks one after the other, and show what the last one does; the exit status."""
     stream = sys.stdout
     stream.reconfigure(errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
@@ -33,13 +37,21 @@ def run_blocks(blocks: list[str]) -> int:
     names = [f"<block {number}>" for number in range(1, len(blocks) + 1)]
     texts = dict(zip(names, blocks, strict=True))
     raised = False
+    _empty()
     for name in names:
         sys.stdout = sys.stderr = stream
         raised = _run(name, texts, module.__dict__, stream)
         if name != names[-1]:  # its output has been seen
-            os.ftruncate(1, 0)
-            os.lseek(1, 0, os.SEEK_SET)
+            _empty()
+    os.pwrite(1, token.encode(), 0)
     return RAISED if raised else RAN
+
+
+def _empty() -> None:
+    """Leave nothing of the output but the room for the token."""
+    os.ftruncate(1, 0)
+    os.ftruncate(1, TOKEN)
+    os.lseek(1, 0, os.SEEK_END)
 
 
 def _settle() -> None:
@@ -107,4 +119,4 @@ def _told(error: BaseException, texts: dict[str, str]) -> str:
 
 
 if __name__ == "__main__":
-    os._exit(run_blocks(json.loads(sys.stdin.read())))
+    os._exit(run_blocks(**json.loads(sys.stdin.read())))

@@ -10,6 +10,7 @@ system seeds.
 
 import json
 import re
+import secrets
 import time
 from pathlib import Path
 
@@ -54,10 +55,10 @@ class PythonSession:
             text = f"python failed: a session has at most {MOST_BLOCKS} blocks"
             return ToolResult(text, "failed", 0.0)
         began = time.monotonic()
-        blocks = [*self._blocks, code]
+        blocks, token = [*self._blocks, code], secrets.token_hex(cell.TOKEN // 2)
         done = sandbox.execute(
             _PROGRAM,
-            json.dumps(blocks),
+            json.dumps({"token": token, "blocks": blocks}),
             science=any(_SCIENCE.search(block) for block in blocks),
             timeout_s=self._limits.timeout_s + self._seconds,
             memory_mb=self._limits.memory_mb,
@@ -65,12 +66,13 @@ class PythonSession:
             leases=self._leases,
         )
         seconds = time.monotonic() - began
-        ended, why = _ending(done, self._limits)
+        ended, why = _ending(done, token, self._limits)
         if not why:
             self._blocks = blocks
             own = max(0.0, done.seconds - self._seconds)
             self._seconds += min(own, self._limits.timeout_s)
-        text, cut = shorten(done.stdout.decode(errors="replace"), self._limits.output_chars)
+        shown = done.stdout[cell.TOKEN :]
+        text, cut = shorten(shown.decode(errors="replace"), self._limits.output_chars)
         if len(done.stdout) > _WHOLE:
             text += "\n[and more, which is not shown]"
         text = f"{printable(text).rstrip()}\n{why}".strip("\n")
@@ -82,7 +84,7 @@ class PythonSession:
         self._blocks, self._seconds = [], 0.0
 
 
-def _ending(done: sandbox.Execution, limits: ToolLimits) -> tuple[ToolOutcome, str]:
+def _ending(done: sandbox.Execution, token: str, limits: ToolLimits) -> tuple[ToolOutcome, str]:
     """How a block ended; and of one that was stopped, what the policy is told of that."""
     kept = "its effects are lost, the state before it is kept"
     if done.ended == "timeout":
@@ -92,7 +94,8 @@ def _ending(done: sandbox.Execution, limits: ToolLimits) -> tuple[ToolOutcome, s
     if done.ended == "crash":
         how = f"was killed by signal {done.code}" if done.code else "was lost"
         return "died", f"the Python process {how}; {kept}"
-    if done.code not in (cell.RAN, cell.RAISED):
+    whole = done.stdout.startswith(token.encode())
+    if done.code not in (cell.RAN, cell.RAISED) or not whole:
         return "died", f"the Python process ended with exit code {done.code}; {kept}"
     return "ok" if done.code == cell.RAN else "failed", ""
 

@@ -86,6 +86,8 @@ def test_an_error_shows_the_lines_of_the_policys_own_blocks() -> None:
         ("(" * 5000, "failed", "Error"),
         ("x = '\0'", "failed", "null bytes"),
         ("import os; os._exit(0)", "died", "ended with exit code 0"),
+        ("import os; print('done', flush=True); os._exit(64)", "died", "ended with exit code 64"),
+        ("import os; os._exit(65)", "died", "ended with exit code 65"),
         ("import ctypes; ctypes.string_at(0)", "died", "was killed by signal 11"),
         ("print('x' * 10_000_000)", "cut", "characters cut]"),
         ("print('x' * 40_000_000)", "failed", "File too large"),
