@@ -44,7 +44,7 @@ def recipe() -> Recipe:
         evals={
             "sets": ["mbpp", "humaneval"],
             "samples": 1,
-            "max_tokens": 256,
+            "max_tokens": 512,
             "reward": "code_tests",
         },
     )
