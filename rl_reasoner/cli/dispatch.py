@@ -69,6 +69,7 @@ _VALUES: Mapping[str, tuple[str, ...]] = {
     "env": ("--plan", "--gpus", "--gpu", "--server-gpus"),
 }
 """Flags with a value of the verbs that also take a recipe's flags."""
+_OF_REWARDS = ("--data", "--reward-options", "--labelled")  # flags of `check` with a value
 _OVERVIEW = """\
 Reinforcement-learning fine-tuning for reasoning.
 
@@ -250,7 +251,7 @@ def _takes_fields(argv: Sequence[str]) -> bool:
     """Whether a recipe's fields are flags of this command."""
     verb, *rest = argv
     if verb == "check":
-        words = [word for before, word in pairwise(argv) if not before.startswith("-")]
+        words = [word for before, word in pairwise(argv) if before not in _OF_REWARDS]
         return any(names_recipe(word) for word in words if not word.startswith("-"))
     planned = any(token.partition("=")[0] == "--plan" for token in rest)
     return verb == "train" or (verb == "env" and planned)

@@ -345,7 +345,7 @@ def test_score_ends_with_three_where_the_reward_fails_on_every_row(
 
 def test_check_takes_the_fields_of_a_recipe_as_train_does(tmp_path: Path, cli: Cli) -> None:
     stock(tmp_path)
-    ended = cli("check", "tiny.yaml", "--grpo.group.size", "7", "--grpo.micro_batch", "2")
+    ended = cli("check", "--json", "tiny.yaml", "--grpo.group.size", "7", "--grpo.micro_batch", "2")
     assert ended.code == 2 and "micro_batch" in ended.err and "no such flag" not in ended.err
     assert "--grpo.group.sise" in cli("check", "tiny.yaml", "--grpo.group.sise", "7").err
     assert "Did you mean '--data'" in cli("check", "boxed", "--dta", "x").err
