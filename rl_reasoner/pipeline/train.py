@@ -65,20 +65,19 @@ def train(
     """Run `recipe` to its end, or continue the run in the folder `resume`.
 
     What a run has finished stays. Where `recipe` differs from the one that the run began with, the
-    stages that it makes from something else run again, and their earlier results are moved to
-    `old/N/` in the folder. `first` and `last` name the stages to begin and to end with; `first`
-    runs again if it is finished. `command` is what the user typed, `locate` gives the place of a
-    field of the recipe, for messages, and `inputs` is what it names, if that is read already.
-    Raises `UserError` for what the user can fix (before anything is loaded where possible),
-    `Interrupted` when it was asked to stop, `RunStopped` when it cannot continue by itself (as
-    where a reward kept failing or the disk is full); each leaves a checkpoint to resume from.
+    stages that it makes from something else run again; earlier results are moved to `old/N/` in it.
+    `first` and `last` name the stages to begin and to end with; `first` runs again if finished.
+    `command` is what the user typed, `locate` gives the place of a field of the recipe, for
+    messages, and `inputs` is what it names, if that is read already.
+    Raises `UserError` for what the user can fix (if possible before anything is loaded); leaving a
+    checkpoint, `Interrupted` when asked to stop, `RunStopped` where it cannot go on by itself.
     """
     quiet_libraries()
     placement = choose_placement(recipe, locate)
     processes.join(placement.device)
     window = window_of(recipe, first, last)
-    inputs = inputs or read_inputs(recipe, locate, starts=resume is None)
-    prepared = prepare(recipe, placement, locate, inputs)
+    read = inputs or read_inputs(recipe, locate, starts=resume is None)
+    prepared = prepare(recipe, placement, locate, read)
     if not processes.is_main():
         return _follow(placement, prepared)
     if resume is None:

@@ -22,6 +22,7 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.recipe.algorithms import ALGORITHMS, algorithm_settings
 from rl_reasoner.recipe.data import Data, JudgeName, Part
 from rl_reasoner.recipe.group import Group
+from rl_reasoner.recipe.keep import Keep
 from rl_reasoner.recipe.optim import Optim, SftOptim
 
 # What `start` and evaluations are called that are no stage's.
@@ -354,25 +355,6 @@ class GrpoStage(_Trained):
                 f"completions per step, which is not a multiple of group.micro_batch {micro}"
             )
         return self
-
-
-class Keep(Part):
-    """Which of the right completions a `sample` stage keeps."""
-
-    per_prompt: int = Field(default=1, ge=1, description="at most this many per prompt")
-    readable: bool = Field(
-        default=True,
-        description="only those not cut off, not repetitive, with tags (if any) once each "
-        "and in order",
-    )
-    language: str | None = Field(
-        default=None, description="the language of the chains, such as en or zh"
-    )
-    language_share: float = Field(
-        default=1.0, ge=0, le=1, description="minimum share of a chain's words in that language"
-    )
-    min_tokens: int = Field(default=1, ge=1, description="shortest completion, in tokens")
-    max_tokens: int | None = Field(default=None, ge=1, description="longest completion, in tokens")
 
 
 class SampleStage(_Stage):
