@@ -160,17 +160,16 @@ def _open_to_another(recipe: Recipe, data: dict[str, Any], number: int) -> None:
 def _set(data: dict[str, Any], path: FieldPath, value: Any) -> None:
     """Write `value` into the dumped recipe at `path`; what is missing on the way is made."""
     holder: Any = data
-    rewards: Any = data.get("rewards")
-    for part in path[:-1]:
+    for at, part in enumerate(path[:-1]):
         if isinstance(holder, dict) and not isinstance(holder.get(part), (dict, list)):
-            weighed = holder is rewards and part in holder  # by another flag
+            weighed = path[:at] == ("rewards",) and part in holder  # by another flag
             holder[part] = {"weight": holder[part]} if weighed else {}
         holder = holder[part]
     last = path[-1]
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if path == ("policy",) and isinstance(value, str):
         holder, last = holder[last], "source"  # --policy NAME keeps the adapter's settings
-    elif holder is rewards and number and isinstance(holder.get(last), dict):
+    elif path[:-1] == ("rewards",) and number and isinstance(holder.get(last), dict):
         holder, last = holder[last], "weight"  # --rewards.NAME 2 keeps the reward's options
     elif _is_data(path) and isinstance(value, str):
         value = {"path": value}
