@@ -420,7 +420,7 @@ def test_a_script_that_fails_is_a_mistake_with_its_line(
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "r.yaml: a recipe is a mapping of fields, this is NoneType"),
+        ("", "r.yaml: a recipe is a mapping of fields, the file is empty"),
         ("- a\n- b", "r.yaml: a recipe is a mapping of fields, this is list"),
         ("a: 1\nb: [", "r.yaml:2: not valid YAML"),
         ("a: 1\n\tb: 2", "r.yaml:2: not valid YAML"),
