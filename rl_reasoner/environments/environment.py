@@ -60,7 +60,7 @@ class Environment(Protocol):
 Factory = Callable[..., Environment]
 
 
-def seed_of(row: Row) -> int:
+def own_seed(row: Row) -> int:
     """The seed that a row has, 0 without one. Raises `UserError` for what is no integer."""
     seed = row.get(SEED)
     if seed is None:
@@ -122,7 +122,7 @@ class Played:
         """Make the environment, and begin with a row."""
         self._turn = 0
         try:
-            self._seed = seed_of(row)
+            self._seed = own_seed(row)
             self._draws()
             self._environment = self._make(**self._options)
             said = self._result(self._environment.reset(row))

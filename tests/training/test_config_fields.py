@@ -14,6 +14,7 @@ import trl
 from accelerate.utils import DistributedType
 
 from rl_reasoner import GRPOConfig, GRPOTrainer
+from rl_reasoner.errors import UserError
 from rl_reasoner.recipe.trainer_arguments import known_arguments
 from rl_reasoner.training.packed_forward import settings_obstacle
 from support.places import ROOT
@@ -212,3 +213,24 @@ def test_models_in_parts_of_tensors_and_deepspeed_are_said(
     monkeypatch.setattr(type(trainer.accelerator), "distributed_type", kind)
     said = settings_obstacle(trainer)
     assert said == "training under DEEPSPEED" and f'"{said}"' in "".join(FALLS_BACK)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"overlong_share": "0.2"}, "overlong_share is '0.2'; it is a share"),
+        (
+            {"overlong_share": 0.2, "max_completion_length": None},
+            "max_completion_length, which is None",
+        ),
+        ({"dynamic_sampling": 2.5}, r"dynamic_sampling is 2\.5; it is a whole number of rounds"),
+        ({"positive_advantage_weight": "1"}, "positive_advantage_weight is '1'; .* from 0 up"),
+        ({"reward_timeout_s": None}, "reward_timeout_s is None; it has to be a number above 0"),
+    ],
+    ids=str,
+)
+def test_a_setting_of_another_kind_is_one_clear_error(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        GRPOConfig(str(tmp_path), use_cpu=True, **changes)

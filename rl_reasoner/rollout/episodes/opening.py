@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rl_reasoner.dataset.conversations import TURNS
-from rl_reasoner.environments.environment import PLAYED, SEED, EnvironmentReply, seed_of
+from rl_reasoner.environments.environment import PLAYED, SEED, EnvironmentReply, own_seed
 from rl_reasoner.environments.runner import EnvironmentRunner
 from rl_reasoner.errors import UserError
 from rl_reasoner.recipe.environment import EnvironmentSettings
@@ -29,7 +29,7 @@ def open_rows(settings: EnvironmentSettings | None, rows: Sequence[Row], seed: i
     seeded = [{SEED: row_seed(row, seed), **row} for row in rows]
     for number, row in enumerate(seeded, 1):
         try:
-            seed_of(row)
+            own_seed(row)
         except UserError as error:
             raise UserError(
                 f"environment {settings.use}: row {number} of the data: {error}"
