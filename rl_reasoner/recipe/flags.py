@@ -190,7 +190,7 @@ def _not_there(data: dict[str, Any], path: FieldPath) -> str:
     for at, part in enumerate(path):
         listed, where = isinstance(holder, list), ".".join(map(str, path[:at]))
         if isinstance(part, int) and not (listed and part < len(holder)):
-            has = f"it has {len(holder)}, counted from 0" if listed else "it is no list"
+            has = f"it has {len(holder)}, counted from 0" if listed else "it is not a list"
             return f"{where} has no part {part}: {has}"
         if isinstance(part, str) and listed:
             return f"{where} is a list by another flag: give all of it there"

@@ -97,7 +97,7 @@ def test_the_search_reads_messages_help_and_descriptions() -> None:
     assert "stop after this stage" in read
     assert any("Run a recipe." in text for text in read)
     assert any("is not a multiple of" in text for _, text in texts_of("recipe", "stages"))
-    assert any(text == "peak learning rate" for _, text in texts_of("recipe", "stages"))
+    assert any(text == "peak learning rate" for _, text in texts_of("recipe", "optim"))
 
 
 def texts_of(room: str, module: str) -> Iterator[tuple[int, str]]:
