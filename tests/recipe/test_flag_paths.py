@@ -41,7 +41,7 @@ def test_another_kind_of_data_still_replaces_a_source_of_a_mix() -> None:
     ("flag", "mix", "says"),
     [
         ("data.mix.5.share", True, "data.mix has no part 5: it has 1, counted from 0"),
-        ("data.mix.0.share", False, "data.mix has no part 0: it is no list"),
+        ("data.mix.0.share", False, "data.mix has no part 0: it is not a list"),
         ("data.mix.x.share", True, "the recipe has no such field"),
     ],
 )
