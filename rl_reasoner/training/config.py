@@ -257,7 +257,7 @@ def _check_rewards(config: GRPOConfig) -> None:
         raise unknown("rewards_on", str(config.rewards_on), ("here", "ray"))
     for name in ("reward_timeout_s", "reward_batch_timeout_s", "reward_memory_mb"):
         if not (_is_number(value := getattr(config, name)) and value > 0):
-            raise UserError(f"{name} is {value!r}; it has to be a number above 0")
+            raise UserError(f"{name} is {value!r}; it has to be more than 0")
 
 
 def _check_curriculum(config: GRPOConfig) -> None:

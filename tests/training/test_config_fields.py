@@ -225,7 +225,7 @@ def test_models_in_parts_of_tensors_and_deepspeed_are_said(
         ),
         ({"dynamic_sampling": 2.5}, r"dynamic_sampling is 2\.5; it is a whole number of rounds"),
         ({"positive_advantage_weight": "1"}, "positive_advantage_weight is '1'; .* from 0 up"),
-        ({"reward_timeout_s": None}, "reward_timeout_s is None; it has to be a number above 0"),
+        ({"reward_timeout_s": None}, "reward_timeout_s is None; it has to be more than 0"),
     ],
     ids=str,
 )

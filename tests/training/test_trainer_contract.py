@@ -39,6 +39,7 @@ ATTRIBUTES = {
     "is_fsdp_enabled",
     "loss_type",
     "lr_scheduler",
+    "mask_truncated_completions",
     "max_completion_length",
     "model",
     "multi_objective_aggregation",
