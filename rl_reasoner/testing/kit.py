@@ -57,12 +57,12 @@ def examine(
     """
     rows = _rows(fn, data)
     limits = Limits(timeout_s=timeout_s, batch_timeout_s=12 * timeout_s, memory_mb=2048)
-    report = Report(name_of(fn))
-    if late := _late(fn, rows[0], limits):
-        report.findings.append(late)
-        return report
-    kit = _Kit(fn, rows, limits)
+    report, runner = Report(name_of(fn)), Runner(fn, limits)
     try:
+        if late := _late(fn, rows[0], runner):
+            report.findings.append(late)
+            return report
+        kit = _Kit(fn, rows, limits, runner)
         for check in (
             *((kit.trial,) if is_judge(fn) else ()),
             kit.process,
@@ -89,7 +89,7 @@ def examine(
         ):
             report.findings.append(check())
     finally:
-        kit.runner.close()
+        runner.close()
     return report
 
 
@@ -117,20 +117,16 @@ def _rows(fn: Callable[..., Any], data: Sequence[Row] | str | None) -> list[Row]
     return chosen
 
 
-def _late(fn: Callable[..., Any], row: Row, limits: Limits) -> Finding | None:
+def _late(fn: Callable[..., Any], row: Row, runner: Runner) -> Finding | None:
     """What is wrong with a reward that does not come back from a first row; a judge may be slow.
 
     Every later call would take as long as it may.
     """
     if is_judge(fn):
         return None
-    runner = Runner(fn, limits)
-    try:
-        columns = {name: [value] for name, value in row.items() if name != "completion"}
-        columns |= {"prompts": [str(row.get("problem", ""))], POLICY_TEXT: [probes.NEUTRAL]}
-        [outcome] = runner.score([probes.NEUTRAL], columns)
-    finally:
-        runner.close()
+    columns = {name: [value] for name, value in row.items() if name != "completion"}
+    columns |= {"prompts": [str(row.get("problem", ""))], POLICY_TEXT: [probes.NEUTRAL]}
+    [outcome] = runner.score([probes.NEUTRAL], columns)
     if not isinstance(outcome, Fault) or outcome.kind != "timeout":
         return None
     message = f"{outcome.message}; no other check was made"
@@ -149,11 +145,13 @@ class _State:
 class _Kit:
     """One reward, the rows it is shown, and the checks, one a method."""
 
-    def __init__(self, fn: Callable[..., Any], rows: list[Row], limits: Limits) -> None:
+    def __init__(
+        self, fn: Callable[..., Any], rows: list[Row], limits: Limits, runner: Runner
+    ) -> None:
         self.fn = fn
         self.rows = rows
         self.limits = limits
-        self.runner = Runner(fn, limits)
+        self.runner = runner
         self.chat = False
         self.form = self._best_form()
         self.right_texts = [self.form(row) for row in rows]

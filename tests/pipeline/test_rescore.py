@@ -56,7 +56,6 @@ def test_why_shows_a_group_and_the_numbers_of_the_batch(here: Path, cli: Cli) ->
         (("score", "length", "saved.jsonl", "--rescore", "run"), ("--rescore",)),
         (("score", "countdown", "--rescore", "run"), ("'numbers'",)),
         (("check", "lenght"), ("'length'",)),
-        (("check", "tiny.yaml", "--data", "saved.jsonl"), ("--data",)),
     ],
     ids=" ".join,
 )
