@@ -7,9 +7,7 @@ aliases), is a ValueError or a `UserError`, before anything is made of it.
 
 import json
 import math
-import os
 import re
-import stat
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from rl_reasoner.errors import UserError, did_you_mean
+from rl_reasoner.errors import UserError
 
 MOST_DIGITS = 300  # of a whole number: a float has some more
 MOST_DEPTH = 64  # lists and objects within each other
@@ -100,52 +98,6 @@ def yaml_value(text: str, loader: type[yaml.SafeLoader]) -> tuple[yaml.Node | No
         raise yaml.MarkedYAMLError(problem=f"an impossible value: {error}") from error
     finally:
         reader.dispose()
-
-
-def check_run(folder: Path) -> None:
-    """Raise `UserError` where `folder` is none of a run, with the run beside it that is meant."""
-    if (folder / "recipe.yaml").is_file():
-        return
-    around = folder.parent.iterdir() if folder.parent.is_dir() else ()
-    near = did_you_mean(folder.name, [p.name for p in around if (p / "recipe.yaml").is_file()])
-    what = "it has no recipe.yaml" if folder.is_dir() else "there is no such folder"
-    raise UserError(f"{folder} is not a run folder: {what}.{near or runs_beside(folder)}")
-
-
-def runs_beside(folder: Path, most: int = 5) -> str:
-    """` Runs there: a, b.`, the newest first, of `folder`'s own parent or of runs/.
-
-    An empty string where there are none.
-    """
-    for place in (folder.parent, Path("runs")):
-        around = list(place.iterdir()) if place.is_dir() else []
-        runs = [path for path in around if (path / "recipe.yaml").is_file()]
-        runs.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-        if runs:
-            more = f" and {len(runs) - most} more" if len(runs) > most else ""
-            return f" Runs there: {', '.join(map(str, runs[:most]))}{more}."
-    return ""
-
-
-def no_links(folder: Path) -> None:
-    """Raise `UserError` where a link lies in `folder`, at any depth: it would lead out of it.
-
-    Likewise for pipes and devices, which never end. For run folders, into which nothing of the kind
-    is ever written. The folder itself may be a link.
-    """
-    for place, folders, files in os.walk(folder):
-        for path in (Path(place, name) for name in (*folders, *files)):
-            try:
-                kind = path.lstat().st_mode
-            except FileNotFoundError:  # a run that trains has renamed it
-                continue
-            if stat.S_ISLNK(kind):
-                raise UserError(
-                    f"{path} is a link, which may lead outside the run: "
-                    "put a copy of its target in its place"
-                )
-            if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
-                raise UserError(f"{path} is neither file nor folder, and does not belong in a run")
 
 
 _TOO_DEEP = f"nested more than {MOST_DEPTH} deep"

@@ -1,11 +1,15 @@
-"""Where the sibling rooms (`rewards`, `recipes`, `data`) lie, in a clone and in a wheel; the cache.
+"""Where things lie: sibling rooms (`rewards`, `recipes`, `data`), the cache, runs, their policies.
 
-In a wheel they are sub-packages of `rl_reasoner`; in a clone they are folders beside it.
+In a wheel the rooms are sub-packages of `rl_reasoner`; in a clone they are folders beside it. What
+a run writes into its folder, and how it goes on, is `pipeline.run_folder`'s.
 """
 
 import os
 import shlex
+import stat
 from pathlib import Path
+
+from rl_reasoner.errors import UserError, did_you_mean
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -36,3 +40,83 @@ def cache_folder() -> Path:
         return folder.expanduser()
     except RuntimeError as error:
         raise FileNotFoundError(f"{folder}: {error} Set RL_REASONER_CACHE to a folder.") from error
+
+
+def check_run(folder: Path) -> None:
+    """Raise `UserError` where `folder` is none of a run, with the run beside it that is meant."""
+    if (folder / "recipe.yaml").is_file():
+        return
+    around = folder.parent.iterdir() if folder.parent.is_dir() else ()
+    near = did_you_mean(folder.name, [p.name for p in around if (p / "recipe.yaml").is_file()])
+    what = "it has no recipe.yaml" if folder.is_dir() else "there is no such folder"
+    raise UserError(f"{folder} is not a run folder: {what}.{near or runs_beside(folder)}")
+
+
+def runs_beside(folder: Path, most: int = 5) -> str:
+    """` Runs there: a, b.`, the newest first, of `folder`'s own parent or of runs/.
+
+    An empty string where there are none.
+    """
+    for place in (folder.parent, Path("runs")):
+        around = list(place.iterdir()) if place.is_dir() else []
+        runs = [path for path in around if (path / "recipe.yaml").is_file()]
+        runs.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+        if runs:
+            more = f" and {len(runs) - most} more" if len(runs) > most else ""
+            return f" Runs there: {', '.join(map(str, runs[:most]))}{more}."
+    return ""
+
+
+def no_links(folder: Path) -> None:
+    """Raise `UserError` where a link lies in `folder`, at any depth: it would lead out of it.
+
+    Likewise for pipes and devices, which never end. For run folders, into which nothing of the kind
+    is ever written. The folder itself may be a link.
+    """
+    for place, folders, files in os.walk(folder):
+        for path in (Path(place, name) for name in (*folders, *files)):
+            try:
+                kind = path.lstat().st_mode
+            except FileNotFoundError:  # a run that trains has renamed it
+                continue
+            if stat.S_ISLNK(kind):
+                raise UserError(
+                    f"{path} is a link, which may lead outside the run: "
+                    "put a copy of its target in its place"
+                )
+            if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+                raise UserError(f"{path} is neither file nor folder, and does not belong in a run")
+
+
+def policy_folder(path: Path) -> Path | None:
+    """The folder with the weights: `path` itself, or `policy/` in a run folder; None for no folder.
+
+    Raises `UserError` for a run that has none yet.
+    """
+    if not path.is_dir():
+        return None
+    if (path / "recipe.yaml").is_file():
+        if not (path / "policy" / "config.json").is_file():
+            resume = f"continue it ({resume_command(path)})"
+            stages = finished_stages(path)
+            also = f", or take that of its last finished stage: {stages[-1]}" if stages else ""
+            raise UserError(f"the run {path} has no policy/ yet: {resume}{also}")
+        return path / "policy"
+    return path
+
+
+def finished_stages(run: Path) -> list[Path]:
+    """The policy folders of the stages that a run has finished, in their order."""
+    found = (
+        (int(number), file.parent)
+        for file in run.glob("stages/*-*/policy/config.json")
+        if (number := file.parent.parent.name.partition("-")[0]).isdecimal()
+    )
+    return [folder for _, folder in sorted(found)]
+
+
+def run_of(policy: Path) -> Path | None:
+    """The run that a policy is of: the folder itself, or the one around a stage's policy."""
+    inside = policy.name in ("policy", "best") and policy.parent.parent.name == "stages"
+    run = policy.parents[2] if inside else policy
+    return run if (run / "recipe.yaml").is_file() else None

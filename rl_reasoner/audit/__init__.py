@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rl_reasoner.audit import hashes, records, rejudging, replaying
 from rl_reasoner.audit.findings import Audit, AuditFinding, as_finding
-from rl_reasoner.foreign import check_run, no_links
+from rl_reasoner.paths import check_run, no_links
 from rl_reasoner.pipeline.placement import choose_placement
 from rl_reasoner.pipeline.prepare import Prepared, prepare
 from rl_reasoner.policy.opening import quiet_libraries

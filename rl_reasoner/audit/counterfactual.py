@@ -21,7 +21,8 @@ from transformers import TrainerCallback
 from rl_reasoner.audit.replaying import scratch_of, step_to_replay, unlike_here
 from rl_reasoner.dataset.code_rows import continuing
 from rl_reasoner.errors import UserError
-from rl_reasoner.foreign import check_run, json_object, no_links
+from rl_reasoner.foreign import json_object
+from rl_reasoner.paths import check_run, no_links
 from rl_reasoner.pipeline.placement import Placement, choose_placement
 from rl_reasoner.pipeline.prepare import prepare
 from rl_reasoner.pipeline.why import read_step

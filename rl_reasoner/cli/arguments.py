@@ -54,7 +54,7 @@ def prompt_settings(
     A policy that is not a run's gets "auto" and no system prompt. An empty `system` means none; a
     run's own system prompt is used only with the run's own template.
     """
-    from rl_reasoner.policy.names import run_of
+    from rl_reasoner.paths import run_of
 
     folder = run_of(Path(policy).absolute())
     if folder is None:
@@ -71,7 +71,7 @@ def tool_settings(policy: str, tools: str | None, call_format: str | None) -> "T
 
     Raises `UserError`.
     """
-    from rl_reasoner.policy.names import run_of
+    from rl_reasoner.paths import run_of
     from rl_reasoner.recipe.load import load_recipe
     from rl_reasoner.recipe.tools import ToolSettings
     from rl_reasoner.tools import load_tools
@@ -95,7 +95,7 @@ def tool_settings(policy: str, tools: str | None, call_format: str | None) -> "T
 
 def environment_of(policy: str) -> "EnvironmentSettings | None":
     """What answered a run's policy when it was trained."""
-    from rl_reasoner.policy.names import run_of
+    from rl_reasoner.paths import run_of
     from rl_reasoner.recipe.load import load_recipe
 
     folder = run_of(Path(policy).absolute())

@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 from rl_reasoner.cli.arguments import Count, Flag, Json, Quiet, StageName
 from rl_reasoner.distributed.loading import load_for_good
 from rl_reasoner.errors import UserError
-from rl_reasoner.foreign import check_run
+from rl_reasoner.paths import check_run
 from rl_reasoner.report.console import emit, err, new_table
 
 _STYLE = {"held": "green", "differs": "bold red", "unchecked": "yellow"}

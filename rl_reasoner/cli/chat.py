@@ -86,7 +86,7 @@ class Reply:
 
 def _problem_of(policy: Path) -> str:
     """A problem of the data that the run of a policy was evaluated on; "" where there is none."""
-    from rl_reasoner.policy.names import run_of
+    from rl_reasoner.paths import run_of
 
     run = run_of(policy)
     for file in sorted((run / "evals").glob("*.rows.jsonl")) if run else ():

@@ -8,7 +8,7 @@ from tyro.conf import Positional, arg
 
 from rl_reasoner.cli.arguments import Flag, Json, Whole, check_writable
 from rl_reasoner.cli.progress import told_if_long
-from rl_reasoner.foreign import check_run
+from rl_reasoner.paths import check_run
 from rl_reasoner.report.console import emit, err, wrapped
 
 

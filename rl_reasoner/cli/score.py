@@ -137,6 +137,7 @@ def _call_all(*calls: Callable[[], Any]) -> list[Any]:
 def _score_rows(
     function: Callable[..., Any], reward: str, rows: Sequence[dict[str, Any]], source: str
 ) -> list[dict[str, Any]]:
+    from rl_reasoner.dataset.code_rows import columns_of
     from rl_reasoner.scoring.batch import POLICY_TEXT, score_batch
     from rl_reasoner.scoring.outcome import outcome_json
     from rl_reasoner.scoring.reward import Reward
@@ -153,8 +154,7 @@ def _score_rows(
         if not isinstance(own_text := row.get(POLICY_TEXT), str | None):
             mistake = f"{POLICY_TEXT!r} is {own_text!r:.40}, not the text that the policy wrote"
             raise UserError(f"{source}, row {number}: {mistake}")
-    names = dict.fromkeys(name for row in rows for name in row)
-    columns: dict[str, list[Any]] = {key: [row.get(key) for row in rows] for key in names}
+    columns: dict[str, list[Any]] = {n: [row.get(n) for row in rows] for n in columns_of(rows)}
     columns["prompts"] = [row.get("prompt", row.get("problem", "")) for row in rows]
     if "prompt" in columns:
         columns["prompt"] = columns["prompts"]

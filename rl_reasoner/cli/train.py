@@ -12,7 +12,7 @@ from rl_reasoner.cli.progress import told_if_long
 from rl_reasoner.distributed import launcher, processes
 from rl_reasoner.distributed.loading import load_for_good
 from rl_reasoner.errors import UserError
-from rl_reasoner.foreign import check_run
+from rl_reasoner.paths import check_run
 from rl_reasoner.report.console import emit, err, wrapped
 
 if TYPE_CHECKING:

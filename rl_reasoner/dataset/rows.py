@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from rl_reasoner.dataset.code_rows import code_row
+from rl_reasoner.dataset.code_rows import code_row, columns_of
 from rl_reasoner.dataset.conversations import plain_row
 from rl_reasoner.dataset.sets import check_set, read_rows
 from rl_reasoner.dataset.tasks.generate import careless, generate_problems
@@ -265,7 +265,7 @@ def _without_pictures(row: Row) -> Row:
 
 
 def _check_columns(rows: Sequence[Row], data: FileData) -> None:
-    there = {str(name): None for row in rows for name in row}
+    there = [str(name) for name in columns_of(rows)]
     lacking = [name for name in data.columns.values() if name not in there]
     if lacking:
         hint = did_you_mean(lacking[0], there) or f" It has: {', '.join(there)}."

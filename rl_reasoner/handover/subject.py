@@ -14,6 +14,7 @@ from rl_reasoner.dataset.rows import load_rows
 from rl_reasoner.dataset.templates import prompt_of, with_system
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.handover.rewards import RecipeRewards, judges_groups, task_text
+from rl_reasoner.paths import policy_folder
 from rl_reasoner.recipe.data import StageData, data_sources
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import GrpoStage, Stage
@@ -155,14 +156,8 @@ def start_source(recipe: Recipe, stage: GrpoStage) -> str:
     while (start := recipe.start_of(first)) is not None:
         first = before[start]
     source = getattr(first, "policy", None) or recipe.policy.source
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        return source
-    if (folder / "recipe.yaml").is_file():
-        folder = folder / "policy"
-        if not (folder / "config.json").is_file():
-            raise UserError(f"the run {source} has no policy/ yet: continue it, and hand over then")
-    return str(folder.resolve())
+    folder = policy_folder(Path(source).expanduser())
+    return str(folder.resolve()) if folder else source
 
 
 def _has_chat_template(source: str) -> bool | None:

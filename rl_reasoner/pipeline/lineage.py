@@ -17,7 +17,7 @@ from typing import Any
 from rl_reasoner.dataset.sets import find_set
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.files import sha256_of
-from rl_reasoner.policy.names import policy_folder
+from rl_reasoner.paths import policy_folder
 from rl_reasoner.recipe.data import AnyData, FileData, MixData, StageData, data_sources
 from rl_reasoner.recipe.environment import EnvironmentSettings
 from rl_reasoner.recipe.recipe import Evals, Recipe

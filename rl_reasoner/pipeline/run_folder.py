@@ -18,7 +18,8 @@ from typing import IO, Any
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.files import sha256_of, write_json, write_text
-from rl_reasoner.foreign import check_run, json_object, mapping, no_links
+from rl_reasoner.foreign import json_object, mapping
+from rl_reasoner.paths import check_run, no_links
 from rl_reasoner.recipe.locations import read_yaml, validate
 from rl_reasoner.recipe.recipe import Recipe
 

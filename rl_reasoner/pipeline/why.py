@@ -10,8 +10,8 @@ from typing import Any
 
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.files import read_jsonl
-from rl_reasoner.foreign import check_run, no_links
 from rl_reasoner.foreign import number as finite
+from rl_reasoner.paths import check_run, no_links
 from rl_reasoner.report.rollouts import in_turns, turns_of
 from rl_reasoner.scoring.ledger import entries, seconds_of_calls
 from rl_reasoner.types import Row

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from rl_reasoner import hub
 from rl_reasoner.errors import UserError, did_you_mean, unknown
-from rl_reasoner.foreign import runs_beside
-from rl_reasoner.paths import resume_command
+from rl_reasoner.paths import policy_folder, runs_beside
 
 SCRATCH_NAMES = {
     "deepseek-tiny": "like DeepSeek-V3: 8 experts, 2 and a shared one a token",
@@ -66,37 +65,3 @@ def locate(source: str) -> Iterator[str]:
         raise UserError(
             f"policy {source!r} is neither a folder nor available on the hub ({error}).{near}"
         ) from error
-
-
-def policy_folder(path: Path) -> Path | None:
-    """The folder with the weights: `path` itself, or `policy/` in a run folder; None for no folder.
-
-    Raises `UserError` for a run that has none yet.
-    """
-    if not path.is_dir():
-        return None
-    if (path / "recipe.yaml").is_file():
-        if not (path / "policy" / "config.json").is_file():
-            resume = f"continue it ({resume_command(path)})"
-            stages = finished_stages(path)
-            also = f", or take that of its last finished stage: {stages[-1]}" if stages else ""
-            raise UserError(f"the run {path} has no policy/ yet: {resume}{also}")
-        return path / "policy"
-    return path
-
-
-def finished_stages(run: Path) -> list[Path]:
-    """The policy folders of the stages that a run has finished, in their order."""
-    found = (
-        (int(number), file.parent)
-        for file in run.glob("stages/*-*/policy/config.json")
-        if (number := file.parent.parent.name.partition("-")[0]).isdecimal()
-    )
-    return [folder for _, folder in sorted(found)]
-
-
-def run_of(policy: Path) -> Path | None:
-    """The run that a policy is of: the folder itself, or the one around a stage's policy."""
-    inside = policy.name in ("policy", "best") and policy.parent.parent.name == "stages"
-    run = policy.parents[2] if inside else policy
-    return run if (run / "recipe.yaml").is_file() else None

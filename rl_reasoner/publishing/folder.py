@@ -19,9 +19,8 @@ from rl_reasoner.audit import Audit, audit_run
 from rl_reasoner.audit.hashes import part_of, stage_folders
 from rl_reasoner.errors import RunStopped, UserError, first_line
 from rl_reasoner.files import write_json, write_text
-from rl_reasoner.foreign import check_run, no_links
 from rl_reasoner.hub import is_name
-from rl_reasoner.paths import resume_command
+from rl_reasoner.paths import check_run, no_links, resume_command
 from rl_reasoner.pipeline.run_folder import HASHES, sealed_files
 from rl_reasoner.publishing.card import write_card
 from rl_reasoner.recipe.load import load_recipe

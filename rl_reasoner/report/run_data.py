@@ -16,7 +16,8 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.learning_alarms import Metrics, highest_of
 from rl_reasoner.evaluation.statistics import Interval
 from rl_reasoner.files import read_jsonl
-from rl_reasoner.foreign import json_value, mapping, no_links, number, yaml_value
+from rl_reasoner.foreign import json_value, mapping, number, yaml_value
+from rl_reasoner.paths import no_links
 from rl_reasoner.report.rollouts import Rollouts, read_rollouts, with_seconds
 from rl_reasoner.types import Row
 
