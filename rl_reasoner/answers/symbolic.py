@@ -30,7 +30,8 @@ def admissible(left: Node, right: Node) -> bool:
     if len(nodes) > MAX_NODES or len(letters(left) | letters(right)) > MAX_LETTERS:
         return False
     for node in nodes:
-        limit = {"pow": MAX_POWER, "fact": MAX_SYMBOLIC_FACTORIAL}.get(node.op)
+        kind = "fact" if node.name == "factorial2" else node.op
+        limit = {"pow": MAX_POWER, "fact": MAX_SYMBOLIC_FACTORIAL}.get(kind)
         numbers = [abs(n.number) for n in walk(node) if n.number is not None] if limit else []
         if limit and any(number > limit for number in numbers):
             return False
@@ -122,7 +123,7 @@ _NAMES = {
 }  # fmt: skip
 _KNOWN = names(
     "asin acos atan sin cos tan cot sec csc sinh cosh tanh log exp Abs binomial floor ceiling Mod"
-    " Max Min factorial gcd lcm sign erf"
+    " Max Min factorial factorial2 gcd lcm sign erf"
 )
 
 

@@ -248,7 +248,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 def _in_words(name: str, before: Any, now: Any) -> str:
     if name == "from" or name.partition(".")[0] in ("files", "teacher", "reuse", "code"):
         what = {"from": "starting policy"}.get(name, name.partition(".")[2] or name)
-        return f"{what} changed"
+        return f"{what} {'added' if before is None else 'left out' if now is None else 'changed'}"
     return f"{name} {before} -> {now}"
 
 

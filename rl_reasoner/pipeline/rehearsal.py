@@ -39,7 +39,7 @@ from rl_reasoner.scoring.batch import POLICY_TEXT, score_own_rows
 from rl_reasoner.scoring.limits import Limits
 from rl_reasoner.scoring.outcome import NOT_ITS_ROW, failed, outcome_json, usable
 from rl_reasoner.scoring.rule import rule_of, total
-from rl_reasoner.types import Fault, Outcome, Prompt, Rollout, Row
+from rl_reasoner.types import Outcome, Prompt, Rollout, Row
 
 _ROWS = 8  # that groups are sampled for
 _PROBE = 16  # tokens of a completion that tell how fast a policy is
@@ -255,7 +255,7 @@ def _reward(name: str, outcomes: Sequence[Outcome], needed: bool, unlike: str) -
     """
     scores = [score for score in outcomes if score != NOT_ITS_ROW]
     values = [value for score in scores if not math.isnan(value := usable(score))]
-    faults = [score for score in scores if isinstance(score, Fault)]
+    faults = [score for score in scores if failed(score)]
     silent = len(scores) - len(values) - len(faults)
     mean = f"mean {sum(values) / len(values):.3g}" if values else "no score"
     message = f"{name}: {mean} on {len(scores)} completions, {len(faults)} faults"
@@ -265,10 +265,10 @@ def _reward(name: str, outcomes: Sequence[Outcome], needed: bool, unlike: str) -
     message += f"; {reason}" if reason else ""
     if unlike:
         message += "; only that it runs is judged: the stage will score another policy"
-    bad, none = sum(map(failed, scores)), bool(scores) and not values
-    if len(faults) * 2 > len(scores) or (none and (bad or (needed and not unlike))):
+    none = bool(scores) and not values
+    if len(faults) * 2 > len(scores) or (none and (faults or (needed and not unlike))):
         return Notice("reward", "failed", message, "fix the reward")
-    return warn_if(bool(bad) or none, "reward", message, "fix the reward")
+    return warn_if(bool(faults) or none, "reward", message, "fix the reward")
 
 
 def _variance(stage: GrpoStage, flat: FlatGroups) -> Notice:

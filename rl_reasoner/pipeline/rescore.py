@@ -25,10 +25,10 @@ from rl_reasoner.scoring.batch import (
     score_batch,
     score_own_rows,
 )
-from rl_reasoner.scoring.outcome import outcome_json, usable
+from rl_reasoner.scoring.outcome import failed, outcome_json, usable
 from rl_reasoner.scoring.registry import load_reward
 from rl_reasoner.scoring.reward import Reward, name_of
-from rl_reasoner.types import Fault, Row
+from rl_reasoner.types import Row
 
 
 @dataclass
@@ -121,7 +121,7 @@ def _rescore_step(
     own = any(row.get(APPLIES) and applies(name, row[APPLIES]) for row in data)
     score = score_own_rows if own else score_batch  # a reward that is new to the run: on all rows
     outcomes = score(reward, [rollout["completion"] for rollout in batch], columns)
-    rescoring.faults += sum(isinstance(outcome, Fault) for outcome in outcomes)
+    rescoring.faults += sum(map(failed, outcomes))
     rescoring.abstained += sum(
         outcome_json(outcome)["outcome"] == "abstain" for outcome in outcomes
     )

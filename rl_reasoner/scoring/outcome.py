@@ -57,7 +57,10 @@ def failed(outcome: Outcome) -> bool:
 
 
 def outcome_json(outcome: Outcome) -> dict[str, Any]:
-    """The outcome as JSON values: value, reason, outcome ("score", "abstain", "fault"), parts."""
+    """The outcome as JSON values: value, reason, outcome ("score", "abstain", "fault"), parts.
+
+    A number that is none (NaN, infinite, huge) is a fault, as it is in the metrics.
+    """
     if isinstance(outcome, Fault):
         return {"value": None, "reason": outcome.message, "outcome": "fault"}
     number = usable(outcome)
@@ -65,7 +68,7 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
     reason = outcome.reason
     if value is None and outcome.value is not None:
         reason = f"not a usable number: {outcome.value}. {reason}".strip()
-    judged = "abstain" if value is None else "score"
+    judged = "fault" if failed(outcome) else "abstain" if value is None else "score"
     row: dict[str, Any] = {"value": value, "reason": reason, "outcome": judged}
     parts = {name: part if math.isfinite(part) else None for name, part in outcome.parts.items()}
     return {**row, "parts": parts} if parts else row

@@ -51,7 +51,7 @@ from rl_reasoner.training.overlapped_rewards import OverlappedRewards
 from rl_reasoner.training.packed_forward import is_on
 from rl_reasoner.training.rollout_batch import RolloutBatch
 from rl_reasoner.training.trl_internals import put_on
-from rl_reasoner.types import Completion, Fault, Outcome, Score
+from rl_reasoner.types import Completion, Outcome, Score
 
 logger = logging.getLogger(__name__)
 _NOT_OF_DATA = frozenset({"prompt", "completion", POLICY_TEXT, POLICY_IDS})
@@ -388,7 +388,7 @@ class RewardPass:
         if not batch.earlier:
             self._faults.clear()
         for name, scores in zip(names, outcomes, strict=True):
-            self._faults[name] += sum(isinstance(score, Fault) for score in scores)
+            self._faults[name] += sum(map(failed, scores))
         out = self._taken_out(outcomes)
         table = torch.tensor([*values, *faults, out], dtype=torch.float32, device=device).T
         gathered: Tensor = trainer.accelerator.gather(table.contiguous())
@@ -457,9 +457,9 @@ def seeds_of_rows(place: Sequence[object], count: int) -> list[int]:
 def _first_faults(outcomes: Sequence[Sequence[Outcome]]) -> Iterator[str]:
     """The first faults of the rows at hand, for whoever has to fix the reward."""
     faults = (
-        f"row {i + 1} of the batch: {score.message}"
+        f"row {i + 1} of the batch: {outcome_json(score)['reason']}"
         for scores in outcomes
         for i, score in enumerate(scores)
-        if isinstance(score, Fault)
+        if failed(score)
     )
     yield from islice(faults, _SHOWN)

@@ -10,6 +10,8 @@ from support.verdicts import rows
 
 UNEQUAL = {
     "exact values": [
+        ("720", "3!!"),
+        ("(2n-1)!!", "(2n)!"),
         (r"\frac27", "0.29"),
         (r"\frac27", "0.2857"),
         (r"\frac13", "0.33"),

@@ -50,3 +50,10 @@ def test_of_a_run_as_policy_only_its_policy_counts(tmp_path: Path) -> None:
         assert with_new_fields(recipe, stage, older, before) == older
         (run / "policy/config.json").write_text(str(before))
         assert facts(recipe) != before
+
+
+def test_what_came_and_went_is_not_called_changed() -> None:
+    before = {"files": {"a.jsonl": "1", "b.jsonl": "2"}, "code": {"x.py:f": "3"}}
+    now = {"files": {"a.jsonl": "9"}, "code": {"x.py:f": "3", "x.py:g": "4"}}
+    told = differences(before, now)
+    assert told == "a.jsonl changed, b.jsonl left out, x.py:g added"

@@ -125,9 +125,11 @@ def test_a_reward_that_judges_nothing_ends_the_training(
     assert trainer.state.global_step == 2
 
 
-@pytest.mark.parametrize("value", ["None", "math.nan"])
-def test_a_recipe_whose_rows_all_abstain_does_not_end_as_if_it_had_learned(
-    value: str, tmp_path: Path
+@pytest.mark.parametrize(
+    ("value", "told"), [("None", "abstained on 32 of 32"), ("math.nan", "32 completions, 32 faults")]
+)
+def test_a_recipe_whose_rows_get_no_reward_does_not_end_as_if_it_had_learned(
+    value: str, told: str, tmp_path: Path
 ) -> None:
     source = (
         "import math\n\nfrom rl_reasoner import reward\n\n\n"
@@ -138,7 +140,7 @@ def test_a_recipe_whose_rows_all_abstain_does_not_end_as_if_it_had_learned(
     placement = choose_placement(wanted)
     [rehearsed] = rehearse(wanted, placement, prepare(wanted, placement), policy)
     found = [n for n in rehearsed.notices if n.check == "reward"]
-    assert [n.status for n in found] == ["failed"] and "abstained on 32 of 32" in found[0].message
+    assert [n.status for n in found] == ["failed"] and told in found[0].message
     with pytest.raises(RewardsFailed, match="no row got a reward in any of 1 steps"):
         train(wanted, quiet=True)
 

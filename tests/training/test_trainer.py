@@ -133,9 +133,9 @@ def test_trl_gives_its_rows_as_the_trainer_reads_them(folder: Path, tmp_path: Pa
             "fault",
             "'raises_sometimes': ZeroDivisionError: odd length at failing_",
         ),
-        (nan, "abstain", "not a usable number: nan"),
-        (infinite, "abstain", "not a usable number: inf"),
-        (huge, "abstain", "not a usable number: 1e+38"),
+        (nan, "fault", "not a usable number: nan"),
+        (infinite, "fault", "not a usable number: inf"),
+        (huge, "fault", "not a usable number: 1e+38"),
         (text, "fault", "'text' returned str ('1.0')"),
         (nothing, "abstain", "returned None"),
     ],
@@ -188,6 +188,16 @@ def test_when_every_reward_call_faults_the_run_ends(
     function = reward(broken) if decorated else broken
     with pytest.raises(RewardsFailed, match=r"'broken': OSError: the judge is away"):
         build(GRPOTrainer, folder, function, tmp_path).train()
+
+
+def test_where_no_call_gives_a_number_the_error_says_what_it_gave(
+    folder: Path, tmp_path: Path
+) -> None:
+    def lost(completion: str) -> float:
+        return float("nan")
+
+    with pytest.raises(RewardsFailed, match=r"row 1 of the batch: not a usable number: nan"):
+        build(GRPOTrainer, folder, reward(lost), tmp_path).train()
 
 
 def test_a_reward_that_only_faults_leaves_the_other_where_it_is_optional(

@@ -145,6 +145,22 @@ def whole_numbers(values: list[Value], name: str) -> list[int]:
     return [int(value) for value in values]
 
 
+def double_factorial(ev: Evaluator, values: list[Value]) -> Value:
+    """n!! = n (n - 2) (n - 4) …; exact for whole numbers, 0!! = (-1)!! = 1."""
+    if len(values) != 1:
+        raise Undefined("a double factorial of one number")
+    n = values[0]
+    if not isinstance(n, Fraction) or n.denominator != 1:
+        z = ev.number(n)  # mpmath's fac2, within our bounds
+        turned = (ev.mp.pi / 2) ** ((ev.mp.cos(ev.mp.pi * z) - 1) / 4)
+        return gamma(ev, z / 2 + 1) * ev.mp.mpf(2) ** (z / 2) * turned
+    if n < -1:
+        raise Undefined("the double factorial of a negative number")
+    if n > MAX_FACTORIAL:
+        raise TooLarge(f"a double factorial beyond {MAX_FACTORIAL}")
+    return Fraction(math.prod(range(int(n), 0, -2)))
+
+
 def remainder(ev: Evaluator, values: list[Value]) -> Value:
     """a mod b with the sign of b."""
     if len(values) != 2 or values[1] == 0:
@@ -226,6 +242,7 @@ _WHOLE: dict[str, Callable[[Evaluator, list[Value]], Value]] = {
     "lcm": lambda ev, values: Fraction(math.lcm(*whole_numbers(values, "lcm"))),
     "mod": remainder,
     "binom": binomial,
+    "factorial2": double_factorial,
     "max": extreme(max),
     "min": extreme(min),
     "log": logarithm,

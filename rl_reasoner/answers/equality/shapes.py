@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from rl_reasoner.answers.equality.arithmetic import TooLarge, Undefined
 from rl_reasoner.answers.equality.values import equal
-from rl_reasoner.answers.tree import Node, is_label, letters, spelled, walk
+from rl_reasoner.answers.tree import Node, is_label, letters, names, spelled, walk
 
 _T = TypeVar("_T")
 MAX_EXPANDED = 16
@@ -258,6 +258,9 @@ def bases(nodes: Sequence[Node]) -> list[list[str]]:
     ]
 
 
+_OF_WHOLE_NUMBERS = names("mod binom factorial2 floor ceil gcd lcm")
+
+
 def needs_assumptions(node: Node) -> bool:
     """Whether equality may hang on letters being whole numbers, or on a sum in letters.
 
@@ -265,7 +268,7 @@ def needs_assumptions(node: Node) -> bool:
     """
     for part in walk(node):
         inside = any(letters(arg) for arg in part.args)
-        whole = part.op == "fact" or part.name in ("mod", "binom", "floor", "ceil", "gcd", "lcm")
+        whole = part.op == "fact" or part.name in _OF_WHOLE_NUMBERS
         power = part.op == "pow" and letters(part.args[1]) and _negative_base(part.args[0])
         if part.op == "sum" or (inside and (whole or power or _turns(part))):
             return True

@@ -194,7 +194,8 @@ class Expressions(Brackets):
         """`node` with factorials and primes."""
         while True:
             if self.take("!"):
-                node = Node("fact", (node,))
+                double = self.take("!")  # n!! is no factorial of n!
+                node = Node("call", (node,), "factorial2") if double else Node("fact", (node,))
             elif self.now.kind == "op" and self.now.text == "'":
                 self.at += 1
                 node = self.primed(node)
