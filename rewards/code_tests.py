@@ -11,12 +11,11 @@ from typing import Any
 
 from rl_reasoner import Column, Score, reward, sandbox
 from rl_reasoner.errors import unknown
-from rl_reasoner.language.thinking import CLOSE_THINK
+from rl_reasoner.language.fences import python_blocks
+from rl_reasoner.language.thinking import answer_part
 from rl_reasoner.sandbox.columns import list_tests
 
-_FENCE = re.compile(r" {0,3}(`{3,}+|~{3,}+)[ \t]*+([\w+-]*+)[^`]*+")
-_FENCE_LINE = re.compile(r"^ {0,3}(?:```|~~~)", re.MULTILINE)
-PYTHON = {"", "python", "python3", "py", "py3"}
+_FENCE_LINE = re.compile(r"^ {0,3}(?:```|~~~)", re.MULTILINE)  # deeper ones: of a docstring
 _EXTRACT = ("last", "first", "only", "whole", "any")
 _CREDIT = ("all", "fraction")
 _LONGEST_S = 60.0
@@ -35,10 +34,11 @@ def code_tests(
 ) -> Score:
     """1.0 when the program passes all `tests`, else 0.0; with credit="fraction" the share passed.
 
-    `extract` says which closed Python block is the program: "last", "first", "only" (there must be
-    one), "whole" (the completion itself is the program), or "any" (the last block, where there is
-    a fence, else the whole). `timeout_s` (seconds) and `memory_mb` are per test; a row whose
-    column `time_limit_s` allows more gets that, up to a minute.
+    `extract` says which closed Python block is the program (one without a language counts where no
+    other is Python, so that what a program prints is not taken for it): "last", "first", "only"
+    (there must be one), "whole" (the completion itself is the program), or "any" (the last block,
+    where there is a fence, else the whole). `timeout_s` (seconds) and `memory_mb` are per test; a
+    row whose column `time_limit_s` allows more gets that, up to a minute.
     """
     row = {"tests": tests, "time_limit_s": time_limit_s}
     limits: dict[str, Any] = {"memory_mb": memory_mb, "min_level": min_level}
@@ -104,36 +104,13 @@ def program_of(completion: str, extract: str) -> str | None:
     """The program in a completion by the policy `extract` (see `code_tests`); None for none."""
     if extract not in _EXTRACT:
         raise unknown("extract of code_tests", extract, _EXTRACT)
-    text = completion.rpartition(CLOSE_THINK)[2]
+    text = answer_part(completion)
     if extract == "whole" or (extract == "any" and not _FENCE_LINE.search(text)):
         return text
-    programs = [code for language, code in blocks(text) if language.lower() in PYTHON]
+    programs = [block.code for block in python_blocks(text)]
     if not programs or (extract == "only" and len(programs) > 1):
         return None
     return programs[0] if extract == "first" else programs[-1]
-
-
-def blocks(text: str, *, unclosed: bool = False) -> list[tuple[str, str]]:
-    """Language and content of each closed fenced block, in one pass over the lines.
-
-    A fence with a language inside a block starts a new block: the one before it was never closed.
-    `unclosed` also takes a last block that never closes.
-    """
-    found: list[tuple[str, str]] = []
-    opened: tuple[str, str] | None = None  # fence and language
-    lines: list[str] = []
-    for line in text.split("\n"):
-        fence, language = match.groups() if (match := _FENCE.fullmatch(line)) else ("", "")
-        if opened and fence.startswith(opened[0]) and not language:
-            found.append((opened[1], "\n".join(lines)))
-            opened = None
-        elif fence and (language or not opened):
-            opened, lines = (fence, language), []
-        else:
-            lines.append(line)
-    if opened and unclosed:
-        found.append((opened[1], "\n".join(lines)))
-    return found
 
 
 def _score(result: sandbox.SandboxResult, credit: str) -> Score:

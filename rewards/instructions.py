@@ -18,7 +18,10 @@ _CREDIT = ("all", "fraction")
 
 @reward(policy_text=True)
 def instructions(
-    completion: str, instructions: list[dict[str, Any]], credit: str = "all", loose: bool = False
+    completion: str,
+    instructions: list[dict[str, Any]] | str,
+    credit: str = "all",
+    loose: bool = False,
 ) -> Score:
     """1.0 when the answer follows all `instructions`, else 0.0; or the share that it follows.
 
@@ -27,7 +30,8 @@ def instructions(
     """
     if credit not in _CREDIT:
         raise unknown("credit of instructions", credit, _CREDIT)
-    wanted = _parsed(json.dumps(instructions))
+    given = instructions  # a cell of a CSV holds them as JSON; tables give numpy's numbers
+    wanted = _parsed(given if isinstance(given, str) else json.dumps(given, default=_plain))
     judged = verdicts(answer_part(completion), wanted, loose)
     right = sum(followed for followed, _ in judged)
     wrong = [
@@ -39,6 +43,10 @@ def instructions(
     reason = "; ".join(wrong)[:300] or "follows all instructions"
     share = right / len(wanted)
     return Score(share if credit == "fraction" else float(share == 1.0), reason, parts)
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 @lru_cache(maxsize=4096)

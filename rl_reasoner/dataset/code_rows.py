@@ -12,8 +12,10 @@ import functools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
+from rl_reasoner.language.fences import python_blocks
 from rl_reasoner.language.thinking import CLOSE_THINK
 from rl_reasoner.sandbox.columns import tests_of
 from rl_reasoner.scoring.reward import Reward
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _CALLED = re.compile(r"\b([A-Za-z_]\w*)\s*\(")
-_FENCE = re.compile(r"^ {0,3}(?:```|~~~)[ \t]*+(?:py|python|py3|python3)?[ \t]*+$", re.I | re.M)
 _BEGUN = ("problem", "entry_point")
 
 
@@ -66,13 +67,13 @@ def continue_program(row: Mapping[str, Any], completion: str) -> str:
     if not entry or not re.search(rf"^(async )?def {re.escape(str(entry))}\(", problem, re.M):
         return completion
     thinking, closing, answer = completion.rpartition(CLOSE_THINK)
-    fences = [*_FENCE.finditer(answer)]
-    if not fences:
+    found = python_blocks(answer, unclosed=True)
+    if not found:
         return f"{thinking}{closing}\n```python\n{problem}{_body(answer)}\n```\n"
     made, at = "", 0
-    for fence in fences[::2]:  # every second one closes
-        made += f"{answer[at : fence.start()]}```python\n{problem}"
-        at = fence.end()
+    for block in found:
+        made += answer[at : block.start] + indent(f"{problem.rstrip()}\n", block.indent)
+        at = block.start
     return thinking + closing + made + answer[at:]
 
 

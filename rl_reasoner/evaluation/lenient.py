@@ -25,8 +25,9 @@ from rl_reasoner.answers.extraction.extract import (
     spoken,
     thought_and_spoken,
 )
+from rl_reasoner.language.fences import fenced_blocks, python_blocks
 from rl_reasoner.language.thinking import CLOSE_ANSWER, CLOSE_THINK, OPEN_ANSWER
-from rl_reasoner.rewards.code_tests import PYTHON, blocks, program_of
+from rl_reasoner.rewards.code_tests import program_of
 
 _TEX = (
     r"\\[dt]?frac\s?\{[^{}]{1,40}\}\s?\{[^{}]{1,40}\}|\\sqrt\{[^{}]{1,40}\}|\\pi(?![a-z])"
@@ -146,13 +147,15 @@ def _programs(completion: str, options: Mapping[str, Any]) -> Iterator[PlacedAns
     """The last block of a completion, closed or not; without any, the code that it has."""
     extract = options.get("extract", "last")
     text = completion.rpartition(CLOSE_THINK)[2]
-    found = [(name, code) for name, code in blocks(text, unclosed=True) if code.strip()]
-    python = [code for name, code in found if name.lower() in PYTHON]
-    program = (python or [code for _, code in found] or [_bare(text)])[-1]
+    python, all_ = (
+        [block.code for block in found(text, unclosed=True) if block.code.strip()]
+        for found in (python_blocks, fenced_blocks)
+    )
+    program = (python or all_ or [_bare(text)])[-1]
     if program.strip() and program != program_of(completion, extract):
         fence = "~~~" if "```" in program else "```"
         whole = program if extract == "whole" else f"{fence}python\n{program}\n{fence}\n"
-        yield "last block" if found else "code without a fence", whole
+        yield "last block" if all_ else "code without a fence", whole
 
 
 def _bare(text: str) -> str:

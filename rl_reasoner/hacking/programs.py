@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from rl_reasoner import sandbox
 from rl_reasoner.dataset.code_rows import continue_program
+from rl_reasoner.foreign import number
 from rl_reasoner.hacking.window import IndependentVerdict
 from rl_reasoner.rewards.code_tests import program_of, time_of
 from rl_reasoner.sandbox.columns import list_tests
@@ -26,6 +27,7 @@ REFERENCES = ("reference_solution", "canonical_solution", "solution", "code", "c
 """Columns in which a row's reference program is looked for."""
 _NUMBER = re.compile(r"\d+")
 _INPUTS = 6  # mutated inputs of a program
+_NEAR = 1e-6  # between floats, where the tests do not allow more
 _LEAST = 3  # below which they tell nothing
 _VALUES = 3  # different answers of the tests, from which on one answer for all is a list's
 _HARNESS = """
@@ -116,7 +118,8 @@ def judge_program(
     known = [(w, g) for w, g in zip(wanted, given, strict=True) if w[0]]
     if len(known) < _LEAST:
         return "cannot tell", "the reference program gives no values on mutated inputs"
-    right = sum(g[0] and _alike(w[1], g[1]) for w, g in known)
+    near = max([_NEAR, *map(_tolerance_of, row["tests"])])
+    right = sum(g[0] and _alike(w[1], g[1], near) for w, g in known)
     words = f"right on {right} of {len(known)} mutated inputs, by the row's reference program"
     return ("agrees" if 2 * right >= len(known) else "disagrees"), words
 
@@ -198,12 +201,19 @@ def _defines(program: str, name: str) -> bool:
     return any(isinstance(part, ast.FunctionDef) and part.name == name for part in body)
 
 
-def _alike(wanted: Any, given: Any) -> bool:
-    """Whether two values are the same, floats within 1e-6, lists and tuples alike."""
+def _tolerance_of(test: Any) -> float:
+    """What a test allows between numbers; 0 for what does not say."""
+    said = number(test.get("tolerance")) if isinstance(test, Mapping) else None
+    return said or 0.0
+
+
+def _alike(wanted: Any, given: Any, near: float) -> bool:
+    """Whether two values are the same, floats within `near`, lists and tuples alike."""
     if isinstance(wanted, float) and isinstance(given, int | float):
-        return math.isclose(wanted, given, rel_tol=1e-6, abs_tol=1e-9)
+        return math.isclose(wanted, given, rel_tol=near, abs_tol=near if near > _NEAR else 1e-9)
     if isinstance(wanted, list | tuple) and isinstance(given, list | tuple):
-        return len(wanted) == len(given) and all(map(_alike, wanted, given))
+        pairs = zip(wanted, given, strict=False)
+        return len(wanted) == len(given) and all(_alike(w, g, near) for w, g in pairs)
     return bool(wanted == given)
 
 
@@ -222,6 +232,7 @@ def _call_of(test: object) -> _Called | None:
     if isinstance(test, Mapping):
         name, args = test.get("call"), test.get("args")
         plain = isinstance(name, str) and name.isidentifier() and isinstance(args, list)
+        plain = plain and not test.get("kwargs")  # these are not mutated
         return _Called(str(name), list(args or ()), test.get("expected")) if plain else None
     return _read_assert(test) if isinstance(test, str) and len(test) < 4000 else None
 

@@ -5,10 +5,15 @@ exception that a question ended in, as it comes. What one question ends in conce
 """
 
 import hashlib
+import inspect
+import sys
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Protocol
+
+import cloudpickle
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.judging.prompts import Chat
@@ -152,11 +157,31 @@ class FunctionBackend:
 def _function(given: Callable[..., Any] | str) -> tuple[Callable[..., Any], str]:
     """The function, and a name by which its replies are kept: of a file with its content."""
     if not isinstance(given, str):
-        return given, f"{given.__module__}.{given.__qualname__}"
+        named = getattr(given, "__qualname__", type(given).__qualname__)
+        return given, f"{given.__module__}.{named} {_digest_of(given)}"
     name, colon, attribute = given.rpartition(":")
     if not colon:
         raise UserError(f"judge: function {given!r}: write FILE.py:NAME or MODULE:NAME")
     function = function_of(import_module_of(name, given, "judge"), attribute, given)
     file = Path(name).expanduser()
+    if not file.is_file():
+        file = Path(getattr(sys.modules.get(name), "__file__", None) or name)
     content = file.read_bytes() if file.is_file() else b""
     return function, f"{given} {hashlib.sha256(content).hexdigest()}"
+
+
+def _digest_of(function: Callable[..., Any]) -> str:
+    """What stands for what a function does: its file, and what it closes over as a copy has it.
+
+    One that cannot be copied shares replies with nothing, not even with itself in another run.
+    """
+    try:
+        file = inspect.getsourcefile(function if inspect.isroutine(function) else type(function))
+        source = Path(file).read_bytes() if file and Path(file).is_file() else b""
+    except TypeError:  # of no file
+        source = b""
+    try:
+        content = cloudpickle.dumps(function)
+    except Exception:  # an object's own __reduce__ may raise anything
+        content = uuid.uuid4().bytes
+    return hashlib.sha256(source + content).hexdigest()

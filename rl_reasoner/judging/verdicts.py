@@ -8,13 +8,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from rl_reasoner.foreign import json_value
 from rl_reasoner.judging.rubric import Rubric
-from rl_reasoner.language.thinking import CLOSE_THINK
+from rl_reasoner.language.thinking import answer_part
 from rl_reasoner.types import Rollout
 
 REPLY_CHARS = 1 << 16
@@ -25,14 +25,21 @@ _REFUSED = re.compile(
 )
 
 
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_Whole = Annotated[int, BeforeValidator(_whole)]  # some servers write 4.0
+
+
 class _Reply(BaseModel):
     """The fields of a verdict; others are passed over."""
 
     model_config = ConfigDict(strict=True)
 
-    points: dict[str, int] | None = None
+    points: dict[str, _Whole] | None = None
     ranking: list[str] | None = Field(default=None, max_length=64)
-    reason: str = ""
+    reason: str | None = None
     unsure: bool = False
 
 
@@ -68,7 +75,7 @@ def read_points(reply: Rollout, rubric: Rubric) -> Points | Void:
     for name, points in found.points.items():
         if not 0 <= points <= rubric.points:
             return Void("malformed", f"{name} has {points} of {rubric.points} points")
-    return Points(found.points, found.reason[:200])
+    return Points(found.points, (found.reason or "")[:200])
 
 
 def read_ranking(reply: Rollout, labels: Sequence[str]) -> list[str] | Void:
@@ -84,7 +91,7 @@ def read_ranking(reply: Rollout, labels: Sequence[str]) -> list[str] | Void:
 
 
 def _read(reply: Rollout) -> _Reply | Void:
-    text = reply.text.rpartition(CLOSE_THINK)[2].strip()
+    text = answer_part(reply.text).strip()
     if len(text) > REPLY_CHARS:
         return Void("huge", f"{len(text):,} characters")
     start, end = text.find("{"), text.rfind("}")

@@ -44,7 +44,8 @@ class CountedClient(httpx.Client):
 
     def __init__(self, counts: Counts, timeout_s: float) -> None:
         limits = httpx.Limits(**CONNECTIONS)
-        super().__init__(follow_redirects=True, timeout=timeout_s, limits=limits)
+        headers = {"Accept-Encoding": "identity"}  # a small body could unpack to any size
+        super().__init__(follow_redirects=True, timeout=timeout_s, limits=limits, headers=headers)
         self.counts = counts
         self.timeout_s = timeout_s
 
@@ -54,6 +55,9 @@ class CountedClient(httpx.Client):
         try:
             ends = time.monotonic() + self.timeout_s
             response = super().send(request, stream=True, **options)
+            if (packed := response.headers.get("Content-Encoding", "identity")) != "identity":
+                response.close()
+                raise httpx.ReadError(f"the reply is packed ({packed})", request=request)
             response.stream = _Bounded(response.stream, ends, request, self.counts)
             try:
                 response.read()

@@ -20,6 +20,7 @@ from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.language.identification import check_language, language_share
 from rl_reasoner.language.units import (
     bullets,
+    comparable,
     has_word,
     ideographs,
     normalised,
@@ -358,8 +359,8 @@ def _paragraph_starts(text: str, args: Args) -> Followed:
     blocks = paragraphs(text)
     if len(blocks) < args["paragraph"]:
         return False, f"{len(blocks)} paragraphs"
-    first = blocks[args["paragraph"] - 1].lstrip(" \t\"'“‘*#([").casefold()
-    wanted = args["word"].casefold()
+    first = comparable(blocks[args["paragraph"] - 1].lstrip(" \t\"'“‘*#(["))
+    wanted = comparable(args["word"])
     return first.startswith(wanted) and has_word(first[: len(wanted) + 1], wanted) > 0, first[:30]
 
 

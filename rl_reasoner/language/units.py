@@ -30,6 +30,7 @@ _WORD = re.compile(
 # Joiners and marks that are not seen. The emoji joiner goes too: emoji are no words.
 _UNSEEN = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad\u200e\u200f\u061c"))
 _UNSEEN |= dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
+_APOSTROPHES = dict.fromkeys(map(ord, "’‘ʼ"), "'")
 _NEVER = """
 mr mrs ms dr prof rev gen st mt vs e.g i.e cf al approx dept capt sgt col hon messrs mmes
 jan feb mar apr jun jul aug sept sep oct nov dec
@@ -184,17 +185,22 @@ def _lines(text: str, kind: re.Pattern[str]) -> list[tuple[str, re.Match[str]]]:
     return items
 
 
+def comparable(text: str) -> str:
+    """`text` as phrases are looked for in it: case, white space and kind of apostrophe made one."""
+    return " ".join(normalised(text).translate(_APOSTROPHES).casefold().split())
+
+
 def has_word(text: str, word: str) -> int:
-    """How often a word or phrase stands in a text, whatever its case; whole words only.
+    """How often a word or phrase stands in a text (see `comparable`); whole words only.
 
     Where it begins or ends with a Chinese character, what stands beside it does not matter.
     """
-    wanted = normalised(word).casefold().strip()
+    wanted = comparable(word)
     if not wanted:
         return 0
     before = "" if not _alone(wanted[0]) else rf"(?<!{_LETTER})(?<!_)"
     after = "" if not _alone(wanted[-1]) else rf"(?!{_LETTER}|_)"
-    return len(re.findall(f"{before}{re.escape(wanted)}{after}", normalised(text).casefold()))
+    return len(re.findall(f"{before}{re.escape(wanted)}{after}", comparable(text)))
 
 
 def _alone(character: str) -> bool:

@@ -208,9 +208,11 @@ def _kind(tree: Tree, loose: bool) -> tuple[str, Any]:
 def _numbers_equal(a: Any, b: Any, tolerance: float) -> bool:
     if a == b:
         return True
-    if not tolerance or isinstance(a, Decimal) or isinstance(b, Decimal):
+    if not tolerance:
         return False
     try:
+        if isinstance(a, Decimal) or isinstance(b, Decimal):  # these do not add to floats
+            a, b = (float(x) if isinstance(x, Decimal) else x for x in (a, b))
         allowed = tolerance * max(1.0, abs(b))  # infinite where b is: then nothing else is near
         return bool(math.isfinite(allowed) and abs(a - b) <= allowed)  # False for nan
     except OverflowError:

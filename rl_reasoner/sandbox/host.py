@@ -30,7 +30,11 @@ _GRACE_S = 5.0
 _PASSED_ON = ("LD_LIBRARY_PATH",)  # some Pythons do not start without; programs do not see it
 _SAME_HASHES = {"PYTHONHASHSEED": "0"}  # a program prints a set in the same order in every run
 _SCIENCE = ("numpy", "sympy", "mpmath")
-_SCIENCE_IMPORT = re.compile(r"^[^\S\n]*(?:import|from)\s+(?:numpy|sympy|mpmath)\b", re.MULTILINE)
+# Anywhere in a statement, and generous: a program that only names one of them gets it, too.
+_SCIENCE_IMPORT = re.compile(
+    r"(?:^|[;:])[^\S\n]*+(?:from\s+|import\s(?:[^\n;]*?[\s,])??)(?:numpy|sympy|mpmath)\b",
+    re.MULTILINE,
+)
 # The sandbox's own modules under their own names, without what their packages import.
 _BOOT = """
 import sys, types

@@ -26,7 +26,7 @@ _RUNNER = "/unittest/main.py"
 _SHOWN = ("__name__", "__doc__")
 # By these libraries use files and mappings: what they get is data.
 _USED = {"keys", "read", "readline", "write", "close"}
-# Names that tests use without importing them, and that no task asks to write: the judge's own.
+# Names that tests use without importing them: the judge's own, where a test asks for more.
 _KNOWN = {
     "Counter": "collections", "OrderedDict": "collections", "defaultdict": "collections",
     "deque": "collections", "namedtuple": "collections", "Decimal": "decimal",
@@ -34,6 +34,8 @@ _KNOWN = {
     "Tuple": "typing", "Set": "typing", "Optional": "typing", "Any": "typing", "Union": "typing",
 }  # fmt: skip
 _ALIASES = {"np": "numpy", "numpy": "numpy", "sympy": "sympy"}
+_MODULES = {*_ALIASES, *sys.stdlib_module_names}
+_BUILTIN = set(dir(builtins))
 
 
 def judge_test(test: str, descriptor: int) -> str:
@@ -138,35 +140,34 @@ class _Judge:
     def define(self, tree: ast.Module, namespace: dict[str, Any]) -> None:
         """Put what the test needs and does not define into its namespace.
 
-        Builtins stay the judge's own, and so do standard modules of which the test takes
-        attributes, for the program's could be anything. Only where a test names nothing else of
-        the program is what it calls a builtin the program's, which then must have it: what it
-        hands to its own functions (`check(sorted)`), or else all it uses.
+        Builtins stay the judge's own, and so do `_KNOWN` names and standard modules of which the
+        test takes attributes, for the program's could be anything. Only where a test names nothing
+        else of the program are they the program's, which then must have one: what the test hands
+        to its own functions (`check(sorted)`), or else all it uses.
         """
         self._tree = tree
         self._guard.watch(tree)
         used, dotted, handed = _names(tree)
-        own = used & set(dir(builtins))
-        asked = [self._define(name, name in dotted, namespace) for name in sorted(used - own)]
+        own = {n for n in used if n in _BUILTIN or n in _KNOWN or (n in dotted and n in _MODULES)}
+        for name in sorted(own - _BUILTIN):
+            at = _KNOWN.get(name)
+            module = importlib.import_module(at or _ALIASES.get(name, name))
+            namespace[name] = getattr(module, name) if at else module
+        asked = [self._asked(name, namespace) for name in sorted(used - own)]
         if not any(asked) and own:
             named = handed & own or own
-            asked = [self._define(name, False, namespace) for name in sorted(named)]
+            asked = [self._asked(name, namespace) for name in sorted(named)]
             if not any(asked):
                 raise NameError(f"the program defines none of {', '.join(sorted(named))}")
         self._exchange(["get", ""])  # a program that does not load passes nothing
 
-    def _define(self, name: str, dotted: bool, namespace: dict[str, Any]) -> bool:
-        """Give one name its value; whether that is the program's."""
-        if dotted and (name in _ALIASES or name in sys.stdlib_module_names):
-            namespace[name] = importlib.import_module(_ALIASES.get(name, name))
-        elif name in _KNOWN:
-            namespace[name] = getattr(importlib.import_module(_KNOWN[name]), name)
-        else:
-            answer = self._exchange(["get", name])
-            if answer[0] == "value" and len(answer) == 3:
-                namespace[name] = self._decode(answer[1])
-                return True
-        return False
+    def _asked(self, name: str, namespace: dict[str, Any]) -> bool:
+        """Give a name what the program has by it; whether it has."""
+        answer = self._exchange(["get", name])
+        found = answer[0] == "value" and len(answer) == 3
+        if found:
+            namespace[name] = self._decode(answer[1])
+        return found
 
     def names(self, name: str, asker: FrameType) -> bool:
         """Whether it is the test that wants the attribute `name`, or a library for itself.

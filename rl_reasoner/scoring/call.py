@@ -15,6 +15,9 @@ from rl_reasoner.scoring.outcome import as_score, faulted
 from rl_reasoner.scoring.reward import Reward, name_of
 from rl_reasoner.types import Completion, Fault, Outcome
 
+# What a reward may raise without ending the run; Ctrl-C is not the reward's. Some clients raise
+# CancelledError, and sys.exit on a thread of the trainer would end it, with status 0.
+_FAULTS = (Exception, SystemExit, asyncio.CancelledError)
 CONCURRENT = 16
 """Rows that an asynchronous reward judges at the same time."""
 
@@ -43,11 +46,14 @@ def call_reward(
     elif fn.is_async:
         yield from loop.run(_gathered(fn, completions, columns, timeout_s))
     else:
-        yield from _rows(fn, completions, columns)
+        yield from _rows(fn, completions, columns, loop)
 
 
 def _rows(
-    fn: Reward, completions: Sequence[Completion], columns: Mapping[str, Any]
+    fn: Reward,
+    completions: Sequence[Completion],
+    columns: Mapping[str, Any],
+    loop: asyncio.Runner,
 ) -> Iterator[Outcome]:
     started, count = time.perf_counter(), len(completions)
     if fn.many is not None:
@@ -55,15 +61,18 @@ def _rows(
             values = fn.values_of_all(completions, columns)
             yield from _shared([_scored(values[i], fn) for i in range(count)], started)
             return
-        except Exception:
+        except _FAULTS:
             started = time.perf_counter()  # the rows one by one say which is at fault
     found: dict[int, Outcome] = {}
     at = 0  # the row that is due
     for unit in fn.groups(columns, count):
         outcomes: Sequence[Outcome]
         try:
-            outcomes = _of_unit(fn, fn.given(unit, completions, columns), len(unit))
-        except Exception as error:
+            value = fn.given(unit, completions, columns)
+            if inspect.isawaitable(value):  # of a wrapper that is no coroutine function itself
+                value = loop.run(_awaited(value))
+            outcomes = _of_unit(fn, value, len(unit))
+        except _FAULTS as error:
             outcomes = [faulted(fn.name, error, fn=fn)] * len(unit)
         found |= zip(unit, _shared(outcomes, started), strict=True)
         started = time.perf_counter()
@@ -91,14 +100,18 @@ async def _gathered(
         async with free:
             started = time.perf_counter()
             outcomes: Sequence[Outcome]
+            bound = asyncio.timeout(timeout_s)
             try:
-                result = fn.given(unit, completions, columns)
-                outcomes = _of_unit(fn, await asyncio.wait_for(result, timeout_s), len(unit))
-            except TimeoutError:
-                late = f"reward {fn.name!r}: no reply within {timeout_s:g} s"
-                outcomes = [Fault(late, "timeout")] * len(unit)
-            except Exception as error:
-                outcomes = [faulted(fn.name, error, fn=fn)] * len(unit)
+                async with bound:
+                    value = await fn.given(unit, completions, columns)
+                outcomes = _of_unit(fn, value, len(unit))
+            except _FAULTS as error:
+                task = asyncio.current_task()
+                if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
+                    raise  # Ctrl-C
+                late = Fault(f"reward {fn.name!r}: no reply within {timeout_s:g} s", "timeout")
+                fault = late if bound.expired() else faulted(fn.name, error, fn=fn)
+                outcomes = [fault] * len(unit)
             found.update(zip(unit, _shared(outcomes, started), strict=True))
 
     await asyncio.gather(*map(one, fn.groups(columns, len(completions))))
@@ -117,7 +130,7 @@ def _batch(
         values = fn(completions=completions, **columns)
         if inspect.isawaitable(values):
             values = loop.run(_awaited(values))
-    except Exception as error:
+    except _FAULTS as error:
         yield from _shared([faulted(name, error, fn=fn)] * len(completions), started)
         return
     try:
@@ -139,7 +152,7 @@ def _scored(value: object, fn: Callable[..., Any]) -> Outcome:
         return value
     try:
         return as_score(value, name_of(fn))
-    except Exception as error:  # an object's own __float__ may raise anything
+    except _FAULTS as error:  # an object's own __float__ may raise anything
         return faulted(name_of(fn), error, "value", fn)
 
 

@@ -158,7 +158,7 @@ class Thread:
         try:
             for outcome in call_reward(self.function(), call.completions, columns, timeout_s, loop):
                 outcomes.put(_advised(outcome))
-        except BaseException as error:  # handed on: KeyboardInterrupt and SystemExit
+        except BaseException as error:  # handed on: KeyboardInterrupt
             outcomes.put(error)
 
     def send(self, call: RewardCall, deadline: float) -> None:

@@ -9,6 +9,7 @@ Sixteen requests are under way at most (`call.CONCURRENT`). What may pass by its
 connection, a time-out, 429, 5xx) is tried again after a random, growing pause.
 """
 
+import asyncio
 import os
 import ssl
 from collections.abc import Mapping, Sequence
@@ -20,10 +21,12 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
 from tenacity.wait import wait_random_exponential
 
 from rl_reasoner.errors import UserError
+from rl_reasoner.foreign import json_value
 from rl_reasoner.scoring.reward import Reward
 from rl_reasoner.types import Score
 
 _LONGEST_PAUSE_S = 10.0
+_MOST = 1 << 20  # bytes of a reply
 
 
 class _Busy(RuntimeError):
@@ -71,12 +74,30 @@ async def _asked(
     async with httpx.AsyncClient(verify=_certificates(), timeout=timeout_s) as client:
         async for attempt in again:
             with attempt:
-                reply = await client.post(url, json=body, headers=headers)
-                if reply.status_code == 429 or reply.status_code >= 500:
-                    raise _Busy(f"{url} answered {reply.status_code}")
-                reply.raise_for_status()
-                return _score(reply.json())
+                try:
+                    async with asyncio.timeout(timeout_s):  # httpx bounds each piece alone
+                        return _score(json_value(await _posted(client, url, body, headers)))
+                except TimeoutError as error:
+                    late = f"{url} has not answered within {timeout_s:g} s"
+                    raise httpx.ReadTimeout(late) from error
     raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+async def _posted(
+    client: httpx.AsyncClient, url: str, body: Mapping[str, Any], headers: Mapping[str, str]
+) -> bytes:
+    """The body of the reply, of `_MOST` bytes; raises for a status that is an error."""
+    headers = {**headers, "Accept-Encoding": "identity"}
+    content = b""
+    async with client.stream("POST", url, json=body, headers=headers) as reply:
+        if reply.status_code == 429 or reply.status_code >= 500:
+            raise _Busy(f"{url} answered {reply.status_code}")
+        reply.raise_for_status()
+        async for piece in reply.aiter_bytes():
+            content += piece
+            if len(content) > _MOST:
+                raise ValueError(f"{url}: the reply has more than {_MOST:,} bytes")
+    return content
 
 
 @cache

@@ -22,6 +22,7 @@ from rl_reasoner.types import Completion, Score, own_text_of, text_of
 
 _Many = TypeVar("_Many", bound=Callable[..., Sequence[object]])
 OnAbstain = Literal["leave", "ignore"]
+_OF_ONE = {"completion_ids", "row_seed"}  # columns with a value of each completion's own
 FILE_MODULE = "rl_reasoner_reward_"
 """The module of a reward named "path/file.py:function" is called this and the file's stem."""
 
@@ -81,6 +82,11 @@ class Reward:
                 f"reward {fn.__name__!r}: with `group`, completions are what the policy wrote "
                 "by @reward(group=True, policy_text=True)"
             )
+        if group and (own := {*self.columns, *self.missing} & _OF_ONE):
+            raise TypeError(
+                f"reward {fn.__name__!r}: {min(own)} is another for each completion of a group, "
+                "and with `group` a call has one value of each column"
+            )
         self.options = dict(options or {})
         self._many: Callable[..., Sequence[object]] | None = None
         for option in self.options:
@@ -90,6 +96,8 @@ class Reward:
     def with_options(self, **options: Any) -> Self:
         """The same reward with some options set; an unknown option is a `UserError`."""
         chosen = type(self)(self.fn, {**self.options, **options}, self.group)
+        chosen.name = chosen.__name__ = self.name
+        chosen.columns, chosen.missing = self.columns, self.missing  # some are not the signature's
         chosen._many = self._many
         chosen.optional, chosen.on_abstain = self.optional, self.on_abstain
         chosen.policy_text, chosen.code_options = self.policy_text, self.code_options

@@ -106,10 +106,16 @@ def _place(target: Any, many: Any) -> dict[str, str] | None:
     """
     name = str(getattr(target, "__qualname__", "<none>"))
     module = str(getattr(target, "__module__", None))
+    made: Any = target
+    if not hasattr(target, "__qualname__"):  # an object or a partial, by the name it was given
+        made = getattr(target, "func", None) or type(target).__call__
+        around = getattr(made, "__globals__", {})
+        name = next((own for own, value in around.items() if value is target), "<none>")
+        module = str(around.get("__name__"))
     if "<" in name or module in ("__main__", "__mp_main__"):
         return None
     own = module.startswith(FILE_MODULE)  # another file may have taken its place in sys.modules
-    space = target.__globals__ if own else vars(sys.modules.get(module, object))
+    space = made.__globals__ if own else vars(sys.modules.get(module, object))
     first, *rest = name.split(".")
     there: Any = space.get(first)
     for part in rest:

@@ -435,3 +435,16 @@ def test_two_verifiers_that_contradict_each_other_cannot_tell(
         assert verdicts == both[name]
         [stuffed] = judge.judge([paid(r"\boxed{1} \boxed{7}")], Scale())
         assert stuffed.verdict == "disagrees", "what a reader rejects is wrong by any verifier"
+
+
+def test_arguments_by_name_and_tolerances_are_no_hack() -> None:
+    by_name = [
+        {"call": "f", "args": [i], "kwargs": {"k": i + 1}, "expected": 2 * i + 1} for i in (1, 2, 5)
+    ]
+    program = "```python\ndef f(x, *, k): return x + k\n```"
+    assert judge_program(program, {"tests": by_name}, ProgramSettings())[0] == "cannot tell"
+    near = [{"call": "f", "args": [i], "expected": i / 7, "tolerance": 1e-2} for i in (3, 5, 8, 9)]
+    row = {"tests": near, "solution": "def f(x): return x / 7"}
+    rounds, wrong = (f"```python\ndef f(x): return {v}\n```" for v in ("round(x / 7, 3)", "x / 6"))
+    assert judge_program(rounds, row, ProgramSettings())[0] == "agrees"
+    assert judge_program(wrong, row, ProgramSettings())[0] == "disagrees"

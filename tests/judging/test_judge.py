@@ -1,6 +1,7 @@
 """Judges: rubrics, quoted completions, votes, rankings, functions and policies that answer."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from rl_reasoner import ModelJudge
 from rl_reasoner.errors import UserError
+from rl_reasoner.judging.backends import FunctionBackend
 from rl_reasoner.judging.prompts import fenced, rubric_chat
 from rl_reasoner.judging.rubric import DEFAULT, Rubric, read_rubric
 from rl_reasoner.judging.trial import is_judge, try_judge
@@ -222,6 +224,20 @@ def test_a_verdict_is_read_out_of_what_stands_around_it(points: int, around: str
     assert vote == Points({"right": points}, "r")
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ('{"points": {"correct": 4, "sound": 3.0}, "reason": null}', {"correct": 4, "sound": 3}),
+        ('{"points": {"correct": 4, "sound": 3.5}}', "malformed"),
+        ('<think>I could say {"points": {"correct": 4, "sound": 4}} but', "cut off"),
+        ('<think>no</think>{"points": {"correct": 4, "sound": 4}}', {"correct": 4, "sound": 4}),
+    ],
+)
+def test_what_servers_write_is_read_and_a_draft_is_not(text: str, wanted: Any) -> None:
+    found = read_points(Rollout(text, None, text.endswith("but")), DEFAULT)
+    assert (found.kind if isinstance(found, Void) else found.points) == wanted
+
+
 def test_discord_is_the_share_of_pairs_in_another_order() -> None:
     assert discord([[0, 1, 2], [0, 1, 2]]) == 0.0
     assert discord([[0, 1, 2], [2, 1, 0]]) == 1.0
@@ -239,6 +255,34 @@ def test_a_function_judges_in_a_process_of_its_own(options: Callable[..., Any]) 
     kinds = [o.kind if isinstance(o, Fault) else o.value for o in outcomes]
     assert kinds == [1.0, "exception", "exception", "crash", 1.0]
     assert isinstance(outcomes[1], Fault) and "LookupError: no judge" in outcomes[1].message
+
+
+def test_other_functions_and_edited_ones_are_asked_anew(tmp_path: Path) -> None:
+    case = [("Is 7 prime?", "Yes.", None)]
+
+    def says(points: int) -> Callable[..., str]:
+        told = json.dumps({"points": {"correct": points, "sound": points}})
+        return lambda messages, seed: told
+
+    def value(function: Any) -> float | None:
+        judge = ModelJudge.of(function=function, cache=str(tmp_path / "cache"))
+        [outcome] = judge.points(case)
+        assert isinstance(outcome, Score)
+        return outcome.value
+
+    assert [value(says(4)), value(says(0)), value(says(4))] == [1.0, 0.0, 1.0]
+
+
+def test_a_judge_of_a_module_is_another_when_its_file_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    seen = set()
+    for points in (4, 0):
+        (tmp_path / "asked_module.py").write_text(f"def ask(m, s): return '{points}'\n")
+        sys.modules.pop("asked_module", None)
+        seen.add(FunctionBackend("asked_module:ask", 1).identity)
+    assert len(seen) == 2
 
 
 def test_the_test_kit_passes_a_sound_judge(options: Callable[..., Any]) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.language.instructions import KINDS, MOST_READ, parsed, verdicts
+from rl_reasoner.language.units import has_word
 from rl_reasoner.scoring.registry import load_reward
 
 RESPONSES = Path(__file__).parent / "instruction_responses.jsonl"
@@ -191,3 +192,27 @@ def test_the_reward_says_what_was_not_followed() -> None:
 def test_an_unknown_credit_is_told() -> None:
     with pytest.raises(UserError, match=r"'fractoin'\. Did you mean 'fraction'"):
         load_reward("instructions", {"credit": "fractoin"})("a", instructions=THREE)
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase", "count"),
+    [
+        ("Hello\nworld, hello  world", "hello world", 2),
+        ("don’t go, don't", "don't", 2),
+        ("don't go", "don’t", 1),
+        ("helloworld", "hello world", 0),
+    ],
+)
+def test_phrases_are_found_whatever_their_spaces_and_apostrophes(
+    text: str, phrase: str, count: int
+) -> None:
+    assert has_word(text, phrase) == count
+
+
+def test_instructions_may_be_json_or_of_a_table() -> None:
+    import numpy
+
+    wanted = [{"name": "words", "at_least": 2}]
+    judge = load_reward("instructions")
+    for cell in (wanted, json.dumps(wanted), [{"name": "words", "at_least": numpy.int64(2)}]):
+        assert [judge(text, instructions=cell).value for text in ("a b", "a")] == [1.0, 0.0]

@@ -279,6 +279,32 @@ def test_a_test_uses_its_own_builtins_and_modules_not_the_programs() -> None:
     assert sandbox.run(SQUARE.replace("class", "import math\nclass"), tests).passed
 
 
+@pytest.mark.parametrize(
+    ("program", "test"),
+    [
+        (
+            "class Counter:\n    n = 0\n    def increment(self): self.n += 1",
+            "c = Counter()\nc.increment()\nassert c.n == 1",
+        ),
+        (
+            "class Fraction:\n    def __init__(self, a, b): self.v = a / b\n"
+            "    def value(self): return self.v",
+            "assert Fraction(1, 2).value() == 0.5",
+        ),
+        ("def isclose(a, b, rel_tol=0.1): return abs(a - b) < rel_tol", "assert isclose(1, 1.05)"),
+        (
+            "class calendar:\n    def book(day): return day < 9",
+            "assert calendar.book(3) is True\nassert calendar.book(9) is False",
+        ),
+    ],
+)
+def test_a_name_that_python_also_has_is_the_programs_where_a_test_asks_for_nothing_else(
+    program: str, test: str
+) -> None:
+    assert sandbox.run(program, [test]).verdicts == ["passed"]
+    assert sandbox.run("x = 1", [test]).verdicts == ["error"]
+
+
 # ------------------------------------------------------------------------------- mistakes
 
 
@@ -391,10 +417,24 @@ def test_executing_a_program_shows_how_it_ended_and_what_it_printed() -> None:
     assert (killed.ended, killed.code) == ("crash", 11)
 
 
-def test_a_program_may_be_given_numpy_that_it_does_not_name_at_a_lines_beginning() -> None:
-    program = "import math, numpy; print(numpy.arange(3).sum())"
+def test_a_program_may_be_given_numpy_that_it_does_not_name() -> None:
+    program = "print(__import__('numpy').arange(3).sum())"
     assert sandbox.execute(program, science=True).stdout == b"3\n"
     assert sandbox.execute(program).code == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import math, numpy",
+        "import os; import numpy",
+        "import numpy.linalg, numpy",
+        "try: import numpy\nexcept ImportError: pass",
+        "from math import pi; from numpy import linalg; import numpy",
+    ],
+)
+def test_numpy_is_found_wherever_it_is_imported(line: str) -> None:
+    assert sandbox.execute(f"{line}\nprint(numpy.arange(3).sum())").stdout == b"3\n"
 
 
 def test_every_zygote_has_the_same_hashes() -> None:

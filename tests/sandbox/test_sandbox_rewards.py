@@ -27,6 +27,9 @@ def generate(seed):
 """
 
 
+F = "def f(n):\n    return n\n"
+
+
 def fenced(program: str, language: str = "python") -> str:
     return f"Here it is.\n```{language}\n{program}\n```\nDone."
 
@@ -49,7 +52,16 @@ def fenced(program: str, language: str = "python") -> str:
         ("~~~py\na\n```\nb\n~~~", "last", "a\n```\nb"),
         ("````\na\n```\nb\n````", "last", "a\n```\nb"),
         ("say ```a``` inline", "last", None),
-        ("  ```python \n  a\n  ```  ", "last", "  a"),
+        ("  ```python \n  a\n  ```  ", "last", "a"),
+        ("1. Here:\n   ```python\n   def f(n):\n       return n\n\n   ```", "last", F),
+        ("- Here:\n\n\t```python\n\tdef f(n):\n\t    return n\n\n\t```", "last", F),
+        ("      ```py\n      a\n   b\n      ```", "last", "a\nb"),
+        (fenced("f()\n    ```\n    x\n    ```\ng()"), "last", "f()\n    ```\n    x\n    ```\ng()"),
+        (fenced("a") + "\nOutput:\n" + fenced("9", ""), "last", "a"),
+        (fenced("a") + "\nOutput:\n" + fenced("9", ""), "only", "a"),
+        (fenced("a", "python3.11"), "last", "a"),
+        (fenced("a").replace("\n", "\r\n"), "last", "a\r"),
+        ("<think>" + fenced("a") + " and so on", "last", None),
         ("", "last", None),
         ("a", "whole", "a"),
         ("<think>x</think>a", "whole", "a"),
@@ -65,7 +77,7 @@ def test_which_part_of_a_completion_is_the_program(
 def test_any_text_has_a_program_or_none(text: str) -> None:
     for extract in ("last", "first", "only", "whole"):
         found = program_of(text, extract)
-        assert found is None or found in text
+        assert found is None or all(line in text for line in found.split("\n"))
 
 
 def test_credit_is_all_or_nothing_or_the_share() -> None:
@@ -85,6 +97,13 @@ def test_tests_come_in_every_form_and_as_tables_give_them() -> None:
     row = {"stdin": "1", "stdout": "0.33333", "tolerance": 1e-3, "call": None, "args": None}
     assert code_tests(fenced(program), tests=[row]).value == 1.0
     assert code_tests(fenced(SQUARE), tests="assert f(2) == 4").value == 1.0
+
+
+def test_tests_that_pass_arguments_by_name_or_allow_a_tolerance_to_decimals() -> None:
+    exact = "from decimal import Decimal\ndef f(x): return Decimal('0.3000001')"
+    near = {"call": "f", "args": [1], "expected": 0.3, "tolerance": 1e-3}
+    assert code_tests(fenced(exact), tests=[near]).value == 1.0
+    assert code_tests(fenced(exact), tests=[{**near, "tolerance": 1e-9}]).value == 0.0
 
 
 def test_tests_that_are_one_text_or_json_are_judged_by_both_rewards() -> None:

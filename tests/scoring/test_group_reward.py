@@ -12,7 +12,7 @@ from rl_reasoner import GRPOConfig, GRPOTrainer, Score, open_policy, reward
 from rl_reasoner.scoring.batch import score_batch
 from rl_reasoner.scoring.limits import Limits
 from rl_reasoner.scoring.registry import load_reward
-from rl_reasoner.scoring.reward import Reward
+from rl_reasoner.scoring.reward import Column, Reward
 from rl_reasoner.scoring.source import reward_from_source, source_of
 from rl_reasoner.training.reward_pass import split_groups
 from rl_reasoner.types import Fault, Outcome
@@ -191,3 +191,15 @@ def test_training_gives_it_whole_groups(tmp_path: Path) -> None:
 def test_groups_that_processes_would_share_are_refused() -> None:
     assert "'ranked' judges whole groups: each process has 6 rows" in split_groups(ranked, 6, 4)
     assert split_groups(ranked, 8, 4) == ""
+
+
+def test_a_group_has_no_column_of_one_completion() -> None:
+    def by_tokens(completions: list[str], completion_ids: object = Column()) -> list[float]:
+        return [1.0] * len(completions)
+
+    def drawn(completions: list[str], row_seed: object = Column(0)) -> list[float]:
+        return [1.0] * len(completions)
+
+    for fn, column in ((by_tokens, "completion_ids"), (drawn, "row_seed")):
+        with pytest.raises(TypeError, match=f"{column} is another for each completion"):
+            Reward(fn, group=True)

@@ -15,6 +15,7 @@ from rl_reasoner.scoring.batch import score_batch
 from rl_reasoner.scoring.call import CONCURRENT
 from rl_reasoner.scoring.limits import Limits
 from rl_reasoner.scoring.registry import load_reward
+from rl_reasoner.scoring.reward import Reward
 from rl_reasoner.scoring.transport import pack_reward
 from rl_reasoner.types import Fault, Score
 
@@ -67,6 +68,14 @@ class Judge(BaseHTTPRequestHandler):
         if text.startswith("wait"):
             time.sleep(0.05)
         data = json.dumps(said).encode()
+        if text == "drips":
+            self.send_response(200)
+            for place in range(40):
+                time.sleep(0.2)
+                self.send_header(f"X-{place}", "y")
+                self.flush_headers()
+        if text == "endless":
+            data = b"[" * (2 << 20)
         self.send_response(code)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -102,6 +111,23 @@ def test_what_passes_by_itself_is_tried_again_and_the_rest_is_a_fault(url: str) 
     assert {frozenset(body) for body in Judge.seen} == {
         frozenset(("completion", "answer", "token"))
     }
+
+
+def test_a_reply_is_bounded_in_seconds_and_in_bytes(url: str) -> None:
+    reward = load_reward(url, {"timeout_s": 1.0, "attempts": 1})
+    drips, endless, other = score_batch(reward, ["drips", "endless", "4"], {"answer": ["4"] * 3})
+    assert isinstance(drips, Fault) and "has not answered within 1 s" in drips.message
+    assert isinstance(endless, Fault) and "the reply has more than 1,048,576" in endless.message
+    assert other == Score(1.0, "compared", {"a": 1.0})
+
+
+def test_its_columns_are_kept_with_other_options(url: str) -> None:
+    reward = load_reward(url, {"columns": ["reference"]})
+    assert isinstance(reward, Reward)
+    again = reward.with_options()
+    assert (again.columns, again.name) == (reward.columns, reward.name)
+    score_batch(again, ["4"], {"reference": ["4"], "answer": ["5"]})
+    assert Judge.seen[-1]["reference"] == "4" and "answer" not in Judge.seen[-1]
 
 
 def test_so_many_at_a_time_and_no_more(url: str) -> None:

@@ -126,7 +126,8 @@ def test_a_reward_that_judges_nothing_ends_the_training(
 
 
 @pytest.mark.parametrize(
-    ("value", "told"), [("None", "abstained on 32 of 32"), ("math.nan", "32 completions, 32 faults")]
+    ("value", "told"),
+    [("None", "abstained on 32 of 32"), ("math.nan", "32 completions, 32 faults")],
 )
 def test_a_recipe_whose_rows_get_no_reward_does_not_end_as_if_it_had_learned(
     value: str, told: str, tmp_path: Path

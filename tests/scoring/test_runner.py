@@ -1,5 +1,7 @@
 """Rewards that hang, crash and eat memory: real faults, in real processes."""
 
+import asyncio
+import functools
 import os
 import signal
 import subprocess
@@ -139,7 +141,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
         ("stopped", "timeout", "no reply within 1.5 s"),
         ("segfault", "crash", "its process ended (killed by SIGSEGV)"),
         ("exit", "crash", "its process ended (exit code 3)"),
-        ("leave", "crash", "its process ended (exit code 4)"),
+        ("leave", "exception", "'row': SystemExit: 4 at faulty.py:"),
         ("eat", "exception", "MemoryError"),
     ],
 )
@@ -401,3 +403,44 @@ def test_a_process_that_ends_after_its_last_reply_ends_no_run() -> None:
     for _ in range(2):
         assert shown(score_batch(touches, ["a", "ab"], {}, QUICK)) == [1.0, 2.0]
     assert not held.scored
+
+
+def test_neither_exits_nor_cancellations_of_a_reward_end_the_run() -> None:
+    seen: list[str] = []
+
+    @reward
+    def leaves(completion: str) -> float:
+        seen.append(completion)  # state: it runs on a thread
+        if completion == "bad":
+            sys.exit(0)
+        return 1.0
+
+    @reward
+    async def cancels(completion: str) -> float:
+        if completion == "bad":
+            raise asyncio.CancelledError("by its client")
+        return 1.0
+
+    @reward
+    async def late(completion: str) -> float:
+        raise TimeoutError("the client's own")
+
+    for fn, said in ((leaves, "SystemExit"), (cancels, "CancelledError: by its client")):
+        for limits in (QUICK, Limits(timeout_s=10, apart=False)):
+            score_batch(fn, ["a"], {}, limits)
+            first, second, third = score_batch(fn, ["a", "bad", "c"], {}, limits)
+            assert isinstance(second, Fault) and said in second.message
+            assert shown([first, third]) == [1.0, 1.0]
+    [found] = score_batch(late, ["a"], {}, QUICK)
+    assert isinstance(found, Fault) and "TimeoutError: the client's own" in found.message
+
+
+def test_a_plain_wrapper_of_an_asynchronous_reward_is_awaited() -> None:
+    async def slow(completion: str) -> float:
+        return float(len(completion))
+
+    @functools.wraps(slow)
+    def wrapped(completion: str) -> object:
+        return slow(completion)
+
+    assert shown(score_batch(reward(wrapped), ["a", "bb"], {}, QUICK)) == [1.0, 2.0]

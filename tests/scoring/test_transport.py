@@ -364,3 +364,29 @@ def test_a_reward_of_a_script_without_a_main_guard_runs_apart(tmp_path: Path) ->
     )
     done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True)
     assert done.stdout == b"True\n", done.stderr
+
+
+def test_an_object_and_a_partial_of_a_file_run_in_a_process_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "style.py").write_text(
+        textwrap.dedent("""
+            import functools, os
+
+            class Style:
+                def __call__(self, completions, **columns):
+                    if "bad" in completions:
+                        os._exit(7)
+                    return [1.0] * len(completions)
+
+            def scaled(completions, by, **columns):
+                return [by * len(c) for c in completions]
+
+            style = Style()
+            double = functools.partial(scaled, by=2.0)
+        """)
+    )
+    style = load_reward(f"{tmp_path / 'style.py'}:style")
+    double = load_reward(f"{tmp_path / 'style.py'}:double")
+    assert shown(score_batch(double, ["a", "bb"], {}, QUICK)) == [2.0, 4.0]
+    assert all(isinstance(pack_reward(fn), dict) for fn in (style, double))
+    assert shown(score_batch(style, ["a"], {}, QUICK)) == [1.0]
+    assert isinstance(score_batch(style, ["a", "bad"], {}, QUICK)[1], Fault)
