@@ -62,7 +62,7 @@ _OUTSIDE = ("files", "code", "from", "teacher")
 def part_of(name: str) -> str:
     """The part of the run that the file `name` (a path in the run folder) is of."""
     path = PurePosixPath(name)
-    if {"policy", "adapter", "best"} & {*path.parts}:
+    if {"policy", "adapter", "best"} & {*path.parts} and path.name != "evaluation.json":
         return "weights"
     if "evals" in path.parts:
         return "results"

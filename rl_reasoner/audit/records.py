@@ -29,6 +29,7 @@ from rl_reasoner.evaluation.manifest import digest_of
 from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.files import read_jsonl
 from rl_reasoner.foreign import mapping, number
+from rl_reasoner.pipeline.lock import evaluated_sets
 from rl_reasoner.pipeline.why import rollouts_of
 from rl_reasoner.recipe.algorithms import OWN_ADVANTAGES
 from rl_reasoner.recipe.recipe import Recipe
@@ -75,10 +76,10 @@ def check_ledger(folder: Path, name: str) -> Iterator[AuditFinding]:
     kept_from = int(first["step"]) if first else 0
     tally = _Tally()
     begun = files_of(folder)[0].name == "ledger.jsonl" or files_of(folder)[0].stem.endswith("0001")
-    for step, batch in groupby(rollouts_of(folder), key=lambda row: int(row["step"])):
+    for step, batch in sampled_steps(folder):
         if step < kept_from and not begun:  # the oldest lines of a large ledger are gone
             continue
-        for expected in _expected([*batch]):
+        for expected in _expected(batch):
             line, first = (first, None) if first is not None else (next(lines, None), None)
             if line is not None and "calls" not in line:  # of a run before calls were in it
                 expected.pop("calls", None)
@@ -140,10 +141,11 @@ def check_figures(
     """
     if not (folder / "rollouts.jsonl").is_file():
         return
-    metrics = {row["step"]: row for row in read_jsonl(folder / "metrics.jsonl") if "step" in row}
+    metrics = _metrics(folder)
     work = _Figures(stage, weights)
-    for step, batch in groupby(rollouts_of(folder), key=lambda row: int(row["step"])):
-        rows = [*batch]
+    sampled = set()
+    for step, rows in sampled_steps(folder):
+        sampled.add(step)
         for i, row in enumerate(rows, 1):
             work.total(step, i, row)
         work.advantages_of(step, rows)
@@ -151,6 +153,8 @@ def check_figures(
             work.step(step, rows, logged)
         else:
             work.metrics.add(False, f"step {step} was sampled, but is not in metrics.jsonl")
+    for step in [step for step, row in metrics.items() if "reward" in row and step not in sampled]:
+        work.metrics.add(False, f"metrics.jsonl has a reward of step {step}, which has no rollouts")
     yield from work.totals.finding(
         "completions", "rewards are the sums of their scores", stage.name
     )
@@ -164,6 +168,26 @@ def check_figures(
     yield from work.metrics.finding(
         "metrics", "figures of steps follow from the completions", stage.name
     )
+
+
+def sampled_steps(folder: Path) -> Iterator[tuple[int, list[Row]]]:
+    """The rollouts of each step. Raises `ValueError` where the file is not as runs have it."""
+    try:
+        for step, rows in groupby(rollouts_of(folder), key=lambda row: int(row["step"])):
+            yield step, [*rows]
+    except UserError as error:
+        raise ValueError("; ".join(error.messages)) from error
+
+
+def _metrics(folder: Path) -> dict[int, Row]:
+    """The figures of each step. Raises `ValueError` where a row is of no step, or of one again."""
+    found: dict[int, Row] = {}
+    for row in read_jsonl(folder / "metrics.jsonl"):
+        step = row.get("step")
+        if not isinstance(step, int) or step in found:
+            raise ValueError(f"metrics.jsonl: a row of step {step!r:.40}, once more or of none")
+        found[step] = row
+    return found
 
 
 @dataclass
@@ -278,6 +302,11 @@ def _of_result(
     measured = {split_label(label)[0] for label in saved.sets}
     if left_out := [one for one in recipe.evals.sets if one not in measured]:
         yield differs("results", f"{name} has no figures of {left_out[0]}, which the recipe names")
+    unknown = sorted(measured - {*evaluated_sets(recipe)})
+    if unknown and Path(name).stem in ("before", "after"):
+        yield differs("results", f"{name} has figures of {unknown[0]}, no set of the recipe")
+    elif unknown:
+        yield unchecked("results", f"{name}: the problems of {unknown[0]}, no set of the recipe")
     count = 0
     for label, rows in saved.rows.items():
         wanted = known.get(split_label(label)[0])

@@ -12,12 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from rl_reasoner.audit.findings import AuditFinding, as_finding, counted, differs, held, unchecked
-from rl_reasoner.audit.records import is_asked, result_files, saved_result
+from rl_reasoner.audit.records import is_asked, result_files, sampled_steps, saved_result
 from rl_reasoner.audit.versions import maker_of, moved_sets, same_code
 from rl_reasoner.dataset.code_rows import continuing
 from rl_reasoner.evaluation.evaluate import replay
@@ -35,7 +34,6 @@ from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.prepare import Prepared
 from rl_reasoner.pipeline.run_folder import HASHES
 from rl_reasoner.pipeline.trl_configs import config
-from rl_reasoner.pipeline.why import rollouts_of
 from rl_reasoner.recipe.data import StageData, TaskData, data_sources
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import GrpoStage
@@ -50,6 +48,11 @@ from rl_reasoner.scoring.trl_form import OF_TRAINER
 from rl_reasoner.training.reward_pass import seeds_of_rows
 from rl_reasoner.types import Row
 
+_FROM_ROWS = {
+    "lenient", "thinking", "by", "mean_length", "length", "by_length", "standard_error",
+    "pass_at", "pass_at_interval", "maj_at", "maj_at_interval",
+}  # fmt: skip
+"""Figures that rows give, or not: what else stands beside them is a setting, or told by a mark."""
 _TOKENS = ("completion_ids", *OF_TRAINER)
 _CLOSE = 1e-6
 
@@ -119,8 +122,7 @@ def rejudge_stage(
     rewards = {name: continuing(fn, rows) for name, fn in rewards.items()}
     passes = config(recipe, stage, folder, placement).gradient_accumulation_steps
     lost = 0
-    for step, batch in groupby(rollouts_of(folder), key=lambda row: int(row["step"])):
-        rollouts = [*batch]
+    for step, rollouts in sampled_steps(folder):
         own = [_row_of(rollout, rows) for rollout in rollouts]
         lost += sum(row is None for row in own)
         pairs = [(r, row) for r, row in zip(rollouts, own, strict=True) if row is not None]
@@ -214,10 +216,16 @@ def _result(file: Path, name: str, here: bool) -> Iterator[AuditFinding]:
         return
     rows_of = {label: _rows_of(saved, label) for label in saved.sets}
     wrong = [f"{label} has figures, and no rows" for label, rows in rows_of.items() if not rows]
+    given = {label: compute_figures(rows) for label, rows in rows_of.items() if rows}
+    wrong += [
+        f"{label}: {key} is {saved.sets[label][key]!r:.40}, which its rows do not give"
+        for label, figures in given.items()
+        for key in sorted(saved.sets[label].keys() & _FROM_ROWS - figures.keys())
+    ]
     wrong += [
         f"{label}: {key} is {saved.sets[label].get(key)}, its rows give {value}"
-        for label, rows in rows_of.items()
-        for key, value in (compute_figures(rows) if rows else {}).items()
+        for label, figures in given.items()
+        for key, value in figures.items()
         if (here or key in saved.sets[label]) and not same_values(value, saved.sets[label].get(key))
     ]
     if wrong:
@@ -292,7 +300,10 @@ def check_overlaps(run: Path, recipe: Recipe, prepared: Prepared) -> Iterator[Au
 def check_controls(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:
     """The comparison with the control arms, from the evaluations' rows."""
     file = run / CONTROLS_FILE
-    if not file.is_file() or recipe.controlled is None:
+    if not recipe.controls or recipe.controlled is None:
+        return
+    if not file.is_file():
+        yield unchecked("results", f"{file.name} is not there: the arms are not compared yet")
         return
     stage, names = recipe.controlled, evaluated_around(recipe)
     before, after = (EvalResult.load(run / "evals" / f"{name}.json") for name in names)
@@ -321,13 +332,17 @@ def check_report(run: Path) -> Iterator[AuditFinding]:
         return
     kept = json_object(run / HASHES).get(file.name) if (run / HASHES).is_file() else None
     other_code = not same_code(run)
+    shown = run.parent / file.name  # of a published folder: the page that is opened
+    published = (run.parent / "audit.json").is_file() and shown.is_file()
+    if published and shown.read_bytes() != file.read_bytes():
+        yield differs("report", f"{shown} is not the run's own report.html")
     if build_page(read_run(run)) == file.read_text(encoding="utf-8", errors="replace"):
         yield held("report", "report.html is the page that the run's files make, byte by byte")
     elif other_code and kept == sha256_of(file):
         yield held("report", "report.html is as the run left it; other code than this made it")
     elif other_code and kept is None:
         yield unchecked("report", "report.html was made by other code than this: write it again")
-    elif not (run / "policy" / "config.json").is_file():
+    elif kept is None and not (run / "policy" / "config.json").is_file():
         yield unchecked("report", "report.html is of an earlier moment of a run that goes on")
     else:
         yield differs("report", "report.html is not the page that the run's files make")

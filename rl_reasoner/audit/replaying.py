@@ -108,7 +108,8 @@ def step_to_replay(
 
 def last_step(folder: Path) -> int:
     """The last step of a stage that is in its metrics; 0 for none."""
-    return max((int(row["step"]) for row in read_jsonl(folder / "metrics.jsonl")), default=0)
+    rows = read_jsonl(folder / "metrics.jsonl")
+    return max((step for row in rows if isinstance(step := row.get("step"), int)), default=0)
 
 
 @contextmanager

@@ -102,8 +102,10 @@ def environment_of(policy: str) -> "EnvironmentSettings | None":
     return load_recipe(str(folder / "recipe.yaml")).environment if folder else None
 
 
-def check_numbers(temperature: float | None, **counts: int | None) -> None:
-    """Raise `UserError` for a count (by its flag's name) below 1, or a negative temperature."""
+def check_numbers(temperature: float | None, seed: int = 0, **counts: int | None) -> None:
+    """Raise `UserError` for a count (by its flag's name) below 1, or what else is negative."""
+    if seed < 0:
+        raise UserError(f"--seed {seed}: expected 0 or more")
     for name, count in counts.items():
         if count is not None and count < 1:
             raise UserError(f"--{name.replace('_', '-')} {count}: expected 1 or more")

@@ -137,7 +137,7 @@ class ChatVerb:
         """Read problems from standard input, one a line, until its end; one result a line."""
         from rl_reasoner.policy.names import check_policy
 
-        check_numbers(self.temperature, max_tokens=self.max_tokens)
+        check_numbers(self.temperature, self.seed, max_tokens=self.max_tokens)
         names = [self.policy, *([self.other] if self.other else [])]
         for name in names:
             check_policy(name)

@@ -280,7 +280,17 @@ def _print_recipe_flags(argv: Sequence[str]) -> None:
     from rl_reasoner.recipe.flags import flag_table
     from rl_reasoner.recipe.load import load_recipe, shipped_recipes
 
-    named = [token for token in argv[1:] if not token.startswith("-")]
+    known, _ = _split_flags(argv)
+    named, run = [], ""
+    rest = iter(known[1:])
+    for token in rest:
+        name, given, value = token.partition("=")
+        if name in _VALUES["train"]:
+            value = value if given else next(rest, "")
+            run = f"{value}/recipe.yaml" if name == "--resume" else run
+        elif not token.startswith("-"):
+            named.append(token)
+    named += [run] if run else []
     if not named:
         out.print(f"recipes: {', '.join(shipped_recipes())}")
         out.print("rl-reasoner train RECIPE --help: every field of a recipe, with its value")

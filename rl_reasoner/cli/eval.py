@@ -98,9 +98,8 @@ class EvalVerb:
 
     def run(self) -> None:
         """Evaluate and print the table."""
-        check_numbers(
-            self.temperature, samples=self.samples, max_tokens=self.max_tokens, limit=self.limit
-        )
+        counts = {"samples": self.samples, "max_tokens": self.max_tokens, "limit": self.limit}
+        check_numbers(self.temperature, self.seed, **counts)
         target = check_writable(self.out) if self.out is not None else None
         if target is not None and target.suffix in (".html", ".jsonl"):
             raise UserError(f"--out {target}: the result is JSON; its page and rows go next to it")

@@ -128,7 +128,7 @@ class FilterVerb:
         from rl_reasoner.recipe.stages import FilterSampling, FilterStage, check_range, rate_range
 
         counts = {"samples": self.samples, "max_tokens": self.max_tokens, "limit": self.limit}
-        check_numbers(self.temperature, **counts)
+        check_numbers(self.temperature, self.seed, **counts)
         if self.temperature == 0:
             raise UserError("--temperature 0: all samples of a row would be the same")
         try:

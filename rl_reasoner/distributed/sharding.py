@@ -61,6 +61,8 @@ class Sharding(Trainer):  # type: ignore[misc]
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if (folder / MODEL_SHARDS).is_dir() and self.args.should_save:
             self.model.config.save_pretrained(folder)
+            if self.model.generation_config is not None:
+                self.model.generation_config.save_pretrained(folder)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
 

@@ -5,6 +5,7 @@ takes the larger of those, so `charts.js` has its own `percent` and `short`, and
 to these: a share that stands in a table, under a curve and in a sentence reads the same.
 """
 
+import math
 from collections.abc import Sequence
 
 _UNITS = ((1e12, 1e12, "T"), (1e9, 1e9, "B"), (1e6, 1e6, "M"), (1e4, 1e3, "k"))
@@ -63,9 +64,14 @@ def p_value(p: float) -> str:
 
 
 def short_number(value: float | None) -> str:
-    """A figure with some three digits that count, large ones as "12.3k", "4.1M"; "–" for None."""
+    """A figure with some three digits that count, large ones as "12.3k", "4.1M".
+
+    "–" for None; "nan", "inf" and "-inf" as they are.
+    """
     if value is None:
         return "–"
+    if not math.isfinite(value):
+        return str(value)
     size, unit = next(((s, u) for least, s, u in _UNITS if abs(value) >= least), (1.0, ""))
     scaled = value / size
     if 99.95 <= abs(scaled) < 1e5:

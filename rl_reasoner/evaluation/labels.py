@@ -4,6 +4,7 @@
 "modular_test@sampled@clean" is the part of that which no training row overlaps.
 """
 
+from pathlib import PurePosixPath
 from typing import Literal, get_args
 
 Mode = Literal["greedy", "sampled", "chain-forced", "direct-forced"]
@@ -26,3 +27,11 @@ def split_label(label: str) -> tuple[str, str]:
     while suffix := next((one for one in _SUFFIXES if name.endswith(one)), ""):
         name = name.removesuffix(suffix)
     return name, label.removeprefix(name).removeprefix("@")
+
+
+def set_title(name: str) -> str:
+    """A set's name for a heading: of a file, its name alone."""
+    base, mode = split_label(name)
+    path = PurePosixPath(base)
+    short = path.stem if path.suffix in (".jsonl", ".json", ".csv", ".parquet") else base
+    return f"{short}@{mode}" if mode else short

@@ -4,11 +4,13 @@ It holds the engine's files, `recipe.yaml` with the files of the recipe's own re
 that says how to start, what was mapped, and what has no counterpart.
 """
 
+import json
 import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.handover.engine import Engine
@@ -122,7 +124,11 @@ def _readme(made: Handover) -> str:
             "```",
             "",
             f"Rewards run in rl-reasoner, in processes of their own: {engine.outcomes}.",
-            f"Evaluate what comes out with `rl-reasoner eval POLICY {_sets(subject)}`.",
+            "Evaluate what comes out as the recipe does, with the same prompts and judge:",
+            "",
+            "```text",
+            _evaluation(subject),
+            "```",
             "",
             "## Otherwise than the recipe says",
             "",
@@ -146,6 +152,18 @@ def _readme(made: Handover) -> str:
     )
 
 
-def _sets(subject: Subject) -> str:
-    sets = subject.recipe.evals.sets
-    return f"--sets {','.join(sets)}" if sets else "--sets SET"
+def _evaluation(subject: Subject) -> str:
+    """The command for a policy of which only its folder is known."""
+    recipe, evals = subject.recipe, subject.recipe.evals
+    flags: dict[str, Any] = {
+        "--sets": ",".join(evals.sets) or "SET",
+        "--template": recipe.template,
+        "--system": recipe.system,
+        "--reward": evals.reward,
+        "--max-tokens": evals.max_tokens,
+        "--limit": evals.limit,
+    }
+    options = [f"{name}={json.dumps(value)}" for name, value in evals.reward_options.items()]
+    given = [part for name, value in flags.items() if value is not None for part in (name, value)]
+    given += ["--reward-options", *options] if options else []
+    return shlex.join(["rl-reasoner", "eval", "POLICY", *map(str, given)])

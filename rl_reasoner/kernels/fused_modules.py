@@ -145,6 +145,7 @@ def _attention(module: Any, hidden_states: Tensor, *given: Any, **named: Any) ->
     angles: Any = named.get("position_embeddings")
     dropout = module.training and module.attention_dropout
     whole = not given and layout is not None and angles is not None and not dropout
+    whole = whole and not _norms_whole_width(module)
     if not whole or named.get("attention_mask") is not None or not _fits(hidden_states, *angles):
         return type(module).forward(module, hidden_states, *given, **named)
     layers = module.q_proj, module.k_proj, module.v_proj
@@ -159,12 +160,20 @@ def _attention(module: Any, hidden_states: Tensor, *given: Any, **named: Any) ->
     return module.o_proj(out.reshape(1, tokens, -1)), None
 
 
+def _norms_whole_width(module: Any) -> bool:
+    """Whether queries are normed, or clipped, before they are split into heads, as in OLMoE."""
+    norm = getattr(module, "q_norm", None)
+    clips = getattr(module.config, "clip_qkv", None) is not None
+    return clips or (norm is not None and norm.weight.shape[0] != module.head_dim)
+
+
 def _window(module: Any) -> int:
     """The attention's window as the module passes it on; 0 for none. Llama's has none."""
     if type(module).__name__ == "LlamaAttention":
         return 0
-    own = module.sliding_window if hasattr(module, "sliding_window") else None
-    return own or (getattr(module.config, "sliding_window", None) if own is None else 0) or 0
+    if hasattr(module, "sliding_window"):  # None in the layers that see everything
+        return module.sliding_window or 0
+    return getattr(module.config, "sliding_window", None) or 0
 
 
 def _experts(module: Any, states: Tensor, index: Tensor, gates: Tensor) -> Tensor:

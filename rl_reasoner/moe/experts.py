@@ -6,7 +6,7 @@ trains, and guards against settings that fail late or cost dearly. Knows modules
 nothing of the trainer.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakSet
@@ -21,6 +21,9 @@ silent_hooks: "WeakSet[Any]" = WeakSet()
 at passes with gradients alone, and those that are told the choices (`SampledRoutes.told`)."""
 
 
+_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")  # in configs
+
+
 def routers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The router modules of `model`, by name, in layer order; none for a dense model.
 
@@ -30,8 +33,26 @@ def routers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         experts = expert_count(module)
         weight = getattr(module, "weight", None)
-        if experts and isinstance(weight, torch.Tensor) and tuple(weight.shape[:1]) == (experts,):
+        if not experts or not isinstance(weight, torch.Tensor):
+            continue
+        if weight.dim() == 2 and len(weight) == experts:
             yield name, module
+
+
+def linear_gates(model: nn.Module) -> Iterator[nn.Module]:
+    """Plain linear layers that choose experts, or are part of what does (AFMoE, Hunyuan).
+
+    They have an output for each expert, and stand beside the experts or just below. Their choices
+    are not seen here: they count no load, and are not replayed.
+    """
+    text = _text_config(model)
+    count = next((n for key in _COUNTS if isinstance(n := getattr(text, key, None), int)), 0)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and count > 1 and module.out_features == count:
+            within = name.rpartition(".")[0]
+            places = (within, within.rpartition(".")[0])
+            if any(hasattr(model.get_submodule(place), "experts") for place in places):
+                yield module
 
 
 def expert_count(router: nn.Module) -> int:
@@ -57,8 +78,7 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
     total = sum(p.numel() for p in model.parameters())
     text = _text_config(model)
     chosen = getattr(text, "num_experts_per_tok", None)
-    experts = getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None)
-    experts = experts or getattr(text, "n_routed_experts", None)
+    experts = next((n for key in _COUNTS if (n := getattr(text, key, None))), None)
     if not chosen or not experts:
         return total, total
     routed = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
@@ -117,7 +137,7 @@ def frozen_routers(model: nn.Module) -> Iterator[None]:
     """Freeze the routers inside; those that were trained are trained again after."""
     trained = [
         (router, name)
-        for _, router in routers(model)
+        for router in (*dict(routers(model)).values(), *linear_gates(model))
         for name, parameter in router.named_parameters()
         if parameter.requires_grad
     ]
@@ -136,16 +156,26 @@ def frozen_routers(model: nn.Module) -> Iterator[None]:
 class ExpertLoad:
     """Counts the experts that the routers choose in passes with gradients, by hooks.
 
+    For the tokens of a pass that its attention mask has: padding chooses, too, and teaches nothing.
     `take()` gives the shares since the last call: one list of n shares, summing to 1, a layer.
     `take_counts()` gives the counts themselves, by the router's name.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._counts: dict[str, torch.Tensor] = {}
-        self._handles = [
+        self._real: torch.Tensor | None = None  # (tokens,) of the pass that is under way
+        silent_hooks.add(self._begin)
+        self._handles = [model.register_forward_pre_hook(self._begin, with_kwargs=True)]
+        self._handles += [
             module.register_forward_hook(self._hook(name, expert_count(module)))
             for name, module in routers(model)
         ]
+
+    def _begin(self, model: nn.Module, inputs: Any, given: Mapping[str, Any]) -> None:
+        mask = given.get("attention_mask")
+        self._real = None
+        if isinstance(mask, torch.Tensor) and mask.dim() == 2:
+            self._real = mask.bool().reshape(-1)
 
     def _hook(self, name: str, experts: int) -> Any:
         def count(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -153,6 +183,9 @@ class ExpertLoad:
             chosen = next((t for t in parts if not t.is_floating_point()), None)
             if chosen is None or not torch.is_grad_enabled():  # rollouts do not count
                 return
+            chosen = chosen.reshape(-1, chosen.shape[-1])
+            if self._real is not None and len(self._real) == len(chosen):
+                chosen = chosen[self._real.to(chosen.device)]
             counts = torch.bincount(chosen.reshape(-1), minlength=experts).cpu()
             self._counts[name] = self._counts.get(name, torch.zeros_like(counts)) + counts
 

@@ -75,7 +75,10 @@ def gate_rule(router: nn.Module) -> GateRule:
     given = {name: t.detach().float() for name, t in router.named_parameters()}
     given["weight"] = w.to(weight.device)
     with torch.no_grad():
-        output = torch.func.functional_call(router, given, (x.to(weight.device),))
+        try:
+            output = torch.func.functional_call(router, given, (x.to(weight.device),))
+        except Exception as error:  # one that takes more than tokens
+            raise NoReplay(f"routers of type {kind}") from error
         if not isinstance(output, tuple) or len(output) != 3:
             raise NoReplay(f"routers of type {kind}")
         logits, gates, chosen = output

@@ -59,6 +59,8 @@ def _empty(model: Any, experts: int, chosen: int, seed: int) -> Any:
     name, count = _MIXTURES[model.config.model_type]
     given = model.config.to_dict()
     width = given["intermediate_size"]
+    if {*(given.get("layer_types") or ["sliding"])} == {"full_attention"}:
+        given |= {"use_sliding_window": False, "sliding_window": None}  # the mixture's is for all
     for key in ("model_type", "architectures", "transformers_version", "layer_types"):
         given.pop(key, None)
     given |= {count: experts, "num_experts_per_tok": chosen, "output_router_logits": False}

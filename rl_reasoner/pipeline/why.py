@@ -23,12 +23,17 @@ def sampled_stages(run: Path) -> dict[str, Path]:
     """The folders of a run's stages that sampled, by name, in order. Raises `UserError`."""
     check_run(run)
     no_links(run)
-    files = sorted(
-        run.glob("stages/*/rollouts.jsonl"), key=lambda p: int(p.parent.name.split("-")[0])
-    )
+    found = [path for path in run.glob("stages/*-*/rollouts.jsonl") if _number_of(path) is not None]
+    files = sorted(found, key=lambda path: _number_of(path) or 0)
     if not files:
         raise UserError(f"{run}: no stage of this run has sampled anything yet")
     return {path.parent.name.partition("-")[2]: path.parent for path in files}
+
+
+def _number_of(file: Path) -> int | None:
+    """The number of the stage that `file` is of; None where its folder is none."""
+    number = file.parent.name.partition("-")[0]
+    return int(number) if number.isdecimal() and len(number) < 10 else None
 
 
 def sampled_stage(run: Path, name: str | None) -> Path:

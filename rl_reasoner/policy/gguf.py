@@ -1,8 +1,9 @@
 """GGUF files as safetensors folders, converted once and kept in the cache folder.
 
 What transformers' own conversion loses is mended here: the digits step of a tokenizer, a pad token
-that is not the end token, all end tokens of the family, and embeddings that are tied but lie in the
-file twice, at two precisions. The file is opened once for configuration, tokenizer and weights.
+that is not the end token, all end tokens of the family, scaled rotary positions, and embeddings
+that are tied but lie in the file twice, at two precisions. The file is opened once for
+configuration, tokenizer and weights.
 """
 
 import logging
@@ -10,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +20,24 @@ import numpy as np
 import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from rl_reasoner.errors import UserError, first_line
 from rl_reasoner.files import sha256_of
 from rl_reasoner.paths import cache_folder
 
 _log = logging.getLogger(__name__)
-_FORM = 2  # of what a conversion writes: an older one in the cache is not taken for a new one
+_FORM = 3  # of what a conversion writes: an older one in the cache is not taken for a new one
 _ARCHITECTURE = "general.architecture"
 # Sizes that transformers leaves at its own defaults, of some families: config -> the file's key.
 _UNREAD = {
     "moe_intermediate_size": "expert_feed_forward_length",
     "head_dim": "attention.key_length",
 }
+_FREQUENCIES = "rope_freqs.weight"
+_LLAMA_ROPE = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+# Tokens on which a model was trained before its positions were scaled: Llama 3's, and others.
+_LLAMA_LENGTHS = (8192, *(2**power for power in range(5, 20)))
 _HEAD, _EMBEDDING = "output.weight", "token_embd.weight"
 _ALIKE = 0.2  # relative difference of one weight's two precisions; of two weights it is about 1.4
 _ROWS = 1024  # of both tensors, evenly spaced, that are compared
@@ -129,11 +136,51 @@ def gguf_config(file: Path) -> Any:
 def _config(file: Path, reader: Any) -> Any:
     """The configuration of an opened file, with what transformers does not read of it."""
     config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+    kind = _value(reader, _ARCHITECTURE)
     for name, key in _UNREAD.items():
-        size = _value(reader, f"{_value(reader, _ARCHITECTURE)}.{key}")
+        size = _value(reader, f"{kind}.{key}")
         if size is not None and hasattr(config, name):
             setattr(config, name, size)
+    if scaled := _scaled_positions(reader, kind, config):
+        config.rope_parameters = {**config.rope_parameters, **scaled}
     return config
+
+
+def _scaled_positions(reader: Any, kind: str, config: Any) -> dict[str, Any]:
+    """How rotary positions are scaled, as `rope_parameters` say it; {} where they are not.
+
+    Llama 3.1 and later have factors of frequencies as a tensor; others name a rule and a factor.
+    Raises ValueError for what transformers could not be told.
+    """
+    rule = _value(reader, f"{kind}.rope.scaling.type") or "none"
+    found = next((t.data for t in reader.tensors if t.name == _FREQUENCIES), None)
+    factors = None if found is None else np.asarray(found).reshape(-1)
+    own = getattr(config, "rope_parameters", None) or {}
+    if factors is None and rule in ("none", own.get("rope_type")):
+        return {}
+    length = _value(reader, f"{kind}.rope.scaling.original_context_length")
+    factor = _value(reader, f"{kind}.rope.scaling.factor")
+    if factors is None and rule in ("linear", "yarn") and factor:
+        given = {"rope_type": rule, "factor": float(factor)}
+        return {**given, "original_max_position_embeddings": length} if length else given
+    told = deepcopy(config)
+    for trained_on in filter(None, (length, *_LLAMA_LENGTHS)):
+        if factors is None:
+            break
+        known = {**_LLAMA_ROPE, "factor": round(float(factors.max()), 4)}
+        known["original_max_position_embeddings"] = trained_on
+        told.rope_parameters = {**own, **known}
+        if np.allclose(_factors_of(told), factors, rtol=1e-3):
+            return known
+    raise ValueError(f"its rotary positions are scaled ({rule}) in a way that is not known here")
+
+
+def _factors_of(config: Any) -> Any:
+    """(pairs of a head,) by how much a configuration slows its rotary frequencies down."""
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    plain = config.rope_parameters["rope_theta"] ** -(np.arange(0, width, 2) / width)
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, device=torch.device("cpu"))
+    return plain / np.asarray(scaled.double())
 
 
 def _check_is_gguf(file: Path) -> None:

@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.moe.experts import routers
+from rl_reasoner.errors import UserError, first_line, unknown
+from rl_reasoner.moe.experts import linear_gates, routers
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.recipe import Lora
 
@@ -84,8 +85,32 @@ def merge_adapter(policy: Policy) -> bool:
             f"policy {policy.source!r} is an adapter of type {kind}, which cannot be merged "
             "into its base: give the base, or an adapter of type LORA"
         )
-    policy.model = policy.model.merge_and_unload().requires_grad_(True)
+    _untie(policy.model)
+    try:
+        policy.model = policy.model.merge_and_unload().requires_grad_(True)
+    except RuntimeError as error:  # a bias of its own on a layer without one, for example
+        what = f"policy {policy.source!r}: its adapter has no merged form"
+        raise UserError(f"{what}: {first_line(error)}") from error
     return True
+
+
+def _untie(model: Any) -> None:
+    """Give head and embedding weights of their own, where one weight has an adapter at one of them.
+
+    Merged into the weight that they share, it would change the other one, too.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    base = model.get_base_model()
+    text = base.config.get_text_config()
+    head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
+    adapted = [layer for layer in (head, embedding) if isinstance(layer, BaseTunerLayer)]
+    if not adapted or not text.tie_word_embeddings:
+        return
+    for layer in adapted:
+        own = layer.get_base_layer()
+        own.weight = nn.Parameter(own.weight.detach().clone(), own.weight.requires_grad)
+    base.config.tie_word_embeddings = text.tie_word_embeddings = False
 
 
 def lora_targets(model: Any, targets: str | Sequence[str], dropout: float = 0.0) -> dict[str, Any]:
@@ -99,10 +124,11 @@ def lora_targets(model: Any, targets: str | Sequence[str], dropout: float = 0.0)
     if isinstance(targets, str) and targets != ALL:
         return {"target_modules": targets}
     head = model.get_output_embeddings()
+    gates = {id(gate) for gate in (*dict(routers(model)).values(), *linear_gates(model))}
     linear = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
+        if isinstance(module, nn.Linear | Conv1D) and module is not head and id(module) not in gates
     ]
     matrices = {_last(name): f"{_last(name)}.weight" for name, _ in routers(model)}
     taken = _TAKEN if matrices else set()
@@ -125,6 +151,8 @@ def lora_targets(model: Any, targets: str | Sequence[str], dropout: float = 0.0)
             f"lora.dropout is not possible for experts and routers ({', '.join(fused)}): set it to "
             f"0, or name other targets ({', '.join(sorted(modules))})"
         )
+    if not modules and not fused:
+        raise UserError(f"lora.targets: {type(model).__name__} has no linear layers")
     plain = sorted(name for name in modules if _last(name) not in taken)
     peft_targets: dict[str, Any] = {"target_modules": plain}
     return {**peft_targets, "target_parameters": fused} if fused else peft_targets

@@ -14,8 +14,13 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.utils import find_adapter_config_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
+from transformers.utils import GENERATION_CONFIG_NAME, find_adapter_config_file
 
 from rl_reasoner.distributed.shards import is_sharded, load_state, merged_state_dict
 from rl_reasoner.errors import UserError, first_line
@@ -86,12 +91,13 @@ def _open_pretrained(path: str, source: str) -> Policy:
             adapter = PeftConfig.from_pretrained(path)
             with locate(str(adapter.base_model_name_or_path)) as base:
                 own["config"] = load_config(base)  # an adapter on the hub may lack it
-                model = AutoPeftModelForCausalLM.from_pretrained(
-                    path,
-                    is_trainable=not adapter.is_prompt_learning,
-                    dtype=torch.float32,
-                    trust_remote_code=False,
-                ).eval()  # as every other: dropout is for training
+                with whole_blocks() if has_fp8_weights(own["config"]) else nullcontext():
+                    model = AutoPeftModelForCausalLM.from_pretrained(
+                        path,
+                        is_trainable=not adapter.is_prompt_learning,
+                        dtype=torch.float32,
+                        trust_remote_code=False,
+                    ).eval()  # as every other: dropout is for training
         elif is_sharded(folder):
             model = _merge_shards(folder)
         else:
@@ -131,7 +137,9 @@ def _merge_shards(folder: Path) -> PreTrainedModel:
         load_state(model, merged_state_dict(folder))
     except RuntimeError as error:
         raise ValueError("its shards are an adapter's: finish the stage, then export") from error
-    return model
+    if (folder / GENERATION_CONFIG_NAME).is_file():  # it may name more ends than the model's
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model.eval()
 
 
 def reason_of(error: BaseException) -> str:

@@ -55,8 +55,7 @@ def write_card(
         "\n".join(_gain(found)) or "The run was not evaluated at both ends: nothing is known.",
         "\n".join(_hacking(found)) or "No hacking meter watched what the rewards paid for.",
         "## Controls",
-        "\n".join(f"- {text}" for text in control_sentences(read_controls(run)))
-        or "No control arm was trained: how much of the gain any reward gives is not known.",
+        _controls(recipe, run),
         "## Trained on",
         "\n".join(_data(recipe, run)),
         "## Use",
@@ -67,6 +66,16 @@ def write_card(
         "\n".join(_hashes(run, audit, weights, records=records)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _controls(recipe: Recipe, run: Path) -> str:
+    if told := [f"- {text}" for text in control_sentences(read_controls(run))]:
+        return "\n".join(told)
+    unknown = "how much of the gain any reward gives is not known"
+    if recipe.controls:
+        arms = ", ".join(map(str, recipe.controls))
+        return f"Its control arms ({arms}) have not been compared with it: {unknown}."
+    return f"No control arm was trained: {unknown}."
 
 
 def _front_matter(recipe: Recipe) -> str:
@@ -179,7 +188,7 @@ def _source(source: RowSource, hashes: Mapping[str, Any]) -> str:
 
 
 def _use(recipe: Recipe) -> str:
-    how = f"The prompts of its training have the template `{recipe.template}`"
+    how = f"The prompts of its training have the template {recipe.template!r}"
     how += f" and the system prompt {recipe.system!r}." if recipe.system else "."
     return f"""```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -188,14 +197,20 @@ model = AutoModelForCausalLM.from_pretrained("FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 ```
 
-{printable(how)}"""
+```text
+{printable(how)}
+```"""
 
 
 def _again(lock: Mapping[str, Any], *, records: bool) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in mapping(lock.get("versions")).items())
     code = f"rl-reasoner {lock.get('rl_reasoner')} (commit {lock.get('commit') or 'unknown'})"
     place = f"{lock.get('machine')}, device {lock.get('device')}, {lock.get('precision')}"
-    how = "`rl-reasoner train run/recipe.yaml`" if records else "The run's recipe (it is not here)"
+    how = (
+        "`rl-reasoner train run/recipe.yaml --run.folder NEW`"
+        if records
+        else "The run's recipe (it is not here)"
+    )
     return (
         f"{how}, with {code}, {versions}. Made on {place}, "
         f"{lock.get('threads')} threads. On the same machine every weight comes out the same bit "

@@ -255,6 +255,8 @@ def compare_logits(policy: Policy, file: Path) -> float:
         rows = torch.tensor([ids])
         with torch.no_grad():
             ours, theirs = (m(input_ids=rows).logits.float() for m in (policy.model, model))
+        if not (ours.isfinite().all() and theirs.isfinite().all()):
+            raise UserError(f"--gguf: logits of {text!r} are not finite: it would answer nothing")
         width = min(ours.shape[-1], theirs.shape[-1])
         largest = max(largest, float(ours.abs().max()))
         apart = max(apart, float((ours[..., :width] - theirs[..., :width]).abs().max()))

@@ -181,7 +181,7 @@ class Evals(Part):
 class RunSpec(Part):
     """Where and how the run happens."""
 
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     folder: str | None = Field(
         default=None, description="the run's folder (default: runs/NAME-TIME)"
     )

@@ -9,6 +9,7 @@ Pure; what a pack holds is told in `EntrySource.packs`.
 import base64
 import gzip
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -176,9 +177,15 @@ def entry_of(sample: Sample) -> Entry:
 def evaluated(
     label: str, rows: Iterable[Mapping[str, Any]], judge: str = "score"
 ) -> Iterator[Entry]:
-    """The completions in an evaluation's rows as entries; `label` names the evaluation."""
-    for index, row in enumerate(rows):
+    """The completions in an evaluation's rows as entries; `label` names the evaluation.
+
+    A group is a problem, whatever its place: two evaluations are paired by it.
+    """
+    times: Counter[str] = Counter()
+    for row in rows:
         problem = cut(row.get("problem"))
+        index = times[problem]
+        times[problem] += 1
         for place, completion in enumerate(_list(row, "completions")):
             score = number(_at(row, "scores", place))
             reason = str(_at(row, "reasons", place) or "")

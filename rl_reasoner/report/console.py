@@ -6,6 +6,7 @@ taken for rich's markup.
 """
 
 import json
+import math
 import sys
 import textwrap
 from collections.abc import Mapping
@@ -39,7 +40,7 @@ class _Hook(RenderHook):
 
 def console(*, stderr: bool = False, width: int | None = None) -> Console:
     """A console that shows foreign text as text."""
-    terminal = Console(stderr=stderr, width=width, markup=False)
+    terminal = Console(stderr=stderr, width=width, markup=False, emoji=False)
     terminal.push_render_hook(_Hook())
     return terminal
 
@@ -52,10 +53,20 @@ out = console(width=None if sys.stdout.isatty() else 200)
 def emit(as_json: bool, value: Mapping[str, Any], shown: Any) -> None:
     """Print a verb's result: `value` as JSON, or what a reader sees (`shown`)."""
     if as_json:
-        print(printable_json(json.dumps(value, ensure_ascii=False)), flush=True)
+        text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
+        print(printable_json(text), flush=True)
     else:  # a text goes out as it is: no line broken
         whole = not isinstance(shown, Table)
         out.print(shown, highlight=False, soft_wrap=whole)
+
+
+def _finite(value: Any) -> Any:
+    """`value` with null for what JSON has no number for, as of a gradient that is NaN."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [*map(_finite, value)] if isinstance(value, list | tuple) else value
 
 
 def wrapped(text: str, indent: str = "", start: str = "", columns: int = COLUMNS) -> str:

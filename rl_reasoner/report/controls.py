@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from rl_reasoner.evaluation.comparison import compare_rows
 from rl_reasoner.evaluation.formatting import duration, percent, signed
+from rl_reasoner.evaluation.labels import set_title
 from rl_reasoner.evaluation.learning_alarms import Metrics
 from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.evaluation.statistics import Interval, holm
@@ -213,7 +214,8 @@ def _curves(run: RunData, controls: Mapping[str, Any]) -> Iterator[charts.Chart]
                 traces.append(Trace(label, [step for step, _ in known], [v for _, v in known]))
         if len(traces) > 1:
             accuracy = key in watched
-            title = f"{key.split('/')[1]} while training" if accuracy else "Length in the stage"
+            name = set_title(key.removeprefix("eval/").removesuffix("/accuracy"))
+            title = f"{name} while training" if accuracy else "Length in the stage"
             yield charts.curve(title, traces, share=accuracy)
 
 

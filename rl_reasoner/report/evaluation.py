@@ -10,11 +10,11 @@ from typing import Any
 
 from rl_reasoner.evaluation.comparison import sentence_of, unlike
 from rl_reasoner.evaluation.formatting import fixed, p_value, percent, points, points_span
+from rl_reasoner.evaluation.labels import set_title
 from rl_reasoner.evaluation.result import EvalResult, compare
 from rl_reasoner.report import charts
 from rl_reasoner.report.browse import EntrySource
 from rl_reasoner.report.charts import Bar, Chart, Trace
-from rl_reasoner.report.first_screen import set_title
 from rl_reasoner.report.html import Child, Element, estimate, folded, h, note, section, table
 from rl_reasoner.report.page import flat
 from rl_reasoner.report.run_data import EVAL_ROWS_KEPT

@@ -6,7 +6,6 @@ which policy is kept? What is not there (no evaluation, no rows) has no card. Pu
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import PurePosixPath
 
 from rl_reasoner.evaluation.formatting import (
     duration,
@@ -17,7 +16,7 @@ from rl_reasoner.evaluation.formatting import (
     short_number,
     span,
 )
-from rl_reasoner.evaluation.labels import split_label
+from rl_reasoner.evaluation.labels import set_title, split_label
 from rl_reasoner.evaluation.learning_alarms import Metrics
 from rl_reasoner.foreign import mapping, number, printable
 from rl_reasoner.report.controls import headline_of, read_controls
@@ -97,14 +96,6 @@ def gains(run: RunData) -> Iterator[tuple[str, str]]:
         sides = by_mode(before, base), by_mode(after, base)
         if sentences := explain_gain(*sides, by=cause_of(run)):
             yield base, " ".join(sentences)
-
-
-def set_title(name: str) -> str:
-    """A set's name for a heading: of a file, its name alone."""
-    base, mode = split_label(name)
-    path = PurePosixPath(base)
-    short = path.stem if path.suffix in (".jsonl", ".json", ".csv", ".parquet") else base
-    return f"{short}@{mode}" if mode else short
 
 
 def move_chip(before: SetResult | None, after: SetResult | None) -> Element | None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rl_reasoner.evaluation.formatting import duration, fixed, percent, points, short_number, signed
-from rl_reasoner.evaluation.labels import split_label
+from rl_reasoner.evaluation.labels import set_title, split_label
 from rl_reasoner.foreign import mapping, printable
 from rl_reasoner.report import charts
 from rl_reasoner.report.charts import Bar, Trace
@@ -23,7 +23,6 @@ from rl_reasoner.report.first_screen import (
     ends_of,
     first_screen,
     move_chip,
-    set_title,
 )
 from rl_reasoner.report.gain import (
     Figures,

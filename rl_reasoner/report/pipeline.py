@@ -187,7 +187,8 @@ def pipeline_section(run: RunData) -> Element | None:
         h("li", h("b", f"{each.name} (from {each.start}) "), "; ".join(words))
         for each in stages
         if each.start in by_name
-        and (words := [gain(by_name[str(each.start)], each, n) for n in names if n in each.sets])
+        and (first := by_name[str(each.start)])
+        and (words := [gain(first, each, n) for n in names if n in each.sets and n in first.sets])
     ]
     return section(
         "pipeline",

@@ -22,6 +22,7 @@ from rl_reasoner.report.rollouts import Rollouts, read_rollouts, with_seconds
 from rl_reasoner.types import Row
 
 EVAL_ROWS_KEPT = 1000  # of an evaluation's set
+_LAST_STEP = 10**9
 _BYTES_KEPT = 16_000_000  # of an evaluation's rows
 
 
@@ -234,7 +235,8 @@ def _set_result(raw: Mapping[str, Any]) -> SetResult | None:
         return None
     problems, samples = number(raw.get("problems")), number(raw.get("samples"))
     lenient = mapping(raw.get("lenient"))
-    curve = {int(k): number(v) for k, v in mapping(raw.get("pass_at")).items() if k.isdecimal()}
+    pass_at = mapping(raw.get("pass_at"))
+    curve = {int(k): number(v) for k, v in pass_at.items() if k.isdecimal() and len(k) < 10}
     return SetResult(
         accuracy=accuracy,
         interval=interval(raw.get("interval")),
@@ -248,7 +250,7 @@ def _set_result(raw: Mapping[str, Any]) -> SetResult | None:
         pass_interval={
             int(k): span
             for k, v in mapping(raw.get("pass_at_interval")).items()
-            if k.isdecimal() and (span := interval(v)) is not None
+            if k.isdecimal() and len(k) < 10 and (span := interval(v)) is not None
         },
         lenient=_set_result({**raw, **lenient, "lenient": None, "pass_at": {}})
         if lenient
@@ -270,9 +272,9 @@ def _stage(
     index, _, name = folder.name.partition("-")
     by_step: dict[int, Metrics] = {}
     for row in _lines(folder / "metrics.jsonl", unreadable):
-        step = number(row.get("step"))
-        if step is not None:  # a resumed run logs some steps again: the later line holds
-            by_step[int(step)] = {**row, "step": int(step)}
+        step = row.get("step")
+        if isinstance(step, int) and 0 <= step <= _LAST_STEP:
+            by_step[step] = row  # a resumed run logs some steps again: the later line holds
     rollouts = folder / "rollouts.jsonl"
     sampled = read_rollouts(rollouts) if rollouts.is_file() else None
     if sampled is not None:

@@ -73,16 +73,14 @@ class Watched:
             }
 
     def _begin(self) -> RunData:
+        files = self.folder.glob("stages/*/metrics.jsonl")  # what comes meanwhile is read again
+        ends = {path.parent.name: path.stat().st_size for path in files}
         run = read_run(self.folder)
-        self._ends = {stage.index: self._size(stage, "metrics.jsonl") for stage in run.stages}
+        self._ends = {stage.index: ends.get(stage.folder, 0) for stage in run.stages}
         return run
 
     def _path(self, stage: StageRecord, name: str) -> Path:
         return self.folder / "stages" / stage.folder / name
-
-    def _size(self, stage: StageRecord, name: str) -> int:
-        path = self._path(stage, name)
-        return path.stat().st_size if path.is_file() else 0
 
     def _version(self) -> str:
         """A hash that changes with any file that the page shows."""

@@ -30,7 +30,7 @@ from rl_reasoner.rollout.admission import LIVE_ROWS
 from rl_reasoner.rollout.agreement import engine_runs, in_mode
 from rl_reasoner.rollout.cache import SampleCache, SampleJob, Take, sample_through
 from rl_reasoner.rollout.completions import OnToken, SampledCompletion
-from rl_reasoner.rollout.drawing import draw, uniforms
+from rl_reasoner.rollout.drawing import tokens_from, uniforms
 from rl_reasoner.rollout.episodes.environment_turns import (
     EnvironmentUse,
     Episodes,
@@ -454,12 +454,10 @@ class _KeyedDraws(LogitsProcessor):  # type: ignore[misc]
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """(rows, V) scores -> 0 for the token that is drawn, else -inf."""
         scaled = self.processors(input_ids, scores.float())
-        if self.uniforms is None:
-            chosen = scores.argmax(-1)
-        else:
-            chosen = draw(scaled.softmax(-1), self.uniforms[:, self.step].to(scores.device))
-        values = scaled.log_softmax(-1).gather(1, chosen[:, None]).squeeze(1).tolist()
-        for row, (token, value) in enumerate(zip(chosen.tolist(), values, strict=True)):
+        uniform = None if self.uniforms is None else self.uniforms[:, self.step].to(scores.device)
+        chosen, values = tokens_from(scaled, uniform, self.sampling.ends[0])
+        drawn = zip(chosen.tolist(), values.tolist(), strict=True)
+        for row, (token, value) in enumerate(drawn):
             completion = self.completions[row]
             if completion.ids and completion.ids[-1] in self.sampling.ends:
                 continue  # `generate` fills a finished row with padding

@@ -7,6 +7,7 @@ a call. Calls are read by JSON within bounds or taken as they stand; nothing is 
 """
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ MOST_CALL_CHARS = 20_000
 _HERMES_MARKS = ("<tool_call>", "</tool_call>")
 _PYTHON_TAG = "<|python_tag|>"
 _FENCE = "```"
+_TICKS = re.compile("`+")
 _LABELS = {"py": "python", "python3": "python", "python": "python"}  # whatever their case
 _OTHER_MARKS = ("<function=", "<arg_key>")  # what templates write in `<tool_call>` that is no JSON
 _BEHIND_CALL = 4  # characters that the last token of a call may have behind its end
@@ -90,7 +92,8 @@ class CallFormat(ABC):
 
         A result stands behind a call, as `turn` puts it there; one that is cut off goes to the end.
         """
-        around = {self.turn("`" * ticks)[::2] for ticks in range(8)}
+        ticks = {0, *(len(run[0]) - 1 for run in _TICKS.finditer(text))}  # fences may be long
+        around = {self.turn("`" * count)[::2] for count in ticks}
         spans: list[tuple[int, int]] = []
         at = 0
         while True:
@@ -205,8 +208,12 @@ class HermesFormat(_JsonFormat):
         return end >= 0 and _HERMES_MARKS[0] in text[:end]
 
     def read(self, text: str) -> ToolCall | MalformedCall:
-        inside = text[: text.rfind(_HERMES_MARKS[1])].rpartition(_HERMES_MARKS[0])[2]
-        return self._object(inside.strip())
+        before = text[: text.rfind(_HERMES_MARKS[1])]
+        found = self._object(before.rpartition(_HERMES_MARKS[0])[2].strip())
+        if isinstance(found, MalformedCall):  # the last mark may stand within the call's own texts
+            whole = self._object(before.partition(_HERMES_MARKS[0])[2].strip())
+            return found if isinstance(whole, MalformedCall) else whole
+        return found
 
     def write(self, call: ToolCall) -> str:
         shown = _json({"name": call.tool, "arguments": dict(call.arguments)})

@@ -184,6 +184,38 @@ def a_set_that_was_left_out() -> None:
         Path(f"run/evals/{name}.rows.jsonl").unlink()
 
 
+def a_set_of_nobody() -> None:
+    """With rows, figures and hash that fit each other."""
+    from rl_reasoner.evaluation.result import EvalResult
+
+    for name in ("before", "after"):
+        result = EvalResult.load(f"run/evals/{name}.json")
+        result.sets["aime24"], result.rows["aime24"] = (
+            part["held.jsonl"] for part in (result.sets, result.rows)
+        )
+        result.save(f"run/evals/{name}.json")
+
+
+def a_figure_that_no_row_gives() -> None:
+    value = json.loads(Path("run/evals/after.json").read_text(encoding="utf-8"))
+    value["sets"]["held.jsonl"]["pass_at"] = {"8": 0.99}
+    Path("run/evals/after.json").write_text(json.dumps(value), encoding="utf-8")
+
+
+def steps_that_were_not_trained() -> None:
+    with Path(f"{STAGE}/metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": 99, "reward": 1.0}) + "\n")
+
+
+def half_a_step() -> None:
+    with Path(f"{STAGE}/metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": 1.5, "reward": 1.0}) + "\n")
+
+
+def a_completion_that_is_none() -> None:
+    changed_row(f"{STAGE}/rollouts.jsonl", lambda row: row.pop("truncated"))
+
+
 def the_prompt_of_a_completion() -> None:
     """With the ledger made anew of it: the score is that of the row."""
     changed_row(f"{STAGE}/rollouts.jsonl", lambda row: row.update(prompt="2+2="))
@@ -240,6 +272,11 @@ TAMPERINGS: list[tuple[Callable[[], None], str]] = [
     (the_hash_of_the_problems, "results"),
     (a_set_that_was_left_out, "results"),
     (a_set_that_was_not_measured, "results"),
+    (a_set_of_nobody, "results"),
+    (a_figure_that_no_row_gives, "results"),
+    (steps_that_were_not_trained, "metrics"),
+    (half_a_step, "metrics"),
+    (a_completion_that_is_none, "completions"),
     (the_prompt_of_a_completion, "data"),
     (the_report, "report"),
     (the_weights, "weights"),

@@ -57,6 +57,15 @@ def test_help_names_every_verb_and_every_flag_of_the_recipe(cli: Cli) -> None:
     for flag in ("--grpo.group.size", "--habit.optim.max_grad_norm", "--run.folder", "--resume"):
         assert flag in ended.out
     assert "quickstart" in cli("train", "--help").out
+    assert "--grpo.steps" in cli("train", "--until", "grpo", "quickstart", "--help").out
+
+
+@pytest.mark.parametrize("verb", ["eval", "chat", "filter"])
+def test_a_seed_below_0_is_refused(verb: str, cli: Cli) -> None:
+    given = ["scratch:dense-tiny", *(["modular_test"] if verb == "filter" else [])]
+    sets = ["--sets", "modular_test"] if verb == "eval" else []
+    ended = cli(verb, *given, *sets, "--seed", "-1")
+    assert ended.code == 2 and "--seed -1: expected 0 or more" in ended.err
 
 
 def test_the_version(cli: Cli) -> None:

@@ -128,6 +128,7 @@ def test_what_the_engine_does_otherwise_is_a_warning(tmp_path: Path) -> None:
     readme = (told.folder / "README.md").read_text()
     assert all(line in readme for line in (*told.warnings, *told.start))
     assert "`loss.mask_truncated`" in readme.partition("## No counterpart")[2]
+    assert "rl-reasoner eval POLICY --sets SET --template" in readme
     assert not hand_over(recipe(), "verl", tmp_path / "plain").warnings
 
 

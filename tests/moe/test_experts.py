@@ -145,3 +145,26 @@ def test_rollouts_do_not_count_and_hooks_come_off() -> None:
     load.remove()
     policy.model(input_ids=ids)
     assert load.take() == []
+
+
+def test_padding_counts_in_no_load() -> None:
+    policy = open_policy("scratch:deepseek-tiny", device="cpu")
+    lengths = [24, 3, 8]
+    rows = [torch.arange(10, 10 + n)[None] for n in lengths]
+    ids = torch.zeros(len(rows), max(lengths), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for at, row in enumerate(rows):
+        ids[at, : row.shape[1]], mask[at, : row.shape[1]] = row[0], 1
+
+    def counts(*passes: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
+        load = ExpertLoad(policy.model)
+        for given_ids, given_mask in passes:
+            policy.model(input_ids=given_ids, attention_mask=given_mask)
+        load.remove()
+        return load.take_counts()
+
+    padded = counts((ids, mask))
+    alone = counts(*((row, torch.ones_like(row)) for row in rows))
+    assert padded.keys() == alone.keys() and padded
+    for name, count in padded.items():
+        assert count.tolist() == alone[name].tolist() and int(count.sum()) == 2 * sum(lengths)

@@ -106,3 +106,11 @@ def test_export_makes_a_mixture_that_grpo_trains(tmp_path: Path, cli: Cli) -> No
     before = policy.model.model.layers[0].mlp.experts
     assert torch.equal(before.down_proj[0], before.down_proj[1])
     assert not torch.equal(experts.down_proj[0], experts.down_proj[1]), "they grow apart"
+
+
+def test_a_window_that_no_layer_has_stays_without_effect() -> None:
+    kinds = {"layer_types": ["full_attention"] * 3}
+    policy = dense("Qwen3", use_sliding_window=True, sliding_window=4, **kinds)
+    mixture = upcycle(policy, 4)
+    with torch.no_grad():
+        assert torch.allclose(mixture(IDS).logits, policy(IDS).logits, atol=1e-4)

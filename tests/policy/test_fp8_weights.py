@@ -13,8 +13,10 @@ from rl_reasoner import open_policy, train
 from rl_reasoner.cli import main
 from rl_reasoner.policy.fp8.layers import quantise
 from rl_reasoner.policy.fp8.weights import dequantise, quantise_weight
+from rl_reasoner.policy.lora import add_lora
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.policy.scratch import byte_tokenizer
+from rl_reasoner.recipe.recipe import Lora
 from support.mixtures import model_of
 from support.tiny import grpo, recipe
 
@@ -131,3 +133,30 @@ def test_a_policy_without_whole_blocks_is_refused(
 ) -> None:
     assert main(["export", "scratch:dense-tiny", str(tmp_path / "x"), "--fp8"]) == 2
     assert "multiples of 128" in capsys.readouterr().err and not (tmp_path / "x").exists()
+
+
+def test_an_adapter_finds_the_base_whose_blocks_are_cut_off(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 300, "hidden_size": 128, "num_hidden_layers": 1}
+    config = LlamaConfig(**sizes, intermediate_size=192, num_attention_heads=2)
+    folder = saved(tmp_path / "base", AutoModelForCausalLM.from_config(config))
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    rows = torch.randn(192, 128)
+    rows[:128] *= 50
+    weight, scale = quantise_weight(torch.nn.functional.pad(rows, (0, 0, 0, 64)))
+    tensors[name], tensors[f"{name}_scale_inv"] = weight[:192].contiguous(), scale
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    described = json.loads((folder / "config.json").read_text())
+    described["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (folder / "config.json").write_text(json.dumps(described))
+    policy = open_policy(str(folder), device="cpu")
+    add_lora(policy, Lora(rank=2, targets=("q_proj",)), seed=0)
+    policy.save(tmp_path / "adapter")
+    opened = open_policy(str(tmp_path / "adapter"), device="cpu").model.state_dict()
+    assert torch.equal(opened[f"base_model.model.{name}"], quantise(rows, (128, 128)))
+
+
+def test_numbers_near_nothing_round_to_numbers() -> None:
+    values = torch.zeros(2, 4)
+    values[0, 1], values[1, 2] = 2e-43, 1.0
+    assert quantise(values, (1, 0)).isfinite().all()

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rl_reasoner import open_policy
+from rl_reasoner.errors import UserError
 from rl_reasoner.planning.shapes import shape_of
 from rl_reasoner.policy.gguf import convert_gguf
 from rl_reasoner.rollout.sampler import eos_ids
@@ -38,6 +40,8 @@ def write(
     unknown: str | None = "<|endoftext|>",
     embedding: tuple[Any, Q] | None = None,
     head: tuple[Any, Q] | None = None,
+    scaling: Mapping[str, Any] | None = None,
+    frequencies: Any = None,
     **numbers: str,
 ) -> dict[str, Any]:
     """A llama of one layer; `embedding` and `head` are weights with their precisions."""
@@ -63,6 +67,10 @@ def write(
     for add, token in ((writer.add_pad_token_id, pad), (writer.add_unk_token_id, unknown)):
         if token is not None:
             add(tokens.index(token))
+    if scaling is not None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType(scaling["type"]))
+        writer.add_rope_scaling_factor(scaling["factor"])
+        writer.add_rope_scaling_orig_ctx_len(scaling["length"])
     for key, token in numbers.items():
         writer.add_uint32(f"tokenizer.ggml.{key}", tokens.index(token))
     made = {"token_embd.weight": embedding or (weight(len(tokens), HIDDEN), Q.F32)}
@@ -75,6 +83,8 @@ def write(
     made["blk.0.ffn_down.weight"] = (weight(HIDDEN, WIDE), Q.F32)
     for name in ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"):
         made[f"{name}.weight"] = (np.ones(HIDDEN, dtype=np.float32), Q.F32)
+    if frequencies is not None:
+        made["rope_freqs.weight"] = (np.asarray(frequencies, dtype=np.float32), Q.F32)
     for name, (values, precision) in made.items():
         writer.add_tensor(name, gguf.quantize(values, precision), raw_dtype=precision)
     writer.write_header_to_file()
@@ -238,3 +248,36 @@ def test_qwen_coder_as_it_is_fetched() -> None:
     )
     out = model.generate(**inputs, max_new_tokens=8, do_sample=False)
     assert tokenizer.decode(out[0, inputs["input_ids"].shape[1] :]) == "42<|im_end|>"
+
+
+def slowed(factor: float, length: int) -> list[float]:
+    """How Llama 3.1's rotary frequencies are slowed down, as llama.cpp's converter writes it."""
+    found = []
+    for place in range(0, HIDDEN // HEADS, 2):
+        wave = 2 * np.pi * 10000.0 ** (place / (HIDDEN // HEADS))
+        share = min(max((length / wave - 1.0) / 3.0, 0.0), 1.0)
+        found.append(1 / ((1 - share) / factor + share))
+    return found
+
+
+@pytest.mark.parametrize(("factor", "length"), [(8.0, 8192), (32.0, 8192), (8.0, 64)])
+def test_slowed_rotary_frequencies_are_kept(factor: float, length: int, tmp_path: Path) -> None:
+    write(tmp_path / "llama.gguf", frequencies=slowed(factor, length))
+    model = open_policy(str(tmp_path / "llama.gguf"), device="cpu").model
+    plain = 10000.0 ** -(torch.arange(0, HIDDEN // HEADS, 2) / (HIDDEN // HEADS))
+    expected = plain / torch.tensor(slowed(factor, length))
+    assert torch.allclose(model.model.rotary_emb.inv_freq, expected.float(), rtol=1e-3)
+
+
+def test_scaled_rotary_positions_are_kept_or_refused(tmp_path: Path) -> None:
+    write(tmp_path / "y.gguf", scaling={"type": "yarn", "factor": 4.0, "length": 32})
+    found = open_policy(str(tmp_path / "y.gguf"), device="cpu").model.config.rope_parameters
+    told = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+    assert found == {"rope_theta": 10000.0, **told}
+    for other in (
+        {"scaling": {"type": "longrope", "factor": 4.0, "length": 32}},
+        {"frequencies": np.linspace(1, 3, HIDDEN // HEADS // 2)},
+    ):
+        write(tmp_path / "other.gguf", **other)
+        with pytest.raises(UserError, match=r"scaled .* in a way that is not known here"):
+            open_policy(str(tmp_path / "other.gguf"), device="cpu")

@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, PromptTuningConfig, get_peft_model
+import transformers
+from peft import AutoPeftModelForCausalLM, LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from rl_reasoner import Policy, open_policy, train
 from rl_reasoner.errors import UserError
+from rl_reasoner.moe.experts import frozen_routers
+from rl_reasoner.policy.fp8.layers import covered_layers
 from rl_reasoner.policy.lora import add_lora, lora_targets, merge_adapter
 from rl_reasoner.policy.scratch import byte_tokenizer
 from rl_reasoner.recipe.recipe import Lora
@@ -163,3 +166,64 @@ def test_an_adapter_that_cannot_be_merged_is_one_clear_error(saved: Path, tmp_pa
     policy.save(tmp_path / "prompts")
     with pytest.raises(UserError, match="of type PROMPT_TUNING, which cannot be merged"):
         train(recipe(tmp_path, grpo(), policy=str(tmp_path / "prompts"), evals={"sets": []}))
+
+
+@pytest.mark.parametrize("layer", ["lm_head", "embed_tokens"])
+def test_an_adapter_on_one_of_two_tied_weights_leaves_the_other(layer: str) -> None:
+    policy = open_policy("scratch:dense-tiny", device="cpu")
+    own = LoraConfig(r=2, target_modules=["q_proj", layer], task_type="CAUSAL_LM")
+    policy.model = get_peft_model(policy.model, own).eval()
+    for name, parameter in policy.model.named_parameters():
+        if ".lora_" in name:
+            torch.nn.init.normal_(parameter, 0, 0.1)
+    with torch.no_grad():
+        expected = policy.model(input_ids=IDS).logits
+        merge_adapter(policy)
+        assert torch.allclose(policy.model(input_ids=IDS).logits, expected, atol=1e-4)
+
+
+def test_an_adapter_without_a_merged_form_is_told() -> None:
+    policy = open_policy("scratch:dense-tiny", device="cpu")
+    own = LoraConfig(r=2, target_modules=["q_proj"], lora_bias=True, task_type="CAUSAL_LM")
+    policy.model = get_peft_model(policy.model, own)
+    with pytest.raises(UserError, match="its adapter has no merged form: Impossible to merge"):
+        merge_adapter(policy)
+
+
+K: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+}
+GATED = {
+    "Afmoe": {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    "HunYuanMoEV1": {"num_experts": 8, "moe_topk": 2, "head_dim": 16},
+    "Phimoe": {"num_local_experts": 8, "num_experts_per_tok": 2},
+}
+
+
+@pytest.mark.parametrize("family", GATED)
+def test_gates_that_are_linear_layers_are_no_targets_and_can_be_frozen(family: str) -> None:
+    extra = {"num_dense_layers": 1, "head_dim": 16} if family == "Afmoe" else {}
+    config = getattr(transformers, f"{family}Config")(**K, **GATED[family], **extra)
+    model = AutoModelForCausalLM.from_config(config)
+    gates = {n for n, p in model.named_parameters() if p.dim() == 2 and len(p) == 8}
+    assert gates
+    with frozen_routers(model):
+        assert not any(p.requires_grad for n, p in model.named_parameters() if n in gates)
+    assert not {name.removesuffix(".weight") for name in gates} & {*covered_layers(model)}
+    policy = Policy(model, byte_tokenizer(), family)
+    add_lora(policy, Lora(rank=2), seed=0)
+    adapted = [n for n, p in policy.model.named_parameters() if p.requires_grad]
+    assert adapted and not any("router" in name or ".wg" in name for name in adapted)
+
+
+def test_gpt2s_layers_are_linear_ones() -> None:
+    config = transformers.GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=300)
+    for targets in ("all-linear", ("c_attn",)):
+        policy = Policy(AutoModelForCausalLM.from_config(config), byte_tokenizer(), "gpt2")
+        add_lora(policy, Lora(rank=2, targets=targets), seed=0)
+        assert "c_attn" in trained(policy)

@@ -1,6 +1,7 @@
 """A policy as a GGUF file: every family that is trained here, opened again, logit by logit."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +156,12 @@ def test_the_command_says_how_close_the_logits_are(tmp_path: Path, cli: Cli) -> 
     assert ended.code == 0 and value["policy"] == "out/policy.gguf"
     assert value["logits_apart"] <= TOLERANCE_OF_LOGITS
     assert cli("export", "policy", "two", "--gguf", "--fp8").code == 2
+
+
+def test_logits_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    policy = a_policy("llama")
+    with torch.no_grad():
+        policy.model.model.norm.weight[0] = math.nan
+    with pytest.raises(UserError, match="are not finite"):
+        export_gguf(policy, tmp_path / "out", "fp32")
+    assert not (tmp_path / "out").exists()

@@ -75,6 +75,11 @@ def test_a_published_run_opens_says_its_figures_and_can_be_audited(
     audit = audit_run(folder / "run", replays=False)
     assert audit.holds and {"weights", "rewards"} <= {f.part for f in audit.of("unchecked")}
     assert {"ledger", "report", "recipe"} <= {finding.part for finding in audit.of("held")}
+    for file in (folder / "report.html", folder / "run/report.html"):
+        changed_in_place(file, "</title>", ", which learned more</title>")
+        found = audit_run(folder / "run", replays=False).of("differs")
+        assert {finding.part for finding in found} == {"report"}
+        changed_in_place(file, ", which learned more</title>", "</title>")
 
 
 def _has_the_figures(

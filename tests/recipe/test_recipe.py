@@ -128,7 +128,7 @@ RECIPES = st.fixed_dictionaries(
     {"policy": NAMES, "stages": STAGES, "rewards": REWARDS, "name": NAMES},
     optional={
         "template": NAMES.map(lambda text: f"{text}{{problem}}{text}") | st.just("r1"),
-        "run": st.fixed_dictionaries({"folder": st.none() | NAMES, "seed": st.integers()}),
+        "run": st.fixed_dictionaries({"folder": st.none() | NAMES, "seed": st.integers(min_value=0)}),
     },
 )
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from rl_reasoner.evaluation.formatting import short_number
 from rl_reasoner.foreign import printable
-from rl_reasoner.report.console import err
+from rl_reasoner.report.console import emit, err
 from support.commands import Cli, lines
 
 HOSTILE = "\x1b[2J\x1b]0;title\x07\x9b31m\x08\u202e[red][/nothing] 4"
@@ -87,3 +88,14 @@ def test_markup_in_a_completion_is_shown_as_it_is(
     assert "[red][/nothing]" in cli("why", "run", "--step", "1").out
     told = cli("compare", "run/evals/before.json", "run/evals/after.json")
     assert "[red][/nothing]" in told.err
+
+
+def test_a_path_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    emit(False, {}, "runs/a:b:c/ratio:100:3 :x:")
+    assert capsys.readouterr().out == "runs/a:b:c/ratio:100:3 :x:\n"
+
+
+def test_json_has_null_for_what_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+    emit(True, {"a": [float("nan"), 1.5], "b": {"c": float("inf")}}, "")
+    assert json.loads(capsys.readouterr().out) == {"a": [None, 1.5], "b": {"c": None}}
+    assert [short_number(x) for x in (float("nan"), float("-inf"))] == ["nan", "-inf"]

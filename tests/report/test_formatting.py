@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl_reasoner.evaluation.formatting import duration, fixed, percent, points, short_number, signed
+from rl_reasoner.evaluation.labels import set_title
 from rl_reasoner.foreign import printable
 from rl_reasoner.report.browse import shared_ends, titled
 from rl_reasoner.report.html import document, h
@@ -83,3 +84,8 @@ def test_durations() -> None:
         "3 min 07 s",
         "2 h 05 min",
     ]
+
+
+def test_a_set_in_a_heading_is_called_by_its_file() -> None:
+    names = ("gsm8k", "data/splits/val.jsonl", "data/val.jsonl@sampled")
+    assert [set_title(name) for name in names] == ["gsm8k", "val", "val@sampled"]

@@ -1,13 +1,16 @@
 """The pipeline's section: figures by stage, and sentences that they support and no more."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from rl_reasoner.audit.replaying import last_step
 from rl_reasoner.evaluation.metrics import compute_figures
 from rl_reasoner.evaluation.result import EvalResult
+from rl_reasoner.pipeline.why import sampled_stages
 from rl_reasoner.report import write_report
 from rl_reasoner.report.pipeline import habits_of, reached, text_table
 from rl_reasoner.report.run_data import RunData, read_run
@@ -133,3 +136,29 @@ def test_the_section_is_on_the_page_of_a_pipeline_alone(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     run(tmp_path / "one", before=same, after=same)
     assert 'id="pipeline"' not in write_report(tmp_path / "one").read_text(encoding="utf-8")
+
+
+def test_a_set_that_only_a_later_stage_was_evaluated_on_has_no_gain(tmp_path: Path) -> None:
+    rows = [row((MIXED, True), (DIRECT, True)) for _ in range(4)]
+    made = run(tmp_path, pre=rows, zero=rows)
+    file = tmp_path / "evals/zero.json"
+    result = EvalResult.load(file)
+    result.sets["more"], result.rows["more"] = (part["sums"] for part in (result.sets, result.rows))
+    result.save(file)
+    assert "more" in write_report(made.folder).read_text(encoding="utf-8")
+
+
+def test_folders_and_steps_that_no_run_makes_are_left_out(tmp_path: Path) -> None:
+    run(tmp_path)
+    stage = tmp_path / "stages/2-zero"
+    (tmp_path / "stages/backup").mkdir(parents=True)
+    (tmp_path / "stages/backup/rollouts.jsonl").touch()
+    stage.mkdir()
+    (stage / "rollouts.jsonl").touch()
+    with (stage / "metrics.jsonl").open("w") as file:
+        for step in (1, 1.5, -1e308, 2, None):
+            file.write(json.dumps({"step": step, "reward": 0.5}) + "\n")
+    [record] = read_run(tmp_path).stages
+    assert [each["step"] for each in record.metrics] == [1, 2]
+    assert sampled_stages(tmp_path) == {"zero": stage}
+    assert last_step(stage) == 2

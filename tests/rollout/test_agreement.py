@@ -13,6 +13,7 @@ from rl_reasoner import GRPOTrainer, open_policy
 from rl_reasoner.kernels.packing import arguments, attention_of, pack
 from rl_reasoner.rollout.agreement import (
     engine_runs,
+    fused_modules_agree,
     in_mode,
     obstacle,
     packing_obstacle,
@@ -289,3 +290,21 @@ def test_packed_hidden_states_reach_beyond_a_window() -> None:
             found = model.base_model(**arguments(packed)).last_hidden_state[0]
         alone = model.base_model(ids, use_cache=False).last_hidden_state[:, 7:-1].flatten(0, 1)
     torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["Olmoe", "Qwen2", "Qwen3"])
+def test_modules_are_fused_where_norms_or_windows_are_not_alike(family: str) -> None:
+    """OLMoE norms queries over all heads; here only the second layer has a window."""
+    sizes: dict[str, Any] = {
+        "vocab_size": 260,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 96,
+    }
+    windows = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
+    own = {"num_experts": 8, "num_experts_per_tok": 2} if family == "Olmoe" else windows
+    config = getattr(transformers, f"{family}Config")(**sizes, **own)
+    torch.manual_seed(0)
+    assert fused_modules_agree(AutoModelForCausalLM.from_config(config).train())

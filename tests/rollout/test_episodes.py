@@ -182,3 +182,16 @@ def test_sampling_knows_rows_apart(policy: Policy, tmp_path: Any) -> None:
         for rollout in group:
             assert rollout.episode is not None
             assert rollout.truncated == (rollout.episode["ended"] != "done")
+
+
+def test_a_turn_ends_as_its_template_writes_it() -> None:
+    """Gemma's turns end with a token that is not the tokenizer's end token."""
+    tokenizer = open_policy("scratch:dense-tiny", device="cpu").tokenizer
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<start>", "<end>"]})
+    tokenizer.chat_template = (
+        "{% for m in messages %}<start>{{ m.role }}\n{{ m.content }}<end>\n{% endfor %}"
+        "{% if add_generation_prompt %}<start>model\n{% endif %}"
+    )
+    form = TurnForm(tokenizer, "chat")
+    ids = [*form.turn("four"), *form.tokens([{"role": "user", "content": "no"}])]
+    assert tokenizer.decode(ids) == "four<end>\n<start>user\nno<end>\n<start>model\n"

@@ -298,3 +298,15 @@ def test_the_scale_of_an_adapter_is_part_of_the_weights(tmp_path: Path) -> None:
     assert weights_hash(open_policy(str(tmp_path / "adapter"), device="cpu")) == first
     config.write_text(json.dumps({**json.loads(config.read_text()), "lora_alpha": 64}))
     assert weights_hash(open_policy(str(tmp_path / "adapter"), device="cpu")) != first
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_without_a_distribution_ends_where_generate_samples_too(
+    temperature: float, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rl_reasoner.rollout.sampler.engine_runs", lambda model: False)
+    token = prompt_ids(policy, "7")[-1]
+    with torch.no_grad():
+        policy.model.model.embed_tokens.weight[token] = torch.nan
+    [[found]] = sample(policy, ["7"], temperature=temperature, max_tokens=5)
+    assert not found.truncated and len(found.ids) == 1

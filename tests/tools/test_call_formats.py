@@ -319,3 +319,13 @@ def test_results_are_found_in_a_written_completion(
     cut = min(first + len(form.turn(result).before) + room, last - 1)
     if form.name != "llama3":
         assert form.given(text[:cut]) == [*results[:-1], (first, cut)]
+
+
+def test_results_with_long_fences_are_found_and_marks_in_a_calls_text_are_its_own() -> None:
+    fences, hermes = (call_format(name, TOOLS) for name in ("fences", "hermes"))
+    call = fences.write(ToolCall("python", {"code": "print(1)"}))
+    turn = fences.turn("`" * 9)
+    text = f"{call}{turn.before}{turn.text}{turn.after}so"
+    assert fences.given(text) == [(len(call), len(text) - 2)]
+    held = ToolCall("python", {"code": 'print("<tool_call>")'})
+    assert hermes.read(hermes.write(held)) == held

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.moe.experts import routers
+from rl_reasoner.moe.experts import linear_gates, routers
 from rl_reasoner.policy.fp8 import torchao_products
 
 Scaling = Literal["tensor", "row", "block"]
@@ -49,7 +49,8 @@ def round_to_e4m3(values: Tensor, tile: tuple[int, int]) -> tuple[Tensor, Tensor
     padded = nn.functional.pad(values, (0, -columns % wide, 0, -rows % high))
     tiles = padded.unflatten(1, (-1, wide)).unflatten(0, (-1, high))  # type: ignore[no-untyped-call]
     largest = tiles.abs().amax((1, 3), keepdim=True)
-    scale = torch.where(largest > 0, largest / _LARGEST, 1.0)
+    least = torch.finfo(values.dtype).tiny  # below it the scale would be 0, and zeros 0/0
+    scale = torch.where(largest > 0, (largest / _LARGEST).clamp_min(least), 1.0)
     return (tiles / scale).clamp(-_LARGEST, _LARGEST).to(_E4M3), scale
 
 
@@ -163,7 +164,7 @@ def covered_layers(model: Any) -> list[str]:
     Not the head, no gate (neither routers nor that of a shared expert), no low-rank adapter.
     """
     head = model.get_output_embeddings()
-    gates = {id(router) for _, router in routers(model)}
+    gates = {id(gate) for gate in (*dict(routers(model)).values(), *linear_gates(model))}
     return [
         name
         for name, module in model.named_modules()

@@ -4,7 +4,7 @@ In a chat they are turns of its template; in plain text they stand on lines of t
 recipe's template. Text is tokenised plainly, so that no message can write a special token.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rl_reasoner.dataset.templates import prompt_of
@@ -21,6 +21,7 @@ class TurnForm:
         """Raises `UserError` for a chat template that has no place for a second question."""
         self._tokenizer, self._template = tokenizer, template
         self._chats: dict[tuple[str, ...], list[_Part]] = {}
+        self._end = str(tokenizer.eos_token or "")  # of a turn; some templates have another
         first = prompt_of({"problem": _TURN}, template, tokenizer)
         self.chat = not isinstance(first, str)
         if self.chat:
@@ -39,7 +40,7 @@ class TurnForm:
 
     def turn(self, text: str) -> list[int]:
         """A turn of the policy's, with its end token."""
-        return [*self._encoded(text, True), self._tokenizer.eos_token_id]
+        return [*self._encoded(text, True), *self._encoded(self._end, False)]
 
     def identity(self) -> list[Any]:
         """What decides the form, as JSON values."""
@@ -74,8 +75,9 @@ class TurnForm:
                 ) from error
             return self._written(("user",) * len(roles))
         _, found, rest = text.rpartition(_TURN)
-        end = self._tokenizer.eos_token or ""
-        rest = rest.removeprefix(end)
+        opening = text.partition("?")[0]
+        self._end = next((end for end in self._ends(opening) if rest.startswith(end)), self._end)
+        rest = rest.removeprefix(self._end)
         parts: list[_Part] = []
         for mark in marks:
             fixed, shown, rest = rest.partition(mark)
@@ -84,3 +86,14 @@ class TurnForm:
         if not found:
             raise UserError("an environment needs a chat template that shows every message")
         return [*parts, (rest, False)]
+
+    def _ends(self, opening: str) -> Iterator[str]:
+        """What may end a turn: the end token, or a special one that `opening` a turn does not have.
+
+        Gemma's turns end with <end_of_turn>, where its end token is <eos>.
+        """
+        if self._tokenizer.eos_token:
+            yield self._tokenizer.eos_token
+        for token in self._tokenizer.added_tokens_decoder.values():
+            if token.special and token.content not in opening:
+                yield token.content
