@@ -128,7 +128,9 @@ RECIPES = st.fixed_dictionaries(
     {"policy": NAMES, "stages": STAGES, "rewards": REWARDS, "name": NAMES},
     optional={
         "template": NAMES.map(lambda text: f"{text}{{problem}}{text}") | st.just("r1"),
-        "run": st.fixed_dictionaries({"folder": st.none() | NAMES, "seed": st.integers(min_value=0)}),
+        "run": st.fixed_dictionaries(
+            {"folder": st.none() | NAMES, "seed": st.integers(min_value=0)}
+        ),
     },
 )
 
@@ -158,7 +160,7 @@ def test_a_recipe_cannot_be_changed() -> None:
 # ----------------------------------------------------------------------------------------- flags
 
 
-@given(st.floats(1e-300, 1e300), st.integers(-(10**12), 10**12), NAMES)
+@given(st.floats(1e-300, 1e300), st.integers(0, 10**12), NAMES)
 def test_a_flag_sets_exactly_its_field(lr: float, seed: int, name: str) -> None:
     changed = apply_flags(
         small(), [f"--optim.lr={lr!r}", "--run.seed", str(seed), f"--name={name}"]
