@@ -12,6 +12,7 @@ import base64
 import builtins
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -25,6 +26,10 @@ MAX_DIGITS = 10_000
 _DECODING_S = 5.0  # many times what the largest honest message needs
 _AT_ONCE = 256
 _PLAIN_INT = 1 << 63
+_MOST_AXES = 32
+# Kinds of numbers that arrays travel with, by numpy's names: of a processor's own sizes.
+_ARRAYS = {"|b1", "|i1", "|u1", *(f"<{kind}{size}" for kind in "iu" for size in (2, 4, 8))}
+_ARRAYS |= {"<f2", "<f4", "<f8", "<c8", "<c16"}
 _BUILTIN_TYPES = {kind for kind in vars(builtins).values() if isinstance(kind, type)}
 
 
@@ -39,8 +44,8 @@ class Malformed(Exception):
 def encode(value: object, refer: Callable[[object], Tree] | None = None, depth: int = 0) -> Tree:
     """`value` as a tree. What is not plain data goes to `refer`, or raises `NotData` without one.
 
-    Subclasses of plain types travel as the plain type; numpy scalars and arrays as numbers and
-    lists.
+    Subclasses of plain types travel as the plain type, numpy scalars as numbers, arrays of other
+    things than numbers as lists.
     """
     if depth > MAX_DEPTH:
         raise NotData("data nested too deeply")
@@ -80,7 +85,11 @@ def _encode_tagged(value: object, refer: Callable[[object], Tree] | None, depth:
     if isinstance(value, type) and value in _BUILTIN_TYPES:
         return {"T": value.__name__}
     if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
-        return encode(value.tolist(), refer, depth)
+        given: Any = value
+        kind = given.dtype.str if type(value).__name__ == "ndarray" else ""
+        if kind not in _ARRAYS:
+            return encode(given.tolist(), refer, depth)
+        return {"a": [kind, list(given.shape), encode(given.ravel().tolist(), refer, depth)]}
     if refer is None:
         raise NotData(type(value).__name__)
     return refer(value)
@@ -89,8 +98,9 @@ def _encode_tagged(value: object, refer: Callable[[object], Tree] | None, depth:
 def decode(tree: Tree, refer: Callable[[str, Any], object] | None = None) -> Any:
     """The value of a tree; `refer(tag, argument)` resolves tags that are no data.
 
-    Raises `Malformed` for anything that `encode` does not write, and for sets and dictionaries that
-    take too long to fill, since their members were chosen to collide.
+    Arrays are nested lists without `refer`, and with it numpy's where that is loaded. Raises
+    `Malformed` for anything that `encode` does not write, and for sets and dictionaries that take
+    too long to fill, since their members were chosen to collide.
     """
     return _decode(tree, refer, time.thread_time() + _DECODING_S)
 
@@ -118,11 +128,41 @@ def _decode(tree: Tree, refer: Callable[[str, Any], object] | None, until: float
             return range(*(decode(part) for part in _items(body)))
         if tag in _SCALARS:
             return _SCALARS[tag](body)
+        if tag == "a":
+            return array(body) if refer is not None else _decode(nested(body), None, until)
     except (TypeError, ValueError, ArithmeticError) as error:
         raise Malformed(f"bad {tag!r}") from error
     if refer is None:
         raise Malformed(f"unknown tag {tag!r}")
     return refer(tag, body)
+
+
+def array(body: Any) -> Any:
+    """numpy's array of a tree's body, if numpy is loaded; else nested lists.
+
+    Of plain numbers alone, whose kind is one of a fixed list: nothing of it is ever run.
+    """
+    lists = decode(nested(body))
+    numpy = sys.modules.get("numpy")
+    return lists if numpy is None else numpy.array(lists, dtype=body[0]).reshape(body[1])
+
+
+def nested(body: Any) -> Tree:
+    """The nested lists of an array's body, numbers checked. Raises `Malformed`."""
+    if not isinstance(body, list) or len(body) != 3 or body[0] not in _ARRAYS:
+        raise Malformed("no array")
+    _, shape, flat = body
+    sizes = _items(shape)
+    if not all(type(size) is int and size >= 0 for size in sizes) or len(sizes) > _MOST_AXES:
+        raise Malformed("an array of no shape")
+    items = _items(flat)
+    if math.prod(sizes) != len(items) or not all(
+        _kind(item, False)[0] == "number" for item in items
+    ):
+        raise Malformed("an array of other numbers than it has room for")
+    for size in reversed(sizes[1:]):
+        items = [items[at : at + size] for at in range(0, len(items), size)] if size else items
+    return items if sizes else items[0]
 
 
 def _portions(items: list[Any], until: float) -> Iterator[list[Any]]:
@@ -202,6 +242,8 @@ def _kind(tree: Tree, loose: bool) -> tuple[str, Any]:
         return tag, _items(body)
     if tag == "r":
         return tag, range(*(decode(part) for part in _items(body)))
+    if tag == "a":
+        return _kind(nested(body), loose)
     return tag, body
 
 

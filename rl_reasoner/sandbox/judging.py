@@ -261,7 +261,7 @@ class _Judge:
         raise self._malformed()
 
     def _note(self, changed: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Remember the arguments that a call has changed: lists, dicts and sets, nothing else."""
+        """Remember the arguments that a call has changed: lists, dicts, sets and arrays."""
         try:
             found = [(args[p] if isinstance(p, int) else kwargs[p], tree) for p, tree in changed]
         except (TypeError, ValueError, LookupError) as error:
@@ -269,8 +269,8 @@ class _Judge:
         changes = [(given, self._decode(tree)) for given, tree in found]
         for given, now in changes:
             kinds = [kind for kind in (list, dict, set) if isinstance(now, kind)]
-            array = type(given).__module__ == "numpy" and kinds == [list]  # it crossed as a list
-            if not array and not (kinds and isinstance(given, kinds[0])):
+            array = type(given).__module__ == "numpy"  # a program without numpy has it as lists
+            if not (array or (kinds and isinstance(given, kinds[0]))):
                 raise self._malformed()
         with self._lock:
             self._changes += changes
@@ -290,6 +290,8 @@ class _Judge:
             elif isinstance(given, (dict, set)):
                 given.clear()
                 given.update(now)
+            else:
+                given[...] = now
 
     def _malformed(self) -> Gone:
         self.gone = True

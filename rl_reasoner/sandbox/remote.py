@@ -245,7 +245,8 @@ class Server:
         changed = []
         for place, tree in given:
             now: Any = values[place] if isinstance(place, int) else named[place]
-            if isinstance(now, (list, dict, set)) and self._encode(now) != tree:
+            array = type(now).__module__ == "numpy"
+            if (array or isinstance(now, (list, dict, set))) and self._encode(now) != tree:
                 changed.append([place, self._encode(now)])
         return value, changed
 
