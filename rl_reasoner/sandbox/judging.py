@@ -384,6 +384,12 @@ class Proxy:
     def __str__(self) -> str:
         return str(_owner(self).ask("text", self))
 
+    def __repr__(self) -> str:
+        return str(_owner(self).ask("repr", self))
+
+    def __instancecheck__(self, instance: object) -> bool:
+        return type(instance) is Proxy and _owner(self).ask("instance", self, instance) is True
+
     def __copy__(self) -> Any:
         return _owner(self).ask("copy", self)
 

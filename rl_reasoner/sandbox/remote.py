@@ -34,8 +34,8 @@ class Gone(BaseException):
 
 # What a judge may ask of one object.
 _SIMPLE: dict[str, Callable[[Any], object]] = {
-    "iterate": iter, "next": next, "len": len, "text": str, "copy": copy.copy,
-    "deepcopy": copy.deepcopy,
+    "iterate": iter, "next": next, "len": len, "text": str, "repr": repr,
+    "copy": copy.copy, "deepcopy": copy.deepcopy,
 }  # fmt: skip
 
 
@@ -258,6 +258,8 @@ class Server:
             return None
         if verb == "bases" and isinstance(target, type):
             return target.__bases__
+        if verb == "instance":
+            return isinstance(rest[0], target)
         if verb == "item":
             return target[rest[0]]
         if verb == "put":

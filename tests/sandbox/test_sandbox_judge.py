@@ -313,6 +313,7 @@ def test_objects_show_what_tests_of_them_use() -> None:
 class Account:
     "An account."
     def __init__(self, owner): self._owner, self.moves = owner, []
+    def __repr__(self): return f"Account({self._owner!r})"
 class Overdrawn(ValueError): pass
 class Table:
     closed = False
@@ -326,6 +327,9 @@ def f(n):
     tests: list[sandbox.Test] = [
         "a = Account('Ada')\nassert a._owner == 'Ada' and getattr(a, '_own' + 'er') == 'Ada'",
         "assert f.__name__ == 'f' and f.__doc__ == 'What it does.'",
+        "a = Account('Ada')\nassert repr(a) == f'{a!r}' == \"Account('Ada')\"",
+        "a = Account('Ada')\nassert isinstance(a, Account) and not isinstance(a, Table)\n"
+        "assert not isinstance(1, Account) and not isinstance(a, str)",
         "assert issubclass(Overdrawn, ValueError) and not issubclass(Overdrawn, KeyError)",
         "import copy\na = Account('Ada')\n"
         "b, c = copy.copy(a), copy.deepcopy(a)\na.moves.append(1)\n"
