@@ -221,6 +221,7 @@ def _result(file: Path, name: str, here: bool) -> Iterator[AuditFinding]:
         f"{label}: {key} is {saved.sets[label][key]!r:.40}, which its rows do not give"
         for label, figures in given.items()
         for key in sorted(saved.sets[label].keys() & _FROM_ROWS - figures.keys())
+        if here
     ]
     wrong += [
         f"{label}: {key} is {saved.sets[label].get(key)}, its rows give {value}"
@@ -333,7 +334,7 @@ def check_report(run: Path) -> Iterator[AuditFinding]:
     kept = json_object(run / HASHES).get(file.name) if (run / HASHES).is_file() else None
     other_code = not same_code(run)
     shown = run.parent / file.name  # of a published folder: the page that is opened
-    published = (run.parent / "audit.json").is_file() and shown.is_file()
+    published = run.name == "run" and (run.parent / "audit.json").is_file() and shown.is_file()
     if published and shown.read_bytes() != file.read_bytes():
         yield differs("report", f"{shown} is not the run's own report.html")
     if build_page(read_run(run)) == file.read_text(encoding="utf-8", errors="replace"):

@@ -67,7 +67,7 @@ def continue_program(row: Mapping[str, Any], completion: str) -> str:
     if not entry or not re.search(rf"^(async )?def {re.escape(str(entry))}\(", problem, re.M):
         return completion
     thinking, closing, answer = completion.rpartition(CLOSE_THINK)
-    found = python_blocks(answer, unclosed=True)
+    found = python_blocks(answer) or python_blocks(answer, unclosed=True)
     if not found:
         return f"{thinking}{closing}\n```python\n{problem}{_body(answer)}\n```\n"
     made, at = "", 0

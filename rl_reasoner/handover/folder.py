@@ -155,15 +155,16 @@ def _readme(made: Handover) -> str:
 def _evaluation(subject: Subject) -> str:
     """The command for a policy of which only its folder is known."""
     recipe, evals = subject.recipe, subject.recipe.evals
+    options = dict(evals.reward_options)
     flags: dict[str, Any] = {
         "--sets": ",".join(evals.sets) or "SET",
         "--template": recipe.template,
         "--system": recipe.system,
         "--reward": evals.reward,
-        "--max-tokens": evals.max_tokens,
+        "--reward-options": json.dumps(options) if options else None,
+        "--max-tokens": evals.longest,
+        "--samples": evals.samples or None,
         "--limit": evals.limit,
     }
-    options = [f"{name}={json.dumps(value)}" for name, value in evals.reward_options.items()]
     given = [part for name, value in flags.items() if value is not None for part in (name, value)]
-    given += ["--reward-options", *options] if options else []
     return shlex.join(["rl-reasoner", "eval", "POLICY", *map(str, given)])

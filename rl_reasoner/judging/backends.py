@@ -4,16 +4,16 @@ All have an `identity`, by which replies are kept, and `ask`, which hands on eac
 exception that a question ended in, as it comes. What one question ends in concerns no other.
 """
 
+import functools
 import hashlib
 import inspect
 import sys
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from pathlib import Path
+from types import CodeType, ModuleType
 from typing import Any, Protocol
-
-import cloudpickle
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.judging.prompts import Chat
@@ -22,6 +22,7 @@ from rl_reasoner.rollout.server import ServedPolicy
 from rl_reasoner.scoring.registry import function_of, import_module_of
 from rl_reasoner.types import Rollout
 
+_DEEPEST = 8  # what a judge's function holds is looked at so far down
 _AT_ONCE = 64  # questions that a policy answers together
 TakeReply = Callable[[int, Rollout | Exception], None]
 
@@ -171,17 +172,47 @@ def _function(given: Callable[..., Any] | str) -> tuple[Callable[..., Any], str]
 
 
 def _digest_of(function: Callable[..., Any]) -> str:
-    """What stands for what a function does: its file, and what it closes over as a copy has it.
+    """What stands for what a function does, the same in every run of the same script.
 
-    One that cannot be copied shares replies with nothing, not even with itself in another run.
+    That is its file, its code, and what it closes over or holds, as far as that is plain.
     """
-    try:
+    source = b""
+    with suppress(TypeError, OSError):  # of no file
         file = inspect.getsourcefile(function if inspect.isroutine(function) else type(function))
-        source = Path(file).read_bytes() if file and Path(file).is_file() else b""
-    except TypeError:  # of no file
-        source = b""
+        source = Path(file or "").read_bytes() if file and Path(file).is_file() else b""
+    return hashlib.sha256(source + _told(function, 0).encode("utf-8", "replace")).hexdigest()
+
+
+def _told(value: Any, depth: int) -> str:
+    """A value in words that do not hang on addresses, or on the order of a set."""
+    deeper = depth + 1
+    if depth > _DEEPEST or isinstance(value, type | ModuleType):
+        return getattr(value, "__qualname__", type(value).__qualname__)
+    if value is None or isinstance(value, str | bytes | int | float | complex):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return str(sorted(f"{key!r}: {_told(inner, deeper)}" for key, inner in value.items()))
+    if isinstance(value, list | tuple):
+        return str([_told(inner, deeper) for inner in value])
+    if isinstance(value, set | frozenset):
+        return str(sorted(_told(inner, deeper) for inner in value))
+    if isinstance(value, CodeType):
+        return f"{value.co_code.hex()} {value.co_names} {_told(value.co_consts, deeper)}"
+    if isinstance(value, functools.partial):
+        return _told((value.func, value.args, value.keywords), deeper)
+    if inspect.ismethod(value):
+        return _told((value.__func__, value.__self__), deeper)
+    if inspect.isfunction(value):
+        cells = [cell.cell_contents for cell in value.__closure__ or () if _is_full(cell)]
+        held = value.__code__, value.__defaults__, value.__kwdefaults__, cells
+        return f"{value.__qualname__} {_told(held, deeper)}"
+    return f"{type(value).__qualname__} {_told(getattr(value, '__dict__', {}), deeper)}"
+
+
+def _is_full(cell: Any) -> bool:
+    """Whether the variable of a closure has a value yet."""
     try:
-        content = cloudpickle.dumps(function)
-    except Exception:  # an object's own __reduce__ may raise anything
-        content = uuid.uuid4().bytes
-    return hashlib.sha256(source + content).hexdigest()
+        cell.cell_contents  # noqa: B018 - an empty one raises
+    except ValueError:
+        return False
+    return True

@@ -14,6 +14,7 @@ import httpx
 
 from rl_reasoner.rollout.server import CONNECTIONS
 
+_PACKED = {"gzip", "deflate", "br", "zstd"}
 REPLY_BYTES = 1 << 20
 """What a reply may have."""
 
@@ -55,9 +56,11 @@ class CountedClient(httpx.Client):
         try:
             ends = time.monotonic() + self.timeout_s
             response = super().send(request, stream=True, **options)
-            if (packed := response.headers.get("Content-Encoding", "identity")) != "identity":
+            if response.headers.get("Content-Encoding", "") in _PACKED:
                 response.close()
-                raise httpx.ReadError(f"the reply is packed ({packed})", request=request)
+                raise httpx.ReadError(
+                    "the reply is packed, which was not asked for", request=request
+                )
             response.stream = _Bounded(response.stream, ends, request, self.counts)
             try:
                 response.read()

@@ -1,14 +1,16 @@
 """Fenced blocks of Markdown, as models write them: what is in them, and where.
 
-The fences of CommonMark (0.31, section 4.5), in one pass over the lines, at any indentation: lists
-are not read, and a block in a list is indented by more than three. Pure text; never raises.
+The fences of CommonMark (0.31, section 4.5), in one pass over the lines. A fence that is indented
+by more than three opens a block in a list alone; in a block that is not so far in, it is text, as
+in a docstring. Pure text; never raises.
 """
 
 import re
 from dataclasses import dataclass
 
 _FENCE = re.compile(r"([ \t]*+)(`{3,}+|~{3,}+)[ \t]*+([\w+-]*+)[^`]*+")
-_DEEPER = 3  # spaces that a closing fence may be further in than what it closes
+_ITEM = re.compile(r"[ \t]*+(?:[-*+]|\d{1,9}[.)])[ \t]")
+_DEEPER = 3  # columns that a fence may be further in than what it stands in
 _PYTHON = {"python", "python3", "py", "py3"}
 
 
@@ -34,7 +36,8 @@ def fenced_blocks(text: str, *, unclosed: bool = False) -> list[FencedBlock]:
     """
     found: list[FencedBlock] = []
     opened: re.Match[str] | None = None
-    start = at = 0
+    start = at = edge = 0  # edge: the column that a fence is measured from
+    in_list = False
     lines: list[str] = []
 
     def closed(by: re.Match[str]) -> FencedBlock:
@@ -43,15 +46,18 @@ def fenced_blocks(text: str, *, unclosed: bool = False) -> list[FencedBlock]:
     for line in text.split("\n"):
         at += len(line) + 1
         fence = _FENCE.fullmatch(line)
-        if fence and opened and len(fence[1]) > len(opened[1]) + _DEEPER:
-            fence = None  # of the block's own text, as in a docstring
+        if fence and (opened or not in_list) and _column(fence[1]) > edge + _DEEPER:
+            fence = None
         if opened and fence and fence[2].startswith(opened[2]) and not fence[3]:
             found.append(closed(opened))
-            opened = None
+            opened, edge = None, 0
         elif fence and (fence[3] or not opened):
-            opened, start, lines = fence, at, []
-        else:
+            opened, start, lines, edge = fence, at, [], _column(fence[1])
+        elif opened:
             lines.append(line)
+            edge = min(edge, _column(line)) if line.strip() else edge
+        elif line.strip():
+            in_list = bool(_ITEM.match(line)) or (in_list and line[0] in " \t")
     if opened and unclosed:
         found.append(closed(opened))
     return found
@@ -62,6 +68,12 @@ def python_blocks(text: str, *, unclosed: bool = False) -> list[FencedBlock]:
     found = fenced_blocks(text, unclosed=unclosed)
     tagged = [block for block in found if block.language.lower() in _PYTHON]
     return tagged or [block for block in found if not block.language]
+
+
+def _column(line: str) -> int:
+    """The column that a line's text begins in; a tab goes to the next multiple of four."""
+    expanded = line.expandtabs(4)
+    return len(expanded) - len(expanded.lstrip(" "))
 
 
 def _without(indent: str, line: str) -> str:

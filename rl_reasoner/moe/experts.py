@@ -47,11 +47,14 @@ def linear_gates(model: nn.Module) -> Iterator[nn.Module]:
     """
     text = _text_config(model)
     count = next((n for key in _COUNTS if isinstance(n := getattr(text, key, None), int)), 0)
+    routed = {name.rpartition(".")[0] for name, _ in routers(model)}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and count > 1 and module.out_features == count:
             within = name.rpartition(".")[0]
             places = (within, within.rpartition(".")[0])
-            if any(hasattr(model.get_submodule(place), "experts") for place in places):
+            if not routed & {*places} and any(
+                hasattr(model.get_submodule(place), "experts") for place in places
+            ):
                 yield module
 
 
@@ -164,18 +167,21 @@ class ExpertLoad:
     def __init__(self, model: nn.Module) -> None:
         self._counts: dict[str, torch.Tensor] = {}
         self._real: torch.Tensor | None = None  # (tokens,) of the pass that is under way
-        silent_hooks.add(self._begin)
-        self._handles = [model.register_forward_pre_hook(self._begin, with_kwargs=True)]
+        self._handles = [model.register_forward_pre_hook(self._mask_hook(), with_kwargs=True)]
         self._handles += [
             module.register_forward_hook(self._hook(name, expert_count(module)))
             for name, module in routers(model)
         ]
 
-    def _begin(self, model: nn.Module, inputs: Any, given: Mapping[str, Any]) -> None:
-        mask = given.get("attention_mask")
-        self._real = None
-        if isinstance(mask, torch.Tensor) and mask.dim() == 2:
-            self._real = mask.bool().reshape(-1)
+    def _mask_hook(self) -> Any:
+        def begin(model: nn.Module, inputs: Any, given: Mapping[str, Any]) -> None:
+            mask = given.get("attention_mask")
+            self._real = None
+            if isinstance(mask, torch.Tensor) and mask.dim() == 2:
+                self._real = mask.bool().reshape(-1)
+
+        silent_hooks.add(begin)
+        return begin
 
     def _hook(self, name: str, experts: int) -> Any:
         def count(module: nn.Module, inputs: Any, output: Any) -> None:

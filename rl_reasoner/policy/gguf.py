@@ -142,7 +142,11 @@ def _config(file: Path, reader: Any) -> Any:
         if size is not None and hasattr(config, name):
             setattr(config, name, size)
     if scaled := _scaled_positions(reader, kind, config):
-        config.rope_parameters = {**config.rope_parameters, **scaled}
+        own = config.rope_parameters
+        if "rope_type" in own:
+            config.rope_parameters = {**own, **scaled}
+        else:  # Gemma 3: one for each kind of layer, and only those without a window are scaled
+            config.rope_parameters = {**own, "full_attention": {**own["full_attention"], **scaled}}
     return config
 
 
@@ -156,16 +160,19 @@ def _scaled_positions(reader: Any, kind: str, config: Any) -> dict[str, Any]:
     found = next((t.data for t in reader.tensors if t.name == _FREQUENCIES), None)
     factors = None if found is None else np.asarray(found).reshape(-1)
     own = getattr(config, "rope_parameters", None) or {}
-    if factors is None and rule in ("none", own.get("rope_type")):
+    others = any(t.name.startswith("rope_factors_") for t in reader.tensors)  # Phi 3's
+    others |= _value(reader, f"{kind}.rope.scale_linear") not in (None, 1.0)  # of old files
+    if factors is None and not others and rule in ("none", own.get("rope_type")):
         return {}
+    whole = "rope_type" in own or (factors is None and "full_attention" in own)
     length = _value(reader, f"{kind}.rope.scaling.original_context_length")
     factor = _value(reader, f"{kind}.rope.scaling.factor")
-    if factors is None and rule in ("linear", "yarn") and factor:
+    if whole and factors is None and not others and rule in ("linear", "yarn") and factor:
         given = {"rope_type": rule, "factor": float(factor)}
         return {**given, "original_max_position_embeddings": length} if length else given
     told = deepcopy(config)
     for trained_on in filter(None, (length, *_LLAMA_LENGTHS)):
-        if factors is None:
+        if factors is None or others or not whole:
             break
         known = {**_LLAMA_ROPE, "factor": round(float(factors.max()), 4)}
         known["original_max_position_embeddings"] = trained_on

@@ -124,7 +124,9 @@ def lora_targets(model: Any, targets: str | Sequence[str], dropout: float = 0.0)
     if isinstance(targets, str) and targets != ALL:
         return {"target_modules": targets}
     head = model.get_output_embeddings()
-    gates = {id(gate) for gate in (*dict(routers(model)).values(), *linear_gates(model))}
+    gates: set[int] = set()
+    if targets == ALL:
+        gates = {id(gate) for gate in (*dict(routers(model)).values(), *linear_gates(model))}
     linear = [
         name
         for name, module in model.named_modules()

@@ -30,11 +30,8 @@ _GRACE_S = 5.0
 _PASSED_ON = ("LD_LIBRARY_PATH",)  # some Pythons do not start without; programs do not see it
 _SAME_HASHES = {"PYTHONHASHSEED": "0"}  # a program prints a set in the same order in every run
 _SCIENCE = ("numpy", "sympy", "mpmath")
-# Anywhere in a statement, and generous: a program that only names one of them gets it, too.
-_SCIENCE_IMPORT = re.compile(
-    r"(?:^|[;:])[^\S\n]*+(?:from\s+|import\s(?:[^\n;]*?[\s,])??)(?:numpy|sympy|mpmath)\b",
-    re.MULTILINE,
-)
+# Generous: a program that only names one of them gets it, too.
+_SCIENCE_NAME = re.compile(r"\b(?:numpy|sympy|mpmath)\b")
 # The sandbox's own modules under their own names, without what their packages import.
 _BOOT = """
 import sys, types
@@ -287,8 +284,8 @@ def processors() -> int:
 
 
 def wants_science(*texts: str) -> bool:
-    """Whether a program or its tests import numpy or sympy."""
-    return any(_SCIENCE_IMPORT.search(text) for text in texts)
+    """Whether a program or its tests name numpy or sympy."""
+    return any(_SCIENCE_NAME.search(text) for text in texts)
 
 
 def _science_folders() -> list[str]:

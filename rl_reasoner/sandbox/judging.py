@@ -143,7 +143,8 @@ class _Judge:
         Builtins stay the judge's own, and so do `_KNOWN` names and standard modules of which the
         test takes attributes, for the program's could be anything. Only where a test names nothing
         else of the program are they the program's, which then must have one: what the test hands
-        to its own functions (`check(sorted)`), or else all it uses.
+        to its own functions (`check(sorted)`), or else all builtins, or else all `_KNOWN` names, or
+        else modules. The others stay the judge's.
         """
         self._tree = tree
         self._guard.watch(tree)
@@ -155,7 +156,7 @@ class _Judge:
             namespace[name] = getattr(module, name) if at else module
         asked = [self._asked(name, namespace) for name in sorted(used - own)]
         if not any(asked) and own:
-            named = handed & own or own
+            named = handed & own or own & _BUILTIN or own & {*_KNOWN} or own
             asked = [self._asked(name, namespace) for name in sorted(named)]
             if not any(asked):
                 raise NameError(f"the program defines none of {', '.join(sorted(named))}")

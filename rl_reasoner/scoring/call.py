@@ -6,6 +6,7 @@ thread and in the caller's own process (`runner` picks which).
 
 import asyncio
 import inspect
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -15,11 +16,19 @@ from rl_reasoner.scoring.outcome import as_score, faulted
 from rl_reasoner.scoring.reward import Reward, name_of
 from rl_reasoner.types import Completion, Fault, Outcome
 
-# What a reward may raise without ending the run; Ctrl-C is not the reward's. Some clients raise
-# CancelledError, and sys.exit on a thread of the trainer would end it, with status 0.
-_FAULTS = (Exception, SystemExit, asyncio.CancelledError)
 CONCURRENT = 16
 """Rows that an asynchronous reward judges at the same time."""
+
+
+def _faults() -> tuple[type[BaseException], ...]:
+    """What a reward may raise without ending the run; Ctrl-C is not the reward's.
+
+    Some clients raise CancelledError. sys.exit on a thread of the trainer would end it, with status
+    0; on a main thread it may be a signal's, and of a worker it ends that alone.
+    """
+    plain = (Exception, asyncio.CancelledError)
+    main = threading.current_thread() is threading.main_thread()
+    return plain if main else (*plain, SystemExit)
 
 
 def one_by_one(fn: Callable[..., Any]) -> bool:
@@ -61,7 +70,7 @@ def _rows(
             values = fn.values_of_all(completions, columns)
             yield from _shared([_scored(values[i], fn) for i in range(count)], started)
             return
-        except _FAULTS:
+        except _faults():
             started = time.perf_counter()  # the rows one by one say which is at fault
     found: dict[int, Outcome] = {}
     at = 0  # the row that is due
@@ -72,7 +81,7 @@ def _rows(
             if inspect.isawaitable(value):  # of a wrapper that is no coroutine function itself
                 value = loop.run(_awaited(value))
             outcomes = _of_unit(fn, value, len(unit))
-        except _FAULTS as error:
+        except _faults() as error:
             outcomes = [faulted(fn.name, error, fn=fn)] * len(unit)
         found |= zip(unit, _shared(outcomes, started), strict=True)
         started = time.perf_counter()
@@ -105,7 +114,7 @@ async def _gathered(
                 async with bound:
                     value = await fn.given(unit, completions, columns)
                 outcomes = _of_unit(fn, value, len(unit))
-            except _FAULTS as error:
+            except _faults() as error:
                 task = asyncio.current_task()
                 if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
                     raise  # Ctrl-C
@@ -130,7 +139,7 @@ def _batch(
         values = fn(completions=completions, **columns)
         if inspect.isawaitable(values):
             values = loop.run(_awaited(values))
-    except _FAULTS as error:
+    except _faults() as error:
         yield from _shared([faulted(name, error, fn=fn)] * len(completions), started)
         return
     try:
@@ -152,7 +161,7 @@ def _scored(value: object, fn: Callable[..., Any]) -> Outcome:
         return value
     try:
         return as_score(value, name_of(fn))
-    except _FAULTS as error:  # an object's own __float__ may raise anything
+    except _faults() as error:  # an object's own __float__ may raise anything
         return faulted(name_of(fn), error, "value", fn)
 
 

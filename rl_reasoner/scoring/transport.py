@@ -99,6 +99,20 @@ def _bytes(text: str) -> bytes:
     return base64.b64decode(text)
 
 
+def _place_of_object(target: Any) -> dict[str, str] | None:
+    """The same for an object or a partial of a file that rewards were loaded from.
+
+    Elsewhere it is copied, with what the script has set on it.
+    """
+    made: Any = getattr(target, "func", None) or type(target).__call__
+    around = getattr(made, "__globals__", {})  # a later load may have taken its module's place
+    spaces = [around, *(getattr(m, "__dict__", {}) for m in [*sys.modules.values()])]
+    for space in [one for one in spaces if str(one.get("__name__")).startswith(FILE_MODULE)]:
+        if name := next((own for own, value in space.items() if value is target), ""):
+            return {"module": str(space.get("__file__")), "name": name}
+    return None
+
+
 def _place(target: Any, many: Any) -> dict[str, str] | None:
     """Module (or file) and name under which another interpreter finds the function `target`.
 
@@ -106,16 +120,12 @@ def _place(target: Any, many: Any) -> dict[str, str] | None:
     """
     name = str(getattr(target, "__qualname__", "<none>"))
     module = str(getattr(target, "__module__", None))
-    made: Any = target
-    if not hasattr(target, "__qualname__"):  # an object or a partial, by the name it was given
-        made = getattr(target, "func", None) or type(target).__call__
-        around = getattr(made, "__globals__", {})
-        name = next((own for own, value in around.items() if value is target), "<none>")
-        module = str(around.get("__name__"))
+    if not hasattr(target, "__qualname__"):
+        return _place_of_object(target)
     if "<" in name or module in ("__main__", "__mp_main__"):
         return None
     own = module.startswith(FILE_MODULE)  # another file may have taken its place in sys.modules
-    space = made.__globals__ if own else vars(sys.modules.get(module, object))
+    space = target.__globals__ if own else vars(sys.modules.get(module, object))
     first, *rest = name.split(".")
     there: Any = space.get(first)
     for part in rest:

@@ -3,14 +3,18 @@
 import ast
 import importlib.util
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tyro
 
 from rl_reasoner import Recipe, RecipeRewards
+from rl_reasoner.cli.arguments import parse_options
+from rl_reasoner.cli.eval import EvalVerb
 from rl_reasoner.errors import UserError
 from rl_reasoner.handover.fields import OURS, field_table, settings
 from rl_reasoner.handover.folder import ENGINES, hand_over
@@ -128,7 +132,14 @@ def test_what_the_engine_does_otherwise_is_a_warning(tmp_path: Path) -> None:
     readme = (told.folder / "README.md").read_text()
     assert all(line in readme for line in (*told.warnings, *told.start))
     assert "`loss.mask_truncated`" in readme.partition("## No counterpart")[2]
-    assert "rl-reasoner eval POLICY --sets SET --template" in readme
+    [command] = [line for line in readme.splitlines() if line.startswith("rl-reasoner eval")]
+    options = {"extract": "whole", "timeout_s": 2.0}
+    judged = recipe(evals={"sets": ["a"], "reward": "code_tests", "reward_options": options})
+    readme = (hand_over(judged, "verl", tmp_path / "c").folder / "README.md").read_text()
+    [other] = [line for line in readme.splitlines() if line.startswith("rl-reasoner eval")]
+    found = [tyro.cli(EvalVerb, args=shlex.split(text)[2:]) for text in (command, other)]
+    assert [one.sets for one in found] == ["SET", "a"] and found[0].template == asked.template
+    assert parse_options("--reward-options", found[1].reward_options) == options
     assert not hand_over(recipe(), "verl", tmp_path / "plain").warnings
 
 

@@ -1,6 +1,8 @@
 """Judges: rubrics, quoted completions, votes, rankings, functions and policies that answer."""
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -230,6 +232,10 @@ def test_a_verdict_is_read_out_of_what_stands_around_it(points: int, around: str
         ('{"points": {"correct": 4, "sound": 3.0}, "reason": null}', {"correct": 4, "sound": 3}),
         ('{"points": {"correct": 4, "sound": 3.5}}', "malformed"),
         ('<think>I could say {"points": {"correct": 4, "sound": 4}} but', "cut off"),
+        (
+            '{"points": {"correct": 4, "sound": 4}, "reason": "its <think> never closes"}',
+            {"correct": 4, "sound": 4},
+        ),
         ('<think>no</think>{"points": {"correct": 4, "sound": 4}}', {"correct": 4, "sound": 4}),
     ],
 )
@@ -271,6 +277,39 @@ def test_other_functions_and_edited_ones_are_asked_anew(tmp_path: Path) -> None:
         return outcome.value
 
     assert [value(says(4)), value(says(0)), value(says(4))] == [1.0, 0.0, 1.0]
+
+
+def test_a_judge_is_the_same_in_every_run_of_a_script(tmp_path: Path) -> None:
+    script = """
+import threading
+from rl_reasoner.judging.backends import FunctionBackend
+
+lock, words = threading.Lock(), {"alpha", "beta", "gamma"}
+
+class Judge:
+    def __init__(self, points): self.points, self.lock = points, threading.Lock()
+    def __call__(self, messages, seed): return f"{self.points}"
+
+def plain(messages, seed, known=frozenset(words)):
+    with lock:
+        return str(messages in {"alpha", "beta", "gamma"})
+
+for function in (plain, Judge(1), Judge(2), Judge(1).__call__):
+    print(FunctionBackend(function, 1).identity)
+"""
+    (tmp_path / "script.py").write_text(script)
+    runs = [
+        subprocess.run(
+            [sys.executable, "script.py"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split("\n")
+        for seed in ("1", "2")
+    ]
+    assert runs[0] == runs[1] and len({*runs[0]}) == 5
 
 
 def test_a_judge_of_a_module_is_another_when_its_file_is(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rl_reasoner import open_policy
 from rl_reasoner.moe.experts import ExpertLoad, parameter_counts, routers
 from rl_reasoner.policy.scratch import SCRATCH
+from rl_reasoner.rollout.decode_pass import decode_obstacle
 from support.mixtures import FAMILIES, SIZES, model_of
 
 # ---------------------------------------------------------------------------------- the layer
@@ -163,6 +164,10 @@ def test_padding_counts_in_no_load() -> None:
         load.remove()
         return load.take_counts()
 
+    mixture = open_policy("scratch:moe-tiny", device="cpu").model
+    watched = ExpertLoad(mixture)
+    assert decode_obstacle(mixture) is None  # what is told nothing of sampling does not stop it
+    watched.remove()
     padded = counts((ids, mask))
     alone = counts(*((row, torch.ones_like(row)) for row in rows))
     assert padded.keys() == alone.keys() and padded

@@ -42,6 +42,7 @@ def write(
     head: tuple[Any, Q] | None = None,
     scaling: Mapping[str, Any] | None = None,
     frequencies: Any = None,
+    factors: Any = None,
     **numbers: str,
 ) -> dict[str, Any]:
     """A llama of one layer; `embedding` and `head` are weights with their precisions."""
@@ -85,6 +86,8 @@ def write(
         made[f"{name}.weight"] = (np.ones(HIDDEN, dtype=np.float32), Q.F32)
     if frequencies is not None:
         made["rope_freqs.weight"] = (np.asarray(frequencies, dtype=np.float32), Q.F32)
+    if factors is not None:
+        made["rope_factors_long.weight"] = (np.asarray(factors, dtype=np.float32), Q.F32)
     for name, (values, precision) in made.items():
         writer.add_tensor(name, gguf.quantize(values, precision), raw_dtype=precision)
     writer.write_header_to_file()
@@ -277,6 +280,7 @@ def test_scaled_rotary_positions_are_kept_or_refused(tmp_path: Path) -> None:
     for other in (
         {"scaling": {"type": "longrope", "factor": 4.0, "length": 32}},
         {"frequencies": np.linspace(1, 3, HIDDEN // HEADS // 2)},
+        {"factors": np.ones(HIDDEN // HEADS // 2)},
     ):
         write(tmp_path / "other.gguf", **other)
         with pytest.raises(UserError, match=r"scaled .* in a way that is not known here"):

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from rl_reasoner import Policy, open_policy, train
 from rl_reasoner.errors import UserError
-from rl_reasoner.moe.experts import frozen_routers
+from rl_reasoner.moe.experts import frozen_routers, linear_gates
 from rl_reasoner.policy.fp8.layers import covered_layers
 from rl_reasoner.policy.lora import add_lora, lora_targets, merge_adapter
 from rl_reasoner.policy.scratch import byte_tokenizer
@@ -219,6 +219,17 @@ def test_gates_that_are_linear_layers_are_no_targets_and_can_be_frozen(family: s
     add_lora(policy, Lora(rank=2), seed=0)
     adapted = [n for n, p in policy.model.named_parameters() if p.requires_grad]
     assert adapted and not any("router" in name or ".wg" in name for name in adapted)
+    if family != "Phimoe":
+        last = {"Afmoe": "gate", "HunYuanMoEV1": "wg"}[family]
+        named = lora_targets(AutoModelForCausalLM.from_config(config), (last,))
+        assert named == {"target_modules": [last]}
+
+
+def test_a_shared_expert_as_wide_as_there_are_experts_is_no_gate() -> None:
+    """Qwen3-Next's, by default."""
+    sizes = {"num_experts": 8, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8}
+    model = model_of("Qwen2Moe", **sizes)
+    assert [*linear_gates(model)] == []
 
 
 def test_gpt2s_layers_are_linear_ones() -> None:

@@ -192,6 +192,7 @@ def test_a_turn_ends_as_its_template_writes_it() -> None:
         "{% for m in messages %}<start>{{ m.role }}\n{{ m.content }}<end>\n{% endfor %}"
         "{% if add_generation_prompt %}<start>model\n{% endif %}"
     )
-    form = TurnForm(tokenizer, "chat")
-    ids = [*form.turn("four"), *form.tokens([{"role": "user", "content": "no"}])]
-    assert tokenizer.decode(ids) == "four<end>\n<start>user\nno<end>\n<start>model\n"
+    form, said = TurnForm(tokenizer, "chat"), [{"role": "user", "content": "no"}]
+    end = tokenizer.convert_tokens_to_ids("<end>")
+    assert tokenizer.decode(form.tokens(said, end)) == "\n<start>user\nno<end>\n<start>model\n"
+    assert tokenizer.decode(form.tokens(said)) == "<end>\n<start>user\nno<end>\n<start>model\n"

@@ -305,6 +305,27 @@ def test_a_name_that_python_also_has_is_the_programs_where_a_test_asks_for_nothi
     assert sandbox.run("x = 1", [test]).verdicts == ["error"]
 
 
+@pytest.mark.parametrize(
+    ("program", "test", "verdict"),
+    [
+        ("def pow(a, b): return 0", "assert math.isclose(pow(2, 0.5), 2**0.5)", "failed"),
+        ("", "assert math.isclose(pow(2, 0.5), 99)", "error"),
+        ("def round(x): return 0", "assert isclose(round(2.7), 3)", "failed"),
+        (
+            "def sorted(x): return [1, 2]",
+            "assert Counter(sorted([2])) == Counter([1, 2])",
+            "passed",
+        ),
+    ],
+)
+def test_of_the_names_that_python_also_has_the_judge_keeps_all_but_those_asked_for(
+    program: str, test: str, verdict: str
+) -> None:
+    own = "class math:\n    isclose = staticmethod(lambda *a, **k: True)\n"
+    own += "def isclose(*a, **k): return True\nclass Counter: pass\n"
+    assert sandbox.run(own + program, [test]).verdicts == [verdict]
+
+
 # ------------------------------------------------------------------------------- mistakes
 
 
@@ -449,7 +470,7 @@ def test_arrays_are_lists_where_numpy_is_not() -> None:
 
 
 def test_a_program_may_be_given_numpy_that_it_does_not_name() -> None:
-    program = "print(__import__('numpy').arange(3).sum())"
+    program = "print(__import__('num' + 'py').arange(3).sum())"
     assert sandbox.execute(program, science=True).stdout == b"3\n"
     assert sandbox.execute(program).code == 1
 
@@ -462,6 +483,7 @@ def test_a_program_may_be_given_numpy_that_it_does_not_name() -> None:
         "import numpy.linalg, numpy",
         "try: import numpy\nexcept ImportError: pass",
         "from math import pi; from numpy import linalg; import numpy",
+        "import importlib\nnumpy = importlib.import_module('numpy')",
     ],
 )
 def test_numpy_is_found_wherever_it_is_imported(line: str) -> None:

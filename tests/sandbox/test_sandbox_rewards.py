@@ -27,6 +27,8 @@ def generate(seed):
 """
 
 
+DEEP = "def f():\n    '''\n    ```\n    '''"
+TABS = DEEP.replace("    ", "\t")
 F = "def f(n):\n    return n\n"
 
 
@@ -55,13 +57,19 @@ def fenced(program: str, language: str = "python") -> str:
         ("  ```python \n  a\n  ```  ", "last", "a"),
         ("1. Here:\n   ```python\n   def f(n):\n       return n\n\n   ```", "last", F),
         ("- Here:\n\n\t```python\n\tdef f(n):\n\t    return n\n\n\t```", "last", F),
-        ("      ```py\n      a\n   b\n      ```", "last", "a\nb"),
+        ("- 1\n      ```py\n      a\n   b\n      ```", "last", "a\nb"),
         (fenced("f()\n    ```\n    x\n    ```\ng()"), "last", "f()\n    ```\n    x\n    ```\ng()"),
         (fenced("a") + "\nOutput:\n" + fenced("9", ""), "last", "a"),
         (fenced("a") + "\nOutput:\n" + fenced("9", ""), "only", "a"),
         (fenced("a", "python3.11"), "last", "a"),
         (fenced("a").replace("\n", "\r\n"), "last", "a\r"),
         ("<think>" + fenced("a") + " and so on", "last", None),
+        ("<think>no idea", "whole", None),
+        ("<think>no idea", "any", None),
+        (fenced("s = '<think>'"), "last", "s = '<think>'"),
+        (fenced(TABS), "last", TABS),
+        (f" ```python\n{DEEP}\n ```", "last", DEEP.replace("    ", "   ")),
+        ("    ```\n    x = 1\n    ```\nthen\n```\nx = 1\n```", "last", "x = 1"),
         ("", "last", None),
         ("a", "whole", "a"),
         ("<think>x</think>a", "whole", "a"),

@@ -141,7 +141,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
         ("stopped", "timeout", "no reply within 1.5 s"),
         ("segfault", "crash", "its process ended (killed by SIGSEGV)"),
         ("exit", "crash", "its process ended (exit code 3)"),
-        ("leave", "exception", "'row': SystemExit: 4 at faulty.py:"),
+        ("leave", "crash", "its process ended (exit code 4)"),
         ("eat", "exception", "MemoryError"),
     ],
 )

@@ -387,6 +387,7 @@ def test_an_object_and_a_partial_of_a_file_run_in_a_process_of_their_own(tmp_pat
     style = load_reward(f"{tmp_path / 'style.py'}:style")
     double = load_reward(f"{tmp_path / 'style.py'}:double")
     assert shown(score_batch(double, ["a", "bb"], {}, QUICK)) == [2.0, 4.0]
-    assert all(isinstance(pack_reward(fn), dict) for fn in (style, double))
+    packed = [pack_reward(fn) for fn in (style, double)]
+    assert all(isinstance(one, dict) and "module" in one for one in packed)
     assert shown(score_batch(style, ["a"], {}, QUICK)) == [1.0]
     assert isinstance(score_batch(style, ["a", "bad"], {}, QUICK)[1], Fault)

@@ -232,6 +232,7 @@ class _Played:
     turns: list[EnvironmentTurn] = field(default_factory=list)
     begin: int = 0
     length: int = 0
+    end: int | None = None  # the token that ended the last turn
     seconds: float = 0.0
     ended: str = ""
     why: str = ""
@@ -263,7 +264,7 @@ class EpisodeTurns:
     def submit(self, row: int, ids: list[int]) -> None:
         """Hand the turn to the row's environment."""
         at = self._rows[row]
-        at.length = len(ids)
+        at.length, at.end = len(ids), ids[-1]
         began = monotonic()
         running = self._use.runner.step(at.episode, self._use.text(ids[at.begin : -1]))
         running.add_done_callback(lambda done: self._done.put((row, done, monotonic() - began)))
@@ -289,7 +290,7 @@ class EpisodeTurns:
             at.ended = "turns"
         elif use.seconds is not None and at.seconds >= use.seconds:
             at.ended = "seconds"
-        ids = [] if at.ended else use.form.tokens(reply.messages)
+        ids = [] if at.ended else use.form.tokens(reply.messages, at.end)
         turn = EnvironmentTurn(reply.kind, reply.reward, at.length, len(ids), seconds)
         at.turns.append(turn)
         at.begin = at.length + len(ids)

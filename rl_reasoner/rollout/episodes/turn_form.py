@@ -4,7 +4,7 @@ In a chat they are turns of its template; in plain text they stand on lines of t
 recipe's template. Text is tokenised plainly, so that no message can write a special token.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rl_reasoner.dataset.templates import prompt_of
@@ -21,18 +21,22 @@ class TurnForm:
         """Raises `UserError` for a chat template that has no place for a second question."""
         self._tokenizer, self._template = tokenizer, template
         self._chats: dict[tuple[str, ...], list[_Part]] = {}
-        self._end = str(tokenizer.eos_token or "")  # of a turn; some templates have another
         first = prompt_of({"problem": _TURN}, template, tokenizer)
         self.chat = not isinstance(first, str)
         if self.chat:
             self._chat(("user",))
 
-    def tokens(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """What follows a turn, behind its end token, with the beginning of the policy's next."""
+    def tokens(self, messages: Sequence[Mapping[str, str]], end: int | None = None) -> list[int]:
+        """What follows a turn, behind its end token, with the beginning of the policy's next.
+
+        `end`: the token that the turn has ended with, if not the tokenizer's own: Gemma's turns
+        end with <end_of_turn>, where its end token is <eos>. The template writes it once.
+        """
         parts: list[_Part]
         if self.chat:
             texts = iter([message["content"] for message in messages])
             fixed = self._chat(tuple(message["role"] for message in messages))
+            fixed = self._behind(fixed, end)
             parts = [(next(texts) if own else text, own) for text, own in fixed]
         else:
             parts = [(self._plain(message["content"]), True) for message in messages]
@@ -40,11 +44,18 @@ class TurnForm:
 
     def turn(self, text: str) -> list[int]:
         """A turn of the policy's, with its end token."""
-        return [*self._encoded(text, True), *self._encoded(self._end, False)]
+        return [*self._encoded(text, True), self._tokenizer.eos_token_id]
 
     def identity(self) -> list[Any]:
         """What decides the form, as JSON values."""
-        return self._chat(("user",)) if self.chat else [self._template]
+        return self._behind(self._chat(("user",)), None) if self.chat else [self._template]
+
+    def _behind(self, parts: list[_Part], end: int | None) -> list[_Part]:
+        """What the template writes behind a turn, without the end token that is there already."""
+        known = self._tokenizer
+        token = known.eos_token if end is None else known.convert_ids_to_tokens(end)
+        (first, own), *rest = parts
+        return [(first.removeprefix(token or ""), own), *rest]
 
     def _encoded(self, text: str, own: bool) -> list[int]:
         if not text:
@@ -56,7 +67,7 @@ class TurnForm:
         return f"\n{prompt_of({'problem': content}, self._template, self._tokenizer)}\n"
 
     def _chat(self, roles: tuple[str, ...]) -> list[_Part]:
-        """What the template writes for messages of these roles, behind a turn's end token."""
+        """What the template writes for messages of these roles, behind a turn's text."""
         if roles not in self._chats:
             self._chats[roles] = self._written(roles)
         return self._chats[roles]
@@ -75,9 +86,6 @@ class TurnForm:
                 ) from error
             return self._written(("user",) * len(roles))
         _, found, rest = text.rpartition(_TURN)
-        opening = text.partition("?")[0]
-        self._end = next((end for end in self._ends(opening) if rest.startswith(end)), self._end)
-        rest = rest.removeprefix(self._end)
         parts: list[_Part] = []
         for mark in marks:
             fixed, shown, rest = rest.partition(mark)
@@ -86,14 +94,3 @@ class TurnForm:
         if not found:
             raise UserError("an environment needs a chat template that shows every message")
         return [*parts, (rest, False)]
-
-    def _ends(self, opening: str) -> Iterator[str]:
-        """What may end a turn: the end token, or a special one that `opening` a turn does not have.
-
-        Gemma's turns end with <end_of_turn>, where its end token is <eos>.
-        """
-        if self._tokenizer.eos_token:
-            yield self._tokenizer.eos_token
-        for token in self._tokenizer.added_tokens_decoder.values():
-            if token.special and token.content not in opening:
-                yield token.content

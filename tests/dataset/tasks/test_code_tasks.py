@@ -261,6 +261,8 @@ def test_json_that_is_no_test_is_told() -> None:
         ("~~~python\n    return math.pi * r * r\n~~~", 1.0),
         ("1. It is\n   ```python\n   def area(r):\n       return math.pi * r * r\n   ```", 1.0),
         ("```python\n    return math.pi * r * r\n```\nOutput:\n```\n3.14\n```", 1.0),
+        ('    """For\n    ```\n    area(0)\n    ```\n    """\n    return math.pi * r * r\n', 1.0),
+        ("```\n    return math.pi * r * r\n```\nFor example: \n```python\narea(", 1.0),
         ("    return 1.0", 0.0),
         ("```python\ndef area(r):\n    return 1.0\n```", 0.0),
         ("", 0.0),
