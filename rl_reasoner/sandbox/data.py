@@ -129,7 +129,7 @@ def _decode(tree: Tree, refer: Callable[[str, Any], object] | None, until: float
         if tag in _SCALARS:
             return _SCALARS[tag](body)
         if tag == "a":
-            return array(body) if refer is not None else _decode(nested(body), None, until)
+            return array(body) if refer is not None else _decode(nested_lists(body), None, until)
     except (TypeError, ValueError, ArithmeticError) as error:
         raise Malformed(f"bad {tag!r}") from error
     if refer is None:
@@ -142,12 +142,12 @@ def array(body: Any) -> Any:
 
     Of plain numbers alone, whose kind is one of a fixed list: nothing of it is ever run.
     """
-    lists = decode(nested(body))
+    lists = decode(nested_lists(body))
     numpy = sys.modules.get("numpy")
     return lists if numpy is None else numpy.array(lists, dtype=body[0]).reshape(body[1])
 
 
-def nested(body: Any) -> Tree:
+def nested_lists(body: Any) -> Tree:
     """The nested lists of an array's body, numbers checked. Raises `Malformed`."""
     if not isinstance(body, list) or len(body) != 3 or body[0] not in _ARRAYS:
         raise Malformed("no array")
@@ -243,7 +243,7 @@ def _kind(tree: Tree, loose: bool) -> tuple[str, Any]:
     if tag == "r":
         return tag, range(*(decode(part) for part in _items(body)))
     if tag == "a":
-        return _kind(nested(body), loose)
+        return _kind(nested_lists(body), loose)
     return tag, body
 
 

@@ -84,8 +84,8 @@ class Reward:
             )
         if group and (own := {*self.columns, *self.missing} & _OF_ONE):
             raise TypeError(
-                f"reward {fn.__name__!r}: {min(own)} is another for each completion of a group, "
-                "and with `group` a call has one value of each column"
+                f"reward {fn.__name__!r}: {min(own)} differs between the completions of a "
+                "group, and with `group` a call has one value of each column"
             )
         self.options = dict(options or {})
         self._many: Callable[..., Sequence[object]] | None = None

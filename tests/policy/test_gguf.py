@@ -30,6 +30,14 @@ def weight(*shape: int) -> Any:
     return RANDOM.normal(0, 0.1, shape).astype(np.float32)
 
 
+def add_scaling(writer: Any, scaling: Mapping[str, Any] | None) -> None:
+    """Write down how rotary positions are scaled, as llama.cpp's converter does."""
+    if scaling is not None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType(scaling["type"]))
+        writer.add_rope_scaling_factor(scaling["factor"])
+        writer.add_rope_scaling_orig_ctx_len(scaling["length"])
+
+
 def write(
     file: Path,
     *,
@@ -41,8 +49,7 @@ def write(
     embedding: tuple[Any, Q] | None = None,
     head: tuple[Any, Q] | None = None,
     scaling: Mapping[str, Any] | None = None,
-    frequencies: Any = None,
-    factors: Any = None,
+    rope: Mapping[str, Any] | None = None,
     **numbers: str,
 ) -> dict[str, Any]:
     """A llama of one layer; `embedding` and `head` are weights with their precisions."""
@@ -68,10 +75,7 @@ def write(
     for add, token in ((writer.add_pad_token_id, pad), (writer.add_unk_token_id, unknown)):
         if token is not None:
             add(tokens.index(token))
-    if scaling is not None:
-        writer.add_rope_scaling_type(gguf.RopeScalingType(scaling["type"]))
-        writer.add_rope_scaling_factor(scaling["factor"])
-        writer.add_rope_scaling_orig_ctx_len(scaling["length"])
+    add_scaling(writer, scaling)
     for key, token in numbers.items():
         writer.add_uint32(f"tokenizer.ggml.{key}", tokens.index(token))
     made = {"token_embd.weight": embedding or (weight(len(tokens), HIDDEN), Q.F32)}
@@ -84,10 +88,8 @@ def write(
     made["blk.0.ffn_down.weight"] = (weight(HIDDEN, WIDE), Q.F32)
     for name in ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"):
         made[f"{name}.weight"] = (np.ones(HIDDEN, dtype=np.float32), Q.F32)
-    if frequencies is not None:
-        made["rope_freqs.weight"] = (np.asarray(frequencies, dtype=np.float32), Q.F32)
-    if factors is not None:
-        made["rope_factors_long.weight"] = (np.asarray(factors, dtype=np.float32), Q.F32)
+    for name, values in (rope or {}).items():
+        made[name] = (np.asarray(values, dtype=np.float32), Q.F32)
     for name, (values, precision) in made.items():
         writer.add_tensor(name, gguf.quantize(values, precision), raw_dtype=precision)
     writer.write_header_to_file()
@@ -265,7 +267,7 @@ def slowed(factor: float, length: int) -> list[float]:
 
 @pytest.mark.parametrize(("factor", "length"), [(8.0, 8192), (32.0, 8192), (8.0, 64)])
 def test_slowed_rotary_frequencies_are_kept(factor: float, length: int, tmp_path: Path) -> None:
-    write(tmp_path / "llama.gguf", frequencies=slowed(factor, length))
+    write(tmp_path / "llama.gguf", rope={"rope_freqs.weight": slowed(factor, length)})
     model = open_policy(str(tmp_path / "llama.gguf"), device="cpu").model
     plain = 10000.0 ** -(torch.arange(0, HIDDEN // HEADS, 2) / (HIDDEN // HEADS))
     expected = plain / torch.tensor(slowed(factor, length))
@@ -279,8 +281,8 @@ def test_scaled_rotary_positions_are_kept_or_refused(tmp_path: Path) -> None:
     assert found == {"rope_theta": 10000.0, **told}
     for other in (
         {"scaling": {"type": "longrope", "factor": 4.0, "length": 32}},
-        {"frequencies": np.linspace(1, 3, HIDDEN // HEADS // 2)},
-        {"factors": np.ones(HIDDEN // HEADS // 2)},
+        {"rope": {"rope_freqs.weight": np.linspace(1, 3, HIDDEN // HEADS // 2)}},
+        {"rope": {"rope_factors_long.weight": np.ones(HIDDEN // HEADS // 2)}},
     ):
         write(tmp_path / "other.gguf", **other)
         with pytest.raises(UserError, match=r"scaled .* in a way that is not known here"):

@@ -201,5 +201,5 @@ def test_a_group_has_no_column_of_one_completion() -> None:
         return [1.0] * len(completions)
 
     for fn, column in ((by_tokens, "completion_ids"), (drawn, "row_seed")):
-        with pytest.raises(TypeError, match=f"{column} is another for each completion"):
+        with pytest.raises(TypeError, match=f"{column} differs between the completions"):
             Reward(fn, group=True)
