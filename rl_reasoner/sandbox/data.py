@@ -140,11 +140,14 @@ def _decode(tree: Tree, refer: Callable[[str, Any], object] | None, until: float
 def array(body: Any) -> Any:
     """numpy's array of a tree's body, if numpy is loaded; else nested lists.
 
-    Of plain numbers alone, whose kind is one of a fixed list: nothing of it is ever run.
+    Of plain numbers alone, whose kind is one of a fixed list: nothing of it is ever run. One
+    without elements stays lists: of shape (0, 1) it would be close to any answer.
     """
     lists = decode(nested_lists(body))
     numpy = sys.modules.get("numpy")
-    return lists if numpy is None else numpy.array(lists, dtype=body[0]).reshape(body[1])
+    if numpy is None or 0 in body[1]:
+        return lists
+    return numpy.array(lists, dtype=body[0]).reshape(body[1])
 
 
 def nested_lists(body: Any) -> Tree:
