@@ -12,7 +12,7 @@ from typing import Any
 from rl_reasoner import Column, Score, reward, sandbox
 from rl_reasoner.errors import unknown
 from rl_reasoner.language.fences import python_blocks
-from rl_reasoner.language.thinking import CLOSE_THINK, OPEN_THINK
+from rl_reasoner.language.thinking import behind_chain
 from rl_reasoner.sandbox.columns import list_tests
 
 _FENCE_LINE = re.compile(r"^ {0,3}(?:```|~~~)", re.MULTILINE)  # deeper ones: of a docstring
@@ -104,9 +104,9 @@ def program_of(completion: str, extract: str) -> str | None:
     """The program in a completion by the policy `extract` (see `code_tests`); None for none."""
     if extract not in _EXTRACT:
         raise unknown("extract of code_tests", extract, _EXTRACT)
-    _, closing, text = completion.rpartition(CLOSE_THINK)
-    if not closing and text.lstrip().startswith(OPEN_THINK):
-        return None  # a chain that never closes leaves no answer
+    text = behind_chain(completion)
+    if text is None:
+        return None
     if extract == "whole" or (extract == "any" and not _FENCE_LINE.search(text)):
         return text
     programs = [block.code for block in python_blocks(text)]

@@ -203,16 +203,15 @@ def _told(value: Any, depth: int) -> str:
     if inspect.ismethod(value):
         return _told((value.__func__, value.__self__), deeper)
     if inspect.isfunction(value):
-        cells = [cell.cell_contents for cell in value.__closure__ or () if _is_full(cell)]
+        cells = [*map(_held, value.__closure__ or ())]
         held = value.__code__, value.__defaults__, value.__kwdefaults__, cells
         return f"{value.__qualname__} {_told(held, deeper)}"
     return f"{type(value).__qualname__} {_told(getattr(value, '__dict__', {}), deeper)}"
 
 
-def _is_full(cell: Any) -> bool:
-    """Whether the variable of a closure has a value yet."""
+def _held(cell: Any) -> Any:
+    """What a variable of a closure holds; None before it has a value."""
     try:
-        cell.cell_contents  # noqa: B018 - an empty one raises
+        return cell.cell_contents
     except ValueError:
-        return False
-    return True
+        return None

@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from rl_reasoner.foreign import json_value
 from rl_reasoner.judging.rubric import Rubric
-from rl_reasoner.language.thinking import CLOSE_THINK, OPEN_THINK
+from rl_reasoner.language.thinking import behind_chain
 from rl_reasoner.types import Rollout
 
 REPLY_CHARS = 1 << 16
@@ -91,10 +91,7 @@ def read_ranking(reply: Rollout, labels: Sequence[str]) -> list[str] | Void:
 
 
 def _read(reply: Rollout) -> _Reply | Void:
-    _, closing, text = reply.text.rpartition(CLOSE_THINK)
-    text = text.strip()
-    if not closing and text.startswith(OPEN_THINK):
-        text = ""  # a draft
+    text = (behind_chain(reply.text) or "").strip()
     if len(text) > REPLY_CHARS:
         return Void("huge", f"{len(text):,} characters")
     start, end = text.find("{"), text.rfind("}")

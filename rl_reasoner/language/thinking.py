@@ -44,3 +44,9 @@ def answer_part(completion: str) -> str:
         inner = text.removeprefix(OPEN_ANSWER).removesuffix(CLOSE_ANSWER)
         return inner if OPEN_ANSWER not in inner else after
     return after if closed else completion
+
+
+def behind_chain(completion: str) -> str | None:
+    """What stands behind the chain of thought; None where it begins with one that never closes."""
+    _, closed, after = completion.rpartition(CLOSE_THINK)
+    return None if not closed and after.lstrip().startswith(OPEN_THINK) else after

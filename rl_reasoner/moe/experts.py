@@ -58,6 +58,11 @@ def linear_gates(model: nn.Module) -> Iterator[nn.Module]:
                 yield module
 
 
+def gates_of(model: nn.Module) -> list[nn.Module]:
+    """All that chooses experts: routers, and gates that are plain linear layers."""
+    return [*(router for _, router in routers(model)), *linear_gates(model)]
+
+
 def expert_count(router: nn.Module) -> int:
     """How many experts a router chooses from; 0 for a module that is no router."""
     for name in ("num_experts", "n_routed_experts"):
@@ -140,7 +145,7 @@ def frozen_routers(model: nn.Module) -> Iterator[None]:
     """Freeze the routers inside; those that were trained are trained again after."""
     trained = [
         (router, name)
-        for router in (*dict(routers(model)).values(), *linear_gates(model))
+        for router in gates_of(model)
         for name, parameter in router.named_parameters()
         if parameter.requires_grad
     ]

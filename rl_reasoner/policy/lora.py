@@ -20,7 +20,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rl_reasoner.errors import UserError, first_line, unknown
-from rl_reasoner.moe.experts import linear_gates, routers
+from rl_reasoner.moe.experts import gates_of, routers
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.recipe import Lora
 
@@ -126,7 +126,7 @@ def lora_targets(model: Any, targets: str | Sequence[str], dropout: float = 0.0)
     head = model.get_output_embeddings()
     gates: set[int] = set()
     if targets == ALL:
-        gates = {id(gate) for gate in (*dict(routers(model)).values(), *linear_gates(model))}
+        gates = {id(gate) for gate in gates_of(model)}
     linear = [
         name
         for name, module in model.named_modules()

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.moe.experts import linear_gates, routers
+from rl_reasoner.moe.experts import gates_of
 from rl_reasoner.policy.fp8 import torchao_products
 
 Scaling = Literal["tensor", "row", "block"]
@@ -164,7 +164,7 @@ def covered_layers(model: Any) -> list[str]:
     Not the head, no gate (neither routers nor that of a shared expert), no low-rank adapter.
     """
     head = model.get_output_embeddings()
-    gates = {id(gate) for gate in (*dict(routers(model)).values(), *linear_gates(model))}
+    gates = {id(gate) for gate in gates_of(model)}
     return [
         name
         for name, module in model.named_modules()
