@@ -107,12 +107,15 @@ def policy_folder(path: Path) -> Path | None:
 
 def finished_stages(run: Path) -> list[Path]:
     """The policy folders of the stages that a run has finished, in their order."""
-    found = (
-        (int(number), file.parent)
-        for file in run.glob("stages/*-*/policy/config.json")
-        if (number := file.parent.parent.name.partition("-")[0]).isdecimal()
-    )
-    return [folder for _, folder in sorted(found)]
+    folders = [folder / "policy" for folder in numbered_stages(run)]
+    return [folder for folder in folders if (folder / "config.json").is_file()]
+
+
+def numbered_stages(run: Path) -> list[Path]:
+    """The folders stages/NUMBER-NAME of a run, by number."""
+    named = [(p.name.partition("-")[0], p) for p in run.glob("stages/*-*") if p.is_dir()]
+    known = [(int(n), path) for n, path in named if n.isdecimal() and len(n) < 10]
+    return [path for _, path in sorted(known)]
 
 
 def run_of(policy: Path) -> Path | None:

@@ -11,7 +11,7 @@ from typing import Any
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.files import read_jsonl
 from rl_reasoner.foreign import number as finite
-from rl_reasoner.paths import check_run, no_links
+from rl_reasoner.paths import check_run, no_links, numbered_stages
 from rl_reasoner.report.rollouts import in_turns, turns_of
 from rl_reasoner.scoring.ledger import entries, seconds_of_calls
 from rl_reasoner.types import Row
@@ -23,17 +23,10 @@ def sampled_stages(run: Path) -> dict[str, Path]:
     """The folders of a run's stages that sampled, by name, in order. Raises `UserError`."""
     check_run(run)
     no_links(run)
-    found = [path for path in run.glob("stages/*-*/rollouts.jsonl") if _number_of(path) is not None]
-    files = sorted(found, key=lambda path: _number_of(path) or 0)
-    if not files:
+    folders = [at for at in numbered_stages(run) if (at / "rollouts.jsonl").exists()]
+    if not folders:
         raise UserError(f"{run}: no stage of this run has sampled anything yet")
-    return {path.parent.name.partition("-")[2]: path.parent for path in files}
-
-
-def _number_of(file: Path) -> int | None:
-    """The number of the stage that `file` is of; None where its folder is none."""
-    number = file.parent.name.partition("-")[0]
-    return int(number) if number.isdecimal() and len(number) < 10 else None
+    return {folder.name.partition("-")[2]: folder for folder in folders}
 
 
 def sampled_stage(run: Path, name: str | None) -> Path:

@@ -17,7 +17,7 @@ from rl_reasoner.evaluation.learning_alarms import Metrics, highest_of
 from rl_reasoner.evaluation.statistics import Interval
 from rl_reasoner.files import read_jsonl
 from rl_reasoner.foreign import json_value, mapping, number, yaml_value
-from rl_reasoner.paths import no_links
+from rl_reasoner.paths import no_links, numbered_stages
 from rl_reasoner.report.rollouts import Rollouts, read_rollouts, with_seconds
 from rl_reasoner.types import Row
 
@@ -161,7 +161,7 @@ def read_run(folder: Path) -> RunData:
     evals = [_evaluation(folder, path.name, unreadable) for path in files]
     order = {"before": 0, "after": 2}
     evals.sort(key=lambda e: (order.get(e.name, 1), e.name))
-    stages = [_stage(path, recipe, lock, unreadable) for path in _stage_folders(folder / "stages")]
+    stages = [_stage(path, recipe, lock, unreadable) for path in numbered_stages(folder)]
     name = recipe.get("name") or folder.resolve().name
     return RunData(folder, str(name), recipe, recipe_text, lock, evals, stages, unreadable)
 
@@ -184,12 +184,6 @@ def _json(folder: Path, name: str, unreadable: list[str]) -> Any:
     except ValueError:
         unreadable.append(name)
         return {}
-
-
-def _stage_folders(folder: Path) -> list[Path]:
-    """The folders called `<number>-<name>`, by number."""
-    named = [(path.name.partition("-")[0], path) for path in folder.glob("*-*") if path.is_dir()]
-    return [path for _, path in sorted((int(n), path) for n, path in named if n.isdecimal())]
 
 
 def _evaluation(folder: Path, file: str, unreadable: list[str]) -> Evaluation:
