@@ -12,8 +12,8 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,22 +36,39 @@ class Usage:
 
 
 class SampleCache:
-    """The completions of one policy (`identity`), in one SQLite file of `folder`."""
+    """The completions of one policy (`identity`), in one SQLite file of `folder`.
+
+    Every method raises `UserError` where the file is damaged or is none of these, and OSError where
+    the disk is full or fails.
+    """
 
     def __init__(self, folder: Path, identity: str) -> None:
         self.identity = identity
         self.file = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.sqlite"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with closing(self._open()) as store, store:
+            with self._store() as store:
                 store.execute("CREATE TABLE IF NOT EXISTS samples (key TEXT PRIMARY KEY, value)")
-        except (OSError, sqlite3.Error) as error:
+        except OSError as error:
             raise UserError(f"the cache of samples {self.file} cannot be used: {error}") from error
 
-    def _open(self) -> sqlite3.Connection:
-        store = sqlite3.connect(self.file, timeout=_WAIT_S)
-        store.execute("PRAGMA synchronous = FULL")
-        return store
+    @contextmanager
+    def _store(self) -> Iterator[sqlite3.Connection]:
+        """The opened file; what is written is committed at the end."""
+        try:
+            with closing(sqlite3.connect(self.file, timeout=_WAIT_S)) as store, store:
+                store.execute("PRAGMA synchronous = FULL")
+                yield store
+        except sqlite3.OperationalError as error:
+            full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
+            number = errno.ENOSPC if full else errno.EIO
+            reason = os.strerror(number) if full else str(error)
+            raise OSError(number, reason, str(self.file)) from error
+        except sqlite3.Error as error:
+            raise UserError(
+                f"the cache of samples {self.file} cannot be used: {error} (move it away: what it"
+                " holds is then sampled again)"
+            ) from error
 
     def key(self, prompt: Any, settings: Mapping[str, Any], seed: int | None, index: int) -> str:
         """The key of sample `index` of `prompt` (token ids, or what a server is sent)."""
@@ -62,7 +79,7 @@ class SampleCache:
     def kept(self, keys: Sequence[str]) -> dict[str, Rollout]:
         """The cached completions among `keys`, by key."""
         rollouts: dict[str, Rollout] = {}
-        with closing(self._open()) as store:
+        with self._store() as store:
             for first in range(0, len(keys), _AT_ONCE):
                 some = keys[first : first + _AT_ONCE]
                 marks = ",".join("?" * len(some))
@@ -72,33 +89,23 @@ class SampleCache:
         return rollouts
 
     def keep(self, drawn: Iterable[tuple[str, Rollout]]) -> None:
-        """Store completions durably; the first one of a key stays.
-
-        Raises OSError where they cannot be written: where the disk is full.
-        """
+        """Store completions durably; the first one of a key stays."""
         rows = [(key, json.dumps(astuple(rollout))) for key, rollout in drawn]
-        try:
-            with closing(self._open()) as store, store:
-                store.executemany("INSERT OR IGNORE INTO samples VALUES (?, ?)", rows)
-        except sqlite3.OperationalError as error:
-            full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
-            number = errno.ENOSPC if full else errno.EIO
-            raise OSError(
-                number, os.strerror(number) if full else str(error), str(self.file)
-            ) from error
+        with self._store() as store:
+            store.executemany("INSERT OR IGNORE INTO samples VALUES (?, ?)", rows)
 
     def usage(self) -> Usage:
         """How much was sampled: see `Usage`."""
         of_prompt, own = "json_extract(value, '$[3]')", "json_extract(value, '$[1]')"
         told = f"count({of_prompt} + {own})"  # a sum with NULL is NULL, which is not counted
         asked = f"SELECT count(*), {told}, sum({of_prompt}), sum({own}) FROM samples"
-        with closing(self._open()) as store:
+        with self._store() as store:
             [(count, told_of, prompt_tokens, tokens)] = store.execute(asked)
         return Usage(int(count), int(count - told_of), int(prompt_tokens or 0), int(tokens or 0))
 
     def __len__(self) -> int:
         """The number of cached completions."""
-        with closing(self._open()) as store:
+        with self._store() as store:
             [[count]] = store.execute("SELECT count(*) FROM samples")
         return int(count)
 

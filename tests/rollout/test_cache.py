@@ -166,17 +166,33 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was kept before stays."""
-    cache, opened = SampleCache(tmp_path, "somebody"), SampleCache._open
+    cache, opened = SampleCache(tmp_path, "somebody"), sqlite3.connect
     cache.keep([("k", Rollout("first", 1, False))])
 
-    def full(self: SampleCache) -> sqlite3.Connection:
-        store = opened(self)
+    def full(*args: Any, **options: Any) -> sqlite3.Connection:
+        store = opened(*args, **options)
         store.execute("PRAGMA max_page_count = 1")  # no page more than there are
         return store
 
     with monkeypatch.context() as patch:
-        patch.setattr(SampleCache, "_open", full)
+        patch.setattr(sqlite3, "connect", full)
         with pytest.raises(OSError) as told:
             cache.keep([("l", Rollout("long " * 9_999, 1, False))])
     assert told.value.errno == errno.ENOSPC and told.value.filename == str(cache.file)
     assert cache.kept(["k", "l"]) == {"k": Rollout("first", 1, False)}
+
+
+def test_a_damaged_file_is_told(tmp_path: Path) -> None:
+    """Its first page is whole, as after a disk's fault in the middle of the file."""
+    cache = SampleCache(tmp_path, "somebody")
+    many = [(f"{n:040d}", Rollout("text " * 50, n, False)) for n in range(500)]
+    cache.keep(many)
+    whole = cache.file.read_bytes()
+    cache.file.write_bytes(whole[:4096] + b"\xa5" * (len(whole) - 4096))
+    told = r"cache of samples .*sqlite cannot be used.*move it away"
+    with pytest.raises(UserError, match=told):
+        cache.kept([key for key, _ in many])
+    with pytest.raises(UserError, match=told):
+        cache.keep([("new", Rollout("text", 1, False))])
+    with pytest.raises(UserError, match=told):
+        cache.usage()
