@@ -196,3 +196,4 @@ def test_a_turn_ends_as_its_template_writes_it() -> None:
     end = tokenizer.convert_tokens_to_ids("<end>")
     assert tokenizer.decode(form.tokens(said, end)) == "\n<start>user\nno<end>\n<start>model\n"
     assert tokenizer.decode(form.tokens(said)) == "<end>\n<start>user\nno<end>\n<start>model\n"
+    assert tokenizer.decode(form.turn("3")) == "3<end>"

@@ -209,7 +209,7 @@ class EnvironmentUse:
         for number, (turn, said) in enumerate(played, 1):
             own = self.form.turn(turn)
             last = number == len(played)
-            given = [] if last else self.form.tokens([{"role": "user", "content": said}])
+            given = [] if last else self.form.tokens([{"role": "user", "content": said}], own[-1])
             ids += own + given
             mask += [1] * len(own) + [0] * len(given)
         return ids, mask

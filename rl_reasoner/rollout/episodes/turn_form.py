@@ -43,8 +43,13 @@ class TurnForm:
         return [token for text, own in parts for token in self._encoded(text, own)]
 
     def turn(self, text: str) -> list[int]:
-        """A turn of the policy's, with its end token."""
-        return [*self._encoded(text, True), self._tokenizer.eos_token_id]
+        """A turn of the policy's, with the token that ends it.
+
+        It is the special token that a chat template writes behind a turn, else the tokenizer's end.
+        """
+        behind = self._encoded(self._chat(("user",))[0][0], False)[:1] if self.chat else []
+        special = {*behind} & {*self._tokenizer.all_special_ids}
+        return [*self._encoded(text, True), *(special or {self._tokenizer.eos_token_id})]
 
     def identity(self) -> list[Any]:
         """What decides the form, as JSON values."""
