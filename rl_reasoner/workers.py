@@ -96,6 +96,12 @@ class Worker:
         self.served += 1
         return json.loads(line)
 
+    def has_reply(self, deadline: float) -> bool:
+        """Whether a reply comes by `deadline`, or an end; a worker that is late goes on."""
+        poll = select.poll()
+        poll.register(self.out, select.POLLIN)
+        return bool(self.buffer or poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
+
     def kill(self) -> None:
         """Kill the process with all that it started; the pipes stay open."""
         if not self.stopped:

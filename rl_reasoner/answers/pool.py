@@ -10,10 +10,43 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rl_reasoner.workers import Worker, WorkerLate
 
 _MODULE = "rl_reasoner.answers.worker"
+START_S = 6.0
+"""Seconds that a worker gets to import sympy; a second is usual, on a busy machine it is more."""
+LONGEST_START_S = 60.0
+"""Seconds after which a worker that still imports it ends."""
+
+
+class Verifier(Worker):
+    """A worker of the verifier; one that imports sympy slowly is left to do so."""
+
+    def __init__(self) -> None:
+        super().__init__(_MODULE)
+        self._asked = self._warm = False  # for sympy
+
+    def warm(self) -> bool:
+        """Whether sympy is imported within `START_S`; raises `WorkerDied` where it ended."""
+        deadline = time.monotonic() + START_S
+        if not self._asked:
+            self.send({"kind": "warm", "timeout_s": LONGEST_START_S}, deadline)
+            self._asked = True
+        return self._ready(deadline)
+
+    def send(self, request: dict[str, Any], deadline: float) -> None:
+        """As `Worker.send`, behind an import that is under way."""
+        if not self._ready(deadline):
+            raise WorkerLate("its start took too long")
+        super().send(request, deadline)
+
+    def _ready(self, deadline: float) -> bool:
+        if self._asked and not self._warm and self.has_reply(deadline):
+            self.receive(deadline)
+            self._warm = True
+        return self._warm or not self._asked
 
 
 class WorkerPool:
@@ -22,11 +55,11 @@ class WorkerPool:
     def __init__(self, size: int) -> None:
         self.size = size
         self.free = threading.Condition()
-        self.resting: list[Worker] = []
-        self.working: set[Worker] = set()
+        self.resting: list[Verifier] = []
+        self.working: set[Verifier] = set()
 
     @contextmanager
-    def lease(self, deadline: float) -> Iterator[Worker]:
+    def lease(self, deadline: float) -> Iterator[Verifier]:
         """A worker for one thread; raises `WorkerLate` where none is free by the deadline."""
         worker = self._take(deadline)
         try:
@@ -37,13 +70,14 @@ class WorkerPool:
         finally:
             with self.free:
                 self.working.discard(worker)
-                if worker.usable:
+                kept = worker.usable
+                if kept:
                     self.resting.append(worker)
                 self.free.notify()
-            if worker not in self.resting:
+            if not kept:  # one that is kept may be another thread's by now
                 worker.stop()
 
-    def _take(self, deadline: float) -> Worker:
+    def _take(self, deadline: float) -> Verifier:
         with self.free:
             while len(self.working) >= self.size:
                 if not self.free.wait(max(0.0, deadline - time.monotonic())):
@@ -52,7 +86,7 @@ class WorkerPool:
             if worker is None or not worker.usable:
                 if worker is not None:
                     worker.stop()
-                worker = Worker(_MODULE)
+                worker = Verifier()
             self.working.add(worker)
             return worker
 

@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from rl_reasoner.answers.pool import worker_pool
+from rl_reasoner.answers.pool import START_S, worker_pool
 from rl_reasoner.answers.symbolic import admissible, pack_tree
 from rl_reasoner.answers.tree import Node
 from rl_reasoner.answers.verdict import AnswerVerdict
@@ -12,22 +12,31 @@ from rl_reasoner.workers import WorkerDied, WorkerLate
 
 ATTEMPTS = 2
 MAX_REPLIES = 4_096
-JUDGE_S = 2.0
-"""Seconds that sympy gets for one pair, its start not counted."""
+JUDGE_S = 3.0
+"""Seconds that sympy gets for one pair at most, its start not counted."""
+
+
+class SlowStart(RuntimeError):
+    """Sympy's worker has not started yet."""
 
 
 def settle(verdict: AnswerVerdict, timeout_s: float) -> Score:
-    """The score of a verdict, sympy asked where it is undecided; bounded by `timeout_s` seconds."""
+    """The score of a verdict, sympy asked where it is undecided, for `timeout_s` seconds a pair.
+
+    The first pair waits for sympy's start besides. Where that is slow the row abstains, and the
+    worker goes on starting: on a busy machine, the next rows find it ready.
+    """
     reason = verdict.reason
-    deadline = time.monotonic() + timeout_s
     for left, right in verdict.undecided:
         if not admissible(left, right):
             reason += "; not a form that sympy decides"
             continue
         try:
-            equal, error = _ask_once(left, right, deadline)
+            equal, error = _ask_once(left, right, timeout_s)
         except WorkerLate:
             return Score(0.0, f"{reason}; sympy did not decide in time")
+        except SlowStart:
+            return Score(None, f"abstained: sympy did not start within {START_S:g} s")
         except WorkerDied as death:
             return Score(None, f"abstained: sympy's worker died {ATTEMPTS} times ({death})")
         if equal:
@@ -37,10 +46,10 @@ def settle(verdict: AnswerVerdict, timeout_s: float) -> Score:
     return Score(verdict.value, reason)
 
 
-def _ask_once(left: Node, right: Node, deadline: float) -> list[Any]:
+def _ask_once(left: Node, right: Node, timeout_s: float) -> list[Any]:
     """`_ask_sympy`, replies kept: a group of completions repeats its answers."""
     if (left, right) not in _REPLIES:
-        reply = _ask_sympy(left, right, deadline)
+        reply = _ask_sympy(left, right, timeout_s)
         if len(_REPLIES) >= MAX_REPLIES:
             _REPLIES.clear()
         _REPLIES[left, right] = reply
@@ -48,29 +57,23 @@ def _ask_once(left: Node, right: Node, deadline: float) -> list[Any]:
     return _REPLIES[left, right]
 
 
-def _ask_sympy(left: Node, right: Node, deadline: float) -> list[Any]:
+def _ask_sympy(left: Node, right: Node, timeout_s: float) -> list[Any]:
     """Sympy's reply on one pair; a death of the worker is answered by one more attempt."""
-    request = {
-        "kind": "judge",
-        "left": pack_tree(left),
-        "right": pack_tree(right),
-        "timeout_s": JUDGE_S,
-    }
+    trees = {"left": pack_tree(left), "right": pack_tree(right)}
+    request = {"kind": "judge", **trees, "timeout_s": JUDGE_S}
     for attempt in range(ATTEMPTS):
         try:
-            with worker_pool().lease(deadline) as worker:
-                if not worker.served:
-                    warm = {"kind": "judge", "left": pack_tree(_ONE), "right": pack_tree(_ONE)}
-                    worker.send({**warm, "timeout_s": deadline - time.monotonic()}, deadline)
-                    worker.receive(deadline)
-                worker.send(request, deadline)
-                reply: list[Any] = worker.receive(min(deadline, time.monotonic() + JUDGE_S))
-                return reply
+            with worker_pool().lease(time.monotonic() + timeout_s) as worker:
+                if worker.warm():
+                    deadline = time.monotonic() + min(timeout_s, JUDGE_S)
+                    worker.send(request, deadline)
+                    reply: list[Any] = worker.receive(deadline)
+                    return reply
+            raise SlowStart
         except WorkerDied:
             if attempt + 1 == ATTEMPTS:
                 raise
     raise AssertionError("unreachable")
 
 
-_ONE = Node("sym", name="x")
 _REPLIES: dict[tuple[Node, Node], list[Any]] = {}

@@ -1,9 +1,9 @@
 """A worker process of the verifier: `python -m rl_reasoner.answers.worker`.
 
 Reads requests as JSON lines from its standard input and answers each on its standard output, until
-its input ends. Two kinds: "verify", a block of rows, answered row by row by the fast verdict;
-"judge", two trees for sympy. Memory is capped by the operating system, and an alarm ends a worker
-whose parent has died in the middle of a request.
+its input ends. Three kinds: "verify", a block of rows, answered row by row by the fast verdict;
+"warm", which imports sympy; "judge", two trees for sympy. Memory is capped by the operating system,
+and an alarm ends a worker whose parent has died in the middle of a request.
 """
 
 import gc
@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Any, TextIO
 
 from rl_reasoner.answers.symbolic import symbolically_equal, unpack_tree
+from rl_reasoner.answers.tree import Node
 from rl_reasoner.answers.verdict import fast_verdict
 
 MEMORY_BYTES = 2 << 30
@@ -27,7 +28,10 @@ def answered(request: dict[str, Any], out: TextIO) -> None:
     """Answer one request with one JSON line a row, or one for a judgement."""
     limit = int(request["timeout_s"]) + 2
     signal.alarm(limit)
-    if request["kind"] == "judge":
+    if request["kind"] == "warm":
+        unit = Node("sym", name="x")
+        _put(out, [symbolically_equal(unit, unit)])
+    elif request["kind"] == "judge":
         _put(out, _judged(request))
     else:
         flushed = time.monotonic()

@@ -21,10 +21,10 @@ from rl_reasoner.answers.extraction.extract import (
     TAIL,
     answer_of,
     last_formula,
-    readable,
     spoken,
     thought_and_spoken,
 )
+from rl_reasoner.answers.extraction.phrases import readable
 from rl_reasoner.language.fences import fenced_blocks, python_blocks
 from rl_reasoner.language.thinking import CLOSE_ANSWER, CLOSE_THINK, OPEN_ANSWER
 from rl_reasoner.rewards.code_tests import program_of

@@ -10,7 +10,8 @@ import re
 
 from rl_reasoner.answers import verify
 from rl_reasoner.answers.extraction.boxes import MAX_ALL, boxes_of
-from rl_reasoner.answers.extraction.extract import TAIL, readable, spoken
+from rl_reasoner.answers.extraction.extract import TAIL, spoken
+from rl_reasoner.answers.extraction.phrases import readable
 from rl_reasoner.answers.verdict import left_to_do, shown
 from rl_reasoner.hacking.texts import copies
 from rl_reasoner.hacking.window import IndependentVerdict

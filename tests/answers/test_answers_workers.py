@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rl_reasoner.answers import verify, verify_many
+from rl_reasoner.answers import pool, verify, verify_many
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds workers in /proc")
 
@@ -153,3 +153,22 @@ def test_nothing_heavy_is_imported_and_no_worker_outlives_its_parent(tmp_path: P
     while Path(f"/proc/{pids[0]}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(f"/proc/{pids[0]}").exists()
+
+
+def test_a_worker_that_starts_slowly_is_left_to_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its row abstains, and the next one is judged by the same worker."""
+    for process in workers_of(os.getpid()):
+        os.kill(process, signal.SIGKILL)
+    slow = tmp_path / "python"
+    slow.write_text(f'#!/bin/sh\nsleep 2\nexec {sys.executable} "$@"\n')
+    slow.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(slow))
+    monkeypatch.setattr(pool, "START_S", 0.1)
+    row = (r"\boxed{\sum_{k=1}^{j} k}", r"\frac{j(j+1)}{2}")
+    late = verify(*row)
+    assert late.value is None and "did not start" in late.reason
+    monkeypatch.setattr(pool, "START_S", 60.0)
+    monkeypatch.setattr(sys, "executable", "/nowhere")  # no further worker can start
+    assert verify(*row).value == 1.0

@@ -8,10 +8,18 @@ of one place, the likeliest first; a place that gives none is no answer, with `t
 
 import re
 import unicodedata
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rl_reasoner.answers.extraction.boxes import last_boxes
+from rl_reasoner.answers.extraction.phrases import (
+    BOLD,
+    MAX_SENTENCE,
+    REFUSAL,
+    SPAN,
+    phrase,
+    readable,
+    sentences,
+)
 from rl_reasoner.answers.extraction.wording import choice, is_wordy, meant, unstyled
 from rl_reasoner.answers.parsing.lexer import closing_brace
 from rl_reasoner.answers.parsing.statements import read_answer
@@ -19,7 +27,6 @@ from rl_reasoner.answers.tree import Unreadable
 
 TAIL = 20_000
 MAX_GOLD = 5_000
-MAX_SENTENCE = 2_000
 MAX_CUES = 50
 
 
@@ -47,12 +54,6 @@ _LEADING = re.compile(
     r")\|>|<s>|assistant(?=\s*\n|<\|))\s*"
 )
 _TAG = re.compile(r"<(/?)(?:final_)?answer>", re.IGNORECASE)
-_REFUSAL = re.compile(
-    r"\b(?:not (?:sure|certain|clear|known|possible|able|determin)|unsure|uncertain|unclear|"
-    r"don'?t know|do not know|cannot|can'?t|can not|unable|no idea|impossible to|guess|depends|"
-    r"unknown|not enough)|不知道|不确定|无法|不清楚",
-    re.IGNORECASE,
-)
 _CUE = re.compile(
     r"(?:(?:(?<![a-zA-Z])(?:(?:final|correct|right|best|exact|numerical|simplified|required|desired)\s+){0,6}"
     r"(?:answer|ans)\b\.?(?:\s+(?:to|for|of|in)\s(?:[^.:\n=]|\.(?=\d)){0,70}?)?[\s*_}]*"
@@ -106,35 +107,10 @@ _FILLER = re.compile(
     r"[\s:：,]*)*",
     re.IGNORECASE,
 )
-_SENTENCE_PART = re.compile(
-    r"\$\$.*?\$\$|\$[^$\n]*\$|\\\[(?:(?!\\\[).)*?\\\]|\\\((?:(?!\\\().)*?\\\)"
-    r"|\\begin\{(?:(?!\\begin\{).)*?\\end\{[a-z*]+\}"
-    r"|[.!?。！？](?=[\s\"*]|$)|[。！？]|\n",
-    re.DOTALL,
-)
 _RULE = re.compile(r"^\s*(?:```\w*|-{3,}|\*{3,}|_{3,}|={3,})\s*$")
-_SPAN = re.compile(
-    r"\$\$(.+?)\$\$|\\\[((?:(?!\\\[).)+?)\\\]|\\\(((?:(?!\\\().)+?)\\\)|(?<!\\)\$([^$\n]+)\$",
-    re.DOTALL,
-)
-_BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
-_REMARK = re.compile(
-    r"(?:,|(?<![\s,]))\s+(?:because|since|as|which|so|where|when|if|for|after|before|it|not|non|but|given|"
-    r"obtained|found|according|due|that|I|we|thus|hence|rounded|with|from|this|meaning|这|因为|pour|"
-    r"car|by|in|on|at|and\s+(?:this|that|it))\b|(?<!\s)\s+[(（—–]|\s-\s|[;；]|,(?=\s*[a-z]{3,})|[，,](?=[\u4e00-\u9fff])"
-)
-_COPULA = re.compile(r"\b(?:is|are|equals?|was|be|est|es|ist|of)\b\s*:?|是|为|等于|[:：]|=")
-_NUMBER = re.compile(
-    r"[-−]?(?:[$€£¥]\s?)?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?(?:\s?[%$€£])?"
-)
 _WORDED = re.compile(
     r"(?:\\text(?:bf)?\s*\{)?(?!.*\b(?:not|no|never|neither)\b)[A-Za-z ]{2,40}(?::|\bis\b)"
     r"\s*+(?:\}\s*+)?(.+)$"
-)
-_HEDGE = re.compile(
-    r"(?<![\s,(（—–-])[\s,(（—–-]*+(?:but\s+|though\s+|although\s+|and\s+)?(?:it\s+|this\s+)?"
-    r"(?:or|perhaps|maybe|possibly|might|could|may|alternatively|或)\b",
-    re.IGNORECASE,
 )
 _PICTURE = re.compile(
     r"\[asy\].*|\\includegraphics.*|!\[[^\]]*\](?:\([^)]*\))?|<(?:image|img|figure)[^>]*>|"
@@ -202,7 +178,7 @@ def thought_and_spoken(completion: str) -> str:
 def last_formula(text: str) -> tuple[int, int, str] | None:
     """Start, end and content of the last formula between `$`, `\\(` or `\\[`; None for none."""
     last = None
-    for match in _SPAN.finditer(text):
+    for match in SPAN.finditer(text):
         last = match
     return None if last is None else (last.start(), last.end(), last[last.lastindex or 0])
 
@@ -279,12 +255,12 @@ def cued(text: str) -> Extracted | None:
 def after_cue(text: str, at: int) -> tuple[str, ...]:
     """Readings of what a cue introduces; empty where it introduces nothing."""
     rest = text[at : at + MAX_SENTENCE]
-    sentence = next(_sentences(_FILLER.sub("", rest).lstrip()), "")
+    sentence = next(sentences(_FILLER.sub("", rest).lstrip()), "")
     if re.match(r"\s*(?:not|no longer|neither)\b", sentence):
         return ()
     if sentence.strip(" *_$\\[]()") == "":
         return ()
-    return phrase(sentence)
+    return phrase(sentence, exclaims=True)
 
 
 def before_cue(line: str) -> tuple[str, ...]:
@@ -296,9 +272,9 @@ def before_cue(line: str) -> tuple[str, ...]:
         sentence,
         flags=re.IGNORECASE,
     )
-    if readable(sentence) and not _REFUSAL.search(sentence):
+    if readable(sentence) and not REFUSAL.search(sentence):
         return (sentence,)
-    spans = list(_SPAN.finditer(sentence))
+    spans = list(SPAN.finditer(sentence))
     return (sentence[spans[0].start() : spans[0].end()],) if len(spans) == 1 else ()
 
 
@@ -330,16 +306,16 @@ def last_line(text: str) -> Extracted | None:
 
 def last_sentence(text: str) -> Extracted | None:
     """The only mathematics or bold text of a last sentence that concludes something."""
-    sentences = [s for s in _sentences(text[-MAX_SENTENCE:].strip()) if s.strip()]
-    if not sentences or sentences[-1].rstrip().endswith("?"):
+    said = [s for s in sentences(text[-MAX_SENTENCE:].strip()) if s.strip()]
+    if not said or said[-1].rstrip().endswith("?"):
         return None
-    last = sentences[-1].replace("to the problem", "")
-    if len(sentences) == 1 and last.startswith("$") and not read_answer(last).trees:
+    last = said[-1].replace("to the problem", "")
+    if len(said) == 1 and last.startswith("$") and not read_answer(last).trees:
         return Extracted((last,), "whole text")
-    concluding = _CONCLUDING.search(last) or (len(sentences) == 1 and _STATING.search(last))
-    if not concluding or _REFUSAL.search(last) or _REPORTED.search(last):
+    concluding = _CONCLUDING.search(last) or (len(said) == 1 and _STATING.search(last))
+    if not concluding or REFUSAL.search(last) or _REPORTED.search(last):
         return None
-    spans = [m[0] for m in _SPAN.finditer(last)] + [m[1] for m in _BOLD.finditer(last)]
+    spans = [m[0] for m in SPAN.finditer(last)] + [m[1] for m in BOLD.finditer(last)]
     if len(spans) == 1 and readable(spans[0]):
         return Extracted((spans[0],), "only formula of the last sentence")
     ending = _ending_formula(last)
@@ -359,73 +335,6 @@ def _ending_formula(sentence: str) -> str:
             return formula
         if formula[0] == "\\" and len(formula) > 4 and formula.endswith("\\)"):
             return formula
-    return ""
-
-
-# ---------------------------------------------------------------------- phrases
-
-
-def _sentences(text: str) -> Iterator[str]:
-    """The sentences of `text`; formulas are kept whole."""
-    start = 0
-    for match in _SENTENCE_PART.finditer(text):
-        if match[0][0] in ".!?。！？\n":
-            if text[start : match.start()].strip():
-                yield text[start : match.end()].rstrip("\n")
-                start = match.end()
-            elif match[0] == "\n":
-                start = match.end()
-    if text[start:].strip():
-        yield text[start:]
-
-
-def readable(text: str) -> bool:
-    """Whether `text` is mathematics by itself, or a set phrase for some."""
-    reading = read_answer(meant(text.strip().rstrip(".。")))
-    return bool(reading.trees) and sum(token.kind == "word" for token in reading.tokens) <= 5
-
-
-def phrase(sentence: str) -> tuple[str, ...]:
-    """Readings of a short sentence that holds an answer: itself, then what it boils down to."""
-    whole = " ".join(sentence[:MAX_SENTENCE].split()).strip("*_ ").rstrip(".。!！").strip("*_ ")
-    if readable(whole):
-        return (whole,)
-    readings = [whole]
-    cut = _REMARK.search(whole, 1)
-    while cut is not None and len(readings) < 4:
-        head = whole[: cut.start()].rstrip(" ,*_:")
-        if _HEDGE.match(whole[cut.start() :]) and re.search(r"\d", whole[cut.start() :]):
-            second = _HEDGE.sub(" or ", whole[cut.start() :], count=1)
-            return (head + re.sub(r"[()（）]|\bbe\b", " ", second),)
-        if readable(head) or choice(head) is not None:
-            return (head, whole)
-        if is_wordy(head):
-            readings.append(head)
-        cut = _REMARK.search(whole, cut.end())
-    reduced = _reduced(whole)
-    return (*readings, reduced) if reduced else tuple(readings)
-
-
-def _reduced(sentence: str) -> str:
-    """The one value that a sentence states: behind its verb, or its only formula or number."""
-    if _REFUSAL.search(sentence):
-        return ""
-    for match in list(_COPULA.finditer(sentence))[:-5:-1]:
-        tail = sentence[match.end() :].strip(" *_")
-        if tail and readable(tail):
-            return tail
-    spans = [m[0] for m in _SPAN.finditer(sentence)]
-    if len(spans) == 1:
-        return spans[0] if readable(spans[0]) else ""
-    bold = _BOLD.findall(sentence)
-    if len(bold) == 1 and readable(bold[0]):
-        return str(bold[0])
-    if spans:
-        return ""
-    numbers = _NUMBER.findall(sentence)
-    money = [number for number in numbers if re.search(r"[$€£¥]", number)]
-    if len(numbers) == 1 or len(money) == 1:
-        return str((money or numbers)[0])
     return ""
 
 

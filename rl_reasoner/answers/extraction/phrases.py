@@ -1,0 +1,141 @@
+"""What a sentence says is the answer: its one expression, or what it boils down to.
+
+A sentence is what stands between answer tags, behind a cue, or at the end of a completion
+(`extract` finds it). A number beside words that make another value of it ("at most 12", "half of
+12") is no answer: a box with the same words has another value, too.
+"""
+
+import re
+from collections.abc import Iterator
+
+from rl_reasoner.answers.extraction.wording import choice, is_wordy, meant
+from rl_reasoner.answers.parsing.statements import read_answer
+
+MAX_SENTENCE = 2_000
+
+REFUSAL = re.compile(
+    r"\b(?:not (?:sure|certain|clear|known|possible|able|determin)|unsure|uncertain|unclear|"
+    r"don'?t know|do not know|cannot|can'?t|can not|unable|no idea|impossible to|guess|depends|"
+    r"unknown|not enough)|不知道|不确定|无法|不清楚",
+    re.IGNORECASE,
+)
+_SENTENCE_PART = re.compile(
+    r"\$\$.*?\$\$|\$[^$\n]*\$|\\\[(?:(?!\\\[).)*?\\\]|\\\((?:(?!\\\().)*?\\\)"
+    r"|\\begin\{(?:(?!\\begin\{).)*?\\end\{[a-z*]+\}"
+    r"|[.!?。！？](?=[\s\"*]|$)|[。！？]|\n",
+    re.DOTALL,
+)
+SPAN = re.compile(
+    r"\$\$(.+?)\$\$|\\\[((?:(?!\\\[).)+?)\\\]|\\\(((?:(?!\\\().)+?)\\\)|(?<!\\)\$([^$\n]+)\$",
+    re.DOTALL,
+)
+BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
+_REMARK = re.compile(
+    r"(?:,|(?<![\s,]))\s+(?:because|since|as|which|so|where|when|if|for|after|before|it|not|non|but|given|"
+    r"obtained|found|according|due|that|I|we|thus|hence|rounded|with|from|this|meaning|这|因为|pour|"
+    r"car|by|in|on|at|and\s+(?:this|that|it))\b|(?<!\s)\s+[(（—–]|\s-\s|[;；]|,(?=\s*[a-z]{3,})|[，,](?=[\u4e00-\u9fff])"
+)
+_COPULA = re.compile(r"\b(?:is|are|equals?|was|be|est|es|ist|of)\b\s*:?|是|为|等于|[:：]|=")
+_NUMBER = re.compile(
+    r"[-−]?(?:[$€£¥]\s?)?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?(?:\s?[%$€£])?"
+)
+_HEDGE = re.compile(
+    r"(?<![\s,(（—–-])[\s,(（—–-]*+(?:but\s+|though\s+|although\s+|and\s+)?(?:it\s+|this\s+)?"
+    r"(?:or|perhaps|maybe|possibly|might|could|may|alternatively|或)\b",
+    re.IGNORECASE,
+)
+_CHANGES_WHAT_FOLLOWS = re.compile(
+    r"(?:\b(?:at (?:most|least)|(?:more|less|fewer|greater|larger|smaller|higher|lower) than|up to"
+    r"|over|under|above|below|not|isn'?t|never|half|twice|double|triple|thrice|minus|negative|plus"
+    r"|(?:half|third|quarter|root|square|cube|reciprocal|inverse|opposite|factorial|negative"
+    r"|multiples?|factors?|percent|power|double|sum|product|difference) of)|[<>≤≥≠±∓%]"
+    r"|\\(?:le|ge|leq|geq|leqslant|geqslant|ne|neq|lt|gt|not|pm|mp))[\s$*_({}\\]*$",
+    re.IGNORECASE,
+)
+_CHANGES_WHAT_STANDS_BEFORE = re.compile(
+    r"[\s$*_)}]*(?:\+(?!\s*\d)|!|\bor (?:more|less|fewer|greater|higher|lower)\b|in \d"
+    r"|\band (?:an? |one[ -])?(?:half|third|quarter)\b"
+    r"|(?:squared|cubed|factorial|divided|multiplied|modulo|mod|plus|minus|to the)\b|by \d)",
+    re.IGNORECASE,
+)
+_OTHERWISE = re.compile(r"\b(?:otherwise|else)\b", re.IGNORECASE)
+
+
+def sentences(text: str) -> Iterator[str]:
+    """The sentences of `text`; formulas are kept whole."""
+    start = 0
+    for match in _SENTENCE_PART.finditer(text):
+        if match[0][0] in ".!?。！？\n":
+            if text[start : match.start()].strip():
+                yield text[start : match.end()].rstrip("\n")
+                start = match.end()
+            elif match[0] == "\n":
+                start = match.end()
+    if text[start:].strip():
+        yield text[start:]
+
+
+def readable(text: str) -> bool:
+    """Whether `text` is mathematics by itself, or a set phrase for some."""
+    reading = read_answer(meant(text.strip().rstrip(".。")))
+    return bool(reading.trees) and sum(token.kind == "word" for token in reading.tokens) <= 5
+
+
+def phrase(sentence: str, exclaims: bool = False) -> tuple[str, ...]:
+    """Readings of a short sentence that holds an answer: itself, then what it boils down to.
+
+    `exclaims`: it is spoken, so that a mark at its end is no factorial.
+    """
+    whole = " ".join(sentence[:MAX_SENTENCE].split()).strip("*_ ").rstrip(".。！").strip("*_ ")
+    if exclaims or not readable(whole):
+        whole = whole.rstrip(".!").strip("*_ ")
+    if readable(whole):
+        return (whole,)
+    readings = [whole]
+    cut = _REMARK.search(whole, 1)
+    while cut is not None and len(readings) < 4:
+        head = whole[: cut.start()].rstrip(" ,*_:")
+        if _changed(whole, 0, cut.start()) or _OTHERWISE.search(whole, cut.start()):
+            return (whole,)
+        if _HEDGE.match(whole[cut.start() :]) and re.search(r"\d", whole[cut.start() :]):
+            second = _HEDGE.sub(" or ", whole[cut.start() :], count=1)
+            return (head + re.sub(r"[()（）]|\bbe\b", " ", second),)
+        if readable(head) or choice(head) is not None:
+            return (head, whole)
+        if is_wordy(head):
+            readings.append(head)
+        cut = _REMARK.search(whole, cut.end())
+    reduced = _reduced(whole)
+    return (*readings, reduced) if reduced else tuple(readings)
+
+
+def _reduced(sentence: str) -> str:
+    """The one value that a sentence states: behind its verb, or its only formula or number.
+
+    Empty where it states none, or where its words make another value of it.
+    """
+    if REFUSAL.search(sentence):
+        return ""
+    for match in list(_COPULA.finditer(sentence))[:-5:-1]:
+        tail = sentence[match.end() :].strip(" *_")
+        if tail and readable(tail):
+            return "" if _changed(sentence, match.end(), len(sentence)) else tail
+    formulas, bold = list(SPAN.finditer(sentence)), list(BOLD.finditer(sentence))
+    numbers = list(_NUMBER.finditer(sentence))
+    money = [number for number in numbers if re.search(r"[$€£¥]", number[0])]
+    if formulas:
+        found = formulas
+    elif len(bold) == 1 and readable(bold[0][1]):
+        found = bold
+    else:
+        found = money if len(money) == 1 else numbers
+    if len(found) != 1 or _changed(sentence, *found[0].span()):
+        return ""
+    stated = found[0][0].strip("*")
+    return stated if found is numbers or readable(stated) else ""
+
+
+def _changed(sentence: str, start: int, end: int) -> bool:
+    """Whether the words around a part of `sentence` make another value of it."""
+    before = _CHANGES_WHAT_FOLLOWS.search(sentence[:start].replace("*", ""))
+    return bool(before or _CHANGES_WHAT_STANDS_BEFORE.match(sentence, end))
