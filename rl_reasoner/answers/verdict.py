@@ -24,6 +24,7 @@ from rl_reasoner.answers.extraction.wording import (
     time_of_day,
     words,
 )
+from rl_reasoner.answers.parsing.lexer import Token
 from rl_reasoner.answers.parsing.statements import CACHED_LENGTH, Reading, read_answer
 from rl_reasoner.answers.tree import Node, is_worked_out
 
@@ -131,12 +132,24 @@ def _compared(gold: str, given: str) -> Equality:
     left, right = read_answer(gold), read_answer(given)
     if left.trees and left.trees[0].op == "ratio" and not right.trees:
         right = read_answer(re.sub(r"\bto\b", ":", given))
-    if left.tokens and left.tokens == right.tokens:
+    if left.tokens and _spelling(left) == _spelling(right):
         return "same spelling", (), ""
     how = by_words(gold, given, left, right)
     if how is not None:
         return how, (), "" if how else "not equal as text"
     return by_trees(left, right)
+
+
+def _spelling(reading: Reading) -> list[Token]:
+    """The tokens of an answer; of one that cannot be read, without spaces and braces of indices."""
+    if reading.trees:
+        return list(reading.tokens)
+    tokens = [Token(token.kind, token.text) for token in reading.tokens]
+    for at in range(len(tokens) - 4, -1, -1):
+        index = [token.text for token in tokens[at : at + 4]]
+        if index[:2] == ["_", "{"] and index[3] == "}":
+            tokens[at + 1 : at + 4] = [tokens[at + 2]]
+    return tokens
 
 
 def by_choice(gold: str, given: str) -> str | None:

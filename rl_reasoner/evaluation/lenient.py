@@ -36,7 +36,7 @@ _TEX = (
 _POWER = r"(?:\^\{?-?\d{1,6}\}?|\*\*-?\d{1,6}|[⁻⁰¹²³⁴-⁹]{1,6})"
 _TIMES_TEN = rf"\s?(?:×|·|\*|\\times|\\cdot)\s?10{_POWER}"
 _SCALE = (
-    r"\s?(?:hundred|thousand|million|billion|trillion|dozen|percent)(?![a-z])|[十百千万亿]"
+    r"\s?(?:hundred|thousand|million|billion|trillion|dozen|percent)(?![a-z])|[十百万亿]|千(?![克米瓦卡])"
     r"|[eE][-+]?\d{1,4}(?![\w.])"
 )
 _VALUE = re.compile(

@@ -324,3 +324,26 @@ def test_a_gold_that_is_a_number_counts_as_its_text(answer: Any, said: str) -> N
 @pytest.mark.parametrize("answer", [None, ["4"], {"a": 4}])
 def test_a_gold_that_is_no_text_cannot_be_judged(answer: Any) -> None:
     assert verify(r"\boxed{4}", answer).value is None
+
+
+ANALYSIS = r"<|channel|>analysis<|message|>so \boxed{3}"
+
+
+@pytest.mark.parametrize(
+    ("completion", "said"),
+    [
+        (
+            ANALYSIS + r"<|end|><|start|>assistant<|channel|>final<|message|>\boxed{4}<|return|>",
+            "4",
+        ),
+        (r"<|channel|>final<|message|>\boxed{4}", "4"),
+        (r"<seed:think>\boxed{3}</seed:think>The answer is 4.", "4"),
+        (ANALYSIS, None),
+        (ANALYSIS + "<|end|>", None),
+        (r"<seed:think>\boxed{3}", None),
+    ],
+)
+def test_other_families_chains_are_no_answers(completion: str, said: str | None) -> None:
+    """The channels of gpt-oss, and Seed-OSS's tag."""
+    assert verify(completion, "3").value == 0.0
+    assert verify(completion, "4").value == float(said == "4")

@@ -80,6 +80,8 @@ def marks(completion: str, answer: str, **options: Any) -> tuple[float | None, f
         ),
         ("By 2 steps it turns into $x+y$ here, which nobody had thought of", "x+y"),
         ("共有5个苹果，大家都很高兴地回家了", "5"),
+        ("小红重30千克，大家都很高兴地回家了", "30"),
+        ("一共是5千元，大家都很高兴地回家了", "5000"),
         ("The value 10^8 was what they had", "100000000"),
     ],
 )

@@ -40,7 +40,7 @@ class Extracted:
 
 
 _THINK = re.compile(
-    r"<(/?)(?:think|thinking|thought|thoughts|reasoning|reason|scratchpad|analysis)>"
+    r"<(/?)(?:think|thinking|thought|thoughts|reasoning|reason|scratchpad|analysis|seed:think)>"
     r"|\[(/?)THINK\]|<\|(begin|end)_of_thought\|>|◁(/?)think▷",
     re.IGNORECASE,
 )
@@ -49,6 +49,10 @@ _MARKER = re.compile(
     r"end▁of▁sentence|assistant|begin_of_text)\|>|</s>|<\uff5cend▁of▁sentence\uff5c>|<eos>|"
     r"<end_of_turn>|\[/?INST\]"
 )
+_CHANNEL = re.compile(
+    r"(?:<\|start\|>assistant)?<\|channel\|>(\w+)[^<]{0,80}(?:<\|constrain\|>\w+)?<\|message\|>"
+)
+_CHANNEL_END = re.compile(r"<\|(?:end|return|call|start|channel)\|>")
 _LEADING = re.compile(
     r"\s*(?:<\|(?:im_start|begin_of_text|start_header_id|end_header_id|assistant|begin_of_solution"
     r")\|>|<s>|assistant(?=\s*\n|<\|))\s*"
@@ -150,12 +154,28 @@ def answer_of(completion: str) -> Extracted:
 
 
 def _first_turn(completion: str) -> str:
-    """The completion up to a chat marker."""
+    """The completion up to a chat marker; in channels, what thinks stands between think tags."""
+    if _CHANNEL.match(completion):
+        completion = _channels(completion)
     start = 0
     while lead := _LEADING.match(completion, start):
         start = lead.end()
     marker = _MARKER.search(completion, start)
     return completion[start : marker.start() if marker else None]
+
+
+def _channels(completion: str) -> str:
+    """A reply in the channels of gpt-oss ("analysis", "commentary", "final") in think tags."""
+    text = ""
+    for channel in _CHANNEL.finditer(completion):
+        behind = completion[channel.end() :]
+        end = _CHANNEL_END.search(behind)
+        said = behind[: end.start() if end else None]
+        if channel[1] == "final":
+            text += said
+        else:
+            text += f"<think>{said}</think>" if end else f"<think>{said}"
+    return text
 
 
 def spoken(completion: str) -> str | None:

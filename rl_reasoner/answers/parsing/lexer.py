@@ -35,7 +35,7 @@ MAX_TOKENS = 2500
 class Doubt(StrEnum):
     """A spelling with a second meaning."""
 
-    GROUPED = "digits in brackets joined by a comma: a list, or thousands"
+    GROUPED = "digits joined by a comma: thousands, in brackets a list first"
     EULER = "2e-1: a power of ten, or Euler's number"
     SOFT_UNIT = "5 m: a product, or metres"
     COMMON_LOG = "log without a base: natural, or of base ten"
@@ -53,6 +53,7 @@ _GROUP = re.compile(
     r"\d{1,3}(?:(?P<s>,\\!\s?|\s?\{\s?,\s?\}\s?|\\!\s?,\s?|\{\\,\}|\\[,;: ]|[,~  ])\d{3})"
     r"(?:(?P=s)\d{3})*(?!\d|,\d|\s\d)(?:\.\d+)?"
 )
+_LISTED = re.compile(r"\d,$")
 _SEPARATORS = re.compile(r"[^\d.]")
 _REPEATING = re.compile(
     r"(\d*)\.(\d*)(?:\\(?:overline|bar|overbar)\s*(?:\{\s*(\d+)\s*\}|(\d))|\((\d+)\)(?![\d(])"
@@ -71,6 +72,16 @@ _LETTERED = re.compile(
 _RUN = re.compile(r"[a-zA-Z]+")
 _WORD = re.compile(r"[^\W\d_]+(?:[-'][^\W\d_]+)*")
 _APPLIED = re.compile(r"(arcsin|arccos|arctan|sin|cos|tan|cot|sec|csc|ln|log)([a-z]|theta|alpha)$")
+_RUPEES = re.compile(r"(?:\\text\s*\{\s*Rs\.?\s*\}|\bRs\b\.?)\s*(?=\d)")
+_MICRO = re.compile(
+    r"(?<=\d)\s?[\u00b5\u03bc]([mgslL])(?![a-zA-Z])|\\(?:text|mathrm)\s*\{\s*[\u00b5\u03bc]([mgslL])\s*\}"
+    r"|\\mu\s*\\(?:text|mathrm)\s*\{\s*([mgslL])\s*\}"
+)
+_OHMS = re.compile(r"(?<=\d)(?:\s?([kM]?)[\u03a9\u2126](?!\w)|(?:\\[,; ]|~|\s)+\\Omega\s*$)")
+_SQUARES = re.compile(
+    r"(?<=[\d\s{])(sq|cu)\.?\s+(?=(?:mm|cm|m|km|in|ft|feet|foot|yd|yards?|mi|miles?|inch(?:es)?"
+    r"|met(?:er|re)s?|units?)\b)"
+)
 _UNIT_FRACTION = re.compile(
     r"\\[dt]?frac\s*\{\s*\\(?:text|mathrm)\s*\{([^{}\d]*)\}\s*\}\s*"
     r"\{\s*\\(?:text|mathrm)\s*\{([^{}\d]*)\}\s*\}"
@@ -183,10 +194,13 @@ class _Lexer:
             return False  # a mixed number with a long numerator
         if match[0][0] == "0" and match["s"] in ", ":
             return False
-        if match["s"] != "," or self.depth == 0:
+        if match["s"] != ",":
             return True
-        self.doubts.add(Doubt.GROUPED)
-        return Doubt.GROUPED in self.choose
+        if _LISTED.search(text, max(0, match.start() - 5), match.start()):
+            return False  # 27,54,108: the first comma parts no thousands
+        if self.depth or ",0" not in match[0]:
+            self.doubts.add(Doubt.GROUPED)
+        return (Doubt.GROUPED in self.choose) == (self.depth > 0)
 
     def based(self, match: re.Match[str]) -> int:
         """Add a number with its base; returns the position behind it."""
@@ -244,11 +258,11 @@ class _Lexer:
         return known and self.after_value() and text[end : end + 1] != "("
 
     def single_letters(self, run: str, text: str, end: int) -> None:
-        """Add a short run as letters, or one letter as a unit."""
+        """Add a short run as letters, or as a unit."""
         if run in ("C", "F") and self.after_degree():
             self.put("word", run)
             return
-        if len(run) == 1 and run in SOFT and self.space and self.after_value():
+        if run in SOFT and self.space and self.after_value():
             self.doubts.add(Doubt.SOFT_UNIT)
             if Doubt.SOFT_UNIT in self.choose:
                 self.put("word", run)
@@ -410,8 +424,16 @@ def closing_brace(text: str, at: int) -> int:
     raise Unreadable("a group that does not close")
 
 
+def _units_spelled(text: str) -> str:
+    """`text` with the units whose signs mean something else elsewhere spelled in words."""
+    text = _SQUARES.sub(lambda m: "square " if m[1] == "sq" else "cubic ", text)
+    text = _MICRO.sub(lambda m: rf"\text{{ micro{m[1] or m[2] or m[3]}}}", text)
+    return _OHMS.sub(lambda m: rf"\text{{ {m[1] or ''}ohm}}", _RUPEES.sub("₹", text))
+
+
 def clean(text: str) -> str:
     """`text` without mathematics delimiters and spacing that carries no meaning."""
+    text = _units_spelled(text)
     text = " ".join(ascii_mathematics(text).split()).replace("per cent", "percent")
     if text.count("$") % 2:  # an odd dollar beside a digit is money
         text = re.sub(r"(?<!\\)\$(?=\s*[\d.])|(?<=\d)\$", r"\\dollar ", text, count=1)

@@ -6,6 +6,7 @@ none where the text is not mathematics and can only be compared as words.
 """
 
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from itertools import combinations
 
@@ -16,7 +17,6 @@ from rl_reasoner.answers.tree import (
     Node,
     Unreadable,
     depth,
-    integer,
     multiply,
     names,
     negative,
@@ -28,9 +28,12 @@ MAX_LENGTH = 4000
 MAX_TREE_DEPTH = 120
 CACHED_LENGTH = 400
 _LOOSE_TO_TIGHT = (";", "or", "and", "quad", "row", ",")
-_SCALES = {
+_PARTS = "halves 2 thirds 3 fourths 4 fifths 5 sixths 6 sevenths 7 eighths 8 ninths 9 tenths 10"
+_SCALES: dict[str, Fraction | int] = {
     "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
     "dozen": 12, "百": 100, "千": 1000, "万": 10**4, "亿": 10**8,
+    "hundredths": Fraction(1, 100), "thousandths": Fraction(1, 1000), "permille": Fraction(1, 1000),
+    **{part: Fraction(1, int(of)) for part, of in zip(*[iter(_PARTS.split())] * 2, strict=True)},
 }  # fmt: skip
 _POWER_WORDS = frozenset({"squared", "cubed", "factorial"})
 _HEDGED = names("approximately about around roughly exactly only just simply nearly")
@@ -132,7 +135,8 @@ class Statements(Expressions):
         if minus:
             node = negative(node)
         while self.now.kind == "word" and self.now.text.lower() in _SCALES:
-            node = multiply(node, integer(_SCALES[self.now.text.lower()]))
+            scale = Fraction(_SCALES[self.now.text.lower()])
+            node = multiply(node, Node("num", number=scale))
             self.at += 1
         node, degrees = _hoisted(node)
         after = self.unit_after(closers)

@@ -49,13 +49,37 @@ fahrenheit °f degf
 newton N
 joule J
 kilojoule kJ
+electronvolt eV
+kilowatthour kWh
+watthour Wh
 watt W
 kilowatt kW
 volt V
 ampere amp A
 ohm Ω
 hertz Hz
+kilohertz kHz
+megahertz MHz
+gigahertz GHz
 pascal Pa
+kilopascal kPa
+megapascal MPa
+kilobyte KB kB
+megabyte MB
+gigabyte GB
+terabyte TB
+nanometer nanometre nm
+micrometer micrometre micron microm
+microgram microg
+microliter microlitre microl microL
+microsecond micros
+kiloohm kohm
+megaohm Mohm
+pint pt
+quart qt
+rpm
+bpm
+cc
 kelvin K
 mol mole
 unit units 单位
@@ -67,7 +91,9 @@ _POWERS = dict.fromkeys(("square", "sq", "squared", "平方"), 2)
 _POWERS |= dict.fromkeys(("cubic", "cu", "cubed", "立方"), 3)
 _COMPOUND = {"mph": "mile/hour", "kph": "km/hour", "kmh": "km/hour", "mps": "m/second"}
 _DEGREES_OF = re.compile(r"\bdegrees?\s+(celsius|fahrenheit)\b", re.IGNORECASE)
-_EMPTY = names("a an the of in all total only about approximately around exactly roughly is are")
+_EMPTY = names(
+    "a an the of in all total only about approximately around exactly roughly is are old"
+)
 _CASED = {"N", "J", "W", "V", "A", "K", "L", "T", "C", "F"}
 
 
@@ -86,11 +112,13 @@ def _names() -> dict[str, str]:
 
 
 _NAMES = _names()
-SOFT = names("m g s h L l N J W V A K")
-"""Letters that may be a bare unit after a number and a space, or a variable."""
+SOFT = names("m g s h L l N J W V A K nm pt qt")
+"""Letters that may be a bare unit after a number and a space, or variables."""
 
 LETTER_RUNS = frozenset(
-    name for name in _NAMES if name.isalpha() and name.isascii() and len(name) >= 2
+    name
+    for name in _NAMES
+    if name.isalpha() and name.isascii() and len(name) >= 2 and name not in SOFT
 ) | frozenset(_COMPOUND)
 """Spellings of at least two letters that the lexer reads as a unit after a number."""
 

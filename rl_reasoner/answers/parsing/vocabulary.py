@@ -49,7 +49,7 @@ ALIAS = {
 SMALL_WORDS = names(
     "yes no odd all for the if is of any at by to as it an not but nor per its one two six ten so"
     " we be do he she his her red day may jan feb mar apr jun jul aug sep oct nov dec mon tue wed"
-    " thu fri sat sun am pm st nd rd th non nan via sum true out off on up from each km"
+    " thu fri sat sun am pm st nd rd th non nan via sum true out off on up from each km old"
 )
 CONSTANTS = {**dict.fromkeys(("infinity", "infty", "oo", "Infinity"), "infty"), "mod": "mod"}
 
