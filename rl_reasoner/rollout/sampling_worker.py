@@ -62,6 +62,7 @@ class _Policy:
 
     def __init__(self, opening: dict[str, Any]) -> None:
         load_for_good("rl_reasoner.rollout.sampling_order")
+        load_for_good("rl_reasoner.policy.fp8.layers")  # experts in FP8 are computed by name
         import torch
 
         from rl_reasoner.machine import choices

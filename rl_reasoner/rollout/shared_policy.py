@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 _ALIGNED = 64  # bytes
 _MEMORY = Path("/dev/shm")
@@ -84,9 +85,19 @@ class _Sender(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         if not isinstance(obj, nn.Module) or type(obj).__reduce_ex__ is not object.__reduce_ex__:
             return NotImplemented
-        state = {name: value for name, value in vars(obj).items() if name != "forward"}
+        state = {
+            name: value
+            for name, value in vars(obj).items()
+            if name != "forward" and not _is_hook(value)
+        }
         state |= {name: OrderedDict() for name in _HOOKS & state.keys()}
         return _bare, (type(obj),), state
+
+
+def _is_hook(value: Any) -> bool:
+    """Whether a module keeps the handles of hooks here, as transformers does for checkpointing."""
+    handles = value if isinstance(value, list) else [value]
+    return bool(handles) and all(isinstance(handle, RemovableHandle) for handle in handles)
 
 
 def _bare(kind: type[nn.Module]) -> nn.Module:

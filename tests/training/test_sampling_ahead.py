@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from transformers import TrainerCallback
 from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy
 from rl_reasoner.errors import UserError
 from rl_reasoner.machine import choices
+from rl_reasoner.policy.fp8.layers import fp8
 from rl_reasoner.rollout import decode_pass, sampling_worker
 from rl_reasoner.rollout.sampling_process import SamplingFailed, SamplingProcess
 from rl_reasoner.workers import Worker
 from support.processes import Weights, build, killed, same, together, weights
-from support.stock import PROMPTS, TOLERANCE, Gradient, half_flat, worst
+from support.stock import PROMPTS, TOLERANCE, Gradient, half_flat, lora, worst
 from support.tiny import QUIET
 
 AHEAD: dict[str, Any] = {"overlap": "one_step", "logging_steps": 1}
@@ -290,12 +292,16 @@ def test_other_prompts_than_were_expected_are_sampled_anew(
     assert "other prompts came than were sampled ahead" in caplog.text
 
 
-def test_an_adapter_is_sampled_ahead(tmp_path: Path) -> None:
-    from support.stock import lora
-
+@pytest.mark.parametrize(
+    ("policy", "checkpointing"), [(DENSE, False), (DENSE, True), ("scratch:moe-tiny", False)]
+)
+def test_an_adapter_is_sampled_ahead(policy: str, checkpointing: bool, tmp_path: Path) -> None:
+    """Also with gradient checkpointing, for which transformers hooks the model; and in FP8."""
     config = lora(0.0)
-    trainer = build(DENSE, tmp_path, **AHEAD, peft_config=config, max_steps=2, save_strategy="no")
-    trainer.train()
+    given = {**AHEAD, "gradient_checkpointing": checkpointing, "save_strategy": "no"}
+    trainer = build(policy, tmp_path, **given, peft_config=config, max_steps=2)
+    with fp8(trainer.model) if policy != DENSE else nullcontext():
+        trainer.train()
     first, second = trainer.state.log_history[:2]
     name = "sampling/sampling_logp_difference/mean"
     assert first[name] < 1e-5 < second[name] < 0.5
