@@ -91,8 +91,8 @@ class Choices:
         return None
 
     def taken(self) -> dict[str, Any]:
-        """What was used so far, by name: what a run or a checkpoint keeps."""
-        return dict(self._taken)
+        """What was used so far, by name, also before a resume: what a run or a checkpoint keeps."""
+        return {**self._recorded, **self._taken}
 
     def adopt(self, recorded: Mapping[str, Any]) -> None:
         """Take from now on what a run or a checkpoint recorded, until `during` ends."""

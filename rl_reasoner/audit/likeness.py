@@ -24,7 +24,7 @@ TOLERANCE = 1e-3
 """Of figures, relative, where something else rounds the sums."""
 DRIFT = 0.05
 """Of weights: the share of what the steps moved them by that the two may lie apart."""
-_CLOCK = ("time", "timing/", "tokens_per_second", "num_tokens")  # trl counts tokens anew
+_CLOCK = ("time", "timing/", "tokens_per_second")
 _UNHELD = ("alarms", "eval/", "hacking/")  # a replay evaluates nothing, and may lack a window
 
 

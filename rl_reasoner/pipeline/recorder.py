@@ -6,6 +6,7 @@ when it is asked to.
 """
 
 import time
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
@@ -21,6 +22,12 @@ from rl_reasoner.pipeline.stage_trainers import Job
 from rl_reasoner.recipe.stages import GrpoStage
 from rl_reasoner.report.terminal import LiveView
 from rl_reasoner.training.checkpointing.signals import Stop
+
+
+def step_seconds(folder: Path) -> dict[int, float]:
+    """How long each step took, by its number, as far as a stage's metrics.jsonl tells."""
+    rows = read_jsonl(folder / "metrics.jsonl")
+    return {row["step"]: row["step_time"] for row in rows if {"step", "step_time"} <= row.keys()}
 
 
 class Recorder(TrainerCallback):  # type: ignore[misc]

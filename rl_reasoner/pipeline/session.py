@@ -47,6 +47,7 @@ from rl_reasoner.pipeline.lock import find_overlaps, lengths_once, lock
 from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.preflight import inspect
 from rl_reasoner.pipeline.prepare import Prepared
+from rl_reasoner.pipeline.recorder import step_seconds
 from rl_reasoner.pipeline.rejection_sampling import make_samples, reuse_samples
 from rl_reasoner.pipeline.run_folder import Interrupted, RunFolder
 from rl_reasoner.pipeline.stage_trainers import Job
@@ -382,9 +383,10 @@ class Session:
                 reuse_completions(old, folder)
             begun = {"made_from": facts, **made_with(), "started": time.strftime("%FT%T%z")}
             write_json(folder / "lock.json", begun)
-        started = time.monotonic()
+        started, earlier = time.monotonic(), step_seconds(folder)
         result = self._make(stage, folder)
-        seconds = round(time.monotonic() - started, 1)
+        kept = dict(step_seconds(folder).items() & earlier.items())  # of processes before this one
+        seconds = round(time.monotonic() - started + sum(kept.values()), 1)
         facts = {"steps": getattr(stage, "steps", 0), "seconds": seconds, "made": hash_of(result)}
         write_text(folder / "done.json", json.dumps(facts))
 

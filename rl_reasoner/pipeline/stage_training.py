@@ -19,7 +19,7 @@ from rl_reasoner.distributed.sharding import (
     opened_whole,
     params_are_sharded,
 )
-from rl_reasoner.distributed.shards import gathered_state_dict, is_sharded
+from rl_reasoner.distributed.shards import is_sharded
 from rl_reasoner.errors import RunStopped
 from rl_reasoner.files import keep_rows_until
 from rl_reasoner.hacking.meter import HackingMeter
@@ -101,11 +101,8 @@ def _save(job: Job, trainer: Any) -> None:
     policy, folder, lora = job.policy, job.folder, job.recipe.policy.lora
     shards = params_are_sharded(trainer)
     with gathered_params_of(trainer):
-        if processes.is_main() and lora:
-            state = gathered_state_dict(policy.model)
-            policy.model.save_pretrained(folder / "adapter", state_dict=state)
-        elif processes.is_main():
-            policy.save(folder / "policy")
+        if processes.is_main():
+            policy.save(folder / ("adapter" if lora else "policy"))
     if shards:
         processes.wait()
         source = policy.source if lora else str(folder / "policy")
@@ -118,6 +115,7 @@ def _save(job: Job, trainer: Any) -> None:
             policy.model = PeftModel.from_pretrained(policy.model, folder / "adapter")
     if merge_adapter(policy) and processes.is_main():
         policy.save(folder / "policy")
+    policy.model.name_or_path = str(folder / "policy")  # the base of a later stage's adapter
 
 
 @contextmanager

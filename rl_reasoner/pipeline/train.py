@@ -29,6 +29,7 @@ from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.report.notebook import run_html
 from rl_reasoner.report.terminal import LiveView
 from rl_reasoner.scoring.runner import give_up_all
+from rl_reasoner.training.checkpointing.faults import DiskFull, disk_is_full
 from rl_reasoner.training.checkpointing.signals import Stop
 
 
@@ -105,6 +106,12 @@ def train(
     except RunStopped as error:
         error.folder = str(run.path)
         raise
+    except OSError as error:
+        if not disk_is_full(error):
+            raise
+        stopped = DiskFull(f"{error.filename or run.path}: {error.strerror}")
+        stopped.folder = str(run.path)
+        raise stopped from error
     except UserError:
         if resume is None:
             run.discard()

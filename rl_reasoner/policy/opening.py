@@ -83,21 +83,10 @@ def load_config(path: str) -> Any:
 
 def _open_pretrained(path: str, source: str) -> Policy:
     folder = Path(path)
-    own: dict[str, Any] = {}
+    base: str | None = None
     try:
         if find_adapter_config_file(path) is not None:  # in the folder, or on the hub
-            from peft import AutoPeftModelForCausalLM, PeftConfig
-
-            adapter = PeftConfig.from_pretrained(path)
-            with locate(str(adapter.base_model_name_or_path)) as base:
-                own["config"] = load_config(base)  # an adapter on the hub may lack it
-                with whole_blocks() if has_fp8_weights(own["config"]) else nullcontext():
-                    model = AutoPeftModelForCausalLM.from_pretrained(
-                        path,
-                        is_trainable=not adapter.is_prompt_learning,
-                        dtype=torch.float32,
-                        trust_remote_code=False,
-                    ).eval()  # as every other: dropout is for training
+            model, base = _open_adapter(path, source)
         elif is_sharded(folder):
             model = _merge_shards(folder)
         else:
@@ -110,16 +99,11 @@ def _open_pretrained(path: str, source: str) -> Policy:
         where = "is a folder without a model in it" if folder.is_dir() else "cannot be opened"
         raise UserError(f"policy {source!r} {where}: {reason_of(error)}") from error
     without_router_logits(model)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, padding_side="left", trust_remote_code=False, **own
-        )
-    except UNREADABLE as error:
-        raise UserError(f"policy {source!r} has no tokenizer: {reason_of(error)}") from error
-    for name in ("is_local", "local_files_only"):  # of the place: saved, they are no part of it
-        tokenizer.init_kwargs.pop(name, None)
-    if not tokenizer("1", add_special_tokens=False)["input_ids"]:
-        # transformers makes up an empty one where the folder holds no tokenizer files
+    tokenizer = _open_tokenizer(path, source, model.config if base else None)
+    if tokenizer is None and base:
+        with locate(base) as place:
+            tokenizer = _open_tokenizer(place, source, model.config)
+    if tokenizer is None:
         raise UserError(f"policy {source!r} has no tokenizer files")
     if tokenizer.eos_token is None:
         raise UserError(
@@ -128,6 +112,44 @@ def _open_pretrained(path: str, source: str) -> Policy:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return Policy(model, tokenizer, source)
+
+
+def _open_adapter(path: str, source: str) -> tuple[Any, str]:
+    """The model of an adapter with its base, and where that is."""
+    from peft import AutoPeftModelForCausalLM, PeftConfig
+
+    adapter = PeftConfig.from_pretrained(path)
+    if not adapter.base_model_name_or_path:
+        raise UserError(f"policy {source!r} is an adapter that does not name its base policy")
+    base = str(adapter.base_model_name_or_path)
+    with locate(base) as place:
+        config = load_config(place)  # an adapter on the hub may lack it
+        with whole_blocks() if has_fp8_weights(config) else nullcontext():
+            model = AutoPeftModelForCausalLM.from_pretrained(
+                path,
+                is_trainable=not adapter.is_prompt_learning,
+                dtype=torch.float32,
+                trust_remote_code=False,
+            )
+    return model.eval(), base  # as every other: dropout is for training
+
+
+def _open_tokenizer(path: str, source: str, config: Any) -> Any:
+    """The tokenizer in a folder or on the hub; None where there are no files of one.
+
+    `config` is the model's, for a folder that has none of its own.
+    """
+    own = {"config": config} if config is not None else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, padding_side="left", trust_remote_code=False, **own
+        )
+    except UNREADABLE as error:
+        raise UserError(f"policy {source!r} has no tokenizer: {reason_of(error)}") from error
+    for name in ("is_local", "local_files_only"):  # of the place: saved, they are no part of it
+        tokenizer.init_kwargs.pop(name, None)
+    # transformers makes up an empty one where the folder holds no tokenizer files
+    return tokenizer if tokenizer("1", add_special_tokens=False)["input_ids"] else None
 
 
 def _merge_shards(folder: Path) -> PreTrainedModel:

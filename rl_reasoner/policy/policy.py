@@ -44,7 +44,9 @@ class Policy:
         for stale in folder.glob(".tmp??????"):  # of a save that was killed: safetensors' file
             stale.unlink(missing_ok=True)
         try:
-            self.model.save_pretrained(folder, state_dict=gathered_state_dict(self.model))
+            self.model.save_pretrained(
+                folder, state_dict=gathered_state_dict(self.model), **_adapter_in_use(self.model)
+            )
         except SafetensorError as error:  # it tells a full disk in words only
             if "os error 28" not in str(error):
                 raise
@@ -53,3 +55,18 @@ class Policy:
         mode = next(folder.glob("*config.json")).stat().st_mode
         for file in folder.glob("*.safetensors"):  # safetensors writes them for their owner alone
             file.chmod(mode)
+
+
+def _adapter_in_use(model: Any) -> dict[str, Any]:
+    """Which of an adapted model's adapters are saved: not that of a reference.
+
+    Its targets are put in order: peft writes sets, which come in another order in each process.
+    """
+    active = getattr(model, "active_adapter", None) if hasattr(model, "peft_config") else None
+    if not isinstance(active, str):
+        return {}
+    config = model.peft_config[active]
+    for name in ("target_modules", "target_parameters"):
+        if isinstance(targets := getattr(config, name, None), set | list):
+            setattr(config, name, sorted(targets))
+    return {"selected_adapters": [active]}

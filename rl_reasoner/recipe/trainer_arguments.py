@@ -25,6 +25,7 @@ _CONFIGS: Mapping[str, tuple[tuple[str, str, str], ...]] = {
     "distill": (("trl", "trainer/distillation_config.py", "DistillationConfig"), *_BASES),
 }
 """Kind of a stage -> (package, file, class) of its config and of all that this one extends."""
+_EACH_STEP = ("logging_steps", "logging_strategy", "logging_first_step")
 
 
 @cache
@@ -46,6 +47,8 @@ def check_trainer_argument(stage: str, kind: str, name: str) -> None:
     """
     if name == "algorithm":
         raise UserError(f"stage {stage}: name the algorithm as loss.algorithm")
+    if name in _EACH_STEP:
+        raise UserError(f"stage {stage}: trainer.{name} is not to be set: every step is recorded")
     known = known_arguments(kind)
     if known and name not in known:
         owner = f"stage {stage}: {_CONFIGS[kind][0][2]}"

@@ -50,6 +50,8 @@ class SampleCache:
             with self._store() as store:
                 store.execute("CREATE TABLE IF NOT EXISTS samples (key TEXT PRIMARY KEY, value)")
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
             raise UserError(f"the cache of samples {self.file} cannot be used: {error}") from error
 
     @contextmanager

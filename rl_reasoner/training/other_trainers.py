@@ -22,6 +22,14 @@ from rl_reasoner.training.checkpointing.exact_resume import ExactResume
 class SFTTrainer(ExactResume, trl.SFTTrainer, Sharding):  # type: ignore[misc]
     """trl's trainer with checkpoints that continue exactly, and weights in shards on a CPU too."""
 
+    def own_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside trl's: how many tokens were trained on."""
+        return {"tokens": int(self._total_train_tokens)}
+
+    def restore_own_state(self, state: dict[str, Any]) -> None:
+        """Go on counting from what `own_state` gave."""
+        self._total_train_tokens = state.get("tokens", 0)
+
 
 class DistillationTrainer(ExactResume, trl.DistillationTrainer):  # type: ignore[misc]
     """trl's trainer with draws that follow from seed and step, and an exact place in the data."""

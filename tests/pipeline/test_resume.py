@@ -1,5 +1,6 @@
 """A run that was killed, stopped or damaged continues to the same weights, bit by bit."""
 
+import errno
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from rl_reasoner.files import read_jsonl
 from rl_reasoner.pipeline.run_folder import RunFolder
 from rl_reasoner.pipeline.train import Interrupted
 from rl_reasoner.report.terminal import LiveView
+from rl_reasoner.rollout.cache import SampleCache
 from rl_reasoner.scoring.circuit_breaker import Breaker
 from support.commands import TINY, run_outside, start_outside, stock
 from support.tiny import TRAPPED, grpo, recipe, rows, same, sft, two_stages, untimed
@@ -103,6 +105,9 @@ def test_a_killed_run_continues_to_the_same_weights(
     assert not (folder / "policy").exists() and not (folder / "stages/2-grpo/done.json").exists()
     resumed(folder)
     held_against(whole, folder)
+    done = json.loads((folder / "stages" / "2-grpo" / "done.json").read_text())
+    steps = sum(row["step_time"] for row in rows(folder / "stages" / "2-grpo" / "metrics.jsonl"))
+    assert done["seconds"] > steps, "the time before the kill counts"
 
 
 def cut(file: Path) -> None:
@@ -397,3 +402,20 @@ def _drawn(file: Path) -> int:
         except sqlite3.OperationalError:  # it is about to be made
             return 0
     return int(count)
+
+
+def test_a_disk_that_is_full_while_evaluating_stops_the_run_and_tells_how_to_go_on(
+    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(cache: SampleCache, drawn: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(cache.file))
+
+    (tmp_path / "recipe.yaml").write_text(two_stages(tmp_path).to_yaml())
+    monkeypatch.setattr(SampleCache, "keep", full)
+    assert main(["train", str(tmp_path / "recipe.yaml"), "--quiet"]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the disk is full" in said and "Traceback" not in said
+    assert f"--resume {tmp_path / 'run'}" in said
+    monkeypatch.undo()
+    resumed(tmp_path / "run", quiet=True)
+    held_against(whole, tmp_path / "run")

@@ -1,6 +1,7 @@
 """Runs from recipe to policy: what lies in the folder, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rl_reasoner import Recipe, Run, evaluate, open_policy, train
 from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.errors import UserError
+from rl_reasoner.policy.lora import merge_adapter
 from rl_reasoner.recipe.recipe import Evals
 from rl_reasoner.rollout import sampling_weights
 from rl_reasoner.scoring.circuit_breaker import RewardsFailed
@@ -259,7 +261,8 @@ def test_the_weights_of_evaluations_are_a_fact_of_theirs_unless_they_are_the_pol
 
 def test_an_adapter_is_trained_and_merged(tmp_path: Path) -> None:
     policy = {"source": "scratch:moe-tiny", "lora": {"rank": 4, "targets": ["q_proj", "o_proj"]}}
-    run = train(recipe(tmp_path, sft(), grpo(), policy=policy), quiet=True)
+    kept = grpo(loss={"beta": 0.04})  # whose reference is an adapter, too
+    run = train(recipe(tmp_path, sft(), kept, policy=policy), quiet=True)
     open_policy("scratch:moe-tiny", device="cpu").save(tmp_path / "start")
     start = weights(tmp_path / "start")
     found = weights(run.folder / "policy")
@@ -271,6 +274,18 @@ def test_an_adapter_is_trained_and_merged(tmp_path: Path) -> None:
     AutoModelForCausalLM.from_pretrained(run.folder / "policy")
     before = weights(run.folder / "stages" / "1-sft" / "policy")
     assert any(not torch.equal(found[name], before[name]) for name in changed)
+
+    adapter = run.folder / "stages" / "2-grpo" / "adapter"
+    told = json.loads((adapter / "adapter_config.json").read_text())
+    assert told["target_modules"] == sorted(told["target_modules"])
+    assert not (adapter / "ref").exists()
+    opened = open_policy(str(adapter), device="cpu")
+    assert merge_adapter(opened), "it names the policy that the stage began with as its base"
+    opened.save(tmp_path / "opened")
+    assert same(tmp_path / "opened", run.folder / "policy")
+    shutil.rmtree(run.folder / "stages" / "1-sft" / "policy")
+    with pytest.raises(UserError, match="1-sft/policy"):
+        open_policy(str(adapter), device="cpu")
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
@@ -306,6 +321,8 @@ def test_mistakes_are_said_before_anything_is_trained(tmp_path: Path) -> None:
     )
     impossible = grpo(trainer={"num_generations": 3})
     refused(recipe(tmp_path, sft(), impossible), "stage grpo: ", tmp_path)
+    rarely = grpo(trainer={"logging_steps": 3})
+    refused(recipe(tmp_path, sft(), rarely), "logging_steps is not to be set", tmp_path)
     refused(recipe(tmp_path, sft(), policy="scratch:moe"), "scratch:moe-tiny", tmp_path)
     refused(recipe(tmp_path, sft(), policy=str(tmp_path)), "without a model in it", tmp_path)
     refused(recipe(tmp_path, grpo(), rewards={"lenght": 1.0}), "Did you mean 'length'", tmp_path)

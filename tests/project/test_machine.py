@@ -47,6 +47,14 @@ def test_a_run_is_told_of_each_new_choice() -> None:
     assert kept == [{"products": "mkl"}, {"products": "mkl", "threads": 1}]
 
 
+def test_what_a_run_chose_before_it_was_resumed_stays_with_it() -> None:
+    kept: list[dict[str, Any]] = []
+    made = Choices()
+    with made.during({"products": "mkl"}, keep=kept.append):
+        made.get("threads", lambda: 1)
+    assert kept == [{"products": "mkl", "threads": 1}]
+
+
 def test_the_environment_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, '{"products": "onednn"}')
     made = Choices()

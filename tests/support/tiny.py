@@ -117,11 +117,8 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def untimed(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file without what the clock says.
-
-    And without the tokens seen so far: trl's SFTTrainer counts them anew after a resume.
-    """
-    timed = ("time", "timing/", "tokens_per_second", "num_tokens")
+    """The rows of a metrics file without what the clock says."""
+    timed = ("time", "timing/", "tokens_per_second")
     return [{k: v for k, v in row.items() if not any(t in k for t in timed)} for row in rows(path)]
 
 

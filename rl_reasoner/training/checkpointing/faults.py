@@ -96,9 +96,9 @@ class LastStep(TrainerCallback):  # type: ignore[misc]
     """Knows the state after the last whole step, so that the one at hand can be given up.
 
     What a checkpoint keeps beside weights and optimizer: the random states, the micro-batches done,
-    the completions not trained on yet, what else the trainer keeps of its own. `busy` is True while
-    the optimizer changes weights: a step cannot be given up then. Nor can it with several processes
-    (`alone` is False): they would not be at the same place.
+    the completions not trained on yet, the tokens seen, what else the trainer keeps of its own.
+    `busy` is True while the optimizer changes weights: a step cannot be given up then. Nor can it
+    with several processes (`alone` is False): they would not be at the same place.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -113,7 +113,8 @@ class LastStep(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         own: dict[str, Any] = self.trainer.own_state() or {}
         rows = own.pop("buffered", None)  # completions, which are many: no copy
-        self.kept = {"random": random_states(), "own": {**copy.deepcopy(own), "buffered": rows}}
+        own = {**copy.deepcopy(own), "buffered": rows}
+        self.kept = {"random": random_states(), "own": own, "tokens": state.num_input_tokens_seen}
         self.busy = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -135,6 +136,7 @@ class LastStep(TrainerCallback):  # type: ignore[misc]
             return False
         trainer.restore_own_state(kept["own"])
         set_random_states(kept["random"])
+        trainer.state.num_input_tokens_seen = kept["tokens"]
         trainer.model.zero_grad()
         trainer._save_checkpoint(trainer.model, trial=None)
         trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)

@@ -25,7 +25,7 @@ _GONE = (
 
 def _moving(trainer: Any) -> nn.Module | None:
     """The reference of a trainer that moves it, or None."""
-    if not trainer.args.sync_ref_model or trainer.ref_model is None:
+    if not getattr(trainer.args, "sync_ref_model", False) or trainer.ref_model is None:
         return None
     model: nn.Module = trainer.accelerator.unwrap_model(trainer.ref_model)
     return model
