@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rl_reasoner.language.fences import python_blocks
 from rl_reasoner.language.thinking import CLOSE_THINK
 from rl_reasoner.sandbox.columns import tests_of
+from rl_reasoner.sandbox.plans import plan_test
 from rl_reasoner.scoring.reward import Reward
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ def code_row(row: Mapping[str, Any]) -> dict[str, Any]:
     - Tests that are JSON, as a cell of a CSV holds them, are read; other text is one test.
     - HumanEval's tests define `check` and leave it to the reader to call it on `entry_point`.
     - A problem that names no function of its first assertion (MBPP's do not) has it added.
+
+    Raises ValueError or `UserError` for tests that the sandbox would not run.
     """
     made = dict(row)
     if made.get("tests"):
@@ -42,15 +45,26 @@ def code_row(row: Mapping[str, Any]) -> dict[str, Any]:
         return made
     if "problem" not in made and "prompt" in made:
         made["problem"] = made.pop("prompt")
-    tests, entry = made["tests"], made.get("entry_point")
-    if isinstance(tests, str) and tests.strip():
-        uncalled = entry and "def check(" in tests and f"check({entry})" not in tests
-        made["tests"] = tests = [f"{tests}\n\ncheck({entry})" if uncalled else tests]
-    first, problem = tests[0] if isinstance(tests, list) else None, made.get("problem")
+    made["tests"] = tests = _complete(made["tests"], made.get("entry_point"))
+    first, problem = tests[0], made.get("problem")
     if isinstance(first, str) and first.startswith("assert ") and problem:
         names = set(_CALLED.findall(first)) - set(dir(builtins))
         if not any(re.search(rf"\b{name}\(|`{name}`", str(problem)) for name in names):
             made["problem"] = f"{problem}\nThe solution must satisfy this test:\n{first}"
+    return made
+
+
+def _complete(tests: Any, entry: Any) -> list[Any]:
+    """`tests` as a list, each planned to see that it can run, and HumanEval's with their call."""
+    listed = [tests] if isinstance(tests, str) else tests
+    if not isinstance(listed, (list, tuple)):
+        raise ValueError(f"tests are {tests!r:.40}: expected code that asserts, or a list of tests")
+    made = []
+    for number, test in enumerate(listed, 1):
+        code = isinstance(test, str) and entry and "def check(" in test
+        uncalled = code and f"check({entry})" not in test
+        made.append(f"{test}\n\ncheck({entry})" if uncalled else test)
+        plan_test(made[-1], f"test {number}")
     return made
 
 

@@ -55,8 +55,8 @@ def test_numbers_become_texts_blank_lines_are_no_rows_and_other_columns_stay(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text('{"problem": 12, "answer": 3.5, "tests": [1]}\n\n', encoding="utf-8")
-    assert load_rows(FileData(path=str(path))) == [{"problem": "12", "answer": "3.5", "tests": [1]}]
+    path.write_text('{"problem": 12, "answer": 3.5, "other": [1]}\n\n', encoding="utf-8")
+    assert load_rows(FileData(path=str(path))) == [{"problem": "12", "answer": "3.5", "other": [1]}]
 
 
 def test_limit_takes_the_first_rows(tmp_path: Path) -> None:

@@ -215,6 +215,10 @@ def test_humaneval_check_is_called() -> None:
     made = code_row({"prompt": "p", "entry_point": "area", "tests": check})
     assert made["tests"] == [f"{check}\n\ncheck(area)"]
     assert code_row(made)["tests"] == made["tests"]
+    listed = code_row(
+        {"prompt": "p", "entry_point": "area", "tests": [check, "assert area(0) == 0"]}
+    )
+    assert listed["tests"] == [f"{check}\n\ncheck(area)", "assert area(0) == 0"]
 
 
 @pytest.mark.parametrize(
@@ -243,6 +247,26 @@ def test_tests_that_are_json_are_read_and_other_text_is_one_test(
 def test_json_that_is_no_test_is_told() -> None:
     _, [said] = lint([{"problem": "q", "tests": "5"}], "x")
     assert said == "x, row 1: tests are '5': expected code that asserts, or a list of tests"
+
+
+@pytest.mark.parametrize(
+    ("test", "told"),
+    [
+        ({"input": "1", "output": "2"}, "has the unknown key 'input'. Did you mean 'stdin'?"),
+        (
+            {"inputs": ["1"], "outputs": ["2"]},
+            "has the unknown key 'inputs'. Did you mean 'stdin'?",
+        ),
+        ({"stdin": ["1"], "stdout": "2"}, "stdin must be a str, not list"),
+        ({"call": "f(5)", "expected": 1}, "call must be"),
+        ("assert f( == 1", "is not Python"),
+        ("f(1) == 1", "compares in line 1 and drops the result"),
+    ],
+)
+def test_a_row_whose_test_cannot_run_is_told(test: Any, told: str) -> None:
+    for tests in ([test], ["assert f(2) == 3", test]):
+        _, [said] = lint([{"problem": "Write `f`.", "tests": tests}], "x")
+        assert said.startswith(f"x, row 1: test {len(tests)}") and told in said
 
 
 @pytest.mark.parametrize(
