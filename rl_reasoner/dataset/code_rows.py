@@ -7,6 +7,7 @@ completion that goes on from its prompt, in training as in evaluation; `as_datas
 other nested values as they are. Runs nothing.
 """
 
+import ast
 import builtins
 import functools
 import json
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 _CALLED = re.compile(r"\b([A-Za-z_]\w*)\s*\(")
 _BEGUN = ("problem", "entry_point")
+_FENCE = re.compile(r"^ {0,3}(?:```|~~~)[`~ \t]*([^\n]*)$", re.MULTILINE)
+_AT_END = re.compile(r"([^`\s])```$")  # a closing fence behind the last line of code
 
 
 def code_row(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,22 +76,44 @@ def continue_program(row: Mapping[str, Any], completion: str) -> str:
 
     That is so when the problem itself begins to define `entry_point`, as in HumanEval. The problem
     is put before each fenced Python block: its imports and helpers hold, and a function written
-    anew replaces the one begun. A completion without a fence is the continuation itself, up to the
-    first line that is not indented; it is put in a block with the problem. What stands before
-    `</think>` is left out of this. Other rows' completions come back as they are.
+    anew replaces the one begun. Text without a fence, or before one that only closes, is a program,
+    too: all of it where it defines `entry_point`, else the continuation, up to the first line that
+    is not indented. It is put in a block behind the problem. What stands before `</think>` is left
+    out of this. Other rows' completions come back as they are.
     """
     problem, entry = str(row.get("problem")), row.get("entry_point")
-    if not entry or not re.search(rf"^(async )?def {re.escape(str(entry))}\(", problem, re.M):
+    begins = re.compile(rf"^(async )?def {re.escape(str(entry))}\(", re.M)
+    if not entry or not begins.search(problem):
         return completion
     thinking, closing, answer = completion.rpartition(CLOSE_THINK)
-    found = python_blocks(answer) or python_blocks(answer, unclosed=True)
-    if not found:
-        return f"{thinking}{closing}\n```python\n{problem}{_body(answer)}\n```\n"
+    if program := _unfenced(problem, answer, begins):
+        return f"{thinking}{closing}\n```python\n{program}\n```\n"
     made, at = "", 0
-    for block in found:
+    for block in python_blocks(answer) or python_blocks(answer, unclosed=True):
         made += answer[at : block.start] + indent(f"{problem.rstrip()}\n", block.indent)
         at = block.start
     return thinking + closing + made + answer[at:]
+
+
+def _unfenced(problem: str, answer: str, begins: re.Pattern[str]) -> str:
+    """The problem with the program that `answer` begins with; empty where a block has it."""
+    fence = _FENCE.search(answer)
+    text = answer[: fence.start()] if fence else answer
+    text = _AT_END.sub(r"\1", text.rstrip())
+    anew = begins.search(text) is not None and not text.lstrip("\n")[:1].isspace()
+    program = f"{problem.rstrip()}\n{text}" if anew else problem + _body(text)
+    if not fence:
+        return program
+    only_closes = not fence[1] and (anew or text.lstrip("\n")[:1].isspace())
+    return program if only_closes and _is_python(program) else ""
+
+
+def _is_python(program: str) -> bool:
+    try:
+        ast.parse(program)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
 
 
 def _body(text: str) -> str:
