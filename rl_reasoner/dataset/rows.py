@@ -35,6 +35,13 @@ from rl_reasoner.tools.formats import call_format
 from rl_reasoner.tools.tool import ToolCall
 from rl_reasoner.types import Row
 
+COLUMNS = (
+    *("problem", "answer", "prompt", "messages", "system", "context", "completion", "instructions"),
+    *("tests", "entry_point", "start", "chain", "solution", "id", "task", "level", "subject"),
+    *("rewards", "template", "max_tokens"),
+)
+"""The columns that mean something to the package, whatever the reward."""
+
 # What rows may be judged by instead of an answer, or learned from.
 _INSTEAD = ("tests", "instructions", "completion", "start")
 _LONGEST = 1_000_000  # characters of a text: more is a mistake in the file, or no memory is enough
