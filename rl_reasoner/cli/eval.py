@@ -191,7 +191,7 @@ class EvalVerb:
 
     def _check_columns(self, policy: str) -> None:
         """Raise `UserError` for a column of --columns that nothing reads: it would mean another."""
-        from rl_reasoner.dataset.rows import COLUMNS
+        from rl_reasoner.dataset.rows import ROW_COLUMNS
         from rl_reasoner.scoring.registry import load_reward, shipped_rewards
         from rl_reasoner.scoring.reward import Reward
 
@@ -203,7 +203,7 @@ class EvalVerb:
         if not all(isinstance(reward, Reward) for reward in rewards):
             return  # a plain function does not say what it reads
         read = [(*one.columns, *one.missing) for one in rewards if isinstance(one, Reward)]
-        known = {*COLUMNS, *(name for columns in read for name in columns)}
+        known = {*ROW_COLUMNS, *(name for columns in read for name in columns)}
         for name in given:
             if name not in known:
                 raise unknown("column (--columns)", name, known, owner="what is evaluated")

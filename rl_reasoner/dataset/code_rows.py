@@ -12,6 +12,7 @@ import builtins
 import functools
 import json
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
@@ -110,7 +111,9 @@ def _unfenced(problem: str, answer: str, begins: re.Pattern[str]) -> str:
 
 def _is_python(program: str) -> bool:
     try:
-        ast.parse(program)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its escapes
+            ast.parse(program)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return True

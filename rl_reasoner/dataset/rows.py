@@ -35,7 +35,7 @@ from rl_reasoner.tools.formats import call_format
 from rl_reasoner.tools.tool import ToolCall
 from rl_reasoner.types import Row
 
-COLUMNS = (
+ROW_COLUMNS = (
     *("problem", "answer", "prompt", "messages", "system", "context", "completion", "instructions"),
     *("tests", "entry_point", "start", "chain", "solution", "id", "task", "level", "subject"),
     *("rewards", "template", "max_tokens"),

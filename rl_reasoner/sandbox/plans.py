@@ -10,6 +10,7 @@ import ast
 import math
 import re
 import signal
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -195,9 +196,9 @@ def plan_test(test: object, place: str) -> TestPlan:
         )
     # Tables give every row all columns: a key without a value is one the test does not have.
     given = [key for key, value in test.items() if value is not None]
-    keys, others = _STDIO_KEYS, _OTHERS_STDIO
-    if {"call", "args", "kwargs", "expected"}.intersection(given):
-        keys, others = _CALL_KEYS, _OTHERS_CALL
+    calls = not {"call", "args", "kwargs", "expected"}.isdisjoint(given)
+    keys = _CALL_KEYS if calls else _STDIO_KEYS
+    others = _OTHERS_CALL if calls else _OTHERS_STDIO
     for key in given:
         if key not in keys:
             hint = did_you_mean(str(key), keys, others)
@@ -205,7 +206,7 @@ def plan_test(test: object, place: str) -> TestPlan:
     tolerance = test.get("tolerance") or 0.0
     if not isinstance(tolerance, (int, float)) or not 0 <= tolerance < float("inf"):
         raise UserError(f"{place}: tolerance must be a number >= 0, not {tolerance!r}")
-    if keys is _CALL_KEYS:
+    if calls:
         return _plan_call(test, place, float(tolerance))
     return Stdio(_text(test, "stdin", place), _text(test, "stdout", place), float(tolerance))
 
@@ -237,7 +238,9 @@ def _plan_call(test: Mapping[Any, Any], place: str, tolerance: float) -> Call:
 
 def _plan_code(text: str, place: str) -> TestPlan:
     try:
-        tree = ast.parse(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its escapes
+            tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"{place} is not Python: {error}") from error
     if why := passed_by_all(tree):

@@ -5,6 +5,7 @@ import csv
 import json
 import random
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,10 @@ def test_humaneval_check_is_called() -> None:
     listed = code_row(
         {"prompt": "p", "entry_point": "area", "tests": [check, "assert area(0) == 0"]}
     )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        code_row({"problem": "p", "tests": ["assert area(1if 1 else 2) == '\\d'"]})  # to be read
+        continue_program(HUMANEVAL, "    return 1if r else 2\n```\n")
     assert listed["tests"] == [f"{check}\n\ncheck(area)", "assert area(0) == 0"]
 
 
