@@ -16,14 +16,21 @@ class UserError(Exception):
         self.messages: Sequence[str] = messages
 
 
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The one of `known` that is most like `name`, where one is like it; dashes of flags aside."""
+    words = {one.lstrip("-"): one for one in known}
+    near = difflib.get_close_matches(name.lstrip("-"), list(words), n=1, cutoff=0.6)
+    return words[near[0]] if near else None
+
+
 def did_you_mean(name: str, known: Iterable[str], renamed: Mapping[str, str] | None = None) -> str:
     """` Did you mean 'x'?` for the known name nearest to `name`, or an empty string.
 
     `renamed` maps old names to new ones: near an old name, its new name is suggested.
     """
     now = {**(renamed or {}), **{name: name for name in known}}
-    near = difflib.get_close_matches(name, list(now), n=1, cutoff=0.6)
-    return f" Did you mean {now[near[0]]!r}?" if near else ""
+    near = nearest(name, now)
+    return f" Did you mean {now[near]!r}?" if near is not None else ""
 
 
 def unknown(kind: str, name: str, known: Iterable[str], *, owner: str = "") -> UserError:

@@ -7,9 +7,10 @@ a run writes into its folder, and how it goes on, is `pipeline.run_folder`'s.
 import os
 import shlex
 import stat
+from collections.abc import Collection
 from pathlib import Path
 
-from rl_reasoner.errors import UserError, did_you_mean
+from rl_reasoner.errors import UserError, did_you_mean, nearest
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -40,6 +41,21 @@ def cache_folder() -> Path:
         return folder.expanduser()
     except RuntimeError as error:
         raise FileNotFoundError(f"{folder}: {error} Set RL_REASONER_CACHE to a folder.") from error
+
+
+def file_meant(name: str, endings: Collection[str]) -> str:
+    """` Did you mean 'x.csv'?` for the file beside `name` that is most like it, or an empty string.
+
+    It has one of `endings`, and `name` may have another: only what stands before them is compared.
+    """
+    path = Path(name).expanduser()
+    try:
+        beside = [file for file in path.parent.iterdir() if file.suffix.lower() in endings]
+    except OSError:
+        return ""
+    stem = nearest(path.stem, sorted({file.stem for file in beside}))
+    alike = sorted(str(file) for file in beside if file.stem == stem)
+    return f" Did you mean {nearest(str(path), alike) or alike[0]!r}?" if alike else ""
 
 
 def check_run(folder: Path) -> None:

@@ -33,7 +33,7 @@ from rl_reasoner.cli.arguments import (
 )
 from rl_reasoner.cli.progress import ProgressBars
 from rl_reasoner.distributed.loading import load_for_good
-from rl_reasoner.errors import UserError
+from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.report.console import emit, err
 
 if TYPE_CHECKING:
@@ -150,6 +150,7 @@ class EvalVerb:
 
         options = parse_options("--reward-options", self.reward_options)
         check_judge(self.reward, options or None)
+        self._check_columns(self.policy)
         from rl_reasoner.paths import cache_folder
 
         sets = [self._set(name) for name in names]
@@ -187,6 +188,25 @@ class EvalVerb:
                 tools=tools,
                 environment=environment_of(self.policy),
             )
+
+    def _check_columns(self, policy: str) -> None:
+        """Raise `UserError` for a column of --columns that nothing reads: it would mean another."""
+        from rl_reasoner.dataset.rows import ROW_COLUMNS
+        from rl_reasoner.scoring.registry import load_reward, shipped_rewards
+        from rl_reasoner.scoring.reward import Reward
+
+        given = parse_options("--columns", self.columns)
+        if not given or environment_of(policy) is not None:
+            return
+        names = [self.reward] if self.reward else shipped_rewards()
+        rewards = [load_reward(name) for name in names]
+        if not all(isinstance(reward, Reward) for reward in rewards):
+            return  # a plain function does not say what it reads
+        read = [(*one.columns, *one.missing) for one in rewards if isinstance(one, Reward)]
+        known = {*ROW_COLUMNS, *(name for columns in read for name in columns)}
+        for name in given:
+            if name not in known:
+                raise unknown("column (--columns)", name, known, owner="what is evaluated")
 
     def _set(self, name: str) -> "str | FileData":
         columns = parse_options("--columns", self.columns)

@@ -137,7 +137,7 @@ def _call_all(*calls: Callable[[], Any]) -> list[Any]:
 def _score_rows(
     function: Callable[..., Any], reward: str, rows: Sequence[dict[str, Any]], source: str
 ) -> list[dict[str, Any]]:
-    from rl_reasoner.dataset.code_rows import columns_of
+    from rl_reasoner.dataset.code_rows import columns_of, continuing
     from rl_reasoner.scoring.batch import POLICY_TEXT, score_batch
     from rl_reasoner.scoring.outcome import outcome_json
     from rl_reasoner.scoring.reward import Reward
@@ -154,8 +154,18 @@ def _score_rows(
         if not isinstance(own_text := row.get(POLICY_TEXT), str | None):
             mistake = f"{POLICY_TEXT!r} is {own_text!r:.40}, not the text that the policy wrote"
             raise UserError(f"{source}, row {number}: {mistake}")
+    if "tests" in needed:
+        rows = [_code_row(row, f"{source}, row {number}") for number, row in enumerate(rows, 1)]
+        function = continuing(function, rows)
     columns: dict[str, list[Any]] = {n: [row.get(n) for row in rows] for n in columns_of(rows)}
-    columns["prompts"] = [row.get("prompt", row.get("problem", "")) for row in rows]
+    if isinstance(function, Reward):  # that of programs to be continued reads more
+        more = [name for name in function.columns if name not in (*needed, *columns)]
+        columns |= {name: [None] * len(rows) for name in more}
+    asked = [row.get("problem") for row in rows]  # before `prompt`, as in training
+    columns["prompts"] = [
+        row.get("prompt", "") if problem is None else problem
+        for row, problem in zip(rows, asked, strict=True)
+    ]
     if "prompt" in columns:
         columns["prompt"] = columns["prompts"]
     err.print(f"{reward}: scoring {len(rows):,} rows", style="dim")
@@ -170,6 +180,16 @@ def _score_rows(
             found += map(outcome_json, scores)
             progress(reward, len(found), len(rows))
     return found
+
+
+def _code_row(row: dict[str, Any], place: str) -> dict[str, Any]:
+    """The row as training and evaluation have it; `UserError` for tests that cannot run."""
+    from rl_reasoner.dataset.code_rows import code_row
+
+    try:
+        return code_row(row)
+    except (ValueError, UserError) as error:
+        raise UserError(f"{place}: {error}") from None
 
 
 def _score_table(

@@ -7,10 +7,12 @@ completion that goes on from its prompt, in training as in evaluation; `as_datas
 other nested values as they are. Runs nothing.
 """
 
+import ast
 import builtins
 import functools
 import json
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from rl_reasoner.language.fences import python_blocks
 from rl_reasoner.language.thinking import CLOSE_THINK
 from rl_reasoner.sandbox.columns import tests_of
+from rl_reasoner.sandbox.plans import plan_test
 from rl_reasoner.scoring.reward import Reward
 
 if TYPE_CHECKING:
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
 _CALLED = re.compile(r"\b([A-Za-z_]\w*)\s*\(")
 _BEGUN = ("problem", "entry_point")
+_FENCE = re.compile(r"^ {0,3}(?:```|~~~)[`~ \t]*([^\n]*)$", re.MULTILINE)
+_AT_END = re.compile(r"([^`\s])```$")  # a closing fence behind the last line of code
 
 
 def code_row(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,6 +39,8 @@ def code_row(row: Mapping[str, Any]) -> dict[str, Any]:
     - Tests that are JSON, as a cell of a CSV holds them, are read; other text is one test.
     - HumanEval's tests define `check` and leave it to the reader to call it on `entry_point`.
     - A problem that names no function of its first assertion (MBPP's do not) has it added.
+
+    Raises ValueError or `UserError` for tests that the sandbox would not run.
     """
     made = dict(row)
     if made.get("tests"):
@@ -42,15 +49,26 @@ def code_row(row: Mapping[str, Any]) -> dict[str, Any]:
         return made
     if "problem" not in made and "prompt" in made:
         made["problem"] = made.pop("prompt")
-    tests, entry = made["tests"], made.get("entry_point")
-    if isinstance(tests, str) and tests.strip():
-        uncalled = entry and "def check(" in tests and f"check({entry})" not in tests
-        made["tests"] = tests = [f"{tests}\n\ncheck({entry})" if uncalled else tests]
-    first, problem = tests[0] if isinstance(tests, list) else None, made.get("problem")
+    made["tests"] = tests = _complete(made["tests"], made.get("entry_point"))
+    first, problem = tests[0], made.get("problem")
     if isinstance(first, str) and first.startswith("assert ") and problem:
         names = set(_CALLED.findall(first)) - set(dir(builtins))
         if not any(re.search(rf"\b{name}\(|`{name}`", str(problem)) for name in names):
             made["problem"] = f"{problem}\nThe solution must satisfy this test:\n{first}"
+    return made
+
+
+def _complete(tests: Any, entry: Any) -> list[Any]:
+    """`tests` as a list, each planned to see that it can run, and HumanEval's with their call."""
+    listed = [tests] if isinstance(tests, str) else tests
+    if not isinstance(listed, (list, tuple)):
+        raise ValueError(f"tests are {tests!r:.40}: expected code that asserts, or a list of tests")
+    made = []
+    for number, test in enumerate(listed, 1):
+        code = isinstance(test, str) and entry and "def check(" in test
+        uncalled = code and f"check({entry})" not in test
+        made.append(f"{test}\n\ncheck({entry})" if uncalled else test)
+        plan_test(made[-1], f"test {number}")
     return made
 
 
@@ -59,22 +77,46 @@ def continue_program(row: Mapping[str, Any], completion: str) -> str:
 
     That is so when the problem itself begins to define `entry_point`, as in HumanEval. The problem
     is put before each fenced Python block: its imports and helpers hold, and a function written
-    anew replaces the one begun. A completion without a fence is the continuation itself, up to the
-    first line that is not indented; it is put in a block with the problem. What stands before
-    `</think>` is left out of this. Other rows' completions come back as they are.
+    anew replaces the one begun. Text without a fence, or before one that only closes, is a program,
+    too: all of it where it defines `entry_point`, else the continuation, up to the first line that
+    is not indented. It is put in a block behind the problem. What stands before `</think>` is left
+    out of this. Other rows' completions come back as they are.
     """
     problem, entry = str(row.get("problem")), row.get("entry_point")
-    if not entry or not re.search(rf"^(async )?def {re.escape(str(entry))}\(", problem, re.M):
+    begins = re.compile(rf"^(async )?def {re.escape(str(entry))}\(", re.M)
+    if not entry or not begins.search(problem):
         return completion
     thinking, closing, answer = completion.rpartition(CLOSE_THINK)
-    found = python_blocks(answer) or python_blocks(answer, unclosed=True)
-    if not found:
-        return f"{thinking}{closing}\n```python\n{problem}{_body(answer)}\n```\n"
+    if program := _unfenced(problem, answer, begins):
+        return f"{thinking}{closing}\n```python\n{program}\n```\n"
     made, at = "", 0
-    for block in found:
+    for block in python_blocks(answer) or python_blocks(answer, unclosed=True):
         made += answer[at : block.start] + indent(f"{problem.rstrip()}\n", block.indent)
         at = block.start
     return thinking + closing + made + answer[at:]
+
+
+def _unfenced(problem: str, answer: str, begins: re.Pattern[str]) -> str:
+    """The problem with the program that `answer` begins with; empty where a block has it."""
+    fence = _FENCE.search(answer)
+    text = answer[: fence.start()] if fence else answer
+    text = _AT_END.sub(r"\1", text.rstrip())
+    anew = begins.search(text) is not None and not text.lstrip("\n")[:1].isspace()
+    program = f"{problem.rstrip()}\n{text}" if anew else problem + _body(text)
+    if not fence:
+        return program
+    only_closes = not fence[1] and (anew or text.lstrip("\n")[:1].isspace())
+    return program if only_closes and _is_python(program) else ""
+
+
+def _is_python(program: str) -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its escapes
+            ast.parse(program)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
 
 
 def _body(text: str) -> str:

@@ -5,11 +5,14 @@ holds), from the task generators, or from a file or named set (`sets.read_rows`)
 named. Knows nothing of models.
 """
 
+import json
 import logging
+import math
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from rl_reasoner.dataset.code_rows import code_row, columns_of
 from rl_reasoner.dataset.conversations import plain_row
@@ -31,6 +34,13 @@ from rl_reasoner.tools.calculator import calculator
 from rl_reasoner.tools.formats import call_format
 from rl_reasoner.tools.tool import ToolCall
 from rl_reasoner.types import Row
+
+ROW_COLUMNS = (
+    *("problem", "answer", "prompt", "messages", "system", "context", "completion", "instructions"),
+    *("tests", "entry_point", "start", "chain", "solution", "id", "task", "level", "subject"),
+    *("rewards", "template", "max_tokens"),
+)
+"""The columns that mean something to the package, whatever the reward."""
 
 # What rows may be judged by instead of an answer, or learned from.
 _INSTEAD = ("tests", "instructions", "completion", "start")
@@ -191,7 +201,8 @@ def lint(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
 
     Where one problem stands with different answers, the rows after the first are bad. A row with
     `tests` (see `code_rows`), `instructions` or a `start` (of an environment) needs no answer, and
-    a blank one counts as none; instructions have to be known ones.
+    a blank one, or NaN, counts as none; instructions have to be known ones. An answer is one text
+    or number, or a list of one.
     """
     good: list[Row] = []
     problems = []
@@ -210,7 +221,9 @@ def _checked(given: Row, number: int, answers: _Answers) -> Row:
     `answers` has the answer to each problem so far, under its system prompt, and its row's number;
     this row's is added.
     """
-    row = _without_pictures(code_row(plain_row(given)))
+    row = _without_pictures(code_row(plain_row(_read(given))))
+    if "answer" in row:
+        row["answer"] = _one_answer(row["answer"])
     others = [name for name in _INSTEAD if row.get(name)] if _is_blank(row.get("answer")) else []
     judged_by = others[0] if others else "answer"
     if missing := [name for name in ("problem", judged_by) if name not in row]:
@@ -220,6 +233,8 @@ def _checked(given: Row, number: int, answers: _Answers) -> Row:
     for name in _TEXTS:
         if isinstance(text := row.get(name), str) and len(text) > _LONGEST:
             raise ValueError(f"the {name} has {len(text):,} characters, more than {_LONGEST:,}")
+    if isinstance(row["problem"], Mapping):
+        raise ValueError(f"the problem is {row['problem']!r:.40}: expected a text")
     problem, answer = (
         "" if row[name] is None else str(row[name]) for name in ("problem", judged_by)
     )
@@ -246,6 +261,38 @@ def _checked(given: Row, number: int, answers: _Answers) -> Row:
             f"but a different answer ({answer!r:.40} against {first!r:.40})"
         )
     return {**row, "problem": problem, "answer": answer}
+
+
+def _read(given: Row) -> Row:
+    """The row with its settings as JSON has them: cells of a CSV are texts, and gaps may be NaN."""
+    row = {name: None if _is_nan(value) else value for name, value in given.items()}
+    for name in ("rewards", "max_tokens"):
+        value = row.get(name)
+        if isinstance(value, str):
+            row[name] = None if not value.strip() else _from_json(value)
+        elif name == "max_tokens" and isinstance(value, float) and value.is_integer():
+            row[name] = int(value)  # a column with gaps holds no whole numbers
+    return row
+
+
+def _from_json(cell: str) -> Any:
+    """What a cell holds as JSON; a text that is none, such as a name, as it is."""
+    with suppress(ValueError, RecursionError):
+        return json.loads(cell)
+    return cell
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _one_answer(value: Any) -> Any:
+    """The answer, out of a list of one; raises ValueError for several, and for an object."""
+    if isinstance(value, (list, tuple)) and len(value) < 2:
+        value = value[0] if value else None
+    if isinstance(value, (list, tuple, Mapping)):
+        raise ValueError(f"the answer is {value!r:.40}: expected one text or number")
+    return None if _is_nan(value) else value
 
 
 def _is_blank(value: object) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from rl_reasoner.dataset.readers import FORMS, ending, file_rows, saved_folder
 from rl_reasoner.dataset.tasks.generate import TASKS
 from rl_reasoner.errors import UserError, did_you_mean, first_line
-from rl_reasoner.paths import room
+from rl_reasoner.paths import file_meant, room
 from rl_reasoner.recipe.data import FileData
 from rl_reasoner.types import Row
 
@@ -297,10 +297,9 @@ def check_set(name: str) -> None:
             f"{name} is a folder: give a file in it ({forms}), or a folder that datasets' "
             "save_to_disk wrote"
         )
-    if looks_like_file or name.count("/") != 1:
-        files = Path(name).parent.glob("*") if looks_like_file else ()
-        beside = [str(file) for file in files if ending(file) in FORMS]
-        near = did_you_mean(name, beside) or did_you_mean(Path(name).stem, set_names())
+    meant = file_meant(name, FORMS)
+    if looks_like_file or meant or name.count("/") != 1:
+        near = meant or did_you_mean(Path(name).stem, set_names())
         raise UserError(f"there is no data file or set {name!r}.{near}")
 
 

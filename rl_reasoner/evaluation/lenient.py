@@ -4,7 +4,8 @@ A strict judge wants a final answer as asked, and a policy learns that form earl
 gain is form shows beside a lenient judge, which takes the answer from where a person would read
 it: of maths the last value (a number, or the formula it stands in), and what an unfinished form
 (reasoning, box or tag that never closes; tags of one's own left out) marks; of code the last block,
-closed or not, or the code of a completion without a fence. Each reading is written as the reward
+closed or not, the last that defines something, all blocks as one program, or the code of a
+completion without a fence. Each reading is written as the reward
 wants it and judged by the same reward (`judging`): so the two judges differ in form alone. A few
 places are looked at, never all: a list of guesses counts by its last one. What numbers an item or
 a step is no answer.
@@ -13,7 +14,7 @@ Pure text, bounded: maths reads the end of a completion, code goes once over its
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rl_reasoner.answers.extraction.boxes import last_boxes
@@ -50,6 +51,9 @@ _ITEM = re.compile(r"[.)]\**[ \t]+\S")
 _STEP = re.compile(r"\b(?:[Ss]tep|[Pp]art|[Cc]ase) $")
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?:\s*\{|(?![a-zA-Z]))")
 _BEGINS = re.compile(r"(?:async )?def \w+\(|class \w+ ?[(:]|import \w|from [\w.]+ import |@\w")
+_DEFINED = re.compile(r"^(?:(?:async )?def|class) (\w+)", re.MULTILINE)
+_SET = re.compile(r"^(\w+) ?(?::[^=\n]*)?=(?!=)", re.MULTILINE)
+_TEST = re.compile(r"[Tt]est|main$")
 _STATEMENT = re.compile(
     r"(?:if|elif|for|while|with|try|except|else|finally)\b.*:[ \t]*(?:#.*)?$"
     r"|(?:return|raise|assert)\b|print\(|[)\]}#]"
@@ -144,18 +148,37 @@ def _numbers_an_item(text: str, number: re.Match[str]) -> bool:
 
 
 def _programs(completion: str, options: Mapping[str, Any]) -> Iterator[PlacedAnswer]:
-    """The last block of a completion, closed or not; without any, the code that it has."""
+    """The programs of a completion, whose blocks may be open; without any, the code that it has.
+
+    A block may only use or test what one before it defines: so it is the last block, the last that
+    defines something, and all together.
+    """
     extract = options.get("extract", "last")
     text = completion.rpartition(CLOSE_THINK)[2]
     python, all_ = (
         [block.code for block in found(text, unclosed=True) if block.code.strip()]
         for found in (python_blocks, fenced_blocks)
     )
-    program = (python or all_ or [_bare(text)])[-1]
-    if program.strip() and program != program_of(completion, extract):
-        fence = "~~~" if "```" in program else "```"
-        whole = program if extract == "whole" else f"{fence}python\n{program}\n{fence}\n"
-        yield "last block" if all_ else "code without a fence", whole
+    blocks = python or all_ or [_bare(text)]
+    places = {program_of(completion, extract): ""}  # the strict judge has seen it
+    places.setdefault(blocks[-1], "last block" if all_ else "code without a fence")
+    places.setdefault(_defining(blocks), "last block that defines something")
+    places.setdefault("\n\n".join(blocks), "all blocks together")
+    for program, place in places.items():
+        if place and program and program.strip():
+            fence = "~~~" if "```" in program else "```"
+            whole = program if extract == "whole" else f"{fence}python\n{program}\n{fence}\n"
+            yield place, whole
+
+
+def _defining(blocks: Sequence[str]) -> str | None:
+    """The last block with a definition that is no test; None where a later one sets its names."""
+    names: set[str] = set()
+    for at in reversed(range(len(blocks))):
+        if names := {name for name in _DEFINED.findall(blocks[at]) if not _TEST.match(name)}:
+            later = {name for block in blocks[at + 1 :] for name in _SET.findall(block)}
+            return None if names & later else blocks[at]
+    return None
 
 
 def _bare(text: str) -> str:

@@ -32,16 +32,18 @@ def fenced_blocks(text: str, *, unclosed: bool = False) -> list[FencedBlock]:
     """Each closed block of `text`, in order.
 
     A fence with a language inside a block starts a new block: the one before it was never closed.
-    `unclosed` also takes a last block that never closes.
+    Such a block, and one that is open at the end, is closed by a fence at the end of one of its
+    lines, where there is one. `unclosed` also takes a last block that never closes.
     """
     found: list[FencedBlock] = []
     opened: re.Match[str] | None = None
+    cut: list[str] | None = None  # the block's lines, up to a fence at the end of one
     start = at = edge = 0  # edge: the column that a fence is measured from
     in_list = False
     lines: list[str] = []
 
-    def closed(by: re.Match[str]) -> FencedBlock:
-        return FencedBlock(by[3], "\n".join(_without(by[1], line) for line in lines), start, by[1])
+    def block(by: re.Match[str], inside: list[str]) -> FencedBlock:
+        return FencedBlock(by[3], "\n".join(_without(by[1], line) for line in inside), start, by[1])
 
     for line in text.split("\n"):
         at += len(line) + 1
@@ -49,18 +51,30 @@ def fenced_blocks(text: str, *, unclosed: bool = False) -> list[FencedBlock]:
         if fence and (opened or not in_list) and _column(fence[1]) > edge + _DEEPER:
             fence = None
         if opened and fence and fence[2].startswith(opened[2]) and not fence[3]:
-            found.append(closed(opened))
-            opened, edge = None, 0
+            found.append(block(opened, lines))
+            opened, edge, cut = None, 0, None
         elif fence and (fence[3] or not opened):
-            opened, start, lines, edge = fence, at, [], _column(fence[1])
+            if opened and cut is not None:
+                found.append(block(opened, cut))
+            opened, start, lines, edge, cut = fence, at, [], _column(fence[1]), None
         elif opened:
+            if cut is None and (last := _before_fence(line, opened[2])):
+                cut = [*lines, last]
             lines.append(line)
             edge = min(edge, _column(line)) if line.strip() else edge
         elif line.strip():
             in_list = bool(_ITEM.match(line)) or (in_list and line[0] in " \t")
-    if opened and unclosed:
-        found.append(closed(opened))
+    if opened and (unclosed or cut is not None):
+        found.append(block(opened, lines if cut is None else cut))
     return found
+
+
+def _before_fence(line: str, fence: str) -> str:
+    """What stands in `line` before a `fence` that ends it; empty where none does, or several."""
+    text = line.rstrip()
+    before = text.rstrip(fence[0])
+    ends = len(text) - len(before) >= len(fence) and fence not in before
+    return before.rstrip() if ends else ""
 
 
 def python_blocks(text: str, *, unclosed: bool = False) -> list[FencedBlock]:

@@ -13,11 +13,12 @@ from traceback import extract_tb
 from pydantic import ValidationError
 
 from rl_reasoner.errors import UserError, did_you_mean, unknown
-from rl_reasoner.paths import room
+from rl_reasoner.paths import file_meant, room
 from rl_reasoner.recipe.flags import apply_flags, flag_places
 from rl_reasoner.recipe.locations import FieldPath, python_places, read_yaml, user_error, validate
 from rl_reasoner.recipe.recipe import Recipe
 
+_ENDINGS = (".py", ".yaml", ".yml")
 Locate = Callable[[FieldPath], str]
 """Gives the place of a field: file and line, or a flag."""
 
@@ -39,9 +40,9 @@ def find_recipe(reference: str) -> Path:
         shipped = room("recipes") / name
         if Path(name).name == name and shipped.is_file():
             return shipped
-    if path.suffix in (".py", ".yaml", ".yml") or len(path.parts) > 1:
-        there = [f.name for f in path.parent.glob("*") if f.suffix in (".py", ".yaml", ".yml")]
-        near = did_you_mean(path.name, there) or did_you_mean(path.stem, shipped_recipes())
+    meant = file_meant(reference, _ENDINGS) if path.suffix else ""
+    if meant or path.suffix in _ENDINGS or len(path.parts) > 1:
+        near = meant or did_you_mean(path.stem, shipped_recipes())
         raise UserError(f"there is no recipe file {reference}.{near}")
     raise unknown("recipe", reference, shipped_recipes())
 

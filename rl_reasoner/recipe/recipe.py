@@ -345,6 +345,11 @@ class Recipe(Part):
                 )
             if stage.kind == "grpo" and not self.rewards:
                 raise ValueError(f"stage {stage.name!r} is a grpo stage: the recipe needs rewards")
+            if stage.kind == "grpo" and not any(spec.weight for spec in self.rewards.values()):
+                raise ValueError(
+                    f"rewards: all have weight 0, and stage {stage.name!r} learns from their sum: "
+                    "give one a weight"
+                )
             self._check_turns(stage)
             self._check_references(index)
         if self.run.overlap != "off" and any(getattr(s, "vllm", None) for s in self.stages):

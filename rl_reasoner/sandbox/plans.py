@@ -10,12 +10,14 @@ import ast
 import math
 import re
 import signal
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.sandbox import child, data, zygote
+from rl_reasoner.sandbox.claims import passed_by_all
 from rl_reasoner.sandbox.host import MAX_OUTPUT, Finished
 
 Verdict = Literal["passed", "failed", "error", "timeout", "memory", "crash", "refused"]
@@ -25,6 +27,12 @@ _VERDICTS: tuple[Verdict, ...] = ("passed", "failed", "error", "memory")
 _LONG_ANSWER = 1 << 16
 _STDIO_KEYS = ("stdin", "stdout", "tolerance")
 _CALL_KEYS = ("call", "args", "kwargs", "expected", "tolerance")
+_OTHERS_STDIO = {"input": "stdin", "inputs": "stdin", "output": "stdout", "outputs": "stdout"}
+_OTHERS_CALL = {
+    **dict.fromkeys(("function", "func", "fn", "fn_name", "name"), "call"),
+    **dict.fromkeys(("input", "inputs", "arguments"), "args"),
+    **dict.fromkeys(("output", "outputs", "result", "returns"), "expected"),
+}
 
 
 class TestPlan(Protocol):
@@ -187,16 +195,18 @@ def plan_test(test: object, place: str) -> TestPlan:
             '{"stdin", "stdout"} or {"call", "args", "expected"}'
         )
     # Tables give every row all columns: a key without a value is one the test does not have.
-    given = {key for key, value in test.items() if value is not None}
-    keys = _CALL_KEYS if given & {"call", "expected"} else _STDIO_KEYS
+    given = [key for key, value in test.items() if value is not None]
+    calls = not {"call", "args", "kwargs", "expected"}.isdisjoint(given)
+    keys = _CALL_KEYS if calls else _STDIO_KEYS
+    others = _OTHERS_CALL if calls else _OTHERS_STDIO
     for key in given:
         if key not in keys:
-            hint = did_you_mean(str(key), keys)
+            hint = did_you_mean(str(key), keys, others)
             raise UserError(f"{place} has the unknown key {key!r}.{hint} Known: {', '.join(keys)}.")
     tolerance = test.get("tolerance") or 0.0
     if not isinstance(tolerance, (int, float)) or not 0 <= tolerance < float("inf"):
         raise UserError(f"{place}: tolerance must be a number >= 0, not {tolerance!r}")
-    if keys is _CALL_KEYS:
+    if calls:
         return _plan_call(test, place, float(tolerance))
     return Stdio(_text(test, "stdin", place), _text(test, "stdout", place), float(tolerance))
 
@@ -204,7 +214,8 @@ def plan_test(test: object, place: str) -> TestPlan:
 def _text(test: Mapping[Any, Any], key: str, place: str) -> str:
     value = "" if key == "stdin" and test.get(key) is None else test.get(key)
     if not isinstance(value, str):
-        raise UserError(f"{place}: {key} must be a str, not {type(value).__name__}")
+        several = ". Make a test of each of its texts" if isinstance(value, list) else ""
+        raise UserError(f"{place}: {key} must be a str, not {type(value).__name__}{several}")
     return value
 
 
@@ -227,31 +238,14 @@ def _plan_call(test: Mapping[Any, Any], place: str, tolerance: float) -> Call:
 
 def _plan_code(text: str, place: str) -> TestPlan:
     try:
-        tree = ast.parse(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its escapes
+            tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"{place} is not Python: {error}") from error
-    if defined := _only_defined(tree):
-        raise UserError(
-            f"{place} defines {', '.join(defined)} and runs nothing: any program would pass. "
-            "Call what it defines, as in check(f)"
-        )
+    if why := passed_by_all(tree):
+        raise UserError(f"{place} {why}")
     return _as_call(tree) or Judged(text)
-
-
-def _only_defined(tree: ast.Module) -> list[str]:
-    """What a test defines, where it does nothing else; nothing for a test that runs."""
-    defined = []
-    for statement in tree.body:
-        match statement:
-            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
-                defined.append(statement.name)
-            case ast.Import() | ast.ImportFrom() | ast.Assign() | ast.AnnAssign():
-                pass
-            case ast.Expr(value=ast.Constant()):
-                pass
-            case _:
-                return []
-    return defined
 
 
 def _as_call(tree: ast.Module) -> Call | None:

@@ -307,6 +307,33 @@ def test_score_takes_the_prompt_that_each_row_has(tmp_path: Path, cli: Cli) -> N
     assert json.loads(cli("score", "language", "both.jsonl", "--json").out)["faults"] == 0
 
 
+def test_score_gives_a_reward_the_problem_for_its_prompt_and_continues_programs_as_training_does(
+    tmp_path: Path, cli: Cli
+) -> None:
+    (tmp_path / "r.py").write_text(
+        "from rl_reasoner import reward\n@reward\ndef f(completion, prompt):\n"
+        "    return float(prompt == 'asked')\n",
+        encoding="utf-8",
+    )
+    said = {"problem": "asked", "prompt": "Template: asked", "completion": "c"}
+    (tmp_path / "saved.jsonl").write_text(lines(said), encoding="utf-8")
+    assert json.loads(cli("score", "r.py:f", "saved.jsonl", "--json").out)["mean"] == 1.0
+    begun = {
+        "prompt": 'def add(a, b):\n    """Add."""\n',
+        "entry_point": "add",
+        "tests": "def check(candidate):\n    assert candidate(1, 2) == 3",
+        "completion": "    return a + b\n",
+    }
+    other = {"problem": "Write f.", "tests": ["assert f(1) == 2"], "completion": "no"}
+    (tmp_path / "code.jsonl").write_text(lines(begun, other), encoding="utf-8")
+    value = json.loads(cli("score", "code_tests", "code.jsonl", "--json").out)
+    assert (value["mean"], value["faults"]) == (0.5, 0)
+    (tmp_path / "code.jsonl").write_text(lines(begun, {**other, "tests": ["f(1) == 2"]}))
+    told = cli("score", "code_tests", "code.jsonl")
+    said_at = " ".join(told.err.replace("│", " ").split())
+    assert told.code == 2 and "code.jsonl, row 2: test 1 compares in line 1" in said_at
+
+
 def test_score_disagree_lists_only_the_rows_that_differ(tmp_path: Path, cli: Cli) -> None:
     stock(tmp_path)
     ended = cli(

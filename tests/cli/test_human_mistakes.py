@@ -72,6 +72,7 @@ MISTAKES: dict[tuple[str, ...], str] = {
     (*TRAIN, "--data.count", "3"): "3 rows cannot fill a step of 16 prompts",
     (*TRAIN, "--data.task", "modulr"): "--data.task modulr: unknown task",
     (*TRAIN, "--rewards", "{lenght: 1}"): "Did you mean 'length'?",
+    (*TRAIN, "--rewards", "{math_answer: 0}"): "rewards: all have weight 0, and stage 'grpo'",
     (*TRAIN, "--policy", "scratch:moe-tny"): "Did you mean 'scratch:moe-tiny'?",
     (*TRAIN, "--policy", "runs/noe"): "Did you mean 'runs/one'?",
     (*TRAIN, "--run.folder", "runs/one"): "the run folder runs/one exists already",

@@ -55,8 +55,8 @@ def test_numbers_become_texts_blank_lines_are_no_rows_and_other_columns_stay(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text('{"problem": 12, "answer": 3.5, "tests": [1]}\n\n', encoding="utf-8")
-    assert load_rows(FileData(path=str(path))) == [{"problem": "12", "answer": "3.5", "tests": [1]}]
+    path.write_text('{"problem": 12, "answer": 3.5, "other": [1]}\n\n', encoding="utf-8")
+    assert load_rows(FileData(path=str(path))) == [{"problem": "12", "answer": "3.5", "other": [1]}]
 
 
 def test_limit_takes_the_first_rows(tmp_path: Path) -> None:
@@ -174,6 +174,35 @@ def test_a_blank_answer_counts_as_none_where_a_row_is_judged_by_something_else()
             good, problems = lint([{"problem": "Write `f`.", **other, "answer": blank}], "x")
             assert problems == [] and good[0]["answer"] is None
     assert lint([{"problem": "p", "answer": 0, "completion": "c"}], "x")[0][0]["answer"] == "0"
+
+
+def test_an_answer_is_one_text_or_number() -> None:
+    nan = float("nan")
+    for answer, told in (
+        (["2", "3"], "the answer is ['2', '3']: expected one text or number"),
+        ({"value": 2}, "the answer is {'value': 2}: expected one text or number"),
+        ([["2"]], "the answer is ['2']: expected one text or number"),
+        (nan, "the answer is empty"),
+        ([nan], "the answer is empty"),
+        ([], "the answer is empty"),
+    ):
+        assert lint([{"problem": "1+1=", "answer": answer}], "x")[1] == [f"x, row 1: {told}"]
+    assert [row["answer"] for row in lint([{**ROWS[0], "answer": ["2"]}], "x")[0]] == ["2"]
+    coded = {"problem": "Write `f`.", "tests": ["assert f(1) == 2"], "answer": nan}
+    assert lint([coded], "x")[0][0]["answer"] is None
+    for problem, told in ((nan, "problem is empty"), ({"q": 1}, "problem is {'q': 1}: expected")):
+        [said] = lint([{"problem": problem, "answer": "2"}], "x")[1]
+        assert said.startswith(f"x, row 1: the {told}")
+
+
+def test_settings_of_rows_are_read_from_the_cells_of_a_csv(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    cells = ['p,1,16,"[""length"", ""boxed""]"', 'q,1,,"length,boxed"', "r,1,x,"]
+    path.write_text("\n".join(["problem,answer,max_tokens,rewards", *cells]), encoding="utf-8")
+    rows = load_rows(FileData(path=str(path)))
+    assert [row["max_tokens"] for row in rows] == [16, None, "x"]
+    assert [row["rewards"] for row in rows] == [["length", "boxed"], "length,boxed", None]
+    assert lint([{**ROWS[0], "max_tokens": 16.0}], "x")[0][0]["max_tokens"] == 16
 
 
 @pytest.mark.parametrize("name", ["image", "images"])

@@ -265,6 +265,11 @@ def test_programs_without_the_form_are_run_leniently(
         f"```text\n{PROGRAM}```": (0.0, 1.0),
         "double = lambda n: 2 * n": (0.0, 1.0),
         f"```python\n{PROGRAM}```\n```python\ndouble = None\n```": (0.0, 0.0),
+        f"```python\n{PROGRAM}```\nUse:\n```python\nprint(double(int(input())))\n```": (0.0, 1.0),
+        f"```python\n{PROGRAM}```\n```py\nimport pytest\ndef test_it():\n    pass\n```": (0.0, 1.0),
+        f"```python\nk = 2\n```\n```python\n{PROGRAM.replace('2', 'k')}```": (0.0, 1.0),
+        f"```python\n{PROGRAM}```\n```python\n{PROGRAM.replace('2', '3')}```": (0.0, 0.0),
+        f"```python\n{PROGRAM.rstrip()}```\nDone.": (1.0, 1.0),  # closed on its last line
         "def double(n):\n    return n\n": (0.0, 0.0),
         "I would multiply it by two.": (0.0, 0.0),
     }
@@ -273,7 +278,7 @@ def test_programs_without_the_form_are_run_leniently(
     result = evaluate(policy, [name])
     found = [(row["scores"][0], row["lenient"][0]) for row in result.rows[name]]
     assert dict(zip(said, found, strict=True)) == said
-    assert result.sets[name]["lenient"]["accuracy"] == 5 / 8
+    assert result.sets[name]["lenient"]["accuracy"] == 9 / 13
 
 
 def test_a_program_that_goes_on_from_its_prompt_may_be_written_anew(

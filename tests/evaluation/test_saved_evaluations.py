@@ -255,6 +255,8 @@ def test_eval_takes_options_columns_and_training_rows(cli: Cli, tmp_path: Path) 
     sets = json.loads(ended.out)["sets"]
     assert sets["mine.jsonl"]["contamination"]["exact"] == 1
     assert sets["mine.jsonl@clean"]["problems"] == 2
+    told = cli(*given[:4], "--columns", "answr=final")
+    assert told.code == 2 and "no column (--columns) 'answr'. Did you mean 'answer'?" in told.err
     options = ["--reward", "math_answer", "--reward-options"]
     ended = cli(*given, *options, '{"timeout_s": 2}')
     assert json.loads(ended.out)["settings"]["reward_options"] == {"timeout_s": 2}

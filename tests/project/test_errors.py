@@ -1,11 +1,15 @@
 """Hints in errors: the nearest name where one is near, silence where none is."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rl_reasoner.dataset.sets import check_set
 from rl_reasoner.errors import UserError, did_you_mean, unknown
 from rl_reasoner.paths import room
+from rl_reasoner.recipe.load import find_recipe
 
 NAMES = ["temperature", "max_tokens", "micro_batch", "on_bad_row", "scale_rewards"]
 
@@ -18,6 +22,56 @@ def test_one_wrong_key_still_finds_the_name(name: str, data: st.DataObject) -> N
     )
     hint = did_you_mean(typed, NAMES)
     assert hint == (f" Did you mean {name!r}?" if typed else "")
+
+
+def test_dashes_of_flags_make_nothing_near() -> None:
+    assert did_you_mean("--colums", ["--out", "--json"]) == ""
+    assert did_you_mean("--colums", ["--out", "--columns"]) == " Did you mean '--columns'?"
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("data.cvs", "data.csv"),
+        ("data.csvl", "data.csv"),
+        ("dta.jsonl", "data.jsonl"),
+        ("a73.jsnol", "a37.jsonl"),
+        ("sub/data.cvs", "sub/data.csv"),
+        ("nope.jsonl", ""),
+        ("b.jsnol", ""),
+    ],
+)
+def test_a_file_is_meant_by_what_stands_before_its_ending(
+    given: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    for name in ("data.csv", "data.jsonl", "data.txt", "a37.jsonl", "a.jsonl", "sub/data.csv"):
+        (tmp_path / name).touch()
+    hint = f" Did you mean {meant!r}?" if meant else ""
+    with pytest.raises(UserError) as told:
+        check_set(given)
+    assert str(told.value) == f"there is no data file or set {given!r}.{hint}"
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ("quikstart.yaml", " Did you mean 'quickstart'?"),
+        ("gsm8k.yaml", " Did you mean 'gsm8k'?"),
+        ("zz.yaml", ""),
+        ("mine.ymal", " Did you mean 'mine.yaml'?"),
+    ],
+)
+def test_a_recipe_is_meant_by_what_stands_before_its_ending(
+    given: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("r.yaml", "tm.yaml", "mine.yaml", "quick.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError) as told:
+        find_recipe(given)
+    assert str(told.value) == f"there is no recipe file {given}.{hint}"
 
 
 def test_nothing_near_means_no_hint() -> None:

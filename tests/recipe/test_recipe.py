@@ -123,7 +123,7 @@ REWARDS = st.dictionaries(
     WEIGHTS | st.fixed_dictionaries({"options": st.dictionaries(NAMES, VALUES, max_size=2)}),
     min_size=1,
     max_size=3,
-)
+).filter(lambda rewards: any(rewards.values()))
 RECIPES = st.fixed_dictionaries(
     {"policy": NAMES, "stages": STAGES, "rewards": REWARDS, "name": NAMES},
     optional={

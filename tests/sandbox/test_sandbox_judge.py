@@ -214,6 +214,24 @@ def test_a_runner_that_raises_nothing_is_asked_what_it_found(test: str, wrong: s
     assert verdict("def f(n): return [][1]", test) == wrong
 
 
+@pytest.mark.parametrize(
+    "test",
+    [
+        "check = lambda c: c(1) == 4 or 1 / 0\ncheck(f)",
+        "def check(c):\n    assert c(1) == 4\ndone = check(f)",
+        "def check(n):\n    assert f(n) == 4\nlist(map(check, [1, 2]))",
+        "if f(1) != 4:\n    raise ValueError",
+        "import contextlib\nwith contextlib.suppress(OSError):\n    f(1) == 4 or 1 / 0",
+        CASE + "import sys\n"
+        "suite = unittest.defaultTestLoader.loadTestsFromModule(sys.modules[__name__])\n"
+        "found = unittest.TextTestRunner().run(suite)",
+    ],
+)
+def test_whatever_may_raise_on_a_wrong_program_is_a_test(test: str) -> None:
+    assert verdict("def f(n): return 4", test) == "passed"
+    assert verdict("def f(n): return 5", test) != "passed"
+
+
 def test_a_runner_that_finds_nothing_to_run_passes_nothing() -> None:
     for end in ("unittest.main()", "unittest.main(exit=False)"):
         assert verdict("def f(n): return 4", CASE.replace("test_it", "it") + end) != "passed"

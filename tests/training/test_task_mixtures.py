@@ -105,7 +105,7 @@ def test_mistakes_in_the_rewards_of_rows_are_told_before_the_run(
     [
         ({"rewards": [0.5, 1]}, "row '1+1=': its rewards are [0.5, 1], not a list of names"),
         ({"rewards": {"gold": 1}}, "row '1+1=': its rewards are {'gold': 1}, not a list of names"),
-        ({"max_tokens": "2"}, "row '1+1=': max_tokens is '2', not a whole number above 0"),
+        ({"max_tokens": "two"}, "row '1+1=': max_tokens is 'two', not a whole number above 0"),
         ({"max_tokens": 0}, "row '1+1=': max_tokens is 0, not a whole number above 0"),
     ],
 )

@@ -5,6 +5,7 @@ import csv
 import json
 import random
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,14 @@ def test_humaneval_check_is_called() -> None:
     made = code_row({"prompt": "p", "entry_point": "area", "tests": check})
     assert made["tests"] == [f"{check}\n\ncheck(area)"]
     assert code_row(made)["tests"] == made["tests"]
+    listed = code_row(
+        {"prompt": "p", "entry_point": "area", "tests": [check, "assert area(0) == 0"]}
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        code_row({"problem": "p", "tests": ["assert area(1if 1 else 2) == '\\d'"]})  # to be read
+        continue_program(HUMANEVAL, "    return 1if r else 2\n```\n")
+    assert listed["tests"] == [f"{check}\n\ncheck(area)", "assert area(0) == 0"]
 
 
 @pytest.mark.parametrize(
@@ -246,6 +255,26 @@ def test_json_that_is_no_test_is_told() -> None:
 
 
 @pytest.mark.parametrize(
+    ("test", "told"),
+    [
+        ({"input": "1", "output": "2"}, "has the unknown key 'input'. Did you mean 'stdin'?"),
+        (
+            {"inputs": ["1"], "outputs": ["2"]},
+            "has the unknown key 'inputs'. Did you mean 'stdin'?",
+        ),
+        ({"stdin": ["1"], "stdout": "2"}, "stdin must be a str, not list"),
+        ({"call": "f(5)", "expected": 1}, "call must be"),
+        ("assert f( == 1", "is not Python"),
+        ("f(1) == 1", "compares in line 1 and drops the result"),
+    ],
+)
+def test_a_row_whose_test_cannot_run_is_told(test: Any, told: str) -> None:
+    for tests in ([test], ["assert f(2) == 3", test]):
+        _, [said] = lint([{"problem": "Write `f`.", "tests": tests}], "x")
+        assert said.startswith(f"x, row 1: test {len(tests)}") and told in said
+
+
+@pytest.mark.parametrize(
     ("completion", "value"),
     [
         ("    return math.pi * r * r\n", 1.0),
@@ -263,6 +292,13 @@ def test_json_that_is_no_test_is_told() -> None:
         ("```python\n    return math.pi * r * r\n```\nOutput:\n```\n3.14\n```", 1.0),
         ('    """For\n    ```\n    area(0)\n    ```\n    """\n    return math.pi * r * r\n', 1.0),
         ("```\n    return math.pi * r * r\n```\nFor example: \n```python\narea(", 1.0),
+        ("    return math.pi * r * r\n```\nDone.", 1.0),
+        ("    return math.pi * r * r```", 1.0),
+        ("    return math.pi * r * r\n```\nSo:\n```python\narea(1)\n```", 1.0),
+        ("def area(r):\n    return math.pi * r * r\n", 1.0),
+        ("from math import pi\n\ndef area(r):\n    return pi * r * r\n```\nDone.", 1.0),
+        (" Here it is:\n```\ndef area(r):\n    return 0.0\n```", 1.0),
+        ("def area(r):\n    return 1.0", 0.0),
         ("    return 1.0", 0.0),
         ("```python\ndef area(r):\n    return 1.0\n```", 0.0),
         ("", 0.0),
