@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.paths import room
+from rl_reasoner.scoring.beside import beside
 from rl_reasoner.scoring.fault_places import location_of
 from rl_reasoner.scoring.reward import FILE_MODULE, Reward, name_of
 from rl_reasoner.scoring.source import reward_from_source
@@ -125,7 +126,8 @@ def _over_http(url: str, options: Mapping[str, Any]) -> Callable[..., Any]:
 def import_module_of(name: str, reference: str, kind: str = "reward") -> ModuleType:
     """The module `name`, or the one in the file of that name, imported; raises `UserError`.
 
-    Its messages say that it is for the `kind` called `reference`.
+    A file finds what lies in its folder (`beside`). The messages say that it is for the `kind`
+    called `reference`.
     """
     try:
         if not name.endswith(".py"):
@@ -138,7 +140,8 @@ def import_module_of(name: str, reference: str, kind: str = "reward") -> ModuleT
             raise UserError(f"{kind} {reference!r}: {path} is not a Python file")
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
+        with beside(path.parent):
+            spec.loader.exec_module(module)
     except SyntaxError as error:
         line = f"{error.filename}:{error.lineno}"
         raise UserError(f"{kind} {reference!r}: syntax error at {line}: {error.msg}") from error
