@@ -155,6 +155,16 @@ class FunctionBackend:
         return Rollout(text, None, False)
 
 
+def check_backend(server: object, function: Callable[..., Any] | str | None) -> None:
+    """Raise `UserError` for a server that is no URL, or a function that is not there."""
+    if server is not None and not isinstance(server, str):
+        raise UserError(f"judge: server is {server!r:.40}: expected a URL")
+    if server:
+        _ = ServedPolicy(server, "").base  # raises where it is no URL
+    if function:
+        _function(function)
+
+
 def _function(given: Callable[..., Any] | str) -> tuple[Callable[..., Any], str]:
     """The function, and a name by which its replies are kept: of a file with its content."""
     if not isinstance(given, str):

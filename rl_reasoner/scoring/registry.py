@@ -39,8 +39,8 @@ def load_reward(
 
     Forms: the name of a shipped reward or of an entry point of the group `rl_reasoner.rewards`;
     "package.module:function"; "path/file.py:function"; "https://…" (`http_reward`). Raises
-    `UserError` where nothing is found, the file has an error, or options are given to a function
-    that takes none.
+    `UserError` where nothing is found, the file has an error, options are given to a function that
+    takes none, or their values make no sense.
     """
     if reference.startswith(("http://", "https://")):
         return _over_http(reference, options or {})
@@ -48,7 +48,9 @@ def load_reward(
     if not callable(fn):
         raise UserError(f"reward {reference!r} is {type(fn).__name__}, not a function")
     if isinstance(fn, Reward):
-        return fn.with_options(**options) if options else fn
+        chosen = fn.with_options(**options) if options else fn
+        chosen.check_options()
+        return chosen
     if mistake := form_mistake(fn, reference.rpartition(":")[2]):
         raise UserError(mistake)
     if options:

@@ -153,12 +153,17 @@ def test_a_rubric_that_is_not_there() -> None:
         ({"function": "json:dumps", "votes": "many"}, "votes is 'many': expected a whole number"),
         ({"function": "json:dumps", "timeout_s": 0}, "timeout_s is 0: expected more than 0"),
         ({"server": "localhost", "model": "m"}, "expected a URL such as"),
+        ({"function": "json:dumbs"}, "Did you mean 'dumps'?"),
+        ({"function": "json:dumps", "rubric": "nope.yaml"}, "rubric nope.yaml: cannot be read"),
     ],
 )
 def test_a_mistake_in_the_options_is_told(given: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError) as caught:
         ModelJudge.of(**given)
     assert said in str(caught.value)
+    with pytest.raises(UserError) as before:  # no row has to be judged for it
+        load_reward("judge", given)
+    assert str(before.value) == str(caught.value)
 
 
 # ---------------------------------------------------------------------------- quoted as data

@@ -52,13 +52,17 @@ def test_a_helper_called_like_a_standard_module_is_not_taken_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, "colorsys", raising=False)
-    body = HEAD + "import colorsys\n@reward\ndef f(completion): return colorsys.rgb_to_hsv(1,1,1)[2]"
+    body = (
+        HEAD + "import colorsys\n@reward\ndef f(completion): return colorsys.rgb_to_hsv(1,1,1)[2]"
+    )
     folder = write(tmp_path, r=body, colorsys="raise RuntimeError('not the standard one')\n")
     assert paid(f"{folder}/r.py:f") == [1.0]
 
 
 def test_tools_and_the_functions_of_judges_too(tmp_path: Path) -> None:
-    tool = "from plus_one import plus\ndef more(n: int) -> int:\n    'One more.'\n    return plus(n)\n"
+    tool = (
+        "from plus_one import plus\ndef more(n: int) -> int:\n    'One more.'\n    return plus(n)\n"
+    )
     folder = write(tmp_path, t=tool, plus_one="def plus(n): return n + 1\n")
     assert load_tool(f"{folder}/t.py:more").fn(2) == 3
     assert import_module_of(f"{folder}/t.py", "t", "judge").more(2) == 3
