@@ -340,6 +340,21 @@ def test_the_test_kit_finds_a_judge_that_does_what_it_is_told(options: Callable[
     assert "injection" in [finding.check for finding in report.failed]
 
 
+@pytest.mark.parametrize("name", ["judge", "judge_ranking"])
+def test_the_test_kit_asks_a_judge_that_is_gone_once(tmp_path: Path, name: str) -> None:
+    (tmp_path / "gone.py").write_text(
+        "from pathlib import Path\n\ndef ask(messages, seed):\n"
+        "    with Path(__file__).with_suffix('.log').open('a') as log:\n"
+        "        log.write('asked\\n')\n    raise ConnectionError('no route')\n"
+    )
+    given = {"function": f"{tmp_path}/gone.py:ask", "cache": str(tmp_path / "kept")}
+    [trial] = examine(load_reward(name, given)).findings
+    assert (trial.check, trial.status) == ("trial", "failed")
+    assert trial.message.endswith("; no other check was made")
+    asked = (tmp_path / "gone.log").read_text().splitlines()
+    assert len(asked) == 2, "a row that fails is tried once more"
+
+
 @pytest.mark.parametrize("answer", [0, "0"])
 @pytest.mark.parametrize("name", ["judge", "judge_ranking"])
 def test_the_answer_0_is_shown_as_any_other(
