@@ -69,12 +69,13 @@ class Reward:
         parameters = [
             p for p in inspect.signature(fn).parameters.values() if p.kind not in catch_all
         ]
+        name = name_of(fn)  # an object that can be called has that of its class
         first = "completions" if group else "completion"
         if not parameters or parameters[0].name != first:
-            raise TypeError(f"reward {fn.__name__!r}: its first parameter must be `{first}`")
+            raise TypeError(f"reward {name!r}: its first parameter must be `{first}`")
         self.fn = fn
         self.group = group
-        self.name = self.__name__ = fn.__name__
+        self.name = self.__name__ = name
         self.__doc__ = fn.__doc__
         self.__module__ = fn.__module__
         given = {p.name: p.default for p in parameters[1:] if p.default is not p.empty}
@@ -83,12 +84,12 @@ class Reward:
         self.defaults = {n: d for n, d in given.items() if n not in self.missing}
         if group and "policy_text" in (*self.columns, *self.missing):
             raise TypeError(
-                f"reward {fn.__name__!r}: with `group`, completions are what the policy wrote "
+                f"reward {name!r}: with `group`, completions are what the policy wrote "
                 "by @reward(group=True, policy_text=True)"
             )
         if group and (own := {*self.columns, *self.missing} & _OF_ONE):
             raise TypeError(
-                f"reward {fn.__name__!r}: {min(own)} differs between the completions of a "
+                f"reward {name!r}: {min(own)} differs between the completions of a "
                 "group, and with `group` a call has one value of each column"
             )
         self.options = dict(options or {})

@@ -112,9 +112,10 @@ def _place_of_object(target: Any) -> dict[str, str] | None:
     around = getattr(made, "__globals__", {})  # a later load may have taken its module's place
     spaces = [around, *(getattr(m, "__dict__", {}) for m in [*sys.modules.values()])]
     for space in [one for one in spaces if str(one.get("__name__")).startswith(FILE_MODULE)]:
-        if name := next((own for own, value in space.items() if value is target), ""):
+        own = [n for n, v in space.items() if (v.fn if isinstance(v, Reward) else v) is target]
+        if own:
             file = str(space.get("__file__"))
-            return {"module": file, "name": name, "folder": str(Path(file).parent)}
+            return {"module": file, "name": own[0], "folder": str(Path(file).parent)}
     return None
 
 
