@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rl_reasoner import Column, Score, reward, sandbox
-from rl_reasoner.errors import check_choice
+from rl_reasoner.errors import check_one_of
 from rl_reasoner.language.fences import python_blocks
 from rl_reasoner.language.thinking import behind_chain
 from rl_reasoner.sandbox.columns import list_tests
@@ -49,8 +49,8 @@ def code_tests(
 
 @code_tests.checks
 def _check_options(extract: str, credit: str, **others: object) -> None:
-    check_choice("extract of code_tests", extract, EXTRACT)
-    check_choice("credit of code_tests", credit, _CREDIT)
+    check_one_of("extract of code_tests", extract, EXTRACT)
+    check_one_of("credit of code_tests", credit, _CREDIT)
 
 
 @code_tests.batch
@@ -107,7 +107,7 @@ def time_of(limit: Any, timeout_s: float) -> float:
 
 def program_of(completion: str, extract: str) -> str | None:
     """The program in a completion by the policy `extract` (see `code_tests`); None for none."""
-    check_choice("extract of code_tests", extract, EXTRACT)
+    check_one_of("extract of code_tests", extract, EXTRACT)
     text = behind_chain(completion)
     if text is None:
         return None

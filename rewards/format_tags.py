@@ -6,7 +6,7 @@ so that the completion may begin inside it.
 """
 
 from rl_reasoner import Score, reward
-from rl_reasoner.errors import check_choice
+from rl_reasoner.errors import check_one_of
 from rl_reasoner.language.thinking import OPEN_THINK, TAGS
 
 # The tags that stand once each, in order, and what is between them: "" is blank.
@@ -48,4 +48,4 @@ def format_tags(
 
 @format_tags.checks
 def _check_options(form: str, **others: object) -> None:
-    check_choice("form of format_tags", form, _FORMS)
+    check_one_of("form of format_tags", form, _FORMS)

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from rl_reasoner import Score, reward
-from rl_reasoner.errors import check_choice
+from rl_reasoner.errors import check_one_of
 from rl_reasoner.language.instructions import Instruction, parsed, verdicts
 from rl_reasoner.language.thinking import answer_part
 
@@ -46,7 +46,7 @@ def instructions(
 
 @instructions.checks
 def _check_options(credit: str, **others: object) -> None:
-    check_choice("credit of instructions", credit, _CREDIT)
+    check_one_of("credit of instructions", credit, _CREDIT)
 
 
 def _plain(value: Any) -> Any:

@@ -8,7 +8,7 @@ docs/rewards-language.md.
 from collections.abc import Callable
 
 from rl_reasoner import Column, Score, reward
-from rl_reasoner.errors import check_choice
+from rl_reasoner.errors import check_one_of
 from rl_reasoner.language.identification import language_of, language_share
 from rl_reasoner.language.thinking import OPEN_THINK, answer_part, chain_of
 
@@ -45,4 +45,4 @@ def language(
 
 @language.checks
 def _check_options(part: str, **others: object) -> None:
-    check_choice("part of reward language", part, _PARTS)
+    check_one_of("part of reward language", part, _PARTS)

@@ -11,7 +11,7 @@ A target is the length control of L1 (arXiv 2503.04697), "think for n tokens": t
 from collections.abc import Sequence
 
 from rl_reasoner import Column, Score, reward
-from rl_reasoner.errors import check_choice
+from rl_reasoner.errors import check_one_of
 from rl_reasoner.language.units import words_of
 
 _MODES = ("exact", "most")
@@ -53,5 +53,5 @@ def length(
 
 @length.checks
 def _check_options(mode: str, unit: str, **others: object) -> None:
-    check_choice("mode of length", mode, _MODES)
-    check_choice("unit of length", unit, _UNITS)
+    check_one_of("mode of length", mode, _MODES)
+    check_one_of("unit of length", unit, _UNITS)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rl_reasoner import Score, reward, sandbox
-from rl_reasoner.errors import check_choice
+from rl_reasoner.errors import check_one_of
 from rl_reasoner.rewards.code_tests import EXTRACT, program_of
 from rl_reasoner.sandbox.columns import list_tests
 
@@ -56,4 +56,4 @@ def no_hardcode(
 
 @no_hardcode.checks
 def _check_options(extract: str, **others: object) -> None:
-    check_choice("extract of no_hardcode", extract, EXTRACT)
+    check_one_of("extract of no_hardcode", extract, EXTRACT)

@@ -37,7 +37,7 @@ def unknown(kind: str, name: str, known: Iterable[str], *, owner: str = "") -> U
     return UserError(f"{mistake}.{did_you_mean(name, names)}{there}")
 
 
-def check_choice(kind: str, value: object, known: Iterable[str]) -> None:
+def check_one_of(kind: str, value: object, known: Iterable[str]) -> None:
     """Raise `UserError` where `value`, a setting that is called `kind`, is none of `known`."""
     names = [*known]
     if not isinstance(value, str):

@@ -25,8 +25,9 @@ from rl_reasoner.judging.backends import (
     PolicyBackend,
     ServerBackend,
     check_backend,
+    check_bounds,
+    check_options,
 )
-from rl_reasoner.judging.options import check_bounds, check_options
 from rl_reasoner.judging.prompts import LABELS, Chat, ranking_chat, rubric_chat, turned
 from rl_reasoner.judging.rubric import Rubric, read_rubric
 from rl_reasoner.judging.verdicts import (

@@ -33,7 +33,7 @@ from rl_reasoner.scoring.batch import APPLIES, POLICY_TEXT, applies, name_reward
 from rl_reasoner.scoring.registry import check_name, load_reward
 from rl_reasoner.scoring.reward import Reward, name_of
 from rl_reasoner.scoring.rule import rule_of
-from rl_reasoner.scoring.trial_call import check_columns, is_mistake
+from rl_reasoner.scoring.trial_call import check_call, is_mistake
 from rl_reasoner.tools import load_tools
 from rl_reasoner.types import Fault, Row
 
@@ -309,7 +309,7 @@ def _try_reward(function: Callable[..., Any], name: str, row: Row, *, optional: 
     columns |= trl_columns(1, state=_STATE in reads)
     prompt, answer = row["problem"], str(row.get("answer", ""))
     chat = [{"role": "user", "content": prompt}], [{"role": "assistant", "content": answer}]
-    check_columns(function, {**columns, "prompts": [prompt]})
+    check_call(function, {**columns, "prompts": [prompt]})
     faults: list[Fault] = []
     for asked, completion in ((prompt, answer), chat):
         [outcome] = score_batch(function, [completion], {**columns, "prompts": [asked]})

@@ -16,15 +16,15 @@ from rl_reasoner.scoring.reward import Reward, is_shipped, name_of
 from rl_reasoner.scoring.trl_form import call_mistake
 from rl_reasoner.types import Fault
 
-_NEVER_RIGHT = ("UserError", "NameError", "UnboundLocalError", "ImportError", "ModuleNotFoundError")
-_NEVER_RIGHT += ("SyntaxError", "IndentationError")
+_NEVER_RIGHT = {"UserError", "NameError", "UnboundLocalError", "ImportError", "ModuleNotFoundError"}
+_NEVER_RIGHT |= {"SyntaxError", "IndentationError"}
 _ARGUMENTS = re.compile(
     r"missing \d+ required|unexpected keyword argument|positional arguments? but"
     r"|takes no (?:keyword )?arguments|multiple values for (?:keyword )?argument"
 )
 
 
-def check_columns(fn: Callable[..., Any], columns: Mapping[str, Any]) -> None:
+def check_call(fn: Callable[..., Any], columns: Mapping[str, Any]) -> None:
     """Raise `UserError` where the reward `fn` cannot be called on rows with these columns."""
     if not isinstance(fn, Reward):
         mistake = call_mistake(fn, name_of(fn), columns)

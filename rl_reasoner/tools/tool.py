@@ -232,10 +232,13 @@ def _arguments_of(
                 f"{parameter.name}: str, or the type that it has"
             )
         required = parameter.default is parameter.empty
+        told: dict[str, Any] = {}
+        if parameter.name in about:  # None would take the annotation's own away
+            told["description"] = about[parameter.name]
         field = Field(
             default=PydanticUndefined if required else parameter.default,
             alias=parameter.name,
-            **({"description": about[parameter.name]} if parameter.name in about else {}),
+            **told,
         )
         hint, key = hints[parameter.name], f"argument_{len(names)}"
         try:  # alone first: the message names the parameter
