@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rl_reasoner import Column, Score, reward, sandbox
-from rl_reasoner.errors import unknown
+from rl_reasoner.errors import check_one_of
 from rl_reasoner.language.fences import python_blocks
 from rl_reasoner.language.thinking import behind_chain
 from rl_reasoner.sandbox.columns import list_tests
 
 _FENCE_LINE = re.compile(r"^ {0,3}(?:```|~~~)", re.MULTILINE)  # deeper ones: of a docstring
-_EXTRACT = ("last", "first", "only", "whole", "any")
+EXTRACT = ("last", "first", "only", "whole", "any")
 _CREDIT = ("all", "fraction")
 _LONGEST_S = 60.0
 
@@ -47,6 +47,12 @@ def code_tests(
     return score
 
 
+@code_tests.checks
+def _check_options(extract: str, credit: str, **others: object) -> None:
+    check_one_of("extract of code_tests", extract, EXTRACT)
+    check_one_of("credit of code_tests", credit, _CREDIT)
+
+
 @code_tests.batch
 def _scores(
     completions: Sequence[str],
@@ -58,8 +64,7 @@ def _scores(
     **limits: Any,
 ) -> list[Score]:
     """The scores of a batch, on all processors; what is twice in it is run once."""
-    if credit not in _CREDIT:
-        raise unknown("credit of code_tests", credit, _CREDIT)
+    _check_options(extract, credit)
     programs = [program_of(completion, extract) for completion in completions]
     times = [time_of(row.get("time_limit_s"), timeout_s) for row in rows]
     tests = [list_tests(row["tests"]) for row in rows]
@@ -102,8 +107,7 @@ def time_of(limit: Any, timeout_s: float) -> float:
 
 def program_of(completion: str, extract: str) -> str | None:
     """The program in a completion by the policy `extract` (see `code_tests`); None for none."""
-    if extract not in _EXTRACT:
-        raise unknown("extract of code_tests", extract, _EXTRACT)
+    check_one_of("extract of code_tests", extract, EXTRACT)
     text = behind_chain(completion)
     if text is None:
         return None

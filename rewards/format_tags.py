@@ -6,7 +6,7 @@ so that the completion may begin inside it.
 """
 
 from rl_reasoner import Score, reward
-from rl_reasoner.errors import unknown
+from rl_reasoner.errors import check_one_of
 from rl_reasoner.language.thinking import OPEN_THINK, TAGS
 
 # The tags that stand once each, in order, and what is between them: "" is blank.
@@ -27,8 +27,7 @@ def format_tags(
     without tags) or "answer" (a free chain, then `<answer>…</answer>`). With `filled`, chain and
     answer must not be blank.
     """
-    if form not in _FORMS:
-        raise unknown("form of format_tags", form, _FORMS)
+    _check_options(form)
     tags, names = _FORMS[form]
     text = OPEN_THINK + completion if opened else completion
     wrong = [tag for tag in tags if text.count(tag) != 1]
@@ -45,3 +44,8 @@ def format_tags(
     if filled and blank:
         return Score(0.0, f"the {blank[0]} is blank")
     return Score(1.0, "think and answer parts in order")
+
+
+@format_tags.checks
+def _check_options(form: str, **others: object) -> None:
+    check_one_of("form of format_tags", form, _FORMS)

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from rl_reasoner import Score, reward
-from rl_reasoner.errors import unknown
+from rl_reasoner.errors import check_one_of
 from rl_reasoner.language.instructions import Instruction, parsed, verdicts
 from rl_reasoner.language.thinking import answer_part
 
@@ -28,8 +28,7 @@ def instructions(
     Judged is what stands behind the chain of thought, without answer tags. With `loose`, its first
     or last line and asterisks may be left out, as in IFEval. Parts are both counts.
     """
-    if credit not in _CREDIT:
-        raise unknown("credit of instructions", credit, _CREDIT)
+    _check_options(credit)
     given = instructions  # a cell of a CSV holds them as JSON; tables give numpy's numbers
     wanted = _parsed(given if isinstance(given, str) else json.dumps(given, default=_plain))
     judged = verdicts(answer_part(completion), wanted, loose)
@@ -43,6 +42,11 @@ def instructions(
     reason = "; ".join(wrong)[:300] or "follows all instructions"
     share = right / len(wanted)
     return Score(share if credit == "fraction" else float(share == 1.0), reason, parts)
+
+
+@instructions.checks
+def _check_options(credit: str, **others: object) -> None:
+    check_one_of("credit of instructions", credit, _CREDIT)
 
 
 def _plain(value: Any) -> Any:

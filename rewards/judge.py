@@ -49,4 +49,9 @@ def _scores(
     return ModelJudge.shared(options).points(cases)
 
 
+@judge.checks
+def _check_options(reference: bool, **options: Any) -> None:
+    ModelJudge.check(options)
+
+
 judge.code_options = ("function",)

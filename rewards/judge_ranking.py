@@ -47,4 +47,9 @@ def _scores(
     return ModelJudge.shared(options).rank(asked)
 
 
+@judge_ranking.checks
+def _check_options(reference: bool, **options: Any) -> None:
+    ModelJudge.check(options)
+
+
 judge_ranking.code_options = ("function",)

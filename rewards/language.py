@@ -8,7 +8,7 @@ docs/rewards-language.md.
 from collections.abc import Callable
 
 from rl_reasoner import Column, Score, reward
-from rl_reasoner.errors import unknown
+from rl_reasoner.errors import check_one_of
 from rl_reasoner.language.identification import language_of, language_share
 from rl_reasoner.language.thinking import OPEN_THINK, answer_part, chain_of
 
@@ -31,8 +31,7 @@ def language(
     `opened`, the chain was begun by the prompt. Abstains where there are no words, or no target
     can be determined.
     """
-    if part not in _PARTS:
-        raise unknown("part of reward language", part, _PARTS)
+    _check_options(part)
     wanted = language or target or language_of(prompt)
     if not wanted:
         return Score(None, "no target language: none given, and the prompt has no words")
@@ -42,3 +41,8 @@ def language(
         return Score(None, f"no words in the {part}")
     counts = ", ".join(f"{count} {code}" for code, count in sorted(share.words.items()))
     return Score(share.value, f"words: {counts}; expected: {wanted}", share.words)
+
+
+@language.checks
+def _check_options(part: str, **others: object) -> None:
+    check_one_of("part of reward language", part, _PARTS)

@@ -11,10 +11,11 @@ A target is the length control of L1 (arXiv 2503.04697), "think for n tokens": t
 from collections.abc import Sequence
 
 from rl_reasoner import Column, Score, reward
-from rl_reasoner.errors import unknown
+from rl_reasoner.errors import check_one_of
 from rl_reasoner.language.units import words_of
 
 _MODES = ("exact", "most")
+_UNITS = ("tokens", "words", "characters")
 
 
 @reward(policy_text=True)
@@ -34,15 +35,12 @@ def length(
     "most" 1 up to t, then as much less; never below 0. `unit` is "tokens" (words where no tokens
     are known), "words" or "characters".
     """
+    _check_options(mode, unit)
     aim = int(target_length or target)
     if aim <= 0:
         over = len(completion) - (limit - buffer)
         value = -min(1.0, max(0.0, over / buffer)) if buffer else -float(over > 0)
         return Score(value, f"{len(completion)} characters, limit {limit}")
-    if mode not in _MODES:
-        raise unknown("mode of length", mode, _MODES)
-    if unit not in ("tokens", "words", "characters"):
-        raise unknown("unit of length", unit, ("tokens", "words", "characters"))
     if unit == "tokens" and completion_ids is not None:
         size = len(completion_ids)
     elif unit == "characters":
@@ -51,3 +49,9 @@ def length(
         size = len(words_of(completion))
     off = abs(size - aim) if mode == "exact" else max(0, size - aim)
     return Score(max(0.0, 1.0 - off / aim), f"{size}, target {aim}")
+
+
+@length.checks
+def _check_options(mode: str, unit: str, **others: object) -> None:
+    check_one_of("mode of length", mode, _MODES)
+    check_one_of("unit of length", unit, _UNITS)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from rl_reasoner import Score, reward
 from rl_reasoner.answers import verify
 from rl_reasoner.answers.verdict import left_to_do, shown
+from rl_reasoner.errors import UserError
 from rl_reasoner.language.thinking import CLOSE_ANSWER, CLOSE_THINK, OPEN_ANSWER
 
 
@@ -38,13 +39,20 @@ def math_answer(
     return score
 
 
+@math_answer.checks
+def _check_options(tags: Sequence[str], **others: object) -> None:
+    listed = isinstance(tags, Sequence) and not isinstance(tags, str)
+    if listed and (not tags or (len(tags) == 2 and all(isinstance(t, str) and t for t in tags))):
+        return
+    raise UserError(f'tags is {tags!r:.80}: expected two texts, such as ["<ans>", "</ans>"]')
+
+
 def tagged(completion: str, tags: Sequence[str]) -> str:
     """A completion that says only what stands last between `tags`; empty where nothing does.
 
-    Raises ValueError for what are not two tags.
+    Raises `UserError` for what are not two tags.
     """
-    if isinstance(tags, str) or len(tags) != 2 or not all(isinstance(t, str) and t for t in tags):
-        raise ValueError(f'tags is {tags!r}: expected two texts, such as ["<ans>", "</ans>"]')
+    _check_options(tags)
     text = completion.rpartition(CLOSE_THINK)[2]
     end = text.rfind(tags[1])
     start = text.rfind(tags[0], 0, max(end, 0))

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rl_reasoner import Score, reward, sandbox
-from rl_reasoner.rewards.code_tests import program_of
+from rl_reasoner.errors import check_one_of
+from rl_reasoner.rewards.code_tests import EXTRACT, program_of
 from rl_reasoner.sandbox.columns import list_tests
 
 
@@ -51,3 +52,8 @@ def no_hardcode(
         return Score(None, str(error))
     count, passed = len(result.verdicts), result.verdicts.count("passed")
     return Score(float(result.passed), f"passes {passed} of {count} fresh tests")
+
+
+@no_hardcode.checks
+def _check_options(extract: str, **others: object) -> None:
+    check_one_of("extract of no_hardcode", extract, EXTRACT)

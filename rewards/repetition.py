@@ -17,8 +17,7 @@ def repetition(completion: str, size: int = 4, free: float = 0.3) -> Score:
     again. From there the penalty grows in proportion, to -1 where all n-grams are repeated. A loop
     costs its share of the text's characters.
     """
-    if size < 1 or not 0.0 <= free < 1.0:
-        raise UserError(f"repetition: size {size} must be 1 or more, free {free} from 0 to below 1")
+    _check_options(size, free)
     share = repeated_share(completion, size)
     loop, period = ending_loop(completion)
     part = loop / max(1, len(completion.rstrip()))
@@ -27,3 +26,12 @@ def repetition(completion: str, size: int = 4, free: float = 0.3) -> Score:
     if loop:
         reason += f"; the last {loop} characters repeat every {period}"
     return Score(0.0 - value, reason, {"repeated": share, "looped": part})
+
+
+@repetition.checks
+def _check_options(size: int, free: float) -> None:
+    numbers = isinstance(size, int) and isinstance(free, int | float)
+    if not numbers or size < 1 or not 0.0 <= free < 1.0:
+        raise UserError(
+            f"repetition: size {size!r} must be 1 or more, free {free!r} from 0 to below 1"
+        )

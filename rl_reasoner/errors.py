@@ -44,6 +44,16 @@ def unknown(kind: str, name: str, known: Iterable[str], *, owner: str = "") -> U
     return UserError(f"{mistake}.{did_you_mean(name, names)}{there}")
 
 
+def check_one_of(kind: str, value: object, known: Iterable[str]) -> None:
+    """Raise `UserError` where `value`, a setting that is called `kind`, is none of `known`."""
+    names = [*known]
+    if not isinstance(value, str):
+        there = ", ".join(names)
+        raise UserError(f"{kind} is {value!r:.40}: expected a text. There are: {there}.")
+    if value not in names:
+        raise unknown(kind, value, names)
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text: libraries append advice that is not for our users."""
     return str(error).strip().partition("\n")[0]

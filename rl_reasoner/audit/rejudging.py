@@ -42,7 +42,7 @@ from rl_reasoner.report.page import build_page
 from rl_reasoner.report.run_data import read_run
 from rl_reasoner.scoring.batch import APPLIES, POLICY_TEXT, score_own_rows
 from rl_reasoner.scoring.outcome import outcome_json
-from rl_reasoner.scoring.reward import Reward, name_of
+from rl_reasoner.scoring.reward import GROUPS, Reward, name_of
 from rl_reasoner.scoring.runner import SEEDS
 from rl_reasoner.scoring.trl_form import OF_TRAINER
 from rl_reasoner.training.reward_pass import seeds_of_rows
@@ -180,6 +180,7 @@ def _columns(pairs: Sequence[tuple[Row, Row]], seeds: list[int]) -> dict[str, An
         columns.pop(APPLIES, None)
     own = [rollout.get(POLICY_TEXT) for rollout, _ in pairs]
     given = {"prompts": [r["prompt"] for r, _ in pairs], SEEDS: seeds, POLICY_TEXT: own}
+    given[GROUPS] = [str(rollout.get("group")) for rollout, _ in pairs]
     return {**columns, **given, **trl_columns(len(pairs))}
 
 

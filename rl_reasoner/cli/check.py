@@ -13,7 +13,7 @@ from rl_reasoner.cli.arguments import Json, Options, Quiet, cell, parse_options
 from rl_reasoner.cli.progress import told_if_long
 from rl_reasoner.distributed.loading import load_for_good
 from rl_reasoner.errors import UserError, did_you_mean
-from rl_reasoner.report.console import emit, err, new_table, wrapped
+from rl_reasoner.report.console import emit, err, excerpt, new_table, wrapped
 
 _STYLE = {"passed": "green", "warned": "yellow", "failed": "red", "skipped": "dim"}
 
@@ -80,7 +80,7 @@ class CheckVerb:
         for finding in report.findings:
             status = Text(_WORDS.get(finding.status, finding.status), _STYLE[finding.status])
             shown = Text(f"{finding.completion!r:.100}" if finding.completion else "")
-            table.add_row(status, finding.check, Text(finding.message), shown)
+            table.add_row(status, finding.check, Text(excerpt(finding.message)), shown)
         findings = [asdict(finding) for finding in report.findings]
         emit(self.json, {"reward": report.reward, "findings": findings}, table)
         if not (self.json or report.failed):

@@ -23,7 +23,7 @@ from rl_reasoner.cli.arguments import (
 from rl_reasoner.cli.progress import ProgressBars, told_if_long
 from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.files import write_jsonl
-from rl_reasoner.report.console import emit, err, new_table
+from rl_reasoner.report.console import emit, err, excerpt, new_table
 
 _PIECE = 256  # rows that are scored at once
 _SHOWN = 50  # rows of a table
@@ -76,7 +76,7 @@ class ScoreVerb:
         table.caption_justify = "left"
         for row in rescoring.flips[:_SHOWN]:
             values = [str(row["step"]), f"{row['then']:g}", f"{row['now']:g}"]
-            table.add_row(*values, Text(row["reason"]), Text(row["completion"][-80:]))
+            table.add_row(*values, Text(excerpt(row["reason"])), Text(row["completion"][-80:]))
         emit(self.json, summary, table)
 
     def _score(self, file: str) -> None:
@@ -117,7 +117,8 @@ class ScoreVerb:
 
         for name, marks in zip(names, scores, strict=True):
             if marks and all(mark["outcome"] == "fault" for mark in marks):
-                raise RewardsFailed(f"{name}: the reward failed on every row: {marks[0]['reason']}")
+                why = excerpt(marks[0]["reason"])
+                raise RewardsFailed(f"{name}: the reward failed on every row: {why}")
 
 
 def _call_all(*calls: Callable[[], Any]) -> list[Any]:
@@ -201,7 +202,7 @@ def _score_table(
     table.caption_justify = "left"
     for entry in entries[:_SHOWN]:
         values = [str(entry[name]["value"]) for name in names]
-        reasons = "; ".join(entry[name]["reason"] for name in names)
+        reasons = "; ".join(excerpt(entry[name]["reason"]) for name in names)
         end = str(rows[entry["row"] - 1]["completion"])[-80:]
         table.add_row(str(entry["row"]), *values, Text(reasons), Text(end))
     return table

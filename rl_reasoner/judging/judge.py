@@ -19,12 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
-from rl_reasoner.errors import UserError
 from rl_reasoner.judging.backends import (
     FunctionBackend,
     JudgeBackend,
     PolicyBackend,
     ServerBackend,
+    check_backend,
+    check_bounds,
+    check_options,
 )
 from rl_reasoner.judging.prompts import LABELS, Chat, ranking_chat, rubric_chat, turned
 from rl_reasoner.judging.rubric import Rubric, read_rubric
@@ -86,12 +88,7 @@ class ModelJudge:
     counts: Counts = field(default_factory=Counts)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.votes <= 25:
-            raise UserError(f"judge: votes is {self.votes!r}: expected 1 to 25")
-        if not 0 <= self.tolerance <= 1:
-            raise UserError(f"judge: tolerance is {self.tolerance!r}: expected 0 to 1")
-        if self.most_chars < 100:
-            raise UserError(f"judge: max_chars is {self.most_chars!r}: expected 100 or more")
+        check_bounds(self.votes, self.tolerance, self.most_chars)
         self._store = SampleCache(self.cache or cache_folder() / "judge", self.backend.identity)
         self._failed = 0
 
@@ -124,7 +121,7 @@ class ModelJudge:
         One of `server` (a URL, with `model`), `policy` (a folder, GGUF file or hub id) and
         `function` ("FILE.py:NAME") answers. Raises `UserError` for options that make no sense.
         """
-        _check_options(dict(locals()))
+        check_options(dict(locals()))
         counts = Counts()
         backend: JudgeBackend
         if server and model:
@@ -148,6 +145,15 @@ class ModelJudge:
         folder = Path(cache).expanduser() if cache else None
         own = read_rubric(rubric)
         return cls(backend, own, votes, tolerance, max_chars, folder, budget, counts)
+
+    @staticmethod
+    def check(options: Mapping[str, Any]) -> None:
+        """Raise `UserError` as `of` does; no server is asked and no policy is opened."""
+        whole = {**{p.name: p.default for p in _options()}, **options}
+        check_options(whole)
+        check_bounds(whole["votes"], whole["tolerance"], whole["max_chars"])
+        read_rubric(whole["rubric"])
+        check_backend(whole["server"], whole["function"])
 
     _SHARED: ClassVar[dict[str, "ModelJudge"]] = {}
 
@@ -422,30 +428,6 @@ class ModelJudge:
 def _options() -> list[inspect.Parameter]:
     """The options of a judge: the parameters of `ModelJudge.of`."""
     return [*inspect.signature(ModelJudge.of).parameters.values()]
-
-
-_WHOLE = ("votes", "max_chars", "max_tokens", "attempts", "concurrency", "max_requests")
-_NUMBERS = ("tolerance", "temperature", "timeout_s", "price_in", "price_out", "max_cost")
-_POSITIVE = ("max_tokens", "timeout_s", "attempts", "concurrency")
-
-
-def _check_options(given: Mapping[str, Any]) -> None:
-    """Raise `UserError` for options of `ModelJudge.of` that make no sense."""
-    named = [name for name in ("server", "policy", "function") if given[name]]
-    if len(named) != 1:
-        has = " and ".join(named) or "none"
-        raise UserError(f"judge: give one of server, policy and function (it has {has})")
-    if given["server"] and not given["model"]:
-        raise UserError("judge: server needs model, the model's name there")
-    for name in (*_WHOLE, *_NUMBERS):
-        value, kind = given[name], int if name in _WHOLE else (int, float)
-        if value is None and name in ("max_requests", "max_cost"):
-            continue
-        if isinstance(value, bool) or not isinstance(value, kind):
-            what = "a whole number" if kind is int else "a number"
-            raise UserError(f"judge: {name} is {value!r:.40}: expected {what}")
-        if name in _POSITIVE and not value > 0:
-            raise UserError(f"judge: {name} is {value!r}: expected more than 0")
 
 
 def _shuffled(text: str) -> str:

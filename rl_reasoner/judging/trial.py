@@ -53,12 +53,16 @@ def try_judge(fn: Reward) -> Trial:
     """Ask the judge `fn` about a right and a wrong sum."""
     first = time.time_ns() % 900_000 + 100_000
     if fn.group:
-        _ask(fn, first, (0, 1))
+        right, wrong = _ask(fn, first, (0, 1))
         started = time.perf_counter()
+        if isinstance(right, Fault):  # the second question would wait as long
+            return Trial(right, wrong, 0.0)
         right, wrong = _ask(fn, first + 1, (0, 1))
     else:
         [right] = _ask(fn, first, (0,))
         started = time.perf_counter()
+        if isinstance(right, Fault):
+            return Trial(right, right, 0.0)
         [wrong] = _ask(fn, first + 1, (1,))
     return Trial(right, wrong, time.perf_counter() - started)
 

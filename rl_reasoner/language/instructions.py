@@ -319,7 +319,7 @@ _QUOTES = ('""', "“”", "「」", "『』", "«»", "„“")
 def _quoted(text: str, args: Args) -> Followed:
     pair = text[0] + text[-1]
     whole = len(text) > 2 and pair in _QUOTES and bool(text[1:-1].strip())
-    return whole, f"is enclosed by {text[0]} and {text[-1]}"
+    return whole, f"begins with {text[0]} and ends with {text[-1]}"
 
 
 def _title(text: str, args: Args) -> Followed:

@@ -6,6 +6,7 @@ the recipe. What only trl or the machine can refuse is `prepare`'s.
 """
 
 import importlib.util
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,9 +32,12 @@ from rl_reasoner.rollout.episodes.opening import open_rows
 from rl_reasoner.scoring.batch import APPLIES, POLICY_TEXT, applies, name_rewards, score_batch
 from rl_reasoner.scoring.registry import check_name, load_reward
 from rl_reasoner.scoring.reward import Reward, name_of
+from rl_reasoner.scoring.rule import rule_of
+from rl_reasoner.scoring.trial_call import check_call, is_mistake
 from rl_reasoner.tools import load_tools
 from rl_reasoner.types import Fault, Row
 
+_log = logging.getLogger(__name__)
 _STATE = "trainer_state"
 _TURNS = ("files", "scored", "others")
 """The order in which rows are read, so that mistakes show soon: those of files, those generated
@@ -192,11 +196,17 @@ def _try_rewards(
     problems: Problems,
 ) -> None:
     """Call each reward once on a real row of each task; and ask for the forms of a control arm."""
+    failed: dict[str, str] = {}
     for stage in (one for one in recipe.stages if one.kind == "grpo"):
         for name, function in rewards.items():
+            optional = rule_of(function, recipe.rewards[name].optional).optional
             for row in _first_of_each_task(unfiltered(recipe, stage, rows), name_of(function)):
                 with problems.field("rewards", name):
-                    _try_reward(function, name_rewards(row, rewards))
+                    row = name_rewards(row, rewards)
+                    if said := _try_reward(function, name, row, optional=optional):
+                        failed.setdefault(name, said)
+    for name, said in failed.items():
+        _log.warning("reward %s failed on its trial call: %s", name, said)
     if "form_only" in recipe.controls and recipe.controlled and not problems.found:
         with problems.field("controls"):
             with_forms(unfiltered(recipe, recipe.controlled, rows), recipe, rewards)
@@ -285,9 +295,11 @@ def _first_of_each_task(rows: Sequence[Row], reward: str) -> list[Row]:
     return list({row.get("task"): row for row in reversed(mine)}.values())
 
 
-def _try_reward(function: Callable[..., Any], row: Row) -> None:
+def _try_reward(function: Callable[..., Any], name: str, row: Row, *, optional: bool) -> str:
     """Call a reward once on a real row, with its answer (if any) as the completion.
 
+    Raises `UserError` where it cannot be trained with (`trial_call`); where it failed on this
+    completion, and may not on others, the words of a warning are returned.
     A function of trl's own form may want chats or plain texts; which one is known only when the
     policy is open, so it has to take one of them.
     """
@@ -297,15 +309,22 @@ def _try_reward(function: Callable[..., Any], row: Row) -> None:
     columns |= trl_columns(1, state=_STATE in reads)
     prompt, answer = row["problem"], str(row.get("answer", ""))
     chat = [{"role": "user", "content": prompt}], [{"role": "assistant", "content": answer}]
-    faults = []
+    check_call(function, {**columns, "prompts": [prompt]})
+    faults: list[Fault] = []
     for asked, completion in ((prompt, answer), chat):
         [outcome] = score_batch(function, [completion], {**columns, "prompts": [asked]})
         if not isinstance(outcome, Fault):
-            return
-        faults.append(outcome.message)
+            return ""
+        faults.append(outcome)
         if isinstance(function, Reward):
             break
-    raise UserError(f"a trial call failed: {faults[0]}")
+    said = "; given a chat: ".join(fault.message for fault in faults)
+    if is_mistake(function, name, faults, optional=optional):
+        raise UserError(f"a trial call failed: {faults[0].message}")
+    return (
+        f"{said}. It was given the row's answer alone, {answer!r:.60}; completions of a policy on "
+        "which it fails leave their groups"
+    )
 
 
 def trl_columns(completions: int, *, state: bool = True) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from rl_reasoner.rollout.tool_turns import ToolUse
 from rl_reasoner.scoring.batch import POLICY_TEXT, score_own_rows
 from rl_reasoner.scoring.limits import Limits
 from rl_reasoner.scoring.outcome import NOT_ITS_ROW, failed, outcome_json, usable
+from rl_reasoner.scoring.reward import GROUPS
 from rl_reasoner.scoring.rule import rule_of, total
 from rl_reasoner.types import Outcome, Prompt, Rollout, Row
 
@@ -231,6 +232,7 @@ def _score(
     columns[EPISODE] = [rollout.episode for rollout in sampled]
     columns[POLICY_TEXT] = [rollout.policy_text for rollout in sampled]
     columns["prompts"] = [prompt for prompt in prompts for _ in range(size)]
+    columns[GROUPS] = [i // size for i in range(len(sampled))]
     chat = not isinstance(prompts[0], str)
     texts = [[{"role": "assistant", "content": r.text}] if chat else r.text for r in sampled]
     return [

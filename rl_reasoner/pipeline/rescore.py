@@ -27,7 +27,7 @@ from rl_reasoner.scoring.batch import (
 )
 from rl_reasoner.scoring.outcome import failed, outcome_json, usable
 from rl_reasoner.scoring.registry import load_reward
-from rl_reasoner.scoring.reward import Reward, name_of
+from rl_reasoner.scoring.reward import GROUPS, Reward, name_of
 from rl_reasoner.types import Row
 
 
@@ -114,6 +114,7 @@ def _rescore_step(
             )
     columns = {name: [row.get(name) for row in rows] for name in names}
     columns["prompts"] = [rollout["prompt"] for rollout in batch]
+    columns[GROUPS] = [rollout["group"] for rollout in batch]
     columns[POLICY_TEXT] = [rollout.get(POLICY_TEXT) for rollout in batch]
     name = name_of(reward)
     if any(name in rollout["scores"] for rollout in batch):

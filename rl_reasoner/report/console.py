@@ -81,6 +81,13 @@ def wrapped(text: str, indent: str = "", start: str = "", columns: int = COLUMNS
     )
 
 
+def excerpt(text: str, most: int = 300) -> str:
+    """`text`, or its first `most` characters and how many were left out."""
+    if len(text) <= most:
+        return text
+    return f"{text[:most]}… ({len(text) - most:,} more characters)"
+
+
 def new_table(*columns: str) -> Table:
     """An empty table of our look, with these columns."""
     table = Table(box=None, pad_edge=False, header_style="bold")

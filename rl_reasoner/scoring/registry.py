@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.paths import room
+from rl_reasoner.scoring.beside import beside
 from rl_reasoner.scoring.fault_places import location_of
 from rl_reasoner.scoring.reward import FILE_MODULE, Reward, name_of
 from rl_reasoner.scoring.source import reward_from_source
@@ -38,8 +39,8 @@ def load_reward(
 
     Forms: the name of a shipped reward or of an entry point of the group `rl_reasoner.rewards`;
     "package.module:function"; "path/file.py:function"; "https://…" (`http_reward`). Raises
-    `UserError` where nothing is found, the file has an error, or options are given to a function
-    that takes none.
+    `UserError` where nothing is found, the file has an error, options are given to a function that
+    takes none, or their values make no sense.
     """
     if reference.startswith(("http://", "https://")):
         return _over_http(reference, options or {})
@@ -47,7 +48,9 @@ def load_reward(
     if not callable(fn):
         raise UserError(f"reward {reference!r} is {type(fn).__name__}, not a function")
     if isinstance(fn, Reward):
-        return fn.with_options(**options) if options else fn
+        chosen = fn.with_options(**options) if options else fn
+        chosen.check_options()
+        return chosen
     if mistake := form_mistake(fn, reference.rpartition(":")[2]):
         raise UserError(mistake)
     if options:
@@ -125,7 +128,8 @@ def _over_http(url: str, options: Mapping[str, Any]) -> Callable[..., Any]:
 def import_module_of(name: str, reference: str, kind: str = "reward") -> ModuleType:
     """The module `name`, or the one in the file of that name, imported; raises `UserError`.
 
-    Its messages say that it is for the `kind` called `reference`.
+    A file finds what lies in its folder (`beside`). The messages say that it is for the `kind`
+    called `reference`.
     """
     try:
         if not name.endswith(".py"):
@@ -138,7 +142,8 @@ def import_module_of(name: str, reference: str, kind: str = "reward") -> ModuleT
             raise UserError(f"{kind} {reference!r}: {path} is not a Python file")
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
+        with beside(path.parent):
+            spec.loader.exec_module(module)
     except SyntaxError as error:
         line = f"{error.filename}:{error.lineno}"
         raise UserError(f"{kind} {reference!r}: syntax error at {line}: {error.msg}") from error

@@ -21,10 +21,14 @@ from rl_reasoner.scoring.trl_form import needs_column
 from rl_reasoner.types import Completion, Score, own_text_of, text_of
 
 _Many = TypeVar("_Many", bound=Callable[..., Sequence[object]])
+_Check = TypeVar("_Check", bound=Callable[..., None])
 OnAbstain = Literal["leave", "ignore"]
 _OF_ONE = {"completion_ids", "row_seed"}  # columns with a value of each completion's own
 FILE_MODULE = "rl_reasoner_reward_"
 """The module of a reward named "path/file.py:function" is called this and the file's stem."""
+GROUPS = "completion group numbers"
+"""The column with the number of each row's group, where that is known: a prompt may be in a batch
+several times. Functions do not see it."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +69,13 @@ class Reward:
         parameters = [
             p for p in inspect.signature(fn).parameters.values() if p.kind not in catch_all
         ]
+        name = name_of(fn)  # an object that can be called has that of its class
         first = "completions" if group else "completion"
         if not parameters or parameters[0].name != first:
-            raise TypeError(f"reward {fn.__name__!r}: its first parameter must be `{first}`")
+            raise TypeError(f"reward {name!r}: its first parameter must be `{first}`")
         self.fn = fn
         self.group = group
-        self.name = self.__name__ = fn.__name__
+        self.name = self.__name__ = name
         self.__doc__ = fn.__doc__
         self.__module__ = fn.__module__
         given = {p.name: p.default for p in parameters[1:] if p.default is not p.empty}
@@ -79,16 +84,17 @@ class Reward:
         self.defaults = {n: d for n, d in given.items() if n not in self.missing}
         if group and "policy_text" in (*self.columns, *self.missing):
             raise TypeError(
-                f"reward {fn.__name__!r}: with `group`, completions are what the policy wrote "
+                f"reward {name!r}: with `group`, completions are what the policy wrote "
                 "by @reward(group=True, policy_text=True)"
             )
         if group and (own := {*self.columns, *self.missing} & _OF_ONE):
             raise TypeError(
-                f"reward {fn.__name__!r}: {min(own)} differs between the completions of a "
+                f"reward {name!r}: {min(own)} differs between the completions of a "
                 "group, and with `group` a call has one value of each column"
             )
         self.options = dict(options or {})
         self._many: Callable[..., Sequence[object]] | None = None
+        self._check: Callable[..., None] | None = None
         for option in self.options:
             if option not in self.defaults:
                 raise unknown("option", option, self.defaults, owner=f"reward {self.name}")
@@ -98,7 +104,7 @@ class Reward:
         chosen = type(self)(self.fn, {**self.options, **options}, self.group)
         chosen.name = chosen.__name__ = self.name
         chosen.columns, chosen.missing = self.columns, self.missing  # some are not the signature's
-        chosen._many = self._many
+        chosen._many, chosen._check = self._many, self._check
         chosen.optional, chosen.on_abstain = self.optional, self.on_abstain
         chosen.policy_text, chosen.code_options = self.policy_text, self.code_options
         return chosen
@@ -113,6 +119,19 @@ class Reward:
         """
         self._many = many
         return many
+
+    def checks(self, check: _Check) -> _Check:
+        """Decorator for a function that is called with every option before any row is scored.
+
+        It raises `UserError` for values that make no sense: then no command begins with them.
+        """
+        self._check = check
+        return check
+
+    def check_options(self) -> None:
+        """Raise `UserError` where the values of the options make no sense (`checks`)."""
+        if self._check is not None:
+            self._check(**{**self.defaults, **self.options})
 
     @property
     def many(self) -> Callable[..., Sequence[object]] | None:
@@ -168,12 +187,16 @@ class Reward:
     def groups(self, columns: Mapping[str, Any], count: int) -> list[list[int]]:
         """The rows of each call, of a batch of `count`: one, or all of a prompt for a group reward.
 
-        Rows are of one group where the prompt and the reward's own columns are the same.
+        Rows are of one group where the column `GROUPS` has the same number; without it, where the
+        prompt and the reward's own columns are the same.
         """
         if not self.group:
             return [[index] for index in range(count)]
-        found: dict[str, list[int]] = {}
+        found: dict[Any, list[int]] = {}
         for index in range(count):
+            if GROUPS in columns:
+                found.setdefault(columns[GROUPS][index], []).append(index)
+                continue
             prompt = columns["prompts"][index] if "prompts" in columns else None
             own = self.row(columns, index)
             found.setdefault(repr((prompt, own)), []).append(index)

@@ -24,7 +24,7 @@ from typing import Any
 from rl_reasoner.scoring.call import call_reward, one_by_one
 from rl_reasoner.scoring.executors import LOAD_S, HoldsState, Process, RewardCall, Thread
 from rl_reasoner.scoring.limits import Limits
-from rl_reasoner.scoring.reward import Reward, brings_code, is_shipped, name_of
+from rl_reasoner.scoring.reward import GROUPS, Reward, brings_code, is_shipped, name_of
 from rl_reasoner.scoring.transport import pack_reward
 from rl_reasoner.scoring.trl_form import OF_TRAINER, call_mistake
 from rl_reasoner.scoring.waiting import warn_while_waiting
@@ -58,6 +58,8 @@ class Runner:
         fn = self._function()
         columns = {**columns}
         seeds = columns.pop(SEEDS, ())
+        if not getattr(fn, "group", False):
+            columns.pop(GROUPS, None)
         if self.shipped:
             unused = asyncio.Runner()  # none of them is asynchronous; a notebook's own loop runs
             return list(call_reward(fn, completions, columns, self.limits.timeout_s, unused))
@@ -110,7 +112,7 @@ class Runner:
                 fn.row(columns, index)  # raises where one is missing
             named = (*fn.columns, *fn.missing)
             wanted = {"prompts" if n == "prompt" and n not in columns else n for n in named}
-            wanted |= {"prompts"} if fn.group else set()
+            wanted |= {"prompts", GROUPS} if fn.group else set()
             kept = {name: columns[name] for name in wanted if name in columns}
             return RewardCall(completions, kept, {}, seeds)
         if mistake := call_mistake(fn, self.name, columns):

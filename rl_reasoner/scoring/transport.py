@@ -11,10 +11,12 @@ import io
 import pickle
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import cloudpickle
 
+from rl_reasoner.scoring.beside import stay_beside
 from rl_reasoner.scoring.registry import import_module_of
 from rl_reasoner.scoring.reward import FILE_MODULE, Reward
 from rl_reasoner.scoring.source import TEXT, reward_from_source
@@ -65,6 +67,8 @@ def unpack_reward(packed: Mapping[str, Any]) -> Callable[..., Any]:
     if "text" in packed:
         fn = reward_from_source(packed["name"], packed["text"])
     else:
+        if "folder" in packed:
+            stay_beside(Path(packed["folder"]))
         fn = import_module_of(packed["module"], packed["module"])
         for part in packed["name"].split("."):
             fn = getattr(fn, part)
@@ -108,8 +112,10 @@ def _place_of_object(target: Any) -> dict[str, str] | None:
     around = getattr(made, "__globals__", {})  # a later load may have taken its module's place
     spaces = [around, *(getattr(m, "__dict__", {}) for m in [*sys.modules.values()])]
     for space in [one for one in spaces if str(one.get("__name__")).startswith(FILE_MODULE)]:
-        if name := next((own for own, value in space.items() if value is target), ""):
-            return {"module": str(space.get("__file__")), "name": name}
+        own = [n for n, v in space.items() if (v.fn if isinstance(v, Reward) else v) is target]
+        if own:
+            file = str(space.get("__file__"))
+            return {"module": file, "name": own[0], "folder": str(Path(file).parent)}
     return None
 
 
@@ -140,5 +146,15 @@ def _place(target: Any, many: Any) -> dict[str, str] | None:
     if not own:
         spec = space.get("__spec__")
         if spec is not None and spec.origin == file:
-            return {"module": module, "name": name}
-    return {"module": file, "name": name} if file and file.endswith(".py") else None
+            return {"module": module, "name": name, **_folder_of(module, Path(str(file)))}
+    if not file or not file.endswith(".py"):
+        return None
+    return {"module": file, "name": name, "folder": str(Path(file).parent)}
+
+
+def _folder_of(module: str, file: Path) -> dict[str, str]:
+    """The folder of a module that lies beside a user's file, and is not found without it."""
+    inside = file.parent if file.name == "__init__.py" else file
+    folder = inside.parents[module.count(".")]
+    known = {Path(path).resolve() for path in sys.path}
+    return {} if folder.resolve() in known else {"folder": str(folder)}

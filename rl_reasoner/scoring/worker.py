@@ -106,6 +106,15 @@ def main() -> None:
     lines = os.fdopen(os.dup(0), encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.modules["__main__"] = ModuleType("__main__")  # a copied function's own is elsewhere
+    try:
+        _serve(lines, out)
+    except SystemExit as error:  # of the reward; what it has left open does not hold up the end
+        sys.stderr.flush()
+        os._exit(_exit_code(error))
+
+
+def _serve(lines: TextIO, out: TextIO) -> None:
+    """Answer the requests, until there are no more."""
     fn: Any = None
     packed: dict[str, Any] = {}
     held = b""
@@ -120,6 +129,13 @@ def main() -> None:
         else:
             logged = _judge(fn, request, loop, log, out)
             _put(out, {"logged": logged, "changed": snapshot(packed, fn) != held})
+
+
+def _exit_code(error: SystemExit) -> int:
+    """The code that the process would end with."""
+    if error.code is None or isinstance(error.code, int):
+        return (error.code or 0) & 0xFF
+    return 1
 
 
 if __name__ == "__main__":

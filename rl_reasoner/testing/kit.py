@@ -19,7 +19,6 @@ from rl_reasoner.dataset.rows import lint
 from rl_reasoner.dataset.sets import read_rows
 from rl_reasoner.dataset.tasks.generate import TASKS, generate_problems
 from rl_reasoner.errors import UserError
-from rl_reasoner.judging.trial import is_judge, try_judge
 from rl_reasoner.scoring.batch import POLICY_TEXT
 from rl_reasoner.scoring.limits import Limits
 from rl_reasoner.scoring.outcome import failed, outcome_json, usable
@@ -28,12 +27,16 @@ from rl_reasoner.scoring.runner import Runner
 from rl_reasoner.testing import probes
 from rl_reasoner.testing.apart import tell_apart
 from rl_reasoner.testing.findings import Finding, Report, Status
+from rl_reasoner.testing.first_call import first_call
 from rl_reasoner.testing.wrappers import threaded, watched
 from rl_reasoner.types import Fault, Outcome, Row
 
 ROWS = 8
 SLOW_S = 0.5
 """The 99th percentile of a call's seconds above which a reward is called slow."""
+_NO_SCORE = "nothing was judged: no completion got a score"
+_OF_SCORES = ("length", "empty forms", "injection", "made-up sum")
+"""The checks that compare scores: without any they say nothing."""
 _NEEDS_GOLD = "it does not distinguish right answers from wrong ones: nothing to hack"
 
 
@@ -59,12 +62,11 @@ def examine(
     limits = Limits(timeout_s=timeout_s, batch_timeout_s=12 * timeout_s, memory_mb=2048)
     report, runner = Report(name_of(fn)), Runner(fn, limits)
     try:
-        if late := _late(fn, rows[0], runner):
-            report.findings.append(late)
+        report.findings += first_call(fn, rows[0], runner)
+        if report.failed:
             return report
         kit = _Kit(fn, rows, limits, runner)
         for check in (
-            *((kit.trial,) if is_judge(fn) else ()),
             kit.process,
             kit.types,
             kit.numbers,
@@ -87,7 +89,7 @@ def examine(
             kit.made_up,
             kit.undone,
         ):
-            report.findings.append(check())
+            report.findings.append(kit.judged(check()))
     finally:
         runner.close()
     return report
@@ -115,22 +117,6 @@ def _rows(fn: Callable[..., Any], data: Sequence[Row] | str | None) -> list[Row]
     if len(chosen) < 3:
         raise UserError("the kit needs at least three rows with different answers")
     return chosen
-
-
-def _late(fn: Callable[..., Any], row: Row, runner: Runner) -> Finding | None:
-    """What is wrong with a reward that does not come back from a first row; a judge may be slow.
-
-    Every later call would take as long as it may.
-    """
-    if is_judge(fn):
-        return None
-    columns = {name: [value] for name, value in row.items() if name != "completion"}
-    columns |= {"prompts": [str(row.get("problem", ""))], POLICY_TEXT: [probes.NEUTRAL]}
-    [outcome] = runner.score([probes.NEUTRAL], columns)
-    if not isinstance(outcome, Fault) or outcome.kind != "timeout":
-        return None
-    message = f"{outcome.message}; no other check was made"
-    return Finding("answers", "failed", message, probes.NEUTRAL)
 
 
 @dataclass
@@ -232,10 +218,16 @@ class _Kit:
 
     # ------------------------------------------------------------------------ what it returns
 
-    def trial(self) -> Finding:
-        """Does the model behind a judge answer, how soon, and with a verdict?"""
-        assert isinstance(self.fn, Reward)  # `examine` asks no other
-        return Finding("trial", *try_judge(self.fn).told())
+    def judged(self, finding: Finding) -> Finding:
+        """The finding; where it passed because there was nothing to judge, it was not made."""
+        outcomes = [outcome for _, outcome in self._seen()]
+        if finding.status != "passed" or finding.check == "process":
+            return finding
+        if any(not math.isnan(usable(outcome)) for outcome in outcomes):
+            return finding
+        if not all(map(failed, outcomes)) and finding.check not in _OF_SCORES:
+            return finding  # it abstains, which is to behave
+        return Finding(finding.check, "skipped", _NO_SCORE)
 
     def process(self) -> Finding:
         """Can it leave this process?"""

@@ -137,8 +137,9 @@ class Tool:
 def tool(fn: Callable[..., Any]) -> Tool:
     """Turn a typed function with a docstring into a `Tool` (see there).
 
-    Descriptions of parameters are taken from the docstring's section `Args:`. Raises `UserError`
-    where the docstring, or a parameter's annotation, is missing or says nothing that JSON can.
+    Descriptions of parameters are taken from the docstring's section `Args:`, else from a `Field`
+    that annotates them. Raises `UserError` where the docstring, or a parameter's annotation, is
+    missing or says nothing that JSON can.
     """
     return Tool(fn)
 
@@ -231,21 +232,31 @@ def _arguments_of(
                 f"{parameter.name}: str, or the type that it has"
             )
         required = parameter.default is parameter.empty
+        told: dict[str, Any] = {}
+        if parameter.name in about:  # None would take the annotation's own away
+            told["description"] = about[parameter.name]
         field = Field(
             default=PydanticUndefined if required else parameter.default,
             alias=parameter.name,
-            description=about.get(parameter.name),
+            **told,
         )
         hint, key = hints[parameter.name], f"argument_{len(names)}"
         try:  # alone first: the message names the parameter
             create_model("One", value=(hint, ...)).model_json_schema()
         except (PydanticUserError, TypeError) as error:
+            shown = inspect.formatannotation(hint)
             raise UserError(
-                f"{owner}: parameter {parameter.name!r} is {inspect.formatannotation(hint)}: "
-                "a policy can give texts, numbers, lists, dicts and what pydantic makes of them"
+                f"{owner}: parameter {parameter.name!r} is {shown}: {_fitting(error)}"
             ) from error
         names[key], fields[key] = parameter.name, (hint, field)
     return names, create_model("Arguments", __config__=ConfigDict(extra="forbid"), **fields)
+
+
+def _fitting(error: Exception) -> str:
+    """What an annotation may be, where pydantic has refused one with `error`."""
+    if getattr(error, "code", None) == "typed-dict-version":
+        return "before Python 3.12 a TypedDict has to be that of typing_extensions"
+    return "a policy can give texts, numbers, lists, dicts and what pydantic makes of them"
 
 
 def _plain_schema(schema: dict[str, Any]) -> dict[str, Any]:

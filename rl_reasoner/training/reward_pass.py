@@ -41,7 +41,7 @@ from rl_reasoner.scoring.batch import (
 from rl_reasoner.scoring.circuit_breaker import Breaker
 from rl_reasoner.scoring.limits import Limits
 from rl_reasoner.scoring.outcome import NOT_ITS_ROW, failed, outcome_json, usable
-from rl_reasoner.scoring.reward import Reward
+from rl_reasoner.scoring.reward import GROUPS, Reward
 from rl_reasoner.scoring.rule import Rule, rule_of, total
 from rl_reasoner.scoring.runner import SEEDS
 from rl_reasoner.scoring.trl_form import OF_TRL, call_mistake, form_mistake, needs_column
@@ -171,6 +171,7 @@ class RewardPass:
         columns = {
             **self._columns(inputs, prompts, ids),
             **self._seeds(batch, len(inputs)),
+            **self._groups(len(inputs)),
             **trainer.internals.for_rewards(),
             **self._given(batch),
         }
@@ -197,6 +198,7 @@ class RewardPass:
         columns = {
             **self._columns(batch.rows, prompts, batch.ids),
             **self._seeds(batch, len(batch.rows)),
+            **self._groups(len(batch.rows)),
             **self.trainer.internals.for_rewards(),
             **self._given(batch),
         }
@@ -233,6 +235,14 @@ class RewardPass:
         at = (trainer.args.seed, trainer.model.training, trainer.state.global_step, step)
         place = *at, batch.earlier, trainer.accelerator.process_index
         return {SEEDS: seeds_of_rows(place, count)}
+
+    def _groups(self, count: int) -> dict[str, list[int]]:
+        """The number of each row's group: its advantage is relative to that."""
+        trainer = self.trainer
+        train = trainer.model.training
+        size = trainer.num_generations if train else trainer.num_generations_eval
+        first = trainer.accelerator.process_index * count
+        return {GROUPS: [i // size for i in range(first, first + count)]}
 
     # ------------------------------------------------------------------- beside the sampling
 
@@ -336,7 +346,7 @@ class RewardPass:
         ]
         if not none or not self._tally.due("", len(none)):
             return
-        hidden = (SEEDS, "completion_ids", POLICY_IDS)  # thousands of numbers
+        hidden = (SEEDS, GROUPS, "completion_ids", POLICY_IDS)  # thousands of numbers
         i = none[0]
         row = {k: v[i] for k, v in columns.items() if isinstance(v, list) and k not in hidden}
         row |= {"prompt": columns["prompts"][i], "completion": completions[i]}

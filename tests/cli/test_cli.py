@@ -334,6 +334,19 @@ def test_score_gives_a_reward_the_problem_for_its_prompt_and_continues_programs_
     assert told.code == 2 and "code.jsonl, row 2: test 1 compares in line 1" in said_at
 
 
+def test_a_long_reason_is_kept_whole_and_shown_in_part(tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / "r.py").write_text(
+        "from rl_reasoner import Score, reward\n\n\n@reward\ndef long(completion: str) -> Score:\n"
+        "    return Score(1.0, 'x' * 100_000)\n"
+    )
+    (tmp_path / "saved.jsonl").write_text(lines(*ROWS))
+    ended = cli("score", "r.py:long", "saved.jsonl")
+    assert ended.code == 0 and len(ended.out) < 20_000
+    assert "(99,700 more" in ended.out
+    kept = [json.loads(line) for line in (tmp_path / "saved.jsonl.scores.jsonl").open()]
+    assert {len(row["r.py:long"]["reason"]) for row in kept} == {100_000}
+
+
 def test_score_disagree_lists_only_the_rows_that_differ(tmp_path: Path, cli: Cli) -> None:
     stock(tmp_path)
     ended = cli(

@@ -13,6 +13,7 @@ import pytest
 from support.commands import Cli
 
 TRAIN = ("train", "quickstart")
+LENGTHS = ("eval", "scratch:dense-tiny", "--sets", "modular_test", "--reward", "length")
 FIELD_HABITS: dict[tuple[str, ...], str] = {
     ("--lr", "1e-5"): "'--optim.lr'",
     ("--learning-rate", "1e-5"): "'--optim.lr'",
@@ -42,6 +43,9 @@ MISTAKES: dict[tuple[str, ...], str] = {
     ("eval", "x", "--num-generations", "9"): "Did you mean '--samples'?",
     ("eval", "x", "--batch-size", "9"): "--batch-size: batches are as large as",
     ("eval", "x", "--lr", "9"): "It is one of training: rl-reasoner train, --optim.lr",
+    (*LENGTHS, "--reward-options", "mode=atmost"): "Did you mean 'most'?",
+    ("check", "length", "--reward-options", "mode=atmost"): "Did you mean 'most'?",
+    ("check", "judge"): "judge: give one of server, policy and function",
     ("eval", "x", "--sampels", "9"): "Did you mean '--samples'?",
     ("eval", "x", "--samples", "many"): "--samples many: expected a whole number",
     ("eval", "x", "--samples"): "--samples: expected a value after it",

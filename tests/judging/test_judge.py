@@ -153,12 +153,17 @@ def test_a_rubric_that_is_not_there() -> None:
         ({"function": "json:dumps", "votes": "many"}, "votes is 'many': expected a whole number"),
         ({"function": "json:dumps", "timeout_s": 0}, "timeout_s is 0: expected more than 0"),
         ({"server": "localhost", "model": "m"}, "expected a URL such as"),
+        ({"function": "json:dumbs"}, "Did you mean 'dumps'?"),
+        ({"function": "json:dumps", "rubric": "nope.yaml"}, "rubric nope.yaml: cannot be read"),
     ],
 )
 def test_a_mistake_in_the_options_is_told(given: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError) as caught:
         ModelJudge.of(**given)
     assert said in str(caught.value)
+    with pytest.raises(UserError) as before:  # no row has to be judged for it
+        load_reward("judge", given)
+    assert str(before.value) == str(caught.value)
 
 
 # ---------------------------------------------------------------------------- quoted as data
@@ -333,6 +338,21 @@ def test_the_test_kit_passes_a_sound_judge(options: Callable[..., Any]) -> None:
 def test_the_test_kit_finds_a_judge_that_does_what_it_is_told(options: Callable[..., Any]) -> None:
     report = examine(load_reward("judge", options("gullible", reference=True)))
     assert "injection" in [finding.check for finding in report.failed]
+
+
+@pytest.mark.parametrize("name", ["judge", "judge_ranking"])
+def test_the_test_kit_asks_a_judge_that_is_gone_once(tmp_path: Path, name: str) -> None:
+    (tmp_path / "gone.py").write_text(
+        "from pathlib import Path\n\ndef ask(messages, seed):\n"
+        "    with Path(__file__).with_suffix('.log').open('a') as log:\n"
+        "        log.write('asked\\n')\n    raise ConnectionError('no route')\n"
+    )
+    given = {"function": f"{tmp_path}/gone.py:ask", "cache": str(tmp_path / "kept")}
+    [trial] = examine(load_reward(name, given)).findings
+    assert (trial.check, trial.status) == ("trial", "failed")
+    assert trial.message.endswith("; no other check was made")
+    asked = (tmp_path / "gone.log").read_text().splitlines()
+    assert len(asked) == 2, "a row that fails is tried once more"
 
 
 @pytest.mark.parametrize("answer", [0, "0"])

@@ -127,6 +127,34 @@ def test_a_reward_that_fails_on_the_data_is_told_with_its_place(tmp_path: Path, 
     assert ended.code == 2 and "tiny.yaml:5: a trial call failed" in ended.err
 
 
+def tried(folder: Path, body: str, head: str = "@reward") -> None:
+    """Read a recipe with a reward of this body, as `train` and `check` do."""
+    file = folder / "tried.py"
+    text = "import re\nfrom rl_reasoner import reward\n"
+    file.write_text(f"{text}{head}\ndef f(completion, answer):\n    return {body}\n")
+    read_inputs(recipe(folder, grpo(), rewards={f"{file}:f": 1.0}))
+
+
+def test_a_reward_that_raises_on_the_bare_answer_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried(tmp_path, 're.search("<answer>(.*?)</answer>", completion).group(1) == answer')
+    [said] = [r.getMessage() for r in caplog.records if "trial call" in r.getMessage()]
+    assert "tried.py:f failed on its trial call" in said
+    assert "AttributeError: 'NoneType' object has no attribute 'group' at tried.py:5" in said
+    assert "It was given the row's answer alone, '" in said
+
+
+@pytest.mark.parametrize(
+    "body", ["missing_name", "(lambda one: one)(completion, answer)", "'good'"]
+)
+def test_a_reward_that_no_completion_suits_is_refused(tmp_path: Path, body: str) -> None:
+    said = "a trial call failed: .*(NameError|TypeError)"
+    with pytest.raises(UserError, match=said):
+        tried(tmp_path, body)
+    tried(tmp_path, body, "@reward(optional=True)")  # whose faults cost nothing
+
+
 def test_a_sound_recipe_passes(tmp_path: Path) -> None:
     stage = grpo(group={"size": 4, "prompts": 4})
     found = notices(recipe(tmp_path, sft(), stage), tmp_path)

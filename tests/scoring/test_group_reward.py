@@ -12,7 +12,7 @@ from rl_reasoner import GRPOConfig, GRPOTrainer, Score, open_policy, reward
 from rl_reasoner.scoring.batch import score_batch
 from rl_reasoner.scoring.limits import Limits
 from rl_reasoner.scoring.registry import load_reward
-from rl_reasoner.scoring.reward import Column, Reward
+from rl_reasoner.scoring.reward import GROUPS, Column, Reward
 from rl_reasoner.scoring.source import reward_from_source, source_of
 from rl_reasoner.training.reward_pass import split_groups
 from rl_reasoner.types import Fault, Outcome
@@ -71,6 +71,15 @@ def test_called_as_trl_calls_it_groups_are_rows_of_one_prompt() -> None:
         answer=["1"] * 5,
     )
     assert found == [0.0, 2.0, 4.0, 0.0, 2.0]
+
+
+def test_where_groups_are_known_one_prompt_may_have_several(places: Reward) -> None:
+    known = {"prompts": ["p"] * 4, "answer": ["1"] * 4, GROUPS: [0, 0, 1, 1]}
+    outcomes = score_batch(ranked, ["a", "bb", "ccc", "d"], known, HERE)
+    assert values(outcomes) == [0.0, 1.0, 1.0, 0.0]
+    assert {o.reason for o in outcomes if isinstance(o, Score)} == {"of 2"}
+    apart = score_batch(places, ["a", "bb", "die", "x"], known)
+    assert values(apart) == [0.0, 2.0, "crash", "crash"]
 
 
 def test_rows_whose_columns_differ_are_of_different_groups() -> None:
@@ -153,7 +162,9 @@ def test_a_recipe_keeps_that_it_is_of_groups() -> None:
     assert again(completions=["a", "b"], prompts=["p", "p"]) == [2.0, 2.0]
 
 
-def test_training_gives_it_whole_groups(tmp_path: Path) -> None:
+@pytest.mark.parametrize("prompts", [4, 1])
+def test_training_gives_it_whole_groups(tmp_path: Path, prompts: int) -> None:
+    """Also where all groups of a batch are of one prompt."""
     seen: list[int] = []
 
     @reward(group=True)
@@ -180,7 +191,7 @@ def test_training_gives_it_whole_groups(tmp_path: Path) -> None:
         processing_class=policy.tokenizer,
         reward_funcs=[counted],
         args=config,
-        train_dataset=Dataset.from_list([{"prompt": f"{i} + 1 ="} for i in range(4)]),
+        train_dataset=Dataset.from_list([{"prompt": f"{i % prompts} + 1 ="} for i in range(4)]),
     )
     trainer.train()
     assert seen == [4, 4]

@@ -240,6 +240,45 @@ def test_by_name_with_options() -> None:
     assert found(completions=["x" * 10, "x" * 11]) == [0.0, -1.0]
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("length", {"mode": "atmost"}, "unknown mode of length 'atmost'. Did you mean 'most'?"),
+        ("length", {"unit": 3}, "unit of length is 3: expected a text. There are: tokens, words"),
+        ("format_tags", {"form": ["r1"]}, "form of format_tags is ['r1']: expected a text."),
+        ("language", {"part": {}}, "part of reward language is {}: expected a text."),
+        ("code_tests", {"extract": "lst"}, "extract of code_tests 'lst'. Did you mean 'last'?"),
+        ("code_tests", {"credit": "part"}, "unknown credit of code_tests 'part'."),
+        ("no_hardcode", {"extract": "frist"}, "Did you mean 'first'?"),
+        ("instructions", {"credit": "al"}, "Did you mean 'all'?"),
+        ("math_answer", {"tags": "<ans>"}, "tags is '<ans>': expected two texts, such as"),
+        ("repetition", {"size": "many"}, "size 'many' must be 1 or more"),
+        ("judge_ranking", {}, "judge: give one of server, policy and function (it has none)"),
+    ],
+)
+def test_what_is_no_value_of_an_option_is_told_before_a_row_is_scored(
+    name: str, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        load_reward(name, options)
+    assert said in str(caught.value)
+
+
+def test_a_reward_of_ones_own_may_check_its_options() -> None:
+    @reward
+    def even(completion: str, most: int = 2) -> float:
+        return float(len(completion) <= most)
+
+    @even.checks
+    def in_pairs(most: int) -> None:
+        if most % 2:
+            raise UserError(f"most is {most}: expected an even number")
+
+    even.with_options(most=4).check_options()
+    with pytest.raises(UserError, match="most is 3: expected an even number"):
+        even.with_options(most=3).check_options()
+
+
 def test_by_file(tmp_path: Path) -> None:
     found = load_reward(reward_file(tmp_path))
     assert isinstance(found, Reward) and found("is 7", answer="7").value == 1.0

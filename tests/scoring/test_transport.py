@@ -391,3 +391,30 @@ def test_an_object_and_a_partial_of_a_file_run_in_a_process_of_their_own(tmp_pat
     assert all(isinstance(one, dict) and "module" in one for one in packed)
     assert shown(score_batch(style, ["a"], {}, QUICK)) == [1.0]
     assert isinstance(score_batch(style, ["a", "bad"], {}, QUICK)[1], Fault)
+
+
+def test_an_object_may_be_a_reward_and_an_exit_is_told_by_its_code(tmp_path: Path) -> None:
+    (tmp_path / "counter.py").write_text(
+        textwrap.dedent("""
+            import threading, time
+            from rl_reasoner import reward
+
+            class Counter:
+                "Counts."
+                def __call__(self, completion, most: int = 2):
+                    if completion == "bad":
+                        threading.Thread(target=time.sleep, args=(60,)).start()
+                        raise SystemExit(3)
+                    return min(most, len(completion))
+
+            count = reward(Counter())
+        """)
+    )
+    count = load_reward(f"{tmp_path / 'counter.py'}:count", {"most": 3})
+    assert (count.__name__, count.__doc__) == ("Counter", "Counts.")
+    packed = pack_reward(count)
+    assert isinstance(packed, dict) and packed["name"] == "count"
+    good, bad = score_batch(count, ["aaaa", "bad"], {}, QUICK)
+    assert shown([good]) == [3.0]
+    assert isinstance(bad, Fault)
+    assert bad.message.endswith("its process ended (exit code 3)")

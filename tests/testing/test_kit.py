@@ -136,6 +136,26 @@ def test_what_fails_on_every_row_is_charged_with_nothing_else(fails: Reward) -> 
     assert found["threads"].status == found["leaves data unchanged"].status == "skipped"
 
 
+@reward
+def raises(completion: str) -> float:
+    raise LookupError("the list is empty")
+
+
+@reward
+def unsure(completion: str) -> None:
+    return None
+
+
+def test_what_was_never_judged_is_not_called_passed() -> None:
+    found = {finding.check: finding.status for finding in examine(raises).findings}
+    assert {check for check, status in found.items() if status == "passed"} == {"process"}
+    assert found["types"] == found["numbers"] == found["latency"] == "skipped"
+    assert found["distinguishes"] == found["ordinary"] == "failed"
+    found = {finding.check: finding.status for finding in examine(unsure).findings}
+    assert found["types"] == found["repeats"] == "passed"
+    assert found["injection"] == found["length"] == "skipped"
+
+
 @reward(group=True)
 def best_of_group(completions: list[str], answer: str) -> list[float]:
     return [float(verify(text, answer).value or 0.0) for text in completions]

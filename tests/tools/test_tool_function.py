@@ -6,9 +6,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import pytest
+from pydantic import Field
 from transformers.utils import get_json_schema
 
 import rl_reasoner
@@ -71,6 +72,36 @@ def test_a_schema_has_what_transformers_reads_out_of_the_same_function(
         assert own.get("enum") == about.get("enum")
         if "nullable" not in about:  # ours says anyOf and null, as JSON Schema does
             assert own["type"] == about["type"]
+
+
+def test_a_description_may_stand_in_the_annotation() -> None:
+    def wait(
+        minutes: Annotated[int, Field(description="How many.", ge=1)],
+        why: Annotated[str, Field(description="Not this one.")] = "",
+    ) -> str:
+        """Wait.
+
+        Args:
+            why: For what.
+        """
+        return "done"
+
+    properties = tool(wait).parameters["properties"]
+    assert properties["minutes"] == {"description": "How many.", "minimum": 1, "type": "integer"}
+    assert properties["why"]["description"] == "For what."
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="Python's own will do")
+def test_a_typed_dict_of_pythons_own_is_told() -> None:
+    class Place(TypedDict):
+        name: str
+
+    def go(to: Place) -> str:
+        """Go there."""
+        return "there"
+
+    with pytest.raises(UserError, match=r"'to' .*TypedDict has to be that of typing_extensions"):
+        tool(go)
 
 
 def test_the_decorated_function_is_still_one() -> None:

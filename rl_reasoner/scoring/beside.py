@@ -1,0 +1,76 @@
+"""What lies beside a user's file: `import helper` in it finds the `helper.py` of its folder.
+
+As for a script of Python's the folder goes first, but not before the standard library: a file
+`random.py` there is not what numpy is given. It is on `sys.path` only while the file is imported,
+since a folder such as `wandb` there would else be taken for the package. A worker has one file: it
+keeps the folder (`stay_beside`), for imports inside functions.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+
+from rl_reasoner.scoring.fault_places import of_library
+
+
+class _StandardFirst(MetaPathFinder):
+    """Finds standard modules elsewhere than in `folder`; leaves all others to Python."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if path is not None or name not in sys.stdlib_module_names:
+            return None
+        return PathFinder.find_spec(name, [one for one in sys.path if one != self.folder])
+
+
+@contextmanager
+def beside(folder: Path) -> Iterator[None]:
+    """Inside, imports find what lies in `folder` first.
+
+    Modules of another folder that are called like a file of this one are out of the way meanwhile.
+    """
+    own, finder = str(folder), _StandardFirst(str(folder))
+    hidden = _hide_namesakes(folder)
+    sys.path.insert(0, own)
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the file may have changed both
+            sys.meta_path.remove(finder)
+        with suppress(ValueError):
+            sys.path.remove(own)
+        for name in [one for one in sys.modules if one.partition(".")[0] in hidden]:
+            del sys.modules[name]
+        sys.modules.update(hidden)
+
+
+def stay_beside(folder: Path) -> None:
+    """Let imports of this process find what lies in `folder`, behind all else."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def _hide_namesakes(folder: Path) -> dict[str, ModuleType]:
+    """Take modules of other folders whose names `folder` has too off `sys.modules`."""
+    there = {path.stem for path in folder.glob("*.py")}
+    there |= {path.parent.name for path in folder.glob("*/__init__.py")}
+    roots = {name for name in there if _of_other_folder(sys.modules.get(name), folder)}
+    names = [name for name in sys.modules if name.partition(".")[0] in roots]
+    return {name: sys.modules.pop(name) for name in names}
+
+
+def _of_other_folder(module: ModuleType | None, folder: Path) -> bool:
+    """Whether a module is a user's file that does not lie in `folder`."""
+    file = getattr(module, "__file__", None)
+    if file is None or of_library(file):
+        return False
+    return not Path(file).resolve().is_relative_to(folder)

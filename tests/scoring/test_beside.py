@@ -1,0 +1,84 @@
+"""A user's file imports what lies beside it: here, in its worker, and not what lies elsewhere."""
+
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from rl_reasoner.scoring.batch import score_batch
+from rl_reasoner.scoring.registry import import_module_of, load_reward
+from rl_reasoner.scoring.runner import runs_apart
+from rl_reasoner.tools import load_tool
+from rl_reasoner.types import Score
+from support.outcomes import QUICK, shown
+
+HEAD = "import os\nfrom rl_reasoner import reward\n"
+
+
+def write(folder: Path, **files: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (folder / f"{name}.py").write_text(textwrap.dedent(text))
+    return folder
+
+
+def paid(reference: str) -> list[object]:
+    fn = load_reward(reference)
+    found = shown(score_batch(fn, ["a"], {}, QUICK))
+    assert runs_apart(fn)
+    return found
+
+
+def test_each_reward_has_the_helper_of_its_own_folder(tmp_path: Path) -> None:
+    body = HEAD + "from besides import worth\n@reward\ndef f(completion): return worth()\n"
+    before = [*sys.path], [*sys.meta_path]
+    for worth in (1.0, 2.0):
+        folder = write(tmp_path / str(worth), r=body, besides=f"def worth(): return {worth}\n")
+        assert paid(f"{folder}/r.py:f") == [worth]
+    assert ([*sys.path], [*sys.meta_path]) == before
+
+
+def test_inside_a_function_and_as_the_function_itself(tmp_path: Path) -> None:
+    helper = HEAD + "@reward\ndef of_helper(completion): return 3.0\n"
+    lazy = "@reward\ndef lazy(completion):\n    import late\n    return late.WORTH\n"
+    body = f"{HEAD}from early import of_helper\n{lazy}"
+    folder = write(tmp_path, r=body, early=helper, late="WORTH = 4.0\n")
+    assert paid(f"{folder}/r.py:of_helper") == [3.0]
+    assert paid(f"{folder}/r.py:lazy") == [4.0]
+
+
+def test_a_helper_called_like_a_standard_module_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    body = (
+        HEAD + "import colorsys\n@reward\ndef f(completion): return colorsys.rgb_to_hsv(1,1,1)[2]"
+    )
+    folder = write(tmp_path, r=body, colorsys="raise RuntimeError('not the standard one')\n")
+    assert paid(f"{folder}/r.py:f") == [1.0]
+
+
+def test_tools_and_the_functions_of_judges_too(tmp_path: Path) -> None:
+    tool = (
+        "from plus_one import plus\ndef more(n: int) -> int:\n    'One more.'\n    return plus(n)\n"
+    )
+    folder = write(tmp_path, t=tool, plus_one="def plus(n): return n + 1\n")
+    assert load_tool(f"{folder}/t.py:more").fn(2) == 3
+    assert import_module_of(f"{folder}/t.py", "t", "judge").more(2) == 3
+
+
+def test_what_the_program_has_imported_under_the_same_name_stays_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = write(tmp_path / "theirs", shared_name="WORTH = 5.0\n")
+    monkeypatch.syspath_prepend(str(theirs))
+    monkeypatch.delitem(sys.modules, "shared_name", raising=False)
+    import shared_name  # type: ignore[import-not-found]
+
+    body = HEAD + "from shared_name import WORTH\n@reward\ndef f(completion): return WORTH\n"
+    mine = write(tmp_path / "mine", r=body, shared_name="WORTH = 6.0\n")
+    assert load_reward(f"{mine}/r.py:f")("a") == Score(6.0)
+    assert paid(f"{mine}/r.py:f") == [6.0]
+    assert sys.modules["shared_name"] is shared_name
+    assert shared_name.WORTH == 5.0
