@@ -192,14 +192,15 @@ class EvalVerb:
     def _check_columns(self, policy: str) -> None:
         """Raise `UserError` for a column of --columns that nothing reads: it would mean another."""
         from rl_reasoner.dataset.rows import ROW_COLUMNS
-        from rl_reasoner.scoring.registry import load_reward, shipped_rewards
+        from rl_reasoner.scoring.registry import load_reward
         from rl_reasoner.scoring.reward import Reward
 
         given = parse_options("--columns", self.columns)
         if not given or environment_of(policy) is not None:
             return
-        names = [self.reward] if self.reward else shipped_rewards()
-        rewards = [load_reward(name) for name in names]
+        names = [self.reward] if self.reward else ["math_answer", "code_tests", "instructions"]
+        options = parse_options("--reward-options", self.reward_options) if self.reward else {}
+        rewards = [load_reward(name, options or None) for name in names]
         if not all(isinstance(reward, Reward) for reward in rewards):
             return  # a plain function does not say what it reads
         read = [(*one.columns, *one.missing) for one in rewards if isinstance(one, Reward)]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from rl_reasoner.language.fences import python_blocks
 from rl_reasoner.language.thinking import CLOSE_THINK
+from rl_reasoner.sandbox.claims import check_claims
 from rl_reasoner.sandbox.columns import tests_of
 from rl_reasoner.sandbox.plans import plan_test
 from rl_reasoner.scoring.reward import Reward
@@ -69,6 +70,7 @@ def _complete(tests: Any, entry: Any) -> list[Any]:
         uncalled = code and f"check({entry})" not in test
         made.append(f"{test}\n\ncheck({entry})" if uncalled else test)
         plan_test(made[-1], f"test {number}")
+    check_claims(made, first=1)
     return made
 
 

@@ -221,9 +221,10 @@ def _checked(given: Row, number: int, answers: _Answers) -> Row:
     `answers` has the answer to each problem so far, under its system prompt, and its row's number;
     this row's is added.
     """
-    row = _without_pictures(code_row(plain_row(_read(given))))
+    row = plain_row(_read(given))
     if "answer" in row:
         row["answer"] = _one_answer(row["answer"])
+    row = _without_pictures(_with_tests(row))
     others = [name for name in _INSTEAD if row.get(name)] if _is_blank(row.get("answer")) else []
     judged_by = others[0] if others else "answer"
     if missing := [name for name in ("problem", judged_by) if name not in row]:
@@ -261,6 +262,16 @@ def _checked(given: Row, number: int, answers: _Answers) -> Row:
             f"but a different answer ({answer!r:.40} against {first!r:.40})"
         )
     return {**row, "problem": problem, "answer": answer}
+
+
+def _with_tests(row: Row) -> Row:
+    """`code_row` of the row; beside an answer, tests in a form of one's own stay as they are."""
+    try:
+        return code_row(row)
+    except (ValueError, UserError):
+        if _is_blank(row.get("answer")):
+            raise
+        return row
 
 
 def _read(given: Row) -> Row:

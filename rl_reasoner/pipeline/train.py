@@ -86,7 +86,7 @@ def train(
     else:
         run, saved = RunFolder.reopen(resume)
         recipe = recipe.in_folder(saved.run.folder)
-    try:
+    with _ended_well(run, fresh=resume is None):
         if saved.name != recipe.name:
             raise UserError(f"{resume} is a run of the recipe {saved.name!r}, not {recipe.name!r}")
         launcher.tell_launcher(run.path)
@@ -100,6 +100,16 @@ def train(
             train_controls(session)
             policy = session.end(ref)
             return Run(run.path, policy, session.evals, run.path / "report.html")
+
+
+@contextmanager
+def _ended_well(run: RunFolder, *, fresh: bool) -> Iterator[None]:
+    """Whatever ends the work inside, its error names the folder, which is let go of.
+
+    A `fresh` one is taken away again where the user's mistake ended it.
+    """
+    try:
+        yield
     except KeyboardInterrupt as error:
         give_up_all()
         raise Interrupted(run.path) from error
@@ -113,7 +123,7 @@ def train(
         stopped.folder = str(run.path)
         raise stopped from error
     except UserError:
-        if resume is None:
+        if fresh:
             run.discard()
         raise
     finally:

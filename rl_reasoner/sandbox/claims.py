@@ -1,16 +1,52 @@
 """What a test's code claims of a program: is there a program that it would fail?
 
 Code that compares without `assert`, or only prints, is passed by every program that defines the
-names in it: a policy would be paid for anything. Read off the syntax alone, and in doubt for the
-test: a call may raise. Runs nothing.
+names in it: a policy would be paid for anything. So tests of rows are held to it (`check_claims`);
+the sandbox itself runs what it is given, but for code that runs nothing at all (`only_defines`).
+Read off the syntax alone, and in doubt for the test: a call may raise. Runs nothing.
 """
 
 import ast
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import lru_cache
+
+from rl_reasoner.errors import UserError
 
 _QUIET = {"print", "repr", "str", "bool", "len", "type", "isinstance", "any", "all", "sorted"}
 _Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 _ANY = "any program would pass"
+
+
+def check_claims(tests: Sequence[object], first: int = 0) -> None:
+    """Raise `UserError` for a test among those of a row that any program would pass.
+
+    Tests count from `first`. Code that is not Python is left to those who run it.
+    """
+    for number, test in enumerate(tests, first):
+        if isinstance(test, str) and (why := _why_of(test)):
+            raise UserError(f"test {number} {why}")
+
+
+@lru_cache(maxsize=4096)
+def _why_of(test: str) -> str:
+    with suppress(SyntaxError, ValueError, RecursionError, MemoryError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its escapes
+        return passed_by_all(ast.parse(test))
+    return ""
+
+
+def only_defines(tree: ast.Module) -> str:
+    """Why a test that defines something and does nothing else is none; empty for all others."""
+    defined = [node.name for node in tree.body if isinstance(node, _Definition)]
+    still = (_Definition, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
+    runs = any(
+        not isinstance(node, still)
+        and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+        for node in tree.body
+    )
+    return "" if runs or not defined else _why_nothing(tree.body, defined)
 
 
 def passed_by_all(tree: ast.Module) -> str:

@@ -7,6 +7,8 @@ import json
 from contextlib import suppress
 from typing import Any
 
+from rl_reasoner.sandbox.claims import check_claims
+
 
 def tests_of(value: Any) -> Any:
     """The tests of a column: read where they are JSON; raises ValueError for JSON that is none.
@@ -24,9 +26,15 @@ def tests_of(value: Any) -> Any:
 
 
 def list_tests(value: Any) -> Any:
-    """The list of a column's tests; a text is one test."""
+    """The list of a column's tests; a text is one test.
+
+    Raises `UserError` for a test that any program would pass (`claims`).
+    """
     tests = tests_of(value)
-    return [tests] if isinstance(tests, str) else tests
+    listed = [tests] if isinstance(tests, str) else tests
+    if isinstance(listed, (list, tuple)):
+        check_claims(listed)
+    return listed
 
 
 def _is_object(test: Any) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 
 from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.sandbox import child, data, zygote
-from rl_reasoner.sandbox.claims import passed_by_all
+from rl_reasoner.sandbox.claims import only_defines
 from rl_reasoner.sandbox.host import MAX_OUTPUT, Finished
 
 Verdict = Literal["passed", "failed", "error", "timeout", "memory", "crash", "refused"]
@@ -243,7 +243,7 @@ def _plan_code(text: str, place: str) -> TestPlan:
             tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"{place} is not Python: {error}") from error
-    if why := passed_by_all(tree):
+    if why := only_defines(tree):
         raise UserError(f"{place} {why}")
     return _as_call(tree) or Judged(text)
 

@@ -1,6 +1,7 @@
 """The rewards that run code: what counts as the program, credit, abstentions, held-back tests."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl_reasoner import sandbox
+from rl_reasoner.dataset.rows import lint
 from rl_reasoner.errors import UserError
 from rl_reasoner.rewards.code_tests import program_of
 from rl_reasoner.scoring.batch import score_batch
@@ -179,3 +181,27 @@ def test_a_row_may_allow_more_time_than_the_reward() -> None:
     assert isinstance(found[0], Fault) and not isinstance(found[1], Fault)
     assert "time_limit_s is '2s': expected a number of seconds" in found[0].message
     assert code_tests(slow, tests=[test]).reason.startswith("test 1 of 1: timeout")
+
+
+@pytest.mark.parametrize(
+    ("test", "told"),
+    [
+        ("", "test 0 is empty: any program would pass"),
+        ("# nothing", "test 0 is empty"),
+        ("x = f(1)", "test 0 asserts nothing"),
+        ("assert True", "test 0 asserts nothing"),
+        ("print(f(1) == 2)", "test 0 asserts nothing"),
+        ("f(1) == 2 and f(2) == 3", "test 0 asserts nothing"),
+        ("x = 1\nf(x) == 2", "test 0 compares in line 2 and drops the result"),
+        ("assert (f(1) == 2, 'wrong')", "test 0 asserts a tuple in line 1"),
+        ("def check(c):\n    assert c(1) == 1\nprint(f(1))", "defines check and runs nothing"),
+    ],
+)
+def test_no_reward_is_paid_for_a_test_that_any_program_passes(test: str, told: str) -> None:
+    """The sandbox itself runs such code: a program may be run for what it does."""
+    program = "def f(n): return 9"
+    with pytest.raises(UserError, match=re.escape(told)):
+        code_tests.score(f"```python\n{program}\n```", tests=[test])
+    [mistake] = lint([{"problem": "Write f.", "tests": [test]}], "own.jsonl")[1]
+    assert "row 1" in mistake and told.split(maxsplit=2)[2] in mistake
+    assert sandbox.run(program, [test or "pass"]).verdicts

@@ -18,7 +18,7 @@ from rl_reasoner.answers.extraction.phrases import (
     SPAN,
     phrase,
     readable,
-    sentences,
+    sentences_of,
 )
 from rl_reasoner.answers.extraction.wording import choice, is_wordy, meant, unstyled
 from rl_reasoner.answers.parsing.lexer import closing_brace
@@ -275,7 +275,7 @@ def cued(text: str) -> Extracted | None:
 def after_cue(text: str, at: int) -> tuple[str, ...]:
     """Readings of what a cue introduces; empty where it introduces nothing."""
     rest = text[at : at + MAX_SENTENCE]
-    sentence = next(sentences(_FILLER.sub("", rest).lstrip()), "")
+    sentence = next(sentences_of(_FILLER.sub("", rest).lstrip()), "")
     if re.match(r"\s*(?:not|no longer|neither)\b", sentence):
         return ()
     if sentence.strip(" *_$\\[]()") == "":
@@ -326,7 +326,7 @@ def last_line(text: str) -> Extracted | None:
 
 def last_sentence(text: str) -> Extracted | None:
     """The only mathematics or bold text of a last sentence that concludes something."""
-    said = [s for s in sentences(text[-MAX_SENTENCE:].strip()) if s.strip()]
+    said = [s for s in sentences_of(text[-MAX_SENTENCE:].strip()) if s.strip()]
     if not said or said[-1].rstrip().endswith("?"):
         return None
     last = said[-1].replace("to the problem", "")

@@ -61,7 +61,7 @@ _CHANGES_WHAT_STANDS_BEFORE = re.compile(
 _OTHERWISE = re.compile(r"\b(?:otherwise|else)\b", re.IGNORECASE)
 
 
-def sentences(text: str) -> Iterator[str]:
+def sentences_of(text: str) -> Iterator[str]:
     """The sentences of `text`; formulas are kept whole."""
     start = 0
     for match in _SENTENCE_PART.finditer(text):
