@@ -24,7 +24,7 @@ def math_answer(
 ) -> Score:
     """1.0 for a right final answer, 0.0 for a wrong or missing one, None for an unusable gold.
 
-    `timeout_s` (seconds) bounds what a second opinion from sympy may take; most answers need none.
+    `timeout_s` (seconds) bounds a second opinion from sympy, which few answers need; not its start.
     `tags` are those of an answer form of your own, such as `["<ans>", "</ans>"]`: what stands last
     between them, behind the reasoning, is the answer, and nothing else is. `value_only` wants a
     number worked out where the gold is one: `900 - 156` equals 744, but a policy in training that

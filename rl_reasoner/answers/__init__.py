@@ -22,9 +22,10 @@ def verify(completion: str, answer: str, *, timeout_s: float = 5.0) -> Score:
     """Whether the final answer of `completion` equals the gold `answer`.
 
     The value is 1.0 (equal), 0.0 (not equal, or no usable final answer) or None (the gold cannot be
-    judged); the reason says what was extracted and which rule decided. `timeout_s` (seconds) bounds
-    sympy's second opinion, which few rows need. Never raises on strings; works from any thread. An
-    `answer` that is a number counts as its text, one that is neither as an empty gold.
+    judged, or sympy does not start); the reason says what was extracted and which rule decided.
+    `timeout_s` (seconds) bounds sympy's second opinion, which few rows need; not its start. Never
+    raises on strings; works from any thread. An `answer` that is a number counts as its text, one
+    that is neither as an empty gold.
     """
     return settle(fast_verdict(completion, gold_text(answer)), timeout_s)
 

@@ -21,6 +21,10 @@ LONGEST_START_S = 60.0
 """Seconds after which a worker that still imports it ends."""
 
 
+class NoneFree(WorkerLate):
+    """All workers were busy, or starting, until the deadline."""
+
+
 class Verifier(Worker):
     """A worker of the verifier; one that imports sympy slowly is left to do so."""
 
@@ -28,9 +32,8 @@ class Verifier(Worker):
         super().__init__(_MODULE)
         self._asked = self._warm = False  # for sympy
 
-    def warm(self) -> bool:
-        """Whether sympy is imported within `START_S`; raises `WorkerDied` where it ended."""
-        deadline = time.monotonic() + START_S
+    def warm(self, deadline: float) -> bool:
+        """Whether sympy is imported by the deadline; raises `WorkerDied` where it ended."""
         if not self._asked:
             self.send({"kind": "warm", "timeout_s": LONGEST_START_S}, deadline)
             self._asked = True
@@ -60,7 +63,7 @@ class WorkerPool:
 
     @contextmanager
     def lease(self, deadline: float) -> Iterator[Verifier]:
-        """A worker for one thread; raises `WorkerLate` where none is free by the deadline."""
+        """A worker for one thread; raises `NoneFree` where there is none by the deadline."""
         worker = self._take(deadline)
         try:
             yield worker
@@ -81,7 +84,7 @@ class WorkerPool:
         with self.free:
             while len(self.working) >= self.size:
                 if not self.free.wait(max(0.0, deadline - time.monotonic())):
-                    raise WorkerLate("no worker was free by the deadline")
+                    raise NoneFree("no worker was free by the deadline")
             worker = self.resting.pop() if self.resting else None
             if worker is None or not worker.usable:
                 if worker is not None:

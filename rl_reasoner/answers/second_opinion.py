@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from rl_reasoner.answers.pool import START_S, worker_pool
+from rl_reasoner.answers.pool import START_S, NoneFree, worker_pool
 from rl_reasoner.answers.symbolic import admissible, pack_tree
 from rl_reasoner.answers.tree import Node
 from rl_reasoner.answers.verdict import AnswerVerdict
@@ -16,14 +16,10 @@ JUDGE_S = 3.0
 """Seconds that sympy gets for one pair at most, its start not counted."""
 
 
-class SlowStart(RuntimeError):
-    """Sympy's worker has not started yet."""
-
-
 def settle(verdict: AnswerVerdict, timeout_s: float) -> Score:
     """The score of a verdict, sympy asked where it is undecided, for `timeout_s` seconds a pair.
 
-    The first pair waits for sympy's start besides. Where that is slow the row abstains, and the
+    A worker is waited for besides, `START_S` at most. Where none is ready the row abstains, and the
     worker goes on starting: on a busy machine, the next rows find it ready.
     """
     reason = verdict.reason
@@ -33,10 +29,10 @@ def settle(verdict: AnswerVerdict, timeout_s: float) -> Score:
             continue
         try:
             equal, error = _ask_once(left, right, timeout_s)
+        except NoneFree:
+            return Score(None, f"abstained: no worker with sympy was ready within {START_S:g} s")
         except WorkerLate:
             return Score(0.0, f"{reason}; sympy did not decide in time")
-        except SlowStart:
-            return Score(None, f"abstained: sympy did not start within {START_S:g} s")
         except WorkerDied as death:
             return Score(None, f"abstained: sympy's worker died {ATTEMPTS} times ({death})")
         if equal:
@@ -62,14 +58,15 @@ def _ask_sympy(left: Node, right: Node, timeout_s: float) -> list[Any]:
     trees = {"left": pack_tree(left), "right": pack_tree(right)}
     request = {"kind": "judge", **trees, "timeout_s": JUDGE_S}
     for attempt in range(ATTEMPTS):
+        ready_by = time.monotonic() + START_S
         try:
-            with worker_pool().lease(time.monotonic() + timeout_s) as worker:
-                if worker.warm():
+            with worker_pool().lease(ready_by) as worker:
+                if worker.warm(ready_by):
                     deadline = time.monotonic() + min(timeout_s, JUDGE_S)
                     worker.send(request, deadline)
                     reply: list[Any] = worker.receive(deadline)
                     return reply
-            raise SlowStart
+            raise NoneFree("it is still starting")
         except WorkerDied:
             if attempt + 1 == ATTEMPTS:
                 raise

@@ -31,6 +31,7 @@ from rl_reasoner.answers.tree import Node, is_worked_out
 SHOWN = 80
 CACHED_GOLD = 20_000
 _BOLD = re.compile(r"^\*\*([^*]+)\*\*$")
+_COMMA = re.compile(r",\s+")  # 101, 103 and 101,103 are one list
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ def _compared(gold: str, given: str) -> Equality:
     if gold == given:
         return "same text", (), ""
     gold, given = meant(gold), meant(given)
-    if gold == given:
+    if _COMMA.sub(",", gold) == _COMMA.sub(",", given):
         return "same meaning", (), ""
     decided = by_choice(gold, given)
     if decided is not None:

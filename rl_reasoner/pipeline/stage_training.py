@@ -115,7 +115,8 @@ def _save(job: Job, trainer: Any) -> None:
             policy.model = PeftModel.from_pretrained(policy.model, folder / "adapter")
     if merge_adapter(policy) and processes.is_main():
         policy.save(folder / "policy")
-    policy.model.name_or_path = str(folder / "policy")  # the base of a later stage's adapter
+    # the base of a later stage's adapter, wherever that is opened from
+    policy.model.name_or_path = str((folder / "policy").absolute())
 
 
 @contextmanager

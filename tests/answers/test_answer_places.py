@@ -7,7 +7,13 @@ from rl_reasoner.answers import verify
 PLACES = (r"\boxed{{{}}}", "<answer>{}</answer>", "The answer is {}.", "#### {}")
 BY_PLACE = pytest.mark.parametrize("place", PLACES, ids=("box", "tag", "cue", "mark"))
 
-REMARKS = ("12, because 3 times 4 is 12", "12 people, not 13", "12 times a week")
+REMARKS = (
+    *("12, because 3 times 4 is 12", "12 people, not 13", "12 times a week", "12 pages in 3 days"),
+    *("So in 4 weeks he spends 3*4=12 hours on it", "John finishes in 12 hours", "12 plus tax"),
+    *("the remainder when 100 is divided by 22 is $12$", "the costs add up to $12", "a sum of $12"),
+    *("12, because otherwise the triangle would not exist", "They differ by 12"),
+    *("Therefore, at least $12$ of them are right-handed", "shown below **12**"),
+)
 ANOTHER_VALUE = (
     *(r"\ge 12", "at most 12", "more than 12", "12 or more", "12+", "half of 12", "twice 12"),
     *("12 squared", "12 divided by 4", r"\text{not }12", "12 if x>0, 13 otherwise", "12 in 60"),
@@ -53,7 +59,8 @@ def test_a_factorial_is_one_and_a_spoken_mark_is_none(place: str) -> None:
     ("one", "other"),
     [
         *(("27, 54, 108", "27,54,108"), ("2, 3, 5, 101", "2,3,5,101"), ("101,103", "101, 103")),
-        *((r"\{101, 2\}", "2,101"), ("1,000", "1000"), ("1,234,567", "1234567")),
+        *(("1,000", "1000"), ("1,234,567", "1234567"), (r"50\,\mu m", "50 μm"), ("2μg", r"2\mu g")),
+        *((r"2\,\Omega", r"2\Omega"), ("2GB", "2BG"), ("5cc", "5c^2")),
         (
             r"\begin{cases} x & \text{if } x > 0 \\ -x & \text{if } x \leq 0 \end{cases}",
             r"\begin{cases}x&\text{if }x>0\\-x&\text{if }x\le0\end{cases}",
@@ -73,6 +80,7 @@ def test_two_spellings_of_one_answer(one: str, other: str) -> None:
     [
         *(("1, 0", "1,000"), ("2754108", "27,54,108"), ("x^12 @", "x^{12} @"), ("5 m^2", "5 cu m")),
         *(("5 kW", "5 kWh"), (r"5\omega", r"5\Omega"), ("5", "5 tenths")),
+        *(("1,234", "234, 1"), ("5,120", "120 and 5"), ("2", "2MB")),
     ],
 )
 def test_spellings_of_two_answers(gold: str, said: str) -> None:

@@ -41,6 +41,7 @@ def policy(tmp_path: Path) -> Path:
     made = scratch_policy("dense-tiny", 0)
     made.tokenizer = byte_tokenizer()
     made.tokenizer.chat_template = CHAT
+    made.model.config.max_position_embeddings = 4096  # examples are long where a byte is a token
     made.save(tmp_path / "policy")
     return tmp_path / "policy"
 

@@ -50,7 +50,7 @@ _MARKER = re.compile(
     r"<end_of_turn>|\[/?INST\]"
 )
 _CHANNEL = re.compile(
-    r"(?:<\|start\|>assistant)?<\|channel\|>(\w+)[^<]{0,80}(?:<\|constrain\|>\w+)?<\|message\|>"
+    r"\s*(?:<\|start\|>assistant)?<\|channel\|>(\w+)[^<]{0,80}(?:<\|constrain\|>\w+)?<\|message\|>"
 )
 _CHANNEL_END = re.compile(r"<\|(?:end|return|call|start|channel)\|>")
 _LEADING = re.compile(

@@ -44,21 +44,31 @@ _HEDGE = re.compile(
     r"(?:or|perhaps|maybe|possibly|might|could|may|alternatively|或)\b",
     re.IGNORECASE,
 )
+_BOUNDS = re.compile(
+    r"\b(?:at (?:most|least)|(?:more|less|fewer|greater|larger|smaller|higher|lower) than"
+    r"|(?<![a-z] )up to)[\s$*_({}\\]*$",
+    re.IGNORECASE,
+)
 _CHANGES_WHAT_FOLLOWS = re.compile(
-    r"(?:\b(?:at (?:most|least)|(?:more|less|fewer|greater|larger|smaller|higher|lower) than|up to"
-    r"|over|under|above|below|not|isn'?t|never|half|twice|double|triple|thrice|minus|negative|plus"
-    r"|(?:half|third|quarter|root|square|cube|reciprocal|inverse|opposite|factorial|negative"
-    r"|multiples?|factors?|percent|power|double|sum|product|difference) of)|[<>≤≥≠±∓%]"
-    r"|\\(?:le|ge|leq|geq|leqslant|geqslant|ne|neq|lt|gt|not|pm|mp))[\s$*_({}\\]*$",
+    r"(?:\b(?:not|isn'?t|never|twice|double|triple|thrice|minus|negative"
+    r"|(?:half|third|quarter|root|square|cube|reciprocal|inverse|opposite|factorial|negative) of)"
+    r"|[<>≤≥≠±∓]|\\(?:le|ge|leq|geq|leqslant|geqslant|ne|neq|lt|gt|not|pm|mp))[\s$*_({}\\]*$",
     re.IGNORECASE,
 )
 _CHANGES_WHAT_STANDS_BEFORE = re.compile(
-    r"[\s$*_)}]*(?:\+(?!\s*\d)|!|\bor (?:more|less|fewer|greater|higher|lower)\b|in \d"
-    r"|\band (?:an? |one[ -])?(?:half|third|quarter)\b"
-    r"|(?:squared|cubed|factorial|divided|multiplied|modulo|mod|plus|minus|to the)\b|by \d)",
+    r"[\s$*_)}]*(?:\+(?!\s*\d)|!|\bor (?:more|less|fewer|greater|higher|lower)\b"
+    r"|\band (?:an? |one[ -])?(?:half|third|quarter)\b|(?:squared|cubed|factorial)\W*$"
+    r"|(?:divided|multiplied) by\b|mod(?:ulo)? \d|to the power\b)",
     re.IGNORECASE,
 )
-_OTHERWISE = re.compile(r"\b(?:otherwise|else)\b", re.IGNORECASE)
+_TWO_VALUES = re.compile(
+    r"^\W*[\d.,]+(?: in [\d.,]+\W*$| (?:divided|multiplied) by \d"
+    r"|(?: ?[a-z]{1,8})? by \d{1,3}(?:\.\d+)?"
+    r"(?: (?:[cmk]?m|in|ft|feet|inches|yards|units|meters))?\W*$)"
+    r"|[\d$)]\W{1,3}otherwise\b|\botherwise\W{1,3}\d",
+    re.IGNORECASE,
+)
+"""A number that another one makes a share, a size or a case of; nothing may stand before it."""
 
 
 def sentences_of(text: str) -> Iterator[str]:
@@ -89,14 +99,12 @@ def phrase(sentence: str, exclaims: bool = False) -> tuple[str, ...]:
     whole = " ".join(sentence[:MAX_SENTENCE].split()).strip("*_ ").rstrip(".。！").strip("*_ ")
     if exclaims or not readable(whole):
         whole = whole.rstrip(".!").strip("*_ ")
-    if readable(whole):
+    if readable(whole) or _TWO_VALUES.search(whole):
         return (whole,)
     readings = [whole]
     cut = _REMARK.search(whole, 1)
     while cut is not None and len(readings) < 4:
         head = whole[: cut.start()].rstrip(" ,*_:")
-        if _changed(whole, 0, cut.start()) or _OTHERWISE.search(whole, cut.start()):
-            return (whole,)
         if _HEDGE.match(whole[cut.start() :]) and re.search(r"\d", whole[cut.start() :]):
             second = _HEDGE.sub(" or ", whole[cut.start() :], count=1)
             return (head + re.sub(r"[()（）]|\bbe\b", " ", second),)
@@ -136,6 +144,14 @@ def _reduced(sentence: str) -> str:
 
 
 def _changed(sentence: str, start: int, end: int) -> bool:
-    """Whether the words around a part of `sentence` make another value of it."""
-    before = _CHANGES_WHAT_FOLLOWS.search(sentence[:start].replace("*", ""))
-    return bool(before or _CHANGES_WHAT_STANDS_BEFORE.match(sentence, end))
+    """Whether the words around a part of `sentence` make another value of it.
+
+    A bound does where hardly a word follows: "at least 17 of them are red" tells how many are.
+    """
+    before = sentence[:start].replace("*", "")
+    bound = _BOUNDS.search(before)
+    begins = bound is not None and not before[: bound.start()].strip()
+    if bound and len(re.findall(r"[^\W\d_]+", sentence[end:])) <= int(begins):
+        return True
+    after = _CHANGES_WHAT_STANDS_BEFORE.match(sentence, end)
+    return bool(after or _CHANGES_WHAT_FOLLOWS.search(before))

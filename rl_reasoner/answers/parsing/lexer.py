@@ -35,7 +35,7 @@ MAX_TOKENS = 2500
 class Doubt(StrEnum):
     """A spelling with a second meaning."""
 
-    GROUPED = "digits joined by a comma: thousands, in brackets a list first"
+    GROUPED = "digits in brackets joined by a comma: a list, or thousands"
     EULER = "2e-1: a power of ten, or Euler's number"
     SOFT_UNIT = "5 m: a product, or metres"
     COMMON_LOG = "log without a base: natural, or of base ten"
@@ -74,10 +74,11 @@ _WORD = re.compile(r"[^\W\d_]+(?:[-'][^\W\d_]+)*")
 _APPLIED = re.compile(r"(arcsin|arccos|arctan|sin|cos|tan|cot|sec|csc|ln|log)([a-z]|theta|alpha)$")
 _RUPEES = re.compile(r"(?:\\text\s*\{\s*Rs\.?\s*\}|\bRs\b\.?)\s*(?=\d)")
 _MICRO = re.compile(
-    r"(?<=\d)\s?[\u00b5\u03bc]([mgslL])(?![a-zA-Z])|\\(?:text|mathrm)\s*\{\s*[\u00b5\u03bc]([mgslL])\s*\}"
-    r"|\\mu\s*\\(?:text|mathrm)\s*\{\s*([mgslL])\s*\}"
+    r"\\(?:text|mathrm)\s*\{\s*[\u00b5\u03bc]([mgslL])\s*\}"
+    r"|(?:\\mu\s*|[\u00b5\u03bc]\s?)\\(?:text|mathrm)\s*\{\s*([mgslL])\s*\}"
 )
-_OHMS = re.compile(r"(?<=\d)(?:\s?([kM]?)[\u03a9\u2126](?!\w)|(?:\\[,; ]|~|\s)+\\Omega\s*$)")
+_MICRO_LETTERS = re.compile(r"\s*([mgslL])(?![a-zA-Z])")
+_OHMS = re.compile(r"(?<=\d)\s?([kM])[\u03a9\u2126](?!\w)")
 _SQUARES = re.compile(
     r"(?<=[\d\s{])(sq|cu)\.?\s+(?=(?:mm|cm|m|km|in|ft|feet|foot|yd|yards?|mi|miles?|inch(?:es)?"
     r"|met(?:er|re)s?|units?)\b)"
@@ -198,9 +199,10 @@ class _Lexer:
             return True
         if _LISTED.search(text, max(0, match.start() - 5), match.start()):
             return False  # 27,54,108: the first comma parts no thousands
-        if self.depth or ",0" not in match[0]:
-            self.doubts.add(Doubt.GROUPED)
-        return (Doubt.GROUPED in self.choose) == (self.depth > 0)
+        if self.depth == 0:
+            return True
+        self.doubts.add(Doubt.GROUPED)
+        return Doubt.GROUPED in self.choose
 
     def based(self, match: re.Match[str]) -> int:
         """Add a number with its base; returns the position behind it."""
@@ -291,7 +293,7 @@ class _Lexer:
         elif name in FUNCTIONS and name != "sqrt":
             self.function(name, text, end)
         elif name in GREEK_NAMES:
-            self.put("let", name.removeprefix("var"))
+            return self.greek(name, text, end)
         elif name == "mathbb":
             group = _BLACKBOARD.match(text, end)
             self.put("cmd", f"bb{group[1] if group else ''}")
@@ -304,6 +306,17 @@ class _Lexer:
             self.put("money", {"dollar": "$", "euro": "€", "pounds": "£"}[name])
         else:
             self.put("cmd", name)
+        return end
+
+    def greek(self, name: str, text: str, end: int) -> int:
+        """Add a Greek letter: behind a value, \\mu m and \\Omega may be units."""
+        small = _MICRO_LETTERS.match(text, end) if name == "mu" else None
+        if (small or name == "Omega") and self.after_value():
+            self.doubts.add(Doubt.SOFT_UNIT)
+            if Doubt.SOFT_UNIT in self.choose:
+                self.put("word", f"micro{small[1]}" if small else "ohm")
+                return small.end() if small else end
+        self.put("let", name.removeprefix("var"))
         return end
 
     def escaped(self, text: str, at: int) -> int:
@@ -427,8 +440,8 @@ def closing_brace(text: str, at: int) -> int:
 def _units_spelled(text: str) -> str:
     """`text` with the units whose signs mean something else elsewhere spelled in words."""
     text = _SQUARES.sub(lambda m: "square " if m[1] == "sq" else "cubic ", text)
-    text = _MICRO.sub(lambda m: rf"\text{{ micro{m[1] or m[2] or m[3]}}}", text)
-    return _OHMS.sub(lambda m: rf"\text{{ {m[1] or ''}ohm}}", _RUPEES.sub("₹", text))
+    text = _MICRO.sub(lambda m: rf"\text{{ micro{m[1] or m[2]}}}", text)
+    return _OHMS.sub(lambda m: rf"\text{{ {m[1]}ohm}}", _RUPEES.sub("₹", text))
 
 
 def clean(text: str) -> str:

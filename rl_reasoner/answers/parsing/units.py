@@ -112,7 +112,7 @@ def _names() -> dict[str, str]:
 
 
 _NAMES = _names()
-SOFT = names("m g s h L l N J W V A K nm pt qt")
+SOFT = names("m g s h L l N J W V A K nm pt qt MB GB KB kB TB eV cc")
 """Letters that may be a bare unit after a number and a space, or variables."""
 
 LETTER_RUNS = frozenset(
