@@ -199,7 +199,7 @@ def test_programs_are_run_within_the_limits_of_the_runs_reward(tmp_path: Path) -
         judge = judge_for([row, {**row, "time_limit_s": 5}], {name: {"options": given}})
         strict, roomy = judge.judge([paid(slow), paid(slow, row=1)], Scale())
         assert (strict.verdict, roomy.verdict) == ("disagrees", "agrees"), name
-    judge = judge_for([row], {"judge": {"options": {"function": f"{mine}:f"}}})
+    judge = judge_for([row], {"judge": {"options": {"function": f"{mine}:passes"}}})
     assert judge.programs == ProgramSettings()
 
 
@@ -405,7 +405,7 @@ def test_texts_are_judged_by_what_their_pay_hangs_on(tmp_path: Path) -> None:
         [found] = judge.judge([paid(text)], Scale())
         assert why in found.reason, (name, text, found)
         assert found.verdict == ("agrees" if why == "neither" else "disagrees")
-    limited = {"judge": {"options": {"function": f"{tmp_path / 'own.py'}:f", "max_requests": 9}}}
+    limited = {"judge": {"options": {"function": f"{tmp_path / 'own.py'}:longest", "max_requests": 9}}}
     [found] = judge_for([OPEN], limited).judge([paid(praised)], Scale())
     assert found.verdict == "cannot tell" and "left to the training" in found.reason
 
