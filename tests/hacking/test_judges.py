@@ -199,7 +199,7 @@ def test_programs_are_run_within_the_limits_of_the_runs_reward(tmp_path: Path) -
         judge = judge_for([row, {**row, "time_limit_s": 5}], {name: {"options": given}})
         strict, roomy = judge.judge([paid(slow), paid(slow, row=1)], Scale())
         assert (strict.verdict, roomy.verdict) == ("disagrees", "agrees"), name
-    judge = judge_for([row], {"judge": {"options": {"function": f"{mine}:f"}}})
+    judge = judge_for([row], {"judge": {"options": {"function": f"{mine}:passes"}}})
     assert judge.programs == ProgramSettings()
 
 
