@@ -104,7 +104,7 @@ def ask_counterfactual(
     trained, step = step_to_replay(run, recipe, known.stage, step)
     assert isinstance(trained, GrpoStage)
     spec = recipe.rewards.get(reference)
-    own, source = (spec.options, spec.source) if spec is not None else (None, None)
+    own, source = (spec.options, spec.source) if spec is not None else ({}, None)
     reward = load_reward(reference, options or own, source)
     lock = json_object(run / "lock.json")
     if (many := lock.get("processes", 1)) != 1:

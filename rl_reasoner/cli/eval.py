@@ -200,7 +200,7 @@ class EvalVerb:
             return
         names = [self.reward] if self.reward else ["math_answer", "code_tests", "instructions"]
         options = parse_options("--reward-options", self.reward_options) if self.reward else {}
-        rewards = [load_reward(name, options or None) for name in names]
+        rewards = [load_reward(name, options) for name in names]
         if not all(isinstance(reward, Reward) for reward in rewards):
             return  # a plain function does not say what it reads
         read = [(*one.columns, *one.missing) for one in rewards if isinstance(one, Reward)]

@@ -85,7 +85,7 @@ class ScoreVerb:
 
         names = [self.reward, *([self.disagree] if self.disagree else [])]
         options = parse_options("--reward-options", self.reward_options)
-        loads = [partial(load_reward, name) for name in names]
+        loads = [partial(load_reward, name, {}) for name in names]
         loads[0] = partial(load_reward, self.reward, options)
         rows, *functions = _call_all(partial(read_rows, file), *loads)
         target = check_writable(self.out or Path(f"{file}.scores.jsonl"))

@@ -163,7 +163,7 @@ def _threads(policy: "Policy | ServedPolicy") -> Iterator[None]:
 def check_judge(reward: str | None, options: Mapping[str, Any] | None) -> None:
     """Raise `UserError` if the reward that is to judge cannot be loaded with `options`."""
     if reward is not None:
-        load_reward(reward, options)
+        load_reward(reward, options or {})
     elif options:
         raise UserError("options of a reward are given, but not the reward they are for")
 

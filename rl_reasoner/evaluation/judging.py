@@ -60,7 +60,7 @@ class _Bench:
         self.name = name
         self.places = places
         self.options = options or {}
-        function = load_reward(name, options)
+        function = load_reward(name, self.options)
         self.columns: tuple[str, ...] | None = None
         if isinstance(function, Reward):
             self.columns = (*function.columns, *function.missing)

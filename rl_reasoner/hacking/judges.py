@@ -99,7 +99,7 @@ class IndependentJudge:
         runs = next((reward for reward in rewards if "tests" in reward.columns), None)
         self.programs = ProgramSettings.of({**runs.defaults, **runs.options} if runs else {})
         own = self.settings.judge
-        self.own = load_reward(own, self.settings.judge_options or None) if own else None
+        self.own = load_reward(own, self.settings.judge_options) if own else None
         self._again = {  # objects of their own: each has a process beside the trainer's
             claim.name: claim.function.with_options()
             for claim in claims

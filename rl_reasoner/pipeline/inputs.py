@@ -29,13 +29,13 @@ from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import DistillStage, GrpoStage, RowStage, Stage, Vllm
 from rl_reasoner.recipe.trainer_arguments import check_trainer_argument
 from rl_reasoner.rollout.episodes.opening import open_rows
-from rl_reasoner.scoring.batch import APPLIES, POLICY_TEXT, applies, name_rewards, score_batch
+from rl_reasoner.scoring.batch import APPLIES, POLICY_TEXT, applies, name_rewards
 from rl_reasoner.scoring.registry import check_name, load_reward
 from rl_reasoner.scoring.reward import Reward, name_of
 from rl_reasoner.scoring.rule import rule_of
-from rl_reasoner.scoring.trial_call import check_call, is_mistake
+from rl_reasoner.scoring.trial_call import try_reward
 from rl_reasoner.tools import load_tools
-from rl_reasoner.types import Fault, Row
+from rl_reasoner.types import Row
 
 _log = logging.getLogger(__name__)
 _STATE = "trainer_state"
@@ -296,35 +296,13 @@ def _first_of_each_task(rows: Sequence[Row], reward: str) -> list[Row]:
 
 
 def _try_reward(function: Callable[..., Any], name: str, row: Row, *, optional: bool) -> str:
-    """Call a reward once on a real row, with its answer (if any) as the completion.
-
-    Raises `UserError` where it cannot be trained with (`trial_call`); where it failed on this
-    completion, and may not on others, the words of a warning are returned.
-    A function of trl's own form may want chats or plain texts; which one is known only when the
-    policy is open, so it has to take one of them.
-    """
+    """Try a reward on a real row: see `trial_call.try_reward`."""
     hidden = ("completion", POLICY_TEXT)
     columns = {key: [value] for key, value in row.items() if key not in hidden}
     reads = {*function.columns, *function.missing} if isinstance(function, Reward) else {_STATE}
     columns |= trl_columns(1, state=_STATE in reads)
-    prompt, answer = row["problem"], str(row.get("answer", ""))
-    chat = [{"role": "user", "content": prompt}], [{"role": "assistant", "content": answer}]
-    check_call(function, {**columns, "prompts": [prompt]})
-    faults: list[Fault] = []
-    for asked, completion in ((prompt, answer), chat):
-        [outcome] = score_batch(function, [completion], {**columns, "prompts": [asked]})
-        if not isinstance(outcome, Fault):
-            return ""
-        faults.append(outcome)
-        if isinstance(function, Reward):
-            break
-    said = "; given a chat: ".join(fault.message for fault in faults)
-    if is_mistake(function, name, faults, optional=optional):
-        raise UserError(f"a trial call failed: {faults[0].message}")
-    return (
-        f"{said}. It was given the row's answer alone, {answer!r:.60}; completions of a policy on "
-        "which it fails leave their groups"
-    )
+    answer = str(row.get("answer", ""))
+    return try_reward(function, name, row["problem"], answer, columns, optional=optional)
 
 
 def trl_columns(completions: int, *, state: bool = True) -> dict[str, Any]:

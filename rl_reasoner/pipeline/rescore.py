@@ -89,7 +89,7 @@ def rescore(
     data = load_rows(data_in(run, recipe, own_stage))
     spec = recipe.rewards.get(reference)
     own = spec.source if spec is not None else None
-    given = options or (spec.options if spec is not None else None)
+    given = options or (spec.options if spec is not None else {})
     reward = continuing(load_reward(reference, given, source=own), data)
     rescoring = Rescoring()
     for _, batch in groupby(rollouts_of(folder), key=lambda row: row["step"]):

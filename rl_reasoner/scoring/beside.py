@@ -1,9 +1,9 @@
 """What lies beside a user's file: `import helper` in it finds the `helper.py` of its folder.
 
-As for a script of Python's the folder goes first, but not before the standard library: a file
-`random.py` there is not what numpy is given. It is on `sys.path` only while the file is imported,
-since a folder such as `wandb` there would else be taken for the package. A worker has one file: it
-keeps the folder (`stay_beside`), for imports inside functions.
+Such a helper goes before one of the working folder or of another file's folder, but never before
+what is installed: a `random.py` or `datasets.py` there is not what numpy or trl is given. It is
+found only while the file is imported, since other files have helpers of the same names. A worker
+has one file: there it is found at any time (`stay_beside`), for imports inside functions.
 """
 
 import sys
@@ -17,8 +17,8 @@ from types import ModuleType
 from rl_reasoner.scoring.fault_places import of_library
 
 
-class _StandardFirst(MetaPathFinder):
-    """Finds standard modules elsewhere than in `folder`; leaves all others to Python."""
+class _Beside(MetaPathFinder):
+    """Finds modules of `folder` whose names no installed module has; leaves others to Python."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -26,37 +26,40 @@ class _StandardFirst(MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if path is not None or name not in sys.stdlib_module_names:
+        if path is not None or name in sys.stdlib_module_names:
             return None
-        return PathFinder.find_spec(name, [one for one in sys.path if one != self.folder])
+        if PathFinder.find_spec(name, [self.folder]) is None:
+            return None
+        installed = [one for one in sys.path if one != self.folder and of_library(one)]
+        if PathFinder.find_spec(name, installed) is not None:
+            return None
+        return PathFinder.find_spec(name, [self.folder, *sys.path])  # a module before a bare folder
 
 
 @contextmanager
 def beside(folder: Path) -> Iterator[None]:
-    """Inside, imports find what lies in `folder` first.
+    """Inside, imports find what lies in `folder`.
 
     Modules of another folder that are called like a file of this one are out of the way meanwhile.
     """
-    own, finder = str(folder), _StandardFirst(str(folder))
+    finder = _Beside(str(folder))
     hidden = _hide_namesakes(folder)
-    sys.path.insert(0, own)
     sys.meta_path.insert(0, finder)
     try:
         yield
     finally:
-        with suppress(ValueError):  # the file may have changed both
+        with suppress(ValueError):  # the file may have changed it
             sys.meta_path.remove(finder)
-        with suppress(ValueError):
-            sys.path.remove(own)
         for name in [one for one in sys.modules if one.partition(".")[0] in hidden]:
             del sys.modules[name]
         sys.modules.update(hidden)
 
 
 def stay_beside(folder: Path) -> None:
-    """Let imports of this process find what lies in `folder`, behind all else."""
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
+    """Let imports of this process find what lies in `folder`, from now on."""
+    there = [one.folder for one in sys.meta_path if isinstance(one, _Beside)]
+    if str(folder) not in there:
+        sys.meta_path.insert(0, _Beside(str(folder)))
 
 
 def _hide_namesakes(folder: Path) -> dict[str, ModuleType]:

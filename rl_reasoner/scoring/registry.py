@@ -40,7 +40,8 @@ def load_reward(
     Forms: the name of a shipped reward or of an entry point of the group `rl_reasoner.rewards`;
     "package.module:function"; "path/file.py:function"; "https://…" (`http_reward`). Raises
     `UserError` where nothing is found, the file has an error, options are given to a function that
-    takes none, or their values make no sense.
+    takes none, or their values make no sense. Without `options` (None) none are checked yet: they
+    may come later (`with_options`). An empty mapping says that none will.
     """
     if reference.startswith(("http://", "https://")):
         return _over_http(reference, options or {})
@@ -49,7 +50,8 @@ def load_reward(
         raise UserError(f"reward {reference!r} is {type(fn).__name__}, not a function")
     if isinstance(fn, Reward):
         chosen = fn.with_options(**options) if options else fn
-        chosen.check_options()
+        if options is not None:
+            chosen.check_options()
         return chosen
     if mistake := form_mistake(fn, reference.rpartition(":")[2]):
         raise UserError(mistake)

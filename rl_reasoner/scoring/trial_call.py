@@ -1,9 +1,11 @@
-"""What a trial call of a reward shows before a run: a mistake in it, or only a row that failed.
+"""A trial call of a reward before a run: is there a mistake in it, or did it fail on one text only?
 
-A reward may raise on the one completion that it is tried on (`re.search(...).group(1)` on an answer
-without tags), and judge those of a policy all the same. That costs rows, not the run. What no
-completion changes is a mistake: a name that is not there, a call that does not fit, a wrong kind of
-value. A shipped reward, or one at a URL, raises for what it was given, whatever the completion.
+A reward may raise on the bare answer that it is tried on (`re.search(...).group(1)` without tags),
+and judge completions of a policy all the same. That costs rows, not the run. So it is tried on a
+second completion, as a policy may write it. Where it fails on both in the same words it is a
+mistake: a misspelled name, a column or a file that is not there. A search that finds nothing is
+none, since the form that is looked for may be another. A shipped reward, or one at a URL, raises
+for what it was given, whatever the completion.
 """
 
 import re
@@ -11,20 +13,51 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.scoring.batch import POLICY_TEXT
+from rl_reasoner.scoring.batch import POLICY_TEXT, score_batch
 from rl_reasoner.scoring.reward import Reward, is_shipped, name_of
 from rl_reasoner.scoring.trl_form import call_mistake
 from rl_reasoner.types import Fault
 
-_NEVER_RIGHT = {"UserError", "NameError", "UnboundLocalError", "ImportError", "ModuleNotFoundError"}
-_NEVER_RIGHT |= {"SyntaxError", "IndentationError"}
-_ARGUMENTS = re.compile(
-    r"missing \d+ required|unexpected keyword argument|positional arguments? but"
-    r"|takes no (?:keyword )?arguments|multiple values for (?:keyword )?argument"
+_WRITTEN = (
+    "<think>\nFirst I read the problem, then I solve it.\n</think>\n<answer>{answer}</answer>\n"
+    "So the answer is \\boxed{{{answer}}}.\n#### {answer}"
+)
+_NOTHING_FOUND = re.compile(
+    r": (?:\w+: 'NoneType' object |IndexError: |JSONDecodeError: "
+    r"|ValueError: (?:substring not found|not enough values to unpack))"
 )
 
 
-def check_call(fn: Callable[..., Any], columns: Mapping[str, Any]) -> None:
+def try_reward(
+    fn: Callable[..., Any],
+    reference: str,
+    prompt: str,
+    answer: str,
+    columns: Mapping[str, Any],
+    *,
+    optional: bool,
+) -> str:
+    """Call the reward `fn`, in the recipe `reference`, on one row: its prompt, answer and columns.
+
+    Raises `UserError` where it cannot be trained with. Where it failed on the bare answer, and may
+    not on other completions, or is `optional`, the words of a warning are returned.
+    """
+    _check_call(fn, {**columns, "prompts": [prompt]})
+    faults = _faults(fn, prompt, answer, columns)
+    if not faults:
+        return ""
+    said = "; given a chat: ".join(dict.fromkeys(fault.message for fault in faults))
+    if not optional:
+        sure = is_shipped(fn) or reference.startswith(("http://", "https://"))
+        if sure or _fails_again(fn, prompt, answer, columns, faults):
+            raise UserError(f"a trial call failed: {said}")
+    return (
+        f"{said}. It was given the row's answer alone, {answer!r:.60}; completions of a policy on "
+        "which it fails leave their groups"
+    )
+
+
+def _check_call(fn: Callable[..., Any], columns: Mapping[str, Any]) -> None:
     """Raise `UserError` where the reward `fn` cannot be called on rows with these columns."""
     if not isinstance(fn, Reward):
         mistake = call_mistake(fn, name_of(fn), columns)
@@ -38,21 +71,38 @@ def check_call(fn: Callable[..., Any], columns: Mapping[str, Any]) -> None:
         raise UserError(f"a trial call failed: {mistake}")
 
 
-def is_mistake(
-    fn: Callable[..., Any], reference: str, faults: Sequence[Fault], *, optional: bool
-) -> bool:
-    """Whether the `faults` of all trial calls of `fn` show that no run should begin with it.
+def _faults(
+    fn: Callable[..., Any], prompt: str, text: str, columns: Mapping[str, Any]
+) -> list[Fault]:
+    """The faults of `fn` on the completion `text`; none where it judges it.
 
-    `reference` is its name in the recipe; the faults of an `optional` reward cost nothing.
+    A function of trl's own form may want chats or plain texts; which one is known only when the
+    policy is open, so it has to take one of them.
     """
-    if optional:
+    chat = [{"role": "user", "content": prompt}], [{"role": "assistant", "content": text}]
+    faults: list[Fault] = []
+    for asked, completion in ((prompt, text), chat):
+        [outcome] = score_batch(fn, [completion], {**columns, "prompts": [asked]})
+        if not isinstance(outcome, Fault):
+            return []
+        faults.append(outcome)
+        if isinstance(fn, Reward):
+            break
+    return faults
+
+
+def _fails_again(
+    fn: Callable[..., Any],
+    prompt: str,
+    answer: str,
+    columns: Mapping[str, Any],
+    faults: Sequence[Fault],
+) -> bool:
+    """Whether `fn` has the same `faults` on a completion as a policy may write it."""
+    if any(one.kind == "timeout" or _NOTHING_FOUND.search(one.message) for one in faults):
         return False
-    if is_shipped(fn) or reference.startswith(("http://", "https://")):
-        return True
-    return all(fault.kind == "value" or _raised_anywhere(fault, name_of(fn)) for fault in faults)
-
-
-def _raised_anywhere(fault: Fault, name: str) -> bool:
-    """Whether a fault's message (`outcome.faulted`) is of an exception that no row would escape."""
-    kind, _, words = fault.message.removeprefix(f"reward {name!r}: ").partition(": ")
-    return kind in _NEVER_RIGHT or (kind == "TypeError" and bool(_ARGUMENTS.search(words)))
+    again = _faults(fn, prompt, _WRITTEN.format(answer=answer), columns)
+    return bool(again) and all(
+        one.message == other.message or one.kind == other.kind == "value"
+        for one, other in zip(faults, again, strict=True)
+    )

@@ -46,6 +46,8 @@ MISTAKES: dict[tuple[str, ...], str] = {
     (*LENGTHS, "--reward-options", "mode=atmost"): "Did you mean 'most'?",
     ("check", "length", "--reward-options", "mode=atmost"): "Did you mean 'most'?",
     ("check", "judge"): "judge: give one of server, policy and function",
+    (*LENGTHS[:-1], "judge"): "judge: give one of server, policy and function",
+    (*TRAIN, "--rewards", "{judge: 1}"): "--rewards {judge: 1}: judge: give one of server, policy",
     ("eval", "x", "--sampels", "9"): "Did you mean '--samples'?",
     ("eval", "x", "--samples", "many"): "--samples many: expected a whole number",
     ("eval", "x", "--samples"): "--samples: expected a value after it",

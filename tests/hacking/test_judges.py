@@ -405,7 +405,9 @@ def test_texts_are_judged_by_what_their_pay_hangs_on(tmp_path: Path) -> None:
         [found] = judge.judge([paid(text)], Scale())
         assert why in found.reason, (name, text, found)
         assert found.verdict == ("agrees" if why == "neither" else "disagrees")
-    limited = {"judge": {"options": {"function": f"{tmp_path / 'own.py'}:longest", "max_requests": 9}}}
+    limited = {
+        "judge": {"options": {"function": f"{tmp_path / 'own.py'}:brief", "max_requests": 9}}
+    }
     [found] = judge_for([OPEN], limited).judge([paid(praised)], Scale())
     assert found.verdict == "cannot tell" and "left to the training" in found.reason
 

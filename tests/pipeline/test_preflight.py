@@ -146,13 +146,64 @@ def test_a_reward_that_raises_on_the_bare_answer_is_warned_of(
 
 
 @pytest.mark.parametrize(
-    "body", ["missing_name", "(lambda one: one)(completion, answer)", "'good'"]
+    ("body", "says"),
+    [
+        ("missing_name", "NameError"),
+        ("(lambda one: one)(completion, answer)", "TypeError"),
+        ("'good'", "TypeError"),
+        ("completion + 1", "TypeError"),
+        ("completion.lowr() == answer", "AttributeError: 'str' object has no attribute 'lowr'"),
+        ("re.serach('a', completion)", "AttributeError: module 're' has no attribute 'serach'"),
+        ("open('/nope/words.txt')", "FileNotFoundError"),
+        ("exit(3)", "its process ended .exit code 3"),
+        ("int('b')", "ValueError"),
+    ],
 )
-def test_a_reward_that_no_completion_suits_is_refused(tmp_path: Path, body: str) -> None:
-    said = "a trial call failed: .*(NameError|TypeError)"
-    with pytest.raises(UserError, match=said):
+def test_a_reward_that_no_completion_suits_is_refused(tmp_path: Path, body: str, says: str) -> None:
+    with pytest.raises(UserError, match=f"a trial call failed: .*{says}"):
         tried(tmp_path, body)
     tried(tmp_path, body, "@reward(optional=True)")  # whose faults cost nothing
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "re.search('<final>(.*?)</final>', completion).group(1) == answer",
+        "completion.split('FINAL:')[1] == answer",
+        "{}[completion]",
+        "completion.index('<answer>')",
+    ],
+)
+def test_a_reward_that_another_completion_may_suit_is_warned_of(
+    tmp_path: Path, body: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried(tmp_path, body)
+    assert "tried.py:f failed on its trial call" in caplog.text
+
+
+def form_of_trl(folder: Path, judged: str) -> None:
+    """Read a recipe with a function of trl's form that judges a completion `c` so."""
+    file = folder / "form.py"
+    file.write_text(
+        "import re\ndef f(completions, **kwargs):\n"
+        f"    return [float({judged}) for c in completions]\n"
+    )
+    read_inputs(recipe(folder, grpo(), rewards={f"{file}:f": 1.0}))
+
+
+def test_functions_of_trls_form_are_tried_on_texts_and_chats(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for judged, says in (
+        ("kwargs['solution'][0] in c", "KeyError: 'solution'"),
+        ("'4' in c[0]['contnt']", "given a chat: .*KeyError: 'contnt'"),
+        ("'4' in c.lowr()", "'str' object has no attribute 'lowr'"),
+    ):
+        with pytest.raises(UserError, match=f"a trial call failed: .*{says}"):
+            form_of_trl(tmp_path, judged)
+    assert "trial call" not in caplog.text
+    form_of_trl(tmp_path, "re.search('<answer>(.*)</answer>', c[0]['content']).group(1) == '4'")
+    assert "form.py:f failed on its trial call" in caplog.text
 
 
 def test_a_sound_recipe_passes(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A user's file imports what lies beside it: here, in its worker, and not what lies elsewhere."""
 
+import os
 import sys
 import textwrap
 from pathlib import Path
@@ -57,6 +58,44 @@ def test_a_helper_called_like_a_standard_module_is_not_taken_for_it(
     )
     folder = write(tmp_path, r=body, colorsys="raise RuntimeError('not the standard one')\n")
     assert paid(f"{folder}/r.py:f") == [1.0]
+
+
+def test_a_helper_called_like_an_installed_package_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = write(tmp_path / "site-packages", installed_name="WORTH = 7.0\n")
+    monkeypatch.syspath_prepend(str(installed))
+    monkeypatch.delitem(sys.modules, "installed_name", raising=False)
+    body = HEAD + "import installed_name\n@reward\ndef f(completion): return installed_name.WORTH\n"
+    mine = write(tmp_path / "mine", r=body, installed_name="raise RuntimeError('not this')\n")
+    assert load_reward(f"{mine}/r.py:f")("a") == Score(7.0)
+    used = HEAD + "from datasets import Dataset\n@reward\ndef f(completion): return 8.0\n"
+    write(tmp_path / "mine", r=used, datasets="raise RuntimeError('not this')\n")
+    assert paid(f"{mine}/r.py:f") == [8.0]
+
+
+def test_a_helper_of_the_working_folder_comes_after_that_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("at_the_top", "inside")
+    here = write(tmp_path / "here", **dict.fromkeys(names, "WORTH = -1.0\n"))
+    monkeypatch.chdir(here)
+    monkeypatch.syspath_prepend("")
+    monkeypatch.setenv("PYTHONPATH", str(here), prepend=os.pathsep)
+    body = "import at_the_top\n@reward\ndef f(completion):\n    import inside\n"
+    body += "    return at_the_top.WORTH + inside.WORTH\n"
+    mine = write(tmp_path / "mine", r=HEAD + body, **dict.fromkeys(names, "WORTH = 2.0\n"))
+    assert paid(f"{mine}/r.py:f") == [4.0]
+
+
+def test_a_folder_of_the_same_name_is_no_helper_where_there_is_a_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(write(tmp_path / "theirs", kept_apart="WORTH = 3.0\n")))
+    body = HEAD + "import kept_apart\n@reward\ndef f(completion): return kept_apart.WORTH\n"
+    mine = write(tmp_path / "mine", r=body)
+    (mine / "kept_apart").mkdir()
+    assert load_reward(f"{mine}/r.py:f")("a") == Score(3.0)
 
 
 def test_tools_and_the_functions_of_judges_too(tmp_path: Path) -> None:

@@ -264,6 +264,14 @@ def test_what_is_no_value_of_an_option_is_told_before_a_row_is_scored(
     assert said in str(caught.value)
 
 
+def test_options_may_come_after_a_reward_is_loaded() -> None:
+    judge = load_reward("judge")
+    assert isinstance(judge, Reward)
+    assert judge.with_options(server="http://localhost:1/v1", model="m").options["model"] == "m"
+    [found] = score_batch(judge, ["a"], {"prompts": ["p"]})
+    assert isinstance(found, Fault) and "judge: give one of server, policy and" in found.message
+
+
 def test_a_reward_of_ones_own_may_check_its_options() -> None:
     @reward
     def even(completion: str, most: int = 2) -> float:
