@@ -297,6 +297,13 @@ def test_a_row_whose_test_cannot_run_is_told(test: Any, told: str) -> None:
         ("    return math.pi * r * r\n```\nSo:\n```python\narea(1)\n```", 1.0),
         ("def area(r):\n    return math.pi * r * r\n", 1.0),
         ("from math import pi\n\ndef area(r):\n    return pi * r * r\n```\nDone.", 1.0),
+        ("def area(r):\n    return math.pi * r * r\n\nThis is the area. It's right (so", 1.0),
+        ("def area(r):\n    return math.pi * r * r\n\nThe area.\n```\nDone.", 1.0),
+        (
+            "    return 1.0\n\nWrong. Correct:\n```\ndef area(r):\n    return 0.0 * r\n```",
+            1.0,
+        ),
+        ("    return math.pi * r * r\n```\nOutput:\n```\n3.14\n```", 1.0),
         (" Here it is:\n```\ndef area(r):\n    return 0.0\n```", 1.0),
         ("def area(r):\n    return 1.0", 0.0),
         ("    return 1.0", 0.0),
