@@ -188,11 +188,14 @@ def test_a_row_may_allow_more_time_than_the_reward() -> None:
     [
         ("", "test 0 is empty: any program would pass"),
         ("# nothing", "test 0 is empty"),
-        ("x = f(1)", "test 0 asserts nothing"),
+        ("x = int('1')", "test 0 asserts nothing"),
         ("assert True", "test 0 asserts nothing"),
         ("print(f(1) == 2)", "test 0 asserts nothing"),
         ("f(1) == 2 and f(2) == 3", "test 0 asserts nothing"),
         ("x = 1\nf(x) == 2", "test 0 compares in line 2 and drops the result"),
+        ("all(f(n) == n for n in range(3))", "test 0 asserts nothing"),
+        ("if f(1) != 2:\n    print('wrong')", "test 0 asserts nothing"),
+        ("def check():\n    f(1) == 2\ncheck()", "test 0 compares in line 2 and drops"),
         ("assert (f(1) == 2, 'wrong')", "test 0 asserts a tuple in line 1"),
         ("def check(c):\n    assert c(1) == 1\nprint(f(1))", "defines check and runs nothing"),
     ],
@@ -205,3 +208,27 @@ def test_no_reward_is_paid_for_a_test_that_any_program_passes(test: str, told: s
     [mistake] = lint([{"problem": "Write f.", "tests": [test]}], "own.jsonl")[1]
     assert "row 1" in mistake and told.split(maxsplit=2)[2] in mistake
     assert sandbox.run(program, [test or "pass"]).verdicts
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "x = f(1)",
+        "x = 0\nx += f(1)",
+        "for n in range(3): r = f(n)",
+        "for n in f(1): pass",
+        "del f(1)[0]",
+        "y = 1 / (f(1) == 2)",
+        "x = 2\nx == 2\nassert f(x) == 2",
+        "def check(n):\n    assert f(n) == n\nany(check(n) for n in range(3))",
+        "def check():\n    assert f(1) == 2\nr = check()",
+        "def check():\n    assert f(1) == 2\nprint(check())",
+        "class Test:\n    assert f(1) == 2",
+        "class Test:\n    def check(self):\n        assert f(1) == 2\nTest().check()",
+        "def run_now(g): g()\n@run_now\ndef check():\n    assert f(1) == 2",
+    ],
+)
+def test_a_test_that_some_program_fails_is_one(test: str) -> None:
+    program = "def f(n): raise ValueError"
+    assert lint([{"problem": "Write f.", "tests": [test]}], "own.jsonl")[1] == []
+    assert code_tests.score(f"```python\n{program}\n```", tests=[test]).value == 0.0
