@@ -66,12 +66,12 @@ def _complete(tests: Any, entry: Any) -> list[Any]:
     if not isinstance(listed, (list, tuple)):
         raise ValueError(f"tests are {tests!r:.40}: expected code that asserts, or a list of tests")
     made = []
-    for number, test in enumerate(listed, 1):
+    for number, test in enumerate(listed):
         code = isinstance(test, str) and entry and "def check(" in test
         uncalled = code and f"check({entry})" not in test
         made.append(f"{test}\n\ncheck({entry})" if uncalled else test)
         plan_test(made[-1], f"test {number}")
-    check_claims(made, first=1)
+    check_claims(made)
     return made
 
 

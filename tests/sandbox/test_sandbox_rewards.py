@@ -203,10 +203,10 @@ def test_a_row_may_allow_more_time_than_the_reward() -> None:
 def test_no_reward_is_paid_for_a_test_that_any_program_passes(test: str, told: str) -> None:
     """The sandbox itself runs such code: a program may be run for what it does."""
     program = "def f(n): return 9"
-    with pytest.raises(UserError, match=re.escape(told)):
+    with pytest.raises(UserError, match=re.escape(told)) as said:
         code_tests.score(f"```python\n{program}\n```", tests=[test])
     [mistake] = lint([{"problem": "Write f.", "tests": [test]}], "own.jsonl")[1]
-    assert "row 1" in mistake and told.split(maxsplit=2)[2] in mistake
+    assert f"row 1: {said.value}" in mistake and told in mistake
     assert sandbox.run(program, [test or "pass"]).verdicts
 
 
