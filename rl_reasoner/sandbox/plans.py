@@ -185,6 +185,14 @@ def _near(said: str, expected: str, tolerance: float) -> bool:
 # -------------------------------------------------------------------------------- planning
 
 
+def is_known(test: object) -> bool:
+    """Whether a test is in a form of the sandbox's, if not without a mistake: all its keys are."""
+    if isinstance(test, Mapping):
+        given = {key for key, value in test.items() if value is not None}
+        return bool(given) and given <= {*_STDIO_KEYS, *_CALL_KEYS}
+    return isinstance(test, str)
+
+
 def plan_test(test: object, place: str) -> TestPlan:
     """The plan of one test; `place` names it in the `UserError` for a test of no known form."""
     if isinstance(test, str):

@@ -249,6 +249,15 @@ def test_tests_that_are_json_are_read_and_other_text_is_one_test(
         assert load_rows(FileData(path=str(tmp_path / "a.csv")))[0]["tests"] == tests
 
 
+def test_tests_beside_an_answer_are_checked_but_for_those_of_another_form() -> None:
+    row = {"problem": "Write `f`.", "answer": "4"}
+    for tests in ("print(f(1))", ["f(1) == 2"], [{"stdin": "1"}], "5", '["f(1) =="]'):
+        assert len(lint([{**row, "tests": tests}], "x")[1]) == 1, tests
+    for other in ({"q": 1}, [{"input": "1", "output": "2"}], '[{"q": 1}]', [7]):
+        [kept], problems = lint([{**row, "tests": other}], "x")
+        assert (kept["tests"], problems) == (other, [])
+
+
 def test_json_that_is_no_test_is_told() -> None:
     _, [said] = lint([{"problem": "q", "tests": "5"}], "x")
     assert said == "x, row 1: tests are '5': expected code that asserts, or a list of tests"
