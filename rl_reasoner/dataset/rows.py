@@ -281,8 +281,8 @@ def _read(given: Row) -> Row:
     for name in ("rewards", "max_tokens"):
         value = row.get(name)
         if isinstance(value, str):
-            row[name] = None if not value.strip() else _from_json(value)
-        elif name == "max_tokens" and isinstance(value, float) and value.is_integer():
+            row[name] = value = None if not value.strip() else _from_json(value)
+        if name == "max_tokens" and isinstance(value, float) and value.is_integer():
             row[name] = int(value)  # a column with gaps holds no whole numbers
     return row
 

@@ -202,7 +202,9 @@ def test_settings_of_rows_are_read_from_the_cells_of_a_csv(tmp_path: Path) -> No
     rows = load_rows(FileData(path=str(path)))
     assert [row["max_tokens"] for row in rows] == [16, None, "x"]
     assert [row["rewards"] for row in rows] == [["length", "boxed"], "length,boxed", None]
-    assert lint([{**ROWS[0], "max_tokens": 16.0}], "x")[0][0]["max_tokens"] == 16
+    for whole in (16.0, "16.0"):
+        [row], _ = lint([{**ROWS[0], "max_tokens": whole}], "x")
+        assert row["max_tokens"] == 16 and isinstance(row["max_tokens"], int)
 
 
 @pytest.mark.parametrize("name", ["image", "images"])
