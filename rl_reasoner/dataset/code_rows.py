@@ -7,17 +7,15 @@ completion that goes on from its prompt, in training as in evaluation; `as_datas
 other nested values as they are. Runs nothing.
 """
 
-import ast
 import builtins
 import functools
 import json
 import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
-from rl_reasoner.language.fences import python_blocks
+from rl_reasoner.language.fences import python_blocks, wrong_line
 from rl_reasoner.language.thinking import CLOSE_THINK
 from rl_reasoner.sandbox.claims import check_claims
 from rl_reasoner.sandbox.columns import tests_of
@@ -113,7 +111,7 @@ def _unfenced(problem: str, answer: str, begins: re.Pattern[str]) -> str:
     if not fence:
         return program
     only_closes = _only_closes(fence, answer) and (anew or text.lstrip("\n")[:1].isspace())
-    return program if only_closes and _wrong_line(program) is None else ""
+    return program if only_closes and wrong_line(program) is None else ""
 
 
 def _only_closes(fence: re.Match[str], answer: str) -> bool:
@@ -128,23 +126,10 @@ def _program_in(text: str, begun: str, begins: re.Pattern[str]) -> str:
     lines, above = text.split("\n"), begun.count("\n")
     for _ in range(_MOST_CUTS):
         head = "\n".join(lines)
-        if (wrong := _wrong_line(begun + head)) is None:
+        if (wrong := wrong_line(begun + head)) is None:
             return head if begins.search(head) else text
         lines = lines[: max(0, min(len(lines), wrong - above) - 1)]
     return text
-
-
-def _wrong_line(program: str) -> int | None:
-    """The line, from 1, that keeps a program from being Python; None where nothing does."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its escapes
-            ast.parse(program)
-    except SyntaxError as error:
-        return error.lineno or 1
-    except (ValueError, RecursionError, MemoryError):
-        return 1
-    return None
 
 
 def _body(text: str) -> str:

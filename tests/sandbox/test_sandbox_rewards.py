@@ -31,6 +31,7 @@ def generate(seed):
 
 DEEP = "def f():\n    '''\n    ```\n    '''"
 TABS = DEEP.replace("    ", "\t")
+SEE = 'def f():\n    """see ```\n    """\n    b'
 F = "def f(n):\n    return n\n"
 
 
@@ -58,6 +59,10 @@ def fenced(program: str, language: str = "python") -> str:
         ("say ```a``` inline", "last", None),
         ("```python\na\nb```\nDone.", "last", "a\nb"),
         ("```python\na\nb ``` \n```python\nc```", "first", "a\nb"),
+        ("```python\n# see ```\nb\n\nc```\nDone.", "last", "# see ```\nb\n\nc"),
+        ("```python\n# see ```\nb\n", "last", None),
+        ('```python\ndef f():\n    """see ```\n    """\n    b```', "last", SEE),
+        ("```python\n    return 1```", "last", "    return 1"),
         ('```python\ns = """\n```a```\n"""\nb```', "last", 's = """\n```a```\n"""\nb'),
         ("```python\n# a```\nb\n```", "last", "# a```\nb"),
         ("  ```python \n  a\n  ```  ", "last", "a"),
