@@ -72,7 +72,11 @@ def passed_by_all(tree: ast.Module) -> str:
         if isinstance(node, ast.Assert) and isinstance(node.test, ast.Tuple) and node.test.elts:
             said = "asserts a tuple in line {}, which is always true. Leave out its parentheses"
             return said.format(node.lineno)
-    defined = frozenset(n.name for n in ast.walk(tree) if isinstance(n, _Definition))
+    defined = frozenset(
+        node.name
+        for node in ast.walk(tree)
+        if isinstance(node, _Definition) and not _by_others(node)
+    )
     live, named = _running(tree)
     if any(_may_fail(node, defined) for node in live):
         return ""
@@ -83,6 +87,11 @@ def passed_by_all(tree: ast.Module) -> str:
     own = [node for node in tree.body if isinstance(node, _Definition)]
     uncalled = [node.name for node in own if not (node.name in named or node.decorator_list)]
     return _why_nothing([node for node in tree.body if node not in own], uncalled)
+
+
+def _by_others(node: _Definition) -> bool:
+    """Whether a definition's own text does not say all that a call of it does."""
+    return bool(node.decorator_list) or (isinstance(node, ast.ClassDef) and bool(node.bases))
 
 
 def _running(tree: ast.Module) -> tuple[list[ast.stmt], set[str]]:
@@ -163,12 +172,14 @@ def _may_fail(node: ast.stmt, defined: frozenset[str]) -> bool:
 
 
 def _may_raise(node: ast.AST, defined: frozenset[str]) -> bool:
-    """Whether a part of an expression whose value is kept may raise: a call of what is not here."""
+    """Whether a part of an expression whose value is kept may raise: by a call, or a division."""
     match node:
         case ast.Call(func=ast.Name(id=name)):
             return name not in defined and name not in _BUILTINS
         case ast.Call(func=ast.Attribute(value=ast.Constant())):
             return False
+        case ast.BinOp(op=ast.Div() | ast.FloorDiv() | ast.Mod(), right=right):
+            return not isinstance(right, ast.Constant)
     return isinstance(node, ast.Call)
 
 

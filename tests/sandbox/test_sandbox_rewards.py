@@ -209,7 +209,7 @@ def test_no_reward_is_paid_for_a_test_that_any_program_passes(test: str, told: s
     """The sandbox itself runs such code: a program may be run for what it does."""
     program = "def f(n): return 9"
     with pytest.raises(UserError, match=re.escape(told)) as said:
-        code_tests.score(f"```python\n{program}\n```", tests=[test])
+        code_tests(f"```python\n{program}\n```", tests=[test])
     [mistake] = lint([{"problem": "Write f.", "tests": [test]}], "own.jsonl")[1]
     assert f"row 1: {said.value}" in mistake and told in mistake
     assert sandbox.run(program, [test or "pass"]).verdicts
@@ -224,16 +224,18 @@ def test_no_reward_is_paid_for_a_test_that_any_program_passes(test: str, told: s
         "for n in f(1): pass",
         "del f(1)[0]",
         "y = 1 / (f(1) == 2)",
+        "y = 1 / (limit == 2)",
         "x = 2\nx == 2\nassert f(x) == 2",
         "def check(n):\n    assert f(n) == n\nany(check(n) for n in range(3))",
         "def check():\n    assert f(1) == 2\nr = check()",
         "def check():\n    assert f(1) == 2\nprint(check())",
         "class Test:\n    assert f(1) == 2",
         "class Test:\n    def check(self):\n        assert f(1) == 2\nTest().check()",
+        "import threading\nclass Test(threading.Thread): pass\nTest(f(1))",
         "def run_now(g): g()\n@run_now\ndef check():\n    assert f(1) == 2",
     ],
 )
 def test_a_test_that_some_program_fails_is_one(test: str) -> None:
     program = "def f(n): raise ValueError"
     assert lint([{"problem": "Write f.", "tests": [test]}], "own.jsonl")[1] == []
-    assert code_tests.score(f"```python\n{program}\n```", tests=[test]).value == 0.0
+    assert code_tests(f"```python\n{program}\n```", tests=[test]).value == 0.0
