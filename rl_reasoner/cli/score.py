@@ -156,7 +156,7 @@ def _score_rows(
             mistake = f"{POLICY_TEXT!r} is {own_text!r:.40}, not the text that the policy wrote"
             raise UserError(f"{source}, row {number}: {mistake}")
     if "tests" in needed:
-        rows = [_code_row(row, f"{source}, row {number}") for number, row in enumerate(rows, 1)]
+        rows = [_code_row(row) for row in rows]
         function = continuing(function, rows)
     columns: dict[str, list[Any]] = {n: [row.get(n) for row in rows] for n in columns_of(rows)}
     if isinstance(function, Reward):  # that of programs to be continued reads more
@@ -183,14 +183,17 @@ def _score_rows(
     return found
 
 
-def _code_row(row: dict[str, Any], place: str) -> dict[str, Any]:
-    """The row as training and evaluation have it; `UserError` for tests that cannot run."""
+def _code_row(row: dict[str, Any]) -> dict[str, Any]:
+    """The row as training and evaluation have it; unchanged where its tests cannot run.
+
+    What is wrong with them is for the reward to say: a fault of this row, not of the others.
+    """
     from rl_reasoner.dataset.code_rows import code_row
 
     try:
         return code_row(row)
-    except (ValueError, UserError) as error:
-        raise UserError(f"{place}: {error}") from None
+    except (ValueError, UserError):
+        return row
 
 
 def _score_table(

@@ -7,17 +7,15 @@ completion that goes on from its prompt, in training as in evaluation; `as_datas
 other nested values as they are. Runs nothing.
 """
 
-import ast
 import builtins
 import functools
 import json
 import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
-from rl_reasoner.language.fences import python_blocks
+from rl_reasoner.language.fences import python_blocks, wrong_line
 from rl_reasoner.language.thinking import CLOSE_THINK
 from rl_reasoner.sandbox.claims import check_claims
 from rl_reasoner.sandbox.columns import tests_of
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
 _CALLED = re.compile(r"\b([A-Za-z_]\w*)\s*\(")
 _BEGUN = ("problem", "entry_point")
 _FENCE = re.compile(r"^ {0,3}(?:```|~~~)[`~ \t]*([^\n]*)$", re.MULTILINE)
+_MOST_CUTS = 16  # heads of a text that are tried as a program
 _AT_END = re.compile(r"([^`\s])```$")  # a closing fence behind the last line of code
 
 
@@ -65,12 +64,12 @@ def _complete(tests: Any, entry: Any) -> list[Any]:
     if not isinstance(listed, (list, tuple)):
         raise ValueError(f"tests are {tests!r:.40}: expected code that asserts, or a list of tests")
     made = []
-    for number, test in enumerate(listed, 1):
+    for number, test in enumerate(listed):
         code = isinstance(test, str) and entry and "def check(" in test
         uncalled = code and f"check({entry})" not in test
         made.append(f"{test}\n\ncheck({entry})" if uncalled else test)
         plan_test(made[-1], f"test {number}")
-    check_claims(made, first=1)
+    check_claims(made)
     return made
 
 
@@ -80,9 +79,9 @@ def continue_program(row: Mapping[str, Any], completion: str) -> str:
     That is so when the problem itself begins to define `entry_point`, as in HumanEval. The problem
     is put before each fenced Python block: its imports and helpers hold, and a function written
     anew replaces the one begun. Text without a fence, or before one that only closes, is a program,
-    too: all of it where it defines `entry_point`, else the continuation, up to the first line that
-    is not indented. It is put in a block behind the problem. What stands before `</think>` is left
-    out of this. Other rows' completions come back as they are.
+    too: up to the prose behind it where it defines `entry_point`, else the continuation, up to the
+    first line that is not indented. It is put in a block behind the problem. What stands before
+    `</think>` is left out of this. Other rows' completions come back as they are.
     """
     problem, entry = str(row.get("problem")), row.get("entry_point")
     begins = re.compile(rf"^(async )?def {re.escape(str(entry))}\(", re.M)
@@ -104,21 +103,33 @@ def _unfenced(problem: str, answer: str, begins: re.Pattern[str]) -> str:
     text = answer[: fence.start()] if fence else answer
     text = _AT_END.sub(r"\1", text.rstrip())
     anew = begins.search(text) is not None and not text.lstrip("\n")[:1].isspace()
-    program = f"{problem.rstrip()}\n{text}" if anew else problem + _body(text)
+    if anew:
+        begun = f"{problem.rstrip()}\n"
+        program = begun + _program_in(text, begun, begins)
+    else:
+        program = problem + _body(text)
     if not fence:
         return program
-    only_closes = not fence[1] and (anew or text.lstrip("\n")[:1].isspace())
-    return program if only_closes and _is_python(program) else ""
+    only_closes = _only_closes(fence, answer) and (anew or text.lstrip("\n")[:1].isspace())
+    return program if only_closes and wrong_line(program) is None else ""
 
 
-def _is_python(program: str) -> bool:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its escapes
-            ast.parse(program)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True
+def _only_closes(fence: re.Match[str], answer: str) -> bool:
+    """Whether the first fence closes what was never opened: those behind it are in pairs."""
+    behind = [one[1].strip() for one in _FENCE.finditer(answer, fence.end())]
+    opens = (at for at, language in enumerate(behind) if language)
+    return not fence[1].strip() and next(opens, len(behind)) % 2 == 0
+
+
+def _program_in(text: str, begun: str, begins: re.Pattern[str]) -> str:
+    """`text` up to the prose behind its program; all of it where no such head is Python."""
+    lines, above = text.split("\n"), begun.count("\n")
+    for _ in range(_MOST_CUTS):
+        head = "\n".join(lines)
+        if (wrong := wrong_line(begun + head)) is None:
+            return head if begins.search(head) else text
+        lines = lines[: max(0, min(len(lines), wrong - above) - 1)]
+    return text
 
 
 def _body(text: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rl_reasoner.dataset.readers import FORMS, ending, file_rows, saved_folder
 from rl_reasoner.dataset.tasks.generate import TASKS
-from rl_reasoner.errors import UserError, did_you_mean, first_line
+from rl_reasoner.errors import UserError, did_you_mean, first_line, nearest
 from rl_reasoner.paths import file_meant, room
 from rl_reasoner.recipe.data import FileData
 from rl_reasoner.types import Row
@@ -298,14 +298,15 @@ def check_set(name: str) -> None:
             "save_to_disk wrote"
         )
     meant = file_meant(name, FORMS)
-    if looks_like_file or meant or name.count("/") != 1:
+    misspelt = meant and nearest(ending(Path(name)), FORMS)  # `.cvs`; others may be on a hub
+    if looks_like_file or misspelt or name.count("/") != 1:
         near = meant or did_you_mean(Path(name).stem, set_names())
         raise UserError(f"there is no data file or set {name!r}.{near}")
 
 
 def _hub_rows(name: str, config: str | None, split: str) -> list[Row]:
     check_set(name)
-    hint = how_to_get(name, split)
+    hint, meant = how_to_get(name, split), file_meant(name, FORMS)
     from datasets import load_dataset
 
     from rl_reasoner import hub
@@ -317,5 +318,5 @@ def _hub_rows(name: str, config: str | None, split: str) -> list[Row]:
         why = "" if isinstance(error, hub.NotThereError) else f"{type(error).__name__}: "
         raise UserError(
             f"data set {name!r} (split {split!r}) is neither a file nor available on the hub: "
-            f"{why}{first_line(error)}{hint and f'. Or {hint}'}"
+            f"{why}{first_line(error)}{hint and f'. Or {hint}'}{meant and f'.{meant}'}"
         ) from error

@@ -2,15 +2,18 @@
 
 The fences of CommonMark (0.31, section 4.5), in one pass over the lines. A fence that is indented
 by more than three opens a block in a list alone; in a block that is not so far in, it is text, as
-in a docstring. Pure text; never raises.
+in a docstring. Runs nothing, and never raises.
 """
 
+import ast
 import re
+import warnings
 from dataclasses import dataclass
 
 _FENCE = re.compile(r"([ \t]*+)(`{3,}+|~{3,}+)[ \t]*+([\w+-]*+)[^`]*+")
 _ITEM = re.compile(r"[ \t]*+(?:[-*+]|\d{1,9}[.)])[ \t]")
 _DEEPER = 3  # columns that a fence may be further in than what it stands in
+_MOST_ENDS = 8  # lines of a block that are tried as its last
 _PYTHON = {"python", "python3", "py", "py3"}
 
 
@@ -33,12 +36,13 @@ def fenced_blocks(text: str, *, unclosed: bool = False) -> list[FencedBlock]:
 
     A fence with a language inside a block starts a new block: the one before it was never closed.
     Such a block, and one that is open at the end, is closed by a fence at the end of one of its
-    lines, where there is one. `unclosed` also takes a last block that never closes.
+    lines, where there is one and what it closes is Python, or said to be something else. `unclosed`
+    also takes a last block that never closes.
     """
     found: list[FencedBlock] = []
     opened: re.Match[str] | None = None
     cut: list[str] | None = None  # the block's lines, up to a fence at the end of one
-    start = at = edge = 0  # edge: the column that a fence is measured from
+    tried = start = at = edge = 0  # edge: the column that a fence is measured from
     in_list = False
     lines: list[str] = []
 
@@ -57,9 +61,12 @@ def fenced_blocks(text: str, *, unclosed: bool = False) -> list[FencedBlock]:
             if opened and cut is not None:
                 found.append(block(opened, cut))
             opened, start, lines, edge, cut = fence, at, [], _column(fence[1]), None
+            tried = 0
         elif opened:
-            if cut is None and (last := _before_fence(line, opened[2])):
-                cut = [*lines, last]
+            last = _before_fence(line, opened[2]) if cut is None and tried < _MOST_ENDS else ""
+            if last:
+                tried += 1
+                cut = [*lines, last] if _is_whole(block(opened, [*lines, last])) else None
             lines.append(line)
             edge = min(edge, _column(line)) if line.strip() else edge
         elif line.strip():
@@ -75,6 +82,29 @@ def _before_fence(line: str, fence: str) -> str:
     before = text.rstrip(fence[0])
     ends = len(text) - len(before) >= len(fence) and fence not in before
     return before.rstrip() if ends else ""
+
+
+def _is_whole(block: FencedBlock) -> bool:
+    """Whether a block may end with its last line, a fence behind it: no comment, and Python."""
+    if block.language.lower() not in {*_PYTHON, ""}:
+        return True
+    if block.code.rpartition("\n")[2].lstrip().startswith("#"):
+        return False
+    inside = block.code.lstrip("\n")[:1].isspace()  # of a function that the problem began
+    return wrong_line(f"if 1:\n{block.code}" if inside else block.code) is None
+
+
+def wrong_line(program: str) -> int | None:
+    """The line, from 1, that keeps a program from being Python; None where nothing does."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its escapes
+            ast.parse(program)
+    except SyntaxError as error:
+        return error.lineno or 1
+    except (ValueError, RecursionError, MemoryError):
+        return 1
+    return None
 
 
 def python_blocks(text: str, *, unclosed: bool = False) -> list[FencedBlock]:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from rl_reasoner.sandbox.claims import check_claims
+from rl_reasoner.sandbox.plans import is_known
 
 
 def tests_of(value: Any) -> Any:
@@ -23,6 +24,15 @@ def tests_of(value: Any) -> Any:
     if isinstance(value, str) and not isinstance(read, (str, dict)):
         raise ValueError(f"tests are {value!r:.40}: expected code that asserts, or a list of tests")
     return [read] if isinstance(read, dict) else read
+
+
+def are_known(value: Any) -> bool:
+    """Whether a column's tests are in forms of the sandbox's, with mistakes or without."""
+    read = _from_json(value)
+    if isinstance(value, str) and not isinstance(read, (list, dict)):
+        return True
+    listed = read if isinstance(read, (list, tuple)) else [read]
+    return all(map(is_known, listed))
 
 
 def list_tests(value: Any) -> Any:

@@ -27,9 +27,10 @@ _VERDICTS: tuple[Verdict, ...] = ("passed", "failed", "error", "memory")
 _LONG_ANSWER = 1 << 16
 _STDIO_KEYS = ("stdin", "stdout", "tolerance")
 _CALL_KEYS = ("call", "args", "kwargs", "expected", "tolerance")
+_OTHERS_NAMES = ("function", "func", "fn", "fn_name")
 _OTHERS_STDIO = {"input": "stdin", "inputs": "stdin", "output": "stdout", "outputs": "stdout"}
 _OTHERS_CALL = {
-    **dict.fromkeys(("function", "func", "fn", "fn_name", "name"), "call"),
+    **dict.fromkeys((*_OTHERS_NAMES, "name"), "call"),
     **dict.fromkeys(("input", "inputs", "arguments"), "args"),
     **dict.fromkeys(("output", "outputs", "result", "returns"), "expected"),
 }
@@ -185,6 +186,14 @@ def _near(said: str, expected: str, tolerance: float) -> bool:
 # -------------------------------------------------------------------------------- planning
 
 
+def is_known(test: object) -> bool:
+    """Whether a test is in a form of the sandbox's, if not without a mistake: all its keys are."""
+    if isinstance(test, Mapping):
+        given = {key for key, value in test.items() if value is not None}
+        return bool(given) and given <= {*_STDIO_KEYS, *_CALL_KEYS}
+    return isinstance(test, str)
+
+
 def plan_test(test: object, place: str) -> TestPlan:
     """The plan of one test; `place` names it in the `UserError` for a test of no known form."""
     if isinstance(test, str):
@@ -197,6 +206,7 @@ def plan_test(test: object, place: str) -> TestPlan:
     # Tables give every row all columns: a key without a value is one the test does not have.
     given = [key for key, value in test.items() if value is not None]
     calls = not {"call", "args", "kwargs", "expected"}.isdisjoint(given)
+    calls |= not set(_OTHERS_NAMES).isdisjoint(given) and {"stdin", "stdout"}.isdisjoint(given)
     keys = _CALL_KEYS if calls else _STDIO_KEYS
     others = _OTHERS_CALL if calls else _OTHERS_STDIO
     for key in given:

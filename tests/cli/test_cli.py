@@ -329,9 +329,10 @@ def test_score_gives_a_reward_the_problem_for_its_prompt_and_continues_programs_
     value = json.loads(cli("score", "code_tests", "code.jsonl", "--json").out)
     assert (value["mean"], value["faults"]) == (0.5, 0)
     (tmp_path / "code.jsonl").write_text(lines(begun, {**other, "tests": ["f(1) == 2"]}))
-    told = cli("score", "code_tests", "code.jsonl")
-    said_at = " ".join(told.err.replace("│", " ").split())
-    assert told.code == 2 and "code.jsonl, row 2: test 1 compares in line 1" in said_at
+    value = json.loads(cli("score", "code_tests", "code.jsonl", "--json").out)
+    assert (value["mean"], value["faults"]) == (1.0, 1), "an odd test is a fault of its row alone"
+    written = (tmp_path / "code.jsonl.scores.jsonl").read_text(encoding="utf-8").splitlines()
+    assert "test 0 compares in line 1" in json.loads(written[1])["code_tests"]["reason"]
 
 
 def test_a_long_reason_is_kept_whole_and_shown_in_part(tmp_path: Path, cli: Cli) -> None:

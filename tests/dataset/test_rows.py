@@ -202,7 +202,9 @@ def test_settings_of_rows_are_read_from_the_cells_of_a_csv(tmp_path: Path) -> No
     rows = load_rows(FileData(path=str(path)))
     assert [row["max_tokens"] for row in rows] == [16, None, "x"]
     assert [row["rewards"] for row in rows] == [["length", "boxed"], "length,boxed", None]
-    assert lint([{**ROWS[0], "max_tokens": 16.0}], "x")[0][0]["max_tokens"] == 16
+    for whole in (16.0, "16.0"):
+        [row], _ = lint([{**ROWS[0], "max_tokens": whole}], "x")
+        assert row["max_tokens"] == 16 and isinstance(row["max_tokens"], int)
 
 
 @pytest.mark.parametrize("name", ["image", "images"])
@@ -344,7 +346,9 @@ def test_hub_rows_go_through_columns_and_lint(monkeypatch: pytest.MonkeyPatch) -
     assert asked == [(("who/what", "main"), {"split": "train"})]
 
 
-def test_a_hub_that_fails_is_a_mistake_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_fails_is_a_mistake_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise ConnectionError("no network\nat all")
 
@@ -359,6 +363,15 @@ def test_a_hub_that_fails_is_a_mistake_with_its_reason(monkeypatch: pytest.Monke
     monkeypatch.delenv("RL_REASONER_DATA", raising=False)
     with pytest.raises(UserError, match=r"no network\. Or put gsm8k\.jsonl into a folder"):
         load_rows(set_data("gsm8k"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "openai").mkdir()
+    (tmp_path / "openai/gsm8k_train.jsonl").touch()  # the hub's set may be meant all the same
+    with pytest.raises(
+        UserError, match=r"no network\. .*\. Did you mean 'openai/gsm8k_train.jsonl"
+    ):
+        load_rows(FileData(path="openai/gsm8k", split="test"))
+    with pytest.raises(UserError, match=r"no data file .* Did you mean 'openai/gsm8k_train.jsonl"):
+        load_rows(FileData(path="openai/gsm8k_tran.jsnol"))
 
 
 # ----------------------------------------------------------------------------------------- tasks

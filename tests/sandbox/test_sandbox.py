@@ -339,6 +339,10 @@ def test_of_the_names_that_python_also_has_the_judge_keeps_all_but_those_asked_f
         (["def check(candidate):\n    assert candidate(1) == 1"], "defines check and runs nothing"),
         ([{"stdin": "", "stdot": "7"}], "Did you mean 'stdout'?"),
         ([{"input": "", "output": "7"}], "unknown key 'input'. Did you mean 'stdin'?"),
+        (
+            [{"fn_name": "f", "inputs": [1], "outputs": 7}],
+            "'fn_name'. Did you mean 'call'? Known: call, args",
+        ),
         ([{"call": "f", "output": "7"}], "unknown key 'output'. Did you mean 'expected'?"),
         ([{"stdin": ["7"], "stdout": ["7"]}], "not list. Make a test of each of its texts"),
         ([{"stdin": ""}], "stdout must be a str"),

@@ -31,6 +31,7 @@ def generate(seed):
 
 DEEP = "def f():\n    '''\n    ```\n    '''"
 TABS = DEEP.replace("    ", "\t")
+SEE = 'def f():\n    """see ```\n    """\n    b'
 F = "def f(n):\n    return n\n"
 
 
@@ -58,6 +59,10 @@ def fenced(program: str, language: str = "python") -> str:
         ("say ```a``` inline", "last", None),
         ("```python\na\nb```\nDone.", "last", "a\nb"),
         ("```python\na\nb ``` \n```python\nc```", "first", "a\nb"),
+        ("```python\n# see ```\nb\n\nc```\nDone.", "last", "# see ```\nb\n\nc"),
+        ("```python\n# see ```\nb\n", "last", None),
+        ('```python\ndef f():\n    """see ```\n    """\n    b```', "last", SEE),
+        ("```python\n    return 1```", "last", "    return 1"),
         ('```python\ns = """\n```a```\n"""\nb```', "last", 's = """\n```a```\n"""\nb'),
         ("```python\n# a```\nb\n```", "last", "# a```\nb"),
         ("  ```python \n  a\n  ```  ", "last", "a"),
@@ -188,11 +193,14 @@ def test_a_row_may_allow_more_time_than_the_reward() -> None:
     [
         ("", "test 0 is empty: any program would pass"),
         ("# nothing", "test 0 is empty"),
-        ("x = f(1)", "test 0 asserts nothing"),
+        ("x = int('1')", "test 0 asserts nothing"),
         ("assert True", "test 0 asserts nothing"),
         ("print(f(1) == 2)", "test 0 asserts nothing"),
         ("f(1) == 2 and f(2) == 3", "test 0 asserts nothing"),
         ("x = 1\nf(x) == 2", "test 0 compares in line 2 and drops the result"),
+        ("all(f(n) == n for n in range(3))", "test 0 asserts nothing"),
+        ("if f(1) != 2:\n    print('wrong')", "test 0 asserts nothing"),
+        ("def check():\n    f(1) == 2\ncheck()", "test 0 compares in line 2 and drops"),
         ("assert (f(1) == 2, 'wrong')", "test 0 asserts a tuple in line 1"),
         ("def check(c):\n    assert c(1) == 1\nprint(f(1))", "defines check and runs nothing"),
     ],
@@ -200,8 +208,34 @@ def test_a_row_may_allow_more_time_than_the_reward() -> None:
 def test_no_reward_is_paid_for_a_test_that_any_program_passes(test: str, told: str) -> None:
     """The sandbox itself runs such code: a program may be run for what it does."""
     program = "def f(n): return 9"
-    with pytest.raises(UserError, match=re.escape(told)):
-        code_tests.score(f"```python\n{program}\n```", tests=[test])
+    with pytest.raises(UserError, match=re.escape(told)) as said:
+        code_tests(f"```python\n{program}\n```", tests=[test])
     [mistake] = lint([{"problem": "Write f.", "tests": [test]}], "own.jsonl")[1]
-    assert "row 1" in mistake and told.split(maxsplit=2)[2] in mistake
+    assert f"row 1: {said.value}" in mistake and told in mistake
     assert sandbox.run(program, [test or "pass"]).verdicts
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "x = f(1)",
+        "x = 0\nx += f(1)",
+        "for n in range(3): r = f(n)",
+        "for n in f(1): pass",
+        "del f(1)[0]",
+        "y = 1 / (f(1) == 2)",
+        "y = 1 / (limit == 2)",
+        "x = 2\nx == 2\nassert f(x) == 2",
+        "def check(n):\n    assert f(n) == n\nany(check(n) for n in range(3))",
+        "def check():\n    assert f(1) == 2\nr = check()",
+        "def check():\n    assert f(1) == 2\nprint(check())",
+        "class Test:\n    assert f(1) == 2",
+        "class Test:\n    def check(self):\n        assert f(1) == 2\nTest().check()",
+        "import threading\nclass Test(threading.Thread): pass\nTest(f(1))",
+        "def run_now(g): g()\n@run_now\ndef check():\n    assert f(1) == 2",
+    ],
+)
+def test_a_test_that_some_program_fails_is_one(test: str) -> None:
+    program = "def f(n): raise ValueError"
+    assert lint([{"problem": "Write f.", "tests": [test]}], "own.jsonl")[1] == []
+    assert code_tests(f"```python\n{program}\n```", tests=[test]).value == 0.0

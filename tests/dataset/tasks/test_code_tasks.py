@@ -249,6 +249,15 @@ def test_tests_that_are_json_are_read_and_other_text_is_one_test(
         assert load_rows(FileData(path=str(tmp_path / "a.csv")))[0]["tests"] == tests
 
 
+def test_tests_beside_an_answer_are_checked_but_for_those_of_another_form() -> None:
+    row = {"problem": "Write `f`.", "answer": "4"}
+    for tests in ("print(f(1))", ["f(1) == 2"], [{"stdin": "1"}], "5", '["f(1) =="]'):
+        assert len(lint([{**row, "tests": tests}], "x")[1]) == 1, tests
+    for other in ({"q": 1}, [{"input": "1", "output": "2"}], '[{"q": 1}]', [7]):
+        [kept], problems = lint([{**row, "tests": other}], "x")
+        assert (kept["tests"], problems) == (other, [])
+
+
 def test_json_that_is_no_test_is_told() -> None:
     _, [said] = lint([{"problem": "q", "tests": "5"}], "x")
     assert said == "x, row 1: tests are '5': expected code that asserts, or a list of tests"
@@ -271,7 +280,7 @@ def test_json_that_is_no_test_is_told() -> None:
 def test_a_row_whose_test_cannot_run_is_told(test: Any, told: str) -> None:
     for tests in ([test], ["assert f(2) == 3", test]):
         _, [said] = lint([{"problem": "Write `f`.", "tests": tests}], "x")
-        assert said.startswith(f"x, row 1: test {len(tests)}") and told in said
+        assert said.startswith(f"x, row 1: test {len(tests) - 1}") and told in said
 
 
 @pytest.mark.parametrize(
@@ -297,6 +306,13 @@ def test_a_row_whose_test_cannot_run_is_told(test: Any, told: str) -> None:
         ("    return math.pi * r * r\n```\nSo:\n```python\narea(1)\n```", 1.0),
         ("def area(r):\n    return math.pi * r * r\n", 1.0),
         ("from math import pi\n\ndef area(r):\n    return pi * r * r\n```\nDone.", 1.0),
+        ("def area(r):\n    return math.pi * r * r\n\nThis is the area. It's right (so", 1.0),
+        ("def area(r):\n    return math.pi * r * r\n\nThe area.\n```\nDone.", 1.0),
+        (
+            "    return 1.0\n\nWrong. Correct:\n```\ndef area(r):\n    return 0.0 * r\n```",
+            1.0,
+        ),
+        ("    return math.pi * r * r\n```\nOutput:\n```\n3.14\n```", 1.0),
         (" Here it is:\n```\ndef area(r):\n    return 0.0\n```", 1.0),
         ("def area(r):\n    return 1.0", 0.0),
         ("    return 1.0", 0.0),
