@@ -275,11 +275,14 @@ def test_chats_stay_chats_and_texts_come_with_a_template_that_adds_nothing(
     assert [line.partition(" ")[0] for line in guessed.warnings] == ["template"]
 
 
+SERVED = {"server": "http://localhost:9/v1", "model": "m"}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"tools": ["calculator"]}, "the recipe has tools: completions of several turns"),
-        ({"rewards": {"judge_ranking": {"options": {"rubric": "x"}}}}, "judges whole groups"),
+        ({"rewards": {"judge_ranking": {"options": SERVED}}}, "judges whole groups"),
         ({"rewards": {"gone.py:f": 1.0}}, r"there is no file gone\.py"),
         (
             {"stages": [{"kind": "sft", "steps": 1}]},

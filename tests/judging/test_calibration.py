@@ -213,11 +213,14 @@ def test_a_cost_that_is_not_told_cannot_be_kept(tmp_path: Path) -> None:
     assert all("max_cost cannot be kept" in fault.message for fault in faults)
 
 
+SERVED = "server=http://localhost:9/v1,model=m"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("judgee", "--labelled", "x.jsonl"), "Did you mean 'judge'?"),
-        (("judge", "--labelled", "x.jsonl"), "x.jsonl"),
+        (("judge", "--labelled", "x.jsonl", "--reward-options", SERVED), "x.jsonl"),
         (("judge", "--reward-options", "voets=3"), "has no option 'voets'"),
         (("judge", "--labeled", "x.jsonl"), "Did you mean '--labelled'?"),
     ],
