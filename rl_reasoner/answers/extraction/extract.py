@@ -50,7 +50,7 @@ _MARKER = re.compile(
     r"<end_of_turn>|\[/?INST\]"
 )
 _CHANNEL = re.compile(
-    r"\s*(?:<\|start\|>assistant)?<\|channel\|>(\w+)[^<]{0,80}(?:<\|constrain\|>\w+)?<\|message\|>"
+    r"(?:<\|start\|>assistant)?<\|channel\|>(\w+)[^<]{0,80}(?:<\|constrain\|>\w+)?<\|message\|>"
 )
 _CHANNEL_END = re.compile(r"<\|(?:end|return|call|start|channel)\|>")
 _LEADING = re.compile(
@@ -155,7 +155,7 @@ def answer_of(completion: str) -> Extracted:
 
 def _first_turn(completion: str) -> str:
     """The completion up to a chat marker; in channels, what thinks stands between think tags."""
-    if _CHANNEL.match(completion):
+    if _CHANNEL.match(completion.lstrip()):
         completion = _channels(completion)
     start = 0
     while lead := _LEADING.match(completion, start):

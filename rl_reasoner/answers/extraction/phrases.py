@@ -62,9 +62,9 @@ _CHANGES_WHAT_STANDS_BEFORE = re.compile(
     re.IGNORECASE,
 )
 _TWO_VALUES = re.compile(
-    r"^\W*[\d.,]+(?: in [\d.,]+\W*$| (?:divided|multiplied) by \d"
-    r"|(?: ?[a-z]{1,8})? by \d{1,3}(?:\.\d+)?"
-    r"(?: (?:[cmk]?m|in|ft|feet|inches|yards|units|meters))?\W*$)"
+    r"^[^\w.,]*+[\d.,]++(?: in [\d.,]++\W*+$| (?:divided|multiplied) by \d"
+    r"|(?: ?[a-z]{1,8})? by \d{1,3}(?:\.\d++)?"
+    r"(?: (?:[cmk]?m|in|ft|feet|inches|yards|units|meters))?\W*+$)"
     r"|[\d$)]\W{1,3}otherwise\b|\botherwise\W{1,3}\d",
     re.IGNORECASE,
 )
