@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from rl_reasoner.answers.pool import START_S, WorkerPool, cores, worker_pool
+from rl_reasoner.answers.pool import WorkerPool, cores, worker_pool
 from rl_reasoner.answers.second_opinion import ATTEMPTS, settle
 from rl_reasoner.answers.verdict import fast_verdict
 from rl_reasoner.types import Score
@@ -16,6 +16,7 @@ PARALLEL_FROM = 1_000
 BLOCK_ROWS = 128
 BLOCK_CHARACTERS = 200_000
 LEASE_S = 3_600.0
+FIRST_ROW_S = 10.0  # more, for the start of a worker's process
 
 
 def verify_rows(rows: Sequence[Pair], timeout_s: float, workers: int | None) -> list[Score]:
@@ -84,7 +85,7 @@ class _Batch:
             "rows": [self.rows[index] for index in block],
             "timeout_s": self.timeout_s,
         }
-        start_s = 0.0 if worker.served else START_S
+        start_s = 0.0 if worker.served else FIRST_ROW_S
         worker.send(request, time.monotonic() + self.timeout_s + start_s)
         for index in block:
             deadline = time.monotonic() + self.timeout_s + start_s

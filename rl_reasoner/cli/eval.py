@@ -150,7 +150,7 @@ class EvalVerb:
 
         options = parse_options("--reward-options", self.reward_options)
         check_judge(self.reward, options or None)
-        self._check_columns(self.policy)
+        self._check_columns(self.policy, options)
         from rl_reasoner.paths import cache_folder
 
         sets = [self._set(name) for name in names]
@@ -189,7 +189,7 @@ class EvalVerb:
                 environment=environment_of(self.policy),
             )
 
-    def _check_columns(self, policy: str) -> None:
+    def _check_columns(self, policy: str, options: dict[str, Any]) -> None:
         """Raise `UserError` for a column of --columns that nothing reads: it would mean another."""
         from rl_reasoner.dataset.rows import ROW_COLUMNS
         from rl_reasoner.scoring.registry import load_reward
@@ -199,8 +199,7 @@ class EvalVerb:
         if not given or environment_of(policy) is not None:
             return
         names = [self.reward] if self.reward else ["math_answer", "code_tests", "instructions"]
-        options = parse_options("--reward-options", self.reward_options) if self.reward else {}
-        rewards = [load_reward(name, options) for name in names]
+        rewards = [load_reward(name, options if self.reward else {}) for name in names]
         if not all(isinstance(reward, Reward) for reward in rewards):
             return  # a plain function does not say what it reads
         read = [(*one.columns, *one.missing) for one in rewards if isinstance(one, Reward)]

@@ -1,5 +1,6 @@
 """A user's file imports what lies beside it: here, in its worker, and not what lies elsewhere."""
 
+import importlib
 import os
 import sys
 import textwrap
@@ -113,8 +114,7 @@ def test_what_the_program_has_imported_under_the_same_name_stays_its_own(
     theirs = write(tmp_path / "theirs", shared_name="WORTH = 5.0\n")
     monkeypatch.syspath_prepend(str(theirs))
     monkeypatch.delitem(sys.modules, "shared_name", raising=False)
-    import shared_name  # type: ignore[import-not-found]
-
+    shared_name = importlib.import_module("shared_name")
     body = HEAD + "from shared_name import WORTH\n@reward\ndef f(completion): return WORTH\n"
     mine = write(tmp_path / "mine", r=body, shared_name="WORTH = 6.0\n")
     assert load_reward(f"{mine}/r.py:f")("a") == Score(6.0)
