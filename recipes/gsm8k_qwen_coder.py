@@ -22,22 +22,22 @@ HEAD = "Each problem is solved step by step, in short sentences. The last one sa
 EXAMPLES = (
     "Problem: Ann has 3 boxes of 12 pens and gives away 7 pens. How many pens are left?\n"
     "Solution: There are 3 * 12 = 36 pens. After giving away 7, 36 - 7 = 29 are left.\n"
-    r"The answer is \boxed{{29}}.",
+    r"The answer is \boxed{29}.",
     "Problem: A shop sells 40 apples on Monday and twice as many on Tuesday. Each apple costs 2"
     " dollars. How many dollars does it take in on both days?\n"
     "Solution: On Tuesday it sells 2 * 40 = 80 apples. Together that is 40 + 80 = 120 apples. At 2"
     " dollars each it takes in 120 * 2 = 240 dollars.\n"
-    r"The answer is \boxed{{240}}.",
+    r"The answer is \boxed{240}.",
     "Problem: Tom reads 15 pages a day. His book has 300 pages, and he has read 90. In how many"
     " days will he finish it?\n"
     "Solution: There are 300 - 90 = 210 pages left. At 15 pages a day that takes 210 / 15 = 14"
     " days.\n"
-    r"The answer is \boxed{{14}}.",
+    r"The answer is \boxed{14}.",
     "Problem: A rope of 60 meters is cut into two parts. One part is 5 times as long as the other."
     " How many meters long is the longer part?\n"
     "Solution: The two parts are 5 + 1 = 6 times the shorter one. So the shorter one is 60 / 6 = 10"
     " meters. The longer one is 5 * 10 = 50 meters.\n"
-    r"The answer is \boxed{{50}}.",
+    r"The answer is \boxed{50}.",
 )
 # Each example ends as a document does, with Qwen's own token: so does a completion then.
 TEMPLATE = "<|endoftext|>".join(

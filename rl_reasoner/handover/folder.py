@@ -21,6 +21,7 @@ from rl_reasoner.handover.subject import Subject, not_given, subject_of
 from rl_reasoner.handover.verifiers import VERIFIERS
 from rl_reasoner.handover.verl import VERL
 from rl_reasoner.recipe.recipe import Recipe
+from rl_reasoner.scoring.beside import helpers_of
 
 ENGINES = {engine.name: engine for engine in (VERL, OPENRLHF, VERIFIERS)}
 _OWN = "own_rewards"
@@ -84,7 +85,10 @@ def _write(
 
 
 def _with_own_files(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe, its rewards' files copied into `folder` and named from there."""
+    """The recipe, its rewards' files copied into `folder` and named from there.
+
+    What they import from beside them comes along.
+    """
     specs = {}
     for number, (name, spec) in enumerate(recipe.rewards.items()):
         file, _, function = name.rpartition(":")
@@ -92,10 +96,12 @@ def _with_own_files(recipe: Recipe, folder: Path) -> Recipe:
             source = Path(file).expanduser()
             if not source.is_file():
                 raise UserError(f"reward {name!r}: there is no file {source}")
-            copy = f"{_OWN}/{number}_{source.name}"
-            (folder / _OWN).mkdir(exist_ok=True)
-            shutil.copyfile(source, folder / copy)
-            name = f"{copy}:{function}"
+            place = f"{_OWN}/{number}"
+            for one in (source.resolve(), *helpers_of(source)):
+                copy = folder / place / one.relative_to(source.resolve().parent)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(one, copy)
+            name = f"{place}/{source.resolve().name}:{function}"
         specs[name] = spec
     return recipe.model_copy(update={"rewards": specs})
 

@@ -23,6 +23,7 @@ from rl_reasoner.recipe.environment import EnvironmentSettings
 from rl_reasoner.recipe.recipe import Evals, Recipe
 from rl_reasoner.recipe.stages import RowStage, Stage
 from rl_reasoner.recipe.tools import ToolSettings
+from rl_reasoner.scoring.beside import helpers_of
 
 # Fields of a stage that change nothing in its result.
 _WITHOUT_EFFECT = ("name", "start", "policy", "teacher", "save_every")
@@ -159,15 +160,27 @@ def key_of_evaluation(recipe: Recipe, evals: Evals, made: str) -> str:
 
 
 def files_of_evaluation(evals: Evals) -> dict[str, str]:
-    """The hash of each set, and of the file that a reward of the user's lies in."""
+    """The hash of each set, and of the code of a reward of the user's."""
     code = {evals.reward: found} if evals.reward and (found := _code(evals.reward)) else {}
     return {**{name: hash_of_set(name) for name in evals.sets}, **code}
 
 
 def _code(reference: str) -> str | None:
-    """The hash of the file that a reward or a tool of the user's lies in."""
+    """The hash of the code of a reward or a tool of the user's, helpers beside it included."""
     file = Path(reference.rpartition(":")[0]).expanduser()
-    return hash_of(file) if file.suffix == ".py" and file.is_file() else None
+    return hash_of_code(file) if file.suffix == ".py" and file.is_file() else None
+
+
+def hash_of_code(file: Path) -> str:
+    """SHA-256 of a file of Python; with helpers beside it, of all of them by their names."""
+    helpers = helpers_of(file)
+    if not helpers:
+        return hash_of(file)
+    digest = hashlib.sha256(hash_of(file).encode())
+    for helper in helpers:
+        name = helper.relative_to(file.resolve().parent).as_posix()
+        digest.update(f"\n{name}\0{hash_of(helper)}".encode())
+    return digest.hexdigest()
 
 
 def reused_path(stage: Stage) -> Path:

@@ -17,10 +17,10 @@ import torch
 
 from rl_reasoner import sandbox
 from rl_reasoner.evaluation.monitor import measure_overlaps, overlap_notes
-from rl_reasoner.files import sha256_of, write_json
+from rl_reasoner.files import write_json
 from rl_reasoner.foreign import json_object, mapping
 from rl_reasoner.machine import choices, processor
-from rl_reasoner.pipeline.lineage import hash_of_set
+from rl_reasoner.pipeline.lineage import hash_of_code, hash_of_set
 from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.run_folder import RunFolder
 from rl_reasoner.policy.fp8.layers import fp8_facts
@@ -117,12 +117,12 @@ def _data_hashes(recipe: Recipe) -> dict[str, str]:
 
 
 def reward_hashes(recipe: Recipe) -> dict[str, str]:
-    """SHA-256 of the file of every reward that the recipe names, where there is one to be read."""
+    """SHA-256 of the code of every reward that the recipe names, where there is a file to read."""
     named = [name for name, spec in recipe.rewards.items() if spec.source is None]
     judges = [stage.reward for stage in recipe.stages if isinstance(stage, RowStage)]
     names = dict.fromkeys([*named, *filter(None, [*judges, recipe.evals.reward])])
     files = {name: file for name in names if (file := source_file(name)) is not None}
-    return {name: sha256_of(file) for name, file in files.items()}
+    return {name: hash_of_code(file) for name, file in files.items()}
 
 
 def evaluated_sets(recipe: Recipe) -> list[str]:

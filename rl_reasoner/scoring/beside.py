@@ -4,8 +4,10 @@ Such a helper goes before one of the working folder or of another file's folder,
 what is installed: a `random.py` or `datasets.py` there is not what numpy or trl is given. It is
 found only while the file is imported, since other files have helpers of the same names. A worker
 has one file: there it is found at any time (`stay_beside`), for imports inside functions.
+`helpers_of` names such helpers without running any: they are part of what a file is.
 """
 
+import ast
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -26,14 +28,17 @@ class _Beside(MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if path is not None or name in sys.stdlib_module_names:
-            return None
-        if PathFinder.find_spec(name, [self.folder]) is None:
-            return None
-        installed = [one for one in sys.path if one != self.folder and of_library(one)]
-        if PathFinder.find_spec(name, installed) is not None:
-            return None
-        return PathFinder.find_spec(name, [self.folder, *sys.path])  # a module before a bare folder
+        return None if path is not None else _spec(name, self.folder)
+
+
+def _spec(name: str, folder: str) -> ModuleSpec | None:
+    """What `import name` finds for a file in `folder`, where that may be something beside it."""
+    if name in sys.stdlib_module_names or PathFinder.find_spec(name, [folder]) is None:
+        return None
+    installed = [one for one in sys.path if one != folder and of_library(one)]
+    if PathFinder.find_spec(name, installed) is not None:
+        return None
+    return PathFinder.find_spec(name, [folder, *sys.path])  # a module before a bare folder
 
 
 @contextmanager
@@ -60,6 +65,48 @@ def stay_beside(folder: Path) -> None:
     there = [one.folder for one in sys.meta_path if isinstance(one, _Beside)]
     if str(folder) not in there:
         sys.meta_path.insert(0, _Beside(str(folder)))
+
+
+def helpers_of(file: Path) -> list[Path]:
+    """The files in the folder of `file` that it imports, and that those import, sorted.
+
+    They are read, not run: a name that is put together at run time is not seen.
+    """
+    file = file.resolve()
+    found, left = {file}, [file]
+    while left:
+        new = set(_imported(left.pop(), file.parent)) - found
+        found |= new
+        left += new
+    return sorted(found - {file})
+
+
+def _imported(file: Path, root: Path) -> Iterator[Path]:
+    """The files under `root` that the import statements of `file` lead to."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return  # whoever imports it is told
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield from _files_of(root, alias.name.split("."), root)
+        elif isinstance(node, ast.ImportFrom):
+            base = file.parents[min(node.level, len(file.parents)) - 1] if node.level else root
+            parts = node.module.split(".") if node.module else []
+            for alias in node.names:
+                yield from _files_of(base, [*parts, alias.name], root)
+
+
+def _files_of(base: Path, parts: Sequence[str], root: Path) -> Iterator[Path]:
+    """The files that importing `parts` from the folder `base` runs: packages and modules."""
+    places = [base.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)]
+    if base == root:  # the folder itself is no package
+        places = places[1:] if parts and _spec(parts[0], str(root)) else []
+    for at in places:
+        if at.is_relative_to(root):
+            files = (at / "__init__.py", at.with_suffix(".py"))
+            yield from [one for one in files if one.is_file()][:1]
 
 
 def _hide_namesakes(folder: Path) -> dict[str, ModuleType]:

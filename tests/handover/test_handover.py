@@ -144,6 +144,8 @@ def test_what_the_engine_does_otherwise_is_a_warning(tmp_path: Path) -> None:
 
 
 OWN = """
+from doubts import DOUBT
+
 from rl_reasoner import reward
 
 
@@ -151,13 +153,14 @@ from rl_reasoner import reward
 def brief(completion: str, answer: str) -> float | None:
     if "fail" in completion:
         raise ValueError("it fails")
-    return None if "hm" in completion else 1.0
+    return None if DOUBT in completion else 1.0
 """
 
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "mine.py").write_text(OWN)
+    (tmp_path / "doubts.py").write_text("DOUBT = 'hm'\n")
     monkeypatch.chdir(tmp_path)
     return "mine.py:brief"
 
@@ -177,6 +180,7 @@ def test_the_reward_file_has_three_outcomes_without_the_recipes_own_files(
     asked = recipe(rewards={"math_answer": 2.0, own: 0.5})
     made = hand_over(asked, "verl", tmp_path / "out")
     (tmp_path / "mine.py").unlink()
+    (tmp_path / "doubts.py").unlink()
     score = loaded(made.folder / "rewards.py").compute_score
     task = made.subject.tasks[0]
     right = f"<answer>{task.answer}</answer>"

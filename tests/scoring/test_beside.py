@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from rl_reasoner.pipeline.lineage import hash_of_code
 from rl_reasoner.scoring.batch import score_batch
+from rl_reasoner.scoring.beside import helpers_of
 from rl_reasoner.scoring.registry import import_module_of, load_reward
 from rl_reasoner.scoring.runner import runs_apart
 from rl_reasoner.tools import load_tool
@@ -121,3 +123,36 @@ def test_what_the_program_has_imported_under_the_same_name_stays_its_own(
     assert paid(f"{mine}/r.py:f") == [6.0]
     assert sys.modules["shared_name"] is shared_name
     assert shared_name.WORTH == 5.0
+
+
+def test_helpers_are_what_the_file_and_they_import_of_its_folder(tmp_path: Path) -> None:
+    body = "import json, torch, first\ndef f():\n    from pack.inner import deep\n"
+    files = {
+        "first": "import second",
+        "second": "import first",
+        "other": "",
+        "json": "",
+        "torch": "",
+    }
+    folder = write(tmp_path, r=body, **files)
+    pack = write(folder / "pack", __init__="", near="", apart="", inner="from . import near")
+    assert [one.relative_to(tmp_path).as_posix() for one in helpers_of(folder / "r.py")] == [
+        "first.py",
+        "pack/__init__.py",
+        "pack/inner.py",
+        "pack/near.py",
+        "second.py",
+    ]
+    (pack / "apart.py").write_text("def broken(")
+    (folder / "first.py").write_text("import pack.apart\nfrom .. import second\n")
+    found = {one.stem for one in helpers_of(folder / "r.py")}
+    assert found == {"first", "__init__", "inner", "near", "apart"}
+
+
+def test_a_file_is_other_code_when_its_helper_is(tmp_path: Path) -> None:
+    folder = write(tmp_path, r="import aid\n", aid="import deeper\n", deeper="WORTH = 1\n", x="")
+    before = hash_of_code(folder / "r.py")
+    (folder / "x.py").write_text("nobody imports it")
+    assert hash_of_code(folder / "r.py") == before
+    (folder / "deeper.py").write_text("WORTH = 2.0\n")
+    assert hash_of_code(folder / "r.py") != before
