@@ -25,7 +25,7 @@ from rl_reasoner.rewards.math_answer import tagged
 from rl_reasoner.scoring.batch import POLICY_TEXT, score_batch
 from rl_reasoner.scoring.outcome import outcome_json
 from rl_reasoner.scoring.registry import load_reward
-from rl_reasoner.scoring.reward import Reward
+from rl_reasoner.scoring.reward import GROUPS, Reward
 from rl_reasoner.types import Rollout, Row
 
 _KEPT = ("id", "problem", "answer", "start", "task", "level", "subject", "entry_point")
@@ -71,7 +71,7 @@ class _Bench:
     def marks(self, rows: Sequence[Row], sampled: Sequence[Row]) -> Iterator[dict[str, Any]]:
         """Verdicts on every completion of its rows, in order, lenient ones beside them."""
         pairs = [(rows[i], sampled[i]) for i in self.places]
-        spread = [played for row, own in pairs for played in _played(row, own)]
+        spread = [one for place, pair in enumerate(pairs) for one in _played(place, *pair)]
         texts = [text for _, own in pairs for text in self.texts(own)]
         marks = self._verdicts(spread, texts)
         if not has_form(self.name):
@@ -116,12 +116,15 @@ class _Bench:
         return {"answer": "", **{name: row[name] for name in wanted if name in row}}
 
 
-def _played(row: Row, sampled: Row) -> list[Row]:
-    """The row for each of its completions, with what that was given and what is the policy's."""
+def _played(place: int, row: Row, sampled: Row) -> list[Row]:
+    """The row for each of its completions, with what that was given and what is the policy's.
+
+    `place` is the number of its group: an equal row is another one.
+    """
     count = len(sampled["completions"])
     given = {EPISODE: sampled.get(_EPISODES), POLICY_TEXT: sampled.get(_POLICY_TEXTS)}
     there = {name: values for name, values in given.items() if values is not None}
-    return [{**row, **{name: there[name][i] for name in there}} for i in range(count)]
+    return [{**row, GROUPS: place, **{n: there[n][i] for n in there}} for i in range(count)]
 
 
 def _check_columns(reward: Reward, rows: Sequence[Row]) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from rl_reasoner import EvalResult, Policy, compare, evaluate, open_policy
 from rl_reasoner.errors import UserError
+from rl_reasoner.evaluation.evaluate import replay
 from rl_reasoner.evaluation.labels import Mode
 from rl_reasoner.evaluation.metrics import compute_figures
 from rl_reasoner.evaluation.statistics import mcnemar, tango, wilson
@@ -136,6 +137,22 @@ def near(completions, answer, **kwargs):
     assert all(reason for reason, score in zip(reasons, scores, strict=True) if score is None)
     saved = result.save(tmp_path / "odd.json")
     json.loads(saved.read_text(), parse_constant=pytest.fail)
+
+
+def test_equal_rows_are_groups_of_their_own(policy: Policy, tmp_path: Path) -> None:
+    source = """
+from rl_reasoner import reward
+
+@reward(group=True)
+def near(completions, answer):
+    return [float(len(completions))] * len(completions)
+"""
+    rows = tmp_path / "twice.jsonl"
+    rows.write_text('{"problem": "1+1=", "answer": "2"}\n' * 2)
+    reward = reward_file(tmp_path, source)
+    result = evaluate(policy, [str(rows)], 3, max_tokens=2, reward=reward, template="plain")
+    assert [row["scores"] for row in result.rows[str(rows)]] == [[3.0] * 3] * 2
+    assert replay(result, reward, None).rows == result.rows
 
 
 def test_saved_in_the_contracts_form_and_read_back(

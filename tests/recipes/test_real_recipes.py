@@ -1,14 +1,17 @@
 """The recipes for real models, two steps each: own settings, a tiny policy, rows of a file."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM
 
+from rl_reasoner import verify
 from rl_reasoner.cli import main
 from rl_reasoner.policy.scratch import byte_tokenizer, scratch_policy
+from rl_reasoner.recipe.load import load_recipe
 
 SUMS: list[dict[str, Any]] = [
     {"problem": f"Ann has {n} pens and gets {n + 1}.", "answer": str(2 * n + 1)} for n in range(8)
@@ -47,6 +50,15 @@ def policy(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["gsm8k_qwen_coder", "tool_qwen_coder"])
+def test_examples_in_the_prompt_say_their_answers_as_the_policy_should(name: str) -> None:
+    examples = load_recipe(name).template.split("<|endoftext|>")[:-1]
+    answers = [re.findall(r"The answer is \\boxed\{(\d+)\}\.$", text) for text in examples]
+    assert examples and all(len(found) == 1 for found in answers), answers
+    for text, [answer] in zip(examples, answers, strict=True):
+        assert verify(text, answer).value == 1.0
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_two_steps_of_its_own_settings(name: str, policy: Path, tmp_path: Path) -> None:
     file, folder = tmp_path / "rows.jsonl", tmp_path / "run"
