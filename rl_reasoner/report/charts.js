@@ -314,9 +314,12 @@ class Chart {
   }
 }
 
-// Charts by their key, drawn as they come into view.
+// Charts by their key, drawn as they come into view, and all of them for paper.
 function startCharts(specs) {
   const charts = new Map();
+  addEventListener("beforeprint", () => {
+    for (const chart of charts.values()) if (!chart.made) chart.draw();
+  });
   const seen = new IntersectionObserver((entries) => {
     for (const entry of entries) {
       const chart = charts.get(entry.target.dataset.chart);

@@ -207,6 +207,15 @@ def test_every_chart_is_drawn(visit: Any, run: Path) -> None:
         assert "undefined" not in drawing
 
 
+def test_on_paper_every_chart_is_drawn_too(visit: Any, run: Path) -> None:
+    page = visit(run).page
+    drawn = "[...document.querySelectorAll('figure.chart')].map(f => !!f.querySelector('svg'))"
+    before = page.evaluate(drawn)
+    assert not all(before), "some are out of view"
+    page.pdf()
+    assert all(page.evaluate(drawn))
+
+
 def test_charts_round_as_tables_do(visit: Any, run: Path) -> None:
     values = [
         n / 2**m * 10.0**e for n in (1, 3, 5, 9.995, 12345) for m in (0, 4, 7) for e in EXPONENTS
