@@ -24,6 +24,8 @@ from rl_reasoner.recipe.recipe import Evals, Recipe
 from rl_reasoner.recipe.stages import RowStage, Stage
 from rl_reasoner.recipe.tools import ToolSettings
 from rl_reasoner.scoring.beside import helpers_of
+from rl_reasoner.scoring.fault_places import of_library
+from rl_reasoner.scoring.registry import source_file
 
 # Fields of a stage that change nothing in its result.
 _WITHOUT_EFFECT = ("name", "start", "policy", "teacher", "save_every")
@@ -77,8 +79,14 @@ def with_new_fields(
     """The facts `before`, with the stage's fields that they do not have but `now` has by default.
 
     An older version wrote them, in which those fields did not exist: no reason to run again. The
-    same where it did not write down `fp8`, or hashed the whole folder of a run for its policy.
+    same where it did not write down `fp8` or the code of `MODULE:FUNCTION`, or hashed the whole
+    folder of a run for its policy.
     """
+    before = _with_modules(before, now, str(getattr(stage, "reward", "")))
+    used = recipe.environment.use if recipe.environment else ""
+    for part in ("tools", "environment"):
+        if isinstance(before.get(part), Mapping) and isinstance(now.get(part), Mapping):
+            before = {**before, part: _with_modules(before[part], now[part], used)}
     if "fp8" in now:
         before = {"fp8": now["fp8"], **before}
     source = getattr(stage, "policy", None) or recipe.policy.source
@@ -91,6 +99,22 @@ def with_new_fields(
     given["data"] = recipe.data_of(stage).model_dump(mode="json", exclude_defaults=True)
     fields = {name for name in now if name in type(stage).model_fields}
     return {**before, **_filled(before, {name: now[name] for name in fields}, given)}
+
+
+def _with_modules(before: Any, now: Any, reference: str) -> dict[str, Any]:
+    """The facts `before`, with the code of each `MODULE:FUNCTION` that they do not have.
+
+    `reference` is what one hash that stands alone is of.
+    """
+    code, kept = now.get("code"), before.get("code")
+    if isinstance(code, Mapping):
+        modules = {name: value for name, value in code.items() if not _is_file(name)}
+        return {**before, "code": {**modules, **(kept or {})}}
+    return {**before, **({} if kept or not code or _is_file(reference) else {"code": code})}
+
+
+def _is_file(reference: str) -> bool:
+    return reference.rpartition(":")[0].endswith(".py")
 
 
 def _filled(before: Any, now: Any, given: Any) -> Any:
@@ -166,9 +190,12 @@ def files_of_evaluation(evals: Evals) -> dict[str, str]:
 
 
 def _code(reference: str) -> str | None:
-    """The hash of the code of a reward or a tool of the user's, helpers beside it included."""
-    file = Path(reference.rpartition(":")[0]).expanduser()
-    return hash_of_code(file) if file.suffix == ".py" and file.is_file() else None
+    """The hash of the code of a reward or a tool of the user's, helpers beside it included.
+
+    What is installed or shipped has none: its version stands for it.
+    """
+    file = source_file(reference) if ":" in reference else None
+    return None if file is None or of_library(str(file)) else hash_of_code(file)
 
 
 def hash_of_code(file: Path) -> str:

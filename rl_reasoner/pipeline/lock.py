@@ -1,8 +1,8 @@
 """What a run writes down when it begins: what it is made with, what it trains and tests on.
 
-`lock.json` and `contamination.json` are written once a run; a resumed run is compared with its
-lock. Lengths of completions are added to it as they are found (`completion_lengths`). Knows
-recipes, policies and run folders; nothing of trainers.
+`lock.json` and `contamination.json` are written once a run, and again where it goes on with other
+data or rewards; a resumed run is compared with its lock. Lengths of completions are added to it as
+they are found (`completion_lengths`). Knows recipes, policies and run folders; nothing of trainers.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from rl_reasoner.provenance import made_with
 from rl_reasoner.recipe.data import FileData, data_sources
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import RowStage
-from rl_reasoner.scoring.registry import source_file
+from rl_reasoner.scoring.registry import shipped_rewards, source_file
 from rl_reasoner.types import Row
 
 Note = Callable[[str], None]
@@ -46,14 +46,18 @@ def lock(
 ) -> None:
     """Write lock.json, or note where this process differs from the one that is there.
 
-    In it are versions, commit, machine, hashes of data and rewards, and what the policy is
+    One of other data or rewards than there are now is moved aside first, with what was counted of
+    them. In it are versions, commit, machine, hashes of data and rewards, and what the policy is
     computed with.
     `threads` are those that the policy is computed with, in words; `command` is what the user gave.
     """
     device, precision = placement.device, placement.precision
     file = run.path / "lock.json"
-    if file.is_file():
-        begun, now = json_object(file).get("threads"), torch.get_num_threads()
+    before = json_object(file) if file.is_file() else {}
+    if before and _other_files(before, recipe):
+        run.set_lock_aside()
+    elif before:
+        begun, now = before.get("threads"), torch.get_num_threads()
         if device == "cpu" and begun not in (None, now):
             started = f"started with OMP_NUM_THREADS={begun}, resumed with {now}"
             note(f"{started}: sums are rounded in another order")
@@ -64,7 +68,7 @@ def lock(
         "seed": recipe.run.seed,
         "data": _data_hashes(recipe),
         "rewards": reward_hashes(recipe),
-        "command": command or shlex.join(["rl-reasoner", *sys.argv[1:]]),
+        "command": before.get("command") or command or shlex.join(["rl-reasoner", *sys.argv[1:]]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "processor": processor(),
         "processes": placement.processes,
@@ -106,6 +110,15 @@ def lengths_once(
     lock = json_object(file)  # what was found may itself have been written there
     write_json(file, {**lock, "max_tokens": {**mapping(lock.get("max_tokens")), name: found}})
     return found
+
+
+def _other_files(lock: Mapping[str, Any], recipe: Recipe) -> bool:
+    """Whether data or rewards of the user's are others than those that the `lock` names."""
+    own = {name: of for name, of in reward_hashes(recipe).items() if name not in shipped_rewards()}
+    both = ((lock.get("data"), _data_hashes(recipe)), (lock.get("rewards"), own))
+    return any(
+        kept and kept.get(name) != value for kept, now in both for name, value in now.items()
+    )
 
 
 def _data_hashes(recipe: Recipe) -> dict[str, str]:

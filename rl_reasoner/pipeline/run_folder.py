@@ -165,11 +165,17 @@ class RunFolder:
 
     def change(self, recipe: Recipe) -> None:
         """Continue with another recipe; move the one before, and what belongs to it, aside."""
-        if (file := self.path / "lock.json").is_file():
-            self.lengths = mapping(json_object(file).get("max_tokens"))
-        for name in ("recipe.yaml", "lock.json", "contamination.json", "controls.json"):
+        self.set_lock_aside()
+        for name in ("recipe.yaml", "controls.json"):
             self.set_aside(self.path / name)
         write_text(self.path / "recipe.yaml", recipe.to_yaml())
+
+    def set_lock_aside(self) -> None:
+        """Move the lock, and the overlaps of what it names, aside; lengths that are found stay."""
+        if (file := self.path / "lock.json").is_file():
+            self.lengths = mapping(json_object(file).get("max_tokens"))
+        for name in ("lock.json", "contamination.json"):
+            self.set_aside(self.path / name)
 
 
 def sealed_files(folder: Path) -> list[Path]:
