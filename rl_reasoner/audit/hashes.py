@@ -54,9 +54,17 @@ _BY_NAME = {
     "forecast.json": "results",
     "hacking.jsonl": "results",
 }
-_OF_FACTS = {"files": "data", "code": "rewards", "rewards": "rewards", "from": "weights"}
-_OUTSIDE = ("files", "code", "from", "teacher")
-"""Facts of a stage that are hashes of files, which may lie on another machine."""
+_OUTSIDE = {
+    "files": ("data", ""),
+    "code": ("rewards", "the reward "),
+    "tools.code": ("code", "the tool "),
+    "environment.code": ("code", "the environment "),
+    "from": ("weights", "the policy "),
+    "teacher": ("weights", "the teacher "),
+}
+"""Facts of a stage that are hashes of files, which may lie on another machine: the part of the run
+that each is of, and what its file is called."""
+_POLICIES = ("from", "teacher")
 
 
 def part_of(name: str) -> str:
@@ -194,45 +202,70 @@ def _facts(
     before = current_stage(mapping(json_object(folder / "lock.json").get("made_from")))
     now = facts_of(recipe, stage, made)
     before = with_new_fields(recipe, stage, before, now)
-    old, new = _outside(before), _outside(now)
-    lost = [name for name, value in old.items() if _is_lost(name, value, new.get(name))]
-    lost += [key for key in old if key[0] == "files" and key[1] in moved]
-    for _, name in lost:
-        where = "other in this version" if name in moved else "not here"
-        yield unchecked("data", f"stage {stage.name} was made from {name}, which is {where}")
+    (old, kept), (new, asked) = _outside(before), _outside(now)
     for key in {**old, **new}:
-        if key not in lost and old.get(key) != new.get(key):
-            part = _OF_FACTS.get(key[0], "weights")
-            what = key[1] or "its starting policy"
+        was, is_now = old.get(key), new.get(key)
+        if was == is_now:
+            continue
+        part, what = _OUTSIDE[key[0]][0], _named(key, recipe, stage)
+        if key[0] == "files" and key[1] in moved:
+            said = f"stage {stage.name} was made from {what}, which is other in this version"
+            yield unchecked(part, said)
+        elif _is_lost(key[0], was, is_now):
+            yield unchecked(part, f"stage {stage.name} was made from {what}, which is not here")
+        elif key[0] in _POLICIES and not _is_hash(was) and not _is_hash(is_now):
+            yield differs(part, f"stage {stage.name} was made from {was}, not from {is_now}")
+        else:
             yield differs(part, f"stage {stage.name}: {what} has changed since the stage began")
-    rest = [{k: v for k, v in facts.items() if k not in _OUTSIDE} for facts in (before, now)]
-    if rest[0] != rest[1]:
-        changed = differences(rest[0], rest[1])
+    if kept != asked:
+        changed = differences(kept, asked)
         yield differs("recipe", f"stage {stage.name} was made with other settings: {changed}")
     else:
         yield held("recipe", f"stage {stage.name} was made with the settings in recipe.yaml")
 
 
-def _outside(facts: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
-    """The facts that are hashes of files, by (fact, name)."""
+def _outside(facts: Mapping[str, Any]) -> tuple[dict[tuple[str, str], Any], dict[str, Any]]:
+    """The facts that are hashes of files, by (fact, name); and all others."""
+    hashes = {fact: facts[fact] for fact in _OUTSIDE if fact in facts}
+    rest = {fact: value for fact, value in facts.items() if fact not in _OUTSIDE}
+    for part in ("tools", "environment"):
+        settings = mapping(rest.get(part))
+        if "code" in settings:
+            hashes[f"{part}.code"] = settings["code"]
+            rest[part] = {name: value for name, value in settings.items() if name != "code"}
     found: dict[tuple[str, str], Any] = {}
-    for key in (key for key in _OUTSIDE if key in facts):
-        value = facts[key]
-        if isinstance(value, Mapping):
-            found |= {(key, name): inner for name, inner in value.items()}
-        else:
-            found[key, ""] = value
-    return found
+    for fact, value in hashes.items():
+        by_name = value if isinstance(value, Mapping) else {"": value}
+        found |= {(fact, name): inner for name, inner in by_name.items()}
+    return found, rest
 
 
-def _is_lost(name: tuple[str, str], before: Any, now: Any) -> bool:
+def _named(key: tuple[str, str], recipe: Recipe, stage: Stage) -> str:
+    """What was hashed, in words: "the tool notes.py:look", "the policy of stage cold"."""
+    fact, name = key
+    if fact == "from" and (start := recipe.start_of(stage)):
+        return f"the policy of stage {start}"
+    of_stage = {
+        "code": getattr(stage, "reward", None),
+        "environment.code": recipe.environment and recipe.environment.use,
+        "from": getattr(stage, "policy", None) or recipe.policy.source,
+        "teacher": getattr(stage, "teacher", None),
+    }
+    return f"{_OUTSIDE[fact][1]}{name or of_stage.get(fact) or ''}".strip()
+
+
+def _is_lost(fact: str, before: Any, now: Any) -> bool:
     """Whether a file was hashed then that is not here now."""
-    if name[0] == "files":
-        return bool(now == "from the hub" and before != now)
-    if name[0] == "code":
-        return now is None
-    hashed = isinstance(now, str) and len(now) == 64 and now.isalnum()  # else a name, of the hub
-    return bool(before != now and not hashed)
+    if fact == "files":
+        return before is not None and bool(now == "from the hub")
+    if fact in _POLICIES:
+        return _is_hash(before) and not _is_hash(now)
+    return now is None
+
+
+def _is_hash(value: Any) -> bool:
+    """Whether a policy was hashed; else it has a name, of the hub, or is not made."""
+    return isinstance(value, str) and len(value) == 64 and value.isalnum()
 
 
 def _result(stage: Stage, folder: Path, made: str) -> Iterator[AuditFinding]:

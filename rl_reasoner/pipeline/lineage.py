@@ -286,8 +286,14 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _in_words(name: str, before: Any, now: Any) -> str:
-    if name == "from" or name.partition(".")[0] in ("files", "teacher", "reuse", "code"):
-        what = {"from": "starting policy"}.get(name, name.partition(".")[2] or name)
+    fact, _, inner = name.removeprefix("tools.").partition(".")
+    whole = {
+        "from": "starting policy",
+        "environment.code": "the environment's code",
+        "code": "its reward's code" if isinstance(before or now, str) else "code",
+    }
+    if name in whole or fact in ("files", "teacher", "reuse", "code"):
+        what = whole.get(name, inner or name)
         return f"{what} {'added' if before is None else 'left out' if now is None else 'changed'}"
     return f"{name} {before} -> {now}"
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from rl_reasoner import Recipe
 from rl_reasoner.pipeline.lineage import differences, facts_of, hash_of, with_new_fields
 
@@ -57,3 +59,20 @@ def test_what_came_and_went_is_not_called_changed() -> None:
     now = {"files": {"a.jsonl": "9"}, "code": {"x.py:f": "3", "x.py:g": "4"}}
     told = differences(before, now)
     assert told == "a.jsonl changed, b.jsonl left out, x.py:g added"
+
+
+def test_what_a_users_code_is_of_is_said_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "own.py"
+    sampling = {"kind": "filter", "reward": "own.py:mine"}
+    for recipe, told in (
+        (one_stage(tools=["own.py:look", "calculator"]), "own.py:look changed"),
+        (one_stage(environment="own.py:Game"), "the environment's code changed"),
+        (one_stage(stages=[sampling, {"kind": "sft"}]), "its reward's code changed"),
+    ):
+        file.write_text("A = 1\n", encoding="utf-8")
+        before = facts(recipe)
+        file.write_text("A = 22\n", encoding="utf-8")
+        assert differences(before, facts(recipe)) == told
