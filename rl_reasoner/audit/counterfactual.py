@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 
 from rl_reasoner.audit.replaying import scratch_of, step_to_replay, unlike_here
 from rl_reasoner.dataset.code_rows import continuing
+from rl_reasoner.environments.environment import EPISODE
 from rl_reasoner.errors import UserError
 from rl_reasoner.foreign import json_object
 from rl_reasoner.paths import check_run, no_links
@@ -170,7 +171,8 @@ class _Probe(TrainerCallback):  # type: ignore[misc]
         self.trainer = trainer
         columns = {*trainer.train_dataset.column_names}
         if isinstance(self.reward, Reward):
-            lacking = [name for name in self.reward.columns if name not in {*columns, "prompts"}]
+            given = {"prompts", *((EPISODE,) if trainer.environment_use else ())}
+            lacking = [name for name in self.reward.columns if name not in columns | given]
             if lacking:
                 raise UserError(
                     f"the reward {self.reward.name} needs the column {lacking[0]!r}; "

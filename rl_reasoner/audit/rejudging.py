@@ -1,10 +1,10 @@
 """Stored completions judged again, and what readers are shown made anew of what there is.
 
 Judged are the completions that were trained on and those of evaluations, with the run's own rewards
-and options, on the rows that they were sampled for; a score that is another now is named. Made anew
-are the figures of evaluations, overlaps, the comparison with control arms, and the report. Where a
-judgement cannot be repeated, as by a reward that reads token ids or whose server is gone, that is
-said, and nothing is held against the run.
+and options, on the rows that they were sampled for and the episodes that the run kept of them; a
+score that is another now is named. Made anew are the figures of evaluations, overlaps, the
+comparison with control arms, and the report. Where a judgement cannot be repeated, as by a reward
+that reads token ids or whose server is gone, that is said, and nothing is held against the run.
 """
 
 import inspect
@@ -31,6 +31,7 @@ from rl_reasoner.pipeline.inputs import read_stage_rows, trl_columns
 from rl_reasoner.pipeline.lineage import data_in
 from rl_reasoner.pipeline.lock import evaluated_sets
 from rl_reasoner.pipeline.placement import Placement
+from rl_reasoner.pipeline.played import NOT_KEPT, episodes_column, known_rows
 from rl_reasoner.pipeline.prepare import Prepared
 from rl_reasoner.pipeline.run_folder import HASHES
 from rl_reasoner.pipeline.trl_configs import config
@@ -40,7 +41,7 @@ from rl_reasoner.recipe.stages import GrpoStage
 from rl_reasoner.report.controls import CONTROLS_FILE, against_controls
 from rl_reasoner.report.page import build_page
 from rl_reasoner.report.run_data import read_run
-from rl_reasoner.scoring.batch import APPLIES, POLICY_TEXT, score_own_rows
+from rl_reasoner.scoring.batch import APPLIES, POLICY_TEXT, columns_of_rows, score_own_rows
 from rl_reasoner.scoring.outcome import outcome_json
 from rl_reasoner.scoring.reward import GROUPS, Reward, name_of
 from rl_reasoner.scoring.runner import SEEDS
@@ -64,7 +65,7 @@ class _Again:
     same: int = 0
     other: int = 0
     first: str = ""
-    failed: Counter[str] = field(default_factory=Counter)  # faults of now, by their words
+    failed: Counter[str] = field(default_factory=Counter)  # why some are not judged now
 
     def add(self, before: Mapping[str, Any], now: Mapping[str, Any], at: str) -> None:
         if now["outcome"] == "fault" and before.get("outcome") != "fault":
@@ -129,18 +130,34 @@ def rejudge_stage(
         place = recipe.run.seed, True, step - 1, (step - 1) * passes, 0, 0
         seeds = seeds_of_rows(place, len(rollouts))
         kept = [seed for seed, row in zip(seeds, own, strict=True) if row is not None]
-        columns = _columns(pairs, kept)
-        texts = [rollout["completion"] for rollout, _ in pairs]
-        for name, fn in rewards.items() if pairs else ():
-            outcomes = score_own_rows(fn, texts, columns)
-            for i, (outcome, (rollout, _)) in enumerate(zip(outcomes, pairs, strict=True), 1):
-                before = mapping(rollout["scores"].get(name_of(fn)))
-                again[name].add(before, outcome_json(outcome), f"step {step}, row {i}")
+        played = episodes_column(recipe, [rollout for rollout, _ in pairs])
+        columns = {**_columns(pairs, kept), **played}
+        for name, fn in rewards.items():
+            _judge_step(fn, pairs, columns, again[name], f"step {step}")
     where, here = f"stage {stage.name}", same_code(run)
     for name, judged in again.items():
         yield from judged.findings("completions", name, where, here)
     if lost:
         yield _lost(run, recipe, stage, lost)
+
+
+def _judge_step(
+    fn: Callable[..., Any],
+    pairs: Sequence[tuple[Row, Row]],
+    columns: Mapping[str, Any],
+    again: _Again,
+    at: str,
+) -> None:
+    """The completions of a step, each with its row, by one reward."""
+    known = known_rows(fn, columns, columns[GROUPS])
+    again.failed.update([NOT_KEPT] * (len(pairs) - len(known)))
+    if not known:
+        return
+    texts = [pairs[i][0]["completion"] for i in known]
+    outcomes = score_own_rows(fn, texts, columns_of_rows(columns, known, len(pairs)))
+    for i, outcome in zip(known, outcomes, strict=True):
+        before = mapping(pairs[i][0]["scores"].get(name_of(fn)))
+        again.add(before, outcome_json(outcome), f"{at}, row {i + 1}")
 
 
 def _lost(run: Path, recipe: Recipe, stage: GrpoStage, count: int) -> AuditFinding:

@@ -23,6 +23,8 @@ Said = str | Message | Sequence[Message] | None
 ReplyKind = Literal["ok", "cut", "failed", "timeout", "died"]
 """How a turn of an environment ended: as it should; it said more than is shown; it raised, or
 returned what it should not; it was late; its process ended."""
+USABLE = ("ok", "cut")
+"""The kinds of turns after which an episode goes on."""
 ROLES = ("user", "tool", "system")
 EPISODE = "episode"
 """The column in which rewards see what an environment gave a completion; see `Episode.told`."""
@@ -104,7 +106,7 @@ class EnvironmentReply:
     @property
     def usable(self) -> bool:
         """Whether the episode goes on from it."""
-        return self.kind in ("ok", "cut")
+        return self.kind in USABLE
 
 
 class Played:

@@ -301,6 +301,7 @@ def _try_reward(function: Callable[..., Any], name: str, row: Row, *, optional: 
     columns = {key: [value] for key, value in row.items() if key not in hidden}
     reads = {*function.columns, *function.missing} if isinstance(function, Reward) else {_STATE}
     columns |= trl_columns(1, state=_STATE in reads)
+    columns[EPISODE] = [{"reward": 0.0, "turn_rewards": [0.0], "ended": "done", "reason": ""}]
     answer = str(row.get("answer", ""))
     return try_reward(function, name, row["problem"], answer, columns, optional=optional)
 
@@ -311,8 +312,6 @@ def trl_columns(completions: int, *, state: bool = True) -> dict[str, Any]:
     Without `state` its trainer state is left out, and transformers is not loaded for it.
     """
     columns: dict[str, Any] = {"completion_ids": [[0]] * completions}
-    columns[EPISODE] = [{"reward": 0.0, "turn_rewards": [0.0], "ended": "done", "reason": ""}]
-    columns[EPISODE] *= completions
     if state:
         from transformers import TrainerState
 

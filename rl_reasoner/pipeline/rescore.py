@@ -16,12 +16,14 @@ from rl_reasoner.dataset.rows import load_rows
 from rl_reasoner.errors import UserError
 from rl_reasoner.foreign import number as finite
 from rl_reasoner.pipeline.lineage import data_in
+from rl_reasoner.pipeline.played import episodes_column, known_rows
 from rl_reasoner.pipeline.why import rollouts_of, sampled_stage
 from rl_reasoner.recipe.load import load_recipe
 from rl_reasoner.scoring.batch import (
     APPLIES,
     POLICY_TEXT,
     applies,
+    columns_of_rows,
     score_batch,
     score_own_rows,
 )
@@ -43,13 +45,15 @@ class Rescoring:
     against: str = "the total"
     faults: int = 0
     abstained: int = 0
+    unknown: int = 0
 
     def summary(self) -> dict[str, Any]:
         """The figures: what would have changed.
 
         `flipped`: rows on the other side of their group's mean; `correlation`: Pearson's, over all
-        rows; `rank_agreement`: mean over groups of Kendall's tau-b, where both rewards vary; and
-        `flat`: groups without any difference, then and now.
+        rows; `rank_agreement`: mean over groups of Kendall's tau-b, where both rewards vary;
+        `flat`: groups without any difference, then and now; and, where there are any, `unknown`:
+        rows that were not judged, for the run did not keep enough of their episodes.
         """
         pairs = [pair for group in self.groups for pair in group]
         taus = [tau for group in self.groups if (tau := kendall(group)) is not None]
@@ -69,6 +73,7 @@ class Rescoring:
             },
             "abstained": self.abstained,
             "faults": self.faults,
+            **({"unknown": self.unknown} if self.unknown else {}),
         }
 
 
@@ -92,14 +97,24 @@ def rescore(
     given = options or (spec.options if spec is not None else {})
     reward = continuing(load_reward(reference, given, source=own), data)
     rescoring = Rescoring()
-    for _, batch in groupby(rollouts_of(folder), key=lambda row: row["step"]):
-        _rescore_step(list(batch), data, reward, reference, rescoring)
+    for _, rollouts in groupby(rollouts_of(folder), key=lambda row: row["step"]):
+        batch = list(rollouts)
+        try:
+            played = episodes_column(recipe, batch)
+        except ValueError as error:
+            raise UserError(f"{folder / 'rollouts.jsonl'}: {error}") from error
+        known = known_rows(reward, played, [rollout["group"] for rollout in batch])
+        rescoring.unknown += len(batch) - len(known)
+        if known:
+            played = columns_of_rows(played, known, len(batch))
+            _rescore_step([batch[i] for i in known], data, played, reward, reference, rescoring)
     return rescoring
 
 
 def _rescore_step(
     batch: list[Row],
     data: list[Row],
+    played: Mapping[str, Any],
     reward: Callable[..., Any],
     reference: str,
     rescoring: Rescoring,
@@ -108,11 +123,11 @@ def _rescore_step(
     names = columns_of([*data, *rows])
     needed = reward.columns if isinstance(reward, Reward) else ()
     for name in needed:
-        if name not in ("prompt", POLICY_TEXT, *names):
+        if name not in ("prompt", POLICY_TEXT, *names, *played):
             raise UserError(
                 f"the reward {reference} needs the column {name!r}; the run's data do not have it"
             )
-    columns = {name: [row.get(name) for row in rows] for name in names}
+    columns = {**{name: [row.get(name) for row in rows] for name in names}, **played}
     columns["prompts"] = [rollout["prompt"] for rollout in batch]
     columns[GROUPS] = [rollout["group"] for rollout in batch]
     columns[POLICY_TEXT] = [rollout.get(POLICY_TEXT) for rollout in batch]

@@ -136,7 +136,7 @@ def score_own_rows(
         return score_batch(fn, completions, columns, limits)
     outcomes: list[Outcome] = [NOT_ITS_ROW] * count
     if mine:
-        part = {key: _of_rows(key, value, mine, count) for key, value in columns.items()}
+        part = columns_of_rows(columns, mine, count)
         scores = score_batch(fn, [completions[i] for i in mine], part, limits)
         for i, score in zip(mine, scores, strict=True):
             outcomes[i] = score
@@ -146,6 +146,11 @@ def score_own_rows(
 def own_rows(outcomes: Sequence[Outcome]) -> list[bool]:
     """Of which rows `score_own_rows` called the reward."""
     return [outcome is not NOT_ITS_ROW for outcome in outcomes]
+
+
+def columns_of_rows(columns: Mapping[str, Any], rows: Sequence[int], count: int) -> dict[str, Any]:
+    """The columns of some rows of a batch of `count`."""
+    return {key: _of_rows(key, value, rows, count) for key, value in columns.items()}
 
 
 def _of_rows(name: str, value: Any, rows: Sequence[int], count: int) -> Any:

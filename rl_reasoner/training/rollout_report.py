@@ -78,7 +78,8 @@ def rollout_rows(trainer: Any, batch: RolloutBatch, output: dict[str, Any]) -> l
 
 def _called(trainer: Any, batch: RolloutBatch, i: int) -> dict[str, Any]:
     """The calls of a completion, or its environment's turns: `turns`, each with where in the text
-    its result is; seconds; what the policy wrote, where that is not all."""
+    its result is; seconds; what the policy wrote, where that is not all; how it `ended`, and of an
+    environment that failed `why`."""
     assert batch.turns is not None
     tokenizer, ids, events = trainer.internals.tokenizer, batch.ids[i], batch.turns[i]
 
@@ -95,5 +96,6 @@ def _called(trainer: Any, batch: RolloutBatch, i: int) -> dict[str, Any]:
         "turns": turns,
         "call_seconds": [event.seconds for event in events],
         **({POLICY_TEXT: own} if own != batch.texts[i] else {}),
-        **({"ended": batch.ended[i]} if batch.ended else {}),
+        **({"ended": batch.ended[i]} if batch.ended and not batch.episodes else {}),
+        **(batch.episodes[i].kept() if batch.episodes else {}),
     }

@@ -1,5 +1,6 @@
 """Episodes in the engine: tokens, masks, budgets, and what cut them."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -102,6 +103,44 @@ def test_episodes_are_played_to_their_end_or_cut(policy: Policy) -> None:
     assert (cut[2].ended, cut[2].reward, len(cut[2].turns)) == ("turns", 0.5, 3)
     assert cut[2].told()["reason"] == "cut: turns"
     assert (long[2].ended, long[2].turns, long[2].reward) == ("length", (), 0.0)
+    for *_, played in (won, first, cut, long):
+        assert again(played) == played.told()
+
+
+def kept(record: EpisodeRecord) -> dict[str, Any]:
+    """What a rollout keeps of an episode, through a file."""
+    found = {"turns": [turn.told() for turn in record.turns], **record.kept()}
+    return dict(json.loads(json.dumps(found)))
+
+
+def again(record: EpisodeRecord) -> dict[str, Any]:
+    """What rewards see of an episode that was kept."""
+    found = EpisodeRecord.of(kept(record))
+    assert found is not None
+    return found.told()
+
+
+OK = {"kind": "ok", "reward": 1.0, "at": 2, "given": 0}
+
+
+@pytest.mark.parametrize(
+    "rollout",
+    [
+        {},
+        {"turns": [OK], "ended": "end"},
+        {"turns": [OK], "ended": "failed", "why": "it did"},
+        {"turns": [{**OK, "kind": "failed"}], "ended": "done"},
+        {"turns": [{**OK, "kind": "died"}, OK], "ended": "done"},
+        {"turns": [{**OK, "kind": "well"}], "ended": "done"},
+        {"turns": [{**OK, "reward": "1"}], "ended": "done"},
+        {"turns": [{**OK, "at": None}], "ended": "done"},
+        {"turns": [7], "ended": "done"},
+        {"turns": [], "ended": "length", "why": 7},
+    ],
+)
+def test_what_no_episode_leaves_is_told(rollout: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"turn|episode"):
+        EpisodeRecord.of(rollout)
 
 
 @pytest.mark.parametrize("count", [*range(1, 40), 49, 103])
@@ -126,6 +165,9 @@ def test_an_environment_that_fails_ends_its_episode_alone(policy: Policy) -> Non
     assert "Hostile.reset failed" in records[0].told()["reason"]
     assert [record.reward for record in records] == [None, None, None]
     assert "its process ended (exit code 3)" in records[2].why
+    assert [again(record) for record in records] == [record.told() for record in records]
+    turns_alone = {**kept(records[0]), "why": None}
+    assert EpisodeRecord.of(turns_alone) is None, "an older run has not kept why"
     use.close()
 
 

@@ -17,24 +17,29 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, get_args
 
 from rl_reasoner.environments.apart import pack_environment
 from rl_reasoner.environments.environment import (
     PLAYED,
     SEED,
+    USABLE,
     EnvironmentLimits,
     EnvironmentReply,
     Factory,
     ReplyKind,
 )
 from rl_reasoner.environments.runner import EnvironmentRunner, Episode
+from rl_reasoner.foreign import mapping
+from rl_reasoner.foreign import number as finite
 from rl_reasoner.recipe.environment import EnvironmentSettings
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.rollout.episodes.turn_form import TurnForm
 from rl_reasoner.rollout.turns import Answer
 from rl_reasoner.types import Row
 
+_ENDS = ("done", "turns", "seconds", "length", "failed")
+_KINDS: tuple[ReplyKind, ...] = get_args(ReplyKind)
 _DIGITS = 12  # behind the point: a full reward in shares of 1/n comes to 1, not to a little less
 
 
@@ -56,6 +61,17 @@ class EnvironmentTurn:
         which differ in a resumed run."""
         facts = {key: value for key, value in asdict(self).items() if key != "seconds"}
         return {"tool": "environment", **facts}
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> "EnvironmentTurn":
+        """The turn that `told` gave. Raises `ValueError` for what no turn is told as."""
+        kind, paid, at, given = (told.get(name) for name in ("kind", "reward", "at", "given"))
+        reward = finite(paid)
+        if kind not in _KINDS or (reward is None) != (paid is None):
+            raise ValueError(f"no turn of an environment: {told!r:.200}")
+        if not isinstance(at, int) or not isinstance(given, int):
+            raise ValueError(f"a turn that stands nowhere: {told!r:.200}")
+        return cls(kind, reward, at, given, 0.0)
 
 
 @dataclass(frozen=True)
@@ -82,6 +98,27 @@ class EpisodeRecord:
     def truncated(self) -> bool:
         """Whether a limit ended it."""
         return self.ended not in ("done", "failed")
+
+    def kept(self) -> dict[str, str]:
+        """What a rollout keeps of it beside its turns: with them it is known again (`of`)."""
+        return {"ended": self.ended, **({"why": self.why} if self.ended == "failed" else {})}
+
+    @classmethod
+    def of(cls, rollout: Mapping[str, Any]) -> "EpisodeRecord | None":
+        """The record that a rollout keeps; None where it lacks why its environment failed.
+
+        Raises `ValueError` for what no episode leaves.
+        """
+        turns, ended, why = rollout.get("turns"), rollout.get("ended"), rollout.get("why")
+        if not isinstance(turns, list) or ended not in _ENDS or not isinstance(why, str | None):
+            raise ValueError(f"a rollout without an episode: ended {ended!r:.40}, {why!r:.40}")
+        played = tuple(EnvironmentTurn.of(mapping(turn)) for turn in turns)
+        fails = [turn.kind not in USABLE for turn in played]
+        if fails[:-1].count(True) or any(fails) != (ended == "failed"):
+            raise ValueError(f"an episode of other turns: ended {ended!r}, {turns!r:.200}")
+        if ended == "failed" and why is None:
+            return None
+        return cls(played, str(ended), why or "")
 
     def told(self) -> dict[str, Any]:
         """The column `episode` that rewards see, as JSON values."""
