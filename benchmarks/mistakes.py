@@ -121,6 +121,7 @@ def stocked(folder: Path) -> None:
     assert copied.code == 0, copied.err
     (folder / "runs" / "one").mkdir(parents=True)
     (folder / "runs" / "one" / "recipe.yaml").write_text("name: one\n", encoding="utf-8")
+    (folder / "runs" / "one" / ".lock").touch()
     (folder / "problems.jsonl").write_text('{"question": "1+1=", "answr": "2"}\n', encoding="utf-8")
 
 

@@ -13,6 +13,13 @@ from pathlib import Path
 from rl_reasoner.errors import UserError, did_you_mean, nearest
 
 _PACKAGE = Path(__file__).resolve().parent
+# What a run's folder has beside its recipe: the first from its first moment on, where hidden files
+# were not lost; published records have the next two.
+_MARKS = (".lock", "lock.json", "hashes.json", "stages/*-*", "evals/*.json", "policy/config.json")
+_NOT_BEGUN = (
+    "it has a recipe.yaml, but no run was begun in it, as in what `rl-reasoner export --to` writes "
+    "for another engine"
+)
 
 
 def room(name: str) -> Path:
@@ -58,14 +65,31 @@ def file_meant(name: str, endings: Collection[str]) -> str:
     return f" Did you mean {nearest(str(path), alike) or alike[0]!r}?" if alike else ""
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a run was begun in `folder`: it has a recipe, and what only runs put beside one."""
+    return (folder / "recipe.yaml").is_file() and any(any(folder.glob(mark)) for mark in _MARKS)
+
+
 def check_run(folder: Path) -> None:
     """Raise `UserError` where `folder` is none of a run, with the run beside it that is meant."""
-    if (folder / "recipe.yaml").is_file():
+    if is_run(folder):
         return
     around = folder.parent.iterdir() if folder.parent.is_dir() else ()
-    near = did_you_mean(folder.name, [p.name for p in around if (p / "recipe.yaml").is_file()])
+    near = did_you_mean(folder.name, [path.name for path in around if is_run(path)])
     what = "it has no recipe.yaml" if folder.is_dir() else "there is no such folder"
+    if (folder / "recipe.yaml").is_file():
+        what = _NOT_BEGUN
     raise UserError(f"{folder} is not a run folder: {what}.{near or runs_beside(folder)}")
+
+
+def check_goes_on(run: Path) -> None:
+    """Raise `UserError` where `run` has the records of a published run, which cannot go on."""
+    above = Path(os.path.normpath(run / ".."))
+    published = all((above / name).is_file() for name in ("audit.json", "config.json"))
+    if published and not (run / "policy").exists():
+        raise UserError(
+            f"{run} has the records of a published run, and no weights: its policy is {above}"
+        )
 
 
 def runs_beside(folder: Path, most: int = 5) -> str:
@@ -75,7 +99,7 @@ def runs_beside(folder: Path, most: int = 5) -> str:
     """
     for place in (folder.parent, Path("runs")):
         around = list(place.iterdir()) if place.is_dir() else []
-        runs = [path for path in around if (path / "recipe.yaml").is_file()]
+        runs = [path for path in around if is_run(path)]
         runs.sort(key=lambda path: path.stat().st_mtime, reverse=True)
         if runs:
             more = f" and {len(runs) - most} more" if len(runs) > most else ""
@@ -107,17 +131,20 @@ def no_links(folder: Path) -> None:
 def policy_folder(path: Path) -> Path | None:
     """The folder with the weights: `path` itself, or `policy/` in a run folder; None for no folder.
 
-    Raises `UserError` for a run that has none yet.
+    Raises `UserError` for a run that has none yet, and for a recipe without a run.
     """
     if not path.is_dir():
         return None
-    if (path / "recipe.yaml").is_file():
+    if is_run(path):
         if not (path / "policy" / "config.json").is_file():
+            check_goes_on(path)
             resume = f"continue it ({resume_command(path)})"
             stages = finished_stages(path)
             also = f", or take that of its last finished stage: {stages[-1]}" if stages else ""
             raise UserError(f"the run {path} has no policy/ yet: {resume}{also}")
         return path / "policy"
+    if (path / "recipe.yaml").is_file() and not any(path.glob("*config.json")):
+        raise UserError(f"{path} has no policy: {_NOT_BEGUN}")
     return path
 
 
@@ -138,4 +165,4 @@ def run_of(policy: Path) -> Path | None:
     """The run that a policy is of: the folder itself, or the one around a stage's policy."""
     inside = policy.name in ("policy", "best") and policy.parent.parent.name == "stages"
     run = policy.parents[2] if inside else policy
-    return run if (run / "recipe.yaml").is_file() else None
+    return run if is_run(run) else None

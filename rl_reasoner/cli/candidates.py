@@ -175,8 +175,10 @@ def _names(kind: str, now: str) -> Iterator[str]:
     elif kind == "kinds":
         yield from ("recipes", "rewards", "sets", "policies", "tasks", "schema")
     elif kind == "runs":
+        from rl_reasoner.paths import is_run
+
         folder = Path(now.rpartition("/")[0] or "/") if "/" in now else Path("runs")
-        yield from sorted(str(file.parent) for file in folder.glob("*/recipe.yaml"))
+        yield from sorted(str(path) for path in folder.glob("*") if is_run(path))
 
 
 def _recipe(given: Sequence[str]) -> "Recipe":

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from rich.text import Text
 from tyro.conf import Positional, arg
 
-from rl_reasoner.cli.arguments import Flag, Json, StageName, Whole, check_writable
+from rl_reasoner.cli.arguments import Count, Flag, Json, StageName, check_writable
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.report.console import emit, err
 
@@ -35,16 +35,18 @@ class ExportVerb:
     """write linear layers and experts in FP8 blocks, as DeepSeek-V3 does; the rest as --dtype"""
     gguf: Flag = False
     """write one GGUF file, for llama.cpp and Ollama, and compare its logits"""
-    upcycle: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    upcycle: Count = None
     """turn a dense policy into a mixture of N experts that computes the same"""
-    chosen: Whole = 2
-    """with --upcycle: experts per token"""
+    chosen: Count = None
+    """with --upcycle: experts per token (default: 2)"""
     json: Json = False
 
     def run(self) -> None:
         """Open, merge, convert, save; or hand a recipe over."""
         if os.path.lexists(self.folder):
             raise UserError(f"{self.folder} exists already; give a new folder")
+        if self.chosen is not None and self.upcycle is None:
+            raise UserError("--chosen is of a mixture that is made: it goes with --upcycle N")
         if self.to is not None:
             self._hand_over(self.to)
             return
@@ -71,7 +73,8 @@ class ExportVerb:
         if self.upcycle is not None:
             from rl_reasoner.moe.upcycling import upcycle
 
-            policy.model = upcycle(policy.model, self.upcycle, self.chosen)
+            chosen = 2 if self.chosen is None else self.chosen
+            policy.model = upcycle(policy.model, self.upcycle, chosen)
         if self.gguf:
             self._gguf(policy)
             return

@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 from rl_reasoner.cli.arguments import Flag, Json, check_writable
 from rl_reasoner.distributed.loading import load_for_good
 from rl_reasoner.errors import UserError
-from rl_reasoner.paths import check_run
+from rl_reasoner.paths import check_goes_on, check_run
 from rl_reasoner.report.console import emit, err, new_table
 
 
@@ -40,6 +40,7 @@ class PublishVerb:
         if self.push is None and (self.public or self.dry_run):
             raise UserError("--public and --dry-run belong to --push OWNER/NAME")
         check_run(self.run_folder)
+        check_goes_on(self.run_folder)
         if self.to.is_dir():
             raise UserError(f"{self.to} exists already; give a new folder")
         check_writable(self.to)

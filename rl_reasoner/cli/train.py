@@ -12,7 +12,7 @@ from rl_reasoner.cli.progress import told_if_long
 from rl_reasoner.distributed import launcher, processes
 from rl_reasoner.distributed.loading import load_for_good
 from rl_reasoner.errors import UserError
-from rl_reasoner.paths import check_run
+from rl_reasoner.paths import check_goes_on, check_run
 from rl_reasoner.report.console import emit, err, wrapped
 
 if TYPE_CHECKING:
@@ -120,6 +120,7 @@ class TrainVerb:
         from rl_reasoner.pipeline.run_folder import given_flags
 
         check_run(self.resume)
+        check_goes_on(self.resume)
         if self.recipe is None:
             return str(self.resume / "recipe.yaml"), self.flags
         return self.recipe, [*given_flags(self.resume), *self.flags]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rl_reasoner import hub
 from rl_reasoner.errors import UserError, did_you_mean, unknown
-from rl_reasoner.paths import policy_folder, runs_beside
+from rl_reasoner.paths import is_run, policy_folder, runs_beside
 
 SCRATCH_NAMES = {
     "deepseek-tiny": "like DeepSeek-V3: 8 experts, 2 and a shared one a token",
@@ -54,7 +54,7 @@ def locate(source: str) -> Iterator[str]:
     scratch = [f"scratch:{name}" for name in SCRATCH_NAMES]
     near = did_you_mean(str(path), [*map(str, filter(Path.is_dir, around)), *scratch])
     runs = runs_beside(path)
-    beside = any((sibling / "recipe.yaml").is_file() for sibling in path.parent.glob("*"))
+    beside = any(map(is_run, path.parent.glob("*")))
     local = "/" in source and (near or beside or source.startswith("runs/"))
     if not hub.is_name(source) or local:  # beside it lies what was meant
         raise UserError(f"there is no policy {source!r}: no such folder.{near or runs}")

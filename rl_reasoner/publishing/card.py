@@ -4,19 +4,27 @@ Every figure is one of the run's own results, with its interval; nothing is said
 support (`report.gain`). In the form that model hubs show: front matter, then Markdown.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import safe_open
 
 from rl_reasoner.audit import Audit
 from rl_reasoner.evaluation.formatting import percent, short_number, signed, span
 from rl_reasoner.evaluation.labels import split_label
 from rl_reasoner.files import sha256_of
-from rl_reasoner.foreign import json_object, mapping, number, printable
+from rl_reasoner.foreign import json_object, mapping, printable
 from rl_reasoner.hub import is_name
 from rl_reasoner.pipeline.run_folder import HASHES
+from rl_reasoner.publishing.origin import (
+    other_before,
+    published_origin,
+    stages_in_words,
+    teachers,
+)
 from rl_reasoner.recipe.data import FileData, RowSource, StageData, TaskData, data_sources
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import GrpoStage
@@ -27,6 +35,8 @@ from rl_reasoner.report.hacking import hacking_alarms_of, verdicts_in_words
 from rl_reasoner.report.paired import add_paired_tests
 from rl_reasoner.report.run_data import RunData, SetResult, read_run
 
+_ENDS = "Accuracy with its 95% interval, before and after training.\n"
+_DIFFERENCE = "It is one between two models (see Results): no gain of either is claimed."
 _NOTHING = "The run was not evaluated: nothing is claimed."
 
 
@@ -45,14 +55,17 @@ def write_card(
     """
     found = add_paired_tests(read_run(run))
     lock = json_object(run / "lock.json")
+    two = _two_models(recipe, found)
     parts = [
         _front_matter(recipe),
         f"# {printable(title)}",
-        _what(recipe, lock),
+        _what(recipe, lock, weights),
         "## Results",
-        "\n".join(_results(found)) or _NOTHING,
-        "## What the gain is",
-        "\n".join(_gain(found)) or "The run was not evaluated at both ends: nothing is known.",
+        "\n".join(_results(found, two)) or _NOTHING,
+        "## What the difference is" if two else "## What the gain is",
+        _DIFFERENCE
+        if two
+        else "\n".join(_gain(found)) or "The run was not evaluated at both ends: nothing is known.",
         "\n".join(_hacking(found)) or "No hacking meter watched what the rewards paid for.",
         "## Controls",
         _controls(recipe, run),
@@ -71,7 +84,7 @@ def write_card(
 def _controls(recipe: Recipe, run: Path) -> str:
     if told := [f"- {text}" for text in control_sentences(read_controls(run))]:
         return "\n".join(told)
-    unknown = "how much of the gain any reward gives is not known"
+    unknown = "how much of a gain any reward gives is not known"
     if recipe.controls:
         arms = ", ".join(map(str, recipe.controls))
         return f"Its control arms ({arms}) have not been compared with it: {unknown}."
@@ -79,41 +92,64 @@ def _controls(recipe: Recipe, run: Path) -> str:
 
 
 def _front_matter(recipe: Recipe) -> str:
-    source = recipe.policy.source
-    kinds = {stage.kind for stage in recipe.stages}
+    origin = published_origin(recipe)
+    kinds = {stage.kind for stage in origin.stages}
     fields: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["rl-reasoner", "reasoning", *sorted(kinds & {"grpo", "sft", "distill"})],
     }
-    if is_name(source) and not Path(source).expanduser().exists():
-        fields["base_model"] = source
+    on_hub = is_name(origin.source) and not Path(origin.source).expanduser().exists()
+    if on_hub and not origin.reused:
+        fields["base_model"] = origin.source
     return f"---\n{yaml.safe_dump(fields, sort_keys=False)}---"
 
 
-def _what(recipe: Recipe, lock: Mapping[str, Any]) -> str:
-    size = number(mapping(lock.get("policy")).get("parameters"))
-    steps = [
-        f"{stage.name} ({stage.kind}, {stage.steps:,} steps)"
-        if hasattr(stage, "steps")
-        else f"{stage.name} ({stage.kind})"
-        for stage in recipe.stages
-    ]
-    about = f"{short_number(size)} parameters, " if size else ""
-    return (
-        f"`{printable(recipe.policy.source)}`, {about}trained with "
+def _what(recipe: Recipe, lock: Mapping[str, Any], weights: Sequence[Path]) -> str:
+    steps, others = stages_in_words(recipe)
+    told = [
+        f"{published_origin(recipe).name}, {short_number(_parameters(weights))} parameters, "
+        "trained with "
         f"[rl-reasoner](https://pypi.org/project/rl-reasoner/) {lock.get('rl_reasoner')} by the "
-        f"recipe `{printable(recipe.name)}`: {', '.join(steps)}; seed {recipe.run.seed}."
+        f"recipe `{printable(recipe.name)}`: {steps}; seed {recipe.run.seed}.",
+        *teachers(recipe),
+    ]
+    if others:
+        told.append(f"Other stages of the recipe: {others}.")
+    return " ".join(told)
+
+
+def _parameters(weights: Sequence[Path]) -> int:
+    """The numbers in files of weights; their tensors are not read."""
+    count = 0
+    for file in weights:
+        with safe_open(str(file), "pt") as tensors:
+            names = list(tensors.keys())
+            count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
+    return count
+
+
+def _two_models(recipe: Recipe, run: RunData) -> str:
+    """What is to be said where "before" and "after" are two models; else an empty string."""
+    before = other_before(recipe)
+    if before is None or not {"before", "after"} <= {e.name for e in run.evals}:
+        return ""
+    return (
+        f"The policy *before* comes from {before.name}, the one *after*, which is published, "
+        f"from {published_origin(recipe).name}: what lies between them is no gain of one model."
     )
 
 
-def _results(run: RunData) -> Iterator[str]:
-    """A row for each set and mode: before, after, the change on the same problems."""
+def _results(run: RunData, two: str) -> Iterator[str]:
+    """A row for each set and mode: before, after, the change on the same problems.
+
+    `two`: what to say first where these are two models.
+    """
     sets = {e.name: e.sets for e in run.evals}
     before, after = sets.get("before", {}), sets.get("after", {})
     if not before and not after:
         return
-    yield "Accuracy with its 95% interval, before and after training.\n"
+    yield f"Accuracy with its 95% interval. {two}\n" if two else _ENDS
     yield "| set | problems | before | after | on the same problems |"
     yield "|---|---|---|---|---|"
     for name in dict.fromkeys([*before, *after]):

@@ -20,7 +20,7 @@ from rl_reasoner.audit.hashes import part_of, stage_folders
 from rl_reasoner.errors import RunStopped, UserError, first_line
 from rl_reasoner.files import write_json, write_text
 from rl_reasoner.hub import is_name
-from rl_reasoner.paths import check_run, no_links, resume_command
+from rl_reasoner.paths import check_goes_on, check_run, no_links, resume_command
 from rl_reasoner.pipeline.run_folder import HASHES, sealed_files
 from rl_reasoner.publishing.card import write_card
 from rl_reasoner.recipe.load import load_recipe
@@ -36,6 +36,7 @@ def publish_run(
     says it is.
     """
     check_run(run)
+    check_goes_on(run)
     no_links(run)
     if os.path.lexists(folder):
         raise UserError(f"{folder} exists already; give a new folder")

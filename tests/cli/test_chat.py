@@ -154,7 +154,8 @@ def test_unknown_commands_are_answered_and_not_sent_to_the_policy(here: Path, cl
 
 def test_an_unfinished_run_offers_its_last_finished_stage(tmp_path: Path, cli: Cli) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "recipe.yaml").write_text("name: run\n")
+    for name, text in ((".lock", ""), ("recipe.yaml", "name: run\n")):
+        (tmp_path / "run" / name).write_text(text)
     ended = cli("chat", tmp_path / "run")
     assert ended.code == 2
     assert "has no policy/ yet: continue it (rl-reasoner train --resume" in ended.err

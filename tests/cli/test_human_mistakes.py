@@ -99,6 +99,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in which there is one run, begun and not finished."""
     (tmp_path / "runs" / "one").mkdir(parents=True)
     (tmp_path / "runs" / "one" / "recipe.yaml").write_text("name: one\n", encoding="utf-8")
+    (tmp_path / "runs" / "one" / ".lock").touch()
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

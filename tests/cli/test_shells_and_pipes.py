@@ -60,6 +60,7 @@ def test_bash_completes_names_fields_runs_and_files(cli: Cli, tmp_path: Path) ->
     (tmp_path / "here" / "runs" / "one").mkdir(parents=True)
     (tmp_path / "here" / "runs" / "two").mkdir()
     (tmp_path / "here" / "runs" / "one" / "recipe.yaml").write_text("name: one\n")
+    (tmp_path / "here" / "runs" / "one" / ".lock").touch()
     (tmp_path / "here" / "rows.jsonl").write_text("")
     ask = """
     source ../script

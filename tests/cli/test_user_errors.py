@@ -242,6 +242,7 @@ MISTAKES: dict[str, tuple[Setup, tuple[str, ...], tuple[str, ...]]] = {
     "export: engine": (no, ("export", "tiny.yaml", "new", "--to", "verll"), ("'verll'", "'verl'")),
     "export: to, there": (no, ("export", "tiny.yaml", "run", "--to", "verl"), ("run exists",)),
     "export: to, recipe": (no, ("export", "tiny.yml", "new", "--to", "verl"), ("tiny.yml",)),
+    "export: chosen": (no, ("export", "run", "new", "--chosen", "3"), ("--chosen", "--upcycle")),
     "export: dtype": (no, ("export", "run", "new", "--dtype", "fp23"), ("'fp23'", "'fp32'")),
 }
 

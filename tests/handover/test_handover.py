@@ -18,7 +18,9 @@ from rl_reasoner.cli.eval import EvalVerb
 from rl_reasoner.errors import UserError
 from rl_reasoner.handover.fields import OURS, field_table, settings
 from rl_reasoner.handover.folder import ENGINES, hand_over
+from rl_reasoner.paths import check_run
 from rl_reasoner.recipe.algorithms import ALGORITHMS
+from support.commands import Cli
 from support.documents import ROOT
 
 ACTOR = "actor_rollout_ref.actor."
@@ -230,7 +232,8 @@ def test_a_folder_is_written_whole_or_not_at_all(
 def test_a_run_as_policy_is_its_policy(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "first"
     (run / "policy").mkdir(parents=True)
-    (run / "recipe.yaml").write_text("policy: x")
+    for name, text in ((".lock", ""), ("recipe.yaml", "policy: x")):
+        (run / name).write_text(text)
     with pytest.raises(UserError, match="has no policy/ yet"):
         hand_over(recipe(policy=str(run)), "verl", tmp_path / "early")
     for name in ("config.json", "tokenizer_config.json"):
@@ -239,6 +242,32 @@ def test_a_run_as_policy_is_its_policy(tmp_path: Path) -> None:
     asked = recipe(policy=str(run), template="auto")
     assert verl_settings(tmp_path / "out", asked)[path] == str((run / "policy").resolve())
     assert not hand_over(asked, "verl", tmp_path / "b").warnings  # its template was looked at
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_folder_that_is_handed_over_is_no_run(engine: str, tmp_path: Path, cli: Cli) -> None:
+    for name in ("policy", "stages"):  # which names a folder in it for verifiers
+        hand_over(recipe(name=name), engine, tmp_path / "out" / name)
+        files = sorted((tmp_path / "out" / name).rglob("*"))
+        verbs = (("report",), ("chat",), ("train", "--resume"), ("train", "quickstart", "--policy"))
+        for verb in verbs:
+            ended = cli(*verb, f"out/{name}")
+            assert ended.code == 2 and "but no run was begun in it, as in what" in ended.err
+            assert "Runs there" not in ended.err and "continue it" not in ended.err
+        assert sorted((tmp_path / "out" / name).rglob("*")) == files, "nothing is written"
+    ended = cli("report", "out/missing")
+    assert ended.code == 2 and "Runs there" not in ended.err
+
+
+def test_a_run_without_its_hidden_files_is_one(tmp_path: Path) -> None:
+    """As a copy by a pattern leaves it, or a run's published records."""
+    (tmp_path / "recipe.yaml").write_text("name: x")
+    for mark in ("lock.json", "hashes.json", "stages/1-sft", "evals/after.json"):
+        with pytest.raises(UserError, match="no run was begun in it"):
+            check_run(tmp_path)
+        (tmp_path / mark).mkdir(parents=True)
+        check_run(tmp_path)
+        (tmp_path / mark).rmdir()
 
 
 def test_the_template_is_that_of_the_policy_that_the_stage_starts_from(tmp_path: Path) -> None:

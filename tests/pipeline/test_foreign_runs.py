@@ -117,6 +117,7 @@ def test_a_recipe_that_is_a_bomb_is_one_message_in_little_memory(
     """In two gigabytes of address space: aliases took three of memory, and more with every line."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.yaml").write_text(text)
+    (tmp_path / "run" / ".lock").touch()
     limit = (2 << 30, 2 << 30)
     code = "import sys; from rl_reasoner.cli import main; print(*(main(a) for a in VERBS))"
     verbs = [["train", "run/recipe.yaml"], ["train", "--resume", "run"], ["report", "run"]]

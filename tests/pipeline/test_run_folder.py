@@ -156,6 +156,7 @@ def test_held_by_one_process_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_damaged_recipe_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
     (tmp_path / "recipe.yaml").write_text("policy: [\n")
     with pytest.raises(UserError, match=r"recipe\.yaml:2: not valid YAML"):
         RunFolder.reopen(tmp_path)

@@ -205,7 +205,8 @@ def test_a_tokenizer_that_cannot_end_a_completion(saved: Path) -> None:
 
 def test_a_run_that_is_not_finished(tmp_path: Path, saved: Path) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "recipe.yaml").write_text("name: x\n")
+    for name, text in ((".lock", ""), ("recipe.yaml", "name: x\n")):
+        (tmp_path / "run" / name).write_text(text)
     refused(tmp_path / "run", "has no policy/ yet: continue it")
     shutil.copytree(saved, tmp_path / "run" / "policy")
     assert open_policy(str(tmp_path / "run"), device="cpu").parameter_counts[0] > 0

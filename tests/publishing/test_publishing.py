@@ -59,6 +59,7 @@ def test_a_published_run_opens_says_its_figures_and_can_be_audited(
     card = (folder / "README.md").read_text(encoding="utf-8")
     front = yaml.safe_load(card.split("---")[1])
     assert front["library_name"] == "transformers" and "base_model" not in front
+    assert "`scratch:dense-tiny`, 321k parameters, trained with" in card
     rows = card_rows(card)
     results = [json.loads((here / f"run/evals/{n}.json").read_text()) for n in ("before", "after")]
     _has_the_figures(rows, *(result["sets"] for result in results))
@@ -113,6 +114,21 @@ print(model.generate(**ids, max_new_tokens=2).shape[0])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip() == "1", done.stderr
+
+
+def test_published_records_say_where_their_policy_is(here: Path, cli: Cli) -> None:
+    assert cli("publish", "run", "out").code == 0
+    says = "out/run has the records of a published run, and no weights: its policy is out"
+    for argv in (
+        ("publish", "out/run", "again"),
+        ("eval", "out/run", "--sets", "modular_test"),
+        ("train", "--resume", "out/run"),
+        ("train", "tiny.yaml", "--policy", "out/run", "--run.folder", "new"),
+    ):
+        ended = cli(*argv)
+        [line] = ended.err.splitlines()
+        assert (ended.code, ended.out) == (2, "") and line.endswith(says)
+    assert cli("report", "out/run").code == 0, "records are a run's for all else"
 
 
 def test_a_run_that_is_not_what_it_says_it_is_is_not_published(here: Path, cli: Cli) -> None:
