@@ -136,7 +136,7 @@ def _two_models(recipe: Recipe, run: RunData) -> str:
         return ""
     return (
         f"The policy *before* comes from {before.name}, the one *after*, which is published, "
-        f"from {published_origin(recipe).name}: what lies between them is no gain of one model."
+        f"from {published_origin(recipe).name}: their difference is not a gain of one model."
     )
 
 
