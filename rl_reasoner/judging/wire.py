@@ -1,13 +1,15 @@
 """The HTTP client of a judge's server: each try is counted, bounded in bytes and in seconds.
 
-`httpx` bounds the time between two pieces of a reply, so that one that drips never ends, and a body
-of any size is read. Retries are the `openai` client's; here is seen what each try came to.
+`httpx` bounds the time between two pieces of a reply, so that one that drips never ends, not even
+its headers, and a body of any size is read. So each try is a task with a deadline. Retries are
+the `openai` client's; here is seen what each try came to.
 """
 
+import asyncio
+import ssl
 import threading
-import time
 from collections import Counter
-from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import httpx
@@ -44,9 +46,7 @@ class CountedClient(httpx.Client):
     """A client whose tries end after `timeout_s` and at `REPLY_BYTES`, whatever the server does."""
 
     def __init__(self, counts: Counts, timeout_s: float) -> None:
-        limits = httpx.Limits(**CONNECTIONS)
-        headers = {"Accept-Encoding": "identity"}  # a small body could unpack to any size
-        super().__init__(follow_redirects=True, timeout=timeout_s, limits=limits, headers=headers)
+        super().__init__(timeout=timeout_s, verify=_certificates())
         self.counts = counts
         self.timeout_s = timeout_s
 
@@ -54,18 +54,7 @@ class CountedClient(httpx.Client):
         """Send a request and read its whole reply."""
         self.counts.add("tries")
         try:
-            ends = time.monotonic() + self.timeout_s
-            response = super().send(request, stream=True, **options)
-            if response.headers.get("Content-Encoding", "") in _PACKED:
-                response.close()
-                raise httpx.ReadError(
-                    "the reply is packed, which was not asked for", request=request
-                )
-            response.stream = _Bounded(response.stream, ends, request, self.counts)
-            try:
-                response.read()
-            finally:
-                response.close()
+            response = asyncio.run(self._tried(request, options))
         except httpx.TimeoutException:
             self.counts.add("timeout")
             raise
@@ -76,28 +65,45 @@ class CountedClient(httpx.Client):
             self.counts.add(f"HTTP {response.status_code}")
         return response
 
+    async def _tried(self, request: httpx.Request, options: dict[str, Any]) -> httpx.Response:
+        """The whole reply, by the deadline."""
+        limits = httpx.Limits(**CONNECTIONS)
+        request.headers["Accept-Encoding"] = "identity"  # a small body could unpack to any size
+        try:
+            async with (
+                asyncio.timeout(self.timeout_s),
+                httpx.AsyncClient(
+                    follow_redirects=True,
+                    timeout=self.timeout_s,
+                    limits=limits,
+                    verify=_certificates(),
+                ) as client,
+            ):
+                reply = await client.send(request, stream=True, **options)
+                content = await self._body(reply)
+        except TimeoutError as error:
+            late = f"no whole reply within {self.timeout_s:g} s"
+            raise httpx.ReadTimeout(late, request=request) from error
+        return httpx.Response(
+            reply.status_code, headers=reply.headers, content=content, request=reply.request
+        )
 
-class _Bounded(httpx.SyncByteStream):
-    """A reply's body up to its last second and byte."""
-
-    def __init__(self, inner: Any, ends: float, request: httpx.Request, counts: Counts) -> None:
-        self.inner = inner
-        self.ends = ends
-        self.request = request
-        self.counts = counts
-
-    def __iter__(self) -> Iterator[bytes]:
-        size = 0
-        for piece in self.inner:
-            size += len(piece)
-            if size > REPLY_BYTES:
+    async def _body(self, reply: httpx.Response) -> bytes:
+        """The body up to its last byte; raises where it is packed or too large."""
+        if reply.headers.get("Content-Encoding", "") in _PACKED:
+            packed = "the reply is packed, which was not asked for"
+            raise httpx.ReadError(packed, request=reply.request)
+        content = bytearray()
+        async for piece in reply.aiter_raw():
+            content += piece
+            if len(content) > REPLY_BYTES:
                 self.counts.add("huge")
                 what = f"the reply has more than {REPLY_BYTES:,} bytes"
-                raise httpx.ReadError(what, request=self.request)
-            if time.monotonic() > self.ends:
-                raise httpx.ReadTimeout("the reply drips", request=self.request)
-            yield piece
+                raise httpx.ReadError(what, request=reply.request)
+        return bytes(content)
 
-    def close(self) -> None:
-        """Close what is underneath."""
-        self.inner.close()
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    """Made once: it reads all root certificates."""
+    return httpx.create_ssl_context()

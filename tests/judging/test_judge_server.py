@@ -34,7 +34,7 @@ class Judge(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         text = body["messages"][-1]["content"]
-        word = next(w for w in WORDS if f"| {w}" in text)
+        word = next(w for w in WORDS if f"| {w}\n" in f"{text}\n")
         with self.lock:
             Judge.bodies.append(body)
             Judge.asked[word] += 1
@@ -61,6 +61,12 @@ class Judge(BaseHTTPRequestHandler):
             self.end_headers()
             for _ in range(200):
                 self.wfile.write(b" ")
+                time.sleep(0.1)
+        elif word == "drips headers":
+            self.send_response(200)
+            for place in range(200):
+                self.send_header(f"X-{place}", "y")
+                self.flush_headers()
                 time.sleep(0.1)
         elif word == "huge":
             self.reply(b" " * (3 << 20))
@@ -120,6 +126,7 @@ FAULTS = {  # what the server does -> how the row ends
     "differ": "abstain",
     "disconnect": "score",
     "drips": "fault",
+    "drips headers": "fault",
     "huge": "fault",
     "page": "fault",
     "torn": "fault",
@@ -172,6 +179,7 @@ def test_every_fault_of_a_server_is_its_rows_own_and_counted(options: dict[str, 
         "huge": "more than 1,048,576 bytes",
         "late": "no reply in time",
         "drips": "no reply in time",
+        "drips headers": "no reply in time",
     }.items():
         assert said in reasons[word], (word, reasons[word])
     good = by_word["good"]
@@ -179,12 +187,12 @@ def test_every_fault_of_a_server_is_its_rows_own_and_counted(options: dict[str, 
     counts = _judge_of(reward).counts.to_json()
     assert counts["asked"] == 2 * len(FAULTS)
     assert counts["HTTP 429"] >= 1 and counts["HTTP 500"] >= 4
-    assert counts["timeout"] >= 4 and counts["disconnected"] >= 1 and counts["huge"] >= 2
+    assert counts["timeout"] >= 6 and counts["disconnected"] >= 1 and counts["huge"] >= 2
     assert counts["vote: refusal"] == counts["vote: unsure"] == 2
     assert counts["vote: wrong length"] == 4 and counts["vote: malformed"] == 6
     assert counts["vote: not JSON"] == counts["vote: empty"] == 2
-    of_faults = ("timeout", "HTTP 500", "huge", "not JSON", "no completion")  # timeout: two words
-    assert [counts[f"fault: {kind}"] for kind in of_faults] == [4, 2, 2, 2, 2], counts
+    of_faults = ("timeout", "HTTP 500", "huge", "not JSON", "no completion")  # timeout: three words
+    assert [counts[f"fault: {kind}"] for kind in of_faults] == [6, 2, 2, 2, 2], counts
     assert counts["abstained: disagreement"] == 1
     assert counts["faults"] == [*FAULTS.values()].count("fault")
 
