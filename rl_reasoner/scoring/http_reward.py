@@ -27,6 +27,7 @@ from rl_reasoner.types import Score
 
 _LONGEST_PAUSE_S = 10.0
 _MOST = 1 << 20  # bytes of a reply
+_SHOWN = 80  # characters of one in a message
 
 
 class _Busy(RuntimeError):
@@ -76,7 +77,7 @@ async def _asked(
             with attempt:
                 try:
                     async with asyncio.timeout(timeout_s):  # httpx bounds each piece alone
-                        return _score(json_value(await _posted(client, url, body, headers)))
+                        return _score(url, await _posted(client, url, body, headers))
                 except TimeoutError as error:
                     late = f"{url} has not answered within {timeout_s:g} s"
                     raise httpx.ReadTimeout(late) from error
@@ -92,7 +93,10 @@ async def _posted(
     async with client.stream("POST", url, json=body, headers=headers) as reply:
         if reply.status_code == 429 or reply.status_code >= 500:
             raise _Busy(f"{url} answered {reply.status_code}")
-        reply.raise_for_status()
+        if not reply.is_success:
+            moved = reply.headers.get("Location", "")
+            where = f" (to {moved[:_SHOWN]}: give that URL)" if moved else ""
+            raise ValueError(f"{url} answered {reply.status_code} {reply.reason_phrase}{where}")
         async for piece in reply.aiter_bytes():
             content += piece
             if len(content) > _MOST:
@@ -106,10 +110,22 @@ def _certificates() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
-def _score(reply: Any) -> Score:
-    """The reply as a Score; raises TypeError or ValueError where it is none."""
+def _score(url: str, body: bytes) -> Score:
+    """The reply as a Score; raises ValueError where it is none."""
+    text = body.decode("utf-8", "replace")
+    shown = f"{text[:_SHOWN]!r}" if text.strip() else "nothing"
+    try:
+        reply = json_value(body)
+    except ValueError as error:
+        raise ValueError(f"{url} answered {shown}, which is not JSON ({error})") from error
     if isinstance(reply, (int, float)):
         return Score(float(reply))
     if not isinstance(reply, dict) or "value" not in reply:
-        raise ValueError(f"the reply is not a number and has no value: {str(reply)[:80]}")
-    return Score(reply["value"], str(reply.get("reason", "")), reply.get("parts") or {})
+        raise ValueError(f"{url} answered {shown}, which is not a number and has no value")
+    parts = reply.get("parts") or {}
+    if not isinstance(parts, dict):
+        raise ValueError(f"{url} answered {shown}: its parts are no object of numbers by name")
+    try:
+        return Score(reply["value"], reply.get("reason", ""), parts)
+    except TypeError as error:
+        raise ValueError(f"{url} answered {shown}: {error}") from error

@@ -19,6 +19,15 @@ from rl_reasoner.scoring.reward import Reward
 from rl_reasoner.scoring.transport import pack_reward
 from rl_reasoner.types import Fault, Score
 
+RAW = {
+    "page": b"<html>loading</html>",
+    "list of parts": b'{"value": 1, "parts": [1]}',
+    "text as a part": b'{"value": 1, "parts": {"a": "b"}}',
+    "no reason": b'{"value": 1, "reason": null}',
+    "number as a reason": b'{"value": 1, "reason": 7}',
+}
+"""Replies as they are sent, by the completion."""
+
 
 class Judge(BaseHTTPRequestHandler):
     """Does what the completion says; counts calls and how many are under way."""
@@ -67,7 +76,9 @@ class Judge(BaseHTTPRequestHandler):
         }.get(text, said)
         if text.startswith("wait"):
             time.sleep(0.05)
-        data = json.dumps(said).encode()
+        data = RAW.get(text) or json.dumps(said).encode()
+        if text == "empty":
+            data = b""
         if text == "drips":
             self.send_response(200)
             for place in range(40):
@@ -76,7 +87,9 @@ class Judge(BaseHTTPRequestHandler):
                 self.flush_headers()
         if text == "endless":
             data = b"[" * (2 << 20)
-        self.send_response(code)
+        self.send_response(302 if text == "moved" else code)
+        if text == "moved":
+            self.send_header("Location", "/elsewhere")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -119,6 +132,25 @@ def test_a_reply_is_bounded_in_seconds_and_in_bytes(url: str) -> None:
     assert isinstance(drips, Fault) and "has not answered within 1 s" in drips.message
     assert isinstance(endless, Fault) and "the reply has more than 1,048,576" in endless.message
     assert other == Score(1.0, "compared", {"a": 1.0})
+
+
+def test_a_reply_that_is_none_is_told_with_the_url_and_its_beginning(url: str) -> None:
+    said = {
+        "empty": "answered nothing, which is not JSON",
+        "page": "answered '<html>loading</html>', which is not JSON",
+        "words": "which is not a number and has no value",
+        "list of parts": "[1]}': its parts are no object of numbers by name",
+        "text as a part": "the part 'a' of a Score is str",
+        "number as a reason": "the reason of a Score is int",
+        "moved": "answered 302 Found (to /elsewhere: give that URL)",
+        "not found": "answered 404 Not Found",
+    }
+    reward = load_reward(url, {"attempts": 1})
+    found = score_batch(reward, [*said, "no reason"], {"answer": ["4"] * (len(said) + 1)})
+    for (text, why), outcome in zip(said.items(), found, strict=False):
+        assert isinstance(outcome, Fault) and why in outcome.message, (text, outcome)
+        assert url in outcome.message and "\n" not in outcome.message
+    assert found[-1] == Score(1.0)
 
 
 def test_its_columns_are_kept_with_other_options(url: str) -> None:
