@@ -49,12 +49,21 @@ class CountedClient(httpx.Client):
         super().__init__(timeout=timeout_s, verify=_certificates())
         self.counts = counts
         self.timeout_s = timeout_s
+        self._under_way: dict[asyncio.Task[Any], asyncio.AbstractEventLoop] = {}
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """End the tries under way, whichever threads wait for them, and begin no more."""
+        super().close()
+        with self._lock:
+            for task, loop in self._under_way.items():
+                loop.call_soon_threadsafe(task.cancel)
 
     def send(self, request: httpx.Request, *, stream: bool = False, **options: Any) -> Any:
         """Send a request and read its whole reply."""
         self.counts.add("tries")
         try:
-            response = asyncio.run(self._tried(request, options))
+            response = asyncio.run(self._unless_closed(request, options))
         except httpx.TimeoutException:
             self.counts.add("timeout")
             raise
@@ -64,6 +73,22 @@ class CountedClient(httpx.Client):
         if response.status_code >= 400:
             self.counts.add(f"HTTP {response.status_code}")
         return response
+
+    async def _unless_closed(
+        self, request: httpx.Request, options: dict[str, Any]
+    ) -> httpx.Response:
+        """A try that `close` ends."""
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None
+        with self._lock:
+            if self.is_closed:
+                raise RuntimeError("the client is closed")
+            self._under_way[task] = loop
+        try:
+            return await self._tried(request, options)
+        finally:
+            with self._lock:
+                del self._under_way[task]
 
     async def _tried(self, request: httpx.Request, options: dict[str, Any]) -> httpx.Response:
         """The whole reply, by the deadline."""

@@ -10,9 +10,11 @@ failure is its own. Knows nothing of torch.
 import hashlib
 import json
 import os
+import queue
+import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import closing
+from concurrent.futures import Future
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -20,6 +22,7 @@ from urllib.parse import urlsplit
 from rl_reasoner.errors import RunStopped, UserError
 from rl_reasoner.language.thinking import CLOSE_THINK, OPEN_THINK
 from rl_reasoner.rollout.cache import SampleCache, SampleJob, Take, sample_through
+from rl_reasoner.scoring.waiting import GivenUp, ended_by_giving_up
 from rl_reasoner.types import Prompt, Rollout
 
 _Key = TypeVar("_Key")
@@ -140,17 +143,31 @@ class ServedPolicy:
         """The replies to requests (prompt and options), each as it comes; closed, the rest end."""
         if not requests:
             return
-        with self._client() as client, ThreadPoolExecutor(self.concurrency) as threads:
-            asked = {
-                threads.submit(self._ask, client, prompt, options): key
-                for key, (prompt, options) in requests.items()
-            }
+        arrived: queue.SimpleQueue[_Key | None] = queue.SimpleQueue()
+        waiting: queue.SimpleQueue[_Key] = queue.SimpleQueue()
+        found: dict[_Key, Future[Rollout]] = {key: Future() for key in requests}
+        for key in requests:
+            waiting.put(key)
+        ended = threading.Event()
+        with self._client() as client, ended_by_giving_up(lambda: arrived.put(None)):
+
+            def work() -> None:
+                with suppress(queue.Empty):
+                    while not ended.is_set():
+                        key = waiting.get_nowait()
+                        self._settle(found[key], client, *requests[key])
+                        arrived.put(key)
+
             try:
-                for done in as_completed(asked):
-                    yield asked[done], done
-            except BaseException:
-                threads.shutdown(wait=False, cancel_futures=True)
-                raise
+                for _ in range(min(self.concurrency, len(requests))):
+                    # a daemon: nobody waits for a server that hangs, not even the interpreter
+                    threading.Thread(target=work, name="rl_reasoner request", daemon=True).start()
+                for _ in requests:
+                    if (done := arrived.get()) is None:
+                        raise GivenUp
+                    yield done, found[done]
+            finally:
+                ended.set()
 
     def _client(self) -> Any:
         try:
@@ -184,6 +201,15 @@ class ServedPolicy:
                 refusal = f"{self.source} refuses the request for {last!r:.80}: {error}"
                 raise UserError(refusal, f"{kept}, once the row is fixed or left out") from error
             raise ServerFailed(f"{self.source}: {error}".rstrip(".") + f". {kept}") from error
+
+    def _settle(
+        self, future: "Future[Rollout]", client: Any, prompt: Prompt, options: Mapping[str, Any]
+    ) -> None:
+        """Let the future have the reply to a request, or what it ended in."""
+        try:
+            future.set_result(self._ask(client, prompt, options))
+        except BaseException as error:  # whoever takes the reply decides
+            future.set_exception(error)
 
     def _ask(self, client: Any, prompt: Prompt, options: Mapping[str, Any]) -> Rollout:
         """Send one request; its seed differs between samples and is the same in every retry."""

@@ -27,7 +27,7 @@ from rl_reasoner.scoring.limits import Limits
 from rl_reasoner.scoring.reward import GROUPS, Reward, brings_code, is_shipped, name_of
 from rl_reasoner.scoring.transport import pack_reward
 from rl_reasoner.scoring.trl_form import OF_TRAINER, call_mistake
-from rl_reasoner.scoring.waiting import warn_while_waiting
+from rl_reasoner.scoring.waiting import GivenUp, give_up, warn_while_waiting
 from rl_reasoner.types import Completion, Fault, Outcome
 from rl_reasoner.workers import WorkerDied, WorkerLate
 
@@ -62,7 +62,12 @@ class Runner:
             columns.pop(GROUPS, None)
         if self.shipped:
             unused = asyncio.Runner()  # none of them is asynchronous; a notebook's own loop runs
-            return list(call_reward(fn, completions, columns, self.limits.timeout_s, unused))
+            try:
+                with warn_while_waiting(self.name, None):
+                    return [*call_reward(fn, completions, columns, self.limits.timeout_s, unused)]
+            except GivenUp:
+                gone = Fault(f"reward {self.name!r}: it was given up", "crash")
+                return [gone] * len(completions)
         if not completions:
             return []
         try:
@@ -287,6 +292,7 @@ def give_up_all() -> None:
         for runner in _RUNNERS.values():
             runner.give_up()
         _RUNNERS.clear()
+    give_up()  # what shipped rewards wait for
 
 
 def _after_fork() -> None:

@@ -5,10 +5,11 @@ rows that have gathered meanwhile in one call. A reward of a completion sees not
 its scores are those it would have given afterwards. Knows nothing of models.
 """
 
+import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +39,9 @@ class OverlappedRewards:
         self._lock = threading.Lock()
         self._waiting: dict[int, list[int]] = {place: [] for place in self.rewards}
         self._calls: list[Future[None]] = []
-        self._threads = ThreadPoolExecutor(len(self.rewards), "overlapped rewards")
+        self._begun: queue.SimpleQueue[tuple[Future[None], int] | None] = queue.SimpleQueue()
+        for _ in self.rewards:  # daemons: a judge that hangs holds no interpreter back
+            threading.Thread(target=self._serve, name="overlapped rewards", daemon=True).start()
 
     def add(self, ended: list[tuple[int, list[int]]]) -> None:
         """Rows that are complete: number and token ids of each."""
@@ -48,7 +51,21 @@ class OverlappedRewards:
         with self._lock:
             for rows in self._waiting.values():
                 rows += [row for row, _ in ended]
-        self._calls += [self._threads.submit(self._score, place) for place in self.rewards]
+        for place in self.rewards:
+            self._calls.append(Future())
+            self._begun.put((self._calls[-1], place))
+
+    def _serve(self) -> None:
+        """Make the calls that are begun, one after the other, until there are to be no more."""
+        while (begun := self._begun.get()) is not None:
+            call, place = begun
+            if not call.set_running_or_notify_cancel():
+                continue
+            try:
+                self._score(place)
+                call.set_result(None)
+            except BaseException as error:  # handed on: `collect` raises it
+                call.set_exception(error)
 
     def _score(self, place: int) -> None:
         """Score all rows that wait for the reward at `place`."""
@@ -86,4 +103,7 @@ class OverlappedRewards:
 
     def close(self) -> None:
         """Begin nothing more."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for call in self._calls:
+            call.cancel()
+        for _ in self.rewards:
+            self._begun.put(None)

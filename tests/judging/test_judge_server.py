@@ -1,6 +1,8 @@
 """A judge behind a server that fails in every way: each is counted, none ends a run."""
 
 import json
+import logging
+import signal
 import threading
 import time
 from collections import Counter
@@ -15,7 +17,8 @@ from rl_reasoner import ModelJudge
 from rl_reasoner.scoring.batch import score_batch
 from rl_reasoner.scoring.outcome import outcome_json
 from rl_reasoner.scoring.registry import load_reward
-from rl_reasoner.types import Fault, Score
+from rl_reasoner.scoring.runner import give_up_all
+from rl_reasoner.types import Fault, Outcome, Score
 
 pytest.importorskip("openai", reason="the extra `server` is not installed")
 RUBRIC = {"items": [{"name": "right", "text": "It is right."}], "points": 4}
@@ -256,3 +259,49 @@ def test_a_server_that_is_gone_faults_and_is_asked_again_later(options: dict[str
     gone = {**options, "server": "http://127.0.0.1:9/v1", "attempts": 1}
     [outcome] = ModelJudge.of(**gone).points([("Q", "good", None)])
     assert isinstance(outcome, Fault) and "no whole reply" in outcome.message
+
+
+def _asked_late() -> None:
+    """Return when the server has the question that it leaves unanswered."""
+    while not Judge.asked["late"]:
+        time.sleep(0.05)
+
+
+def test_nobody_waits_for_a_server_that_hangs_when_the_run_is_given_up(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("rl_reasoner.scoring.waiting.FIRST_S", 0.2)
+    reward = load_reward("judge", {**options, "timeout_s": 60})
+    found: list[Outcome] = []
+
+    def score() -> None:
+        found.extend(score_batch(reward, ["late", "late"], {"prompts": ["Is it?"] * 2}))
+
+    waiting = threading.Thread(target=score, daemon=True)
+    with caplog.at_level(logging.WARNING):
+        waiting.start()
+        _asked_late()
+        time.sleep(0.5)
+    assert "waiting for reward 'judge'" in caplog.text
+    started = time.monotonic()
+    give_up_all()
+    waiting.join(15)
+    assert time.monotonic() - started < 15, "the server sleeps for 20 s, each of two tries"
+    assert [isinstance(o, Fault) and "given up" in o.message for o in found] == [True, True]
+
+
+def test_ctrl_c_does_not_wait_for_a_server_that_hangs(options: dict[str, Any]) -> None:
+    before = {*threading.enumerate()}
+    main = threading.get_ident()
+
+    def interrupt() -> None:
+        _asked_late()
+        signal.pthread_kill(main, signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    judge = ModelJudge.of(**{**options, "timeout_s": 60})
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        judge.points([("Is it?", "late", None)])
+    assert time.monotonic() - started < 15
+    assert all(t.daemon for t in {*threading.enumerate()} - before), "none is joined at exit"

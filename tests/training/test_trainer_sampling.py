@@ -1,6 +1,8 @@
 """How the trainer samples: trl's settings through the engine, correction, overlapped rewards."""
 
 import logging
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -271,6 +273,19 @@ def test_sampling_that_breaks_off_leaves_no_reward_running(
     monkeypatch.undo()
     trainer.train()
     assert trainer.state.global_step == 2
+
+
+_HANGS = """
+import time
+from rl_reasoner.training.overlapped_rewards import OverlappedRewards
+rewards = OverlappedRewards({0: len}, {}, lambda ids: ["a"], lambda *_: time.sleep(500))
+rewards.add([(0, [1])])
+rewards.close()
+"""
+
+
+def test_a_reward_that_hangs_beside_the_sampling_does_not_hold_the_exit_back() -> None:
+    subprocess.run([sys.executable, "-c", _HANGS], check=True, timeout=200)
 
 
 def test_the_policy_that_is_sampled_from_has_no_dropout(tmp_path: Path) -> None:
