@@ -31,7 +31,6 @@ from rl_reasoner.pipeline.inputs import read_stage_rows, trl_columns
 from rl_reasoner.pipeline.lineage import data_in
 from rl_reasoner.pipeline.lock import evaluated_sets
 from rl_reasoner.pipeline.placement import Placement
-from rl_reasoner.pipeline.played import NOT_KEPT, episodes_column, known_rows
 from rl_reasoner.pipeline.prepare import Prepared
 from rl_reasoner.pipeline.run_folder import HASHES
 from rl_reasoner.pipeline.trl_configs import config
@@ -41,6 +40,7 @@ from rl_reasoner.recipe.stages import GrpoStage
 from rl_reasoner.report.controls import CONTROLS_FILE, against_controls
 from rl_reasoner.report.page import build_page
 from rl_reasoner.report.run_data import read_run
+from rl_reasoner.rollout.episodes.kept import NOT_KEPT, episodes_column, known_rows
 from rl_reasoner.scoring.batch import APPLIES, POLICY_TEXT, columns_of_rows, score_own_rows
 from rl_reasoner.scoring.outcome import outcome_json
 from rl_reasoner.scoring.reward import GROUPS, Reward, name_of

@@ -16,9 +16,9 @@ from rl_reasoner.dataset.rows import load_rows
 from rl_reasoner.errors import UserError
 from rl_reasoner.foreign import number as finite
 from rl_reasoner.pipeline.lineage import data_in
-from rl_reasoner.pipeline.played import episodes_column, known_rows
 from rl_reasoner.pipeline.why import rollouts_of, sampled_stage
 from rl_reasoner.recipe.load import load_recipe
+from rl_reasoner.rollout.episodes.kept import episodes_column, known_rows
 from rl_reasoner.scoring.batch import (
     APPLIES,
     POLICY_TEXT,

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rl_reasoner import Recipe, reward
-from rl_reasoner.pipeline.played import episodes_column, known_rows
+from rl_reasoner.rollout.episodes.kept import episodes_column, known_rows
 
 
 @reward
