@@ -130,12 +130,12 @@ def _run_and_report(argv: Sequence[str]) -> int:
         _print_error("error", f"{error.filename or 'writing a file'}: {error.strerror}")
         return 2
     except KeyboardInterrupt as error:
-        if not processes.is_main():
-            return 130
+        if not processes.is_main() or launcher.has_launcher():  # which says it for all
+            return launcher.INTERRUPTED
         folder = getattr(error, "folder", None)
         hint = f"; continue with: {resume_command(folder)}" if folder else ""
         err.print(f"interrupted{hint}", soft_wrap=True)
-        return 130
+        return launcher.INTERRUPTED
     except RunStopped as error:
         hint = f"\ncontinue with: {resume_command(error.folder)}" if error.folder else ""
         _print_error(error.title, f"{error}{hint}")

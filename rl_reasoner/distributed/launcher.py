@@ -8,14 +8,17 @@ import logging
 import os
 import signal
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rl_reasoner.distributed.processes import LOST, is_main, note_run
+from rl_reasoner.distributed.supervision import AGAIN, Supervision
 from rl_reasoner.distributed.threads import share_cores
 from rl_reasoner.errors import RunStopped, UserError, first_line
 
+INTERRUPTED = 130
+"""Exit code of a process that was asked to stop."""
 _RUN_FILE = "RL_REASONER_JOB"  # the file in which the main process writes where the run is
 
 
@@ -23,6 +26,12 @@ class JobEnded(RunStopped):
     """A process of the job was killed, and with it the run."""
 
     title = "the job ended"
+
+
+class JobInterrupted(KeyboardInterrupt):
+    """The job was asked to stop, and has; `folder` is the run to resume, where there is one."""
+
+    folder: str | None = None
 
 
 def tell_launcher(folder: Path) -> None:
@@ -40,12 +49,17 @@ def has_launcher() -> bool:
     return _RUN_FILE in os.environ
 
 
+def interrupted_again() -> bool:
+    """Whether `launch` was interrupted a second time: stop at once."""
+    return has_launcher() and Path(os.environ[_RUN_FILE]).with_name(AGAIN).exists()
+
+
 def launch(how: str, arguments: Sequence[str]) -> int:
     """Run `rl-reasoner ARGUMENTS` in several processes and return the exit code.
 
     `how`: a number of processes on this machine, or the file of an `accelerate config`.
-    Raises `UserError` where it is neither, `JobEnded` where a process was killed, or where the
-    hosts in the file do not reach each other.
+    Raises `UserError` where it is neither, `JobInterrupted` where it was asked to stop, `JobEnded`
+    where a process was killed, or where the hosts in the file do not reach each other.
     """
     if not how.isdigit() and not Path(how).is_file():
         raise UserError(
@@ -53,32 +67,54 @@ def launch(how: str, arguments: Sequence[str]) -> int:
         )
     if how.isdigit() and int(how) < 1:
         raise UserError("--launch 0: there must be at least one process")
-    from torch.distributed import DistError
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.elastic.rendezvous.api import RendezvousError
-
-    for name in ("torch.distributed.elastic", "torch.distributed.run"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="rl-reasoner-") as folder_of_job:
         file = Path(folder_of_job) / "run"
         os.environ[_RUN_FILE] = str(file)
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # advice, once in every process
         try:
-            _run(how, ["rl_reasoner.cli", *arguments])
-        except SignalException as signalled:
-            return 130 if signalled.sigval in (signal.SIGINT, signal.SIGTERM) else 1
-        except ChildFailedError as failed:
-            folder = file.read_text(encoding="utf-8") if file.is_file() else ""
-            ends = {number: failure.exitcode for number, failure in failed.failures.items()}
-            return _exit_code(ends, folder)
-        except (RendezvousError, DistError) as error:
-            ended = JobEnded(f"its hosts do not reach each other: {first_line(error)}")
+            return _exit_code(_ends(how, ["rl_reasoner.cli", *arguments], file.parent))
+        except (JobEnded, JobInterrupted) as ended:
             ended.folder = file.read_text(encoding="utf-8") if file.is_file() else None
-            raise ended from error
+            raise
         finally:
             del os.environ[_RUN_FILE]
-    return 0
+
+
+def _ends(how: str, command: Sequence[str], folder: Path) -> dict[int, int]:
+    """Run the module in `command` to its end: number -> exit code of the processes that failed.
+
+    `folder` is the job's. Raises `JobInterrupted` and `JobEnded` as `launch` does.
+    """
+    from torch.distributed import DistError
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousError
+
+    _silence()
+    with Supervision(folder) as supervision:
+        try:
+            _run(how, command)
+        except SignalException as signalled:
+            if killed := supervision.killed():
+                return killed
+            raise JobInterrupted from signalled
+        except ChildFailedError as failed:
+            ends = {number: failure.exitcode for number, failure in failed.failures.items()}
+            if supervision.asked and {*ends.values()} <= {LOST, INTERRUPTED, -signal.SIGTERM}:
+                raise JobInterrupted from failed
+            return ends
+        except (RendezvousError, DistError) as error:
+            raise JobEnded(f"its hosts do not reach each other: {first_line(error)}") from error
+    return {}
+
+
+def _silence() -> None:
+    """Keep torch's launcher from logging: what ended a job is said once, by us."""
+    import torch.distributed.run  # noqa: F401  # its loggers come with their own levels
+
+    for name in ("torch.distributed.elastic", *logging.root.manager.loggerDict):
+        if name.startswith(("torch.distributed.elastic", "torch.distributed.run")):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _run(how: str, command: Sequence[str]) -> None:
@@ -98,19 +134,21 @@ def _run(how: str, command: Sequence[str]) -> None:
     launch_command(launch_command_parser().parse_args(given))
 
 
-def _exit_code(ends: dict[int, int], folder: str) -> int:
+def _exit_code(ends: Mapping[int, int]) -> int:
     """The job's exit code from its failed processes, which have printed why.
 
-    Raises `JobEnded` where one was killed and could not, here or on another host.
+    Raises `JobEnded` where one was killed and could not, here or on another host, and
+    `JobInterrupted` where they were asked to stop.
     """
+    if not ends:
+        return 0
     own = {number: code for number, code in ends.items() if code != LOST}
-    killed = {n: -code for n, code in own.items() if code < 0 and -code != signal.SIGTERM}
-    if not killed and own:
-        return next((code for code in own.values() if code > 0), 1)
-    if killed:
+    if killed := {n: -code for n, code in own.items() if code < 0 and -code != signal.SIGTERM}:
         number, cause = min(killed.items())
-        ended = JobEnded(f"process {number} was killed by {signal.Signals(cause).name}")
-    else:
-        ended = JobEnded("a process on another host ended early")
-    ended.folder = folder
-    raise ended
+        raise JobEnded(f"process {number} was killed by {signal.Signals(cause).name}")
+    if not own:
+        raise JobEnded("a process on another host ended early")
+    code = next((code for code in own.values() if code not in (INTERRUPTED, -signal.SIGTERM)), 0)
+    if not code and INTERRUPTED in own.values():
+        raise JobInterrupted
+    return code or 1

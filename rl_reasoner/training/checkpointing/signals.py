@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from rl_reasoner.distributed import processes
+from rl_reasoner.distributed import launcher, processes
 from rl_reasoner.training.checkpointing.faults import LastStep
 
 GRACE_S = 5.0
@@ -54,11 +54,14 @@ class Stop:
         return self
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
+        again = launcher.interrupted_again()
         echo = processes.world_size() > 1 and time.monotonic() - self._heard < ECHO_S
         self._heard = time.monotonic()
-        if self.asked and echo:  # from the scheduler, and from the launcher that got it too
+        if (
+            self.asked and echo and not again
+        ):  # from the scheduler, and from the launcher that got it too
             return
-        if self.asked or self.last_step is None:
+        if self.asked or again or self.last_step is None:
             raise KeyboardInterrupt
         self.asked = True
         self.note("stopping after this step; interrupt again to stop at once")

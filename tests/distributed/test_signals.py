@@ -1,0 +1,118 @@
+"""Signals to a job of several processes: what its launcher passes on, waits for, and says."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from support.places import ROOT
+from support.tiny import REWARD, grpo, recipe
+
+# torch's launcher gives processes two seconds to end instead of thirty.
+IMPATIENT = """
+import sys
+from torch.distributed.elastic.multiprocessing.api import SubprocessContext
+
+patient = SubprocessContext._close
+SubprocessContext._close = lambda self, death_sig, timeout=30: patient(self, death_sig, 2)
+from rl_reasoner import cli
+sys.exit(cli.main(sys.argv[1:]))
+"""
+# Once the file "slow" is there a step takes twelve seconds; it says "begun", and in which process.
+SLOW = REWARD.replace(
+    "from rl_reasoner", "import os\nimport time\nfrom pathlib import Path\n\nfrom rl_reasoner", 1
+)
+SLOW = SLOW.replace(
+    "    if answer",
+    """    here = Path(__file__).parent
+    if (here / "slow").exists():
+        (here / f"begun-{os.environ['RANK']}").write_text(str(os.getppid()))
+        time.sleep(3)
+    if answer""",
+)
+
+
+class Job:
+    """`train --launch 2` in the middle of its second step, a long one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.run = folder, folder / "run"
+        made = recipe(folder, grpo(steps=9), source=SLOW, evals={"sets": []})
+        (folder / "recipe.yaml").write_text(made.to_yaml(), encoding="utf-8")
+        given = ["train", str(folder / "recipe.yaml"), "--launch", "2"]
+        self.launcher = subprocess.Popen(
+            [sys.executable, "-c", IMPATIENT, *given],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stderr=(folder / "stderr").open("w"),
+        )
+        rows = self.run / "stages/1-grpo/metrics.jsonl"
+        self.wait(lambda: rows.is_file() and rows.stat().st_size > 0)
+        (folder / "slow").touch()
+        self.wait(lambda: len([*folder.glob("begun-*")]) == 2)
+
+    def wait(self, until: Callable[[], bool]) -> None:
+        """Wait until something has happened; a job that ends before is a failure."""
+        while not until():
+            assert self.launcher.poll() is None, self.said()
+            time.sleep(0.05)
+
+    def said(self) -> str:
+        """What it has written to standard error, in one line."""
+        return " ".join((self.folder / "stderr").read_text(encoding="utf-8").split())
+
+    def checkpoints(self) -> list[Path]:
+        """The whole checkpoints of the stage."""
+        return [*self.run.glob("stages/1-grpo/checkpoints/*/checksums.json")]
+
+    def process(self, rank: int) -> int:
+        """The id of one of the training processes."""
+        return int((self.folder / f"begun-{rank}").read_text())
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Iterator[Job]:
+    started = Job(tmp_path)
+    yield started
+    for process in (started.launcher.pid, started.process(0), started.process(1)):
+        if started.launcher.poll() is None or Path(f"/proc/{process}").exists():
+            try:
+                os.kill(process, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+    started.launcher.wait()
+
+
+@pytest.mark.slow
+def test_a_step_longer_than_torch_waits_is_waited_for(job: Job) -> None:
+    job.launcher.send_signal(signal.SIGTERM)
+    assert job.launcher.wait(120) == 130
+    assert len(job.checkpoints()) == 1
+    assert f"interrupted; continue with: rl-reasoner train --resume {job.run}" in job.said()
+    assert job.said().count("interrupted;") == 1 and "death signal" not in job.said()
+
+
+@pytest.mark.slow
+def test_ctrl_c_twice_stops_at_once(job: Job) -> None:
+    job.launcher.send_signal(signal.SIGINT)
+    job.wait(lambda: "interrupt again to stop at once" in job.said())
+    job.launcher.send_signal(signal.SIGINT)
+    assert job.launcher.wait(120) == 130
+    assert not job.checkpoints(), "the step was not finished"
+    assert f"interrupted; continue with: rl-reasoner train --resume {job.run}" in job.said()
+
+
+@pytest.mark.slow
+def test_what_does_not_even_then_stop_is_killed_and_it_is_said(job: Job) -> None:
+    os.kill(job.process(1), signal.SIGSTOP)
+    for _ in range(3):
+        job.launcher.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    assert job.launcher.wait(120) == 1
+    assert "the job ended: process" in job.said() and "was killed by SIGKILL" in job.said()
+    assert f"continue with: rl-reasoner train --resume {job.run}" in job.said()
